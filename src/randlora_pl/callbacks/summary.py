@@ -84,10 +84,15 @@ def _validated(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
 
 
 class StartSummary(Callback):
-    """Print one page once, before the first test or the training."""
+    """Print one page once, before the first test or the training.
+
+    Attributes:
+        text: The page, once it is printed on rank 0.
+    """
 
     def __init__(self) -> None:
         self._printed = False
+        self.text = ""
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Print the page."""
@@ -101,12 +106,10 @@ class StartSummary(Callback):
             return
         report = pl_module.report
         remarks = "".join(f"\n{note}" for note in report.notes)
-        print_above_progress(f"\n{describe(report.adapter)}{remarks}")
-        if report.rows:
-            print_above_progress(layer_table(report))
-        if report.coverage:
-            print_above_progress(f"adapted: {report.coverage}")
-        print_above_progress(facts_table(facts(trainer, pl_module, data)), "")
+        page: list[Any] = [f"\n{describe(report.adapter)}{remarks}"]
+        page += [layer_table(report)] if report.rows else []
+        page += [f"adapted: {report.coverage}"] if report.coverage else []
+        self.text = print_above_progress(*page, facts_table(facts(trainer, pl_module, data)), "")
 
     on_test_start = on_fit_start  # a zero-shot test comes first, when the training is already planned
 

@@ -16,6 +16,7 @@ from randlora_pl.adapters import load_adapter, read_adapter
 from randlora_pl.callbacks import AdapterCheckpoint, HeldLock, PerClass, ZeroShot
 from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
 from randlora_pl.callbacks.checkpoint_file import check_checkpoint
+from randlora_pl.engine.board import log_end, log_start
 from randlora_pl.engine.fit_results import callback_of, callbacks_of, fit_metrics
 from randlora_pl.engine.lightning_cli import App
 from randlora_pl.engine.run_folder import CHECKSUM, checksum, keep_older, resolved_config, without_head, without_seed
@@ -30,7 +31,7 @@ from randlora_pl.utils.text.console import print_above_progress
 
 
 class _ResolvedConfig(Callback):
-    """Callback that writes the config once every derived value is known, and the few-shot sample.
+    """Callback that writes and logs the config once every derived value is known, and writes the few-shot sample.
 
     The config of a resumed run changes only once the checkpoint, its optimizer and its data position are accepted;
     otherwise a refused option would stay in the config, and every later resume would be refused too.
@@ -51,6 +52,7 @@ class _ResolvedConfig(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         write_config(self.app)
+        log_start(self.app)
         if trainer.is_global_zero:
             self.app.datamodule.write_index(self.app.folder)
 
@@ -141,6 +143,8 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     finished = is_finished(app)
     tested = _tested(app) if test else {}
     _write(app, tested | fit_metrics(app) | {"config": configs, "finished": finished})
+    if finished:
+        log_end(app, read_results(folder))
     if trainer.is_global_zero:
         print_above_progress(*end_page(folder, data.unit, testable=bool(tested) or not test))
 

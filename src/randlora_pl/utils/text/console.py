@@ -18,8 +18,8 @@ _PRINTED = "printed"
 _WIDTH = 120
 
 
-def print_above_progress(*what: RenderableType) -> None:
-    """Print text or rich tables, and log them without colors."""
+def print_above_progress(*what: RenderableType) -> str:
+    """Print text or rich tables, log them without colors, and return what was logged."""
     plain = io.StringIO()
     settings: dict[str, Any] = {"force_jupyter": False}  # in a notebook rich would bypass the streams
     terminal = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH, **settings)
@@ -27,7 +27,9 @@ def print_above_progress(*what: RenderableType) -> None:
         for item in what:  # no line breaks in text, so that commands can be copied
             shown = printable(item) if isinstance(item, str) else item
             console.print(shown, highlight=False, markup=False, soft_wrap=isinstance(item, str))
-    _log.info("\n%s", plain.getvalue().rstrip("\n"), extra={_PRINTED: True})
+    text = plain.getvalue().rstrip("\n")
+    _log.info("\n%s", text, extra={_PRINTED: True})
+    return text
 
 
 class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
