@@ -87,13 +87,14 @@ def _summaries(parameters: dict[str, Any], metrics: Any) -> tuple[Any, Any, Any]
     """Return the summaries of an experiment, and of the start and the end of its session."""
     from torch.utils.tensorboard.summary import hparams  # with TensorBoard
 
-    found: tuple[Any, Any, Any] = hparams(parameters, dict.fromkeys(metrics, 0.0))
+    make: Any = hparams  # without types
+    found: tuple[Any, Any, Any] = make(parameters, dict.fromkeys(metrics, 0.0))
     return found
 
 
 def _show_first(experiment: Any) -> None:
     """Mark hyperparameters as differing among runs, because TensorBoard sorts by that and then by name."""
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # type: ignore[import-untyped]
 
     place = experiment.value[0].metadata.plugin_data
     data = HParamsPluginData.FromString(place.content)
