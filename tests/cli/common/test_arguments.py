@@ -70,3 +70,16 @@ def test_outputs_are_replaced_only_by_option(tmp_path: Path) -> None:
         check_output(tmp_path)
     with pytest.raises(UserError, match="mkdir -p"):
         check_parent(tmp_path / "missing" / "new")
+
+
+def test_runs_are_found_with_options_between_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in "12":
+        (tmp_path / "runs" / "a" / number).mkdir(parents=True)
+        (tmp_path / "runs" / "a" / number / "config.yaml").touch()
+    (tmp_path / "runs" / "a" / "latest").symlink_to("1")
+    made = parser()
+    made.add_argument("runs", nargs="+", type=Path)
+    found = made.parse_intermixed_args(["runs/a/latest", "--batch_size", "4", "runs/a"])
+    assert (found.runs, found.batch_size) == ([Path("runs/a/1"), Path("runs/a/2")], 4)
+    assert made.parse_args([f"runs/a/{name}" for name in ("1", "2", "latest")]).runs == found.runs

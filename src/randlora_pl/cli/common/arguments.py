@@ -51,15 +51,18 @@ class CommandParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
         """Return the options, typed with ``-`` or ``_``: runs as by `find_runs`; weights files go to `find_weights`."""
+        return _resolved(super().parse_args(self._as_declared(args), namespace))
+
+    def parse_intermixed_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Return the same as `parse_args`, with options between the runs, too."""
+        return _resolved(super().parse_intermixed_args(self._as_declared(args), namespace))
+
+    def _as_declared(self, args: Sequence[str] | None) -> list[str]:
         known = {name.replace("_", "-"): name for name in self._option_string_actions}
         split = [word.partition("=") for word in args or ()]
-        words = [f"{known.get(name.replace('_', '-'), name)}{equals}{value}" for name, equals, value in split]
-        parsed = super().parse_args(words, namespace)
-        if runs := getattr(parsed, "runs", None):
-            parsed.runs = find_runs(runs)
-        if files := getattr(parsed, "weights_files", None):
-            register_weights(files)
-        return parsed
+        return [f"{known.get(name.replace('_', '-'), name)}{equals}{value}" for name, equals, value in split]
 
     def error(self, message: str) -> NoReturn:
         """Raise an error of one line instead of printing the usage.
@@ -73,6 +76,14 @@ class CommandParser(argparse.ArgumentParser):
             options = [action.option_strings[0] for action in self._actions if action.option_strings]
             hint = near(unknown.partition("=")[0], options) if unknown.startswith("-") else ""
         raise UserError(f"{self.verb}: {message}.{hint} See: randlora-pl {self.verb} --help")
+
+
+def _resolved(parsed: argparse.Namespace) -> argparse.Namespace:
+    if runs := getattr(parsed, "runs", None):
+        parsed.runs = find_runs(runs)
+    if files := getattr(parsed, "weights_files", None):
+        register_weights(files)
+    return parsed
 
 
 def spelled(name: str) -> str:
