@@ -40,7 +40,7 @@ def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
 def _positive(name: str, value: int | None, least: int = 1, most: int = 10**9) -> None:
     if value is not None and value < least:
         raise UserError(f"--data.{name} is {value}, but must be at least {least}")
-    if value is not None and value > most:  # draw numbers have 64 bits
+    if value is not None and value > most:  # positions in the sample order have 64 bits
         raise UserError(f"--data.{name} is {brief(value)}, but must be at most {most:,}")
 
 

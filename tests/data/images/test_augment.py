@@ -1,4 +1,4 @@
-"""RandAugment, MixUp and CutMix: what is done depends on the seed and the draw number alone."""
+"""RandAugment, MixUp and CutMix: what is done depends on the seed and the position in the sample order alone."""
 
 from typing import Any
 

@@ -37,3 +37,9 @@ def test_a_narrow_terminal_leaves_optional_columns_out(monkeypatch: pytest.Monke
 
     assert "MIT" in shown(50) and "left out" not in shown(50)
     assert "MIT" not in shown(49) and shown(49).endswith("(left out to fit the terminal: licence)")
+
+
+def test_numbers_stay_whole_beside_a_long_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    lines = table(("layer", "norm of A", "n"), [("blocks.attn.in_proj_weight", 0.312345, 768)]).splitlines()
+    assert lines == ["layer           norm of A  n", "blocks.attn.in  0.312345   768", "_proj_weight"]

@@ -26,7 +26,8 @@ def layer_table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], e
         [name, shape, str(len(members)), *(_mean([member.get(key) for member in members]) for key in columns)]
         for (name, shape), members in groups.items()
     ]
-    return table(["layer", "out x in", "layers", *columns.values()], body)
+    header = ["layer", "out x in", "layers", *columns.values()]
+    return table(header, body, optional=("base's", "layers", "out x in", "rank"))
 
 
 def _mean(values: Sequence[Any]) -> str:

@@ -147,11 +147,8 @@ def models_verb(args: list[str]) -> int:
     }
     chosen = [_pick(name, rows, "model") for name in args] if args else list(rows.values())
     header = ("model", "library", "config", "parameters", "pixels", "weights", "licence")
-    print(
-        table(
-            header, [(*row[:3], f"{row[3] / 1e6:,.1f} M", *row[4:]) for row in chosen], ("licence", "pixels", "library")
-        )
-    )
+    cells = [(*row[:3], f"{row[3] / 1e6:,.1f} M", *row[4:]) for row in chosen]
+    print(table(header, cells, optional=("pixels", "library") if args else ("licence", "pixels", "library")))
     print("\nUse: randlora-pl fit --config CONFIG, or --model.name NAME --model.pretrained TAG, a file or random")
     return 0
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 
 _GAP = "  "
+_SHORT = 10
+"""Columns of so few letters are wrapped last."""
 _READABLE = 24
 """Letters of a wrapped column at which optional columns are left out instead."""
 
@@ -35,12 +37,13 @@ def table(
         terminal = shutil.get_terminal_size((120, 24)).columns
         room = terminal - len(_GAP) * (len(columns) - 1)
         longest = [max((len(word) for cell in column for word in cell.split()), default=0) for column in columns]
-        for index in map(header.index, optional):
+        for title in filter(header.__contains__, optional):
             if sum(min(width, max(_READABLE, word)) for width, word in zip(widths, longest, strict=True)) <= room:
                 break
-            widths[index] = longest[index] = 0
-            room += len(_GAP)
-            omitted.append(header[index])
+            for index in (index for index, other in enumerate(header) if other == title):
+                widths[index] = longest[index] = 0
+                room += len(_GAP)
+            omitted.append(title)
         widths = _shrunk(widths, longest, room)
         if omitted:
             note = textwrap.wrap(f"(left out to fit the terminal: {', '.join(omitted)})", max(1, terminal))
@@ -63,9 +66,10 @@ def _plain(cell: object) -> str:
 
 
 def _shrunk(widths: Sequence[int], longest: Sequence[int], room: int) -> list[int]:
-    """Return widths whose sum fits the room; the widest column shrinks first, and words are broken last."""
+    """Return widths whose sum fits the room: the widest column shrinks first, long words are broken after spaces."""
+    whole = [width if width <= _SHORT else word for width, word in zip(widths, longest, strict=True)]
     fitting = [min(width, max(1, room)) for width in widths]
-    for least in ([min(word, room // 2) for word in longest], [1] * len(longest)):
+    for least in (whole, [min(width, room // 2) for width in whole], [1] * len(widths)):
         while sum(fitting) > room and (wide := [i for i, width in enumerate(fitting) if width > least[i]]):
             fitting[max(wide, key=fitting.__getitem__)] -= 1
     return fitting

@@ -1,7 +1,7 @@
 """Images in tar shards (WebDataset), read by a stored index: shard, byte range and label.
 
-Draws are functions of numbered samples, so that subsets, splits, resume and ranks work as for any other dataset; each
-process reads only the bytes of its own samples.
+The sample order is a function of numbered samples, so that subsets, splits, resume and ranks work as for any other
+dataset; each process reads only the bytes of its own samples.
 """
 
 import logging
