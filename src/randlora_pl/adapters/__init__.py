@@ -1,4 +1,16 @@
-"""Adapters: RandLoRA and its baselines, for any PyTorch model."""
+"""Adapters: RandLoRA and its baselines, for any PyTorch model.
+
+Example:
+    >>> from randlora_pl.adapters import RandLoRA, inject, load_adapter, merge_and_unload, save_adapter
+    >>> from randlora_pl.adapters import trainable_parameters
+    >>> report = inject(model, RandLoRA(rank=6), trained=["head"])
+    >>> optimizer = torch.optim.AdamW(trainable_parameters(model).values(), lr=1e-3)
+    >>> loss = torch.nn.functional.cross_entropy(model(images), labels)
+    >>> loss.backward()
+    >>> optimizer.step()
+    >>> path = save_adapter(model, "adapter")  # small: the frozen weights and the random bases are not in it
+    >>> plain = merge_and_unload(model)  # the model as it was, with new weights
+"""
 
 from typing import TYPE_CHECKING
 

@@ -50,12 +50,12 @@ class AdapterSet:
 
     Example:
         >>> adapters = AdapterSet(model)
-        >>> adapters.load("cars", "runs/cars/adapter")
-        >>> adapters.load("pets", "pets.safetensors")
+        >>> cars = adapters.load("cars", "runs/cars/adapter")
+        >>> pets = adapters.load("pets", "pets.safetensors")
         >>> adapters.use("cars")
         >>> adapters.use({"cars": 0.5, "pets": 0.5})
         >>> with adapters.using(None):  # the base, and back
-        ...     model(images)
+        ...     logits = model(images)
 
     Args:
         model: Base model, without an adapter; its parameters are frozen.

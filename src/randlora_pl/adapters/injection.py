@@ -41,6 +41,13 @@ class LayerRow:
 class InjectionReport:
     """Printable report of an injection, stored on the model for files and summaries.
 
+    Example:
+        >>> report = inject(model, RandLoRA(rank=6))
+        >>> report.trainable < report.total
+        True
+        >>> print(report)  # a table of the adapted layers
+        layer ...
+
     Attributes:
         adapter: Adapter with all derived options.
         targets: Requested targets, None for the default.
@@ -109,7 +116,9 @@ def inject(
     """Freeze a model and attach an adapter in place; each update gets its layer's mode, train or eval.
 
     Example:
-        >>> print(inject(model, RandLoRA(rank=6), trained=["classifier"]))
+        >>> report = inject(model, RandLoRA(rank=6), trained=["head"])
+        >>> report.trainable
+        14510
 
     Args:
         model: Any module with linear, attention or convolution layers, also on the meta device (for counting).

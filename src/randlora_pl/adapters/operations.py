@@ -19,7 +19,13 @@ from randlora_pl.utils.errors import UserError
 
 
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
-    """Return the adapted layers by path, with attention layers that only call an adapted projection."""
+    """Return the adapted layers by path, with attention layers that only call an adapted projection.
+
+    Example:
+        >>> report = inject(model, LoRA(rank=4))
+        >>> len(adapted_layers(model)) == len(report.rows)
+        True
+    """
     return {path: module for path, module in model.named_modules() if isinstance(module, AdaptedLayer)}
 
 
@@ -61,6 +67,11 @@ def merge(model: nn.Module) -> None:
 
     For evaluation: the updates stay in the model and its state dict. `merge_and_unload` gives plain layers instead.
 
+    Example:
+        >>> report = inject(model, LoRA(rank=4))
+        >>> merge(model)
+        >>> unmerge(model)
+
     Raises:
         UserError: An update is not finite, or a layer is quantized. The merge is undone then.
     """
@@ -83,7 +94,13 @@ def merge(model: nn.Module) -> None:
 
 
 def unmerge(model: nn.Module) -> None:
-    """Restore every frozen weight exactly. Idempotent."""
+    """Restore every frozen weight exactly. Idempotent.
+
+    Example:
+        >>> file = load_adapter(model, "runs/cars/adapter")
+        >>> merge(model)
+        >>> unmerge(model)
+    """
     for layer in adapted_layers(model).values():
         layer.unmerge()
 
@@ -95,7 +112,7 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     undone; load the adapter file into the base model instead.
 
     Example:
-        >>> load_adapter(model, "runs/cars/adapter")
+        >>> file = load_adapter(model, "runs/cars/adapter")
         >>> torch.save(merge_and_unload(model).state_dict(), "merged.pt")
 
     Raises:
@@ -126,6 +143,11 @@ def detach(model: nn.Module) -> None:
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Disable the updates inside a ``with`` block, merged or not; tensors of ``trained`` keep their trained values.
 
+    Example:
+        >>> file = load_adapter(model, "runs/cars/adapter")
+        >>> with disabled(model):
+        ...     base = model(images)
+
     Raises:
         UserError: The method trains the base weights, of which no copy is stored.
     """
@@ -148,6 +170,11 @@ def delta_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the update of every adapted weight, (out, in), by the layer names of the report.
 
     For methods that are not additive (DoRA) it is the effective weight minus the frozen one.
+
+    Example:
+        >>> file = load_adapter(model, "runs/cars/adapter")
+        >>> delta_weights(model)["blocks.0.attn.qkv"].shape
+        torch.Size([192, 64])
     """
     updates: dict[str, Tensor] = {}
     for path, layer in adapted_layers(model).items():
@@ -215,7 +242,12 @@ def basis_size_error(bases: Bases, holders: Iterable[nn.Module]) -> str:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the trainable parameters by name."""
+    """Return the trainable parameters by name.
+
+    Example:
+        >>> report = inject(model, RandLoRA(rank=6))
+        >>> optimizer = torch.optim.AdamW(trainable_parameters(model).values(), lr=1e-3)
+    """
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -223,6 +255,10 @@ def set_train_mode(model: nn.Module, mode: bool = True) -> None:
     """Set the mode of trainable modules; frozen layers stay in eval mode, without dropout and with fixed statistics.
 
     Only updates and fully trained modules change mode; with full fine-tuning all modules do.
+
+    Example:
+        >>> report = inject(model, LoRA(rank=4, dropout=0.1))
+        >>> set_train_mode(model)  # instead of model.train()
     """
     model.train(mode and _trains_base(model))
     for module in model.modules():

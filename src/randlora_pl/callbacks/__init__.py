@@ -1,4 +1,17 @@
-"""Callbacks of a run: printed summaries, measurements, checks, checkpoints and plots."""
+"""Callbacks of a run: printed summaries, measurements, checks, checkpoints and plots.
+
+`randlora-pl fit` adds all of them. In Python you choose:
+
+Example:
+    >>> from lightning.pytorch.loggers import CSVLogger
+    >>> from randlora_pl.callbacks import AdapterCheckpoint, Figures, GradientFlow, Patience, PeakMemory, PerClass
+    >>> from randlora_pl.callbacks import ProgressBar, Throughput, UpdateSpectrum, ValidationSchedule
+    >>> callbacks = [GradientFlow(action="raise"), UpdateSpectrum(every_n_steps=2), PeakMemory(), Throughput()]
+    >>> callbacks += [ValidationSchedule(), Patience("val/acc", "max", patience=3), PerClass(), Figures(samples=4)]
+    >>> callbacks += [AdapterCheckpoint()]  # last, so that its files have what the others keep
+    >>> trainer = make_trainer(callbacks=callbacks, logger=CSVLogger("runs/mine"), default_root_dir="runs/mine")
+    >>> trainer.fit(VisionLanguageTask("tiny"), ImageData(dataset="digits", steps=4))
+"""
 
 from typing import TYPE_CHECKING
 

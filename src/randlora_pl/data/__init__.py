@@ -1,6 +1,13 @@
 """Datasets, few-shot subsets, sample order and batches; imports neither adapters nor models.
 
 `catalog` imports no PyTorch, so that listing the datasets is instant; `ImageData` is loaded on first use.
+
+Example:
+    >>> from randlora_pl.data import ImageData
+    >>> data = ImageData(dataset="digits", shots=16, batch_size=32)
+    >>> data.setup("fit")
+    >>> data.classnames[:2], len(data.samples("train"))
+    (['zero', 'one'], 160)
 """
 
 from typing import TYPE_CHECKING

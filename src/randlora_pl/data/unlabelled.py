@@ -85,6 +85,11 @@ def open_images(
 ) -> tuple[Loader, list[Path]]:
     """Open images as evaluation batches.
 
+    Example:
+        >>> loader, files = open_images([Path("photos")], load_clip("tiny").image)
+        >>> next(iter(loader))["image"].shape
+        torch.Size([3, 3, 32, 32])
+
     Args:
         paths: Files, and folders to search.
         spec: Image format of the model.

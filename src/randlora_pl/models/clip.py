@@ -60,7 +60,12 @@ class ImageTower(nn.Module):
 
 
 def clip_image_spec(name: str, pretrained: str | None = None, force_image_size: int | None = None) -> ImageSpec:
-    """Return the image preprocessing of a CLIP model, from its configuration alone; arguments as of `load_clip`."""
+    """Return the image preprocessing of a CLIP model, from its configuration alone; arguments as of `load_clip`.
+
+    Example:
+        >>> clip_image_spec("ViT-B-32", "openai").size
+        224
+    """
     return image_spec(resolve(name, pretrained), force_image_size)
 
 

@@ -18,6 +18,12 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> int:
     Autocast would cast them for every product, again in each step. Embeddings, norms, biases and trainable parameters
     keep their dtype.
 
+    Example:
+        >>> clip = load_clip("tiny")
+        >>> report = inject(clip.model, RandLoRA(rank=6))
+        >>> cast_frozen(clip.model, torch.bfloat16)
+        41
+
     Returns:
         Number of matrices that were cast.
     """
@@ -38,6 +44,9 @@ def compile_blocks(model: nn.Module, backend: str, device: torch.device) -> None
     Blocks of one class share the compiled code, so that compile time does not grow with depth. A compiled block keeps
     for its backward pass the tensors that ``memory: low`` of RandLoRA would rebuild. Dynamo's recompile limit is raised
     for the whole process.
+
+    Example:
+        >>> compile_blocks(load_clip("tiny").model, "inductor", torch.device("cpu"))  # at the first use
 
     Raises:
         UserError: The backend is unknown, the model has no repeated blocks, or a required C++ compiler is missing.

@@ -69,6 +69,9 @@ def patch_size(model: nn.Module) -> int:
 def set_gradient_checkpointing(model: nn.Module, enable: bool = True) -> None:
     """Recompute activations in the backward pass instead of keeping them, or keep them again.
 
+    Example:
+        >>> set_gradient_checkpointing(load_vit("vit_tiny_patch16_224").model)
+
     Raises:
         UserError: The model does not support it, or ignores the setting.
     """

@@ -27,6 +27,10 @@ Tokenizer = Callable[[list[str]], Tensor]
 def class_prompts(classnames: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Fill every template (with ``{}`` for the name) with every class name, class by class.
 
+    Example:
+        >>> class_prompts(["cat", "dog"], ["a photo of a {}."])
+        ['a photo of a cat.', 'a photo of a dog.']
+
     Raises:
         UserError: No class, no template, or a template without ``{}``.
     """
@@ -92,6 +96,13 @@ def cached_text_head(
     The key is the SHA-256 of the model's name, the bytes of every text weight, and the prompts. The file also stores a
     digest of its content; a damaged file is computed again. The folder is ``$RANDLORA_PL_CACHE``, or the system's user
     cache folder.
+
+    Example:
+        >>> clip = load_clip("tiny")
+        >>> templates = ["a photo of a {}."]
+        >>> head = cached_text_head(clip.model, clip.tokenizer, ["cat", "dog"], templates, "cpu", clip.identity)
+        >>> head.shape
+        torch.Size([2, 128])
     """
     prompts = class_prompts(classnames, templates)
     key = _key(model, tokenizer, prompts, len(classnames), identity)

@@ -34,7 +34,12 @@ class LoadedVit:
 
 
 def vit_image_spec(name: str, img_size: int | None = None) -> ImageSpec:
-    """Return the image preprocessing of a timm model, from its configuration alone; arguments as of `load_vit`."""
+    """Return the image preprocessing of a timm model, from its configuration alone; arguments as of `load_vit`.
+
+    Example:
+        >>> vit_image_spec("vit_base_patch14_dinov2").size
+        224
+    """
     config = _config(name)
     usual = _DINOV2_SIZE if "dinov2" in name else int(config.input_size[-1])
     size = usual if img_size is None else img_size
@@ -87,7 +92,12 @@ def features_of(model: Any) -> int:
 
 
 def meta_vit(name: str, img_size: int | None = None) -> nn.Module:
-    """Build a timm model without classifier on the meta device, for parameter shapes and counts; see `load_vit`."""
+    """Build a timm model without classifier on the meta device, for parameter shapes and counts; see `load_vit`.
+
+    Example:
+        >>> sum(parameter.numel() for parameter in meta_vit("vit_base_patch16_224").parameters())
+        85798656
+    """
     with torch.device("meta"):
         return _build(name, vit_image_spec(name, img_size).size)
 

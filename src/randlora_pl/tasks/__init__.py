@@ -1,4 +1,19 @@
-"""The tasks: what is learnt, as thin LightningModules over one base."""
+"""The tasks: what is learnt, as thin LightningModules over one base.
+
+Example:
+    >>> from randlora_pl.adapters import RandLoRA
+    >>> from randlora_pl.data import ImageData
+    >>> from randlora_pl.tasks import VisionLanguageTask, load_task, make_trainer
+    >>> task = VisionLanguageTask("tiny", adapter=RandLoRA(rank=6))
+    >>> data = ImageData(dataset="digits", steps=20)
+    >>> trainer = make_trainer()
+    >>> trainer.fit(task, data)
+    >>> (metrics,) = trainer.test(task, data, verbose=False)
+    >>> metrics["test/acc"] > 0.1
+    True
+    >>> task.save("adapter")
+    >>> probabilities = torch.cat(trainer.predict(load_task("adapter"), data))
+"""
 
 from typing import TYPE_CHECKING
 

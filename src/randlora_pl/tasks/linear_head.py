@@ -19,6 +19,10 @@ from randlora_pl.utils.errors import UserError
 class LinearHeadTask(AdaptationTask):
     """Fine-tunes a vision backbone with a bias-free linear head that starts at N(0, 0.01^2).
 
+    Example:
+        >>> task = LinearHeadTask("vit_tiny_patch16_224", "random", RandLoRA(rank=6))  # "timm" for timm's weights
+        >>> data = ImageData(dataset="digits")
+
     Args:
         name: A model of timm, for example ``vit_base_patch14_dinov2.lvd142m``, or an open_clip
             architecture, whose image tower is taken.

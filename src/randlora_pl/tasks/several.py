@@ -17,6 +17,10 @@ def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: An
     Each task has its own head, classes and prompts, and switches the shared backbone to its own adapter whenever it
     uses it, merged. They take turns: not for several threads at once, and not for training.
 
+    Example:
+        >>> tasks = load_tasks({"one": "runs/one/adapter", "two": "runs/two/adapter"})
+        >>> logits = tasks["two"].class_logits(digits)
+
     Args:
         adapters: Adapter folders, files, or what `read_adapter` made of them, by name.
         overrides: Constructor arguments to change in all of them, for example ``pretrained`` where a file moved.
@@ -51,6 +55,10 @@ def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: An
 
 def weighted_task(tasks: Mapping[str, ImageTask], weights: Mapping[str, float]) -> ImageTask:
     """Return the first of several tasks, with a weighted sum of the updates of all instead of its own.
+
+    Example:
+        >>> tasks = load_tasks({"one": "runs/one/adapter", "two": "runs/two/adapter"})
+        >>> both = weighted_task(tasks, {"one": 0.5, "two": 0.5})
 
     Args:
         tasks: From `load_tasks`.

@@ -20,6 +20,10 @@ class TextHeadTask(AdaptationTask):
     The head is made from the text tower before any adapter exists, and kept on disk under a hash of the
     model, its weights and the prompts.
 
+    Example:
+        >>> task = TextHeadTask("tiny", adapter=LoRA(rank=4))
+        >>> make_trainer().fit(task, ImageData(dataset="digits", steps=2))
+
     Args:
         name: An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (shipped).
         pretrained: A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it

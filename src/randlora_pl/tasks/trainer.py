@@ -24,6 +24,9 @@ def make_trainer(**options: Any) -> Trainer:
 
     It is the command line's without its callbacks; Lightning's remarks are hidden from now on.
 
+    Example:
+        >>> trainer = make_trainer(accelerator="cpu", enable_progress_bar=True)
+
     Args:
         options: Options of Lightning's Trainer, which take precedence. ``enable_progress_bar=True`` shows a bar,
             ``logger=CSVLogger(DIR)`` keeps the curves, ``callbacks=[AdapterCheckpoint()]`` with

@@ -24,6 +24,10 @@ from randlora_pl.utils.errors import UserError
 class VisionLanguageTask(AdaptationTask):
     """Fine-tunes both towers of a CLIP model on images and one caption for each.
 
+    Example:
+        >>> task = VisionLanguageTask("tiny", adapter=RandLoRA(rank=6))
+        >>> make_trainer().fit(task, ImageData(dataset="digits", steps=2))
+
     Args:
         name: An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (shipped).
         pretrained: A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it

@@ -17,6 +17,11 @@ EXTRA = "extra."
 class AdapterFile:
     """Validated content of an adapter folder or file.
 
+    Example:
+        >>> file = read_adapter("runs/cars/adapter")
+        >>> file.adapter.method(), file.layers["blocks.0.attn.qkv"]
+        ('RandLoRA', (192, 64))
+
     Attributes:
         path: Path of the folder or file.
         adapter: Method and its options.

@@ -52,6 +52,11 @@ def save_adapter(
 
     Tensors whose ``requires_grad`` was set after `inject` are saved as if they were in ``trained``.
 
+    Example:
+        >>> report = inject(model, RandLoRA(rank=6))
+        >>> save_adapter(model, "adapter", metadata={"classes": ["cat", "dog"]}).name
+        'adapter'
+
     Args:
         model: Model with an adapter, merged or not.
         path: Folder, or file whose name ends in ``.safetensors``; parent folders are created. An older adapter is
@@ -108,6 +113,10 @@ def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> AdapterFile:
     """Read and validate an adapter without a model.
+
+    Example:
+        >>> read_adapter("runs/cars/adapter").adapter.method()
+        'RandLoRA'
 
     Args:
         path: Adapter folder, ``.safetensors`` file, or run folder, see `find_adapter`.
@@ -197,8 +206,8 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
     The updates get the mode of the model, train or eval; for prediction, call ``model.eval()`` first.
 
     Example:
-        >>> model = timm.create_model("resnet18", pretrained=True, num_classes=10).eval()
-        >>> load_adapter(model, "runs/cars/adapter")
+        >>> file = load_adapter(model.eval(), "runs/cars/adapter")
+        >>> logits = model(images)
 
     Args:
             model: Base model, with the weights that the adapter was trained on.

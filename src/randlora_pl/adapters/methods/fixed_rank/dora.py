@@ -16,6 +16,10 @@ from randlora_pl.utils.errors import UserError
 class DoRA(Adapter):
     """DoRA: W = m * (W0 + delta) / ||W0 + delta||, each row scaled to a trained magnitude.
 
+    Example:
+        >>> inject(model, DoRA(LoRA(rank=4))).trainable  # DoRA(RandLoRA(rank=6)) works, too
+        21120
+
     Args:
         inner: Method of delta, LoRA (the original) or RandLoRA; its ``qkv``, ``match`` and ``seed`` are used.
     """

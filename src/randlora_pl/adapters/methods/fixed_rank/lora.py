@@ -13,6 +13,10 @@ from randlora_pl.adapters.random_bases import Bases, Distribution, draw
 class LoRA(Adapter):
     """LoRA: delta = scaling * B A with trained B (out, r) and A (r, in).
 
+    Example:
+        >>> inject(model, LoRA(rank=4, alpha=8)).trainable
+        18432
+
     Args:
         rank: Rank r. A number, or numbers by pattern of layer names.
         alpha: The update is scaled by alpha / r (Table 8: 1 / r). A number, or numbers by pattern, as ``rank``.

@@ -13,6 +13,10 @@ from randlora_pl.utils.errors import UserError
 class NoLA(Adapter):
     """NoLA: delta = scaling * (sum_i beta_i B_i) (sum_i alpha_i A_i), with 2 n trainable parameters per weight.
 
+    Example:
+        >>> inject(model, NoLA(num_bases=64)).trainable
+        2304
+
     Args:
         rank: Rank r of the random factors (Table 8: 1). A number, or numbers by pattern of layer names.
         num_bases: Number n of random factors on each side (Table 8: 1024).

@@ -14,6 +14,10 @@ from randlora_pl.adapters.random_bases import Bases
 class VeRA(Adapter):
     """VeRA: delta = scaling * diag(b) B diag(d) A with frozen, shared A and B, and trained vectors b and d.
 
+    Example:
+        >>> inject(model, VeRA(rank=256)).trainable
+        7296
+
     Args:
         rank: Rank r of the random pair; may exceed the layer's sides. A number, or numbers by pattern of layer names.
         alpha: The update is scaled by alpha / r (Table 8: 1 / r; the official code at the time of the paper: 10 / r).

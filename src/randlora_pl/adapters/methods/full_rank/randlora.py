@@ -45,6 +45,12 @@ BasisName = Literal["uniform", "normal", "binary", "ternary", "hadamard"]
 class RandLoRA(Adapter):
     """RandLoRA: random low-rank bases, summed to a full-rank update with trained diagonal scalings.
 
+    Example:
+        >>> inject(model, RandLoRA(rank=6)).trainable
+        13860
+        >>> plain = merge_and_unload(model)
+        >>> report = inject(model, RandLoRA(match="lora:4", basis="hadamard"))  # about as many parameters as LoRA-4
+
     Args:
         rank: Rank r of each basis; a higher rank means fewer trainable parameters. A number, or numbers by pattern of
             layer names (``{".*mlp.*": 4}``; other layers use the default).

@@ -19,7 +19,13 @@ class BaseWeightMethod(Adapter):
 
 
 class FullFineTuning(BaseWeightMethod):
-    """Full fine-tuning: every tensor of the model trains (Table 8: learning rate 1e-5)."""
+    """Full fine-tuning: every tensor of the model trains (Table 8: learning rate 1e-5).
+
+    Example:
+        >>> report = inject(model, FullFineTuning())
+        >>> report.trainable == report.total
+        True
+    """
 
     def selects(self, layer: nn.Module, tensor: str) -> bool:
         """Return True for every tensor."""
@@ -27,7 +33,13 @@ class FullFineTuning(BaseWeightMethod):
 
 
 class BitFit(BaseWeightMethod):
-    """BitFit: every bias of the model trains and nothing else (Ben Zaken et al., 2022)."""
+    """BitFit: every bias of the model trains and nothing else (Ben Zaken et al., 2022).
+
+    Example:
+        >>> report = inject(model, BitFit())
+        >>> all(name.endswith("bias") for name in trainable_parameters(model))
+        True
+    """
 
     def selects(self, layer: nn.Module, tensor: str) -> bool:
         """Return True for tensors whose name ends in ``bias``, such as ``in_proj_bias``."""
@@ -35,7 +47,12 @@ class BitFit(BaseWeightMethod):
 
 
 class LinearProbe(BaseWeightMethod):
-    """Linear probe: the model stays frozen, only the classification head trains."""
+    """Linear probe: the model stays frozen, only the classification head trains.
+
+    Example:
+        >>> inject(model, LinearProbe(), trained=["head"]).trainable
+        650
+    """
 
     def selects(self, layer: nn.Module, tensor: str) -> bool:
         """Return False for every tensor."""
