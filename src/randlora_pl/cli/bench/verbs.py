@@ -67,7 +67,7 @@ Time steps of the vision-language task: captions encoded once, and one per image
   --classes N          Number of different captions (default 10)
 {_SHARED}""",
     "answers": f"""\
-Time a decoder's answers in batches, and one by one. There is no bench.png; bf16 and bf16-frozen are the same here.
+Time a decoder's answers in batches, and one by one. It writes no bench.png; bf16 and bf16-frozen are the same here.
 
   randlora-pl bench answers
 
