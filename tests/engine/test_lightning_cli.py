@@ -132,6 +132,27 @@ def test_old_class_paths_are_read_and_public_ones_written(build: Build, tmp_path
     assert word.replace("zero_shot.", "") == "=".join(prepare("fit", ["--config", "quickstart", word]).typed)
 
 
+@pytest.mark.parametrize(
+    ("name", "epochs", "flip", "weights"),
+    [
+        ("quickstart", 10, False, "emoji-fashion"),
+        ("dinov2_vitb14", 5, True, "timm"),
+        ("glue_roberta_base", 10, None, None),
+    ],
+)
+def test_resolved_config_has_epochs_flip_and_weights(
+    build: Build, name: str, epochs: int, flip: bool | None, weights: str | None
+) -> None:
+    app = build("--config", name)
+    write_config(app)
+    resolved = yaml.safe_load((app.folder / "config.yaml").read_text())
+    model, data = resolved["model"]["init_args"], resolved["data"]
+    assert data["epochs"] == epochs and data.get("flip") is flip
+    assert model["pretrained"] == weights and model["learning_rate"] == app.model.learning_rate
+    again = build("--config", str(app.folder / "config.yaml"), "--data.steps", "5").datamodule
+    assert (again.steps, again.epochs) == (5, None)
+
+
 def test_one_seed_feeds_model_data_and_bases(build: Build) -> None:
     app = build("--config", "quickstart", "--seed_everything", "5")
     assert app.model.seed == app.datamodule.seed == app.model.adapter.seed == 5

@@ -96,15 +96,16 @@ def test_resolved_config_is_usable_again() -> None:
         "data": {"seed": 3, "crop_scale": [0.5, 1.0]},
     }
     adapter = DoRA(RandLoRA(rank=4, seed=3))
-    resolved = runs.resolved_config(tree, {"learning_rate": 1e-3, "adapter": runs.without_seed(adapter, None)})
+    model = {"learning_rate": 1e-3, "adapter": runs.without_seed(adapter, None)}
+    resolved = runs.resolved_config(tree, model, {"epochs": 4})
     assert set(resolved) == {"seed_everything", "model", "data"}
     options = resolved["model"]["init_args"]
     assert options["learning_rate"] == 1e-3 and "seed" not in options
     inner = options["adapter"]["init_args"]["inner"]
     assert inner["init_args"]["rank"] == 4 and inner["init_args"]["seed"] is None
-    assert resolved["data"] == {"crop_scale": [0.5, 1.0]}
+    assert resolved["data"] == {"crop_scale": [0.5, 1.0], "epochs": 4}
     json.dumps(resolved)
-    again = runs.resolved_config(tree | {"ckpt_path": "a.ckpt"}, {})
+    again = runs.resolved_config(tree | {"ckpt_path": "a.ckpt"}, {}, {})
     assert again["ckpt_path"] == str(Path.cwd() / "a.ckpt")
 
 

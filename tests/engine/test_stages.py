@@ -71,6 +71,22 @@ def test_resolved_config_repeats_the_run(run: Run, finished: Path, tmp_path: Pat
     assert weights(only_run(tmp_path)) == weights(finished)
 
 
+def test_resolved_config_has_values_and_repeats_the_run(run: Run, tmp_path: Path) -> None:
+    """Also those that follow from the dataset, the model and the method."""
+    words = [*SMALL, "--data.steps", "null", "--data.min_batches_per_epoch", "0", "--trainer.limit_val_batches", "0"]
+    assert run("fit", *words).code == 0
+    first = only_run(tmp_path)
+    resolved = yaml.safe_load((first / "config.yaml").read_text())
+    assert (resolved["data"]["epochs"], resolved["data"]["steps"], resolved["data"]["flip"]) == (10, None, False)
+    assert json.loads((first / "results.json").read_text())["steps"] == 25
+    assert run("fit", "--config", str(first / "config.yaml"), "--run.name", "again").code == 0
+    second = only_run(tmp_path, "again")
+    assert weights(second) == weights(first)
+    assert yaml.safe_load((second / "config.yaml").read_text()) == resolved | {
+        "run": resolved["run"] | {"name": "again"}
+    }
+
+
 def test_end_page_names_figures_and_next_commands(run: Run, tmp_path: Path) -> None:
     out = run("fit", *SMALL).out
     folder = only_run(tmp_path)

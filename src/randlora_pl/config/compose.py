@@ -10,19 +10,16 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
+from randlora_pl.config.run_length import without_other_length
 from randlora_pl.config.shipped import find_config
 from randlora_pl.utils.class_paths import public_path, with_public_paths
 from randlora_pl.utils.errors import UserError, brief, errors_in
 from randlora_pl.utils.files.documents import parse_yaml
 from randlora_pl.utils.files.run_files import find_adapter, find_run
-
-if TYPE_CHECKING:
-    pass
-
 
 Tree = dict[str, Any]
 
@@ -108,6 +105,7 @@ def merge(old: Any, new: Any, key: str = "") -> Any:
     changes = "class_path" in new and "class_path" in old and _last(new["class_path"]) != _last(old["class_path"])
     if changes and key != "model":
         return new
+    old = without_other_length(old, new) if key == "data" else old
     return old | {name: merge(old.get(name), value, f"{key}.{name}".strip(".")) for name, value in new.items()}
 
 
@@ -235,6 +233,9 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
         else:
             command.folders[option[2:]] = folder_of(option[2:], value)
     _take_classes(command)
+    if "data" in command.config:
+        typed = {name.removeprefix("data."): text for name, text in command.values.items()}
+        command.config["data"] = without_other_length(command.config["data"], typed)
     return command
 
 

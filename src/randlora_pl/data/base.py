@@ -106,6 +106,10 @@ class PlannedData(LightningDataModule):
         """Samples of one optimizer step, on all devices and in all micro-batches."""
         return self.batch_size * self._accumulate * self._world
 
+    def resolved(self) -> dict[str, Any]:
+        """Return the constructor arguments with derived values, for the resolved config."""
+        return {name: getattr(self, name) for name in ("epochs", "flip") if hasattr(self, name)}
+
     # -- checkpoints
 
     def state_dict(self) -> dict[str, Any]:

@@ -98,14 +98,17 @@ class ImageSplits:
                 f"few to hold some out. Add images{', or a folder ' + split if self.row.name == 'folder' else ''}"
             )
 
+    @property
+    def usual_epochs(self) -> int:
+        """Default number of passes over the training images."""
+        return self.row.epochs if self.shots is None else FEW_SHOT_EPOCHS
+
     def samples_drawn(self, global_batch: int, steps: int | None, epochs: int | None, least: int) -> int:
         """Return the samples drawn in a run: ``steps`` batches, or ``epochs``, of ``least`` or more if few-shot."""
-        if steps is not None:
-            return steps * global_batch
-        default = self.row.epochs if self.shots is None else FEW_SHOT_EPOCHS
+        if epochs is None:
+            return (steps or 0) * global_batch
         extend = self.shots is not None or self.row.own
-        number = default if epochs is None else epochs
-        return samples_drawn(len(self.samples("train")), number, global_batch, least if extend else 0)
+        return samples_drawn(len(self.samples("train")), epochs, global_batch, least if extend else 0)
 
     @property
     def _key(self) -> dict[str, Any]:

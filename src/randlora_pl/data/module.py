@@ -137,6 +137,7 @@ class ImageData(PlannedData):
         self.frame = Frame()
         subset = (shots, fraction, train_split, self.seed, shots_file)
         self.splits = ImageSplits(self.row, self.root, *subset, cache_images)
+        self.epochs = self.splits.usual_epochs if self.epochs is self.steps is None else self.epochs
 
     # -- called by Lightning
 

@@ -234,18 +234,19 @@ def _differ(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     return not (classes and ours[key].lower() == theirs[key].lower())
 
 
-def resolved_config(tree: Tree, model: dict[str, Any]) -> Tree:
+def resolved_config(tree: Tree, model: dict[str, Any], data: dict[str, Any]) -> Tree:
     """Return a parsed config with derived values filled in, usable as ``--config`` again.
 
     Args:
         tree: The parsed config as plain values.
         model: Constructor arguments of the task that were derived.
+        data: Derived constructor arguments of the data module.
     """
     tree = normalize(tree)
     options = dict(tree["model"]["init_args"]) | {name: plain(value) for name, value in model.items()}
     options.pop("seed", None)  # seed_everything sets it
     tree["model"] = tree["model"] | {"init_args": options}
-    tree["data"] = {key: value for key, value in tree["data"].items() if key != "seed"}
+    tree["data"] = {key: value for key, value in (tree["data"] | data).items() if key != "seed"}
     if tree.get("ckpt_path"):  # a run that is killed early starts from it again, in any working directory
         tree["ckpt_path"] = str(Path(tree["ckpt_path"]).resolve())
     return {key: value for key, value in tree.items() if key != "config" and (key, value) != ("ckpt_path", None)}

@@ -87,7 +87,7 @@ def write_config(app: App) -> None:
     if "adapter" in model:  # the run's seed sets it again
         model["adapter"] = without_seed(model["adapter"], tree["model"]["init_args"].get("adapter"))
     file = app.folder / CONFIG
-    text = yaml.safe_dump(resolved_config(tree, model), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(resolved_config(tree, model, app.datamodule.resolved()), sort_keys=False, allow_unicode=True)
     if not app.created and file.is_file():
         if without_head(file.read_text(encoding="utf-8")) == text:
             return

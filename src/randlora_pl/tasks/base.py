@@ -195,7 +195,7 @@ class AdaptationTask(LightningModule):
 
     def resolved(self) -> dict[str, Any]:
         """Return the constructor arguments with derived values, for the resolved config."""
-        return {"learning_rate": self.learning_rate, "adapter": self.adapter, "targets": self.targets}
+        return {name: getattr(self, name) for name in ("pretrained", "learning_rate", "adapter", "targets")}
 
     def train(self, mode: bool = True) -> "AdaptationTask":
         """Set the mode of what trains; frozen layers stay in eval mode."""

@@ -7,6 +7,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from randlora_pl.models import library_of
+from randlora_pl.models.tiny import TINY_TAG
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_classes
 from randlora_pl.tasks.losses import class_losses
@@ -16,7 +17,7 @@ MOST_CLASSES = 50_000
 """The largest published sets have 22,000; a file with more costs minutes of encoding and a table of gigabytes."""
 
 
-def needed_weights(name: str, pretrained: str | None) -> str | None:
+def needed_weights(name: str, pretrained: str | None) -> str:
     """Return the weights to load: by default those in the name of a timm model, and the shipped ones for ``tiny``.
 
     Raises:
@@ -29,7 +30,7 @@ def needed_weights(name: str, pretrained: str | None) -> str | None:
                 "some), 'timm' for a timm model, a file, or 'random'."
             )
         return "timm"  # the weights of the tag in the name
-    return pretrained
+    return TINY_TAG if pretrained is None else pretrained
 
 
 def set_classes(task: AdaptationTask, classnames: list[str], templates: list[str], captions: bool = False) -> None:

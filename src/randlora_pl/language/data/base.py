@@ -42,6 +42,7 @@ class TokenData(PlannedData):
         check_run(*sizes, *length, 0, self.sampling, self.num_workers)
         if dataset in self.own_datasets and root is None:
             raise UserError(f"The data set {dataset!r} needs --data.root: a folder with train.{dataset}, or one file")
+        self.epochs = self.usual_epochs if self.epochs is self.steps is None else self.epochs
         self.dataset = dataset
         self.root = default_root() if root is None else Path(root).expanduser()
         self.lengths: dict[str, Lengths] = {}
@@ -90,7 +91,7 @@ class TokenData(PlannedData):
             self.read(learns, tests)
         if stage in ("fit", None):
             samples = len(self._held["train"])
-            drawn = samples_drawn(samples, self.epochs or self.usual_epochs, self.global_batch)
+            drawn = samples_drawn(samples, self.epochs or 0, self.global_batch)
             self._plan(samples, drawn if self.steps is None else self.steps * self.global_batch, self._labels())
 
     def train_dataloader(self) -> Loader:

@@ -1,0 +1,36 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from randlora_pl.config.compose import compose
+from randlora_pl.config.run_length import without_other_length
+
+
+@pytest.mark.parametrize(
+    ("later", "left"),
+    [
+        ({"steps": 5}, {"shots": 2}),
+        ({"steps": "null"}, {"shots": 2, "epochs": 3}),
+        ({"steps": None, "shots": 4}, {"shots": 2, "epochs": 3}),
+        ({"steps": 5, "epochs": 2}, {"shots": 2, "epochs": 3}),  # a mistake, which the data module refuses
+        ({"steps": 5, "epochs": None}, {"shots": 2}),
+    ],
+)
+def test_steps_replace_epochs(later: dict[str, Any], left: dict[str, Any]) -> None:
+    assert without_other_length({"shots": 2, "epochs": 3}, later) == left
+
+
+def test_what_is_set_last_is_the_length(tmp_path: Path) -> None:
+    """A resolved config always has a length, and can be used with another one."""
+    for name, text in (("epochs", "{epochs: 3, steps: null}"), ("steps", "{steps: 7}")):
+        (tmp_path / f"{name}.yaml").write_text(f"data: {text}\n")
+    epochs, steps = (["--config", str(tmp_path / f"{name}.yaml")] for name in ("epochs", "steps"))
+    for words, length in (
+        ([*epochs, *steps], (None, 7)),
+        ([*steps, *epochs], (3, None)),
+        ([*epochs, "--data.steps", "9"], (None, 9)),
+        ([*epochs, "--data.steps=9", "--data.epochs", "2"], (2, 9)),
+    ):
+        flat = compose("fit", words, {}).flat()
+        assert (flat.get("data.epochs"), flat.get("data.steps")) == length, words
