@@ -1,6 +1,6 @@
 """Adapters: RandLoRA and its baselines, for any PyTorch model.
 
-Example:
+Examples:
     >>> from randlora_pl.adapters import RandLoRA, inject, load_adapter, merge_and_unload, save_adapter
     >>> from randlora_pl.adapters import trainable_parameters
     >>> report = inject(model, RandLoRA(rank=6), trained=["head"])

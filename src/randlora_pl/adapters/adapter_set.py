@@ -48,7 +48,7 @@ class AdapterSet:
     seed and targets; equal random bases are stored once. A merged model is merged again after a switch. Not
     thread-safe.
 
-    Example:
+    Examples:
         >>> adapters = AdapterSet(model)
         >>> cars = adapters.load("cars", "runs/cars/adapter")
         >>> pets = adapters.load("pets", "pets.safetensors")

@@ -41,7 +41,7 @@ class LayerRow:
 class InjectionReport:
     """Printable report of an injection, stored on the model for files and summaries.
 
-    Example:
+    Examples:
         >>> report = inject(model, RandLoRA(rank=6))
         >>> report.trainable < report.total
         True
@@ -115,7 +115,7 @@ def inject(
 ) -> InjectionReport:
     """Freeze a model and attach an adapter in place; each update gets its layer's mode, train or eval.
 
-    Example:
+    Examples:
         >>> report = inject(model, RandLoRA(rank=6), trained=["head"])
         >>> report.trainable
         14510

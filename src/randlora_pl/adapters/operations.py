@@ -21,7 +21,7 @@ from randlora_pl.utils.errors import UserError
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
     """Return the adapted layers by path, with attention layers that only call an adapted projection.
 
-    Example:
+    Examples:
         >>> report = inject(model, LoRA(rank=4))
         >>> len(adapted_layers(model)) == len(report.rows)
         True
@@ -67,7 +67,7 @@ def merge(model: nn.Module) -> None:
 
     For evaluation: the updates stay in the model and its state dict. `merge_and_unload` gives plain layers instead.
 
-    Example:
+    Examples:
         >>> report = inject(model, LoRA(rank=4))
         >>> merge(model)
         >>> unmerge(model)
@@ -96,7 +96,7 @@ def merge(model: nn.Module) -> None:
 def unmerge(model: nn.Module) -> None:
     """Restore every frozen weight exactly. Idempotent.
 
-    Example:
+    Examples:
         >>> file = load_adapter(model, "runs/cars/adapter")
         >>> merge(model)
         >>> unmerge(model)
@@ -111,7 +111,7 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     The state dict has the same keys as before `inject`, and every parameter trains, as in a new model. This cannot be
     undone; load the adapter file into the base model instead.
 
-    Example:
+    Examples:
         >>> file = load_adapter(model, "runs/cars/adapter")
         >>> torch.save(merge_and_unload(model).state_dict(), "merged.pt")
 
@@ -143,7 +143,7 @@ def detach(model: nn.Module) -> None:
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Disable the updates inside a ``with`` block, merged or not; tensors of ``trained`` keep their trained values.
 
-    Example:
+    Examples:
         >>> file = load_adapter(model, "runs/cars/adapter")
         >>> with disabled(model):
         ...     base = model(images)
@@ -171,7 +171,7 @@ def delta_weights(model: nn.Module) -> dict[str, Tensor]:
 
     For methods that are not additive (DoRA) it is the effective weight minus the frozen one.
 
-    Example:
+    Examples:
         >>> file = load_adapter(model, "runs/cars/adapter")
         >>> delta_weights(model)["blocks.0.attn.qkv"].shape
         torch.Size([192, 64])
@@ -244,7 +244,7 @@ def basis_size_error(bases: Bases, holders: Iterable[nn.Module]) -> str:
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the trainable parameters by name.
 
-    Example:
+    Examples:
         >>> report = inject(model, RandLoRA(rank=6))
         >>> optimizer = torch.optim.AdamW(trainable_parameters(model).values(), lr=1e-3)
     """
@@ -256,7 +256,7 @@ def set_train_mode(model: nn.Module, mode: bool = True) -> None:
 
     Only updates and fully trained modules change mode; with full fine-tuning all modules do.
 
-    Example:
+    Examples:
         >>> report = inject(model, LoRA(rank=4, dropout=0.1))
         >>> set_train_mode(model)  # instead of model.train()
     """

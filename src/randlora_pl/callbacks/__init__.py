@@ -2,7 +2,7 @@
 
 `randlora-pl fit` adds all of them. In Python you choose:
 
-Example:
+Examples:
     >>> from lightning.pytorch.loggers import CSVLogger
     >>> from randlora_pl.callbacks import AdapterCheckpoint, Figures, GradientFlow, Patience, PeakMemory, PerClass
     >>> from randlora_pl.callbacks import ProgressBar, Throughput, UpdateSpectrum, ValidationSchedule

@@ -2,7 +2,7 @@
 
 `catalog` imports no PyTorch, so that listing the datasets is instant; `ImageData` is loaded on first use.
 
-Example:
+Examples:
     >>> from randlora_pl.data import ImageData
     >>> data = ImageData(dataset="digits", shots=16, batch_size=32)
     >>> data.setup("fit")

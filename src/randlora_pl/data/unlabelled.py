@@ -85,7 +85,7 @@ def open_images(
 ) -> tuple[Loader, list[Path]]:
     """Open images as evaluation batches.
 
-    Example:
+    Examples:
         >>> loader, files = open_images([Path("photos")], load_clip("tiny").image)
         >>> next(iter(loader))["image"].shape
         torch.Size([3, 3, 32, 32])

@@ -51,7 +51,7 @@ def fit(*configs: str | os.PathLike[str] | Mapping[str, Any]) -> RunResult:
     Raises:
         UserError: An option is wrong, or the data cannot be read.
 
-    Example:
+    Examples:
         >>> import randlora_pl
         >>> run = randlora_pl.fit("quickstart", {"data.steps": 20})
         >>> run.results["test/acc"] > run.results["zeroshot/acc"]

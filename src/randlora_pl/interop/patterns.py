@@ -7,7 +7,7 @@ from collections.abc import Iterable
 def exact_pattern(names: Iterable[str]) -> str:
     r"""Return a regular expression whose full matches are exactly these names.
 
-    Example:
+    Examples:
         ``blocks.0.fc1 blocks.1.fc1 blocks.0.fc2 blocks.1.fc2`` give ``blocks\.(?:0|1)(?:\.fc1|\.fc2)``.
     """
     numbers: dict[tuple[str, str], list[str]] = {}

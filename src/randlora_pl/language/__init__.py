@@ -2,7 +2,7 @@
 
 `catalog` imports no PyTorch, so that listing the data sets is instant; what is exported here is loaded on first use.
 
-Example:
+Examples:
     >>> from randlora_pl.adapters import RandLoRA
     >>> from randlora_pl.language import CausalLMTask, TextData, load_language_task
     >>> from randlora_pl.tasks import make_trainer

@@ -2,7 +2,7 @@
 
 Names are imported at first use: both libraries take seconds, and the catalog must not wait for them.
 
-Example:
+Examples:
     >>> from randlora_pl.models import MODELS, ImageTower, encode_prompts, library_of, load_clip, load_vit, meta_clip
     >>> clip = load_clip("tiny")  # load_clip("ViT-B-32", "openai") loads OpenAI's weights
     >>> encode_prompts(clip.model, clip.tokenizer, ["cat", "dog"], ["a photo of a {}."], "cpu").shape

@@ -62,7 +62,7 @@ class ImageTower(nn.Module):
 def clip_image_spec(name: str, pretrained: str | None = None, force_image_size: int | None = None) -> ImageSpec:
     """Return the image preprocessing of a CLIP model, from its configuration alone; arguments as of `load_clip`.
 
-    Example:
+    Examples:
         >>> clip_image_spec("ViT-B-32", "openai").size
         224
     """

@@ -18,7 +18,7 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> int:
     Autocast would cast them for every product, again in each step. Embeddings, norms, biases and trainable parameters
     keep their dtype.
 
-    Example:
+    Examples:
         >>> clip = load_clip("tiny")
         >>> report = inject(clip.model, RandLoRA(rank=6))
         >>> cast_frozen(clip.model, torch.bfloat16)
@@ -45,7 +45,7 @@ def compile_blocks(model: nn.Module, backend: str, device: torch.device) -> None
     for its backward pass the tensors that ``memory: low`` of RandLoRA would rebuild. Dynamo's recompile limit is raised
     for the whole process.
 
-    Example:
+    Examples:
         >>> compile_blocks(load_clip("tiny").model, "inductor", torch.device("cpu"))  # at the first use
 
     Raises:

@@ -69,7 +69,7 @@ def patch_size(model: nn.Module) -> int:
 def set_gradient_checkpointing(model: nn.Module, enable: bool = True) -> None:
     """Recompute activations in the backward pass instead of keeping them, or keep them again.
 
-    Example:
+    Examples:
         >>> set_gradient_checkpointing(load_vit("vit_tiny_patch16_224").model)
 
     Raises:

@@ -27,7 +27,7 @@ Tokenizer = Callable[[list[str]], Tensor]
 def class_prompts(classnames: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Fill every template (with ``{}`` for the name) with every class name, class by class.
 
-    Example:
+    Examples:
         >>> class_prompts(["cat", "dog"], ["a photo of a {}."])
         ['a photo of a cat.', 'a photo of a dog.']
 
@@ -97,7 +97,7 @@ def cached_text_head(
     digest of its content; a damaged file is computed again. The folder is ``$RANDLORA_PL_CACHE``, or the system's user
     cache folder.
 
-    Example:
+    Examples:
         >>> clip = load_clip("tiny")
         >>> templates = ["a photo of a {}."]
         >>> head = cached_text_head(clip.model, clip.tokenizer, ["cat", "dog"], templates, "cpu", clip.identity)

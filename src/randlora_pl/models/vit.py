@@ -36,7 +36,7 @@ class LoadedVit:
 def vit_image_spec(name: str, img_size: int | None = None) -> ImageSpec:
     """Return the image preprocessing of a timm model, from its configuration alone; arguments as of `load_vit`.
 
-    Example:
+    Examples:
         >>> vit_image_spec("vit_base_patch14_dinov2").size
         224
     """
@@ -94,7 +94,7 @@ def features_of(model: Any) -> int:
 def meta_vit(name: str, img_size: int | None = None) -> nn.Module:
     """Build a timm model without classifier on the meta device, for parameter shapes and counts; see `load_vit`.
 
-    Example:
+    Examples:
         >>> sum(parameter.numel() for parameter in meta_vit("vit_base_patch16_224").parameters())
         85798656
     """

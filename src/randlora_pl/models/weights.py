@@ -30,7 +30,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     A wrapping dict (``state_dict``, ``model`` ...) and the prefixes of DDP and torch.compile are removed. The tensors
     are on the CPU.
 
-    Example:
+    Examples:
         >>> torch.save({"state_dict": {"module.weight": torch.zeros(2)}}, "weights.pt")
         >>> read_weights("weights.pt")
         {'weight': tensor([0., 0.])}

@@ -1,6 +1,6 @@
 """The tasks: what is learnt, as thin LightningModules over one base.
 
-Example:
+Examples:
     >>> from randlora_pl.adapters import RandLoRA
     >>> from randlora_pl.data import ImageData
     >>> from randlora_pl.tasks import VisionLanguageTask, load_task, make_trainer

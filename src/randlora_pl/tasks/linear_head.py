@@ -19,7 +19,7 @@ from randlora_pl.utils.errors import UserError
 class LinearHeadTask(AdaptationTask):
     """Fine-tunes a vision backbone with a bias-free linear head that starts at N(0, 0.01^2).
 
-    Example:
+    Examples:
         >>> task = LinearHeadTask("vit_tiny_patch16_224", "random", RandLoRA(rank=6))  # "timm" for timm's weights
         >>> data = ImageData(dataset="digits")
 

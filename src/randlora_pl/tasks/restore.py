@@ -25,7 +25,7 @@ Kind = TypeVar("Kind", bound=AdaptationTask)
 def load_task(folder: str | Path, **overrides: Any) -> ImageTask:
     """Build the task that an adapter folder was saved from, with its adapter, head and classes.
 
-    Example:
+    Examples:
         >>> task = load_task("runs/one/adapter")
         >>> task.class_logits(digits).shape
         torch.Size([2, 10])

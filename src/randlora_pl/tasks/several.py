@@ -17,7 +17,7 @@ def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: An
     Each task has its own head, classes and prompts, and switches the shared backbone to its own adapter whenever it
     uses it, merged. They take turns: not for several threads at once, and not for training.
 
-    Example:
+    Examples:
         >>> tasks = load_tasks({"one": "runs/one/adapter", "two": "runs/two/adapter"})
         >>> logits = tasks["two"].class_logits(digits)
 
@@ -56,7 +56,7 @@ def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: An
 def weighted_task(tasks: Mapping[str, ImageTask], weights: Mapping[str, float]) -> ImageTask:
     """Return the first of several tasks, with a weighted sum of the updates of all instead of its own.
 
-    Example:
+    Examples:
         >>> tasks = load_tasks({"one": "runs/one/adapter", "two": "runs/two/adapter"})
         >>> both = weighted_task(tasks, {"one": 0.5, "two": 0.5})
 

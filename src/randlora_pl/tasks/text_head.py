@@ -20,7 +20,7 @@ class TextHeadTask(AdaptationTask):
     The head is made from the text tower before any adapter exists, and kept on disk under a hash of the
     model, its weights and the prompts.
 
-    Example:
+    Examples:
         >>> task = TextHeadTask("tiny", adapter=LoRA(rank=4))
         >>> make_trainer().fit(task, ImageData(dataset="digits", steps=2))
 

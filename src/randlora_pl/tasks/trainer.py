@@ -24,7 +24,7 @@ def make_trainer(**options: Any) -> Trainer:
 
     It is the command line's without its callbacks; Lightning's remarks are hidden from now on.
 
-    Example:
+    Examples:
         >>> trainer = make_trainer(accelerator="cpu", enable_progress_bar=True)
 
     Args:

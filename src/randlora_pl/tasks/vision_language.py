@@ -24,7 +24,7 @@ from randlora_pl.utils.errors import UserError
 class VisionLanguageTask(AdaptationTask):
     """Fine-tunes both towers of a CLIP model on images and one caption for each.
 
-    Example:
+    Examples:
         >>> task = VisionLanguageTask("tiny", adapter=RandLoRA(rank=6))
         >>> make_trainer().fit(task, ImageData(dataset="digits", steps=2))
 

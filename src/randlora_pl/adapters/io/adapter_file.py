@@ -17,7 +17,7 @@ EXTRA = "extra."
 class AdapterFile:
     """Validated content of an adapter folder or file.
 
-    Example:
+    Examples:
         >>> file = read_adapter("runs/cars/adapter")
         >>> file.adapter.method(), file.layers["blocks.0.attn.qkv"]
         ('RandLoRA', (192, 64))

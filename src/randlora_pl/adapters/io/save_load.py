@@ -52,7 +52,7 @@ def save_adapter(
 
     Tensors whose ``requires_grad`` was set after `inject` are saved as if they were in ``trained``.
 
-    Example:
+    Examples:
         >>> report = inject(model, RandLoRA(rank=6))
         >>> save_adapter(model, "adapter", metadata={"classes": ["cat", "dog"]}).name
         'adapter'
@@ -114,7 +114,7 @@ def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> AdapterFile:
     """Read and validate an adapter without a model.
 
-    Example:
+    Examples:
         >>> read_adapter("runs/cars/adapter").adapter.method()
         'RandLoRA'
 
@@ -205,7 +205,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
 
     The updates get the mode of the model, train or eval; for prediction, call ``model.eval()`` first.
 
-    Example:
+    Examples:
         >>> file = load_adapter(model.eval(), "runs/cars/adapter")
         >>> logits = model(images)
 

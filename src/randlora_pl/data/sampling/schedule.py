@@ -24,7 +24,7 @@ def _epoch_order(seed: int, size: int, epoch: int) -> Tensor:
 class DrawPlan:
     """Sample order of a training run.
 
-    Example:
+    Examples:
         >>> plan = DrawPlan(num_samples=100, samples_drawn=250, global_batch=32, sampling="epochs")
         >>> plan.steps, len(plan.samples(plan.step_positions(0)))
         (8, 32)

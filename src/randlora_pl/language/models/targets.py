@@ -26,7 +26,7 @@ TARGETS: dict[str, list[str]] = {
 def known_targets(model_type: str) -> list[str] | None:
     """Return the paper's targets for a family of its models, None for others, whose layers may have other names.
 
-    Example:
+    Examples:
         >>> known_targets("gpt2")
         ['q', 'v', 'fc1', 'fc2']
     """

@@ -16,7 +16,7 @@ from randlora_pl.utils.errors import UserError
 class DoRA(Adapter):
     """DoRA: W = m * (W0 + delta) / ||W0 + delta||, each row scaled to a trained magnitude.
 
-    Example:
+    Examples:
         >>> inject(model, DoRA(LoRA(rank=4))).trainable  # DoRA(RandLoRA(rank=6)) works, too
         21120
 

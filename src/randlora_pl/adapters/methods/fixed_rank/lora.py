@@ -13,7 +13,7 @@ from randlora_pl.adapters.random_bases import Bases, Distribution, draw
 class LoRA(Adapter):
     """LoRA: delta = scaling * B A with trained B (out, r) and A (r, in).
 
-    Example:
+    Examples:
         >>> inject(model, LoRA(rank=4, alpha=8)).trainable
         18432
 

@@ -13,7 +13,7 @@ from randlora_pl.utils.errors import UserError
 class NoLA(Adapter):
     """NoLA: delta = scaling * (sum_i beta_i B_i) (sum_i alpha_i A_i), with 2 n trainable parameters per weight.
 
-    Example:
+    Examples:
         >>> inject(model, NoLA(num_bases=64)).trainable
         2304
 

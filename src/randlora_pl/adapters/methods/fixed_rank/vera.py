@@ -14,7 +14,7 @@ from randlora_pl.adapters.random_bases import Bases
 class VeRA(Adapter):
     """VeRA: delta = scaling * diag(b) B diag(d) A with frozen, shared A and B, and trained vectors b and d.
 
-    Example:
+    Examples:
         >>> inject(model, VeRA(rank=256)).trainable
         7296
 

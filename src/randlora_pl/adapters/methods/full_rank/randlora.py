@@ -45,7 +45,7 @@ BasisName = Literal["uniform", "normal", "binary", "ternary", "hadamard"]
 class RandLoRA(Adapter):
     """RandLoRA: random low-rank bases, summed to a full-rank update with trained diagonal scalings.
 
-    Example:
+    Examples:
         >>> inject(model, RandLoRA(rank=6)).trainable
         13860
         >>> plain = merge_and_unload(model)

@@ -21,7 +21,7 @@ class BaseWeightMethod(Adapter):
 class FullFineTuning(BaseWeightMethod):
     """Full fine-tuning: every tensor of the model trains (Table 8: learning rate 1e-5).
 
-    Example:
+    Examples:
         >>> report = inject(model, FullFineTuning())
         >>> report.trainable == report.total
         True
@@ -35,7 +35,7 @@ class FullFineTuning(BaseWeightMethod):
 class BitFit(BaseWeightMethod):
     """BitFit: every bias of the model trains and nothing else (Ben Zaken et al., 2022).
 
-    Example:
+    Examples:
         >>> report = inject(model, BitFit())
         >>> all(name.endswith("bias") for name in trainable_parameters(model))
         True
@@ -49,7 +49,7 @@ class BitFit(BaseWeightMethod):
 class LinearProbe(BaseWeightMethod):
     """Linear probe: the model stays frozen, only the classification head trains.
 
-    Example:
+    Examples:
         >>> inject(model, LinearProbe(), trained=["head"]).trainable
         650
     """
