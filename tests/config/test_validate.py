@@ -2,7 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from randlora_pl.config.compose import DEFAULTS, compose
-from randlora_pl.config.validate import check_names
+from randlora_pl.config.mistakes import check_names
 from tests.support.cli import Run
 from tests.support.products import in_one_item
 

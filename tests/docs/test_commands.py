@@ -19,7 +19,7 @@ GROUPS = {
     "analyze": set(analyze.VERBS),
     "bench": set(bench.VERBS),
     "data": {"get", "check", "show"},
-    "config": {"list", "cat", "cp"},
+    "config": {"list", "cat", "cp", "check"},
 }
 WRONG = [shlex.split(command) for command, _ in shown(PAGES["docs/troubleshooting.md"])]
 COMMANDS = [
@@ -48,7 +48,9 @@ def test_commands_are_understood(name: str, command: str) -> None:
     options = [word.partition("=")[0] for word in words if word.startswith("--")]
     a_run = verb == "fit" or words[:2] == ["tune", "--config"]  # the rate of a run, with the options of fit
     if a_run and "--resume" not in options and "--help" not in options and len(words) > 1:
-        prepare("fit", words[1:])  # checks configs, classes, options and data sets by name
+        prepare(
+            "fit", [word for word in words[1:] if word != "--dry-run"]
+        )  # checks configs, classes, options and data sets by name
         return
     explained = help_of(words) if not {"VERB"} & set(words) else ""
     for option in set(options) - {"--help", "--help-all"}:

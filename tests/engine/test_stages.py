@@ -177,7 +177,11 @@ def test_data_without_validation_images(
 
 
 def test_unknown_figure_to_monitor(run: Run, tmp_path: Path) -> None:
-    result = run("fit", *SMALL, "--checkpoint.monitor", "val/accuracy")
+    own = (
+        "--trainer.callbacks",
+        "ModelSummary",
+    )  # with a callback of the user, only the validation shows what is logged
+    result = run("fit", *SMALL, "--checkpoint.monitor", "val/accuracy", *own)
     message = result.err
     assert result.code == 2 and only_run(tmp_path).is_dir(), "what was trained is not lost"
     assert "checkpoint.monitor" in message and "'val/acc'" in message
@@ -258,6 +262,18 @@ def test_memory_that_runs_out_is_told_with_what_to_try(
     assert not (tmp_path / "runs").exists()
     monkeypatch.setattr(VisionLanguageTask, "test_step", step)
     assert "--data.eval_batch_size 16" in run("fit", *SMALL).err, "it is the test that needs less"
+
+
+def test_a_dry_run_prints_the_start_page_and_writes_nothing(
+    run: Run, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANDLORA_PL_CACHE", str(tmp_path / "cache"))
+    result = run("fit", *SMALL, "--dry-run", "--run.logger", "[csv,tensorboard]")
+    assert result.code == 0 and not list(tmp_path.iterdir()), result.err
+    for row in (r"trainable +\d[\d,]+ of ", "steps +3 optimizer steps", "memory +[0-9.]+ MB of weights"):
+        assert re.search(row, result.out), row
+    assert "cannot continue" in refused("fit", "--dry_run", "--resume", "runs/quickstart/TIME")
+    assert "Unknown option --dry-run" in refused("validate", "--dry-run", "--data.shots", "3")
 
 
 def test_other_errors_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

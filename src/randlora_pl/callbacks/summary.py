@@ -5,6 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from randlora_pl.callbacks.validation import validations
+from randlora_pl.utils.errors import DryRunEnd
 from randlora_pl.utils.files.run_files import run_folder
 from randlora_pl.utils.run_results import planned
 from randlora_pl.utils.text.console import print_above_progress
@@ -65,6 +66,13 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     }
 
 
+def memory(task: Any) -> str:
+    """Return the memory of a training, without activations, which depend on the batch and are known only by running."""
+    weights = sum(p.numel() * p.element_size() for p in task.parameters())
+    trained = sum(p.numel() * p.element_size() for p in task.parameters() if p.requires_grad)
+    return f"{byte_size(weights)} of weights, {byte_size(3 * trained)} of gradients and AdamW's state, and activations"
+
+
 def parts_of(task: Any) -> str:
     """Return the split of trainable parameters into adapter and head, or "" without a head."""
     adapter = task.report.trainable
@@ -86,12 +94,15 @@ def _validated(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
 class StartSummary(Callback):
     """Print one page once, before the first test or the training.
 
+    Args:
+        dry: If True, end the run after the page, which has the memory instead of the run folder then.
+
     Attributes:
         text: The page, once it is printed on rank 0.
     """
 
-    def __init__(self) -> None:
-        self._printed = False
+    def __init__(self, dry: bool = False) -> None:
+        self._printed, self.dry = False, dry
         self.text = ""
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -102,14 +113,21 @@ class StartSummary(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if data.plan is None:
             data.setup("fit")  # on every rank: setup synchronizes them
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self._print(trainer, pl_module, data)
+        if self.dry:
+            raise DryRunEnd
+
+    def _print(self, trainer: Trainer, pl_module: Any, data: Any) -> None:
         report = pl_module.report
         remarks = "".join(f"\n{note}" for note in report.notes)
         page: list[Any] = [f"\n{describe(report.adapter)}{remarks}"]
         page += [layer_table(report)] if report.rows else []
         page += [f"adapted: {report.coverage}"] if report.coverage else []
-        self.text = print_above_progress(*page, facts_table(facts(trainer, pl_module, data)), "")
+        rows = facts(trainer, pl_module, data)
+        if self.dry:
+            rows |= {"memory": memory(pl_module), "run folder": "none: --dry-run writes nothing"}
+        self.text = print_above_progress(*page, facts_table(rows), "")
 
     on_test_start = on_fit_start  # a zero-shot test comes first, when the training is already planned
 

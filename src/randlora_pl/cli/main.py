@@ -75,7 +75,7 @@ Look up   datasets   data sets; datasets NAME shows one in full
           data       get NAME | check NAME | show NAME: download it, is it complete, what does it look like
           models     backbones
           adapters   methods; adapters NAME explains the options of one
-          config     list | cat NAME | cp NAME: the shipped configs
+          config     list | cat NAME | cp NAME: the shipped configs; check FILE: mistakes in yours
           doctor     what is installed, found and missing
 
 randlora-pl VERB --help explains one verb. --version prints the version.

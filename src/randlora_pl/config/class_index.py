@@ -208,10 +208,10 @@ def subclasses(package: str, base: str) -> dict[str, ClassSource]:
 
 
 @cache
-def trainer_options() -> frozenset[str]:
-    """Return the names of the Lightning trainer's options, from its source text."""
+def trainer_options() -> dict[str, Option]:
+    """Return the Lightning trainer's options by name, from its source text; empty if it has another place."""
     spec = importlib.util.find_spec("lightning")
     if spec is None or not spec.submodule_search_locations:
-        return frozenset()
+        return {}
     file = Path(spec.submodule_search_locations[0]) / "pytorch" / "trainer" / "trainer.py"
-    return frozenset(_read(file, "")["Trainer"][0].options) if file.is_file() else frozenset()
+    return _read(file, "")["Trainer"][0].options if file.is_file() else {}

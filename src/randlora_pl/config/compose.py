@@ -254,7 +254,7 @@ def is_option(word: str) -> bool:
 def underscored(word: str) -> str:
     """Return ``--data.batch-size=4`` as ``--data.batch_size=4``; return any other word unchanged."""
     option, equals, value = word.partition("=")
-    if not is_option(word) or option == "--help-all":
+    if not is_option(word) or option in ("--help-all", "--dry-run"):
         return word
     return re.sub(r"(?<=\w)-", "_", option) + equals + value
 

@@ -1,17 +1,14 @@
 """Check of the typed names against the source text, with near matches for each error."""
 
-import ast
 import difflib
-import os
 import re
 import shlex
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.config.class_index import ClassSource, read_classes, subclasses, trainer_options
-from randlora_pl.config.compose import CLASSES, Command, flatten, is_option, normalize, read_config, short_name
+from randlora_pl.config.class_index import ClassSource, Option, read_classes, subclasses, trainer_options
+from randlora_pl.config.compose import Command, flatten, normalize, read_config, short_name
 from randlora_pl.utils.errors import UserError, brief, near, shortened
 
 RUN_OPTIONS = {
@@ -20,16 +17,14 @@ RUN_OPTIONS = {
     "logger": "tensorboard, csv, wandb, or several: [tensorboard,csv]. Default: tensorboard",
     "timeout": "Seconds that a process waits for the others before it takes them for lost. Default: 600",
 }
+_RUN_KINDS = {"name": "str | None", "root": "str", "logger": "str | list[str]", "timeout": "float"}
 CALLBACK_GROUPS = {"checkpoint": "AdapterCheckpoint", "gradient_flow": "GradientFlow", "spectrum": "UpdateSpectrum"}
 IN_CONFIGS = {"seed_everything", "ckpt_path"}
 SINGLE = {"seed_everything", "ckpt_path", "print_config", "config", "help", "h", "help-all"}
 
 IMAGES = "randlora_pl.data.ImageData"
 
-MOST_PARTS = 10**6
-"""Most micro-batches per optimizer step: sampled indices are counted in 64 bits."""
-
-Groups = dict[str, set[str] | None]  # None: a class outside this project, whose options are not known here
+Groups = dict[str, dict[str, Option] | None]  # None: a class outside this project, whose options are not known here
 
 
 def tasks() -> dict[str, ClassSource]:
@@ -89,109 +84,34 @@ def known_class(name: object, known: Iterable[str], what: str, option: str) -> s
     raise UserError(f"Unknown {what} {brief(short)} ({option}).{near(short, spelled.values())} Known: {choices}")
 
 
-def check_names(command: Command) -> None:
-    """Check the classes, the option names and the dataset of a command; correct the spelling of classes.
+def groups_of(names: dict[str, str | None]) -> Groups:
+    """Return the options of a command by group.
+
+    Args:
+        names: Names of the classes by option (see `CLASSES`); None for a class outside this project.
+    """
+    task, callbacks = names["model"], read_classes("callbacks")
+    own = {name: Option(name, _RUN_KINDS[name], None, text) for name, text in RUN_OPTIONS.items()}
+    groups: Groups = {"data": data_class(task).options, "run": own, "trainer": trainer_options() or None}
+    groups |= {group: callbacks[name].options for group, name in CALLBACK_GROUPS.items()}
+    for (option, name), known in zip(names.items(), (tasks(), adapters(), adapters()), strict=False):
+        groups[option] = known[name].options if name else None
+    return {
+        group: None
+        if options is None
+        else {name: options[name] for name in options if name != "seed"}
+        if group in ("data", "model")
+        else options
+        for group, options in groups.items()
+    }  # seed_everything sets the seeds of data and model
+
+
+def check_option(command: Command, key: str, groups: Groups, typed: bool) -> None:
+    """Refuse an option or a key of a config that does not exist.
 
     Raises:
-        UserError: The first unknown name.
+        UserError: The option is unknown; the message has its file, and near names.
     """
-    flat = command.flat()
-    task = known_class(flat["model"], tasks(), "task", "--model")
-    method = known_class(flat["model.adapter"], adapters(), "adapter", "--model.adapter")
-    callbacks = read_classes("callbacks")
-    groups: Groups = {
-        "data": set(data_class(task).options) - {"seed"},  # seed_everything sets it
-        "trainer": set(trainer_options()) or None,
-        "run": set(RUN_OPTIONS),
-        "model": set(tasks()[task].options) - {"seed"} if task else None,
-        "model.adapter": set(adapters()[method].options) if method else None,
-    }
-    inner = flat.get("model.adapter.inner")
-    if inner is not None:
-        inner = known_class(inner, adapters(), "adapter", "--model.adapter.inner")
-        groups["model.adapter.inner"] = set(adapters()[inner].options) if inner else None
-    groups |= {group: set(callbacks[name].options) for group, name in CALLBACK_GROUPS.items()}
-    typed = [*command.values, *(word.lstrip("-").partition("=")[0] for word in command.typed if is_option(word))]
-    empty = [key for key, value in command.config.items() if value == {}]
-    for key in dict.fromkeys([*typed, *flat, *empty]):
-        _check_option(command, key, groups, key in typed)
-    for option, name in zip(CLASSES, (task, method, inner), strict=True):
-        _spell(command, option, name)
-    seed = flat.get("seed_everything", 0)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise UserError(f"--seed_everything is {brief(seed)}: give a whole number from 0 to {2**32 - 1}.")
-    _check_trainer(flat)
-    if "data.dataset" in flat:
-        _check_dataset(task, str(flat["data.dataset"]))
-    with suppress(TypeError, AttributeError):  # a value of another type, which the parser refuses
-        _check_data(task, flat)
-
-
-def _check_trainer(flat: dict[str, Any]) -> None:
-    """Refuse numbers that Lightning accepts and fails at, or that would start thousands of processes.
-
-    Raises:
-        UserError: An option is out of range; the message names it.
-    """
-    parts = flat.get("trainer.accumulate_grad_batches")
-    if isinstance(parts, int) and not 1 <= parts <= MOST_PARTS:
-        raise UserError(
-            f"--trainer.accumulate_grad_batches is {brief(parts)}: give a whole number from 1 to {MOST_PARTS:,}."
-        )
-    if str(flat.get("trainer.precision")) in ("64", "64-true"):
-        raise UserError(
-            "--trainer.precision 64 does not fit images, which are float32: leave it out, or give bf16-mixed."
-        )
-    devices, most = flat.get("trainer.devices"), max(16, 2 * (os.cpu_count() or 1))
-    if isinstance(devices, int) and devices > most:
-        raise UserError(
-            f"--trainer.devices is {brief(devices)}: each is a process; give at most {most} on this machine."
-        )
-
-
-def _check_dataset(task: str | None, dataset: str) -> None:
-    """Refuse an unknown dataset.
-
-    Raises:
-        UserError: The dataset is unknown; near names are suggested.
-    """
-    if is_text_task(task):
-        from randlora_pl.language.catalog import check_dataset
-
-        check_dataset(dataset, data_class(task).name == "LabelledTexts")
-        return
-    from randlora_pl.data.catalog.registry import CATALOG, find
-    from randlora_pl.language.catalog import DATASETS, LABELLED, TASKS
-
-    fits = [name for name, known in zip(TASKS, (DATASETS, LABELLED), strict=True) if dataset in known]
-    if dataset not in CATALOG and fits:
-        raise UserError(f"The data set {dataset!r} is of texts: it needs --model {' or '.join(fits)}.")
-    find(dataset)
-
-
-def _check_data(task: str | None, flat: dict[str, Any]) -> None:
-    """Refuse contradictory data options, seconds before the data module is imported.
-
-    Raises:
-        UserError: Data options contradict each other; the message names one.
-    """
-    from randlora_pl.data import validate as options
-    from randlora_pl.data.catalog.registry import find
-
-    source = data_class(task)
-    values = {name: ast.literal_eval(option.default or "None") for name, option in source.options.items()}
-    values |= {name: flat[f"data.{name}"] for name in values if f"data.{name}" in flat}
-    if source.name == "ImageData":
-        options.check(values, find(values["dataset"]))
-        if task:
-            blended = tasks()[task].constants.get("blended_labels", False)
-            options.check_softmax(values["mixup"], values["cutmix"], task, blended)
-    elif "balance" in values:
-        scores = values["scores"] or values["dataset"] == "stsb"
-        options.check_balance(values["balance"], "scores" if scores else "")
-
-
-def _check_option(command: Command, key: str, groups: Groups, typed: bool) -> None:
     parts = short_name(key).split(".")
     if key in IN_CONFIGS or (typed and (parts[0] in SINGLE or parts[-1] == "help")):
         return
@@ -202,8 +122,8 @@ def _check_option(command: Command, key: str, groups: Groups, typed: bool) -> No
         known = groups[group]
         if not rest or known is None or rest[0] in known:
             return
-    where = _file_with(command, key)
-    if where and (verb := _verb_of(where)):
+    where = file_with(command, key)
+    if where and (verb := verb_of(where)):
         raise UserError(f"{where} describes several runs, not one: randlora-pl {verb} {shlex.quote(str(where))}")
     what = f"Unknown key {shortened(key, 80)} in {where}." if where else f"Unknown option --{shortened(key, 80)}."
     raise UserError(
@@ -211,7 +131,7 @@ def _check_option(command: Command, key: str, groups: Groups, typed: bool) -> No
     )
 
 
-def _file_with(command: Command, key: str) -> Path | None:
+def file_with(command: Command, key: str) -> Path | None:
     """Return the config file that sets a key; None if it was typed."""
     if key in command.values:
         return None
@@ -222,7 +142,7 @@ def _file_with(command: Command, key: str) -> Path | None:
     return None
 
 
-def _verb_of(file: Path) -> str:
+def verb_of(file: Path) -> str:
     """Return the verb of a config that describes several runs; empty for a config of one."""
     tree = read_config(file)
     return "sweep" * ("methods" in tree)
@@ -267,7 +187,7 @@ def _other_kinds(option: str) -> list[str]:
     return [kind for name, kind in _KINDS.items() if option in found[name].options]
 
 
-def _spell(command: Command, option: str, name: str | None) -> None:
+def spell(command: Command, option: str, name: str | None) -> None:
     """Replace a class's name, typed or from a config, by its right spelling."""
     if name is None:
         return

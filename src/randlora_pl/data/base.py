@@ -13,6 +13,7 @@ from torch import Tensor
 
 from randlora_pl.data.sampling.balance import ClassDraws, class_weights, remarks
 from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSchedule
+from randlora_pl.data.validate import check_epochs
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.signatures import whole_signature
 
@@ -157,11 +158,8 @@ class PlannedData(LightningDataModule):
         Raises:
             UserError: The plan is missing, or the trainer would run it more than once.
         """
-        if self.trainer is not None and self.trainer.max_epochs != 1:
-            raise UserError(
-                f"trainer.max_epochs is {self.trainer.max_epochs}, but a run is one pass over its planned draws. "
-                "Keep it at 1 and set --data.epochs or --data.steps"
-            )
+        if self.trainer is not None:
+            check_epochs(self.trainer.max_epochs)
         if self.plan is None:
             raise UserError("Call setup('fit') before train_dataloader()")
         return TrainSchedule(self.plan, self.batch_size, self._accumulate, self._world, self._rank)

@@ -1,7 +1,8 @@
 """Instant checks of the data options before anything is read. Imports no PyTorch."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,30 @@ def check(values: Mapping[str, Any], row: DatasetSpec) -> None:
     Raises:
         UserError: An option is invalid; the message has the first.
     """
-    known = {**values, "captions": row.captions, "without_classes": "captions" if row.captions else ""}
-    for each in (check_subset, check_run, check_balance, check_augment, check_frame):
-        each(**{name: known[name] for name in signature(each).parameters})
-    if values["root"] is None and row.own:
+    for each in checks(values, row):
+        each()
+
+
+def checks(values: Mapping[str, Any], row: DatasetSpec) -> Iterator[Callable[[], None]]:
+    """Yield each check of `check`."""
+    known = {**values, "captions": row.captions, "without_classes": "captions" if row.captions else "", "row": row}
+    for each in (check_subset, check_run, check_balance, check_augment, check_frame, check_root):
+        yield partial(each, **{name: known[name] for name in signature(each).parameters})
+
+
+def check_root(root: Any, row: DatasetSpec) -> None:
+    """Refuse data of the user without their place."""
+    if root is None and row.own:
         raise UserError(f"The dataset {row.name!r} needs --data.root: {row.source} ({row.layout})")
+
+
+def check_epochs(max_epochs: int | None) -> None:
+    """Refuse a number of epochs of the trainer."""
+    if max_epochs != 1:
+        raise UserError(
+            f"trainer.max_epochs is {max_epochs}, but a run is one pass over its planned draws. "
+            "Keep it at 1 and set --data.epochs or --data.steps"
+        )
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from randlora_pl.config.compose import (
     read_config,
     underscored,
 )
-from randlora_pl.config.validate import check_names
+from randlora_pl.config.mistakes import check_names
 from randlora_pl.engine.run_folder import check_architecture, check_run, newest_unfinished, planned_name
 from randlora_pl.parallel.launch import broadcast_decision
 from randlora_pl.utils.errors import UserError

@@ -33,6 +33,7 @@ from randlora_pl.callbacks import (
     WrittenAnswers,
 )
 from randlora_pl.config.compose import Command, Tree
+from randlora_pl.config.mistakes import check_loggers
 from randlora_pl.config.validate import tasks
 from randlora_pl.engine.error_messages import build_error, parse_error
 from randlora_pl.engine.run_folder import missing_folders, new_folder, planned_name, remove_folder
@@ -40,11 +41,9 @@ from randlora_pl.parallel.devices import with_devices, with_strategy
 from randlora_pl.parallel.launch import TIMEOUT
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.tasks.trainer import SETTINGS
-from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import follow_latest, link_latest
 from randlora_pl.utils.text.log_filters import filter_library_warnings
-
-LOGGERS = ("tensorboard", "csv", "wandb", "none")
 
 
 class RunParser(LightningArgumentParser):
@@ -148,15 +147,18 @@ class App(LightningCLI):
         command: The command, with its names checked.
         folder: The folder of a run to resume; None makes a new one.
         path: Path of the new folder, instead of ``--run.root``, ``--run.name`` and the time.
+        dry: If True, training ends after the start page; no folder and no logger is made.
 
     Attributes:
         folder: The run folder.
         created: True if this process made it.
     """
 
-    def __init__(self, command: Command, folder: Path | None = None, path: Path | None = None) -> None:
+    def __init__(
+        self, command: Command, folder: Path | None = None, path: Path | None = None, dry: bool = False
+    ) -> None:
         filter_library_warnings()  # now that Lightning is imported, which sets its own log level then
-        self.command, self.created, self._path = command, folder is None, path
+        self.command, self.created, self._path, self.dry = command, folder is None and not dry, path, dry
         self.folder = folder or Path()
         self._made: list[Path] = []
         super().__init__(
@@ -218,7 +220,7 @@ class App(LightningCLI):
             self._made = missing_folders(Path(run.root) / name)
             self.folder = new_folder(Path(run.root), name)
         try:
-            given = self.config_init.trainer.logger
+            given = False if self.dry else self.config_init.trainer.logger
             logger = self._loggers(run.logger) if given is None or given is True else given
             return super().instantiate_trainer(default_root_dir=str(self.folder), logger=logger, **kwargs)
         except BaseException:
@@ -228,7 +230,7 @@ class App(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         own: list[Callback] = [PerClass(), Figures(), WrittenAnswers()]
         if self.command.verb == "fit":
-            own += [*_validation(config, callbacks), StartSummary(), PeakMemory(), Throughput()]
+            own += [*_validation(config, callbacks), StartSummary(self.dry), PeakMemory(), Throughput()]
             own += [NonFiniteLoss(), Termination(), StepNumbers()]
         else:
             callbacks = []  # checkpoint, gradient_flow and spectrum belong to a training
@@ -243,6 +245,7 @@ class App(LightningCLI):
 
     def _loggers(self, names: str | list[str]) -> list[Logger]:
         made: list[Logger] = []
+        check_loggers(names)
         for name in [names] if isinstance(names, str) else names:
             if name == "tensorboard":
                 made.append(TensorBoardLogger(self.folder, name="", version="tensorboard"))
@@ -252,8 +255,6 @@ class App(LightningCLI):
                 from lightning.pytorch.loggers import WandbLogger
 
                 made.append(WandbLogger(save_dir=self.folder, name=self.folder.name, project="randlora-pl"))
-            elif name != "none":
-                raise UserError(f"run.logger is {name!r}.{near(name, LOGGERS)} Known: {', '.join(LOGGERS)}")
         return made
 
     def _free(self, name: str) -> str:

@@ -4,11 +4,12 @@ import shlex
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.config.compose import Command
+from randlora_pl.config.mistakes import check_here
 from randlora_pl.engine.command import adapter_of, folders_in, prepare, resume_by_itself
 from randlora_pl.engine.error_messages import (
     build_error,
@@ -23,13 +24,15 @@ from randlora_pl.engine.error_messages import (
 from randlora_pl.engine.run_folder import check_run
 from randlora_pl.engine.run_lock import locked
 from randlora_pl.language.catalog import TASKS as LANGUAGE_TASKS
-from randlora_pl.utils.errors import LostProcessError, Terminated, UserError
+from randlora_pl.utils.errors import DryRunEnd, LostProcessError, Terminated, UserError
 from randlora_pl.utils.files.run_files import CONFIG, LAST
 from randlora_pl.utils.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from randlora_pl.engine.lightning_cli import App
 from randlora_pl.utils.text.log_filters import silence_library_warnings
+
+DRY_RUN = ("--dry-run", "--dry_run")
 
 
 def run_fit(words: Sequence[str]) -> "App":
@@ -44,13 +47,21 @@ def run_fit(words: Sequence[str]) -> "App":
     Raises:
         UserError: A typed option does not fit; also the errors of `handle_run_errors`.
     """
-    args = resume_by_itself(list(words))
+    args = [word for word in words if word not in DRY_RUN]
+    dry = len(args) < len(words)
+    args = resume_by_itself(args)
     folder = folders_in(args, ("resume",)).get("resume")
+    if dry and folder is not None:
+        raise UserError(f"--dry-run writes nothing, so it cannot continue {folder}: leave out --resume, or --dry-run.")
     with ExitStack() as held:
         if folder is not None:  # before any file of it is read, which another process may be writing
             check_run(folder)
             lock = held.enter_context(locked(folder))
-        app = start(prepare("fit", args), folder)
+        app = start(prepare("fit", args), folder, dry)
+        if dry:
+            with handle_run_errors(app):
+                app.trainer.fit(app.model, app.datamodule)  # StartSummary ends it
+            return app
         if folder is None:
             lock = held.enter_context(locked(app.folder))
         from randlora_pl.engine.stages import fit
@@ -76,12 +87,18 @@ def run_evaluation(verb: str, words: Sequence[str]) -> "App":
     return app
 
 
-def start(command: Command, folder: Path | None) -> "App":
+def start(command: Command, folder: Path | None, dry: bool = False) -> "App":
     """Import the heavy libraries and build task, data and trainer.
+
+    Args:
+        command: The checked command.
+        folder: The folder of a run to resume; None makes a new one.
+        dry: If True, only print the start page, and make no folder.
 
     Raises:
         UserError: A typed option does not fit.
     """
+    check_here(command)
     silence_library_warnings()
     if "--help-all" in command.typed:
         command.typed = ["--help"]
@@ -93,7 +110,7 @@ def start(command: Command, folder: Path | None) -> "App":
         from randlora_pl.engine.lightning_cli import App, data_class_of
 
         data_class_of(command)
-    return App(command, folder)
+    return App(command, folder, dry=dry)
 
 
 @contextmanager
@@ -110,8 +127,10 @@ def handle_run_errors(app: "App") -> Iterator[None]:
     from randlora_pl.utils.text.console import log_to_file
 
     try:
-        with log_to_file(app.folder / "run.log"), report_full_disk_once():
+        with nullcontext() if app.dry else log_to_file(app.folder / "run.log"), report_full_disk_once():
             yield
+    except DryRunEnd:
+        return
     except UserError:
         app.discard()
         _end_the_others(app)

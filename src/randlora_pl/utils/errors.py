@@ -59,6 +59,10 @@ class Terminated(KeyboardInterrupt):
     """Exception for SIGTERM, which batch systems send; handled like Ctrl-C, exit code 143."""
 
 
+class DryRunEnd(Exception):  # noqa: N818 (not an error)
+    """End of ``fit --dry-run``, after its start page."""
+
+
 def near(word: str, choices: Iterable[str], count: int = 3) -> str:
     """Return a suggestion such as `` Did you mean 'digits'?``, or an empty string if no choice is similar.
 

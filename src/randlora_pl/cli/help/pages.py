@@ -19,6 +19,7 @@ def page(verb: str) -> str:
     if fit:
         again = "Continue this run folder; what you type beats its config. auto: the newest run of this name, as it was"
         lines += [_line(f"--run.{name} VALUE", text) for name, text in RUN_OPTIONS.items()]
+        lines += [_line("--dry-run", "Print the start page (parameters, steps, memory) and end; nothing is written")]
         lines += [
             _line("--print_config", "Print the merged config and end; --print_config=skip_default: without defaults")
         ]

@@ -228,6 +228,7 @@ The shipped configs.
   config list            what there is
   config cat NAME        print one
   config cp NAME [FILE]  copy one, to change it; an existing file is not overwritten
+  config check FILE      print all mistakes of a config, each with its line; 2 is returned if there are any
 """,
     "doctor": "Show versions, devices, data, cached weights and network; print how to get what is missing.\n",
 }

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from randlora_pl.config.mistakes import mistakes_in
 from randlora_pl.config.shipped import config_names, find_config, headline, scripts
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.atomic_output import write_bytes
@@ -16,7 +17,7 @@ def _find(name: str) -> Path:
 
 
 def config_verb(args: list[str]) -> int:
-    """Run ``config list``, ``config cat NAME`` or ``config cp NAME [FILE]``."""
+    """Run ``config list``, ``config cat NAME``, ``config cp NAME [FILE]`` or ``config check FILE``."""
     match args:
         case [] | ["list"]:
             names, starters = config_names(), scripts()
@@ -32,11 +33,19 @@ def config_verb(args: list[str]) -> int:
         case ["cp", name, target]:
             file = _find(name)
             _copy(file, Path(target) / file.name if Path(target).is_dir() else Path(target))
+        case ["check"]:
+            raise UserError("config check needs a file: randlora-pl config check FILE")
+        case ["check", file]:
+            if not (found := mistakes_in(find_config(file))):
+                print(f"{file}: no mistakes found")
+                return 0
+            print("\n".join(found))
+            raise UserError(f"{file} has {len(found)} mistake{'s' * (len(found) > 1)}.")
         case _:
             words = " ".join(args)
             raise UserError(
-                f"config {words}: not understood.{near(args[0], ['list', 'cat', 'cp'])} "
-                "Use: config list | config cat NAME | config cp NAME [FILE]"
+                f"config {words}: not understood.{near(args[0], ['list', 'cat', 'cp', 'check'])} "
+                "Use: config list | config cat NAME | config cp NAME [FILE] | config check FILE"
             )
     return 0
 

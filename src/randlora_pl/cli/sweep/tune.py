@@ -11,7 +11,8 @@ from randlora_pl.cli.sweep.job import Job, check_typed, choose, find_sweep, pars
 from randlora_pl.cli.sweep.run import dry_run
 from randlora_pl.cli.sweep.tuning import Tuning, comments, search_of
 from randlora_pl.config.compose import DEFAULTS, Command, Tree, compose, merge, nested, normalize, parse_value
-from randlora_pl.config.validate import check_names, is_text_task
+from randlora_pl.config.mistakes import check_names
+from randlora_pl.config.validate import is_text_task
 from randlora_pl.experiments.sweep.description import SweepConfig, budget
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.trial_config import check

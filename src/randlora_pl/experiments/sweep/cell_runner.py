@@ -10,7 +10,7 @@ from contextvars import copy_context
 from pathlib import Path
 
 from randlora_pl.config.compose import Command, merge
-from randlora_pl.config.validate import check_names
+from randlora_pl.config.mistakes import check_names
 from randlora_pl.engine.run_lock import FILE, locked
 from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.utils.errors import UserError

@@ -3,8 +3,9 @@
 import copy
 
 from randlora_pl.config.compose import DEFAULTS, Command, Tree, merge, nested, normalize, read_config
+from randlora_pl.config.mistakes import check_names
 from randlora_pl.config.shipped import find_config
-from randlora_pl.config.validate import check_names, is_text_task, tasks
+from randlora_pl.config.validate import is_text_task, tasks
 from randlora_pl.experiments.sweep.description import METHOD
 from randlora_pl.utils.errors import UserError
 

@@ -1,0 +1,123 @@
+"""Mistakes of commands and configs: types, values that exclude each other, and all of a file at once."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from randlora_pl.config.mistakes import LOGGERS, mistakes_in
+from randlora_pl.config.shipped import config_names
+from randlora_pl.config.value_types import line_numbers
+from tests.support.cli import Run
+from tests.support.products import in_one_item
+
+FIVE = """\
+# five mistakes
+model:
+  class_path: VisionLanguageTask
+  init_args:
+    learning_rate: fast
+    adapter:
+      class_path: RandLora2
+data:
+  dataset: digts
+  shots: 4
+  fraction: 0.5
+  batch_sise: 3
+"""
+
+EARLY = {
+    "--trainer.max_epochs 3": "trainer.max_epochs is 3",
+    "--checkpoint.monitor val/f1": "checkpoint.monitor is 'val/f1'",
+    "--checkpoint.monitor val/acuracy": "Did you mean 'val/acc'",
+    "--run.logger nonsense": "Did you mean 'none'",
+    "--run.logger [csv,nonsense]": "run.logger is 'nonsense'",
+    "--data.dataset folder --data.root nowhere": "--data.root nowhere does not exist; expected CLASS/IMAGE",
+    "--data.dataset cifar10 --data.root nowhere": "--data.root nowhere does not exist; expected cifar-10",
+    "--model CausalLMTask --data.dataset jsonl --data.root x.jsonl": "--data.root x.jsonl does not exist",
+    "--data.shots 0": "--data.shots is 0",
+    "--data.batch_size 3.5": "--data.batch_size: expected a whole number, not 3.5",
+    "--model.learning_rate fast": "--model.learning_rate: expected a number, not fast",
+    "--model.adapter.basis ternry": "--model.adapter.basis: expected one of uniform, normal",
+    "--trainer.accumulate_grad_batches many": "--trainer.accumulate_grad_batches: expected a whole number",
+    r'--model.targets [".*attn\.(q|v)"]': "Put single quotes inside",
+}
+
+
+def test_mistakes_are_told_before_heavy_imports(tmp_path: Path) -> None:
+    """All of them in one process, which has not imported PyTorch in the end."""
+    code = (
+        "import json, sys; from randlora_pl.cli.main import main\n"
+        "for words in json.loads(sys.argv[1]): assert main(['fit', '--config', 'quickstart', *words.split()]) == 2\n"
+        "heavy = {'torch', 'lightning', 'timm', 'open_clip', 'transformers'} & set(sys.modules); assert not heavy"
+    )
+    command = [sys.executable, "-c", code, json.dumps(list(EARLY))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(EARLY) and not list(tmp_path.iterdir())
+    for line, word in zip(lines, EARLY.values(), strict=True):
+        assert word in line
+
+
+def test_five_mistakes_are_found_at_once_each_with_its_line(run: Run) -> None:
+    Path("five.yaml").write_text(FIVE)
+    checked = run("config", "check", "five.yaml")
+    assert checked.code == 2 and checked.err == "randlora-pl: error: five.yaml has 5 mistakes.\n"
+    words = (
+        "learning_rate: expected a number",
+        "Unknown adapter",
+        "Unknown dataset",
+        "exclude each",
+        "data.batch_sise",
+    )
+    for line, number, word in zip(checked.out.splitlines(), (5, 7, 9, 10, 12), words, strict=True):
+        assert line.startswith(f"five.yaml, line {number}: ") and word in line
+
+
+def test_a_mistyped_value_hides_no_other_mistake(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("data: {batch_size: many, steps: 3, epochs: 2, shots: 0}\nrun: {logger: x}\n")
+    found = mistakes_in(tmp_path / "c.yaml")
+    assert len(found) == 4
+    assert all(word in " ".join(found) for word in ("not many", "--data.epochs 2", "--data.shots is 0", "run.logger"))
+
+
+def test_what_is_no_config_of_a_run_is_one_line(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "needs a file" in refused("config", "check")
+    for text, word in (("a: [1", "not valid YAML"), ("methods: {a: {}}\n", "several runs: randlora-pl sweep")):
+        (tmp_path / "c.yaml").write_text(text)
+        assert word in refused("config", "check", "c.yaml")
+
+
+@in_one_item("name", [name for name in config_names() if not name.startswith("sweeps/")])
+def test_shipped_configs_have_no_mistakes(name: str) -> None:
+    assert mistakes_in(config_names()[name]) == []
+
+
+def test_lines_of_options_leave_out_the_words_that_only_yaml_needs(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(FIVE)
+    lines = line_numbers(tmp_path / "c.yaml")
+    assert (lines["model"], lines["model.learning_rate"], lines["model.adapter"], lines["data.shots"]) == (3, 5, 7, 10)
+
+
+def test_a_wrong_type_in_a_config_names_file_and_line(refused: Callable[..., str], tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(FIVE.replace("RandLora2", "LoRA").replace("digts", "digits").replace("  batch_sise: 3\n", ""))
+    assert f"not fast in {config}, line 5" in refused("fit", "--config", str(config))
+
+
+def test_a_logger_without_its_package_names_our_extra(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LOGGERS, "wandb", "no_such_package")
+    assert "pip install 'randlora-pl[no_such_package]'" in refused("fit", "--config", "lora", "--run.logger", "wandb")
+
+
+def test_metrics_that_can_be_monitored_are_those_of_a_validation(finished: Path) -> None:
+    from randlora_pl.config.mistakes import _VALIDATED
+
+    results = json.loads((finished / "results.json").read_text())
+    assert {name.removeprefix("val/") for name in results if name.startswith("val/")} == set(_VALIDATED["ImageData"])
