@@ -30,6 +30,20 @@ def test_pictures_of_a_test_are_written(fit: Fit, tmp_path: Path) -> None:
     assert figures._surest.wrong == 128 - int(figures._counts.diagonal().sum())
 
 
+def test_the_surest_mistakes_open_the_predictions(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(
+        "randlora_pl.callbacks.plots.figures.samples_figure",
+        lambda images, truth, guesses, shares, heading="": drawn.append((truth, guesses, shares)),
+    )
+    trainer, task, data = fit(Figures(samples=4))
+    trainer.test(task, data, verbose=False)
+    predictions, mistakes = ([*zip(*grid, strict=True)] for grid in drawn)
+    assert predictions[:2] == mistakes[:2] and len(predictions) == len(mistakes) == 4
+    wrong = [true != guess for true, guess, _ in predictions]
+    assert wrong == sorted(wrong, reverse=True)
+
+
 def test_images_of_all_classes_are_shown_though_classes_come_one_by_one() -> None:
     figures, task = Figures(samples=6), SimpleNamespace(test_name="test")
     for number in range(12):  # four batches of each class

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from randlora_pl.callbacks.plots.surest import Surest
+from randlora_pl.callbacks.plots.surest import Prediction, Surest, wrong_first
 
 
 def predictions(samples: int = 40, classes: int = 3) -> tuple[Tensor, ...]:
@@ -33,6 +33,18 @@ def test_surest_mistakes_are_those_of_the_whole_set(parts: int) -> None:
         assert (mistake.label, mistake.guess) == (labels[mistake.index], guesses[mistake.index])
         assert torch.equal(mistake.image, images[mistake.index])
         assert mistake.image.untyped_storage().nbytes() == mistake.image.nbytes, "a view keeps its whole batch"
+
+
+def test_wrong_predictions_come_first_and_leave_room_for_right_ones() -> None:
+    def one(index: int, probability: float, wrong: bool = False) -> Prediction:
+        return Prediction(probability, index, 0, int(wrong), torch.zeros(3, 1, 1))
+
+    samples = [one(9, 0.5), one(1, 0.9), one(7, 0.4, wrong=True), one(2, 0.8), one(5, 0.99)]
+    mistakes = [one(index, 0.9 - 0.1 * index, wrong=True) for index in (0, 3, 4, 6)]
+    assert [kept.index for kept in wrong_first(mistakes, samples)] == [0, 3, 4, 1, 9], "half of five, rounded up"
+    assert [kept.index for kept in wrong_first(mistakes[:1], samples)] == [0, 7, 1, 2, 9]
+    assert [kept.index for kept in wrong_first([samples[2]], samples)] == [7, 1, 2, 5, 9], "none twice"
+    assert [kept.index for kept in wrong_first([], samples[:2])] == [1, 9]
 
 
 def test_headings_count() -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from randlora_pl.callbacks.plots.surest import Prediction, Surest
+from randlora_pl.callbacks.plots.surest import Prediction, Surest, wrong_first
 from randlora_pl.utils import rng
 from randlora_pl.utils.files.atomic_output import write_bytes, write_text
 from randlora_pl.utils.files.run_files import run_folder
@@ -198,7 +198,7 @@ class Figures(Callback):
                 images = _shown([one.image for one in kept], data.frame)
                 return partial(samples_figure, images, truth, guesses, [one.probability for one in kept], heading)
 
-            plots["predictions"] = grid(sorted((one for _, one in self._shown), key=lambda one: one.index))
+            plots["predictions"] = grid(wrong_first(surest.mistakes, [one for _, one in self._shown]))
             plots["mistakes"] = grid(surest.mistakes, surest.heading())
         self._write(trainer, plots)
 

@@ -27,6 +27,22 @@ class Prediction:
     image: Tensor
 
 
+def wrong_first(mistakes: list[Prediction], samples: list[Prediction]) -> list[Prediction]:
+    """Return as many predictions as there are samples: wrong ones first, the most confident in front.
+
+    Up to half of the samples make room for mistakes, so that these are seen at any accuracy.
+
+    Args:
+        mistakes: Mistakes of the whole test, most confident first.
+        samples: Predictions of all classes.
+    """
+    first = mistakes[: (len(samples) + 1) // 2]
+    seen = {one.index for one in first}
+    both = [*first, *(one for one in samples if one.index not in seen)][: len(samples)]
+    wrong = sorted((one for one in both if one.guess != one.label), key=lambda one: (-one.probability, one.index))
+    return wrong + sorted((one for one in both if one.guess == one.label), key=lambda one: one.index)
+
+
 class Surest:
     """Most confident mistakes, independent of the order and sizes of batches.
 
