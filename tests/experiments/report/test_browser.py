@@ -82,7 +82,7 @@ def test_no_block_lies_on_another(driver: Any, width: int) -> None:
 def test_no_figure_is_empty(driver: Any, width: int, scheme: str) -> None:
     show(driver, width, scheme)
     drawings = driver.find_elements("css selector", "figure svg")
-    assert len(drawings) == 3
+    assert len(drawings) == 5
     for drawing in drawings:
         image = pixels(drawing.screenshot_as_png)
         assert image.shape[1] > 0.75 * min(width, 500) and image.std() > 8
@@ -99,17 +99,48 @@ def test_dark_is_dark_with_light_words(driver: Any) -> None:
 
 
 def test_headers_stay(driver: Any) -> None:
-    show(driver, 1280)
+    """The first column while a wide table is scrolled aside, the header while the page is scrolled past a table."""
     place = """
-    const frame = document.querySelector("#accuracy-clip-vit-b-32").parentElement;
-    frame.scrollTop = 300; frame.scrollLeft = 200;
-    const top = frame.querySelector("thead th:nth-child(5)").getBoundingClientRect().top;
-    const left = frame.querySelector("tbody th").getBoundingClientRect().left;
-    const box = frame.getBoundingClientRect();
-    return [frame.scrollTop, top - box.top, left - box.left];
+    const frame = document.querySelector(arguments[0]).parentElement;
+    frame.scrollLeft = 100;
+    const body = frame.querySelector("tbody").getBoundingClientRect();
+    scrollTo(0, scrollY + body.top + 20);
+    const [head, name] = ["thead th:nth-child(2)", "tbody th"].map(kind => frame.querySelector(kind));
+    return [frame.classList.contains("fits"), head.getBoundingClientRect().top,
+      name.getBoundingClientRect().left - frame.getBoundingClientRect().left];
     """
-    scrolled, top, left = driver.execute_script(place)
-    assert scrolled > 0 and 0 <= top <= 2 and 0 <= left <= 2
+    show(driver, 1280)
+    fits, top, left = driver.execute_script(place, "#matrix-clip-vit-b-32")
+    assert fits and 0 <= top <= 2 and 0 <= left <= 2
+    show(driver, 390)
+    fits, _, left = driver.execute_script(place, "#accuracy-clip-vit-b-32")
+    assert not fits and 0 <= left <= 2
+
+
+def test_no_table_is_stretched_or_cut_at_the_bottom(driver: Any) -> None:
+    show(driver, 1280)
+    found = driver.execute_script("""
+    return [...document.querySelectorAll(".scroll")].map(box => [box.scrollHeight - box.clientHeight,
+      box.clientWidth - box.querySelector("table").offsetWidth]);
+    """)
+    assert len(found) > 8 and all(cut <= 0 and stretched <= 1 for cut, stretched in found)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_differences_are_coloured_and_can_be_read(driver: Any, scheme: str) -> None:
+    show(driver, 1280, scheme)
+    found = driver.execute_script("""
+    return [...document.querySelectorAll("td.tint")].map(cell => [Number(cell.dataset.sort),
+      getComputedStyle(cell).backgroundColor, getComputedStyle(document.body).backgroundColor]);
+    """)
+    strengths = {}
+    for value, colour, page in found:
+        red, _, blue, part = (float(number) for number in colour[5:-1].split(","))
+        assert (blue > red) == (value > 0) and 0 <= part <= 0.7
+        strengths[abs(value)] = part
+        mixed = [part * shade + (1 - part) * float(page[4:-1].split(",")[0]) for shade in (red, blue)]
+        assert min(mixed) > 60 if scheme == "light" else max(mixed) < 170
+    assert len(found) > 40 and [strengths[value] for value in sorted(strengths)] == sorted(strengths.values())
 
 
 def test_tables_are_sorted_by_a_click(driver: Any) -> None:

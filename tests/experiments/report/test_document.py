@@ -1,6 +1,7 @@
 """The whole report: Markdown, HTML and CSV say the same, and everything is escaped."""
 
 import csv
+import html
 import html.parser
 import re
 from collections import Counter
@@ -20,6 +21,7 @@ from randlora_pl.experiments.report.results import Results
 from randlora_pl.utils.errors import UserError
 from tests.experiments.report.sweeps import METHODS, description, write_sweep
 
+SIZES = ("b-32", "l-14")
 SMALL = description(datasets=["cars", "dtd"], budgets=[1], methods={m: METHODS[m] for m in ("LoRA-32", "RandLoRA-6")})
 
 
@@ -50,7 +52,7 @@ class Page(html.parser.HTMLParser):
                 self.ids.append(value or "")
             if name in ("href", "xlink:href"):
                 self.links.append(value or "")
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "wbr"):
             self.stack.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -68,7 +70,7 @@ def page(report: Path) -> Page:
 
 def test_files(report: Path) -> None:
     names = {str(path.relative_to(report)) for path in report.rglob("*") if path.is_file()}
-    figures = ("parameters-clip", "data-clip-vit-b-32", "data-clip-vit-l-14")
+    figures = ["parameters-clip", *(f"{kind}-clip-vit-{size}" for kind in ("differences", "memory") for size in SIZES)]
     assert names == {
         *("index.html", "report.md", "cells.csv", "summary.csv", "sweep.yaml"),
         *(f"figures/{name}.{form}" for name in figures for form in ("png", "svg")),
@@ -77,7 +79,7 @@ def test_files(report: Path) -> None:
 
 def test_the_page_is_whole_and_needs_nothing_else(page: Page) -> None:
     assert not page.stack
-    assert page.tags["svg"] == 3 and page.tags["h1"] == page.tags["main"] == page.tags["nav"] == 1
+    assert page.tags["svg"] == 5 and page.tags["h1"] == page.tags["main"] == page.tags["nav"] == 1
     assert not [tag for tag in ("link", "img", "iframe", "object") if page.tags[tag]]
     assert not [value for tag, name, value in page.attributes if name == "src"]
     assert all(link.startswith("#") for link in page.links)
@@ -100,7 +102,7 @@ def test_accessible(page: Page) -> None:
     assert ("html", "lang", "en") in page.attributes
     assert page.tags["th"] == len([1 for tag, name, _ in page.attributes if (tag, name) == ("th", "scope")])
     roles = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "role")]
-    assert roles == ["img"] * 3
+    assert roles == ["img"] * 5
     scrolled = [value for tag, name, value in page.attributes if (tag, name) == ("div", "tabindex")]
     assert len(scrolled) == page.tags["table"]
 
@@ -146,7 +148,7 @@ def test_summary(sweep: Sweep, report: Path) -> None:
 def test_markdown_has_tables_of_equal_width_and_all_footnotes(report: Path) -> None:
     text = (report / "report.md").read_text(encoding="utf-8")
     blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("| ")]
-    assert len(blocks) >= 8
+    assert len(blocks) >= 10
     for block in blocks:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block}) == 1, block[0]
     used = set(re.findall(r"(?<!^)\[\^(\d+)\](?!:)", text, flags=re.M))
@@ -194,8 +196,8 @@ def test_labels_that_look_alike_have_their_own_figures(tmp_path: Path) -> None:
     models = {"ViT-B/32": {}, "ViT-B-32": {}, "模型": {}, "型号": {}, "x" * 300: {}}
     sweep = read_sweep(write_sweep(tmp_path / "sweep", SMALL | {"models": models, "paper": None}, zeroshot=False))
     made = write_report(sweep, tmp_path / "report")
-    drawn = [file.name for file in made if file.name.startswith("data-") and file.suffix == ".png"]
-    assert len(set(drawn)) == len(models) and {"data-vit-b-32.png", "data-vit-b-32-2.png"} <= set(drawn)
+    drawn = [file.name for file in made if file.name.startswith("differences-") and file.suffix == ".png"]
+    assert len(set(drawn)) == len(models) and {f"differences-vit-b-32{end}.png" for end in ("", "-2")} <= set(drawn)
     page = Page((tmp_path / "report" / "index.html").read_text())
     assert len(set(page.ids)) == len(page.ids)
 
@@ -228,6 +230,22 @@ def test_figure_one_has_no_numbers_for_unknown_models(tmp_path: Path) -> None:
 def test_what_stands_beside_is_told(tmp_path: Path, tables: list[int], said: str, unsaid: str) -> None:
     text = markdown(build(read_sweep(write_sweep(tmp_path, SMALL | {"paper": {"tables": tables}}))))
     assert said in text and unsaid not in text
+
+
+def test_the_report_ends_with_how_it_was_made(tmp_path: Path) -> None:
+    known = {"machine": "Linux-x86_64", "cpu_threads": 2, "version/torch": "2.9.1", "version/python": "3.12.1"}
+    sweep = read_sweep(write_sweep(tmp_path / "sweep", SMALL | {"paper": None}, more=lambda labels: known))
+    write_report(sweep, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    made = text.partition("## How this was made\n")[2]
+    runs = "device cuda; machine Linux-x86\\_64; threads of the processor 2; randlora-pl 0.1.0; commit 0123456789; "
+    assert made.strip().startswith(f"- The runs: {runs}PyTorch 2.9.1; Python 3.12.1.")
+    (block,) = re.findall(r"```sh\n(.*?)```", made, flags=re.S)
+    assert f"<pre>{block.strip()}</pre>" in html.unescape(
+        (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    )
+    commands = [line for line in block.splitlines() if not line.startswith("#")]
+    assert commands == ["randlora-pl report . --output again", "randlora-pl sweep sweep.yaml"]
 
 
 def test_one_seed_is_told(tmp_path: Path) -> None:

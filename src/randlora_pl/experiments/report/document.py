@@ -16,9 +16,10 @@ class TableCell:
         below: A second line, such as the paper's value.
         title: Text of the tooltip, such as the value of each seed.
         sort: Sort key of the column; None: its text, or last where the cell has no result.
-        best: The best of its group.
+        best: Marked, because a verdict is in its favour.
         missing: The cell has no result; the text has the reason.
         notes: Numbers of footnotes.
+        tint: Colour, from -1 (much lower) over 0 (none) to 1 (much higher).
     """
 
     text: str
@@ -28,6 +29,7 @@ class TableCell:
     best: bool = False
     missing: bool = False
     notes: tuple[int, ...] = ()
+    tint: float = 0.0
 
 
 def row(*cells: TableCell | str | int | None) -> list[TableCell]:
@@ -80,13 +82,14 @@ class Picture:
 
 @dataclass
 class Section:
-    """A part with a heading: paragraphs, a list of short statements, then tables and plots in order."""
+    """A part with a heading: paragraphs, short statements, commands for a shell, then tables and plots in order."""
 
     name: str
     title: str
     text: list[str] = field(default_factory=list)
     points: list[str] = field(default_factory=list)
     parts: list[Table | Picture] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -39,8 +39,9 @@ def write_report(sweep: Sweep, output: Path, overwrite: bool = False) -> list[Pa
         (output / PLOTS).mkdir(exist_ok=True)
         for number, data in enumerate(content.values()):
             (part / str(number)).write_bytes(data)
-        for old in [*(output / PLOTS).glob("data-*"), *(output / PLOTS).glob("parameters-*")]:
-            old.unlink()
+        for kind in ("data", "differences", "memory", "parameters"):  # the first one is of older reports
+            for old in (output / PLOTS).glob(f"{kind}-*"):
+                old.unlink()
         for number, name in enumerate(content):
             move(part / str(number), output / name)
     return [output / name for name in content]

@@ -14,6 +14,7 @@ def markdown(document: Document, folder: str = "figures") -> str:
         for text in section.text:
             lines += [_escape(text), ""]
         lines += [f"- {_escape(point)}" for point in section.points] + [""] * bool(section.points)
+        lines += ["```sh", *section.commands, "```", ""] if section.commands else []
         for part in section.parts:
             lines += table_lines(part) if isinstance(part, Table) else _picture(part, folder)
     lines += [f"[^{number}]: {_escape(text)} ({_escape(source)})" for number, text, source in document.footnotes]

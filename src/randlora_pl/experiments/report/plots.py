@@ -1,28 +1,29 @@
-"""Plots like the paper's Figures 1 (accuracy against parameters) and 2 and 3 (accuracy against data, with memory)."""
+"""Plots: differences to a reference, accuracy against parameters as the paper's Figure 1, and memory."""
 
 import re
 from collections.abc import Sequence
 from math import nan
 from statistics import fmean
-from typing import Any
+from textwrap import fill
+from typing import Any, Literal
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from randlora_pl.experiments.report.document import Picture, many
-from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.sections.accuracy import identifier
 from randlora_pl.experiments.report.sections.paper_comparison import Beside
+from randlora_pl.experiments.report.sections.reference import Reference
 from randlora_pl.experiments.report.statistics import Estimate
-from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
+from randlora_pl.experiments.sweep.description import is_zero_shot
 
 COLOURS = (
     *("#2f7fd1", "#d9711c", "#2a9d5c", "#c154a8", "#80868f", "#8a6bd6", "#d24b4b", "#1a8f9a"),
     *("#a9744f", "#7f8a14", "#d8588a", "#5b7fa6"),
 )
 """Readable on white and on a dark page: every one has a contrast of at least 3 to both."""
-WIDTH = 5.6
+WIDTH = 4.6
 """Inches: words stay readable on a phone, where a plot is shrunk to the screen."""
 MARKERS = "osD^vP*Xhp<>"
 BARS = "bars are 95 % confidence intervals over seeds, a point without one is of one seed"
@@ -37,63 +38,71 @@ def style(results: Results, method: str) -> dict[str, Any]:
     return {"color": COLOURS[position % len(COLOURS)], "marker": MARKERS[position % len(MARKERS)], "linewidth": thick}
 
 
-def budget_picture(results: Results, beside: Beside, model: str) -> Picture | None:
-    """Draw accuracy against the data budget, memory of each method as bars; None where nothing can be averaged.
+def difference_picture(results: Results, beside: Beside, here: Reference) -> Picture:
+    """Draw the difference of each method to a reference: a dot with its interval for each budget.
 
-    Every point is over the same data sets: those that each method of the plot has at every budget where it has any.
-    The paper's averages over them are dashed.
+    The paper's differences over the same data sets are hollow.
     """
-    budgets = results.trained_budgets(model)
-    methods = [m for m in results.plan.methods if any(m in results.methods(model, budget) for budget in budgets)]
-    shared, left_out = results.common(model, budgets)
-    if not shared or not methods:
+    budgets = [b for b in results.trained_budgets(here.model) if any(one.of_budget(b) for one in here.pairs.values())]
+    step = 0.8 / len(budgets)
+    names = [fill(method, 24) for method in here.pairs]
+    figure = Figure(figsize=(WIDTH, _height(names, len(budgets)) + 0.8), layout="constrained")
+    panel = figure.subplots()
+    handles: list[Any] = []
+    described_lines, hollow = dict.fromkeys(here.pairs, ""), False
+    for number, budget in enumerate(budgets):
+        look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": "none", "markersize": 4.5}
+        look["marker"] = MARKERS[number % len(MARKERS)]
+        found = [(n, method, one.of_budget(budget)) for n, (method, one) in enumerate(here.pairs.items())]
+        points = [(n + step * (number - (len(budgets) - 1) / 2), method, e) for n, method, e in found if e]
+        x, y = [estimate.mean for *_, estimate in points], [place for place, *_ in points]
+        halves = [_bar(estimate) for *_, estimate in points]
+        handles.append(panel.errorbar(x, y, xerr=halves, label=budget, elinewidth=1.3, capsize=2, **look))
+        for place, method, estimate in points:
+            half = "" if estimate.half is None else f" ± {estimate.half:.1f}"
+            described_lines[method] += f" {budget} {estimate.mean:+.1f}{half}"
+            shared = [dataset for dataset, b in here.pairs[method].cells if b == budget]
+            printed = [beside.average(here.model, budget, name, shared) for name in (method, here.method)]
+            if printed[0] and printed[1]:
+                hollow = True
+                panel.plot([printed[0].value - printed[1].value], [place], fillstyle="none", **look)
+    if hollow:
+        empty: dict[str, Any] = look | {"marker": "o", "fillstyle": "none", "color": INK}
+        handles += panel.plot([], [], label="the paper's, same data sets", **empty)
+    panel.axvline(0, color=INK, linewidth=1)
+    for line in range(1, len(here.pairs)):
+        panel.axhline(line - 0.5, color=INK, linewidth=0.5, alpha=0.3)
+    panel.set_yticks(range(len(names)), names)
+    panel.set_ylim(len(here.pairs) - 0.5, -0.5)
+    panel.xaxis.set_major_locator(MaxNLocator(6))
+    panel.set_xlabel(fill(f"difference to {here.method}, points", 44))
+    _legend(figure, handles, grid="x")
+    many_of = max(len(one.by_dataset) for one in here.pairs.values())
+    over = f"{many(many_of, 'data set')}" if many_of > 1 else "seeds"
+    caption = f"{here.model}: difference to {here.method} in points of accuracy, with 95 % confidence intervals over "
+    caption += f"{over}; a dot without one has a single value."
+    described = "; ".join(f"{method}{text}" for method, text in described_lines.items())
+    return Picture(f"differences-{identifier(here.model)}", caption, f"{described}.", figure)
+
+
+def memory_picture(results: Results, model: str) -> Picture | None:
+    """Draw the peak memory of each method on a GPU; None without any: on a CPU the program takes most of it."""
+    found: dict[str, list[float]] = {}
+    for run in results.sweep.finished:
+        value = run.number("peak_memory_bytes")
+        if value and run.key.model == model and run.device != "cpu" and not is_zero_shot(run.key.method):
+            found.setdefault(run.key.method, []).append(value / 1e9)
+    memory = {method: fmean(found[method]) for method in results.plan.methods if method in found}
+    if not memory:
         return None
-    memory = {m: _memory(results, model, m, shared, budgets) for m in methods}
-    known = {method: value for method, value in memory.items() if value}
-    tall = 0.26 * len(known) + 0.2 if known else 0.0
-    figure = Figure(figsize=(WIDTH, 3.6 + tall), layout="constrained")
-    panels = figure.subplots(2 if known else 1, squeeze=False, height_ratios=(2.8, tall) if known else None)[:, 0]
-    top, handles, dashed, described_lines = panels[0], [], False, []
-    for number, method in enumerate(methods):
-        found = [(n, results.average(model, budget, method, tuple(shared))) for n, budget in enumerate(budgets)]
-        points = [(n, average.estimate) for n, average in found if average]
-        if not points:
-            continue
-        # so that intervals do not hide each other
-        shift = min(0.05, 0.4 / len(methods)) * (number - (len(methods) - 1) / 2)
-        look = style(results, method)
-        x = [n + shift for n, _ in points]
-        halves = [_bar(estimate) for _, estimate in points]
-        drawn = top.errorbar(x, [e.mean for _, e in points], halves, label=method, capsize=2, markersize=5, **look)
-        handles.append(drawn)
-        printed = [(n, beside.average(model, budgets[n], method, shared)) for n, _ in points]
-        line = [(n + shift, paper.value) for n, paper in printed if paper]
-        if line:
-            dashed = True
-            top.plot(*zip(*line, strict=True), linestyle="--", alpha=0.75, color=look["color"], linewidth=1.1)
-        described_lines.append(f"{method} " + ", ".join(f"{budgets[n]} {estimate.mean:.1f}" for n, estimate in points))
-    zero = _zero_shot(results, model, shared)
-    if zero is not None:
-        low, high = top.get_ylim()
-        if zero >= low - (high - low):
-            handles.append(top.axhline(zero, color=INK, linestyle=":", linewidth=1.3, label="zero-shot"))
-        else:  # it would press the curves into one
-            handles += top.plot([], [], color=INK, linestyle=":", linewidth=1.3, label=f"zero-shot: {zero:.1f}, below")
-    if dashed:
-        handles += top.plot([], [], linestyle="--", color=INK, linewidth=1.1, label="the paper's, same data sets")
-    top.set_xticks(range(len(budgets)), budgets)
-    top.set_xlim(-0.5, len(budgets) - 0.5)
-    top.set(xlabel="training data", ylabel="test accuracy, %")
-    if known:
-        _bars(panels[1], results, known, _memory_title(results, model))
-    _legend(figure, handles)
-    count = many(len(shared), "data set")
-    caption = f"{model}: accuracy against training data, averaged over {count}; {BARS}"
-    caption += f". Left out: {', '.join(left_out)}." if left_out else "."
-    missing = [method for method in methods if method not in known]
-    caption += f" Memory was not measured for {', '.join(missing)}." if missing else ""
-    described = f"Average accuracy in percent over {', '.join(shared)}: {'; '.join(described_lines)}."
-    return Picture(f"data-{identifier(model)}", caption, described, figure)
+    names = [fill(method, 24) for method in memory]
+    figure = Figure(figsize=(WIDTH, _height(names, 1) + 0.7), layout="constrained")
+    panel = figure.subplots()
+    _bars(panel, results, memory, "peak memory in training, GB")
+    _legend(figure, [], grid="x")
+    caption = f"{model}: peak memory in training on a GPU, mean over the runs of each method."
+    described = "; ".join(f"{method} {value:.2f} GB" for method, value in memory.items())
+    return Picture(f"memory-{identifier(model)}", caption, f"{described}.", figure)
 
 
 def parameter_picture(results: Results, family: str, models: Sequence[str]) -> Picture | None:
@@ -117,13 +126,14 @@ def parameter_picture(results: Results, family: str, models: Sequence[str]) -> P
             size, average = results.parameters(model, method), results.average(model, budget, method, tuple(shared))
             if size and average:
                 kinds.setdefault(_line(results, method), []).append((size, method, average.estimate))
+        at = _apart({method: size for points in kinds.values() for size, method, _ in points})
         for points in kinds.values():
             points.sort(key=lambda point: point[0])
             look = style(results, points[0][1]) | {"linestyle": ends[number % 4]}
-            panel.plot([p[0] for p in points], [p[2].mean for p in points], **(look | {"marker": "", "alpha": 0.6}))
+            panel.plot([at[p[1]] for p in points], [p[2].mean for p in points], **(look | {"marker": "", "alpha": 0.6}))
             for size, method, estimate in points:
                 mark = style(results, method) | {"linewidth": 1.2, "linestyle": "none", "fillstyle": fills[number % 4]}
-                drawn = panel.errorbar([size], [estimate.mean], [_bar(estimate)], capsize=2, label=method, **mark)
+                drawn = panel.errorbar([at[method]], [estimate.mean], [_bar(estimate)], capsize=2, label=method, **mark)
                 handles.setdefault(method, drawn)
                 described_lines.append(f"{model} {method}: {size:,} parameters, {estimate.mean:.1f} %")
         left = f"; left out: {', '.join(left_out)}" if left_out else ""
@@ -137,8 +147,30 @@ def parameter_picture(results: Results, family: str, models: Sequence[str]) -> P
     _log_axis(panel)
     panel.set(xlabel="trained parameters", ylabel="test accuracy, %")
     _legend(figure, list(handles.values()))
-    caption = f"{family}: accuracy against trained parameters, {', '.join(named)}; {BARS}."
+    caption = f"{family}: accuracy against trained parameters, {', '.join(named)}; {BARS}. "
+    caption += "Methods of nearly equal size are drawn side by side."
     return Picture(f"parameters-{identifier(family)}", caption, f"{'; '.join(described_lines)}.", figure)
+
+
+def _apart(sizes: dict[str, int]) -> dict[str, float]:
+    """Return where to draw sizes on a logarithmic axis: nearly equal ones side by side."""
+    groups: list[list[str]] = []
+    for method in sorted(sizes, key=sizes.__getitem__):
+        if groups and sizes[method] <= 1.1 * sizes[groups[-1][0]]:
+            groups[-1].append(method)
+        else:
+            groups.append([method])
+    return {
+        method: sizes[group[0]] * 1.15 ** (n - (len(group) - 1) / 2) if len(group) > 1 else sizes[method]
+        for group in groups
+        for n, method in enumerate(group)
+    }
+
+
+def _height(names: Sequence[str], marks: int) -> float:
+    """Return the inches of rows that each have a name of some lines, and some marks below each other."""
+    lines = max(marks, *(name.count("\n") + 1 for name in names))
+    return len(names) * max(0.3, 0.15 * lines + 0.08)
 
 
 def _bar(estimate: Estimate) -> float:
@@ -155,15 +187,17 @@ def _line(results: Results, method: str) -> str:
     return " ".join([results.kind(method), *words])
 
 
-def _legend(figure: Figure, handles: list[Any]) -> None:
+def _legend(figure: Figure, handles: list[Any], grid: Literal["both", "x"] = "both") -> None:
     """Draw the legend below, in as many columns as fit; axes and text in one color."""
-    longest = max(len(handle.get_label()) for handle in handles)
-    columns = 3 if longest < 20 else 2 if longest < 34 else 1
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False, labelcolor=INK)
+    longest = max((len(handle.get_label()) for handle in handles), default=0)
+    columns = 5 if longest < 9 else 3 if longest < 15 else 2 if longest < 30 else 1
+    if handles:
+        look: dict[str, Any] = {"fontsize": 8, "frameon": False, "labelcolor": INK, "ncols": columns}
+        figure.legend(handles=handles, loc="outside lower center", **look)
     figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(handles) // columns))
     figure.set_layout_engine("constrained", rect=(0.01, 0.01, 0.98, 0.98))
     for panel in figure.axes:
-        panel.grid(alpha=0.25, color=INK, axis="x" if panel.patches else "both")  # bars need no lines along them
+        panel.grid(alpha=0.25, color=INK, axis=grid)
         panel.set_axisbelow(True)
         panel.tick_params(colors=INK, which="both", labelsize=9)
         panel.spines[["top", "right"]].set_visible(False)
@@ -190,31 +224,13 @@ def short_count(value: float) -> str:
     return f"{value:g}"
 
 
-def _zero_shot(results: Results, model: str, datasets: Sequence[str]) -> float | None:
-    """Return the untrained model over the same data sets, from its own cells; None unless it has all of them."""
-    methods = filter(is_zero_shot, results.plan.methods)
-    found = (results.average(model, ZERO_SHOT, method, tuple(datasets)) for method in methods)
-    return next((average.estimate.mean for average in found if average), None)
-
-
-def _memory(results: Results, model: str, method: str, datasets: Sequence[str], budgets: Sequence[str]) -> float:
-    runs = [run for d in datasets for b in budgets for run in results.finished(Key(model, d, b, method))]
-    values = [value for run in runs if (value := run.number("peak_memory_bytes"))]
-    return fmean(values) / 1e9 if values else 0.0
-
-
-def _memory_title(results: Results, model: str) -> str:
-    devices = {run.device for run in results.sweep.finished if run.key.model == model}
-    return "peak resident set of the process, GB" if devices <= {"cpu"} else "peak memory in training, GB"
-
-
 def _bars(panel: Any, results: Results, memory: dict[str, float], title: str) -> None:
     positions = range(len(memory))
     panel.barh(positions, memory.values(), color=[style(results, method)["color"] for method in memory], height=0.7)
-    panel.set_yticks(positions, memory)
+    panel.set_yticks(positions, [fill(method, 24) for method in memory])
     panel.invert_yaxis()
     panel.set_xlabel(title)
     panel.set_xlim(0, 1.15 * max(memory.values()))
-    panel.xaxis.set_major_locator(MaxNLocator(6))
+    panel.xaxis.set_major_locator(MaxNLocator(4))
     for position, value in zip(positions, memory.values(), strict=True):
         panel.annotate(f" {value:.2f}", (value, position), va="center", fontsize=8, color=INK)

@@ -8,45 +8,53 @@ from matplotlib import rc_context
 from randlora_pl.experiments.paper import SOURCE
 from randlora_pl.experiments.report.collect import FINISHED, Sweep
 from randlora_pl.experiments.report.document import Document, Picture, Section, Table, many, row
-from randlora_pl.experiments.report.plots import budget_picture, parameter_picture
+from randlora_pl.experiments.report.plan import FILE
+from randlora_pl.experiments.report.plots import difference_picture, memory_picture, parameter_picture
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.runs import FinishedRun
 from randlora_pl.experiments.report.sections.accuracy import IDLE, accuracy_table, average_table
 from randlora_pl.experiments.report.sections.cost import cost_table
-from randlora_pl.experiments.report.sections.pairwise_tests import LEVEL, Versus, comparisons, leading, versus_table
+from randlora_pl.experiments.report.sections.pairwise_tests import comparisons, versus_table
 from randlora_pl.experiments.report.sections.paper_comparison import RELATIVE, Beside, of_data_sets
 from randlora_pl.experiments.report.sections.per_dataset import by_test
 from randlora_pl.experiments.report.sections.ranks import rank_table
 from randlora_pl.experiments.report.sections.rates import Rates, rate_table
+from randlora_pl.experiments.report.sections.reference import Reference, conclusion, matrix_table, references
 from randlora_pl.experiments.sweep.description import is_zero_shot
 
-_SENTENCES = 8
-"""Largest number of comparisons in sentences at the start; the table has all."""
+_COMMANDS = [
+    "# in the folder of this report: make it again from cells.csv, or repeat the runs",
+    "randlora-pl report . --output again",
+    f"randlora-pl sweep {FILE}",
+]
 
 
+@rc_context({"text.parse_math": False})  # a dollar sign in a label is one, not a formula
 def build(sweep: Sweep) -> Document:
     """Return the report of a sweep: what it shows in short, tables, plots, what is missing, footnotes."""
     results, whole, beside = Results(by_test(sweep)), Results(sweep), Beside(sweep.plan)
     models = [model for model in sweep.plan.models if any(run.key.model == model for run in sweep.finished)]
     rates = Rates(whole)
-    fair = {model: rates.one_rule(model) for model in models}
-    averages = [average_table(results, beside, model, fair[model]) for model in models]
-    cells = [accuracy_table(results, beside, model, fair[model]) for model in models]
+    averages = [average_table(results, beside, model) for model in models]
+    cells = [accuracy_table(results, beside, model) for model in models]
     costs = [table for model in models if (table := cost_table(whole, beside, model))]
     found = comparisons(results, rates)
+    compared = references(results, found)
+    shown, *more = [*conclusion(results, found, compared), *_counts(sweep), *_idle(results)]
     chosen = rate_table(rates)
     ranks = rank_table(results)
     contests = [versus_table(found)] * bool(found) + [table for table in [ranks] if table]
     sections = [
-        Section("short", "In short", points=[*_counts(sweep), *_idle(results), *_verdicts(results, found)]),
-        Section("rates", "Learning rates", parts=[chosen] if chosen else []),
+        Section("short", "In short", [shown], more),
+        Section("differences", "Difference to a reference", parts=_differences(results, beside, compared)),
         Section("averages", "Averages", _about_paper(beside, results), [], [*averages]),
-        Section("figures", "Figures", [], [], _pictures(results, beside, models)),
-        Section("cells", "Every data set", _reading(sweep, all(fair.values())), [], [*cells]),
+        Section("cells", "Every data set", _reading(sweep), [], [*cells]),
         Section("versus", "Method against method", parts=[*contests]),
-        Section("cost", "Parameters, time and memory", parts=[*costs]),
+        Section("rates", "Learning rates", parts=[chosen] if chosen else []),
+        Section("cost", "Parameters, time and memory", parts=[*costs, *_pictures(results, models)]),
         Section("missing", "Runs without a result", parts=_missing(sweep)),
         Section("unread", "What could not be read", points=[*sweep.warnings, *beside.problems]),
+        Section("made", "How this was made", points=_made(sweep), commands=_COMMANDS),
     ]
     _number_equal_names([part for section in sections for part in section.parts])
     lead = f"A sweep of {many(len(models), 'model')}, {many(len(sweep.plan.datasets), 'data set')}, "
@@ -71,14 +79,7 @@ def _number_equal_names(parts: Sequence[Table | Picture]) -> None:
 def _counts(sweep: Sweep) -> list[str]:
     states = Counter(run.state for run in sweep.runs)
     rest = "".join(f", {count} {state}" for state, count in states.items() if state != FINISHED)
-    devices = sorted({run.device for run in sweep.finished if run.device})
-    versions = sorted({f"{run.facts.get('version', '')}" for run in sweep.finished} - {""})
-    commits = sorted({str(run.facts["git_commit"])[:10] for run in sweep.finished if run.facts.get("git_commit")})
     lines = [f"{states[FINISHED]} of {many(len(sweep.runs), 'run')} finished{rest}."]
-    if devices or versions:
-        named = {"device": devices, "randlora-pl": versions, "commit": commits}
-        shown = [f"{name} {', '.join(found)}" for name, found in named.items() if found]
-        lines.append(f"Run on: {'; '.join(shown)}.")
     if len(sweep.plan.seeds) < 2:
         lines.append("One seed: no confidence intervals are given, and small differences mean nothing.")
     return lines
@@ -123,48 +124,44 @@ def _idle(results: Results) -> list[str]:
     return [f"{sum(idle.values())} of {many(len(cells), 'trained cell')} {IDLE}, judged by their intervals: {who}."]
 
 
-def _verdicts(results: Results, found: Sequence[Versus]) -> list[str]:
-    """Return the verdicts about pairs of methods, and how many pairs lack one."""
-    reasons = [
-        "the learning rates are not tuned (randlora-pl sweep CONFIG --tune searches them)"
-        if one.untuned
-        else one.lacking
-        for one in found
-        if one.obstacle
-    ]
-    pairs = many(len(found), "pair")
-    lines = [f"No verdict for {count} of {pairs} of methods: {reason}." for reason, count in Counter(reasons).items()]
-    judged = [one for one in found if one.p is not None]
-    if judged:
-        better = sum(one.verdict.endswith("better") for one in judged)
-        lines.append(
-            f"A difference (adjusted p < {LEVEL:g}) in {better} of the {many(len(judged), 'pair')} with a verdict."
-        )
-    return [*lines, *[one.sentence() for one in leading(results, list(found))[:_SENTENCES]]]
-
-
-def _reading(sweep: Sweep, fair: bool) -> list[str]:
-    bold = (
-        "Bold: the best of a budget and what is within 0.1 points of it, as in the paper; it is not a verdict."
-        if fair
-        else "No value is in bold: the learning rates were not all chosen by one rule."
-    )
+def _reading(sweep: Sweep) -> list[str]:
     seeds = f"Seed{'s' * (len(sweep.plan.seeds) > 1)} {', '.join(map(str, sweep.plan.seeds))}"
     return [
         f"{seeds}. Intervals are Student's t over seeds: they show how much the seeds differ, not the data sets. "
-        f"A value without an interval is of one seed. {bold} A cell {IDLE} where its interval has the accuracy of the "
-        "untrained model in it. Nothing is filled in: a cell without a finished run shows the reason."
+        "A value without an interval is of one seed. No value is marked as the best: the tests below compare methods. "
+        f"A cell {IDLE} where its interval has the accuracy of the pretrained model in it. "
+        "Nothing is filled in: a cell without a finished run shows the reason."
     ]
 
 
-def _pictures(results: Results, beside: Beside, models: list[str]) -> list[Table | Picture]:
+def _differences(results: Results, beside: Beside, compared: Sequence[Reference]) -> list[Table | Picture]:
+    drawn = [difference_picture(results, beside, here) for here in compared]
+    return [*(matrix_table(results, here) for here in compared), *drawn]
+
+
+def _pictures(results: Results, models: Sequence[str]) -> list[Picture]:
     families: dict[str, list[str]] = defaultdict(list)
     for model in models:
         families[results.family(model)].append(model)
-    with rc_context({"text.parse_math": False}):  # a dollar sign in a label is one, not a formula
-        drawn = [parameter_picture(results, family, names) for family, names in families.items()]
-        drawn += [budget_picture(results, beside, model) for model in models]
-    return [picture for picture in drawn if picture]
+    drawn = [parameter_picture(results, family, names) for family, names in families.items()]
+    return [picture for picture in [*drawn, *(memory_picture(results, model) for model in models)] if picture]
+
+
+def _made(sweep: Sweep) -> list[str]:
+    """Return device, machine and versions, as far as the runs know them, and the command that chose the rates."""
+
+    def of(name: str) -> list[str]:
+        return sorted({str(run.facts[name]) for run in sweep.finished if run.facts.get(name)})
+
+    commits = sorted({commit[:10] for commit in of("git_commit")})
+    named = {"device": of("device"), "machine": of("machine"), "threads of the processor": of("cpu_threads")}
+    named |= {"randlora-pl": of("version"), "commit": commits}
+    named |= {"PyTorch": of("version/torch"), "Python": of("version/python")}
+    shown = [f"{name} {', '.join(found)}" for name, found in named.items() if found]
+    lines = [f"The runs: {'; '.join(shown)}."] if shown else []
+    if command := sweep.plan.tuned.get("command"):
+        lines.append(f"The learning rates: {command}")
+    return lines
 
 
 def _missing(sweep: Sweep) -> list[Table | Picture]:

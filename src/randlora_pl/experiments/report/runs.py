@@ -12,7 +12,7 @@ PREFIX = "test/acc/"
 """Prefix of the metrics of runs that have several tests."""
 CELLS = "cells.csv"
 _LABELS = ("model", "family", "dataset", "budget", "method", "state", "reason", "cell", "rate_chosen_by")
-_TEXTS = (*_LABELS, "adapter", "task", "device", "version", "git_commit")
+_TEXTS = (*_LABELS, "adapter", "task", "device", "version", "git_commit", "machine", "version/python", "version/torch")
 _RUN = (*_LABELS, "seed", "accuracy", "zeroshot_accuracy")
 """Columns that are not metrics of ``results.json``."""
 

@@ -19,6 +19,8 @@ _FACTS = (
     *("samples_per_second", "peak_memory_bytes", "device", "steps", "version", "git_commit"),
 )
 """Metrics of ``results.json``; ``method`` is called ``adapter``, for the label of the method has that name."""
+_MACHINE = ("machine", "cpu_threads", "version/python", "version/torch")
+"""Further facts, in columns where any run has them."""
 SPECTRUM = "spectrum/"
 AVERAGE = "(average)"
 """Entry in place of the data set for averages."""
@@ -29,9 +31,10 @@ def cells_csv(sweep: Sweep) -> str:
     tests = [PREFIX + name for name in dict.fromkeys(name for names in tests_of(sweep).values() for name in names)]
     metrics = {name for run in sweep.finished for name in run.facts if name.startswith(SPECTRUM) and run.number(name)}
     spectrum, rates = sorted(metrics - {f"{SPECTRUM}steps"}), Rates(Results(sweep))
+    facts = [*_FACTS, *(name for name in _MACHINE if any(name in run.facts for run in sweep.finished))]
     header = ["model", "family", "dataset", "budget", "method", "seed", "state", "reason", "accuracy"]
     header += ["zeroshot_accuracy", "learning_rate", "rate_chosen_by"]
-    header += ["adapter" if name == "method" else name for name in _FACTS]
+    header += ["adapter" if name == "method" else name for name in facts]
     rows = []
     for run in sweep.runs:
         trained = run.accuracy is not None and not is_zero_shot(run.key.method)
@@ -40,7 +43,7 @@ def cells_csv(sweep: Sweep) -> str:
             *(run.key.model, run.family, run.key.dataset, run.key.budget, run.key.method),
             *(run.seed, run.state, run.reason, run.accuracy, run.zeroshot),
             *((rate.value, rate.how) if rate else (None, None)),
-            *(run.facts.get(name) for name in _FACTS),
+            *(run.facts.get(name) for name in facts),
             *(run.number(name) for name in spectrum),
             *(100 * value if isinstance(value := run.facts.get(name), float) else None for name in tests),
             run.cell,

@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_layout_of_table_15(folder: Path) -> None:
     sweep = read_sweep(folder)
     results, beside = Results(by_test(sweep)), Beside(sweep.plan)
-    table = accuracy_table(results, beside, "Qwen2", True)
+    table = accuracy_table(results, beside, "Qwen2")
     titles = [cell.text for cell in table.header]
     assert titles == ["Method", "Data", "Trained parameters", *TITLES, "Average"]
     assert [row[1].text for row in table.rows] == ["zero-shot", "15k", "15k", "170k", "170k"]
@@ -123,11 +123,11 @@ def test_table_6_tells_the_size_of_the_adapter_with_the_data(tmp_path: Path) -> 
         write_language_sweep(tmp_path, cells, methods=methods, models=models, seeds=[1], paper={"tables": [15, 6]})
     )
     results, beside = Results(by_test(sweep)), Beside(sweep.plan)
-    table = average_table(results, beside, "LLama3", True)
+    table = average_table(results, beside, "LLama3")
     printed = {method: cell_of(table, "170k", method).below.partition(" (")[0] for method in methods}
     assert printed == {"DoRA-16": "paper 84.3", "DoRA-32": "paper 85.2", "RandLoRA-30": "paper 85.6"}
     assert {cell_of(table, "15k", method).text for method in methods} == {"not run"}
-    cells_table = accuracy_table(results, beside, "LLama3", True)
+    cells_table = accuracy_table(results, beside, "LLama3")
     assert "paper 76.33" in cell_of(cells_table, "BoolQ", "RandLoRA-30", "170k").below, "by its own label in Table 15"
     assert cell_of(cells_table, "BoolQ", "DoRA-32", "170k").below == ""
 
@@ -138,7 +138,7 @@ def test_table_3_averages_the_eight_tests_of_the_language_model(tmp_path: Path) 
     models = {"LLama3-8B": {"config": "commonsense_llama3"}}
     changes = {"methods": methods, "models": models, "seeds": [1], "budgets": ["100%"], "paper": {"table": 3}}
     sweep = read_sweep(write_language_sweep(tmp_path, cells, **changes))
-    table = average_table(Results(by_test(sweep)), Beside(sweep.plan), "LLama3-8B", True)
+    table = average_table(Results(by_test(sweep)), Beside(sweep.plan), "LLama3-8B")
     assert cell_of(table, "100%", "ternary").below.startswith("paper 85.42 (")
     assert "Table 3 has averages over all eight tests only" in markdown(build(sweep), "figures")
 
@@ -167,7 +167,7 @@ def test_table_4_has_its_deviations_and_scores_that_are_correlations(tmp_path: P
     write_cell(tmp_path, labels | {"dataset": "stsb"}, base | {"test/pearson": 0.9, "test/score": 0.9})
     sweep = read_sweep(tmp_path)
     beside = Beside(sweep.plan)
-    table = accuracy_table(Results(by_test(sweep)), beside, "RoBERTa-base", True)
+    table = accuracy_table(Results(by_test(sweep)), beside, "RoBERTa-base")
     assert cell_of(table, "cola", "RandLoRA-64").text == "-5.0"
     assert cell_of(table, "cola", "RandLoRA-64").below == "paper 59.4 ± 2.1 (-64.4)"
     assert cell_of(table, "stsb", "RandLoRA-64").below == "paper 90.3 ± 0.2 (-0.3)"

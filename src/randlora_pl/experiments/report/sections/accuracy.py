@@ -13,8 +13,6 @@ from randlora_pl.experiments.report.sections.paper_comparison import Beside, Pap
 from randlora_pl.experiments.report.statistics import Estimate
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
 
-NEAR = 0.1
-"""Accuracies within so many points of the best are set in bold with it, as in the paper's tables."""
 IDLE = "did not train"
 """Mark of a cell whose interval has the accuracy of the untrained model in it."""
 _LONGEST = 60
@@ -23,11 +21,8 @@ _SHORT = 24
 """Letters of a reason that fit into a cell; the tooltip and the list of missing runs have all of it."""
 
 
-def accuracy_table(results: Results, beside: Beside, model: str, fair: bool) -> Table:
-    """Return the layout of Tables 11 to 14: budgets and methods down, data sets across.
-
-    Unless it is fair, because all rates were chosen by one rule, no value is set in bold.
-    """
+def accuracy_table(results: Results, beside: Beside, model: str) -> Table:
+    """Return the layout of Tables 11 to 14: budgets and methods down, data sets across."""
     plan = results.plan
     budgets = results.budgets(model)
     every = [Key(model, d, b, m) for d in plan.datasets for b in budgets for m in plan.methods]
@@ -41,16 +36,14 @@ def accuracy_table(results: Results, beside: Beside, model: str, fair: bool) -> 
         lines = {m: keys for m, keys in lines.items() if any(map(results.runs, keys))}
         shared, left_out = results.common(model, [budget])
         averages = {m: results.average(model, budget, m, tuple(shared)) for m in lines}
-        best = [_best([results.estimate(keys[n]) for keys in lines.values()], fair) for n in range(len(datasets))]
-        top = _best([average.estimate if average else None for average in averages.values()], fair)
         groups.append(len(rows))
         for method, keys in lines.items():
             overall = beside.average(model, budget, method, shared)
             printed = [*_printed(beside, keys), *(overall.cells if overall else ())]
             name = TableCell(method, notes=beside.row_notes(printed))
-            cells = [accuracy_cell(results, beside, key, best[n]) for n, key in enumerate(keys)]
+            cells = [accuracy_cell(results, beside, key) for key in keys]
             why = _why(results, model, budget, method)
-            average = average_cell(averages[method], beside, overall, top, why)
+            average = average_cell(averages[method], beside, overall, why)
             data = TableCell(budget, sort=plan.budgets.index(budget))
             rows.append(row(name, data, results.parameters(model, method), *cells, average))
         below += left_out_line(budget, left_out)
@@ -67,7 +60,7 @@ def accuracy_table(results: Results, beside: Beside, model: str, fair: bool) -> 
     )
 
 
-def average_table(results: Results, beside: Beside, model: str, fair: bool) -> Table:
+def average_table(results: Results, beside: Beside, model: str) -> Table:
     """Return a table of methods by budgets: the averages over the data sets that every compared method has."""
     budgets = results.budgets(model)
     common = {budget: results.common(model, [budget]) for budget in budgets}
@@ -82,11 +75,10 @@ def average_table(results: Results, beside: Beside, model: str, fair: bool) -> T
     ]
     for budget in budgets:
         averages = [results.average(model, budget, method, shared[budget]) for method in methods]
-        top = _best([average.estimate if average else None for average in averages], fair)
         for cells, method, average in zip(rows, methods, averages, strict=True):
             other = (budget == ZERO_SHOT) != is_zero_shot(method)
             why = _why(results, model, budget, method)
-            cells.append(TableCell("") if other else average_cell(average, beside, printed[method, budget], top, why))
+            cells.append(TableCell("") if other else average_cell(average, beside, printed[method, budget], why))
     header = [TableCell(b, below=f"{many(len(shared[b]), 'data set')}") for b in budgets]
     return Table(
         f"averages-{identifier(model)}",
@@ -99,7 +91,7 @@ def average_table(results: Results, beside: Beside, model: str, fair: bool) -> T
     )
 
 
-def accuracy_cell(results: Results, beside: Beside, key: Key, best: float | None) -> TableCell:
+def accuracy_cell(results: Results, beside: Beside, key: Key) -> TableCell:
     """Return a cell with its interval, each seed's value in its tooltip, and the paper's value below."""
     estimate, runs, paper = results.estimate(key), results.runs(key), beside.cell(key)
     spread = f" ± {paper.std:g}" if paper and paper.std is not None else ""
@@ -115,12 +107,10 @@ def accuracy_cell(results: Results, beside: Beside, key: Key, best: float | None
         title += "; one seed: no interval"
     idle = IDLE if results.idle(key) else ""
     below = _below([idle, partly], printed, estimate.mean, paper.value if paper else None)
-    return TableCell(estimate_text(estimate), below, title, estimate.mean, _is(estimate, best))
+    return TableCell(estimate_text(estimate), below, title, estimate.mean)
 
 
-def average_cell(
-    average: Average | None, beside: Beside, paper: PaperAverage | None, best: float | None, why: str
-) -> TableCell:
+def average_cell(average: Average | None, beside: Beside, paper: PaperAverage | None, why: str) -> TableCell:
     """Return an average, the paper's below it, in its tooltip what was averaged; or why there is none."""
     printed = f"paper {percent(paper.value) if len(paper.cells) == 1 else f'{paper.value:.1f}'}" if paper else ""
     marks = beside.average_notes(paper) if paper else ()
@@ -138,7 +128,7 @@ def average_cell(
         text.append(f"seeds that not every data set has are left out: {', '.join(map(str, sorted(unused)))}")
     partly = f"{len(average.seeds)} of {len(average.all_seeds)} seeds" if some else ""
     below = _below([partly], printed, estimate.mean, paper.value if paper else None)
-    return TableCell(estimate_text(estimate), below, "; ".join(text), estimate.mean, _is(estimate, best), notes=marks)
+    return TableCell(estimate_text(estimate), below, "; ".join(text), estimate.mean, notes=marks)
 
 
 def percent(value: float) -> str:
@@ -179,16 +169,6 @@ def _why(results: Results, model: str, budget: str, method: str) -> str:
     if any(map(results.finished, cells)):
         return "no data set in common"
     return " / ".join(dict.fromkeys(map(results.why_missing, cells))) or "not run"
-
-
-def _best(estimates: Sequence[Estimate | None], fair: bool) -> float | None:
-    """Return the best mean, where there is something to compare and it may be."""
-    means = [estimate.mean for estimate in estimates if estimate]
-    return max(means) if fair and len(means) > 1 else None
-
-
-def _is(estimate: Estimate, best: float | None) -> bool:
-    return best is not None and estimate.mean >= best - NEAR
 
 
 def _below(marks: Sequence[str], printed: str, ours: float, paper: float | None) -> str:

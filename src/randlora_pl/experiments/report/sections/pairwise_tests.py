@@ -66,6 +66,13 @@ class Versus:
             found.setdefault(dataset, []).append(difference.mean)
         return {dataset: fmean(values) for dataset, values in found.items()}
 
+    def of_budget(self, budget: str) -> Estimate | None:
+        """Return the difference at one budget over data sets, or over the seeds of a single data set."""
+        found = [cell for (_, label), cell in self.cells.items() if label == budget]
+        if len(self.by_dataset) == 1:
+            return found[0] if found else None
+        return Estimate(tuple(cell.mean for cell in found)) if found else None
+
     @property
     def difference(self) -> Estimate:
         """Mean difference in points, over data sets."""
@@ -97,8 +104,8 @@ class Versus:
 
     def sentence(self) -> str:
         """Return the comparison in one sentence."""
-        many_times = "equally many" if self.similar(EQUAL) else f"{self.ratio:.2f} times its"
-        start = f"{self.model}: {self.first} against {self.second} ({many_times} trained parameters): "
+        many_times = "equally many" if self.similar(EQUAL) else f"{self.ratio:.2f} times as many"
+        start = f"{self.model}: {self.first} against {self.second}, with {many_times} trained parameters: "
         if self.untuned:
             return f"{start}{self.verdict}."
         half = self.difference.half
@@ -122,11 +129,6 @@ def comparisons(results: Results, rates: Rates) -> list[Versus]:
 
 def _order(results: Results, one: Versus) -> tuple[bool, bool]:
     return not results.is_randlora(one.first), results.is_randlora(one.second)
-
-
-def leading(results: Results, found: list[Versus]) -> list[Versus]:
-    """Return the pairs that a report begins with: a RandLoRA with another method of about its size."""
-    return [one for one in found if one.similar(COMPARABLE) and _order(results, one) == (False, False)]
 
 
 def _of_model(results: Results, rates: Rates, model: str) -> Iterator[Versus]:
@@ -157,17 +159,21 @@ def versus_table(found: list[Versus]) -> Table:
     """Return the pairs as a table; the tooltip of a difference has every cell with its interval over seeds."""
     rows = []
     for one in found:
-        each = "; ".join(f"{' '.join(labels)} {_shown(difference)}" for labels, difference in one.cells.items())
+        each = "; ".join(
+            f"{' '.join(labels)} {shown_difference(difference)}" for labels, difference in one.cells.items()
+        )
         ratio = TableCell(f"{one.ratio:.2f}" + (" equal" if one.similar(EQUAL) else ""), sort=one.ratio)
-        difference = TableCell(_shown(one.difference), "", each, one.difference.mean)
+        difference = TableCell(shown_difference(one.difference), "", each, one.difference.mean)
         p = TableCell("" if one.p is None else f"{one.p:.2g}", sort=one.p)
+        verdict = TableCell(one.verdict, best=one.p is not None and one.p < LEVEL)
         counts = (len(one.by_dataset), one.seeds)
-        rows.append(row(one.first, one.second, one.model, one.verdict, ratio, difference, *counts, p))
+        rows.append(row(one.first, one.second, one.model, verdict, ratio, difference, *counts, p))
     titles = ("Parameter ratio", "Mean difference, points", "Data sets", "Seeds", "p, adjusted")
     header = row("Method", "against", "Model", "Verdict", *titles)
     return Table("versus-pairs", "One verdict for each pair of methods", header, rows, below=[RULE], left=4)
 
 
-def _shown(difference: Estimate) -> str:
+def shown_difference(difference: Estimate) -> str:
+    """``+0.04 ± 0.20``."""
     spread = "" if difference.half is None else f" ± {difference.half:.2f}"
     return f"{difference.mean:+.2f}{spread}"

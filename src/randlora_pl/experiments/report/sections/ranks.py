@@ -25,7 +25,7 @@ def rank_table(results: Results) -> Table | None:
                 if value is not None:
                     each = "; ".join(f"{method}: {ranks[method]:.4g}, {accuracies[method]:.1f} %" for method in ranks)
                     shown = TableCell(f"{value:+.2f}", "", each, value)
-                    rows.append(row(name.removeprefix("spectrum/"), model, budget, shown, len(ranks)))
+                    rows.append(row(name.removeprefix("spectrum/").replace("_", " "), model, budget, shown, len(ranks)))
     if not rows:
         return None
     header = row("Metric of the update", "Model", "Data", "Spearman's correlation", "Methods")

@@ -65,10 +65,6 @@ class Rates:
         other = ", but of several searches" if set(hows.values()) == {VALIDATION} else ""
         return ", ".join(f"{method} {how}" for method, how in hows.items()) + other
 
-    def one_rule(self, model: str) -> bool:
-        """Return True if all methods of a model can be compared."""
-        return not self.untuned(model, [method for name, method in self._found if name == model])
-
     def rate(self, run: FinishedRun) -> Rate:
         """Return the rate of a trained run."""
         model, label = run.key.model, run.key.method
