@@ -177,14 +177,15 @@ def test_lightnings_fsdp_is_one_line(refused: Callable[..., str]) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_that_have_nothing_to_shard_say_so_in_one_line(tmp_path: Path) -> None:
+def test_two_processes_that_have_nothing_to_shard_say_so_in_a_line_each(tmp_path: Path) -> None:
     words = ["--trainer.devices", "2", "--trainer.strategy", "fsdp2", "--model.adapter", "FullFineTuning"]
     command = [sys.executable, "-m", "randlora_pl", "fit", *SMALL, *words]
     done = subprocess.run(
         command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=120, check=False
     )
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert done.returncode == 2 and len(lines) == 1 and "all of its weights train" in lines[0], done.stderr
+    assert done.returncode == 2 and 1 <= len(lines) <= 2, done.stderr
+    assert all("all of its weights train" in line for line in lines), done.stderr
     assert not list(tmp_path.glob("runs/*"))
 
 

@@ -105,7 +105,7 @@ def test_bad_input(refused: Callable[..., str], finished: Path, photos: Path, tm
     message = refused("predict", "--adapter", adapter, "--images", images)
     assert "broken.png" in message and "--images" in message
     assert "exist" in refused("predict", "--adapter", adapter, "--images", "nowhere.png")
-    assert "Did you mean" in refused("predict", "--adapter", str(finished), "--images", images)
+    assert "RUN/adapter" in refused("predict", "--adapter", str(photos), "--images", images)
     assert "required: --adapter" in refused("predict", "--images", images)
     assert "'--images'" in refused("predict", "--adapter", adapter, "--images", images, "--imagees", "x")
     assert "--top-k" in refused("predict", "--adapter", adapter, "--images", images, "--top-k", "0")
