@@ -5,6 +5,7 @@ import doctest
 import importlib
 import io
 import json
+import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import torch
 from PIL import Image
 
 from randlora_pl.adapters import RandLoRA, inject, save_adapter
+from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.tasks import VisionLanguageTask
+from tests.docs.pages import ROOT
 
-PACKAGES = ("adapters", "callbacks", "data", "language", "models", "tasks")
+PACKAGES = ("adapters", "analysis", "callbacks", "data", "experiments", "interop", "language", "models", "tasks")
 MODULES = {name: importlib.import_module(f"randlora_pl.{name}") for name in PACKAGES}
 NAMES: dict[str, Any] = {name: getattr(module, name) for module in MODULES.values() for name in module.__all__}
 ADDED = {  # base classes, and what `fit` and others add or return
@@ -34,7 +37,8 @@ ADDED = {  # base classes, and what `fit` and others add or return
         "ModelIdentity",
         "ModelRow",
     ),
-    *("ProgressBar", "load_tokenizer", "unload"),
+    *("LayerSpectrum", "ProgressBar", "Sweep", "load_tokenizer", "unload"),
+    "import_official",  # its file comes from other code
 }
 
 
@@ -64,9 +68,10 @@ def prepare(folder: Path) -> dict[str, Any]:
         save_adapter(adapted, folder / name)
     for seed, name in enumerate(("one", "two")):
         task = VisionLanguageTask("tiny", seed=seed)
-        task.set_classes([str(digit) for digit in range(10)], ["the digit {}"])
+        task.set_classes(CATALOG["digits"].classnames, CATALOG["digits"].templates)
         task.configure_model()
         task.save(folder / "runs" / name / "adapter")
+    shutil.copytree(ROOT / "docs" / "results" / "offline", folder / "sweep")
     for name in ("photos", "prompts", "films"):
         (folder / name).mkdir()
     for number in range(3):
