@@ -1,11 +1,11 @@
-"""The README tells the truth: every command in it runs here, shortened where it would take minutes or a network."""
+"""The README tells the truth: every command and every block in it runs here, shortened where it would take minutes."""
 
+import importlib
 import json
 import os
 import re
 import shlex
 import shutil
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,20 @@ from PIL import Image
 from timm.models import vision_transformer
 
 from randlora_pl.cli.main import main
+from randlora_pl.cli.serve import parse as parse_serve
 from randlora_pl.config.shipped import find_config
-from randlora_pl.data.catalog.registry import find
-from tests.data.conftest import cifar_root  # noqa: F401  (a fixture)
+from randlora_pl.engine.command import prepare
+from tests.docs.pages import PAGES, joined, prose_of
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [  # indented lines, then what the sentences mention between backticks
-    *(
-        re.sub(r"\s+#.*", "", line.partition("randlora-pl ")[2])
-        for line in TEXT.splitlines()
-        if re.match(r" {4}.*\brandlora-pl [a-z]", line)
-    ),
-    *re.findall(r"`randlora-pl ([^`]+)`", TEXT),
-]
-FITS = [command for command in COMMANDS if command.startswith("fit ") and "--resume" not in command]
-GETS = [command for command in COMMANDS if command.startswith("data get ")]  # need a network
-BENCHES = [command for command in COMMANDS if command.startswith("bench ")]
-LONG = ("fit", "predict", "compare-methods", "sweep", "bench", "adapter", "serve")
-QUICK = [c for c in COMMANDS if c.split()[0] not in LONG and c not in GETS]
+MEASURED = json.loads((ROOT / "docs" / "measured.json").read_text(encoding="utf-8"))
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.S)
+SHELL = [joined(body) for kind, body in BLOCKS if kind == "sh"]
+PYTHON = [body for kind, body in BLOCKS if kind == "python"]
+TASKS = re.findall(r"^\| [^|]+ \| `([a-z-]+ ?[^`]*)` \| \[", TEXT, flags=re.M)
+"""The commands of the table of tasks."""
+FITS = [command for command in TASKS if command.startswith("fit ") and "devices" not in command]
 SHORT = [
     *("--data.steps", "2", "--data.batch_size", "4", "--data.eval_batch_size", "4", "--trainer.precision", "32-true"),
     *("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1", "--trainer.accelerator", "cpu"),
@@ -78,23 +73,57 @@ def run(command: str, *more: str) -> None:
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in which the quickstart has run, with its adapter."""
+    """A folder in which the quickstart has run."""
     folder = tmp_path_factory.mktemp("readme")
     before, threads = Path.cwd(), torch.get_num_threads()
     torch.set_num_threads(1)
     (folder / "configs").symlink_to(ROOT / "configs")
     os.chdir(folder)
-    run(FITS[0], *SHORT)
+    run(SHELL[0][0].partition("randlora-pl ")[2], *SHORT)
     yield folder
     os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
     os.chdir(before)
     torch.set_num_threads(threads)
 
 
-def test_the_readme_has_its_commands() -> None:
-    assert FITS[0] == "fit --config configs/quickstart.yaml"
-    assert len(FITS) >= 4 and len(QUICK) >= 2
-    assert any(c.startswith("predict ") for c in COMMANDS) and any("--resume" in c for c in COMMANDS)
+def test_its_size() -> None:
+    """What a reader has to read; GitHub shows 88 letters of code and no more in its column."""
+    assert len(TEXT.splitlines()) <= 150
+    words = re.sub(r"<[^>]+>|\]\([^)]*\)", " ", prose_of(TEXT)).split()
+    assert 500 < len(words) <= 900
+    assert [line for _, body in BLOCKS for line in body.splitlines() if len(line) > 88] == []
+    assert not re.search(r"^ {4}\S", re.sub(r"```.*?```", "", TEXT, flags=re.S), flags=re.M), "blocks are fenced"
+    tables = re.findall(r"^\|.*\|$", TEXT, flags=re.M)
+    assert len(tables) > 20 and max(row.replace("\\|", "").count("|") - 1 for row in tables) <= 4
+
+
+def test_the_commands_that_set_it_up() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    first = "python3 -m venv .venv && .venv/bin/pip install ."
+    assert SHELL[0] == [f"{first} && .venv/bin/randlora-pl fit --config configs/quickstart.yaml"]
+    assert SHELL[-1] == ['python3 -m venv .venv && .venv/bin/pip install ".[test]" && .venv/bin/pytest']
+    assert '-m venv .venv && .venv/bin/pip install -q ".[test]"' in script and ".venv/bin/pytest" in script
+    assert "fit --config quickstart" in script
+
+
+def test_what_comes_after_the_quickstart(quickstart: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    activate, *commands = SHELL[1]
+    assert activate == ". .venv/bin/activate" and len(commands) == 3
+    photos(quickstart / "PHOTOS")
+    for command in commands:
+        run(command.removeprefix("randlora-pl "))
+    assert "adapter on digits: accuracy" in capsys.readouterr().out
+    assert (quickstart / "merged.safetensors").is_file()
+    assert len((quickstart / "predictions.csv").read_text().splitlines()) == 1 + 3
+
+
+def test_a_run_that_lost_its_end_goes_on_to_the_same_weights(quickstart: Path) -> None:
+    folder = quickstart / "runs" / "quickstart" / "latest"
+    weights = (folder / "adapter" / "adapter.safetensors").read_bytes()
+    shutil.rmtree(folder / "adapter")  # what a crash after the last step leaves
+    (folder / "results.json").unlink()
+    run("fit --resume runs/quickstart/latest")
+    assert (folder / "adapter" / "adapter.safetensors").read_bytes() == weights
 
 
 @pytest.fixture
@@ -114,123 +143,135 @@ def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vision_transformer, "_create_vision_transformer", create)
 
 
-@pytest.mark.parametrize("command", FITS[1:])
+@pytest.mark.parametrize("command", FITS)
 def test_fit(
-    command: str,
-    quickstart: Path,
-    small_models: None,
-    tmp_path: Path,
-    cifar_root: tuple[Path, object],  # noqa: F811
-    capsys: pytest.CaptureFixture[str],
+    command: str, quickstart: Path, small_models: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = tmp_path / "mine"
     for name in ("cat", "dog"):
         photos(mine / name, 20)
     texts(mine)
-    command = command.replace("PATH", str(mine))
     tiny = [("--model.config_overrides", shape) for name, shape in TINY.items() if f"--config {name}" in command]
-    if "--data.download true" in command:  # no network: what the download would bring is there already
-        command = command.replace("--data.download true", f"--data.root {cifar_root[0]}")
+    command = command.replace("FOLDER", shlex.quote(str(mine)))
     run(command, *SHORT, "--model.pretrained", "random", *sum(tiny, ()), "--run.root", str(tmp_path / "runs"))
     assert "Next:" in capsys.readouterr().out
     (results,) = tmp_path.glob("runs/*/2*/results.json")
     assert (results.parent / "adapter" / "adapter.safetensors").exists()
-    for use in (c for c in COMMANDS if c.startswith("predict ") and c.split()[2].split("/")[1] == results.parts[-3]):
-        (mine / "prompts.txt").write_text("2 and one is\n3 and one is\n")
-        use = use.replace("PROMPTS.txt", shlex.quote(str(mine / "prompts.txt")))
-        run(use.replace("runs/", f"{tmp_path}/runs/", 1), "--output", str(tmp_path / "answers.csv"))
-        assert len((tmp_path / "answers.csv").read_text().splitlines()) == 1 + 2
 
 
-def test_predict_and_resume(quickstart: Path) -> None:
-    (folder,) = quickstart.glob("runs/quickstart/2*")
-    photos(quickstart / "photos")
-    predict, resume = ([c for c in COMMANDS if word in c] for word in ("predict --adapter", "--resume"))
-    run(predict[0])
-    assert len((quickstart / "predictions.csv").read_text().splitlines()) == 1 + 3
-    weights = (folder / "adapter" / "adapter.safetensors").read_bytes()
-    shutil.rmtree(folder / "adapter")  # what a crash after the last step leaves
-    (folder / "results.json").unlink()
-    run(resume[0])
-    assert (folder / "adapter" / "adapter.safetensors").read_bytes() == weights
-
-
-def test_train_export_and_use_elsewhere(quickstart: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("onnxruntime", reason='this needs the extra: pip install ".[onnx]"')
-    (train,) = (c for c in FITS if "--run.name demo" in c)
-    (export,) = (c for c in COMMANDS if c.startswith("adapter export"))
-    (code,) = (body for body in re.findall(r"```python\n(.*?)```", TEXT, flags=re.S) if "onnxruntime" in body)
-    assert 2 + len(code.splitlines()) == 6
-    run(train, *SHORT)
-    run(export)
-    capsys.readouterr()
-    exec(code, {"pixels": np.random.default_rng(0).random((2, 3, 32, 32), dtype=np.float32)})
-    assert "'zero', 'one'" in capsys.readouterr().out
-
-
-SHORT_BENCH = {
-    "data": ("--image-size", "16", "--batch-size", "4", "--images", "20", "--rounds", "1", "--workers", "1"),
-    "train": ("--model", "test_vit", "--batch-size", "2", "--rounds", "1"),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command", BENCHES)
-def test_measurements(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("cat", "dog"):
-        photos(tmp_path / "mine" / name, 20)
-    run(command.replace("PATH", "mine"), *SHORT_BENCH[command.split()[1]])
-
-
-@pytest.mark.parametrize("command", QUICK)
-def test_what_there_is(command: str, quickstart: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(command)
-    assert len(capsys.readouterr().out.splitlines()) > 3
-
-
-def test_what_is_downloaded_is_known() -> None:
-    assert GETS and all(find(command.split()[2]).download for command in GETS)
-
-
-def test_compare_methods(quickstart: Path) -> None:
-    (command,) = {c for c in COMMANDS if c.startswith("compare-methods") and "--tune" not in c}
+def test_the_other_tasks(quickstart: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    others = {command.split()[0]: command for command in TASKS if command not in FITS}
+    assert set(others) == {"compare-methods", "adapter", "serve", "fit", "sweep"} and len(FITS) == 4
+    assert prepare("fit", others["fit"].split()[1:]).flat()["trainer.devices"] == 2
+    assert parse_serve(others["serve"].split()[1:]).adapter.is_dir()
+    run(others["sweep"])
+    assert re.search(r"\d+ (cells|trials): \d+ open", capsys.readouterr().out)
     settings = yaml.safe_load(find_config("compare_methods").read_text())
     settings |= {"budgets": [2], "set": {"data.steps": 1, "trainer.limit_val_batches": 0}}
     (quickstart / "short.yaml").write_text(yaml.safe_dump(settings))
-    run(command, "--config", "short.yaml", "--seeds", "1", "--methods", "linear probe", "RandLoRA-6", "--output", "out")
+    methods = ("--methods", "linear probe", "RandLoRA-6")
+    run(others["compare-methods"], "--config", "short.yaml", "--seeds", "1", *methods, "--output", "out")
     assert "RandLoRA-6" in (quickstart / "out" / "table.md").read_text()
+    pytest.importorskip("onnxruntime", reason='the export needs the extra: pip install ".[onnx]"')
+    run(others["adapter"])
+    assert (quickstart / "demo.onnx").is_file()
 
 
-def test_the_sweep(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_to_choose(quickstart: Path) -> None:
+    options = re.findall(r"\| `(--model[^`]+)` \|", TEXT)
+    assert len(options) >= 2
+    for option in options:
+        prepare("fit", ["--config", "quickstart", *option.split()])
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "`randlora-pl doctor`" in TEXT
+    run("doctor")
+    assert len(capsys.readouterr().out.splitlines()) > 3
+
+
+def test_python_with_lightning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    (command,) = {c for c in COMMANDS if c.startswith("sweep")}
-    run(command, "--dry-run")
-    assert "327 cells: 327 open" in capsys.readouterr().out
+    exec(PYTHON[0].replace("steps=20", "steps=2"), {})
+    assert "test/acc" in capsys.readouterr().out and (tmp_path / "my-adapter" / "adapter.safetensors").is_file()
 
 
-def test_the_python_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = (body for body in re.findall(r"```python\n(.*?)```", TEXT, flags=re.S) if "inject(model" in body)
-    linear = torch.nn.Linear
-    parts = {"fc1": linear(16, 8), "act": torch.nn.ReLU(), "fc2": linear(8, 16), "head": linear(16, 4)}
-    model = torch.nn.Sequential(OrderedDict(parts))
-    plain = model.state_dict().keys()
-    for name in ("adapter", "merged.pt"):
-        code = code.replace(f'"{name}")', f"{str(tmp_path / name)!r})", 1)
-    exec(code, {"model": model})
-    assert (tmp_path / "adapter" / "adapter.safetensors").exists()
-    assert torch.load(tmp_path / "merged.pt").keys() == plain
-    assert "124 of 404 parameters train" in capsys.readouterr().out
+def test_python_with_a_loop_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(PYTHON[1], names)
+    printed = capsys.readouterr().out
+    assert len(PYTHON) == 2 and "RandLoRA" in printed and "matched" in printed
+    plain = importlib.import_module("timm").create_model("vit_tiny_patch16_224", num_classes=10)
+    assert names["model"].state_dict().keys() == plain.state_dict().keys()
 
 
-def test_the_test_command_is_what_continuous_integration_runs() -> None:
-    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert '-m venv .venv && .venv/bin/pip install ".[test]" && .venv/bin/pytest' in TEXT
-    assert '-m venv .venv && .venv/bin/pip install -q ".[test]"' in script
-    assert ".venv/bin/pytest" in script
-    assert "fit --config quickstart" in script
+def test_pictures_are_drawn_from_the_measured_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    scripts = importlib.import_module("readme_pictures"), importlib.import_module("terminal_picture")
+    drawn = {
+        "hero.svg": scripts[0].hero(MEASURED, scripts[0].LIGHT),
+        "hero-dark.svg": scripts[0].hero(MEASURED, scripts[0].DARK),
+        "quickstart.svg": scripts[1].picture((ROOT / "docs" / "quickstart.txt").read_text(encoding="utf-8")),
+    }
+    for name, picture in drawn.items():
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == picture, f"{name}: run the script again"
+        assert f"docs/{name}" in TEXT and not re.search(r"https?://(?!www\.w3\.org)", picture)
+
+
+def test_numbers_are_the_measured_ones() -> None:
+    text, speed = " ".join(TEXT.split()), PAGES["docs/speed.md"]
+    methods = MEASURED["steps"]["methods"]
+    for name in ("randlora", "randlora-hadamard"):
+        least, middle, most = (f"{value:.2f}" for value in methods[name]["of_peft"])
+        assert f"{middle} ({least}..{most})" in text and f"{middle} ({least}..{most})" in speed, name
+    for name, one in methods.items():
+        least, middle, most = (f"{1000 * value:,.0f}" for value in one["seconds"])
+        assert f"{middle} ({least}..{most})" in speed, name
+    lora, hadamard = (methods[name]["seconds"][1] for name in ("lora", "randlora-hadamard"))
+    assert f"LoRA takes {lora:.1f} s, hadamard {hadamard:.1f} s" in text
+    record = (ROOT / "docs" / "quickstart.txt").read_text(encoding="utf-8")
+    quick = MEASURED["quickstart"]
+    assert f"{quick['zeroshot']} % of the digits are right before the training, {quick['test']} % after it" in text
+    assert f"{quick['trained']:,} trained of {quick['total']:,}" in record
+    for name, word in (("zeroshot", "zero-shot"), ("test", "test")):
+        (printed,) = set(re.findall(rf"^{word}:? +accuracy (\S+) %", record, flags=re.M))
+        assert round(float(printed), 1) == quick[name]
+    adapters = {name.split()[0]: one for name, one in MEASURED["spectrum"]["adapters"].items()}
+    ours, theirs = adapters["RandLoRA"], adapters["LoRA"]
+    rank = f"rank {ours['rank']:.0f} of {ours['full_rank']:.0f}"
+    assert f"{rank} with {ours['parameters']:,} parameters" in text and f"{rank} with as many parameters" in text
+    assert f"LoRA with {theirs['parameters']:,} has rank {theirs['rank']:.0f} " in text
+    for one in adapters.values():
+        row = rf"{one['parameters']:,} +30 of \d\d +{one['rank']} +{one['full_rank']} "
+        assert re.search(row, PAGES["docs/analyses.md"]), one["parameters"]
+    assert "20.8 MB" in text and "20.8 MB" in PAGES["docs/adapter_files.md"]
+
+
+@pytest.mark.parametrize(
+    ("output", "lines"),
+    [
+        ("a\r\nb\r\n", ["a", "b", ""]),
+        ("50 %\r100 %\x1b[K\r\nend", ["100 %", "end"]),
+        ("one\r\ntwo\r\n\x1b[1A\x1b[2Kzwei\r\n\x1b[1;31mred\x1b[0m", ["one", "zwei", "red"]),
+        ("bar 1\r\nmore\x1b[1A\r\x1b[2Kdone", ["done", "more"]),
+    ],
+)
+def test_a_terminal_shows_what_is_left(output: str, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    assert importlib.import_module("terminal_picture").on_screen(output) == lines
+
+
+def test_citation() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert [author["name"] for author in cited["authors"]] == ["The randlora-pl contributors"]
+    assert {"cff-version", "message", "title"} <= set(cited) and "2502.00987" in str(cited["references"])
+    assert "https://arxiv.org/abs/2502.00987" in TEXT
 
 
 def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
+    found = re.findall(r"\]\(([^)#:]+)[)#]", TEXT) + re.findall(r"src(?:set)?=\"([^\"]+)\"", TEXT)
+    assert len(found) > 20
+    for target in found:
         assert (ROOT / target).exists(), target
