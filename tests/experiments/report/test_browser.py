@@ -84,6 +84,7 @@ def test_no_figure_is_empty(driver: Any, width: int, scheme: str) -> None:
     drawings = driver.find_elements("css selector", "figure svg")
     assert len(drawings) == 5
     for drawing in drawings:
+        driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", drawing)  # a part in view is not enough
         image = pixels(drawing.screenshot_as_png)
         assert image.shape[1] > 0.75 * min(width, 500) and image.std() > 8
         assert (image.max(2) - image.min(2) > 40).mean() > 0.003  # colours, not only axes

@@ -135,8 +135,9 @@ def _reading(sweep: Sweep) -> list[str]:
 
 
 def _differences(results: Results, beside: Beside, compared: Sequence[Reference]) -> list[Table | Picture]:
-    drawn = [difference_picture(results, beside, here) for here in compared]
-    return [*(matrix_table(results, here) for here in compared), *drawn]
+    return [
+        part for here in compared for part in (matrix_table(results, here), difference_picture(results, beside, here))
+    ]
 
 
 def _pictures(results: Results, models: Sequence[str]) -> list[Picture]:

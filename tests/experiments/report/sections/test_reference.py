@@ -52,10 +52,10 @@ def test_a_verdict_is_told_and_marked_from_both_sides(tmp_path: Path) -> None:
     more = better_by(dict.fromkeys(DATASETS, 2.0))
     lines, table = told(swept(tmp_path, more, methods=THREE, tuned=provenance(THREE)))
     assert lines[0] == f"{B32}: RandLoRA-6 is better than LoRA-32, VeRA-256."
-    assert lines[1] == "A difference (adjusted p < 0.05) in 2 of the 3 pairs with a verdict."
+    assert lines[1] == "A difference was found in 2 of the 3 pairs of methods that could be tested (adjusted p < 0.05)."
     better, same = row_of(table, "RandLoRA-6"), row_of(table, "VeRA-256")
-    assert better["Verdict"].text == "better (p = 0.047)" and better["Verdict"].best
-    assert same["Verdict"].text == "no difference found (p = 1)" and not same["Verdict"].best
+    assert (better["Verdict"].text, better["Verdict"].below, better["Verdict"].best) == ("better", "p = 0.047", True)
+    assert (same["Verdict"].text, same["Verdict"].below, same["Verdict"].best) == ("no difference", "p = 1", False)
     assert [cell.best for row in table.rows for cell in row].count(True) == 1
     assert (better["a 1-shot"].text, better["a 1-shot"].below) == ("+2.0", "± 0.0")
     assert better["a 1-shot"].tint == pytest.approx(0.5) and same["a 1-shot"].tint == 0
@@ -67,10 +67,16 @@ def test_a_method_that_is_worse_than_the_reference_is_not_marked(tmp_path: Path)
     lines, table = told(sweep)
     assert lines[0] == f"{B32}: LoRA-32 is better than RandLoRA-6."
     verdict = row_of(table, "RandLoRA-6")["Verdict"]
-    assert verdict.text == "worse (p = 0.016)" and not verdict.best
+    assert (verdict.text, verdict.below, verdict.best) == ("worse", "p = 0.016", False)
     results = Results(sweep)
     (pair,) = versus_table(comparisons(results, Rates(results))).rows
     assert pair[3].text == "LoRA-32 is better" and pair[3].best
+
+
+def test_no_difference_is_a_conclusion_too(tmp_path: Path) -> None:
+    lines, table = told(swept(tmp_path, better_by({name: (-1.0) ** n for n, name in enumerate(DATASETS)})))
+    assert lines[0] == "No difference was found in the 1 pair of methods that could be tested."
+    assert row_of(table, "RandLoRA-6")["Verdict"].text == "no difference"
 
 
 @pytest.mark.parametrize(

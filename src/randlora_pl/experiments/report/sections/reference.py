@@ -76,8 +76,11 @@ def conclusion(results: Results, found: Sequence[Versus], compared: Sequence[Ref
                 winners.setdefault(f"{one.model}: {pair[0]}", []).append(pair[1])
         lines += [f"{winner} is better than {', '.join(losers)}." for winner, losers in winners.items()]
         better = sum(map(len, winners.values()))
+        tested = f"{many(len(judged), 'pair')} of methods that could be tested"
         lines.append(
-            f"A difference (adjusted p < {LEVEL:g}) in {better} of the {many(len(judged), 'pair')} with a verdict."
+            f"A difference was found in {better} of the {tested} (adjusted p < {LEVEL:g})."
+            if better
+            else f"No difference was found in the {tested}."
         )
     reasons = Counter(
         "the learning rates are not tuned (randlora-pl sweep CONFIG --tune searches them)"
@@ -144,5 +147,5 @@ def _verdict(one: Versus) -> TableCell:
     if one.p is None:
         return TableCell("not tuned" if one.untuned else "no verdict", title=one.obstacle)
     differs, higher = one.p < LEVEL, one.difference.mean > 0
-    text = ("better" if higher else "worse") if differs else "no difference found"
-    return TableCell(f"{text} (p = {one.p:.2g})", best=differs and higher, sort=one.p)
+    text = ("better" if higher else "worse") if differs else "no difference"
+    return TableCell(text, f"p = {one.p:.2g}", best=differs and higher, sort=one.p)
