@@ -1,9 +1,11 @@
 import errno
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +74,7 @@ def test_every_verb_has_a_short_page(run: Run, verb: str) -> None:
     assert 0 < len(result.out.splitlines()) < 60
 
 
-@in_one_item("verb", ["fit", "validate", "test", "predict"])
+@in_one_item("verb", ["fit", "validate", "test", "predict", "serve"])
 def test_a_run_without_options_is_a_mistake_that_shows_the_page(run: Run, tmp_path: Path, verb: str) -> None:
     bare = run(verb)
     assert bare.code == 2 and not bare.out and bare.err == run(verb, "--help").out
@@ -135,6 +137,25 @@ def test_listings_name_what_there_is(run: Run) -> None:
     assert shown.index("RandLoRA") < shown.index("whole") < shown.index("BitFit")
 
 
+def test_listings_are_json_for_other_programs(run: Run) -> None:
+    from randlora_pl.config.shipped import config_names
+    from randlora_pl.data.catalog.registry import CATALOG
+
+    def found(*words: str) -> Any:
+        result = run(*words, "--json")
+        assert result.code == 0 and not result.err
+        return json.loads(result.out)
+
+    assert [row["data set"] for row in found("datasets")] == list(CATALOG)
+    assert found("datasets", "digits")["digits"][0]["licence"] == "CC BY 4.0"
+    (model,) = found("models", "ViT-B-32")
+    assert model["library"] == "open_clip" and model["parameters"] > 1e8
+    assert {"RandLoRA", "LoRA"} < {row["name"] for row in found("adapters")}
+    (lora,) = found("adapters", "lora")
+    assert lora["name"] == "LoRA" and lora["options"]["rank"]["default"] == "32"
+    assert found("config", "list").keys() > config_names().keys()
+
+
 def test_details_and_near_names_of_listings(run: Run, refused: Callable[..., str]) -> None:
     assert "CC BY 4.0" in run("datasets", "digits").out
     for name, source in (("commonsense_15k", "LLM-Adapters"), ("e2e", "e2e-dataset"), ("rte", "gluebenchmark.com")):
@@ -147,6 +168,7 @@ def test_details_and_near_names_of_listings(run: Run, refused: Callable[..., str
     assert "``" not in out and "BasisName" not in out
     assert "openai" in run("models", "ViT-B-32").out
     assert "'digits'" in refused("datasets", "digts")
+    assert "'--json'" in refused("models", "--jsn")
     assert "'ViT-B-32'" in refused("models", "ViT-B-23")
     assert "'Qwen/Qwen2-0.5B-Instruct'" in refused("models", "qwen")
     assert "'FacebookAI/roberta-large'" in refused("models", "roberta")

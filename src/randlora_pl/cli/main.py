@@ -35,10 +35,11 @@ VERBS = {
     "adapters": "inspect.catalogs:adapters_verb",
     "config": "inspect.config:config_verb",
     "doctor": "inspect.doctor:doctor_verb",
+    "completion": "completion:completion_verb",
 }
 _NAMED = ("validate", "test")  # both commands use one function, which gets the command's name
-_WITH_VERBS = ("adapter", "analyze", "bench", "data")  # their commands have help pages of their own
-_NEVER_BARE = ("fit", "validate", "test", "predict")
+GROUPS = ("adapter", "analyze", "bench", "data")  # their commands have help pages of their own
+_NEVER_BARE = ("fit", "validate", "test", "predict", "serve")
 """Commands that print their help without options and exit with 2, so that no script takes it for a run."""
 
 _MEANT = {
@@ -76,7 +77,8 @@ Look up   datasets   data sets; datasets NAME shows one in full
           models     backbones
           adapters   methods; adapters NAME explains the options of one
           config     list | cat NAME | cp NAME: the shipped configs; check FILE: mistakes in yours
-          doctor     what is installed, found and missing
+          doctor     can a run start here; what is installed, found and missing
+          completion bash | zsh | fish: a script with which the shell completes commands and options
 
 randlora-pl VERB --help explains one verb. --version prints the version.
 """
@@ -146,7 +148,7 @@ def _run(words: list[str]) -> int:
         hint = _config_hint(verb) or _meant_hint(verb) or near(verb, VERBS)
         raise UserError(f"{verb!r} is not a verb.{hint} See: randlora-pl --help")
     asked = {"--help", "-h"} & set(rest)
-    if (asked and verb not in _WITH_VERBS) or (not rest and verb in _NEVER_BARE):
+    if (asked and verb not in GROUPS) or (not rest and verb in _NEVER_BARE):
         from randlora_pl.cli.help.pages import page
 
         print(page(verb), end="", file=sys.stdout if asked else sys.stderr)
@@ -169,7 +171,7 @@ def _meant_hint(word: str) -> str:
     """Return a hint for a command of another program, or of one of our groups: ``adapter export``."""
     if word in _MEANT:
         return f" Did you mean {_MEANT[word]!r}?"
-    groups = {name: import_module(f"randlora_pl.cli.{name}.verbs").VERBS for name in _WITH_VERBS}
+    groups = {name: import_module(f"randlora_pl.cli.{name}.verbs").VERBS for name in GROUPS}
     found = [f"{name} {word}" for name, verbs in groups.items() if word in verbs]
     return f" Did you mean {' or '.join(map(repr, found))}?" if found else ""
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from randlora_pl.cli.common.arguments import CommandParser, check_positive
 from randlora_pl.cli.common.devices import pick_device
-from randlora_pl.cli.help.pages import page
 from randlora_pl.cli.predict.arguments import MAX_PIXELS
 from randlora_pl.config.adapter_config import adapter_config
 from randlora_pl.utils.errors import UserError
@@ -31,7 +30,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     """Return the options of ``serve``."""
     parser = CommandParser("serve")
     parser.add_argument("--adapter", type=find_adapter, required=True)
-    parser.add_argument("--allow-host", "--allow_host", nargs="+", action="extend", default=[])
+    parser.add_argument("--allow-host", nargs="+", action="extend", default=[])
     parser.add_options(host=HOSTS[0], port=8000, device="auto", workers=1, batch_size=16, batch_timeout=0.01)
     parser.add_options(max_upload_mb=20.0, max_pixels=MAX_PIXELS, token=os.environ.get(TOKEN, ""))
     parser.add_options(samples=Path)
@@ -56,9 +55,6 @@ def parse(args: list[str]) -> argparse.Namespace:
 
 def serve_verb(args: list[str]) -> int:
     """Check the options and serve the model; once the server answers, print the model and the address."""
-    if not args:
-        print(page("serve"), end="")
-        return 0
     options = parse(args)
     adapter_config(options.adapter)
     missing = [name for name in ("litserve", "python_multipart") if importlib.util.find_spec(name) is None]

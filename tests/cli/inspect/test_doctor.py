@@ -1,3 +1,4 @@
+import json
 import sys
 import urllib.request
 from collections.abc import Callable
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.cli.inspect import doctor
+from randlora_pl.models.cached_weights import cached
 from tests.support.cli import Run
 
 
@@ -17,7 +19,7 @@ def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_section_is_printed(run: Run) -> None:
-    out = run("doctor").out
+    out = run("doctor", "--all").out
     for word in (
         "Versions",
         "Devices",
@@ -34,6 +36,17 @@ def test_every_section_is_printed(run: Run) -> None:
     assert "randlora-pl data get mnist" in out and "randlora-pl data get cars (prints the steps)" in out
 
 
+def test_the_verdict_comes_first_and_what_is_absent_is_counted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = run("doctor").out
+    assert out.startswith("READY: runs use ") and "data get mnist" not in out
+    assert len(out.splitlines()) < 60 < len(run("doctor", "--all").out.splitlines())
+    absent = sum(text.startswith("missing: ") for text in doctor.datasets().values())
+    assert f"{absent} not downloaded " in out and "digits " in out
+    assert json.loads(run("doctor", "--json").out)["Data sets"]["digits"] == "built in"
+    monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package",))
+    assert run("doctor").out.startswith("NOT READY: no-such-package MISSING: pip install no-such-package\n")
+
+
 def test_optional_packages_are_named_with_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(doctor.OPTIONAL, "no-such-package", ("--data.dataset hf", "hf"))
     assert doctor.versions()["no-such-package"] == (
@@ -48,12 +61,12 @@ def test_data_that_are_there_are_found(tmp_path: Path) -> None:
 
 
 def test_cached_weights_are_found(tmp_path: Path) -> None:
-    assert not doctor.cached("timm", "vit_tiny_patch16_224", "augreg_in21k")
+    assert not cached("timm", "vit_tiny_patch16_224", "augreg_in21k")
     snapshot = tmp_path / "hub" / "models--timm--vit_tiny_patch16_224.augreg_in21k" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "model.safetensors").write_text("")
-    assert doctor.cached("timm", "vit_tiny_patch16_224", "augreg_in21k")
-    assert not doctor.cached("open_clip", "ViT-B-32", "openai")
+    assert cached("timm", "vit_tiny_patch16_224", "augreg_in21k")
+    assert not cached("open_clip", "ViT-B-32", "openai")
 
 
 def test_data_sets_of_texts_are_found_or_lead_to_what_tells_where_they_are_from(tmp_path: Path) -> None:
@@ -118,5 +131,5 @@ def test_broken_libraries_are_told(run: Run, monkeypatch: pytest.MonkeyPatch, li
     assert "Data sets" in result.out and "digits" in result.out and "Folders" in result.out
 
 
-def test_doctor_takes_no_options(refused: Callable[..., str]) -> None:
-    assert "takes no options" in refused("doctor", "--fix")
+def test_doctor_refuses_other_options(refused: Callable[..., str]) -> None:
+    assert "unrecognized arguments: --fix" in refused("doctor", "--fix")

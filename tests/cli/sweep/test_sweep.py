@@ -219,7 +219,7 @@ def test_values_of_another_kind(refused: Refused, tmp_path: Path) -> None:
         "set": {"model.pretrained": "random", "model.config_overrides": {"n_layer": 1}},
     }
     for changes, said in (
-        ({"set": GRID.get("set", {}) | {"trainer.max_steps": [[3]]}}, "value of another kind"),
+        ({"set": GRID.get("set", {}) | {"trainer.max_steps": [[3]]}}, "expected a whole number, not [[3]]"),
         ({"set": GRID.get("set", {}) | {"data.steps": [[3]]}}, "does not take these options"),
         ({"models": {"GPT-2": texts}, "datasets": ["e2e"], "budgets": ["100%"], "set": typed}, "does not take these"),
         ({"methods": {"LoRA-4": {"adapter": "LoRA", "rank": "four"}}}, "rank is 'four'; see randlora-pl adapters"),

@@ -1,13 +1,18 @@
 """Parser of options with one-line errors and near names, and checks that several commands make."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.run_files import find_runs
 from randlora_pl.utils.files.weights_files import register_weights
+
+
+class Described(Exception):  # noqa: N818 (not an error)
+    """The parser of a command, instead of its options."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -16,6 +21,9 @@ class CommandParser(argparse.ArgumentParser):
     Args:
         verb: The typed command, for messages.
     """
+
+    describing: ClassVar[bool] = False
+    """If True, parsing raises `Described`, from which `completion` learns the options of a command."""
 
     def __init__(self, verb: str) -> None:
         super().__init__(prog=f"randlora-pl {verb}", add_help=False, allow_abbrev=False)
@@ -50,19 +58,25 @@ class CommandParser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """Return the options, typed with ``-`` or ``_``: runs as by `find_runs`; weights files go to `find_weights`."""
-        return _resolved(super().parse_args(self._as_declared(args), namespace))
+        """Return the options: runs as by `find_runs`; weights files go to `find_weights`."""
+        return _resolved(super().parse_args(args, namespace))
 
     def parse_intermixed_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
         """Return the same as `parse_args`, with options between the runs, too."""
-        return _resolved(super().parse_intermixed_args(self._as_declared(args), namespace))
+        return _resolved(super().parse_intermixed_args(args, namespace))
 
-    def _as_declared(self, args: Sequence[str] | None) -> list[str]:
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Return the options, typed with ``-`` or ``_``, and the other words."""
+        if CommandParser.describing:
+            raise Described(self)
         known = {name.replace("_", "-"): name for name in self._option_string_actions}
         split = [word.partition("=") for word in args or ()]
-        return [f"{known.get(name.replace('_', '-'), name)}{equals}{value}" for name, equals, value in split]
+        words = [f"{known.get(name.replace('_', '-'), name)}{equals}{value}" for name, equals, value in split]
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise an error of one line instead of printing the usage.
@@ -84,6 +98,19 @@ def _resolved(parsed: argparse.Namespace) -> argparse.Namespace:
     if files := getattr(parsed, "weights_files", None):
         register_weights(files)
     return parsed
+
+
+def listing(verb: str, args: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command that lists things: names, and ``--json``."""
+    parser = CommandParser(verb)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_options(json=False)
+    return parser.parse_args(args)
+
+
+def print_json(found: object) -> None:
+    """Print a listing for another program."""
+    print(json.dumps(found, indent=2, ensure_ascii=False, default=str))
 
 
 def spelled(name: str) -> str:

@@ -219,16 +219,37 @@ seeds must be others than the sweep's; without datasets and budgets all of the s
 List the datasets (datasets), or show some of them in full (datasets NAME ...).
 
   --root PATH      Folder in which to look for the data (default: the user's data folder)
+  --json           The same for another program
 """,
-    "models": "List backbones with their sizes, weights and configs (models), or some (models NAME ...).\n",
-    "adapters": "List the methods (adapters), or explain the options of some of them (adapters NAME ...).\n",
+    "models": """\
+List backbones with their sizes, weights and configs (models), or some (models NAME ...).
+
+  --json           The same for another program
+""",
+    "adapters": """\
+List the methods (adapters), or explain the options of some of them (adapters NAME ...).
+
+  --json           The same for another program, with all options
+""",
     "config": """\
 The shipped configs.
 
-  config list            what there is
+  config list            what there is; with --json for another program
   config cat NAME        print one
   config cp NAME [FILE]  copy one, to change it; an existing file is not overwritten
   config check FILE      print all mistakes of a config, each with its line; 2 is returned if there are any
 """,
-    "doctor": "Show versions, devices, data, cached weights and network; print how to get what is missing.\n",
+    "doctor": """\
+Say whether a run can start here; then show versions, devices, data, cached weights and network.
+
+  --all            List datasets and weights that are not on this machine, too, and how to get them
+  --json           All of it for another program
+""",
+    "completion": """\
+Print a script with which the shell completes commands, options and choices.
+
+  eval "$(randlora-pl completion bash)"                        in ~/.bashrc
+  randlora-pl completion zsh > ~/.zfunc/_randlora-pl           with fpath+=~/.zfunc before compinit in ~/.zshrc
+  randlora-pl completion fish > ~/.config/fish/completions/randlora-pl.fish
+""",
 }

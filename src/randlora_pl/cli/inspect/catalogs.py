@@ -2,40 +2,44 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from randlora_pl.cli.common.arguments import CommandParser
+from randlora_pl.cli.common.arguments import CommandParser, listing, print_json
 from randlora_pl.cli.common.tables import entry
 from randlora_pl.cli.help.pages import describe
 from randlora_pl.config.class_index import subclasses
-from randlora_pl.language.catalog import OWN_TEXTS
+from randlora_pl.language.dataset_facts import TEXT_PAGES, dataset_facts, state_of
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
-    from randlora_pl.data.catalog.registry import DatasetSpec
+    pass
 
 Row = TypeVar("Row")
 
 OWN_PAGE = "docs/your_own_data.md"
-TEXT_PAGES = ("docs/prompts.md", "docs/labelled_texts.md")
 
 
 def adapters_verb(args: list[str]) -> int:
     """Run ``adapters``: print the methods by folder; ``adapters NAME``: the options of one, from its docstring."""
-    known = subclasses("adapters", "Adapter")
-    if not args:
+    known, typed = subclasses("adapters", "Adapter"), listing("adapters", args)
+    chosen = [_pick(name, known, "adapter") for name in typed.names]
+    if typed.json:
+        print_json([asdict(source) for source in chosen or known.values()])
+        return 0
+    if not chosen:
         rows = []
         for folder, sources in groupby(known.values(), lambda source: source.folder):
             rows += [(folder.replace("_", " "), ""), *((f"  {source.name}", source.summary) for source in sources)]
         print(table(("adapter", "what it is"), rows))
         print("\nUse: randlora-pl fit --model.adapter NAME; options of one: randlora-pl adapters NAME")
         return 0
-    for name in args:
-        print(describe(_pick(name, known, "adapter"), "--model.adapter."))
+    for source in chosen:
+        print(describe(source, "--model.adapter."))
     return 0
 
 
@@ -47,6 +51,7 @@ def datasets_verb(args: list[str]) -> int:
     parser = CommandParser("datasets")
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--root", "--data.root")
+    parser.add_options(json=False)
     typed = parser.parse_args(args)
     root = default_root() if typed.root is None else Path(typed.root).expanduser()
     if typed.root is not None and not root.is_dir():
@@ -55,8 +60,11 @@ def datasets_verb(args: list[str]) -> int:
         rows = []
         for row in CATALOG.values():
             counts = [row.counts.get(split) for split in ("train", "val", "test")]
-            rows.append((row.name, row.classes, *counts, row.epochs, state(row, root), row.licence, row.title))
+            rows.append((row.name, row.classes, *counts, row.epochs, state_of(row, root), row.licence, row.title))
         header = ("data set", "classes", "train", "val", "test", "epochs", "on this machine", "licence", "what it is")
+        if typed.json:
+            print_json([dict(zip(header, row, strict=True)) for row in rows])
+            return 0
         print(table(header, rows, optional=("licence", "epochs", "classes", "val")))
         print(f"\nOn this machine: below {root}; another folder: randlora-pl datasets --root PATH")
         print("Use: randlora-pl fit --data.dataset NAME; all about one: randlora-pl datasets NAME")
@@ -68,68 +76,14 @@ def datasets_verb(args: list[str]) -> int:
         print(f"Texts: --model CausalLMTask with {', '.join(DATASETS)}")
         print(f"       --model TextClassificationTask with {', '.join(LABELLED)}; see {' and '.join(TEXT_PAGES)}")
         return 0
-    for name in typed.names:
-        if name in DATASETS or name in LABELLED:
-            print(_texts(name))
-            continue
-        if name not in CATALOG:
-            hint = near(name, [*CATALOG, *DATASETS, *LABELLED])
-            raise UserError(f"Unknown dataset {name!r}.{hint} See: randlora-pl datasets")
-        row = CATALOG[name]
-        facts = {
-            "what it is": row.title,
-            "classes": _some(row.classnames, 260)
-            or (f"{row.classes}, named by its files" if row.classes else "as in your files"),
-            "images": ", ".join(f"{split} {count:,}" for split, count in row.counts.items()) or "as in your files",
-            "epochs": str(row.epochs),
-            "prompts": _some(row.templates, 20, " | "),
-            "files": row.layout and (row.layout if row.own else f"{row.layout} below {root} or --data.root"),
-            "state": "" if row.own else state(row, root),
-            "get it": "" if row.own or not row.layout else f"randlora-pl data get {row.name}",
-            "source": row.source,
-            "licence": row.licence,
-            "note": row.note,
-        }
-        print(f"{row.name}\n" + "\n".join(entry(key, value, column=14) for key, value in facts.items() if value) + "\n")
+    found = {name: dataset_facts(name, root) for name in typed.names}
+    if typed.json:
+        print_json(found)
+        return 0
+    for name, facts in found.items():
+        lines = [entry(key, value, column=14) for each in facts for key, value in each.items() if value]
+        print("\n".join([name, *lines, ""]))
     return 0
-
-
-def _texts(name: str) -> str:
-    """Return the full description of a text dataset: its tasks, its files, and their source."""
-    from randlora_pl.language.catalog import DATASETS, LABELLED, TASKS
-    from randlora_pl.language.datasets import commonsense, e2e, glue
-
-    lines = [name]
-    for known, task, page in zip((DATASETS, LABELLED), TASKS, TEXT_PAGES, strict=True):
-        if name not in known:
-            continue
-        source = {"files": f"below --data.root PATH, see {page}"}
-        if name in glue.TASKS:
-            source = {"get it": glue.SOURCE}
-        elif name not in OWN_TEXTS:
-            where = e2e if name == "e2e" else commonsense
-            source = {"files": f"{where.TREE}; below --data.root PATH", "get it": where.SOURCE}
-        facts = {"what it is": known[name], "use": f"--model {task} --data.dataset {name}"} | source
-        lines += [entry(key, value, column=14) for key, value in facts.items()]
-    return "\n".join([*lines, ""])
-
-
-def state(row: "DatasetSpec", root: Path) -> str:
-    """Return the state of a dataset below the folder of datasets, and how to get it."""
-    from randlora_pl.data.catalog.registry import present
-
-    if row.own:
-        return "yours"
-    if row.package and not present(row, root):
-        return f"not here: pip install {row.package}"
-    if not row.layout:
-        return "built in"
-    return "here" if present(row, root) else f"not here: {'data get' if row.download else 'by hand'}"
-
-
-def _some(words: Sequence[str], most: int, between: str = ", ") -> str:
-    """Return the words, or the first of them and their number."""
-    return between.join(words if len(words) <= most else [*words[:10], f"... ({len(words)})"])
 
 
 def models_verb(args: list[str]) -> int:
@@ -145,10 +99,14 @@ def models_verb(args: list[str]) -> int:
         name: (name, "transformers", known.config, known.parameters, "text", "its own", known.licence)
         for name, known in KNOWN.items()
     }
-    chosen = [_pick(name, rows, "model") for name in args] if args else list(rows.values())
+    typed = listing("models", args)
+    chosen = [_pick(name, rows, "model") for name in typed.names] or list(rows.values())
     header = ("model", "library", "config", "parameters", "pixels", "weights", "licence")
+    if typed.json:
+        print_json([dict(zip(header, row, strict=True)) for row in chosen])
+        return 0
     cells = [(*row[:3], f"{row[3] / 1e6:,.1f} M", *row[4:]) for row in chosen]
-    print(table(header, cells, optional=("pixels", "library") if args else ("licence", "pixels", "library")))
+    print(table(header, cells, optional=("pixels", "library") if typed.names else ("licence", "pixels", "library")))
     print("\nUse: randlora-pl fit --config CONFIG, or --model.name NAME --model.pretrained TAG, a file or random")
     return 0
 

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from randlora_pl.cli.common.arguments import print_json
 from randlora_pl.config.mistakes import mistakes_in
 from randlora_pl.config.shipped import config_names, find_config, headline, scripts
 from randlora_pl.utils.errors import UserError, near
@@ -26,6 +27,8 @@ def config_verb(args: list[str]) -> int:
             print("For sweeps/: randlora-pl sweep NAME.\n")
             print(table(("script", "what it is"), [(name, headline(file)) for name, file in starters.items()]))
             print("\nUse: randlora-pl config cp NAME, and the commands in its first lines.")
+        case ["list", "--json"]:
+            print_json({name: headline(file) for name, file in (config_names() | scripts()).items()})
         case ["cat", name]:
             sys.stdout.write(_find(name).read_text(encoding="utf-8"))
         case ["cp", name]:

@@ -3,15 +3,17 @@
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import urllib.error
 import urllib.request
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from randlora_pl.cli.common.arguments import CommandParser, print_json
 from randlora_pl.cli.common.tables import entry
-from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.language.dataset_facts import datasets
+from randlora_pl.models.cached_weights import cached, is_whole, snapshots
 from randlora_pl.utils.text.formatting import byte_size
 from randlora_pl.utils.version import __version__
 
@@ -28,24 +30,54 @@ OPTIONAL = {
 }
 """Purpose and extra of each optional package, by name."""
 
+HERE = re.compile("(?<!not )cached|shipped")
+
 _TIMEOUT = 3.0
 
 
 def doctor_verb(args: list[str]) -> int:
-    """Print one section after the other; change nothing."""
-    if args:
-        raise UserError(f"doctor takes no options, got {' '.join(args)}. See: randlora-pl doctor --help")
+    """Print the verdict and one section after the other; change nothing."""
+    parser = CommandParser("doctor")
+    parser.add_options(all=False, json=False)
+    typed = parser.parse_args(args)
     sections = {"Versions": versions, "Devices": devices, "Data sets": datasets, "Network": network}
+    report = {}
     for title, section in (sections | {"Weights": weights, "Folders": folders}).items():
-        print(title)
         try:
-            found = section()
+            report[title] = section()
         except Exception as error:
-            found = {"BROKEN": f"{type(error).__name__}: {error}; reinstall what it names"}
-        for name, text in found.items():
-            print(entry(name, text, column=28))
-        print()
+            report[title] = {"BROKEN": f"{type(error).__name__}: {error}; reinstall what it names"}
+    if typed.json:
+        print_json({"verdict": verdict(report), **report})
+        return 0
+    print(f"{verdict(report)}\n")
+    for title, found in report.items():
+        shown = found if typed.all else _summary(found)
+        print("\n".join([title, *(entry(name, text, column=28) for name, text in shown.items()), ""]))
     return 0
+
+
+def verdict(report: dict[str, dict[str, str]]) -> str:
+    """Return in one line whether a run can start here, and what stops it."""
+    wrong = [
+        f"{name} {text}"
+        for found in report.values()
+        for name, text in found.items()
+        if name == "BROKEN" or text.startswith("MISSING") or "cannot be written" in text
+    ]
+    faster = [f"{name} ({text})" for name, text in report["Devices"].items() if name.startswith(("cuda", "mps"))]
+    return f"NOT READY: {'; '.join(wrong)}" if wrong else f"READY: runs use {faster[0] if faster else 'the CPU'}."
+
+
+def _summary(found: dict[str, str]) -> dict[str, str]:
+    """Return the entries that are here, and the number of the others."""
+    here = {
+        name: text
+        for name, text in found.items()
+        if not re.match("missing: |(.*: )?not cached", text) or HERE.search(text)
+    }
+    absent = len(found) - len(here)
+    return here | ({f"{absent} not downloaded": "to list them: randlora-pl doctor --all"} if absent else {})
 
 
 def versions() -> dict[str, str]:
@@ -79,33 +111,6 @@ def devices() -> dict[str, str]:
     return found
 
 
-def datasets() -> dict[str, str]:
-    """Return the datasets on this machine, and the commands to get the others."""
-    from randlora_pl.data.catalog.registry import CATALOG, dataset_path, default_root, get_command, present
-    from randlora_pl.language.catalog import DATASETS, LABELLED, OWN_TEXTS
-    from randlora_pl.language.datasets.availability import absent
-
-    root = default_root()
-    found = {}
-    for row in CATALOG.values():
-        if row.own:
-            continue
-        held = dataset_path(row, root)
-        if row.package and not present(row, root):
-            found[row.name] = f"missing: {get_command(row, root)}"
-        elif held is None:
-            found[row.name] = "built in"
-        elif held.exists():
-            found[row.name] = f"found: {held}"
-        else:
-            found[row.name] = f"missing: randlora-pl data get {row.name}{'' if row.download else ' (prints the steps)'}"
-    for name in DATASETS | LABELLED:
-        if name not in OWN_TEXTS:
-            steps = f"missing: randlora-pl datasets {name} (prints the steps)"
-            found[name] = steps if absent(name, root) else f"found below {root}"
-    return found | {"your own": "--data.dataset folder --data.root PATH; of texts csv or jsonl"}
-
-
 def network() -> dict[str, str]:
     """Return the state of the connection to the model hub."""
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
@@ -133,45 +138,11 @@ def weights() -> dict[str, str]:
         found[row.name] = ", ".join(f"{tag}: {state}" for tag, state in states.items())
     for name, known in KNOWN.items():
         gate = f"; gated: accept its licence at https://huggingface.co/{name}, then hf auth login"
-        here = any(map(_whole, _snapshots(name)))
+        here = any(map(is_whole, snapshots(name)))
         found[name] = "cached" if here else "not cached" + (gate if known.gated else "")
     if importlib.util.find_spec("transformers") is None:
         found["language models"] = f"need transformers: pip install '.[{OPTIONAL['transformers'][1]}]' in the checkout"
     return found
-
-
-def _whole(snapshot: Path) -> bool:
-    """Return True if a folder has all weights of a language model, in one file or in all files of an index."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        index = snapshot / f"{name}.index.json"
-        if (snapshot / name).is_file():
-            return True
-        if index.is_file():
-            try:
-                parts = parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()
-                return all((snapshot / part).is_file() for part in parts)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # cut off or damaged
-                return False
-    return False
-
-
-def cached(library: str, name: str, tag: str) -> bool:
-    """Return True if the weights of a tag of ``open_clip`` or ``timm`` are in the hub's cache."""
-    if library == "timm":
-        repository = f"timm/{name}.{tag}"
-    else:
-        from open_clip.pretrained import get_pretrained_cfg
-
-        repository = str(get_pretrained_cfg(name, tag).get("hf_hub", "")).rstrip("/")
-    return bool(repository) and any(any(folder.iterdir()) for folder in _snapshots(repository))
-
-
-def _snapshots(repository: str) -> list[Path]:
-    """Return the folders of the hub's cache that hold a version of a repository."""
-    from huggingface_hub import constants
-
-    held = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
-    return [folder for folder in held.glob("*") if folder.is_dir()]
 
 
 def folders() -> dict[str, str]:

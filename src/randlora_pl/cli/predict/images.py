@@ -10,9 +10,9 @@ from typing import Any
 from randlora_pl.cli.common.arguments import check_output, check_parent
 from randlora_pl.cli.common.devices import advised, pick_device
 from randlora_pl.cli.predict.arguments import MAX_PIXELS, parse
-from randlora_pl.cli.predict.csv_table import PredictionTable
 from randlora_pl.config.adapter_config import adapter_config
 from randlora_pl.language.catalog import TASKS
+from randlora_pl.serving.prediction_table import PredictionTable
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import atomic_file
 from randlora_pl.utils.quick_imports import quick_imports

@@ -4,8 +4,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.common.devices import advised, pick_device
-from randlora_pl.cli.predict.csv_table import PredictionTable
 from randlora_pl.language.data import prediction_inputs as inputs
+from randlora_pl.serving.prediction_table import PredictionTable
 from randlora_pl.utils.errors import UserError
 
 if TYPE_CHECKING:

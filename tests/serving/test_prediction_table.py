@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from randlora_pl.cli.predict.csv_table import PredictionTable
+from randlora_pl.serving.prediction_table import PredictionTable
 from randlora_pl.utils.text.csv_text import csv_text
 
 

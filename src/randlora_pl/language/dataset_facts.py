@@ -1,0 +1,88 @@
+"""Descriptions of the datasets of images and texts, and their state on this machine; without PyTorch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from randlora_pl.data.catalog.registry import CATALOG, dataset_path, default_root, get_command, present
+from randlora_pl.data.catalog.spec import DatasetSpec
+from randlora_pl.language.catalog import DATASETS, LABELLED, OWN_TEXTS, TASKS
+from randlora_pl.language.datasets import commonsense, e2e, glue
+from randlora_pl.language.datasets.availability import absent
+from randlora_pl.utils.errors import UserError, near
+
+TEXT_PAGES = ("docs/prompts.md", "docs/labelled_texts.md")
+
+
+def dataset_facts(name: str, root: Path) -> list[dict[str, str]]:
+    """Return the full description of a dataset; one of texts has one for each task that takes it."""
+    if name in CATALOG:
+        row = CATALOG[name]
+        classes = f"{row.classes}, named by its files" if row.classes else "as in your files"
+        return [
+            {
+                "what it is": row.title,
+                "classes": _some(row.classnames, 260) or classes,
+                "images": ", ".join(f"{split} {count:,}" for split, count in row.counts.items()) or "as in your files",
+                "epochs": str(row.epochs),
+                "prompts": _some(row.templates, 20, " | "),
+                "files": row.layout and (row.layout if row.own else f"{row.layout} below {root} or --data.root"),
+                "state": "" if row.own else state_of(row, root),
+                "get it": "" if row.own or not row.layout else f"randlora-pl data get {row.name}",
+                "source": row.source,
+                "licence": row.licence,
+                "note": row.note,
+            }
+        ]
+    found = []
+    for known, task, page in zip((DATASETS, LABELLED), TASKS, TEXT_PAGES, strict=True):
+        source = {"files": f"below --data.root PATH, see {page}"}
+        if name in glue.TASKS:
+            source = {"get it": glue.SOURCE}
+        elif name not in OWN_TEXTS:
+            where = e2e if name == "e2e" else commonsense
+            source = {"files": f"{where.TREE}; below --data.root PATH", "get it": where.SOURCE}
+        if name in known:
+            found.append({"what it is": known[name], "use": f"--model {task} --data.dataset {name}"} | source)
+    if not found:
+        hint = near(name, [*CATALOG, *DATASETS, *LABELLED])
+        raise UserError(f"Unknown dataset {name!r}.{hint} See: randlora-pl datasets")
+    return found
+
+
+def state_of(row: DatasetSpec, root: Path) -> str:
+    """Return the state of a dataset below the folder of datasets, and how to get it."""
+    if row.own:
+        return "yours"
+    if row.package and not present(row, root):
+        return f"not here: pip install {row.package}"
+    if not row.layout:
+        return "built in"
+    return "here" if present(row, root) else f"not here: {'data get' if row.download else 'by hand'}"
+
+
+def _some(words: Sequence[str], most: int, between: str = ", ") -> str:
+    """Return the words, or the first of them and their number."""
+    return between.join(words if len(words) <= most else [*words[:10], f"... ({len(words)})"])
+
+
+def datasets() -> dict[str, str]:
+    """Return the datasets on this machine, and the commands to get the others."""
+    root = default_root()
+    found = {}
+    for row in CATALOG.values():
+        if row.own:
+            continue
+        held = dataset_path(row, root)
+        if row.package and not present(row, root):
+            found[row.name] = f"missing: {get_command(row, root)}"
+        elif held is None:
+            found[row.name] = "built in"
+        elif held.exists():
+            found[row.name] = f"found: {held}"
+        else:
+            found[row.name] = f"missing: randlora-pl data get {row.name}{'' if row.download else ' (prints the steps)'}"
+    for name in DATASETS | LABELLED:
+        if name not in OWN_TEXTS:
+            steps = f"missing: randlora-pl datasets {name} (prints the steps)"
+            found[name] = steps if absent(name, root) else f"found below {root}"
+    return found | {"your own": "--data.dataset folder --data.root PATH; of texts csv or jsonl"}
