@@ -112,8 +112,10 @@ def test_a_wrong_type_in_a_config_names_file_and_line(refused: Callable[..., str
 def test_a_logger_without_its_package_names_our_extra(
     refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(LOGGERS, "wandb", "no_such_package")
-    assert "pip install 'randlora-pl[no_such_package]'" in refused("fit", "--config", "lora", "--run.logger", "wandb")
+    for name in ("wandb", "mlflow"):
+        monkeypatch.setitem(LOGGERS, name, "no_such_package")
+        told = refused("fit", "--config", "lora", "--run.logger", name)
+        assert f"{name} needs" in told and "pip install 'randlora-pl[no_such_package]'" in told
 
 
 def test_metrics_that_can_be_monitored_are_those_of_a_validation(finished: Path) -> None:

@@ -28,7 +28,7 @@ from randlora_pl.utils.errors import UserError, brief, near
 Mistake = tuple[str, UserError]
 """Short name of the option, such as ``model.adapter.rank``, and the error."""
 
-LOGGERS = {"tensorboard": "", "csv": "", "wandb": "wandb", "none": ""}
+LOGGERS = {"tensorboard": "", "csv": "", "wandb": "wandb", "mlflow": "mlflow", "none": ""}
 """Package of each logger, which is the name of its extra, too; empty if it is always installed."""
 
 _VALIDATED = {

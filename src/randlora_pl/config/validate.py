@@ -14,7 +14,7 @@ from randlora_pl.utils.errors import UserError, brief, near, shortened
 RUN_OPTIONS = {
     "name": "Name of the run; its folder is ROOT/NAME/TIME. Default: data set, model and adapter",
     "root": "Folder of all runs. Default: runs",
-    "logger": "tensorboard, csv, wandb, or several: [tensorboard,csv]. Default: tensorboard",
+    "logger": "tensorboard, csv, wandb, mlflow, or several: [tensorboard,csv]. Default: tensorboard",
     "timeout": "Seconds that a process waits for the others before it takes them for lost. Default: 600",
 }
 _RUN_KINDS = {"name": "str | None", "root": "str", "logger": "str | list[str]", "timeout": "float"}

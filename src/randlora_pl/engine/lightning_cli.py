@@ -4,7 +4,6 @@ import json
 import re
 from importlib import import_module
 from inspect import signature
-from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn, Union, get_args
 
@@ -12,7 +11,6 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from randlora_pl.callbacks import (
@@ -33,9 +31,9 @@ from randlora_pl.callbacks import (
     WrittenAnswers,
 )
 from randlora_pl.config.compose import Command, Tree
-from randlora_pl.config.mistakes import check_loggers
 from randlora_pl.config.validate import tasks
 from randlora_pl.engine.error_messages import build_error, parse_error
+from randlora_pl.engine.loggers import make_loggers
 from randlora_pl.engine.run_folder import missing_folders, new_folder, planned_name, remove_folder
 from randlora_pl.parallel.devices import with_devices, with_strategy
 from randlora_pl.parallel.launch import TIMEOUT
@@ -181,7 +179,7 @@ class App(LightningCLI):
         parser.add_argument("--run.root", type=str, default="runs", help="Folder of all runs.")
         loggers = str | list[str]
         parser.add_argument(
-            "--run.logger", type=loggers, default="tensorboard", help="tensorboard, csv, wandb or none."
+            "--run.logger", type=loggers, default="tensorboard", help="tensorboard, csv, wandb, mlflow or none."
         )
         parser.add_argument(
             "--run.timeout", type=float, default=TIMEOUT, help="Seconds that a process waits for the others."
@@ -221,7 +219,7 @@ class App(LightningCLI):
             self.folder = new_folder(Path(run.root), name)
         try:
             given = False if self.dry else self.config_init.trainer.logger
-            logger = self._loggers(run.logger) if given is None or given is True else given
+            logger = make_loggers(run.logger, self.folder, Path(run.root)) if given is None or given is True else given
             return super().instantiate_trainer(default_root_dir=str(self.folder), logger=logger, **kwargs)
         except BaseException:
             self.discard()
@@ -242,25 +240,6 @@ class App(LightningCLI):
             own.append(_Latest(self.folder))
         config = with_strategy(with_devices(config), self.config_init.run.timeout)
         return super()._instantiate_trainer(config, [*own, *callbacks])
-
-    def _loggers(self, names: str | list[str]) -> list[Logger]:
-        made: list[Logger] = []
-        check_loggers(names)
-        for name in [names] if isinstance(names, str) else names:
-            if name == "tensorboard":
-                made.append(TensorBoardLogger(self.folder, name="", version="tensorboard"))
-            elif name == "csv":
-                made.append(CSVLogger(self.folder, name="", version=self._free("csv")))
-            elif name == "wandb":
-                from lightning.pytorch.loggers import WandbLogger
-
-                made.append(WandbLogger(save_dir=self.folder, name=self.folder.name, project="randlora-pl"))
-        return made
-
-    def _free(self, name: str) -> str:
-        """Return an unused folder name: the CSV logger would empty the folder of the run to resume."""
-        names = (name if number == 1 else f"{name}_{number}" for number in count(1))
-        return next(free for free in names if not (self.folder / free).exists())
 
     def discard(self) -> None:
         """Remove a folder that this process made if it holds nothing worth keeping yet; only on rank 0.

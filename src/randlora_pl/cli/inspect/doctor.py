@@ -22,6 +22,7 @@ PACKAGES = (
 )  # fmt: skip
 OPTIONAL = {
     "wandb": ("--run.logger wandb", "wandb"),
+    "mlflow": ("--run.logger mlflow", "mlflow"),
     "datasets": ("--data.dataset hf", "hf"),
     "pyarrow": ("tables as Parquet files", "parquet"),
     "transformers": ("--model CausalLMTask and TextClassificationTask", "language"),
