@@ -121,6 +121,7 @@ def picture(record: str) -> str:
         style = "bold" if each.startswith(("zero-shot", "test ")) else "bright_black" if each == "..." else ""
         for start in range(0, len(each), WIDTH):  # a terminal breaks long lines anywhere
             console.print(Text(each[start : start + WIDTH], style=style))
+    console.print()  # the last line loses its descenders
     drawn = console.export_svg(title="randlora-pl", theme=SVG_EXPORT_THEME, unique_id="quickstart")
     drawn = re.sub(r"\s*@font-face \{.*?\}| https://www.textualize.io", "", drawn, flags=re.S)
     return drawn.replace("Fira Code", "ui-monospace")

@@ -152,7 +152,7 @@ def test_fit(
         photos(mine / name, 20)
     texts(mine)
     tiny = [("--model.config_overrides", shape) for name, shape in TINY.items() if f"--config {name}" in command]
-    command = command.replace("FOLDER", shlex.quote(str(mine)))
+    command = command.replace("DIR", shlex.quote(str(mine)))
     run(command, *SHORT, "--model.pretrained", "random", *sum(tiny, ()), "--run.root", str(tmp_path / "runs"))
     assert "Next:" in capsys.readouterr().out
     (results,) = tmp_path.glob("runs/*/2*/results.json")
