@@ -8,7 +8,7 @@ from randlora_pl.bench.flops import counter
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.experiments.sweep.expand import task_of
 from randlora_pl.experiments.sweep.plan import Trial
-from randlora_pl.experiments.sweep.steps import evaluated_samples, planned_steps, window
+from randlora_pl.experiments.sweep.steps import evaluated_samples, global_batch, planned_steps
 from randlora_pl.language.tasks.meta import meta_backbone
 from randlora_pl.language.tasks.restore import LanguageTask
 from randlora_pl.models import ImageTower, clip_image_spec, library_of, meta_clip, meta_vit, vit_image_spec
@@ -29,7 +29,7 @@ def operations(cell: Trial) -> int:
     if key not in _passes:
         _passes[key] = (per_token(meta_backbone(task)), 0) if isinstance(task, LanguageTask) else per_sample(task)
     first, caption = _passes[key]
-    steps, batch = (0 if cell.untrained else planned_steps(cell.tree) or 0), window(cell.tree)
+    steps, batch = (0 if cell.untrained else planned_steps(cell.tree) or 0), global_batch(cell.tree)
     samples = evaluated_samples(cell.tree) or 0
     if isinstance(task, LanguageTask):
         passes = PASSES + bool(cell.flat.get("model.gradient_checkpointing"))  # the forward pass once more
