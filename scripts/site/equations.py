@@ -18,5 +18,7 @@ def on_page_content(body: str, **_: object) -> str:
 
 def _mathml(found: re.Match[str]) -> str:
     tag, bracket, latex = found.groups()
-    equation = convert(html.unescape(latex).strip(), display="block" if bracket == "[" else "inline")
-    return f'<{tag} class="equation">{equation}</{tag}>'
+    latex, *number = re.split(r"\\tag\{(.*?)\}", html.unescape(latex).strip())
+    equation = convert(latex.strip(), display="block" if bracket == "[" else "inline")
+    label = f"<span>({number[0]})</span>" if number else ""
+    return f'<{tag} class="equation">{equation}{label}</{tag}>'
