@@ -16,10 +16,11 @@ from tests.support.products import in_one_item
 
 
 def test_help(run: Run) -> None:
-    for words in (("serve",), ("serve", "--help")):
-        result = run(*words)
-        assert result.code == 0 and "--max-upload-mb" in result.out and "curl -F image=@photo.jpg" in result.out
-    assert all(len(line) <= 120 for line in result.out.splitlines())
+    bare, asked = run("serve"), run("serve", "--help")
+    assert (bare.code, asked.code) == (2, 0) and not bare.out
+    for page in (bare.err, asked.out):
+        assert "--max-upload-mb" in page and "--samples FOLDER" in page and "curl -F image=@photo.jpg" in page
+        assert all(len(line) <= 120 for line in page.splitlines())
 
 
 @in_one_item(

@@ -175,6 +175,7 @@ def test_a_sample_is_tried_with_other_numbers_of_classes(page: Any, server: Runn
         until(page, lambda count=count: len(bars(page)) == count and text(page, "status").startswith("Most"))
     names = page.execute_script("return [...document.querySelectorAll('#classes li')].map((item) => item.textContent)")
     assert names == NAMES and text(page, "classes").startswith("10 classes")
+    assert page.find_element("css selector", "#classes li").is_displayed()  # a short list is open
 
 
 def test_the_command_line_and_the_answer_are_those_of_the_request(

@@ -14,7 +14,7 @@ from randlora_pl.experiments.report.statistics import Estimate
 _COLUMNS = 12
 """Largest number of data sets times budgets with a column for each; above it, a column is the mean over budgets."""
 _HALF = 2.0
-"""Points at which a cell has half of the full colour."""
+"""Points at which a cell has half of the full color."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def conclusion(results: Results, found: Sequence[Versus], compared: Sequence[Ref
 
 
 def matrix_table(results: Results, here: Reference) -> Table:
-    """Return methods by data sets and budgets, each cell coloured by its difference to the reference."""
+    """Return methods by data sets and budgets, each cell colored by its difference to the reference."""
     budgets = results.trained_budgets(here.model)
     every = [(d, b) for d in results.plan.datasets for b in budgets]
     every = [labels for labels in every if any(labels in one.cells for one in here.pairs.values())]
@@ -114,7 +114,7 @@ def matrix_table(results: Results, here: Reference) -> Table:
     titles = [TableCell(dataset, below=budget or "mean over budgets") for dataset, budget in columns]
     below = [
         "Each number is the accuracy of the method minus the reference, in points, paired by seed. Blue is "
-        "higher and orange is lower. The colour shows the size of a difference and is not a verdict. "
+        "higher and orange is lower. The color shows the size of a difference and is not a verdict. "
         + ("Below it is half of the 95 % confidence interval over seeds. " if apart else "")
         + "The mean has its interval over data sets. The verdict is of the paired test."
     ]
