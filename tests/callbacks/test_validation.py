@@ -22,7 +22,7 @@ from tests.tasks.small import trained
 @pytest.mark.parametrize(
     ("steps", "samples", "held_out", "global_batch", "wanted"),
     [
-        (203, 1294, 143, 64, 21),  # the quickstart: once a pass
+        (203, 1294, 143, 64, 21),  # all digits for ten epochs: once a pass
         (125, 160, 143, 64, 18),  # few shots: a validation is larger than a pass
         (125, 160, 1430, 64, 25),  # and five times in any run
         (10_000, 64_000, 0, 64, 1000),
