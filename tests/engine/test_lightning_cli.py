@@ -55,6 +55,14 @@ def test_every_config_builds(build: Build, name: str) -> None:
     )
 
 
+def test_the_quickstart_draws_a_third_of_the_images_of_ten_epochs(build: Build) -> None:
+    app = build("--config", "quickstart")
+    data: Any = app.datamodule
+    data.setup("fit")
+    assert data.plan.samples_drawn <= 4_800  # a second on two cores for 300
+    assert vars(app.model.adapter) == vars(build("--config", "tiny_clip").model.adapter)
+
+
 @pytest.mark.parametrize("name", FRAGMENTS)
 def test_every_fragment_builds_on_a_config(build: Build, name: str) -> None:
     kind, _, short = name.rpartition("/")
@@ -138,7 +146,7 @@ def test_old_class_paths_are_read_and_public_ones_written(build: Build, tmp_path
 @pytest.mark.parametrize(
     ("name", "epochs", "flip", "weights"),
     [
-        ("quickstart", 10, False, "emoji-fashion"),
+        ("tiny_clip", 10, False, "emoji-fashion"),
         ("dinov2_vitb14", 5, True, "timm"),
         ("glue_roberta_base", 10, None, None),
     ],

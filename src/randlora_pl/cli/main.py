@@ -55,7 +55,7 @@ LONGEST_LINE = 1500
 PAGE = f"""\
 randlora-pl {__version__}: RandLoRA and its baselines on CLIP, DINOv2 and language models
 
-  randlora-pl fit --config quickstart                      train and test a tiny CLIP in about a minute
+  randlora-pl fit --config quickstart                      train and test a tiny CLIP in half a minute
   randlora-pl fit --config clip_vitb32 --data.dataset folder --data.root PATH --data.shots 16
   randlora-pl predict --adapter RUN/adapter --images PATH --output predictions.csv
 
