@@ -10,7 +10,7 @@ from randlora_pl.experiments.sweep.plan import Trial, plan
 
 GRID: dict[str, Any] = {
     "title": "small",
-    "models": {"tiny": {"config": "quickstart", "set": {"model.pretrained": "random"}}},
+    "models": {"tiny": {"config": "tiny_clip", "set": {"model.pretrained": "random"}}},
     "datasets": ["digits"],
     "budgets": [2],
     "methods": {"RandLoRA-6": {"adapter": "RandLoRA", "rank": 6}, "LoRA-4": {"adapter": "LoRA", "rank": 4}},
