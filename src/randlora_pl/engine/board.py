@@ -1,6 +1,5 @@
 """Hyperparameters, start page and resolved config of a training for its loggers, so that TensorBoard compares runs."""
 
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.core.saving import save_hparams_to_yaml
@@ -50,8 +49,10 @@ def log_start(app: App) -> None:
         if not isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(found)
             continue
-        save_hparams_to_yaml(str(Path(logger.log_dir) / logger.NAME_HPARAMS_FILE), found)  # a zero-shot test left none
-        _add(logger, *_summaries(found, ())[1:2])
+        _add(logger, *_summaries(found, ())[1:2])  # makes the folder
+        save_hparams_to_yaml(
+            f"{logger.log_dir}/{logger.NAME_HPARAMS_FILE}", found
+        )  # a zero-shot test left an empty one
         for title, text in texts.items():
             logger.experiment.add_text(title, f"```\n{text.strip()}\n```", app.trainer.global_step)
 
