@@ -229,8 +229,12 @@ def _check_root(task: str, flat: dict[str, Any]) -> None:
     if typed is None or (row and (may_be_read(row, root_of(str(typed))) or not row.layout)):
         return
     if not root_of(str(typed)).exists():
-        layout = row.layout if row else "a file of texts, or its folder"
-        raise UserError(f"--data.root {typed} does not exist; expected {layout}")
+        if row is None or row.own:
+            layout = row.layout if row else "a file of texts, or its folder"
+            raise UserError(f"The data folder {typed} does not exist; expected {layout}. Set it with --data.root PATH")
+        from randlora_pl.data.readers.dispatch import missing
+
+        raise missing(row, root_of(str(typed)))
 
 
 def mistakes_in(file: Path) -> list[str]:

@@ -47,8 +47,9 @@ def run_fit(words: Sequence[str]) -> "App":
     Raises:
         UserError: A typed option does not fit; also the errors of `handle_run_errors`.
     """
-    args = [word for word in words if word not in DRY_RUN]
-    dry = len(args) < len(words)
+    typed = list(words)
+    args = [word for word in typed if word not in DRY_RUN]
+    dry = len(args) < len(typed)
     args = resume_by_itself(args)
     folder = folders_in(args, ("resume",)).get("resume")
     if dry and folder is not None:
