@@ -113,13 +113,14 @@ Tables and plots of a sweep, as Markdown, CSV and one HTML page that needs nothi
   --output DIR     Where to write (default SWEEP/report)
   --overwrite      Replace the report in it; other files stay
 
-  index.html       mean and 95 % confidence interval over seeds of every cell (each seed in its tooltip), averages over
-                   the data sets that every compared method has, the paper's value and the difference where the sweep
-                   names a table of it, parameters, time and memory; the learning rate of each method and how it was
-                   chosen, and a verdict for each pair of methods whose rates were chosen by one rule
+  index.html       A conclusion, and the difference of each method to a reference method with its interval. Then the
+                   mean and 95 % confidence interval over seeds of every cell (each seed in its tooltip), averages over
+                   the data sets that every compared method has, and the paper's value where the sweep names a table.
+                   A verdict for each pair of methods whose rates were chosen by one rule, the rates, parameters, time
+                   and memory, and how the report was made
   report.md        the same for a repository
   cells.csv        every run; summary.csv: every mean; sweep.yaml: the sweep
-  figures/         accuracy against trained parameters and against training data, as PNG and SVG
+  figures/         Differences, accuracy against trained parameters, and memory on a GPU, as PNG and SVG
 """,
     "compare": """\
 Runs side by side: what differs in their configs, and their results, parameters, time and memory.
