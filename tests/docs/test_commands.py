@@ -82,13 +82,13 @@ def test_every_verb_is_on_the_page_of_commands() -> None:
     assert all(f"| `adapter {verb}` |" in text for verb in adapter.VERBS)
 
 
-def test_a_test_of_the_untrained_model_is_promised_for_the_tasks_that_have_one() -> None:
+def test_a_test_of_the_pretrained_model_is_promised_for_the_tasks_that_have_one() -> None:
     classes = {name: getattr(import_module(source.module), name) for name, source in tasks().items()}
     having = {name for name, task in classes.items() if task.zero_shot}
     assert having == {"VisionLanguageTask", "TextHeadTask"} and "CausalLMTask" in classes
     promised = PAGES["docs/commands.md"].partition("### fit\n")[2].partition("```")[0]
     for text in (promised, help_page("fit").partition("\n")[0]):
-        assert "untrained" in text and {name for name in classes if name in text} == having, text
+        assert "pretrained model" in text and {name for name in classes if name in text} == having, text
 
 
 def test_commands_are_found() -> None:

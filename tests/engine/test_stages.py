@@ -190,7 +190,7 @@ def test_unknown_figure_to_monitor(run: Run, tmp_path: Path) -> None:
 def test_untrained_model_is_tested_without_an_adapter(run: Run, finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
     out = run("test", *(word for word in SMALL)).out
-    assert "untrained model" in out and f"accuracy {100 * results['zeroshot/acc']:.2f} %" in out
+    assert "pretrained model" in out and f"accuracy {100 * results['zeroshot/acc']:.2f} %" in out
 
 
 def test_adapter_of_another_kind_is_refused_with_both_values(refused: Callable[..., str], finished: Path) -> None:
@@ -298,9 +298,9 @@ def test_outputs_that_are_not_finite_are_no_figures(
         return logits(task, images) * (math.nan if task.test_name in spoilt else 1)
 
     monkeypatch.setattr(VisionLanguageTask, "class_logits", class_logits)
-    assert "untrained model are not finite" in refused("fit", *SMALL)
+    assert "pretrained model are not finite" in refused("fit", *SMALL)
     spoilt[:] = ["test"]
-    assert "untrained model are not finite" in refused("test", *SMALL)
+    assert "pretrained model are not finite" in refused("test", *SMALL)
     page = run("fit", *SMALL, "--trainer.limit_val_batches", "0")
     assert page.code == 0 and "loss not finite" in page.out
 

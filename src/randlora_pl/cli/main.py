@@ -59,7 +59,7 @@ randlora-pl {__version__}: RandLoRA and its baselines on CLIP, DINOv2 and langua
   randlora-pl fit --config clip_vitb32 --data.dataset folder --data.root PATH --data.shots 16
   randlora-pl predict --adapter RUN/adapter --images PATH --output predictions.csv
 
-Run       fit        train and test, CLIP also untrained; --resume RUN goes on after a crash
+Run       fit        train and test, CLIP also before it; --resume RUN goes on after a crash
           test       test an adapter: --adapter FOLDER or --run RUN (validate: on the validation images)
           predict    classify images or texts with an adapter, or answer prompts
           adapter    info | diff | merge | add | export | import | push | pull: take adapters elsewhere
@@ -70,7 +70,7 @@ Run       fit        train and test, CLIP also untrained; --resume RUN goes on a
           compare-methods   every method on 16 shots of the digits, in one table
           report     tables and plots of a sweep, beside the paper's numbers
           compare    configs and results of runs side by side
-          zeroshot   an untrained CLIP on the test images, beside published accuracies
+          zeroshot   a pretrained CLIP on the test images, beside published accuracies
           bench      data NAME | train | captions | answers | adapters: speed and memory of pipeline and steps
 Look up   datasets   data sets; datasets NAME shows one in full
           data       get NAME | check NAME | show NAME: download it, is it complete, what does it look like

@@ -191,7 +191,7 @@ def _check_losses(metrics: dict[str, Any], adapter: Path | None) -> None:
         check_numbers(losses, adapter)
     elif not losses.isfinite().all():
         raise UserError(
-            "The outputs of the untrained model are not finite: its weights are damaged, or too large for the "
+            "The outputs of the pretrained model are not finite: its weights are damaged, or too large for the "
             "precision. Get them again, or try --trainer.precision 32."
         )
 
@@ -238,7 +238,7 @@ def evaluate(app: App, adapter: Path | None) -> None:
     _write(app, metrics | facts)
     if trainer.is_global_zero:
         name = "test" if app.command.verb == "test" else "val"
-        what = f"adapter {adapter}" if adapter else "untrained model"
+        what = f"adapter {adapter}" if adapter else "pretrained model"
         print_above_progress(
             f"{what} on {data.summary()['dataset']}: {format_metrics(metrics, name)}",
             f"results: {app.folder / 'results.json'}",

@@ -1,4 +1,4 @@
-"""``zeroshot``: what the untrained model gets right, beside the published figures."""
+"""``zeroshot``: what the pretrained model gets right, beside the published figures."""
 
 import json
 from collections.abc import Callable

@@ -15,7 +15,7 @@ Table 2 of the paper holds that accuracy follows the rank of the updates at equa
   randlora-pl analyze spectrum runs/lora runs/randlora
   randlora-pl analyze spectrum ADAPTER ADAPTER --output DIR
 
-  RUN ...          Run folders or adapters. Full fine-tuning counts, too: its update is trained less untrained weights
+  RUN ...          Run folders or adapters. Full fine-tuning counts, too: its update is trained less pretrained weights
   --output DIR     A new folder (default runs/analyze/spectrum/TIME)
 
 spectrum.csv has a row for each adapter and layer, spectrum.json the singular values as well, spectrum.png and .svg the

@@ -2,7 +2,7 @@
 
 TEXTS = {
     "fit": """\
-Train, and test the last weights; VisionLanguageTask and TextHeadTask also test the untrained model before that.
+Train, and test the last weights; VisionLanguageTask and TextHeadTask also test the pretrained model before that.
 Everything about the run goes to runs/NAME/TIME: config, TensorBoard, log, checkpoint, adapter, results.json.
 runs/NAME/latest is a link to the newest run.
 
@@ -11,7 +11,7 @@ runs/NAME/latest is a link to the newest run.
   randlora-pl fit --resume runs/quickstart/latest            goes on after a crash or Ctrl-C
 """,
     "test": """\
-Test an adapter on the test images of a data set, or the untrained model where no adapter is named.
+Test an adapter on the test images of a data set, or the pretrained model if no adapter is named.
 
   randlora-pl test --run runs/quickstart/latest              config and adapter of a run
   randlora-pl test --adapter FOLDER --config clip_vitb32 --data.dataset cifar10
@@ -68,7 +68,7 @@ classifiers of raw pixels. The same command goes on after Ctrl-C, and only print
 and all other options of sweep, such as --jobs N and --dry-run: randlora-pl sweep --help
 """,
     "zeroshot": """\
-Test an untrained CLIP: prompts of the data set averaged, and the single prompt, beside the published accuracies.
+Test a pretrained CLIP: prompts of the data set averaged, and the single prompt, beside the published accuracies.
 Differences of more than a few tenths of a point hint at a wrong layout, class order or prompts.
 
   randlora-pl zeroshot                                        the tiny CLIP on the digits

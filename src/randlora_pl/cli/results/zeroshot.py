@@ -153,7 +153,7 @@ def _print(
             cells += ["", ""] if one.published is None else [f"{one.published:.2f}", f"{one.difference:+.2f}"]
         rows.append(cells)
     identity = clip.identity
-    print(f"{identity.name} ({identity.pretrained}), untrained, on the test images:\n")
+    print(f"{identity.name} ({identity.pretrained}), not fine-tuned, on the test images:\n")
     if rows:
         print(table([*header, "published %", "difference"] if known else header, rows))
     if known:
