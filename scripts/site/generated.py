@@ -208,7 +208,7 @@ SOUGHT = {
     "several_machines.md": ["multi-node", "slurm", "torchrun"],
     "troubleshooting.md": ["oom", "nan", "401"],
 }
-"""Words that readers search for, and the page that comes first. Pages that are not written yet do no harm."""
+"""Words that readers search for, and the page that comes first."""
 
 
 def on_config(config: MkDocsConfig) -> None:

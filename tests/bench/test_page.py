@@ -1,29 +1,28 @@
-"""The page about speed: its commands and options exist, and it hides no machine."""
+"""The pages about speed: their commands and options exist, and they hide no machine."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
 from randlora_pl.bench.methods import chosen
-from randlora_pl.cli.bench.verbs import PAGES
+from randlora_pl.cli.bench import verbs
 from randlora_pl.cli.main import main
 from randlora_pl.config.shipped import find_config
+from tests.docs.pages import PAGES, commands_of
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+BOTH = [PAGES[f"docs/{name}.md"] for name in ("speed", "measurements")]
+PAGE = "\n".join(BOTH)
 
 
 def test_its_benches_are_ours() -> None:
-    commands = [
-        shlex.split(line) for line in re.findall(r"randlora-pl bench ([a-z][^`\n]*?)(?:`|  |$)", PAGE, flags=re.M)
-    ]
-    assert {command[0] for command in commands} == {"train", "captions", "answers", "adapters"}
+    commands = [words[1:] for words in commands_of(PAGE) if words[0] == "bench"]
+    assert {command[0] for command in commands} == {"train", "captions", "answers", "adapters", "data"}
     for command in commands:
         options = [word for word in command if word.startswith("--")]
-        assert all(f"  {option} " in PAGES[command[0]] for option in options), command
+        assert all(f"  {option} " in verbs.PAGES[command[0]] for option in options), command
         if "--methods" in command:
             first = command.index("--methods") + 1
             names = [word for word in command[first:] if not word.startswith("--")]
@@ -46,5 +45,5 @@ def test_its_switches_are_options_of_fit(capsys: pytest.CaptureFixture[str]) -> 
 def test_its_pictures_are_there_and_its_figures_name_their_machine() -> None:
     for path in re.findall(r"\]\(([^)#:]+)\)", PAGE):
         assert (ROOT / "docs" / path).is_file(), path
-    assert "AMD EPYC" in PAGE
+    assert all("AMD EPYC" in page for page in BOTH)
     assert "docs/speed.md" in (ROOT / "README.md").read_text(encoding="utf-8")

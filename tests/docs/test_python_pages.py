@@ -1,0 +1,46 @@
+"""The Python on the written pages runs as pasted, block after block."""
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.docs.pages import PAGES, ROOT
+
+NEEDS = {"python": ("transformers",), "from_peft": ("peft",), "from_loralib": ()}
+"""Pages with blocks of Python, and the packages that these need."""
+
+
+def blocks_of(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", PAGES[f"docs/{page}.md"], flags=re.S)
+
+
+@pytest.mark.parametrize("page", [page for page in NEEDS if f"docs/{page}.md" in PAGES])
+def test_blocks_run_in_their_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in NEEDS[page]:
+        pytest.importorskip(package, reason=f"the page needs {package}")
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    names: dict[str, Any] = {"__name__": page}
+    try:
+        for number, block in enumerate(blocks_of(page), 1):
+            exec(compile(block, f"{page}.md, block {number}", "exec"), names)
+    finally:
+        torch.set_num_threads(threads)
+        os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
+    assert not any(re.match(r"\.\.\.", line) for block in blocks_of(page) for line in block.splitlines())
+
+
+def test_the_blocks_are_found() -> None:
+    assert len(blocks_of("python")) >= 8
+
+
+def test_the_extras_are_those_of_the_package() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    rows = re.findall(r"^\| (`.*?`) \| ", PAGES["docs/install.md"].partition("## Extras")[2], flags=re.M)
+    shown = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert shown == settings["project"]["optional-dependencies"].keys() - {"meteor"}  # the former name of e2e
