@@ -195,6 +195,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "models.md": models,
     "changelog.md": lambda: from_root("CHANGELOG.md"),
     "contributing.md": lambda: from_root("CONTRIBUTING.md"),
+    "security.md": lambda: from_root("SECURITY.md"),
 }
 
 

@@ -12,11 +12,11 @@ PAGES = {
         *sorted(DOCS.glob("*.md")),
         *sorted(DOCS.glob("methods/*.md")),
         *sorted(DOCS.glob("api/*.md")),
-        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md")),
     ]
 }
 
-MADE = {"command_options", "config_keys", "datasets", "models", "changelog", "contributing"}
+MADE = {"command_options", "config_keys", "datasets", "models", "changelog", "contributing", "security"}
 """Pages of the site that scripts/site/generated.py makes."""
 
 
