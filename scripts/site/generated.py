@@ -207,7 +207,7 @@ SOUGHT = {
     "prompts.md": ["qlora", "quantize", "llama"],
     "compared_with_peft.md": ["peft", "loralib"],
     "several_machines.md": ["multi-node", "slurm", "torchrun"],
-    "troubleshooting.md": ["oom", "nan", "401"],
+    "troubleshooting.md": ["memory", "oom", "nan", "401"],
 }
 """Words that readers search for, and the page that comes first."""
 

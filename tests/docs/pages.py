@@ -12,7 +12,7 @@ PAGES = {
         *sorted(DOCS.glob("*.md")),
         *sorted(DOCS.glob("methods/*.md")),
         *sorted(DOCS.glob("api/*.md")),
-        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md")),
+        *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY", "CODE_OF_CONDUCT")),
     ]
 }
 
