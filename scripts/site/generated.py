@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from randlora_pl.cli.adapter import verbs as adapter  # noqa: E402
 from randlora_pl.cli.analyze import verbs as analyze  # noqa: E402
+from randlora_pl.cli.bench import verbs as bench  # noqa: E402
 from randlora_pl.cli.main import VERBS, main  # noqa: E402
 from randlora_pl.config.class_index import ClassSource, Option, read_classes  # noqa: E402
 from randlora_pl.config.validate import CALLBACK_GROUPS, RUN_OPTIONS, adapters, data_class, tasks  # noqa: E402
@@ -29,7 +30,7 @@ from randlora_pl.language.catalog import DATASETS, KNOWN, LABELLED  # noqa: E402
 from randlora_pl.models.catalog import MODELS  # noqa: E402
 from randlora_pl.utils.version import __version__  # noqa: E402
 
-GROUPS = {"adapter": adapter.VERBS, "analyze": analyze.VERBS}
+GROUPS = {"adapter": adapter.VERBS, "analyze": analyze.VERBS, "bench": bench.VERBS}
 RATES = ROOT / "src" / "randlora_pl" / "tasks" / "defaults.py"
 
 
@@ -70,7 +71,7 @@ def help_pages() -> str:
 def options(given: Iterable[Option], prefix: str) -> str:
     """Return a table of options, each named as it is typed."""
     rows = [
-        (code(prefix + one.name), code(one.kind), code(one.default) or "required", one.help.replace("``", "`"))
+        (code(prefix + one.name), code(one.choices), code(one.default) or "required", one.help.replace("``", "`"))
         for one in given
     ]
     return table(("option", "type", "default", "meaning"), rows)

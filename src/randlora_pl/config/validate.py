@@ -4,6 +4,7 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ IMAGES = "randlora_pl.data.ImageData"
 Groups = dict[str, dict[str, Option] | None]  # None: a class outside this project, whose options are not known here
 
 
+@cache
 def tasks() -> dict[str, ClassSource]:
     """Return the task classes by name; those on texts come last."""
     found = subclasses("tasks", "LightningModule") | subclasses("language", "AdaptationTask")
@@ -63,6 +65,7 @@ def is_text_task(task: str | None) -> bool:
     return task in tasks() and data_class(task).module == "randlora_pl.language"
 
 
+@cache
 def adapters() -> dict[str, ClassSource]:
     """Return the adapter classes by name."""
     return subclasses("adapters", "Adapter")

@@ -222,7 +222,7 @@ def test_values_of_another_kind(refused: Refused, tmp_path: Path) -> None:
         ({"set": GRID.get("set", {}) | {"trainer.max_steps": [[3]]}}, "expected a whole number, not [[3]]"),
         ({"set": GRID.get("set", {}) | {"data.steps": [[3]]}}, "expected a whole number, not [[3]]"),
         ({"models": {"GPT-2": texts}, "datasets": ["e2e"], "budgets": ["100%"], "set": typed}, "not [[3]]"),
-        ({"methods": {"LoRA-4": {"adapter": "LoRA", "rank": "four"}}}, "rank is 'four'; see randlora-pl adapters"),
+        ({"methods": {"LoRA-4": {"adapter": "LoRA", "rank": "four"}}}, "rank: expected a whole number or a mapping"),
     ):
         written(tmp_path, **changes)
         assert said in refused("sweep", "small.yaml", "--dry-run")
