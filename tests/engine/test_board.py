@@ -26,6 +26,7 @@ def test_session_has_the_hyperparameters_of_the_run(board: EventAccumulator, fin
     found = {name: value.string_value or value.number_value for name, value in start.hparams.items()}
     for name in ("method", "learning_rate", "trainable_parameters", "seed", "steps", "precision", "task", "batch_size"):
         assert found[name] == results[name], name
+    assert start.group_name == f"{finished.parent.name}/{finished.name}"
     assert found["rank"] == results["adapter/rank"] and found["dataset"] == results["data/dataset"]
     assert found["adapter"] == f"RandLoRA rank {results['adapter/rank']}" and found["model"] == "tiny, random"
     kept = yaml.safe_load((finished / "tensorboard" / "hparams.yaml").read_text())

@@ -1,5 +1,6 @@
 """Hyperparameters, start page and resolved config of a training for its loggers, so that TensorBoard compares runs."""
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch.core.saving import save_hparams_to_yaml
@@ -41,6 +42,7 @@ def log_start(app: App) -> None:
     if not app.trainer.is_global_zero:
         return
     found = hyperparameters(app)
+    run = f"{app.folder.parent.name}/{app.folder.name}"  # one row, also if the link `latest` leads to it
     texts = {
         "start page": callback_of(app.trainer, StartSummary).text,
         "config.yaml": (app.folder / CONFIG).read_text(encoding="utf-8"),
@@ -49,10 +51,11 @@ def log_start(app: App) -> None:
         if not isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(found)
             continue
-        _add(logger, *_summaries(found, ())[1:2])  # makes the folder
-        save_hparams_to_yaml(
-            f"{logger.log_dir}/{logger.NAME_HPARAMS_FILE}", found
-        )  # a zero-shot test left an empty one
+        _, session, _ = _summaries(found, ())
+        _change(session, lambda data: setattr(data.session_start_info, "group_name", run))
+        _add(logger, session)  # makes the folder
+        file = f"{logger.log_dir}/{logger.NAME_HPARAMS_FILE}"  # a zero-shot test left an empty one
+        save_hparams_to_yaml(file, found)
         for title, text in texts.items():
             logger.experiment.add_text(title, f"```\n{text.strip()}\n```", app.trainer.global_step)
 
@@ -77,7 +80,7 @@ def log_end(app: App, results: dict[str, Any]) -> None:
     ]
     metrics += ["train/loss", "memory/peak_mb", f"speed/{app.datamodule.unit}_per_second"]
     experiment, _, end = _summaries(columns, metrics)
-    _show_first(experiment)
+    _change(experiment, _show_first)
     for logger in app.trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             _add(logger, experiment, end)
@@ -93,15 +96,20 @@ def _summaries(parameters: dict[str, Any], metrics: Any) -> tuple[Any, Any, Any]
     return found
 
 
-def _show_first(experiment: Any) -> None:
-    """Mark hyperparameters as differing among runs, because TensorBoard sorts by that and then by name."""
+def _change(summary: Any, change: Callable[[Any], None]) -> None:
+    """Change a part of a summary that PyTorch's function does not set."""
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # type: ignore[import-untyped]
 
-    place = experiment.value[0].metadata.plugin_data
+    place = summary.value[0].metadata.plugin_data
     data = HParamsPluginData.FromString(place.content)
+    change(data)
+    place.content = data.SerializeToString()
+
+
+def _show_first(data: Any) -> None:
+    """Mark hyperparameters as differing among runs, because TensorBoard sorts by that and then by name."""
     for info in data.experiment.hparam_infos:
         info.differs = info.name in _SHOWN
-    place.content = data.SerializeToString()
 
 
 def _add(logger: TensorBoardLogger, *summaries: Any) -> None:
