@@ -3,7 +3,6 @@
 import html
 import importlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -19,19 +18,6 @@ from randlora_pl.config.validate import adapters
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.models.catalog import MODELS
 from tests.docs.pages import DOCS, MADE, PAGES, ROOT
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("material", reason='the site needs the extra: pip install ".[docs]"')
-    folder = tmp_path_factory.mktemp("site")
-    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
-    done = subprocess.run(  # with --quiet warnings would not count as errors
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
-        cwd=ROOT, capture_output=True, text=True, env=os.environ | nowhere | {"NO_MKDOCS_2_WARNING": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
 
 
 def pages_of(site: Path) -> set[str]:
