@@ -197,7 +197,7 @@ def test_adapter_of_another_kind_is_refused_with_both_values(refused: Callable[.
     adapter = str(finished / "adapter")
     assert "--model.adapter.rank" in refused("test", "--adapter", adapter, "--model.adapter.rank", "7")
     assert "--model" in refused("test", "--adapter", adapter, "--model", "TextHeadTask")
-    assert "adapter folder" in refused("test", "--adapter", str(finished))
+    assert "adapter folder" in refused("test", "--adapter", str(finished / "figures"))
 
 
 def test_adapter_of_other_base_weights_is_refused(run: Run, finished: Path, tmp_path: Path) -> None:
