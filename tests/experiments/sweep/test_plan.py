@@ -96,7 +96,7 @@ def test_the_hash_depends_on_neither_order_nor_spelling_nor_place() -> None:
     places = {"data.root": "elsewhere", "run": {"root": "there"}, "data.num_workers": 1, "checkpoint.every_n_steps": 5}
     assert {cell.hash for cell in cells_of(set=GRID["set"] | places)} == plain
     lora = {"adapter": "randlora_pl.adapters.LoRA", "rank": 4}
-    spelled = {"RandLoRA-6": {"adapter": "randlora", "rank": 6.0}, "LoRA-4": lora}
+    spelled = {"RandLoRA-6": {"adapter": "randlora", "rank": 6}, "LoRA-4": lora}
     assert {cell.hash for cell in cells_of(methods=spelled)} == plain
 
 
