@@ -126,7 +126,9 @@ def test_bad_input(
     assert ".pt2" in refused(*base, "torch", "--output", "model.onnx")
     (tmp_path / "folder.onnx").mkdir()
     assert "is a folder" in refused(*base, "onnx", "--output", "folder.onnx", "--overwrite")
-    assert "Did you mean" in refused("adapter", "export", str(finished), "--to", "torch", "--output", "m.pt2")
+    assert "RUN/adapter" in refused(
+        "adapter", "export", str(finished / "checkpoints"), "--to", "torch", "--output", "m.pt2"
+    )
     copy = tmp_path / "copy"
     copy.mkdir()
     config = json.loads((finished / "adapter" / "adapter_config.json").read_text())

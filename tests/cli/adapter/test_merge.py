@@ -83,7 +83,7 @@ def test_bad_input(
     assert ".safetensors" in refused(*base, "m.onnx")
     assert "--scale" in refused(*base, "m.pt", "--scale", "nan")
     assert "'--scale'" in refused(*base, "m.pt", "--scales", "1")
-    assert "Did you mean" in refused("adapter", "merge", str(finished), "--output", "m.pt")
+    assert "RUN/adapter" in refused("adapter", "merge", str(finished / "checkpoints"), "--output", "m.pt")
     assert "required: --output" in refused("adapter", "merge", adapter)
     copy_adapter(finished / "adapter", tmp_path / "one.safetensors")
     assert "would replace" in refused(

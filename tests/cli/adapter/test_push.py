@@ -86,7 +86,7 @@ def test_bad_input(
     assert "--message" in refused(*push, "ann/digits", "--message", " ")
     assert "cannot be read as text" in refused(*push, "ann/digits", "--card", "card.md")
     assert "exist" in refused(*push, "ann/digits", "--card", "no/card.md")
-    assert "Did you mean" in refused("adapter", "push", str(finished), "--repo", "ann/digits")
+    assert "RUN/adapter" in refused("adapter", "push", str(finished / "checkpoints"), "--repo", "ann/digits")
     assert "required: --repo" in refused("adapter", "push", str(finished / "adapter"))
     assert "there exists" in refused("adapter", "pull", "ann/digits", "--output", "there")
     assert "name a folder" in refused("adapter", "pull", "ann/digits", "--output", "x.safetensors")
