@@ -1,15 +1,16 @@
-"""The README's pictures, drawn from docs/measured.json: hero.svg (light) and hero-dark.svg.
+"""The README's pictures and numbers, from docs/measured.json.
 
-Usage, each step on its own and all of them from the checkout:
+Usage, from the checkout; each step on its own:
 
-    randlora-pl bench train --rounds 3 --methods full lora randlora randlora-hadamard peft-lora peft-randlora
+    randlora-pl bench train --rounds 3 --methods full lora randlora randlora-low randlora-hadamard randlora-ternary \\
+        peft-lora peft-randlora
     python scripts/readme_pictures.py --steps runs/bench-train/TIME/bench.json
-    randlora-pl analyze spectrum runs/lora runs/randlora runs/full --output spectrum
+    randlora-pl analyze spectrum runs/lora runs/randlora runs/full --output spectrum      (the runs of docs/analyses.md)
     python scripts/readme_pictures.py --spectrum spectrum/spectrum.json
-    python scripts/readme_pictures.py          draws again after docs/measured.json was edited
+    python scripts/readme_pictures.py          after docs/measured.json was edited
 
-The first two options take the numbers over into docs/measured.json, with the commit. A test compares README and pages
-with that file, and says which of their numbers are others.
+The options take numbers over into docs/measured.json, with the commit, and --steps its table into docs/speed.md. Then
+docs/hero.svg and docs/hero-dark.svg are drawn, and the numbers in the README's sentences are replaced.
 """
 
 import argparse
@@ -18,12 +19,14 @@ import math
 import re
 import subprocess
 from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-DOCS = Path(__file__).parents[1] / "docs"
-MEASURED = DOCS / "measured.json"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+MEASURED, README = DOCS / "measured.json", ROOT / "README.md"
 SHOWN = {
     "peft-randlora": "PEFT RandLoRA",
     "randlora": "RandLoRA",
@@ -100,11 +103,59 @@ def relative(values: list[float]) -> list[float]:
     return found
 
 
+def filled(page: str, sentence: str, *numbers: str) -> str:
+    """Replace the numbers of one sentence of a page, where the sentence has ``#``."""
+    parts = (r"\s+".join(map(re.escape, part.split(" "))) for part in sentence.split("#"))
+    pattern = r"[\d.,]*\d".join(f"({part})" for part in parts)
+    page, count = re.subn(
+        pattern, lambda found: "".join(map("".join, zip_longest(found.groups(), numbers, fillvalue=""))), page
+    )
+    if count != 1:
+        raise SystemExit(f"The README has {count} sentences like {sentence!r}, not one.")
+    return page
+
+
+def readme(page: str, measured: dict[str, Any]) -> str:
+    """The README with the measured numbers."""
+    methods, quick, adapters = measured["steps"]["methods"], measured["quickstart"], measured["spectrum"]["adapters"]
+    spreads = [
+        f"{number:.2f}" if number else f"{least:.2f}..{most:.2f}"
+        for name in ("randlora", "randlora-hadamard")
+        for least, middle, most in [methods[name]["of_peft"]]
+        for number in (middle, 0)
+    ]
+    times = [f"{methods[name]['seconds'][1]:.1f}" for name in ("lora", "randlora-hadamard")]
+    before, after = f"{quick['zeroshot']:.1f}", f"{quick['test']:.1f}"
+    by_name = {name.partition(" ")[0]: one for name, one in adapters.items()}
+    ours, theirs = by_name["RandLoRA"], by_name["LoRA"]
+    rank, full, other = (f"{number:.0f}" for number in (ours["rank"], ours["full_rank"], theirs["rank"]))
+    for sentence, *numbers in (
+        ("takes # (#) of the time of PEFT's RandLoRA, and # (#) with hadamard bases", *spreads),
+        ("LoRA takes # s, hadamard # s", *times),
+        ("# s on two CPU cores", str(quick["seconds"])),
+        ("# % of the digits are right before the training, # % after it", before, after),
+        ("The # % is below chance", before),
+        ("update has rank #, RandLoRA's has rank # of # with as many parameters", other, rank, full),
+        ("The update has rank # of # with # parameters", rank, full, f"{ours['parameters']:,}"),
+        ("LoRA with # has rank #", f"{theirs['parameters']:,}", other),
+    ):
+        page = filled(page, sentence, *numbers)
+    return page
+
+
+def with_table(page: str, table: str) -> str:
+    """A page with another table of whole steps: its first one of that header."""
+    (new,) = re.findall(r"^\| method \|.*\n(?:\|.*\n)+", table, flags=re.M)
+    header = re.escape(new.partition("\n")[0])
+    return re.sub(rf"^{header}\n(?:\|.*\n)+", lambda _: new, page, count=1, flags=re.M)
+
+
 def write(measured: dict[str, Any]) -> None:
     """Write docs/measured.json, a list of numbers as one line."""
     content = json.dumps(measured, indent=1, ensure_ascii=False)
     content = re.sub(r"\[[^][{}]*\]", lambda numbers: " ".join(numbers[0].split()), content)
     MEASURED.write_text(content + "\n", encoding="utf-8")
+    README.write_text(readme(README.read_text(encoding="utf-8"), measured), encoding="utf-8")
 
 
 def text(x: float, y: float, words: str, fill: str, size: int = 15, anchor: str = "start", bold: bool = False) -> str:
@@ -198,6 +249,9 @@ def main() -> None:
     for name, file, reduce in (("steps", typed.steps, steps_of), ("spectrum", typed.spectrum, spectrum_of)):
         if file:
             measured[name] = reduce(json.loads(file.read_text(encoding="utf-8")))
+    if typed.steps:
+        page, table = DOCS / "speed.md", typed.steps.with_name("table.md").read_text(encoding="utf-8")
+        page.write_text(with_table(page.read_text(encoding="utf-8"), table), encoding="utf-8")
     write(measured)
     for name, ink in (("hero.svg", LIGHT), ("hero-dark.svg", DARK)):
         (DOCS / name).write_text(hero(measured, ink), encoding="utf-8")

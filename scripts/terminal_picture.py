@@ -2,7 +2,8 @@
 
 Usage, on an idle machine, from the checkout:
 
-    python scripts/terminal_picture.py            runs it; writes docs/quickstart.txt and .svg, and docs/measured.json
+    python scripts/terminal_picture.py            runs it; writes docs/quickstart.txt and .svg, docs/measured.json
+                                                  and the README's numbers
     python scripts/terminal_picture.py --draw     draws docs/quickstart.txt again
 """
 
@@ -26,6 +27,8 @@ from readme_pictures import DOCS, MEASURED, commit, write
 from rich.console import Console
 from rich.terminal_theme import SVG_EXPORT_THEME
 from rich.text import Text
+
+from randlora_pl.bench.timing import processor
 
 COMMAND = "randlora-pl fit --config quickstart"
 RECORD, PICTURE = DOCS / "quickstart.txt", DOCS / "quickstart.svg"
@@ -91,7 +94,7 @@ def run() -> None:
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))
     measured["quickstart"] = {
         "commit": commit(),
-        "machine": f"{results.get('processor', results['device'])}, {os.cpu_count()} cores",
+        "machine": f"{processor()}, {os.cpu_count()} cores",
         "seconds": round(seconds),
         "training_seconds": round(results["fit_seconds"]),
         "zeroshot": round(100 * results["zeroshot/acc"], 1),

@@ -220,33 +220,45 @@ def test_pictures_are_drawn_from_the_measured_numbers(monkeypatch: pytest.Monkey
         assert f"docs/{name}" in TEXT and not re.search(r"https?://(?!www\.w3\.org)", picture)
 
 
-def test_numbers_are_the_measured_ones() -> None:
-    text, speed = " ".join(TEXT.split()), PAGES["docs/speed.md"]
-    methods = MEASURED["steps"]["methods"]
-    for name in ("randlora", "randlora-hadamard"):
-        least, middle, most = (f"{value:.2f}" for value in methods[name]["of_peft"])
-        assert f"{middle} ({least}..{most})" in text and f"{middle} ({least}..{most})" in speed, name
-    for name, one in methods.items():
-        least, middle, most = (f"{1000 * value:,.0f}" for value in one["seconds"])
-        assert f"{middle} ({least}..{most})" in speed, name
-    lora, hadamard = (methods[name]["seconds"][1] for name in ("lora", "randlora-hadamard"))
-    assert f"LoRA takes {lora:.1f} s, hadamard {hadamard:.1f} s" in text
-    record = (ROOT / "docs" / "quickstart.txt").read_text(encoding="utf-8")
-    quick = MEASURED["quickstart"]
-    assert f"{quick['zeroshot']} % of the digits are right before the training, {quick['test']} % after it" in text
+def test_numbers_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    assert importlib.import_module("readme_pictures").readme(TEXT, MEASURED) == TEXT, "run the script again"
+    for name, one in MEASURED["steps"]["methods"].items():
+        spreads = [[f"{1000 * value:,.0f}" for value in one["seconds"]]]
+        spreads += [[f"{value:.2f}" for value in one[key]] for key in ("of_full", "of_peft") if one[key]]
+        row = " | ".join(f"{middle} ({least}..{most})" for least, middle, most in spreads)
+        assert f"| {one['label']} | {one['trained']:,} | {row} |" in PAGES["docs/speed.md"], name
+    quick, record = MEASURED["quickstart"], (ROOT / "docs" / "quickstart.txt").read_text(encoding="utf-8")
     assert f"{quick['trained']:,} trained of {quick['total']:,}" in record
     for name, word in (("zeroshot", "zero-shot"), ("test", "test")):
         (printed,) = set(re.findall(rf"^{word}:? +accuracy (\S+) %", record, flags=re.M))
         assert round(float(printed), 1) == quick[name]
-    adapters = {name.split()[0]: one for name, one in MEASURED["spectrum"]["adapters"].items()}
-    ours, theirs = adapters["RandLoRA"], adapters["LoRA"]
-    rank = f"rank {ours['rank']:.0f} of {ours['full_rank']:.0f}"
-    assert f"{rank} with {ours['parameters']:,} parameters" in text and f"{rank} with as many parameters" in text
-    assert f"LoRA with {theirs['parameters']:,} has rank {theirs['rank']:.0f} " in text
-    for one in adapters.values():
+    for one in MEASURED["spectrum"]["adapters"].values():
         row = rf"{one['parameters']:,} +30 of \d\d +{one['rank']} +{one['full_rank']} "
         assert re.search(row, PAGES["docs/analyses.md"]), one["parameters"]
-    assert "20.8 MB" in text and "20.8 MB" in PAGES["docs/adapter_files.md"]
+    assert "20.8 MB" in TEXT and "20.8 MB" in PAGES["docs/adapter_files.md"]
+
+
+def test_new_numbers_go_into_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    script = importlib.import_module("readme_pictures")
+    page = script.filled("A step takes 1.2 (1.1..1.3)\nof it, 1,000 steps.", "takes # (#) of it", "0.5", "0.4..0.6")
+    assert page == "A step takes 0.5 (0.4..0.6)\nof it, 1,000 steps."
+    with pytest.raises(SystemExit, match="0 sentences"):
+        script.filled(page, "takes # of that", "1")
+    table = "| method | trained |\n|---|---:|\n| a | {} |\n"
+    old, new = table.format(1), table.format(2)
+    assert script.with_table(f"x\n\n{old}\n{old}", f"by `bench`:\n\n{new}\nTimes") == f"x\n\n{new}\n{old}"
+    case = {"name": "randlora", "label": "RandLoRA-6", "trained": 5, "saved": 2_400_000, "seconds": [0.3, 0.1, 0.2]}
+    ratios = {"times_base": {"low": 0.91, "median": 1, "high": 1.123}, "times_peer": None}
+    monkeypatch.setattr(script, "commit", lambda: "c0ffee1")  # of a checkout without git
+    machine = {"processor": "P", "threads": 2, "torch": "2"}
+    steps = script.steps_of({"command": "c", "machine": machine, "cases": [case | ratios]})
+    assert (steps["machine"], steps["commit"]) == ("P, 2 threads, torch 2", "c0ffee1")
+    known = {"seconds": [0.1, 0.2, 0.3], "of_full": [0.91, 1, 1.12], "of_peft": None, "saved_mb": 2}
+    assert steps["methods"] == {"randlora": {"label": "RandLoRA-6", "trained": 5, **known}}
+    values = script.relative([2.0, 1.0, 1e-9])
+    assert len(values) == script.POINTS and (values[0], values[-1]) == (1, 1e-7) and values == sorted(values)[::-1]
 
 
 @pytest.mark.parametrize(
