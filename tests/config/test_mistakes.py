@@ -37,7 +37,9 @@ EARLY = {
     "--run.logger [csv,nonsense]": "run.logger is 'nonsense'",
     "--data.dataset folder --data.root nowhere": "The data folder nowhere does not exist; expected CLASS/IMAGE",
     "--data.dataset cifar10 --data.root nowhere": "CIFAR-10 is missing or damaged in nowhere; expected cifar-10",
+    "--data.dataset fgvcaircraft": "fgvc-aircraft-2013b",
     "--model CausalLMTask --data.dataset jsonl --data.root x.jsonl": "The data folder x.jsonl does not exist",
+    "--print_config=skip_defaults": "Did you mean 'skip_default'",
     "--data.shots 0": "--data.shots is 0",
     "--data.batch_size 3.5": "--data.batch_size: expected a whole number, not 3.5",
     "--model.learning_rate fast": "--model.learning_rate: expected a number, not fast",
@@ -51,7 +53,7 @@ def test_mistakes_are_told_before_heavy_imports(tmp_path: Path) -> None:
     """All of them in one process, which has not imported PyTorch in the end."""
     code = (
         "import json, sys; from randlora_pl.cli.main import main\n"
-        "for words in json.loads(sys.argv[1]): assert main(['fit', '--config', 'quickstart', *words.split()]) == 2\n"
+        "for words in json.loads(sys.argv[1]): assert main(['fit', *words.split()]) == 2\n"
         "heavy = {'torch', 'lightning', 'timm', 'open_clip', 'transformers'} & set(sys.modules); assert not heavy"
     )
     command = [sys.executable, "-c", code, json.dumps(list(EARLY))]
@@ -124,3 +126,7 @@ def test_metrics_that_can_be_monitored_are_those_of_a_validation(finished: Path)
 
     results = json.loads((finished / "results.json").read_text())
     assert {name.removeprefix("val/") for name in results if name.startswith("val/")} == set(_VALIDATED["ImageData"])
+
+
+def test_the_config_of_a_run_has_no_mistakes(finished: Path) -> None:
+    assert mistakes_in(finished / "config.yaml") == []

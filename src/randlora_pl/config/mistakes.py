@@ -92,6 +92,7 @@ def mistakes(command: Command) -> Iterator[Mistake]:
                 wrong.add(key)
                 yield found
     flat = {key: value for key, value in flat.items() if key not in wrong}
+    yield from _caught("print_config", partial(_check_flags, command.values.get("print_config", "")))
     yield from _caught("seed_everything", partial(_check_seed, flat.get("seed_everything", 0)))
     yield from _caught("trainer", partial(_check_trainer, flat))
     for found in _caught("data.dataset", partial(_check_dataset, task, flat.get("data.dataset"))):
@@ -110,6 +111,15 @@ def _caught(key: str, check: Callable[[], None]) -> Iterator[Mistake]:
     except UserError as error:
         named = re.match(r"--([\w.]+)", error.what)
         yield named[1] if named else key, error
+
+
+def _check_flags(typed: str) -> None:
+    for flag in filter(None, typed.split(",")):
+        if flag not in ("skip_default", "skip_null", "skip_unset", "comments"):
+            hint = near(flag, ("skip_default",))
+            raise UserError(
+                f"--print_config={flag} is unknown.{hint} Use --print_config or --print_config=skip_default"
+            )
 
 
 def _check_seed(seed: Any) -> None:
@@ -222,19 +232,19 @@ def _check_root(task: str, flat: dict[str, Any]) -> None:
     Raises:
         UserError: The path is missing; the message has the files to expect.
     """
-    from randlora_pl.data.catalog.registry import find, may_be_read
+    from randlora_pl.data.catalog.registry import default_root, find, may_be_read, present
     from randlora_pl.data.locations import root_of
 
     typed, row = flat.get("data.root"), None if is_text_task(task) else find(str(flat.get("data.dataset", "digits")))
-    if typed is None or (row and (may_be_read(row, root_of(str(typed))) or not row.layout)):
-        return
-    if not root_of(str(typed)).exists():
-        if row is None or row.own:
-            layout = row.layout if row else "a file of texts, or its folder"
-            raise UserError(f"The data folder {typed} does not exist; expected {layout}. Set it with --data.root PATH")
-        from randlora_pl.data.readers.dispatch import missing
+    root = default_root() if typed is None else root_of(str(typed))
+    if row is not None and not row.own:
+        if not present(row, root):
+            from randlora_pl.data.readers.dispatch import missing
 
-        raise missing(row, root_of(str(typed)))
+            raise missing(row, root, f"the package {row.package} is not installed" if row.package else "")
+    elif typed is not None and not root.exists() and not (row and may_be_read(row, root)):
+        layout = row.layout if row else "a file of texts, or its folder"
+        raise UserError(f"The data folder {typed} does not exist; expected {layout}. Set it with --data.root PATH")
 
 
 def mistakes_in(file: Path) -> list[str]:

@@ -67,6 +67,7 @@ def _type_error(key: str, kind: str, text: str, typed: bool) -> str:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument(f"--{key}", type=expected)
     value = text if typed else json.loads(text)
+    value = int(value) if isinstance(value, float) and value.is_integer() else value  # sweeps take 6.0 for 6
     try:
         if not typed and not isinstance(value, str | int | float):
             for name in reversed(key.split(".")):

@@ -34,7 +34,7 @@ def test_a_linear_probe_trains_its_head_alone() -> None:
         ({"methods": {"x": {"adapter": "LoRA", "set": {"model.learning_rate": -1}}}}, "learning_rate is -1"),
         (
             {"methods": {"x": {"adapter": "LoRA", "set": {"model.learning_rate": "fast"}}}},
-            "does not take these options",
+            "expected a number, not fast",
         ),
     ],
 )
