@@ -1,0 +1,40 @@
+"""What a reader reads: sentences of prose, without code, tables and headings."""
+
+import re
+
+_ENDS = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!al)(?<!vs)[.!?][\"')*_]*\s+(?=[\"'(*_`]*[A-Z0-9`\[])")
+"""A full stop, and what can begin a sentence behind it."""
+
+
+def blocks_of(text: str) -> list[str]:
+    """Paragraphs and items of lists of a Markdown page, each on one line; what stands between backticks is one word."""
+    text = re.sub(r"^ *```.*?^ *``` *$", "\n", text, flags=re.S | re.M)
+    text = re.sub(r"`[^`]+`", lambda code: f"`{re.sub(r'[^A-Za-z0-9]+', 'x', code[0])}`", text)
+    text = re.sub(r"<!--.*?-->|<[^>]+>", "", text, flags=re.S)
+    text = re.sub(r"\$\$.*?\$\$", "\n", text, flags=re.S)
+    text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    blocks: list[str] = [""]
+    for line in text.splitlines():
+        item = re.match(r"\s*([-*]|\d+\.) +", line)
+        code = line.startswith("    ") and not item and not blocks[-1]
+        if not line.strip() or line.lstrip().startswith(("|", "#", "!!!", "===")) or code:
+            blocks.append("")
+        elif item:
+            blocks.append(line[item.end() :])
+        else:
+            blocks[-1] += " " + line.strip().lstrip("> ")
+    return [" ".join(block.split()) for block in blocks if block.strip()]
+
+
+def sentences_of(text: str) -> list[str]:
+    """The sentences of a Markdown page"""
+    found = []
+    for block in blocks_of(text):
+        found += [part.strip() for part in _ENDS.split(block) if re.search(r"[A-Za-z]{2}", part)]
+    return found
+
+
+def words_of(sentence: str) -> int:
+    """The number of words of a sentence."""
+    return sum(1 for word in sentence.split() if re.search(r"\w", word))
