@@ -10,6 +10,7 @@ import pytest
 
 from randlora_pl.cli.main import main
 from randlora_pl.engine.command import prepare
+from tests.docs.pages import commands_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "many_devices.md").read_text(encoding="utf-8")
@@ -36,8 +37,8 @@ def test_more_gpus_and_slower_links_take_longer() -> None:
 
 
 def test_its_commands_and_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    fits = re.findall(r"^    randlora-pl fit (.*?)(?:  .*)?$", PAGE, flags=re.M)
-    assert [prepare("fit", shlex.split(fit)).flat()["model.name"] for fit in fits] == ["ViT-B-32", "ViT-H-14"]
+    fits = [words[1:] for words in commands_of(PAGE) if words[0] == "fit"]
+    assert [prepare("fit", fit).flat()["model.name"] for fit in fits] == ["ViT-B-32", "ViT-H-14"]
     assert main(["fit", "--help"]) == 0
     page = capsys.readouterr().out
     for option in ("--run.timeout", "--resume", "--run.name", "--checkpoint.every_n_steps", "loss_batch"):
