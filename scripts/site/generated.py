@@ -196,17 +196,17 @@ PAGES: dict[str, Callable[[], str]] = {
     "models.md": models,
     "changelog.md": lambda: from_root("CHANGELOG.md"),
     "contributing.md": lambda: from_root("CONTRIBUTING.md"),
-    "security.md": lambda: from_root("SECURITY.md"),
 }
 
 
 SOUGHT = {
-    "api/index.md": ["api", "python"],
+    "api/index.md": ["api"],
+    "python.md": ["python"],
     "install.md": ["install", "pip", "conda", "docker", "cuda"],
     "citation.md": ["citation", "cite", "bibtex"],
     "logging.md": ["wandb", "tensorboard", "mlflow"],
     "prompts.md": ["qlora", "quantize", "llama"],
-    "compared_with_peft.md": ["peft", "loralib"],
+    "compared_with_peft.md": ["peft"],
     "several_machines.md": ["multi-node", "slurm", "torchrun"],
     "troubleshooting.md": ["memory", "oom", "nan", "401"],
 }
@@ -232,5 +232,6 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     if folder.startswith("results"):
         page.meta["search"] = {"boost": 0.5}
     if folder == "methods" and name != "index.md":
+        page.meta["tags"] = [name.removesuffix(".md")]
         return f"{markdown}\n\n{frame(name.removesuffix('.md'))}\n"
     return markdown

@@ -16,7 +16,7 @@ PAGES = {
     ]
 }
 
-MADE = {"command_options", "config_keys", "datasets", "models", "changelog", "contributing", "security"}
+MADE = {"command_options", "config_keys", "datasets", "models", "changelog", "contributing"}
 """Pages of the site that scripts/site/generated.py makes."""
 
 

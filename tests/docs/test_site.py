@@ -81,10 +81,13 @@ SEARCHED = {
     "mlflow": "logging",
     "qlora": "prompts",
     "peft": "compared_with_peft",
-    "loralib": "compared_with_peft",
     "multi-node": "several_machines",
     "slurm": "several_machines",
+    "python": "python",
+    "lora": "methods/lora",
+    "memory": "troubleshooting",
 }
+"""Words, and the page that a search finds first; `test_site_browser` types them."""
 
 
 @pytest.mark.parametrize(("word", "name"), SEARCHED.items())

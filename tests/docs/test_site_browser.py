@@ -11,19 +11,14 @@ from typing import Any
 
 import pytest
 
+from tests.docs.test_site import SEARCHED
+
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,  # every page at two widths; a minute
     pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs Chromium and chromedriver (Debian: chromium-driver)"),
 ]
-SOUGHT = {
-    "api": "api/index",
-    "citation": "citation",
-    "memory": "troubleshooting",
-    "qlora": "prompts",
-    "security": "security",
-}
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -90,8 +85,8 @@ def test_plots_are_dark_where_the_page_is(server: str, driver: Any) -> None:
         assert ("invert" in driver.execute_script(style)) == dark, scheme
 
 
-@pytest.mark.parametrize("word", SOUGHT)
-def test_a_search_finds_the_page_of_that_name_first(server: str, driver: Any, word: str) -> None:
+@pytest.mark.parametrize(("word", "name"), (SEARCHED | {"loralib": "from_loralib"}).items())
+def test_a_search_finds_the_page_of_that_name_first(server: str, driver: Any, word: str, name: str) -> None:
     look(driver, 1440)
     driver.get(f"{server}/index.html")
     driver.execute_script("const s = document.querySelector('#__search'); s.checked = true; "
@@ -103,4 +98,4 @@ def test_a_search_finds_the_page_of_that_name_first(server: str, driver: Any, wo
         if hits:
             break
         time.sleep(0.25)
-    assert hits and hits[0].get_attribute("href").startswith(f"{server}/{SOUGHT[word]}.html"), word
+    assert hits and hits[0].get_attribute("href").startswith(f"{server}/{name}.html"), word
