@@ -1,6 +1,6 @@
 """Content of an adapter file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,10 @@ class AdapterFile:
     path: Path
     adapter: Adapter
     targets: list[str] | None
-    tensors: dict[str, Tensor]
-    extra: dict[str, Tensor]
-    config: dict[str, Any]
-    bases: Bases | None = None
+    tensors: dict[str, Tensor] = field(repr=False)
+    extra: dict[str, Tensor] = field(repr=False)
+    config: dict[str, Any] = field(repr=False)
+    bases: Bases | None = field(default=None, repr=False)
 
     @property
     def metadata(self) -> dict[str, Any]:
