@@ -10,7 +10,7 @@ Usage, from the checkout; each step on its own:
     python scripts/readme_pictures.py          after docs/measured.json was edited
 
 The options take numbers over into docs/measured.json, with the commit, and --steps its table into docs/speed.md. Then
-docs/hero.svg and docs/hero-dark.svg are drawn, and the numbers in the README's sentences are replaced.
+docs/hero.svg and docs/hero-dark.svg are drawn, and the numbers in the sentences of README and pages are replaced.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-MEASURED, README = DOCS / "measured.json", ROOT / "README.md"
+MEASURED = DOCS / "measured.json"
 SHOWN = {
     "peft-randlora": "PEFT RandLoRA",
     "randlora": "RandLoRA",
@@ -111,43 +111,62 @@ def filled(page: str, sentence: str, *numbers: str) -> str:
         pattern, lambda found: "".join(map("".join, zip_longest(found.groups(), numbers, fillvalue=""))), page
     )
     if count != 1:
-        raise SystemExit(f"The README has {count} sentences like {sentence!r}, not one.")
+        raise SystemExit(f"There are {count} sentences like {sentence!r}, not one.")
     return page
 
 
-def readme(page: str, measured: dict[str, Any]) -> str:
-    """The README with the measured numbers."""
+def sentences(measured: dict[str, Any]) -> dict[str, list[tuple[str, ...]]]:
+    """The sentences with measured numbers, by page: ``#`` for each number, then the numbers."""
     methods, quick, adapters = measured["steps"]["methods"], measured["quickstart"], measured["spectrum"]["adapters"]
-    spreads = [
-        f"{number:.2f}" if number else f"{least:.2f}..{most:.2f}"
-        for name in ("randlora", "randlora-hadamard")
-        for least, middle, most in [methods[name]["of_peft"]]
-        for number in (middle, 0)
-    ]
+    spreads, ratios = [], {}
+    for name in ("randlora", "randlora-hadamard", "lora"):
+        least, ratios[name], most = (f"{number:.2f}" for number in methods[name]["of_peft"])
+        spreads += [ratios[name], f"{least}..{most}"]
     times = [f"{methods[name]['seconds'][1]:.1f}" for name in ("lora", "randlora-hadamard")]
     before, after = f"{quick['zeroshot']:.1f}", f"{quick['test']:.1f}"
     by_name = {name.partition(" ")[0]: one for name, one in adapters.items()}
     ours, theirs = by_name["RandLoRA"], by_name["LoRA"]
     rank, full, other = (f"{number:.0f}" for number in (ours["rank"], ours["full_rank"], theirs["rank"]))
-    for sentence, *numbers in (
-        ("takes # (#) of the time of PEFT's RandLoRA, and # (#) with hadamard bases", *spreads),
-        ("LoRA takes # s, hadamard # s", *times),
-        ("# s on two CPU cores", str(quick["seconds"])),
-        ("# % of the digits are right before the training, # % after it", before, after),
-        ("The # % is below chance", before),
-        ("update has rank #, RandLoRA's has rank # of # with as many parameters", other, rank, full),
-        ("The update has rank # of # with # parameters", rank, full, f"{ours['parameters']:,}"),
-        ("LoRA with # has rank #", f"{theirs['parameters']:,}", other),
-    ):
-        page = filled(page, sentence, *numbers)
-    return page
+    return {
+        "README.md": [
+            ("takes # (#) of the time of PEFT's RandLoRA, and # (#) with hadamard bases", *spreads[:4]),
+            ("LoRA takes # s, hadamard # s", *times),
+            ("# s on two CPU cores", str(quick["seconds"])),
+            ("# % of the digits are right before the training, # % after it", before, after),
+            ("The # % is below chance", before),
+            ("update has rank #, RandLoRA's has rank # of # with as many parameters", other, rank, full),
+            ("The update has rank # of # with # parameters", rank, full, f"{ours['parameters']:,}"),
+            ("LoRA with # has rank #", f"{theirs['parameters']:,}", other),
+        ],
+        "docs/compared_with_peft.md": [
+            ("| RandLoRA-6 | # |", ratios["randlora"]),
+            ("against PEFT's dense bases | # |", ratios["randlora-hadamard"]),
+            ("| LoRA-32 | # |", ratios["lora"]),
+        ],
+        "docs/choose.md": [
+            ("# of the time of full fine-tuning, as fast as LoRA", f"{methods['randlora-hadamard']['of_full'][1]:.2f}"),
+        ],
+    }
+
+
+def rewritten(measured: dict[str, Any]) -> dict[str, str]:
+    """Pages with the measured numbers, by path in the checkout."""
+    pages = {}
+    for path, lines in sentences(measured).items():
+        pages[path] = (ROOT / path).read_text(encoding="utf-8")
+        for sentence, *numbers in lines:
+            pages[path] = filled(pages[path], sentence, *numbers)
+    return pages
 
 
 def with_table(page: str, table: str) -> str:
-    """A page with another table of whole steps: its first one of that header."""
-    (new,) = re.findall(r"^\| method \|.*\n(?:\|.*\n)+", table, flags=re.M)
-    header = re.escape(new.partition("\n")[0])
-    return re.sub(rf"^{header}\n(?:\|.*\n)+", lambda _: new, page, count=1, flags=re.M)
+    """A page whose first table of steps has the rows of another table; its header stays."""
+    pattern = r"(^\| method \| trained \| ms .*\n\|[-:|]+\n)((?:\|.*\n)+)"
+    (rows,) = [rows for _, rows in re.findall(pattern, table + "\n", flags=re.M)]
+    page, count = re.subn(pattern, lambda found: found[1] + rows, page, count=1, flags=re.M)
+    if not count:
+        raise SystemExit("docs/speed.md has no table of steps.")
+    return page
 
 
 def write(measured: dict[str, Any]) -> None:
@@ -155,7 +174,8 @@ def write(measured: dict[str, Any]) -> None:
     content = json.dumps(measured, indent=1, ensure_ascii=False)
     content = re.sub(r"\[[^][{}]*\]", lambda numbers: " ".join(numbers[0].split()), content)
     MEASURED.write_text(content + "\n", encoding="utf-8")
-    README.write_text(readme(README.read_text(encoding="utf-8"), measured), encoding="utf-8")
+    for path, page in rewritten(measured).items():
+        (ROOT / path).write_text(page, encoding="utf-8")
 
 
 def text(x: float, y: float, words: str, fill: str, size: int = 15, anchor: str = "start", bold: bool = False) -> str:
@@ -249,6 +269,8 @@ def main() -> None:
     for name, file, reduce in (("steps", typed.steps, steps_of), ("spectrum", typed.spectrum, spectrum_of)):
         if file:
             measured[name] = reduce(json.loads(file.read_text(encoding="utf-8")))
+    if missing := sorted(set(SHOWN) - set(measured["steps"]["methods"])):
+        raise SystemExit(f"{typed.steps} has no {', '.join(missing)}; nothing was written.")
     if typed.steps:
         page, table = DOCS / "speed.md", typed.steps.with_name("table.md").read_text(encoding="utf-8")
         page.write_text(with_table(page.read_text(encoding="utf-8"), table), encoding="utf-8")

@@ -222,7 +222,8 @@ def test_pictures_are_drawn_from_the_measured_numbers(monkeypatch: pytest.Monkey
 
 def test_numbers_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    assert importlib.import_module("readme_pictures").readme(TEXT, MEASURED) == TEXT, "run the script again"
+    rewritten = importlib.import_module("readme_pictures").rewritten(MEASURED)
+    assert rewritten == {path: PAGES[path] for path in rewritten} and "README.md" in rewritten, "run the script again"
     for name, one in MEASURED["steps"]["methods"].items():
         spreads = [[f"{1000 * value:,.0f}" for value in one["seconds"]]]
         spreads += [[f"{value:.2f}" for value in one[key]] for key in ("of_full", "of_peft") if one[key]]
@@ -246,9 +247,11 @@ def test_new_numbers_go_into_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert page == "A step takes 0.5 (0.4..0.6)\nof it, 1,000 steps."
     with pytest.raises(SystemExit, match="0 sentences"):
         script.filled(page, "takes # of that", "1")
-    table = "| method | trained |\n|---|---:|\n| a | {} |\n"
-    old, new = table.format(1), table.format(2)
-    assert script.with_table(f"x\n\n{old}\n{old}", f"by `bench`:\n\n{new}\nTimes") == f"x\n\n{new}\n{old}"
+    table = "| method | trained | ms {} |\n|---|---:|---:|\n| a | {} | 1 |\n"
+    old, new, mixed = table.format("per step", 1), table.format("a step", 2), table.format("per step", 2)
+    assert script.with_table(f"x\n\n{old}\n{old}", f"by `bench`:\n\n{new}\nTimes") == f"x\n\n{mixed}\n{old}"
+    with pytest.raises(SystemExit, match="no table"):
+        script.with_table("x", new)
     case = {"name": "randlora", "label": "RandLoRA-6", "trained": 5, "saved": 2_400_000, "seconds": [0.3, 0.1, 0.2]}
     ratios = {"times_base": {"low": 0.91, "median": 1, "high": 1.123}, "times_peer": None}
     monkeypatch.setattr(script, "commit", lambda: "c0ffee1")  # of a checkout without git
