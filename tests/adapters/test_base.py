@@ -1,7 +1,5 @@
 """What adapters share: options, patterns, dropout and dtypes."""
 
-import copy
-import pickle
 from typing import Any
 
 import pytest
@@ -17,19 +15,6 @@ from tests.adapters.cases import METHODS, WHOLE, One, adapter_of, assert_close, 
 from tests.support.products import in_one_item
 
 SHAPE = WeightShape("visual.blocks.3.mlp.fc1", 12, 8)
-
-
-def test_options_of_peft_are_refused_with_our_name() -> None:
-    for kind, name, ours in (
-        (LoRA, "r", "rank"),
-        (RandLoRA, "lora_alpha", "alpha"),
-        (VeRA, "lora_dropout", "dropout"),
-    ):
-        with pytest.raises(TypeError, match=f"Did you mean '{ours}'"):
-            kind(**{name: 1})
-    with pytest.raises(TypeError, match="depth"):
-        LoRA(depth=1)
-    assert copy.deepcopy(LoRA(rank=3)).rank == pickle.loads(pickle.dumps(LoRA(rank=3))).rank == 3
 
 
 def test_sides_of_a_weight() -> None:

@@ -18,7 +18,7 @@ from randlora_pl.adapters.kernels.dropout import dropped
 from randlora_pl.adapters.kernels.flop_choice import builds
 from randlora_pl.adapters.random_bases import Bases, Distribution, draw
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.signatures import refuse_foreign, whole_signature
+from randlora_pl.utils.signatures import whole_signature
 
 
 @dataclass(frozen=True)
@@ -185,11 +185,6 @@ class Adapter:
 
     def __init_subclass__(cls) -> None:
         cls.__signature__ = whole_signature(cls)  # type: ignore[attr-defined]
-
-    def __new__(cls, *_: Any, **options: Any) -> Self:
-        """Refuse options of PEFT with our name for them."""
-        refuse_foreign(cls, options)
-        return super().__new__(cls)
 
     def __init__(
         self,

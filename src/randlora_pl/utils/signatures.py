@@ -1,22 +1,6 @@
 """Signatures of constructors that pass ``**options`` on to their bases."""
 
 import inspect
-from collections.abc import Iterable
-
-_PEFT = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
-"""Options of PEFT, and ours."""
-
-
-def refuse_foreign(kind: type, options: Iterable[str]) -> None:
-    """Refuse an option that PEFT calls otherwise.
-
-    Raises:
-        TypeError: With our name for it.
-    """
-    known = inspect.signature(kind).parameters
-    for name in options:
-        if name not in known and _PEFT.get(name) in known:
-            raise TypeError(f"{kind.__name__} has no option {name!r}. Did you mean {_PEFT[name]!r}?")
 
 
 def whole_signature(kind: type) -> inspect.Signature:
