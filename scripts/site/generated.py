@@ -164,8 +164,20 @@ def notes(name: str) -> dict[str, dict[str, float]]:
     return {key: rates for key, rates in found.items() if name in rates}
 
 
+def cost(method: str, config: str) -> str:
+    """Return the parameters that a config trains, as its first line has them, and the measured time of a step."""
+    parts = []
+    if trained := re.search(r"\((.*? parameters on .*?)\)", config.partition("\n")[0]):
+        parts.append(f"The config below trains {trained[1]}.")
+    rows = re.findall(r"^\| (.*?) \| [\d,]+ \| .*? \| (.*?) \|", (ROOT / "docs" / "speed.md").read_text("utf-8"), re.M)
+    for label, share in rows:
+        if re.fullmatch(rf"{method}-\d+", label) and share:
+            parts.append(f"A training step of {label} took {share} of the time of full fine-tuning on a CPU.")
+    return " ".join([*parts, "[What a step costs](../speed.md) compares the methods."])
+
+
 def frame(name: str) -> str:
-    """Return the options, learning rates and config of a method, for the end of its page."""
+    """Return the options, learning rates, cost and config of a method, for the end of its page."""
     source = next(each for each in adapters().values() if each.name.lower() == name)
     rates = {key: rates[source.name] for key, rates in notes(source.name).items()}
     both = next((rate for key, rate in rates.items() if key != "_VISION_ONLY"), None)
@@ -183,6 +195,7 @@ def frame(name: str) -> str:
             "## Options",
             options(source.options.values(), "--model.adapter.") if source.options else "It has no options.",
             f"## Learning rate\n\n{rate}",
+            f"## Cost\n\n{cost(source.name, text)}",
             f"## Config\n\nAdd `--config {config}` to a run. The file is `configs/adapters/{config}.yaml`:",
             f"```yaml\n{text.rstrip()}\n```",
         ]
@@ -229,6 +242,8 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     folder, _, name = page.file.src_uri.rpartition("/")
     if page.file.src_uri in SOUGHT:
         page.meta["tags"] = SOUGHT[page.file.src_uri]
+    if page.file.src_uri == "index.md":
+        page.meta["hide"] = ["navigation"]  # the tabs are enough
     if folder.startswith("results"):
         page.meta["search"] = {"boost": 0.5}
     if folder == "methods" and name != "index.md":

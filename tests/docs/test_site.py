@@ -65,6 +65,9 @@ def test_a_page_of_a_method_has_options_rates_and_config(site: Path) -> None:
             assert f"<code>--model.adapter.{option}</code>" in page, (name, option)
     page = (site / "methods" / "lora.html").read_text(encoding="utf-8")
     assert "0.001 for both towers of a CLIP and 0.01 for an image tower" in page
+    for name, parts in {"lora": ("6.9 M parameters on CLIP", "LoRA-32 took 0."), "vera": ("0.14 M",)}.items():
+        page = (site / "methods" / f"{name}.html").read_text(encoding="utf-8")
+        assert all(part in page for part in parts), name
 
 
 def test_equations_are_drawn_by_the_browser(site: Path) -> None:
