@@ -52,7 +52,7 @@ for method in ("RandLoRA-6", "LoRA-2", "linear probe"):
     assert mean > 5 * estimates["zero-shot"].mean and estimates["zero-shot"].half is None
 assert {row["method"]: row["parameters"] for row in rows}["RandLoRA-6"] == 149_424
 assert paper.value(model, "RandLoRA6", "16-shot", "Average") == 75.8 and model == "CLIP-ViT-B/32"
-assert abs(100 * figures["test/acc"] - best.accuracy) < 0.3  # one image of 360
+assert abs(100 * metrics["test/acc"] - best.accuracy) < 0.3  # one image of 360
 """,
     "4_cka_and_landscape": """
 assert all(abs(value - 1) < 1e-9 for value in with_itself.values()) and len(with_itself) == 12

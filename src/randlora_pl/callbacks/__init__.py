@@ -11,6 +11,12 @@ Examples:
     >>> callbacks += [AdapterCheckpoint()]  # last, so that its files have what the others keep
     >>> trainer = make_trainer(callbacks=callbacks, logger=CSVLogger("runs/mine"), default_root_dir="runs/mine")
     >>> trainer.fit(VisionLanguageTask("tiny"), ImageData(dataset="digits", steps=4))
+
+    Plots of predictions:
+
+    >>> from randlora_pl.callbacks import confusion_figure, samples_figure
+    >>> confusion = confusion_figure(torch.tensor([[9, 1], [0, 10]]), ["cat", "dog"])
+    >>> samples = samples_figure([torch.zeros(3, 32, 32)], ["cat"], ["dog"], [0.93])
 """
 
 from typing import TYPE_CHECKING
@@ -25,7 +31,7 @@ if TYPE_CHECKING:
     from randlora_pl.callbacks.memory import PeakMemory
     from randlora_pl.callbacks.nonfinite import NonFiniteLoss
     from randlora_pl.callbacks.patience import Patience
-    from randlora_pl.callbacks.plots.figures import Figures
+    from randlora_pl.callbacks.plots.figures import Figures, confusion_figure, samples_figure
     from randlora_pl.callbacks.plots.per_class import PerClass
     from randlora_pl.callbacks.progress import ProgressBar
     from randlora_pl.callbacks.spectrum import UpdateSpectrum
@@ -54,6 +60,8 @@ __all__ = [
     "ValidationSchedule",
     "WrittenAnswers",
     "ZeroShot",
+    "confusion_figure",
+    "samples_figure",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__, __file__)
