@@ -38,3 +38,19 @@ def sentences_of(text: str) -> list[str]:
 def words_of(sentence: str) -> int:
     """The number of words of a sentence."""
     return sum(1 for word in sentence.split() if re.search(r"\w", word))
+
+
+def help_sentences(page: str) -> list[str]:
+    """The sentences of a help page: paragraphs, and the text of each option; examples of commands are left out."""
+    blocks = [""]
+    for line in page.splitlines():
+        option = re.match(r"  (\S.*?)(?:  +|$)(.*)", line)
+        if re.match(r"  +(randlora-pl|curl|eval) ", line):
+            continue
+        if not line.strip() or (option and not line.startswith("   ")):
+            blocks.append(option[2] if option else "")
+        else:
+            blocks[-1] += f" {line.strip()}"
+    text = (re.sub(r"(\w+, ){4,}\w+", "names", " ".join(block.split())) for block in blocks)  # of options, of tasks
+    parts = (part.strip() for block in text for part in _ENDS.split(block))
+    return [part for part in parts if re.search(r"[A-Za-z]{2}", part)]

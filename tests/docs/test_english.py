@@ -1,0 +1,95 @@
+"""Plain English on the pages and in the help: the field's words, short sentences, few semicolons."""
+
+import re
+from collections.abc import Iterable
+from importlib import import_module
+
+import pytest
+
+from randlora_pl.cli.adapter import verbs as adapter
+from randlora_pl.cli.analyze import verbs as analyze
+from randlora_pl.cli.bench import verbs as bench
+from randlora_pl.cli.help.pages import page
+from randlora_pl.cli.main import VERBS
+from tests.docs.english import help_sentences, sentences_of, words_of
+from tests.docs.pages import PAGES
+
+LONGEST = 30
+"""Words of a sentence; the rule is 25."""
+SEMICOLONS = 0.05
+"""Of a sentence."""
+WORDS = {
+    r"untrained (CLIP|model)": "pretrained",
+    r"told|tells?": "printed, reported",
+    r"for want of|in vain|anew|shall|mere|lone|spoilt|dear": "a plain word",
+    r"(that|those) of": "the noun again",
+    r"go(es)? on with|go(es)? on (after|where)": "resume",
+    r"data sets?": "dataset",
+    r"verbs?": "command",
+}
+"""Words that the field does not use, and what it says."""
+CHANGELOG = {"CHANGELOG.md", "CONTRIBUTING.md"}
+TEXTS = {name: sentences_of(text) for name, text in PAGES.items() if name not in CHANGELOG}
+
+
+def _help() -> dict[str, str]:
+    """Every help page by its command."""
+    groups = {"adapter": adapter, "analyze": analyze}
+    found = {verb: page(verb) for verb in VERBS if verb not in (*groups, "bench")}
+    found |= {f"bench {name}".strip(): text for name, text in {"": bench.PAGE, **bench.PAGES}.items()}
+    for group, module in groups.items():
+        found[group] = module.PAGE
+        for verb, function in module.VERBS.items():
+            found[f"{group} {verb}"] = import_module(f"randlora_pl.cli.{function.partition(':')[0]}").PAGE
+    return found
+
+
+HELP = {name: help_sentences(text) for name, text in _help().items()}
+OPEN: set[str] = set()
+"""Help pages that are not in plain English yet."""
+
+
+def faults(sentences: Iterable[str]) -> list[str]:
+    """What is wrong with the sentences of a page."""
+    sentences = list(sentences)
+    found = [f"{words_of(one)} words: {one}" for one in sentences if words_of(one) > LONGEST]
+    for words, better in WORDS.items():
+        found += [f"{better}: {one}" for one in sentences if re.search(rf"\b({words})\b", one, flags=re.I)]
+    with_semicolons = [one for one in sentences if ";" in one]
+    if len(with_semicolons) > max(1, SEMICOLONS * len(sentences)):
+        found += [f"semicolon: {one}" for one in with_semicolons]
+    return found
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_pages_are_in_plain_english(name: str) -> None:
+    assert not faults(TEXTS[name])
+
+
+@pytest.mark.parametrize("name", HELP)
+def test_help_is_in_plain_english(name: str) -> None:
+    assert bool(faults(HELP[name])) == (name in OPEN), faults(HELP[name]) or "take it out of OPEN"
+
+
+def test_there_are_few_semicolons() -> None:
+    pages = [one for sentences in TEXTS.values() for one in sentences]
+    assert len(pages) > 1000
+    assert sum(one.count(";") for one in pages) < SEMICOLONS * len(pages)
+
+
+def test_tables_use_the_words_of_the_field() -> None:
+    for name in TEXTS:
+        for line in re.sub(r"```.*?```|`[^`]*`", "", PAGES[name], flags=re.S).splitlines():
+            words = [word for word in WORDS if re.search(rf"\b({word})\b", line, flags=re.I)]
+            assert not words or not line.startswith("|"), (name, line)
+
+
+def test_faults_are_found() -> None:
+    text = "# A verb\nThe untrained CLIP is\ntold `x; y`. It works; it does. A *b* is c.\n\n- One\n  two\n\n| verb |\n"
+    sentences = sentences_of(text)
+    assert sentences == ["The untrained CLIP is told `xxxyx`", "It works; it does", "A *b* is c.", "One two"]
+    assert [fault.partition(":")[0] for fault in faults(sentences)] == ["pretrained", "printed, reported"]
+    assert faults(["a " * 31]) and not faults(["a " * 30])
+    assert [fault[:9] for fault in faults(["a; b", "c; d"])] == ["semicolon"] * 2
+    text = "Do a; do b.\n\n  randlora-pl fit   told\n\n  --root DIR   Folder of the\n               data sets\n"
+    assert help_sentences(text) == ["Do a; do b.", "Folder of the data sets"]
