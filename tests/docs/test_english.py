@@ -45,7 +45,36 @@ def _help() -> dict[str, str]:
 
 
 HELP = {name: help_sentences(text) for name, text in _help().items()}
-OPEN: set[str] = set()
+OPEN = {
+    "adapter",
+    "adapter add",
+    "adapter diff",
+    "adapter export",
+    "adapter import",
+    "adapter info",
+    "adapter pull",
+    "adapter push",
+    "analyze",
+    "analyze cka",
+    "analyze forgetting",
+    "analyze landscape",
+    "analyze represent",
+    "bench",
+    "bench answers",
+    "bench train",
+    "compare-methods",
+    "config",
+    "data",
+    "fit",
+    "predict",
+    "report",
+    "serve",
+    "sweep",
+    "test",
+    "tune",
+    "validate",
+    "zeroshot",
+}
 """Help pages that are not in plain English yet."""
 
 
