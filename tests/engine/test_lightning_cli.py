@@ -267,3 +267,8 @@ def test_letters_beyond_16_bits_reach_the_parser(build: Build, tmp_path: Path) -
     name = "\U0001f600\u2028\x85 \\U0001f600é"
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"data": {"dataset": "digits", "templates": [f"{name} {{}}"]}}))
     assert build("--config", "c.yaml").datamodule.templates == [f"{name} {{}}"]
+
+
+def test_lightnings_timer_can_be_written(build: Build) -> None:
+    app = build("--config", "quickstart", "--trainer.callbacks", "Timer")
+    assert "interval: step" in app.parser.dump(app.config)

@@ -7,6 +7,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn, Union, get_args
 
+import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
@@ -42,6 +43,9 @@ from randlora_pl.tasks.trainer import SETTINGS
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import follow_latest, link_latest
 from randlora_pl.utils.text.log_filters import filter_library_warnings
+
+# Lightning's Timer has a member of a str enumeration as default, which PyYAML refuses to write.
+yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
 
 
 class RunParser(LightningArgumentParser):
