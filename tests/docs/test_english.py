@@ -12,7 +12,7 @@ from randlora_pl.cli.bench import verbs as bench
 from randlora_pl.cli.help.pages import page
 from randlora_pl.cli.main import VERBS
 from tests.docs.english import help_sentences, sentences_of, words_of
-from tests.docs.pages import PAGES
+from tests.docs.pages import PAGES, ROOT
 
 LONGEST = 30
 """Words of a sentence; the rule is 25."""
@@ -28,8 +28,10 @@ WORDS = {
     r"verbs?": "command",
 }
 """Words that the field does not use, and what it says."""
-CHANGELOG = {"CHANGELOG.md", "CONTRIBUTING.md"}
-TEXTS = {name: sentences_of(text) for name, text in PAGES.items() if name not in CHANGELOG}
+CHANGELOG = "CHANGELOG.md"
+VERDICT = "docs/results/offline/verdict.md"
+PROSE = PAGES | {VERDICT: (ROOT / VERDICT).read_text(encoding="utf-8")}
+TEXTS = {name: sentences_of(text) for name, text in PROSE.items() if name != CHANGELOG}
 
 
 def _help() -> dict[str, str]:
@@ -108,7 +110,7 @@ def test_there_are_few_semicolons() -> None:
 
 def test_tables_use_the_words_of_the_field() -> None:
     for name in TEXTS:
-        for line in re.sub(r"```.*?```|`[^`]*`", "", PAGES[name], flags=re.S).splitlines():
+        for line in re.sub(r"```.*?```|`[^`]*`", "", PROSE[name], flags=re.S).splitlines():
             words = [word for word in WORDS if re.search(rf"\b({word})\b", line, flags=re.I)]
             assert not words or not line.startswith("|"), (name, line)
 
