@@ -1,4 +1,4 @@
-"""``fit --trainer.fast_dev_run true`` over each of the paper's data sets, in tiny copies of their true formats."""
+"""``fit --trainer.fast_dev_run true`` over each of the paper's datasets, in tiny copies of their true formats."""
 
 import gc
 import json
@@ -45,7 +45,7 @@ def test_fit_with_a_true_architecture(
 
 
 def fit(run: Run, copy: Copy, place: Path, config: str) -> dict[str, Any]:
-    """One step between two evaluations, and all that must hold of it whatever the data set; returns the results."""
+    """One step between two evaluations, and all that must hold of it whatever the dataset; returns the results."""
     os.environ["RANDLORA_PL_CACHE"] = str(place / "cache")  # of the copy that the fixture `run` made
     before = stamps(copy.root)
     words = ("--config", config, "--model.pretrained", "random", "--data.dataset", copy.row.name)

@@ -1,4 +1,4 @@
-"""Tiny data sets in their true on-disk formats, written without any of the readers under test."""
+"""Tiny datasets in their true on-disk formats, written without any of the readers under test."""
 
 import hashlib
 import pickle

@@ -27,10 +27,10 @@ NO_NAMES = {
     "cars", "dtd", "resisc45", "sun397", "cifar10", "cifar100", "stl10", "food101", "caltech256", "fgvcaircraft",
     "cub200", "ucf101",
 }  # fmt: skip
-"""It asks torchvision's `.classes` or TFDS for these names, or lacks the data set."""
+"""It asks torchvision's `.classes` or TFDS for these names, or lacks the dataset."""
 
 NO_TEMPLATES = {"caltech256", "cub200", "ucf101"}
-"""It lacks these data sets."""
+"""It lacks these datasets."""
 
 OTHER_TEMPLATES = {
     "resisc45": "it has VTAB's 4 prompts; CLIP's own are 18",

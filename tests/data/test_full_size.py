@@ -42,7 +42,7 @@ OFFICIAL = {
     "country211": (31650, 10550, 21100),
     "ucf101": (7639, 1898, 3783),
 }
-"""Images of the data sets' own train, validation and test splits; None where there is none."""
+"""Images of the datasets' own train, validation and test splits; None where there is none."""
 
 
 def index(size: int, classes: int, split: str) -> Samples:

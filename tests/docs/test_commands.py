@@ -50,7 +50,7 @@ def test_commands_are_understood(name: str, command: str) -> None:
     if a_run and "--resume" not in options and "--help" not in options and len(words) > 1:
         prepare(
             "fit", [word for word in words[1:] if word != "--dry-run"]
-        )  # checks configs, classes, options and data sets by name
+        )  # checks configs, classes, options and datasets by name
         return
     explained = help_of(words) if not {"VERB"} & set(words) else ""
     for option in set(options) - {"--help", "--help-all"}:

@@ -1,4 +1,4 @@
-"""Samples on the page: of the operator's folder, or of a public data set; nobody's own images by themselves."""
+"""Samples on the page: of the operator's folder, or of a public dataset; nobody's own images by themselves."""
 
 import io
 from pathlib import Path

@@ -29,7 +29,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     """Return the summary's rows beside the layers.
 
     Args:
-        trainer: Trainer with its task and data set up.
+        trainer: Trainer with its task and dataset up.
         task: Task with its model built.
         data: Data module set up for ``fit``.
     """

@@ -65,14 +65,14 @@ Run       fit        train and test, CLIP also before it; --resume RUN goes on a
           adapter    info | diff | merge | add | export | import | push | pull: take adapters elsewhere
           analyze    spectrum | represent | cka | landscape | forgetting: what adapters do beyond their accuracy
           serve      answer requests for predictions over HTTP, with a page to drop images on
-          sweep      a grid of models, data sets, budgets, methods and seeds; goes on where it stopped
+          sweep      a grid of models, datasets, budgets, methods and seeds; goes on where it stopped
           tune       search learning rates for a sweep on validation images
           compare-methods   every method on 16 shots of the digits, in one table
           report     tables and plots of a sweep, beside the paper's numbers
           compare    configs and results of runs side by side
           zeroshot   a pretrained CLIP on the test images, beside published accuracies
           bench      data NAME | train | captions | answers | adapters: speed and memory of pipeline and steps
-Look up   datasets   data sets; datasets NAME shows one in full
+Look up   datasets   datasets; datasets NAME shows one in full
           data       get NAME | check NAME | show NAME: download it, is it complete, what does it look like
           models     backbones
           adapters   methods; adapters NAME explains the options of one

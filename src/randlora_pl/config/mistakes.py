@@ -172,7 +172,7 @@ def _check_dataset(task: str | None, typed: Any) -> None:
 
     fits = [name for name, known in zip(TASKS, (DATASETS, LABELLED), strict=True) if dataset in known]
     if dataset not in CATALOG and fits:
-        raise UserError(f"The data set {dataset!r} is of texts: it needs --model {' or '.join(fits)}.")
+        raise UserError(f"The dataset {dataset!r} is of texts: it needs --model {' or '.join(fits)}.")
     find(dataset)
 
 

@@ -13,7 +13,7 @@ from randlora_pl.config.compose import Command, flatten, normalize, read_config,
 from randlora_pl.utils.errors import UserError, brief, near, shortened
 
 RUN_OPTIONS = {
-    "name": "Name of the run; its folder is ROOT/NAME/TIME. Default: data set, model and adapter",
+    "name": "Name of the run; its folder is ROOT/NAME/TIME. Default: dataset, model and adapter",
     "root": "Folder of all runs. Default: runs",
     "logger": "tensorboard, csv, wandb, mlflow, or several: [tensorboard,csv]. Default: tensorboard",
     "timeout": "Seconds that a process waits for the others before it takes them for lost. Default: 600",

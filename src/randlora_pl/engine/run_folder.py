@@ -28,7 +28,7 @@ _FIXED = (
 
 
 def planned_name(flat: dict[str, Any]) -> str:
-    """Return a run's default name: data set, model and adapter.
+    """Return a run's default name: dataset, model and adapter.
 
     Args:
         flat: The config by short names.

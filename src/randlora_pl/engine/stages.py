@@ -74,7 +74,7 @@ class _LoadAdapter(Callback):
         if file.extra:
             theirs = file.config.get("metadata", {}).get("classnames")
             if theirs != task.classnames:
-                raise UserError(f"{self.folder} has a head for {len(theirs or [])} other classes than this data set's.")
+                raise UserError(f"{self.folder} has a head for {len(theirs or [])} other classes than this dataset's.")
             task.load_head(file.extra)
 
 
@@ -229,7 +229,7 @@ def evaluate(app: App, adapter: Path | None) -> None:
     if not metrics:
         option = f"--trainer.limit_{'test' if app.command.verb == 'test' else 'val'}_batches"
         limit = getattr(trainer, option.rpartition(".")[2])
-        why = f"{option} is {limit}" if limit == 0 else f"the data set keeps no {data.unit} for it"
+        why = f"{option} is {limit}" if limit == 0 else f"the dataset keeps no {data.unit} for it"
         why += " (see --data.train_split)" if limit != 0 and data.unit == "images" else ""
         more = "" if limit == 0 or data.unit == "images" else _samples_for_it(app)
         raise UserError(f"{app.command.verb} evaluated nothing: {why}.{more}")

@@ -1,4 +1,4 @@
-"""One table of the methods of a sweep on each data set, beside two classifiers of raw pixels."""
+"""One table of the methods of a sweep on each dataset, beside two classifiers of raw pixels."""
 
 from collections.abc import Iterator, Sequence
 from statistics import median
@@ -24,12 +24,12 @@ MOST = 2_000_000
 _HEADER = ("method", "trained parameters", "learning rate", "chosen by", "accuracy, %", "seconds")
 _NO_VERDICT = (
     "The order is the config's and ranks nothing: a verdict takes rates that one search chose on validation "
-    "images, five seeds and six data sets (randlora-pl sweep --tune, randlora-pl report)."
+    "images, five seeds and six datasets (randlora-pl sweep --tune, randlora-pl report)."
 )
 
 
 def method_tables(sweep: Sweep, cells: Sequence[Trial]) -> str:
-    """Return Markdown: a table of each model, data set and budget, in which no method is ranked.
+    """Return Markdown: a table of each model, dataset and budget, in which no method is ranked.
 
     Cells without a result are left out.
     """

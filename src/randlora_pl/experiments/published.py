@@ -9,7 +9,7 @@ MODELS = {"ViT-B-32-quickgelu": 0, "ViT-L-14-quickgelu": 1}
 """Column of each architecture, under its name after the activation has been matched to OpenAI's weights."""
 
 OTHER_SPLIT = ("eurosat", "caltech101", "caltech256")
-"""Data sets without an official split: the published accuracies are of other test images."""
+"""Datasets without an official split: the published accuracies are of other test images."""
 
 ZERO_SHOT: dict[str, tuple[float, float | None]] = {
     "cars": (59.73, 77.75),
@@ -44,7 +44,7 @@ def published(model: str, pretrained: str, dataset: str) -> float | None:
     Args:
         model: Architecture, after its activation has been matched to the weights.
         pretrained: Tag of the weights.
-        dataset: A data set of the catalog.
+        dataset: A dataset of the catalog.
     """
     if pretrained != "openai" or model not in MODELS or dataset not in ZERO_SHOT:
         return None

@@ -19,10 +19,10 @@ SINGLE = "An image of {}"
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Accuracies in percent of one data set's test images.
+    """Accuracies in percent of one dataset's test images.
 
     Attributes:
-        expected: Number of images of the complete data set; None if it is unknown.
+        expected: Number of images of the complete dataset; None if it is unknown.
         ensemble: Accuracy with the averaged templates.
         single: Accuracy with `SINGLE`.
     """
@@ -47,7 +47,7 @@ class ZeroShot:
 
 
 def prepare(clip: LoadedClip, dataset: str, root: Path, batch_size: int) -> ImageData:
-    """Return the test images of a data set, prepared as the model wants them.
+    """Return the test images of a dataset, prepared as the model wants them.
 
     Raises:
         UserError: The data are missing or damaged.

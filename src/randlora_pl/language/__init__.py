@@ -1,6 +1,6 @@
 """The language experiments: text data, prompts, answers and scores, behind the extra ``language``.
 
-`catalog` imports no PyTorch, so that listing the data sets is instant; what is exported here is loaded on first use.
+`catalog` imports no PyTorch, so that listing the datasets is instant; what is exported here is loaded on first use.
 
 Examples:
     >>> from randlora_pl.adapters import RandLoRA

@@ -1,4 +1,4 @@
-"""Catalog of names known without a network: data sets of texts, and the shapes of the paper's models."""
+"""Catalog of names known without a network: datasets of texts, and the shapes of the paper's models."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple

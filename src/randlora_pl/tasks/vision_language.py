@@ -41,7 +41,7 @@ class VisionLanguageTask(AdaptationTask):
         caption: The caption of a class, with ``{}`` for its name.
         loss_batch: ``joint`` compares an image with the captions of the whole batch of an optimizer step, on all
             devices and in all micro-batches; ``local`` with the captions of its own micro-batch on its own device.
-        eval_prompts: ``caption`` evaluates with that caption, ``ensemble`` with the data set's templates averaged.
+        eval_prompts: ``caption`` evaluates with that caption, ``ensemble`` with the dataset's templates averaged.
         options: Options of every task, see `AdaptationTask`.
 
     Attributes:

@@ -167,7 +167,7 @@ def test_cka(run: Run, three: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_cka_over_data_sets(run: Run, three: dict[str, str], tmp_path: Path) -> None:
-    """Runs of two data sets: the means are over both, and a run alone is refused."""
+    """Runs of two datasets: the means are over both, and a run alone is refused."""
     for name in ("full", "lora"):
         shutil.copytree(three[name], tmp_path / f"other-{name}")
         config = tmp_path / f"other-{name}" / "config.yaml"

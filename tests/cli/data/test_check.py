@@ -44,7 +44,7 @@ def test_digits_are_complete(run: Run) -> None:
     assert lines[1].split() == ["digits", "train", "1,294", "1,294", "125", "(eight)", "131", "(one)", "8"]
     assert lines[-2:] == [
         "24 of 1,797 images were decoded; --every-image decodes all",
-        "1 data set: 1 as expected, 0 off, 0 missing",
+        "1 dataset: 1 as expected, 0 off, 0 missing",
     ]
 
 
@@ -80,7 +80,7 @@ def test_wrong_counts(run: Run, eurosat: Path) -> None:
     assert result.code == 1
     assert result.out.splitlines()[1].split()[-1] == "OFF"
     assert "EuroSAT (RGB): 30 train images, expected 21,600" in result.out
-    assert "2 data sets: 1 as expected, 1 off, 0 missing" in result.out
+    assert "2 datasets: 1 as expected, 1 off, 0 missing" in result.out
 
 
 def test_class_without_images(run: Run, eurosat: Path, tiny_counts: None) -> None:
@@ -189,7 +189,7 @@ def test_damaged_shards_are_off(run: Run, tmp_path: Path) -> None:
     ("words", "hint"),
     [
         (["chek", "digits"], "'check'"),
-        (["check"], "no data set is named"),
+        (["check"], "no dataset is named"),
         (["check", "digits", "--all"], "--all"),
         (["check", "digts"], "'digits'"),
         (["check", "digits", "--fats"], "'--fast'"),

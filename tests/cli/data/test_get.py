@@ -1,4 +1,4 @@
-"""``data get`` against a server on this machine that has the published archives of tiny data sets."""
+"""``data get`` against a server on this machine that has the published archives of tiny datasets."""
 
 import shutil
 import signal
@@ -39,7 +39,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def publish(copies: Copies, server: Server, monkeypatch: pytest.MonkeyPatch) -> Publish:  # noqa: F811
-    """Puts the archives of a data set on the server, as if its tiny copy were all there is; returns the copy."""
+    """Puts the archives of a dataset on the server, as if its tiny copy were all there is; returns the copy."""
     split_report = check._split
 
     def lenient(
@@ -95,7 +95,7 @@ def test_every_fetched_data_set_comes_as_its_reader_expects_it(
     assert result.code == 0, result.out + result.err
     expected = {path: content for path, content in held(source).items() if path not in unread(name)}
     assert held(tmp_path / "new/sets") == expected
-    assert "1 data set: 1 as expected" in result.out
+    assert "1 dataset: 1 as expected" in result.out
     assert f"installed: new/sets/{find(name).layout.partition('/')[0]}" in result.out
     assert f"--data.dataset {name} --data.root new/sets" in result.out.splitlines()[-1]
     assert all(f"{file.name}: " in result.out and "its md5 is correct" in result.out for file in find(name).files)
@@ -272,7 +272,7 @@ def test_one_failure_stops_no_other(run: Run, publish: Publish, server: Server) 
     del server.files["eurosat/EuroSAT.zip"]
     result = run("data", "get", "mnist", "digits", "eurosat", "svhn", "--root", "sets")
     assert result.code == 1 and "EuroSAT.zip" in result.err
-    assert "digits: built in" in result.out and "2 data sets: 2 as expected" in result.out
+    assert "digits: built in" in result.out and "2 datasets: 2 as expected" in result.out
     assert result.out.splitlines()[-3] == "Not got: eurosat; to try again: the same command"
     assert names("sets") == ["MNIST", "downloads", "svhn"]
 
@@ -369,8 +369,8 @@ def test_fit_fetches_by_the_same_way(publish: Publish, tmp_path: Path) -> None:
     ("words", "hint"),
     [
         (["gte", "digits"], "'get'"),
-        (["get"], "no data set is named"),
-        (["get", "digits", "--all"], "names data sets and --all"),
+        (["get"], "no dataset is named"),
+        (["get", "digits", "--all"], "names datasets and --all"),
         (["get", "cifar10", "cifar01"], "'cifar10'"),
         (["get", "cifar10", "--kep"], "'--keep'"),
         (["get", "folder"], "your own images"),

@@ -24,7 +24,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture
 def sets(tmp_path: Path) -> Path:
-    """Two of the paper's data sets."""
+    """Two of the paper's datasets."""
     for name in ("eurosat", "pascalvoc"):
         BUILDERS[name](tmp_path / "sets")
     return tmp_path / "sets"

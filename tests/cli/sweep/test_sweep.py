@@ -165,7 +165,7 @@ def test_what_cannot_run_is_refused_before_anything_is_written(refused: Refused,
         ({"metods": 1}, "Did you mean 'methods'"),
         ({"methods": {"x": {"adapter": "LoRA", "rank": 9999}}}, "methods.x: LoRA: rank 9999 is larger"),
         ({"set": {"data.batch_size": 0}}, "--data.batch_size is 0"),
-        ({"datasets": ["cifar10", "dtd"]}, "2 data sets are not on this machine: cifar10, dtd."),
+        ({"datasets": ["cifar10", "dtd"]}, "2 datasets are not on this machine: cifar10, dtd."),
         ({"datasets": {"mine": {"dataset": "folder", "root": "nowhere"}}}, "mine should be"),
     ):
         written(tmp_path, **change)

@@ -17,7 +17,7 @@ from tests.data.readers.pictures import Made
 
 @dataclass
 class Copy:
-    """A copy of a data set and what is known of it."""
+    """A copy of a dataset and what is known of it."""
 
     row: DatasetSpec
     root: Path
@@ -39,7 +39,7 @@ _FOUND: dict[str, Copy] = {}  # outside the fixture, of which each test file tha
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Copies:
-    """The copy of a data set; it is shared, and not to be changed."""
+    """The copy of a dataset; it is shared, and not to be changed."""
 
     def get(name: str) -> Copy:
         if name not in _FOUND:

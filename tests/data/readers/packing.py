@@ -1,4 +1,4 @@
-"""The archives in which the data sets are published, made of the copies: same names, same paths inside."""
+"""The archives in which the datasets are published, made of the copies: same names, same paths inside."""
 
 import gzip
 import io
@@ -45,7 +45,7 @@ CONTENT: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "country211": {"country211.tgz": ("", ("country211",))},
 }
 
-# What lies in the published archives beside the data set, or is read by nobody here.
+# What lies in the published archives beside the dataset, or is read by nobody here.
 BESIDE: dict[str, list[tuple[str, bytes]]] = {
     "stl10_binary.tar.gz": [("stl10_binary/unlabeled_X.bin", b"2.8 GB of it")],
     "CUB_200_2011.tgz": [("attributes.txt", b"1 has_bill_shape::curved\n"), ("./._attributes.txt", b"Mac")],
@@ -54,10 +54,10 @@ BESIDE: dict[str, list[tuple[str, bytes]]] = {
 
 
 def published(name: str, root: Path) -> dict[str, bytes]:
-    """The archives of a data set by their file names.
+    """The archives of a dataset by their file names.
 
     Args:
-        name: The data set.
+        name: The dataset.
         root: Where its copy is.
     """
     if name in ("mnist", "fashion_mnist"):

@@ -1,4 +1,4 @@
-"""Image files whose colour says the label, in the modes that real data sets hold."""
+"""Image files whose colour says the label, in the modes that real datasets hold."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -84,7 +84,7 @@ def write_lines(path: Path, lines: list[str]) -> None:
 
 
 def known(data_set: str) -> list[str]:
-    """What a data set's own files call its classes, from the list in the package."""
+    """What a dataset's own files call its classes, from the list in the package."""
     import randlora_pl.data
 
     home = Path(randlora_pl.data.__file__).parent / "names"

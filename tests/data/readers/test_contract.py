@@ -1,4 +1,4 @@
-"""What holds for every data set, over a copy of its true on-disk format."""
+"""What holds for every dataset, over a copy of its true on-disk format."""
 
 import json
 import os

@@ -32,7 +32,7 @@ def rank_of(labels: Labels) -> dict[str, list[float]]:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models, five data sets, four budgets, six methods, three seeds; some missing, some failed. Read only."""
+    """Two models, five datasets, four budgets, six methods, three seeds; some missing, some failed. Read only."""
     made = tmp_path_factory.mktemp("sweeps") / "made-up"
     return write_sweep(made, keep=lambda labels: not lacks(labels), fail=failure, more=rank_of)
 

@@ -222,9 +222,9 @@ def test_figure_one_has_no_numbers_for_unknown_models(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tables", "said", "unsaid"),
     [
-        ([11], "over the same data sets", "all 22"),
-        ([2], "Table 2 has averages over all 22 data sets only", "over the same data sets"),
-        ([10], "Table 10 has no accuracies", "over the same data sets"),
+        ([11], "over the same datasets", "all 22"),
+        ([2], "Table 2 has averages over all 22 datasets only", "over the same datasets"),
+        ([10], "Table 10 has no accuracies", "over the same datasets"),
     ],
 )
 def test_what_stands_beside_is_told(tmp_path: Path, tables: list[int], said: str, unsaid: str) -> None:
@@ -238,7 +238,7 @@ def test_the_report_ends_with_how_it_was_made(tmp_path: Path) -> None:
     write_report(sweep, tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     made = text.partition("## How this was made\n")[2]
-    runs = "device cuda; machine Linux-x86\\_64; threads of the processor 2; randlora-pl 0.1.0; commit 0123456789; "
+    runs = "device cuda; machine Linux-x86\\_64; CPU threads 2; randlora-pl 0.1.0; commit 0123456789; "
     assert made.strip().startswith(f"- The runs: {runs}PyTorch 2.9.1; Python 3.12.1.")
     (block,) = re.findall(r"```sh\n(.*?)```", made, flags=re.S)
     assert f"<pre>{block.strip()}</pre>" in html.unescape(
@@ -250,7 +250,7 @@ def test_the_report_ends_with_how_it_was_made(tmp_path: Path) -> None:
 
 def test_one_seed_is_told(tmp_path: Path) -> None:
     document = build(read_sweep(write_sweep(tmp_path, SMALL | {"seeds": [1]})))
-    assert any(point.startswith("One seed: no confidence intervals") for point in document.sections[0].points)
+    assert any(point.startswith("One seed gives no confidence intervals") for point in document.sections[0].points)
 
 
 def test_overwriting(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_figures_of_a_whole_sweep(sweep: Sweep) -> None:
     for model in (B32, L14):
         picture = drawn(results, model)
         figure = check(picture)
-        assert len(figure.axes) == 1 and "over 5 data sets" in picture.caption
+        assert len(figure.axes) == 1 and "over 5 datasets" in picture.caption
         assert "difference to LoRA-32, points" in [word.get_text() for word in words(figure)]
         estimate = compared(results, model).pairs["RandLoRA-6"].of_budget("1-shot")
         assert estimate is not None and f"RandLoRA-6 1-shot {estimate.mean:+.1f} ± {estimate.half:.1f}" in (
@@ -167,7 +167,7 @@ def test_lines_join_the_ranks_of_an_adapter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("datasets", "bars"), [(["cars"], 0), (["cars", "dtd"], 5 * 4)])
 def test_one_value_has_no_bar(tmp_path: Path, datasets: list[str], bars: int) -> None:
-    """Of one data set with one seed; two data sets have an interval over them."""
+    """Of one dataset with one seed; two datasets have an interval over them."""
     sweep = read_sweep(write_sweep(tmp_path, description(seeds=[1], datasets=datasets)))
     picture = drawn(Results(sweep))
     axes: Any = check(picture).axes[0]

@@ -68,7 +68,7 @@ def test_no_value_is_marked_as_the_best(results: Results, beside: Beside) -> Non
 def test_averages(results: Results, beside: Beside) -> None:
     table = average_table(results, beside, B32)
     assert [cell.text for cell in table.header][2:] == ["zero-shot", "1-shot", "4-shot", "16-shot", "100%"]
-    assert [cell.below for cell in table.header][2:] == [*["5 data sets"] * 3, "4 data sets", "5 data sets"]
+    assert [cell.below for cell in table.header][2:] == [*["5 datasets"] * 3, "4 datasets", "5 datasets"]
     cell = cell_of(table, "16-shot", "LoRA-32")
     shared = ("cars", "dtd", "eurosat", "flowers102")
     average = results.average(B32, "16-shot", "LoRA-32", shared)
@@ -102,7 +102,7 @@ def test_averages_say_why_there_is_none(tmp_path: Path) -> None:
     table = average_table(Results(sweep), Beside(sweep.plan), B32)
     found = {method: cell_of(table, "1-shot", method) for method in ("LoRA-32", "RandLoRA-6", "VeRA-256", "NoLA")}
     assert all(cell.missing and cell.sort is None for cell in found.values())
-    assert found["LoRA-32"].text == found["RandLoRA-6"].text == "no data set in common"
+    assert found["LoRA-32"].text == found["RandLoRA-6"].text == "no dataset in common"
     assert found["VeRA-256"].text == "failed: out of memory" and found["NoLA"].text == "not run"
 
 
@@ -115,7 +115,7 @@ def test_costs_are_relative_to_full_fine_tuning(results: Results, beside: Beside
     assert cell_of(table, "Memory, %", "LoRA-32").text == f"{100 * 7.3 / 9:.0f}"
     assert cell_of(table, "Peak memory, GB", "LoRA-32").text == "7.30"
     assert ALLOCATED in table.below and RESIDENT not in table.below
-    assert "Percents are of full fine-tuning, in the same data set, budget and seed." in table.below
+    assert "Percents are relative to full fine-tuning with the same dataset, budget and seed." in table.below
 
 
 def test_costs_compare_the_same_cells_only(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_costs_of_several_devices_and_without_full_fine_tuning(tmp_path: Path) -
     table = cost_table(Results(sweep), Beside(sweep.plan), B32)
     assert table is not None and len(table.rows) == 4
     assert {row[1].text for row in table.rows} == {"cpu", "cuda"}
-    assert "On cpu, percents are of LoRA-32, in the same data set, budget and seed." in table.below
+    assert "On cpu, percents are relative to LoRA-32 with the same dataset, budget and seed." in table.below
     assert RESIDENT in table.below and ALLOCATED in table.below
 
 

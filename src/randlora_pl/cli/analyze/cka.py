@@ -19,13 +19,13 @@ How alike the activations of two models are: linear CKA of attention and MLP out
 1: equal but for rotation and scale; 0: nothing in common.
 
   randlora-pl analyze cka runs/full runs/lora runs/randlora
-  randlora-pl analyze cka FULL_A LORA_A FULL_B LORA_B           of two data sets: means over both
+  randlora-pl analyze cka FULL_A LORA_A FULL_B LORA_B           of two datasets: means over both
 
-  RUN RUN ...           Runs or adapters. The first of each data set is what its others are compared with; methods of
-                        the same name and rank are averaged over the data sets
-  --images N            Test images of each data set, chosen by --seed N (default 1024; 0 takes all)
+  RUN RUN ...           Runs or adapters. The first of each dataset is what its others are compared with; methods of
+                        the same name and rank are averaged over the datasets
+  --images N            Test images of each dataset, chosen by --seed N (default 1024; 0 takes all)
   --batch-size N        Images of a minibatch, at least 4 (default 256)
-  --dataset NAME        Images of this data set instead, for all runs; --root PATH: folder that holds the data
+  --dataset NAME        Images of this dataset instead, for all runs; --root PATH: folder that holds the data
   --device DEVICE       cpu, cuda, mps ... (default: what there is)
   --output DIR          A new folder (default runs/analyze/cka/TIME)
 
@@ -36,7 +36,7 @@ names neither its activations nor the number of images.
 
 
 def cka_verb(args: list[str]) -> int:
-    """Compare the runs of each data set with the first of them, write and print."""
+    """Compare the runs of each dataset with the first of them, write and print."""
     typed = _parse(args)
     device = pick_device(typed.device)
     runs = [common.open_run(path) for path in typed.runs]
@@ -46,7 +46,7 @@ def cka_verb(args: list[str]) -> int:
         groups.setdefault(typed.dataset or run.dataset, []).append(run)
     for name, members in groups.items():
         if len(members) < 2:
-            raise UserError(f"{members[0].path} is the only run on {name}: CKA compares two of one data set.")
+            raise UserError(f"{members[0].path} is the only run on {name}: CKA compares two of one dataset.")
     from randlora_pl.analysis.cka import cka_figure, mean_over_data_sets
 
     rows: list[dict[str, Any]] = []

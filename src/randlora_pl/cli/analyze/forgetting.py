@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from randlora_pl.data import ImageData
 
 PAGE = """\
-What a tuned CLIP has forgotten: its zero-shot accuracy on other data sets, before and after tuning.
+What a tuned CLIP has forgotten: its zero-shot accuracy on other datasets, before and after tuning.
 
   randlora-pl analyze forgetting runs/lora runs/randlora --datasets fashion_mnist cifar10
 
@@ -32,14 +32,14 @@ What a tuned CLIP has forgotten: its zero-shot accuracy on other data sets, befo
   --device DEVICE       cpu, cuda, mps ... (default: what there is)
   --output DIR          A new folder (default runs/analyze/forgetting/TIME)
 
-Prompts are those that the run evaluates with: its caption, or each data set's templates averaged. "before" is the base
-model with the same prompts; the mean leaves out the data set that a run was trained on. forgetting.csv has a row for
-each run and data set.
+Prompts are those that the run evaluates with: its caption, or each dataset's templates averaged. "before" is the base
+model with the same prompts; the mean leaves out the dataset that a run was trained on. forgetting.csv has a row for
+each run and dataset.
 """
 
 
 def forgetting_verb(args: list[str]) -> int:
-    """Test each run and its base model on each data set, write and print."""
+    """Test each run and its base model on each dataset, write and print."""
     typed = _parse(args)
     device = pick_device(typed.device)
     from randlora_pl.analysis.forgetting import check_task

@@ -35,13 +35,13 @@ Each point of a grid gets the weights a1 RUN1 + a2 RUN2 + a3 RUN3, a1 + a2 + a3 
   randlora-pl analyze landscape runs/lora runs/randlora runs/full
   randlora-pl analyze landscape --resume DIR       goes on after Ctrl-C or a crash; draws a finished one again
 
-  RUN RUN RUN           Three runs or adapters of one base model and one data set
+  RUN RUN RUN           Three runs or adapters of one base model and one dataset
   --positions NAME      paper: they lie at (0,0), (1,0) and (0.5,1) (default); equilateral: the third at (0.5,0.866)
   --grid N              Points along each side of the square (default 25)
   --margin M            The square goes from -M to 1 + M (default 0.7, which has the paper's positions on the grid)
   --share S             Share of the training images that the loss is taken on, the same for all points (default 0.05)
   --seed N              Chooses them (default 0)
-  --dataset NAME        Data set, where the first run's is not the one; --root PATH: folder that holds the data
+  --dataset NAME        Dataset, where the first run's is not the one; --root PATH: folder that holds the data
   --batch-size N        Images at a time (default 256)
   --device DEVICE       cpu, cuda, mps ... (default: what there is)
   --output DIR          A new folder (default runs/analyze/landscape/TIME)

@@ -21,7 +21,7 @@ def data_verb(args: list[str]) -> int:
     typed = parser.parse_args(args)
     row = find(typed.name)
     if row.captions:
-        raise UserError(f"bench data measures data sets with classes; {row.name} has captions")
+        raise UserError(f"bench data measures datasets with classes; {row.name} has captions")
     check_positive(typed, "image_size", "batch_size", "workers", "images", "rounds")
     from randlora_pl.bench.timing import batches_ahead
 

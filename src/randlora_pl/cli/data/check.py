@@ -37,7 +37,7 @@ def check_verb(args: list[str]) -> int:
 
 
 def show_verb(args: list[str]) -> int:
-    """Draw the contact sheet of a data set, and print its splits and prompts."""
+    """Draw the contact sheet of a dataset, and print its splits and prompts."""
     parser = CommandParser("data show")
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("--root", "--data.root")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def get_verb(args: list[str]) -> int:
-    """Fetch data sets, check them, and print one table.
+    """Fetch datasets, check them, and print one table.
 
     Returns:
         0 if all requested datasets are there and as expected, else 1; with ``--all`` datasets that only a person can
@@ -31,7 +31,7 @@ def get_verb(args: list[str]) -> int:
         raise UserError(f"data get: {own[0]} is your own images, there is nothing to fetch. See: randlora-pl datasets")
     root = default_root() if typed.root is None else Path(typed.root).expanduser()
     if root.exists() and not root.is_dir():
-        raise UserError(f"--root {root} is a file; give the folder that is to hold the data sets")
+        raise UserError(f"--root {root} is a file; give the folder that is to hold the datasets")
     try:
         return _get([row for row in rows if not row.own], root, typed.keep, typed.all)
     except KeyboardInterrupt as stop:

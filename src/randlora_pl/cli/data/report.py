@@ -24,7 +24,7 @@ def parse_names(verb: str, args: list[str], **options: Any) -> argparse.Namespac
     parser.add_options(all=False, **options)
     typed = parser.parse_args(args)
     if typed.all == bool(typed.names):
-        both = "names data sets and --all" if typed.all else "no data set is named"
+        both = "names datasets and --all" if typed.all else "no dataset is named"
         raise UserError(f"data {verb}: {both}. Use: randlora-pl data {verb} NAME ..., or --all")
     return typed
 
@@ -67,7 +67,7 @@ def print_reports(reports: Sequence["Report"], every: bool = False) -> int:
     images, decoded = (sum(getattr(p, key) for r in reports for p in r.splits) for key in ("images", "decoded"))
     if decoded < images and not every:
         print(f"{decoded:,} of {images:,} images were decoded; --every-image decodes all")
-    sets = "1 data set" if len(reports) == 1 else f"{len(reports)} data sets"
+    sets = "1 dataset" if len(reports) == 1 else f"{len(reports)} datasets"
     print(f"{sets}: {len(reports) - len(missing) - len(off)} as expected, {len(off)} off, {len(missing)} missing")
     return 1 if off or missing else 0
 
@@ -92,7 +92,7 @@ def checked_root(given: str | None, rows: Sequence[DatasetSpec], verb: str, opti
     if given is None:
         if own := [row for row in rows if row.own]:
             where = f"randlora-pl {verb} {own[0].name} {own[0].source.replace('--data.root', option)}"
-            raise UserError(f"The data set {own[0].name!r} needs {option} ({own[0].layout}): {where}")
+            raise UserError(f"The dataset {own[0].name!r} needs {option} ({own[0].layout}): {where}")
         return default_root()
     root = root_of(given)
     if not root.exists() and not any(may_be_read(row, root) for row in rows):

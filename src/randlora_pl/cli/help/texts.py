@@ -11,7 +11,7 @@ runs/NAME/latest is a link to the newest run.
   randlora-pl fit --resume runs/quickstart/latest            goes on after a crash or Ctrl-C
 """,
     "test": """\
-Test an adapter on the test images of a data set, or the pretrained model if no adapter is named.
+Test an adapter on the test images of a dataset, or the pretrained model if no adapter is named.
 
   randlora-pl test --run runs/quickstart/latest              config and adapter of a run
   randlora-pl test --adapter FOLDER --config clip_vitb32 --data.dataset cifar10
@@ -53,7 +53,7 @@ they can, one base model; the file then has a line for each image and adapter: i
   --max-pixels N        Largest image, width x height (default 50000000)
 """,
     "compare-methods": """\
-Every method on one few-shot data set over several seeds: a sweep, then a table of mean and standard error beside two
+Every method on one few-shot dataset over several seeds: a sweep, then a table of mean and standard error beside two
 classifiers of raw pixels. The same command goes on after Ctrl-C, and only prints the table once all is done.
 
   randlora-pl compare-methods                                 16 shots of the digits, 3 seeds
@@ -68,7 +68,7 @@ classifiers of raw pixels. The same command goes on after Ctrl-C, and only print
 and all other options of sweep, such as --jobs N and --dry-run: randlora-pl sweep --help
 """,
     "zeroshot": """\
-Test a pretrained CLIP: prompts of the data set averaged, and the single prompt, beside the published accuracies.
+Test a pretrained CLIP: prompts of the dataset averaged, and the single prompt, beside the published accuracies.
 Differences of more than a few tenths of a point hint at a wrong layout, class order or prompts.
 
   randlora-pl zeroshot                                        the tiny CLIP on the digits
@@ -83,7 +83,7 @@ Differences of more than a few tenths of a point hint at a wrong layout, class o
   --run.root FOLDER         zeroshot.json goes to FOLDER/zeroshot/TIME (default runs)
 """,
     "data": """\
-Get a data set; is it what it should be, and what does it look like?
+Get a dataset; is it what it should be, and what does it look like?
 
   randlora-pl data get NAME ... | --all        download, verify, unpack, check; or print the manual steps
   randlora-pl data check NAME ... | --all      images of each split and class beside what is expected
@@ -91,7 +91,7 @@ Get a data set; is it what it should be, and what does it look like?
 
   --root PATH      Folder that holds the data (default: the user's data folder); for folder, table, hf, pairs your own
 
-  get: goes on where it was interrupted; 1 is returned where a data set could not be had
+  get: goes on where it was interrupted; 1 is returned where a dataset could not be had
   --keep           Keep the archives in PATH/downloads (default: removed once the check has passed)
 
   check: 0 is returned where all is as expected, 1 where something is off or missing, 2 after a wrong command
@@ -115,7 +115,7 @@ Tables and plots of a sweep, as Markdown, CSV and one HTML page that needs nothi
 
   index.html       A conclusion, and the difference of each method to a reference method with its interval. Then the
                    mean and 95 % confidence interval over seeds of every cell (each seed in its tooltip), averages over
-                   the data sets that every compared method has, and the paper's value where the sweep names a table.
+                   the datasets that every compared method has, and the paper's value where the sweep names a table.
                    A verdict for each pair of methods whose rates were chosen by one rule, the rates, parameters, time
                    and memory, and how the report was made
   report.md        the same for a repository
@@ -162,7 +162,7 @@ GET /health stay open.
 Ctrl-C or SIGTERM ends it, and answers what is being asked.
 """,
     "sweep": """\
-Run a grid of models, data sets, budgets, methods and seeds. Each cell is a run folder; what is done is never done
+Run a grid of models, datasets, budgets, methods and seeds. Each cell is a run folder; what is done is never done
 again, so the same command goes on after a crash, Ctrl-C or a reboot, and several processes may work on one sweep.
 
   randlora-pl sweep offline --dry-run
@@ -179,8 +179,8 @@ again, so the same command goes on after a crash, Ctrl-C or a reboot, and severa
   --shard I/N           Every N-th cell, beginning with the I-th: for machines that share no disk
   --retry-failed        Run cells again that failed before
   --max-hours H         Begin no cell that is not expected to end within this time
-  --skip-missing        Leave out data sets that are not on this machine
-  --data.root DIR       Folder that holds the data sets, or the place of your own (folder, table ...), if the config
+  --skip-missing        Leave out datasets that are not on this machine
+  --data.root DIR       Folder that holds the datasets, or the place of your own (folder, table ...), if the config
                         gives none
   --tune                Search the learning rates on validation samples, then run with the best. The config's part
                         `tune` sets the candidates; resumes after a kill, too. The search is in DIR/tune
@@ -211,8 +211,8 @@ seeds must be others than the sweep's; without datasets and budgets all of the s
   --only KEY=VALUE ...  Some of it: model or dataset, or methods by their labels in the config (method=LoRA-16)
   --retry-failed        Run candidates again that failed before (a diverged one fails again)
   --max-hours H         Begin no run that is not expected to end within this time
-  --skip-missing        Leave out data sets that are not on this machine
-  --data.root DIR       Folder that holds the data sets, or the place of your own (folder, table ...), if the config
+  --skip-missing        Leave out datasets that are not on this machine
+  --data.root DIR       Folder that holds the datasets, or the place of your own (folder, table ...), if the config
                         gives none
   --jobs N              Processes that share the work (default 1)
 """,

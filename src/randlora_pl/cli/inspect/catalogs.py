@@ -55,7 +55,7 @@ def datasets_verb(args: list[str]) -> int:
     typed = parser.parse_args(args)
     root = default_root() if typed.root is None else Path(typed.root).expanduser()
     if typed.root is not None and not root.is_dir():
-        raise UserError(f"--root {root} is not a folder; name the one that holds the data sets")
+        raise UserError(f"--root {root} is not a folder; name the one that holds the datasets")
     if not typed.names:
         rows = []
         for row in CATALOG.values():

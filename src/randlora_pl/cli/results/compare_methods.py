@@ -1,4 +1,4 @@
-"""``compare-methods``: a sweep of every method on one few-shot data set, and its table."""
+"""``compare-methods``: a sweep of every method on one few-shot dataset, and its table."""
 
 import shlex
 

@@ -84,7 +84,7 @@ def _chosen(typed: argparse.Namespace) -> tuple[list[DatasetSpec], list[str], Pa
     there = [row for row in rows if present(row, root)]
     if not there:
         if typed.dataset == ALL:
-            raise UserError(f"None of the paper's {len(PAPER)} data sets is in {root}; see: randlora-pl doctor")
+            raise UserError(f"None of the paper's {len(PAPER)} datasets is in {root}; see: randlora-pl doctor")
         raise UserError(how_to_get(rows[0], root))
     return there, [row.name for row in rows if row not in there], root
 

@@ -103,7 +103,7 @@ def choose(job: Job, choices: Sequence[str], part: str | None, skip_missing: boo
     job.chosen = shard(only(job.chosen, choices), part)
     job.absent, job.sources = _absent(job.chosen)
     if job.absent and not skip_missing and not dry:
-        count = "1 data set is" if len(job.absent) == 1 else f"{len(job.absent)} data sets are"
+        count = "1 dataset is" if len(job.absent) == 1 else f"{len(job.absent)} datasets are"
         raise UserError(
             f"{count} not on this machine: {', '.join(job.absent)}. Leave them out with --skip-missing, or get them:",
             "; ".join(job.sources),

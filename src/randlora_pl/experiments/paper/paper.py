@@ -18,7 +18,7 @@ SOURCE = (
 AVERAGE = "Average"
 """The column of printed averages."""
 TEXTS = ("4", "15")
-"""Tables of language models with a column for each data set or test."""
+"""Tables of language models with a column for each dataset or test."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PaperCell:
         method: Label of the method, with its rank as printed.
         budget: ``1-shot`` ... ``16-shot``, ``50%``, ``100%``; other words for language models.
         params: The printed parameters of Tables 4 and 15, empty elsewhere.
-        column: A data set, `AVERAGE`, or a column that Tables 2, 3 and 10 present in another way.
+        column: A dataset, `AVERAGE`, or a column that Tables 2, 3 and 10 present in another way.
     """
 
     table: str
@@ -119,7 +119,7 @@ def datasets() -> dict[str, dict[str, int]]:
 
 
 def column_of(dataset: str) -> str | None:
-    """Return the paper's name of a data set or test, None where the paper does not have it.
+    """Return the paper's name of a dataset or test, None where the paper does not have it.
 
     Args:
         dataset: A name of our catalog (``oxfordpets``, ``stsb``) or the paper's own (``OxfordIIITPet``, ``STS-B``).
@@ -131,7 +131,7 @@ def column_of(dataset: str) -> str | None:
 
 
 def is_whole(columns: Iterable[str | None]) -> bool:
-    """Return True if these are what Tables 2, 3 and 6 average over: all data sets of Table 7, or all tests of Table 15.
+    """Return True if these are what Tables 2, 3 and 6 average over: all datasets of Table 7, or all tests of Table 15.
 
     Args:
         columns: The paper's names, each once; None for what the paper does not have.

@@ -67,7 +67,7 @@ class ReportPlan:
         return label
 
     def cells(self) -> Iterator[Key]:
-        """Yield the product of models, data sets, budgets and methods; the untrained model once for each data set."""
+        """Yield the product of models, datasets, budgets and methods; the untrained model once for each dataset."""
         for model, dataset in product(self.models, self.datasets):
             methods = [name for name in self.methods if model in (self.fact("methods", name).get("models") or [model])]
             for budget, method in product(self.budgets, methods):

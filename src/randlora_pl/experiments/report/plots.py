@@ -26,7 +26,7 @@ COLOURS = (
 WIDTH = 4.6
 """Inches: words stay readable on a phone, where a plot is shrunk to the screen."""
 MARKERS = "osD^vP*Xhp<>"
-BARS = "bars are 95 % confidence intervals over seeds, a point without one is of one seed"
+BARS = "bars are 95 % confidence intervals over seeds (none for one seed)"
 INK = "#6f7580"
 """Axes and words in PNG and SVG files; a page shows them in its own colour instead."""
 
@@ -41,7 +41,7 @@ def style(results: Results, method: str) -> dict[str, Any]:
 def difference_picture(results: Results, beside: Beside, here: Reference) -> Picture:
     """Draw the difference of each method to a reference: a dot with its interval for each budget.
 
-    The paper's differences over the same data sets are hollow.
+    The paper's differences over the same datasets are hollow.
     """
     budgets = [b for b in results.trained_budgets(here.model) if any(one.of_budget(b) for one in here.pairs.values())]
     step = 0.8 / len(budgets)
@@ -68,7 +68,7 @@ def difference_picture(results: Results, beside: Beside, here: Reference) -> Pic
                 panel.plot([printed[0].value - printed[1].value], [place], fillstyle="none", **look)
     if hollow:
         empty: dict[str, Any] = look | {"marker": "o", "fillstyle": "none", "color": INK}
-        handles += panel.plot([], [], label="the paper's, same data sets", **empty)
+        handles += panel.plot([], [], label="the paper's, same datasets", **empty)
     panel.axvline(0, color=INK, linewidth=1)
     for line in range(1, len(here.pairs)):
         panel.axhline(line - 0.5, color=INK, linewidth=0.5, alpha=0.3)
@@ -78,7 +78,7 @@ def difference_picture(results: Results, beside: Beside, here: Reference) -> Pic
     panel.set_xlabel(fill(f"difference to {here.method}, points", 44))
     _legend(figure, handles, grid="x")
     many_of = max(len(one.by_dataset) for one in here.pairs.values())
-    over = f"{many(many_of, 'data set')}" if many_of > 1 else "seeds"
+    over = f"{many(many_of, 'dataset')}" if many_of > 1 else "seeds"
     caption = f"{here.model}: difference to {here.method} in points of accuracy, with 95 % confidence intervals over "
     caption += f"{over}; a dot without one has a single value."
     described = "; ".join(f"{method}{text}" for method, text in described_lines.items())
@@ -108,7 +108,7 @@ def memory_picture(results: Results, model: str) -> Picture | None:
 def parameter_picture(results: Results, family: str, models: Sequence[str]) -> Picture | None:
     """Draw accuracy against trained parameters of a family, a line for each kind of adapter; None without any.
 
-    At the largest budget that has results, over the data sets that every method of a model has there.
+    At the largest budget that has results, over the datasets that every method of a model has there.
     """
     figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
     panel = figure.subplots()
@@ -137,7 +137,7 @@ def parameter_picture(results: Results, family: str, models: Sequence[str]) -> P
                 handles.setdefault(method, drawn)
                 described_lines.append(f"{model} {method}: {size:,} parameters, {estimate.mean:.1f} %")
         left = f"; left out: {', '.join(left_out)}" if left_out else ""
-        named.append(f"{model} at {budget} ({many(len(shared), 'data set')}{left})")
+        named.append(f"{model} at {budget} ({many(len(shared), 'dataset')}{left})")
     if not described_lines:
         return None
     if len(named) > 1:

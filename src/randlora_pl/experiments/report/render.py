@@ -23,7 +23,7 @@ from randlora_pl.experiments.report.sections.reference import Reference, conclus
 from randlora_pl.experiments.sweep.description import is_zero_shot
 
 _COMMANDS = [
-    "# in the folder of this report: make it again from cells.csv, or repeat the runs",
+    "# in the folder of this report: regenerate it from cells.csv, or repeat the runs",
     "randlora-pl report . --output again",
     f"randlora-pl sweep {FILE}",
 ]
@@ -48,7 +48,7 @@ def build(sweep: Sweep) -> Document:
         Section("short", "In short", [shown], more),
         Section("differences", "Difference to a reference", parts=_differences(results, beside, compared)),
         Section("averages", "Averages", _about_paper(beside, results), [], [*averages]),
-        Section("cells", "Every data set", _reading(sweep), [], [*cells]),
+        Section("cells", "Every dataset", _reading(sweep), [], [*cells]),
         Section("versus", "Method against method", parts=[*contests]),
         Section("rates", "Learning rates", parts=[chosen] if chosen else []),
         Section("cost", "Parameters, time and memory", parts=[*costs, *_pictures(results, models)]),
@@ -57,7 +57,7 @@ def build(sweep: Sweep) -> Document:
         Section("made", "How this was made", points=_made(sweep), commands=_COMMANDS),
     ]
     _number_equal_names([part for section in sections for part in section.parts])
-    lead = f"A sweep of {many(len(models), 'model')}, {many(len(sweep.plan.datasets), 'data set')}, "
+    lead = f"A sweep of {many(len(models), 'model')}, {many(len(sweep.plan.datasets), 'dataset')}, "
     lead += f"{many(len(sweep.plan.methods), 'method')} and {many(len(sweep.plan.seeds), 'seed')}."
     return Document(
         sweep.plan.title or sweep.folder.resolve().name,
@@ -81,7 +81,7 @@ def _counts(sweep: Sweep) -> list[str]:
     rest = "".join(f", {count} {state}" for state, count in states.items() if state != FINISHED)
     lines = [f"{states[FINISHED]} of {many(len(sweep.runs), 'run')} finished{rest}."]
     if len(sweep.plan.seeds) < 2:
-        lines.append("One seed: no confidence intervals are given, and small differences mean nothing.")
+        lines.append("One seed gives no confidence intervals, and small differences mean nothing.")
     return lines
 
 
@@ -90,47 +90,48 @@ def _about_paper(beside: Beside, results: Results) -> list[str]:
     if not plan.paper and plan.figure is None:
         return []
     if not beside.tables:
-        return [f"The paper gives Figure {plan.figure} as a drawing only; it prints no number to compare with ours."]
+        return [f"The paper gives Figure {plan.figure} as a drawing only, without numbers to compare with."]
     of = f", which Figure {plan.figure} draws" if plan.figure else ""
     tables = f"Table{'s' * (len(beside.tables) > 1)} {', '.join(here.number for here in beside.tables)}"
     lines = [
-        f"Below ours stands the paper's value and the difference, ours minus the paper's: {tables} of {SOURCE}{of}."
+        f"Below each of our values is the paper's value and the difference, ours minus the paper's: "
+        f"{tables} of {SOURCE}{of}."
     ]
     if any(map(of_data_sets, beside.tables)):
         lines.append(
-            "Below an average of ours stands the mean of the paper's cells over the same data sets; there is none "
-            "where the paper lacks one of them or has no such method."
+            "Below each of our averages is the mean of the paper's cells over the same datasets. It is missing if "
+            "the paper lacks one of them or has no such method."
         )
     for here in beside.tables:
         if here.number == RELATIVE:
-            lines.append(f"Table {RELATIVE} has no accuracies: it stands beside times and memory.")
+            lines.append(f"Table {RELATIVE} has no accuracies: its values are in the table of times and memory.")
         elif not of_data_sets(here):
             texts = any(run.facts.get("base/library") == "transformers" for run in results.sweep.finished)
-            every, all_of_them = ("eight tests", "eight") if texts else ("22 data sets", "22")
+            every, all_of_them = ("eight tests", "eight") if texts else ("22 datasets", "22")
             lines.append(
-                f"Table {here.number} has averages over all {every} only, so that they stand beside averages "
-                f"of ours over all {all_of_them}."
+                f"Table {here.number} has averages over all {every} only, so they are compared only with our averages "
+                f"over all {all_of_them}."
             )
     return [" ".join(lines)]
 
 
 def _idle(results: Results) -> list[str]:
-    """Return a sentence about the cells that do not differ from the untrained model."""
+    """Return a sentence about the cells that do not differ from the pretrained model."""
     cells = list(dict.fromkeys(run.key for run in results.sweep.finished if not is_zero_shot(run.key.method)))
     idle = Counter(key.method for key in cells if results.idle(key))
     if not idle:
         return []
     who = ", ".join(f"{method} ({count})" for method, count in idle.items())
-    return [f"{sum(idle.values())} of {many(len(cells), 'trained cell')} {IDLE}, judged by their intervals: {who}."]
+    return [f"{sum(idle.values())} of {many(len(cells), 'trained cell')} {IDLE} according to their intervals: {who}."]
 
 
 def _reading(sweep: Sweep) -> list[str]:
     seeds = f"Seed{'s' * (len(sweep.plan.seeds) > 1)} {', '.join(map(str, sweep.plan.seeds))}"
     return [
-        f"{seeds}. Intervals are Student's t over seeds: they show how much the seeds differ, not the data sets. "
-        "A value without an interval is of one seed. No value is marked as the best: the tests below compare methods. "
-        f"A cell {IDLE} where its interval has the accuracy of the pretrained model in it. "
-        "Nothing is filled in: a cell without a finished run shows the reason."
+        f"{seeds}. Intervals are Student's t over seeds: they show how much the seeds differ, not the datasets. "
+        "A value without an interval is from one seed. No value is marked as the best: the tests below compare "
+        f'methods. A cell is marked "{IDLE}" if its interval contains the accuracy of the pretrained model. '
+        "A cell without a finished run shows the reason."
     ]
 
 
@@ -155,7 +156,7 @@ def _made(sweep: Sweep) -> list[str]:
         return sorted({str(run.facts[name]) for run in sweep.finished if run.facts.get(name)})
 
     commits = sorted({commit[:10] for commit in of("git_commit")})
-    named = {"device": of("device"), "machine": of("machine"), "threads of the processor": of("cpu_threads")}
+    named = {"device": of("device"), "machine": of("machine"), "CPU threads": of("cpu_threads")}
     named |= {"randlora-pl": of("version"), "commit": commits}
     named |= {"PyTorch": of("version/torch"), "Python": of("version/python")}
     shown = [f"{name} {', '.join(found)}" for name, found in named.items() if found]
@@ -178,6 +179,6 @@ def _missing(sweep: Sweep) -> list[Table | Picture]:
         seeds = ", ".join(str(run.seed) for run in runs if run.seed is not None)
         folders = ", ".join(run.cell for run in runs if run.cell)
         rows.append(row(method, budget, dataset, model, seeds, status, folders))
-    header = row("Method", "Data", "Data set", "Model", "Seeds", "State", "Folder in cells/")
+    header = row("Method", "Data", "Dataset", "Model", "Seeds", "State", "Folder in cells/")
     count = sum(map(len, grouped.values()))
     return [Table("missing-runs", f"{many(count, 'run')} without a result", header, rows, left=len(header))]

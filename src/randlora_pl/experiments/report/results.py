@@ -1,4 +1,4 @@
-"""Cells with their seeds, and averages over data sets that are fair to every method."""
+"""Cells with their seeds, and averages over datasets that are fair to every method."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
 
 @dataclass(frozen=True)
 class Average:
-    """Accuracy over some data sets.
+    """Accuracy over some datasets.
 
     Attributes:
         estimate: Percent; one value for each seed in ``seeds``, or one value where these are fewer than two.
-        seeds: The seeds that all of these data sets have.
+        seeds: The seeds that all of these datasets have.
         all_seeds: The seeds that any of them has.
     """
 
@@ -93,12 +93,12 @@ class Results:
         return [budget for budget in self.budgets(model) if budget != ZERO_SHOT]
 
     def common(self, model: str, budgets: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-        """Return the data sets that every compared method has at every one of some budgets.
+        """Return the datasets that every compared method has at every one of some budgets.
 
         A method without any finished run at a budget is not compared there: its own cell shows the reason.
 
         Returns:
-            The data sets; and of each that is left out, the methods that lack it.
+            The datasets; and of each that is left out, the methods that lack it.
         """
         shared, left_out = [], {}
         compared = [(budget, method) for budget in budgets for method in self.methods(model, budget)]
@@ -114,9 +114,9 @@ class Results:
         return shared, left_out
 
     def _average(self, model: str, budget: str, method: str, datasets: tuple[str, ...]) -> Average | None:
-        """Return the mean over data sets; None where one of them has no finished run.
+        """Return the mean over datasets; None where one of them has no finished run.
 
-        Averaged seed by seed, over the seeds that all of these data sets have, so that the interval is one over seeds.
+        Averaged seed by seed, over the seeds that all of these datasets have, so that the interval is one over seeds.
         With fewer than two such seeds it is the mean of the cells' means, without an interval.
         """
         cells = [self.by_seed(Key(model, dataset, budget, method)) for dataset in datasets]
@@ -131,7 +131,7 @@ class Results:
         return Average(Estimate(values), datasets, tuple(shared), every)
 
     def parameters(self, model: str, method: str) -> int | None:
-        """Trained parameters: of the runs with the most common number, since a linear head's differs by data set.
+        """Trained parameters: of the runs with the most common number, since a linear head's differs by dataset.
 
         None without a finished run.
         """

@@ -23,7 +23,7 @@ _MACHINE = ("machine", "cpu_threads", "version/python", "version/torch")
 """Further facts, in columns where any run has them."""
 SPECTRUM = "spectrum/"
 AVERAGE = "(average)"
-"""Entry in place of the data set for averages."""
+"""Entry in place of the dataset for averages."""
 
 
 def cells_csv(sweep: Sweep) -> str:
@@ -52,7 +52,7 @@ def cells_csv(sweep: Sweep) -> str:
 
 
 def summary_csv(sweep: Sweep) -> str:
-    """Return a line for every cell, and for every average over data sets; accuracies in percent.
+    """Return a line for every cell, and for every average over datasets; accuracies in percent.
 
     ``ci95`` is half of the confidence interval of the mean. An empty field has no number, and ``state`` has the reason.
     """

@@ -49,7 +49,7 @@ def sign_flip_test(differences: Sequence[float]) -> float:
     2 / 2**n, so that fewer than six never give p < 0.05.
 
     Args:
-        differences: One for each independent unit, such as a data set.
+        differences: One for each independent unit, such as a dataset.
 
     Returns:
         The probability of a mean at least as far from zero if neither side were better.

@@ -1,1 +1,1 @@
-"""Sweeps: the product of models, data sets, budgets, methods and seeds, one run folder a cell."""
+"""Sweeps: the product of models, datasets, budgets, methods and seeds, one run folder a cell."""

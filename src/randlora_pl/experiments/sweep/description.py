@@ -39,7 +39,7 @@ class SweepConfig:
         methods: By label: ``config`` or ``adapter``, its options, ``learning_rate``, ``set``; ``models`` restricts it
             to some models.
         datasets: By label: options of the data, ``dataset`` among them.
-        budgets: ``1-shot`` ... ``50%``, ``100%``; ``15k`` where a data set comes in several sizes.
+        budgets: ``1-shot`` ... ``50%``, ``100%``; ``15k`` where a dataset comes in several sizes.
         seeds: Each selects shots, order, augmentation, bases and initial values.
         options: Options of all cells (``set`` in the file).
         title: Heading of a report.
@@ -117,7 +117,7 @@ class SweepConfig:
     def data(self, dataset: str, budget: str) -> Tree:
         """Return the options of the data of a cell; what they do not name must be left out.
 
-        A size is the end of the data set's name: ``commonsense`` at ``15k`` is ``commonsense_15k``. The untrained model
+        A size is the end of the dataset's name: ``commonsense`` at ``15k`` is ``commonsense_15k``. The untrained model
         takes the first size, since it reads the tests alone.
         """
         options = self.datasets[dataset]
@@ -160,7 +160,7 @@ def budget(value: Any) -> str:
         return f"{float(percent[1]):g}%"
     raise UserError(
         f"budgets has {value!r}: give shots of each class (16), a percentage of the samples (50%), or the "
-        "size of a data set that comes in several (15k)."
+        "size of a dataset that comes in several (15k)."
     )
 
 

@@ -64,9 +64,9 @@ class Trial:
 
 
 def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Trial]:
-    """Return every cell in the order in which they are run: models and data sets change least often, then seeds.
+    """Return every cell in the order in which they are run: models and datasets change least often, then seeds.
 
-    An untrained model has one cell for each data set: nothing in it depends on a budget or a seed. The cells of a
+    An untrained model has one cell for each dataset: nothing in it depends on a budget or a seed. The cells of a
     search have the options of its ``tuning`` as well.
 
     Raises:
@@ -131,7 +131,7 @@ def _without_budget(tree: Tree) -> Tree:
 def result_key(flat: Mapping[str, Any]) -> Tree:
     """Return the entries that decide a cell's result: without paths and without options of the run itself.
 
-    A data set of the catalog is known by its name; your own images and texts are known by their place.
+    A dataset of the catalog is known by its name; your own images and texts are known by their place.
     """
     name = flat.get("data.dataset")
     own = CATALOG[name].own if name in CATALOG else name in OWN_TEXTS

@@ -1,4 +1,4 @@
-"""Optimizer steps and test samples of a cell, as far as the size of its data set is known."""
+"""Optimizer steps and test samples of a cell, as far as the size of its dataset is known."""
 
 import math
 

@@ -2,7 +2,7 @@
 
 Every candidate, or with ``climb`` those around a method's own rate and on towards better ones, is tried with the first
 of the search's seeds, the two best also with the others: one run on few validation images is too noisy a judge between
-neighbours. A method's score is the mean over the models, data sets and
+neighbours. A method's score is the mean over the models, datasets and
 budgets of the search, so that it gets one rate for all of them, as in the paper.
 """
 
@@ -108,7 +108,7 @@ class Search:
             self.cells = {key: cells for key, cells in self.cells.items() if key[0] in chosen}
 
     def keep(self, pairs: set[tuple[str, str]]) -> None:
-        """Keep the cells of these models and data sets, and the methods that have any."""
+        """Keep the cells of these models and datasets, and the methods that have any."""
         for key, cells in self.cells.items():
             self.cells[key] = [cell for cell in cells if (cell.labels.model, cell.labels.dataset) in pairs]
         self.cells = {key: cells for key, cells in self.cells.items() if cells}

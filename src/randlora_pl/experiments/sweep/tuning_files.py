@@ -12,7 +12,7 @@ from randlora_pl.utils.text.tables import markdown_table
 
 
 def markdown(report: Tree) -> str:
-    """Return a table of candidates: validation accuracy in %, or loss, mean over data sets, budgets and models."""
+    """Return a table of candidates: validation accuracy in %, or loss, mean over datasets, budgets and models."""
     monitor = report["monitor"]
     loss = monitor.endswith("loss")
     what = monitor if loss else "Validation accuracy in percent" if monitor == "val/acc" else f"{monitor} in percent"
@@ -22,7 +22,7 @@ def markdown(report: Tree) -> str:
 
     where = " from the own rate of each method on" if report["climb"] else ""
     about = (
-        f"{what}, the mean over models, data sets and budgets. Every candidate"
+        f"{what}, the mean over models, datasets and budgets. Every candidate"
         f"{where} with seed {report['seeds'][0]}, the {report['finalists']} best of each method with all seeds; "
         "no test sample was read."
     )

@@ -41,7 +41,7 @@ class TokenData(PlannedData):
         sizes, length = (self.batch_size, self.eval_batch_size), (self.epochs, self.steps)
         check_run(*sizes, *length, 0, self.sampling, self.num_workers)
         if dataset in self.own_datasets and root is None:
-            raise UserError(f"The data set {dataset!r} needs --data.root: a folder with train.{dataset}, or one file")
+            raise UserError(f"The dataset {dataset!r} needs --data.root: a folder with train.{dataset}, or one file")
         self.epochs = self.usual_epochs if self.epochs is self.steps is None else self.epochs
         self.dataset = dataset
         self.root = default_root() if root is None else Path(root).expanduser()

@@ -1,4 +1,4 @@
-"""Availability of the texts of a data set on this machine, by the names of their files alone."""
+"""Availability of the texts of a dataset on this machine, by the names of their files alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from randlora_pl.utils.errors import UserError
 
 
 def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains: bool = True) -> UserError | None:
-    """Return the missing part of a data set and its source; None if all of it is there.
+    """Return the missing part of a dataset and its source; None if all of it is there.
 
     Args:
         dataset: Name of the dataset.

@@ -52,9 +52,9 @@ def read_saved(
             saved = {split: Dataset.from_parquet(files)}
     except Exception as error:  # it raises OSError, ValueError, KeyError, pyarrow's and its own errors
         reason = first_line(error.__cause__ or error)
-        raise UserError(f"The data set in {folder} cannot be read ({reason}): save or download it again") from error
+        raise UserError(f"The dataset in {folder} cannot be read ({reason}): save or download it again") from error
     if split not in saved:
-        raise UserError(f"{folder} has no split {split!r}: save or download the whole data set")
+        raise UserError(f"{folder} has no split {split!r}: save or download the whole dataset")
     data = saved[split]
     if absent := [name for name in (*columns, "label") if name not in data.column_names]:
         there = ", ".join(data.column_names)

@@ -1,4 +1,4 @@
-"""Tar shards are read like any other data set, wherever they lie."""
+"""Tar shards are read like any other dataset, wherever they lie."""
 
 import os
 import pickle

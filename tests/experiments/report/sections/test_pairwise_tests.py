@@ -50,7 +50,7 @@ def pair_of(sweep: Sweep) -> Versus:
 
 
 def better_by(points: dict[str, float]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Accuracies in which RandLoRA is so much better on a data set, whatever the seed."""
+    """Accuracies in which RandLoRA is so much better on a dataset, whatever the seed."""
 
     def figures(labels: dict[str, Any]) -> dict[str, Any]:
         gain = points.get(labels["dataset"], 0.0) if labels["method"] == "RandLoRA-6" else 0.0
@@ -82,7 +82,7 @@ OTHER_RANK = RATED | {"LoRA-32": RATED["LoRA-32"] | {"rank": 16}}
     ("changes", "said"),
     [
         ({"seeds": [1, 2, 3]}, "no verdict: 3 seeds, 5 are needed"),
-        ({"datasets": DATASETS[:5]}, "no verdict: 5 data sets, 6 are needed"),
+        ({"datasets": DATASETS[:5]}, "no verdict: 5 datasets, 6 are needed"),
         ({"tuned": None}, "not tuned: RandLoRA-6 typed, LoRA-32 typed"),
         ({"tuned": provenance({"LoRA-32": RATED["LoRA-32"]})}, "not tuned: RandLoRA-6 typed, LoRA-32 validation"),
         ({"tuned": provenance(finished=False)}, "not tuned: RandLoRA-6 typed, LoRA-32 typed"),
@@ -170,7 +170,7 @@ def test_a_cell_that_is_no_better_than_the_untrained_model_did_not_train(tmp_pat
     assert not results.idle(Key(B32, "a", "zero-shot", "zero-shot"))
     table = accuracy_table(results, Beside(sweep.plan), B32)
     assert [row[3].below for row in table.rows] == ["", "did not train", ""]
-    assert "1 of 2 trained cells did not train, judged by their intervals: LoRA-32 (1)." in markdown(build(sweep))
+    assert "1 of 2 trained cells did not train according to their intervals: LoRA-32 (1)." in markdown(build(sweep))
 
 
 def test_a_report_is_made_again_from_its_cells(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_tables_of_averages(beside: Any) -> None:
     assert three.average(B32, "100%", "sparse", PAPER).value == 85.57
     assert three.average(B32, "100%", "RandLoRA ternary", PAPER) is None  # four of that name: which is not told
     for others in (["cars"], PAPER[1:], [*PAPER[1:], "digits"], [*PAPER, "digits"], []):
-        assert two.average(B32, "100%", "LoRA", others) is None, "the paper's is over the 22 data sets"
+        assert two.average(B32, "100%", "LoRA", others) is None, "the paper's is over the 22 datasets"
 
 
 def test_cost_of_table_ten(beside: Any) -> None:

@@ -65,7 +65,7 @@ def test_costs_count_each_run_once_and_stand_beside_the_printed_share(folder: Pa
     sweep = read_sweep(folder)
     table = cost_table(Results(sweep), Beside(sweep.plan), "Qwen2")
     assert table is not None
-    assert cell_of(table, "Runs", "RandLoRA-10").text == "2" and "Texts a second" in [c.text for c in table.header]
+    assert cell_of(table, "Runs", "RandLoRA-10").text == "2" and "Texts per second" in [c.text for c in table.header]
     share = cell_of(table, "% of all", "RandLoRA-10")
     assert share.text == "1.2" and share.below == "paper 1.18 %"
     assert cell_of(table, "Training time, %", "RandLoRA-10").text == "100", "of LoRA, for want of full fine-tuning"

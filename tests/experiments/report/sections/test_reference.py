@@ -83,7 +83,7 @@ def test_no_difference_is_a_conclusion_too(tmp_path: Path) -> None:
     ("changes", "why", "shown"),
     [
         ({"seeds": [1, 2, 3]}, "3 seeds, 5 are needed", "no verdict"),
-        ({"datasets": DATASETS[:2]}, "2 data sets, 6 are needed", "no verdict"),
+        ({"datasets": DATASETS[:2]}, "2 datasets, 6 are needed", "no verdict"),
         ({"tuned": None}, "the learning rates are not tuned", "not tuned"),
     ],
 )

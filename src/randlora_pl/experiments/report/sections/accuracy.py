@@ -14,7 +14,7 @@ from randlora_pl.experiments.report.statistics import Estimate
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
 
 IDLE = "did not train"
-"""Mark of a cell whose interval has the accuracy of the untrained model in it."""
+"""Mark of a cell whose interval contains the accuracy of the pretrained model."""
 _LONGEST = 60
 """Letters of an identifier: names of files must end somewhere."""
 _SHORT = 24
@@ -22,7 +22,7 @@ _SHORT = 24
 
 
 def accuracy_table(results: Results, beside: Beside, model: str) -> Table:
-    """Return the layout of Tables 11 to 14: budgets and methods down, data sets across."""
+    """Return the layout of Tables 11 to 14: budgets and methods down, datasets across."""
     plan = results.plan
     budgets = results.budgets(model)
     every = [Key(model, d, b, m) for d in plan.datasets for b in budgets for m in plan.methods]
@@ -50,7 +50,7 @@ def accuracy_table(results: Results, beside: Beside, model: str) -> Table:
     titles = [TableCell(dataset, notes=beside.column_notes(shown[dataset])) for dataset in datasets]
     return Table(
         f"accuracy-{identifier(model)}",
-        f"{model}: test accuracy in percent, mean ± half of the 95 % confidence interval over seeds",
+        f"{model}: test accuracy in percent, mean ± half the 95 % confidence interval over seeds",
         row("Method", "Data", "Trained parameters", *titles, "Average"),
         rows,
         groups,
@@ -61,7 +61,7 @@ def accuracy_table(results: Results, beside: Beside, model: str) -> Table:
 
 
 def average_table(results: Results, beside: Beside, model: str) -> Table:
-    """Return a table of methods by budgets: the averages over the data sets that every compared method has."""
+    """Return a table of methods by budgets: the averages over the datasets that every compared method has."""
     budgets = results.budgets(model)
     common = {budget: results.common(model, [budget]) for budget in budgets}
     shared = {budget: tuple(datasets) for budget, (datasets, _) in common.items()}
@@ -79,10 +79,10 @@ def average_table(results: Results, beside: Beside, model: str) -> Table:
             other = (budget == ZERO_SHOT) != is_zero_shot(method)
             why = _why(results, model, budget, method)
             cells.append(TableCell("") if other else average_cell(average, beside, printed[method, budget], why))
-    header = [TableCell(b, below=f"{many(len(shared[b]), 'data set')}") for b in budgets]
+    header = [TableCell(b, below=f"{many(len(shared[b]), 'dataset')}") for b in budgets]
     return Table(
         f"averages-{identifier(model)}",
-        f"{model}: accuracy averaged over the data sets that every compared method has",
+        f"{model}: accuracy averaged over the datasets that every compared method has",
         row("Method", "Trained parameters", *header),
         rows,
         [],
@@ -119,13 +119,13 @@ def average_cell(average: Average | None, beside: Beside, paper: PaperAverage | 
     estimate = average.estimate
     text = [f"over {', '.join(average.datasets)}"]
     if estimate.half is None:
-        text.append("fewer than two seeds on all of them: no interval")
+        text.append("fewer than two seeds on all of them, so no interval")
     else:
         text += [f"seed {seed}: {_value(value)}" for seed, value in zip(average.seeds, estimate.values, strict=True)]
     unused = set(average.all_seeds) - set(average.seeds)
     some = bool(unused) and estimate.half is not None
     if some:
-        text.append(f"seeds that not every data set has are left out: {', '.join(map(str, sorted(unused)))}")
+        text.append(f"seeds that not every dataset has are left out: {', '.join(map(str, sorted(unused)))}")
     partly = f"{len(average.seeds)} of {len(average.all_seeds)} seeds" if some else ""
     below = _below([partly], printed, estimate.mean, paper.value if paper else None)
     return TableCell(estimate_text(estimate), below, "; ".join(text), estimate.mean, notes=marks)
@@ -147,7 +147,7 @@ def estimate_text(estimate: Estimate) -> str:
 
 
 def left_out_line(budget: str, left_out: dict[str, list[str]]) -> list[str]:
-    """Return lines that name the data sets left out of a budget's averages, and the methods without a run there."""
+    """Return lines that name the datasets left out of a budget's averages, and the methods without a run there."""
     if not left_out:
         return []
     text = "; ".join(f"{dataset} (no finished run of {', '.join(methods)})" for dataset, methods in left_out.items())
@@ -167,7 +167,7 @@ def _why(results: Results, model: str, budget: str, method: str) -> str:
     """Why a method has no average, if it has none."""
     cells = _cells(results, model, budget, method)
     if any(map(results.finished, cells)):
-        return "no data set in common"
+        return "no dataset in common"
     return " / ".join(dict.fromkeys(map(results.why_missing, cells))) or "not run"
 
 

@@ -16,17 +16,17 @@ _REFERENCES = ("FullFineTuning", "LoRA")
 """What times and memory are percents of: as in Table 10 full fine-tuning, LoRA where that was not run."""
 
 RESIDENT = (
-    "Memory on a CPU is the largest resident set of the process, the program and the data included. On Linux it is "
-    "counted anew for each cell, which still has what earlier cells of the process left behind; elsewhere a later cell "
-    "cannot show less than an earlier one."
+    "Memory on a CPU is the peak resident set of the process, including the program and the data. On Linux it is reset "
+    "for each cell, but includes what earlier cells of the process left behind. On other systems it never decreases "
+    "from one cell to the next."
 )
-ALLOCATED = "Memory on a GPU is the most that PyTorch's allocator has handed out during the training."
+ALLOCATED = "Memory on a GPU is the peak allocation of PyTorch during training."
 
 
 def cost_table(results: Results, beside: Beside, model: str) -> Table | None:
     """Cost of each method of a model; None where no run has a measurement of it.
 
-    Percents are means over the cells (data set, budget, seed) that the method and the reference both have on the same
+    Percents are means over the cells (dataset, budget, seed) that the method and the reference both have on the same
     device, each divided by the reference's value of the same cell.
     """
     runs: dict[tuple[str, str], list[FinishedRun]] = defaultdict(list)
@@ -61,7 +61,7 @@ def cost_table(results: Results, beside: Beside, model: str) -> Table | None:
             ))  # fmt: skip
         named = f"On {device}, percents" if len(devices) > 1 else "Percents"
         below.append(
-            f"{named} are of {reference}, in the same data set, budget and seed."
+            f"{named} are relative to {reference} with the same dataset, budget and seed."
             if reference
             else f"{named} are missing: neither full fine-tuning nor LoRA was run."
         )
@@ -69,7 +69,7 @@ def cost_table(results: Results, beside: Beside, model: str) -> Table | None:
     below += [ALLOCATED] if any(device != "cpu" for device in devices) else []
     unit = "Images" if any(run.number("images_per_second") for run in chain(*runs.values())) else "Texts"
     header = ["Method", "Device", "Trained parameters", *["% of all"] * has_percents, "Training time, %", "Memory, %"]
-    header += ["Seconds a run", f"{unit} a second", "Peak memory, GB", "Runs"]
+    header += ["Seconds per run", f"{unit} per second", "Peak memory, GB", "Runs"]
     return Table(
         f"cost-{identifier(model)}",
         f"{model}: parameters, time and memory",

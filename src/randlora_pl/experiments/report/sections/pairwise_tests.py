@@ -19,16 +19,16 @@ COMPARABLE = 1.5
 SEEDS = 5
 """Fewer common seeds give no verdict."""
 DATASETS = 6
-"""Fewer data sets cannot give p < 0.05, since the signs of n differences have 2**n patterns."""
+"""Fewer datasets cannot give p < 0.05, since the signs of n differences have 2**n patterns."""
 LEVEL = 0.05
 
 RULE = (
-    "A difference is paired by data set, budget and seed, and averaged in each data set; its interval is the 95 % "
-    "confidence interval of Student's t over data sets. p is of a two-sided sign-flip test over data sets, "
-    "adjusted by Holm for the number of pairs that were tested. A pair has a verdict where both learning rates were "
-    f"chosen by one rule, all compared cells have at least {SEEDS} common seeds, and there are at least {DATASETS} "
-    f"data sets: one of them is better where the adjusted p is below {LEVEL:g}. Trained parameters are called equal "
-    f"up to a factor of {EQUAL:g}."
+    "A difference is paired by dataset, budget and seed, and averaged within each dataset. Its interval is the 95 % "
+    "confidence interval (Student's t) over datasets. p comes from a two-sided sign-flip test over datasets, with "
+    "Holm's correction for the number of tested pairs. A pair has a verdict if both learning rates were chosen by one "
+    f"rule and there are at least {SEEDS} common seeds in all compared cells and at least {DATASETS} datasets. One "
+    f"method is better if the adjusted p is below {LEVEL:g}. Numbers of trained parameters count as equal up to a "
+    f"factor of {EQUAL:g}."
 )
 
 
@@ -40,7 +40,7 @@ class Versus:
         first: One method, a RandLoRA where one of the two is.
         ratio: Trained parameters of the first, divided by the second's.
         seeds: Common seeds of the cell with the fewest.
-        cells: Differences of each data set and budget in points, one for each common seed.
+        cells: Differences of each dataset and budget in points, one for each common seed.
         untuned: Why the rates are not comparable; empty where they are.
         p: Adjusted; None where nothing was tested.
     """
@@ -60,14 +60,14 @@ class Versus:
 
     @property
     def by_dataset(self) -> dict[str, float]:
-        """Mean difference of each data set over its budgets."""
+        """Mean difference of each dataset over its budgets."""
         found: dict[str, list[float]] = {}
         for (dataset, _), difference in self.cells.items():
             found.setdefault(dataset, []).append(difference.mean)
         return {dataset: fmean(values) for dataset, values in found.items()}
 
     def of_budget(self, budget: str) -> Estimate | None:
-        """Return the difference at one budget over data sets, or over the seeds of a single data set."""
+        """Return the difference at one budget over datasets, or over the seeds of a single dataset."""
         found = [cell for (_, label), cell in self.cells.items() if label == budget]
         if len(self.by_dataset) == 1:
             return found[0] if found else None
@@ -75,7 +75,7 @@ class Versus:
 
     @property
     def difference(self) -> Estimate:
-        """Mean difference in points, over data sets."""
+        """Mean difference in points, over datasets."""
         return Estimate(tuple(self.by_dataset.values()))
 
     @property
@@ -84,7 +84,7 @@ class Versus:
         if self.seeds < SEEDS:
             return f"{many(self.seeds, 'seed')}, {SEEDS} are needed"
         if len(self.by_dataset) < DATASETS:
-            return f"{many(len(self.by_dataset), 'data set')}, {DATASETS} are needed"
+            return f"{many(len(self.by_dataset), 'dataset')}, {DATASETS} are needed"
         return ""
 
     @property
@@ -110,7 +110,7 @@ class Versus:
             return f"{start}{self.verdict}."
         half = self.difference.half
         spread = "" if half is None else f" ± {half:.1f}"
-        shown = f"{self.difference.mean:+.1f}{spread} points over {many(len(self.by_dataset), 'data set')}"
+        shown = f"{self.difference.mean:+.1f}{spread} points over {many(len(self.by_dataset), 'dataset')}"
         return f"{start}{shown}; {self.verdict}{'' if self.p is None else f' (p = {self.p:.2g})'}."
 
 
@@ -168,7 +168,7 @@ def versus_table(found: list[Versus]) -> Table:
         verdict = TableCell(one.verdict, best=one.p is not None and one.p < LEVEL)
         counts = (len(one.by_dataset), one.seeds)
         rows.append(row(one.first, one.second, one.model, verdict, ratio, difference, *counts, p))
-    titles = ("Parameter ratio", "Mean difference, points", "Data sets", "Seeds", "p, adjusted")
+    titles = ("Parameter ratio", "Mean difference, points", "Datasets", "Seeds", "p, adjusted")
     header = row("Method", "against", "Model", "Verdict", *titles)
     return Table("versus-pairs", "One verdict for each pair of methods", header, rows, below=[RULE], left=4)
 

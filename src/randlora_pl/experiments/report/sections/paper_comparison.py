@@ -21,7 +21,7 @@ class PaperAverage:
     """Percent to stand beside an average of ours, and the printed numbers that it comes from.
 
     Attributes:
-        printed: The printed average, if it is over the same data sets.
+        printed: The printed average, if it is over the same datasets.
     """
 
     value: float
@@ -62,9 +62,9 @@ class Beside:
         return None
 
     def average(self, model: str, budget: str, method: str, datasets: Sequence[str]) -> PaperAverage | None:
-        """Return the mean of the printed numbers of the same data sets, None where the paper lacks one of them.
+        """Return the mean of the printed numbers of the same datasets, None where the paper lacks one of them.
 
-        Where a table has averages over all data sets, or all tests, only: that, None for any others.
+        Where a table has averages over all datasets, or all tests, only: that, None for any others.
         """
         cells = [self.cell(Key(model, dataset, budget, method)) for dataset in datasets]
         found = tuple(cell for cell in cells if cell is not None)
@@ -117,7 +117,7 @@ class Beside:
         return self._notes_of(cells, lambda method, column: bool(method) and not column)
 
     def column_notes(self, cells: Iterable[PaperCell]) -> tuple[int, ...]:
-        """Return the notes about the data set, or the column, of some shown numbers."""
+        """Return the notes about the dataset, or the column, of some shown numbers."""
         return self._notes_of(cells, lambda method, column: bool(column))
 
     def average_notes(self, found: PaperAverage) -> tuple[int, ...]:
@@ -157,7 +157,7 @@ class Beside:
 
 
 def of_data_sets(here: PaperTable) -> bool:
-    """Return True if a table has a column for each data set."""
+    """Return True if a table has a column for each dataset."""
     return any(column_of(column) for column in here.columns)
 
 

@@ -1,4 +1,4 @@
-"""Runs that have several tests, taken apart: each test becomes a data set of its own, as in the paper's tables."""
+"""Runs that have several tests, taken apart: each test becomes a dataset of its own, as in the paper's tables."""
 
 from collections import Counter
 from dataclasses import replace
@@ -9,7 +9,7 @@ from randlora_pl.language.datasets.commonsense import TASKS
 
 
 def tests_of(sweep: Sweep) -> dict[str, list[str]]:
-    """Return the names of the tests of each data set, in the paper's order; data sets of a single test are left out."""
+    """Return the names of the tests of each dataset, in the paper's order; datasets of a single test are left out."""
     found: dict[str, list[str]] = {}
     for dataset in sweep.plan.datasets:
         metrics = [name for run in sweep.finished if run.key.dataset == dataset for name in run.facts]
@@ -20,10 +20,10 @@ def tests_of(sweep: Sweep) -> dict[str, list[str]]:
 
 
 def by_test(sweep: Sweep) -> Sweep:
-    """Return the same sweep with every test in place of its data set; a run is there once for each of its tests.
+    """Return the same sweep with every test in place of its dataset; a run is there once for each of its tests.
 
-    A run without a result stands under every test that the finished ones have. A name that two data sets have
-    is followed by the data set's label.
+    A run without a result stands under every test that the finished ones have. A name that two datasets have
+    is followed by the dataset's label.
     """
     tests = tests_of(sweep)
     if not tests:

@@ -12,7 +12,7 @@ def rank_table(results: Results) -> Table | None:
     """Return a table of correlations; None where no run has metrics of the update.
 
     It has Spearman's correlation over methods, in each model and budget, of the mean of a ``spectrum/...`` metric with
-    the mean accuracy over the data sets that all of these methods have.
+    the mean accuracy over the datasets that all of these methods have.
     """
     every = {n for run in results.sweep.finished for n in run.facts if n.startswith("spectrum/") and run.number(n)}
     names = sorted(every - {"spectrum/steps"})
@@ -29,7 +29,7 @@ def rank_table(results: Results) -> Table | None:
     if not rows:
         return None
     header = row("Metric of the update", "Model", "Data", "Spearman's correlation", "Methods")
-    below = ["Over the methods of each model and budget, whatever their trained parameters; it does not show a cause."]
+    below = ["Over the methods of each model and budget, for any number of parameters. It does not show a cause."]
     return Table(
         "versus-rank", "Rank of the update against accuracy (the claim of Table 2)", header, rows, below=below, left=3
     )

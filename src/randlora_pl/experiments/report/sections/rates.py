@@ -15,10 +15,10 @@ PAPER, VALIDATION, TYPED, DEFAULT = "paper", "validation", "typed", "default"
 """How a rate was chosen. The first two are rules; the others are not tuned."""
 
 _MEANINGS = {
-    PAPER: "paper: the rate that the paper has for the method.",
-    VALIDATION: "validation: the best of those that randlora-pl tune tried on validation samples.",
-    TYPED: "typed: written into the sweep by hand; not tuned.",
-    DEFAULT: "default: nothing was written, so the program took its own; not tuned.",
+    PAPER: "paper: the paper's rate for the method.",
+    VALIDATION: "validation: the best rate that randlora-pl tune tried on validation samples.",
+    TYPED: "typed: set by hand in the sweep, not tuned.",
+    DEFAULT: "default: the default rate of the method, not tuned.",
 }
 
 
@@ -111,5 +111,5 @@ def _searched(rates: Rates) -> str:
     by = f", by randlora-pl {made}" if made else ""
     return (
         f"The search: {found.get('monitor', 'val/acc')} on {names['datasets']} at {names['budgets']}, seeds "
-        f"{names['seeds']}{by}. One rate for all data sets and budgets."
+        f"{names['seeds']}{by}. One rate for all datasets and budgets."
     )

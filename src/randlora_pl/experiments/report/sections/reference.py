@@ -12,7 +12,7 @@ from randlora_pl.experiments.report.sections.pairwise_tests import COMPARABLE, L
 from randlora_pl.experiments.report.statistics import Estimate
 
 _COLUMNS = 12
-"""Largest number of data sets times budgets with a column for each; above it, a column is the mean over budgets."""
+"""Largest number of datasets times budgets with a column for each; above it, a column is the mean over budgets."""
 _HALF = 2.0
 """Points at which a cell has half of the full color."""
 
@@ -100,7 +100,7 @@ def conclusion(results: Results, found: Sequence[Versus], compared: Sequence[Ref
 
 
 def matrix_table(results: Results, here: Reference) -> Table:
-    """Return methods by data sets and budgets, each cell colored by its difference to the reference."""
+    """Return methods by datasets and budgets, each cell colored by its difference to the reference."""
     budgets = results.trained_budgets(here.model)
     every = [(d, b) for d in results.plan.datasets for b in budgets]
     every = [labels for labels in every if any(labels in one.cells for one in here.pairs.values())]
@@ -113,10 +113,10 @@ def matrix_table(results: Results, here: Reference) -> Table:
         rows.append(row(method, results.parameters(here.model, method), mean, _verdict(one), *cells))
     titles = [TableCell(dataset, below=budget or "mean over budgets") for dataset, budget in columns]
     below = [
-        "Each number is the accuracy of the method minus the reference, in points, paired by seed. Blue is "
-        "higher and orange is lower. The color shows the size of a difference and is not a verdict. "
-        + ("Below it is half of the 95 % confidence interval over seeds. " if apart else "")
-        + "The mean has its interval over data sets. The verdict is of the paired test."
+        "Each number is the accuracy of the method minus the accuracy of the reference, in points, paired by seed. "
+        "Blue is higher and orange is lower. The color shows the size of a difference and is not a verdict. "
+        + ("Below it is half the 95 % confidence interval over seeds. " if apart else "")
+        + "The interval of the mean is over datasets. The verdict comes from the paired test."
     ]
     return Table(
         f"matrix-{identifier(here.model)}",
