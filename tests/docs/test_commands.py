@@ -11,7 +11,7 @@ from randlora_pl.cli.help.pages import page as help_page
 from randlora_pl.cli.main import VERBS
 from randlora_pl.config.validate import tasks
 from randlora_pl.engine.command import prepare
-from tests.docs.pages import PAGES, commands_of, joined, shown
+from tests.docs.pages import PAGES, ROOT, commands_of, joined, shown
 from tests.support.products import in_one_item
 
 GROUPS = {
@@ -69,6 +69,15 @@ def test_blocks_of_shell_can_be_pasted(name: str) -> None:
         for command in joined(block):
             shlex.split(command, comments=True)  # no quote is left open
             assert not command.startswith("$ "), command
+
+
+def test_extras_are_installed_from_the_checkout() -> None:
+    """The package is on no index: ``pip install randlora-pl`` would fetch nothing, or something else."""
+    files = [path for folder in ("src", "docs", "configs", "notebooks") for path in (ROOT / folder).rglob("*.*")]
+    texts = [path for path in files if path.suffix in (".py", ".md", ".yaml", ".ipynb", ".jinja", ".html")]
+    wrong = re.compile(r"""pip install (-\S+ )*\\?["']?randlora-pl""")
+    assert len(texts) > 400 and not [path for path in texts if wrong.search(path.read_text(encoding="utf-8"))]
+    assert wrong.search("pip install -U 'randlora-pl[onnx]'") and not wrong.search("pip install '.[onnx]'")
 
 
 def test_every_verb_is_on_the_page_of_commands() -> None:

@@ -101,7 +101,7 @@ def failures(name: str, text: str, names: dict[str, Any]) -> str:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_examples_run(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if package == "language":
-        pytest.importorskip("transformers", reason='this needs the extra: pip install "randlora-pl[language]"')
+        pytest.importorskip("transformers", reason='this needs the extra: pip install ".[language]"')
     monkeypatch.chdir(tmp_path)
     names = prepare(tmp_path)
     assert not "".join(failures(name, text, names) for name, text in examples_of(package).items())

@@ -204,7 +204,7 @@ def check_loggers(names: str | list[str], here: bool = True) -> None:
         if name not in LOGGERS:
             raise UserError(f"run.logger is {name!r}.{near(name, LOGGERS)} Known: {', '.join(LOGGERS)}")
         if here and (package := LOGGERS[name]) and find_spec(package) is None:
-            raise UserError(f"--run.logger {name} needs a package: pip install 'randlora-pl[{package}]'")
+            raise UserError(f"--run.logger {name} needs a package: pip install '.[{package}]' in the checkout")
 
 
 def _check_monitor(task: str | None, flat: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
 from randlora_pl.cli.common.dispatch import dispatch
 
 PAGE = """\
-Look at adapter files, and take them elsewhere. ADAPTER is a folder (RUN/adapter) or one .safetensors file.
+Look at adapter files, and take them elsewhere. ADAPTER is a folder, one .safetensors file,
+or a run (RUN, or runs/NAME for its newest run), whose tested adapter is taken.
 
   randlora-pl adapter info ADAPTER                             method, base model, rank and size of each update
   randlora-pl adapter diff ADAPTER ADAPTER                     what two adapters differ in

@@ -3,7 +3,8 @@
 from randlora_pl.cli.common.dispatch import dispatch
 
 PAGE = """\
-What adapters do, beyond their accuracy: tables, CSV and pictures in a new folder. RUN is a run folder or an adapter.
+What adapters do, beyond their accuracy: tables, CSV and pictures in a new folder. RUN is a run folder,
+runs/NAME for its newest run, or an adapter.
 
   randlora-pl analyze spectrum RUN RUN ...            rank and singular values of each layer's update (Table 2)
   randlora-pl analyze represent FULL                  how well LoRA and RandLoRA can express an update (equations 7, 8)

@@ -4,7 +4,7 @@ TEXTS = {
     "fit": """\
 Train, and test the last weights; VisionLanguageTask and TextHeadTask also test the pretrained model before that.
 Everything about the run goes to runs/NAME/TIME: config, TensorBoard, log, checkpoint, adapter, results.json.
-runs/NAME/latest is a link to the newest run.
+runs/NAME/latest is a link to the newest run, and runs/NAME stands for its newest run in every command.
 
   randlora-pl fit --config quickstart
   randlora-pl fit --config clip_vitb32 --config lora --data.dataset cifar10 --data.shots 16
