@@ -75,7 +75,6 @@ OPEN = {
     "test",
     "tune",
     "validate",
-    "zeroshot",
 }
 """Help pages that are not in plain English yet."""
 
