@@ -103,7 +103,7 @@ def test_page_of_fit_starts_with_the_own_options(run: Run) -> None:
         ("fitt", "'fit'"),
         ("modles", "'models'"),
         ("quickstart", "fit --config quickstart"),
-        ("--config", "The verb comes first"),
+        ("--config", "The command comes first"),
         ("train", "'fit'?"),
         ("export", "'adapter export'?"),
         ("represent", "'analyze represent'?"),
@@ -117,7 +117,7 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     from randlora_pl.utils.errors import UserError
 
     monkeypatch.setenv("RANDLORA_PL_TRACEBACK", "1")
-    with pytest.raises(UserError, match="is not a verb"):
+    with pytest.raises(UserError, match="not a command"):
         main(["nonsense"])
 
 
@@ -164,7 +164,7 @@ def test_details_and_near_names_of_listings(run: Run, refused: Callable[..., str
     assert {"docs/prompts.md", "docs/labelled_texts.md"} <= set(run("datasets", "jsonl").out.split())
     assert "'commonsense_15k'" in refused("datasets", "commonsense_15")
     out = run("adapters", "RandLoRA").out
-    assert "--model.adapter.rank" in out and "(uniform | normal | binary | ternary | hadamard; default uniform)" in out
+    assert "--model.adapter.rank" in out and "(uniform | normal | binary | ternary | hadamard; default: uniform)" in out
     assert "``" not in out and "BasisName" not in out
     assert "openai" in run("models", "ViT-B-32").out
     assert "'digits'" in refused("datasets", "digts")

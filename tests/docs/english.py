@@ -2,7 +2,7 @@
 
 import re
 
-_ENDS = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!al)(?<!vs)[.!?][\"')*_]*\s+(?=[\"'(*_`]*[A-Z0-9`\[])")
+_ENDS = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!\bal)(?<!vs)[.!?][\"')*_]*\s+(?=[\"'(*_`]*[A-Z0-9`\[])")
 """A full stop, and what can begin a sentence behind it."""
 
 
@@ -54,3 +54,11 @@ def help_sentences(page: str) -> list[str]:
     text = (re.sub(r"(\w+, ){4,}\w+", "names", " ".join(block.split())) for block in blocks)  # of options, of tasks
     parts = (part.strip() for block in text for part in _ENDS.split(block))
     return [part for part in parts if re.search(r"[A-Za-z]{2}", part)]
+
+
+def comment_sentences(config: str) -> list[str]:
+    """The sentences of the comments of a YAML file or script; indented lines are commands."""
+    lines = [line for line in config.splitlines() if not re.match(r"#!|#SBATCH|# {3,}", line)]
+    head = [line.removeprefix("#").strip() if line.startswith("#") else "" for line in lines]
+    beside = [found[1] for line in lines if (found := re.match(r"[^#\n].*? # (.*)", line))]
+    return sentences_of("\n".join(head)) + beside

@@ -59,28 +59,28 @@ randlora-pl {__version__}: RandLoRA and its baselines on CLIP, DINOv2 and langua
   randlora-pl fit --config clip_vitb32 --data.dataset folder --data.root PATH --data.shots 16
   randlora-pl predict --adapter RUN/adapter --images PATH --output predictions.csv
 
-Run       fit        train and test, CLIP also before it; --resume RUN goes on after a crash
-          test       test an adapter: --adapter FOLDER or --run RUN (validate: on the validation images)
+Run       fit        train and test an adapter; --resume RUN resumes after a crash
+          test       test an adapter: --adapter FOLDER or --run RUN (validate: on validation images)
           predict    classify images or texts with an adapter, or answer prompts
-          adapter    info | diff | merge | add | export | import | push | pull: take adapters elsewhere
-          analyze    spectrum | represent | cka | landscape | forgetting: what adapters do beyond their accuracy
-          serve      answer requests for predictions over HTTP, with a page to drop images on
-          sweep      a grid of models, datasets, budgets, methods and seeds; goes on where it stopped
+          adapter    info | diff | merge | add | export | import | push | pull: inspect and convert adapters
+          analyze    spectrum | represent | cka | landscape | forgetting: adapters beyond accuracy
+          serve      classify images over HTTP, with a page to drop images on
+          sweep      a grid of models, datasets, budgets, methods and seeds, which can be resumed
           tune       search learning rates for a sweep on validation images
           compare-methods   every method on 16 shots of the digits, in one table
-          report     tables and plots of a sweep, beside the paper's numbers
-          compare    configs and results of runs side by side
-          zeroshot   a pretrained CLIP on the test images, beside published accuracies
-          bench      data NAME | train | captions | answers | adapters: speed and memory of pipeline and steps
-Look up   datasets   datasets; datasets NAME shows one in full
-          data       get NAME | check NAME | show NAME: download it, is it complete, what does it look like
-          models     backbones
-          adapters   methods; adapters NAME explains the options of one
-          config     list | cat NAME | cp NAME: the shipped configs; check FILE: mistakes in yours
-          doctor     can a run start here; what is installed, found and missing
-          completion bash | zsh | fish: a script with which the shell completes commands and options
+          report     tables and plots of a sweep, compared with the paper's numbers
+          compare    differences in configs and results of runs
+          zeroshot   test a pretrained CLIP and compare it with published accuracies
+          bench      data NAME | train | captions | answers | adapters: measure speed and memory
+Look up   datasets   list datasets; datasets NAME shows one in full
+          data       get NAME | check NAME | show NAME: download, verify and preview datasets
+          models     list backbones
+          adapters   list methods; adapters NAME explains the options of one
+          config     list | cat NAME | cp NAME: bundled configs; check FILE: mistakes in yours
+          doctor     check if a run can start here, and what is missing
+          completion bash | zsh | fish: a script that lets the shell complete commands and options
 
-randlora-pl VERB --help explains one verb. --version prints the version.
+For the options of a command, run: randlora-pl COMMAND --help. --version prints the version.
 """
 
 
@@ -146,7 +146,7 @@ def _run(words: list[str]) -> int:
     verb, *rest = words
     if verb not in VERBS:
         hint = _config_hint(verb) or _meant_hint(verb) or near(verb, VERBS)
-        raise UserError(f"{verb!r} is not a verb.{hint} See: randlora-pl --help")
+        raise UserError(f"{verb!r} is not a command.{hint} See: randlora-pl --help")
     asked = {"--help", "-h"} & set(rest)
     if (asked and verb not in GROUPS) or (not rest and verb in _NEVER_BARE):
         from randlora_pl.cli.help.pages import page
@@ -161,7 +161,7 @@ def _run(words: list[str]) -> int:
 def _config_hint(word: str) -> str:
     """Return a hint to use ``fit`` if a config was typed without a command (``randlora-pl quickstart``)."""
     if word.startswith("-"):
-        return " The verb comes first: randlora-pl fit ..."
+        return " The command comes first: randlora-pl fit ..."
     from randlora_pl.config.shipped import config_names
 
     return f" Did you mean: fit --config {word}?" if word in config_names() else ""

@@ -13,10 +13,10 @@ from randlora_pl.config.compose import Command, flatten, normalize, read_config,
 from randlora_pl.utils.errors import UserError, brief, near, shortened
 
 RUN_OPTIONS = {
-    "name": "Name of the run; its folder is ROOT/NAME/TIME. Default: dataset, model and adapter",
-    "root": "Folder of all runs. Default: runs",
-    "logger": "tensorboard, csv, wandb, mlflow, or several: [tensorboard,csv]. Default: tensorboard",
-    "timeout": "Seconds that a process waits for the others before it takes them for lost. Default: 600",
+    "name": "Name of the run, whose folder is ROOT/NAME/TIME (default: dataset, model and adapter)",
+    "root": "Folder of all runs (default: runs)",
+    "logger": "tensorboard, csv, wandb, mlflow, or several: [tensorboard,csv] (default: tensorboard)",
+    "timeout": "Seconds to wait for other processes before treating them as lost (default: 600)",
 }
 _RUN_KINDS = {"name": "str | None", "root": "str", "logger": "str | list[str]", "timeout": "float"}
 CALLBACK_GROUPS = {"checkpoint": "AdapterCheckpoint", "gradient_flow": "GradientFlow", "spectrum": "UpdateSpectrum"}

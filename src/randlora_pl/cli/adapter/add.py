@@ -12,21 +12,21 @@ from randlora_pl.utils.files.run_files import find_adapter
 from randlora_pl.utils.rank_or_error import check_rank_or_error
 
 PAGE = """\
-The base model plus a weighted sum of the updates of several adapters (task arithmetic), of any methods, ranks and
-seeds; they must have been trained on the same base model. Updates are added up exactly and rounded once.
+Add a weighted sum of the updates of several adapters to their base model (task arithmetic). Methods, ranks and seeds
+can differ, but all must have the same base model. Updates are added up exactly and rounded once.
 
   randlora-pl adapter add A B --weights 0.5 0.5 --output sum.safetensors
   randlora-pl adapter add A B --as lora --rank 16 --output SUM
 
-  --output PATH    Where to write
-  --weights W ...  One number for each adapter, also negative (default: 1 for each)
-  --as FORM        merged (default): weights for open_clip or timm, as adapter merge writes them
+  --output PATH    File or folder to write
+  --weights W ...  One number per adapter, which can be negative (default: 1)
+  --as FORM        merged: weights for open_clip or timm, as adapter merge writes them (default: merged)
                    lora: a LoRA adapter, by truncated singular value decomposition of each sum
-  --rank K         lora: rank of every layer; or
-  --error E        lora: the smallest rank of each layer that leaves at most this relative error (Frobenius)
-  --head N         Whose head and class names go with the sum: 1 (default) is the first adapter
-  --overwrite      Replace what is there
-  --pretrained FILE  The base model's weights file, where this machine does not know it
+  --rank K         lora: rank of every layer, or
+  --error E        lora: largest relative error per layer (Frobenius), which selects the rank
+  --head N         Adapter whose head and class names are used (default: 1, the first)
+  --overwrite      Replace the output if it exists
+  --pretrained FILE  Weights file of a base model that this machine does not have
 """
 
 

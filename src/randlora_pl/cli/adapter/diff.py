@@ -13,15 +13,14 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import find_adapter
 
 PAGE = """\
-What two adapters differ in: method, options, base model, targets, classes, training; and for each layer the norm of
-the difference of their updates and the cosine between them, where base model and shapes are the same. Nothing is
-downloaded.
+Compare two adapters: method, options, base model, targets, classes and training. If base model and shapes are the same,
+print the norm of the difference of their updates and their cosine per layer. Nothing is downloaded.
 
   randlora-pl adapter diff A B
 
-  --layers    A row for each layer instead of one for each kind of layer (means)
-  --json      For programs; with every layer
-  --pretrained FILE  The base model's weights file, where this machine does not know it
+  --layers    A row per layer instead of the mean per kind of layer
+  --json      Print everything as JSON, with every layer
+  --pretrained FILE  Weights file of a base model that this machine does not have
 """
 
 _COLUMNS = {"norm_1": "norm of A", "norm_2": "norm of B", "difference": "norm of A - B", "cosine": "cosine"}

@@ -12,24 +12,24 @@ from randlora_pl.utils.files.atomic_output import refuse_inputs
 from randlora_pl.utils.files.run_files import find_adapter
 
 PAGE = """\
-An adapter in the form of another system. What is written is read again and compared before it gets its name.
+Convert an adapter to another format. The output is read again and compared before it gets its final name.
 
   randlora-pl adapter export ADAPTER --to peft --output DIR
   randlora-pl adapter export ADAPTER --to lora --error 0.05 --output DIR
   randlora-pl adapter export ADAPTER --to onnx --output model.onnx
 
-  --to FORM        peft     a folder for PeftModel.from_pretrained: RandLoRA, LoRA, VeRA, DoRA on linear layers
-                   lora     a plain LoRA adapter, by truncated singular value decomposition of each update
-                   onnx     the merged model as an ONNX file with class names (pip install '.[onnx]' in the checkout)
-                   torch    the merged model as a torch.export program (.pt2)
-                   adapter  our own format again, in another dtype, as a folder or one .safetensors file
-  --output PATH    Where to write
-  --overwrite      Replace what is there
-  --pretrained FILE  The base model's weights file, where this machine does not know it
+  --to peft        A folder for PeftModel.from_pretrained: RandLoRA, LoRA, VeRA, DoRA on linear layers
+  --to lora        A plain LoRA adapter, by truncated singular value decomposition of each update
+  --to onnx        The merged model as an ONNX file with class names (pip install '.[onnx]' in the checkout)
+  --to torch       The merged model as a torch.export program (.pt2)
+  --to adapter     Our own format in another dtype, as a folder or one .safetensors file
+  --output PATH    File or folder to write
+  --overwrite      Replace the output if it exists
+  --pretrained FILE  Weights file of a base model that this machine does not have
 
-  lora:            --rank K      Rank of every layer; or
-                   --error E     The smallest rank of each layer that leaves at most this relative error (Frobenius)
-  onnx, torch:     --part PART   classifier (default), image (features of the image tower), text (of token ids)
+  lora:            --rank K      Rank of every layer, or
+                   --error E     Largest relative error per layer (Frobenius), which selects the rank
+  onnx, torch:     --part PART   classifier, image (image features) or text (of token ids) (default: classifier)
   adapter:         --dtype TYPE  float32, bfloat16 or float16
 """
 

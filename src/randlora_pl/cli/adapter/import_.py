@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from randlora_pl.interop.foreign.adapter import ExternalAdapter
 
 PAGE = """\
-An adapter from elsewhere as one of ours, with the same outputs, compared with PEFT's where peft is installed.
+Convert an adapter of another program to ours. If peft is installed, the outputs are compared with PEFT's.
 
   randlora-pl adapter import DIR --from peft --model vit_base_patch16_224 --pretrained timm --output adapter
   randlora-pl adapter import FILE --from official --model ViT-B-32 --pretrained openai --output adapter
 
   --from SOURCE      peft      a folder of save_pretrained: RandLoRA (also without its bases), LoRA, DoRA, VeRA
                      official  a checkpoint of the vision code of RandLoRA's authors
-  --model NAME       The base model, a name of timm or open_clip, or of a language model (see --task)
-  --pretrained TAG   Its weights: timm, a tag, a file, or random; of a language model a folder, or left out
-  --output PATH      Where to write, a folder or one .safetensors file
-  --overwrite        Replace what is there
+  --model NAME       Base model: a name of timm or open_clip, or of a language model (see --task)
+  --pretrained TAG   Its weights: timm, a tag, a file, or random. For a language model a folder, or nothing
+  --output PATH      Folder or .safetensors file to write
+  --overwrite        Replace the output if it exists
 
-  --classnames FILE  One class a line: makes it an adapter that predicts; a text head has prompts "a photo of a {}."
-  --task TASK        LinearHeadTask (default where the adapter has a head), TextHeadTask, VisionLanguageTask, or
-                     CausalLMTask: a decoder of transformers (default where PEFT's config has task_type CAUSAL_LM)
-  --bases-dtype TYPE peft without bases: bfloat16 (default), or float16 if it was trained where PEFT had none
-  --alpha A          official: the updates are scaled by A / r (default 1; not stored in its file)
+  --classnames FILE  One class per line, so that the adapter can predict. Prompts of a text head: "a photo of a {}."
+  --task TASK        LinearHeadTask, TextHeadTask, VisionLanguageTask, or CausalLMTask for a decoder of transformers
+                     (default: CausalLMTask for task_type CAUSAL_LM, LinearHeadTask for an adapter with a head)
+  --bases-dtype TYPE peft without bases: bfloat16, or float16 if PEFT trained without bfloat16 (default: bfloat16)
+  --alpha A          official: the updates are scaled by A / r, which the file does not store (default: 1)
 """
 
 DECODER = "CausalLMTask"

@@ -12,21 +12,21 @@ from randlora_pl.utils.files.run_files import find_adapter
 from randlora_pl.utils.text.printable import printable
 
 PAGE = """\
-What an adapter is: method, base model, classes, training; and for each layer the rank, stable rank, effective rank and
-norm of its update beside the norms of the base model's weight. Nothing is downloaded: if the base model is not on this
+Describe an adapter: method, base model, classes and training. Per layer, print rank, stable rank, effective rank and
+norm of its update, and the norm of the base model's weight. Nothing is downloaded. If the base model is not on this
 machine, only the facts in the file are printed.
 
   randlora-pl adapter info ADAPTER
   randlora-pl adapter info ADAPTER --json
 
-  --layers    A row for each layer instead of one for each kind of layer (means)
-  --json      Everything, for programs; with every layer
-  --pretrained FILE  The base model's weights file, where this machine does not know it
+  --layers    A row per layer instead of the mean per kind of layer
+  --json      Print everything as JSON, with every layer
+  --pretrained FILE  Weights file of a base model that this machine does not have
 
-rank              singular values above float32's rounding (max(out, in) * 1.2e-7 of the largest)
-stable rank       ||D||_F^2 / ||D||_2^2
-effective rank    exp of the entropy of the normalized singular values (Roy and Vetterli, 2007)
-norm              Frobenius norm; ratio: to the norm of the base model's weight
+  rank            singular values above float32's rounding (max(out, in) * 1.2e-7 of the largest)
+  stable rank     ||D||_F^2 / ||D||_2^2
+  effective rank  exp of the entropy of the normalized singular values (Roy and Vetterli, 2007)
+  norm            Frobenius norm; ratio: to the norm of the base model's weight
 """
 
 _COLUMNS = {

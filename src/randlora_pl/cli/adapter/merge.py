@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from randlora_pl.interop.merge.vision import Written
 
 PAGE = """\
-The whole model with the update in its weights, for open_clip or timm without this program: a plain state dict. What
-is written is loaded by the bare library and compared on random images before it gets its name.
+Write the whole model with the update merged into its weights, as a state dict for open_clip or timm. The output is
+loaded without this program and compared on random images before it gets its final name.
 
   randlora-pl adapter merge ADAPTER --output model.safetensors
   randlora-pl adapter merge ADAPTER --scale 0.5 --output half.pt
 
-  --output FILE    .safetensors (class names, prompts and image size in its metadata) or .pt
-  --scale S        W0 + S (W - W0): between the base model (0) and the tuned one (1, default), or beyond (WiSE-FT)
-  --no-head        Without the linear head (timm) or the file of class embeddings (open_clip)
-  --overwrite      Replace what is there
-  --pretrained FILE  The base model's weights file, where this machine does not know it
+  --output FILE    .safetensors (with class names, prompts and image size in its metadata) or .pt
+  --scale S        W0 + S (W - W0): 0 is the base model, 1 the tuned model; any number works, as in WiSE-FT (default: 1)
+  --no-head        Omit the linear head (timm) or the file of class embeddings (open_clip)
+  --overwrite      Replace the output if it exists
+  --pretrained FILE  Weights file of a base model that this machine does not have
 
-Of a language model --output is a folder, as transformers saves one, with its tokenizer.
+For a language model, --output is a folder in the format of transformers, with its tokenizer.
 
-A CLIP model comes out whole, its text tower too; the class embeddings go to FILE.head.safetensors. A timm model comes
-out with its linear head as classifier. For the model tiny, which open_clip does not know, FILE.json describes it.
+A CLIP model is written with its text tower. Its class embeddings are in FILE.head.safetensors. A timm model is written
+with its linear head as classifier. The model tiny, which open_clip does not know, is described in FILE.json.
 """
 
 

@@ -8,13 +8,13 @@ from randlora_pl.language.catalog import TASKS, given_to
 from randlora_pl.utils.errors import UserError
 
 PAGE = """\
-An adapter from the Hugging Face Hub. It is checked before it gets its name; no file with code is fetched or run.
+Download an adapter from the Hugging Face Hub. It is checked before it gets its final name. Code is never downloaded.
 
   randlora-pl adapter pull USER/NAME --output DIR
 
-  --output DIR         Where to write
-  --revision NAME      A branch, tag or commit; by default main
-  --overwrite          Replace what is there
+  --output DIR         Folder to write
+  --revision NAME      Branch, tag or commit (default: main)
+  --overwrite          Replace the output if it exists
 
 Private repositories need hf auth login, or HF_TOKEN. HF_ENDPOINT names another server.
 """

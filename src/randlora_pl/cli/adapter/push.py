@@ -11,22 +11,22 @@ from randlora_pl.utils.files.run_files import find_adapter
 from randlora_pl.utils.text.printable import printable
 
 PAGE = """\
-An adapter to the Hugging Face Hub, with a model card: base model, classes, metrics, how to use and train it.
-The metrics and the config come from the run folder that holds the adapter. Paths of this machine are not sent.
+Upload an adapter to the Hugging Face Hub with a model card: base model, classes, metrics, how to use and train it.
+The metrics and the config come from the adapter's run folder. Local paths are not uploaded.
 
-  randlora-pl adapter push RUN/adapter --repo USER/NAME --dry-run      show what would be sent, without a network
-  randlora-pl adapter push RUN/adapter --repo USER/NAME --card card.md     write the card to look at it and change it
-  randlora-pl adapter push RUN/adapter --repo USER/NAME --card card.md     the second time: send it
+  randlora-pl adapter push RUN/adapter --repo USER/NAME --dry-run      print the upload, without a network
+  randlora-pl adapter push RUN/adapter --repo USER/NAME --card card.md     write the card so that you can edit it
+  randlora-pl adapter push RUN/adapter --repo USER/NAME --card card.md     the second time: upload
 
-  --repo USER/NAME     The repository; it is made if it is not there
-  --private            Make it private; refused where it is there already and is public
-  --revision BRANCH    A branch, made if it is not there; by default main
+  --repo USER/NAME     The repository, which is created if it does not exist
+  --private            Make it private. Fails if a public repository with that name exists
+  --revision BRANCH    Branch, which is created if it does not exist (default: main)
   --licence SPDX       Licence of the adapter in the card, for example apache-2.0
-  --message TEXT       Message of the commit
-  --card FILE          Send this card. If the file does not exist yet, write the card there and send nothing
-  --dry-run            Show the files and the card, send and write nothing
+  --message TEXT       Commit message
+  --card FILE          Upload this card. If the file does not exist yet, write the card to it and upload nothing
+  --dry-run            Print the files and the card, without uploading or writing
 
-Log in first: hf auth login, or set HF_TOKEN. HF_ENDPOINT names another server.
+Log in first: run hf auth login, or set HF_TOKEN. HF_ENDPOINT names another server.
 """
 
 

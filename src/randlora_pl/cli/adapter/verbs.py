@@ -3,19 +3,19 @@
 from randlora_pl.cli.common.dispatch import dispatch
 
 PAGE = """\
-Look at adapter files, and take them elsewhere. ADAPTER is a folder, one .safetensors file,
-or a run (RUN, or runs/NAME for its newest run), whose tested adapter is taken.
+Inspect, convert and share adapters. ADAPTER is a folder, one .safetensors file,
+or a run (RUN, or runs/NAME for its newest run), whose tested adapter is used.
 
   randlora-pl adapter info ADAPTER                             method, base model, rank and size of each update
-  randlora-pl adapter diff ADAPTER ADAPTER                     what two adapters differ in
+  randlora-pl adapter diff ADAPTER ADAPTER                     differences between two adapters
   randlora-pl adapter merge ADAPTER --output FILE              weights for open_clip or timm, without this program
   randlora-pl adapter add ADAPTER ADAPTER --output DIR         weighted sums of updates (task arithmetic)
   randlora-pl adapter export ADAPTER --to peft --output DIR    also: lora, onnx, torch, adapter
   randlora-pl adapter import PATH --from peft --output DIR     also: official
   randlora-pl adapter push ADAPTER --repo USER/NAME            to the Hugging Face Hub, with a model card
-  randlora-pl adapter pull USER/NAME --output DIR              from there
+  randlora-pl adapter pull USER/NAME --output DIR              from the Hugging Face Hub
 
-Each explained: randlora-pl adapter VERB --help
+For the options of a command, run: randlora-pl adapter COMMAND --help
 """
 
 VERBS = {

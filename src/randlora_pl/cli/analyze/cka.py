@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from randlora_pl.analysis.cka import Layer
 
 PAGE = """\
-How alike the activations of two models are: linear CKA of attention and MLP outputs in every block (Figure 4a).
-1: equal but for rotation and scale; 0: nothing in common.
+Compare the activations of two models: linear CKA of attention and MLP outputs in every block (Figure 4a).
+1 means equal except for rotation and scale, 0 nothing in common.
 
   randlora-pl analyze cka runs/full runs/lora runs/randlora
-  randlora-pl analyze cka FULL_A LORA_A FULL_B LORA_B           of two datasets: means over both
+  randlora-pl analyze cka FULL_A LORA_A FULL_B LORA_B           two datasets: means over both
 
-  RUN RUN ...           Runs or adapters. The first of each dataset is what its others are compared with; methods of
-                        the same name and rank are averaged over the datasets
-  --images N            Test images of each dataset, chosen by --seed N (default 1024; 0 takes all)
-  --batch-size N        Images of a minibatch, at least 4 (default 256)
-  --dataset NAME        Images of this dataset instead, for all runs; --root PATH: folder that holds the data
-  --device DEVICE       cpu, cuda, mps ... (default: what there is)
-  --output DIR          A new folder (default runs/analyze/cka/TIME)
+  RUN RUN ...           Runs or adapters. The first run of each dataset is the reference for the others. Methods of the
+                        same name and rank are averaged over the datasets
+  --images N            Test images per dataset, selected by --seed N (default: 1024). 0 uses all
+  --batch-size N        Images per minibatch, at least 4 (default: 256)
+  --dataset NAME        Use images of this dataset for all runs. --root PATH is the folder with the data
+  --device DEVICE       cpu, cuda, mps ... (default: the best available)
+  --output DIR          New folder (default: runs/analyze/cka/TIME)
 
-cka.csv has a row for each run, block and kind; cka.png and .svg the means. The estimate is unbiased over minibatches
-(HSIC_1 of Song et al., 2012; Nguyen et al., 2021). An image's activations cover all of its tokens; the paper
-names neither its activations nor the number of images.
+cka.csv has a row per run, block and kind. cka.png and .svg show the means. The estimate is unbiased over minibatches
+(HSIC_1 of Song et al., 2012; Nguyen et al., 2021). The activations of an image cover all of its tokens. The paper
+states neither its activations nor its number of images.
 """
 
 

@@ -20,21 +20,20 @@ if TYPE_CHECKING:
     from randlora_pl.data import ImageData
 
 PAGE = """\
-What a tuned CLIP has forgotten: its zero-shot accuracy on other datasets, before and after tuning.
+Measure what a tuned CLIP has forgotten: its zero-shot accuracy on other datasets, before and after tuning.
 
   randlora-pl analyze forgetting runs/lora runs/randlora --datasets fashion_mnist cifar10
 
-  RUN ...               Runs or adapters of VisionLanguageTask or TextHeadTask; other heads name no new classes
-  --datasets NAME ...   Datasets, as in randlora-pl datasets; the training dataset may be one of them
-  --root PATH           Folder that holds them (default: the user's data folder)
-  --images N            Test images of each, chosen by --seed N (default 0: all of them)
-  --batch-size N        Images at a time (default 256)
-  --device DEVICE       cpu, cuda, mps ... (default: what there is)
-  --output DIR          A new folder (default runs/analyze/forgetting/TIME)
+  RUN ...               Runs or adapters of VisionLanguageTask or TextHeadTask, whose heads can name new classes
+  --datasets NAME ...   Datasets (randlora-pl datasets). The training dataset can be one of them
+  --root PATH           Folder with the data (default: the user's data folder)
+  --images N            Test images per dataset, selected by --seed N (default: 0, which uses all)
+  --batch-size N        Images per batch (default: 256)
+  --device DEVICE       cpu, cuda, mps ... (default: the best available)
+  --output DIR          New folder (default: runs/analyze/forgetting/TIME)
 
-Prompts are those that the run evaluates with: its caption, or each dataset's templates averaged. "before" is the base
-model with the same prompts; the mean leaves out the dataset that a run was trained on. forgetting.csv has a row for
-each run and dataset.
+The prompts are the run's: its caption, or the average over each dataset's templates. "before" is the base model with
+the same prompts. The mean leaves out the training dataset. forgetting.csv has a row per run and dataset.
 """
 
 

@@ -29,25 +29,25 @@ _FOUND = ("labels", "losses", "images", "trained_on", "data_set")
 """Facts that are known once the first row is begun, and needed to plot."""
 
 PAGE = """\
-The loss on the plane through three trained models: contours, and a page to turn it around in (Figures 4b and 5).
-Each point of a grid gets the weights a1 RUN1 + a2 RUN2 + a3 RUN3, a1 + a2 + a3 = 1, updates merged and heads included.
+Draw the loss on the plane through three trained models, as contours and as a 3D page (Figures 4b and 5).
+A grid point has the weights a1 RUN1 + a2 RUN2 + a3 RUN3, a1 + a2 + a3 = 1, with merged updates and heads.
 
   randlora-pl analyze landscape runs/lora runs/randlora runs/full
-  randlora-pl analyze landscape --resume DIR       goes on after Ctrl-C or a crash; draws a finished one again
+  randlora-pl analyze landscape --resume DIR       resume after Ctrl-C or a crash, or draw a finished one again
 
-  RUN RUN RUN           Three runs or adapters of one base model and one dataset
-  --positions NAME      paper: they lie at (0,0), (1,0) and (0.5,1) (default); equilateral: the third at (0.5,0.866)
-  --grid N              Points along each side of the square (default 25)
-  --margin M            The square goes from -M to 1 + M (default 0.7, which has the paper's positions on the grid)
-  --share S             Share of the training images that the loss is taken on, the same for all points (default 0.05)
-  --seed N              Chooses them (default 0)
-  --dataset NAME        Dataset, where the first run's is not the one; --root PATH: folder that holds the data
-  --batch-size N        Images at a time (default 256)
-  --device DEVICE       cpu, cuda, mps ... (default: what there is)
-  --output DIR          A new folder (default runs/analyze/landscape/TIME)
+  RUN RUN RUN           Three runs or adapters with the same base model and dataset
+  --positions NAME      paper: at (0,0), (1,0) and (0.5,1); equilateral: the third at (0.5,0.866) (default: paper)
+  --grid N              Points per side of the square (default: 25)
+  --margin M            The square reaches from -M to 1 + M (default: 0.7, with the paper's positions on the grid)
+  --share S             Fraction of the training images for the loss, the same at all points (default: 0.05)
+  --seed N              Seed that selects these images (default: 0)
+  --dataset NAME        Dataset, if it is not the first run's. --root PATH is the folder with the data
+  --batch-size N        Images per batch (default: 256)
+  --device DEVICE       cpu, cuda, mps ... (default: the best available)
+  --output DIR          New folder (default: runs/analyze/landscape/TIME)
 
-landscape.json has every loss, as it is; the pictures cut off 20 % above the shallowest of the three minima. The dashed
-line is the path on the grid whose highest point is lowest. landscape.html needs pip install '.[plots]' in the checkout
+landscape.json has every loss. The plots are cut off 20 % above the highest of the three losses. The dashed line is the
+path on the grid with the lowest maximum. landscape.html needs pip install '.[plots]' in the checkout
 """
 
 

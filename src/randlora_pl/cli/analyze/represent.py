@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 RANKS = (1, 2, 4, 8, 16, 32)
 
 PAGE = """\
-How much of a real update a LoRA and a RandLoRA of the same number of parameters can express (equations 6 to 8).
+Measure how well LoRA and RandLoRA with equally many parameters can express a real update (equations 6 to 8).
 
   randlora-pl analyze represent runs/full
   randlora-pl analyze represent runs/full --ranks 32 --targets mlp
 
-  RUN              A run or adapter, of full fine-tuning as a rule: its update is what is approximated
-  --ranks K ...    Ranks of LoRA, each a budget; RandLoRA gets the rank of the nearest count (default:
-                   1 2 4 8 16 32 up to a quarter of the smallest layer)
-  --targets NAME   Layers of full fine-tuning to look at, as --model.targets (default: those that adapters attach to)
-  --sweeps N       The most rounds of the fit, which ends earlier where it has settled (default 100; 10 come close). A
-                   layer of ViT-B takes about a minute at rank 32 on one core
-  --seed N         Selects RandLoRA's bases (default 0)
-  --output DIR     A new folder (default runs/analyze/represent/TIME)
+  RUN              Run or adapter whose update is approximated, usually of full fine-tuning
+  --ranks K ...    Ranks of LoRA. RandLoRA gets the rank with the nearest number of parameters (default: 1 2 4 8 16 32,
+                   at most a quarter of the smallest layer)
+  --targets NAME   Layers of full fine-tuning, as in --model.targets (default: the layers that adapters attach to)
+  --sweeps N       Most rounds of the fit, which stops when it has converged (default: 100). 10 come close. A layer of
+                   ViT-B takes about a minute at rank 32 on one core
+  --seed N         Seed of RandLoRA's bases (default: 0)
+  --output DIR     New folder (default: runs/analyze/represent/TIME)
 
 LoRA's error is the error of the truncated singular value decomposition, the optimum: (sum_{i>k} sigma_i^2)^(1/2). The
-paper's equation 8 leaves out the square root, without which it is not a Frobenius norm. RandLoRA's lambda and gamma are
-fitted by alternating least squares, which finds a local optimum. represent.csv has both errors of each layer, relative
-to the update's norm, with both numbers of parameters, and the bound n epsilon of equation 7.
-A small error of the weights does not imply accuracy: training optimizes the loss.
+paper's equation 8 omits the square root, without which it is not a Frobenius norm. RandLoRA's lambda and gamma are
+fitted by alternating least squares, which finds a local optimum. The file represent.csv has per layer both relative
+errors, both numbers of parameters, and the bound n epsilon of equation 7.
+A small error of the weights does not imply high accuracy, because training optimizes the loss.
 """
 
 

@@ -9,19 +9,19 @@ from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.text.tables import table
 
 PAGE = """\
-Rank, stable rank, effective rank and singular values of the update of every layer, for several adapters side by side.
-Table 2 of the paper holds that accuracy follows the rank of the updates at equal numbers of parameters.
+Compare rank, stable rank, effective rank and singular values of the update of every layer for several adapters.
+Table 2 of the paper finds that, at equal parameters, accuracy increases with the rank of the updates.
 
   randlora-pl analyze spectrum runs/lora runs/randlora
   randlora-pl analyze spectrum ADAPTER ADAPTER --output DIR
 
-  RUN ...          Run folders or adapters. Full fine-tuning counts, too: its update is trained less pretrained weights
-  --output DIR     A new folder (default runs/analyze/spectrum/TIME)
+  RUN ...          Run folders or adapters, also of full fine-tuning: its update is trained minus pretrained weights
+  --output DIR     New folder (default: runs/analyze/spectrum/TIME)
 
-spectrum.csv has a row for each adapter and layer, spectrum.json the singular values as well, spectrum.png and .svg the
-curves. A singular value counts for the rank above max(out, in) * 1.2e-7 of the largest: what is smaller is rounding.
+spectrum.csv has a row per adapter and layer. spectrum.json adds the singular values, spectrum.png and .svg plot them.
+The rank counts singular values above max(out, in) * 1.2e-7 of the largest. Smaller values are rounding errors.
 Stable rank: sum of squares / largest square. Effective rank: exp of the entropy of the singular values over their sum.
-During a training: fit --spectrum.every_n_steps N
+During training: fit --spectrum.every_n_steps N
 """
 
 

@@ -3,16 +3,16 @@
 from randlora_pl.cli.common.dispatch import dispatch
 
 PAGE = """\
-What adapters do, beyond their accuracy: tables, CSV and pictures in a new folder. RUN is a run folder,
+Analyze adapters beyond their accuracy: tables, CSV and plots in a new folder. RUN is a run folder,
 runs/NAME for its newest run, or an adapter.
 
   randlora-pl analyze spectrum RUN RUN ...            rank and singular values of each layer's update (Table 2)
   randlora-pl analyze represent FULL                  how well LoRA and RandLoRA can express an update (equations 7, 8)
-  randlora-pl analyze cka FULL OTHER ...              likeness of activations to full fine-tuning's (Figure 4a)
+  randlora-pl analyze cka FULL OTHER ...              similarity of activations to full fine-tuning (Figure 4a)
   randlora-pl analyze landscape RUN RUN RUN           the loss on the plane through three models (Figures 4b and 5)
   randlora-pl analyze forgetting RUN ... --datasets NAME ...    zero-shot accuracy elsewhere, before and after tuning
 
-Each explained: randlora-pl analyze VERB --help
+For the options of a command, run: randlora-pl analyze COMMAND --help
 """
 
 VERBS = {

@@ -15,30 +15,34 @@ def page(verb: str) -> str:
     if verb not in ("fit", "test", "validate"):
         return TEXTS[verb]
     fit = verb == "fit"
-    lines = [TEXTS[verb], _line("--config NAME", "Shipped config or a file; repeat it to merge, the later one wins")]
+    lines = [
+        TEXTS[verb],
+        _line("--config NAME", "Bundled config or a file. Repeat it to merge several, the last one wins"),
+    ]
     if fit:
-        again = "Continue this run folder; what you type beats its config. auto: the newest run of this name, as it was"
+        again = "Resume this run. Typed options override its config. auto: the newest run of this name, unchanged"
         lines += [_line(f"--run.{name} VALUE", text) for name, text in RUN_OPTIONS.items()]
-        lines += [_line("--dry-run", "Print the start page (parameters, steps, memory) and end; nothing is written")]
-        lines += [
-            _line("--print_config", "Print the merged config and end; --print_config=skip_default: without defaults")
-        ]
-        lines += [_line("--resume RUN", f"{again}, unless it is finished or there is none")]
+        lines += [_line("--dry-run", "Print the start page (parameters, steps, memory) and write nothing")]
+        lines += [_line("--print_config", "Print the merged config. --print_config=skip_default: without defaults")]
+        lines += [_line("--resume RUN", f"{again}, if it is unfinished")]
         lines += [_line(f"--{group}.{name}", _short(option)) for group, name, option in _callback_options()]
     lines += [
-        _line("--seed_everything N", "Seed of the run: few-shot images, order, augmentation, bases (default 0)"),
-        _line("--model TASK", f"{', '.join(tasks())}; its options:"),
+        _line("--seed_everything N", "Seed of the run: few-shot images, order, augmentation, bases (default: 0)"),
+        _line("--model TASK", f"{', '.join(tasks())}. Their options:"),
         *_names("model", {name: option for source in tasks().values() for name, option in source.options.items()}),
         _line("--model.adapter METHOD", f"{', '.join(adapters())}"),
         _line("--model.adapter.OPTION", "See: randlora-pl adapters METHOD"),
         _line(
             "--data.dataset NAME",
-            f"See: randlora-pl datasets; of texts: {', '.join(DATASETS | LABELLED)}; other options:",
+            f"See: randlora-pl datasets. Texts: {', '.join(DATASETS | LABELLED)}. Other options:",
         ),
         *_names("data", {name: option for task in tasks() for name, option in data_class(task).options.items()}),
-        _line("--trainer.OPTION", "Lightning's, for example accelerator, devices, precision, accumulate_grad_batches"),
+        _line(
+            "--trainer.OPTION",
+            "Options of Lightning's Trainer, for example accelerator, devices, precision, accumulate_grad_batches",
+        ),
         "",
-        f"All of them explained: randlora-pl {verb} --help-all, --model.help TASK, --model.adapter.help METHOD",
+        f"For all options, run: randlora-pl {verb} --help-all, --model.help TASK, --model.adapter.help METHOD",
         "",
     ]
     return "\n".join(lines)
@@ -64,7 +68,7 @@ def describe(source: ClassSource, prefix: str) -> str:
     """Return the summary of a class and its options as typed: a prefix such as ``--model.adapter.``, and the name."""
     lines = [source.summary, ""]
     for option in source.options.values():
-        default = "required" if option.default is None else f"default {option.default.strip(chr(39))}"
+        default = "required" if option.default is None else f"default: {option.default.strip(chr(39))}"
         text = f"{option.help} ({option.choices}; {default})".replace("``", "")
         lines.append(entry(f"{prefix}{option.name}", text, column=38))
     return "\n".join([*lines, ""] if source.options else lines)
@@ -87,7 +91,7 @@ def _line(name: str, text: str) -> str:
 def _short(option: Option) -> str:
     """Return the first sentence of an option's explanation, with its default if it has one."""
     sentence = re.split(r"(?<=[^.\d])[.;:] ", option.help + " ")[0].rstrip(". ")
-    default = "" if option.default == "None" else f" (default {(option.default or '').strip(chr(39))})"
+    default = "" if option.default == "None" else f" (default: {(option.default or '').strip(chr(39))})"
     return f"{sentence.replace('``', '')}{default}"
 
 

@@ -2,252 +2,253 @@
 
 TEXTS = {
     "fit": """\
-Train, and test the last weights; VisionLanguageTask and TextHeadTask also test the pretrained model before that.
-Everything about the run goes to runs/NAME/TIME: config, TensorBoard, log, checkpoint, adapter, results.json.
+Train an adapter, then test the final weights. VisionLanguageTask and TextHeadTask also test the pretrained model.
+Everything about the run is written to runs/NAME/TIME: config, TensorBoard, log, checkpoint, adapter, results.json.
 runs/NAME/latest is a link to the newest run, and runs/NAME stands for its newest run in every command.
 
   randlora-pl fit --config quickstart
   randlora-pl fit --config clip_vitb32 --config lora --data.dataset cifar10 --data.shots 16
-  randlora-pl fit --resume runs/quickstart/latest            goes on after a crash or Ctrl-C
+  randlora-pl fit --resume runs/quickstart/latest            resume after a crash or Ctrl-C
 """,
     "test": """\
-Test an adapter on the test images of a dataset, or the pretrained model if no adapter is named.
+Test an adapter on the test images of a dataset. Without an adapter, test the pretrained model.
 
-  randlora-pl test --run runs/quickstart/latest              config and adapter of a run
+  randlora-pl test --run runs/quickstart/latest              the config and adapter of a run
   randlora-pl test --adapter FOLDER --config clip_vitb32 --data.dataset cifar10
 """,
     "validate": """\
-Test an adapter on the validation images, which are kept out of training.
+Test an adapter on the validation images, which are not used for training. Use it to choose hyperparameters.
 
-  randlora-pl validate --run runs/quickstart/latest          config and adapter of a run
+  randlora-pl validate --run runs/quickstart/latest          the config and adapter of a run
   randlora-pl validate --adapter FOLDER --config clip_vitb32 --data.dataset cifar10
 """,
     "predict": """\
-Classify images or texts with a trained adapter, or answer prompts. Writes a CSV file: image, class, probability and the
-next best classes; or text, class ...; or prompt, written. Several adapters share one pass over the images and, where
-they can, one base model; the file then has a line for each image and adapter: image, adapter, class, probability ...
+Classify images or texts with a trained adapter, or answer prompts. The result is a CSV file with the columns image,
+class, probability and the next best classes. For texts the first column is text, and for prompts the columns are prompt
+and written. Several adapters share one pass over the images and, if possible, one base model. The file then has a line
+per image and adapter.
 
   randlora-pl predict --adapter runs/quickstart/latest --images photos/ cat.jpg --output predictions.csv
   randlora-pl predict --adapter RUN --texts questions.txt
   randlora-pl predict --adapter runs/cars/latest pets=pets.safetensors --images photos/
   randlora-pl predict --adapter ADAPTER ADAPTER --weights 0.5 0.5 --images photos/
 
-  --adapter [NAME=]PATH ...  Adapter folders, .safetensors files or runs, which know their base model, class names and
-                        prompts; the default NAME is the part in which their paths differ
-  --pretrained FILE     Weights file of a base model, where this machine does not know it; again for further ones. Of a
-                        language model its folder
-  --weights W ...       One model instead: the base and the sum of the adapters' updates, each W times; the classes
-                        must be the same. One adapter and one W scale its update
-  --images PATH ...     Image files, and folders that are searched
-  --texts FILE ...      .txt with a text a line (- reads such lines from standard input); .jsonl or .csv with prompt,
-                        text, or text_a and text_b, where labels and completions are left out
-  --output FILE         CSV file to write; - prints it (default predictions.csv)
+  --adapter [NAME=]PATH ...  Adapter folders, .safetensors files or runs. They know their base model, class names and
+                        prompts. Without NAME, the part of the path that differs is used
+  --pretrained FILE     Weights file (or folder, for a language model) of a base model that this machine does not have.
+                        Repeat it for further base models
+  --weights W ...       Merge the adapters into one model with these weights. All adapters must have the same classes.
+                        With one adapter, W scales its update
+  --images PATH ...     Image files, and folders to search
+  --texts FILE ...      .txt with one text per line (- reads standard input), or .jsonl or .csv with the column prompt,
+                        text, or text_a and text_b. Labels and completions are ignored
+  --output FILE         CSV file to write, or - to print it (default: predictions.csv)
   --overwrite           Replace the file if it exists
-  --top-k K             Classes listed for each (default 5)
-  --max-new-tokens N    Most tokens that are written after a prompt (default: as in the training)
-  --beams N             Beams of the search for them, 1 is greedy (default: as in the training)
-  --precision P         Of language models: 32 (default), or bf16, as trained with bf16-mixed, in half the memory
-  --batch-size N        Images or texts at a time (default 64, prompts 16)
-  --device DEVICE       cpu, cuda, mps ... (default: what there is)
-  --on-error ACTION     raise, or skip an unreadable image and go on
-  --max-pixels N        Largest image, width x height (default 50000000)
+  --top-k K             Number of classes listed per image or text (default: 5)
+  --max-new-tokens N    Most tokens to generate per prompt (default: as in training)
+  --beams N             Number of beams of the search, 1 is greedy (default: as in training)
+  --precision P         For language models: 32, or bf16 as in training with bf16-mixed, in half the memory (default:
+                        32)
+  --batch-size N        Images or texts per batch (default: 64, or 16 prompts)
+  --device DEVICE       cpu, cuda, mps ... (default: the best available)
+  --on-error ACTION     raise, or skip to leave out unreadable images (default: raise)
+  --max-pixels N        Largest image, width x height (default: 50000000)
 """,
     "compare-methods": """\
-Every method on one few-shot dataset over several seeds: a sweep, then a table of mean and standard error beside two
-classifiers of raw pixels. The same command goes on after Ctrl-C, and only prints the table once all is done.
+Compare all methods on one few-shot dataset over several seeds. The command runs a sweep, then prints the mean and
+standard error of each method and of two classifiers of raw pixels. Run the same command again to resume after Ctrl-C.
 
   randlora-pl compare-methods                                 16 shots of the digits, 3 seeds
   randlora-pl compare-methods --methods RandLoRA-6 --seeds 4 5
 
-  --config SWEEP        The sweep to run: a shipped one or a file (default compare_methods)
-  --methods NAME ...    Some of its methods
-  --seeds N ...         Other seeds than the config's
-  --tune                Search the learning rates on the validation images first, then run with the best
-  --output DIR          The sweep's folder (default runs/sweeps/NAME); the table is DIR/table.md
+  --config SWEEP        Sweep to run: a bundled one or a file (default: compare_methods)
+  --methods NAME ...    Run only these methods
+  --seeds N ...         Seeds to use instead of the config's
+  --tune                Search the learning rates on validation images first, then run with the best ones
+  --output DIR          Folder of the sweep (default: runs/sweeps/NAME). The table is DIR/table.md
 
-and all other options of sweep, such as --jobs N and --dry-run: randlora-pl sweep --help
+All other options of sweep work, too, such as --jobs N and --dry-run. See: randlora-pl sweep --help
 """,
     "zeroshot": """\
-Test a pretrained CLIP: prompts of the dataset averaged, and the single prompt, beside the published accuracies.
-Differences of more than a few tenths of a point hint at a wrong layout, class order or prompts.
+Test a pretrained CLIP with the dataset's averaged prompts and with a single prompt, and print the published accuracies.
+A difference of more than a few tenths of a point suggests a wrong layout, class order or prompt.
 
   randlora-pl zeroshot                                        the tiny CLIP on the digits
   randlora-pl zeroshot --model.name ViT-B-32 --model.pretrained openai --data.dataset all
 
-  --model.name NAME         An open_clip architecture (default tiny, which is shipped)
+  --model.name NAME         An open_clip architecture (default: tiny, which is bundled)
   --model.pretrained TAG    A tag of open_clip, a weights file, or random
-  --data.dataset NAME       A dataset, or all: the paper's datasets that are on this machine (default digits)
-  --data.root PATH          Folder that holds the data (default: the user's data folder)
-  --data.eval_batch_size N  Images at a time (default 256)
-  --device DEVICE           cpu, cuda, mps ... (default: what there is)
-  --run.root FOLDER         zeroshot.json goes to FOLDER/zeroshot/TIME (default runs)
+  --data.dataset NAME       A dataset, or all: the paper's datasets that are on this machine (default: digits)
+  --data.root PATH          Folder with the data (default: the user's data folder)
+  --data.eval_batch_size N  Images per batch (default: 256)
+  --device DEVICE           cpu, cuda, mps ... (default: the best available)
+  --run.root FOLDER         zeroshot.json is written to FOLDER/zeroshot/TIME (default: runs)
 """,
     "data": """\
-Get a dataset; is it what it should be, and what does it look like?
+Download, verify and preview datasets.
 
-  randlora-pl data get NAME ... | --all        download, verify, unpack, check; or print the manual steps
-  randlora-pl data check NAME ... | --all      images of each split and class beside what is expected
-  randlora-pl data show NAME                   a contact sheet (PNG) with class names, split counts and prompts
+  randlora-pl data get NAME ... | --all        download, verify and unpack; or print the manual steps
+  randlora-pl data check NAME ... | --all      compare the images per split and class with the expected numbers
+  randlora-pl data show NAME                   draw a contact sheet (PNG) with class names, split counts and prompts
 
-  --root PATH      Folder that holds the data (default: the user's data folder); for folder, table, hf, pairs your own
+  --root PATH      Folder with the data (default: the user's data folder), or your own folder, table, hf or pairs data
 
-  get: goes on where it was interrupted; 1 is returned where a dataset could not be had
-  --keep           Keep the archives in PATH/downloads (default: removed once the check has passed)
+get resumes an interrupted download. It exits with 1 if a dataset could not be downloaded.
+  --keep           Keep the archives in PATH/downloads (default: delete them after the check)
 
-  check: 0 is returned where all is as expected, 1 where something is off or missing, 2 after a wrong command
-  --fast           Decode no image
-  --every-image    Decode all images (default: 8 of each split)
+check exits with 0 if everything is as expected, 1 if something differs or is missing, 2 if the command is invalid.
+  --fast           Decode no images
+  --every-image    Decode all images (default: 8 per split)
 
-  show:
-  --output FILE    PNG file to write, a new one (default contact-sheet-NAME.png, which is replaced)
-  --shots K        Training images of each class (default 4), as --data.shots K chooses them with seed 0
+show:
+  --output FILE    New PNG file (default: contact-sheet-NAME.png, which is replaced)
+  --shots K        Training images per class, as --data.shots K selects them with seed 0 (default: 4)
 """,
     "report": """\
-Tables and plots of a sweep, as Markdown, CSV and one HTML page that needs nothing else.
+Write tables and plots of a sweep as Markdown, CSV and one self-contained HTML page.
 
   randlora-pl report runs/sweeps/NAME
   randlora-pl report runs/sweeps/NAME --output docs/results/NAME --overwrite
 
-  SWEEP            The folder of a sweep. It may still be running: cells without a result are marked. Or the folder of a
-                   report, which is made again from its cells.csv
-  --output DIR     Where to write (default SWEEP/report)
-  --overwrite      Replace the report in it; other files stay
+  SWEEP            Folder of a sweep, even one that is still running: cells without a result are marked. Or the folder
+                   of a report, which is regenerated from its cells.csv
+  --output DIR     Folder to write (default: SWEEP/report)
+  --overwrite      Replace the report in that folder. Other files stay
 
-  index.html       A conclusion, and the difference of each method to a reference method with its interval. Then the
-                   mean and 95 % confidence interval over seeds of every cell (each seed in its tooltip), averages over
-                   the datasets that every compared method has, and the paper's value where the sweep names a table.
-                   A verdict for each pair of methods whose rates were chosen by one rule, the rates, parameters, time
-                   and memory, and how the report was made
-  report.md        the same for a repository
-  cells.csv        every run; summary.csv: every mean; sweep.yaml: the sweep
-  figures/         Differences, accuracy against trained parameters, and memory on a GPU, as PNG and SVG
+  index.html       The conclusion, and the difference of each method to a reference method with its interval. Then every
+                   cell with its mean and 95 % confidence interval over seeds, and averages over the datasets that all
+                   compared methods have. The paper's values, if the sweep names a table. A verdict per pair of methods
+                   with comparable rates, the rates, the costs, and how the report was made
+  report.md        The same content for a repository
+  cells.csv        Every run. summary.csv has every mean, and sweep.yaml the sweep
+  figures/         Plots of differences, of accuracy against parameters, and of GPU memory, as PNG and SVG
 """,
     "compare": """\
-Runs side by side: what differs in their configs, and their results, parameters, time and memory.
+Compare runs: what differs in their configs, and their results, parameters, time and memory.
 
   randlora-pl compare runs/lora runs/randlora
   randlora-pl compare runs/sweeps/NAME/cells/* --json
 
-  RUN RUN ...      Folders of runs, or runs/NAME for its newest run; damaged or unfinished ones are marked and shown
+  RUN RUN ...      Folders of runs, or runs/NAME for its newest run. Damaged or unfinished ones are marked and shown
                    partially
-  --json           Everything for another program: all options, all metrics
+  --json           Print all options and metrics as JSON
 """,
     "serve": """\
-Classify images over HTTP, with a page to drop images on (pip install '.[serve]' in the checkout).
+Classify images over HTTP, with a web page to drop images on (pip install '.[serve]' in the checkout).
 
   randlora-pl serve --adapter runs/quickstart/latest
   curl -F image=@photo.jpg 'http://127.0.0.1:8000/predict?top_k=3'
   curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/predict
 
-  --adapter ADAPTER        Folder, file or run; it knows its base model, class names and prompts
-  --pretrained FILE        Weights file of the base model, where this machine does not know it
-  --host ADDRESS           127.0.0.1 for this machine alone (default), 0.0.0.0 or :: for all
-  --port PORT              (default 8000)
-  --token TOKEN            Answer only requests with the header Authorization: Bearer TOKEN; others see it in the list
-                           of processes, but not the environment variable RANDLORA_PL_TOKEN, which does the same
-  --allow-host NAME ...    Further names in requests' Host, such as a proxy's (default: this machine's)
-  --device DEVICE          cpu, cuda, cuda:1, mps ... (default: what there is)
-  --workers N              Processes with a model of their own (default 1); one GPU is kept busy by one
-  --batch-size N           Images that are classified together at most (default 16)
-  --batch-timeout SECONDS  How long to wait for a batch to fill (default 0.01); 0 takes what is there
-  --max-upload-mb MB       Larger uploads are refused with 413, far larger ones before they are read (default 20)
-  --max-pixels N           Larger images are refused with 413 by their header (default 50,000,000)
+  --adapter ADAPTER        Folder, file or run of an image adapter. It knows its base model, class names and prompts
+  --pretrained FILE        Weights file of a base model that this machine does not have
+  --host ADDRESS           127.0.0.1 for this machine only, 0.0.0.0 or :: for all (default: 127.0.0.1)
+  --port PORT              TCP port (default: 8000)
+  --token TOKEN            Answer only requests with the header Authorization: Bearer TOKEN. Other users can see the
+                           option in the list of processes, but not the environment variable RANDLORA_PL_TOKEN
+  --allow-host NAME ...    Further names in the Host header, such as a proxy's (default: this machine's)
+  --device DEVICE          cpu, cuda, cuda:1, mps ... (default: the best available)
+  --workers N              Processes with a model of their own (default: 1). One worker per GPU is usually enough
+  --batch-size N           Most images per batch (default: 16)
+  --batch-timeout SECONDS  Time to wait for a batch to fill (default: 0.01). 0 does not wait
+  --max-upload-mb MB       Larger uploads get status 413, much larger ones before they are read (default: 20)
+  --max-pixels N           Larger images get status 413 after reading their header (default: 50,000,000)
   --samples FOLDER         Offer images of this folder on the page, to everyone who can reach it
 
-POST /predict gives {"classes": [{"name": "cat", "probability": 0.93}, ...]}, the probabilities of `predict`.
-What cannot be answered gives a 4xx or 5xx with {"detail": "what is wrong"}. GET / is the page; GET /health
-returns model, classes and limits, with 200 once requests are answered. 128 requests at a time; more give 503.
-Headers must come within 10 s, uploads within 60 s. With a token, the page (which asks for it) and the status of
-GET /health stay open.
-Ctrl-C or SIGTERM ends it, and answers what is being asked.
+POST /predict returns {"classes": [{"name": "cat", "probability": 0.93}, ...]} with the probabilities of `predict`.
+Errors return a 4xx or 5xx status with {"detail": "what is wrong"}. GET / is the page. GET /health returns model,
+classes and limits, with status 200 as soon as the server is ready. At most 128 requests are processed at a time. More
+get status 503. Headers must arrive within 10 s, uploads within 60 s. With a token, the page (which asks for it) and the
+status of GET /health stay public.
+On Ctrl-C or SIGTERM the server finishes open requests, then exits.
 """,
     "sweep": """\
-Run a grid of models, datasets, budgets, methods and seeds. Each cell is a run folder; what is done is never done
-again, so the same command goes on after a crash, Ctrl-C or a reboot, and several processes may work on one sweep.
+Run a grid of models, datasets, budgets, methods and seeds. Each cell is a run folder. Finished cells are skipped, so
+you can run the same command again after a crash, Ctrl-C or a reboot. Several processes can share a sweep.
 
   randlora-pl sweep offline --dry-run
   randlora-pl sweep offline --jobs 2
-  randlora-pl sweep mine.yaml --tune          searches the learning rates first, see: randlora-pl tune --help
+  randlora-pl sweep mine.yaml --tune          search the learning rates first (randlora-pl tune --help)
   randlora-pl sweep table11 --only budget=16-shot dataset=dtd,eurosat --max-hours 8
   randlora-pl sweep table11 --launcher slurm --jobs 16 --slurm slurm_partition=gpu gpus_per_node=1 timeout_min=600
 
-  CONFIG                What to run: a shipped config (randlora-pl config list) or a file
-  --output DIR          The sweep's folder (default runs/sweeps/NAME); cells of another grid in it are kept
-  --dry-run             Only list the cells, with their state and the time and memory that they are expected to take
-  --only KEY=VALUE ...  Some cells: model, dataset, budget, method or seed; several values with commas
-  --seeds N ...         Other seeds than the config's
-  --shard I/N           Every N-th cell, beginning with the I-th: for machines that share no disk
-  --retry-failed        Run cells again that failed before
-  --max-hours H         Begin no cell that is not expected to end within this time
-  --skip-missing        Leave out datasets that are not on this machine
-  --data.root DIR       Folder that holds the datasets, or the place of your own (folder, table ...), if the config
-                        gives none
-  --tune                Search the learning rates on validation samples, then run with the best. The config's part
-                        `tune` sets the candidates; resumes after a kill, too. The search is in DIR/tune
-  --jobs N              Processes that share the work (default 1)
-  --launcher WHERE      local (default), or slurm: an array of N jobs by submitit; in the checkout:
-                        pip install '.[slurm]'
-  --slurm KEY=VALUE ... Options of submitit for it
+  CONFIG                Sweep to run: a bundled config (randlora-pl config list) or a file
+  --output DIR          Folder of the sweep (default: runs/sweeps/NAME). Cells of another grid in it are kept
+  --dry-run             Only list the cells with their state and their expected time and memory
+  --only KEY=VALUE ...  Run only some cells, by model, dataset, budget, method or seed. Separate values with commas
+  --seeds N ...         Seeds to use instead of the config's
+  --shard I/N           Run every N-th cell, starting with the I-th, for machines without a shared disk
+  --retry-failed        Run failed cells again
+  --max-hours H         Start no cell that is not expected to end within this time
+  --skip-missing        Skip datasets that are not on this machine
+  --data.root DIR       Folder with the datasets, or the place of your own data (folder, table ...), if the config has
+                        none
+  --tune                Search the learning rates on validation samples, then run with the best ones. The config's
+                        section `tune` sets the candidates. The search is in DIR/tune and resumes after a kill
+  --jobs N              Processes that share the work (default: 1)
+  --launcher WHERE      local, or slurm for an array of N jobs (default: local). slurm needs submitit:
+                        pip install '.[slurm]' in the checkout
+  --slurm KEY=VALUE ... Options of submitit
 """,
     "tune": """\
-Search the learning rate (and alpha) of every method of a sweep on validation samples; the test is not read.
-Each candidate is tried with one seed, the two best with all seeds of the search; the best mean is taken. The same
-command goes on where it stopped. Writes what was tried (tuning.md and .json) and a config with the best (tuned.yaml).
+Search the learning rate (and alpha) of each method of a sweep on validation samples. Test samples are not read.
+Each candidate is tried with one seed, then the best two with all seeds of the search. The best mean wins. Run the same
+command again to resume. It writes all results (tuning.md and .json) and a config with the best rates (tuned.yaml).
 
   randlora-pl tune offline --dry-run
   randlora-pl tune offline --jobs 2
   randlora-pl sweep runs/tune/offline/tuned.yaml         or both at once: randlora-pl sweep offline --tune
   randlora-pl tune --config quickstart --data.shots 16   the rate of a single run, with the options of fit
 
-The config's part `tune` sets the candidates:
+The config's section `tune` sets the candidates:
   tune: {learning_rates: [1e-3, 1e-2], alphas: [1, 10], seeds: [0, 4], datasets: [digits], budgets: [16], set: {...}}
-`monitor: val/loss` takes the lowest loss instead of the best val/acc (of GLUE's tasks also val/score).
-With `climb: true` a method begins at its own rate and the two beside it, and goes on while the best is outermost.
-seeds must be others than the sweep's; without datasets and budgets all of the sweep's are taken, without alphas none.
+`monitor: val/loss` selects the lowest loss instead of the best val/acc (for GLUE also val/score).
+`climb: true` starts from a method's own rate and its two neighbors, and extends the range while the best rate is at
+its edge. The seeds must differ from the sweep's. The defaults are all datasets and budgets of the sweep, and no alphas.
 
-  CONFIG                What to tune: a shipped config of a sweep or a file
-  --output DIR          Where to put it (default runs/tune/NAME)
-  --dry-run             Only list the cells of the first round, with the time and memory that they are expected to take
-  --only KEY=VALUE ...  Some of it: model or dataset, or methods by their labels in the config (method=LoRA-16)
-  --retry-failed        Run candidates again that failed before (a diverged one fails again)
-  --max-hours H         Begin no run that is not expected to end within this time
-  --skip-missing        Leave out datasets that are not on this machine
-  --data.root DIR       Folder that holds the datasets, or the place of your own (folder, table ...), if the config
-                        gives none
-  --jobs N              Processes that share the work (default 1)
+  CONFIG                Sweep to tune: a bundled config or a file
+  --output DIR          Folder to write (default: runs/tune/NAME)
+  --dry-run             Only list the cells of the first round with their expected time and memory
+  --only KEY=VALUE ...  Tune only some models, datasets or methods, by their labels in the config (method=LoRA-16)
+  --retry-failed        Run failed candidates again (a diverged one fails again)
+  --max-hours H         Start no run that is not expected to end within this time
+  --skip-missing        Skip datasets that are not on this machine
+  --data.root DIR       Folder with the datasets, or the place of your own data (folder, table ...), if the config has
+                        none
+  --jobs N              Processes that share the work (default: 1)
 """,
     "datasets": """\
 List the datasets (datasets), or show some of them in full (datasets NAME ...).
 
-  --root PATH      Folder in which to look for the data (default: the user's data folder)
-  --json           The same for another program
+  --root PATH      Folder to search for the data (default: the user's data folder)
+  --json           Print the result as JSON
 """,
     "models": """\
 List backbones with their sizes, weights and configs (models), or some (models NAME ...).
 
-  --json           The same for another program
+  --json           Print the result as JSON
 """,
     "adapters": """\
 List the methods (adapters), or explain the options of some of them (adapters NAME ...).
 
-  --json           The same for another program, with all options
+  --json           Print the result as JSON, with all options
 """,
     "config": """\
-The shipped configs.
+List, print, copy and check configs.
 
-  config list            what there is; with --json for another program
+  config list            list the bundled configs (--json prints JSON)
   config cat NAME        print one
-  config cp NAME [FILE]  copy one, to change it; an existing file is not overwritten
-  config check FILE      print all mistakes of a config, each with its line; 2 is returned if there are any
+  config cp NAME [FILE]  copy one so that you can change it. An existing file is not overwritten
+  config check FILE      print all mistakes of a config with their lines. It exits with 2 if there are any
 """,
     "doctor": """\
-Say whether a run can start here; then show versions, devices, data, cached weights and network.
+Check if a run can start here. Then print versions, devices, data, cached weights and network.
 
-  --all            List datasets and weights that are not on this machine, too, and how to get them
-  --json           All of it for another program
+  --all            Also list datasets and weights that are not on this machine, and how to get them
+  --json           Print the result as JSON
 """,
     "completion": """\
-Print a script with which the shell completes commands, options and choices.
+Print a script that lets the shell complete commands, options and choices.
 
   eval "$(randlora-pl completion bash)"                        in ~/.bashrc
   randlora-pl completion zsh > ~/.zfunc/_randlora-pl           with fpath+=~/.zfunc before compinit in ~/.zshrc
