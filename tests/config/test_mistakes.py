@@ -35,6 +35,8 @@ EARLY = {
     "--checkpoint.monitor val/acuracy": "Did you mean 'val/acc'",
     "--run.logger nonsense": "Did you mean 'none'",
     "--run.logger [csv,nonsense]": "run.logger is 'nonsense'",
+    "--run.logger null": "Did you mean 'none'",
+    "--run.logger 5": "run.logger is '5'",
     "--data.dataset folder --data.root nowhere": "The data folder nowhere does not exist; expected CLASS/IMAGE",
     "--data.dataset cifar10 --data.root nowhere": "CIFAR-10 is missing or damaged in nowhere; expected cifar-10",
     "--data.dataset fgvcaircraft": "fgvc-aircraft-2013b",

@@ -200,7 +200,7 @@ def check_loggers(names: str | list[str], here: bool = True) -> None:
     Raises:
         UserError: See above; the message has near names or the command to install the package.
     """
-    for name in [names] if isinstance(names, str) else names:
+    for name in map(str, names if isinstance(names, list) else [names]):
         if name not in LOGGERS:
             raise UserError(f"run.logger is {name!r}.{near(name, LOGGERS)} Known: {', '.join(LOGGERS)}")
         if here and (package := LOGGERS[name]) and find_spec(package) is None:
