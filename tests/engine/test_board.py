@@ -24,8 +24,9 @@ def test_session_has_the_hyperparameters_of_the_run(board: EventAccumulator, fin
     results = json.loads((finished / "results.json").read_text())
     start = metadata.parse_session_start_info_plugin_data(content(board, metadata.SESSION_START_INFO_TAG))
     found = {name: value.string_value or value.number_value for name, value in start.hparams.items()}
-    for name in ("method", "learning_rate", "trainable_parameters", "seed", "steps", "precision", "task", "batch_size"):
+    for name in ("method", "learning_rate", "trainable_parameters", "seed", "steps", "precision", "task"):
         assert found[name] == results[name], name
+    assert found["global_batch"] == results["data/window"] and "batch_size" not in found, "that is a micro-batch"
     assert start.group_name == f"{finished.parent.name}/{finished.name}"
     assert found["rank"] == results["adapter/rank"] and found["dataset"] == results["data/dataset"]
     assert found["adapter"] == f"RandLoRA rank {results['adapter/rank']}" and found["model"] == "tiny, random"

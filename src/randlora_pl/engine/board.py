@@ -15,7 +15,7 @@ from randlora_pl.utils.run_results import model_results, planned
 
 _TEXTS = ("method", "adapter", "task", "model", "dataset", "precision")
 _NUMBERS = (
-    "rank", "alpha", "learning_rate", "trainable_parameters", "steps", "batch_size", "shots", "weight_decay",
+    "rank", "alpha", "learning_rate", "trainable_parameters", "steps", "global_batch", "shots", "weight_decay",
     "warmup_steps", "seed",
 )  # fmt: skip
 _SHOWN = ("learning_rate", "method", "rank", "seed", "trainable_parameters")
@@ -24,13 +24,13 @@ _STAGES = ("test", "val", "zeroshot")
 
 
 def hyperparameters(app: App) -> dict[str, str | float]:
-    """Return the options by which runs are compared, by the names in ``results.json``; undefined ones are left out."""
+    """Return the options by which runs are compared; undefined ones are left out."""
     task, plan = app.model, planned(app.datamodule)
     facts = plan | vars(task) | {name: getattr(task.adapter, name, None) for name in ("rank", "alpha")}
     facts |= model_results(task) | {
         "adapter": describe(task.adapter),
         "model": f"{task.identity.name}, {task.identity.pretrained}",
-        "batch_size": plan["window"],
+        "global_batch": plan["window"],
         "precision": str(app.trainer.precision),
     }
     known = {name: facts.get(name) for name in _TEXTS + _NUMBERS}
