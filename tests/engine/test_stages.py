@@ -264,6 +264,10 @@ def test_memory_that_runs_out_is_told_with_what_to_try(
     assert "--data.eval_batch_size 16" in run("fit", *SMALL).err, "it is the test that needs less"
 
 
+def interrupted(*args: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_dry_run_prints_the_start_page_and_writes_nothing(
     run: Run, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +277,12 @@ def test_a_dry_run_prints_the_start_page_and_writes_nothing(
     for row in (r"trainable +\d[\d,]+ of ", "steps +3 optimizer steps", "memory +[0-9.]+ MB of weights"):
         assert re.search(row, result.out), row
     assert "cannot continue" in refused("fit", "--dry_run", "--resume", "runs/quickstart/TIME")
+    (tmp_path / "config.yaml").touch()  # of the user; a dry run has no folder to go on with
+    with monkeypatch.context() as patched:
+        patched.setattr(StartSummary, "_print", interrupted)
+        result = run("fit", *SMALL, "--dry-run")
+    assert result.code == 130 and "resume" not in result.err and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "config.yaml").unlink()
     assert "Unknown option --dry-run" in refused("validate", "--dry-run", "--data.shots", "3")
 
 

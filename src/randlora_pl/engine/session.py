@@ -182,6 +182,8 @@ def _end_the_others(app: "App") -> None:
 
 
 def _how_to_resume(app: "App") -> str:
+    if app.dry:  # it has no folder
+        return ""
     if app.command.verb == "fit" and (app.folder / LAST).is_file():
         return f"go on with: randlora-pl fit --resume {shlex.quote(str(app.folder))}"
     app.discard()
