@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import LoRA
 from randlora_pl.data import ImageData
 from randlora_pl.models import encode_prompts, load_clip
-from randlora_pl.tasks import VisionLanguageTask
+from randlora_pl.tasks import VisionLanguageTask, vision_language
 from randlora_pl.utils.errors import UserError
 
 from .small import CLASSES, TEMPLATES, batch, built, images, make, trained, write_pairs
@@ -120,9 +120,13 @@ def test_logged_loss_leaves_out_what_equal_captions_cause(
     task, logged = task_of(loss_batch=loss_batch), {}
     task.trainer = trainer()
     monkeypatch.setattr(task, "log", lambda name, value, **_: logged.update({name: float(value)}))
+    calls: list[int] = []
+    count = vision_language.counted_classes
+    monkeypatch.setattr(vision_language, "counted_classes", lambda *given: calls.append(1) or count(*given))  # type: ignore[func-returns-value]
     whole = {"step_classes": torch.tensor([0, 2]), "step_counts": torch.tensor([1, 4])}
     part = batch([2, 0, 2], [0.5, 0.125, 0.375]) | whole
     loss = float(task.training_step(part, 0).detach())
+    assert len(calls) == (loss_batch == "local"), "each call waits for the GPU"
     losses = task.sample_losses(part)[0].detach()
     assert loss == float((losses * part["weight"]).sum())
     assert loss - logged["train/loss"] == pytest.approx(0.875 * math.log(4 if loss_batch == "joint" else 2), abs=1e-5)

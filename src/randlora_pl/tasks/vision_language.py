@@ -120,7 +120,10 @@ class VisionLanguageTask(AdaptationTask):
         Every process knows the samples of the whole step, so that nothing is exchanged for its captions.
         """
         if self.loss_batch == "local":
-            return counted_classes(batch["label"], batch["weight"] > 0)
+            if "local_captions" not in batch:  # once for the loss and its floor: to count waits for the GPU
+                batch["local_captions"] = counted_classes(batch["label"], batch["weight"] > 0)
+            counted: tuple[Tensor, Tensor] = batch["local_captions"]
+            return counted
         return batch["step_classes"], batch["step_counts"]
 
     def _text_features(self, batch: dict[str, Any], classes: Tensor) -> Tensor:
