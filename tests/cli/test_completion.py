@@ -22,6 +22,11 @@ COMPLETED = {
     "fit --model.adapter.basis ": {"uniform", "normal", "binary", "ternary", "hadamard"},
     "fit --config quicks": {"quickstart"},
     "completion ": set(SHELLS),
+    "adapter info scr": {"script"},
+    "serve --adapter scr": {"script"},
+    "predict --adapter scr": {"script"},
+    "fit --resume scr": {"script"},
+    "test --run scr": {"script"},
 }
 BASH = """\
 eval "$(cat script)"

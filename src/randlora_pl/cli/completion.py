@@ -10,10 +10,13 @@ from randlora_pl.cli.common.arguments import CommandParser, Described
 from randlora_pl.cli.help.texts import TEXTS
 from randlora_pl.config.shipped import config_names
 from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.files.run_files import find_adapter, find_run
 
 SHELLS = ("bash", "zsh", "fish")
 _FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "fish": "(__fish_complete_path (commandline -ct))"}
 """Completion of a path, as `shtab.FILE`."""
+_PATHS = ("resume", "run", "adapter", "ckpt_path", "root", "data.root", "run.root")
+"""Options that take a path as a text."""
 
 
 def completion_verb(args: list[str]) -> int:
@@ -41,6 +44,7 @@ def whole_parser() -> argparse.ArgumentParser:
         parents = []
         if verb in ("fit", "validate", "test"):
             parents = [run_options(verb)]
+            _complete_paths(parents[0])
         elif verb not in (*GROUPS, "config", "completion"):
             parents = [_parser_of(path)]
         parser = commands.add_parser(verb, parents=parents, add_help=False, help=_about(verb, PAGE))
@@ -81,7 +85,13 @@ def _parser_of(path: str) -> CommandParser:
         parser: CommandParser = found.args[0]
     finally:
         CommandParser.describing = False
-    for action in parser._actions:
-        if isinstance(action.type, type) and issubclass(action.type, Path):
-            action.complete = _FILE  # type: ignore[attr-defined]
+    _complete_paths(parser)
     return parser
+
+
+def _complete_paths(parser: argparse.ArgumentParser) -> None:
+    """Let the shell complete the paths of files, runs and adapters."""
+    for action in parser._actions:
+        a_path = isinstance(action.type, type) and issubclass(action.type, Path)
+        if a_path or action.type in (find_adapter, find_run) or action.dest in _PATHS:
+            action.complete = _FILE  # type: ignore[attr-defined]
