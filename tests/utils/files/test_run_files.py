@@ -45,6 +45,11 @@ def test_a_name_is_its_newest_run_and_latest_is_no_run_of_its_own(tmp_path: Path
     assert find_run(tmp_path / "a" / "notes") == tmp_path / "a" / "notes" and not runs_in(tmp_path / "none")
 
 
+def test_a_sign_like_a_digit_is_a_name(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / "run²"), a_run(tmp_path / "²")]
+    assert runs_in(tmp_path) == runs
+
+
 def test_all_runs_of_a_name_are_given_once(tmp_path: Path) -> None:
     runs = [a_run(tmp_path / "2026-01-01"), a_run(tmp_path / "2026-01-02")]
     link_latest(runs[1])

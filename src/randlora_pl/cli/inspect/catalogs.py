@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from randlora_pl.cli.common.arguments import CommandParser, listing, print_json
 from randlora_pl.cli.common.tables import entry
@@ -15,9 +15,6 @@ from randlora_pl.config.class_index import subclasses
 from randlora_pl.language.dataset_facts import TEXT_PAGES, dataset_facts, state_of
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.text.tables import table
-
-if TYPE_CHECKING:
-    pass
 
 Row = TypeVar("Row")
 

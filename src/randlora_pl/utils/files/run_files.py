@@ -36,7 +36,7 @@ def runs_in(folder: Path) -> list[Path]:
 
 def _age(run: Path) -> list[str | int]:
     """Return a key that sorts ``TIME_10`` behind ``TIME_2``."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", run.name)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", run.name)]
 
 
 def link_latest(run: Path) -> None:
