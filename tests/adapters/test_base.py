@@ -70,6 +70,12 @@ def test_a_description_makes_the_same_adapter_again(method: str) -> None:
         assert type(changed) is type(adapter)
 
 
+def test_methods_print_their_options() -> None:
+    assert repr(LoRA(2, seed=5)).startswith("LoRA(rank=2, alpha=1.0, ")
+    assert repr(DoRA(LoRA(2, seed=5))).count("LoRA(rank=2, ") == 1
+    assert "seed=5" in repr(LoRA(2, seed=5))
+
+
 @in_one_item("adapter", [LoRA, VeRA, NoLA, RandLoRA])
 @in_one_item("dropout", [-0.5, 1, 7])
 def test_an_impossible_dropout_is_refused(adapter: type[LoRA], dropout: float) -> None:

@@ -201,6 +201,10 @@ class Adapter:
         self.match = match
         self.seed = seed
 
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={getattr(self, name)!r}" for name in inspect.signature(type(self)).parameters)
+        return f"{self.method()}({options})"
+
     @classmethod
     def method(cls) -> str:
         """Return the method's name in files, tables and on the command line."""

@@ -20,7 +20,7 @@ from randlora_pl.adapters.random_bases import GENERATOR, STORED, Bases
 from randlora_pl.adapters.targets.coverage import coverage
 from randlora_pl.adapters.targets.sites import Site
 from randlora_pl.adapters.trained import Tensors, choose_beside, chosen_tensors, frozen_outputs, trained_tensors
-from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.text.tables import table
 
 
@@ -134,11 +134,10 @@ def inject(
         Report of the injection.
 
     Raises:
-        UserError: A target matches nothing, a layer cannot be adapted, a rank is invalid, or the model has adapters
-            already. The model is unchanged then.
+        UserError: A target matches nothing, a layer cannot be adapted, a rank is invalid, the adapter is no method, or
+            the model has adapters already, also PEFT's. The model is unchanged then.
     """
-    if getattr(model, "adapter_report", None) is not None or any(isinstance(m, AdaptedLayer) for m in model.modules()):
-        raise UserError("the model has adapters already. Merge them into plain layers with unload(model) first.")
+    _check_kinds(model, adapter)
     targets = [targets] if isinstance(targets, str) else targets
     trained = [trained] if isinstance(trained, str) else trained
     beside = trained_tensors(model, trained)
@@ -170,6 +169,19 @@ def inject(
     report.trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     model.adapter_report = report  # type: ignore[assignment]
     return report
+
+
+def _check_kinds(model: nn.Module, adapter: Adapter) -> None:
+    """Raise an error for anything but a plain model and a method."""
+    if not isinstance(adapter, Adapter):
+        raise UserError(f"inject(model, adapter) needs a method such as RandLoRA(rank=6), not {brief(adapter)}.")
+    modules = list(model.modules())
+    if getattr(model, "adapter_report", None) is not None or any(isinstance(each, AdaptedLayer) for each in modules):
+        raise UserError(
+            "the model has adapters already. Merge them into plain layers with merge_and_unload(model) first."
+        )
+    if any(type(each).__module__.startswith("peft.") for each in modules):
+        raise UserError("the model has adapters of PEFT. Pass its base model: model.unload() of PEFT returns it.")
 
 
 def make_deltas(adapter: Adapter, sites: list[Site], model: nn.Module) -> tuple[dict[Site, DeltaWeight], str]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model
 
-from randlora_pl.adapters import load_adapter, merge_and_unload, save_adapter
+from randlora_pl.adapters import LoRA, inject, load_adapter, merge_and_unload, save_adapter
 from randlora_pl.interop.peft.import_ import import_peft
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import SelfAttention, assert_close
@@ -168,6 +168,15 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     refused(tmp_path, "adapter_config.json cannot be read")
     save_adapter(import_peft(_plain(tmp_path / "plain"), small_vit()), tmp_path / "ours")
     refused(tmp_path / "ours", "It is an adapter of this program")
+
+
+def test_models_and_folders_of_peft_are_refused_with_what_to_call(tmp_path: Path) -> None:
+    theirs = peft_folder(LoraConfig(target_modules=["qkv"]), tmp_path / "theirs")
+    with pytest.raises(UserError, match="adapters of PEFT"):
+        inject(theirs, LoRA(2))
+    with pytest.raises(UserError, match="import_peft"):
+        load_adapter(small_vit(), tmp_path / "theirs")
+    assert inject(theirs.unload(), LoRA(2)).trainable > 0
 
 
 def _plain(path: Path) -> Path:

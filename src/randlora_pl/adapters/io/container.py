@@ -125,6 +125,8 @@ def checksums(contents: Contents) -> dict[str, str]:
 
 def _suggestion(path: Path) -> str:
     inside = [name for name in ("adapter", "adapter-best") if (path / name).is_dir()]
+    if (path / "adapter_model.safetensors").is_file():
+        return "PEFT wrote it: load it with import_peft(folder, model), or `randlora-pl adapter import --from peft`."
     return f"Did you mean {path / inside[0]}?" if inside else "A run writes it to RUN/adapter."
 
 

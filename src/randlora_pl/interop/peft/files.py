@@ -57,7 +57,9 @@ def read(path: str | os.PathLike[str]) -> PeftAdapter:
                 f"{path} has its tensors as a pickle (adapter_model.bin), which can run code when it is opened. "
                 "If you trust it, load it with PEFT and save it again: model.save_pretrained(DIR)"
             )
-        ours = " It is an adapter of this program." if (path / "adapter.safetensors").is_file() else ""
+        ours = (
+            " It is an adapter of this program: use load_adapter." if (path / "adapter.safetensors").is_file() else ""
+        )
         raise UserError(f"{path} is not a PEFT adapter: it has no {TENSORS}.{ours}")
     config = _json(path / CONFIG)
     if "peft_type" not in config:
