@@ -87,7 +87,7 @@ def test_weights_that_overflow_give_no_figures(
     Image.new("RGB", (32, 32)).save(tmp_path / "x.png")
     replace_tensors(adapter, lambda tensor: torch.full_like(tensor, value))
     message = refused("predict", "--adapter", "adapter", "--images", "x.png", "--output", "p.csv")
-    assert "not finite" in message and "Leave it out" not in message
+    assert "not finite" in message and "Remove it" not in message
     for verb in ("test", "validate"):
         limit = f"--trainer.limit_{verb.removesuffix('idate')}_batches"
         assert "not finite" in refused(verb, "--adapter", "adapter", "--data.dataset", "digits", limit, "1")

@@ -36,7 +36,7 @@ LONG = "x" * 10_000
         ("a: &a [*a]\n", "itself"),
         ("data: " + "[" * 3000 + "]" * 3000, "nested"),
         ("trainer: {plugins: ['[']}\n", "name of a class, or {class_path: NAME, init_args: {...}}, not ["),
-        (f"run: {{root: {LONG}}}\n", "File name too long. Name another place"),
+        (f"run: {{root: {LONG}}}\n", "File name too long. Use another folder"),
         (f"model: {LONG}\n", "Unknown task"),
         (f"data: {LONG}\n", "expected"),
         (f"data: {{dataset: {LONG}}}\n", "dataset"),

@@ -198,7 +198,7 @@ def test_sigterm_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch, tm
     result = run("fit", *SMALL, "--checkpoint.every_n_steps", "1")
     assert result.code == 143
     (folder,) = (tmp_path / "runs" / "quickstart").glob("2*")
-    assert result.err.endswith(f"terminated; go on with: randlora-pl fit --resume {folder.relative_to(tmp_path)}\n")
+    assert result.err.endswith(f"terminated; resume with: randlora-pl fit --resume {folder.relative_to(tmp_path)}\n")
 
 
 def test_metrics_of_the_resumed_run_are_kept(run: Run, undisturbed: Path, tmp_path: Path) -> None:

@@ -26,12 +26,12 @@ def test_help(run: Run) -> None:
 @in_one_item(
     ("words", "message"),
     [
-        (("--port", "80"), "--port 80: give one from 1024 to 65535"),
+        (("--port", "80"), "--port 80: give a port from 1024 to 65535"),
         (("--port", "x"), "invalid int value"),
         (("--host", "localhost"), "--host localhost: give 127.0.0.1"),
         (("--workers", "0"), "--workers is 0: give a positive whole number"),
         (("--batch-size", "0"), "--batch-size is 0"),
-        (("--batch-timeout", "-1"), "--batch-timeout is -1.0: give seconds from 0 to 10"),
+        (("--batch-timeout", "-1"), "--batch-timeout is -1.0: give 0 to 10 seconds"),
         (("--batch-timeout", "nan"), "--batch-timeout is nan"),
         (("--max-upload-mb", "0"), "--max-upload-mb is 0"),
         (("--max-pixels", "-5"), "--max-pixels is -5"),

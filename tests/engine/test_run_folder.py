@@ -36,7 +36,7 @@ def test_further_processes_share_the_folder_of_the_first(tmp_path: Path, monkeyp
 
 def test_impossible_folders(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be created"):
         runs.new_folder(tmp_path / "file", "a")
     with pytest.raises(UserError, match="without slashes"):
         runs.new_folder(tmp_path, "a/b")
@@ -78,10 +78,10 @@ def test_what_a_checkpoint_depends_on_must_not_change() -> None:
     )
     runs.check_architecture(allowed, saved, Path("r"))
     for words, both in (
-        (["--model.adapter.rank", "7"], "--model.adapter.rank is 7, there it is 6"),
-        (["--model.adapter.alpha", "5"], "--model.adapter.alpha is 5, there it is 10"),
-        (["--model.adapter", "LoRA"], "--model.adapter is LoRA, there it is RandLoRA"),
-        (["--model", "TextHeadTask"], "--model is TextHeadTask, there it is VisionLanguageTask"),
+        (["--model.adapter.rank", "7"], "--model.adapter.rank is 7, in the run 6"),
+        (["--model.adapter.alpha", "5"], "--model.adapter.alpha is 5, in the run 10"),
+        (["--model.adapter", "LoRA"], "--model.adapter is LoRA, in the run RandLoRA"),
+        (["--model", "TextHeadTask"], "--model is TextHeadTask, in the run VisionLanguageTask"),
     ):
         with pytest.raises(UserError, match=both):
             runs.check_architecture(compose("fit", words, DEFAULTS), saved, Path("r"))

@@ -111,7 +111,7 @@ def test_the_last_adapter_is_tested_where_none_is_known_to_be_the_best(run: Run,
     none = ["--checkpoint.test", "best", "--data.steps", "2", "--trainer.limit_val_batches", "0"]
     shown = run("fit", *SMALL, *none, "--run.name", "none")
     assert shown.code == 0
-    assert "No validation ran, so that no adapter is known to be the best: the test takes the last one." in shown.out
+    assert "No validation ran, so the best adapter is unknown and the last one is tested." in shown.out
     assert "/adapter --images PATH" in shown.out.replace("\n", " ") and "(adapter-best" not in shown.out
 
 
@@ -173,7 +173,7 @@ def test_data_without_validation_images(
     monkeypatch.setattr("randlora_pl.data.ImageData.val_dataloader", lambda self: [])
     result = run("fit", *SMALL, "--trainer.val_check_interval", "1")
     assert result.code == 0, result.err
-    assert "keeps" in refused("validate", "--run", str(finished))
+    assert "has no" in refused("validate", "--run", str(finished))
 
 
 def test_unknown_figure_to_monitor(run: Run, tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_a_dry_run_prints_the_start_page_and_writes_nothing(
     assert result.code == 0 and not list(tmp_path.iterdir()), result.err
     for row in (r"trainable +\d[\d,]+ of ", "steps +3 optimizer steps", "memory +[0-9.]+ MB of weights"):
         assert re.search(row, result.out), row
-    assert "cannot continue" in refused("fit", "--dry_run", "--resume", "runs/quickstart/TIME")
+    assert "cannot resume" in refused("fit", "--dry_run", "--resume", "runs/quickstart/TIME")
     (tmp_path / "config.yaml").touch()  # of the user; a dry run has no folder to go on with
     with monkeypatch.context() as patched:
         patched.setattr(StartSummary, "_print", interrupted)

@@ -37,7 +37,8 @@ def told(ended: Ended, file: str, why: str = "the disk is full") -> None:
     (line,) = ended.err.strip().splitlines()
     assert line.startswith("randlora-pl: error: "), line
     assert (
-        f"/{file} cannot be written: {why}. Make room there; " in line and "randlora-pl fit --resume runs/" in line
+        f"/{file} cannot be written: {why}. Free some space there; " in line
+        and "randlora-pl fit --resume runs/" in line
     ), line
 
 
@@ -88,7 +89,7 @@ def test_thread_of_tensorboard_that_cannot_write(tmp_path: Path, undisturbed: Pa
     ended = run(words, tmp_path, EagerBoard("training", 0), NoLarge("training", 9, 1000))
     assert ended.code == 2, ended
     (line,) = ended.err.strip().splitlines()
-    assert "cannot be written: the file would be larger than is allowed. Make room there; go on with: " in line
+    assert "cannot be written: the file would exceed the size limit. Free some space there; resume with: " in line
     assert step_of(run_of(tmp_path)) == 4
     goes_on(tmp_path, undisturbed, "--trainer.log_every_n_steps", "2")
 
@@ -113,6 +114,6 @@ def test_file_that_is_larger_than_is_allowed(
 ) -> None:
     """As ``ulimit -f`` has it, and quotas of some file systems; needs no right to mount anything."""
     ended = run(FIT, tmp_path, NoLarge(where, number, 400_000))
-    told(ended, file, "the file would be larger than is allowed")
+    told(ended, file, "the file would exceed the size limit")
     assert_whole(run_of(tmp_path))
     goes_on(tmp_path, undisturbed)

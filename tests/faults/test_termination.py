@@ -19,7 +19,7 @@ def terminated(ended: Ended, place: Path) -> None:
     """Exit code and line of a run that was asked to end."""
     assert ended.code == 143, ended
     (line,) = ended.err.strip().splitlines()
-    assert line == f"randlora-pl: terminated; go on with: randlora-pl fit --resume {run_of(place).relative_to(place)}"
+    assert line == f"randlora-pl: terminated; resume with: randlora-pl fit --resume {run_of(place).relative_to(place)}"
 
 
 def goes_on(place: Path, undisturbed: Path, *words: str) -> None:

@@ -254,7 +254,7 @@ def test_an_evaluation_of_nothing_says_where_texts_come_from(
     assert f"keeps no samples for it. Add {own}/test.jsonl, or use the validation samples: {again}" in told
     assert run(*again.split()[1:], *SMALL).code == 0
     told = refused("validate", "--run", str(folder), "--data.validation", "0")
-    assert f"Add {own}/val.jsonl, or set training samples aside in fit by --data.validation N" in told
+    assert f"Add {own}/val.jsonl, or hold out training samples in fit with --data.validation N" in told
     told = refused("test", "--run", str(folder), "--data.root", str(own / "train.jsonl"))
     assert f"Add {own}/test.jsonl and give --data.root {own}, or" in told
 

@@ -362,7 +362,7 @@ def test_words_that_are_wrong_are_told(refused: Refused, run: Run, repeater: Pat
     both = ("predict", "--adapter", f"a={repeater / 'adapter'}", f"b={critic / 'adapter'}", "--texts", texts)
     assert "a, b have different outputs" in refused(*both)
     said = refused("predict", "--adapter", str(critic / "adapter"), "--texts", texts, "--beams", "2")
-    assert "--beams is for models that write" in said
+    assert "--beams needs a model that generates text" in said
     assert run(*base, "--texts", texts, "--output", "p.csv", "--max-new-tokens", "1").code == 0
     assert "p.csv exists" in refused(*base, "--texts", texts, "--output", "p.csv")
 

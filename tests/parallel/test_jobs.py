@@ -48,7 +48,7 @@ def test_two_machines_and_two_tasks_end_as_one_process(run: Run, tmp_path: Path)
         assert [code for code, _ in found] == [0, 0], found
         (latest,) = folder.glob("runs/*/latest")
         assert not list(folder.glob("runs/*/.*")) and (latest / "results.json").is_file()
-        assert " kB of gradients a step among 2 devices" in found[0][1]
+        assert " kB of gradients per step among 2 devices" in found[0][1]
         assert not [line for line in found[1][1].splitlines() if "runs/" in line or line.startswith("randlora-pl")]
         compare(folder, tmp_path)
 
@@ -85,7 +85,7 @@ def test_a_lost_process_ends_the_job_and_the_same_command_goes_on(
         started = time.monotonic()
         text = agent.communicate(timeout=60)[0]
     assert agent.returncode == 1 and time.monotonic() - started < 40
-    told = f"process {1 - rank} has lost another process of the job; go on with: randlora-pl fit --resume"
+    told = f"process {1 - rank} has lost another process of the job; resume with: randlora-pl fit --resume"
     assert f"{told} {folder.relative_to(tmp_path)}" in text
     assert not (folder / "adapter").exists()
     ((code, text),) = outputs([torchrun(LONG, tmp_path, *STANDALONE)])
@@ -114,4 +114,4 @@ def test_a_process_that_hangs_is_given_up_after_the_timeout(tmp_path: Path) -> N
         text = tasks[0].communicate(timeout=90)[0]
         assert time.monotonic() - started < 40
     assert tasks[0].returncode == 1
-    assert f"go on with: randlora-pl fit --resume {folder.relative_to(tmp_path)}" in text
+    assert f"resume with: randlora-pl fit --resume {folder.relative_to(tmp_path)}" in text

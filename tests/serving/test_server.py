@@ -203,6 +203,6 @@ def test_what_is_printed(server: Running) -> None:
     assert "model    open_clip tiny (emoji-fashion) with RandLoRA, 1 worker on cpu" in text
     assert "classes  10: zero, one, two, three, four, ..." in text
     assert f"curl -F image=@photo.jpg 'http://127.0.0.1:{server.port}/predict?top_k=3'" in text
-    assert "limits   2 MB and 4,000,000 pixels an image; up to 8 images a batch, gathered for 10 ms" in text
+    assert "limits   2 MB and 4,000,000 pixels per image; up to 8 images per batch, collected for 10 ms" in text
     assert f"Ready: http://127.0.0.1:{server.port}/" in text
     assert list(server.log.parent.iterdir()) == [server.log]  # LitServe likes to write a client.py

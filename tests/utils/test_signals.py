@@ -43,5 +43,5 @@ def test_sigterm_after_a_training_says_how_to_go_on(run: Run, monkeypatch: pytes
     (folder,) = Path("runs/quickstart").glob("2*")
     assert (ended.code, ended.err.strip()) == (
         143,
-        f"randlora-pl: terminated; go on with: randlora-pl fit --resume {folder}",
+        f"randlora-pl: terminated; resume with: randlora-pl fit --resume {folder}",
     )

@@ -38,18 +38,18 @@ def parse(args: list[str]) -> argparse.Namespace:
     options = parser.parse_args(args)
     if options.host not in HOSTS:
         raise UserError(
-            f"--host {options.host}: give 127.0.0.1 (this machine alone), or 0.0.0.0 or :: (all addresses, IPv4 or "
+            f"--host {options.host}: give 127.0.0.1 (this machine only), or 0.0.0.0 or :: (all addresses, IPv4 or "
             "IPv6); LitServe takes no others."
         )
     if options.token and not (options.token.isascii() and options.token.isprintable() and " " not in options.token):
         raise UserError("--token: give letters, digits and signs without spaces.")
     if not 1024 <= options.port <= 65535:
-        raise UserError(f"--port {options.port}: give one from 1024 to 65535.")
+        raise UserError(f"--port {options.port}: give a port from 1024 to 65535.")
     check_positive(options, "workers", "batch_size", "max_pixels")
     if not 0 <= options.batch_timeout <= 10:
-        raise UserError(f"--batch-timeout is {options.batch_timeout}: give seconds from 0 to 10.")
+        raise UserError(f"--batch-timeout is {options.batch_timeout}: give 0 to 10 seconds.")
     if not 0 < options.max_upload_mb <= 1000:
-        raise UserError(f"--max-upload-mb is {options.max_upload_mb:g}: give megabytes above 0, 1000 at most.")
+        raise UserError(f"--max-upload-mb is {options.max_upload_mb:g}: give more than 0 and at most 1000 MB.")
     return options
 
 
@@ -119,7 +119,7 @@ def describe(config: dict[str, Any], upload_bytes: int, pixels: int, device: str
     """
     metadata, base = config.get("metadata", {}), config.get("base_model", {})
     if not metadata.get("classnames"):
-        raise UserError("the adapter has no class names; save it by the task that trained it: task.save(FOLDER)")
+        raise UserError("the adapter has no class names; save it with the task that trained it: task.save(FOLDER)")
     return {
         "adapter": config["method"],
         "base_model": {
@@ -141,7 +141,7 @@ def start_page(options: argparse.Namespace, facts: dict[str, Any]) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.host, options.host)
     url = f"http://{host}:{options.port}"
     workers = f"{options.workers} worker{'s' if options.workers > 1 else ''} on {facts['device']}"
-    batches = f"up to {options.batch_size} images a batch, gathered for {1000 * options.batch_timeout:g} ms"
+    batches = f"up to {options.batch_size} images per batch, collected for {1000 * options.batch_timeout:g} ms"
     sent = f'-H "Authorization: Bearer ${TOKEN}" ' if options.token else ""
     lines = [
         f"Serving {options.adapter}",
@@ -150,7 +150,7 @@ def start_page(options: argparse.Namespace, facts: dict[str, Any]) -> str:
         f"  page     {url}/",
         f"  API      curl {sent}-F image=@photo.jpg '{url}/predict?top_k=3'",
         f"  health   {url}/health",
-        f"  limits   {options.max_upload_mb:g} MB and {options.max_pixels:,} pixels an image; {batches}",
+        f"  limits   {options.max_upload_mb:g} MB and {options.max_pixels:,} pixels per image; {batches}",
     ]
     if options.host != "127.0.0.1":
         caution = "every machine that can reach this one can use it, without a password or encryption"

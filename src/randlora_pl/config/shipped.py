@@ -40,7 +40,7 @@ def find_config(name: str) -> Path:
     last = {known.rpartition("/")[2]: known for known in reversed(names)}
     guess = near(short, names) or near(short, last)
     raise UserError(
-        f"Unknown config {name!r}: neither a file nor a shipped config.{guess} See: randlora-pl config list"
+        f"Unknown config {name!r}: neither a file nor a bundled config.{guess} See: randlora-pl config list"
     )
 
 

@@ -79,9 +79,11 @@ def _check_checkpoint_option(verb: str, args: list[str], folders: dict[str, Path
     if not any(word.partition("=")[0] == "--ckpt_path" for word in args):
         return
     if verb != "fit":
-        raise UserError(f"{verb} takes no --ckpt_path: name an adapter folder (--adapter) or a run (--run) instead.")
+        raise UserError(
+            f"{verb} does not support --ckpt_path. Name an adapter folder (--adapter) or a run (--run) instead."
+        )
     if "resume" in folders:
-        raise UserError("--resume goes on from the run's own checkpoint: leave out --ckpt_path, or leave out --resume.")
+        raise UserError("--resume uses the run's own checkpoint. Remove --ckpt_path, or remove --resume.")
 
 
 def folders_in(args: list[str], names: tuple[str, ...]) -> dict[str, Path]:

@@ -82,7 +82,7 @@ def full_disk(error: BaseException) -> str:
         full = isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if full or re.search(r"No space left on device|Disk quota exceeded|StorageFull|File too large", str(link)):
             name = getattr(link, "filename", None)
-            why = "the file would be larger than is allowed" if "too large" in str(link) else "the disk is full"
+            why = "the file would exceed the size limit" if "too large" in str(link) else "the disk is full"
             return f"{name or 'a file'} cannot be written: {why}"
     return ""
 
@@ -90,13 +90,13 @@ def full_disk(error: BaseException) -> str:
 def file_trouble(error: BaseException) -> str:
     """Return the file that cannot be read or written, and why; empty for an exception that is not about a file."""
     if full := full_disk(error):
-        return f"{full}. Make room there, or name another place"
+        return f"{full}. Free some space there, or use another folder"
     for link in chain(error):
         if not isinstance(link, OSError) or isinstance(link, ConnectionError | ChildProcessError | TimeoutError):
             continue
         if link.filename is not None and link.strerror:
             name = shortened(str(link.filename), 160)
-            return f"{name}: {link.strerror}. Name another place, or change what may be done there"
+            return f"{name}: {link.strerror}. Use another folder, or change its permissions"
     return ""
 
 

@@ -185,10 +185,8 @@ class App(LightningCLI):
         parser.add_argument(
             "--run.logger", type=loggers, default="tensorboard", help="tensorboard, csv, wandb, mlflow or none."
         )
-        parser.add_argument(
-            "--run.timeout", type=float, default=TIMEOUT, help="Seconds that a process waits for the others."
-        )
-        parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to start the training from.")
+        parser.add_argument("--run.timeout", type=float, default=TIMEOUT, help="Seconds to wait for other processes.")
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to start training from.")
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
         parser.add_lightning_class_args(GradientFlow, "gradient_flow")
         parser.add_lightning_class_args(UpdateSpectrum, "spectrum")

@@ -60,7 +60,7 @@ def new_folder(root: Path, name: str, option: str = "--run.root") -> Path:
 
 def _make_folder(root: Path, name: str, option: str) -> Path:
     if re.search(r"[/\\]|^\.*$", name):
-        raise UserError(f"run.name is {name!r}: give a plain name without slashes; --run.root says where it goes.")
+        raise UserError(f"run.name is {name!r}: give a plain name without slashes. Set the folder with --run.root.")
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     for number in range(1, 100):
         folder = root / name / (stamp if number == 1 else f"{stamp}_{number}")
@@ -69,10 +69,10 @@ def _make_folder(root: Path, name: str, option: str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserError(f"The run folder {folder} cannot be made ({error.strerror}); see {option}.") from error
+            raise UserError(f"The run folder {folder} cannot be created ({error.strerror}). See {option}.") from error
         os.environ[_ENVIRONMENT] = str(folder)
         return folder
-    raise UserError(f"{root / name} has a hundred runs of this second; give another --run.name.")
+    raise UserError(f"{root / name} already has a hundred runs of this second. Give another --run.name.")
 
 
 def is_stamp(name: str) -> bool:
@@ -96,7 +96,7 @@ def output_folder(output: str | None, name: str) -> Path:
     try:
         Path(output).mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"{output} cannot be made ({error.strerror}); name another --output.") from error
+        raise UserError(f"{output} cannot be created ({error.strerror}). Name another --output.") from error
     return Path(output)
 
 
@@ -107,7 +107,7 @@ def check_new(output: str | None) -> None:
         UserError: The folder exists.
     """
     if output is not None and Path(output).exists():
-        raise UserError(f"{output} exists; name a new folder, nothing is overwritten.")
+        raise UserError(f"{output} exists and is not overwritten. Name a new folder.")
 
 
 def missing_folders(folder: Path) -> list[Path]:
@@ -149,8 +149,8 @@ def check_run(folder: Path) -> Path:
     sums = [line.removeprefix(CHECKSUM) for line in text.split("\n") if line.startswith(CHECKSUM)]
     if sums and sums[0] != checksum(without_head(text)):
         raise UserError(
-            f"{file} is cut off or damaged, or was edited: copy it again, or delete the line with its checksum to take "
-            "it as it is. What shall change can be typed behind --resume."
+            f"{file} is cut off or damaged, or was edited: copy it again, or delete the line with its checksum to use "
+            "it unchanged. To change an option, add it after --resume."
         )
     return file
 
@@ -222,9 +222,11 @@ def check_architecture(command: Command, saved: Tree, source: Path) -> None:
         UserError: An option that the weights depend on differs; the message has both values.
     """
     theirs, ours = architecture(flatten(normalize(saved))), architecture(command.flat())
-    clashes = [f"--{key} is {ours[key]}, there it is {theirs[key]}" for key in ours if _differ(key, ours, theirs)]
+    clashes = [f"--{key} is {ours[key]}, in the run {theirs[key]}" for key in ours if _differ(key, ours, theirs)]
     if clashes:
-        raise UserError(f"{source} holds another model: {'; '.join(clashes[:3])}. Leave it out, or start a new run.")
+        raise UserError(
+            f"{source} was trained with another model: {'; '.join(clashes[:3])}. Remove the option, or start a new run."
+        )
 
 
 def _differ(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:

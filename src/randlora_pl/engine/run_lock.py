@@ -62,11 +62,11 @@ def _take(lease: SoftFileLease, folder: Path) -> str:
         first = first or renewed
         if renewed != first:
             raise UserError(
-                f"{owner_of(lease)} is training in {folder}. Wait for its end, or stop it, then resume the run."
+                f"{owner_of(lease)} is training in {folder}. Wait until it ends or stop it, then resume the run."
             )
         if look == round(2 * leases.BEAT / _LOOK):
             print(
-                f"{owner_of(lease)} gives no sign of life; waiting up to {leases.LEASE:.0f} s for its lock",
+                f"{owner_of(lease)} shows no activity; waiting up to {leases.LEASE:.0f} s for its lock",
                 file=sys.stderr,
             )
         time.sleep(_LOOK)

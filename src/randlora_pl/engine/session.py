@@ -53,7 +53,7 @@ def run_fit(words: Sequence[str]) -> "App":
     args = resume_by_itself(args)
     folder = folders_in(args, ("resume",)).get("resume")
     if dry and folder is not None:
-        raise UserError(f"--dry-run writes nothing, so it cannot continue {folder}: leave out --resume, or --dry-run.")
+        raise UserError(f"--dry-run writes nothing, so it cannot resume {folder}. Remove --resume, or --dry-run.")
     with ExitStack() as held:
         if folder is not None:  # before any file of it is read, which another process may be writing
             check_run(folder)
@@ -148,10 +148,10 @@ def handle_run_errors(app: "App") -> Iterator[None]:
         if app.trainer.world_size > 1 and lost_process(error):
             raise LostProcessError(f"another process of the job; {_how_to_resume(app)}") from error
         if worker := lost_worker(error):
-            hint = "out of memory? take fewer --data.num_workers"
+            hint = "out of memory? Try fewer --data.num_workers"
             raise LostProcessError(f"a data loader worker ({worker}; {hint}); {_how_to_resume(app)}") from error
         if full := full_disk(error):
-            raise UserError(f"{full}. Make room there; {_how_to_resume(app)}") from error
+            raise UserError(f"{full}. Free some space there; {_how_to_resume(app)}") from error
         if not out_of_memory(error):
             if file_trouble(error):  # main prints it
                 app.discard()
@@ -185,9 +185,9 @@ def _how_to_resume(app: "App") -> str:
     if app.dry:  # it has no folder
         return ""
     if app.command.verb == "fit" and (app.folder / LAST).is_file():
-        return f"go on with: randlora-pl fit --resume {shlex.quote(str(app.folder))}"
+        return f"resume with: randlora-pl fit --resume {shlex.quote(str(app.folder))}"
     app.discard()
     if app.command.verb != "fit":
         return ""
     again = f"; start it again with: randlora-pl fit --resume {shlex.quote(str(app.folder))}"
-    return "no checkpoint was written yet" + (again if (app.folder / CONFIG).is_file() else "")
+    return "no checkpoint has been written yet" + (again if (app.folder / CONFIG).is_file() else "")

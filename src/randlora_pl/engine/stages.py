@@ -168,9 +168,7 @@ def _tested(app: App) -> dict[str, Any]:
     if best:
         callbacks_of(app.trainer).append(_LoadAdapter(app.folder / BEST))
     elif kept.test == "best" and app.trainer.is_global_zero:
-        print_above_progress(
-            "No validation ran, so that no adapter is known to be the best: the test takes the last one."
-        )
+        print_above_progress("No validation ran, so the best adapter is unknown and the last one is tested.")
     return _evaluated(app, app.trainer.test)
 
 
@@ -192,7 +190,7 @@ def _check_losses(metrics: dict[str, Any], adapter: Path | None) -> None:
     elif not losses.isfinite().all():
         raise UserError(
             "The outputs of the pretrained model are not finite: its weights are damaged, or too large for the "
-            "precision. Get them again, or try --trainer.precision 32."
+            "precision. Download them again, or try --trainer.precision 32."
         )
 
 
@@ -229,7 +227,7 @@ def evaluate(app: App, adapter: Path | None) -> None:
     if not metrics:
         option = f"--trainer.limit_{'test' if app.command.verb == 'test' else 'val'}_batches"
         limit = getattr(trainer, option.rpartition(".")[2])
-        why = f"{option} is {limit}" if limit == 0 else f"the dataset keeps no {data.unit} for it"
+        why = f"{option} is {limit}" if limit == 0 else f"the dataset has no {data.unit} for it"
         why += " (see --data.train_split)" if limit != 0 and data.unit == "images" else ""
         more = "" if limit == 0 or data.unit == "images" else _samples_for_it(app)
         raise UserError(f"{app.command.verb} evaluated nothing: {why}.{more}")
@@ -254,7 +252,7 @@ def _samples_for_it(app: App) -> str:
         name = f"{'test' if verb == 'test' else 'val'}.{data.dataset}"
         ways.append(f"add {folder / name}" + (f" and give --data.root {folder}" if folder != data.root else ""))
     if verb == "validate":
-        ways.append("set training samples aside in fit by --data.validation N")
+        ways.append("hold out training samples in fit with --data.validation N")
     elif app.command.folders:
         option, path = next(iter(app.command.folders.items()))
         ways.append(f"use the validation samples: randlora-pl validate --{option} {shlex.quote(str(path))}")

@@ -67,7 +67,7 @@ def _stopped(results: Any) -> str:
 def _exchanged(results: Any) -> str:
     """Return ``597.7 kB of gradients per step among 8 devices``; empty for one device, or another strategy."""
     sent = results.get("exchange/bytes_per_step")
-    return f"{byte_size(sent)} of gradients a step among {results['devices']} devices" if sent else ""
+    return f"{byte_size(sent)} of gradients per step among {results['devices']} devices" if sent else ""
 
 
 def format_metrics(results: Any, name: str) -> str:

@@ -114,7 +114,7 @@ def test_official(run: Run, tmp_path: Path) -> None:
     )
     result = run(*command, "--classnames", "classes")
     assert result.code == 0, result.err
-    assert "Not compared: the official code is not at hand. Scaled by 1 / r." in result.out
+    assert "Not compared: the official code is not available. Scaled by 1 / r." in result.out
     assert "a TextHeadTask of 2 classes" in result.out
     tower = ImageTower(load_clip("tiny").model)
     before: Any = tower.visual.transformer.resblocks[1].mlp.c_fc.weight.detach().clone()

@@ -61,11 +61,11 @@ def test_without_a_network(run: Run, hub: FakeHub, finished: Path, tmp_path: Pat
     """What would be sent, and the card, need no Hub."""
     base = ("adapter", "push", str(finished / "adapter"), "--repo", "ann/digits")
     dry = run(*base, "--dry-run")
-    assert dry.code == 0 and "would be sent to ann/digits" in dry.out
+    assert dry.code == 0 and "would be uploaded to ann/digits" in dry.out
     assert "adapter.safetensors" in dry.out and "library_name: randlora-pl" in dry.out
     assert not list(tmp_path.iterdir())
     written = run(*base, "--card", "card.md")
-    assert "nothing is sent yet" in written.out and "# digits" in (tmp_path / "card.md").read_text()
+    assert "not uploaded yet" in written.out and "# digits" in (tmp_path / "card.md").read_text()
     assert not hub.requests
     (tmp_path / "card.md").write_text("---\ntags: [mine]\n---\nmy own words\n")
     assert run(*base, "--card", "card.md", "--revision", "v1", "--private").code == 0

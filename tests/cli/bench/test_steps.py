@@ -115,7 +115,7 @@ def test_ctrl_c_leaves_what_is_finished(run: Run, tmp_path: Path, monkeypatch: p
         assert not (tmp_path / "runs").exists()
         return
     folder = only(tmp_path / "runs" / "bench-train")
-    assert f"what was finished is in {folder.relative_to(tmp_path)}" in done.err
+    assert f"the finished results are in {folder.relative_to(tmp_path)}" in done.err
     assert sorted(path.name for path in folder.iterdir()) == FILES and "2 rounds in turns" in done.out
     assert [len(case["seconds"]) for case in json.loads((folder / "bench.json").read_text())["cases"]] == [2, 2, 2]
 
@@ -154,9 +154,9 @@ def test_captions_are_encoded_both_ways(run: Run, tmp_path: Path) -> None:
         (["train", "--threads", "0"], "--threads is 0"),
         (["train", "--precision", "16"], "invalid choice: '16'"),
         (["train", "--device", "cuda"], "PyTorch sees no GPU"),
-        (["train", "--output", "."], "exists; name a new folder"),
+        (["train", "--output", "."], "exists and is not overwritten"),
         (["train", "--bath-size", "3"], "Did you mean '--batch-size'"),
-        (["train", "--model", "test_vit", "--output", "/proc/figures/x"], "cannot be made"),
+        (["train", "--model", "test_vit", "--output", "/proc/figures/x"], "cannot be created"),
         (["train", *QWEN, "--dropout", "1"], "dropout is 1.0"),
         (["train", *QWEN[:2], "--overrides", "4"], "--overrides is '4'"),
         (["train", *QWEN[:2], "--overrides", "{hiden_size: 4}"], "Did you mean 'hidden_size'"),
@@ -168,7 +168,7 @@ def test_captions_are_encoded_both_ways(run: Run, tmp_path: Path) -> None:
         ),
         (["train", *QWEN[:2], "--overrides", TINY.replace("32", "30")], "makes no model: hidden_size"),
         (["train", *QWEN[:2], "--overrides", TINY.replace("50", "1")], "vocab_size 1"),
-        (["train", "--model", "test_vit", "--overrides", "{hidden_size: 4}"], "--overrides goes with a decoder"),
+        (["train", "--model", "test_vit", "--overrides", "{hidden_size: 4}"], "--overrides needs a decoder"),
         (["train", *QWEN, "--tokens", "0"], "--tokens is 0"),
         (["train", *QWEN, "--tokens", "1"], "--tokens is 1"),
         (["train", *GPT2, "--tokens", "21"], "--tokens is 21, and gpt2 has 20 positions"),

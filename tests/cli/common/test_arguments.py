@@ -66,7 +66,7 @@ def test_outputs_are_replaced_only_by_option(tmp_path: Path) -> None:
     check_parent(tmp_path / "new")
     with pytest.raises(UserError, match="or --overwrite"):
         check_output(tmp_path, overwrite=False)
-    with pytest.raises(UserError, match="nothing is overwritten"):
+    with pytest.raises(UserError, match="overwritten"):
         check_output(tmp_path)
     with pytest.raises(UserError, match="mkdir -p"):
         check_parent(tmp_path / "missing" / "new")

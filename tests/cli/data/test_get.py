@@ -106,7 +106,7 @@ def test_what_is_complete_is_not_fetched_again(run: Run, publish: Publish, serve
     assert run("data", "get", "eurosat", "--root", "sets").code == 0
     server.asked.clear()
     result = run("data", "get", "eurosat", "--root", "sets")
-    assert (result.code, result.out, server.asked) == (0, "eurosat: complete already in sets\n", [])
+    assert (result.code, result.out, server.asked) == (0, "eurosat: already complete in sets\n", [])
 
 
 def test_what_is_lacking_is_put_back(run: Run, publish: Publish, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_wrong_checksum_leaves_nothing_behind(run: Run, publish: Publish, serv
     result = run("data", "get", "eurosat", "--root", "sets")
     assert result.code == 1 and "md5" in result.err
     assert held(tmp_path / "sets") == {}
-    assert "Not got: eurosat" in result.out and "Traceback" not in result.err
+    assert "Failed: eurosat" in result.out and "Traceback" not in result.err
 
 
 def test_a_hostile_archive_leaves_nothing_behind(
@@ -259,7 +259,7 @@ def test_files_that_only_a_person_can_fetch_are_unpacked(
 @pytest.mark.parametrize("name", ["cars", "imagenet"])
 def test_sets_that_no_command_can_get_are_explained(run: Run, name: str) -> None:
     result = run("data", "get", name, "--root", "sets")
-    assert result.code == 1 and f"{name} cannot be fetched by a command" in result.out
+    assert result.code == 1 and f"{name} cannot be downloaded by a command" in result.out
     folder = {"cars": "sets/stanford_cars", "imagenet": "sets/imagenet"}[name]
     assert folder in result.out and "https://" in result.out and find(name).licence in result.out
     assert f"then: randlora-pl data get {name} --root sets" in result.out
@@ -273,7 +273,7 @@ def test_one_failure_stops_no_other(run: Run, publish: Publish, server: Server) 
     result = run("data", "get", "mnist", "digits", "eurosat", "svhn", "--root", "sets")
     assert result.code == 1 and "EuroSAT.zip" in result.err
     assert "digits: built in" in result.out and "2 datasets: 2 as expected" in result.out
-    assert result.out.splitlines()[-3] == "Not got: eurosat; to try again: the same command"
+    assert result.out.splitlines()[-3] == "Failed: eurosat. Run the same command again to retry"
     assert names("sets") == ["MNIST", "downloads", "svhn"]
 
 
@@ -283,7 +283,7 @@ def test_all_fetches_what_can_be_fetched(run: Run, publish: Publish, monkeypatch
     publish("mnist")
     result = run("data", "get", "--all", "--root", "sets")
     assert result.code == 0  # what only a person can get is no failure
-    assert result.out.index("1 as expected") < result.out.index("cars cannot be fetched by a command")
+    assert result.out.index("1 as expected") < result.out.index("cars cannot be downloaded by a command")
     assert names("sets") == ["MNIST"]
 
 

@@ -49,7 +49,7 @@ def test_two_runs(run: Run, finished: Path) -> None:
     assert row(result.out, "trainable_parameters") == [f"{parameters:,}", "7", f"{7 - parameters:,}"]
     memory = f"{before['peak_memory_bytes'] / 1e6:,.2f}"
     assert row(result.out, "peak_memory, MB") == [memory, memory, "0.00"]
-    (common,) = [line for line in result.out.splitlines() if line.startswith("The same in all: ")]
+    (common,) = [line for line in result.out.splitlines() if line.startswith("Equal in all runs: ")]
     assert "data.dataset digits" in common and "model.name tiny" in common
 
 
@@ -79,7 +79,7 @@ def test_json(run: Run, finished: Path) -> None:
     assert [one["finished"] for one in content["runs"]] == [True, False]
     assert [one["config"]["model.adapter.rank"] for one in content["runs"]] == [6, 8]
     assert content["runs"][0]["results"] == json.loads((finished / "results.json").read_text())
-    assert content["problems"] == [f"{folders[1]} is not finished. Go on: randlora-pl fit --resume {folders[1]}"]
+    assert content["problems"] == [f"{folders[1]} is not finished. Resume: randlora-pl fit --resume {folders[1]}"]
 
 
 def test_damaged_and_unfinished_runs_are_told(run: Run, finished: Path) -> None:

@@ -98,7 +98,7 @@ def test_dry_run_says_what_is_left(run: Run, copy: Path) -> None:
     assert [(" done " in row, " open " in row, row.endswith("measured")) for row in rows] == [
         (True, False, False), (True, False, False), (False, True, True), (False, True, True)
     ]  # fmt: skip
-    assert "4 cells: 2 done, 2 open" in result.out and "Expected time for what is left" in result.out
+    assert "4 cells: 2 done, 2 open" in result.out and "Expected time for the rest" in result.out
     assert sorted(copy.rglob("*")) == before
     some = run("sweep", "small.yaml", "--dry-run", "--only", "seed=2", "--only", "method=LoRA-4")
     assert "1 cell: 1 open" in some.out  # the second does not replace the first
@@ -121,7 +121,7 @@ def test_a_failed_cell_is_recorded_and_the_sweep_goes_on(run: Run, monkeypatch: 
         result = run("sweep", "small.yaml")
     assert result.code == 1 and "1 of 2 cells are done, 1 failed" in result.out
     assert "failed: tiny, digits, 2-shot, RandLoRA-6, seed 1: out of memory; try less" in result.out
-    assert "Try those again: randlora-pl sweep small.yaml --retry-failed" in result.out
+    assert "Retry them: randlora-pl sweep small.yaml --retry-failed" in result.out
     told = json.loads((SWEEP / "cells" / cells_of()[0].hash / "failed.json").read_text())
     assert told["reason"] == "out of memory; try less" and told["tries"] == 1 and told["time"]
     assert run("sweep", "small.yaml").code == 1, "not by itself"
@@ -141,7 +141,7 @@ def test_ctrl_c_and_a_full_disk_say_how_to_go_on(run: Run, copy: Path, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(cli_cells.Runner, "__call__", interrupted)
         result = run("sweep", "small.yaml")
-    again = "go on with: randlora-pl sweep small.yaml\n"
+    again = "resume with: randlora-pl sweep small.yaml\n"
     assert result.code == 130
     assert result.err == f"randlora-pl: interrupted; 2 of 4 cells are done in runs/sweeps/small; {again}"
     with monkeypatch.context() as patched:
@@ -155,7 +155,7 @@ def test_time_that_is_up(run: Run, copy: Path) -> None:
     written(Path(), seeds=[1, 2])
     result = run("sweep", "small.yaml", "--max-hours", "1e-9")
     assert result.code == 0 and "2 of 4 cells are done" in result.out
-    assert "Stopped, because the time is up. Go on with: randlora-pl sweep small.yaml --max-hours 1e-9" in result.out
+    assert "Stopped, because the time is up. Resume with: randlora-pl sweep small.yaml --max-hours 1e-9" in result.out
 
 
 def test_what_cannot_run_is_refused_before_anything_is_written(refused: Refused, tmp_path: Path) -> None:
@@ -179,12 +179,12 @@ def test_one_command_gets_all_that_is_missing_or_they_are_left_out(run: Run, ref
     dry = run("sweep", "small.yaml", "--data.root", "here", "--dry-run")
     assert dry.code == 0 and "6 cells: 6 open" in dry.out
     assert dry.out.endswith(
-        "Not on this machine: cifar10, dtd. Get them:\n  randlora-pl data get cifar10 dtd --root here\n"
+        "Not on this machine: cifar10, dtd. Download them:\n  randlora-pl data get cifar10 dtd --root here\n"
     )
     few = run("sweep", "small.yaml", "--data.root", "here", "--skip-missing", "--dry-run")
     assert "2 cells: 2 open" in few.out
     written(tmp_path, datasets=["cifar10"])
-    assert "no cell is left" in refused("sweep", "small.yaml", "--data.root", "here", "--skip-missing")
+    assert "no cells left" in refused("sweep", "small.yaml", "--data.root", "here", "--skip-missing")
 
 
 def test_another_sweep_in_the_folder(refused: Refused, copy: Path) -> None:
@@ -204,7 +204,7 @@ def test_bad_words(refused: Refused, tmp_path: Path) -> None:
         (["small.yaml", "--shard", "3/2"], "--shard 3/2"),
         (["small.yaml", "--shard", "²/4"], "--shard ²/4"),
         (["small.yaml", "--only", "metod=x"], "Did you mean 'method'"),
-        (["small.yaml", "--slurm", "a=b"], "--slurm goes with --launcher slurm"),
+        (["small.yaml", "--slurm", "a=b"], "--slurm needs --launcher slurm"),
         (["small.yaml", "--launcher", "pbs"], "invalid choice"),
         (["small.yaml", "--dryrun"], "Did you mean '--dry-run'"),
         (["quickstart"], "a sweep has no key"),

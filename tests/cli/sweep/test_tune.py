@@ -231,7 +231,7 @@ def test_a_search_from_beginning_to_end_reads_no_test_image(
 def test_it_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
     written(tmp_path, methods=LORA, tune={"learning_rates": [1e-3, 1e-2], "seeds": [0, 4]})
     stopped = run("tune", "small.yaml", "--max-hours", "1e-9")
-    assert stopped.code == 0 and "Go on with: randlora-pl tune small.yaml --max-hours" in stopped.out
+    assert stopped.code == 0 and "Resume with: randlora-pl tune small.yaml --max-hours" in stopped.out
     whole = run("tune", "small.yaml")
     report = Path("runs/tune/small/tuning.json").read_text()
     (cell, *_) = sorted(Path("runs/tune/small/cells").iterdir())
@@ -269,7 +269,7 @@ def test_a_shipped_sweep_without_rates_says_what_to_copy_and_add(
     name: str, run: Run, refused: Refused, tmp_path: Path
 ) -> None:
     told = refused("tune", name, "--dry-run")
-    assert f"sweeps/{name} gives no learning rates" in told and "site-packages" not in told
+    assert f"sweeps/{name} has no learning rates" in told and "site-packages" not in told
     for word in (f"config cp sweeps/{name} mine.yaml", "randlora-pl tune mine.yaml"):
         assert word in told
     assert run("config", "cp", f"sweeps/{name}", "mine.yaml").code == 0

@@ -41,13 +41,13 @@ def _parse(args: list[str]) -> argparse.Namespace:
     count = len(options.adapters)
     options.weights = options.weights or [1.0] * count
     if len(options.weights) != count:
-        raise UserError(f"adapter add: {len(options.weights)} --weights for {count} adapters; give one for each.")
+        raise UserError(f"adapter add: {len(options.weights)} --weights for {count} adapters; give one per adapter.")
     if not all(map(math.isfinite, options.weights)):
         raise UserError(f"adapter add: --weights are {options.weights}; give plain numbers.")
     if not 1 <= options.head <= count:
         raise UserError(f"adapter add: --head is {options.head}; give a number from 1 to {count}, the adapter's place.")
     if options.form == "merged" and (options.rank is not None or options.error is not None):
-        raise UserError("adapter add: --rank and --error belong to --as lora.")
+        raise UserError("adapter add: --rank and --error need --as lora.")
     if options.form != "merged":
         check_rank_or_error(options.rank, options.error)
     return options

@@ -23,11 +23,11 @@ def export(options: argparse.Namespace) -> int:
     else:
         print(f"{options.output}: {size:,} bytes; largest difference to PEFT's outputs {done.difference.summary()}")
     if shared:
-        print("PEFT warns of missing keys for each layer when it loads this: there the bases are in the file once.")
+        print("PEFT warns of missing keys per layer when it loads this, because the file has the bases once.")
     if done.classifier:
         print(f"The head is the model's own classifier ({done.classifier}), its classes are in {TASK}.")
     elif done.head:
-        print(f"PEFT has no place for the head: it is in {options.output / HEAD}, its classes in {TASK}.")
+        print(f"PEFT cannot store the head. It is in {options.output / HEAD}, its classes in {TASK}.")
     identity = done.identity
     if identity is not None and identity.pretrained == "random":
         print(f"Its base model has random weights (seed {identity.seed}), which no other program builds.")

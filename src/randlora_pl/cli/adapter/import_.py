@@ -100,7 +100,7 @@ def import_verb(args: list[str]) -> int:
         foreign = official.translate(options.path, base.model, 1.0 if options.alpha is None else options.alpha)
     if owned := foreign.owned(base.model):
         raise UserError(
-            f"{options.path}: {next(iter(owned))} was trained as a whole, which no task here has. Import it in Python: "
+            f"{options.path}: {next(iter(owned))} was trained as a whole, which no task supports. Import it in Python: "
             "save_adapter(import_peft(PATH, model), OUTPUT)"
         )
     classnames = _lines(options.classnames) if options.classnames else []
@@ -124,7 +124,7 @@ def _compared(options: argparse.Namespace, foreign: "ExternalAdapter", ours: "Mo
     from randlora_pl.interop.peft.verify import LogitsOnly, difference, installed
 
     if options.source == "official":
-        return f"Not compared: the official code is not at hand. Scaled by {foreign.adapter.alpha:g} / r."  # type: ignore[attr-defined]
+        return f"Not compared: the official code is not available. Scaled by {foreign.adapter.alpha:g} / r."  # type: ignore[attr-defined]
     if not installed():
         return "Not compared: peft is not installed (pip install peft)."
     weights = [tensor for tensor in foreign.extra.values() if tensor.dim() == 2]
@@ -144,5 +144,5 @@ def _lines(file: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--classnames {file} cannot be read ({error}).") from None
     if len(names) < 2:
-        raise UserError(f"--classnames {file} names {len(names)} classes; give one a line, two or more.")
+        raise UserError(f"--classnames {file} names {len(names)} classes; expected two or more, one per line.")
     return names

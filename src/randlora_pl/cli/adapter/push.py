@@ -61,14 +61,14 @@ def push_verb(args: list[str]) -> int:
         if options.card is not None and not options.dry_run:
             check_parent(options.card)
             write_text(options.card, card)
-            print(f"{options.card}: the card, nothing is sent yet. Change it as you like; the same command sends it.")
+            print(f"{options.card}: the card, not uploaded yet. Edit it, then run the same command again to upload it.")
             return 0
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "files"
         stage(options.adapter, folder, card)
         sizes = {entry.name: entry.stat().st_size for entry in sorted(folder.iterdir())}
         if options.dry_run:
-            print(f"would be sent to {options.repo}{f', branch {options.revision}' if options.revision else ''}:")
+            print(f"would be uploaded to {options.repo}{f', branch {options.revision}' if options.revision else ''}:")
             print("\n".join(f"  {name:22} {size:>13,} bytes" for name, size in sizes.items()))
             print(f"\nREADME.md:\n\n{printable(card)}", end="")
             return 0
@@ -77,7 +77,7 @@ def push_verb(args: list[str]) -> int:
         )
     print(f"{address}: {len(sizes)} files, {sum(sizes.values()):,} bytes")
     if sha := file.config.get("base_model", {}).get("sha256"):
-        print(f"the weights of its base model are a file of yours, which is not sent (SHA-256 {sha})")
+        print(f"the weights of its base model are your own file, which is not uploaded (SHA-256 {sha})")
     branch = f" --revision {options.revision}" if options.revision else ""
     print(f"\nNext: randlora-pl adapter pull {options.repo}{branch} --output {options.repo.rpartition('/')[2]}")
     return 0

@@ -46,7 +46,7 @@ def cka_verb(args: list[str]) -> int:
         groups.setdefault(typed.dataset or run.dataset, []).append(run)
     for name, members in groups.items():
         if len(members) < 2:
-            raise UserError(f"{members[0].path} is the only run on {name}: CKA compares two of one dataset.")
+            raise UserError(f"{members[0].path} is the only run on {name}: CKA compares two runs on one dataset.")
     from randlora_pl.analysis.cka import cka_figure, mean_over_data_sets
 
     rows: list[dict[str, Any]] = []
@@ -63,7 +63,7 @@ def cka_verb(args: list[str]) -> int:
             rows += [fixed | {"block": block + 1, "kind": kind, "cka": v} for (block, kind), v in values.items()]
     for label, each in curves.items():
         if any(one.keys() != each[0].keys() for one in each):
-            raise UserError(f"{label}: its runs are of models of different depth, whose layers have no mean.")
+            raise UserError(f"{label}: its runs have models of different depth, so their layers cannot be averaged.")
     mean = {label: mean_over_data_sets(each) for label, each in curves.items()}
     reference = " / ".join(dict.fromkeys(labels[members[0].path] for members in groups.values()))
     content = {"images": counts, "seed": typed.seed, "batch_size": typed.batch_size, "rows": rows}
@@ -90,7 +90,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_options(images=1024, seed=0, batch_size=256, dataset=str, root=str, device="auto", output=str)
     typed = parser.parse_intermixed_args(args)
     if len(typed.runs) < 2:
-        raise UserError("analyze cka: give two runs or more, the one to compare with first.")
+        raise UserError("analyze cka: give two or more runs, the reference first.")
     if typed.images < 0 or 0 < typed.images < 4:
         raise UserError(f"--images is {typed.images}: give at least 4, or 0 for all.")
     if typed.batch_size < 4:
@@ -115,7 +115,7 @@ def _compare(
     tasks = {str(run.path): common.task_of(run, device) for run in others}
     for name, task in tasks.items():
         if task.image_spec != reference.image_spec:
-            raise UserError(f"{name} takes images of another kind than {first.path}: they cannot be compared.")
+            raise UserError(f"{name} uses other image settings than {first.path}: they cannot be compared.")
     with counting(True, f"{data.row.name}: {{task.completed:,}} of {len(samples):,} images") as tick:
 
         def images() -> Any:

@@ -124,7 +124,7 @@ def framed(options: dict[str, Any], frame: Any, batch: int) -> "ImageData":
 
 def advised(batch: int) -> AbstractContextManager[None]:
     """Raise an error with advice if memory runs out for ``batch`` images at a time, or an image cannot be read."""
-    return devices.advised(f"--batch-size {max(1, batch // 2)}", "Replace it, or take another dataset.")
+    return devices.advised(f"--batch-size {max(1, batch // 2)}", "Replace it, or use another dataset.")
 
 
 def new_output(output: str | None, verb: str) -> Path:

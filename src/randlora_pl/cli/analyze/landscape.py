@@ -60,9 +60,7 @@ def landscape_verb(args: list[str]) -> int:
     runs = [common.open_run(Path(path)) for path in state["runs"]]
     prints = [_fingerprint(run) for run in runs]
     if state.setdefault("fingerprints", prints) != prints:
-        raise UserError(
-            f"an adapter of {folder} was changed since; start anew: randlora-pl analyze landscape RUN RUN RUN"
-        )
+        raise UserError(f"an adapter of {folder} has changed. Start again: randlora-pl analyze landscape RUN RUN RUN")
     if None in state["rows"]:
         with common.advised(typed.batch_size):
             folder = _compute(runs, state, folder, typed, device)
@@ -85,7 +83,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
             raise UserError(f"--resume uses the options in {typed.resume}/{FILE}: leave out {what}.")
         return typed
     if len(typed.runs) != 3:
-        raise UserError(f"analyze landscape: three runs make a plane, {len(typed.runs)} were given.")
+        raise UserError(f"analyze landscape: expected three runs, got {len(typed.runs)}.")
     check_new(typed.output)
     for name, value in _FIXED.items():
         if getattr(typed, name) is None:
@@ -109,7 +107,7 @@ def _read(folder: Path) -> dict[str, Any]:
     """Read a grid that was begun."""
     file = folder / FILE
     if not file.is_file():
-        raise UserError(f"{folder} holds no landscape: it has no {FILE}. One is begun with three runs.")
+        raise UserError(f"{folder} holds no landscape: it has no {FILE}. Start one with three runs.")
     try:
         state = dict(parse_json(file.read_text(encoding="utf-8")))
         rows = state["rows"]
@@ -121,7 +119,7 @@ def _read(folder: Path) -> dict[str, Any]:
         if lacking := sorted(needed - state.keys()):
             raise ValueError(f"it lacks {', '.join(lacking)}")
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is cut off or damaged ({error}); begin anew with three runs.") from error
+        raise UserError(f"{file} is cut off or damaged ({error}); start again with three runs.") from error
     return state
 
 
@@ -149,7 +147,7 @@ def _compute(
     for run, task in zip(runs, tasks, strict=True):
         if type(task) is not type(carrier):
             what = f"{runs[0].path} by {type(carrier).__name__}, {run.path} by {type(task).__name__}"
-            raise UserError(f"the runs were trained by different tasks ({what}), so that they have no loss in common.")
+            raise UserError(f"the runs were trained by different tasks ({what}), so they have no common loss.")
         check_classes(data, task.classnames)
     chosen = stratified_fraction(data.samples("train"), state["share"], state["seed"])
     kept = list(batches(data, chosen, typed.batch_size, device))
@@ -168,7 +166,7 @@ def _compute(
         "data_set": data.row.name, "losses": own, "corners_differ_by": apart, "distances": plane.distances(),
     }  # fmt: skip
     if "losses" in state and max(abs(a - b) for a, b in zip(state["losses"], own, strict=True)) > AGREE:
-        raise UserError(f"the runs' losses are {own} now, and were {state['losses']}: the data changed; begin anew.")
+        raise UserError(f"the runs' losses are {own} now, and were {state['losses']}: the data changed. Start again.")
     state |= {name: value for name, value in facts.items() if name not in state}
     print(
         f"Loss on {len(chosen):,} of {len(data.samples('train')):,} training images of {data.row.name}: "
@@ -195,7 +193,7 @@ def _compute(
                     print(f"A row of {len(values)} points took {duration(took, 1)}: about {every} in all")
                 tick(1)
     except KeyboardInterrupt as stop:
-        raise type(stop)(f"go on with: randlora-pl analyze landscape --resume {folder}") from stop
+        raise type(stop)(f"resume with: randlora-pl analyze landscape --resume {folder}") from stop
     return folder
 
 
@@ -225,13 +223,13 @@ def _draw(landscape: "Landscape", folder: Path, state: dict[str, Any]) -> None:
     try:
         write_page(landscape, folder / "landscape.html")
     except ImportError:
-        print("\nlandscape.html is left out, it needs plotly: pip install '.[plots]' in the checkout")
+        print("\nlandscape.html was not written because it needs plotly: pip install '.[plots]' in the checkout")
         following = f"analyze landscape --resume {folder}"
-    print("\nBarrier between two models on the path where it is lowest, above the higher of their losses:")
+    print("\nBarrier between two models on the path with the lowest maximum, above the higher of their losses:")
     for pair, height in barriers.items():
         print(f"  {pair}: {height:.4f}")
     if not landscape.on_grid:
         print(
-            "The models are not points of this grid, so that barriers are rough (--grid 25 --positions paper has them)."
+            "The models are not points of this grid, so the barriers are approximate (use --grid 25 --positions paper)."
         )
     common.print_output(folder, following)

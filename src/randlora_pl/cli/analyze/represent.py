@@ -60,7 +60,7 @@ def represent_verb(args: list[str]) -> int:
     ]
     method = describe(run.file.adapter)
     content = {"run": str(run.path), "method": method, "seed": typed.seed, "rows": rows}
-    figure = represent_figure(fits, f"What is left of the update of {method}")
+    figure = represent_figure(fits, f"Remaining error of the update of {method}")
     folder = write_output(typed.output, "represent", rows, content, figure)
     _print(fits, notes, f"{method}, {run.path}")
     print_output(folder)
@@ -94,7 +94,7 @@ def _updates(run: AnalyzedRun, targets: list[str] | None) -> "dict[str, Tensor]"
     for layer, update in found.items():
         if not update.isfinite().all():
             raise UserError(
-                f"{run.path}: the update of {layer} is not finite (NaN or infinity): the training diverged."
+                f"{run.path}: the update of {layer} is not finite (NaN or infinity), because training diverged."
             )
     found = {layer: update for layer, update in found.items() if update.any()}
     if not found:
@@ -139,9 +139,7 @@ def _print(fits: dict[int, "list[LayerFit]"], chosen: dict[int, int], what: str)
         better = sum(one.randlora < one.lora for one in each)
         cells = [f"LoRA {rank}", f"{counts[0]:,}", f"{errors[0]:.4f}", f"RandLoRA {chosen[rank]}", f"{counts[1]:,}"]
         rows.append([*cells, f"{errors[1]:.4f}", f"{better} of {len(each)}", f"{max(one.bound for one in each):.1f}"])
-    print(f"What is left of the update of {what}, relative to its norm:\n")
+    print(f"Remaining error of the update of {what}, relative to its norm:\n")
     header = ("", "parameters", "error", "", "parameters", "error", "RandLoRA closer", "bound of equation 7, at most")
     print(table(header, rows))
-    print(
-        "\nErrors: root of the mean square over layers; LoRA's are the least possible, RandLoRA's of a local optimum."
-    )
+    print("\nErrors: root mean square over layers. LoRA's are optimal, RandLoRA's are from a local optimum.")

@@ -39,7 +39,7 @@ def spectrum_verb(args: list[str]) -> int:
     for label, run in zip(labels_of(runs), runs, strict=True):
         updates = matrix_updates(run.file)
         if not updates:
-            raise UserError(f"{run.path} changes no matrix of a layer ({label}), and so has no spectrum.")
+            raise UserError(f"{run.path} changes no matrix of a layer ({label}), so it has no spectrum.")
         with errors_in(run.path):
             found[label] = [layer_spectrum(layer, update) for layer, update in updates.items()]
     shared = common_layers(list(found.values()))

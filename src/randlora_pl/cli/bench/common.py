@@ -108,7 +108,7 @@ def in_folder(
             remove_folder(folder, missing)
         elif isinstance(stop, KeyboardInterrupt):
             finish(kept[0], folder)
-            raise KeyboardInterrupt(f"what was finished is in {folder}") from stop
+            raise KeyboardInterrupt(f"the finished results are in {folder}") from stop
         raise
     print(f"\nResults: {folder}/ ({', '.join(sorted(path.name for path in folder.iterdir()))})")
     return folder

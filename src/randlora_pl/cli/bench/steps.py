@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from randlora_pl.bench.steps import Measured
 
 _NOTE = (
-    "Times are medians (least..most) of {rounds} rounds in turns, ratios are taken round by round. Saved: bytes kept "
+    "Times are medians (min..max) of {rounds} interleaved rounds. Ratios are computed per round. Saved: bytes kept "
     "for the backward pass, without parameters and batch. GFLOP: matrix products, convolutions and attention."
 )
 
@@ -44,7 +44,7 @@ def train_verb(args: list[str]) -> int:
         typed.tokens, overrides_of(typed.overrides), check_dropout(typed.dropout),
     )  # fmt: skip
     if setup.overrides and library != "transformers":
-        raise UserError(f"--overrides goes with a decoder, and {typed.model} is one of {library}: leave it out")
+        raise UserError(f"--overrides needs a decoder, but {typed.model} is a model of {library}. Remove the option")
     training = Training(setup)
     gemm = training.gemm()
     rate = gemm.rate()

@@ -23,7 +23,7 @@ def check_verb(args: list[str]) -> int:
     """
     typed = parse_names("check", args, every_image=False, fast=False)
     if typed.fast and typed.every_image:
-        raise UserError("data check: --fast decodes no image and --every-image all of them; leave one out")
+        raise UserError("data check: --fast and --every-image exclude each other. Remove one")
     chosen = [find(name) for name in typed.names] or [row for row in CATALOG.values() if not row.own]
     root = checked_root(typed.root, chosen, "data check")
     from randlora_pl.data.check import check

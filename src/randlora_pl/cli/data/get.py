@@ -28,16 +28,20 @@ def get_verb(args: list[str]) -> int:
     typed = parse_names("get", args, keep=False)
     rows = [find(name) for name in dict.fromkeys(typed.names)] or [row for row in CATALOG.values() if row.layout]
     if typed.names and (own := [row.name for row in rows if row.own]):
-        raise UserError(f"data get: {own[0]} is your own images, there is nothing to fetch. See: randlora-pl datasets")
+        raise UserError(
+            f"data get: {own[0]} is for your own images, so there is nothing to download. See: randlora-pl datasets"
+        )
     root = default_root() if typed.root is None else Path(typed.root).expanduser()
     if root.exists() and not root.is_dir():
-        raise UserError(f"--root {root} is a file; give the folder that is to hold the datasets")
+        raise UserError(f"--root {root} is a file; give the folder for the datasets")
     try:
         return _get([row for row in rows if not row.own], root, typed.keep, typed.all)
     except KeyboardInterrupt as stop:
         again = "--all" if typed.all else " ".join(typed.names)
         where = "" if typed.root is None else f" --root {shlex.quote(typed.root)}"
-        raise type(stop)(f"what has come is kept; go on: randlora-pl data get {again}{where}") from None
+        raise type(stop)(
+            f"download interrupted, partial files are kept. Resume: randlora-pl data get {again}{where}"
+        ) from None
 
 
 def _get(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: bool) -> int:
@@ -47,14 +51,14 @@ def _get(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: bool) 
     reports, got, failed, helpless = [], [], [], []
     for row in rows:
         if not row.layout:
-            builtin = f"{row.name}: built in, there is nothing to get"
+            builtin = f"{row.name}: built in, nothing to download"
             print(builtin if present(row, root) else how_to_get(row, root))
             continue
         there = _check(row, root, 0) if present(row, root) else None
         if there and there.problems:
             print(f"{row.name}: in {root}, but off: {there.problems[0].what}")
         if there and not there.problems:
-            print(f"{row.name}: complete already in {root}")
+            print(f"{row.name}: already complete in {root}")
             _tidy(row, root, keep)
         elif by_hand(row, root):
             helpless.append(row)
@@ -75,14 +79,14 @@ def _get(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: bool) 
         print()
         print_reports(reports)
     for row in helpless:
-        print(f"\n{row.name} cannot be fetched by a command; licence: {row.licence}")
+        print(f"\n{row.name} cannot be downloaded by a command; licence: {row.licence}")
         if row.files:
             with suppress(OSError):
                 downloads(row, root).mkdir(parents=True, exist_ok=True)
         for line in [*by_hand(row, root), f"then: {get_command(row, root)}"]:
             print(f"  {line}")
     if failed:
-        print(f"\nNot got: {', '.join(row.name for row in failed)}; to try again: the same command")
+        print(f"\nFailed: {', '.join(row.name for row in failed)}. Run the same command again to retry")
     if got:
         where = "" if root == default_root() else f" --data.root {shlex.quote(str(root))}"
         print(f"\nNext: randlora-pl fit --config clip_vitb32 --data.dataset {got[0].name}{where}")

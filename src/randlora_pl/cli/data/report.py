@@ -66,7 +66,7 @@ def print_reports(reports: Sequence["Report"], every: bool = False) -> int:
         print(*(printable(str(problem)) for problem in report.problems))
     images, decoded = (sum(getattr(p, key) for r in reports for p in r.splits) for key in ("images", "decoded"))
     if decoded < images and not every:
-        print(f"{decoded:,} of {images:,} images were decoded; --every-image decodes all")
+        print(f"{decoded:,} of {images:,} images were decoded (--every-image decodes all)")
     sets = "1 dataset" if len(reports) == 1 else f"{len(reports)} datasets"
     print(f"{sets}: {len(reports) - len(missing) - len(off)} as expected, {len(off)} off, {len(missing)} missing")
     return 1 if off or missing else 0

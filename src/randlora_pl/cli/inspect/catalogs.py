@@ -33,7 +33,7 @@ def adapters_verb(args: list[str]) -> int:
         for folder, sources in groupby(known.values(), lambda source: source.folder):
             rows += [(folder.replace("_", " "), ""), *((f"  {source.name}", source.summary) for source in sources)]
         print(table(("adapter", "what it is"), rows))
-        print("\nUse: randlora-pl fit --model.adapter NAME; options of one: randlora-pl adapters NAME")
+        print("\nUse: randlora-pl fit --model.adapter NAME. Options of a method: randlora-pl adapters NAME")
         return 0
     for source in chosen:
         print(describe(source, "--model.adapter."))
@@ -52,7 +52,7 @@ def datasets_verb(args: list[str]) -> int:
     typed = parser.parse_args(args)
     root = default_root() if typed.root is None else Path(typed.root).expanduser()
     if typed.root is not None and not root.is_dir():
-        raise UserError(f"--root {root} is not a folder; name the one that holds the datasets")
+        raise UserError(f"--root {root} is not a folder; give the folder with the datasets")
     if not typed.names:
         rows = []
         for row in CATALOG.values():
@@ -63,9 +63,9 @@ def datasets_verb(args: list[str]) -> int:
             print_json([dict(zip(header, row, strict=True)) for row in rows])
             return 0
         print(table(header, rows, optional=("licence", "epochs", "classes", "val")))
-        print(f"\nOn this machine: below {root}; another folder: randlora-pl datasets --root PATH")
-        print("Use: randlora-pl fit --data.dataset NAME; all about one: randlora-pl datasets NAME")
-        print("Get the images: randlora-pl data get NAME; for by hand, this prints the manual steps")
+        print(f"\nOn this machine: below {root}. Another folder: randlora-pl datasets --root PATH")
+        print("Use: randlora-pl fit --data.dataset NAME. Details of a dataset: randlora-pl datasets NAME")
+        print("Download: randlora-pl data get NAME. It prints the steps of what must be downloaded by hand")
         print(
             "Your own images: --data.dataset folder, table, hf, webdataset or pairs with --data.root PATH; see "
             + OWN_PAGE

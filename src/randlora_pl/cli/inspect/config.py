@@ -23,7 +23,7 @@ def config_verb(args: list[str]) -> int:
         case [] | ["list"]:
             names, starters = config_names(), scripts()
             print(table(("config", "what it is"), [(name, headline(file)) for name, file in names.items()]))
-            print("\nUse: randlora-pl fit --config NAME; several --config are merged, the later one wins.")
+            print("\nUse: randlora-pl fit --config NAME; several --config are merged, the last one wins.")
             print("For sweeps/: randlora-pl sweep NAME.\n")
             print(table(("script", "what it is"), [(name, headline(file)) for name, file in starters.items()]))
             print("\nUse: randlora-pl config cp NAME, and the commands in its first lines.")

@@ -47,7 +47,7 @@ def doctor_verb(args: list[str]) -> int:
         try:
             report[title] = section()
         except Exception as error:
-            report[title] = {"BROKEN": f"{type(error).__name__}: {error}; reinstall what it names"}
+            report[title] = {"BROKEN": f"{type(error).__name__}: {error}. Reinstall that package"}
     if typed.json:
         print_json({"verdict": verdict(report), **report})
         return 0

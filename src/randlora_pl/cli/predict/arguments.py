@@ -35,12 +35,12 @@ def parse(args: list[str]) -> argparse.Namespace:
     here, there, foreign = ("images", "texts", _OF_TEXTS) if options.images else ("texts", "images", _OF_IMAGES)
     for name in foreign:
         if getattr(options, name) is not None:
-            raise UserError(f"{spelled(name)} goes with --{there}, and these are --{here}: leave it out.")
+            raise UserError(f"{spelled(name)} can only be used with --{there}, not with --{here}. Remove it.")
     options.adapters = name_adapters(options.adapter)
     if options.weights is not None:
         if len(options.weights) != len(options.adapters):
             numbers, adapters = len(options.weights), len(options.adapters)
-            raise UserError(f"--weights gives {numbers} numbers for {adapters} adapters: give one for each.")
+            raise UserError(f"--weights gives {numbers} numbers for {adapters} adapters; give one per adapter.")
         if not all(map(math.isfinite, options.weights)):
             raise UserError(f"--weights is {' '.join(map(str, options.weights))}: give finite numbers.")
         options.weights = dict(zip(options.adapters, options.weights, strict=True))

@@ -66,7 +66,7 @@ def _kept_elsewhere(content: bytes, output: Path, error: OSError) -> str:
         with tempfile.NamedTemporaryFile(prefix="predictions-", suffix=".csv", delete=False) as file:
             file.write(content)
     except OSError:
-        return f"{what}. Make room, and predict again"
+        return f"{what}. Free some space, then predict again"
     return f"{what}. The predictions are in {file.name}"
 
 
@@ -111,8 +111,8 @@ def classify(options: argparse.Namespace) -> PredictionTable:
     count = max(min(options.top_k or 5, len(task.classnames)) for task in tasks.values())
     found = PredictionTable.of_classes(list(tasks), "images", ["image"], [[str(image)] for image in images], count)
     turns = list(zip(tasks, tasks.values(), [list(opened).index(frame) for frame in frames], strict=True))
-    leave = "Leave it out of --images, {}or go on without it: --on-error skip"
-    hints = leave.format(""), leave.format("allow it by --max-pixels N, ")
+    leave = "Remove it from --images, {}or skip it: --on-error skip"
+    hints = leave.format(""), leave.format("allow it with --max-pixels N, ")
     with advised(f"--batch-size {max(1, batch_size // 2)}", *hints):
         for task in tasks.values():
             task.to(device)
@@ -126,7 +126,7 @@ def classify(options: argparse.Namespace) -> PredictionTable:
                         found.add_classes(name, batch["index"][known].tolist(), task.classnames, probabilities[known])
                 turns.reverse()  # the last adapter is already in the model
     if skipped := len(loaders[0].skipped):
-        found.note += f"; unreadable and left out: {skipped:,}"
+        found.note += f"; unreadable and skipped: {skipped:,}"
     return found
 
 

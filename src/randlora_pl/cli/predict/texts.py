@@ -49,12 +49,12 @@ def answer(options: argparse.Namespace) -> PredictionTable:
 def _check_options(options: argparse.Namespace, decoder: bool, classes: bool) -> None:
     """Refuse options that are for another kind of model."""
     for name, typed, fits in (
-        ("max_new_tokens", "--max-new-tokens is for models that write", decoder),
-        ("beams", "--beams is for models that write", decoder),
-        ("top_k", "--top-k is for models that predict classes", classes),
+        ("max_new_tokens", "--max-new-tokens needs a model that generates text", decoder),
+        ("beams", "--beams needs a model that generates text", decoder),
+        ("top_k", "--top-k needs a model that predicts classes", classes),
     ):
         if getattr(options, name) is not None and not fits:
-            raise UserError(f"{typed}, and {next(iter(options.adapters.values()))} is none: leave it out.")
+            raise UserError(f"{typed}, and {next(iter(options.adapters.values()))} is not one. Remove the option.")
 
 
 def _written(
@@ -93,7 +93,7 @@ def _classified(
     sentences = [inputs.sentences_of(each) for each in given]
     for each, texts in zip(given, sentences, strict=True):
         if len(texts) != len(sentences[0]):
-            raise UserError(f"{each.where}: single texts and pairs are mixed; predict for each alone.")
+            raise UserError(f"{each.where}: single texts and pairs are mixed. Predict them separately.")
     pairs = len(sentences[0]) > 1
     columns = ["text_a", "text_b"] if pairs else ["text"]
     for file in files.values():

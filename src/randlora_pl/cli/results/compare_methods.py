@@ -21,5 +21,5 @@ def compare_verb(args: list[str]) -> int:
 
     text = method_tables(read_sweep(job.folder.path), job.chosen)
     write_text(job.folder.path / "table.md", text)
-    print(f"\n{text}\nThe same in {job.folder.path / 'table.md'}")
+    print(f"\n{text}\nAlso in {job.folder.path / 'table.md'}")
     return code

@@ -88,7 +88,7 @@ def _results(folder: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{file} is cut off or damaged ({error}); its results are not shown")
         return {}
     if metrics.get("finished") is not True:
-        problems.append(f"{folder} is not finished. Go on: randlora-pl fit --resume {folder}")
+        problems.append(f"{folder} is not finished. Resume: randlora-pl fit --resume {folder}")
     return metrics
 
 
@@ -114,7 +114,7 @@ def _shown_configs(names: Sequence[str], configs: Sequence[dict[str, Any]]) -> l
     shared = ", ".join(
         f"{key} {_text(known[0][key])}" for key in _OPTIONS if known and key in known[0] and key not in differ
     )
-    return [*lines, f"The same in all: {same} options{f', among them {shared}' if shared else ''}."]
+    return [*lines, f"Equal in all runs: {same} options{f', among them {shared}' if shared else ''}."]
 
 
 def _shown_results(names: Sequence[str], results: Sequence[dict[str, Any]]) -> list[str]:

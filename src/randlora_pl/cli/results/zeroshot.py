@@ -50,7 +50,7 @@ def zeroshot_verb(args: list[str]) -> int:
                 raise
             failed[row.name] = str(error)
         except KeyboardInterrupt as stop:
-            raise type(stop)(f"what was finished is in {folder}" if folder else "") from stop
+            raise type(stop)(f"the finished results are in {folder}" if folder else "") from stop
         folder = folder or new_folder(typed.root_of_runs, "zeroshot")
         _write(folder, clip, found, failed, absent)
     _print(clip, found, failed, [find(name) for name in absent], root)
@@ -110,7 +110,7 @@ def _test(clip: "LoadedClip", row: DatasetSpec, root: Path, batch: int, device: 
     """Test the model on one dataset."""
     from randlora_pl.experiments.zeroshot import evaluate, prepare
 
-    hint = f"Look for more: randlora-pl data check {row.name} --root {root} --every-image"
+    hint = f"Find the cause: randlora-pl data check {row.name} --root {root} --every-image"
     with advised(f"--data.eval_batch_size {max(1, batch // 2)}", hint):
         data = prepare(clip, row.name, root, batch)
         with counting(True, f"{row.name}: {{task.completed:,}} of {len(data.samples('test')):,} images") as tick:
@@ -153,14 +153,14 @@ def _print(
             cells += ["", ""] if one.published is None else [f"{one.published:.2f}", f"{one.difference:+.2f}"]
         rows.append(cells)
     identity = clip.identity
-    print(f"{identity.name} ({identity.pretrained}), not fine-tuned, on the test images:\n")
+    print(f"{identity.name} ({identity.pretrained}), pretrained, on the test images:\n")
     if rows:
         print(table([*header, "published %", "difference"] if known else header, rows))
     if known:
         print(f"\nPublished: {SOURCE}.")
         other = [name for name in OTHER_SPLIT if name in found]
         if other:
-            print(f"Of other test images, drawn at random there: {', '.join(other)}.")
+            print(f"Published for other test images, drawn at random: {', '.join(other)}.")
     for name, message in failed.items():
         print(f"\n{name} could not be tested: {message}")
     if absent:

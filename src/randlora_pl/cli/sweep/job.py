@@ -61,7 +61,7 @@ def check_typed(typed: Any) -> None:
     if typed.max_hours is not None and not typed.max_hours > 0:
         raise UserError(f"--max-hours is {typed.max_hours}: give a positive number of hours.")
     if launched() is not None:
-        raise UserError("a cell runs in one process: start this without torchrun or srun, with --jobs N.")
+        raise UserError("a cell runs in one process. Start the sweep without torchrun or srun, with --jobs N.")
 
 
 def find_sweep(config: str) -> tuple[Path, SweepConfig]:
@@ -105,13 +105,13 @@ def choose(job: Job, choices: Sequence[str], part: str | None, skip_missing: boo
     if job.absent and not skip_missing and not dry:
         count = "1 dataset is" if len(job.absent) == 1 else f"{len(job.absent)} datasets are"
         raise UserError(
-            f"{count} not on this machine: {', '.join(job.absent)}. Leave them out with --skip-missing, or get them:",
+            f"{count} not on this machine: {', '.join(job.absent)}. Skip them with --skip-missing, or download them:",
             "; ".join(job.sources),
         )
     if skip_missing:
         job.chosen = [cell for cell in job.chosen if cell.labels.dataset not in job.absent]
     if not job.chosen:
-        raise UserError("no cell is left: --only, --shard and --skip-missing leave out all of them.")
+        raise UserError("no cells left: --only, --shard and --skip-missing exclude all of them.")
 
 
 def _absent(cells: Sequence[Trial]) -> tuple[list[str], list[str]]:
@@ -175,7 +175,7 @@ def begin(job: Job) -> None:
     check_data(cells)
     job.folder.open(job.description, job.cells)
     if job.absent:
-        print(f"not on this machine, and so left out: {', '.join(job.absent)}")
+        print(f"not on this machine, so skipped: {', '.join(job.absent)}")
 
 
 def check_data(cells: Iterable[Trial]) -> None:
@@ -204,15 +204,15 @@ def end(job: Job, following: str, stopped: str = "", elsewhere: int = 0) -> int:
         elsewhere: Number of cells that other processes are running.
     """
     failed = [cell for cell in job.chosen if job.folder.state(cell) == FAILED]
-    print(f"\n{summary(job)}" + (f"; {elsewhere} are run by other processes" if elsewhere else ""))
+    print(f"\n{summary(job)}" + (f"; other processes run {elsewhere}" if elsewhere else ""))
     for cell in failed[:5]:
         print(f"  failed: {cell.labels}: {job.folder.failure(cell).get('reason')}")
     if len(failed) > 5:
-        print(f"  and {len(failed) - 5} more, each with its failed.json in {job.folder.path}/cells")
+        print(f"  and {len(failed) - 5} more, each with a failed.json in {job.folder.path}/cells")
     if stopped:
-        print(f"Stopped, because {stopped}. Go on with: {job.same}")
+        print(f"Stopped, because {stopped}. Resume with: {job.same}")
     elif failed:
-        print(f"Try those again: {job.same}{'' if '--retry-failed' in job.same else ' --retry-failed'}")
+        print(f"Retry them: {job.same}{'' if '--retry-failed' in job.same else ' --retry-failed'}")
     else:
         print(f"Next: {following}")
     return 1 if failed else 0

@@ -48,13 +48,13 @@ def dry_run(job: Job) -> int:
     if seconds or unknown:
         known = f"{duration(seconds)} in one process" if seconds else ""
         rest = f"not known for {unknown} cells until similar ones have finished" if unknown else ""
-        print(f"Expected time for what is left: {', '.join(filter(None, (known, rest)))}")
+        print(f"Expected time for the rest: {', '.join(filter(None, (known, rest)))}")
     if MEASURED in sources:
-        print("measured: from finished cells of this sweep that are alike, by their optimizer steps and test samples")
+        print("measured: from similar finished cells of this sweep, scaled by optimizer steps and test samples")
     if COUNTED in sources:
         print("counted: memory of weights, gradients and AdamW's moments, without activations")
     if job.absent:
-        print(f"Not on this machine: {', '.join(job.absent)}. Get them:")
+        print(f"Not on this machine: {', '.join(job.absent)}. Download them:")
         print("\n".join(f"  {source}" for source in job.sources))
     return 0
 
@@ -64,7 +64,7 @@ def _estimate(estimator: "Estimator", cell: Trial) -> "Estimate":
         try:
             return estimator(cell)
         except (TypeError, ValueError) as error:  # such as steps that are a list
-            raise UserError(f"an option has a value of another kind ({error}).") from error
+            raise UserError(f"an option has a value of the wrong type ({error}).") from error
 
 
 def estimator_of(job: Job) -> "Estimator":
@@ -117,10 +117,10 @@ def work(
                 job.chosen = loop.cells = progress.cells = rounds()
                 outcome = loop.work()
     except KeyboardInterrupt as stop:
-        raise type(stop)(f"{summary(job)}; go on with: {job.same}") from None
+        raise type(stop)(f"{summary(job)}; resume with: {job.same}") from None
     except UserError as error:
         if full_disk(error):
-            raise UserError(f"{full_disk(error)}. {summary(job)}; make room, then: {job.same}") from error
+            raise UserError(f"{full_disk(error)}. {summary(job)}; free some space, then: {job.same}") from error
         raise
     return outcome
 
@@ -161,7 +161,7 @@ def spawn(job: Job, words: Sequence[str], jobs: int, rounds: Rounds | None = Non
         with progress.shown():
             codes = local(words, job.folder.path, jobs, look)
     except KeyboardInterrupt as stop:
-        raise type(stop)(f"{summary(job)}; go on with: {job.same}") from None
+        raise type(stop)(f"{summary(job)}; resume with: {job.same}") from None
     if not any(job.folder.state(cell) == OPEN for cell in job.chosen):
         return ""
     lost = [code for code in codes if code not in (0, 1)]

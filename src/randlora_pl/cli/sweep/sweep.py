@@ -39,7 +39,7 @@ def run_sweep(args: list[str], same: str) -> tuple[int, Job | None]:
             return 0, None
         typed, args = tuned
     if typed.slurm and typed.launcher != "slurm":
-        raise UserError("--slurm goes with --launcher slurm.")
+        raise UserError("--slurm needs --launcher slurm.")
     job = job_of(typed, same)
     if typed.dry_run:
         job.folder.check(job.cells)
@@ -62,7 +62,7 @@ def _submit(typed: argparse.Namespace, args: list[str], job: Job) -> int:
         words[words.index(typed.config)] = os.path.realpath(typed.config)
     numbers = slurm(run_in_job, words, job.folder.path.resolve(), typed.jobs, typed.slurm)
     print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}; their logs: {job.folder.path}/slurm")
-    print(f"How far they are: randlora-pl sweep {shlex.quote(typed.config)} --output {place_of(job)} --dry-run")
+    print(f"Show their progress: randlora-pl sweep {shlex.quote(typed.config)} --output {place_of(job)} --dry-run")
     return 0
 
 

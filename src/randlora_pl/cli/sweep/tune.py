@@ -60,7 +60,7 @@ def tune_run(args: list[str]) -> int:
     check_typed(typed)
     command = compose("fit", words, copy.deepcopy(DEFAULTS))
     if command.folders:
-        raise UserError("--resume does not go with tune: a finished search is found by itself.")
+        raise UserError("tune does not need --resume: it finds finished candidates itself.")
     check_names(command)
     silence_library_warnings()
     tree = tree_of(command)
@@ -100,7 +100,7 @@ def described(tree: Tree, configs: list[str]) -> SweepConfig:
 
     task = task_of(check(tree))
     if task is None:
-        raise UserError("tune --config searches for tasks of this program; write a sweep for another one.")
+        raise UserError("tune --config supports only tasks of this program. Write a sweep for another one.")
     method = task.adapter.method()
     name = "head_learning_rate" if method == "LinearProbe" else "learning_rate"
     data = dict(tree.get("data", {}))

@@ -26,13 +26,15 @@ def tune_first(typed: argparse.Namespace, same: str) -> tuple[argparse.Namespace
     """
     options = {"--shard": typed.shard, "--seeds": typed.seeds, "--launcher slurm": typed.launcher == "slurm"}
     for option in filter(options.get, options):
-        raise UserError(f"--tune does not go with {option}. Search first: randlora-pl tune {shlex.quote(typed.config)}")
+        raise UserError(
+            f"--tune cannot be combined with {option}. Search first: randlora-pl tune {shlex.quote(typed.config)}"
+        )
     start = time.monotonic()
     file, description = find_sweep(typed.config)
     output = typed.output or Path("runs") / "sweeps" / file.stem
     if any((output / "cells").glob("*")) and not (output / TUNE).is_dir():
         raise UserError(
-            f"{output} holds cells that were run without a search. Give the tuned ones a folder of their own: "
+            f"{output} has cells that were run without a search. Use another folder for the tuned cells: "
             f"--tune --output {shlex.quote(str(output))}-tuned"
         )
     searched = copy.copy(typed)

@@ -75,15 +75,15 @@ class Tuning:
             write_text(folder.path / name, text)
         print(f"\n{markdown(report)}")
         if edges := search.edges(folder):
-            print(f"Best at the end of what was tried, so that a better rate may lie beyond: {', '.join(edges)}")
+            print(f"Best at the edge of the searched range, so a better rate may lie beyond it: {', '.join(edges)}")
         if flat := search.flat(folder):
-            print(f"All rates did equally well, so that none can be chosen: {', '.join(flat)}. Train for more steps.")
+            print(f"All rates are equally good, so none can be selected: {', '.join(flat)}. Train for more steps.")
         first, *others = reversed(files)
-        print(f"Written: {folder.path / first}, {' and '.join(others)} beside it; {summary(job)}")
+        print(f"Written: {folder.path / first}, {' and '.join(others)} in the same folder; {summary(job)}")
         if self.stopped:
-            print(f"Stopped, because {self.stopped}. Go on with: {job.same}")
+            print(f"Stopped, because {self.stopped}. Resume with: {job.same}")
         elif without := self.without():
-            kept = "" if head is None else "; the config keeps what it had"
+            kept = "" if head is None else "; the config keeps their rates"
             print(f"No candidate worked for: {', '.join(without)}{kept}. See {place_of(job)}/cells")
         return folder.path / first
 
@@ -128,7 +128,7 @@ def _check_rates(file: Path, description: SweepConfig) -> None:
     texts = any(facts.get("dataset") in LABELLED for facts in description.datasets.values())
     held = ", set: {data.validation: 200}, monitor: val/score" if texts else ""  # GLUE's scripts hold nothing out
     raise UserError(
-        f"{name} gives no learning rates to try. Copy it: randlora-pl config cp {name} mine.yaml\n"
+        f"{name} has no learning rates to search. Copy it: randlora-pl config cp {name} mine.yaml\n"
         f"and add a line such as: tune: {{learning_rates: [1e-4, 1e-3, 1e-2]{held}}}; then: randlora-pl tune mine.yaml"
     )
 
@@ -141,10 +141,10 @@ def _check_validation(cells: list[Trial]) -> None:
         data = data_of(cell.tree)
         if is_text(cell.tree):  # texts need a tokenizer to be read
             if data.validation == 0 and data.dataset not in OWN_TEXTS:
-                raise UserError(f"datasets.{label}: nothing is held out; put data.validation: N into tune.set.")
+                raise UserError(f"datasets.{label}: nothing is held out. Add data.validation: N to tune.set.")
             continue
         with redirect_stderr(io.StringIO()):  # its remarks are errors here
             data.setup("validate")
             loader = data.val_dataloader()
         if isinstance(loader, list) or not len(data.samples("val")):  # a list: the data have no loader
-            raise UserError(f"datasets.{label}: no validation images are kept out of training, and tuning needs them.")
+            raise UserError(f"datasets.{label}: tuning needs validation images, and none are held out.")
