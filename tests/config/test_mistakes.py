@@ -90,6 +90,12 @@ def test_a_mistyped_value_hides_no_other_mistake(tmp_path: Path) -> None:
     assert all(word in " ".join(found) for word in ("not many", "--data.epochs 2", "--data.shots is 0", "run.logger"))
 
 
+def test_a_class_of_the_data_is_an_unknown_key(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("data:\n  class_path: ImageData\n  init_args: {dataset: digits}\n")
+    found = mistakes_in(tmp_path / "c.yaml")
+    assert len(found) == 2 and all("Unknown key data." in line and "directly under data" in line for line in found)
+
+
 def test_what_is_no_config_of_a_run_is_one_line(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "needs a file" in refused("config", "check")
     for text, word in (("a: [1", "not valid YAML"), ("methods: {a: {}}\n", "several runs: randlora-pl sweep")):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.config.class_index import ClassSource, Option, read_classes, subclasses, trainer_options
-from randlora_pl.config.compose import Command, flatten, normalize, read_config, short_name
+from randlora_pl.config.compose import CLASS_KEYS, Command, flatten, normalize, read_config, short_name
 from randlora_pl.utils.errors import UserError, brief, near, shortened
 
 RUN_OPTIONS = {
@@ -115,7 +115,7 @@ def check_option(command: Command, key: str, groups: Groups, typed: bool) -> Non
     Raises:
         UserError: The option is unknown; the message has its file, and near names.
     """
-    parts = short_name(key).split(".")
+    parts = (short_name(key) if key.startswith("model") else key.rstrip("+")).split(".")  # others have a fixed class
     if key in IN_CONFIGS or (typed and (parts[0] in SINGLE or parts[-1] == "help")):
         return
     places = [".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
@@ -160,6 +160,8 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
     every |= {f"{place}.{name}": f"--{place}.{name}" for place, names in groups.items() for name in sorted(names or ())}
     if rest[-1] == "seed":
         return " Did you mean --seed_everything?"
+    if rest[0] in CLASS_KEYS:
+        return f" Write its options directly under {group}."
     if group == "data" and (kinds := _other_kinds(rest[0])):
         same = _SAME.get(rest[0])
         return (
