@@ -96,6 +96,20 @@ def test_a_class_of_the_data_is_an_unknown_key(tmp_path: Path) -> None:
     assert len(found) == 2 and all("Unknown key data." in line and "directly under data" in line for line in found)
 
 
+def test_an_option_that_needs_a_value_is_not_null(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "model: {pretrained: null, name: null, adapter: {class_path: LoRA, init_args: {alpha: null}}}\n"
+        "data: {sampling: null, epochs: null}\nrun: {logger: null, name: null}\n"
+    )
+    found = [line.split(": ")[1].lstrip("-") for line in mistakes_in(tmp_path / "a.yaml")]
+    assert found == [
+        "model.adapter.alpha",
+        "model.name",
+        "data.sampling",
+        "run.logger is 'None'. Did you mean 'none'? Known",
+    ]
+
+
 def test_what_is_no_config_of_a_run_is_one_line(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "needs a file" in refused("config", "check")
     for text, word in (("a: [1", "not valid YAML"), ("methods: {a: {}}\n", "several runs: randlora-pl sweep")):

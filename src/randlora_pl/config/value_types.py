@@ -64,17 +64,19 @@ def _type_error(key: str, kind: str, text: str, typed: bool) -> str:
         expected = eval(kind, {"__builtins__": {}}, _TYPES)
     except (NameError, SyntaxError, TypeError):
         return ""
+    if expected is str and not typed and text == "null":  # which the parser takes for a text
+        return f"--{key}: expected a text, not None"
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument(f"--{key}", type=expected)
     value = text if typed else json.loads(text)
     value = int(value) if isinstance(value, float) and value.is_integer() else value  # sweeps take 6.0 for 6
     try:
-        if not typed and not isinstance(value, str | int | float):
+        if not typed and isinstance(value, list | dict):
             for name in reversed(key.split(".")):
                 value = {name: value}
             parser.parse_object(value)
         else:
-            parser.parse_args([f"--{key}={value}"])
+            parser.parse_args([f"--{key}={text if value is None else value}"])
     except (ArgumentError, RecursionError) as error:
         return parse_message(str(error))
     return ""
