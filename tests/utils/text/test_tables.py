@@ -30,6 +30,11 @@ def test_no_line_is_longer_than_the_terminal(width: int, monkeypatch: pytest.Mon
         assert all(text.count(letter) >= cell.count(letter) for letter in set(cell)), "nothing is lost"
 
 
+def test_columns_have_a_letter_on_the_narrowest_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "5")
+    assert table(("ab", "cd", "ef"), []).splitlines() == ["a  c  e", "b  d  f"]
+
+
 def test_a_narrow_terminal_leaves_optional_columns_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def shown(width: int) -> str:
         monkeypatch.setenv("COLUMNS", str(width))

@@ -69,7 +69,7 @@ def _shrunk(widths: Sequence[int], longest: Sequence[int], room: int) -> list[in
     """Return widths whose sum fits the room: the widest column shrinks first, long words are broken after spaces."""
     whole = [width if width <= _SHORT else word for width, word in zip(widths, longest, strict=True)]
     fitting = [min(width, max(1, room)) for width in widths]
-    for least in (whole, [min(width, room // 2) for width in whole], [1] * len(widths)):
+    for least in (whole, [max(1, min(width, room // 2)) for width in whole], [1] * len(widths)):
         while sum(fitting) > room and (wide := [i for i, width in enumerate(fitting) if width > least[i]]):
             fitting[max(wide, key=fitting.__getitem__)] -= 1
     return fitting
