@@ -109,3 +109,12 @@ def test_adapter_folders_say_which_task_they_need(tmp_path: Path) -> None:
             adapter_config(tmp_path)
     with pytest.raises(UserError, match="adapter folder"):
         adapter_config(tmp_path / "nowhere")
+
+
+def test_folders_of_peft_are_refused_with_the_command_that_imports_them(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    for command in (("predict", "--adapter", ".", "--images", "."), ("adapter", "info", ".")):
+        assert "adapter import . --from peft" in refused(*command)

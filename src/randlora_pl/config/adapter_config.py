@@ -21,13 +21,18 @@ def check_adapter(folder: Path) -> Path:
     """Return the file that describes an adapter; refuse what can be refused before PyTorch is imported.
 
     Raises:
-        UserError: The file is missing.
+        UserError: The file is missing, or PEFT wrote the folder.
     """
     file = folder if folder.is_file() else folder / "adapter_config.json"
     if not file.is_file():
         inside = [name for name in (ADAPTER, "adapter-best") if (folder / name).is_dir()]
         hint = f" Did you mean {folder / inside[0]}?" if inside else " A run keeps it in RUN/adapter."
         raise UserError(f"{folder} is not an adapter folder: it has no {file.name}.{hint}")
+    if (folder / "adapter_model.safetensors").is_file():
+        raise UserError(
+            f"{folder} is an adapter of PEFT.",
+            f"Import it: randlora-pl adapter import {folder} --from peft --model NAME --pretrained TAG --output DIR",
+        )
     return file
 
 
@@ -52,7 +57,9 @@ def adapter_config(folder: Path) -> Tree:
         check_adapter_schema(content, file)
         adapter = _as_class(content, file)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} has no task metadata ({type(error).__name__}: {error}).") from error
+        raise UserError(
+            f"{file} has no task with its arguments: no run saved it. In Python, load_adapter(model, path) loads it."
+        ) from error
     _check_known("task", task, tasks(), file)
     _check_no_class(arguments, file)
     arguments = {name: value for name, value in arguments.items() if name != "seed"}
