@@ -7,6 +7,7 @@ import yaml
 from randlora_pl.experiments.sweep.description import SweepConfig
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, OPEN, SweepFolder
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.atomic_output import atomic_file
 from tests.experiments.sweep.grids import GRID, cells_of
 
 
@@ -71,6 +72,13 @@ def test_a_folder_of_something_else_is_refused(folder: SweepFolder) -> None:
     (folder.path / "thesis.tex").touch()
     with pytest.raises(UserError, match="empty"):
         folder.open(SweepConfig.of(GRID), cells_of())
+
+
+def test_a_second_process_may_begin_while_the_first_writes_the_description(folder: SweepFolder) -> None:
+    folder.path.mkdir()
+    with atomic_file(folder.path / "sweep.yaml"):
+        folder.open(SweepConfig.of(GRID), cells_of())
+    folder.open(SweepConfig.of(GRID), cells_of())
 
 
 def test_a_damaged_description_is_told(folder: SweepFolder) -> None:

@@ -96,8 +96,9 @@ class SweepFolder:
             UserError: It holds cells that are called the same and have another config, or something else.
         """
         file = self.path / self.file
-        others = [path for path in self.path.iterdir() if path.name != TUNE] if self.path.is_dir() else []
-        if not file.is_file() and others:
+        found = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        writing = {name for name in found if name.startswith(f".{self.file}.part")}  # another process begins, too
+        if found - writing - {TUNE} and not file.is_file():
             raise UserError(f"{self.path} has no {self.file} and is not empty; name another folder by --output.")
         self.check(cells)
         if file.is_file():
