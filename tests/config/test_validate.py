@@ -17,6 +17,7 @@ from tests.support.products import in_one_item
         ("--model.adapter.rnk 4", "--model.adapter.rank"),
         ("--model.init_args.adapter.init_args.rnk 4", "--model.adapter.rank"),
         ("--model.adapter DoRA --model.adapter.inner LoRA --model.adapter.inner.rnk 4", "--model.adapter.inner.rank"),
+        ("--model.adapter DoRA --model.adapter.rank 4", "Did you mean --model.adapter.inner.rank?"),
         ("--model VisionTask", "'VisionLanguageTask'"),
         ("--rank 4", "Did you mean --model.adapter.rank"),
         ("--shots 4", "Did you mean --data.shots"),

@@ -170,6 +170,8 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
     if group == "model" and rest[0] in _NEEDS:
         fits = [name for name, task in tasks().items() if rest[0] in task.options and not is_text_task(name)]
         return f" It needs {_NEEDS[rest[0]]}: --model {' or '.join(fits)}."
+    if "inner" in (groups.get(group) or ()) and rest[0] in adapters()["LoRA"].options:
+        return f" Did you mean --{group}.inner.{rest[0]}?"
     known = {"model": tasks(), "model.adapter": adapters(), "model.adapter.inner": adapters()}.get(group, {})
     if owners := [name for name, source in known.items() if rest[0] in source.options]:
         return f" It belongs to {', '.join(owners)}: --{group} {owners[0]}."
