@@ -215,7 +215,7 @@ def test_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_pat
         assert f"is of texts: it needs --model {tasks}." in refused("fit", "--data.dataset", name)
     assert "train.jsonl does not exist" in fit("--data.root", str(tmp_path))
     assert "accelerator" not in fit("--model.quantize", "4bit")
-    assert "cannot be had (--model.name)" in fit("--model.pretrained", "null", "--model.config_overrides", "null",
+    assert "cannot be loaded (--model.name)" in fit("--model.pretrained", "null", "--model.config_overrides", "null",
                                                  "--model.name", str(tmp_path / "none"))  # fmt: skip
     bad = tmp_path / "bad"
     bad.mkdir()

@@ -136,4 +136,4 @@ def test_samples_that_are_cut_are_counted(run: Run, tmp_path: Path) -> None:
     root = write_e2e(tmp_path / "data")
     shown = run("fit", *words("e2e_gpt2_medium", root), "--data.cutoff", "90", "--trainer.limit_test_batches", "0")
     assert shown.code == 0, shown.err
-    assert "2 of 4 samples are longer than 90 tokens and are cut (the longest has 97)" in shown.out
+    assert "2 of 4 samples are longer than 90 tokens and are truncated (the longest has 97)" in shown.out

@@ -341,7 +341,7 @@ def test_files_that_are_wrong_are_told(
     assert "number.jsonl, line 2: expected an object with the fields prompt" in said("number.jsonl")
     assert "blank.jsonl, line 1: the prompt is empty" in said("blank.jsonl")
     assert "asked.jsonl, line 1: 'instruction' is for models" in said("asked.jsonl")
-    assert "p.csv, line 2: 3 fields where the header has 2" in said("p.csv")
+    assert "p.csv, line 2: 3 fields, but the header has 2" in said("p.csv")
     assert "p.tsv is not a .txt, .jsonl or .csv file" in said("p.tsv")
     assert "latin.txt, line 2: this is not UTF-8" in said("latin.txt")
     assert "'text' (or 'text_a' and 'text_b') is missing" in said("less.jsonl", critic)
@@ -402,5 +402,5 @@ def test_a_base_model_that_moved_is_given(run: Run, tokenizer: Path, tmp_path: P
     here = predicted(run, tmp_path / "run", "--texts", "t.txt")
     (tmp_path / "base").rename(tmp_path / "moved")
     gone = run("predict", "--adapter", str(tmp_path / "run" / "adapter"), "--texts", "t.txt")
-    assert gone.code == 2 and "cannot be had" in gone.err
+    assert gone.code == 2 and "cannot be loaded" in gone.err
     assert predicted(run, tmp_path / "run", "--texts", "t.txt", "--pretrained", "moved") == here

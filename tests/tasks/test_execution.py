@@ -52,8 +52,8 @@ def test_frozen_bfloat16_weights_train_as_autocast_does(kind: str, trainer: Make
 @pytest.mark.parametrize(
     ("precision", "options", "says"),
     [
-        ("bf16-true", {}, "take bf16-mixed"),
-        ("32-true", {"frozen_dtype": "bfloat16"}, "bf16-mixed, and this is 32-true"),
+        ("bf16-true", {}, "Use bf16-mixed"),
+        ("32-true", {"frozen_dtype": "bfloat16"}, "bf16-mixed, not 32-true"),
         ("32-true", {"torch_compile": "induktor"}, "Did you mean 'inductor'"),
     ],
 )

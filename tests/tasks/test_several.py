@@ -192,8 +192,8 @@ def test_one_weight_scales_the_update(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"kind": "text head", "classes": OTHERS}, "a has 4 classes .* b has 3 classes .* same classes"),
-        ({"kind": "text head", "seed": 1}, "a and b have other base models or tasks"),
-        ({"kind": "linear head"}, "a and b have other base models or tasks"),
+        ({"kind": "text head", "seed": 1}, "a and b have different base models or tasks"),
+        ({"kind": "linear head"}, "a and b have different base models or tasks"),
         ({"kind": "text head", "method": "full"}, "'b' .*FullFineTuning"),
     ],
 )

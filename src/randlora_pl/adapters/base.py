@@ -175,7 +175,7 @@ class Adapter:
             three d x d matrices (exports to models with separate projections).
         match: Other method whose trainable parameters to match by choosing the rank (NoLA: the number of bases), for
             example ``lora:32``; both counts are printed.
-        seed: Seed of the random bases and initial values; by default the run's seed.
+        seed: Seed of the random bases and initial values. Default: the run's seed.
     """
 
     rank: Any = None

@@ -62,10 +62,10 @@ def whole_parser() -> argparse.ArgumentParser:
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
     inner, names = parser.add_subparsers(), list(config_names())
-    inner.add_parser("list", help="list shipped configs").add_argument("--json", action="store_true")
+    inner.add_parser("list", help="list bundled configs").add_argument("--json", action="store_true")
     inner.add_parser("check", help="find mistakes").add_argument("file").complete = _FILE  # type: ignore[attr-defined]
     for name in ("cat", "cp"):
-        inner.add_parser(name, help=f"{name} a shipped config").add_argument("name", choices=names)
+        inner.add_parser(name, help=f"{name} a bundled config").add_argument("name", choices=names)
 
 
 def _about(name: str, page: str) -> str:

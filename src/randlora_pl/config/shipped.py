@@ -1,4 +1,4 @@
-"""Shipped configs: one folder at the top of the repository, inside the package once it is built."""
+"""Bundled configs: one folder at the top of the repository, inside the package once it is built."""
 
 from pathlib import Path
 
@@ -8,25 +8,25 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def config_folder() -> Path:
-    """Return the folder of the shipped configs: in the installed package, else in the checkout."""
+    """Return the folder of the bundled configs: in the installed package, else in the checkout."""
     inside = _PACKAGE / "configs"
     return inside if inside.is_dir() else _PACKAGE.parents[1] / "configs"
 
 
 def config_names() -> dict[str, Path]:
-    """Return the shipped configs by name, for example ``adapters/lora``."""
+    """Return the bundled configs by name, for example ``adapters/lora``."""
     folder = config_folder()
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.rglob("*.yaml"))}
 
 
 def find_config(name: str) -> Path:
-    """Return a config by path or by name; the folder of a shipped one may be left out (``lora``).
+    """Return a config by path or by name; the folder of a bundled one may be left out (``lora``).
 
     Args:
         name: Typed value of ``--config``.
 
     Raises:
-        UserError: The name is neither a file nor a shipped config; near names are suggested.
+        UserError: The name is neither a file nor a bundled config; near names are suggested.
     """
     if Path(name).is_file():
         return Path(name)
@@ -45,7 +45,7 @@ def find_config(name: str) -> Path:
 
 
 def scripts() -> dict[str, Path]:
-    """Return the shipped scripts that start a fit on many devices, by name, for example ``cluster/slurm.sbatch``."""
+    """Return the bundled scripts that start a fit on many devices, by name, for example ``cluster/slurm.sbatch``."""
     folder = config_folder()
     return {file.relative_to(folder).as_posix(): file for file in sorted((folder / "cluster").iterdir())}
 

@@ -39,7 +39,7 @@ class ImageData(PlannedData):
         dataset: Name of the dataset; `randlora-pl datasets` lists them. Your own images: `folder`, `table` (CSV,
             TSV or Parquet), `hf` (Hugging Face datasets), `webdataset` (tar shards) and `pairs` (with captions).
         root: Folder that holds the data (for `table` and `pairs` the file, for `webdataset` also a pattern or a list
-            of shards); by default the user's data folder.
+            of shards). Default: the user's data folder.
         download: Download the dataset if it is missing.
         shots: Few-shot training: this many images of each class.
         fraction: Train on this fraction of the images, between 0 and 1, stratified.
@@ -51,24 +51,24 @@ class ImageData(PlannedData):
             optimizer steps.
         sampling: `with_replacement` (the paper: independent draws) or `epochs` (each image once per epoch).
         crop_scale: Minimum and maximum area fraction of a training crop.
-        flip: Mirror half of the training images; default by dataset (not for digits).
+        flip: Mirror half of the training images. Default: by dataset (not for digits).
         randaugment: Apply two random operations (RandAugment) of this strength to each training image, 0 to 30; 9 is
-            usual. Off by default.
+            usual. Default: off.
         mixup: Blend each training image, and its label, with another of its micro-batch; fractions are drawn from
-            Beta(mixup, mixup), 0.2 is usual. Off by default.
+            Beta(mixup, mixup), 0.2 is usual. Default: off.
         cutmix: Paste a rectangle of another image into each training image; 1 is usual. With `mixup`, each
-            micro-batch uses one of the two. Both need LinearHeadTask or TextHeadTask. Off by default.
+            micro-batch uses one of the two. Both need LinearHeadTask or TextHeadTask. Default: off.
         cache_images: Keep decoded images in memory shared by all processes of a machine, per split up to 8 GiB and a
-            quarter of the free memory; by default for few-shot and small sets.
+            quarter of the free memory. Default: for few-shot and small sets.
         resize: `crop` (the default) resizes the shorter side and crops the center; `pad` keeps the whole image, on a
             square of the mean color, and takes training crops from that square.
         device_transforms: Workers pass images as bytes, and the device flips and normalizes them (a GPU also crops
             small ones of one size); otherwise workers do all of it.
-        image_size: Height and width in pixels; by default the model's.
-        mean: Mean of the three channels in [0, 1]; by default the model's.
-        std: Standard deviation of the three channels in [0, 1]; by default the model's.
-        interpolation: `bicubic` or `bilinear`; by default the model's.
-        templates: Prompts with {} for the class name, or a text file with one per line; by default the dataset's.
+        image_size: Height and width in pixels. Default: the model's.
+        mean: Mean of the three channels in [0, 1]. Default: the model's.
+        std: Standard deviation of the three channels in [0, 1]. Default: the model's.
+        interpolation: `bicubic` or `bilinear`. Default: the model's.
+        templates: Prompts with {} for the class name, or a text file with one per line. Default: the dataset's.
         classnames: File with class names: one per line, CSV folder,name, or a JSON mapping.
         shots_file: JSON file of the chosen images: read if it exists, else written.
         on_error: For unreadable images: `raise`, or `skip` (weight 0, and counted).

@@ -42,7 +42,7 @@ def fit(*configs: str | os.PathLike[str] | Mapping[str, Any]) -> RunResult:
     """Train and test, as ``randlora-pl fit`` does.
 
     Args:
-        *configs: Names of shipped configs, files, and mappings of options, nested or with dots
+        *configs: Names of bundled configs, files, and mappings of options, nested or with dots
             (``{"data.steps": 100, "model.adapter": "LoRA"}``). Later ones win; options beat files.
 
     Returns:

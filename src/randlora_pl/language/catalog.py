@@ -86,7 +86,7 @@ class KnownModel:
     Attributes:
         kind: `model_type` of transformers.
         parameters: Parameters of the model; an output layer that is the table of embeddings counts once.
-        config: Shipped configuration that uses it.
+        config: Bundled configuration that uses it.
         licence: Licence of the weights as their publishers state it; their own page decides.
         shape: Differences from the defaults of that kind's configuration class.
     """

@@ -18,7 +18,7 @@ class ModelRow:
         name: Value for ``--model.name``.
         library: ``"open_clip"`` or ``"timm"``.
         tags: Some values for ``--model.pretrained``, the paper's first; ``random`` and files always work.
-        config: Shipped configuration that uses it, or an empty string.
+        config: Bundled configuration that uses it, or an empty string.
         parameters: Parameters of the base model.
         image_size: Height and width in pixels.
         license: License of the weights as stated by their publishers, whose page is authoritative.

@@ -81,7 +81,7 @@ def load_clip(
     Args:
         name: A name of ``open_clip.list_models()``, or ``tiny``.
         pretrained: A tag of open_clip for this architecture, a file (safetensors, or torch's format without code), or
-            ``random``. None: the shipped weights of ``tiny``, else ``random``.
+            ``random``. None: the bundled weights of ``tiny``, else ``random``.
         seed: Seed of random weights, which depend on nothing else.
         force_image_size: Height and width in pixels, if not the model's own; position embeddings are resized.
 

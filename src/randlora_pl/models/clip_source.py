@@ -54,7 +54,7 @@ def resolve(name: str, pretrained: str | None) -> Source:
 
     Args:
         name: A name of ``open_clip.list_models()`` (``ViT-B/32`` is read as ``ViT-B-32``), or ``tiny``.
-        pretrained: Tag, file, ``random``, or None for the default (``tiny``: its shipped weights, else ``random``).
+        pretrained: Tag, file, ``random``, or None for the default (``tiny``: its bundled weights, else ``random``).
 
     Raises:
         UserError: Unknown name or tag.

@@ -154,7 +154,7 @@ def _read(path: Path, key: str, classes: int) -> Tensor | None:
     good = head.dtype == torch.float32 and head.ndim == 2 and len(head) == classes
     if good and meta.get("key") == key and meta.get("sha256") == hashlib.sha256(_bytes(head)).hexdigest():
         return head
-    _log.warning("The cached text head %s is damaged; it is computed again.", path)
+    _log.warning("The cached text head %s is damaged and is computed again.", path)
     return None
 
 

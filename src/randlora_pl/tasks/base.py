@@ -37,7 +37,7 @@ class AdaptationTask(LightningModule):
         weight_decay: Decay of AdamW.
         decay_vectors: Decay biases, norms and scalars too, as in the protocol.
         warmup_steps: Optimizer steps of linear warm-up.
-        final_lr_fraction: End of the schedule, as a fraction of the learning rate.
+        final_lr_fraction: Learning rate at the end of the schedule, as a fraction of the peak.
         max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
         gradient_checkpointing: Recompute activations instead of keeping them.
         frozen_dtype: ``bfloat16`` keeps the frozen matrices in half the memory and saves a cast of them in each
@@ -182,7 +182,7 @@ class AdaptationTask(LightningModule):
         self._ddp_params_and_buffers_to_ignore = frozen + [name for name, _ in self.named_buffers()]
         if not any(parameter.requires_grad for parameter in self.parameters()):
             method, kind = self.adapter.method(), type(self).__name__
-            raise UserError(f"{method} trains nothing in {kind}; a linear probe needs --model LinearHeadTask.")
+            raise UserError(f"{method} trains nothing in {kind}. A linear probe needs --model LinearHeadTask.")
 
     @property
     def model(self) -> nn.Module:

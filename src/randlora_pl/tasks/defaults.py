@@ -40,7 +40,7 @@ def check_classes(task: Any, classnames: Sequence[str], scores: bool = False) ->
         there, here = (
             f"{len(names)} classes {list(names[:3])}" if names else "scores" for names in (task.classnames, classnames)
         )
-        raise UserError(f"the task was built for {there}, the data have {here}; make a new task.")
+        raise UserError(f"the task was built for {there}, the data has {here}. Create a new task.")
     if len(classnames) < (0 if scores and not classnames else 2):
         raise UserError(f"there is only the class {list(classnames)}; a classifier needs two or more.")
 

@@ -21,13 +21,11 @@ def cast_and_compile(
     precision = None if trainer is None else str(trainer.precision)
     if precision in ("bf16-true", "16-true"):
         raise UserError(
-            f"--trainer.precision {precision} would round what trains, and its small steps, too: take bf16-mixed, and "
-            "--model.frozen_dtype bfloat16 to keep the frozen weights in half the memory."
+            f"--trainer.precision {precision} would round the trainable parameters and small updates. Use bf16-mixed, "
+            "and --model.frozen_dtype bfloat16 to keep the frozen weights in half the memory."
         )
     if frozen_dtype == "bfloat16" and precision not in (None, "bf16-mixed"):
-        raise UserError(
-            f"--model.frozen_dtype bfloat16 goes with --trainer.precision bf16-mixed, and this is {precision}."
-        )
+        raise UserError(f"--model.frozen_dtype bfloat16 needs --trainer.precision bf16-mixed, not {precision}.")
     if frozen_dtype != "float32" and not cast_frozen(backbone, getattr(torch, frozen_dtype)):
         raise UserError(f"--model.frozen_dtype {frozen_dtype}: {adapter.method()} leaves no matrix frozen to cast.")
     if torch_compile:

@@ -115,7 +115,7 @@ def on_load_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:
             if there.get(name) != value:
                 raise UserError(
                     f"adapter.{name} is {there.get(name)} in the checkpoint and {value} in this run; "
-                    "leave the option out, or start a new run."
+                    "remove the option, or start a new run."
                 )
     own = _base_model(task)
     base = checkpoint.get("base_model", own)

@@ -18,7 +18,7 @@ MOST_CLASSES = 50_000
 
 
 def needed_weights(name: str, pretrained: str | None) -> str:
-    """Return the weights to load: by default those in the name of a timm model, and the shipped ones for ``tiny``.
+    """Return the weights to load: by default those in the name of a timm model, and the bundled ones for ``tiny``.
 
     Raises:
         UserError: The name includes no weights. Random weights must be asked for.
@@ -46,7 +46,7 @@ def set_classes(task: AdaptationTask, classnames: list[str], templates: list[str
         UserError: If there are fewer than two, or the task was built for others or cannot do with captions.
     """
     if captions and not task.takes_captions:
-        raise UserError(f"{type(task).__name__} needs classes, and these are captions: use VisionLanguageTask.")
+        raise UserError(f"{type(task).__name__} needs classes, but these are captions. Use VisionLanguageTask.")
     task.retrieval = captions
     check_classes(task, classnames)
     if len(classnames) > MOST_CLASSES and not captions:  # each is encoded, and counted against each other one

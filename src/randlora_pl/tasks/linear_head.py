@@ -25,7 +25,7 @@ class LinearHeadTask(AdaptationTask):
 
     Args:
         name: A model of timm, for example ``vit_base_patch14_dinov2.lvd142m``, or an open_clip
-            architecture, whose image tower is taken.
+            architecture, whose image tower is used.
         pretrained: ``timm`` for the weights of the name, a weights file, a tag of open_clip, or ``random``.
             Default: the weights of the tag in the name.
         adapter: The method and its options.
@@ -36,7 +36,7 @@ class LinearHeadTask(AdaptationTask):
             (its features have unit length).
         img_size: Height and width of the images in pixels; position embeddings are resized. Default: the
             model's own, 224 for DINOv2.
-        label_smoothing: Fraction of each training target that is spread evenly over all classes; 0.1 is usual.
+        label_smoothing: Fraction of each training target that is spread evenly over all classes. 0.1 is usual.
         options: Options of every task, see `AdaptationTask`.
     """
 
@@ -100,7 +100,7 @@ class LinearHeadTask(AdaptationTask):
         if not isinstance(features, Tensor) or features.dim() != 2:
             found = " x ".join(map(str, features.shape[1:])) if isinstance(features, Tensor) else "several tensors"
             raise UserError(
-                f"--model.name {self.name}: it gives {found} for each image, and a linear head needs a vector. "
+                f"--model.name {self.name}: it returns {found} per image, and a linear head needs a vector. "
                 "Choose a model that pools its tokens (`randlora-pl models` shows some)."
             )
         return self.head(normalize(features) if self.is_clip else features)  # type: ignore[no-any-return]

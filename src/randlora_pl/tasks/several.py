@@ -70,17 +70,19 @@ def weighted_task(tasks: Mapping[str, ImageTask], weights: Mapping[str, float]) 
     (name, first), *others = tasks.items()
     for theirs, task in others:
         if task.adapters is not first.adapters or type(task) is not type(first):
-            raise UserError(f"{name} and {theirs} have other base models or tasks, so their updates have no sum.")
+            raise UserError(
+                f"{name} and {theirs} have different base models or tasks, so their updates cannot be added."
+            )
         if task.classnames != first.classnames:
             here, there = first.classnames, task.classnames
             raise UserError(
                 f"{name} has {len(here)} classes {here[:3]}..., {theirs} has {len(there)} classes {there[:3]}...: a "
-                "sum needs the same classes in the same order; leave out the weights to predict with each."
+                "sum needs the same classes in the same order; remove the weights to predict with each."
             )
     if others and first.trained_head:
         raise UserError(
-            f"{', '.join(tasks)} have linear heads, each trained for its own features, and so no head for a sum; "
-            "leave out the weights to predict with each."
+            f"{', '.join(tasks)} have linear heads, each trained for its own features, so a sum has no head. "
+            "Remove the weights to predict with each."
         )
     first.choice = dict(weights)
     first.prepare_evaluation()

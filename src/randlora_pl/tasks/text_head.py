@@ -15,7 +15,7 @@ from randlora_pl.utils.reuse import cached
 
 
 class TextHeadTask(AdaptationTask):
-    """Fine-tunes the image tower of a CLIP model; class embeddings of averaged prompts stay as they are.
+    """Fine-tunes the image tower of a CLIP model; class embeddings of averaged prompts are frozen.
 
     The head is made from the text tower before any adapter exists, and kept on disk under a hash of the
     model, its weights and the prompts.
@@ -25,9 +25,9 @@ class TextHeadTask(AdaptationTask):
         >>> make_trainer().fit(task, ImageData(dataset="digits", steps=2))
 
     Args:
-        name: An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (shipped).
+        name: An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (bundled).
         pretrained: A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it
-            is shipped with its weights.
+            is bundled with its weights.
         adapter: The method and its options.
         targets: Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
             fc2 attn mlp all conv``. Default: packed q/k/v and both MLP matrices of the image tower; convolutions and

@@ -29,9 +29,9 @@ class VisionLanguageTask(AdaptationTask):
         >>> make_trainer().fit(task, ImageData(dataset="digits", steps=2))
 
     Args:
-        name: An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (shipped).
+        name: An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (bundled).
         pretrained: A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it
-            is shipped with its weights.
+            is bundled with its weights.
         adapter: The method and its options.
         targets: Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
             fc2 attn mlp all conv``, with an optional tower (``visual:mlp``). Default: packed q/k/v and both MLP

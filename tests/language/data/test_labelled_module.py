@@ -163,7 +163,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     for options, message in (
         ({"dataset": "sst"}, "Did you mean 'sst2'"),
         ({"dataset": "csv"}, "needs --data.root"),
-        ({"dataset": "rte", "scores": True}, "leave it out"),
+        ({"dataset": "rte", "scores": True}, "Remove the option"),
         ({"validation": -1}, "must be at least 0"),
         ({"max_length": 2}, "must be at least 4"),
     ):

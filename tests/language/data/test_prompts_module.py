@@ -132,7 +132,7 @@ def test_options_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"needs --data\.root"):
         TextData(dataset="jsonl")
     (tmp_path / "train.jsonl").write_text(json.dumps({"prompt": "p" * 20, "completion": "lost"}))
-    with pytest.raises(UserError, match="keeps"):
+    with pytest.raises(UserError, match="token to learn"):
         data(tmp_path, cutoff=8, mask_prompt=True).setup("fit")
 
 
@@ -142,7 +142,7 @@ def test_an_empty_file_of_ones_own_is_told_with_what_it_should_hold(name: str, t
         text = "" if split == name else json.dumps({"prompt": "a", "completion": "b"})
         (tmp_path / f"{split}.jsonl").write_text(text)
     with pytest.raises(
-        UserError, match=rf'{name}\.jsonl holds no record\. Expected: .*"prompt": .*"completion"'
+        UserError, match=rf'{name}\.jsonl has no records\. Expected: .*"prompt": .*"completion"'
     ) as found:
         data(tmp_path).setup()
     assert "again" not in str(found.value)

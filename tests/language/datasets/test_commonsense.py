@@ -62,7 +62,7 @@ def test_missing_files_tell_the_tree_and_where_to_get_them(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"answer": "maybe"}, "the answer 'maybe' is none of true, false"),
+        ({"answer": "maybe"}, "the answer 'maybe' is not one of true, false"),
         ({"output": " "}, "'output' is empty"),
         ({"input": None}, "'input' must be text, not null"),
         ({"answer": True}, "'answer' must be text, not true"),

@@ -33,5 +33,5 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"test\.txt[\s\S]*e2e"):
         read_e2e(tmp_path, "validation")
     write(tmp_path / "train.txt", "")
-    with pytest.raises(UserError, match="holds no line"):
+    with pytest.raises(UserError, match="has no lines"):
         read_e2e(tmp_path, "train")

@@ -29,11 +29,11 @@ def test_json_lines_hold_pairs_and_numbers(tmp_path: Path) -> None:
 
 CSV = "text,label\n"
 MISTAKES = {
-    "": "holds no record",
-    CSV: "holds no record",
-    f"{CSV}a,b\nc\n": "line 3: 1 fields where the header has 2",
+    "": "has no records",
+    CSV: "has no records",
+    f"{CSV}a,b\nc\n": "line 3: 1 fields, but the header has 2",
     f'{CSV}a,b\n"c,d\n': "no valid CSV",
-    "txt,label\na,b\n": "line 2: expected columns text .or text_a and text_b. and label; there is txt, label",
+    "txt,label\na,b\n": "line 2: expected columns text .or text_a and text_b. and label; found txt, label",
     "text\na\n": "expected columns",
     f"{CSV}a,b\n ,c\n": "line 3: 'text' is empty",
     f"{CSV}a,\n": "line 2: 'label' is empty",
@@ -58,7 +58,7 @@ def test_other_marks_than_commas_are_named(mark: str, called: str, quote: str, n
         file.write_text("\r\n".join(lines), encoding="utf-8-sig")
         with pytest.raises(UserError) as refused:
             read_own(file)
-        said = f"{file}, line 1: there are {called} between the columns (text, label); expected are commas."
+        said = f"{file}, line 1: there are {called} between the columns (text, label); expected commas."
         assert str(refused.value).startswith(said)
     file.write_text(f"text,label,a{mark}b{mark}c{mark}d\nx,y,z\n")  # in a name
     assert read_own(file)[0].texts == ("x",)
@@ -73,7 +73,7 @@ def test_mistakes_in_json_lines_are_told_with_their_line(tmp_path: Path) -> None
         ('{"text": "a", "label": true}', "line 1: 'label' must be text"),
         ('{"text": 1, "label": "a"}', "line 1: 'text' must be text"),
         ('{"text": "a", "label": 1}\n{"text_a": "a", "text_b": "b", "label": 1}', "line 2: single texts and pairs"),
-        ("", "holds no record"),
+        ("", "has no records"),
     ):
         file.write_text(content)
         with pytest.raises(UserError, match=message) as found:

@@ -57,7 +57,7 @@ def test_a_file_without_objects_gives_no_record(tmp_path: Path, text: str) -> No
         ("[" * 100_000, "line 1"),
         ('{"a": "1", "b": "2"}\n{"a": ' + "1" * 5000 + ', "b": "2"}', "line 2: no valid JSON: Exceeds the limit"),
         ('[{"a": "1", "b": "2"},\n{"a": ' + "1" * 5000 + ', "b": "2"}]', "line 2: no valid JSON: Exceeds the limit"),
-        ('{"a": "1", "b": "2"}\n{"a": "\\ud83d", "b": "2"}', "line 2: 'a' holds half a character"),
+        ('{"a": "1", "b": "2"}\n{"a": "\\ud83d", "b": "2"}', "line 2: 'a' has half a character"),
         (b'[{"a":\n\n"\xff"}]', "line 3: this is not UTF-8"),
     ],
 )

@@ -91,7 +91,9 @@ def test_other_remarks_of_the_hub_pass(caplog: pytest.LogCaptureFixture, monkeyp
 
 @pytest.mark.usefixtures("waits")
 def test_a_known_gated_model_is_told_without_a_network() -> None:
-    with pytest.raises(UserError, match=rf"cannot be had .*\nIt is gated: .*huggingface.co/{GATED}, .*hf auth login"):
+    with pytest.raises(
+        UserError, match=rf"cannot be loaded .*\nIt is gated: .*huggingface.co/{GATED}, .*hf auth login"
+    ):
         load_tokenizer(GATED)
     with pytest.raises(UserError, match=r"\nIt"):
         load_causal(GATED, None, byte_tokenizer())

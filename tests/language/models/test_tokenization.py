@@ -65,8 +65,8 @@ def test_long_samples_are_counted_and_those_without_a_label_left_out(caplog: pyt
     assert sizes[0] <= 8 < min(sizes[1:])
     assert (lengths.samples, lengths.cut, lengths.longest, lengths.dropped) == (4, 3, max(sizes), 2)
     assert [len(sample.input_ids) for sample in kept] == [sizes[0], 8]
-    said = f"3 of 4 samples are longer than 8 tokens and are cut (the longest has {max(sizes)})"
-    assert caplog.messages == [f"{said}; 2 of them lost all that is learned and are left out"]
+    said = f"3 of 4 samples are longer than 8 tokens and are truncated (the longest has {max(sizes)})"
+    assert caplog.messages == [f"{said}; 2 of them lost all learned tokens and are skipped"]
     kept, lengths = encode_all(tokenizer_of(), samples, 8)
     assert (len(kept), lengths.dropped) == (4, 0)
 
@@ -97,7 +97,7 @@ def test_nothing_is_said_where_nothing_is_cut(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.INFO, "randlora_pl"):
         _, lengths = encode_all(tokenizer_of(), [("a", "b")], 8)
     assert caplog.messages == []
-    assert str(lengths) == "0 of 1 samples are longer than 8 tokens and are cut"
+    assert str(lengths) == "0 of 1 samples are longer than 8 tokens and are truncated"
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

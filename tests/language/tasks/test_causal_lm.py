@@ -190,7 +190,7 @@ def test_a_tokenizer_that_nobody_typed_is_missed_by_the_name_of_the_model(monkey
         ("pretrained", {"pretrained": "no/such"}),
         ("tokenizer", {"tokenizer": "no/a"}),
     ):
-        with pytest.raises(UserError, match=rf"cannot be had \(--model\.{option}\)"):
+        with pytest.raises(UserError, match=rf"cannot be loaded \(--model\.{option}\)"):
             _ = CausalLMTask(name="no/name", **typed).vocabulary
 
 

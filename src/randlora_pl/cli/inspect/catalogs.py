@@ -84,7 +84,7 @@ def datasets_verb(args: list[str]) -> int:
 
 
 def models_verb(args: list[str]) -> int:
-    """Run ``models``: print the tested backbones, with a config if one is shipped."""
+    """Run ``models``: print the tested backbones, with a config if one is bundled."""
     from randlora_pl.language.catalog import KNOWN
     from randlora_pl.models.catalog import MODELS
 

@@ -1,4 +1,4 @@
-"""``config``: list, print and copy the shipped configs."""
+"""``config``: list, print and copy the bundled configs."""
 
 import sys
 from pathlib import Path

@@ -31,7 +31,7 @@ OPTIONAL = {
 }
 """Purpose and extra of each optional package, by name."""
 
-HERE = re.compile("(?<!not )cached|shipped")
+HERE = re.compile("(?<!not )cached|bundled")
 
 _TIMEOUT = 3.0
 
@@ -135,7 +135,7 @@ def weights() -> dict[str, str]:
     found = {}
     for row in MODELS:
         states = {tag: "cached" if cached(row.library, row.name, tag) else "not cached" for tag in row.tags}
-        states = dict.fromkeys(row.tags, "shipped") if row.name == "tiny" else states
+        states = dict.fromkeys(row.tags, "bundled") if row.name == "tiny" else states
         found[row.name] = ", ".join(f"{tag}: {state}" for tag, state in states.items())
     for name, known in KNOWN.items():
         gate = f"; gated: accept its licence at https://huggingface.co/{name}, then hf auth login"

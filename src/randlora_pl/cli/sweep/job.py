@@ -73,7 +73,7 @@ def find_sweep(config: str) -> tuple[Path, SweepConfig]:
 
 
 def _with_provenance(content: Tree, file: Path) -> Tree:
-    """Return a config merged with the file that ``tuned`` names: beside it, or a shipped one."""
+    """Return a config merged with the file that ``tuned`` names: beside it, or a bundled one."""
     named = content.get("tuned")
     if not isinstance(named, str):
         return content

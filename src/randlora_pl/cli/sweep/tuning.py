@@ -121,7 +121,7 @@ def comments(file: Path) -> str:
 
 
 def _check_rates(file: Path, description: SweepConfig) -> None:
-    """Refuse a shipped sweep without learning rates to try, as most of them have none."""
+    """Refuse a bundled sweep without learning rates to try, as most of them have none."""
     name = next((name for name, known in config_names().items() if known == file), None)
     if description.tune.get("learning_rates") or name is None:
         return

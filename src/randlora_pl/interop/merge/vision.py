@@ -178,7 +178,7 @@ def _with_state(
     for key, value in state.items():
         if value.is_floating_point() and not value.isfinite().all() and plain[key].isfinite().all():
             raise UserError(
-                f"{key} would not be finite (NaN or infinity), because a training diverged. Nothing was written."
+                f"{key} would not be finite (NaN or infinity), because training diverged. Nothing was written."
             )
     model.load_state_dict(state)
     text = any(not key.startswith("visual.") and not torch.equal(value, plain[key]) for key, value in state.items())

@@ -27,7 +27,7 @@ class LabelledTexts(TokenData):
         scores: Labels of your own files are numbers to predict, not classes.
         validation: Training samples that are held out for validation, if it has no file of its own. None by default:
             the paper trains on all, and takes the last weights.
-        max_length: Most tokens of a sample; what is longer is cut, counted and reported.
+        max_length: Maximum number of tokens per sample. Longer samples are truncated, and their number is logged.
         batch_size: Samples of a micro-batch on each device.
         eval_batch_size: Samples of an evaluation batch on each device.
         options: Options of all data, see `PlannedData`.
@@ -58,7 +58,9 @@ class LabelledTexts(TokenData):
         check_least("max_length", max_length, 4)
         self.own = dataset in OWN_LABELLED
         if scores and not self.own:
-            raise UserError(f"--data.scores is for your own files; {dataset} has its own kind of labels: leave it out.")
+            raise UserError(
+                f"--data.scores is for your own files; {dataset} has labels of a fixed kind. Remove the option."
+            )
         self.validation, self.max_length = validation, max_length
         self.scores = scores or dataset == "stsb"
         check_balance(self.balance, "scores" if self.scores else "")

@@ -52,10 +52,10 @@ def read_given(source: str, names: Sequence[str]) -> list[Given]:
         rows = [(line, {name: row[name] for name in names if name in row}) for line, row in csv_rows(path)]
     else:
         raise UserError(
-            f"--texts: {path} is not a .txt, .jsonl or .csv file; rename it, or give lines by: --texts - < {path}"
+            f"--texts: {path} is not a .txt, .jsonl or .csv file; rename it, or pass its lines with: --texts - < {path}"
         )
     if not rows:
-        raise UserError(f"{source} holds no text.")
+        raise UserError(f"{source} has no text.")
     return [Given(f"{source}, line {line}", fields) for line, fields in rows]
 
 

@@ -22,12 +22,12 @@ class TextData(TokenData):
         dataset: `commonsense_15k` or `commonsense_170k` with the eight tests, `e2e`: train.txt, valid.txt and test.txt
             with lines 'meaning || reference', or `jsonl`: your own prompts and completions in train.jsonl, val.jsonl
             and test.jsonl (or one file to train on alone).
-        tests: Commonsense tests to evaluate, for example `[boolq, piqa]`; by default all eight.
-        validation: Training samples that are held out for validation, if it has no file of its own. By default 120,
+        tests: Commonsense tests to evaluate, for example `[boolq, piqa]`. Default: all eight.
+        validation: Training samples that are held out for validation, if it has no file of its own. Default: 120,
             as in the paper's scripts, but at most a tenth.
-        cutoff: Most tokens of a sample; what is longer is cut, counted and reported.
-        mask_prompt: Learn the completion only. By default e2e's alone; else the loss looks at the whole text, as in the
-            paper's scripts.
+        cutoff: Maximum number of tokens per sample. Longer samples are truncated, and their number is logged.
+        mask_prompt: Learn the completion only. Default: only for e2e. Otherwise the loss covers the whole text, as in
+            the paper's scripts.
         batch_size: Samples of a micro-batch on each device.
         eval_batch_size: Samples of an evaluation batch on each device.
         options: Options of all data, see `PlannedData`.
@@ -61,13 +61,13 @@ class TextData(TokenData):
         if tests is not None and not dataset.startswith("commonsense"):
             file = "test.txt" if dataset == "e2e" else "test.jsonl"
             raise UserError(
-                f"--data.tests chooses among the commonsense tests; {dataset} has one, {file}: leave it out."
+                f"--data.tests chooses among the commonsense tests; {dataset} has one, {file}. Remove the option."
             )
         for test in tests or ():
             if test not in TASKS:
                 raise UserError(f"--data.tests: unknown {test!r}.{near(test, TASKS)} Known: {', '.join(TASKS)}")
         if tests is not None and (not tests or len(set(tests)) < len(tests)):
-            raise UserError(f"--data.tests is {tests}: name each test once, or leave it out for all of them")
+            raise UserError(f"--data.tests is {tests}: name each test once, or remove the option for all tests")
         self.tests, self.validation, self.cutoff = tests, validation, cutoff
         # As the scripts that E2E's come from: an end of text after the meaning representation, and no loss on it.
         self.separate = dataset == "e2e"
@@ -82,7 +82,7 @@ class TextData(TokenData):
             how = {"mask_prompt": self.mask_prompt, "separate": self.separate}
             encoded, self.lengths["train"] = encode_all(self._tokenizer, train, self.cutoff, **how)
             if not encoded:
-                raise UserError(f"No training sample keeps a token to learn in --data.cutoff {self.cutoff}: raise it")
+                raise UserError(f"No training sample has a token to learn within --data.cutoff {self.cutoff}. Raise it")
             self._held["train"] = Tokens(encoded, self.pad)
             if val:
                 self._held["val"] = Tokens(encode_all(self._tokenizer, val, self.cutoff, **how)[0], self.pad)

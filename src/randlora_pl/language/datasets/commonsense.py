@@ -135,10 +135,10 @@ def _questions(root: Path, names: Sequence[str], task: Task | None) -> list[Ques
     for line, fields in read_records(path, FIELDS):
         what = next((f"{name!r} is empty" for name in FIELDS if name != "input" and not fields[name].strip()), "")
         if not what and task is not None and fields["answer"] not in task.answers:
-            what = f"the answer {fields['answer'][:40]!r} is none of {', '.join(task.answers)}"
+            what = f"the answer {fields['answer'][:40]!r} is not one of {', '.join(task.answers)}"
         if what:
-            raise UserError(f"{path}, line {line}: {what}. Mend the record, or get the file again")
+            raise UserError(f"{path}, line {line}: {what}. Correct the record, or download the file again")
         questions.append(Question(**fields))
     if not questions:
-        raise UserError(f"{path} holds no record. Get the file again")
+        raise UserError(f"{path} has no records. Download the file again")
     return questions

@@ -42,10 +42,10 @@ def read_e2e(root: Path, split: Split) -> list[MeaningRepresentation]:
         parts = [part.strip() for part in line.split("||")]
         if len(parts) != 2 or not all(parts):
             what = f"expected 'meaning representation || reference' with one '||', not {line.strip()[:60]!r}"
-            raise UserError(f"{path}, line {number}: {what}. Mend the line, or get the file again")
+            raise UserError(f"{path}, line {number}: {what}. Correct the line, or download the file again")
         found.append(MeaningRepresentation(*parts))
     if not found:
-        raise UserError(f"{path} holds no line. Get the file again")
+        raise UserError(f"{path} has no lines. Download the file again")
     return found
 
 

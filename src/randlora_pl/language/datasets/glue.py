@@ -168,17 +168,19 @@ def _table(path: Path, columns: Sequence[str], fixed: Sequence[str]) -> Iterator
     header = list(fixed or (lines[0].split("\t") if lines else ()))
     if absent := [column for column in columns if column not in header]:
         there = ", ".join(header)[:120] or "nothing"
-        raise UserError(f"{path}, line 1: the header lacks {', '.join(absent)} (there is {there}). Get the file again")
+        raise UserError(
+            f"{path}, line 1: the header lacks {', '.join(absent)} (it has {there}). Download the file again"
+        )
     indices = [header.index(column) for column in columns]
     start = 0 if fixed else 1
     for number, line in enumerate(lines[start:], start + 1):
         fields = line.split("\t")
         if len(fields) != len(header):
-            what = f"{len(fields)} fields between tabs where {len(header)} are expected ({', '.join(header)})"
-            raise UserError(f"{path}, line {number}: {what}. Mend the line, or get the file again")
+            what = f"{len(fields)} tab-separated fields, expected {len(header)} ({', '.join(header)})"
+            raise UserError(f"{path}, line {number}: {what}. Correct the line, or download the file again")
         yield f"{path}, line {number}", [fields[index].strip() for index in indices]
     if len(lines) <= start:
-        raise UserError(f"{path} holds no example. Get the file again")
+        raise UserError(f"{path} has no examples. Download the file again")
 
 
 def _label(where: str, task: Task, text: str) -> float:
@@ -186,11 +188,11 @@ def _label(where: str, task: Task, text: str) -> float:
     if task.labels:
         if text in task.labels:
             return task.labels.index(text)
-        raise UserError(f"{where}: the label {text[:40]!r} is none of {', '.join(task.labels)}. Mend the line")
+        raise UserError(f"{where}: the label {text[:40]!r} is not one of {', '.join(task.labels)}. Correct the line")
     try:
         score = float(text)
     except ValueError:
         score = float("nan")
     if not 0 <= score <= 5:
-        raise UserError(f"{where}: the score {text[:40]!r} is not a number from 0 to 5. Mend the line")
+        raise UserError(f"{where}: the score {text[:40]!r} is not a number from 0 to 5. Correct the line")
     return score

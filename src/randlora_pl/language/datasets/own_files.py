@@ -13,7 +13,7 @@ from randlora_pl.utils.errors import UserError, near
 
 TEXTS = (("text",), ("text_a", "text_b"))
 COLUMNS = "columns text (or text_a and text_b) and label"
-_TREE = "{0} with " + COLUMNS + "; val{1} and test{1} alike, as you like"
+_TREE = "{0} with " + COLUMNS + "; optionally val{1} and test{1} in the same format"
 _MOST_CLASSES = 1000
 
 
@@ -56,12 +56,12 @@ def read_own(file: Path) -> list[Labelled]:
         where = f"{file}, line {line}"
         texts, label = texts_of(where, fields), texts_of(where, fields, (("label",),))
         if not (texts and label):
-            raise UserError(f"{where}: expected {COLUMNS}; there is {', '.join(fields) or 'nothing'}.")
+            raise UserError(f"{where}: expected {COLUMNS}; found {', '.join(fields) or 'nothing'}.")
         if found and len(texts) != len(found[0].texts):
             raise UserError(f"{where}: single texts and pairs are mixed; give each record the same columns.")
         found.append(Labelled(where, texts, *label))
     if not found:
-        raise UserError(f"{file} holds no record. Expected: {COLUMNS}")
+        raise UserError(f"{file} has no records. Expected: {COLUMNS}")
     return found
 
 
@@ -91,11 +91,11 @@ def csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
             if not fields:  # an empty line
                 continue
             if len(fields) != len(header):
-                what = f"{len(fields)} fields where the header has {len(header)} ({', '.join(header)[:120]})"
+                what = f"{len(fields)} fields, but the header has {len(header)} ({', '.join(header)[:120]})"
                 raise UserError(f"{file}, line {reader.line_num}: {what}. Put texts with commas in double quotes")
             rows.append((reader.line_num, dict(zip(header, fields, strict=True))))
     except csv.Error as error:
-        raise UserError(f"{file}, line {reader.line_num}: no valid CSV: {error}. Mend the file") from error
+        raise UserError(f"{file}, line {reader.line_num}: no valid CSV: {error}. Correct the file") from error
     return rows
 
 
@@ -107,7 +107,7 @@ def _check_commas(file: Path, header: str) -> None:
         if not known and len(names[mark]) > len(names[","]):
             raise UserError(
                 f"{file}, line 1: there are {called} between the columns ({', '.join(names[mark])[:120]}); expected "
-                "are commas. Save the table with commas, and texts that hold commas in double quotes"
+                "commas. Save the table with commas, and put texts with commas in double quotes"
             )
 
 
@@ -142,8 +142,8 @@ def class_numbers(rows: Sequence[Labelled], classes: Sequence[str]) -> Examples:
         if row.label not in numbers:
             known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
             raise UserError(
-                f"{row.where}: the label {row.label[:40]!r} is none of the training classes.{near(row.label, classes)} "
-                f"There are {known}"
+                f"{row.where}: the label {row.label[:40]!r} is not one of the training classes."
+                f"{near(row.label, classes)} There are {known}"
             )
     return Examples([row.texts for row in rows], [numbers[row.label] for row in rows], tuple(classes))
 

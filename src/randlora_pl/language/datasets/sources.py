@@ -13,8 +13,8 @@ from randlora_pl.language.models.tokenization import Sample
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
 
-OWN = 'train.jsonl with a line such as {"prompt": "2+2=", "completion": "4"} for each sample'
-OWN += "; val.jsonl and test.jsonl alike, as you like"
+OWN = 'train.jsonl with a line such as {"prompt": "2+2=", "completion": "4"} per sample'
+OWN += "; optionally val.jsonl and test.jsonl in the same format"
 
 Kind = TypeVar("Kind")
 
@@ -128,7 +128,7 @@ def hold_out(
         count = min(VALIDATION, len(samples) // 10)
     if count >= len(samples):
         raise UserError(
-            f"{count} validation samples of {len(samples)} leave nothing to train on: lower --data.validation"
+            f"{count} validation samples of {len(samples)} leave nothing to train on. Lower --data.validation"
         )
     chosen = set(rng.permutation(seed, stream, len(samples))[:count].tolist())
     learn = [sample for index, sample in enumerate(samples) if index not in chosen]
@@ -149,5 +149,5 @@ def _own_samples(file: Path) -> list[Sample]:
             raise UserError(f"{file}, line {line}: {empty!r} is empty. Expected: {OWN}")
         samples.append(Sample(**fields))
     if not samples:
-        raise UserError(f"{file} holds no record. Expected: {OWN}")
+        raise UserError(f"{file} has no records. Expected: {OWN}")
     return samples

@@ -37,7 +37,7 @@ def read_text(path: Path) -> str:
         data = read_plain(path)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror or error}). Make it readable, or get it again"
+            f"{path} cannot be read ({error.strerror or error}). Make it readable, or download it again"
         ) from error
     return decoded(data, path)
 
@@ -52,7 +52,9 @@ def decoded(data: bytes, source: object) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{source}, line {line}: this is not UTF-8 text. Convert the file, or get it again") from error
+        raise UserError(
+            f"{source}, line {line}: this is not UTF-8 text. Convert the file, or download it again"
+        ) from error
 
 
 def read_lines(path: Path) -> list[str]:
@@ -105,11 +107,11 @@ def read_records(
         elif wrong := [field for field in there if not _is_text(value[field], field in numbers)]:
             what = f"{wrong[0]!r} must be text, not {json.dumps(value[wrong[0]])[:40]}"
         elif broken := [f for f in there if not str(value[f]).isascii() and _HALF.search(value[f])]:
-            what = f"{broken[0]!r} holds half a character (a lone surrogate such as \\ud83d)"
+            what = f"{broken[0]!r} has half a character (an unpaired surrogate such as \\ud83d)"
         else:
             records.append((line, {field: str(value[field]) for field in there}))
             continue
-        raise UserError(f"{path}, line {line}: {what}. Mend the record, or get the file again")
+        raise UserError(f"{path}, line {line}: {what}. Correct the record, or download the file again")
     return records
 
 
@@ -170,7 +172,7 @@ def _invalid(path: Path, error: ValueError | RecursionError, start: int) -> User
         inside = f" (in the record that starts on line {start})" if start < line else ""
     else:  # a number of more digits than Python reads
         reason = str(error)[:60]
-    return UserError(f"{path}, line {line}{inside}: no valid JSON: {reason}. Mend it, or get the file again")
+    return UserError(f"{path}, line {line}{inside}: no valid JSON: {reason}. Correct it, or download the file again")
 
 
 _HALF = re.compile(r"[\ud800-\udfff]")

@@ -31,7 +31,7 @@ def meteor(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[f
     try:
         return _score(program, texts, references), ""
     except (OSError, ValueError) as error:  # the pipe breaks, or an answer is not a number
-        return None, f"METEOR's program failed ({error}): try `java -version`; it needs 2 GB of memory"
+        return None, f"METEOR's program failed ({error}): check `java -version` (METEOR needs 2 GB of memory)"
 
 
 def _program() -> Path | None:

@@ -37,7 +37,9 @@ def load_classifier(
     from transformers import AutoModelForSequenceClassification, logging
 
     if type(config) not in AutoModelForSequenceClassification._model_mapping:
-        raise UserError(f"transformers has no {config.model_type} for classification: give an encoder (--model.name).")
+        raise UserError(
+            f"transformers has no {config.model_type} for classification. Choose an encoder (--model.name)."
+        )
     check_vocabulary(tokenizer, config, name)
     config.num_labels = max(1, len(classnames))
     if classnames:
@@ -65,8 +67,8 @@ def load_classifier(
         missing = sorted(key for key in absent if key.startswith(f"{model.base_model_prefix}."))
     if missing:
         raise UserError(
-            f"{name} lacks {len(missing)} tensors of its encoder, {missing[0]} first: these weights are not a whole "
-            f"{config.model_type} encoder. Give others (--model.name, --model.pretrained)."
+            f"{name} lacks {len(missing)} tensors of its encoder, such as {missing[0]}: these weights are not a "
+            f"complete {config.model_type} encoder. Choose others (--model.name, --model.pretrained)."
         )
     _start(split(model)[1], absent, seed, float(getattr(config, "initializer_range", 0.02)))
     return model.eval()

@@ -214,7 +214,7 @@ def choose_options(
         own = list(islice(left, len(some)))
         if any(map(math.isnan, own)):
             raise UserError(
-                "the model's likelihoods are not numbers (NaN): the training diverged, or its precision is too low."
+                "the model's likelihoods are not numbers (NaN): training diverged, or its precision is too low."
             )
         chosen.append(own.index(min(own)))
     return chosen

@@ -48,7 +48,7 @@ def reached(source: str, option: str) -> Iterator[None]:
             raise UserError(f"{source} {gated}") from error
         gated = f"\nIt {gated}" if source in KNOWN and KNOWN[source].gated else ""
         raise UserError(
-            f"{source} cannot be had ({option}): {_reason(error)}. Give a folder with its files, a name "
+            f"{source} cannot be loaded ({option}): {_reason(error)}. Give a folder with its files, a name "
             f"of the Hugging Face Hub with a network, or --model.pretrained random.{gated}"
         ) from error
 

@@ -128,8 +128,8 @@ def _refuse_encoder(config: Any, name: str) -> None:
 
     if config.model_type in ENCODERS and not getattr(config, "is_decoder", True) and not config.is_encoder_decoder:
         raise UserError(
-            f"{name} is an encoder ({config.model_type}), which sees the text behind each token and so learns to write "
-            "nothing: give a decoder (--model.name), or for classes --model TextClassificationTask."
+            f"{name} is an encoder ({config.model_type}), which sees the text behind each token and cannot learn to "
+            "write. Choose a decoder (--model.name), or for classes --model TextClassificationTask."
         )
 
 
@@ -159,7 +159,7 @@ def load_causal(
     model: nn.Module
     if pretrained == RANDOM:
         if quantize:
-            raise UserError("--model.quantize needs pretrained weights; leave it out with --model.pretrained random.")
+            raise UserError("--model.quantize needs pretrained weights. Remove it with --model.pretrained random.")
         model = random_model(AutoModelForCausalLM, config, tokenizer, tokenizer.pad_token_id, seed, overrides).to(dtype)
     else:
         options = {"dtype": dtype, **_quantization(quantize, dtype)}
@@ -201,7 +201,7 @@ def _quantization(quantize: Quantize | None, dtype: torch.dtype) -> dict[str, An
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"--model.quantize {quantize} needs bitsandbytes: pip install bitsandbytes")
     if not torch.cuda.is_available():
-        raise UserError(f"--model.quantize {quantize} needs a CUDA device, and there is none: leave it out.")
+        raise UserError(f"--model.quantize {quantize} needs a CUDA device, and none is available. Remove the option.")
     from transformers import BitsAndBytesConfig
 
     four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
@@ -221,7 +221,7 @@ def checkpoint_blocks(model: nn.Module) -> None:
         switch({"use_reentrant": False})
     except ValueError as error:
         raise UserError(
-            f"{type(model).__name__} cannot recompute its activations: use --model.gradient_checkpointing false and a "
+            f"{type(model).__name__} cannot recompute its activations. Use --model.gradient_checkpointing false and a "
             "smaller --data.batch_size."
         ) from error
 

@@ -69,9 +69,9 @@ class Lengths:
         self.longest = max(self.longest, length)
 
     def __str__(self) -> str:
-        text = f"{self.cut:,} of {self.samples:,} samples are longer than {self.cutoff} tokens and are cut"
+        text = f"{self.cut:,} of {self.samples:,} samples are longer than {self.cutoff} tokens and are truncated"
         text += f" (the longest has {self.longest:,})" if self.cut else ""
-        return text + (f"; {self.dropped:,} of them lost all that is learned and are left out" if self.dropped else "")
+        return text + (f"; {self.dropped:,} of them lost all learned tokens and are skipped" if self.dropped else "")
 
 
 def pad_id(tokenizer: Any) -> int:

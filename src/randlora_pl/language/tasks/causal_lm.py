@@ -42,13 +42,13 @@ class CausalLMTask(AdaptationTask):
         final_lr_fraction: End of the schedule, as a fraction of the learning rate.
         weight_decay: Decay of AdamW.
         adam_eps: Epsilon of AdamW.
-        loss_average: ``tokens`` weighs every learned token of an optimizer step alike, ``samples`` every sample.
+        loss_average: ``tokens`` gives every learned token of an optimizer step equal weight, ``samples`` every sample.
         label_smoothing: Fraction of each label that is spread over the vocabulary.
-        evaluation: Answers of the tests: ``generate`` writes them, ``likelihood`` takes the likeliest option.
+        evaluation: Answers of the tests: ``generate`` writes them, ``likelihood`` selects the likeliest option.
         num_beams: Beams of the search, 1 for greedy (4 in the paper's scripts).
-        max_new_tokens: Most tokens of an answer.
+        max_new_tokens: Maximum number of tokens per answer.
         length_penalty: Exponent of the length by which a beam's log-likelihood is divided.
-        no_repeat_ngram: No sequence of so many tokens is written twice; 0 for no such rule.
+        no_repeat_ngram: Length of token sequences that are never written twice. 0 disables the rule.
         options: Options of every task, see `AdaptationTask`.
 
     Attributes:
@@ -130,7 +130,7 @@ class CausalLMTask(AdaptationTask):
         names = ["val/loss", "val/acc"]
         items = getattr(getattr(self.trainer, "datamodule", None), "items", [])
         if self.evaluation == "likelihood" and not all(item.options for item in items):
-            raise UserError("--model.evaluation likelihood needs questions with options: take generate here.")
+            raise UserError("--model.evaluation likelihood needs questions with options. Use generate.")
         if stage == "test":
             graded = dict.fromkeys(item.task for item in items if not item.references)
             names = [f"{kind}/{task}" for task in graded for kind in ("acc", "unfound")]

@@ -34,8 +34,8 @@ class TextClassificationTask(AdaptationTask):
     is part of the adapter's file.
 
     Args:
-        name: A model of the Hugging Face Hub, or a folder: RoBERTa, BERT, and whatever transformers has a sequence
-            classifier of.
+        name: A model of the Hugging Face Hub, or a folder: RoBERTa, BERT, or another with a
+            sequence classifier.
         pretrained: A folder with other weights, or ``random``. Default: the weights of the name.
         tokenizer: A name, a folder, a tokenizer.json, or ``bytes`` (a token for each byte). Default: the model's own,
             and ``bytes`` with random weights.
@@ -130,7 +130,7 @@ class TextClassificationTask(AdaptationTask):
         """Load the encoder, and make the head beside it.
 
         Raises:
-            UserError: The classes are not set yet, the model cannot be had, or texts are longer than its positions.
+            UserError: The classes are not set yet, the model cannot be loaded, or texts are longer than its positions.
         """
         if self.metric is None:
             raise UserError("the task needs its classes before it is built: set_classes(classnames).")
@@ -147,7 +147,7 @@ class TextClassificationTask(AdaptationTask):
         data: Any = getattr(self._trainer, "datamodule", None)
         if most is not None and data is not None and data.longest > most:
             raise UserError(
-                f"{self.name} takes {most} tokens at most: --data.max_length {most} (it is {data.max_length})."
+                f"{self.name} accepts at most {most} tokens. Use --data.max_length {most} (it is {data.max_length})."
             )
         return encoder
 

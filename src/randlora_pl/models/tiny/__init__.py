@@ -1,4 +1,4 @@
-"""Shipped tiny CLIP: an open_clip architecture with four million parameters for 32 x 32 images.
+"""Bundled tiny CLIP: an open_clip architecture with four million parameters for 32 x 32 images.
 
 Fine-tuning starts within seconds and without a network. `MODEL_CARD.md`, beside this file, documents its training
 data, its accuracy and how to pretrain it again (`scripts/pretrain_tiny_clip.py`).
@@ -24,8 +24,8 @@ def build_tiny(pretrained: str = TINY_TAG, seed: int = 0) -> nn.Module:
     """Build the tiny CLIP in fp32, without changing PyTorch's global generators.
 
     Args:
-        pretrained: `"emoji-fashion"` for the shipped weights or `"random"`.
-        seed: Seed of the random weights; the shipped ones do not depend on it.
+        pretrained: `"emoji-fashion"` for the bundled weights or `"random"`.
+        seed: Seed of the random weights; the bundled ones do not depend on it.
 
     Returns:
         An `open_clip.model.CLIP` in training mode, as open_clip builds it. Images are (n, 3, 32, 32), token
