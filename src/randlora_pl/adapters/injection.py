@@ -171,10 +171,11 @@ def inject(
     return report
 
 
-def _check_kinds(model: nn.Module, adapter: Adapter) -> None:
+def _check_kinds(model: nn.Module, adapter: object) -> None:
     """Raise an error for anything but a plain model and a method."""
     if not isinstance(adapter, Adapter):
-        raise UserError(f"inject(model, adapter) needs a method such as RandLoRA(rank=6), not {brief(adapter)}.")
+        found = " ".join(brief(adapter).split())  # models print many lines
+        raise UserError(f"inject(model, adapter) needs a method such as RandLoRA(rank=6), not {found}.")
     modules = list(model.modules())
     if getattr(model, "adapter_report", None) is not None or any(isinstance(each, AdaptedLayer) for each in modules):
         raise UserError(
