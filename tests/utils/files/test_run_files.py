@@ -99,6 +99,10 @@ def test_what_cannot_be_linked_is_left_out(tmp_path: Path, monkeypatch: pytest.M
     link_latest(tmp_path / "1")
     assert (tmp_path / "latest").read_text() == "mine"
     (tmp_path / "latest").unlink()
+    (tmp_path / "latest").symlink_to("../archive/1")
+    link_latest(tmp_path / "1")
+    assert (tmp_path / "latest").readlink() == Path("../archive/1"), "the user's"
+    (tmp_path / "latest").unlink()
 
     def refuse(*args: Any, **options: Any) -> None:
         raise OSError("no links here")

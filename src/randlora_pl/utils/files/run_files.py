@@ -42,10 +42,11 @@ def _age(run: Path) -> list[str | int]:
 def link_latest(run: Path) -> None:
     """Let ``latest`` beside a run point to it, in one step; skip it if the file system has no links.
 
-    A file or folder of the user with that name stays as it is.
+    A file or folder of the user with that name stays as it is, and so does a link of the user to another place.
     """
     link, part = run.with_name(LATEST), run.with_name(f".{LATEST}-{os.getpid()}")
-    if link.exists() and not link.is_symlink():
+    own = link.is_symlink() and len(link.readlink().parts) == 1
+    if os.path.lexists(link) and not own:
         return
     with suppress(OSError, NotImplementedError):
         part.unlink(missing_ok=True)
