@@ -55,7 +55,11 @@ def test_a_verdict_is_told_and_marked_from_both_sides(tmp_path: Path) -> None:
     assert lines[1] == "A difference was found in 2 of the 3 pairs of methods that could be tested (adjusted p < 0.05)."
     better, same = row_of(table, "RandLoRA-6"), row_of(table, "VeRA-256")
     assert (better["Verdict"].text, better["Verdict"].below, better["Verdict"].best) == ("better", "p = 0.047", True)
-    assert (same["Verdict"].text, same["Verdict"].below, same["Verdict"].best) == ("no difference", "p = 1", False)
+    assert (same["Verdict"].text, same["Verdict"].below, same["Verdict"].best) == (
+        "no difference found",
+        "p = 1",
+        False,
+    )
     assert [cell.best for row in table.rows for cell in row].count(True) == 1
     assert (better["a 1-shot"].text, better["a 1-shot"].below) == ("+2.0", "± 0.0")
     assert better["a 1-shot"].tint == pytest.approx(0.5) and same["a 1-shot"].tint == 0
@@ -76,7 +80,7 @@ def test_a_method_that_is_worse_than_the_reference_is_not_marked(tmp_path: Path)
 def test_no_difference_is_a_conclusion_too(tmp_path: Path) -> None:
     lines, table = told(swept(tmp_path, better_by({name: (-1.0) ** n for n, name in enumerate(DATASETS)})))
     assert lines[0] == "No difference was found in the 1 pair of methods that could be tested."
-    assert row_of(table, "RandLoRA-6")["Verdict"].text == "no difference"
+    assert row_of(table, "RandLoRA-6")["Verdict"].text == "no difference found"
 
 
 @pytest.mark.parametrize(

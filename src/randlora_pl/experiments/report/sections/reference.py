@@ -147,5 +147,5 @@ def _verdict(one: Versus) -> TableCell:
     if one.p is None:
         return TableCell("not tuned" if one.untuned else "no verdict", title=one.obstacle)
     differs, higher = one.p < LEVEL, one.difference.mean > 0
-    text = ("better" if higher else "worse") if differs else "no difference"
+    text = ("better" if higher else "worse") if differs else "no difference found"
     return TableCell(text, f"p = {one.p:.2g}", best=differs and higher, sort=one.p)
