@@ -76,8 +76,9 @@ def test_a_folder_of_something_else_is_refused(folder: SweepFolder) -> None:
 
 def test_a_second_process_may_begin_while_the_first_writes_the_description(folder: SweepFolder) -> None:
     folder.path.mkdir()
-    with atomic_file(folder.path / "sweep.yaml"):
+    with atomic_file(folder.path / "sweep.yaml") as first:
         folder.open(SweepConfig.of(GRID), cells_of())
+        first.write((folder.path / "sweep.yaml").read_bytes())
     folder.open(SweepConfig.of(GRID), cells_of())
 
 
