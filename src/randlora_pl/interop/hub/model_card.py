@@ -123,8 +123,8 @@ _SHOWN = ("rank", "alpha", "basis", "inner")
 _NAMES = {
     "test/acc": "test accuracy", "test/loss": "test loss", "zeroshot/acc": "test accuracy before training",
     "val/acc": "validation accuracy", "data/test": "test images", "data/train": "training images",
-    "data/shots": "shots", "steps": "optimizer steps", "effective_batch": "images a step",
-    "images_per_second": "images a second", "fit_seconds": "seconds of training", "peak_memory_bytes": "peak memory",
+    "data/shots": "shots", "steps": "optimizer steps", "effective_batch": "images per step",
+    "images_per_second": "images per second", "fit_seconds": "seconds of training", "peak_memory_bytes": "peak memory",
     "device": "device", "seed": "seed",
     "version": "randlora-pl", "version/torch": "PyTorch",
 }  # fmt: skip
@@ -159,7 +159,7 @@ def _config(file: AdapterFile, config: Mapping[str, Any]) -> tuple[str, str]:
         settings = arguments | {"adapter": _as_class(file.adapter.describe())}
         seed = settings.pop("seed", 0)  # the command line has one seed for everything
         tree = {"seed_everything": seed, "model": {"class_path": file.metadata["task"], "init_args": settings}}
-        note = "The model's part of the config, as `config.yaml`; set the dataset with `--data.dataset`."
+        note = "Save this as `config.yaml`, and set the dataset with `--data.dataset`."
     else:
         return "", ""
     return yaml.safe_dump(portable(with_public_paths(tree)), sort_keys=False, allow_unicode=True), note
