@@ -134,8 +134,8 @@ def test_errors_are_shown_and_the_next_image_works(page: Any, server: Running, d
         (b"hello", "notes.txt", "notes.txt: not an image"),
         (bad["cut JPEG"][0], "cut.jpg", "cut.jpg: The image that was sent cannot be read"),
         (bad["bomb of 200 megapixels"][0], "bomb.png", "bomb.png: the image has 20000 x 10000 = 200,000,000 pixels"),
-        (bytes(2_100_000), "big.bin", "big.bin has 2.1 MB; at most 2 MB are allowed."),
-        (b"", "", "That was no file"),
+        (bytes(2_100_000), "big.bin", "big.bin has 2.1 MB, but at most 2 MB are allowed."),
+        (b"", "", "This is not a file"),
     ):
         drop(page, content, name)
         until(page, lambda part=part: part in text(page, "error"))

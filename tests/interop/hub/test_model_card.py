@@ -85,7 +85,7 @@ def test_card_without_a_run(tmp_path: Path) -> None:
     """The adapter's own figures, and the model's part of a config."""
     card = make_card(read_adapter(saved(tmp_path)), "ann/pets")
     header, config = parts(card)
-    assert "license" not in header and "named none" in card
+    assert "license" not in header and "not named a licence" in card
     assert "| validation accuracy | 50.00 % |" in card and "test accuracy" not in card
     assert config["seed_everything"] == 3 and config["model"]["class_path"] == "LinearHeadTask"
     arguments = config["model"]["init_args"]
