@@ -93,7 +93,7 @@ def test_table_has_mean_and_standard_error_and_rates_but_no_ranking(tmp_path: Pa
     assert lines[3] == "| a | 1,000 | 0.01 | typed | 60.0 ± 10.0 | 4 |"
     assert lines[4] == "| b | 1,000 | 0.001 | default | 90.0 ± 0.0 | 4 |"
     assert lines[5] == "| zero-shot | - | - | - | 3.0 | 4 |"
-    assert "ranks nothing" in text and "2-shot" in text and "**" not in "".join(lines)
+    assert "not a ranking" in text and "2-shot" in text and "**" not in "".join(lines)
 
 
 def test_a_rate_that_was_searched_is_called_so(tmp_path: Path) -> None:

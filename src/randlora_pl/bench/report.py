@@ -144,7 +144,7 @@ def bars(title: str, results: Sequence[Measured], bases: Mapping[str, str], base
     times.barh(positions, medians, xerr=errors, color=colours, capsize=3)
     times.set_yticks(positions, [one.label for one in shown])
     times.invert_yaxis()
-    times.set_xlabel(f"milliseconds a step, median and extremes; beside it the ratio {base}")
+    times.set_xlabel(f"milliseconds per step, median and extremes, with the ratio {base}")
     for position, (one, high) in enumerate(zip(shown, highest, strict=True)):
         if ratio := _ratio(one, bases, shown):
             times.annotate(f" {ratio.median:.2f}", (high, position), va="center", fontsize=9)

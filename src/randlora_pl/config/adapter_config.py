@@ -134,7 +134,7 @@ def data_beside(file: Path) -> Tree:
     wrong = None if data is None else "data" if not isinstance(data, dict) else _not_plain(data)
     if wrong is not None:
         raise UserError(
-            f"{file}: {wrong} is not a plain value. Beside an adapter only plain data options are read; if you trust "
+            f"{file}: {wrong} is not a plain value. Next to an adapter only plain data options are read; if you trust "
             f"all of the file, pass it: --config {file}"
         )
     found: Tree = {"data": data} if data else {}

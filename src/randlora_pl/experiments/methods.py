@@ -23,7 +23,7 @@ MOST = 2_000_000
 
 _HEADER = ("method", "trained parameters", "learning rate", "chosen by", "accuracy, %", "seconds")
 _NO_VERDICT = (
-    "The order is the config's and ranks nothing: a verdict takes rates that one search chose on validation "
+    "The order is the config's and not a ranking. A verdict needs rates that one search chose on validation "
     "images, five seeds and six datasets (randlora-pl sweep --tune, randlora-pl report)."
 )
 

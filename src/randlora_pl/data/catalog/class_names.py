@@ -36,7 +36,7 @@ def class_names(row: DatasetSpec, found: Sequence[str], file: str | None = None)
         if row.patterns and all(re.fullmatch(r"class \d+", name) for name in own):
             log.warning(
                 "the shards have class numbers only: prompts such as 'a photo of a class 0.' mean nothing to "
-                "CLIP. Put classnames.txt (one name per line) beside them, or set --data.classnames FILE"
+                "CLIP. Put classnames.txt (one name per line) next to them, or set --data.classnames FILE"
             )
     name, times = Counter(names).most_common(1)[0]
     if times > 1 and (row.own or file is not None):  # ImageNet has two missiles, for example

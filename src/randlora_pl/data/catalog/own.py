@@ -54,6 +54,6 @@ ROWS = (
         "SHARDS",
         layout="a folder of .tar files, a pattern such as train-{000..099}.tar, or a text file that lists them",
         patterns=True,
-        note="an image and its .cls or .json a sample; classnames.txt and templates.txt may lie beside the shards",
+        note="a sample is an image and its .cls or .json; classnames.txt and templates.txt are optional",
     ),
 )
