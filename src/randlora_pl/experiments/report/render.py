@@ -48,7 +48,7 @@ def build(sweep: Sweep) -> Document:
         Section("short", "In short", [shown], more),
         Section("differences", "Difference to a reference", parts=_differences(results, beside, compared)),
         Section("averages", "Averages", _about_paper(beside, results), [], [*averages]),
-        Section("cells", "Every dataset", _reading(sweep), [], [*cells]),
+        Section("cells", "Every dataset", _reading(results), [], [*cells]),
         Section("versus", "Method against method", parts=[*contests]),
         Section("rates", "Learning rates", parts=[chosen] if chosen else []),
         Section("cost", "Parameters, time and memory", parts=[*costs, *_pictures(results, models)]),
@@ -125,13 +125,19 @@ def _idle(results: Results) -> list[str]:
     return [f"{sum(idle.values())} of {many(len(cells), 'trained cell')} {IDLE} according to their intervals: {who}."]
 
 
-def _reading(sweep: Sweep) -> list[str]:
-    seeds = f"Seed{'s' * (len(sweep.plan.seeds) > 1)} {', '.join(map(str, sweep.plan.seeds))}"
+def _reading(results: Results) -> list[str]:
+    plan = results.plan
+    seeds = f"Seed{'s' * (len(plan.seeds) > 1)} {', '.join(map(str, plan.seeds))}"
+    known = any(results.untrained(run.key.model, run.key.dataset) is not None for run in results.sweep.finished)
+    mark = (
+        f'A cell is marked "{IDLE}" if its interval contains the accuracy of the pretrained model.'
+        if known
+        else "The accuracy of the pretrained model was not measured."
+    )
     return [
         f"{seeds}. Intervals are Student's t over seeds: they show how much the seeds differ, not the datasets. "
         "A value without an interval is from one seed. No value is marked as the best: the tests below compare "
-        f'methods. A cell is marked "{IDLE}" if its interval contains the accuracy of the pretrained model. '
-        "A cell without a finished run shows the reason."
+        f"methods. {mark} A cell without a finished run shows the reason."
     ]
 
 

@@ -171,6 +171,14 @@ def test_a_cell_that_is_no_better_than_the_untrained_model_did_not_train(tmp_pat
     table = accuracy_table(results, Beside(sweep.plan), B32)
     assert [row[3].below for row in table.rows] == ["", "did not train", ""]
     assert "1 of 2 trained cells did not train according to their intervals: LoRA-32 (1)." in markdown(build(sweep))
+    assert "was not measured" not in markdown(build(sweep))
+
+
+def test_a_report_without_the_pretrained_model_does_not_explain_a_mark_that_no_cell_can_have(tmp_path: Path) -> None:
+    methods = {name: METHODS[name] for name in ("LoRA-32", "RandLoRA-6")}
+    sweep = swept(tmp_path, datasets=["a"], seeds=[1, 2], methods=methods, tuned=None)
+    text = markdown(build(sweep))
+    assert "The accuracy of the pretrained model was not measured." in text and "did not train" not in text
 
 
 def test_a_report_is_made_again_from_its_cells(tmp_path: Path) -> None:
