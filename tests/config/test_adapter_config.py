@@ -107,7 +107,10 @@ def test_adapter_folders_say_which_task_they_need(tmp_path: Path) -> None:
         (tmp_path / "adapter_config.json").write_text(text)
         with pytest.raises(UserError, match=word):
             adapter_config(tmp_path)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="adapter folder"):
+        adapter_config(tmp_path / "empty")
+    with pytest.raises(UserError, match="There is no adapter folder"):
         adapter_config(tmp_path / "nowhere")
 
 

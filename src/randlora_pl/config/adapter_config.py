@@ -24,6 +24,8 @@ def check_adapter(folder: Path) -> Path:
         UserError: The file is missing, or PEFT wrote the folder.
     """
     file = folder if folder.is_file() else folder / "adapter_config.json"
+    if not folder.exists():
+        raise UserError(f"There is no adapter folder or file {folder}. A run keeps its adapter in RUN/adapter.")
     if not file.is_file():
         inside = [name for name in (ADAPTER, "adapter-best") if (folder / name).is_dir()]
         hint = f" Did you mean {folder / inside[0]}?" if inside else " A run keeps it in RUN/adapter."

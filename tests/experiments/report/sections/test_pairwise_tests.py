@@ -176,8 +176,9 @@ def test_a_cell_that_is_no_better_than_the_untrained_model_did_not_train(tmp_pat
 
 def test_a_report_without_the_pretrained_model_does_not_explain_a_mark_that_no_cell_can_have(tmp_path: Path) -> None:
     methods = {name: METHODS[name] for name in ("LoRA-32", "RandLoRA-6")}
-    sweep = swept(tmp_path, datasets=["a"], seeds=[1, 2], methods=methods, tuned=None)
-    text = markdown(build(sweep))
+    content = description(models={B32: MODELS[B32]}, datasets=["a"], seeds=[1, 2], methods=methods)
+    folder = write_sweep(tmp_path, content, zeroshot=False, more=lambda _: {"zeroshot/acc": None})
+    text = markdown(build(read_sweep(folder)))
     assert "The accuracy of the pretrained model was not measured." in text and "did not train" not in text
 
 
