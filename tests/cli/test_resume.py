@@ -129,6 +129,12 @@ def test_what_is_typed_beats_the_config_and_the_old_config_is_kept(run: Run, und
     assert old["model"]["init_args"]["learning_rate"] == 1e-3
 
 
+def test_fewer_steps_than_are_done_are_refused_in_one_line(run: Run, stopped: Path) -> None:
+    refused = run("fit", "--resume", str(stopped), "--data.steps", "15")
+    assert refused.code == 2 and "16 steps are done" in refused.err
+    assert len(refused.err.splitlines()) == 1 and "sample order" not in refused.out
+
+
 @pytest.fixture
 def stopped(undisturbed: Path, tmp_path: Path) -> Path:
     """A run of `LONG` that was killed after its last checkpoint."""
@@ -146,6 +152,7 @@ def stopped(undisturbed: Path, tmp_path: Path) -> Path:
     [
         ("--model.adapter.alpha", "5"),
         ("--model.adapter.dropout", "0.5"),
+        ("--data.steps", "15"),
         ("--seed_everything", "4"),  # of the bases: only the checkpoint knows
         ("--trainer.accumulate_grad_batches", "5", "--trainer.max_epochs", "2"),  # only the data know
     ],

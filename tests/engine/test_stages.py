@@ -111,8 +111,10 @@ def test_the_last_adapter_is_tested_where_none_is_known_to_be_the_best(run: Run,
     none = ["--checkpoint.test", "best", "--data.steps", "2", "--trainer.limit_val_batches", "0"]
     shown = run("fit", *SMALL, *none, "--run.name", "none")
     assert shown.code == 0
-    assert "No validation ran, so the best adapter is unknown and the last one is tested." in shown.out
+    assert "No validation ran, so the best adapter is unknown and the last one was tested." in shown.out
     assert "/adapter --images PATH" in shown.out.replace("\n", " ") and "(adapter-best" not in shown.out
+    untested = run("fit", *SMALL, *none, "--trainer.limit_test_batches", "0", "--run.name", "no-test")
+    assert untested.code == 0 and "was tested" not in untested.out
 
 
 def test_a_best_adapter_of_another_run_is_not_looked_for(run: Run, finished: Path, tmp_path: Path) -> None:

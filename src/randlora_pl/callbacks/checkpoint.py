@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -45,9 +45,9 @@ class AdapterCheckpoint(Callback):
         self,
         every_n_steps: int = 50,
         monitor: str = "val/acc",
-        mode: str = "max",
+        mode: Literal["max", "min"] = "max",
         patience: int | None = None,
-        test: str | None = None,
+        test: Literal["last", "best"] | None = None,
     ) -> None:
         if every_n_steps < 1:
             raise UserError(f"checkpoint.every_n_steps is {every_n_steps}. Set a positive number of steps.")

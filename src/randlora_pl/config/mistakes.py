@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ def mistakes(command: Command) -> Iterator[Mistake]:
     yield from _caught("print_config", partial(_check_flags, command.values.get("print_config", "")))
     yield from _caught("seed_everything", partial(_check_seed, flat.get("seed_everything", 0)))
     yield from _caught("trainer", partial(_check_trainer, flat))
+    for name in ("model.learning_rate", "model.head_learning_rate"):
+        yield from _caught(name, partial(_check_rate, name, flat.get(name)))
     for found in _caught("data.dataset", partial(_check_dataset, task, flat.get("data.dataset"))):
         del flat["data.dataset"]
         yield found
@@ -125,6 +128,11 @@ def _check_flags(typed: str) -> None:
 def _check_seed(seed: Any) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise UserError(f"--seed_everything is {brief(seed)}: give a whole number from 0 to {2**32 - 1}.")
+
+
+def _check_rate(name: str, rate: Any) -> None:
+    if rate is not None and not float(rate) > 0:
+        raise UserError(f"--{name} is {brief(rate)}: give a positive number.")
 
 
 def _check_trainer(flat: dict[str, Any]) -> None:
@@ -189,7 +197,9 @@ def _data_checks(task: str | None, flat: dict[str, Any]) -> Iterator[Callable[[]
         if task:
             blended = tasks()[task].constants.get("blended_labels", False)
             yield partial(options.check_softmax, values["mixup"], values["cutmix"], task, blended)
-    elif "balance" in values:
+        return
+    yield partial(options.check_run, **{name: values.get(name, 0) for name in signature(options.check_run).parameters})
+    if "balance" in values:
         scores = values["scores"] or values["dataset"] == "stsb"
         yield partial(options.check_balance, values["balance"], "scores" if scores else "")
 

@@ -160,6 +160,8 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
     every |= {f"{place}.{name}": f"--{place}.{name}" for place, names in groups.items() for name in sorted(names or ())}
     if rest[-1] == "seed":
         return " Did you mean --seed_everything?"
+    if rest[-1] in ("dryrun", "dry"):  # `fit` takes it out of its words before
+        return " Did you mean --dry-run?"
     if rest[0] in CLASS_KEYS:
         return f" Write its options directly under {group}."
     if group == "data" and (kinds := _other_kinds(rest[0])):

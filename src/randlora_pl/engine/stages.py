@@ -167,9 +167,10 @@ def _tested(app: App) -> dict[str, Any]:
     )  # also for the last: an earlier part of the run may have written "best"
     if best:
         callbacks_of(app.trainer).append(_LoadAdapter(app.folder / BEST))
-    elif kept.test == "best" and app.trainer.is_global_zero:
-        print_above_progress("No validation ran, so the best adapter is unknown and the last one is tested.")
-    return _evaluated(app, app.trainer.test)
+    found = _evaluated(app, app.trainer.test)
+    if found and kept.test == "best" and not best and app.trainer.is_global_zero:
+        print_above_progress("No validation ran, so the best adapter is unknown and the last one was tested.")
+    return found
 
 
 def _evaluated(app: App, run: Callable[..., Any]) -> dict[str, Any]:

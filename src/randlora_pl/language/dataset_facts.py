@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from randlora_pl.data.catalog.registry import CATALOG, dataset_path, default_root, get_command, present
+from randlora_pl.data.catalog.registry import CATALOG, dataset_path, default_root, find, get_command, present
 from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.language.catalog import DATASETS, LABELLED, OWN_TEXTS, TASKS
 from randlora_pl.language.datasets import commonsense, e2e, glue
@@ -11,6 +11,20 @@ from randlora_pl.language.datasets.availability import absent
 from randlora_pl.utils.errors import UserError, near
 
 TEXT_PAGES = ("docs/prompts.md", "docs/labelled_texts.md")
+
+
+def find_images(name: str) -> DatasetSpec:
+    """Return the specification of a dataset of images.
+
+    Raises:
+        UserError: The dataset is unknown, or one of texts; the message has the command that reads those.
+    """
+    tasks = [task for known, task in zip((DATASETS, LABELLED), TASKS, strict=True) if name in known]
+    if name not in CATALOG and tasks:
+        check = f"randlora-pl fit --model {tasks[0]} --data.dataset {name} --data.root PATH --dry-run"
+        other = f" (or --model {tasks[1]})" if tasks[1:] else ""
+        raise UserError(f"{name} is a dataset of texts, not of images. To check its files{other}: {check}")
+    return find(name)
 
 
 def dataset_facts(name: str, root: Path) -> list[dict[str, str]]:

@@ -106,7 +106,8 @@ def _base_model(task: Any) -> str:
 
 
 def on_load_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another adapter or base model, with both values."""
+    """Refuse a checkpoint of another adapter or base model, with both values, or of more steps than the run has."""
+    _check_steps(task, int(checkpoint.get("global_step", 0)))
     if theirs := checkpoint.get("adapter"):
         saved = make_adapter(theirs["method"], theirs["options"], "the checkpoint")  # knows later options, too
         identities = (saved.identity(), task.adapter.identity())
@@ -121,6 +122,17 @@ def on_load_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:
     base = checkpoint.get("base_model", own)
     if base.rpartition("(weights")[2] != own.rpartition("(weights")[2]:  # the same weights may lie elsewhere
         raise UserError(f"the checkpoint was trained on {base}, this run has {own}; choose the same base model.")
+
+
+def _check_steps(task: Any, done: int) -> None:
+    """Refuse to go on at a step behind the end of the planned run."""
+    trainer = task._trainer
+    planned = getattr(getattr(trainer, "datamodule", None), "plan", None) is not None
+    if planned and trainer.state.fn == "fit" and done > task.total_steps():
+        raise UserError(
+            f"{done:,} steps are done; this run has only {task.total_steps():,}. "
+            "Set a larger --data.steps (or --data.epochs), or start a new run."
+        )
 
 
 def check_state(task: Any, state_dict: Mapping[str, Any]) -> None:

@@ -197,6 +197,8 @@ def test_damaged_shards_are_off(run: Run, tmp_path: Path) -> None:
         (["check", "digits", "--root", "nowhere"], "does not exist; it is the folder that holds"),
         (["check", "table", "--root", "no.csv"], "--root no.csv does not exist; expected a CSV, TSV or Parquet file"),
         (["show", "webdataset", "--root", "pipe:cat a.tar"], "'pipe:cat a.tar': commands are not run"),
+        (["check", "jsonl", "--root", "mine"], "(or --model TextClassificationTask): randlora-pl fit"),
+        (["show", "rte"], "fit --model TextClassificationTask --data.dataset rte --data.root PATH --dry-run"),
         (["check", "folder"], "data check folder --root FOLDER"),
         (["show", "pairs"], "data show pairs --root FILE.csv"),
         (["check", "webdataset"], "data check webdataset --root SHARDS"),

@@ -68,6 +68,8 @@ def test_adapters_of_runs(tmp_path: Path) -> None:
     unfinished = a_run(tmp_path / "b" / "2", None)
     with pytest.raises(UserError, match=f"fit --resume {unfinished}"):
         find_adapter(tmp_path / "b")
+    with pytest.raises(UserError, match=f"fit --resume {unfinished}"):
+        find_adapter(unfinished / "adapter")
 
 
 def test_a_link_to_a_run_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

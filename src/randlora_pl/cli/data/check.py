@@ -5,7 +5,8 @@ from pathlib import Path
 from randlora_pl.cli.common.arguments import CommandParser, check_output, check_parent
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.data.report import SAMPLE, checked_root, parse_names, print_reports
-from randlora_pl.data.catalog.registry import CATALOG, DatasetSpec, find, how_to_get, present
+from randlora_pl.data.catalog.registry import CATALOG, DatasetSpec, how_to_get, present
+from randlora_pl.language.dataset_facts import find_images
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.printable import printable
 
@@ -24,7 +25,7 @@ def check_verb(args: list[str]) -> int:
     typed = parse_names("check", args, every_image=False, fast=False)
     if typed.fast and typed.every_image:
         raise UserError("data check: --fast and --every-image exclude each other. Remove one")
-    chosen = [find(name) for name in typed.names] or [row for row in CATALOG.values() if not row.own]
+    chosen = [find_images(name) for name in typed.names] or [row for row in CATALOG.values() if not row.own]
     root = checked_root(typed.root, chosen, "data check")
     from randlora_pl.data.check import check
 
@@ -32,7 +33,7 @@ def check_verb(args: list[str]) -> int:
     sample = None if typed.every_image else 0 if typed.fast else SAMPLE
     with counting(typed.every_image) as tick:
         for row in dict.fromkeys(row.name for row in chosen):
-            reports.append(check(find(row), root, sample, tick))
+            reports.append(check(CATALOG[row], root, sample, tick))
     return print_reports(reports, typed.every_image)
 
 
@@ -43,7 +44,7 @@ def show_verb(args: list[str]) -> int:
     parser.add_argument("--root", "--data.root")
     parser.add_options(output=Path, shots=SHOTS)
     typed = parser.parse_args(args)
-    row = find(typed.name)
+    row = find_images(typed.name)
     if not 1 <= typed.shots <= MOST_SHOTS:
         raise UserError(f"data show: --shots is {typed.shots}, give a number from 1 to {MOST_SHOTS}")
     output = _output(row, typed.output)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from randlora_pl.cli.data.report import SAMPLE, parse_names, print_reports
-from randlora_pl.data.catalog.registry import CATALOG, DatasetSpec, default_root, find, get_command, how_to_get, present
+from randlora_pl.data.catalog.registry import CATALOG, DatasetSpec, default_root, get_command, how_to_get, present
+from randlora_pl.language.dataset_facts import find_images
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.formatting import byte_size
 
@@ -26,7 +27,7 @@ def get_verb(args: list[str]) -> int:
         get do not count.
     """
     typed = parse_names("get", args, keep=False)
-    rows = [find(name) for name in dict.fromkeys(typed.names)] or [row for row in CATALOG.values() if row.layout]
+    rows = [find_images(name) for name in dict.fromkeys(typed.names)] or [row for row in CATALOG.values() if row.layout]
     if typed.names and (own := [row.name for row in rows if row.own]):
         raise UserError(
             f"data get: {own[0]} is for your own images, so there is nothing to download. See: randlora-pl datasets"

@@ -112,7 +112,8 @@ def find_adapter(path: str | os.PathLike[str]) -> Path:
         UserError: The run has no adapter yet; see also `follow_latest`.
     """
     adapter = follow_latest(Path(path))
-    run = find_run(adapter)
+    early = adapter.name == ADAPTER and not adapter.exists()  # named before its run has written it
+    run = adapter.parent if early else find_run(adapter)
     if adapter.is_file() or (adapter / "adapter_config.json").is_file() or not (run / CONFIG).is_file():
         return adapter
     if not (run / ADAPTER).is_dir():
