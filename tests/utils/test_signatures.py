@@ -3,6 +3,12 @@
 import inspect
 from typing import Any
 
+import pytest
+
+from randlora_pl.adapters import LoRA
+from randlora_pl.data import ImageData
+from randlora_pl.tasks import LinearHeadTask
+from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.signatures import whole_signature
 
 
@@ -38,3 +44,24 @@ def test_options_of_bases_follow_those_of_the_class_without_the_fixed_ones() -> 
 def test_a_constructor_that_passes_nothing_on_hides_its_bases() -> None:
     assert list(whole_signature(Closed).parameters) == ["width"]
     assert whole_signature(Base).parameters == inspect.signature(Base).parameters
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "meant"),
+    [
+        (LoRA, "r", "rank"),
+        (LoRA, "lora_alpha", "alpha"),
+        (LinearHeadTask, "lr", "learning_rate"),
+        (ImageData, "step", "steps"),
+    ],
+)
+def test_an_unknown_option_names_its_class_and_what_was_meant(kind: type, option: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=rf"{kind.__name__} has no option '{option}'. Did you mean '{meant}'\?"):
+        kind(**{option: 1})
+    with pytest.raises(TypeError, match="xyzzy"):
+        kind(xyzzy=1)
+
+
+def test_a_name_is_no_adapter_of_a_task() -> None:
+    with pytest.raises(UserError, match="a method such as RandLoRA"):
+        LinearHeadTask(name="tiny", adapter="RandLoRA")

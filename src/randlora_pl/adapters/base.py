@@ -18,7 +18,7 @@ from randlora_pl.adapters.kernels.dropout import dropped
 from randlora_pl.adapters.kernels.flop_choice import builds
 from randlora_pl.adapters.random_bases import Bases, Distribution, draw
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.signatures import whole_signature
+from randlora_pl.utils.signatures import NamedOptions
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class FactoredDelta(DeltaWeight):
         return F.linear(hidden, like(p, hidden))
 
 
-class Adapter:
+class Adapter(metaclass=NamedOptions):
     """Method and its options, as in a config.
 
     Constructors of methods take their own options and pass the others on as ``**options``.
@@ -182,9 +182,6 @@ class Adapter:
     size_option = "rank"  # the option that ``match`` chooses, if the method has it
     trains_base = False  # True if the method trains the model's own tensors instead of adding to them
     reads_weight = False  # True if an update is initialized from the values of the frozen weight
-
-    def __init_subclass__(cls) -> None:
-        cls.__signature__ = whole_signature(cls)  # type: ignore[attr-defined]
 
     def __init__(
         self,

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from inspect import Signature
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,12 +14,12 @@ from randlora_pl.data.sampling.balance import ClassDraws, class_weights, remarks
 from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.data.validate import check_epochs
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.signatures import whole_signature
+from randlora_pl.utils.signatures import NamedOptions
 
 log = logging.getLogger("randlora_pl")
 
 
-class PlannedData(LightningDataModule):
+class PlannedData(LightningDataModule, metaclass=NamedOptions):
     """Base of the data modules: training is one long loop over a numbered sample order.
 
     Lightning runs it as a single epoch, for any number of epochs in the plan.
@@ -46,12 +45,6 @@ class PlannedData(LightningDataModule):
 
     unit = "samples"
     fixed_options: ClassVar[tuple[str, ...]] = ()
-    __signature__: ClassVar[Signature]
-
-    def __init_subclass__(cls) -> None:
-        """Show `inspect.signature` and `help` the options that a constructor passes on."""
-        super().__init_subclass__()
-        cls.__signature__ = whole_signature(cls)
 
     def __init__(
         self,

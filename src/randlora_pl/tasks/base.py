@@ -1,6 +1,5 @@
 """The base of all tasks: a frozen backbone with an adapter, and AdamW with a schedule."""
 
-import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -18,13 +17,13 @@ from randlora_pl.tasks.defaults import FROZEN_DTYPES, check_option, check_positi
 from randlora_pl.tasks.execution import cast_and_compile
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.signatures import whole_signature
+from randlora_pl.utils.signatures import NamedOptions
 
 if TYPE_CHECKING:
     from randlora_pl.adapters.adapter_set import AdapterSet, Choice
 
 
-class AdaptationTask(LightningModule):
+class AdaptationTask(LightningModule, metaclass=NamedOptions):
     """Base of the tasks. Subclasses load the backbone and compute the loss of each sample.
 
     Args:
@@ -72,12 +71,6 @@ class AdaptationTask(LightningModule):
     saved: AdapterFile | None = None
     identity: ModelIdentity
     report: InjectionReport
-    __signature__: ClassVar[inspect.Signature]
-
-    def __init_subclass__(cls) -> None:
-        """Show `inspect.signature` and `help` the options that a constructor passes on."""
-        super().__init_subclass__()
-        cls.__signature__ = whole_signature(cls)
 
     def __init__(
         self,
@@ -98,6 +91,7 @@ class AdaptationTask(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_option("adapter", adapter, isinstance(adapter, Adapter), "a method such as RandLoRA(rank=6)")
         check_positive("learning_rate", learning_rate)
         check_positive("weight_decay", weight_decay, zero=True)
         check_positive("warmup_steps", warmup_steps, zero=True)
@@ -116,8 +110,7 @@ class AdaptationTask(LightningModule):
         self.backbone: nn.Module | None = None
         self.strict_loading = False  # checkpoints hold what trains; load_state_dict checks that strictly
         self.retrieval, self.test_name = False, "test"
-        self.classnames: list[str] = []
-        self.templates: list[str] = []
+        self.classnames, self.templates = list[str](), list[str]()
         self.metrics = nn.ModuleDict()
 
     # Hooks for subclasses

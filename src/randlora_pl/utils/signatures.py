@@ -1,6 +1,13 @@
 """Signatures of constructors that pass ``**options`` on to their bases."""
 
 import inspect
+from typing import Any
+
+from randlora_pl.utils.errors import near
+
+OTHER_NAMES = {"r": "rank", "lora_alpha": "alpha", "randlora_alpha": "alpha", "lora_dropout": "dropout"}
+OTHER_NAMES |= {"lr": "learning_rate", "max_steps": "steps", "max_epochs": "epochs", "target_modules": "targets"}
+"""Options as PEFT and Lightning name them, and ours."""
 
 
 def whole_signature(kind: type) -> inspect.Signature:
@@ -19,3 +26,26 @@ def whole_signature(kind: type) -> inspect.Signature:
         if not any(option.kind is option.VAR_KEYWORD for option in own):
             break
     return inspect.Signature(sorted(found.values(), key=lambda option: option.kind))
+
+
+class NamedOptions(type):
+    """Metaclass whose classes show a `whole_signature` in `help`, and name near options if one is unknown."""
+
+    def __init__(cls, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        cls.__signature__ = whole_signature(cls)
+
+    def __call__(cls, *args: Any, **options: Any) -> Any:
+        """Create an object.
+
+        Raises:
+            TypeError: An option is unknown, or a required one is missing.
+        """
+        try:
+            return super().__call__(*args, **options)
+        except TypeError as error:
+            known = inspect.signature(cls).parameters
+            for name in options.keys() - known:
+                hint = near(OTHER_NAMES.get(name, name), known, 1) or f" Its options are {', '.join(known)}."
+                raise TypeError(f"{cls.__name__} has no option {name!r}.{hint}") from error
+            raise
