@@ -246,6 +246,11 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
         page.meta["hide"] = ["navigation"]  # the tabs are enough
     if folder.startswith("results"):
         page.meta["search"] = {"boost": 0.5}
+    if not folder:  # a page that only the site has cannot be linked on GitHub
+        markdown = markdown.replace("`CONTRIBUTING.md`", "[`CONTRIBUTING.md`](contributing.md)")
+        markdown = markdown.replace(
+            "`randlora-pl COMMAND --help`", "[`randlora-pl COMMAND --help`](command_options.md)"
+        )
     if folder == "methods" and name != "index.md":
         page.meta["tags"] = [name.removesuffix(".md")]
         return f"{markdown}\n\n{frame(name.removesuffix('.md'))}\n"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from randlora_pl.cli.serve import describe, parse, start_page
+from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
 from tests.support.products import in_one_item
 
@@ -96,3 +97,10 @@ def test_a_public_address_is_told_with_a_caution() -> None:
     assert "caution" not in start_page(parse(["--adapter", "a"]), facts)
     asked = start_page(parse(["--adapter", "a", "--token", "secret"]), facts)
     assert '-H "Authorization: Bearer $RANDLORA_PL_TOKEN" -F' in asked and "secret" not in asked
+
+
+@pytest.mark.parametrize("task", ["CausalLMTask", "TextClassificationTask"])
+def test_an_adapter_of_texts_is_refused_with_the_command_that_takes_it(task: str) -> None:
+    config = {"method": "LoRA", "metadata": {"task": task, "classnames": ["good", "bad"]}}
+    with pytest.raises(UserError, match="predict --adapter PATH --texts"):
+        describe(config, upload_bytes=1, pixels=9, device="cpu")

@@ -1,5 +1,7 @@
 """The Python on the written pages runs as pasted, block after block."""
 
+import copy
+import json
 import os
 import re
 import tomllib
@@ -9,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from randlora_pl.adapters import Adapter, DoRA, LoRA, inject
+from randlora_pl.language.datasets.sources import read_training
 from tests.docs.pages import PAGES, ROOT
 
 NEEDS = {"python": ("transformers",), "from_peft": ("peft",), "from_loralib": ()}
@@ -33,6 +37,40 @@ def test_blocks_run_in_their_order(page: str, tmp_path: Path, monkeypatch: pytes
         torch.set_num_threads(threads)
         os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
     assert not any(re.match(r"\.\.\.", line) for block in blocks_of(page) for line in block.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"r": 4, "lora_alpha": 8}, LoRA(rank=4, alpha=8)),
+        ({}, LoRA(rank=8, alpha=8)),
+        ({"r": 4, "lora_alpha": 8, "use_rslora": True}, LoRA(rank=4, alpha=8, rslora=True)),
+        ({"r": 4, "lora_alpha": 8, "use_dora": True}, DoRA(LoRA(rank=4, alpha=8))),
+    ],
+)
+def test_options_of_lora_mean_what_the_table_of_peft_says(theirs: dict[str, Any], ours: Adapter) -> None:
+    peft = pytest.importorskip("peft", reason="the page needs peft")
+    model = torch.nn.Sequential(torch.nn.Linear(16, 12))
+    other = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=["0"], **theirs))
+    inject(model, ours, targets=["0"])
+    mine = {name.rpartition(".")[2]: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+    with torch.no_grad():
+        for name in ("A", "B"):
+            pair = getattr(other.base_model.model[0], f"lora_{name}")["default"].weight
+            pair.copy_(mine[name].normal_())
+    images = torch.randn(3, 16)
+    assert not torch.allclose(model(images), other.base_model.model[0].base_layer(images), atol=1e-2)
+    assert torch.allclose(model(images), other(images), atol=1e-5)
+
+
+def test_a_file_of_instructions_becomes_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("MINE").mkdir()
+    samples = [{"instruction": "Add.", "input": "2 and 2", "output": "4"}, {"instruction": "Greet.", "output": "Hello"}]
+    Path("alpaca.json").write_text(json.dumps(samples))
+    exec(compile(next(block for block in blocks_of("prompts") if "alpaca" in block), "prompts.md", "exec"), {})
+    written, _ = read_training("jsonl", Path("MINE"), 0)
+    assert written == [("Add.\n2 and 2\n", "4"), ("Greet.\n", "Hello")]
 
 
 def test_the_blocks_are_found() -> None:

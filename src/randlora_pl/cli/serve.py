@@ -13,6 +13,7 @@ from randlora_pl.cli.common.arguments import CommandParser, check_positive
 from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.predict.arguments import MAX_PIXELS
 from randlora_pl.config.adapter_config import adapter_config
+from randlora_pl.language.catalog import TASKS
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import find_adapter
 from randlora_pl.utils.files.weights_files import file_name
@@ -115,9 +116,11 @@ def describe(config: dict[str, Any], upload_bytes: int, pixels: int, device: str
         device: Device of the model.
 
     Raises:
-        UserError: The adapter has no class names.
+        UserError: The adapter is of texts, or has no class names.
     """
     metadata, base = config.get("metadata", {}), config.get("base_model", {})
+    if metadata.get("task") in TASKS:
+        raise UserError("serve answers images, but this adapter is of texts. Use: predict --adapter PATH --texts FILE")
     if not metadata.get("classnames"):
         raise UserError("the adapter has no class names; save it with the task that trained it: task.save(FOLDER)")
     return {
