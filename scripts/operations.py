@@ -23,7 +23,7 @@ _passes: dict[tuple[str, str], tuple[int, int]] = {}
 
 
 def operations(cell: Trial) -> int:
-    """Count the operations of a cell; its data set must be one whose size is known."""
+    """Count the operations of a cell; its dataset must be one whose size is known."""
     task: Any = task_of(cell.tree)
     key = (cell.labels.model, type(task).__name__)
     if key not in _passes:

@@ -1,4 +1,4 @@
-"""Writes the splits that ship with the package, for data sets that have none of their own.
+"""Writes the splits that ship with the package, for datasets that have none of their own.
 
     python scripts/write_split_indices.py
 

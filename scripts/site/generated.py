@@ -102,7 +102,7 @@ def config_keys() -> str:
 
 
 def datasets() -> str:
-    """Return the catalogs of data sets."""
+    """Return the catalogs of datasets."""
     images = [
         (
             code(row.name),

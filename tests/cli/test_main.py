@@ -146,7 +146,7 @@ def test_listings_are_json_for_other_programs(run: Run) -> None:
         assert result.code == 0 and not result.err
         return json.loads(result.out)
 
-    assert [row["data set"] for row in found("datasets")] == list(CATALOG)
+    assert [row["dataset"] for row in found("datasets")] == list(CATALOG)
     assert found("datasets", "digits")["digits"][0]["licence"] == "CC BY 4.0"
     (model,) = found("models", "ViT-B-32")
     assert model["library"] == "open_clip" and model["parameters"] > 1e8

@@ -33,7 +33,7 @@ SAMPLE = 8
 """Images per split that a check decodes."""
 
 
-_HEADER = ("data set", "split", "images", "expected", "fewest of a class", "most of a class", "decoded", "")
+_HEADER = ("dataset", "split", "images", "expected", "fewest of a class", "most of a class", "decoded", "")
 
 
 def print_reports(reports: Sequence["Report"], every: bool = False) -> int:

@@ -58,7 +58,7 @@ def datasets_verb(args: list[str]) -> int:
         for row in CATALOG.values():
             counts = [row.counts.get(split) for split in ("train", "val", "test")]
             rows.append((row.name, row.classes, *counts, row.epochs, state_of(row, root), row.licence, row.title))
-        header = ("data set", "classes", "train", "val", "test", "epochs", "on this machine", "licence", "what it is")
+        header = ("dataset", "classes", "train", "val", "test", "epochs", "on this machine", "licence", "what it is")
         if typed.json:
             print_json([dict(zip(header, row, strict=True)) for row in rows])
             return 0

@@ -144,7 +144,7 @@ def _print(
     from randlora_pl.experiments.zeroshot import SINGLE
 
     known = any(one.published is not None for one in found.values())
-    header = ["data set", "images", "classes", "templates", "averaged %", f"{SINGLE!r} %"]
+    header = ["dataset", "images", "classes", "templates", "averaged %", f"{SINGLE!r} %"]
     rows = []
     for name, one in found.items():
         images = f"{one.images:,}" if one.expected in (None, one.images) else f"{one.images:,} of {one.expected:,}"

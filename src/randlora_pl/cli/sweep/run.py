@@ -41,7 +41,7 @@ def dry_run(job: Job) -> int:
             sources.add(source)
         shown = (duration(took) if took else "?", byte_size(memory) if memory else "?", source)
         rows.append([cell.hash, *cell.labels, state, *shown])
-    print(table(["cell", "model", "data set", "budget", "method", "seed", "state", "time", "memory", "from"], rows))
+    print(table(["cell", "model", "dataset", "budget", "method", "seed", "state", "time", "memory", "from"], rows))
     states = [row[6] for row in rows]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     print(f"\n{len(rows)} cell{'s' * (len(rows) != 1)}: {counts}")
