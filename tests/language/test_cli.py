@@ -251,7 +251,7 @@ def test_an_evaluation_of_nothing_says_where_texts_come_from(
     (folder,) = (tmp_path / "runs" / "run").glob("2*")
     told = refused("test", "--run", str(folder))
     again = f"randlora-pl validate --run {folder}"
-    assert f"keeps no samples for it. Add {own}/test.jsonl, or use the validation samples: {again}" in told
+    assert f"has no samples for it. Add {own}/test.jsonl, or use the validation samples: {again}" in told
     assert run(*again.split()[1:], *SMALL).code == 0
     told = refused("validate", "--run", str(folder), "--data.validation", "0")
     assert f"Add {own}/val.jsonl, or hold out training samples in fit with --data.validation N" in told

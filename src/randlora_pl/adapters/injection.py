@@ -134,8 +134,8 @@ def inject(
         Report of the injection.
 
     Raises:
-        UserError: A target matches nothing, a layer cannot be adapted, a rank is invalid, the adapter is no method, or
-            the model has adapters already, also PEFT's. The model is unchanged then.
+        UserError: A target matches nothing, a layer cannot be adapted, a rank is invalid, the adapter is not a method,
+            or the model has adapters already, also PEFT's. The model is unchanged then.
     """
     _check_kinds(model, adapter)
     targets = [targets] if isinstance(targets, str) else targets

@@ -125,7 +125,7 @@ def on_load_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:
 
 
 def _check_steps(task: Any, done: int) -> None:
-    """Refuse to go on at a step behind the end of the planned run."""
+    """Refuse a checkpoint behind the end of the planned run."""
     trainer = task._trainer
     planned = getattr(getattr(trainer, "datamodule", None), "plan", None) is not None
     if planned and trainer.state.fn == "fit" and done > task.total_steps():
