@@ -120,7 +120,7 @@ def test_mistakes_are_told_in_a_line(refused: Refused, run: Run, words: list[str
     assert "SST-2/train.tsv" in fit("--data.dataset", "sst2")
     write_csv(tmp_path / "data" / "test.csv", [("a", "none")])
     write_csv(tmp_path / "data" / "train.csv", [])
-    assert "train.csv holds no record" in fit()
+    assert "train.csv has no record" in fit()
 
 
 def test_the_data_sets_are_listed(run: Run) -> None:

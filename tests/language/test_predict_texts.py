@@ -335,7 +335,7 @@ def test_files_that_are_wrong_are_told(
 
     assert "nowhere.txt does not exist" in said("nowhere.txt")
     assert "is a folder: name its files" in said(".")
-    assert "empty.txt holds no text" in said("empty.txt") and "empty.jsonl holds no text" in said("empty.jsonl")
+    assert "empty.txt has no text" in said("empty.txt") and "empty.jsonl has no text" in said("empty.jsonl")
     assert "bad.jsonl, line 2: no valid JSON" in said("bad.jsonl")
     assert "less.jsonl, line 2: 'prompt' is missing" in said("less.jsonl")
     assert "number.jsonl, line 2: expected an object with the fields prompt" in said("number.jsonl")
