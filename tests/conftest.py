@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported, and for the processes that tests start
+os.environ.pop("COLUMNS", None)  # readline sets it in the workers of pytest-xdist, and tables would be cut to it
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks a server starts its own
 
 import pytest

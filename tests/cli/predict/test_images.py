@@ -116,7 +116,7 @@ def test_unreadable_images_can_be_skipped(run: Run, finished: Path, photos: Path
     assert run(*base, "--output", "whole.csv").code == 0
     (photos / "aa-broken.png").write_bytes(b"no image")
     result = run(*base, "--output", "rest.csv", "--on-error", "skip")
-    assert result.code == 0 and "left out: 1" in result.out
+    assert result.code == 0 and "skipped: 1" in result.out
     assert (tmp_path / "rest.csv").read_text() == (tmp_path / "whole.csv").read_text()
 
 
@@ -302,7 +302,7 @@ def test_unreadable_images_are_skipped_for_all_adapters(run: Run, finished: Path
     (photos / "aa-broken.png").write_bytes(b"no image")
     named = ("--adapter", f"one={finished / 'adapter'}", f"two={second}")
     result = run("predict", "--images", str(photos), "--output", "p.csv", *named, "--on-error", "skip")
-    assert "p.csv: 3 images, 2 adapters (one, two)" in result.out and "left out: 1" in result.out
+    assert "p.csv: 3 images, 2 adapters (one, two)" in result.out and "skipped: 1" in result.out
 
 
 @in_one_item(
