@@ -86,6 +86,15 @@ def test_end_between_two_micro_batches_keeps_the_last_whole_step(fit: Fit, tmp_p
     assert done == 6
 
 
+def test_the_counts_of_a_repeated_validation_are_those_of_a_whole_one(fit: Fit) -> None:
+    trainer, task, _ = fit(checkpoint := AdapterCheckpoint())
+    repeated = {"ready": 3, "started": 3, "processed": 2, "completed": 2}  # Lightning takes these for an unfinished one
+    saved = {"loops": {"fit_loop": {"epoch_loop.val_loop.batch_progress": {"total": repeated, "current": {}}}}}
+    checkpoint.on_save_checkpoint(trainer, task, saved)
+    progress = saved["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+    assert progress == {"total": dict.fromkeys(repeated, 2), "current": {}}
+
+
 def test_impossible_options() -> None:
     with pytest.raises(UserError, match="positive"):
         AdapterCheckpoint(every_n_steps=0)

@@ -109,11 +109,17 @@ class AdapterCheckpoint(Callback):
             self._validates = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Mark validation as started in the loop state, so that a resumed run repeats it."""
+        """Mark validation as started in the loop state if a resumed run is to repeat it, else as ended.
+
+        Lightning's counts of a repeated validation would make the next resumed run repeat the rest of it.
+        """
+        if "loops" not in checkpoint:  # weights only
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+        done = progress["total"]["completed"]
+        started = done + self._validates
+        progress["total"] = {"ready": started, "started": started, "processed": done, "completed": done}
         if self._validates:
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
-            done = progress["total"]["completed"]
-            progress["total"] = {"ready": done + 1, "started": done + 1, "processed": done, "completed": done}
             progress["current"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
