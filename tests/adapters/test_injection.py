@@ -1,6 +1,7 @@
 """Injection: the paper's parameter counts, the report, and a model that stays as it was when anything is wrong."""
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -115,8 +116,7 @@ def test_the_report_of_a_method_without_tensors() -> None:
 ALL_ADAPTERS = [RandLoRA(4), LoRA(4), VeRA(8), NoLA(2, 8), DoRA(LoRA(2)), DoRA(RandLoRA(4)), RandLoRA(4, qkv="split")]
 
 
-@pytest.mark.parametrize("adapter", ALL_ADAPTERS)
-@pytest.mark.parametrize("custom_text", [False, True])
+@in_one_item(("adapter", "custom_text"), itertools.product(ALL_ADAPTERS, [False, True]))
 def test_both_towers_of_open_clip_learn(adapter: Adapter, custom_text: bool) -> None:
     plain = zoo.small_clip(custom_text)
     model = copy.deepcopy(plain)
@@ -232,7 +232,7 @@ FAILING: dict[str, tuple[Adapter, list[str] | None, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", FAILING)
+@in_one_item("case", FAILING)
 def test_a_failed_injection_leaves_the_model_as_it_was(case: str) -> None:
     adapter, targets, message = FAILING[case]
     model = zoo.small_vit()
@@ -249,7 +249,7 @@ def test_a_failed_injection_leaves_the_model_as_it_was(case: str) -> None:
     inject(model, LoRA(2))
 
 
-@pytest.mark.parametrize("adapter", [LoRA(2), RandLoRA(2), BitFit()])
+@in_one_item("adapter", [LoRA(2), RandLoRA(2), BitFit()])
 def test_a_second_adapter_is_refused_also_through_a_part(adapter: Adapter) -> None:
     model = zoo.small_clip()
     inject(model, LoRA(2), ["visual:qkv"])
@@ -266,7 +266,7 @@ def test_a_second_adapter_is_refused_also_through_a_part(adapter: Adapter) -> No
     inject(part, adapter)
 
 
-@pytest.mark.parametrize("wrong", ["RandLoRA", RandLoRA, nn.Sequential(nn.Linear(2, 2))])
+@in_one_item("wrong", ["RandLoRA", RandLoRA, nn.Sequential(nn.Linear(2, 2))])
 def test_anything_but_a_method_is_refused_in_one_line(wrong: Any) -> None:
     with pytest.raises(UserError, match=r"needs a method .*\.\Z"):
         inject(zoo.small_vit(), wrong)

@@ -5,8 +5,6 @@ import re
 from collections.abc import Iterable
 from importlib import import_module
 
-import pytest
-
 from randlora_pl.cli.adapter import verbs as adapter
 from randlora_pl.cli.analyze import verbs as analyze
 from randlora_pl.cli.bench import verbs as bench
@@ -14,6 +12,7 @@ from randlora_pl.cli.help.pages import page
 from randlora_pl.cli.main import VERBS
 from tests.docs.english import comment_sentences, help_sentences, sentences_of, words_of
 from tests.docs.pages import PAGES, ROOT
+from tests.support.products import in_one_item
 
 LONGEST = 30
 """Words of a sentence; the rule is 25."""
@@ -67,17 +66,17 @@ def faults(sentences: Iterable[str]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@in_one_item("name", TEXTS)
 def test_pages_are_in_plain_english(name: str) -> None:
     assert not faults(TEXTS[name])
 
 
-@pytest.mark.parametrize("name", HELP)
+@in_one_item("name", HELP)
 def test_help_is_in_plain_english(name: str) -> None:
     assert not faults(HELP[name])
 
 
-@pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "notebooks").glob("*.ipynb"))])
+@in_one_item("name", [path.name for path in sorted((ROOT / "notebooks").glob("*.ipynb"))])
 def test_notebooks_are_in_plain_english(name: str) -> None:
     cells = json.loads((ROOT / "notebooks" / name).read_text(encoding="utf-8"))["cells"]
     text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")

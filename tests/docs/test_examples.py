@@ -20,6 +20,7 @@ from randlora_pl.adapters import RandLoRA, inject, save_adapter
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.tasks import VisionLanguageTask
 from tests.docs.pages import ROOT
+from tests.support.products import in_one_item
 
 PACKAGES = ("adapters", "analysis", "callbacks", "data", "experiments", "interop", "language", "models", "tasks")
 MODULES = {name: importlib.import_module(f"randlora_pl.{name}") for name in PACKAGES}
@@ -98,7 +99,7 @@ def failures(name: str, text: str, names: dict[str, Any]) -> str:
     return output.getvalue()
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@in_one_item("package", PACKAGES)
 def test_examples_run(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if package == "language":
         pytest.importorskip("transformers", reason='this needs the extra: pip install ".[language]"')
@@ -113,7 +114,7 @@ def test_the_example_of_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not failures("fit", fit.__doc__, {"randlora_pl": importlib.import_module("randlora_pl"), "model": None})
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@in_one_item("package", PACKAGES)
 def test_public_names_have_examples(package: str) -> None:
     shown = examples_of(package)
     without = [

@@ -19,6 +19,7 @@ from randlora_pl.experiments.sweep.tuning_files import markdown
 from randlora_pl.models import meta_clip, meta_vit
 from randlora_pl.tasks.defaults import default_learning_rate
 from tests.docs.pages import PAGES, ROOT
+from tests.support.products import in_one_item
 
 RANKS = PAGES["docs/rank_and_alpha.md"]
 REPRODUCING = PAGES["docs/reproducing.md"]
@@ -102,7 +103,7 @@ def test_expected_hours() -> None:
 TEXTS = ("table1", "table3_llama", "table4", "table6", "table10_llama", "table15")
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@in_one_item("name", TEXTS)
 def test_expected_steps_of_language_models(name: str) -> None:
     """The columns that need no operation counted: runs, cells and optimizer steps of a seed."""
     _, description = find_sweep(name)

@@ -18,6 +18,7 @@ from randlora_pl.config.validate import adapters
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.models.catalog import MODELS
 from tests.docs.pages import DOCS, MADE, PAGES, ROOT
+from tests.support.products import in_one_item
 
 
 def pages_of(site: Path) -> set[str]:
@@ -93,7 +94,7 @@ SEARCHED = {
 """Words, and the page that a search finds first; `test_site_browser` types them."""
 
 
-@pytest.mark.parametrize(("word", "name"), SEARCHED.items())
+@in_one_item(("word", "name"), SEARCHED.items())
 def test_a_search_finds_the_page_of_that_name(site: Path, word: str, name: str) -> None:
     """Tags count a thousand times as much as titles: the page that has the word as a tag comes first."""
     entries = entries_of(site)

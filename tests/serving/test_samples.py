@@ -12,6 +12,7 @@ from randlora_pl.serving.uploads import Limits
 from randlora_pl.utils.errors import UserError
 from tests.serving import pictures
 from tests.serving.server import Running
+from tests.support.products import in_one_item
 
 LIMITS = Limits(2_000_000, 4_000_000)
 
@@ -27,7 +28,7 @@ def test_one_test_image_of_each_class_of_embedded_data() -> None:
     assert {Image.open(io.BytesIO(content)).size for content in found.values()} == {(8, 8)}
 
 
-@pytest.mark.parametrize("dataset", [name for name in CATALOG if name not in ("digits", "mnist_5k")] + ["", "gone"])
+@in_one_item("dataset", [name for name in CATALOG if name not in ("digits", "mnist_5k")] + ["", "gone"])
 def test_no_other_data_are_shown_unasked(dataset: str) -> None:
     assert read_samples(None, trained_on(dataset), LIMITS) == {}
     assert read_samples(None, {}, LIMITS) == {}

@@ -59,6 +59,7 @@ def test_head_has_no_bias_and_its_own_learning_rate(fit: Callable[..., L.Trainer
     assert (head["initial_lr"], head["weight_decay"]) == (0.5, 0.2)
     assert {group["initial_lr"] for group in backbone} == {0.25}
     assert task.resolved() == {
+        "pretrained": "random",
         "targets": None,
         "learning_rate": 0.25,
         "head_learning_rate": 0.5,

@@ -10,11 +10,12 @@ import pytest
 
 import randlora_pl
 from randlora_pl.utils.class_paths import exported
+from tests.support.products import in_one_item
 
 PACKAGES = ("adapters", "adapters.methods", "callbacks", "data", "language", "models", "tasks")
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@in_one_item("package", PACKAGES)
 def test_every_exported_name_can_be_imported(package: str) -> None:
     module = importlib.import_module(f"randlora_pl.{package}")
     assert set(module.__all__) == exported(*package.split("."))
@@ -24,7 +25,7 @@ def test_every_exported_name_can_be_imported(package: str) -> None:
         module.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@in_one_item("package", PACKAGES)
 def test_no_exported_name_is_a_module(package: str) -> None:
     """Its import would hide the exported object."""
     folder = Path(randlora_pl.__file__).parent.joinpath(*package.split("."))

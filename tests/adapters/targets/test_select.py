@@ -19,6 +19,7 @@ from randlora_pl.adapters.targets.sites import find_sites
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo
 from tests.adapters.cases import FewHeads, OneConv1D, randomise
+from tests.support.products import in_one_item
 
 
 def names(model: nn.Module, targets: list[str] | None = None, split: bool = False) -> list[str]:
@@ -50,7 +51,7 @@ CLIP_TARGETS: list[tuple[list[str] | None, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("targets", "fields"), CLIP_TARGETS)
+@in_one_item(("targets", "fields"), CLIP_TARGETS)
 def test_targets_in_both_towers_of_open_clip(targets: list[str] | None, fields: list[str]) -> None:
     assert names(zoo.small_clip(), targets) == block_names(*fields, tower="visual.") + block_names(*fields)
     custom = block_names(*fields, tower="visual.") + block_names(*fields, tower="text.")
@@ -190,7 +191,7 @@ def test_sites_say_kind_role_and_path() -> None:
 # Refusals
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("targets", "message"),
     [
         (["mpl"], r"target 'mpl' matches no layer.* Did you mean 'mlp'"),
@@ -274,7 +275,7 @@ DEFAULTS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", DEFAULTS)
+@in_one_item("name", DEFAULTS)
 def test_defaults_take_the_blocks_and_say_what_they_leave(name: str) -> None:
     build, expected = DEFAULTS[name]
     with torch.device("meta"):

@@ -1,5 +1,6 @@
 """Answers: batches write what single prompts write, beams find likelier texts, and options are chosen by likelihood."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from randlora_pl.language.models.tokenization import Encoded, collate, encode_pr
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.utils.errors import UserError
 from tests.language.small import SHAPES, make
+from tests.support.products import in_one_item
 
 PROMPTS = ["repeat the first word: red", "old", "repeat the last word: red old tall wet mild answer:"]
 
@@ -42,7 +44,7 @@ def batch(task: CausalLMTask, prompts: list[str]) -> dict[str, torch.Tensor]:
     return collate([Encoded(each, each, len(each)) for each in ids], 0)
 
 
-@pytest.mark.parametrize("how", [Decoding(1, 6), Decoding(3, 6), Decoding(2, 6, 0.8, 2)])
+@in_one_item("how", [Decoding(1, 6), Decoding(3, 6), Decoding(2, 6, 0.8, 2)])
 def test_a_batch_writes_what_each_prompt_writes_alone(how: Decoding, task: CausalLMTask) -> None:
     together = write_texts(task.model, task.vocabulary, batch(task, PROMPTS), how, 0)
     alone = [write_texts(task.model, task.vocabulary, batch(task, [prompt]), how, 0)[0] for prompt in PROMPTS]
@@ -71,8 +73,10 @@ def reads(model: Any, texts: dict[str, torch.Tensor], how: Decoding, share: bool
         return write_tokens(model, texts, how, 0, eos, share=share), sum(seen)
 
 
-@pytest.mark.parametrize("how", [Decoding(3, 5), Decoding(4, 8, 0.5, 2), Decoding(2, 8, 3.0)])
-@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[1:2]], ids=["three lengths", "one token"])
+@in_one_item(
+    ("how", "prompts"),
+    itertools.product([Decoding(3, 5), Decoding(4, 8, 0.5, 2), Decoding(2, 8, 3.0)], [PROMPTS, PROMPTS[1:2]]),
+)
 def test_prompts_that_are_read_once_give_what_transformers_gives(
     task: CausalLMTask, prompts: list[str], how: Decoding
 ) -> None:
