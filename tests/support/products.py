@@ -35,6 +35,11 @@ def marked(rows: Iterable[Any], by_default: Callable[[Any], bool]) -> list[Any]:
     return [pytest.param(*row, marks=[] if by_default(row) else [pytest.mark.full]) for row in rows]
 
 
+def marked_slow(names: Iterable[str], by_default: Iterable[str]) -> list[Any]:
+    """Return names as parameters, those that do not run by default marked `slow`."""
+    return [pytest.param(name, marks=[] if name in by_default else [pytest.mark.slow]) for name in names]
+
+
 def in_one_item(names: str | tuple[str, ...], rows: Iterable[Any]) -> Callable[[Test], Test]:
     """Run a test on each row within one item, as subtests: ``parametrize`` for cases of a few milliseconds.
 
