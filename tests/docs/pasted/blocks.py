@@ -78,7 +78,11 @@ LISTED = [
         "randlora-pl fit --config clip_vith14 --data.dataset cifar10 --trainer.strategy fsdp2 \\",
         WEIGHTS,
     ),
-    ("docs/several_machines.md", "GPUS=2 NAME=two bash torchrun.sh --config tiny_clip --data.batch_size 32 \\", TWO),
+    (
+        "docs/several_machines.md",
+        "RESTARTS=0 GPUS=2 NAME=two bash torchrun.sh --config tiny_clip --data.batch_size 32 \\",
+        TWO,
+    ),
     (
         "docs/several_machines.md",
         "NODES=2 NODE=0 MASTER=node0 NAME=cifar bash torchrun.sh --config clip_vitb32 \\",
