@@ -19,7 +19,7 @@ def test_lost_worker(tmp_path: Path, undisturbed: Path, place: str, number: int)
     folder = run_of(tmp_path)
     assert ended.code == 1, ended
     (line,) = ended.err.strip().splitlines()
-    assert re.search(r"process 0 has lost a data loader worker \(.*(Killed|unexpectedly); out of memory\? take", line)
+    assert re.search(r"process 0 has lost a data loader worker \(.*(Killed|unexpectedly); out of memory\? Try", line)
     assert line.endswith(f"resume with: randlora-pl fit --resume {folder.relative_to(tmp_path)}")
     assert_whole(folder)
     assert step_of(folder) in (4, 6)  # the other worker may have prepared up to four micro-batches more
