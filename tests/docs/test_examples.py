@@ -20,7 +20,7 @@ from randlora_pl.adapters import RandLoRA, inject, save_adapter
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.tasks import VisionLanguageTask
 from tests.docs.pages import ROOT
-from tests.support.products import in_one_item, marked_slow
+from tests.support.products import in_one_item, marked
 
 PACKAGES = ("adapters", "analysis", "callbacks", "data", "experiments", "interop", "language", "models", "tasks")
 MODULES = {name: importlib.import_module(f"randlora_pl.{name}") for name in PACKAGES}
@@ -99,7 +99,10 @@ def failures(name: str, text: str, names: dict[str, Any]) -> str:
     return output.getvalue()
 
 
-@pytest.mark.parametrize("package", marked_slow(PACKAGES, ("adapters", "data", "models")))
+FAST = ("adapters", "data", "models")
+
+
+@pytest.mark.parametrize(("package",), marked(zip(PACKAGES), lambda row: row[0] in FAST, pytest.mark.slow))
 def test_examples_run(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if package == "language":
         pytest.importorskip("transformers", reason='this needs the extra: pip install ".[language]"')

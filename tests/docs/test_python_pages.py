@@ -14,7 +14,7 @@ import torch
 from randlora_pl.adapters import Adapter, DoRA, LoRA, inject
 from randlora_pl.language.datasets.sources import read_training
 from tests.docs.pages import PAGES, ROOT
-from tests.support.products import marked_slow
+from tests.support.products import marked
 
 NEEDS = {"python": ("transformers",), "from_peft": ("peft",), "from_loralib": ()}
 """Pages with blocks of Python, and the packages that these need."""
@@ -24,7 +24,7 @@ def blocks_of(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", PAGES[f"docs/{page}.md"], flags=re.S)
 
 
-@pytest.mark.parametrize("page", marked_slow(NEEDS, ("from_peft", "from_loralib")))
+@pytest.mark.parametrize(("page",), marked(zip(NEEDS), lambda row: row[0] != "python", pytest.mark.slow))
 def test_blocks_run_in_their_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in NEEDS[page]:
         pytest.importorskip(package, reason=f"the page needs {package}")

@@ -1,6 +1,5 @@
 """The site in a headless Chromium: nothing is cut off, dark plots, and a search finds the page of that name first."""
 
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -12,12 +11,11 @@ from typing import Any
 import pytest
 
 from tests.docs.test_site import SEARCHED
+from tests.support.browser import NEEDED, opened_browser, set_screen
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,  # every page at two widths; a minute
-    pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs Chromium and chromedriver (Debian: chromium-driver)"),
+    NEEDED,
 ]
 
 
@@ -37,23 +35,12 @@ def server(site: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install '.[test]'")
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"):
-        options.add_argument(word)
-    opened = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield opened
-    opened.quit()
+    with opened_browser() as opened:
+        yield opened
 
 
 def look(driver: Any, width: int, scheme: str = "light") -> None:
-    size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 600}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    set_screen(driver, width, 1000, scheme)
 
 
 WIDE = "return document.documentElement.scrollWidth - window.innerWidth"

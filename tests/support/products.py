@@ -30,14 +30,9 @@ def covering(*factors: Iterable[Any], strength: int = 2) -> list[Any]:
     return marked(itertools.product(*values), lambda _: next(order) in picked)
 
 
-def marked(rows: Iterable[Any], by_default: Callable[[Any], bool]) -> list[Any]:
-    """Return rows as parameters, those that do not run by default marked `full`."""
-    return [pytest.param(*row, marks=[] if by_default(row) else [pytest.mark.full]) for row in rows]
-
-
-def marked_slow(names: Iterable[str], by_default: Iterable[str]) -> list[Any]:
-    """Return names as parameters, those that do not run by default marked `slow`."""
-    return [pytest.param(name, marks=[] if name in by_default else [pytest.mark.slow]) for name in names]
+def marked(rows: Iterable[Any], by_default: Callable[[Any], bool], mark: Any = pytest.mark.full) -> list[Any]:
+    """Return rows as parameters, those that do not run by default marked `full`, or otherwise."""
+    return [pytest.param(*row, marks=[] if by_default(row) else [mark]) for row in rows]
 
 
 def in_one_item(names: str | tuple[str, ...], rows: Iterable[Any]) -> Callable[[Test], Test]:

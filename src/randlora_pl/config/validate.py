@@ -11,6 +11,7 @@ from typing import Any
 from randlora_pl.config.class_index import ClassSource, Option, read_classes, subclasses, trainer_options
 from randlora_pl.config.compose import CLASS_KEYS, Command, flatten, normalize, read_config, short_name
 from randlora_pl.utils.errors import UserError, brief, near, shortened
+from randlora_pl.utils.signatures import OTHER_NAMES
 
 RUN_OPTIONS = {
     "name": "Name of the run, whose folder is ROOT/NAME/TIME (default: dataset, model and adapter)",
@@ -39,8 +40,6 @@ def tasks() -> dict[str, ClassSource]:
 _KINDS = {"ImageData": "images", "TextData": "prompts and completions", "LabelledTexts": "labelled texts"}
 _SAME = {"cutoff": "max_length", "max_length": "cutoff"}
 """Data options with the same meaning for another kind of data."""
-_SHORT = {"lr": "learning_rate", "bs": "batch_size", "r": "rank", "lora_alpha": "alpha", "lora_r": "rank"}
-"""Names of options in other programs, and ours."""
 _NEEDS = {"label_smoothing": "a softmax over all classes"}
 """Options of some image tasks, and the feature that only these tasks have."""
 
@@ -177,7 +176,7 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
     known = {"model": tasks(), "model.adapter": adapters(), "model.adapter.inner": adapters()}.get(group, {})
     if owners := [name for name, source in known.items() if rest[0] in source.options]:
         return f" It belongs to {', '.join(owners)}: --{group} {owners[0]}."
-    rest = [*rest[:-1], _SHORT.get(rest[-1], rest[-1])]
+    rest = [*rest[:-1], OTHER_NAMES.get(rest[-1], rest[-1])]
     found = [option for name, option in every.items() if name.rpartition(".")[2] == rest[-1]]
     if not found and groups.get(group):
         names = sorted(groups[group] or ())

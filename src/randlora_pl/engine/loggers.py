@@ -32,14 +32,11 @@ def make_loggers(names: str | list[str], folder: Path, root: Path) -> list[Logge
         elif name == "wandb":
             made.append(WandbLogger(save_dir=folder, name=folder.name, project=PROJECT))
         elif name == "mlflow":
-            made.append(
-                MLFlowLogger(
-                    PROJECT,
-                    run_name=f"{folder.parent.name}/{folder.name}",
-                    tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}",
-                    artifact_location=None if "MLFLOW_TRACKING_URI" in os.environ else str(root.resolve() / "mlruns"),
-                )
-            )
+            uri, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None
+            if not uri:
+                uri, artifacts = f"sqlite:///{root.resolve() / 'mlflow.db'}", str(root.resolve() / "mlruns")
+            name = f"{folder.parent.name}/{folder.name}"
+            made.append(MLFlowLogger(PROJECT, run_name=name, tracking_uri=uri, artifact_location=artifacts))
     return made
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 from randlora_pl.utils.errors import near
 
-OTHER_NAMES = {"r": "rank", "lora_alpha": "alpha", "randlora_alpha": "alpha", "lora_dropout": "dropout"}
-OTHER_NAMES |= {"lr": "learning_rate", "max_steps": "steps", "max_epochs": "epochs", "target_modules": "targets"}
-"""Options as PEFT and Lightning name them, and ours."""
+OTHER_NAMES = {"r": "rank", "lora_r": "rank", "lora_alpha": "alpha", "randlora_alpha": "alpha", "bs": "batch_size"}
+OTHER_NAMES |= {"lora_dropout": "dropout", "target_modules": "targets"}
+OTHER_NAMES |= {"lr": "learning_rate", "max_steps": "steps", "max_epochs": "epochs"}
+"""Options as other programs name them, and ours."""
 
 
 def whole_signature(kind: type) -> inspect.Signature:
@@ -45,7 +46,7 @@ class NamedOptions(type):
             return super().__call__(*args, **options)
         except TypeError as error:
             known = inspect.signature(cls).parameters
-            for name in options.keys() - known:
+            for name in (name for name in options if name not in known):
                 hint = near(OTHER_NAMES.get(name, name), known, 1) or f" Its options are {', '.join(known)}."
                 raise TypeError(f"{cls.__name__} has no option {name!r}.{hint}") from error
             raise

@@ -1,7 +1,6 @@
 """The page in a headless Chromium: as wide as the screen, nothing empty, nothing on top of something else, sortable."""
 
 import io
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,9 @@ from PIL import Image
 
 from randlora_pl.experiments.report.collect import Sweep
 from randlora_pl.experiments.report.files import write_report
+from tests.support.browser import NEEDED, opened_browser, set_screen
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="needs Chromium and chromedriver (Debian: chromium-driver)"
-)
+pytestmark = NEEDED
 
 BOXES = """
 const kinds = "h1, h2, p:not(.hidden), li, .scroll, figure svg, figcaption";
@@ -30,27 +26,15 @@ return [...document.querySelectorAll(kinds)].filter(node => !node.querySelector(
 
 @pytest.fixture(scope="module")
 def driver(sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install '.[test]'")
-    from selenium.webdriver.chrome.service import Service
-
     output = tmp_path_factory.mktemp("page")
     write_report(sweep, output)
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=Service(DRIVER))
-    opened.page = (output / "index.html").as_uri()
-    yield opened
-    opened.quit()
+    with opened_browser() as opened:
+        opened.page = (output / "index.html").as_uri()
+        yield opened
 
 
 def show(driver: Any, width: int, scheme: str = "light") -> None:
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    set_screen(driver, width, 900, scheme)
     driver.get(driver.page)
 
 

@@ -67,7 +67,7 @@ class ReportPlan:
         return label
 
     def cells(self) -> Iterator[Key]:
-        """Yield the product of models, datasets, budgets and methods; the untrained model once for each dataset."""
+        """Yield the product of models, datasets, budgets and methods; the pretrained model once for each dataset."""
         for model, dataset in product(self.models, self.datasets):
             methods = [name for name in self.methods if model in (self.fact("methods", name).get("models") or [model])]
             for budget, method in product(self.budgets, methods):
@@ -111,7 +111,7 @@ def read_plan(folder: Path) -> ReportPlan:
 
 
 def budget_order(label: str) -> tuple[int, float]:
-    """Sort budgets by the amount of data: the untrained model, shots, percent or size, anything else."""
+    """Sort budgets by the amount of data: the pretrained model, shots, percent or size, anything else."""
     number, kind = label.rstrip("%k").removesuffix("-shot"), 1 if label.endswith("-shot") else 2
     if label == ZERO_SHOT:
         return 0, 0

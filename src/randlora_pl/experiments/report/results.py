@@ -58,7 +58,7 @@ class Results:
         return Estimate(values) if values else None
 
     def untrained(self, model: str, dataset: str) -> float | None:
-        """Accuracy of the untrained model in percent; None where nothing measured it."""
+        """Accuracy of the pretrained model in percent; None if nothing measured it."""
         keys = [Key(model, dataset, ZERO_SHOT, method) for method in filter(is_zero_shot, self.plan.methods)]
         tested = [accuracy for key in keys for accuracy in self.by_seed(key).values()]
         found = tested or [run.zeroshot for key, runs in self._runs.items() if key[:2] == (model, dataset)
@@ -66,7 +66,7 @@ class Results:
         return fmean(found) if found else None
 
     def idle(self, key: Key) -> bool:
-        """Return True if a trained cell does not differ from the untrained model, which lies within its interval."""
+        """Return True if a trained cell does not differ from the pretrained model, which lies within its interval."""
         estimate, zero = self.estimate(key), self.untrained(key.model, key.dataset)
         if key.budget == ZERO_SHOT or estimate is None or estimate.half is None or zero is None:
             return False
@@ -85,11 +85,11 @@ class Results:
         return [method for method in self.plan.methods if method in found]
 
     def budgets(self, model: str) -> list[str]:
-        """Return the budgets of a model's runs, in order; the untrained model's as well."""
+        """Return the budgets of a model's runs, in order; the pretrained model's as well."""
         return [b for b in self.plan.budgets if any(k.model == model and k.budget == b for k in self._runs)]
 
     def trained_budgets(self, model: str) -> list[str]:
-        """Return the budgets without the untrained model's."""
+        """Return the budgets without the pretrained model's."""
         return [budget for budget in self.budgets(model) if budget != ZERO_SHOT]
 
     def common(self, model: str, budgets: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:

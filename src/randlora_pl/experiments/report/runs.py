@@ -28,7 +28,7 @@ class FinishedRun:
         cell: Name of its folder, empty where there is none.
         family: Model family, if the cell names one.
         accuracy: Test accuracy in percent.
-        zeroshot: Accuracy of the untrained model in percent, where the run measured it.
+        zeroshot: Accuracy of the pretrained model in percent, if the run measured it.
         facts: The other metrics of its ``results.json``.
         typed: Learning rates that its config has.
     """

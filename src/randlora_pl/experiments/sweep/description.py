@@ -117,7 +117,7 @@ class SweepConfig:
     def data(self, dataset: str, budget: str) -> Tree:
         """Return the options of the data of a cell; what they do not name must be left out.
 
-        A size is the end of the dataset's name: ``commonsense`` at ``15k`` is ``commonsense_15k``. The untrained model
+        A size is the end of the dataset's name: ``commonsense`` at ``15k`` is ``commonsense_15k``. The pretrained model
         takes the first size, since it reads the tests alone.
         """
         options = self.datasets[dataset]
@@ -173,7 +173,7 @@ def budget_options(label: str) -> Tree:
 
 
 def is_zero_shot(label: str) -> bool:
-    """Return True if a method's label stands for the untrained model."""
+    """Return True if a method's label stands for the pretrained model."""
     return "".join(filter(str.isalpha, label.lower())) in ("zeroshot", "untrained")
 
 

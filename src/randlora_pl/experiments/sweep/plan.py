@@ -53,20 +53,20 @@ class Trial:
     def hash(self) -> str:
         """Return the first 12 hex digits of the SHA-256 of `flat`, the name of its folder.
 
-        The budget separates a test of the untrained model from a training with the same config.
+        The budget separates a test of the pretrained model from a training with the same config.
         """
         return digest(self.flat | ({"budget": ZERO_SHOT} if self.untrained else {}))
 
     @property
     def untrained(self) -> bool:
-        """Return True if it is a test of the untrained model."""
+        """Return True if it is a test of the pretrained model."""
         return self.labels.budget == ZERO_SHOT
 
 
 def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Trial]:
     """Return every cell in the order in which they are run: models and datasets change least often, then seeds.
 
-    An untrained model has one cell for each dataset: nothing in it depends on a budget or a seed. The cells of a
+    A pretrained model has one cell for each dataset: nothing in it depends on a budget or a seed. The cells of a
     search have the options of its ``tuning`` as well.
 
     Raises:
