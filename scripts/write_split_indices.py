@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 
-from randlora_pl.data.images.decode import ArrayImages
+from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.data.readers.dispatch import Samples, in_key_order, numbers_of
 from randlora_pl.data.readers.trees import INDICES
 from randlora_pl.data.sampling import splits

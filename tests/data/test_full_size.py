@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from randlora_pl.data.catalog.registry import PAPER, find
-from randlora_pl.data.images.decode import ArrayImages
+from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.data.readers import listing_cache as listing
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.readers.trees import INDICES

@@ -359,6 +359,13 @@ def test_skipped_images_are_counted_in_the_summary(tree: Tree, tmp_path: Path) -
     assert task.layer.weight.isfinite().all()
 
 
+def test_images_of_too_many_pixels_are_unreadable(tree: Tree, tmp_path: Path) -> None:
+    root = tree(cat=6, dog=6)
+    trainer(tmp_path, num_sanity_val_steps=0).fit(Task(), ImageData(dataset="folder", root=str(root), max_pixels=10**9))
+    with pytest.raises(UserError, match=r"the limit is 5.*--data.max_pixels N"):
+        trainer(tmp_path).fit(Task(), ImageData(dataset="folder", root=str(root), max_pixels=5))
+
+
 def test_pairs_end_to_end(tmp_path: Path) -> None:
     lines = [f"{save_image(tmp_path / f'{number}.png', number).name},caption {number // 2}" for number in range(20)]
     (tmp_path / "pairs.csv").write_text("\n".join(["image,caption", *lines]))

@@ -1,9 +1,11 @@
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from randlora_pl.data import ImageData
+from randlora_pl.data.images.decode import MOST_PIXELS
 from randlora_pl.data.validate import read_templates
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
@@ -43,6 +45,7 @@ from tests.support.products import in_one_item
         ({"mean": (0.5,)}, "--data.mean has 1 values"),
         ({"std": (0.5, 0.5, 0.0)}, "3 values above 0"),
         ({"interpolation": "bicubik"}, "Did you mean 'bicubic'"),
+        ({"max_pixels": 0}, "--data.max_pixels is 0"),
         ({"on_error": "stop"}, "Known: raise, skip"),
         ({"templates": "prompts.txt"}, r"prompts.txt does not exist \(--data.templates\)"),
         ({"templates": []}, "--data.templates is empty"),
@@ -54,6 +57,10 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         ImageData(**options)
     assert len(str(caught.value).splitlines()) <= 2
+
+
+def test_default_size_limit_is_pillows() -> None:
+    assert signature(ImageData.__init__).parameters["max_pixels"].default == MOST_PIXELS
 
 
 def test_prompts_from_a_file(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.images.decode import ArrayImages
+from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.data.loading.image_batches import EvalBatches, default_workers
 from randlora_pl.data.loading.loader import Loader
 from randlora_pl.data.readers.dispatch import Samples

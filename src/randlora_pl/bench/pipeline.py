@@ -13,9 +13,9 @@ from torchvision import transforms as v1
 from torchvision.datasets.folder import default_loader
 
 from randlora_pl.bench.timing import batches_ahead
-from randlora_pl.data.images.decode import FileImages
 from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.shared_cache import CachedImages
+from randlora_pl.data.images.sources import FileImages
 from randlora_pl.data.images.transforms import RATIO, finish, train_pixels
 from randlora_pl.data.loading.image_batches import EvalBatches, Late, TrainBatches, load_images
 from randlora_pl.data.loading.loader import Loader

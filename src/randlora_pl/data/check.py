@@ -10,7 +10,7 @@ import numpy as np
 
 from randlora_pl.data.catalog.registry import how_to_get, present
 from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.images.decode import ArrayImages
+from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.data.readers import listing_cache as listing
 from randlora_pl.data.readers.dispatch import SPLITS, Samples, read
 from randlora_pl.data.sampling.balance import remarks

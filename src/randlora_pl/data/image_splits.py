@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.images.decode import ArrayImages
 from randlora_pl.data.images.shared_cache import CachedImages
+from randlora_pl.data.images.sources import ArrayImages, EncodedImages
 from randlora_pl.data.readers.dispatch import Samples, read
 from randlora_pl.data.sampling import splits
 from randlora_pl.data.sampling.schedule import samples_drawn
@@ -41,6 +41,7 @@ class ImageSplits:
     seed: int
     shots_file: str | None
     cache_images: bool | None
+    max_pixels: int
     found: splits.Splits | None = None
     held: dict[str, Samples] = field(default_factory=dict)
     classnames: list[str] = field(default_factory=list)
@@ -69,6 +70,8 @@ class ImageSplits:
         if split not in self.held:
             samples = self._subset(self.found) if split == "train" else getattr(self.found, split)
             self._warn_if_partial(split, len(getattr(self.found, split)))
+            if isinstance(samples.images, EncodedImages):
+                samples = replace(samples, images=replace(samples.images, most_pixels=self.max_pixels))
             self.held[split] = self._cached(samples, few=split == "train" and self.shots is not None)
         return self.held[split]
 

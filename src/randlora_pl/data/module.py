@@ -16,9 +16,9 @@ from randlora_pl.data.catalog import registry as catalog
 from randlora_pl.data.catalog.class_names import class_names
 from randlora_pl.data.image_splits import ImageSplits
 from randlora_pl.data.images.augment import Augment
-from randlora_pl.data.images.decode import ArrayImages
 from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.shared_cache import CachedImages, meeting
+from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.data.images.transforms import finish
 from randlora_pl.data.loading.image_batches import EvalBatches, Late, TrainBatches, default_workers
 from randlora_pl.data.loading.loader import Batch, Loader
@@ -72,6 +72,7 @@ class ImageData(PlannedData):
         classnames: File with class names: one per line, CSV folder,name, or a JSON mapping.
         shots_file: JSON file of the chosen images: read if it exists, else written.
         on_error: For unreadable images: `raise`, or `skip` (weight 0, and counted).
+        max_pixels: Maximum width x height of an image; larger ones are unreadable.
         shared: Options of all data modules, see `PlannedData`.
 
     Attributes:
@@ -113,6 +114,7 @@ class ImageData(PlannedData):
         classnames: str | None = None,
         shots_file: str | None = None,
         on_error: str = "raise",
+        max_pixels: int = 178_956_970,
         **shared: Any,
     ) -> None:
         given = locals()
@@ -136,7 +138,7 @@ class ImageData(PlannedData):
         self.classnames: list[str] = list(self.row.classnames)
         self.frame = Frame()
         subset = (shots, fraction, train_split, self.seed, shots_file)
-        self.splits = ImageSplits(self.row, self.root, *subset, cache_images)
+        self.splits = ImageSplits(self.row, self.root, *subset, cache_images, max_pixels)
         self.epochs = self.splits.usual_epochs if self.epochs is self.steps is None else self.epochs
 
     # -- called by Lightning
@@ -175,10 +177,8 @@ class ImageData(PlannedData):
         with meeting(strategy) as self.splits.meeting_place:
             if stage in ("fit", None):
                 labels = torch.from_numpy(self.samples("train").labels)
-                drawn = self.splits.samples_drawn(
-                    self.global_batch, self.steps, self.epochs, self.min_batches_per_epoch
-                )
-                self._plan(len(labels), drawn, labels)
+                length = (self.steps, self.epochs, self.min_batches_per_epoch)
+                self._plan(len(labels), self.splits.samples_drawn(self.global_batch, *length), labels)
             if stage in ("fit", "validate", None):
                 self.samples("val")
             if stage in ("test", "predict", None):
@@ -192,8 +192,7 @@ class ImageData(PlannedData):
     def train_dataloader(self) -> Loader:
         """Return the training batches of this rank, from the trainer's optimizer step on (see `TrainBatches`)."""
         schedule = self._schedule()
-        samples = self.samples("train")
-        late = self._late(samples)
+        samples, late = self.samples("train"), self._late(self.samples("train"))
         weights = self._class_weights(torch.from_numpy(samples.labels), self.num_classes)
         batches = TrainBatches(
             samples, schedule, self.frame, self.crop_scale, self.flip, self.skip, late, weights, self.augment,

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from randlora_pl.data.images.decode import FORMATS, MOST_PIXELS, FileImages, decode
+from randlora_pl.data.images.decode import FORMATS, MOST_PIXELS, decode
 from randlora_pl.data.images.frame import Frame
+from randlora_pl.data.images.sources import FileImages
 from randlora_pl.data.images.transforms import eval_batch, pixels_needed
 from randlora_pl.data.loading.image_batches import EvalBatches
 from randlora_pl.data.loading.loader import Loader
@@ -107,7 +108,7 @@ def open_images(
     files = find_images([Path(path) for path in paths])
     numbers = np.arange(len(files), dtype=np.int64)
     samples = Samples(
-        FileImages(files, most_pixels), numbers, np.zeros_like(numbers), [str(file) for file in files], ()
+        FileImages(files, most_pixels=most_pixels), numbers, np.zeros_like(numbers), [str(file) for file in files], ()
     )
     batches = EvalBatches(samples, EvalSchedule(len(files), batch_size), Frame.of(spec), skip)
     return Loader(batches, num_workers=num_workers), files

@@ -166,6 +166,7 @@ def check_frame(
     interpolation: str | None,
     resize: str | None,
     on_error: str,
+    max_pixels: int,
 ) -> None:
     """Check transforms, and the handling of unreadable images."""
     if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
@@ -182,6 +183,7 @@ def check_frame(
     if resize is not None:
         _one_of("resize", resize, RESIZES)
     _one_of("on_error", on_error, ("raise", "skip"))
+    _positive("max_pixels", max_pixels)
 
 
 def check_templates(templates: Sequence[str] | None, captions: bool) -> None:

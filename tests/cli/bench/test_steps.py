@@ -116,7 +116,7 @@ def test_ctrl_c_leaves_what_is_finished(run: Run, tmp_path: Path, monkeypatch: p
         return
     folder = only(tmp_path / "runs" / "bench-train")
     assert f"the finished results are in {folder.relative_to(tmp_path)}" in done.err
-    assert sorted(path.name for path in folder.iterdir()) == FILES and "2 rounds in turns" in done.out
+    assert sorted(path.name for path in folder.iterdir()) == FILES and "of 2 interleaved rounds" in done.out
     assert [len(case["seconds"]) for case in json.loads((folder / "bench.json").read_text())["cases"]] == [2, 2, 2]
 
 

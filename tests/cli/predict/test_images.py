@@ -20,7 +20,7 @@ from randlora_pl.adapters import FullFineTuning
 from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.predict.arguments import name_adapters, parse
 from randlora_pl.data import ImageData, open_images
-from randlora_pl.data.images.decode import FileImages
+from randlora_pl.data.images.sources import FileImages
 from randlora_pl.tasks import LinearHeadTask, load_task, load_tasks, weighted_task
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from randlora_pl.cli.sweep.job import find_sweep
 from randlora_pl.config.shipped import config_names, find_config
 from randlora_pl.data import ImageData
-from randlora_pl.data.images.decode import ArrayImages
+from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.experiments.sweep.choice import best_of, climb
 from randlora_pl.experiments.sweep.description import SweepConfig
 from randlora_pl.experiments.sweep.folder import SweepFolder

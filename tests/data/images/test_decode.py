@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from randlora_pl.data.images.decode import (
-    MOST_BYTES,
-    ArrayImages,
-    BoxImages,
-    FileImages,
-    PathsBelow,
-    decode,
-    is_image,
-)
-from randlora_pl.utils.errors import UserError
+from randlora_pl.data.images.decode import MOST_BYTES, decode, is_image
+from randlora_pl.data.images.sources import ArrayImages, BoxImages, FileImages, PathsBelow
+from randlora_pl.utils.errors import TooLargeImageError, UserError
 from tests.data.conftest import save_image
 from tests.support.products import in_one_item
 
@@ -209,8 +202,17 @@ def test_no_other_program_is_started_for_an_image(tmp_path: Path) -> None:
 def test_an_image_of_too_many_pixels_is_refused(tmp_path: Path) -> None:
     path = save_image(tmp_path / "a.png", size=(20, 10))
     assert decode(path, most_pixels=200).shape == (10, 20, 3)
-    with pytest.raises(UserError, match="200"):
+    with pytest.raises(UserError, match=r"200 pixels; the limit is 199.*allow it with --data.max_pixels N"):
         FileImages([path], most_pixels=199).load(0)
+
+
+def test_an_image_above_the_default_limit_can_be_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80)  # Pillow refuses twice as many
+    monkeypatch.setattr("randlora_pl.data.images.decode.MOST_PIXELS", 160)
+    path = save_image(tmp_path / "a.png", size=(20, 10))
+    with pytest.raises(TooLargeImageError, match=r"more pixels than the limit of 160.*--data.max_pixels N"):
+        decode(path, most_pixels=160)
+    assert decode(path, most_pixels=200).shape == (10, 20, 3)
 
 
 def test_memory_that_runs_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from randlora_pl.data.images import shared_cache as cache
-from randlora_pl.data.images.decode import FileImages
 from randlora_pl.data.images.shared_cache import CachedImages, meeting, room, shared_folder
+from randlora_pl.data.images.sources import FileImages
 from randlora_pl.utils.errors import UserError
 from tests.data.conftest import save_image
 from tests.support.products import marked

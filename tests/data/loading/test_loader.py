@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from randlora_pl.data.catalog.registry import find
-from randlora_pl.data.images.decode import ArrayImages
 from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.shared_cache import CachedImages
+from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.data.images.transforms import finish
 from randlora_pl.data.loading.image_batches import EvalBatches, Late, TrainBatches
 from randlora_pl.data.loading.loader import Batch, Loader

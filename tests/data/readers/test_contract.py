@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from randlora_pl.data.catalog.registry import ROWS
-from randlora_pl.data.images.decode import ArrayImages
+from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.data.module import ImageData
 from randlora_pl.data.readers.dispatch import read
 from randlora_pl.data.sampling.splits import Splits, subset

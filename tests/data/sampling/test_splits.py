@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from randlora_pl.data.catalog.registry import find
-from randlora_pl.data.images.decode import ArrayImages
+from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.data.readers.dispatch import Samples, in_key_order, read
 from randlora_pl.data.sampling import splits
 from randlora_pl.data.sampling.splits import Splits, few_shot, hold_out, quotas, stratified

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from randlora_pl.data import ImageData
     from randlora_pl.tasks import ImageTask
 
-_DATA = ("dataset", "root", "shots", "fraction", "train_split", "templates", "classnames", "on_error")
+_DATA = ("dataset", "root", "shots", "fraction", "train_split", "templates", "classnames", "on_error", "max_pixels")
 """Data options of a run that select images and classes; options of the training loop do not matter."""
 
 

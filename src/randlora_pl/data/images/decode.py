@@ -1,18 +1,15 @@
-"""Image sources: an array in memory, or image files decoded on access."""
+"""Decoding of image files: formats, limits and orientation."""
 
 import io
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
-from randlora_pl.utils.files.plain_files import is_file, read_plain
+from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError
+from randlora_pl.utils.files.plain_files import read_plain
 
 SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
@@ -28,10 +25,12 @@ MOST_BYTES = 2**30
 """Maximum size of an image file."""
 
 MOST_PIXELS = 178_956_970
-"""Maximum width x height of a decoded image: 512 MiB in memory."""
+"""Default maximum width x height of a decoded image: 512 MiB in memory."""
 
 SKIP = "Replace it, or skip it with --data.on_error skip"
 """Hint for an unreadable image; commands without this option use another."""
+
+_TOO_LARGE = "Replace it, allow it with --data.max_pixels N, or skip it with --data.on_error skip"
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,141 +46,6 @@ _TURNS = {
 
 class _TooLargeError(ValueError):
     pass
-
-
-class Images(Protocol):
-    """Numbered collection of images."""
-
-    def __len__(self) -> int: ...
-
-    def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
-        """Load image ``index`` as a (height, width, channels) array of 0..255 with 1 or 3 channels.
-
-        ``short`` allows a smaller copy with at least this many pixels on the shorter side; 0 means full size.
-        """
-        ...
-
-    def name(self, index: int) -> str:
-        """Return the name of image ``index`` for messages."""
-        ...
-
-
-@dataclass(frozen=True)
-class ArrayImages:
-    """Images of one size in memory.
-
-    Attributes:
-        array: uint8 of shape (n, height, width, channels).
-        title: Name of the dataset, for messages.
-    """
-
-    array: NDArray[np.uint8]
-    title: str
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
-        """Return image ``index``."""
-        image: NDArray[np.uint8] = self.array[index]
-        return image
-
-    def name(self, index: int) -> str:
-        """Return the dataset's name and the index."""
-        return f"{self.title} {index}"
-
-
-@dataclass(frozen=True)
-class PathsBelow:
-    """Sequence of paths that are created on access: a million Path objects take seconds and a gigabyte.
-
-    Attributes:
-        home: Parent folder.
-        names: Relative paths with forward slashes.
-    """
-
-    home: Path
-    names: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Path:
-        return self.home / self.names[index]
-
-
-def absent(home: Path, names: Sequence[str]) -> list[int]:
-    """Return the indices of names that are not files.
-
-    Each folder is listed once. Names missing in a listing are checked individually, because the file system may ignore
-    case or accents where a listing does not. Names have forward slashes and are relative to ``home``, or absolute.
-    """
-    there: dict[str, frozenset[str]] = {}
-    missing = []
-    for position, name in enumerate(names):
-        folder, _, file = name.rpartition("/")
-        if folder not in there:
-            there[folder] = _file_names(home / (folder or ("/" if name.startswith("/") else "")))
-        if file not in there[folder] and not is_file(home / name):
-            missing.append(position)
-    return missing
-
-
-def _file_names(folder: Path) -> frozenset[str]:
-    try:
-        return frozenset(os.listdir(folder))  # noqa: PTH208 (a million Path objects are slow)
-    except (OSError, ValueError):  # a null byte
-        return frozenset()
-
-
-@dataclass(frozen=True)
-class FileImages:
-    """Image files, decoded on each access.
-
-    Attributes:
-        paths: Paths of the files.
-        most_pixels: Maximum width x height of an image.
-    """
-
-    paths: Sequence[Path] | PathsBelow
-    most_pixels: int = MOST_PIXELS
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
-        """Decode image ``index`` to RGB; see `decode`, also for errors."""
-        return decode(self.paths[index], short, most_pixels=self.most_pixels)
-
-    def name(self, index: int) -> str:
-        """Return the path of the file."""
-        return str(self.paths[index])
-
-
-@dataclass(frozen=True)
-class BoxImages(FileImages):
-    """Crops of image files, decoded on each access.
-
-    Attributes:
-        paths: Path of each crop's file.
-        boxes: int64 (n, 4): left, upper, right and lower edge, the last two exclusive.
-    """
-
-    boxes: NDArray[np.int64] = field(kw_only=True)
-
-    def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
-        """Decode crop ``index`` in RGB, in full size; a box outside its image is an error, too."""
-        left, upper, right, lower = self.boxes[index].tolist()
-        whole = decode(self.paths[index], upright=False)  # boxes refer to the stored pixels
-        part = whole[upper:lower, left:right]
-        if not part.size:
-            size = f"{whole.shape[1]} x {whole.shape[0]} pixels"
-            raise UserError(f"The box {left},{upper},{right},{lower} lies outside {self.paths[index]} ({size})")
-        return part.copy()  # not a view that keeps the whole image in memory
-
-    def name(self, index: int) -> str:
-        """Return the path of the file and the box."""
-        return f"{super().name(index)} {tuple(self.boxes[index].tolist())}"
 
 
 def decode(
@@ -204,11 +68,13 @@ def decode(
         content: Bytes of the file, if already read.
         upright: Apply the EXIF orientation.
         formats: Pillow's names of the accepted formats.
-        most_pixels: Maximum width x height. Pillow has its own limit (see `trust_the_limit`).
+        most_pixels: Maximum width x height. Above the default, Pillow's own limit is off (see `trust_the_limit`).
 
     Raises:
         UserError: The file cannot be read as an image, or is too large.
     """
+    if most_pixels > MOST_PIXELS:
+        trust_the_limit()
     try:
         content = read_plain(path, MOST_BYTES) if content is None else content
         if not content:
@@ -235,8 +101,9 @@ def decode(
                 image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
             return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        kind = TooLargeImageError if isinstance(error, _TooLargeError) else UnreadableImageError
-        raise kind(f"The image {path} cannot be read: {_reason(error)}.", SKIP, str(path)) from error
+        large = isinstance(error, (_TooLargeError, Image.DecompressionBombError))
+        kind, hint = (TooLargeImageError, _TOO_LARGE) if large else (UnreadableImageError, SKIP)
+        raise kind(f"The image {path} cannot be read: {_reason(error)}.", hint, str(path)) from error
 
 
 def _reason(error: Exception) -> str:

@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from randlora_pl.data.images.decode import Images
+from randlora_pl.data.images.sources import Images
 from randlora_pl.utils.text.formatting import byte_size
 
 MOST_BYTES = 8 * 2**30

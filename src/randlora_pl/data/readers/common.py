@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.images.decode import FileImages, PathsBelow, absent
+from randlora_pl.data.images.sources import FileImages, PathsBelow, absent
 from randlora_pl.data.readers.dispatch import Samples, in_key_order, missing
 from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.files.plain_files import read_plain

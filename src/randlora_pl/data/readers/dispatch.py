@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from randlora_pl.data.catalog.registry import get_command
 from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.images.decode import ArrayImages, Images
+from randlora_pl.data.images.sources import ArrayImages, Images
 from randlora_pl.data.string_array import Strings
 from randlora_pl.utils.errors import UserError
 

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.images.decode import BoxImages
+from randlora_pl.data.images.sources import BoxImages
 from randlora_pl.data.readers.common import lines
 from randlora_pl.data.readers.dispatch import Samples, in_key_order, missing
 from randlora_pl.utils.errors import UserError

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.images.decode import FileImages, PathsBelow
+from randlora_pl.data.images.sources import FileImages, PathsBelow
 from randlora_pl.data.readers.dispatch import Samples, numbers_of
 from randlora_pl.data.readers.own.table_columns import read_table
 from randlora_pl.utils.errors import UserError

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.decode import SKIP, decode
+from randlora_pl.data.images.sources import EncodedImages
 from randlora_pl.data.readers.dispatch import Samples, in_key_order
 from randlora_pl.data.readers.own.labels import SPLIT_OF, class_order, numbered, source_split
 from randlora_pl.utils.errors import UnreadableImageError, UserError, first_line
@@ -32,7 +33,7 @@ log = logging.getLogger("randlora_pl")
 
 
 @dataclass(frozen=True)
-class HubImages:
+class HubImages(EncodedImages):
     """Encoded images of one split.
 
     Attributes:
@@ -58,9 +59,9 @@ class HubImages:
         cell = cell or {}
         name = Path(f"{self.name(index)}{' (' + cell['path'] + ')' if cell.get('path') else ''}")
         if cell.get("bytes") is not None:
-            return decode(name, short, cell["bytes"])
+            return decode(name, short, cell["bytes"], most_pixels=self.most_pixels)
         if cell.get("path"):
-            return decode(self.home / cell["path"], short)
+            return decode(self.home / cell["path"], short, most_pixels=self.most_pixels)
         raise UnreadableImageError(f"The image {name} is empty.", SKIP, str(name))
 
     def name(self, index: int) -> str:

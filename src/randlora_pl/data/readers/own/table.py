@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.images.decode import FileImages, PathsBelow
+from randlora_pl.data.images.sources import FileImages, PathsBelow
 from randlora_pl.data.readers.dispatch import Samples, in_key_order
 from randlora_pl.data.readers.own.labels import class_order, numbered, source_split
 from randlora_pl.data.readers.own.table_columns import Table, read_table

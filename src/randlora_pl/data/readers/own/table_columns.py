@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from randlora_pl.data.images.decode import absent
+from randlora_pl.data.images.sources import absent
 from randlora_pl.data.readers.own.labels import SPLIT_OF
 from randlora_pl.utils.errors import UserError, near
 

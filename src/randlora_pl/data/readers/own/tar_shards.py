@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.decode import decode
+from randlora_pl.data.images.sources import EncodedImages
 from randlora_pl.data.readers import listing_cache as listing
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.readers.own import tar_files as tars
@@ -32,8 +33,8 @@ log = logging.getLogger("randlora_pl")
 
 
 @dataclass(frozen=True)
-class ShardImages:
-    """Images inside tar files, decoded on each access.
+class ShardImages(EncodedImages):
+    """Images inside tar files.
 
     Attributes:
         shards: Paths or URLs of the shards.
@@ -60,7 +61,7 @@ class ShardImages:
         """
         shard = self.shards[self.shard[index]]
         content = tars.read_range(shard, int(self.offset[index]), int(self.length[index]))
-        return decode(self.name(index), short, content)
+        return decode(self.name(index), short, content, most_pixels=self.most_pixels)
 
     def name(self, index: int) -> str:
         """Return ``SHARD:MEMBER``."""
