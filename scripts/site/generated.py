@@ -8,6 +8,7 @@ import ast
 import io
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -155,6 +156,21 @@ def from_root(name: str) -> str:
     return re.sub(r"\[([^\]]+)\]\((?!https?://|#|[\w/]+\.md)[^)]*\)", r"\1", text)
 
 
+IN_PYTHON = """\
+import timm
+from randlora_pl.adapters import {method}, inject
+
+model = timm.create_model("test_vit", num_classes=10)  # or a model of yours
+print(inject(model, {method}(), trained=["head"]))
+"""
+"""The shortest use of a method."""
+
+
+def tabs(parts: dict[str, str]) -> str:
+    """Return texts as tabs with these titles."""
+    return "\n\n".join(f'=== "{title}"\n\n{textwrap.indent(text, "    ")}' for title, text in parts.items())
+
+
 def notes(name: str) -> dict[str, dict[str, float]]:
     """Return the tables of numbers that a module defines, from its source text."""
     found = {}
@@ -168,7 +184,7 @@ def cost(method: str, config: str) -> str:
     """Return the parameters that a config trains, as its first line has them, and the measured time of a step."""
     parts = []
     if trained := re.search(r"\((.*? parameters on .*?)\)", config.partition("\n")[0]):
-        parts.append(f"The config below trains {trained[1]}.")
+        parts.append(f"Its config trains {trained[1]}.")
     rows = re.findall(r"^\| (.*?) \| [\d,]+ \| .*? \| (.*?) \|", (ROOT / "docs" / "speed.md").read_text("utf-8"), re.M)
     for label, share in rows:
         if re.fullmatch(rf"{method}-\d+", label) and share:
@@ -196,8 +212,15 @@ def frame(name: str) -> str:
             options(source.options.values(), "--model.adapter.") if source.options else "It has no options.",
             f"## Learning rate\n\n{rate}",
             f"## Cost\n\n{cost(source.name, text)}",
-            f"## Config\n\nAdd `--config {config}` to a run. The file is `configs/adapters/{config}.yaml`:",
-            f"```yaml\n{text.rstrip()}\n```",
+            "## Use it",
+            tabs(
+                {
+                    "Command line": f"```sh\nrandlora-pl fit --config quickstart --config {config}\n```",
+                    "Config": f"`configs/adapters/{config}.yaml`:\n\n```yaml\n{text.rstrip()}\n```",
+                    "Python": f"```python\n{IN_PYTHON.format(method=source.name)}```\n\n"
+                    "[Your own training loop](../python.md#your-own-training-loop) goes on from here.",
+                }
+            ),
         ]
     )
 

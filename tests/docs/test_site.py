@@ -48,6 +48,21 @@ def test_public_names_have_their_docstrings_on_the_site(site: Path) -> None:
     assert 'id="randlora_pl.fit"' in (site / "api" / "top_level.html").read_text(encoding="utf-8")
 
 
+@in_one_item("method", list(adapters()))
+def test_method_is_used_in_three_ways(site: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page = html.unescape((site / "methods" / f"{method.lower()}.html").read_text(encoding="utf-8"))
+    assert re.findall(r'<label for="[^"]*">([^<]*)</label>', page) == ["Command line", "Config", "Python"]
+    code = re.findall(r"<code>(.*?)</code></pre>", page, flags=re.S)
+    exec(re.sub("<[^>]+>", "", code[-1]), {})
+    assert "trainable" in capsys.readouterr().out
+
+
+def test_remarks_are_set_apart(site: Path) -> None:
+    for name in ("security", "python", "many_devices"):
+        page = (site / f"{name}.html").read_text(encoding="utf-8")
+        assert re.search(r'<div class="admonition (warning|tip|important)">', page) and "[!" not in page
+
+
 def test_made_pages_say_what_the_program_says(site: Path) -> None:
     text = {name: html.unescape((site / f"{name}.html").read_text(encoding="utf-8")) for name in MADE}
     for verb in VERBS:
