@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import sys
+import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from randlora_pl.adapters import (
     trainable_parameters,
     unload,
 )
+from randlora_pl.adapters.layers.weight_access import _of_unit_vectors, dequantized
 from randlora_pl.adapters.operations import detach
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import METHODS, WHOLE, One, assert_close, bases_of, optimizer_steps, randomise
@@ -226,6 +229,49 @@ def test_a_forward_of_its_own_around_a_plain_weight_is_still_refused() -> None:
         inject(nn.ModuleDict({"fc": Own(4, 4)}), LoRA(2), ["fc"])
 
 
+def library(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A stand-in for bitsandbytes: two classes, and the functions that unpack their weights."""
+    bits = types.ModuleType(name)
+    functional: Any = types.SimpleNamespace(
+        dequantize_4bit=lambda data, state: data.view(state["shape"]).to(torch.float32) / 8,
+        int8_vectorwise_dequant=lambda data, scales: data * scales[:, None] / 127,
+    )
+    monkeypatch.setattr(bits, "functional", functional, raising=False)
+    monkeypatch.setitem(sys.modules, name, bits)
+    return [type(kind, (Eighths,), {"__module__": f"{name}.nn.modules"}) for kind in ("Linear4bit", "Linear8bitLt")]
+
+
+def test_a_library_unpacks_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the layer's products with all unit vectors, as an unknown class."""
+    plain, _ = pair()
+    calls: list[int] = []
+    real = Eighths.forward
+    monkeypatch.setattr(Eighths, "forward", lambda self, x: calls.append(len(x)) or real(self, x))
+    of_units = dequantized(Eighths(plain.fc))
+    assert calls == [20]
+    assert_close(of_units, plain.fc.weight, 1e-6)
+    four, eight = (kind(plain.fc) for kind in library("bits", monkeypatch))
+    four.weight.quant_state, four.compute_dtype = {"shape": (12, 20)}, torch.bfloat16
+    eight.weight, eight.state = nn.Parameter(eight.weight.view(12, 20), False), types.SimpleNamespace(SCB=None)
+    eight.weight.SCB = torch.full((12,), 127 / 8)
+    for moved in (False, True):  # a first forward moves the scales
+        if moved:
+            eight.state.SCB, eight.weight.SCB = eight.weight.SCB, None
+        assert_close(dequantized(eight), plain.fc.weight, 1e-6)
+    found = dequantized(four)
+    assert found.dtype == torch.bfloat16 and torch.equal(found.float(), plain.fc.weight)
+    quantized = One(20, 12)
+    quantized.fc = four
+    inject(quantized, DoRA(LoRA(3, alpha=3.0)), ["fc"])
+    assert torch.equal(quantized.fc.base_weight.float(), plain.fc.weight)  # type: ignore[union-attr, operator]
+    assert calls == [20]
+    eight.state.SCB = None
+    four.weight.quant_state = types.SimpleNamespace(packing_format_for_cpu=True)
+    for layer in (four, eight):
+        assert_close(dequantized(layer).float(), plain.fc.weight, 1e-2)  # bfloat16 with the bias
+    assert calls == [20] * 3
+
+
 # bitsandbytes, which runs on a CPU too
 
 
@@ -264,6 +310,7 @@ def test_layers_of_bitsandbytes(adapter: Adapter, kind: str) -> None:
     base: Any = quantized.fc.base_weight  # type: ignore[union-attr]
     assert base.shape == (96, 64)
     assert_close(base, plain.fc.weight, 0.25)
+    assert_close(base, _of_unit_vectors(quantized.fc, torch.float32), 1e-5)  # type: ignore[arg-type]
     moved = optimizer_steps(quantized, 3)
     assert all(moved.values())
     assert quantized.fc.weight is weight and torch.equal(weight, bits)

@@ -7,6 +7,8 @@ is a module of exactly this class name whose weight is a matrix (in, out) and wh
 """
 
 import math
+import sys
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,12 +68,38 @@ def _only_shape(module: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def dequantized(module: nn.Module) -> Tensor:
-    """Return the weight of a quantized layer, (out, in): the outputs of its forward for the unit vectors.
+    """Return the weight of a quantized layer, (out, in), in the layer's compute dtype if it has one.
 
-    The dtype is the layer's compute dtype if it has one.
+    bitsandbytes unpacks the weights of its own classes. Of any other class these are the outputs of its forward for the
+    unit vectors, which take an (in, in) matrix and ``2 in^2 out`` operations.
     """
     assert isinstance(module, nn.Linear)
     dtype = getattr(module, "compute_dtype", None) or (torch.float32 if module.bias is None else module.bias.dtype)
+    unpacked = _unpacked(module)
+    return _of_unit_vectors(module, dtype) if unpacked is None else unpacked.to(dtype)
+
+
+def _unpacked(module: Any) -> Tensor | None:
+    """Return the weight (out, in) of a class of bitsandbytes, None of other classes and of layouts for a CPU's kernels.
+
+    The library is found by the class, because it is not a dependency.
+    """
+    kind = next((kind for kind in type(module).__mro__ if kind.__name__ in _QUANTIZED_CLASSES), nn.Linear)
+    functional: Any = getattr(sys.modules.get(kind.__module__.partition(".")[0]), "functional", None)
+    weight, values = module._parameters["weight"], None
+    if kind.__name__ == "Linear4bit" and functional is not None:
+        state = getattr(weight, "quant_state", None)
+        if state is not None and not getattr(state, "packing_format_for_cpu", False):
+            values = functional.dequantize_4bit(weight.data, state)
+    elif kind.__name__ == "Linear8bitLt" and functional is not None:
+        scales = getattr(weight, "SCB", None)
+        scales = module.state.SCB if scales is None else scales  # the first forward moves them there
+        if scales is not None and weight.dtype == torch.int8:
+            values = functional.int8_vectorwise_dequant(weight.data, scales)
+    return values
+
+
+def _of_unit_vectors(module: nn.Linear, dtype: torch.dtype) -> Tensor:
     unit = torch.eye(module.in_features, device=module.weight.device, dtype=dtype)
     kind = getattr(module, "plain_class", type(module))
     before = dict(vars(module))

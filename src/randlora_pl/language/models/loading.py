@@ -142,11 +142,12 @@ def load_causal(
     overrides: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
     quantize: Quantize | None = None,
+    compute: torch.dtype | None = None,
 ) -> nn.Module:
     """Return a decoder with its output layer, in eval mode on the CPU (see `model_config` for its arguments).
 
     A model with random weights has the special tokens of the tokenizer. ``quantize`` keeps the linear layers' weights
-    in 4 or 8 bits (bitsandbytes, needs a GPU).
+    in 4 or 8 bits (bitsandbytes, needs a GPU), and ``compute`` is the dtype of their products, by default ``dtype``.
 
     Raises:
         UserError: The model cannot be had, its vocabulary is smaller than the tokenizer's, or bitsandbytes is missing.
@@ -162,7 +163,7 @@ def load_causal(
             raise UserError("--model.quantize needs pretrained weights. Remove it with --model.pretrained random.")
         model = random_model(AutoModelForCausalLM, config, tokenizer, tokenizer.pad_token_id, seed, overrides).to(dtype)
     else:
-        options = {"dtype": dtype, **_quantization(quantize, dtype)}
+        options = {"dtype": dtype, **_quantization(quantize, compute or dtype)}
         model, found = pretrained_model(AutoModelForCausalLM, name, pretrained, **options)
         if missing := sorted(found["missing_keys"]):
             raise UserError(
@@ -194,7 +195,7 @@ def pretrained_model(auto: Any, name: str, pretrained: str | None, **options: An
     return model, info
 
 
-def _quantization(quantize: Quantize | None, dtype: torch.dtype) -> dict[str, Any]:
+def _quantization(quantize: Quantize | None, compute: torch.dtype) -> dict[str, Any]:
     """Return the arguments for `from_pretrained`; refuse a machine without bitsandbytes or a GPU."""
     if quantize is None:
         return {}
@@ -204,7 +205,7 @@ def _quantization(quantize: Quantize | None, dtype: torch.dtype) -> dict[str, An
         raise UserError(f"--model.quantize {quantize} needs a CUDA device, and none is available. Remove the option.")
     from transformers import BitsAndBytesConfig
 
-    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
     return {"quantization_config": BitsAndBytesConfig(**(four if quantize == "4bit" else {"load_in_8bit": True}))}
 
 

@@ -114,9 +114,10 @@ class CausalLMTask(AdaptationTask):
     def build(self) -> nn.Module:
         """Load the decoder."""
         self.identity = common.identity_of(self)
+        half = self._trainer is not None and self.trainer.precision == "bf16-mixed"
         model = load_causal(
             self.name, self.pretrained, self.vocabulary, seed=self.seed, overrides=self.config_overrides,
-            dtype=getattr(torch, self.frozen_dtype), quantize=self.quantize,
+            dtype=getattr(torch, self.frozen_dtype), quantize=self.quantize, compute=torch.bfloat16 if half else None,
         )  # fmt: skip
         self.targets = common.default_targets(self, model)
         return model
