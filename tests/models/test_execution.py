@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import LoRA, RandLoRA, inject, merge
 from randlora_pl.models import ImageTower, cast_frozen, compile_blocks, execution, load_clip, load_vit
 from randlora_pl.utils.errors import UserError
+from tests.support.products import in_one_item
 
 CPU = torch.device("cpu")
 Make = Callable[[], tuple[nn.Module, Tensor]]
@@ -123,7 +124,7 @@ BLOCKS: dict[type[nn.Module], str] = {
 }
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("backend", "model", "compilers", "says"),
     [
         ("induktor", clip, True, "Did you mean 'inductor'"),

@@ -14,7 +14,7 @@ from randlora_pl.adapters import RandLoRA
 from randlora_pl.data import ImageData
 from randlora_pl.tasks import load_task
 from randlora_pl.utils.errors import UserError
-from tests.support.products import marked
+from tests.support.products import in_one_item, marked
 
 from .small import KINDS, built, images, make, trained
 
@@ -49,7 +49,7 @@ def test_frozen_bfloat16_weights_train_as_autocast_does(kind: str, trainer: Make
     assert logits.dtype == torch.float32 and logits.isfinite().all()
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("precision", "options", "says"),
     [
         ("bf16-true", {}, "Use bf16-mixed"),

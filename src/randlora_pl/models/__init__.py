@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from randlora_pl.models.catalog import MODELS, ModelRow
     from randlora_pl.models.clip import ImageTower, LoadedClip, clip_image_spec, load_clip, load_tokenizer, meta_clip
     from randlora_pl.models.execution import cast_frozen, compile_blocks
+    from randlora_pl.models.fast_layers import quick_gelu, use_fast_layers
     from randlora_pl.models.init_context import set_gradient_checkpointing
     from randlora_pl.models.library import library_of
     from randlora_pl.models.spec import ImageSpec, ModelIdentity
@@ -53,8 +54,10 @@ __all__ = [
     "load_vit",
     "meta_clip",
     "meta_vit",
+    "quick_gelu",
     "read_weights",
     "set_gradient_checkpointing",
+    "use_fast_layers",
     "vit_image_spec",
 ]
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from randlora_pl.adapters import Adapter
-from randlora_pl.models import cast_frozen, compile_blocks
+from randlora_pl.models import cast_frozen, compile_blocks, use_fast_layers
 from randlora_pl.utils.errors import UserError
 
 
@@ -28,6 +28,7 @@ def cast_and_compile(
         raise UserError(f"--model.frozen_dtype bfloat16 needs --trainer.precision bf16-mixed, not {precision}.")
     if frozen_dtype != "float32" and not cast_frozen(backbone, getattr(torch, frozen_dtype)):
         raise UserError(f"--model.frozen_dtype {frozen_dtype}: {adapter.method()} leaves no matrix frozen to cast.")
+    use_fast_layers(backbone)
     if torch_compile:
         if getattr(adapter, "memory", None) == "low":
             raise UserError(

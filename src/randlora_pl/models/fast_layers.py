@@ -1,0 +1,145 @@
+"""Layers of a backbone that run as one kernel on a GPU, and as the library wrote them on a CPU."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from randlora_pl.models.blocks import repeated_blocks
+from randlora_pl.utils.device import on_cuda
+
+_SCALE = 1.702
+_NO_THRESHOLD = 80.0  # sigmoid(80) is 1 in float32, and exp(80) is finite
+_QUICK_GELUS = ("open_clip.transformer.QuickGELU", "timm.layers.activations.QuickGELU")
+_SAME_DTYPE = ("open_clip.transformer.LayerNorm", "open_clip.transformer.LayerNormFp32")  # output as input
+_NORMS = (*_SAME_DTYPE, "timm.layers.norm.LayerNorm", "torch.nn.modules.normalization.LayerNorm")
+
+
+class _QuickGELU(torch.autograd.Function):
+    """x sigmoid(1.702 x) by kernels that PyTorch has for other functions; keeps only its input.
+
+    The gradient of softplus is g sigmoid(beta x), which is QuickGELU for g = x. The gradient of SiLU,
+    g s(z) (1 + z (1 - s(z))), is QuickGELU's for z = 1.702 x. Both compute in float32 and round once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        result: Tensor = torch.ops.aten.softplus_backward(x, x, _SCALE, _NO_THRESHOLD)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        scaled = ctx.saved_tensors[0] * _SCALE
+        if torch.is_grad_enabled():  # PyTorch cannot derive silu_backward once more
+            share = scaled.sigmoid()
+            return gradient * share * (1 + scaled * (1 - share))
+        result: Tensor = torch.ops.aten.silu_backward(gradient, scaled)
+        return result
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Compute QuickGELU, x sigmoid(1.702 x), in one kernel, and its gradient in two.
+
+    Written out, it is three kernels and six for the gradient, and keeps three tensors for the backward pass.
+
+    Args:
+        x: Any shape and floating dtype.
+
+    Returns:
+        A tensor of the same shape and dtype.
+    """
+    result: Tensor = _QuickGELU.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
+class FastLayer(nn.Module):
+    """Base of layers that replace the class of another layer in place."""
+
+    plain: type[nn.Module]
+
+    @classmethod
+    def replace(cls, layer: nn.Module) -> None:
+        """Replace the class of a layer; parameters, hooks and references stay."""
+        layer.plain = type(layer)  # type: ignore[assignment]
+        layer.__class__ = cls
+
+
+class FastQuickGELU(FastLayer):
+    """QuickGELU in one kernel on a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the activation elementwise; compiled code fuses the library's own operations."""
+        if on_cuda(x) and not torch.compiler.is_compiling():
+            return quick_gelu(x)
+        result: Tensor = self.plain.forward(self, x)
+        return result
+
+
+class FastLayerNorm(FastLayer, nn.LayerNorm):
+    """LayerNorm that reads and writes autocast's dtype on a GPU, where its kernel sums in float32.
+
+    CUDA's autocast would cast the input to float32 and keep that copy for the backward pass, and the next product would
+    cast the output back. Trainable parameters stay float32 and get float32 gradients.
+    """
+
+    in_block: bool
+    _cast: tuple[Tensor, Tensor | None, Any, list[Tensor | None]] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize the last dimensions; outside blocks a float32 input is normalized as the library does."""
+        kind = x.device.type
+        if on_cuda(x) and torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+            if self.in_block or x.dtype == dtype:
+                weight, bias = self._parameters_as(dtype)
+                with torch.autocast(kind, enabled=False):
+                    return F.layer_norm(x.to(dtype), self.normalized_shape, weight, bias, self.eps)
+        result: Tensor = self.plain.forward(self, x)
+        return result
+
+    def _parameters_as(self, dtype: torch.dtype) -> list[Tensor | None]:
+        """Return weight and bias in a dtype; frozen ones are cast once and again when they change."""
+        both: list[Tensor | None] = [self.weight, self.bias]
+        if torch.compiler.is_compiling() or any(p is not None and p.requires_grad for p in both):
+            return [None if p is None else p.to(dtype) for p in both]
+        key = (dtype, [None if p is None else (p.device, p._version) for p in both])
+        if self._cast is None or self._cast[0] is not both[0] or self._cast[1] is not both[1] or self._cast[2] != key:
+            with torch.inference_mode(False):  # training keeps the copies that a validation may have made
+                self._cast = (self.weight, self.bias, key, [None if p is None else p.to(dtype) for p in both])
+        return self._cast[3]
+
+
+def use_fast_layers(model: nn.Module) -> int:
+    """Let LayerNorm and QuickGELU of an open_clip or timm model run as single kernels on a GPU, in place.
+
+    On a CPU they compute what the library does, bit for bit. The stream that blocks add to keeps its dtype: float32 in
+    timm, the dtype of the patch or token embeddings in open_clip. Language models stay as they are.
+
+    Examples:
+        >>> use_fast_layers(load_clip("tiny").model)
+        14
+
+    Returns:
+        Number of layers that were changed.
+    """
+    blocks = [block for block in repeated_blocks(model).values() if not _name(block).startswith("transformers.")]
+    inside = {id(layer) for block in blocks for layer in block.modules()}
+    count = 0
+    for layer in model.modules():
+        name = _name(layer)
+        if name in _QUICK_GELUS:
+            FastQuickGELU.replace(layer)
+        elif name in _SAME_DTYPE or (name in _NORMS and id(layer) in inside):
+            FastLayerNorm.replace(layer)
+            layer.in_block = id(layer) in inside  # type: ignore[assignment]
+        else:
+            continue
+        count += 1
+    return count
+
+
+def _name(layer: nn.Module) -> str:
+    """Return the dotted name of a layer's class."""
+    return f"{type(layer).__module__}.{type(layer).__qualname__}"

@@ -1,0 +1,227 @@
+"""QuickGELU and LayerNorm as they run on a GPU: numbers against the libraries' modules, and kernels counted."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from open_clip.transformer import LayerNorm, LayerNormFp32, QuickGELU
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from randlora_pl.adapters import FullFineTuning, RandLoRA, inject
+from randlora_pl.models import ImageTower, cast_frozen, load_clip, load_vit, quick_gelu, use_fast_layers
+from randlora_pl.models.fast_layers import FastLayerNorm
+from randlora_pl.utils.device import choose_as_on_cuda
+from tests.support.products import in_one_item
+
+BF16 = torch.bfloat16
+
+
+class Kernels(TorchDispatchMode):
+    """Count the operations by name, and casts by their dtypes; with ``batches`` those of tokens (batch, n, width)."""
+
+    def __init__(self, *batches: int) -> None:
+        super().__init__()
+        self.batches, self.counts = batches, Counter[str]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if not self.batches or any(isinstance(x, Tensor) and x.dim() == 3 and len(x) in self.batches for x in args):
+            name = function.overloadpacket.__name__
+            if name == "_to_copy":
+                name = f"{args[0].dtype} to {result.dtype}".replace("torch.", "")
+            self.counts[name] += 1
+        return result
+
+    @property
+    def casts(self) -> dict[str, int]:
+        return {name: count for name, count in self.counts.items() if " to " in name}
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def values(function: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    result = function(x)
+    result.backward(gradient)
+    assert x.grad is not None
+    return result.detach(), x.grad
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+def test_quick_gelu_is_exact_in_float64_and_rounds_once_in_less() -> None:
+    x, gradient = 6 * random(4096).double(), random(4096, seed=1).double()
+    x[:6] = torch.tensor([0.0, 40.0, -40.0, 500.0, -500.0, 47.0])
+    module = QuickGELU()
+    exact = values(module, x, gradient)
+    for found, wanted in zip(values(quick_gelu, x, gradient), exact, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradgradcheck(quick_gelu, x[6:12].requires_grad_())
+    for dtype in (torch.float32, torch.float16, BF16):
+        low, slope = x.detach().to(dtype), gradient.to(dtype)
+        exact = values(module, low.double(), slope.double())
+        fast, plain = values(quick_gelu, low, slope), values(module, low, slope)
+        assert {value.dtype for value in fast} == {dtype}
+        for found, other, wanted in zip(fast, plain, exact, strict=True):
+            assert found.isfinite().all()
+            assert error(found, wanted) <= max(error(other, wanted), 3 * torch.finfo(torch.float32).eps)
+
+
+def test_quick_gelu_is_a_kernel_and_its_gradient_two_and_it_keeps_its_input_alone() -> None:
+    x, kept = random(64).requires_grad_(), list[Tensor]()
+    with Kernels() as forward, torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        result = quick_gelu(x)
+    with Kernels() as backward:
+        result.backward(torch.ones(64))
+    assert forward.counts == {"softplus_backward": 1}
+    assert {"mul": 1, "silu_backward": 1}.items() <= backward.counts.items()
+    assert [tensor.data_ptr() for tensor in kept] == [x.data_ptr()]
+
+
+def small(quick: bool = True) -> tuple[nn.Module, Tensor]:
+    """Return the tiny CLIP's image tower, with QuickGELU and norms that are not 1 and 0."""
+    clip = copy.deepcopy(load_clip("tiny").model)
+    for block in [*clip.transformer.resblocks, *clip.visual.transformer.resblocks] if quick else ():  # type: ignore[union-attr]
+        block.mlp.gelu = QuickGELU()
+    return clip, random(5, 3, 32, 32)
+
+
+def vit() -> tuple[nn.Module, Tensor]:
+    loaded = load_vit("test_vit", "random")
+    return copy.deepcopy(loaded.model), random(5, 3, loaded.image.size, loaded.image.size)
+
+
+def encode(model: nn.Module, images: Tensor) -> Tensor:
+    if hasattr(model, "encode_text"):
+        tokens = torch.arange(16).remainder(7).repeat(7, 1)
+        return torch.cat([ImageTower(model)(images), model.encode_text(tokens)])  # type: ignore[operator]
+    output: Tensor = model(images)
+    return output
+
+
+def test_a_cpu_computes_what_the_libraries_do_bit_for_bit() -> None:
+    for model, images in (small(), vit()):
+        plain = encode(model, images)
+        with torch.autocast("cpu", BF16):
+            rounded = encode(model, images)
+        names = list(model.state_dict())
+        assert use_fast_layers(model) >= 5
+        assert list(model.state_dict()) == names
+        assert torch.equal(encode(model, images), plain)
+        with torch.autocast("cpu", BF16):
+            assert torch.equal(encode(model, images), rounded)
+        assert use_fast_layers(model) == 0  # once
+
+
+def test_layer_norm_of_bfloat16_rounds_little_and_casts_nothing() -> None:
+    """The reference is what CUDA's autocast does: float32, and a cast of the output."""
+    x, slope = (random(32, 192) * 5 + random(192, seed=1)).to(BF16), random(32, 192, seed=4).to(BF16)
+    for plain in (nn.LayerNorm(192), LayerNorm(192), LayerNormFp32(192)):
+        with torch.no_grad():
+            plain.weight.copy_(1 + random(192, seed=2) / 5)
+            plain.bias.copy_(random(192, seed=3) / 5)
+        plain.requires_grad_(False)
+        layer: Any = copy.deepcopy(plain)
+        FastLayerNorm.replace(layer)
+        layer.in_block = True
+        exact = values(plain, x.float(), slope.float())
+        with choose_as_on_cuda(), torch.autocast("cpu", BF16):
+            with torch.inference_mode():
+                layer(x)  # a validation makes the copies
+            found = values(layer, x, slope)
+            for value, wanted in zip(found, exact, strict=True):
+                assert value.dtype == BF16 and error(value, wanted) < 0.005
+            with Kernels() as kernels:
+                values(layer, x, slope)
+            assert not kernels.casts
+            assert layer(x.float()).dtype == BF16  # as the next product would cast it
+            layer.in_block = False
+            assert layer(x).dtype == BF16
+            assert layer(x.float()).dtype == torch.float32
+            with torch.no_grad():
+                layer.weight.zero_()  # the copies follow
+                layer.bias.fill_(2)
+            assert torch.equal(layer(x), torch.full_like(x, 2))
+
+
+@pytest.fixture
+def cuda_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give a CPU the rule of CUDA's autocast that LayerNorm is computed in float32."""
+    original = torch.nn.functional.layer_norm
+
+    def layer_norm(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+        return original(x.float() if torch.is_autocast_enabled("cpu") else x, shape, weight, bias, eps)
+
+    monkeypatch.setattr(torch.nn.functional, "layer_norm", layer_norm)
+
+
+@in_one_item(
+    ("make", "norms", "quick", "casts", "fewer"),
+    [
+        (small, 2 * 10 + 2, 10, 2, 136),  # casts of the text's embeddings and their gradient
+        (vit, 2 * 6, 0, 3 * 12, 0),  # timm adds outputs of blocks in float32: before a norm, and two for its gradient
+    ],
+)
+def test_a_step_casts_no_tokens_around_norms_and_activations(
+    make: Callable[[], tuple[nn.Module, Tensor]], norms: int, quick: int, casts: int, fewer: int, cuda_autocast: None
+) -> None:
+    model, images = make()
+    inject(model, RandLoRA(rank=4))
+    cast_frozen(model, BF16)
+
+    def step() -> Kernels:
+        with Kernels(5, 7) as kernels, torch.autocast("cpu", BF16):
+            encode(model, images).float().square().sum().backward()
+        return kernels
+
+    plain = step()
+    assert use_fast_layers(model) > 5
+    with choose_as_on_cuda():
+        fast = step()
+    assert fast.counts["softplus_backward"] == fast.counts["silu_backward"] == quick
+    assert fast.counts["native_layer_norm"] == plain.counts["native_layer_norm"] == norms + 1
+    assert sum(fast.casts.values()) <= casts
+    free = ("view", "detach")
+    kernels = [sum(n for name, n in run.counts.items() if name not in free) for run in (plain, fast)]
+    assert kernels[0] - kernels[1] >= fewer
+
+
+def losses(model: nn.Module, images: Tensor, steps: int = 8) -> list[float]:
+    """Train features towards fixed random ones under autocast."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer, target, found = torch.optim.AdamW(trained, lr=3e-3), None, []
+    for _ in range(steps):
+        with torch.autocast("cpu", BF16):
+            features = encode(model, images).float()
+        target = random(*features.shape, seed=4) if target is None else target
+        loss = (nn.functional.normalize(features, dim=-1) - nn.functional.normalize(target, dim=-1)).square().sum()
+        loss.backward()
+        assert all(p.grad is None or p.grad.dtype == p.dtype == torch.float32 for p in trained)
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(float(loss.detach()))
+    return found
+
+
+@in_one_item("adapter", [RandLoRA(rank=4), FullFineTuning()])
+def test_the_loss_curve_is_that_of_float32_norms(adapter: Any) -> None:
+    curves = []
+    for fast in (False, True):
+        model, images = small()
+        inject(model, adapter)
+        use_fast_layers(model)
+        if fast:
+            with choose_as_on_cuda():
+                curves.append(losses(model, images))
+        else:
+            curves.append(losses(model, images))
+    assert curves[1][-1] < 0.7 * curves[1][0]
+    assert curves[1] == pytest.approx(curves[0], rel=0.02)
