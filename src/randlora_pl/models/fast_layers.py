@@ -30,8 +30,8 @@ class _QuickGELU(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        scaled = ctx.saved_tensors[0] * _SCALE
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        scaled: Tensor = ctx.saved_tensors[0] * _SCALE
         if torch.is_grad_enabled():  # PyTorch cannot derive silu_backward once more
             share = scaled.sigmoid()
             return gradient * share * (1 + scaled * (1 - share))
