@@ -36,7 +36,7 @@ METHODS: dict[str, Callable[..., Adapter]] = {
     "randlora-hadamard-a": lambda r, qkv: RandLoRA(r, basis="hadamard", variant="a", qkv=qkv),
     "randlora-hadamard-b-fast": lambda r, qkv: RandLoRA(r, basis="hadamard", variant="b", memory="fast", qkv=qkv),
     "randlora-low": lambda r, qkv: RandLoRA(r, memory="low", qkv=qkv),
-    "randlora-ternary": lambda r, qkv: RandLoRA(r, basis="ternary", sparsity=3, dense_a=True, qkv=qkv),
+    "randlora-ternary": lambda r, qkv: RandLoRA(r, basis="ternary", sparsity=3, qkv=qkv),
     "randlora-a": lambda r, qkv: RandLoRA(r, variant="a", qkv=qkv),
     "randlora-b": lambda r, qkv: RandLoRA(r, variant="b", qkv=qkv),
     "lora": lambda r, qkv: LoRA(r, alpha=4.0, qkv=qkv),

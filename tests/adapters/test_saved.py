@@ -12,8 +12,10 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from randlora_pl.adapters import read_adapter
+from randlora_pl.adapters import RandLoRA, read_adapter
+from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.tasks import load_task
+from randlora_pl.utils.errors import UserError
 
 SAVED = Path(__file__).parent / "saved"
 NAMES = sorted(path.stem for path in SAVED.glob("*.json"))
@@ -45,3 +47,21 @@ def test_every_format_is_there() -> None:
     assert any(path_of(name).is_file() for name in NAMES)
     assert any(read_adapter(path_of(name)).kept for name in NAMES)
     assert any(read_adapter(path_of(name)).bases is not None for name in NAMES)
+
+
+def test_dense_a_of_earlier_versions_is_the_basis_of_a() -> None:
+    """An adapter that was trained with the old default of ternary bases, a ternary A, keeps it."""
+    assert read_adapter(path_of("v2-ternary-a")).adapter.identity()["options"]["a_basis"] == "ternary"
+    for dense, now in [
+        (False, RandLoRA(basis="ternary", a_basis="same")),
+        (True, RandLoRA(basis="ternary", a_basis="uniform")),
+        (False, RandLoRA()),
+        (False, RandLoRA(basis="hadamard")),
+    ]:
+        options = now.options() | {"dense_a": dense}
+        options.pop("a_basis")
+        earlier = make_adapter("RandLoRA", options, "a file")
+        assert earlier.identity() == now.identity()
+    assert RandLoRA(basis="ternary").identity() != RandLoRA(basis="ternary", a_basis="same").identity()
+    with pytest.raises(UserError, match="dense_a"):
+        make_adapter("RandLoRA", {"dense_a": "yes"}, "a file")

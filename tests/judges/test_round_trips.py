@@ -22,7 +22,7 @@ from tests.support.products import covering
 OURS: dict[str, Callable[[], Adapter]] = {
     "randlora": lambda: RandLoRA(5, pairing="peft", seed=3),
     "randlora-alphas": lambda: RandLoRA(5, pairing="peft", alpha={".*(fc1|0.*)": 3.5}),
-    "randlora-signs": lambda: RandLoRA(5, pairing="peft", basis="ternary", sparsity=3, dense_a=True),
+    "randlora-signs": lambda: RandLoRA(5, pairing="peft", basis="ternary", sparsity=3),
     "lora": lambda: LoRA(3, alpha=2.5),
     "lora-patterns": lambda: LoRA({r".*0\..*": 5, ".*": 3}, alpha={r".*1\..*": 7.0}, rslora=True),
     "dora": lambda: DoRA(LoRA(3, alpha=6)),

@@ -20,6 +20,7 @@ from randlora_pl.utils.class_paths import public_path, with_public_paths
 from randlora_pl.utils.errors import UserError, brief, errors_in
 from randlora_pl.utils.files.documents import parse_yaml
 from randlora_pl.utils.files.run_files import find_adapter, find_run
+from randlora_pl.utils.signatures import with_present_options
 
 Tree = dict[str, Any]
 
@@ -140,6 +141,7 @@ def _as_class(options: Sequence[str], value: Any) -> Tree:
     for name in set(node) - {"class_path", "dict_kwargs"}:  # as on the command line, which leaves init_args out
         arguments[name] = node.pop(name)
     name = inner[0].rpartition(".")[2] if inner else ""
+    arguments = with_present_options(arguments)
     if name in arguments and arguments[name] is None:
         del arguments[name]
     if name in arguments:

@@ -228,7 +228,7 @@ def test_a_file_from_before_an_option_loads_with_its_default(folder: Path) -> No
     assert torch.equal(model(x := zoo.images()), adapted_from(folder)(x))
 
 
-@pytest.mark.parametrize("options", [{"basis": "hadamard"}, {"basis": "ternary", "dense_a": True}])
+@pytest.mark.parametrize("options", [{"basis": "hadamard"}, {"basis": "ternary", "a_basis": "uniform"}])
 def test_bases_that_are_not_stored_as_numbers_are_checked_too(options: dict[str, Any], tmp_path: Path) -> None:
     model = adapted(RandLoRA(5, seed=3, memory="low", **options))
     saved = save_adapter(model, tmp_path / "adapter")

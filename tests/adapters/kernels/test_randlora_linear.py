@@ -29,7 +29,7 @@ BASES: dict[str, dict[str, Any]] = {
     "dense": {},
     "dense-low": {"memory": "low"},
     "peft": {"pairing": "peft"},
-    "ternary": {"basis": "ternary", "sparsity": 3, "dense_a": True},
+    "ternary": {"basis": "ternary", "sparsity": 3, "a_basis": "uniform"},
     "binary": {"basis": "binary"},
     "hadamard": {"basis": "hadamard"},
     "hadamard-fast": {"basis": "hadamard", "memory": "fast", "pairing": "peft"},
@@ -470,10 +470,9 @@ def test_signs_are_stored_in_8_bits_under_the_fingerprint_of_their_float32_bits(
     model = One(20, 30)
     inject(model, RandLoRA(4, basis=basis, sparsity=3, seed=7), ["fc"])
     (shared,) = bases_of(model)
-    distribution = Distribution.make(basis, 3, 30)
     a, b = (
-        draw(7, name, count, rows, columns, distribution, torch.device("cpu"))
-        for name, count, rows, columns in (("A", 1, 4, 20), ("B", 5, 30, 4))
+        draw(7, name, count, rows, columns, Distribution.make(entries, 3, 30), torch.device("cpu"))
+        for name, count, rows, columns, entries in (("A", 1, 4, 20, "binary"), ("B", 5, 30, 4, basis))
     )
     assert shared.B.dtype == torch.int8
     assert torch.equal(shared.B.float() * shared.scale, b.permute(1, 0, 2))

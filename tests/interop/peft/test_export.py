@@ -53,7 +53,7 @@ PROVEN: dict[str, Adapter] = {  # layers of one smaller side each
     "variant b": RandLoRA(5, variant="b"),
     "few bases": RandLoRA(5, num_bases=2, pairing="peft"),
     "floor+1 where r does not divide": RandLoRA(5, num_bases="floor+1"),
-    "ternary": RandLoRA(5, basis="ternary", dense_a=True),
+    "ternary": RandLoRA(5, basis="ternary"),
     "binary, dropout": RandLoRA(5, basis="binary", dropout=0.1),
     "lora, q apart": LoRA(3, alpha=2, qkv="split"),
     "lora, alpha 0": LoRA(3, alpha={r".*\.q": 0.0, ".*": 2.0}, qkv="split"),

@@ -30,6 +30,7 @@ from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files.atomic_output import disk_errors
 from randlora_pl.utils.files.run_files import find_adapter
 from randlora_pl.utils.files.weights_files import without_local_paths
+from randlora_pl.utils.signatures import with_present_options
 
 FORMAT_VERSION, OLDEST_FORMAT = 3, 2
 """2: checksums by tensor, single file, stored bases, dtype; 3: kept buffers, and fully trained tensors of the model."""
@@ -189,7 +190,7 @@ def make_adapter(method: str, options: Mapping[str, Any], source: object, hint: 
     """
     if method not in methods.__all__:
         raise UserError(f"{source}: method {method!r} is unknown. This version has {', '.join(methods.__all__)}.")
-    kind, made = getattr(methods, method), dict(options)
+    kind, made = getattr(methods, method), with_present_options(options)
     try:
         if "inner" in made:
             made["inner"] = make_adapter(made["inner"]["method"], made["inner"]["options"], source, hint)

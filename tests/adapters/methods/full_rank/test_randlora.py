@@ -164,7 +164,7 @@ def test_the_rank_of_the_first_update(init: Any, expected: int) -> None:
 
 @pytest.mark.parametrize("sparsity", [6, "sqrt", 100, 200])
 def test_a_sparse_a_loses_the_columns_where_it_is_zero(sparsity: Any) -> None:
-    delta, update = random_delta(768, 768, rank=6, basis="ternary", sparsity=sparsity)
+    delta, update = random_delta(768, 768, rank=6, basis="ternary", sparsity=sparsity, a_basis="same")
     alive = (delta.bases.A[0] != 0).any(dim=0)
     assert rank(update) == int(alive.sum())
     assert not update[:, ~alive].any()
@@ -173,11 +173,12 @@ def test_a_sparse_a_loses_the_columns_where_it_is_zero(sparsity: Any) -> None:
     assert abs(int(alive.sum()) - 768 * share) < 5 * math.sqrt(768 * share * (1 - share))
 
 
-@pytest.mark.parametrize("sparsity", [6, "sqrt"])
-def test_a_dense_a_restores_the_full_rank(sparsity: Any) -> None:
-    delta, update = random_delta(768, 768, rank=6, basis="ternary", sparsity=sparsity, dense_a=True)
+@in_one_item(("sparsity", "a_basis"), [(6, "uniform"), ("sqrt", "auto")])
+def test_a_dense_a_restores_the_full_rank(sparsity: Any, a_basis: Any) -> None:
+    delta, update = random_delta(768, 768, rank=6, basis="ternary", sparsity=sparsity, a_basis=a_basis)
     assert rank(update) == 768
     assert delta.bases.A.all()
+    assert (delta.bases.A.abs() == 1).all() == (a_basis == "auto")
     assert (delta.bases.B == 0).float().mean() > 0.6
 
 

@@ -8,13 +8,13 @@ side of the weight and d the smaller one; for a weight that is wider than tall t
 Rank of the update by distribution:
 
 - Dense bases: min(d, n r).
-- Ternary A: at most the number of nonzero columns of A, because a zero column of A is a zero column of the update (for
-  r = 6 and d = 768, 700 are expected at s = 6, 278 at the square root of 768). Section C.6 of the paper considers
-  only coinciding rows. ``dense_a=True`` uses a uniform A with ternary B_j and restores the full rank (a square layer
-  at s = 200 may still lose the one or two rows for which every B_j is zero).
-- Binary A with two or three rows: may be slightly below d, because few distinct columns exist; in practice not from
+- Ternary A (the paper's form, ``a_basis="same"``): at most the number of nonzero columns of A, because a zero column of
+  A is a zero column of the update (for r = 6 and d = 768, 700 are expected at s = 6, 278 at the square root of 768).
+  Section C.6 of the paper considers only coinciding rows. So A consists of signs by default, which have no zeros: the
+  rank is full (a square layer at s = 200 may still lose the one or two rows for which every B_j is zero).
+- A of signs with two or three rows: may be slightly below d, because few distinct columns exist; in practice not from
   rank 4 on.
-- Hadamard: full by construction, also for each d x d block of rows (see `hadamard`); A is always uniform.
+- Hadamard: full by construction, also for each d x d block of rows (see `hadamard`).
 """
 
 from collections.abc import Callable
@@ -40,6 +40,7 @@ from randlora_pl.utils.errors import UserError
 
 Pairing = Literal["equation", "peft"]
 BasisName = Literal["uniform", "normal", "binary", "ternary", "hadamard"]
+ABasis = Literal["auto", "same", "uniform", "signs"]
 
 
 class RandLoRA(Adapter):
@@ -60,7 +61,9 @@ class RandLoRA(Adapter):
             and small orthogonal transforms, are never stored, and are the fastest.
         sparsity: For ``ternary``: s, with probability 1/s for each of +1 and -1; ``sqrt`` is the square root of the
             largest D.
-        dense_a: Use a uniform A with ternary B_j, so that the update has full rank.
+        a_basis: Distribution of A: ``same`` as the bases B_j (the paper; uniform with ``hadamard``), ``uniform``, or
+            ``signs`` (+1 and -1). ``auto`` takes ``signs`` with ``ternary``, because zero columns of A would reduce the
+            rank, else ``same``.
         init: Factor that starts at zero; the other is constant: ``gamma`` (lambda = 1/max(n, r), as the official
             code: the first update has full rank) or ``lambda`` (gamma = 1/max(n, d), as PEFT: the first update has
             rank r).
@@ -82,7 +85,7 @@ class RandLoRA(Adapter):
         num_bases: int | Literal["ceil", "floor+1"] = "ceil",
         basis: BasisName = "uniform",
         sparsity: int | Literal["sqrt"] = 6,
-        dense_a: bool = False,
+        a_basis: ABasis = "auto",
         init: Literal["gamma", "lambda"] = "gamma",
         pairing: Pairing = "equation",
         variant: Literal["full", "a", "b"] = "full",
@@ -93,6 +96,7 @@ class RandLoRA(Adapter):
         super().__init__(**options)
         choices = {
             "basis": (basis, ("uniform", "normal", "binary", "ternary", "hadamard")),
+            "a_basis": (a_basis, ("auto", "same", "uniform", "signs")),
             "init": (init, ("gamma", "lambda")),
             "pairing": (pairing, ("equation", "peft")),
             "variant": (variant, ("full", "a", "b")),
@@ -106,14 +110,21 @@ class RandLoRA(Adapter):
         self.rank, self.alpha, self.num_bases = rank, alpha, num_bases
         if matched_rank <= 0:
             raise UserError(f"RandLoRA: matched_rank is {matched_rank}. Set a positive integer.")
-        self.basis, self.sparsity, self.dense_a, self.init = basis, check_sparsity(sparsity), dense_a, init
+        self.basis, self.sparsity, self.a_basis, self.init = basis, check_sparsity(sparsity), a_basis, init
         self.pairing, self.variant, self.matched_rank, self.memory = pairing, variant, matched_rank, memory
 
     def identity(self) -> dict[str, Any]:
-        """Return `describe` without ``memory``, which affects speed only."""
+        """Return `describe` without ``memory``, which affects speed only, and with the distribution of A."""
         described = super().identity()
         described["options"].pop("memory")
+        a = self._basis_of_a()
+        described["options"]["a_basis"] = "signs" if a == "binary" else a
         return described
+
+    def _basis_of_a(self) -> Literal["uniform", "normal", "binary", "ternary"]:
+        if self.a_basis == "signs" or (self.a_basis == "auto" and self.basis == "ternary"):
+            return "binary"
+        return "uniform" if self.a_basis == "uniform" or self.basis == "hadamard" else self.basis
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank r of the bases for one layer."""
@@ -140,14 +151,13 @@ class RandLoRA(Adapter):
         small = max(shape.small for shape in shapes)
         rank = max(self.rank_of(shape) for shape in shapes)
         count = max(self.bases_of(shape) for shape in shapes)
+        a_distribution = Distribution.make(self._basis_of_a(), self.sparsity, large)
+        a = draw(self.key, "A", count if self.variant == "a" else 1, rank, small, a_distribution, device)
         if self.basis == "hadamard":
             rows = max(copies(shape.large, shape.small) * shape.small for shape in shapes)
-            a = draw(self.key, "A", count if self.variant == "a" else 1, rank, small, Distribution("uniform"), device)
             b = draw(self.key, "signs", 2, rows, 1, Distribution("binary"), device)
             return Bases(self.key, a, b, signs=True, structure=STRUCTURE)
         distribution = Distribution.make(self.basis, self.sparsity, large)
-        a_distribution = Distribution("uniform") if self.dense_a else distribution
-        a = draw(self.key, "A", count if self.variant == "a" else 1, rank, small, a_distribution, device)
         b = draw(self.key, "B", count, large, rank, distribution, device)
         return Bases(self.key, a, b, signs=self.basis in ("binary", "ternary"))
 
