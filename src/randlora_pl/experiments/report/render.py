@@ -122,7 +122,7 @@ def _idle(results: Results) -> list[str]:
     if not idle:
         return []
     who = ", ".join(f"{method} ({count})" for method, count in idle.items())
-    return [f"{sum(idle.values())} of {many(len(cells), 'trained cell')} {IDLE} according to their intervals: {who}."]
+    return [f"{sum(idle.values())} of {many(len(cells), 'trained cell')}: {IDLE}, according to their intervals: {who}."]
 
 
 def _reading(results: Results) -> list[str]:

@@ -169,8 +169,8 @@ def test_a_cell_that_is_no_better_than_the_untrained_model_did_not_train(tmp_pat
     assert results.idle(Key(B32, "a", "1-shot", "LoRA-32")) and not results.idle(Key(B32, "a", "1-shot", "RandLoRA-6"))
     assert not results.idle(Key(B32, "a", "zero-shot", "zero-shot"))
     table = accuracy_table(results, Beside(sweep.plan), B32)
-    assert [row[3].below for row in table.rows] == ["", "did not train", ""]
-    assert "1 of 2 trained cells did not train according to their intervals: LoRA-32 (1)." in markdown(build(sweep))
+    assert [row[3].below for row in table.rows] == ["", "no change shown", ""]
+    assert "1 of 2 trained cells: no change shown, according to their intervals: LoRA-32 (1)." in markdown(build(sweep))
     assert "was not measured" not in markdown(build(sweep))
 
 
@@ -179,7 +179,7 @@ def test_a_report_without_the_pretrained_model_does_not_explain_a_mark_that_no_c
     content = description(models={B32: MODELS[B32]}, datasets=["a"], seeds=[1, 2], methods=methods)
     folder = write_sweep(tmp_path, content, zeroshot=False, more=lambda _: {"zeroshot/acc": None})
     text = markdown(build(read_sweep(folder)))
-    assert "The accuracy of the pretrained model was not measured." in text and "did not train" not in text
+    assert "The accuracy of the pretrained model was not measured." in text and "no change shown" not in text
 
 
 def test_a_report_is_made_again_from_its_cells(tmp_path: Path) -> None:

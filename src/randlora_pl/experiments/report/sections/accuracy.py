@@ -13,7 +13,7 @@ from randlora_pl.experiments.report.sections.paper_comparison import Beside, Pap
 from randlora_pl.experiments.report.statistics import Estimate
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
 
-IDLE = "did not train"
+IDLE = "no change shown"
 """Mark of a cell whose interval contains the accuracy of the pretrained model."""
 _LONGEST = 60
 """Letters of an identifier: names of files must end somewhere."""
