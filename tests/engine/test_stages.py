@@ -279,6 +279,7 @@ def test_a_dry_run_prints_the_start_page_and_writes_nothing(
     for row in (r"trainable +\d[\d,]+ of ", "steps +3 optimizer steps", "memory +[0-9.]+ MB of weights"):
         assert re.search(row, result.out), row
     assert "cannot resume" in refused("fit", "--dry_run", "--resume", "runs/quickstart/TIME")
+    assert "--dry-run takes no value, not --dry-run=1" in refused("fit", "--dry-run=1", "--config", "quickstart")
     (tmp_path / "config.yaml").touch()  # of the user; a dry run has no folder to go on with
     with monkeypatch.context() as patched:
         patched.setattr(StartSummary, "_print", interrupted)

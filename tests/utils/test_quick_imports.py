@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -133,3 +134,13 @@ def test_fit_and_predict_import_little_and_lose_nothing(tmp_path: Path) -> None:
     image = tmp_path / "runs/quickstart/latest/figures/confusion.png"
     seen = modules("predict", "--adapter", str(adapter), "--images", str(image), "--output", "-")
     assert not (HEAVY_MODULES | {"matplotlib.figure"}) & set(seen["end"])
+
+
+def test_triton_finds_nothing_frozen_at_the_end(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with quick():
+        pass
+    quick_imports._unfreeze()
+    assert gc.get_freeze_count()  # freeing a million objects takes time
+    monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
+    quick_imports._unfreeze()
+    assert not gc.get_freeze_count()

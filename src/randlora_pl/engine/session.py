@@ -50,6 +50,8 @@ def run_fit(words: Sequence[str]) -> "App":
     typed = list(words)
     args = [word for word in typed if word not in DRY_RUN]
     dry = len(args) < len(typed)
+    if valued := next((word for word in args if word.startswith(tuple(f"{name}=" for name in DRY_RUN))), None):
+        raise UserError(f"--dry-run takes no value, not {valued}. Type --dry-run")
     args = resume_by_itself(args)
     folder = folders_in(args, ("resume",)).get("resume")
     if dry and folder is not None:

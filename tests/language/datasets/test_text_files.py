@@ -43,6 +43,7 @@ def test_a_file_without_objects_gives_no_record(tmp_path: Path, text: str) -> No
     [
         ('[\n{"a": "1", "b": "2"},\n{"a": "1"}\n]', "line 3: the record lacks 'b'; each needs a, b"),
         ('{"a": "1", "b": "2"}\n{"b": "1"}', "line 2: the record lacks 'a'"),
+        ('{"instruction": "1", "output": "2"}', "completions as docs/prompts.md shows"),
         ('[\n{"a": "1", "b": 2}]', "line 2: 'b' must be text, not 2"),
         ('[\n\n"text"]', "line 3: expected an object with the fields a, b"),
         ('[\n{"a": "1", "b": "2"}\n{"a": "1", "b": "2"}]', "line 3: no valid JSON"),

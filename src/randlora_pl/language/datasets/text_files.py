@@ -99,11 +99,14 @@ def read_records(
     values = _array(path, text) if text.lstrip().startswith("[") else _one_a_line(path, text)
     records = []
     for line, value in values:
+        advice = "Correct the record, or download the file again"
         there = [field for field in (*fields, *optional) if isinstance(value, dict) and field in value]
         if not isinstance(value, dict):
             what = f"expected an object with the fields {', '.join(fields or optional)}"
         elif absent := [field for field in fields if field not in value]:
             what = f"the record lacks {', '.join(map(repr, absent))}; each needs {', '.join(fields)}"
+            if {"instruction", "output"} <= value.keys():
+                advice = "Convert instructions and outputs to prompts and completions as docs/prompts.md shows"
         elif wrong := [field for field in there if not _is_text(value[field], field in numbers)]:
             what = f"{wrong[0]!r} must be text, not {json.dumps(value[wrong[0]])[:40]}"
         elif broken := [f for f in there if not str(value[f]).isascii() and _HALF.search(value[f])]:
@@ -111,7 +114,7 @@ def read_records(
         else:
             records.append((line, {field: str(value[field]) for field in there}))
             continue
-        raise UserError(f"{path}, line {line}: {what}. Correct the record, or download the file again")
+        raise UserError(f"{path}, line {line}: {what}. {advice}")
     return records
 
 
