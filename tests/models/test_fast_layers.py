@@ -194,6 +194,46 @@ def test_a_step_casts_no_tokens_around_norms_and_activations(
     assert kernels[0] - kernels[1] >= fewer
 
 
+def test_text_towers_attend_causally_without_a_mask_on_a_gpu() -> None:
+    model, _ = small(quick=False)
+    inject(model, RandLoRA(rank=4))
+    mask: Any = model.attn_mask
+    assert torch.equal(mask, torch.full((16, 16), -torch.inf).triu(1))
+    tokens = torch.arange(16).remainder(7).repeat(3, 1)
+
+    def step() -> tuple[list[Any], Tensor, dict[str, Tensor]]:
+        calls: list[Any] = []
+        original = torch.nn.functional.scaled_dot_product_attention
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                torch.nn.functional, "scaled_dot_product_attention",
+                lambda *args, **options: calls.append(options) or original(*args, **options),
+            )  # fmt: skip
+            features: Tensor = model.encode_text(tokens)  # type: ignore[operator]
+        model.zero_grad()
+        features.square().sum().backward()
+        trained = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        return calls, features.detach(), trained
+
+    plain = step()
+    use_fast_layers(model)
+    assert torch.equal(step()[1], plain[1])  # on a CPU the mask stays
+    with choose_as_on_cuda():
+        fast = step()
+        image_tower = [layer for layer in model.visual.modules() if getattr(layer, "causal", False)]  # type: ignore[union-attr]
+        several: Any = mask.repeat(3 * 4, 1, 1)
+        attention: Any = model.transformer.resblocks[0].attn  # type: ignore[union-attr, index]
+        x = random(3, 16, 128)
+        masked = [attention(x, x, x, attn_mask=one, need_weights=False)[0] for one in (mask, several)]
+    torch.testing.assert_close(*masked)
+    assert not image_tower
+    assert all(call["attn_mask"] is not None and not call["is_causal"] for call in plain[0])
+    assert len(fast[0]) == 4 and all(call["attn_mask"] is None and call["is_causal"] for call in fast[0])
+    torch.testing.assert_close(fast[1], plain[1], rtol=1e-5, atol=1e-5)
+    for name, value in plain[2].items():
+        torch.testing.assert_close(fast[2][name], value, rtol=1e-4, atol=1e-4 * float(value.abs().max()))
+
+
 def losses(model: nn.Module, images: Tensor, steps: int = 8) -> list[float]:
     """Train features towards fixed random ones under autocast."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -15,7 +15,7 @@ from randlora_pl.bench.flops import Gemm, counter, synchronize
 from randlora_pl.bench.memory import OUT_OF_MEMORY, is_out_of_memory, peak, reset_peak, saved_tensors
 from randlora_pl.bench.methods import UnavailableError
 from randlora_pl.bench.timing import Spread, in_turns, ratios
-from randlora_pl.models import cast_frozen
+from randlora_pl.models import cast_frozen, use_fast_layers
 
 Precision = Literal["32", "bf16", "bf16-frozen"]
 """``bf16`` is autocast; ``bf16-frozen`` has frozen matrices in bfloat16 as well."""
@@ -58,6 +58,7 @@ class Case:
         self.device, self.precision, self.foreign = device, precision, foreign
         if precision == "bf16-frozen":
             cast_frozen(model, torch.bfloat16)
+        use_fast_layers(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.trained = sum(parameter.numel() for parameter in trained)
         self.optimizer: Optimizer | None = AdamW(trained, lr=1e-4, fused=True) if optimize else None

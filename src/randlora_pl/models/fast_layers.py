@@ -13,6 +13,7 @@ _SCALE = 1.702
 _NO_THRESHOLD = 80.0  # sigmoid(80) is 1 in float32, and exp(80) is finite
 _QUICK_GELUS = ("open_clip.transformer.QuickGELU", "timm.layers.activations.QuickGELU")
 _SAME_DTYPE = ("open_clip.transformer.LayerNorm", "open_clip.transformer.LayerNormFp32")  # output as input
+_CAUSAL = ("open_clip.model.CLIP", "open_clip.transformer.TextTransformer")
 _NORMS = (*_SAME_DTYPE, "timm.layers.norm.LayerNorm", "torch.nn.modules.normalization.LayerNorm")
 
 
@@ -114,6 +115,8 @@ class FastLayerNorm(FastLayer, nn.LayerNorm):
 def use_fast_layers(model: nn.Module) -> int:
     """Let LayerNorm and QuickGELU of an open_clip or timm model run as single kernels on a GPU, in place.
 
+    Adapted attention of open_clip's text towers gets no mask on a GPU, but computes causal attention.
+
     On a CPU they compute what the library does, bit for bit. The stream that blocks add to keeps its dtype: float32 in
     timm, the dtype of the patch or token embeddings in open_clip. Language models stay as they are.
 
@@ -129,6 +132,10 @@ def use_fast_layers(model: nn.Module) -> int:
     count = 0
     for layer in model.modules():
         name = _name(layer)
+        if name in _CAUSAL and getattr(layer, "attn_mask", None) is not None:
+            for attention in layer.transformer.modules():  # type: ignore[union-attr]
+                if isinstance(attention, nn.MultiheadAttention):
+                    attention.causal = True  # type: ignore[assignment]
         if name in _QUICK_GELUS:
             FastQuickGELU.replace(layer)
         elif name in _SAME_DTYPE or (name in _NORMS and id(layer) in inside):

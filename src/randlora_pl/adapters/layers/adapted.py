@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.utils.device import on_cuda
 
 
 def unsharded(tensor: Tensor) -> Tensor:
@@ -138,6 +139,7 @@ class AdaptedAttention(AdaptedLayer, nn.MultiheadAttention):
     """
 
     weight_name = "in_proj_weight"
+    causal = False  # True if every (L, S) mask that the layer gets hides later positions and nothing else
 
     def forward(
         self,
@@ -189,12 +191,15 @@ class AdaptedAttention(AdaptedLayer, nn.MultiheadAttention):
             q, k, v = (tensor.transpose(0, 1) for tensor in (q, k, v))
         batch, length, _ = q.shape
         q, k, v = (t.view(*t.shape[:2], self.num_heads, self.head_dim).transpose(1, 2) for t in (q, k, v))
+        causal = self.causal and mask is not None and mask.dim() == 2 and on_cuda(q)
+        if causal:
+            mask = None  # CUDA's flash attention takes no other mask
         if mask is not None:
             # True means "masked" in nn.MultiheadAttention and "visible" in scaled_dot_product_attention.
             mask = ~mask if mask.dtype == torch.bool else mask.to(q.dtype)
             mask = mask.reshape(batch, self.num_heads, *mask.shape[1:]) if mask.dim() == 3 else mask
         dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
         attended = attended.transpose(1, 2).reshape(batch, length, self.embed_dim)
         return attended if self.batch_first else attended.transpose(0, 1)
 
