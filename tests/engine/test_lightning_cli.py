@@ -66,7 +66,7 @@ def test_the_quickstart_draws_a_third_of_the_images_of_ten_epochs(build: Build) 
 @pytest.mark.parametrize("name", FRAGMENTS)
 def test_every_fragment_builds_on_a_config(build: Build, name: str) -> None:
     kind, _, short = name.rpartition("/")
-    recipe = "commonsense_qwen2" if short.startswith("commonsense") else "clip_vitb32"
+    recipe = "commonsense_qwen2" if short.startswith(("commonsense", "llama3")) else "clip_vitb32"
     app = build("--config", recipe if kind == "recipes" else "quickstart", "--config", name)
     names = {"full": "fullfinetuning", "linear_probe": "linearprobe"}
     expected = "randlora" if kind == "recipes" else names.get(short, short)
@@ -94,6 +94,12 @@ def test_recipes_of_commonsense_differ_in_epochs(build: Build, recipe: str, epoc
     assert app.datamodule.epochs == epochs
     assert app.model.frozen_dtype == frozen
     assert app.model.adapter.rank == 20
+    if recipe == "paper":  # Llama-3 has steps of 16 texts in 80 and in 40 GB, and as many between validations
+        for more, size in (([], 16), (["--config", "recipes/llama3_40gb"], 4)):
+            app = build("--config", "commonsense_llama3", *more)
+            parts = app.trainer.accumulate_grad_batches
+            assert (app.datamodule.batch_size, parts, app.trainer.val_check_interval / parts) == (size, 16 // size, 200)
+            assert app.model.gradient_checkpointing == bool(more)
 
 
 def test_another_adapter_has_its_own_defaults(build: Build) -> None:
