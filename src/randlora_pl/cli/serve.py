@@ -17,6 +17,7 @@ from randlora_pl.language.catalog import TASKS
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import find_adapter
 from randlora_pl.utils.files.weights_files import file_name
+from randlora_pl.utils.precision import use_precision
 from randlora_pl.utils.text.log_filters import silence_library_warnings
 from randlora_pl.utils.text.printable import printable
 
@@ -35,6 +36,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser.add_options(host=HOSTS[0], port=8000, device="auto", workers=1, batch_size=16, batch_timeout=0.01)
     parser.add_options(max_upload_mb=20.0, max_pixels=MAX_PIXELS, token=os.environ.get(TOKEN, ""))
     parser.add_options(samples=Path)
+    parser.add_precision()
     parser.add_weights()
     options = parser.parse_args(args)
     if options.host not in HOSTS:
@@ -69,6 +71,7 @@ def serve_verb(args: list[str]) -> int:
     from randlora_pl.serving.uploads import Limits
 
     device = pick_device(options.device)
+    use_precision(options.precision, device)
     limits = Limits(upload_bytes=round(options.max_upload_mb * 1e6), pixels=options.max_pixels)
     config = read_adapter(options.adapter).config
     facts = describe(config, limits.upload_bytes, limits.pixels, str(device))
@@ -144,6 +147,7 @@ def start_page(options: argparse.Namespace, facts: dict[str, Any]) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.host, options.host)
     url = f"http://{host}:{options.port}"
     workers = f"{options.workers} worker{'s' if options.workers > 1 else ''} on {facts['device']}"
+    workers += "" if options.precision == "32" else f" in {options.precision}"
     batches = f"up to {options.batch_size} images per batch, collected for {1000 * options.batch_timeout:g} ms"
     sent = f'-H "Authorization: Bearer ${TOKEN}" ' if options.token else ""
     lines = [

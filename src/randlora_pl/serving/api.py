@@ -24,6 +24,7 @@ from randlora_pl.data.images.decode import trust_the_limit
 from randlora_pl.serving.uploads import TAKEN, Upload, read_upload
 from randlora_pl.utils.cores import usable_cores
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.precision import use_precision
 
 BATCH_PIXELS = 8_000_000
 """Maximum pixels of the images decoded together with the oldest request; decoding them takes a fraction of a second."""
@@ -67,7 +68,7 @@ class ClassifierAPI(LitAPI):  # type: ignore[misc]
 
     def __init__(self, options: argparse.Namespace, most_pixels: int) -> None:
         super().__init__(max_batch_size=options.batch_size, batch_timeout=options.batch_timeout, loop=PatientLoop())
-        self.adapter, self.most_pixels = options.adapter.resolve(), most_pixels
+        self.adapter, self.precision, self.most_pixels = options.adapter.resolve(), options.precision, most_pixels
         self.threads = max(1, usable_cores() // options.workers)  # of PyTorch in each worker
         self.failures = multiprocessing.get_context("spawn").SimpleQueue()  # errors of building the model
 
@@ -87,6 +88,7 @@ class ClassifierAPI(LitAPI):  # type: ignore[misc]
 
         from randlora_pl.adapters import read_adapter
         from randlora_pl.data.unlabelled import frame_of
+        from randlora_pl.models import cast_frozen
         from randlora_pl.tasks import load_task
 
         torch.set_num_threads(self.threads)
@@ -94,8 +96,11 @@ class ClassifierAPI(LitAPI):  # type: ignore[misc]
         self.task = load_task(self.adapter)
         self.frame = frame_of(read_adapter(self.adapter).metadata, self.task.image_spec)
         self.index = torch.device(device)
+        self.autocast = use_precision(self.precision, self.index)
         self.task.to(self.index)
         self.task.prepare_evaluation()
+        if self.precision == "bf16":
+            cast_frozen(self.task.model, torch.bfloat16)  # what autocast would do in each batch
         self._probabilities(torch.zeros(1, 3, self.frame.size, self.frame.size))
 
     def _probabilities(self, images: Any) -> Any:
@@ -108,7 +113,7 @@ class ClassifierAPI(LitAPI):  # type: ignore[misc]
 
         from randlora_pl.tasks.evaluation import check_numbers
 
-        with torch.inference_mode():
+        with torch.inference_mode(), self.autocast:
             probabilities = self.task.class_logits(images.to(self.index)).float().softmax(1).cpu()
         check_numbers(probabilities, self.adapter)
         return probabilities

@@ -61,6 +61,25 @@ def test_predictions_are_those_of_the_task(run: Run, finished: Path, photos: Pat
             assert listed == sorted(listed, reverse=True)
 
 
+def test_half_precision_is_near_and_that_of_serve(run: Run, finished: Path, photos: Path, tmp_path: Path) -> None:
+    base = ("predict", "--adapter", str(finished / "adapter"), "--images", str(photos), "--output", "-")
+    whole, half = (read(run(*base, "--precision", precision).out) for precision in ("32", "bf16"))
+    assert whole != half
+    for one, other in zip(whole, half, strict=True):
+        assert one["class"] == other["class"]
+        assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=0.05)
+    pytest.importorskip("litserve")
+    from randlora_pl.cli.serve import parse as parse_serve
+    from randlora_pl.serving.api import ClassifierAPI
+
+    served = ClassifierAPI(parse_serve(["--adapter", str(finished / "adapter"), "--precision", "bf16"]), 1 << 20)
+    served._build("cpu")
+    loader, _ = open_images([photos], served.frame)
+    shares = served._probabilities(torch.cat([batch["image"] for batch in loader]))
+    expected = [float(row["probability"]) for row in half]  # products of another batch size round differently
+    assert shares.max(1).values.tolist() == pytest.approx(expected, abs=2e-3)
+
+
 def test_predictions_agree_with_the_test(run: Run, finished: Path, tmp_path: Path) -> None:
     """The data module's own test images, written to files, get the classes that the test counted."""
     data = ImageData(dataset="digits")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NoReturn
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.run_files import find_runs
 from randlora_pl.utils.files.weights_files import register_weights
+from randlora_pl.utils.precision import PRECISIONS
 
 
 class Described(Exception):  # noqa: N818 (not an error)
@@ -50,6 +51,10 @@ class CommandParser(argparse.ArgumentParser):
                 case _:
                     settings = {"type": type(what), "default": what}
             self.add_argument(spelled(name), dest=name, **settings)
+
+    def add_precision(self) -> None:
+        """Add the option for the precision of a trained model, for `use_precision`."""
+        self.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0])
 
     def add_weights(self) -> None:
         """Add the option for the weights file of an adapter's base model."""

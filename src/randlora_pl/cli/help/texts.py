@@ -47,8 +47,8 @@ per image and adapter.
   --top-k K             Number of classes listed per image or text (default: 5)
   --max-new-tokens N    Most tokens to generate per prompt (default: as in training)
   --beams N             Number of beams of the search, 1 is greedy (default: as in training)
-  --precision P         For language models: 32, or bf16 as in training with bf16-mixed, in half the memory (default:
-                        32)
+  --precision P         32, tf32 (faster products on NVIDIA GPUs from 2020 or later), or bf16 as in training with
+                        bf16-mixed, which also halves the memory of a language model (default: 32)
   --batch-size N        Images or texts per batch (default: 64, or 16 prompts)
   --device DEVICE       cpu, cuda, mps ... (default: the best available)
   --on-error ACTION     raise, or skip to leave out unreadable images (default: raise)
@@ -148,6 +148,8 @@ Classify images over HTTP, with a web page to drop images on (pip install '.[ser
                            option in the list of processes, but not the environment variable RANDLORA_PL_TOKEN
   --allow-host NAME ...    Further names in the Host header, such as a proxy's (default: this machine's)
   --device DEVICE          cpu, cuda, cuda:1, mps ... (default: the best available)
+  --precision P            32, tf32 (faster products on NVIDIA GPUs from 2020 or later), or bf16 as in training with
+                           bf16-mixed (default: 32)
   --workers N              Processes with a model of their own (default: 1). One worker per GPU is usually enough
   --batch-size N           Most images per batch (default: 16)
   --batch-timeout SECONDS  Time to wait for a batch to fill (default: 0.01). 0 does not wait

@@ -14,7 +14,7 @@ _OF_IMAGES = ("weights", "on_error", "max_pixels")
 MAX_PIXELS = 50_000_000
 """Most pixels of an image, as in `serve`: decoding takes at least 4 bytes per pixel."""
 
-_OF_TEXTS = ("max_new_tokens", "beams", "precision")
+_OF_TEXTS = ("max_new_tokens", "beams")
 
 
 def parse(args: list[str]) -> argparse.Namespace:
@@ -25,7 +25,8 @@ def parse(args: list[str]) -> argparse.Namespace:
     what.add_argument("--images", type=Path, nargs="+")
     what.add_argument("--texts", nargs="+")
     parser.add_options(weights=[float], output="predictions.csv", overwrite=False, top_k=int, max_new_tokens=int)
-    parser.add_options(beams=int, precision=("32", "bf16"), batch_size=int, device="auto", max_pixels=int)
+    parser.add_options(beams=int, batch_size=int, device="auto", max_pixels=int)
+    parser.add_precision()
     parser.add_options(on_error=("raise", "skip"))
     parser.add_weights()
     options = parser.parse_args(args)

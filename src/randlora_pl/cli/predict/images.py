@@ -15,6 +15,7 @@ from randlora_pl.language.catalog import TASKS
 from randlora_pl.serving.prediction_table import PredictionTable
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import atomic_file
+from randlora_pl.utils.precision import use_precision
 from randlora_pl.utils.quick_imports import quick_imports
 from randlora_pl.utils.text.log_filters import silence_library_warnings
 from randlora_pl.utils.text.printable import printable
@@ -85,7 +86,7 @@ def classify(options: argparse.Namespace) -> PredictionTable:
     adapter, merged, has classified it: a switch costs more than a small batch.
 
     Raises:
-        UserError: An adapter or an image does not load, the device is not there, or memory runs out.
+        UserError: An adapter or an image does not load, the device or its precision is not there, or memory runs out.
     """
     with quick_imports("torchmetrics", "open_clip"):
         import torch
@@ -97,6 +98,7 @@ def classify(options: argparse.Namespace) -> PredictionTable:
         from randlora_pl.tasks import load_tasks, weighted_task
 
     device = pick_device(options.device)
+    precision = use_precision(options.precision, device)
     files = {name: read_adapter(path) for name, path in options.adapters.items()}
     tasks = load_tasks(files)
     if options.weights is not None:
@@ -117,7 +119,7 @@ def classify(options: argparse.Namespace) -> PredictionTable:
         for task in tasks.values():
             task.to(device)
             task.prepare_evaluation()
-        with torch.inference_mode():
+        with torch.inference_mode(), precision:
             for held in _together(zip(*loaders, strict=True), _HELD if len(turns) > 1 else 0):
                 for name, task, form in turns:
                     for batch in (batches[form] for batches in held):

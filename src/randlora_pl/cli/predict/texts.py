@@ -7,6 +7,7 @@ from randlora_pl.cli.common.devices import advised, pick_device
 from randlora_pl.language.data import prediction_inputs as inputs
 from randlora_pl.serving.prediction_table import PredictionTable
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.precision import use_precision
 
 if TYPE_CHECKING:
     from randlora_pl.adapters import AdapterFile
@@ -30,6 +31,7 @@ def answer(options: argparse.Namespace) -> PredictionTable:
 
     log_to_terminal()  # logs how many texts are cut
     options.device = pick_device(options.device)
+    use_precision(options.precision, options.device)  # refused before a model is loaded
     files = {name: read_adapter(path) for name, path in options.adapters.items()}
     kinds = {(file.metadata["task"], bool(file.metadata["classnames"])) for file in files.values()}
     if len(kinds) > 1:
@@ -73,7 +75,7 @@ def _written(
     for name, file in files.items():
         task = _ready(file, options, how)
         described = datasets[name] == "e2e"
-        with _precision(options):
+        with use_precision(options.precision, options.device):
             texts = task.write(prompts[name], options.batch_size, separate=described)
         for number, text in enumerate(texts):
             found.add(name, number, [paragraph(text) if described else text])
@@ -110,7 +112,7 @@ def _classified(
         task = _ready(file, options, {})
         length = int(file.metadata.get("training", {}).get("max_length", _MAX_LENGTH))
         length = min(length, most_tokens(task.model) or length)
-        with _precision(options):
+        with use_precision(options.precision, options.device):
             probabilities = task.classify(sentences, length, options.batch_size).float().cpu()
         if classes:
             found.add_classes(name, range(len(given)), task.classnames, probabilities)
@@ -133,10 +135,3 @@ def _ready(file: "AdapterFile", options: argparse.Namespace, how: dict[str, Any]
         how = {**how, "frozen_dtype": "bfloat16"}
     task = plain_task(file, dequantized=options.device.type != "cuda", **how)
     return make_ready(task, file).to(options.device)
-
-
-def _precision(options: argparse.Namespace) -> Any:
-    """Return the context of a training with ``bf16-mixed``, or of float32."""
-    import torch
-
-    return torch.autocast(options.device.type, torch.bfloat16, enabled=options.precision == "bf16")

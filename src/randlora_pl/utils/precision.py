@@ -1,0 +1,33 @@
+"""Precision of commands that use a trained model."""
+
+from typing import Any
+
+from randlora_pl.utils.errors import UserError
+
+PRECISIONS = ("32", "tf32", "bf16")
+"""float32; float32 with TF32 products on tensor cores; bfloat16 by autocast, as in training with ``bf16-mixed``."""
+
+_AMPERE = (8, 0)
+"""Compute capability of the first GPUs with TF32 and bfloat16 (A100; RTX 30 is 8.6)."""
+
+
+def use_precision(name: str, device: Any) -> Any:
+    """Return the autocast context of a precision; ``tf32`` sets the products of the whole process instead.
+
+    Raises:
+        UserError: The device cannot do it.
+    """
+    import torch
+
+    if name == "32":
+        return torch.autocast(device.type, enabled=False)
+    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < _AMPERE
+    if name == "tf32" and (old or device.type != "cuda"):
+        has = f"GPU {torch.cuda.get_device_name(device)} has none" if old else f"device is {device}"
+        instead = "--precision 32" if old or device.type == "mps" else "--precision bf16 or 32"
+        raise UserError(f"--precision tf32 needs an NVIDIA GPU from 2020 or later, and the {has}. Use {instead}.")
+    if name == "bf16" and (old or not torch.amp.is_autocast_available(device.type)):
+        raise UserError(f"--precision bf16: {device} has no fast bfloat16. Use --precision 32.")
+    if name == "tf32":
+        torch.set_float32_matmul_precision("high")
+    return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
