@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters.kernels.dropout import dropped
 from randlora_pl.adapters.kernels.flop_choice import builds
+from randlora_pl.adapters.kernels.rounding import added
 from randlora_pl.adapters.random_bases import Bases, Distribution, draw
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.signatures import NamedOptions
@@ -72,7 +73,7 @@ class DeltaWeight(nn.Module):
 
     def effective_weight(self, weight: Tensor) -> Tensor:
         """Return the adapted weight (out, in) for a frozen one; W0 + delta unless the method overrides it."""
-        return weight + self.delta().to(weight.dtype)
+        return added(weight, self.delta())
 
     def change(self, weight: Tensor) -> Tensor:
         """Return the effective weight minus the frozen one, (out, in); ``delta`` for additive methods."""
@@ -151,7 +152,7 @@ class FactoredDelta(DeltaWeight):
         p, q = self.factors()
         may_build = self.keep is not False and not self.drops
         if may_build and builds(x.numel() // x.shape[-1], q.shape[0], weight, p.requires_grad):
-            return F.linear(x, weight + (p @ q).to(weight.dtype), bias)
+            return F.linear(x, added(weight, p @ q), bias)
         hidden = F.linear(self.dropped(x), like(q, x))
         plain = F.linear(x, weight, bias)
         rows = plain.reshape(-1, plain.shape[-1]), hidden.reshape(-1, hidden.shape[-1])

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import DeltaWeight, like
+from randlora_pl.adapters.kernels.rounding import added
 
 
 class WeightedSum(DeltaWeight):
@@ -37,7 +38,7 @@ class WeightedSum(DeltaWeight):
 
     def effective_weight(self, weight: Tensor) -> Tensor:
         """Return W0 + sum_i w_i (W_i - W0), (out, in)."""
-        return weight + self.change(weight).to(weight.dtype)
+        return added(weight, self.change(weight))
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply the effective weight; if a part has active dropout, apply each part to its own input."""

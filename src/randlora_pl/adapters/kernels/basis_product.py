@@ -10,6 +10,7 @@ from torch import Tensor
 
 from randlora_pl.adapters.kernels.flop_choice import Choice, cheapest, cheapest_alone
 from randlora_pl.adapters.kernels.hadamard import Hadamard
+from randlora_pl.adapters.kernels.rounding import added
 
 
 class Stored:
@@ -125,8 +126,8 @@ def unstacked(gradient: Tensor, lambdas: Tensor, gammas: Tensor, a: Tensor, peft
 
 
 def effective(weight: Tensor | None, basis: Stored | Hadamard, stack: Tensor, form: Form, dtype: torch.dtype) -> Tensor:
-    """Return W0 + B S, or B S, in ``dtype``, summed in W0's dtype, with products in ``form.dtype``."""
-    if weight is not None and weight.dtype == form.dtype:
+    """Return W0 + B S, or B S, in ``dtype``, with products in ``form.dtype``; a bfloat16 sum loses nothing: `added`."""
+    if weight is not None and weight.dtype == form.dtype and weight.dtype != torch.bfloat16:
         return basis.add_to(weight.clone(memory_format=torch.contiguous_format), stack, form.transposed).to(dtype)
     delta = basis.add_to(torch.zeros(form.shape, dtype=form.dtype, device=stack.device), stack, form.transposed)
-    return (delta if weight is None else weight + delta.to(weight.dtype)).to(dtype)
+    return (delta if weight is None else added(weight, delta)).to(dtype)

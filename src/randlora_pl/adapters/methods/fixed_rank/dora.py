@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, like, trainable
+from randlora_pl.adapters.kernels.rounding import rounded
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
@@ -80,7 +81,7 @@ class DoRADelta(DeltaWeight):
     def effective_weight(self, weight: Tensor) -> Tensor:
         """Return the rows of W0 + delta, scaled to the magnitudes, (out, in)."""
         delta = self.inner.delta()
-        return (self.row_scale(weight, delta)[:, None] * (weight + delta)).to(weight.dtype)
+        return rounded(self.row_scale(weight, delta)[:, None] * (weight + delta.to(self.magnitude.dtype)), weight.dtype)
 
     def change(self, weight: Tensor) -> Tensor:
         """Return (s - 1) W0 + s delta with the row scales s, (out, in); avoids rounding of a sum and a difference."""

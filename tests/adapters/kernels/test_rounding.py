@@ -1,0 +1,118 @@
+"""W0 + delta in bfloat16: nothing of a small update is lost, for every method, built or merged."""
+
+import math
+import struct
+
+import pytest
+import torch
+from torch import Tensor
+
+from randlora_pl.adapters import Adapter, LoRA, RandLoRA
+from randlora_pl.adapters.base import DeltaWeight, WeightShape
+from randlora_pl.adapters.kernels.rounding import added, rounded, thresholds
+from randlora_pl.adapters.weighted_sum import WeightedSum
+from tests.adapters.cases import METHODS, WHOLE
+from tests.support.products import in_one_item
+
+RATIOS = (0.0005, 0.0015, 0.005, 0.015, 0.05)
+LINEAR = ("lambdas", "B", "b", "betas")  # a parameter of each method that its update is proportional to
+
+
+def reference(total: float, index: int) -> float:
+    """One entry, by Python's integers and the layout of the two formats."""
+    word = (index * 0x9E3779B1) % 2**32
+    for shift, factor in ((15, 0x85EBCA77), (13, 1)):
+        signed = word - 2**32 if word >= 2**31 else word
+        word = ((signed ^ (signed >> shift)) * factor) % 2**32
+    (bits,) = struct.unpack("<I", struct.pack("<f", total))
+    kept = (bits + 2 * (word & 0x7FFF)) % 2**32 >> 16 << 16
+    result: float = struct.unpack("<f", struct.pack("<I", kept))[0]
+    return result
+
+
+def test_entries_are_those_of_the_reference() -> None:
+    weight = torch.randn(40, 50).bfloat16()
+    weight[0, :4] = torch.tensor([0.0, -0.0, 1.0, -2.0])
+    delta = torch.randn(40, 50) * 0.003
+    total = weight.float() + delta
+    found = added(weight, delta)
+    assert found.dtype == torch.bfloat16
+    expected = [reference(value, index) for index, value in enumerate(total.flatten().tolist())]
+    assert found.float().flatten().tolist() == expected
+    assert torch.equal(added(weight.T, delta.T), rounded(total.T.contiguous(), torch.bfloat16))  # any layout
+
+
+def test_thresholds_are_uniform_and_those_of_neighbours_are_unrelated() -> None:
+    values = thresholds(1 << 16, torch.device("cpu")).double() / 2**15
+    assert values.min() >= 0 and values.max() < 1
+    assert torch.histc(values, 32).sub_(2048).abs().max() < 5 * math.sqrt(2048)
+    centred = values - values.mean()
+    for step in (1, 2, 64, 768, 1024, 4096):
+        assert abs((centred[step:] * centred[:-step]).mean() * 12) < 0.02
+
+
+def test_what_is_not_bfloat16_is_a_plain_sum() -> None:
+    weight, delta = torch.randn(8, 6), torch.randn(8, 6).double()
+    assert torch.equal(added(weight, delta), weight + delta.float())
+    assert torch.equal(added(weight.half(), delta), weight.half() + delta.half())
+    assert torch.equal(rounded(weight, torch.float64), weight.double())
+
+
+def test_the_gradient_is_that_of_a_cast() -> None:
+    weight, delta = torch.randn(8, 6).bfloat16().requires_grad_(), torch.randn(8, 6).requires_grad_()
+    upstream = torch.randn(8, 6).bfloat16()
+    found = torch.autograd.grad(added(weight, delta), (weight, delta), upstream)
+    assert torch.equal(found[0], upstream) and torch.equal(found[1], upstream.float())
+
+
+def update(adapter: Adapter, ratio: float, weight: Tensor) -> DeltaWeight:
+    """An update of a method with random values, of a size relative to the weight."""
+    shape = WeightShape("fc", *weight.shape)
+    made = adapter.delta_weight(shape, weight, adapter.bases([shape], torch.device("cpu")))
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if name != "magnitude":
+                parameter.copy_(torch.randn(parameter.shape))
+        factor = ratio * weight.float().norm() / made.delta().norm()
+        for name, parameter in made.named_parameters():
+            if name.rpartition(".")[2] in LINEAR:
+                parameter.mul_(factor)
+    return made
+
+
+def slope(found: Tensor, weight: Tensor, expected: Tensor) -> float:
+    """The part of an update that arrives: 1 is all of it."""
+    return float(
+        ((found.detach().float() - weight.float()) * expected.detach()).sum() / expected.detach().square().sum()
+    )
+
+
+@in_one_item("method", [method for method in METHODS if method not in WHOLE])
+@torch.no_grad()
+def test_every_method_keeps_small_updates(method: str) -> None:
+    torch.manual_seed(0)
+    weight = (0.02 * torch.randn(288, 192)).bfloat16()
+    for ratio in RATIOS:
+        made = update(METHODS[method](12, "packed"), ratio, weight)
+        change = made.change(weight).float()
+        tolerance = 0.01 + 4 * 2.6 * min(1, 5e-4 / ratio) / math.sqrt(weight.numel())
+        assert slope(made.effective_weight(weight), weight, change) == pytest.approx(1, abs=tolerance)
+        whole = WeightedSum([made], [1.0])
+        assert slope(whole.effective_weight(weight), weight, change) == pytest.approx(1, abs=tolerance)
+    plain = (weight + made.change(weight).to(torch.bfloat16) * 0.01).float()
+    assert slope(plain, weight, change * 0.01) < 0.5  # what rounding to the nearest would lose
+    zero = update(METHODS[method](12, "packed"), 0.0, weight)
+    assert torch.equal(zero.effective_weight(weight), weight)
+
+
+@in_one_item("method", [RandLoRA(12), RandLoRA(12, basis="hadamard"), RandLoRA(12, basis="ternary"), LoRA(64)])
+def test_a_layer_with_a_built_weight_uses_all_of_a_small_update(method: Adapter) -> None:
+    torch.manual_seed(0)
+    weight = (0.02 * torch.randn(288, 192)).bfloat16()
+    unit = torch.eye(192).bfloat16().repeat(8, 1).requires_grad_()  # a product with it is the weight in use
+    made = update(method, RATIOS[0], weight)
+    built = made.linear(unit, weight, None)[:192].T
+    assert torch.equal(built, made.effective_weight(weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        built = made.linear(unit, weight, None)[:192].T
+    assert slope(built, weight, made.change(weight)) == pytest.approx(1, abs=0.06)
