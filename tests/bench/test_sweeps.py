@@ -6,7 +6,7 @@ import torch
 from randlora_pl.bench.flops import Gemm
 from randlora_pl.bench.methods import METHODS
 from randlora_pl.bench.steps import Case, measure
-from randlora_pl.bench.sweeps import DEFAULTS, Point, Reading, cases, estimated_seconds, methods_at, readings
+from randlora_pl.bench.sweeps import BASES, DEFAULTS, Point, Reading, cases, estimated_seconds, methods_at, readings
 
 CPU = torch.device("cpu")
 SMALL = Point(width=48, tokens=10, rank=6, depth=1)
@@ -26,6 +26,8 @@ def test_one_thing_changes_at_a_time() -> None:
         ("width", 32, 1), ("width", 64, 1), ("depth", 768, 1), ("depth", 768, 2),
     ]  # fmt: skip
     assert len(readings(DEFAULTS)) == sum(map(len, DEFAULTS.values()))
+    sparse = [Reading(sweep, point, []) for sweep, point in readings({"sparsity": [100, "sqrt", 6, 28]})]
+    assert [one.text for one in sparse] == ["6", "sqrt", "28", "100"] and 27 < sparse[1].value < 28
     assert Point(768, rank=5).bases == 154
     assert estimated_seconds(points, 2, 1, 1e12) > 0
 
@@ -35,6 +37,7 @@ def test_lora_has_no_bases_to_count() -> None:
     assert methods_at("rank", [*NAMES, "peft-lora", "peft-randlora"]) == [
         "full", "randlora", "randlora-ternary", "peft-randlora",
     ]  # fmt: skip
+    assert methods_at("sparsity", list(METHODS)) == BASES["ternary"]
 
 
 def test_costs_grow_as_they_should() -> None:
@@ -52,6 +55,14 @@ def test_costs_grow_as_they_should() -> None:
 def test_layers_of_a_stack_share_their_bases() -> None:
     (case,), _ = cases(Point(48, 10, depth=3), ["randlora"], CPU)
     assert len({layer.delta.bases for layer in case.model}) == 1  # type: ignore[union-attr, attr-defined]
+
+
+def test_sparsity_reaches_the_bases_and_dense_products_have_the_same_ones() -> None:
+    made, _ = cases(replace(SMALL, sparsity=100), BASES["ternary"], CPU)
+    sparse, dense = (case.model[0].delta.bases for case in made[1:])  # type: ignore[index]
+    assert (sparse.B.dtype, dense.B.dtype) == (torch.int8, torch.float32)
+    assert torch.equal(sparse.B.float(), dense.B) and (sparse.B != 0).float().mean() < 0.1
+    assert sparse.scale == dense.scale
 
 
 def test_a_reading_is_a_flat_row_a_method() -> None:

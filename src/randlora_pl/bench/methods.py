@@ -5,11 +5,12 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from randlora_pl.adapters import Adapter, DoRA, FullFineTuning, LoRA, NoLA, RandLoRA, VeRA, inject
+from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.targets.select import select
 from randlora_pl.bench.memory import OUT_OF_MEMORY, is_out_of_memory
 from randlora_pl.utils.errors import UserError, near
@@ -59,6 +60,19 @@ def _ours(make: Callable[..., Adapter], **options: Any) -> Adapt:
     return adapt
 
 
+def ternary(sparsity: int | Literal["sqrt"] = 6, dense: bool = False) -> Adapt:
+    """Return RandLoRA with ternary bases; ``dense`` takes dense products also where additions are faster."""
+    sparse = _ours(RandLoRA, basis="ternary", sparsity=sparsity)
+
+    def adapt(model: nn.Module, targets: Targets, rank: int, dropout: float) -> None:
+        sparse(model, targets, rank, dropout)
+        for bases in model.modules() if dense else ():
+            if isinstance(bases, Bases):
+                bases.B = bases.B.float()  # without the 8 bits by which ternary entries are known
+
+    return adapt
+
+
 def _pefts(kind: str, **options: Any) -> Adapt:
     def adapt(model: nn.Module, targets: Targets, rank: int, dropout: float) -> None:
         layers = layers_of(model, targets)
@@ -89,6 +103,9 @@ METHODS = {
     "randlora": Method("RandLoRA-{}", _ours(RandLoRA), *_RANDLORA),
     "randlora-hadamard": Method("RandLoRA-{}, hadamard", _ours(RandLoRA, basis="hadamard"), *_RANDLORA),
     "randlora-ternary": Method("RandLoRA-{}, ternary", _ours(RandLoRA, basis="ternary"), *_RANDLORA),
+    "randlora-ternary-dense": Method(
+        "RandLoRA-{}, ternary, dense products", ternary(dense=True), *_RANDLORA, default=False
+    ),
     "randlora-low": Method("RandLoRA-{}, memory low", _ours(RandLoRA, memory="low"), *_RANDLORA, default=False),
     "dora": Method("DoRA-{}", _ours(lambda **options: DoRA(LoRA(**options))), LORA_RANK, "peft-dora", default=False),
     "vera": Method("VeRA-{}", _ours(VeRA), VERA_RANK, "peft-vera", default=False),
@@ -127,7 +144,12 @@ def layers_of(base: nn.Module, targets: Targets = None) -> list[str]:
 
 
 def adapted(
-    base: nn.Module, name: str, rank: int | None = None, targets: Targets = None, dropout: float = 0.0
+    base: nn.Module,
+    name: str,
+    rank: int | None = None,
+    targets: Targets = None,
+    dropout: float = 0.0,
+    adapt: Adapt | None = None,
 ) -> nn.Module:
     """Return a copy of a plain model with a method in it; methods that freeze the model's tensors share them with it.
 
@@ -141,7 +163,7 @@ def adapted(
     shared: dict[int, Any] = {} if name == "full" else {id(parameter): parameter for parameter in base.parameters()}
     try:
         model = copy.deepcopy(base, shared)
-        method.adapt(model, targets, rank or method.rank, dropout)
+        (adapt or method.adapt)(model, targets, rank or method.rank, dropout)
     except Exception as error:
         if is_out_of_memory(error):
             raise UnavailableError(OUT_OF_MEMORY) from error

@@ -22,6 +22,7 @@ COLOURS = {
     "randlora": "#1f77b4",
     "randlora-hadamard": "#17becf",
     "randlora-ternary": "#9467bd",
+    "randlora-ternary-dense": "#4b2e83",
     "randlora-low": "#17557a",
     "dora": "#98df8a",
     "vera": "#2ca02c",
@@ -96,7 +97,7 @@ def sweep_cells(readings: Sequence[Reading], sweep: str) -> tuple[list[str], lis
     rows = []
     for reading in here:
         found = {one.name: one for one in reading.methods}
-        values = [f"{reading.value:,}", f"{reading.point.bases:,}"]
+        values = [reading.text, f"{reading.point.bases:,}"]
         rows.append(values + [_brief(found.get(name), found.get("full")) for name in names])
     return [sweep, "bases", *(labels[name] for name in names)], rows
 
@@ -180,10 +181,10 @@ def curves(title: str, readings: Sequence[Reading]) -> Figure:
             style["label"] = _without_rank(line[0][1], line[0][0])
             panels[0, column].errorbar(x, medians, errors, capsize=2, **style)
             panels[1, column].plot(x, [(one.peak or one.saved) / 1e6 for _, one in line], **style)
-        values = sorted({reading.point.bases if sweep == "rank" else reading.value for reading in here})
+        at = sorted((r.point.bases, f"{r.point.bases:,}") if sweep == "rank" else (r.value, r.text) for r in here)
         for panel in panels[:, column]:
             panel.set(xscale="log", xlabel="number of bases" if sweep == "rank" else sweep)
-            panel.set_xticks(values, [f"{value:,}" for value in values])
+            panel.set_xticks([value for value, _ in at], [text for _, text in at])
             panel.set_xticks([], minor=True)
             _scale(panel)
     panels[0, 0].set_ylabel("milliseconds, forward and backward")

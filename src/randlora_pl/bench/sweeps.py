@@ -1,14 +1,17 @@
-"""Cost of adapted layers against width, tokens, number of bases and depth: one changes, the rest stay."""
+"""Cost of adapted layers against width, tokens, bases, depth and sparsity: one changes, the rest stay."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.bench.methods import METHODS, adapted, label
+from randlora_pl.bench.methods import METHODS, adapted, label, ternary
 from randlora_pl.bench.steps import Case, Measured, Precision, available
+
+Sparsity = int | Literal["sqrt"]
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,14 @@ class Point:
         tokens: Rows of the input; 3,200 correspond to 64 images of a ViT-B/32.
         rank: Rank of RandLoRA's bases, of which there are width / rank.
         depth: Layers; RandLoRA's share their bases.
+        sparsity: s of ternary bases.
     """
 
     width: int = 768
     tokens: int = 3200
     rank: int = 6
     depth: int = 1
+    sparsity: Sparsity = 6
 
     @property
     def bases(self) -> int:
@@ -33,13 +38,20 @@ class Point:
         return -(-self.width // self.rank)
 
 
-DEFAULTS: dict[str, list[int]] = {
+DEFAULTS: dict[str, list[Any]] = {
     "width": [256, 512, 1024, 2048, 4096],
     "tokens": [200, 800, 3200, 12800],
     "rank": [4, 6, 12, 24, 48, 96],
     "depth": [1, 2, 4, 8],
+    "sparsity": [6, 12, 28, 100],
 }
 """Values of each sweep."""
+BASES = {
+    "uniform": ["full", "randlora"],
+    "hadamard": ["full", "randlora-hadamard"],
+    "ternary": ["full", "randlora-ternary", "randlora-ternary-dense"],
+}
+"""Methods to compare by basis: products by additions alone beside dense products for ternary bases."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +63,15 @@ class Reading:
     methods: list[Measured]
 
     @property
-    def value(self) -> int:
+    def value(self) -> float:
         """Return the value of what changes."""
-        return int(getattr(self.point, self.sweep))
+        return _number(self.point, self.sweep)
+
+    @property
+    def text(self) -> str:
+        """Return the value of what changes as in tables."""
+        value = getattr(self.point, self.sweep)
+        return value if isinstance(value, str) else f"{value:,}"
 
     def as_rows(self) -> Iterator[dict[str, Any]]:
         """Yield one flat row a method, for CSV and JSON."""
@@ -67,14 +85,21 @@ class Reading:
             yield row | {"flops": one.flops, "of_peak": fraction.median if fraction else None, "problem": one.problem}
 
 
-def readings(sweeps: dict[str, list[int]]) -> list[tuple[str, Point]]:
+def readings(sweeps: dict[str, list[Any]]) -> list[tuple[str, Point]]:
     """Return the points of all sweeps, each in ascending order around the same middle."""
-    return [(name, replace(Point(), **{name: value})) for name in sweeps for value in sorted(set(sweeps[name]))]
+    points = [(name, replace(Point(), **{name: value})) for name in sweeps for value in dict.fromkeys(sweeps[name])]
+    return sorted(points, key=lambda each: (list(sweeps).index(each[0]), _number(each[1], each[0])))
+
+
+def _number(point: Point, sweep: str) -> float:
+    value = getattr(point, sweep)
+    return math.sqrt(point.width) if value == "sqrt" else value
 
 
 def methods_at(sweep: str, names: Sequence[str]) -> list[str]:
-    """Return the methods that a sweep is about: only RandLoRA has bases whose number changes."""
-    return [name for name in names if sweep != "rank" or name == "full" or "randlora" in name]
+    """Return the methods that a sweep is about: only RandLoRA has bases whose number or sparsity changes."""
+    part = {"rank": "randlora", "sparsity": "ternary"}.get(sweep, "")
+    return [name for name in names if name == "full" or part in name]
 
 
 def cases(
@@ -98,7 +123,8 @@ def cases(
         return point.rank if "randlora" in name else METHODS[name].rank
 
     def case(name: str) -> Case:
-        model = adapted(base, name, rank(name))
+        sparse = ternary(point.sparsity, name.endswith("dense")) if "ternary" in name else None
+        model = adapted(base, name, rank(name), adapt=sparse)
         return Case(
             name, label(name, rank(name)), model, loss, [x, upper],
             device=device, precision=precision, optimize=False, foreign=METHODS[name].foreign,

@@ -14,7 +14,7 @@ from randlora_pl.utils.text.tables import table
 if TYPE_CHECKING:
     from randlora_pl.bench.sweeps import Reading
 
-_OPTIONS = {"width": "widths", "tokens": "tokens", "rank": "ranks", "depth": "depths"}
+_OPTIONS = {"width": "widths", "tokens": "tokens", "rank": "ranks", "depth": "depths", "sparsity": "sparsity"}
 _NOTE = (
     "Cells: milliseconds of a forward and a backward pass (median of {rounds} rounds in turns), relative to full "
     "fine-tuning, memory kept for the backward pass (on a GPU: the allocator's peak)."
@@ -22,27 +22,31 @@ _NOTE = (
 
 
 def adapters_verb(args: list[str]) -> int:
-    """Measure forward and backward passes of adapted linear layers by width, tokens, number of bases and depth."""
+    """Measure forward and backward passes of adapted linear layers by width, tokens, bases, depth and sparsity."""
     parser = parser_of("adapters", 3)
-    parser.add_options(sweeps=[str], methods=[str], **{option: [int] for option in _OPTIONS.values()})
+    numbers = [option for option in _OPTIONS.values() if option != "sparsity"]
+    parser.add_options(sweeps=[str], methods=[str], basis=("uniform", "hadamard", "ternary"), sparsity=[str])
+    parser.add_options(**{option: [int] for option in numbers})
     typed = parser.parse_args(args)
-    facts = prepare(typed, list(_OPTIONS.values()))
+    facts = prepare(typed, numbers)
+    from randlora_pl.adapters.random_bases import check_sparsity
     from randlora_pl.bench.flops import Gemm
     from randlora_pl.bench.methods import chosen
     from randlora_pl.bench.report import curves, markdown, sweep_cells, write_csv, write_figure, write_json
     from randlora_pl.bench.steps import measure, ticks
-    from randlora_pl.bench.sweeps import DEFAULTS, Point, Reading, cases, estimated_seconds, methods_at, readings
+    from randlora_pl.bench.sweeps import BASES, DEFAULTS, Point, Reading, cases, estimated_seconds, methods_at, readings
     from randlora_pl.bench.train import dtype_of
 
     for name in typed.sweeps or ():
         if name not in DEFAULTS:
             raise UserError(f"--sweeps: unknown sweep {name!r}.{near(name, DEFAULTS)} Known: {' '.join(DEFAULTS)}")
-    names = chosen(typed.methods)
-    sweeps = {
-        name: getattr(typed, option) or DEFAULTS[name]
-        for name, option in _OPTIONS.items()
-        if name in (typed.sweeps or DEFAULTS)
-    }
+    names = chosen(typed.methods or BASES.get(typed.basis))
+    typed.sparsity = [check_sparsity(int(s) if s.isdecimal() else s) for s in typed.sparsity or ()]
+    if typed.sparsity and not any("ternary" in name for name in names):
+        raise UserError("--sparsity is for ternary bases only. Add --basis ternary.")
+    sparse = typed.sparsity or typed.basis == "ternary"
+    of = typed.sweeps or [name for name in DEFAULTS if (name == "sparsity") == bool(sparse)]
+    sweeps = {name: getattr(typed, option) or DEFAULTS[name] for name, option in _OPTIONS.items() if name in of}
     for rank in sweeps.get("rank", ()):
         if rank > Point().width:
             raise UserError(f"--ranks: {rank} is larger than the width of the layers, {Point().width}")
@@ -52,7 +56,7 @@ def adapters_verb(args: list[str]) -> int:
     device = torch.device(typed.device)
     gemm = Gemm(device, dtype_of(typed.precision))
     rate, where = gemm.rate(), machine_line(facts, typed.device)
-    middle = ", ".join(f"{name} {value:,}" for name, value in vars(Point()).items())
+    middle = ", ".join(f"{name} {value:,}" for name, value in vars(Point()).items() if name != "sparsity")
     what = f"Square linear layers around {middle}, {PRECISIONS[typed.precision]}"
     print(f"{what}\non {where}: {rate / 1e9:,.0f} GFLOP/s at best")
     estimate = estimated_seconds(points, len(names), typed.rounds, rate)

@@ -79,16 +79,20 @@ Time a decoder's answers in batches, and one by one. It writes no bench.png, and
   --new-tokens N       Tokens per answer (default: 32)
 {_SHARED}""",
     "adapters": f"""\
-Time adapted layers against width, tokens, number of bases and depth.
+Time adapted layers against width, tokens, number of bases, depth and sparsity of the bases.
 
   randlora-pl bench adapters
+  randlora-pl bench adapters --basis ternary --sparsity 6 28 sqrt 100
 
-  --sweeps NAME ...    width tokens rank depth (default: all)
+  --sweeps NAME ...    width tokens rank depth sparsity (default: all but sparsity)
   --widths N ...       Features
   --tokens N ...       Tokens per batch
   --ranks N ...        Ranks. The number of bases is width / rank
   --depths N ...       Numbers of layers
-  --methods NAME ...   See: randlora-pl bench train --help
+  --basis NAME         Only RandLoRA with these bases, beside full fine-tuning: uniform hadamard ternary. ternary
+                       sweeps the sparsity, and shows additions beside dense products
+  --sparsity S ...     Sparsities of ternary bases: +1 and -1 have probability 1/S each. sqrt is the square root of D
+  --methods NAME ...   See: randlora-pl bench train --help. Also: randlora-ternary-dense
 {_SHARED}""",
 }
 
