@@ -406,7 +406,7 @@ def test_missing_data_stop_at_setup(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("cuda", "size", "cached", "expected"),
-    [(False, 224, True, 0), (False, 224, False, "cpus"), (True, 32, True, 0), (True, 224, True, "cpus")],
+    [(False, 224, True, 0), (False, 224, False, "cpus"), (True, 32, True, 0), (True, 224, True, 5)],
 )
 def test_default_workers(
     tree: Tree, monkeypatch: pytest.MonkeyPatch, cuda: bool, size: int, cached: bool, expected: int | str

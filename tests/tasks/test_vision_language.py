@@ -145,17 +145,13 @@ def test_frozen_text_tower_needs_no_gradient() -> None:
 def test_steps_of_a_scaled_loss_carry_the_right_gradient(targets: list[str] | None, trainer: Make) -> None:
     """As with 16-mixed, whose scaler multiplies the loss of every micro-batch."""
 
-    class Scaler:
-        def get_scale(self) -> float:
-            return 1024.0
-
     found = []
     parts = [batch([0, 1], micro_batch=0, micro_batches=2), batch([2, 1], micro_batch=1, micro_batches=2)]
     whole = {"step_classes": torch.tensor([0, 1, 2]), "step_counts": torch.tensor([1, 2, 1])}
     for scaled in (False, True):
         task = task_of(adapter=LoRA(rank=2, alpha=8), targets=targets)
         own = task.trainer = trainer(accumulate_grad_batches=2)
-        own.precision_plugin.scaler = Scaler() if scaled else None
+        own.precision_plugin.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if scaled else None
         factor = (1024.0 if scaled else 1.0) / 2  # Lightning divides by the accumulation
         for part in parts:
             losses, _ = task.sample_losses(part | whole)

@@ -25,7 +25,8 @@ _TRAINED_ON = (
 
 def is_finite(module: LightningModule) -> bool:
     """Return True if every trainable tensor is free of infinities and NaNs."""
-    return all(bool(torch.isfinite(p).all()) for p in module.parameters() if p.requires_grad)
+    finite = [torch.isfinite(p).all() for p in module.parameters() if p.requires_grad]
+    return not finite or bool(torch.stack(finite).all())  # the host waits for the device once
 
 
 class AdapterCheckpoint(Callback):

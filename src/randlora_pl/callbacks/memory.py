@@ -50,9 +50,10 @@ class PeakMemory(Callback):
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Log the peak so far."""
-        self._here = peak_bytes(pl_module.device)
-        pl_module.log("memory/peak_mb", self._here / 1e6, batch_size=1)
+        """Log the peak so far at the steps that are logged; on a GPU reading it takes 0.1 ms."""
+        if trainer.global_step % trainer.log_every_n_steps == 0 or not self._here:  # type: ignore[attr-defined]
+            self._here = peak_bytes(pl_module.device)
+        pl_module.log("memory/peak_mb", torch.tensor(self._here / 1e6), batch_size=1)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Update the peak a last time."""

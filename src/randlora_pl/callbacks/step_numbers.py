@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
@@ -13,11 +14,13 @@ class StepNumbers(Callback):
         """Log the learning rates of the coming step."""
         name = f"lr-{type(optimizer).__name__}"
         for number, group in enumerate(optimizer.param_groups, 1):
-            pl_module.log(f"{name}/pg{number}" if len(optimizer.param_groups) > 1 else name, float(group["lr"]))
+            pl_module.log(
+                f"{name}/pg{number}" if len(optimizer.param_groups) > 1 else name, torch.tensor(float(group["lr"]))
+            )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Log the step of training metrics."""
-        pl_module.log("step", float(trainer.global_step))
+        """Log the step of training metrics, as a tensor of the host: Lightning would copy a number to the device."""
+        pl_module.log("step", torch.tensor(float(trainer.global_step)))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the step of validation metrics during training."""

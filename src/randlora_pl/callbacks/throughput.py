@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 WARM_UP_BATCHES = 3
@@ -58,7 +59,7 @@ class Throughput(Callback):
         self._last = now
         if self.per_second is not None:
             unit = getattr(getattr(trainer, "datamodule", None), "unit", "images")
-            pl_module.log(f"speed/{unit}_per_second", self.per_second, batch_size=1)
+            pl_module.log(f"speed/{unit}_per_second", torch.tensor(self.per_second), batch_size=1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Exclude the time of a validation."""

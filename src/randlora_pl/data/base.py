@@ -32,7 +32,7 @@ class PlannedData(LightningDataModule, metaclass=NamedOptions):
         steps: Optimizer steps instead of epochs.
         sampling: `epochs` (each sample once per epoch) or `with_replacement` (independent draws).
         seed: Seed of the few-shot images, the order and the augmentation; validation and test do not depend on it.
-        num_workers: Worker processes. Default: 0 for texts and small images in memory, else up to 8.
+        num_workers: Worker processes. Default: 0 for texts and small images in memory, else up to 8, or 32 per GPU.
         balance: Correction if classes differ in size: `weights` weighs losses by the inverse size of the class,
             `sampler` draws every class equally often. Default: none.
 

@@ -14,7 +14,7 @@ from randlora_pl.adapters.io.compatibility import targets_in
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
 from randlora_pl.tasks import files, optim
 from randlora_pl.tasks.defaults import FROZEN_DTYPES, check_option, check_positive, default_learning_rate
-from randlora_pl.tasks.execution import cast_and_compile
+from randlora_pl.tasks.execution import cast_and_compile, draws_random_numbers
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.signatures import NamedOptions
@@ -112,6 +112,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         self.retrieval, self.test_name = False, "test"
         self.classnames, self.templates = list[str](), list[str]()
         self.metrics = nn.ModuleDict()
+        self._draws = True  # random numbers while training
 
     # Hooks for subclasses
 
@@ -202,6 +203,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
     def on_train_start(self) -> None:
         """Start from unmerged weights, in training mode; typed options take precedence over a checkpoint's rates."""
         self.train()
+        self._draws = draws_random_numbers(self)
         unmerge(self.model)
         optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         assert isinstance(scheduler, LambdaLR)
@@ -209,6 +211,8 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Make dropout a function of the seed and the position in the run, so that a resumed run repeats it."""
+        if not self._draws:
+            return
         position = torch.tensor(batch_idx * self.trainer.world_size + self.trainer.global_rank)
         torch.manual_seed(int(rng.words(self.seed, "dropout", position)))
 
@@ -219,9 +223,11 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         if (carried := self.accumulated_loss(batch)) is not None:
             loss = loss + carried
         fraction = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
-        self.log("train/loss", ((losses.detach() - self.loss_floor(batch)) * fraction).sum(), prog_bar=True)
+        own = self.trainer.progress_bar_callback
+        bar = own is not None and not getattr(own, "reads_metrics", False)  # the host waits for Lightning's bars
+        self.log("train/loss", ((losses.detach() - self.loss_floor(batch)) * fraction).sum(), prog_bar=bar)
         if right is not None:
-            self.log("train/acc", (right.float() * fraction).sum(), prog_bar=True)
+            self.log("train/acc", (right.float() * fraction).sum(), prog_bar=bar)
         return loss
 
     configure_gradient_clipping = optim.configure_gradient_clipping

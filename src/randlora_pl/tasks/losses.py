@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from randlora_pl.data.loading.image_batches import counted_classes as counted_classes
+
 
 def caption_losses(logits: Tensor, labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
     """Compute the image-to-text cross-entropy over the captions of an optimizer step, each unique caption once.
@@ -55,24 +57,6 @@ def class_losses(logits: Tensor, batch: Mapping[str, Any], smoothing: float) -> 
     return F.cross_entropy(logits.float(), wanted, reduction="none", label_smoothing=smoothing), right
 
 
-def counted_classes(labels: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the classes of a single micro-batch, and their counts.
-
-    A class of padding alone has count 0 and adds nothing to any loss. If all is padding, all of it counts: the
-    losses have weight 0 then, but every parameter must get a gradient.
-
-    Args:
-        labels: (b,) classes of the images.
-        counted: (b,) True for samples that are not padding.
-
-    Returns:
-        Sorted classes (u,) and their counts (u,).
-    """
-    classes, indices = torch.unique(labels, return_inverse=True)
-    counts = F.one_hot(indices, len(classes))[counted | ~counted.any()].sum(0)
-    return classes, counts
-
-
 class StepFeatures:
     """Text features that all micro-batches of an optimizer step share, encoded once.
 
@@ -89,7 +73,7 @@ class StepFeatures:
         """Return the features for one micro-batch: with their graph for the last one, without it before."""
         return self.features if last else self.leaf
 
-    def pending(self, factor: float) -> Tensor:
+    def pending(self, factor: float | Tensor) -> Tensor:
         """Return a term of value zero with the gradient that earlier micro-batches collected.
 
         Args:

@@ -120,10 +120,9 @@ class VisionLanguageTask(AdaptationTask):
         Every process knows the samples of the whole step, so that nothing is exchanged for its captions.
         """
         if self.loss_batch == "local":
-            if "local_captions" not in batch:  # once for the loss and its floor: to count waits for the GPU
-                batch["local_captions"] = counted_classes(batch["label"], batch["weight"] > 0)
-            counted: tuple[Tensor, Tensor] = batch["local_captions"]
-            return counted
+            if "own_classes" not in batch:  # the data module counts on the host; here a GPU is waited for, once
+                batch["own_classes"], batch["own_counts"] = counted_classes(batch["label"], batch["weight"] > 0)
+            return batch["own_classes"], batch["own_counts"]
         return batch["step_classes"], batch["step_counts"]
 
     def _text_features(self, batch: dict[str, Any], classes: Tensor) -> Tensor:
@@ -143,7 +142,7 @@ class VisionLanguageTask(AdaptationTask):
         if batch["micro_batch"] < batch["micro_batches"] - 1 or self._step_features is None:
             return None
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of 16-mixed
-        scale = float(scaler.get_scale()) if scaler is not None else 1.0
+        scale = 1.0 if scaler is None else scaler.scale(batch["weight"].new_ones(()))  # stays on the device
         carried = self._step_features.pending(scale / self.trainer.accumulate_grad_batches)
         self._step_features = None
         return carried

@@ -62,12 +62,16 @@ def test_training_batch_holds_what_it_says() -> None:
         labels = samples.labels[step].tolist()
         assert batch["step_classes"].tolist() == sorted(set(labels))
         assert batch["step_counts"].tolist() == [labels.count(label) for label in sorted(set(labels))]
+        own = batch["label"].tolist()
+        assert batch["own_classes"].tolist() == sorted(set(own))
+        assert batch["own_counts"].tolist() == [own.count(label) for label in sorted(set(own))]
     assert (batches[0]["micro_batch"], batches[1]["micro_batch"], batches[0]["micro_batches"]) == (0, 1, 2)
     assert (len(batches[12]["position"]), batches[12]["micro_batches"]) == (2, 1)  # 50 = 6 x 8 + 2
     kinds = {key: value.dtype for key, value in batches[0].items() if isinstance(value, torch.Tensor)}
     assert kinds == {
         **dict.fromkeys(("image", "weight"), torch.float32),
-        **dict.fromkeys(("label", "position", "index", "step_classes", "step_counts"), torch.int64),
+        **dict.fromkeys(("label", "position", "index"), torch.int64),
+        **dict.fromkeys(("step_classes", "step_counts", "own_classes", "own_counts"), torch.int64),
     }
 
 

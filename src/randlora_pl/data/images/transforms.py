@@ -7,6 +7,7 @@ A batch is made in two steps: workers run `train_pixels` or `eval_pixels`, which
 to transfer), and `finish` does the rest in the worker or on the device.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,9 +20,11 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
 
 from randlora_pl.data.images.augment import mixed
+from randlora_pl.data.images.crops import crop_and_resize
 from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.padding import Box, clear_padding, crop_place, split_crop, whole_box
 from randlora_pl.utils import rng
+from randlora_pl.utils.device import on_cuda
 
 Change = Callable[[int, Tensor], Tensor]
 """Further change of an image, from its index in the batch and uint8 (channels, height, width)."""
@@ -114,15 +117,16 @@ def train_pixels(
 
     Returns:
         ``image`` uint8 (b, channels, size, size), ``mirror`` bool (b,), and for padded images ``inside``: top, left,
-        height and width in the frame. With ``late``, ``image`` is uncropped and ``crop`` lists the crop boxes (lists,
-        not tensors, so that they stay on the CPU).
+        height and width in the frame. With ``late``, ``image`` is uncropped and ``crop`` has the crop boxes, int64
+        (b, 4); of padded images a list, which stays on the CPU.
     """
     sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
     boxes = crop_boxes(seed, positions, sizes[:, 0], sizes[:, 1], scale, frame.resize == "pad")
     planes = [image.permute(2, 0, 1) for image in images]
     mirror = flips(seed, positions) if flip else torch.zeros(len(images), dtype=torch.bool)
     if late:
-        return {"image": torch.stack(planes), "crop": boxes.tolist(), "mirror": mirror}
+        places = boxes.tolist() if frame.resize == "pad" else torch.from_numpy(boxes)
+        return {"image": torch.stack(planes), "crop": places, "mirror": mirror}
     return {**_crops(planes, boxes.tolist(), frame, change), "mirror": mirror}
 
 
@@ -152,8 +156,10 @@ def finish(batch: dict[str, Any], frame: Frame) -> dict[str, Any]:
         return batch
     batch = dict(batch)
     boxes, mirror, mix = (batch.pop(name, None) for name in ("crop", "mirror", "mix"))
-    if boxes is not None:
-        batch |= _crops(image, boxes, frame)
+    if isinstance(boxes, Tensor) and on_cuda(image):
+        batch["image"] = crop_and_resize(image, boxes, frame.size, frame.interpolation)
+    elif boxes is not None:
+        batch |= _crops(image, boxes.tolist() if isinstance(boxes, Tensor) else boxes, frame)
     elif image.shape[-2:] != (frame.size, frame.size):
         batch |= _padded(image, frame) if frame.resize == "pad" else {"image": _centre(image, frame)}
     inside = batch.pop("inside", None)
@@ -221,13 +227,13 @@ def _resize(planes: Tensor, height: int, width: int, interpolation: str) -> Tens
 
 def normalize(batch: Tensor, frame: Frame, mirror: Tensor | None = None) -> Tensor:
     """Normalize uint8 (b, 1 or 3, h, w) to float32 (b, 3, h, w); mirror some, bool (b,), and repeat gray."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (frame.mean, frame.std))
-    scale, shift = 1 / (255 * std), mean / std
     if batch.device.type != "cpu":
         if mirror is not None:
             batch = torch.where(mirror.view(-1, 1, 1, 1), batch.flip(-1), batch)
         colors = batch.to(torch.float32).expand(-1, 3, -1, -1).contiguous()
-        return colors.mul_(scale.to(batch.device)).sub_(shift.to(batch.device))
+        scale, shift = _scale_and_shift_on(batch.device, frame)
+        return colors.mul_(scale).sub_(shift)
+    scale, shift = _scale_and_shift(frame)
     # NumPy, one image at a time: each stays in the processor's cache, and PyTorch's threads, which would wait for each
     # other among busy worker processes, stay idle.
     whole = _empty((len(batch), 3, *batch.shape[2:]), torch.float32, batch.device)
@@ -236,6 +242,19 @@ def normalize(batch: Tensor, frame: Frame, mirror: Tensor | None = None) -> Tens
         np.multiply(pixels[..., ::-1] if turn else pixels, scale.numpy(), out=colors)
         np.subtract(colors, shift.numpy(), out=colors)
     return whole
+
+
+def _scale_and_shift(frame: Frame) -> tuple[Tensor, Tensor]:
+    """Return factor and subtrahend of the colors, (3, 1, 1) each."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (frame.mean, frame.std))
+    return 1 / (255 * std), mean / std
+
+
+@functools.lru_cache(maxsize=64)
+def _scale_and_shift_on(device: torch.device, frame: Frame) -> tuple[Tensor, Tensor]:
+    """Return factor and subtrahend on a GPU, kept there: the host would wait for each copy."""
+    scale, shift = _scale_and_shift(frame)
+    return scale.to(device), shift.to(device)
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from randlora_pl.data.images.augment import PLAIN, Augment
@@ -54,13 +55,32 @@ def _without(batch: Batch, bad: dict[int, tuple[str, str]]) -> Batch:
     return batch
 
 
+def counted_classes(labels: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the classes of a single micro-batch, and their counts.
+
+    A class of padding alone has count 0 and adds nothing to any loss. If all is padding, all of it counts: the
+    losses have weight 0 then, but every parameter must get a gradient.
+
+    Args:
+        labels: (b,) classes of the images.
+        counted: (b,) True for samples that are not padding.
+
+    Returns:
+        Sorted classes (u,) and their counts (u,).
+    """
+    classes, indices = torch.unique(labels, return_inverse=True)
+    counts = F.one_hot(indices, len(classes))[counted | ~counted.any()].sum(0)
+    return classes, counts
+
+
 @dataclass(frozen=True)
 class TrainBatches:
     """Training batches of one rank: one dictionary per micro-batch.
 
     ``image`` (b, 3, H, W) float32, ``label`` (b,) int64, ``weight`` (b,) float32, ``position`` (b,) int64, ``index``
     (b,) int64 index in the split, ``step_classes`` and ``step_counts`` (u,) int64: sorted labels of the whole
-    optimizer step and their counts, ``micro_batch`` and ``micro_batches``: index and number of its micro-batches.
+    optimizer step and their counts, ``own_classes`` and ``own_counts``: the same for the micro-batch alone (see
+    `counted_classes`), ``micro_batch`` and ``micro_batches``: index and number of its micro-batches.
     The mean loss of an optimizer step is the sum of weight x loss (see `MicroBatch`); weights include
     ``class_weights``. A skipped unreadable image has weight 0; other weights do not change. Steps left (see `Late`)
     are in further entries. If images are blended, ``target`` (b, classes) float32 has their labels.
@@ -98,6 +118,7 @@ class TrainBatches:
             "step_counts": counts,
         }
         batch = _without(batch, bad)
+        batch["own_classes"], batch["own_counts"] = counted_classes(batch["label"], batch["weight"] > 0)
         batch |= self.augment.mixing(micro_batch.positions, batch["weight"], plan.seed, self.classes)
         return batch if self.late != "nothing" else finish(batch, self.frame)
 
@@ -127,8 +148,14 @@ class EvalBatches:
         return _without(batch if self.late != "nothing" else finish(batch, self.frame), bad)
 
 
+_MOST_WORKERS = 32
+"""Workers per GPU; each holds two batches in shared memory."""
+
+
 def default_workers(in_memory: bool, frame: Frame, devices: int) -> int:
     """Return the worker processes per device: 0 if images in memory make cheap batches, else its part of the cores."""
     if in_memory and (frame.size <= 64 or not torch.cuda.is_available()):
         return 0
+    if torch.cuda.is_available():  # a core decodes 150 to 300 photographs a second, a GPU trains on thousands
+        return min(_MOST_WORKERS, max(1, (usable_cores() - 1) // max(1, devices)))
     return min(8, usable_cores() // max(1, devices))
