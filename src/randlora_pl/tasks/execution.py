@@ -9,3 +9,51 @@ from torchmetrics import Metric, MetricCollection
 from randlora_pl.adapters import Adapter
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.models import cast_frozen, compile_blocks, use_fast_layers
+from randlora_pl.utils.errors import UserError
+
+
+def cast_and_compile(
+    backbone: nn.Module, adapter: Adapter, frozen_dtype: str, torch_compile: bool | str, trainer: Any
+) -> None:
+    """Cast frozen weights and compile blocks, as the options of a task ask; ``trainer`` may be None.
+
+    Raises:
+        UserError: If the options exclude each other, or training would fail or round its small steps away.
+    """
+    precision = None if trainer is None else str(trainer.precision)
+    if precision in ("bf16-true", "16-true"):
+        raise UserError(
+            f"--trainer.precision {precision} would round the trainable parameters and small updates. Use bf16-mixed, "
+            "and --model.frozen_dtype bfloat16 to keep the frozen weights in half the memory."
+        )
+    if frozen_dtype == "bfloat16" and precision not in (None, "bf16-mixed"):
+        raise UserError(f"--model.frozen_dtype bfloat16 needs --trainer.precision bf16-mixed, not {precision}.")
+    if frozen_dtype != "float32" and not cast_frozen(backbone, getattr(torch, frozen_dtype)):
+        raise UserError(f"--model.frozen_dtype {frozen_dtype}: {adapter.method()} leaves no matrix frozen to cast.")
+    use_fast_layers(backbone)
+    if torch_compile:
+        if getattr(adapter, "memory", None) == "low":
+            raise UserError(
+                "--model.torch_compile keeps what memory: low would build again: leave out one of them, or take "
+                "--model.gradient_checkpointing true instead of memory: low."
+            )
+        device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
+        compile_blocks(backbone, "inductor" if torch_compile is True else torch_compile, device)
+
+
+_FIXED = (nn.Linear, nn.LayerNorm, nn.ModuleDict, nn.ModuleList, nn.Sequential, nn.ParameterDict, nn.ParameterList)
+"""Modules that draw no random numbers."""
+
+
+def draws_random_numbers(task: nn.Module) -> bool:
+    """Return True if a module in training mode has dropout, or might draw random numbers in another way."""
+    return any(_draws(module) for module in task.modules() if module.training)
+
+
+def _draws(module: nn.Module) -> bool:
+    if isinstance(module, nn.Dropout):
+        return module.p > 0
+    own = type(module).__module__.partition(".")[0] == __name__.partition(".")[0]
+    if isinstance(module, DeltaWeight) and own:
+        return module.drops
+    return not (own or type(module) in _FIXED or isinstance(module, Metric | MetricCollection))
