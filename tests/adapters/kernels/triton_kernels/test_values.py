@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.adapters.kernels.triton_kernels.cases import DENSE, SHAPES, STRUCTURED, TERNARY, TOLERANCE, Shape, calls
+from tests.adapters.kernels.triton_kernels.cases import BLOCKS, DENSE, MIXED, SHAPES, TERNARY, TOLERANCE, Shape, calls
 from tests.support.products import in_one_item
 
 pytest.importorskip("triton")
 
-ALL = list(itertools.product(SHAPES, TOLERANCE, (False, True)))
-FEW = [(name, list(TOLERANCE)[i % 3], i % 2 == 1) for i, name in enumerate(SHAPES)]
+FEW = [(name, list(TOLERANCE)[i % 3], i % 2 == 1) for i, name in enumerate(list(SHAPES)[:-1])]
 JIT = "randlora_pl.adapters.kernels.triton_kernels.jit"
 
 
 @in_one_item(("name", "dtype", "peft"), FEW)
 def test_kernels_compute_the_equation(name: str, dtype: torch.dtype, peft: bool) -> None:
-    for call in calls(SHAPES[name], dtype, peft):
-        call.check()
+    for kind in (DENSE, BLOCKS, TERNARY, *([MIXED] if name.startswith(("tiny", "RoBERTa", "Qwen2")) else [])):
+        for call in calls(SHAPES[name], dtype, peft, kind):
+            call.check()
 
 
 @pytest.mark.full
@@ -50,7 +50,7 @@ BROKEN = [
     ("ternary", "16 * start + ", "start + "),
     ("ternary", "tl.program_id(1) * tokens + ", "tl.program_id(1) + "),
 ]
-GROUPS = {"stack": DENSE, "build": DENSE, "blocks": STRUCTURED, "mix": STRUCTURED, "ternary": TERNARY}
+GROUPS = {"stack": DENSE, "build": DENSE, "blocks": BLOCKS, "mix": MIXED, "ternary": TERNARY}
 
 
 @in_one_item(("module", "right", "wrong"), BROKEN)

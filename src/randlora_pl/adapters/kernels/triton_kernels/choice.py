@@ -47,13 +47,13 @@ def installed() -> bool:
 @functools.cache
 def _able(index: int | None) -> bool:
     """Return True if a device has the instructions; True for devices that are only traced."""
-    return not torch.cuda.is_available() or torch.cuda.get_device_capability(index) >= (8, 0)
+    return not torch.cuda.is_available() or bool(torch.cuda.get_device_capability(index) >= (8, 0))
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _runs_on(kind: str, index: int | None) -> bool:
     if interpreted():
-        return setting() == "1"
+        return bool(setting() == "1")
     return setting() != "0" and installed() and kind == "cuda" and _able(index)
 
 

@@ -1,7 +1,7 @@
 """Operations and bytes of each custom operator from its shapes: what it has to read and write once.
 
-A tile that several programs read counts once, because caches of a device serve the others. ``bench trace`` adds these
-numbers to those of PyTorch's operators; a test compares them with the loads and stores of the kernels.
+A tile that several programs read counts once, because caches of a device serve the others. ``bench trace`` adds them
+to the costs of PyTorch's operators; a test compares them with the loads and stores of the kernels.
 """
 
 from collections.abc import Callable, Sequence
