@@ -155,6 +155,19 @@ def equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
     return some.keys() == others.keys() and all(torch.equal(value, others[name]) for name, value in some.items())
 
 
+def half() -> dict[str, Any]:
+    """A run under bf16-mixed, whose frozen matrices are cast by the gathers, or before by one process alone."""
+    options = {"frozen_dtype": "bfloat16"} if WORLD == 1 else {}
+    task = with_sgd(make("linear head", adapter=RandLoRA(rank=8), **options))
+    with Gathers() as gathers:
+        trainer(precision="bf16-mixed").fit(task, ImageData(**DATA))
+    inside = [p for name, p in task.named_parameters() if ".resblocks." in name and not p.requires_grad and p.dim() > 1]
+    kinds = {p.dtype for name, p in task.named_parameters() if ".resblocks." in name}
+    return {
+        "weights": trained(task), "gathered": gathers.bytes, "matrices": sum(p.numel() for p in inside), "kinds": kinds,
+    }  # fmt: skip
+
+
 class SaveAt(L.Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -198,7 +211,7 @@ def complaint(task: AdaptationTask) -> str:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = {name: run(*which, within=name == "dense") for name, which in RUNS.items()}
-    results |= {"resumed": resumed(folder), "spoilt": spoilt()}
+    results |= {"resumed": resumed(folder), "spoilt": spoilt(), "half": half()}
     results["full"] = complaint(make("linear head", adapter=FullFineTuning()))
     torch.save(results, folder / f"{WORLD}-{RANK}.pt")
 

@@ -113,6 +113,25 @@ def test_no_weight_waits_whole_for_the_backward_pass(results: Results) -> None:
 
 
 @pytest.mark.slow
+def test_matrices_are_gathered_in_half_of_the_bytes_where_products_are_in_bfloat16(results: Results) -> None:
+    """Trained tensors stay float32, and end where frozen weights in bfloat16 lead one process."""
+    alone, first, second = (results[key]["half"] for key in ("1-0", "2-0", "2-1"))
+    assert first["kinds"] == {torch.float32} != alone["kinds"]  # the shards
+    once = 2 * first["matrices"]
+    surplus = first["gathered"] - 4 * 2 * ACCUMULATE * once
+    assert 0 <= surplus <= 5 * once / 2
+    start = make("linear head", adapter=RandLoRA(rank=8))
+    start.set_classes(list("0123456789"), ["{}"])
+    with two_blocks():
+        start.configure_model()
+    for tensor, before in trained(start).items():
+        value = first["weights"][tensor]
+        assert value.dtype == torch.float32 and torch.equal(value, second["weights"][tensor])
+        moved = alone["weights"][tensor] - before
+        assert (value - alone["weights"][tensor]).norm() <= 0.1 * moved.norm(), tensor
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_sharded_ranks_evaluate_as_one_process(name: str, results: Results) -> None:
     """On merged weights, before, within and after the training; every weight is back afterwards, bit for bit."""

@@ -79,7 +79,8 @@ class AdapterFSDP(AdapterDDP):
             )
         if not any(hasattr(p, "to_local") for p in task.model.parameters()):  # else sharded by an earlier run
             world: Any = torch.distributed.group.WORLD  # it has the timeout
-            shard(task.model, DeviceMesh.from_group(world, self.root_device.type))
+            dtype = torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
+            shard(task.model, DeviceMesh.from_group(world, self.root_device.type), dtype)
         self.shards = Shards.of(task.model)
         super().model_to_device()
 
@@ -98,15 +99,26 @@ class AdapterFSDP(AdapterDDP):
         self.accelerator.teardown()
 
 
-def shard(model: nn.Module, mesh: Any) -> None:
+def shard(model: nn.Module, mesh: Any, dtype: torch.dtype | None = None) -> None:
     """Shard the frozen weights of a backbone's blocks in place, on a one-dimensional `DeviceMesh`.
+
+    Args:
+        model: Backbone.
+        mesh: Processes.
+        dtype: Dtype of autocast's products. Matrices are gathered in it, as products would cast them; frozen norms and
+            biases then stay whole on each device, in their own dtype.
 
     Raises:
         UserError: There is nothing to shard, or PyTorch is too old.
     """
-    fully_shard, forward_method = _fsdp2()
+    fully_shard, forward_method, policy = _fsdp2()
     blocks = repeated_blocks(model)
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": True}
+    whole = trained
+    if dtype is not None:
+        whole = trained | {parameter for parameter in model.parameters() if parameter.dim() < 2}
+        options["mp_policy"] = policy(param_dtype=dtype, cast_forward_inputs=False)
     frozen = {parameter for block in blocks.values() for parameter in block.parameters()} - trained
     if not frozen:
         why = "all of its weights train" if blocks else "it has no repeated blocks"
@@ -118,10 +130,10 @@ def shard(model: nn.Module, mesh: Any) -> None:
         if isinstance(module, DeltaWeight):
             module.keep = False  # keeping full-size weights for the backward pass would undo the sharding
     for block in blocks.values():
-        fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
-    sharded = {parameter for block in blocks.values() for parameter in block.parameters()} - trained
+        fully_shard(block, **options, ignored_params=whole)
+    sharded = {parameter for block in blocks.values() for parameter in block.parameters()} - whole
     # The root manages no weights, but prefetches: the next block is gathered while one computes.
-    fully_shard(model, mesh=mesh, reshard_after_forward=True, ignored_params=set(model.parameters()) - sharded)
+    fully_shard(model, **options, ignored_params=set(model.parameters()) - sharded)
     for name in forward_methods(model):
         forward_method(model, name)
 
@@ -130,8 +142,8 @@ def _bytes(tensors: list[Any]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _fsdp2() -> tuple[Any, Any]:
-    """Return ``fully_shard`` and ``register_fsdp_forward_method``.
+def _fsdp2() -> tuple[Any, Any, Any]:
+    """Return ``fully_shard``, ``register_fsdp_forward_method`` and ``MixedPrecisionPolicy``.
 
     Raises:
         UserError: This PyTorch lacks them, or cannot ignore trainable parameters.
@@ -143,4 +155,4 @@ def _fsdp2() -> tuple[Any, Any]:
             f"--trainer.strategy fsdp2 needs PyTorch 2.7 or newer, this is {torch.__version__}: "
             "pip install --upgrade torch torchvision, or remove the option."
         )
-    return fully_shard, library.register_fsdp_forward_method
+    return fully_shard, library.register_fsdp_forward_method, library.MixedPrecisionPolicy
