@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from randlora_pl.adapters.kernels.copies import Copies
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.rng import philox, stream
 
@@ -132,6 +133,7 @@ class Bases(nn.Module):
         B: (D, count_b, r), rows first, so that the flattened slice of a layer, ``B[:D].flatten(1)``, is a view.
         scale: Factor of the stored entries of B.
         fingerprint: SHA-256 of generator, seed, shapes and bits; empty on the meta device.
+        copies: B in the dtypes and layouts of products, made at their first use.
     """
 
     A: Tensor
@@ -146,6 +148,7 @@ class Bases(nn.Module):
         if signs:
             self.scale = 1.0 if b.is_meta else b.abs().max().item()
             b = b.sign().to(torch.int8)
+        self.copies = Copies()
         self.register_buffer("A", a, persistent=False)
         b = b.permute(1, 0, 2).clone(
             memory_format=torch.contiguous_format
@@ -153,6 +156,7 @@ class Bases(nn.Module):
         self.register_buffer("B", b, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.copies.clear()
         bits = (self.A, self.B)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.A, self.B = (

@@ -19,7 +19,7 @@ from randlora_pl.adapters.kernels.dropout import drop_mask, dropped, in_parts, k
 from randlora_pl.adapters.kernels.flop_choice import Choice
 from tests.adapters.cases import One, assert_close, randomise
 from tests.adapters.kernels.test_randlora_linear import BASES, FORMS, adapted, every_basis
-from tests.support.products import covering, marked
+from tests.support.products import covering, in_one_item, marked
 
 COMPILED = [("dense", (24, 60)), ("hadamard", (60, 24))]
 SHAPES = [(24, 24), (24, 60), (60, 24), (130, 390), (300, 130)]
@@ -41,7 +41,7 @@ def plain(model: One, x: Tensor, probability: float = 0.3) -> Tensor:
 # The masks
 
 
-@pytest.mark.parametrize("probability", [0.0005, 0.05, 0.1, 0.5, 0.77, 0.9995])
+@in_one_item("probability", [0.0005, 0.05, 0.1, 0.5, 0.77, 0.9995])
 def test_entries_are_dropped_with_their_probability_and_by_themselves(probability: float) -> None:
     torch.manual_seed(0)
     x = torch.empty(3000, 401)
@@ -76,7 +76,7 @@ def test_any_shape_has_a_mask(probability: float) -> None:
         assert dropped(x.to(torch.bfloat16), probability).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("probability", [0.0004, 0.0031, 0.05, 0.3, 0.9, 0.999])
+@in_one_item("probability", [0.0004, 0.0031, 0.05, 0.3, 0.9, 0.999])
 def test_the_expected_value_stays(probability: float) -> None:
     """Also where the probability is rounded: dropped and scaled by the same one."""
     torch.manual_seed(0)

@@ -3,55 +3,94 @@
 Symbols as in `randlora_linear`.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from randlora_pl.adapters.kernels.copies import Copies
 from randlora_pl.adapters.kernels.flop_choice import Choice, cheapest, cheapest_alone
 from randlora_pl.adapters.kernels.hadamard import Hadamard
 from randlora_pl.adapters.kernels.rounding import added
 
 
 class Stored:
-    """B (D, n r) as a tensor of floats or small integers, cast at each use.
+    """B (D, n r) of one layer as a tensor of floats or small integers.
+
+    All layers share one copy in each dtype of products. On a GPU its rows have a multiple of 64 entries, and a layer
+    takes a multiple of 8 columns: tensor cores read others at half the speed. The columns beyond n r are multiplied by
+    rows of zeros in S, so that the results have the same bits.
 
     Args:
-        b: B (D, n, r).
+        b: B (D, n, r) of the model, with at least the layer's sizes.
+        large: D of the layer.
+        count: n of the layer.
+        rank: r of the layer.
+        copies: Copies of B that the layers share.
     """
 
-    def __init__(self, b: Tensor) -> None:
-        self.b = b.flatten(1)
-        self.width = self.inner = self.b.shape[1]
+    def __init__(self, b: Tensor, large: int, count: int, rank: int, copies: Copies | None = None) -> None:
+        self.b, self.large, self.count, self.rank = b, large, count, rank
+        self.copies = Copies() if copies is None else copies
+        self.width = self.inner = count * rank
 
-    def add_to(self, weight: Tensor, stack: Tensor, transposed: bool) -> Tensor:
-        """Add B S (D, d), or its transpose, to a weight in place; S is (n r, d)."""
-        b, stack = self.b.to(weight.dtype), stack.to(weight.dtype)
-        return weight.addmm_(stack.T, b.T) if transposed else weight.addmm_(b, stack)
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """Return B in a dtype, (D, `rows`), a view of the shared copy."""
+        _, most, largest = self.b.shape
+        padded = self._padded(dtype)
+        if not padded and dtype == self.b.dtype and (self.rank == largest or self.rank == 1 or self.count == 1):
+            return self.b[: self.large, : self.count, : self.rank].flatten(1)  # a view
+        count = most if padded else self.count
+
+        def copy() -> Tensor:
+            flat = self.b[:, :count, : self.rank].flatten(1)
+            if not padded:
+                return flat.to(dtype, copy=True)
+            whole = flat.new_zeros(len(flat), -(-flat.shape[1] // 64) * 64, dtype=dtype)
+            whole[:, : flat.shape[1]] = flat
+            return whole
+
+        return self.copies.get((dtype, count, self.rank), self.b, copy)[: self.large, : self.rows(dtype)]
+
+    def rows(self, dtype: torch.dtype) -> int:
+        """Return the rows of S in products of this dtype: n r, or the next multiple of 8."""
+        return -(-self.width // 8) * 8 if self._padded(dtype) else self.width
+
+    def _padded(self, dtype: torch.dtype) -> bool:
+        return self.b.device.type != "cpu" and dtype != self.b.dtype
+
+    def mixed(self, stack: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return S, (n r, ...), in a dtype with zeros below, (`rows`, ...); S itself if it has these already."""
+        missing = self.rows(dtype) - len(stack)
+        stack = stack.to(dtype)
+        return pad(stack, (0, 0) * (stack.dim() - 1) + (0, missing)) if missing else stack
+
+    def add_to(self, weight: Tensor, mixed: Tensor, transposed: bool) -> Tensor:
+        """Add B S (D, d), or its transpose, to a weight in place; ``mixed`` is the result of `mixed`."""
+        b = self.matrix(weight.dtype)
+        return weight.addmm_(mixed.T, b.T) if transposed else weight.addmm_(b, mixed)
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Return ``tokens @ B``, (T, n r), for tokens (T, D)."""
-        return tokens @ self.b.to(tokens.dtype)
+        """Return ``tokens @ B``, (T, `rows`), for tokens (T, D)."""
+        return tokens @ self.matrix(tokens.dtype)
 
     def contract(self, projected: Tensor, others: Tensor) -> Tensor:
-        """Return ``B^T (tokens^T others)``, (n r, d), for projected tokens and others (T, d)."""
+        """Return ``B^T (tokens^T others)``, (`rows`, d), for projected tokens and others (T, d)."""
         return projected.T @ others
 
     def reduce(self, gradient: Tensor) -> Tensor:
-        """Return ``B^T G``, (n r, d), for G (D, d)."""
-        return self.b.to(gradient.dtype).T @ gradient
+        """Return ``B^T G``, (`rows`, d), for G (D, d)."""
+        return self.matrix(gradient.dtype).T @ gradient
 
-    def unmixed(self, stack: Tensor) -> Tensor:
-        """Return the result of `contract` or `reduce` unchanged, (n r, d)."""
-        return stack
-
-    def mixed(self, stack: Tensor) -> Tensor:
-        """Return S unchanged, (n r, ...)."""
-        return stack
+    def unmixed(self, stack: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the first n r rows of the result of `contract` or `reduce`, (n r, d), in any dtype."""
+        return stack[: self.width]
 
     def expand(self, projected: Tensor, onto: Tensor | None = None) -> Tensor:
-        """Return ``projected @ B^T``, (T, D), for projected (T, n r); with ``onto``, add it in place."""
-        b = self.b.to(projected.dtype).T
+        """Return ``projected @ B^T``, (T, D), for projected (T, `rows`); with ``onto``, add it in place."""
+        b = self.matrix(projected.dtype).T
         return projected @ b if onto is None else onto.addmm_(projected, b)
 
 
@@ -59,7 +98,6 @@ class Form(NamedTuple):
     """Properties of a sum besides its tensors.
 
     Attributes:
-        structured: True if ``b`` contains the signs of `Hadamard` instead of the bases.
         dtype: Dtype of the products that build B S.
         peft: True if S has PEFT's order.
         large: D.
@@ -67,24 +105,21 @@ class Form(NamedTuple):
         transposed: True if the weight is wider than tall.
         keep: True to keep W0 + B S for the backward pass, False to build it again, None to keep it if building is
             expensive.
+        scales: Factors of lambda, applied in this order.
     """
 
-    structured: bool
     dtype: torch.dtype
     peft: bool
     large: int
     small: int
     transposed: bool
     keep: bool | None = None
+    scales: tuple[float, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
         """Shape (out, in) of the weight."""
         return (self.small, self.large) if self.transposed else (self.large, self.small)
-
-    def basis(self, b: Tensor, lambdas: Tensor) -> "Stored | Hadamard":
-        """Return B of a layer."""
-        return Hadamard(b, self.large, self.small, lambdas.numel()) if self.structured else Stored(b)
 
     def choose(self, basis: "Stored | Hadamard", tokens: int, alone: bool, trains: bool) -> Choice:
         """Return the cheaper form; a structured W0 + B S is always built, because that is cheap.
@@ -99,35 +134,91 @@ class Form(NamedTuple):
         if alone:
             return cheapest_alone(*sizes, trains)
         choice = cheapest(*sizes)
-        return Choice(True, choice.project) if self.structured else choice
+        return Choice(True, choice.project) if isinstance(basis, Hadamard) else choice
 
     def keeps(self, basis: "Stored | Hadamard", tokens: int) -> bool:
         """Return True if W0 + B S is kept; with None, if building it again adds a twentieth to the layer's products."""
-        return not self.structured and 20 * basis.width > 3 * tokens if self.keep is None else self.keep
+        if self.keep is None:
+            return not isinstance(basis, Hadamard) and 20 * basis.width > 3 * tokens
+        return self.keep
 
 
-def stacked(lambdas: Tensor, gammas: Tensor, a: Tensor, peft: bool) -> Tensor:
+def scaled(lambdas: Tensor, scales: tuple[float, ...]) -> Tensor:
+    """Return lambda times its factors; on a GPU in one product."""
+    if lambdas.device.type != "cpu":
+        scales = (math.prod(scales),)
+    for scale in scales:
+        lambdas = lambdas if scale == 1 else lambdas * scale
+    return lambdas
+
+
+def stacked(
+    lambdas: Tensor,
+    gammas: Tensor,
+    a: Tensor,
+    peft: bool = False,
+    scales: tuple[float, ...] = (),
+    dtype: torch.dtype | None = None,
+    rows: int = 0,
+) -> Tensor:
     """Return S, (n r, d), from lambda (n, r), gamma (n, d) and A (r, d).
 
     Row p = j r + k, which is multiplied by column p of B, is lambda_jk A_k gamma_j in the equation. PEFT and the
     official code have the same products in the order (k, j).
+
+    Args:
+        lambdas: Lambda.
+        gammas: Gamma.
+        a: A.
+        peft: True for PEFT's order.
+        scales: Factors of lambda.
+        dtype: Dtype of S, which is computed in lambda's and rounded once.
+        rows: Rows of the result, if there are more than n r; zeros below.
     """
+    lambdas = scaled(lambdas, scales)
     if peft:
-        return (lambdas.T[:, :, None] * a[:, None]).mul_(gammas).flatten(0, 1)
-    return (lambdas[:, :, None] * a).mul_(gammas[:, None]).flatten(0, 1)
+        product, gammas = lambdas.T[:, :, None] * a[:, None], gammas[None]
+    else:
+        product, gammas = lambdas[:, :, None] * a, gammas[:, None]
+    size = lambdas.numel()
+    if product.dtype == (dtype or product.dtype) and rows <= size:
+        return product.mul_(gammas).flatten(0, 1)
+    result = product.new_empty(max(rows, size), a.shape[1], dtype=dtype)
+    torch.mul(product, gammas, out=result[:size].view(product.shape))
+    result[size:] = 0
+    return result
 
 
-def unstacked(gradient: Tensor, lambdas: Tensor, gammas: Tensor, a: Tensor, peft: bool) -> tuple[Tensor, Tensor]:
-    """Return the gradients of lambda (n, r) and gamma (n, d) from the gradient of S, (n r, d), which is overwritten."""
+def unstacked(
+    gradient: Tensor, lambdas: Tensor, gammas: Tensor, a: Tensor, peft: bool = False, scales: tuple[float, ...] = ()
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of lambda (n, r) and gamma (n, d) from the gradient of S, (n r, d).
+
+    The gradient may have any dtype; it is overwritten.
+    """
     count, rank = lambdas.shape
     gradient = gradient.view(rank, count, -1).transpose(0, 1) if peft else gradient.view(count, rank, -1)
-    gradient = gradient.mul_(a)  # (n, r, d)
-    return torch.bmm(gradient, gammas[:, :, None])[:, :, 0], torch.bmm(lambdas[:, None], gradient)[:, 0]
+    narrow = gradient.dtype.itemsize < a.dtype.itemsize
+    gradient = gradient * a if narrow else gradient.to(a.dtype).mul_(a)  # (n, r, d)
+    grad_lambdas = torch.bmm(gradient, gammas[:, :, None])[:, :, 0]
+    return scaled(grad_lambdas, scales[::-1]), torch.bmm(scaled(lambdas, scales)[:, None], gradient)[:, 0]
 
 
-def effective(weight: Tensor | None, basis: Stored | Hadamard, stack: Tensor, form: Form, dtype: torch.dtype) -> Tensor:
-    """Return W0 + B S, or B S, in ``dtype``, with products in ``form.dtype``; a bfloat16 sum loses nothing: `added`."""
+def effective(weight: Tensor | None, basis: Stored | Hadamard, mixed: Tensor, form: Form, dtype: torch.dtype) -> Tensor:
+    """Return W0 + B S, or B S, in ``dtype``, with products in ``form.dtype``; a bfloat16 sum loses nothing: `added`.
+
+    ``mixed`` is the result of `mixed_stack` in ``form.dtype``.
+    """
     if weight is not None and weight.dtype == form.dtype and weight.dtype != torch.bfloat16:
-        return basis.add_to(weight.clone(memory_format=torch.contiguous_format), stack, form.transposed).to(dtype)
-    delta = basis.add_to(torch.zeros(form.shape, dtype=form.dtype, device=stack.device), stack, form.transposed)
+        return basis.add_to(weight.clone(memory_format=torch.contiguous_format), mixed, form.transposed).to(dtype)
+    delta = basis.add_to(torch.zeros(form.shape, dtype=form.dtype, device=mixed.device), mixed, form.transposed)
     return (delta if weight is None else added(weight, delta)).to(dtype)
+
+
+def mixed_stack(
+    basis: Stored | Hadamard, lambdas: Tensor, gammas: Tensor, a: Tensor, form: Form, dtype: torch.dtype
+) -> Tensor:
+    """Return S as products with B need it, in ``dtype``: see `mixed` of the bases."""
+    if isinstance(basis, Hadamard):
+        return basis.mixed(stacked(lambdas, gammas, a, form.peft, form.scales), dtype)
+    return stacked(lambdas, gammas, a, form.peft, form.scales, dtype, basis.rows(dtype))

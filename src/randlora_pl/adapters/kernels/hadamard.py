@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from randlora_pl.adapters.kernels.copies import Copies
 from randlora_pl.adapters.kernels.dropout import in_parts
 
 STRUCTURE = "hadamard/1"
@@ -29,8 +30,6 @@ STRUCTURE = "hadamard/1"
 
 BLOCK = 64
 """Minimum size of H, if d is at least as large: 64 x 64 products are nearly as fast as large ones."""
-
-_CACHE: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
 
 class Piece(NamedTuple):
@@ -77,36 +76,19 @@ def transform(size: int) -> Tensor:
     return result
 
 
-def _constant(size: int, like: Tensor) -> Tensor:
-    """Return `transform` in the dtype and on the device of a tensor, cached."""
-    key = (size, like.dtype, like.device)
-    traced = (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or like.is_meta
-        or type(like) is not Tensor
-    )
-    if traced or key not in _CACHE:
-        with torch.inference_mode(False), torch.no_grad():
-            made = transform(size).to(like)
-        if traced or type(made) is not Tensor:
-            return made
-        _CACHE[key] = made
-    return _CACHE[key]
-
-
 class Hadamard:
     """Structured B (D, n r) of one layer.
 
     Args:
-        signs: Random signs s and t of the model, int8 (at least ``copies * d``, 2).
+        signs: Random signs s and t of the model, int8 (at least ``copies * d``, 2) or with more dimensions of size 1.
         large: D.
         small: d.
         columns: n r.
+        copies: Transforms and signed blocks that the layers share.
     """
 
-    def __init__(self, signs: Tensor, large: int, small: int, columns: int) -> None:
-        self.signs, self.column_signs = signs[:, 0], signs[:small, 1]
+    def __init__(self, signs: Tensor, large: int, small: int, columns: int, copies: Copies | None = None) -> None:
+        self.signs, self.copies = signs, Copies() if copies is None else copies
         self.large, self.small, self.columns = int(large), int(small), columns
         self.block = self.width = block_size(self.small)
         self.blocks = self.small // self.block
@@ -125,32 +107,50 @@ class Hadamard:
         return result
 
     def signed_blocks(self, piece: Piece, dtype: torch.dtype) -> Tensor:
-        """Return H diag(s) of each block of a piece, (count, height, b)."""
-        signs = self.signs[piece.start : piece.start + piece.number * self.block].to(dtype)
-        return _constant(self.block, signs)[: piece.height] * signs.view(piece.number, 1, self.block)
+        """Return H diag(s) of each block of a piece, (number, height, b)."""
 
-    def mixed(self, stack: Tensor) -> Tensor:
-        """Return (O x I_b) diag(t) S, (m, b, ...), for S (n r, ...)."""
-        if len(stack) < self.small:
-            stack = pad(stack, (0, 0, 0, self.small - len(stack)))
-        elif len(stack) > self.small:  # column p of B is column p mod d
-            rest, stack = stack[self.small :], stack[: self.small].clone()
-            for part in torch.split(rest, self.small):
-                stack[: len(part)] += part
-        stack = stack * self.column_signs.to(stack.dtype)[:, None]
-        mixed = _constant(self.blocks, stack) @ stack.reshape(self.blocks, -1)
-        return mixed.view(self.blocks, self.block, -1)
+        def make() -> Tensor:
+            signs = self.signs[piece.start : piece.start + piece.number * self.block, 0].to(dtype)
+            return self.orthogonal(self.block, dtype)[: piece.height] * signs.reshape(-1, 1, self.block)
 
-    def unmixed(self, mixed: Tensor) -> Tensor:
-        """Apply the transpose of `mixed`, (m, b, ...) to (n r, ...)."""
-        stack = (_constant(self.blocks, mixed) @ mixed.flatten(1)).view(self.small, -1)
-        stack = stack * self.column_signs.to(stack.dtype)[:, None]
-        repeats = -(-self.columns // self.small)
-        return stack[: self.columns] if repeats == 1 else stack.repeat(repeats, 1)[: self.columns]
+        return self.copies.get((piece, self.block, dtype), self.signs, make)
 
-    def add_to(self, weight: Tensor, stack: Tensor, transposed: bool) -> Tensor:
-        """Add B S (D, d), or its transpose, to a weight, in place unless compiling; S is (n r, d)."""
-        mixed = self.mixed(stack).to(weight.dtype)
+    def column_signs(self, dtype: torch.dtype) -> Tensor:
+        """Return t, (d, 1)."""
+        made = self.copies.get(("columns", dtype), self.signs, lambda: self.signs[:, 1].reshape(-1, 1).to(dtype))
+        return made[: self.small]
+
+    def orthogonal(self, size: int, dtype: torch.dtype) -> Tensor:
+        """Return `transform` in a dtype on the device of the signs."""
+        return self.copies.get((size, dtype), self.signs, lambda: transform(size).to(self.signs.device, dtype))
+
+    def mixed(self, stack: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return (O x I_b) diag(t) S, (m, b, ...), for S (n r, ...), computed in S's dtype."""
+        signs = self.column_signs(stack.dtype)
+        first, *others = torch.split(stack, self.small)
+        turned = first * signs[: len(first)]
+        for other in others:  # column p of B is column p mod d
+            turned[: len(other)].addcmul_(other, signs[: len(other)])
+        if len(turned) < self.small:
+            turned = pad(turned, (0, 0, 0, self.small - len(turned)))
+        mixed = self.orthogonal(self.blocks, stack.dtype) @ turned.reshape(self.blocks, -1)
+        return mixed.view(self.blocks, self.block, -1).to(dtype)
+
+    def unmixed(self, mixed: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Apply the transpose of `mixed`, (m, b, ...) to (n r, ...), in ``dtype``."""
+        mixed = mixed.to(dtype or mixed.dtype)
+        signs = self.column_signs(mixed.dtype)
+        stack = (self.orthogonal(self.blocks, mixed.dtype) @ mixed.flatten(1)).view(self.small, -1).mul_(signs)
+        if self.columns <= self.small:
+            return stack[: self.columns]
+        whole, rest = divmod(self.columns, self.small)
+        return torch.cat([stack] * whole + [stack[:rest]])
+
+    def add_to(self, weight: Tensor, mixed: Tensor, transposed: bool) -> Tensor:
+        """Add B S (D, d), or its transpose, to a weight, in place unless compiling.
+
+        ``mixed`` is the result of `mixed` in the weight's dtype.
+        """
         parts = []
         for piece in self.pieces():
             signed, part = self.signed_blocks(piece, weight.dtype), mixed[piece.first : piece.first + piece.number]
@@ -169,7 +169,7 @@ class Hadamard:
     def matrix(self, dtype: torch.dtype) -> Tensor:
         """Return B (D, n r), which the other methods never build."""
         eye = torch.eye(self.columns, dtype=dtype, device=self.signs.device)
-        return self.add_to(eye.new_zeros(self.large, self.columns), eye, False)
+        return self.add_to(eye.new_zeros(self.large, self.columns), self.mixed(eye, dtype), False)
 
     def project(self, tokens: Tensor) -> Tensor:
         """Apply the blocks and signs of ``tokens @ B``, (T, D) to (T, m, b); `unmixed` applies the rest."""

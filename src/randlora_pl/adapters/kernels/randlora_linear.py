@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from randlora_pl.adapters.kernels.basis_product import Form, Stored, effective, stacked, unstacked
+from randlora_pl.adapters.kernels.basis_product import Form, Stored, effective, mixed_stack, unstacked
 from randlora_pl.adapters.kernels.dropout import in_parts, masked
 from randlora_pl.adapters.kernels.hadamard import Hadamard
 
@@ -42,24 +42,24 @@ class SumOfBases(torch.autograd.Function):
     """B S as a separate matrix."""
 
     @staticmethod
-    def forward(ctx: Any, lambdas: Tensor, gammas: Tensor, a: Tensor, b: Tensor, form: Form) -> Tensor:
-        """Build B S, (D, d) or (d, D), from lambda (n, r), gamma (n, d), A (r, d), and B (D, n, r) or signs."""
-        ctx.save_for_backward(lambdas, gammas, a, b)  # a and b are views of the shared tensors
-        ctx.form = form
+    def forward(ctx: Any, lambdas: Tensor, gammas: Tensor, a: Tensor, basis: Stored | Hadamard, form: Form) -> Tensor:
+        """Build B S, (D, d) or (d, D), from lambda (n, r), gamma (n, d), A (r, d) and B."""
+        ctx.save_for_backward(lambdas, gammas, a)  # a is a view of the shared tensor
+        ctx.basis, ctx.form = basis, form
         with without_autocast(lambdas):
-            result = torch.zeros(form.shape, dtype=form.dtype, device=lambdas.device)
-            return form.basis(b, lambdas).add_to(result, stacked(lambdas, gammas, a, form.peft), form.transposed)
+            mixed = mixed_stack(basis, lambdas, gammas, a, form, form.dtype)
+            return effective(None, basis, mixed, form, form.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Reduce the (D, d) gradient to the gradients of lambda and gamma."""
-        lambdas, gammas, a, b = ctx.saved_tensors
-        form = ctx.form
+        lambdas, gammas, a = ctx.saved_tensors
+        basis, form = ctx.basis, ctx.form
         with without_autocast(lambdas):
             gradient = gradients[0].to(form.dtype)
-            basis = form.basis(b, lambdas)
-            stack = basis.reduce(gradient.T if form.transposed else gradient).to(lambdas.dtype)
-            return *unstacked(basis.unmixed(stack), lambdas, gammas, a, form.peft), None, None, None
+            stack = basis.reduce(gradient.T if form.transposed else gradient)
+            stack = basis.unmixed(stack, lambdas.dtype)
+            return *unstacked(stack, lambdas, gammas, a, form.peft, form.scales), None, None, None
 
 
 class AdaptedProduct(torch.autograd.Function):
@@ -78,22 +78,22 @@ class AdaptedProduct(torch.autograd.Function):
         lambdas: Tensor,
         gammas: Tensor,
         a: Tensor,
-        b: Tensor,
+        basis: Stored | Hadamard,
         form: Form,
         mask: Tensor | None = None,
     ) -> Tensor:
         """Compute (..., out) from x (..., in), W0 (out, in), bias, lambda (n, r), gamma (n, d), A (r, d) and B."""
         need_x, need_sum = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:5])
-        output, built, projected = product(x, weight, bias, lambdas, gammas, a, b, form, need_sum, mask)
+        output, built, projected = product(x, weight, bias, lambdas, gammas, a, basis, form, need_sum, mask)
         ctx.projected, ctx.alone = projected is not None, weight is None or mask is not None
         ctx.save_for_backward(
             (x if projected is None else projected) if need_sum else None,
             built if need_x else None,
             weight if need_x and (built is None or mask is not None) else None,
             mask if need_x or (need_sum and projected is None) else None,
-            lambdas, gammas, a, b,
+            lambdas, gammas, a,
         )  # fmt: skip
-        ctx.form, ctx.shape = form, x.shape
+        ctx.basis, ctx.form, ctx.shape = basis, form, x.shape
         return output
 
     @staticmethod
@@ -101,8 +101,8 @@ class AdaptedProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, bias, lambda and gamma."""
         need_x, _, need_bias, *need_sum = ctx.needs_input_grad[:5]
-        kept, built, weight, mask, lambdas, gammas, a, b = ctx.saved_tensors
-        form = ctx.form
+        kept, built, weight, mask, lambdas, gammas, a = ctx.saved_tensors
+        basis, form = ctx.basis, ctx.form
         out_features, in_features = form.shape
         grad_x = grad_lambdas = grad_gammas = None
         with without_autocast(gradient):
@@ -113,18 +113,16 @@ class AdaptedProduct(torch.autograd.Function):
             if rows is not None:
                 gradient = gradient[rows]
                 kept, mask = (None if each is None else each[rows] for each in (kept, mask))
-            basis = form.basis(b, lambdas)
             choice = form.choose(basis, len(gradient), ctx.alone, any(need_sum))
             projected = kept if ctx.projected else None
             if not form.transposed and choice.project and (any(need_sum) or not choice.build):
                 projected = basis.project(gradient)
             if need_x:
                 if built is None:
-                    stack = stacked(lambdas, gammas, a, form.peft)
+                    dtype = form.dtype if choice.build else gradient.dtype
+                    mixed = mixed_stack(basis, lambdas, gammas, a, form, dtype)
                     if choice.build:
-                        built = effective(None if ctx.alone else weight, basis, stack, form, gradient.dtype)
-                    else:
-                        mixed = basis.mixed(stack).to(gradient.dtype)
+                        built = effective(None if ctx.alone else weight, basis, mixed, form, gradient.dtype)
                 plain = None
                 if weight is not None and (built is None or mask is not None):
                     plain = gradient @ weight.to(gradient.dtype)
@@ -140,8 +138,8 @@ class AdaptedProduct(torch.autograd.Function):
                     stack = basis.contract(basis.project(many) if projected is None else projected, few)
                 else:
                     stack = basis.reduce((many.T @ few).to(form.dtype))
-                stack = basis.unmixed(stack.to(lambdas.dtype))
-                grad_lambdas, grad_gammas = unstacked(stack, lambdas, gammas, a, form.peft)
+                stack = basis.unmixed(stack, lambdas.dtype)
+                grad_lambdas, grad_gammas = unstacked(stack, lambdas, gammas, a, form.peft, form.scales)
             grad_bias = gradient.sum(0) if need_bias else None
         if grad_x is not None:
             whole = grad_x if rows is None else grad_x.new_zeros(tokens, in_features).index_copy_(0, rows, grad_x)
@@ -182,7 +180,7 @@ def product(
     lambdas: Tensor,
     gammas: Tensor,
     a: Tensor,
-    b: Tensor,
+    basis: Stored | Hadamard,
     form: Form,
     train: bool = False,
     mask: Tensor | None = None,
@@ -193,9 +191,8 @@ def product(
     with without_autocast(x):
         tokens = x.reshape(-1, x.shape[-1])
         mask = None if mask is None else mask.reshape(tokens.shape)
-        basis = form.basis(b, lambdas)
         choice = form.choose(basis, len(tokens), alone, train)
-        stack = stacked(lambdas, gammas, a, form.peft)
+        mixed = mixed_stack(basis, lambdas, gammas, a, form, form.dtype if choice.build else x.dtype)
         early = form.transposed and (not choice.build or (train and choice.project and basis.inner < large))
         projected = None
         if early:
@@ -203,14 +200,14 @@ def product(
                 projected = basis.project(tokens)
             else:
                 projected = torch.cat([basis.project(masked(tokens[part], mask[part])) for part in in_parts(tokens)])
-        built = effective(None if alone else weight, basis, stack, form, x.dtype) if choice.build else None
+        built = effective(None if alone else weight, basis, mixed, form, x.dtype) if choice.build else None
         bias = None if bias is None else bias.to(x.dtype)
         plain = None
         if weight is not None and (built is None or mask is not None):
             plain = F.linear(tokens, weight.to(x.dtype), bias)
         if built is None:
             tokens = tokens if early else masked(tokens, mask)
-            output = add_product(basis, basis.mixed(stack).to(x.dtype), plain, tokens, projected)
+            output = add_product(basis, mixed, plain, tokens, projected)
         elif plain is None:
             output = F.linear(tokens, built, bias)
         else:
@@ -222,13 +219,13 @@ def product(
 
 
 def add_product(
-    basis: "Stored | Hadamard", mixed: Tensor, result: Tensor | None, tokens: Tensor, projected: Tensor | None = None
+    basis: Stored | Hadamard, mixed: Tensor, result: Tensor | None, tokens: Tensor, projected: Tensor | None = None
 ) -> Tensor:
     """Compute ``tokens B S`` if ``projected`` (``tokens B``) is given, else ``tokens (B S)^T``, in two thin products.
 
     It is added in place to ``result`` unless that is None; ``mixed`` is the basis's `mixed` of S.
     """
-    stack = mixed.reshape(basis.inner, -1)
+    stack = mixed.reshape(-1, mixed.shape[-1])
     if projected is None:
         return basis.expand(tokens @ stack.T, result)
     return add_matmul(stack, result, projected.flatten(1))

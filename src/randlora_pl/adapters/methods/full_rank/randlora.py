@@ -31,7 +31,7 @@ from randlora_pl.adapters.base import (
     compute_dtype,
     trainable,
 )
-from randlora_pl.adapters.kernels.basis_product import Form
+from randlora_pl.adapters.kernels.basis_product import Form, Stored
 from randlora_pl.adapters.kernels.dropout import drop_mask, keep_scaling
 from randlora_pl.adapters.kernels.hadamard import STRUCTURE, Hadamard, copies
 from randlora_pl.adapters.kernels.randlora_linear import AdaptedProduct, SumOfBases, product
@@ -185,29 +185,35 @@ class _RandLoRATensors(DeltaWeight):
         self.structured = adapter.basis == "hadamard"
         self.keep = {"low": False, "fast": True}.get(adapter.memory)
 
-    def scaled_lambdas(self) -> Tensor:
-        """Return lambda (n, r) with the scalings of the update and of the stored bases."""
+    def scale(self) -> float:
+        """Return the factor of lambda: scalings of the update and of the stored bases."""
         scaling: float = self.scaling * self.bases.scale
-        return self.lambdas * scaling
+        return scaling
+
+    def basis(self) -> Stored | Hadamard:
+        """Return B of this layer."""
+        if self.structured:
+            return Hadamard(self.bases.B, self.large, self.small, self.count * self.rank, self.bases.copies)
+        return Stored(self.bases.B, self.large, self.count, self.rank, self.bases.copies)
 
 
 class RandLoRADelta(_RandLoRATensors):
     """Update of equation 4 for one weight; trains ``lambdas`` (n, r) and ``gammas`` (n, d)."""
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return lambda with all scalings (n, r), gamma (n, d), A (r, d), and B (D, n, r) or the signs of B."""
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return lambda (n, r), gamma (n, d) and A (r, d)."""
         a = self.bases.A[0, : self.rank, : self.small].to(self.lambdas.dtype)
-        b = self.bases.B[..., 0] if self.structured else self.bases.B[: self.large, : self.count, : self.rank]
-        return self.scaled_lambdas(), self.gammas, a, b
+        return self.lambdas, self.gammas, a
 
-    def form(self) -> Form:
-        """Return the properties of the sum besides its tensors."""
+    def form(self, *scales: float) -> Form:
+        """Return the properties of the sum besides its tensors; lambda has more factors if given."""
         dtype = compute_dtype(self.lambdas)
-        return Form(self.structured, dtype, self.pairing == "peft", self.large, self.small, self.transposed, self.keep)
+        scales = (self.scale(), *scales)
+        return Form(dtype, self.pairing == "peft", self.large, self.small, self.transposed, self.keep, scales)
 
     def delta(self) -> Tensor:
         """Return scale * sum_j B_j diag(lambda_j) A diag(gamma_j), (out, in)."""
-        result: Tensor = SumOfBases.apply(*self.tensors(), self.form())  # type: ignore[no-untyped-call]
+        result: Tensor = SumOfBases.apply(*self.tensors(), self.basis(), self.form())  # type: ignore[no-untyped-call]
         return result
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -224,12 +230,10 @@ class RandLoRADelta(_RandLoRATensors):
 
     def _product(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None = None) -> Tensor:
         x = x.to(compute_dtype(x))
-        lambdas, gammas, a, b = self.tensors()
-        if mask is not None:
-            lambdas = lambdas * keep_scaling(x, self.dropout)
+        form = self.form() if mask is None else self.form(keep_scaling(x, self.dropout))
         if not torch.is_grad_enabled():
-            return product(x, weight, bias, lambdas, gammas, a, b, self.form(), mask=mask).output
-        result: Tensor = AdaptedProduct.apply(x, weight, bias, lambdas, gammas, a, b, self.form(), mask)  # type: ignore[no-untyped-call]
+            return product(x, weight, bias, *self.tensors(), self.basis(), form, mask=mask).output
+        result: Tensor = AdaptedProduct.apply(x, weight, bias, *self.tensors(), self.basis(), form, mask)  # type: ignore[no-untyped-call]
         return result
 
 
@@ -239,12 +243,12 @@ class SummedRandLoRADelta(_RandLoRATensors, FactoredDelta):
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return the two sums, transposed if the weight is wider than tall."""
         dtype = self.lambdas.dtype
-        if self.structured:
-            b = Hadamard(self.bases.B[..., 0], self.large, self.small, self.lambdas.numel()).matrix(dtype)
-            b = b.view(self.large, *self.lambdas.shape)
+        basis = self.basis()
+        if isinstance(basis, Hadamard):
+            b = basis.matrix(dtype).view(self.large, *self.lambdas.shape)
         else:
             b = self.bases.B[: self.large, : self.count, : self.rank].to(dtype)
         a = self.bases.A[: self.count, : self.rank, : self.small].to(dtype)
-        left = torch.einsum("Dnr,nr->Dr", b, self.scaled_lambdas())
+        left = torch.einsum("Dnr,nr->Dr", b, self.lambdas * self.scale())
         right = torch.einsum("nrd,nd->rd", a, self.gammas)
         return (right.T, left.T) if self.transposed else (left, right)
