@@ -128,6 +128,8 @@ BLOCKS: dict[type[nn.Module], str] = {
     ("backend", "model", "compilers", "says"),
     [
         ("induktor", clip, True, "Did you mean 'inductor'"),
+        ("reduce_overhead", clip, True, "Did you mean 'reduce-overhead'"),
+        ("max-autotune", clip, False, "Install g\\+\\+"),
         ("inductor", clip, False, "Install g\\+\\+"),
         ("eager", lambda: (nn.Linear(2, 2), torch.zeros(1)), True, "no repeated blocks in Linear"),
     ],

@@ -234,6 +234,22 @@ def test_text_towers_attend_causally_without_a_mask_on_a_gpu() -> None:
         torch.testing.assert_close(fast[2][name], value, rtol=1e-4, atol=1e-4 * float(value.abs().max()))
 
 
+def test_compiled_blocks_are_one_graph() -> None:
+    model, _ = small()
+    inject(model, RandLoRA(rank=4))
+    use_fast_layers(model)
+    block: Any = model.transformer.resblocks[0]  # type: ignore[union-attr, index]
+    x, found = random(3, 16, 128), []
+    for call in (block, torch.compile(block, backend="aot_eager", fullgraph=True)):
+        with choose_as_on_cuda(), torch.autocast("cpu", BF16):
+            result = call(x, attn_mask=model.attn_mask)
+        result.square().sum().backward()
+        found.append([result.detach()] + [p.grad.clone() for p in block.parameters() if p.grad is not None])
+        block.zero_grad()
+    for one, other in zip(*found, strict=True):
+        assert (one - other).norm() <= 0.02 * other.norm()
+
+
 def losses(model: nn.Module, images: Tensor, steps: int = 8) -> list[float]:
     """Train features towards fixed random ones under autocast."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -16,7 +16,7 @@ from randlora_pl.tasks import load_task
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item, marked
 
-from .small import KINDS, built, images, make, trained
+from .small import KINDS, EachStep, built, images, make, trained
 
 Make = Callable[..., Any]
 BF16 = {"precision": "bf16-mixed"}
@@ -55,6 +55,7 @@ def test_frozen_bfloat16_weights_train_as_autocast_does(kind: str, trainer: Make
         ("bf16-true", {}, "Use bf16-mixed"),
         ("32-true", {"frozen_dtype": "bfloat16"}, "bf16-mixed, not 32-true"),
         ("32-true", {"torch_compile": "induktor"}, "Did you mean 'inductor'"),
+        ("32-true", {"torch_compile": "max-autotun"}, "Did you mean 'max-autotune'"),
     ],
 )
 def test_what_cannot_run_is_refused(
@@ -88,11 +89,28 @@ def test_compiled_training_ends_with_the_same_weights(kind: str, trainer: Make, 
         torch.testing.assert_close(trained(tasks[1])[name], value, rtol=1e-3, atol=1e-5)
 
 
-def test_true_compiles_by_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_true_and_modes_compile_by_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr("torch.nn.Module.compile", lambda _, **options: seen.append(options))
     built("text head", torch_compile=True)
-    assert seen == [{"backend": "inductor"}] * 2
+    built("text head", torch_compile="max-autotune")
+    built("text head", torch_compile="aot_eager")
+    ways = ("inductor", "default"), ("inductor", "max-autotune"), ("aot_eager", None)
+    assert seen == [{"backend": backend, "mode": mode} for backend, mode in ways for _ in range(2)]
+
+
+def test_gradients_of_cuda_graphs_stay_in_memory_of_their_own(
+    trainer: Make, digits: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.nn.Module.compile", lambda *_, **options: None)
+    addresses, figures = [], []
+    for switch in ("default", "reduce-overhead"):
+        task = make("text head", torch_compile=switch)
+        look = EachStep(lambda task: [p.grad.data_ptr() for p in task.parameters() if p.requires_grad])
+        figures.append(run(task, trainer, digits, callbacks=[look], accumulate_grad_batches=2))
+        addresses.append(look.seen)
+    assert figures[1] == figures[0]
+    assert len(addresses[1]) > 1 and all(seen == addresses[1][0] for seen in addresses[1])
 
 
 @pytest.mark.slow

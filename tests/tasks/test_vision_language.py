@@ -13,7 +13,9 @@ from randlora_pl.adapters import LoRA
 from randlora_pl.data import ImageData
 from randlora_pl.models import encode_prompts, load_clip
 from randlora_pl.tasks import VisionLanguageTask, vision_language
+from randlora_pl.tasks.losses import padded_captions
 from randlora_pl.utils.errors import UserError
+from tests.support.products import in_one_item
 
 from .small import CLASSES, TEMPLATES, batch, built, images, make, trained, write_pairs
 from .test_retrieval import slow_recalls
@@ -110,6 +112,29 @@ def test_a_caption_that_occurs_often_is_encoded_once() -> None:
     rows = counted(task, "encode_text")
     task.sample_losses(batch([3, 1, 3, 3, 1]))
     assert rows == [2]
+
+
+@in_one_item("loss_batch", ["joint", "local"])
+def test_compiled_towers_see_few_shapes_and_losses_and_gradients_stay(loss_batch: Any) -> None:
+    found: list[Any] = []
+    for compiles in (False, True):
+        task = task_of(loss_batch=loss_batch)
+        task.torch_compile = compiles  # the blocks are not
+        rows, part = counted(task, "encode_text"), batch([3, 1, 3, 3, 1])
+        losses, right = task.sample_losses(part)
+        (losses - task.loss_floor(part)).sum().backward()
+        found.append((losses.detach(), right, {n: p.grad for n, p in task.named_parameters() if p.grad is not None}))
+        assert rows == [4 if compiles else 2]
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_captions_are_padded_to_multiples_of_16_or_all_classes() -> None:
+    classes, counts = torch.tensor([2, 5, 7]), torch.tensor([1, 3, 2])
+    for count, most, rows in ((3, 100, 16), (3, 5, 5), (3, 3, 3), (1, 1000, 16)):
+        padded = padded_captions(classes[:count], counts[:count], most)
+        assert [len(each) for each in padded] == [rows, rows]
+        assert torch.equal(padded[0], padded[0].sort().values) and padded[1].sum() == counts[:count].sum()
+    assert len(padded_captions(torch.arange(16), torch.ones(16), 40)[0]) == 16
 
 
 @pytest.mark.parametrize("loss_batch", ["joint", "local"])

@@ -9,6 +9,10 @@ from torch import nn
 from randlora_pl.models.blocks import repeated_blocks
 from randlora_pl.utils.errors import UserError, near
 
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+"""Modes of ``torch.compile``, all of inductor."""
+GRAPHS = ("reduce-overhead", "max-autotune")
+"""Modes that replay CUDA graphs, whose results live until the next step."""
 _VARIANTS = 64
 
 
@@ -38,7 +42,7 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> int:
     return count
 
 
-def compile_blocks(model: nn.Module, backend: str, device: torch.device) -> None:
+def compile_blocks(model: nn.Module, how: str, device: torch.device) -> None:
     """Compile each repeated block with ``torch.compile``, in place; names, references and hooks stay.
 
     Blocks of one class share the compiled code, so that compile time does not grow with depth. A compiled block keeps
@@ -46,15 +50,22 @@ def compile_blocks(model: nn.Module, backend: str, device: torch.device) -> None
     for the whole process.
 
     Examples:
-        >>> compile_blocks(load_clip("tiny").model, "inductor", torch.device("cpu"))  # at the first use
+        >>> compile_blocks(load_clip("tiny").model, "max-autotune", torch.device("cpu"))  # at the first use
+
+    Args:
+        model: A backbone.
+        how: One of `MODES`, or a backend.
+        device: Device of the first use.
 
     Raises:
-        UserError: The backend is unknown, the model has no repeated blocks, or a required C++ compiler is missing.
+        UserError: The mode or backend is unknown, the model has no repeated blocks, or a required C++ compiler is
+            missing.
     """
+    backend = "inductor" if how in MODES else how
     if backend not in torch.compiler.list_backends(exclude_tags=()):
-        known = torch.compiler.list_backends()
+        known = [*MODES, *torch.compiler.list_backends()]
         raise UserError(
-            f"--model.torch_compile {backend} is unknown. Set true, false, or a backend.{near(backend, known)} "
+            f"--model.torch_compile {how} is unknown. Set true, false, a mode or a backend.{near(how, known)} "
             f"Known: {', '.join(known)}"
         )
     compilers = (os.environ.get("CXX", ""), "g++", "clang++", "cl")
@@ -68,4 +79,4 @@ def compile_blocks(model: nn.Module, backend: str, device: torch.device) -> None
     # Two tower widths, training and evaluation, and a smaller last batch exceed the default limit of 8 variants.
     dynamo.recompile_limit = max(_VARIANTS, dynamo.recompile_limit)
     for block in blocks.values():
-        block.compile(backend=backend)
+        block.compile(backend=backend, mode=how if how in MODES else None)

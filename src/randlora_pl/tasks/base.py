@@ -41,8 +41,8 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         gradient_checkpointing: Recompute activations instead of keeping them.
         frozen_dtype: ``bfloat16`` keeps the frozen matrices in half the memory and saves a cast of them in each
             step; what trains stays float32. Needs ``--trainer.precision bf16-mixed``.
-        torch_compile: Compile each block at its first use (minutes), or the name of another backend than inductor. Not
-            with ``memory: low`` or ``--trainer.strategy fsdp2``, which compiled blocks would undo.
+        torch_compile: Compile each block at its first use (minutes): ``true``, a mode such as ``max-autotune``, or a
+            backend. Not with ``memory: low`` or ``--trainer.strategy fsdp2``, which compiled blocks would undo.
         seed: Selects bases, initial values and dropout, and the weights of a new head or a random model.
 
     Attributes:
@@ -230,7 +230,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
             self.log("train/acc", (right.float() * fraction).sum(), prog_bar=bar)
         return loss
 
-    configure_gradient_clipping = optim.configure_gradient_clipping
+    configure_gradient_clipping, optimizer_zero_grad = optim.configure_gradient_clipping, optim.optimizer_zero_grad
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Return the groups of what trains, with their learning rates."""

@@ -38,7 +38,7 @@ def cast_and_compile(
                 "--model.gradient_checkpointing true instead of memory: low."
             )
         device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
-        compile_blocks(backbone, "inductor" if torch_compile is True else torch_compile, device)
+        compile_blocks(backbone, "default" if torch_compile is True else torch_compile, device)
 
 
 _FIXED = (nn.Linear, nn.LayerNorm, nn.ModuleDict, nn.ModuleList, nn.Sequential, nn.ParameterDict, nn.ParameterList)

@@ -57,6 +57,21 @@ def class_losses(logits: Tensor, batch: Mapping[str, Any], smoothing: float) -> 
     return F.cross_entropy(logits.float(), wanted, reduction="none", label_smoothing=smoothing), right
 
 
+def padded_captions(classes: Tensor, counts: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Return captions and counts in one of few shapes, for compiled code: a multiple of 16, or ``most``.
+
+    The last class is repeated with count 0, so that classes stay sorted, and losses, gradients and the likeliest class
+    stay the same: its column adds exp(-inf) to each sum.
+
+    Args:
+        classes: (u,) sorted classes of the captions.
+        counts: (u,) number of each in the step.
+        most: Number of all classes.
+    """
+    extra = max(0, min(-(-len(classes) // 16) * 16, most) - len(classes))
+    return torch.cat([classes, classes[-1:].expand(extra)]), torch.cat([counts, counts.new_zeros(extra)])
+
+
 class StepFeatures:
     """Text features that all micro-batches of an optimizer step share, encoded once.
 

@@ -4,9 +4,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from randlora_pl.models.execution import GRAPHS
 
 
 def parameter_groups(
@@ -82,6 +85,21 @@ def configure_gradient_clipping(
     else:
         limit = task.max_grad_norm if gradient_clip_val is None else gradient_clip_val
         task.log("train/grad_norm", nn.utils.clip_grad_norm_(trained, limit or math.inf))
+
+
+def optimizer_zero_grad(task: Any, epoch: int, batch_idx: int, optimizer: Any) -> None:
+    """Drop the gradients; with CUDA graphs set them to zero in memory of their own.
+
+    A graph's memory, which PyTorch would take for the gradient of a first backward pass, is written again by the next
+    micro-batch. Tasks have this as a method.
+    """
+    keeps = task.torch_compile in GRAPHS
+    optimizer.zero_grad(set_to_none=not keeps)
+    if keeps:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
 
 
 def planned_steps(trainer: Any) -> int:

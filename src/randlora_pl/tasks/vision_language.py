@@ -15,6 +15,7 @@ from randlora_pl.tasks.losses import (
     caption_losses,
     counted_classes,
     normalize,
+    padded_captions,
     similarities,
 )
 from randlora_pl.tasks.retrieval import recalls, unique_rows
@@ -119,11 +120,17 @@ class VisionLanguageTask(AdaptationTask):
 
         Every process knows the samples of the whole step, so that nothing is exchanged for its captions.
         """
-        if self.loss_batch == "local":
-            if "own_classes" not in batch:  # the data module counts on the host; here a GPU is waited for, once
-                batch["own_classes"], batch["own_counts"] = counted_classes(batch["label"], batch["weight"] > 0)
-            return batch["own_classes"], batch["own_counts"]
-        return batch["step_classes"], batch["step_counts"]
+        if "captions" not in batch:  # once for the loss and its floor
+            if self.loss_batch == "joint":
+                found = batch["step_classes"], batch["step_counts"]
+            elif "own_classes" in batch:
+                found = batch["own_classes"], batch["own_counts"]
+            else:  # the data module counts on the host; here a GPU is waited for
+                found = counted_classes(batch["label"], batch["weight"] > 0)
+            # Each shape costs compiled code minutes, or a CUDA graph.
+            batch["captions"] = padded_captions(*found, most=len(self.classnames)) if self.torch_compile else found
+        captions: tuple[Tensor, Tensor] = batch["captions"]
+        return captions
 
     def _text_features(self, batch: dict[str, Any], classes: Tensor) -> Tensor:
         """Return the features of the captions, which the micro-batches of a step share if their loss is joint."""
