@@ -10,8 +10,11 @@ from torch import Tensor
 from randlora_pl.adapters import RandLoRA, read_adapter
 from randlora_pl.callbacks import AdapterCheckpoint, NonFiniteLoss
 from randlora_pl.tasks import TextHeadTask
+from randlora_pl.utils.device import choose_as_on_cuda
 from randlora_pl.utils.errors import UserError
 from tests.callbacks.conftest import Fit
+from tests.support.products import in_one_item
+from tests.tasks.small import trained
 
 
 class Diverging(TextHeadTask):
@@ -76,6 +79,72 @@ def test_all_processes_stop_and_the_first_one_says_why(zero: bool, error: type[B
     module: Any = spoilt
     with pytest.raises(error, match="on one of the devices" if zero else "2"):
         NonFiniteLoss().on_before_backward(trainer, module, torch.tensor(1.0))
+
+
+class Weights(Callback):
+    """Copies of what trains after each micro-batch."""
+
+    def __init__(self) -> None:
+        self.after: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        self.after.append(trained(pl_module))
+
+
+class OneBad(TextHeadTask):
+    """The loss of one micro-batch is not finite, by ``spoil``; its gradient may be."""
+
+    bad = 2
+    spoil = staticmethod(lambda loss: loss * torch.inf)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return self.spoil(loss) if batch_idx == self.bad else loss
+
+
+@in_one_item(
+    ("bad", "accumulate", "clip", "word", "every"),
+    [
+        *((2, 1, 1.0, "inf", 2), (2, 1, None, "nan", 2), (2, 1, 1.0, "inf", 1), (4, 2, 1.0, "constant", 2)),
+        *((5, 2, None, "inf", 2), (7, 2, 1.0, "inf", 3)),
+    ],
+)
+def test_no_non_finite_loss_changes_weights_where_the_device_checks(
+    fit: Fit, tmp_path: Path, bad: int, accumulate: int, clip: float | None, word: str, every: int
+) -> None:
+    """As on a GPU, whose host reads the loss one step later: also in the middle of a step, and in the last one."""
+    spoils: dict[str, Any] = {
+        "inf": lambda loss: loss * torch.inf,
+        "nan": lambda loss: loss * torch.nan,
+        "constant": lambda loss: loss + torch.inf,  # the gradient is finite
+    }
+    task = OneBad("tiny", "random", RandLoRA(rank=16), max_grad_norm=clip)
+    task.bad, task.spoil = bad, spoils[word]
+    step, weights = bad // accumulate + 1, Weights()
+    stopped = rf"the loss is {'nan' if word == 'nan' else 'inf'} at step {step}. Lower .*\(step {step - 1}\)"
+    options = {"default_root_dir": tmp_path, "accumulate_grad_batches": accumulate}
+    with choose_as_on_cuda(), pytest.raises(UserError, match=stopped):
+        fit(weights, NonFiniteLoss(), AdapterCheckpoint(every_n_steps=every), task=task, **options)
+    whole, before = bad - bad % accumulate, trained(task)  # micro-batches of whole steps before
+    late = every > 1  # a checkpoint reads at once
+    assert len(weights.after) == min(4 * accumulate, whole + accumulate * (1 + late)), "not more than a step later"
+    assert all(torch.equal(weights.after[whole - 1][name], value) for name, value in before.items())
+    assert any(not torch.equal(weights.after[0][name], value) for name, value in before.items())
+    saved = read_adapter(tmp_path / "adapter")
+    assert saved.config["metadata"]["training"]["step"] == step - 1
+    last = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == step - 1, "a resumed run repeats the bad step"
+
+
+def test_the_device_checks_to_the_same_weights(fit: Fit) -> None:
+    """Of a finite run; with 16-mixed's scaler as well, which skips the steps itself."""
+    _, plain, _ = fit(NonFiniteLoss())
+    with choose_as_on_cuda():
+        _, watched, _ = fit(NonFiniteLoss())
+        _, unwatched, _ = fit()
+    for name, value in trained(watched).items():
+        assert torch.equal(trained(unwatched)[name], value)
+        torch.testing.assert_close(trained(plain)[name], value)
 
 
 def test_finite_runs_are_left_alone(fit: Fit) -> None:

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-from randlora_pl.utils.late_copy import LateCopy
+from randlora_pl.utils.device import LateCopy
 
 _SHOWN = ("train/loss", "train/acc")
 
