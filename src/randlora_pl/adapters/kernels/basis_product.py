@@ -56,7 +56,7 @@ class Stored:
 
     def rows(self, dtype: torch.dtype) -> int:
         """Return the rows of S in products of this dtype: n r, or the next multiple of 8."""
-        return -(-self.width // 8) * 8 if self._padded(dtype) else self.width
+        return -(-self.inner // 8) * 8 if self._padded(dtype) else self.inner
 
     def _padded(self, dtype: torch.dtype) -> bool:
         return self.b.device.type != "cpu" and dtype != self.b.dtype
@@ -86,7 +86,7 @@ class Stored:
 
     def unmixed(self, stack: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return the first n r rows of the result of `contract` or `reduce`, (n r, d), in any dtype."""
-        return stack[: self.width]
+        return stack[: self.inner]
 
     def expand(self, projected: Tensor, onto: Tensor | None = None) -> Tensor:
         """Return ``projected @ B^T``, (T, D), for projected (T, `rows`); with ``onto``, add it in place."""

@@ -35,6 +35,7 @@ from randlora_pl.adapters.kernels.basis_product import Form, Stored
 from randlora_pl.adapters.kernels.dropout import drop_mask, keep_scaling
 from randlora_pl.adapters.kernels.hadamard import STRUCTURE, Hadamard, copies
 from randlora_pl.adapters.kernels.randlora_linear import AdaptedProduct, SumOfBases, product
+from randlora_pl.adapters.kernels.ternary import stored
 from randlora_pl.adapters.random_bases import Bases, Distribution, check_sparsity, draw
 from randlora_pl.utils.errors import UserError
 
@@ -194,7 +195,7 @@ class _RandLoRATensors(DeltaWeight):
         """Return B of this layer."""
         if self.structured:
             return Hadamard(self.bases.B, self.large, self.small, self.count * self.rank, self.bases.copies)
-        return Stored(self.bases.B, self.large, self.count, self.rank, self.bases.copies)
+        return stored(self.bases.B, self.large, self.count, self.rank, self.bases.copies, compute_dtype(self.lambdas))
 
 
 class RandLoRADelta(_RandLoRATensors):
