@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from randlora_pl.adapters import FullFineTuning, RandLoRA, inject
-from randlora_pl.models import ImageTower, cast_frozen, load_clip, load_vit, quick_gelu, use_fast_layers
+from randlora_pl.models import ImageTower, cast_frozen, load_clip, load_vit, use_fast_layers
 from randlora_pl.models.fast_layers import FastLayerNorm
 from randlora_pl.utils.device import choose_as_on_cuda
 from tests.support.products import in_one_item
@@ -55,35 +55,6 @@ def values(function: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) ->
 
 def error(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
-
-
-def test_quick_gelu_is_exact_in_float64_and_rounds_once_in_less() -> None:
-    x, gradient = 6 * random(4096).double(), random(4096, seed=1).double()
-    x[:6] = torch.tensor([0.0, 40.0, -40.0, 500.0, -500.0, 47.0])
-    module = QuickGELU()
-    exact = values(module, x, gradient)
-    for found, wanted in zip(values(quick_gelu, x, gradient), exact, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
-    assert torch.autograd.gradgradcheck(quick_gelu, x[6:12].requires_grad_())
-    for dtype in (torch.float32, torch.float16, BF16):
-        low, slope = x.detach().to(dtype), gradient.to(dtype)
-        exact = values(module, low.double(), slope.double())
-        fast, plain = values(quick_gelu, low, slope), values(module, low, slope)
-        assert {value.dtype for value in fast} == {dtype}
-        for found, other, wanted in zip(fast, plain, exact, strict=True):
-            assert found.isfinite().all()
-            assert error(found, wanted) <= max(error(other, wanted), 3 * torch.finfo(torch.float32).eps)
-
-
-def test_quick_gelu_is_a_kernel_and_its_gradient_two_and_it_keeps_its_input_alone() -> None:
-    x, kept = random(64).requires_grad_(), list[Tensor]()
-    with Kernels() as forward, torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        result = quick_gelu(x)
-    with Kernels() as backward:
-        result.backward(torch.ones(64))
-    assert forward.counts == {"softplus_backward": 1}
-    assert {"mul": 1, "silu_backward": 1}.items() <= backward.counts.items()
-    assert [tensor.data_ptr() for tensor in kept] == [x.data_ptr()]
 
 
 def small(quick: bool = True) -> tuple[nn.Module, Tensor]:

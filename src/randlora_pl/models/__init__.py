@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING
 from randlora_pl.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from randlora_pl.models.activation import quick_gelu
     from randlora_pl.models.catalog import MODELS, ModelRow
     from randlora_pl.models.clip import ImageTower, LoadedClip, clip_image_spec, load_clip, load_tokenizer, meta_clip
     from randlora_pl.models.execution import cast_frozen, compile_blocks
-    from randlora_pl.models.fast_layers import quick_gelu, use_fast_layers
+    from randlora_pl.models.fast_layers import use_fast_layers
     from randlora_pl.models.init_context import set_gradient_checkpointing
     from randlora_pl.models.library import library_of
     from randlora_pl.models.spec import ImageSpec, ModelIdentity

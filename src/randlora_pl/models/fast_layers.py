@@ -6,53 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from randlora_pl.models.activation import quick_gelu
 from randlora_pl.models.blocks import repeated_blocks
 from randlora_pl.utils.device import on_cuda
 
-_SCALE = 1.702
-_NO_THRESHOLD = 80.0  # sigmoid(80) is 1 in float32, and exp(80) is finite
 _QUICK_GELUS = ("open_clip.transformer.QuickGELU", "timm.layers.activations.QuickGELU")
 _SAME_DTYPE = ("open_clip.transformer.LayerNorm", "open_clip.transformer.LayerNormFp32")  # output as input
 _CAUSAL = ("open_clip.model.CLIP", "open_clip.transformer.TextTransformer")
 _NORMS = (*_SAME_DTYPE, "timm.layers.norm.LayerNorm", "torch.nn.modules.normalization.LayerNorm")
-
-
-class _QuickGELU(torch.autograd.Function):
-    """x sigmoid(1.702 x) by kernels that PyTorch has for other functions; keeps only its input.
-
-    The gradient of softplus is g sigmoid(beta x), which is QuickGELU for g = x. The gradient of SiLU,
-    g s(z) (1 + z (1 - s(z))), is QuickGELU's for z = 1.702 x. Both compute in float32 and round once.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        result: Tensor = torch.ops.aten.softplus_backward(x, x, _SCALE, _NO_THRESHOLD)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        scaled: Tensor = ctx.saved_tensors[0] * _SCALE
-        if torch.is_grad_enabled():  # PyTorch cannot derive silu_backward once more
-            share = scaled.sigmoid()
-            return gradient * share * (1 + scaled * (1 - share))
-        result: Tensor = torch.ops.aten.silu_backward(gradient, scaled)
-        return result
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """Compute QuickGELU, x sigmoid(1.702 x), in one kernel, and its gradient in two.
-
-    Written out, it is three kernels and six for the gradient, and keeps three tensors for the backward pass.
-
-    Args:
-        x: Any shape and floating dtype.
-
-    Returns:
-        A tensor of the same shape and dtype.
-    """
-    result: Tensor = _QuickGELU.apply(x)  # type: ignore[no-untyped-call]
-    return result
 
 
 class FastLayer(nn.Module):
