@@ -49,20 +49,33 @@ class Method:
     default: bool = True
 
 
-def _ours(make: Callable[..., Adapter], **options: Any) -> Adapt:
-    def adapt(model: nn.Module, targets: Targets, rank: int, dropout: float) -> None:
+class Ours:
+    """One of this program's methods.
+
+    Args:
+        make: Its class, or a function that makes it from ``rank`` and ``dropout``.
+        options: Its other options.
+    """
+
+    def __init__(self, make: Callable[..., Adapter], **options: Any) -> None:
+        self._make, self._options = make, options
+
+    def adapter(self, rank: int | dict[str, int], dropout: float, **options: Any) -> Adapter:
+        """Return the method; its own options take precedence over ``options``."""
+        return self._make(rank=rank, dropout=dropout, **(options | self._options))
+
+    def __call__(self, model: nn.Module, targets: Targets, rank: int, dropout: float) -> None:
+        """Put the method into a model."""
         try:
-            adapter = make(rank=rank, dropout=dropout, **options)
+            adapter = self.adapter(rank, dropout)
             inject(model, adapter, None if adapter.trains_base else targets)
         except UserError as error:
             raise UnavailableError(str(error)) from error
 
-    return adapt
-
 
 def ternary(sparsity: int | Literal["sqrt"] = 6, dense: bool = False) -> Adapt:
     """Return RandLoRA with ternary bases; ``dense`` takes dense products also where additions are faster."""
-    sparse = _ours(RandLoRA, basis="ternary", sparsity=sparsity)
+    sparse = Ours(RandLoRA, basis="ternary", sparsity=sparsity)
 
     def adapt(model: nn.Module, targets: Targets, rank: int, dropout: float) -> None:
         sparse(model, targets, rank, dropout)
@@ -98,18 +111,18 @@ def _pefts(kind: str, **options: Any) -> Adapt:
 
 _RANDLORA = (RANDLORA_RANK, "peft-randlora")
 METHODS = {
-    "full": Method("full fine-tuning", _ours(lambda **_: FullFineTuning())),
-    "lora": Method("LoRA-{}", _ours(LoRA), LORA_RANK, "peft-lora"),
-    "randlora": Method("RandLoRA-{}", _ours(RandLoRA), *_RANDLORA),
-    "randlora-hadamard": Method("RandLoRA-{}, hadamard", _ours(RandLoRA, basis="hadamard"), *_RANDLORA),
-    "randlora-ternary": Method("RandLoRA-{}, ternary", _ours(RandLoRA, basis="ternary"), *_RANDLORA),
+    "full": Method("full fine-tuning", Ours(lambda **_: FullFineTuning())),
+    "lora": Method("LoRA-{}", Ours(LoRA), LORA_RANK, "peft-lora"),
+    "randlora": Method("RandLoRA-{}", Ours(RandLoRA), *_RANDLORA),
+    "randlora-hadamard": Method("RandLoRA-{}, hadamard", Ours(RandLoRA, basis="hadamard"), *_RANDLORA),
+    "randlora-ternary": Method("RandLoRA-{}, ternary", Ours(RandLoRA, basis="ternary"), *_RANDLORA),
     "randlora-ternary-dense": Method(
         "RandLoRA-{}, ternary, dense products", ternary(dense=True), *_RANDLORA, default=False
     ),
-    "randlora-low": Method("RandLoRA-{}, memory low", _ours(RandLoRA, memory="low"), *_RANDLORA, default=False),
-    "dora": Method("DoRA-{}", _ours(lambda **options: DoRA(LoRA(**options))), LORA_RANK, "peft-dora", default=False),
-    "vera": Method("VeRA-{}", _ours(VeRA), VERA_RANK, "peft-vera", default=False),
-    "nola": Method("NoLA", _ours(lambda rank, dropout: NoLA(dropout=dropout)), default=False),
+    "randlora-low": Method("RandLoRA-{}, memory low", Ours(RandLoRA, memory="low"), *_RANDLORA, default=False),
+    "dora": Method("DoRA-{}", Ours(lambda **options: DoRA(LoRA(**options))), LORA_RANK, "peft-dora", default=False),
+    "vera": Method("VeRA-{}", Ours(VeRA), VERA_RANK, "peft-vera", default=False),
+    "nola": Method("NoLA", Ours(lambda rank, dropout: NoLA(dropout=dropout)), default=False),
     "peft-lora": Method("PEFT LoRA-{}", _pefts("Lora"), LORA_RANK, foreign=True),
     "peft-dora": Method("PEFT DoRA-{}", _pefts("Lora", use_dora=True), LORA_RANK, foreign=True, default=False),
     "peft-vera": Method("PEFT VeRA-{}", _pefts("Vera"), VERA_RANK, foreign=True, default=False),

@@ -1,0 +1,227 @@
+"""Training steps of the real tasks on tensors without data: model, adapter, loss, clipping and AdamW."""
+
+import gc
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from randlora_pl.adapters import Adapter
+from randlora_pl.adapters.kernels import hadamard
+from randlora_pl.bench.fake_gpu import DEVICE, cuda_rules, fake, to_fake
+from randlora_pl.bench.steps import Precision
+from randlora_pl.bench.trace import Recorder, Traced
+from randlora_pl.utils.errors import UserError
+
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class StepSetup:
+    """An optimizer step as a config describes it.
+
+    Attributes:
+        task: Name of its task: `VisionLanguageTask`, `TextHeadTask`, `LinearHeadTask` or `CausalLMTask`.
+        options: Options of the task, without the adapter.
+        batch_size: Images or texts of a micro-batch.
+        accumulate: Micro-batches of the step.
+        captions: Captions of the step that differ, for `VisionLanguageTask`.
+        tokens: Tokens of a text, all of which are learned.
+    """
+
+    task: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = 64
+    accumulate: int = 1
+    precision: Precision = "bf16"
+    captions: int = 128
+    tokens: int = 256
+
+    @property
+    def words(self) -> str:
+        """Description of the batch."""
+        decoder, clip = self.task == "CausalLMTask", self.task == "VisionLanguageTask"
+        kind = f"texts of {self.tokens} tokens" if decoder else "images"
+        times = f"{self.accumulate} x " if self.accumulate > 1 else ""
+        return f"{times}{self.batch_size} {kind}" + (f", {self.captions} captions" if clip else "")
+
+
+def trace_step(setup: StepSetup, adapter: Adapter) -> tuple[Traced, int]:
+    """Return what an optimizer step does with an adapter, and the number of parameters that train.
+
+    An earlier step has made the optimizer's state and what layers keep between steps. No data and no weights are read.
+
+    Raises:
+        UserError: The task cannot be traced, or the adapter does not fit the model.
+    """
+    task = _task(setup, adapter)
+    mode, recorder = FakeTensorMode(), Recorder()
+    to_fake(mode, task)
+    task._device = DEVICE
+    batches = [_on_device(mode, batch) for batch in _batches(setup, task)]
+    with cuda_rules(), patch.object(hadamard, "_constant", _kept()), mode, recorder:
+        recorder.hold([*task.parameters(), *task.buffers()])
+        recorder.hold(value for batch in batches for value in batch.values() if isinstance(value, Tensor))
+        optimizer = task.configure_optimizers()["optimizer"]
+        _step(task, optimizer, setup, [{**batches[0], "micro_batches": 1}])
+        gc.collect()
+        recorder.start()
+        _step(task, optimizer, setup, batches)
+    return recorder.traced, sum(one.numel() for one in task.parameters() if one.requires_grad)
+
+
+def _kept() -> Callable[[int, Tensor], Tensor]:
+    """Return `hadamard._constant` with a cache: its own takes tensors without data for a compiler's."""
+
+    @cache
+    def constant(size: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(size, size, dtype=dtype, device=DEVICE)
+
+    return lambda size, like: constant(size, like.dtype)
+
+
+def _step(task: Any, optimizer: Any, setup: StepSetup, batches: list[dict[str, Any]]) -> None:
+    """Do what Lightning does in an optimizer step; gradients of the step before stay until the first backward pass."""
+    for number, batch in enumerate(batches):
+        with _precision(setup):
+            loss = task.training_step(batch, number) / setup.accumulate
+        if number == 0:
+            optimizer.zero_grad()
+        loss.backward()
+        del loss
+    task.configure_gradient_clipping(optimizer)
+    optimizer.step()
+
+
+def _precision(setup: StepSetup) -> AbstractContextManager[Any]:
+    """Return the autocast of a forward pass; in float32 it casts nothing, but the GPU's attention runs."""
+    return torch.autocast("cuda", torch.float32 if setup.precision == "32" else torch.bfloat16)
+
+
+def _task(setup: StepSetup, adapter: Adapter) -> Any:
+    """Return the task with its model on the meta device."""
+    options = dict(setup.options)
+    if setup.precision == "bf16-frozen" and not adapter.trains_base:
+        options["frozen_dtype"] = "bfloat16"
+    else:
+        options["frozen_dtype"] = "float32"
+    if setup.task not in _BUILDERS:
+        raise UserError(f"bench trace knows no {setup.task}. It knows: {', '.join(_BUILDERS)}")
+    with torch.device("meta"):
+        task = _class(setup.task)(adapter=adapter, **options)
+        task._trainer = _trainer(setup)
+        task.log = lambda *_, **__: None
+        task.classnames = [str(number) for number in range(max(CLASSES, setup.captions))]
+        task.build = lambda: _BUILDERS[setup.task](task)
+        task.configure_model()
+        task.train()
+    return task
+
+
+def _class(name: str) -> Any:
+    from randlora_pl import language, tasks
+
+    return getattr(language if name == "CausalLMTask" else tasks, name)
+
+
+def _trainer(setup: StepSetup) -> Any:
+    """Return what tasks ask their trainer for."""
+    return SimpleNamespace(
+        precision="32-true" if setup.precision == "32" else "bf16-mixed",
+        precision_plugin=SimpleNamespace(),
+        strategy=SimpleNamespace(root_device=DEVICE),
+        accumulate_grad_batches=setup.accumulate,
+        estimated_stepping_batches=1000,
+        world_size=1,
+        global_rank=0,
+        global_step=1,
+    )
+
+
+def _clip(task: Any) -> nn.Module:
+    from randlora_pl.models.clip import meta_clip
+    from randlora_pl.models.clip_source import resolve
+
+    source = resolve(task.name, task.pretrained)
+    model: Any = meta_clip(source.name)
+    task.width = source.config["embed_dim"]
+    return model  # type: ignore[no-any-return]
+
+
+def _both_towers(task: Any) -> nn.Module:
+    model: Any = _clip(task)
+    tokens = torch.zeros(len(task.classnames), int(model.context_length), dtype=torch.int64)
+    task.register_buffer("tokens", tokens, persistent=False)
+    return model  # type: ignore[no-any-return]
+
+
+def _text_head(task: Any) -> nn.Module:
+    from randlora_pl.models import ImageTower
+
+    tower = ImageTower(_clip(task))
+    task.register_buffer("head", torch.zeros(len(task.classnames), task.width), persistent=False)
+    return tower
+
+
+def _linear_head(task: Any) -> nn.Module:
+    from randlora_pl.models import ImageTower
+    from randlora_pl.models.vit import features_of, meta_vit
+
+    if task.is_clip:
+        tower: nn.Module = ImageTower(_clip(task))
+        task._make_head(task.width)
+        return tower
+    vit = meta_vit(task.name, task.img_size)
+    task._make_head(features_of(vit))
+    return vit
+
+
+def _decoder(task: Any) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    from randlora_pl.language.models.loading import RANDOM, model_config
+    from randlora_pl.language.tasks import common
+
+    config = model_config(task.name, RANDOM, task.config_overrides)
+    model: nn.Module = AutoModelForCausalLM.from_config(config).to(getattr(torch, task.frozen_dtype))
+    task.targets = common.default_targets(task, model)
+    return model.eval()
+
+
+_BUILDERS = {
+    "VisionLanguageTask": _both_towers,
+    "TextHeadTask": _text_head,
+    "LinearHeadTask": _linear_head,
+    "CausalLMTask": _decoder,
+}
+
+
+def _batches(setup: StepSetup, task: Any) -> list[dict[str, Any]]:
+    """Return the micro-batches of the step, with tensors on the meta device."""
+    with torch.device("meta"):
+        return [_batch(setup, task) | {"micro_batch": number} for number in range(setup.accumulate)]
+
+
+def _batch(setup: StepSetup, task: Any) -> dict[str, Any]:
+    size = setup.batch_size
+    batch: dict[str, Any] = {"weight": torch.zeros(size), "micro_batches": setup.accumulate}
+    if setup.task == "CausalLMTask":
+        shape, samples = (size, setup.tokens), size * setup.accumulate
+        texts = {name: torch.zeros(shape, dtype=torch.int64) for name in ("input_ids", "attention_mask", "labels")}
+        learned = setup.tokens - 1
+        return batch | texts | {"columns": learned, "step_samples": samples, "step_tokens": samples * learned}
+    pixels = task.image_spec.size
+    batch |= {"image": torch.zeros(size, 3, pixels, pixels), "label": torch.zeros(size, dtype=torch.int64)}
+    captions = torch.zeros(setup.captions, dtype=torch.int64)
+    return batch | {"step_classes": captions, "step_counts": captions.clone()}
+
+
+def _on_device(mode: FakeTensorMode, batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: fake(mode, value) if isinstance(value, Tensor) else value for name, value in batch.items()}

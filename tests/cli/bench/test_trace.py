@@ -1,0 +1,38 @@
+import json
+from pathlib import Path
+
+from tests.support.cli import Run
+from tests.support.products import in_one_item
+
+TINY = ("bench", "trace", "--config", "tiny_clip", "--batch-size", "4", "--captions", "4")
+
+
+def test_a_step_is_traced_and_written(run: Run, tmp_path: Path) -> None:
+    done = run(*TINY, "--adapter", "randlora-ternary", "--device-model", "h100", "a100", "--operators", "3")
+    assert done.code == 0, done.err
+    assert "tiny, 4 images, 4 captions" in done.out and "LoRA-32" in done.out and "ms on A100" in done.out
+    (folder,) = (tmp_path / "runs" / "bench-trace").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["bench.json", "table.md"]
+    report = json.loads((folder / "bench.json").read_text())
+    assert [method["name"] for method in report["methods"]] == ["full", "lora", "randlora-ternary"]
+    assert all(method["seconds"]["a100"] > method["seconds"]["h100"] > 0 for method in report["methods"])
+    assert f"`{report['command']}`" in (folder / "table.md").read_text()
+    done = run(*TINY, "--methods", "lora", "--json", "--precision", "32")
+    assert done.code == 0 and json.loads(done.out)["methods"][0]["cast_bytes"] < 1000
+
+
+@in_one_item(
+    ("words", "message"),
+    [
+        (["--device-model", "h10"], "Did you mean 'h100' or 'a100'? Known: h100 a100 rtx4090"),
+        (["--methods", "randlore"], "--methods: unknown 'randlore'. Did you mean 'randlora'"),
+        (["--methods", "peft-lora"], "unknown 'peft-lora'"),
+        (["--model", "ViT-B-32"], "--config names a model already"),
+        (["--dropout", "2"], "dropout"),
+        (["--json", "--output", "x"], "Leave out one of them"),
+        (["--captions", "0"], "--captions"),
+    ],
+)
+def test_bad_input_gets_one_line(run: Run, words: list[str], message: str) -> None:
+    done = run(*TINY, *words)
+    assert done.code == 2 and message in done.err and done.err.count("\n") <= 2
