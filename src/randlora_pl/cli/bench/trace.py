@@ -17,8 +17,8 @@ from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
-    from randlora_pl.bench.trace_problems import StepSetup
-    from randlora_pl.bench.trace_table import Row
+    from randlora_pl.bench.trace.step import StepSetup
+    from randlora_pl.bench.trace.table import Row
 
 _NOTE = (
     "Counted, not measured: the training step ran on tensors without data. Time: the sum over kernels of the largest "
@@ -40,9 +40,9 @@ def trace_verb(args: list[str]) -> int:
     if typed.json and typed.output:
         raise UserError("--json prints what --output writes to bench.json. Leave out one of them")
     from randlora_pl.adapters.base import check_dropout
-    from randlora_pl.bench.roofline import device_model
-    from randlora_pl.bench.trace_problems import trace_step
-    from randlora_pl.bench.trace_table import Row, adapter_of, chosen, label_of
+    from randlora_pl.bench.trace.roofline import device_model
+    from randlora_pl.bench.trace.step import trace_step
+    from randlora_pl.bench.trace.table import Row, adapter_of, chosen, label_of
 
     devices = {name: device_model(name) for name in typed.device_model or ["h100"]}
     if typed.dropout is not None:
@@ -68,7 +68,7 @@ def trace_verb(args: list[str]) -> int:
 
     about = {"command": command("trace", args), "setup": setup_of(typed), "step": what}
     if typed.json:
-        from randlora_pl.bench.trace_table import as_json
+        from randlora_pl.bench.trace.table import as_json
 
         print(json.dumps(about | {"methods": as_json(work(lambda _: None), devices)}, indent=2))
         return 0
@@ -79,7 +79,7 @@ def trace_verb(args: list[str]) -> int:
 def _report(typed: argparse.Namespace, work: Any, what: str, about: dict[str, Any], devices: dict[str, Any]) -> None:
     """Run the work and write its table and results."""
     from randlora_pl.bench.report import markdown, write_json
-    from randlora_pl.bench.trace_table import as_json, cells, longest
+    from randlora_pl.bench.trace.table import as_json, cells, longest
 
     def note(rows: list["Row"], folder: Path) -> None:
         write_json(about | {"methods": as_json(rows, devices)}, folder / common.JSON)
@@ -99,7 +99,7 @@ def _report(typed: argparse.Namespace, work: Any, what: str, about: dict[str, An
 
 def step_setup(typed: argparse.Namespace) -> tuple["StepSetup", dict[str, Any]]:
     """Return the step of a config, or of a model, with the typed options, and the options of the config's RandLoRA."""
-    from randlora_pl.bench.trace_problems import StepSetup
+    from randlora_pl.bench.trace.step import StepSetup
 
     if typed.config and typed.model:
         raise UserError("--config names a model already. Leave out --model, or --config")

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from randlora_pl.adapters import FullFineTuning, LoRA, RandLoRA
-from randlora_pl.bench.fake_gpu import DEVICE, cuda_rules, fake
-from randlora_pl.bench.op_costs import CUSTOM, Cost
-from randlora_pl.bench.roofline import DEVICES, device_model
-from randlora_pl.bench.trace import Recorder, Traced
-from randlora_pl.bench.trace_problems import StepSetup, trace_step
+from randlora_pl.bench.trace.fake_gpu import DEVICE, cuda_rules, fake
+from randlora_pl.bench.trace.op_costs import CUSTOM, Cost
+from randlora_pl.bench.trace.recorder import Recorder, Traced
+from randlora_pl.bench.trace.roofline import DEVICES, device_model
+from randlora_pl.bench.trace.step import StepSetup, trace_step
 from randlora_pl.utils.errors import UserError
 
 TINY = {"name": "tiny", "pretrained": "random"}

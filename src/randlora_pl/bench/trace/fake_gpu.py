@@ -127,7 +127,10 @@ def _operator(name: str) -> Any:
 
 @contextmanager
 def cuda_rules() -> Iterator[None]:
-    """Let autocast, attention, dropout and groups of tensors on `DEVICE` behave as on a GPU inside the block."""
+    """Let autocast, attention, dropout and groups of tensors on `DEVICE` behave as on a GPU inside the block.
+
+    Triton counts as installed, as CUDA builds of PyTorch bring it.
+    """
     rules = _Autocast()
     make: Any = torch.library.Library
     library = make("aten", "IMPL")
@@ -152,6 +155,7 @@ def cuda_rules() -> Iterator[None]:
         for name, own in (("scaled_dot_product_attention", rules.attention), ("dropout", rules.dropout)):
             library.impl(name, own, "AutocastCUDA", allow_override=True)
         stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
+        stack.enter_context(patch("randlora_pl.adapters.kernels.triton_kernels.choice.installed", lambda: True))
         on_device = property(lambda tensor: tensor.fake_device.type == "cuda")
         stack.enter_context(patch.object(FakeTensor, "is_cuda", on_device))
         stack.enter_context(patch("torch.cuda.is_bf16_supported", lambda *_: True))

@@ -1,23 +1,20 @@
 """Training steps of the real tasks on tensors without data: model, adapter, loss, clipping and AdamW."""
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cache
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from randlora_pl.adapters import Adapter
-from randlora_pl.adapters.kernels import hadamard
-from randlora_pl.bench.fake_gpu import DEVICE, cuda_rules, fake, to_fake
 from randlora_pl.bench.steps import Precision
-from randlora_pl.bench.trace import Recorder, Traced
+from randlora_pl.bench.trace.fake_gpu import DEVICE, cuda_rules, fake, to_fake
+from randlora_pl.bench.trace.recorder import Recorder, Traced
 from randlora_pl.utils.errors import UserError
 
 CLASSES = 10
@@ -66,7 +63,7 @@ def trace_step(setup: StepSetup, adapter: Adapter) -> tuple[Traced, int]:
     to_fake(mode, task)
     task._device = DEVICE
     batches = [_on_device(mode, batch) for batch in _batches(setup, task)]
-    with cuda_rules(), patch.object(hadamard, "_constant", _kept()), mode, recorder:
+    with cuda_rules(), mode, recorder:
         recorder.hold([*task.parameters(), *task.buffers()])
         recorder.hold(value for batch in batches for value in batch.values() if isinstance(value, Tensor))
         optimizer = task.configure_optimizers()["optimizer"]
@@ -75,16 +72,6 @@ def trace_step(setup: StepSetup, adapter: Adapter) -> tuple[Traced, int]:
         recorder.start()
         _step(task, optimizer, setup, batches)
     return recorder.traced, sum(one.numel() for one in task.parameters() if one.requires_grad)
-
-
-def _kept() -> Callable[[int, Tensor], Tensor]:
-    """Return `hadamard._constant` with a cache: its own takes tensors without data for a compiler's."""
-
-    @cache
-    def constant(size: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(size, size, dtype=dtype, device=DEVICE)
-
-    return lambda size, like: constant(size, like.dtype)
 
 
 def _step(task: Any, optimizer: Any, setup: StepSetup, batches: list[dict[str, Any]]) -> None:

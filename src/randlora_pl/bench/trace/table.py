@@ -6,9 +6,9 @@ from typing import Any
 
 from randlora_pl.adapters import Adapter
 from randlora_pl.bench.methods import METHODS, Ours, language_rank
-from randlora_pl.bench.roofline import DeviceModel
-from randlora_pl.bench.trace import Traced
-from randlora_pl.bench.trace_problems import StepSetup
+from randlora_pl.bench.trace.recorder import Traced
+from randlora_pl.bench.trace.roofline import DeviceModel
+from randlora_pl.bench.trace.step import StepSetup
 from randlora_pl.utils.errors import UserError, near
 
 DEFAULT = ("full", "lora", "randlora", "randlora-hadamard")

@@ -1,4 +1,4 @@
-"""What a training step asks of a GPU, counted call by call on tensors without data."""
+"""Record of a training step, call by call, on tensors without data."""
 
 import weakref
 from collections import defaultdict
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from randlora_pl.bench.fake_gpu import DEVICE
-from randlora_pl.bench.op_costs import Cost, cost_of, is_free, products_dtype, tensors_in
-from randlora_pl.bench.roofline import DeviceModel
+from randlora_pl.bench.trace.fake_gpu import DEVICE
+from randlora_pl.bench.trace.op_costs import Cost, cost_of, is_free, products_dtype, tensors_in
+from randlora_pl.bench.trace.roofline import DeviceModel
 
 _CPU = torch.device("cpu")
 

@@ -1,0 +1,1 @@
+"""Training steps on tensors without data: what they would ask of a GPU, call by call."""
