@@ -14,7 +14,7 @@ OTHER_NAMES |= {"dense_a": "a_basis"}
 
 
 def with_present_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a method's options from a file with those of earlier versions under their present names.
+    """Return a method's options from a file, older ones under their present names.
 
     ``dense_a`` of RandLoRA, true or false, is ``a_basis``, uniform or same.
     """

@@ -1,7 +1,7 @@
 """A GPU that is not there: tensors without data that say they are on CUDA, and CUDA's rules for them.
 
-On a build of PyTorch without CUDA, autograd cannot run on tensors whose device is CUDA in C++. So C++ is told that they
-are on the CPU while Python sees CUDA, and what C++ would decide by the device is decided here: autocast's casts, which
+On a build of PyTorch without CUDA, autograd cannot run on tensors whose device is CUDA in C++. So C++ sees them
+on the CPU while Python sees CUDA, and what C++ would decide by the device is decided here: autocast's casts, which
 attention runs, and dropout in one kernel. The same happens on a machine with a GPU, so that counts are equal anywhere.
 """
 

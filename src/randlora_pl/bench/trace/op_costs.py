@@ -50,7 +50,7 @@ _BLOCKS, _CHUNK = 320, 65536
 
 
 def size_of(tensor: Tensor) -> int:
-    """Return the bytes of a tensor's entries, those of an expanded dimension once."""
+    """Return the bytes of a tensor's entries, where an expanded dimension counts once."""
     sides = [1 if stride == 0 else side for side, stride in zip(tensor.shape, tensor.stride(), strict=True)]
     return math.prod(sides) * tensor.element_size()
 

@@ -9,7 +9,7 @@ from randlora_pl.utils.errors import UserError, near
 
 @dataclass(frozen=True)
 class DeviceModel:
-    """Rates that kernels reach on a GPU, which are below those of its data sheet.
+    """Rates that kernels reach on a GPU, below the rates in its data sheet.
 
     Attributes:
         label: Name in tables.

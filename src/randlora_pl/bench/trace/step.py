@@ -80,7 +80,7 @@ def _step(task: Any, optimizer: Any, setup: StepSetup, batches: list[dict[str, A
         with _precision(setup):
             loss = task.training_step(batch, number) / setup.accumulate
         if number == 0:
-            optimizer.zero_grad()
+            task.optimizer_zero_grad(0, number, optimizer)
         loss.backward()
         del loss
     task.configure_gradient_clipping(optimizer)
@@ -129,6 +129,7 @@ def _trainer(setup: StepSetup) -> Any:
         world_size=1,
         global_rank=0,
         global_step=1,
+        progress_bar_callback=None,
     )
 
 

@@ -101,8 +101,8 @@ Count what a training step costs on a GPU, without one: kernels, operations, byt
   randlora-pl bench trace --config clip_vitl14
   randlora-pl bench trace --model ViT-B-32 --adapter randlora-ternary --device-model h100 a100
 
-The real step runs on tensors without data, and nothing is downloaded. Times are those of kernels at rates that good
-ones reach, also relative to full fine-tuning and LoRA.
+The real step runs on tensors without data, and nothing is downloaded. Times are sums over kernels, at rates that good
+ones reach, and relative to full fine-tuning and LoRA.
 
   --config NAME        A bundled config or a file, whose options are the defaults below (default: clip_vitb32)
   --model NAME         Instead: a model of open_clip or timm, or a decoder; its bundled config if it has one
