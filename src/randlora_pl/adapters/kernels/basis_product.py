@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from randlora_pl.adapters.kernels.copies import Copies
+from randlora_pl.adapters.kernels.float16 import POWER, enlarged, shrunk
 from randlora_pl.adapters.kernels.flop_choice import Choice, cheapest, cheapest_alone
 from randlora_pl.adapters.kernels.hadamard import Hadamard
 from randlora_pl.adapters.kernels.rounding import added
@@ -37,20 +38,21 @@ class Stored:
         self.width = self.inner = count * rank
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
-        """Return B in a dtype, (D, `rows`), a view of the shared copy."""
+        """Return B in a dtype, (D, `rows`), a view of the shared copy; in float16 times 2^-12: see `float16`."""
         _, most, largest = self.b.shape
         padded = self._padded(dtype)
-        if not padded and dtype == self.b.dtype and (self.rank == largest or self.rank == 1 or self.count == 1):
+        same = dtype == self.b.dtype != torch.float16
+        if not padded and same and (self.rank == largest or self.rank == 1 or self.count == 1):
             return self.b[: self.large, : self.count, : self.rank].flatten(1)  # a view
         count = most if padded else self.count
 
         def copy() -> Tensor:
             flat = self.b[:, :count, : self.rank].flatten(1)
             if not padded:
-                return flat.to(dtype, copy=True)
+                return shrunk(flat.to(dtype, copy=True))
             whole = flat.new_zeros(len(flat), -(-flat.shape[1] // 64) * 64, dtype=dtype)
             whole[:, : flat.shape[1]] = flat
-            return whole
+            return shrunk(whole)
 
         return self.copies.get((dtype, count, self.rank), self.b, copy)[: self.large, : self.rows(dtype)]
 
@@ -67,10 +69,10 @@ class Stored:
         stack = stack.to(dtype)
         return pad(stack, (0, 0) * (stack.dim() - 1) + (0, missing)) if missing else stack
 
-    def add_to(self, weight: Tensor, mixed: Tensor, transposed: bool) -> Tensor:
-        """Add B S (D, d), or its transpose, to a weight in place; ``mixed`` is the result of `mixed`."""
+    def add_to(self, weight: Tensor, mixed: Tensor, transposed: bool, factor: float = 1.0) -> Tensor:
+        """Add ``factor`` B S (D, d), or its transpose, to a weight in place; ``mixed`` is the result of `mixed`."""
         b = self.matrix(weight.dtype)
-        return weight.addmm_(mixed.T, b.T) if transposed else weight.addmm_(b, mixed)
+        return weight.addmm_(*((mixed.T, b.T) if transposed else (b, mixed)), alpha=factor)
 
     def project(self, tokens: Tensor) -> Tensor:
         """Return ``tokens @ B``, (T, `rows`), for tokens (T, D)."""
@@ -211,7 +213,11 @@ def effective(weight: Tensor | None, basis: Stored | Hadamard, mixed: Tensor, fo
     """
     if weight is not None and weight.dtype == form.dtype and weight.dtype != torch.bfloat16:
         return basis.add_to(weight.clone(memory_format=torch.contiguous_format), mixed, form.transposed).to(dtype)
-    delta = basis.add_to(torch.zeros(form.shape, dtype=form.dtype, device=mixed.device), mixed, form.transposed)
+    zeros = torch.zeros(form.shape, dtype=form.dtype, device=mixed.device)
+    if form.dtype == torch.float16:  # B S is as small as S
+        delta = basis.add_to(zeros, mixed, form.transposed, POWER).float().mul_(1 / POWER)
+    else:
+        delta = basis.add_to(zeros, mixed, form.transposed)
     return (delta if weight is None else added(weight, delta)).to(dtype)
 
 
@@ -219,6 +225,7 @@ def mixed_stack(
     basis: Stored | Hadamard, lambdas: Tensor, gammas: Tensor, a: Tensor, form: Form, dtype: torch.dtype
 ) -> Tensor:
     """Return S as products with B need it, in ``dtype``: see `mixed` of the bases."""
+    scales = (*form.scales, *enlarged(dtype))
     if isinstance(basis, Hadamard):
-        return basis.mixed(stacked(lambdas, gammas, a, form.peft, form.scales), dtype)
-    return stacked(lambdas, gammas, a, form.peft, form.scales, dtype, basis.rows(dtype))
+        return basis.mixed(stacked(lambdas, gammas, a, form.peft, scales), dtype)
+    return stacked(lambdas, gammas, a, form.peft, scales, dtype, basis.rows(dtype))

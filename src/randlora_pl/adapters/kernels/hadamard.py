@@ -24,6 +24,7 @@ from torch.nn.functional import pad
 
 from randlora_pl.adapters.kernels.copies import Copies
 from randlora_pl.adapters.kernels.dropout import in_parts
+from randlora_pl.adapters.kernels.float16 import shrunk
 
 STRUCTURE = "hadamard/1"
 """Name and version of the structure, part of the fingerprint; changes whenever an entry would change."""
@@ -107,11 +108,11 @@ class Hadamard:
         return result
 
     def signed_blocks(self, piece: Piece, dtype: torch.dtype) -> Tensor:
-        """Return H diag(s) of each block of a piece, (number, height, b)."""
+        """Return H diag(s) of each block of a piece, (number, height, b); in float16 times 2^-12: see `float16`."""
 
         def make() -> Tensor:
             signs = self.signs[piece.start : piece.start + piece.number * self.block, 0].to(dtype)
-            return self.orthogonal(self.block, dtype)[: piece.height] * signs.reshape(-1, 1, self.block)
+            return shrunk(self.orthogonal(self.block, dtype)[: piece.height] * signs.reshape(-1, 1, self.block))
 
         return self.copies.get((piece, self.block, dtype), self.signs, make)
 
@@ -146,14 +147,15 @@ class Hadamard:
         whole, rest = divmod(self.columns, self.small)
         return torch.cat([stack] * whole + [stack[:rest]])
 
-    def add_to(self, weight: Tensor, mixed: Tensor, transposed: bool) -> Tensor:
-        """Add B S (D, d), or its transpose, to a weight, in place unless compiling.
+    def add_to(self, weight: Tensor, mixed: Tensor, transposed: bool, factor: float = 1.0) -> Tensor:
+        """Add ``factor`` B S (D, d), or its transpose, to a weight, in place unless compiling.
 
         ``mixed`` is the result of `mixed` in the weight's dtype.
         """
         parts = []
         for piece in self.pieces():
             signed, part = self.signed_blocks(piece, weight.dtype), mixed[piece.first : piece.first + piece.number]
+            signed = signed if factor == 1 else signed * factor
             if torch.compiler.is_compiling():  # the compiler cannot write to blocks of columns
                 parts.append(torch.bmm(signed, part).flatten(0, 1))
             elif transposed:

@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from randlora_pl.adapters.kernels.basis_product import Form, Stored, effective, mixed_stack, unstacked
 from randlora_pl.adapters.kernels.dropout import in_parts, masked
+from randlora_pl.adapters.kernels.float16 import enlarged
 from randlora_pl.adapters.kernels.hadamard import Hadamard
 
 _PROBES = 13  # does not divide usual numbers of tokens, so that probes do not always hit an image's first token
@@ -48,7 +49,7 @@ class SumOfBases(torch.autograd.Function):
         ctx.basis, ctx.form = basis, form
         with without_autocast(lambdas):
             mixed = mixed_stack(basis, lambdas, gammas, a, form, form.dtype)
-            return effective(None, basis, mixed, form, form.dtype)
+            return effective(None, basis, mixed, form, lambdas.dtype if form.dtype == torch.float16 else form.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -59,7 +60,8 @@ class SumOfBases(torch.autograd.Function):
             gradient = gradients[0].to(form.dtype)
             stack = basis.reduce(gradient.T if form.transposed else gradient)
             stack = basis.unmixed(stack, lambdas.dtype)
-            return *unstacked(stack, lambdas, gammas, a, form.peft, form.scales), None, None, None
+            scales = (*form.scales, *enlarged(form.dtype))
+            return *unstacked(stack, lambdas, gammas, a, form.peft, scales), None, None, None
 
 
 class AdaptedProduct(torch.autograd.Function):
@@ -138,8 +140,9 @@ class AdaptedProduct(torch.autograd.Function):
                     stack = basis.contract(basis.project(many) if projected is None else projected, few)
                 else:
                     stack = basis.reduce((many.T @ few).to(form.dtype))
+                scales = (*form.scales, *enlarged(stack.dtype))
                 stack = basis.unmixed(stack, lambdas.dtype)
-                grad_lambdas, grad_gammas = unstacked(stack, lambdas, gammas, a, form.peft, form.scales)
+                grad_lambdas, grad_gammas = unstacked(stack, lambdas, gammas, a, form.peft, scales)
             grad_bias = gradient.sum(0) if need_bias else None
         if grad_x is not None:
             whole = grad_x if rows is None else grad_x.new_zeros(tokens, in_features).index_copy_(0, rows, grad_x)
