@@ -39,10 +39,10 @@ class Sparse(Stored):
         super().__init__(b, large, count, rank, copies)
         self.width = math.ceil(ADDITION * density(b, copies) * self.inner)
 
-    def add_to(self, weight: Tensor, mixed: Tensor, transposed: bool) -> Tensor:
-        """Add B S (D, d), or its transpose, to a weight in place."""
-        if weight.dtype != torch.float32:
-            return super().add_to(weight, mixed, transposed)
+    def add_to(self, weight: Tensor, mixed: Tensor, transposed: bool, factor: float = 1.0) -> Tensor:
+        """Add ``factor`` B S (D, d), or its transpose, to a weight in place."""
+        if weight.dtype != torch.float32 or factor != 1:
+            return super().add_to(weight, mixed, transposed, factor)
         for part, sums in self._sums(mixed, columns=False):
             if transposed:
                 weight[part] += sums.T
