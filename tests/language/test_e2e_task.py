@@ -14,11 +14,12 @@ from randlora_pl.callbacks import WrittenAnswers
 from randlora_pl.language.data.batches import Tokens
 from randlora_pl.language.data.prompts_module import TextData
 from randlora_pl.language.metrics.text_scores import generation_scores
-from randlora_pl.language.models.generate import learned_columns, token_losses
+from randlora_pl.language.models.token_losses import token_losses
 from randlora_pl.language.models.tokenization import collate
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.tasks import make_trainer
 from randlora_pl.utils.errors import UserError
+from tests.support.products import in_one_item
 
 from .files import write_e2e
 from .small import fit, make, trained
@@ -77,7 +78,7 @@ def test_tokens_of_a_joined_text_would_be_others() -> None:
     assert tokenizer.decode([number for number in apart if number != end]) == meaning + reference
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@in_one_item("side", ["left", "right"])
 def test_padding_moves_no_position(side: Any) -> None:
     """GPT-2 embeds absolute positions: losses of a padded batch are those of each sample alone, on either side."""
     task = gpt2(targets=["lm_head"])
@@ -89,7 +90,7 @@ def test_padding_moves_no_position(side: Any) -> None:
     ]
     samples = [Tokens([encode_one(task.vocabulary, pair, 512, True, True)], 0)[0] for pair in pairs]
     batch = collate(samples, 0, side, 16)
-    together = token_losses(task.model, batch, learned_columns(batch["labels"]), 0.1)[0].sum(1)
+    together = token_losses(task.model, batch, 0.1)[0].sum(1)
     for sample, found in zip(samples, together, strict=True):
         ids = torch.tensor([sample.input_ids])
         logits = task.model(ids).logits[0, :-1]

@@ -13,12 +13,11 @@ from transformers.generation import configuration_utils
 from randlora_pl.language.models.generate import (
     Decoding,
     choose_options,
-    learned_columns,
-    token_losses,
     write_texts,
     write_tokens,
 )
 from randlora_pl.language.models.loading import checkpoint_blocks
+from randlora_pl.language.models.token_losses import token_losses
 from randlora_pl.language.models.tokenization import Encoded, collate, encode_prompt
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.utils.errors import UserError
@@ -161,13 +160,6 @@ def test_the_likeliest_option_is_chosen(task: CausalLMTask) -> None:
         assert found == scores.index(max(scores))
 
 
-def test_only_columns_with_labels_are_looked_at() -> None:
-    labels = torch.tensor([[-100, -100, -100, 4, 5], [-100, -100, -100, -100, 7]])
-    assert learned_columns(labels) == 2
-    assert learned_columns(torch.full((2, 5), -100)) == 1
-    assert learned_columns(torch.ones(2, 5, dtype=torch.int64)) == 4
-
-
 def test_a_models_own_rules_of_generation_are_left_out(task: CausalLMTask) -> None:
     """Files of chat models say that they sample and punish repetitions; the search is the plain one."""
     model: Any = task.model
@@ -202,11 +194,11 @@ def test_a_text_beyond_learned_positions_is_told(tokenizer: Path) -> None:
     with pytest.raises(UserError, match=r"--model.max_new_tokens"):
         write_texts(task.model, task.vocabulary, asked, Decoding(1, 6), 0)
     with pytest.raises(UserError, match=r"--data\.cutoff"):
-        token_losses(task.model, collate([Encoded([3] * 21, [3] * 21, 21)], 0), 20)
-    token_losses(task.model, collate([Encoded([3] * 20, [3] * 20, 20)], 0), 19)
+        token_losses(task.model, collate([Encoded([3] * 21, [3] * 21, 21)], 0))
+    token_losses(task.model, collate([Encoded([3] * 20, [3] * 20, 20)], 0))
     rotary = make(tokenizer, overrides={"max_position_embeddings": 20})
     rotary.configure_model()
-    token_losses(rotary.model, collate([Encoded([3] * 30, [3] * 30, 30)], 0), 29)
+    token_losses(rotary.model, collate([Encoded([3] * 30, [3] * 30, 30)], 0))
 
 
 def test_options_without_tokens_are_refused(task: CausalLMTask) -> None:
@@ -245,5 +237,5 @@ def test_blocks_that_recompute_in_training_keep_keys_and_values_in_tests(task: C
 def test_other_tables_of_positions_end_too(kind: str) -> None:
     model = small(kind, n_embd=32, n_layer=1, n_head=4, rotary_dim=4, n_positions=20)
     with pytest.raises(UserError, match=f"21 tokens, and {kind} has 20 positions"):
-        token_losses(model, collate([Encoded([3] * 21, [3] * 21, 21)], 0), 20)
-    token_losses(model, collate([Encoded([3] * 20, [3] * 20, 20)], 0, multiple=4), 19)
+        token_losses(model, collate([Encoded([3] * 21, [3] * 21, 21)], 0))
+    token_losses(model, collate([Encoded([3] * 20, [3] * 20, 20)], 0, multiple=4))

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from randlora_pl.language.models import loading
 from randlora_pl.language.tasks import causal_lm
@@ -17,7 +16,7 @@ def test_quantized_weights_are_multiplied_in_the_precision_of_the_training(monke
     asked: dict[str, Any] = {}
     monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(transformers, "BitsAndBytesConfig", lambda **how: asked.update(how))
+    monkeypatch.setattr("transformers.BitsAndBytesConfig", lambda **how: asked.update(how))
 
     def load(*args: Any, quantize: Any, dtype: torch.dtype, compute: torch.dtype | None, **kwargs: Any) -> Any:
         loading._quantization(quantize, compute or dtype)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters import LoRA, RandLoRA, VeRA
-from randlora_pl.language.models.generate import learned_columns
 from randlora_pl.language.models.tokenization import collate, encode_all, pad_id
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.tasks import make_trainer
@@ -80,39 +79,15 @@ def test_the_loss_of_a_step_is_the_mean_over_its_tokens(toy: Path, tokenizer: Pa
 
 def test_validation_has_no_label_smoothing(toy: Path, tokenizer: Path) -> None:
     from randlora_pl.language.data.batches import Tokens
-    from randlora_pl.language.models.generate import learned_columns
-    from randlora_pl.language.models.tokenization import collate
     from tests.language.tokenizers import encode_one
 
     task = make(tokenizer, label_smoothing=0.5)
     task.configure_model()
-    batch: dict[str, Any] = collate([Tokens([encode_one(task.vocabulary, ("red old", " tall"))], 0)[0]], 0)
-    batch["columns"] = learned_columns(batch["labels"])
+    batch = Tokens([encode_one(task.vocabulary, ("red old", " tall"))], 0).batch([0])
     smooth = float(task.train().sample_losses(batch)[0].detach())
     plain = float(task.eval().sample_losses(batch)[0].detach())
     task.label_smoothing = 0.0
     assert plain == pytest.approx(float(task.train().sample_losses(batch)[0].detach())) != pytest.approx(smooth)
-
-
-def test_a_samples_loss_does_not_depend_on_its_batch(tokenizer: Path) -> None:
-    """Left padding moves neither positions nor attention, also where positions are embedded (GPT-2)."""
-    from randlora_pl.language.data.batches import Tokens
-    from randlora_pl.language.models.generate import learned_columns, token_losses
-    from randlora_pl.language.models.tokenization import collate
-    from tests.language.tokenizers import encode_one
-
-    for kind, targets in (("qwen2", None), ("gpt2", ["lm_head"])):
-        task = make(tokenizer, kind, targets=targets, overrides={"tie_word_embeddings": False})
-        task.configure_model()
-        pairs = [("red old", " tall"), ("dry " * 15, " new wet")]
-        tokens = Tokens((encode_one(task.vocabulary, pair) for pair in pairs), 0)
-        samples = [tokens[number] for number in range(len(pairs))]
-        batch = collate(samples, 0)
-        together = token_losses(task.model, batch, learned_columns(batch["labels"]))[0].sum(1)
-        for number, sample in enumerate(samples):
-            alone = collate([sample], 0, multiple=1)
-            loss = token_losses(task.model, alone, learned_columns(alone["labels"]))[0].sum()
-            assert float(loss.detach()) == pytest.approx(float(together[number].detach()), rel=1e-4)
 
 
 @pytest.mark.parametrize("step", [1, 3])
@@ -198,7 +173,7 @@ def test_a_loader_of_ones_own_trains(tokenizer: Path) -> None:
     task = make(tokenizer, loss_average="samples")
     encoded, _ = encode_all(task.vocabulary, [("red old", "tall")] * 4, 32)
     batch = collate(encoded, pad_id(task.vocabulary))
-    batch |= {"columns": learned_columns(batch["labels"]), "weight": torch.full((4,), 0.25), "index": torch.arange(4)}
+    batch |= {"weight": torch.full((4,), 0.25), "index": torch.arange(4)}
     trainer = make_trainer(max_steps=2, accelerator="cpu")
     trainer.fit(task, train_dataloaders=torch.utils.data.DataLoader([batch, batch], batch_size=None))
     assert trainer.global_step == 2

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from randlora_pl.data.loading.loader import Batch
 from randlora_pl.data.sampling.schedule import EvalSchedule, TrainSchedule
-from randlora_pl.language.models.generate import learned_columns
-from randlora_pl.language.models.tokenization import IGNORED, Encoded, collate, collate_sentences
+from randlora_pl.language.models.token_losses import learned_positions
+from randlora_pl.language.models.tokenization import IGNORED, Encoded, Side, collate, collate_sentences
 
 MULTIPLE = 8
 """Batches are padded to a multiple of this, as in the paper's scripts."""
@@ -65,29 +65,30 @@ class Tokens(TextSamples):
     Args:
         encoded: The samples.
         pad: Number to pad with.
+        side: Side of the padding: ``right`` to learn, ``left`` to write.
 
     Attributes:
         counted: int64 (samples,), tokens of each that are learned; the first of a text is predicted by nothing.
     """
 
-    def __init__(self, encoded: Iterable[Encoded], pad: int) -> None:
+    def __init__(self, encoded: Iterable[Encoded], pad: int, side: Side = "right") -> None:
         samples = list(encoded)
         super().__init__({"input_ids": [s.input_ids for s in samples], "labels": [s.labels for s in samples]})
-        self._columns["labels"][self._ends[:-1]] = IGNORED  # the padding before a text would predict its first token
+        self._columns["labels"][self._ends[:-1]] = IGNORED  # predicted by nothing
         counts = [sum(label != IGNORED for label in sample.labels[1:]) for sample in samples]
         self.counted = torch.tensor(counts, dtype=torch.int64)
-        self.pad = pad
+        self.pad, self.side = pad, side
 
     def __getitem__(self, number: int) -> Encoded:
         return Encoded(**self._row(number), full_length=int(self.lengths[number]))
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return a left-padded batch: ``input_ids``, ``attention_mask``, ``labels`` (b, length) int64, ``columns``.
+        """Return a padded batch: ``input_ids``, ``attention_mask`` and ``labels`` (b, length) int64, and ``padding``.
 
-        For the last see `learned_columns`.
+        With the `learned_positions`, for which a device would have to wait.
         """
-        texts = collate([self[index] for index in indices], self.pad, "left", MULTIPLE)
-        return {**texts, "columns": learned_columns(texts["labels"])}
+        texts = collate([self[index] for index in indices], self.pad, self.side, MULTIPLE)
+        return {**texts, "learned": learned_positions(texts["labels"]), "padding": self.side}
 
     def step_entries(self, indices: Tensor) -> Batch:
         """Return the samples and learned tokens of all ranks and micro-batches."""

@@ -92,7 +92,7 @@ class TextData(TokenData):
                 prompts = [encode_prompt(self._tokenizer, item.prompt, self.separate) for item in self.items]
                 if empty := sum(not ids for ids in prompts):
                     raise UserError(f"{empty:,} of {len(prompts):,} prompts of the tests have no token")
-                self._held["test"] = Tokens((Encoded(ids, ids, len(ids)) for ids in prompts), self.pad)
+                self._held["test"] = Tokens((Encoded(ids, ids, len(ids)) for ids in prompts), self.pad, "left")
 
     def check_test(self) -> None:
         """Read the questions, which are kept for the test, and look for what scores them."""

@@ -9,10 +9,10 @@ from itertools import islice
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.language.models.positions import check_positions
+from randlora_pl.language.models.token_losses import learned_positions, token_losses
 from randlora_pl.language.models.tokenization import IGNORED, Encoded, collate
 from randlora_pl.utils.errors import UserError
 
@@ -128,48 +128,6 @@ def _without_its_own_rules(model: Any) -> Iterator[None]:
         model.generation_config = own
 
 
-def learned_columns(labels: Tensor) -> int:
-    """Return the number of last columns of (b, length) labels with all labels of the loss, without masked prompts.
-
-    The vocabulary is so large that the logits of the other columns are most of the work of a short completion.
-    """
-    columns = (labels[:, 1:] != IGNORED).any(0).nonzero()
-    return labels.shape[1] - 1 - int(columns[0]) if len(columns) else 1
-
-
-def token_losses(
-    model: nn.Module, batch: dict[str, Any], columns: int, smoothing: float = 0.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss of every next token.
-
-    Positions are counted from the first token that is not padding, so that a sample's loss does not depend on the
-    others of its batch.
-
-    Args:
-        model: A decoder of transformers.
-        batch: ``input_ids``, ``attention_mask`` and ``labels`` (b, length).
-        columns: Number of the last labels to look at (`learned_columns`).
-        smoothing: Label smoothing.
-
-    Returns:
-        Losses (b, columns), 0 where the label is ignored; whether the likeliest token is the right one; and which
-        count, both bool (b, columns).
-
-    Raises:
-        UserError: A sample is longer than the model's positions.
-    """
-    mask = batch["attention_mask"]
-    check_positions(model, mask)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": mask, "position_ids": positions}
-    out = model(**inputs, use_cache=False, logits_to_keep=columns + 1)
-    logits, labels = out.logits[:, :-1].float(), batch["labels"][:, -columns:]
-    losses = F.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED, label_smoothing=smoothing
-    )
-    return losses.view_as(labels), logits.detach().argmax(-1) == labels, labels != IGNORED
-
-
 @torch.no_grad()
 def choose_options(
     model: nn.Module,
@@ -205,9 +163,10 @@ def choose_options(
     ]
     scores: list[float] = []
     for start in range(0, len(rows), max(len(prompts), 1)):  # as much memory as for one option of each
-        batch = collate(rows[start : start + len(prompts)], pad)
-        columns = learned_columns(batch["labels"])
-        losses, _, counted = token_losses(model, {name: value.to(device) for name, value in batch.items()}, columns)
+        batch = collate(rows[start : start + len(prompts)], pad, "right")
+        batch["learned"] = learned_positions(batch["labels"])
+        here: dict[str, Any] = {name: value.to(device) for name, value in batch.items()}
+        losses, _, counted = token_losses(model, {**here, "padding": "right"})
         scores += (losses.sum(1) / counted.sum(1).clamp(min=1)).tolist()
     chosen, left = [], iter(scores)
     for some in options:

@@ -10,9 +10,10 @@ from torchmetrics import MeanMetric
 
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.language.models.classifier import evaluating
-from randlora_pl.language.models.generate import Decoding, choose_options, token_losses, write_texts
+from randlora_pl.language.models.generate import Decoding, choose_options, write_texts
 from randlora_pl.language.models.loading import Quantize, load_causal
 from randlora_pl.language.models.positions import check_positions, check_prompts
+from randlora_pl.language.models.token_losses import token_losses
 from randlora_pl.language.models.tokenization import IGNORED, collate, encode_prompt, pad_id
 from randlora_pl.language.tasks import common
 from randlora_pl.language.tasks.generated import cleaned, corpus_scores, gathered
@@ -148,7 +149,7 @@ class CausalLMTask(AdaptationTask):
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the mean loss (b,) of each sample's learned tokens, and the fraction of them predicted right (b,)."""
         smoothing = self.label_smoothing if self.training else 0.0
-        losses, right, counted = token_losses(self.model, batch, batch["columns"], smoothing)
+        losses, right, counted = token_losses(self.model, batch, smoothing)
         count = counted.sum(1).clamp(min=1)
         loss: Tensor = losses.sum(1) / count
         return loss, (right & counted).sum(1) / count
