@@ -114,6 +114,9 @@ def token_problem(model: str, samples: int, tokens: int, overrides: Mapping[str,
 
 def _predicted(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
     """Return the cross-entropy of each next token."""
+    from randlora_pl.language.models.token_losses import token_losses
+
     (ids,) = batch
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    learned = torch.arange(ids.numel(), device=ids.device).view_as(ids)[:, :-1].flatten()
+    texts = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "learned": learned}
+    return token_losses(model, {**texts, "padding": "right"})[0].mean()

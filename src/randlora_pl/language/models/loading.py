@@ -126,6 +126,8 @@ def _refuse_encoder(config: Any, name: str) -> None:
     """Refuse BERT, RoBERTa and similar encoders, which transformers builds as decoders that read ahead."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
+    if config.model_type == "cpmant":  # it reads its own mask from the tokens, and training pads on the right
+        raise UserError(f"{name} (cpmant) needs padding on the left. Choose another decoder (--model.name).")
     if config.model_type in ENCODERS and not getattr(config, "is_decoder", True) and not config.is_encoder_decoder:
         raise UserError(
             f"{name} is an encoder ({config.model_type}), which sees the text behind each token and cannot learn to "
