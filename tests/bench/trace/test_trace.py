@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from randlora_pl.adapters import FullFineTuning, LoRA, RandLoRA
+from randlora_pl.bench.trace.custom_costs import CUSTOM, Cost
 from randlora_pl.bench.trace.fake_gpu import DEVICE, cuda_rules, fake
-from randlora_pl.bench.trace.op_costs import CUSTOM, Cost
 from randlora_pl.bench.trace.recorder import Recorder, Traced
 from randlora_pl.bench.trace.roofline import DEVICES, device_model
 from randlora_pl.bench.trace.step import StepSetup, trace_step

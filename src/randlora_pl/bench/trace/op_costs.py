@@ -1,36 +1,13 @@
-"""Bytes and operations of ATen and custom operators, from their shapes."""
+"""Bytes and operations of ATen's operators, from their shapes."""
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from randlora_pl.bench.flops import counter
-
-
-class Cost(NamedTuple):
-    """Cost of a call.
-
-    Attributes:
-        flops: Operations of matrix products, convolutions and attention.
-        read: Bytes read.
-        written: Bytes written.
-        launches: Kernels that it starts.
-    """
-
-    flops: int
-    read: int
-    written: int
-    launches: int = 1
-
-
-Formula = Callable[[Sequence[Any], Any], Cost]
-"""Gives the cost from the arguments of a call, by position, and its result."""
-
-CUSTOM: dict[str, Formula] = {}
-"""Formulas of custom operators by name, such as ``randlora_pl::build``; others cost their inputs and outputs."""
+from randlora_pl.bench.trace.custom_costs import CUSTOM, Cost, size_of
 
 _FLOPS = counter().flop_registry
 _FREE = {
@@ -47,12 +24,6 @@ _PER_LAUNCH = 36
 """Tensors of one launch of an operator on lists of tensors (aten/src/ATen/native/cuda/MultiTensorApply.cuh)."""
 _BLOCKS, _CHUNK = 320, 65536
 """Blocks of one launch, and entries of a block."""
-
-
-def size_of(tensor: Tensor) -> int:
-    """Return the bytes of a tensor's entries, where an expanded dimension counts once."""
-    sides = [1 if stride == 0 else side for side, stride in zip(tensor.shape, tensor.stride(), strict=True)]
-    return math.prod(sides) * tensor.element_size()
 
 
 def tensors_in(values: Any) -> list[Tensor]:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from randlora_pl.bench.trace.custom_costs import Cost
 from randlora_pl.bench.trace.fake_gpu import DEVICE
-from randlora_pl.bench.trace.op_costs import Cost, cost_of, is_free, products_dtype, tensors_in
+from randlora_pl.bench.trace.op_costs import cost_of, is_free, products_dtype, tensors_in
 from randlora_pl.bench.trace.roofline import DeviceModel
 
 _CPU = torch.device("cpu")
@@ -142,7 +143,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return  # C++ did not know that it is on the device already
             cast = source.dtype != outputs[0].dtype
         cost = cost_of(func, args, kwargs, result, changed, new)
-        self.traced.calls.append(Call(name, cost, products_dtype(args), cast))
+        self.traced.calls.append(Call(name, cost, cost.dtype or products_dtype(args), cast))
 
     def _hold(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
