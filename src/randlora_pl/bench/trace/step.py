@@ -202,9 +202,12 @@ def _batch(setup: StepSetup, task: Any) -> dict[str, Any]:
     batch: dict[str, Any] = {"weight": torch.zeros(size), "micro_batches": setup.accumulate}
     if setup.task == "CausalLMTask":
         shape, samples = (size, setup.tokens), size * setup.accumulate
-        texts = {name: torch.zeros(shape, dtype=torch.int64) for name in ("input_ids", "attention_mask", "labels")}
-        learned = setup.tokens - 1
-        return batch | texts | {"columns": learned, "step_samples": samples, "step_tokens": samples * learned}
+        texts: dict[str, Any] = {
+            name: torch.zeros(shape, dtype=torch.int64) for name in ("input_ids", "attention_mask", "labels")
+        }
+        learned = torch.zeros(size * (setup.tokens - 1), dtype=torch.int64)
+        tokens = {"step_samples": samples, "step_tokens": len(learned) * setup.accumulate}
+        return batch | texts | {"learned": learned, "padding": "right"} | tokens
     pixels = task.image_spec.size
     batch |= {"image": torch.zeros(size, 3, pixels, pixels), "label": torch.zeros(size, dtype=torch.int64)}
     captions = torch.zeros(setup.captions, dtype=torch.int64)
