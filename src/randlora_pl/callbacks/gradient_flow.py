@@ -3,6 +3,7 @@
 import logging
 from typing import Literal
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
@@ -37,7 +38,9 @@ class GradientFlow(Callback):
         if self._steps >= STEPS:
             return
         trained = {name: value for name, value in pl_module.named_parameters() if value.requires_grad}
-        self._seen |= {name for name, value in trained.items() if value.grad is not None and bool(value.grad.any())}
+        moved = {name: value.grad.any() for name, value in trained.items() if value.grad is not None}
+        flags = torch.stack(list(moved.values())).tolist() if moved else []  # the host waits for a GPU once
+        self._seen |= {name for name, flag in zip(moved, flags, strict=True) if flag}
         self._steps += 1
         if self._steps < STEPS:
             return

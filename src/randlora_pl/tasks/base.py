@@ -16,6 +16,7 @@ from randlora_pl.tasks import files, optim
 from randlora_pl.tasks.defaults import FROZEN_DTYPES, check_option, check_positive, default_learning_rate
 from randlora_pl.tasks.execution import cast_and_compile, draws_random_numbers
 from randlora_pl.utils import rng
+from randlora_pl.utils.device import on_cuda
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.signatures import NamedOptions
 
@@ -211,10 +212,9 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Make dropout a function of the seed and the position in the run, so that a resumed run repeats it."""
-        if not self._draws:
-            return
-        position = torch.tensor(batch_idx * self.trainer.world_size + self.trainer.global_rank)
-        torch.manual_seed(int(rng.words(self.seed, "dropout", position)))
+        if self._draws:
+            position = torch.tensor(batch_idx * self.trainer.world_size + self.trainer.global_rank)
+            torch.manual_seed(int(rng.words(self.seed, "dropout", position)))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the weighted sum of the samples' losses; the weights make it the exact mean over the step."""
@@ -243,7 +243,8 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW and its schedule per optimizer step; fused unless 16-mixed scales the gradients."""
-        fused = getattr(self.trainer.precision_plugin, "scaler", None) is None and self.device.type in ("cpu", "cuda")
+        fuses = self.device.type == "cpu" or any(on_cuda(parameter) for parameter in self.parameters())
+        fused = fuses and getattr(self.trainer.precision_plugin, "scaler", None) is None
         how = (self.total_steps(), self.warmup_steps, self.final_lr_fraction, fused, self.schedule)
         optimizer, scheduler = optim.adamw_with_schedule(self.optimizer_groups(), *how)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

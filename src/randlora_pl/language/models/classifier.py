@@ -1,7 +1,9 @@
 """Encoders of transformers with a classification head, taken apart into what is frozen and what trains as a whole."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from randlora_pl.adapters.random_bases import Distribution, draw
 from randlora_pl.language.models.loading import RANDOM, check_vocabulary, model_config, pretrained_model, random_model
 from randlora_pl.language.models.tokenization import pad_id
 from randlora_pl.models.init_context import seeded
+from randlora_pl.utils.device import on_cuda
 from randlora_pl.utils.errors import UserError
 
 
@@ -122,6 +125,22 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def unread_mask(encoder: nn.Module, mask: Tensor) -> Tensor:
+    """Return a padding mask (b, n) for an encoder; on a GPU as the encoder itself would make it, (b, 1, n, n).
+
+    transformers reads a mask (b, n) on the host, to leave out one without padding, and so waits for the GPU.
+    """
+    make = vars(sys.modules[type(encoder).__module__]).get("create_bidirectional_mask")
+    if not on_cuda(mask) or make is None or "allow_is_bidirectional_skip" not in signature(make).parameters:
+        return mask
+    config: Any = encoder.config
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return mask
+    embedded = next(encoder.parameters()).new_empty(1).expand(*mask.shape, 1)  # for its shape, dtype and device
+    made: Tensor = make(config, embedded, mask, allow_is_bidirectional_skip=False)
+    return made
 
 
 def inputs_of(batch: Mapping[str, Any], segments: bool) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from randlora_pl.language.models.classifier import (
     most_tokens,
     split,
     takes_segments,
+    unread_mask,
 )
 from randlora_pl.language.models.tokenization import collate_sentences, encode_sentences, pad_id
 from randlora_pl.language.tasks import common
@@ -175,7 +176,9 @@ class TextClassificationTask(AdaptationTask):
     def class_logits(self, batch: dict[str, Any]) -> Tensor:
         """Return logits (b, classes) float32, or scores (b, 1)."""
         whole = self.completed(self.model)
-        logits: Tensor = whole(**inputs_of(batch, takes_segments(whole.config))).logits
+        inputs = inputs_of(batch, takes_segments(whole.config))
+        inputs["attention_mask"] = unread_mask(self.model, inputs["attention_mask"])
+        logits: Tensor = whole(**inputs).logits
         return logits.float()
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
