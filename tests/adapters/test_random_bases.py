@@ -171,7 +171,7 @@ def test_binary_is_plus_or_minus_one() -> None:
     assert drawn("binary", 1, 50, 50).unique().tolist() == [-1.0, 1.0]
 
 
-@pytest.mark.parametrize("sparsity", [2, 3, 6, 28, 100, 200, "sqrt"])
+@in_one_item("sparsity", [2, 3, 6, 28, 100, 200, "sqrt"])
 def test_ternary_has_the_share_of_zeros_and_the_size_of_the_rest(sparsity: int) -> None:
     s = math.sqrt(768) if sparsity == "sqrt" else sparsity
     entries = draw(0, "B", 8, 250, 250, Distribution.make("ternary", sparsity, 768), CPU).flatten()

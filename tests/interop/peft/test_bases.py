@@ -13,6 +13,7 @@ from randlora_pl.adapters.base import WeightShape
 from randlora_pl.interop.patterns import exact_pattern
 from randlora_pl.interop.peft.bases import arrange, peft_count, sides
 from randlora_pl.utils.errors import UserError
+from tests.support.products import in_one_item
 
 
 def by_pairs(a: Tensor, b: Tensor, lambdas: Tensor, gammas: Tensor, large: int, small: int) -> Tensor:
@@ -69,7 +70,7 @@ def test_the_arranged_bases_give_our_update(
 WIDE, SMALL = WeightShape("a", 20, 12), WeightShape("b", 6, 18)
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("adapter", "shapes", "message"),
     [
         (RandLoRA(3, variant="a"), [WIDE], "variant a is a product of two sums"),

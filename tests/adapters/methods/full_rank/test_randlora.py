@@ -79,9 +79,7 @@ def test_bases_are_slices_of_one_pair_at_the_largest_size() -> None:
     assert_close(delta_weights(model)["small"], delta_weights(alone)["fc"], 1e-6)
 
 
-@pytest.mark.parametrize(
-    ("init", "zero", "constant"), [("gamma", "gammas", "lambdas"), ("lambda", "lambdas", "gammas")]
-)
+@in_one_item(("init", "zero", "constant"), [("gamma", "gammas", "lambdas"), ("lambda", "lambdas", "gammas")])
 def test_initial_values(init: Any, zero: str, constant: str) -> None:
     model = One(20, 12)
     inject(model, RandLoRA(5, init=init), ["fc"])
@@ -143,7 +141,7 @@ def test_a_binary_a_of_few_rows_has_too_few_kinds_of_columns(r: int, seed: int) 
     assert expected == 64 or r in (2, 3)
 
 
-@pytest.mark.parametrize(("variant", "expected"), [("full", 16), ("a", 4), ("b", 8)])
+@in_one_item(("variant", "expected"), [("full", 16), ("a", 4), ("b", 8)])
 def test_the_rank_of_the_variants(variant: Any, expected: int) -> None:
     model = One(16, 24).double()
     inject(model, RandLoRA(4, variant=variant), ["fc"])
@@ -152,7 +150,7 @@ def test_the_rank_of_the_variants(variant: Any, expected: int) -> None:
     assert rank(delta_weights(model)["fc"]) == expected
 
 
-@pytest.mark.parametrize(("init", "expected"), [("gamma", 24), ("lambda", 4)])
+@in_one_item(("init", "expected"), [("gamma", 24), ("lambda", 4)])
 def test_the_rank_of_the_first_update(init: Any, expected: int) -> None:
     model = One(24, 24).double()
     inject(model, RandLoRA(4, init=init), ["fc"])
@@ -162,7 +160,7 @@ def test_the_rank_of_the_first_update(init: Any, expected: int) -> None:
     assert rank(delta_weights(model)["fc"]) == expected
 
 
-@pytest.mark.parametrize("sparsity", [6, "sqrt", 100, 200])
+@in_one_item("sparsity", [6, "sqrt", 100, 200])
 def test_a_sparse_a_loses_the_columns_where_it_is_zero(sparsity: Any) -> None:
     delta, update = random_delta(768, 768, rank=6, basis="ternary", sparsity=sparsity, a_basis="same")
     alive = (delta.bases.A[0] != 0).any(dim=0)
@@ -189,7 +187,7 @@ def test_dense_bases_have_full_rank_at_the_size_of_a_real_layer() -> None:
 # Counts
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("options", "expected"),
     [
         ({}, 128 * (6 + 768)),
@@ -214,8 +212,8 @@ def test_counts_of_one_matrix(options: dict[str, Any], expected: int) -> None:
 # Memory
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("lower_rank", [False, True])
+@in_one_item("autocast", [False, True])
+@in_one_item("lower_rank", [False, True])
 def test_the_backward_pass_keeps_only_small_tensors(autocast: bool, lower_rank: bool) -> None:
     """Protocol, section 8: memory of a layer is O(n (r + d)) beside the shared bases, not O(n r d)."""
     model = nn.ModuleDict({"fc": nn.Linear(64, 256), "other": nn.Linear(64, 256)})
