@@ -12,9 +12,10 @@ from torch.nn.functional import pad
 
 from randlora_pl.adapters.kernels.copies import Copies
 from randlora_pl.adapters.kernels.float16 import POWER, enlarged, shrunk
-from randlora_pl.adapters.kernels.flop_choice import Choice, cheapest, cheapest_alone
+from randlora_pl.adapters.kernels.flop_choice import Choice, build_time, cheapest, cheapest_alone, product_time
 from randlora_pl.adapters.kernels.hadamard import Hadamard
 from randlora_pl.adapters.kernels.rounding import added
+from randlora_pl.utils.device import on_cuda
 
 
 class Stored:
@@ -54,14 +55,14 @@ class Stored:
             whole[:, : flat.shape[1]] = flat
             return shrunk(whole)
 
-        return self.copies.get((dtype, count, self.rank), self.b, copy)[: self.large, : self.rows(dtype)]
+        return self.copies.get((dtype, count, self.rank, padded), self.b, copy)[: self.large, : self.rows(dtype)]
 
     def rows(self, dtype: torch.dtype) -> int:
         """Return the rows of S in products of this dtype: n r, or the next multiple of 8."""
         return -(-self.inner // 8) * 8 if self._padded(dtype) else self.inner
 
     def _padded(self, dtype: torch.dtype) -> bool:
-        return self.b.device.type != "cpu" and dtype != self.b.dtype
+        return on_cuda(self.b) and dtype != self.b.dtype
 
     def mixed(self, stack: Tensor, dtype: torch.dtype) -> Tensor:
         """Return S, (n r, ...), in a dtype with zeros below, (`rows`, ...); S itself if it has these already."""
@@ -105,8 +106,8 @@ class Form(NamedTuple):
         large: D.
         small: d.
         transposed: True if the weight is wider than tall.
-        keep: True to keep W0 + B S for the backward pass, False to build it again, None to keep it if building is
-            expensive.
+        keep: True to keep W0 + B S for the backward pass and over the uses of one step, False to build it again, None
+            to keep it if building is expensive.
         scales: Factors of lambda, applied in this order.
     """
 
@@ -123,7 +124,7 @@ class Form(NamedTuple):
         """Shape (out, in) of the weight."""
         return (self.small, self.large) if self.transposed else (self.large, self.small)
 
-    def choose(self, basis: "Stored | Hadamard", tokens: int, alone: bool, trains: bool) -> Choice:
+    def choose(self, basis: Stored | Hadamard, tokens: int, alone: bool, trains: bool, uses: int = 1) -> Choice:
         """Return the cheaper form; a structured W0 + B S is always built, because that is cheap.
 
         Args:
@@ -131,23 +132,40 @@ class Form(NamedTuple):
             tokens: T.
             alone: True without a W0 to add B S to.
             trains: True if lambda or gamma needs a gradient.
+            uses: Products with one built W0 + B S.
         """
         sizes = (tokens, self.large, self.small, basis.inner, basis.width)
         if alone:
             return cheapest_alone(*sizes, trains)
-        choice = cheapest(*sizes)
+        choice = cheapest(*sizes, uses)
         return Choice(True, choice.project) if isinstance(basis, Hadamard) else choice
 
-    def keeps(self, basis: "Stored | Hadamard", tokens: int) -> bool:
-        """Return True if W0 + B S is kept; with None, if building it again adds a twentieth to the layer's products."""
-        if self.keep is None:
-            return not isinstance(basis, Hadamard) and 20 * basis.width > 3 * tokens
-        return self.keep
+    def keeps(self, basis: Stored | Hadamard, tokens: Tensor) -> bool:
+        """Return True if W0 + B S is kept for the backward pass.
+
+        If ``keep`` is None: if building it again adds a twentieth to the layer's products.
+        """
+        if self.keep is not None:
+            return self.keep
+        structured = isinstance(basis, Hadamard)
+        if on_cuda(tokens):
+            return 20 * build_time(self.large, self.small, basis.width, structured) > product_time(
+                len(tokens), self.large, self.small
+            )
+        return not structured and 20 * basis.width > 3 * len(tokens)
+
+    def holds(self, training: bool, recomputes: bool) -> bool:
+        """Return True if a W0 + B S that is kept for the backward pass is also kept over the uses of one step.
+
+        It adds no memory to the peak then, as all layers keep theirs until the backward pass, unless activations are
+        recomputed or nothing trains: there only ``keep=True`` keeps it.
+        """
+        return self.keep is True or (self.keep is None and training and not recomputes)
 
 
 def scaled(lambdas: Tensor, scales: tuple[float, ...]) -> Tensor:
     """Return lambda times its factors; on a GPU in one product."""
-    if lambdas.device.type != "cpu":
+    if on_cuda(lambdas):
         scales = (math.prod(scales),)
     for scale in scales:
         lambdas = lambdas if scale == 1 else lambdas * scale

@@ -30,7 +30,7 @@ class Copies:
         if made is None:
             with torch.inference_mode(False), torch.no_grad():
                 made = make()
-            if _storable(made, source):
+            if storable(made, source):
                 self._made[key] = made
         return made
 
@@ -45,8 +45,8 @@ class Copies:
         return (Copies, ())
 
 
-def _storable(made: Tensor, source: Tensor) -> bool:
+def storable(made: Tensor, source: Tensor) -> bool:
     """Return True if a tensor is of the source's kind: not made by a tracer from a source that exists without it."""
     traced = torch._C._get_tracing_state() is not None or torch._C._functorch.maybe_current_level() is not None
-    same = getattr(made, "fake_mode", None) is getattr(source, "fake_mode", None)
-    return not traced and same and type(made) is type(source)
+    mode = getattr(made, "fake_mode", None)
+    return not traced and mode is getattr(source, "fake_mode", None) and (mode is not None or type(made) is Tensor)

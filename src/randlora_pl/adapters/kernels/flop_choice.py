@@ -32,7 +32,7 @@ class Choice(NamedTuple):
     project: bool
 
 
-def cheapest(tokens: int, large: int, small: int, inner: int, width: int) -> Choice:
+def cheapest(tokens: int, large: int, small: int, inner: int, width: int, uses: int = 1) -> Choice:
     """Return the form with the fewest multiplications for a product with W0 + B S.
 
     Args:
@@ -41,10 +41,11 @@ def cheapest(tokens: int, large: int, small: int, inner: int, width: int) -> Cho
         small: d.
         inner: Size of a projected token: n r, or d for structured bases.
         width: Multiplications per value that B is applied to: n r, or the block size of structured bases.
+        uses: Products with one built W0 + B S.
     """
     build = large * small * width
     through = tokens * (large * width + inner * small)
-    return Choice(build < through, through < build + tokens * large * small)
+    return Choice(build < uses * through, through < build + tokens * large * small)
 
 
 def cheapest_alone(tokens: int, large: int, small: int, inner: int, width: int, trains: bool) -> Choice:
@@ -66,3 +67,23 @@ def cheapest_alone(tokens: int, large: int, small: int, inner: int, width: int, 
     thick, thin = tokens * large * width, tokens * inner * small
     through = 2 * thick + 3 * thin < 3 * build if trains else thick + thin < build
     return Choice(not through, through)
+
+
+# Achieved rates of an H100, of which only the ratios matter: multiplications and bytes a second, seconds a kernel.
+_MULTIPLICATIONS, _BYTES, _KERNEL = 300e12, 2.75e12, 2.5e-6
+
+
+def product_time(tokens: int, large: int, small: int) -> float:
+    """Return the seconds that a layer's three products of an adapted weight take on a GPU."""
+    return 3 * tokens * large * small / _MULTIPLICATIONS
+
+
+def build_time(large: int, small: int, width: int, structured: bool) -> float:
+    """Return the seconds that building W0 + B S takes on a GPU: its multiplications, and its bytes or its kernels.
+
+    An entry of W0 is read and written twice in 16 bits; an entry of S is written and read in float32, with structured
+    bases also turned and mixed.
+    """
+    rows, stack, kernels = (small, 32, 12) if structured else (width, 12, 6)
+    moved = (8 * large * small + stack * rows * small) / _BYTES
+    return large * small * width / _MULTIPLICATIONS + max(moved, kernels * _KERNEL)

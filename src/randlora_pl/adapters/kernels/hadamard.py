@@ -125,6 +125,10 @@ class Hadamard:
         """Return `transform` in a dtype on the device of the signs."""
         return self.copies.get((size, dtype), self.signs, lambda: transform(size).to(self.signs.device, dtype))
 
+    def rows(self, dtype: torch.dtype) -> int:
+        """Return the rows of a mixed S: d in any dtype."""
+        return self.small
+
     def mixed(self, stack: Tensor, dtype: torch.dtype) -> Tensor:
         """Return (O x I_b) diag(t) S, (m, b, ...), for S (n r, ...), computed in S's dtype."""
         signs = self.column_signs(stack.dtype)

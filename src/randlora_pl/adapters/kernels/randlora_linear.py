@@ -9,7 +9,8 @@ larger side, M (T, d) the other one.
   built B S needs a second product of T D d, so that two thin products are cheaper more often: see `cheapest_alone`.
 - Backward: the gradient of S is ``B^T (L^T M)`` or ``(L B)^T M``, whichever takes fewer operations, and is reduced to
   the gradients of lambda and gamma at once: neither S nor a gradient of the weight's size outlives the call.
-- Between the passes a layer keeps M, or L, or the smaller L B, and W0 + B S only if requested.
+- Between the passes a layer keeps M, or L, or the smaller L B, and W0 + B S only if requested. Over several passes of
+  one optimizer step it also keeps S or W0 + B S: see `step_cache`.
 - Tokens with a zero gradient are left out of the backward pass. Above the last attention of a model that pools one
   token, these are all other tokens.
 """
@@ -28,6 +29,8 @@ from randlora_pl.adapters.kernels.basis_product import Form, Stored, effective, 
 from randlora_pl.adapters.kernels.dropout import in_parts, masked
 from randlora_pl.adapters.kernels.float16 import enlarged
 from randlora_pl.adapters.kernels.hadamard import Hadamard
+from randlora_pl.adapters.kernels.step_cache import Held
+from randlora_pl.utils.device import on_cuda
 
 _PROBES = 13  # does not divide usual numbers of tokens, so that probes do not always hit an image's first token
 
@@ -83,10 +86,12 @@ class AdaptedProduct(torch.autograd.Function):
         basis: Stored | Hadamard,
         form: Form,
         mask: Tensor | None = None,
+        held: Held | None = None,
     ) -> Tensor:
         """Compute (..., out) from x (..., in), W0 (out, in), bias, lambda (n, r), gamma (n, d), A (r, d) and B."""
+        held = Held() if held is None else held
         need_x, need_sum = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:5])
-        output, built, projected = product(x, weight, bias, lambdas, gammas, a, basis, form, need_sum, mask)
+        output, built, projected = product(x, weight, bias, lambdas, gammas, a, basis, form, need_sum, mask, held)
         ctx.projected, ctx.alone = projected is not None, weight is None or mask is not None
         ctx.save_for_backward(
             (x if projected is None else projected) if need_sum else None,
@@ -95,7 +100,7 @@ class AdaptedProduct(torch.autograd.Function):
             mask if need_x or (need_sum and projected is None) else None,
             lambdas, gammas, a,
         )  # fmt: skip
-        ctx.basis, ctx.form, ctx.shape = basis, form, x.shape
+        ctx.basis, ctx.form, ctx.held, ctx.shape = basis, form, held, x.shape
         return output
 
     @staticmethod
@@ -122,7 +127,7 @@ class AdaptedProduct(torch.autograd.Function):
             if need_x:
                 if built is None:
                     dtype = form.dtype if choice.build else gradient.dtype
-                    mixed = mixed_stack(basis, lambdas, gammas, a, form, dtype)
+                    mixed = held_stack(ctx.held, basis, lambdas, gammas, a, form, dtype)
                     if choice.build:
                         built = effective(None if ctx.alone else weight, basis, mixed, form, gradient.dtype)
                 plain = None
@@ -147,7 +152,7 @@ class AdaptedProduct(torch.autograd.Function):
         if grad_x is not None:
             whole = grad_x if rows is None else grad_x.new_zeros(tokens, in_features).index_copy_(0, rows, grad_x)
             grad_x = whole.view(ctx.shape)
-        return grad_x, None, grad_bias, grad_lambdas, grad_gammas, None, None, None, None
+        return grad_x, None, grad_bias, grad_lambdas, grad_gammas, None, None, None, None, None
 
 
 def nonzero_rows(gradient: Tensor) -> Tensor | None:
@@ -187,15 +192,19 @@ def product(
     form: Form,
     train: bool = False,
     mask: Tensor | None = None,
+    held: Held | None = None,
 ) -> Product:
     """Compute the layer's output by the cheaper form; ``train`` is True if lambda or gamma needs a gradient."""
+    held = Held() if held is None else held
     large, out_features = form.large, form.shape[0]
     alone = weight is None or mask is not None
     with without_autocast(x):
         tokens = x.reshape(-1, x.shape[-1])
         mask = None if mask is None else mask.reshape(tokens.shape)
-        choice = form.choose(basis, len(tokens), alone, train)
-        mixed = mixed_stack(basis, lambdas, gammas, a, form, form.dtype if choice.build else x.dtype)
+        # The form stays the same within a step; on a CPU also over the steps, as another form rounds in another way.
+        often = on_cuda(x) and held.before > 1 and form.holds(held.training, held.recomputes)
+        uses = held.before if often and form.keeps(basis, tokens) else 1
+        choice = form.choose(basis, len(tokens), alone, train, uses)
         early = form.transposed and (not choice.build or (train and choice.project and basis.inner < large))
         projected = None
         if early:
@@ -203,13 +212,18 @@ def product(
                 projected = basis.project(tokens)
             else:
                 projected = torch.cat([basis.project(masked(tokens[part], mask[part])) for part in in_parts(tokens)])
-        built = effective(None if alone else weight, basis, mixed, form, x.dtype) if choice.build else None
+        built = None
+        if choice.build:
+            base, keep = None if alone else weight, form.keeps(basis, tokens)
+            holds = keep and form.holds(held.training, held.recomputes or held.recomputed)
+            built = held_weight(held, holds, base, basis, lambdas, gammas, a, form, x.dtype)
         bias = None if bias is None else bias.to(x.dtype)
         plain = None
         if weight is not None and (built is None or mask is not None):
             plain = F.linear(tokens, weight.to(x.dtype), bias)
         if built is None:
             tokens = tokens if early else masked(tokens, mask)
+            mixed = held_stack(held, basis, lambdas, gammas, a, form, x.dtype)
             output = add_product(basis, mixed, plain, tokens, projected)
         elif plain is None:
             output = F.linear(tokens, built, bias)
@@ -218,7 +232,36 @@ def product(
     output = output.view(*x.shape[:-1], out_features)
     if built is None:
         return Product(output, None, projected if train and basis.inner < large else None)
-    return Product(output, built if form.keeps(basis, len(tokens)) else None, projected)
+    return Product(output, built if keep else None, projected)
+
+
+def held_stack(
+    held: Held, basis: Stored | Hadamard, lambdas: Tensor, gammas: Tensor, a: Tensor, form: Form, dtype: torch.dtype
+) -> Tensor:
+    """Return the result of `mixed_stack`, kept over the uses of one step."""
+    return held.get(
+        ("S", dtype, form.scales, basis.rows(dtype)), lambda: mixed_stack(basis, lambdas, gammas, a, form, dtype)
+    )
+
+
+def held_weight(
+    held: Held,
+    holds: bool,
+    weight: Tensor | None,
+    basis: Stored | Hadamard,
+    lambdas: Tensor,
+    gammas: Tensor,
+    a: Tensor,
+    form: Form,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return the result of `effective`; over the uses of one step it is kept, or S without ``holds``."""
+
+    def make() -> Tensor:
+        stack = held_stack(Held() if holds else held, basis, lambdas, gammas, a, form, form.dtype)
+        return effective(weight, basis, stack, form, dtype)
+
+    return held.get(("built", weight is None, dtype, form), make, weight) if holds else make()
 
 
 def add_product(

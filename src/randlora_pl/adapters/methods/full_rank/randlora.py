@@ -18,7 +18,7 @@ Rank of the update by distribution:
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ from randlora_pl.adapters.kernels.basis_product import Form, Stored
 from randlora_pl.adapters.kernels.dropout import drop_mask, keep_scaling
 from randlora_pl.adapters.kernels.hadamard import STRUCTURE, Hadamard, copies
 from randlora_pl.adapters.kernels.randlora_linear import AdaptedProduct, SumOfBases, product
+from randlora_pl.adapters.kernels.step_cache import Held, StepCache
 from randlora_pl.adapters.kernels.ternary import stored
 from randlora_pl.adapters.random_bases import Bases, Distribution, check_sparsity, draw
 from randlora_pl.utils.errors import UserError
@@ -201,6 +202,19 @@ class _RandLoRATensors(DeltaWeight):
 class RandLoRADelta(_RandLoRATensors):
     """Update of equation 4 for one weight; trains ``lambdas`` (n, r) and ``gammas`` (n, d)."""
 
+    def __init__(self, adapter: RandLoRA, shape: WeightShape, weight: Tensor, bases: Bases) -> None:
+        super().__init__(adapter, shape, weight, bases)
+        self.cache = StepCache()
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation, and drop what the layer keeps over the uses of a step."""
+        self.cache.clear()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.cache.clear()
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return lambda (n, r), gamma (n, d) and A (r, d)."""
         a = self.bases.A[0, : self.rank, : self.small].to(self.lambdas.dtype)
@@ -214,6 +228,7 @@ class RandLoRADelta(_RandLoRATensors):
 
     def delta(self) -> Tensor:
         """Return scale * sum_j B_j diag(lambda_j) A diag(gamma_j), (out, in)."""
+        self.cache.clear()  # a layer that merges needs no more of it
         result: Tensor = SumOfBases.apply(*self.tensors(), self.basis(), self.form())  # type: ignore[no-untyped-call]
         return result
 
@@ -232,9 +247,13 @@ class RandLoRADelta(_RandLoRATensors):
     def _product(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None = None) -> Tensor:
         x = x.to(compute_dtype(x))
         form = self.form() if mask is None else self.form(keep_scaling(x, self.dropout))
+        held = Held()
+        if self.keep is not False:
+            held = self.cache.begin(self.lambdas, self.gammas, (self.bases.A, self.bases.B), self.training)
         if not torch.is_grad_enabled():
-            return product(x, weight, bias, *self.tensors(), self.basis(), form, mask=mask).output
-        result: Tensor = AdaptedProduct.apply(x, weight, bias, *self.tensors(), self.basis(), form, mask)  # type: ignore[no-untyped-call]
+            return product(x, weight, bias, *self.tensors(), self.basis(), form, False, mask, held).output
+        inputs = (x, weight, bias, *self.tensors(), self.basis(), form, mask, held)
+        result: Tensor = AdaptedProduct.apply(*inputs)  # type: ignore[no-untyped-call]
         return result
 
 
