@@ -17,10 +17,10 @@ _VARIANTS = 64
 
 
 def cast_frozen(model: nn.Module, dtype: torch.dtype) -> int:
-    """Cast the frozen matrices of linear, attention and convolution layers in place.
+    """Cast the frozen matrices of linear, attention and convolution layers in place, and their frozen biases.
 
-    Autocast would cast them for every product, again in each step. Embeddings, norms, biases and trainable parameters
-    keep their dtype.
+    Autocast would cast them for every product, again in each step. Embeddings, norms and trainable parameters keep
+    their dtype.
 
     Examples:
         >>> clip = load_clip("tiny")
@@ -34,11 +34,11 @@ def cast_frozen(model: nn.Module, dtype: torch.dtype) -> int:
     count = 0
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.MultiheadAttention | nn.Conv2d):
-            for parameter in module.parameters(recurse=False):
-                frozen = parameter.dim() > 1 and not parameter.requires_grad
-                if frozen and parameter.is_floating_point():  # quantized weights are packed integers
+            own = [parameter for parameter in module.parameters(recurse=False) if not parameter.requires_grad]
+            if all(parameter.is_floating_point() for parameter in own):  # quantized weights are packed integers
+                for parameter in own:
                     parameter.data = parameter.data.to(dtype)
-                    count += 1
+                    count += parameter.dim() > 1
     return count
 
 
