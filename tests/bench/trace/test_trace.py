@@ -56,6 +56,7 @@ def test_calls_cost_what_their_shapes_say_and_views_cost_nothing(gpu: Gpu) -> No
     x.copy_(half)
     x[0].expand(6, 4) + x
     F.embedding(torch.zeros(2, dtype=torch.int64, device=DEVICE), w)
+    x * x
     product = 2 * 6 * 4 * 10
     assert gpu.calls == [
         ("mm", Cost(product, 4 * (24 + 40), 240)),
@@ -66,9 +67,10 @@ def test_calls_cost_what_their_shapes_say_and_views_cost_nothing(gpu: Gpu) -> No
         ("add", Cost(0, 4 * (4 + 24), 96)),
         ("zeros", Cost(0, 0, 16)),
         ("embedding", Cost(0, 16 + 80, 80)),
+        ("mul", Cost(0, 96, 96)),
     ]
     traced = gpu.recorder.traced
-    assert (traced.kernels, traced.casts, traced.cast_bytes, traced.flops) == (8, 2, 2 * 144, 2 * product)
+    assert (traced.kernels, traced.casts, traced.cast_bytes, traced.flops) == (9, 2, 2 * 144, 2 * product)
 
 
 def test_the_peak_is_of_what_is_alive_at_once(gpu: Gpu) -> None:

@@ -68,7 +68,7 @@ def cost_of(
         inputs = []
     elif short == "copy_":
         inputs = inputs[1:2]
-    read = sum(map(size_of, inputs))
+    read = sum(map(size_of, {id(tensor): tensor for tensor in inputs}.values()))  # twice the same is read once
     if short in _GATHER and inputs:
         table = inputs[_GATHER[short]]
         read += min(sum(map(size_of, new)), size_of(table)) - size_of(table)
