@@ -20,13 +20,13 @@ SAMPLES = 143
 """Images in the validation split of the digits: uneven over batches and ranks."""
 
 
-def start(folder: Path) -> list[subprocess.Popen[str]]:
+def start(folder: Path, worker: str = "ddp_worker") -> list[subprocess.Popen[str]]:
     """Two ranks of a process group, as torchrun would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    command = [sys.executable, "-m", "tests.tasks.ddp_worker", str(folder)]
+    command = [sys.executable, "-m", f"tests.tasks.{worker}", str(folder)]
     return [
         subprocess.Popen(
             command, cwd=ROOT, env=common | {"RANK": rank, "LOCAL_RANK": rank},

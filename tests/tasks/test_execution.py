@@ -10,9 +10,10 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
-from randlora_pl.adapters import RandLoRA
+from randlora_pl.adapters import RandLoRA, random_bases
 from randlora_pl.data import ImageData
 from randlora_pl.tasks import load_task
+from randlora_pl.tasks.execution import inject_by
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item, marked
 
@@ -138,3 +139,15 @@ def test_the_optimizer_is_fused_unless_gradients_are_scaled(trainer: Make, digit
     task._device = torch.device("meta")
     made: Any = task.configure_optimizers()
     assert made["optimizer"].defaults["fused"] is False
+
+
+def test_bases_are_drawn_on_the_gpu_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[torch.device | None] = []
+    monkeypatch.setattr(
+        random_bases, "_faster", SimpleNamespace(set=devices.append, reset=lambda _: None, get=lambda: None)
+    )
+    for name in ("cuda", "cpu"):
+        trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(name)))
+        inject_by(trainer, torch.nn.Sequential(torch.nn.Linear(8, 8)), RandLoRA(rank=2), None)
+    inject_by(None, torch.nn.Sequential(torch.nn.Linear(8, 8)), RandLoRA(rank=2), None)
+    assert devices == [torch.device("cuda"), None, None]

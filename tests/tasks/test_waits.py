@@ -7,6 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from randlora_pl.adapters import read_adapter
+
+from .test_ddp import start
 
 ROOT = Path(__file__).parents[2]
 EXEMPT = {"token_losses": "transformers reads the padding mask of decoders"}
@@ -27,3 +32,24 @@ def test_the_host_never_waits_for_the_device(tmp_path: Path) -> None:
     assert len(found) == 6
     for name, waits in found.items():
         assert [wait for wait in waits if wait.split()[-1] not in EXEMPT] == [], name
+
+
+@pytest.mark.slow
+def test_two_processes_exchange_gradients_alone_and_stop_together(tmp_path: Path) -> None:
+    """Also at a non-finite loss of one of them: no process has changed its weights then."""
+    for process in start(tmp_path, "waits_ddp_worker"):
+        output = process.communicate(timeout=600)[0]
+        assert process.returncode == 0, output[-3000:]
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for rank in ranks:
+        good = rank["VisionLanguageTask"]
+        assert good["ended"] == ""
+        # two optimizer steps; the broadcast of SIGTERM is read a micro-batch later
+        assert {name.split(".")[1]: count for name, count in good["seen"].items()} == {"allreduce_": 2, "broadcast_": 4}
+    told, silent = (rank["Bad"]["ended"] for rank in ranks)
+    assert "the loss is not finite on one of the devices at step 3. Lower --model.learning_rate" in told
+    assert silent == "2"
+    for rank in ranks:
+        assert len(rank["Bad"]["after"]) == 8, "the host reads a step later"
+        assert all(torch.equal(rank["Bad"]["after"][3][name], value) for name, value in rank["Bad"]["last"].items())
+    assert read_adapter(tmp_path / "Bad" / "adapter").config["metadata"]["training"]["step"] == 2

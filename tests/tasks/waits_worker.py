@@ -15,6 +15,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from randlora_pl.adapters.random_bases import Distribution, draw, drawn_on
 from randlora_pl.cli.main import main
 from randlora_pl.engine import lightning_cli
 from randlora_pl.utils.device import choose_as_on_cuda
@@ -84,6 +85,10 @@ def count(words: list[str]) -> dict[str, int]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     far_device.use()
+    drawn = [draw(3, "B", 2, 5, 7, Distribution("normal"), torch.device("cpu"))]
+    with drawn_on(torch.device(far_device.NAME, 0)):
+        drawn.append(draw(3, "B", 2, 5, 7, Distribution("normal"), torch.device("cpu")))
+    assert torch.equal(*drawn) and drawn[1].device.type == "cpu"
     lightning_cli.with_strategy = on_the_device  # type: ignore[assignment]
     root = Path(sys.argv[1])
     with two_blocks(), choose_as_on_cuda():

@@ -9,7 +9,9 @@ the official code uses the empirical one (protocol: "entries scaled to unit std"
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -81,6 +83,19 @@ def check_sparsity(sparsity: Any) -> Any:
     return sparsity
 
 
+_faster: ContextVar[torch.device | None] = ContextVar("_faster", default=None)
+
+
+@contextmanager
+def drawn_on(device: torch.device | None) -> Iterator[None]:
+    """Draw on this device what `draw` would draw on a CPU, to the same bits; a core draws 2 to 15 million a second."""
+    before = _faster.set(device)
+    try:
+        yield
+    finally:
+        _faster.reset(before)
+
+
 @torch.no_grad()
 def draw(
     seed: int, tensor: str, count: int, rows: int, columns: int, distribution: Distribution, device: torch.device
@@ -101,6 +116,8 @@ def draw(
     """
     if device.type == "meta":
         return torch.empty(count, rows, columns, dtype=torch.float32, device=device)
+    if device.type == "cpu" and (faster := _faster.get()) is not None:
+        return draw(seed, tensor, count, rows, columns, distribution, faster).to(device)
     blocks = -(-columns // 4)  # one Philox call gives the entries of four adjacent columns
     block = torch.arange(blocks, device=device)
     row = torch.arange(rows, device=device)[:, None]

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from randlora_pl.adapters.kept import base_buffers
 from randlora_pl.parallel.launch import TIMEOUT, launched, store_of
+from randlora_pl.parallel.sigterm import LateSigterm
 from randlora_pl.utils.errors import UserError
 
 
@@ -120,6 +121,7 @@ class AdapterDDP(DDPStrategy):
                 "the weights files, checkpoints and versions of the machines (randlora-pl doctor)."
             )
         self._statistics = None
+        LateSigterm.use(self.lightning_module.trainer)  # type: ignore[union-attr]
         super().configure_ddp()
 
     def _register_ddp_hooks(self) -> None:

@@ -9,12 +9,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from randlora_pl.adapters import Adapter, AdapterFile, InjectionReport, RandLoRA, inject, merge, set_train_mode, unmerge
+from randlora_pl.adapters import Adapter, AdapterFile, InjectionReport, RandLoRA, merge, set_train_mode, unmerge
 from randlora_pl.adapters.io.compatibility import targets_in
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
 from randlora_pl.tasks import files, optim
 from randlora_pl.tasks.defaults import FROZEN_DTYPES, check_option, check_positive, default_learning_rate
-from randlora_pl.tasks.execution import cast_and_compile, draws_random_numbers
+from randlora_pl.tasks.execution import cast_and_compile, draws_random_numbers, inject_by
 from randlora_pl.utils import rng
 from randlora_pl.utils.device import on_cuda
 from randlora_pl.utils.errors import UserError
@@ -165,7 +165,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
             return
         backbone = self.build()
         targets = self.targets if self.saved is None else targets_in(self.saved, backbone)
-        self.report = inject(backbone, self.adapter, targets)
+        self.report = inject_by(self._trainer, backbone, self.adapter, targets)
         self.adapter = self.report.adapter  # with a matched rank filled in
         if self.gradient_checkpointing:
             self.checkpoint_gradients(backbone)

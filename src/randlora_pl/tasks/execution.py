@@ -6,10 +6,18 @@ import torch
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
-from randlora_pl.adapters import Adapter
+from randlora_pl.adapters import Adapter, InjectionReport, inject
 from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.random_bases import drawn_on
 from randlora_pl.models import cast_frozen, compile_blocks, use_fast_layers
 from randlora_pl.utils.errors import UserError
+
+
+def inject_by(trainer: Any, backbone: nn.Module, adapter: Adapter, targets: list[str] | None) -> InjectionReport:
+    """Inject an adapter, whose random bases are drawn on the GPU of the trainer, if it has one and is not None."""
+    device = None if trainer is None else trainer.strategy.root_device
+    with drawn_on(device if device is not None and device.type == "cuda" else None):
+        return inject(backbone, adapter, targets)
 
 
 def cast_and_compile(

@@ -53,7 +53,7 @@ def set_classes(task: AdaptationTask, classnames: list[str], templates: list[str
         raise UserError(f"there are {len(classnames):,} classes; at most {MOST_CLASSES:,} are possible.")
     task.classnames, task.templates = list(classnames), list(templates)
     for stage in ("val", "test"):
-        accuracy = MulticlassAccuracy(len(classnames), average="micro")
+        accuracy = MulticlassAccuracy(len(classnames), average="micro", validate_args=False)
         task.metrics[f"{stage}_meters"] = MetricCollection({"loss": MeanMetric(), "acc": accuracy})
 
 
@@ -77,7 +77,10 @@ def evaluate(task: AdaptationTask, batch: dict[str, Any], stage: str, name: str)
     counts, meters, labels = batch["weight"] > 0, task.metrics[f"{stage}_meters"], batch["label"]
     assert isinstance(meters, MetricCollection)
     losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-    if counts.any():
+    if batch.get("whole"):  # else a GPU is waited for
+        meters["loss"].update(losses)
+        meters["acc"].update(logits, labels)
+    elif counts.any():
         meters["loss"].update(losses[counts])
         meters["acc"].update(logits[counts], labels[counts])
     for key, metric in meters.items():

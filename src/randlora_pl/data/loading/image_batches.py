@@ -125,7 +125,10 @@ class TrainBatches:
 
 @dataclass(frozen=True)
 class EvalBatches:
-    """Evaluation batches of one rank: ``image``, ``label``, ``weight`` (0 for padding and skipped), ``index``."""
+    """Evaluation batches of one rank: ``image``, ``label``, ``weight`` (0 for padding and skipped), ``index``.
+
+    A further entry, ``whole``, is True if no weight is 0, so that a GPU need not be asked.
+    """
 
     samples: Samples
     schedule: EvalSchedule
@@ -145,7 +148,8 @@ class EvalBatches:
             "weight": weights,
             "index": indices,
         }
-        return _without(batch if self.late != "nothing" else finish(batch, self.frame), bad)
+        batch = _without(batch if self.late != "nothing" else finish(batch, self.frame), bad)
+        return {**batch, "whole": bool((batch["weight"] > 0).all())}
 
 
 _MOST_WORKERS = 32
