@@ -185,26 +185,27 @@ def _part(states: Tensor, labels: Tensor, head: Head, smoothing: float, need: bo
         inner = states.detach().requires_grad_(need)
         logits = head(inner)
     values, found = logits.detach(), []
+    step = values.new_full((_ROWS, 1), smoothing - 1, dtype=torch.float32)
     for some, wanted in _parts(_ROWS, values, labels):
-        loss, right, gradient = _cross_entropy(some, wanted, smoothing)
-        found.append((loss, right))
-        if need:
-            some.copy_(gradient)  # over the logits, which nothing else needs
+        found.append(_exponentials(rows := some.to(torch.float32, copy=True), wanted, smoothing))
+        if need:  # (p - (1 - s) at the label - s / V), over the logits, which nothing else needs
+            rows.div_(found[-1][0])
+            if smoothing:
+                rows.sub_(smoothing / rows.shape[1])
+            some.copy_(rows.scatter_add_(1, wanted[:, None], step))
     (gradients,) = torch.autograd.grad(logits, inner, values) if need else (states[:0],)
-    losses, right = (torch.cat([one[place] for one in found]) for place in range(2))
-    return losses, right, gradients
+    total, at_label, mean, likeliest = (torch.cat([one[place] for one in found]) for place in range(4))
+    losses = total.log() - (1 - smoothing) * at_label - smoothing * mean
+    return losses[:, 0], likeliest[:, 0] == labels, gradients
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the losses (m,), whether the likeliest entry is the label (m,), and the gradients by the logits."""
-    values = logits.to(torch.float32, copy=True)
-    most, likeliest = values.max(1, keepdim=True)
-    values.sub_(most)
-    at_label, mean = values.gather(1, labels[:, None])[:, 0], values.mean(1) if smoothing else 0.0
-    total = values.exp_().sum(1, keepdim=True)
-    losses = total.log()[:, 0] - (1 - smoothing) * at_label - smoothing * mean
-    gradients = values.div_(total)
-    if smoothing:
-        gradients.sub_(smoothing / values.shape[1])
-    gradients.scatter_add_(1, labels[:, None], gradients.new_full((len(labels), 1), smoothing - 1))
-    return losses, likeliest[:, 0] == labels, gradients
+def _exponentials(rows: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, ...]:
+    """Replace logits by exponentials of their distance from the largest.
+
+    Returns:
+        The exponentials' sum, the label's distance, the mean distance (if needed) and the likeliest token, all (m, 1).
+    """
+    most, likeliest = rows.max(1, keepdim=True)
+    at_label = rows.sub_(most).gather(1, labels[:, None])
+    mean = rows.mean(1, keepdim=True) if smoothing else at_label
+    return rows.exp_().sum(1, keepdim=True), at_label, mean, likeliest
