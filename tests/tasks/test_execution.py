@@ -68,6 +68,32 @@ def test_what_cannot_run_is_refused(
         make("text head", frozen_dtype="float16")
 
 
+@in_one_item(
+    ("precision", "method", "dtype"),
+    [
+        ("bf16-mixed", "randlora", torch.bfloat16),
+        ("bf16-mixed", "bitfit", torch.float32),
+        ("32-true", "randlora", torch.float32),
+        ("16-mixed", "randlora", torch.float32),
+        (None, "randlora", torch.float32),
+    ],
+)
+def test_auto_casts_frozen_matrices_where_products_are_in_bfloat16(
+    precision: str | None, method: str, dtype: torch.dtype
+) -> None:
+    task = make("linear head", method, frozen_dtype="auto")
+    task._trainer = (
+        None
+        if precision is None
+        else SimpleNamespace(precision=precision, strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    )  # type: ignore[assignment]
+    task.set_classes(["a", "b"], ["{}"])
+    task.configure_model()
+    matrices = {p.dtype for n, p in task.model.named_parameters() if p.dim() == 2 and n.endswith("fc.weight")}
+    assert matrices == {dtype}
+    assert {p.dtype for p in task.parameters() if p.requires_grad} == {torch.float32}
+
+
 def test_options_that_would_do_nothing_are_refused() -> None:
     with pytest.raises(UserError, match="FullFineTuning"):
         built("text head", "full", frozen_dtype="bfloat16")

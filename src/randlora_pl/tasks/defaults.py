@@ -10,7 +10,7 @@ _TABLE_8 = {"FullFineTuning": 1e-5, "LoRA": 1e-3, "NoLA": 1e-3, "VeRA": 1e-2, "R
 _VISION_ONLY = {"LoRA": 1e-2, "RandLoRA": 1e-2}  # section C.3; the others are not restated there
 _NOT_IN_THE_PAPER = {"BitFit": 1e-3, "LinearProbe": 1e-3}
 
-FROZEN_DTYPES = ("float32", "bfloat16")
+FROZEN_DTYPES = ("float32", "bfloat16", "auto")
 
 
 def default_learning_rate(adapter: Adapter, vision_only: bool) -> float:

@@ -20,6 +20,14 @@ def inject_by(trainer: Any, backbone: nn.Module, adapter: Adapter, targets: list
         return inject(backbone, adapter, targets)
 
 
+def chosen_dtype(frozen_dtype: str, adapter: Adapter, trainer: Any) -> str:
+    """Return the dtype of frozen matrices that an option stands for: ``auto`` depends on precision and method."""
+    if frozen_dtype != "auto":
+        return frozen_dtype
+    mixed = trainer is not None and str(trainer.precision) == "bf16-mixed"
+    return "bfloat16" if mixed and not adapter.trains_base else "float32"
+
+
 def cast_and_compile(
     backbone: nn.Module, adapter: Adapter, frozen_dtype: str, torch_compile: bool | str, trainer: Any
 ) -> None:
@@ -34,6 +42,7 @@ def cast_and_compile(
             f"--trainer.precision {precision} would round the trainable parameters and small updates. Use bf16-mixed, "
             "and --model.frozen_dtype bfloat16 to keep the frozen weights in half the memory."
         )
+    frozen_dtype = chosen_dtype(frozen_dtype, adapter, trainer)
     if frozen_dtype == "bfloat16" and precision not in (None, "bf16-mixed"):
         raise UserError(f"--model.frozen_dtype bfloat16 needs --trainer.precision bf16-mixed, not {precision}.")
     if frozen_dtype != "float32" and not cast_frozen(backbone, getattr(torch, frozen_dtype)):

@@ -110,7 +110,7 @@ def step_setup(typed: argparse.Namespace) -> tuple["StepSetup", dict[str, Any]]:
     options = {name: value for name, value in model.get("init_args", {}).items() if name in _OPTIONS}
     adapter = model["init_args"].get("adapter", {})
     mixed = str(trainer.get("precision", "32-true")) == "bf16-mixed"
-    frozen = model["init_args"].get("frozen_dtype") == "bfloat16"
+    frozen = mixed and model["init_args"].get("frozen_dtype") in ("bfloat16", "auto")
     if typed.gradient_checkpointing:
         options["gradient_checkpointing"] = typed.gradient_checkpointing == "true"
     if typed.targets:

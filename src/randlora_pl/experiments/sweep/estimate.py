@@ -19,7 +19,6 @@ _ALIKE = (
     ("model", "method"),
     ("model",),
 )  # the nearest first
-_BYTES = {"bfloat16": 2}
 """Of a frozen parameter; 4 otherwise."""
 
 
@@ -93,7 +92,8 @@ class Estimator:
 def memory_of(cell: Trial, found: Counts) -> int:
     """Bytes of weights, gradients and AdamW's two moments."""
     trained = 0 if cell.untrained else found.trainable
-    frozen = _BYTES.get(str(cell.flat.get("model.frozen_dtype")), 4)
+    dtype, precision = cell.flat.get("model.frozen_dtype"), cell.flat.get("trainer.precision")
+    frozen = 2 if dtype == "bfloat16" or (dtype == "auto" and precision == "bf16-mixed") else 4
     return frozen * (found.total - trained) + 16 * trained
 
 

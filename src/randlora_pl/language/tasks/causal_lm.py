@@ -19,6 +19,7 @@ from randlora_pl.language.tasks import common
 from randlora_pl.language.tasks.generated import cleaned, corpus_scores, gathered
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_fraction, check_option, check_positive
+from randlora_pl.tasks.execution import chosen_dtype
 from randlora_pl.utils.errors import UserError
 
 
@@ -116,9 +117,10 @@ class CausalLMTask(AdaptationTask):
         """Load the decoder."""
         self.identity = common.identity_of(self)
         half = self._trainer is not None and self.trainer.precision == "bf16-mixed"
+        dtype = getattr(torch, chosen_dtype(self.frozen_dtype, self.adapter, self._trainer))
         model = load_causal(
             self.name, self.pretrained, self.vocabulary, seed=self.seed, overrides=self.config_overrides,
-            dtype=getattr(torch, self.frozen_dtype), quantize=self.quantize, compute=torch.bfloat16 if half else None,
+            dtype=dtype, quantize=self.quantize, compute=torch.bfloat16 if half else None,
         )  # fmt: skip
         self.targets = common.default_targets(self, model)
         return model
