@@ -40,9 +40,8 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         final_lr_fraction: Learning rate at the end of the schedule, as a fraction of the peak.
         max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
         gradient_checkpointing: Recompute activations instead of keeping them.
-        frozen_dtype: ``bfloat16`` keeps the frozen matrices in half the memory and saves a cast of them in each
-            step; what trains stays float32. Needs ``--trainer.precision bf16-mixed``. ``auto`` is ``bfloat16`` there,
-            and ``float32`` with other precisions and with methods that train the model's own tensors.
+        frozen_dtype: ``bfloat16`` keeps the frozen matrices in half the memory and saves their casts; what trains stays
+            float32. Needs ``bf16-mixed``. ``auto`` is ``bfloat16`` there, unless the model's own tensors train.
         torch_compile: Compile each block at its first use (minutes): ``true``, a mode such as ``max-autotune``, or a
             backend. Not with ``memory: low`` or ``--trainer.strategy fsdp2``, which compiled blocks would undo.
         seed: Selects bases, initial values and dropout, and the weights of a new head or a random model.
