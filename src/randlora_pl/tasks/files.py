@@ -49,7 +49,7 @@ def fingerprint(task: Any) -> str:
 
 def constructor(task: Any) -> dict[str, Any]:
     """Return the constructor's arguments as JSON values, without the adapter and the options of execution."""
-    left_out = ("adapter", "frozen_dtype", "torch_compile")
+    left_out = ("adapter", "frozen_dtype", "torch_compile", "liger")
     return {name: getattr(task, name) for name in whole_signature(type(task)).parameters if name not in left_out}
 
 

@@ -27,6 +27,7 @@ OPTIONAL = {
     "pyarrow": ("tables as Parquet files", "parquet"),
     "transformers": ("--model CausalLMTask and TextClassificationTask", "language"),
     "bitsandbytes": ("--model.quantize, on a GPU", "quantize"),
+    "liger-kernel": ("--model.liger, on a GPU", "liger"),
     "onnxruntime": ("adapter export --to onnx", "onnx"),
 }
 """Purpose and extra of each optional package, by name."""

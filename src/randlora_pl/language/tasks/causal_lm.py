@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.language.models.classifier import evaluating
 from randlora_pl.language.models.generate import Decoding, choose_options, write_texts
+from randlora_pl.language.models.liger import use_liger
 from randlora_pl.language.models.loading import Quantize, load_causal
 from randlora_pl.language.models.positions import check_positions, check_prompts
 from randlora_pl.language.models.token_losses import token_losses
@@ -36,6 +37,7 @@ class CausalLMTask(AdaptationTask):
             and ``bytes`` with random weights.
         config_overrides: Configuration of a model with random weights, for example ``{num_hidden_layers: 2}``.
         quantize: Frozen weights in ``4bit`` or ``8bit`` (bitsandbytes, needs a GPU).
+        liger: Norms, rotary angles and activations by Liger-Kernel (extra ``liger``, needs a GPU).
         adapter: The method and its options.
         targets: Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
             fc2 attn mlp all``. Default: the paper's for this family of models (q, k, v, and the MLP's up and
@@ -70,6 +72,7 @@ class CausalLMTask(AdaptationTask):
         tokenizer: str | None = None,
         config_overrides: dict[str, Any] | None = None,
         quantize: Quantize | None = None,
+        liger: bool = False,
         adapter: Adapter = RandLoRA(rank=10),  # noqa: B008 - adapters are descriptions and are never changed
         *,
         targets: list[str] | None = None,
@@ -95,7 +98,7 @@ class CausalLMTask(AdaptationTask):
         check_positive("max_new_tokens", max_new_tokens)
         check_positive("no_repeat_ngram", no_repeat_ngram, zero=True)
         self.tokenizer = common.chosen_tokenizer(tokenizer, pretrained)
-        self.config_overrides, self.quantize = config_overrides, quantize
+        self.config_overrides, self.quantize, self.liger = config_overrides, quantize, liger
         self.label_smoothing = check_fraction("label_smoothing", label_smoothing)
         self.schedule, self.loss_average = schedule, loss_average
         self.evaluation, self.adam_eps = evaluation, adam_eps
@@ -122,6 +125,9 @@ class CausalLMTask(AdaptationTask):
             self.name, self.pretrained, self.vocabulary, seed=self.seed, overrides=self.config_overrides,
             dtype=dtype, quantize=self.quantize, compute=torch.bfloat16 if half else None,
         )  # fmt: skip
+        if self.liger:
+            cuda = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            use_liger(model, cuda if self._trainer is None else self.trainer.strategy.root_device)
         self.targets = common.default_targets(self, model)
         return model
 
