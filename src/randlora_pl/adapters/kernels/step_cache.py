@@ -93,7 +93,7 @@ class StepCache:
         return self.held
 
     def clear(self) -> None:
-        """Drop all tensors, also those of the update."""
+        """Drop all tensors, also the update's."""
         self.held.drop()
         self.held = Held(self.held.before, self.held.recomputes)
 

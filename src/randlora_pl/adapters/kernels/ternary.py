@@ -4,7 +4,7 @@ Each row of B S is the sum of the rows of S at the +1 entries of B's row, minus 
 lists of indices a row, and `torch.nn.functional.embedding_bag` adds up the rows. B^T G needs the lists of the columns.
 The results differ from dense products by rounding only.
 
-A layer has (2/s) D n r entries, 4 bytes each in the lists of the rows and again in those of the columns: 16/s bytes per
+A layer has (2/s) D n r entries, 4 bytes each in the lists of the rows and again in the columns' lists: 16/s bytes per
 entry of B (0.6 at s = 28), against 4 of a dense copy in float32. Layers of equal size share their lists.
 """
 
