@@ -1,6 +1,7 @@
 """Adapter folders: what is written comes back, and whatever does not fit is named before a model is touched."""
 
 import copy
+import itertools
 import json
 import os
 import shutil
@@ -305,17 +306,18 @@ def test_a_folder_without_an_adapter(folder: Path, missing: str | None) -> None:
     assert_refused(folder, r"adapter is not an adapter folder: it needs adapter_config.json and adapter.safetensors")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.99])
-def test_truncated_tensors(folder: Path, share: float) -> None:
+@in_one_item("share", [0.0, 0.01, 0.3, 0.99])
+def test_truncated_tensors(folder: Path, tmp_path: Path, share: float) -> None:
+    folder = shutil.copytree(folder, tmp_path / "adapter")
     path = folder / container.TENSORS
     os.truncate(path, int(path.stat().st_size * share))
     assert_refused(folder, r"adapter.safetensors cannot be read .*truncated or damaged. Copy it again")
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     "text", ["", "{", "[]", "null", '{"format_version": 2}', '{"format_version": 2, "method": "LoRA"}', "\xff\x00"]
 )
-def test_a_config_that_cannot_be_read(folder: Path, text: str) -> None:
+def test_a_config_that_cannot_be_read(folder: Path, text: str) -> None:  # written anew by each case
     (folder / container.CONFIG).write_text(text, encoding="latin-1")
     assert_refused(folder, r"adapter_config.json cannot be read .*Save it again|was changed: \w+ is missing. Copy it")
 
@@ -353,9 +355,10 @@ CONFIGS: dict[str, tuple[Callable[[Config], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", CONFIGS)
-def test_a_config_that_does_not_fit(folder: Path, case: str) -> None:
+@in_one_item("case", CONFIGS)
+def test_a_config_that_does_not_fit(folder: Path, tmp_path: Path, case: str) -> None:
     change, message = CONFIGS[case]
+    folder = shutil.copytree(folder, tmp_path / "adapter")
     edit(folder, change)
     assert_refused(folder, message)
 
@@ -372,10 +375,10 @@ TENSORS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("already", [False, True])
-@pytest.mark.parametrize("case", TENSORS)
-def test_tensors_that_do_not_fit(folder: Path, case: str, already: bool) -> None:
+@in_one_item(("case", "already"), itertools.product(TENSORS, (False, True)))
+def test_tensors_that_do_not_fit(folder: Path, tmp_path: Path, case: str, already: bool) -> None:
     change, message = TENSORS[case]
+    folder = shutil.copytree(folder, tmp_path / "adapter")
     edit_tensors(folder, change)
     assert_refused(folder, message, adapted() if already else None)
 

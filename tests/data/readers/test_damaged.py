@@ -15,6 +15,7 @@ from randlora_pl.data.sampling.splits import subset
 from randlora_pl.utils.errors import UserError
 from tests.data.readers.annotated import flowers102
 from tests.data.readers.conftest import Copies, Copy, allow
+from tests.support.products import in_one_item
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -39,7 +40,7 @@ def test_flowers_have_fewer_images_than_16_shots(copies: Copies, caplog: pytest.
     assert "102 of 102 classes have fewer than 16 images ('pink primrose' has 10)" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["dtd", "caltech101", "pascalvoc", "sun397", "imagenet"])
+@in_one_item("name", ["dtd", "caltech101", "pascalvoc", "sun397", "imagenet"])
 def test_corrupt_image_is_named(own_copy: Copies, name: str) -> None:
     copy = own_copy(name)
     samples = copy.samples("train")
@@ -128,7 +129,7 @@ LISTS = {
 }
 
 
-@pytest.mark.parametrize("name", LISTS)
+@in_one_item("name", LISTS)
 def test_duplicate_path_is_named(own_copy: Copies, name: str) -> None:
     copy = own_copy(name)
     path = copy.root / LISTS[name]
@@ -151,7 +152,7 @@ def test_duplicate_path_in_json_and_csv(own_copy: Copies) -> None:
     assert "'gtsrb/GTSRB/Final_Test/Images/00000.ppm'" in refused(copy, "test")
 
 
-@pytest.mark.parametrize("name", [*LISTS, "food101", "ucf101", "cars", "flowers102"])
+@in_one_item("name", [*LISTS, "food101", "ucf101", "cars", "flowers102"])
 def test_image_that_is_listed_but_not_there(own_copy: Copies, name: str) -> None:
     copy = own_copy(name)
     samples = copy.samples("train")
