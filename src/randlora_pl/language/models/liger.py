@@ -19,7 +19,7 @@ def use_liger(model: Any, device: torch.device) -> None:
         device: Device of the training.
 
     Raises:
-        UserError: The package is missing, the device is no CUDA device, or Liger does not know this kind of model.
+        UserError: The package is missing, the device is not a CUDA device, or Liger does not know this kind of model.
     """
     if importlib.util.find_spec("liger_kernel") is None:
         raise UserError("--model.liger needs liger-kernel: pip install '.[liger]' in the checkout")
