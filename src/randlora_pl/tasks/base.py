@@ -7,14 +7,13 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from randlora_pl.adapters import Adapter, AdapterFile, InjectionReport, RandLoRA, merge, set_train_mode, unmerge
 from randlora_pl.adapters.io.compatibility import targets_in
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
 from randlora_pl.tasks import files, optim
 from randlora_pl.tasks.defaults import FROZEN_DTYPES, check_option, check_positive, default_learning_rate
-from randlora_pl.tasks.execution import cast_and_compile, draws_random_numbers, inject_by
+from randlora_pl.tasks.execution import cast_and_compile, draws_random_numbers, inject_by, prepare_products
 from randlora_pl.utils import rng
 from randlora_pl.utils.device import on_cuda
 from randlora_pl.utils.errors import UserError
@@ -206,9 +205,10 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         self.train()
         self._draws = draws_random_numbers(self)
         unmerge(self.model)
-        optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
-        assert isinstance(scheduler, LambdaLR)
-        optim.set_learning_rates(optimizer, scheduler, self.optimizer_groups())
+        if self.torch_compile:
+            prepare_products(self, str(self.trainer.precision))
+        scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        optim.set_learning_rates(self.trainer.optimizers[0], scheduler, self.optimizer_groups())
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Make dropout a function of the seed and the position in the run, so that a resumed run repeats it."""

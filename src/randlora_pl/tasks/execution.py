@@ -8,6 +8,7 @@ from torchmetrics import Metric, MetricCollection
 
 from randlora_pl.adapters import Adapter, InjectionReport, inject
 from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.methods.full_rank.randlora import RandLoRADelta
 from randlora_pl.adapters.random_bases import drawn_on
 from randlora_pl.models import cast_frozen, compile_blocks, use_fast_layers
 from randlora_pl.utils.errors import UserError
@@ -56,6 +57,14 @@ def cast_and_compile(
             )
         device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
         compile_blocks(backbone, "default" if torch_compile is True else torch_compile, device)
+
+
+def prepare_products(task: nn.Module, precision: str) -> None:
+    """Make the copies of RandLoRA's bases for products in a precision, which compiled blocks read."""
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision, torch.float32)
+    for module in task.modules():
+        if isinstance(module, RandLoRADelta):
+            module.prepare(dtype)
 
 
 _FIXED = (nn.Linear, nn.LayerNorm, nn.ModuleDict, nn.ModuleList, nn.Sequential, nn.ParameterDict, nn.ParameterList)

@@ -205,7 +205,8 @@ def stacked(
         return product.mul_(gammas).flatten(0, 1)
     result = product.new_empty(max(rows, size), a.shape[1], dtype=dtype)
     torch.mul(product, gammas, out=result[:size].view(product.shape))
-    result[size:] = 0
+    if rows > size:
+        result[size:] = 0
     return result
 
 

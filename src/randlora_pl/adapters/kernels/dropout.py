@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from randlora_pl.utils.device import on_cuda
+
 AT_ONCE = 512
 """Tokens per chunk on a CPU: a few megabytes, which fit into its cache."""
 
@@ -18,7 +20,7 @@ _STEPS = 1 << 16
 
 def in_parts(tokens: Tensor) -> Iterator[slice]:
     """Return slices of the first dimension (at least one) for chunked processing; one slice on a GPU."""
-    if tokens.device.type != "cpu" or torch.compiler.is_compiling():
+    if tokens.device.type != "cpu" or on_cuda(tokens) or torch.compiler.is_compiling():
         return iter((slice(None),))  # a loop would be recompiled for every number of tokens
     return (slice(start, start + AT_ONCE) for start in range(0, max(1, len(tokens)), AT_ONCE))
 
@@ -67,8 +69,7 @@ def _threshold(x: Tensor, probability: float) -> int | None:
     threshold = round(probability * _STEPS)
     coarse = not 100 <= threshold <= _STEPS - 100
     plain = x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
-    if (
-        coarse or not plain or torch._C._functorch.maybe_current_level() is not None
-    ):  # vmap has its own randomness rules
+    vmapped = torch._C._functorch.maybe_current_level() is not None  # vmap has its own randomness rules
+    if coarse or not plain or on_cuda(x) or vmapped:
         return None
     return threshold

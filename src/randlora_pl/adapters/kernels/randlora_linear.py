@@ -160,8 +160,10 @@ def nonzero_rows(gradient: Tensor) -> Tensor | None:
 
     Only on a CPU, after probing a few rows: on a GPU the synchronization would cost more than it saves.
     """
-    plain = type(gradient) is Tensor and gradient.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not plain or len(gradient) < _PROBES or 2 * int(gradient[:: len(gradient) // _PROBES].any(1).sum()) > _PROBES:
+    plain = type(gradient) is Tensor and gradient.device.type == "cpu" and not on_cuda(gradient)
+    if not plain or torch.compiler.is_compiling() or len(gradient) < _PROBES:
+        return None
+    if 2 * int(gradient[:: len(gradient) // _PROBES].any(1).sum()) > _PROBES:
         return None
     rows = gradient.any(1).nonzero()[:, 0]
     return rows if 2 * len(rows) <= len(gradient) else None

@@ -75,8 +75,9 @@ class RandLoRA(Adapter):
             half the rank (Table 2).
         matched_rank: For variant ``a``: rank of the full RandLoRA whose trainable parameters to match by choosing the
             number of bases.
-        memory: ``fast`` keeps a layer's adapted weight from the forward to the backward pass, ``low`` builds it again,
-            ``auto`` builds it again if that adds less than a twentieth to the time.
+        memory: ``fast`` keeps a layer's adapted weight from the forward to the backward pass, and over micro-batches;
+            ``low`` builds it again; ``auto`` builds it again if that adds less than a twentieth to the time
+            (multiplications on a CPU; also bytes and kernels on a GPU). All but ``low`` keep S over the uses of a step.
         options: Options of every method, see `Adapter`.
     """
 
@@ -214,6 +215,17 @@ class RandLoRADelta(_RandLoRATensors):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.cache.clear()
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Make the shared copies of B for products in a dtype, which a compiled program can read but not make."""
+        basis = self.basis()
+        if isinstance(basis, Stored):
+            basis.matrix(dtype)
+            return
+        for piece in basis.pieces():
+            basis.signed_blocks(piece, dtype)
+        basis.column_signs(self.lambdas.dtype)
+        basis.orthogonal(basis.blocks, self.lambdas.dtype)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return lambda (n, r), gamma (n, d) and A (r, d)."""
