@@ -21,7 +21,7 @@ from randlora_pl.adapters.kernels.copies import storable
 
 
 class Held:
-    """What a layer keeps during one step.
+    """Tensors that a layer keeps during one step.
 
     Attributes:
         before: Uses in the step before.
@@ -65,7 +65,7 @@ class Held:
 
 
 class StepCache:
-    """What a layer keeps, from one step to the next; copies of a module begin with nothing."""
+    """Tensors that a layer keeps from one step to the next; copies of a module begin with nothing."""
 
     def __init__(self) -> None:
         self.held = Held()
