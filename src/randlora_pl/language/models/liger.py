@@ -19,11 +19,7 @@ def use_liger(model: Any, device: torch.device) -> None:
         device: Device of the training.
 
     Raises:
-<<<<<<< HEAD
         UserError: The package is missing, the device is not a CUDA device, or Liger does not know this kind of model.
-=======
-        UserError: The package is missing, the device is not CUDA, or Liger does not know this kind of model.
->>>>>>> fb469a53 (Begin docstrings of the step's cache with nouns)
     """
     if importlib.util.find_spec("liger_kernel") is None:
         raise UserError("--model.liger needs liger-kernel: pip install '.[liger]' in the checkout")
