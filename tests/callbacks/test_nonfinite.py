@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -5,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from randlora_pl.adapters import RandLoRA, read_adapter
@@ -136,8 +138,23 @@ def test_no_non_finite_loss_changes_weights_where_the_device_checks(
     assert last["global_step"] == step - 1, "a resumed run repeats the bad step"
 
 
+@pytest.mark.parametrize(("scale", "stops"), [(2.0**10, True), (2.0**120, False)])
+def test_a_scaler_skips_a_non_finite_loss_and_its_own_overflow(fit: Fit, scale: float, stops: bool) -> None:
+    """The latter, of 16-mixed, ends no run."""
+    task, weights = OneBad("tiny", "random", RandLoRA(rank=16)), Weights()
+    task.bad = 2 if stops else -1
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    with choose_as_on_cuda(), pytest.raises(UserError, match="inf at step 3") if stops else nullcontext():
+        fit(weights, NonFiniteLoss(), task=task, plugins=[plugin])
+    if stops:
+        assert all(torch.equal(weights.after[1][name], value) for name, value in trained(task).items())
+    else:
+        assert scaler.get_scale() < scale, "an overflow was found"
+
+
 def test_the_device_checks_to_the_same_weights(fit: Fit) -> None:
-    """Of a finite run; with 16-mixed's scaler as well, which skips the steps itself."""
+    """Of a finite run."""
     _, plain, _ = fit(NonFiniteLoss())
     with choose_as_on_cuda():
         _, watched, _ = fit(NonFiniteLoss())

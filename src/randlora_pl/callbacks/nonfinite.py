@@ -62,12 +62,16 @@ class NonFiniteLoss(Callback):
         if not self._on_device or self._loss is None:
             return
         finite = self._loss.isfinite()
+        if _scaler(trainer) is not None:  # it skips the step by the gradients, which may also overflow by its factor
+            self._found = 1 - finite.float()
+            if trainer.world_size > 1:
+                torch.distributed.all_reduce(self._found, torch.distributed.ReduceOp.MAX)
+            return
         if trainer.world_size > 1:
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             finite = finite & torch.nn.utils.get_total_norm(gradients, math.inf).isfinite()
         self._found = 1 - finite.float()
-        if _scaler(trainer) is None:  # a scaler finds the gradients itself
-            optimizer.found_inf = self._found  # type: ignore[attr-defined]
+        optimizer.found_inf = self._found  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Read the result of the optimizer step before the last one, and send for the last one's."""
