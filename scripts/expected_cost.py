@@ -8,21 +8,18 @@ Usage: python scripts/expected_cost.py [--share 0.3] [table11 ...]
 import argparse
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
-from typing import NamedTuple
 
-import yaml
 from operations import operations
 
-from randlora_pl.adapters import FullFineTuning, LoRA, RandLoRA, inject
+from randlora_pl.bench.trace.step import StepSetup, trace_step
+from randlora_pl.bench.trace.table import adapter_of
+from randlora_pl.cli.bench.trace import options, step_setup
 from randlora_pl.cli.sweep.job import find_sweep
-from randlora_pl.config.shipped import find_config
 from randlora_pl.experiments.paper.paper import table
 from randlora_pl.experiments.sweep.estimate import memory_of
 from randlora_pl.experiments.sweep.expand import counts
 from randlora_pl.experiments.sweep.plan import Trial, plan
 from randlora_pl.experiments.sweep.steps import is_text, planned_steps
-from randlora_pl.models import meta_clip, meta_vit
 
 SWEEPS = (
     *("table2", "table3", "table5", "table7", "table10", "table11", "table12", "table13", "table14"),
@@ -38,41 +35,13 @@ SHARE = 0.3
 TIME = "training time (% of reference)"
 
 
-class Kept(NamedTuple):
-    """What a model keeps for the backward pass under bf16-mixed, in MB.
-
-    Counted by `randlora_pl.bench.memory.saved_tensors` on a CPU, random weights, for 1 and 3 images or captions; the
-    difference is what one takes. The model of 1 billion parameters was counted with LoRA only.
-
-    Attributes:
-        casts: Weights in bfloat16.
-        image: An image, with LoRA-32.
-        full: An image, with full fine-tuning.
-        caption: A caption.
-    """
-
-    casts: float
-    image: float
-    full: float
-    caption: float
-
-
-class Model(NamedTuple):
-    """A config, the images of a micro-batch for adapters and for full fine-tuning, RandLoRA's rank, what is kept."""
-
-    config: str
-    batch: int
-    full_batch: int
-    rank: int
-    kept: Kept
-
-
 MEMORY = {
-    "CLIP-ViT-B/32": Model("clip_vitb32", 128, 128, 6, Kept(255, 14.9, 15.3, 17.3)),
-    "CLIP-ViT-L/14": Model("clip_vitl14", 64, 64, 8, Kept(797, 203.8, 204.5, 25.8)),
-    "CLIP-ViT-H/14": Model("clip_vith14", 64, 32, 10, Kept(1910, 339.1, 339.1, 68.6)),
-    "DINOv2-ViT-B/14": Model("dinov2_vitb14", 128, 128, 6, Kept(175, 86.1, 96.0, 0)),
+    "CLIP-ViT-B/32": ("clip_vitb32", ()),
+    "CLIP-ViT-L/14": ("clip_vitl14", ()),
+    "CLIP-ViT-H/14": ("clip_vith14", (32, 4)),
+    "DINOv2-ViT-B/14": ("dinov2_vitb14", ()),
 }
+"""The config of a model, and the paper's micro-batch and accumulation of full fine-tuning where they differ."""
 
 
 def gpu_of(cell: Trial) -> str:
@@ -120,22 +89,20 @@ def row(name: str, share: float = SHARE) -> list[str]:
     return [name, f"{runs:,}", f"{len(cells):,}", f"{steps:,}", each, _short(seeds * sum(found.values()))]
 
 
-def memory_row(name: str, model: Model) -> list[str]:
+def memory_row(name: str, config: str, full: tuple[int, ...]) -> list[str]:
     """GB of full fine-tuning, LoRA-32 and RandLoRA, with their share of full fine-tuning at the same batch."""
-    described = yaml.safe_load(find_config(model.config).read_text(encoding="utf-8"))["model"]["init_args"]["name"]
-    kind = partial(meta_clip, described) if model.kept.caption else partial(meta_vit, described.partition(".")[0], 224)
-    cells = {}
-    for label, adapter in {"full": FullFineTuning(), "LoRA": LoRA(32), "RandLoRA": RandLoRA(model.rank)}.items():
-        report = inject(backbone := kind(), adapter)
-        frozen = 4 * sum(parameter.numel() for parameter in backbone.parameters())
-        built = 2 * sum(row.shape[0] * row.shape[1] for row in report.rows) if label == "RandLoRA" else 0
-        fixed = frozen + 12 * report.trainable + built + 1e6 * model.kept.casts
-        each = 1e6 * ((model.kept.full if label == "full" else model.kept.image) + model.kept.caption)
-        cells[label] = lambda batch, fixed=fixed, each=each: (fixed + batch * each) / 1e9
-    whole = cells["full"](model.batch)
-    parts = [f"{cells[label](model.batch):.1f} ({100 * cells[label](model.batch) / whole:.0f} %)" for label in cells]
-    less = f", {cells['full'](model.full_batch):.1f} at {model.full_batch}" if model.full_batch != model.batch else ""
-    return [name, f"{model.batch}", f"{whole:.1f}{less}", *parts[1:]]
+    setup, adapter = step_setup(options().parse_args(["--config", config]))
+
+    def peak(method: str, setup: StepSetup = setup) -> float:
+        return trace_step(setup, adapter_of(method, setup, adapter))[0].peak / 1e9
+
+    whole, *others = (peak(method) for method in ("full", "lora", "randlora", "randlora-hadamard"))
+    less = ""
+    if full:
+        batch_size, accumulate = full
+        less = f", {peak('full', replace(setup, batch_size=batch_size, accumulate=accumulate)):.1f} at {batch_size}"
+    parts = [f"{other:.1f} ({100 * other / whole:.0f} %)" for other in others]
+    return [name, f"{setup.batch_size}", f"{whole:.1f}{less}", *parts]
 
 
 def text_rows() -> list[str]:
@@ -171,9 +138,12 @@ def main() -> None:
         print("\n".join(text_rows()))
         return
     if given.memory:
-        print("| model | micro-batch | full fine-tuning, GB | LoRA-32, GB | RandLoRA, GB |\n|---|---:|---:|---:|---:|")
-        for name, model in MEMORY.items():
-            print("| " + " | ".join(memory_row(name, model)) + " |", flush=True)
+        print(
+            "| model | micro-batch | full fine-tuning, GB | LoRA-32, GB | RandLoRA, GB | with `basis: hadamard`, GB |"
+        )
+        print("|---|---:|---:|---:|---:|---:|")
+        for name, (config, full) in MEMORY.items():
+            print("| " + " | ".join(memory_row(name, config, full)) + " |", flush=True)
         return
     print("| sweep | runs | of one seed | their optimizer steps | hours of one seed | hours of all |")
     print("|---|---:|---:|---:|---:|---:|")

@@ -33,9 +33,6 @@ _COMPOSED = "silu_backward mish_backward"
 """Functions with a kernel of their own in builds with CUDA, which others compose of several."""
 
 
-_CHOICE = "randlora_pl.adapters.kernels.triton_kernels.choice"
-
-
 class _Autocast:
     """CUDA's autocast rules, for tensors that C++ takes for the CPU's; casts of trained leaves are kept."""
 
@@ -158,8 +155,8 @@ def cuda_rules() -> Iterator[None]:
         for name, own in (("scaled_dot_product_attention", rules.attention), ("dropout", rules.dropout)):
             library.impl(name, own, "AutocastCUDA", allow_override=True)
         stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
-        for question, answer in (("installed", True), ("interpreted", False)):
-            stack.enter_context(patch(f"{_CHOICE}.{question}", lambda answer=answer: answer))
+        stack.enter_context(patch("randlora_pl.adapters.kernels.triton_kernels.choice.installed", lambda: True))
+        stack.enter_context(patch.dict("os.environ", {"TRITON_INTERPRET": "0"}))
         on_device = property(lambda tensor: tensor.fake_device.type == "cuda")
         stack.enter_context(patch.object(FakeTensor, "is_cuda", on_device))
         stack.enter_context(patch("torch.cuda.is_bf16_supported", lambda *_: True))

@@ -4,14 +4,17 @@ import gc
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from randlora_pl.adapters import Adapter
+from randlora_pl.adapters.kernels import rounding
 from randlora_pl.bench.steps import Precision
 from randlora_pl.bench.trace.fake_gpu import DEVICE, cuda_rules, fake, to_fake
 from randlora_pl.bench.trace.recorder import Recorder, Traced
@@ -63,7 +66,7 @@ def trace_step(setup: StepSetup, adapter: Adapter) -> tuple[Traced, int]:
     to_fake(mode, task)
     task._device = DEVICE
     batches = [_on_device(mode, batch) for batch in _batches(setup, task)]
-    with cuda_rules(), mode, recorder:
+    with cuda_rules(), _thresholds_once(), mode, recorder:
         recorder.hold([*task.parameters(), *task.buffers()])
         recorder.hold(value for batch in batches for value in batch.values() if isinstance(value, Tensor))
         optimizer = task.configure_optimizers()["optimizer"]
@@ -72,6 +75,11 @@ def trace_step(setup: StepSetup, adapter: Adapter) -> tuple[Traced, int]:
         recorder.start()
         _step(task, optimizer, setup, batches)
     return recorder.traced, sum(one.numel() for one in task.parameters() if one.requires_grad)
+
+
+def _thresholds_once() -> AbstractContextManager[Any]:
+    """Keep the thresholds of rounding, as for tensors with data."""
+    return patch.object(rounding, "thresholds", cache(rounding.thresholds))
 
 
 def _step(task: Any, optimizer: Any, setup: StepSetup, batches: list[dict[str, Any]]) -> None:

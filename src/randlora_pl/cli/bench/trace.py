@@ -27,14 +27,19 @@ _NOTE = (
 )
 
 
-def trace_verb(args: list[str]) -> int:
-    """Trace optimizer steps of a model with several methods, and print their costs by a model of a device."""
+def options() -> CommandParser:
+    """Return the parser of the command."""
     parser = CommandParser("bench trace")
     parser.add_argument("--precision", choices=tuple(PRECISIONS))
     parser.add_options(config=str, model=str, methods=[str], adapter=str, device_model=[str], batch_size=int)
     parser.add_options(accumulate=int, captions=128, tokens=256, rank=int, dropout=float, targets=[str], operators=0)
     parser.add_options(gradient_checkpointing=("true", "false"), json=False, output=str)
-    typed = parser.parse_args(args)
+    return parser
+
+
+def trace_verb(args: list[str]) -> int:
+    """Trace optimizer steps of a model with several methods, and print their costs by a model of a device."""
+    typed = options().parse_args(args)
     check_positive(typed, "batch_size", "accumulate", "captions", "tokens", "rank")
     check_new(typed.output)
     if typed.json and typed.output:
@@ -107,20 +112,20 @@ def step_setup(typed: argparse.Namespace) -> tuple["StepSetup", dict[str, Any]]:
     if typed.model:
         tree = _tree_of(typed.model)
     model, data, trainer = tree["model"], tree.get("data", {}), tree.get("trainer", {})
-    options = {name: value for name, value in model.get("init_args", {}).items() if name in _OPTIONS}
+    own = {name: value for name, value in model.get("init_args", {}).items() if name in _OPTIONS}
     adapter = model["init_args"].get("adapter", {})
     mixed = str(trainer.get("precision", "32-true")) == "bf16-mixed"
     frozen = mixed and model["init_args"].get("frozen_dtype") in ("bfloat16", "auto")
     if typed.gradient_checkpointing:
-        options["gradient_checkpointing"] = typed.gradient_checkpointing == "true"
+        own["gradient_checkpointing"] = typed.gradient_checkpointing == "true"
     if typed.targets:
-        options["targets"] = typed.targets
+        own["targets"] = typed.targets
     task = model["class_path"].rpartition(".")[2]
     if task == "CausalLMTask":
-        options["tokenizer"] = "bytes"  # none is loaded
+        own["tokenizer"] = "bytes"  # none is loaded
     setup = StepSetup(
         task,
-        options,
+        own,
         typed.batch_size or data.get("batch_size", 64),
         typed.accumulate or trainer.get("accumulate_grad_batches", 1),
         typed.precision or ("bf16-frozen" if frozen else "bf16" if mixed else "32"),

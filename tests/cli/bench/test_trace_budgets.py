@@ -1,0 +1,64 @@
+"""Budgets of the shipped configs: a step must not need more kernels, casts or memory than this on an H100.
+
+The figures come from ``bench trace --config NAME --json``. Lower them after an improvement.
+"""
+
+import json
+from typing import Any
+
+import pytest
+
+from randlora_pl.adapters.operations import adapted_layers
+from randlora_pl.bench.trace import step
+from tests.support.cli import Run
+
+DENSE, HADAMARD = "randlora", "randlora-hadamard"
+BUDGETS: dict[str, dict[str, tuple[int, int, float]]] = {
+    "tiny_clip": {DENSE: (888, 78.1, 0.104)},
+    "clip_vitb32": {DENSE: (1940, 1503, 4.65), HADAMARD: (2828, 1871, 4.0)},
+    "clip_vitl14": {DENSE: (5877, 17862, 18.5), HADAMARD: (7979, 18495, 15.7)},
+    "commonsense_qwen2": {DENSE: (9256, 29269, 3.3), HADAMARD: (11920, 29972, 3.3)},
+    "clip_vith14": {DENSE: (6311, 26765, 35.9), HADAMARD: (11380, 46103, 29.6)},
+}
+"""Kernels, MB read and written by casts, and GB at the peak, by config and method."""
+MORE = {"tiny_clip": ("--precision", "bf16")}
+"""Options of the command besides the config."""
+
+
+def exceeded(run: Run, config: str, method: str) -> list[str]:
+    """Trace a step, and return what exceeds its budget."""
+    done = run("bench", "trace", "--config", config, "--methods", method, "--json", *MORE.get(config, ()))
+    assert done.code == 0, done.err
+    (found,) = json.loads(done.out)["methods"]
+    used = {"kernels": found["kernels"], "cast MB": found["cast_bytes"] / 1e6, "peak GB": found["peak_bytes"] / 1e9}
+    limits = dict(zip(used, BUDGETS[config][method], strict=True))
+    assert found["waits"] == 0
+    return [
+        f"{config}, {method}: {name} {used[name]:,.2f} > {limit}"
+        for name, limit in limits.items()
+        if used[name] > limit
+    ]
+
+
+@pytest.mark.parametrize("config", ["tiny_clip", "clip_vitb32"])
+def test_a_step_stays_within_its_budget(run: Run, config: str) -> None:
+    assert exceeded(run, config, DENSE) == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("config", BUDGETS)
+def test_steps_of_every_config_stay_within_their_budgets(run: Run, config: str) -> None:
+    assert [fault for method in BUDGETS[config] for fault in exceeded(run, config, method)] == []
+
+
+def test_one_more_cast_in_each_layer_exceeds_the_budget(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = step.to_fake
+
+    def with_casts(mode: Any, task: Any) -> None:
+        original(mode, task)
+        for layer in adapted_layers(task.backbone).values():
+            layer.register_forward_pre_hook(lambda _, args: (args[0].float().bfloat16(), *args[1:]))
+
+    monkeypatch.setattr(step, "to_fake", with_casts)
+    faults = exceeded(run, "tiny_clip", DENSE)
+    assert len(faults) >= 2 and "kernels" in faults[0] and "cast MB" in faults[1]
