@@ -1,6 +1,7 @@
 """Quantised layers: an update beside a forward that is not ours, of a stand-in and of bitsandbytes if that is there."""
 
 import copy
+import itertools
 import pickle
 import sys
 import types
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from randlora_pl.adapters import (
@@ -133,6 +135,39 @@ def test_no_method_that_adds_reads_the_weight(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Eighths, "forward", lambda self, x: calls.append(len(x)) or real(self, x))
     quantized(torch.randn(7, 20)).sum().backward()
     assert calls == [7]
+
+
+class Casts(TorchDispatchMode):
+    """Sizes of what is cast and multiplied entry by entry, from the size of an output of a token on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func.name() in ("aten::_to_copy", "aten::mul.Tensor", "aten::mul_.Tensor", "aten::mul.out"):
+            self.sizes += [found.numel()] * (found.numel() > 96)
+        return found
+
+
+@in_one_item(("basis", "half"), itertools.product(["uniform", "ternary", "hadamard"], [False, True]))
+def test_tokens_that_are_written_neither_build_s_nor_cast_b(basis: Any, half: bool) -> None:
+    """Nothing is merged into a quantized weight; after the prompt and a token the update is two products."""
+    _, quantized = pair(64, 96)
+    sizes = []
+    for adapted in (False, True):
+        if adapted:
+            inject(quantized, RandLoRA(4, basis=basis), ["fc"])
+            randomise(quantized)
+        quantized.eval()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            for tokens in (200, 1):
+                quantized(torch.randn(tokens, 64))
+            with Casts() as casts:
+                quantized(torch.randn(1, 64))
+        sizes.append(casts.sizes)
+    assert sizes[0] == sizes[1]  # of the frozen layer's own forward
 
 
 def test_disabled_detached_copied_and_checkpointed() -> None:
