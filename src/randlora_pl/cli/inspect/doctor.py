@@ -28,6 +28,7 @@ OPTIONAL = {
     "transformers": ("--model CausalLMTask and TextClassificationTask", "language"),
     "bitsandbytes": ("--model.quantize, on a GPU", "quantize"),
     "liger-kernel": ("--model.liger, on a GPU", "liger"),
+    "triton": ("RandLoRA's own kernels on a GPU (CUDA builds of PyTorch bring it)", "triton"),
     "onnxruntime": ("adapter export --to onnx", "onnx"),
 }
 """Purpose and extra of each optional package, by name."""

@@ -10,17 +10,15 @@ from torch import Tensor
 _FITS: dict[tuple[Any, ...], int] = {}
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def interpreted() -> bool:
-    """Return True if kernels run in Triton's interpreter, on a CPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""True if kernels run in Triton's interpreter, on a CPU; the variable has to be set before triton is imported."""
 
 
 def compute_type(dtype: torch.dtype) -> Any:
     """Return Triton's dtype for products of a PyTorch dtype; float32 in the interpreter, which has no bfloat16."""
     import triton.language as tl
 
-    return tl.float32 if interpreted() else getattr(tl, str(dtype).removeprefix("torch."))
+    return tl.float32 if INTERPRETED else getattr(tl, str(dtype).removeprefix("torch."))
 
 
 def precision(dtype: torch.dtype, result: torch.dtype | None = None) -> str:
