@@ -15,6 +15,10 @@ from randlora_pl.adapters.kernels.float16 import POWER, enlarged, shrunk
 from randlora_pl.adapters.kernels.flop_choice import Choice, build_time, cheapest, cheapest_alone, product_time
 from randlora_pl.adapters.kernels.hadamard import Hadamard
 from randlora_pl.adapters.kernels.rounding import added
+from randlora_pl.adapters.kernels.triton_kernels import choice, ternary
+from randlora_pl.adapters.kernels.triton_kernels.build import build_weight
+from randlora_pl.adapters.kernels.triton_kernels.mix import hadamard_mix
+from randlora_pl.adapters.kernels.triton_kernels.stack import form_stack, reduce_stack
 from randlora_pl.utils.device import on_cuda
 
 
@@ -75,8 +79,21 @@ class Stored:
         b = self.matrix(weight.dtype)
         return weight.addmm_(*((mixed.T, b.T) if transposed else (b, mixed)), alpha=factor)
 
+    def packed(self, tokens: Tensor) -> Tensor | None:
+        """Return B in two bits per entry, if it consists of signs and a kernel multiplies so few tokens with it."""
+        few = len(tokens) <= ternary.MANY and tokens.dtype != torch.float16
+        if self.b.dtype != torch.int8 or not (few and choice.multiplies(tokens, tokens.dtype)):
+            return None
+
+        def pack() -> Tensor:
+            return ternary.packed(self.b[:, : self.count, : self.rank].flatten(1))
+
+        return self.copies.get(("packed", self.count, self.rank), self.b, pack)[: self.large]
+
     def project(self, tokens: Tensor) -> Tensor:
         """Return ``tokens @ B``, (T, `rows`), for tokens (T, D)."""
+        if (packed := self.packed(tokens)) is not None:
+            return ternary.ternary_project(tokens, packed, self.rows(tokens.dtype))
         return tokens @ self.matrix(tokens.dtype)
 
     def contract(self, projected: Tensor, others: Tensor) -> Tensor:
@@ -93,6 +110,9 @@ class Stored:
 
     def expand(self, projected: Tensor, onto: Tensor | None = None) -> Tensor:
         """Return ``projected @ B^T``, (T, D), for projected (T, `rows`); with ``onto``, add it in place."""
+        if (packed := self.packed(projected)) is not None:
+            result = ternary.ternary_expand(projected, packed)
+            return result if onto is None else onto.add_(result)
         b = self.matrix(projected.dtype).T
         return projected @ b if onto is None else onto.addmm_(projected, b)
 
@@ -217,6 +237,8 @@ def unstacked(
 
     The gradient may have any dtype; it is overwritten.
     """
+    if choice.runs(gradient, gradient.dtype, lambdas.dtype, gammas.dtype, a.dtype):
+        return reduce_stack(gradient, lambdas, gammas, a, math.prod(scales), peft)
     count, rank = lambdas.shape
     gradient = gradient.view(rank, count, -1).transpose(0, 1) if peft else gradient.view(count, rank, -1)
     narrow = gradient.dtype.itemsize < a.dtype.itemsize
@@ -230,6 +252,8 @@ def effective(weight: Tensor | None, basis: Stored | Hadamard, mixed: Tensor, fo
 
     ``mixed`` is the result of `mixed_stack` in ``form.dtype``.
     """
+    if isinstance(basis, Hadamard) and _sums_at_once(mixed, weight, form, dtype) and basis.held:
+        return basis.added(weight, mixed, form.dtype, dtype, form.transposed)
     if weight is not None and weight.dtype == form.dtype and weight.dtype != torch.bfloat16:
         return basis.add_to(weight.clone(memory_format=torch.contiguous_format), mixed, form.transposed).to(dtype)
     zeros = torch.zeros(form.shape, dtype=form.dtype, device=mixed.device)
@@ -244,7 +268,43 @@ def mixed_stack(
     basis: Stored | Hadamard, lambdas: Tensor, gammas: Tensor, a: Tensor, form: Form, dtype: torch.dtype
 ) -> Tensor:
     """Return S as products with B need it, in ``dtype``: see `mixed` of the bases."""
+    kernels = choice.runs(lambdas, lambdas.dtype, gammas.dtype, a.dtype, dtype)
     scales = (*form.scales, *enlarged(dtype))
     if isinstance(basis, Hadamard):
+        if kernels and basis.held:
+            return basis.by_block(hadamard_mix(lambdas, gammas, a, *basis.across, math.prod(scales), form.peft, dtype))
         return basis.mixed(stacked(lambdas, gammas, a, form.peft, scales), dtype)
+    if kernels:
+        return form_stack(lambdas, gammas, a, math.prod(scales), form.peft, basis.rows(dtype), dtype)
     return stacked(lambdas, gammas, a, form.peft, scales, dtype, basis.rows(dtype))
+
+
+def builds_at_once(
+    basis: Stored | Hadamard, lambdas: Tensor, weight: Tensor | None, form: Form, dtype: torch.dtype
+) -> bool:
+    """Return True if a kernel builds W0 + B S with S formed in registers."""
+    return isinstance(basis, Stored) and _sums_at_once(lambdas, weight, form, dtype)
+
+
+def built_at_once(
+    weight: Tensor | None,
+    basis: Stored | Hadamard,
+    lambdas: Tensor,
+    gammas: Tensor,
+    a: Tensor,
+    form: Form,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return the result of `effective` from lambda, gamma and A, without S in memory."""
+    assert isinstance(basis, Stored)
+    signs = basis.b.dtype == torch.int8 and basis.inner % 16 == 0 and form.dtype != torch.float16
+    b = basis.matrix(torch.int8 if signs else form.dtype)
+    scale = math.prod((*form.scales, *enlarged(form.dtype)))
+    dithers = weight is not None and weight.dtype == torch.bfloat16
+    return build_weight(weight, b, lambdas, gammas, a, scale, form.peft, form.transposed, form.dtype, dtype, dithers)
+
+
+def _sums_at_once(like: Tensor, weight: Tensor | None, form: Form, dtype: torch.dtype) -> bool:
+    """Return True if a kernel multiplies, sums and rounds; a bfloat16 W0 is not rounded before a wider result."""
+    fits = weight is None or (choice.runs(like, weight.dtype) and weight.dtype.itemsize >= dtype.itemsize)
+    return fits and choice.multiplies(like, form.dtype) and choice.runs(like, like.dtype, dtype)

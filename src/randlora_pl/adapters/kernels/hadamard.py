@@ -24,7 +24,10 @@ from torch.nn.functional import pad
 
 from randlora_pl.adapters.kernels.copies import Copies
 from randlora_pl.adapters.kernels.dropout import in_parts
-from randlora_pl.adapters.kernels.float16 import shrunk
+from randlora_pl.adapters.kernels.float16 import enlarged, shrunk
+from randlora_pl.adapters.kernels.triton_kernels import choice
+from randlora_pl.adapters.kernels.triton_kernels.blocks import hadamard_expand, hadamard_project
+from randlora_pl.adapters.kernels.triton_kernels.mix import hadamard_unmix
 
 STRUCTURE = "hadamard/1"
 """Name and version of the structure, part of the fingerprint; changes whenever an entry would change."""
@@ -95,6 +98,30 @@ class Hadamard:
         self.blocks = self.small // self.block
         self.inner = self.small
 
+    @property
+    def held(self) -> bool:
+        """True if the kernels in Triton can hold H and O."""
+        return choice.holds(self.block, self.blocks)
+
+    @property
+    def across(self) -> tuple[Tensor, Tensor]:
+        """The signs t (d or more) and O (m, m)."""
+        return self.signs[:, 1].reshape(-1), self.orthogonal(self.blocks, torch.float32)
+
+    @property
+    def within(self) -> tuple[Tensor, Tensor]:
+        """The signs s (copies d or more) and H (b, b)."""
+        return self.signs[:, 0].reshape(-1), self.orthogonal(self.block, torch.float32)
+
+    @staticmethod
+    def factor(products: torch.dtype) -> float:
+        """Return the factor of the kernels' products with B: 1, but for float16, see `float16`."""
+        return 1 / math.prod(enlarged(products))
+
+    def by_block(self, matrix: Tensor) -> Tensor:
+        """Return a view (m, b, ...) of a matrix (d, ...)."""
+        return matrix.view(self.blocks, self.block, -1)
+
     def pieces(self) -> list[Piece]:
         """Return the copies from the top; the last one may end inside a block."""
         result = []
@@ -143,6 +170,8 @@ class Hadamard:
 
     def unmixed(self, mixed: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Apply the transpose of `mixed`, (m, b, ...) to (n r, ...), in ``dtype``."""
+        if self.held and choice.runs(mixed, mixed.dtype, dtype or mixed.dtype):
+            return hadamard_unmix(mixed.flatten(0, 1), *self.across, self.columns, dtype or mixed.dtype)
         mixed = mixed.to(dtype or mixed.dtype)
         signs = self.column_signs(mixed.dtype)
         stack = (self.orthogonal(self.blocks, mixed.dtype) @ mixed.flatten(1)).view(self.small, -1).mul_(signs)
@@ -172,6 +201,15 @@ class Hadamard:
             return weight + (total.T if transposed else total)
         return weight
 
+    def added(
+        self, weight: Tensor | None, mixed: Tensor, products: torch.dtype, dtype: torch.dtype, transposed: bool
+    ) -> Tensor:
+        """Return W0 + B S, or B S, in ``dtype`` by one kernel in Triton; bfloat16 sums are rounded as in `rounding`."""
+        onto = weight if weight is None or transposed else weight.T
+        dithers, rows = onto is not None and onto.dtype == torch.bfloat16, mixed.flatten(0, 1).T
+        large, across, factor = self.large, not transposed, self.factor(products)
+        return hadamard_expand(rows, onto, *self.within, large, factor, across, products, dtype, dithers)
+
     def matrix(self, dtype: torch.dtype) -> Tensor:
         """Return B (D, n r), which the other methods never build."""
         eye = torch.eye(self.columns, dtype=dtype, device=self.signs.device)
@@ -179,6 +217,10 @@ class Hadamard:
 
     def project(self, tokens: Tensor) -> Tensor:
         """Apply the blocks and signs of ``tokens @ B``, (T, D) to (T, m, b); `unmixed` applies the rest."""
+        if self.held and choice.multiplies(tokens, tokens.dtype):
+            factor, dtype = self.factor(tokens.dtype), tokens.dtype
+            projected = hadamard_project(tokens, *self.within, self.small, factor, False, dtype, dtype)
+            return projected.view(len(tokens), -1, self.block)
         result = tokens.new_empty(len(tokens), self.blocks, self.block)
         signed = [(piece, self.signed_blocks(piece, tokens.dtype)) for piece in self.pieces()]
         for part in in_parts(tokens):
@@ -194,6 +236,9 @@ class Hadamard:
 
         With ``onto``, the result is added to it, in place unless compiling.
         """
+        if self.held and choice.multiplies(mixed, mixed.dtype):
+            factor, dtype = self.factor(mixed.dtype), mixed.dtype
+            return hadamard_expand(mixed, onto, *self.within, self.large, factor, False, dtype, dtype, False)
         blocks = mixed.view(len(mixed), self.blocks, self.block).transpose(0, 1)
         signed = [(piece, self.signed_blocks(piece, mixed.dtype).mT) for piece in self.pieces()]
         if torch.compiler.is_compiling():
@@ -211,6 +256,9 @@ class Hadamard:
 
     def reduce(self, gradient: Tensor) -> Tensor:
         """Return ``B^T G``, (m, b, d) before `unmixed`, for G (D, d)."""
+        if self.held and choice.multiplies(gradient, gradient.dtype):
+            factor, dtype = self.factor(gradient.dtype), gradient.dtype
+            return self.by_block(hadamard_project(gradient.T, *self.within, self.small, factor, True, dtype, dtype))
         first, *others = self.pieces()
         result = torch.bmm(self.signed_blocks(first, gradient.dtype).transpose(1, 2), first.of_rows(gradient))
         for piece in others:

@@ -25,7 +25,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from randlora_pl.adapters.kernels.basis_product import Form, Stored, effective, mixed_stack, unstacked
+from randlora_pl.adapters.kernels.basis_product import (
+    Form,
+    Stored,
+    built_at_once,
+    builds_at_once,
+    effective,
+    mixed_stack,
+    unstacked,
+)
 from randlora_pl.adapters.kernels.dropout import in_parts, masked
 from randlora_pl.adapters.kernels.float16 import enlarged
 from randlora_pl.adapters.kernels.hadamard import Hadamard
@@ -51,8 +59,8 @@ class SumOfBases(torch.autograd.Function):
         ctx.save_for_backward(lambdas, gammas, a)  # a is a view of the shared tensor
         ctx.basis, ctx.form = basis, form
         with without_autocast(lambdas):
-            mixed = mixed_stack(basis, lambdas, gammas, a, form, form.dtype)
-            return effective(None, basis, mixed, form, lambdas.dtype if form.dtype == torch.float16 else form.dtype)
+            dtype = lambdas.dtype if form.dtype == torch.float16 else form.dtype
+            return held_weight(Held(), False, None, basis, lambdas, gammas, a, form, dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -126,10 +134,11 @@ class AdaptedProduct(torch.autograd.Function):
                 projected = basis.project(gradient)
             if need_x:
                 if built is None:
-                    dtype = form.dtype if choice.build else gradient.dtype
-                    mixed = held_stack(ctx.held, basis, lambdas, gammas, a, form, dtype)
+                    tensors = basis, lambdas, gammas, a, form, gradient.dtype
                     if choice.build:
-                        built = effective(None if ctx.alone else weight, basis, mixed, form, gradient.dtype)
+                        built = held_weight(ctx.held, False, None if ctx.alone else weight, *tensors)
+                    else:
+                        mixed = held_stack(ctx.held, *tensors)
                 plain = None
                 if weight is not None and (built is None or mask is not None):
                     plain = gradient @ weight.to(gradient.dtype)
@@ -260,6 +269,8 @@ def held_weight(
     """Return the result of `effective`; over the uses of one step it is kept, or S without ``holds``."""
 
     def make() -> Tensor:
+        if builds_at_once(basis, lambdas, weight, form, dtype):
+            return built_at_once(weight, basis, lambdas, gammas, a, form, dtype)
         stack = held_stack(Held() if holds else held, basis, lambdas, gammas, a, form, form.dtype)
         return effective(weight, basis, stack, form, dtype)
 

@@ -8,11 +8,19 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters.kernels.triton_kernels.launch import compute_type, power, precision
+from randlora_pl.adapters.kernels.triton_kernels.operators import fake_of, operator
 
 
-@torch.library.custom_op("randlora::hadamard_project", mutates_args=())
+@operator("randlora::hadamard_project")
 def hadamard_project(
-    x: Tensor, signs: Tensor, h: Tensor, small: int, across: bool, products: torch.dtype, dtype: torch.dtype
+    x: Tensor,
+    signs: Tensor,
+    h: Tensor,
+    small: int,
+    scale: float,
+    across: bool,
+    products: torch.dtype,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Return the sum over copies k of ``x[:, k d + q b : + b] H diag(s)`` for each block q, (T, d), or (d, T).
 
@@ -21,6 +29,7 @@ def hadamard_project(
         signs: Random signs s of each copy's rows, (copies d or more).
         h: H (b, b).
         small: d.
+        scale: Factor of the products.
         across: True to write the transpose, (d, T).
         products: Dtype of the products, which are summed in float32.
         dtype: Dtype of the result.
@@ -32,21 +41,28 @@ def hadamard_project(
     steps = out.stride()[::-1] if across else out.stride()
     some = power(tokens, 16, 128)
     project_kernel[(-(-tokens // some), small // block)](
-        out, x, signs, h, *steps, *x.stride(), h.stride(0), signs.stride(0), tokens, large, small,
+        out, x, signs, h, *steps, *x.stride(), h.stride(0), signs.stride(0), tokens, large, small, scale,
         COPIES=-(-large // small), B=block, BB=power(block), CT=compute_type(products),
         PRECISION=precision(products, dtype), BT=some, num_warps=8 if some > 64 else 4,
     )  # fmt: skip
     return out
 
 
-@hadamard_project.register_fake
+@fake_of(hadamard_project)
 def _(
-    x: Tensor, signs: Tensor, h: Tensor, small: int, across: bool, products: torch.dtype, dtype: torch.dtype
+    x: Tensor,
+    signs: Tensor,
+    h: Tensor,
+    small: int,
+    scale: float,
+    across: bool,
+    products: torch.dtype,
+    dtype: torch.dtype,
 ) -> Tensor:
     return x.new_empty((small, len(x)) if across else (len(x), small), dtype=dtype)
 
 
-@torch.library.custom_op("randlora::hadamard_expand", mutates_args=())
+@operator("randlora::hadamard_expand")
 def hadamard_expand(
     mixed: Tensor,
     onto: Tensor | None,
@@ -88,7 +104,7 @@ def hadamard_expand(
     return out
 
 
-@hadamard_expand.register_fake
+@fake_of(hadamard_expand)
 def _(
     mixed: Tensor,
     onto: Tensor | None,

@@ -13,6 +13,7 @@ from randlora_pl.adapters.kernels.triton_kernels.launch import (
     precision,
     rows_first,
 )
+from randlora_pl.adapters.kernels.triton_kernels.operators import fake_of, operator
 
 TILES = ((128, 128, 32, 3, 8), (128, 128, 32, 2, 8), (64, 64, 32, 2, 4), (32, 32, 16, 1, 4))
 """Rows, columns, depth, stages and warps of a program, in the order in which they are tried."""
@@ -26,7 +27,7 @@ def tiles(large: int, small: int, depth: int) -> list[tuple[int, int, int, int, 
     ]
 
 
-@torch.library.custom_op("randlora::build_weight", mutates_args=())
+@operator("randlora::build_weight")
 def build_weight(
     weight: Tensor | None,
     b: Tensor,
@@ -77,7 +78,7 @@ def build_weight(
     return out
 
 
-@build_weight.register_fake
+@fake_of(build_weight)
 def _(
     weight: Tensor | None,
     b: Tensor,

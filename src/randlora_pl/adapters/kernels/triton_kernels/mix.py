@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters.kernels.triton_kernels.launch import power, precision, rows_first
+from randlora_pl.adapters.kernels.triton_kernels.operators import fake_of, operator
 
 
-@torch.library.custom_op("randlora::hadamard_mix", mutates_args=())
+@operator("randlora::hadamard_mix")
 def hadamard_mix(
     lambdas: Tensor, gammas: Tensor, a: Tensor, signs: Tensor, o: Tensor, scale: float, peft: bool, dtype: torch.dtype
 ) -> Tensor:
@@ -40,14 +41,14 @@ def hadamard_mix(
     return out
 
 
-@hadamard_mix.register_fake
+@fake_of(hadamard_mix)
 def _(
     lambdas: Tensor, gammas: Tensor, a: Tensor, signs: Tensor, o: Tensor, scale: float, peft: bool, dtype: torch.dtype
 ) -> Tensor:
     return gammas.new_empty(gammas.shape[1], gammas.shape[1], dtype=dtype)
 
 
-@torch.library.custom_op("randlora::hadamard_unmix", mutates_args=())
+@operator("randlora::hadamard_unmix")
 def hadamard_unmix(mixed: Tensor, signs: Tensor, o: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
     """Return the transpose of the mixing applied to a matrix, (n r, width).
 
@@ -73,6 +74,6 @@ def hadamard_unmix(mixed: Tensor, signs: Tensor, o: Tensor, columns: int, dtype:
     return out
 
 
-@hadamard_unmix.register_fake
+@fake_of(hadamard_unmix)
 def _(mixed: Tensor, signs: Tensor, o: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
     return mixed.new_empty(columns, mixed.shape[1], dtype=dtype)

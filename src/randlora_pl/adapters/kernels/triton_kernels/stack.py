@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters.kernels.triton_kernels.launch import power, rows_first
+from randlora_pl.adapters.kernels.triton_kernels.operators import fake_of, operator
 
 
-@torch.library.custom_op("randlora::form_stack", mutates_args=())
+@operator("randlora::form_stack")
 def form_stack(
     lambdas: Tensor, gammas: Tensor, a: Tensor, scale: float, peft: bool, rows: int, dtype: torch.dtype
 ) -> Tensor:
@@ -37,7 +38,7 @@ def form_stack(
     return out
 
 
-@form_stack.register_fake
+@fake_of(form_stack)
 def _(lambdas: Tensor, gammas: Tensor, a: Tensor, scale: float, peft: bool, rows: int, dtype: torch.dtype) -> Tensor:
     return gammas.new_empty(rows, gammas.shape[1], dtype=dtype)
 
@@ -49,7 +50,7 @@ def tile(count: int, rank: int, small: int) -> tuple[int, int, int]:
     return min(power(count, 1), max(1, 8192 // (deep * wide))), deep, wide
 
 
-@torch.library.custom_op("randlora::reduce_stack", mutates_args=())
+@operator("randlora::reduce_stack")
 def reduce_stack(
     gradient: Tensor, lambdas: Tensor, gammas: Tensor, a: Tensor, scale: float, peft: bool
 ) -> tuple[Tensor, Tensor]:
@@ -78,6 +79,6 @@ def reduce_stack(
     return parts.sum(0).to(lambdas.dtype), result
 
 
-@reduce_stack.register_fake
+@fake_of(reduce_stack)
 def _(gradient: Tensor, lambdas: Tensor, gammas: Tensor, a: Tensor, scale: float, peft: bool) -> tuple[Tensor, Tensor]:
     return torch.empty_like(lambdas), torch.empty_like(gammas)

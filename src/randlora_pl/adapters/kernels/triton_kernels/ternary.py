@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters.kernels.triton_kernels.launch import compute_type, power, precision, rows_first
+from randlora_pl.adapters.kernels.triton_kernels.operators import fake_of, operator
 
 MANY = 64
 """Tokens from which a plain product, which reads B once for all of them, is at least as fast."""
@@ -30,7 +31,7 @@ def parts_of(height: int, width: int) -> tuple[int, int]:
     return -(-height // each), each
 
 
-@torch.library.custom_op("randlora::ternary_project", mutates_args=())
+@operator("randlora::ternary_project")
 def ternary_project(x: Tensor, b: Tensor, columns: int) -> Tensor:
     """Return ``x @ B``, (T, n r), for few tokens x (T, D) and `packed` B (D, words)."""
     from randlora_pl.adapters.kernels.triton_kernels.jit.ternary import ternary_project_kernel
@@ -46,12 +47,12 @@ def ternary_project(x: Tensor, b: Tensor, columns: int) -> Tensor:
     return out.sum(0).to(x.dtype) if parts > 1 else out[0]
 
 
-@ternary_project.register_fake
+@fake_of(ternary_project)
 def _(x: Tensor, b: Tensor, columns: int) -> Tensor:
     return x.new_empty(len(x), columns)
 
 
-@torch.library.custom_op("randlora::ternary_expand", mutates_args=())
+@operator("randlora::ternary_expand")
 def ternary_expand(y: Tensor, b: Tensor) -> Tensor:
     """Return ``y @ B^T``, (T, D), for few tokens y (T, n r) and `packed` B (D, words)."""
     from randlora_pl.adapters.kernels.triton_kernels.jit.ternary import ternary_expand_kernel
@@ -66,6 +67,6 @@ def ternary_expand(y: Tensor, b: Tensor) -> Tensor:
     return out
 
 
-@ternary_expand.register_fake
+@fake_of(ternary_expand)
 def _(y: Tensor, b: Tensor) -> Tensor:
     return y.new_empty(len(y), len(b))

@@ -8,7 +8,7 @@ from randlora_pl.adapters.kernels.triton_kernels.jit.rounding import dithered, r
 
 @triton.jit
 def project_kernel(
-    out, x, signs, h, out_t, out_f, x_t, x_f, h_i, stride_signs, tokens, large, small,
+    out, x, signs, h, out_t, out_f, x_t, x_f, h_i, stride_signs, tokens, large, small, scale,
     COPIES: tl.constexpr, B: tl.constexpr, BB: tl.constexpr, CT: tl.constexpr, PRECISION: tl.constexpr,
     BT: tl.constexpr,
 ):  # fmt: skip
@@ -26,7 +26,7 @@ def project_kernel(
         sign = tl.load(signs + row * stride_signs, i < B, 0).to(tl.float32)
         total += tl.dot(part, turn, input_precision=PRECISION) * sign[None, :]
     to = out + t[:, None] * out_t + (first + i)[None, :].to(tl.int64) * out_f
-    tl.store(to, rounded(total, out.dtype.element_ty), (t < tokens)[:, None] & (i < B)[None, :])
+    tl.store(to, rounded(total * scale, out.dtype.element_ty), (t < tokens)[:, None] & (i < B)[None, :])
 
 
 @triton.jit
