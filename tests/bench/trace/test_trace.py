@@ -175,7 +175,7 @@ def test_methods_differ_as_they_should() -> None:
     full, _ = trace_step(setup, FullFineTuning())
     randlora, _ = trace_step(setup, RandLoRA(rank=4))
     again, _ = trace_step(setup, RandLoRA(rank=4))
-    assert full.kernels < randlora.kernels and randlora.peak < full.peak
+    assert randlora.kernels < full.kernels and randlora.peak < full.peak  # its own kernels do the work of several
     assert randlora == again
 
 

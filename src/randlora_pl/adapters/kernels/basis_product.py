@@ -16,7 +16,6 @@ from randlora_pl.adapters.kernels.flop_choice import Choice, build_time, cheapes
 from randlora_pl.adapters.kernels.hadamard import Hadamard
 from randlora_pl.adapters.kernels.rounding import added
 from randlora_pl.adapters.kernels.triton_kernels import choice, ternary
-from randlora_pl.adapters.kernels.triton_kernels.build import build_weight
 from randlora_pl.adapters.kernels.triton_kernels.mix import hadamard_mix
 from randlora_pl.adapters.kernels.triton_kernels.stack import form_stack, reduce_stack
 from randlora_pl.utils.device import on_cuda
@@ -252,7 +251,7 @@ def effective(weight: Tensor | None, basis: Stored | Hadamard, mixed: Tensor, fo
 
     ``mixed`` is the result of `mixed_stack` in ``form.dtype``.
     """
-    if isinstance(basis, Hadamard) and _sums_at_once(mixed, weight, form, dtype) and basis.held:
+    if isinstance(basis, Hadamard) and choice.sums(mixed, weight, form.dtype, dtype) and basis.held:
         return basis.added(weight, mixed, form.dtype, dtype, form.transposed)
     if weight is not None and weight.dtype == form.dtype and weight.dtype != torch.bfloat16:
         return basis.add_to(weight.clone(memory_format=torch.contiguous_format), mixed, form.transposed).to(dtype)
@@ -277,34 +276,3 @@ def mixed_stack(
     if kernels:
         return form_stack(lambdas, gammas, a, math.prod(scales), form.peft, basis.rows(dtype), dtype)
     return stacked(lambdas, gammas, a, form.peft, scales, dtype, basis.rows(dtype))
-
-
-def builds_at_once(
-    basis: Stored | Hadamard, lambdas: Tensor, weight: Tensor | None, form: Form, dtype: torch.dtype
-) -> bool:
-    """Return True if a kernel builds W0 + B S with S formed in registers."""
-    return isinstance(basis, Stored) and _sums_at_once(lambdas, weight, form, dtype)
-
-
-def built_at_once(
-    weight: Tensor | None,
-    basis: Stored | Hadamard,
-    lambdas: Tensor,
-    gammas: Tensor,
-    a: Tensor,
-    form: Form,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Return the result of `effective` from lambda, gamma and A, without S in memory."""
-    assert isinstance(basis, Stored)
-    signs = basis.b.dtype == torch.int8 and basis.inner % 16 == 0 and form.dtype != torch.float16
-    b = basis.matrix(torch.int8 if signs else form.dtype)
-    scale = math.prod((*form.scales, *enlarged(form.dtype)))
-    dithers = weight is not None and weight.dtype == torch.bfloat16
-    return build_weight(weight, b, lambdas, gammas, a, scale, form.peft, form.transposed, form.dtype, dtype, dithers)
-
-
-def _sums_at_once(like: Tensor, weight: Tensor | None, form: Form, dtype: torch.dtype) -> bool:
-    """Return True if a kernel multiplies, sums and rounds; a bfloat16 W0 is not rounded before a wider result."""
-    fits = weight is None or (choice.runs(like, weight.dtype) and weight.dtype.itemsize >= dtype.itemsize)
-    return fits and choice.multiplies(like, form.dtype) and choice.runs(like, like.dtype, dtype)

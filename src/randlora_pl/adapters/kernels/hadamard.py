@@ -219,7 +219,7 @@ class Hadamard:
         """Apply the blocks and signs of ``tokens @ B``, (T, D) to (T, m, b); `unmixed` applies the rest."""
         if self.held and choice.multiplies(tokens, tokens.dtype):
             factor, dtype = self.factor(tokens.dtype), tokens.dtype
-            projected = hadamard_project(tokens, *self.within, self.small, factor, False, dtype, dtype)
+            projected = hadamard_project(tokens, *self.within, self.small, False, dtype, dtype, factor)
             return projected.view(len(tokens), -1, self.block)
         result = tokens.new_empty(len(tokens), self.blocks, self.block)
         signed = [(piece, self.signed_blocks(piece, tokens.dtype)) for piece in self.pieces()]
@@ -258,7 +258,7 @@ class Hadamard:
         """Return ``B^T G``, (m, b, d) before `unmixed`, for G (D, d)."""
         if self.held and choice.multiplies(gradient, gradient.dtype):
             factor, dtype = self.factor(gradient.dtype), gradient.dtype
-            return self.by_block(hadamard_project(gradient.T, *self.within, self.small, factor, True, dtype, dtype))
+            return self.by_block(hadamard_project(gradient.T, *self.within, self.small, True, dtype, dtype, factor))
         first, *others = self.pieces()
         result = torch.bmm(self.signed_blocks(first, gradient.dtype).transpose(1, 2), first.of_rows(gradient))
         for piece in others:

@@ -25,18 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from randlora_pl.adapters.kernels.basis_product import (
-    Form,
-    Stored,
-    built_at_once,
-    builds_at_once,
-    effective,
-    mixed_stack,
-    unstacked,
-)
+from randlora_pl.adapters.kernels.basis_product import Form, Stored, unstacked
 from randlora_pl.adapters.kernels.dropout import in_parts, masked
 from randlora_pl.adapters.kernels.float16 import enlarged
 from randlora_pl.adapters.kernels.hadamard import Hadamard
+from randlora_pl.adapters.kernels.held_sums import held_stack, held_weight
 from randlora_pl.adapters.kernels.step_cache import Held
 from randlora_pl.utils.device import on_cuda
 
@@ -244,37 +237,6 @@ def product(
     if built is None:
         return Product(output, None, projected if train and basis.inner < large else None)
     return Product(output, built if keep else None, projected)
-
-
-def held_stack(
-    held: Held, basis: Stored | Hadamard, lambdas: Tensor, gammas: Tensor, a: Tensor, form: Form, dtype: torch.dtype
-) -> Tensor:
-    """Return the result of `mixed_stack`, kept over the uses of one step."""
-    return held.get(
-        ("S", dtype, form.scales, basis.rows(dtype)), lambda: mixed_stack(basis, lambdas, gammas, a, form, dtype)
-    )
-
-
-def held_weight(
-    held: Held,
-    holds: bool,
-    weight: Tensor | None,
-    basis: Stored | Hadamard,
-    lambdas: Tensor,
-    gammas: Tensor,
-    a: Tensor,
-    form: Form,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Return the result of `effective`; over the uses of one step it is kept, or S without ``holds``."""
-
-    def make() -> Tensor:
-        if builds_at_once(basis, lambdas, weight, form, dtype):
-            return built_at_once(weight, basis, lambdas, gammas, a, form, dtype)
-        stack = held_stack(Held() if holds else held, basis, lambdas, gammas, a, form, form.dtype)
-        return effective(weight, basis, stack, form, dtype)
-
-    return held.get(("built", weight is None, dtype, form), make, weight) if holds else make()
 
 
 def add_product(

@@ -127,10 +127,7 @@ def _operator(name: str) -> Any:
 
 @contextmanager
 def cuda_rules() -> Iterator[None]:
-    """Let autocast, attention, dropout and groups of tensors on `DEVICE` behave as on a GPU inside the block.
-
-    Triton counts as installed, as CUDA builds of PyTorch bring it.
-    """
+    """Let autocast, attention, dropout and groups of tensors on `DEVICE` behave as on a GPU inside the block."""
     rules = _Autocast()
     make: Any = torch.library.Library
     library = make("aten", "IMPL")
@@ -155,8 +152,7 @@ def cuda_rules() -> Iterator[None]:
         for name, own in (("scaled_dot_product_attention", rules.attention), ("dropout", rules.dropout)):
             library.impl(name, own, "AutocastCUDA", allow_override=True)
         stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
-        for question in ("adapters.kernels.triton_kernels.choice.installed", "models.activation._has_triton"):
-            stack.enter_context(patch(f"randlora_pl.{question}", lambda: True))
+        stack.enter_context(patch("randlora_pl.models.activation._has_triton", lambda: True))
         stack.enter_context(patch.dict("os.environ", {"TRITON_INTERPRET": "0"}))
         on_device = property(lambda tensor: tensor.fake_device.type == "cuda")
         stack.enter_context(patch.object(FakeTensor, "is_cuda", on_device))

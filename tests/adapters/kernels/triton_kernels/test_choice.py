@@ -58,7 +58,7 @@ def test_dtypes_choose_and_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_triton_is_not_imported_before_a_kernel_runs() -> None:
-    code = "import sys, randlora_pl.adapters.kernels.triton_kernels.costs as c; sys.exit('triton' in sys.modules)"
+    code = "import sys, randlora_pl.adapters; sys.exit('triton' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -17,10 +17,10 @@ def hadamard_project(
     signs: Tensor,
     h: Tensor,
     small: int,
-    scale: float,
     across: bool,
     products: torch.dtype,
     dtype: torch.dtype,
+    scale: float,
 ) -> Tensor:
     """Return the sum over copies k of ``x[:, k d + q b : + b] H diag(s)`` for each block q, (T, d), or (d, T).
 
@@ -29,10 +29,10 @@ def hadamard_project(
         signs: Random signs s of each copy's rows, (copies d or more).
         h: H (b, b).
         small: d.
-        scale: Factor of the products.
         across: True to write the transpose, (d, T).
         products: Dtype of the products, which are summed in float32.
         dtype: Dtype of the result.
+        scale: Factor of the products.
     """
     from randlora_pl.adapters.kernels.triton_kernels.jit.blocks import project_kernel
 
@@ -54,10 +54,10 @@ def _(
     signs: Tensor,
     h: Tensor,
     small: int,
-    scale: float,
     across: bool,
     products: torch.dtype,
     dtype: torch.dtype,
+    scale: float,
 ) -> Tensor:
     return x.new_empty((small, len(x)) if across else (len(x), small), dtype=dtype)
 

@@ -61,6 +61,12 @@ def multiplies(tensor: Tensor, products: torch.dtype) -> bool:
     return runs(tensor, products) and (products != torch.float32 or forced())
 
 
+def sums(like: Tensor, weight: Tensor | None, products: torch.dtype, dtype: torch.dtype) -> bool:
+    """Return True if a kernel multiplies, sums and rounds W0 + B S to ``dtype``; not to wider ones than W0's."""
+    fits = weight is None or (runs(like, weight.dtype) and weight.dtype.itemsize >= dtype.itemsize)
+    return fits and multiplies(like, products) and runs(like, like.dtype, dtype)
+
+
 def holds(block: int, blocks: int) -> bool:
     """Return True if kernels can hold H (b, b) and O (m, m) of structured bases."""
     return max(block, blocks) <= _LARGEST
