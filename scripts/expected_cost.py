@@ -38,6 +38,7 @@ TIME = "training time (% of reference)"
 MEMORY = {
     "CLIP-ViT-B/32": ("clip_vitb32", ()),
     "CLIP-ViT-L/14": ("clip_vitl14", ()),
+    "CLIP-ViT-H/14": ("clip_vith14", (32, 4)),
     "DINOv2-ViT-B/14": ("dinov2_vitb14", ()),
 }
 """The config of a model, and the paper's micro-batch and accumulation of full fine-tuning where they differ."""

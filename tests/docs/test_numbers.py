@@ -123,7 +123,7 @@ def test_expected_cost_of_language_models() -> None:
 @pytest.mark.full
 def test_expected_memory() -> None:
     written = "\n".join(written_by_the_script("--memory"))
-    assert written.count("\n") == 4 and written in REPRODUCING
+    assert written.count("\n") == 5 and written in REPRODUCING
 
 
 def test_the_verdict_has_the_numbers_of_the_report() -> None:
