@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 from randlora_pl.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from randlora_pl.models.activation import quick_gelu
     from randlora_pl.models.catalog import MODELS, ModelRow
     from randlora_pl.models.clip import ImageTower, LoadedClip, clip_image_spec, load_clip, load_tokenizer, meta_clip
     from randlora_pl.models.execution import cast_frozen, compile_blocks
@@ -55,7 +54,6 @@ __all__ = [
     "load_vit",
     "meta_clip",
     "meta_vit",
-    "quick_gelu",
     "read_weights",
     "set_gradient_checkpointing",
     "use_fast_layers",

@@ -83,7 +83,7 @@ def use_fast_layers(model: nn.Module) -> int:
 
     Examples:
         >>> use_fast_layers(load_clip("tiny").model)
-        14
+        23
 
     Returns:
         Number of layers that were changed.
