@@ -137,6 +137,7 @@ def test_fit_and_predict_import_little_and_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_triton_finds_nothing_frozen_at_the_end(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
     with quick():
         pass
     quick_imports._unfreeze()
