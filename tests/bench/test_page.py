@@ -19,7 +19,7 @@ PAGE = "\n".join(BOTH)
 
 def test_its_benches_are_ours() -> None:
     commands = [words[1:] for words in commands_of(PAGE) if words[0] == "bench"]
-    assert {command[0] for command in commands} == {"train", "captions", "answers", "adapters", "data"}
+    assert {command[0] for command in commands} == {*verbs.VERBS}
     for command in commands:
         options = [word for word in command if word.startswith("--")]
         assert all(f"  {option} " in verbs.PAGES[command[0]] for option in options), command
