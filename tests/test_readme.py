@@ -159,6 +159,7 @@ def test_fit(
     assert (results.parent / "adapter" / "adapter.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_other_tasks(quickstart: Path, capsys: pytest.CaptureFixture[str]) -> None:
     others = {command.split()[0]: command for command in TASKS if command not in FITS}
     assert set(others) == {"compare-methods", "adapter", "serve", "fit", "sweep"} and len(FITS) == 4

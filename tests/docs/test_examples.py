@@ -111,6 +111,7 @@ def test_examples_run(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not "".join(failures(name, text, names) for name, text in examples_of(package).items())
 
 
+@pytest.mark.slow
 def test_the_example_of_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fit = importlib.import_module("randlora_pl").fit

@@ -198,6 +198,7 @@ def test_other_requests(server: Running) -> None:
     assert server.ask("POST", "/shutdown")[0] == 404
 
 
+@pytest.mark.slow
 def test_what_is_printed(server: Running) -> None:
     text = server.log.read_text()
     assert "model    open_clip tiny (emoji-fashion) with RandLoRA, 1 worker on cpu" in text

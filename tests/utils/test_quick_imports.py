@@ -109,6 +109,7 @@ print("SEEN" + json.dumps([code, seen]))
 HEAVY_MODULES = {"scipy.signal", "scipy.stats", "matplotlib.pyplot", "sklearn", "pandas", "transformers", "jinja2"}
 
 
+@pytest.mark.slow
 def test_fit_and_predict_import_little_and_lose_nothing(tmp_path: Path) -> None:
     def modules(*words: str) -> dict[str, list[str]]:
         environment = {**os.environ, "MPLBACKEND": "agg"}

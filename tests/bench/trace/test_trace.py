@@ -170,6 +170,7 @@ def test_steps_of_every_task_are_traced() -> None:
         trace_step(StepSetup("TextClassificationTask"), LoRA())
 
 
+@pytest.mark.slow
 def test_methods_differ_as_they_should() -> None:
     setup = StepSetup("VisionLanguageTask", TINY, 4, captions=4)
     full, _ = trace_step(setup, FullFineTuning())

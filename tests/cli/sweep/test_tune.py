@@ -193,6 +193,7 @@ def test_what_is_wrong_is_named(change: dict[str, Any], said: str) -> None:
         search_of(**change)
 
 
+@pytest.mark.slow
 def test_a_search_from_beginning_to_end_reads_no_test_image(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

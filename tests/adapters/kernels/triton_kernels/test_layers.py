@@ -66,6 +66,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 @in_one_item(("sides", "tokens", "expected", "options"), ROWS)
 def test_layers_compute_the_same_with_kernels(
     sides: tuple[int, int], tokens: int, expected: set[str], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
