@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from randlora_pl.adapters import RandLoRA, inject
+from randlora_pl.adapters.kernels import held_sums
 from randlora_pl.bench.flops import Gemm
 from randlora_pl.bench.steps import Case, Measured, measure, ticks
 
@@ -53,6 +55,21 @@ def test_a_step_trains_and_leaves_no_gradient() -> None:
     before = still.model.weight.clone()  # type: ignore[operator, union-attr]
     still.step()
     assert torch.equal(still.model.weight, before)  # type: ignore[arg-type]
+
+
+def test_each_repetition_builds_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+    make = held_sums.mixed_stack
+    monkeypatch.setattr(held_sums, "mixed_stack", lambda *args: built.append(1) or make(*args))  # type: ignore[func-returns-value]
+    model, x = nn.Sequential(nn.Linear(8, 16)), torch.randn(400, 8, requires_grad=True)
+    inject(model, RandLoRA(rank=2), ["all"])
+    one = Case("a", "a", model, lambda model: model(x).sum(), [x], device=CPU, precision="32", optimize=False)
+    counts = []
+    for _ in range(4):
+        built.clear()
+        one.step()
+        counts.append(len(built))
+    assert counts[0] and counts == counts[:1] * 4
 
 
 def test_products_are_in_bfloat16_where_that_is_asked_for() -> None:

@@ -1,5 +1,6 @@
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,3 +27,12 @@ def test_peak_is_logged_and_goes_on_across_a_resume(fit: Fit) -> None:
     resumed = PeakMemory()
     resumed.load_state_dict({"peak": 10**15})
     assert resumed.peak == 10**15
+
+
+def test_a_run_may_log_no_step() -> None:
+    logged: list[float] = []
+    module = SimpleNamespace(device=torch.device("cpu"), log=lambda name, value, **_: logged.append(float(value)))
+    callback = PeakMemory()
+    for step in range(3):
+        callback.on_train_batch_end(SimpleNamespace(global_step=step, log_every_n_steps=0), module)  # type: ignore[arg-type]
+    assert len(set(logged)) == 1 and logged[0] > 0

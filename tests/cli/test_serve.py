@@ -37,7 +37,7 @@ def test_help(run: Run) -> None:
         (("--max-upload-mb", "0"), "--max-upload-mb is 0"),
         (("--max-pixels", "-5"), "--max-pixels is -5"),
         (("--device", "tpu"), "--device tpu is not on this machine"),
-        (("--precision", "tf32", "--device", "cpu"), "and the device is cpu. Use --precision bf16 or 32"),
+        (("--precision", "tf32", "--device", "cpu"), "and this is the device cpu. Use --precision bf16 or 32"),
         (("--precision", "16"), "invalid choice: '16'"),
         (("--prot", "8000"), "Did you mean '--port'"),
     ],

@@ -12,9 +12,9 @@ from tests.support.products import in_one_item
 @in_one_item(
     ("name", "device", "capability", "says"),
     [
-        ("tf32", "cpu", (8, 0), "the device is cpu. Use --precision bf16 or 32."),
-        ("tf32", "mps", (8, 0), "the device is mps. Use --precision 32."),
-        ("tf32", "cuda", (7, 5), "the GPU Tesla has none. Use --precision 32."),
+        ("tf32", "cpu", (8, 0), "this is the device cpu. Use --precision bf16 or 32."),
+        ("tf32", "mps", (8, 0), "this is the device mps. Use --precision 32."),
+        ("tf32", "cuda", (7, 5), "and this is Tesla. Use --precision 32."),
         ("bf16", "cuda", (7, 0), "bf16: cuda has no fast bfloat16. Use --precision 32."),
         ("32", "cuda", (7, 0), ""),
         ("bf16", "cpu", (7, 0), ""),

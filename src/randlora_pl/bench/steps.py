@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from randlora_pl.adapters.kernels.step_cache import end_step
 from randlora_pl.bench.flops import Gemm, counter, synchronize
 from randlora_pl.bench.memory import OUT_OF_MEMORY, is_out_of_memory, peak, reset_peak, saved_tensors
 from randlora_pl.bench.methods import UnavailableError
@@ -74,6 +75,8 @@ class Case:
         loss.backward()  # type: ignore[no-untyped-call]
         if self.optimizer is not None:
             self.optimizer.step()
+        else:
+            end_step()  # else the next repetition would be a further micro-batch, which builds nothing
         self.model.zero_grad()
         for tensor in self.inputs:
             tensor.grad = None

@@ -51,7 +51,8 @@ class PeakMemory(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Log the peak so far at the steps that are logged; on a GPU reading it takes 0.1 ms."""
-        if trainer.global_step % trainer.log_every_n_steps == 0 or not self._here:  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not self._here or (every and trainer.global_step % every == 0):
             self._here = peak_bytes(pl_module.device)
         pl_module.log("memory/peak_mb", torch.tensor(self._here / 1e6), batch_size=1)
 

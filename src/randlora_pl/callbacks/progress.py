@@ -25,7 +25,7 @@ class ProgressBar(RichProgressBar):
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=10, leave=True)  # a second; the end of a stage waits for one refresh
-        self._coming: LateCopy | None = None
+        self._coming: tuple[list[str], LateCopy] | None = None
         self._here: dict[str, float] = {}
 
     def _get_train_description(self, current_epoch: int) -> str:
@@ -49,7 +49,8 @@ class ProgressBar(RichProgressBar):
         found = trainer.callback_metrics
         names = [name for name in _SHOWN if name in found]
         if self._coming is None and names:
-            self._coming = LateCopy(torch.stack([found[name] for name in names]))
-        if self._coming is not None and (wait or self._coming.arrived):
-            self._here = dict(zip(names, self._coming.read().tolist(), strict=True))
+            self._coming = names, LateCopy(torch.stack([found[name] for name in names]))
+        if self._coming is not None and (wait or self._coming[1].arrived):
+            sent, copy = self._coming
+            self._here = dict(zip(sent, copy.read().tolist(), strict=True))
             self._coming = None

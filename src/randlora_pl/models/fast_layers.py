@@ -64,7 +64,8 @@ class FastLayerNorm(FastLayer, nn.LayerNorm):
     def _parameters_as(self, dtype: torch.dtype) -> list[Tensor | None]:
         """Return weight and bias in a dtype; frozen ones are cast once and again when they change."""
         both: list[Tensor | None] = [self.weight, self.bias]
-        if torch.compiler.is_compiling() or any(p is not None and p.requires_grad for p in both):
+        changes = (p is not None and (p.requires_grad or p.is_inference()) for p in both)  # the latter count none
+        if torch.compiler.is_compiling() or any(changes):
             return [None if p is None else p.to(dtype) for p in both]
         key = (dtype, [None if p is None else (p.device, p._version) for p in both])
         if self._cast is None or self._cast[0] is not both[0] or self._cast[1] is not both[1] or self._cast[2] != key:

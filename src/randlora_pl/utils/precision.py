@@ -23,9 +23,9 @@ def use_precision(name: str, device: Any) -> Any:
         return torch.autocast(device.type, enabled=False)
     old = device.type == "cuda" and torch.cuda.get_device_capability(device) < _AMPERE
     if name == "tf32" and (old or device.type != "cuda"):
-        has = f"GPU {torch.cuda.get_device_name(device)} has none" if old else f"device is {device}"
+        has = torch.cuda.get_device_name(device) if old else f"the device {device}"
         instead = "--precision 32" if old or device.type == "mps" else "--precision bf16 or 32"
-        raise UserError(f"--precision tf32 needs an NVIDIA GPU from 2020 or later, and the {has}. Use {instead}.")
+        raise UserError(f"--precision tf32 needs an NVIDIA GPU from 2020 or later, and this is {has}. Use {instead}.")
     if name == "bf16" and (old or not torch.amp.is_autocast_available(device.type)):
         raise UserError(f"--precision bf16: {device} has no fast bfloat16. Use --precision 32.")
     if name == "tf32":

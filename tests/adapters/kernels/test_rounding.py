@@ -116,3 +116,9 @@ def test_a_layer_with_a_built_weight_uses_all_of_a_small_update(method: Adapter)
     with torch.autocast("cpu", torch.bfloat16):
         built = made.linear(unit, weight, None)[:192].T
     assert slope(built, weight, made.change(weight)) == pytest.approx(1, abs=0.06)
+
+
+def test_numbers_of_a_diverged_run_stay_what_they_are() -> None:
+    bits = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000, 0x7F800000, -0x800000], dtype=torch.int32)  # NaNs, infinities
+    found = rounded(bits.view(torch.float32).repeat(500, 1), torch.bfloat16)
+    assert found[:, :3].isnan().all() and (found[:, 3] == math.inf).all() and (found[:, 4] == -math.inf).all()

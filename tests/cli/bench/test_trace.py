@@ -1,6 +1,10 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from randlora_pl.cli.bench.trace import options, step_setup
+from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
 from tests.support.products import in_one_item
 
@@ -36,3 +40,29 @@ def test_a_step_is_traced_and_written(run: Run, tmp_path: Path) -> None:
 def test_bad_input_gets_one_line(run: Run, words: list[str], message: str) -> None:
     done = run(*TINY, *words)
     assert done.code == 2 and message in done.err and done.err.count("\n") <= 2
+
+
+@in_one_item(
+    ("text", "message"),
+    [
+        ("{adapter: {class_path: LoRA}}", "names no model"),
+        ("{name: tiny, adapter: {class_path: RandLoRA, init_args: {rnk: 3}}}", "no option 'rnk'. Did you mean 'rank'?"),
+        ("{name: tiny, quantize: 4bit}", "cannot count model.quantize 4bit"),
+    ],
+)
+def test_configs_that_cannot_be_traced(run: Run, tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(f"model: {{class_path: VisionLanguageTask, init_args: {text}}}\n")
+    done = run("bench", "trace", "--methods", "randlora", "--config", str(path))
+    assert done.code == 2 and message in done.err and "Traceback" not in done.err
+
+
+def test_several_configs_and_the_names_of_models() -> None:
+    typed = options().parse_args(["--config", "commonsense_llama3", "--config", "recipes/llama3_40gb"])
+    setup, _ = step_setup(typed)
+    assert (setup.batch_size, setup.accumulate) == (4, 4) and setup.options["gradient_checkpointing"]
+    setup, _ = step_setup(options().parse_args(["--model", "ViT-L-14"]))
+    assert setup.task == "VisionLanguageTask"
+    official = ["--config", "commonsense_qwen2", "--config", "recipes/commonsense_official"]
+    with pytest.raises(UserError, match="not 16-mixed"):
+        step_setup(options().parse_args(official))

@@ -83,6 +83,8 @@ class Stored:
         few = len(tokens) <= ternary.MANY and tokens.dtype != torch.float16
         if self.b.dtype != torch.int8 or not (few and choice.multiplies(tokens, tokens.dtype)):
             return None
+        if torch.compiler.is_compiling():  # B would be packed at every use
+            return None
 
         def pack() -> Tensor:
             return ternary.packed(self.b[:, : self.count, : self.rank].flatten(1))

@@ -13,6 +13,7 @@ In a kernel, for the entry with flat index i of (out, in): take the float32 bits
 of i, shift right by 16.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -40,7 +41,8 @@ def rounded(total: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _round(total: Tensor) -> Tensor:
     bits = torch.add(total.view(torch.int32), _thresholds_like(total), alpha=2)
-    return bits.bitwise_right_shift_(16).to(torch.int16).view(torch.bfloat16)
+    whole = bits.bitwise_right_shift_(16).to(torch.int16).view(torch.bfloat16)
+    return whole.masked_fill_(total.isnan(), math.nan)  # the bits of a GPU's NaN overflow to those of zero
 
 
 class _Round(torch.autograd.Function):

@@ -105,7 +105,8 @@ _LIVE: WeakSet[Held] = WeakSet()
 _steps = 0
 
 
-def _after_step(*_: Any) -> None:
+def end_step(*_: Any) -> None:
+    """Begin the next step: drop what is kept. Every step of an optimizer of PyTorch calls this."""
     global _steps
     _steps += 1
     for held in list(_LIVE):
@@ -113,7 +114,7 @@ def _after_step(*_: Any) -> None:
     _LIVE.clear()
 
 
-register_optimizer_step_post_hook(_after_step)
+register_optimizer_step_post_hook(end_step)
 
 
 def _stamp(weight: Tensor) -> tuple[Any, ...]:

@@ -72,7 +72,10 @@ def adapter_of(
         return method.adapt.adapter(known, drop)
     if rank is not None and isinstance(options.get("alpha"), dict):
         options.pop("alpha")  # given for the config's rank
-    return method.adapt.adapter(rank or own or known, drop, **options)
+    try:
+        return method.adapt.adapter(rank or own or known, drop, **options)
+    except TypeError as error:  # an unknown option
+        raise UserError(f"{error} (in the config's model.adapter)") from error
 
 
 def label_of(name: str, adapter: Adapter) -> str:

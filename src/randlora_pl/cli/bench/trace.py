@@ -31,7 +31,8 @@ def options() -> CommandParser:
     """Return the parser of the command."""
     parser = CommandParser("bench trace")
     parser.add_argument("--precision", choices=tuple(PRECISIONS))
-    parser.add_options(config=str, model=str, methods=[str], adapter=str, device_model=[str], batch_size=int)
+    parser.add_argument("--config", action="extend", nargs="+")
+    parser.add_options(model=str, methods=[str], adapter=str, device_model=[str], batch_size=int)
     parser.add_options(accumulate=int, captions=128, tokens=256, rank=int, dropout=float, targets=[str], operators=0)
     parser.add_options(gradient_checkpointing=("true", "false"), json=False, output=str)
     return parser
@@ -41,6 +42,8 @@ def trace_verb(args: list[str]) -> int:
     """Trace optimizer steps of a model with several methods, and print their costs by a model of a device."""
     typed = options().parse_args(args)
     check_positive(typed, "batch_size", "accumulate", "captions", "tokens", "rank")
+    if typed.operators < 0:
+        raise UserError(f"--operators is {typed.operators}, but must be at least 0")
     check_new(typed.output)
     if typed.json and typed.output:
         raise UserError("--json prints what --output writes to bench.json. Leave out one of them")
@@ -108,10 +111,21 @@ def step_setup(typed: argparse.Namespace) -> tuple["StepSetup", dict[str, Any]]:
 
     if typed.config and typed.model:
         raise UserError("--config names a model already. Leave out --model, or --config")
-    tree = compose("fit", ["--config", typed.config or "clip_vitb32"], DEFAULTS).config
+    tree = compose(
+        "fit", [word for name in typed.config or ["clip_vitb32"] for word in ("--config", name)], DEFAULTS
+    ).config
     if typed.model:
         tree = _tree_of(typed.model)
-    model, data, trainer = tree["model"], tree.get("data", {}), tree.get("trainer", {})
+    model, data, trainer = tree.get("model", {}), tree.get("data", {}), tree.get("trainer", {})
+    if "name" not in model.get("init_args", {}):
+        raise UserError(
+            f"--config {' '.join(typed.config)} names no model. Add model.init_args.name, or a config with it"
+        )
+    precision = str(trainer.get("precision", "32-true"))
+    if not typed.precision and precision not in ("32-true", "32", "bf16-mixed"):
+        raise UserError(f"bench trace counts float32 and bf16-mixed, not {precision}. Add --precision bf16, or 32")
+    if quantize := model["init_args"].get("quantize"):
+        raise UserError(f"bench trace cannot count model.quantize {quantize}. Remove it from the config")
     own = {name: value for name, value in model.get("init_args", {}).items() if name in _OPTIONS}
     adapter = model["init_args"].get("adapter", {})
     mixed = str(trainer.get("precision", "32-true")) == "bf16-mixed"
@@ -144,7 +158,7 @@ _OPTIONS |= {"config_overrides", "loss_average", "label_smoothing", "max_grad_no
 def _tree_of(model: str) -> dict[str, Any]:
     """Return the bundled config of a model, or one that has its name alone."""
     for name, file in config_names().items():
-        if "/" not in name:
+        if "/" not in name and not name.startswith("clip_vision"):  # the image tower alone
             tree = merge(normalize(DEFAULTS), normalize(read_config(file)))
             if tree["model"].get("init_args", {}).get("name") == model:
                 return tree  # type: ignore[no-any-return]

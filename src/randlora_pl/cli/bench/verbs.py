@@ -104,7 +104,7 @@ Count what a training step costs on a GPU, without one: kernels, operations, byt
 The real step runs on tensors without data, and nothing is downloaded. Times are sums over kernels, at rates that good
 ones reach, and relative to full fine-tuning and LoRA.
 
-  --config NAME        A bundled config or a file, whose options are the defaults below (default: clip_vitb32)
+  --config NAME ...    Bundled configs or files, whose options are the defaults below (default: clip_vitb32)
   --model NAME         Instead: a model of open_clip or timm, or a decoder; its bundled config if it has one
   --methods NAME ...   Also: randlora-ternary randlora-low dora vera nola (default: full lora randlora
                        randlora-hadamard)

@@ -226,6 +226,7 @@ class RandLoRADelta(_RandLoRATensors):
             basis.signed_blocks(piece, dtype)
         basis.column_signs(self.lambdas.dtype)
         basis.orthogonal(basis.blocks, self.lambdas.dtype)
+        basis.orthogonal(basis.block, torch.float32)  # read by Triton's kernels
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return lambda (n, r), gamma (n, d) and A (r, d)."""

@@ -31,4 +31,5 @@ def dithered(x, index, DTYPE: tl.constexpr, DITHERS: tl.constexpr):
     words = (words ^ (words >> 15)) * -2048144777
     threshold = (words ^ (words >> 13)) & 0x7FFF
     bits = x.to(tl.int32, bitcast=True) + 2 * threshold
-    return (bits & -65536).to(tl.float32, bitcast=True).to(DTYPE)
+    total = (bits & -65536).to(tl.float32, bitcast=True)
+    return tl.where(x == x, total, x).to(DTYPE)  # the bits of a GPU's NaN overflow to those of zero
