@@ -4,6 +4,7 @@ The smallest positive number of float16 is 6e-8. In the first steps from a zero 
 So S is multiplied by 2^12 before it is rounded, and the copies of B by 2^-12. This is exact for entries of +-1, and
 changes others by at most 1.2e-4, less than the rounding of an entry near 1. Products are the same. Gradients of lambda
 and gamma get the factor back in float32. They need the loss scale of ``16-mixed``, as all gradients in float16 do.
+Output gradients of 1e-5 after that scale lose precision: an error of 2 % in gamma's gradient, 0.2 % at 1e-4.
 
 The range: S, and tokens or scaled gradients times S, up to 16 instead of 65,504. An update of the size of its weight
 has an S of 0.01. Beyond the range gradients are infinite, and the loss scale falls as at every overflow.
