@@ -42,7 +42,7 @@ def rounded(total: Tensor, dtype: torch.dtype) -> Tensor:
 def _round(total: Tensor) -> Tensor:
     bits = torch.add(total.view(torch.int32), _thresholds_like(total), alpha=2)
     whole = bits.bitwise_right_shift_(16).to(torch.int16).view(torch.bfloat16)
-    return whole.masked_fill_(total.isnan(), math.nan)  # the bits of a GPU's NaN overflow to those of zero
+    return whole.masked_fill_(total.isnan(), math.nan)  # a GPU's NaN would overflow to the bits of zero
 
 
 class _Round(torch.autograd.Function):

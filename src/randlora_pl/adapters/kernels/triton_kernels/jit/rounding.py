@@ -32,4 +32,4 @@ def dithered(x, index, DTYPE: tl.constexpr, DITHERS: tl.constexpr):
     threshold = (words ^ (words >> 13)) & 0x7FFF
     bits = x.to(tl.int32, bitcast=True) + 2 * threshold
     total = (bits & -65536).to(tl.float32, bitcast=True)
-    return tl.where(x == x, total, x).to(DTYPE)  # the bits of a GPU's NaN overflow to those of zero
+    return tl.where(x == x, total, x).to(DTYPE)  # a GPU's NaN would overflow to the bits of zero
