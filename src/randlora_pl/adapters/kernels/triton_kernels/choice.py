@@ -4,6 +4,7 @@ Triton runs on CUDA devices from compute capability 8.0, if it is installed; CUD
 imported when the first kernel runs, not earlier.
 """
 
+import functools
 import importlib.util
 import os
 
@@ -43,11 +44,20 @@ def forced() -> bool:
 
 def _able(device: torch.device) -> bool:
     """Return True if kernels run on a device. A GPU that is not there, but only traced, has PyTorch for CUDA."""
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return True
-    if INTERPRETED or device.type != "cuda":
+    major = None
+    if device.type == "cuda":  # asked several times by each layer, and the driver takes its time
+        major = _major.__wrapped__(device.index) if torch.compiler.is_compiling() else _major(device.index)
+        if major is None:
+            return True
+    if INTERPRETED or major is None:
         return INTERPRETED and forced()
-    return INSTALLED and bool(torch.cuda.get_device_properties(device).major >= 8)
+    return INSTALLED and major >= 8
+
+
+@functools.cache
+def _major(index: int | None) -> int | None:
+    """Return the compute capability's first number of a GPU, or None without any."""
+    return int(torch.cuda.get_device_properties(index).major) if torch.cuda.is_available() else None
 
 
 def runs(tensor: Tensor, *dtypes: torch.dtype) -> bool:
