@@ -144,7 +144,7 @@ def sentences(measured: dict[str, Any]) -> dict[str, list[tuple[str, ...]]]:
             ("| LoRA-32 | # |", ratios["lora"]),
         ],
         "docs/choose.md": [
-            ("# of the time of full fine-tuning, as fast as LoRA", f"{methods['randlora-hadamard']['of_full'][1]:.2f}"),
+            ("# of the time of full fine-tuning, close to LoRA", f"{methods['randlora-hadamard']['of_full'][1]:.2f}"),
         ],
     }
 
