@@ -45,8 +45,8 @@ class AdapterSet:
     While one adapter is active, the model is the same as after `load_adapter`: `merge`, `disabled`, `delta_weights`,
     `save_adapter` and the rest work, and the model has the parameters of the active adapter only. A weighted sum is
     active as W0 + sum_i w_i (W_i - W0), with gradients to each of its adapters. Adapters may differ in method, rank,
-    seed and targets; equal random bases are stored once. A merged model is merged again after a switch. Not
-    thread-safe.
+    seed and targets; equal random bases are stored once. A merged model is merged again after a switch, as far as
+    possible. Not thread-safe.
 
     Examples:
         >>> adapters = AdapterSet(model)
@@ -210,7 +210,8 @@ class AdapterSet:
     def _leave(self) -> None:
         """Remove the active adapters from the model and restore the base exactly."""
         layers = [layer for layer in adapted_layers(self.model).values() if layer.delta is not None]
-        self._merged = any(layer.merged for layer in layers) if layers else self._merged
+        mergeable = [layer for layer in layers if layer.obstacle("") is None]
+        self._merged = any(layer.merged for layer in mergeable) if mergeable else self._merged
         for path, tensor in self._moved().items():
             _tensor(self.model, path).data = tensor
         unmerge(self.model)
@@ -259,7 +260,7 @@ class AdapterSet:
         if alone:
             self.model.adapter_report = self._loaded[next(iter(weights))].report  # type: ignore[assignment]
         if self._merged:
-            merge(self.model)
+            merge(self.model, strict=False)
 
     def _share_bases(self, updates: Mapping[str, DeltaWeight]) -> None:
         """Replace the random bases of new updates by equal ones that are loaded already."""

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from randlora_pl.adapters.input_dependent import no_matrix
 from randlora_pl.adapters.kernels.dropout import dropped
 from randlora_pl.adapters.kernels.flop_choice import builds
 from randlora_pl.adapters.kernels.rounding import added
-from randlora_pl.adapters.random_bases import Bases, Distribution, draw
+from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.signatures import NamedOptions
 
@@ -58,10 +59,13 @@ class DeltaWeight(nn.Module):
             if possible; None leaves the choice to the method.
         kept: Names of persistent buffers without a gradient that belong to the result, such as a mask. Files and
             checkpoints store them like the trained tensors.
+        fixed: False if the update depends on the layer's input, so that no matrix contains it: `contribution` is the
+            definition then, and `delta` raises an error.
     """
 
     keep: bool | None = None
     kept: tuple[str, ...] = ()
+    fixed: bool = True
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -69,7 +73,7 @@ class DeltaWeight(nn.Module):
 
     def delta(self) -> Tensor:
         """Return the update as a matrix (out, in): the definition of the method."""
-        raise NotImplementedError
+        raise NotImplementedError if self.fixed else no_matrix(type(self).__name__.removesuffix("Delta"))
 
     def effective_weight(self, weight: Tensor) -> Tensor:
         """Return the adapted weight (out, in) for a frozen one; W0 + delta unless the method overrides it."""
@@ -83,7 +87,7 @@ class DeltaWeight(nn.Module):
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply ``F.linear`` with the effective weight, (..., in) to (..., out)."""
-        if not self.drops:
+        if self.fixed and not self.drops:
             return F.linear(x, self.effective_weight(weight), bias)
         return F.linear(x, weight, bias) + self.contribution(x, lambda: weight)
 
@@ -97,13 +101,14 @@ class DeltaWeight(nn.Module):
         """
         return F.linear(self.dropped(x), like(self.delta(), x))
 
-    def apart(self, x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Return the update's part of the outputs, ``product(drop(x), change(W0))``, for any linear operation.
+    def apart(self, x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor], groups: int) -> Tensor:
+        """Return the update's part of a convolution's outputs, ``product(drop(x), change(W0))``.
 
         Args:
-            x: Input of the layer.
-            weight: W0, (out, in).
-            product: Function that applies a matrix (out, in) to inputs, such as ``F.linear`` or a convolution.
+            x: Input of the layer, (..., channels, height, width).
+            weight: W0, (out, in / groups * height * width).
+            product: Function that convolves inputs with a matrix of this width.
+            groups: Groups of channels, each of which gets as many rows of the matrix.
         """
         return product(self.dropped(x), self.change(weight))
 
@@ -183,6 +188,7 @@ class Adapter(metaclass=NamedOptions):
     size_option = "rank"  # the option that ``match`` chooses, if the method has it
     trains_base = False  # True if the method trains the model's own tensors instead of adding to them
     reads_weight = False  # True if an update is initialized from the values of the frozen weight
+    fixed = True  # False if an update depends on the input, see `DeltaWeight`
 
     def __init__(
         self,
@@ -287,11 +293,3 @@ def trainable(weight: Tensor, *shape: int, fill: float | None = None) -> nn.Para
     if fill is None:
         return nn.Parameter(torch.empty(*shape, dtype=dtype, device=weight.device))
     return nn.Parameter(torch.full(shape, fill, dtype=dtype, device=weight.device))
-
-
-def random_pair(key: int, count: int, shapes: list[WeightShape], rank: int, device: torch.device) -> Bases:
-    """Generate A (count, rank, in) and B (count, out, rank) at the largest sizes, of unit standard deviation."""
-    columns, rows = max(shape.in_features for shape in shapes), max(shape.out_features for shape in shapes)
-    uniform = Distribution("uniform")
-    a = draw(key, "A", count, rank, columns, uniform, device)
-    return Bases(key, a, draw(key, "B", count, rows, rank, uniform, device))

@@ -12,7 +12,7 @@ from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.kept import snapshot
 from randlora_pl.adapters.layers.adapted import AdaptedLayer, RowBlocks
 from randlora_pl.adapters.layers.attach import attach
-from randlora_pl.adapters.layers.built import check_dropout_acts
+from randlora_pl.adapters.layers.built import check_input_acts
 from randlora_pl.adapters.layers.qkv_rows import row_blocks
 from randlora_pl.adapters.layers.weight_access import weight_of
 from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
@@ -151,7 +151,7 @@ def inject(
         deltas, fingerprint = make_deltas(adapter, sites, model)
         updates = _by_layer(model, sites, deltas)
         for path, update in updates.items():
-            check_dropout_acts(model, path, update)
+            check_input_acts(model, path, update)
             update.train(model.get_submodule(path).training)
         covered = coverage(model, selection, beside)
         model.requires_grad_(False)

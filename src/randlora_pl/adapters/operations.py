@@ -11,7 +11,6 @@ from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.injection import InjectionReport
 from randlora_pl.adapters.layers.adapted import AdaptedLayer, RowBlocks, unsharded
 from randlora_pl.adapters.layers.attach import set_fast_paths
-from randlora_pl.adapters.layers.quantized import unmergeable
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.trained import whole_modules
 from randlora_pl.adapters.weighted_sum import WeightedSum
@@ -62,7 +61,7 @@ def _trains_base(model: nn.Module) -> bool:
     return report.adapter.trains_base and bool(report.rows)
 
 
-def merge(model: nn.Module) -> None:
+def merge(model: nn.Module, strict: bool = True) -> None:
     """Write every effective weight into its layer, and keep the frozen weights for `unmerge`. Idempotent.
 
     For evaluation: the updates stay in the model and its state dict. `merge_and_unload` gives plain layers instead.
@@ -72,15 +71,21 @@ def merge(model: nn.Module) -> None:
         >>> merge(model)
         >>> unmerge(model)
 
+    Args:
+        model: Model with an adapter.
+        strict: If False, leave layers that cannot be merged as they are: quantized ones, and updates that depend on
+            the input (HydraLoRA). They give the same outputs unmerged.
+
     Raises:
-        UserError: An update is not finite, or a layer is quantized. The merge is undone then.
+        UserError: An update is not finite, or a layer cannot be merged. The merge is undone then.
     """
-    for path, layer in adapted_layers(model).items():
-        if not layer.mergeable and layer.delta is not None:
-            raise unmergeable(f"{path} ({layer.plain_class.__name__})".lstrip())
+    layers = adapted_layers(model)
+    stuck = {path: problem for path, layer in layers.items() if (problem := layer.obstacle(path)) is not None}
+    if strict and stuck:
+        raise next(iter(stuck.values()))
     done = []
-    for path, layer in adapted_layers(model).items():
-        if layer.merged or layer.delta is None:
+    for path, layer in layers.items():
+        if layer.merged or layer.delta is None or path in stuck:
             continue
         layer.merge()
         done.append(layer)

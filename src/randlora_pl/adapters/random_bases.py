@@ -9,7 +9,7 @@ the official code uses the empirical one (protocol: "entries scaled to unit std"
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -129,6 +129,14 @@ def draw(
         lanes = torch.stack(philox(seed, (block, row, j, name)), dim=-1)
         result[start : start + step] = distribution(lanes.flatten(-2)[..., :columns])
     return result
+
+
+def random_pair(key: int, count: int, shapes: Sequence[Any], rank: int, device: torch.device) -> "Bases":
+    """Generate A (count, rank, in) and B (count, out, rank) for the largest `WeightShape`, of unit deviation."""
+    columns, rows = max(shape.in_features for shape in shapes), max(shape.out_features for shape in shapes)
+    uniform = Distribution("uniform")
+    a = draw(key, "A", count, rank, columns, uniform, device)
+    return Bases(key, a, draw(key, "B", count, rows, rank, uniform, device))
 
 
 class Bases(nn.Module):

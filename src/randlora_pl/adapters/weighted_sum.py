@@ -22,6 +22,7 @@ class WeightedSum(DeltaWeight):
     def __init__(self, parts: Sequence[DeltaWeight], weights: Sequence[float]) -> None:
         super().__init__()
         self.parts, self.weights = nn.ModuleList(parts), tuple(weights)
+        self.fixed = all(part.fixed for part in parts)
 
     def _pairs(self) -> list[tuple[DeltaWeight, float]]:
         return list(zip(self.parts, self.weights, strict=True))  # type: ignore[arg-type]
@@ -41,8 +42,8 @@ class WeightedSum(DeltaWeight):
         return added(weight, self.change(weight))
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Apply the effective weight; if a part has active dropout, apply each part to its own input."""
-        if not any(isinstance(module, DeltaWeight) and module.drops for module in self.parts.modules()):
+        """Apply the effective weight; if a part has active dropout or is not fixed, add each part's outputs."""
+        if self.fixed and not any(isinstance(module, DeltaWeight) and module.drops for module in self.parts.modules()):
             return F.linear(x, self.effective_weight(weight), bias)
         plain = F.linear(x, weight, bias)
         return plain + like(self.contribution(x, lambda: weight), plain)
@@ -52,7 +53,7 @@ class WeightedSum(DeltaWeight):
         first, *others = (factor * part.contribution(x, weight) for part, factor in self._pairs())
         return sum(others, first)
 
-    def apart(self, x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def apart(self, x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor], groups: int) -> Tensor:
         """Return the weighted sum of the parts' contributions, each with its own dropout."""
-        first, *others = (factor * part.apart(x, weight, product) for part, factor in self._pairs())
+        first, *others = (factor * part.apart(x, weight, product, groups) for part, factor in self._pairs())
         return sum(others, first)

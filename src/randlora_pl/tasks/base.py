@@ -252,8 +252,8 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
     # Evaluation, on merged weights
 
     def prepare_evaluation(self) -> None:
-        """Merge the adapter; subclasses prepare what all batches share."""
-        merge(self.model)
+        """Merge the adapter if possible; subclasses prepare what all batches share."""
+        merge(self.model, strict=False)
 
     def log_metrics(self, stage: str, name: str) -> None:
         """Log metrics of the whole set, under names that begin with ``name``; `evaluate` logs others."""

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.input_dependent import no_matrix
 from randlora_pl.utils.device import on_cuda
+from randlora_pl.utils.errors import UserError
 
 
 def unsharded(tensor: Tensor) -> Tensor:
@@ -36,7 +38,6 @@ class AdaptedLayer(nn.Module):
 
     weight_name: ClassVar[str]
     transposed: ClassVar[bool] = False  # True if the weight is stored as (in, out)
-    mergeable: ClassVar[bool] = True
     delta: DeltaWeight | None
     frozen_weight: Tensor | None  # W0 while merged, because subtraction would not restore it exactly
     plain_class: type[nn.Module]
@@ -78,6 +79,10 @@ class AdaptedLayer(nn.Module):
     def merged(self) -> bool:
         """True if the layer's weight contains the update."""
         return self.frozen_weight is not None
+
+    def obstacle(self, path: str) -> UserError | None:
+        """Return the error for merging the layer at this path, or None if it can be merged."""
+        return None if self.delta is None or self.delta.fixed else no_matrix(path or self.plain_class.__name__)
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -215,6 +220,7 @@ class RowBlocks(DeltaWeight):
     def __init__(self, blocks: dict[str, DeltaWeight], rows: dict[str, tuple[int, int]]) -> None:
         super().__init__()
         self.rows = rows
+        self.fixed = all(delta.fixed for delta in blocks.values())
         for name, delta in blocks.items():
             self.add_module(name, delta)
 

@@ -28,8 +28,8 @@ class AdaptedConv2d(BuiltWeight, nn.Conv2d):
     """``nn.Conv2d`` or a subclass with an update of its weight (out, in / groups, height, width).
 
     The update is a matrix (out, in / groups * height * width). With dropout, the update convolves the input after
-    dropout, and the frozen weight convolves the full input. A subclass with its own forward is called with the built
-    weight instead of its weight.
+    dropout, and the frozen weight convolves the full input. An update that depends on the input is applied apart, too.
+    A subclass with its own forward is called with the built weight instead of its weight.
     """
 
     def swap_layout(self, matrix: Tensor) -> Tensor:
@@ -38,15 +38,15 @@ class AdaptedConv2d(BuiltWeight, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer, (n, in, height, width) to (n, out, height', width')."""
-        if self.delta is None or not self.enabled or self.merged or not drops(self.delta):
+        if self.delta is None or not self.enabled or self.merged or (self.delta.fixed and not drops(self.delta)):
             return self._convolved(input, self.acting_weight(), self.bias)
         plain = self._convolved(input, self.adapted_weight, self.bias)
         weight = self.base_weight
 
         def product(x: Tensor, change: Tensor) -> Tensor:
-            return self._convolved(x, self.swap_layout(like(change, x)), None)
+            return self._convolved(x, like(change, x).view(-1, *self.adapted_weight.shape[1:]), None)
 
-        return plain + like(self.delta.apart(input, weight, product), plain)
+        return plain + like(self.delta.apart(input, weight, product, self.groups), plain)
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         output: Tensor
@@ -82,18 +82,22 @@ def drops(delta: DeltaWeight) -> bool:
     return any(isinstance(module, DeltaWeight) and module.drops for module in delta.modules())
 
 
-def check_dropout_acts(model: nn.Module, path: str, delta: DeltaWeight) -> None:
-    """Raise an error for dropout on an update without a separate input.
+def check_input_acts(model: nn.Module, path: str, delta: DeltaWeight) -> None:
+    """Raise an error for an update that needs the layer's input, where the layer only builds a weight.
 
     Raises:
-        UserError: A parent module reads the layer's weight, or a convolution has its own forward.
+        UserError: A parent module reads the layer's weight, or a convolution has its own forward, and the update has
+            dropout or depends on the input.
     """
-    if not any(isinstance(module, DeltaWeight) and module.dropout for module in delta.modules()):
+    dropout = any(isinstance(module, DeltaWeight) and module.dropout for module in delta.modules())
+    if delta.fixed and not dropout:
         return
     kind = type(model.get_submodule(path))
     why = f"{kind.__name__} has a forward of its own" if has_own_forward(kind) else ""
     if issubclass(kind, nn.Linear) and (reader := reader_of(model, path)) is not None:
         why = f"{reader.__name__} reads its weight"
+    if why and not delta.fixed:
+        raise UserError(f"{path}: {why}, so its update cannot depend on the input. Exclude the layer.")
     if why:
         raise UserError(
             f"{path}: {why}, so dropout on its update is not possible. Set dropout to 0, or exclude the layer."

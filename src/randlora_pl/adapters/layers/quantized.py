@@ -17,7 +17,6 @@ class AdaptedQuantized(AdaptedLayer):
     """
 
     weight_name = "weight"
-    mergeable = False
 
     @property
     def base_weight(self) -> Tensor:
@@ -31,14 +30,24 @@ class AdaptedQuantized(AdaptedLayer):
             return output
         return output + self.delta.contribution(x, lambda: self.base_weight).to(output.dtype)
 
+    def obstacle(self, path: str = "") -> UserError | None:
+        """Return the error for merging the layer, because nothing can be added to a packed weight."""
+        if self.delta is None:
+            return None
+        name = self.plain_class.__name__
+        return UserError(
+            f"{f'{path} ({name})' if path else name} is quantized, so nothing can be added to its weight. Load the "
+            "base model without quantization, load the adapter into it, and merge there."
+        )
+
     def merge(self) -> None:
         """Raise an error, because nothing can be added to a packed weight.
 
         Raises:
             UserError: The layer has an update.
         """
-        if self.delta is not None:
-            raise unmergeable(self.plain_class.__name__)
+        if (problem := self.obstacle()) is not None:
+            raise problem
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Support pickling, which cannot find classes created at run time."""
@@ -46,14 +55,6 @@ class AdaptedQuantized(AdaptedLayer):
 
 
 _CLASSES: dict[type[nn.Module], type[AdaptedQuantized]] = {}
-
-
-def unmergeable(name: str) -> UserError:
-    """Return the error for merging an update into a quantized layer."""
-    return UserError(
-        f"{name} is quantized, so nothing can be added to its weight. Load the base model without quantization, load "
-        "the adapter into it, and merge there."
-    )
 
 
 def adapted_class(plain: type[nn.Module]) -> type[AdaptedQuantized]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, like, trainable
+from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.kernels.rounding import rounded
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
 from randlora_pl.adapters.random_bases import Bases
@@ -31,6 +32,7 @@ class DoRA(Adapter):
         inner = LoRA() if inner is None else inner
         if inner.trains_base or isinstance(inner, DoRA):
             raise UserError(f"DoRA: inner is {inner.method()}. Choose a method that adds an update, such as LoRA.")
+        check_fixed(inner, "DoRA: inner")
         super().__init__(qkv=inner.qkv, match=inner.match, seed=inner.seed)
         self.inner = inner
 

@@ -5,8 +5,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, random_pair, trainable
-from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, trainable
+from randlora_pl.adapters.random_bases import Bases, random_pair
 from randlora_pl.utils.errors import UserError
 
 

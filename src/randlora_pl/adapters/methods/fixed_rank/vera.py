@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, like, random_pair, trainable
-from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, like, trainable
+from randlora_pl.adapters.random_bases import Bases, random_pair
 
 
 class VeRA(Adapter):
