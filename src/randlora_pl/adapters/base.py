@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters.input_dependent import no_matrix
-from randlora_pl.adapters.kernels.dropout import dropped
+from randlora_pl.adapters.kernels.dropout import check_dropout, dropped
 from randlora_pl.adapters.kernels.flop_choice import builds
 from randlora_pl.adapters.kernels.rounding import added
+from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.signatures import NamedOptions
@@ -129,15 +130,6 @@ class DeltaWeight(nn.Module):
 def like(tensor: Tensor, x: Tensor) -> Tensor:
     """Return ``tensor`` in the dtype of ``x``, so that float32 adapters work in bfloat16 models without autocast."""
     return tensor.to(x.dtype)
-
-
-def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the dtype of matrix products of this tensor: autocast's if enabled, except for float64."""
-    kind = tensor.device.type
-    if tensor.dtype == torch.float64:  # autocast does not change it
-        return tensor.dtype
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # the meta device has none
-    return torch.get_autocast_dtype(kind) if on else tensor.dtype
 
 
 class FactoredDelta(DeltaWeight):
@@ -259,6 +251,10 @@ class Adapter(metaclass=NamedOptions):
         """Create the update of one weight, zero at the start; the frozen ``weight`` gives dtype and device."""
         raise NotImplementedError
 
+    def procedure(self, model: nn.Module) -> Procedure | None:
+        """Return what the method does between optimizer steps on a model with its updates, or None for nothing."""
+        return None
+
     def check_rank(self, shape: WeightShape, rank: int, at_most_small: bool = True) -> int:
         """Return the rank if it is valid for this weight.
 
@@ -274,17 +270,6 @@ class Adapter(metaclass=NamedOptions):
                 "this layer out of the targets."
             )
         return rank
-
-
-def check_dropout(dropout: float) -> float:
-    """Return the dropout probability if it is valid.
-
-    Raises:
-        UserError: The probability is not in [0, 1).
-    """
-    if not 0 <= dropout < 1:
-        raise UserError(f"dropout is {dropout}. Set a probability of at least 0 and below 1.")
-    return dropout
 
 
 def trainable(weight: Tensor, *shape: int, fill: float | None = None) -> nn.Parameter:

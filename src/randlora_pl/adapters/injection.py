@@ -16,6 +16,7 @@ from randlora_pl.adapters.layers.built import check_input_acts
 from randlora_pl.adapters.layers.qkv_rows import row_blocks
 from randlora_pl.adapters.layers.weight_access import weight_of
 from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
+from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import GENERATOR, STORED, Bases
 from randlora_pl.adapters.targets.coverage import coverage
 from randlora_pl.adapters.targets.sites import Site
@@ -63,6 +64,7 @@ class InjectionReport:
         frozen_heads: Linear layers that look like a new head and are frozen (`trained.frozen_outputs`).
         buffers: The model's own buffers before injection (`kept.snapshot`).
         coverage: One-line summary of adapted and skipped layers.
+        procedure: What the method does between optimizer steps, or None; see `randlora_pl.adapters.procedure`.
     """
 
     adapter: Adapter
@@ -79,6 +81,7 @@ class InjectionReport:
     frozen_heads: list[str] = field(default_factory=list)
     buffers: dict[str, Tensor] = field(default_factory=dict, repr=False)
     coverage: str = ""
+    procedure: Procedure | None = field(default=None, repr=False)
 
     def grouped(self) -> list[tuple[str, str, tuple[int, ...], int, int]]:
         """Return rows grouped over block numbers: (name, kind, shape, layers, parameters)."""
@@ -167,6 +170,7 @@ def inject(
     report.base_hash, report.buffers = base_hash, buffers
     report.total = sum(parameter.numel() for parameter in model.parameters())
     report.trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    report.procedure = report.adapter.procedure(model)
     model.adapter_report = report  # type: ignore[assignment]
     return report
 

@@ -22,6 +22,7 @@ from randlora_pl.engine.lightning_cli import App
 from randlora_pl.engine.run_folder import CHECKSUM, checksum, keep_older, resolved_config, without_head, without_seed
 from randlora_pl.engine.summary import end_page, format_metrics
 from randlora_pl.language.catalog import OWN_TEXTS
+from randlora_pl.tasks import procedure
 from randlora_pl.tasks.evaluation import check_numbers
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import remove_leftovers, write_text
@@ -140,9 +141,9 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     callbacks_of(trainer).insert(0, HeldLock(lock, folder))
     callbacks_of(trainer).append(_ResolvedConfig(app))
     trainer.fit(task, data, ckpt_path=start, weights_only=True)
-    finished = is_finished(app)
+    finished, facts = is_finished(app), procedure.facts(task)  # the test may load the best adapter
     tested = _tested(app) if test else {}
-    _write(app, tested | fit_metrics(app) | {"config": configs, "finished": finished})
+    _write(app, tested | facts | fit_metrics(app) | {"config": configs, "finished": finished})
     if finished:
         log_end(app, read_results(folder))
     if trainer.is_global_zero:

@@ -5,17 +5,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, AdapterFile, InjectionReport, RandLoRA, merge, set_train_mode, unmerge
 from randlora_pl.adapters.io.compatibility import targets_in
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
-from randlora_pl.tasks import files, optim
+from randlora_pl.tasks import files, optim, procedure
 from randlora_pl.tasks.defaults import FROZEN_DTYPES, check_option, check_positive, default_learning_rate
 from randlora_pl.tasks.execution import cast_and_compile, draws_random_numbers, inject_by, prepare_products
 from randlora_pl.utils import rng
-from randlora_pl.utils.device import on_cuda
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.signatures import NamedOptions
 
@@ -58,6 +56,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         saved: The adapter file to load; it names the layers, whatever `targets` selects now.
         identity: The base model, once it is built.
         report: The adapted layers, once the base model is built.
+        procedure_state: State of the method's procedure from a checkpoint, until the training starts.
         retrieval: True if the data are captions, which are evaluated by recall.
         test_name: Prefix of the metrics of a test, ``test`` or, before training, ``zeroshot``.
     """
@@ -69,6 +68,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
     adapters: "AdapterSet | None" = None
     choice: "Choice" = None
     saved: AdapterFile | None = None
+    procedure_state: dict[str, Any] | None = None
     identity: ModelIdentity
     report: InjectionReport
 
@@ -205,6 +205,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         self.train()
         self._draws = draws_random_numbers(self)
         unmerge(self.model)
+        procedure.start(self)
         if self.torch_compile:
             prepare_products(self, str(self.trainer.precision))
         scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
@@ -220,8 +221,8 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         """Return the weighted sum of the samples' losses; the weights make it the exact mean over the step."""
         (losses, right), weight = self.sample_losses(batch), self.loss_weights(batch)
         loss: Tensor = (losses * weight).sum()
-        if (carried := self.accumulated_loss(batch)) is not None:
-            loss = loss + carried
+        for term in (self.accumulated_loss(batch), procedure.penalty(self, batch)):
+            loss = loss if term is None else loss + term
         fraction = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
         own = self.trainer.progress_bar_callback
         bar = own is not None and not getattr(own, "reads_metrics", False)  # the host waits for Lightning's bars
@@ -231,6 +232,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         return loss
 
     configure_gradient_clipping, optimizer_zero_grad = optim.configure_gradient_clipping, optim.optimizer_zero_grad
+    configure_optimizers, optimizer_step = optim.configure_optimizers, procedure.optimizer_step
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Return the groups of what trains, with their learning rates."""
@@ -240,14 +242,6 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
     def total_steps(self) -> int:
         """Return the optimizer steps of the run."""
         return optim.planned_steps(self.trainer)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW and its schedule per optimizer step; fused unless 16-mixed scales the gradients."""
-        fuses = self.device.type == "cpu" or any(on_cuda(parameter) for parameter in self.parameters())
-        fused = fuses and getattr(self.trainer.precision_plugin, "scaler", None) is None
-        how = (self.total_steps(), self.warmup_steps, self.final_lr_fraction, fused, self.schedule)
-        optimizer, scheduler = optim.adamw_with_schedule(self.optimizer_groups(), *how)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Evaluation, on merged weights
 

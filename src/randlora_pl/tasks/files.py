@@ -14,6 +14,7 @@ from torch import Tensor
 from randlora_pl.adapters import save_adapter
 from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.adapters.kept import kept_buffers, reset_buffers, update_buffers
+from randlora_pl.tasks import procedure
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.signatures import whole_signature
 
@@ -97,6 +98,7 @@ def on_save_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:
     checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in own}
     checkpoint["adapter"] = task.adapter.describe()
     checkpoint["base_model"] = _base_model(task)
+    procedure.store(task, checkpoint)
 
 
 def _base_model(task: Any) -> str:
@@ -122,6 +124,7 @@ def on_load_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:
     base = checkpoint.get("base_model", own)
     if base.rpartition("(weights")[2] != own.rpartition("(weights")[2]:  # the same weights may lie elsewhere
         raise UserError(f"the checkpoint was trained on {base}, this run has {own}; choose the same base model.")
+    procedure.restore(task, checkpoint)
 
 
 def _check_steps(task: Any, done: int) -> None:

@@ -5,11 +5,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from randlora_pl.models.execution import GRAPHS
+from randlora_pl.utils.device import on_cuda
 
 
 def parameter_groups(
@@ -100,6 +102,18 @@ def optimizer_zero_grad(task: Any, epoch: int, batch_idx: int, optimizer: Any) -
             for parameter in group["params"]:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
+
+
+def configure_optimizers(task: Any) -> OptimizerLRScheduler:
+    """Return AdamW and its schedule per optimizer step; fused unless 16-mixed scales the gradients.
+
+    Tasks have this as a method.
+    """
+    fuses = task.device.type == "cpu" or any(on_cuda(parameter) for parameter in task.parameters())
+    fused = fuses and getattr(task.trainer.precision_plugin, "scaler", None) is None
+    how = (task.total_steps(), task.warmup_steps, task.final_lr_fraction, fused, task.schedule)
+    optimizer, scheduler = adamw_with_schedule(task.optimizer_groups(), *how)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def planned_steps(trainer: Any) -> int:

@@ -24,6 +24,7 @@ from randlora_pl.adapters.io.state import adapter_state
 from randlora_pl.adapters.kept import forget_computed, reset_buffers
 from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
 from randlora_pl.adapters.operations import adapted_layers, report_of, unmerge, use_bases
+from randlora_pl.adapters.procedure import warn_if_unused
 from randlora_pl.adapters.random_bases import STORED, Bases
 from randlora_pl.utils.adapter_schema import OTHER_VERSION, check_adapter_schema, check_arguments
 from randlora_pl.utils.errors import UserError, brief
@@ -51,7 +52,8 @@ def save_adapter(
 ) -> Path:
     """Save the trained tensors of a model with its options and metadata; an older adapter at the path is replaced.
 
-    Tensors whose ``requires_grad`` was set after `inject` are saved as if they were in ``trained``.
+    Tensors whose ``requires_grad`` was set after `inject` are saved as if they were in ``trained``. A line is logged if
+    the method needs a procedure between optimizer steps that was never called.
 
     Examples:
         >>> report = inject(model, RandLoRA(rank=6))
@@ -75,6 +77,7 @@ def save_adapter(
         OSError: The adapter cannot be written, for example because the disk is full; the older adapter stays.
     """
     report, state = report_of(model), adapter_state(model)
+    warn_if_unused(report.procedure, report.adapter.method())
     tensors = state.tensors | {EXTRA + name: tensor for name, tensor in (extra or {}).items()}
     stored = report.stored_bases
     config = {
@@ -250,5 +253,7 @@ def place_adapter(model: nn.Module, file: AdapterFile) -> None:
         for name, tensor in file.tensors.items():
             own[name].copy_(tensor)
     forget_computed(model)
+    if (procedure := report_of(model).procedure) is not None:
+        procedure.ran = True  # in the training of the file
     for layer in merged:
         layer.merge()

@@ -85,3 +85,12 @@ def _thresholds_like(matrix: Tensor) -> Tensor:
             return made.view(matrix.shape)
         _CACHE[device] = made
     return _CACHE[device][:count].view(matrix.shape)
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype of matrix products of this tensor: autocast's if enabled, except for float64."""
+    kind = tensor.device.type
+    if tensor.dtype == torch.float64:  # autocast does not change it
+        return tensor.dtype
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # the meta device has none
+    return torch.get_autocast_dtype(kind) if on else tensor.dtype

@@ -28,7 +28,7 @@ def train_verb(args: list[str]) -> int:
     parser.add_options(tokens=256, overrides="{}", dropout=0.0, methods=[str], targets=[str], rss=False)
     typed = parser.parse_args(args)
     facts = prepare(typed, ["batch_size", "tokens"])
-    from randlora_pl.adapters.base import check_dropout
+    from randlora_pl.adapters.kernels.dropout import check_dropout
     from randlora_pl.adapters.targets.select import DEFAULT_TARGETS
     from randlora_pl.bench.memory import rss_elsewhere
     from randlora_pl.bench.methods import METHODS, chosen

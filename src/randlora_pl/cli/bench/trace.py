@@ -47,7 +47,7 @@ def trace_verb(args: list[str]) -> int:
     check_new(typed.output)
     if typed.json and typed.output:
         raise UserError("--json prints what --output writes to bench.json. Leave out one of them")
-    from randlora_pl.adapters.base import check_dropout
+    from randlora_pl.adapters.kernels.dropout import check_dropout
     from randlora_pl.bench.trace.roofline import device_model
     from randlora_pl.bench.trace.step import trace_step
     from randlora_pl.bench.trace.table import Row, adapter_of, chosen, label_of

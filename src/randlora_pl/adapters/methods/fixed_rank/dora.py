@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, like, trainable
 from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.kernels.rounding import rounded
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
+from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
 
@@ -52,6 +53,10 @@ class DoRA(Adapter):
     def bases(self, shapes: list[WeightShape], device: torch.device) -> Bases | None:
         """Return the bases of the inner method."""
         return self.inner.bases(shapes, device)
+
+    def procedure(self, model: nn.Module) -> Procedure | None:
+        """Return the procedure of the inner method."""
+        return self.inner.procedure(model)
 
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "DoRADelta":
         """Create the inner update and the magnitudes (out), which start at the row norms of the frozen weight."""

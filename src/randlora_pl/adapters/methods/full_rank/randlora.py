@@ -28,13 +28,13 @@ from randlora_pl.adapters.base import (
     DeltaWeight,
     FactoredDelta,
     WeightShape,
-    compute_dtype,
     trainable,
 )
 from randlora_pl.adapters.kernels.basis_product import Form, Stored
 from randlora_pl.adapters.kernels.dropout import drop_mask, keep_scaling
 from randlora_pl.adapters.kernels.hadamard import STRUCTURE, Hadamard, copies
 from randlora_pl.adapters.kernels.randlora_linear import AdaptedProduct, SumOfBases, product
+from randlora_pl.adapters.kernels.rounding import compute_dtype
 from randlora_pl.adapters.kernels.step_cache import Held, StepCache
 from randlora_pl.adapters.kernels.ternary import stored
 from randlora_pl.adapters.random_bases import Bases, Distribution, check_sparsity, draw
