@@ -10,6 +10,7 @@ from timm.layers import Attention
 from torch import Tensor, nn
 
 from randlora_pl.adapters import (
+    PRANC,
     Adapter,
     BitFit,
     DoRA,
@@ -44,6 +45,8 @@ METHODS: dict[str, Callable[..., Adapter]] = {
     "vera": lambda r, qkv: VeRA(30, alpha=30.0, qkv=qkv),  # more than any side
     "nola": lambda r, qkv: NoLA(r, num_bases=16, alpha=1.0, qkv=qkv),
     "nola-official": lambda r, qkv: NoLA(r, num_bases=16, alpha=1.0, init="official", qkv=qkv),
+    "pranc": lambda r, qkv: PRANC(50, qkv=qkv),
+    "pranc-dense": lambda r, qkv: PRANC(50, "dense", qkv=qkv),
     "dora": lambda r, qkv: DoRA(LoRA(r, alpha=4.0, qkv=qkv)),
     "dora-randlora": lambda r, qkv: DoRA(RandLoRA(r, qkv=qkv)),
     "full": lambda r, qkv: FullFineTuning(),

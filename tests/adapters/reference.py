@@ -4,6 +4,7 @@ They know nothing of slices, factors, autograd or fast paths, and stay beside th
 """
 
 import hashlib
+import itertools
 import math
 from typing import Any
 
@@ -17,6 +18,7 @@ from randlora_pl.adapters.methods.fixed_rank.dora import DoRADelta
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRADelta
 from randlora_pl.adapters.methods.fixed_rank.nola import NoLADelta
 from randlora_pl.adapters.methods.fixed_rank.vera import VeRADelta
+from randlora_pl.adapters.methods.full_rank.pranc import PRANCDelta
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRADelta, SummedRandLoRADelta
 
 Matrix = list[list[float]]
@@ -103,6 +105,35 @@ def nola(a: list[Matrix], b: list[Matrix], alphas: list[float], betas: list[floa
     return lora(right, left, scale)
 
 
+def pranc_matrices(seed: int, form: str, count: int, rows: int, columns: int) -> list[Matrix]:
+    """The R_i (rows, columns) of PRANC: signs, or for ``shared`` the square root of ``count`` at some entries."""
+    result = [zeros(rows, columns) for _ in range(count)]
+    if form == "dense":
+        for i, row, block in itertools.product(range(count), range(rows), range(0, columns, 32)):
+            word = basis_word(seed, "signs of PRANC", i, row, block // 32)
+            for column in range(block, min(block + 32, columns)):
+                result[i][row][column] = 1.0 if word >> column % 32 & 1 else -1.0
+        return result
+    for block in range(-(-rows * columns // count)):
+        words = [basis_word(seed, "places of PRANC", 0, block, i) for i in range(count)]
+        order = sorted(range(count), key=lambda i: words[i] >> 1)
+        for entry, i in enumerate(order[: rows * columns - block * count], block * count):
+            # the sign is that of the place in the block, not of the coefficient
+            sign = -1.0 if words[entry % count] & 1 else 1.0
+            result[i][entry // columns][entry % columns] = sign * math.sqrt(count)
+    return result
+
+
+def pranc(matrices: list[Matrix], alphas: list[float], scale: float) -> Matrix:
+    """Scale / sqrt(k) * sum_i alpha_i R_i."""
+    result = zeros(len(matrices[0]), len(matrices[0][0]))
+    for matrix, alpha in zip(matrices, alphas, strict=True):
+        for total, row in zip(result, matrix, strict=True):
+            for column, value in enumerate(row):
+                total[column] += scale / math.sqrt(len(alphas)) * alpha * value
+    return result
+
+
 def dora(weight: Matrix, delta: Matrix, magnitude: list[float]) -> Matrix:
     """m * (W0 + delta) / ||W0 + delta||, row by row: the adapted weight itself."""
     result = []
@@ -181,6 +212,10 @@ def _update(delta: DeltaWeight, weight: Tensor) -> Matrix:
         b = [_list(delta.bases.B[:out_features, i, : delta.rank]) for i in range(count)]
         a = [_list(delta.bases.A[i, : delta.rank, :in_features]) for i in range(count)]
         return nola(a, b, _list(delta.alphas), _list(delta.betas), delta.scaling)
+    if isinstance(delta, PRANCDelta):
+        form = "dense" if delta.bases is None else "shared"
+        matrices = pranc_matrices(delta.seed, form, len(delta.alphas), out_features, in_features)
+        return pranc(matrices, _list(delta.alphas), delta.alpha_scale)
     raise AssertionError(f"no reference for {type(delta).__name__}")
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import (
+    PRANC,
     Adapter,
     BitFit,
     DoRA,
@@ -48,6 +49,7 @@ COUNTS: list[tuple[str, Adapter, list[str] | None, int]] = [
     ("ViT-B-32", VeRA(256), None, 141_312),
     ("ViT-B-32", VeRA(1024), None, 196_608),
     ("ViT-B-32", NoLA(1, 1024), None, 147_456),
+    ("ViT-B-32", PRANC(10_000), None, 720_000),
     ("ViT-B-32", DoRA(LoRA(32)), None, 6_881_280 + 12 * (2304 + 3072 + 768) + 12 * (1536 + 2048 + 512)),
     ("ViT-B-32", FullFineTuning(), None, 151_277_313),
     ("ViT-L-14", RandLoRA(8), None, 12_192_768),

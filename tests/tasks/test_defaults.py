@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from randlora_pl.adapters import (
+    PRANC,
     Adapter,
     BitFit,
     DoRA,
@@ -30,6 +31,7 @@ RATES: list[tuple[Adapter, float, float]] = [
     (RandLoRA(), 1e-3, 1e-2),
     (DoRA(LoRA()), 1e-3, 1e-2),
     (DoRA(VeRA()), 1e-2, 1e-2),
+    (PRANC(100), 1e-3, 1e-3),
     (BitFit(), 1e-3, 1e-3),
     (LinearProbe(), 1e-3, 1e-3),
 ]

@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from randlora_pl.adapters.injection import InjectionReport, inject
     from randlora_pl.adapters.io.adapter_file import AdapterFile
     from randlora_pl.adapters.io.save_load import load_adapter, read_adapter, save_adapter
-    from randlora_pl.adapters.methods import BitFit, DoRA, FullFineTuning, LinearProbe, LoRA, NoLA, RandLoRA, VeRA
+    from randlora_pl.adapters.methods import (
+        PRANC,
+        BitFit,
+        DoRA,
+        FullFineTuning,
+        LinearProbe,
+        LoRA,
+        NoLA,
+        RandLoRA,
+        VeRA,
+    )
     from randlora_pl.adapters.operations import (
         adapted_layers,
         delta_weights,
@@ -36,6 +46,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "PRANC",
     "Adapter",
     "AdapterFile",
     "AdapterSet",

@@ -8,7 +8,7 @@ from randlora_pl.utils.errors import UserError
 
 _TABLE_8 = {"FullFineTuning": 1e-5, "LoRA": 1e-3, "NoLA": 1e-3, "VeRA": 1e-2, "RandLoRA": 1e-3}
 _VISION_ONLY = {"LoRA": 1e-2, "RandLoRA": 1e-2}  # section C.3; the others are not restated there
-_NOT_IN_THE_PAPER = {"BitFit": 1e-3, "LinearProbe": 1e-3}
+_NOT_IN_THE_PAPER = {"BitFit": 1e-3, "LinearProbe": 1e-3, "PRANC": 1e-3}  # PRANC: its code, from scratch
 
 FROZEN_DTYPES = ("float32", "bfloat16", "auto")
 
