@@ -4,16 +4,16 @@ An adapter is independent of the model. For each adapted weight it creates one `
 definition and whose `linear` is the fast path; their results must agree.
 """
 
-import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from randlora_pl.adapters.described import Described
 from randlora_pl.adapters.input_dependent import no_matrix
 from randlora_pl.adapters.kernels.dropout import check_dropout, dropped
 from randlora_pl.adapters.kernels.flop_choice import builds
@@ -21,7 +21,9 @@ from randlora_pl.adapters.kernels.rounding import added
 from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.signatures import NamedOptions
+
+UNLIMITED = 1 << 31
+"""Largest size for `Adapter.sizes` of methods without a limit."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class FactoredDelta(DeltaWeight):
         return F.linear(hidden, like(p, hidden))
 
 
-class Adapter(metaclass=NamedOptions):
+class Adapter(Described):
     """Method and its options, as in a config.
 
     Constructors of methods take their own options and pass the others on as ``**options``.
@@ -172,12 +174,12 @@ class Adapter(metaclass=NamedOptions):
         qkv: Adaptation of packed query/key/value weights: ``packed`` as one 3d x d matrix (the paper), ``split`` as
             three d x d matrices (exports to models with separate projections).
         match: Other method whose trainable parameters to match by choosing the rank (NoLA: the number of bases), for
-            example ``lora:32``; both counts are printed.
+            example ``lora:32``; both counts are printed. Refused if the nearest count is more than half off.
         seed: Seed of the random bases and initial values. Default: the run's seed.
     """
 
     rank: Any = None
-    size_option = "rank"  # the option that ``match`` chooses, if the method has it
+    size_option = "rank"  # the option that ``match`` chooses from `sizes`, if the method has it
     trains_base = False  # True if the method trains the model's own tensors instead of adding to them
     reads_weight = False  # True if an update is initialized from the values of the frozen weight
     fixed = True  # False if an update depends on the input, see `DeltaWeight`
@@ -197,37 +199,6 @@ class Adapter(metaclass=NamedOptions):
         self.match = match
         self.seed = seed
 
-    def __repr__(self) -> str:
-        options = ", ".join(f"{name}={getattr(self, name)!r}" for name in inspect.signature(type(self)).parameters)
-        return f"{self.method()}({options})"
-
-    @classmethod
-    def method(cls) -> str:
-        """Return the method's name in files, tables and on the command line."""
-        return cls.__name__
-
-    def options(self) -> dict[str, Any]:
-        """Return the constructor's arguments as JSON values, sufficient to create the same adapter."""
-        values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-        return {name: value.describe() if isinstance(value, Adapter) else value for name, value in values.items()}
-
-    def describe(self) -> dict[str, Any]:
-        """Return ``{"method": ..., "options": {...}}``, as in ``adapter_config.json``."""
-        return {"method": self.method(), "options": self.options()}
-
-    def identity(self) -> dict[str, Any]:
-        """Return `describe` without options that do not change the update; equal identities mean equal adapters."""
-        options = self.options()
-        for name in inspect.signature(type(self)).parameters:
-            if isinstance(inner := getattr(self, name), Adapter):
-                options[name] = inner.identity()
-        return {"method": self.method(), "options": options}
-
-    def replace(self, **changes: Any) -> Self:
-        """Return a copy with some options changed."""
-        values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
-        return type(self)(**(values | changes))
-
     @property
     def key(self) -> int:
         """Seed, or 0 if it is None."""
@@ -242,6 +213,15 @@ class Adapter(metaclass=NamedOptions):
     def count(self, shape: WeightShape) -> int:
         """Return the number of trainable parameters for one weight."""
         raise NotImplementedError
+
+    def sizes(self, shapes: Sequence[WeightShape]) -> Sequence[int]:
+        """Return the values that ``match`` may give to the `size_option` on these weights, ascending.
+
+        A rank is at most the smaller side of each weight, other sizes have no limit. If there are more than 10,000
+        values, the count must not decrease with the size.
+        """
+        top = min(shape.small for shape in shapes) if self.size_option == "rank" else UNLIMITED
+        return range(1, top + 1)
 
     def bases(self, shapes: list[WeightShape], device: torch.device) -> Bases | None:
         """Return the random tensors that all layers share, at the largest required size, or None."""

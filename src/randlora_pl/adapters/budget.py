@@ -1,5 +1,6 @@
 """Parameter budgets: counts of trainable parameters, and matching one method to another's count."""
 
+from bisect import bisect_left
 from inspect import signature
 
 import torch
@@ -12,6 +13,11 @@ from randlora_pl.utils.text.formatting import byte_size
 
 _SMALL = 1 << 27
 """Values of bases and trainable parameters (0.5 GB in float32) that are always allowed."""
+
+_MANY = 10_000
+"""Most sizes that `match_budget` tries one by one."""
+_FAR = 0.5
+"""Largest difference of a matched count to its budget, as a share of the budget."""
 
 
 def count_parameters(adapter: Adapter, shapes: list[WeightShape]) -> int:
@@ -34,13 +40,30 @@ def parse_budget(text: str, shapes: list[WeightShape], model: nn.Module) -> int:
     if name == "full" and not number:
         return sum(parameter.numel() for parameter in model.parameters())
     kind = next((getattr(methods, method) for method in methods.__all__ if method.lower() == name), None)
-    if kind is None or not _has_size(kind) or not number.isdecimal() or int(number) == 0:
+    if kind is None or not _has_size(kind) or not number.isdecimal() or int(number) < kind().sizes(shapes)[0]:
         raise UserError(f"match is {text!r}. Set a method and a number (lora:32, randlora:6, nola:1024), or full.")
     return count_parameters(kind(**{kind.size_option: int(number)}), shapes)
 
 
+def wished(adapter: Adapter) -> Adapter | None:
+    """Return the adapter, or the one inside it, whose option ``match`` is set; None if there is none.
+
+    Raises:
+        UserError: Several have one.
+    """
+    found: list[Adapter] = [each for each in adapter.leaves() if each.match is not None]
+    if len(found) > 1:
+        raise UserError(
+            f"{' and '.join(each.method() for each in found)} have match. Keep one, and set the other sizes."
+        )
+    return found[0] if found else None
+
+
 def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) -> tuple[Adapter, list[str]]:
-    """Return the adapter with the rank (NoLA: number of bases) whose trainable parameters are closest to its ``match``.
+    """Return the adapter with the size whose trainable parameters are closest to its ``match``.
+
+    The size is the option that `Adapter.size_option` names, such as the rank, of the one adapter inside that has
+    ``match``. The count is of the adapter as a whole.
 
     Args:
         adapter: Adapter; without ``match`` it is returned unchanged.
@@ -51,29 +74,39 @@ def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) 
         The adapter, and notes with both counts.
 
     Raises:
-        UserError: The budget is not valid, or the method has no number to choose.
+        UserError: The budget is not valid, no size comes near it, or the method has no size to choose.
     """
-    if adapter.match is None:
+    leaf = wished(adapter)
+    if leaf is None or leaf.match is None:
         return adapter, []
-    budget = parse_budget(adapter.match, shapes, model)
-    inner = getattr(adapter, "inner", adapter)
-    option = inner.size_option
-    if not _has_size(type(inner)):
-        raise UserError(f"{inner.method()} has no {option} to match to {adapter.match}. Leave out its option match.")
+    match, option, budget = leaf.match, leaf.size_option, parse_budget(leaf.match, shapes, model)
+    if not _has_size(type(leaf)):
+        raise UserError(f"{leaf.method()} has no {option} to match to {match}. Leave out its option match.")
+
+    def sized(number: int) -> Adapter:
+        chosen: Adapter = adapter.exchanged(leaf, leaf.replace(**{option: number, "match": None}))
+        return chosen
+
+    counts: dict[int, int] = {}
 
     def count(number: int) -> int:
-        return count_parameters(adapter.replace(**{option: number, "match": None}), shapes)
+        if number not in counts:
+            counts[number] = count_parameters(sized(number), shapes)
+        return counts[number]
 
-    if isinstance(inner, methods.LoRA | methods.RandLoRA):
-        # RandLoRA's count decreases with the rank, but not monotonically (d/r is rounded up), so all ranks are tried.
-        candidates = range(1, min(shape.small for shape in shapes) + 1)
-    else:
-        # The counts of the other methods are linear in the number.
-        nearest = 1 + (budget - count(1)) // (count(2) - count(1))
-        candidates = range(max(1, nearest), max(1, nearest) + 2)
-    best = min(candidates, key=lambda number: abs(count(number) - budget))
-    note = f"matched to {adapter.match}: {option} {best} has {count(best):,} parameters, {adapter.match} {budget:,}"
-    return adapter.replace(**{option: best, "match": None}), [f"{note} ({100 * (count(best) / budget - 1):+.1f} %)"]
+    sizes = leaf.sizes(shapes)
+    if len(sizes) > _MANY:
+        above = bisect_left(sizes, budget, key=count)
+        sizes = sizes[max(0, above - 1) : above + 1]
+    # Not every count rises with the size: RandLoRA's falls, but d/r is rounded up. So all of a few sizes are tried.
+    best, *others = sorted(sizes, key=lambda number: abs(count(number) - budget))
+    if abs(count(best) - budget) > _FAR * budget:
+        near = " and ".join(f"{number} ({count(number):,})" for number in sorted([best, *others[:1]]))
+        raise UserError(
+            f"no {option} of {adapter.method()} comes near {match} ({budget:,} parameters): {near} are nearest."
+        )
+    note = f"matched to {match}: {option} {best} has {count(best):,} parameters, {match} {budget:,}"
+    return sized(best), [f"{note} ({100 * (count(best) / budget - 1):+.1f} %)"]
 
 
 def check_size(adapter: Adapter, shapes: list[WeightShape], total: int) -> None:

@@ -203,20 +203,24 @@ def make_deltas(adapter: Adapter, sites: list[Site], model: nn.Module) -> tuple[
 
 
 def _check_patterns(adapter: Adapter, layers: list[str]) -> None:
-    """Raise an error for a rank or alpha pattern that matches no adapted layer."""
-    adapter = getattr(adapter, "inner", adapter)
-    for name in ("rank", "alpha"):
-        option = getattr(adapter, name, None)
-        for pattern in option if isinstance(option, dict) else ():
-            try:
-                fits = any(matches(pattern, layer) for layer in layers)
-            except re.error as error:
-                raise UserError(f"{name} pattern {pattern!r} is not a regular expression: {error}.") from None
-            if not fits:
-                raise UserError(
-                    f"{adapter.method()}: {name} pattern {pattern!r} matches none of the {len(layers)} adapted layers, "
-                    f"{layers[0]!r} ... {layers[-1]!r}.{near(pattern, layers)}"
-                )
+    """Raise an error for a pattern of an option, such as rank or alpha, that matches no adapted layer."""
+    patterns = [
+        (each.method(), name, pattern)
+        for each in adapter.leaves()
+        for name, option in each.options().items()
+        if isinstance(option, dict)
+        for pattern in option
+    ]
+    for method, name, pattern in patterns:
+        try:
+            fits = any(matches(pattern, layer) for layer in layers)
+        except re.error as error:
+            raise UserError(f"{name} pattern {pattern!r} is not a regular expression: {error}.") from None
+        if not fits:
+            raise UserError(
+                f"{method}: {name} pattern {pattern!r} matches none of the {len(layers)} adapted layers, "
+                f"{layers[0]!r} ... {layers[-1]!r}.{near(pattern, layers)}"
+            )
 
 
 def _weight(model: nn.Module, site: Site, values: bool = False) -> Tensor:

@@ -194,9 +194,14 @@ def make_adapter(method: str, options: Mapping[str, Any], source: object, hint: 
     if method not in methods.__all__:
         raise UserError(f"{source}: method {method!r} is unknown. This version has {', '.join(methods.__all__)}.")
     kind, made = getattr(methods, method), with_present_options(options)
+
+    def nested(value: Any) -> Any:
+        if isinstance(value, list):
+            return [nested(each) for each in value]
+        return make_adapter(value["method"], value["options"], source, hint)
+
     try:
-        if "inner" in made:
-            made["inner"] = make_adapter(made["inner"]["method"], made["inner"]["options"], source, hint)
+        made |= {name: nested(made[name]) for name in kind.nested_options() if name in made}
         adapter: Adapter = kind(**made)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"{source}: {method} does not take these options ({error}).") from None

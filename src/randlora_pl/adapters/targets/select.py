@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from randlora_pl.adapters.base import Adapter, matches
-from randlora_pl.adapters.budget import parse_budget
+from randlora_pl.adapters.budget import parse_budget, wished
 from randlora_pl.adapters.layers.qkv_rows import BLOCKS
 from randlora_pl.adapters.targets.blocks import of_blocks
 from randlora_pl.adapters.targets.obstacles import Obstacle, obstacle, owners_of, raw_attention
@@ -146,10 +146,11 @@ def _too_small(adapter: Adapter, site: Site, model: nn.Module) -> Obstacle | Non
     if isinstance(adapter.rank, dict):
         return None
     try:
-        if adapter.match is None:
+        leaf = wished(adapter)
+        if leaf is None or leaf.match is None:
             adapter.count(site.shape)
         else:
-            parse_budget(adapter.match, [site.shape], model)
+            parse_budget(leaf.match, [site.shape], model)
     except UserError as error:
         return Obstacle(f"rank above {site.shape.small}", str(error))
     return None

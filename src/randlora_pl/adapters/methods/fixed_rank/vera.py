@@ -1,13 +1,13 @@
 """VeRA: trained vectors that scale one frozen pair of random matrices (Kopiczko et al., 2024)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, like, trainable
+from randlora_pl.adapters.base import UNLIMITED, Adapter, FactoredDelta, WeightShape, like, trainable
 from randlora_pl.adapters.random_bases import Bases, random_pair
 
 
@@ -43,6 +43,10 @@ class VeRA(Adapter):
     def count(self, shape: WeightShape) -> int:
         """Return out + r."""
         return shape.out_features + self.rank_of(shape)
+
+    def sizes(self, shapes: Sequence[WeightShape]) -> Sequence[int]:
+        """Return all positive ranks."""
+        return range(1, UNLIMITED)
 
     def bases(self, shapes: list[WeightShape], device: torch.device) -> Bases:
         """Generate A (r, in) and B (out, r) at the largest sizes of the model, entries of unit standard deviation."""

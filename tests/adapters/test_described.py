@@ -1,0 +1,108 @@
+"""Adapters inside adapters: every option that takes an adapter, or a list of them, works everywhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters import Adapter, DoRA, LoRA, RandLoRA, inject, load_adapter, methods, save_adapter
+from randlora_pl.adapters.base import DeltaWeight, WeightShape
+from randlora_pl.adapters.budget import count_parameters, match_budget
+from randlora_pl.adapters.io.save_load import make_adapter
+from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.utils.errors import UserError
+from tests.adapters.cases import One, randomise
+from tests.support.products import in_one_item
+
+
+class Sum(Adapter):
+    """The sum of the updates of several methods without bases."""
+
+    def __init__(self, parts: list[Adapter] | None = None, last: Adapter | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.parts, self.last = parts or [], LoRA(1) if last is None else last
+
+    def count(self, shape: WeightShape) -> int:
+        return sum(part.count(shape) for part in (*self.parts, self.last))
+
+    def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "SumDelta":
+        return SumDelta([part.delta_weight(shape, weight, bases) for part in (*self.parts, self.last)])
+
+
+class SumDelta(DeltaWeight):
+    def __init__(self, parts: list[DeltaWeight]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def delta(self) -> Tensor:
+        return torch.stack([part.delta() for part in self.parts]).sum(0)  # type: ignore[operator]
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``Sum`` is a method like the others."""
+    monkeypatch.setattr(methods, "Sum", Sum, raising=False)
+    monkeypatch.setattr(methods, "__all__", [*methods.__all__, "Sum"])
+
+
+NESTED = Sum([LoRA({"fc": 2}, alpha=3.0), DoRA(LoRA(3))], RandLoRA(5, memory="low"))
+
+
+def test_annotations_say_which_options_take_adapters() -> None:
+    assert Sum.nested_options() == ["parts", "last"]
+    assert DoRA.nested_options() == ["inner"]
+    assert LoRA.nested_options() == []
+    assert [each.method() for each in NESTED.leaves()] == ["LoRA", "LoRA", "RandLoRA"]
+    assert repr(Sum([LoRA(2)])).startswith("Sum(parts=[LoRA(rank=2, alpha=1.0")
+
+
+def test_descriptions_make_the_same_adapter_again() -> None:
+    described = json.loads(json.dumps(NESTED.describe()))
+    assert described["options"]["parts"][1]["options"]["inner"]["options"]["rank"] == 3
+    again = make_adapter(described["method"], described["options"], "a file")
+    assert again.describe() == NESTED.describe()
+    assert again.identity() == NESTED.identity() == Sum(NESTED.parts, RandLoRA(5, memory="fast")).identity()
+    assert again.identity() != NESTED.replace(last=RandLoRA(6)).identity()
+
+
+@in_one_item(
+    ("options", "message"),
+    [
+        ({"parts": [{"method": "Evil", "options": {}}]}, "method 'Evil' is unknown"),
+        ({"parts": [{"method": "LoRA", "options": {"rnk": 1}}]}, "LoRA does not take these options"),
+        ({"parts": [7]}, "Sum does not take these options"),
+        ({"last": None}, "Sum does not take these options"),
+    ],
+)
+def test_other_descriptions_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_adapter("Sum", options, "a file")
+
+
+def test_patterns_are_checked_at_any_depth() -> None:
+    for adapter in (Sum([LoRA(2), LoRA(alpha={"fd": 2.0}, rank=2)]), Sum([DoRA(LoRA(2, {"fd": 2.0}))])):
+        with pytest.raises(UserError, match="LoRA: alpha pattern 'fd' matches none of the 1 adapted layers"):
+            inject(One(12, 20), adapter)
+
+
+def test_the_part_with_match_gets_the_rest_of_the_budget() -> None:
+    shapes = [WeightShape("fc", 20, 12)]
+    chosen, notes = match_budget(Sum([LoRA(2), DoRA(LoRA(match="lora:10"))], LoRA(1)), shapes, One(12, 20))
+    assert [each.rank for each in chosen.leaves()] == [2, 6, 1]
+    assert count_parameters(chosen, shapes) == 9 * 32 + 20
+    assert notes == ["matched to lora:10: rank 6 has 308 parameters, lora:10 320 (-3.7 %)"]
+    with pytest.raises(UserError, match="LoRA and RandLoRA have match"):
+        match_budget(Sum([LoRA(match="lora:2"), RandLoRA(match="lora:2")]), shapes, One(12, 20))
+
+
+def test_files_keep_the_parts(tmp_path: Path) -> None:
+    model, again, x = One(12, 20), One(12, 20), torch.randn(3, 12)
+    again.load_state_dict(model.state_dict())
+    inject(model, Sum([LoRA(2), LoRA(3)]))
+    randomise(model)
+    save_adapter(model, tmp_path / "adapter")
+    load_adapter(again, tmp_path / "adapter")
+    assert torch.equal(again(x), model(x))
