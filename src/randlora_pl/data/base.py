@@ -1,18 +1,22 @@
 """Base data module: planned sample order of a run and exact resume, for any kind of sample."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
 
-from randlora_pl.data.sampling.balance import ClassDraws, class_weights, remarks
+from randlora_pl.data.loading.loader import Batch, Batches
+from randlora_pl.data.sampling.balance import ClassDraws, balance_text, class_weights, remarks
 from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSchedule
-from randlora_pl.data.validate import check_epochs
+from randlora_pl.data.sampling.splits import search_parts
+from randlora_pl.data.validate import check_epochs, check_search
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.signatures import NamedOptions
 
@@ -35,11 +39,14 @@ class PlannedData(LightningDataModule, metaclass=NamedOptions):
         num_workers: Worker processes. Default: 0 for texts and small images in memory, else up to 8, or 32 per GPU.
         balance: Correction if classes differ in size: `weights` weighs losses by the inverse size of the class,
             `sampler` draws every class equally often. Default: none.
+        search_fraction: Fraction of the training samples, of each class, on which a method that searches (`AutoLoRA`)
+            chooses; its weights train on the others. All other methods train on all.
 
     Attributes:
         fixed_options: Arguments of this constructor that a subclass sets itself.
         unit: Name of the samples in messages.
         plan: Sample order of the run, after ``setup("fit")``.
+        search_plans: Sample orders of `search_batch` by part, after ``setup("fit")``; empty if nothing searches.
         skipped: Skipped unreadable samples, with the reason.
     """
 
@@ -57,12 +64,17 @@ class PlannedData(LightningDataModule, metaclass=NamedOptions):
         seed: int = 0,
         num_workers: int | None = None,
         balance: Literal["weights", "sampler"] | None = None,
+        search_fraction: float = 0.3,
     ) -> None:
         super().__init__()
+        check_search(search_fraction)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.epochs, self.steps = epochs, steps
         self.sampling, self.seed, self.num_workers, self.balance = sampling, seed, num_workers, balance
+        self.search_fraction = search_fraction
         self.plan: DrawPlan | None = None
+        self.search_plans: dict[str, DrawPlan] = {}
+        self._search_batches: dict[str, Batches] = {}
         self.skipped: dict[str, str] = {}
         self._remarked = False
 
@@ -89,6 +101,35 @@ class PlannedData(LightningDataModule, metaclass=NamedOptions):
 
     def reuse_index(self, folder: Path) -> None:
         """Use the training samples of an interrupted run."""
+
+    def batches(self, schedule: TrainSchedule, search: bool = False) -> Batches:
+        """Return the numbered training batches of a schedule; batches for a search are not blended."""
+        raise NotImplementedError
+
+    def search_batch(self, step: int, part: Literal["search", "train"] = "search") -> Batch:
+        """Return this rank's batch for a search at an optimizer step, of one micro-batch: a pure function of the step.
+
+        Args:
+            step: Finished optimizer steps.
+            part: ``search`` for the held-out training samples, ``train`` for those that the weights train on.
+
+        Raises:
+            UserError: No search was planned.
+        """
+        if part not in self._search_batches:
+            if part not in self.search_plans:
+                raise UserError("search_batch needs setup('fit') with a method that searches, such as AutoLoRA.")
+            schedule = TrainSchedule(self.search_plans[part], self.batch_size, 1, self._world, self._rank)
+            self._search_batches[part] = self.batches(schedule, search=True)
+        batch = self._search_batches[part][step]
+        batch.pop("bad", None)  # skipped, with weight 0
+        return batch
+
+    @property
+    def notes(self) -> str:
+        """Text about balance and search for the start summary, with a leading comma, or ""."""
+        plan = self.search_plans.get("search")
+        return balance_text(self.balance) + (f", {plan.num_samples:,} of train for the search" if plan else "")
 
     @property
     def held_out(self) -> int:
@@ -127,12 +168,46 @@ class PlannedData(LightningDataModule, metaclass=NamedOptions):
         if self.plan is None:
             return {}
         facts = {"steps": self.plan.steps, "draws": self.plan.samples_drawn, "window": self.plan.global_batch}
+        facts |= {"search": self.search_plans["search"].num_samples} if self.search_plans else {}
         return facts | {"sampling": self.sampling} | ({"balance": self.balance} if self.balance else {})
 
-    def _plan(self, samples: int, samples_drawn: int, labels: Tensor | None = None) -> None:
-        """Plan the run: number of samples, how many the run draws, and the labels of samples with classes."""
-        classes = ClassDraws.of(labels) if self.balance == "sampler" and labels is not None else None
-        self.plan = DrawPlan(samples, samples_drawn, self.global_batch, self.seed, self.sampling, classes)
+    def _plan(
+        self,
+        samples: int,
+        drawn: Callable[[int], int],
+        labels: Tensor | None = None,
+        keys: NDArray[np.int64] | None = None,
+        groups: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Plan the run, and the batches of a search if the method searches.
+
+        Args:
+            samples: Number of training samples.
+            drawn: Function that returns how many samples the run draws, from the number of samples to draw from.
+            labels: int64 (samples,), classes; None without classes.
+            keys: int64 (samples,), hashes of the samples' keys. Default: their indices.
+            groups: int64 (samples,), groups that the search does not separate.
+        """
+        task = None if self.trainer is None else self.trainer.lightning_module
+        self.search_plans, self._search_batches = {}, {}
+        if getattr(getattr(task, "adapter", None), "searches", False) is not True:
+            self.plan = self._order(None, samples, drawn(samples), labels)
+            return
+        classes = np.zeros(samples, dtype=np.int64) if labels is None else labels.numpy()
+        keys = np.arange(samples) if keys is None else keys
+        train, search = map(torch.from_numpy, search_parts(classes, keys, self.search_fraction, self.seed, groups))
+        self.plan = self._order(train, len(train), drawn(len(train)), labels)
+        for part, chosen in (("search", search), ("train", train)):
+            size = self.batch_size * self._world
+            plan = self._order(chosen, len(chosen), self.plan.steps * size, labels)
+            self.search_plans[part] = replace(plan, global_batch=size, stream=f"search/{part}")
+
+    def _order(self, chosen: Tensor | None, samples: int, drawn: int, labels: Tensor | None) -> DrawPlan:
+        """Return the sample order of some samples, or of all."""
+        classes = None
+        if self.balance == "sampler" and labels is not None:
+            classes = ClassDraws.of(labels if chosen is None else labels[chosen])
+        return DrawPlan(samples, drawn, self.global_batch, self.seed, self.sampling, classes, chosen)
 
     def _class_weights(self, labels: Tensor, classes: int) -> Tensor | None:
         """Return the class weights of the loss, float32 (classes,), if enabled."""

@@ -106,12 +106,15 @@ class ImageSplits:
         """Default number of passes over the training images."""
         return self.row.epochs if self.shots is None else FEW_SHOT_EPOCHS
 
-    def samples_drawn(self, global_batch: int, steps: int | None, epochs: int | None, least: int) -> int:
-        """Return the samples drawn in a run: ``steps`` batches, or ``epochs``, of ``least`` or more if few-shot."""
+    def samples_drawn(self, count: int, global_batch: int, steps: int | None, epochs: int | None, least: int) -> int:
+        """Return the samples that a run draws from ``count``: ``steps`` batches, or ``epochs``.
+
+        Epochs have at least ``least`` batches for few-shot and own sets.
+        """
         if epochs is None:
             return (steps or 0) * global_batch
         extend = self.shots is not None or self.row.own
-        return samples_drawn(len(self.samples("train")), epochs, global_batch, least if extend else 0)
+        return samples_drawn(count, epochs, global_batch, least if extend else 0)
 
     @property
     def _key(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from randlora_pl.data.base import PlannedData
 from randlora_pl.data.catalog import registry as catalog
 from randlora_pl.data.catalog.class_names import class_names
 from randlora_pl.data.image_splits import ImageSplits
-from randlora_pl.data.images.augment import Augment
+from randlora_pl.data.images.augment import PLAIN, Augment
 from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.shared_cache import CachedImages, meeting
 from randlora_pl.data.images.sources import ArrayImages
@@ -23,7 +23,7 @@ from randlora_pl.data.images.transforms import finish
 from randlora_pl.data.loading.image_batches import EvalBatches, Late, TrainBatches, default_workers
 from randlora_pl.data.loading.loader import Batch, Loader
 from randlora_pl.data.readers.dispatch import Samples
-from randlora_pl.data.sampling.balance import balance_text
+from randlora_pl.data.sampling.schedule import TrainSchedule
 from randlora_pl.utils.errors import UserError
 
 log = logging.getLogger("randlora_pl")
@@ -176,9 +176,9 @@ class ImageData(PlannedData):
         strategy = None if self.trainer is None or self._world == 1 else self.trainer.strategy
         with meeting(strategy) as self.splits.meeting_place:
             if stage in ("fit", None):
-                labels = torch.from_numpy(self.samples("train").labels)
-                length = (self.steps, self.epochs, self.min_batches_per_epoch)
-                self._plan(len(labels), self.splits.samples_drawn(self.global_batch, *length), labels)
+                train, length = self.samples("train"), (self.steps, self.epochs, self.min_batches_per_epoch)
+                drawn = lambda count: self.splits.samples_drawn(count, self.global_batch, *length)  # noqa: E731
+                self._plan(len(train), drawn, torch.from_numpy(train.labels), train.numbers, train.groups)
             if stage in ("fit", "validate", None):
                 self.samples("val")
             if stage in ("test", "predict", None):
@@ -192,13 +192,14 @@ class ImageData(PlannedData):
     def train_dataloader(self) -> Loader:
         """Return the training batches of this rank, from the trainer's optimizer step on (see `TrainBatches`)."""
         schedule = self._schedule()
-        samples, late = self.samples("train"), self._late(self.samples("train"))
+        return Loader(self.batches(schedule), self._start(len(schedule)), self._processes("train"), self.skipped)
+
+    def batches(self, schedule: TrainSchedule, search: bool = False) -> TrainBatches:
+        """Return the numbered training batches of a schedule; batches for a search are not blended."""
+        samples, augment = self.samples("train"), PLAIN if search else self.augment
         weights = self._class_weights(torch.from_numpy(samples.labels), self.num_classes)
-        batches = TrainBatches(
-            samples, schedule, self.frame, self.crop_scale, self.flip, self.skip, late, weights, self.augment,
-            self.num_classes,
-        )  # fmt: skip
-        return Loader(batches, self._start(len(schedule)), self._processes("train"), self.skipped)
+        how = (self.frame, self.crop_scale, self.flip, self.skip, self._late(samples))
+        return TrainBatches(samples, schedule, *how, weights, augment, self.num_classes)
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """Return the validation batches of this rank (see `EvalBatches`), or [] if the images are trained on.
@@ -261,7 +262,7 @@ class ImageData(PlannedData):
         """Return the start summary's lines about the data."""
         parts = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
         shots = f", {facts['shots']} shots" if facts.get("shots") else ""
-        data = f"{facts['dataset']}: {facts['classes']} classes, {parts} images{shots}{balance_text(self.balance)}"
+        data = f"{facts['dataset']}: {facts['classes']} classes, {parts} images{shots}{self.notes}"
         more = ", ".join(self.augment.enabled())
         padded = {"images": "whole, padded with the mean color"} if self.frame.resize == "pad" else {}
         return {"data": data} | padded | ({"augmentation": more} if more else {})

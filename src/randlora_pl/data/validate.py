@@ -33,7 +33,7 @@ def check(values: Mapping[str, Any], row: DatasetSpec) -> None:
 def checks(values: Mapping[str, Any], row: DatasetSpec) -> Iterator[Callable[[], None]]:
     """Yield each check of `check`."""
     known = {**values, "captions": row.captions, "without_classes": "captions" if row.captions else "", "row": row}
-    for each in (check_subset, check_run, check_balance, check_augment, check_frame, check_root):
+    for each in (check_subset, check_run, check_search, check_balance, check_augment, check_frame, check_root):
         yield partial(each, **{name: known[name] for name in signature(each).parameters})
 
 
@@ -98,6 +98,12 @@ def check_run(
     if num_workers is not None and num_workers > most:
         raise UserError(f"--data.num_workers is {num_workers}, but at most {most} can help here: 4 per core, or 64")
     _one_of("sampling", sampling, SAMPLING)
+
+
+def check_search(search_fraction: float) -> None:
+    """Check the fraction of the training samples that a search holds out."""
+    if not 0 < search_fraction < 1:
+        raise UserError(f"--data.search_fraction is {search_fraction}, but must lie between 0 and 1, for example 0.3")
 
 
 def check_balance(balance: str | None, without_classes: str = "") -> None:

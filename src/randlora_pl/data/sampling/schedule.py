@@ -15,9 +15,9 @@ from randlora_pl.data.sampling.balance import ClassDraws
 from randlora_pl.utils import rng
 
 
-@lru_cache(maxsize=2)
-def _epoch_order(seed: int, size: int, epoch: int) -> Tensor:
-    return rng.permutation(seed, "order", size, part=epoch)
+@lru_cache(maxsize=6)
+def _epoch_order(seed: int, stream: str, size: int, epoch: int) -> Tensor:
+    return rng.permutation(seed, stream, size, part=epoch)
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class DrawPlan:
         sampling: ``with_replacement`` (the paper: uniform, independent draws) or ``epochs`` (a new order of all samples
             in each pass).
         classes: Draws every class equally often; None draws every sample equally often.
+        chosen: int64 (num_samples,), indices of the samples that are drawn if they are a part of all; None for all.
+        stream: Name of the random stream.
     """
 
     num_samples: int
@@ -45,6 +47,8 @@ class DrawPlan:
     seed: int = 0
     sampling: str = "with_replacement"
     classes: ClassDraws | None = field(default=None, compare=False, repr=False)
+    chosen: Tensor | None = field(default=None, compare=False, repr=False)
+    stream: str = "order"
 
     @property
     def steps(self) -> int:
@@ -57,15 +61,20 @@ class DrawPlan:
 
     def samples(self, positions: Tensor) -> Tensor:
         """Return the sample at each position, int64 of the same shape."""
+        drawn = self._drawn(positions)
+        return drawn if self.chosen is None else self.chosen[drawn]
+
+    def _drawn(self, positions: Tensor) -> Tensor:
         if self.classes is not None:
             return self.classes.samples(self.seed, positions, self.sampling)
         if self.sampling == "with_replacement":
-            return rng.integers(self.seed, "order", positions, self.num_samples)
+            return rng.integers(self.seed, self.stream, positions, self.num_samples)
         epochs = torch.div(positions, self.num_samples, rounding_mode="floor")
         samples = torch.empty_like(positions)
         for epoch in torch.unique(epochs).tolist():
             here = epochs == epoch
-            samples[here] = _epoch_order(self.seed, self.num_samples, epoch)[positions[here] % self.num_samples]
+            order = _epoch_order(self.seed, self.stream, self.num_samples, epoch)
+            samples[here] = order[positions[here] % self.num_samples]
         return samples
 
 

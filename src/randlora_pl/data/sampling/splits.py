@@ -94,17 +94,51 @@ def hold_out(samples: Samples, total: int, name: str) -> tuple[Samples, Samples]
 
     ``total`` samples (or groups) are held out; at least one is kept. ``name`` is the random stream's.
     """
-    total = max(0, min(total, _units(samples) - 1))
-    if samples.groups is None:
-        # keep: no class loses its only image
-        chosen = stratified(samples.labels, samples.numbers, total, SPLIT_SEED, name, keep=1)
+    kept, chosen = _parts(samples.labels, samples.numbers, samples.groups, total, SPLIT_SEED, name)
+    return samples.subset(kept), samples.subset(chosen)
+
+
+Indices = NDArray[np.int64]
+
+
+def _parts(
+    labels: Indices, numbers: Indices, groups: Indices | None, total: int, seed: int, name: str
+) -> tuple[Indices, Indices]:
+    """Return the indices of samples to keep and to hold out (see `hold_out`)."""
+    if groups is None:  # keep: no class loses its only image
+        chosen = stratified(labels, numbers, max(0, min(total, len(labels) - 1)), seed, name, keep=1)
     else:
-        names, group = np.unique(samples.groups, return_inverse=True)
-        picked = stratified(np.zeros(len(names), dtype=np.int64), names, total, SPLIT_SEED, name)
+        names, group = np.unique(groups, return_inverse=True)
+        picked = stratified(np.zeros(len(names), dtype=np.int64), names, max(0, min(total, len(names) - 1)), seed, name)
         chosen = np.flatnonzero(np.isin(group, picked)).astype(np.int64)
-    kept = np.ones(len(samples), dtype=np.bool_)
+    kept = np.ones(len(labels), dtype=np.bool_)
     kept[chosen] = False
-    return samples.subset(np.flatnonzero(kept)), samples.subset(chosen)
+    return np.flatnonzero(kept).astype(np.int64), chosen
+
+
+def search_parts(
+    labels: Indices, numbers: Indices, fraction: float, seed: int, groups: Indices | None = None
+) -> tuple[Indices, Indices]:
+    """Split a training set into indices for the weights and indices for what a search chooses, stratified by class.
+
+    Args:
+        labels: int64 (n,), class of each sample.
+        numbers: int64 (n,), hash of each sample's key.
+        fraction: Fraction for the search.
+        seed: Seed of the run.
+        groups: int64 (n,), groups that are not separated; the fraction is then of the groups.
+
+    Raises:
+        UserError: No sample can be held out.
+    """
+    units = len(labels) if groups is None else len(np.unique(groups))
+    kept, chosen = _parts(labels, numbers, groups, max(1, int(fraction * units + 1e-9)), seed, "search")
+    if not len(chosen):
+        raise UserError(
+            f"a search holds out training samples, but each class of {len(labels):,} has one. "
+            "Use more of them (--data.shots 2 or more)."
+        )
+    return kept, chosen
 
 
 def _units(samples: Samples) -> int:

@@ -9,8 +9,7 @@ from torch import Tensor
 from randlora_pl.data.base import PlannedData
 from randlora_pl.data.catalog.registry import default_root
 from randlora_pl.data.loading.loader import Loader
-from randlora_pl.data.sampling.balance import balance_text
-from randlora_pl.data.sampling.schedule import samples_drawn
+from randlora_pl.data.sampling.schedule import TrainSchedule, samples_drawn
 from randlora_pl.data.validate import check_run
 from randlora_pl.language.data.batches import TextEvalBatches, TextSamples, TextTrainBatches
 from randlora_pl.language.models.tokenization import Lengths, pad_id
@@ -90,17 +89,20 @@ class TokenData(PlannedData):
         if learns or tests:
             self.read(learns, tests)
         if stage in ("fit", None):
-            samples = len(self._held["train"])
-            drawn = samples_drawn(samples, self.epochs or 0, self.global_batch)
-            self._plan(samples, drawn if self.steps is None else self.steps * self.global_batch, self._labels())
+            steps, epochs, size = self.steps, self.epochs or 0, self.global_batch
+            drawn = lambda count: samples_drawn(count, epochs, size) if steps is None else steps * size  # noqa: E731
+            self._plan(len(self._held["train"]), drawn, self._labels())
 
     def train_dataloader(self) -> Loader:
         """Return the training batches of this rank, from the trainer's optimizer step on."""
         schedule = self._schedule()
+        return Loader(self.batches(schedule), self._start(len(schedule)), self.num_workers or 0, self.skipped)
+
+    def batches(self, schedule: TrainSchedule, search: bool = False) -> TextTrainBatches:
+        """Return the numbered training batches of a schedule."""
         labels = self._labels()
         weights = None if labels is None else self._class_weights(labels, int(labels.max()) + 1)
-        batches = TextTrainBatches(self._held["train"], schedule, weights)
-        return Loader(batches, self._start(len(schedule)), self.num_workers or 0, self.skipped)
+        return TextTrainBatches(self._held["train"], schedule, weights)
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """Return the validation batches of this rank; empty if no samples were held out."""
@@ -131,7 +133,7 @@ class TokenData(PlannedData):
         absent = self._tests_read and "test" not in facts
         none = f"; none to test (no test.{self.dataset} in --data.root)" if absent else ""
         return {
-            "data": f"{self.dataset}: {self.kind}{splits} samples{none}{balance_text(self.balance)}",
+            "data": f"{self.dataset}: {self.kind}{splits} samples{none}{self.notes}",
             "tokens": f"{facts['tokens']:,} for training, {facts['tokens'] / max(1, facts['train']):.0f} a sample",
             self.limit.replace("_", " "): str(self.lengths["train"]),
         }

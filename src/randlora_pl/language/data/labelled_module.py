@@ -109,7 +109,7 @@ class LabelledTexts(TokenData):
 
     def _labels(self) -> Tensor | None:
         train = self._held["train"]
-        return train.labels if self.balance and isinstance(train, Sentences) else None
+        return train.labels if not self.scores and isinstance(train, Sentences) else None
 
     def _splits(self, learns: bool, tests: bool) -> dict[str, Examples]:
         if self.own:
