@@ -18,7 +18,9 @@ from randlora_pl.adapters import (
     InjectionReport,
     LinearProbe,
     LoRA,
+    LoRAXS,
     NoLA,
+    PiSSA,
     RandLoRA,
     VeRA,
     inject,
@@ -43,6 +45,10 @@ METHODS: dict[str, Callable[..., Adapter]] = {
     "lora": lambda r, qkv: LoRA(r, alpha=4.0, qkv=qkv),
     "lora-rs": lambda r, qkv: LoRA(r + 4, alpha=2.0, rslora=True, qkv=qkv),  # high enough to build W0 + B A
     "vera": lambda r, qkv: VeRA(30, alpha=30.0, qkv=qkv),  # more than any side
+    "pissa": lambda r, qkv: PiSSA(r, alpha=2.0 * r, qkv=qkv),
+    "olora": lambda r, qkv: PiSSA(r, start="olora", qkv=qkv),
+    "minor": lambda r, qkv: PiSSA(r, start="minor", qkv=qkv),
+    "loraxs": lambda r, qkv: LoRAXS(r, balance="both", qkv=qkv),
     "nola": lambda r, qkv: NoLA(r, num_bases=16, alpha=1.0, qkv=qkv),
     "nola-official": lambda r, qkv: NoLA(r, num_bases=16, alpha=1.0, init="official", qkv=qkv),
     "pranc": lambda r, qkv: PRANC(50, qkv=qkv),

@@ -16,7 +16,9 @@ from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.layers.adapted import RowBlocks
 from randlora_pl.adapters.methods.fixed_rank.dora import DoRADelta
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRADelta
+from randlora_pl.adapters.methods.fixed_rank.loraxs import LoRAXSDelta
 from randlora_pl.adapters.methods.fixed_rank.nola import NoLADelta
+from randlora_pl.adapters.methods.fixed_rank.pissa import MinorDelta, PiSSADelta
 from randlora_pl.adapters.methods.fixed_rank.vera import VeRADelta
 from randlora_pl.adapters.methods.full_rank.pranc import PRANCDelta
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRADelta, SummedRandLoRADelta
@@ -83,6 +85,12 @@ def randlora_a(a: list[Matrix], b: list[Matrix], lam: Matrix, gam: Matrix, scale
 def lora(a: Matrix, b: Matrix, scale: float) -> Matrix:
     """Scale * B A."""
     return product([[scale * value for value in line] for line in b], a)
+
+
+def pissa(a: Matrix, b: Matrix, first_a: Matrix, first_b: Matrix, scale: float) -> Matrix:
+    """Scale * (B A - B0 A0)."""
+    now, first = lora(a, b, scale), lora(first_a, first_b, scale)
+    return [[x - y for x, y in zip(*lines, strict=True)] for lines in zip(now, first, strict=True)]
 
 
 def vera(a: Matrix, b: Matrix, vector_b: list[float], vector_d: list[float], scale: float) -> Matrix:
@@ -202,6 +210,12 @@ def _update(delta: DeltaWeight, weight: Tensor) -> Matrix:
         return _randlora(delta, out_features, in_features)
     if isinstance(delta, LoRADelta):
         return lora(_list(delta.A), _list(delta.B), delta.scaling)
+    if isinstance(delta, PiSSADelta):
+        return pissa(*map(_list, (delta.A, delta.B, delta.A0, delta.B0)), delta.scaling)
+    if isinstance(delta, MinorDelta):
+        return lora(_list(delta.A), _list(delta.U), delta.scaling)
+    if isinstance(delta, LoRAXSDelta):
+        return product(lora(_list(delta.R), _list(delta.U), delta.scaling), _list(delta.V))
     if isinstance(delta, VeRADelta):
         b = _list(delta.bases.B[:out_features, 0, : delta.rank])
         return vera(

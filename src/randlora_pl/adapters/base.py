@@ -183,6 +183,7 @@ class Adapter(Described):
     trains_base = False  # True if the method trains the model's own tensors instead of adding to them
     reads_weight = False  # True if an update is initialized from the values of the frozen weight
     fixed = True  # False if an update depends on the input, see `DeltaWeight`
+    decay = True  # False if weight decay of what trains would change the model at its start
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import AdapterFile, DoRA, load_adapter
+from randlora_pl.adapters import AdapterFile, load_adapter
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.io.state import adapter_state
 from randlora_pl.adapters.kept import update_buffers
@@ -85,13 +85,13 @@ def rows_of(weight: Tensor, site: Site) -> Tensor:
 def layer_updates(file: AdapterFile) -> State:
     """Return the update of every adapted weight by layer name, from the file alone if possible.
 
-    A sum of random bases or a product of trained factors needs shapes and a seed only. DoRA scales the base's rows,
-    and methods that train the model's own tensors store complete tensors: these load the base model.
+    A sum of random bases or a product of trained factors needs shapes and a seed only. Methods that read the base's
+    weights (DoRA, PiSSA), or train the model's own tensors, load the base model.
 
     Raises:
         UserError: A tensor is missing, the random bases differ, or a required base model is not available.
     """
-    if isinstance(file.adapter, BaseWeightMethod | DoRA):
+    if isinstance(file.adapter, BaseWeightMethod) or file.adapter.reads_weight:
         base = load_base(file)
         if not isinstance(file.adapter, BaseWeightMethod):
             return delta_weights(adapted(base, file).part)

@@ -31,7 +31,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         targets: Layers to adapt, see the task.
         learning_rate: Peak learning rate. Default: the paper's for the method; Table 8 and section C.3 for images, 1e-4
             for texts (1e-2 for VeRA, 1e-5 for full fine-tuning).
-        weight_decay: Decay of AdamW.
+        weight_decay: Decay of AdamW; 0 for methods such as PiSSA, whose decay would change the base model.
         decay_vectors: Decay biases, norms and scalars too, as in the protocol.
         warmup_steps: Optimizer steps of linear warm-up.
         final_lr_fraction: Learning rate at the end of the schedule, as a fraction of the peak.
@@ -237,7 +237,8 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Return the groups of what trains, with their learning rates."""
         own = self.model.parameters()
-        return optim.parameter_groups(own, self.learning_rate, self.weight_decay, self.decay_vectors)
+        decay = self.weight_decay if self.adapter.decay else 0.0
+        return optim.parameter_groups(own, self.learning_rate, decay, self.decay_vectors)
 
     def total_steps(self) -> int:
         """Return the optimizer steps of the run."""

@@ -8,7 +8,13 @@ from randlora_pl.utils.errors import UserError
 
 _TABLE_8 = {"FullFineTuning": 1e-5, "LoRA": 1e-3, "NoLA": 1e-3, "VeRA": 1e-2, "RandLoRA": 1e-3}
 _VISION_ONLY = {"LoRA": 1e-2, "RandLoRA": 1e-2}  # section C.3; the others are not restated there
-_NOT_IN_THE_PAPER = {"BitFit": 1e-3, "LinearProbe": 1e-3, "PRANC": 1e-3}  # PRANC: its code, from scratch
+_NOT_IN_THE_PAPER = {
+    "BitFit": 1e-3,
+    "LinearProbe": 1e-3,
+    "LoRAXS": 1e-3,  # its released scripts for GLUE, up to this
+    "PRANC": 1e-3,  # its code, from scratch
+    "PiSSA": 1e-4,  # a first value; published for language models only (2e-5)
+}
 
 FROZEN_DTYPES = ("float32", "bfloat16", "auto")
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters import save_adapter
+from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.adapters.kept import kept_buffers, reset_buffers, update_buffers
 from randlora_pl.tasks import procedure
@@ -78,8 +79,8 @@ def save(task: Any, folder: str | Path, summary: Mapping[str, Any] | None = None
 
 
 def trained_state(task: Any) -> dict[str, Tensor]:
-    """Return what trains, and the kept buffers that belong to it, by their names in the state dict."""
-    return _trained(task) | _own(task, kept_buffers(task.model))
+    """Return what trains, and the kept and derived tensors that belong to it, by their names in the state dict."""
+    return _trained(task) | _own(task, kept_buffers(task.model) | derived_buffers(task.model))
 
 
 def _trained(task: Any) -> dict[str, Tensor]:
@@ -140,6 +141,7 @@ def _check_steps(task: Any, done: int) -> None:
 
 def check_state(task: Any, state_dict: Mapping[str, Any]) -> None:
     """Refuse a state that does not fit (see `check_tensors`), and reset the base model's statistics for it."""
-    needed = _trained(task).keys() | _own(task, update_buffers(task.model)).keys()
+    own = update_buffers(task.model) | derived_buffers(task.model)
+    needed = _trained(task).keys() | _own(task, own).keys()
     check_tensors(state_dict, task.state_dict(), needed, "the checkpoint")
     reset_buffers(task.model)

@@ -71,6 +71,7 @@ class AdapterSchema(TypedDict):
     layers: NotRequired[dict[str, list[int]]]
     trained: NotRequired[list[str] | None]
     kept: NotRequired[list[str]]
+    derived: NotRequired[dict[str, list[float]]]
     base_model: NotRequired[BaseModel]
     metadata: NotRequired[Metadata]
 

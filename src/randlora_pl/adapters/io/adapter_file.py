@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from randlora_pl.adapters.base import Adapter
+from randlora_pl.adapters.derived import Sketches
 from randlora_pl.adapters.random_bases import Bases
 
 EXTRA = "extra."
@@ -54,6 +55,11 @@ class AdapterFile:
     def kept(self) -> list[str]:
         """Names of the kept buffers among the tensors, which have no gradient."""
         return list(self.config.get("kept", []))
+
+    @property
+    def derived(self) -> Sketches:
+        """Sketches of the tensors that are derived from the base model's weights."""
+        return dict(self.config.get("derived", {}))
 
     @property
     def layers(self) -> dict[str, tuple[int, ...]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from randlora_pl.adapters.derived import Sketches, sketch_problems, sketches
 from randlora_pl.adapters.injection import InjectionReport, make_deltas
 from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.io.state import adapter_state
@@ -38,6 +39,7 @@ def differences(file: "AdapterFile", model: nn.Module, present: InjectionReport)
     return (
         _base_problem(file, state.base_hash)
         + _bases_problem(file, present.fingerprint, model.modules())
+        + sketch_problems(file.derived, sketches(model))
         + _compare(file, expected, _shapes(base_buffers(model)))
     )
 
@@ -70,10 +72,12 @@ def problems(file: "AdapterFile", model: nn.Module) -> list[str]:
         return found + [f"layer {name} is {saved.get(name)} in the file and {shapes.get(name)} here" for name in layers]
     deltas, fingerprint = make_deltas(file.adapter, sites, model)
     found += _bases_problem(file, fingerprint, (module for delta in deltas.values() for module in delta.modules()))
-    expected = _shapes(beside)
+    expected, here = _shapes(beside), Sketches()
     for site, delta in deltas.items():
         own = {**dict(delta.named_parameters()), **update_buffers(delta)}
         expected |= _shapes({f"{tensor_prefix(site)}{name}": value for name, value in own.items()})
+        here |= {f"{tensor_prefix(site)}{name}": value for name, value in sketches(delta).items()}
+    found += [] if found else sketch_problems(file.derived, here)  # other weights have other tensors
     return found + _compare(file, expected, statistics)
 
 

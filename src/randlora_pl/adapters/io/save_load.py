@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import methods
 from randlora_pl.adapters.base import Adapter
+from randlora_pl.adapters.derived import derived_buffers, derived_once, sketches
 from randlora_pl.adapters.injection import InjectionReport, generator_facts, inject
 from randlora_pl.adapters.io import container
 from randlora_pl.adapters.io.adapter_file import EXTRA, AdapterFile
@@ -49,6 +50,7 @@ def save_adapter(
     extra: Mapping[str, Tensor] | None = None,
     metadata: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
+    keep_derived: bool = False,
 ) -> Path:
     """Save the trained tensors of a model with its options and metadata; an older adapter at the path is replaced.
 
@@ -68,6 +70,7 @@ def save_adapter(
         extra: Tensors outside the model's layers, for example a head.
         metadata: JSON values, such as class names, prompts, a summary of the training.
         dtype: Dtype of the stored tensors; by default unchanged (float32).
+        keep_derived: Store tensors that the method derives from the weights (PiSSA), instead of a sketch of them.
 
     Returns:
         Absolute path.
@@ -79,15 +82,19 @@ def save_adapter(
     report, state = report_of(model), adapter_state(model)
     warn_if_unused(report.procedure, report.adapter.method())
     tensors = state.tensors | {EXTRA + name: tensor for name, tensor in (extra or {}).items()}
+    adapter, derived = report.adapter, derived_buffers(model) if keep_derived else {}
+    if derived:
+        adapter, tensors = adapter.replace(keep_derived=True), tensors | derived
     stored = report.stored_bases
     config = {
         "format_version": FORMAT_VERSION,
-        **report.adapter.describe(),
+        **adapter.describe(),
         **generator_facts(report),
         "targets": report.targets,
         "layers": {row.layer: list(row.shape) for row in report.rows},
         "trained": state.trained,
-        "kept": sorted(state.kept),
+        "kept": sorted(state.kept.keys() | derived.keys()),
+        "derived": {} if derived else sketches(model),
         "base_model": {**(base_model or {}), "weights_sha256_sampled": state.base_hash},
         "metadata": dict(metadata or {}),
     }
@@ -239,6 +246,11 @@ def place_adapter(model: nn.Module, file: AdapterFile) -> None:
     Raises:
         UserError: The model does not fit; every mismatch is named, the model is unchanged.
     """
+    with derived_once(stored=True):
+        _place(model, file)
+
+
+def _place(model: nn.Module, file: AdapterFile) -> None:
     present = getattr(model, "adapter_report", None)
     adapted = isinstance(present, InjectionReport)
     found = differences(file, model, present) if isinstance(present, InjectionReport) else problems(file, model)

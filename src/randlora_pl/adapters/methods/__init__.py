@@ -2,10 +2,24 @@
 
 from randlora_pl.adapters.methods.fixed_rank.dora import DoRA
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
+from randlora_pl.adapters.methods.fixed_rank.loraxs import LoRAXS
 from randlora_pl.adapters.methods.fixed_rank.nola import NoLA
+from randlora_pl.adapters.methods.fixed_rank.pissa import PiSSA
 from randlora_pl.adapters.methods.fixed_rank.vera import VeRA
 from randlora_pl.adapters.methods.full_rank.pranc import PRANC
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
 from randlora_pl.adapters.methods.whole.full import BitFit, FullFineTuning, LinearProbe
 
-__all__ = ["PRANC", "BitFit", "DoRA", "FullFineTuning", "LinearProbe", "LoRA", "NoLA", "RandLoRA", "VeRA"]
+__all__ = [
+    "PRANC",
+    "BitFit",
+    "DoRA",
+    "FullFineTuning",
+    "LinearProbe",
+    "LoRA",
+    "LoRAXS",
+    "NoLA",
+    "PiSSA",
+    "RandLoRA",
+    "VeRA",
+]

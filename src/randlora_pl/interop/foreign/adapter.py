@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, InjectionReport, adapted_layers, inject
 from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.derived import derived_once
 from randlora_pl.adapters.injection import make_deltas
 from randlora_pl.adapters.kept import base_buffers
 from randlora_pl.adapters.layers.built import has_own_forward
@@ -84,6 +85,10 @@ class ExternalAdapter:
 
     def inject(self, model: nn.Module) -> InjectionReport:
         """Add the adapter to a base model in place."""
+        with derived_once():
+            return self._inject(model)
+
+    def _inject(self, model: nn.Module) -> InjectionReport:
         self.check(model)
         owned = self.owned(model)
         parameters = [name for name, tensor in owned.items() if isinstance(tensor, nn.Parameter)]

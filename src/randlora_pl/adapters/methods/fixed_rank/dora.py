@@ -36,6 +36,7 @@ class DoRA(Adapter):
         check_fixed(inner, "DoRA: inner")
         super().__init__(qkv=inner.qkv, match=inner.match, seed=inner.seed)
         self.inner = inner
+        self.decay = inner.decay
 
     @property
     def rank(self) -> Any:

@@ -1,0 +1,254 @@
+"""Derived tensors: frozen factors of an update that are computed from W0, such as its singular vectors.
+
+They are computed in float64 on the CPU, once per model, with canonical signs, and are buffers of the update.
+Checkpoints contain them, so that a resumed run has the same bits. Adapter files contain a sketch instead (see
+`sketch`), which is compared at loading. It refuses other weights, another dtype of them, and singular vectors that
+another LAPACK rotates.
+
+A method that uses them derives its adapter from `DerivedAdapter` and its update from `DerivedDelta`. The update's
+constructor calls `decompose`, and then `hold` with the tensors that it needs:
+
+    u, s, v = self.decompose(adapter, "gram/1", shape, weight, rank)  # float64, (out, r), (r), (r, in)
+    self.hold(weight, U=u, V=s[:, None] * v)  # buffers self.U and self.V, float32
+
+On the meta device only the shapes are computed. The buffers keep their bits if the model's dtype changes, so a forward
+pass casts them to the dtype of what trains.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape
+from randlora_pl.adapters.random_bases import Distribution, draw
+from randlora_pl.utils import rng
+
+Triple = tuple[Tensor, Tensor, Tensor]
+"""Left factor (out, r), values (r) and right factor (r, in)."""
+
+RecipeName = Literal["svd/1", "gram/1", "minor/1", "qr/1"]
+
+LARGEST = 2048
+"""Smaller side above which the top singular vectors are iterated instead of computed, and stored in files."""
+
+_SKETCHES, _TOLERANCE = 8, 1e-4
+_MORE, _ITERATIONS = 16, 10  # further columns and steps of the subspace iteration
+
+
+class DerivedAdapter(Adapter):
+    """Base of methods with tensors derived from the frozen weights.
+
+    Args:
+        keep_derived: Store the derived tensors in adapter files, so that loading computes and compares nothing.
+        options: Options of every method, see `Adapter`.
+    """
+
+    reads_weight = True
+
+    def __init__(self, *, keep_derived: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.keep_derived = keep_derived
+
+
+class DerivedDelta(DeltaWeight):
+    """Update with derived tensors.
+
+    Attributes:
+        derived: Names of the buffers with derived tensors; those that files store are in ``kept``, too.
+    """
+
+    derived: tuple[str, ...] = ()
+    _stored = False
+    _key: "tuple[DerivedAdapter, str] | None" = None
+
+    def decompose(
+        self, adapter: DerivedAdapter, recipe: RecipeName, shape: WeightShape, weight: Tensor, rank: int
+    ) -> Triple:
+        """Return the factors of a weight by a recipe, float64 on the CPU (or the meta device).
+
+        Args:
+            adapter: Adapter, for ``keep_derived``.
+            recipe: ``svd/1`` and ``gram/1``: left singular vectors, singular values and right singular vectors, all of
+                them by LAPACK, or the top ones by the Gram matrix (above `LARGEST` by subspace iteration). ``minor/1``:
+                the left singular vectors of the smallest values. ``qr/1``: Q and R, with ones as values.
+            shape: Name and shape of the weight.
+            weight: W0, (out, in).
+            rank: Number r of vectors.
+        """
+        self._stored = adapter.keep_derived or (recipe == "gram/1" and iterates(shape.small, rank))
+        sizes = ((shape.out_features, rank), (rank,), (rank, shape.in_features))
+        self._key, known = (adapter, shape.layer), _known.get()
+        later = known is not None and (self._key in known.tensors or (self._stored and known.stored))
+        if weight.is_meta or later:
+            left, values, right = (torch.zeros(size, device=weight.device, dtype=torch.float64) for size in sizes)
+            return left, values, right
+        return factors(recipe, weight.detach().to("cpu", torch.float64), rank)
+
+    def hold(self, weight: Tensor, **tensors: Tensor) -> None:
+        """Register derived tensors as buffers on the device of ``weight``, float32 unless the weight is float64."""
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        tensors = {name: tensor.to(weight.device, dtype).contiguous() for name, tensor in tensors.items()}
+        if (known := _known.get()) is not None and self._key is not None:
+            tensors = known.tensors.setdefault(self._key, tensors)
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+        self.derived = tuple(tensors)
+        self.kept = (*self.kept, *self.derived) if self._stored else self.kept
+
+    def sketched(self) -> dict[str, Tensor]:
+        """Return the matrices whose sketch identifies the derived tensors, by name."""
+        return {name: getattr(self, name) for name in self.derived}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        bits = {name: getattr(self, name) for name in self.derived}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, before in bits.items():
+            if getattr(self, name).dtype != before.dtype:
+                setattr(self, name, before.to(getattr(self, name).device))
+        return self
+
+
+# Recipes
+
+
+def iterates(small: int, rank: int) -> bool:
+    """Return True if ``gram/1`` iterates: for a large smaller side of which few vectors are needed."""
+    return small > LARGEST and 2 * (rank + _MORE) <= small
+
+
+def factors(recipe: RecipeName, matrix: Tensor, rank: int) -> Triple:
+    """Return left factor, values and right factor of a matrix (out, in), float64, see `DerivedDelta.decompose`."""
+    if recipe == "qr/1":
+        left = torch.linalg.qr(matrix[:, :rank])[0]
+        right = left.T @ matrix
+        signs = torch.where(right.diagonal() < 0, -1.0, 1.0).to(matrix)
+        return left * signs, torch.ones_like(signs), signs[:, None] * right
+    if recipe == "minor/1":
+        tall = matrix.shape[0] > matrix.shape[1]
+        outer, inner = torch.linalg.qr(matrix) if tall else (None, matrix)  # both have W0's left singular vectors
+        left = torch.linalg.eigh(inner @ inner.T)[1][:, :rank]
+        left = left if outer is None else outer @ left
+        return canonical(left, torch.linalg.vector_norm(left.T @ matrix, dim=1), left.T @ matrix)
+    if recipe == "svd/1":
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        return canonical(left[:, :rank], values[:rank], right[:rank])
+    return canonical(*(_iterated if iterates(min(matrix.shape), rank) else _top)(matrix, rank))
+
+
+def canonical(left: Tensor, values: Tensor, right: Tensor) -> Triple:
+    """Return the factors with signs that make the largest entry of each left vector positive, the first of equals."""
+    largest = left.gather(0, left.abs().argmax(0, keepdim=True))[0]
+    signs = torch.where(largest < 0, -1.0, 1.0).to(left)
+    return left * signs, values, signs[:, None] * right
+
+
+def _top(matrix: Tensor, rank: int) -> Triple:
+    """Return the top singular triples: eigenvectors of the Gram matrix of the smaller side, and one product."""
+    wide = matrix.shape[0] <= matrix.shape[1]
+    gram = matrix @ matrix.T if wide else matrix.T @ matrix
+    vectors = torch.linalg.eigh(gram)[1].flip(1)[:, :rank]
+    other = vectors.T @ matrix if wide else matrix @ vectors
+    values = torch.linalg.vector_norm(other, dim=1 if wide else 0)
+    # Vectors of values that are zero but for rounding are arbitrary: zero, because they add nothing to the weight.
+    inverse = torch.where(values > values.max() * 1e-12, 1 / values.clamp_min(torch.finfo(values.dtype).tiny), 0.0)
+    return (vectors, values, inverse[:, None] * other) if wide else (other * inverse, values, vectors.T)
+
+
+def _iterated(matrix: Tensor, rank: int) -> Triple:
+    """Return the top singular triples by subspace iteration (Halko et al., 2011, algorithm 4.4) from Philox's start."""
+    columns = matrix.shape[1], rank + _MORE
+    q = draw(0, "derived", 1, *columns, Distribution("normal"), matrix.device)[0].to(matrix.dtype)
+    for _ in range(_ITERATIONS):
+        q = torch.linalg.qr(matrix.T @ torch.linalg.qr(matrix @ q)[0])[0]
+    left, values, right = torch.linalg.svd(matrix @ q, full_matrices=False)
+    return left[:, :rank], values[:rank], right[:rank] @ q.T
+
+
+# Each tensor is derived once while a file is checked and loaded
+
+
+class _Known:
+    def __init__(self, stored: bool) -> None:
+        self.tensors: dict[tuple[DerivedAdapter, str], dict[str, Tensor]] = {}
+        self.stored = stored
+
+
+_known: ContextVar[_Known | None] = ContextVar("_known", default=None)
+
+
+@contextmanager
+def derived_once(stored: bool = False) -> Iterator[None]:
+    """Derive each tensor once inside the block, for updates that an adapter makes several times for one model.
+
+    Args:
+        stored: True if stored tensors are copied into the updates afterwards, so that they are not computed at all.
+    """
+    before = _known.set(_Known(stored))
+    try:
+        yield
+    finally:
+        _known.reset(before)
+
+
+# State
+
+
+def _updates(module: nn.Module) -> Iterator[tuple[str, DerivedDelta]]:
+    for path, each in module.named_modules():
+        if isinstance(each, DerivedDelta):
+            yield f"{path}." if path else "", each
+
+
+def derived_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Return the derived tensors of all updates in a module, by name; the module may be an update itself."""
+    return {f"{path}{name}": getattr(each, name) for path, each in _updates(module) for name in each.derived}
+
+
+Sketches = dict[str, list[float]]
+"""Sketches of derived tensors, by name."""
+
+
+def sketches(module: nn.Module) -> Sketches:
+    """Return the sketches of the derived tensors that a file does not store, by name; empty on the meta device."""
+    return {
+        f"{path}{name}": sketch(tensor)
+        for path, each in _updates(module)
+        if not set(each.derived) <= set(each.kept)
+        for name, tensor in each.sketched().items()
+        if not tensor.is_meta
+    }
+
+
+def sketch(matrix: Tensor) -> list[float]:
+    """Return 8 inner products of a matrix (m, n) with rank-one matrices of Philox signs, and its norm, in float64."""
+    matrix = matrix.detach().to("cpu", torch.float64)
+    rows, columns = (_signs(side, size) for side, size in zip(("rows", "columns"), matrix.shape, strict=True))
+    return [*((rows @ matrix) * columns).sum(1).tolist(), float(torch.linalg.vector_norm(matrix))]
+
+
+def _signs(name: str, size: int) -> Tensor:
+    words = rng.words(0, f"sketch/{name}", torch.arange(_SKETCHES * size))
+    return ((words >> 31) * 2 - 1).to(torch.float64).view(size, _SKETCHES).T
+
+
+def sketch_problems(there: Mapping[str, list[float]], here: Mapping[str, list[float]]) -> list[str]:
+    """Return the reason that the derived tensors of a file and a model differ, or nothing."""
+    differ = [name for name in sorted(there.keys() | here.keys()) if not _same(there.get(name), here.get(name))]
+    if not differ:
+        return []
+    return [
+        f"{len(differ)} of {len(here)} derived tensors differ ({differ[0]}): other weights, or another dtype of them. "
+        "If LAPACK alone differs, save with the derived tensors on the other machine: save_adapter(..., "
+        "keep_derived=True)"
+    ]
+
+
+def _same(there: list[float] | None, here: list[float] | None) -> bool:
+    if there is None or here is None or len(there) != len(here):
+        return False
+    limit = _TOLERANCE * here[-1]
+    return all(abs(one - two) <= limit for one, two in zip(there, here, strict=True))

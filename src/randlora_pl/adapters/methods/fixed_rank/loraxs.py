@@ -1,0 +1,105 @@
+"""LoRA-XS: an r x r matrix between frozen singular vectors of the weight (Balazy et al., 2024)."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from randlora_pl.adapters.base import FactoredDelta, WeightShape, like, trainable
+from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta
+from randlora_pl.adapters.random_bases import Bases, Distribution, draw
+from randlora_pl.utils.errors import UserError
+
+
+class LoRAXS(DerivedAdapter):
+    """LoRA-XS: delta = scaling * U R S V^T with a trained R (r, r) and the top r singular triples of the weight.
+
+    Examples:
+        >>> inject(model, LoRAXS(rank=4)).trainable
+        96
+
+    Args:
+        rank: Rank r, up to the smaller side of a weight. A number, or numbers by pattern of layer names.
+        alpha: The update is scaled by alpha / r (the released scripts: 16 / r on GLUE, r / r for mathematics). A
+            number, or numbers by pattern, as ``rank``. Default: r, a scaling of 1.
+        init: ``zero`` starts at the pretrained model; ``official`` draws R with a standard deviation of 1e-5.
+        balance: ``right`` multiplies V^T by the singular values (the paper), ``both`` gives their roots to U and V^T,
+            which makes the gradients of R less uneven.
+        options: Options of every method with derived tensors, see `DerivedAdapter`.
+    """
+
+    def __init__(
+        self,
+        rank: int | dict[str, int] = 64,
+        alpha: float | dict[str, float] | None = None,
+        init: Literal["zero", "official"] = "zero",
+        balance: Literal["right", "both"] = "right",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        for name, value, choices in (("init", init, ("zero", "official")), ("balance", balance, ("right", "both"))):
+            if value not in choices:
+                raise UserError(f"LoRAXS: {name} is {value!r}. Choose {' or '.join(choices)}.")
+        self.rank, self.alpha, self.init, self.balance = rank, alpha, init, balance
+
+    def rank_of(self, shape: WeightShape) -> int:
+        """Return the rank for one layer."""
+        return self.check_rank(shape, self.of(self.rank, shape, 64))
+
+    def count(self, shape: WeightShape) -> int:
+        """Return r^2."""
+        return self.rank_of(shape) ** 2
+
+    def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "LoRAXSDelta":
+        """Create the update of one weight, with R (r, r)."""
+        return LoRAXSDelta(self, shape, weight)
+
+
+class LoRAXSDelta(DerivedDelta, FactoredDelta):
+    """scaling * U R V of one weight; V (r, in) contains the singular values."""
+
+    def __init__(self, adapter: LoRAXS, shape: WeightShape, weight: Tensor) -> None:
+        super().__init__(adapter.dropout)
+        rank = adapter.rank_of(shape)
+        alpha = adapter.of(adapter.alpha, shape, None)
+        self.scaling = 1.0 if alpha is None else float(alpha) / rank
+        left, values, right = self.decompose(adapter, "gram/1", shape, weight, rank)
+        if adapter.balance == "both":
+            left, values = left * values.sqrt(), values.sqrt()
+        self.hold(weight, U=left, V=values[:, None] * right)
+        self.R = trainable(weight, rank, rank, fill=0.0)
+        if adapter.init == "official":
+            start = draw(adapter.key, f"loraxs/{shape.layer}", 1, rank, rank, Distribution("normal"), weight.device)
+            with torch.no_grad():
+                self.R.copy_(start[0] * 1e-5)
+
+    def frozen(self) -> tuple[Tensor, Tensor]:
+        """Return U (out, r) and V (r, in) in the dtype of R."""
+        return self.get_buffer("U").to(self.R.dtype), self.get_buffer("V").to(self.R.dtype)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return scaled U R, (out, r), and V, (r, in)."""
+        u, v = self.frozen()
+        return u @ (self.R * self.scaling), v
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Mix r numbers of each token, so that U and V need no gradient, or build W0 + U R V if that is cheaper."""
+        tokens, rank = x.numel() // x.shape[-1], len(self.R)
+        built = (tokens + 3 * rank) * weight.numel()
+        if self.keep is not False and not self.drops and built < 2 * tokens * rank * sum(weight.shape):
+            return super().linear(x, weight, bias)
+        mixed, plain = self._mixed(x), F.linear(x, weight, bias)
+        rows = plain.reshape(-1, plain.shape[-1]), mixed.reshape(-1, mixed.shape[-1])
+        return torch.addmm(*rows, like(self.frozen()[0], mixed).T).view(plain.shape)
+
+    def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+        """Return the three thin products, (..., in) to (..., out)."""
+        mixed = self._mixed(x)
+        return F.linear(mixed, like(self.frozen()[0], mixed))
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        """Return ``drop(x) V^T R^T``, (..., r), scaled."""
+        hidden = F.linear(self.dropped(x), like(self.frozen()[1], x))
+        return F.linear(hidden, like(self.R * self.scaling, hidden))

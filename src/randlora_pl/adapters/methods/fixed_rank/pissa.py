@@ -1,0 +1,114 @@
+"""PiSSA: LoRA that starts at the principal components of the weight (Meng et al., 2024), and its relatives."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from randlora_pl.adapters.base import FactoredDelta, WeightShape, trainable
+from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta, RecipeName
+from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.utils.errors import UserError
+
+Start = Literal["pissa", "olora", "minor"]
+_RECIPES: dict[Start, RecipeName] = {"pissa": "gram/1", "olora": "qr/1", "minor": "minor/1"}
+
+
+class PiSSA(DerivedAdapter):
+    """PiSSA: delta = scaling * (B A - B0 A0), where trained B and A start at B0 and A0, the largest part of the weight.
+
+    The frozen weight is not changed, so the model starts exactly at the pretrained one. Weight decay is off for this
+    method, because B and A contain the largest components of the pretrained weight. Dropout harms it for that reason,
+    too.
+
+    Examples:
+        >>> inject(model, PiSSA(rank=4)).trainable
+        18432
+
+    Args:
+        rank: Rank r, up to the smaller side of a weight. A number, or numbers by pattern of layer names.
+        alpha: The update is scaled by alpha / r. A number, or numbers by pattern, as ``rank``. Default: r, a scaling
+            of 1 as in the paper.
+        start: ``pissa``: B0 A0 is the best approximation of W0 of rank r (equation 2 of arXiv 2404.02948). ``olora``:
+            Q and R of the first r columns (OLoRA, arXiv 2406.01775). ``minor``: the left singular vectors of the r
+            smallest singular values as a frozen B, and a trained A that starts at zero (MiCA).
+        options: Options of every method with derived tensors, see `DerivedAdapter`.
+    """
+
+    def __init__(
+        self,
+        rank: int | dict[str, int] = 32,
+        alpha: float | dict[str, float] | None = None,
+        start: Start = "pissa",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if start not in _RECIPES:
+            raise UserError(f"PiSSA: start is {start!r}. Choose {', '.join(_RECIPES)}.")
+        self.rank, self.alpha, self.start = rank, alpha, start
+        self.decay = start == "minor"
+
+    def rank_of(self, shape: WeightShape) -> int:
+        """Return the rank for one layer."""
+        return self.check_rank(shape, self.of(self.rank, shape, 32))
+
+    def scaling_of(self, shape: WeightShape) -> float:
+        """Return alpha / r for one layer."""
+        alpha = self.of(self.alpha, shape, None)
+        return 1.0 if alpha is None else float(alpha) / self.rank_of(shape)
+
+    def count(self, shape: WeightShape) -> int:
+        """Return r (out + in), or r in for ``minor``."""
+        return self.rank_of(shape) * (shape.in_features + (0 if self.start == "minor" else shape.out_features))
+
+    def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> DerivedDelta:
+        """Create the update of one weight, with A (r, in) and, unless it is frozen, B (out, r)."""
+        return (MinorDelta if self.start == "minor" else PiSSADelta)(self, shape, weight)
+
+
+class PiSSADelta(DerivedDelta, FactoredDelta):
+    """scaling * (B A - B0 A0) of one weight, as the product of [B - B0, B0] and [A; A - A0], which is zero at first."""
+
+    def __init__(self, adapter: PiSSA, shape: WeightShape, weight: Tensor) -> None:
+        super().__init__(adapter.dropout)
+        rank, self.scaling = adapter.rank_of(shape), adapter.scaling_of(shape)
+        left, values, right = self.decompose(adapter, _RECIPES[adapter.start], shape, weight, rank)
+        # OLoRA's Q and R are not divided by the scaling, as in PEFT; the values are ones there.
+        roots = (values / self.scaling).sqrt() if adapter.start == "pissa" else values
+        self.hold(weight, B0=left * roots, A0=roots[:, None] * right)
+        self.A = trainable(weight, rank, shape.in_features)
+        self.B = trainable(weight, shape.out_features, rank)
+        self.restart()
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Set A and B to A0 and B0."""
+        self.A.copy_(self.get_buffer("A0"))
+        self.B.copy_(self.get_buffer("B0"))
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        """Return B0 (out, r) and A0 (r, in) in the dtype of B and A."""
+        return self.get_buffer("B0").to(self.B.dtype), self.get_buffer("A0").to(self.A.dtype)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return scaled [B - B0, B0], (out, 2r), and [A; A - A0], (2r, in)."""
+        b0, a0 = self.start()
+        return torch.cat([self.B - b0, b0], 1) * self.scaling, torch.cat([self.A, self.A - a0])
+
+    def sketched(self) -> dict[str, Tensor]:
+        """Return B0 A0 alone: no signs or rotations of the singular vectors change the update."""
+        return {"B0A0": self.get_buffer("B0").double() @ self.get_buffer("A0").double()}
+
+
+class MinorDelta(DerivedDelta, FactoredDelta):
+    """scaling * U A of one weight, with the left singular vectors U (out, r) of its smallest singular values."""
+
+    def __init__(self, adapter: PiSSA, shape: WeightShape, weight: Tensor) -> None:
+        super().__init__(adapter.dropout)
+        rank, self.scaling = adapter.rank_of(shape), adapter.scaling_of(shape)
+        self.hold(weight, U=self.decompose(adapter, "minor/1", shape, weight, rank)[0])
+        self.A = trainable(weight, rank, shape.in_features, fill=0.0)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return scaled U, (out, r), and A, (r, in)."""
+        return self.get_buffer("U").to(self.A.dtype) * self.scaling, self.A
