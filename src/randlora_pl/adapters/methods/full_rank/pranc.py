@@ -12,6 +12,7 @@ The R_i are frozen and have entries of unit variance; only the coefficients alph
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -70,6 +71,10 @@ class PRANC(Adapter):
                 "--model.adapter.coefficients to fewer, or leave this layer out of the targets."
             )
         return self.coefficients
+
+    def sizes(self, shapes: Sequence[WeightShape]) -> Sequence[int]:
+        """Return the numbers that the smallest weight allows."""
+        return range(1, min(shape.out_features * shape.in_features for shape in shapes) + 1)
 
     def bases(self, shapes: list[WeightShape], device: torch.device) -> Bases | None:
         """Draw the coefficient and sign of each entry of the largest weight, for the form ``shared``."""
