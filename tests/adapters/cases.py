@@ -15,6 +15,7 @@ from randlora_pl.adapters import (
     BitFit,
     DoRA,
     FullFineTuning,
+    HydraLoRA,
     InjectionReport,
     LinearProbe,
     LoRA,
@@ -55,11 +56,14 @@ METHODS: dict[str, Callable[..., Adapter]] = {
     "pranc-dense": lambda r, qkv: PRANC(50, "dense", qkv=qkv),
     "dora": lambda r, qkv: DoRA(LoRA(r, alpha=4.0, qkv=qkv)),
     "dora-randlora": lambda r, qkv: DoRA(RandLoRA(r, qkv=qkv)),
+    "hydralora": lambda r, qkv: HydraLoRA(r, heads=3, alpha=4.0, qkv=qkv),
     "full": lambda r, qkv: FullFineTuning(),
     "bitfit": lambda r, qkv: BitFit(),
     "probe": lambda r, qkv: LinearProbe(),
 }
 WHOLE = ("full", "bitfit", "probe")
+UNFIXED = ("hydralora",)
+"""Methods whose update depends on the input, so that it is not a matrix."""
 
 
 class One(nn.Module):

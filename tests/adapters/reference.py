@@ -15,6 +15,7 @@ from randlora_pl.adapters import random_bases as bases
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.layers.adapted import RowBlocks
 from randlora_pl.adapters.methods.fixed_rank.dora import DoRADelta
+from randlora_pl.adapters.methods.fixed_rank.hydralora import HydraLoRADelta
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRADelta
 from randlora_pl.adapters.methods.fixed_rank.loraxs import LoRAXSDelta
 from randlora_pl.adapters.methods.fixed_rank.nola import NoLADelta
@@ -152,6 +153,17 @@ def dora(weight: Matrix, delta: Matrix, magnitude: list[float]) -> Matrix:
     return result
 
 
+def hydralora(x: list[float], a: Matrix, heads: list[Matrix], router: Matrix, scale: float) -> list[float]:
+    """Scale * sum_k w_k(x) B_k A x with w(x) = softmax(W_g x), for one token."""
+    scores = [math.exp(sum(weight * value for weight, value in zip(row, x, strict=True))) for row in router]
+    hidden = [sum(weight * value for weight, value in zip(row, x, strict=True)) for row in a]
+    result = [0.0] * len(heads[0])
+    for head, score in zip(heads, scores, strict=True):
+        for i, row in enumerate(head):
+            result[i] += scale * score / sum(scores) * sum(u * v for u, v in zip(row, hidden, strict=True))
+    return result
+
+
 def _list(tensor: Tensor) -> Any:
     return tensor.detach().double().tolist()
 
@@ -246,6 +258,18 @@ def adapted_weight(delta: DeltaWeight, weight: Tensor) -> Tensor:
             dora(_list(weight), _update(delta.inner, weight), _list(delta.magnitude)), dtype=torch.float64
         )
     return weight.detach().double() + torch.tensor(_update(delta, weight), dtype=torch.float64)
+
+
+def adapted_outputs(delta: DeltaWeight, x: Tensor, weight: Tensor) -> Tensor:
+    """Outputs (tokens, out) in float64 of a layer whose update depends on its input x (tokens, in)."""
+    result = x.double() @ weight.detach().double().T
+    blocks = delta.blocks() if isinstance(delta, RowBlocks) else {"": delta}
+    for name, block in blocks.items():
+        assert isinstance(block, HydraLoRADelta)
+        rows = slice(*delta.rows[name]) if isinstance(delta, RowBlocks) else slice(None)
+        tensors = [_list(tensor) for tensor in (block.A, block.B, block.router)]
+        result[:, rows] += torch.tensor([hydralora(_list(token), *tensors, block.scaling) for token in x]).double()
+    return result
 
 
 def philox(key: tuple[int, int], counter: tuple[int, int, int, int]) -> tuple[int, int, int, int]:

@@ -25,9 +25,12 @@ def test_contract(method: str, kind: str, subtests: pytest.Subtests) -> None:
 
 
 COMPILED = [
-    *[(method, "linear-in>out") for method in ("randlora-a", "lora", "vera", "nola", "dora", "pissa", "loraxs")],
+    *[
+        (method, "linear-in>out")
+        for method in ("randlora-a", "lora", "vera", "nola", "dora", "pissa", "loraxs", "hydralora")
+    ],
     *[("randlora", kind) for kind in ("linear-in<out", "mha-packed", "mha-split", "mha-out_proj", "timm-packed")],
-    *[(method, "linear-in<out") for method in ("pranc", "pranc-dense")],
+    *[(method, "linear-in<out") for method in ("pranc", "pranc-dense", "hydralora")],
     ("dora-randlora", "timm-split"),
 ]
 
@@ -44,5 +47,5 @@ def test_compiles_without_a_graph_break(method: str, kind: str) -> None:
     gradients = [torch.autograd.grad(output.square().mean(), values) for output in outputs]
     for first, second in zip(*gradients, strict=True):
         assert_close(first, second)
-    merge(model)
+    merge(model, strict=False)
     assert_close(compiled(x), outputs[1])

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.operations import unload
 from randlora_pl.utils.errors import UserError
 
@@ -43,7 +44,11 @@ def weights_of(task: Any) -> State:
     """Return the tensors of a task's backbone, with the update merged, and of its head.
 
     The backbone is unloaded to plain layers. The tensors are not copied.
+
+    Raises:
+        UserError: The update depends on the input, so no weights contain it.
     """
+    check_fixed(task.adapter, "analyze landscape")
     unload(task.model)
     tensors: State = {name: value.detach() for name, value in task.model.state_dict().items()}
     return tensors | {f"head/{name}": value.detach() for name, value in task.head_tensors().items()}

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.layers.weight_access import out_and_in, weight_of
 from randlora_pl.adapters.operations import delta_weights
 from randlora_pl.adapters.spectrum import Spectrum, spectrum
@@ -50,6 +51,7 @@ class UpdateSpectrum(Callback):
         step = self._last = trainer.global_step
         if not self.every_n_steps:
             return
+        check_fixed(pl_module.report.adapter, "spectrum.every_n_steps")
         if any(hasattr(parameter, "full_tensor") for parameter in pl_module.parameters()):
             raise UserError("spectrum.every_n_steps needs complete weights. Remove it, or --trainer.strategy fsdp2.")
         if pl_module.report.adapter.trains_base and step:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, load_adapter
 from randlora_pl.adapters.base import WeightShape
+from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.io.state import adapter_state
 from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
@@ -38,8 +39,9 @@ def updates(base: Base, file: AdapterFile) -> State:
     trained beside the adapter (`beside`) are excluded: their base may have been a fresh head.
 
     Raises:
-        UserError: The adapter does not fit.
+        UserError: The adapter does not fit, or its update depends on the input.
     """
+    check_fixed(file.adapter, file.path)
     part = adapted(base, file).part
     before, state = base.submodule_for(file).state_dict(), adapter_state(part)
     whole = beside(file, part)
@@ -89,8 +91,10 @@ def layer_updates(file: AdapterFile) -> State:
     weights (DoRA, PiSSA), or train the model's own tensors, load the base model.
 
     Raises:
-        UserError: A tensor is missing, the random bases differ, or a required base model is not available.
+        UserError: A tensor is missing, the random bases differ, a required base model is not available, or the update
+            depends on the input.
     """
+    check_fixed(file.adapter, file.path)
     if isinstance(file.adapter, BaseWeightMethod) or file.adapter.reads_weight:
         base = load_base(file)
         if not isinstance(file.adapter, BaseWeightMethod):

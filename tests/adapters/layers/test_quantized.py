@@ -36,7 +36,7 @@ from randlora_pl.adapters import (
 from randlora_pl.adapters.layers.weight_access import _of_unit_vectors, dequantized
 from randlora_pl.adapters.operations import detach
 from randlora_pl.utils.errors import UserError
-from tests.adapters.cases import METHODS, WHOLE, One, assert_close, bases_of, optimizer_steps, randomise
+from tests.adapters.cases import METHODS, UNFIXED, WHOLE, One, assert_close, bases_of, optimizer_steps, randomise
 from tests.support.products import in_one_item
 
 ADDING = [method for method in METHODS if method not in WHOLE]
@@ -96,7 +96,8 @@ def test_a_quantized_layer_is_the_plain_one_with_an_update(method: str, sizes: t
                 assert_close(model(x), output, 1e-5)
         for first, second in zip(*results, strict=True):
             assert_close(second, first, 1e-4)
-    assert_close(*(delta_weights(model)["fc"] for model in (quantized, plain)), 1e-5)
+    if method not in UNFIXED:
+        assert_close(*(delta_weights(model)["fc"] for model in (quantized, plain)), 1e-5)
 
 
 @in_one_item("method", ADDING)

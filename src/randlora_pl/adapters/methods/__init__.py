@@ -1,6 +1,7 @@
 """Methods, one file each, in folders by the rank of their update; imported together, so that parsers find them all."""
 
 from randlora_pl.adapters.methods.fixed_rank.dora import DoRA
+from randlora_pl.adapters.methods.fixed_rank.hydralora import HydraLoRA
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
 from randlora_pl.adapters.methods.fixed_rank.loraxs import LoRAXS
 from randlora_pl.adapters.methods.fixed_rank.nola import NoLA
@@ -15,6 +16,7 @@ __all__ = [
     "BitFit",
     "DoRA",
     "FullFineTuning",
+    "HydraLoRA",
     "LinearProbe",
     "LoRA",
     "LoRAXS",

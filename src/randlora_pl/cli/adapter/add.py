@@ -59,6 +59,7 @@ def add_verb(args: list[str]) -> int:
     for path in options.adapters:
         check_adapter(path)
     from randlora_pl.adapters import read_adapter
+    from randlora_pl.adapters.input_dependent import check_fixed
     from randlora_pl.cli.adapter.export_lora import print_converted
     from randlora_pl.cli.adapter.merge import print_written
     from randlora_pl.interop.base_model import load_base, refuse_texts, same_base
@@ -75,6 +76,7 @@ def add_verb(args: list[str]) -> int:
     files = [read_adapter(path) for path in options.adapters]
     for file in files:
         refuse_texts(file, "have their updates added up")
+        check_fixed(file.adapter, file.path)
     same_base(files)
     first = files[options.head - 1]
     base = load_base(first)

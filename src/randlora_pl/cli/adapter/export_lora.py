@@ -18,12 +18,14 @@ def export(options: argparse.Namespace) -> int:
     """Truncate the singular value decomposition of each update."""
     check_rank_or_error(options.rank, options.error)
     from randlora_pl.adapters import read_adapter
+    from randlora_pl.adapters.input_dependent import check_fixed
     from randlora_pl.interop.base_model import load_base, refuse_texts
     from randlora_pl.interop.low_rank import label, write_lora
     from randlora_pl.interop.updates import updates
 
     file = read_adapter(options.adapter)
     refuse_texts(file, "are written as a plain LoRA")
+    check_fixed(file.adapter, file.path)
     base = load_base(file)
     origin = {"adapters": [label(file)], "methods": [file.adapter.method()]}
     made = write_lora(

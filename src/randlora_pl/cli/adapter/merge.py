@@ -51,10 +51,12 @@ def merge_verb(args: list[str]) -> int:
     options = _parse(args)
     check_adapter(options.adapter)
     from randlora_pl.adapters import read_adapter
+    from randlora_pl.adapters.input_dependent import check_fixed
     from randlora_pl.interop.base_model import load_base
     from randlora_pl.interop.merge.vision import check_output, merged, write
 
     file = read_adapter(options.adapter)
+    check_fixed(file.adapter, file.path)  # before a large model is built
     if file.config.get("base_model", {}).get("library") == "transformers":
         from randlora_pl.interop.merge.language import write_merged
 

@@ -109,7 +109,7 @@ def _tested(runs: list[common.AnalyzedRun], typed: argparse.Namespace, device: A
     for run in runs:
         base = load_base(run.file)
         tuned = adapted(base, run.file)
-        merge(tuned.part)
+        merge(tuned.part, strict=False)
         base.model.to(device)
         tuned.model.to(device)
         name = run.file.config["base_model"]["name"]

@@ -133,11 +133,14 @@ def _compute(
     runs: list[common.AnalyzedRun], state: dict[str, Any], folder: Path | None, typed: argparse.Namespace, device: Any
 ) -> Path:
     """Compute the missing rows; each is in the file before the next begins."""
+    from randlora_pl.adapters.input_dependent import check_fixed
     from randlora_pl.analysis.images import batches, check_classes, stratified_fraction
     from randlora_pl.analysis.landscape import POSITIONS, Grid, Plane, loss
     from randlora_pl.bench.report import write_json
     from randlora_pl.interop.base_model import same_base
 
+    for run in runs:
+        check_fixed(run.file.adapter, run.path)
     same_base([run.file for run in runs])
     tasks = [common.task_of(run, device) for run in runs]
     carrier = tasks[0]

@@ -5,6 +5,7 @@ from typing import Any
 
 from randlora_pl.adapters import AdapterFile, unload
 from randlora_pl.adapters.injection import inject
+from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.io.save_load import place_adapter
 from randlora_pl.interop.compare_outputs import check_written, logits
@@ -26,6 +27,7 @@ def write_merged(
     Raises:
         UserError: The folder exists, the base model or the outputs differ, or the disk is full.
     """
+    check_fixed(file.adapter, file.path)
     refuse_inputs([output], [file.path])
     if output.exists() and not (overwrite and (output / "config.json").is_file()):
         raise UserError(f"{output} exists. Set another --output, or --overwrite to replace a model's folder.")

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, unload
+from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop.base_model import Base, base_name, beside
 from randlora_pl.interop.compare_outputs import ROUNDING, change, check_written, difference, outputs
@@ -141,6 +142,7 @@ def merged(base: Base, file: AdapterFile, scale: float = 1.0, with_head: bool = 
     Every tensor that the adapter changes is included, also trained biases and norms; scale 0 gives the base model bit
     for bit, 1 the tuned one. Tensors trained completely beside the adapter are copied.
     """
+    check_fixed(file.adapter, file.path)
     made = adapted(base, file)
     expected = outputs(made.model, _size(file)) if scale == 1 else None
     unload(made.part)

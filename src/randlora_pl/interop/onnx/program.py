@@ -120,7 +120,7 @@ def make_program(task: ImageTask, part: str = "classifier", frame: Frame | None 
         if part == "text":
             return _text(task, facts)
         weight = _head_weight(task)
-        unload(task.model)
+        _unload(task)
         unit = not isinstance(task, LinearHeadTask) or task.is_clip
         tower = ImageTower(task.model) if isinstance(task, VisionLanguageTask) else task.model
         encoder = ImageEncoder(tower, frame, unit)
@@ -150,6 +150,11 @@ def _preprocessing(frame: Frame) -> str:
     return f"resize the shorter side to {how}, crop {square} from the center, divide by 255"
 
 
+def _unload(task: ImageTask) -> nn.Module:
+    """Return a task's model with merged weights; with the adapter inside if its update depends on the input."""
+    return unload(task.model) if task.adapter.fixed else task.model
+
+
 def _head_weight(task: ImageTask) -> Tensor:
     """Return the weight (classes, features) that maps features to logits."""
     match task:
@@ -166,7 +171,7 @@ def _head_weight(task: ImageTask) -> Tensor:
 def _text(task: ImageTask, facts: dict[str, Any]) -> Program:
     """Return the text tower: the trained one, or for a frozen text head the one that encoded its prompts."""
     if isinstance(task, VisionLanguageTask):
-        clip: Any = unload(task.model)
+        clip: Any = _unload(task)
         tokenizer = task.tokenizer
     elif isinstance(task, TextHeadTask):
         loaded = load_clip(task.name, task.pretrained, seed=task.seed)

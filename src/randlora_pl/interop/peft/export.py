@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, DoRA, LoRA, RandLoRA, VeRA, load_adapter, read_adapter
 from randlora_pl.adapters.base import WeightShape
+from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.targets.sites import is_packed_linear
 from randlora_pl.interop.base_model import Base, load_base, wrap_model
 from randlora_pl.interop.foreign.adapter import plain_convolution
@@ -123,6 +124,7 @@ def to_peft(file: AdapterFile, attention: set[str] | None = None, model: nn.Modu
         UserError: PEFT has no form with the same outputs; the message has the reason and alternatives.
     """
     adapter = file.adapter
+    check_fixed(adapter, file.path)
     if not isinstance(adapter, RandLoRA | LoRA | VeRA | DoRA):
         raise refusal(file, "PEFT does not have this method")
     if isinstance(adapter, DoRA) and not isinstance(adapter.inner, LoRA):

@@ -1,0 +1,112 @@
+"""HydraLoRA: one A, several heads B, and a router that weights the heads for each token (Tian et al., 2024)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, like, trainable
+from randlora_pl.adapters.random_bases import Bases, Distribution, draw
+from randlora_pl.utils.errors import UserError
+
+
+class HydraLoRA(Adapter):
+    """HydraLoRA: delta(x) = scaling * sum_k w_k(x) B_k A, with the softmax of a router as weights of each token.
+
+    Section 3 of arXiv 2404.19245. The update depends on the input, so it cannot be merged into the weight.
+
+    Examples:
+        >>> inject(model, HydraLoRA(rank=4, heads=2)).trainable
+        33024
+
+    Args:
+        rank: Rank r. A number, or numbers by pattern of layer names.
+        heads: Number K of matrices B.
+        alpha: The update is scaled by alpha / r. A number, or numbers by pattern, as ``rank``.
+        options: Options of every method, see `Adapter`.
+    """
+
+    fixed = False
+
+    def __init__(
+        self,
+        rank: int | dict[str, int] = 8,
+        heads: int = 3,
+        alpha: float | dict[str, float] = 32.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1:
+            raise UserError(f"HydraLoRA: heads is {heads!r}. Set a positive integer; 1 is LoRA.")
+        self.rank, self.heads, self.alpha = rank, heads, alpha
+
+    def rank_of(self, shape: WeightShape) -> int:
+        """Return the rank for one layer."""
+        return self.check_rank(shape, self.of(self.rank, shape, 8))
+
+    def count(self, shape: WeightShape) -> int:
+        """Return r in + K r out + K in, with the router, which the paper's percentages leave out."""
+        rank = self.rank_of(shape)
+        return rank * shape.in_features + self.heads * (rank * shape.out_features + shape.in_features)
+
+    def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "HydraLoRADelta":
+        """Create the update of one weight, with A (r, in), B (K, out, r) and router (K, in)."""
+        return HydraLoRADelta(self, shape, weight)
+
+
+class HydraLoRADelta(DeltaWeight):
+    """scaling * sum_k w_k(x) B_k A x of one weight; A and the router start Kaiming-uniform, B at zero."""
+
+    fixed = False
+
+    def __init__(self, adapter: HydraLoRA, shape: WeightShape, weight: Tensor) -> None:
+        super().__init__(adapter.dropout)
+        rank, columns = adapter.rank_of(shape), shape.in_features
+        self.scaling: float = adapter.of(adapter.alpha, shape, 32.0) / rank
+        self.A = trainable(weight, rank, columns)
+        self.B = trainable(weight, adapter.heads, shape.out_features, rank, fill=0.0)
+        self.router = trainable(weight, adapter.heads, columns)
+        bound = (3 * columns) ** -0.5  # kaiming_uniform_(a=sqrt(5)) is uniform on +-1/sqrt(in)
+        with torch.no_grad():
+            for name, tensor in (("lora", self.A), ("router", self.router)):  # A as LoRA has it
+                uniform = Distribution("uniform")
+                start = draw(adapter.key, f"{name}/{shape.layer}", 1, len(tensor), columns, uniform, weight.device)
+                tensor.copy_(start[0] * bound)
+
+    def columns(self) -> Tensor:
+        """Return the heads side by side, (out, K r), with the scaling."""
+        return self.B.transpose(0, 1).flatten(1) * self.scaling
+
+    def gates(self, logits: Tensor, dim: int = -1) -> Tensor:
+        """Return the weights of the heads, float32 or float64, from the router's outputs with the heads in ``dim``."""
+        return logits.softmax(dim, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Add the heads' product to the frozen layer's output."""
+        plain = F.linear(x, weight, bias)
+        mixed = self._mixed(x)
+        rows = plain.reshape(-1, plain.shape[-1]), mixed.reshape(-1, mixed.shape[-1])
+        return torch.addmm(*rows, like(self.columns(), mixed).T).view(plain.shape)  # saves one pass over the outputs
+
+    def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+        """Return the weighted sum of the heads' outputs, (..., in) to (..., out)."""
+        mixed = self._mixed(x)
+        return F.linear(mixed, like(self.columns(), mixed))
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        """Return w_k(x) A drop(x) of all heads side by side, (..., K r): one dropout and one product with A."""
+        hidden = F.linear(self.dropped(x), like(self.A, x))
+        gates = self.gates(F.linear(x, like(self.router, x)))
+        return (gates[..., None] * hidden[..., None, :]).flatten(-2).to(hidden.dtype)
+
+    def apart(self, x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor], groups: int) -> Tensor:
+        """Return the update's part of a convolution's outputs; each position and group of channels has its gates."""
+        pairs = ((self.dropped(x), self.A), (x, self.router))
+        products = [product(inputs, matrix.repeat(groups, 1)) for inputs, matrix in pairs]
+        hidden, logits = (torch.stack(each.chunk(groups, -3), -4) for each in products)  # (..., groups, r or K, h, w)
+        gates = self.gates(logits, -3)
+        mixed = (gates.unsqueeze(-3) * hidden.unsqueeze(-4)).flatten(-4, -3).to(hidden.dtype)
+        heads = torch.stack(like(self.columns(), mixed).chunk(groups))
+        return torch.einsum("gok,...gkhw->...gohw", heads, mixed).flatten(-4, -3)
