@@ -21,6 +21,7 @@ from randlora_pl.adapters.methods.fixed_rank.loraxs import LoRAXSDelta
 from randlora_pl.adapters.methods.fixed_rank.nola import NoLADelta
 from randlora_pl.adapters.methods.fixed_rank.pissa import MinorDelta, PiSSADelta
 from randlora_pl.adapters.methods.fixed_rank.vera import VeRADelta
+from randlora_pl.adapters.methods.full_rank.hira import HiRADelta
 from randlora_pl.adapters.methods.full_rank.pranc import PRANCDelta
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRADelta, SummedRandLoRADelta
 
@@ -164,6 +165,15 @@ def hydralora(x: list[float], a: Matrix, heads: list[Matrix], router: Matrix, sc
     return result
 
 
+def hira(weight: Matrix, a: Matrix, b: Matrix) -> Matrix:
+    """W0 o (B A): each entry of W0 times a sum over the rank."""
+    result = zeros(len(weight), len(weight[0]))
+    for i, line in enumerate(weight):
+        for j, value in enumerate(line):
+            result[i][j] = value * sum(b[i][k] * a[k][j] for k in range(len(a)))
+    return result
+
+
 def _list(tensor: Tensor) -> Any:
     return tensor.detach().double().tolist()
 
@@ -242,6 +252,8 @@ def _update(delta: DeltaWeight, weight: Tensor) -> Matrix:
         form = "dense" if delta.bases is None else "shared"
         matrices = pranc_matrices(delta.seed, form, len(delta.alphas), out_features, in_features)
         return pranc(matrices, _list(delta.alphas), delta.alpha_scale)
+    if isinstance(delta, HiRADelta):
+        return hira(_list(weight), _list(delta.A), _list(delta.B))
     raise AssertionError(f"no reference for {type(delta).__name__}")
 
 

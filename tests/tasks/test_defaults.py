@@ -10,6 +10,7 @@ from randlora_pl.adapters import (
     BitFit,
     DoRA,
     FullFineTuning,
+    HiRA,
     LinearProbe,
     LoRA,
     NoLA,
@@ -32,6 +33,7 @@ RATES: list[tuple[Adapter, float, float]] = [
     (DoRA(LoRA()), 1e-3, 1e-2),
     (DoRA(VeRA()), 1e-2, 1e-2),
     (PRANC(100), 1e-3, 1e-3),
+    (HiRA(), 4.5e-3, 4.5e-3),
     (BitFit(), 1e-3, 1e-3),
     (LinearProbe(), 1e-3, 1e-3),
 ]

@@ -73,7 +73,7 @@ def update(adapter: Adapter, ratio: float, weight: Tensor) -> DeltaWeight:
         for name, parameter in made.named_parameters():
             if name != "magnitude":
                 parameter.copy_(torch.randn(parameter.shape))
-        factor = ratio * weight.float().norm() / made.delta().norm()
+        factor = ratio * weight.float().norm() / getattr(made, "inner", made).change(weight).norm()
         for name, parameter in made.named_parameters():
             if name.rpartition(".")[2] in LINEAR:
                 parameter.mul_(factor)

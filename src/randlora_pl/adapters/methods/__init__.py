@@ -7,6 +7,7 @@ from randlora_pl.adapters.methods.fixed_rank.loraxs import LoRAXS
 from randlora_pl.adapters.methods.fixed_rank.nola import NoLA
 from randlora_pl.adapters.methods.fixed_rank.pissa import PiSSA
 from randlora_pl.adapters.methods.fixed_rank.vera import VeRA
+from randlora_pl.adapters.methods.full_rank.hira import HiRA
 from randlora_pl.adapters.methods.full_rank.pranc import PRANC
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
 from randlora_pl.adapters.methods.whole.full import BitFit, FullFineTuning, LinearProbe
@@ -16,6 +17,7 @@ __all__ = [
     "BitFit",
     "DoRA",
     "FullFineTuning",
+    "HiRA",
     "HydraLoRA",
     "LinearProbe",
     "LoRA",

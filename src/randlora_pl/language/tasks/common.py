@@ -11,7 +11,7 @@ from randlora_pl.language.models.tokenizers import BYTES, load_tokenizer
 from randlora_pl.models import ModelIdentity
 from randlora_pl.tasks.base import AdaptationTask
 
-_RATES = {"VeRA": 1e-2, "FullFineTuning": 1e-5, "HydraLoRA": 2e-4, "LoRAXS": 1e-3, "PiSSA": 2e-5}
+_RATES = {"VeRA": 1e-2, "FullFineTuning": 1e-5, "HiRA": 4.5e-3, "HydraLoRA": 2e-4, "LoRAXS": 1e-3, "PiSSA": 2e-5}
 """Learning rates that differ from the released scripts' 1e-4 (commonsense and GLUE)."""
 
 

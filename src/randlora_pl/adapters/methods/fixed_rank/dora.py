@@ -88,12 +88,12 @@ class DoRADelta(DeltaWeight):
 
     def effective_weight(self, weight: Tensor) -> Tensor:
         """Return the rows of W0 + delta, scaled to the magnitudes, (out, in)."""
-        delta = self.inner.delta()
+        delta = self.inner.change(weight)
         return rounded(self.row_scale(weight, delta)[:, None] * (weight + delta.to(self.magnitude.dtype)), weight.dtype)
 
     def change(self, weight: Tensor) -> Tensor:
         """Return (s - 1) W0 + s delta with the row scales s, (out, in); avoids rounding of a sum and a difference."""
-        delta = self.inner.delta()
+        delta = self.inner.change(weight)
         scale = self.row_scale(weight, delta)[:, None]
         return (scale - 1) * weight + scale * delta
 
