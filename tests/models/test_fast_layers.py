@@ -123,6 +123,32 @@ def test_layer_norm_of_bfloat16_rounds_little_and_casts_nothing() -> None:
             assert torch.equal(layer(x), torch.full_like(x, 2))
 
 
+def test_rms_norm_rounds_once_on_a_gpu_and_as_the_library_on_a_cpu() -> None:
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    x, slope = (random(32, 192) * 5).to(BF16), random(32, 192, seed=4).to(BF16)
+    plain = LlamaRMSNorm(192, eps=1e-3).to(BF16)
+    with torch.no_grad():
+        plain.weight.copy_(1 + random(192, seed=2) / 5)
+    plain.requires_grad_(False)
+    layer: Any = copy.deepcopy(plain)
+    assert use_fast_layers(nn.Sequential(layer, GemmaRMSNorm(192))) == 1  # Gemma's weight is an offset from 1
+    exact = values(lambda x: x / (x.square().mean(-1, True) + 1e-3).sqrt() * plain.weight, x.double(), slope.double())
+    for value, wanted in zip(values(layer, x, slope), values(plain, x, slope), strict=True):
+        assert torch.equal(value, wanted)
+    with choose_as_on_cuda(), torch.autocast("cpu", BF16):
+        found = values(layer, x, slope)
+        for value, wanted, rounded in zip(found, exact, values(plain, x, slope), strict=True):
+            assert value.dtype == BF16 and error(value, wanted) <= error(rounded, wanted) < 0.005
+        assert torch.equal(layer(x.float()), plain(x.float()))  # two dtypes have no kernel
+    config = transformers.LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=2, vocab_size=8
+    )
+    assert use_fast_layers(transformers.LlamaForCausalLM(config)) == 2 * 2 + 1
+
+
 @pytest.fixture
 def cuda_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give a CPU the rule of CUDA's autocast that LayerNorm is computed in float32."""

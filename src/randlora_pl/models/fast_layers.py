@@ -10,9 +10,14 @@ from randlora_pl.models.activation import quick_gelu
 from randlora_pl.models.blocks import repeated_blocks
 from randlora_pl.utils.device import on_cuda
 
+aten: Any = torch.ops.aten
 _QUICK_GELUS = ("open_clip.transformer.QuickGELU", "timm.layers.activations.QuickGELU")
 _SAME_DTYPE = ("open_clip.transformer.LayerNorm", "open_clip.transformer.LayerNormFp32")  # output as input
 _CAUSAL = ("open_clip.model.CLIP", "open_clip.transformer.TextTransformer")
+_RMS_NORMS = tuple(
+    f"transformers.models.{family.lower()}.modeling_{family.lower()}.{family}RMSNorm"
+    for family in ("Llama", "Mistral", "Phi3", "Qwen2", "Qwen3", "SmolLM3")
+)  # of one and the same code; Gemma's and OLMo's differ
 _NORMS = (*_SAME_DTYPE, "timm.layers.norm.LayerNorm", "torch.nn.modules.normalization.LayerNorm")
 
 
@@ -74,13 +79,32 @@ class FastLayerNorm(FastLayer, nn.LayerNorm):
         return self._cast[3]
 
 
+class FastRMSNorm(FastLayer):
+    """RMSNorm of a decoder in one kernel on a GPU (PyTorch 2.9 and later), which sums in float32 and rounds once.
+
+    Written out, it is seven kernels, and keeps the input in float32 for the backward pass.
+    """
+
+    weight: Tensor
+    variance_epsilon: float
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Normalize the last dimension; compiled code fuses the library's own operations."""
+        fused = on_cuda(hidden_states) and not torch.compiler.is_compiling() and hasattr(aten, "_fused_rms_norm")
+        if fused and hidden_states.dtype == self.weight.dtype:
+            with torch.autocast(hidden_states.device.type, enabled=False):
+                return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+        result: Tensor = self.plain.forward(self, hidden_states)
+        return result
+
+
 def use_fast_layers(model: nn.Module) -> int:
-    """Let LayerNorm and QuickGELU of an open_clip or timm model run as single kernels on a GPU, in place.
+    """Let LayerNorm, RMSNorm and QuickGELU of a backbone run as single kernels on a GPU, in place.
 
     Adapted attention of open_clip's text towers gets no mask on a GPU, but computes causal attention.
 
     On a CPU they compute what the library does, bit for bit. The stream that blocks add to keeps its dtype: float32 in
-    timm, the dtype of the patch or token embeddings in open_clip. Language models stay as they are.
+    timm, the dtype of the patch or token embeddings in open_clip. LayerNorm of language models stays as it is.
 
     Examples:
         >>> use_fast_layers(load_clip("tiny").model)
@@ -100,6 +124,8 @@ def use_fast_layers(model: nn.Module) -> int:
                     attention.causal = True  # type: ignore[assignment]
         if name in _QUICK_GELUS:
             FastQuickGELU.replace(layer)
+        elif name in _RMS_NORMS:
+            FastRMSNorm.replace(layer)
         elif name in _SAME_DTYPE or (name in _NORMS and id(layer) in inside):
             FastLayerNorm.replace(layer)
             layer.in_block = id(layer) in inside  # type: ignore[assignment]

@@ -17,9 +17,9 @@ BUDGETS: dict[str, dict[str, tuple[int, int, float]]] = {
     "tiny_clip": {DENSE: (558, 40.2, 0.104)},
     "clip_vitb32": {DENSE: (1004, 153, 4.65), HADAMARD: (1148, 153, 3.95)},
     "clip_vitl14": {DENSE: (2672, 181, 17.45), HADAMARD: (3034, 181, 14.8)},
-    "clip_vith14": {DENSE: (6311, 26765, 33.9), HADAMARD: (11380, 46103, 27.6)},
-    "commonsense_qwen2": {DENSE: (9256, 29269, 3.3), HADAMARD: (11920, 29972, 3.3)},
-    "commonsense_llama3": {DENSE: (6825, 32352, 43.8), HADAMARD: (6985, 32352, 43.5)},
+    "clip_vith14": {DENSE: (3614, 207, 33.9), HADAMARD: (4427, 207, 27.6)},
+    "commonsense_qwen2": {DENSE: (5499, 7461, 1.8), HADAMARD: (5643, 7461, 1.8)},
+    "commonsense_llama3": {DENSE: (5602, 6381, 41.7), HADAMARD: (5762, 6381, 41.3)},
 }
 """Kernels, MB read and written by casts, and GB at the peak, by config and method."""
 MORE = {"tiny_clip": ("--precision", "bf16")}

@@ -120,6 +120,23 @@ def _below_autograd(operator: Any) -> Callable[..., Any]:
     return run
 
 
+class _RMSNorm(torch.autograd.Function):
+    """RMSNorm by the kernels of builds with CUDA, in place of PyTorch's own rule for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: list[int], weight: Tensor | None, eps: float | None) -> Any:
+        result, rstd = _below_autograd(torch.ops.aten._fused_rms_norm)(x, shape, weight, eps)
+        ctx.save_for_backward(x, rstd, weight)
+        ctx.shape = shape
+        return result, rstd
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (x, rstd, weight), needed = ctx.saved_tensors, [ctx.needs_input_grad[0], ctx.needs_input_grad[2]]
+        of = torch.ops.aten._fused_rms_norm_backward(gradients[0], x, ctx.shape, rstd, weight, needed)
+        return of[0], None, of[1], None
+
+
 def _operator(name: str) -> Any:
     packet, _, overload = name.partition(".")
     return getattr(getattr(torch.ops.aten, packet), overload or "default")
@@ -149,6 +166,7 @@ def cuda_rules() -> Iterator[None]:
             library.impl(name, rules.wider(_operator(name)), "AutocastCUDA", allow_override=True)
         for name in _COMPOSED.split():
             library.impl(name, _below_autograd(_operator(name)), "AutogradCUDA", allow_override=True)
+        library.impl("_fused_rms_norm", _RMSNorm.apply, "AutogradCUDA", allow_override=True)
         for name, own in (("scaled_dot_product_attention", rules.attention), ("dropout", rules.dropout)):
             library.impl(name, own, "AutocastCUDA", allow_override=True)
         stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
