@@ -43,7 +43,7 @@ def load_head(task: Any, tensors: Mapping[str, Tensor]) -> None:
 def fingerprint(task: Any) -> str:
     """Return a checksum of the base model, the bases and the state: equal in all processes of a run."""
     digest = hashlib.sha256(f"{task.report.base_hash} {task.report.fingerprint}".encode())
-    for name, tensor in task.trained_state().items():
+    for name, tensor in (task.trained_state() | _own(task, derived_buffers(task.model))).items():
         value = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(f"{name} {tuple(tensor.shape)}".encode() + value.numpy().tobytes())
     return digest.hexdigest()
@@ -79,8 +79,8 @@ def save(task: Any, folder: str | Path, summary: Mapping[str, Any] | None = None
 
 
 def trained_state(task: Any) -> dict[str, Tensor]:
-    """Return what trains, and the kept and derived tensors that belong to it, by their names in the state dict."""
-    return _trained(task) | _own(task, kept_buffers(task.model) | derived_buffers(task.model))
+    """Return what trains, and the kept buffers that belong to it, by their names in the state dict."""
+    return _trained(task) | _own(task, kept_buffers(task.model))
 
 
 def _trained(task: Any) -> dict[str, Tensor]:
@@ -94,9 +94,10 @@ def _own(task: Any, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def on_save_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:
-    """Keep only what trains and the kept buffers, and add the adapter and the base model."""
-    own = task.trained_state()
-    checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in own}
+    """Keep only what trains and the kept buffers, and add the adapter, the base model and, apart, derived tensors."""
+    own, derived, whole = task.trained_state(), _own(task, derived_buffers(task.model)), checkpoint["state_dict"]
+    checkpoint["state_dict"] = {name: value for name, value in whole.items() if name in own and name not in derived}
+    checkpoint["derived"] = {name: value.detach() for name, value in derived.items()}
     checkpoint["adapter"] = task.adapter.describe()
     checkpoint["base_model"] = _base_model(task)
     procedure.store(task, checkpoint)
@@ -125,6 +126,7 @@ def on_load_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:
     base = checkpoint.get("base_model", own)
     if base.rpartition("(weights")[2] != own.rpartition("(weights")[2]:  # the same weights may lie elsewhere
         raise UserError(f"the checkpoint was trained on {base}, this run has {own}; choose the same base model.")
+    checkpoint["state_dict"] |= checkpoint.get("derived", {})
     procedure.restore(task, checkpoint)
 
 
@@ -141,7 +143,7 @@ def _check_steps(task: Any, done: int) -> None:
 
 def check_state(task: Any, state_dict: Mapping[str, Any]) -> None:
     """Refuse a state that does not fit (see `check_tensors`), and reset the base model's statistics for it."""
-    own = update_buffers(task.model) | derived_buffers(task.model)
-    needed = _trained(task).keys() | _own(task, own).keys()
+    kept = _own(task, update_buffers(task.model)).keys() - _own(task, derived_buffers(task.model)).keys()
+    needed = _trained(task).keys() | kept
     check_tensors(state_dict, task.state_dict(), needed, "the checkpoint")
     reset_buffers(task.model)

@@ -1,0 +1,95 @@
+"""Methods that derive tensors from the weights: no decay where it harms, and resumed runs with the same bits."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from randlora_pl.adapters import Adapter, DoRA, LoRA, LoRAXS, PiSSA, delta_weights, derived
+from randlora_pl.adapters.derived import derived_buffers
+from randlora_pl.callbacks.checkpoint_file import CheckpointFile
+from randlora_pl.tasks import AdaptationTask
+from randlora_pl.utils.errors import UserError
+from tests.support.products import in_one_item
+
+from .small import built, make, trained
+from .test_resume import SaveAt, assert_same_bits
+
+Make = Callable[..., Any]
+STEPS = 3
+
+
+def test_decay_is_off_where_it_would_change_the_pretrained_weights() -> None:
+    for adapter, decay in (
+        (PiSSA(4), 0.0),
+        (PiSSA(4, start="olora"), 0.0),
+        (DoRA(PiSSA(4)), 0.0),
+        (PiSSA(4, start="minor"), 0.1),
+        (LoRAXS(4), 0.1),
+        (LoRA(4), 0.1),
+    ):
+        task = built("text head", adapter=adapter, weight_decay=0.1)
+        assert {group["weight_decay"] for group in task.optimizer_groups()} == {decay}
+    task = built("linear head", adapter=PiSSA(4), weight_decay=0.1)
+    groups = task.optimizer_groups()
+    assert [group["weight_decay"] for group in groups][-1] == 0.1  # the head's
+    optimizer = torch.optim.AdamW(groups[:-1], lr=0.1)
+    for group in groups[:-1]:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert not any(delta.any() for delta in delta_weights(task.model).values())
+
+
+def _other_lapack(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = derived.factors
+
+    def rounded(recipe: derived.RecipeName, matrix: torch.Tensor, rank: int) -> derived.Triple:
+        left, values, right = whole(recipe, matrix, rank)
+        return left * (1 + 1e-6), values, -right
+
+    monkeypatch.setattr(derived, "factors", rounded)
+
+
+def run(trainer: Make, digits: Make, adapter: Adapter, start: Path | None = None, *callbacks: Any) -> AdaptationTask:
+    task = make("text head", adapter=adapter)
+    own: L.Trainer = trainer(callbacks=[*callbacks], plugins=[CheckpointFile()])
+    own.fit(task, digits(steps=STEPS, batch_size=4), ckpt_path=start, weights_only=True)
+    return task
+
+
+@in_one_item("adapter", [PiSSA(4), LoRAXS(4, keep_derived=True)])
+def test_a_resumed_run_has_the_same_bits_with_another_lapack(
+    adapter: Adapter, trainer: Make, digits: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves = [SaveAt(tmp_path / f"{step}.ckpt", step) for step in (1, 2)]
+    whole = run(trainer, digits, adapter, None, *saves)
+    content = torch.load(tmp_path / "1.ckpt", weights_only=True)
+    (beside,) = tmp_path.glob("derived-*.safetensors")  # once for both checkpoints
+    assert content["derived"] == beside.name and content["state_dict"].keys() == trained(whole).keys()
+    with monkeypatch.context() as machine:
+        _other_lapack(machine)
+        resumed = run(trainer, digits, adapter, tmp_path / "1.ckpt")
+    assert_same_bits(trained(resumed), trained(whole))
+    assert_same_bits(derived_buffers(resumed.model), derived_buffers(whole.model))
+    shutil.copy(tmp_path / "1.ckpt", alone := tmp_path / "alone.ckpt")
+    beside.write_bytes(beside.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"needs derived-\w+.safetensors beside it"):
+        run(trainer, digits, adapter, alone)
+
+
+def test_lightnings_own_files_contain_the_tensors(trainer: Make, digits: Make, tmp_path: Path) -> None:
+    task, path = make("text head", adapter=PiSSA(4)), tmp_path / "one.ckpt"
+    own: L.Trainer = trainer()
+    own.fit(task, digits(steps=1))
+    own.save_checkpoint(path)
+    assert torch.load(path, weights_only=True)["derived"].keys() == {
+        name for name, _ in task.named_buffers() if name.endswith((".A0", ".B0"))
+    }
+    other = make("text head", adapter=PiSSA(4))
+    trainer(limit_test_batches=1).test(other, digits(), ckpt_path=path, weights_only=True, verbose=False)
+    assert_same_bits(trained(other), trained(task))
