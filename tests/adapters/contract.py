@@ -22,6 +22,7 @@ from randlora_pl.adapters import (
 )
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.derived import derived_buffers
+from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.layers.adapted import AdaptedLayer
 from tests.adapters.cases import (
     KINDS,
@@ -230,7 +231,7 @@ def copies_work_and_are_independent(method: str, kind: str) -> None:
 @of_every_method
 def an_adapted_layer_keeps_every_key(method: str, kind: str) -> None:
     plain, model = trained(method, kind)
-    keys, own = set(plain.state_dict()), {*trainable_parameters(model), *derived_buffers(model)}
+    keys, own = set(plain.state_dict()), {*trainable_parameters(model), *derived_buffers(model), *update_buffers(model)}
     assert set(model.state_dict()) == keys | own
     other = KINDS[kind].build()
     result = model.load_state_dict(other.state_dict(), strict=False)

@@ -22,8 +22,11 @@ from randlora_pl.adapters.methods.fixed_rank.nola import NoLADelta
 from randlora_pl.adapters.methods.fixed_rank.pissa import MinorDelta, PiSSADelta
 from randlora_pl.adapters.methods.fixed_rank.vera import VeRADelta
 from randlora_pl.adapters.methods.full_rank.hira import HiRADelta
+from randlora_pl.adapters.methods.full_rank.kradapter import KRAdapterDelta
 from randlora_pl.adapters.methods.full_rank.pranc import PRANCDelta
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRADelta, SummedRandLoRADelta
+from randlora_pl.adapters.methods.full_rank.shira import SHiRADelta
+from randlora_pl.utils.rng import stream
 
 Matrix = list[list[float]]
 
@@ -144,6 +147,36 @@ def pranc(matrices: list[Matrix], alphas: list[float], scale: float) -> Matrix:
     return result
 
 
+def kradapter(u: Matrix, v: Matrix, alpha: float, rows: int, columns: int) -> Matrix:
+    """X[p, b r + a] = alpha V[p, b] U[p, a], cut to the longer side, and transposed if there are more rows."""
+    long, rank = max(rows, columns), len(u[0])
+    result = [[alpha * v[p][k // rank] * u[p][k % rank] for k in range(long)] for p in range(len(u))]
+    return transpose(result) if rows > columns else result
+
+
+def shira(places: list[int], values: list[float], rows: int, columns: int) -> Matrix:
+    """The values at their places, which count along the rows."""
+    result = zeros(rows, columns)
+    for place, value in zip(places, values, strict=True):
+        result[place // columns][place % columns] = value
+    return result
+
+
+def distinct_integers(seed: int, name: str, count: int, size: int) -> list[int]:
+    """The first different integers of the stream; the others if these are fewer."""
+    if 2 * count > size:
+        others = set(distinct_integers(seed, name, size - count, size))
+        return [number for number in range(size) if number not in others]
+    found: set[int] = set()
+    for draw in itertools.count():
+        words = philox((seed & 0xFFFFFFFF, seed >> 32), (draw, 0, 0, stream(name)))
+        for high, low in (words[:2], words[2:]):
+            if len(found) == count:
+                return sorted(found)
+            found.add(((high << 30) | (low >> 2)) % size)
+    raise AssertionError
+
+
 def dora(weight: Matrix, delta: Matrix, magnitude: list[float]) -> Matrix:
     """m * (W0 + delta) / ||W0 + delta||, row by row: the adapted weight itself."""
     result = []
@@ -254,6 +287,10 @@ def _update(delta: DeltaWeight, weight: Tensor) -> Matrix:
         return pranc(matrices, _list(delta.alphas), delta.alpha_scale)
     if isinstance(delta, HiRADelta):
         return hira(_list(weight), _list(delta.A), _list(delta.B))
+    if isinstance(delta, KRAdapterDelta):
+        return kradapter(_list(delta.U), _list(delta.V), delta.alpha, out_features, in_features)
+    if isinstance(delta, SHiRADelta):
+        return shira(delta.places.tolist(), _list(delta.values), out_features, in_features)
     raise AssertionError(f"no reference for {type(delta).__name__}")
 
 

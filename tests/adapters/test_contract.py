@@ -31,6 +31,7 @@ COMPILED = [
     ],
     *[("randlora", kind) for kind in ("linear-in<out", "mha-packed", "mha-split", "mha-out_proj", "timm-packed")],
     *[(method, "linear-in<out") for method in ("pranc", "pranc-dense", "hydralora")],
+    *[(method, "linear-in<out") for method in ("kradapter", "shira")],
     ("dora-randlora", "timm-split"),
 ]
 

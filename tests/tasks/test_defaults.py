@@ -11,10 +11,12 @@ from randlora_pl.adapters import (
     DoRA,
     FullFineTuning,
     HiRA,
+    KRAdapter,
     LinearProbe,
     LoRA,
     NoLA,
     RandLoRA,
+    SHiRA,
     VeRA,
 )
 from randlora_pl.tasks import LinearHeadTask
@@ -34,6 +36,8 @@ RATES: list[tuple[Adapter, float, float]] = [
     (DoRA(VeRA()), 1e-2, 1e-2),
     (PRANC(100), 1e-3, 1e-3),
     (HiRA(), 4.5e-3, 4.5e-3),
+    (KRAdapter(), 1e-3, 1e-3),
+    (SHiRA(2), 3e-4, 3e-4),
     (BitFit(), 1e-3, 1e-3),
     (LinearProbe(), 1e-3, 1e-3),
 ]

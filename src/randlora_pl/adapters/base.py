@@ -218,8 +218,8 @@ class Adapter(Described):
     def sizes(self, shapes: Sequence[WeightShape]) -> Sequence[int]:
         """Return the values that ``match`` may give to the `size_option` on these weights, ascending.
 
-        A rank is at most the smaller side of each weight, other sizes have no limit. If there are more than 10,000
-        values, the count must not decrease with the size.
+        By default a rank is at most the smaller side of each weight, and other sizes have no limit. Sizes that `count`
+        refuses are left out. If there are more than 10,000, the count must not decrease with the size.
         """
         top = min(shape.small for shape in shapes) if self.size_option == "rank" else UNLIMITED
         return range(1, top + 1)

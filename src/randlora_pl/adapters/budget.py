@@ -16,6 +16,8 @@ _SMALL = 1 << 27
 
 _MANY = 10_000
 """Most sizes that `match_budget` tries one by one."""
+_REFUSED = 1 << 62
+"""Count of a size that a method refuses."""
 _FAR = 0.5
 """Largest difference of a matched count to its budget, as a share of the budget."""
 
@@ -91,7 +93,10 @@ def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) 
 
     def count(number: int) -> int:
         if number not in counts:
-            counts[number] = count_parameters(sized(number), shapes)
+            try:
+                counts[number] = count_parameters(sized(number), shapes)
+            except UserError:  # too large for a weight
+                counts[number] = _REFUSED
         return counts[number]
 
     sizes = leaf.sizes(shapes)
@@ -100,6 +105,8 @@ def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) 
         sizes = sizes[max(0, above - 1) : above + 1]
     # Not every count rises with the size: RandLoRA's falls, but d/r is rounded up. So all of a few sizes are tried.
     best, *others = sorted(sizes, key=lambda number: abs(count(number) - budget))
+    count_parameters(sized(best), shapes)  # raises if no size fits
+    others = [number for number in others if count(number) < _REFUSED]
     if abs(count(best) - budget) > _FAR * budget:
         near = " and ".join(f"{number} ({count(number):,})" for number in sorted([best, *others[:1]]))
         raise UserError(

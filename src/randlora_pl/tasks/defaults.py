@@ -12,9 +12,11 @@ _NOT_IN_THE_PAPER = {
     "BitFit": 1e-3,
     "HiRA": 4.5e-3,  # PEFT's benchmark, on a language model
     "HydraLoRA": 2e-4,  # its code, for language models
+    "KRAdapter": 1e-3,  # a first value; none is published
     "LinearProbe": 1e-3,
     "LoRAXS": 1e-3,  # its released scripts for GLUE, up to this
     "PRANC": 1e-3,  # its code, from scratch
+    "SHiRA": 3e-4,  # PEFT's benchmark, on a language model
     "PiSSA": 1e-4,  # a first value; published for language models only (2e-5)
 }
 

@@ -8,8 +8,10 @@ from randlora_pl.adapters.methods.fixed_rank.nola import NoLA
 from randlora_pl.adapters.methods.fixed_rank.pissa import PiSSA
 from randlora_pl.adapters.methods.fixed_rank.vera import VeRA
 from randlora_pl.adapters.methods.full_rank.hira import HiRA
+from randlora_pl.adapters.methods.full_rank.kradapter import KRAdapter
 from randlora_pl.adapters.methods.full_rank.pranc import PRANC
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
+from randlora_pl.adapters.methods.full_rank.shira import SHiRA
 from randlora_pl.adapters.methods.whole.full import BitFit, FullFineTuning, LinearProbe
 
 __all__ = [
@@ -19,11 +21,13 @@ __all__ = [
     "FullFineTuning",
     "HiRA",
     "HydraLoRA",
+    "KRAdapter",
     "LinearProbe",
     "LoRA",
     "LoRAXS",
     "NoLA",
     "PiSSA",
     "RandLoRA",
+    "SHiRA",
     "VeRA",
 ]
