@@ -18,7 +18,7 @@ class LoRAXS(DerivedAdapter):
 
     Examples:
         >>> inject(model, LoRAXS(rank=4)).trainable
-        96
+        288
 
     Args:
         rank: Rank r, up to the smaller side of a weight. A number, or numbers by pattern of layer names.

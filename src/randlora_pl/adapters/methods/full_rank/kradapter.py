@@ -18,8 +18,8 @@ class KRAdapter(Adapter):
     ``delta[p, b r + a] = alpha V[p, b] U[p, a]``, cut to M entries, transposed if out > in (arXiv:2508.00230).
 
     Examples:
-        >>> inject(model, KRAdapter()).trainable  # there is no rank to choose
-        18624
+        >>> inject(model, KRAdapter()).trainable  # the weights give the size
+        36864
 
     Args:
         alpha: Factor of the update (official code: 2). A number, or numbers by pattern of layer names.
