@@ -18,6 +18,7 @@ pass casts them to the dtype of what trains.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import torch
@@ -82,7 +83,7 @@ class DerivedDelta(DeltaWeight):
         self._stored = adapter.keep_derived or (recipe == "gram/1" and iterates(shape.small, rank))
         sizes = ((shape.out_features, rank), (rank,), (rank, shape.in_features))
         self._key, known = (adapter, shape.layer), _known.get()
-        later = known is not None and (self._key in known.tensors or (self._stored and known.stored))
+        later = known is not None and (known.nothing or (self._stored and known.stored) or self._key in known.tensors)
         if weight.is_meta or later:
             left, values, right = (torch.zeros(size, device=weight.device, dtype=torch.float64) for size in sizes)
             return left, values, right
@@ -171,10 +172,11 @@ def _iterated(matrix: Tensor, rank: int) -> Triple:
 # Each tensor is derived once while a file is checked and loaded
 
 
+@dataclass
 class _Known:
-    def __init__(self, stored: bool) -> None:
-        self.tensors: dict[tuple[DerivedAdapter, str], dict[str, Tensor]] = {}
-        self.stored = stored
+    stored: bool
+    nothing: bool = False
+    tensors: dict[tuple[DerivedAdapter, str], dict[str, Tensor]] = field(default_factory=dict)
 
 
 _known: ContextVar[_Known | None] = ContextVar("_known", default=None)
@@ -188,6 +190,16 @@ def derived_once(stored: bool = False) -> Iterator[None]:
         stored: True if stored tensors are copied into the updates afterwards, so that they are not computed at all.
     """
     before = _known.set(_Known(stored))
+    try:
+        yield
+    finally:
+        _known.reset(before)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Compute nothing inside the block: derived tensors are zeros, for updates whose shapes are compared."""
+    before = _known.set(_Known(stored=True, nothing=True))
     try:
         yield
     finally:

@@ -66,7 +66,7 @@ def edit_tensors(path: Path, change: Callable[[dict[str, Tensor]], Any]) -> None
         (AdaLoraConfig(target_modules=["qkv"], total_step=10), "is a ADALORA adapter"),
         (LoraConfig(target_modules=["qkv"], lora_bias=True), "its config has lora_bias: True, which"),
         (LoraConfig(target_modules=["qkv"], bias="all"), "its config has bias: 'all'"),
-        (LoraConfig(target_modules=["qkv"], init_lora_weights="pissa"), "init_lora_weights 'pissa' changes the"),
+        (LoraConfig(target_modules=["qkv"], init_lora_weights="pissa_niter_2"), "'pissa_niter_2' changes the base"),
         (LoraConfig(target_modules=["proj"], use_dora=True), "its target patch_embed.proj is a Conv2d"),
     ],
 )  # fmt: skip

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, InjectionReport, adapted_layers, inject
 from randlora_pl.adapters.base import DeltaWeight
-from randlora_pl.adapters.derived import derived_once
+from randlora_pl.adapters.derived import shapes_only
 from randlora_pl.adapters.injection import make_deltas
 from randlora_pl.adapters.kept import base_buffers
 from randlora_pl.adapters.layers.built import has_own_forward
@@ -46,7 +46,9 @@ class ExternalAdapter:
             UserError: A layer is adapted differently, or a tensor has a different shape. The model is not changed.
         """
         sites = select(model, self.targets, False)
-        for site, delta in make_deltas(self.adapter, sites, model)[0].items():
+        with shapes_only():
+            deltas = make_deltas(self.adapter, sites, model)[0]
+        for site, delta in deltas.items():
             self._check_shapes(site.shape.layer, delta)
             drawn = getattr(delta, "bases", None)
             if self.bases is None or not isinstance(drawn, Bases):
@@ -85,10 +87,6 @@ class ExternalAdapter:
 
     def inject(self, model: nn.Module) -> InjectionReport:
         """Add the adapter to a base model in place."""
-        with derived_once():
-            return self._inject(model)
-
-    def _inject(self, model: nn.Module) -> InjectionReport:
         self.check(model)
         owned = self.owned(model)
         parameters = [name for name, tensor in owned.items() if isinstance(tensor, nn.Parameter)]

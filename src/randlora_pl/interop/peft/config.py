@@ -27,6 +27,9 @@ _READ = {
         *("init_lora_weights", "target_parameters"),
     },
 }
+STARTS = ("pissa", "olora")
+"""Values of ``init_lora_weights`` that subtract the start of the update from the base weight."""
+
 METHODS = {"RANDLORA": "RandLoRA", "LORA": "LoRA and DoRA", "VERA": "VeRA"}
 
 
@@ -82,7 +85,8 @@ def check_config(adapter: PeftAdapter) -> str:
             "Merge it with PEFT instead: model.merge_and_unload()"
         )
     start = config.get("init_lora_weights", True)
-    if isinstance(start, str) and start not in ("gaussian", "orthogonal", "eva"):
+    known = isinstance(start, bool) or start in STARTS or start in ("gaussian", "orthogonal", "eva", "mica")
+    if not known or (start in STARTS and config.get("use_dora")):
         raise UserError(
             f"{path}: init_lora_weights {start!r} changes the base weights. Write it as a plain LoRA first: "
             "model.save_pretrained(DIR, path_initial_model_for_weight_conversion=START)"

@@ -12,15 +12,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from randlora_pl.adapters import AdapterFile, DoRA, LoRA, RandLoRA, VeRA, load_adapter, read_adapter
+from randlora_pl.adapters import AdapterFile, DoRA, LoRA, RandLoRA, VeRA, read_adapter
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.targets.sites import is_packed_linear
 from randlora_pl.interop.base_model import Base, load_base, wrap_model
 from randlora_pl.interop.foreign.adapter import plain_convolution
+from randlora_pl.interop.peft.factors import Factored, lora_of
 from randlora_pl.interop.peft.files import PeftAdapter, written
 from randlora_pl.interop.peft.tensors import Part, lora_form, randlora_form, vera_form
 from randlora_pl.interop.peft.verify import Difference, LogitsOnly, difference, installed
+from randlora_pl.interop.updates import adapted
 from randlora_pl.models import ModelIdentity
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.weights_files import without_local_paths
@@ -55,13 +57,23 @@ def export_peft(
         UserError: PEFT cannot represent this adapter or gives other outputs, or the base model cannot be built.
     """
     file = read_adapter(path)
-    to_peft(file, set())  # check the method before a large model is built
+    factored = isinstance(file.adapter, Factored)
+    if not factored:
+        to_peft(file, set())  # check the method before a large model is built
     base, named = None if model is None else wrap_model(model), file.config.get("base_model", {})
     if base is None and named.get("library") and named.get("name"):
         base = load_base(file)
     modules = base.model.named_modules() if base is not None else ()
     attention = {path for path, module in modules if isinstance(module, nn.MultiheadAttention)}
-    adapter = to_peft(file) if base is None else to_peft(file, attention, base.part)
+    made = None
+    if factored:
+        if base is None:
+            raise refusal(file, "it does not name its base model", "pass it: export_peft(ADAPTER, DIR, model=model)")
+        made = adapted(base, file)
+        with _refusing(file):
+            adapter = to_peft(lora_of(file, made.part), attention, base.part)
+    else:
+        adapter = to_peft(file) if base is None else to_peft(file, attention, base.part)
     name = None
     if base is not None and (name := _classifier(file, base)):
         weight = file.extra["head"].float()
@@ -76,8 +88,7 @@ def export_peft(
             return Exported(None, "the adapter does not name its base model", None, bool(adapter.head))
         if not installed():
             return Exported(None, "peft is not installed", name, bool(adapter.head), identity)
-        made = base.copy()
-        load_adapter(made.part, path)
+        made = adapted(base, file) if made is None else made
         with _refusing(file):
             found = difference(made.model, base, part, LogitsOnly(file.extra["head"]) if name else None)
         return Exported(found, "", name, bool(adapter.head), identity)

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import DoRA, LoRA, RandLoRA, VeRA
+from randlora_pl.adapters import DoRA, LoRA, PiSSA, RandLoRA, VeRA
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.targets.sites import Site
 from randlora_pl.interop.foreign.adapter import ExternalAdapter, per_layer, sites_by_name
 from randlora_pl.interop.peft.bases import draw_randlora, draw_vera, peft_count
-from randlora_pl.interop.peft.config import check_config, option
+from randlora_pl.interop.peft.config import STARTS, check_config, option
 from randlora_pl.interop.peft.files import PeftAdapter, read
 from randlora_pl.utils.errors import UserError
 
@@ -38,7 +38,7 @@ def import_peft(
     """Load a PEFT adapter into its base model as one of ours, in place.
 
     Args:
-        path: Folder written by ``save_pretrained``: RandLoRA, LoRA, DoRA or VeRA on linear layers.
+        path: Folder written by ``save_pretrained``: RandLoRA, LoRA, DoRA, PiSSA or VeRA on linear layers.
         model: Base model of any library, with the same layer names as in PEFT.
         bases_dtype: Dtype in which PEFT drew the bases of a RandLoRA adapter without stored bases; float16 if it was
             trained without bfloat16 (see `draw_randlora`).
@@ -63,8 +63,15 @@ def translate(adapter: PeftAdapter, model: nn.Module, bases_dtype: torch.dtype =
     tensors, extra = _split_head(adapter)
     dora = bool(method == "LORA" and adapter.config.get("use_dora"))
     by_layer, shared = _by_layer(tensors, method, dora, source)
-    known = sites_by_name(model, convolutions=method == "LORA" and not dora)
+    start = adapter.config.get("init_lora_weights")
+    known = sites_by_name(model, convolutions=method == "LORA" and not dora and start not in STARTS)
     sites = {name: _site(adapter, known, model, name) for name in by_layer}
+    for site in sites.values() if start in STARTS else ():
+        if site.shape.layer.endswith("in_proj") or (site.transposed and start == "olora"):
+            raise UserError(
+                f"{source}: PEFT's {start} of {site.shape.layer} does not start at this weight. Merge it with PEFT "
+                "instead: model.merge_and_unload()"
+            )
     _check_targets(adapter, model, set(by_layer))
     for layer, own in by_layer.items():
         needed = [name.removesuffix(".weight") for name in _NAMES[method]] + [_MAGNITUDE] * dora
@@ -230,7 +237,7 @@ def _vera(adapter: PeftAdapter, layers: Layers, shapes: Shapes, shared: Shared) 
 
 
 def _lora(adapter: PeftAdapter, layers: Layers, names: dict[str, str]) -> ExternalAdapter:
-    """Convert LoRA and DoRA; ranks come from the tensors, alphas from PEFT's patterns."""
+    """Convert LoRA, DoRA and PiSSA; ranks come from the tensors, alphas from PEFT's patterns."""
     config = adapter.config
     use_dora = bool(config.get("use_dora"))
     ours: Layers = {}
@@ -244,12 +251,12 @@ def _lora(adapter: PeftAdapter, layers: Layers, names: dict[str, str]) -> Extern
         alphas[layer] = _pattern(config, "alpha_pattern", name, option(adapter, "lora_alpha", float, 8.0))
         if len(a) != ranks[layer]:
             raise UserError(f"{adapter.path}: lora_A of {layer} has {len(a)} rows, r is {ranks[layer]} in its config.")
-    inner = LoRA(
-        per_layer(ranks),  # type: ignore[arg-type]
-        alpha=per_layer(alphas),
-        rslora=bool(config.get("use_rslora")),
-        dropout=option(adapter, "lora_dropout", float, 0.0),
-    )
+    rslora, dropout = bool(config.get("use_rslora")), option(adapter, "lora_dropout", float, 0.0)
+    if (start := config.get("init_lora_weights")) in STARTS:
+        alphas = {layer: alpha * (ranks[layer] ** 0.5 if rslora else 1) for layer, alpha in alphas.items()}
+        method: Any = PiSSA(per_layer(ranks), per_layer(alphas), start, dropout=dropout)  # type: ignore[arg-type]
+        return ExternalAdapter(str(adapter.path), method, ours)
+    inner = LoRA(per_layer(ranks), per_layer(alphas), rslora, dropout=dropout)  # type: ignore[arg-type]
     return ExternalAdapter(str(adapter.path), DoRA(inner) if use_dora else inner, ours)
 
 

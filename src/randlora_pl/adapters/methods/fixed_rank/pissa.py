@@ -53,8 +53,14 @@ class PiSSA(DerivedAdapter):
         return self.check_rank(shape, self.of(self.rank, shape, 32))
 
     def scaling_of(self, shape: WeightShape) -> float:
-        """Return alpha / r for one layer."""
+        """Return alpha / r for one layer.
+
+        Raises:
+            UserError: Alpha is not positive.
+        """
         alpha = self.of(self.alpha, shape, None)
+        if alpha is not None and not alpha > 0:
+            raise UserError(f"PiSSA: alpha is {alpha} for {shape.layer}. Set a positive number.")
         return 1.0 if alpha is None else float(alpha) / self.rank_of(shape)
 
     def count(self, shape: WeightShape) -> int:
