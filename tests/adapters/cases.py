@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import (
     PRANC,
+    SVFT,
     Adapter,
     BitFit,
     DoRA,
@@ -60,6 +61,7 @@ METHODS: dict[str, Callable[..., Adapter]] = {
     "kradapter": lambda r, qkv: KRAdapter(alpha=4.0, qkv=qkv),
     "shira": lambda r, qkv: SHiRA(2, qkv=qkv),
     "shira-top": lambda r, qkv: SHiRA(3, "top", qkv=qkv),
+    "svft": lambda r, qkv: SVFT("banded", 2, qkv=qkv),
     "dora": lambda r, qkv: DoRA(LoRA(r, alpha=4.0, qkv=qkv)),
     "dora-randlora": lambda r, qkv: DoRA(RandLoRA(r, qkv=qkv)),
     "hira": lambda r, qkv: HiRA(r, qkv=qkv),

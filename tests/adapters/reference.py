@@ -26,6 +26,7 @@ from randlora_pl.adapters.methods.full_rank.kradapter import KRAdapterDelta
 from randlora_pl.adapters.methods.full_rank.pranc import PRANCDelta
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRADelta, SummedRandLoRADelta
 from randlora_pl.adapters.methods.full_rank.shira import SHiRADelta
+from randlora_pl.adapters.methods.full_rank.svft import SVFTDelta
 from randlora_pl.utils.rng import stream
 
 Matrix = list[list[float]]
@@ -177,6 +178,15 @@ def distinct_integers(seed: int, name: str, count: int, size: int) -> list[int]:
     raise AssertionError
 
 
+def svft(u: Matrix, v: Matrix, places: list[int], values: list[float]) -> Matrix:
+    """U M V, with the values of M at the places p m + q."""
+    result = zeros(len(u), len(v[0]))
+    for place, value in zip(places, values, strict=True):
+        p, q = divmod(place, len(v))
+        add_outer(result, value, [row[p] for row in u], v[q])
+    return result
+
+
 def dora(weight: Matrix, delta: Matrix, magnitude: list[float]) -> Matrix:
     """m * (W0 + delta) / ||W0 + delta||, row by row: the adapted weight itself."""
     result = []
@@ -281,6 +291,8 @@ def _update(delta: DeltaWeight, weight: Tensor) -> Matrix:
         b = [_list(delta.bases.B[:out_features, i, : delta.rank]) for i in range(count)]
         a = [_list(delta.bases.A[i, : delta.rank, :in_features]) for i in range(count)]
         return nola(a, b, _list(delta.alphas), _list(delta.betas), delta.scaling)
+    if isinstance(delta, SVFTDelta):
+        return svft(_list(delta.U), _list(delta.V), delta.places.tolist(), _list(delta.values))
     if isinstance(delta, PRANCDelta):
         form = "dense" if delta.bases is None else "shared"
         matrices = pranc_matrices(delta.seed, form, len(delta.alphas), out_features, in_features)

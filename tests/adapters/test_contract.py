@@ -30,7 +30,7 @@ COMPILED = [
         for method in ("randlora-a", "lora", "vera", "nola", "dora", "hira", "pissa", "loraxs", "hydralora")
     ],
     *[("randlora", kind) for kind in ("linear-in<out", "mha-packed", "mha-split", "mha-out_proj", "timm-packed")],
-    *[(method, "linear-in<out") for method in ("pranc", "pranc-dense", "hydralora")],
+    *[(method, "linear-in<out") for method in ("pranc", "pranc-dense", "svft", "hydralora")],
     *[(method, "linear-in<out") for method in ("kradapter", "shira")],
     ("dora-randlora", "timm-split"),
 ]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import (
     PRANC,
+    SVFT,
     Adapter,
     BitFit,
     DoRA,
@@ -54,6 +55,10 @@ COUNTS: list[tuple[str, Adapter, list[str] | None, int]] = [
     ("ViT-B-32", PRANC(10_000), None, 720_000),
     ("ViT-B-32", KRAdapter(), None, 5_630_976),
     ("ViT-B-32", SHiRA(32), None, 6_881_280),
+    ("ViT-B-32", SVFT("plain"), None, 46_080),
+    ("ViT-B-32", SVFT("banded", 2), None, 229_968),
+    ("ViT-B-32", SVFT("random", 8), None, 778_176),
+    ("ViT-B-32", SVFT("banded", 16), None, 1_501_056),
     ("ViT-B-32", DoRA(LoRA(32)), None, 6_881_280 + 12 * (2304 + 3072 + 768) + 12 * (1536 + 2048 + 512)),
     ("ViT-B-32", FullFineTuning(), None, 151_277_313),
     ("ViT-L-14", RandLoRA(8), None, 12_192_768),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 
-from randlora_pl.adapters import RandLoRA, load_adapter
+from randlora_pl.adapters import SVFT, RandLoRA, load_adapter
 from randlora_pl.data import ImageData
 from randlora_pl.parallel import sharding
 from randlora_pl.parallel.devices import with_strategy
@@ -237,8 +237,11 @@ def test_models_without_blocks_and_an_older_torch_are_refused(monkeypatch: pytes
         sharding.shard(torch.nn.Linear(2, 2), None)
 
 
-def test_compiled_blocks_are_not_sharded() -> None:
+def test_compiled_blocks_and_factors_of_full_size_are_not_sharded() -> None:
     strategy = sharding.AdapterFSDP()
     strategy._lightning_module = SimpleNamespace(torch_compile=True)  # type: ignore[assignment]
     with pytest.raises(UserError, match="exclude"):
+        strategy.model_to_device()
+    strategy._lightning_module = SimpleNamespace(torch_compile=False, adapter=SVFT())  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"SVFT holds singular vectors .*strategy ddp"):
         strategy.model_to_device()

@@ -6,6 +6,7 @@ import pytest
 
 from randlora_pl.adapters import (
     PRANC,
+    SVFT,
     Adapter,
     BitFit,
     DoRA,
@@ -34,6 +35,8 @@ RATES: list[tuple[Adapter, float, float]] = [
     (RandLoRA(), 1e-3, 1e-2),
     (DoRA(LoRA()), 1e-3, 1e-2),
     (DoRA(VeRA()), 1e-2, 1e-2),
+    (SVFT("plain", 9), 5e-2, 5e-2),
+    (SVFT("banded", 3), 5e-3, 5e-3),
     (PRANC(100), 1e-3, 1e-3),
     (HiRA(), 4.5e-3, 4.5e-3),
     (KRAdapter(), 1e-3, 1e-3),

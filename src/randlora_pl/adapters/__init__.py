@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from randlora_pl.adapters.io.save_load import load_adapter, read_adapter, save_adapter
     from randlora_pl.adapters.methods import (
         PRANC,
+        SVFT,
         BitFit,
         DoRA,
         FullFineTuning,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PRANC",
+    "SVFT",
     "Adapter",
     "AdapterFile",
     "AdapterSet",

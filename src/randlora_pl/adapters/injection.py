@@ -14,7 +14,7 @@ from randlora_pl.adapters.layers.adapted import AdaptedLayer, RowBlocks
 from randlora_pl.adapters.layers.attach import attach
 from randlora_pl.adapters.layers.built import check_input_acts
 from randlora_pl.adapters.layers.qkv_rows import row_blocks
-from randlora_pl.adapters.layers.weight_access import weight_of
+from randlora_pl.adapters.layers.weight_access import is_quantized, weight_of
 from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
 from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import GENERATOR, STORED, Bases
@@ -196,10 +196,22 @@ def make_deltas(adapter: Adapter, sites: list[Site], model: nn.Module) -> tuple[
     for shape in shapes:
         adapter.count(shape)  # raises for an invalid rank before any large tensor is generated
     check_size(adapter, shapes, sum(parameter.numel() for parameter in model.parameters()))
+    if any(each.holds_factors for each in adapter.leaves()):
+        _refuse_quantized(adapter, sites, model)
     bases = adapter.bases(shapes, _weight(model, sites[0]).device)
     values = adapter.reads_weight
     deltas = {site: adapter.delta_weight(site.shape, _weight(model, site, values), bases) for site in sites}
     return deltas, bases.fingerprint if bases is not None else ""
+
+
+def _refuse_quantized(adapter: Adapter, sites: list[Site], model: nn.Module) -> None:
+    """Raise an error for quantized layers, beside which an update must not hold factors in full precision."""
+    for site in sites:
+        if is_quantized(model.get_submodule(site.path)):
+            raise UserError(
+                f"{adapter.method()} holds factors as large as a weight, but {site.shape.layer} is quantized. Load the "
+                "model without quantization, or choose a method with few numbers, such as LoRAXS or RandLoRA."
+            )
 
 
 def _check_patterns(adapter: Adapter, layers: list[str]) -> None:

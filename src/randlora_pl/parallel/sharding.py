@@ -77,6 +77,11 @@ class AdapterFSDP(AdapterDDP):
                 "--trainer.strategy fsdp2 and --model.torch_compile exclude each other, because compiled blocks keep "
                 "matrices of full size for the backward pass. Remove one of them."
             )
+        if any(each.holds_factors for each in task.adapter.leaves()):
+            raise UserError(
+                f"{task.adapter.method()} holds singular vectors of all weights on each device, so sharding would save "
+                "nothing. Use --trainer.strategy ddp, or a method with small factors, such as LoRAXS or RandLoRA."
+            )
         if not any(hasattr(p, "to_local") for p in task.model.parameters()):  # else sharded by an earlier run
             world: Any = torch.distributed.group.WORLD  # it has the timeout
             dtype = torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None

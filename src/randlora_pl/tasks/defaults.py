@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from randlora_pl.adapters import Adapter
+from randlora_pl.adapters import SVFT, Adapter
 from randlora_pl.utils.errors import UserError
 
 _TABLE_8 = {"FullFineTuning": 1e-5, "LoRA": 1e-3, "NoLA": 1e-3, "VeRA": 1e-2, "RandLoRA": 1e-3}
@@ -29,7 +29,13 @@ def default_learning_rate(adapter: Adapter, vision_only: bool) -> float:
     DoRA takes the rate of its inner method.
     """
     rates = _TABLE_8 | _NOT_IN_THE_PAPER | (_VISION_ONLY if vision_only else {})
-    return rates[getattr(adapter, "inner", adapter).method()]
+    own = getattr(adapter, "inner", adapter)
+    return svft_rate(own) if isinstance(own, SVFT) else rates[own.method()]
+
+
+def svft_rate(adapter: SVFT) -> float:
+    """Return the rate of SVFT's code, which is lower with more than two diagonals on each side."""
+    return 5e-2 if adapter.half_width <= 2 else 5e-3
 
 
 def check_positive(name: str, value: float | None, zero: bool = False) -> None:

@@ -33,13 +33,15 @@ from randlora_pl.adapters import (
     trainable_parameters,
     unload,
 )
+from randlora_pl.adapters.derived import derived_buffers
+from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.layers.weight_access import _of_unit_vectors, dequantized
 from randlora_pl.adapters.operations import detach
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import METHODS, UNFIXED, WHOLE, One, assert_close, bases_of, optimizer_steps, randomise
 from tests.support.products import in_one_item
 
-ADDING = [method for method in METHODS if method not in WHOLE]
+ADDING = [method for method in METHODS if method not in (*WHOLE, "svft")]
 
 
 class Eighths(nn.Linear):
@@ -126,7 +128,8 @@ def test_the_packed_weight_keeps_every_bit_while_the_update_trains(method: str) 
     assert all(optimizer_steps(quantized, 2).values())
     assert quantized.fc.weight.dtype == torch.int8
     assert torch.equal(quantized.fc.weight, before)
-    assert set(quantized.state_dict()) == {"fc.weight", "fc.bias", *trainable_parameters(quantized)}
+    own = {*trainable_parameters(quantized), *derived_buffers(quantized), *update_buffers(quantized)}
+    assert set(quantized.state_dict()) == {"fc.weight", "fc.bias", *own}
 
 
 def test_no_method_that_adds_reads_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,12 @@ from randlora_pl.adapters.methods.full_rank.kradapter import KRAdapter
 from randlora_pl.adapters.methods.full_rank.pranc import PRANC
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
 from randlora_pl.adapters.methods.full_rank.shira import SHiRA
+from randlora_pl.adapters.methods.full_rank.svft import SVFT
 from randlora_pl.adapters.methods.whole.full import BitFit, FullFineTuning, LinearProbe
 
 __all__ = [
     "PRANC",
+    "SVFT",
     "BitFit",
     "DoRA",
     "FullFineTuning",

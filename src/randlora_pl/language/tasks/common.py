@@ -4,12 +4,13 @@ from typing import Any
 
 from torch import nn
 
-from randlora_pl.adapters import Adapter
+from randlora_pl.adapters import SVFT, Adapter
 from randlora_pl.language.models.loading import RANDOM, checkpoint_blocks, identity_name, set_checkpointing_mode
 from randlora_pl.language.models.targets import known_targets
 from randlora_pl.language.models.tokenizers import BYTES, load_tokenizer
 from randlora_pl.models import ModelIdentity
 from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.defaults import svft_rate
 
 _RATES = {"VeRA": 1e-2, "FullFineTuning": 1e-5, "HiRA": 4.5e-3, "HydraLoRA": 2e-4, "LoRAXS": 1e-3, "PiSSA": 2e-5}
 """Learning rates that differ from the released scripts' 1e-4 (commonsense and GLUE)."""
@@ -17,7 +18,8 @@ _RATES = {"VeRA": 1e-2, "FullFineTuning": 1e-5, "HiRA": 4.5e-3, "HydraLoRA": 2e-
 
 def default_learning_rate(task: AdaptationTask, adapter: Adapter) -> float:
     """Return the learning rate of the released scripts; DoRA has the rate of its inner method."""
-    return _RATES.get(getattr(adapter, "inner", adapter).method(), 1e-4)
+    own = getattr(adapter, "inner", adapter)
+    return svft_rate(own) if isinstance(own, SVFT) else _RATES.get(own.method(), 1e-4)
 
 
 def default_targets(task: AdaptationTask, model: Any) -> list[str] | None:
