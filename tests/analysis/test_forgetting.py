@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters import read_adapter
-from randlora_pl.analysis.forgetting import Forgetting, accuracy, check_task, prompts_of
+from randlora_pl.analysis.forgetting import Forgetting, check_task, prompts_of
+from randlora_pl.models.zero_shot import zero_shot_accuracy
 from randlora_pl.utils.errors import UserError
 from tests.tasks.small import built, two_blocks
 
@@ -31,7 +32,7 @@ def test_accuracy_is_the_share_of_images_nearest_to_their_class() -> None:
         right += cosines.index(max(cosines)) == label
     told: list[int] = []
     batches = zip(images.split(16), labels.split(16), strict=True)
-    assert accuracy(Eye(), classes[None], batches, told.append) == ([pytest.approx(100 * right / 40)], 40)
+    assert zero_shot_accuracy(Eye(), classes[None], batches, told.append) == ([pytest.approx(100 * right / 40)], 40)
     assert told == [16, 16, 8] and 0 < right < 40
 
 

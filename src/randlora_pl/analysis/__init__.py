@@ -33,7 +33,6 @@ from randlora_pl.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from randlora_pl.analysis.cka import cka_figure, compare
-    from randlora_pl.analysis.images import batches
     from randlora_pl.analysis.landscape import POSITIONS, Grid, Plane, loss
     from randlora_pl.analysis.landscape_figures import Landscape, contour_figure
     from randlora_pl.analysis.spectrum import (
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
         means,
         spectrum_figure,
     )
+    from randlora_pl.data.loading.chosen_images import batches
 
 __all__ = [
     "POSITIONS",

@@ -5,9 +5,10 @@
 Examples:
     >>> from lightning.pytorch.loggers import CSVLogger
     >>> from randlora_pl.callbacks import AdapterCheckpoint, Figures, GradientFlow, Patience, PeakMemory, PerClass
-    >>> from randlora_pl.callbacks import ProgressBar, Throughput, UpdateSpectrum, ValidationSchedule
+    >>> from randlora_pl.callbacks import Elsewhere, ProgressBar, Throughput, UpdateSpectrum, ValidationSchedule
     >>> callbacks = [GradientFlow(action="raise"), UpdateSpectrum(every_n_steps=2), PeakMemory(), Throughput()]
     >>> callbacks += [ValidationSchedule(), Patience("val/acc", "max", patience=3), PerClass(), Figures(samples=4)]
+    >>> callbacks += [Elsewhere(["mnist_5k"], images=100)]
     >>> callbacks += [AdapterCheckpoint()]  # last, so that its files have what the others keep
     >>> trainer = make_trainer(callbacks=callbacks, logger=CSVLogger("runs/mine"), default_root_dir="runs/mine")
     >>> trainer.fit(VisionLanguageTask("tiny"), ImageData(dataset="digits", steps=4))
@@ -40,10 +41,11 @@ if TYPE_CHECKING:
     from randlora_pl.callbacks.termination import Termination
     from randlora_pl.callbacks.throughput import Throughput
     from randlora_pl.callbacks.validation import ValidationSchedule
-    from randlora_pl.callbacks.zero_shot import ZeroShot
+    from randlora_pl.callbacks.zero_shot import Elsewhere, ZeroShot
 
 __all__ = [
     "AdapterCheckpoint",
+    "Elsewhere",
     "Figures",
     "GradientFlow",
     "HeldLock",

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from randlora_pl.analysis.forgetting import accuracy
-from randlora_pl.analysis.images import batches
 from randlora_pl.data import ImageData
+from randlora_pl.data.loading.chosen_images import batches
 from randlora_pl.experiments.published import published
 from randlora_pl.models import LoadedClip, cached_text_head, encode_prompts
+from randlora_pl.models.zero_shot import zero_shot_accuracy
 
 SINGLE = "An image of {}"
 """The single prompt: the caption of the paper's vision-language runs."""
@@ -73,6 +73,6 @@ def evaluate(
     averaged = cached_text_head(model, clip.tokenizer, data.classnames, data.templates, device, clip.identity)
     single = encode_prompts(model, clip.tokenizer, data.classnames, [SINGLE], device)
     images = batches(data, data.samples("test"), data.eval_batch_size, device)
-    (ensemble, alone), count = accuracy(model, torch.stack((averaged, single)), images, tick)
+    (ensemble, alone), count = zero_shot_accuracy(model, torch.stack((averaged, single)), images, tick)
     known = published(clip.identity.name, clip.identity.pretrained, data.row.name)
     return ZeroShot(count, data.row.counts.get("test"), data.num_classes, len(data.templates), ensemble, alone, known)

@@ -104,8 +104,8 @@ def _compare(
 ) -> tuple[int, dict[str, Any]]:
     """Return the CKA of runs of one dataset with the first: number of images, and values by layer for each path."""
     from randlora_pl.analysis.cka import compare
-    from randlora_pl.analysis.images import batches, random_samples
     from randlora_pl.cli.common.progress import counting
+    from randlora_pl.data.loading.chosen_images import batches, random_samples
 
     reference = common.task_of(first, device)
     data = common.data_of(first, reference.image_spec, typed.dataset, typed.root, typed.batch_size)

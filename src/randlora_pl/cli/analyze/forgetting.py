@@ -98,11 +98,12 @@ def _parse(args: list[str]) -> argparse.Namespace:
 def _tested(runs: list[common.AnalyzedRun], typed: argparse.Namespace, device: Any) -> "Iterator[list[Forgetting]]":
     """Yield the results of each run, one per dataset; a base model is tested once for the same prompts."""
     from randlora_pl.adapters import merge
-    from randlora_pl.analysis.forgetting import Forgetting, accuracy, prompts_of
-    from randlora_pl.analysis.images import batches, random_samples
+    from randlora_pl.analysis.forgetting import Forgetting, prompts_of
+    from randlora_pl.data.loading.chosen_images import batches, random_samples
     from randlora_pl.interop.base_model import base_name, load_base
     from randlora_pl.interop.updates import adapted
     from randlora_pl.models import encode_prompts, load_tokenizer
+    from randlora_pl.models.zero_shot import zero_shot_accuracy
 
     known: dict[Any, tuple[float, int]] = {}
     sets: dict[Any, ImageData] = {}
@@ -130,7 +131,7 @@ def _tested(runs: list[common.AnalyzedRun], typed: argparse.Namespace, device: A
                 for when, model in models.items():
                     classes = encode_prompts(model, tokenizer, data.classnames, prompts, device)
                     images = batches(data, samples, typed.batch_size, device)
-                    (percent,), count = accuracy(model, classes[None], images, tick)
+                    (percent,), count = zero_shot_accuracy(model, classes[None], images, tick)
                     known[key if when == "before" else (key, run.path)] = percent, count
             (before, count), (after, _) = known[key], known[key, run.path]
             results.append(Forgetting(dataset, count, data.num_classes, before, after))

@@ -14,6 +14,7 @@ from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.runs import FinishedRun
 from randlora_pl.experiments.report.sections.accuracy import IDLE, accuracy_table, average_table
 from randlora_pl.experiments.report.sections.cost import cost_table
+from randlora_pl.experiments.report.sections.elsewhere import elsewhere_table
 from randlora_pl.experiments.report.sections.pairwise_tests import comparisons, versus_table
 from randlora_pl.experiments.report.sections.paper_comparison import RELATIVE, Beside, of_data_sets
 from randlora_pl.experiments.report.sections.per_dataset import by_test
@@ -38,6 +39,7 @@ def build(sweep: Sweep) -> Document:
     averages = [average_table(results, beside, model) for model in models]
     cells = [accuracy_table(results, beside, model) for model in models]
     costs = [table for model in models if (table := cost_table(whole, beside, model))]
+    forgotten = [table for model in models if (table := elsewhere_table(whole, model))]
     found = comparisons(results, rates)
     compared = references(results, found)
     shown, *more = [*conclusion(results, found, compared), *_counts(sweep), *_idle(results)]
@@ -52,6 +54,7 @@ def build(sweep: Sweep) -> Document:
         Section("versus", "Method against method", parts=[*contests]),
         Section("rates", "Learning rates", parts=[chosen] if chosen else []),
         Section("cost", "Parameters, time and memory", parts=[*costs, *_pictures(results, models)]),
+        Section("elsewhere", "Forgetting", parts=[*forgotten]),
         Section("missing", "Runs without a result", parts=_missing(sweep)),
         Section("unread", "What could not be read", points=[*sweep.warnings, *beside.problems]),
         Section("made", "How this was made", points=_made(sweep), commands=_COMMANDS),

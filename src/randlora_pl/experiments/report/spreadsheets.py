@@ -7,6 +7,7 @@ from randlora_pl.experiments.report.collect import FINISHED, Sweep
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.runs import PREFIX
+from randlora_pl.experiments.report.sections.elsewhere import AFTER, BEFORE
 from randlora_pl.experiments.report.sections.paper_comparison import Beside, PaperAverage
 from randlora_pl.experiments.report.sections.per_dataset import by_test, tests_of
 from randlora_pl.experiments.report.sections.rates import Rates
@@ -29,8 +30,9 @@ AVERAGE = "(average)"
 def cells_csv(sweep: Sweep) -> str:
     """Return a line for every run, with or without a result; accuracies in percent."""
     tests = [PREFIX + name for name in dict.fromkeys(name for names in tests_of(sweep).values() for name in names)]
-    metrics = {name for run in sweep.finished for name in run.facts if name.startswith(SPECTRUM) and run.number(name)}
-    spectrum, rates = sorted(metrics - {f"{SPECTRUM}steps"}), Rates(Results(sweep))
+    kinds = (SPECTRUM, BEFORE, AFTER)
+    metrics = {name for run in sweep.finished for name in run.facts if name.startswith(kinds) and run.number(name)}
+    further, rates = sorted(metrics - {f"{SPECTRUM}steps"}), Rates(Results(sweep))
     facts = [*_FACTS, *(name for name in _MACHINE if any(name in run.facts for run in sweep.finished))]
     header = ["model", "family", "dataset", "budget", "method", "seed", "state", "reason", "accuracy"]
     header += ["zeroshot_accuracy", "learning_rate", "rate_chosen_by"]
@@ -44,11 +46,11 @@ def cells_csv(sweep: Sweep) -> str:
             *(run.seed, run.state, run.reason, run.accuracy, run.zeroshot),
             *((rate.value, rate.how) if rate else (None, None)),
             *(run.facts.get(name) for name in facts),
-            *(run.number(name) for name in spectrum),
+            *(run.number(name) for name in further),
             *(100 * value if isinstance(value := run.facts.get(name), float) else None for name in tests),
             run.cell,
         ])  # fmt: skip
-    return _csv([*header, *spectrum, *tests, "cell"], rows)
+    return _csv([*header, *further, *tests, "cell"], rows)
 
 
 def summary_csv(sweep: Sweep) -> str:

@@ -1,0 +1,64 @@
+"""Forgetting: change of the zero-shot accuracy on other datasets by the training."""
+
+from statistics import fmean
+
+from randlora_pl.experiments.report.document import Table, TableCell, row
+from randlora_pl.experiments.report.plan import Key
+from randlora_pl.experiments.report.results import Results
+from randlora_pl.experiments.report.sections.accuracy import identifier
+from randlora_pl.experiments.report.sections.pairwise_tests import shown_difference
+from randlora_pl.experiments.report.statistics import Estimate
+from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
+
+BEFORE, AFTER = "zeroshot/elsewhere/", "test/elsewhere/"
+
+
+def elsewhere_table(results: Results, model: str) -> Table | None:
+    """Return the change of each method in points, over datasets and seeds; None where no run measured it."""
+    runs = [run for run in results.sweep.finished if run.key.model == model]
+    names = sorted({name.removeprefix(AFTER) for run in runs for name in run.facts if name.startswith(AFTER)})
+    before = {
+        name: fmean(found)
+        for name in names
+        if (found := [value for run in runs if (value := run.number(BEFORE + name)) is not None])
+    }
+    if not before:
+        return None
+    rows = []
+    for method in results.plan.methods:
+        if is_zero_shot(method):
+            continue
+        cells = [_change(results, model, method, name, 100 * before[name]) for name in before]
+        if any(not cell.missing for cell in cells):
+            rows.append(row(method, *cells))
+    pretrained = ", ".join(f"{name} {100 * value:.1f} %" for name, value in before.items())
+    return Table(
+        f"elsewhere-{identifier(model)}",
+        f"{model}: change of the zero-shot accuracy on other datasets, points",
+        row("Method", *before),
+        rows,
+        [],
+        (),
+        [
+            f"Forgetting is negative. The pretrained model has {pretrained}. Each value is averaged over the datasets "
+            "and amounts of data of the training. The interval is over seeds."
+        ],
+    )
+
+
+def _change(results: Results, model: str, method: str, name: str, before: float) -> TableCell:
+    """Return the mean change, of which each seed's is averaged over the cells that all seeds have."""
+    of_cells = [
+        {run.seed: 100 * value - before for run in results.finished(key) if (value := run.number(AFTER + name))}
+        for dataset in results.plan.datasets
+        for budget in results.budgets(model)
+        if budget != ZERO_SHOT and results.finished(key := Key(model, dataset, budget, method))
+    ]
+    of_cells = [cell for cell in of_cells if cell]
+    if not of_cells:
+        return TableCell("not measured", missing=True)
+    seeds = sorted(set.intersection(*(set(cell) for cell in of_cells)), key=str)
+    values = [fmean(cell[seed] for cell in of_cells) for seed in seeds]
+    estimate = Estimate(tuple(values or [fmean(fmean(cell.values()) for cell in of_cells)]))
+    title = "; ".join(f"seed {seed}: {value:+.2f}" for seed, value in zip(seeds, values, strict=True))
+    return TableCell(shown_difference(estimate), "", title, estimate.mean)
