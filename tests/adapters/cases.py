@@ -10,6 +10,7 @@ from timm.layers import Attention
 from torch import Tensor, nn
 
 from randlora_pl.adapters import (
+    OFT,
     PRANC,
     SVFT,
     Adapter,
@@ -64,6 +65,8 @@ METHODS: dict[str, Callable[..., Adapter]] = {
     "svft": lambda r, qkv: SVFT("banded", 2, qkv=qkv),
     "dora": lambda r, qkv: DoRA(LoRA(r, alpha=4.0, qkv=qkv)),
     "dora-randlora": lambda r, qkv: DoRA(RandLoRA(r, qkv=qkv)),
+    "oft": lambda r, qkv: OFT(min(r, 6) + r // 5, qkv=qkv),
+    "oft-neumann": lambda r, qkv: OFT(neumann_terms=5, qkv=qkv),
     "hira": lambda r, qkv: HiRA(r, qkv=qkv),
     "hydralora": lambda r, qkv: HydraLoRA(r, heads=3, alpha=4.0, qkv=qkv),
     "full": lambda r, qkv: FullFineTuning(),
@@ -196,6 +199,7 @@ KINDS: dict[str, Kind] = {
     "conv2d": Kind(
         lambda: Convolution(12, 16, kernel_size=3, stride=(2, 1), groups=4, padding_mode="circular", padding=1),
         ["sums"],
+        rank=3,
     ),
     "timm-split": Kind(lambda: TimmAttention(12), ["qkv"], rank=5, qkv="split"),
 }

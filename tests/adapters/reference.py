@@ -23,6 +23,7 @@ from randlora_pl.adapters.methods.fixed_rank.pissa import MinorDelta, PiSSADelta
 from randlora_pl.adapters.methods.fixed_rank.vera import VeRADelta
 from randlora_pl.adapters.methods.full_rank.hira import HiRADelta
 from randlora_pl.adapters.methods.full_rank.kradapter import KRAdapterDelta
+from randlora_pl.adapters.methods.full_rank.oft import OFTDelta
 from randlora_pl.adapters.methods.full_rank.pranc import PRANCDelta
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRADelta, SummedRandLoRADelta
 from randlora_pl.adapters.methods.full_rank.shira import SHiRADelta
@@ -217,6 +218,47 @@ def hira(weight: Matrix, a: Matrix, b: Matrix) -> Matrix:
     return result
 
 
+def inverse(matrix: Matrix) -> Matrix:
+    """By Gauss and Jordan; the pivots of I - Q are never small."""
+    size = len(matrix)
+    rows = [[*line, *(1.0 if i == j else 0.0 for j in range(size))] for i, line in enumerate(matrix)]
+    for k, pivot in enumerate(rows):
+        rows[k] = pivot = [value / pivot[k] for value in pivot]
+        for i, line in enumerate(rows):
+            if i != k:
+                rows[i] = [value - line[k] * own for value, own in zip(line, pivot, strict=True)]
+    return [line[size:] for line in rows]
+
+
+def oft(weight: Matrix, triangles: Matrix, block: int, terms: int | None) -> Matrix:
+    """W0 (R^T - I), block by block; R is the inverse's, or I + 2 Q + ... + 2 Q^(terms - 2) + Q^(terms - 1)."""
+    result = [[-value for value in line] for line in weight]
+    for number, triangle in enumerate(triangles):
+        plus, minus = ([[float(i == j) for j in range(block)] for i in range(block)] for _ in range(2))
+        pairs = [(i, j) for i in range(block) for j in range(i + 1, block)]
+        skew = zeros(block, block)
+        for (i, j), value in zip(pairs, triangle, strict=True):
+            skew[i][j], skew[j][i] = value, -value
+            plus[i][j], plus[j][i] = value, -value
+            minus[i][j], minus[j][i] = -value, value
+        if terms is None:
+            turn = product(plus, inverse(minus))
+        else:
+            turn, power = [list(line) for line in plus], skew
+            for i, j in pairs:
+                turn[i][j], turn[j][i] = 2 * skew[i][j], 2 * skew[j][i]
+            for term in range(2, terms):
+                power = product(power, skew)
+                for i in range(block):
+                    for j in range(block):
+                        turn[i][j] += (1 if term == terms - 1 else 2) * power[i][j]
+        start = number * block
+        for line, own in zip(weight, result, strict=True):
+            for j in range(block):
+                own[start + j] += sum(line[start + k] * turn[j][k] for k in range(block))
+    return result
+
+
 def _list(tensor: Tensor) -> Any:
     return tensor.detach().double().tolist()
 
@@ -297,6 +339,8 @@ def _update(delta: DeltaWeight, weight: Tensor) -> Matrix:
         form = "dense" if delta.bases is None else "shared"
         matrices = pranc_matrices(delta.seed, form, len(delta.alphas), out_features, in_features)
         return pranc(matrices, _list(delta.alphas), delta.alpha_scale)
+    if isinstance(delta, OFTDelta):
+        return oft(_list(weight), _list(delta.Q), delta.block, delta.neumann_terms)
     if isinstance(delta, HiRADelta):
         return hira(_list(weight), _list(delta.A), _list(delta.B))
     if isinstance(delta, KRAdapterDelta):

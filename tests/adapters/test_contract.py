@@ -27,7 +27,7 @@ def test_contract(method: str, kind: str, subtests: pytest.Subtests) -> None:
 COMPILED = [
     *[
         (method, "linear-in>out")
-        for method in ("randlora-a", "lora", "vera", "nola", "dora", "hira", "pissa", "loraxs", "hydralora")
+        for method in ("randlora-a", "lora", "vera", "nola", "dora", "hira", "oft", "pissa", "loraxs", "hydralora")
     ],
     *[("randlora", kind) for kind in ("linear-in<out", "mha-packed", "mha-split", "mha-out_proj", "timm-packed")],
     *[(method, "linear-in<out") for method in ("pranc", "pranc-dense", "svft", "hydralora")],

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from randlora_pl.adapters import (
+    OFT,
     PRANC,
     SVFT,
     Adapter,
@@ -39,6 +40,7 @@ RATES: list[tuple[Adapter, float, float]] = [
     (SVFT("banded", 3), 5e-3, 5e-3),
     (PRANC(100), 1e-3, 1e-3),
     (HiRA(), 4.5e-3, 4.5e-3),
+    (OFT(), 1e-4, 1e-4),
     (KRAdapter(), 1e-3, 1e-3),
     (SHiRA(2), 3e-4, 3e-4),
     (BitFit(), 1e-3, 1e-3),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from randlora_pl.adapters.io.adapter_file import AdapterFile
     from randlora_pl.adapters.io.save_load import load_adapter, read_adapter, save_adapter
     from randlora_pl.adapters.methods import (
+        OFT,
         PRANC,
         SVFT,
         BitFit,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "OFT",
     "PRANC",
     "SVFT",
     "Adapter",

@@ -15,6 +15,7 @@ _NOT_IN_THE_PAPER = {
     "KRAdapter": 1e-3,  # a first value; none is published
     "LinearProbe": 1e-3,
     "LoRAXS": 1e-3,  # its released scripts for GLUE, up to this
+    "OFT": 1e-4,  # PEFT's benchmark, on a language model
     "PRANC": 1e-3,  # its code, from scratch
     "SHiRA": 3e-4,  # PEFT's benchmark, on a language model
     "PiSSA": 1e-4,  # a first value; published for language models only (2e-5)

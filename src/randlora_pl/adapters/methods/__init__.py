@@ -9,6 +9,7 @@ from randlora_pl.adapters.methods.fixed_rank.pissa import PiSSA
 from randlora_pl.adapters.methods.fixed_rank.vera import VeRA
 from randlora_pl.adapters.methods.full_rank.hira import HiRA
 from randlora_pl.adapters.methods.full_rank.kradapter import KRAdapter
+from randlora_pl.adapters.methods.full_rank.oft import OFT
 from randlora_pl.adapters.methods.full_rank.pranc import PRANC
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
 from randlora_pl.adapters.methods.full_rank.shira import SHiRA
@@ -16,6 +17,7 @@ from randlora_pl.adapters.methods.full_rank.svft import SVFT
 from randlora_pl.adapters.methods.whole.full import BitFit, FullFineTuning, LinearProbe
 
 __all__ = [
+    "OFT",
     "PRANC",
     "SVFT",
     "BitFit",
