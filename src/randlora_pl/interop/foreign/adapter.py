@@ -10,7 +10,7 @@ from randlora_pl.adapters import Adapter, InjectionReport, adapted_layers, injec
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.derived import shapes_only
 from randlora_pl.adapters.injection import make_deltas
-from randlora_pl.adapters.kept import base_buffers
+from randlora_pl.adapters.kept import base_buffers, update_buffers
 from randlora_pl.adapters.layers.built import has_own_forward
 from randlora_pl.adapters.operations import use_bases
 from randlora_pl.adapters.random_bases import Bases
@@ -58,7 +58,8 @@ class ExternalAdapter:
                 raise UserError(f"{self.source}: its bases are too small for this model: {have}, {want} are needed.")
 
     def _check_shapes(self, layer: str, delta: DeltaWeight) -> None:
-        wanted = {name: tuple(parameter.shape) for name, parameter in delta.named_parameters()}
+        own = {**dict(delta.named_parameters()), **update_buffers(delta)}
+        wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
         found = {name: tuple(tensor.shape) for name, tensor in self.layers[layer].items()}
         if wrong := [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]:
             name = wrong[0]
@@ -107,8 +108,8 @@ class ExternalAdapter:
                 name = path if layer.weight_name == "weight" else f"{path}.in_proj".lstrip(".")
                 if layer.delta is None:
                     continue
-                for tensor, parameter in layer.delta.named_parameters():
-                    parameter.copy_(self.layers[name][tensor])
+                for tensor, value in {**dict(layer.delta.named_parameters()), **update_buffers(layer.delta)}.items():
+                    value.copy_(self.layers[name][tensor])
 
 
 def plain_convolution(layer: nn.Module) -> bool:

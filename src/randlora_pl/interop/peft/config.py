@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from randlora_pl.interop.peft.files import PeftAdapter
+from randlora_pl.interop.peft.layerwise import TRANSLATIONS
 from randlora_pl.utils.adapter_schema import misfit
 from randlora_pl.utils.errors import UserError, brief
 
@@ -30,7 +31,9 @@ _READ = {
 STARTS = ("pissa", "olora")
 """Values of ``init_lora_weights`` that subtract the start of the update from the base weight."""
 
+_READ |= {name: set(each.keys) for name, each in TRANSLATIONS.items()}
 METHODS = {"RANDLORA": "RandLoRA", "LORA": "LoRA and DoRA", "VERA": "VeRA"}
+METHODS |= {name: each.method.method() for name, each in TRANSLATIONS.items()}
 
 
 class _Kinds(TypedDict, total=False):
@@ -73,7 +76,7 @@ def check_config(adapter: PeftAdapter) -> str:
     if method not in METHODS:
         raise UserError(f"{path} is a {method} adapter; {', '.join(METHODS.values())} can be imported.")
     _check_kinds(config, path)
-    if type(config.get("r")) is not int or config["r"] < 1:
+    if "r" in _READ[method] and (type(config.get("r")) is not int or config["r"] < 1):
         raise UserError(
             f"{path}: r is {brief(config.get('r'))} in its config, not a positive whole number; copy it again."
         )

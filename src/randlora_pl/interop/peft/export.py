@@ -20,6 +20,7 @@ from randlora_pl.interop.base_model import Base, load_base, wrap_model
 from randlora_pl.interop.foreign.adapter import plain_convolution
 from randlora_pl.interop.peft.factors import Factored, lora_of
 from randlora_pl.interop.peft.files import PeftAdapter, written
+from randlora_pl.interop.peft.layerwise import TRANSLATIONS
 from randlora_pl.interop.peft.tensors import Part, lora_form, randlora_form, vera_form
 from randlora_pl.interop.peft.verify import Difference, LogitsOnly, difference, installed
 from randlora_pl.interop.updates import adapted
@@ -114,7 +115,11 @@ def _parts(file: AdapterFile) -> list[Part]:
         path = name if whole else owner
         block = None if whole or last == "in_proj" else last
         start = f"{path}.delta.{block}." if block else f"{path}.delta."
-        own = {key.removeprefix(start): value.float() for key, value in file.tensors.items() if key.startswith(start)}
+        own = {
+            key.removeprefix(start): value.float() if value.is_floating_point() else value
+            for key, value in file.tensors.items()
+            if key.startswith(start)
+        }
         if not own:
             raise UserError(f"{file.path} has no tensors of the layer {name}; copy it again.")
         packed = not whole and not (block and is_packed_linear(path))
@@ -126,7 +131,7 @@ def to_peft(file: AdapterFile, attention: set[str] | None = None, model: nn.Modu
     """Convert an adapter to PEFT's form.
 
     Args:
-        file: RandLoRA, LoRA, VeRA, or DoRA around LoRA.
+        file: RandLoRA, LoRA, VeRA, DoRA around LoRA, or a method of `TRANSLATIONS`.
         attention: Paths of the model's ``nn.MultiheadAttention`` modules. If None, layers that may belong to one are
             refused, because PEFT would never call them.
         model: Base model, for modules trained completely beside the adapter.
@@ -136,7 +141,8 @@ def to_peft(file: AdapterFile, attention: set[str] | None = None, model: nn.Modu
     """
     adapter = file.adapter
     check_fixed(adapter, file.path)
-    if not isinstance(adapter, RandLoRA | LoRA | VeRA | DoRA):
+    translation = next((each for each in TRANSLATIONS.values() if isinstance(adapter, each.method)), None)
+    if not (translation or isinstance(adapter, RandLoRA | LoRA | VeRA | DoRA)):
         raise refusal(file, "PEFT does not have this method")
     if isinstance(adapter, DoRA) and not isinstance(adapter.inner, LoRA):
         raise refusal(file, f"PEFT's DoRA wraps LoRA only, this one wraps {adapter.inner.method()}")
@@ -149,11 +155,14 @@ def to_peft(file: AdapterFile, attention: set[str] | None = None, model: nn.Modu
     if not lora and (apart := [part.shape.layer for part in parts if part.block]):
         raise refusal(file, f"{apart[0]} is a block of a packed weight, but PEFT adapts whole weights")
     with _refusing(file):
-        if isinstance(adapter, RandLoRA):
+        if translation is not None:
+            config, tensors = translation.export(adapter, parts)
+        elif isinstance(adapter, RandLoRA):
             config, tensors = randlora_form(file, adapter, parts)
         elif isinstance(adapter, VeRA):
             config, tensors = vera_form(file, adapter, parts)
         else:
+            assert isinstance(adapter, LoRA | DoRA)
             config, tensors = lora_form(adapter, parts)
         modules, own = _modules_to_save(file, parts, model)
         if model is not None:

@@ -12,23 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import DoRA, LoRA, PiSSA, RandLoRA, VeRA
-from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.targets.sites import Site
 from randlora_pl.interop.foreign.adapter import ExternalAdapter, per_layer, sites_by_name
 from randlora_pl.interop.peft.bases import draw_randlora, draw_vera, peft_count
 from randlora_pl.interop.peft.config import STARTS, check_config, option
 from randlora_pl.interop.peft.files import PeftAdapter, read
+from randlora_pl.interop.peft.layerwise import TRANSLATIONS, Layers, Shapes
 from randlora_pl.utils.errors import UserError
 
 _NAMES = {
     "RANDLORA": ("randlora_lambda", "randlora_gamma"),
     "VERA": ("vera_lambda_b", "vera_lambda_d"),
     "LORA": ("lora_A.weight", "lora_B.weight"),
-}
+} | {name: each.names for name, each in TRANSLATIONS.items()}
 _MAGNITUDE = "lora_magnitude_vector"
-Layers = dict[str, dict[str, Tensor]]
-Shapes = dict[str, WeightShape]
 Shared = dict[str, list[Tensor]]
 
 
@@ -38,7 +36,7 @@ def import_peft(
     """Load a PEFT adapter into its base model as one of ours, in place.
 
     Args:
-        path: Folder written by ``save_pretrained``: RandLoRA, LoRA, DoRA, PiSSA or VeRA on linear layers.
+        path: Folder written by ``save_pretrained``: RandLoRA, LoRA, DoRA, PiSSA, VeRA or a method of `TRANSLATIONS`.
         model: Base model of any library, with the same layer names as in PEFT.
         bases_dtype: Dtype in which PEFT drew the bases of a RandLoRA adapter without stored bases; float16 if it was
             trained without bfloat16 (see `draw_randlora`).
@@ -84,6 +82,8 @@ def translate(adapter: PeftAdapter, model: nn.Module, bases_dtype: torch.dtype =
         foreign = _randlora(*parts, shared, bases_dtype)
     elif method == "VERA":
         foreign = _vera(*parts, shared)
+    elif method in TRANSLATIONS:
+        foreign = TRANSLATIONS[method].translate(*parts)
     else:
         foreign = _lora(adapter, layers, {site.shape.layer: name for name, site in sites.items()})
     foreign.extra.update(extra)
@@ -109,7 +109,7 @@ def _by_layer(tensors: Mapping[str, Tensor], method: str, dora: bool, source: st
         UserError: A tensor is missing, or does not belong to the method.
     """
     prefix = method.lower()
-    shared: Shared = {f"{prefix}_A": [], f"{prefix}_B": []} if method != "LORA" else {}
+    shared: Shared = {f"{prefix}_A": [], f"{prefix}_B": []} if method in ("RANDLORA", "VERA") else {}
     layers: Layers = {}
     for name, tensor in tensors.items():
         if (short := name.rpartition(".")[2]) in shared:
@@ -123,7 +123,9 @@ def _by_layer(tensors: Mapping[str, Tensor], method: str, dora: bool, source: st
             )
         if _MAGNITUDE in known[2] and not dora:
             raise UserError(f"{source}: {known[1]} has magnitudes, but use_dora is off in its config; copy it again.")
-        layers.setdefault(known[1], {})[known[2].removesuffix(".weight")] = tensor.float()
+        layers.setdefault(known[1], {})[known[2].removesuffix(".weight")] = (
+            tensor.float() if tensor.is_floating_point() else tensor
+        )
     if not layers:
         raise UserError(f"{source} has no tensors of {method}; copy it again.")
     return layers, shared

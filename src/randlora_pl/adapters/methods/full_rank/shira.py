@@ -38,11 +38,11 @@ class SHiRA(Adapter):
         self.rank, self.places = rank, places
         self.reads_weight = places == "top"
 
-    def count(self, shape: WeightShape) -> int:
-        """Return r (out + in).
+    def rank_of(self, shape: WeightShape) -> int:
+        """Return the rank for one layer.
 
         Raises:
-            UserError: The weight has fewer entries.
+            UserError: The weight has fewer than r (out + in) entries.
         """
         rank = self.check_rank(shape, self.of(self.rank, shape, 32), at_most_small=False)
         if rank > (most := largest_rank(shape)):
@@ -51,7 +51,11 @@ class SHiRA(Adapter):
                 f"SHiRA: rank {rank} asks for more entries than {shape.layer} has ({sides}); choose a rank up to "
                 f"{most}, or leave this layer out of the targets."
             )
-        return rank * (shape.out_features + shape.in_features)
+        return rank
+
+    def count(self, shape: WeightShape) -> int:
+        """Return r (out + in)."""
+        return self.rank_of(shape) * (shape.out_features + shape.in_features)
 
     def sizes(self, shapes: Sequence[WeightShape]) -> Sequence[int]:
         """Return the ranks for which every weight has enough entries."""
