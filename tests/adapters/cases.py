@@ -16,7 +16,9 @@ from randlora_pl.adapters import (
     Adapter,
     BitFit,
     DoRA,
+    Fira,
     FullFineTuning,
+    GaLore,
     HiRA,
     HydraLoRA,
     InjectionReport,
@@ -30,6 +32,7 @@ from randlora_pl.adapters import (
     SHiRA,
     VeRA,
     inject,
+    make_optimizer,
     trainable_parameters,
 )
 from randlora_pl.adapters.random_bases import Bases
@@ -69,11 +72,13 @@ METHODS: dict[str, Callable[..., Adapter]] = {
     "oft-neumann": lambda r, qkv: OFT(neumann_terms=5, qkv=qkv),
     "hira": lambda r, qkv: HiRA(r, qkv=qkv),
     "hydralora": lambda r, qkv: HydraLoRA(r, heads=3, alpha=4.0, qkv=qkv),
+    "fira": lambda r, qkv: Fira(r),
     "full": lambda r, qkv: FullFineTuning(),
+    "galore": lambda r, qkv: GaLore(r),
     "bitfit": lambda r, qkv: BitFit(),
     "probe": lambda r, qkv: LinearProbe(),
 }
-WHOLE = ("full", "bitfit", "probe")
+WHOLE = ("fira", "full", "galore", "bitfit", "probe")
 UNFIXED = ("hydralora",)
 """Methods whose update depends on the input, so that it is not a matrix."""
 
@@ -248,7 +253,7 @@ def optimizer_steps(model: nn.Module, count: int) -> dict[str, bool]:
     moved = dict.fromkeys(parameters, False)
     if not parameters:
         return moved
-    optimizer = torch.optim.AdamW(parameters.values(), lr=0.01, weight_decay=0.1)
+    optimizer = make_optimizer(model, lr=0.01, weight_decay=0.1)
     for _ in range(count):
         x = inputs(model)
         optimizer.zero_grad()

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
+from torch import nn
 
-from randlora_pl.adapters import SVFT, RandLoRA, load_adapter
+from randlora_pl.adapters import SVFT, GaLore, RandLoRA, inject, load_adapter
 from randlora_pl.data import ImageData
 from randlora_pl.parallel import sharding
 from randlora_pl.parallel.devices import with_strategy
@@ -153,6 +154,12 @@ def test_an_update_that_is_not_finite_is_refused_by_all(results: Results) -> Non
 def test_a_model_that_trains_as_a_whole_is_refused(results: Results) -> None:
     assert results["1-0"]["full"] == ""
     assert "no frozen block to shard in ImageTower: all of its weights train" in results["2-0"]["full"]
+
+
+def test_methods_that_train_everything_are_refused_before_anything_is_sharded() -> None:
+    inject(model := nn.Sequential(*[nn.TransformerEncoderLayer(8, 2, 8) for _ in range(2)]), GaLore(rank=2))
+    with pytest.raises(UserError, match="all of its weights train"):
+        sharding.shard(model, None)
 
 
 @pytest.mark.slow

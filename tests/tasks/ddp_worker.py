@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from randlora_pl.adapters import FullFineTuning, RandLoRA
+from randlora_pl.adapters import Fira, FullFineTuning, RandLoRA
 from randlora_pl.callbacks import Figures, PerClass
 from randlora_pl.data import ImageData
 from randlora_pl.parallel.strategy import AdapterDDP
@@ -105,6 +105,13 @@ def plain() -> dict[str, torch.Tensor]:
     return trained(task)
 
 
+def projected() -> dict[str, torch.Tensor]:
+    """Weights after steps with GaLore's projections, of which each rank computes its own."""
+    task = make("vision-language", adapter=Fira(rank=8, period=2), learning_rate=1e-3)
+    trainer().fit(task, ImageData(**DATA))
+    return trained(task)
+
+
 def unequal() -> str:
     """What is said where the ranks start from other weights."""
     task = make("vision-language", seed=RANK)
@@ -155,6 +162,7 @@ def main(folder: Path) -> None:
     results: dict[str, Any] = {name: run(make(*which)) for name, which in RUNS.items()}
     results["resumed"] = resumed(folder / f"middle-{WORLD}.ckpt")
     results |= {"local": local(), "joint": local("joint"), "plain": plain(), "unequal": unequal()}
+    results["projected"] = projected()
     results["statistics"] = statistics()
     results["pairs"] = pairs(folder / "pairs.csv")
     results["tables"] = tables(folder / f"tables-{WORLD}")

@@ -72,6 +72,11 @@ def test_two_ranks_train_to_the_weights_of_one_process(name: str, results: dict[
     assert errors.norm() < 1e-3 * moved.norm()
 
 
+def test_ranks_compute_the_same_projections(results: dict[str, dict[str, Any]]) -> None:
+    first, second = (results[key]["projected"] for key in ("2-0", "2-1"))
+    assert first and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
 @pytest.mark.parametrize("name", ["captions", "images", "head"])
 def test_every_sample_is_evaluated_once(name: str, results: dict[str, dict[str, Any]]) -> None:
     alone, first, second = (results[key][name] for key in ("1-0", "2-0", "2-1"))

@@ -1,6 +1,7 @@
 """A run that is broken off after some optimizer step and taken up again ends with the same bits."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters import RandLoRA
+from randlora_pl.adapters import Fira, ProjectedAdamW, RandLoRA
 from randlora_pl.data import ImageData
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.utils.errors import UserError
@@ -90,6 +91,19 @@ def test_resumed_run_ends_with_the_same_bits(
     assert seen == undisturbed[step * accumulate :]
     assert_same_bits(trained(resumed), trained(whole))
     assert len(undisturbed) == STEPS * accumulate
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_projected_moments_resume_before_and_after_a_new_projection(step: int, run: Make, tmp_path: Path) -> None:
+    data = {"steps": STEPS, "batch_size": 4}
+    make_fira = partial(make, "linear head", adapter=Fira(rank=4, period=2), learning_rate=1e-3)
+    whole, path = make_fira(), tmp_path / "middle.ckpt"
+    first, undisturbed = run(whole, data, callbacks=[SaveAt(path, step)])
+    assert isinstance(first.optimizers[0], ProjectedAdamW)
+    resumed = make_fira()
+    _, seen = run(resumed, data, path)
+    assert seen == undisturbed[step:]
+    assert_same_bits(trained(resumed), trained(whole))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "vision-language"])

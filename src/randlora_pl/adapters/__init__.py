@@ -28,7 +28,9 @@ if TYPE_CHECKING:
         SVFT,
         BitFit,
         DoRA,
+        Fira,
         FullFineTuning,
+        GaLore,
         HiRA,
         HydraLoRA,
         KRAdapter,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
         SHiRA,
         VeRA,
     )
+    from randlora_pl.adapters.methods.optimizer.projected_adamw import ProjectedAdamW
     from randlora_pl.adapters.operations import (
         adapted_layers,
         delta_weights,
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
         unload,
         unmerge,
     )
+    from randlora_pl.adapters.optimizer import make_optimizer
 
 __all__ = [
     "OFT",
@@ -63,7 +67,9 @@ __all__ = [
     "BitFit",
     "DeltaWeight",
     "DoRA",
+    "Fira",
     "FullFineTuning",
+    "GaLore",
     "HiRA",
     "HydraLoRA",
     "InjectionReport",
@@ -73,6 +79,7 @@ __all__ = [
     "LoRAXS",
     "NoLA",
     "PiSSA",
+    "ProjectedAdamW",
     "RandLoRA",
     "SHiRA",
     "VeRA",
@@ -81,6 +88,7 @@ __all__ = [
     "disabled",
     "inject",
     "load_adapter",
+    "make_optimizer",
     "merge",
     "merge_and_unload",
     "read_adapter",

@@ -263,7 +263,7 @@ def _mark(model: nn.Module, adapter: BaseWeightMethod, targets: list[str] | None
     model.requires_grad_(False)
     for parameter in chosen.values():
         parameter.requires_grad_(True)
-    return InjectionReport(adapter, targets, _rows(chosen, "tensor"), 0, 0)
+    return InjectionReport(adapter, targets, _rows(chosen, "tensor"), 0, 0, notes=adapter.notes(model))
 
 
 def _train_beside(model: nn.Module, report: InjectionReport, trained: list[str] | None, beside: Tensors) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from randlora_pl.adapters.optimizer import optimizer_numbers
 from randlora_pl.callbacks.validation import validations
 from randlora_pl.utils.errors import DryRunEnd
 from randlora_pl.utils.files.run_files import run_folder
@@ -34,7 +35,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         data: Data module set up for ``fit``.
     """
     trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in task.parameters())
+    total, resumed = sum(p.numel() for p in task.parameters()), trainable + _state(task)
     summary, identity = planned(data), task.identity
     accumulate, world = trainer.accumulate_grad_batches, trainer.world_size
     global_batch = data.batch_size * accumulate * world
@@ -60,7 +61,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         **({"train/loss": task.loss_note} if hasattr(task, "loss_note") else {}),
         "precision": f"{trainer.precision} on {devices}",
         **({"sharded": f"{shards}{low}"} if shards else {}),
-        "checkpoint": f"{byte_size(3 * _BYTES * trainable)} to resume, adapter {byte_size(_BYTES * trainable)}",
+        "checkpoint": f"{byte_size(_BYTES * resumed)} to resume, adapter {byte_size(_BYTES * trainable)}",
         "seed": str(task.seed),
         "run folder": str(run_folder(trainer)),
     }
@@ -69,8 +70,15 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
 def memory(task: Any) -> str:
     """Return the memory of a training, without activations, which depend on the batch and are known only by running."""
     weights = sum(p.numel() * p.element_size() for p in task.parameters())
-    trained = sum(p.numel() * p.element_size() for p in task.parameters() if p.requires_grad)
-    return f"{byte_size(weights)} of weights, {byte_size(3 * trained)} of gradients and AdamW's state, and activations"
+    gradients = sum(p.numel() * p.element_size() for p in task.parameters() if p.requires_grad)
+    trained = byte_size(gradients + _BYTES * _state(task))
+    return f"{byte_size(weights)} of weights, {trained} of gradients and the optimizer's state, and activations"
+
+
+def _state(task: Any) -> int:
+    """Return the numbers in the optimizer's state; a head has AdamW's two moments."""
+    head: int = sum(p.numel() for p in task.parameters() if p.requires_grad) - task.report.trainable
+    return optimizer_numbers(task.model) + 2 * head
 
 
 def parts_of(task: Any) -> str:

@@ -10,6 +10,8 @@ _TABLE_8 = {"FullFineTuning": 1e-5, "LoRA": 1e-3, "NoLA": 1e-3, "VeRA": 1e-2, "R
 _VISION_ONLY = {"LoRA": 1e-2, "RandLoRA": 1e-2}  # section C.3; the others are not restated there
 _NOT_IN_THE_PAPER = {
     "BitFit": 1e-3,
+    "Fira": 1e-4,  # its released script for commonsense, with scale 1
+    "GaLore": 3e-5,  # its released script for GLUE
     "HiRA": 4.5e-3,  # PEFT's benchmark, on a language model
     "HydraLoRA": 2e-4,  # its code, for language models
     "KRAdapter": 1e-3,  # a first value; none is published

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from randlora_pl.adapters.optimizer import make_optimizer
 from randlora_pl.models.execution import GRAPHS
 from randlora_pl.utils.device import on_cuda
 
@@ -52,13 +54,16 @@ def adamw_with_schedule(
     final: float,
     fused: bool = False,
     schedule: str = "cosine",
+    model: nn.Module | None = None,
 ) -> tuple[Optimizer, LambdaLR]:
     """Return AdamW (betas 0.9 and 0.999, as the protocol) and its schedule (see `schedule_factor`).
 
     Groups may have options of their own (``lr``, ``weight_decay``, ``eps``). With ``fused`` one kernel updates all
-    tensors; PyTorch then unscales gradients in it, after any clipping.
+    tensors; PyTorch then unscales gradients in it, after any clipping. The adapter of
+    ``model`` may have an optimizer of its own (`make_optimizer`).
     """
-    optimizer = AdamW([dict(group) for group in groups], betas=(0.9, 0.999), eps=1e-8, fused=fused)
+    make = AdamW if model is None else partial(make_optimizer, model)
+    optimizer = make([dict(group) for group in groups], betas=(0.9, 0.999), eps=1e-8, fused=fused)
     return optimizer, LambdaLR(optimizer, lambda step: schedule_factor(step, total, warmup, final, schedule))
 
 
@@ -105,13 +110,13 @@ def optimizer_zero_grad(task: Any, epoch: int, batch_idx: int, optimizer: Any) -
 
 
 def configure_optimizers(task: Any) -> OptimizerLRScheduler:
-    """Return AdamW and its schedule per optimizer step; fused unless 16-mixed scales the gradients.
+    """Return the method's optimizer and its schedule per optimizer step.
 
-    Tasks have this as a method.
+    AdamW is fused unless 16-mixed scales the gradients. Tasks have this as a method.
     """
     fuses = task.device.type == "cpu" or any(on_cuda(parameter) for parameter in task.parameters())
     fused = fuses and getattr(task.trainer.precision_plugin, "scaler", None) is None
-    how = (task.total_steps(), task.warmup_steps, task.final_lr_fraction, fused, task.schedule)
+    how = (task.total_steps(), task.warmup_steps, task.final_lr_fraction, fused, task.schedule, task.model)
     optimizer, scheduler = adamw_with_schedule(task.optimizer_groups(), *how)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

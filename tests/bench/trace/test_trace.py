@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from randlora_pl.adapters import FullFineTuning, LoRA, RandLoRA
+from randlora_pl.adapters import FullFineTuning, GaLore, LoRA, RandLoRA
 from randlora_pl.bench.trace.custom_costs import CUSTOM, Cost
 from randlora_pl.bench.trace.fake_gpu import DEVICE, cuda_rules, fake
 from randlora_pl.bench.trace.recorder import Recorder, Traced
@@ -178,6 +178,8 @@ def test_methods_differ_as_they_should() -> None:
     again, _ = trace_step(setup, RandLoRA(rank=4))
     assert randlora.kernels < full.kernels and randlora.peak < full.peak  # its own kernels do the work of several
     assert randlora == again
+    galore, trained = trace_step(setup, GaLore(rank=4))
+    assert galore.peak < full.peak - 4 * trained  # more than one of AdamW's two moments
 
 
 def test_fake_tensors_hold_no_data() -> None:

@@ -14,6 +14,7 @@ from randlora_pl.adapters.methods.full_rank.pranc import PRANC
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
 from randlora_pl.adapters.methods.full_rank.shira import SHiRA
 from randlora_pl.adapters.methods.full_rank.svft import SVFT
+from randlora_pl.adapters.methods.optimizer.galore import Fira, GaLore
 from randlora_pl.adapters.methods.whole.full import BitFit, FullFineTuning, LinearProbe
 
 __all__ = [
@@ -22,7 +23,9 @@ __all__ = [
     "SVFT",
     "BitFit",
     "DoRA",
+    "Fira",
     "FullFineTuning",
+    "GaLore",
     "HiRA",
     "HydraLoRA",
     "KRAdapter",

@@ -52,7 +52,7 @@ def dry_run(job: Job) -> int:
     if MEASURED in sources:
         print("measured: from similar finished cells of this sweep, scaled by optimizer steps and test samples")
     if COUNTED in sources:
-        print("counted: memory of weights, gradients and AdamW's moments, without activations")
+        print("counted: memory of weights, gradients and the optimizer's state, without activations")
     if job.absent:
         print(f"Not on this machine: {', '.join(job.absent)}. Download them:")
         print("\n".join(f"  {source}" for source in job.sources))

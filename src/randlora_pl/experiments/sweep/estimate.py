@@ -90,11 +90,11 @@ class Estimator:
 
 
 def memory_of(cell: Trial, found: Counts) -> int:
-    """Bytes of weights, gradients and AdamW's two moments."""
-    trained = 0 if cell.untrained else found.trainable
+    """Bytes of weights, gradients and the optimizer's state."""
+    trained, state = (0, 0) if cell.untrained else (found.trainable, found.state)
     dtype, precision = cell.flat.get("model.frozen_dtype"), cell.flat.get("trainer.precision")
     frozen = 2 if dtype == "bfloat16" or (dtype == "auto" and precision == "bf16-mixed") else 4
-    return frozen * (found.total - trained) + 16 * trained
+    return frozen * (found.total - trained) + 8 * trained + 4 * state
 
 
 def _groups_of(cell: Trial) -> list[tuple[Any, ...]]:

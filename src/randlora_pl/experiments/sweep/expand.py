@@ -7,6 +7,7 @@ from typing import Any
 
 from randlora_pl.adapters import inject
 from randlora_pl.adapters.io.save_load import make_adapter
+from randlora_pl.adapters.optimizer import optimizer_numbers
 from randlora_pl.experiments.sweep.description import Tree
 from randlora_pl.language.tasks.common import default_targets
 from randlora_pl.language.tasks.meta import meta_backbone
@@ -21,10 +22,11 @@ from randlora_pl.utils.errors import UserError, errors_in, near
 
 @dataclass(frozen=True)
 class Counts:
-    """Parameters that train, a head left out, and all parameters of the backbone with its adapter."""
+    """Parameters that train, a head left out, all parameters of the backbone with its adapter, and optimizer state."""
 
     trainable: int
     total: int
+    state: int
 
 
 def task_of(tree: Tree) -> AdaptationTask | None:
@@ -97,7 +99,8 @@ def counts(tree: Tree) -> Counts | None:
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if not trainable and isinstance(task, ImageTask) and not task.trained_head:
         raise UserError(f"{task.adapter.method()} trains nothing there; give it task: LinearHeadTask.")
-    return Counts(trainable, sum(parameter.numel() for parameter in model.parameters()))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return Counts(trainable, total, optimizer_numbers(model))
 
 
 def _short(node: Any) -> str:

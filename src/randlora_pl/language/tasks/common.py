@@ -12,7 +12,15 @@ from randlora_pl.models import ModelIdentity
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import svft_rate
 
-_RATES = {"VeRA": 1e-2, "FullFineTuning": 1e-5, "HiRA": 4.5e-3, "HydraLoRA": 2e-4, "LoRAXS": 1e-3, "PiSSA": 2e-5}
+_RATES = {
+    "VeRA": 1e-2,
+    "FullFineTuning": 1e-5,
+    "GaLore": 3e-5,
+    "HiRA": 4.5e-3,
+    "HydraLoRA": 2e-4,
+    "LoRAXS": 1e-3,
+    "PiSSA": 2e-5,
+}
 """Learning rates that differ from the released scripts' 1e-4 (commonsense and GLUE)."""
 
 
