@@ -211,7 +211,7 @@ def test_adapter_of_other_base_weights_is_refused(run: Run, finished: Path, tmp_
 @pytest.mark.parametrize(
     ("fragment",),
     marked(
-        zip(["randlora", "lora", "vera", "nola", "dora", "full", "bitfit", "linear_probe"]),
+        zip(["randlora", "lora", "vera", "nola", "dora", "pissa", "loraxs", "full", "bitfit", "linear_probe"]),
         lambda row: row[0] == "randlora",
     ),
 )

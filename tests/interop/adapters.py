@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
-from randlora_pl.adapters import AdapterFile, DoRA, LoRA, RandLoRA, read_adapter
+from randlora_pl.adapters import AdapterFile, DoRA, LoRA, LoRAXS, PiSSA, RandLoRA, read_adapter
 from randlora_pl.adapters.io.save_load import copy_adapter
 from randlora_pl.tasks import AdaptationTask
 from tests.tasks.small import METHODS, built, shake
 
 MORE: dict[str, Callable[[], Any]] = METHODS | {
+    "pissa": lambda: PiSSA(rank=2),
+    "loraxs": lambda: LoRAXS(rank=4, qkv="split"),
     "split": lambda: LoRA(rank=2, alpha=8, qkv="split"),
     "randlora-a": lambda: RandLoRA(rank=8, variant="a"),
     "randlora-hadamard": lambda: RandLoRA(rank=8, basis="hadamard"),

@@ -1,6 +1,8 @@
 """Injection of an adapter into a model, and its report."""
 
+import logging
 import re
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +25,8 @@ from randlora_pl.adapters.targets.sites import Site
 from randlora_pl.adapters.trained import Tensors, choose_beside, chosen_tensors, frozen_outputs, trained_tensors
 from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.text.tables import table
+
+_log = logging.getLogger("randlora_pl")
 
 
 @dataclass(frozen=True)
@@ -199,8 +203,12 @@ def make_deltas(adapter: Adapter, sites: list[Site], model: nn.Module) -> tuple[
     if any(each.holds_factors for each in adapter.leaves()):
         _refuse_quantized(adapter, sites, model)
     bases = adapter.bases(shapes, _weight(model, sites[0]).device)
-    values = adapter.reads_weight
-    deltas = {site: adapter.delta_weight(site.shape, _weight(model, site, values), bases) for site in sites}
+    values, deltas, last = adapter.reads_weight, dict[Site, DeltaWeight](), time.monotonic()
+    for number, site in enumerate(sites, 1):
+        deltas[site] = adapter.delta_weight(site.shape, _weight(model, site, values), bases)
+        if time.monotonic() > last + 10:  # singular vectors of many large weights
+            _log.info("%s: %d of %d weights are prepared", adapter.method(), number, len(sites))
+            last = time.monotonic()
     return deltas, bases.fingerprint if bases is not None else ""
 
 
