@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.cli import Run
 
-from .reviews import VARIABLE, archives, write_snippets, write_weights
+from .reviews import SCRIPT, VARIABLE, archives
 from .test_cli import SMALL
 
 
@@ -23,7 +23,8 @@ def test_randlora_learns_the_sentiment_of_film_reviews(run: Run, tmp_path: Path)
     """
     found = archives()
     assert found is not None
-    data, model = write_snippets(found[0], tmp_path / "data", 800, 500), write_weights(found[1], tmp_path / "model")
+    data = SCRIPT.write_snippets(found[0], tmp_path / "data", 800, 500)
+    model = SCRIPT.write_weights(found[1], tmp_path / "model")
     accuracy = {}
     for method, options in (
         ("RandLoRA", ("--model.adapter.rank", "32", "--model.learning_rate", "5e-3")),
