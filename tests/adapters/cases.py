@@ -13,6 +13,7 @@ from randlora_pl.adapters import (
     OFT,
     PRANC,
     SVFT,
+    AdaLoRA,
     Adapter,
     BitFit,
     DoRA,
@@ -53,6 +54,7 @@ METHODS: dict[str, Callable[..., Adapter]] = {
     "randlora-b": lambda r, qkv: RandLoRA(r, variant="b", qkv=qkv),
     "lora": lambda r, qkv: LoRA(r, alpha=4.0, qkv=qkv),
     "lora-rs": lambda r, qkv: LoRA(r + 4, alpha=2.0, rslora=True, qkv=qkv),  # high enough to build W0 + B A
+    "adalora": lambda r, qkv: AdaLoRA(r, alpha=100.0, qkv=qkv),
     "vera": lambda r, qkv: VeRA(30, alpha=30.0, qkv=qkv),  # more than any side
     "pissa": lambda r, qkv: PiSSA(r, alpha=2.0 * r, qkv=qkv),
     "olora": lambda r, qkv: PiSSA(r, start="olora", qkv=qkv),

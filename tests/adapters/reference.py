@@ -14,6 +14,7 @@ from torch import Tensor
 from randlora_pl.adapters import random_bases as bases
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.layers.adapted import RowBlocks
+from randlora_pl.adapters.methods.fixed_rank.adalora import AdaLoRADelta
 from randlora_pl.adapters.methods.fixed_rank.dora import DoRADelta
 from randlora_pl.adapters.methods.fixed_rank.hydralora import HydraLoRADelta
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRADelta
@@ -98,6 +99,14 @@ def pissa(a: Matrix, b: Matrix, first_a: Matrix, first_b: Matrix, scale: float) 
     """Scale * (B A - B0 A0)."""
     now, first = lora(a, b, scale), lora(first_a, first_b, scale)
     return [[x - y for x, y in zip(*lines, strict=True)] for lines in zip(now, first, strict=True)]
+
+
+def adalora(a: Matrix, e: list[float], b: Matrix, scale: float) -> Matrix:
+    """Scale * B diag(E) A."""
+    result = zeros(len(b), len(a[0]))
+    for k, row in enumerate(a):
+        add_outer(result, scale * e[k], [line[k] for line in b], row)
+    return result
 
 
 def vera(a: Matrix, b: Matrix, vector_b: list[float], vector_d: list[float], scale: float) -> Matrix:
@@ -323,6 +332,8 @@ def _update(delta: DeltaWeight, weight: Tensor) -> Matrix:
         return lora(_list(delta.A), _list(delta.U), delta.scaling)
     if isinstance(delta, LoRAXSDelta):
         return product(lora(_list(delta.R), _list(delta.U), delta.scaling), _list(delta.V))
+    if isinstance(delta, AdaLoRADelta):
+        return adalora(_list(delta.A), _list(delta.E), _list(delta.B), delta.scaling)
     if isinstance(delta, VeRADelta):
         b = _list(delta.bases.B[:out_features, 0, : delta.rank])
         return vera(

@@ -32,6 +32,7 @@ COMPILED = [
     *[("randlora", kind) for kind in ("linear-in<out", "mha-packed", "mha-split", "mha-out_proj", "timm-packed")],
     *[(method, "linear-in<out") for method in ("pranc", "pranc-dense", "svft", "hydralora")],
     *[(method, "linear-in<out") for method in ("kradapter", "shira")],
+    ("adalora", "linear-in<out"),
     ("dora-randlora", "timm-split"),
 ]
 

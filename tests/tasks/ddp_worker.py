@@ -27,7 +27,12 @@ DATA: dict[str, Any] = {
     "dataset": "digits", "shots": 3, "epochs": 1, "min_batches_per_epoch": 1,
     "batch_size": 4 // WORLD, "eval_batch_size": 50 // WORLD,
 }  # fmt: skip
-RUNS = {"captions": ("vision-language", "randlora"), "images": ("text head", "dora"), "head": ("linear head", "lora")}
+RUNS = {
+    "captions": ("vision-language", "randlora"),
+    "images": ("text head", "dora"),
+    "head": ("linear head", "lora"),
+    "pruned": ("linear head", "adalora"),  # at the second and the fourth step
+}
 ACCUMULATE = 2
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 import randlora_pl.models.tiny as tiny
-from randlora_pl.adapters import Adapter, BitFit, DoRA, FullFineTuning, LoRA, NoLA, RandLoRA, VeRA
+from randlora_pl.adapters import AdaLoRA, Adapter, BitFit, DoRA, FullFineTuning, LoRA, NoLA, RandLoRA, VeRA
 from randlora_pl.tasks import AdaptationTask, LinearHeadTask, TextHeadTask, VisionLanguageTask
 
 KINDS: dict[str, type[AdaptationTask]] = {
@@ -25,6 +25,7 @@ KINDS: dict[str, type[AdaptationTask]] = {
 METHODS: dict[str, Callable[[], Adapter]] = {
     "randlora": lambda: RandLoRA(rank=8),
     "lora": lambda: LoRA(rank=2, alpha=8),
+    "adalora": lambda: AdaLoRA(rank=3, alpha=48, warmup=0.2, final=0.3, every=2),
     "dora": lambda: DoRA(LoRA(rank=2, alpha=8)),
     "vera": lambda: VeRA(rank=16, alpha=16),
     "nola": lambda: NoLA(num_bases=16),

@@ -121,7 +121,8 @@ def test_every_adapter_tensor_has_a_gradient_and_moves_and_the_rest_stays(kind: 
     assert looked.seen[0].keys() <= looked.seen[-1].keys() == end.keys()
     for name in end:
         assert any(seen[name].any() for seen in looked.seen if name in seen), f"{name} never had a gradient"
-        assert not torch.equal(start[name], end[name]), f"{name} did not move"
+        pruned = name.endswith(".delta.E") and not end[name].any()
+        assert pruned or not torch.equal(start[name], end[name]), f"{name} did not move"
     rest, before = frozen(task), frozen(fresh)
     assert rest.keys() == before.keys()
     assert all(torch.equal(rest[name], before[name]) for name in rest)

@@ -54,7 +54,7 @@ def run_all(folder: Path) -> None:
         assert process.returncode == 0, output[-3000:]
 
 
-@pytest.mark.parametrize("name", ["captions", "images", "head"])
+@pytest.mark.parametrize("name", ["captions", "images", "head", "pruned"])
 def test_two_ranks_train_to_the_weights_of_one_process(name: str, results: dict[str, dict[str, Any]]) -> None:
     """With accumulation, a shorter last step, and a micro-batch that is all padding on one rank."""
     alone, first, second = (results[key][name] for key in ("1-0", "2-0", "2-1"))

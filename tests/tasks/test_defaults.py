@@ -8,6 +8,7 @@ from randlora_pl.adapters import (
     OFT,
     PRANC,
     SVFT,
+    AdaLoRA,
     Adapter,
     BitFit,
     DoRA,
@@ -47,6 +48,7 @@ RATES: list[tuple[Adapter, float, float]] = [
     (OFT(), 1e-4, 1e-4),
     (KRAdapter(), 1e-3, 1e-3),
     (SHiRA(2), 3e-4, 3e-4),
+    (AdaLoRA(), 1e-3, 1e-3),
     (BitFit(), 1e-3, 1e-3),
     (LinearProbe(), 1e-3, 1e-3),
 ]

@@ -31,6 +31,10 @@ QUIET = (
     *("--model.learning_rate", "1e-3", "--trainer.enable_progress_bar", "true"),
 )
 IMAGES = (*SMALL[:-2], *QUIET)
+PRUNED = (
+    *(*IMAGES, "--model.adapter", "AdaLoRA", "--model.adapter.rank", "4", "--model.adapter.warmup", "0"),
+    *("--model.adapter.every", "1"),
+)
 RANDOM = ("--model.pretrained", "random", "--model.adapter", "RandLoRA", "--model.adapter.rank", "8")
 
 
@@ -44,6 +48,7 @@ def trainings(folder: Path) -> dict[str, list[str]]:
         "joint": [*IMAGES],
         "accumulated": [*IMAGES, "--trainer.accumulate_grad_batches", "2"],
         "local": [*IMAGES, "--model.loss_batch", "local"],
+        "pruned": [*PRUNED],
         "head": [*head, "--data.batch_size", "8", *QUIET],
         "decoder": [
             *("--model", "CausalLMTask", "--model.name", "qwen2", *RANDOM, "--model.config_overrides", decoder),

@@ -1,5 +1,6 @@
 """Methods, one file each, in folders by the rank of their update; imported together, so that parsers find them all."""
 
+from randlora_pl.adapters.methods.fixed_rank.adalora import AdaLoRA
 from randlora_pl.adapters.methods.fixed_rank.dora import DoRA
 from randlora_pl.adapters.methods.fixed_rank.hydralora import HydraLoRA
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
@@ -21,6 +22,7 @@ __all__ = [
     "OFT",
     "PRANC",
     "SVFT",
+    "AdaLoRA",
     "BitFit",
     "DoRA",
     "Fira",

@@ -16,6 +16,7 @@ _RATES = {
     "VeRA": 1e-2,
     "FullFineTuning": 1e-5,
     "GaLore": 3e-5,
+    "AdaLoRA": 5e-4,  # its script for MNLI
     "HiRA": 4.5e-3,
     "HydraLoRA": 2e-4,
     "LoRAXS": 1e-3,

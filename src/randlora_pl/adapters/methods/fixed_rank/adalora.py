@@ -1,0 +1,261 @@
+"""AdaLoRA: a budget of ranks that training distributes over the layers (Zhang et al., ICLR 2023, arXiv 2303.10512)."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, trainable
+from randlora_pl.adapters.procedure import Procedure
+from randlora_pl.adapters.random_bases import Bases, Distribution, draw
+from randlora_pl.utils.errors import UserError
+
+_START = 0.02
+"""Standard deviation of A and B at the start, in the paper's code and in PEFT."""
+
+
+class AdaLoRA(Adapter):
+    """AdaLoRA: delta = scaling * B diag(E) A, whose least important ranks are pruned during training.
+
+    The ranks that are kept in all layers together fall from ``rank`` to ``target_rank`` times the number of layers.
+    In a training loop of one's own, call the report's `Procedure` (`randlora_pl.adapters.procedure`).
+
+    Examples:
+        >>> report = inject(model, AdaLoRA(rank=6, target_rank=4))
+        >>> report.trainable, report.procedure.budget(step=0, total=100), report.procedure.budget(step=99, total=100)
+        (27696, 48, 32)
+
+    Args:
+        rank: Rank r of each layer at the start. A number, or numbers by pattern of layer names.
+        target_rank: Mean rank of the layers at the end. Default: two thirds of ``rank``, 32 of 48.
+        alpha: The update is scaled by alpha / r, with the rank at the start. A number, or numbers by pattern, as
+            ``rank``.
+        warmup: Fraction of the run before the first pruning.
+        final: Fraction of the run after the last pruning, at least one step, with fixed ranks.
+        every: Optimizer steps between two prunings.
+        beta1: Decay of the average importance.
+        beta2: Decay of its average deviation.
+        gamma: Weight of the penalty that keeps A and B orthogonal (the paper's scripts: 0.1 to 0.5).
+        orthogonality: ``code`` is the mean norm of A A^T - I and B^T B - I, as in the released code; ``paper`` is the
+            sum of their squared norms (equation 4).
+        options: Options of every method, see `Adapter`.
+    """
+
+    def __init__(
+        self,
+        rank: int | dict[str, int] = 48,
+        target_rank: int | None = None,
+        alpha: float | dict[str, float] = 96.0,
+        warmup: float = 0.1,
+        final: float = 0.3,
+        every: int = 10,
+        beta1: float = 0.85,
+        beta2: float = 0.85,
+        gamma: float = 0.1,
+        orthogonality: Literal["code", "paper"] = "code",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if orthogonality not in ("code", "paper"):
+            raise UserError(f"AdaLoRA: orthogonality is {orthogonality!r}; choose code or paper.")
+        if min(warmup, final) < 0 or warmup + final >= 1:
+            raise UserError(
+                f"AdaLoRA: warmup is {warmup} and final is {final}. Set fractions of the run whose sum is below 1."
+            )
+        if not (0 <= beta1 < 1 and 0 <= beta2 < 1) or gamma < 0 or every < 1:
+            raise UserError(
+                f"AdaLoRA: beta1 is {beta1}, beta2 is {beta2}, gamma is {gamma} and every is {every}. Set betas from 0 "
+                "to below 1, gamma of at least 0, and a positive number of steps."
+            )
+        self.rank, self.target_rank, self.alpha = rank, target_rank, alpha
+        self.warmup, self.final, self.every = warmup, final, every
+        self.beta1, self.beta2, self.gamma, self.orthogonality = beta1, beta2, gamma, orthogonality
+
+    def rank_of(self, shape: WeightShape) -> int:
+        """Return the rank for one layer at the start."""
+        return self.check_rank(shape, self.of(self.rank, shape, 48))
+
+    def target_of(self, shape: WeightShape) -> int:
+        """Return the ranks that one layer adds to the budget at the end.
+
+        Raises:
+            UserError: The target is not from 1 to the layer's rank.
+        """
+        rank = self.rank_of(shape)
+        target = max(1, round(rank * 2 / 3)) if self.target_rank is None else self.target_rank
+        if not 1 <= target <= rank:
+            raise UserError(
+                f"AdaLoRA: target_rank is {target}, and {shape.layer} starts with rank {rank}. Set a target_rank from "
+                f"1 to {rank}, or a larger rank."
+            )
+        return target
+
+    def count(self, shape: WeightShape) -> int:
+        """Return r (out + in + 1), which train until the end; fewer remain."""
+        return self.rank_of(shape) * (shape.out_features + shape.in_features + 1)
+
+    def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "AdaLoRADelta":
+        """Create the update of one weight, with A (r, in), E (r) and B (out, r)."""
+        return AdaLoRADelta(self, shape, weight)
+
+    def procedure(self, model: nn.Module) -> "Pruning":
+        """Return the pruning of the model's updates."""
+        return Pruning(self, [module for module in model.modules() if isinstance(module, AdaLoRADelta)])
+
+
+class AdaLoRADelta(FactoredDelta):
+    """scaling * B diag(E) A of one weight; A and B are normal at the start, and E is zero.
+
+    Attributes:
+        mask: bool (r), the ranks that the last pruning has kept.
+    """
+
+    kept = ("mask",)
+    mask: Tensor
+
+    def __init__(self, adapter: AdaLoRA, shape: WeightShape, weight: Tensor) -> None:
+        super().__init__(adapter.dropout)
+        rank = adapter.rank_of(shape)
+        self.layer, self.target = shape.layer, adapter.target_of(shape)
+        self.scaling = adapter.of(adapter.alpha, shape, 96.0) / rank
+        self.A = trainable(weight, rank, shape.in_features)
+        self.E = trainable(weight, rank, fill=0.0)
+        self.B = trainable(weight, shape.out_features, rank)
+        self.register_buffer("mask", torch.ones(rank, dtype=torch.bool, device=weight.device))
+        normal = Distribution("normal")
+        with torch.no_grad():
+            for name, own in (("A", self.A), ("B", self.B)):
+                rows, columns = own.shape
+                start = draw(adapter.key, f"adalora/{name}/{shape.layer}", 1, rows, columns, normal, weight.device)
+                own.copy_(start[0] * _START)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return scaled B diag(E), (out, r), and A, (r, in)."""
+        return self.B * (self.E * self.scaling), self.A
+
+
+class Pruning(Procedure):
+    """Importance of every rank, and the pruning of the least important ones over all layers.
+
+    With w after the step and its gradient g, of every entry of A, B and E:
+
+        I = |w g|;  mean <- beta1 mean + (1 - beta1) I;  deviation <- beta2 deviation + (1 - beta2) |I - mean|
+
+    An entry has the score mean * deviation. The score of a rank is that of its E, plus the mean score of its row of A,
+    plus that of its column of B.
+
+    Attributes:
+        updates: Updates in the model's order, which decides between equal scores.
+        mean: Average importance of the entries of A, B and E of every update.
+        deviation: Its average deviation.
+        ended: True once the last pruning is done.
+    """
+
+    def __init__(self, adapter: AdaLoRA, updates: Sequence[AdaLoRADelta]) -> None:
+        self.adapter, self.updates = adapter, updates
+        self.mean: list[Tensor] = []
+        self.deviation: list[Tensor] = []
+        self.ended = False
+
+    @property
+    def _entries(self) -> list[Tensor]:
+        return [tensor for update in self.updates for tensor in (update.A, update.B, update.E)]
+
+    @property
+    def _diagonals(self) -> list[Tensor]:
+        return [update.E for update in self.updates]
+
+    def start(self, model: nn.Module) -> None:
+        """Set the averages to zero."""
+        self.ended = False
+        self.mean, self.deviation = ([torch.zeros_like(tensor) for tensor in self._entries] for _ in range(2))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averages, and whether the last pruning is done."""
+        return {"mean": list(self.mean), "deviation": list(self.deviation), "ended": self.ended}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state."""
+        self.ended = state["ended"]
+        for own, saved in ((self.mean, state["mean"]), (self.deviation, state["deviation"])):
+            for tensor, value in zip(own, saved, strict=True):
+                tensor.copy_(value)
+
+    def penalty(self) -> Tensor | None:
+        """Return gamma times the distance of A A^T and B^T B from the identity, a scalar."""
+        if not self.adapter.gamma:
+            return None
+        shapes: dict[torch.Size, list[Tensor]] = {}
+        for update in self.updates:
+            for rows in (update.A, update.B.T):
+                shapes.setdefault(rows.shape, []).append(rows)
+        total = self.updates[0].E.new_zeros(())
+        with torch.autocast(total.device.type, enabled=False):  # bfloat16 would round more than is left of the distance
+            for matrices in shapes.values():  # few kernels for many layers
+                rows = torch.stack(matrices)
+                off = rows @ rows.mT - torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+                norms = torch.linalg.vector_norm(off, dim=(1, 2))  # its gradient at zero is zero
+                total = total + (norms if self.adapter.orthogonality == "code" else norms.square()).sum()
+        count = 2 * len(self.updates) if self.adapter.orthogonality == "code" else 1
+        return total * (self.adapter.gamma / count)
+
+    def phases(self, total: int) -> tuple[int, int]:
+        """Return the last step before the first pruning may be, and the first step with fixed ranks, from 0."""
+        warmup, final = (int(round(part * total, 6)) for part in (self.adapter.warmup, self.adapter.final))
+        return warmup, total - max(1, final)
+
+    def budget(self, step: int, total: int) -> int:
+        """Return the ranks of all layers together after a step, counted from 0, of ``total`` steps."""
+        first, last = sum(len(update.E) for update in self.updates), sum(update.target for update in self.updates)
+        start, end = self.phases(total)
+        if step >= end:
+            return last
+        left = 1.0 if step <= start else 1 - (step - start) / (end - start)
+        return int(last + (first - last) * left**3)
+
+    @torch.no_grad()
+    def after_step(self, step: int, total: int) -> None:
+        """Update the averages and prune, whichever is due; the host does not wait for the device."""
+        super().after_step(step, total)
+        start, end = self.phases(total)
+        if step < end:
+            self._average()
+        if step >= end and self.ended:
+            torch._foreach_mul_(self._diagonals, [update.mask for update in self.updates])
+        elif step >= end or (step > start and step % self.adapter.every == 0):
+            self._prune(self.budget(step, total))
+        self.ended = step >= end  # a resumed run may have another length
+
+    def _average(self) -> None:
+        beta1, beta2, entries = self.adapter.beta1, self.adapter.beta2, self._entries
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in entries]
+        importance = torch._foreach_mul(entries, gradients)
+        torch._foreach_abs_(importance)
+        torch._foreach_lerp_(self.mean, importance, 1 - beta1)
+        torch._foreach_sub_(importance, self.mean)
+        torch._foreach_abs_(importance)
+        torch._foreach_lerp_(self.deviation, importance, 1 - beta2)
+
+    def scores(self) -> Tensor:
+        """Return the score of every rank, layer by layer."""
+        entries = torch._foreach_mul(self.mean, self.deviation)
+        triplets = zip(entries[::3], entries[1::3], entries[2::3], strict=True)
+        return torch.cat([e + a.mean(1) + b.mean(0) for a, b, e in triplets])
+
+    def _prune(self, budget: int) -> None:
+        """Keep the ranks of the highest scores, of equal scores the first; keep all if a score is not finite."""
+        scores, before = self.scores(), torch.cat([update.mask for update in self.updates])
+        order = scores.sort(descending=True, stable=True).indices
+        best = torch.zeros_like(before).index_fill_(0, order[:budget], True)
+        usable = scores.isfinite().all()
+        ranks = [len(update.E) for update in self.updates]
+        for update, mask in zip(self.updates, torch.split(torch.where(usable, best, before), ranks), strict=True):
+            update.mask.copy_(mask)
+        torch._foreach_mul_(self._diagonals, torch.split(best | ~usable, ranks))
+
+    def finish(self) -> dict[str, Any]:
+        """Return the ranks that are kept, by layer and in all, and their number of parameters."""
+        ranks = {update.layer: int(update.mask.sum()) for update in self.updates}
+        sizes = (ranks[each.layer] * (len(each.B) + each.A.shape[1] + 1) for each in self.updates)
+        return {"adalora/triplets": sum(ranks.values()), "adalora/parameters": sum(sizes), "adalora/ranks": ranks}
