@@ -24,7 +24,7 @@ class AdaLoRA(Adapter):
     Examples:
         >>> report = inject(model, AdaLoRA(rank=6, target_rank=4))
         >>> report.trainable, report.procedure.budget(step=0, total=100), report.procedure.budget(step=99, total=100)
-        (27696, 48, 32)
+        (27756, 108, 72)
 
     Args:
         rank: Rank r of each layer at the start. A number, or numbers by pattern of layer names.
@@ -142,8 +142,8 @@ class Pruning(Procedure):
 
         I = |w g|;  mean <- beta1 mean + (1 - beta1) I;  deviation <- beta2 deviation + (1 - beta2) |I - mean|
 
-    An entry has the score mean * deviation. The score of a rank is that of its E, plus the mean score of its row of A,
-    plus that of its column of B.
+    An entry has the score mean * deviation. A rank has the score of its entry of E, plus the mean scores of its row of
+    A and its column of B.
 
     Attributes:
         updates: Updates in the model's order, which decides between equal scores.
