@@ -28,7 +28,7 @@ class SVFT(DerivedAdapter):
 
     Examples:
         >>> inject(model, SVFT("banded", off_diagonals=2)).trainable
-        1068
+        5652
 
     Args:
         pattern: Places of the trained entries of M: ``plain``, the diagonal; ``banded``, with k diagonals on each side
