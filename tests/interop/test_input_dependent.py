@@ -29,6 +29,7 @@ from randlora_pl.tasks import load_task
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, TimmAttention, assert_close, randomise
 from tests.support.cli import SMALL, Run
+from tests.support.products import in_one_item
 from tests.tasks.small import two_blocks
 
 REASON = "the update depends on the input, so no weight contains it"
@@ -62,7 +63,7 @@ def test_no_operation_makes_a_matrix_of_the_update() -> None:
     assert torch.equal(model(x), before) and not layer.merged
 
 
-@pytest.mark.parametrize("qkv", ["packed", "split"])
+@in_one_item("qkv", ["packed", "split"])
 def test_sets_and_sums_add_outputs(qkv: Any, tmp_path: Path) -> None:
     """A merged set stays merged where it can: HydraLoRA is applied as it is, the others are merged again."""
     base, x = TimmAttention(12), torch.randn(2, 5, 12)
@@ -138,8 +139,8 @@ def test_a_run_its_reports_and_its_programs(trained: Path, run: Run, tmp_path: P
     assert expected.isfinite().all() and not any(layer.merged for layer in adapted_layers(task.model).values())
 
 
-@pytest.mark.parametrize("form", ["torch", "onnx"])
-def test_programs_have_the_router(form: str, trained: Path, run: Run, tmp_path: Path) -> None:
+@in_one_item("form", ["torch", "onnx"])
+def test_programs_have_the_router(form: str, trained: Path, run: Run) -> None:
     """The export compares its outputs with the adapted model's; the text tower works, too."""
     if form == "onnx":
         pytest.importorskip("onnxscript", reason='this needs the extra: pip install ".[onnx]"')
@@ -151,7 +152,7 @@ def test_programs_have_the_router(form: str, trained: Path, run: Run, tmp_path: 
             done = run("adapter", "export", str(trained), *words)
             assert done.code == 0, done.err
     if form == "torch":
-        program = torch.export.load(tmp_path / f"classifier.{suffix}")
+        program = torch.export.load(Path(f"classifier.{suffix}"))
         assert any(name.endswith("router") for name in program.state_dict)
 
 

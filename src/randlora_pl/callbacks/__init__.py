@@ -5,19 +5,20 @@
 Examples:
     >>> from lightning.pytorch.loggers import CSVLogger
     >>> from randlora_pl.callbacks import AdapterCheckpoint, Figures, GradientFlow, Patience, PeakMemory, PerClass
-    >>> from randlora_pl.callbacks import Elsewhere, ProgressBar, Throughput, UpdateSpectrum, ValidationSchedule
+    >>> from randlora_pl.callbacks import Elsewhere, Gates, ProgressBar, Throughput, UpdateSpectrum, ValidationSchedule
     >>> callbacks = [GradientFlow(action="raise"), UpdateSpectrum(every_n_steps=2), PeakMemory(), Throughput()]
     >>> callbacks += [ValidationSchedule(), Patience("val/acc", "max", patience=3), PerClass(), Figures(samples=4)]
-    >>> callbacks += [Elsewhere(["mnist_5k"], images=100)]
+    >>> callbacks += [Elsewhere(["mnist_5k"], images=100), Gates()]
     >>> callbacks += [AdapterCheckpoint()]  # last, so that its files have what the others keep
     >>> trainer = make_trainer(callbacks=callbacks, logger=CSVLogger("runs/mine"), default_root_dir="runs/mine")
     >>> trainer.fit(VisionLanguageTask("tiny"), ImageData(dataset="digits", steps=4))
 
-    Plots of predictions:
+    Plots of predictions and of gates (layers, classes, heads):
 
-    >>> from randlora_pl.callbacks import confusion_figure, samples_figure
+    >>> from randlora_pl.callbacks import confusion_figure, gates_figure, samples_figure
     >>> confusion = confusion_figure(torch.tensor([[9, 1], [0, 10]]), ["cat", "dog"])
     >>> samples = samples_figure([torch.zeros(3, 32, 32)], ["cat"], ["dog"], [0.93])
+    >>> gates = gates_figure(torch.full((2, 2, 3), 1 / 3), ["fc1", "fc2"], ["cat", "dog"])
 """
 
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from randlora_pl.callbacks.nonfinite import NonFiniteLoss
     from randlora_pl.callbacks.patience import Patience
     from randlora_pl.callbacks.plots.figures import Figures, confusion_figure, samples_figure
+    from randlora_pl.callbacks.plots.gates import Gates, gates_figure
     from randlora_pl.callbacks.plots.per_class import PerClass
     from randlora_pl.callbacks.progress import ProgressBar
     from randlora_pl.callbacks.spectrum import UpdateSpectrum
@@ -47,6 +49,7 @@ __all__ = [
     "AdapterCheckpoint",
     "Elsewhere",
     "Figures",
+    "Gates",
     "GradientFlow",
     "HeldLock",
     "NonFiniteLoss",
@@ -63,6 +66,7 @@ __all__ = [
     "WrittenAnswers",
     "ZeroShot",
     "confusion_figure",
+    "gates_figure",
     "samples_figure",
 ]
 

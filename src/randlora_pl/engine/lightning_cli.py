@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from randlora_pl.callbacks import (
     AdapterCheckpoint,
     Figures,
+    Gates,
     GradientFlow,
     NonFiniteLoss,
     Patience,
@@ -228,7 +229,7 @@ class App(LightningCLI):
             raise
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        own: list[Callback] = [PerClass(), Figures(), WrittenAnswers()]
+        own: list[Callback] = [PerClass(), Figures(), Gates(), WrittenAnswers()]
         if self.command.verb == "fit":
             own += [*_validation(config, callbacks), StartSummary(self.dry), PeakMemory(), Throughput()]
             own += [NonFiniteLoss(), Termination(), StepNumbers()]

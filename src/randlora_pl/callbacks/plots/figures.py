@@ -200,24 +200,25 @@ class Figures(Callback):
 
             plots["predictions"] = grid(wrong_first(surest.mistakes, [one for _, one in self._shown]))
             plots["mistakes"] = grid(surest.mistakes, surest.heading())
-        self._write(trainer, plots)
+        write_plots(trainer, plots)
 
-    @staticmethod
-    def _write(trainer: Trainer, plots: dict[str, Callable[[], "Figure"]]) -> None:
-        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        folder = run_folder(trainer) / FOLDER
-        for name, make in plots.items():
-            try:
-                image = pixels(make())
-            except Exception as error:  # a failed plot must not end the run
-                reason = str(error).strip().partition("\n")[0]
-                log.warning("the plot %s could not be drawn: %s: %s", name, type(error).__name__, reason)
-                continue
-            png = io.BytesIO()
-            Image.fromarray(image).save(png, "PNG")
-            write_bytes(folder / f"{name}.png", png.getbuffer())
-            for board in boards:
-                board.experiment.add_image(f"test/{name}", image, trainer.global_step, dataformats="HWC")
+
+def write_plots(trainer: Trainer, plots: dict[str, Callable[[], "Figure"]]) -> None:
+    """Write plots to the run folder and to TensorBoard, by name; a plot that fails is logged."""
+    boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    folder = run_folder(trainer) / FOLDER
+    for name, make in plots.items():
+        try:
+            image = pixels(make())
+        except Exception as error:  # a failed plot must not end the run
+            reason = str(error).strip().partition("\n")[0]
+            log.warning("the plot %s could not be drawn: %s: %s", name, type(error).__name__, reason)
+            continue
+        png = io.BytesIO()
+        Image.fromarray(image).save(png, "PNG")
+        write_bytes(folder / f"{name}.png", png.getbuffer())
+        for board in boards:
+            board.experiment.add_image(f"test/{name}", image, trainer.global_step, dataformats="HWC")
 
 
 def _shown(images: Sequence[Tensor], frame: Any) -> list[Tensor]:

@@ -15,6 +15,7 @@ from randlora_pl.adapters.methods.fixed_rank.lora import LoRADelta
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, assert_close, randomise
 from tests.adapters.reference import hydralora
+from tests.support.products import in_one_item
 
 
 def adapted(in_features: int = 12, out_features: int = 20, **options: Any) -> tuple[One, HydraLoRADelta]:
@@ -119,7 +120,7 @@ def test_gates_are_float32_with_half_precision(monkeypatch: pytest.MonkeyPatch) 
     assert all(torch.allclose(each.sum(-1), torch.ones(5)) for each in seen)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
+@in_one_item("groups", [1, 2])
 def test_a_convolution_is_the_layer_on_every_patch(groups: int) -> None:
     conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=groups, padding_mode="reflect")
     plain = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=groups, padding_mode="reflect")

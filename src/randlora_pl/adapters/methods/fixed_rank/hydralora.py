@@ -57,9 +57,14 @@ class HydraLoRA(Adapter):
 
 
 class HydraLoRADelta(DeltaWeight):
-    """scaling * sum_k w_k(x) B_k A x of one weight; A and the router start Kaiming-uniform, B at zero."""
+    """scaling * sum_k w_k(x) B_k A x of one weight; A and the router start Kaiming-uniform, B at zero.
+
+    Attributes:
+        listener: Function that gets all gates of the layer, (..., heads), at each use, or None.
+    """
 
     fixed = False
+    listener: Callable[[Tensor], None] | None = None
 
     def __init__(self, adapter: HydraLoRA, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
@@ -81,7 +86,10 @@ class HydraLoRADelta(DeltaWeight):
 
     def gates(self, logits: Tensor, dim: int = -1) -> Tensor:
         """Return the weights of the heads, float32 or float64, from the router's outputs with the heads in ``dim``."""
-        return logits.softmax(dim, dtype=torch.promote_types(logits.dtype, torch.float32))
+        gates = logits.softmax(dim, dtype=torch.promote_types(logits.dtype, torch.float32))
+        if self.listener is not None:
+            self.listener(gates.movedim(dim, -1))
+        return gates
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Add the heads' product to the frozen layer's output."""
