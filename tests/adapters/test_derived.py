@@ -72,6 +72,11 @@ def test_a_weight_of_low_rank_has_no_infinite_factors() -> None:
         model[0].weight.data = weight.float()
         inject(model, LoRAXS(3), ["0"])
         assert model(torch.randn(2, weight.shape[1])).isfinite().all()
+    model = nn.Sequential(nn.Linear(4, 4))
+    model[0].weight.data[1, 2] = torch.nan
+    with pytest.raises(UserError, match="0: its weight is not finite"):
+        inject(model, PiSSA(2), ["0"])
+    assert type(model[0]) is nn.Linear
 
 
 def test_large_weights_are_iterated_and_stored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

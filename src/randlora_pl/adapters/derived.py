@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape
 from randlora_pl.adapters.random_bases import Distribution, draw
 from randlora_pl.utils import rng
+from randlora_pl.utils.errors import UserError
 
 Triple = tuple[Tensor, Tensor, Tensor]
 """Left factor (out, r), values (r) and right factor (r, in)."""
@@ -79,6 +80,9 @@ class DerivedDelta(DeltaWeight):
             shape: Name and shape of the weight.
             weight: W0, (out, in).
             rank: Number r of vectors.
+
+        Raises:
+            UserError: The weight is not finite.
         """
         self._stored = adapter.keep_derived or (recipe == "gram/1" and iterates(shape.small, rank))
         sizes = ((shape.out_features, rank), (rank,), (rank, shape.in_features))
@@ -87,6 +91,8 @@ class DerivedDelta(DeltaWeight):
         if weight.is_meta or later:
             left, values, right = (torch.zeros(size, device=weight.device, dtype=torch.float64) for size in sizes)
             return left, values, right
+        if not weight.isfinite().all():
+            raise UserError(f"{shape.layer}: its weight is not finite (NaN or infinity). Load other weights.")
         return factors(recipe, weight.detach().to("cpu", torch.float64), rank)
 
     def hold(self, weight: Tensor, **tensors: Tensor) -> None:
