@@ -77,9 +77,9 @@ def both(method: str, in_features: int = 20, out_features: int = 12) -> tuple[On
         inject(model, METHODS[method](4, "packed"), ["fc"])
     randomise(plain)
     with torch.no_grad():
-        own = trainable_parameters(plain)
-        for name, parameter in trainable_parameters(quantized).items():
-            parameter.copy_(own[name])
+        own = {**trainable_parameters(plain), **update_buffers(plain)}
+        for name, tensor in {**trainable_parameters(quantized), **update_buffers(quantized)}.items():
+            tensor.copy_(own[name])  # also places that ties and the rounding of unpacked weights leave open
     return plain, quantized
 
 
