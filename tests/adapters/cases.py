@@ -15,6 +15,7 @@ from randlora_pl.adapters import (
     SVFT,
     AdaLoRA,
     Adapter,
+    AutoLoRA,
     BitFit,
     DoRA,
     Fira,
@@ -36,6 +37,7 @@ from randlora_pl.adapters import (
     make_optimizer,
     trainable_parameters,
 )
+from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.random_bases import Bases
 
 # Each takes the rank and ``qkv``. Scalings are large so that updates are of the size of the weights.
@@ -75,6 +77,8 @@ METHODS: dict[str, Callable[..., Adapter]] = {
     "hira": lambda r, qkv: HiRA(r, qkv=qkv),
     "hydralora": lambda r, qkv: HydraLoRA(r, heads=3, alpha=4.0, qkv=qkv),
     "fira": lambda r, qkv: Fira(r),
+    "autolora": lambda r, qkv: AutoLoRA(r, alpha=4.0 * r, qkv=qkv),
+    "autolora-bases": lambda r, qkv: AutoLoRA(r, alpha=10.0, select="bases", qkv=qkv),
     "full": lambda r, qkv: FullFineTuning(),
     "galore": lambda r, qkv: GaLore(r),
     "bitfit": lambda r, qkv: BitFit(),
@@ -235,6 +239,9 @@ def randomise(model: nn.Module, std: float = 0.2) -> None:
     """Gives every trainable tensor values that matter: no factor of an update is left at zero."""
     for parameter in trainable_parameters(model).values():
         parameter.add_(std * torch.randn_like(parameter))
+    for name, buffer in update_buffers(model).items():
+        if name.endswith(".v"):  # AutoLoRA's selection variables
+            buffer.add_(torch.randn_like(buffer))
 
 
 def trained(method: str, kind: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:

@@ -15,6 +15,7 @@ from randlora_pl.adapters import random_bases as bases
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.layers.adapted import RowBlocks
 from randlora_pl.adapters.methods.fixed_rank.adalora import AdaLoRADelta
+from randlora_pl.adapters.methods.fixed_rank.autolora import SelectedBases, SelectedRanks
 from randlora_pl.adapters.methods.fixed_rank.dora import DoRADelta
 from randlora_pl.adapters.methods.fixed_rank.hydralora import HydraLoRADelta
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRADelta
@@ -305,10 +306,21 @@ def bases_b(delta: Any, large: int, small: int) -> list[Matrix]:
     return [[line[j * rank : (j + 1) * rank] for line in b] for j in range(count)]
 
 
+def shares(v: Tensor) -> list[float]:
+    """The softmax of AutoLoRA's selection variables."""
+    powers = [math.exp(value) for value in _list(v)]
+    return [power / sum(powers) for power in powers]
+
+
 def _randlora(delta: Any, out_features: int, in_features: int) -> Matrix:
     large, small = max(out_features, in_features), min(out_features, in_features)
     count, rank = delta.lambdas.shape
     b = bases_b(delta, large, small)
+    if isinstance(delta, SelectedBases):
+        b = [
+            [[share * value for value in line] for line in basis]
+            for share, basis in zip(shares(delta.v), b, strict=True)
+        ]
     if isinstance(delta, SummedRandLoRADelta):
         a = [_list(delta.bases.A[j, :rank, :small]) for j in range(count)]
         result = randlora_a(a, b, _list(delta.lambdas), _list(delta.gammas), delta.scaling)
@@ -324,6 +336,9 @@ def _update(delta: DeltaWeight, weight: Tensor) -> Matrix:
     out_features, in_features = weight.shape
     if isinstance(delta, RandLoRADelta | SummedRandLoRADelta):
         return _randlora(delta, out_features, in_features)
+    if isinstance(delta, SelectedRanks):
+        b = [[value * share for value, share in zip(line, shares(delta.v), strict=True)] for line in _list(delta.B)]
+        return lora(_list(delta.A), b, delta.scaling)
     if isinstance(delta, LoRADelta):
         return lora(_list(delta.A), _list(delta.B), delta.scaling)
     if isinstance(delta, PiSSADelta):

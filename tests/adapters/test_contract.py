@@ -33,6 +33,8 @@ COMPILED = [
     *[(method, "linear-in<out") for method in ("pranc", "pranc-dense", "svft", "hydralora")],
     *[(method, "linear-in<out") for method in ("kradapter", "shira")],
     ("adalora", "linear-in<out"),
+    ("autolora", "linear-in<out"),
+    ("autolora-bases", "linear-in>out"),
     ("dora-randlora", "timm-split"),
 ]
 

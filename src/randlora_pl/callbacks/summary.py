@@ -146,8 +146,14 @@ def describe(adapter: Any) -> str:
         return f"{adapter.method()} of {describe(adapter.inner)}"
     plain = type(adapter)().options()
     shown = [
-        f"{name} {value}"
+        f"{name} {_shortened(value)}"
         for name, value in adapter.options().items()
         if name not in ("seed", "match") and (name == "rank" or value != plain[name])
     ]
     return f"{adapter.method()} {', '.join(shown)}".strip()
+
+
+def _shortened(value: Any) -> str:
+    """Return an option's value as text, of many patterns only the least and the greatest value."""
+    many = isinstance(value, dict) and len(value) > 3
+    return f"{min(value.values())} to {max(value.values())} by {len(value)} patterns" if many else str(value)

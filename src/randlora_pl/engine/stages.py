@@ -18,6 +18,7 @@ from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
 from randlora_pl.callbacks.checkpoint_file import check_checkpoint
 from randlora_pl.engine.board import log_end, log_start
 from randlora_pl.engine.fit_results import callback_of, callbacks_of, fit_metrics
+from randlora_pl.engine.found import write_found
 from randlora_pl.engine.lightning_cli import App
 from randlora_pl.engine.run_folder import CHECKSUM, checksum, keep_older, resolved_config, without_head, without_seed
 from randlora_pl.engine.summary import end_page, format_metrics
@@ -146,6 +147,8 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     _write(app, tested | facts | fit_metrics(app) | {"config": configs, "finished": finished})
     if finished:
         log_end(app, read_results(folder))
+        if trainer.is_global_zero:
+            write_found(folder, facts)
     if trainer.is_global_zero:
         print_above_progress(*end_page(folder, data.unit, testable=bool(tested) or not test))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
+from randlora_pl.engine.found import FRAGMENT, training_of
 from randlora_pl.utils.run_results import read_results
 from randlora_pl.utils.text.formatting import byte_size, duration
 from randlora_pl.utils.text.tables import facts_table
@@ -49,7 +50,8 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
     use = f"predict --adapter {path}/{adapter} {given} --output predictions.csv"
     if unit != "images":
         use += f"\n  randlora-pl adapter merge {path}/{adapter} --output FOLDER"
-    following = f"\nNext:{goes_on}\n  randlora-pl {use}{tests}{board}"
+    found = f"\n  {training_of(folder)}" if (folder / FRAGMENT).is_file() else ""
+    following = f"\nNext:{goes_on}{found}\n  randlora-pl {use}{tests}{board}"
     return ["", facts_table(rows), following]
 
 

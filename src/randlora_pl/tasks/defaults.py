@@ -10,6 +10,7 @@ _TABLE_8 = {"FullFineTuning": 1e-5, "LoRA": 1e-3, "NoLA": 1e-3, "VeRA": 1e-2, "R
 _VISION_ONLY = {"LoRA": 1e-2, "RandLoRA": 1e-2}  # section C.3; the others are not restated there
 _NOT_IN_THE_PAPER = {
     "AdaLoRA": 1e-3,  # its scripts: 5e-4 (MNLI) to 2.2e-3 (STS-B)
+    "AutoLoRA": 3e-4,  # its code, for RoBERTa
     "BitFit": 1e-3,
     "Fira": 1e-4,  # its released script for commonsense, with scale 1
     "GaLore": 3e-5,  # its released script for GLUE

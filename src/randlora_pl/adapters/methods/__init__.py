@@ -1,6 +1,7 @@
 """Methods, one file each, in folders by the rank of their update; imported together, so that parsers find them all."""
 
 from randlora_pl.adapters.methods.fixed_rank.adalora import AdaLoRA
+from randlora_pl.adapters.methods.fixed_rank.autolora import AutoLoRA
 from randlora_pl.adapters.methods.fixed_rank.dora import DoRA
 from randlora_pl.adapters.methods.fixed_rank.hydralora import HydraLoRA
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
@@ -23,6 +24,7 @@ __all__ = [
     "PRANC",
     "SVFT",
     "AdaLoRA",
+    "AutoLoRA",
     "BitFit",
     "DoRA",
     "Fira",

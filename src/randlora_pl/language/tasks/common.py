@@ -13,6 +13,7 @@ from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import svft_rate
 
 _RATES = {
+    "AutoLoRA": 3e-4,
     "VeRA": 1e-2,
     "FullFineTuning": 1e-5,
     "GaLore": 3e-5,

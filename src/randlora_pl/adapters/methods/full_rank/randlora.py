@@ -58,7 +58,8 @@ class RandLoRA(Adapter):
         rank: Rank r of each basis; a higher rank means fewer trainable parameters. A number, or numbers by pattern of
             layer names (``{".*mlp.*": 4}``; other layers use the default).
         alpha: The update is scaled by alpha / r (Table 8: 10 / r). A number, or numbers by pattern, as ``rank``.
-        num_bases: Number n of bases: ``ceil`` for d/r rounded up, ``floor+1`` as the official code, or a number.
+        num_bases: Number n of bases: ``ceil`` for d/r rounded up, ``floor+1`` as the official code, a number, or
+            numbers by pattern.
         basis: Distribution of the bases, with unit standard deviation (Table 3); ``hadamard`` bases consist of signs
             and small orthogonal transforms, are never stored, and are the fastest.
         sparsity: For ``ternary``: s, with probability 1/s for each of +1 and -1; ``sqrt`` is the square root of the
@@ -85,7 +86,7 @@ class RandLoRA(Adapter):
         self,
         rank: int | dict[str, int] = 6,
         alpha: float | dict[str, float] = 10.0,
-        num_bases: int | Literal["ceil", "floor+1"] = "ceil",
+        num_bases: int | Literal["ceil", "floor+1"] | dict[str, int] = "ceil",
         basis: BasisName = "uniform",
         sparsity: int | Literal["sqrt"] = 6,
         a_basis: ABasis = "auto",
@@ -108,7 +109,8 @@ class RandLoRA(Adapter):
         for option, (value, allowed) in choices.items():
             if value not in allowed:
                 raise UserError(f"RandLoRA: {option} is {value!r}; choose one of {', '.join(allowed)}.")
-        if not (num_bases in ("ceil", "floor+1") or (isinstance(num_bases, int) and num_bases > 0)):
+        numbers = num_bases.values() if isinstance(num_bases, dict) else [num_bases]
+        if num_bases not in ("ceil", "floor+1") and not all(isinstance(each, int) and each > 0 for each in numbers):
             raise UserError(f"RandLoRA: num_bases is {num_bases!r}. Set ceil, floor+1 or a positive integer.")
         self.rank, self.alpha, self.num_bases = rank, alpha, num_bases
         if matched_rank <= 0:
@@ -136,13 +138,14 @@ class RandLoRA(Adapter):
     def bases_of(self, shape: WeightShape) -> int:
         """Return the number n of bases for one layer."""
         rank, small = self.rank_of(shape), shape.small
-        if isinstance(self.num_bases, int):
-            return self.num_bases
+        number = self.of(self.num_bases, shape, "ceil")
+        if isinstance(number, int):
+            return number
         if self.variant == "a":
             full = -(-small // self.matched_rank) * (self.matched_rank + small)
             return max(1, round(full / (rank + small)))
         covered = 2 * rank if self.variant == "b" else rank
-        return small // covered + 1 if self.num_bases == "floor+1" else -(-small // covered)
+        return small // covered + 1 if number == "floor+1" else -(-small // covered)
 
     def count(self, shape: WeightShape) -> int:
         """Return n (r + d)."""
