@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -10,7 +9,7 @@ from torch.func import functional_call
 from randlora_pl.adapters import trainable_parameters
 from tests.adapters import reference
 from tests.adapters.cases import KINDS, METHODS, UNFIXED, WHOLE, SelfAttention, assert_close, inputs, trained
-from tests.support.products import covering
+from tests.support.products import covered
 
 ATTENTION = [kind for kind in KINDS if kind.startswith("mha-")]
 ADDING = [method for method in METHODS if method not in (*WHOLE, *UNFIXED)]
@@ -30,7 +29,7 @@ def by_hand(model: Any) -> SelfAttention:
     return plain
 
 
-@pytest.mark.parametrize(("method", "kind"), covering(ADDING, ATTENTION, strength=1))
+@covered(("method", "kind"), ADDING, ATTENTION, strength=1)
 def test_output_and_input_gradient(method: str, kind: str) -> None:
     _, model = trained(method, kind)
     plain, x = by_hand(model), inputs(model)
@@ -44,7 +43,7 @@ def test_output_and_input_gradient(method: str, kind: str) -> None:
         assert_close(ours, theirs, 2e-5)
 
 
-@pytest.mark.parametrize(("method", "kind"), covering(ADDING, ATTENTION, strength=1))
+@covered(("method", "kind"), ADDING, ATTENTION, strength=1)
 def test_parameter_gradients(method: str, kind: str) -> None:
     """Through autograd of a plain layer that is called with W0 + delta as its weights."""
     base, model = trained(method, kind, torch.float64)

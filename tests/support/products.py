@@ -35,6 +35,28 @@ def marked(rows: Iterable[Any], by_default: Callable[[Any], bool], mark: Any = p
     return [pytest.param(*row, marks=[] if by_default(row) else [mark]) for row in rows]
 
 
+def covered(names: tuple[str, ...], *factors: Iterable[Any], strength: int = 2) -> Callable[[Test], Test]:
+    """Run the product of the factors as subtests of two items: a covering part, and the rest, marked `full`."""
+    rows = covering(*factors, strength=strength)
+    parts = [[row.values for row in rows if bool(row.marks) == rest] for rest in (False, True)]
+
+    def decorate(test: Test) -> Test:
+        runs = [in_one_item(names, part)(test) for part in parts]
+
+        @functools.wraps(test)
+        def run(rest: bool, **fixtures: Any) -> None:
+            runs[rest](**fixtures)
+
+        kept = inspect.signature(runs[0]).parameters.values()
+        first = inspect.Parameter("rest", inspect.Parameter.KEYWORD_ONLY)
+        run.__signature__ = inspect.Signature([*kept, first])  # type: ignore[attr-defined]
+        both = [pytest.param(rest, marks=[pytest.mark.full] if rest else []) for rest in (False, True) if parts[rest]]
+        decorated: Test = pytest.mark.parametrize("rest", both)(run)
+        return decorated
+
+    return decorate
+
+
 def in_one_item(names: str | tuple[str, ...], rows: Iterable[Any]) -> Callable[[Test], Test]:
     """Run a test on each row within one item, as subtests: ``parametrize`` for cases of a few milliseconds.
 

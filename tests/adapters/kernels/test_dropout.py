@@ -19,7 +19,7 @@ from randlora_pl.adapters.kernels.dropout import drop_mask, dropped, in_parts, k
 from randlora_pl.adapters.kernels.flop_choice import Choice
 from tests.adapters.cases import One, assert_close, randomise
 from tests.adapters.kernels.test_randlora_linear import BASES, FORMS, adapted, every_basis
-from tests.support.products import covering, in_one_item, marked
+from tests.support.products import covered, in_one_item, marked
 
 COMPILED = [("dense", (24, 60)), ("hadamard", (60, 24))]
 SHAPES = [(24, 24), (24, 60), (60, 24), (130, 390), (300, 130)]
@@ -118,7 +118,7 @@ def test_parts_cover_all_tokens_in_order() -> None:
 # The fast path
 
 
-@pytest.mark.parametrize(("shape", "form", "basis"), covering(SHAPES, FORMS, BASES))
+@covered(("shape", "form", "basis"), SHAPES, FORMS, BASES)
 def test_every_form_gives_the_numbers_and_gradients_of_the_two_products(
     shape: tuple[int, int], form: Choice, basis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,7 +143,7 @@ def test_every_form_gives_the_numbers_and_gradients_of_the_two_products(
             assert torch.allclose(model(x), results[0][0], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("needs", "basis"), covering(itertools.product((False, True), repeat=4), BASES, strength=1))
+@covered(("needs", "basis"), itertools.product((False, True), repeat=4), BASES, strength=1)
 def test_any_part_may_be_frozen(needs: tuple[bool, ...], basis: str) -> None:
     for shape in ((24, 60), (60, 24)):
         model = dropping(*shape, basis)
@@ -179,7 +179,7 @@ def test_tokens_without_a_gradient_are_left_out(basis: str) -> None:
             assert torch.allclose(fast, slow, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(("basis", "reentrant"), covering(BASES, [False, True], strength=1))
+@covered(("basis", "reentrant"), BASES, [False, True], strength=1)
 def test_recomputed_activations_drop_the_same_entries(basis: str, reentrant: bool) -> None:
     model = dropping(24, 60, basis)
     x = torch.randn(50, 24, dtype=torch.float64, requires_grad=True)

@@ -23,7 +23,7 @@ from randlora_pl.adapters.kernels.hadamard import Hadamard
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRADelta
 from randlora_pl.adapters.random_bases import Bases, Distribution, draw
 from tests.adapters.cases import One, assert_close, bases_of, randomise
-from tests.support.products import covering, in_one_item, marked
+from tests.support.products import covered, in_one_item, marked
 
 BASES: dict[str, dict[str, Any]] = {
     "dense": {},
@@ -62,7 +62,7 @@ def forced(monkeypatch: pytest.MonkeyPatch, form: Choice) -> None:
 # The numbers
 
 
-@pytest.mark.parametrize(("shape", "form", "basis"), covering(SHAPES, FORMS, BASES))
+@covered(("shape", "form", "basis"), SHAPES, FORMS, BASES)
 def test_every_form_gives_the_numbers_and_gradients_of_the_plain_product(
     shape: tuple[int, int], form: Choice, basis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +84,7 @@ def test_every_form_gives_the_numbers_and_gradients_of_the_plain_product(
             assert torch.allclose(model(x), results[0][0], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("needs", "basis"), covering(itertools.product((False, True), repeat=4), BASES, strength=1))
+@covered(("needs", "basis"), itertools.product((False, True), repeat=4), BASES, strength=1)
 def test_any_part_may_be_frozen(needs: tuple[bool, ...], basis: str) -> None:
     for shape in ((24, 60), (60, 24)):
         model = adapted(*shape, basis)
@@ -104,9 +104,12 @@ def test_any_part_may_be_frozen(needs: tuple[bool, ...], basis: str) -> None:
             assert torch.allclose(fast, plain, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(
+@covered(
     ("counts", "shape", "form", "basis"),
-    covering(["first", "none", "most", "all"], [(24, 60), (60, 24), (24, 24)], [None, *FORMS], BASES),
+    ["first", "none", "most", "all"],
+    [(24, 60), (60, 24), (24, 24)],
+    [None, *FORMS],
+    BASES,
 )
 def test_tokens_without_a_gradient_are_left_out(
     counts: str, shape: tuple[int, int], form: Choice | None, basis: str, monkeypatch: pytest.MonkeyPatch
@@ -264,9 +267,11 @@ def unused() -> Tensor:
     raise AssertionError("RandLoRA's update does not depend on the frozen weight")
 
 
-@pytest.mark.parametrize(
+@covered(
     ("shape", "basis", "trains"),
-    covering([(128, 128), (128, 448), (448, 128)], ["dense-low", "hadamard"], [False, True]),
+    [(128, 128), (128, 448), (448, 128)],
+    ["dense-low", "hadamard"],
+    [False, True],
 )
 def test_the_update_alone_takes_the_form_that_does_less(shape: tuple[int, int], basis: str, trains: bool) -> None:
     """Counted operations of either form, not the rule's own formula; near the point of balance either will do."""
@@ -294,7 +299,7 @@ def test_the_update_alone_takes_the_form_that_does_less(shape: tuple[int, int], 
     assert chosen == ({False, True} if few_only else {False})
 
 
-@pytest.mark.parametrize(("shape", "build", "basis"), covering([(24, 60), (60, 24), (24, 24)], [False, True], BASES))
+@covered(("shape", "build", "basis"), [(24, 60), (60, 24), (24, 24)], [False, True], BASES)
 def test_both_forms_of_the_update_alone_agree(
     shape: tuple[int, int], build: bool, basis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

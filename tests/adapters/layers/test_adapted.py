@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import DoRA, LoRA, RandLoRA, delta_weights, disabled, inject, merge, unload, unmerge
 from randlora_pl.adapters.layers.adapted import AdaptedAttention, AdaptedLinear
 from tests.adapters.cases import assert_close, randomise
-from tests.support.products import covering, in_one_item
+from tests.support.products import covered, in_one_item
 
 EMBED, HEADS, BATCH, QUERIES, KEYS = 12, 3, 4, 5, 7
 
@@ -90,8 +90,13 @@ FLAGS = [False, True]
 MASKS = ["none", "bool", "float", "bool-3d", "float-3d", "padding", "padding-float", "both"]
 
 
-@pytest.mark.parametrize(
-    ("mask", "need_weights", "cross", "batch_first", "batched"), covering(MASKS, FLAGS, FLAGS, FLAGS, FLAGS)
+@covered(
+    ("mask", "need_weights", "cross", "batch_first", "batched"),
+    MASKS,
+    FLAGS,
+    FLAGS,
+    FLAGS,
+    FLAGS,
 )
 def test_attention_is_the_plain_layer_with_the_update_written_in(
     mask: str, need_weights: bool, cross: bool, batch_first: bool, batched: bool
@@ -110,9 +115,12 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(
+@covered(
     ("options", "mask", "need_weights", "batched"),
-    covering(OPTIONS, ["none", "bool", "padding", "both"], FLAGS, FLAGS),
+    OPTIONS,
+    ["none", "bool", "padding", "both"],
+    FLAGS,
+    FLAGS,
 )
 def test_rare_options_of_attention(options: dict[str, Any], mask: str, need_weights: bool, batched: bool) -> None:
     adapted, plain = attention_pair(batch_first=True, **options)
@@ -220,9 +228,11 @@ def padding() -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # of the plain twin
-@pytest.mark.parametrize(
+@covered(
     ("targets", "padded", "nested"),
-    covering([None, ["qkv"], ["fc1"], ["fc2"], ["o"], ["all"], [r"layers\.1\..*"]], FLAGS, FLAGS),
+    [None, ["qkv"], ["fc1"], ["fc2"], ["o"], ["all"], [r"layers\.1\..*"]],
+    FLAGS,
+    FLAGS,
 )
 def test_an_encoder_in_eval_uses_its_adapter(targets: list[str] | None, padded: bool, nested: bool) -> None:
     plain = encoder(nested).eval()
