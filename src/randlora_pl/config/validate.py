@@ -173,6 +173,8 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
         return f" It needs {_NEEDS[rest[0]]}: --model {' or '.join(fits)}."
     if "inner" in (groups.get(group) or ()) and rest[0] in adapters()["LoRA"].options:
         return f" Did you mean --{group}.inner.{rest[0]}?"
+    if (group, rest[0]) == ("model.adapter", "match"):
+        return " It chooses the size of an update. This method has none, because it trains the model's own tensors."
     known = {"model": tasks(), "model.adapter": adapters(), "model.adapter.inner": adapters()}.get(group, {})
     if owners := [name for name, source in known.items() if rest[0] in source.options]:
         return f" It belongs to {', '.join(owners)}: --{group} {owners[0]}."

@@ -126,12 +126,13 @@ def _classified(
 
 def _ready(file: "AdapterFile", options: argparse.Namespace, how: dict[str, Any]) -> Any:
     """Return the task of an adapter on the device, merged; quantized as in its training if there is a GPU."""
+    from randlora_pl.adapters import FullFineTuning
     from randlora_pl.language.tasks.restore import plain_task
     from randlora_pl.tasks.restore import make_ready
 
     if options.weights_files:
         how = {**how, "pretrained": str(options.weights_files[-1])}
-    if options.precision == "bf16" and file.adapter.method() != "FullFineTuning":  # which has nothing frozen to cast
+    if options.precision == "bf16" and not isinstance(file.adapter, FullFineTuning):  # which has nothing frozen to cast
         how = {**how, "frozen_dtype": "bfloat16"}
     task = plain_task(file, dequantized=options.device.type != "cuda", **how)
     return make_ready(task, file).to(options.device)

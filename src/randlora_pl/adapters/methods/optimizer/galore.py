@@ -7,12 +7,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from randlora_pl.adapters.methods.optimizer.projected_adamw import ProjectedAdamW, state_size
-from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
+from randlora_pl.adapters.methods.whole.full import FullFineTuning
 from randlora_pl.adapters.targets.sites import find_sites
 from randlora_pl.utils.errors import UserError
 
 
-class GaLore(BaseWeightMethod):
+class GaLore(FullFineTuning):
     """GaLore: every tensor trains, and AdamW's moments of matrices are projected (Zhao et al., 2024).
 
     Weights of linear, attention and convolution layers are projected. Vectors, embeddings, language heads, tensors of
@@ -39,10 +39,6 @@ class GaLore(BaseWeightMethod):
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
             raise UserError(f"{self.method()}: scale is {scale!r}. Set a positive number.")
         self.rank, self.scale, self.period = rank, float(scale), period
-
-    def selects(self, layer: nn.Module, tensor: str) -> bool:
-        """Return True for every tensor."""
-        return True
 
     def optimizer(self, model: nn.Module, groups: Any, *, fused: bool = False, **options: Any) -> Optimizer:
         """Return `ProjectedAdamW`, which has no fused kernel."""
