@@ -5,7 +5,7 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from randlora_pl.cli.common.arguments import CommandParser, check_output
+from randlora_pl.cli.common.arguments import CommandParser, check_output, spelled
 from randlora_pl.config.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.atomic_output import refuse_inputs
@@ -18,7 +18,7 @@ Convert an adapter to another format. The output is read again and compared befo
   randlora-pl adapter export ADAPTER --to lora --error 0.05 --output DIR
   randlora-pl adapter export ADAPTER --to onnx --output model.onnx
 
-  --to peft        A folder for PeftModel.from_pretrained: RandLoRA, LoRA, VeRA, DoRA, PiSSA, LoRA-XS on linear layers
+  --to peft        A folder for PeftModel.from_pretrained: RandLoRA, LoRA, AdaLoRA, VeRA, DoRA, PiSSA, LoRA-XS
   --to lora        A plain LoRA adapter, by truncated singular value decomposition of each update
   --to onnx        The merged model as an ONNX file with class names (pip install '.[onnx]' in the checkout)
   --to torch       The merged model as a torch.export program (.pt2)
@@ -27,6 +27,7 @@ Convert an adapter to another format. The output is read again and compared befo
   --overwrite      Replace the output if it exists
   --pretrained FILE  Weights file of a base model that this machine does not have
 
+  peft:            --peft-type ADALORA  Keep an AdaLoRA what it is (default: a LoRA of the ranks that are left)
   lora:            --rank K      Rank of every layer, or
                    --error E     Largest relative error per layer (Frobenius), which selects the rank
   onnx, torch:     --part PART   classifier, image (image features) or text (of token ids) (default: classifier)
@@ -42,7 +43,13 @@ FORMS = {
 }
 """The module of each form; its ``export`` takes the options."""
 
-_OPTIONS = {"rank": ("lora",), "error": ("lora",), "part": ("onnx", "torch"), "dtype": ("adapter",)}
+_OPTIONS = {
+    "rank": ("lora",),
+    "error": ("lora",),
+    "part": ("onnx", "torch"),
+    "dtype": ("adapter",),
+    "peft_type": ("peft",),
+}
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
@@ -52,7 +59,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_weights()
     parser.add_options(overwrite=False, rank=int, error=float, part=("classifier", "image", "text"))
-    parser.add_options(dtype=("float32", "bfloat16", "float16"))
+    parser.add_options(dtype=("float32", "bfloat16", "float16"), peft_type=("ADALORA",))
     options = parser.parse_args(args)
     if options.to not in FORMS:
         raise UserError(
@@ -60,7 +67,8 @@ def _parse(args: list[str]) -> argparse.Namespace:
         )
     for name, forms in _OPTIONS.items():
         if getattr(options, name) is not None and options.to not in forms:
-            raise UserError(f"adapter export: --{name} belongs to --to {' or '.join(forms)}, not to --to {options.to}.")
+            allowed = " or ".join(forms)
+            raise UserError(f"adapter export: {spelled(name)} belongs to --to {allowed}, not to --to {options.to}.")
     return options
 
 

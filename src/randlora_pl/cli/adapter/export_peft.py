@@ -15,7 +15,7 @@ def export(options: argparse.Namespace) -> int:
     from randlora_pl.interop.peft.export import export_peft
     from randlora_pl.interop.peft.files import CONFIG, HEAD, TASK
 
-    done = export_peft(options.adapter, options.output)
+    done = export_peft(options.adapter, options.output, peft_type=options.peft_type)
     shared = "randlora" in (options.output / CONFIG).read_text()  # PEFT up to 0.21 expects a copy in every layer
     size = sum(file.stat().st_size for file in options.output.iterdir())
     if done.difference is None:

@@ -12,7 +12,7 @@ from randlora_pl.adapters.derived import shapes_only
 from randlora_pl.adapters.injection import make_deltas
 from randlora_pl.adapters.kept import base_buffers, update_buffers
 from randlora_pl.adapters.layers.built import has_own_forward
-from randlora_pl.adapters.operations import use_bases
+from randlora_pl.adapters.operations import report_of, use_bases
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.targets.select import select
 from randlora_pl.adapters.targets.sites import CONV, Site, find_sites
@@ -101,6 +101,8 @@ class ExternalAdapter:
 
     def fill(self, model: nn.Module) -> None:
         """Copy the values into a model that already has the method and layers."""
+        if (procedure := report_of(model).procedure) is not None:
+            procedure.ran = True  # in the training of the file
         if self.bases is not None:
             use_bases(model, self.bases)
         with torch.no_grad():

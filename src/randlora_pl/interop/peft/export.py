@@ -12,14 +12,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from randlora_pl.adapters import AdapterFile, DoRA, LoRA, RandLoRA, VeRA, read_adapter
+from randlora_pl.adapters import AdaLoRA, AdapterFile, DoRA, LoRA, RandLoRA, VeRA, read_adapter
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.targets.sites import is_packed_linear
 from randlora_pl.interop.base_model import Base, load_base, wrap_model
 from randlora_pl.interop.foreign.adapter import plain_convolution
+from randlora_pl.interop.peft.adalora import lora_of_kept
 from randlora_pl.interop.peft.factors import Factored, lora_of
-from randlora_pl.interop.peft.files import PeftAdapter, written
+from randlora_pl.interop.peft.files import PeftAdapter, base_name, written
 from randlora_pl.interop.peft.layerwise import TRANSLATIONS
 from randlora_pl.interop.peft.tensors import Part, lora_form, randlora_form, vera_form
 from randlora_pl.interop.peft.verify import Difference, LogitsOnly, difference, installed
@@ -45,7 +46,11 @@ class Exported:
 
 
 def export_peft(
-    path: str | os.PathLike[str], folder: str | os.PathLike[str], *, model: nn.Module | None = None
+    path: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    model: nn.Module | None = None,
+    peft_type: str | None = None,
 ) -> Exported:
     """Write an adapter as a folder for ``PeftModel.from_pretrained``, verified before it gets its final name.
 
@@ -53,14 +58,17 @@ def export_peft(
         path: Adapter folder or file.
         folder: Output folder; an older PEFT adapter is replaced.
         model: Base model without an adapter; it is not changed. Default: the adapter's base model.
+        peft_type: ``ADALORA`` keeps an AdaLoRA what it is. By default it becomes a LoRA of the ranks that are kept.
 
     Raises:
         UserError: PEFT cannot represent this adapter or gives other outputs, or the base model cannot be built.
     """
     file = read_adapter(path)
+    if peft_type is not None and not (peft_type == "ADALORA" and isinstance(file.adapter, AdaLoRA)):
+        raise UserError(f"{path}: peft_type is {peft_type}. Use ADALORA with an AdaLoRA, and leave it out otherwise.")
     factored = isinstance(file.adapter, Factored)
     if not factored:
-        to_peft(file, set())  # check the method before a large model is built
+        to_peft(file, set(), None, peft_type)  # check the method before a large model is built
     base, named = None if model is None else wrap_model(model), file.config.get("base_model", {})
     if base is None and named.get("library") and named.get("name"):
         base = load_base(file)
@@ -74,7 +82,8 @@ def export_peft(
         with _refusing(file):
             adapter = to_peft(lora_of(file, made.part), attention, base.part)
     else:
-        adapter = to_peft(file) if base is None else to_peft(file, attention, base.part)
+        known, whole = (None, None) if base is None else (attention, base.part)
+        adapter = to_peft(file, known, whole, peft_type)
     name = None
     if base is not None and (name := _classifier(file, base)):
         weight = file.extra["head"].float()
@@ -127,7 +136,12 @@ def _parts(file: AdapterFile) -> list[Part]:
     return parts
 
 
-def to_peft(file: AdapterFile, attention: set[str] | None = None, model: nn.Module | None = None) -> PeftAdapter:
+def to_peft(
+    file: AdapterFile,
+    attention: set[str] | None = None,
+    model: nn.Module | None = None,
+    peft_type: str | None = None,
+) -> PeftAdapter:
     """Convert an adapter to PEFT's form.
 
     Args:
@@ -135,10 +149,13 @@ def to_peft(file: AdapterFile, attention: set[str] | None = None, model: nn.Modu
         attention: Paths of the model's ``nn.MultiheadAttention`` modules. If None, layers that may belong to one are
             refused, because PEFT would never call them.
         model: Base model, for modules trained completely beside the adapter.
+        peft_type: See `export_peft`.
 
     Raises:
         UserError: PEFT has no form with the same outputs; the message has the reason and alternatives.
     """
+    if isinstance(file.adapter, AdaLoRA) and peft_type is None:
+        file = lora_of_kept(file, _parts(file))
     adapter = file.adapter
     check_fixed(adapter, file.path)
     translation = next((each for each in TRANSLATIONS.values() if isinstance(adapter, each.method)), None)
@@ -271,15 +288,3 @@ def _modules_to_save(
         }
         own = whole | own
     return modules, own
-
-
-def base_name(base: Mapping[str, Any]) -> str | None:
-    """Return the base model's id on the Hugging Face Hub, or None."""
-    name, tag = base.get("name"), base.get("pretrained")
-    if not name or tag == "random":
-        return None
-    if base.get("library") == "transformers":
-        return str(name) if tag == name else None
-    if base.get("library") == "timm":
-        return f"timm/{name}" if "." in str(name) else None
-    return None if base.get("sha256") else f"{name}/{tag}"

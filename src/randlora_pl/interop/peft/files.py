@@ -108,5 +108,17 @@ def written(adapter: PeftAdapter, path: Path) -> Iterator[Path]:
         yield part
 
 
+def base_name(base: Mapping[str, Any]) -> str | None:
+    """Return the base model's id on the Hugging Face Hub, or None."""
+    name, tag = base.get("name"), base.get("pretrained")
+    if not name or tag == "random":
+        return None
+    if base.get("library") == "transformers":
+        return str(name) if tag == name else None
+    if base.get("library") == "timm":
+        return f"timm/{name}" if "." in str(name) else None
+    return None if base.get("sha256") else f"{name}/{tag}"
+
+
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
     save_tensors({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, file)

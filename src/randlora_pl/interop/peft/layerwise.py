@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters import Adapter, SHiRA
+from randlora_pl.adapters import AdaLoRA, Adapter, SHiRA
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.interop.foreign.adapter import ExternalAdapter
 from randlora_pl.interop.patterns import exact_pattern
+from randlora_pl.interop.peft.adalora import KEYS, adalora, adalora_form
 from randlora_pl.interop.peft.files import PeftAdapter
 from randlora_pl.interop.peft.tensors import Form, Part
 from randlora_pl.utils.errors import UserError
@@ -93,6 +94,7 @@ def shira(adapter: PeftAdapter, layers: Layers, shapes: Shapes) -> ExternalAdapt
 
 
 TRANSLATIONS: dict[str, Translation] = {
+    "ADALORA": Translation(AdaLoRA, KEYS, ("lora_A", "lora_B", "lora_E"), adalora_form, adalora),
     "SHIRA": Translation(
         SHiRA,
         frozenset({"r", "mask_type", "random_seed"}),
