@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 import torch
 
-from randlora_pl.adapters import Adapter, DoRA, LoRA, LoRAXS, PiSSA, delta_weights, derived
+from randlora_pl.adapters import SVFT, Adapter, DoRA, LoRA, LoRAXS, PiSSA, delta_weights, derived
 from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.callbacks.checkpoint_file import CheckpointFile
 from randlora_pl.tasks import AdaptationTask
@@ -62,7 +62,7 @@ def run(trainer: Make, digits: Make, adapter: Adapter, start: Path | None = None
     return task
 
 
-@in_one_item("adapter", [PiSSA(4), LoRAXS(4, keep_derived=True)])
+@in_one_item("adapter", [PiSSA(4), LoRAXS(4, keep_derived=True), SVFT()])
 def test_a_resumed_run_has_the_same_bits_with_another_lapack(
     adapter: Adapter, trainer: Make, digits: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
