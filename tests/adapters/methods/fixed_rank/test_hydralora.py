@@ -1,5 +1,6 @@
 """HydraLoRA: heads, router and dropout; its formula is tested by the contract, refusals by test_input_dependent."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -145,6 +146,42 @@ def test_a_convolution_is_the_layer_on_every_patch(groups: int) -> None:
     assert_close(model(x[0]), model(x)[0], 1e-6)
 
 
+def test_balance_is_the_squared_coefficient_of_variation_of_the_mean_gates() -> None:
+    model = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 12))
+    procedure = inject(model, HydraLoRA(4, heads=3, balance=0.5), [".*"]).procedure
+    assert procedure is not None
+    deltas: list[Any] = [layer.delta for layer in model]
+    with torch.no_grad():
+        deltas[0].router.mul_(9)
+    x = torch.randn(4, 5, 12)
+    assert procedure.penalty() is None
+    model.eval()(x)
+    assert procedure.penalty() is None  # evaluation has no loss
+    hidden = model.train()[0](x)
+    model(x)
+    means = [(x @ deltas[0].router.T).softmax(-1).mean((0, 1)), (hidden @ deltas[1].router.T).softmax(-1).mean((0, 1))]
+    terms = [float((each.var(correction=0) / each.mean() ** 2).detach()) for each in means]
+    penalty = procedure.penalty()
+    assert penalty is not None and penalty.item() == pytest.approx(0.5 * sum(terms) / 2, rel=1e-4)
+    penalty.backward()
+    assert all(delta.router.grad.any() for delta in deltas)
+    first = penalty.item()
+    optimizer = torch.optim.Adam([delta.router for delta in deltas], lr=0.03)
+    for step in range(40):
+        model(x)
+        optimizer.zero_grad()
+        term = procedure.penalty()
+        assert term is not None
+        term.backward()
+        optimizer.step()
+        procedure.after_step(step, 40)
+    assert term.item() < 0.5 * first
+    model(x)
+    procedure.after_step(40, 41)
+    assert copy.deepcopy(model)(x).shape == x.shape  # no tensor with a history is left
+    assert inject(One(12, 20), HydraLoRA(4), ["fc"]).procedure is None
+
+
 def test_counts_and_errors() -> None:
     layer = nn.ModuleDict({name: nn.Linear(4096, 4096, bias=False, device="meta") for name in ("q_proj", "v_proj")})
     report = inject(nn.ModuleList([layer] + [_copied(layer) for _ in range(31)]), HydraLoRA(), ["q_proj", "v_proj"])
@@ -153,6 +190,8 @@ def test_counts_and_errors() -> None:
     for heads in (0, 1.5, True):
         with pytest.raises(UserError, match=r"heads is .* Set a positive integer"):
             HydraLoRA(heads=heads)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="balance is -1"):
+        HydraLoRA(balance=-1)
     with pytest.raises(UserError, match="rank 13 is larger"):
         adapted(rank=13)
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, like, trainable
+from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases, Distribution, draw
 from randlora_pl.utils.errors import UserError
 
@@ -25,6 +26,8 @@ class HydraLoRA(Adapter):
         rank: Rank r. A number, or numbers by pattern of layer names.
         heads: Number K of matrices B.
         alpha: The update is scaled by alpha / r. A number, or numbers by pattern, as ``rank``.
+        balance: Coefficient of a term of the loss for an even use of the heads: the squared coefficient of variation of
+            a layer's mean gates, averaged over layers. The released code has none, as 0.
         options: Options of every method, see `Adapter`.
     """
 
@@ -35,12 +38,15 @@ class HydraLoRA(Adapter):
         rank: int | dict[str, int] = 8,
         heads: int = 3,
         alpha: float | dict[str, float] = 32.0,
+        balance: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1:
             raise UserError(f"HydraLoRA: heads is {heads!r}. Set a positive integer; 1 is LoRA.")
-        self.rank, self.heads, self.alpha = rank, heads, alpha
+        if not balance >= 0:
+            raise UserError(f"HydraLoRA: balance is {balance}. Set 0 for no such term, or a number such as 0.01.")
+        self.rank, self.heads, self.alpha, self.balance = rank, heads, alpha, balance
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""
@@ -55,21 +61,29 @@ class HydraLoRA(Adapter):
         """Create the update of one weight, with A (r, in), B (K, out, r) and router (K, in)."""
         return HydraLoRADelta(self, shape, weight)
 
+    def procedure(self, model: nn.Module) -> "Balance | None":
+        """Return the term for an even use of the heads, or None."""
+        updates = [module for module in model.modules() if isinstance(module, HydraLoRADelta)]
+        return Balance(self.balance, updates) if self.balance else None
+
 
 class HydraLoRADelta(DeltaWeight):
     """scaling * sum_k w_k(x) B_k A x of one weight; A and the router start Kaiming-uniform, B at zero.
 
     Attributes:
         listener: Function that gets all gates of the layer, (..., heads), at each use, or None.
+        mean_gates: Mean gates (heads,) of the last use in training, for `Balance`.
     """
 
     fixed = False
     listener: Callable[[Tensor], None] | None = None
+    mean_gates: Tensor | None = None
 
     def __init__(self, adapter: HydraLoRA, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
         rank, columns = adapter.rank_of(shape), shape.in_features
         self.scaling: float = adapter.of(adapter.alpha, shape, 32.0) / rank
+        self.balanced = adapter.balance > 0
         self.A = trainable(weight, rank, columns)
         self.B = trainable(weight, adapter.heads, shape.out_features, rank, fill=0.0)
         self.router = trainable(weight, adapter.heads, columns)
@@ -89,6 +103,8 @@ class HydraLoRADelta(DeltaWeight):
         gates = logits.softmax(dim, dtype=torch.promote_types(logits.dtype, torch.float32))
         if self.listener is not None:
             self.listener(gates.movedim(dim, -1))
+        if self.balanced and self.training and torch.is_grad_enabled():
+            self.mean_gates = gates.movedim(dim, -1).flatten(0, -2).mean(0)
         return gates
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -118,3 +134,33 @@ class HydraLoRADelta(DeltaWeight):
         mixed = (gates.unsqueeze(-3) * hidden.unsqueeze(-4)).flatten(-4, -3).to(hidden.dtype)
         heads = torch.stack(like(self.columns(), mixed).chunk(groups))
         return torch.einsum("gok,...gkhw->...gohw", heads, mixed).flatten(-4, -3)
+
+
+class Balance(Procedure):
+    """Term of the loss for an even use of the heads; it sees the last micro-batch of an optimizer step.
+
+    Args:
+        coefficient: Factor of the squared coefficient of variation of the mean gates, averaged over layers.
+        updates: Updates of all layers.
+    """
+
+    def __init__(self, coefficient: float, updates: list[HydraLoRADelta]) -> None:
+        self.coefficient, self.updates = coefficient, updates
+
+    def penalty(self) -> Tensor | None:
+        """Return coefficient * mean over layers of var(g) / mean(g)^2, with the mean gates g, which sum to one."""
+        means = [update.mean_gates for update in self.updates if update.mean_gates is not None]
+        self._forget()
+        if not means:
+            return None
+        gates = torch.stack(means)
+        return self.coefficient * (gates.shape[1] * gates.square().sum(1) - 1).mean()
+
+    def after_step(self, step: int, total: int) -> None:
+        """Drop gates that a backward pass has computed again, because tensors with a history cannot be copied."""
+        super().after_step(step, total)
+        self._forget()
+
+    def _forget(self) -> None:
+        for update in self.updates:
+            update.mean_gates = None
