@@ -10,10 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters import Fira, ProjectedAdamW, RandLoRA
+from randlora_pl.adapters import Fira, ProjectedAdamW, RandLoRA, SHiRA
+from randlora_pl.adapters.kept import update_buffers
+from randlora_pl.adapters.methods.full_rank import shira
 from randlora_pl.data import ImageData
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.utils.errors import UserError
+from tests.support.products import in_one_item
 
 from .small import KINDS, make, trained
 
@@ -104,6 +107,19 @@ def test_projected_moments_resume_before_and_after_a_new_projection(step: int, r
     _, seen = run(resumed, data, path)
     assert seen == undisturbed[step:]
     assert_same_bits(trained(resumed), trained(whole))
+
+
+@in_one_item("places", ["random", "top"])
+def test_places_come_from_the_checkpoint(places: Any, run: Make, tmp_path: Path, monkeypatch: Any) -> None:
+    data = {"steps": STEPS, "batch_size": 4}
+    make_shira = partial(make, "linear head", adapter=SHiRA(2, places))
+    whole, path = make_shira(), tmp_path / "middle.ckpt"
+    _, undisturbed = run(whole, data, callbacks=[SaveAt(path, 2)])
+    monkeypatch.setattr(shira, "distinct", lambda seed, name, count, size: torch.arange(count))  # another version
+    resumed = make_shira()
+    _, seen = run(resumed, data, path)
+    assert seen == undisturbed[2:]
+    assert_same_bits(trained(resumed) | update_buffers(resumed), trained(whole) | update_buffers(whole))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "vision-language"])

@@ -126,7 +126,7 @@ def on_load_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:
     base = checkpoint.get("base_model", own)
     if base.rpartition("(weights")[2] != own.rpartition("(weights")[2]:  # the same weights may lie elsewhere
         raise UserError(f"the checkpoint was trained on {base}, this run has {own}; choose the same base model.")
-    checkpoint["state_dict"] |= checkpoint.get("derived", {})
+    checkpoint["state_dict"] |= checkpoint.get("derived") or {}
     procedure.restore(task, checkpoint)
 
 

@@ -1,0 +1,31 @@
+"""The table of methods and the README name every method, in the groups that `adapters` prints."""
+
+import re
+
+from randlora_pl.config.class_index import subclasses
+from tests.docs.pages import PAGES
+
+GROUPS = {
+    "fixed_rank": ("Fixed rank", "fixed rank"),
+    "full_rank": ("Full rank", "full rank ([all methods](docs/methods/index.md))"),
+    "whole": ("The whole model", "the whole model"),
+    "optimizer": ("Optimizers", "the whole model, by an optimizer with less memory"),
+}
+"""Heading on the page of methods and row of the README, by folder."""
+
+
+def named(text: str) -> set[str]:
+    return {re.sub("[^a-z]", "", name.lower()) for name in text.split(",")}
+
+
+def test_every_method_is_in_its_group() -> None:
+    found = subclasses("adapters", "Adapter").values()
+    assert {source.folder for source in found} == GROUPS.keys()
+    for folder, (heading, row) in GROUPS.items():
+        methods = {source.name.lower() for source in found if source.folder == folder}
+        section = PAGES["docs/methods/index.md"].partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+        assert set(re.findall(r"^\| \[[^]]*\]\((\w+)\.md\)", section, flags=re.M)) == methods
+        (names,) = re.findall(rf"^\| {re.escape(row)} \| (.*) \|$", PAGES["README.md"], flags=re.M)
+        assert named(names) == methods
+    assert f"| methods, community | {len(found)}, small |" in PAGES["README.md"]
+    assert f"| Methods | [{len(found)}](methods/index.md)" in PAGES["docs/compared_with_peft.md"]
