@@ -2,15 +2,18 @@
 
 import pytest
 import torch
-from peft import LoraConfig, RandLoraConfig, VeraConfig
+from peft import HiraConfig, LoraConfig, OFTConfig, RandLoraConfig, VeraConfig
 
-from randlora_pl.adapters import DoRA, LoRA, RandLoRA, VeRA, delta_weights
+from randlora_pl.adapters import OFT, DoRA, HiRA, LoRA, RandLoRA, VeRA, delta_weights
 from randlora_pl.adapters.methods.fixed_rank.dora import DoRADelta
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRADelta
 from randlora_pl.adapters.methods.fixed_rank.vera import VeRADelta
+from randlora_pl.adapters.methods.full_rank.hira import HiRADelta
+from randlora_pl.adapters.methods.full_rank.oft import OFTDelta
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRADelta
 from tests.adapters.cases import assert_close
 from tests.judges import oracle
+from tests.support.products import in_one_item
 
 
 def peft_pair(in_features: int, out_features: int, r: int) -> oracle.Pair:
@@ -109,4 +112,31 @@ def test_dora_equals_peft(in_features: int, out_features: int, r: int) -> None:
     pair = dora_pair(in_features, out_features, r)
     theirs, ours, _ = pair.tensors["magnitude"]
     assert_close(ours, theirs, 1e-6)  # the same start
+    oracle.check(pair)
+
+
+@in_one_item(("in_features", "out_features", "r"), oracle.SHAPES)
+def test_hira_equals_peft(in_features: int, out_features: int, r: int) -> None:
+    theirs, ours = oracle.adapt_both(in_features, out_features, HiraConfig(r=r, target_modules=["fc"]), HiRA(r))
+    layer, delta = theirs.get_submodule("base_model.model.fc"), ours.fc.delta
+    assert isinstance(delta, HiRADelta)
+    tensors = {name: (getattr(layer, f"hira_{name}")["default"], getattr(delta, name), False) for name in "AB"}
+    pair = oracle.Pair(theirs, ours, layer, tensors)
+    pair.share()
+    assert_close(delta.delta(), layer.get_delta_weight("default"))  # type: ignore[operator]
+    oracle.check(pair)
+
+
+@in_one_item(("in_features", "block"), [(12, 4), (20, 4), (16, 8), (23, 23)])
+def test_oft_equals_peft(in_features: int, block: int) -> None:
+    """With its series; its exact form has the inverse rotation, see tests/interop/peft/test_relative.py."""
+    config = OFTConfig(oft_block_size=block, target_modules=["fc"])
+    theirs, ours = oracle.adapt_both(in_features, 12, config, OFT(block, neumann_terms=5))
+    layer, delta = theirs.get_submodule("base_model.model.fc"), ours.fc.delta
+    assert isinstance(delta, OFTDelta)
+    tensors = {"Q": (layer.oft_R["default"].weight, delta.Q, False)}  # type: ignore[index]
+    pair = oracle.Pair(theirs, ours, layer, tensors)  # type: ignore[arg-type]
+    pair.share(0.1)
+    turn = torch.block_diag(*delta.turn()) + torch.eye(in_features)
+    assert_close(turn, layer.get_delta_weight("default"))  # type: ignore[operator]
     oracle.check(pair)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, ShiraConfig
+from peft import HiraConfig, OFTConfig, PeftModel, ShiraConfig
 from torch import Tensor
 
-from randlora_pl.adapters import Adapter, SHiRA, inject, save_adapter, trainable_parameters
+from randlora_pl.adapters import OFT, Adapter, HiRA, SHiRA, inject, save_adapter, trainable_parameters
 from randlora_pl.interop.peft.export import export_peft
 from randlora_pl.interop.peft.import_ import import_peft
 from randlora_pl.utils.errors import UserError
@@ -35,10 +35,20 @@ def with_mask(config: ShiraConfig) -> ShiraConfig:
 
 
 EXPORTED: dict[str, tuple[Adapter, str, bool]] = {  # adapter, a part of PEFT's names, and if its file trains further
+    "hira": (HiRA(3, dropout=0.1), "hira_", True),
+    "hira, ranks": (HiRA({r".*0\..*": 2, ".*": 5}), "hira_", False),  # filled up with zeros
+    "oft": (OFT(8), "oft_R", True),
+    "oft, default": (OFT(), "oft_R", True),
+    "oft, one number": (OFT({".*qkv": 3, ".*fc1": 3, ".*": 12}), "oft_R", True),
+    "oft, series": (OFT(4, neumann_terms=6), "oft_R", True),
     "shira": (SHiRA(3, dropout=0.1), "shira_weight", True),
     "shira, top": (SHiRA(2, "top"), "shira_weight", True),
 }
 IMPORTED: dict[str, Callable[[], Any]] = {
+    "hira": lambda: HiraConfig(r=3, target_modules=["qkv", "fc1"], rank_pattern={"fc1": 5}, hira_dropout=0.1),
+    "oft": lambda: OFTConfig(oft_block_size=7, target_modules=["qkv", "fc2"], module_dropout=0.1),
+    "oft, exact": lambda: OFTConfig(r=3, oft_block_size=0, target_modules=["qkv"], use_cayley_neumann=False),
+    "oft, 3 terms": lambda: OFTConfig(oft_block_size=8, target_modules=["qkv"], num_cayley_neumann_terms=3),
     "shira": lambda: ShiraConfig(r=3, target_modules=["qkv", "fc1"], random_seed=5),
     "shira, own mask": lambda: with_mask(ShiraConfig(r=2, mask_type="own", target_modules=["qkv"])),
 }

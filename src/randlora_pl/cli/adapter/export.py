@@ -18,7 +18,8 @@ Convert an adapter to another format. The output is read again and compared befo
   randlora-pl adapter export ADAPTER --to lora --error 0.05 --output DIR
   randlora-pl adapter export ADAPTER --to onnx --output model.onnx
 
-  --to peft        A folder for PeftModel.from_pretrained: RandLoRA, LoRA, AdaLoRA, VeRA, DoRA, PiSSA, LoRA-XS
+  --to peft        A folder for PeftModel.from_pretrained: RandLoRA, LoRA, AdaLoRA, VeRA, DoRA, PiSSA, LoRA-XS, HiRA,
+                   SHiRA, OFT on linear layers
   --to lora        A plain LoRA adapter, by truncated singular value decomposition of each update
   --to onnx        The merged model as an ONNX file with class names (pip install '.[onnx]' in the checkout)
   --to torch       The merged model as a torch.export program (.pt2)

@@ -20,7 +20,8 @@ Convert an adapter of another program to ours. If peft is installed, the outputs
   randlora-pl adapter import DIR --from peft --model vit_base_patch16_224 --pretrained timm --output adapter
   randlora-pl adapter import FILE --from official --model ViT-B-32 --pretrained openai --output adapter
 
-  --from SOURCE      peft      a folder of save_pretrained: RandLoRA (also without its bases), LoRA, DoRA, PiSSA, VeRA
+  --from SOURCE      peft      a folder of save_pretrained: RandLoRA (also without its bases), LoRA, DoRA, PiSSA, VeRA,
+                               HiRA, SHiRA, OFT
                      official  a checkpoint of the vision code of RandLoRA's authors
   --model NAME       Base model: a name of timm or open_clip, or of a language model (see --task)
   --pretrained TAG   Its weights: timm, a tag, a file, or random. For a language model a folder, or nothing

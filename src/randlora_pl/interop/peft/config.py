@@ -77,7 +77,8 @@ def check_config(adapter: PeftAdapter) -> str:
         raise UserError(f"{path} is a {method} adapter; {', '.join(METHODS.values())} can be imported.")
     _check_kinds({key: value for key, value in config.items() if (method, key) != ("ADALORA", "rank_pattern")}, path)
     ranked = "r" in _READ[method] and "init_r" not in _READ[method]
-    if ranked and (type(config.get("r")) is not int or config["r"] < 1):
+    least = 0 if method == "OFT" else 1  # OFT's r may be derived
+    if ranked and (type(config.get("r")) is not int or config["r"] < least):
         raise UserError(
             f"{path}: r is {brief(config.get('r'))} in its config, not a positive whole number; copy it again."
         )

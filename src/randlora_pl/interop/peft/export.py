@@ -183,7 +183,7 @@ def to_peft(
             config, tensors = lora_form(adapter, parts)
         modules, own = _modules_to_save(file, parts, model)
         if model is not None:
-            tensors = _with_kernels(tensors, parts, model, lora)
+            tensors = _with_kernels(tensors, parts, model)
     known = without_local_paths(file.config)
     task = {name: value for name, value in known.get("metadata", {}).items() if name != "training"}
     task["base_model"] = known.get("base_model", {})
@@ -242,7 +242,7 @@ def _read(part: Part, parts: list[Part], attention: set[str] | None, file: Adapt
     )
 
 
-def _with_kernels(tensors: Mapping[str, Tensor], parts: list[Part], model: nn.Module, lora: bool) -> dict[str, Tensor]:
+def _with_kernels(tensors: Mapping[str, Tensor], parts: list[Part], model: nn.Module) -> dict[str, Tensor]:
     """Return PEFT's tensors, all factors as matrices, with four-dimensional factors for convolutions.
 
     Raises:
@@ -253,11 +253,12 @@ def _with_kernels(tensors: Mapping[str, Tensor], parts: list[Part], model: nn.Mo
         path, layer = part.path, model.get_submodule(part.path)
         if not isinstance(layer, nn.Conv2d):
             continue
-        if not lora:
-            raise UserError(f"{path} is a convolution, which PEFT adapts with LoRA only")
+        pairs = ((f"{path}.lora_A.weight", f"{path}.lora_B.weight"), (f"{path}.hira_A", f"{path}.hira_B"))
+        a, b = next((names for names in pairs if names[0] in found), ("", ""))
+        if not a:
+            raise UserError(f"{path} is a convolution, which PEFT adapts so with LoRA and HiRA only")
         if not plain_convolution(layer):
-            raise UserError(f"PEFT's LoRA has no groups, dilation or padding mode for a convolution such as {path}")
-        a, b = f"{path}.lora_A.weight", f"{path}.lora_B.weight"
+            raise UserError(f"PEFT's update has no groups, dilation or padding mode for a convolution such as {path}")
         found[a] = found[a].view(-1, *layer.weight.shape[1:])
         found[b] = found[b][..., None, None]
     return found

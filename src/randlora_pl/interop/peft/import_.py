@@ -62,7 +62,8 @@ def translate(adapter: PeftAdapter, model: nn.Module, bases_dtype: torch.dtype =
     dora = bool(method == "LORA" and adapter.config.get("use_dora"))
     by_layer, shared = _by_layer(tensors, method, dora, source)
     start = adapter.config.get("init_lora_weights")
-    known = sites_by_name(model, convolutions=method == "LORA" and not dora and start not in STARTS)
+    plain = method == "HIRA" or (method == "LORA" and not dora and start not in STARTS)
+    known = sites_by_name(model, convolutions=plain)
     sites = {name: _site(adapter, known, model, name) for name in by_layer}
     for site in sites.values() if start in STARTS else ():
         if site.shape.layer.endswith("in_proj") or (site.transposed and start == "olora"):
@@ -155,7 +156,7 @@ def _site(adapter: PeftAdapter, sites: dict[str, Site], model: nn.Module, name: 
             f"named like {next(iter(sites), 'nothing')!r}. Use the model that it was trained on."
         ) from None
     raise UserError(
-        f"{adapter.path}: its target {name} is a {kind}; only updates of linear layers, and LoRA of plain "
+        f"{adapter.path}: its target {name} is a {kind}; only updates of linear layers, and LoRA and HiRA of plain "
         "convolutions, can be imported."
     )
 

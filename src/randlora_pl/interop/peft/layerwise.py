@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters import AdaLoRA, Adapter, SHiRA
+from randlora_pl.adapters import OFT, AdaLoRA, Adapter, HiRA, SHiRA
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.interop.foreign.adapter import ExternalAdapter
 from randlora_pl.interop.patterns import exact_pattern
 from randlora_pl.interop.peft.adalora import KEYS, adalora, adalora_form
 from randlora_pl.interop.peft.files import PeftAdapter
+from randlora_pl.interop.peft.relative import hira, hira_form, oft, oft_form
 from randlora_pl.interop.peft.tensors import Form, Part
 from randlora_pl.utils.errors import UserError
 
@@ -95,6 +96,19 @@ def shira(adapter: PeftAdapter, layers: Layers, shapes: Shapes) -> ExternalAdapt
 
 TRANSLATIONS: dict[str, Translation] = {
     "ADALORA": Translation(AdaLoRA, KEYS, ("lora_A", "lora_B", "lora_E"), adalora_form, adalora),
+    "HIRA": Translation(HiRA, frozenset({"r", "rank_pattern", "hira_dropout"}), ("hira_A", "hira_B"), hira_form, hira),
+    "OFT": Translation(
+        OFT,
+        frozenset(
+            {
+                *("r", "oft_block_size", "use_cayley_neumann", "num_cayley_neumann_terms"),
+                *("module_dropout", "eps"),  # without effect outside of training and of the refused coft
+            }
+        ),
+        ("oft_R.weight",),
+        oft_form,
+        oft,
+    ),
     "SHIRA": Translation(
         SHiRA,
         frozenset({"r", "mask_type", "random_seed"}),
