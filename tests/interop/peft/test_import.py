@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, RandLoraConfig, VeraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, RandLoraConfig, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model
@@ -63,7 +63,6 @@ def edit_tensors(path: Path, change: Callable[[dict[str, Tensor]], Any]) -> None
     ("config", "message"),
     [
         (IA3Config(target_modules=["qkv"], feedforward_modules=[]), "is a IA3 adapter; RandLoRA, LoRA"),
-        (AdaLoraConfig(target_modules=["qkv"], total_step=10), "is a ADALORA adapter"),
         (LoraConfig(target_modules=["qkv"], lora_bias=True), "its config has lora_bias: True, which"),
         (LoraConfig(target_modules=["qkv"], bias="all"), "its config has bias: 'all'"),
         (LoraConfig(target_modules=["qkv"], init_lora_weights="pissa_niter_2"), "'pissa_niter_2' changes the base"),

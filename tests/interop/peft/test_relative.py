@@ -84,7 +84,7 @@ def test_tensors_that_do_not_fit_and_layers_that_peft_has_not(tmp_path: Path) ->
     peft_folder(OFTConfig(oft_block_size=8, target_modules=["qkv"]), tmp_path / "theirs")
     name = "base_model.model.blocks.0.attn.qkv.oft_R.weight"
     edit_tensors(tmp_path / "theirs", lambda tensors: tensors.update({name: torch.zeros(3, 27)}))
-    refused(tmp_path / "theirs", r"oft_R of blocks.0.attn.qkv has shape \(3, 27\), which are no blocks of its")
+    refused(tmp_path / "theirs", r"oft_R of blocks.0.attn.qkv has shape \(3, 27\), which does not fit its 24 inputs")
     for number, method in enumerate((HiRA(2), OFT())):
         base = small_clip()
         clip = copy.deepcopy(base)

@@ -116,8 +116,8 @@ def oft(
         block = (1 + math.isqrt(1 + 8 * weight.shape[-1])) // 2
         if weight.dim() != 2 or (len(weight) * block, block * (block - 1) // 2) != (side, weight.shape[1]):
             raise UserError(
-                f"{adapter.path}: oft_R of {layer} has shape {tuple(weight.shape)}, which are no blocks of its {side} "
-                "inputs; it belongs to another model, or is damaged."
+                f"{adapter.path}: oft_R of {layer} has shape {tuple(weight.shape)}, which does not fit its "
+                f"{side} inputs; it belongs to another model, or is damaged."
             )
         ours[layer], blocks[layer] = {"Q": -weight if terms is None else weight}, block
     return ExternalAdapter(str(adapter.path), OFT(per_layer(blocks), terms), ours)  # type: ignore[arg-type]
