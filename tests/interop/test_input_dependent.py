@@ -33,7 +33,7 @@ from tests.support.products import in_one_item
 from tests.tasks.small import two_blocks
 
 REASON = "the update depends on the input, so no weight contains it"
-REMEDY = "predict, serve and adapter export --to torch run it unmerged"
+REMEDY = "predict, serve and, for images, adapter export --to torch run it unmerged"
 
 
 def test_no_operation_makes_a_matrix_of_the_update() -> None:

@@ -320,3 +320,19 @@ def test_a_run_that_ends_before_its_first_validation_says_so(run: Run, words: li
     shown = run("fit", *fit, "--trainer.val_check_interval", "3")
     assert shown.code == 0 and "none: --trainer.val_check_interval is 3, and the run has 2 batches" in shown.out
     assert "validation     1 time on " in run("fit", *fit, "--trainer.val_check_interval", "2").out
+
+
+@pytest.mark.slow
+def test_gates_by_dataset_of_an_update_that_is_never_merged(
+    run: Run, refused: Refused, words: list[str], tmp_path: Path
+) -> None:
+    place = words.index("RandLoRA")
+    words[place : place + 3] = ["HydraLoRA", "--model.adapter.rank", "4"]
+    shown = run("fit", *words, "--data.steps", "4", "--run.name", "toy")
+    assert shown.code == 0, shown.err
+    (folder,) = (tmp_path / "runs" / "toy").glob("2*")
+    header, *rows = (folder / "figures" / "gates.csv").read_text().splitlines()
+    assert header.startswith("layer,group,samples,head 1,head 2,head 3") and rows
+    for command in (["merge"], ["add", str(folder)], ["export", "--to", "lora", "--rank", "2"]):
+        said = refused("adapter", command[0], str(folder), *command[1:], "--output", "no.safetensors")
+        assert "(HydraLoRA): the update depends on the input" in said

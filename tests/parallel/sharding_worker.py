@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from randlora_pl.adapters import Adapter, BitFit, FullFineTuning, LoRA, RandLoRA, adapted_layers
+from randlora_pl.adapters import Adapter, BitFit, FullFineTuning, HydraLoRA, LoRA, RandLoRA, adapted_layers
 from randlora_pl.adapters.layers.adapted import unsharded
 from randlora_pl.data import ImageData
 from randlora_pl.parallel.sharding import AdapterFSDP
@@ -35,6 +35,7 @@ RUNS: dict[str, tuple[str, Adapter, dict[str, Any]]] = {
     "lora": ("vision-language", LoRA(rank=2, alpha=8), {"gradient_checkpointing": True}),
     "hadamard": ("linear head", RandLoRA(rank=8, basis="hadamard", qkv="split"), {}),
     "bitfit": ("text head", BitFit(), {}),
+    "hydralora": ("text head", HydraLoRA(rank=2, alpha=8), {}),
 }
 
 

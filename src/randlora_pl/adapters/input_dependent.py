@@ -22,7 +22,7 @@ def no_matrix(name: str) -> UserError:
     """
     return UserError(
         f"{name}: the update depends on the input, so no weight contains it and it cannot be merged, compared or "
-        "converted. Use the adapter itself: predict, serve and adapter export --to torch run it unmerged."
+        "converted. Use the adapter itself: predict, serve and, for images, adapter export --to torch run it unmerged."
     )
 
 

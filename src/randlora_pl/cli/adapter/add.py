@@ -75,8 +75,8 @@ def add_verb(args: list[str]) -> int:
         check_output(options.output, options.overwrite)
     files = [read_adapter(path) for path in options.adapters]
     for file in files:
-        refuse_texts(file, "have their updates added up")
         check_fixed(file.adapter, file.path)
+        refuse_texts(file, "have their updates added up")
     same_base(files)
     first = files[options.head - 1]
     base = load_base(first)

@@ -24,8 +24,8 @@ def export(options: argparse.Namespace) -> int:
     from randlora_pl.interop.updates import updates
 
     file = read_adapter(options.adapter)
-    refuse_texts(file, "are written as a plain LoRA")
     check_fixed(file.adapter, file.path)
+    refuse_texts(file, "are written as a plain LoRA")
     base = load_base(file)
     origin = {"adapters": [label(file)], "methods": [file.adapter.method()]}
     made = write_lora(
