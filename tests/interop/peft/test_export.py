@@ -13,6 +13,7 @@ from torch import nn
 
 from randlora_pl.adapters import (
     Adapter,
+    AutoLoRA,
     BitFit,
     DoRA,
     LoRA,
@@ -55,6 +56,9 @@ PROVEN: dict[str, Adapter] = {  # layers of one smaller side each
     "floor+1 where r does not divide": RandLoRA(5, num_bases="floor+1"),
     "ternary": RandLoRA(5, basis="ternary"),
     "binary, dropout": RandLoRA(5, basis="binary", dropout=0.1),
+    "autolora": AutoLoRA(3, alpha=6),
+    "autolora, q k v apart": AutoLoRA({r".*\.k": 2}, alpha={r".*\.q": 50.0}, qkv="split"),
+    "autolora, bases": AutoLoRA(5, alpha=30, select="bases"),
     "lora, q apart": LoRA(3, alpha=2, qkv="split"),
     "lora, alpha 0": LoRA(3, alpha={r".*\.q": 0.0, ".*": 2.0}, qkv="split"),
     "lora, ranks of q k v": LoRA({r".*\.k": 2, ".*": 3}, alpha={r".*\.q": 5.0}, qkv="split", rslora=True),

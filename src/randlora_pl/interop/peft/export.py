@@ -12,13 +12,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from randlora_pl.adapters import AdaLoRA, AdapterFile, DoRA, LoRA, RandLoRA, VeRA, read_adapter
+from randlora_pl.adapters import AdaLoRA, AdapterFile, AutoLoRA, DoRA, LoRA, RandLoRA, VeRA, read_adapter
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.targets.sites import is_packed_linear
 from randlora_pl.interop.base_model import Base, load_base, wrap_model
 from randlora_pl.interop.foreign.adapter import plain_convolution
 from randlora_pl.interop.peft.adalora import lora_of_kept
+from randlora_pl.interop.peft.autolora import selected_of
 from randlora_pl.interop.peft.factors import Factored, lora_of
 from randlora_pl.interop.peft.files import PeftAdapter, base_name, written
 from randlora_pl.interop.peft.layerwise import TRANSLATIONS
@@ -156,6 +157,8 @@ def to_peft(
     """
     if isinstance(file.adapter, AdaLoRA) and peft_type is None:
         file = lora_of_kept(file, _parts(file))
+    if isinstance(file.adapter, AutoLoRA):
+        file = selected_of(file, _parts(file))
     adapter = file.adapter
     check_fixed(adapter, file.path)
     translation = next((each for each in TRANSLATIONS.values() if isinstance(adapter, each.method)), None)
