@@ -16,7 +16,13 @@ from randlora_pl.language.datasets.sources import read_training
 from tests.docs.pages import PAGES, ROOT
 from tests.support.products import marked
 
-NEEDS = {"python": ("transformers",), "from_peft": ("peft",), "from_loralib": (), "methods/autolora": ()}
+NEEDS = {
+    "python": ("transformers",),
+    "from_peft": ("peft",),
+    "from_loralib": (),
+    "methods/autolora": (),
+    "methods/galore": (),
+}
 """Pages with blocks of Python, and the packages that these need."""
 
 
