@@ -75,7 +75,7 @@ def test_peft_loads_what_we_export(name: str, tmp_path: Path) -> None:
         assert name == "lora, q k v apart" or len(paths) == len(whole) - 1, "a layer without ranks is left out"
 
 
-@pytest.mark.parametrize("steps", [0, 6])
+@in_one_item("steps", [0, 6])
 def test_what_peft_saved_comes_back(steps: int, tmp_path: Path) -> None:
     """Before the first step, and after a training that has pruned."""
     torch.manual_seed(0)

@@ -197,7 +197,7 @@ def test_peft_keeps_the_same_ranks() -> None:
     assert sum(kept(pruning)) == TARGET * LAYERS
 
 
-@pytest.mark.parametrize("form", ["code", "paper"])
+@in_one_item("form", ["code", "paper"])
 def test_the_penalty_is_the_distance_from_orthonormal_factors(form: Any) -> None:
     _, pruning = model_of(gamma=0.3, orthogonality=form)
     distances = [
