@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from randlora_pl.adapters import AdapterFile, DoRA, LoRA, LoRAXS, PiSSA, RandLoRA, read_adapter
+from randlora_pl.adapters import OFT, AdapterFile, DoRA, HiRA, LoRA, LoRAXS, PiSSA, RandLoRA, read_adapter
 from randlora_pl.adapters.io.save_load import copy_adapter
 from randlora_pl.tasks import AdaptationTask
 from tests.tasks.small import METHODS, built, shake
@@ -17,6 +17,8 @@ MORE: dict[str, Callable[[], Any]] = METHODS | {
     "split": lambda: LoRA(rank=2, alpha=8, qkv="split"),
     "randlora-a": lambda: RandLoRA(rank=8, variant="a"),
     "randlora-hadamard": lambda: RandLoRA(rank=8, basis="hadamard"),
+    "hira": lambda: HiRA(rank=2),
+    "oft": lambda: OFT(block=8),
     "dora-randlora": lambda: DoRA(RandLoRA(rank=8)),
 }
 
