@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from randlora_pl.adapters import Fira, FullFineTuning, RandLoRA
+from randlora_pl.adapters import AutoLoRA, Fira, FullFineTuning, RandLoRA
 from randlora_pl.callbacks import Figures, PerClass
 from randlora_pl.data import ImageData
 from randlora_pl.parallel.strategy import AdapterDDP
@@ -117,6 +117,13 @@ def projected() -> dict[str, torch.Tensor]:
     return trained(task)
 
 
+def searched() -> dict[str, torch.Tensor]:
+    """Weights and selection variables after a search through steps of the weights."""
+    task = make("vision-language", adapter=AutoLoRA(3, alpha=48, order="unrolled"), learning_rate=1e-2)
+    trainer().fit(task, ImageData(**DATA))
+    return trained(task) | {f"v {number}": v.clone() for number, v in enumerate(task.report.procedure.vectors)}
+
+
 def unequal() -> str:
     """What is said where the ranks start from other weights."""
     task = make("vision-language", seed=RANK)
@@ -168,6 +175,7 @@ def main(folder: Path) -> None:
     results["resumed"] = resumed(folder / f"middle-{WORLD}.ckpt")
     results |= {"local": local(), "joint": local("joint"), "plain": plain(), "unequal": unequal()}
     results["projected"] = projected()
+    results["searched"] = searched()
     results["statistics"] = statistics()
     results["pairs"] = pairs(folder / "pairs.csv")
     results["tables"] = tables(folder / f"tables-{WORLD}")

@@ -77,6 +77,16 @@ def test_ranks_compute_the_same_projections(results: dict[str, dict[str, Any]]) 
     assert first and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+def test_ranks_search_as_one_process(results: dict[str, dict[str, Any]]) -> None:
+    """The gradient of v is averaged by hand; Adam makes steps of one size of it, also where it is small."""
+    alone, first, second = (results[key]["searched"] for key in ("1-0", "2-0", "2-1"))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    vectors = {name: value for name, value in alone.items() if name.startswith("v ")}
+    moved = torch.cat(list(vectors.values()))
+    assert moved.abs().min() > 0
+    assert (torch.cat([first[name] for name in vectors]) - moved).norm() < 1e-2 * moved.norm()
+
+
 @pytest.mark.parametrize("name", ["captions", "images", "head"])
 def test_every_sample_is_evaluated_once(name: str, results: dict[str, dict[str, Any]]) -> None:
     alone, first, second = (results[key][name] for key in ("1-0", "2-0", "2-1"))
