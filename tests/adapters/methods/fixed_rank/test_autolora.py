@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import (
     AutoLoRA,
+    DoRA,
     LoRA,
     RandLoRA,
     adapted_layers,
@@ -170,6 +171,8 @@ def test_a_search_needs_losses_and_copies_have_none() -> None:
     for options in ({"order": "second"}, {"every": 0}, {"every": True}, {"select": "rows"}):
         with pytest.raises(UserError, match=f"AutoLoRA: {next(iter(options))} is "):
             AutoLoRA(**options)
+    with pytest.raises(UserError, match="DoRA: inner is AutoLoRA"):
+        DoRA(AutoLoRA())
     with pytest.raises(UserError, match="num_bases"):
         RandLoRA(num_bases={".*": 0})
     with pytest.raises(UserError, match="num_bases pattern 'fc' matches none"):

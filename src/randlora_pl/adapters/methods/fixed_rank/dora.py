@@ -31,7 +31,7 @@ class DoRA(Adapter):
 
     def __init__(self, inner: Adapter | None = None) -> None:
         inner = LoRA() if inner is None else inner
-        if inner.trains_base or isinstance(inner, DoRA):
+        if inner.trains_base or isinstance(inner, DoRA) or inner.method() == "AutoLoRA":
             raise UserError(f"DoRA: inner is {inner.method()}. Choose a method that adds an update, such as LoRA.")
         check_fixed(inner, "DoRA: inner")
         super().__init__(qkv=inner.qkv, match=inner.match, seed=inner.seed)
