@@ -152,7 +152,8 @@ def _too_small(adapter: Adapter, site: Site, model: nn.Module) -> Obstacle | Non
         else:
             parse_budget(leaf.match, [site.shape], model)
     except UserError as error:
-        return Obstacle(f"rank above {site.shape.small}", str(error))
+        sizes = {each.size_option for each in adapter.leaves()}
+        return Obstacle(f"rank above {site.shape.small}" if "rank" in sizes else "no size fits it", str(error))
     return None
 
 

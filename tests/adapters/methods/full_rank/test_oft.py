@@ -12,6 +12,7 @@ from randlora_pl.models import meta_clip
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, assert_close, randomise
 from tests.adapters.methods.full_rank.test_hira import large_tensors_kept
+from tests.adapters.zoo import small_vit
 from tests.support.products import in_one_item
 
 
@@ -108,6 +109,13 @@ def test_counts_and_matched_blocks() -> None:
     assert (report.adapter.options()["block"], report.trainable) == (16, 691_200)
     with pytest.raises(UserError, match="no block divides the inputs of all layers"):
         OFT().sizes([WeightShape("a", 4, 9), WeightShape("b", 4, 8)])
+
+
+def test_an_alias_leaves_out_layers_whose_inputs_a_block_does_not_divide() -> None:
+    model = small_vit()
+    report = inject(model, OFT(48), ["all"])  # inputs of 24 and 96
+    assert {row.layer for row in report.rows} == {"blocks.0.mlp.fc2", "blocks.1.mlp.fc2"}
+    assert "attn.qkv (no size fits it)" in report.coverage
 
 
 def test_dora_around_rotations_starts_at_the_base() -> None:
