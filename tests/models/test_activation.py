@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from randlora_pl.models import activation
 from randlora_pl.models.activation import quick_gelu, quick_gelu_backward
+from randlora_pl.utils import device
 from tests.support.products import in_one_item
 
 from .test_fast_layers import BF16, Kernels, error, random, values
@@ -69,8 +70,8 @@ def test_the_kernel_is_an_operator_of_pytorch() -> None:
 
 def test_the_kernel_runs_for_large_tensors_on_a_gpu_with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     def kernels_of(size: int, variable: str = "1", triton: bool = True) -> set[str]:
-        monkeypatch.setenv("RANDLORA_PL_TRITON", variable)
-        monkeypatch.setattr(activation, "_has_triton", lambda: triton)
+        monkeypatch.setattr(device, "VALUE", variable)
+        monkeypatch.setattr(device, "_able", lambda _: triton)
         monkeypatch.setattr(activation, "_LEAST", 64)
         with FakeTensorMode():
             x: Any = torch.empty(size, requires_grad=True)

@@ -1,12 +1,11 @@
 """QuickGELU, x sigmoid(1.702 x), by few kernels: ``quick_gelu``, and ``randlora::quick_gelu_backward`` in Triton."""
 
-import functools
-import importlib.util
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from randlora_pl.utils import device
 
 aten: Any = torch.ops.aten
 SCALE = 1.702
@@ -37,17 +36,8 @@ def _(gradient: Tensor, x: Tensor) -> Tensor:
 
 
 def _runs_kernel(x: Tensor) -> bool:
-    """Return True if the kernel saves time and runs, by the rules of `triton_kernels.choice`."""
-    if not x.is_cuda or x.numel() < _LEAST or x.dtype == torch.float64:
-        return False
-    variable, interpreted = os.environ.get("RANDLORA_PL_TRITON"), os.environ.get("TRITON_INTERPRET") == "1"
-    return _has_triton() and (variable == "1" if interpreted else variable != "0")
-
-
-@functools.cache
-def _has_triton() -> bool:
-    able = not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (8, 0)
-    return able and importlib.util.find_spec("triton") is not None
+    """Return True if the kernel runs and saves time."""
+    return x.numel() >= _LEAST and device.runs(x, x.dtype)
 
 
 class _QuickGELU(torch.autograd.Function):

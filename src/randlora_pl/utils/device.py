@@ -1,16 +1,39 @@
-"""Devices of tensors: the choice of an implementation, and copies to the host for which it does not wait."""
+"""Devices of tensors: the choice of an implementation, and copies to the host for which it does not wait.
 
+Triton's kernels run on CUDA devices from compute capability 8.0, if it is installed; CUDA builds of PyTorch bring it.
+It is imported when the first kernel runs, not earlier. PyTorch's operators stay the reference.
+"""
+
+import functools
+import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
+
+from randlora_pl.utils.errors import UserError
+
+VARIABLE = "RANDLORA_PL_TRITON"
+"""0: PyTorch's operators only; 1: kernels wherever they can run, also in the interpreter. Default: by device."""
+
+VALUE = os.environ.get(VARIABLE) or "auto"
+"""Value of `VARIABLE`."""
+
+INSTALLED = importlib.util.find_spec("triton") is not None
+"""True if triton can be imported."""
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""True if kernels run in Triton's interpreter, on a CPU; the variable has to be set before triton is imported."""
 
 _as_on_cuda = False
 
 
-def on_cuda(tensor: "Tensor") -> bool:
+def on_cuda(tensor: Tensor) -> bool:
     """Return True if a tensor is on a CUDA device, or if `choose_as_on_cuda` is active.
 
     Every choice between an implementation for CUDA and one for a CPU asks this function.
@@ -32,6 +55,43 @@ def choose_as_on_cuda() -> Iterator[None]:
         _as_on_cuda = before
 
 
+def forced() -> bool:
+    """Return True if `VARIABLE` is 1.
+
+    Raises:
+        UserError: It is something else than 0 and 1, or it is 1 and triton is not installed.
+    """
+    if VALUE not in ("auto", "0", "1"):
+        raise UserError(f"{VARIABLE} is {VALUE!r}. Set 0 or 1, or unset it: then the device decides.")
+    if VALUE == "1" and not INSTALLED:
+        raise UserError(f"{VARIABLE} is 1, but triton is not installed. Run `pip install triton`, or unset {VARIABLE}.")
+    return VALUE == "1"
+
+
+def _able(device: torch.device) -> bool:
+    """Return True if kernels run on a device. A GPU that is not there, but only traced, has PyTorch for CUDA."""
+    major = None
+    if device.type == "cuda":  # asked several times by each layer, and the driver takes its time
+        major = _major.__wrapped__(device.index) if torch.compiler.is_compiling() else _major(device.index)
+        if major is None:
+            return True
+    if INTERPRETED or major is None:
+        return INTERPRETED and forced()
+    return INSTALLED and major >= 8
+
+
+@functools.cache
+def _major(index: int | None) -> int | None:
+    """Return the compute capability's first number of a GPU, or None without any."""
+    return int(torch.cuda.get_device_properties(index).major) if torch.cuda.is_available() else None
+
+
+def runs(tensor: Tensor, *dtypes: torch.dtype) -> bool:
+    """Return True if kernels run for a tensor on its device and in these dtypes."""
+    asked = forced() or (VALUE != "0" and on_cuda(tensor))
+    return asked and _able(tensor.device) and all(dtype in _FLOATS for dtype in dtypes)
+
+
 class LateCopy:
     """Copy of a tensor on the host, which arrives while both host and device do other work.
 
@@ -41,9 +101,7 @@ class LateCopy:
         values: Tensor of any shape; later changes of it do not change the copy.
     """
 
-    def __init__(self, values: "Tensor") -> None:
-        import torch
-
+    def __init__(self, values: Tensor) -> None:
         self._event: Any = None
         if not on_cuda(values):
             self._values: Tensor = values.detach().clone().cpu()
@@ -58,7 +116,7 @@ class LateCopy:
         """True if `read` returns at once."""
         return self._event is None or bool(self._event.query())
 
-    def read(self) -> "Tensor":
+    def read(self) -> Tensor:
         """Return the copy, after waiting for it if it has not arrived."""
         if self._event is not None:
             self._event.synchronize()

@@ -18,7 +18,7 @@ from randlora_pl.adapters.kernels.rounding import added
 from randlora_pl.adapters.kernels.triton_kernels import choice, ternary
 from randlora_pl.adapters.kernels.triton_kernels.mix import hadamard_mix
 from randlora_pl.adapters.kernels.triton_kernels.stack import form_stack, reduce_stack
-from randlora_pl.utils.device import on_cuda
+from randlora_pl.utils.device import on_cuda, runs
 
 
 class Stored:
@@ -238,7 +238,7 @@ def unstacked(
 
     The gradient may have any dtype; it is overwritten.
     """
-    if choice.runs(gradient, gradient.dtype, lambdas.dtype, gammas.dtype, a.dtype):
+    if runs(gradient, gradient.dtype, lambdas.dtype, gammas.dtype, a.dtype):
         return reduce_stack(gradient, lambdas, gammas, a, math.prod(scales), peft)
     count, rank = lambdas.shape
     gradient = gradient.view(rank, count, -1).transpose(0, 1) if peft else gradient.view(count, rank, -1)
@@ -269,7 +269,7 @@ def mixed_stack(
     basis: Stored | Hadamard, lambdas: Tensor, gammas: Tensor, a: Tensor, form: Form, dtype: torch.dtype
 ) -> Tensor:
     """Return S as products with B need it, in ``dtype``: see `mixed` of the bases."""
-    kernels = choice.runs(lambdas, lambdas.dtype, gammas.dtype, a.dtype, dtype)
+    kernels = runs(lambdas, lambdas.dtype, gammas.dtype, a.dtype, dtype)
     scales = (*form.scales, *enlarged(dtype))
     if isinstance(basis, Hadamard):
         if kernels and basis.held:

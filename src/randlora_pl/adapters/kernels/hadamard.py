@@ -28,6 +28,7 @@ from randlora_pl.adapters.kernels.float16 import enlarged, shrunk
 from randlora_pl.adapters.kernels.triton_kernels import choice
 from randlora_pl.adapters.kernels.triton_kernels.blocks import hadamard_expand, hadamard_project
 from randlora_pl.adapters.kernels.triton_kernels.mix import hadamard_unmix
+from randlora_pl.utils.device import runs
 
 STRUCTURE = "hadamard/1"
 """Name and version of the structure, part of the fingerprint; changes whenever an entry would change."""
@@ -170,7 +171,7 @@ class Hadamard:
 
     def unmixed(self, mixed: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Apply the transpose of `mixed`, (m, b, ...) to (n r, ...), in ``dtype``."""
-        if self.held and choice.runs(mixed, mixed.dtype, dtype or mixed.dtype):
+        if self.held and runs(mixed, mixed.dtype, dtype or mixed.dtype):
             return hadamard_unmix(mixed.flatten(0, 1), *self.across, self.columns, dtype or mixed.dtype)
         mixed = mixed.to(dtype or mixed.dtype)
         signs = self.column_signs(mixed.dtype)

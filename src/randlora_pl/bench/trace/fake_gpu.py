@@ -170,8 +170,7 @@ def cuda_rules() -> Iterator[None]:
         for name, own in (("scaled_dot_product_attention", rules.attention), ("dropout", rules.dropout)):
             library.impl(name, own, "AutocastCUDA", allow_override=True)
         stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
-        stack.enter_context(patch("randlora_pl.models.activation._has_triton", lambda: True))
-        stack.enter_context(patch("randlora_pl.adapters.kernels.triton_kernels.choice._able", lambda _: True))
+        stack.enter_context(patch("randlora_pl.utils.device._able", lambda _: True))
         stack.enter_context(patch.dict("os.environ", {"TRITON_INTERPRET": "0"}))
         on_device = property(lambda tensor: tensor.fake_device.type == "cuda")
         stack.enter_context(patch.object(FakeTensor, "is_cuda", on_device))

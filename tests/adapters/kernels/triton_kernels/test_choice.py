@@ -8,7 +8,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from randlora_pl.adapters.kernels.triton_kernels import choice, launch
-from randlora_pl.utils.device import choose_as_on_cuda
+from randlora_pl.utils import device
+from randlora_pl.utils.device import choose_as_on_cuda, runs
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
@@ -18,10 +19,10 @@ with FakeTensorMode():
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, value: str, interpreted: bool, kind: str = "cpu", has: bool = True) -> bool:
-    monkeypatch.setattr(choice, "VALUE", value)
-    monkeypatch.setattr(choice, "INTERPRETED", interpreted)
-    monkeypatch.setattr(choice, "INSTALLED", has)
-    return choice.runs(HERE if kind == "cpu" else CUDA, torch.bfloat16)
+    monkeypatch.setattr(device, "VALUE", value)
+    monkeypatch.setattr(device, "INTERPRETED", interpreted)
+    monkeypatch.setattr(device, "INSTALLED", has)
+    return runs(HERE if kind == "cpu" else CUDA, torch.bfloat16)
 
 
 @in_one_item(
@@ -45,7 +46,7 @@ def test_the_device_and_the_variable_choose(
 
 def test_dtypes_choose_and_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(monkeypatch, "auto", False, "cuda")
-    assert not choice.runs(CUDA, torch.float64) and not choice.multiplies(CUDA, torch.float32)
+    assert not runs(CUDA, torch.float64) and not choice.multiplies(CUDA, torch.float32)
     assert choice.multiplies(CUDA, torch.float16) and choice.holds(64, 64) and not choice.holds(257, 1)
     assert chosen(monkeypatch, "1", False, "cuda") and choice.multiplies(CUDA, torch.float32)
     with pytest.raises(UserError, match=r"RANDLORA_PL_TRITON is 'yes'. Set 0 or 1"):
@@ -54,7 +55,7 @@ def test_dtypes_choose_and_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -
         chosen(monkeypatch, "1", False, "cuda", has=False)
     monkeypatch.undo()
     with choose_as_on_cuda():  # a CPU that is treated as a GPU cannot run kernels
-        assert not choice.runs(HERE, torch.bfloat16)
+        assert not runs(HERE, torch.bfloat16)
 
 
 def test_triton_is_not_imported_before_a_kernel_runs() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from randlora_pl.adapters import RandLoRA, inject, trainable_parameters
-from randlora_pl.adapters.kernels.triton_kernels import choice
+from randlora_pl.utils import device
 from tests.adapters.cases import One
 from tests.support.products import in_one_item
 
@@ -72,9 +72,9 @@ def test_layers_compute_the_same_with_kernels(
     sides: tuple[int, int], tokens: int, expected: set[str], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for dtype, tolerance in ((torch.float32, 2e-5), (torch.bfloat16, 3e-2), (torch.float16, 1e-2)):
-        monkeypatch.setattr(choice, "VALUE", "0")
+        monkeypatch.setattr(device, "VALUE", "0")
         none, plain = computed(sides, tokens, dtype, options)
-        monkeypatch.setattr(choice, "VALUE", "1")
+        monkeypatch.setattr(device, "VALUE", "1")
         names, made = computed(sides, tokens, dtype, options)
         assert not none and (expected <= names or dtype == torch.float16), names
         for one, other in zip(made, plain, strict=True):
@@ -83,7 +83,7 @@ def test_layers_compute_the_same_with_kernels(
 
 
 def test_layers_with_kernels_compile_to_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "VALUE", "1")
+    monkeypatch.setattr(device, "VALUE", "1")
     for basis in ("uniform", "hadamard"):
         layer = One(24, 16)
         inject(layer, RandLoRA(rank=3, basis=basis), ["fc"])  # type: ignore[arg-type]
@@ -105,7 +105,7 @@ def test_built_weights_in_bfloat16_have_the_same_bits(monkeypatch: pytest.Monkey
                 nn.init.normal_(value)
             built = []
             for value in "01":
-                monkeypatch.setattr(choice, "VALUE", value)
+                monkeypatch.setattr(device, "VALUE", value)
                 delta = layer.fc.delta.float()  # type: ignore[union-attr,operator]
                 eye = torch.eye(sides[0], dtype=torch.bfloat16)
                 built.append(delta.linear(eye.repeat(9, 1), layer.fc.weight.data, None)[: sides[0]])

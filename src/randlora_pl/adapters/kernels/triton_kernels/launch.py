@@ -1,17 +1,14 @@
 """Common parts of all operations: dtypes inside the kernels, and sizes of tiles that the device can hold."""
 
-import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from randlora_pl.utils.device import INTERPRETED
+
 _FITS: dict[tuple[Any, ...], int] = {}
-
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""True if kernels run in Triton's interpreter, on a CPU; the variable has to be set before triton is imported."""
 
 
 def compute_type(dtype: torch.dtype) -> Any:
