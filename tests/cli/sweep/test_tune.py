@@ -160,6 +160,9 @@ def test_alphas_where_a_method_has_one_and_the_heads_rate_of_a_probe() -> None:
     flat = search.cells["LoRA", (1e-2, 10.0), 0][0].flat
     assert (flat["model.learning_rate"], flat["model.adapter.alpha"]) == (0.01, 10)
     assert flat["trainer.limit_val_batches"] == 1, "all validation images, whatever the sweep has"
+    texts = {"models": {"BERT": {"config": "glue_roberta_base"}}, "datasets": ["sst2"], "budgets": ["100%"], "set": {}}
+    search = search_of(methods={"head": {"adapter": "LinearProbe"}}, tune=TUNE, **texts)
+    assert search.names == {"head": ("learning_rate",)}, "the one rate of a task on texts"
 
 
 def test_the_config_that_it_writes_is_the_sweep_with_the_best(tmp_path: Path) -> None:

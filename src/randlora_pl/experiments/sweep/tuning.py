@@ -17,6 +17,7 @@ from typing import Any
 
 from randlora_pl.adapters import methods
 from randlora_pl.config.compose import flatten
+from randlora_pl.config.validate import is_text_task
 from randlora_pl.experiments.sweep.choice import best_of, climb
 from randlora_pl.experiments.sweep.description import SweepConfig, Tree, budgets, is_zero_shot, whole_numbers
 from randlora_pl.experiments.sweep.folder import SweepFolder
@@ -248,12 +249,16 @@ class Search:
 
 
 def _searched(description: SweepConfig, method: str, alphas: list[float]) -> tuple[str, ...]:
-    """Return the axes of a method's search: a linear probe has only the head's rate, and not all methods an alpha."""
+    """Return the axes of a method's search: a linear probe has the head's rate only, and not all methods an alpha.
+
+    Tasks on texts have one rate for adapter and head.
+    """
     model = description.models[(description.methods[method].get("models") or list(description.models))[0]]
     with errors_in(f"methods.{method}"):
         tree = trial_config(model, description.methods[method], description.options, None, untrained=False)
     name = str(flatten(tree)["model.adapter"]).rpartition(".")[2]
-    rate = "head_learning_rate" if name == "LinearProbe" else "learning_rate"
+    apart = name == "LinearProbe" and not is_text_task(tree["model"]["class_path"].rpartition(".")[2])
+    rate = "head_learning_rate" if apart else "learning_rate"
     kind = getattr(methods, name, None)
     return (rate, "alpha") if alphas and kind and "alpha" in inspect.signature(kind).parameters else (rate,)
 
