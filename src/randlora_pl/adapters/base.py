@@ -5,7 +5,7 @@ definition and whose `linear` is the fast path; their results must agree.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -123,6 +123,10 @@ class DeltaWeight(nn.Module):
     def dropped(self, x: Tensor) -> Tensor:
         """Return the input of the adapter's path, with dropout if it is active."""
         return dropped(x, self.dropout) if self.drops else x
+
+    def kept_problem(self, kept: Mapping[str, Tensor]) -> str:
+        """Return the reason that `kept` buffers of a file, of the right shapes, are impossible, or ""."""
+        return ""
 
     def extra_repr(self) -> str:
         """Return the names and shapes of the trainable tensors."""

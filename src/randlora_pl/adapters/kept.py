@@ -23,6 +23,46 @@ def update_buffers(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def kept_problems(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str = "") -> list[str]:
+    """Return the reasons that the kept buffers of a file, if they have the right shapes, cannot be loaded.
+
+    Args:
+        module: Model or update with the buffers to load.
+        tensors: Tensors of the file.
+        prefix: Prefix of the module's names in the file.
+    """
+    found = []
+    for path, each in module.named_modules():
+        if not isinstance(each, DeltaWeight):
+            continue
+        start = f"{prefix}{path}." if path else prefix
+        own = {name: getattr(each, name) for name in each.kept}
+        there = {name: tensors[f"{start}{name}"] for name in own if f"{start}{name}" in tensors}
+        odd = [name for name in there if _kind(there[name]) != _kind(own[name])]
+        found += [f"{start}{name} is {there[name].dtype} in the file and {own[name].dtype} here" for name in odd]
+        if not odd and all(name in there and there[name].shape == own[name].shape for name in own):
+            problem = each.kept_problem(there)
+            found += [f"{start}{problem}"] if problem else []
+    return found
+
+
+def _kind(tensor: Tensor) -> str:
+    return "float" if tensor.is_floating_point() else "bool" if tensor.dtype == torch.bool else "integer"
+
+
+def places_problem(name: str, places: Tensor, size: int) -> str:
+    """Return the reason that a kept buffer does not index a flat tensor, or "": integers in ascending order.
+
+    Args:
+        name: Name of the buffer.
+        places: The indices.
+        size: Number of entries of the tensor.
+    """
+    if (len(places) and (int(places[0]) < 0 or int(places[-1]) >= size)) or not bool((places[1:] > places[:-1]).all()):
+        return f"{name} must be distinct places from 0 to {size - 1}, in ascending order"
+    return ""
+
+
 def update_modules(model: nn.Module) -> set[nn.Module]:
     """Return the updates and all their child modules."""
     return {inner for each in model.modules() if isinstance(each, DeltaWeight) for inner in each.modules()}

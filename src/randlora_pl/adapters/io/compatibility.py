@@ -12,7 +12,7 @@ from randlora_pl.adapters.derived import Sketches, sketch_problems, sketches
 from randlora_pl.adapters.injection import InjectionReport, make_deltas
 from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.io.state import adapter_state
-from randlora_pl.adapters.kept import base_buffers, update_buffers
+from randlora_pl.adapters.kept import base_buffers, kept_problems, update_buffers
 from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
 from randlora_pl.adapters.operations import basis_size_error, with_bases
 from randlora_pl.adapters.random_bases import GENERATOR
@@ -40,6 +40,7 @@ def differences(file: "AdapterFile", model: nn.Module, present: InjectionReport)
         _base_problem(file, state.base_hash)
         + _bases_problem(file, present.fingerprint, model.modules())
         + sketch_problems(file.derived, sketches(model))
+        + kept_problems(model, file.tensors)
         + _compare(file, expected, _shapes(base_buffers(model)))
     )
 
@@ -77,6 +78,7 @@ def problems(file: "AdapterFile", model: nn.Module) -> list[str]:
         own = {**dict(delta.named_parameters()), **update_buffers(delta)}
         expected |= _shapes({f"{tensor_prefix(site)}{name}": value for name, value in own.items()})
         here |= {f"{tensor_prefix(site)}{name}": value for name, value in sketches(delta).items()}
+        found += kept_problems(delta, file.tensors, tensor_prefix(site))
     found += [] if found else sketch_problems(file.derived, here)  # other weights have other tensors
     return found + _compare(file, expected, statistics)
 

@@ -1,12 +1,13 @@
 """SHiRA: an update with few entries at fixed places (Bhardwaj et al., 2024, arXiv:2406.13175)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, trainable
+from randlora_pl.adapters.kept import places_problem
 from randlora_pl.adapters.kernels.built_again import built_again
 from randlora_pl.adapters.kernels.rounding import added
 from randlora_pl.adapters.random_bases import Bases
@@ -94,6 +95,10 @@ class SHiRADelta(DeltaWeight):
         else:
             places = distinct(adapter.key, f"shira/{shape.layer}", count, size).to(weight.device)
         self.register_buffer("places", places.to(torch.int32 if size < 1 << 31 else torch.int64))
+
+    def kept_problem(self, kept: Mapping[str, Tensor]) -> str:
+        """Return the reason that the places of a file are impossible, or ""."""
+        return places_problem("places", kept["places"], self.out_features * self.in_features)
 
     def delta(self) -> Tensor:
         """Return the update as a dense matrix, (out, in)."""

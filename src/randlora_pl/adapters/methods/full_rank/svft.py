@@ -7,7 +7,7 @@ others are zero. It starts at zero, as in the paper. The released code starts at
 for each weight. Here W0 is added instead of built from its factors, so the untrained model keeps its bits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from randlora_pl.adapters.base import FactoredDelta, WeightShape, trainable
 from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta
+from randlora_pl.adapters.kept import places_problem
 from randlora_pl.adapters.methods.full_rank.shira import distinct
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
@@ -107,6 +108,10 @@ class SVFTDelta(DerivedDelta, FactoredDelta):
         else:
             places = band(shape.small, adapter.half_width)
         self.register_buffer("places", places.to(weight.device, torch.int32), persistent=stored)
+
+    def kept_problem(self, kept: Mapping[str, Tensor]) -> str:
+        """Return the reason that the places of a file are impossible, or ""."""
+        return places_problem("places", kept["places"], len(self.get_buffer("V")) ** 2) if "places" in kept else ""
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return U (out, m) and M V^T (m, in), whose row p is the sum of M_pq V_q over the trained entries.
