@@ -75,7 +75,7 @@ def _exchanged(results: Any) -> str:
 def format_metrics(results: Any, name: str) -> str:
     """Return ``accuracy 93.3 %, loss 0.21`` from the keys behind one prefix."""
     words = {"acc": "accuracy", "unfound": "without an answer", "balanced_accuracy": "balanced accuracy"}
-    hidden = {"score", "macro_f1", *(() if _unequal(results, name) else ("balanced_accuracy",))}
+    hidden = {"score", "macro_f1", "gate_entropy", *(() if _unequal(results, name) else ("balanced_accuracy",))}
     shown = []
     for key, value in results.items():
         prefix, _, short = key.partition("/")

@@ -39,7 +39,7 @@ def test_the_table_has_the_softmax_of_the_router_by_class(fit: Fit, tmp_path: Pa
 
     task.test_step = test_step  # type: ignore[method-assign]
     handle = task.model.get_submodule(name).register_forward_hook(keep)
-    trainer.test(task, data, verbose=False)
+    (metrics,) = trainer.test(task, data, verbose=False)
     handle.remove()
     assert all(delta.listener is None for delta in layers.values())
     per_class: dict[int, list[Tensor]] = {}
@@ -57,6 +57,8 @@ def test_the_table_has_the_softmax_of_the_router_by_class(fit: Fit, tmp_path: Pa
         assert int(row["samples"]) == len(values)
         assert [float(row[f"head {k}"]) for k in (1, 2)] == pytest.approx(expected.tolist(), abs=1e-5)
         assert 0 < float(row["entropy"]) <= 1
+    samples, entropies = (torch.tensor([float(row[key]) for row in rows]) for key in ("samples", "entropy"))
+    assert metrics["test/gate_entropy"] == pytest.approx(float((samples * entropies).sum() / samples.sum()), abs=1e-5)
     assert np.asarray(Image.open(tmp_path / "figures" / "gates.png")).std() > 1
 
 

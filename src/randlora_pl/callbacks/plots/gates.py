@@ -28,8 +28,8 @@ class Gates(Callback):
 
     A mean is over the tokens of each sample, then over samples. It leaves out the text tower of CLIP models, padding,
     and generated tokens. Other methods have no gates, and blocks that ``torch_compile`` compiled do not show theirs.
-    Loggers get ``test/gate_entropy``, the mean entropy of a token's gates relative to the largest possible one. It is 1
-    if all heads have equal gates, 0 if each token uses a single head.
+    The metric ``test/gate_entropy`` is the mean entropy of a token's gates relative to the largest possible one. It is
+    1 if all heads have equal gates, 0 if each token uses a single head.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Gates(Callback):
             rows = torch.cat([gates, entropy[:, None], torch.ones_like(entropy)[:, None]], 1).float()
             self._sums[name].index_add_(0, group[counts], rows[counts])
 
-    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Log the entropy, and write the plot and the table."""
         if not self._sums:
             return
@@ -87,12 +87,13 @@ class Gates(Callback):
         layers, groups = list(self._sums), self._groups
         self._stop()
         sums = (sums.sum(0) if sums.dim() > 3 else sums).double().cpu()
-        if not trainer.is_global_zero or not sums[..., -1].any():
+        if not sums[..., -1].any():
             return
         means, samples = sums[..., :-1] / sums[..., -1:], sums[..., -1]
         entropy = float(sums[..., -2].sum() / samples.sum())
-        for logger in trainer.loggers:
-            logger.log_metrics({"test/gate_entropy": entropy}, trainer.global_step)
+        pl_module.log("test/gate_entropy", entropy, rank_zero_only=False, sync_dist=False)
+        if not trainer.is_global_zero:
+            return
         header = ["layer", "group", "samples", *(f"head {k}" for k in range(1, means.shape[2])), "entropy"]
         rows = [
             [layer, group, int(samples[i, j]), *(f"{value:.6f}" for value in means[i, j].tolist())]
