@@ -15,11 +15,12 @@ from randlora_pl.callbacks.checkpoint_file import check_checkpoint
 from randlora_pl.engine.run_folder import check_run, without_head
 from tests.support.cli import SMALL
 
-FIT = [
+TINY = [
     *("fit", *SMALL, "--data.steps", "8", "--data.batch_size", "4", "--trainer.accumulate_grad_batches", "2"),
     *("--data.eval_batch_size", "16", "--trainer.limit_val_batches", "2", "--trainer.val_check_interval", "4"),
-    *("--checkpoint.every_n_steps", "3", "--model.adapter.dropout", "0.1", "--trainer.log_every_n_steps", "2"),
+    *("--trainer.log_every_n_steps", "2"),
 ]
+FIT = [*TINY, "--checkpoint.every_n_steps", "3", "--model.adapter.dropout", "0.1"]
 """8 steps of two micro-batches, a validation after every second step, checkpoints also after steps 3 and 6."""
 STEPS = 8
 _OF_THE_MOMENT = (
@@ -45,6 +46,8 @@ def assert_whole(folder: Path) -> None:
         elif file.name.startswith("config.yaml"):
             assert check_run(folder)
             assert {"model", "data", "trainer", "run"} <= yaml.safe_load(file.read_text()).keys()
+        elif file.name == "ranks.yaml":
+            assert yaml.safe_load(file.read_text())
         elif file.suffix == ".png":
             Image.open(file).load()
         elif file.suffix == ".csv":
@@ -71,6 +74,7 @@ def assert_same(folder: Path, other: Path, but: tuple[str, ...] = ()) -> None:
     ours, theirs = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (folder, other))
     for key in ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "ImageData"):
         assert equal(ours[key], theirs[key]), key
+    assert equal(ours.get("procedure"), theirs.get("procedure"))
     assert equal(*(checkpoint["callbacks"]["AdapterCheckpoint"] for checkpoint in (ours, theirs)))
     figures = [json.loads((run / "results.json").read_text()) for run in (folder, other)]
     assert figures[0].keys() == figures[1].keys()

@@ -4,6 +4,7 @@ import contextlib
 import fnmatch
 import multiprocessing
 import os
+import pkgutil
 import resource
 import signal
 import sys
@@ -13,6 +14,13 @@ from pathlib import Path
 from typing import Any
 
 Action = Callable[[], None]
+_STEPS = {
+    "optimizer": ("torch.optim:AdamW", "step"),
+    "projection": ("randlora_pl.adapters.methods.optimizer.projected_adamw", "leading_vectors"),
+    "pruning": ("randlora_pl.adapters.methods.fixed_rank.adalora:Pruning", "_prune"),
+    "search": ("randlora_pl.data.module:ImageData", "search_batch"),
+}
+"""Places in steps, beside those of the task: owner and name of what is called there."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,7 @@ class Fault:
     """An action at the ``number``-th time that ``place`` is reached.
 
     Attributes:
-        place: ``training``, ``optimizer``, ``validation`` or ``test`` (before such a step); or what is done to a file
+        place: ``training``, ``validation``, ``test`` or one of `_STEPS` (before such a step); or what is done to a file
             in the run folder and a pattern of its path, such as ``open checkpoints/.last.ckpt.part``, ``rename
             .results.json.part``, ``mkdir .adapter.part*``, ``remove *`` or ``* *``, before it is done.
         number: From 1 on.
@@ -50,12 +58,8 @@ class Fault:
 
 
 def _before_step(place: str, reached: Action) -> None:
-    import torch
-
-    from randlora_pl.tasks import VisionLanguageTask
-
-    owner: Any = torch.optim.AdamW if place == "optimizer" else VisionLanguageTask
-    name = "step" if place == "optimizer" else f"{place}_step"
+    where, name = _STEPS.get(place, ("randlora_pl.tasks:VisionLanguageTask", f"{place}_step"))
+    owner = pkgutil.resolve_name(where)
     plain = getattr(owner, name)
 
     def step(*args: Any, **options: Any) -> Any:
