@@ -45,7 +45,7 @@ def test_help_and_default_belong_to_the_option() -> None:
 def test_names_of_literals_are_spelled_out_also_imported_ones() -> None:
     options = read_classes("adapters")["RandLoRA"].options
     assert options["basis"].choices == "uniform | normal | binary | ternary | hadamard"
-    assert options["num_bases"].choices == "int | ceil | floor+1"
+    assert options["num_bases"].choices == "int | ceil | floor+1 | dict[str, int]"
     assert read_classes("language")["CausalLMTask"].options["quantize"].choices == "4bit | 8bit | None"
 
 
