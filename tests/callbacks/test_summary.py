@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.adapters import DoRA, FullFineTuning, LoRA, RandLoRA
+from randlora_pl.adapters import DoRA, FullFineTuning, LoRA, PiSSA, RandLoRA
 from randlora_pl.callbacks import StartSummary
-from randlora_pl.callbacks.summary import describe, layer_table
+from randlora_pl.callbacks.summary import describe, layer_table, other_decay
 from tests.callbacks.conftest import Fit
 from tests.tasks.small import built
 
@@ -40,3 +40,10 @@ def test_adapters_are_described_by_what_is_unusual() -> None:
     assert describe(RandLoRA(rank=8, alpha=1, seed=3)) == "RandLoRA rank 8, alpha 1"
     assert describe(DoRA(LoRA(rank=4))) == "DoRA of LoRA rank 4"
     assert describe(FullFineTuning()) == "FullFineTuning"
+
+
+def test_a_decay_that_is_not_applied_is_shown() -> None:
+    text, linear = (built(kind, adapter=PiSSA(2), weight_decay=0.1) for kind in ("text head", "linear head"))
+    assert other_decay(text)["weight decay"].startswith("0 instead of 0.1: PiSSA's would change")
+    assert other_decay(linear)["weight decay"].endswith("; head 0.1")
+    assert other_decay(built("text head", adapter=LoRA(2))) == {}

@@ -57,6 +57,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn",
         **_validated(trainer, task, data),
         "learning rate": f"{task.learning_rate:g}" + (f", head {head_rate:g}" if head_rate else ""),
+        **other_decay(task),
         **({"label smoothing": f"{smoothing:g}"} if smoothing else {}),
         **({"train/loss": task.loss_note} if hasattr(task, "loss_note") else {}),
         "precision": f"{trainer.precision} on {devices}",
@@ -65,6 +66,14 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         "seed": str(task.seed),
         "run folder": str(run_folder(trainer)),
     }
+
+
+def other_decay(task: Any) -> dict[str, str]:
+    """Return a row if the adapter has no weight decay although the task has; an empty dict otherwise."""
+    if task.adapter.decay or not task.weight_decay:
+        return {}
+    method, head = task.adapter.method(), f"; head {task.weight_decay:g}" if parts_of(task) else ""
+    return {"weight decay": f"0 instead of {task.weight_decay:g}: {method}'s would change the base model{head}"}
 
 
 def memory(task: Any) -> str:
@@ -142,8 +151,8 @@ class StartSummary(Callback):
 
 def describe(adapter: Any) -> str:
     """Return the method of an adapter, its rank, and its non-default options."""
-    if hasattr(adapter, "inner"):
-        return f"{adapter.method()} of {describe(adapter.inner)}"
+    if (leaves := adapter.leaves()) != [adapter]:
+        return f"{adapter.method()} of {', '.join(map(describe, leaves))}"
     plain = type(adapter)().options()
     shown = [
         f"{name} {_shortened(value)}"
