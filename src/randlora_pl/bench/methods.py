@@ -9,7 +9,26 @@ from typing import Any, Literal
 
 from torch import nn
 
-from randlora_pl.adapters import Adapter, DoRA, FullFineTuning, LoRA, NoLA, RandLoRA, VeRA, inject
+from randlora_pl.adapters import (
+    OFT,
+    PRANC,
+    SVFT,
+    AdaLoRA,
+    Adapter,
+    DoRA,
+    FullFineTuning,
+    HiRA,
+    HydraLoRA,
+    KRAdapter,
+    LoRA,
+    LoRAXS,
+    NoLA,
+    PiSSA,
+    RandLoRA,
+    SHiRA,
+    VeRA,
+    inject,
+)
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.targets.select import select
 from randlora_pl.bench.memory import OUT_OF_MEMORY, is_out_of_memory
@@ -73,6 +92,11 @@ class Ours:
             raise UnavailableError(str(error)) from error
 
 
+def _unranked(method: type[Adapter]) -> Callable[..., Adapter]:
+    """Return a function that makes a method without an option ``rank`` and drops the rank."""
+    return lambda rank, **options: method(**options)
+
+
 def ternary(sparsity: int | Literal["sqrt"] = 6, dense: bool = False) -> Adapt:
     """Return RandLoRA with ternary bases; ``dense`` takes dense products also where additions are faster."""
     sparse = Ours(RandLoRA, basis="ternary", sparsity=sparsity)
@@ -122,7 +146,17 @@ METHODS = {
     "randlora-low": Method("RandLoRA-{}, memory low", Ours(RandLoRA, memory="low"), *_RANDLORA, default=False),
     "dora": Method("DoRA-{}", Ours(lambda **options: DoRA(LoRA(**options))), LORA_RANK, "peft-dora", default=False),
     "vera": Method("VeRA-{}", Ours(VeRA), VERA_RANK, "peft-vera", default=False),
-    "nola": Method("NoLA", Ours(lambda rank, dropout: NoLA(dropout=dropout)), default=False),
+    "nola": Method("NoLA", Ours(_unranked(NoLA)), default=False),
+    "adalora": Method("AdaLoRA-{}", Ours(AdaLoRA), 48, default=False),
+    "pissa": Method("PiSSA-{}", Ours(PiSSA), LORA_RANK, default=False),
+    "loraxs": Method("LoRA-XS-{}", Ours(LoRAXS), 64, default=False),
+    "hydralora": Method("HydraLoRA-{}", Ours(HydraLoRA), 8, default=False),
+    "hira": Method("HiRA-{}", Ours(HiRA), LORA_RANK, default=False),
+    "shira": Method("SHiRA-{}", Ours(SHiRA), LORA_RANK, default=False),
+    "kradapter": Method("KRAdapter", Ours(_unranked(KRAdapter)), default=False),
+    "oft": Method("OFT", Ours(_unranked(OFT)), default=False),
+    "svft": Method("SVFT, banded", Ours(_unranked(SVFT)), default=False),
+    "pranc": Method("PRANC", Ours(_unranked(PRANC)), default=False),
     "peft-lora": Method("PEFT LoRA-{}", _pefts("Lora"), LORA_RANK, foreign=True),
     "peft-dora": Method("PEFT DoRA-{}", _pefts("Lora", use_dora=True), LORA_RANK, foreign=True, default=False),
     "peft-vera": Method("PEFT VeRA-{}", _pefts("Vera"), VERA_RANK, foreign=True, default=False),

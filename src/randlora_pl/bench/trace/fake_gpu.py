@@ -68,9 +68,11 @@ class _Autocast:
 
         def run(value: Tensor, *args: Any, **kwargs: Any) -> Any:
             with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(_KEY)):
-                if value.dtype in (torch.bfloat16, torch.float16) and kwargs.get("dtype") is None:
-                    kwargs["dtype"] = torch.float32
-                return operator(value, *args, **kwargs)
+                names = (argument.name for argument in operator._schema.arguments[1:])
+                options = dict(zip(names, args, strict=False)) | kwargs
+                if value.dtype in (torch.bfloat16, torch.float16) and options.get("dtype") is None:
+                    options["dtype"] = torch.float32
+                return operator(value, **options)
 
         return run
 

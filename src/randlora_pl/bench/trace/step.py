@@ -18,6 +18,7 @@ from randlora_pl.adapters.kernels import rounding
 from randlora_pl.bench.steps import Precision
 from randlora_pl.bench.trace.fake_gpu import DEVICE, cuda_rules, fake, to_fake
 from randlora_pl.bench.trace.recorder import Recorder, Traced
+from randlora_pl.tasks import procedure
 from randlora_pl.utils.errors import UserError
 
 CLASSES = 10
@@ -70,6 +71,7 @@ def trace_step(setup: StepSetup, adapter: Adapter) -> tuple[Traced, int]:
         recorder.hold([*task.parameters(), *task.buffers()])
         recorder.hold(value for batch in batches for value in batch.values() if isinstance(value, Tensor))
         optimizer = task.configure_optimizers()["optimizer"]
+        procedure.start(task)
         _step(task, optimizer, setup, [{**batches[0], "micro_batches": 1}])
         gc.collect()
         recorder.start()
@@ -93,6 +95,8 @@ def _step(task: Any, optimizer: Any, setup: StepSetup, batches: list[dict[str, A
         del loss
     task.configure_gradient_clipping(optimizer)
     optimizer.step()
+    if (between := procedure.procedure_of(task)) is not None:
+        between.after_step(task.trainer.global_step, task.total_steps())
 
 
 def _precision(setup: StepSetup) -> AbstractContextManager[Any]:

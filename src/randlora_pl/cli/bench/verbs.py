@@ -52,8 +52,9 @@ Time whole training steps of full fine-tuning and of adapters, in turns.
   --tokens N           Tokens per text (default: 256)
   --overrides OPTIONS  Changes to a decoder's configuration, such as '{{num_hidden_layers: 4}}'
   --dropout P          Dropout on the input of the adapters' paths (default: 0)
-  --methods NAME ...   Also: randlora-low (memory: low) dora vera nola peft-dora peft-vera (default: full lora
-                       randlora randlora-hadamard randlora-ternary peft-lora peft-randlora)
+  --methods NAME ...   Also: randlora-low (memory: low) dora vera nola adalora pissa loraxs hydralora hira shira
+                       kradapter oft svft pranc peft-dora peft-vera (default: full lora randlora randlora-hadamard
+                       randlora-ternary peft-lora peft-randlora)
   --targets NAME ...   Layers to adapt, as in --model.targets (default: qkv fc1 fc2, as in the paper). all selects
                        every linear layer of the blocks, conv their convolutions
   --rss                Also measure the resident set of a process per method, which takes as long again
@@ -106,8 +107,8 @@ ones reach, and relative to full fine-tuning and LoRA.
 
   --config NAME ...    Bundled configs or files, whose options are the defaults below (default: clip_vitb32)
   --model NAME         Instead: a model of open_clip or timm, or a decoder; its bundled config if it has one
-  --methods NAME ...   Also: randlora-ternary randlora-low dora vera nola (default: full lora randlora
-                       randlora-hadamard)
+  --methods NAME ...   Also: randlora-ternary randlora-low dora vera nola adalora pissa loraxs hydralora hira shira
+                       kradapter oft svft pranc (default: full lora randlora randlora-hadamard)
   --adapter NAME       The same as --methods full lora NAME
   --device-model NAME ...   h100, a100 or rtx4090 (default: h100)
   --precision P        32, bf16 (autocast), or bf16-frozen (frozen weights in bfloat16, too)

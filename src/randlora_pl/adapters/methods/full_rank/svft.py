@@ -101,8 +101,11 @@ class SVFTDelta(DerivedDelta, FactoredDelta):
         self.values = trainable(weight, adapter.count(shape), fill=0.0)
         stored = adapter.pattern == "top_k"  # last bits of the vectors could decide between two places
         if stored:
-            places = most_alike(self.get_buffer("U"), self.get_buffer("V"), len(self.values))
             self.kept = (*self.kept, "places")
+        if weight.is_meta:
+            places = torch.empty(len(self.values), dtype=torch.int32, device="meta")
+        elif stored:
+            places = most_alike(self.get_buffer("U"), self.get_buffer("V"), len(self.values))
         elif adapter.pattern == "random":
             places = distinct(adapter.key, f"svft/{shape.layer}", len(self.values), shape.small**2)
         else:
@@ -133,7 +136,5 @@ def band(m: int, k: int) -> Tensor:
 
 def most_alike(u: Tensor, v: Tensor, count: int) -> Tensor:
     """Return the places (p, q) of the largest inner products u_p v_q, without their signs; of equals the first."""
-    if u.is_meta:
-        return torch.empty(count, dtype=torch.int32, device="meta")
     alike = (u.cpu().double().T @ v.cpu().double().T).abs().flatten()
     return alike.argsort(descending=True, stable=True)[:count].sort()[0]
