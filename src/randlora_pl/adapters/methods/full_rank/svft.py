@@ -80,7 +80,7 @@ class SVFT(DerivedAdapter):
         if self.pattern == "top_k" and shape.out_features != shape.in_features:
             raise UserError(
                 f"SVFT: top_k needs square weights, {shape.layer} is {sizes}. Set --model.adapter.pattern banded or "
-                "random, or only square targets (--model.targets qkv o with --model.adapter.qkv split)."
+                "random, or only square targets (--model.targets '[qkv, o]' with --model.adapter.qkv split)."
             )
         return m * (2 * k + 1) - k * (k + 1)
 
