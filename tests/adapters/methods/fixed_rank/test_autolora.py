@@ -164,6 +164,10 @@ def test_a_search_needs_losses_and_copies_have_none() -> None:
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert twin.adapter_report.procedure.problem is None
         assert twin.adapter_report.procedure.vectors[0] is twin[0].delta.v
+    search.problem.scale = lambda: float("inf")
+    search.after_step(0, 1)  # an overflow in float16: no step
+    assert not any(vector.any() for vector in search.vectors) and not search._adam.state
+    search.problem.scale = lambda: 1.0
     search.after_step(0, 1)
     search.unrolled = True
     with pytest.raises(UserError, match="learning rates"):

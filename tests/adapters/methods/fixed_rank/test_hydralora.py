@@ -179,6 +179,9 @@ def test_balance_is_the_squared_coefficient_of_variation_of_the_mean_gates() -> 
     model(x)
     procedure.after_step(40, 41)
     assert copy.deepcopy(model)(x).shape == x.shape  # no tensor with a history is left
+    model(x[0, 0])
+    one = procedure.penalty()  # of one token, without other dimensions
+    assert one is not None and one.isfinite()
     assert inject(One(12, 20), HydraLoRA(4), ["fc"]).procedure is None
 
 

@@ -104,7 +104,7 @@ class HydraLoRADelta(DeltaWeight):
         if self.listener is not None:
             self.listener(gates.movedim(dim, -1))
         if self.balanced and self.training and torch.is_grad_enabled():
-            self.mean_gates = gates.movedim(dim, -1).flatten(0, -2).mean(0)
+            self.mean_gates = gates.movedim(dim, -1).reshape(-1, gates.shape[dim]).mean(0)
         return gates
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

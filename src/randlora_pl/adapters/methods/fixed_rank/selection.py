@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.procedure import Procedure
+from randlora_pl.adapters.procedure import Procedure, all_finite
 from randlora_pl.utils.errors import UserError
 
 RATE, BETAS = 3e-4, (0.5, 0.999)
@@ -152,7 +152,7 @@ class SelectionSearch(Procedure):
         self._adam = torch.optim.Adam(self.vectors, lr=RATE, betas=BETAS)
 
     def after_step(self, step: int, total: int) -> None:
-        """Take a step of v, after every ``every``-th optimizer step.
+        """Take a step of v, after every ``every``-th optimizer step, unless its gradient is not finite.
 
         Raises:
             UserError: The losses are not set.
@@ -167,6 +167,8 @@ class SelectionSearch(Procedure):
             return
         vectors = self.vectors
         gradients = outer_gradient(self.problem, step, vectors, self.unrolled)
+        if not all_finite(gradients):  # 16-mixed: the scale of the losses was too large
+            return
         for vector, gradient in zip(vectors, gradients, strict=True):
             vector.grad = gradient
         self._adam.step()
