@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from randlora_pl.adapters import FullFineTuning, LinearProbe, LoRA, RandLoRA
+from randlora_pl.adapters import FullFineTuning, HydraLoRA, LinearProbe, LoRA, RandLoRA
 from randlora_pl.adapters.operations import delta_weights
 from randlora_pl.adapters.spectrum import spectrum
 from randlora_pl.callbacks import UpdateSpectrum
@@ -108,6 +109,10 @@ def test_a_resumed_full_fine_tuning_says_that_it_cannot(fit: Fit) -> None:
 def test_impossible_steps() -> None:
     with pytest.raises(UserError, match="0 for none"):
         UpdateSpectrum(-1)
+    task = TextHeadTask("tiny", "random", HydraLoRA())
+    UpdateSpectrum().setup(Trainer(logger=False), task, "fit")
+    with pytest.raises(UserError, match=r"the update of HydraLoRA depends on the input.* Remove the option"):
+        UpdateSpectrum(2).setup(Trainer(logger=False), task, "test")  # before the training
 
 
 def test_full_fine_tuning_of_conv1d_is_seen(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import (
     AdapterSet,
-    DoRA,
     HydraLoRA,
     LoRA,
     RandLoRA,
@@ -52,7 +51,6 @@ def test_no_operation_makes_a_matrix_of_the_update() -> None:
         lambda: delta_weights(model),
         lambda: merge(model),
         lambda: merge_and_unload(model),
-        lambda: DoRA(HydraLoRA()),
     ]
     for operation in operations:
         with pytest.raises(UserError, match=f"{REASON}.*{REMEDY}"):

@@ -177,8 +177,9 @@ class Adapter(Described):
         dropout: Dropout on the input of the adapter's path.
         qkv: Adaptation of packed query/key/value weights: ``packed`` as one 3d x d matrix (the paper), ``split`` as
             three d x d matrices (exports to models with separate projections).
-        match: Other method whose trainable parameters to match by choosing the rank (NoLA: the number of bases), for
-            example ``lora:32``; both counts are printed. Refused if the nearest count is more than half off.
+        match: Other method whose trainable parameters to match by choosing the rank, or what sets the size instead
+            (`size_option`), for example ``lora:32``; both counts are printed. Refused if the nearest count is more
+            than half off.
         seed: Seed of the random bases and initial values. Default: the run's seed.
     """
 

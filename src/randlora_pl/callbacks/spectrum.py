@@ -7,7 +7,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.layers.weight_access import out_and_in, weight_of
 from randlora_pl.adapters.operations import delta_weights
 from randlora_pl.adapters.spectrum import Spectrum, spectrum
@@ -46,12 +45,19 @@ class UpdateSpectrum(Callback):
         """Restore the values of the resumed run."""
         self.history = {name: list(state_dict["history"][name]) for name in self.history}
 
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Refuse methods whose update depends on the input, before anything runs."""
+        if self.every_n_steps and not pl_module.adapter.fixed:
+            raise UserError(
+                f"spectrum.every_n_steps: the update of {pl_module.adapter.method()} depends on the input, so it is "
+                "not a matrix and has no spectrum. Remove the option."
+            )
+
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Keep the initial weights for methods without updates; measure if the checkpoint precedes a due spectrum."""
         step = self._last = trainer.global_step
         if not self.every_n_steps:
             return
-        check_fixed(pl_module.report.adapter, "spectrum.every_n_steps")
         if any(hasattr(parameter, "full_tensor") for parameter in pl_module.parameters()):
             raise UserError("spectrum.every_n_steps needs complete weights. Remove it, or --trainer.strategy fsdp2.")
         if pl_module.report.adapter.trains_base and step:

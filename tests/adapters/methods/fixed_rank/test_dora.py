@@ -6,7 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters import BitFit, DoRA, LoRA, RandLoRA, VeRA, delta_weights, inject, trainable_parameters
+from randlora_pl.adapters import (
+    AutoLoRA,
+    BitFit,
+    DoRA,
+    HydraLoRA,
+    LoRA,
+    RandLoRA,
+    VeRA,
+    delta_weights,
+    inject,
+    trainable_parameters,
+)
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.methods.fixed_rank.dora import DoRADelta
 from randlora_pl.utils.errors import UserError
@@ -79,8 +90,9 @@ def test_options_come_from_the_inner_method() -> None:
 
 @pytest.mark.parametrize("inner", [BitFit(), DoRA()])
 def test_an_inner_method_must_add_an_update(inner: Any) -> None:
-    with pytest.raises(UserError, match="DoRA"):
-        DoRA(inner)
+    for each in (inner, HydraLoRA(), AutoLoRA()):  # AutoLoRA's search needs data that know of it
+        with pytest.raises(UserError, match=f"^DoRA: inner is {each.method()}. Choose"):
+            DoRA(each)
 
 
 def test_split_weights_have_magnitudes_of_their_own() -> None:

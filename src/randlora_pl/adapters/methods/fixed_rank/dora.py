@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, like, trainable
-from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.kernels.rounding import rounded
+from randlora_pl.adapters.methods.fixed_rank.autolora import AutoLoRA
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
 from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases
@@ -31,9 +31,8 @@ class DoRA(Adapter):
 
     def __init__(self, inner: Adapter | None = None) -> None:
         inner = LoRA() if inner is None else inner
-        if inner.trains_base or isinstance(inner, DoRA) or inner.method() == "AutoLoRA":
-            raise UserError(f"DoRA: inner is {inner.method()}. Choose a method that adds an update, such as LoRA.")
-        check_fixed(inner, "DoRA: inner")
+        if inner.trains_base or isinstance(inner, DoRA | AutoLoRA) or not inner.fixed:
+            raise UserError(f"DoRA: inner is {inner.method()}. Choose a method whose update is a matrix, such as LoRA.")
         super().__init__(qkv=inner.qkv, match=inner.match, seed=inner.seed)
         self.inner = inner
         self.decay = inner.decay
