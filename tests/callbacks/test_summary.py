@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.adapters import DoRA, FullFineTuning, LoRA, PiSSA, RandLoRA
+from randlora_pl.adapters import SVFT, DoRA, FullFineTuning, LoRA, PiSSA, RandLoRA
 from randlora_pl.callbacks import StartSummary
-from randlora_pl.callbacks.summary import describe, layer_table, other_decay
+from randlora_pl.callbacks.summary import derived_bytes, describe, layer_table, other_decay
 from tests.callbacks.conftest import Fit
 from tests.tasks.small import built
 
@@ -47,3 +47,11 @@ def test_a_decay_that_is_not_applied_is_shown() -> None:
     assert other_decay(text)["weight decay"].startswith("0 instead of 0.1: PiSSA's would change")
     assert other_decay(linear)["weight decay"].endswith("; head 0.1")
     assert other_decay(built("text head", adapter=LoRA(2))) == {}
+
+
+def test_derived_tensors_count_for_memory_and_checkpoints() -> None:
+    shapes = [row.shape for row in built("linear head", adapter=LoRA(2)).report.rows]
+    singular = sum(min(shape) * sum(shape) for shape in shapes)
+    assert derived_bytes(built("linear head", adapter=SVFT("plain"))) == 4 * singular
+    assert derived_bytes(built("linear head", adapter=PiSSA(2))) == 4 * sum(2 * sum(shape) for shape in shapes)
+    assert derived_bytes(built("linear head", adapter=LoRA(2))) == 0

@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.adapters.optimizer import optimizer_numbers
 from randlora_pl.callbacks.validation import validations
 from randlora_pl.utils.errors import DryRunEnd
@@ -35,7 +36,8 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         data: Data module set up for ``fit``.
     """
     trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    total, resumed = sum(p.numel() for p in task.parameters()), trainable + _state(task)
+    total = sum(p.numel() for p in task.parameters())
+    resumed = _BYTES * (trainable + _state(task)) + derived_bytes(task)
     summary, identity = planned(data), task.identity
     accumulate, world = trainer.accumulate_grad_batches, trainer.world_size
     global_batch = data.batch_size * accumulate * world
@@ -62,7 +64,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         **({"train/loss": task.loss_note} if hasattr(task, "loss_note") else {}),
         "precision": f"{trainer.precision} on {devices}",
         **({"sharded": f"{shards}{low}"} if shards else {}),
-        "checkpoint": f"{byte_size(_BYTES * resumed)} to resume, adapter {byte_size(_BYTES * trainable)}",
+        "checkpoint": f"{byte_size(resumed)} to resume, adapter {byte_size(_BYTES * trainable)}",
         "seed": str(task.seed),
         "run folder": str(run_folder(trainer)),
     }
@@ -78,10 +80,15 @@ def other_decay(task: Any) -> dict[str, str]:
 
 def memory(task: Any) -> str:
     """Return the memory of a training, without activations, which depend on the batch and are known only by running."""
-    weights = sum(p.numel() * p.element_size() for p in task.parameters())
+    weights = sum(p.numel() * p.element_size() for p in task.parameters()) + derived_bytes(task)
     gradients = sum(p.numel() * p.element_size() for p in task.parameters() if p.requires_grad)
     trained = byte_size(gradients + _BYTES * _state(task))
     return f"{byte_size(weights)} of weights, {trained} of gradients and the optimizer's state, and activations"
+
+
+def derived_bytes(task: Any) -> int:
+    """Return the bytes of the tensors that the method derives from the frozen weights, such as singular vectors."""
+    return sum(buffer.numel() * buffer.element_size() for buffer in derived_buffers(task.model).values())
 
 
 def _state(task: Any) -> int:
