@@ -138,6 +138,7 @@ def test_a_run_its_reports_and_its_programs(trained: Path, run: Run, tmp_path: P
 
 
 @in_one_item("form", ["torch", "onnx"])
+@pytest.mark.slow
 def test_programs_have_the_router(form: str, trained: Path, run: Run) -> None:
     """The export compares its outputs with the adapted model's; the text tower works, too."""
     if form == "onnx":
