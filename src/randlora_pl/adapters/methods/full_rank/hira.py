@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, like, trainable
+from randlora_pl.adapters.kernels.built_again import built_again
 from randlora_pl.adapters.kernels.randlora_linear import without_autocast
 from randlora_pl.adapters.kernels.rounding import added, compute_dtype
 from randlora_pl.adapters.random_bases import Bases, Distribution, draw
@@ -86,12 +86,8 @@ class HiRADelta(DeltaWeight):
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
         """Return ``drop(x) @ (W0 o (B A)).T``; the backward pass asks for W0 again instead of keeping it."""
-
-        def product(x: Tensor) -> Tensor:
-            return F.linear(x, like(self.change(weight()), x))
-
-        output: Tensor = checkpoint(product, self.dropped(x), use_reentrant=False, preserve_rng_state=False)
-        return output
+        x = self.dropped(x)
+        return built_again(x, lambda: like(self.change(weight()), x), None)
 
 
 class _Product(torch.autograd.Function):

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, like, trainable
+from randlora_pl.adapters.kernels.built_again import built_again
 from randlora_pl.adapters.kernels.rounding import added, compute_dtype
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
@@ -149,13 +149,8 @@ class OFTDelta(DeltaWeight):
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
         """Return ``drop(x) (R - I) @ W0.T``; the backward pass asks for W0 again instead of keeping it."""
-
-        def product(x: Tensor) -> Tensor:
-            return F.linear(x, like(weight(), x))
-
         turned = _times(self.dropped(x), like(self.turn(), x))
-        output: Tensor = checkpoint(product, turned, use_reentrant=False, preserve_rng_state=False)
-        return output
+        return built_again(turned, lambda: like(weight(), turned), None)
 
 
 def _times(x: Tensor, turn: Tensor, plus: Tensor | None = None) -> Tensor:

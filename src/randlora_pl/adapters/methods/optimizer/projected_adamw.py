@@ -87,9 +87,10 @@ class ProjectedAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            projected = set(group["projected"])
             for place, parameter in enumerate(group["params"]):
                 if parameter.grad is not None:
-                    self._update(parameter, group, place in group["projected"])
+                    self._update(parameter, group, place in projected)
         return loss
 
     def _update(self, parameter: nn.Parameter, group: dict[str, Any], projects: bool) -> None:
