@@ -6,8 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from randlora_pl.adapters import disabled
-from randlora_pl.data import ImageData
-from randlora_pl.data.loading.chosen_images import batches, random_samples
+from randlora_pl.data.loading.chosen_images import batches, framed, random_samples
 from randlora_pl.models import encode_prompts
 from randlora_pl.models.zero_shot import zero_shot_accuracy
 from randlora_pl.utils.errors import UserError
@@ -62,12 +61,8 @@ class Elsewhere(Callback):
         for name in self.datasets:
             if name == own.row.name:
                 continue
-            spec = task.image_spec
-            data = ImageData(
-                dataset=name, root=str(own.root), eval_batch_size=own.eval_batch_size, cache_images=False,
-                image_size=spec.size, mean=spec.mean, std=spec.std, interpolation=spec.interpolation,
-                num_workers=own.num_workers,
-            )  # fmt: skip
+            options = {"dataset": name, "root": str(own.root), "num_workers": own.num_workers}
+            data = framed(options, task.image_spec, own.eval_batch_size)
             data.setup("test")
             samples = random_samples(data.samples("test"), self.images or None, 0)
             classes = encode_prompts(task.model, task.tokenizer, data.classnames, [task.caption], task.device)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.loading.chosen_images import batches
+from randlora_pl.data.loading.chosen_images import batches, framed
 from randlora_pl.experiments.published import published
 from randlora_pl.models import LoadedClip, cached_text_head, encode_prompts
 from randlora_pl.models.zero_shot import zero_shot_accuracy
@@ -52,11 +52,7 @@ def prepare(clip: LoadedClip, dataset: str, root: Path, batch_size: int) -> Imag
     Raises:
         UserError: The data are missing or damaged.
     """
-    spec = clip.image
-    data = ImageData(
-        dataset=dataset, root=str(root), eval_batch_size=batch_size, cache_images=False,
-        image_size=spec.size, mean=spec.mean, std=spec.std, interpolation=spec.interpolation,
-    )  # fmt: skip
+    data = framed({"dataset": dataset, "root": str(root)}, clip.image, batch_size)
     data.setup("test")
     return data
 

@@ -105,21 +105,12 @@ def data_of(
     Raises:
         UserError: The dataset is not known, or its name is unknown.
     """
+    from randlora_pl.data.loading.chosen_images import framed
     from randlora_pl.data.unlabelled import frame_of
 
     options = dict(run.data) if dataset in (None, run.data.get("dataset")) else {"dataset": dataset}
     options |= {"dataset": dataset or run.dataset} | ({} if root is None else {"root": root})
     return framed(options, frame_of(run.file.metadata, spec), batch)
-
-
-def framed(options: dict[str, Any], frame: Any, batch: int) -> "ImageData":
-    """Return data with the preprocessing of a frame, for one pass over its images."""
-    from randlora_pl.data import ImageData
-
-    return ImageData(
-        **options, eval_batch_size=batch, cache_images=False,
-        image_size=frame.size, mean=frame.mean, std=frame.std, interpolation=frame.interpolation, resize=frame.resize,
-    )  # fmt: skip
 
 
 def advised(batch: int) -> AbstractContextManager[None]:

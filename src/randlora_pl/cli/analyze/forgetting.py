@@ -99,7 +99,7 @@ def _tested(runs: list[common.AnalyzedRun], typed: argparse.Namespace, device: A
     """Yield the results of each run, one per dataset; a base model is tested once for the same prompts."""
     from randlora_pl.adapters import merge
     from randlora_pl.analysis.forgetting import Forgetting, prompts_of
-    from randlora_pl.data.loading.chosen_images import batches, random_samples
+    from randlora_pl.data.loading.chosen_images import batches, framed, random_samples
     from randlora_pl.interop.base_model import base_name, load_base
     from randlora_pl.interop.updates import adapted
     from randlora_pl.models import encode_prompts, load_tokenizer
@@ -118,7 +118,7 @@ def _tested(runs: list[common.AnalyzedRun], typed: argparse.Namespace, device: A
         results = []
         for dataset in typed.datasets:
             if (dataset, spec) not in sets:
-                sets[dataset, spec] = common.framed({"dataset": dataset, "root": typed.root}, spec, typed.batch_size)
+                sets[dataset, spec] = framed({"dataset": dataset, "root": typed.root}, spec, typed.batch_size)
                 sets[dataset, spec].setup("test")
             data = sets[dataset, spec]
             samples = random_samples(data.samples("test"), typed.images or None, typed.seed)

@@ -1,6 +1,7 @@
 """A random choice of a dataset's images, identical for all models, in batches with the test preprocessing."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,15 @@ from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.sampling.schedule import EvalSchedule
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.image_spec import ImageSpec
+
+
+def framed(options: dict[str, Any], frame: ImageSpec, batch: int) -> ImageData:
+    """Return data with the preprocessing of a frame, for one pass over its images."""
+    return ImageData(
+        **options, eval_batch_size=batch, cache_images=False,
+        image_size=frame.size, mean=frame.mean, std=frame.std, interpolation=frame.interpolation, resize=frame.resize,
+    )  # fmt: skip
 
 
 def random_samples(samples: Samples, count: int | None, seed: int) -> Samples:
