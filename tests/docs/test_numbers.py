@@ -93,8 +93,7 @@ def test_expected_hours() -> None:
         comment = " ".join(find_config(name).read_text(encoding="utf-8").replace("\n#", "").split())
         assert f"{runs} runs, not measured" in comment, name
     sweeps = {path.stem for path in (ROOT / "configs" / "sweeps").glob("*.yaml")}
-    ours = {name for name in sweeps if name.startswith("compare_")} | {"offline"}
-    assert {line.split()[1] for line in shown} | ours == sweeps
+    assert {line.split()[1] for line in shown} == {name for name in sweeps if find_sweep(name)[1].paper}
     written = written_by_the_script("table5", "table10")
     assert written[0] in REPRODUCING and set(written[2:4]) <= set(shown)
     assert written[-1].rpartition(": ")[2] in REPRODUCING

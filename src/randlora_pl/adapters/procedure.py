@@ -27,7 +27,7 @@ class Procedure:
     """Actions of a method between optimizer steps; the base class does nothing.
 
     Keep the updates that `Adapter.procedure` finds in the model rather than the model itself, whose report holds the
-    procedure. What the result depends on belongs into buffers that `DeltaWeight.kept` names, and not into the state.
+    procedure. Put what the result depends on into buffers that `DeltaWeight.kept` names, not into the state.
 
     Attributes:
         ran: True once `after_step` was called, or the values came from a file or a checkpoint.

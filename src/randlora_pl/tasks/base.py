@@ -47,7 +47,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         zero_shot: True if the pretrained model is tested before the training.
         takes_captions: True if the data may be captions rather than classes.
         vision_only: True if the image tower alone trains.
-        blended_labels: True if a training label may be fractions of several classes.
+        blended_labels: True if the label of a training sample may be fractions of several classes.
         trained_head: True if a head trains beside the backbone, for the features of this adapter alone.
         data_module: Dotted path of the class of its data.
         fixed_options: Arguments of this constructor that a subclass sets itself.

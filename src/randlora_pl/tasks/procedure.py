@@ -77,7 +77,7 @@ def restore(task: Any, checkpoint: dict[str, Any]) -> None:
 
 
 def facts(task: Any) -> dict[str, Any]:
-    """Return the procedure's facts for ``results.json`` after a training."""
+    """Return the procedure's facts for ``results.json`` after a training run."""
     procedure = procedure_of(task)
     return {} if procedure is None else procedure.finish()
 

@@ -216,7 +216,7 @@ class Pruning(Procedure):
 
     @torch.no_grad()
     def after_step(self, step: int, total: int) -> None:
-        """Update the averages and prune, whichever is due; the host does not wait for the device."""
+        """Update the averages, and prune if that is due; the host does not wait for the device."""
         super().after_step(step, total)
         start, end = self.phases(total)
         if step < end:

@@ -38,8 +38,8 @@ class AutoLoRA(Adapter):
             With ``select: bases`` the rank r of RandLoRA's bases.
         alpha: The update is scaled by alpha / rank. A number, or numbers by pattern, as ``rank``.
         select: ``ranks`` searches the rank of a LoRA, ``bases`` the number of bases of a RandLoRA.
-        order: ``first`` takes the gradient of v at the present weights, one more pass a step; ``unrolled`` also through
-            the next step of the weights, four more passes.
+        order: ``first`` takes the gradient of v at the present weights, one more pass per step; ``unrolled`` also
+            through the next step of the weights, four more passes.
         every: Optimizer steps from one step of v to the next.
         options: Options of every method, see `Adapter`.
     """

@@ -32,7 +32,7 @@ FLOAT_ERROR = 1e-6
 
 @dataclass
 class Problem:
-    """Two losses of a training, without side effects on it.
+    """Two losses of a training run, without side effects on it.
 
     Attributes:
         train_loss: Function of the step that returns the loss on training samples, a scalar.
@@ -124,7 +124,7 @@ class SelectionSearch(Procedure):
         every: Optimizer steps from one step of v to the next.
         updates: Updates with a buffer ``v``, a ``shape``, and ``found`` with the options for what was found.
         method: Method to train next.
-        options: Its options beside those that ``found`` returns.
+        options: Its options other than those that ``found`` returns.
 
     Attributes:
         problem: The losses, or None before they are set.

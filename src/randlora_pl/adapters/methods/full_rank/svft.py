@@ -4,7 +4,7 @@
 
 U (out, m) and V^T (m, in), m = min(out, in), are frozen. M (m, m) is sparse: its entries at fixed places train, all
 others are zero. It starts at zero, as in the paper. The released code starts at random values, and counts one gate more
-for each weight. Here W0 is added instead of built from its factors, so the untrained model keeps its bits.
+for each weight. Here W0 is added instead of built from its factors, so the pretrained model keeps its bits.
 """
 
 from collections.abc import Mapping, Sequence
