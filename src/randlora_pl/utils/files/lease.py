@@ -27,7 +27,8 @@ def lease_on(file: Path) -> SoftFileLease:
 def acquired(lease: SoftFileLease) -> bool:
     """Acquire a lease and return True, unless another process owns it.
 
-    To take over from a dead owner on another machine, call again with the same object `LEASE` seconds later.
+    To take over from a dead owner on another machine, call again with the same object `LEASE` seconds later. A process
+    that is killed between making the file and naming itself in it leaves a file without an owner, as old.
 
     Raises:
         OSError: The folder cannot be written.
@@ -35,8 +36,20 @@ def acquired(lease: SoftFileLease) -> bool:
     try:
         lease.acquire(blocking=False)
     except (Timeout, LeaseSettingsMismatch):  # LeaseSettingsMismatch: lease of another version with unknown duration
-        return False
+        file = Path(lease.lock_file)
+        if lease.owner is not None or not _old(file):
+            return False
+        file.unlink(missing_ok=True)
+        return acquired(lease)
     return True
+
+
+def _old(file: Path) -> bool:
+    """Return True if a file has not changed for `LEASE` seconds, or is gone."""
+    try:
+        return time.time() - file.stat().st_mtime > LEASE
+    except OSError:
+        return True
 
 
 def owner_of(lease: SoftFileLease) -> str:
@@ -50,13 +63,10 @@ def holder(file: Path) -> str:
 
     The result depends on the file's age, so it is wrong if clocks differ by more than `LEASE`.
     """
-    try:
-        if time.time() - file.stat().st_mtime > LEASE:
-            return ""
-    except OSError:
-        return ""
     lease = lease_on(file)
-    if (owner := lease.owner) and owner.hostname.partition("?")[0] == socket.gethostname() and os.name == "posix":
+    if (owner := lease.owner) is None or _old(file):
+        return ""
+    if owner.hostname.partition("?")[0] == socket.gethostname() and os.name == "posix":
         try:
             os.kill(owner.pid, 0)
         except ProcessLookupError:
