@@ -42,8 +42,8 @@ class OFT(Adapter):
         self, block: int | dict[str, int] | None = None, neumann_terms: int | None = None, **options: Any
     ) -> None:
         super().__init__(**options)
-        if neumann_terms is not None and neumann_terms < 4:
-            raise UserError(f"OFT: neumann_terms is {neumann_terms}. Set 4 or more, or leave it out (exact).")
+        if neumann_terms is not None and not (isinstance(neumann_terms, int) and neumann_terms >= 4):
+            raise UserError(f"OFT: neumann_terms is {neumann_terms!r}. Set 4 or more, or leave it out (exact).")
         self.block, self.neumann_terms = block, neumann_terms
 
     def block_of(self, shape: WeightShape) -> int:
@@ -58,7 +58,8 @@ class OFT(Adapter):
             return int(block)
         if block is None and sizes and sizes[0] <= _LARGEST:
             return max(size for size in sizes if size <= _LARGEST)
-        ends = [*[size for size in sizes if size < (block or 0)][-1:], *[s for s in sizes if s > (block or 0)][:1]]
+        near = block if isinstance(block, int) else 0
+        ends = [*[size for size in sizes if size < near][-1:], *[size for size in sizes if size > near][:1]]
         ways = f"Set block {' or '.join(map(str, ends))}" if ends else "Leave it out of the targets"
         if block is None:
             raise UserError(f"OFT: the {side} inputs of {layer} have no divisor from 2 to {_LARGEST}. {ways}.")
