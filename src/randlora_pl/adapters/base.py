@@ -4,6 +4,7 @@ An adapter is independent of the model. For each adapted weight it creates one `
 definition and whose `linear` is the fast path; their results must agree.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from randlora_pl.adapters.kernels.dropout import check_dropout, dropped
 from randlora_pl.adapters.kernels.flop_choice import builds
 from randlora_pl.adapters.kernels.rounding import added
 from randlora_pl.adapters.procedure import Procedure
-from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.random_bases import Bases, BasisName, Distribution, draw
 from randlora_pl.utils.errors import UserError
 
 UNLIMITED = 1 << 31
@@ -242,15 +243,19 @@ class Adapter(Described):
         """Return what the method does between optimizer steps on a model with its updates, or None for nothing."""
         return None
 
+    def positive(self, name: str, value: Any) -> int:
+        """Return the value of an option if it is a positive integer; otherwise raise a `UserError`."""
+        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            raise UserError(f"{self.method()}: {name} is {value!r}. Set a positive integer (--model.adapter.{name}).")
+        return value
+
     def check_rank(self, shape: WeightShape, rank: int, at_most_small: bool = True) -> int:
         """Return the rank if it is valid for this weight.
 
         Raises:
             UserError: The rank is not positive, or larger than the smaller side if ``at_most_small``.
         """
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank <= 0:
-            raise UserError(f"{self.method()}: rank is {rank!r}. Set a positive integer (--model.adapter.rank).")
-        if at_most_small and rank > shape.small:
+        if self.positive("rank", rank) > shape.small and at_most_small:
             raise UserError(
                 f"{self.method()}: rank {rank} is larger than the smaller side {shape.small} of {shape.layer} "
                 f"({shape.out_features} x {shape.in_features}); choose a rank up to {shape.small}, or leave "
@@ -265,3 +270,18 @@ def trainable(weight: Tensor, *shape: int, fill: float | None = None) -> nn.Para
     if fill is None:
         return nn.Parameter(torch.empty(*shape, dtype=dtype, device=weight.device))
     return nn.Parameter(torch.full(shape, fill, dtype=dtype, device=weight.device))
+
+
+def drawn(
+    weight: Tensor, key: int, name: str, rows: int, columns: int, basis: BasisName, deviation: float
+) -> nn.Parameter:
+    """Create a parameter (rows, columns) as `trainable`, random as a function of key and name alone."""
+    parameter = trainable(weight, rows, columns)
+    with torch.no_grad():
+        parameter.copy_(draw(key, name, 1, rows, columns, Distribution(basis), weight.device)[0] * deviation)
+    return parameter
+
+
+def kaiming(weight: Tensor, key: int, name: str, rows: int, columns: int) -> nn.Parameter:
+    """Create a parameter that is uniform on +-1/sqrt(columns), as of kaiming_uniform_(a=sqrt(5)); see `drawn`."""
+    return drawn(weight, key, name, rows, columns, "uniform", 1 / math.sqrt(3 * columns))

@@ -147,9 +147,8 @@ def factors(recipe: RecipeName, matrix: Tensor, rank: int) -> Triple:
 
 
 def canonical(left: Tensor, values: Tensor, right: Tensor) -> Triple:
-    """Return the factors with signs that make the largest entry of each left vector positive, the first of equals."""
-    largest = left.gather(0, left.abs().argmax(0, keepdim=True))[0]
-    signs = torch.where(largest < 0, -1.0, 1.0).to(left)
+    """Return the factors with the signs of `signs_of` for the left vectors."""
+    signs = signs_of(left)
     return left * signs, values, signs[:, None] * right
 
 
@@ -159,6 +158,12 @@ def _top(matrix: Tensor, rank: int) -> Triple:
     gram = matrix @ matrix.T if wide else matrix.T @ matrix
     vectors = torch.linalg.eigh(gram)[1].flip(1)[:, :rank]
     other = vectors.T @ matrix if wide else matrix @ vectors
+def signs_of(vectors: Tensor) -> Tensor:
+    """Return the signs (r) that make the largest entry of each column of (n, r) positive, the first of equals."""
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))[0]
+    return torch.where(largest < 0, -1.0, 1.0).to(vectors)
+
+
     values = torch.linalg.vector_norm(other, dim=1 if wide else 0)
     # Vectors of values that are zero but for rounding are arbitrary: zero, because they add nothing to the weight.
     inverse = torch.where(values > values.max() * 1e-12, 1 / values.clamp_min(torch.finfo(values.dtype).tiny), 0.0)

@@ -291,9 +291,9 @@ def test_counts_on_clip() -> None:
         ({"rank": 7}, "rank 7 is larger than the smaller side"),
         ({"warmup": 0.6, "final": 0.4}, "warmup is 0.6 and final is 0.4. Set fractions of the run"),
         ({"warmup": -0.1}, "Set fractions of the run"),
-        ({"every": 0}, "every is 0"),
-        ({"beta1": 1.0}, "beta1 is 1.0"),
-        ({"gamma": -1.0}, "gamma is -1.0"),
+        ({"every": 0}, "every is 0. Set a positive integer"),
+        ({"beta2": 1.0}, "AdaLoRA: beta2 is 1.0. Set a number from 0 to below 1"),
+        ({"gamma": float("nan")}, "gamma is nan. Set 0"),
         ({"orthogonality": "peft"}, "orthogonality is 'peft'; choose code or paper"),
     ],
 )

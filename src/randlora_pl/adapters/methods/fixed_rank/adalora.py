@@ -6,9 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, trainable
+from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, drawn, trainable
 from randlora_pl.adapters.procedure import Procedure
-from randlora_pl.adapters.random_bases import Bases, Distribution, draw
+from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
 
 _START = 0.02
@@ -59,17 +59,17 @@ class AdaLoRA(Adapter):
         super().__init__(**options)
         if orthogonality not in ("code", "paper"):
             raise UserError(f"AdaLoRA: orthogonality is {orthogonality!r}; choose code or paper.")
-        if min(warmup, final) < 0 or warmup + final >= 1:
+        if not (min(warmup, final) >= 0 and warmup + final < 1):
             raise UserError(
                 f"AdaLoRA: warmup is {warmup} and final is {final}. Set fractions of the run whose sum is below 1."
             )
-        if not (0 <= beta1 < 1 and 0 <= beta2 < 1) or gamma < 0 or every < 1:
-            raise UserError(
-                f"AdaLoRA: beta1 is {beta1}, beta2 is {beta2}, gamma is {gamma} and every is {every}. Set betas from 0 "
-                "to below 1, gamma of at least 0, and a positive number of steps."
-            )
+        for name, beta in (("beta1", beta1), ("beta2", beta2)):
+            if not 0 <= beta < 1:
+                raise UserError(f"AdaLoRA: {name} is {beta}. Set a number from 0 to below 1.")
+        if not gamma >= 0:
+            raise UserError(f"AdaLoRA: gamma is {gamma}. Set 0 for no penalty, or a positive number.")
         self.rank, self.target_rank, self.alpha = rank, target_rank, alpha
-        self.warmup, self.final, self.every = warmup, final, every
+        self.warmup, self.final, self.every = warmup, final, self.positive("every", every)
         self.beta1, self.beta2, self.gamma, self.orthogonality = beta1, beta2, gamma, orthogonality
 
     def rank_of(self, shape: WeightShape) -> int:
@@ -119,16 +119,11 @@ class AdaLoRADelta(FactoredDelta):
         rank = adapter.rank_of(shape)
         self.layer, self.target = shape.layer, adapter.target_of(shape)
         self.scaling = adapter.of(adapter.alpha, shape, 96.0) / rank
-        self.A = trainable(weight, rank, shape.in_features)
+        key, layer = adapter.key, shape.layer
+        self.A = drawn(weight, key, f"adalora/A/{layer}", rank, shape.in_features, "normal", _START)
         self.E = trainable(weight, rank, fill=0.0)
-        self.B = trainable(weight, shape.out_features, rank)
+        self.B = drawn(weight, key, f"adalora/B/{layer}", shape.out_features, rank, "normal", _START)
         self.register_buffer("mask", torch.ones(rank, dtype=torch.bool, device=weight.device))
-        normal = Distribution("normal")
-        with torch.no_grad():
-            for name, own in (("A", self.A), ("B", self.B)):
-                rows, columns = own.shape
-                start = draw(adapter.key, f"adalora/{name}/{shape.layer}", 1, rows, columns, normal, weight.device)
-                own.copy_(start[0] * _START)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return scaled B diag(E), (out, r), and A, (r, in)."""
@@ -174,6 +169,10 @@ class Pruning(Procedure):
     def state_dict(self) -> dict[str, Any]:
         """Return the averages, and whether the last pruning is done."""
         return {"mean": list(self.mean), "deviation": list(self.deviation), "ended": self.ended}
+
+    def state_size(self) -> int:
+        """Return the numbers in both averages."""
+        return 2 * sum(tensor.numel() for tensor in self._entries)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state."""

@@ -60,9 +60,8 @@ class AutoLoRA(Adapter):
             raise UserError(f"AutoLoRA: select is {select!r}; choose ranks or bases.")
         if order not in ("first", "unrolled"):
             raise UserError(f"AutoLoRA: order is {order!r}; choose first or unrolled.")
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise UserError(f"AutoLoRA: every is {every!r}. Set a positive integer.")
-        self.rank, self.alpha, self.select, self.order, self.every = rank, alpha, select, order, every
+        self.rank, self.alpha, self.select, self.order = rank, alpha, select, order
+        self.every = self.positive("every", every)
 
     @property
     def selected(self) -> LoRA | RandLoRA:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, like, trainable
+from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, kaiming, like, trainable
 from randlora_pl.adapters.procedure import Procedure
-from randlora_pl.adapters.random_bases import Bases, Distribution, draw
+from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
 
 
@@ -42,11 +42,9 @@ class HydraLoRA(Adapter):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1:
-            raise UserError(f"HydraLoRA: heads is {heads!r}. Set a positive integer; 1 is LoRA.")
         if not balance >= 0:
             raise UserError(f"HydraLoRA: balance is {balance}. Set 0 for no such term, or a number such as 0.01.")
-        self.rank, self.heads, self.alpha, self.balance = rank, heads, alpha, balance
+        self.rank, self.heads, self.alpha, self.balance = rank, self.positive("heads", heads), alpha, balance
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""
@@ -84,15 +82,9 @@ class HydraLoRADelta(DeltaWeight):
         rank, columns = adapter.rank_of(shape), shape.in_features
         self.scaling: float = adapter.of(adapter.alpha, shape, 32.0) / rank
         self.balanced = adapter.balance > 0
-        self.A = trainable(weight, rank, columns)
+        self.A = kaiming(weight, adapter.key, f"lora/{shape.layer}", rank, columns)  # as LoRA has it
         self.B = trainable(weight, adapter.heads, shape.out_features, rank, fill=0.0)
-        self.router = trainable(weight, adapter.heads, columns)
-        bound = (3 * columns) ** -0.5  # kaiming_uniform_(a=sqrt(5)) is uniform on +-1/sqrt(in)
-        with torch.no_grad():
-            for name, tensor in (("lora", self.A), ("router", self.router)):  # A as LoRA has it
-                uniform = Distribution("uniform")
-                start = draw(adapter.key, f"{name}/{shape.layer}", 1, len(tensor), columns, uniform, weight.device)
-                tensor.copy_(start[0] * bound)
+        self.router = kaiming(weight, adapter.key, f"router/{shape.layer}", adapter.heads, columns)
 
     def columns(self) -> Tensor:
         """Return the heads side by side, (out, K r), with the scaling."""

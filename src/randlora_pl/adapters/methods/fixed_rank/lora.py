@@ -3,11 +3,10 @@
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, trainable
-from randlora_pl.adapters.random_bases import Bases, Distribution, draw
+from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, kaiming, trainable
+from randlora_pl.adapters.random_bases import Bases
 
 
 class LoRA(Adapter):
@@ -54,13 +53,8 @@ class LoRADelta(FactoredDelta):
         super().__init__(adapter.dropout)
         rank = adapter.rank_of(shape)
         self.scaling = adapter.of(adapter.alpha, shape, 1.0) / (math.sqrt(rank) if adapter.rslora else rank)
-        self.A = trainable(weight, rank, shape.in_features)
+        self.A = kaiming(weight, adapter.key, f"lora/{shape.layer}", rank, shape.in_features)
         self.B = trainable(weight, shape.out_features, rank, fill=0.0)
-        start = draw(
-            adapter.key, f"lora/{shape.layer}", 1, rank, shape.in_features, Distribution("uniform"), weight.device
-        )
-        with torch.no_grad():  # kaiming_uniform_(a=sqrt(5)) is uniform on +-1/sqrt(in)
-            self.A.copy_(start[0] * (1 / math.sqrt(3 * shape.in_features)))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return scaled B, (out, r), and A, (r, in)."""

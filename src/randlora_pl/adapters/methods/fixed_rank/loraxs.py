@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import FactoredDelta, WeightShape, like, trainable
+from randlora_pl.adapters.base import FactoredDelta, WeightShape, drawn, like, trainable
 from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta
-from randlora_pl.adapters.random_bases import Bases, Distribution, draw
+from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
 
 
@@ -71,9 +71,7 @@ class LoRAXSDelta(DerivedDelta, FactoredDelta):
         self.hold(weight, U=left, V=values[:, None] * right)
         self.R = trainable(weight, rank, rank, fill=0.0)
         if adapter.init == "official":
-            start = draw(adapter.key, f"loraxs/{shape.layer}", 1, rank, rank, Distribution("normal"), weight.device)
-            with torch.no_grad():
-                self.R.copy_(start[0] * 1e-5)
+            self.R = drawn(weight, adapter.key, f"loraxs/{shape.layer}", rank, rank, "normal", 1e-5)
 
     def frozen(self) -> tuple[Tensor, Tensor]:
         """Return U (out, r) and V (r, in) in the dtype of R."""

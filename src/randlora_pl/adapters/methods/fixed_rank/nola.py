@@ -37,11 +37,9 @@ class NoLA(Adapter):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if num_bases <= 0:
-            raise UserError(f"NoLA: num_bases is {num_bases}. Set a positive integer.")
         if init not in ("zero", "official"):
             raise UserError(f"NoLA: init is {init!r}; choose zero or official.")
-        self.rank, self.num_bases, self.alpha = rank, num_bases, alpha
+        self.rank, self.num_bases, self.alpha = rank, self.positive("num_bases", num_bases), alpha
         self.init = init
 
     def rank_of(self, shape: WeightShape) -> int:

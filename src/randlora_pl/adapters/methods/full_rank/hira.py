@@ -1,6 +1,5 @@
 """HiRA: the frozen weight times a low-rank matrix, entry by entry (Huang et al., ICLR 2025)."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, like, trainable
+from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, kaiming, like, trainable
 from randlora_pl.adapters.kernels.built_again import built_again
 from randlora_pl.adapters.kernels.randlora_linear import without_autocast
 from randlora_pl.adapters.kernels.rounding import added, compute_dtype
-from randlora_pl.adapters.random_bases import Bases, Distribution, draw
+from randlora_pl.adapters.random_bases import Bases
 
 
 class HiRA(Adapter):
@@ -55,12 +54,9 @@ class HiRADelta(DeltaWeight):
 
     def __init__(self, adapter: HiRA, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
-        rank, columns = adapter.rank_of(shape), shape.in_features
-        self.A = trainable(weight, rank, columns)
+        rank = adapter.rank_of(shape)
+        self.A = kaiming(weight, adapter.key, f"hira/{shape.layer}", rank, shape.in_features)
         self.B = trainable(weight, shape.out_features, rank, fill=0.0)
-        start = draw(adapter.key, f"hira/{shape.layer}", 1, rank, columns, Distribution("uniform"), weight.device)
-        with torch.no_grad():  # kaiming_uniform_(a=sqrt(5)) is uniform on +-1/sqrt(in)
-            self.A.copy_(start[0] * (1 / math.sqrt(3 * columns)))
 
     def delta(self) -> Tensor:
         """Return B A, (out, in), by which the frozen weight is multiplied; `change` is the update itself."""

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, trainable
+from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, drawn, trainable
 from randlora_pl.adapters.kernels.built_again import built_again
-from randlora_pl.adapters.random_bases import Bases, Distribution, draw
+from randlora_pl.adapters.random_bases import Bases
 
 
 class KRAdapter(Adapter):
@@ -53,11 +53,8 @@ class KRAdapterDelta(DeltaWeight):
         self.alpha = adapter.of(adapter.alpha, shape, 2.0)
         self.large, self.transposed = shape.large, shape.out_features > shape.in_features
         self.U = trainable(weight, shape.small, r, fill=0.0)
-        self.V = trainable(weight, shape.small, q)
-        uniform = Distribution("uniform")
-        start = draw(adapter.key, f"kradapter/{shape.layer}", 1, shape.small, q, uniform, weight.device)
-        with torch.no_grad():
-            self.V.copy_(start[0] * math.sqrt(2 / (1 + 5**2) / q))
+        deviation = math.sqrt(2 / (1 + 5**2) / q)
+        self.V = drawn(weight, adapter.key, f"kradapter/{shape.layer}", shape.small, q, "uniform", deviation)
 
     def delta(self) -> Tensor:
         """Return the update, (out, in).

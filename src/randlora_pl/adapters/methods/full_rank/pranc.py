@@ -53,11 +53,10 @@ class PRANC(Adapter):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if isinstance(coefficients, bool) or not isinstance(coefficients, int) or coefficients <= 0:
-            raise UserError(f"PRANC: coefficients is {coefficients!r}. Set a positive integer.")
         if form not in ("shared", "dense"):
             raise UserError(f"PRANC: form is {form!r}; choose shared or dense.")
-        self.coefficients, self.form, self.alpha_scale = coefficients, form, alpha_scale
+        self.coefficients = self.positive("coefficients", coefficients)
+        self.form, self.alpha_scale = form, alpha_scale
 
     def count(self, shape: WeightShape) -> int:
         """Return k.

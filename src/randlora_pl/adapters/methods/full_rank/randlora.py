@@ -113,10 +113,9 @@ class RandLoRA(Adapter):
         if num_bases not in ("ceil", "floor+1") and not all(isinstance(each, int) and each > 0 for each in numbers):
             raise UserError(f"RandLoRA: num_bases is {num_bases!r}. Set ceil, floor+1 or a positive integer.")
         self.rank, self.alpha, self.num_bases = rank, alpha, num_bases
-        if matched_rank <= 0:
-            raise UserError(f"RandLoRA: matched_rank is {matched_rank}. Set a positive integer.")
         self.basis, self.sparsity, self.a_basis, self.init = basis, check_sparsity(sparsity), a_basis, init
-        self.pairing, self.variant, self.matched_rank, self.memory = pairing, variant, matched_rank, memory
+        self.pairing, self.variant, self.memory = pairing, variant, memory
+        self.matched_rank = self.positive("matched_rank", matched_rank)
 
     def identity(self) -> dict[str, Any]:
         """Return `describe` without ``memory``, which affects speed only, and with the distribution of A."""

@@ -33,12 +33,9 @@ class GaLore(FullFineTuning):
 
     def __init__(self, rank: int = 128, scale: float = 0.25, period: int = 200) -> None:
         super().__init__()
-        for name, value in (("rank", rank), ("period", period)):
-            if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-                raise UserError(f"{self.method()}: {name} is {value!r}. Set a positive integer.")
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
             raise UserError(f"{self.method()}: scale is {scale!r}. Set a positive number.")
-        self.rank, self.scale, self.period = rank, float(scale), period
+        self.rank, self.scale, self.period = self.positive("rank", rank), float(scale), self.positive("period", period)
 
     def optimizer(self, model: nn.Module, groups: Any, *, fused: bool = False, **options: Any) -> Optimizer:
         """Return `ProjectedAdamW`, which has no fused kernel."""

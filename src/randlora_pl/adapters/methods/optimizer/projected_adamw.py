@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from randlora_pl.adapters.derived import signs_of
 from randlora_pl.utils.errors import UserError
 
 GROWTH = 1.01
@@ -175,8 +176,7 @@ def leading_vectors(matrix: Tensor, rank: int) -> Tensor:
     wide = matrix.to(device, torch.float64)
     _, vectors = torch.linalg.eigh(wide @ wide.T)  # in ascending order
     leading = vectors[:, -min(rank, len(matrix)) :].flip(1)
-    largest = leading.abs().argmax(0, keepdim=True)
-    signed: Tensor = leading * leading.gather(0, largest).sign()
+    signed: Tensor = leading * signs_of(leading)
     return signed.to(matrix.device, matrix.dtype).contiguous()
 
 
