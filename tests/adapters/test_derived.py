@@ -132,6 +132,13 @@ def test_a_file_with_the_derived_tensors_needs_no_decomposition(
         assert torch.equal(again(images()), model(images()))
         save_adapter(again, tmp_path / f"{number} again")
         assert read_adapter(tmp_path / f"{number} again").kept == file.kept
+        load_adapter(model, path)  # into the same adapter, which does not store them
+        save_adapter(model, path)
+        assert read_adapter(path).kept == []
+        load_adapter(again, path)
+        derived_buffers(again)[file.kept[0]].add_(1)
+        with pytest.raises(UserError, match="derived tensors differ"):
+            load_adapter(again, path)
 
 
 def test_equal_singular_values_are_refused_where_lapack_rotates_them(

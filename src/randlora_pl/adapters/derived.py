@@ -15,7 +15,7 @@ On the meta device only the shapes are computed. The buffers keep their bits if 
 pass casts them to the dtype of what trains.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -54,6 +54,12 @@ class DerivedAdapter(Adapter):
     def __init__(self, *, keep_derived: bool = False, **options: Any) -> None:
         super().__init__(**options)
         self.keep_derived = keep_derived
+
+    def identity(self) -> dict[str, Any]:
+        """Return `describe` without ``keep_derived``, which affects files only."""
+        described = super().identity()
+        described["options"].pop("keep_derived")
+        return described
 
 
 class DerivedDelta(DeltaWeight):
@@ -152,18 +158,18 @@ def canonical(left: Tensor, values: Tensor, right: Tensor) -> Triple:
     return left * signs, values, signs[:, None] * right
 
 
-def _top(matrix: Tensor, rank: int) -> Triple:
-    """Return the top singular triples: eigenvectors of the Gram matrix of the smaller side, and one product."""
-    wide = matrix.shape[0] <= matrix.shape[1]
-    gram = matrix @ matrix.T if wide else matrix.T @ matrix
-    vectors = torch.linalg.eigh(gram)[1].flip(1)[:, :rank]
-    other = vectors.T @ matrix if wide else matrix @ vectors
 def signs_of(vectors: Tensor) -> Tensor:
     """Return the signs (r) that make the largest entry of each column of (n, r) positive, the first of equals."""
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))[0]
     return torch.where(largest < 0, -1.0, 1.0).to(vectors)
 
 
+def _top(matrix: Tensor, rank: int) -> Triple:
+    """Return the top singular triples: eigenvectors of the Gram matrix of the smaller side, and one product."""
+    wide = matrix.shape[0] <= matrix.shape[1]
+    gram = matrix @ matrix.T if wide else matrix.T @ matrix
+    vectors = torch.linalg.eigh(gram)[1].flip(1)[:, :rank]
+    other = vectors.T @ matrix if wide else matrix @ vectors
     values = torch.linalg.vector_norm(other, dim=1 if wide else 0)
     # Vectors of values that are zero but for rounding are arbitrary: zero, because they add nothing to the weight.
     inverse = torch.where(values > values.max() * 1e-12, 1 / values.clamp_min(torch.finfo(values.dtype).tiny), 0.0)
@@ -235,12 +241,12 @@ Sketches = dict[str, list[float]]
 """Sketches of derived tensors, by name."""
 
 
-def sketches(module: nn.Module) -> Sketches:
-    """Return the sketches of the derived tensors that a file does not store, by name; empty on the meta device."""
+def sketches(module: nn.Module, stored: Collection[str]) -> Sketches:
+    """Return the sketches of the derived tensors that are not ``stored``, by name; empty on the meta device."""
     return {
         f"{path}{name}": sketch(tensor)
         for path, each in _updates(module)
-        if not set(each.derived) <= set(each.kept)
+        if not {f"{path}{name}" for name in each.derived} <= set(stored)
         for name, tensor in each.sketched().items()
         if not tensor.is_meta
     }

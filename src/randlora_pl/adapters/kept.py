@@ -40,7 +40,7 @@ def kept_problems(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str 
         there = {name: tensors[f"{start}{name}"] for name in own if f"{start}{name}" in tensors}
         odd = [name for name in there if _kind(there[name]) != _kind(own[name])]
         found += [f"{start}{name} is {there[name].dtype} in the file and {own[name].dtype} here" for name in odd]
-        if not odd and all(name in there and there[name].shape == own[name].shape for name in own):
+        if there and not odd and all(there[name].shape == own[name].shape for name in there):
             problem = each.kept_problem(there)
             found += [f"{start}{problem}"] if problem else []
     return found

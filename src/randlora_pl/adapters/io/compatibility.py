@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from randlora_pl.adapters.derived import Sketches, sketch_problems, sketches
+from randlora_pl.adapters.derived import Sketches, derived_buffers, sketch_problems, sketches
 from randlora_pl.adapters.injection import InjectionReport, make_deltas
 from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.io.state import adapter_state
@@ -35,11 +35,13 @@ def differences(file: "AdapterFile", model: nn.Module, present: InjectionReport)
             "Call unload(model) first, or start from the base model."
         )
     state = adapter_state(model)
-    expected = _shapes({**state.updates, **state.own, **update_buffers(model)})
+    derived = derived_buffers(model)  # either of the two may store them
+    expected = _shapes({**state.updates, **state.own, **update_buffers(model), **derived})
+    expected = {name: shape for name, shape in expected.items() if name not in derived or name in file.tensors}
     return (
         _base_problem(file, state.base_hash)
         + _bases_problem(file, present.fingerprint, model.modules())
-        + sketch_problems(file.derived, sketches(model))
+        + sketch_problems(file.derived, sketches(model, file.tensors))
         + kept_problems(model, file.tensors)
         + _compare(file, expected, _shapes(base_buffers(model)))
     )
@@ -77,7 +79,7 @@ def problems(file: "AdapterFile", model: nn.Module) -> list[str]:
     for site, delta in deltas.items():
         own = {**dict(delta.named_parameters()), **update_buffers(delta)}
         expected |= _shapes({f"{tensor_prefix(site)}{name}": value for name, value in own.items()})
-        here |= {f"{tensor_prefix(site)}{name}": value for name, value in sketches(delta).items()}
+        here |= {f"{tensor_prefix(site)}{name}": value for name, value in sketches(delta, own).items()}
         found += kept_problems(delta, file.tensors, tensor_prefix(site))
     found += [] if found else sketch_problems(file.derived, here)  # other weights have other tensors
     return found + _compare(file, expected, statistics)

@@ -94,7 +94,7 @@ def save_adapter(
         "layers": {row.layer: list(row.shape) for row in report.rows},
         "trained": state.trained,
         "kept": sorted(state.kept.keys() | derived.keys()),
-        "derived": {} if derived else sketches(model),
+        "derived": sketches(model, tensors),
         "base_model": {**(base_model or {}), "weights_sha256_sampled": state.base_hash},
         "metadata": dict(metadata or {}),
     }
