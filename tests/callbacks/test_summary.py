@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.adapters import SVFT, DoRA, FullFineTuning, LoRA, PiSSA, RandLoRA
+from randlora_pl.adapters import SVFT, AdaLoRA, DoRA, FullFineTuning, LoRA, PiSSA, RandLoRA, SHiRA
 from randlora_pl.callbacks import StartSummary
-from randlora_pl.callbacks.summary import derived_bytes, describe, layer_table, other_decay
+from randlora_pl.callbacks.summary import buffer_bytes, describe, layer_table, other_decay, state_size
 from tests.callbacks.conftest import Fit
 from tests.tasks.small import built
 
@@ -49,9 +49,17 @@ def test_a_decay_that_is_not_applied_is_shown() -> None:
     assert other_decay(built("text head", adapter=LoRA(2))) == {}
 
 
-def test_derived_tensors_count_for_memory_and_checkpoints() -> None:
+def test_buffers_and_averages_count_for_memory_and_checkpoints() -> None:
     shapes = [row.shape for row in built("linear head", adapter=LoRA(2)).report.rows]
     singular = sum(min(shape) * sum(shape) for shape in shapes)
-    assert derived_bytes(built("linear head", adapter=SVFT("plain"))) == 4 * singular
-    assert derived_bytes(built("linear head", adapter=PiSSA(2))) == 4 * sum(2 * sum(shape) for shape in shapes)
-    assert derived_bytes(built("linear head", adapter=LoRA(2))) == 0
+    assert buffer_bytes(built("linear head", adapter=SVFT("plain"))) == 4 * singular
+    assert buffer_bytes(built("linear head", adapter=PiSSA(2))) == 4 * sum(2 * sum(shape) for shape in shapes)
+    sparse = built("linear head", adapter=SHiRA(2))
+    assert buffer_bytes(sparse) == buffer_bytes(sparse, derived=False) == 4 * sparse.report.trainable
+    assert buffer_bytes(built("linear head", adapter=LoRA(2))) == 0
+    lora, pruned = (built("text head", adapter=adapter) for adapter in (LoRA(2), AdaLoRA(2)))
+    assert state_size(lora) == 2 * lora.report.trainable
+    pruned.report.procedure.start(pruned.model)
+    averages = pruned.report.procedure.state_dict()
+    assert sum(each.numel() for name in ("mean", "deviation") for each in averages[name]) == 2 * pruned.report.trainable
+    assert state_size(pruned) == 4 * pruned.report.trainable

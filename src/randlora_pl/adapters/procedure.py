@@ -58,6 +58,10 @@ class Procedure:
         """Return what a resumed run needs beside the model: tensors, and values of plain Python."""
         return {}
 
+    def state_size(self) -> int:
+        """Return the numbers in the tensors of `state_dict` after `start`, for the expected size of a checkpoint."""
+        return 0
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state of `state_dict`, after `start`; its tensors may be on another device."""
 

@@ -5,6 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from randlora_pl.adapters.derived import derived_buffers
+from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.optimizer import optimizer_numbers
 from randlora_pl.callbacks.validation import validations
 from randlora_pl.utils.errors import DryRunEnd
@@ -37,7 +38,8 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     """
     trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
     total = sum(p.numel() for p in task.parameters())
-    resumed = _BYTES * (trainable + _state(task)) + derived_bytes(task)
+    resumed = _BYTES * (trainable + state_size(task)) + buffer_bytes(task)
+    saved = _BYTES * trainable + buffer_bytes(task, derived=False)
     summary, identity = planned(data), task.identity
     accumulate, world = trainer.accumulate_grad_batches, trainer.world_size
     global_batch = data.batch_size * accumulate * world
@@ -64,7 +66,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         **({"train/loss": task.loss_note} if hasattr(task, "loss_note") else {}),
         "precision": f"{trainer.precision} on {devices}",
         **({"sharded": f"{shards}{low}"} if shards else {}),
-        "checkpoint": f"{byte_size(resumed)} to resume, adapter {byte_size(_BYTES * trainable)}",
+        "checkpoint": f"{byte_size(resumed)} to resume, adapter {byte_size(saved)}",
         "seed": str(task.seed),
         "run folder": str(run_folder(trainer)),
     }
@@ -80,21 +82,23 @@ def other_decay(task: Any) -> dict[str, str]:
 
 def memory(task: Any) -> str:
     """Return the memory of a training, without activations, which depend on the batch and are known only by running."""
-    weights = sum(p.numel() * p.element_size() for p in task.parameters()) + derived_bytes(task)
+    weights = sum(p.numel() * p.element_size() for p in task.parameters()) + buffer_bytes(task)
     gradients = sum(p.numel() * p.element_size() for p in task.parameters() if p.requires_grad)
-    trained = byte_size(gradients + _BYTES * _state(task))
+    trained = byte_size(gradients + _BYTES * state_size(task))
     return f"{byte_size(weights)} of weights, {trained} of gradients and the optimizer's state, and activations"
 
 
-def derived_bytes(task: Any) -> int:
-    """Return the bytes of the tensors that the method derives from the frozen weights, such as singular vectors."""
-    return sum(buffer.numel() * buffer.element_size() for buffer in derived_buffers(task.model).values())
+def buffer_bytes(task: Any, derived: bool = True) -> int:
+    """Return the bytes of the method's kept buffers, such as indices, and of tensors derived from frozen weights."""
+    buffers = update_buffers(task.model) | (derived_buffers(task.model) if derived else {})
+    return sum(buffer.numel() * buffer.element_size() for buffer in buffers.values())
 
 
-def _state(task: Any) -> int:
-    """Return the numbers in the optimizer's state; a head has AdamW's two moments."""
+def state_size(task: Any) -> int:
+    """Return the numbers in the state of the optimizer and of the procedure; a head has AdamW's two moments."""
     head: int = sum(p.numel() for p in task.parameters() if p.requires_grad) - task.report.trainable
-    return optimizer_numbers(task.model) + 2 * head
+    procedure = task.report.procedure
+    return optimizer_numbers(task.model) + 2 * head + (procedure.state_size() if procedure else 0)
 
 
 def parts_of(task: Any) -> str:
