@@ -311,7 +311,7 @@ def test_predict_says_that_it_takes_images(run: Run, refused: Refused, words: li
     shown = refused("adapter", "export", str(folder / "adapter"), "--to", "onnx", "--output", "x.onnx")
     assert "belongs to a language model" in shown and "adapter merge" in shown
     shown = refused("adapter", "export", str(folder / "adapter"), "--to", "peft", "--output", "peft")
-    assert "train with --model.adapter.pairing peft" in shown
+    assert "train a RandLoRA with --model.adapter.pairing peft" in shown
 
 
 def test_a_run_that_ends_before_its_first_validation_says_so(run: Run, words: list[str]) -> None:

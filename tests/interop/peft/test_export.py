@@ -18,6 +18,7 @@ from randlora_pl.adapters import (
     DoRA,
     LoRA,
     NoLA,
+    PiSSA,
     RandLoRA,
     VeRA,
     inject,
@@ -83,6 +84,11 @@ def test_forms_that_are_not_peft_s_own(name: str, tmp_path: Path) -> None:
         (DoRA(RandLoRA(4)), None, "PEFT's DoRA wraps LoRA only, this one wraps RandLoRA"),
         (RandLoRA(4, qkv="split"), None, "blocks.0.attn.qkv.q is a block of a packed weight"),
         (VeRA(4), ["v"], "blocks.0.attn.qkv.v is a block of a packed weight"),
+        (
+            AutoLoRA(4, select="bases", qkv="split"),
+            None,
+            r"\(AutoLoRA\) cannot .* a packed weight.* Use --to lora --rank K",
+        ),
         (RandLoRA(4, variant="a"), None, "variant a is a product of two sums"),
         (RandLoRA(4, num_bases="floor+1", pairing="peft"), None, "it has 7 bases of rank 4; PEFT makes 6"),
     ],
@@ -117,9 +123,11 @@ def test_lora_of_packed_attention(qkv: Any, tmp_path: Path) -> None:
 
 def test_a_projection_that_attention_only_reads(tmp_path: Path) -> None:
     base = SelfAttention(12)
-    saved(base, LoRA(2), ["attn.out_proj"], tmp_path / "ours")
-    with pytest.raises(UserError, match=r"nn.MultiheadAttention"):
-        export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
+    for adapter in (PiSSA(2), LoRA(2)):
+        saved(base, adapter, ["attn.out_proj"], tmp_path / "ours")
+        named = rf"ours \({adapter.method()}\) cannot be a PEFT adapter: nn.MultiheadAttention reads .* weights\.$"
+        with pytest.raises(UserError, match=named):
+            export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
     with pytest.raises(UserError, match=r"nn.MultiheadAttention"):
         export_peft(tmp_path / "ours", tmp_path / "peft")
     assert not (tmp_path / "peft").exists()

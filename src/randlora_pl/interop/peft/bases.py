@@ -115,7 +115,7 @@ def arrange(adapter: RandLoRA, shapes: Sequence[WeightShape], bases: Bases) -> t
     if not straight and (len(counts) > 1 or len(theirs) > 1):
         equation = adapter.pairing == "equation"
         why = "pairing: equation permutes" if equation else f"num_bases: {adapter.num_bases} rearranges"
-        hint = "train with --model.adapter.pairing peft" if equation else ""
+        hint = "train a RandLoRA with --model.adapter.pairing peft" if equation else ""
         raise UserError(f"its layers have {_listed(counts)} bases, and {why} all of them alike", hint)
     if not straight and counts[0] > theirs[0]:
         raise UserError(f"it has {counts[0]} bases of rank {rank}; PEFT makes {theirs[0]}")

@@ -80,8 +80,7 @@ def export_peft(
         if base is None:
             raise refusal(file, "it does not name its base model", "pass it: export_peft(ADAPTER, DIR, model=model)")
         made = adapted(base, file)
-        with _refusing(file):
-            adapter = to_peft(lora_of(file, made.part), attention, base.part)
+        adapter = to_peft(lora_of(file, made.part), attention, base.part, named=file)
     else:
         known, whole = (None, None) if base is None else (attention, base.part)
         adapter = to_peft(file, known, whole, peft_type)
@@ -142,6 +141,7 @@ def to_peft(
     attention: set[str] | None = None,
     model: nn.Module | None = None,
     peft_type: str | None = None,
+    named: AdapterFile | None = None,
 ) -> PeftAdapter:
     """Convert an adapter to PEFT's form.
 
@@ -151,10 +151,12 @@ def to_peft(
             refused, because PEFT would never call them.
         model: Base model, for modules trained completely beside the adapter.
         peft_type: See `export_peft`.
+        named: Adapter that refusals name. Default: ``file``.
 
     Raises:
         UserError: PEFT has no form with the same outputs; the message has the reason and alternatives.
     """
+    named = named or file
     if isinstance(file.adapter, AdaLoRA) and peft_type is None:
         file = lora_of_kept(file, _parts(file))
     if isinstance(file.adapter, AutoLoRA):
@@ -163,18 +165,18 @@ def to_peft(
     check_fixed(adapter, file.path)
     translation = next((each for each in TRANSLATIONS.values() if isinstance(adapter, each.method)), None)
     if not (translation or isinstance(adapter, RandLoRA | LoRA | VeRA | DoRA)):
-        raise refusal(file, "PEFT does not have this method")
+        raise refusal(named, "PEFT does not have this method")
     if isinstance(adapter, DoRA) and not isinstance(adapter.inner, LoRA):
-        raise refusal(file, f"PEFT's DoRA wraps LoRA only, this one wraps {adapter.inner.method()}")
+        raise refusal(named, f"PEFT's DoRA wraps LoRA only, this one wraps {adapter.inner.method()}")
     parts = _parts(file)
     if read := [part.path for part in parts if _read(part, parts, attention, file)]:
-        raise refusal(file, f"nn.MultiheadAttention reads the weight of {read[0]}, which PEFT's updates do not affect")
+        raise refusal(named, f"nn.MultiheadAttention reads the weight of {read[0]}, which PEFT's updates do not affect")
     lora = isinstance(adapter, LoRA)
     if not lora and (raw := [part.shape.layer for part in parts if part.packed]):
-        raise refusal(file, f"{raw[0]} is a weight of nn.MultiheadAttention, which PEFT adapts with LoRA only")
+        raise refusal(named, f"{raw[0]} is a weight of nn.MultiheadAttention, which PEFT adapts with LoRA only")
     if not lora and (apart := [part.shape.layer for part in parts if part.block]):
-        raise refusal(file, f"{apart[0]} is a block of a packed weight, but PEFT adapts whole weights")
-    with _refusing(file):
+        raise refusal(named, f"{apart[0]} is a block of a packed weight, but PEFT adapts whole weights")
+    with _refusing(named):
         if translation is not None:
             config, tensors = translation.export(adapter, parts)
         elif isinstance(adapter, RandLoRA):
