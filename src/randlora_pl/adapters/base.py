@@ -139,6 +139,12 @@ def like(tensor: Tensor, x: Tensor) -> Tensor:
     return tensor.to(x.dtype)
 
 
+def plus_product(plain: Tensor, hidden: Tensor, p: Tensor) -> Tensor:
+    """Return ``plain + hidden @ p.T``, (..., out), with one pass over the outputs, for P (out, k)."""
+    rows = plain.reshape(-1, plain.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
+    return torch.addmm(*rows, like(p, hidden).T).view(plain.shape)
+
+
 class FactoredDelta(DeltaWeight):
     """Update P Q with P (out, k) and Q (k, in), applied as two thin products if they are cheaper than W0 + P Q."""
 
@@ -158,9 +164,7 @@ class FactoredDelta(DeltaWeight):
         if may_build and builds(x.numel() // x.shape[-1], q.shape[0], weight, p.requires_grad):
             return F.linear(x, added(weight, p @ q), bias)
         hidden = F.linear(self.dropped(x), like(q, x))
-        plain = F.linear(x, weight, bias)
-        rows = plain.reshape(-1, plain.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
-        return torch.addmm(*rows, like(p, hidden).T).view(plain.shape)  # saves one pass over the outputs
+        return plus_product(F.linear(x, weight, bias), hidden, p)
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
         """Return the two thin products, (..., in) to (..., out)."""

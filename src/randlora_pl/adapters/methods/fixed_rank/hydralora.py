@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, kaiming, like, trainable
+from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, kaiming, like, plus_product, trainable
 from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
@@ -101,10 +101,7 @@ class HydraLoRADelta(DeltaWeight):
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Add the heads' product to the frozen layer's output."""
-        plain = F.linear(x, weight, bias)
-        mixed = self._mixed(x)
-        rows = plain.reshape(-1, plain.shape[-1]), mixed.reshape(-1, mixed.shape[-1])
-        return torch.addmm(*rows, like(self.columns(), mixed).T).view(plain.shape)  # saves one pass over the outputs
+        return plus_product(F.linear(x, weight, bias), self._mixed(x), self.columns())
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
         """Return the weighted sum of the heads' outputs, (..., in) to (..., out)."""

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import FactoredDelta, WeightShape, drawn, like, trainable
+from randlora_pl.adapters.base import FactoredDelta, WeightShape, drawn, like, plus_product, trainable
 from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
@@ -88,9 +87,7 @@ class LoRAXSDelta(DerivedDelta, FactoredDelta):
         built = (tokens + 3 * rank) * weight.numel()
         if self.keep is not False and not self.drops and built < 2 * tokens * rank * sum(weight.shape):
             return super().linear(x, weight, bias)
-        mixed, plain = self._mixed(x), F.linear(x, weight, bias)
-        rows = plain.reshape(-1, plain.shape[-1]), mixed.reshape(-1, mixed.shape[-1])
-        return torch.addmm(*rows, like(self.frozen()[0], mixed).T).view(plain.shape)
+        return plus_product(F.linear(x, weight, bias), self._mixed(x), self.frozen()[0])
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
         """Return the three thin products, (..., in) to (..., out)."""
