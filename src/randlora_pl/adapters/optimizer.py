@@ -32,12 +32,15 @@ def make_optimizer(model: nn.Module, groups: Any = None, **options: Any) -> Opti
 
 
 def optimizer_numbers(model: nn.Module) -> int:
-    """Return the numbers in the state of the optimizer of `make_optimizer`; AdamW stores two per trainable parameter.
+    """Return the numbers in the state of the optimizer of `make_optimizer` and of the method's procedure.
+
+    AdamW stores two per trainable parameter.
 
     Raises:
         UserError: The model has no adapter.
     """
-    adapter = report_of(model).adapter
+    adapter, procedure = report_of(model).adapter, report_of(model).procedure
     if isinstance(adapter, BaseWeightMethod):
         return adapter.optimizer_numbers(model)
-    return 2 * sum(parameter.numel() for parameter in trainable_parameters(model).values())
+    adam = 2 * sum(parameter.numel() for parameter in trainable_parameters(model).values())
+    return adam + (procedure.state_size() if procedure else 0)

@@ -97,8 +97,7 @@ def buffer_bytes(task: Any, derived: bool = True) -> int:
 def state_size(task: Any) -> int:
     """Return the numbers in the state of the optimizer and of the procedure; a head has AdamW's two moments."""
     head: int = sum(p.numel() for p in task.parameters() if p.requires_grad) - task.report.trainable
-    procedure = task.report.procedure
-    return optimizer_numbers(task.model) + 2 * head + (procedure.state_size() if procedure else 0)
+    return optimizer_numbers(task.model) + 2 * head
 
 
 def parts_of(task: Any) -> str:
