@@ -5,6 +5,7 @@ from statistics import fmean
 from randlora_pl.experiments.report.document import Table, TableCell, row
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
+from randlora_pl.experiments.report.runs import FinishedRun
 from randlora_pl.experiments.report.sections.accuracy import identifier
 from randlora_pl.experiments.report.sections.pairwise_tests import shown_difference
 from randlora_pl.experiments.report.statistics import Estimate
@@ -20,7 +21,7 @@ def elsewhere_table(results: Results, model: str) -> Table | None:
     before = {
         name: fmean(found)
         for name in names
-        if (found := [value for run in runs if (value := run.number(BEFORE + name)) is not None])
+        if (found := [value for run in runs if (value := _before(run, name)) is not None])
     }
     if not before:
         return None
@@ -31,6 +32,8 @@ def elsewhere_table(results: Results, model: str) -> Table | None:
         cells = [_change(results, model, method, name, 100 * before[name]) for name in before]
         if any(not cell.missing for cell in cells):
             rows.append(row(method, *cells))
+    if not rows:
+        return None
     pretrained = ", ".join(f"{name} {100 * value:.1f} %" for name, value in before.items())
     return Table(
         f"elsewhere-{identifier(model)}",
@@ -44,6 +47,12 @@ def elsewhere_table(results: Results, model: str) -> Table | None:
             "and amounts of data of the training. The interval is over seeds."
         ],
     )
+
+
+def _before(run: FinishedRun, name: str) -> float | None:
+    """Return the accuracy of the pretrained model on another dataset, which a cell of its own logs as a test."""
+    found = run.number(BEFORE + name)
+    return run.number(AFTER + name) if found is None and is_zero_shot(run.key.method) else found
 
 
 def _change(results: Results, model: str, method: str, name: str, before: float) -> TableCell:
