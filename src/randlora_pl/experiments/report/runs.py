@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.config.validate import is_text_task
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.utils.errors import UserError
 
@@ -95,7 +96,8 @@ def _run(row: dict[str, Any]) -> FinishedRun:
     facts = {"method" if name == "adapter" else name: value for name, value in row.items() if name not in _RUN}
     facts |= {name: value / 100 for name, value in facts.items() if name.startswith(PREFIX)}
     typed = {"learning_rate": facts["learning_rate"]} if row.get("rate_chosen_by") == "typed" else {}
-    if facts.get("method") == "LinearProbe" and "learning_rate" in facts:
+    probe = facts.get("method") == "LinearProbe" and not is_text_task(facts.get("task"))
+    if probe and "learning_rate" in facts:
         facts["head_learning_rate"] = facts.pop("learning_rate")
         typed = {f"head_{name}": value for name, value in typed.items()}
     return FinishedRun(
