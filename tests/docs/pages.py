@@ -16,6 +16,9 @@ PAGES = {
     ]
 }
 
+RESULTS = [path.name for path in sorted(DOCS.glob("results/*"))]
+"""Folders of committed reports."""
+
 MADE = {"command_options", "config_keys", "datasets", "models", "changelog", "contributing"}
 """Pages of the site that scripts/site/generated.py makes."""
 

@@ -34,8 +34,8 @@ WORDS = {
 }
 """Words that the field does not use, and what it says."""
 CHANGELOG = "CHANGELOG.md"
-VERDICT = "docs/results/offline/verdict.md"
-PROSE = PAGES | {VERDICT: (ROOT / VERDICT).read_text(encoding="utf-8")}
+VERDICTS = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/results/*/verdict.md"))]
+PROSE = PAGES | {name: (ROOT / name).read_text(encoding="utf-8") for name in VERDICTS}
 TEXTS = {name: sentences_of(text) for name, text in PROSE.items() if name != CHANGELOG}
 
 

@@ -18,7 +18,7 @@ from randlora_pl.experiments.sweep.steps import planned_steps
 from randlora_pl.experiments.sweep.tuning_files import markdown
 from randlora_pl.models import meta_clip, meta_vit
 from randlora_pl.tasks.defaults import default_learning_rate
-from tests.docs.pages import PAGES, ROOT
+from tests.docs.pages import DOCS, PAGES, RESULTS, ROOT
 from tests.support.products import in_one_item
 
 RANKS = PAGES["docs/rank_and_alpha.md"]
@@ -148,20 +148,49 @@ def test_the_verdict_has_the_numbers_of_the_report() -> None:
         assert pairs[one, other][5] == difference
 
 
-def test_the_committed_report_is_what_its_cells_give(tmp_path: Path) -> None:
-    folder = ROOT / "docs" / "results" / "offline"
+def test_the_verdict_of_all_methods_has_the_numbers_of_their_reports() -> None:
+    verdict = (DOCS / "results" / "methods" / "verdict.md").read_text(encoding="utf-8")
+    for name, kind in (("methods", "images"), ("methods_texts", "texts")):
+        report = (DOCS / "results" / name / "report.md").read_text(encoding="utf-8")
+        parts = {
+            part.splitlines()[0]: {row[0]: row[1:] for row in rows_of(report, part)[1:]}
+            for part in report.split("\n\n")
+            if part.startswith("| Method | ")
+        }
+
+        def table(words: str, parts: dict[str, dict[str, list[str]]] = parts) -> dict[str, list[str]]:
+            return next((rows for header, rows in parts.items() if re.search(words, header)), {})
+
+        differences, averages = table(r"Mean difference \| Verdict"), table("16-shot<br>3|100%<br>1")
+        forgotten = table("_seen")
+        told = rows_of(verdict, f"| method | parameters, {kind} |")[1:]
+        assert {row[0] for row in told} == set(averages) - {"zero-shot"}, name
+        for method, count, accuracy, difference, *elsewhere in told:
+            assert [count, accuracy] == [averages[method][0], averages[method][-1]], method
+            assert difference == (differences[method][1] if method in differences else "-"), method
+            assert elsewhere == [forgotten.get(method, ["-"])[0]] * (name == "methods"), method
+        pairs = rows_of(report, "| Method | against | Model | Verdict")[1:]
+        assert {row[3] for row in pairs} == {"no verdict: 3 seeds, 5 are needed"} and len(pairs) == 231
+        assert len(find_sweep(name)[1].methods) == len(told) + (name == "methods")
+
+
+@in_one_item("name", RESULTS)
+def test_the_committed_report_is_what_its_cells_give(name: str, tmp_path: Path) -> None:
+    folder = DOCS / "results" / name
     assert main(["report", str(folder), "--output", str(tmp_path / "again")]) == 0
-    for name in ("report.md", "cells.csv"):
-        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
+    for file in ("report.md", "cells.csv"):
+        assert (tmp_path / "again" / file).read_bytes() == (folder / file).read_bytes(), file
 
 
-def test_the_provenance_of_the_offline_sweep_is_its_page_of_rates() -> None:
-    file, description = find_sweep("offline")
-    page = (ROOT / "docs" / "results" / "offline" / "tuning.md").read_text(encoding="utf-8")
+@in_one_item("name", RESULTS)
+def test_the_provenance_of_a_sweep_is_its_page_of_rates(name: str) -> None:
+    file, description = find_sweep(name)
+    page = (DOCS / "results" / name / "tuning.md").read_text(encoding="utf-8")
     told, shown = (rows_of(text, "| method | tried") for text in (markdown(description.tuned), page))
-    assert [row[:4] + row[5:] for row in told] == [row[:4] + row[5:] for row in shown], (
-        "but for means of rounded figures"
-    )
+    seeds = len(description.tuned["seeds"])
+    whole = [row[: 2 + seeds] + row[3 + seeds :] for row in told]
+    assert whole == [row[: 2 + seeds] + row[3 + seeds :] for row in shown], "but for means of rounded figures"
+    (model,) = description.models.values()
     for label, facts in description.methods.items():
-        assert label == "zero-shot" or chosen_for(description.tuned, description.models["tiny CLIP"], label, facts)
-    assert file.with_name("offline.tuned.json").is_file()  # in the folder that the wheel has
+        assert label == "zero-shot" or chosen_for(description.tuned, model, label, facts)
+    assert file.with_name(f"{name}.tuned.json").is_file()  # in the folder that the wheel has

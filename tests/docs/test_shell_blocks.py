@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import ROOT
-from tests.docs.pasted.blocks import BLOCKS, LISTED, MADE, RESULTS, TEXTS, WRONG, capitals, first
+from tests.docs.pages import DOCS, ROOT
+from tests.docs.pasted.blocks import BLOCKS, LISTED, MADE, TEXTS, WRONG, capitals, first
 from tests.docs.pasted.server import CLIENT
 from tests.test_readme import SHELL
 
@@ -108,7 +108,7 @@ def after_the_quickstart(shell: dict[str, str], tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("configs", "scripts", "constraints.txt"):
         (folder / name).symlink_to(ROOT / name)
-    shutil.copytree(ROOT / RESULTS, folder / RESULTS)
+    shutil.copytree(DOCS / "results", folder / "docs" / "results")
     (folder / ".venv" / "bin").mkdir(parents=True)
     (folder / ".venv" / "bin" / "activate").touch()
     done = bash(f"randlora-pl {SHELL[0][0].partition('randlora-pl ')[2]}", folder, shell)
@@ -129,7 +129,7 @@ def test_blocks_run_as_pasted(page: str, shell: dict[str, str], after_the_quicks
         subprocess.run([sys.executable, "-c", "\n".join(made)], cwd=folder, env=shell, check=True)
     for name, body in re.findall(r"Save this as `(\S+)`:\n\n```\w+\n(.*?)```", TEXTS[page], flags=re.S):
         (folder / name).write_text(body, encoding="utf-8")
-    done = bash(script_of(page), folder / RESULTS if page.endswith("/report.md") else folder, shell)
+    done = bash(script_of(page), (folder / page).parent if page.endswith("/report.md") else folder, shell)
     pid = Path(shell["SHORTER"]) / "pid"
     if pid.exists():
         with contextlib.suppress(ProcessLookupError):

@@ -17,7 +17,7 @@ from randlora_pl.cli.main import VERBS
 from randlora_pl.config.validate import adapters
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.models.catalog import MODELS
-from tests.docs.pages import DOCS, MADE, PAGES, ROOT
+from tests.docs.pages import DOCS, MADE, PAGES, RESULTS, ROOT
 from tests.support.products import in_one_item
 
 
@@ -34,7 +34,7 @@ def entries_of(site: Path) -> list[dict[str, Any]]:
 def test_every_page_is_built(site: Path) -> None:
     written = {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md")}
     notebooks = {f"notebooks/{path.stem}" for path in (ROOT / "notebooks").glob("*.ipynb")}
-    report = {"results/offline/index"}  # a page of its own, written by `report`
+    report = {f"results/{name}/index" for name in RESULTS}  # pages of their own, written by `report`
     assert pages_of(site) == written | notebooks | MADE | report | {"404"}
     assert {entry["location"].partition("#")[0] for entry in entries_of(site)} >= {f"{name}.html" for name in written}
 
@@ -121,9 +121,8 @@ def test_a_search_finds_the_page_of_that_name(site: Path, word: str, name: str) 
 
 def test_results_come_last_in_a_search(site: Path) -> None:
     boosts = {entry["location"].partition("#")[0]: entry.get("boost", 1) for entry in entries_of(site)}
-    assert {name for name, boost in boosts.items() if boost == 0.5} == {
-        f"results/offline/{name}.html" for name in ("verdict", "report", "tuning")
-    }
+    pages = {path.relative_to(DOCS).with_suffix(".html").as_posix() for path in DOCS.glob("results/*/*.md")}
+    assert {name for name, boost in boosts.items() if boost == 0.5} == pages
 
 
 def test_a_notebook_that_ran_has_its_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import yaml
 
-from tests.docs.pages import PAGES, ROOT, shown
+from tests.docs.pages import PAGES, RESULTS, ROOT, shown
 from tests.test_readme import photos, texts
 
-RESULTS = "docs/results/offline"
 TEXTS = PAGES | {
-    f"{RESULTS}/{name}.md": (ROOT / RESULTS / f"{name}.md").read_text(encoding="utf-8")
-    for name in ("report", "verdict")
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in sorted(ROOT.glob("docs/results/*/*.md"))
+    if path.stem in ("report", "verdict")
 }
 BLOCKS = {
     name: found
@@ -32,6 +32,7 @@ PROMPTS_PAGE = "needs a run of a language model; docs/prompts.md has one"
 DOCKER = "needs docker"
 MACHINES = "needs several machines"
 TWO = "two processes: test_several_machines.py runs it"
+REPEAT = "# in the folder of this report: regenerate it from cells.csv, or repeat the runs"
 LISTED = [
     ("README.md", "python3 -m venv .venv && .venv/bin/pip install . \\", INDEX),
     ("README.md", 'python3 -m venv .venv && .venv/bin/pip install ".[test]" && .venv/bin/pytest', INDEX),
@@ -49,12 +50,9 @@ LISTED = [
     ("docs/rank_and_alpha.md", "randlora-pl fit --config clip_vitb32 --model.adapter.match lora:32", WEIGHTS),
     ("docs/measurements.md", "randlora-pl compare-methods --config compare_bases_fashion", WEIGHTS),
     ("docs/reproducing.md", "randlora-pl sweep table11 --skip-missing --only seed=1", WEIGHTS),
-    (
-        "docs/results/offline/report.md",
-        "# in the folder of this report: regenerate it from cells.csv, or repeat the runs",
-        WEIGHTS,
-    ),
+    *((f"docs/results/{name}/report.md", REPEAT, WEIGHTS) for name in RESULTS),
     ("docs/results/offline/verdict.md", "randlora-pl sweep offline --jobs 2", WEIGHTS),
+    ("docs/results/methods/verdict.md", "randlora-pl sweep methods --jobs 2", WEIGHTS),
     ("docs/install.md", "python3 -m venv .venv", INDEX),
     ("docs/install.md", "conda create --name randlora python=3.11", "needs conda"),
     ("docs/install.md", "docker build -t randlora-pl .", DOCKER),
