@@ -10,10 +10,14 @@ if shutil.which("nvidia-smi") is None:  # the kernels in Triton run in its inter
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
+from hypothesis import settings
 
 from tests.support.cli import finished, refused, run
 
 __all__ = ["finished", "refused", "run"]
+
+settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -131,7 +131,7 @@ def test_an_active_adapter_is_what_load_adapter_gives(
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_the_base_is_bit_identical_after_any_switches(folders: dict[str, Path], data: Any) -> None:
     adapters = AdapterSet(base())

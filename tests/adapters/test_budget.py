@@ -69,7 +69,7 @@ def test_no_other_number_comes_nearer(adapter: Adapter, option: str, top: int, m
     assert count is None or abs(count - budget) == distance
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=4),
     st.integers(1, 40),

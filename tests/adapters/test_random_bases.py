@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats
 from torch import Tensor, nn
@@ -66,7 +66,6 @@ def test_golden_fingerprint() -> None:
     assert shared.fingerprint == "e1239e86644043b8377acb36d590f9a550a4382f2f26b588c3ba32eaabb8be69"
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 500), st.integers(0, 3), st.integers(0, 40))
 def test_an_entry_is_a_function_of_seed_tensor_and_position(seed: int, j: int, row: int, column: int) -> None:
     word = basis_word(seed, "B", j, row, column)
@@ -76,7 +75,6 @@ def test_an_entry_is_a_function_of_seed_tensor_and_position(seed: int, j: int, r
     assert entry == pytest.approx(((word >> 8) + 0.5 - 2**23) / 2**23 * math.sqrt(3), rel=1e-6)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(DISTRIBUTIONS)), st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(0, 9)] * 3))
 def test_entries_do_not_depend_on_the_allocated_size(
     name: str, small: tuple[int, int, int], more: tuple[int, int, int]

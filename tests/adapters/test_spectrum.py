@@ -36,7 +36,7 @@ def reference(matrix: Tensor) -> tuple[int, float, float, float]:
     return rank, norm**2 / float(np.linalg.norm(array, 2)) ** 2, math.exp(entropy), norm
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 12), columns=st.integers(1, 12), rank=st.integers(1, 12), seed=st.integers(0, 1000),
     scale=st.sampled_from([1e-6, 1.0, 1e6]),
@@ -99,7 +99,7 @@ def test_truncation_is_the_best_there_is() -> None:
     assert truncated(matrix, rank=99).rank == 12
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(error=st.floats(0, 0.999), seed=st.integers(0, 100))
 def test_smallest_rank_for_an_error(error: float, seed: int) -> None:
     matrix = torch.randn(9, 6, generator=torch.Generator().manual_seed(seed))

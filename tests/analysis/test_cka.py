@@ -57,7 +57,7 @@ def test_large_batches_agree_with_the_common_formula() -> None:
     assert cka(x, noise(3, 3000, 6)) == pytest.approx(0, abs=0.01)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(4, 20), st.integers(1, 8), st.floats(0.01, 100))
 def test_rotations_scales_and_shifts_change_nothing(seed: int, n: int, width: int, scale: float) -> None:
     x, y = noise(seed, n, width), noise(seed + 1, n, width + 1)

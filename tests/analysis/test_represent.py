@@ -29,7 +29,7 @@ def test_the_sum_is_equation_4() -> None:
     torch.testing.assert_close(combined(b, a, lambdas, gammas), slow_sum(b, a, lambdas, gammas))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.integers(1, 4), st.integers(1, 3), st.integers(4, 8), st.integers(0, 4))
 def test_no_sweep_makes_it_worse_and_lambda_is_the_best(seed: int, n: int, r: int, d: int, more: int) -> None:
     w, b, a = noise(seed, d + more, d), noise(seed + 1, d + more, n, r), noise(seed + 2, r, d)

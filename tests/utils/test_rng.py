@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from randlora_pl.utils.rng import integers, permutation, philox, stream, words
@@ -33,13 +33,11 @@ def test_published_answers(counter: tuple[int, ...], key: tuple[int, int], answe
     assert run(counter, key) == answer
 
 
-@settings(deadline=None)
 @given(st.tuples(WORD, WORD, WORD, WORD), st.tuples(WORD, WORD))
 def test_equals_a_plain_python_philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> None:
     assert run(counter, key) == reference.philox(key, counter)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**63 - 1), st.integers(0, 2**64 - 1), WORD)
 def test_a_word_is_a_function_of_seed_name_index_and_part(index: int, seed: int, part: int) -> None:
     counter = (index & 0xFFFFFFFF, index >> 32, part, stream("order"))
@@ -83,7 +81,6 @@ def test_words_are_uniform() -> None:
     assert 255 - 5 * 22.6 < chi_squared < 255 + 5 * 22.6  # standard deviation: sqrt(2 * 255)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 2**31), st.integers(0, 1000))
 def test_integers_stay_below_high(high: int, seed: int) -> None:
     values = integers(seed, "n", torch.arange(200), high)
@@ -97,7 +94,6 @@ def test_integers_reach_every_value_equally() -> None:
     assert (counts - 2_000).abs().max() < 5 * 42
 
 
-@settings(deadline=None)
 @given(st.integers(0, 300), st.integers(0, 2**40))
 def test_permutations_hold_every_number_once(size: int, seed: int) -> None:
     assert sorted(permutation(seed, "p", size).tolist()) == list(range(size))

@@ -40,7 +40,7 @@ def cases(draw: Any) -> tuple[Tensor, Tensor, int, str]:
     return images, torch.tensor(boxes), draw(st.integers(1, 64)), draw(st.sampled_from(INTERPOLATIONS))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_crops_are_those_of_torchvision(case: tuple[Tensor, Tensor, int, str]) -> None:
     images, boxes, size, interpolation = case

@@ -83,7 +83,7 @@ def test_an_empty_file_is_to_be_got_again(tmp_path: Path) -> None:
         read_training(tmp_path)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 60), st.data())
 def test_a_split_divides_and_depends_on_the_seed_alone(count: int, data: st.DataObject) -> None:
     size = data.draw(st.integers(0, count - 1))
@@ -137,7 +137,7 @@ def test_the_longest_of_the_answers_that_start_at_one_place_is_taken() -> None:
     assert first_answer("axb", ("a.b",)) is None
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.sampled_from(sorted(TASKS)), st.text(), st.data())
 def test_the_answer_is_that_of_a_search_from_every_place(task: str, text: str, data: st.DataObject) -> None:
     answers = TASKS[task].answers

@@ -19,7 +19,7 @@ def test_accuracy_and_f1() -> None:
     assert three["f1"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)  # the mean over the classes
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(BITS)
 def test_matthews_is_the_correlation_of_the_bits(pairs: list[tuple[int, int]]) -> None:
     predicted, labels = (list(side) for side in zip(*pairs, strict=True))
@@ -29,7 +29,7 @@ def test_matthews_is_the_correlation_of_the_bits(pairs: list[tuple[int, int]]) -
     assert found["matthews"] == pytest.approx(0.0 if constant else np.corrcoef(predicted, labels)[0, 1])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=3, max_size=20))
 def test_pearson_and_spearman(pairs: list[tuple[int, int]]) -> None:
     predicted, labels = ([value / 10 for value in side] for side in zip(*pairs, strict=True))

@@ -74,14 +74,14 @@ def slow_nist(texts: list[str], references: list[list[str]], order: int = 5) -> 
     return total * math.exp(beta * math.log(ratio) ** 2)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(SENTENCE, st.lists(SENTENCE, min_size=1, max_size=3)), min_size=1, max_size=4))
 def test_nist_is_that_of_the_slow_definition(pairs: list[tuple[str, list[str]]]) -> None:
     texts, references = [text for text, _ in pairs], [group for _, group in pairs]
     assert nist(texts, references) == pytest.approx(slow_nist(texts, references), abs=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(SENTENCE, SENTENCE), min_size=1, max_size=5))
 def test_nist_with_one_reference_is_that_of_nltk(pairs: list[tuple[str, str]]) -> None:
     scorer = pytest.importorskip("nltk.translate.nist_score")

@@ -41,7 +41,7 @@ def rank(matrix: Tensor) -> int:
 # The equation
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(
     st.integers(1, 9),
     st.integers(1, 9),
@@ -106,7 +106,7 @@ def test_alpha_over_rank_scales_the_update() -> None:
 # Rank
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     st.integers(1, 14),
     st.integers(1, 14),
