@@ -55,6 +55,16 @@ def data_class(task: str | None) -> ClassSource:
     return read_classes(package)[name]
 
 
+def rate_name(method: str, task: str | None) -> str:
+    """Return the option with a method's learning rate: a linear probe has the head's, unless a text task has one rate.
+
+    Args:
+        method: Name of the method.
+        task: Name of the task class, None for a class outside this project.
+    """
+    return "head_learning_rate" if method == "LinearProbe" and not is_text_task(task) else "learning_rate"
+
+
 def is_text_task(task: str | None) -> bool:
     """Return True if a task is one of the language tasks.
 

@@ -12,7 +12,7 @@ from randlora_pl.cli.sweep.run import dry_run
 from randlora_pl.cli.sweep.tuning import Tuning, comments, search_of
 from randlora_pl.config.compose import DEFAULTS, Command, Tree, compose, merge, nested, normalize, parse_value
 from randlora_pl.config.mistakes import check_names
-from randlora_pl.config.validate import is_text_task
+from randlora_pl.config.validate import is_text_task, rate_name
 from randlora_pl.experiments.sweep.description import SweepConfig, budget
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.trial_config import check
@@ -102,14 +102,15 @@ def described(tree: Tree, configs: list[str]) -> SweepConfig:
     if task is None:
         raise UserError("tune --config supports only tasks of this program. Write a sweep for another one.")
     method = task.adapter.method()
-    name = "head_learning_rate" if method == "LinearProbe" else "learning_rate"
+    kind = str(tree["model"]["class_path"]).rpartition(".")[2]
+    name = rate_name(method, kind)
     data = dict(tree.get("data", {}))
     shots, fraction = data.pop("shots", None), data.pop("fraction", None)
     known = data_of(check(tree))  # of images or of texts
     dataset = str(known.row.name if hasattr(known, "row") else known.dataset)
     seed = int(tree.get("seed_everything") or 0)
     monitor = tree.get("checkpoint", {}).get("monitor")
-    loss = is_text_task(str(tree["model"]["class_path"]).rpartition(".")[2])
+    loss = is_text_task(kind)
     return SweepConfig.of({
         "models": {str(tree["model"]["init_args"].get("name", "model")): {"config": [Path(c).stem for c in configs]}},
         "methods": {method: {"adapter": method, name: float(getattr(task, name))}},

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.config.validate import is_text_task
+from randlora_pl.config.validate import rate_name
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.utils.errors import UserError
 
@@ -96,10 +96,10 @@ def _run(row: dict[str, Any]) -> FinishedRun:
     facts = {"method" if name == "adapter" else name: value for name, value in row.items() if name not in _RUN}
     facts |= {name: value / 100 for name, value in facts.items() if name.startswith(PREFIX)}
     typed = {"learning_rate": facts["learning_rate"]} if row.get("rate_chosen_by") == "typed" else {}
-    probe = facts.get("method") == "LinearProbe" and not is_text_task(facts.get("task"))
-    if probe and "learning_rate" in facts:
-        facts["head_learning_rate"] = facts.pop("learning_rate")
-        typed = {f"head_{name}": value for name, value in typed.items()}
+    name = rate_name(str(facts.get("method")), facts.get("task"))
+    if name != "learning_rate" and "learning_rate" in facts:
+        facts[name] = facts.pop("learning_rate")
+        typed = {name: facts[name]} if typed else {}
     return FinishedRun(
         Key(*(row[name] for name in Key._fields)), row.get("seed"), row["state"], row.get("reason", ""),
         row.get("cell", ""), row.get("family", ""), row.get("accuracy"), row.get("zeroshot_accuracy"), facts, typed,

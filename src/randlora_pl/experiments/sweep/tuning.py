@@ -17,7 +17,7 @@ from typing import Any
 
 from randlora_pl.adapters import methods
 from randlora_pl.config.compose import flatten
-from randlora_pl.config.validate import is_text_task
+from randlora_pl.config.validate import rate_name
 from randlora_pl.experiments.sweep.choice import best_of, climb
 from randlora_pl.experiments.sweep.description import SweepConfig, Tree, budgets, is_zero_shot, whole_numbers
 from randlora_pl.experiments.sweep.folder import SweepFolder
@@ -257,8 +257,7 @@ def _searched(description: SweepConfig, method: str, alphas: list[float]) -> tup
     with errors_in(f"methods.{method}"):
         tree = trial_config(model, description.methods[method], description.options, None, untrained=False)
     name = str(flatten(tree)["model.adapter"]).rpartition(".")[2]
-    apart = name == "LinearProbe" and not is_text_task(tree["model"]["class_path"].rpartition(".")[2])
-    rate = "head_learning_rate" if apart else "learning_rate"
+    rate = rate_name(name, tree["model"]["class_path"].rpartition(".")[2])
     kind = getattr(methods, name, None)
     return (rate, "alpha") if alphas and kind and "alpha" in inspect.signature(kind).parameters else (rate,)
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from randlora_pl.config.validate import is_text_task
+from randlora_pl.config.validate import rate_name
 from randlora_pl.experiments.paper.rates import paper_rates
 from randlora_pl.experiments.report.document import Table, TableCell, row
 from randlora_pl.experiments.report.results import Results
@@ -71,9 +71,8 @@ class Rates:
         model, label = run.key.model, run.key.method
         method = self.plan.fact("methods", label)
         kind, task = str(run.facts.get("method") or ""), str(run.facts.get("task") or "VisionLanguageTask")
-        probe = kind == "LinearProbe" and not is_text_task(task)  # tasks on texts have one rate for all
-        only_head = probe or ("head_learning_rate" in method and "learning_rate" not in method)
-        name = "head_learning_rate" if only_head else "learning_rate"
+        only_head = "head_learning_rate" in method and "learning_rate" not in method
+        name = "head_learning_rate" if only_head else rate_name(kind, task)
         typed = run.typed.get(name, method.get(name))
         value = typed if isinstance(typed, int | float) else run.number(name)
         chosen = chosen_for(self.plan.tuned, self.plan.fact("models", model), label, method)
