@@ -1,10 +1,12 @@
 """Objects that the options of their constructor describe; an option may be such an object, or a list of them."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self, get_args
 
-from randlora_pl.utils.signatures import NamedOptions
+from randlora_pl.utils.adapter_schema import OTHER_VERSION, check_arguments
+from randlora_pl.utils.errors import UserError, brief
+from randlora_pl.utils.signatures import NamedOptions, with_present_options
 
 
 class Described(metaclass=NamedOptions):
@@ -73,3 +75,33 @@ def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, list | tuple) and any(isinstance(each, Described) for each in value):
         return [_mapped(each, change) for each in value]
     return change(value) if isinstance(value, Described) else value
+
+
+def make(kinds: Mapping[str, type[Described]], description: Any, source: object, hint: str = OTHER_VERSION) -> Any:
+    """Return the object that `Described.describe` described.
+
+    Args:
+        kinds: Classes by their names in files.
+        description: ``{"method": ..., "options": {...}}`` of JSON values, from a file.
+        source: Source of the description, for messages.
+        hint: End of the message for an option of another type.
+
+    Raises:
+        UserError: The name or an option is unknown, or has another type; the message has ``source``.
+    """
+    if not isinstance(description, dict) or not isinstance(description.get("options"), dict):
+        raise UserError(f"{source}: {brief(description, 60)} describes nothing that this version has; {hint}.")
+    method, options = description.get("method"), with_present_options(description["options"])
+    if not isinstance(method, str) or method not in kinds:
+        raise UserError(f"{source}: method {method!r} is unknown. This version has {', '.join(kinds)}.")
+    kind = kinds[method]
+    for name in kind.nested_options():
+        if (value := options.get(name)) is not None:
+            inner = [make(kinds, each, source, hint) for each in (value if isinstance(value, list) else [value])]
+            options[name] = inner if isinstance(value, list) else inner[0]
+    try:
+        made = kind(**options)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{source}: {method} does not take these options ({error}).") from None
+    check_arguments(kind, options, f"{source}, options of {method}", hint)
+    return made

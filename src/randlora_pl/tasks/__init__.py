@@ -22,6 +22,9 @@ from randlora_pl.utils.lazy import lazy_exports
 if TYPE_CHECKING:
     from randlora_pl.tasks.base import AdaptationTask
     from randlora_pl.tasks.linear_head import LinearHeadTask
+    from randlora_pl.tasks.prompt.decoupled import DePT
+    from randlora_pl.tasks.prompt.regulation import SelfRegulation
+    from randlora_pl.tasks.prompt.task import PromptTask
     from randlora_pl.tasks.restore import ImageTask, load_task
     from randlora_pl.tasks.several import load_tasks, weighted_task
     from randlora_pl.tasks.text_head import TextHeadTask
@@ -30,8 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdaptationTask",
+    "DePT",
     "ImageTask",
     "LinearHeadTask",
+    "PromptTask",
+    "SelfRegulation",
     "TextHeadTask",
     "VisionLanguageTask",
     "load_task",

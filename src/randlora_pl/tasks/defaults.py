@@ -13,6 +13,7 @@ _NOT_IN_THE_PAPER = {
     "AutoLoRA": 3e-4,  # its code, for RoBERTa
     "BitFit": 1e-3,
     "Fira": 1e-4,  # its released script for commonsense, with scale 1
+    "Frozen": 1e-3,  # nothing trains
     "GaLore": 3e-5,  # its released script for GLUE
     "HiRA": 4.5e-3,  # PEFT's benchmark, on a language model
     "HydraLoRA": 2e-4,  # its code, for language models

@@ -8,13 +8,14 @@ from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.io.save_load import place_adapter
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.linear_head import LinearHeadTask
+from randlora_pl.tasks.prompt.task import PromptTask
 from randlora_pl.tasks.text_head import TextHeadTask
 from randlora_pl.tasks.vision_language import VisionLanguageTask
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.weights_files import find_weights
 
-ImageTask = VisionLanguageTask | TextHeadTask | LinearHeadTask
+ImageTask = VisionLanguageTask | TextHeadTask | LinearHeadTask | PromptTask
 """The tasks on images."""
 
 TASKS: dict[str, type[ImageTask]] = {task.__name__: task for task in get_args(ImageTask)}
@@ -65,7 +66,7 @@ def make_task(file: AdapterFile, kinds: Mapping[str, type[Kind]], overrides: Map
     if kind is None:
         what = f"{file.path} was saved by none of the tasks {', '.join(kinds)}"
         raise UserError(f"{what}; in Python, load_adapter(model, folder) loads it.")
-    arguments = {**file.metadata["arguments"], **overrides}
+    arguments = {**kind.arguments(file.metadata["arguments"], file.path), **overrides}
     check_arguments(kind, arguments, f"{file.path}, arguments of {kind.__name__}")
     return kind(**arguments, adapter=file.adapter)
 

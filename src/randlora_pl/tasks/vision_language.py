@@ -11,11 +11,13 @@ from randlora_pl.tasks import images
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.losses import (
     StepFeatures,
+    accumulated_loss,
     caption_floor,
     caption_losses,
     counted_classes,
     normalize,
     padded_captions,
+    shared_features,
     similarities,
 )
 from randlora_pl.tasks.retrieval import recalls, unique_rows
@@ -52,6 +54,7 @@ class VisionLanguageTask(AdaptationTask):
     zero_shot = takes_captions = True
     loss_note = "shown without its minimum, which equal captions in a batch cause: 0 is a perfect fit"
     set_classes, setup, predict_step = images.set_classes, images.setup, images.predict_step
+    accumulated_loss = accumulated_loss
 
     def __init__(
         self,
@@ -136,23 +139,11 @@ class VisionLanguageTask(AdaptationTask):
         """Return the features of the captions, which the micro-batches of a step share if their loss is joint."""
         if self.loss_batch == "local":
             return self._encoded(classes)
-        if batch["micro_batch"] == 0 or self._step_features is None:
-            self._step_features = StepFeatures(self._encoded(classes))
-        return self._step_features.use(batch["micro_batch"] == batch["micro_batches"] - 1)
+        return shared_features(self, batch, lambda: self._encoded(classes))
 
     def _encoded(self, classes: Tensor) -> Tensor:
         """Encode the captions of some classes (u, e)."""
         return normalize(self.model.encode_text(self.tokens[classes]))  # type: ignore[operator, index]
-
-    def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
-        """Return the gradient of earlier micro-batches for the text tower, at the end of an optimizer step."""
-        if batch["micro_batch"] < batch["micro_batches"] - 1 or self._step_features is None:
-            return None
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of 16-mixed
-        scale = 1.0 if scaler is None else scaler.scale(batch["weight"].new_ones(()))  # stays on the device
-        carried = self._step_features.pending(scale / self.trainer.accumulate_grad_batches)
-        self._step_features = None
-        return carried
 
     def prepare_evaluation(self) -> None:
         """Merge, unless within a step: its text features wait for a backward pass through the frozen weights."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import methods
 from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.derived import derived_buffers, derived_once, sketches
+from randlora_pl.adapters.described import make
 from randlora_pl.adapters.injection import InjectionReport, generator_facts, inject
 from randlora_pl.adapters.io import container
 from randlora_pl.adapters.io.adapter_file import EXTRA, AdapterFile
@@ -27,12 +28,11 @@ from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
 from randlora_pl.adapters.operations import adapted_layers, report_of, unmerge, use_bases
 from randlora_pl.adapters.procedure import warn_if_unused
 from randlora_pl.adapters.random_bases import STORED, Bases
-from randlora_pl.utils.adapter_schema import OTHER_VERSION, check_adapter_schema, check_arguments
+from randlora_pl.utils.adapter_schema import OTHER_VERSION, check_adapter_schema
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files.atomic_output import disk_errors
 from randlora_pl.utils.files.run_files import find_adapter
 from randlora_pl.utils.files.weights_files import without_local_paths
-from randlora_pl.utils.signatures import with_present_options
 
 FORMAT_VERSION, OLDEST_FORMAT = 3, 2
 """2: checksums by tensor, single file, stored bases, dtype; 3: kept buffers, and fully trained tensors of the model."""
@@ -198,21 +198,8 @@ def make_adapter(method: str, options: Mapping[str, Any], source: object, hint: 
     Raises:
         UserError: The method or an option is unknown; the message has ``source``.
     """
-    if method not in methods.__all__:
-        raise UserError(f"{source}: method {method!r} is unknown. This version has {', '.join(methods.__all__)}.")
-    kind, made = getattr(methods, method), with_present_options(options)
-
-    def nested(value: Any) -> Any:
-        if isinstance(value, list):
-            return [nested(each) for each in value]
-        return make_adapter(value["method"], value["options"], source, hint)
-
-    try:
-        made |= {name: nested(made[name]) for name in kind.nested_options() if name in made}
-        adapter: Adapter = kind(**made)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"{source}: {method} does not take these options ({error}).") from None
-    check_arguments(kind, made, f"{source}, options of {method}", hint)
+    kinds = {name: getattr(methods, name) for name in methods.__all__}
+    adapter: Adapter = make(kinds, {"method": method, "options": options}, source, hint)
     return adapter
 
 

@@ -17,7 +17,7 @@ from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
 from randlora_pl.adapters.methods.full_rank.shira import SHiRA
 from randlora_pl.adapters.methods.full_rank.svft import SVFT
 from randlora_pl.adapters.methods.optimizer.galore import Fira, GaLore
-from randlora_pl.adapters.methods.whole.full import BitFit, FullFineTuning, LinearProbe
+from randlora_pl.adapters.methods.whole.full import BitFit, Frozen, FullFineTuning, LinearProbe
 
 __all__ = [
     "OFT",
@@ -28,6 +28,7 @@ __all__ = [
     "BitFit",
     "DoRA",
     "Fira",
+    "Frozen",
     "FullFineTuning",
     "GaLore",
     "HiRA",

@@ -61,14 +61,23 @@ class BitFit(BaseWeightMethod):
         return tensor.endswith("bias")
 
 
-class LinearProbe(BaseWeightMethod):
+class Frozen(BaseWeightMethod):
+    """No update: the model stays as it is, for tasks with learned prompts.
+
+    Examples:
+        >>> inject(model, Frozen()).trainable
+        0
+    """
+
+    def selects(self, layer: nn.Module, tensor: str) -> bool:
+        """Return False for every tensor."""
+        return False
+
+
+class LinearProbe(Frozen):
     """Linear probe: the model stays frozen, only the classification head trains.
 
     Examples:
         >>> inject(model, LinearProbe(), trained=["head"]).trainable
         650
     """
-
-    def selects(self, layer: nn.Module, tensor: str) -> bool:
-        """Return False for every tensor."""
-        return False

@@ -1,0 +1,29 @@
+"""Features of unchanged CLIP towers with learned tokens in the place of words, or beside the patches of an image."""
+
+from randlora_pl.models.prompted.images import check_depth_of_images, image_features, image_width
+from randlora_pl.models.prompted.rows import Position, TextRows, learned_rows, word_ids, word_rows
+from randlora_pl.models.prompted.texts import (
+    embed_dim,
+    encode_rows,
+    is_causal,
+    text_features,
+    text_tower,
+    token_embeddings,
+)
+
+__all__ = [
+    "Position",
+    "TextRows",
+    "check_depth_of_images",
+    "embed_dim",
+    "encode_rows",
+    "image_features",
+    "image_width",
+    "is_causal",
+    "learned_rows",
+    "text_features",
+    "text_tower",
+    "token_embeddings",
+    "word_ids",
+    "word_rows",
+]

@@ -1,0 +1,75 @@
+"""Learned tokens in both towers, in the first blocks of each: IVLP, and the visual half alone, VPT-deep."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from randlora_pl.models.prompted import check_depth_of_images, image_width, text_tower
+from randlora_pl.prompts.base import Context, PromptLearner, Prompts, Tokenizer, check_length, drawn
+from randlora_pl.prompts.coop import ContextPrompts
+from randlora_pl.utils.errors import UserError
+
+
+class DeepPrompts(PromptLearner):
+    """Independent prompts of both towers (the baseline IVLP of MaPLe and PromptSRC; Jia et al., arXiv 2203.12119).
+
+    Each of the first ``depth`` blocks of a tower has its own tokens: in texts at positions 1 to n, in images after the
+    patches. They replace the states of the block before. J (n d_t + n_v d_v) numbers train, 46,080 for CLIP-ViT-B with
+    four tokens and nine blocks.
+
+    Examples:
+        >>> task = PromptTask("tiny", prompts=DeepPrompts(length=2, vision_length=2, depth=2))
+
+    Args:
+        length: Learned tokens n of each text, 0 for none.
+        vision_length: Learned tokens n_v of each image, 0 for none.
+        depth: Blocks J that have their own tokens, in both towers.
+        words: Words that a text's first tokens start from. Words beyond ``length`` stay as they are.
+    """
+
+    def __init__(self, length: int = 4, vision_length: int = 4, depth: int = 9, words: str = "a photo of a") -> None:
+        check_length("length", length, 0)
+        check_length("vision_length", vision_length, 0)
+        check_length("depth", depth)
+        if length == vision_length == 0:
+            raise UserError("length and vision_length are 0: nothing is learned. Use --model.prompts Fixed.")
+        self.length, self.vision_length, self.depth, self.words = length, vision_length, depth, words
+        self.visual = vision_length > 0  # type: ignore[misc]
+
+    def build(self, model: nn.Module, tokenizer: Tokenizer, classnames: Sequence[str], seed: int) -> Prompts:
+        """Return the learned tokens of both towers."""
+        context = Context(model, tokenizer, self.words, self.length, seed, fills=False)
+        vision: list[Tensor] = []
+        if self.visual:
+            check_depth_of_images(model.visual, self.depth)
+            shape = (self.vision_length, image_width(model.visual))
+            device = context.start.device
+            vision = [drawn(shape, seed, f"prompts.vision.{block}", device) for block in range(self.depth)]
+        return _DeepPrompts(context, deep_tokens(model, context, self.depth, seed), vision)
+
+
+def deep_tokens(model: nn.Module, context: Context, depth: int, seed: int) -> list[Tensor]:
+    """Return the first values of the tokens of later blocks of the text tower, none without learned tokens.
+
+    Raises:
+        UserError: The tower has fewer blocks.
+    """
+    if not len(context.start):
+        return []
+    if depth > (blocks := len(text_tower(model).transformer.resblocks)):
+        raise UserError(f"depth is {depth}: the text tower has {blocks} blocks (--model.prompts.depth).")
+    shape, device = context.start.shape, context.start.device
+    return [drawn(shape, seed, f"prompts.text.{block}", device) for block in range(1, depth)]
+
+
+class _DeepPrompts(ContextPrompts):
+    def __init__(self, context: Context, texts: list[Tensor], vision: list[Tensor]) -> None:
+        super().__init__(context)
+        self.tokens.requires_grad_(len(self.tokens) > 0)
+        self.texts, self.images = nn.ParameterList(texts), nn.ParameterList(vision)
+
+    def deep(self) -> list[Tensor]:
+        return list(self.texts)
+
+    def vision(self) -> list[Tensor]:
+        return list(self.images)

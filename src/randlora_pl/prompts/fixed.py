@@ -1,0 +1,46 @@
+"""A prompt of words, of which nothing is learned: the loss over all classes with a weight update alone."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from randlora_pl.models.prompted import TextRows, word_rows
+from randlora_pl.prompts.base import PromptLearner, Prompts, Tokenizer
+from randlora_pl.utils.errors import UserError
+
+
+class Fixed(PromptLearner):
+    """A template for each class; nothing is learned in the prompt.
+
+    With LoRA of rank 2 this is CLIP-LoRA (Zanella and Ben Ayed, arXiv 2405.18541): ``--config clip_lora``.
+
+    Examples:
+        >>> task = PromptTask("tiny", prompts=Fixed("a photo of a {}."), adapter=LoRA(rank=2))
+
+    Args:
+        template: Text with ``{}`` for the name of the class.
+    """
+
+    def __init__(self, template: str = "a photo of a {}.") -> None:
+        if "{}" not in template:
+            raise UserError(f"template is {template!r}: it needs {{}} for the name (--model.prompts.template).")
+        self.template = template
+
+    @property
+    def starts_pretrained(self) -> bool:
+        """True: it stays one."""
+        return True
+
+    def build(self, model: nn.Module, tokenizer: Tokenizer, classnames: Sequence[str], seed: int) -> Prompts:
+        """Return prompts without learned tokens."""
+        return _FixedPrompts(self.template, tokenizer)
+
+
+class _FixedPrompts(Prompts):
+    def __init__(self, template: str, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.template, self._tokenizer = template, tokenizer
+
+    def rows(self, classnames: Sequence[str], chunk_tokens: int) -> TextRows:
+        room = self._tokenizer([""]).shape[1]
+        return word_rows(self._tokenizer, classnames, self.template, room, chunk_tokens)

@@ -1,0 +1,7 @@
+"""The task of learned prompts, its second head, and its regulation by the pretrained model."""
+
+from randlora_pl.tasks.prompt.decoupled import DePT
+from randlora_pl.tasks.prompt.regulation import SelfRegulation
+from randlora_pl.tasks.prompt.task import PromptTask
+
+__all__ = ["DePT", "PromptTask", "SelfRegulation"]

@@ -1,0 +1,74 @@
+"""PromptSRC: learned prompts that stay near the pretrained model's features (Khattak et al., arXiv 2307.06948)."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from randlora_pl.adapters import disabled
+from randlora_pl.adapters.described import Described
+from randlora_pl.data.catalog.templates import IMAGENET_TEMPLATES
+from randlora_pl.models.prompted import image_features
+from randlora_pl.models.text import class_prompts
+from randlora_pl.tasks.defaults import check_option, check_positive
+from randlora_pl.tasks.losses import normalize, similarities
+
+_BATCH = 256
+
+
+class SelfRegulation(Described):
+    """Self-regulation: features and logits of the prompts stay near those of the pretrained model.
+
+    With units p of the prompted and z of the frozen model, a step's loss gets ``text`` times the mean of |g_p - g_z|
+    over classes and channels, ``image`` times the mean of |f_p - f_z| over images and channels, and ``logits`` times
+    KL(z || p) of the class probabilities, divided by C as the released code does.
+
+    Args:
+        text: Factor of the class features' term.
+        image: Factor of the image features' term.
+        logits: Factor of the divergence.
+        templates: How many of CLIP's templates for ImageNet the frozen class features are means of.
+    """
+
+    def __init__(self, text: float = 25.0, image: float = 10.0, logits: float = 1.0, templates: int = 60) -> None:
+        for name, value in (("text", text), ("image", image), ("logits", logits)):
+            check_positive(f"regulation.{name}", value, zero=True)
+        most = len(IMAGENET_TEMPLATES)
+        check_option("regulation.templates", templates, 1 <= templates <= most, f"a number from 1 to {most}")
+        self.text, self.image, self.logits, self.templates = text, image, logits, templates
+
+    def build(self, model: nn.Module, tokenizer: Callable[..., Tensor], classnames: Sequence[str]) -> "Teacher":
+        """Return the pretrained model's class features, before an adapter exists."""
+        templates = IMAGENET_TEMPLATES[: self.templates]
+        encode: Callable[[Tensor], Tensor] = model.encode_text  # type: ignore[assignment]
+        prompts = class_prompts(classnames, templates)
+        with torch.no_grad():
+            parts = [encode(tokenizer(prompts[i : i + _BATCH])).float() for i in range(0, len(prompts), _BATCH)]
+        mean = torch.cat(parts).reshape(len(classnames), len(templates), -1).mean(dim=1)  # of raw features
+        return Teacher(self, normalize(mean))
+
+
+class Teacher(nn.Module):
+    """The pretrained model's class features, and the distances to it."""
+
+    texts: Tensor
+
+    def __init__(self, factors: SelfRegulation, texts: Tensor) -> None:
+        super().__init__()
+        self.factors = factors
+        self.register_buffer("texts", texts, persistent=False)
+
+    def text_loss(self, texts: Tensor) -> Tensor:
+        """Return the term of the class features (C, e), not normalized."""
+        return self.factors.text * (normalize(texts) - self.texts).abs().mean()
+
+    def image_losses(self, task: Any, images: Tensor, features: Tensor, logits: Tensor) -> Tensor:
+        """Return the terms (b,) of images, whose frozen features the model gives without its adapter and prompts."""
+        with torch.no_grad(), disabled(task.model):
+            frozen = normalize(image_features(task.model.visual, images))
+        wanted = (task.scale() * similarities(frozen, self.texts)).softmax(1)
+        near = (normalize(features) - frozen).abs().mean(1)
+        divergence = F.kl_div(logits.float().log_softmax(1), wanted, reduction="none").sum(1) / logits.shape[1]
+        return self.factors.image * near + self.factors.logits * divergence

@@ -1,0 +1,329 @@
+"""Fine-tuning of CLIP against all classes, with learned prompts, a weight update, or both."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from randlora_pl import prompts as learners
+from randlora_pl.adapters import Adapter, Frozen
+from randlora_pl.adapters.described import Described, make
+from randlora_pl.models import clip_image_spec, load_clip
+from randlora_pl.models.prompted import TextRows, encode_rows, image_features, is_causal, text_tower
+from randlora_pl.prompts import CoOp, PromptLearner, Prompts
+from randlora_pl.tasks import files, images, losses, optim
+from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.defaults import check_option, check_positive
+from randlora_pl.tasks.losses import StepFeatures, class_losses, normalize, shared_features, similarities
+from randlora_pl.tasks.prompt.decoupled import Decoupled, DePT
+from randlora_pl.tasks.prompt.regulation import SelfRegulation, Teacher
+from randlora_pl.utils.errors import UserError
+
+PARTS: dict[str, dict[str, type[Described]]] = {
+    "prompts": {name: getattr(learners, name) for name in learners.__all__},
+    "head": {"DePT": DePT},
+    "regulation": {"SelfRegulation": SelfRegulation},
+}
+"""Options of `PromptTask` that are objects, and their classes by name."""
+
+
+class PromptTask(AdaptationTask):
+    """Fine-tunes a CLIP model by the cross-entropy over all classes, whose texts are encoded once per optimizer step.
+
+    Prompts, weight update, second head and regulation are independent options. ``prompts=Fixed()`` with an adapter is
+    the loss of CLIP-LoRA; learned prompts with the adapter `Frozen` are prompt tuning.
+
+    Examples:
+        >>> task = PromptTask("tiny", prompts=CoOp(length=4, words=None))
+        >>> make_trainer().fit(task, ImageData(dataset="digits", steps=2))
+
+    Args:
+        name: An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (bundled).
+        pretrained: A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it
+            is bundled with its weights.
+        adapter: The weight update and its options.
+        prompts: The prompt learner and its options.
+        head: A second head, decoupled from the similarities.
+        regulation: What keeps learned prompts near the pretrained model.
+        targets: Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
+            fc2 attn mlp all conv``, with an optional tower (``visual:mlp``). Default: packed q/k/v and both MLP
+            matrices of both towers; convolutions and attention pool of a ResNet.
+        prompt_learning_rate: Peak learning rate of the prompts.
+        prompt_weight_decay: Decay of the prompts.
+        optimizer: ``adamw``, or ``sgd`` with momentum 0.9, as in the papers on prompts.
+        schedule: ``cosine`` per optimizer step, or ``epochs``: 1e-5 in the first epoch, then a cosine per epoch.
+        text_chunk_tokens: Tokens of the texts that are alive at a time in a training step.
+        options: Options of every task, see `AdaptationTask`.
+    """
+
+    zero_shot = True
+    setup, evaluate, predict_step = images.setup, images.evaluate, images.predict_step
+
+    def __init__(
+        self,
+        name: str = "tiny",
+        pretrained: str | None = None,
+        adapter: Adapter = Frozen(),  # noqa: B008 - descriptions are never changed
+        *,
+        prompts: PromptLearner = CoOp(),  # noqa: B008
+        head: DePT | None = None,
+        regulation: SelfRegulation | None = None,
+        targets: list[str] | None = None,
+        prompt_learning_rate: float = 2e-3,
+        prompt_weight_decay: float = 0.0,
+        optimizer: Literal["adamw", "sgd"] = "adamw",
+        schedule: Literal["cosine", "epochs"] = "cosine",
+        text_chunk_tokens: int = 4096,
+        **options: Any,
+    ) -> None:
+        weights = images.needed_weights(name, pretrained)
+        super().__init__(name=name, pretrained=weights, adapter=adapter, targets=targets, **options)
+        check_option("prompts", prompts, isinstance(prompts, PromptLearner), "a learner such as CoOp(length=4)")
+        check_positive("prompt_learning_rate", prompt_learning_rate)
+        check_positive("prompt_weight_decay", prompt_weight_decay, zero=True)
+        check_positive("text_chunk_tokens", text_chunk_tokens)
+        check_option("optimizer", optimizer, optimizer in ("adamw", "sgd"), "adamw or sgd")
+        check_option("schedule", schedule, schedule in ("cosine", "epochs"), "cosine or epochs")
+        if regulation is not None and adapter.trains_base and not isinstance(adapter, Frozen):
+            raise UserError(f"{adapter.method()} trains the model that regulation needs. Leave one of them out.")
+        self.prompts, self.head, self.regulation = prompts, head, regulation
+        self.prompt_learning_rate, self.prompt_weight_decay = prompt_learning_rate, prompt_weight_decay
+        self.optimizer, self.schedule, self.text_chunk_tokens = optimizer, schedule, text_chunk_tokens
+        self.zero_shot = prompts.starts_pretrained and head is None
+        self.image_spec = clip_image_spec(name, pretrained)
+        self.learned: Prompts
+        self.rows: TextRows | None = None
+        self.decoupled: Decoupled | None = None
+        self.teacher: Teacher | None = None
+        self.own_classes: list[str] = []
+        self._step_features: StepFeatures | None = None
+        self._class_features: Tensor | None = None
+        self._saved_head = False
+
+    # Building
+
+    def build(self) -> nn.Module:
+        """Load the CLIP model; make the learned tokens and the teacher from it."""
+        clip = load_clip(self.name, self.pretrained, seed=self.seed)
+        self.identity = clip.identity
+        self._learn_on(clip.model, clip.tokenizer)
+        if self.regulation is not None:
+            self.teacher = self.regulation.build(clip.model, clip.tokenizer, self.classnames)
+        return clip.model
+
+    def build_on(self, other: AdaptationTask) -> None:
+        """Make the learned tokens for a model that another task has built."""
+        self._learn_on(other.model, other.tokenizer)
+
+    def _learn_on(self, model: nn.Module, tokenizer: Any) -> None:
+        self.tokenizer, self.own_classes = tokenizer, self.classnames
+        self.learned = self.prompts.build(model, tokenizer, self.classnames, self.seed)
+        self._take_rows(model, self.classnames)
+        with torch.no_grad():
+            width = model.encode_text(tokenizer(["x"]).to(next(model.parameters()).device)).shape[1]  # type: ignore[operator]
+        self.register_buffer("class_head", torch.zeros(len(self.classnames), width), persistent=False)
+        if self.head is not None:
+            self.decoupled = self.head.build(width, len(self.classnames), self.seed)
+
+    def _take_rows(self, model: nn.Module, classnames: list[str]) -> None:
+        """Tokenize the texts of classes."""
+        if is_causal(model):
+            self.rows = self.learned.rows(classnames, self.text_chunk_tokens)
+        else:  # of words alone, see `text_tower`
+            template: str = self.learned.template  # type: ignore[assignment]
+            tokens = self.tokenizer([template.replace("{}", name) for name in classnames])
+            self.register_buffer("tokens", tokens, persistent=False)
+
+    def set_classes(self, classnames: list[str], templates: list[str], captions: bool = False) -> None:
+        """Name the classes; after the training others, too, unless the prompts are of each class alone.
+
+        Raises:
+            UserError: There are fewer than two, or the prompts cannot name them.
+        """
+        if self.backbone is not None and list(classnames) != self.classnames:
+            if self.prompts.class_specific:
+                raise UserError(
+                    f"class-specific prompts were learned for {self.own_classes[:3]}..., the data has "
+                    f"{list(classnames)[:3]}.... Train with --model.prompts.class_specific false to name others."
+                )
+            self._take_rows(self.model, list(classnames))
+            if self.rows is not None:
+                self.rows.to(self.device)
+            self._forget()
+            self.classnames = list(classnames)
+        images.set_classes(self, classnames, templates, captions)
+
+    # Features
+
+    def _texts(self, model: nn.Module, shift: Tensor | None = None) -> Tensor:
+        """Return the features (C, e) of all classes, not normalized; ``shift`` (d,) is added to the context."""
+        if self.rows is None:
+            return model.encode_text(self.tokens)  # type: ignore[operator, no-any-return]
+        context = self.learned.context()
+        if shift is not None and context is not None:
+            context = context + shift
+        return encode_rows(text_tower(model), self.rows, context, self.learned.deep())
+
+    def _images(self, batch: Tensor) -> Tensor:
+        """Return the features (b, e) of images, not normalized."""
+        return image_features(self.model.visual, batch, self.learned.vision())
+
+    def _trains_texts(self) -> bool:
+        """Return True if a text's features change in training."""
+        towers = self.model.named_parameters()
+        return self.learned.trains_texts() or any(
+            each.requires_grad for name, each in towers if not name.startswith("visual.")
+        )
+
+    def scale(self) -> Tensor:
+        """Return the factor of the similarities, a scalar."""
+        raw: Tensor = self.model.logit_scale  # type: ignore[assignment]
+        return raw.exp()
+
+    def _logits(self, features: Tensor, texts: Tensor) -> Tensor:
+        """Return scaled similarities (b, C) of image features and text features, neither normalized."""
+        return self.scale() * similarities(normalize(features), normalize(texts))
+
+    def _logits_by_image(self, features: Tensor) -> Tensor:
+        """Return scaled similarities (b, C) of images, each with its own texts."""
+        shifts = self.learned.shifts(normalize(features))
+        assert shifts is not None
+        each = zip(features, shifts, strict=True)
+        return torch.cat([self._logits(one[None], self._texts(self.model, shift)) for one, shift in each])
+
+    # Training
+
+    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the cross-entropy over all classes, with the terms of the second head and of the regulation."""
+        features = self._images(batch["image"])
+        if self.prompts.per_image:
+            logits = self._logits_by_image(features)
+            return class_losses(logits, batch, 0.0)
+        texts = self._step_texts(batch)
+        logits = self._logits(features, texts)
+        found, right = class_losses(logits, batch, 0.0)
+        if self.decoupled is not None:
+            found = self.decoupled.losses(found, features, texts, batch["label"])
+        if self.teacher is not None:
+            found = found + self.teacher.image_losses(self, batch["image"], features, logits)
+        return found, right
+
+    def _step_texts(self, batch: dict[str, Any]) -> Tensor:
+        """Return the class features of an optimizer step; those that no training changes are encoded once."""
+        if not self._trains_texts():
+            if self._class_features is None:
+                with torch.no_grad():
+                    self._class_features = self._texts(self.model)
+            return self._class_features
+        return shared_features(self, batch, lambda: self._texts(self.model))
+
+    def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
+        """Return the text tower's gradient of earlier micro-batches, and the regulation's term of all classes."""
+        held = self._step_features
+        carried = losses.accumulated_loss(self, batch)
+        if carried is None or self.teacher is None or held is None:
+            return carried
+        return carried + self.teacher.text_loss(held.features) * self.trainer.accumulate_grad_batches
+
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """Return the groups of the weight update, the prompts and the second head."""
+        groups = super().optimizer_groups()
+        rate, decay = self.prompt_learning_rate, self.prompt_weight_decay
+        groups += optim.parameter_groups(self.learned.parameters(), rate, decay, True)
+        if self.head is not None and self.decoupled is not None:
+            groups += optim.parameter_groups(self.decoupled.parameters(), rate * self.head.rate_factor, decay, True)
+        return groups
+
+    def on_train_start(self) -> None:
+        """Drop the features of an interrupted run, and of a loaded file."""
+        super().on_train_start()
+        self._step_features, self._saved_head = None, False
+        self._forget()
+
+    # Evaluation
+
+    def prepare_evaluation(self) -> None:
+        """Merge, unless within a step: its text features wait for a backward pass through the frozen weights."""
+        self._forget()
+        if self._step_features is None:
+            super().prepare_evaluation()
+
+    def finish_evaluation(self) -> None:
+        """Restore the frozen weights."""
+        self._forget()
+        super().finish_evaluation()
+
+    def _forget(self) -> None:
+        """Drop class features that were encoded with other weights."""
+        self._class_features = None
+
+    def class_features(self) -> Tensor:
+        """Return the features of all classes (C, e), of unit length, encoded at the first use in an evaluation."""
+        if self._class_features is None and self._saved_head and self.classnames == self.own_classes:
+            self._class_features = normalize(self.class_head)
+        if self._class_features is None:
+            with torch.no_grad():
+                self._class_features = normalize(self._texts(self.model))
+        return self._class_features
+
+    def class_logits(self, images: Tensor) -> Tensor:
+        """Return logits (b, C): scaled similarities, mixed with the second head's for the classes of its training."""
+        features = self._images(images)
+        if self.prompts.per_image:
+            return self._logits_by_image(features)
+        logits = self.scale() * similarities(normalize(features), self.class_features())
+        if self.decoupled is None or self.classnames != self.own_classes:
+            return logits
+        return self.decoupled.mixed(logits, features)
+
+    # Files
+
+    def constructor(self) -> dict[str, Any]:
+        """Return the constructor's arguments as JSON values (see `files.constructor`)."""
+        values = files.constructor(self)
+        return {name: value.describe() if isinstance(value, Described) else value for name, value in values.items()}
+
+    @classmethod
+    def arguments(cls, saved: Mapping[str, Any], source: object) -> dict[str, Any]:
+        """Return arguments from a file, with learner, head and regulation as objects.
+
+        Raises:
+            UserError: One of them is unknown, or its options do not fit.
+        """
+        return {
+            name: value if value is None or name not in PARTS else make(PARTS[name], value, source)
+            for name, value in saved.items()
+        }
+
+    def head_tensors(self) -> dict[str, Tensor]:
+        """Return the features of the classes, the learned tokens and the second head, by the names of the file."""
+        found = {} if self.prompts.per_image else {"head": self.class_head}
+        found |= {f"prompts.{name}": value for name, value in self.learned.named_parameters()}
+        if self.decoupled is not None:
+            found |= {f"decoupled.{name}": value for name, value in self.decoupled.named_parameters()}
+        return found
+
+    def load_head(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the tensors of `head_tensors` back from an adapter folder; the texts need no encoding then."""
+        files.load_head(self, tensors)
+        self._saved_head = not self.prompts.per_image
+
+    def save(self, folder: str | Path, summary: Any = None) -> Path:
+        """Write the adapter folder (see `files.save`), with the class features of the weights as they are."""
+        if not self.prompts.per_image:
+            with self._as_trained(), torch.no_grad():
+                self.class_head = self.scale() * normalize(self._texts(self.model))
+        return files.save(self, folder, summary)
+
+    @contextmanager
+    def _as_trained(self) -> Iterator[None]:
+        """Switch to evaluation, and back."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
