@@ -18,7 +18,7 @@ from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop.base_model import refuse_texts
 from randlora_pl.models import ImageTower, load_clip
-from randlora_pl.tasks import ImageTask, LinearHeadTask, TextHeadTask, VisionLanguageTask, load_task
+from randlora_pl.tasks import ImageTask, LinearHeadTask, PromptTask, TextHeadTask, VisionLanguageTask, load_task
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.version import __version__
 
@@ -158,7 +158,7 @@ def _unload(task: ImageTask) -> nn.Module:
 def _head_weight(task: ImageTask) -> Tensor:
     """Return the weight (classes, features) that maps features to logits."""
     match task:
-        case VisionLanguageTask():
+        case VisionLanguageTask() | PromptTask():
             return task.scale() * task.class_features()
         case TextHeadTask():
             return task.head
