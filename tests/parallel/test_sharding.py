@@ -18,6 +18,7 @@ from randlora_pl.adapters import SVFT, GaLore, RandLoRA, inject, load_adapter
 from randlora_pl.data import ImageData
 from randlora_pl.parallel import sharding
 from randlora_pl.parallel.devices import with_strategy
+from randlora_pl.tasks import PromptTask
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import SMALL, Run
 
@@ -246,9 +247,12 @@ def test_models_without_blocks_and_an_older_torch_are_refused(monkeypatch: pytes
 
 def test_compiled_blocks_and_factors_of_full_size_are_not_sharded() -> None:
     strategy = sharding.AdapterFSDP()
-    strategy._lightning_module = SimpleNamespace(torch_compile=True)  # type: ignore[assignment]
+    strategy._lightning_module = PromptTask()
+    with pytest.raises(UserError, match=r"fsdp2 does not fit PromptTask.* Remove the option for ddp"):
+        strategy.model_to_device()
+    strategy._lightning_module = SimpleNamespace(runs_blocks=False, torch_compile=True)  # type: ignore[assignment]
     with pytest.raises(UserError, match="exclude"):
         strategy.model_to_device()
-    strategy._lightning_module = SimpleNamespace(torch_compile=False, adapter=SVFT())  # type: ignore[assignment]
+    strategy._lightning_module = SimpleNamespace(runs_blocks=False, torch_compile=False, adapter=SVFT())  # type: ignore[assignment]
     with pytest.raises(UserError, match=r"SVFT holds singular vectors .*strategy ddp"):
         strategy.model_to_device()

@@ -72,6 +72,11 @@ class AdapterFSDP(AdapterDDP):
     def model_to_device(self) -> None:
         """Move and shard one block at a time, then move the rest: the whole model never has to fit the device."""
         task: Any = self.lightning_module
+        if task.runs_blocks:
+            raise UserError(
+                f"--trainer.strategy fsdp2 does not fit {type(task).__name__}, which calls the blocks of its model. "
+                "Remove the option for ddp: each device then holds the whole model."
+            )
         if task.torch_compile:
             raise UserError(
                 "--trainer.strategy fsdp2 and --model.torch_compile exclude each other, because compiled blocks keep "

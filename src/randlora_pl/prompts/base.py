@@ -122,9 +122,10 @@ class Context:
         self.ids = word_ids(tokenizer, words) if words is not None else word_ids(tokenizer, "x")[:1] * (length or 0)
         learned = len(self.ids) if length is None else length
         if learned > len(self.ids) or (fills and learned != len(self.ids)):
+            other = "Leave length out, or set words to null for random tokens" if fills else "Give more words"
             raise UserError(
-                f"the words {words!r} are {len(self.ids)} tokens for this model, length is {length}. Leave length out, "
-                "or set words to null for random tokens (--model.prompts.words)."
+                f"the words {words!r} are {len(self.ids)} tokens for this model, length is {length}. {other} "
+                "(--model.prompts.words)."
             )
         if words is None:
             self.start = drawn((learned, positions.shape[1]), seed, "prompts.context", positions.device)

@@ -50,6 +50,8 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         blended_labels: True if the label of a training sample may be fractions of several classes.
         trained_head: True if a head trains beside the backbone, for the features of this adapter alone.
         data_module: Dotted path of the class of its data.
+        runs_blocks: True if it calls the blocks of the backbone itself, so that hooks on its methods see nothing.
+        to_train: What to do if nothing trains.
         fixed_options: Arguments of this constructor that a subclass sets itself.
         adapters: All adapters of a backbone that tasks share.
         choice: Name of this task's own adapter among them, or a weighted sum.
@@ -61,7 +63,8 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         test_name: Prefix of the metrics of a test, ``test`` or, before training, ``zeroshot``.
     """
 
-    zero_shot = takes_captions = vision_only = blended_labels = trained_head = False
+    zero_shot = takes_captions = vision_only = blended_labels = trained_head = runs_blocks = False
+    to_train = "A linear probe needs --model LinearHeadTask."
     data_module = "randlora_pl.data.ImageData"
     schedule: str = "cosine"
     fixed_options: ClassVar[tuple[str, ...]] = ()
@@ -176,7 +179,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         self._ddp_params_and_buffers_to_ignore = frozen + [name for name, _ in self.named_buffers()]
         if not any(parameter.requires_grad for parameter in self.parameters()):
             method, kind = self.adapter.method(), type(self).__name__
-            raise UserError(f"{method} trains nothing in {kind}. A linear probe needs --model LinearHeadTask.")
+            raise UserError(f"{method} trains nothing in {kind}. {self.to_train}")
 
     @property
     def model(self) -> nn.Module:

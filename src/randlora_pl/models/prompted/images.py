@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.models.prompted.blocks import replaced, run_blocks
+from randlora_pl.models.prompted.blocks import copies, run_blocks
 from randlora_pl.utils.errors import UserError
 
 
@@ -57,10 +57,11 @@ def image_features(visual: Any, images: Tensor, prompts: Sequence[Tensor] = ()) 
     if hasattr(visual, "trunk"):
         return _of_timm(visual, images, prompts)
     x = visual._embeds(images)
-    own = visual.ln_pre(prompts[0].to(x.dtype)).to(x.dtype)
-    x = torch.cat([x, own.expand(len(x), -1, -1)], dim=1)
-    x = run_blocks(visual.transformer, x, prompts[1:], -1)
-    pooled, _ = visual._pool(x[:, : x.shape[1] - len(own)])
+    x = torch.cat([x, copies(visual.ln_pre(prompts[0]), x)], dim=1)
+    tower = visual.transformer
+    again, ordered = tower.grad_checkpointing, getattr(tower, "batch_first", True)
+    x = run_blocks(tower.resblocks, x, prompts[1:], -1, recompute=again, batch_first=ordered)
+    pooled, _ = visual._pool(x[:, : x.shape[1] - len(prompts[0])])
     features: Tensor = pooled if visual.proj is None else pooled @ visual.proj
     return features
 
@@ -68,10 +69,8 @@ def image_features(visual: Any, images: Tensor, prompts: Sequence[Tensor] = ()) 
 def _of_timm(visual: Any, images: Tensor, prompts: Sequence[Tensor]) -> Tensor:
     trunk = visual.trunk
     x = trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images)))
-    x = torch.cat([x, prompts[0].to(x.dtype).expand(len(x), -1, -1)], dim=1)
-    x = trunk.norm_pre(x)
-    for number, block in enumerate(trunk.blocks):
-        x = block(replaced(x, prompts[number], -1) if 0 < number < len(prompts) else x)
+    x = trunk.norm_pre(torch.cat([x, copies(prompts[0], x)], dim=1))
+    x = run_blocks(trunk.blocks, x, prompts[1:], -1, recompute=trunk.grad_checkpointing)
     x = trunk.forward_head(trunk.norm(x[:, : x.shape[1] - len(prompts[0])]))
     features: Tensor = visual.head(x)
     return features

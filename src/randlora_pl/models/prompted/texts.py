@@ -22,8 +22,8 @@ def text_tower(model: nn.Module) -> Any:
     tower: Any = _tower(model)
     if not is_causal(model):
         raise UserError(
-            "learned prompts need a causal text tower that is read at its end token, such as ViT-B-32's; this one is "
-            f"{type(tower).__name__}. Use --model.prompts Fixed with an adapter."
+            f"learned prompts need CLIP's causal text tower and tokenizer, such as ViT-B-32's; this {_what(tower)}. "
+            "Use --model.prompts Fixed with an adapter."
         )
     return tower
 
@@ -33,24 +33,28 @@ def _tower(model: nn.Module) -> Any:
 
 
 def is_causal(model: nn.Module) -> bool:
-    """Return True if no position of the text tower sees a later one, and its feature is the end token's."""
-    tower: Any = _tower(model)
-    return (
-        hasattr(tower, "token_embedding")
-        and getattr(tower, "attn_mask", None) is not None
-        and getattr(tower, "cls_emb", None) is None
-        and _pool(tower) in ("argmax", "eos")
-    )
+    """Return True if no position of the text tower sees a later one, and its feature is that of CLIP's end token."""
+    return not _what(_tower(model))
+
+
+def _what(tower: Any) -> str:
+    """Return why a text tower does not suit learned tokens, empty if it does."""
+    if not hasattr(tower, "token_embedding") or not hasattr(tower, "transformer"):
+        return f"one is {type(tower).__name__}"
+    if getattr(tower, "attn_mask", None) is None:
+        return "tower's words see later words"
+    if getattr(tower, "cls_emb", None) is not None:
+        return "tower ends with a class token"
+    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", ""))
+    if pool != "argmax" or tower.text_projection is None:  # the token with the largest id
+        return f"tower is read otherwise (pool type {pool})"
+    return ""
 
 
 def embed_dim(model: nn.Module) -> int:
     """Return the width e of the features of a model with a causal text tower."""
     projection: Any = text_tower(model).text_projection
     return int(projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1])
-
-
-def _pool(tower: Any) -> str:
-    return str(getattr(tower, "text_pool_type", getattr(tower, "pool_type", "")))
 
 
 def token_embeddings(tower: Any, ids: Tensor, slots: Tensor, context: Tensor | None) -> Tensor:
@@ -85,9 +89,10 @@ def text_features(tower: Any, embedded: Tensor, ends: Tensor, deep: Sequence[Ten
     """
     length, dtype = embedded.shape[1], tower.transformer.get_cast_dtype()
     x = embedded.to(dtype) + tower.positional_embedding[:length].to(dtype)
-    x = run_blocks(tower.transformer, x, deep, 1, tower.attn_mask[:length, :length])
-    x = x[torch.arange(len(x), device=x.device), ends]
-    x = tower.ln_final(x)
+    again, ordered = tower.transformer.grad_checkpointing, getattr(tower.transformer, "batch_first", True)
+    mask = tower.attn_mask[:length, :length]
+    x = run_blocks(tower.transformer.resblocks, x, deep, 1, recompute=again, batch_first=ordered, attn_mask=mask)
+    x = tower.ln_final(x[torch.arange(len(x), device=x.device), ends])
     projection = tower.text_projection
     features: Tensor = projection(x) if isinstance(projection, nn.Module) else x @ projection
     return features

@@ -12,12 +12,13 @@ from randlora_pl import prompts as learners
 from randlora_pl.adapters import Adapter, Frozen
 from randlora_pl.adapters.described import Described, make
 from randlora_pl.models import clip_image_spec, load_clip
-from randlora_pl.models.prompted import TextRows, encode_rows, image_features, is_causal, text_tower
+from randlora_pl.models.prompted import TextRows, is_causal
 from randlora_pl.prompts import CoOp, PromptLearner, Prompts
 from randlora_pl.tasks import files, images, losses, optim
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_option, check_positive
-from randlora_pl.tasks.losses import StepFeatures, class_losses, normalize, shared_features, similarities
+from randlora_pl.tasks.losses import StepFeatures, class_losses, normalize
+from randlora_pl.tasks.prompt import features
 from randlora_pl.tasks.prompt.decoupled import Decoupled, DePT
 from randlora_pl.tasks.prompt.regulation import SelfRegulation, Teacher
 from randlora_pl.utils.errors import UserError
@@ -59,7 +60,8 @@ class PromptTask(AdaptationTask):
         options: Options of every task, see `AdaptationTask`.
     """
 
-    zero_shot = True
+    zero_shot = runs_blocks = True
+    to_train = "Learn prompts (--model.prompts CoOp), or add a weight update (--model.adapter RandLoRA)."
     setup, evaluate, predict_step = images.setup, images.evaluate, images.predict_step
 
     def __init__(
@@ -101,6 +103,7 @@ class PromptTask(AdaptationTask):
         self.own_classes: list[str] = []
         self._step_features: StepFeatures | None = None
         self._class_features: Tensor | None = None
+        self._constant_texts: Tensor | None = None
         self._saved_head = False
 
     # Building
@@ -135,7 +138,7 @@ class PromptTask(AdaptationTask):
         else:  # of words alone, see `text_tower`
             template: str = self.learned.template  # type: ignore[assignment]
             tokens = self.tokenizer([template.replace("{}", name) for name in classnames])
-            self.register_buffer("tokens", tokens, persistent=False)
+            self.register_buffer("tokens", tokens.to(self.device), persistent=False)
 
     def set_classes(self, classnames: list[str], templates: list[str], captions: bool = False) -> None:
         """Name the classes; after the training others, too, unless the prompts are of each class alone.
@@ -156,69 +159,25 @@ class PromptTask(AdaptationTask):
             self.classnames = list(classnames)
         images.set_classes(self, classnames, templates, captions)
 
-    # Features
-
-    def _texts(self, model: nn.Module, shift: Tensor | None = None) -> Tensor:
-        """Return the features (C, e) of all classes, not normalized; ``shift`` (d,) is added to the context."""
-        if self.rows is None:
-            return model.encode_text(self.tokens)  # type: ignore[operator, no-any-return]
-        context = self.learned.context()
-        if shift is not None and context is not None:
-            context = context + shift
-        return encode_rows(text_tower(model), self.rows, context, self.learned.deep())
-
-    def _images(self, batch: Tensor) -> Tensor:
-        """Return the features (b, e) of images, not normalized."""
-        return image_features(self.model.visual, batch, self.learned.vision())
-
-    def _trains_texts(self) -> bool:
-        """Return True if a text's features change in training."""
-        towers = self.model.named_parameters()
-        return self.learned.trains_texts() or any(
-            each.requires_grad for name, each in towers if not name.startswith("visual.")
-        )
-
-    def scale(self) -> Tensor:
-        """Return the factor of the similarities, a scalar."""
-        raw: Tensor = self.model.logit_scale  # type: ignore[assignment]
-        return raw.exp()
-
-    def _logits(self, features: Tensor, texts: Tensor) -> Tensor:
-        """Return scaled similarities (b, C) of image features and text features, neither normalized."""
-        return self.scale() * similarities(normalize(features), normalize(texts))
-
-    def _logits_by_image(self, features: Tensor) -> Tensor:
-        """Return scaled similarities (b, C) of images, each with its own texts."""
-        shifts = self.learned.shifts(normalize(features))
-        assert shifts is not None
-        each = zip(features, shifts, strict=True)
-        return torch.cat([self._logits(one[None], self._texts(self.model, shift)) for one, shift in each])
+    _texts, _images, _logits, _logits_by_image = features.texts, features.images, features.logits, features.by_image
+    _step_texts, class_features, class_logits = features.step_texts, features.class_features, features.class_logits
+    scale = features.scale
 
     # Training
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the cross-entropy over all classes, with the terms of the second head and of the regulation."""
-        features = self._images(batch["image"])
+        own = self._images(batch["image"])
         if self.prompts.per_image:
-            logits = self._logits_by_image(features)
-            return class_losses(logits, batch, 0.0)
+            return class_losses(self._logits_by_image(own), batch, 0.0)
         texts = self._step_texts(batch)
-        logits = self._logits(features, texts)
+        logits = self._logits(own, texts)
         found, right = class_losses(logits, batch, 0.0)
         if self.decoupled is not None:
-            found = self.decoupled.losses(found, features, texts, batch["label"])
+            found = self.decoupled.losses(found, own, texts, batch["label"])
         if self.teacher is not None:
-            found = found + self.teacher.image_losses(self, batch["image"], features, logits)
+            found = found + self.teacher.image_losses(self, batch["image"], own, logits)
         return found, right
-
-    def _step_texts(self, batch: dict[str, Any]) -> Tensor:
-        """Return the class features of an optimizer step; those that no training changes are encoded once."""
-        if not self._trains_texts():
-            if self._class_features is None:
-                with torch.no_grad():
-                    self._class_features = self._texts(self.model)
-            return self._class_features
-        return shared_features(self, batch, lambda: self._texts(self.model))
 
     def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
         """Return the text tower's gradient of earlier micro-batches, and the regulation's term of all classes."""
@@ -258,26 +217,7 @@ class PromptTask(AdaptationTask):
 
     def _forget(self) -> None:
         """Drop class features that were encoded with other weights."""
-        self._class_features = None
-
-    def class_features(self) -> Tensor:
-        """Return the features of all classes (C, e), of unit length, encoded at the first use in an evaluation."""
-        if self._class_features is None and self._saved_head and self.classnames == self.own_classes:
-            self._class_features = normalize(self.class_head)
-        if self._class_features is None:
-            with torch.no_grad():
-                self._class_features = normalize(self._texts(self.model))
-        return self._class_features
-
-    def class_logits(self, images: Tensor) -> Tensor:
-        """Return logits (b, C): scaled similarities, mixed with the second head's for the classes of its training."""
-        features = self._images(images)
-        if self.prompts.per_image:
-            return self._logits_by_image(features)
-        logits = self.scale() * similarities(normalize(features), self.class_features())
-        if self.decoupled is None or self.classnames != self.own_classes:
-            return logits
-        return self.decoupled.mixed(logits, features)
+        self._class_features = self._constant_texts = None
 
     # Files
 

@@ -1,0 +1,85 @@
+"""Functions that `PromptTask` has as methods: features of its texts and images, and their logits."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.models.prompted import encode_rows, image_features, text_tower
+from randlora_pl.tasks.losses import normalize, shared_features, similarities
+
+
+def texts(task: Any, model: nn.Module, shift: Tensor | None = None) -> Tensor:
+    """Return the features (C, e) of all classes, not normalized; ``shift`` (d,) is added to the context."""
+    if task.rows is None:
+        return model.encode_text(task.tokens)  # type: ignore[operator, no-any-return]
+    context = task.learned.context()
+    if shift is not None and context is not None:
+        context = context + shift
+    return encode_rows(text_tower(model), task.rows, context, task.learned.deep())
+
+
+def images(task: Any, batch: Tensor) -> Tensor:
+    """Return the features (b, e) of images, not normalized."""
+    return image_features(task.model.visual, batch, task.learned.vision())
+
+
+def scale(task: Any) -> Tensor:
+    """Return the factor of the similarities, a scalar."""
+    factor: Tensor = task.model.logit_scale.exp()
+    return factor
+
+
+def logits(task: Any, features: Tensor, classes: Tensor) -> Tensor:
+    """Return scaled similarities (b, C) of image features and text features, neither normalized."""
+    found: Tensor = task.scale() * similarities(normalize(features), normalize(classes))
+    return found
+
+
+def by_image(task: Any, features: Tensor) -> Tensor:
+    """Return scaled similarities (b, C) of images, each with its own texts."""
+    shifts = task.learned.shifts(normalize(features))
+    each = zip(features, shifts, strict=True)
+    return torch.cat([logits(task, one[None], texts(task, task.model, shift)) for one, shift in each])
+
+
+def trains_texts(task: Any) -> bool:
+    """Return True if a text's features change in training."""
+    weights = task.model.named_parameters()
+    return task.learned.trains_texts() or any(
+        each.requires_grad for name, each in weights if not name.startswith("visual.")
+    )
+
+
+def step_texts(task: Any, batch: dict[str, Any]) -> Tensor:
+    """Return the class features of an optimizer step; those that no training changes are encoded once."""
+    if not trains_texts(task):
+        if task._constant_texts is None:
+            with torch.no_grad():
+                task._constant_texts = texts(task, task.model)
+        found: Tensor = task._constant_texts
+        return found
+    return shared_features(task, batch, lambda: texts(task, task.model))
+
+
+def class_features(task: Any) -> Tensor:
+    """Return the features of all classes (C, e), of unit length, encoded at the first use in an evaluation."""
+    if task._class_features is None and task._saved_head and task.classnames == task.own_classes:
+        task._class_features = normalize(task.class_head)
+    if task._class_features is None:
+        with torch.no_grad():
+            task._class_features = normalize(texts(task, task.model))
+    found: Tensor = task._class_features
+    return found
+
+
+def class_logits(task: Any, inputs: Any) -> Tensor:
+    """Return logits (b, C): scaled similarities, mixed with the second head's for the classes of its training."""
+    own = images(task, inputs)
+    if task.prompts.per_image:
+        return by_image(task, own)
+    found: Tensor = task.scale() * similarities(normalize(own), task.class_features())
+    if task.decoupled is None or task.classnames != task.own_classes:
+        return found
+    mixed: Tensor = task.decoupled.mixed(found, own)
+    return mixed
