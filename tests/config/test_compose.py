@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randlora_pl.config.compose import compose, flatten, merge, normalize, parse_value, read_config, short_name
+from randlora_pl.config.classes import normalize
+from randlora_pl.config.compose import compose, flatten, merge, parse_value, read_config, short_name
 from randlora_pl.utils.errors import UserError
 
 DEFAULTS = {"model": {"class_path": "VisionLanguageTask", "init_args": {"adapter": "RandLoRA"}}}
@@ -83,6 +84,23 @@ def test_typed_mappings_and_classes() -> None:
     assert adapter_of("--model.adapter={rank: 4}") == {"class_path": "RandLoRA", "init_args": {"rank": 4}}
     assert adapter_of("--model.adapter", "randlora")["init_args"] == {"rank": 6}, "the same class, spelled otherwise"
     assert compose("fit", ["--model.adapter", typed], DEFAULTS).typed == []
+
+
+def test_a_task_has_its_own_default_classes_and_nulls_inside_a_class_are_none() -> None:
+    def model(*words: str) -> Any:
+        return compose("fit", ["--model", *words], {"model": {"class_path": "VisionLanguageTask"}}).config["model"]
+
+    assert model("TextHeadTask")["init_args"] == {"adapter": {"class_path": "RandLoRA"}}
+    found = model("PromptTask", "--model.prompts.words", "null", "--model.head.weight=0.5")["init_args"]
+    assert found == {
+        "adapter": {"class_path": "Frozen"},
+        "prompts": {"class_path": "CoOp", "init_args": {"words": None}},
+        "head": {"class_path": "DePT"},
+    }
+    assert model("PromptTask", "--model.prompts", "maple")["init_args"]["prompts"] == {"class_path": "maple"}
+    assert "head" not in model("PromptTask")["init_args"]
+    one = normalize({"model": {"init_args": {"head": "DePT", "prompts": "CoOp"}}})
+    assert merge(one, normalize({"model": {"head": None}}))["model"]["init_args"]["head"] is None
 
 
 def test_empty_sections_wipe_nothing_and_dates_are_names(tmp_path: Path) -> None:

@@ -35,6 +35,13 @@ from tests.support.products import in_one_item
         ("--lr 0.1", "Did you mean --model.learning_rate?"),
         ("--confg lora", "Did you mean --config?"),
         ("--data.batch-sise 4", "Did you mean --data.batch_size"),
+        ("--model PromptTask --model.prompts CoOpp", "Unknown prompt learner 'CoOpp' (--model.prompts). Did you mean"),
+        ("--model PromptTask --model.prompts.lenght 4", "Did you mean --model.prompts.length?"),
+        ("--model PromptTask --model.prompts.depth 4", "It belongs to DeepPrompts, MaPLe: --model.prompts DeepPrompts"),
+        ("--model PromptTask --model.head.wieght 4", "Did you mean --model.head.weight?"),
+        ("--model PromptTask --model.regulation DePT", "Unknown regulation 'DePT'"),
+        ("--model PromptTask --model.prompts.length x", "--model.prompts.length: expected a whole number"),
+        ("--model.prompts CoOp", "It belongs to PromptTask: --model PromptTask."),
     ],
 )
 def test_wrong_names_get_near_ones(refused: Callable[..., str], words: str, hint: str) -> None:

@@ -4,14 +4,15 @@ A whole config (``--config``, ``--run``, ``--resume``) can name any class with a
 code. An adapter has names of this program's own classes, and plain values.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.config.compose import CLASS_KEYS, Tree, parse_value, read_config
-from randlora_pl.config.validate import adapters, tasks
+from randlora_pl.config.classes import CLASS_KEYS, Tree
+from randlora_pl.config.compose import parse_value, read_config
+from randlora_pl.config.validate import adapters, class_choices, tasks
 from randlora_pl.utils.adapter_schema import check_adapter_schema
-from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.files.run_files import ADAPTER, CONFIG
 from randlora_pl.utils.files.weights_files import find_weights
@@ -64,7 +65,7 @@ def adapter_config(folder: Path) -> Tree:
         ) from error
     _check_known("task", task, tasks(), file)
     _check_no_class(arguments, file)
-    arguments = {name: value for name, value in arguments.items() if name != "seed"}
+    arguments = {name: _part(name, value, file) for name, value in arguments.items() if name != "seed"}
     if weights := find_weights(content.get("base_model", {}), folder):
         arguments["pretrained"] = weights
     frame = metadata.get("training", {}).get("frame", {})
@@ -83,14 +84,33 @@ def _metadata(file: Path) -> Any:
     return parse_json(header["__metadata__"]["adapter_config"])
 
 
-def _as_class(description: Any, file: Path) -> Any:
+def _as_class(description: Any, file: Path, known: Mapping[str, Any] | None = None) -> Any:
     """Return ``{"method": ..., "options": ...}`` of a file as ``class_path`` and ``init_args``."""
     if not (isinstance(description, dict) and "method" in description):
         _check_no_class(description, file)
         return description
-    _check_known("method", description["method"], adapters(), file)
+    _check_known("method", description["method"], known or adapters(), file)
     options = {name: _as_class(value, file) for name, value in description["options"].items()}
     return {"class_path": description["method"]} | ({"init_args": options} if options else {})
+
+
+def _part(name: str, value: Any, file: Path) -> Any:
+    """Return an argument of a task, one that is an object as a class.
+
+    Raises:
+        UserError: It is none that this program has.
+    """
+    known = class_choices().get(f"model.{name}")
+    if known is None or value is None:
+        return value
+    if not (
+        isinstance(value, dict) and isinstance(value.get("method"), str) and isinstance(value.get("options"), dict)
+    ):
+        raise UserError(
+            f"{file}: {name} is {brief(value)}, which describes nothing that this version has. It was written by "
+            "another version, is damaged, or was changed."
+        )
+    return _as_class(value, file, known)
 
 
 def _check_known(what: str, name: str, known: Iterable[str], file: Path) -> None:

@@ -7,31 +7,23 @@ merged first, a new adapter class starts from its own defaults, and names are ch
 
 import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from randlora_pl.config.classes import CLASSES, Tree, normalize, with_default_classes
 from randlora_pl.config.run_length import without_other_length
 from randlora_pl.config.shipped import find_config
-from randlora_pl.utils.class_paths import public_path, with_public_paths
+from randlora_pl.utils.class_paths import public_path
 from randlora_pl.utils.errors import UserError, brief, errors_in
 from randlora_pl.utils.files.documents import parse_yaml
 from randlora_pl.utils.files.run_files import find_adapter, find_run
-from randlora_pl.utils.signatures import with_present_options
-
-Tree = dict[str, Any]
 
 FOLDER_OPTIONS = {"fit": ("resume",), "validate": ("run", "adapter"), "test": ("run", "adapter")}
 """Options that name a folder and are not part of a config, by command."""
-
-CLASSES = ("model", "model.adapter", "model.adapter.inner")
-"""Options with a class as value, each an argument of the one before."""
-CLASS_KEYS = frozenset({"class_path", "init_args", "dict_kwargs"})
-"""Keys by which a config builds an object of any class."""
-_GROUPS = ("data", "trainer", "run", "checkpoint", "gradient_flow", "spectrum")
 
 
 @dataclass
@@ -114,50 +106,6 @@ def _last(class_path: Any) -> str:
     return str(class_path).rpartition(".")[2].lower()
 
 
-def normalize(tree: Tree) -> Tree:
-    """Return the same config with every class as ``{class_path: NAME, init_args: {...}}``, and no empty sections.
-
-    Class paths become the public ones, also class paths of earlier versions.
-
-    Raises:
-        UserError: A section or a class has another type.
-    """
-    tree = {key: with_public_paths(value) for key, value in _mapping("a config", tree).items() if value is not None}
-    for group in _GROUPS:
-        if group in tree:
-            _mapping(group, tree[group])
-    if "model" in tree:
-        tree["model"] = _as_class(CLASSES, tree["model"])
-    return tree
-
-
-def _as_class(options: Sequence[str], value: Any) -> Tree:
-    """Return the value of the first option as a class; the others name those among its arguments."""
-    option, *inner = options
-    node = {"class_path": value} if isinstance(value, str) else dict(_mapping(option, value, "a class or "))
-    if not isinstance(node.get("class_path", ""), str):
-        raise UserError(f"{option} is {brief(node['class_path'])}: give the name of a class.")
-    arguments = dict(_mapping(f"init_args of {option}", node.pop("init_args", None) or {}))
-    for name in set(node) - {"class_path", "dict_kwargs"}:  # as on the command line, which leaves init_args out
-        arguments[name] = node.pop(name)
-    name = inner[0].rpartition(".")[2] if inner else ""
-    arguments = with_present_options(arguments)
-    if name in arguments and arguments[name] is None:
-        del arguments[name]
-    if name in arguments:
-        arguments[name] = _as_class(inner, arguments[name])
-    return node | ({"init_args": arguments} if arguments else {})
-
-
-def _mapping(what: str, value: Any, other: str = "") -> Tree:
-    if not isinstance(value, dict):
-        raise UserError(f"{what} is {brief(value)}: expected {other}options such as {{name: value}}.")
-    for key in value:
-        if not isinstance(key, str):
-            raise UserError(f"{what} has the key {brief(key)}, which is not the name of an option.")
-    return value
-
-
 def flatten(tree: Tree) -> dict[str, Any]:
     """Return a config by short names: ``init_args`` left out, a class under its option's own name."""
     flat: dict[str, Any] = {}
@@ -235,6 +183,8 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
         else:
             command.folders[option[2:]] = folder_of(option[2:], value)
     _take_classes(command)
+    command.config = with_default_classes(command.config, command.values)
+    _take_nulls(command)
     if "data" in command.config:
         typed = {name.removeprefix("data."): text for name, text in command.values.items()}
         command.config["data"] = without_other_length(command.config["data"], typed)
@@ -281,12 +231,29 @@ def _take_classes(command: Command) -> None:
             tree = {name: tree}
         command.config = merge(command.config, normalize(tree)) if value is not None else command.config
         if not isinstance(value, str):  # a mapping, which is in the config now; anything else was refused
-            del command.values[option]
-            place = next(n for n, word in enumerate(command.typed) if is_option(word) and short_name(word) == option)
-            del command.typed[place : place + 2]
+            _remove(command, option)
 
 
-DEFAULTS: Tree = {"model": {"class_path": "VisionLanguageTask", "init_args": {"adapter": "RandLoRA"}}}
+def _take_nulls(command: Command) -> None:
+    """Put a typed ``null`` of a class inside the model into the config; the parser would make the text "None" of it."""
+    for key, text in list(command.values.items()):
+        option, _, name = key.rpartition(".")
+        if option in CLASSES[1:] and text == "null":
+            tree: Any = {name: None}
+            for part in reversed(option.split(".")):
+                tree = {part: {"init_args": tree}}
+            command.config = merge(command.config, tree)
+            _remove(command, key)
+
+
+def _remove(command: Command, key: str) -> None:
+    """Remove a typed option."""
+    del command.values[key]
+    place = next(n for n, word in enumerate(command.typed) if is_option(word) and short_name(word) == key)
+    del command.typed[place : place + 2]
+
+
+DEFAULTS: Tree = {"model": {"class_path": "VisionLanguageTask"}}
 
 
 def nested(options: Tree) -> Tree:

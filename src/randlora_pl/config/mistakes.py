@@ -13,8 +13,8 @@ from typing import Any
 
 from randlora_pl.config.compose import DEFAULTS, Command, compose, is_option
 from randlora_pl.config.validate import (
-    adapters,
     check_option,
+    class_choices,
     data_class,
     groups_of,
     is_text_task,
@@ -38,6 +38,10 @@ _VALIDATED = {
     "LabelledTexts": ("acc", "matthews", "f1", "pearson", "spearman", "combined", "score", "loss"),
 }
 """Metrics that a validation logs, by the data of the task."""
+
+_WHAT = {"model": "task", "model.adapter": "adapter", "model.adapter.inner": "adapter"}
+_WHAT |= {"model.prompts": "prompt learner", "model.head": "head", "model.regulation": "regulation"}
+"""Name of what each option of `CLASSES` chooses, for messages."""
 
 MOST_PARTS = 10**6
 """Most micro-batches per optimizer step: sampled indices are counted in 64 bits."""
@@ -68,13 +72,12 @@ def mistakes(command: Command) -> Iterator[Mistake]:
     """Yield every mistake of a command; correct the spelling of classes."""
     flat = command.flat()
     names: dict[str, str | None] = {}
-    classes = (("model", tasks(), "task"), ("model.adapter", adapters(), "adapter"))
-    for option, choices, what in (*classes, ("model.adapter.inner", adapters(), "adapter")):
+    for option, known_here in class_choices().items():
         if flat.get(option) is None:
             continue
         names[option] = None
         try:
-            names[option] = known_class(flat[option], choices, what, f"--{option}")
+            names[option] = known_class(flat[option], known_here, _WHAT[option], f"--{option}")
         except UserError as error:
             yield option, error
     groups, task = groups_of(names), names["model"]

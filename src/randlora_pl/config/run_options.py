@@ -8,7 +8,7 @@ from randlora_pl.config.class_index import Option, trainer_options
 from randlora_pl.config.compose import FOLDER_OPTIONS
 from randlora_pl.config.mistakes import LOGGERS
 from randlora_pl.config.shipped import config_names
-from randlora_pl.config.validate import adapters, data_class, groups_of, tasks
+from randlora_pl.config.validate import class_choices, data_class, groups_of, tasks
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.language.catalog import DATASETS, LABELLED
 
@@ -18,14 +18,16 @@ def run_options(verb: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     named: dict[str, Iterable[str]] = {
         "config": config_names(),
-        "model": tasks(),
-        "model.adapter": adapters(),
+        **{name: known for name, known in class_choices().items() if name != "model.adapter.inner"},
         "data.dataset": {**CATALOG, **DATASETS, **LABELLED},
         "run.logger": LOGGERS,
     }
     groups = groups_of({"model": None}) | {
-        "model": {name: option for task in tasks().values() for name, option in task.options.items()},
-        "model.adapter": {name: option for method in adapters().values() for name, option in method.options.items()},
+        group: {name: option for source in known.values() for name, option in source.options.items()}
+        for group, known in class_choices().items()
+        if group != "model.adapter.inner"
+    }
+    groups |= {
         "data": {name: option for task in tasks() for name, option in data_class(task).options.items()},
         "trainer": trainer_options(),
     }

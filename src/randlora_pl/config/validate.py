@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.config.class_index import ClassSource, Option, read_classes, subclasses, trainer_options
-from randlora_pl.config.compose import CLASS_KEYS, Command, flatten, normalize, read_config, short_name
+from randlora_pl.config.classes import CLASS_KEYS, normalize
+from randlora_pl.config.compose import Command, flatten, read_config, short_name
 from randlora_pl.utils.errors import UserError, brief, near, shortened
 from randlora_pl.utils.signatures import OTHER_NAMES
 
@@ -80,6 +81,17 @@ def adapters() -> dict[str, ClassSource]:
     return subclasses("adapters", "Adapter")
 
 
+@cache
+def class_choices() -> dict[str, dict[str, ClassSource]]:
+    """Return the classes of each option of `CLASSES` by name."""
+    parts, options = subclasses("tasks", "Described"), tasks()["PromptTask"].options
+    found = {"model": tasks(), "model.adapter": adapters(), "model.adapter.inner": adapters()}
+    found["model.prompts"] = subclasses("prompts", "PromptLearner")
+    for name in ("head", "regulation"):
+        found[f"model.{name}"] = {kind: parts[kind] for kind in options[name].kind.split(" | ") if kind in parts}
+    return found
+
+
 def known_class(name: object, known: Iterable[str], what: str, option: str) -> str | None:
     """Return the class's name as the source spells it; None for a class outside this project (a dotted path).
 
@@ -92,8 +104,8 @@ def known_class(name: object, known: Iterable[str], what: str, option: str) -> s
     spelled = {candidate.lower(): candidate for candidate in known}
     if short.lower() in spelled:
         return spelled[short.lower()]
-    choices = ", ".join(spelled.values())
-    raise UserError(f"Unknown {what} {brief(short)} ({option}).{near(short, spelled.values())} Known: {choices}")
+    every = ", ".join(spelled.values())
+    raise UserError(f"Unknown {what} {brief(short)} ({option}).{near(short, spelled.values())} Known: {every}")
 
 
 def groups_of(names: dict[str, str | None]) -> Groups:
@@ -106,8 +118,8 @@ def groups_of(names: dict[str, str | None]) -> Groups:
     own = {name: Option(name, _RUN_KINDS[name], None, text) for name, text in RUN_OPTIONS.items()}
     groups: Groups = {"data": data_class(task).options, "run": own, "trainer": trainer_options() or None}
     groups |= {group: callbacks[name].options for group, name in CALLBACK_GROUPS.items()}
-    for (option, name), known in zip(names.items(), (tasks(), adapters(), adapters()), strict=False):
-        groups[option] = known[name].options if name else None
+    for option, name in names.items():
+        groups[option] = class_choices()[option][name].options if name else None
     return {
         group: None
         if options is None
@@ -185,7 +197,7 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
         return f" Did you mean --{group}.inner.{rest[0]}?"
     if (group, rest[0]) == ("model.adapter", "match"):
         return " It chooses the size of an update. This method has none, because it trains the model's own tensors."
-    known = {"model": tasks(), "model.adapter": adapters(), "model.adapter.inner": adapters()}.get(group, {})
+    known = class_choices().get(group, {})
     if owners := [name for name, source in known.items() if rest[0] in source.options]:
         return f" It belongs to {', '.join(owners)}: --{group} {owners[0]}."
     rest = [*rest[:-1], OTHER_NAMES.get(rest[-1], rest[-1])]

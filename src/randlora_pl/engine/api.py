@@ -9,7 +9,8 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
-from randlora_pl.config.compose import flatten, nested, normalize
+from randlora_pl.config.classes import normalize
+from randlora_pl.config.compose import flatten, nested
 from randlora_pl.engine.session import run_fit
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.utils.files.run_files import ADAPTER

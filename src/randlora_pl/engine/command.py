@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 from randlora_pl.config.adapter_config import adapter_config, config_beside, data_beside
+from randlora_pl.config.classes import normalize
 from randlora_pl.config.compose import (
     DEFAULTS,
     FOLDER_OPTIONS,
@@ -11,7 +12,6 @@ from randlora_pl.config.compose import (
     compose,
     folder_of,
     merge,
-    normalize,
     read_config,
     underscored,
 )

@@ -32,7 +32,8 @@ from randlora_pl.callbacks import (
     ValidationSchedule,
     WrittenAnswers,
 )
-from randlora_pl.config.compose import Command, Tree
+from randlora_pl.config.classes import Tree
+from randlora_pl.config.compose import Command
 from randlora_pl.config.validate import tasks
 from randlora_pl.engine.error_messages import build_error, parse_error
 from randlora_pl.engine.loggers import make_loggers
@@ -60,23 +61,32 @@ class RunParser(LightningArgumentParser):
 
 
 def with_defaults(tree: Tree) -> Tree:
-    """Return the config with every option of the adapter written out.
+    """Return the config with every option of the adapter, the prompts, and what else is an object, written out.
 
-    Missing options would otherwise come from the task's default adapter, even for another class.
+    Missing options would otherwise come from the task's default object, even for another class.
     """
-    adapter = tree["model"].get("init_args", {}).get("adapter")
-    if not isinstance(adapter, dict):
-        return tree
-    module, _, name = adapter["class_path"].rpartition(".")
+    for name, package in _PACKAGES.items():
+        _write_defaults(tree["model"].get("init_args", {}).get(name), package)
+    return tree
+
+
+_PACKAGES = {"adapter": "adapters", "prompts": "prompts", "head": "tasks", "regulation": "tasks"}
+"""Package of the classes of each option of a task that is an object."""
+
+
+def _write_defaults(node: Any, package: str) -> None:
+    """Write every option of a class into its part of the config."""
+    if not isinstance(node, dict):
+        return
+    module, _, name = node["class_path"].rpartition(".")
     try:
-        kind = getattr(import_module(module or "randlora_pl.adapters"), name)
+        kind = getattr(import_module(module or f"randlora_pl.{package}"), name)
         options = {p.name: p.default for p in signature(kind).parameters.values() if p.default is not p.empty}
     except (ImportError, AttributeError, TypeError, ValueError):  # the last two: not a class, or a built-in one
-        return tree  # the parser reports the error
-    adapter["init_args"] = options = options | (adapter.get("init_args") or {})
+        return  # the parser reports the error
+    node["init_args"] = options = options | (node.get("init_args") or {})
     if "inner" in options:  # DoRA's inner method is LoRA by default, so that its options can be typed without its name
         options["inner"] = {"class_path": "randlora_pl.adapters.LoRA"} | (options["inner"] or {})
-    return tree
 
 
 def as_text(tree: Tree) -> str:

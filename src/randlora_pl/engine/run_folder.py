@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.config.compose import Command, Tree, flatten, normalize
+from randlora_pl.config.classes import CLASSES, Tree, normalize
+from randlora_pl.config.compose import Command, flatten
 from randlora_pl.parallel.launch import broadcast_decision
 from randlora_pl.utils.class_paths import public_path
 from randlora_pl.utils.errors import UserError
@@ -28,15 +29,17 @@ _FIXED = (
 
 
 def planned_name(flat: dict[str, Any]) -> str:
-    """Return a run's default name: dataset, model and adapter.
+    """Return a run's default name: dataset, model, prompts and adapter.
 
     Args:
         flat: The config by short names.
     """
+    prompts, adapter = (str(flat.get(f"model.{name}", "")).rpartition(".")[2] for name in ("prompts", "adapter"))
     words = (
         str(flat.get("data.dataset", "digits")),
         Path(str(flat.get("model.name", "tiny"))).name,
-        str(flat.get("model.adapter", "")).rpartition(".")[2],
+        prompts,
+        "" if prompts and adapter == "Frozen" else adapter,
     )
     return "_".join(re.sub(r"[^a-z0-9.]+", "-", word.lower()).strip("-.") for word in words if word)
 
@@ -201,9 +204,9 @@ def architecture(flat: dict[str, Any]) -> dict[str, Any]:
         flat: A config by short names.
     """
     fixed = {key: flat[key] for key in _FIXED if key in flat}
-    fixed |= {key: value for key, value in flat.items() if key.startswith("model.adapter")}
-    classes = ("model", "model.adapter", "model.adapter.inner")
-    return {key: _class_name(value) if key in classes else value for key, value in fixed.items()}
+    parts = ("model.adapter", "model.prompts", "model.head")
+    fixed |= {key: value for key, value in flat.items() if f"{key}.".startswith(tuple(f"{part}." for part in parts))}
+    return {key: _class_name(value) if key in CLASSES else value for key, value in fixed.items()}
 
 
 def _class_name(path: Any) -> str:

@@ -9,7 +9,8 @@ from randlora_pl.cli.bench import common
 from randlora_pl.cli.bench.common import PRECISIONS, command, setup_of
 from randlora_pl.cli.common.arguments import CommandParser, check_positive
 from randlora_pl.cli.common.progress import counting
-from randlora_pl.config.compose import DEFAULTS, compose, merge, normalize, read_config
+from randlora_pl.config.classes import normalize
+from randlora_pl.config.compose import DEFAULTS, compose, merge, read_config
 from randlora_pl.config.shipped import config_names
 from randlora_pl.engine.run_folder import check_new
 from randlora_pl.utils.errors import UserError

@@ -5,8 +5,17 @@ import re
 from randlora_pl.cli.common.tables import entry
 from randlora_pl.cli.help.texts import TEXTS
 from randlora_pl.config.class_index import ClassSource, Option, read_classes
-from randlora_pl.config.compose import CLASSES, DEFAULTS, compose, short_name
-from randlora_pl.config.validate import CALLBACK_GROUPS, RUN_OPTIONS, adapters, data_class, known_class, tasks
+from randlora_pl.config.classes import CLASSES
+from randlora_pl.config.compose import DEFAULTS, compose, short_name
+from randlora_pl.config.validate import (
+    CALLBACK_GROUPS,
+    RUN_OPTIONS,
+    adapters,
+    class_choices,
+    data_class,
+    known_class,
+    tasks,
+)
 from randlora_pl.language.catalog import DATASETS, LABELLED
 
 
@@ -32,6 +41,7 @@ def page(verb: str) -> str:
         *_names("model", {name: option for source in tasks().values() for name, option in source.options.items()}),
         _line("--model.adapter METHOD", f"{', '.join(adapters())}"),
         _line("--model.adapter.OPTION", "See: randlora-pl adapters METHOD"),
+        _line("--model.prompts LEARNER", f"Of PromptTask: {', '.join(class_choices()['model.prompts'])}"),
         _line(
             "--data.dataset NAME",
             f"See: randlora-pl datasets. Texts: {', '.join(DATASETS | LABELLED)}. Other options:",
@@ -58,8 +68,9 @@ def class_page(verb: str, args: list[str]) -> str:
         return ""
     command = compose(verb, args, DEFAULTS)
     option = short_name(asked[0].partition("=")[0]).removesuffix(".help")
-    typed = command.values.get(f"{option}.help") or str(command.flat().get(option, "LoRA"))
-    known = tasks() if option == "model" else adapters()
+    known = class_choices()[option]
+    default = "LoRA" if option == "model.adapter.inner" else next(iter(known))
+    typed = command.values.get(f"{option}.help") or str(command.flat().get(option) or default)
     name = known_class(typed, known, "class", f"--{option}.help")
     return describe(known[name], f"--{option}.") if name else ""
 
@@ -97,5 +108,5 @@ def _short(option: Option) -> str:
 
 def _names(group: str, options: dict[str, Option]) -> list[str]:
     """Return the options of a group on as few lines as they need."""
-    names = ", ".join(f"{name}" for name in options if name not in ("adapter", "dataset", "seed"))
+    names = ", ".join(f"{name}" for name in options if name not in ("adapter", "dataset", "prompts", "seed"))
     return [entry(f"  --{group}.", names, column=30)]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.cli.common.arguments import CommandParser
-from randlora_pl.config.compose import flatten, normalize
+from randlora_pl.config.classes import normalize
+from randlora_pl.config.compose import flatten
 from randlora_pl.engine.run_folder import check_run, is_stamp
 from randlora_pl.utils.errors import UserError, first_line
 from randlora_pl.utils.files.documents import parse_json, parse_yaml
@@ -21,7 +22,10 @@ FIRST = (
 )
 """Results that are shown even if they are equal, in this order."""
 
-_OPTIONS = ("model", "model.name", "model.pretrained", "model.adapter", "data.dataset", "data.shots", "seed_everything")
+_OPTIONS = (
+    *("model", "model.name", "model.pretrained", "model.adapter", "model.prompts", "data.dataset", "data.shots"),
+    "seed_everything",
+)
 """Options to print if all runs agree."""
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.cli.common.arguments import CommandParser, check_positive
-from randlora_pl.config.compose import Tree, read_config
+from randlora_pl.config.classes import Tree
+from randlora_pl.config.compose import read_config
 from randlora_pl.config.shipped import config_folder, find_config
 from randlora_pl.data.catalog.registry import CATALOG, default_root, get_command, present
 from randlora_pl.data.locations import root_of

@@ -10,7 +10,8 @@ from randlora_pl.cli.common.arguments import CommandParser
 from randlora_pl.cli.sweep.job import Job, check_typed, choose, find_sweep, parser_of, words_of
 from randlora_pl.cli.sweep.run import dry_run
 from randlora_pl.cli.sweep.tuning import Tuning, comments, search_of
-from randlora_pl.config.compose import DEFAULTS, Command, Tree, compose, merge, nested, normalize, parse_value
+from randlora_pl.config.classes import Tree, normalize
+from randlora_pl.config.compose import DEFAULTS, Command, compose, merge, nested, parse_value
 from randlora_pl.config.mistakes import check_names
 from randlora_pl.config.validate import is_text_task, rate_name
 from randlora_pl.experiments.sweep.description import SweepConfig, budget

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, NamedTuple
 
-from randlora_pl.config.compose import flatten, merge, normalize
+from randlora_pl.config.classes import normalize
+from randlora_pl.config.compose import flatten, merge
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, SweepConfig, Tree, is_zero_shot
 from randlora_pl.experiments.sweep.trial_config import check, trial_config

@@ -2,7 +2,8 @@
 
 import copy
 
-from randlora_pl.config.compose import DEFAULTS, Command, Tree, merge, nested, normalize, read_config
+from randlora_pl.config.classes import Tree, normalize, with_default_classes
+from randlora_pl.config.compose import DEFAULTS, Command, merge, nested, read_config
 from randlora_pl.config.mistakes import check_names
 from randlora_pl.config.shipped import find_config
 from randlora_pl.config.validate import is_text_task, tasks
@@ -42,7 +43,7 @@ def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, unt
 
 def check(tree: Tree) -> Tree:
     """Return the config with every class spelled right; a UserError refuses unknown names."""
-    command = Command("fit", config=copy.deepcopy(tree))
+    command = Command("fit", config=with_default_classes(copy.deepcopy(tree)))
     check_names(command)
     return command.config
 
