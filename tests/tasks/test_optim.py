@@ -9,7 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from randlora_pl.tasks.optim import adamw_with_schedule, parameter_groups, schedule_factor, set_learning_rates
+from randlora_pl.tasks.optim import (
+    epoch_factor,
+    parameter_groups,
+    schedule_factor,
+    set_learning_rates,
+    sgd_with_schedule,
+    with_schedule,
+)
+
+
+def cosine(total: int) -> list:
+    """Factors of two groups in a run without warm-up."""
+    return [lambda step: schedule_factor(step, total, 0, 0.01)] * 2
+
 
 RUNS = st.tuples(st.integers(1, 3000), st.integers(0, 200), st.floats(0, 1))
 
@@ -35,7 +48,8 @@ def test_cosine_is_half_way_in_the_middle() -> None:
 @pytest.mark.parametrize("total", [113, 2344])  # 16 shots and all of MNIST, protocol 2.7
 def test_last_step_of_a_run_has_about_one_hundredth(total: int) -> None:
     layer = nn.Linear(2, 2)
-    optimizer, scheduler = adamw_with_schedule(parameter_groups(layer.parameters(), 1e-3, 0.1, True), total, 0, 0.01)
+    groups = parameter_groups(layer.parameters(), 1e-3, 0.1, True)
+    optimizer, scheduler = with_schedule(groups, cosine(total))
     rates = []
     for _ in range(total):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -72,7 +86,7 @@ def test_typed_rates_beat_restored_ones_at_the_same_step() -> None:
 
     def make(rate: float, total: int, decay: bool) -> tuple:
         groups = parameter_groups(layer.parameters(), rate, 0.1, decay)
-        return *adamw_with_schedule(groups, total, 0, 0.01), groups
+        return *with_schedule(groups, cosine(total)), groups
 
     saved_optimizer, saved_scheduler, saved_groups = make(1.0, 10, True)
     for _ in range(5):
@@ -92,3 +106,19 @@ def test_typed_rates_beat_restored_ones_at_the_same_step() -> None:
     optimizer.step()
     scheduler.step()
     assert optimizer.param_groups[1]["lr"] == 0.5 * schedule_factor(6, 20, 0, 0.01)
+
+
+def test_rates_per_epoch_and_a_step_of_sgd_by_hand() -> None:
+    """Epoch 0 has 1e-5 in all groups; SGD adds the decay to the gradient, and the last step's momentum."""
+    assert [epoch_factor(0, 4, rate) * rate for rate in (2e-3, 0.02275)] == pytest.approx([1e-5, 1e-5])
+    falling = [epoch_factor(epoch, 4, 0.5) for epoch in range(1, 4)]
+    assert falling == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5])
+    weight = nn.Parameter(torch.tensor([[2.0, -4.0]]))
+    groups = parameter_groups([weight], 0.1, 0.5, True)
+    optimizer, scheduler = sgd_with_schedule(groups, [lambda _: 1.0])
+    for expected in ([[1.8, -3.9]], [[1.43, -3.715]]):  # 2 - .1 (1 + 1) = 1.8, 1.8 - .1 (.9 * 2 + 1 + .9) = 1.43
+        weight.grad = torch.tensor([[1.0, 1.0]])
+        optimizer.step()
+        torch.testing.assert_close(weight.detach(), torch.tensor(expected))
+    set_learning_rates(optimizer, scheduler, [groups[0] | {"lr": 0.2}])
+    assert optimizer.param_groups[0]["lr"] == 0.2 and "eps" not in optimizer.param_groups[0]

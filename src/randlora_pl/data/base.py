@@ -141,6 +141,13 @@ class PlannedData(LightningDataModule, metaclass=NamedOptions):
         """Samples of one optimizer step, on all devices and in all micro-batches."""
         return self.batch_size * self._accumulate * self._world
 
+    def finished_epochs(self, steps: int) -> int:
+        """Return the epochs that end within a number of optimizer steps; 0 if the run is planned in steps."""
+        if self.plan is None or not self.epochs:
+            return 0
+        drawn = min(steps * self.plan.global_batch, self.plan.samples_drawn)
+        return drawn * self.epochs // self.plan.samples_drawn
+
     def resolved(self) -> dict[str, Any]:
         """Return the constructor arguments with derived values, for the resolved config."""
         return {name: getattr(self, name) for name in ("epochs", "flip") if hasattr(self, name)}

@@ -66,7 +66,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
     zero_shot = takes_captions = vision_only = blended_labels = trained_head = runs_blocks = False
     to_train = "A linear probe needs --model LinearHeadTask."
     data_module = "randlora_pl.data.ImageData"
-    schedule: str = "cosine"
+    optimizer, schedule = "adamw", "cosine"
     fixed_options: ClassVar[tuple[str, ...]] = ()
     adapters: "AdapterSet | None" = None
     choice: "Choice" = None
@@ -294,7 +294,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         return dict(saved)
 
     load_head, constructor, save = files.load_head, files.constructor, files.save
-    fingerprint, trained_state = files.fingerprint, files.trained_state
+    fingerprint, trained_state, rate_factors = files.fingerprint, files.trained_state, optim.rate_factors
     on_save_checkpoint, on_load_checkpoint = files.on_save_checkpoint, files.on_load_checkpoint
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

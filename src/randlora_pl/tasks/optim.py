@@ -1,19 +1,24 @@
-"""The optimizer and schedules of the protocols: AdamW, and a cosine or a line, stepped per optimizer step."""
+"""The optimizers and schedules of the protocols: AdamW or SGD, and a cosine or a line, stepped per optimizer step."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from randlora_pl.adapters import GaLore
 from randlora_pl.adapters.optimizer import make_optimizer
 from randlora_pl.models.execution import GRAPHS
 from randlora_pl.utils.device import on_cuda
+from randlora_pl.utils.errors import UserError
+
+Factor = Callable[[int], float]
+"""Factor of a learning rate after a number of finished optimizer steps."""
 
 
 def parameter_groups(
@@ -47,24 +52,60 @@ def schedule_factor(step: int, total: int, warmup: int, final: float, schedule: 
     return final + (1 - final) * left
 
 
-def adamw_with_schedule(
-    groups: Sequence[dict[str, Any]],
-    total: int,
-    warmup: int,
-    final: float,
-    fused: bool = False,
-    schedule: str = "cosine",
-    model: nn.Module | None = None,
-) -> tuple[Optimizer, LambdaLR]:
-    """Return AdamW (betas 0.9 and 0.999, as the protocol) and its schedule (see `schedule_factor`).
+def epoch_factor(epoch: int, epochs: int, learning_rate: float) -> float:
+    """Return the factor of a learning rate in an epoch: 1e-5 in the first, then half a cosine that never reaches 0.
 
-    Groups may have options of their own (``lr``, ``weight_decay``, ``eps``). With ``fused`` one kernel updates all
-    tensors; PyTorch then unscales gradients in it, after any clipping. The adapter of
-    ``model`` may have an optimizer of its own (`make_optimizer`).
+    This is the schedule of CoOp and of the papers that build on it.
+
+    Args:
+        epoch: Finished epochs.
+        epochs: Epochs of the whole run.
+        learning_rate: The peak.
+    """
+    return 1e-5 / learning_rate if epoch == 0 else 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
+
+
+def rate_factors(task: Any, groups: Sequence[dict[str, Any]]) -> list[Factor]:
+    """Return the factor of each group's learning rate, by the schedule of a task. Tasks have this as a method.
+
+    Raises:
+        UserError: The schedule is per epoch, and the run is planned in steps.
+    """
+    if task.schedule != "epochs":
+        how = (task.total_steps(), task.warmup_steps, task.final_lr_fraction, task.schedule)
+        return [lambda step: schedule_factor(step, *how)] * len(groups)
+    data: Any = getattr(task.trainer, "datamodule", None)
+    if not (epochs := getattr(data, "epochs", None)):
+        raise UserError("the schedule of epochs needs --data.epochs, not --data.steps; or use --model.schedule cosine.")
+
+    def of_group(rate: float) -> Factor:
+        return lambda step: epoch_factor(data.finished_epochs(step), epochs, rate)
+
+    return [of_group(group["lr"]) for group in groups]
+
+
+def with_schedule(
+    groups: Sequence[dict[str, Any]], factors: list[Factor], fused: bool = False, model: nn.Module | None = None
+) -> tuple[Optimizer, LambdaLR]:
+    """Return AdamW (betas 0.9 and 0.999, as the protocol) and its schedule.
+
+    Args:
+        groups: Parameters, with options of their own (``lr``, ``weight_decay``, ``eps``).
+        factors: Factor of each group's learning rate.
+        fused: Update all tensors in one kernel; PyTorch then unscales gradients in it, after any clipping.
+        model: A model whose adapter may have an optimizer of its own (`make_optimizer`).
     """
     make = AdamW if model is None else partial(make_optimizer, model)
     optimizer = make([dict(group) for group in groups], betas=(0.9, 0.999), eps=1e-8, fused=fused)
-    return optimizer, LambdaLR(optimizer, lambda step: schedule_factor(step, total, warmup, final, schedule))
+    return optimizer, LambdaLR(optimizer, factors)
+
+
+def sgd_with_schedule(
+    groups: Sequence[dict[str, Any]], factors: list[Factor], fused: bool = False
+) -> tuple[Optimizer, LambdaLR]:
+    """Return SGD with momentum 0.9 and its schedule (see `with_schedule`); a decay is part of the gradient."""
+    optimizer = SGD([dict(group) for group in groups], momentum=0.9, fused=fused)
+    return optimizer, LambdaLR(optimizer, factors)
 
 
 def set_learning_rates(optimizer: Optimizer, scheduler: LambdaLR, groups: Sequence[dict[str, Any]]) -> None:
@@ -76,7 +117,8 @@ def set_learning_rates(optimizer: Optimizer, scheduler: LambdaLR, groups: Sequen
     for group, own, factor in zip(optimizer.param_groups, groups, scheduler.lr_lambdas, strict=True):
         group["weight_decay"], group["initial_lr"] = own["weight_decay"], own["lr"]
         group["lr"] = own["lr"] * factor(scheduler.last_epoch)
-        group["eps"] = own.get("eps", group["eps"])
+        if "eps" in own:
+            group["eps"] = own["eps"]
 
 
 def configure_gradient_clipping(
@@ -112,12 +154,21 @@ def optimizer_zero_grad(task: Any, epoch: int, batch_idx: int, optimizer: Any) -
 def configure_optimizers(task: Any) -> OptimizerLRScheduler:
     """Return the method's optimizer and its schedule per optimizer step.
 
-    AdamW is fused unless 16-mixed scales the gradients. Tasks have this as a method.
+    It is fused unless 16-mixed scales the gradients. Tasks have this as a method.
+
+    Raises:
+        UserError: The method cannot do with SGD.
     """
     fuses = task.device.type == "cpu" or any(on_cuda(parameter) for parameter in task.parameters())
     fused = fuses and getattr(task.trainer.precision_plugin, "scaler", None) is None
-    how = (task.total_steps(), task.warmup_steps, task.final_lr_fraction, fused, task.schedule, task.model)
-    optimizer, scheduler = adamw_with_schedule(task.optimizer_groups(), *how)
+    groups = task.optimizer_groups()
+    factors = task.rate_factors(groups)
+    if task.optimizer == "sgd":
+        if isinstance(task.adapter, GaLore):
+            raise UserError(f"{task.adapter.method()} has an optimizer of its own: use --model.optimizer adamw.")
+        optimizer, scheduler = sgd_with_schedule(groups, factors, fused)
+    else:
+        optimizer, scheduler = with_schedule(groups, factors, fused, task.model)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

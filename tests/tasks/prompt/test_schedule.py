@@ -1,0 +1,45 @@
+"""The schedule per epoch, in runs whose epochs end within steps."""
+
+import math
+from typing import Any
+
+import lightning as L
+import pytest
+
+from randlora_pl.adapters import Fira
+from randlora_pl.utils.errors import UserError
+
+from .learners import make_prompts
+
+
+class Rates(L.Callback):
+    """Learning rates of all groups in each step, and the optimizer's kind."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[float]] = []
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        self.seen.append([group["lr"] for group in optimizer.param_groups])
+        assert type(optimizer).__name__ == "SGD"
+
+
+def test_rates_of_all_groups_at_all_epochs(fit: Any) -> None:
+    """10 samples in steps of 4: epochs begin in steps 0, 3 (sample 12), 5, 8."""
+    task = make_prompts(
+        "maple + dept", optimizer="sgd", schedule="epochs", prompt_learning_rate=0.0035, max_grad_norm=None
+    )
+    data = {"steps": None, "epochs": 4, "shots": 1, "min_batches_per_epoch": 1, "batch_size": 4, "sampling": "epochs"}
+    fit(task, data, callbacks=[rates := Rates()])
+    epochs = [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
+    factors = [(1 + math.cos(math.pi * (epoch - 1) / 4)) / 2 for epoch in epochs]
+    for number, group in enumerate(task.optimizer_groups()):
+        assert group["lr"] in (0.0035, 0.02275)
+        expected = [group["lr"] * factor if epoch else 1e-5 for epoch, factor in zip(epochs, factors, strict=True)]
+        assert [rates[number] for rates in rates.seen] == pytest.approx(expected)
+
+
+def test_runs_planned_in_steps_and_methods_with_an_own_optimizer_are_refused(fit: Any) -> None:
+    with pytest.raises(UserError, match=r"--data\.epochs"):
+        fit(make_prompts("coop", schedule="epochs"))
+    with pytest.raises(UserError, match="Fira has an optimizer of its own"):
+        fit(make_prompts("coop", adapter=Fira(rank=2), optimizer="sgd"))
