@@ -28,6 +28,7 @@ from randlora_pl.utils.lazy import lazy_exports
 if TYPE_CHECKING:
     from randlora_pl.callbacks.answers import WrittenAnswers
     from randlora_pl.callbacks.checkpoint import AdapterCheckpoint
+    from randlora_pl.callbacks.gaussian_average import GaussianAverage
     from randlora_pl.callbacks.gradient_flow import GradientFlow
     from randlora_pl.callbacks.held_lock import HeldLock
     from randlora_pl.callbacks.memory import PeakMemory
@@ -50,6 +51,7 @@ __all__ = [
     "Elsewhere",
     "Figures",
     "Gates",
+    "GaussianAverage",
     "GradientFlow",
     "HeldLock",
     "NonFiniteLoss",

@@ -1,0 +1,93 @@
+"""The mean of what trains over the epochs of a run, with Gaussian weights (PromptSRC, arXiv 2307.06948)."""
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from randlora_pl.utils.errors import UserError
+
+
+def gaussian_weights(epochs: int, mu: float, sigma: float) -> list[float]:
+    """Return weights in proportion to N(e; mu, sigma^2) of the epochs e = 1 to ``epochs``, whose sum is 1.
+
+    They are computed as a softmax, so that a small ``sigma`` selects the epoch that is next to ``mu``.
+    """
+    exponents = [-0.5 * ((epoch - mu) / sigma) ** 2 for epoch in range(1, epochs + 1)]
+    parts = [math.exp(exponent - max(exponents)) for exponent in exponents]
+    return [part / sum(parts) for part in parts]
+
+
+class GaussianAverage(Callback):
+    """Average the values of what trains at the ends of all epochs; the run ends with the mean.
+
+    The mean replaces the last values when the training is over: the adapter and the final test have it, validations
+    and checkpoints do not. Frozen weights are left alone, and sums are in float32. Of a weight update it averages the
+    trained factors; their product differs from the mean of the products in second order.
+
+    Few-shot training of PromptSRC has 50 epochs with mean 30 and deviation 30, or 45 and 5 for some datasets. The
+    callback precedes `AdapterCheckpoint` in the list.
+
+    Args:
+        mu: Epoch with the largest weight; the first epoch is 1.
+        sigma: Standard deviation, in epochs.
+    """
+
+    def __init__(self, mu: float = 15.0, sigma: float = 1.0) -> None:
+        if not sigma > 0:
+            raise UserError(f"sigma is {sigma}: give a positive number of epochs, such as 1.")
+        self.mu, self.sigma = mu, sigma
+        self._mean: dict[str, Tensor] = {}
+        self._total = 0.0  # of the weights so far
+        self._finished = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the mean of the epochs so far, and the sum of their weights."""
+        return {"mean": self._mean, "total": self._total}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the mean of the resumed run."""
+        self._mean, self._total = dict(state_dict["mean"]), state_dict["total"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start a new mean, or go on with that of the resumed run.
+
+        Raises:
+            UserError: The run has no epochs.
+        """
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not getattr(data, "epochs", None):
+            raise UserError("GaussianAverage is over epochs: set --data.epochs instead of --data.steps.")
+        if trainer.global_step == 0:
+            self._mean, self._total = {}, 0.0
+        self._finished = data.finished_epochs(trainer.global_step)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Add the values of the epochs that end with this step; a step may end several short ones."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        before, self._finished = self._finished, data.finished_epochs(trainer.global_step)
+        if self._finished > before:
+            weights = gaussian_weights(data.epochs, self.mu, self.sigma)[before : self._finished]
+            self._add(pl_module, sum(weights))
+
+    @torch.no_grad()
+    def _add(self, pl_module: LightningModule, weight: float) -> None:
+        """Add values with a weight to the mean."""
+        self._total += weight
+        for name, value in _trained(pl_module).items():
+            if name not in self._mean:
+                self._mean[name] = value.float().clone()
+            elif self._total > 0:
+                self._mean[name] = self._mean[name].to(value.device).lerp_(value.float(), weight / self._total)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replace the last values by the mean, also if a resumed run had nothing left to train."""
+        with torch.no_grad():
+            for name, value in _trained(pl_module).items() if self._mean else ():
+                value.copy_(self._mean[name])
+
+
+def _trained(module: LightningModule) -> dict[str, Tensor]:
+    return {name: value for name, value in module.named_parameters() if value.requires_grad}
