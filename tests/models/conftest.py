@@ -27,6 +27,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "Small-custom": SMALL | {"custom_text": True, "init_logit_bias": -10.0, "nonscalar_logit_scale": True},
     "Small-timm": SMALL | {"vision_cfg": TIMM_VISION},
     "Small-resnet": SMALL | {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}},
+    "Small-mean": SMALL | {"vision_cfg": VISION | {"pool_type": "avg", "no_ln_pre": True}},
+    "Small-siglip": SMALL
+    | {"text_cfg": TEXT | {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}, "custom_text": True},
+    "Small-eos": SMALL | {"text_cfg": TEXT | {"pool_type": "eos", "eos_id": 49407}},
     "Small-oblong": SMALL | {"vision_cfg": VISION | {"image_size": [32, 64]}},
     "Small-hf-text": SMALL | {"text_cfg": {"hf_model_name": "no-such-owner/text", "hf_proj_type": "linear"}},
     "Small-hf-tokens": SMALL | {"text_cfg": TEXT | {"hf_tokenizer_name": "no-such-owner/tokens"}},

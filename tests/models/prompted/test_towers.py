@@ -1,0 +1,64 @@
+"""Towers that take learned tokens, and the messages about those that do not."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from randlora_pl.models import load_clip
+from randlora_pl.models.prompted import embed_dim, encode_rows, image_width, is_causal, learned_rows, text_tower
+from randlora_pl.utils.errors import UserError
+from tests.prompts import reference
+from tests.support.products import in_one_item
+
+CLASSES = ["zebra", "cat"]
+
+
+@in_one_item("name", ["Small", "Small-custom", "Small-timm", "Small-resnet"])
+def test_causal_text_towers_take_learned_tokens_beside_any_image_tower(name: str) -> None:
+    clip = load_clip(name)
+    model: Any = clip.model.eval()
+    tokenizer: Any = clip.tokenizer
+    context = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    deep = [torch.randn(4, 32, generator=torch.Generator().manual_seed(1))]
+    rows = learned_rows(tokenizer, CLASSES, tokenizer.encode("a photo of a"), 4, 12)
+    slow = [reference.row(tokenizer, each, "a photo of a", 4) for each in CLASSES]
+    with torch.no_grad():
+        found = encode_rows(text_tower(model), rows, context, deep)
+        torch.testing.assert_close(found, reference.text_features(model, slow, context, deep), rtol=0, atol=1e-5)
+    assert found.shape == (2, embed_dim(model)) == (2, 24)
+
+
+class HFTextEncoder(nn.Module):
+    """Like open_clip's class of towers from Hugging Face."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer = nn.Linear(2, 2)
+
+
+@in_one_item(
+    ("name", "why"),
+    [
+        ("Small-coca", "tower ends with a class token"),
+        ("Small-siglip", "tower's words see later words"),
+        ("Small-eos", r"tower is read otherwise \(pool type eos\)"),
+        ("", "one is HFTextEncoder"),
+    ],
+)
+def test_other_text_towers_are_refused(name: str, why: str) -> None:
+    model: Any = load_clip(name).model if name else SimpleNamespace(text=HFTextEncoder())
+    assert not is_causal(model)
+    with pytest.raises(UserError, match=rf"learned prompts need CLIP's causal .* this {why}\. Use .* Fixed"):
+        text_tower(model)
+
+
+def test_visual_tokens_need_a_vision_transformer() -> None:
+    with pytest.raises(UserError, match=r"the image tower is ModifiedResNet\. Prompts of the text tower work"):
+        image_width(load_clip("Small-resnet").model.visual)
+    rotary: Any = nn.Module()
+    rotary.trunk = type("Eva", (nn.Module,), {})()
+    with pytest.raises(UserError, match="the image tower is Eva"):
+        image_width(rotary)
