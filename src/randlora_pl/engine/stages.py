@@ -75,7 +75,7 @@ class _LoadAdapter(Callback):
         file = load_adapter(task.model, self.folder)
         if file.extra:
             theirs = file.config.get("metadata", {}).get("classnames")
-            if theirs != task.classnames:
+            if theirs != getattr(task, "own_classes", task.classnames):  # learned prompts name others, too
                 raise UserError(f"{self.folder} has a head for {len(theirs or [])} other classes than this dataset's.")
             task.load_head(file.extra)
 

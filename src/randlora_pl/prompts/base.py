@@ -23,11 +23,13 @@ class PromptLearner(Described):
     Attributes:
         visual: True if it has tokens in the image tower.
         per_image: True if the context of a text depends on the image.
+        learns: True if it has something to train.
         class_specific: True if each class has tokens of its own, so that it cannot name other classes.
     """
 
     visual: ClassVar[bool] = False
     per_image: ClassVar[bool] = False
+    learns: ClassVar[bool] = True
     class_specific: bool = False
 
     @property

@@ -21,6 +21,8 @@ class Fixed(PromptLearner):
         template: Text with ``{}`` for the name of the class.
     """
 
+    learns = False
+
     def __init__(self, template: str = "a photo of a {}.") -> None:
         if "{}" not in template:
             raise UserError(f"template is {template!r}: it needs {{}} for the name (--model.prompts.template).")

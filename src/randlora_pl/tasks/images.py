@@ -68,7 +68,8 @@ def setup(task: AdaptationTask, stage: str) -> None:
         raise UserError("the task needs a data module, or set_classes(classnames, templates) first.")
     if datamodule is not None and (task.backbone is None or datamodule.classnames != task.classnames):
         captions = getattr(getattr(datamodule, "row", None), "captions", False)
-        set_classes(task, datamodule.classnames, datamodule.templates, captions)
+        named: Any = task
+        named.set_classes(datamodule.classnames, datamodule.templates, captions)
 
 
 def evaluate(task: AdaptationTask, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:

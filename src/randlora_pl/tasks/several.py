@@ -7,6 +7,7 @@ from typing import Any
 
 from randlora_pl.adapters import AdapterFile, AdapterSet, read_adapter
 from randlora_pl.adapters.operations import report_of
+from randlora_pl.tasks.prompt.task import PromptTask
 from randlora_pl.tasks.restore import ImageTask, plain_task
 from randlora_pl.utils.errors import UserError
 
@@ -65,7 +66,7 @@ def weighted_task(tasks: Mapping[str, ImageTask], weights: Mapping[str, float]) 
         weights: A weight for each.
 
     Raises:
-        UserError: If they differ in their base model, kind or classes, or have trained heads.
+        UserError: If they differ in their base model, kind or classes, or have trained heads or other prompts.
     """
     (name, first), *others = tasks.items()
     for theirs, task in others:
@@ -84,6 +85,8 @@ def weighted_task(tasks: Mapping[str, ImageTask], weights: Mapping[str, float]) 
             f"{', '.join(tasks)} have linear heads, each trained for its own features, so a sum has no head. "
             "Remove the weights to predict with each."
         )
+    if isinstance(first, PromptTask):
+        first.use_sum(dict(others), name)
     first.choice = dict(weights)
     first.prepare_evaluation()
     return first

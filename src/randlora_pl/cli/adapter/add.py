@@ -66,6 +66,7 @@ def add_verb(args: list[str]) -> int:
     from randlora_pl.interop.low_rank import label, write_lora
     from randlora_pl.interop.merge.vision import added, write
     from randlora_pl.interop.merge.vision import check_output as check_merged
+    from randlora_pl.interop.prompts import check_no_prompts
     from randlora_pl.interop.updates import updates, weighted_sum
 
     if options.form == "merged":
@@ -77,6 +78,7 @@ def add_verb(args: list[str]) -> int:
     for file in files:
         check_fixed(file.adapter, file.path)
         refuse_texts(file, "have their updates added up")
+        check_no_prompts(file, "they belong to one update, so sums have none")
     same_base(files)
     first = files[options.head - 1]
     base = load_base(first)

@@ -54,9 +54,11 @@ def merge_verb(args: list[str]) -> int:
     from randlora_pl.adapters.input_dependent import check_fixed
     from randlora_pl.interop.base_model import load_base
     from randlora_pl.interop.merge.vision import check_output, merged, write
+    from randlora_pl.interop.prompts import check_merge
 
     file = read_adapter(options.adapter)
     check_fixed(file.adapter, file.path)  # before a large model is built
+    check_merge(file, options.scale)
     if file.config.get("base_model", {}).get("library") == "transformers":
         from randlora_pl.interop.merge.language import write_merged
 

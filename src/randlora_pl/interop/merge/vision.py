@@ -19,8 +19,10 @@ from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop.base_model import Base, base_name, beside
 from randlora_pl.interop.compare_outputs import ROUNDING, change, check_written, difference, outputs
 from randlora_pl.interop.library_model import LibraryModel, config_file
+from randlora_pl.interop.prompts import check_merge, parts_of
 from randlora_pl.interop.updates import State, adapted, interpolated
 from randlora_pl.models import ImageSpec, encode_prompts, load_tokenizer
+from randlora_pl.prompts import Fixed
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import disk_errors, move, refuse_inputs, scratch_folder
 
@@ -81,6 +83,8 @@ class Merged:
             if "caption" not in arguments:
                 raise UserError(f"{self.file.path} is damaged or was changed: metadata.arguments.caption is missing.")
             return [arguments["caption"]]
+        if (parts := parts_of(self.file)) is not None:
+            return [parts[0].template] if isinstance(parts[0], Fixed) else []
         return [] if metadata.get("task") == "LinearHeadTask" else list(metadata.get("templates", []))
 
     @property
@@ -143,6 +147,7 @@ def merged(base: Base, file: AdapterFile, scale: float = 1.0, with_head: bool = 
     for bit, 1 the tuned one. Tensors trained completely beside the adapter are copied.
     """
     check_fixed(file.adapter, file.path)
+    check_merge(file, scale)
     made = adapted(base, file)
     expected = outputs(made.model, _size(file)) if scale == 1 else None
     unload(made.part)

@@ -25,6 +25,7 @@ from randlora_pl.interop.peft.files import PeftAdapter, base_name, written
 from randlora_pl.interop.peft.layerwise import TRANSLATIONS
 from randlora_pl.interop.peft.tensors import Part, lora_form, randlora_form, vera_form
 from randlora_pl.interop.peft.verify import Difference, LogitsOnly, difference, installed
+from randlora_pl.interop.prompts import check_no_prompts
 from randlora_pl.interop.updates import adapted
 from randlora_pl.models import ModelIdentity
 from randlora_pl.utils.errors import UserError
@@ -67,6 +68,7 @@ def export_peft(
     file = read_adapter(path)
     if peft_type is not None and not (peft_type == "ADALORA" and isinstance(file.adapter, AdaLoRA)):
         raise UserError(f"{path}: peft_type is {peft_type}. Use ADALORA with an AdaLoRA, and leave it out otherwise.")
+    check_no_prompts(file, "PEFT has no place for them. Predict and serve take the adapter")
     factored = isinstance(file.adapter, Factored)
     if not factored:
         to_peft(file, set(), None, peft_type)  # check the method before a large model is built

@@ -64,7 +64,7 @@ def step_texts(task: Any, batch: dict[str, Any]) -> Tensor:
 
 def class_features(task: Any) -> Tensor:
     """Return the features of all classes (C, e), of unit length, encoded at the first use in an evaluation."""
-    if task._class_features is None and task._saved_head and task.classnames == task.own_classes:
+    if task._class_features is None and task.saved_head and task.classnames == task.own_classes:
         task._class_features = normalize(task.class_head)
     if task._class_features is None:
         with torch.no_grad():

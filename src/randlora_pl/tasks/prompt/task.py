@@ -1,34 +1,23 @@
 """Fine-tuning of CLIP against all classes, with learned prompts, a weight update, or both."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from randlora_pl import prompts as learners
-from randlora_pl.adapters import Adapter, Frozen
-from randlora_pl.adapters.described import Described, make
+from randlora_pl.adapters import Adapter, Frozen, disabled
 from randlora_pl.models import clip_image_spec, load_clip
 from randlora_pl.models.prompted import TextRows, is_causal
 from randlora_pl.prompts import CoOp, PromptLearner, Prompts
-from randlora_pl.tasks import files, images, losses, optim
+from randlora_pl.tasks import images, losses, optim
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_option, check_positive
-from randlora_pl.tasks.losses import StepFeatures, class_losses, normalize
-from randlora_pl.tasks.prompt import features
+from randlora_pl.tasks.losses import StepFeatures, class_losses
+from randlora_pl.tasks.prompt import features, saved
 from randlora_pl.tasks.prompt.decoupled import Decoupled, DePT
 from randlora_pl.tasks.prompt.regulation import SelfRegulation, Teacher
 from randlora_pl.utils.errors import UserError
-
-PARTS: dict[str, dict[str, type[Described]]] = {
-    "prompts": {name: getattr(learners, name) for name in learners.__all__},
-    "head": {"DePT": DePT},
-    "regulation": {"SelfRegulation": SelfRegulation},
-}
-"""Options of `PromptTask` that are objects, and their classes by name."""
 
 
 class PromptTask(AdaptationTask):
@@ -104,7 +93,7 @@ class PromptTask(AdaptationTask):
         self._step_features: StepFeatures | None = None
         self._class_features: Tensor | None = None
         self._constant_texts: Tensor | None = None
-        self._saved_head = False
+        self.saved_head = False
 
     # Building
 
@@ -113,7 +102,7 @@ class PromptTask(AdaptationTask):
         clip = load_clip(self.name, self.pretrained, seed=self.seed)
         self.identity = clip.identity
         self._learn_on(clip.model, clip.tokenizer)
-        if self.regulation is not None:
+        if self.regulation is not None and self.saved is None:
             self.teacher = self.regulation.build(clip.model, clip.tokenizer, self.classnames)
         return clip.model
 
@@ -122,14 +111,15 @@ class PromptTask(AdaptationTask):
         self._learn_on(other.model, other.tokenizer)
 
     def _learn_on(self, model: nn.Module, tokenizer: Any) -> None:
-        self.tokenizer, self.own_classes = tokenizer, self.classnames
-        self.learned = self.prompts.build(model, tokenizer, self.classnames, self.seed)
+        self.tokenizer = tokenizer
+        self.own_classes = own = saved.classes_of(self.saved, self.classnames, self.prompts)
+        self.learned = self.prompts.build(model, tokenizer, own, self.seed)
         self._take_rows(model, self.classnames)
         with torch.no_grad():
             width = model.encode_text(tokenizer(["x"]).to(next(model.parameters()).device)).shape[1]  # type: ignore[operator]
-        self.register_buffer("class_head", torch.zeros(len(self.classnames), width), persistent=False)
+        self.register_buffer("class_head", torch.zeros(len(own), width), persistent=False)
         if self.head is not None:
-            self.decoupled = self.head.build(width, len(self.classnames), self.seed)
+            self.decoupled = self.head.build(width, len(own), self.seed)
 
     def _take_rows(self, model: nn.Module, classnames: list[str]) -> None:
         """Tokenize the texts of classes."""
@@ -147,11 +137,7 @@ class PromptTask(AdaptationTask):
             UserError: There are fewer than two, or the prompts cannot name them.
         """
         if self.backbone is not None and list(classnames) != self.classnames:
-            if self.prompts.class_specific:
-                raise UserError(
-                    f"class-specific prompts were learned for {self.own_classes[:3]}..., the data has "
-                    f"{list(classnames)[:3]}.... Train with --model.prompts.class_specific false to name others."
-                )
+            saved.check_classes(self.own_classes, classnames, self.prompts)
             self._take_rows(self.model, list(classnames))
             if self.rows is not None:
                 self.rows.to(self.device)
@@ -199,7 +185,10 @@ class PromptTask(AdaptationTask):
     def on_train_start(self) -> None:
         """Drop the features of an interrupted run, and of a loaded file."""
         super().on_train_start()
-        self._step_features, self._saved_head = None, False
+        if self.regulation is not None and self.teacher is None:  # of a loaded file
+            with disabled(self.model):
+                self.teacher = self.regulation.build(self.model, self.tokenizer, self.classnames).to(self.device)
+        self._step_features, self.saved_head = None, False
         self._forget()
 
     # Evaluation
@@ -221,49 +210,10 @@ class PromptTask(AdaptationTask):
 
     # Files
 
-    def constructor(self) -> dict[str, Any]:
-        """Return the constructor's arguments as JSON values (see `files.constructor`)."""
-        values = files.constructor(self)
-        return {name: value.describe() if isinstance(value, Described) else value for name, value in values.items()}
+    constructor, head_tensors, load_head, save = saved.constructor, saved.head_tensors, saved.load_head, saved.save
+    use_sum, parameter_parts, rates, facts = saved.use_sum, saved.parameter_parts, saved.rates, saved.facts
 
     @classmethod
-    def arguments(cls, saved: Mapping[str, Any], source: object) -> dict[str, Any]:
-        """Return arguments from a file, with learner, head and regulation as objects.
-
-        Raises:
-            UserError: One of them is unknown, or its options do not fit.
-        """
-        return {
-            name: value if value is None or name not in PARTS else make(PARTS[name], value, source)
-            for name, value in saved.items()
-        }
-
-    def head_tensors(self) -> dict[str, Tensor]:
-        """Return the features of the classes, the learned tokens and the second head, by the names of the file."""
-        found = {} if self.prompts.per_image else {"head": self.class_head}
-        found |= {f"prompts.{name}": value for name, value in self.learned.named_parameters()}
-        if self.decoupled is not None:
-            found |= {f"decoupled.{name}": value for name, value in self.decoupled.named_parameters()}
-        return found
-
-    def load_head(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the tensors of `head_tensors` back from an adapter folder; the texts need no encoding then."""
-        files.load_head(self, tensors)
-        self._saved_head = not self.prompts.per_image
-
-    def save(self, folder: str | Path, summary: Any = None) -> Path:
-        """Write the adapter folder (see `files.save`), with the class features of the weights as they are."""
-        if not self.prompts.per_image:
-            with self._as_trained(), torch.no_grad():
-                self.class_head = self.scale() * normalize(self._texts(self.model))
-        return files.save(self, folder, summary)
-
-    @contextmanager
-    def _as_trained(self) -> Iterator[None]:
-        """Switch to evaluation, and back."""
-        training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(training)
+    def arguments(cls, saved_ones: Mapping[str, Any], source: object) -> dict[str, Any]:
+        """Return arguments from a file, with learner, head and regulation as objects (see `saved.arguments`)."""
+        return saved.arguments(saved_ones, source)

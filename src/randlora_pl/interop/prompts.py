@@ -1,0 +1,62 @@
+"""What other programs can do with the result of learned prompts, and the refusal of the rest."""
+
+from randlora_pl.adapters import AdapterFile
+from randlora_pl.prompts import CoOp, PromptLearner
+from randlora_pl.tasks.prompt import DePT, PromptTask
+from randlora_pl.utils.errors import UserError
+
+
+def parts_of(file: AdapterFile) -> tuple[PromptLearner, DePT | None] | None:
+    """Return the prompt learner and the second head that an adapter file has; None without a `PromptTask`.
+
+    Raises:
+        UserError: One of them is unknown, or its options do not fit.
+    """
+    if file.metadata.get("task") != PromptTask.__name__:
+        return None
+    made = PromptTask.arguments(file.metadata.get("arguments", {}), file.path)
+    return made.get("prompts", CoOp()), made.get("head")
+
+
+def why_no_weights(prompts: PromptLearner, head: DePT | None) -> str:
+    """Return why weights and a linear head of a plain CLIP cannot give a task's logits; "" if they can."""
+    if prompts.per_image:
+        return f"{prompts.method()} has other class features for each image, so there is no head"
+    if prompts.visual:
+        return "visual prompts are inputs, no weight can hold them"
+    return "DePT adds the logits of two heads, which no library does" if head is not None else ""
+
+
+def check_merge(file: AdapterFile, scale: float = 1.0) -> None:
+    """Refuse to write weights for a bare library that would be another model.
+
+    Raises:
+        UserError: Prompts, second head or scale do not allow it; the message has what does.
+    """
+    parts = parts_of(file)
+    if parts is None:
+        return
+    if why := why_no_weights(*parts):
+        ways = "predict and serve take the adapter"
+        ways += "" if parts[0].per_image else ", and adapter export --to onnx writes a program"
+        raise UserError(f"{file.path} cannot be merged: {why}. {ways[0].upper()}{ways[1:]}.")
+    if scale != 1 and parts[0].learns:
+        raise UserError(
+            f"--scale is {scale:g}: the prompts of {file.path} were learned for the whole update. Leave it out."
+        )
+
+
+def check_no_prompts(file: AdapterFile, why: str) -> None:
+    """Refuse an operation on the weight update alone, which is another model without the prompts.
+
+    Args:
+        file: The adapter.
+        why: The reason, such as ``PEFT has no place for them``.
+
+    Raises:
+        UserError: Prompts or a second head were learned.
+    """
+    parts = parts_of(file)
+    if parts is not None and (parts[0].learns or parts[1] is not None):
+        what = parts[0].method() if parts[0].learns else "DePT"
+        raise UserError(f"{file.path} has learned prompts or a second head ({what}): {why}.")

@@ -1,0 +1,148 @@
+"""Functions that `PromptTask` has as methods: adapter folders, other classes, and what it tells of itself."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from randlora_pl import prompts as learners
+from randlora_pl.adapters import AdapterFile
+from randlora_pl.adapters.described import Described, make
+from randlora_pl.prompts import PromptLearner
+from randlora_pl.tasks import files
+from randlora_pl.tasks.losses import normalize
+from randlora_pl.tasks.prompt.decoupled import DePT
+from randlora_pl.tasks.prompt.regulation import SelfRegulation
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.run_results import flat
+
+_LEARNERS = {name: getattr(learners, name) for name in learners.__all__}
+PARTS: dict[str, dict[str, type[Described]]] = {
+    "prompts": {
+        name: kind for name, kind in _LEARNERS.items() if issubclass(kind, PromptLearner) and kind is not PromptLearner
+    },
+    "head": {"DePT": DePT},
+    "regulation": {"SelfRegulation": SelfRegulation},
+}
+"""Options of `PromptTask` that are objects, and their classes by name."""
+
+
+def constructor(task: Any) -> dict[str, Any]:
+    """Return the constructor's arguments as JSON values (see `files.constructor`)."""
+    values = files.constructor(task)
+    return {name: value.describe() if isinstance(value, Described) else value for name, value in values.items()}
+
+
+def arguments(saved: Mapping[str, Any], source: object) -> dict[str, Any]:
+    """Return arguments from a file, with learner, head and regulation as objects.
+
+    Raises:
+        UserError: One of them is unknown, or its options do not fit.
+    """
+    found = {name: make(PARTS[name], saved[name], source) for name in PARTS if saved.get(name) is not None}
+    return {**saved, **found}
+
+
+def head_tensors(task: Any) -> dict[str, Tensor]:
+    """Return the features of the classes, the learned tokens and the second head, by the names of the file."""
+    found = {} if task.prompts.per_image else {"head": task.class_head}
+    found |= {f"prompts.{name}": value for name, value in task.learned.named_parameters()}
+    if task.decoupled is not None:
+        found |= {f"decoupled.{name}": value for name, value in task.decoupled.named_parameters()}
+    return found
+
+
+def load_head(task: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Copy the tensors of `head_tensors` back from an adapter folder; the texts need no encoding then."""
+    files.load_head(task, tensors)
+    task.saved_head = not task.prompts.per_image
+
+
+def save(task: Any, folder: str | Path, summary: Any = None) -> Path:
+    """Write the adapter folder (see `files.save`), with the class features of the weights as they are."""
+    if not task.prompts.per_image:
+        training = task.training
+        task.eval()
+        with torch.no_grad():
+            task.class_head = task.scale() * normalize(task._texts(task.model))
+        task.train(training)
+    return files.save(task, folder, summary)
+
+
+def classes_of(file: AdapterFile | None, classnames: list[str], prompts: PromptLearner) -> list[str]:
+    """Return the classes that prompts are learned for; those in a saved adapter if one is loaded."""
+    own = list(classnames) if file is None else list(file.metadata.get("classnames") or classnames)
+    check_classes(own, classnames, prompts)
+    return own
+
+
+def check_classes(own: list[str], classnames: list[str], prompts: PromptLearner) -> None:
+    """Refuse other classes than those that prompts were learned for, if each class has its own.
+
+    Raises:
+        UserError: Prompts of each class alone cannot name them.
+    """
+    if prompts.class_specific and own != list(classnames):
+        raise UserError(
+            f"class-specific prompts were learned for {own[:3]}..., the data has {list(classnames)[:3]}.... Train with "
+            "--model.prompts.class_specific false to name others."
+        )
+
+
+def use_sum(task: Any, others: Mapping[str, Any], name: str) -> None:
+    """Encode the classes again, for weights that are a sum of several updates.
+
+    Args:
+        task: The task whose prompts are used.
+        others: The other tasks by name.
+        name: Name of the task.
+
+    Raises:
+        UserError: Another task has learned other prompts.
+    """
+    own = _learned(task)
+    for theirs, other in others.items():
+        there = _learned(other)
+        equal = task.prompts.describe() == other.prompts.describe() and own.keys() == there.keys()
+        if not equal or any(not torch.equal(value, there[key]) for key, value in own.items()):
+            raise UserError(
+                f"{name} and {theirs} have different prompts or second heads, so a sum has none. Remove the weights to "
+                "predict with each."
+            )
+    task.saved_head = False
+
+
+def _learned(task: Any) -> dict[str, Tensor]:
+    return {key: value for key, value in head_tensors(task).items() if key != "head"}
+
+
+def parameter_parts(task: Any) -> dict[str, int]:
+    """Return the numbers that train, by part: adapter, prompts, head."""
+    parts = {"prompts": task.learned, "head": task.decoupled}
+    counted = {
+        name: sum(each.numel() for each in part.parameters()) for name, part in parts.items() if part is not None
+    }
+    return {"adapter": task.report.trainable, **{name: count for name, count in counted.items() if count}}
+
+
+def rates(task: Any) -> dict[str, float]:
+    """Return the learning rates of prompts and second head by name."""
+    rate = task.prompt_learning_rate
+    found = {"prompts": rate} if task.prompts.learns else {}
+    return found | ({"head": rate * task.head.rate_factor} if task.head is not None else {})
+
+
+def facts(task: Any) -> dict[str, Any]:
+    """Return prompts, head and regulation with their options under flat keys, for ``results.json``."""
+    found: dict[str, Any] = {}
+    for name in PARTS:
+        if (part := getattr(task, name)) is not None:
+            found |= flat(name, {"method": part.method(), **part.options()})
+    counts = parameter_parts(task)
+    return found | {
+        "prompt_parameters": counts.get("prompts", 0),
+        "prompt_learning_rate": task.prompt_learning_rate,
+        "optimizer": task.optimizer,
+    }
