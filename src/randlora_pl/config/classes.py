@@ -72,7 +72,7 @@ def with_default_classes(tree: Tree, typed: Iterable[str] = ()) -> Tree:
 
     Args:
         tree: A normalized config.
-        typed: Short names of typed options, which may be those of a class that no default has.
+        typed: Short names of typed options, which may belong to a class that no default has.
     """
     model = tree.get("model", {})
     known = read_classes("tasks") | read_classes("language")

@@ -41,9 +41,7 @@ def check_merge(file: AdapterFile, scale: float = 1.0) -> None:
         ways += "" if parts[0].per_image else ", and adapter export --to onnx writes a program"
         raise UserError(f"{file.path} cannot be merged: {why}. {ways[0].upper()}{ways[1:]}.")
     if scale != 1 and parts[0].learns:
-        raise UserError(
-            f"--scale is {scale:g}: the prompts of {file.path} were learned for the whole update. Leave it out."
-        )
+        raise UserError(f"--scale is {scale:g}: the prompts of {file.path} were learned for the whole update, 1.")
 
 
 def check_no_prompts(file: AdapterFile, why: str) -> None:

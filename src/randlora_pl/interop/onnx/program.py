@@ -18,7 +18,10 @@ from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop.base_model import refuse_texts
 from randlora_pl.models import ImageTower, load_clip
+from randlora_pl.models.prompted import image_features
+from randlora_pl.prompts import Fixed
 from randlora_pl.tasks import ImageTask, LinearHeadTask, PromptTask, TextHeadTask, VisionLanguageTask, load_task
+from randlora_pl.tasks.prompt.decoupled import Decoupled
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.version import __version__
 
@@ -58,6 +61,41 @@ class ExportedClassifier(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Map (n, 3, H, W) in 0..1 to (n, classes) logits and probabilities."""
         logits = F.linear(self.encoder(pixels), self.head)
+        return logits, logits.softmax(1)
+
+
+class PromptedTower(nn.Module):
+    """Module from normalized images to the features of an image tower with learned tokens, which are constants."""
+
+    def __init__(self, visual: nn.Module, tokens: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.visual, self.count = visual, len(tokens)
+        for number, each in enumerate(tokens):
+            self.register_buffer(f"tokens{number}", each.detach().clone())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (n, 3, H, W) to (n, features)."""
+        return image_features(self.visual, images, [getattr(self, f"tokens{number}") for number in range(self.count)])
+
+
+class DecoupledClassifier(ExportedClassifier):
+    """`ExportedClassifier` with the second head of `DePT` as a linear layer on features that are not normalized."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, encoder: ImageEncoder, head: Tensor, second: Decoupled) -> None:
+        super().__init__(encoder, head)
+        self.share = second.weight
+        weight, bias = second.folded()
+        self.register_buffer("weight", weight.detach().clone())
+        self.register_buffer("bias", bias.detach().clone())
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (n, 3, H, W) in 0..1 to (n, classes) logits and probabilities."""
+        features = self.encoder(pixels)
+        near, own = F.linear(F.normalize(features, dim=-1), self.head), F.linear(features, self.weight, self.bias)
+        logits = (1 - self.share) * near + self.share * own
         return logits, logits.softmax(1)
 
 
@@ -115,16 +153,20 @@ def make_program(task: ImageTask, part: str = "classifier", frame: Frame | None 
     """
     task.eval()
     frame = frame or Frame.of(task.image_spec)
+    if isinstance(task, PromptTask):
+        _check_prompts(task, part)
     facts = _facts(task, part)
     with torch.no_grad():
         if part == "text":
             return _text(task, facts)
-        weight = _head_weight(task)
+        weight = None if part == "image" else _head_weight(task)
         _unload(task)
-        unit = not isinstance(task, LinearHeadTask) or task.is_clip
-        tower = ImageTower(task.model) if isinstance(task, VisionLanguageTask) else task.model
-        encoder = ImageEncoder(tower, frame, unit)
-    module: nn.Module = encoder if part == "image" else ExportedClassifier(encoder, weight)
+        second = task.decoupled if isinstance(task, PromptTask) and part == "classifier" else None
+        unit = second is None and (not isinstance(task, LinearHeadTask) or task.is_clip)
+        encoder = ImageEncoder(_tower(task), frame, unit)
+        module: nn.Module = encoder
+        if weight is not None:
+            module = DecoupledClassifier(encoder, weight, second) if second else ExportedClassifier(encoder, weight)
     outputs = ("features",) if part == "image" else ("logits", "probabilities")
 
     def examples(count: int, seed: int) -> Tensor:
@@ -140,6 +182,32 @@ def make_program(task: ImageTask, part: str = "classifier", frame: Frame | None 
         **{name: list(getattr(frame, name)) for name in ("mean", "std")},
     }
     return Program(_frozen(module), "pixels", outputs, examples, facts)
+
+
+def _check_prompts(task: PromptTask, part: str) -> None:
+    """Refuse a part of a model with learned prompts that would be another model without them.
+
+    Raises:
+        UserError: See above; the message has what works.
+    """
+    if part == "classifier" and task.prompts.per_image:
+        raise UserError(
+            f"{task.prompts.method()} encodes the classes again for each image, so no program has them as weights. Use "
+            "predict or serve, or --part image."
+        )
+    if part == "text" and task.prompts.learns:
+        raise UserError(
+            f"the text tower alone is not what {task.prompts.method()} trained: its learned tokens are no words. Use "
+            "--part classifier or image."
+        )
+
+
+def _tower(task: ImageTask) -> nn.Module:
+    """Return the module from normalized images to features; without the text tower."""
+    if isinstance(task, PromptTask) and (tokens := task.learned.vision()):
+        model: Any = task.model
+        return PromptedTower(model.visual, tokens)
+    return ImageTower(task.model) if isinstance(task, VisionLanguageTask | PromptTask) else task.model
 
 
 def _preprocessing(frame: Frame) -> str:
@@ -170,7 +238,7 @@ def _head_weight(task: ImageTask) -> Tensor:
 
 def _text(task: ImageTask, facts: dict[str, Any]) -> Program:
     """Return the text tower: the trained one, or for a frozen text head the one that encoded its prompts."""
-    if isinstance(task, VisionLanguageTask):
+    if isinstance(task, VisionLanguageTask | PromptTask):
         clip: Any = _unload(task)
         tokenizer = task.tokenizer
     elif isinstance(task, TextHeadTask):
@@ -205,6 +273,10 @@ def _facts(task: ImageTask, part: str) -> dict[str, Any]:
     prompts: Sequence[str] = () if isinstance(task, LinearHeadTask) else task.templates
     if isinstance(task, VisionLanguageTask) and task.eval_prompts == "caption" and not task.retrieval:
         prompts = [task.caption]
+    learner: dict[str, Any] = {}
+    if isinstance(task, PromptTask):
+        prompts = [task.prompts.template] if isinstance(task.prompts, Fixed) else []
+        learner = {"prompt_learner": task.prompts.describe(), "head": task.head and task.head.describe()}
     return {
         "format_version": FORMAT_VERSION,
         "randlora_pl_version": __version__,
@@ -215,6 +287,7 @@ def _facts(task: ImageTask, part: str) -> dict[str, Any]:
         "task": type(task).__name__,
         "base_model": task.identity.as_dict(),
         "adapter": task.adapter.describe(),
+        **learner,
     }
 
 

@@ -121,10 +121,8 @@ def _learned(task: Any) -> dict[str, Tensor]:
 def parameter_parts(task: Any) -> dict[str, int]:
     """Return the numbers that train, by part: adapter, prompts, head."""
     parts = {"prompts": task.learned, "head": task.decoupled}
-    counted = {
-        name: sum(each.numel() for each in part.parameters()) for name, part in parts.items() if part is not None
-    }
-    return {"adapter": task.report.trainable, **{name: count for name, count in counted.items() if count}}
+    counts = {name: sum(each.numel() for each in part.parameters()) for name, part in parts.items() if part is not None}
+    return {"adapter": task.report.trainable, **{name: count for name, count in counts.items() if count}}
 
 
 def rates(task: Any) -> dict[str, float]:
