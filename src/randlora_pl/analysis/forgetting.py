@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from randlora_pl.adapters import AdapterFile
 from randlora_pl.utils.errors import UserError
 
-TASKS = ("VisionLanguageTask", "TextHeadTask")
+TASKS = ("VisionLanguageTask", "TextHeadTask", "PromptTask")
 """Tasks whose classifier is computed from class names, so that it can be computed for other classes."""
 
 
@@ -37,12 +37,22 @@ def check_task(file: AdapterFile) -> None:
             f"{file.path} was trained by {task or 'no task'}. Zero-shot accuracy on other datasets needs a CLIP with a "
             f"text head ({' or '.join(TASKS)})."
         )
+    if prompts := file.metadata["arguments"].get("prompts"):
+        options = prompts["options"]
+        if prompts["method"] == "CoCoOp" or options.get("class_specific"):
+            raise UserError(f"{file.path}: its prompts ({prompts['method']}) cannot name classes of other datasets.")
     if file.metadata.get("captions"):
         raise UserError(f"{file.path} was trained on captions and has no prompt for class names.")
 
 
 def prompts_of(file: AdapterFile, templates: list[str]) -> list[str]:
-    """Return the evaluation prompts of the adapter's task: its caption, or the dataset's templates to average."""
+    """Return the evaluation prompts of the adapter's task: its caption, or the dataset's templates to average.
+
+    For learned prompts they are the words that these start from, which the base model is tested with.
+    """
     arguments = dict(file.metadata["arguments"])
+    if "prompts" in arguments:
+        options = arguments["prompts"]["options"]
+        return [str(options.get("template") or f"{options.get('words') or 'a photo of a'} {{}}.")]
     captioned = file.metadata["task"] == "VisionLanguageTask" and arguments.get("eval_prompts", "caption") == "caption"
     return [str(arguments["caption"])] if captioned else templates

@@ -38,8 +38,9 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     """
     trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
     total = sum(p.numel() for p in task.parameters())
+    kept = sum(each.numel() for each in task.head_tensors().values() if not each.requires_grad)
     resumed = _BYTES * (trainable + state_size(task)) + buffer_bytes(task)
-    saved = _BYTES * trainable + buffer_bytes(task, derived=False)
+    saved = _BYTES * (trainable + kept) + buffer_bytes(task, derived=False)
     summary, identity = planned(data), task.identity
     accumulate, world = trainer.accumulate_grad_batches, trainer.world_size
     global_batch = data.batch_size * accumulate * world
@@ -47,7 +48,6 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     parts = [f"{data.batch_size} {data.unit}"]
     parts += [f"{accumulate} micro-batches"] if accumulate > 1 else []
     parts += [f"{world} devices"] if world > 1 else []
-    head_rate = getattr(task, "head_learning_rate", None)
     smoothing = getattr(task, "label_smoothing", 0.0)
     shards = getattr(trainer.strategy, "shards", None)
     again = getattr(task.report.adapter, "memory", "low") != "low"  # RandLoRA's option memory
@@ -60,7 +60,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         "batch": f"{global_batch} = {' x '.join(parts)}" if len(parts) > 1 else parts[0],
         "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn",
         **_validated(trainer, task, data),
-        "learning rate": f"{task.learning_rate:g}" + (f", head {head_rate:g}" if head_rate else ""),
+        "learning rate": ", ".join(_rates(task)),
         **other_decay(task),
         **({"label smoothing": f"{smoothing:g}"} if smoothing else {}),
         **({"train/loss": task.loss_note} if hasattr(task, "loss_note") else {}),
@@ -76,7 +76,7 @@ def other_decay(task: Any) -> dict[str, str]:
     """Return a row if the adapter has no weight decay although the task has; an empty dict otherwise."""
     if task.adapter.decay or not task.weight_decay:
         return {}
-    method, head = task.adapter.method(), f"; head {task.weight_decay:g}" if parts_of(task) else ""
+    method, head = task.adapter.method(), f"; head {task.weight_decay:g}" if task.trained_head else ""
     return {"weight decay": f"0 instead of {task.weight_decay:g}: {method}'s would change the base model{head}"}
 
 
@@ -95,16 +95,30 @@ def buffer_bytes(task: Any, derived: bool = True) -> int:
 
 
 def state_size(task: Any) -> int:
-    """Return the numbers in the state of the optimizer and of the procedure; a head has AdamW's two moments."""
-    head: int = sum(p.numel() for p in task.parameters() if p.requires_grad) - task.report.trainable
+    """Return the numbers in the state of optimizer and procedure; a head has AdamW's two moments, SGD has one."""
+    trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    if getattr(task, "optimizer", "adamw") == "sgd":
+        return trainable
+    head: int = trainable - task.report.trainable
     return optimizer_numbers(task.model) + 2 * head
 
 
 def parts_of(task: Any) -> str:
-    """Return the split of trainable parameters into adapter and head, or "" without a head."""
-    adapter = task.report.trainable
-    head = sum(p.numel() for p in task.parameters() if p.requires_grad) - adapter
-    return f": adapter {adapter:,}, head {head:,}" if head else ""
+    """Return the split of trainable parameters into adapter, prompts and head, or "" if only the adapter trains."""
+    if hasattr(task, "parameter_parts"):
+        parts: dict[str, int] = task.parameter_parts()
+    else:
+        adapter = task.report.trainable
+        head = sum(p.numel() for p in task.parameters() if p.requires_grad) - adapter
+        parts = {"adapter": adapter, **({"head": head} if head else {})}
+    return ": " + ", ".join(f"{name} {count:,}" for name, count in parts.items()) if len(parts) > 1 else ""
+
+
+def _rates(task: Any) -> list[str]:
+    """Return the learning rates: the adapter's, and those of other parts by name."""
+    others = dict(task.rates()) if hasattr(task, "rates") else {"head": getattr(task, "head_learning_rate", None)}
+    shown = [f"{name} {rate:g}" for name, rate in others.items() if rate]
+    return shown if shown and task.adapter.method() == "Frozen" else [f"{task.learning_rate:g}", *shown]
 
 
 def _validated(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
@@ -148,7 +162,7 @@ class StartSummary(Callback):
     def _print(self, trainer: Trainer, pl_module: Any, data: Any) -> None:
         report = pl_module.report
         remarks = "".join(f"\n{note}" for note in report.notes)
-        page: list[Any] = [f"\n{describe(report.adapter)}{remarks}"]
+        page: list[Any] = [f"\n{what_trains(pl_module)}{remarks}"]
         page += [layer_table(report)] if report.rows else []
         page += [f"adapted: {report.coverage}"] if report.coverage else []
         rows = facts(trainer, pl_module, data)
@@ -159,8 +173,17 @@ class StartSummary(Callback):
     on_test_start = on_fit_start  # a zero-shot test comes first, when the training is already planned
 
 
+def what_trains(task: Any) -> str:
+    """Return prompts, second head and regulation of a task, if it has any, and its adapter, with their options."""
+    others = [
+        part for name in ("prompts", "head", "regulation") if hasattr(part := getattr(task, name, None), "leaves")
+    ]
+    adapter = task.report.adapter
+    return " + ".join(map(describe, others if others and adapter.method() == "Frozen" else [*others, adapter]))
+
+
 def describe(adapter: Any) -> str:
-    """Return the method of an adapter, its rank, and its non-default options."""
+    """Return the method of an adapter or of prompts, its rank, and its non-default options."""
     if (leaves := adapter.leaves()) != [adapter]:
         return f"{adapter.method()} of {', '.join(map(describe, leaves))}"
     plain = type(adapter)().options()

@@ -36,7 +36,7 @@ class Elsewhere(Callback):
     """Log zero-shot accuracies on other datasets in each test, as ``test/elsewhere/NAME``, with the task's caption.
 
     The test of the pretrained model logs ``zeroshot/elsewhere/NAME``; the difference is what the training has changed.
-    Needs a ``VisionLanguageTask``. Name it in ``--trainer.callbacks``. For finished runs there is ``randlora-pl analyze
+    Needs a ``VisionLanguageTask`` or ``PromptTask``. Name it in ``--trainer.callbacks``. For finished runs there is ``randlora-pl analyze
     forgetting``.
 
     Args:
@@ -49,10 +49,10 @@ class Elsewhere(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Refuse tasks without a text tower that names classes."""
-        if not hasattr(pl_module, "caption"):
+        if not (hasattr(pl_module, "caption") or hasattr(pl_module, "features_of")):
             raise UserError(
                 f"Elsewhere: {type(pl_module).__name__} cannot name the classes of other datasets. Remove the "
-                "callback, or use VisionLanguageTask."
+                "callback, or use VisionLanguageTask or PromptTask."
             )
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -65,7 +65,12 @@ class Elsewhere(Callback):
             data = framed(options, task.image_spec, own.eval_batch_size)
             data.setup("test")
             samples = random_samples(data.samples("test"), self.images or None, 0)
-            classes = encode_prompts(task.model, task.tokenizer, data.classnames, [task.caption], task.device)
+            prompted = hasattr(task, "features_of")
+            classes = (
+                task.features_of(data.classnames)
+                if prompted
+                else encode_prompts(task.model, task.tokenizer, data.classnames, [task.caption], task.device)
+            )
             found = batches(data, samples, own.eval_batch_size, task.device)
-            (percent,), _ = zero_shot_accuracy(task.model, classes[None], found)
+            (percent,), _ = zero_shot_accuracy(task.as_encoder() if prompted else task.model, classes[None], found)
             task.log(f"{task.test_name}/elsewhere/{name}", percent / 100, sync_dist=False, rank_zero_only=False)

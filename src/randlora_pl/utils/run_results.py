@@ -50,8 +50,8 @@ def write_results(folder: Path, results: dict[str, Any]) -> Path:
 def model_results(task: Any) -> dict[str, Any]:
     """Return parameter counts, identity and options of a task whose model is built.
 
-    ``trainable_parameters`` includes a linear head, ``adapter_parameters`` does not. ``total_parameters`` counts the
-    backbone, its adapter and the head.
+    ``trainable_parameters`` includes a head and prompts, ``adapter_parameters`` does not. ``total_parameters`` counts
+    the backbone, its adapter, head and prompts.
     """
     module: LightningModule = task
     report = task.report
@@ -67,6 +67,7 @@ def model_results(task: Any) -> dict[str, Any]:
         **flat("adapter", report.adapter.options()),
         "learning_rate": task.learning_rate,
         **({"head_learning_rate": rate} if (rate := getattr(task, "head_learning_rate", None)) is not None else {}),
+        **(task.facts() if hasattr(task, "facts") else {}),
         "seed": task.seed,
     }
 

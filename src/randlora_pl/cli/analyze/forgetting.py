@@ -24,7 +24,7 @@ Measure what a tuned CLIP has forgotten: its zero-shot accuracy on other dataset
 
   randlora-pl analyze forgetting runs/lora runs/randlora --datasets fashion_mnist cifar10
 
-  RUN ...               Runs or adapters of VisionLanguageTask or TextHeadTask, whose heads can name new classes
+  RUN ...               Runs or adapters of VisionLanguageTask, TextHeadTask or PromptTask, which can name new classes
   --datasets NAME ...   Datasets (randlora-pl datasets). The training dataset can be one of them
   --root PATH           Folder with the data (default: the user's data folder)
   --images N            Test images per dataset, selected by --seed N (default: 0, which uses all)
@@ -104,15 +104,17 @@ def _tested(runs: list[common.AnalyzedRun], typed: argparse.Namespace, device: A
     from randlora_pl.interop.updates import adapted
     from randlora_pl.models import encode_prompts, load_tokenizer
     from randlora_pl.models.zero_shot import zero_shot_accuracy
+    from randlora_pl.tasks import load_task
 
     known: dict[Any, tuple[float, int]] = {}
     sets: dict[Any, ImageData] = {}
     for run in runs:
         base = load_base(run.file)
-        tuned = adapted(base, run.file)
-        merge(tuned.part, strict=False)
+        prompted: Any = load_task(run.file.path).to(device) if "prompts" in run.file.metadata["arguments"] else None
+        tuned: Any = adapted(base, run.file).model if prompted is None else prompted.model
+        merge(tuned, strict=False)
         base.model.to(device)
-        tuned.model.to(device)
+        tuned.to(device)
         name = run.file.config["base_model"]["name"]
         tokenizer, spec = load_tokenizer(name), _spec(run)
         results = []
@@ -124,12 +126,15 @@ def _tested(runs: list[common.AnalyzedRun], typed: argparse.Namespace, device: A
             samples = random_samples(data.samples("test"), typed.images or None, typed.seed)
             prompts = prompts_of(run.file, data.templates)
             key = (base_name(run.file), dataset, tuple(prompts))
-            models = {"after": tuned.model} if key in known else {"before": base.model, "after": tuned.model}
+            models = {"after": tuned} if key in known else {"before": base.model, "after": tuned}
             with counting(
                 True, f"{run.path}, {dataset}: {{task.completed:,}} of {len(models) * len(samples):,} images"
             ) as tick:
                 for when, model in models.items():
-                    classes = encode_prompts(model, tokenizer, data.classnames, prompts, device)
+                    if model is tuned and prompted is not None:
+                        classes, model = prompted.features_of(data.classnames), prompted.as_encoder()
+                    else:
+                        classes = encode_prompts(model, tokenizer, data.classnames, prompts, device)
                     images = batches(data, samples, typed.batch_size, device)
                     (percent,), count = zero_shot_accuracy(model, classes[None], images, tick)
                     known[key if when == "before" else (key, run.path)] = percent, count

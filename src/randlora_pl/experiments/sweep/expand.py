@@ -13,9 +13,10 @@ from randlora_pl.language.tasks.common import default_targets
 from randlora_pl.language.tasks.meta import meta_backbone
 from randlora_pl.language.tasks.restore import TASKS as LANGUAGE
 from randlora_pl.language.tasks.restore import LanguageTask
-from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
-from randlora_pl.tasks import ImageTask, VisionLanguageTask
+from randlora_pl.models import ImageTower, library_of, load_tokenizer, meta_clip, meta_vit
+from randlora_pl.tasks import ImageTask, PromptTask, VisionLanguageTask
 from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.prompt.saved import PARTS
 from randlora_pl.tasks.restore import TASKS as VISION
 from randlora_pl.utils.errors import UserError, errors_in, near
 
@@ -42,7 +43,9 @@ def task_of(tree: Tree) -> AdaptationTask | None:
     if kind is None or described is None:
         return None
     adapter = make_adapter(described["method"], described["options"], "model.adapter", "see randlora-pl adapters NAME")
-    task: AdaptationTask = _made(kind, arguments | {"adapter": adapter}, "model")
+    if kind is PromptTask:
+        arguments |= {name: _described(arguments[name]) for name in PARTS if arguments.get(name) is not None}
+    task: AdaptationTask = _made(kind, kind.arguments(arguments, "model") | {"adapter": adapter}, "model")
     return task
 
 
@@ -84,6 +87,7 @@ def counts(tree: Tree) -> Counts | None:
     if task is None:
         return None
     model: Any
+    learned = 0
     if isinstance(task, LanguageTask):
         model = meta_backbone(task)
         if model is None:
@@ -93,14 +97,23 @@ def counts(tree: Tree) -> Counts | None:
         assert isinstance(task, ImageTask)
         clip = library_of(task.name) == "open_clip"
         model = meta_clip(task.name) if clip else meta_vit(task.name, getattr(task, "img_size", None))
-        if clip and not isinstance(task, VisionLanguageTask):
+        learned = _learned(task, model) if isinstance(task, PromptTask) else 0
+        if clip and not isinstance(task, VisionLanguageTask | PromptTask):
             model = ImageTower(model)
         inject(model, task.adapter, task.targets)
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trainable = learned + sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if not trainable and isinstance(task, ImageTask) and not task.trained_head:
         raise UserError(f"{task.adapter.method()} trains nothing there; give it task: LinearHeadTask.")
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return Counts(trainable, total, optimizer_numbers(model))
+    total = learned + sum(parameter.numel() for parameter in model.parameters())
+    return Counts(trainable, total, optimizer_numbers(model) + 2 * learned)
+
+
+def _learned(task: PromptTask, model: Any) -> int:
+    """Return how many numbers prompts train on a model on the meta device; those of each class, and a head, left out."""
+    if not task.prompts.learns:
+        return 0
+    prompts = task.prompts.build(model, load_tokenizer(task.name), ["x"], 0)
+    return sum(each.numel() for each in prompts.parameters())
 
 
 def _short(node: Any) -> str:

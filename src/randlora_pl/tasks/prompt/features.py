@@ -1,5 +1,6 @@
 """Functions that `PromptTask` has as methods: features of its texts and images, and their logits."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor, nn
 
 from randlora_pl.models.prompted import encode_rows, image_features, text_tower
 from randlora_pl.tasks.losses import normalize, shared_features, similarities
+from randlora_pl.tasks.prompt.saved import check_classes
+from randlora_pl.utils.errors import UserError
 
 
 def texts(task: Any, model: nn.Module, shift: Tensor | None = None) -> Tensor:
@@ -71,6 +74,33 @@ def class_features(task: Any) -> Tensor:
             task._class_features = normalize(texts(task, task.model))
     found: Tensor = task._class_features
     return found
+
+
+def features_of(task: Any, classnames: list[str]) -> Tensor:
+    """Return the features (C, e) of any classes, of unit length; the task keeps its own.
+
+    Raises:
+        UserError: The prompts cannot name others, or a name is too long.
+    """
+    if task.prompts.per_image:
+        raise UserError(f"{task.prompts.method()} has other class features for each image.")
+    check_classes(task.own_classes, classnames, task.prompts)
+    held = task.rows, getattr(task, "tokens", None)
+    try:
+        task._take_rows(task.model, classnames)
+        if task.rows is not None:
+            task.rows.to(task.device)
+        with torch.no_grad():
+            return normalize(texts(task, task.model))
+    finally:
+        task.rows = held[0]
+        if held[1] is not None:
+            task.tokens = held[1]
+
+
+def as_encoder(task: Any) -> SimpleNamespace:
+    """Return an object whose ``encode_image`` gives the task's features of images."""
+    return SimpleNamespace(encode_image=task._images)
 
 
 def class_logits(task: Any, inputs: Any) -> Tensor:
