@@ -96,7 +96,7 @@ def buffer_bytes(task: Any, derived: bool = True) -> int:
 
 def state_size(task: Any) -> int:
     """Return the numbers in the state of optimizer and procedure; a head has AdamW's two moments, SGD has one."""
-    trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    trainable: int = sum(p.numel() for p in task.parameters() if p.requires_grad)
     if getattr(task, "optimizer", "adamw") == "sgd":
         return trainable
     head: int = trainable - task.report.trainable
@@ -175,9 +175,8 @@ class StartSummary(Callback):
 
 def what_trains(task: Any) -> str:
     """Return prompts, second head and regulation of a task, if it has any, and its adapter, with their options."""
-    others = [
-        part for name in ("prompts", "head", "regulation") if hasattr(part := getattr(task, name, None), "leaves")
-    ]
+    given = (getattr(task, name, None) for name in ("prompts", "head", "regulation"))
+    others = [part for part in given if hasattr(part, "leaves")]
     adapter = task.report.adapter
     return " + ".join(map(describe, others if others and adapter.method() == "Frozen" else [*others, adapter]))
 

@@ -36,8 +36,8 @@ class Elsewhere(Callback):
     """Log zero-shot accuracies on other datasets in each test, as ``test/elsewhere/NAME``, with the task's caption.
 
     The test of the pretrained model logs ``zeroshot/elsewhere/NAME``; the difference is what the training has changed.
-    Needs a ``VisionLanguageTask`` or ``PromptTask``. Name it in ``--trainer.callbacks``. For finished runs there is ``randlora-pl analyze
-    forgetting``.
+    Needs a ``VisionLanguageTask`` or ``PromptTask``. Name it in ``--trainer.callbacks``. For finished runs there is
+    ``randlora-pl analyze forgetting``.
 
     Args:
         datasets: Names of datasets with classes, in the data folder of the run. The training dataset is left out.

@@ -109,7 +109,7 @@ def counts(tree: Tree) -> Counts | None:
 
 
 def _learned(task: PromptTask, model: Any) -> int:
-    """Return how many numbers prompts train on a model on the meta device; those of each class, and a head, left out."""
+    """Return how many numbers prompts train on a model on the meta device, class-specific ones for one class."""
     if not task.prompts.learns:
         return 0
     prompts = task.prompts.build(model, load_tokenizer(task.name), ["x"], 0)
