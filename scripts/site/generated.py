@@ -198,8 +198,9 @@ def frame(name: str) -> str:
     rates = {key: rates[source.name] for key, rates in notes(source.name).items()}
     both = next((rate for key, rate in rates.items() if key != "_VISION_ONLY"), None)
     vision = rates.get("_VISION_ONLY", both)
-    config = {"fullfinetuning": "full", "linearprobe": "linear_probe"}.get(name, name)
-    text = (ROOT / "configs" / "adapters" / f"{config}.yaml").read_text(encoding="utf-8")
+    config = {"fullfinetuning": "full", "linearprobe": "linear_probe", "frozen": "coop"}.get(name, name)
+    (file,) = (ROOT / "configs").glob(f"*/{config}.yaml")
+    text = file.read_text(encoding="utf-8")
     rate = (
         f"If you set none, {both:g} for both towers of a CLIP and {vision:g} for an image tower or DINOv2. "
         "[Rank and alpha](../rank_and_alpha.md#learning-rate) has the sources."
@@ -216,7 +217,7 @@ def frame(name: str) -> str:
             tabs(
                 {
                     "Command line": f"```sh\nrandlora-pl fit --config quickstart --config {config}\n```",
-                    "Config": f"`configs/adapters/{config}.yaml`:\n\n```yaml\n{text.rstrip()}\n```",
+                    "Config": f"`configs/{file.parent.name}/{config}.yaml`:\n\n```yaml\n{text.rstrip()}\n```",
                     "Python": f"```python\n{IN_PYTHON.format(method=source.name)}```\n\n"
                     "[Your own training loop](../python.md#your-own-training-loop) goes on from here.",
                 }

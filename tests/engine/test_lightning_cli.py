@@ -21,6 +21,7 @@ from tests.support.products import in_one_item
 BASES = [name for name in config_names() if "/" not in name]
 FRAGMENTS = [name for name in config_names() if "/" in name and not name.startswith("sweeps/")]
 COUNTS = {
+    "clip_vitb16": 5_170_320,
     "clip_vitb32": 5_170_320,
     "clip_vitl14": 12_192_768,
     "clip_vith14": 23_519_664,
@@ -68,8 +69,8 @@ def test_every_fragment_builds_on_a_config(build: Build, name: str) -> None:
     kind, _, short = name.rpartition("/")
     recipe = "commonsense_qwen2" if short.startswith(("commonsense", "llama3")) else "clip_vitb32"
     app = build("--config", recipe if kind == "recipes" else "quickstart", "--config", name)
-    names = {"full": "fullfinetuning", "linear_probe": "linearprobe"}
-    expected = "randlora" if kind == "recipes" else names.get(short, short)
+    names = {"full": "fullfinetuning", "linear_probe": "linearprobe", "clip_lora": "lora"}
+    expected = {"recipes": "randlora", "prompts": "frozen"}.get(kind, names.get(short, short))
     assert app.model.adapter.method().lower() == expected
 
 

@@ -14,6 +14,7 @@ from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.predict.arguments import MAX_PIXELS
 from randlora_pl.config.adapter_config import adapter_config
 from randlora_pl.language.catalog import TASKS
+from randlora_pl.utils.adapter_schema import method_label
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import find_adapter
 from randlora_pl.utils.files.weights_files import file_name
@@ -127,7 +128,7 @@ def describe(config: dict[str, Any], upload_bytes: int, pixels: int, device: str
     if not metadata.get("classnames"):
         raise UserError("the adapter has no class names; save it with the task that trained it: task.save(FOLDER)")
     return {
-        "adapter": config["method"],
+        "adapter": method_label(config),
         "base_model": {
             "library": base.get("library", ""),
             "name": base.get("name", ""),

@@ -13,10 +13,15 @@ from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.updates import State, layer_updates, rows_of, weight_key
 from randlora_pl.utils.errors import UserError
 
+_LEARNED = ("prompts", "head", "regulation")
+"""Arguments of `PromptTask` that describe an object."""
+
 
 def facts(file: AdapterFile) -> dict[str, Any]:
     """Return everything in the file as JSON values."""
     config, metadata = file.config, file.metadata
+    arguments = metadata.get("arguments", {})
+    prompts = sum(tensor.numel() for name, tensor in file.extra.items() if name.startswith("prompts."))
     files = [file.path] if file.path.is_file() else sorted(file.path.iterdir())
     return {
         "path": str(file.path),
@@ -24,7 +29,8 @@ def facts(file: AdapterFile) -> dict[str, Any]:
         "format_version": config["format_version"],
         "parameters": sum(tensor.numel() for name, tensor in file.tensors.items() if name not in file.kept),
         "kept_numbers": sum(file.tensors[name].numel() for name in file.kept),
-        "head_parameters": sum(tensor.numel() for tensor in file.extra.values()),
+        "head_parameters": sum(tensor.numel() for tensor in file.extra.values()) - prompts,
+        "prompt_parameters": prompts,
         "tensor_bytes": sum(t.numel() * t.element_size() for t in (*file.tensors.values(), *file.extra.values())),
         "file_bytes": sum(each.stat().st_size for each in files),
         "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in (*file.tensors.values(), *file.extra.values())}),
@@ -39,6 +45,7 @@ def facts(file: AdapterFile) -> dict[str, Any]:
         "classnames": metadata.get("classnames", []),
         "captions": metadata.get("captions", False),
         "templates": metadata.get("templates", []),
+        "learned": {name: part for name in _LEARNED if (part := arguments.get(name)) is not None},
         "training": metadata.get("training", {}),
         "made_from": metadata.get("made_from", {}),
     }

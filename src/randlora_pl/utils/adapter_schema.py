@@ -182,3 +182,15 @@ def misfit(value: Any, hint: Any, name: str = "") -> str | None:
 
 def _is(name: str, value: Any) -> str:
     return f"{name} is {brief(value, 40)}"
+
+
+def method_label(config: Mapping[str, Any]) -> str:
+    """Return the names of what trained: ``CoOp``, ``MaPLe + DePT``, ``CoOp + RandLoRA``, or the method alone.
+
+    Args:
+        config: Description of an adapter.
+    """
+    arguments = config.get("metadata", {}).get("arguments", {})
+    parts = [part["method"] for name in ("prompts", "head") if isinstance(part := arguments.get(name), dict)]
+    method = str(config["method"])
+    return " + ".join(parts if parts and method == "Frozen" else [*parts, method])

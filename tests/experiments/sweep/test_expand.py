@@ -4,6 +4,7 @@ import pytest
 
 from randlora_pl.experiments.sweep.expand import counts, data_of
 from randlora_pl.experiments.sweep.steps import global_batch, planned_steps
+from randlora_pl.experiments.sweep.trial_config import trial_config
 from randlora_pl.models import load_clip
 from randlora_pl.utils.errors import UserError
 from tests.experiments.sweep.grids import GRID, cells_of
@@ -24,6 +25,18 @@ def test_counts_are_those_of_the_model() -> None:
 def test_a_linear_probe_trains_its_head_alone() -> None:
     found = counts(one(methods={"x": {"config": "linear_probe"}}))
     assert found is not None and found.trainable == 0
+
+
+@in_one_item(
+    ("configs", "trainable"),
+    [("coop", 2_048), ("cocoop", 35_360), ("promptsrc", 46_080), ("maple_dept", 3_555_072), ("clip_lora", 184_320),
+     (["coop", "randlora"], 3_135_848)],
+)  # fmt: skip
+def test_prompts_are_counted_without_weights(configs: Any, trainable: int) -> None:
+    options = {"rank": 10} if isinstance(configs, list) else {}
+    tree = trial_config({"config": "clip_vitb32"}, {"config": configs} | options, {}, None, untrained=False)
+    found = counts(tree)
+    assert found is not None and found.trainable == trainable
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ def described(known: Mapping[str, Any]) -> dict[str, str]:
     extra = [f"{key} {base[key]}" for key in ("image_size", "seed") if base.get(key) is not None]
     digest = str(base.get("weights_sha256_sampled") or "unknown")[:12]
     head = f" and {known['head_parameters']:,} of a head" if known["head_parameters"] else ""
+    head = f" and {known['prompt_parameters']:,} of prompts{head}" if known["prompt_parameters"] else head
     head += f", {known['kept_numbers']:,} numbers kept without a gradient" if known["kept_numbers"] else ""
     size = f"{known['tensor_bytes']:,} bytes of {', '.join(known['dtypes'])}, {known['file_bytes']:,} on the disk"
     options = ", ".join(f"{key} {_short(value)}" for key, value in known["options"].items() if value is not None)
@@ -99,6 +100,7 @@ def described(known: Mapping[str, Any]) -> dict[str, str]:
         "task": known["task"],
         "captions" if known["captions"] else "classes": _first(known["classnames"]),
         "prompts": _first(known["templates"]),
+        **{name: _short(part) for name, part in known["learned"].items()},
         "training": _pairs({key: value for key, value in known["training"].items() if key != "frame"}),
         "images": ImageSpec(**frame).summary() if frame else "",
         "made from": _pairs(known["made_from"]),

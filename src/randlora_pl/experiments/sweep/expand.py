@@ -105,7 +105,8 @@ def counts(tree: Tree) -> Counts | None:
     if not trainable and isinstance(task, ImageTask) and not task.trained_head:
         raise UserError(f"{task.adapter.method()} trains nothing there; give it task: LinearHeadTask.")
     total = learned + sum(parameter.numel() for parameter in model.parameters())
-    return Counts(trainable, total, optimizer_numbers(model) + 2 * learned)
+    one = getattr(task, "optimizer", "adamw") == "sgd"  # its momentum
+    return Counts(trainable, total, trainable if one else optimizer_numbers(model) + 2 * learned)
 
 
 def _learned(task: PromptTask, model: Any) -> int:

@@ -10,8 +10,10 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
+from torch import Tensor
 
 from randlora_pl.adapters import AdapterFile
+from randlora_pl.utils.adapter_schema import method_label
 from randlora_pl.utils.class_paths import with_public_paths
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_yaml
@@ -41,9 +43,11 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
     results = _read(run / "results.json") if ours and file.path.name == "adapter" else {}
     config = _read(run / "config.yaml") if ours else {}
     base, task = without_local_paths(file.config).get("base_model", {}), metadata.get("task")
-    names, captions, method = metadata.get("classnames") or [], metadata.get("captions"), file.adapter.method()
+    names, captions, method = metadata.get("classnames") or [], metadata.get("captions"), method_label(file.config)
     tag = None if not names else "zero-shot-image-classification" if captions else "image-classification"
     options = {name: value for name, value in file.adapter.options().items() if name in _SHOWN and value is not None}
+    if isinstance(prompts := metadata.get("arguments", {}).get("prompts"), dict):
+        options |= {"prompts": prompts["options"]}
     found = hub_id(file.config.get("base_model", {}))
     header = ModelCardData(
         library_name="randlora-pl",
@@ -51,7 +55,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         base_model_relation="adapter" if found else None,
         license=licence,
         pipeline_tag=_TAGS.get(str(task), tag),
-        tags=["randlora-pl", method.lower(), "peft", str(base.get("library"))],
+        tags=["randlora-pl", *method.lower().split(" + "), "peft", str(base.get("library"))],
     )
     trained, note = _config(file, config)
     card = ModelCard.from_template(
@@ -63,9 +67,9 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         options=json.dumps(options) if options else "",
         model=" ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key)),
         weights=str(base.get("weights_sha256_sampled") or "")[:12],
-        parameters=sum(tensor.numel() for tensor in file.tensors.values()),
+        parameters=_numbers(file.tensors) + _numbers(file.extra, "prompts."),
         layers=len(file.layers),
-        head=sum(tensor.numel() for tensor in file.extra.values()) if task == "LinearHeadTask" else 0,
+        head=_numbers(file.extra) if task == "LinearHeadTask" else _numbers(file.extra, "decoupled."),
         task=task,
         frame=metadata.get("training", {}).get("frame"),
         classnames=[" ".join(str(name).split()).replace("```", "") for name in names],
@@ -78,6 +82,11 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         licence=licence,
     )
     return f"{card}\n"
+
+
+def _numbers(tensors: Mapping[str, Tensor], start: str = "") -> int:
+    """Return how many numbers tensors have whose names begin so."""
+    return sum(tensor.numel() for name, tensor in tensors.items() if name.startswith(start))
 
 
 def portable(value: Any) -> Any:
@@ -156,7 +165,10 @@ def _config(file: AdapterFile, config: Mapping[str, Any]) -> tuple[str, str]:
         note = "Save this as `config.yaml`."
     elif file.metadata.get("task"):
         arguments = without_local_paths(file.config)["metadata"]["arguments"]
-        settings = arguments | {"adapter": _as_class(file.adapter.describe())}
+        parts = {
+            name: _as_class(part) for name, part in arguments.items() if isinstance(part, dict) and "method" in part
+        }
+        settings = arguments | parts | {"adapter": _as_class(file.adapter.describe())}
         seed = settings.pop("seed", 0)  # the command line has one seed for everything
         tree = {"seed_everything": seed, "model": {"class_path": file.metadata["task"], "init_args": settings}}
         note = "Save this as `config.yaml`, and set the dataset with `--data.dataset`."
