@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from randlora_pl.adapters import disabled
 from randlora_pl.adapters.described import Described
 from randlora_pl.data.catalog.templates import IMAGENET_TEMPLATES
-from randlora_pl.models.prompted import image_features
+from randlora_pl.models.prompted import TextRows, encode_rows, image_features, is_causal, text_tower
 from randlora_pl.models.text import class_prompts
 from randlora_pl.tasks.defaults import check_option, check_positive
 from randlora_pl.tasks.losses import normalize, similarities
-
-_BATCH = 256
 
 
 class SelfRegulation(Described):
@@ -40,25 +38,31 @@ class SelfRegulation(Described):
         self.text, self.image, self.logits, self.templates = text, image, logits, templates
 
     def build(self, model: nn.Module, tokenizer: Callable[..., Tensor], classnames: Sequence[str]) -> "Teacher":
-        """Return the pretrained model's class features, before an adapter exists."""
-        templates = IMAGENET_TEMPLATES[: self.templates]
-        encode: Callable[[Tensor], Tensor] = model.encode_text  # type: ignore[assignment]
-        prompts = class_prompts(classnames, templates)
-        with torch.no_grad():
-            parts = [encode(tokenizer(prompts[i : i + _BATCH])).float() for i in range(0, len(prompts), _BATCH)]
-        mean = torch.cat(parts).reshape(len(classnames), len(templates), -1).mean(dim=1)  # of raw features
-        return Teacher(self, normalize(mean))
+        """Return the pretrained model's class features: units of the means of features that are not normalized."""
+        device = next(model.parameters()).device
+        with torch.no_grad(), disabled(model):
+            sums: Tensor | float = 0.0
+            for template in IMAGENET_TEMPLATES[: self.templates]:
+                ids = tokenizer(class_prompts(classnames, [template]))
+                sums = sums + _features(model, ids.to(device)).float()
+        assert isinstance(sums, Tensor)
+        return Teacher(self, normalize(sums))
 
 
-class Teacher(nn.Module):
-    """The pretrained model's class features, and the distances to it."""
+def _features(model: nn.Module, ids: Tensor) -> Tensor:
+    """Return the features (C, e) of token rows (C, L), which a causal tower need not read beyond their ends."""
+    if not is_causal(model):
+        found: Tensor = model.encode_text(ids)  # type: ignore[operator]
+        return found
+    rows = TextRows(ids, torch.full_like(ids, -1), ids.argmax(1)).to(ids.device)
+    return encode_rows(text_tower(model), rows)
 
-    texts: Tensor
+
+class Teacher:
+    """The pretrained model's class features (C, e), and the distances to them."""
 
     def __init__(self, factors: SelfRegulation, texts: Tensor) -> None:
-        super().__init__()
-        self.factors = factors
-        self.register_buffer("texts", texts, persistent=False)
+        self.factors, self.texts = factors, texts
 
     def text_loss(self, texts: Tensor) -> Tensor:
         """Return the term of the class features (C, e), not normalized."""

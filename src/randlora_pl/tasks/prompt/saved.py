@@ -63,9 +63,9 @@ def load_head(task: Any, tensors: Mapping[str, Tensor]) -> None:
 def save(task: Any, folder: str | Path, summary: Any = None) -> Path:
     """Write the adapter folder (see `files.save`), with the class features of the weights as they are."""
     if not task.prompts.per_image:
-        training = task.training
+        training, half = task.training, any(each.dtype == torch.bfloat16 for each in task.model.parameters())
         task.eval()
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(task.device.type, torch.bfloat16, enabled=half):  # as in the training
             task.class_head = task.scale() * normalize(task._texts(task.model))
         task.train(training)
     return files.save(task, folder, summary)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import Adapter, Frozen, disabled
+from randlora_pl.adapters import Adapter, Frozen
 from randlora_pl.models import clip_image_spec, load_clip
 from randlora_pl.models.prompted import TextRows, is_causal
 from randlora_pl.prompts import CoOp, PromptLearner, Prompts
@@ -98,12 +98,10 @@ class PromptTask(AdaptationTask):
     # Building
 
     def build(self) -> nn.Module:
-        """Load the CLIP model; make the learned tokens and the teacher from it."""
+        """Load the CLIP model, and make the learned tokens from it."""
         clip = load_clip(self.name, self.pretrained, seed=self.seed)
         self.identity = clip.identity
         self._learn_on(clip.model, clip.tokenizer)
-        if self.regulation is not None and self.saved is None:
-            self.teacher = self.regulation.build(clip.model, clip.tokenizer, self.classnames)
         return clip.model
 
     def build_on(self, other: AdaptationTask) -> None:
@@ -161,7 +159,9 @@ class PromptTask(AdaptationTask):
         found, right = class_losses(logits, batch, 0.0)
         if self.decoupled is not None:
             found = self.decoupled.losses(found, own, texts, batch["label"])
-        if self.teacher is not None:
+        if self.regulation is not None:
+            if self.teacher is None:
+                self.teacher = self.regulation.build(self.model, self.tokenizer, self.classnames)
             found = found + self.teacher.image_losses(self, batch["image"], own, logits)
         return found, right
 
@@ -185,10 +185,7 @@ class PromptTask(AdaptationTask):
     def on_train_start(self) -> None:
         """Drop the features of an interrupted run, and of a loaded file."""
         super().on_train_start()
-        if self.regulation is not None and self.teacher is None:  # of a loaded file
-            with disabled(self.model):
-                self.teacher = self.regulation.build(self.model, self.tokenizer, self.classnames).to(self.device)
-        self._step_features, self.saved_head = None, False
+        self._step_features, self.saved_head, self.teacher = None, False, None
         self._forget()
 
     # Evaluation
