@@ -36,7 +36,8 @@ def saved(folder: Path, kind: str, method: str = "randlora", **options: Any) -> 
 
 def test_every_task_on_images_is_restored_and_tested() -> None:
     names = {name for name, source in subclasses("tasks", "AdaptationTask").items()}
-    assert set(TASKS) == {kind.__name__ for kind in KINDS.values()} == names
+    kinds = {kind.__name__ for kind in KINDS.values()}
+    assert set(TASKS) == kinds | {"PromptTask"} == names  # which has a folder of tests
 
 
 @pytest.mark.parametrize(("kind", "method"), covering(KINDS, METHODS, strength=1))

@@ -1,0 +1,182 @@
+"""Files of learned prompts: the same logits, other classes, and one line for every damage."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from randlora_pl.adapters import read_adapter
+from randlora_pl.prompts import CoOp
+from randlora_pl.tasks import PromptTask, load_task
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.run_results import model_results
+from tests.support.products import in_one_item
+from tests.tasks.prompt.learners import KINDS, make_prompts
+from tests.tasks.small import images, shake
+
+NAMES = ["cat", "dog", "tree"]
+
+
+def built(kind: str, **options: Any) -> PromptTask:
+    task = make_prompts(kind, **options)
+    task.set_classes(NAMES, [])
+    task.configure_model()
+    shake(task)
+    return task.eval()
+
+
+def logits(task: PromptTask) -> Tensor:
+    with torch.no_grad():
+        return task.class_logits(images(2))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter folder of MaPLe with DePT."""
+    return built("maple + dept").save(tmp_path_factory.mktemp("saved") / "adapter")
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(saved, tmp_path / "adapter"))
+
+
+@in_one_item("kind", KINDS)
+def test_a_saved_task_gives_the_same_logits_and_names_other_classes(kind: str, tmp_path: Path) -> None:
+    task = built(kind)
+    restored = load_task(task.save(tmp_path / "adapter"))
+    assert isinstance(restored, PromptTask)
+    torch.testing.assert_close(logits(restored), logits(task), rtol=1e-4, atol=1e-4)
+    assert restored.prompts.describe() == task.prompts.describe()
+    features = restored.features_of(["a", "b"])
+    assert restored.classnames == NAMES and len(features) == 2
+    restored.set_classes(["a", "b"], [])
+    torch.testing.assert_close(restored.class_features(), features)
+    assert logits(restored).shape == (2, 2)
+    restored.set_classes(NAMES, [])
+    torch.testing.assert_close(logits(restored), logits(task), rtol=1e-4, atol=1e-4)
+
+
+def test_a_new_task_on_other_classes_takes_a_saved_file(saved: Path) -> None:
+    file = read_adapter(saved)
+    task = make_prompts("maple + dept")
+    task.saved = file
+    task.set_classes(["a", "b"], [])  # of the data
+    task.configure_model()
+    task.load_head(file.extra)
+    assert task.own_classes == NAMES and task.classnames == ["a", "b"]
+    assert logits(task.eval()).shape == (2, 2)
+
+
+def test_prompts_of_each_class_name_no_others(tmp_path: Path) -> None:
+    task = built("coop", prompts=CoOp(2, None, class_specific=True))
+    restored = load_task(task.save(tmp_path / "adapter"))
+    for use in (lambda: restored.set_classes(["a", "b", "c"], []), lambda: restored.features_of(["a", "b", "c"])):
+        with pytest.raises(UserError, match="class-specific prompts were learned for"):
+            use()
+
+
+def test_results_name_prompts_and_count_all_that_trains() -> None:
+    task = built("maple + dept")
+    found = model_results(task)
+    assert found["prompts/method"] == "MaPLe" and found["head/weight"] == 0.7 and found["method"] == "Frozen"
+    assert found["adapter_parameters"] == 0 and found["prompt_parameters"] > 0
+    assert found["trainable_parameters"] == sum(task.parameter_parts().values())
+
+
+def changed(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the description of a folder, and remove its checksums."""
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text())
+    del config["sha256"]
+    change(config["metadata"])
+    file.write_text(json.dumps(config))
+
+
+def maple(**options: Any) -> dict[str, Any]:
+    return {"method": "MaPLe", "options": {"length": 2, "depth": 2} | options}
+
+
+@in_one_item(
+    ("name", "value", "message"),
+    [
+        ("prompts", 3, "3 describes nothing that this version has"),
+        ("prompts", ["MaPLe"], "describes nothing that this version has"),
+        ("prompts", "MaPLe", "describes nothing that this version has"),
+        ("prompts", {"method": "MaPLe"}, "describes nothing that this version has"),
+        ("prompts", {"method": "MaPLe", "options": [1]}, "describes nothing that this version has"),
+        ("prompts", {"method": ["MaPLe"], "options": {}}, "is unknown. This version has CoCoOp, CoOp, DeepPrompts"),
+        ("prompts", {"method": "MaPLee", "options": {}}, "method 'MaPLee' is unknown"),
+        ("prompts", {"method": "PromptLearner", "options": {}}, "method 'PromptLearner' is unknown"),
+        ("prompts", {"method": "DePT", "options": {}}, "method 'DePT' is unknown"),
+        ("prompts", maple(lenght=2), "MaPLe does not take these options (MaPLe has no option 'lenght'."),
+        ("prompts", maple(length="two"), "MaPLe"),
+        ("prompts", maple(length=2.5), "length"),
+        ("prompts", maple(length=0), "length is 0"),
+        ("prompts", maple(length=None), "length"),
+        ("prompts", maple(depth=[2]), "MaPLe"),
+        ("prompts", maple(depth=99), "depth is 99"),
+        ("prompts", maple(words=3), "words"),
+        ("prompts", maple(coupling="cubic"), "coupling"),
+        ("prompts", maple(depth=1), "the head does not fit"),
+        ("prompts", {"method": "CoOp", "options": {"length": 2, "words": None}}, "the head does not fit"),
+        ("head", 7, "7 describes nothing that this version has"),
+        ("head", {"method": "CoOp", "options": {}}, "method 'CoOp' is unknown. This version has DePT."),
+        ("head", {"method": "DePT", "options": {"weight": 7}}, "head.weight is 7"),
+        ("head", {"method": "DePT", "options": {"weight": "all"}}, "DePT does not take these options"),
+        ("head", None, "the head does not fit"),
+        ("regulation", {"method": "SelfRegulation", "options": {"templates": 0}}, "regulation.templates is 0"),
+        ("regulation", {"method": "SelfRegulation", "options": {"text": None}}, "text"),
+        ("optimizer", "adam", "optimizer"),
+        ("prompt_learning_rate", "fast", "prompt_learning_rate"),
+        ("text_chunk_tokens", 0, "text_chunk_tokens"),
+        ("seed", 5, ""),  # random weights of another seed
+    ],
+)
+def test_damaged_descriptions_are_one_line(saved: Path, name: str, value: Any, message: str, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(saved, tmp_path / "adapter"))
+    changed(copy, lambda metadata: metadata["arguments"].update({name: value}))
+    with pytest.raises(UserError) as refused:
+        load_task(copy)
+    found = str(refused.value)
+    assert message in found and "\n" not in found and len(found) < 500, found
+
+
+@in_one_item(
+    "change",
+    [
+        lambda tensors: tensors.pop("extra.prompts.tokens"),
+        lambda tensors: tensors.update({"extra.prompts.more": torch.zeros(2)}),
+        lambda tensors: tensors.update({"extra.prompts.tokens": torch.zeros(3, 128)}),
+        lambda tensors: tensors.update({"extra.head": tensors["extra.head"][:2].clone()}),
+        lambda tensors: tensors.update({"extra.decoupled.probe.weight": torch.zeros(4, 128)}),
+    ],
+)
+def test_tensors_that_do_not_fit_are_one_line(
+    saved: Path, change: Callable[[dict[str, Tensor]], Any], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(saved, tmp_path / "adapter"))
+    (file,) = copy.glob("*.safetensors")
+    with safe_open(file, "pt") as opened:
+        about = opened.metadata()
+    tensors = load_file(file)
+    change(tensors)
+    changed(copy, lambda metadata: None)
+    save_file(tensors, file, about)
+    with pytest.raises(UserError) as refused:
+        load_task(copy)
+    assert "\n" not in str(refused.value)
+
+
+def test_other_classes_in_the_description_do_not_fit(folder: Path) -> None:
+    changed(folder, lambda metadata: metadata.update(classnames=[*NAMES, "bird"]))
+    with pytest.raises(UserError, match="the head does not fit"):
+        load_task(folder)
