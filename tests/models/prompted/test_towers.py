@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from randlora_pl.models import load_clip
+from randlora_pl.adapters import LoRA
+from randlora_pl.models import encode_prompts, load_clip
 from randlora_pl.models.prompted import embed_dim, encode_rows, image_width, is_causal, learned_rows, text_tower
+from randlora_pl.prompts import CoOp, Fixed
+from randlora_pl.tasks import PromptTask
 from randlora_pl.utils.errors import UserError
 from tests.prompts import reference
 from tests.support.products import in_one_item
@@ -29,6 +32,27 @@ def test_causal_text_towers_take_learned_tokens_beside_any_image_tower(name: str
         found = encode_rows(text_tower(model), rows, context, deep)
         torch.testing.assert_close(found, reference.text_features(model, slow, context, deep), rtol=0, atol=1e-5)
     assert found.shape == (2, embed_dim(model)) == (2, 24)
+
+
+@in_one_item("name", ["Small-siglip", "Small-eos", "Small-coca", "Small-timm", "Small-resnet"])
+def test_words_alone_do_with_any_towers(name: str) -> None:
+    task = PromptTask(name, "random", prompts=Fixed(), adapter=LoRA(rank=2), targets=["^(?!visual).*mlp.*"])
+    task.set_classes(CLASSES, ["{}"])
+    task.configure_model()
+    clip = load_clip(name)
+    with torch.no_grad():
+        expected = encode_prompts(clip.model, clip.tokenizer, CLASSES, ["a photo of a {}."], "cpu")
+        torch.testing.assert_close(task.eval().class_features(), expected, rtol=0, atol=1e-5)
+    size, label = clip.image.size, torch.tensor([0, 1])
+    batch = {"image": torch.randn(2, 3, size, size), "label": label, "micro_batch": 0, "micro_batches": 1}
+    task.train().sample_losses(batch)[0].sum().backward()
+    trained = [value for value in task.model.parameters() if value.requires_grad]
+    assert trained and all(value.grad is not None for value in trained)
+    if name in ("Small-siglip", "Small-eos", "Small-coca"):
+        with pytest.raises(UserError, match="learned prompts need"):
+            other = PromptTask(name, "random", prompts=CoOp())
+            other.set_classes(CLASSES, ["{}"])
+            other.configure_model()
 
 
 class HFTextEncoder(nn.Module):

@@ -29,11 +29,11 @@ class StepSetup:
     """An optimizer step as a config describes it.
 
     Attributes:
-        task: Name of its task: `VisionLanguageTask`, `TextHeadTask`, `LinearHeadTask` or `CausalLMTask`.
+        task: Name of its task: `VisionLanguageTask`, `PromptTask`, `TextHeadTask`, `LinearHeadTask` or `CausalLMTask`.
         options: Options of the task, without the adapter.
         batch_size: Images or texts of a micro-batch.
         accumulate: Micro-batches of the step.
-        captions: Captions of the step that differ, for `VisionLanguageTask`.
+        captions: Captions of the step that differ, for `VisionLanguageTask`, or all classes, for `PromptTask`.
         tokens: Tokens of a text, all of which are learned.
     """
 
@@ -48,10 +48,10 @@ class StepSetup:
     @property
     def words(self) -> str:
         """Description of the batch."""
-        decoder, clip = self.task == "CausalLMTask", self.task == "VisionLanguageTask"
-        kind = f"texts of {self.tokens} tokens" if decoder else "images"
+        kind = f"texts of {self.tokens} tokens" if self.task == "CausalLMTask" else "images"
         times = f"{self.accumulate} x " if self.accumulate > 1 else ""
-        return f"{times}{self.batch_size} {kind}" + (f", {self.captions} captions" if clip else "")
+        texts = {"VisionLanguageTask": f", {self.captions} captions", "PromptTask": f", {self.captions} classes"}
+        return f"{times}{self.batch_size} {kind}{texts.get(self.task, '')}"
 
 
 def trace_step(setup: StepSetup, adapter: Adapter) -> tuple[Traced, int]:
@@ -117,11 +117,18 @@ def _task(setup: StepSetup, adapter: Adapter) -> Any:
         task = _class(setup.task)(adapter=adapter, **options)
         task._trainer = _trainer(setup)
         task.log = lambda *_, **__: None
-        task.classnames = [str(number) for number in range(max(CLASSES, setup.captions))]
+        task.classnames = _names(max(CLASSES, setup.captions))
         task.build = lambda: _BUILDERS[setup.task](task)
         task.configure_model()
         task.train()
     return task
+
+
+def _names(count: int) -> list[str]:
+    """Return as many names of classes, which are ImageNet's as long as they last."""
+    from randlora_pl.data.catalog.templates import IMAGENET
+
+    return [*IMAGENET, *(f"class {number}" for number in range(count))][:count]
 
 
 def _class(name: str) -> Any:
@@ -162,6 +169,19 @@ def _both_towers(task: Any) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
+def _prompted(task: Any) -> nn.Module:
+    from randlora_pl.models.clip import load_tokenizer
+    from randlora_pl.models.clip_source import resolve
+    from randlora_pl.tasks.prompt.regulation import Teacher
+
+    model: Any = _clip(task)
+    with torch.device("cpu"):  # where texts are tokenized
+        task._learn_on(model, load_tokenizer(resolve(task.name, task.pretrained).name))
+    if task.regulation is not None:
+        task.teacher = Teacher(task.regulation, torch.zeros_like(task.class_head))
+    return model  # type: ignore[no-any-return]
+
+
 def _text_head(task: Any) -> nn.Module:
     from randlora_pl.models import ImageTower
 
@@ -197,6 +217,7 @@ def _decoder(task: Any) -> nn.Module:
 
 _BUILDERS = {
     "VisionLanguageTask": _both_towers,
+    "PromptTask": _prompted,
     "TextHeadTask": _text_head,
     "LinearHeadTask": _linear_head,
     "CausalLMTask": _decoder,

@@ -1,0 +1,35 @@
+"""Each learner beats its own start within seconds, and changes no weight of the model."""
+
+import lightning as L
+import torch
+
+from randlora_pl.data import ImageData
+from randlora_pl.prompts import CoCoOp, CoOp, DeepPrompts, MaPLe, PromptLearner
+from randlora_pl.tasks import PromptTask
+from tests.support.products import in_one_item
+
+
+@in_one_item(
+    ("learner", "rate", "size"),
+    [
+        (CoOp(), 5e-3, 20),
+        (CoCoOp(), 5e-3, 5),  # ten texts for each image
+        (DeepPrompts(length=2, vision_length=2, depth=3), 5e-3, 20),
+        (MaPLe(depth=3), 2e-3, 20),
+    ],
+)
+def test_a_learner_beats_its_own_start(learner: PromptLearner, rate: float, size: int) -> None:
+    task = PromptTask("tiny", prompts=learner, prompt_learning_rate=rate)
+    data = ImageData(dataset="digits", shots=8, steps=12, batch_size=size, eval_batch_size=80, cache_images=False)
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, use_distributed_sampler=False,
+        num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        limit_test_batches=1,
+    )  # fmt: skip
+    (before,) = trainer.test(task, data, verbose=False)
+    start = {name: value.detach().clone() for name, value in task.named_parameters()}
+    trainer.fit(task, data)
+    (after,) = trainer.test(task, data, verbose=False)
+    assert after["test/loss"] < before["test/loss"] - 0.3 and after["test/acc"] >= before["test/acc"]
+    for name, value in task.named_parameters():
+        assert torch.equal(value, start[name]) == (not name.startswith("learned.")), name
