@@ -28,7 +28,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "Small-timm": SMALL | {"vision_cfg": TIMM_VISION},
     "Small-resnet": SMALL | {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}},
     "Small-mean": SMALL | {"vision_cfg": VISION | {"pool_type": "avg", "no_ln_pre": True}},
-    "Small-siglip": SMALL
+    "Small-bidirectional": SMALL
     | {"text_cfg": TEXT | {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}, "custom_text": True},
     "Small-eos": SMALL | {"text_cfg": TEXT | {"pool_type": "eos", "eos_id": 49407}},
     "Small-oblong": SMALL | {"vision_cfg": VISION | {"image_size": [32, 64]}},
