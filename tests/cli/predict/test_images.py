@@ -21,7 +21,8 @@ from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.predict.arguments import name_adapters, parse
 from randlora_pl.data import ImageData, open_images
 from randlora_pl.data.images.sources import FileImages
-from randlora_pl.tasks import LinearHeadTask, load_task, load_tasks, weighted_task
+from randlora_pl.prompts import CoOp
+from randlora_pl.tasks import DePT, LinearHeadTask, PromptTask, load_task, load_tasks, weighted_task
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
 from tests.support.products import in_one_item, marked
@@ -391,3 +392,24 @@ def test_an_adapter_without_what_a_task_saves_is_refused(
         ("adapter", "export", "cut", "--to", "adapter", "--output", "copy"),
     ):
         assert missing in refused(*words)
+
+
+def test_prompts_name_other_classes(
+    run: Run, refused: Callable[..., str], finished: Path, photos: Path, tmp_path: Path
+) -> None:
+    task = PromptTask("tiny", prompts=CoOp(length=2, words=None), head=DePT())
+    task.set_classes(["cat", "dog", "cow"], [])
+    task.configure_model()
+    folder, names = task.save(tmp_path / "prompts"), tmp_path / "names.txt"
+    names.write_text("owl\n\nfox \n")
+    page = run(
+        "predict", "--adapter", str(folder), "--images", str(photos), "--classnames", str(names), "--output", "-"
+    )
+    rows = list(csv.DictReader(page.out.splitlines()))
+    assert rows and {row["class"] for row in rows} <= {"owl", "fox"}
+    words = ("predict", "--images", str(photos), "--output", "-", "--classnames", str(names), "--adapter")
+    assert "cannot name other classes, only a PromptTask can" in refused(*words, str(finished))
+    names.write_text("owl\nowl")
+    assert "has 2 names: give two or more, one per line, each once" in refused(*words, str(folder))
+    names.unlink()
+    assert "cannot be read: No such file" in refused(*words, str(folder))

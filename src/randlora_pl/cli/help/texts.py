@@ -40,6 +40,7 @@ per image and adapter.
   --weights W ...       Merge the adapters into one model with these weights. All adapters must have the same classes.
                         With one adapter, W scales its update
   --images PATH ...     Image files, and folders to search
+  --classnames FILE     Other classes than the adapter's, one name per line. Only prompts (PromptTask) can name them
   --texts FILE ...      .txt with one text per line (- reads standard input), or .jsonl or .csv with the column prompt,
                         text, or text_a and text_b. Labels and completions are ignored
   --output FILE         CSV file to write, or - to print it (default: predictions.csv)

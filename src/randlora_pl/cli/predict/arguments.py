@@ -10,7 +10,7 @@ from randlora_pl.cli.common.arguments import CommandParser, check_positive, spel
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import find_adapter
 
-_OF_IMAGES = ("weights", "on_error", "max_pixels")
+_OF_IMAGES = ("weights", "classnames", "on_error", "max_pixels")
 MAX_PIXELS = 50_000_000
 """Most pixels of an image, as in `serve`: decoding takes at least 4 bytes per pixel."""
 
@@ -25,7 +25,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     what.add_argument("--images", type=Path, nargs="+")
     what.add_argument("--texts", nargs="+")
     parser.add_options(weights=[float], output="predictions.csv", overwrite=False, top_k=int, max_new_tokens=int)
-    parser.add_options(beams=int, batch_size=int, device="auto", max_pixels=int)
+    parser.add_options(classnames=Path, beams=int, batch_size=int, device="auto", max_pixels=int)
     parser.add_precision()
     parser.add_options(on_error=("raise", "skip"))
     parser.add_weights()
@@ -46,6 +46,21 @@ def parse(args: list[str]) -> argparse.Namespace:
             raise UserError(f"--weights is {' '.join(map(str, options.weights))}: give finite numbers.")
         options.weights = dict(zip(options.adapters, options.weights, strict=True))
     return options
+
+
+def names_in(file: Path) -> list[str]:
+    """Return the names of classes in a text file, one per line.
+
+    Raises:
+        UserError: The file cannot be read, or has fewer than two different names.
+    """
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--classnames {file} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UserError(f"--classnames {file} has {len(names):,} names: give two or more, one per line, each once.")
+    return names
 
 
 def name_adapters(words: Sequence[str]) -> dict[str, Path]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from randlora_pl.cli.common.arguments import check_output, check_parent
 from randlora_pl.cli.common.devices import advised, pick_device
-from randlora_pl.cli.predict.arguments import MAX_PIXELS, parse
+from randlora_pl.cli.predict.arguments import MAX_PIXELS, names_in, parse
 from randlora_pl.config.adapter_config import adapter_config
 from randlora_pl.language.catalog import TASKS
 from randlora_pl.serving.prediction_table import PredictionTable
@@ -95,7 +95,7 @@ def classify(options: argparse.Namespace) -> PredictionTable:
         from randlora_pl.data import open_images
         from randlora_pl.data.images.decode import trust_the_limit
         from randlora_pl.data.unlabelled import frame_of
-        from randlora_pl.tasks import load_tasks, weighted_task
+        from randlora_pl.tasks import PromptTask, load_tasks, weighted_task
 
     device = pick_device(options.device)
     precision = use_precision(options.precision, device)
@@ -103,6 +103,12 @@ def classify(options: argparse.Namespace) -> PredictionTable:
     tasks = load_tasks(files)
     if options.weights is not None:
         tasks = {next(iter(tasks)): weighted_task(tasks, options.weights)}
+    if options.classnames:
+        names = names_in(options.classnames)
+        for name, task in tasks.items():
+            if not isinstance(task, PromptTask):
+                raise UserError(f"--classnames: {name} cannot name other classes, only a PromptTask can. Remove it.")
+            task.set_classes(names, task.templates)
     frames = [frame_of(files[name].metadata, task.image_spec) for name, task in tasks.items()]
     skip = options.on_error == "skip"
     batch_size = options.batch_size or 64
