@@ -402,12 +402,10 @@ def test_prompts_name_other_classes(
     task.configure_model()
     folder, names = task.save(tmp_path / "prompts"), tmp_path / "names.txt"
     names.write_text("owl\n\nfox \n")
-    page = run(
-        "predict", "--adapter", str(folder), "--images", str(photos), "--classnames", str(names), "--output", "-"
-    )
+    words = ("predict", "--images", str(photos), "--output", "-", "--classnames", str(names), "--adapter")
+    page = run(*words, str(folder))
     rows = list(csv.DictReader(page.out.splitlines()))
     assert rows and {row["class"] for row in rows} <= {"owl", "fox"}
-    words = ("predict", "--images", str(photos), "--output", "-", "--classnames", str(names), "--adapter")
     assert "cannot name other classes, only a PromptTask can" in refused(*words, str(finished))
     names.write_text("owl\nowl")
     assert "has 2 names: give two or more, one per line, each once" in refused(*words, str(folder))
