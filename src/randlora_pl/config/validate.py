@@ -57,13 +57,14 @@ def data_class(task: str | None) -> ClassSource:
 
 
 def rate_name(method: str, task: str | None) -> str:
-    """Return the option with a method's learning rate: a linear probe has the head's, unless a text task has one rate.
+    """Return the option with a method's learning rate: of a linear probe the head's, of `Frozen` the prompts'.
 
     Args:
         method: Name of the method.
-        task: Name of the task class, None for a class outside this project.
+        task: Name of the task class, None for a class outside this project. A text task has one rate.
     """
-    return "head_learning_rate" if method == "LinearProbe" and not is_text_task(task) else "learning_rate"
+    alone = {} if is_text_task(task) else {"LinearProbe": "head_learning_rate", "Frozen": "prompt_learning_rate"}
+    return alone.get(method, "learning_rate")
 
 
 def is_text_task(task: str | None) -> bool:

@@ -3,6 +3,7 @@
 _BOTH_TOWERS = {"FullFineTuning": 1e-5, "LoRA": 1e-3, "NoLA": 1e-3, "VeRA": 1e-2, "RandLoRA": 1e-3}
 _IMAGE_TOWER = _BOTH_TOWERS | {"LoRA": 1e-2, "RandLoRA": 1e-2}
 _IMAGES = {"VisionLanguageTask": _BOTH_TOWERS, "TextHeadTask": _IMAGE_TOWER, "LinearHeadTask": _IMAGE_TOWER}
+_IMAGES |= {"PromptTask": {}}  # another loss
 _TEXTS = {"LoRA": (1e-4,), "DoRA": (1e-4,), "NoLA": (1e-4,), "RandLoRA": (1e-4,), "VeRA": (1e-4, 1e-2)}
 
 

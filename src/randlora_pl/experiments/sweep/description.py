@@ -26,7 +26,8 @@ _OF_THE_GRID = {
 }
 """Options that are an axis of the grid."""
 
-METHOD = ("config", "adapter", "task", "learning_rate", "head_learning_rate", "set", "models", "paper_name")
+RATES = ("learning_rate", "head_learning_rate", "prompt_learning_rate")
+METHOD = ("config", "adapter", "task", *RATES, "set", "models", "paper_name")
 """Keys of a method; all others are options of its adapter."""
 
 
@@ -194,7 +195,7 @@ def _check_method(label: str, facts: Tree, models: Iterable[str]) -> None:
     elif not (facts.get("config") or facts.get("adapter")):
         raise UserError(f"{where} has neither config nor adapter: give one, see: randlora-pl adapters")
     _words(f"{where}.config", facts.get("config") or [])
-    for name in ("learning_rate", "head_learning_rate"):
+    for name in RATES:
         rate = facts.get(name, 1.0)
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
             raise UserError(f"{where}.{name} is {rate!r}: give a positive number.")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.experiments.sweep.description import RATES
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
 
@@ -82,7 +83,7 @@ def joined(older: Tree, newer: Tree) -> Tree:
 
 
 def _essence(facts: Mapping[str, Any], chosen: Mapping[str, Any]) -> Tree:
-    left_out = {*_LABELS, "learning_rate", "head_learning_rate", *chosen}
+    left_out = {*_LABELS, *RATES, *chosen}
     return {key: value for key, value in facts.items() if key not in left_out}
 
 

@@ -7,7 +7,7 @@ from randlora_pl.config.compose import DEFAULTS, Command, merge, nested, read_co
 from randlora_pl.config.mistakes import check_names
 from randlora_pl.config.shipped import find_config
 from randlora_pl.config.validate import is_text_task, tasks
-from randlora_pl.experiments.sweep.description import METHOD
+from randlora_pl.experiments.sweep.description import METHOD, RATES
 from randlora_pl.utils.errors import UserError
 
 UNTRAINED = {"model": {"init_args": {"adapter": {"class_path": "FullFineTuning"}}}}
@@ -56,7 +56,7 @@ def _configs(given: str | list[str] | Tree) -> list[Tree]:
 
 def method_layers(facts: Tree) -> list[Tree]:
     """Return the options of a method on top of a model's config."""
-    model: Tree = {key: facts[key] for key in ("learning_rate", "head_learning_rate") if key in facts}
+    model: Tree = {key: facts[key] for key in RATES if key in facts}
     if "task" in facts:
         model["class_path"] = facts["task"]
     options = {key: value for key, value in facts.items() if key not in METHOD}
