@@ -55,6 +55,10 @@ class Elsewhere(Callback):
                 "callback, or use VisionLanguageTask or PromptTask."
             )
 
+        prompts = getattr(pl_module, "prompts", None)
+        if prompts is not None and (prompts.per_image or prompts.class_specific):
+            raise UserError(f"Elsewhere: these prompts ({prompts!r}) cannot name other classes. Remove the callback.")
+
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Measure on the evaluated weights, before the task restores the frozen ones."""
         task, own = pl_module, trainer.datamodule  # type: ignore[attr-defined]

@@ -288,11 +288,6 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         """Evaluate a batch of the test split."""
         return self.evaluate(batch, "test", self.test_name)
 
-    @classmethod
-    def arguments(cls, saved: Mapping[str, Any], source: object) -> dict[str, Any]:
-        """Return the constructor's arguments from a file; subclasses make the objects among them."""
-        return dict(saved)
-
     load_head, constructor, save = files.load_head, files.constructor, files.save
     fingerprint, trained_state, rate_factors = files.fingerprint, files.trained_state, optim.rate_factors
     on_save_checkpoint, on_load_checkpoint = files.on_save_checkpoint, files.on_load_checkpoint

@@ -66,9 +66,19 @@ def make_task(file: AdapterFile, kinds: Mapping[str, type[Kind]], overrides: Map
     if kind is None:
         what = f"{file.path} was saved by none of the tasks {', '.join(kinds)}"
         raise UserError(f"{what}; in Python, load_adapter(model, folder) loads it.")
-    arguments = {**kind.arguments(file.metadata["arguments"], file.path), **overrides}
+    arguments = {**arguments_of(kind, file.metadata["arguments"], file.path), **overrides}
     check_arguments(kind, arguments, f"{file.path}, arguments of {kind.__name__}")
     return kind(**arguments, adapter=file.adapter)
+
+
+def arguments_of(kind: type[AdaptationTask], saved: Mapping[str, Any], source: object) -> dict[str, Any]:
+    """Return a constructor's arguments from JSON values, with the objects among them (``kind.arguments``).
+
+    Raises:
+        UserError: One of them is unknown, or its options do not fit.
+    """
+    made = getattr(kind, "arguments", None)
+    return dict(saved) if made is None else made(saved, source)
 
 
 def plain_task(file: AdapterFile, **overrides: Any) -> ImageTask:

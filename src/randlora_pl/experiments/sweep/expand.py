@@ -18,6 +18,7 @@ from randlora_pl.tasks import ImageTask, PromptTask, VisionLanguageTask
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.prompt.saved import PARTS
 from randlora_pl.tasks.restore import TASKS as VISION
+from randlora_pl.tasks.restore import arguments_of
 from randlora_pl.utils.errors import UserError, errors_in, near
 
 
@@ -45,7 +46,7 @@ def task_of(tree: Tree) -> AdaptationTask | None:
     adapter = make_adapter(described["method"], described["options"], "model.adapter", "see randlora-pl adapters NAME")
     if kind is PromptTask:
         arguments |= {name: _described(arguments[name]) for name in PARTS if arguments.get(name) is not None}
-    task: AdaptationTask = _made(kind, kind.arguments(arguments, "model") | {"adapter": adapter}, "model")
+    task: AdaptationTask = _made(kind, arguments_of(kind, arguments, "model") | {"adapter": adapter}, "model")
     return task
 
 
