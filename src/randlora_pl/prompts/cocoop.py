@@ -22,7 +22,7 @@ class CoCoOp(PromptLearner):
         >>> task = PromptTask("tiny", prompts=CoCoOp(length=4, words=None))
 
     Args:
-        length: Number of learned tokens; None for those of ``words``.
+        length: Number of learned tokens; None for as many as ``words`` are.
         words: Words that the tokens start from; None for random tokens.
     """
 

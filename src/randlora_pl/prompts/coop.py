@@ -19,7 +19,7 @@ class CoOp(PromptLearner):
         >>> task = PromptTask("tiny", prompts=CoOp(length=4, words=None))
 
     Args:
-        length: Number of learned tokens M; None for those of ``words``.
+        length: Number of learned tokens M; None for as many as ``words`` are.
         words: Words that the tokens start from; None for random tokens with standard deviation 0.02.
         position: Place of the class name: at the ``end``, in the ``middle`` of the context, or at the ``front``.
         class_specific: Learn a context for each class. It names no other classes then.

@@ -14,7 +14,7 @@ def image_blocks(visual: Any) -> list[nn.Module]:
     """Return the blocks of an image tower that learned tokens can pass through.
 
     Raises:
-        UserError: The tower is no vision transformer of open_clip or timm, or has rotary positions.
+        UserError: The tower has rotary positions, or is not a vision transformer of open_clip or timm.
     """
     trunk: Any = getattr(visual, "trunk", None)
     if trunk is None and hasattr(visual, "_embeds") and hasattr(visual, "transformer"):

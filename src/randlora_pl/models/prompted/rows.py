@@ -19,7 +19,7 @@ class TextRows(nn.Module):
     """Token rows of C texts, sorted by length and divided into chunks of about equal work.
 
     A causal tower gives a text's feature at its end token, which sees nothing behind it. So each chunk is cut to its
-    longest text, and results equal those of full rows.
+    longest text, and results equal the ones of full rows.
 
     Args:
         ids: (C, L) int64, filled up with 0; words or any id under a slot.
@@ -119,11 +119,11 @@ def learned_rows(
     rows, slots = [], []
     for name in names:
         if position == "end":
-            start, *words, end = _whole(tokenizer, f"{name}.")
+            start, *own, end = _whole(tokenizer, f"{name}.")
             stop: list[int] = []
         else:
-            (start, *words, end), stop = _whole(tokenizer, name), word_ids(tokenizer, ".")
-        row = [(start, -1), *pairs[:before], *((word, -1) for word in words), *pairs[before:]]
+            (start, *own, end), stop = _whole(tokenizer, name), word_ids(tokenizer, ".")
+        row = [(start, -1), *pairs[:before], *((word, -1) for word in own), *pairs[before:]]
         row += [(word, -1) for word in [*stop, end]]
         rows.append([token for token, _ in row])
         slots.append([number for _, number in row])

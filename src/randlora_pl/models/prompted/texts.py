@@ -33,7 +33,7 @@ def _tower(model: nn.Module) -> Any:
 
 
 def is_causal(model: nn.Module) -> bool:
-    """Return True if no position of the text tower sees a later one, and its feature is that of CLIP's end token."""
+    """Return True if no position of the text tower sees a later one, and its feature is read at CLIP's end token."""
     return not _what(_tower(model))
 
 
