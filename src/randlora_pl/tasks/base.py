@@ -178,8 +178,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
         self._ddp_params_and_buffers_to_ignore = frozen + [name for name, _ in self.named_buffers()]
         if not any(parameter.requires_grad for parameter in self.parameters()):
-            method, kind = self.adapter.method(), type(self).__name__
-            raise UserError(f"{method} trains nothing in {kind}. {self.to_train}")
+            raise UserError(f"{self.adapter.method()} trains nothing in {type(self).__name__}. {self.to_train}")
 
     @property
     def model(self) -> nn.Module:
@@ -239,9 +238,8 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Return the groups of what trains, with their learning rates."""
-        own = self.model.parameters()
         decay = self.weight_decay if self.adapter.decay else 0.0
-        return optim.parameter_groups(own, self.learning_rate, decay, self.decay_vectors)
+        return optim.parameter_groups(self.model.parameters(), self.learning_rate, decay, self.decay_vectors)
 
     def total_steps(self) -> int:
         """Return the optimizer steps of the run."""

@@ -4,15 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from randlora_pl.adapters import Adapter
-from randlora_pl.bench.methods import METHODS, Ours, language_rank
+from randlora_pl.adapters import Adapter, Frozen
+from randlora_pl.bench.methods import METHODS, Method, Ours, language_rank
 from randlora_pl.bench.trace.recorder import Traced
 from randlora_pl.bench.trace.roofline import DeviceModel
 from randlora_pl.bench.trace.step import StepSetup
 from randlora_pl.utils.errors import UserError, near
 
 DEFAULT = ("full", "lora", "randlora", "randlora-hadamard")
+PROMPTED = ("frozen", "randlora")
+"""Methods beside learned prompts, by default."""
 OURS = {name: method for name, method in METHODS.items() if isinstance(method.adapt, Ours)}
+OURS |= {"frozen": Method("no update", Ours(lambda **_: Frozen()))}
 _LORA_RANKS = {"meta-llama/Meta-Llama-3-8B": 32}
 """LoRA's rank where it is not the one of `methods.language_rank` (Table 9 of the paper)."""
 

@@ -51,14 +51,14 @@ def trace_verb(args: list[str]) -> int:
     from randlora_pl.adapters.kernels.dropout import check_dropout
     from randlora_pl.bench.trace.roofline import device_model
     from randlora_pl.bench.trace.step import trace_step
-    from randlora_pl.bench.trace.table import Row, adapter_of, chosen, label_of
+    from randlora_pl.bench.trace.table import PROMPTED, Row, adapter_of, chosen, label_of
 
     devices = {name: device_model(name) for name in typed.device_model or ["h100"]}
     if typed.dropout is not None:
         check_dropout(typed.dropout)
     methods = [*(typed.methods or ()), *(["full", "lora", typed.adapter] if typed.adapter else ())] or None
-    names = chosen(methods)
     setup, config = step_setup(typed)
+    names = chosen(methods or (PROMPTED if setup.task == "PromptTask" else None))
     what = f"{setup.options['name']}, {setup.words}, {PRECISIONS[setup.precision]}"
     what += ", activations recomputed" if setup.options.get("gradient_checkpointing") else ""
     if not typed.json:
@@ -136,6 +136,8 @@ def step_setup(typed: argparse.Namespace) -> tuple["StepSetup", dict[str, Any]]:
     if typed.targets:
         own["targets"] = typed.targets
     task = model["class_path"].rpartition(".")[2]
+    if task == "PromptTask":
+        own |= _prompt_parts(model["init_args"])
     if task == "CausalLMTask":
         own["tokenizer"] = "bytes"  # none is loaded
     setup = StepSetup(
@@ -152,8 +154,19 @@ def step_setup(typed: argparse.Namespace) -> tuple["StepSetup", dict[str, Any]]:
 
 
 _OPTIONS = {"name", "pretrained", "targets", "gradient_checkpointing", "logit_scale", "loss_batch", "img_size"}
-_OPTIONS |= {"config_overrides", "loss_average", "label_smoothing", "max_grad_norm"}
+_OPTIONS |= {"config_overrides", "loss_average", "label_smoothing", "max_grad_norm", "optimizer", "text_chunk_tokens"}
 """Options of a task that its step depends on."""
+
+
+def _prompt_parts(options: dict[str, Any]) -> dict[str, Any]:
+    """Return learner, head and regulation of a config as objects."""
+    from randlora_pl.tasks.prompt.saved import PARTS
+
+    named = {name: options[name] for name in PARTS if options.get(name)}
+    return {
+        name: PARTS[name][str(value["class_path"]).rpartition(".")[2]](**value.get("init_args") or {})
+        for name, value in named.items()
+    }
 
 
 def _tree_of(model: str) -> dict[str, Any]:
