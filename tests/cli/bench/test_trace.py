@@ -63,6 +63,9 @@ def test_several_configs_and_the_names_of_models() -> None:
     assert (setup.batch_size, setup.accumulate) == (4, 4) and setup.options["gradient_checkpointing"]
     setup, _ = step_setup(options().parse_args(["--model", "ViT-L-14"]))
     assert setup.task == "VisionLanguageTask"
+    setup, _ = step_setup(options().parse_args(["--config", "clip_vitb32", "--config", "maple_dept"]))
+    assert (setup.task, setup.batch_size, setup.precision) == ("PromptTask", 4, "bf16-frozen")
+    assert (setup.options["prompts"].depth, setup.options["head"].weight) == (9, 0.7)
     official = ["--config", "commonsense_qwen2", "--config", "recipes/commonsense_official"]
     with pytest.raises(UserError, match="not 16-mixed"):
         step_setup(options().parse_args(official))
