@@ -122,7 +122,7 @@ def classifier(file: Path) -> None:
     [
         ("MaPLe", merge, "visual prompts are inputs, no weight can hold them. Predict and serve take the adapter, and"),
         ("CoOp+DePT", merge, "DePT adds the logits of two heads, which no library does."),
-        ("CoCoOp", merge, "CoCoOp has other class features for each image, so there is no head."),
+        ("CoCoOp", merge, "CoCoOp has other class features for each image, so it has no head."),
         ("CoOp+RandLoRA", scaled, "--scale is 0.5"),
         ("CoOp+RandLoRA", to_peft, "(CoOp): PEFT has no place for them."),
         ("CoOp", text, "the text tower alone is not what CoOp trained"),

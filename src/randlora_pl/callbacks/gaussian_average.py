@@ -52,7 +52,7 @@ class GaussianAverage(Callback):
         self._mean, self._total = dict(state_dict["mean"]), state_dict["total"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start a new mean, or go on with that of the resumed run.
+        """Start a new mean, or go on with the resumed run's.
 
         Raises:
             UserError: The run has no epochs.

@@ -115,7 +115,7 @@ def parts_of(task: Any) -> str:
 
 
 def _rates(task: Any) -> list[str]:
-    """Return the learning rates: the adapter's, and those of other parts by name."""
+    """Return the learning rates: the adapter's, and other parts' by name."""
     others = dict(task.rates()) if hasattr(task, "rates") else {"head": getattr(task, "head_learning_rate", None)}
     shown = [f"{name} {rate:g}" for name, rate in others.items() if rate]
     return shown if shown and task.adapter.method() == "Frozen" else [f"{task.learning_rate:g}", *shown]

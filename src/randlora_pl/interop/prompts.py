@@ -1,4 +1,4 @@
-"""What other programs can do with the result of learned prompts, and the refusal of the rest."""
+"""Refusals of uses that learned prompts do not allow, with what works instead."""
 
 from randlora_pl.adapters import AdapterFile
 from randlora_pl.prompts import CoOp, PromptLearner
@@ -21,7 +21,7 @@ def parts_of(file: AdapterFile) -> tuple[PromptLearner, DePT | None] | None:
 def why_no_weights(prompts: PromptLearner, head: DePT | None) -> str:
     """Return why weights and a linear head of a plain CLIP cannot give a task's logits; "" if they can."""
     if prompts.per_image:
-        return f"{prompts.method()} has other class features for each image, so there is no head"
+        return f"{prompts.method()} has other class features for each image, so it has no head"
     if prompts.visual:
         return "visual prompts are inputs, no weight can hold them"
     return "DePT adds the logits of two heads, which no library does" if head is not None else ""

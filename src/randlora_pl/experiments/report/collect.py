@@ -8,7 +8,8 @@ from typing import Any
 
 from randlora_pl.experiments.report.plan import FILE, Key, ReportPlan, budget_order, read_plan
 from randlora_pl.experiments.report.runs import CELLS, FinishedRun, read_runs
-from randlora_pl.experiments.sweep.description import RATES, ZERO_SHOT, is_zero_shot
+from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
+from randlora_pl.experiments.sweep.provenance import RATES
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.files.lease import holder

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from randlora_pl.data.catalog.registry import PAPER
-from randlora_pl.experiments.sweep.provenance import checked, joined
+from randlora_pl.experiments.sweep.provenance import RATES, checked, joined
 from randlora_pl.utils.errors import UserError, near
 
 Tree = dict[str, Any]
@@ -26,7 +26,6 @@ _OF_THE_GRID = {
 }
 """Options that are an axis of the grid."""
 
-RATES = ("learning_rate", "head_learning_rate", "prompt_learning_rate")
 METHOD = ("config", "adapter", "task", *RATES, "set", "models", "paper_name")
 """Keys of a method; all others are options of its adapter."""
 

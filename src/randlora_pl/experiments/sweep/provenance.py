@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.experiments.sweep.description import RATES
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
+
+RATES = ("learning_rate", "head_learning_rate", "prompt_learning_rate")
+"""Options with a learning rate."""
 
 FILE = "tuning.json"
 """What `tune` writes."""

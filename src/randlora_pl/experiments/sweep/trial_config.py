@@ -7,7 +7,8 @@ from randlora_pl.config.compose import DEFAULTS, Command, merge, nested, read_co
 from randlora_pl.config.mistakes import check_names
 from randlora_pl.config.shipped import find_config
 from randlora_pl.config.validate import is_text_task, tasks
-from randlora_pl.experiments.sweep.description import METHOD, RATES
+from randlora_pl.experiments.sweep.description import METHOD
+from randlora_pl.experiments.sweep.provenance import RATES
 from randlora_pl.utils.errors import UserError
 
 UNTRAINED = {"model": {"init_args": {"adapter": {"class_path": "FullFineTuning"}}}}

@@ -197,7 +197,7 @@ def _check_prompts(task: PromptTask, part: str) -> None:
         )
     if part == "text" and task.prompts.learns:
         raise UserError(
-            f"the text tower alone is not what {task.prompts.method()} trained: its learned tokens are no words. Use "
+            f"the text tower alone is not what {task.prompts.method()} trained: it learned tokens, not words. Use "
             "--part classifier or image."
         )
 

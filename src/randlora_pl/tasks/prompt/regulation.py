@@ -17,7 +17,7 @@ from randlora_pl.tasks.losses import normalize, similarities
 
 
 class SelfRegulation(Described):
-    """Self-regulation: features and logits of the prompts stay near those of the pretrained model.
+    """Self-regulation: features and logits of the prompts stay near the pretrained model's.
 
     With units p of the prompted and z of the frozen model, a step's loss gets ``text`` times the mean of |g_p - g_z|
     over classes and channels, ``image`` times the mean of |f_p - f_z| over images and channels, and ``logits`` times

@@ -1,4 +1,4 @@
-"""Functions that `PromptTask` has as methods: adapter folders, other classes, and what it tells of itself."""
+"""Functions that `PromptTask` has as methods: adapter folders, other classes, and facts for results."""
 
 from collections.abc import Mapping
 from pathlib import Path
