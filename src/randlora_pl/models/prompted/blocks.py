@@ -48,4 +48,4 @@ def replaced(x: Tensor, tokens: Tensor, first: int) -> Tensor:
 
 def copies(tokens: Tensor, x: Tensor) -> Tensor:
     """Return tokens (m, d) for each row of states (n, L, d), cast last: gradients add up in float32."""
-    return tokens.expand(len(x), -1, -1).to(x.dtype)
+    return tokens.expand(x.shape[0], -1, -1).to(x.dtype)  # len() would fix the batch size of an exported program
