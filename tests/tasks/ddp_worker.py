@@ -19,6 +19,7 @@ from randlora_pl.parallel.strategy import AdapterDDP
 from randlora_pl.tasks import AdaptationTask, LinearHeadTask, VisionLanguageTask
 from randlora_pl.utils.errors import UserError
 
+from .prompt.learners import make_prompts
 from .small import make, trained, two_blocks
 
 WORLD, RANK = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
@@ -33,6 +34,7 @@ RUNS = {
     "head": ("linear head", "lora"),
     "pruned": ("linear head", "adalora"),  # at the second and the fourth step
 }
+PROMPTS = ("maple + dept", "promptsrc + randlora")
 ACCUMULATE = 2
 
 
@@ -110,6 +112,16 @@ def plain() -> dict[str, torch.Tensor]:
     return trained(task)
 
 
+def prompted(kind: str) -> dict[str, Any]:
+    """Weights before and after steps of SGD on all classes, with all terms of the loss, and what was sent."""
+    task = make_prompts(kind, optimizer="sgd", prompt_learning_rate=0.05, learning_rate=0.05, max_grad_norm=None)
+    start = make_prompts(kind)
+    start.set_classes(list("0123456789"), ["{}"])
+    start.configure_model()
+    trainer(look := Look()).fit(task, ImageData(**DATA))
+    return {"start": trained(start), "weights": trained(task), "sent": look.sent}
+
+
 def projected() -> dict[str, torch.Tensor]:
     """Weights after steps with GaLore's projections, of which each rank computes its own."""
     task = make("vision-language", adapter=Fira(rank=8, period=2), learning_rate=1e-3)
@@ -174,6 +186,7 @@ def main(folder: Path) -> None:
     results: dict[str, Any] = {name: run(make(*which)) for name, which in RUNS.items()}
     results["resumed"] = resumed(folder / f"middle-{WORLD}.ckpt")
     results |= {"local": local(), "joint": local("joint"), "plain": plain(), "unequal": unequal()}
+    results |= {kind: prompted(kind) for kind in PROMPTS}
     results["projected"] = projected()
     results["searched"] = searched()
     results["statistics"] = statistics()

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.products import in_one_item
 from tests.support.shared import made_once
 
-from .ddp_worker import ACCUMULATE, RUNS, main
+from .ddp_worker import ACCUMULATE, PROMPTS, RUNS, main
 from .small import make, trained, write_pairs
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,18 @@ def test_two_ranks_train_to_the_weights_of_one_process(name: str, results: dict[
     before = trained(start)
     moved = torch.cat([(value - before[key]).flatten() for key, value in alone["weights"].items()])
     assert errors.norm() < 1e-3 * moved.norm()
+
+
+@in_one_item("name", PROMPTS)
+def test_two_ranks_learn_the_prompts_of_one_process(name: str, results: dict[str, dict[str, Any]]) -> None:
+    """Terms of all classes count once, and every trained tensor has a gradient in each step."""
+    alone, first, second = (results[key][name] for key in ("1-0", "2-0", "2-1"))
+    assert sorted(first["sent"]) == sorted(alone["weights"])
+    for tensor, value in alone["weights"].items():
+        assert torch.equal(first["weights"][tensor], second["weights"][tensor]), tensor
+        moved = (value - alone["start"][tensor]).norm()
+        assert moved > 0, tensor
+        assert (first["weights"][tensor] - value).norm() < 1e-3 * moved + 1e-6, tensor
 
 
 def test_ranks_compute_the_same_projections(results: dict[str, dict[str, Any]]) -> None:
