@@ -10,7 +10,6 @@ from randlora_pl.prompts import CoCoOp, CoOp, DeepPrompts, MaPLe
 from randlora_pl.tasks import DePT, PromptTask, SelfRegulation
 from tests.support.products import in_one_item
 
-
 TWO = DeepPrompts(length=2, vision_length=2, depth=3)
 
 
