@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from randlora_pl.adapters import AutoLoRA, Fira, FullFineTuning, RandLoRA
+from randlora_pl.adapters import AutoLoRA, Fira, FullFineTuning, LoRA, RandLoRA
 from randlora_pl.callbacks import Figures, PerClass
 from randlora_pl.data import ImageData
 from randlora_pl.parallel.strategy import AdapterDDP
@@ -34,7 +34,7 @@ RUNS = {
     "head": ("linear head", "lora"),
     "pruned": ("linear head", "adalora"),  # at the second and the fourth step
 }
-PROMPTS = ("maple + dept", "promptsrc + randlora")
+PROMPTS = ("maple + dept", "promptsrc + randlora", "two stages")
 ACCUMULATE = 2
 
 
@@ -114,8 +114,9 @@ def plain() -> dict[str, torch.Tensor]:
 
 def prompted(kind: str) -> dict[str, Any]:
     """Weights before and after steps of SGD on all classes, with all terms of the loss, and what was sent."""
-    task = make_prompts(kind, optimizer="sgd", prompt_learning_rate=0.05, learning_rate=0.05, max_grad_norm=None)
-    start = make_prompts(kind)
+    plain: dict[str, Any] = {"adapter": LoRA(rank=2, alpha=8)} if kind == "two stages" else {}  # without dropout
+    rates = {"prompt_learning_rate": 0.05, "learning_rate": 0.05, "max_grad_norm": None}
+    task, start = make_prompts(kind, optimizer="sgd", **rates, **plain), make_prompts(kind, **plain)
     start.set_classes(list("0123456789"), ["{}"])
     start.configure_model()
     trainer(look := Look()).fit(task, ImageData(**DATA))

@@ -17,6 +17,8 @@ STEPS = 2
 class GradientFlow(Callback):
     """Report every trainable tensor without a non-zero gradient in the first two optimizer steps.
 
+    Tensors whose learning rate is 0 in these steps train later, and are left out.
+
     Args:
         action: ``warn`` logs a warning, ``raise`` stops the run, ``off`` disables the check.
     """
@@ -37,7 +39,9 @@ class GradientFlow(Callback):
         """Record tensors that have a gradient, and report at the second step."""
         if self._steps >= STEPS:
             return
-        trained = {name: value for name, value in pl_module.named_parameters() if value.requires_grad}
+        later = {id(value) for group in optimizer.param_groups if group["lr"] == 0 for value in group["params"]}
+        own = pl_module.named_parameters()
+        trained = {name: value for name, value in own if value.requires_grad and id(value) not in later}
         moved = {name: value.grad.any() for name, value in trained.items() if value.grad is not None}
         flags = torch.stack(list(moved.values())).tolist() if moved else []  # the host waits for a GPU once
         self._seen |= {name for name, flag in zip(moved, flags, strict=True) if flag}

@@ -17,6 +17,7 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "promptsrc": lambda: {"prompts": DeepPrompts(2, 2, 2), "regulation": SelfRegulation(templates=3)},
     "promptsrc + randlora": lambda: KINDS["promptsrc"]() | {"adapter": RandLoRA(rank=8)},
     "clip-lora": lambda: {"prompts": Fixed("a {}."), "adapter": LoRA(rank=2, alpha=8)},
+    "two stages": lambda: {"prompts": CoOp(**CONTEXT), "adapter": LoRA(rank=2, dropout=0.2), "classifier_steps": 0.4},
 }
 """Options of a task by the name of its method."""
 

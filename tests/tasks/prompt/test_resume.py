@@ -18,6 +18,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "maple + dept": {"optimizer": "sgd", "schedule": "epochs"},
     "promptsrc": {"optimizer": "sgd", "schedule": "epochs"},
     "promptsrc + randlora": {},
+    "two stages": {},  # the second begins after step 5
 }
 DATA = {"steps": None, "epochs": 3, "min_batches_per_epoch": 1, "shots": 1, "batch_size": 2, "sampling": "epochs"}
 
@@ -45,8 +46,9 @@ def test_resumed_runs_end_with_the_same_bits(kind: str, trainer: Any, digits: An
         assert own.global_step == 8
         return trained(task)
 
-    whole = run(SaveAt(tmp_path, (2, 5)))
-    for step in (2, 5):
+    steps = (2, 5, 7) if kind == "two stages" else (2, 5)
+    whole = run(SaveAt(tmp_path, steps))
+    for step in steps:
         torch.manual_seed(123)  # another process has another state
         resumed = run(start=tmp_path / f"{step}.ckpt")
         assert resumed.keys() == whole.keys()

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
-from randlora_pl.adapters import RandLoRA
+from randlora_pl.adapters import LoRA, RandLoRA
 from randlora_pl.tasks import PromptTask
 from tests.support.products import in_one_item
 from tests.tasks.small import trained
@@ -18,7 +18,8 @@ DATA = {"steps": None, "epochs": 1, "min_batches_per_epoch": 1, "shots": 3, "sam
 
 
 def new(kind: str) -> PromptTask:
-    plain = {"adapter": RandLoRA(rank=8)} if "randlora" in kind else {}  # without dropout
+    adapters = {"coop + randlora": RandLoRA(rank=8), "two stages": LoRA(rank=2, alpha=8)}  # without dropout
+    plain = {"adapter": adapters[kind]} if kind in adapters else {}
     return make_prompts(kind, **OPTIONS | plain)
 
 

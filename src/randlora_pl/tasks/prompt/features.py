@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from randlora_pl.models.prompted import encode_rows, image_features, text_tower
 from randlora_pl.tasks.losses import normalize, shared_features, similarities
 from randlora_pl.tasks.prompt.saved import check_classes
+from randlora_pl.tasks.prompt.second_stage import known
 from randlora_pl.utils.errors import UserError
 
 
@@ -71,7 +72,7 @@ def class_features(task: Any) -> Tensor:
         task._class_features = normalize(task.class_head)
     if task._class_features is None:
         with torch.no_grad():
-            task._class_features = normalize(texts(task, task.model))
+            task._class_features = normalize(known(task))
     found: Tensor = task._class_features
     return found
 

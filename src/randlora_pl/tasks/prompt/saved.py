@@ -15,6 +15,7 @@ from randlora_pl.tasks import files
 from randlora_pl.tasks.losses import normalize
 from randlora_pl.tasks.prompt.decoupled import DePT
 from randlora_pl.tasks.prompt.regulation import SelfRegulation
+from randlora_pl.tasks.prompt.second_stage import known
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.run_results import flat
 
@@ -57,6 +58,8 @@ def head_tensors(task: Any) -> dict[str, Tensor]:
 def load_head(task: Any, tensors: Mapping[str, Tensor]) -> None:
     """Copy the tensors of `head_tensors` back from an adapter folder; the texts need no encoding then."""
     files.load_head(task, tensors)
+    if task.classifier is not None:
+        task.classifier.data = normalize(task.class_head)
     task.saved_head = not task.prompts.per_image
 
 
@@ -66,7 +69,7 @@ def save(task: Any, folder: str | Path, summary: Any = None) -> Path:
         training, half = task.training, any(each.dtype == torch.bfloat16 for each in task.model.parameters())
         task.eval()
         with torch.no_grad(), torch.autocast(task.device.type, torch.bfloat16, enabled=half):  # as in the training
-            task.class_head = task.scale() * normalize(task._texts(task.model))
+            task.class_head = task.scale() * normalize(known(task))
         task.train(training)
     return files.save(task, folder, summary)
 
@@ -115,13 +118,14 @@ def use_sum(task: Any, others: Mapping[str, Any], name: str) -> None:
 
 
 def _learned(task: Any) -> dict[str, Tensor]:
-    return {key: value for key, value in head_tensors(task).items() if key != "head"}
+    return {key: value for key, value in head_tensors(task).items() if key != "head" or task.classifier is not None}
 
 
 def parameter_parts(task: Any) -> dict[str, int]:
     """Return the numbers that train, by part: adapter, prompts, head."""
     parts = {"prompts": task.learned, "head": task.decoupled}
     counts = {name: sum(each.numel() for each in part.parameters()) for name, part in parts.items() if part is not None}
+    counts["classifier"] = 0 if task.classifier is None else task.classifier.numel()
     return {"adapter": task.report.trainable, **{name: count for name, count in counts.items() if count}}
 
 
@@ -129,7 +133,8 @@ def rates(task: Any) -> dict[str, float]:
     """Return the learning rates of prompts and second head by name."""
     rate = task.prompt_learning_rate
     found = {"prompts": rate} if task.prompts.learns else {}
-    return found | ({"head": rate * task.head.rate_factor} if task.head is not None else {})
+    found |= {"head": rate * task.head.rate_factor} if task.head is not None else {}
+    return found | ({"classifier": task.learning_rate} if task.classifier is not None else {})
 
 
 def facts(task: Any) -> dict[str, Any]:

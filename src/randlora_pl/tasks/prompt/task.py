@@ -12,9 +12,9 @@ from randlora_pl.models.prompted import TextRows, is_causal
 from randlora_pl.prompts import CoOp, PromptLearner, Prompts
 from randlora_pl.tasks import images, losses, optim
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.defaults import check_option, check_positive
+from randlora_pl.tasks.defaults import check_fraction, check_option, check_positive
 from randlora_pl.tasks.losses import StepFeatures, class_losses
-from randlora_pl.tasks.prompt import features, saved
+from randlora_pl.tasks.prompt import features, saved, second_stage
 from randlora_pl.tasks.prompt.decoupled import Decoupled, DePT
 from randlora_pl.tasks.prompt.regulation import SelfRegulation, Teacher
 from randlora_pl.utils.errors import UserError
@@ -46,6 +46,8 @@ class PromptTask(AdaptationTask):
         optimizer: ``adamw``, or ``sgd`` with momentum 0.9, as in the papers on prompts.
         schedule: ``cosine`` per optimizer step, or ``epochs``: 1e-5 in the first epoch, then a cosine per epoch.
         text_chunk_tokens: Tokens of the texts that are alive at a time in a training step.
+        classifier_steps: Share of the steps, at the end, that train a classifier alone: 0.4 is 2SFS. It starts from the
+            class features; known classes are then predicted from it, other classes from the text tower.
         options: Options of every task, see `AdaptationTask`.
     """
 
@@ -68,6 +70,7 @@ class PromptTask(AdaptationTask):
         optimizer: Literal["adamw", "sgd"] = "adamw",
         schedule: Literal["cosine", "epochs"] = "cosine",
         text_chunk_tokens: int = 4096,
+        classifier_steps: float = 0.0,
         **options: Any,
     ) -> None:
         weights = images.needed_weights(name, pretrained)
@@ -76,6 +79,7 @@ class PromptTask(AdaptationTask):
         check_positive("prompt_learning_rate", prompt_learning_rate)
         check_positive("prompt_weight_decay", prompt_weight_decay, zero=True)
         check_positive("text_chunk_tokens", text_chunk_tokens)
+        check_fraction("classifier_steps", classifier_steps)
         check_option("optimizer", optimizer, optimizer in ("adamw", "sgd"), "adamw or sgd")
         check_option("schedule", schedule, schedule in ("cosine", "epochs"), "cosine or epochs")
         if regulation is not None and adapter.trains_base and not isinstance(adapter, Frozen):
@@ -83,12 +87,15 @@ class PromptTask(AdaptationTask):
         self.prompts, self.head, self.regulation = prompts, head, regulation
         self.prompt_learning_rate, self.prompt_weight_decay = prompt_learning_rate, prompt_weight_decay
         self.optimizer, self.schedule, self.text_chunk_tokens = optimizer, schedule, text_chunk_tokens
+        self.classifier_steps = classifier_steps
+        second_stage.check(self)
         self.zero_shot = prompts.starts_pretrained and head is None
         self.image_spec = clip_image_spec(name, pretrained)
         self.learned: Prompts
         self.rows: TextRows | None = None
         self.decoupled: Decoupled | None = None
         self.teacher: Teacher | None = None
+        self.classifier: nn.Parameter | None = None
         self.own_classes: list[str] = []
         self._step_features: StepFeatures | None = None
         self._class_features: Tensor | None = None
@@ -118,6 +125,8 @@ class PromptTask(AdaptationTask):
         self.register_buffer("class_head", torch.zeros(len(own), width), persistent=False)
         if self.head is not None:
             self.decoupled = self.head.build(width, len(own), self.seed)
+        if self.classifier_steps:
+            self.classifier = nn.Parameter(torch.zeros(len(own), width))
 
     def _take_rows(self, model: nn.Module, classnames: list[str]) -> None:
         """Tokenize the texts of classes."""
@@ -151,6 +160,8 @@ class PromptTask(AdaptationTask):
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the cross-entropy over all classes, with the terms of the second head and of the regulation."""
+        if second_stage.has_begun(self):
+            return second_stage.sample_losses(self, batch)
         own = self._images(batch["image"])
         if self.prompts.per_image:
             return class_losses(self._logits_by_image(own), batch, 0.0)
@@ -168,24 +179,34 @@ class PromptTask(AdaptationTask):
     def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
         """Return the text tower's gradient of earlier micro-batches, and the regulation's term of all classes."""
         held = self._step_features
-        carried = losses.accumulated_loss(self, batch)
-        if carried is None or self.teacher is None or held is None:
-            return carried
-        return carried + self.teacher.text_loss(held.features) * self.trainer.accumulate_grad_batches
+        carried, other = losses.accumulated_loss(self, batch), second_stage.unused(self, batch)
+        if carried is not None and self.teacher is not None and held is not None:
+            carried = carried + self.teacher.text_loss(held.features) * self.trainer.accumulate_grad_batches
+        return carried if other is None else other if carried is None else carried + other
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """Return the groups of the weight update, the prompts and the second head."""
+        """Return the groups of the weight update, the prompts, the second head and the classifier."""
         groups = super().optimizer_groups()
         rate, decay = self.prompt_learning_rate, self.prompt_weight_decay
         groups += optim.parameter_groups(self.learned.parameters(), rate, decay, True)
         if self.head is not None and self.decoupled is not None:
             groups += optim.parameter_groups(self.decoupled.parameters(), rate * self.head.rate_factor, decay, True)
+        if self.classifier is not None:
+            groups += optim.parameter_groups([self.classifier], self.learning_rate, self.weight_decay, True)
         return groups
+
+    rate_factors = second_stage.rate_factors
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Leave alone what does not train in this stage."""
+        if self.classifier is not None:
+            second_stage.drop_unused(optimizer)
 
     def on_train_start(self) -> None:
         """Drop the features of an interrupted run, and of a loaded file."""
         super().on_train_start()
         self._step_features, self.saved_head, self.teacher = None, False, None
+        second_stage.start(self)
         self._forget()
 
     # Evaluation
