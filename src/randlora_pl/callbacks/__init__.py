@@ -28,9 +28,9 @@ from randlora_pl.utils.lazy import lazy_exports
 if TYPE_CHECKING:
     from randlora_pl.callbacks.answers import WrittenAnswers
     from randlora_pl.callbacks.checkpoint import AdapterCheckpoint
+    from randlora_pl.callbacks.checks.gradient_flow import GradientFlow
+    from randlora_pl.callbacks.checks.held_lock import HeldLock
     from randlora_pl.callbacks.gaussian_average import GaussianAverage
-    from randlora_pl.callbacks.gradient_flow import GradientFlow
-    from randlora_pl.callbacks.held_lock import HeldLock
     from randlora_pl.callbacks.memory import PeakMemory
     from randlora_pl.callbacks.nonfinite import NonFiniteLoss
     from randlora_pl.callbacks.patience import Patience
