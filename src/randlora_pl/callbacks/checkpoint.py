@@ -17,7 +17,8 @@ from randlora_pl.utils.version import __version__
 
 LAST, ADAPTER, BEST = "checkpoints/last.ckpt", "adapter", "adapter-best"
 _TRAINED_ON = (
-    *("dataset", "train", "shots", "fraction", "train_split", "steps", "draws", "window", "seed"),
+    *("dataset", "split", "class_half", "train", "shots", "fraction", "train_split"),
+    *("steps", "draws", "window", "seed"),
     *("pairs", "max_length"),  # of labelled texts
 )
 """Facts about the training data that an adapter stores; resuming does not change them."""

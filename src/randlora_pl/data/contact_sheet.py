@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.check import evenly
 from randlora_pl.data.module import ImageData
+from randlora_pl.data.readers.dispatch import SPLITS
 from randlora_pl.data.sampling.splits import few_shot
 from randlora_pl.utils.errors import UserError, shortened
 from randlora_pl.utils.files.atomic_output import atomic_file, disk_errors
@@ -38,7 +39,7 @@ class Sheet:
 
     @classmethod
     def of(cls, row: DatasetSpec, root: Path, shots: int) -> "Sheet":
-        """Read a dataset and choose the images of few-shot training with seed 0.
+        """Read a dataset and choose the images of few-shot training with seed 0, or test images if it has no others.
 
         Args:
             row: Specification of the dataset.
@@ -49,8 +50,9 @@ class Sheet:
             UserError: The dataset is damaged.
         """
         data = ImageData(dataset=row.name, root=str(root), cache_images=False)
-        data.setup()
-        samples = data.samples("train")
+        shown = "test" if row.trains_on else "train"
+        data.setup(shown if row.trains_on else None)
+        samples = data.samples(shown)
         chosen = few_shot(samples.labels, samples.numbers, shots, data.seed)
         there = np.unique(samples.labels)
         labels = there[evenly(len(there), MOST_CLASSES)].tolist()
@@ -63,10 +65,11 @@ class Sheet:
                 below = f" --root {root}" if row.layout else ""
                 check = f"randlora-pl data check {row.name}{below} --every-image"
                 raise UserError(error.what, f"Run: {check}", error.where) from error
-        counts = ", ".join(f"{split} {len(data.samples(split)):,}" for split in ("train", "val", "test"))
+        splits = (shown,) if row.trains_on else SPLITS
+        counts = ", ".join(f"{split} {len(data.samples(split)):,}" for split in splits)
         what = "captions" if row.captions else "classes"
         some = f"{len(labels)} of {len(there)} {what}, evenly chosen" if len(labels) < len(there) else f"all {what}"
-        caption = f"Images: {counts}. Shown: {some}; up to {shots} training images of each"
+        caption = f"Images: {counts}. Shown: {some}; up to {shots} {shown.replace('train', 'training')} images of each"
         prompts = [template.replace("{}", data.classnames[labels[0]]) for template in data.templates]
         return cls(row.title, caption, [data.classnames[label] for label in labels], images, prompts)
 

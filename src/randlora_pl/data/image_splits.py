@@ -5,11 +5,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.data.catalog.coop import MOST_VALIDATION_SHOTS
 from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.shared_cache import CachedImages
 from randlora_pl.data.images.sources import ArrayImages, EncodedImages
 from randlora_pl.data.readers.dispatch import Samples, read
 from randlora_pl.data.sampling import splits
+from randlora_pl.data.sampling.class_halves import labels_of, of_half
+from randlora_pl.data.sampling.draws import is_draw, read_draw, shots_of
 from randlora_pl.data.sampling.schedule import samples_drawn
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.reuse import cached
@@ -26,7 +29,9 @@ class ImageSplits:
     """Samples of a dataset by split; the fields without defaults are arguments of `ImageData`.
 
     Attributes:
-        found: Complete splits, after `read`.
+        half: Argument ``classes``: which half of the classes, or ``all``.
+        shots: After the training samples were read also those of a published draw.
+        found: Complete splits with all classes, after `read`.
         held: Requested samples by split.
         classnames: Class name of each label, for the file of chosen images.
         first: True on rank 0, which writes this file.
@@ -40,6 +45,8 @@ class ImageSplits:
     train_split: str
     seed: int
     shots_file: str | None
+    split: str
+    half: str
     cache_images: bool | None
     max_pixels: int
     found: splits.Splits | None = None
@@ -51,7 +58,8 @@ class ImageSplits:
     def read(self) -> splits.Splits:
         """Return the complete splits; a process reads them once."""
         row, root = self.row, self.root  # the closure must not keep this object
-        self.found = cached("splits", (row.name, root), lambda: splits.Splits(lambda split: read(row, root, split)))
+        key = (row.name, self.split, root)
+        self.found = cached("splits", key, lambda: splits.Splits(lambda split: read(row, root, split)))
         return self.found
 
     @property
@@ -68,16 +76,20 @@ class ImageSplits:
         if self.found is None:
             raise UserError("Call setup() before asking for samples")
         if split not in self.held:
-            samples = self._subset(self.found) if split == "train" else getattr(self.found, split)
-            self._warn_if_partial(split, len(getattr(self.found, split)))
+            whole = getattr(self.found, split)
+            samples = self._subset(self.found) if split == "train" else of_half(whole, self.half)
+            if split == "val" and self.split == "coop" and self.shots is not None:
+                few = min(self.shots, MOST_VALIDATION_SHOTS)
+                samples = samples.subset(splits.few_shot(samples.labels, samples.numbers, few, self.seed))
+            self._warn_if_partial(split, len(whole))
             if isinstance(samples.images, EncodedImages):
                 samples = replace(samples, images=replace(samples.images, most_pixels=self.max_pixels))
-            self.held[split] = self._cached(samples, few=split == "train" and self.shots is not None)
+            self.held[split] = self._cached(samples, few=split == "train" and self.few)
         return self.held[split]
 
     def write_index(self, folder: Path) -> Path | None:
         """Write the chosen training images as ``shots.json`` into a folder; return None if all are used."""
-        if self.shots is None and self.fraction is None:
+        if not self.few and self.fraction is None:
             return None
         path = Path(folder) / "shots.json"
         splits.write_index(path, self._key, self.samples("train"), self.classnames)
@@ -101,10 +113,21 @@ class ImageSplits:
                 f"few to hold some out. Add images{', or a folder ' + split if self.row.name == 'folder' else ''}"
             )
 
+    def names(self, classnames: list[str]) -> list[str]:
+        """Return the class names of this half, and keep them for the file of chosen images."""
+        kept = labels_of(len(classnames), self.half)
+        self.classnames = classnames[kept.start : kept.stop]
+        return self.classnames
+
+    @property
+    def few(self) -> bool:
+        """True for few-shot training, also by a published draw."""
+        return self.shots is not None or is_draw(self.shots_file)
+
     @property
     def usual_epochs(self) -> int:
         """Default number of passes over the training images."""
-        return self.row.epochs if self.shots is None else FEW_SHOT_EPOCHS
+        return FEW_SHOT_EPOCHS if self.few else self.row.epochs
 
     def samples_drawn(self, count: int, global_batch: int, steps: int | None, epochs: int | None, least: int) -> int:
         """Return the samples that a run draws from ``count``: ``steps`` batches, or ``epochs``.
@@ -113,16 +136,23 @@ class ImageSplits:
         """
         if epochs is None:
             return (steps or 0) * global_batch
-        extend = self.shots is not None or self.row.own
+        extend = self.few or self.row.own
         return samples_drawn(count, epochs, global_batch, least if extend else 0)
 
     @property
     def _key(self) -> dict[str, Any]:
-        return splits.index_key(self.row.name, self.shots, self.fraction, self.train_split, self.seed)
+        key = splits.index_key(self.row.name, self.shots, self.fraction, self.train_split, self.seed)
+        key |= {"split": self.split} if self.split != "default" else {}
+        return key | ({"classes": self.half} if self.half != "all" else {})
 
     def _subset(self, found: splits.Splits) -> Samples:
         samples = found.full if self.train_split == "full" else found.train
         path = None if self.shots_file is None else Path(self.shots_file).expanduser()
+        if path is not None and is_draw(path):
+            drawn = of_half(read_draw(path, samples), self.half)
+            self.shots = shots_of(path, drawn, self.shots)
+            return drawn
+        samples = of_half(samples, self.half)
         if path is not None and path.exists():
             return splits.read_index(path, self._key, samples)
         chosen = splits.subset(samples, self.shots, self.fraction, self.seed, self.classnames)
@@ -133,9 +163,10 @@ class ImageSplits:
     def _warn_if_partial(self, split: str, count: int) -> None:
         expected = self.row.counts.get(split)
         if expected not in (None, count):
+            option = f" --split {self.split}" if self.split != "default" else ""
             log.warning(
-                "%s has %s %s images here, expected %s. For details, run: randlora-pl data check %s --root %s",
-                self.row.name, f"{count:,}", split, f"{expected:,}", self.row.name, self.root,
+                "%s has %s %s images here, expected %s. For details, run: randlora-pl data check %s --root %s%s",
+                self.row.name, f"{count:,}", split, f"{expected:,}", self.row.name, self.root, option,
             )  # fmt: skip
 
     def _cached(self, samples: Samples, few: bool) -> Samples:

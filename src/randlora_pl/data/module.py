@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,8 @@ from randlora_pl.data import validate as options
 from randlora_pl.data.base import PlannedData
 from randlora_pl.data.catalog import registry as catalog
 from randlora_pl.data.catalog.class_names import class_names
+from randlora_pl.data.catalog.coop import with_split
+from randlora_pl.data.facts import image_facts, image_lines
 from randlora_pl.data.image_splits import ImageSplits
 from randlora_pl.data.images.augment import PLAIN, Augment
 from randlora_pl.data.images.frame import Frame
@@ -43,6 +44,9 @@ class ImageData(PlannedData):
         download: Download the dataset if it is missing.
         shots: Few-shot training: this many images of each class.
         fraction: Train on this fraction of the images, between 0 and 1, stratified.
+        split: `coop` takes split, class names and prompt of CoOp, for the eleven datasets that it has; split files lie
+            beside the images. Default: the dataset's usual split.
+        classes: `base` is the first half of the classes, `new` is the other half.
         train_split: `train` keeps the validation images out of training; `full` trains on them too, as the
             official code does.
         batch_size: Micro-batch size per device.
@@ -70,7 +74,8 @@ class ImageData(PlannedData):
         interpolation: `bicubic` or `bilinear`. Default: the model's.
         templates: Prompts with {} for the class name, or a text file with one per line. Default: the dataset's.
         classnames: File with class names: one per line, CSV folder,name, or a JSON mapping.
-        shots_file: JSON file of the chosen images: read if it exists, else written.
+        shots_file: JSON file of the chosen images: read if it exists, else written. A published draw (`.jsonl`, with
+            path and label in each line) is only read.
         on_error: For unreadable images: `raise`, or `skip` (weight 0, and counted).
         max_pixels: Maximum width x height of an image; larger ones are unreadable.
         shared: Options of all data modules, see `PlannedData`.
@@ -93,6 +98,8 @@ class ImageData(PlannedData):
         download: bool = False,
         shots: int | None = None,
         fraction: float | None = None,
+        split: Literal["default", "coop"] = "default",
+        classes: Literal["all", "base", "new"] = "all",
         train_split: str = "train",
         batch_size: int = 128,
         eval_batch_size: int = 256,
@@ -119,8 +126,9 @@ class ImageData(PlannedData):
     ) -> None:
         given = locals()
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, sampling=sampling, **shared)
-        self.row = catalog.find(dataset)
-        options.check({**given, **vars(self)}, self.row)
+        row = catalog.find(dataset)
+        options.check({**given, **vars(self)}, row)
+        self.row = with_split(row, split)
         self.augment = Augment(randaugment, mixup, cutmix)
         templates = options.read_templates(templates)
         options.check_templates(templates, self.row.captions)
@@ -137,7 +145,7 @@ class ImageData(PlannedData):
         self._default_templates = templates is None
         self.classnames: list[str] = list(self.row.classnames)
         self.frame = Frame()
-        subset = (shots, fraction, train_split, self.seed, shots_file)
+        subset = (shots, fraction, train_split, self.seed, shots_file, split, classes)
         self.splits = ImageSplits(self.row, self.root, *subset, cache_images, max_pixels)
         self.epochs = self.splits.usual_epochs if self.epochs is self.steps is None else self.epochs
 
@@ -161,6 +169,8 @@ class ImageData(PlannedData):
             UserError: The dataset is missing or damaged.
         """
         task = None if self.trainer is None else self.trainer.lightning_module
+        if self.row.trains_on and stage != "test" and stage != "predict":
+            options.check_trains(self.row)
         if task is not None:
             name, blended = type(task).__name__, getattr(task, "blended_labels", False)
             options.check_softmax(self.augment.mixup, self.augment.cutmix, name, blended)
@@ -170,7 +180,7 @@ class ImageData(PlannedData):
             found = self.splits.read()
             own_test = stage in ("test", "predict") and found.own_test
             first = found.test if own_test else found.full
-            self.classnames = self.splits.classnames = class_names(self.row, first.classes, self.classnames_file)
+            self.classnames = self.splits.names(class_names(self.row, first.classes, self.classnames_file))
             if self._default_templates and first.templates:
                 self.templates = list(first.templates)
         strategy = None if self.trainer is None or self._world == 1 else self.trainer.strategy
@@ -250,22 +260,11 @@ class ImageData(PlannedData):
 
     def summary(self) -> dict[str, Any]:
         """Return flat, JSON-ready facts about the data and the run; splits that were not read are omitted."""
-        facts: dict[str, Any] = {"dataset": self.row.name, "classes": self.num_classes, "seed": self.seed}
-        facts |= {split: len(held) for split, held in self.splits.held.items()}
-        facts |= {"shots": self.shots, "fraction": self.fraction, "train_split": self.train_split}
-        if self.plan is not None:
-            facts |= self.run_facts()
-            facts |= {name: value for name, value in asdict(self.augment).items() if value is not None}
-        return facts | {"skipped": len(self.skipped)}
+        return image_facts(self)
 
     def summary_lines(self, facts: dict[str, Any]) -> dict[str, str]:
         """Return the start summary's lines about the data."""
-        parts = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
-        shots = f", {facts['shots']} shots" if facts.get("shots") else ""
-        data = f"{facts['dataset']}: {facts['classes']} classes, {parts} images{shots}{self.notes}"
-        more = ", ".join(self.augment.enabled())
-        padded = {"images": "whole, padded with the mean color"} if self.frame.resize == "pad" else {}
-        return {"data": data} | padded | ({"augmentation": more} if more else {})
+        return image_lines(self, facts)
 
     def write_index(self, folder: Path) -> Path | None:
         """Write the chosen training images as ``shots.json`` into a folder; return None if all are used."""

@@ -7,12 +7,14 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.data.catalog.coop import SPLITS, with_split
 from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.frame import INTERPOLATIONS, RESIZES
 from randlora_pl.utils.cores import usable_cores
 from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.files.plain_files import is_file
 
+HALVES = ("all", "base", "new")
 BALANCES = ("weights", "sampler")
 SAMPLING = ("with_replacement", "epochs")
 _LARGEST_BATCH = 2**24
@@ -33,7 +35,8 @@ def check(values: Mapping[str, Any], row: DatasetSpec) -> None:
 def checks(values: Mapping[str, Any], row: DatasetSpec) -> Iterator[Callable[[], None]]:
     """Yield each check of `check`."""
     known = {**values, "captions": row.captions, "without_classes": "captions" if row.captions else "", "row": row}
-    for each in (check_subset, check_run, check_search, check_balance, check_augment, check_frame, check_root):
+    every = (check_subset, check_split, check_run, check_search, check_balance, check_augment, check_frame, check_root)
+    for each in every:
         yield partial(each, **{name: known[name] for name in signature(each).parameters})
 
 
@@ -74,6 +77,28 @@ def check_subset(shots: int | None, fraction: float | None, train_split: str, ca
     if shots is not None and captions:
         raise UserError("--data.shots needs classes, but captions have none. Use --data.fraction")
     _one_of("train_split", train_split, ("train", "full"))
+
+
+def check_split(
+    split: str, classes: str, shots_file: str | None, fraction: float | None, captions: bool, row: DatasetSpec
+) -> None:
+    """Check the split, the half of the classes, and a published draw."""
+    _one_of("split", split, SPLITS)
+    _one_of("classes", classes, HALVES)
+    with_split(row, split)
+    if classes != "all" and captions:
+        raise UserError(f"--data.classes {classes} needs classes, but captions have none. Remove it")
+    if fraction is not None and str(shots_file).lower().endswith(".jsonl"):
+        raise UserError(f"--data.fraction {fraction} and a published draw exclude each other. Set only one of them")
+
+
+def check_trains(row: DatasetSpec) -> None:
+    """Refuse to train or to validate on a dataset that has test images only."""
+    if row.trains_on:
+        raise UserError(
+            f"{row.title} has test images only. Train on {row.trains_on}, then run: "
+            f"randlora-pl test --adapter RUN --data.dataset {row.name}"
+        )
 
 
 def check_run(

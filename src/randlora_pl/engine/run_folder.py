@@ -24,7 +24,7 @@ _ENVIRONMENT = "RANDLORA_PL_RUN_FOLDER"
 
 _FIXED = (
     "model", "model.name", "model.pretrained", "model.img_size", "model.targets", "data.dataset",
-    "model.tokenizer", "model.config_overrides",
+    "data.split", "data.classes", "model.tokenizer", "model.config_overrides",
 )  # fmt: skip
 
 

@@ -74,10 +74,16 @@ class _LoadAdapter(Callback):
     def _load(self, task: Any) -> None:
         file = load_adapter(task.model, self.folder)
         if file.extra:
-            theirs = file.config.get("metadata", {}).get("classnames")
-            if theirs != getattr(task, "own_classes", task.classnames):  # learned prompts name others, too
-                raise UserError(f"{self.folder} has a head for {len(theirs or [])} other classes than this dataset's.")
-            task.load_head(file.extra)
+            theirs = file.config.get("metadata", {}).get("classnames") or []
+            own = getattr(task, "own_classes", task.classnames)  # learned prompts name others, too
+            if theirs == own:
+                task.load_head(file.extra)
+            elif task.trained_head or own is not task.classnames:
+                sized = all(len(tensor) == len(theirs) for tensor in file.extra.values())
+                if not sized or not set(task.classnames) <= set(theirs):
+                    raise UserError(f"{self.folder} has a head for {len(theirs)} other classes than this dataset's.")
+                rows = [theirs.index(name) for name in task.classnames]  # such as 200 of ImageNet's 1,000
+                task.load_head({name: tensor[rows] for name, tensor in file.extra.items()})
 
 
 def write_config(app: App) -> None:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from randlora_pl.data import ImageData
     from randlora_pl.tasks import ImageTask
 
-_DATA = ("dataset", "root", "shots", "fraction", "train_split", "templates", "classnames", "on_error", "max_pixels")
+_DATA = (
+    *("dataset", "root", "split", "classes", "shots", "fraction", "train_split"),
+    *("templates", "classnames", "on_error", "max_pixels"),
+)
 """Data options of a run that select images and classes; options of the training loop do not matter."""
 
 
@@ -59,6 +62,7 @@ def open_run(path: Path) -> AnalyzedRun:
         known = config.get("data", {}) | {"seed": config.get("seed_everything", 0)}
     else:
         known = dict(file.metadata.get("training", {}))
+        known |= {"classes": known.get("class_half")}
     data = {name: known[name] for name in (*_DATA, "seed") if known.get(name) is not None}
     if (folder / "shots.json").is_file() and {"shots", "fraction"} & data.keys():
         data["shots_file"] = str(folder / "shots.json")

@@ -5,6 +5,7 @@ from pathlib import Path
 from randlora_pl.cli.common.arguments import CommandParser, check_output, check_parent
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.data.report import SAMPLE, checked_root, parse_names, print_reports
+from randlora_pl.data.catalog.coop import SPLITS, has_coop, with_split
 from randlora_pl.data.catalog.registry import CATALOG, DatasetSpec, how_to_get, present
 from randlora_pl.language.dataset_facts import find_images
 from randlora_pl.utils.errors import UserError
@@ -22,18 +23,20 @@ def check_verb(args: list[str]) -> int:
     Returns:
         0 if all is as expected, 1 if something is wrong or missing.
     """
-    typed = parse_names("check", args, every_image=False, fast=False)
+    typed = parse_names("check", args, every_image=False, fast=False, split=SPLITS)
     if typed.fast and typed.every_image:
         raise UserError("data check: --fast and --every-image exclude each other. Remove one")
-    chosen = [find_images(name) for name in typed.names] or [row for row in CATALOG.values() if not row.own]
+    split = typed.split or SPLITS[0]
+    known = [row for row in CATALOG.values() if not row.own and (split == SPLITS[0] or has_coop(row))]
+    chosen = [with_split(find_images(name), split) for name in typed.names] or [with_split(row, split) for row in known]
     root = checked_root(typed.root, chosen, "data check")
     from randlora_pl.data.check import check
 
     reports = []
     sample = None if typed.every_image else 0 if typed.fast else SAMPLE
     with counting(typed.every_image) as tick:
-        for row in dict.fromkeys(row.name for row in chosen):
-            reports.append(check(CATALOG[row], root, sample, tick))
+        for row in {row.name: row for row in chosen}.values():
+            reports.append(check(row, root, sample, tick))
     return print_reports(reports, typed.every_image)
 
 

@@ -106,13 +106,18 @@ ROWS = (
     DatasetSpec(
         name="ucf101",
         title="UCF101, the middle frame of each video",
-        reader="randlora_pl.data.readers.lists:ucf101",
+        reader="randlora_pl.data.readers.coop:split_file",
         epochs=20,
         licence="not stated by its authors",
         source="https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md (frames), https://www.crcv.ucf.edu/data/UCF101.php",
         class_count=101,
         templates=prompts.ACTION,
         counts=counts(7_639, 1_898, 3_783),
+        options={
+            "file": "ucf101/split_zhou_UCF101.json",
+            "images": "ucf101/UCF-101-midframes",
+            "underscores": True,
+        },
         layout="ucf101/{split_zhou_UCF101.json,UCF-101-midframes/CLASS/*.jpg}",
         files=(  # no checksums are published
             Archive("UCF-101-midframes.zip", into="ucf101", page=f"{_DRIVE}/10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O/view"),

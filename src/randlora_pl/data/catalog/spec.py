@@ -58,6 +58,7 @@ class DatasetSpec:
         own: True for the user's own images: short runs are always extended, not only few-shot ones.
         captions: True if labels are captions instead of classes; the metric is recall.
         package: Python package with the images, if any.
+        trains_on: Dataset that a model is trained on for this one, which has test images only; empty otherwise.
         patterns: True if the root may be a pattern or a URL.
         note: Remark for listings.
     """
@@ -81,6 +82,7 @@ class DatasetSpec:
     captions: bool = False
     patterns: bool = False
     package: str = ""
+    trains_on: str = ""
     note: str = ""
 
     @property

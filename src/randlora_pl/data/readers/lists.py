@@ -5,9 +5,8 @@ from pathlib import Path
 
 from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.readers.common import file_samples, lines, wrong_line
-from randlora_pl.data.readers.dispatch import Samples, missing
+from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.documents import parse_json
 
 
 def resisc45(row: DatasetSpec, root: Path, split: str, *, known: tuple[str, ...]) -> Samples | None:
@@ -87,20 +86,3 @@ def _numbered(row: DatasetSpec, root: Path, path: Path) -> dict[str, str]:
             raise UserError(f"{path}, line {line_number}: {number} is listed twice")
         found[number] = value
     return found
-
-
-def ucf101(row: DatasetSpec, root: Path, split: str) -> Samples:
-    """Read the middle frames of UCF101 by CoOp's split file: ``[path, label, class name]`` per image and split."""
-    home = root / "ucf101"
-    path = home / "split_zhou_UCF101.json"
-    try:
-        listed = parse_json(path.read_text(encoding="utf-8"))
-        entries = [(str(image), int(label)) for image, label, _ in listed[split]]
-        names = {int(label): str(name) for part in listed.values() for _, label, name in part}
-    except FileNotFoundError as error:
-        raise missing(row, root, f"{path.relative_to(root)} does not exist") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise missing(row, root, f"{path} cannot be read ({type(error).__name__}: {error})") from error
-    # in the order of the labels, not of first appearance
-    classes = [name for _, name in sorted(names.items())]
-    return file_samples(row, root, home / "UCF-101-midframes", entries, classes, f"the {split} part of {path}")

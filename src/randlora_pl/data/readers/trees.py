@@ -31,6 +31,7 @@ def class_tree(
     *,
     folders: Mapping[str, str],
     known: Sequence[str] | None = None,
+    names: Sequence[str] = (),
     pattern: str = "(.*)",
     ignore: Sequence[str] = (),
     suffixes: Sequence[str] = (),
@@ -38,9 +39,10 @@ def class_tree(
     """Read images in class folders, with one parent folder per split.
 
     ``folders`` has the folder of each split below the root, ``known`` the names of the class folders by label; None
-    for the sorted folders, as many as there are classes. ``pattern`` is the regular expression of unknown class
-    folders, and its group the class name; folders in ``ignore`` are not classes. ``suffixes`` of the images are in
-    lower case; default: all known ones.
+    for the sorted folders, as many as there are classes. A dataset may have fewer classes than are known: ``names``
+    then has the class name of each known folder. ``pattern`` is the regular expression of unknown class folders, and
+    its group the class name; folders in ``ignore`` are not classes. ``suffixes`` of the images are in lower case;
+    default: all known ones.
     """
     if split not in folders:
         return None
@@ -59,8 +61,9 @@ def class_tree(
         return listing.tree(paths, labels)
 
     found = listing.stored((row.name, str(home.resolve()), split), (*order, "", *sorted(kinds)), find)
-    names = row.classnames or [re.sub(f"^{pattern}$", r"\1", folder).replace("-", " ") for folder in order]
-    return listing.samples_of(found, home, names)
+    name_of = dict(zip(known or (), names, strict=False))
+    plain = [name_of.get(folder) or re.sub(f"^{pattern}$", r"\1", folder).replace("-", " ") for folder in order]
+    return listing.samples_of(found, home, row.classnames or plain)
 
 
 def indexed_tree(
@@ -106,13 +109,15 @@ def _classes(
             f"{row.title}: {home / odd[0]} is not one of its {row.classes} classes.{near(odd[0], known or ())}"
         )
     if len(there) != row.classes:
-        absent = [name for name in known or () if name not in there]
+        whole = len(known or ()) == row.classes
+        absent = [name for name in known or () if whole and name not in there]
         if known is None:  # folders may be numbered from 1
             starts = {name.partition(".")[0] for name in there}
             absent = [f"{number:03d}.*" for number in range(1, (row.classes or 0) + 1) if f"{number:03d}" not in starts]
         lacking = f", {absent[0]} is missing" if absent else ""
         raise missing(row, root, f"{home} has {len(there)} of {row.classes} class folders{lacking}")
-    return there if known is None else known
+    those = set(there)
+    return there if known is None else [name for name in known if name in those]
 
 
 def _images(folder: Path, suffixes: frozenset[str]) -> list[str]:

@@ -259,7 +259,11 @@ def read_index(path: Path, key: dict[str, Any], samples: Samples) -> Samples:
         found, classes = dict(loaded["key"]), [list(map(str, names)) for names in loaded["classes"].values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"The shots file {path} cannot be read ({error}). Delete it, or set another") from error
-    different = [f"{name} is {found.get(name)!r}, not {key[name]!r}" for name in key if found.get(name) != key[name]]
+    different = [
+        f"{name} is {found.get(name)!r}, not {key.get(name)!r}"
+        for name in key | found
+        if found.get(name) != key.get(name)
+    ]
     if different:
         raise UserError(f"The shots file {path} is of another run: {'; '.join(different)}. Set another file")
     index = {name: number for number, name in enumerate(samples.keys)}

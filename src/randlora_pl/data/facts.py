@@ -1,0 +1,33 @@
+"""Facts about image data: for ``results.json`` and for the start summary."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from randlora_pl.data.module import ImageData
+
+
+def image_facts(data: "ImageData") -> dict[str, Any]:
+    """Return flat, JSON-ready facts about the data and the run; splits that were not read are omitted."""
+    splits = data.splits
+    facts: dict[str, Any] = {"dataset": data.row.name, "classes": data.num_classes, "seed": data.seed}
+    facts |= {"split": splits.split} if splits.split != "default" else {}
+    facts |= {"class_half": splits.half} if splits.half != "all" else {}
+    facts |= {split: len(held) for split, held in splits.held.items()}
+    facts |= {"shots": splits.shots, "fraction": data.fraction, "train_split": data.train_split}
+    if data.plan is not None:
+        facts |= data.run_facts()
+        facts |= {name: value for name, value in asdict(data.augment).items() if value is not None}
+    return facts | {"skipped": len(data.skipped)}
+
+
+def image_lines(data: "ImageData", facts: dict[str, Any]) -> dict[str, str]:
+    """Return the start summary's lines about the data."""
+    parts = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
+    shots = f", {facts['shots']} shots" if facts.get("shots") else ""
+    half = f"{facts['class_half']} " if "class_half" in facts else ""
+    name = facts["dataset"] + (f" ({facts['split']} split)" if "split" in facts else "")
+    about = f"{name}: {facts['classes']} {half}classes, {parts} images{shots}{data.notes}"
+    more = ", ".join(data.augment.enabled())
+    padded = {"images": "whole, padded with the mean color"} if data.frame.resize == "pad" else {}
+    return {"data": about} | padded | ({"augmentation": more} if more else {})
