@@ -5,13 +5,22 @@
 Examples:
     >>> from lightning.pytorch.loggers import CSVLogger
     >>> from randlora_pl.callbacks import AdapterCheckpoint, Figures, GradientFlow, Patience, PeakMemory, PerClass
-    >>> from randlora_pl.callbacks import Elsewhere, Gates, ProgressBar, Throughput, UpdateSpectrum, ValidationSchedule
+    >>> from randlora_pl.callbacks import Elsewhere, Gates, NewClasses, ProgressBar, Throughput
+    >>> from randlora_pl.callbacks import UpdateSpectrum, ValidationSchedule
     >>> callbacks = [GradientFlow(action="raise"), UpdateSpectrum(every_n_steps=2), PeakMemory(), Throughput()]
     >>> callbacks += [ValidationSchedule(), Patience("val/acc", "max", patience=3), PerClass(), Figures(samples=4)]
     >>> callbacks += [Elsewhere(["mnist_5k"], images=100), Gates()]
     >>> callbacks += [AdapterCheckpoint()]  # last, so that its files have what the others keep
     >>> trainer = make_trainer(callbacks=callbacks, logger=CSVLogger("runs/mine"), default_root_dir="runs/mine")
     >>> trainer.fit(VisionLanguageTask("tiny"), ImageData(dataset="digits", steps=4))
+
+    A test on the classes that the training left out:
+
+    >>> trainer = make_trainer(callbacks=[NewClasses()])
+    >>> base = ImageData(dataset="digits", classes="base", steps=4)
+    >>> trainer.fit(task := VisionLanguageTask("tiny"), base)
+    >>> sorted(trainer.test(task, base, verbose=False)[0])
+    ['test/acc', 'test/loss', 'test/new/acc']
 
     Plots of predictions and of gates (layers, classes, heads):
 
@@ -44,7 +53,7 @@ if TYPE_CHECKING:
     from randlora_pl.callbacks.termination import Termination
     from randlora_pl.callbacks.throughput import Throughput
     from randlora_pl.callbacks.validation import ValidationSchedule
-    from randlora_pl.callbacks.zero_shot import Elsewhere, ZeroShot
+    from randlora_pl.callbacks.zero_shot import Elsewhere, NewClasses, ZeroShot
 
 __all__ = [
     "AdapterCheckpoint",
@@ -54,6 +63,7 @@ __all__ = [
     "GaussianAverage",
     "GradientFlow",
     "HeldLock",
+    "NewClasses",
     "NonFiniteLoss",
     "Patience",
     "PeakMemory",

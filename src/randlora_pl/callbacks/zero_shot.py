@@ -1,4 +1,4 @@
-"""Zero-shot tests: of the base model before the training, and on other datasets, which shows what was forgotten."""
+"""Zero-shot tests: of the base model before the training, and on other datasets or classes after it."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from randlora_pl.adapters import disabled
+from randlora_pl.data.catalog.coop import has_coop
+from randlora_pl.data.catalog.registry import find
 from randlora_pl.data.loading.chosen_images import batches, framed, random_samples
-from randlora_pl.models import encode_prompts
 from randlora_pl.models.zero_shot import zero_shot_accuracy
 from randlora_pl.utils.errors import UserError
 
@@ -32,12 +33,57 @@ class ZeroShot(Callback):
         self._stack.close()
 
 
-class Elsewhere(Callback):
+class _ByName(Callback):
+    """Base of tests on classes that a task did not train on, and for which it needs their names alone.
+
+    Args:
+        images: Test images of each dataset, a random choice that is the same in all runs; 0 for all.
+    """
+
+    def __init__(self, images: int) -> None:
+        if images < 0:
+            raise UserError(f"{type(self).__name__}: images is {images}. Set a positive number, or 0 for all.")
+        self.images = images
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Refuse tasks without a text tower that names classes."""
+        if not hasattr(pl_module, "features_of"):
+            raise UserError(
+                f"{type(self).__name__}: {type(pl_module).__name__} cannot name other classes. Remove the callback, "
+                "or use VisionLanguageTask or PromptTask."
+            )
+        prompts = getattr(pl_module, "prompts", None)
+        if prompts is not None and (prompts.per_image or prompts.class_specific):
+            own = f"{type(self).__name__}: these prompts ({prompts!r})"
+            raise UserError(f"{own} cannot name other classes. Remove the callback.")
+
+    def measure(self, task: Any, options: dict[str, Any], key: str) -> None:
+        """Log the accuracy on the test images of other data, with the preprocessing of the task's own data.
+
+        Args:
+            task: Task in a test, with the evaluated weights.
+            options: Options of `ImageData`.
+            key: Name of the metric, without the prefix of the test.
+        """
+        own = task.trainer.datamodule
+        shared = {"root": str(own.root), "num_workers": own.num_workers}
+        data = framed(shared | options, own.frame, own.eval_batch_size)
+        data.setup("test")
+        samples = random_samples(data.samples("test"), self.images or None, 0)
+        classes = task.features_of(data.classnames, data.templates)
+        found = batches(data, samples, own.eval_batch_size, task.device)
+        model = task.as_encoder() if hasattr(task, "as_encoder") else task.model
+        (percent,), _ = zero_shot_accuracy(model, classes[None], found)
+        task.log(f"{task.test_name}/{key}", percent / 100, sync_dist=False, rank_zero_only=False)
+
+
+class Elsewhere(_ByName):
     """Log zero-shot accuracies on other datasets in each test, as ``test/elsewhere/NAME``, with the task's caption.
 
     The test of the pretrained model logs ``zeroshot/elsewhere/NAME``; the difference is what the training has changed.
-    Needs a ``VisionLanguageTask`` or ``PromptTask``. Name it in ``--trainer.callbacks``. For finished runs there is
-    ``randlora-pl analyze forgetting``.
+    Needs a ``VisionLanguageTask`` or ``PromptTask``. Name it in ``--trainer.callbacks``. With ``--data.split coop``,
+    the other datasets have CoOp's split as well if there is one. For finished runs there is ``randlora-pl analyze
+    forgetting``.
 
     Args:
         datasets: Names of datasets with classes, in the data folder of the run. The training dataset is left out.
@@ -45,36 +91,42 @@ class Elsewhere(Callback):
     """
 
     def __init__(self, datasets: list[str], images: int = 1000) -> None:
-        self.datasets, self.images = list(datasets), images
-
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Refuse tasks without a text tower that names classes."""
-        if not (hasattr(pl_module, "caption") or hasattr(pl_module, "features_of")):
-            raise UserError(
-                f"Elsewhere: {type(pl_module).__name__} cannot name the classes of other datasets. Remove the "
-                "callback, or use VisionLanguageTask or PromptTask."
-            )
-
-        prompts = getattr(pl_module, "prompts", None)
-        if prompts is not None and (prompts.per_image or prompts.class_specific):
-            raise UserError(f"Elsewhere: these prompts ({prompts!r}) cannot name other classes. Remove the callback.")
+        super().__init__(images)
+        self.datasets = list(datasets)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Measure on the evaluated weights, before the task restores the frozen ones."""
-        task, own = pl_module, trainer.datamodule  # type: ignore[attr-defined]
+        own = trainer.datamodule  # type: ignore[attr-defined]
         for name in self.datasets:
-            if name == own.row.name:
-                continue
-            options = {"dataset": name, "root": str(own.root), "num_workers": own.num_workers}
-            data = framed(options, task.image_spec, own.eval_batch_size)
-            data.setup("test")
-            samples = random_samples(data.samples("test"), self.images or None, 0)
-            prompted = hasattr(task, "features_of")
-            classes = (
-                task.features_of(data.classnames)
-                if prompted
-                else encode_prompts(task.model, task.tokenizer, data.classnames, [task.caption], task.device)
-            )
-            found = batches(data, samples, own.eval_batch_size, task.device)
-            (percent,), _ = zero_shot_accuracy(task.as_encoder() if prompted else task.model, classes[None], found)
-            task.log(f"{task.test_name}/elsewhere/{name}", percent / 100, sync_dist=False, rank_zero_only=False)
+            if name != own.row.name:
+                split = own.splits.split if has_coop(find(name)) else "default"
+                self.measure(pl_module, {"dataset": name, "split": split}, f"elsewhere/{name}")
+
+
+class NewClasses(_ByName):
+    """Log the accuracy on the classes that ``--data.classes base`` leaves out, as ``test/new/acc``.
+
+    The new classes are compared with each other, as the base classes in the test itself. The test of the pretrained
+    model logs ``zeroshot/new/acc``. Needs a ``VisionLanguageTask`` or ``PromptTask``. Name it in
+    ``--trainer.callbacks``.
+
+    Args:
+        images: Test images of the new classes, a random choice that is the same in all runs; 0 for all.
+    """
+
+    def __init__(self, images: int = 0) -> None:
+        super().__init__(images)
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Refuse data without new classes."""
+        super().setup(trainer, pl_module, stage)
+        if trainer.datamodule.splits.half == "all":  # type: ignore[attr-defined]
+            raise UserError("NewClasses: the training has all classes. Set --data.classes base, or remove it.")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Measure on the evaluated weights, before the task restores the frozen ones."""
+        own = trainer.datamodule  # type: ignore[attr-defined]
+        if own.splits.half == "base":
+            options = {"dataset": own.row.name, "split": own.splits.split, "classes": "new"}
+            options |= {"templates": own.templates, "classnames": own.classnames_file}
+            self.measure(pl_module, options, "new/acc")

@@ -169,10 +169,14 @@ class VisionLanguageTask(AdaptationTask):
     def class_features(self) -> Tensor:
         """Return embeddings of the class prompts (classes, e), encoded at the first use in an evaluation."""
         if self._class_features is None:
-            ensemble = self.retrieval or self.eval_prompts == "ensemble"
-            templates = self.templates if ensemble else [self.caption]
-            self._class_features = encode_prompts(self.model, self.tokenizer, self.classnames, templates, self.device)
+            self._class_features = self.features_of(self.classnames, self.templates)
         return self._class_features
+
+    def features_of(self, classnames: list[str], templates: list[str]) -> Tensor:
+        """Return embeddings of the prompts of any classes (classes, e), made as in an evaluation."""
+        ensemble = self.retrieval or self.eval_prompts == "ensemble"
+        prompts = templates if ensemble else [self.caption]
+        return encode_prompts(self.model, self.tokenizer, classnames, prompts, self.device)
 
     def evaluate(self, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:
         """Update loss and accuracy for classes; for captions collect what recall needs."""

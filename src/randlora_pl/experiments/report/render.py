@@ -14,7 +14,8 @@ from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.runs import FinishedRun
 from randlora_pl.experiments.report.sections.accuracy import IDLE, accuracy_table, average_table
 from randlora_pl.experiments.report.sections.cost import cost_table
-from randlora_pl.experiments.report.sections.elsewhere import elsewhere_table
+from randlora_pl.experiments.report.sections.elsewhere import elsewhere_table, transfer_table
+from randlora_pl.experiments.report.sections.new_classes import new_classes_table
 from randlora_pl.experiments.report.sections.pairwise_tests import comparisons, versus_table
 from randlora_pl.experiments.report.sections.paper_comparison import RELATIVE, Beside, of_data_sets
 from randlora_pl.experiments.report.sections.per_dataset import by_test
@@ -40,6 +41,8 @@ def build(sweep: Sweep) -> Document:
     cells = [accuracy_table(results, beside, model) for model in models]
     costs = [table for model in models if (table := cost_table(whole, beside, model))]
     forgotten = [table for model in models if (table := elsewhere_table(whole, model))]
+    transfers = [table for model in models if (table := transfer_table(whole, model))]
+    halves = [table for model in models if (table := new_classes_table(sweep, model))]
     found = comparisons(results, rates)
     compared = references(results, found)
     shown, *more = [*conclusion(results, found, compared), *_counts(sweep), *_idle(results)]
@@ -51,6 +54,8 @@ def build(sweep: Sweep) -> Document:
         Section("differences", "Difference to a reference", parts=_differences(results, beside, compared)),
         Section("averages", "Averages", _about_paper(beside, results), [], [*averages]),
         Section("cells", "Every dataset", _reading(results), [], [*cells]),
+        Section("new", "New classes", parts=[*halves]),
+        Section("transfer", "Other datasets", parts=[*transfers]),
         Section("versus", "Method against method", parts=[*contests]),
         Section("rates", "Learning rates", parts=[chosen] if chosen else []),
         Section("cost", "Parameters, time and memory", parts=[*costs, *_pictures(results, models)]),

@@ -8,6 +8,7 @@ from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.runs import PREFIX
 from randlora_pl.experiments.report.sections.elsewhere import AFTER, BEFORE
+from randlora_pl.experiments.report.sections.new_classes import AFTER as NEW
 from randlora_pl.experiments.report.sections.paper_comparison import Beside, PaperAverage
 from randlora_pl.experiments.report.sections.per_dataset import by_test, tests_of
 from randlora_pl.experiments.report.sections.rates import Rates
@@ -30,7 +31,7 @@ AVERAGE = "(average)"
 def cells_csv(sweep: Sweep) -> str:
     """Return a line for every run, with or without a result; accuracies in percent."""
     tests = [PREFIX + name for name in dict.fromkeys(name for names in tests_of(sweep).values() for name in names)]
-    kinds = (SPECTRUM, BEFORE, AFTER)
+    kinds = (SPECTRUM, BEFORE, AFTER, NEW)
     metrics = {name for run in sweep.finished for name in run.facts if name.startswith(kinds) and run.number(name)}
     further, rates = sorted(metrics - {f"{SPECTRUM}steps"}), Rates(Results(sweep))
     facts = [*_FACTS, *(name for name in _MACHINE if any(name in run.facts for run in sweep.finished))]

@@ -2,7 +2,9 @@
 
 import math
 
+from randlora_pl.data.catalog.coop import SPLITS, with_split
 from randlora_pl.data.catalog.registry import CATALOG
+from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.experiments.sweep.description import Tree
 from randlora_pl.language.catalog import SIZES, TASKS, TESTS
 
@@ -17,7 +19,9 @@ def evaluated_samples(tree: Tree) -> int | None:
     data = tree["data"]
     if not is_text(tree):
         row = CATALOG.get(data["dataset"])
-        return row.counts.get("test") if row else None
+        if row is None:
+            return None
+        return _of_half(data, with_split(row, data.get("split") or SPLITS[0]), "test")
     if tests := data.get("tests"):
         return sum(TESTS.get(test, 0) for test in tests)
     size = SIZES.get(str(data.get("dataset")))
@@ -53,16 +57,29 @@ def _text_steps(tree: Tree) -> int | None:
     return math.ceil((size.train - aside) * int(data.get("epochs") or size.epochs) / global_batch(tree))
 
 
+def _labels(data: Tree, classes: int) -> range:
+    """Return the labels of a dataset that a cell uses, of all of its classes or of half."""
+    from randlora_pl.data.sampling.class_halves import labels_of
+
+    return labels_of(classes, data.get("classes") or "all")
+
+
+def _of_half(data: Tree, row: DatasetSpec, split: str) -> int | None:
+    """Return the images of a split; of half of the classes in proportion, because their sizes are unknown."""
+    count = row.counts.get(split)
+    return count and round(count * len(_labels(data, row.classes)) / row.classes) if row.classes else count
+
+
 def _image_steps(tree: Tree) -> int | None:
     from randlora_pl.data.image_splits import FEW_SHOT_EPOCHS
     from randlora_pl.data.sampling.schedule import samples_drawn
     from randlora_pl.experiments.sweep.expand import data_of
 
     data, row = tree["data"], data_of(tree).row
-    images: int | None = row.counts.get("train")
+    images = _of_half(data, row, "train")
     shots, fraction = data.get("shots"), data.get("fraction")
     if shots:
-        images = row.classes and min(int(shots) * row.classes, images or 10**12)
+        images = row.classes and min(int(shots) * len(_labels(data, row.classes)), images or 10**12)
     elif fraction and images is not None:
         images = round(float(fraction) * images)
     if not images:

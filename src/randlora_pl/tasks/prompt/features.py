@@ -1,5 +1,6 @@
 """Functions that `PromptTask` has as methods: features of its texts and images, and their logits."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,8 +78,8 @@ def class_features(task: Any) -> Tensor:
     return found
 
 
-def features_of(task: Any, classnames: list[str]) -> Tensor:
-    """Return the features (C, e) of any classes, of unit length; the task keeps its own.
+def features_of(task: Any, classnames: list[str], templates: Sequence[str] = ()) -> Tensor:
+    """Return the features (C, e) of any classes, of unit length; the task keeps its own, and uses no templates.
 
     Raises:
         UserError: The prompts cannot name others, or a name is too long.

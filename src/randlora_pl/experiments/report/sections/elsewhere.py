@@ -1,12 +1,14 @@
-"""Forgetting: change of the zero-shot accuracy on other datasets by the training."""
+"""Other datasets: accuracy after the training, and forgetting, its change by the training."""
 
+from collections.abc import Sequence
 from statistics import fmean
 
+from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.experiments.report.document import Table, TableCell, row
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.runs import FinishedRun
-from randlora_pl.experiments.report.sections.accuracy import identifier
+from randlora_pl.experiments.report.sections.accuracy import estimate_text, identifier
 from randlora_pl.experiments.report.sections.pairwise_tests import shown_difference
 from randlora_pl.experiments.report.statistics import Estimate
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
@@ -49,10 +51,55 @@ def elsewhere_table(results: Results, model: str) -> Table | None:
     )
 
 
+def transfer_table(results: Results, model: str) -> Table | None:
+    """Return the accuracies on other datasets and their means, by training; None where no run measured any."""
+    runs = [run for run in results.sweep.finished if run.key.model == model]
+    names = list(
+        dict.fromkeys(name.removeprefix(AFTER) for run in runs for name in run.facts if name.startswith(AFTER))
+    )
+    if not names:
+        return None
+    shifted = [name for name in names if name in CATALOG and CATALOG[name].trains_on]
+    others = [name for name in names if name not in shifted]
+    means = {"Mean of other datasets": others, "Mean of shifted test sets": shifted}
+    means = {title: group for title, group in means.items() if len(group) > 1}
+    rows = []
+    for key in dict.fromkeys(run.key for run in runs):
+        found = [run for run in runs if run.key == key]
+        cells = [_mean(found, [name]) for name in names]
+        if any(not cell.missing for cell in cells):
+            own = results.estimate(key)
+            first = TableCell(estimate_text(own), sort=own.mean) if own else TableCell("")
+            rows.append(
+                row(key.method, key.dataset, key.budget, first, *cells, *(_mean(found, g) for g in means.values()))
+            )
+    return Table(
+        f"transfer-{identifier(model)}",
+        f"{model}: accuracy in percent on the test images of other datasets",
+        row("Method", "Trained on", "Data", "There", *names, *means),
+        rows,
+        [],
+        (),
+        ["Each dataset is classified among its own classes, by their names alone. Intervals are over seeds."],
+        left=3,
+    )
+
+
 def _before(run: FinishedRun, name: str) -> float | None:
     """Return the accuracy of the pretrained model on another dataset, which a cell of its own logs as a test."""
     found = run.number(BEFORE + name)
     return run.number(AFTER + name) if found is None and is_zero_shot(run.key.method) else found
+
+
+def _mean(runs: Sequence[FinishedRun], names: Sequence[str]) -> TableCell:
+    """Return the mean accuracy on some datasets, of the seeds that have all of them."""
+    values = {run.seed: [run.facts.get(AFTER + name) for name in names] for run in runs}
+    means = {seed: 100 * fmean(found) for seed, found in values.items() if None not in found}
+    if not means:
+        return TableCell("not measured", missing=True)
+    estimate = Estimate(tuple(means.values()))
+    title = "; ".join(f"seed {seed}: {value:.2f}" for seed, value in means.items())
+    return TableCell(estimate_text(estimate), "", title, estimate.mean)
 
 
 def _change(results: Results, model: str, method: str, name: str, before: float) -> TableCell:
