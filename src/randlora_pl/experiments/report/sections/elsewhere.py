@@ -54,9 +54,8 @@ def elsewhere_table(results: Results, model: str) -> Table | None:
 def transfer_table(results: Results, model: str) -> Table | None:
     """Return the accuracies on other datasets and their means, by training; None where no run measured any."""
     runs = [run for run in results.sweep.finished if run.key.model == model]
-    names = list(
-        dict.fromkeys(name.removeprefix(AFTER) for run in runs for name in run.facts if name.startswith(AFTER))
-    )
+    found = [name for run in runs for name in run.facts if name.startswith(AFTER)]
+    names = [name.removeprefix(AFTER) for name in dict.fromkeys(found)]
     if not names:
         return None
     shifted = [name for name in names if name in CATALOG and CATALOG[name].trains_on]
@@ -65,14 +64,10 @@ def transfer_table(results: Results, model: str) -> Table | None:
     means = {title: group for title, group in means.items() if len(group) > 1}
     rows = []
     for key in dict.fromkeys(run.key for run in runs):
-        found = [run for run in runs if run.key == key]
-        cells = [_mean(found, [name]) for name in names]
-        if any(not cell.missing for cell in cells):
-            own = results.estimate(key)
-            first = TableCell(estimate_text(own), sort=own.mean) if own else TableCell("")
-            rows.append(
-                row(key.method, key.dataset, key.budget, first, *cells, *(_mean(found, g) for g in means.values()))
-            )
+        cells = [_mean(results.finished(key), group) for group in ([[name] for name in names] + [*means.values()])]
+        if own := results.estimate(key) if any(not cell.missing for cell in cells) else None:
+            there = TableCell(estimate_text(own), sort=own.mean)
+            rows.append(row(key.method, key.dataset, key.budget, there, *cells))
     return Table(
         f"transfer-{identifier(model)}",
         f"{model}: accuracy in percent on the test images of other datasets",
@@ -93,8 +88,9 @@ def _before(run: FinishedRun, name: str) -> float | None:
 
 def _mean(runs: Sequence[FinishedRun], names: Sequence[str]) -> TableCell:
     """Return the mean accuracy on some datasets, of the seeds that have all of them."""
-    values = {run.seed: [run.facts.get(AFTER + name) for name in names] for run in runs}
-    means = {seed: 100 * fmean(found) for seed, found in values.items() if None not in found}
+    keys = [AFTER + name for name in names]
+    whole = [run for run in runs if run.facts.keys() >= set(keys)]
+    means = {run.seed: 100 * fmean(run.facts[key] for key in keys) for run in whole}
     if not means:
         return TableCell("not measured", missing=True)
     estimate = Estimate(tuple(means.values()))

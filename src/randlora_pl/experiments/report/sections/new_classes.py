@@ -7,6 +7,7 @@ from randlora_pl.experiments.report.collect import Sweep
 from randlora_pl.experiments.report.document import Table, TableCell, row
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Average, Results
+from randlora_pl.experiments.report.runs import FinishedRun
 from randlora_pl.experiments.report.sections.accuracy import estimate_text, identifier, left_out_line
 from randlora_pl.experiments.report.statistics import Estimate
 
@@ -23,13 +24,12 @@ def harmonic_mean(base: float, new: float) -> float:
 def with_metric(sweep: Sweep, metric: str) -> Sweep:
     """Return a sweep with another metric in place of the accuracy; runs without it have no result."""
 
-    def percent(value: object) -> float | None:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return 100 * float(value) if number else None  # type: ignore[arg-type]
+    def measured(run: FinishedRun) -> float | None:
+        value = run.facts.get(metric)
+        number = isinstance(value, int | float) and math.isfinite(value)
+        return 100 * float(value) if number and run.accuracy is not None else None
 
-    runs = [
-        replace(run, accuracy=None if run.accuracy is None else percent(run.facts.get(metric))) for run in sweep.runs
-    ]
+    runs = [replace(run, accuracy=measured(run)) for run in sweep.runs]
     return Sweep(sweep.folder, sweep.plan, runs, sweep.warnings)
 
 
