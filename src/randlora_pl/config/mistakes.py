@@ -65,7 +65,13 @@ def check_here(command: Command) -> None:
     """
     flat = command.flat()
     check_loggers(flat.get("run.logger", "none"))
-    _check_root(str(flat["model"]).rpartition(".")[2], flat)
+    task = str(flat["model"]).rpartition(".")[2]
+    _check_root(task, flat)
+    if command.verb == "fit" and not is_text_task(task):
+        from randlora_pl.data.catalog.registry import find
+        from randlora_pl.data.validate import check_trains
+
+        check_trains(find(str(flat.get("data.dataset", "digits"))), flat.get("data.shots_file"))
 
 
 def mistakes(command: Command) -> Iterator[Mistake]:

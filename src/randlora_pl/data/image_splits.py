@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from randlora_pl.data.catalog.coop import MOST_VALIDATION_SHOTS
 from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.shared_cache import CachedImages
@@ -12,8 +14,9 @@ from randlora_pl.data.images.sources import ArrayImages, EncodedImages
 from randlora_pl.data.readers.dispatch import Samples, read
 from randlora_pl.data.sampling import splits
 from randlora_pl.data.sampling.class_halves import labels_of, of_half
-from randlora_pl.data.sampling.draws import is_draw, read_draw, shots_of
+from randlora_pl.data.sampling.draws import read_draw, shots_of
 from randlora_pl.data.sampling.schedule import samples_drawn
+from randlora_pl.data.validate import is_draw
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.reuse import cached
 
@@ -81,6 +84,9 @@ class ImageSplits:
             if split == "val" and self.split == "coop" and self.shots is not None:
                 few = min(self.shots, MOST_VALIDATION_SHOTS)
                 samples = samples.subset(splits.few_shot(samples.labels, samples.numbers, few, self.seed))
+            if split == "val" and self._draws_from_val:
+                drawn = set(self.samples("train").keys)
+                samples = samples.subset(np.flatnonzero([key not in drawn for key in samples.keys]))
             self._warn_if_partial(split, len(whole))
             if isinstance(samples.images, EncodedImages):
                 samples = replace(samples, images=replace(samples.images, most_pixels=self.max_pixels))
@@ -140,6 +146,11 @@ class ImageSplits:
         return samples_drawn(count, epochs, global_batch, least if extend else 0)
 
     @property
+    def _draws_from_val(self) -> bool:
+        """True if a published draw may have images that are held out here for validation."""
+        return is_draw(self.shots_file) and self.found is not None and not self.found.own_val
+
+    @property
     def _key(self) -> dict[str, Any]:
         key = splits.index_key(self.row.name, self.shots, self.fraction, self.train_split, self.seed)
         key |= {"split": self.split} if self.split != "default" else {}
@@ -149,7 +160,7 @@ class ImageSplits:
         samples = found.full if self.train_split == "full" else found.train
         path = None if self.shots_file is None else Path(self.shots_file).expanduser()
         if path is not None and is_draw(path):
-            drawn = of_half(read_draw(path, samples), self.half)
+            drawn = of_half(read_draw(path, found.full if self._draws_from_val else samples), self.half)
             self.shots = shots_of(path, drawn, self.shots)
             return drawn
         samples = of_half(samples, self.half)

@@ -79,6 +79,11 @@ def check_subset(shots: int | None, fraction: float | None, train_split: str, ca
     _one_of("train_split", train_split, ("train", "full"))
 
 
+def is_draw(path: str | Path | None) -> bool:
+    """Return True if a file of chosen images is a published draw, by its suffix."""
+    return path is not None and Path(path).suffix.lower() == ".jsonl"
+
+
 def check_split(
     split: str, classes: str, shots_file: str | None, fraction: float | None, captions: bool, row: DatasetSpec
 ) -> None:
@@ -88,17 +93,19 @@ def check_split(
     with_split(row, split)
     if classes != "all" and captions:
         raise UserError(f"--data.classes {classes} needs classes, but captions have none. Remove it")
-    if fraction is not None and str(shots_file).lower().endswith(".jsonl"):
+    if fraction is not None and is_draw(shots_file):
         raise UserError(f"--data.fraction {fraction} and a published draw exclude each other. Set only one of them")
 
 
-def check_trains(row: DatasetSpec) -> None:
-    """Refuse to train or to validate on a dataset that has test images only."""
+def check_trains(row: DatasetSpec, shots_file: str | None = None) -> None:
+    """Refuse to train or to validate on a dataset that has test images only, and a published draw that is missing."""
     if row.trains_on:
         raise UserError(
             f"{row.title} has test images only. Train on {row.trains_on}, then run: "
             f"randlora-pl test --adapter RUN --data.dataset {row.name}"
         )
+    if is_draw(shots_file) and not is_file(path := Path(str(shots_file)).expanduser()):
+        raise UserError(f"The shots file {path} does not exist (--data.shots_file)")
 
 
 def check_run(

@@ -16,18 +16,12 @@ from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.files.plain_files import read_plain
 
-SUFFIX = ".jsonl"
 LARGEST = 1 << 26
 """Maximum size of a draw in bytes: 16 images of 1,000 classes take about 3 million."""
 
 _EXPECTED = 'expected {"path": "CLASS/IMAGE.jpg", "label": 0, "name": "CLASS"}'
 
 log = logging.getLogger("randlora_pl")
-
-
-def is_draw(path: str | Path | None) -> bool:
-    """Return True if a file of chosen images is a published draw, by its suffix."""
-    return path is not None and Path(path).suffix.lower() == SUFFIX
 
 
 def read_draw(path: Path, samples: Samples) -> Samples:

@@ -26,8 +26,8 @@ def with_metric(sweep: Sweep, metric: str) -> Sweep:
 
     def measured(run: FinishedRun) -> float | None:
         value = run.facts.get(metric)
-        number = isinstance(value, int | float) and math.isfinite(value)
-        return 100 * float(value) if number and run.accuracy is not None else None
+        known = run.accuracy is not None and isinstance(value, int | float) and math.isfinite(value)
+        return 100 * float(value or 0) if known else None
 
     runs = [replace(run, accuracy=measured(run)) for run in sweep.runs]
     return Sweep(sweep.folder, sweep.plan, runs, sweep.warnings)
