@@ -1,15 +1,18 @@
-"""Zero-shot accuracy on other datasets, beside a test."""
+"""Zero-shot accuracy on other datasets and on new classes, beside a test."""
+
+from pathlib import Path
 
 import pytest
 
 from randlora_pl.adapters import LoRA, merge
-from randlora_pl.callbacks import Elsewhere
+from randlora_pl.callbacks import Elsewhere, NewClasses
 from randlora_pl.data import ImageData
 from randlora_pl.data.loading.chosen_images import batches, random_samples
 from randlora_pl.models import encode_prompts
 from randlora_pl.models.zero_shot import zero_shot_accuracy
 from randlora_pl.tasks import LinearHeadTask, VisionLanguageTask, make_trainer
 from randlora_pl.utils.errors import UserError
+from tests.data.readers.test_coop import write_coop
 
 
 def test_a_test_measures_other_datasets_with_the_trained_weights() -> None:
@@ -31,5 +34,41 @@ def test_a_test_measures_other_datasets_with_the_trained_weights() -> None:
 
 def test_a_task_without_a_text_tower_is_refused() -> None:
     trainer = make_trainer(callbacks=[Elsewhere(["digits"])])
-    with pytest.raises(UserError, match="LinearHeadTask cannot name the classes"):
+    with pytest.raises(UserError, match="LinearHeadTask cannot name other classes"):
         trainer.test(LinearHeadTask("test_vit", "random"), ImageData(dataset="digits"), verbose=False)
+
+
+def test_a_test_measures_the_classes_that_the_training_left_out() -> None:
+    trainer = make_trainer(callbacks=[NewClasses()])
+    task = VisionLanguageTask("tiny", "random", adapter=LoRA(4, alpha=64), learning_rate=0.05)
+    data = ImageData(dataset="digits", classes="base", steps=3, batch_size=32)
+    trainer.fit(task, data)
+    (found,) = trainer.test(task, data, verbose=False)
+    assert set(found) == {"test/loss", "test/acc", "test/new/acc"}
+    saved = VisionLanguageTask("tiny", "random", adapter=LoRA(4, alpha=64))
+    other = ImageData(dataset="digits", classes="new")
+    saved.set_classes(["five", "six", "seven", "eight", "nine"], ["{}"])
+    saved.configure_model()
+    saved.model.load_state_dict(task.model.state_dict())
+    (alone,) = make_trainer(callbacks=[NewClasses()]).test(saved, other, verbose=False)  # nothing is left out there
+    assert "test/new/acc" not in alone and alone["test/acc"] == pytest.approx(found["test/new/acc"])
+
+
+def test_new_classes_need_base_classes() -> None:
+    trainer = make_trainer(callbacks=[NewClasses()])
+    with pytest.raises(UserError, match=r"Set --data\.classes base, or remove it"):
+        trainer.test(VisionLanguageTask("tiny", "random"), ImageData(dataset="digits"), verbose=False)
+    with pytest.raises(UserError, match="images is -1"):
+        NewClasses(-1)
+
+
+def test_other_datasets_have_the_split_of_the_run(tmp_path: Path) -> None:
+    """CoOp's where there is one, and the usual split otherwise."""
+    write_coop(tmp_path, "eurosat")
+    write_coop(tmp_path, "dtd")
+    options = {"dataset": "eurosat", "root": str(tmp_path), "split": "coop", "classes": "base"}
+    data = ImageData(**options, steps=1, batch_size=4, eval_batch_size=16, num_workers=0)
+    task = VisionLanguageTask("tiny", "random", adapter=LoRA(1))
+    trainer = make_trainer(callbacks=[Elsewhere(["dtd", "digits"], 20), NewClasses(4)])
+    (found,) = trainer.test(task, data, verbose=False)
+    assert {"test/elsewhere/dtd", "test/elsewhere/digits", "test/new/acc"} < set(found)
