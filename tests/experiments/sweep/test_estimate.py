@@ -7,7 +7,7 @@ import pytest
 from randlora_pl.experiments.sweep.estimate import COUNTED, MEASURED, Estimator
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Trial
-from randlora_pl.experiments.sweep.steps import planned_steps
+from randlora_pl.experiments.sweep.steps import evaluated_samples, planned_steps
 from tests.experiments.sweep.grids import GRID, cells_of
 
 CELLS = cells_of(seeds=[1, 2], budgets=[2, 4], datasets={"digits": None, "long": {"dataset": "digits", "steps": 20}})
@@ -46,3 +46,13 @@ def test_nothing_is_known_of_images_that_nobody_counted(tmp_path: Path) -> None:
     (cell, _) = cells_of(datasets={"mine": {"dataset": "folder", "root": "x"}}, budgets=["100%"], set=base)
     estimate = Estimator(SweepFolder(tmp_path), [cell])(cell)
     assert planned_steps(cell.tree) is None and estimate.bytes
+
+
+def test_steps_and_images_of_half_of_the_classes() -> None:
+    data = {"dataset": "dtd", "split": "coop", "shots": 16, "epochs": 2, "batch_size": 8}
+    tree = {"model": {"class_path": "randlora_pl.tasks.VisionLanguageTask"}, "data": data}
+    assert planned_steps(tree) == 2 * 47 * 16 // 8 and evaluated_samples(tree) == 1_692
+    half = tree | {"data": data | {"classes": "base"}}
+    assert planned_steps(half) == 2 * 24 * 16 // 8 and evaluated_samples(half) == 864  # in proportion
+    assert evaluated_samples(tree | {"data": {"dataset": "imagenet_a"}}) == 7_500
+    assert planned_steps(tree | {"data": {"dataset": "imagenet_a"}}) is None

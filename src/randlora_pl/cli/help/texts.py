@@ -100,6 +100,7 @@ get resumes an interrupted download. It exits with 1 if a dataset could not be d
 check exits with 0 if everything is as expected, 1 if something differs or is missing, 2 if the command is invalid.
   --fast           Decode no images
   --every-image    Decode all images (default: 8 per split)
+  --split coop     Check the splits of CoOp instead of the usual ones
 
 show:
   --output FILE    New PNG file (default: contact-sheet-NAME.png, which is replaced)
