@@ -24,7 +24,10 @@ from tests.support.products import in_one_item
         ({"fraction": 1.0}, "Remove it to use all images"),
         ({"train_split": "ful"}, "Did you mean 'full'"),
         ({"split": "zhou"}, "--data.split 'zhou' is unknown. Known: default, coop"),
-        ({"split": "coop"}, "--data.split coop: there is no such split of digits, but of: caltech101"),
+        (
+            {"split": "coop"},
+            "--data.split coop: digits does not have this split. Remove the option",
+        ),
         ({"classes": "odd"}, "--data.classes 'odd' is unknown. Known: all, base, new"),
         ({"dataset": "pairs", "root": "a.csv", "classes": "new"}, "captions have none. Remove it"),
         ({"batch_size": 0}, "--data.batch_size is 0"),

@@ -1,14 +1,11 @@
 """Facts about image data: for ``results.json`` and for the start summary."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from randlora_pl.data.module import ImageData
+from typing import Any
 
 
-def image_facts(data: "ImageData") -> dict[str, Any]:
-    """Return flat, JSON-ready facts about the data and the run; splits that were not read are omitted."""
+def image_facts(data: Any) -> dict[str, Any]:
+    """Return flat, JSON-ready facts about an `ImageData` and its run; splits that were not read are omitted."""
     splits = data.splits
     facts: dict[str, Any] = {"dataset": data.row.name, "classes": data.num_classes, "seed": data.seed}
     facts |= {"split": splits.split} if splits.split != "default" else {}
@@ -21,8 +18,8 @@ def image_facts(data: "ImageData") -> dict[str, Any]:
     return facts | {"skipped": len(data.skipped)}
 
 
-def image_lines(data: "ImageData", facts: dict[str, Any]) -> dict[str, str]:
-    """Return the start summary's lines about the data."""
+def image_lines(data: Any, facts: dict[str, Any]) -> dict[str, str]:
+    """Return the start summary's lines about an `ImageData`."""
     parts = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
     shots = f", {facts['shots']} shots" if facts.get("shots") else ""
     half = f"{facts['class_half']} " if "class_half" in facts else ""

@@ -33,7 +33,7 @@ class ImageSplits:
 
     Attributes:
         half: Argument ``classes``: which half of the classes, or ``all``.
-        shots: After the training samples were read also those of a published draw.
+        shots: Images per class; also of a published draw, once it was read.
         found: Complete splits with all classes, after `read`.
         held: Requested samples by split.
         classnames: Class name of each label, for the file of chosen images.

@@ -98,7 +98,10 @@ def test_datasets_without_a_split_file() -> None:
     assert imagenet.reader == find("imagenet").reader and imagenet.templates == ("a photo of a {}.",)
     assert aircraft.counts == find("fgvcaircraft").counts and len(aircraft.templates) == 1
     assert sum(map(has_coop, ROWS)) == 11 + 4  # ImageNet's shifted test sets
-    with pytest.raises(UserError, match=r"no such split of mnist, but of: caltech101, .*, imagenet, fgvcaircraft"):
+    with pytest.raises(
+        UserError,
+        match=r"mnist does not have this split\..* have it: caltech101, .*, fgvcaircraft",
+    ):
         ImageData(dataset="mnist", split="coop")
 
 
@@ -130,8 +133,8 @@ GOOD: Lists = {
         (GOOD | {"val": [["b/\0.jpg", 0, "A"]]}, "leaves the folder"),
         (GOOD | {"val": [["", 0, "A"]]}, "leaves the folder"),
         (GOOD | {"val": [["\ud800.jpg", 0, "A"]]}, "surrogates"),
-        (GOOD | {"val": [["b/0.jpg", 3, "D"]]}, "its 3 labels should be 0 to 2, but there is no label 2"),
-        (GOOD | {"val": [["b/0.jpg", -1, "D"]]}, "there is no label 0"),
+        (GOOD | {"val": [["b/0.jpg", 3, "D"]]}, "its 3 labels should be 0 to 2, but label 2 is missing"),
+        (GOOD | {"val": [["b/0.jpg", -1, "D"]]}, "label 0 is missing"),
         (GOOD | {"val": [["b/0.jpg", 0, "B"]]}, "label 0 is called 'A' and 'B'"),
         (GOOD | {"val": [["a/0.jpg", 0, "A"]]}, "'a/0.jpg' is in train and in val"),
         (GOOD, "its files have 2 classes, expected 10|do not exist"),
@@ -165,4 +168,4 @@ def test_the_command_that_checks(run: Run, refused: Callable[..., str], tmp_path
     assert result.code == 1 and "EuroSAT (RGB): 60 train images, expected 13,500" in result.out
     everything = run("data", "check", "--all", "--root", "sets", "--split", "coop", "--fast").out
     assert everything.endswith("15 datasets: 0 as expected, 1 off, 14 missing\n")
-    assert "there is no such split of mnist" in refused("data", "check", "mnist", "--split", "coop")
+    assert "mnist does not have this split" in refused("data", "check", "mnist", "--split", "coop")

@@ -82,13 +82,14 @@ def with_split(row: DatasetSpec, split: str) -> DatasetSpec:
         split: ``default`` for the same, or ``coop``.
 
     Raises:
-        UserError: There is no such split of the dataset.
+        UserError: The dataset does not have this split.
     """
     if split == "default":
         return row
     if not has_coop(row):
         known = ", ".join([*FILES, *_AS_THEY_ARE])
-        raise UserError(f"--data.split coop: there is no such split of {row.name}, but of: {known}. Remove the option")
+        what = f"--data.split coop: {row.name} does not have this split. Remove the option"
+        raise UserError(f"{what}. Datasets that have it: {known}")
     row = replace(row, templates=_PROMPTS.get(row.name, PHOTO))
     if row.name not in FILES:
         return row

@@ -23,8 +23,8 @@ def split_file(
 ) -> Samples:
     """Read a dataset by its split file.
 
-    ``file`` and ``images`` are the split file and the folder of the images, below the root. ``underscores`` keeps
-    those of the class names, which otherwise become spaces.
+    ``file`` and ``images`` are the split file and the folder of the images, below the root. Underscores of class
+    names become spaces, unless ``underscores`` is set.
     """
     path = root / file
     try:
@@ -87,5 +87,5 @@ def _names(parts: dict[str, list[Entry]]) -> list[str]:
                 raise ValueError(f"label {label} is called {brief(names[label])} and {brief(name)}")
     gap = next((label for label, found in enumerate(sorted(names)) if label != found), None)
     if gap is not None:
-        raise ValueError(f"its {len(names)} labels should be 0 to {len(names) - 1}, but there is no label {gap}")
+        raise ValueError(f"its {len(names)} labels should be 0 to {len(names) - 1}, but label {gap} is missing")
     return [names[label] for label in sorted(names)]

@@ -91,7 +91,7 @@ def _found(where: str, parts: Sequence[str], label: int, samples: Samples, place
     """Return the index of the sample whose key has the longest end in common with a path.
 
     Raises:
-        UserError: There is no such sample, several fit equally well, or its label is another one.
+        UserError: No sample fits, several fit equally well, or its label is another one.
     """
     image = "/".join(parts[-3:])
     common = {index: _common(samples.keys[index].split("/"), parts) for index in places.get(parts[-1], ())}
