@@ -51,6 +51,8 @@ LISTED = [
     ("docs/measurements.md", "randlora-pl compare-methods --config compare_bases_fashion", WEIGHTS),
     ("docs/reproducing.md", "randlora-pl sweep table11 --skip-missing --only seed=1", WEIGHTS),
     *((f"docs/results/{name}/report.md", REPEAT, WEIGHTS) for name in RESULTS),
+    ("docs/reproducing.md", "randlora-pl data check dtd --split coop", WEIGHTS),
+    ("docs/reproducing.md", "randlora-pl test --adapter RUN/adapter --data.dataset imagenet_a", WEIGHTS),
     ("docs/results/offline/verdict.md", "randlora-pl sweep offline --jobs 2", WEIGHTS),
     ("docs/results/methods/verdict.md", "randlora-pl sweep methods --jobs 2", WEIGHTS),
     ("docs/install.md", "python3 -m venv .venv", INDEX),
