@@ -8,6 +8,7 @@ from torch import nn
 from randlora_pl.adapters import LoRA, RandLoRA, inject
 from randlora_pl.models.clip import load_tokenizer, meta_clip
 from randlora_pl.prompts import CoCoOp, CoOp, DeepPrompts, Fixed, MaPLe, PromptLearner
+from randlora_pl.tasks import DePT
 from tests.support.products import in_one_item
 
 CLASSES = ["cat", "dog", "zebra"]
@@ -61,3 +62,8 @@ def test_a_weight_update_alone_and_beside_prompts() -> None:
     assert (counted(both), counted(both) + counted(prompts)) == (3_133_800, 3_179_880)
     from_words = CoOp().build(both, load_tokenizer("ViT-B-32"), CLASSES, 0)
     assert counted(both) + counted(from_words) == 3_135_848
+    for classes, dept in ((101, 53_861), (1_000, 515_048)):
+        second = DePT().build(512, classes, 0)
+        assert counted(second) == 2_048 + 513 * classes == dept
+    with_maple = MaPLe().build(meta_clip("ViT-B-32"), load_tokenizer("ViT-B-32"), CLASSES, 0)
+    assert counted(with_maple) + counted(second) == 4_070_120  # on ImageNet

@@ -39,6 +39,10 @@ def test_rates_of_all_groups_at_all_epochs(fit: Any) -> None:
 
 
 def test_runs_planned_in_steps_and_methods_with_an_own_optimizer_are_refused(fit: Any) -> None:
+    for option in ({"warmup_steps": 2}, {"final_lr_fraction": 0.0}):
+        with pytest.raises(UserError, match="the schedule of epochs has no warmup_steps or final_lr_fraction"):
+            make_prompts("coop", schedule="epochs", **option)
+        make_prompts("coop", **option)
     with pytest.raises(UserError, match=r"--data\.epochs"):
         fit(make_prompts("coop", schedule="epochs"))
     with pytest.raises(UserError, match="Fira has an optimizer of its own"):

@@ -165,6 +165,8 @@ def test_learned_prompts_name_other_classes_and_return() -> None:
             {"adapter": FullFineTuning(), "regulation": SelfRegulation()},
             "FullFineTuning trains the model that regulation",
         ),
+        ({"prompts": CoCoOp(), "head": DePT()}, "CoCoOp has other class features for each image: leave head and"),
+        ({"prompts": CoCoOp(), "regulation": SelfRegulation()}, "leave head and regulation out"),
         ({"prompts": UPDATE}, r"prompts.* a learner such as CoOp\(length=4\)"),
         ({"optimizer": "adam"}, "adamw or sgd"),
         ({"schedule": "line"}, "cosine or epochs"),
@@ -194,3 +196,16 @@ def test_compiled_blocks_run_rows_of_several_chunks() -> None:
     for name, value in found[0].items():
         for other in found[1:]:
             torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_clip_lora_starts_as_the_zero_shot_model() -> None:
+    """The preset's method, before its first step: dropout changes nothing, because B is 0."""
+    lora = LoRA(rank=2, alpha=1, rslora=True, dropout=0.25, qkv="split")
+    task = task_of(Fixed("a photo of a {}."), adapter=lora, targets=["q", "k", "v"])
+    head = TextHeadTask("tiny", "random", adapter=UPDATE)
+    head.set_classes(CLASSES, ["a photo of a {}."])
+    head.configure_model()
+    task.train()
+    with torch.no_grad():
+        found = task._logits(task._images(images(3)), task._texts(task.model))
+        torch.testing.assert_close(found, head.eval().class_logits(images(3)), rtol=0, atol=1e-5)

@@ -15,16 +15,6 @@ from randlora_pl.tasks.losses import class_losses, normalize
 from randlora_pl.utils.errors import UserError
 
 
-def check(task: Any) -> None:
-    """Refuse options without one class feature for all images, or with a schedule of their own.
-
-    Raises:
-        UserError: The options do not fit.
-    """
-    if task.classifier_steps and (task.head is not None or task.prompts.per_image or task.schedule != "cosine"):
-        raise UserError("classifier_steps needs --model.schedule cosine, and neither --model.head nor CoCoOp.")
-
-
 def start(task: Any) -> None:
     """Start with an empty classifier; the first step of the stage fills it.
 

@@ -14,10 +14,9 @@ from randlora_pl.tasks import images, losses, optim
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_fraction, check_option, check_positive
 from randlora_pl.tasks.losses import StepFeatures, class_losses
-from randlora_pl.tasks.prompt import features, saved, second_stage
+from randlora_pl.tasks.prompt import combinations, features, saved, second_stage
 from randlora_pl.tasks.prompt.decoupled import Decoupled, DePT
 from randlora_pl.tasks.prompt.regulation import SelfRegulation, Teacher
-from randlora_pl.utils.errors import UserError
 
 
 class PromptTask(AdaptationTask):
@@ -82,13 +81,11 @@ class PromptTask(AdaptationTask):
         check_fraction("classifier_steps", classifier_steps)
         check_option("optimizer", optimizer, optimizer in ("adamw", "sgd"), "adamw or sgd")
         check_option("schedule", schedule, schedule in ("cosine", "epochs"), "cosine or epochs")
-        if regulation is not None and adapter.trains_base and not isinstance(adapter, Frozen):
-            raise UserError(f"{adapter.method()} trains the model that regulation needs. Leave one of them out.")
         self.prompts, self.head, self.regulation = prompts, head, regulation
         self.prompt_learning_rate, self.prompt_weight_decay = prompt_learning_rate, prompt_weight_decay
         self.optimizer, self.schedule, self.text_chunk_tokens = optimizer, schedule, text_chunk_tokens
         self.classifier_steps = classifier_steps
-        second_stage.check(self)
+        combinations.check(self)
         self.zero_shot = prompts.starts_pretrained and head is None
         self.image_spec = clip_image_spec(name, pretrained)
         self.learned: Prompts

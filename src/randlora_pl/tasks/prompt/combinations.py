@@ -1,0 +1,26 @@
+"""Refusals of options of `PromptTask` that do not go together."""
+
+from typing import Any
+
+from randlora_pl.adapters import Frozen
+from randlora_pl.utils.errors import UserError
+
+
+def check(task: Any) -> None:
+    """Refuse options that another one would ignore, or that need what another one changes.
+
+    Raises:
+        UserError: See above; the message has what to leave out.
+    """
+    adapter, prompts = task.adapter, task.prompts
+    if task.regulation is not None and adapter.trains_base and not isinstance(adapter, Frozen):
+        raise UserError(f"{adapter.method()} trains the model that regulation needs. Leave one of them out.")
+    if prompts.per_image and not (task.head is task.regulation is None):
+        raise UserError(f"{prompts.method()} has other class features for each image: leave head and regulation out.")
+    if task.schedule == "epochs" and (task.warmup_steps, task.final_lr_fraction) != (0, 0.01):
+        raise UserError(
+            "the schedule of epochs has no warmup_steps or final_lr_fraction: leave them out, or use "
+            "--model.schedule cosine."
+        )
+    if task.classifier_steps and (task.head is not None or prompts.per_image or task.schedule != "cosine"):
+        raise UserError("classifier_steps needs --model.schedule cosine, and neither --model.head nor CoCoOp.")
