@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from randlora_pl.adapters import LoRA, merge
 from randlora_pl.callbacks import Elsewhere, NewClasses
@@ -10,7 +11,8 @@ from randlora_pl.data import ImageData
 from randlora_pl.data.loading.chosen_images import batches, random_samples
 from randlora_pl.models import encode_prompts
 from randlora_pl.models.zero_shot import zero_shot_accuracy
-from randlora_pl.tasks import LinearHeadTask, VisionLanguageTask, make_trainer
+from randlora_pl.prompts import CoCoOp, CoOp
+from randlora_pl.tasks import LinearHeadTask, PromptTask, VisionLanguageTask, make_trainer
 from randlora_pl.utils.errors import UserError
 from tests.data.readers.test_coop import write_coop
 
@@ -52,6 +54,20 @@ def test_a_test_measures_the_classes_that_the_training_left_out() -> None:
     saved.model.load_state_dict(task.model.state_dict())
     (alone,) = make_trainer(callbacks=[NewClasses()]).test(saved, other, verbose=False)  # nothing is left out there
     assert "test/new/acc" not in alone and alone["test/acc"] == pytest.approx(found["test/new/acc"])
+
+
+def test_prompts_of_each_image_name_new_classes() -> None:
+    """CoCoOp with a network of zeros is CoOp."""
+    found = []
+    for prompts in (CoCoOp(), CoOp()):
+        task = PromptTask("tiny", "random", prompts=prompts)
+        data = ImageData(dataset="digits", classes="base", steps=1, batch_size=4)
+        task.set_classes(list(data.row.classnames[:5]), ["{}"])
+        task.configure_model()
+        for name, value in task.learned.named_parameters():
+            torch.nn.init.zeros_(value) if "network" in name else None
+        found += make_trainer(callbacks=[NewClasses(24)]).test(task, data, verbose=False)
+    assert found[0]["test/new/acc"] == pytest.approx(found[1]["test/new/acc"])
 
 
 def test_new_classes_need_base_classes() -> None:

@@ -53,7 +53,7 @@ class _ByName(Callback):
                 "or use VisionLanguageTask or PromptTask."
             )
         prompts = getattr(pl_module, "prompts", None)
-        if prompts is not None and (prompts.per_image or prompts.class_specific):
+        if prompts is not None and prompts.class_specific:
             own = f"{type(self).__name__}: these prompts ({prompts!r})"
             raise UserError(f"{own} cannot name other classes. Remove the callback.")
 
@@ -70,10 +70,14 @@ class _ByName(Callback):
         data = framed(shared | options, own.frame, own.eval_batch_size)
         data.setup("test")
         samples = random_samples(data.samples("test"), self.images or None, 0)
-        classes = task.features_of(data.classnames, data.templates)
         found = batches(data, samples, own.eval_batch_size, task.device)
-        model = task.as_encoder() if hasattr(task, "as_encoder") else task.model
-        (percent,), _ = zero_shot_accuracy(model, classes[None], found)
+        prompts = getattr(task, "prompts", None)
+        if prompts is not None and prompts.per_image:
+            percent = task.percent_by_image(data.classnames, found)
+        else:
+            classes = task.features_of(data.classnames, data.templates)
+            model = task.as_encoder() if hasattr(task, "as_encoder") else task.model
+            (percent,), _ = zero_shot_accuracy(model, classes[None], found)
         task.log(f"{task.test_name}/{key}", percent / 100, sync_dist=False, rank_zero_only=False)
 
 

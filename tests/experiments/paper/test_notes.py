@@ -26,6 +26,9 @@ def test_who_is_touched() -> None:
     assert methods("dead_attention", 11) == {"NoLA", "VeRA256", "LoRA32", "RandLoRA6"}
     assert methods("dead_attention", 5) == {"LoRA-16", "RandLoRA-10"}
     assert methods("logit_scale", 11) == {"NoLA", "VeRA256", "LoRA32", "RandLoRA6", "FT"}
+    assert methods("maple_count", 5) == {"Maple + DePT"}
+    for classes in (10, 1000):
+        assert f"{3_555_072 + 2_048 + 513 * classes:,}" in BY_KEY["maple_count"].text
     assert methods("rank_l14", 12) == {"RandLoRA10"}
     touched = {(cell.column, cell.budget) for cell in table(11).cells if BY_KEY["flowers"].touches(cell)}
     assert touched == {("Flowers102", "16-shot")}

@@ -29,6 +29,31 @@ def test_a_cell_has_what_its_labels_say() -> None:
     assert few.flat["model.learning_rate"] == 0.5 and few.flat["seed_everything"] == 1
 
 
+def test_a_method_has_other_options_in_some_cases() -> None:
+    cases = [{"budgets": [2], "set": {"data.steps": 7}}, {"datasets": ["mnist_5k"], "set": {"model.weight_decay": 0.1}}]
+    methods = GRID["methods"] | {"LoRA-4": GRID["methods"]["LoRA-4"] | {"cases": cases}}
+    cells = cells_of(methods=methods, datasets=["digits", "mnist_5k"], budgets=[1, 2])
+    found = {c.labels[1:4]: (c.flat["data.steps"], c.flat.get("model.weight_decay")) for c in cells}
+    assert found == {
+        (dataset, f"{shots}-shot", method): (
+            7 if lora and shots == 2 else 2,
+            0.1 if lora and "mnist" in dataset else None,
+        )
+        for dataset in ("digits", "mnist_5k")
+        for shots in (1, 2)
+        for method, lora in (("RandLoRA-6", False), ("LoRA-4", True))
+    }
+    for wrong, said in (
+        ([{"budgets": [3]}], "cases has '3-shot', which is none of the budgets"),
+        ([{"datasets": ["digit"]}], "which is none of the datasets. Did you mean 'digits'"),
+        ([{"sets": {}}], "cases has no key 'sets'"),
+        ([{"set": {"data.stepz": 1}}], "Did you mean"),
+        ({"budgets": [2]}, "expected a list"),
+    ):
+        with pytest.raises(UserError, match=said):
+            cells_of(methods={"LoRA-4": {"adapter": "LoRA", "cases": wrong}}, budgets=[1, 2])
+
+
 def test_a_budget_is_not_the_configs_own(tmp_path: Path) -> None:
     (tmp_path / "few.yaml").write_text("data: {shots: 7}")
     models = {"tiny": {"config": ["quickstart", str(tmp_path / "few.yaml")]}}

@@ -26,7 +26,7 @@ _OF_THE_GRID = {
 }
 """Options that are an axis of the grid."""
 
-METHOD = ("config", "adapter", "task", *RATES, "set", "models", "paper_name")
+METHOD = ("config", "adapter", "task", *RATES, "set", "cases", "models", "paper_name")
 """Keys of a method; all others are options of its adapter."""
 
 
@@ -37,7 +37,7 @@ class SweepConfig:
     Attributes:
         models: By label: ``config`` (a config or several), ``set`` (options), ``family`` and ``paper_name``.
         methods: By label: ``config`` or ``adapter``, its options, ``learning_rate``, ``set``; ``models`` restricts it
-            to some models.
+            to some models. ``cases`` is a list of ``set`` for some ``datasets``, some ``budgets`` or both.
         datasets: By label: options of the data, ``dataset`` among them.
         budgets: ``1-shot`` ... ``50%``, ``100%``; ``15k`` where a dataset comes in several sizes.
         seeds: Each selects shots, order, augmentation, bases and initial values.
@@ -83,8 +83,10 @@ class SweepConfig:
             _words(f"models.{label}.config", facts["config"])
             _options(f"models.{label}.set", facts.get("set", {}))
         methods = _group("methods", content["methods"])
+        grid: Any = {"datasets": _datasets(content["datasets"]), "budgets": budgets(content["budgets"])}
         for label, facts in methods.items():
             _check_method(label, facts, models)
+            _check_cases(f"methods.{label}.cases", facts, grid)
         tune = _mapping("tune", content.get("tune") or {})
         _known(tune, _TUNE, "tune")
         _options("tune.set", tune.get("set", {}))
@@ -95,8 +97,8 @@ class SweepConfig:
         return cls(
             models=models,
             methods=methods,
-            datasets=_datasets(content["datasets"]),
-            budgets=budgets(content["budgets"]),
+            datasets=grid["datasets"],
+            budgets=grid["budgets"],
             seeds=whole_numbers("seeds", content.get("seeds", [0])),
             options=_options("set", content.get("set") or {}),
             title=str(content.get("title") or ""),
@@ -204,6 +206,22 @@ def _check_method(label: str, facts: Tree, models: Iterable[str]) -> None:
         for name in facts["models"]:
             if name not in models:
                 raise UserError(f"{where}.models has {name!r}, which is none of the models.{near(name, models)}")
+
+
+def _check_cases(where: str, facts: Tree, grid: Mapping[str, Iterable[str]]) -> None:
+    """Refuse cases that no cell of the grid is, and give their budgets their labels."""
+    cases = facts.get("cases", [])
+    if not isinstance(cases, list):
+        raise UserError(f"{where} is {cases!r}: expected a list such as [{{budgets: [1], set: {{data.epochs: 50}}}}].")
+    for case in cases:
+        _known(_mapping(where, case), ("set", *grid), where)
+        _options(f"{where}.set", case.get("set", {}))
+        if "budgets" in case:
+            case["budgets"] = budgets(case["budgets"])
+        for axis, values in grid.items():
+            for value in case.get(axis, []):
+                if value not in values:
+                    raise UserError(f"{where} has {value!r}, which is none of the {axis}.{near(str(value), values)}")
 
 
 def _datasets(value: Any) -> dict[str, Tree]:

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from randlora_pl.config.classes import normalize
-from randlora_pl.config.compose import flatten, merge
+from randlora_pl.config.compose import flatten, merge, nested
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, SweepConfig, Tree, is_zero_shot
 from randlora_pl.experiments.sweep.trial_config import check, trial_config
@@ -81,7 +81,8 @@ def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Trial]:
         for dataset in description.datasets:
             for seed, budget, method in _order(description, list(trees)):
                 data = {"data": description.data(dataset, budget), "seed_everything": seed}
-                tree = merge(_without_budget(trees[method]), normalize(data))
+                own = _of_case(trees[method], description.methods[method], dataset, budget, method)
+                tree = merge(_without_budget(own), normalize(data))
                 tree = merge(tree, normalize(tuning)) if tuning else tree
                 if (dataset, budget) not in checked:
                     checked.add((dataset, budget))
@@ -109,11 +110,12 @@ def _order(description: SweepConfig, methods: list[str]) -> Iterable[tuple[int, 
 
 
 def _pair(description: SweepConfig, model: str, method: str) -> Tree:
-    facts = description.methods[method]
+    facts, row = description.methods[method], CATALOG.get(next(iter(description.datasets.values()))["dataset"])
+    options = nested(description.options)
+    if row and not row.own:  # options such as data.split are checked with it, not with the config's own
+        options = merge({"data": {"dataset": row.name}}, options)
     with errors_in(f"models.{model} with methods.{method}"):
-        tree = trial_config(
-            description.models[model], facts, description.options, description.root, is_zero_shot(method)
-        )
+        tree = trial_config(description.models[model], facts, options, description.root, is_zero_shot(method))
     flat = flatten(tree)
     for option in ("trainer.devices", "trainer.num_nodes"):
         if flat.get(option, 1) not in (1, "1", "auto"):
@@ -121,6 +123,16 @@ def _pair(description: SweepConfig, model: str, method: str) -> Tree:
                 f"models.{model} with methods.{method}: {option} is {flat[option]}, but a cell runs on one device; "
                 "for more devices start more processes (--jobs N)."
             )
+    return tree
+
+
+def _of_case(tree: Tree, facts: Tree, dataset: str, budget: str, method: str) -> Tree:
+    """Return the config of a method with the options of its ``cases`` for a dataset and a budget."""
+    given = {"datasets": dataset, "budgets": budget}
+    cases = [c for c in facts.get("cases", []) if all(value in c.get(axis, [value]) for axis, value in given.items())]
+    with errors_in(f"methods.{method}.cases"):
+        for case in cases:
+            tree = check(merge(tree, normalize(nested(case.get("set", {})))))
     return tree
 
 

@@ -1,6 +1,7 @@
 """Functions that `PromptTask` has as methods: features of its texts and images, and their logits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,14 +79,13 @@ def class_features(task: Any) -> Tensor:
     return found
 
 
-def features_of(task: Any, classnames: list[str], templates: Sequence[str] = ()) -> Tensor:
-    """Return the features (C, e) of any classes, of unit length; the task keeps its own, and uses no templates.
+@contextmanager
+def naming(task: Any, classnames: list[str]) -> Iterator[None]:
+    """Have the texts of any classes; the task keeps its own.
 
     Raises:
         UserError: The prompts cannot name others, or a name is too long.
     """
-    if task.prompts.per_image:
-        raise UserError(f"{task.prompts.method()} has other class features for each image.")
     check_classes(task.own_classes, classnames, task.prompts)
     held = task.rows, getattr(task, "tokens", None)
     try:
@@ -93,11 +93,39 @@ def features_of(task: Any, classnames: list[str], templates: Sequence[str] = ())
         if task.rows is not None:
             task.rows.to(task.device)
         with torch.no_grad():
-            return normalize(texts(task, task.model))
+            yield
     finally:
         task.rows = held[0]
         if held[1] is not None:
             task.tokens = held[1]
+
+
+def features_of(task: Any, classnames: list[str], templates: Sequence[str] = ()) -> Tensor:
+    """Return the features (C, e) of any classes, of unit length, without templates.
+
+    Raises:
+        UserError: As `naming`; or each image has other class features.
+    """
+    if task.prompts.per_image:
+        raise UserError(f"{task.prompts.method()} has other class features for each image.")
+    with naming(task, classnames):
+        return normalize(texts(task, task.model))
+
+
+def percent_by_image(task: Any, classnames: list[str], batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Return the accuracy in percent among any classes, for prompts that depend on the image.
+
+    Args:
+        task: Task with such prompts.
+        classnames: C names.
+        batches: Images (b, 3, H, W) with labels (b,).
+    """
+    right = count = 0
+    with naming(task, classnames):
+        for batch, labels in batches:
+            right += int((by_image(task, images(task, batch)).argmax(1) == labels).sum())
+            count += len(labels)
+    return 100 * right / max(1, count)
 
 
 def as_encoder(task: Any) -> SimpleNamespace:
