@@ -12,12 +12,15 @@ from randlora_pl.experiments.sweep.steps import evaluated_samples, global_batch,
 from randlora_pl.language.tasks.meta import meta_backbone
 from randlora_pl.language.tasks.restore import LanguageTask
 from randlora_pl.models import ImageTower, clip_image_spec, library_of, meta_clip, meta_vit, vit_image_spec
-from randlora_pl.tasks import VisionLanguageTask
+from randlora_pl.tasks import PromptTask, VisionLanguageTask
 
 PASSES = 3
 """Cost of a training step in forward passes: one forward, two backward."""
 TOKENS = {"e2e": 64}
 """Tokens of a sample; 128 otherwise, to which GLUE's scripts pad, and half of the cutoff for commonsense questions."""
+
+PROMPT = 16 / 77
+"""Cost of a prompt of `PromptTask` in captions: it is cut after its last token, of which there are 9 to 18."""
 
 _passes: dict[tuple[str, str], tuple[int, int]] = {}
 
@@ -41,13 +44,17 @@ def operations(cell: Trial) -> int:
     row = CATALOG.get(cell.flat["data.dataset"])
     classes = (row.classes if row else None) or 0
     test = samples * first + classes * caption
+    if isinstance(task, PromptTask):  # all classes in each step, with the forward pass of texts once more
+        texts, each = classes * PROMPT * caption, task.prompts.per_image  # those of CoCoOp are of one image
+        test = samples * first + texts * (samples if each else 1)
+        return round(test + steps * (PASSES * batch * first + (PASSES + 1) * texts * (batch if each else 1)))
     return test + steps * PASSES * (batch * first + min(classes or batch, batch) * caption)
 
 
 def per_sample(task: Any) -> tuple[int, int]:
     """Count the forward pass of one image through the frozen model, and of one caption if a text tower trains."""
     size = getattr(task, "img_size", None)
-    clip, both = library_of(task.name) == "open_clip", isinstance(task, VisionLanguageTask)
+    clip, both = library_of(task.name) == "open_clip", isinstance(task, VisionLanguageTask | PromptTask)
     model: Any = meta_clip(task.name) if clip else meta_vit(task.name, size)
     if clip and not both:
         model = ImageTower(model)
