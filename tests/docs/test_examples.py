@@ -22,7 +22,18 @@ from randlora_pl.tasks import VisionLanguageTask
 from tests.docs.pages import ROOT
 from tests.support.products import in_one_item, marked
 
-PACKAGES = ("adapters", "analysis", "callbacks", "data", "experiments", "interop", "language", "models", "tasks")
+PACKAGES = (
+    "adapters",
+    "analysis",
+    "callbacks",
+    "data",
+    "experiments",
+    "interop",
+    "language",
+    "models",
+    "prompts",
+    "tasks",
+)
 MODULES = {name: importlib.import_module(f"randlora_pl.{name}") for name in PACKAGES}
 NAMES: dict[str, Any] = {name: getattr(module, name) for module in MODULES.values() for name in module.__all__}
 ADDED = {  # base classes, and what `fit` and others add or return

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -12,6 +13,8 @@ from randlora_pl.adapters import LoRA, RandLoRA, inject, methods
 from randlora_pl.cli.main import main
 from randlora_pl.cli.sweep.job import find_sweep
 from randlora_pl.config.shipped import find_config
+from randlora_pl.experiments.paper import table
+from randlora_pl.experiments.report.sections.new_classes import harmonic_mean
 from randlora_pl.experiments.sweep.plan import plan
 from randlora_pl.experiments.sweep.provenance import chosen_for
 from randlora_pl.experiments.sweep.steps import planned_steps
@@ -19,6 +22,7 @@ from randlora_pl.experiments.sweep.tuning_files import markdown
 from randlora_pl.models import meta_clip, meta_vit
 from randlora_pl.tasks.defaults import default_learning_rate
 from tests.docs.pages import DOCS, PAGES, RESULTS, ROOT
+from tests.prompts.test_counts import COUNTS
 from tests.support.products import in_one_item
 
 RANKS = PAGES["docs/rank_and_alpha.md"]
@@ -72,6 +76,32 @@ def test_learning_rates() -> None:
             assert default_learning_rate(method, False) == float(both), part
             assert default_learning_rate(method, True) == float(vision), part
     assert found == {*methods.__all__} - {"Frozen"}  # which trains nothing
+
+
+def test_published_accuracies_of_prompts() -> None:
+    """The rows of Table 5 are the report's, and accuracies by dataset have the means of the other tables."""
+    page = PAGES["docs/prompt_tuning.md"]
+    for name, learner, count in COUNTS:
+        assert f"{count:,}" in page or name == "tiny" or getattr(learner, "class_specific", False) or "L-14" in name
+    published = page.partition("\n## Published accuracies\n")[2].partition("\n## ")[0]
+    lines = [line for line in published.splitlines() if line.startswith("| ") and not line.endswith("| ours |")]
+    assert len(lines) > 60 and all(line.endswith("| not measured |") for line in lines)
+    for shots, method, *values, _ in rows_of(page, "| shots | method")[1:]:
+        cells = [cell for cell in table(5).cells if cell.budget == f"{shots}-shot" and cell.method == "Maple + DePT"]
+        assert method == "MaPLe + DePT" and [float(value) for value in values] == [cell.value for cell in cells]
+    few = {row[0].rstrip(" ᵃᵇ"): row for row in rows_of(page, "| method, ViT-B/16")[1:]}
+    for name, *values, _ in rows_of(page, "| 16 shots |")[1:]:
+        label = name.rstrip(" ᵃ").partition(", ")[0]
+        mean = fmean(map(float, values))
+        assert f" {mean:.1f}" in page if label == "CLIP-LoRA" else mean == pytest.approx(float(few[label][5]), abs=0.02)
+    means = {row[0]: row[1:3] for row in rows_of(page, "| method | base")[1:]}
+    header, *rows = rows_of(page, "| dataset, base/new")
+    for column, label in enumerate(header[1:-1], 1):
+        for half in (0, 1):
+            mean = fmean(float(row[column].split("/")[half]) for row in rows)
+            assert mean == pytest.approx(float(means[label.rstrip(" ᵃ")][half]), abs=0.02), label
+    for base, new, harmonic in (row[1:4] for row in rows_of(page, "| method | base")[1:]):
+        assert harmonic_mean(float(base), float(new)) == pytest.approx(float(harmonic), abs=0.015)
 
 
 def test_the_sweep_of_ones_own_can_be_planned(

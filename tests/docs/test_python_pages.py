@@ -22,6 +22,7 @@ NEEDS = {
     "from_loralib": (),
     "methods/autolora": (),
     "methods/galore": (),
+    "prompt_tuning": (),
 }
 """Pages with blocks of Python, and the packages that these need."""
 

@@ -48,6 +48,7 @@ LISTED = [
     ("docs/commands.md", "randlora-pl data get cifar10", WEIGHTS),
     ("docs/analyses.md", "randlora-pl analyze forgetting runs/lora runs/randlora runs/full \\", WEIGHTS),
     ("docs/rank_and_alpha.md", "randlora-pl fit --config clip_vitb32 --model.adapter.match lora:32", WEIGHTS),
+    ("docs/prompt_tuning.md", "randlora-pl fit --config clip_vitb32 --config maple_dept \\", WEIGHTS),
     ("docs/measurements.md", "randlora-pl compare-methods --config compare_bases_fashion", WEIGHTS),
     ("docs/reproducing.md", "randlora-pl sweep table11 --skip-missing --only seed=1", WEIGHTS),
     *((f"docs/results/{name}/report.md", REPEAT, WEIGHTS) for name in RESULTS),
