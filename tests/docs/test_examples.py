@@ -49,6 +49,7 @@ ADDED = {  # base classes, and what `fit` and others add or return
         "ModelIdentity",
         "ModelRow",
     ),
+    *("PromptLearner", "Prompts"),
     *("LayerSpectrum", "ProgressBar", "Sweep", "load_tokenizer", "unload"),
     "import_official",  # its file comes from other code
 }

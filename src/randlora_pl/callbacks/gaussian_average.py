@@ -30,6 +30,9 @@ class GaussianAverage(Callback):
     Few-shot training of PromptSRC has 50 epochs with mean 30 and deviation 30, or 45 and 5 for some datasets. The
     callback precedes `AdapterCheckpoint` in the list.
 
+    Examples:
+        >>> trainer = make_trainer(callbacks=[GaussianAverage(mu=15, sigma=1)])
+
     Args:
         mu: Epoch with the largest weight; the first epoch is 1.
         sigma: Standard deviation, in epochs.

@@ -17,6 +17,9 @@ class DePT(Described):
     logits, ``(1 - weight) similarities + weight probe``; other classes from the similarities alone. It adds
     4 e + C (e + 1) numbers.
 
+    Examples:
+        >>> task = PromptTask("tiny", prompts=MaPLe(depth=2), head=DePT())
+
     Args:
         weight: Share of the second head.
         rate_factor: Learning rate of the second head, as a multiple of the prompts'.

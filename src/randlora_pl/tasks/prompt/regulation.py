@@ -23,6 +23,9 @@ class SelfRegulation(Described):
     over classes and channels, ``image`` times the mean of |f_p - f_z| over images and channels, and ``logits`` times
     KL(z || p) of the class probabilities, divided by C as the released code does.
 
+    Examples:
+        >>> task = PromptTask("tiny", prompts=DeepPrompts(depth=2), regulation=SelfRegulation(templates=4))
+
     Args:
         text: Factor of the class features' term.
         image: Factor of the image features' term.
