@@ -58,7 +58,7 @@ class Fault:
 
 
 def _before_step(place: str, reached: Action) -> None:
-    where, name = _STEPS.get(place, ("randlora_pl.tasks:VisionLanguageTask", f"{place}_step"))
+    where, name = _STEPS.get(place, ("randlora_pl.tasks:AdaptationTask", f"{place}_step"))
     owner = pkgutil.resolve_name(where)
     plain = getattr(owner, name)
 

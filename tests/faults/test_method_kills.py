@@ -1,4 +1,4 @@
-"""A run is killed in each phase of a method that acts between optimizer steps, and the bits are the same."""
+"""A run is killed in each phase of a method or of learned prompts, and the bits are the same."""
 
 import signal
 from pathlib import Path
@@ -13,10 +13,38 @@ from tests.faults.test_kills import PART, finish, resume
 
 UNSAVED = f"open {PART}"
 """Place after a step, before its checkpoint."""
-AUTOLORA = ("AutoLoRA", "--model.adapter.rank", "3", "--model.adapter.every", "2", "--model.adapter.dropout", "0.2")
+AUTOLORA = (
+    *("--model.adapter", "AutoLoRA", "--model.adapter.rank", "3", "--model.adapter.every", "2"),
+    *("--model.adapter.dropout", "0.2"),
+)
+PROMPTS: dict[str, tuple[tuple[str, ...], list[tuple[Fault, int]]]] = {
+    "CoOp and LoRA, then a classifier": (  # which trains in steps 6 to 8
+        (
+            *("--model", "PromptTask", "--model.prompts", "CoOp", "--model.prompts.words", "null"),
+            *("--model.prompts.length", "2", "--model.adapter", "LoRA", "--model.adapter.rank", "2"),
+            *("--model.adapter.dropout", "0.2", "--model.classifier_steps", "0.4"),
+        ),
+        [
+            (Signal("training", 4), 1),  # in the second half of step 2
+            (Signal("training", 8), 4),  # in the last step of the first stage
+            (Signal("training", 4), 5),  # with the classifier filled, not saved
+            (Signal("training", 6), 7),
+        ],
+    ),
+    "Tip-Adapter-F": (
+        (
+            *("--model", "PromptTask", "--model.prompts", "Fixed", "--model.adapter", "Frozen"),
+            *("--model.head", "TipAdapter", "--model.prompt_learning_rate", "0.1"),
+        ),
+        [(Signal("training", 1), 0), (Signal("training", 6), 2), (Signal(UNSAVED, 2), 3)],  # first with a cache unsaved
+    ),
+}
 METHODS: dict[str, tuple[tuple[str, ...], list[tuple[Fault, int]]]] = {
     "AdaLoRA": (  # prunes in steps 3 to 6, and keeps its ranks in steps 7 and 8
-        ("AdaLoRA", "--model.adapter.rank", "3", "--model.adapter.every", "1", "--model.adapter.warmup", "0.15"),
+        (
+            *("--model.adapter", "AdaLoRA", "--model.adapter.rank", "3", "--model.adapter.every", "1"),
+            *("--model.adapter.warmup", "0.15"),
+        ),
         [
             (Signal("training", 4), 1),  # in the warm-up, in the second half of step 2
             (Signal("pruning", 2), 3),  # in step 4
@@ -33,7 +61,7 @@ METHODS: dict[str, tuple[tuple[str, ...], list[tuple[Fault, int]]]] = {
         [(Signal("training", 4), 1), (Signal("search", 4), 1), (Signal(UNSAVED, 1), 1), (Signal("training", 4), 2)],
     ),
     "Fira": (  # projections in steps 1, 4 and 7
-        ("Fira", "--model.adapter.rank", "4", "--model.adapter.period", "3"),
+        ("--model.adapter", "Fira", "--model.adapter.rank", "4", "--model.adapter.period", "3"),
         [
             (Signal("training", 6), 2),  # before the second one
             (Signal("projection", 3), 3),  # with two weights updated
@@ -41,6 +69,7 @@ METHODS: dict[str, tuple[tuple[str, ...], list[tuple[Fault, int]]]] = {
             (Signal("training", 4), 4),  # after it
         ],
     ),
+    **PROMPTS,
 }
 
 
@@ -48,14 +77,14 @@ METHODS: dict[str, tuple[tuple[str, ...], list[tuple[Fault, int]]]] = {
 def test_kills_in_each_phase(tmp_path: Path, name: str) -> None:
     """Each fault with the step of the last checkpoint, which the next process resumes."""
     options, kills = METHODS[name]
-    words = [*TINY, "--checkpoint.every_n_steps", "1", "--model.adapter", *options]
+    words = [*TINY, "--checkpoint.every_n_steps", "1", *options]
     whole, place = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, place):
         folder.mkdir()
     ended = run(words, whole)
     assert ended.code == 0, ended.err
     state = torch.load(run_of(whole) / "checkpoints" / "last.ckpt", weights_only=True)
-    assert ("procedure" in state) == (name != "Fira")
+    assert ("procedure" in state) == (name not in ("Fira", *PROMPTS))
     for fault, step in kills:
         ended = run(resume(place) if place.joinpath("runs").exists() else words, place, fault)
         assert ended.code == -signal.SIGKILL, (fault, ended)

@@ -202,7 +202,7 @@ class ImageData(PlannedData):
     def train_dataloader(self) -> Loader:
         """Return the training batches of this rank, from the trainer's optimizer step on (see `TrainBatches`)."""
         schedule = self._schedule()
-        return Loader(self.batches(schedule), self._start(len(schedule)), self._processes("train"), self.skipped)
+        return Loader(self.batches(schedule), self._start(len(schedule)), self.processes("train"), self.skipped)
 
     def batches(self, schedule: TrainSchedule, search: bool = False) -> TrainBatches:
         """Return the numbered training batches of a schedule; batches for a search are not blended."""
@@ -286,7 +286,8 @@ class ImageData(PlannedData):
         changed = train and self.augment.randaugment is not None  # on the CPU, after crops
         return "crops" if device == "cuda" and isinstance(samples.images, ArrayImages) and not changed else "colors"
 
-    def _processes(self, split: str) -> int:
+    def processes(self, split: str) -> int:
+        """Return the worker processes that load a split."""
         if self.num_workers is not None:
             return self.num_workers
         in_memory = isinstance(self.samples(split).images, ArrayImages | CachedImages)
@@ -296,4 +297,4 @@ class ImageData(PlannedData):
     def _eval(self, split: str) -> Loader:
         samples = self.samples(split)
         batches = EvalBatches(samples, self._eval_schedule(len(samples)), self.frame, self.skip, self._late(samples))
-        return Loader(batches, 0, self._processes(split), self.skipped)
+        return Loader(batches, 0, self.processes(split), self.skipped)

@@ -2,11 +2,11 @@
 
 from randlora_pl.adapters import AdapterFile
 from randlora_pl.prompts import CoOp, PromptLearner
-from randlora_pl.tasks.prompt import DePT, PromptTask
+from randlora_pl.tasks.prompt import DePT, PromptTask, TipAdapter
 from randlora_pl.utils.errors import UserError
 
 
-def parts_of(file: AdapterFile) -> tuple[PromptLearner, DePT | None] | None:
+def parts_of(file: AdapterFile) -> tuple[PromptLearner, DePT | TipAdapter | None] | None:
     """Return the prompt learner and the second head that an adapter file has; None without a `PromptTask`.
 
     Raises:
@@ -18,12 +18,14 @@ def parts_of(file: AdapterFile) -> tuple[PromptLearner, DePT | None] | None:
     return made.get("prompts", CoOp()), made.get("head")
 
 
-def why_no_weights(prompts: PromptLearner, head: DePT | None) -> str:
+def why_no_weights(prompts: PromptLearner, head: DePT | TipAdapter | None) -> str:
     """Return why weights and a linear head of a plain CLIP cannot give a task's logits; "" if they can."""
     if prompts.per_image:
         return f"{prompts.method()} has other class features for each image, so it has no head"
     if prompts.visual:
         return "visual prompts are inputs, no weight can hold them"
+    if isinstance(head, TipAdapter):
+        return "TipAdapter compares an image with training images, which no linear head can"
     return "DePT adds the logits of two heads, which no library does" if head is not None else ""
 
 
@@ -56,5 +58,5 @@ def check_no_prompts(file: AdapterFile, why: str) -> None:
     """
     parts = parts_of(file)
     if parts is not None and (parts[0].learns or parts[1] is not None):
-        what = parts[0].method() if parts[0].learns else "DePT"
+        what = parts[0].method() if parts[0].learns or parts[1] is None else parts[1].method()
         raise UserError(f"{file.path} has learned prompts or a second head ({what}): {why}.")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from randlora_pl.tasks.prompt.decoupled import DePT
     from randlora_pl.tasks.prompt.regulation import SelfRegulation
     from randlora_pl.tasks.prompt.task import PromptTask
+    from randlora_pl.tasks.prompt.tip import TipAdapter
     from randlora_pl.tasks.restore import ImageTask, load_task
     from randlora_pl.tasks.several import load_tasks, weighted_task
     from randlora_pl.tasks.text_head import TextHeadTask
@@ -39,6 +40,7 @@ __all__ = [
     "PromptTask",
     "SelfRegulation",
     "TextHeadTask",
+    "TipAdapter",
     "VisionLanguageTask",
     "load_task",
     "load_tasks",

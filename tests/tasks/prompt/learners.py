@@ -7,7 +7,7 @@ import torch
 
 from randlora_pl.adapters import LoRA, RandLoRA
 from randlora_pl.prompts import CoOp, DeepPrompts, Fixed, MaPLe
-from randlora_pl.tasks import DePT, PromptTask, SelfRegulation
+from randlora_pl.tasks import DePT, PromptTask, SelfRegulation, TipAdapter
 
 CONTEXT = {"length": 2, "words": None}
 KINDS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -20,11 +20,15 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "two stages": lambda: {"prompts": CoOp(**CONTEXT), "adapter": LoRA(rank=2, dropout=0.2), "classifier_steps": 0.4},
 }
 """Options of a task by the name of its method."""
+WITH_IMAGES: dict[str, Callable[[], dict[str, Any]]] = {
+    "tip": lambda: {"prompts": Fixed("a {}."), "head": TipAdapter()},
+}
+"""Options of tasks that need the images of a run."""
 
 
 def make_prompts(kind: str, **options: Any) -> PromptTask:
     """A task on the tiny CLIP with random weights, not built yet."""
-    return PromptTask("tiny", "random", **(KINDS[kind]() | options))
+    return PromptTask("tiny", "random", **((KINDS | WITH_IMAGES)[kind]() | options))
 
 
 def flat(values: dict[str, torch.Tensor]) -> torch.Tensor:

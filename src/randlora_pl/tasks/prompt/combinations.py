@@ -3,6 +3,8 @@
 from typing import Any
 
 from randlora_pl.adapters import Frozen
+from randlora_pl.prompts import Fixed
+from randlora_pl.tasks.prompt.tip import TipAdapter
 from randlora_pl.utils.errors import UserError
 
 
@@ -17,6 +19,13 @@ def check(task: Any) -> None:
         raise UserError(f"{adapter.method()} trains the model that regulation needs. Leave one of them out.")
     if prompts.per_image and not (task.head is task.regulation is None):
         raise UserError(f"{prompts.method()} has other class features for each image: leave head and regulation out.")
+    if isinstance(task.head, TipAdapter):
+        others = isinstance(prompts, Fixed) and isinstance(adapter, Frozen) and task.regulation is None
+        if not others or task.schedule != "cosine":
+            raise UserError(
+                "TipAdapter keeps features of the pretrained model: it needs --model.prompts Fixed, --model.adapter "
+                "Frozen and --model.schedule cosine, without regulation."
+            )
     if task.schedule == "epochs" and (task.warmup_steps, task.final_lr_fraction) != (0, 0.01):
         raise UserError(
             "the schedule of epochs has no warmup_steps or final_lr_fraction: leave them out, or use "

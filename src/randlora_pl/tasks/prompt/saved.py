@@ -16,6 +16,7 @@ from randlora_pl.tasks.losses import normalize
 from randlora_pl.tasks.prompt.decoupled import DePT
 from randlora_pl.tasks.prompt.regulation import SelfRegulation
 from randlora_pl.tasks.prompt.second_stage import known
+from randlora_pl.tasks.prompt.tip import Cache, TipAdapter
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.run_results import flat
 
@@ -24,7 +25,7 @@ PARTS: dict[str, dict[str, type[Described]]] = {
     "prompts": {
         name: kind for name, kind in _LEARNERS.items() if issubclass(kind, PromptLearner) and kind is not PromptLearner
     },
-    "head": {"DePT": DePT},
+    "head": {"DePT": DePT, "TipAdapter": TipAdapter},
     "regulation": {"SelfRegulation": SelfRegulation},
 }
 """Options of `PromptTask` that are objects, and their classes by name."""
@@ -51,7 +52,7 @@ def head_tensors(task: Any) -> dict[str, Tensor]:
     found = {} if task.prompts.per_image else {"head": task.class_head}
     found |= {f"prompts.{name}": value for name, value in task.learned.named_parameters()}
     if task.decoupled is not None:
-        found |= {f"decoupled.{name}": value for name, value in task.decoupled.named_parameters()}
+        found |= {f"decoupled.{name}": value for name, value in task.decoupled.state_dict().items()}
     return found
 
 
@@ -92,6 +93,12 @@ def check_classes(own: list[str], classnames: list[str], prompts: PromptLearner)
             f"class-specific prompts were learned for {own[:3]}..., the data has {list(classnames)[:3]}.... Train with "
             "--model.prompts.class_specific false to name others."
         )
+
+
+def trained_state(task: Any) -> dict[str, Tensor]:
+    """Return what trains (see `files.trained_state`), and the factors that a search has chosen."""
+    factors = {"decoupled.factors": task.decoupled.factors} if isinstance(task.decoupled, Cache) else {}
+    return files.trained_state(task) | factors
 
 
 def use_sum(task: Any, others: Mapping[str, Any], name: str) -> None:
@@ -144,6 +151,8 @@ def facts(task: Any) -> dict[str, Any]:
         if (part := getattr(task, name)) is not None:
             found |= flat(name, {"method": part.method(), **part.options()})
     counts = parameter_parts(task)
+    if isinstance(task.decoupled, Cache):
+        found |= dict(zip(("cache_alpha", "cache_beta"), task.decoupled.factors.tolist(), strict=True))
     return found | {
         "prompt_parameters": counts.get("prompts", 0),
         "prompt_learning_rate": task.prompt_learning_rate,

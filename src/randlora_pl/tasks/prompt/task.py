@@ -14,9 +14,10 @@ from randlora_pl.tasks import images, losses, optim
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_fraction, check_option, check_positive
 from randlora_pl.tasks.losses import StepFeatures, class_losses
-from randlora_pl.tasks.prompt import combinations, features, saved, second_stage
+from randlora_pl.tasks.prompt import combinations, features, saved, second_stage, tip
 from randlora_pl.tasks.prompt.decoupled import Decoupled, DePT
 from randlora_pl.tasks.prompt.regulation import SelfRegulation, Teacher
+from randlora_pl.tasks.prompt.tip import Cache, TipAdapter
 
 
 class PromptTask(AdaptationTask):
@@ -35,7 +36,7 @@ class PromptTask(AdaptationTask):
             is bundled with its weights.
         adapter: The weight update and its options.
         prompts: The prompt learner and its options.
-        head: A second head, decoupled from the similarities.
+        head: A second head: decoupled from the similarities, or a cache of training images.
         regulation: What keeps learned prompts near the pretrained model.
         targets: Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
             fc2 attn mlp all conv``, with an optional tower (``visual:mlp``). Default: packed q/k/v and both MLP
@@ -61,7 +62,7 @@ class PromptTask(AdaptationTask):
         adapter: Adapter = Frozen(),  # noqa: B008 - descriptions are never changed
         *,
         prompts: PromptLearner = CoOp(),  # noqa: B008
-        head: DePT | None = None,
+        head: DePT | TipAdapter | None = None,
         regulation: SelfRegulation | None = None,
         targets: list[str] | None = None,
         prompt_learning_rate: float = 2e-3,
@@ -90,7 +91,7 @@ class PromptTask(AdaptationTask):
         self.image_spec = clip_image_spec(name, pretrained)
         self.learned: Prompts
         self.rows: TextRows | None = None
-        self.decoupled: Decoupled | None = None
+        self.decoupled: Decoupled | Cache | None = None
         self.teacher: Teacher | None = None
         self.classifier: nn.Parameter | None = None
         self.own_classes: list[str] = []
@@ -120,7 +121,9 @@ class PromptTask(AdaptationTask):
         with torch.no_grad():
             width = model.encode_text(tokenizer(["x"]).to(next(model.parameters()).device)).shape[1]  # type: ignore[operator]
         self.register_buffer("class_head", torch.zeros(len(own), width), persistent=False)
-        if self.head is not None:
+        if isinstance(self.head, TipAdapter):
+            self.decoupled = self.head.build(self, width, len(own))
+        elif self.head is not None:
             self.decoupled = self.head.build(width, len(own), self.seed)
         if self.classifier_steps:
             self.classifier = nn.Parameter(torch.zeros(len(own), width))
@@ -165,8 +168,10 @@ class PromptTask(AdaptationTask):
             return class_losses(self._logits_by_image(own), batch, 0.0)
         texts = self._step_texts(batch)
         logits = self._logits(own, texts)
+        if isinstance(self.decoupled, Cache):
+            logits = self.decoupled.mixed(logits, own)
         found, right = class_losses(logits, batch, 0.0)
-        if self.decoupled is not None:
+        if isinstance(self.decoupled, Decoupled):
             found = self.decoupled.losses(found, own, texts, batch["label"])
         if self.regulation is not None:
             if self.teacher is None:
@@ -188,7 +193,9 @@ class PromptTask(AdaptationTask):
         rate, decay = self.prompt_learning_rate, self.prompt_weight_decay
         groups += optim.parameter_groups(self.learned.parameters(), rate, decay, True)
         if self.head is not None and self.decoupled is not None:
-            groups += optim.parameter_groups(self.decoupled.parameters(), rate * self.head.rate_factor, decay, True)
+            eps = {"eps": tip.EPS} if isinstance(self.decoupled, Cache) else {}
+            own = optim.parameter_groups(self.decoupled.parameters(), rate * self.head.rate_factor, decay, True)
+            groups += [group | eps for group in own]
         if self.classifier is not None:
             groups += optim.parameter_groups([self.classifier], self.learning_rate, self.weight_decay, True)
         return groups
@@ -205,6 +212,7 @@ class PromptTask(AdaptationTask):
         super().on_train_start()
         self._step_features, self.saved_head, self.teacher = None, False, None
         second_stage.start(self)
+        tip.start(self)
         self._forget()
 
     # Evaluation
@@ -228,6 +236,7 @@ class PromptTask(AdaptationTask):
 
     constructor, head_tensors, load_head, save = saved.constructor, saved.head_tensors, saved.load_head, saved.save
     use_sum, parameter_parts, rates, facts = saved.use_sum, saved.parameter_parts, saved.rates, saved.facts
+    trained_state = saved.trained_state
 
     @classmethod
     def arguments(cls, saved_ones: Mapping[str, Any], source: object) -> dict[str, Any]:
