@@ -38,8 +38,11 @@ class TipAdapter(Described):
 
     The keys F (N, e) are unit means of features of ten augmented views of each training image, with classes Y (N, C).
     The logits of a unit feature f are the similarities plus ``alpha exp(-beta (1 - f F^T)) Y``. The keys train by the
-    loss of these logits; other classes are predicted from the similarities alone. It needs
-    ``Fixed`` prompts and the adapter ``Frozen``.
+    loss of these logits; other classes are predicted from the similarities alone. It needs ``Fixed`` prompts and the
+    adapter ``Frozen``.
+
+    Examples:
+        >>> task = PromptTask("tiny", prompts=Fixed(), head=TipAdapter())
 
     Args:
         rate_factor: Learning rate of the keys, as a multiple of the prompts'. 0 is Tip-Adapter without training.
