@@ -34,7 +34,7 @@ RUNS = {
     "head": ("linear head", "lora"),
     "pruned": ("linear head", "adalora"),  # at the second and the fourth step
 }
-PROMPTS = ("maple + dept", "promptsrc + randlora", "tip", "two stages")
+PROMPTS = ("maple + dept", "promptsrc + randlora", "two stages")
 ACCUMULATE = 2
 
 
