@@ -40,6 +40,12 @@ def caption_floor(labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
     return counts[torch.searchsorted(classes, labels)].clamp(min=1).float().log()
 
 
+def all_captions(batch: Mapping[str, Any], classes: int) -> tuple[Tensor, Tensor]:
+    """Return all classes (C,), and the number of captions (C,) that each has in the optimizer step, which may be 0."""
+    counts = batch["step_counts"].new_zeros(classes).scatter(0, batch["step_classes"], batch["step_counts"])
+    return torch.arange(classes, device=counts.device), counts
+
+
 def class_losses(logits: Tensor, batch: Mapping[str, Any], smoothing: float) -> tuple[Tensor, Tensor]:
     """Compute the cross-entropy over all classes, and how far the likeliest class is right.
 

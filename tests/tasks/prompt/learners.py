@@ -12,7 +12,11 @@ from randlora_pl.tasks import DePT, PromptTask, SelfRegulation, TipAdapter
 CONTEXT = {"length": 2, "words": None}
 KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "coop": lambda: {"prompts": CoOp(**CONTEXT)},
-    "coop + randlora": lambda: {"prompts": CoOp(**CONTEXT), "adapter": RandLoRA(rank=8, dropout=0.2)},
+    "coop + randlora": lambda: {
+        "prompts": CoOp(**CONTEXT),
+        "adapter": RandLoRA(rank=8, dropout=0.2),
+        "loss_batch": "joint",
+    },
     "maple + dept": lambda: {"prompts": MaPLe(length=2, depth=2), "head": DePT()},
     "promptsrc": lambda: {"prompts": DeepPrompts(2, 2, 2), "regulation": SelfRegulation(templates=3)},
     "promptsrc + randlora": lambda: KINDS["promptsrc"]() | {"adapter": RandLoRA(rank=8)},

@@ -105,6 +105,31 @@ def test_words_that_do_not_change_are_encoded_once_as_the_text_head_is() -> None
         torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-6)
 
 
+def test_the_joint_loss_is_that_of_images_and_captions() -> None:
+    plain = VisionLanguageTask("tiny", "random", caption="a photo of a {}.", adapter=UPDATE)
+    plain.set_classes(CLASSES, TEMPLATES)
+    plain.configure_model()
+    task = task_of(Fixed(), adapter=UPDATE, loss_batch="joint")
+    shake(plain), shake(task)
+    data = batch([0, 1, 1, 3, 1], [0.2, 0.2, 0.2, 0.4, 0.0])  # no image of class 2, and a weight of 0
+    data["label"][-1] = 2
+    data |= {"step_classes": torch.tensor([0, 1, 3]), "step_counts": torch.tensor([1, 2, 1])}
+    found, expected = task.sample_losses(data)[0], plain.sample_losses(data)[0]
+    torch.testing.assert_close(found[:-1], expected[:-1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(task.loss_floor(data)[:-1], plain.loss_floor(data)[:-1])  # type: ignore[index]
+    assert found.isfinite().all()
+    own, other = gradients(task, data), gradients(plain, data)
+    assert own.keys() == other.keys()
+    for name, value in own.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=1e-6)
+    both = task_of(CoOp(), head=DePT(weight=0.25), loss_batch="joint")
+    alone = task_of(CoOp(), loss_batch="joint")
+    probe = task_of(CoOp(), head=DePT(weight=1.0), loss_batch="joint")
+    mixed = 0.75 * alone.sample_losses(data)[0] + 0.25 * probe.sample_losses(data)[0]
+    torch.testing.assert_close(both.sample_losses(data)[0], mixed)
+    torch.testing.assert_close(both.loss_floor(data), 0.75 * alone.loss_floor(data))
+
+
 def test_each_image_shifts_its_own_texts() -> None:
     task, coop = task_of(CoCoOp()), task_of(CoOp())
     data = batch([0, 1, 2])

@@ -13,7 +13,7 @@ from randlora_pl.prompts import CoOp, PromptLearner, Prompts
 from randlora_pl.tasks import images, losses, optim
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_fraction, check_option, check_positive
-from randlora_pl.tasks.losses import StepFeatures, class_losses
+from randlora_pl.tasks.losses import StepFeatures, all_captions, caption_floor, caption_losses, class_losses
 from randlora_pl.tasks.prompt import combinations, features, saved, second_stage, tip
 from randlora_pl.tasks.prompt.decoupled import Decoupled, DePT
 from randlora_pl.tasks.prompt.regulation import SelfRegulation, Teacher
@@ -45,6 +45,8 @@ class PromptTask(AdaptationTask):
         prompt_weight_decay: Decay of the prompts.
         optimizer: ``adamw``, or ``sgd`` with momentum 0.9, as in the papers on prompts.
         schedule: ``cosine`` per optimizer step, or ``epochs``: 1e-5 in the first epoch, then a cosine per epoch.
+        loss_batch: ``all`` compares an image with all classes; ``joint`` with the captions of the batch of an optimizer
+            step, as `VisionLanguageTask` does. All classes are encoded in both cases.
         text_chunk_tokens: Tokens of the texts that are alive at a time in a training step.
         classifier_steps: Share of the steps, at the end, that train a classifier alone: 0.4 is 2SFS. It starts from the
             class features; known classes are then predicted from it, other classes from the text tower.
@@ -69,6 +71,7 @@ class PromptTask(AdaptationTask):
         prompt_weight_decay: float = 0.0,
         optimizer: Literal["adamw", "sgd"] = "adamw",
         schedule: Literal["cosine", "epochs"] = "cosine",
+        loss_batch: Literal["all", "joint"] = "all",
         text_chunk_tokens: int = 4096,
         classifier_steps: float = 0.0,
         **options: Any,
@@ -82,6 +85,8 @@ class PromptTask(AdaptationTask):
         check_fraction("classifier_steps", classifier_steps)
         check_option("optimizer", optimizer, optimizer in ("adamw", "sgd"), "adamw or sgd")
         check_option("schedule", schedule, schedule in ("cosine", "epochs"), "cosine or epochs")
+        check_option("loss_batch", loss_batch, loss_batch in ("all", "joint"), "all or joint")
+        self.loss_batch = loss_batch
         self.prompts, self.head, self.regulation = prompts, head, regulation
         self.prompt_learning_rate, self.prompt_weight_decay = prompt_learning_rate, prompt_weight_decay
         self.optimizer, self.schedule, self.text_chunk_tokens = optimizer, schedule, text_chunk_tokens
@@ -165,12 +170,12 @@ class PromptTask(AdaptationTask):
             return second_stage.sample_losses(self, batch)
         own = self._images(batch["image"])
         if self.prompts.per_image:
-            return class_losses(self._logits_by_image(own), batch, 0.0)
+            return self._cross_entropy(self._logits_by_image(own), batch)
         texts = self._step_texts(batch)
         logits = self._logits(own, texts)
         if isinstance(self.decoupled, Cache):
             logits = self.decoupled.mixed(logits, own)
-        found, right = class_losses(logits, batch, 0.0)
+        found, right = self._cross_entropy(logits, batch)
         if isinstance(self.decoupled, Decoupled):
             found = self.decoupled.losses(found, own, texts, batch["label"])
         if self.regulation is not None:
@@ -178,6 +183,20 @@ class PromptTask(AdaptationTask):
                 self.teacher = self.regulation.build(self.model, self.tokenizer, self.classnames)
             found = found + self.teacher.image_losses(self, batch["image"], own, logits)
         return found, right
+
+    def _cross_entropy(self, logits: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the losses (b,) of logits (b, C), and which of the likeliest classes are right."""
+        found, right = class_losses(logits, batch, 0.0)
+        if self.loss_batch == "joint":
+            found = caption_losses(logits, batch["label"], *all_captions(batch, logits.shape[1]))
+        return found, right
+
+    def loss_floor(self, batch: dict[str, Any]) -> Tensor | float:
+        """Return the part of each loss that equal captions cause, if the loss is joint (see `caption_floor`)."""
+        if self.loss_batch == "all" or second_stage.has_begun(self):
+            return 0.0
+        share = 1 - self.decoupled.weight if isinstance(self.decoupled, Decoupled) else 1.0
+        return share * caption_floor(batch["label"], *all_captions(batch, len(self.classnames)))
 
     def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
         """Return the text tower's gradient of earlier micro-batches, and the regulation's term of all classes."""
