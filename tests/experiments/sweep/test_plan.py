@@ -43,6 +43,13 @@ def test_a_method_has_other_options_in_some_cases() -> None:
         for shots in (1, 2)
         for method, lora in (("RandLoRA-6", False), ("LoRA-4", True))
     }
+    every = [{"budgets": ["2-shot"], "set": {"data.steps": 9, "model.weight_decay": 0.5}}]  # the method's own come last
+    cells = cells_of(methods=methods, datasets=["digits", "mnist_5k"], budgets=[1, 2], cases=every)
+    found = {c.labels[1:4]: (c.flat["data.steps"], c.flat.get("model.weight_decay")) for c in cells}
+    assert found["digits", "2-shot", "LoRA-4"] == (7, 0.5) and found["mnist_5k", "2-shot", "LoRA-4"] == (7, 0.1)
+    assert found["digits", "2-shot", "RandLoRA-6"] == (9, 0.5) and found["digits", "1-shot", "RandLoRA-6"] == (2, None)
+    with pytest.raises(UserError, match=r"^cases has '3-shot', which is none of the budgets"):
+        cells_of(cases=[{"budgets": [3]}], budgets=[1, 2])
     for wrong, said in (
         ([{"budgets": [3]}], "cases has '3-shot', which is none of the budgets"),
         ([{"datasets": ["digit"]}], "which is none of the datasets. Did you mean 'digits'"),

@@ -14,7 +14,10 @@ Tree = dict[str, Any]
 ZERO_SHOT = "zero-shot"
 """The method, and the budget, of an untrained model."""
 
-_KEYS = ("title", "paper", "models", "datasets", "budgets", "methods", "seeds", "set", "keep_adapters", "tune", "tuned")
+_KEYS = (
+    *("title", "paper", "models", "datasets", "budgets", "methods", "seeds", "set", "cases"),
+    *("keep_adapters", "tune", "tuned"),
+)
 _MODEL = ("config", "set", "family", "paper_name")
 _TUNE = ("learning_rates", "alphas", "seeds", "datasets", "budgets", "climb", "monitor", "set")
 
@@ -37,11 +40,12 @@ class SweepConfig:
     Attributes:
         models: By label: ``config`` (a config or several), ``set`` (options), ``family`` and ``paper_name``.
         methods: By label: ``config`` or ``adapter``, its options, ``learning_rate``, ``set``; ``models`` restricts it
-            to some models. ``cases`` is a list of ``set`` for some ``datasets``, some ``budgets`` or both.
+            to some models. It has its own ``cases``, too.
         datasets: By label: options of the data, ``dataset`` among them.
         budgets: ``1-shot`` ... ``50%``, ``100%``; ``15k`` where a dataset comes in several sizes.
         seeds: Each selects shots, order, augmentation, bases and initial values.
         options: Options of all cells (``set`` in the file).
+        cases: List of ``set`` for some ``datasets``, some ``budgets`` or both; those of a method come last.
         title: Heading of a report.
         paper: Table or figure of the paper that the sweep repeats.
         keep_adapters: Whether finished cells keep their adapter.
@@ -57,6 +61,7 @@ class SweepConfig:
     budgets: list[str]
     seeds: list[int]
     options: Tree = field(default_factory=dict)
+    cases: list[Tree] = field(default_factory=list)
     title: str = ""
     paper: Tree = field(default_factory=dict)
     keep_adapters: bool = True
@@ -84,6 +89,7 @@ class SweepConfig:
             _options(f"models.{label}.set", facts.get("set", {}))
         methods = _group("methods", content["methods"])
         grid: Any = {"datasets": _datasets(content["datasets"]), "budgets": budgets(content["budgets"])}
+        _check_cases("cases", content, grid)
         for label, facts in methods.items():
             _check_method(label, facts, models)
             _check_cases(f"methods.{label}.cases", facts, grid)
@@ -101,6 +107,7 @@ class SweepConfig:
             budgets=grid["budgets"],
             seeds=whole_numbers("seeds", content.get("seeds", [0])),
             options=_options("set", content.get("set") or {}),
+            cases=content.get("cases", []),
             title=str(content.get("title") or ""),
             paper=paper if isinstance(paper, dict) else {"table": paper},
             keep_adapters=keep,
@@ -114,7 +121,7 @@ class SweepConfig:
         plain = all(facts == {"dataset": label} for label, facts in self.datasets.items())
         tree["datasets"] = list(self.datasets) if plain else self.datasets
         tree["set"] = tree.pop("options")
-        return {key: tree[key] for key in _KEYS if tree[key] not in ("", {}, None)}
+        return {key: tree[key] for key in _KEYS if tree[key] not in ("", {}, [], None)}
 
     def data(self, dataset: str, budget: str) -> Tree:
         """Return the options of the data of a cell; what they do not name must be left out.
@@ -208,7 +215,7 @@ def _check_method(label: str, facts: Tree, models: Iterable[str]) -> None:
                 raise UserError(f"{where}.models has {name!r}, which is none of the models.{near(name, models)}")
 
 
-def _check_cases(where: str, facts: Tree, grid: Mapping[str, Iterable[str]]) -> None:
+def _check_cases(where: str, facts: Mapping[str, Any], grid: Mapping[str, Iterable[str]]) -> None:
     """Refuse cases that no cell of the grid is, and give their budgets their labels."""
     cases = facts.get("cases", [])
     if not isinstance(cases, list):

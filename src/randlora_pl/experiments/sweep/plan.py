@@ -81,7 +81,9 @@ def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Trial]:
         for dataset in description.datasets:
             for seed, budget, method in _order(description, list(trees)):
                 data = {"data": description.data(dataset, budget), "seed_everything": seed}
-                own = _of_case(trees[method], description.methods[method], dataset, budget, method)
+                of_method = description.methods[method].get("cases", [])
+                cases = {"cases": description.cases, f"methods.{method}.cases": of_method}
+                own = _of_cases(trees[method], dataset, budget, cases)
                 tree = merge(_without_budget(own), normalize(data))
                 tree = merge(tree, normalize(tuning)) if tuning else tree
                 if (dataset, budget) not in checked:
@@ -126,13 +128,14 @@ def _pair(description: SweepConfig, model: str, method: str) -> Tree:
     return tree
 
 
-def _of_case(tree: Tree, facts: Tree, dataset: str, budget: str, method: str) -> Tree:
-    """Return the config of a method with the options of its ``cases`` for a dataset and a budget."""
+def _of_cases(tree: Tree, dataset: str, budget: str, places: Mapping[str, list[Tree]]) -> Tree:
+    """Return the config of a method with the options of the cases that hold, by their place in the description."""
     given = {"datasets": dataset, "budgets": budget}
-    cases = [c for c in facts.get("cases", []) if all(value in c.get(axis, [value]) for axis, value in given.items())]
-    with errors_in(f"methods.{method}.cases"):
-        for case in cases:
-            tree = check(merge(tree, normalize(nested(case.get("set", {})))))
+    for place, cases in places.items():
+        with errors_in(place):
+            for case in cases:
+                if all(value in case.get(axis, [value]) for axis, value in given.items()):
+                    tree = check(merge(tree, normalize(nested(case.get("set", {})))))
     return tree
 
 
