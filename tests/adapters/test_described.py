@@ -73,8 +73,8 @@ def test_descriptions_make_the_same_adapter_again() -> None:
     [
         ({"parts": [{"method": "Evil", "options": {}}]}, "method 'Evil' is unknown"),
         ({"parts": [{"method": "LoRA", "options": {"rnk": 1}}]}, "LoRA does not take these options"),
-        ({"parts": [7]}, "Sum does not take these options"),
-        ({"last": None}, "Sum does not take these options"),
+        ({"parts": [7]}, "7 describes nothing that this version has"),
+        ({"last": None}, "None describes nothing that this version has"),
     ],
 )
 def test_other_descriptions_are_refused(options: dict[str, Any], message: str) -> None:

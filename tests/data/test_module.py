@@ -415,9 +415,9 @@ def test_default_workers(
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
     data = ImageData(dataset="folder", root=str(tree(cat=4, dog=4)), cache_images=cached, image_size=size)
     data.setup("fit")
-    assert data._processes("train") == (6 if expected == "cpus" else expected)
+    assert data.processes("train") == (6 if expected == "cpus" else expected)
     data.num_workers = 3
-    assert data._processes("train") == 3
+    assert data.processes("train") == 3
 
 
 def test_too_few_images_for_a_test_are_refused_before_training(tree: Tree, tmp_path: Path) -> None:

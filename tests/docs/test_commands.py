@@ -94,7 +94,7 @@ def test_every_verb_is_on_the_page_of_commands() -> None:
 def test_a_test_of_the_pretrained_model_is_promised_for_the_tasks_that_have_one() -> None:
     classes = {name: getattr(import_module(source.module), name) for name, source in tasks().items()}
     having = {name for name, task in classes.items() if task.zero_shot}
-    assert having == {"VisionLanguageTask", "TextHeadTask"} and "CausalLMTask" in classes
+    assert having == {"VisionLanguageTask", "TextHeadTask", "PromptTask"} and "CausalLMTask" in classes
     promised = PAGES["docs/commands.md"].partition("### fit\n")[2].partition("```")[0]
     for text in (promised, help_page("fit").partition("\n")[0]):
         assert "pretrained model" in text and {name for name in classes if name in text} == having, text

@@ -96,7 +96,8 @@ def make(kinds: Mapping[str, type[Described]], description: Any, source: object,
         raise UserError(f"{source}: method {method!r} is unknown. This version has {', '.join(kinds)}.")
     kind = kinds[method]
     for name in kind.nested_options():
-        if (value := options.get(name)) is not None:
+        if name in options:
+            value = options[name]
             inner = [make(kinds, each, source, hint) for each in (value if isinstance(value, list) else [value])]
             options[name] = inner if isinstance(value, list) else inner[0]
     try:

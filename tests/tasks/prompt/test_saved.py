@@ -129,7 +129,7 @@ def maple(**options: Any) -> dict[str, Any]:
         ("prompts", maple(depth=1), "the head does not fit"),
         ("prompts", {"method": "CoOp", "options": {"length": 2, "words": None}}, "the head does not fit"),
         ("head", 7, "7 describes nothing that this version has"),
-        ("head", {"method": "CoOp", "options": {}}, "method 'CoOp' is unknown. This version has DePT."),
+        ("head", {"method": "CoOp", "options": {}}, "method 'CoOp' is unknown. This version has DePT, TipAdapter."),
         ("head", {"method": "DePT", "options": {"weight": 7}}, "head.weight is 7"),
         ("head", {"method": "DePT", "options": {"weight": "all"}}, "DePT does not take these options"),
         ("head", None, "the head does not fit"),

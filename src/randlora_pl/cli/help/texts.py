@@ -2,7 +2,7 @@
 
 TEXTS = {
     "fit": """\
-Train an adapter, then test the final weights. VisionLanguageTask and TextHeadTask also test the pretrained model.
+Train an adapter, then test it; VisionLanguageTask, TextHeadTask and PromptTask also test the pretrained model.
 Everything about the run is written to runs/NAME/TIME: config, TensorBoard, log, checkpoint, adapter, results.json.
 runs/NAME/latest is a link to the newest run, and runs/NAME stands for its newest run in every command.
 

@@ -45,7 +45,7 @@ class SweepConfig:
         budgets: ``1-shot`` ... ``50%``, ``100%``; ``15k`` where a dataset comes in several sizes.
         seeds: Each selects shots, order, augmentation, bases and initial values.
         options: Options of all cells (``set`` in the file).
-        cases: List of ``set`` for some ``datasets``, some ``budgets`` or both; those of a method come last.
+        cases: List of ``set`` for some ``datasets``, some ``budgets`` or both; a method's own come last.
         title: Heading of a report.
         paper: Table or figure of the paper that the sweep repeats.
         keep_adapters: Whether finished cells keep their adapter.

@@ -61,11 +61,15 @@ def _features(model: nn.Module, ids: Tensor) -> Tensor:
     return encode_rows(text_tower(model), rows)
 
 
-class Teacher:
+class Teacher(nn.Module):
     """The pretrained model's class features (C, e), and the distances to them."""
 
+    texts: Tensor
+
     def __init__(self, factors: SelfRegulation, texts: Tensor) -> None:
-        self.factors, self.texts = factors, texts
+        super().__init__()
+        self.factors = factors
+        self.register_buffer("texts", texts, persistent=False)
 
     def text_loss(self, texts: Tensor) -> Tensor:
         """Return the term of the class features (C, e), not normalized."""

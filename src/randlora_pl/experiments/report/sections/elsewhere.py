@@ -52,11 +52,11 @@ def elsewhere_table(results: Results, model: str) -> Table | None:
 
 
 def transfer_table(results: Results, model: str) -> Table | None:
-    """Return the accuracies on other datasets and their means, by training; None where no run measured any."""
+    """Return the accuracies on other datasets and their means, by training; None where no run measured several."""
     runs = [run for run in results.sweep.finished if run.key.model == model]
     found = [name for run in runs for name in run.facts if name.startswith(AFTER)]
     names = [name.removeprefix(AFTER) for name in dict.fromkeys(found)]
-    if not names:
+    if len(names) < 2:
         return None
     shifted = [name for name in names if name in CATALOG and CATALOG[name].trains_on]
     others = [name for name in names if name not in shifted]
