@@ -106,7 +106,8 @@ def _split(
         low, high = int(counts.argmin()), int(counts.argmax())
         fewest, most = (samples.classes[low], int(counts[low])), (samples.classes[high], int(counts[high]))
         empty = np.flatnonzero(counts == 0)
-        if len(empty) and not row.own:  # in the user's own images a class may be too small to hold some out
+        # a class may be too small to hold some out, also in the user's own images
+        if len(empty) and not row.own and (expected is None or expected >= len(counts)):
             few = f"{len(empty)} of {len(counts)} classes have no {split} images, the first: {fewest[0]!r}"
             problems.append(UserError(f"{row.title}: {few}"))
     chosen = evenly(len(samples), sample)

@@ -33,4 +33,5 @@ BUILDERS: dict[str, Callable[[Path], Made]] = {
     "pascalvoc": annotated.pascalvoc,
     "country211": trees.country211,
     "ucf101": annotated.ucf101,
+    "emoji_tones": annotated.emoji,
 }

@@ -235,3 +235,31 @@ def _box(parent: ElementTree.Element, corners: dict[str, int]) -> None:
     box = ElementTree.SubElement(parent, "bndbox")
     for side, value in corners.items():
         ElementTree.SubElement(box, side).text = str(value)
+
+
+def emoji(root: Path) -> Made:
+    """A list with the image file of each emoji and skin tone; names are shouted, short names have signs and digits."""
+    home, write, names, rows = root / "emoji", Writer(), [], []
+
+    def row(code: int, name: str | None, *short_names: str, tones: bool = True, drawn: bool = True) -> None:
+        images = {"": f"{code:x}.png"}
+        if tones:
+            images |= {tone: f"{code:x}-{tone.lower()}.png" for tone in ("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF")}
+        if drawn:
+            for image in images.values():
+                write(home / "img/google/64" / image, (code - 0x1F000) % 1000)
+        plain, *others = [{"image": image, "has_img_google": drawn} for image in images.values()]
+        entry = {"name": name, "short_names": short_names, **plain}
+        rows.append(entry | ({"skin_variations": dict(zip([*images][1:], others, strict=True))} if tones else {}))
+
+    for label in range(313):
+        word = "".join(chr(97 + label // 26**power % 26) for power in (2, 1, 0))
+        names.append(f"{word} up")
+        forms = [(f"{word} SIGN UP", f"{word}_up"), (f"{word} UP", f"{word}-2"), (None, f"{word}-up", "other")]
+        row(0x1F000 + label, *forms[label % 3])
+    row(0x2B50, "STAR", "star", tones=False)
+    row(0x1F9DE, "NOT DRAWN", "not_drawn", drawn=False)
+    row(0x1F3C2, "AND SIX WORDS ARE TOO MANY", "its_short_name_has_six_words")
+    row(0x0031, "KEYCAP 1", "1")
+    (home / "emoji.json").write_text(json.dumps(rows[::-1]), encoding="utf-8")
+    return Made({"train": 5, "test": 1}, names)

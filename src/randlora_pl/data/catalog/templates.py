@@ -43,6 +43,7 @@ PHOTO = ("a photo of a {}.",)
 PHOTOS = ("a photo of a {}.", "a photo of the {}.")
 DIGIT = ("An image of the digit {}", "a handwritten digit {}")
 NUMBER = ('a photo of the number: "{}".',)
+EMOJI = ("an emoji of {}",)
 CLOTHING = (*PHOTOS, "a photo of a {}, a type of clothing.")
 CAPTION = ("{}",)
 
