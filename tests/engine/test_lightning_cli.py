@@ -16,6 +16,7 @@ from randlora_pl.engine.lightning_cli import App, RunParser, _whole_numbers_firs
 from randlora_pl.engine.stages import write_config
 from randlora_pl.models import ImageTower, library_of, meta_clip, meta_vit
 from randlora_pl.tasks import TextHeadTask, VisionLanguageTask
+from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
 BASES = [name for name in config_names() if "/" not in name]
@@ -72,6 +73,21 @@ def test_every_fragment_builds_on_a_config(build: Build, name: str) -> None:
     names = {"full": "fullfinetuning", "linear_probe": "linearprobe", "clip_lora": "lora"}
     expected = {"recipes": "randlora", "prompts": "frozen"}.get(kind, names.get(short, short))
     assert app.model.adapter.method().lower() == expected
+
+
+def test_one_line_trains_prompts_and_randlora_by_adamw(build: Build) -> None:
+    few = ("--data.shots", "2", "--data.steps", "2", "--data.batch_size", "4", "--trainer.limit_val_batches", "0")
+    app = build("--config", "tiny_clip", "--model", "PromptTask", "--model.prompts", "CoOp", *few)
+    app.trainer.fit(app.model, app.datamodule)
+    (optimizer,) = app.trainer.optimizers
+    sizes = [sum(each.numel() for each in group["params"]) for group in optimizer.param_groups]
+    assert isinstance(optimizer, torch.optim.AdamW) and sum(sizes) == 149_424 + 512
+    assert {group["initial_lr"] for group in optimizer.param_groups} == {1e-3, 2e-3}
+    papers = ("--config", "tiny_clip", "--config", "coop", "--config", "randlora")
+    with pytest.raises(UserError, match=r"add --model.optimizer adamw --model.schedule cosine, or give a"):
+        build(*papers)
+    assert build(*papers, "--model.optimizer", "adamw", "--model.schedule", "cosine").model.adapter.rank == 6
+    assert build(*papers, "--model.learning_rate", "0.1").model.optimizer == "sgd"
 
 
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())

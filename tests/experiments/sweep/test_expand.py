@@ -33,7 +33,8 @@ def test_a_linear_probe_trains_its_head_alone() -> None:
      (["coop", "randlora"], 3_135_848)],
 )  # fmt: skip
 def test_prompts_are_counted_without_weights(configs: Any, trainable: int) -> None:
-    options = {"rank": 10} if isinstance(configs, list) else {}
+    adamw = {"model.optimizer": "adamw", "model.schedule": "cosine"}
+    options = {"rank": 10, "set": adamw} if isinstance(configs, list) else {}
     tree = trial_config({"config": "clip_vitb32"}, {"config": configs} | options, {}, None, untrained=False)
     found = counts(tree)
     assert found is not None and found.trainable == trainable

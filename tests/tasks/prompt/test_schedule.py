@@ -46,4 +46,4 @@ def test_runs_planned_in_steps_and_methods_with_an_own_optimizer_are_refused(fit
     with pytest.raises(UserError, match=r"--data\.epochs"):
         fit(make_prompts("coop", schedule="epochs"))
     with pytest.raises(UserError, match="Fira has an optimizer of its own"):
-        fit(make_prompts("coop", adapter=Fira(rank=2), optimizer="sgd"))
+        fit(make_prompts("coop", adapter=Fira(rank=2), optimizer="sgd", learning_rate=1e-3))

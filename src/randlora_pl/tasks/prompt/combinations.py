@@ -8,8 +8,12 @@ from randlora_pl.tasks.prompt.tip import TipAdapter
 from randlora_pl.utils.errors import UserError
 
 
-def check(task: Any) -> None:
+def check(task: Any, learning_rate: float | None) -> None:
     """Refuse options that another one would ignore, or that need what another one changes.
+
+    Args:
+        task: The task.
+        learning_rate: The rate that was given for its weight update.
 
     Raises:
         UserError: See above; the message has what to leave out.
@@ -30,6 +34,11 @@ def check(task: Any) -> None:
         raise UserError(
             "the schedule of epochs has no warmup_steps or final_lr_fraction: leave them out, or use "
             "--model.schedule cosine."
+        )
+    if task.optimizer == "sgd" and learning_rate is None and not isinstance(adapter, Frozen):
+        raise UserError(
+            f"SGD would train {adapter.method()} slowly at {task.learning_rate:g}, its rate for AdamW: add "
+            "--model.optimizer adamw --model.schedule cosine, or give a --model.learning_rate for SGD."
         )
     if task.classifier_steps and (task.head is not None or prompts.per_image or task.schedule != "cosine"):
         raise UserError("classifier_steps needs --model.schedule cosine, and neither --model.head nor CoCoOp.")

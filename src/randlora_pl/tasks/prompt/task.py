@@ -91,7 +91,7 @@ class PromptTask(AdaptationTask):
         self.prompt_learning_rate, self.prompt_weight_decay = prompt_learning_rate, prompt_weight_decay
         self.optimizer, self.schedule, self.text_chunk_tokens = optimizer, schedule, text_chunk_tokens
         self.classifier_steps = classifier_steps
-        combinations.check(self)
+        combinations.check(self, options.get("learning_rate"))
         self.zero_shot = prompts.starts_pretrained and head is None
         self.image_spec = clip_image_spec(name, pretrained)
         self.learned: Prompts
