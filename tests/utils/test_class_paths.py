@@ -9,6 +9,7 @@ import pytest
 
 import randlora_pl
 from randlora_pl.utils.class_paths import exported, public_path, with_public_paths
+from tests.support.products import in_one_item
 
 ROOMS = ("adapters", "callbacks", "data", "language", "tasks")
 OLD = {
@@ -69,7 +70,7 @@ def test_old_paths_are_read_as_public_ones() -> None:
             assert inspect.isclass(getattr(import_module(path.rpartition(".")[0]), name))
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     "path",
     [
         *("RandLoRA", "mine.RandLoRA", "mine.randlora_pl.adapters.RandLoRA", "lightning.pytorch.callbacks.Timer", ""),

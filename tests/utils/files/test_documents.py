@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from randlora_pl.utils.files.documents import DEEPEST, LARGEST, parse_json, parse_yaml
+from tests.support.products import in_one_item
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
@@ -22,7 +23,7 @@ def test_json_is_refused_with_one_kind_of_error() -> None:
             parse_json(text)
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("text", "word"),
     [
         (BOMB, "aliases"),
