@@ -37,7 +37,8 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         data: Data module set up for ``fit``.
     """
     trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in task.parameters())
+    parts, total = trained_parts(task), sum(p.numel() for p in task.parameters())
+    trains = sum(parts.values())
     kept = sum(each.numel() for each in task.head_tensors().values() if not each.requires_grad)
     resumed = _BYTES * (trainable + state_size(task)) + buffer_bytes(task)
     saved = _BYTES * (trainable + kept) + buffer_bytes(task, derived=False)
@@ -45,9 +46,9 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     accumulate, world = trainer.accumulate_grad_batches, trainer.world_size
     global_batch = data.batch_size * accumulate * world
     size = f", {identity.image_size} px" if identity.image_size else ""
-    parts = [f"{data.batch_size} {data.unit}"]
-    parts += [f"{accumulate} micro-batches"] if accumulate > 1 else []
-    parts += [f"{world} devices"] if world > 1 else []
+    factors = [f"{data.batch_size} {data.unit}"]
+    factors += [f"{accumulate} micro-batches"] if accumulate > 1 else []
+    factors += [f"{world} devices"] if world > 1 else []
     smoothing = getattr(task, "label_smoothing", 0.0)
     shards = getattr(trainer.strategy, "shards", None)
     again = getattr(task.report.adapter, "memory", "low") != "low"  # RandLoRA's option memory
@@ -56,8 +57,8 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     return {
         "model": f"{identity.name}, {identity.pretrained} weights{size} ({type(task).__name__})",
         **data.summary_lines(summary),
-        "trainable": f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %){parts_of(task)}",
-        "batch": f"{global_batch} = {' x '.join(parts)}" if len(parts) > 1 else parts[0],
+        "trainable": f"{trains:,} of {total:,} parameters ({100 * trains / total:.2f} %){parts_of(parts)}",
+        "batch": f"{global_batch} = {' x '.join(factors)}" if len(factors) > 1 else factors[0],
         "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn",
         **_validated(trainer, task, data),
         "learning rate": ", ".join(_rates(task)),
@@ -103,14 +104,17 @@ def state_size(task: Any) -> int:
     return optimizer_numbers(task.model) + 2 * head
 
 
-def parts_of(task: Any) -> str:
-    """Return the split of trainable parameters into adapter, prompts and head, or "" if only the adapter trains."""
+def trained_parts(task: Any) -> dict[str, int]:
+    """Return the numbers that train, by part: adapter, prompts, head."""
     if hasattr(task, "parameter_parts"):
-        parts: dict[str, int] = task.parameter_parts()
-    else:
-        adapter = task.report.trainable
-        head = sum(p.numel() for p in task.parameters() if p.requires_grad) - adapter
-        parts = {"adapter": adapter, **({"head": head} if head else {})}
+        return dict(task.parameter_parts())
+    adapter = task.report.trainable
+    head = sum(p.numel() for p in task.parameters() if p.requires_grad) - adapter
+    return {"adapter": adapter, **({"head": head} if head else {})}
+
+
+def parts_of(parts: dict[str, int]) -> str:
+    """Return the split of `trained_parts` in words, or "" if only the adapter trains."""
     return ": " + ", ".join(f"{name} {count:,}" for name, count in parts.items()) if len(parts) > 1 else ""
 
 

@@ -30,7 +30,7 @@ def test_a_linear_probe_trains_its_head_alone() -> None:
 @in_one_item(
     ("configs", "trainable"),
     [("coop", 2_048), ("cocoop", 35_360), ("promptsrc", 46_080), ("maple_dept", 3_555_072), ("clip_lora", 184_320),
-     (["coop", "randlora"], 3_135_848)],
+     ("tip_adapter", 0), (["coop", "randlora"], 3_135_848)],
 )  # fmt: skip
 def test_prompts_are_counted_without_weights(configs: Any, trainable: int) -> None:
     adamw = {"model.optimizer": "adamw", "model.schedule": "cosine"}

@@ -53,6 +53,7 @@ def test_all_that_trains_gets_a_gradient_and_nothing_else(learner: PromptLearner
     found = gradients(task, batch([0, 1, 2, 3, 1]))
     trained = {name for name, value in task.named_parameters() if value.requires_grad}
     assert found.keys() == trained
+    assert sum(task.parameter_parts().values()) == sum(value.numel() for value in found.values())
     assert {name for name, value in found.items() if not value.abs().max() > 0} == set()
     own = [value for name, value in task.named_parameters() if name.startswith("learned.") and value.requires_grad]
     grouped = [each for group in task.optimizer_groups() for each in group["params"]]

@@ -103,7 +103,8 @@ def counts(tree: Tree) -> Counts | None:
             model = ImageTower(model)
         inject(model, task.adapter, task.targets)
     trainable = learned + sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    if not trainable and isinstance(task, ImageTask) and not task.trained_head:
+    heads = task.trained_head or getattr(task, "head", None) or getattr(task, "classifier_steps", 0)
+    if not trainable and isinstance(task, ImageTask) and not heads:
         raise UserError(f"{task.adapter.method()} trains nothing there; give it task: LinearHeadTask.")
     total = learned + sum(parameter.numel() for parameter in model.parameters())
     one = getattr(task, "optimizer", "adamw") == "sgd"  # its momentum

@@ -129,8 +129,8 @@ def _learned(task: Any) -> dict[str, Tensor]:
 
 
 def parameter_parts(task: Any) -> dict[str, int]:
-    """Return the numbers that train, by part: adapter, prompts, head."""
-    parts = {"prompts": task.learned, "head": task.decoupled}
+    """Return the numbers that train, by part: adapter, prompts, head; keys of the rate 0 are none."""
+    parts = {"prompts": task.learned, "head": task.decoupled if task.head and task.head.rate_factor else None}
     counts = {name: sum(each.numel() for each in part.parameters()) for name, part in parts.items() if part is not None}
     counts["classifier"] = 0 if task.classifier is None else task.classifier.numel()
     return {"adapter": task.report.trainable, **{name: count for name, count in counts.items() if count}}
@@ -154,6 +154,7 @@ def facts(task: Any) -> dict[str, Any]:
     if isinstance(task.decoupled, Cache):
         found |= dict(zip(("cache_alpha", "cache_beta"), task.decoupled.factors.tolist(), strict=True))
     return found | {
+        "trainable_parameters": sum(counts.values()),
         "prompt_parameters": counts.get("prompts", 0),
         "prompt_learning_rate": task.prompt_learning_rate,
         "optimizer": task.optimizer,
