@@ -10,9 +10,9 @@ from randlora_pl.experiments.report.collect import Sweep, read_sweep
 from randlora_pl.experiments.report.document import Table, TableCell, many
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
-from randlora_pl.experiments.report.sections.accuracy import accuracy_table, average_table, percent, signed
+from randlora_pl.experiments.report.sections.accuracy import accuracy_table, average_table
 from randlora_pl.experiments.report.sections.cost import ALLOCATED, RESIDENT, cost_table
-from randlora_pl.experiments.report.sections.paper_comparison import Beside
+from randlora_pl.experiments.report.sections.paper_comparison import Beside, percent, signed
 from randlora_pl.experiments.report.sections.ranks import rank_table
 from tests.experiments.report.sweeps import METHODS, description, figures_of, write_cell, write_sweep
 

@@ -1,4 +1,4 @@
-"""Cells of the paper's tables by (table, model, method, budget, column)."""
+"""Cells of the paper's tables, and of other papers on prompts, by (table, model, method, budget, column)."""
 
 import csv
 import re
@@ -17,8 +17,8 @@ SOURCE = (
 
 AVERAGE = "Average"
 """The column of printed averages."""
-TEXTS = ("4", "15")
-"""Tables of language models with a column for each dataset or test."""
+FURTHER = ("4", "15", "shifted_datasets")
+"""Tables with columns beside the datasets of Table 7: tests of language models, and shifted images."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,11 @@ class PaperCell:
 
     Attributes:
         method: Label of the method, with its rank as printed.
-        budget: ``1-shot`` ... ``16-shot``, ``50%``, ``100%``; other words for language models.
+        budget: ``1-shot`` ... ``16-shot``, ``50%``, ``100%``; other words for language models. ``16-shot new``: the new
+            classes of training on half of them.
         params: The printed parameters of Tables 4 and 15, empty elsewhere.
         column: A dataset, `AVERAGE`, or a column that Tables 2, 3 and 10 present in another way.
+        source: Paper that published it; empty for the tables of RandLoRA's paper.
     """
 
     table: str
@@ -40,14 +42,20 @@ class PaperCell:
     column: str
     value: float
     std: float | None
+    source: str = ""
 
 
 class PaperTable:
-    """One table, its cells in the printed order."""
+    """One table, its cells in the printed order.
+
+    Attributes:
+        own: It is of RandLoRA's paper.
+    """
 
     def __init__(self, number: str, cells: Sequence[PaperCell]) -> None:
         self.number = number
         self.cells = tuple(cells)
+        self.own = not any(cell.source for cell in cells)
         self._by_place = {(cell.model, cell.method, cell.budget, cell.column): cell for cell in cells}
 
     @property
@@ -64,6 +72,11 @@ class PaperTable:
     def columns(self) -> tuple[str, ...]:
         """Columns, in order."""
         return tuple(dict.fromkeys(cell.column for cell in self.cells))
+
+    @property
+    def averaged(self) -> set[str]:
+        """Return the columns of which `AVERAGE` is the mean."""
+        return {*self.columns} - {AVERAGE}
 
     def methods(self, model: str | None = None) -> tuple[str, ...]:
         """Return the labels of the methods of one model, or of all."""
@@ -87,9 +100,9 @@ class PaperTable:
 @cache
 def _tables() -> dict[str, PaperTable]:
     cells: dict[str, list[PaperCell]] = {}
-    for row in _rows("tables.csv"):
-        value, std = float(row.pop("value")), row.pop("std")
-        cell = PaperCell(**row, value=value, std=float(std) if std else None)
+    for row in [*_rows("tables.csv"), *_rows("published.csv")]:
+        value, std = float(row.pop("value")), row.pop("std", "")
+        cell = PaperCell(**{"params": "", **row}, value=value, std=float(std) if std else None)
         cells.setdefault(cell.table, []).append(cell)
     return {number: PaperTable(number, found) for number, found in cells.items()}
 
@@ -100,8 +113,8 @@ def _rows(name: str) -> list[dict[str, str]]:
 
 
 def numbers() -> tuple[str, ...]:
-    """Return the numbers of the tables that are here."""
-    return tuple(sorted(_tables(), key=int))
+    """Return the numbers and names of the tables that are here."""
+    return tuple(sorted(_tables(), key=lambda number: number.zfill(2)))
 
 
 def table(number: int | str) -> PaperTable:
@@ -125,8 +138,8 @@ def column_of(dataset: str) -> str | None:
         dataset: A name of our catalog (``oxfordpets``, ``stsb``) or the paper's own (``OxfordIIITPet``, ``STS-B``).
     """
     ours = dict(zip(PAPER, datasets(), strict=True))  # both are in the order of Table 7
-    texts = [column for number in TEXTS for column in table(number).columns if column != AVERAGE]
-    same = {plain(name): name for name in [*datasets(), *texts]}
+    further = [column for number in FURTHER for column in table(number).averaged]
+    same = {plain(name): name for name in [*datasets(), *further]}
     return ours.get(dataset) or same.get(plain(dataset))
 
 
@@ -137,7 +150,7 @@ def is_whole(columns: Iterable[str | None]) -> bool:
         columns: The paper's names, each once; None for what the paper does not have.
     """
     given = list(columns)
-    wholes = ({*datasets()}, {column for column in table(15).columns if column != AVERAGE})
+    wholes = ({*datasets()}, table(15).averaged)
     return any(set(given) == whole and len(given) == len(whole) for whole in wholes)
 
 

@@ -41,7 +41,7 @@ def style(results: Results, method: str) -> dict[str, Any]:
 def difference_picture(results: Results, beside: Beside, here: Reference) -> Picture:
     """Draw the difference of each method to a reference: a dot with its interval for each budget.
 
-    The paper's differences over the same datasets are hollow.
+    Printed differences over the same datasets are hollow.
     """
     budgets = [b for b in results.trained_budgets(here.model) if any(one.of_budget(b) for one in here.pairs.values())]
     step = 0.8 / len(budgets)
@@ -49,7 +49,7 @@ def difference_picture(results: Results, beside: Beside, here: Reference) -> Pic
     figure = Figure(figsize=(WIDTH, _height(names, len(budgets)) + 0.8), layout="constrained")
     panel = figure.subplots()
     handles: list[Any] = []
-    described_lines, hollow = dict.fromkeys(here.pairs, ""), False
+    described_lines, hollow = dict.fromkeys(here.pairs, ""), ""
     for number, budget in enumerate(budgets):
         look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": "none", "markersize": 4.5}
         look["marker"] = MARKERS[number % len(MARKERS)]
@@ -64,11 +64,11 @@ def difference_picture(results: Results, beside: Beside, here: Reference) -> Pic
             shared = [dataset for dataset, b in here.pairs[method].cells if b == budget]
             printed = [beside.average(here.model, budget, name, shared) for name in (method, here.method)]
             if printed[0] and printed[1]:
-                hollow = True
+                hollow = "published" if printed[0].cells[0].source else "the paper's"
                 panel.plot([printed[0].value - printed[1].value], [place], fillstyle="none", **look)
     if hollow:
         empty: dict[str, Any] = look | {"marker": "o", "fillstyle": "none", "color": INK}
-        handles += panel.plot([], [], label="the paper's, same datasets", **empty)
+        handles += panel.plot([], [], label=f"{hollow}, same datasets", **empty)
     panel.axvline(0, color=INK, linewidth=1)
     for line in range(1, len(here.pairs)):
         panel.axhline(line - 0.5, color=INK, linewidth=0.5, alpha=0.3)

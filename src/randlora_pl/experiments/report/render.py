@@ -41,8 +41,8 @@ def build(sweep: Sweep) -> Document:
     cells = [accuracy_table(results, beside, model) for model in models]
     costs = [table for model in models if (table := cost_table(whole, beside, model))]
     forgotten = [table for model in models if (table := elsewhere_table(whole, model))]
-    transfers = [table for model in models if (table := transfer_table(whole, model))]
-    halves = [table for model in models if (table := new_classes_table(sweep, model))]
+    transfers = [table for model in models if (table := transfer_table(whole, beside, model))]
+    halves = [table for model in models if (table := new_classes_table(sweep, beside, model))]
     found = comparisons(results, rates)
     compared = references(results, found)
     shown, *more = [*conclusion(results, found, compared), *_counts(sweep), *_idle(results)]
@@ -100,17 +100,26 @@ def _about_paper(beside: Beside, results: Results) -> list[str]:
     if not beside.tables:
         return [f"The paper gives Figure {plan.figure} as a drawing only, without numbers to compare with."]
     of = f", which Figure {plan.figure} draws" if plan.figure else ""
-    tables = f"Table{'s' * (len(beside.tables) > 1)} {', '.join(here.number for here in beside.tables)}"
-    lines = [
-        f"Below each of our values is the paper's value and the difference, ours minus the paper's: "
-        f"{tables} of {SOURCE}{of}."
-    ]
-    if any(map(of_data_sets, beside.tables)):
+    own = [here for here in beside.tables if here.own]
+    lines = []
+    if own:
+        tables = f"Table{'s' * (len(own) > 1)} {', '.join(here.number for here in own)}"
+        lines.append(
+            f"Below each of our values is the paper's value and the difference, ours minus the paper's: "
+            f"{tables} of {SOURCE}{of}."
+        )
+    if any(map(of_data_sets, own)):
         lines.append(
             "Below each of our averages is the mean of the paper's cells over the same datasets. It is missing if "
             "the paper lacks one of them or has no such method."
         )
-    for here in beside.tables:
+    if len(own) < len(beside.tables):
+        lines.append(
+            'Below our values is what other papers published and the difference, ours minus theirs: "published". '
+            "A note at each method names the source. An average is compared with the mean of published values over the "
+            "same datasets, or with a printed average over them."
+        )
+    for here in own:
         if here.number == RELATIVE:
             lines.append(f"Table {RELATIVE} has no accuracies: its values are in the table of times and memory.")
         elif not of_data_sets(here):

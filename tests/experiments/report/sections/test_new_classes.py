@@ -12,6 +12,7 @@ from randlora_pl.experiments.report.render import build
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.sections.elsewhere import elsewhere_table, transfer_table
 from randlora_pl.experiments.report.sections.new_classes import harmonic_mean, new_classes_table
+from randlora_pl.experiments.report.sections.paper_comparison import Beside
 from randlora_pl.experiments.report.spreadsheets import cells_csv
 from tests.experiments.report.sweeps import Labels, description, write_sweep
 
@@ -42,8 +43,8 @@ def test_the_harmonic_mean_is_of_the_averages(tmp_path: Path) -> None:
         return {"test/acc": base[key], "test/new/acc": new[key]}
 
     sweep = read_sweep(write_sweep(tmp_path / "sweep", description(**CONTENT), more=measured))
-    assert new_classes_table(sweep, "CLIP-ViT-L/14") is None
-    table = new_classes_table(sweep, MODEL)
+    assert new_classes_table(sweep, Beside(sweep.plan), "CLIP-ViT-L/14") is None
+    table = new_classes_table(sweep, Beside(sweep.plan), MODEL)
     assert table is not None
     assert [cell.text for cell in table.header] == ["Method", "Data", "cars", "dtd", "Base", "New", "H"]
     rows = {line[0].text: line for line in table.rows}
@@ -71,8 +72,8 @@ def test_accuracies_on_other_datasets(tmp_path: Path) -> None:
 
     content = description(**CONTENT | {"datasets": ["imagenet"]})
     sweep = read_sweep(write_sweep(tmp_path / "sweep", content, more=measured))
-    assert transfer_table(Results(sweep), "CLIP-ViT-L/14") is None
-    table = transfer_table(Results(sweep), MODEL)
+    assert transfer_table(Results(sweep), Beside(sweep.plan), "CLIP-ViT-L/14") is None
+    table = transfer_table(Results(sweep), Beside(sweep.plan), MODEL)
     assert table is not None
     means = ["Mean of other datasets", "Mean of shifted test sets"]
     assert {cell.text for cell in table.header[4:]} == {*names, *means}

@@ -94,8 +94,8 @@ def average_table(results: Results, beside: Beside, model: str) -> Table:
 def accuracy_cell(results: Results, beside: Beside, key: Key) -> TableCell:
     """Return a cell with its interval, each seed's value in its tooltip, and the paper's value below."""
     estimate, runs, paper = results.estimate(key), results.runs(key), beside.cell(key)
-    spread = f" ± {paper.std:g}" if paper and paper.std is not None else ""
-    printed = f"paper {percent(paper.value)}{spread}" if paper else ""
+    ours = estimate.mean if estimate else None
+    printed = PaperAverage(paper.value, (paper,)).beside(ours) if paper else ""
     states = [f"seed {run.seed if run.seed is not None else '?'}: {_value(run.accuracy) or run.status}" for run in runs]
     title = "; ".join([" ".join(key), *states])
     if estimate is None:
@@ -106,13 +106,12 @@ def accuracy_cell(results: Results, beside: Beside, key: Key) -> TableCell:
     if estimate.half is None:
         title += "; one seed: no interval"
     idle = IDLE if results.idle(key) else ""
-    below = _below([idle, partly], printed, estimate.mean, paper.value if paper else None)
-    return TableCell(estimate_text(estimate), below, title, estimate.mean)
+    return TableCell(estimate_text(estimate), joined(idle, partly, printed), title, estimate.mean)
 
 
 def average_cell(average: Average | None, beside: Beside, paper: PaperAverage | None, why: str) -> TableCell:
     """Return an average, the paper's below it, in its tooltip what was averaged; or why there is none."""
-    printed = f"paper {percent(paper.value) if len(paper.cells) == 1 else f'{paper.value:.1f}'}" if paper else ""
+    printed = paper.beside(average.estimate.mean if average else None) if paper else ""
     marks = beside.average_notes(paper) if paper else ()
     if average is None:
         return TableCell(_cut(why), printed, why, missing=True, notes=marks)
@@ -127,18 +126,12 @@ def average_cell(average: Average | None, beside: Beside, paper: PaperAverage | 
     if some:
         text.append(f"seeds that not every dataset has are left out: {', '.join(map(str, sorted(unused)))}")
     partly = f"{len(average.seeds)} of {len(average.all_seeds)} seeds" if some else ""
-    below = _below([partly], printed, estimate.mean, paper.value if paper else None)
-    return TableCell(estimate_text(estimate), below, "; ".join(text), estimate.mean, notes=marks)
+    return TableCell(estimate_text(estimate), joined(partly, printed), "; ".join(text), estimate.mean, notes=marks)
 
 
-def percent(value: float) -> str:
-    """Return a printed number with one decimal, or all that it has."""
-    return f"{value:.1f}" if value == round(value, 1) else f"{value:g}"
-
-
-def signed(difference: float) -> str:
-    """``+1.3``, never ``-0.0``."""
-    return f"{round(difference, 1) + 0.0:+.1f}"
+def joined(*marks: str) -> str:
+    """Return the second line of a cell: what it has of marks, such as how many seeds, and a printed value."""
+    return " · ".join(filter(None, marks))
 
 
 def estimate_text(estimate: Estimate) -> str:
@@ -169,11 +162,6 @@ def _why(results: Results, model: str, budget: str, method: str) -> str:
     if any(map(results.finished, cells)):
         return "no dataset in common"
     return " / ".join(dict.fromkeys(map(results.why_missing, cells))) or "not run"
-
-
-def _below(marks: Sequence[str], printed: str, ours: float, paper: float | None) -> str:
-    """Return the second line of a cell: its marks, such as how many seeds; the paper's value and the difference."""
-    return " · ".join(filter(None, [*marks, "" if paper is None else f"{printed} ({signed(ours - paper)})"]))
 
 
 def _printed(beside: Beside, keys: Sequence[Key]) -> list[PaperCell]:

@@ -2,10 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from statistics import fmean
 
-from randlora_pl.experiments.paper import PaperCell
+from randlora_pl.experiments.paper import PaperCell, column_of
 from randlora_pl.experiments.report.document import Table, TableCell, row
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.runs import FinishedRun
@@ -14,6 +15,9 @@ from randlora_pl.experiments.report.sections.paper_comparison import Beside
 
 _REFERENCES = ("FullFineTuning", "LoRA")
 """What times and memory are percents of: as in Table 10 full fine-tuning, LoRA where that was not run."""
+
+_MEASURED = {"ImageNet, seconds": ("fit_seconds", 1.0), "ImageNet, peak memory in GB": ("peak_memory_bytes", 1e-9)}
+"""Columns of appendix B.3, of one dataset and one budget."""
 
 RESIDENT = (
     "Memory on a CPU is the peak resident set of the process, including the program and the data. On Linux it is reset "
@@ -37,6 +41,10 @@ def cost_table(results: Results, beside: Beside, model: str) -> Table | None:
         return None
     devices = sorted({device for _, device in runs})
     has_percents = any(beside.parameters(model, method) for method in results.plan.methods)
+    printed = {method: beside.measured(model, method) for method in results.plan.methods}
+    columns = list(dict.fromkeys(chain(*printed.values())))
+    there = [cell for cells in printed.values() for cell in cells.values()]
+    budget = there[0].budget if there else ""
     rows, shown, below = [], [], []
     for device in devices:
         reference = _reference(results, [m for m in results.plan.methods if (m, device) in runs])
@@ -57,6 +65,7 @@ def cost_table(results: Results, beside: Beside, model: str) -> Table | None:
                 _mean([run.number("fit_seconds") for run in here], "{:,.1f}"),
                 _mean([run.per_second for run in here], "{:,.0f}"),
                 _mean([1e-9 * (run.number("peak_memory_bytes") or 0) for run in here], "{:,.2f}"),
+                *(_measured(results, here, column, budget, printed[method].get(column)) for column in columns),
                 len(here),
             ))  # fmt: skip
         named = f"On {device}, percents" if len(devices) > 1 else "Percents"
@@ -69,11 +78,13 @@ def cost_table(results: Results, beside: Beside, model: str) -> Table | None:
     below += [ALLOCATED] if any(device != "cpu" for device in devices) else []
     unit = "Images" if any(run.number("images_per_second") for run in chain(*runs.values())) else "Texts"
     header = ["Method", "Device", "Trained parameters", *["% of all"] * has_percents, "Training time, %", "Memory, %"]
-    header += ["Seconds per run", f"{unit} per second", "Peak memory, GB", "Runs"]
+    header += ["Seconds per run", f"{unit} per second", "Peak memory, GB", *columns, "Runs"]
+    notes = {"Memory, %": shown} | dict.fromkeys(columns, there)
+    titles = [TableCell(title, notes=beside.column_notes(notes.get(title, []))) for title in header]
     return Table(
         f"cost-{identifier(model)}",
         f"{model}: parameters, time and memory",
-        [TableCell(title, notes=beside.column_notes(shown) if title == "Memory, %" else ()) for title in header],
+        [replace(title, below=budget) if title.text in columns else title for title in titles],
         rows,
         [],
         beside.caption_notes(shown),
@@ -99,6 +110,19 @@ def _relative(runs: list[FinishedRun], base: list[FinishedRun], name: str, paper
     mean = fmean(ratios)
     title = f"mean of {len(ratios)} cells, from {min(ratios):.0f} to {max(ratios):.0f}"
     return TableCell(f"{mean:.0f}", f"{printed} ({mean - paper.value:+.0f})" if paper else "", title, mean)
+
+
+def _measured(
+    results: Results, runs: list[FinishedRun], column: str, budget: str, paper: PaperCell | None
+) -> TableCell:
+    """Mean of the runs of a column's dataset and a budget, and the paper's value below."""
+    (name, factor), dataset = _MEASURED[column], column.partition(", ")[0]
+    here = [run for run in runs if column_of(results.plan.paper_name(run.key.dataset)) == dataset]
+    ours = _mean([factor * (run.number(name) or 0) for run in here if run.key.budget == budget], "{:,.1f}")
+    if paper is None:
+        return ours
+    difference = "" if ours.sort is None else f" ({ours.sort - paper.value:+,.1f})"
+    return replace(ours, below=f"paper {paper.value:,g}{difference}")
 
 
 def _trained_percent(results: Results, beside: Beside, model: str, method: str) -> TableCell:

@@ -10,6 +10,7 @@ from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.runs import FinishedRun
 from randlora_pl.experiments.report.sections.accuracy import estimate_text, identifier
 from randlora_pl.experiments.report.sections.pairwise_tests import shown_difference
+from randlora_pl.experiments.report.sections.paper_comparison import Beside, PaperAverage
 from randlora_pl.experiments.report.statistics import Estimate
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
 
@@ -51,7 +52,7 @@ def elsewhere_table(results: Results, model: str) -> Table | None:
     )
 
 
-def transfer_table(results: Results, model: str) -> Table | None:
+def transfer_table(results: Results, beside: Beside, model: str) -> Table | None:
     """Return the accuracies on other datasets and their means, by training; None where no run measured several."""
     runs = [run for run in results.sweep.finished if run.key.model == model]
     found = [name for run in runs for name in run.facts if name.startswith(AFTER)]
@@ -62,19 +63,23 @@ def transfer_table(results: Results, model: str) -> Table | None:
     others = [name for name in names if name not in shifted]
     means = {"Mean of other datasets": others, "Mean of shifted test sets": shifted}
     means = {title: group for title, group in means.items() if len(group) > 1}
-    rows = []
+    rows, shown = [], []
     for key in dict.fromkeys(run.key for run in runs):
-        cells = [_mean(results.finished(key), group) for group in ([[name] for name in names] + [*means.values()])]
+        groups = [[key.dataset], *([name] for name in names), *means.values()]
+        printed = [beside.average(key.model, key.budget, key.method, group) for group in groups]
+        cells = [_mean(results.finished(key), *both) for both in zip(groups[1:], printed[1:], strict=True)]
         if own := results.estimate(key) if any(not cell.missing for cell in cells) else None:
-            there = TableCell(estimate_text(own), sort=own.mean)
-            rows.append(row(key.method, key.dataset, key.budget, there, *cells))
+            here = [cell for found in printed if found for cell in found.cells]
+            shown += here
+            name = TableCell(key.method, notes=beside.row_notes(here))
+            rows.append(row(name, key.dataset, key.budget, _cell(own, "", printed[0]), *cells))
     return Table(
         f"transfer-{identifier(model)}",
         f"{model}: accuracy in percent on the test images of other datasets",
         row("Method", "Trained on", "Data", "There", *names, *means),
         rows,
         [],
-        (),
+        beside.caption_notes(shown),
         ["Each dataset is classified among its own classes, by their names alone. Intervals are over seeds."],
         left=3,
     )
@@ -86,16 +91,20 @@ def _before(run: FinishedRun, name: str) -> float | None:
     return run.number(AFTER + name) if found is None and is_zero_shot(run.key.method) else found
 
 
-def _mean(runs: Sequence[FinishedRun], names: Sequence[str]) -> TableCell:
-    """Return the mean accuracy on some datasets, of the seeds that have all of them."""
+def _mean(runs: Sequence[FinishedRun], names: Sequence[str], paper: PaperAverage | None) -> TableCell:
+    """Return the mean accuracy on some datasets, of the seeds that have all of them, and the printed one below."""
     keys = [AFTER + name for name in names]
     whole = [run for run in runs if run.facts.keys() >= set(keys)]
     means = {run.seed: 100 * fmean(run.facts[key] for key in keys) for run in whole}
     if not means:
-        return TableCell("not measured", missing=True)
-    estimate = Estimate(tuple(means.values()))
+        return TableCell("not measured", paper.beside(None) if paper else "", missing=True)
     title = "; ".join(f"seed {seed}: {value:.2f}" for seed, value in means.items())
-    return TableCell(estimate_text(estimate), "", title, estimate.mean)
+    return _cell(Estimate(tuple(means.values())), title, paper)
+
+
+def _cell(estimate: Estimate, title: str, paper: PaperAverage | None) -> TableCell:
+    below = paper.beside(estimate.mean) if paper else ""
+    return TableCell(estimate_text(estimate), below, title, estimate.mean)
 
 
 def _change(results: Results, model: str, method: str, name: str, before: float) -> TableCell:

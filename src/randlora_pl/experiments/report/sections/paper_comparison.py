@@ -1,4 +1,4 @@
-"""The paper's numbers that belong beside ours, and the footnotes that they need."""
+"""The paper's numbers, and those of other papers, that belong beside ours, and the footnotes that they need."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ from randlora_pl.utils.errors import UserError
 
 RELATIVE = "10"
 """The table of times and memory."""
+MEASURED = "B.3"
+"""The appendix with seconds and gigabytes."""
 _TIME, _MEMORY = "training time (% of reference)", "memory (% of reference)"
 _RANKS = ("11", "12", "13")
 """Tables whose RandLoRA is the one that Table 10 names without its rank."""
@@ -28,9 +30,17 @@ class PaperAverage:
     cells: tuple[PaperCell, ...]
     printed: PaperCell | None = None
 
+    def beside(self, ours: float | None) -> str:
+        """``paper 51.9 (+1.3)``, or ``published 82.69`` of another paper than RandLoRA's, without a number of ours."""
+        cell, alone = self.cells[0], len(self.cells) == 1
+        spread = f" ± {cell.std:g}" if alone and cell.std is not None else ""
+        difference = "" if ours is None else f" ({signed(ours - self.value)})"
+        shown = percent(self.value) if alone else f"{self.value:.1f}"
+        return f"{'published' if cell.source else 'paper'} {shown}{spread}{difference}"
+
 
 class Beside:
-    """The paper's numbers by our labels, and the footnotes that the shown ones need.
+    """Printed numbers by our labels, and the footnotes that the shown ones need.
 
     Args:
         plan: The sweep's plan; its ``paper`` names the tables.
@@ -64,22 +74,25 @@ class Beside:
     def average(self, model: str, budget: str, method: str, datasets: Sequence[str]) -> PaperAverage | None:
         """Return the mean of the printed numbers of the same datasets, None where the paper lacks one of them.
 
-        Where a table has averages over all datasets, or all tests, only: that, None for any others.
+        Where a table or a row has averages over all datasets, or all tests, only: that, None for any others.
         """
         cells = [self.cell(Key(model, dataset, budget, method)) for dataset in datasets]
         found = tuple(cell for cell in cells if cell is not None)
         if found and len(found) == len(cells):
             printed = self._printed(found)
             return PaperAverage(fmean(cell.value for cell in found), found, printed)
-        if not is_whole(column_of(self.plan.paper_name(dataset)) for dataset in datasets):
-            return None
+        columns = [column_of(self.plan.paper_name(dataset)) for dataset in datasets]
         for here in self.tables:
-            if not of_data_sets(here):
-                name, label = self._labels(here, model, method)
+            name, label = self._labels(here, model, method)
+            rows: list[PaperCell] = []
+            if of_data_sets(here):
+                alone = here.cell(name, label, budget, AVERAGE)
+                rows = [alone] if alone and not found and here.averaged == {*columns} else []
+            elif is_whole(columns):
                 of_budget = [c for c in here.cells if c.model == name and c.budget.rpartition(" ")[2] == budget]
                 rows = [c for c in of_budget if plain(label) in _names(c)]
-                if len(rows) == 1:  # a method with several columns must be named with one of them
-                    return PaperAverage(rows[0].value, (rows[0],))
+            if len(rows) == 1:  # a method with several columns must be named with one of them
+                return PaperAverage(rows[0].value, (rows[0],))
         return None
 
     def parameters(self, model: str, method: str) -> str:
@@ -103,6 +116,13 @@ class Beside:
                 label = "RandLoRA"
         return here.cell(name, label, "", _TIME), here.cell(name, label, "", _MEMORY)
 
+    def measured(self, model: str, method: str) -> dict[str, PaperCell]:
+        """Seconds and gigabytes of appendix B.3 by its columns; only where the sweep names Table 5."""
+        here = table(MEASURED)
+        name, label = self._labels(here, model, method)
+        found = here.cells if "5" in self.plan.paper else ()
+        return {cell.column: cell for cell in found if (cell.model, cell.method) == (name, label)}
+
     @property
     def footnotes(self) -> list[tuple[int, str, str]]:
         """Return number, text and source of every note, in the order in which they were first needed."""
@@ -113,8 +133,13 @@ class Beside:
         return self._notes_of(cells, lambda method, column: not method and not column)
 
     def row_notes(self, cells: Iterable[PaperCell]) -> tuple[int, ...]:
-        """Return the notes about the method of some shown numbers."""
-        return self._notes_of(cells, lambda method, column: bool(method) and not column)
+        """Return the notes about the method of some shown numbers, and their sources."""
+        shown = list(cells)
+        about = self._notes_of(shown, lambda method, column: bool(method) and not column)
+        sources = {
+            self._number(f"Published accuracies of {cell.method}.", cell.source) for cell in shown if cell.source
+        }
+        return tuple(sorted({*about, *sources}))
 
     def column_notes(self, cells: Iterable[PaperCell]) -> tuple[int, ...]:
         """Return the notes about the dataset, or the column, of some shown numbers."""
@@ -139,8 +164,7 @@ class Beside:
     def _printed(self, cells: Sequence[PaperCell]) -> PaperCell | None:
         first = cells[0]
         here = next(found for found in self.tables if found.number == first.table)
-        everything = {column for column in here.columns if column != AVERAGE}
-        if {cell.column for cell in cells} != everything:
+        if {cell.column for cell in cells} != here.averaged:
             return None
         return here.cell(first.model, first.method, first.budget, AVERAGE)
 
@@ -154,6 +178,16 @@ class Beside:
         name = models.get(plain(name), name)
         methods = {plain(label): label for label in here.methods(name)}
         return name, methods.get(plain(named)) or (methods.get(plain(method), named) if of_data_sets(here) else named)
+
+
+def percent(value: float) -> str:
+    """Return a printed number with one decimal, or all that it has."""
+    return f"{value:.1f}" if value == round(value, 1) else f"{value:g}"
+
+
+def signed(difference: float) -> str:
+    """``+1.3``, never ``-0.0``."""
+    return f"{round(difference, 1) + 0.0:+.1f}"
 
 
 def of_data_sets(here: PaperTable) -> bool:
