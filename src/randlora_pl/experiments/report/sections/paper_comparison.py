@@ -1,4 +1,4 @@
-"""The paper's numbers, and those of other papers, that belong beside ours, and the footnotes that they need."""
+"""Printed numbers, of RandLoRA's paper and of others, that belong beside ours, and the footnotes that they need."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
