@@ -25,6 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "CoOp": {"prompts": CoOp(length=2, words=None)},
     "CoOp+RandLoRA": {"prompts": CoOp(length=2, words=None), "adapter": RandLoRA(rank=6)},
     "Fixed+LoRA": {"prompts": Fixed("a {}."), "adapter": LoRA(rank=2)},
+    "two stages": {"prompts": Fixed("a {}."), "adapter": LoRA(rank=2), "classifier_steps": 0.4},
     "text": {"prompts": DeepPrompts(length=2, vision_length=0, depth=2)},
     "MaPLe": {"prompts": MaPLe(depth=2), "adapter": LoRA(rank=2)},
     "MaPLe+DePT": {"prompts": MaPLe(depth=2), "head": DePT()},
@@ -66,7 +67,7 @@ def test_programs_give_the_tasks_logits(adapters: Mapping[str, Path], name: str)
     torch.testing.assert_close(found, logits(adapters[name], (pixels - mean) / std), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(probabilities, found.softmax(1))
     assert program.facts["prompt_learner"]["method"] == type(OPTIONS[name]["prompts"]).__name__
-    assert program.facts["prompts"] == (["a {}."] if name == "Fixed+LoRA" else [])
+    assert program.facts["prompts"] == (["a {}."] if name in ("Fixed+LoRA", "two stages") else [])
 
 
 @pytest.mark.slow
@@ -75,7 +76,7 @@ def test_programs_of_learned_prompts_become_files(adapters: Mapping[str, Path], 
     assert export_onnx(load_program(adapters[name]), tmp_path / "model.onnx").difference < 1e-4
 
 
-@in_one_item("name", ["CoOp", "CoOp+RandLoRA", "Fixed+LoRA", "text"])
+@in_one_item("name", ["CoOp", "CoOp+RandLoRA", "Fixed+LoRA", "two stages", "text"])
 def test_merged_weights_and_head_run_in_open_clip_alone(
     adapters: Mapping[str, Path], name: str, tmp_path: Path
 ) -> None:
@@ -124,7 +125,9 @@ def classifier(file: Path) -> None:
         ("CoOp+DePT", merge, "DePT adds the logits of two heads, which no library does."),
         ("CoCoOp", merge, "CoCoOp has other class features for each image, so it has no head."),
         ("CoOp+RandLoRA", scaled, "--scale is 0.5"),
+        ("two stages", scaled, "--scale is 0.5: the classifier of"),
         ("CoOp+RandLoRA", to_peft, "(CoOp): PEFT has no place for them."),
+        ("two stages", to_peft, "(classifier_steps): PEFT has no place for them."),
         ("CoOp", text, "the text tower alone is not what CoOp trained"),
         ("CoCoOp", classifier, "CoCoOp encodes the classes again for each image"),
     ],

@@ -18,6 +18,11 @@ def parts_of(file: AdapterFile) -> tuple[PromptLearner, DePT | TipAdapter | None
     return made.get("prompts", CoOp()), made.get("head")
 
 
+def has_classifier(file: AdapterFile) -> bool:
+    """Return True if a second stage has trained the head of a `PromptTask`, which its texts do not give."""
+    return bool(file.metadata.get("arguments", {}).get("classifier_steps"))
+
+
 def why_no_weights(prompts: PromptLearner, head: DePT | TipAdapter | None) -> str:
     """Return why weights and a linear head of a plain CLIP cannot give a task's logits; "" if they can."""
     if prompts.per_image:
@@ -42,8 +47,9 @@ def check_merge(file: AdapterFile, scale: float = 1.0) -> None:
         ways = "predict and serve take the adapter"
         ways += "" if parts[0].per_image else ", and adapter export --to onnx writes a program"
         raise UserError(f"{file.path} cannot be merged: {why}. {ways[0].upper()}{ways[1:]}.")
-    if scale != 1 and parts[0].learns:
-        raise UserError(f"--scale is {scale:g}: the prompts of {file.path} were learned for the whole update, 1.")
+    if scale != 1 and (parts[0].learns or has_classifier(file)):
+        what, verb = ("prompts", "were") if parts[0].learns else ("classifier", "was")
+        raise UserError(f"--scale is {scale:g}: the {what} of {file.path} {verb} learned for the whole update, 1.")
 
 
 def check_no_prompts(file: AdapterFile, why: str) -> None:
@@ -57,6 +63,10 @@ def check_no_prompts(file: AdapterFile, why: str) -> None:
         UserError: Prompts or a second head were learned.
     """
     parts = parts_of(file)
-    if parts is not None and (parts[0].learns or parts[1] is not None):
-        what = parts[0].method() if parts[0].learns or parts[1] is None else parts[1].method()
-        raise UserError(f"{file.path} has learned prompts or a second head ({what}): {why}.")
+    if parts is None:
+        return
+    prompts, head = parts
+    what = prompts.method() if prompts.learns else "" if head is None else head.method()
+    what = what or ("classifier_steps" if has_classifier(file) else "")
+    if what:
+        raise UserError(f"{file.path} has learned prompts or another head ({what}): {why}.")

@@ -19,7 +19,7 @@ from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop.base_model import Base, base_name, beside
 from randlora_pl.interop.compare_outputs import ROUNDING, change, check_written, difference, outputs
 from randlora_pl.interop.library_model import LibraryModel, config_file
-from randlora_pl.interop.prompts import check_merge, parts_of
+from randlora_pl.interop.prompts import check_merge, has_classifier, parts_of
 from randlora_pl.interop.updates import State, adapted, interpolated
 from randlora_pl.models import ImageSpec, encode_prompts, load_tokenizer
 from randlora_pl.prompts import Fixed
@@ -84,7 +84,8 @@ class Merged:
                 raise UserError(f"{self.file.path} is damaged or was changed: metadata.arguments.caption is missing.")
             return [arguments["caption"]]
         if (parts := parts_of(self.file)) is not None:
-            return [parts[0].template] if isinstance(parts[0], Fixed) else []
+            words = parts[0].template if isinstance(parts[0], Fixed) and not has_classifier(self.file) else None
+            return [] if words is None else [words]
         return [] if metadata.get("task") == "LinearHeadTask" else list(metadata.get("templates", []))
 
     @property
