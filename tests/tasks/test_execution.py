@@ -10,10 +10,10 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
-from randlora_pl.adapters import RandLoRA, random_bases
+from randlora_pl.adapters import Frozen, RandLoRA, random_bases
 from randlora_pl.data import ImageData
 from randlora_pl.tasks import load_task
-from randlora_pl.tasks.execution import inject_by
+from randlora_pl.tasks.execution import chosen_dtype, inject_by
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item, marked
 
@@ -92,6 +92,7 @@ def test_auto_casts_frozen_matrices_where_products_are_in_bfloat16(
     matrices = {p.dtype for n, p in task.model.named_parameters() if p.dim() == 2 and n.endswith("fc.weight")}
     assert matrices == {dtype}
     assert {p.dtype for p in task.parameters() if p.requires_grad} == {torch.float32}
+    assert chosen_dtype("auto", Frozen(), SimpleNamespace(precision="bf16-mixed")) == "bfloat16"  # nothing trains
 
 
 def test_options_that_would_do_nothing_are_refused() -> None:
