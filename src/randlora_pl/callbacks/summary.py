@@ -114,7 +114,7 @@ def trained_parts(task: Any) -> dict[str, int]:
 
 
 def parts_of(parts: dict[str, int]) -> str:
-    """Return the split of `trained_parts` in words, or "" if only the adapter trains."""
+    """Return words for the split of `trained_parts`, or "" if only the adapter trains."""
     return ": " + ", ".join(f"{name} {count:,}" for name, count in parts.items()) if len(parts) > 1 else ""
 
 
