@@ -123,6 +123,22 @@ def prompted(kind: str) -> dict[str, Any]:
     return {"start": trained(start), "weights": trained(task), "sent": look.sent}
 
 
+class AtFirst(L.Callback):
+    """Trained tensors and factors before the first step."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self.state = {name: value.detach().clone() for name, value in pl_module.trained_state().items()}
+
+
+def cached() -> dict[str, Any]:
+    """The keys of Tip-Adapter and what its search found, before and after steps of SGD."""
+    rates = {"prompt_learning_rate": 0.05, "max_grad_norm": None}
+    task = make_prompts("tip", optimizer="sgd", **rates)
+    trainer(look := Look(), start := AtFirst()).fit(task, ImageData(**DATA))
+    return {"start": start.state, "weights": trained(task), "sent": look.sent}
+
+
 def projected() -> dict[str, torch.Tensor]:
     """Weights after steps with GaLore's projections, of which each rank computes its own."""
     task = make("vision-language", adapter=Fira(rank=8, period=2), learning_rate=1e-3)
@@ -188,6 +204,7 @@ def main(folder: Path) -> None:
     results["resumed"] = resumed(folder / f"middle-{WORLD}.ckpt")
     results |= {"local": local(), "joint": local("joint"), "plain": plain(), "unequal": unequal()}
     results |= {kind: prompted(kind) for kind in PROMPTS}
+    results["tip"] = cached()
     results["projected"] = projected()
     results["searched"] = searched()
     results["statistics"] = statistics()

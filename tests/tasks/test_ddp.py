@@ -73,20 +73,25 @@ def test_two_ranks_train_to_the_weights_of_one_process(name: str, results: dict[
     assert errors.norm() < 1e-3 * moved.norm()
 
 
-@in_one_item("name", PROMPTS)
+@in_one_item("name", [*PROMPTS, "tip"])
 def test_two_ranks_learn_the_prompts_of_one_process(name: str, results: dict[str, dict[str, Any]]) -> None:
     """Terms of all classes count once, and every trained tensor has a gradient in each step.
 
-    PromptSRC's absolute values have a kink, where rounding decides the sign of a gradient.
+    PromptSRC's absolute values have a kink, where rounding could decide the sign of a gradient: no difference is so
+    small here. Tip-Adapter's keys are means of the same images in other batches, and its search counts right ones.
     """
-    tolerance = 1e-2 if "src" in name else 1e-3
     alone, first, second = (results[key][name] for key in ("1-0", "2-0", "2-1"))
     assert sorted(first["sent"]) == sorted(alone["weights"])
     for tensor, value in alone["weights"].items():
         assert torch.equal(first["weights"][tensor], second["weights"][tensor]), tensor
         moved = (value - alone["start"][tensor]).norm()
         assert moved > 0, tensor
-        assert (first["weights"][tensor] - value).norm() < tolerance * moved + 1e-6, tensor
+        assert (first["weights"][tensor] - value).norm() < 1e-4 * moved + 1e-6, tensor
+    if name == "tip":
+        for tensor, value in alone["start"].items():
+            assert torch.equal(first["start"][tensor], second["start"][tensor]), tensor
+            torch.testing.assert_close(first["start"][tensor], value, rtol=0, atol=1e-6)
+        assert alone["start"]["decoupled.factors"].tolist() != [1, 5.5]
 
 
 def test_ranks_compute_the_same_projections(results: dict[str, dict[str, Any]]) -> None:
