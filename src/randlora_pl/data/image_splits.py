@@ -81,7 +81,9 @@ class ImageSplits:
         if split not in self.held:
             whole = getattr(self.found, split)
             samples = self._subset(self.found) if split == "train" else of_half(whole, self.half)
-            if split == "val" and self.split == "coop" and self.shots is not None:
+            if split == "val" and self.split == "coop" and self.few:
+                self.samples("train")  # a published draw tells the shots
+                assert self.shots is not None
                 few = min(self.shots, MOST_VALIDATION_SHOTS)
                 samples = samples.subset(splits.few_shot(samples.labels, samples.numbers, few, self.seed))
             if split == "val" and self._draws_from_val:

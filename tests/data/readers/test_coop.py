@@ -66,6 +66,12 @@ def test_few_shots_have_at_most_four_validation_images_of_a_class(tmp_path: Path
     for data in four:
         data.setup()
     assert set(four[0].samples("val").keys) != set(four[1].samples("val").keys)
+    draw, train = tmp_path / "draw.jsonl", four[0].samples("train")
+    listed = [{"path": key, "label": label} for key, label in zip(train.keys, train.labels.tolist(), strict=True)]
+    draw.write_text("\n".join(map(json.dumps, listed)))
+    drawn = ImageData(image_size=16, **options | {"shots": None}, shots_file=str(draw))
+    drawn.setup("validate")  # alone: the draw tells the shots
+    assert drawn.samples("val").keys == four[0].samples("val").keys
 
 
 @in_one_item("name", FILES)
