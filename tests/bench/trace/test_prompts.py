@@ -19,10 +19,17 @@ GB = 1e9
 
 def test_steps_with_prompts_are_traced() -> None:
     tiny = {"name": "tiny", "pretrained": "random", "head": DePT(), "regulation": SelfRegulation(templates=1)}
-    setup = StepSetup("PromptTask", tiny | {"prompts": MaPLe(depth=2), "text_chunk_tokens": 64}, 4, 2, captions=20)
+    options = tiny | {"prompts": MaPLe(depth=2), "text_chunk_tokens": 64, "optimizer": "sgd"}
+    setup = StepSetup("PromptTask", options, 4, 2, captions=20)
     traced, trained = trace_step(setup, LoRA(rank=2))
     assert traced.kernels > 100 and traced.waits == 0 and trained > 50_000
     assert setup.words == "2 x 4 images, 20 classes"
+    peaks = {}
+    for optimizer in ("adamw", "sgd"):
+        options = tiny | {"prompts": MaPLe(depth=2), "regulation": None, "optimizer": optimizer}
+        traced, trained = trace_step(StepSetup("PromptTask", options, 4, captions=20), Frozen())
+        peaks[optimizer] = traced.peak
+    assert peaks["adamw"] - peaks["sgd"] == pytest.approx(4 * trained, rel=0.05)  # two moments, or a momentum
 
 
 def saved_by_texts(setup: StepSetup) -> int:

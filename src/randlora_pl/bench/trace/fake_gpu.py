@@ -160,6 +160,7 @@ def cuda_rules() -> Iterator[None]:
         stack.callback(library._destroy)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # that kernels are overridden
+        library.impl("_fused_sgd_", lambda *_, **__: None, "Meta", allow_override=True)  # PyTorch has AdamW's alone
         for names, lower in ((_LOWER, True), (_FULL, False)):
             for name in names.split():
                 rule = rules.rule(_operator(name), lower)

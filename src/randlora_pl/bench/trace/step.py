@@ -1,4 +1,4 @@
-"""Training steps of the real tasks on tensors without data: model, adapter, loss, clipping and AdamW."""
+"""Training steps of the real tasks on tensors without data: model, adapter, loss, clipping and optimizer."""
 
 import gc
 from collections.abc import Mapping
@@ -106,7 +106,7 @@ def _precision(setup: StepSetup) -> AbstractContextManager[Any]:
 
 def _task(setup: StepSetup, adapter: Adapter) -> Any:
     """Return the task with its model on the meta device."""
-    options = dict(setup.options)
+    options = {"learning_rate": 1e-3, **setup.options}  # no step depends on it, but SGD wants one
     casts = setup.precision == "bf16-frozen" and (not adapter.trains_base or isinstance(adapter, Frozen))
     options["frozen_dtype"] = "bfloat16" if casts else "float32"
     if setup.task not in _BUILDERS:

@@ -154,8 +154,8 @@ def step_setup(typed: argparse.Namespace) -> tuple["StepSetup", dict[str, Any]]:
 
 
 _OPTIONS = {"name", "pretrained", "targets", "gradient_checkpointing", "logit_scale", "loss_batch", "img_size"}
-_OPTIONS |= {"config_overrides", "loss_average", "label_smoothing", "max_grad_norm", "text_chunk_tokens"}
-"""Options of a task that its step depends on. AdamW stands for SGD, whose fused kernel knows no empty tensors."""
+_OPTIONS |= {"config_overrides", "loss_average", "label_smoothing", "max_grad_norm", "text_chunk_tokens", "optimizer"}
+"""Options of a task that its step depends on."""
 
 
 def _prompt_parts(options: dict[str, Any]) -> dict[str, Any]:
