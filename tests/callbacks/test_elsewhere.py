@@ -57,16 +57,18 @@ def test_a_test_measures_the_classes_that_the_training_left_out() -> None:
 
 
 def test_prompts_of_each_image_name_new_classes() -> None:
-    """CoCoOp with a network of zeros is CoOp."""
+    """CoCoOp with a network of zeros is CoOp; also with frozen weights in half precision."""
     found = []
     for prompts in (CoCoOp(), CoOp()):
-        task = PromptTask("tiny", "random", prompts=prompts)
+        task = PromptTask("tiny", "random", prompts=prompts, frozen_dtype="bfloat16")
         data = ImageData(dataset="digits", classes="base", steps=1, batch_size=4)
         task.set_classes(list(data.row.classnames[:5]), ["{}"])
         task.configure_model()
         for name, value in task.learned.named_parameters():
             torch.nn.init.zeros_(value) if "network" in name else None
-        found += make_trainer(callbacks=[NewClasses(24)]).test(task, data, verbose=False)
+        trainer = make_trainer(callbacks=[NewClasses(24)], precision="bf16-mixed", limit_test_batches=1)
+        found += trainer.test(task, data, verbose=False)
+        assert torch.bfloat16 in {parameter.dtype for parameter in task.model.parameters()}
     assert found[0]["test/new/acc"] == pytest.approx(found[1]["test/new/acc"])
 
 

@@ -71,13 +71,12 @@ class _ByName(Callback):
         data.setup("test")
         samples = random_samples(data.samples("test"), self.images or None, 0)
         found = batches(data, samples, own.eval_batch_size, task.device)
-        prompts = getattr(task, "prompts", None)
-        if prompts is not None and prompts.per_image:
-            percent = task.percent_by_image(data.classnames, found)
-        else:
-            classes = task.features_of(data.classnames, data.templates)
-            model = task.as_encoder() if hasattr(task, "as_encoder") else task.model
-            (percent,), _ = zero_shot_accuracy(model, classes[None], found)
+        with task.trainer.precision_plugin.forward_context():  # as the test's own batches
+            if hasattr(task, "percent_among"):
+                percent = task.percent_among(data.classnames, found)
+            else:
+                classes = task.features_of(data.classnames, data.templates)
+                (percent,), _ = zero_shot_accuracy(task.model, classes[None], found)
         task.log(f"{task.test_name}/{key}", percent / 100, sync_dist=False, rank_zero_only=False)
 
 

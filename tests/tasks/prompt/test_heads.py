@@ -46,6 +46,11 @@ def test_the_second_head_by_its_equations() -> None:
     torch.testing.assert_close(task.class_logits(data["image"]), 0.3 * z_sim + 0.7 * z_lp)
     weight, bias = own.folded()
     torch.testing.assert_close(u @ weight.T + bias, z_lp)
+    logits = task.class_logits(data["image"])
+    task.set_classes(CLASSES[2:0:-1], ["{}"])  # some of its own, by both heads
+    torch.testing.assert_close(task.class_logits(data["image"]), logits[:, [2, 1]])
+    pairs = [(data["image"], torch.tensor([logits[n].argmax() for n in range(5)]))]
+    assert task.percent_among(CLASSES, pairs) == 100 and task.classnames == CLASSES[2:0:-1]
     task.set_classes(["one", "five", "nine"], ["{}"])  # others, by the similarities alone
     others = unit(task._texts(task.model))
     torch.testing.assert_close(task.class_logits(data["image"]), task.scale() * unit(u) @ others.T)

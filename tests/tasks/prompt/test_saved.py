@@ -76,6 +76,17 @@ def test_a_new_task_on_other_classes_takes_a_saved_file(saved: Path) -> None:
     assert logits(task.eval()).shape == (2, 2)
 
 
+def test_a_second_head_is_saved_and_trained_for_its_own_classes(tmp_path: Path) -> None:
+    for kind in ("maple + dept", "two stages"):
+        task = built(kind)
+        task.set_classes(["a", "b"], [])
+        with pytest.raises(UserError, match=r"the second head is of the classes \['cat', 'dog', 'tree'\]..., not of"):
+            task.save(tmp_path / "adapter")
+    other = built("coop")
+    other.set_classes(["a", "b"], [])
+    assert len(load_task(other.save(tmp_path / "adapter")).class_features()) == 2
+
+
 def test_prompts_of_each_class_name_no_others(tmp_path: Path) -> None:
     task = built("coop", prompts=CoOp(2, None, class_specific=True))
     restored = load_task(task.save(tmp_path / "adapter"))

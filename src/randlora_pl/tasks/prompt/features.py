@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from randlora_pl.models.prompted import encode_rows, image_features, text_tower
 from randlora_pl.tasks.losses import normalize, shared_features, similarities
 from randlora_pl.tasks.prompt.saved import check_classes
-from randlora_pl.tasks.prompt.second_stage import known
+from randlora_pl.tasks.prompt.second_stage import known, places_of
 from randlora_pl.utils.errors import UserError
 
 
@@ -87,7 +87,8 @@ def naming(task: Any, classnames: list[str]) -> Iterator[None]:
         UserError: The prompts cannot name others, or a name is too long.
     """
     check_classes(task.own_classes, classnames, task.prompts)
-    held = task.rows, getattr(task, "tokens", None)
+    held = task.rows, getattr(task, "tokens", None), task.classnames, task._class_features
+    task.classnames, task._class_features = classnames, None
     try:
         task._take_rows(task.model, classnames)
         if task.rows is not None:
@@ -95,7 +96,7 @@ def naming(task: Any, classnames: list[str]) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
-        task.rows = held[0]
+        task.rows, _, task.classnames, task._class_features = held
         if held[1] is not None:
             task.tokens = held[1]
 
@@ -112,18 +113,18 @@ def features_of(task: Any, classnames: list[str], templates: Sequence[str] = ())
         return normalize(texts(task, task.model))
 
 
-def percent_by_image(task: Any, classnames: list[str], batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Return the accuracy in percent among any classes, for prompts that depend on the image.
+def percent_among(task: Any, classnames: list[str], batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Return the accuracy in percent among any classes, with the second head if all are known to it.
 
     Args:
-        task: Task with such prompts.
+        task: Task.
         classnames: C names.
         batches: Images (b, 3, H, W) with labels (b,).
     """
     right = count = 0
     with naming(task, classnames):
         for batch, labels in batches:
-            right += int((by_image(task, images(task, batch)).argmax(1) == labels).sum())
+            right += int((class_logits(task, batch).argmax(1) == labels).sum())
             count += len(labels)
     return 100 * right / max(1, count)
 
@@ -134,12 +135,14 @@ def as_encoder(task: Any) -> SimpleNamespace:
 
 
 def class_logits(task: Any, inputs: Any) -> Tensor:
-    """Return logits (b, C): scaled similarities, mixed with the second head's for the classes of its training."""
+    """Return logits (b, C): scaled similarities, mixed with the second head's for classes of its training."""
     own = images(task, inputs)
     if task.prompts.per_image:
         return by_image(task, own)
     found: Tensor = task.scale() * similarities(normalize(own), task.class_features())
-    if task.decoupled is None or task.classnames != task.own_classes:
+    if task.decoupled is None or (places := places_of(task)) is None:
         return found
-    mixed: Tensor = task.decoupled.mixed(found, own)
-    return mixed
+    whole = found.new_zeros(len(found), len(task.own_classes))
+    whole[:, places] = found
+    mixed: Tensor = task.decoupled.mixed(whole, own)
+    return mixed[:, places]

@@ -66,6 +66,7 @@ def load_head(task: Any, tensors: Mapping[str, Tensor]) -> None:
 
 def save(task: Any, folder: str | Path, summary: Any = None) -> Path:
     """Write the adapter folder (see `files.save`), with the class features of the weights as they are."""
+    check_own(task)
     if not task.prompts.per_image:
         training, half = task.training, any(each.dtype == torch.bfloat16 for each in task.model.parameters())
         task.eval()
@@ -93,6 +94,17 @@ def check_classes(own: list[str], classnames: list[str], prompts: PromptLearner)
             f"class-specific prompts were learned for {own[:3]}..., the data has {list(classnames)[:3]}.... Train with "
             "--model.prompts.class_specific false to name others."
         )
+
+
+def check_own(task: Any) -> None:
+    """Refuse to train or to save a second head or a classifier with other classes than its own.
+
+    Raises:
+        UserError: The task names other classes now.
+    """
+    if task.classnames != task.own_classes and not (task.decoupled is task.classifier is None):
+        own, now = task.own_classes[:3], task.classnames[:3]
+        raise UserError(f"the second head is of the classes {own}..., not of {now}...: make a new task for these.")
 
 
 def trained_state(task: Any) -> dict[str, Tensor]:

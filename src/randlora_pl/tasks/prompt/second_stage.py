@@ -69,11 +69,20 @@ def sample_losses(task: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return class_losses(task._logits(own, task.classifier), batch, 0.0)
 
 
+def places_of(task: Any) -> list[int] | None:
+    """Return the place of each class among the classes of the training; None if one of them was not trained."""
+    own: list[str] = task.own_classes
+    if task.classnames == own:
+        return list(range(len(own)))  # names may be equal
+    places = {name: own.index(name) for name in set(own)}
+    return [places[name] for name in task.classnames] if set(task.classnames) <= places.keys() else None
+
+
 def known(task: Any) -> Tensor:
     """Return the features (C, e) that a prediction compares with: a trained classifier's, or of all texts."""
     own: Tensor | None = task.classifier
-    if own is not None and task.classnames == task.own_classes and bool(own.any()):
-        return own.detach()
+    if own is not None and (places := places_of(task)) is not None and bool(own.any()):
+        return own.detach()[places]
     texts: Tensor = task._texts(task.model)
     return texts
 

@@ -160,7 +160,7 @@ class PromptTask(AdaptationTask):
     _texts, _images, _logits, _logits_by_image = features.texts, features.images, features.logits, features.by_image
     _step_texts, class_features, class_logits = features.step_texts, features.class_features, features.class_logits
     scale, features_of, as_encoder = features.scale, features.features_of, features.as_encoder
-    percent_by_image = features.percent_by_image
+    percent_among = features.percent_among
 
     # Training
 
@@ -229,6 +229,7 @@ class PromptTask(AdaptationTask):
     def on_train_start(self) -> None:
         """Drop the features of an interrupted run, and of a loaded file."""
         super().on_train_start()
+        saved.check_own(self)
         self._step_features, self.saved_head, self.teacher = None, False, None
         second_stage.start(self)
         tip.start(self)
