@@ -49,6 +49,10 @@ def run_of(words: list[str]) -> list[str]:
     if "--trainer.accelerator" in words:  # the one that is not there
         return words
     more = list(SHORT)
+    if "--data.epochs" in words:
+        words[words.index("--data.epochs") + 1] = "1"
+        place = more.index("--data.steps")
+        del more[place : place + 2]
     for name, shape in SHAPES.items():
         if any(name in word for word in words) and "--model.config_overrides" not in words:
             more += ["--model.pretrained", "random", "--model.config_overrides", shape]
