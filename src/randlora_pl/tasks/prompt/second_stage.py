@@ -74,7 +74,7 @@ def places_of(task: Any) -> list[int] | None:
     own: list[str] = task.own_classes
     if task.classnames == own:
         return list(range(len(own)))  # names may be equal
-    places = {name: own.index(name) for name in set(own)}
+    places = {own[place]: place for place in reversed(range(len(own)))}
     return [places[name] for name in task.classnames] if set(task.classnames) <= places.keys() else None
 
 
