@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,3 +94,6 @@ def test_a_small_deviation_selects_one_epoch_and_equal_values_stay(tmp_path: Pat
     assert all(torch.equal(value, mean._mean[name]) for name, value in module.named_parameters())
     with pytest.raises(UserError, match=r"--data\.epochs"):
         run(tmp_path, GaussianAverage(), steps=2)
+    trainer, two_stages = SimpleNamespace(datamodule=SimpleNamespace(epochs=4)), SimpleNamespace(classifier_steps=0.4)
+    with pytest.raises(UserError, match=r"set --model\.classifier_steps 0, or remove the callback"):
+        GaussianAverage().on_train_start(trainer, two_stages)  # type: ignore[arg-type]

@@ -58,11 +58,16 @@ class GaussianAverage(Callback):
         """Start a new mean, or go on with the resumed run's.
 
         Raises:
-            UserError: The run has no epochs.
+            UserError: The run has no epochs, or a classifier that is empty in its first stage.
         """
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not getattr(data, "epochs", None):
             raise UserError("GaussianAverage is over epochs: set --data.epochs instead of --data.steps.")
+        if getattr(pl_module, "classifier_steps", 0):
+            raise UserError(
+                "GaussianAverage would average zeros of the classifier that classifier_steps fills at the end: set "
+                "--model.classifier_steps 0, or remove the callback."
+            )
         if trainer.global_step == 0:
             self._mean, self._total = {}, 0.0
         self._finished = data.finished_epochs(trainer.global_step)
