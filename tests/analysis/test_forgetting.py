@@ -1,5 +1,6 @@
 """Zero-shot accuracy of a model on other classes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import read_adapter
 from randlora_pl.analysis.forgetting import Forgetting, check_task, prompts_of
+from randlora_pl.cli.analyze.forgetting import forgetting_verb
+from randlora_pl.data.loading.chosen_images import batches, framed, random_samples
 from randlora_pl.models.zero_shot import zero_shot_accuracy
+from randlora_pl.prompts import CoOp
+from randlora_pl.tasks import DePT, PromptTask
 from randlora_pl.utils.errors import UserError
-from tests.tasks.small import built, two_blocks
+from tests.tasks.small import built, shake, two_blocks
 
 
 class Eye(nn.Module):
@@ -51,6 +56,23 @@ def test_prompts_are_those_of_the_task(tmp_path: Path) -> None:
     captioned = saved("vision-language", tmp_path / "b", caption="A photo of {}")
     assert prompts_of(captioned, templates) == ["A photo of {}"]
     assert prompts_of(saved("vision-language", tmp_path / "c", eval_prompts="ensemble"), templates) == templates
+
+
+def test_known_classes_are_predicted_with_the_second_head(tmp_path: Path) -> None:
+    task = PromptTask("tiny", prompts=CoOp(2, None), head=DePT())
+    data = framed({"dataset": "digits"}, task.image_spec, 40)
+    data.setup("test")
+    task.set_classes(data.classnames, [])
+    task.configure_model()
+    shake(task)
+    task.eval().save(tmp_path / "run")
+    (images,) = batches(data, random_samples(data.samples("test"), 40, 0), 40)
+    words = ("--datasets", "digits", "--images", "40", "--device", "cpu", "--output", str(tmp_path / "out"))
+    assert forgetting_verb([str(tmp_path / "run"), *words]) == 0
+    (row,) = json.loads((tmp_path / "out" / "forgetting.json").read_text())
+    assert (row["after"], row["images"]) == task.percent_among(data.classnames, [images])
+    task.decoupled = None
+    assert row["after"] != task.percent_among(data.classnames, [images])[0]
 
 
 def test_only_text_heads_name_other_classes(tmp_path: Path) -> None:

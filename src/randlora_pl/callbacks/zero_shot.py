@@ -73,7 +73,7 @@ class _ByName(Callback):
         found = batches(data, samples, own.eval_batch_size, task.device)
         with task.trainer.precision_plugin.forward_context():  # as the test's own batches
             if hasattr(task, "percent_among"):
-                percent = task.percent_among(data.classnames, found)
+                percent, _ = task.percent_among(data.classnames, found)
             else:
                 classes = task.features_of(data.classnames, data.templates)
                 (percent,), _ = zero_shot_accuracy(task.model, classes[None], found)

@@ -49,8 +49,10 @@ def test_the_second_head_by_its_equations() -> None:
     logits = task.class_logits(data["image"])
     task.set_classes(CLASSES[2:0:-1], ["{}"])  # some of its own, by both heads
     torch.testing.assert_close(task.class_logits(data["image"]), logits[:, [2, 1]])
+    told: list[int] = []
     pairs = [(data["image"], torch.tensor([logits[n].argmax() for n in range(5)]))]
-    assert task.percent_among(CLASSES, pairs) == 100 and task.classnames == CLASSES[2:0:-1]
+    assert task.percent_among(CLASSES, pairs, told.append) == (100, 5) and told == [5]
+    assert task.classnames == CLASSES[2:0:-1]
     task.set_classes(["one", "five", "nine"], ["{}"])  # others, by the similarities alone
     others = unit(task._texts(task.model))
     torch.testing.assert_close(task.class_logits(data["image"]), task.scale() * unit(u) @ others.T)

@@ -131,12 +131,12 @@ def _tested(runs: list[common.AnalyzedRun], typed: argparse.Namespace, device: A
                 True, f"{run.path}, {dataset}: {{task.completed:,}} of {len(models) * len(samples):,} images"
             ) as tick:
                 for when, model in models.items():
+                    images = batches(data, samples, typed.batch_size, device)
                     if model is tuned and prompted is not None:
-                        classes, model = prompted.features_of(data.classnames), prompted.as_encoder()
+                        percent, count = prompted.percent_among(data.classnames, images, tick)
                     else:
                         classes = encode_prompts(model, tokenizer, data.classnames, prompts, device)
-                    images = batches(data, samples, typed.batch_size, device)
-                    (percent,), count = zero_shot_accuracy(model, classes[None], images, tick)
+                        (percent,), count = zero_shot_accuracy(model, classes[None], images, tick)
                     known[key if when == "before" else (key, run.path)] = percent, count
             (before, count), (after, _) = known[key], known[key, run.path]
             results.append(Forgetting(dataset, count, data.num_classes, before, after))

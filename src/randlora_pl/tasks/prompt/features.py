@@ -1,8 +1,7 @@
 """Functions that `PromptTask` has as methods: features of its texts and images, and their logits."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -113,25 +112,27 @@ def features_of(task: Any, classnames: list[str], templates: Sequence[str] = ())
         return normalize(texts(task, task.model))
 
 
-def percent_among(task: Any, classnames: list[str], batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Return the accuracy in percent among any classes, with the second head if all are known to it.
+def percent_among(
+    task: Any,
+    classnames: list[str],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    tick: Callable[[int], None] = lambda _: None,
+) -> tuple[float, int]:
+    """Return the accuracy in percent among any classes, with the second head if all are known, and the images.
 
     Args:
         task: Task.
         classnames: C names.
         batches: Images (b, 3, H, W) with labels (b,).
+        tick: Receives the number of images of each batch.
     """
     right = count = 0
     with naming(task, classnames):
         for batch, labels in batches:
             right += int((class_logits(task, batch).argmax(1) == labels).sum())
             count += len(labels)
-    return 100 * right / max(1, count)
-
-
-def as_encoder(task: Any) -> SimpleNamespace:
-    """Return an object whose ``encode_image`` gives the task's features of images."""
-    return SimpleNamespace(encode_image=task._images)
+            tick(len(labels))
+    return 100 * right / max(1, count), count
 
 
 def class_logits(task: Any, inputs: Any) -> Tensor:

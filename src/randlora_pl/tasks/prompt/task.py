@@ -159,8 +159,7 @@ class PromptTask(AdaptationTask):
 
     _texts, _images, _logits, _logits_by_image = features.texts, features.images, features.logits, features.by_image
     _step_texts, class_features, class_logits = features.step_texts, features.class_features, features.class_logits
-    scale, features_of, as_encoder = features.scale, features.features_of, features.as_encoder
-    percent_among = features.percent_among
+    scale, features_of, percent_among = features.scale, features.features_of, features.percent_among
 
     # Training
 
