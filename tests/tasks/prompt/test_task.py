@@ -33,6 +33,19 @@ def gradients(task: Any, data: dict[str, Any]) -> dict[str, Tensor]:
     return {name: value.grad.clone() for name, value in task.named_parameters() if value.grad is not None}
 
 
+def kept(task: Any, data: dict[str, Any]) -> int:
+    """Numbers that the backward pass of a batch's losses waits for."""
+    counts: list[int] = []
+
+    def pack(kept: Tensor) -> Tensor:
+        counts.append(kept.numel())
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        task.sample_losses(data)
+    return sum(counts)
+
+
 @in_one_item(
     ("learner", "options"),
     [
@@ -135,6 +148,7 @@ def test_each_image_shifts_its_own_texts() -> None:
     task, coop = task_of(CoCoOp()), task_of(CoOp())
     data = batch([0, 1, 2])
     whole = gradients(task, data)
+    assert kept(task, data) < kept(task, batch([0]))  # the texts of several images are encoded again
     with torch.no_grad():
         logits = task.class_logits(data["image"])
         single = torch.cat([task.class_logits(image[None]) for image in data["image"]])

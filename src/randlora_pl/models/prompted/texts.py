@@ -98,7 +98,9 @@ def text_features(tower: Any, embedded: Tensor, ends: Tensor, deep: Sequence[Ten
     return features
 
 
-def encode_rows(tower: Any, rows: TextRows, context: Tensor | None = None, deep: Sequence[Tensor] = ()) -> Tensor:
+def encode_rows(
+    tower: Any, rows: TextRows, context: Tensor | None = None, deep: Sequence[Tensor] = (), again: bool = False
+) -> Tensor:
     """Return the features (C, e) of all texts, not normalized, chunk by chunk.
 
     If there are several chunks and gradients are needed, each chunk is computed again in the backward pass, so that the
@@ -109,9 +111,10 @@ def encode_rows(tower: Any, rows: TextRows, context: Tensor | None = None, deep:
         rows: C texts.
         context: See `token_embeddings`.
         deep: See `text_features`.
+        again: Do so with one chunk, too.
     """
     blockwise = tower.transformer.grad_checkpointing
-    again = len(rows.chunks) > 1 and torch.is_grad_enabled() and not blockwise
+    again = (again or len(rows.chunks) > 1) and torch.is_grad_enabled() and not blockwise
     run: Callable[..., Tensor] = partial(checkpoint, _chunk, use_reentrant=False) if again else _chunk
     if context is not None and context.dim() == 3:
         context = context[rows.order]

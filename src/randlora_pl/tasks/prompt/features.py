@@ -14,14 +14,21 @@ from randlora_pl.tasks.prompt.second_stage import known, places_of
 from randlora_pl.utils.errors import UserError
 
 
-def texts(task: Any, model: nn.Module, shift: Tensor | None = None) -> Tensor:
-    """Return the features (C, e) of all classes, not normalized; ``shift`` (d,) is added to the context."""
+def texts(task: Any, model: nn.Module, shift: Tensor | None = None, again: bool = False) -> Tensor:
+    """Return the features (C, e) of all classes, not normalized.
+
+    Args:
+        task: The task.
+        model: Its model, or the teacher's.
+        shift: (d,), added to the context.
+        again: Compute a single chunk again in the backward pass, too.
+    """
     if task.rows is None:
         return model.encode_text(task.tokens)  # type: ignore[operator, no-any-return]
     context = task.learned.context()
     if shift is not None and context is not None:
         context = context + shift
-    return encode_rows(text_tower(model), task.rows, context, task.learned.deep())
+    return encode_rows(text_tower(model), task.rows, context, task.learned.deep(), again)
 
 
 def images(task: Any, batch: Tensor) -> Tensor:
@@ -42,10 +49,10 @@ def logits(task: Any, features: Tensor, classes: Tensor) -> Tensor:
 
 
 def by_image(task: Any, features: Tensor) -> Tensor:
-    """Return scaled similarities (b, C) of images, each with its own texts."""
-    shifts = task.learned.shifts(normalize(features))
+    """Return scaled similarities (b, C) of images, each with its own texts, of which one image's are alive."""
+    shifts, again = task.learned.shifts(normalize(features)), len(features) > 1
     each = zip(features, shifts, strict=True)
-    return torch.cat([logits(task, one[None], texts(task, task.model, shift)) for one, shift in each])
+    return torch.cat([logits(task, one[None], texts(task, task.model, shift, again)) for one, shift in each])
 
 
 def trains_texts(task: Any) -> bool:
