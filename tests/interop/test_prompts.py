@@ -129,6 +129,7 @@ def classifier(file: Path) -> None:
         ("CoOp+RandLoRA", to_peft, "(CoOp): PEFT has no place for them."),
         ("two stages", to_peft, "(classifier_steps): PEFT has no place for them."),
         ("CoOp", text, "the text tower alone is not what CoOp trained"),
+        ("two stages", text, "a trained classifier predicts the classes (classifier_steps), so the texts alone"),
         ("CoCoOp", classifier, "CoCoOp encodes the classes again for each image"),
     ],
 )
@@ -142,7 +143,9 @@ def test_what_other_programs_cannot_hold_is_refused_in_one_line(
 
 def test_the_parts_without_prompts_are_programs(adapters: Mapping[str, Path]) -> None:
     assert load_program(adapters["CoCoOp"], "image").outputs == ("features",)
+    assert load_program(adapters["two stages"]).facts["prompts"] == []
     program = load_program(adapters["Fixed+LoRA"], "text")
+    assert program.facts["prompts"] == ["a {}."]
     tokens = program.examples(3, 0)
     torch.testing.assert_close(
         program.module(tokens), load_task(adapters["Fixed+LoRA"]).class_features(), rtol=1e-5, atol=1e-5
@@ -155,7 +158,7 @@ def test_sums_need_equal_prompts(adapters: Mapping[str, Path], refused: Callable
     with pytest.raises(UserError, match="one and two have different prompts or second heads, so a sum has none"):
         weighted_task(two, {"one": 0.5, "two": 0.5})
     message = refused("adapter", "add", str(other), str(other), "--output", str(tmp_path / "sum.safetensors"))
-    assert "they belong to one update, so sums have none" in message
+    assert "they belong to one update, so sums have none. Predict with each of them." in message
     fixed = saved(tmp_path / "fixed", seed=1, **OPTIONS["Fixed+LoRA"])
     images = torch.rand(2, 3, 32, 32)
     both = weighted_task(load_tasks({"one": adapters["Fixed+LoRA"], "two": fixed}), {"one": 1.0, "two": 0.0})

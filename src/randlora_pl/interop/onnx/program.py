@@ -103,7 +103,7 @@ def make_program(task: ImageTask, part: str = "classifier", frame: Frame | None 
 
 
 def _check_prompts(task: PromptTask, part: str) -> None:
-    """Refuse a part of a model with learned prompts that would be another model without them.
+    """Refuse a part of a model that would be another model without its learned prompts or classifier.
 
     Raises:
         UserError: See above; the message has what works.
@@ -116,6 +116,11 @@ def _check_prompts(task: PromptTask, part: str) -> None:
     if part == "text" and task.prompts.learns:
         raise UserError(
             f"the text tower alone is not what {task.prompts.method()} trained: it learned tokens, not words. Use "
+            "--part classifier or image."
+        )
+    if part == "text" and task.classifier is not None:
+        raise UserError(
+            "a trained classifier predicts the classes (classifier_steps), so the texts alone are another model. Use "
             "--part classifier or image."
         )
 
@@ -193,7 +198,7 @@ def _facts(task: ImageTask, part: str) -> dict[str, Any]:
         prompts = [task.caption]
     learner: dict[str, Any] = {}
     if isinstance(task, PromptTask):
-        prompts = [task.prompts.template] if isinstance(task.prompts, Fixed) else []
+        prompts = [task.prompts.template] if isinstance(task.prompts, Fixed) and task.classifier is None else []
         learner = {"prompt_learner": task.prompts.describe(), "head": task.head and task.head.describe()}
     return {
         "format_version": FORMAT_VERSION,
