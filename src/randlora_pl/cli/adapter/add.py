@@ -78,7 +78,7 @@ def add_verb(args: list[str]) -> int:
     for file in files:
         check_fixed(file.adapter, file.path)
         refuse_texts(file, "have their updates added up")
-        check_no_prompts(file, "they belong to one update, so sums have none")
+        check_no_prompts(file, "they belong to one update, so sums have none. Predict with each of them")
     same_base(files)
     first = files[options.head - 1]
     base = load_base(first)
