@@ -145,8 +145,11 @@ LONG = "an exceedingly long and winding name of a class"
         (CoCoOp(length=5), "are 4 tokens for this model, length is 5"),
         (DeepPrompts(length=6), r"are 4 tokens for this model, length is 6\. Give more words \(--model"),
         (MaPLe(length=5), r"length is 5\. Give more words"),
-        (DeepPrompts(depth=5), "depth is 5: the text tower has 4 blocks"),
-        (DeepPrompts(length=0, depth=7), "depth is 7: the image tower has 6 blocks"),
+        (
+            DeepPrompts(depth=7),
+            r"depth is 7: the text tower has 4 blocks and the image tower has 6 blocks\. Give 4 or less",
+        ),
+        (DeepPrompts(length=0, depth=7), r"depth is 7: the image tower has 6 blocks\. Give 6 or less \(--model"),
         (MaPLe(depth=5), "depth is 5: the text tower has 4 blocks"),
     ],
 )

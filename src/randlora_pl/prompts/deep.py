@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from randlora_pl.models.prompted import check_depth_of_images, image_width, text_tower
+from randlora_pl.models.prompted import image_blocks, image_width, text_tower
 from randlora_pl.prompts.base import Context, PromptLearner, Prompts, Tokenizer, check_length, drawn
 from randlora_pl.prompts.coop import ContextPrompts
 from randlora_pl.utils.errors import UserError
@@ -39,25 +39,32 @@ class DeepPrompts(PromptLearner):
     def build(self, model: nn.Module, tokenizer: Tokenizer, classnames: Sequence[str], seed: int) -> Prompts:
         """Return the learned tokens of both towers."""
         context = Context(model, tokenizer, self.words, self.length, seed, fills=False)
+        check_depth(model, self.depth, texts=self.length > 0, images=self.visual)
         vision: list[Tensor] = []
         if self.visual:
-            check_depth_of_images(model.visual, self.depth)
             shape = (self.vision_length, image_width(model.visual))
             device = context.start.device
             vision = [drawn(shape, seed, f"prompts.vision.{block}", device) for block in range(self.depth)]
-        return _DeepPrompts(context, deep_tokens(model, context, self.depth, seed), vision)
+        return _DeepPrompts(context, deep_tokens(context, self.depth, seed), vision)
 
 
-def deep_tokens(model: nn.Module, context: Context, depth: int, seed: int) -> list[Tensor]:
-    """Return the first values of the tokens of later blocks of the text tower, none without learned tokens.
+def check_depth(model: nn.Module, depth: int, texts: bool = True, images: bool = True) -> None:
+    """Refuse learned tokens for more blocks than a tower has.
 
     Raises:
-        UserError: The tower has fewer blocks.
+        UserError: A tower that has learned tokens has fewer blocks, or takes none.
     """
+    blocks = {"text": len(text_tower(model).transformer.resblocks)} if texts else {}
+    blocks |= {"image": len(image_blocks(model.visual))} if images else {}
+    if depth > (least := min(blocks.values())):
+        towers = " and ".join(f"the {name} tower has {count} blocks" for name, count in blocks.items())
+        raise UserError(f"depth is {depth}: {towers}. Give {least} or less (--model.prompts.depth).")
+
+
+def deep_tokens(context: Context, depth: int, seed: int) -> list[Tensor]:
+    """Return the first values of the tokens of later blocks of the text tower, none without learned tokens."""
     if not len(context.start):
         return []
-    if depth > (blocks := len(text_tower(model).transformer.resblocks)):
-        raise UserError(f"depth is {depth}: the text tower has {blocks} blocks (--model.prompts.depth).")
     shape, device = context.start.shape, context.start.device
     return [drawn(shape, seed, f"prompts.text.{block}", device) for block in range(1, depth)]
 

@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.models.prompted import check_depth_of_images, image_width
+from randlora_pl.models.prompted import image_width
 from randlora_pl.prompts.base import Context, PromptLearner, Prompts, Tokenizer, check_length
 from randlora_pl.prompts.coop import ContextPrompts
-from randlora_pl.prompts.deep import DeepPrompts, deep_tokens
+from randlora_pl.prompts.deep import DeepPrompts, check_depth, deep_tokens
 from randlora_pl.utils import rng
 
 
@@ -55,8 +55,8 @@ class MaPLe(PromptLearner):
                 model, tokenizer, classnames, seed
             )
         context = Context(model, tokenizer, self.words, self.length, seed, fills=False)
-        check_depth_of_images(model.visual, self.depth)
-        texts = deep_tokens(model, context, self.depth, seed)
+        check_depth(model, self.depth)
+        texts = deep_tokens(context, self.depth, seed)
         functions = [self._function(context, image_width(model.visual), seed, block) for block in range(self.depth)]
         return _CoupledPrompts(context, texts, functions)
 

@@ -1,6 +1,6 @@
 """Features of unchanged CLIP towers with learned tokens in the place of words, or beside the patches of an image."""
 
-from randlora_pl.models.prompted.images import check_depth_of_images, image_features, image_width
+from randlora_pl.models.prompted.images import image_blocks, image_features, image_width
 from randlora_pl.models.prompted.rows import Position, TextRows, learned_rows, word_ids, word_rows
 from randlora_pl.models.prompted.texts import (
     embed_dim,
@@ -14,9 +14,9 @@ from randlora_pl.models.prompted.texts import (
 __all__ = [
     "Position",
     "TextRows",
-    "check_depth_of_images",
     "embed_dim",
     "encode_rows",
+    "image_blocks",
     "image_features",
     "image_width",
     "is_causal",

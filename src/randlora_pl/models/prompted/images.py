@@ -35,12 +35,6 @@ def image_width(visual: Any) -> int:
     return int(visual.conv1.out_channels if trunk is None else trunk.embed_dim)
 
 
-def check_depth_of_images(visual: Any, depth: int) -> None:
-    """Refuse learned tokens for more blocks than the image tower has."""
-    if depth > (blocks := len(image_blocks(visual))):
-        raise UserError(f"depth is {depth}: the image tower has {blocks} blocks (--model.prompts.depth).")
-
-
 def image_features(visual: Any, images: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
     """Return the features (B, e) of images, not normalized.
 
