@@ -69,7 +69,7 @@ def rate_factors(task: Any, groups: Sequence[dict[str, Any]]) -> list[Factor]:
     """Return the factor of each group's learning rate, by the schedule of a task. Tasks have this as a method.
 
     Raises:
-        UserError: The schedule is per epoch, and the run is planned in steps.
+        UserError: The schedule is per epoch, and the run is planned in steps or has one epoch.
     """
     if task.schedule != "epochs":
         how = (task.total_steps(), task.warmup_steps, task.final_lr_fraction, task.schedule)
@@ -77,6 +77,11 @@ def rate_factors(task: Any, groups: Sequence[dict[str, Any]]) -> list[Factor]:
     data: Any = getattr(task.trainer, "datamodule", None)
     if not (epochs := getattr(data, "epochs", None)):
         raise UserError("the schedule of epochs needs --data.epochs, not --data.steps; or use --model.schedule cosine.")
+    if epochs == 1:
+        raise UserError(
+            "the schedule of epochs has a rate of 1e-5 in the first epoch, and --data.epochs is 1: set --data.epochs 2 "
+            "or more, or use --model.schedule cosine."
+        )
 
     def of_group(rate: float) -> Factor:
         return lambda step: epoch_factor(data.finished_epochs(step), epochs, rate)

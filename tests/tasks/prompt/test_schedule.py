@@ -45,5 +45,7 @@ def test_runs_planned_in_steps_and_methods_with_an_own_optimizer_are_refused(fit
         make_prompts("coop", **option)
     with pytest.raises(UserError, match=r"--data\.epochs"):
         fit(make_prompts("coop", schedule="epochs"))
+    with pytest.raises(UserError, match=r"--data\.epochs is 1: set --data\.epochs 2 or more, or use --model\.schedule"):
+        fit(make_prompts("coop", schedule="epochs"), {"steps": None, "epochs": 1})
     with pytest.raises(UserError, match="Fira has an optimizer of its own"):
         fit(make_prompts("coop", adapter=Fira(rank=2), optimizer="sgd", learning_rate=1e-3))
