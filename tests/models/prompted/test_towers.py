@@ -16,6 +16,7 @@ from randlora_pl.utils.errors import UserError
 from tests.prompts import reference
 from tests.support.products import in_one_item
 
+TARGETS = [r"(text\.|transformer).*mlp.*"]
 CLASSES = ["zebra", "cat"]
 
 
@@ -36,7 +37,7 @@ def test_causal_text_towers_take_learned_tokens_beside_any_image_tower(name: str
 
 @in_one_item("name", ["Small-bidirectional", "Small-eos", "Small-coca", "Small-timm", "Small-resnet"])
 def test_words_alone_do_with_any_towers(name: str) -> None:
-    task = PromptTask(name, "random", prompts=Fixed(), adapter=LoRA(rank=2), targets=[r"(text\.|transformer).*mlp.*"])
+    task = PromptTask(name, "random", prompts=Fixed(), adapter=LoRA(rank=2), targets=TARGETS, text_chunk_tokens=1)
     task.set_classes(CLASSES, ["{}"])
     task.configure_model()
     clip = load_clip(name)
@@ -49,6 +50,9 @@ def test_words_alone_do_with_any_towers(name: str) -> None:
     trained = [value for value in task.model.parameters() if value.requires_grad]
     assert trained and all(value.grad is not None for value in trained)
     if name in ("Small-bidirectional", "Small-eos", "Small-coca"):
+        long = "an exceedingly long and winding name of a class"
+        with pytest.raises(UserError, match=f"class '{long}' is longer than the 12 tokens that the text tower has"):
+            task.set_classes(["cat", long, "a dog"], ["{}"])
         with pytest.raises(UserError, match="learned prompts need"):
             other = PromptTask(name, "random", prompts=CoOp())
             other.set_classes(CLASSES, ["{}"])

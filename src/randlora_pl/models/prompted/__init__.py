@@ -1,10 +1,11 @@
 """Features of unchanged CLIP towers with learned tokens in the place of words, or beside the patches of an image."""
 
 from randlora_pl.models.prompted.images import image_blocks, image_features, image_width
-from randlora_pl.models.prompted.rows import Position, TextRows, learned_rows, word_ids, word_rows
+from randlora_pl.models.prompted.rows import Position, TextRows, learned_rows, whole_rows, word_ids, word_rows
 from randlora_pl.models.prompted.texts import (
     embed_dim,
     encode_rows,
+    encode_words,
     is_causal,
     text_features,
     text_tower,
@@ -16,6 +17,7 @@ __all__ = [
     "TextRows",
     "embed_dim",
     "encode_rows",
+    "encode_words",
     "image_blocks",
     "image_features",
     "image_width",
@@ -24,6 +26,7 @@ __all__ = [
     "text_features",
     "text_tower",
     "token_embeddings",
+    "whole_rows",
     "word_ids",
     "word_rows",
 ]

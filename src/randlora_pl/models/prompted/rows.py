@@ -90,6 +90,26 @@ def word_rows(
     return _padded(rows, [[-1] * len(row) for row in rows], names, room, chunk_tokens)
 
 
+def whole_rows(tokenizer: Callable[..., Tensor], names: Sequence[str], template: str) -> Tensor:
+    """Return rows (C, L) of any tokenizer, not cut, for towers whose words see later ones.
+
+    Raises:
+        UserError: A text is longer than the rows.
+    """
+    prompts = [template.replace("{}", name) for name in names]
+    tokens = tokenizer(prompts)
+    room = tokens.shape[1]
+    padding = tokenizer([""], context_length=2 * room).mode().values
+    lengths, whole = ((rows != padding).sum(1) for rows in (tokens, tokenizer(prompts, context_length=2 * room)))
+    if (lengths != whole).any():
+        long = names[int((whole - lengths).argmax())]
+        raise UserError(
+            f"the prompt of class {long!r} is longer than the {room} tokens that the text tower has room for. Take "
+            "a shorter one (--model.prompts.template) or a shorter name."
+        )
+    return tokens
+
+
 def learned_rows(
     tokenizer: Callable[..., Tensor],
     names: Sequence[str],

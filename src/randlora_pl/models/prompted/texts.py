@@ -126,5 +126,13 @@ def encode_rows(
     return torch.cat(parts)[rows.inverse]
 
 
+def encode_words(model: Any, tokens: Tensor, chunk_tokens: int) -> Tensor:
+    """Return the features (C, e) of token rows (C, L) by a model's own ``encode_text``, in chunks as `encode_rows`."""
+    chunks = torch.split(tokens, max(1, chunk_tokens // tokens.shape[1]))
+    if len(chunks) > 1 and torch.is_grad_enabled():
+        return torch.cat([checkpoint(model.encode_text, chunk, use_reentrant=False) for chunk in chunks])
+    return torch.cat([model.encode_text(chunk) for chunk in chunks])
+
+
 def _chunk(tower: Any, ids: Tensor, slots: Tensor, ends: Tensor, context: Tensor | None, deep: list[Tensor]) -> Tensor:
     return text_features(tower, token_embeddings(tower, ids, slots, context), ends, deep)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.models.prompted import encode_rows, image_features, text_tower
+from randlora_pl.models.prompted import encode_rows, encode_words, image_features, text_tower
 from randlora_pl.tasks.losses import normalize, shared_features, similarities
 from randlora_pl.tasks.prompt.saved import check_classes
 from randlora_pl.tasks.prompt.second_stage import known, places_of
@@ -24,7 +24,7 @@ def texts(task: Any, model: nn.Module, shift: Tensor | None = None, again: bool 
         again: Compute a single chunk again in the backward pass, too.
     """
     if task.rows is None:
-        return model.encode_text(task.tokens)  # type: ignore[operator, no-any-return]
+        return encode_words(model, task.tokens, task.text_chunk_tokens)
     context = task.learned.context()
     if shift is not None and context is not None:
         context = context + shift

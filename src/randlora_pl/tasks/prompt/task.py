@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, Frozen
 from randlora_pl.models import clip_image_spec, load_clip
-from randlora_pl.models.prompted import TextRows, is_causal
+from randlora_pl.models.prompted import TextRows, is_causal, whole_rows
 from randlora_pl.prompts import CoOp, PromptLearner, Prompts
 from randlora_pl.tasks import images, losses, optim
 from randlora_pl.tasks.base import AdaptationTask
@@ -139,7 +139,7 @@ class PromptTask(AdaptationTask):
             self.rows = self.learned.rows(classnames, self.text_chunk_tokens)
         else:  # of words alone, see `text_tower`
             template: str = self.learned.template  # type: ignore[assignment]
-            tokens = self.tokenizer([template.replace("{}", name) for name in classnames])
+            tokens = whole_rows(self.tokenizer, classnames, template)
             self.register_buffer("tokens", tokens.to(self.device), persistent=False)
 
     def set_classes(self, classnames: list[str], templates: list[str], captions: bool = False) -> None:
