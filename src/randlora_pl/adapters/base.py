@@ -191,6 +191,7 @@ class Adapter(Described):
     rank: Any = None
     size_option = "rank"  # the option that ``match`` chooses from `sizes`, if the method has it
     trains_base = False  # True if the method trains the model's own tensors instead of adding to them
+    keeps_base = True  # False if the model's own tensors change
     reads_weight = False  # True if an update depends on the values of the frozen weight, at its start or always
     holds_factors = False  # True if an update holds frozen factors as large as its weight
     fixed = True  # False if an update depends on the input, see `DeltaWeight`

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
-from randlora_pl.adapters import Adapter, Frozen, InjectionReport, inject
+from randlora_pl.adapters import Adapter, InjectionReport, inject
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRADelta
 from randlora_pl.adapters.random_bases import drawn_on
@@ -26,8 +26,7 @@ def chosen_dtype(frozen_dtype: str, adapter: Adapter, trainer: Any) -> str:
     if frozen_dtype != "auto":
         return frozen_dtype
     mixed = trainer is not None and str(trainer.precision) == "bf16-mixed"
-    trains = adapter.trains_base and not isinstance(adapter, Frozen)
-    return "bfloat16" if mixed and not trains else "float32"
+    return "bfloat16" if mixed and adapter.keeps_base else "float32"
 
 
 def cast_and_compile(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from randlora_pl.adapters import Adapter, Frozen
+from randlora_pl.adapters import Adapter
 from randlora_pl.adapters.kernels import rounding
 from randlora_pl.bench.steps import Precision
 from randlora_pl.bench.trace.fake_gpu import DEVICE, cuda_rules, fake, to_fake
@@ -107,7 +107,7 @@ def _precision(setup: StepSetup) -> AbstractContextManager[Any]:
 def _task(setup: StepSetup, adapter: Adapter) -> Any:
     """Return the task with its model on the meta device."""
     options = {"learning_rate": 1e-3, **setup.options}  # no step depends on it, but SGD wants one
-    casts = setup.precision == "bf16-frozen" and (not adapter.trains_base or isinstance(adapter, Frozen))
+    casts = setup.precision == "bf16-frozen" and adapter.keeps_base
     options["frozen_dtype"] = "bfloat16" if casts else "float32"
     if setup.task not in _BUILDERS:
         raise UserError(f"bench trace knows no {setup.task}. It knows: {', '.join(_BUILDERS)}")

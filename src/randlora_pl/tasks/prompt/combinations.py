@@ -19,7 +19,7 @@ def check(task: Any, learning_rate: float | None) -> None:
         UserError: See above; the message has what to leave out.
     """
     adapter, prompts = task.adapter, task.prompts
-    if task.regulation is not None and adapter.trains_base and not isinstance(adapter, Frozen):
+    if task.regulation is not None and not adapter.keeps_base:
         raise UserError(f"{adapter.method()} trains the model that regulation needs. Leave one of them out.")
     if prompts.per_image and not (task.head is task.regulation is None):
         raise UserError(f"{prompts.method()} has other class features for each image: leave head and regulation out.")

@@ -11,7 +11,7 @@ from randlora_pl.adapters.base import Adapter
 class BaseWeightMethod(Adapter):
     """Base of methods without an update, which mark tensors of the model as trainable."""
 
-    trains_base = True
+    trains_base, keeps_base = True, False
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,6 +68,8 @@ class Frozen(BaseWeightMethod):
         >>> inject(model, Frozen()).trainable
         0
     """
+
+    keeps_base = True
 
     def selects(self, layer: nn.Module, tensor: str) -> bool:
         """Return False for every tensor."""
