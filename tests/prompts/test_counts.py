@@ -8,7 +8,8 @@ from torch import nn
 from randlora_pl.adapters import LoRA, RandLoRA, inject
 from randlora_pl.models.clip import load_tokenizer, meta_clip
 from randlora_pl.prompts import CoCoOp, CoOp, DeepPrompts, Fixed, MaPLe, PromptLearner
-from randlora_pl.tasks import DePT
+from randlora_pl.tasks import DePT, TipAdapter
+from randlora_pl.tasks.prompt.tip import Cache
 from tests.support.products import in_one_item
 
 CLASSES = ["cat", "dog", "zebra"]
@@ -62,8 +63,21 @@ def test_a_weight_update_alone_and_beside_prompts() -> None:
     assert (counted(both), counted(both) + counted(prompts)) == (3_133_800, 3_179_880)
     from_words = CoOp().build(both, load_tokenizer("ViT-B-32"), CLASSES, 0)
     assert counted(both) + counted(from_words) == 3_135_848
-    for classes, dept in ((101, 53_861), (1_000, 515_048)):
-        second = DePT().build(512, classes, 0)
-        assert counted(second) == 2_048 + 513 * classes == dept
-    with_maple = MaPLe().build(meta_clip("ViT-B-32"), load_tokenizer("ViT-B-32"), CLASSES, 0)
-    assert counted(with_maple) + counted(second) == 4_070_120  # on ImageNet
+
+
+MAPLE_DEPT = {
+    10: 3_562_250, 37: 3_576_101, 47: 3_581_231, 100: 3_608_420, 101: 3_608_933, 102: 3_609_446, 196: 3_657_668,
+    397: 3_760_781, 1_000: 4_070_120,
+}  # fmt: skip
+"""Numbers that train on the eleven datasets, by number of classes."""
+
+
+def test_second_heads_beside_maple_and_keys_of_training_images() -> None:
+    maple = counted(MaPLe().build(meta_clip("ViT-B-32"), load_tokenizer("ViT-B-32"), CLASSES, 0))
+    for classes, expected in MAPLE_DEPT.items():
+        second = counted(DePT().build(512, classes, 0))
+        assert second == 2_048 + 513 * classes and maple + second == expected
+    for classes, shots in ((10, 16), (47, 16), (100, 4)):
+        labels = torch.arange(classes).repeat_interleave(shots)
+        assert counted(Cache(TipAdapter(), labels, 512, classes)) == 512 * shots * classes
+        assert shots != 16 or 512 * shots * classes == 8_192 * classes

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from randlora_pl.models import encode_prompts, load_clip
+from randlora_pl.models.clip import load_tokenizer, meta_clip
 from randlora_pl.models.prompted import encode_rows, image_features, text_tower
 from randlora_pl.prompts import CoCoOp, CoOp, DeepPrompts, Fixed, MaPLe, PromptLearner, Prompts
 from randlora_pl.utils.errors import UserError
@@ -170,6 +171,12 @@ def test_a_name_beyond_the_towers_room_is_named() -> None:
     assert room.rows(["ox"], 99).ids.shape[1] <= 16
     with pytest.raises(UserError, match="class 'zebra' has 17 tokens"):
         room.rows(["cat", "zebra"], 99)
+    tokenizer, model = load_tokenizer("ViT-B-32"), meta_clip("ViT-B-32")  # 77 positions, three marks
+    for learner, most in ((Fixed(), 70), (CoOp(), 70), (CoOp(16, None), 58), (MaPLe(), 70)):
+        prompts = learner.build(model, tokenizer, NAMES, 0)
+        assert prompts.rows([" ".join(["cat"] * most)], 4096).ids.shape == (1, 77)
+        with pytest.raises(UserError, match="cat cat' has 78 tokens, the text tower has room for 77"):
+            prompts.rows(["dog", " ".join(["cat"] * (most + 1))], 4096)
 
 
 def test_numbers_below_one_and_nothing_to_learn_are_refused() -> None:

@@ -1,16 +1,20 @@
 """Towers that take learned tokens, and the messages about those that do not."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import transformers
+from open_clip.hf_model import HFTextEncoder
 from torch import nn
 
 from randlora_pl.adapters import LoRA
 from randlora_pl.models import encode_prompts, load_clip
+from randlora_pl.models.clip import load_tokenizer, meta_clip
 from randlora_pl.models.prompted import embed_dim, encode_rows, image_width, is_causal, learned_rows, text_tower
-from randlora_pl.prompts import CoOp, Fixed
+from randlora_pl.prompts import CoOp, DeepPrompts, Fixed, MaPLe
 from randlora_pl.tasks import PromptTask
 from randlora_pl.utils.errors import UserError
 from tests.prompts import reference
@@ -59,12 +63,12 @@ def test_words_alone_do_with_any_towers(name: str) -> None:
             other.configure_model()
 
 
-class HFTextEncoder(nn.Module):
-    """Like open_clip's class of towers from Hugging Face."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.transformer = nn.Linear(2, 2)
+def text_of_hugging_face() -> nn.Module:
+    """A small text tower of open_clip's class for these."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.RobertaConfig(vocab_size=40, **sizes)
+    tower: nn.Module = HFTextEncoder("roberta", 24, config, "mean_pooler", "linear", pretrained=False)
+    return tower
 
 
 @in_one_item(
@@ -77,16 +81,30 @@ class HFTextEncoder(nn.Module):
     ],
 )
 def test_other_text_towers_are_refused(name: str, why: str) -> None:
-    model: Any = load_clip(name).model if name else SimpleNamespace(text=HFTextEncoder())
+    model: Any = load_clip(name).model if name else SimpleNamespace(text=text_of_hugging_face())
     assert not is_causal(model)
     with pytest.raises(UserError, match=rf"learned prompts need CLIP's causal .* this {why}\. Use .* Fixed"):
         text_tower(model)
+    with pytest.raises(UserError, match=rf"learned prompts need CLIP's causal .* this {why}\. Use .* Fixed"):
+        CoOp().build(model, lambda texts: None, CLASSES, 0)
 
 
 def test_visual_tokens_need_a_vision_transformer() -> None:
     with pytest.raises(UserError, match=r"the image tower is ModifiedResNet\. Prompts of the text tower work"):
         image_width(load_clip("Small-resnet").model.visual)
-    rotary: Any = nn.Module()
-    rotary.trunk = type("Eva", (nn.Module,), {})()
-    with pytest.raises(UserError, match="the image tower is Eva"):
-        image_width(rotary)
+    rotary: Any = meta_clip("EVA02-B-16")  # of timm
+    tokenizer = load_tokenizer("EVA02-B-16")
+    for learner in (MaPLe(), DeepPrompts()):
+        with pytest.raises(UserError, match=r"the image tower is Eva\. Prompts of the text tower work") as caught:
+            learner.build(rotary, tokenizer, CLASSES, 0)
+        assert "\n" not in str(caught.value)
+    for learner, count in ((CoOp(), 4 * 512), (DeepPrompts(vision_length=0), 36 * 512)):
+        assert sum(value.numel() for value in learner.build(rotary, tokenizer, CLASSES, 0).parameters()) == count
+
+
+def test_prompts_of_a_convolutional_tower_are_refused_by_the_command_line(refused: Callable[..., str]) -> None:
+    words = ("fit", "--model", "PromptTask", "--model.name", "Small-resnet", "--model.pretrained", "random")
+    data = ("--data.dataset", "digits", "--data.steps", "1", "--trainer.accelerator", "cpu")
+    for learner in ("MaPLe", "DeepPrompts"):
+        message = refused(*words, *data, "--model.prompts", learner, "--model.prompts.depth", "1")
+        assert "visual prompts need a vision transformer" in message and "image tower is ModifiedResNet" in message

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from randlora_pl.adapters import LoRA, RandLoRA
-from randlora_pl.prompts import CoOp, DeepPrompts, Fixed, MaPLe
+from randlora_pl.prompts import CoCoOp, CoOp, DeepPrompts, Fixed, MaPLe
 from randlora_pl.tasks import DePT, PromptTask, SelfRegulation, TipAdapter
 
 CONTEXT = {"length": 2, "words": None}
@@ -24,6 +24,8 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "two stages": lambda: {"prompts": CoOp(**CONTEXT), "adapter": LoRA(rank=2, dropout=0.2), "classifier_steps": 0.4},
 }
 """Options of a task by the name of its method."""
+BY_IMAGE: dict[str, Callable[[], dict[str, Any]]] = {"cocoop": lambda: {"prompts": CoCoOp(**CONTEXT)}}
+"""Options of tasks whose texts depend on the image."""
 WITH_IMAGES: dict[str, Callable[[], dict[str, Any]]] = {
     "tip": lambda: {"prompts": Fixed("a {}."), "head": TipAdapter()},
 }
@@ -32,7 +34,7 @@ WITH_IMAGES: dict[str, Callable[[], dict[str, Any]]] = {
 
 def make_prompts(kind: str, **options: Any) -> PromptTask:
     """A task on the tiny CLIP with random weights, not built yet."""
-    return PromptTask("tiny", "random", **((KINDS | WITH_IMAGES)[kind]() | options))
+    return PromptTask("tiny", "random", **((KINDS | BY_IMAGE | WITH_IMAGES)[kind]() | options))
 
 
 def flat(values: dict[str, torch.Tensor]) -> torch.Tensor:

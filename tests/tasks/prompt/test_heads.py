@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -110,3 +111,35 @@ def test_each_term_by_its_equation(factors: tuple[float, float, float]) -> None:
     torch.testing.assert_close(
         task.teacher.text_loss(texts), factors[0] * (g_p - g_z).abs().mean(), rtol=1e-4, atol=1e-5
     )
+
+
+@in_one_item("kind", ["cocoop", "maple + dept", "tip"])
+def test_gradients_are_those_of_finite_differences(kind: str, fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of CoCoOp's network, DePT's second head and Tip-Adapter's keys, with the images of a batch, in float64."""
+    task: Any = make_prompts(kind)
+    fit(task, {"steps": 1})
+    shake(task)
+    task.double().train()
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    data = batch([0, 1, 1, 3, 2])
+    data |= {"image": data["image"].double(), "weight": data["weight"].double()}
+
+    def loss() -> torch.Tensor:
+        task._step_features = None
+        value: torch.Tensor = (task.sample_losses(data)[0] * data["weight"]).sum()
+        return value
+
+    own = task.learned.network if kind == "cocoop" else task.decoupled
+    parameters = dict(own.named_parameters())
+    found = torch.autograd.grad(loss(), list(parameters.values()))
+    generator, step = torch.Generator().manual_seed(3), 1e-6
+    for (name, value), gradient in zip(parameters.items(), found, strict=True):
+        way, start = torch.randn(value.shape, generator=generator).double(), value.detach().clone()
+        ends = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                value.copy_(start + sign * step * way)
+                ends.append(float(loss()))
+                value.copy_(start)
+        assert gradient.abs().max() > 0, name
+        assert float((gradient * way).sum()) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-5), name

@@ -11,7 +11,7 @@ from randlora_pl.tasks import PromptTask
 from tests.support.products import in_one_item
 from tests.tasks.small import trained
 
-from .learners import KINDS, WITH_IMAGES, flat, make_prompts
+from .learners import BY_IMAGE, KINDS, WITH_IMAGES, flat, make_prompts
 
 OPTIONS = {"optimizer": "sgd", "prompt_learning_rate": 0.05, "learning_rate": 0.05, "max_grad_norm": None}
 DATA = {"steps": None, "epochs": 1, "min_batches_per_epoch": 1, "shots": 3, "sampling": "epochs"}  # 30 samples
@@ -23,7 +23,7 @@ def new(kind: str) -> PromptTask:
     return make_prompts(kind, **OPTIONS | plain)
 
 
-@in_one_item("kind", [*KINDS, *WITH_IMAGES])
+@in_one_item("kind", [*KINDS, *BY_IMAGE, *WITH_IMAGES])
 def test_accumulated_steps_are_undivided_steps(kind: str, fit: Any) -> None:
     """12 images in a step, and 6 in the last, against micro-batches of 4; every tensor moves.
 

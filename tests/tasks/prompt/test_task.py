@@ -1,13 +1,16 @@
 """The task of learned prompts: gradients, heads and classes, and what it refuses."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
-from randlora_pl.adapters import FullFineTuning, LinearProbe, LoRA, RandLoRA
+from randlora_pl.adapters import FullFineTuning, LinearProbe, LoRA, RandLoRA, disabled, inject
+from randlora_pl.models.clip import meta_clip
 from randlora_pl.prompts import CoCoOp, CoOp, DeepPrompts, Fixed, MaPLe, PromptLearner
 from randlora_pl.tasks import PromptTask, TextHeadTask, VisionLanguageTask
 from randlora_pl.tasks.prompt import DePT, SelfRegulation
@@ -239,9 +242,14 @@ def test_compiled_blocks_run_rows_of_several_chunks() -> None:
 
 
 def test_clip_lora_starts_as_the_zero_shot_model() -> None:
-    """The preset's method, before its first step: dropout changes nothing, because B is 0."""
-    lora = LoRA(rank=2, alpha=1, rslora=True, dropout=0.25, qkv="split")
-    task = task_of(Fixed("a photo of a {}."), adapter=lora, targets=["q", "k", "v"])
+    """The preset before its first step: dropout changes nothing, because B is 0; and its number of parameters."""
+    options = yaml.safe_load((Path(__file__).parents[3] / "configs/adapters/clip_lora.yaml").read_text())["model"]
+    own = options["init_args"]
+    prompts, lora = Fixed(**own["prompts"]["init_args"]), LoRA(**own["adapter"]["init_args"])
+    assert (options["class_path"], own["prompts"]["class_path"]) == ("PromptTask", "Fixed")
+    for name in ("ViT-B-32", "ViT-B-16"):
+        assert inject(meta_clip(name), lora, own["targets"]).trainable == 184_320
+    task = task_of(prompts, adapter=lora, targets=own["targets"])
     head = TextHeadTask("tiny", "random", adapter=UPDATE)
     head.set_classes(CLASSES, ["a photo of a {}."])
     head.configure_model()
@@ -249,3 +257,18 @@ def test_clip_lora_starts_as_the_zero_shot_model() -> None:
     with torch.no_grad():
         found = task._logits(task._images(images(3)), task._texts(task.model))
         torch.testing.assert_close(found, head.eval().class_logits(images(3)), rtol=0, atol=1e-5)
+
+
+def test_without_its_weight_update_a_model_has_the_same_prompts() -> None:
+    """RandLoRA beside CoOp and MaPLe: `disabled` is the base with these prompts."""
+    for learner in (CoOp(), MaPLe(depth=2)):
+        both, alone = task_of(learner, adapter=RandLoRA(rank=8)).eval(), task_of(learner).eval()
+        shake(both)
+        alone.learned.load_state_dict(both.learned.state_dict())
+        with torch.no_grad():
+            with disabled(both.model):
+                found = both.class_logits(images(3))
+            both._forget()
+            torch.testing.assert_close(found, alone.class_logits(images(3)), rtol=1e-5, atol=1e-4)
+            assert not torch.allclose(found, both.class_logits(images(3)), atol=0.1)
+            assert not torch.allclose(found, task_of(learner).eval().class_logits(images(3)), atol=0.1)
