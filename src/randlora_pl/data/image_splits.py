@@ -82,7 +82,7 @@ class ImageSplits:
             whole = getattr(self.found, split)
             samples = self._subset(self.found) if split == "train" else of_half(whole, self.half)
             if split == "val" and self.split == "coop" and self.few:
-                self.samples("train")  # a published draw tells the shots
+                self.samples("train")  # a published draw sets the shots
                 assert self.shots is not None
                 few = min(self.shots, MOST_VALIDATION_SHOTS)
                 samples = samples.subset(splits.few_shot(samples.labels, samples.numbers, few, self.seed))
