@@ -27,7 +27,7 @@ def test_the_host_never_waits_for_the_device(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    assert len(found) == 7
+    assert len(found) == 10
     for name, waits in found.items():
         assert waits == {}, name
 

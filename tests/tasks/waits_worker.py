@@ -36,6 +36,7 @@ PRUNED = (
     *("--model.adapter.every", "1"),
 )
 RANDOM = ("--model.pretrained", "random", "--model.adapter", "RandLoRA", "--model.adapter.rank", "8")
+HEAD = ("--model.name", "tiny", *RANDOM, "--data.dataset", "digits", "--data.batch_size", "8", *QUIET)
 
 
 def trainings(folder: Path) -> dict[str, list[str]]:
@@ -43,13 +44,17 @@ def trainings(folder: Path) -> dict[str, list[str]]:
     (folder / "toy").mkdir()
     text, reviews = write_toy(folder / "toy"), write_reviews(folder / "reviews")
     decoder, encoder = json.dumps(SHAPES["qwen2"] | {"vocab_size": 300}), json.dumps(SHAPE)
-    head = ["--model", "LinearHeadTask", "--model.name", "tiny", *RANDOM, "--data.dataset", "digits"]
     return {
         "joint": [*IMAGES],
         "accumulated": [*IMAGES, "--trainer.accumulate_grad_batches", "2"],
         "local": [*IMAGES, "--model.loss_batch", "local"],
         "pruned": [*PRUNED],
-        "head": [*head, "--data.batch_size", "8", *QUIET],
+        "head": ["--model", "LinearHeadTask", *HEAD],
+        "prompts": [  # of both stages: the second begins with the sixth of nine steps
+            *("--model", "PromptTask", *HEAD, "--model.loss_batch", "joint", "--model.classifier_steps", "0.4"),
+        ],
+        "prompts of images": ["--model", "PromptTask", *HEAD, "--model.prompts", "CoCoOp"],
+        "cache": ["--config", "tiny_clip", "--config", "tip_adapter", "--model.pretrained", "random", *QUIET],
         "decoder": [
             *("--model", "CausalLMTask", "--model.name", "qwen2", *RANDOM, "--model.config_overrides", decoder),
             *("--data.dataset", "jsonl", "--data.root", str(text), "--data.batch_size", "4", *QUIET),
