@@ -50,7 +50,7 @@ def run_of(words: list[str]) -> list[str]:
         return words
     more = list(SHORT)
     if "--data.epochs" in words:
-        words[words.index("--data.epochs") + 1] = "1"
+        words[words.index("--data.epochs") + 1] = "2"
         place = more.index("--data.steps")
         del more[place : place + 2]
     for name, shape in SHAPES.items():
