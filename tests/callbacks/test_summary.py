@@ -5,6 +5,7 @@ import pytest
 from randlora_pl.adapters import SVFT, AdaLoRA, DoRA, FullFineTuning, LoRA, PiSSA, RandLoRA, SHiRA
 from randlora_pl.callbacks import StartSummary
 from randlora_pl.callbacks.summary import buffer_bytes, describe, layer_table, other_decay, state_size
+from randlora_pl.prompts import MaPLe
 from tests.callbacks.conftest import Fit
 from tests.tasks.small import built
 
@@ -37,6 +38,7 @@ def test_long_tables_are_cut_with_a_total() -> None:
 
 def test_adapters_are_described_by_what_is_unusual() -> None:
     assert describe(RandLoRA()) == "RandLoRA rank 6"
+    assert describe(MaPLe(depth=4)) == "MaPLe depth 4"  # the rank is of another coupling
     assert describe(RandLoRA(rank=8, alpha=1, seed=3)) == "RandLoRA rank 8, alpha 1"
     assert describe(DoRA(LoRA(rank=4))) == "DoRA of LoRA rank 4"
     assert describe(FullFineTuning()) == "FullFineTuning"

@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from randlora_pl.adapters import Adapter
 from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.optimizer import optimizer_numbers
@@ -186,14 +187,14 @@ def what_trains(task: Any) -> str:
 
 
 def describe(adapter: Any) -> str:
-    """Return the method of an adapter or of prompts, its rank, and its non-default options."""
+    """Return the method of an adapter or of prompts, an adapter's rank, and the non-default options."""
     if (leaves := adapter.leaves()) != [adapter]:
         return f"{adapter.method()} of {', '.join(map(describe, leaves))}"
     plain = type(adapter)().options()
     shown = [
         f"{name} {_shortened(value)}"
         for name, value in adapter.options().items()
-        if name not in ("seed", "match") and (name == "rank" or value != plain[name])
+        if name not in ("seed", "match") and ((name == "rank" and isinstance(adapter, Adapter)) or value != plain[name])
     ]
     return f"{adapter.method()} {', '.join(shown)}".strip()
 

@@ -122,8 +122,17 @@ class ImageSplits:
             )
 
     def names(self, classnames: list[str]) -> list[str]:
-        """Return the class names of this half, and keep them for the file of chosen images."""
+        """Return the class names of this half, and keep them for the file of chosen images.
+
+        Raises:
+            UserError: The half has fewer than two.
+        """
         kept = labels_of(len(classnames), self.half)
+        if self.half != "all" and len(kept) < 2:
+            raise UserError(
+                f"--data.classes {self.half} is {len(kept)} of {len(classnames)} classes; a classifier needs two. "
+                "Leave it out, or add classes"
+            )
         self.classnames = classnames[kept.start : kept.stop]
         return self.classnames
 

@@ -1,6 +1,7 @@
 """Base and new classes: the first half of the labels, and the rest from 0."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,8 @@ def test_names_results_and_the_file_of_shots_follow(tmp_path: Path) -> None:
     again = ImageData(**options, classes="base", shots_file=str(file))
     again.setup()
     assert list(again.samples("train").keys) == list(base.samples("train").keys)
+    with pytest.raises(UserError, match=r"--data\.classes new is 1 of 3 classes"):
+        replace(base.splits, half="new").names(["a", "b", "c"])
     for other in ("new", "all"):
         with pytest.raises(UserError, match=r"classes is 'base', not (None|'new')"):
             ImageData(**options, classes=other, shots_file=str(file)).setup()  # type: ignore[arg-type]

@@ -156,6 +156,9 @@ def rates(task: Any) -> dict[str, float]:
     return found | ({"classifier": task.learning_rate} if task.classifier is not None else {})
 
 
+_RECORDED = ("prompt_learning_rate", "prompt_weight_decay", "optimizer", "schedule", "loss_batch", "classifier_steps")
+
+
 def facts(task: Any) -> dict[str, Any]:
     """Return prompts, head and regulation with their options under flat keys, for ``results.json``."""
     found: dict[str, Any] = {}
@@ -168,6 +171,5 @@ def facts(task: Any) -> dict[str, Any]:
     return found | {
         "trainable_parameters": sum(counts.values()),
         "prompt_parameters": counts.get("prompts", 0),
-        "prompt_learning_rate": task.prompt_learning_rate,
-        "optimizer": task.optimizer,
+        **{name: getattr(task, name) for name in _RECORDED},
     }
