@@ -34,7 +34,7 @@ RUNS = {
     "head": ("linear head", "lora"),
     "pruned": ("linear head", "adalora"),  # at the second and the fourth step
 }
-PROMPTS = ("maple + dept", "promptsrc + randlora", "two stages")
+PROMPTS = ("maple + dept", "promptsrc + randlora", "two stages", "cocoop")
 ACCUMULATE = 2
 
 
