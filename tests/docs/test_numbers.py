@@ -249,6 +249,28 @@ def test_the_verdict_of_all_methods_has_the_numbers_of_their_reports() -> None:
         assert len(find_sweep(name)[1].methods) == len(told) + (name == "methods")
 
 
+def test_the_verdict_of_prompts_has_the_numbers_of_its_report() -> None:
+    folder = DOCS / "results" / "prompts"
+    verdict, report = ((folder / name).read_text(encoding="utf-8") for name in ("verdict.md", "report.md"))
+
+    def table(header: str) -> dict[str, list[str]]:
+        return {row[0]: [cell.partition("<br>")[0] for cell in row[1:]] for row in rows_of(report, header)[1:]}
+
+    datasets = table("| Method | Data | Trained parameters | digits |")
+    new, forgotten = table("| Method | Data | fashion | Base | New | H |"), table("| Method | fashion\\_mnist\\_seen |")
+    told = rows_of(verdict, "| method | parameters | digits |")[1:]
+    assert [row[0] for row in told] == list(datasets)[1:] and list(datasets)[0] == "zero-shot"
+    for method, count, *accuracies, unseen, mean, elsewhere in told:
+        assert [count, *accuracies] == datasets[method][1:5], method
+        assert [unseen, mean] == new[method][-2:], method
+        assert elsewhere == forgotten[method][0], method
+    pairs = {tuple(row[:2]): row for row in rows_of(report, "| Method | against | Model | Verdict")[1:]}
+    assert {row[3] for row in pairs.values()} == {"no verdict: 3 seeds, 5 are needed"}
+    assert f"none of the {len(pairs)} pairs has one" in " ".join(verdict.split())
+    for one, other, difference in rows_of(verdict, "| method | against")[1:]:
+        assert pairs[one, other][5] == difference, one
+
+
 @in_one_item("name", RESULTS)
 def test_the_committed_report_is_what_its_cells_give(name: str, tmp_path: Path) -> None:
     folder = DOCS / "results" / name

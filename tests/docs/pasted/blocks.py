@@ -56,6 +56,7 @@ LISTED = [
     ("docs/reproducing.md", "randlora-pl test --adapter RUN/adapter --data.dataset imagenet_a", WEIGHTS),
     ("docs/results/offline/verdict.md", "randlora-pl sweep offline --jobs 2", WEIGHTS),
     ("docs/results/methods/verdict.md", "randlora-pl sweep methods --jobs 2", WEIGHTS),
+    ("docs/results/prompts/verdict.md", "randlora-pl sweep prompts --jobs 2", WEIGHTS),
     ("docs/install.md", "python3 -m venv .venv", INDEX),
     ("docs/install.md", "conda create --name randlora python=3.11", "needs conda"),
     ("docs/install.md", "docker build -t randlora-pl .", DOCKER),

@@ -29,7 +29,7 @@ def with_metric(sweep: Sweep, metric: str) -> Sweep:
     def measured(run: FinishedRun) -> float | None:
         value = run.facts.get(metric)
         known = run.accuracy is not None and isinstance(value, int | float) and math.isfinite(value)
-        return 100 * float(value or 0) if known else None
+        return round(100 * float(value or 0), 4) if known else None  # as cells.csv has it
 
     runs = [replace(run, accuracy=measured(run)) for run in sweep.runs]
     return Sweep(sweep.folder, sweep.plan, runs, sweep.warnings)
