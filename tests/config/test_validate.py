@@ -31,7 +31,7 @@ from tests.support.products import in_one_item
         ("--model.adapter LoRA --model.adapter.num_bases 4", "Unknown option --model.adapter.num_bases"),
         ("--model.adapter LoRA --model.adapter.basis normal", "It belongs to RandLoRA: --model.adapter RandLoRA."),
         ("--model.adapter GaLore --model.adapter.match lora:32", "because it trains the model's own tensors."),
-        ("--model.loss_batch local --model LinearHeadTask", "It belongs to PromptTask, VisionLanguageTask: --model PromptTask"),
+        ("--model.loss_batch local --model LinearHeadTask", "It belongs to PromptTask, VisionLanguageTask: --model"),
         ("--lr 0.1", "Did you mean --model.learning_rate?"),
         ("--confg lora", "Did you mean --config?"),
         ("--data.batch-sise 4", "Did you mean --data.batch_size"),

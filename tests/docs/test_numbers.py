@@ -259,7 +259,7 @@ def test_the_verdict_of_prompts_has_the_numbers_of_its_report() -> None:
     datasets = table("| Method | Data | Trained parameters | digits |")
     new, forgotten = table("| Method | Data | fashion | Base | New | H |"), table("| Method | fashion\\_mnist\\_seen |")
     told = rows_of(verdict, "| method | parameters | digits |")[1:]
-    assert [row[0] for row in told] == list(datasets)[1:] and list(datasets)[0] == "zero-shot"
+    assert [row[0] for row in told] == list(datasets)[1:] and next(iter(datasets)) == "zero-shot"
     for method, count, *accuracies, unseen, mean, elsewhere in told:
         assert [count, *accuracies] == datasets[method][1:5], method
         assert [unseen, mean] == new[method][-2:], method
