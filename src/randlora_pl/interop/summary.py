@@ -11,10 +11,8 @@ from randlora_pl.adapters.targets.sites import find_sites
 from randlora_pl.adapters.trained import chosen_tensors
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.updates import State, layer_updates, rows_of, weight_key
+from randlora_pl.tasks.prompt.saved import PARTS
 from randlora_pl.utils.errors import UserError
-
-_LEARNED = ("prompts", "head", "regulation")
-"""Arguments of `PromptTask` that describe an object."""
 
 
 def facts(file: AdapterFile) -> dict[str, Any]:
@@ -45,7 +43,7 @@ def facts(file: AdapterFile) -> dict[str, Any]:
         "classnames": metadata.get("classnames", []),
         "captions": metadata.get("captions", False),
         "templates": metadata.get("templates", []),
-        "learned": {name: part for name in _LEARNED if (part := arguments.get(name)) is not None},
+        "learned": {name: part for name in PARTS if (part := arguments.get(name)) is not None},
         "training": metadata.get("training", {}),
         "made_from": metadata.get("made_from", {}),
     }

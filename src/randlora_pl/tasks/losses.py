@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from randlora_pl.adapters import merge, unmerge
 from randlora_pl.data.loading.image_batches import counted_classes as counted_classes
 
 
@@ -127,6 +128,19 @@ def accumulated_loss(task: Any, batch: dict[str, Any]) -> Tensor | None:
     carried: Tensor = task._step_features.pending(scale / task.trainer.accumulate_grad_batches)
     task._step_features = None
     return carried
+
+
+def prepare_evaluation(task: Any) -> None:
+    """Merge, unless within a step: its text features wait for a backward pass through the frozen weights."""
+    task._forget()
+    if task._step_features is None:
+        merge(task.model, strict=False)
+
+
+def finish_evaluation(task: Any) -> None:
+    """Restore the frozen weights, and drop what was encoded with the merged ones."""
+    task._forget()
+    unmerge(task.model)
 
 
 def similarities(images: Tensor, texts: Tensor) -> Tensor:

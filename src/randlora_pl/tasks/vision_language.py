@@ -15,8 +15,10 @@ from randlora_pl.tasks.losses import (
     caption_floor,
     caption_losses,
     counted_classes,
+    finish_evaluation,
     normalize,
     padded_captions,
+    prepare_evaluation,
     shared_features,
     similarities,
 )
@@ -55,6 +57,7 @@ class VisionLanguageTask(AdaptationTask):
     loss_note = "shown without its minimum, which equal captions in a batch cause: 0 is a perfect fit"
     set_classes, setup, predict_step = images.set_classes, images.setup, images.predict_step
     accumulated_loss = accumulated_loss
+    prepare_evaluation, finish_evaluation = prepare_evaluation, finish_evaluation
 
     def __init__(
         self,
@@ -144,17 +147,6 @@ class VisionLanguageTask(AdaptationTask):
     def _encoded(self, classes: Tensor) -> Tensor:
         """Encode the captions of some classes (u, e)."""
         return normalize(self.model.encode_text(self.tokens[classes]))  # type: ignore[operator, index]
-
-    def prepare_evaluation(self) -> None:
-        """Merge, unless within a step: its text features wait for a backward pass through the frozen weights."""
-        self._forget()
-        if self._step_features is None:
-            super().prepare_evaluation()
-
-    def finish_evaluation(self) -> None:
-        """Restore the frozen weights."""
-        self._forget()
-        super().finish_evaluation()
 
     def on_train_start(self) -> None:
         """Drop the text features of an interrupted run."""

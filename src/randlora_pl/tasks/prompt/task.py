@@ -161,6 +161,8 @@ class PromptTask(AdaptationTask):
     _step_texts, class_features, class_logits = features.step_texts, features.class_features, features.class_logits
     scale, features_of, percent_among = features.scale, features.features_of, features.percent_among
 
+    prepare_evaluation, finish_evaluation = losses.prepare_evaluation, losses.finish_evaluation
+
     # Training
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -185,17 +187,24 @@ class PromptTask(AdaptationTask):
 
     def _cross_entropy(self, logits: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the losses (b,) of logits (b, C), and which of the likeliest classes are right."""
-        found, right = class_losses(logits, batch, 0.0)
-        if self.loss_batch == "joint":
-            found = caption_losses(logits, batch["label"], *all_captions(batch, logits.shape[1]))
-        return found, right
+        if self.loss_batch == "all":
+            return class_losses(logits, batch, 0.0)
+        losses = caption_losses(logits, batch["label"], *self._captions(batch))
+        return losses, logits.argmax(1) == batch["label"]
+
+    def _captions(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return all classes and the number of their captions, counted once for the loss and its floor."""
+        if "captions" not in batch:
+            batch["captions"] = all_captions(batch, len(self.classnames))
+        captions: tuple[Tensor, Tensor] = batch["captions"]
+        return captions
 
     def loss_floor(self, batch: dict[str, Any]) -> Tensor | float:
         """Return the part of each loss that equal captions cause, if the loss is joint (see `caption_floor`)."""
         if self.loss_batch == "all" or second_stage.has_begun(self):
             return 0.0
         share = 1 - self.decoupled.weight if isinstance(self.decoupled, Decoupled) else 1.0
-        return share * caption_floor(batch["label"], *all_captions(batch, len(self.classnames)))
+        return share * caption_floor(batch["label"], *self._captions(batch))
 
     def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
         """Return the text tower's gradient of earlier micro-batches, and the regulation's term of all classes."""
@@ -233,19 +242,6 @@ class PromptTask(AdaptationTask):
         second_stage.start(self)
         tip.start(self)
         self._forget()
-
-    # Evaluation
-
-    def prepare_evaluation(self) -> None:
-        """Merge, unless within a step: its text features wait for a backward pass through the frozen weights."""
-        self._forget()
-        if self._step_features is None:
-            super().prepare_evaluation()
-
-    def finish_evaluation(self) -> None:
-        """Restore the frozen weights."""
-        self._forget()
-        super().finish_evaluation()
 
     def _forget(self) -> None:
         """Drop class features that were encoded with other weights."""
