@@ -12,9 +12,10 @@ from tests.support.products import in_one_item
 
 
 def test_what_it_writes_it_reads_again() -> None:
-    told = SweepConfig.of(GRID | {"budgets": [1, "50%", 0.25, "100%", "16-shot"], "seeds": [3, 3, 1]})
+    pairs = [["LoRA-4", "RandLoRA-6"]]
+    told = SweepConfig.of(GRID | {"budgets": [1, "50%", 0.25, "100%", "16-shot"], "seeds": [3, 3, 1], "pairs": pairs})
     assert told.budgets == ["1-shot", "50%", "25%", "100%", "16-shot"] and told.seeds == [3, 1]
-    assert SweepConfig.of(told.content()) == told
+    assert SweepConfig.of(told.content()) == told and told.pairs == pairs
 
 
 def test_all_data_sets_are_the_papers_and_labels_may_differ_from_names() -> None:
@@ -69,6 +70,9 @@ def test_union_keeps_the_older_grid() -> None:
         ({"set": [1]}, "set is [1]"),
         ({"tune": {"rates": [1]}}, "tune has no key 'rates'"),
         ({"keep_adapters": "no"}, "keep_adapters is 'no'"),
+        ({"pairs": ["LoRA-4"]}, "pairs is ['LoRA-4']: expected a list such as [[RandLoRA-6, LoRA-32]]"),
+        ({"pairs": [["LoRA-4", "LoRA4"]]}, "pairs has 'LoRA4', which is none of the trained methods. Did you mean"),
+        ({"pairs": [["LoRA-4", "LoRA-4"]]}, "pairs has 'LoRA-4' with itself"),
         ({"models": {"a": {"config": 5}}}, "models.a.config is 5"),
         ({"models": {"a": {"config": ["quickstart", {"data": 1}]}}}, "models.a.config is ['quickstart', {'data': 1}]"),
         ({"methods": {"LoRA": {"config": 5}}}, "methods.LoRA.config is 5"),

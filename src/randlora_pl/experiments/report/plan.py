@@ -36,6 +36,7 @@ class ReportPlan:
         figure: The figure whose tables these are, if one was named.
         facts: Entries of ``models``, ``datasets`` and ``methods`` in the file, by label.
         tuned: Provenance of the rates, as `tune` wrote it; empty if the file has none.
+        pairs: The pairs of methods to test; empty for all of them.
     """
 
     title: str = ""
@@ -49,10 +50,15 @@ class ReportPlan:
     families: dict[str, str] = field(default_factory=dict)
     facts: dict[str, dict[str, Tree]] = field(default_factory=dict)
     tuned: Tree = field(default_factory=dict)
+    pairs: list[list[str]] = field(default_factory=list)
 
     def fact(self, part: str, label: str) -> Tree:
         """Return the entry of a label in the file, empty if it has none."""
         return self.facts.get(part, {}).get(label, {})
+
+    def tests(self, first: str, second: str) -> bool:
+        """Return True if a pair of methods, in any order, is to be tested."""
+        return not self.pairs or [first, second] in self.pairs or [second, first] in self.pairs
 
     def paper_name(self, label: str, model: str = "") -> str:
         """Return the paper's name of one of our labels, for a model of ours; the label itself if the file has none."""
@@ -107,6 +113,7 @@ def read_plan(folder: Path) -> ReportPlan:
         families={label: str(facts["family"]) for label, facts in found.models.items() if facts.get("family")},
         facts={"models": found.models, "datasets": found.datasets, "methods": found.methods},
         tuned=found.tuned,
+        pairs=found.pairs,
     )
 
 

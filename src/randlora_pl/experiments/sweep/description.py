@@ -16,7 +16,7 @@ ZERO_SHOT = "zero-shot"
 
 _KEYS = (
     *("title", "paper", "models", "datasets", "budgets", "methods", "seeds", "set", "cases"),
-    *("keep_adapters", "tune", "tuned"),
+    *("pairs", "keep_adapters", "tune", "tuned"),
 )
 _MODEL = ("config", "set", "family", "paper_name")
 _TUNE = ("learning_rates", "alphas", "seeds", "datasets", "budgets", "climb", "monitor", "set")
@@ -48,6 +48,7 @@ class SweepConfig:
         cases: List of ``set`` for some ``datasets``, some ``budgets`` or both; a method's own come last.
         title: Heading of a report.
         paper: Table or figure of the paper that the sweep repeats.
+        pairs: Pairs of methods that were planned before the runs: a report tests no others. All without any.
         keep_adapters: Whether finished cells keep their adapter.
         tune: Settings of a search: ``learning_rates``, ``alphas``, ``seeds``, ``datasets``, ``budgets``, ``climb``,
             ``monitor``, ``set``.
@@ -64,6 +65,7 @@ class SweepConfig:
     cases: list[Tree] = field(default_factory=list)
     title: str = ""
     paper: Tree = field(default_factory=dict)
+    pairs: list[list[str]] = field(default_factory=list)
     keep_adapters: bool = True
     tune: Tree = field(default_factory=dict)
     tuned: Tree = field(default_factory=dict)
@@ -110,6 +112,7 @@ class SweepConfig:
             cases=content.get("cases", []),
             title=str(content.get("title") or ""),
             paper=paper if isinstance(paper, dict) else {"table": paper},
+            pairs=_pairs(content.get("pairs") or [], methods),
             keep_adapters=keep,
             tune=tune,
             tuned=checked(content["tuned"], repr(content["tuned"])[:60]) if content.get("tuned") else {},
@@ -229,6 +232,21 @@ def _check_cases(where: str, facts: Mapping[str, Any], grid: Mapping[str, Iterab
             for value in case.get(axis, []):
                 if value not in values:
                     raise UserError(f"{where} has {value!r}, which is none of the {axis}.{near(str(value), values)}")
+
+
+def _pairs(value: Any, methods: Iterable[str]) -> list[list[str]]:
+    """Return pairs of trained methods; a UserError refuses anything else."""
+    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        raise UserError(f"pairs is {value!r}: expected a list such as [[RandLoRA-6, LoRA-32]].")
+    trained = [label for label in methods if not is_zero_shot(label)]
+    pairs = [[str(label) for label in pair] for pair in value]
+    for first, second in pairs:
+        for label in (first, second):
+            if label not in trained:
+                raise UserError(f"pairs has {label!r}, which is none of the trained methods.{near(label, trained)}")
+        if first == second:
+            raise UserError(f"pairs has {first!r} with itself: name two methods.")
+    return pairs
 
 
 def _datasets(value: Any) -> dict[str, Tree]:

@@ -124,6 +124,22 @@ def test_pairs_are_adjusted_together(tmp_path: Path) -> None:
     )
     assert list(found.values()) == pytest.approx([3 * 2 / 2**7, 3 * 2 / 2**7])
 
+    more = better_by(dict.fromkeys(DATASETS, 2.0))
+    pairs = [["LoRA-32", "RandLoRA-6"]]
+    write_report(
+        swept(tmp_path / "planned", more, methods=methods, tuned=provenance(methods), pairs=pairs), tmp_path / "report"
+    )
+    for folder in (tmp_path / "planned", tmp_path / "report"):
+        results = Results(read_sweep(folder))
+        first, *others = comparisons(results, Rates(results))
+        assert first.p == pytest.approx(2 / 2**7) and first.verdict == "RandLoRA-6 is better"
+        assert [(one.p, one.verdict, one.difference.half is None) for one in others] == [
+            (None, "not planned", False)
+        ] * 2
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "found in 1 of the 1 pair of methods that could be tested, of 1 planned" in text
+    assert "No verdict" not in text and "not planned" in text and "pairs in sweep.yaml" in text
+
 
 def test_rates_of_the_papers_tables_are_one_rule(tmp_path: Path) -> None:
     methods = {name: METHODS[name] for name in ("LoRA-32", "RandLoRA-6")} | {"full": {"learning_rate": 3e-5}}

@@ -30,6 +30,12 @@ RULE = (
     f"method is better if the adjusted p is below {LEVEL:g}. Numbers of trained parameters count as equal up to a "
     f"factor of {EQUAL:g}."
 )
+PLANNED = (
+    "Only the pairs that the sweep planned (pairs in sweep.yaml) are tested and counted by the correction. The others "
+    "show their difference and its interval."
+)
+UNPLANNED = "not planned"
+"""Verdict of a pair that is not tested because the sweep names others."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class Versus:
         seeds: Common seeds of the cell with the fewest.
         cells: Differences of each dataset and budget in points, one for each common seed.
         untuned: Why the rates are not comparable; empty where they are.
+        planned: Whether the sweep tests the pair.
         p: Adjusted; None where nothing was tested.
     """
 
@@ -52,6 +59,7 @@ class Versus:
     seeds: int
     cells: dict[tuple[str, str], Estimate]
     untuned: str = ""
+    planned: bool = True
     p: float | None = None
 
     def similar(self, most: float) -> bool:
@@ -90,6 +98,8 @@ class Versus:
     @property
     def obstacle(self) -> str:
         """Reason for a missing verdict; empty if there is one."""
+        if not self.planned:
+            return UNPLANNED
         if self.untuned:
             return f"not tuned: {self.untuned}"
         return f"no verdict: {self.lacking}" if self.lacking else ""
@@ -115,16 +125,16 @@ class Versus:
 
 
 def comparisons(results: Results, rates: Rates) -> list[Versus]:
-    """Return every pair of trained methods of each model, tested together.
+    """Return every pair of trained methods of each model; those that the sweep plans to test are tested together.
 
-    Pairs of a RandLoRA with another method of about its size come first.
+    These come first, and among them pairs of a RandLoRA with another method of about its size.
     """
     found = [one for model in results.plan.models for one in _of_model(results, rates, model)]
     tested = [one for one in found if not one.obstacle]
     values = holm([sign_flip_test(one.difference.values) for one in tested])
     adjusted = {id(one): p for one, p in zip(tested, values, strict=True)}
     judged = [replace(one, p=adjusted.get(id(one))) for one in found]
-    return sorted(judged, key=lambda one: (not one.similar(COMPARABLE), *_order(results, one)))
+    return sorted(judged, key=lambda one: (not one.planned, not one.similar(COMPARABLE), *_order(results, one)))
 
 
 def _order(results: Results, one: Versus) -> tuple[bool, bool]:
@@ -140,7 +150,8 @@ def _of_model(results: Results, rates: Rates, model: str) -> Iterator[Versus]:
         if all(sizes) and (cells := _cells(results, model, first, second)):
             ratio = (sizes[0] or 0) / (sizes[1] or 1)
             seeds = min(len(difference.values) for difference in cells.values())
-            yield Versus(model, first, second, ratio, seeds, cells, rates.untuned(model, (first, second)))
+            untuned, planned = rates.untuned(model, (first, second)), results.plan.tests(first, second)
+            yield Versus(model, first, second, ratio, seeds, cells, untuned, planned)
 
 
 def _cells(results: Results, model: str, first: str, second: str) -> dict[tuple[str, str], Estimate]:
@@ -157,6 +168,7 @@ def _cells(results: Results, model: str, first: str, second: str) -> dict[tuple[
 
 def versus_table(found: list[Versus]) -> Table:
     """Return the pairs as a table; the tooltip of a difference has every cell with its interval over seeds."""
+    below = [RULE] if all(one.planned for one in found) else [RULE, PLANNED]
     rows = []
     for one in found:
         each = "; ".join(
@@ -170,7 +182,7 @@ def versus_table(found: list[Versus]) -> Table:
         rows.append(row(one.first, one.second, one.model, verdict, ratio, difference, *counts, p))
     titles = ("Parameter ratio", "Mean difference, points", "Datasets", "Seeds", "p, adjusted")
     header = row("Method", "against", "Model", "Verdict", *titles)
-    return Table("versus-pairs", "One verdict for each pair of methods", header, rows, below=[RULE], left=4)
+    return Table("versus-pairs", "One verdict for each pair of methods", header, rows, below=below, left=4)
 
 
 def shown_difference(difference: Estimate) -> str:

@@ -66,7 +66,8 @@ def _with_second(one: Versus, method: str) -> Versus:
 
 def conclusion(results: Results, found: Sequence[Versus], compared: Sequence[Reference]) -> list[str]:
     """Return what the sweep shows: verdicts or the reason for none, and the difference that matters most."""
-    judged = [one for one in found if one.p is not None]
+    planned = [one for one in found if one.planned]
+    judged = [one for one in planned if one.p is not None]
     lines = []
     if judged:
         winners: dict[str, list[str]] = {}
@@ -77,6 +78,7 @@ def conclusion(results: Results, found: Sequence[Versus], compared: Sequence[Ref
         lines += [f"{winner} is better than {', '.join(losers)}." for winner, losers in winners.items()]
         better = sum(map(len, winners.values()))
         tested = f"{many(len(judged), 'pair')} of methods that could be tested"
+        tested += f", of {len(planned)} planned" if len(planned) < len(found) else ""
         lines.append(
             f"A difference was found in {better} of the {tested} (adjusted p < {LEVEL:g})."
             if better
@@ -86,16 +88,16 @@ def conclusion(results: Results, found: Sequence[Versus], compared: Sequence[Ref
         "the learning rates are not tuned (randlora-pl sweep CONFIG --tune searches them)"
         if one.untuned
         else one.lacking
-        for one in found
+        for one in planned
         if one.obstacle
     )
     if reasons and not judged:
         lines.append("This sweep cannot show which method is more accurate.")
-    pairs = many(len(found), "pair")
+    pairs = many(len(planned), "planned pair" if len(planned) < len(found) else "pair")
     lines += [f"No verdict for {count} of {pairs} of methods: {reason}." for reason, count in reasons.items()]
     for here in compared:
         near = [one for one in here.pairs.values() if results.is_randlora(one.first) and one.similar(COMPARABLE)]
-        lines += [one.sentence() for one in near[:1]]
+        lines += [one.sentence() for one in sorted(near, key=lambda one: not one.planned)[:1]]
     return lines
 
 
@@ -145,7 +147,8 @@ def _cell(results: Results, here: Reference, one: Versus, labels: tuple[str, str
 
 def _verdict(one: Versus) -> TableCell:
     if one.p is None:
-        return TableCell("not tuned" if one.untuned else "no verdict", title=one.obstacle)
+        short = one.obstacle if not one.planned else "not tuned" if one.untuned else "no verdict"
+        return TableCell(short, title=one.obstacle)
     differs, higher = one.p < LEVEL, one.difference.mean > 0
     text = ("better" if higher else "worse") if differs else "no difference found"
     return TableCell(text, f"p = {one.p:.2g}", best=differs and higher, sort=one.p)
