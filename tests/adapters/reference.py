@@ -27,7 +27,7 @@ from randlora_pl.adapters.methods.full_rank.hira import HiRADelta
 from randlora_pl.adapters.methods.full_rank.kradapter import KRAdapterDelta
 from randlora_pl.adapters.methods.full_rank.oft import OFTDelta
 from randlora_pl.adapters.methods.full_rank.pranc import PRANCDelta
-from randlora_pl.adapters.methods.full_rank.randlora import RandLoRADelta, SummedRandLoRADelta
+from randlora_pl.adapters.methods.full_rank.randlora_update import RandLoRADelta, SummedRandLoRADelta
 from randlora_pl.adapters.methods.full_rank.shira import SHiRADelta
 from randlora_pl.adapters.methods.full_rank.svft import SVFTDelta
 from randlora_pl.utils.rng import stream

@@ -10,7 +10,7 @@ from randlora_pl.adapters.methods.fixed_rank.lora import LoRADelta
 from randlora_pl.adapters.methods.fixed_rank.vera import VeRADelta
 from randlora_pl.adapters.methods.full_rank.hira import HiRADelta
 from randlora_pl.adapters.methods.full_rank.oft import OFTDelta
-from randlora_pl.adapters.methods.full_rank.randlora import RandLoRADelta
+from randlora_pl.adapters.methods.full_rank.randlora_update import RandLoRADelta
 from tests.adapters.cases import assert_close
 from tests.judges import oracle
 from tests.support.products import in_one_item

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import RandLoRA, delta_weights, inject, trainable_parameters
 from randlora_pl.adapters.base import WeightShape
-from randlora_pl.adapters.methods.full_rank.randlora import RandLoRADelta
+from randlora_pl.adapters.methods.full_rank.randlora_update import RandLoRADelta
 from randlora_pl.adapters.random_bases import Distribution, draw
 from randlora_pl.utils.errors import UserError
 from tests.adapters import reference

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRA, LoRADelta
 from randlora_pl.adapters.methods.fixed_rank.selection import SelectionSearch, components
-from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA, RandLoRADelta
+from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
+from randlora_pl.adapters.methods.full_rank.randlora_update import RandLoRADelta
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
 
