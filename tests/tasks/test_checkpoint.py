@@ -53,6 +53,7 @@ def test_checkpoint_holds_what_trains_and_nothing_else(
         ({"adapter": RandLoRA(rank=16)}, "adapter.rank is 8 in the checkpoint and 16 in this run"),
         ({"adapter": DoRA(RandLoRA(rank=8))}, "adapter.method is RandLoRA in the checkpoint and DoRA in this run"),
         ({"adapter": RandLoRA(rank=8, seed=7)}, "adapter.seed is 0 in the checkpoint and 7 in this run"),
+        ({"adapter": RandLoRA(rank=8, lambda_rate=3)}, "lambdas trains at 1 times .* and at 3 times in this run"),
         ({"targets": ["visual:mlp"]}, "unexpected"),
         ({"targets": ["all"]}, "missing"),
         (

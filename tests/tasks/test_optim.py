@@ -9,6 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from randlora_pl.adapters import DeltaWeight
+from randlora_pl.adapters.optimizer import rates_of
+from randlora_pl.adapters.weighted_sum import WeightedSum
 from randlora_pl.tasks.optim import (
     epoch_factor,
     parameter_groups,
@@ -79,6 +82,38 @@ def test_groups_without_vectors_or_matrices_are_left_out() -> None:
     assert len(parameter_groups([nn.Parameter(torch.zeros(2, 2))], 1.0, 0.1, True)) == 1
     assert len(parameter_groups([nn.Parameter(torch.zeros(2))], 1.0, 0.1, True)) == 1
     assert parameter_groups([], 1.0, 0.1, True) == []
+
+
+def test_tensors_of_other_rates_come_last_and_nested_rates_multiply() -> None:
+    """A step of AdamW by hand: the first moves each entry by its group's rate, and decays it by rate x decay."""
+    first, second, third = (_Scaled(rate) for rate in (3.0, 0.5, 1.0))
+    outer = WeightedSum([first, second, third], [1.0, 1.0, 1.0])
+    outer.rates = {"parts.0": 0.5, "parts.2.vector": 4.0}
+    found = {first.matrix: 1.5, first.vector: 0.5, second.matrix: 0.5, third.matrix: 1.0, third.vector: 4.0}
+    assert rates_of(outer) == found
+    factors, own = rates_of(outer), [*outer.parameters(), *nn.Linear(2, 2).parameters()]
+    groups = parameter_groups(own, 0.1, 0.5, False, factors)
+    plain = [each for each in own if factors.get(each, 1.0) == 1]
+    without = parameter_groups(plain, 0.1, 0.5, False)
+    assert str(groups[:2]) == str(without) and groups[0]["params"][0] is third.matrix  # as without any rates
+    others = [(0.05, 0.5), (0.05, 0.0), (0.15, 0.5), (0.4, 0.0)]
+    assert [(group["lr"], group["weight_decay"]) for group in groups[2:]] == [pytest.approx(each) for each in others]
+    optimizer, _ = with_schedule(groups, [lambda _: 1.0] * len(groups))
+    for each in own:
+        each.grad = torch.ones_like(each)
+    with torch.no_grad():
+        first.matrix.fill_(2.0)
+    optimizer.step()
+    torch.testing.assert_close(first.matrix.detach(), torch.full((2, 2), 2 * (1 - 0.15 * 0.5) - 0.15))
+
+
+class _Scaled(DeltaWeight):
+    """An update with a rate for its matrix."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.matrix, self.vector = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
+        self.rates = {"matrix": rate}
 
 
 def test_typed_rates_beat_restored_ones_at_the_same_step() -> None:

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         unload,
         unmerge,
     )
-    from randlora_pl.adapters.optimizer import make_optimizer
+    from randlora_pl.adapters.optimizer import make_optimizer, parameter_groups
 
 __all__ = [
     "OFT",
@@ -97,6 +97,7 @@ __all__ = [
     "make_optimizer",
     "merge",
     "merge_and_unload",
+    "parameter_groups",
     "read_adapter",
     "save_adapter",
     "set_train_mode",

@@ -65,11 +65,14 @@ class DeltaWeight(nn.Module):
             checkpoints store them like the trained tensors.
         fixed: False if the update depends on the layer's input, so that no matrix contains it: `contribution` is the
             definition then, and `delta` raises an error.
+        rates: Factors of the learning rate by the name of a trained tensor, or of an update inside this one, all of
+            whose tensors it multiplies; 1 for others. See `optimizer.rates_of`.
     """
 
     keep: bool | None = None
     kept: tuple[str, ...] = ()
     fixed: bool = True
+    rates: Mapping[str, float] = {}
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()

@@ -1,15 +1,56 @@
-"""The optimizer of an adapted model: AdamW, or the method's own."""
+"""The optimizer of an adapted model, AdamW or the method's own, and the learning rate of each of its tensors."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
 from randlora_pl.adapters.operations import report_of, trainable_parameters
 
 
-def make_optimizer(model: nn.Module, groups: Any = None, **options: Any) -> Optimizer:
+def rates_of(model: nn.Module) -> dict[nn.Parameter, float]:
+    """Return the factors of the learning rate (`DeltaWeight.rates`) of a model's parameters, 1 for all others.
+
+    Factors of nested updates are multiplied.
+    """
+    factors: dict[nn.Parameter, float] = {}
+    for update in model.modules():
+        for name, factor in update.rates.items() if isinstance(update, DeltaWeight) else ():
+            for path, parameter in update.named_parameters():
+                if f"{path}.".startswith(f"{name}."):
+                    factors[parameter] = factors.get(parameter, 1.0) * factor
+    return factors
+
+
+def by_rate(
+    parameters: Iterable[nn.Parameter], factors: Mapping[nn.Parameter, float]
+) -> list[tuple[float, list[nn.Parameter]]]:
+    """Return parameters in their order by the factor of their learning rate: 1 first, then ascending."""
+    found: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        found.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+    return sorted(found.items(), key=lambda pair: (pair[0] != 1, pair[0]))
+
+
+def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    """Return what trains in a model, with the learning rate of each tensor, for any optimizer.
+
+    Examples:
+        >>> report = inject(model, RandLoRA(rank=6))
+        >>> optimizer = torch.optim.SGD(parameter_groups(model, learning_rate=1e-3), momentum=0.9)
+
+    Args:
+        model: Model after `inject`.
+        learning_rate: Rate of the tensors to which the method gives no other.
+    """
+    groups = by_rate(trainable_parameters(model).values(), rates_of(model))
+    return [{"params": some, "lr": learning_rate * factor} for factor, some in groups]
+
+
+def make_optimizer(model: nn.Module, groups: Any = None, *, lr: float = 1e-3, **options: Any) -> Optimizer:
     """Return the optimizer of what trains in a model: AdamW, or the own optimizer of GaLore and Fira.
 
     Examples:
@@ -18,17 +59,18 @@ def make_optimizer(model: nn.Module, groups: Any = None, **options: Any) -> Opti
 
     Args:
         model: Model after `inject`.
-        groups: Parameters or parameter groups. Default: all parameters of the model that train.
-        **options: Options of AdamW, such as ``lr``.
+        groups: Parameters or parameter groups. Default: all that train, see `parameter_groups`.
+        lr: Learning rate.
+        **options: Other options of AdamW.
 
     Raises:
         UserError: The model has no adapter.
     """
-    groups = list(trainable_parameters(model).values()) if groups is None else groups
     adapter = report_of(model).adapter
+    groups = parameter_groups(model, lr) if groups is None else groups
     if isinstance(adapter, BaseWeightMethod):
-        return adapter.optimizer(model, groups, **options)
-    return AdamW(groups, **options)
+        return adapter.optimizer(model, groups, lr=lr, **options)
+    return AdamW(groups, lr=lr, **options)
 
 
 def optimizer_numbers(model: nn.Module) -> int:

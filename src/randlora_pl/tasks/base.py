@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, AdapterFile, InjectionReport, RandLoRA, merge, set_train_mode, unmerge
 from randlora_pl.adapters.io.compatibility import targets_in
+from randlora_pl.adapters.optimizer import rates_of
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
 from randlora_pl.tasks import files, optim, procedure
 from randlora_pl.tasks.defaults import FROZEN_DTYPES, check_option, check_positive, default_learning_rate
@@ -239,7 +240,8 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Return the groups of what trains, with their learning rates."""
         decay = self.weight_decay if self.adapter.decay else 0.0
-        return optim.parameter_groups(self.model.parameters(), self.learning_rate, decay, self.decay_vectors)
+        model, rate = self.model, self.learning_rate
+        return optim.parameter_groups(model.parameters(), rate, decay, self.decay_vectors, rates_of(model))
 
     def total_steps(self) -> int:
         """Return the optimizer steps of the run."""

@@ -15,6 +15,7 @@ from randlora_pl.adapters import save_adapter
 from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.adapters.kept import kept_buffers, reset_buffers, update_buffers
+from randlora_pl.adapters.optimizer import rates_of
 from randlora_pl.tasks import procedure
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.signatures import whole_signature
@@ -100,6 +101,7 @@ def on_save_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:
     checkpoint["derived"] = {name: value.detach() for name, value in derived.items()}
     checkpoint["adapter"] = task.adapter.describe()
     checkpoint["base_model"] = _base_model(task)
+    checkpoint["rates"] = _rates(task)
     procedure.store(task, checkpoint)
 
 
@@ -107,6 +109,12 @@ def _base_model(task: Any) -> str:
     """Return name and weights of the base model as text."""
     identity = task.identity
     return f"{identity.library} {identity.name} {identity.pretrained} (weights {task.report.base_hash[:12]})"
+
+
+def _rates(task: Any) -> dict[str, float]:
+    """Return the factors of the learning rate by name, for tensors where it is not 1: they group the optimizer."""
+    factors = rates_of(task.model)
+    return {name: factors[each] for name, each in task.named_parameters() if factors.get(each, 1.0) != 1}
 
 
 def on_load_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:
@@ -126,6 +134,8 @@ def on_load_checkpoint(task: Any, checkpoint: dict[str, Any]) -> None:
     base = checkpoint.get("base_model", own)
     if base.rpartition("(weights")[2] != own.rpartition("(weights")[2]:  # the same weights may lie elsewhere
         raise UserError(f"the checkpoint was trained on {base}, this run has {own}; choose the same base model.")
+    if task._trainer is not None and task.trainer.state.fn == "fit":
+        _check_rates(checkpoint.get("rates", {}), _rates(task))
     checkpoint["state_dict"] |= checkpoint.get("derived") or {}
     procedure.restore(task, checkpoint)
 
@@ -139,6 +149,17 @@ def _check_steps(task: Any, done: int) -> None:
             f"{done:,} steps are done; this run has only {task.total_steps():,}. "
             "Set a larger --data.steps (or --data.epochs), or start a new run."
         )
+
+
+def _check_rates(there: Mapping[str, float], here: Mapping[str, float]) -> None:
+    """Refuse a checkpoint of other factors of the learning rate, with both values of the first that differs."""
+    for name in [*here, *there]:
+        before, now = there.get(name, 1.0), here.get(name, 1.0)
+        if before != now:
+            raise UserError(
+                f"{name} trains at {before:g} times the learning rate in the checkpoint and at {now:g} times in this "
+                "run; give the adapter the rates of the checkpoint, or start a new run."
+            )
 
 
 def check_state(task: Any, state_dict: Mapping[str, Any]) -> None:

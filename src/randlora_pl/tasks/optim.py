@@ -1,8 +1,9 @@
 """The optimizers and schedules of the protocols: AdamW or SGD, and a cosine or a line, stepped per optimizer step."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from randlora_pl.adapters import GaLore
-from randlora_pl.adapters.optimizer import make_optimizer
+from randlora_pl.adapters.optimizer import by_rate, make_optimizer
 from randlora_pl.models.execution import GRAPHS
 from randlora_pl.utils.device import on_cuda
 from randlora_pl.utils.errors import UserError
@@ -22,17 +23,24 @@ Factor = Callable[[int], float]
 
 
 def parameter_groups(
-    parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float, decay_vectors: bool
+    parameters: Iterable[nn.Parameter],
+    learning_rate: float,
+    weight_decay: float,
+    decay_vectors: bool,
+    factors: Mapping[nn.Parameter, float] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """Return optimizer groups of matrices and of vectors, the same whatever decays, so that a checkpoint fits.
 
     Frozen parameters are left out. With ``decay_vectors`` biases, norms and scalars decay too, as in the protocol.
+    Parameters with other ``factors`` of the learning rate than 1 come last, in groups of their own.
     """
-    parameters = [parameter for parameter in parameters if parameter.requires_grad]
-    matrices = [p for p in parameters if p.dim() > 1]
-    vectors = [p for p in parameters if p.dim() <= 1]
-    groups = [(matrices, weight_decay), (vectors, weight_decay if decay_vectors else 0.0)]
-    return [{"params": some, "lr": learning_rate, "weight_decay": decay} for some, decay in groups if some]
+    groups = []
+    for factor, some in by_rate((each for each in parameters if each.requires_grad), factors):
+        matrices, vectors = [p for p in some if p.dim() > 1], [p for p in some if p.dim() <= 1]
+        kinds = ((matrices, weight_decay), (vectors, weight_decay if decay_vectors else 0.0))
+        rate = learning_rate * factor
+        groups += [{"params": kind, "lr": rate, "weight_decay": decay} for kind, decay in kinds if kind]
+    return groups
 
 
 def schedule_factor(step: int, total: int, warmup: int, final: float, schedule: str = "cosine") -> float:

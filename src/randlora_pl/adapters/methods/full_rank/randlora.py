@@ -17,6 +17,7 @@ Rank of the update by distribution:
 - Hadamard: full by construction, also for each d x d block of rows (see `hadamard`).
 """
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -67,6 +68,7 @@ class RandLoRA(Adapter):
         memory: ``fast`` keeps a layer's adapted weight from the forward to the backward pass, and over micro-batches;
             ``low`` builds it again; ``auto`` builds it again if that adds less than a twentieth to the time
             (multiplications on a CPU; also bytes and kernels on a GPU). All but ``low`` keep S over the uses of a step.
+        lambda_rate: Learning rate of lambda, as a factor of gamma's; 1 is the paper's.
         options: Options of every method, see `Adapter`.
     """
 
@@ -83,6 +85,7 @@ class RandLoRA(Adapter):
         variant: Literal["full", "a", "b"] = "full",
         matched_rank: int = 6,
         memory: Literal["auto", "low", "fast"] = "auto",
+        lambda_rate: float = 1.0,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -104,11 +107,15 @@ class RandLoRA(Adapter):
         self.basis, self.sparsity, self.a_basis, self.init = basis, check_sparsity(sparsity), a_basis, init
         self.pairing, self.variant, self.memory = pairing, variant, memory
         self.matched_rank = self.positive("matched_rank", matched_rank)
+        if not 0 < lambda_rate < math.inf:
+            raise UserError(f"RandLoRA: lambda_rate is {lambda_rate!r}. Set a positive number; 1 is the paper's.")
+        self.lambda_rate = lambda_rate
 
     def identity(self) -> dict[str, Any]:
-        """Return `describe` without ``memory``, which affects speed only, and with the distribution of A."""
+        """Return `describe` with the distribution of A, without options that affect only speed or training."""
         described = super().identity()
-        described["options"].pop("memory")
+        for name in ("memory", "lambda_rate"):
+            described["options"].pop(name)
         a = self._basis_of_a()
         described["options"]["a_basis"] = "signs" if a == "binary" else a
         return described
