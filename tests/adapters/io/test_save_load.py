@@ -231,8 +231,10 @@ def test_a_file_from_before_an_option_loads_with_its_default(folder: Path) -> No
     assert torch.equal(model(x := zoo.images()), adapted_from(folder)(x))
 
 
-@pytest.mark.parametrize("options", [{"basis": "hadamard"}, {"basis": "ternary", "a_basis": "uniform"}])
-def test_bases_that_are_not_stored_as_numbers_are_checked_too(options: dict[str, Any], tmp_path: Path) -> None:
+@in_one_item("a_basis", ["same", "signs"])
+@in_one_item("basis", ["hadamard", "ternary"])
+def test_bases_that_are_not_stored_as_numbers_are_checked_too(basis: Any, a_basis: Any, tmp_path: Path) -> None:
+    options = {"basis": basis, "a_basis": a_basis}
     model = adapted(RandLoRA(5, seed=3, memory="low", **options))
     saved = save_adapter(model, tmp_path / "adapter")
     config = json.loads((saved / container.CONFIG).read_text())
@@ -241,6 +243,9 @@ def test_bases_that_are_not_stored_as_numbers_are_checked_too(options: dict[str,
     assert torch.equal(adapted_from(saved)(x := zoo.images()), model(x))
     edit(saved, lambda config: config["options"].update(seed=4))
     assert_refused(saved, "its random bases are .* seed 4 gives .* here")
+    other = {"same": "signs", "signs": "uniform"}[a_basis]
+    edit(saved, lambda config: config["options"].update(seed=3, a_basis=other))
+    assert_refused(saved, "its random bases are .* seed 3 gives .* here")
 
 
 # Writing

@@ -51,7 +51,7 @@ PROVEN: dict[str, Adapter] = {  # layers of one smaller side each
     "equation": RandLoRA(5),
     "equation, r divides": RandLoRA(4),
     "hadamard": RandLoRA(5, basis="hadamard"),
-    "hadamard, peft": RandLoRA(5, basis="hadamard", pairing="peft"),
+    "hadamard, peft": RandLoRA(5, basis="hadamard", pairing="peft", a_basis="signs"),
     "variant b": RandLoRA(5, variant="b"),
     "few bases": RandLoRA(5, num_bases=2, pairing="peft"),
     "floor+1 where r does not divide": RandLoRA(5, num_bases="floor+1"),

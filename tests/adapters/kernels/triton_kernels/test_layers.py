@@ -60,7 +60,7 @@ ROWS = [
     ((16, 40), 64, BUILT, {"basis": "ternary"}),
     ((40, 24), 2, {*THIN, "project"}, {"basis": "ternary"}),
     ((24, 40), 64, MIXED, {"basis": "hadamard"}),
-    ((40, 24), 64, MIXED, {"basis": "hadamard", "pairing": "peft"}),
+    ((40, 24), 64, MIXED, {"basis": "hadamard", "pairing": "peft", "a_basis": "signs"}),
     ((40, 24), 64, {*MIXED, "project"} - {"expand"}, {"basis": "hadamard", "dropout": 0.5}),
     ((24, 40), 64, {*MIXED, "project"}, {"basis": "hadamard", "dropout": 0.5}),
 ]

@@ -49,12 +49,15 @@ def rank(matrix: Tensor) -> int:
     st.integers(1, 5),
     st.sampled_from(["equation", "peft"]),
     st.sampled_from(["uniform", "normal", "binary", "ternary", "hadamard"]),
+    st.sampled_from(["auto", "signs"]),
 )
 def test_equals_the_slow_loop_for_any_shape(
-    in_features: int, out_features: int, r: int, count: int, pairing: Any, basis: Any
+    in_features: int, out_features: int, r: int, count: int, pairing: Any, basis: Any, a_basis: Any
 ) -> None:
     r = min(r, in_features, out_features)
-    delta, update = random_delta(in_features, out_features, rank=r, num_bases=count, pairing=pairing, basis=basis)
+    options = {"num_bases": count, "pairing": pairing, "basis": basis, "a_basis": a_basis}
+    delta, update = random_delta(in_features, out_features, rank=r, **options)
+    assert a_basis == "auto" or (delta.bases.A.abs() == 1).all()
     weight = torch.zeros(out_features, in_features)
     assert torch.allclose(update, reference.adapted_weight(delta, weight), rtol=1e-12, atol=1e-12)
 
