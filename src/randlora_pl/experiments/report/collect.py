@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.experiments.report.curves import read_curves
 from randlora_pl.experiments.report.plan import FILE, Key, ReportPlan, budget_order, read_plan
 from randlora_pl.experiments.report.runs import CELLS, FinishedRun, read_runs
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
@@ -119,6 +120,7 @@ def _read_cell(folder: Path, cell_folder: Path, warn: Callable[[str], None]) -> 
     state, reason, metrics = _state(folder, cell_folder, warn)
     accuracy = zeroshot = None
     if state == FINISHED:
+        metrics |= read_curves(cell_folder)
         accuracy = _percent(metrics, SCORE, least=-1) if SCORE in metrics else _percent(metrics, "test/acc")
         zeroshot = _percent(metrics, "zeroshot/acc")
         if key.budget == ZERO_SHOT:

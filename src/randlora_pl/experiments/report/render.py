@@ -22,6 +22,7 @@ from randlora_pl.experiments.report.sections.per_dataset import by_test
 from randlora_pl.experiments.report.sections.ranks import rank_table
 from randlora_pl.experiments.report.sections.rates import Rates, rate_table
 from randlora_pl.experiments.report.sections.reference import Reference, conclusion, matrix_table, references
+from randlora_pl.experiments.report.sections.training import training_table
 from randlora_pl.experiments.sweep.description import is_zero_shot
 
 _COMMANDS = [
@@ -40,6 +41,7 @@ def build(sweep: Sweep) -> Document:
     averages = [average_table(results, beside, model) for model in models]
     cells = [accuracy_table(results, beside, model) for model in models]
     costs = [table for model in models if (table := cost_table(whole, beside, model))]
+    trained = [table for model in models if (table := training_table(whole, model))]
     forgotten = [table for model in models if (table := elsewhere_table(whole, model))]
     transfers = [table for model in models if (table := transfer_table(whole, beside, model))]
     halves = [table for model in models if (table := new_classes_table(sweep, beside, model))]
@@ -57,6 +59,7 @@ def build(sweep: Sweep) -> Document:
         Section("new", "New classes", parts=[*halves]),
         Section("transfer", "Other datasets", parts=[*transfers]),
         Section("versus", "Method against method", parts=[*contests]),
+        Section("training", "Training loss", parts=[*trained]),
         Section("rates", "Learning rates", parts=[chosen] if chosen else []),
         Section("cost", "Parameters, time and memory", parts=[*costs, *_pictures(results, models)]),
         Section("elsewhere", "Forgetting", parts=[*forgotten]),

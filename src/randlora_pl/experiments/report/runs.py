@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.config.validate import rate_name
+from randlora_pl.experiments.report.curves import TRAINED, VALIDATED
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.utils.errors import UserError
 
@@ -13,7 +14,10 @@ PREFIX = "test/acc/"
 """Prefix of the metrics of runs that have several tests."""
 CELLS = "cells.csv"
 _LABELS = ("model", "family", "dataset", "budget", "method", "state", "reason", "cell", "rate_chosen_by")
-_TEXTS = (*_LABELS, "adapter", "task", "device", "version", "git_commit", "machine", "version/python", "version/torch")
+_TEXTS = (
+    *(*_LABELS, "adapter", "task", "device", "version", "git_commit", "machine", "version/python", "version/torch"),
+    *(TRAINED, VALIDATED),
+)
 _RUN = (*_LABELS, "seed", "accuracy", "zeroshot_accuracy")
 """Columns that are not metrics of ``results.json``."""
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from randlora_pl.experiments.paper import PaperCell
 from randlora_pl.experiments.report.collect import FINISHED, Sweep
+from randlora_pl.experiments.report.curves import TRAINED, VALIDATED
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.runs import PREFIX
@@ -21,7 +22,7 @@ _FACTS = (
     *("samples_per_second", "peak_memory_bytes", "device", "steps", "version", "git_commit"),
 )
 """Metrics of ``results.json``; ``method`` is called ``adapter``, for the label of the method has that name."""
-_MACHINE = ("machine", "cpu_threads", "version/python", "version/torch")
+_MACHINE = ("machine", "cpu_threads", "version/python", "version/torch", TRAINED, VALIDATED)
 """Further facts, in columns where any run has them."""
 SPECTRUM = "spectrum/"
 AVERAGE = "(average)"
