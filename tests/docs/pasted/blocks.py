@@ -72,6 +72,7 @@ LISTED = [
         "randlora-pl fit --config glue_roberta_base --data.root PATH --data.dataset rte \\",
         WEIGHTS,
     ),
+    ("docs/labelled_texts.md", "randlora-pl fit --model TextClassificationTask --model.name texts/minilm \\", WEIGHTS),
     ("docs/logging.md", 'pip install ".[wandb]"   # in the checkout', "needs an account"),
     ("docs/logging.md", 'pip install ".[mlflow]"   # in the checkout', "needs mlflow"),
     ("docs/many_devices.md", "randlora-pl fit --config clip_vitb32 --data.dataset cifar10", WEIGHTS),
