@@ -10,7 +10,9 @@ from torch import Tensor
 
 from randlora_pl.adapters import LoRA, RandLoRA
 from randlora_pl.adapters.base import WeightShape
+from randlora_pl.analysis.leads import directions, orthonormal, remaining
 from randlora_pl.analysis.represent import combined, fit, mean_error, represent, segments
+from tests.support.products import in_one_item
 
 
 def noise(seed: int, *shape: int) -> Tensor:
@@ -101,3 +103,34 @@ def test_an_update_of_zero_is_expressed_without_error() -> None:
     found = represent("layer", torch.zeros(8, 8), LoRA(rank=2), randlora, bases)
     assert (found.lora, found.randlora, found.bound) == (0, 0, 0)
     assert mean_error([found], "lora") == 0 and math.isfinite(mean_error([], "lora"))
+
+
+@in_one_item(("large", "small", "count", "rank"), [(12, 8, 4, 2), (8, 8, 3, 3), (9, 6, 2, 3), (20, 6, 3, 2)])
+def test_the_closed_form_is_the_fit(large: int, small: int, count: int, rank: int) -> None:
+    """Orthonormal bases and signs, also with fewer directions than blocks and more columns than rows."""
+    w, signs = noise(0, large, small), noise(1, rank, small).sign()
+    for lead in (None, noise(2, large, 1), directions(noise(3, large, small))):
+        b = orthonormal(noise(4, large, count, rank), lead)
+        kept = torch.arange(count * rank).view(rank, count).T.flatten() < large
+        torch.testing.assert_close(b.flatten(1).T @ b.flatten(1), torch.diag(kept.double()))
+        slow = (w - b.flatten(1) @ b.flatten(1).T @ w).square().sum()
+        for j in range(count):
+            c = b[:, j].T @ w
+            slow += c.square().sum() - torch.linalg.matrix_norm(signs * c, 2) ** 2
+        found = remaining(w, b, signs)
+        assert found == pytest.approx(math.sqrt(slow / w.square().sum()), abs=1e-9)
+        assert found == pytest.approx(fit(w, b, signs, sweeps=3000, tolerance=0).error, abs=1e-6)
+
+
+def test_leads_are_captured_and_random_bases_are_as_good_as_the_product_s() -> None:
+    w, count, rank = noise(0, 96, 48) @ torch.diag(1 / torch.arange(1, 49).double()), 12, 4
+    bases = RandLoRA(rank=rank).bases([WeightShape("layer", 96, 48)], torch.device("cpu"))
+    signs = bases.A[0].sign()
+    captured = [1 - remaining(w, orthonormal(bases.B, lead), signs) ** 2 for lead in (None, directions(w))]
+    assert captured[0] == pytest.approx(1 - fit(w, bases.B, bases.A[0]).error ** 2, abs=0.03)
+    values = torch.linalg.svdvals(w).square()
+    assert captured[1] >= float(values[:count].sum() / values.sum()) > 2 * captured[0]
+    one = torch.outer(noise(1, 96), noise(2, 48))
+    assert directions(one).shape == directions(one.T).shape == (96, 1)
+    assert remaining(one, orthonormal(bases.B, directions(one)), signs) < 1e-6
+    assert remaining(0 * w, orthonormal(bases.B), signs) == 0

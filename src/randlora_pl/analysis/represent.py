@@ -8,12 +8,14 @@ The paper omits the square root, so that its right-hand side is the square of th
 
 RandLoRA: lambda and gamma of equation 4 are fitted to the update by alternating least squares. For fixed lambda each
 column of W is a least-squares problem with n unknowns, for fixed gamma all of W is one with n r unknowns. Both are
-solved exactly in float64, so that the error never increases. The result is a local optimum.
+solved exactly in float64, so that the error never increases. The result is a local optimum. With orthonormal bases and
+signs the optimum has a closed form (`leads`).
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -24,7 +26,9 @@ from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.spectrum import truncated
-from randlora_pl.analysis.figures import footnote, new_figure
+from randlora_pl.analysis.figures import colors, footnote, new_figure
+from randlora_pl.analysis.leads import orthonormal, remaining, tall
+from randlora_pl.utils.text.printable import for_figure
 
 RIDGE = 1e-12
 """Ridge of the normal equations, which may be singular, relative to their mean diagonal entry."""
@@ -32,8 +36,12 @@ RIDGE = 1e-12
 NOTE = (
     "LoRA: truncated SVD, the optimum; equation 8 with the square root that the paper omits (a Frobenius norm is "
     "the root of the sum of squares).\n"
-    "RandLoRA: lambda and gamma of equation 4 by alternating least squares, a local optimum."
+    "RandLoRA: lambda and gamma of equation 4 by alternating least squares, a local optimum; with orthonormal bases "
+    "and signs by the closed form, the optimum."
 )
+
+LABELS = {"lora": "LoRA, best possible", "randlora": "RandLoRA, fitted"}
+"""Labels of the two methods in plots."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class LayerFit:
         randlora: ||W - sum||_F / ||W||_F for the fitted sum of equation 4.
         bound: n epsilon / ||W||_F of equation 7, where epsilon is the largest error of a segment of the decomposition,
             each fitted with its own bases (equation 6).
+        orthonormal: The same as ``randlora`` for orthonormal bases and an A of signs, by what leads the bases.
     """
 
     layer: str
@@ -74,6 +83,17 @@ class LayerFit:
     bound: float
     lora_parameters: int
     randlora_parameters: int
+    orthonormal: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Relative errors by name: ``lora``, ``randlora``, and the orthonormal bases."""
+        return {"lora": self.lora, "randlora": self.randlora, **self.orthonormal}
+
+    def as_row(self) -> dict[str, Any]:
+        """Return a table row."""
+        own = {name: value for name, value in vars(self).items() if name != "orthonormal"}
+        return own | {"shape": " x ".join(map(str, self.shape))} | dict(self.orthonormal)
 
 
 def combined(b: Tensor, a: Tensor, lambdas: Tensor, gammas: Tensor) -> Tensor:
@@ -162,14 +182,28 @@ def segments(w: Tensor, b: Tensor, a: Tensor, sweeps: int = 10) -> list[float]:
     return found
 
 
-def represent(layer: str, update: Tensor, lora: LoRA, randlora: RandLoRA, bases: Bases, sweeps: int = 100) -> LayerFit:
+def represent(
+    layer: str,
+    update: Tensor,
+    lora: LoRA,
+    randlora: RandLoRA,
+    bases: Bases,
+    sweeps: int = 100,
+    leads: Mapping[str, Tensor | None] | None = None,
+) -> LayerFit:
     """Return the errors of the best LoRA and of a fitted RandLoRA on one update (out, in).
 
-    The adapters define the ranks; ``randlora`` has dense bases, at least as large as this layer needs, and is the full
-    variant.
+    Args:
+        layer: Name of the layer.
+        update: Update (out, in).
+        lora: LoRA with its rank.
+        randlora: RandLoRA with its rank, of the full variant.
+        bases: Its dense bases, at least as large as this layer needs.
+        sweeps: Most sweeps of the fit.
+        leads: By name, the directions (larger side, k) that lead orthonormal bases, or None for random ones.
     """
     shape = WeightShape(layer, *update.shape)
-    w = update if shape.out_features >= shape.in_features else update.T
+    w = tall(update)
     rank, count = randlora.rank_of(shape), randlora.bases_of(shape)
     b, a = bases.B[: shape.large, :count, :rank], bases.A[0, :rank, : shape.small]
     norm = float(w.double().norm())
@@ -178,12 +212,13 @@ def represent(layer: str, update: Tensor, lora: LoRA, randlora: RandLoRA, bases:
     return LayerFit(
         layer, (shape.out_features, shape.in_features), truncated(w, lora.rank_of(shape)).error, fitted.error,
         count * epsilon / norm if norm > 0 else 0.0, lora.count(shape), randlora.count(shape),
+        {name: remaining(w, orthonormal(b, lead), a.sign()) for name, lead in (leads or {}).items()},
     )  # fmt: skip
 
 
 def mean_error(fits: list[LayerFit], which: str) -> float:
-    """Return the root mean square of the relative errors over layers, of ``lora`` or ``randlora``."""
-    return math.sqrt(sum(float(getattr(one, which)) ** 2 for one in fits) / max(1, len(fits)))
+    """Return the root mean square of the relative errors over layers, of one of `LayerFit.errors`."""
+    return math.sqrt(sum(one.errors[which] ** 2 for one in fits) / max(1, len(fits)))
 
 
 def represent_figure(fits: Mapping[int, list[LayerFit]], title: str) -> Figure:
@@ -192,14 +227,15 @@ def represent_figure(fits: Mapping[int, list[LayerFit]], title: str) -> Figure:
     budgets, layers = figure.subplots(1, 2, sharey=True)
     largest = fits[max(fits)]
     numbers = range(1, len(largest) + 1)
-    for which, label, color in (
-        ("lora", "LoRA, best possible", "#ff7f0e"),
-        ("randlora", "RandLoRA, fitted", "#1f77b4"),
-    ):
-        counts = [sum(getattr(one, f"{which}_parameters") for one in each) for each in fits.values()]
+    names = list(dict.fromkeys(["randlora", *largest[0].errors]))
+    for which, color in colors(names).items():
+        counter = "lora_parameters" if which == "lora" else "randlora_parameters"
+        counts = [sum(getattr(one, counter) for one in each) for each in fits.values()]
         errors = [mean_error(each, which) for each in fits.values()]
-        budgets.plot(counts, errors, marker="o", color=color, label=label)
-        layers.plot(numbers, [getattr(one, which) for one in largest], marker="o", markersize=4, color=color)
+        label = LABELS.get(which, f"RandLoRA, {which}")
+        budgets.plot(counts, errors, marker="o", color=color, label=for_figure(label))
+        if which in LABELS:
+            layers.plot(numbers, [one.errors[which] for one in largest], marker="o", markersize=4, color=color)
     budgets.set(xscale="log", xlabel="trained parameters", ylabel="relative error (Frobenius)", ylim=(0, 1.05))
     budgets.set_title("all layers: root of the mean square", fontsize=10)
     layers.set(xlabel="layer, in the model's order")

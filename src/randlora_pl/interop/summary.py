@@ -7,10 +7,9 @@ from torch import Tensor
 from randlora_pl.adapters import AdapterFile
 from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
 from randlora_pl.adapters.spectrum import spectrum
-from randlora_pl.adapters.targets.sites import find_sites
 from randlora_pl.adapters.trained import chosen_tensors
 from randlora_pl.interop.base_model import load_base
-from randlora_pl.interop.updates import State, layer_updates, rows_of, weight_key
+from randlora_pl.interop.updates import State, layer_updates, site_weights
 from randlora_pl.tasks.prompt.saved import PARTS
 from randlora_pl.utils.errors import UserError
 
@@ -97,8 +96,7 @@ def base_weights(file: AdapterFile) -> State:
     part = load_base(file).part
     if isinstance(file.adapter, BaseWeightMethod):
         return {name: value.detach() for name, value in chosen_tensors(part, file.adapter).items()}
-    state, sites = part.state_dict(), [site for site in find_sites(part) if site.shape.layer in file.layers]
-    return {site.shape.layer: rows_of(state[weight_key(part, site)], site) for site in sites}
+    return site_weights(part, file.layers)
 
 
 def compared(one: State, two: State) -> list[dict[str, Any]]:

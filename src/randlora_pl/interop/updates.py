@@ -1,6 +1,6 @@
 """Updates of an adapter to its base model's tensors: with the model, or from the adapter's file alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
 from randlora_pl.adapters.operations import delta_weights, weight_updates
 from randlora_pl.adapters.random_bases import GENERATOR
-from randlora_pl.adapters.targets.sites import Site
+from randlora_pl.adapters.targets.sites import Site, find_sites
 from randlora_pl.interop.base_model import Base, beside, load_base
 from randlora_pl.utils.errors import UserError
 
@@ -78,6 +78,12 @@ def rows_of(weight: Tensor, site: Site) -> Tensor:
     """Return the rows (out, in) of a site, from a tensor in its module's layout."""
     weight = weight.T if site.transposed else weight.flatten(1)
     return weight if site.rows is None else weight[slice(*site.rows)]
+
+
+def site_weights(part: nn.Module, layers: Collection[str]) -> State:
+    """Return the weights (out, in) of layers of a model without an adapter, by layer name."""
+    state, sites = part.state_dict(), [site for site in find_sites(part) if site.shape.layer in layers]
+    return {site.shape.layer: rows_of(state[weight_key(part, site)], site) for site in sites}
 
 
 # From the file alone

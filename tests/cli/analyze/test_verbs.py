@@ -137,7 +137,11 @@ def test_spectrum(run: Run, three: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_represent(run: Run, three: dict[str, str], tmp_path: Path) -> None:
-    done = run("analyze", "represent", three["full"], "--ranks", "2", "8", "--targets", "visual:fc1", "--sweeps", "3")
+    shutil.copytree(three["randlora"], tmp_path / "other")
+    config = tmp_path / "other" / "config.yaml"
+    config.write_text(config.read_text().replace("seed_everything: 0", "seed_everything: 1"))
+    words = ("analyze", "represent", three["full"], "--ranks", "2", "8", "--sweeps", "3", "--lead", "weights", "other")
+    done = run(*words, "--targets", "visual:fc1")
     assert done.code == 0, done.err
     (folder,) = (tmp_path / "runs" / "analyze" / "represent").iterdir()
     rows = rows_of(folder / "represent.csv")
@@ -146,11 +150,18 @@ def test_represent(run: Run, three: dict[str, str], tmp_path: Path) -> None:
     for row in rows:
         assert 0 < float(row["lora"]) <= float(row["randlora"]) < 1 <= float(row["bound"])
         assert abs(int(row["randlora_parameters"]) / int(row["lora_parameters"]) - 1) < 0.1
+        assert all(0 < float(row[name]) < 1 for name in ("orthonormal", "led by weights", "led by other"))
+    assert "predict neither loss nor accuracy" in done.out
     assert (folder / "represent.png").stat().st_size > 10_000 and "RandLoRA closer" in done.out
     refused = run("analyze", "represent", three["lora"], "--targets", "mlp")
     assert refused.code == 2 and "--targets" in refused.err
     refused = run("analyze", "represent", three["full"], "--ranks", "500")
     assert refused.code == 2 and "500" in refused.err
+    for same in (three["full"], three["lora"]):
+        refused = run("analyze", "represent", three["full"], "--lead", same)
+        assert refused.code == 2 and "which flatters" in refused.err and refused.err.count("\n") == 1
+    refused = run(*words, "--targets", "visual:o")
+    assert refused.code == 2 and "other does not change visual." in refused.err
 
 
 def test_cka(run: Run, three: dict[str, str], tmp_path: Path) -> None:

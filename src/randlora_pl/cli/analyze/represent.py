@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from randlora_pl.analysis.represent import LayerFit
 
 RANKS = (1, 2, 4, 8, 16, 32)
+WEIGHTS = "weights"
 
 PAGE = """\
 Measure how well LoRA and RandLoRA with equally many parameters can express a real update (equations 6 to 8).
 
   randlora-pl analyze represent runs/full
   randlora-pl analyze represent runs/full --ranks 32 --targets mlp
+  randlora-pl analyze represent runs/full --lead weights runs/other-seed
 
   RUN              Run or adapter whose update is approximated, usually of full fine-tuning
   --ranks K ...    Ranks of LoRA. RandLoRA gets the rank with the nearest number of parameters (default: 1 2 4 8 16 32,
@@ -30,13 +32,17 @@ Measure how well LoRA and RandLoRA with equally many parameters can express a re
   --sweeps N       Most rounds of the fit, which stops when it has converged (default: 100). 10 come close. A layer of
                    ViT-B takes about a minute at rank 32 on one core
   --seed N         Seed of RandLoRA's bases (default: 0)
+  --lead NAME ...  What leads further bases: `weights` for the top left singular vectors of the pretrained weights, or a
+                   run of the same model, for those of its update. It needs another seed, because the same batches
+                   flatter. A run of one step of SGD gives the gradient
   --output DIR     New folder (default: runs/analyze/represent/TIME)
 
 LoRA's error is the error of the truncated singular value decomposition, the optimum: (sum_{i>k} sigma_i^2)^(1/2). The
 paper's equation 8 omits the square root, without which it is not a Frobenius norm. RandLoRA's lambda and gamma are
-fitted by alternating least squares, which finds a local optimum. The file represent.csv has per layer both relative
+fitted by alternating least squares, which finds a local optimum. The file represent.csv has per layer the relative
 errors, both numbers of parameters, and the bound n epsilon of equation 7.
-A small error of the weights does not imply high accuracy, because training optimizes the loss.
+For orthonormal bases and an A of signs, the optimum has a closed form. They are random, or the first column of each
+block is a direction that leads. A small error does not imply a low loss or a high accuracy: docs/better_bases.md.
 """
 
 
@@ -49,17 +55,16 @@ def represent_verb(args: list[str]) -> int:
     ranks = sorted(set(typed.ranks or [rank for rank in RANKS if rank <= max(1, smallest // 4)]))
     if ranks[-1] > smallest:
         raise UserError(f"--ranks: {ranks[-1]} is larger than the smallest side of a layer, {smallest}.")
+    leads = _leads(run, updates, typed.lead or [])
     from randlora_pl.analysis.represent import represent_figure
     from randlora_pl.callbacks.summary import describe
 
-    fits, notes = _fit(updates, ranks, typed)
+    fits, notes = _fit(updates, leads, ranks, typed)
     rows = [
-        {"lora_rank": rank, "randlora_rank": notes[rank]} | vars(one) | {"shape": " x ".join(map(str, one.shape))}
-        for rank, each in fits.items()
-        for one in each
+        {"lora_rank": rank, "randlora_rank": notes[rank]} | one.as_row() for rank, each in fits.items() for one in each
     ]
     method = describe(run.file.adapter)
-    content = {"run": str(run.path), "method": method, "seed": typed.seed, "rows": rows}
+    content = {"run": str(run.path), "method": method, "seed": typed.seed, "leads": typed.lead or [], "rows": rows}
     figure = represent_figure(fits, f"Remaining error of the update of {method}")
     folder = write_output(typed.output, "represent", rows, content, figure)
     _print(fits, notes, f"{method}, {run.path}")
@@ -70,7 +75,7 @@ def represent_verb(args: list[str]) -> int:
 def _parse(args: list[str]) -> argparse.Namespace:
     parser = CommandParser("analyze represent")
     parser.add_argument("run", type=find_run)
-    parser.add_options(ranks=[int], targets=[str], sweeps=100, seed=0, output=str)
+    parser.add_options(ranks=[int], targets=[str], sweeps=100, seed=0, lead=[str], output=str)
     typed = parser.parse_args(args)
     check_positive(typed, "ranks", "sweeps")
     check_new(typed.output)
@@ -91,19 +96,53 @@ def _updates(run: AnalyzedRun, targets: list[str] | None) -> "dict[str, Tensor]"
         found = {layer: found[layer] for layer in wanted if layer in found}
     elif targets:
         raise UserError(f"--targets choose layers of full fine-tuning; {run.path} is {run.file.adapter.method()}.")
-    for layer, update in found.items():
-        if not update.isfinite().all():
-            raise UserError(
-                f"{run.path}: the update of {layer} is not finite (NaN or infinity), because training diverged."
-            )
+    _check_finite(run, found)
     found = {layer: update for layer, update in found.items() if update.any()}
     if not found:
         raise UserError(f"{run.path} ({run.file.adapter.method()}) changes no matrix of these layers.")
     return found
 
 
+def _check_finite(run: AnalyzedRun, updates: "dict[str, Tensor]") -> None:
+    for layer, update in updates.items():
+        if not update.isfinite().all():
+            raise UserError(
+                f"{run.path}: the update of {layer} is not finite (NaN or infinity), because training diverged."
+            )
+
+
+def _leads(run: AnalyzedRun, updates: "dict[str, Tensor]", names: list[str]) -> "dict[str, dict[str, Tensor]]":
+    """Return the matrices whose left singular vectors lead, by name and layer."""
+    from randlora_pl.analysis.spectrum import matrix_updates
+    from randlora_pl.interop.base_model import load_base, same_base
+    from randlora_pl.interop.updates import site_weights
+
+    found = {}
+    for name in names:
+        if name == WEIGHTS:
+            found[name] = site_weights(load_base(run.file).submodule_for(run.file), updates)
+            continue
+        lead = open_run(find_run(name))
+        same_base([run.file, lead.file])
+        mine = found[name] = matrix_updates(lead.file)
+        for layer in updates:
+            if layer not in mine or not mine[layer].any():
+                raise UserError(f"--lead {name}: {lead.path} does not change {layer}. Give a run that does.")
+        _check_finite(lead, mine)
+        known = [(each.data.get("dataset"), each.data.get("seed")) for each in (run, lead)]
+        if (known[0] == known[1] and None not in known[0]) or all(updates[one].equal(mine[one]) for one in updates):
+            raise UserError(
+                f"--lead {name}: {lead.path} was trained on the same batches as {run.path}, which flatters. Train it "
+                "with another --seed_everything."
+            )
+    return found
+
+
 def _fit(
-    updates: "dict[str, Tensor]", ranks: list[int], typed: argparse.Namespace
+    updates: "dict[str, Tensor]",
+    leads: "dict[str, dict[str, Tensor]]",
+    ranks: list[int],
+    typed: argparse.Namespace,
 ) -> tuple[dict[int, "list[LayerFit]"], dict[int, int]]:
     """Return the fits of the layers by LoRA's rank, and RandLoRA's rank by LoRA's."""
     import torch
@@ -111,22 +150,26 @@ def _fit(
     from randlora_pl.adapters import LoRA, RandLoRA
     from randlora_pl.adapters.base import WeightShape
     from randlora_pl.adapters.budget import match_budget
+    from randlora_pl.analysis.leads import directions
     from randlora_pl.analysis.represent import represent
     from randlora_pl.cli.common.progress import counting
 
     shapes = [WeightShape(layer, *update.shape) for layer, update in updates.items()]
-    fits: dict[int, list[LayerFit]] = {}
-    chosen: dict[int, int] = {}
+    fits: dict[int, list[LayerFit]] = {rank: [] for rank in ranks}
+    adapters: dict[int, Any] = {}
+    for rank in ranks:
+        wish = RandLoRA(match=f"lora:{rank}", seed=typed.seed)
+        adapters[rank] = match_budget(wish, shapes, torch.nn.Module())[0]
+    bases = {rank: adapter.bases(shapes, torch.device("cpu")) for rank, adapter in adapters.items()}
     with counting(True, "{task.completed} of {task.total} fits", len(ranks) * len(updates)) as tick:
-        for rank in ranks:
-            wish = RandLoRA(match=f"lora:{rank}", seed=typed.seed)
-            adapter: Any = match_budget(wish, shapes, torch.nn.Module())[0]
-            bases = adapter.bases(shapes, torch.device("cpu"))
-            chosen[rank], fits[rank] = adapter.rank, []
-            for layer, update in updates.items():
-                fits[rank].append(represent(layer, update, LoRA(rank=rank), adapter, bases, typed.sweeps))
+        for layer, update in updates.items():
+            led: dict[str, Tensor | None] = {"orthonormal": None}
+            led |= {f"led by {name}": directions(lead[layer]) for name, lead in leads.items()}
+            for rank in ranks:
+                method, adapter = LoRA(rank=rank), adapters[rank]
+                fits[rank].append(represent(layer, update, method, adapter, bases[rank], typed.sweeps, led))
                 tick(1)
-    return fits, chosen
+    return fits, {rank: adapter.rank for rank, adapter in adapters.items()}
 
 
 def _print(fits: dict[int, "list[LayerFit]"], chosen: dict[int, int], what: str) -> None:
@@ -143,3 +186,10 @@ def _print(fits: dict[int, "list[LayerFit]"], chosen: dict[int, int], what: str)
     header = ("", "parameters", "error", "", "parameters", "error", "RandLoRA closer", "bound of equation 7, at most")
     print(table(header, rows))
     print("\nErrors: root mean square over layers. LoRA's are optimal, RandLoRA's are from a local optimum.")
+    names = [name for name in fits[min(fits)][0].errors if name != "randlora"]
+    shares = [
+        [f"LoRA {rank}", *(f"{1 - mean_error(each, name) ** 2:.4f}" for name in names)] for rank, each in fits.items()
+    ]
+    print("\nCaptured share of the update by the best LoRA, and by RandLoRA with orthonormal bases and signs:\n")
+    print(table(("budget", "LoRA", *names[1:]), shares))
+    print("\nShares: 1 - error^2. They are of this one update, and predict neither loss nor accuracy.")
