@@ -2,11 +2,18 @@ from itertools import product
 from math import pi, sqrt
 from statistics import fmean
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from randlora_pl.experiments.report.statistics import Estimate, holm, rank_correlation, sign_flip_test
+from randlora_pl.experiments.report.statistics import (
+    Estimate,
+    holm,
+    partial_rank_correlation,
+    rank_correlation,
+    sign_flip_test,
+)
 
 
 def test_interval_of_printed_quantiles() -> None:
@@ -85,5 +92,15 @@ def test_rank_correlation_is_the_correlation_of_ranks(pairs: list[tuple[float, f
     assert rank_correlation(first, second) == pytest.approx(top / bottom, abs=1e-9)
 
 
-def test_two_pairs_are_no_correlation() -> None:
-    assert rank_correlation([1, 2], [2, pi]) is None
+def test_partial_correlations_are_those_of_residuals_of_ranks() -> None:
+    """Too few pairs have none; of others it is the correlation of what regression on the third leaves of each."""
+    assert (
+        rank_correlation([1, 2], [2, pi]) is None and partial_rank_correlation([1, 2, 3], [1, 3, 2], [2, 1, 3]) is None
+    )
+    first, second, held = np.random.default_rng(0).normal(size=(3, 9)) + np.arange(9) / 4
+    ranks = [values.argsort().argsort() for values in (first, second)]
+    rest = [line - np.polyval(np.polyfit(held, line, 1), held) for line in ranks]
+    found = partial_rank_correlation(first.tolist(), second.tolist(), held.tolist())
+    assert found == pytest.approx(np.corrcoef(*rest)[0, 1], abs=1e-9)
+    assert partial_rank_correlation(first, second, [7.0] * 9) == rank_correlation(first, second)
+    assert partial_rank_correlation(list(range(9)), second, range(9)) is None, "nothing is left of the first one"

@@ -1,6 +1,7 @@
 """What the tables say: accuracies, costs, comparisons."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -13,7 +14,7 @@ from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.sections.accuracy import accuracy_table, average_table
 from randlora_pl.experiments.report.sections.cost import ALLOCATED, RESIDENT, cost_table
 from randlora_pl.experiments.report.sections.paper_comparison import Beside, percent, signed
-from randlora_pl.experiments.report.sections.ranks import rank_table
+from randlora_pl.experiments.report.sections.ranks import partial_table, rank_table
 from tests.experiments.report.sweeps import METHODS, description, figures_of, write_cell, write_sweep
 
 B32, L14 = "CLIP-ViT-B/32", "CLIP-ViT-L/14"
@@ -157,6 +158,20 @@ def test_rank_against_accuracy(results: Results) -> None:
     assert table is not None and len(table.rows) == 2 * 4
     assert all(-1 <= (row[3].sort or 0) <= 1 and row[4].text == "5" for row in table.rows)
     assert "RandLoRA-6: 300" in table.rows[0][3].title and table.rows[0][0].text == "effective rank"
+    table = partial_table(results)
+    assert table is not None
+    rows = [[cell.text for cell in cells] for cells in table.rows]
+    assert [(cells[:2], cells[4:]) for cells in rows] == [(["effective rank", m], ["4 to 5", "5"]) for m in (B32, L14)]
+    assert all(-1 <= (cell.sort or 0) <= 1 and "±" in cell.text for cells in table.rows for cell in cells[2:4])
+    assert len(table.below) == 1, "no controls were run"
+    plan = replace(results.plan, facts={"methods": {"RandLoRA-6": {"variant": "a"}}})
+    table = partial_table(Results(replace(results.sweep, plan=plan)))
+    assert table is None or table.below[1:] == []  # without the rank itself
+    runs = [replace(run, facts=run.facts | {"spectrum/rank": [0, 6]}) for run in results.sweep.runs]
+    table = partial_table(Results(replace(results.sweep, plan=plan, runs=runs)))
+    assert table is not None and table.below[1].startswith(
+        "1 control with as many parameters as RandLoRA: RandLoRA-6 ("
+    )
 
 
 def test_no_rank_table_without_figures(tmp_path: Path) -> None:

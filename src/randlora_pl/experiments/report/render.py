@@ -19,7 +19,7 @@ from randlora_pl.experiments.report.sections.new_classes import new_classes_tabl
 from randlora_pl.experiments.report.sections.pairwise_tests import comparisons, versus_table
 from randlora_pl.experiments.report.sections.paper_comparison import RELATIVE, Beside, of_data_sets
 from randlora_pl.experiments.report.sections.per_dataset import by_test
-from randlora_pl.experiments.report.sections.ranks import rank_table
+from randlora_pl.experiments.report.sections.ranks import partial_table, rank_table
 from randlora_pl.experiments.report.sections.rates import Rates, rate_table
 from randlora_pl.experiments.report.sections.reference import Reference, conclusion, matrix_table, references
 from randlora_pl.experiments.report.sections.training import training_table
@@ -49,8 +49,7 @@ def build(sweep: Sweep) -> Document:
     compared = references(results, found)
     shown, *more = [*conclusion(results, found, compared), *_counts(sweep), *_idle(results)]
     chosen = rate_table(rates)
-    ranks = rank_table(results)
-    contests = [versus_table(found)] * bool(found) + [table for table in [ranks] if table]
+    ranks = [table for table in (rank_table(results), partial_table(results)) if table]
     sections = [
         Section("short", "In short", [shown], more),
         Section("differences", "Difference to a reference", parts=_differences(results, beside, compared)),
@@ -58,7 +57,7 @@ def build(sweep: Sweep) -> Document:
         Section("cells", "Every dataset", _reading(results), [], [*cells]),
         Section("new", "New classes", parts=[*halves]),
         Section("transfer", "Other datasets", parts=[*transfers]),
-        Section("versus", "Method against method", parts=[*contests]),
+        Section("versus", "Method against method", parts=[*[versus_table(found)] * bool(found), *ranks]),
         Section("training", "Training loss", parts=[*trained]),
         Section("rates", "Learning rates", parts=[chosen] if chosen else []),
         Section("cost", "Parameters, time and memory", parts=[*costs, *_pictures(results, models)]),

@@ -82,3 +82,22 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
     from scipy.stats import spearmanr
 
     return float(spearmanr(first, second).statistic)
+
+
+def partial_rank_correlation(first: Sequence[float], second: Sequence[float], held: Sequence[float]) -> float | None:
+    """Return Spearman's correlation of two variables, without what a third one explains of their ranks linearly.
+
+    The third one is not ranked, so that nearly equal values of it count as nearly equal.
+
+    Returns:
+        The plain correlation where the third variable is constant; None for fewer than four values, where one of the
+        two is constant, or where the third explains all of it.
+    """
+    plain = rank_correlation(first, second)
+    if plain is None or len(first) < 4 or len(set(held)) == 1:
+        return plain if len(first) > 3 else None
+    from scipy.stats import pearsonr, rankdata
+
+    one, other = (float(pearsonr(rankdata(values), held).statistic) for values in (first, second))
+    left = (1 - one**2) * (1 - other**2)
+    return (plain - one * other) / sqrt(left) if left > 1e-12 else None

@@ -1,11 +1,17 @@
 """Rank of the update against accuracy, as Table 2 of the paper claims a relation."""
 
+from collections.abc import Callable
+from math import log
 from statistics import fmean
 
-from randlora_pl.experiments.report.document import Table, TableCell, row
+from randlora_pl.experiments.report.document import Table, TableCell, many, row
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
-from randlora_pl.experiments.report.statistics import rank_correlation
+from randlora_pl.experiments.report.statistics import Estimate, partial_rank_correlation, rank_correlation
+
+_RANKS = ("spectrum/rank", "spectrum/effective_rank", "spectrum/stable_rank")
+_CONTROLS = {"a": "its sums come first, so that its rank is lower", "b": "it has half of the terms"}
+"""Variants of RandLoRA with as many parameters and a lower rank."""
 
 
 def rank_table(results: Results) -> Table | None:
@@ -46,3 +52,85 @@ def _ranks(results: Results, name: str, model: str, budget: str) -> tuple[dict[s
         if average and len(values) == len(runs):
             ranks[method], accuracies[method] = fmean(values), average.estimate.mean
     return ranks, accuracies
+
+
+def partial_table(results: Results) -> Table | None:
+    """Return the correlations of ranks with accuracy at equal parameters; None where too few runs have a rank.
+
+    Spearman's correlation is over the methods of each dataset and budget, of means over seeds. Its mean and interval
+    are over datasets.
+    """
+    rows = []
+    for name in _RANKS:
+        for model in results.plan.models:
+            cells = {
+                (dataset, budget): found
+                for dataset in results.plan.datasets
+                for budget in results.trained_budgets(model)
+                if len(found := _points(results, name, model, dataset, budget)) > 3
+            }
+            partial = _over_datasets(cells, lambda points: partial_rank_correlation(*zip(*points, strict=True)))
+            plain = _over_datasets(cells, lambda points: rank_correlation(*list(zip(*points, strict=True))[:2]))
+            if partial.sort is not None:
+                counts = sorted({len(found) for found in cells.values()})
+                methods = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+                shown = name.removeprefix("spectrum/").replace("_", " ")
+                rows.append(row(shown, model, partial, plain, methods, len({dataset for dataset, _ in cells})))
+    if not rows:
+        return None
+    header = row(
+        *("Metric of the update", "Model", "Correlation at equal parameters", "Correlation for any number"),
+        *("Methods", "Datasets"),
+    )
+    below = [
+        "Spearman's correlation over the methods that have the metric, within each dataset and budget, of means over "
+        "seeds. At equal parameters it is partial: what the logarithm of the trained parameters explains is removed. "
+        "Means and 95 % confidence intervals are over datasets, which share their methods. It does not show a cause.",
+        *_controls(results),
+    ]
+    title = "Rank of the update against accuracy, at equal parameters"
+    return Table("versus-rank-partial", title, header, rows, below=below, left=2)
+
+
+def _points(results: Results, name: str, model: str, dataset: str, budget: str) -> list[tuple[float, float, float]]:
+    """Return mean metric, mean accuracy and logarithm of the parameters of each method that has them."""
+    points = []
+    for method in results.methods(model, budget):
+        key = Key(model, dataset, budget, method)
+        values = [value for run in results.finished(key) if (value := run.number(name)) is not None]
+        estimate, size = results.estimate(key), results.parameters(model, method)
+        if values and estimate and size:
+            points.append((fmean(values), estimate.mean, log(size)))
+    return points
+
+
+def _over_datasets(
+    cells: dict[tuple[str, str], list[tuple[float, float, float]]],
+    of: Callable[[list[tuple[float, float, float]]], float | None],
+) -> TableCell:
+    """Return the mean of a correlation over datasets, of their means over budgets, with its interval."""
+    found: dict[str, list[float]] = {}
+    for (dataset, _), points in cells.items():
+        if (value := of(points)) is not None:
+            found.setdefault(dataset, []).append(value)
+    means = {dataset: fmean(values) for dataset, values in found.items()}
+    if not means:
+        return TableCell("not defined", missing=True)
+    estimate = Estimate(tuple(means.values()))
+    half = "" if estimate.half is None else f" ± {estimate.half:.2f}"
+    title = "; ".join(f"{dataset} {mean:+.2f}" for dataset, mean in means.items())
+    return TableCell(f"{estimate.mean:+.2f}{half}", "", title, estimate.mean)
+
+
+def _controls(results: Results) -> list[str]:
+    """Return a sentence that names the variants of RandLoRA that lower the rank at equal parameters."""
+    variants = {m: str(results.plan.fact("methods", m).get("variant")) for m in results.plan.methods}
+    named = []
+    for method, variant in variants.items():
+        runs = [run for run in results.sweep.finished if run.key.method == method]
+        ranks = [value for run in runs if (value := run.number(_RANKS[0])) is not None]
+        if variant in _CONTROLS and ranks:
+            named.append(f"{method} ({_CONTROLS[variant]}; rank {fmean(ranks):.0f})")
+    if not named:
+        return []
+    return [f"{many(len(named), 'control')} with as many parameters as RandLoRA: {', '.join(named)}."]
