@@ -32,9 +32,9 @@ Measure how well LoRA and RandLoRA with equally many parameters can express a re
   --sweeps N       Most rounds of the fit, which stops when it has converged (default: 100). 10 come close. A layer of
                    ViT-B takes about a minute at rank 32 on one core
   --seed N         Seed of RandLoRA's bases (default: 0)
-  --lead NAME ...  What leads further bases: `weights` for the top left singular vectors of the pretrained weights, or a
-                   run of the same model, for those of its update. It needs another seed, because the same batches
-                   flatter. A run of one step of SGD gives the gradient
+  --lead NAME ...  What leads further bases, by its top left singular vectors: `weights` for the pretrained weights, or
+                   a run of the same model for its update. The run needs another seed, because the same batches flatter.
+                   A run of one step of SGD gives the gradient
   --output DIR     New folder (default: runs/analyze/represent/TIME)
 
 LoRA's error is the error of the truncated singular value decomposition, the optimum: (sum_{i>k} sigma_i^2)^(1/2). The
