@@ -52,6 +52,7 @@ METHODS: dict[str, Callable[..., Adapter]] = {
     "randlora-hadamard-b-fast": lambda r, qkv: RandLoRA(r, basis="hadamard", variant="b", memory="fast", qkv=qkv),
     "randlora-low": lambda r, qkv: RandLoRA(r, memory="low", qkv=qkv),
     "randlora-ternary": lambda r, qkv: RandLoRA(r, basis="ternary", sparsity=3, qkv=qkv),
+    "randlora-lead": lambda r, qkv: RandLoRA(r, lead=2, qkv=qkv),
     "randlora-a": lambda r, qkv: RandLoRA(r, variant="a", qkv=qkv),
     "randlora-b": lambda r, qkv: RandLoRA(r, variant="b", qkv=qkv),
     "lora": lambda r, qkv: LoRA(r, alpha=4.0, qkv=qkv),
@@ -240,7 +241,7 @@ def randomise(model: nn.Module, std: float = 0.2) -> None:
     for parameter in trainable_parameters(model).values():
         parameter.add_(std * torch.randn_like(parameter))
     for name, buffer in update_buffers(model).items():
-        if name.endswith(".v"):  # AutoLoRA's selection variables
+        if name.endswith((".v", ".lead")):  # AutoLoRA's selection variables, RandLoRA's leading columns
             buffer.add_(torch.randn_like(buffer))
 
 

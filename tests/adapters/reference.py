@@ -27,6 +27,7 @@ from randlora_pl.adapters.methods.full_rank.hira import HiRADelta
 from randlora_pl.adapters.methods.full_rank.kradapter import KRAdapterDelta
 from randlora_pl.adapters.methods.full_rank.oft import OFTDelta
 from randlora_pl.adapters.methods.full_rank.pranc import PRANCDelta
+from randlora_pl.adapters.methods.full_rank.lead import LedRandLoRADelta
 from randlora_pl.adapters.methods.full_rank.randlora_update import RandLoRADelta, SummedRandLoRADelta
 from randlora_pl.adapters.methods.full_rank.shira import SHiRADelta
 from randlora_pl.adapters.methods.full_rank.svft import SVFTDelta
@@ -326,8 +327,12 @@ def _randlora(delta: Any, out_features: int, in_features: int) -> Matrix:
         result = randlora_a(a, b, _list(delta.lambdas), _list(delta.gammas), delta.scaling)
     else:
         form = randlora_peft if delta.pairing == "peft" else randlora
-        a = _list(delta.bases.A[0, :rank, :small])
-        result = form(a, b, _list(delta.lambdas), _list(delta.gammas), delta.scaling)
+        a, lam, gam = _list(delta.bases.A[0, :rank, :small]), _list(delta.lambdas), _list(delta.gammas)
+        leads = transpose(_list(delta.lead)) if isinstance(delta, LedRandLoRADelta) else []
+        others = [[0.0, *line[1:]] if j < len(leads) else line for j, line in enumerate(lam)]
+        result = form(a, b, others, gam, delta.scaling)
+        for j, column in enumerate(leads):
+            add_outer(result, delta.scaling * lam[j][0], column, gam[j])
     return transpose(result) if out_features < in_features else result
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape
 from randlora_pl.adapters.kernels.hadamard import STRUCTURE, copies
+from randlora_pl.adapters.methods.full_rank.lead import LedRandLoRADelta
 from randlora_pl.adapters.methods.full_rank.randlora_update import RandLoRADelta, SummedRandLoRADelta
 from randlora_pl.adapters.random_bases import Bases, Distribution, check_sparsity, draw
 from randlora_pl.utils.errors import UserError
@@ -69,6 +70,8 @@ class RandLoRA(Adapter):
             ``low`` builds it again; ``auto`` builds it again if that adds less than a twentieth to the time
             (multiplications on a CPU; also bytes and kernels on a GPU). All but ``low`` keep S over the uses of a step.
         lambda_rate: Learning rate of lambda, as a factor of gamma's; 1 is the paper's.
+        lead: Number of leading terms with columns of their own, which files store: the rank of a LoRA that
+            ``--from-form absorbed`` has put into them. Without one they are zero. A number, or numbers by pattern.
         options: Options of every method, see `Adapter`.
     """
 
@@ -86,6 +89,7 @@ class RandLoRA(Adapter):
         matched_rank: int = 6,
         memory: Literal["auto", "low", "fast"] = "auto",
         lambda_rate: float = 1.0,
+        lead: int | dict[str, int] = 0,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -103,7 +107,9 @@ class RandLoRA(Adapter):
         numbers = num_bases.values() if isinstance(num_bases, dict) else [num_bases]
         if num_bases not in ("ceil", "floor+1") and not all(isinstance(each, int) and each > 0 for each in numbers):
             raise UserError(f"RandLoRA: num_bases is {num_bases!r}. Set ceil, floor+1 or a positive integer.")
-        self.rank, self.alpha, self.num_bases = rank, alpha, num_bases
+        if lead and variant == "a":
+            raise UserError("RandLoRA: variant a sums its bases, so it has no leading terms. Set lead to 0.")
+        self.rank, self.alpha, self.num_bases, self.lead = rank, alpha, num_bases, lead
         self.basis, self.sparsity, self.a_basis, self.init = basis, check_sparsity(sparsity), a_basis, init
         self.pairing, self.variant, self.memory = pairing, variant, memory
         self.matched_rank = self.positive("matched_rank", matched_rank)
@@ -141,6 +147,16 @@ class RandLoRA(Adapter):
         covered = 2 * rank if self.variant == "b" else rank
         return small // covered + 1 if number == "floor+1" else -(-small // covered)
 
+    def leads_of(self, shape: WeightShape) -> int:
+        """Return the number of leading terms for one layer, at most n."""
+        lead, count = self.of(self.lead, shape, 0), self.bases_of(shape)
+        if not 0 <= lead <= count:
+            raise UserError(
+                f"RandLoRA: lead is {lead}, but {shape.layer} has {count} bases. Lower the rank of RandLoRA, or keep "
+                "the LoRA beside it (--from-form beside)."
+            )
+        return int(lead)
+
     def count(self, shape: WeightShape) -> int:
         """Return n (r + d)."""
         return self.bases_of(shape) * (self.rank_of(shape) + shape.small)
@@ -164,5 +180,7 @@ class RandLoRA(Adapter):
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> DeltaWeight:
         """Create the update of one weight, with lambda (n, r) and gamma (n, d)."""
         assert bases is not None
+        if lead := self.leads_of(shape):
+            return LedRandLoRADelta(self, shape, weight, bases, lead)
         kind = SummedRandLoRADelta if self.variant == "a" else RandLoRADelta
         return kind(self, shape, weight, bases)
