@@ -25,9 +25,9 @@ from randlora_pl.adapters.methods.fixed_rank.pissa import MinorDelta, PiSSADelta
 from randlora_pl.adapters.methods.fixed_rank.vera import VeRADelta
 from randlora_pl.adapters.methods.full_rank.hira import HiRADelta
 from randlora_pl.adapters.methods.full_rank.kradapter import KRAdapterDelta
+from randlora_pl.adapters.methods.full_rank.lead import LedRandLoRADelta
 from randlora_pl.adapters.methods.full_rank.oft import OFTDelta
 from randlora_pl.adapters.methods.full_rank.pranc import PRANCDelta
-from randlora_pl.adapters.methods.full_rank.lead import LedRandLoRADelta
 from randlora_pl.adapters.methods.full_rank.randlora_update import RandLoRADelta, SummedRandLoRADelta
 from randlora_pl.adapters.methods.full_rank.shira import SHiRADelta
 from randlora_pl.adapters.methods.full_rank.svft import SVFTDelta

@@ -74,6 +74,7 @@ WIDE, SMALL = WeightShape("a", 20, 12), WeightShape("b", 6, 18)
     ("adapter", "shapes", "message"),
     [
         (RandLoRA(3, variant="a"), [WIDE], "variant a is a product of two sums"),
+        (RandLoRA(3, lead=2), [WIDE], "it has columns of its own"),
         (RandLoRA({"a": 3, "b": 2}), [WIDE, SMALL], "its layers have ranks 2 and 3; PEFT's RandLoRA has one"),
         (RandLoRA(3), [WIDE, SMALL], "its layers have 2 and 4 bases, and pairing: equation permutes all of them alike"),
         (RandLoRA(3, num_bases="floor+1"), [WIDE], "it has 5 bases of rank 3; PEFT makes 4"),

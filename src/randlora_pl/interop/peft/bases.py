@@ -103,6 +103,8 @@ def arrange(adapter: RandLoRA, shapes: Sequence[WeightShape], bases: Bases) -> t
     """
     if adapter.variant == "a":
         raise UserError("variant a is a product of two sums; PEFT has one sum of products")
+    if adapter.lead:
+        raise UserError("it has columns of its own (lead), and PEFT has random bases only")
     ranks = sorted({adapter.rank_of(shape) for shape in shapes})
     if len(ranks) > 1:
         raise UserError(f"its layers have ranks {_listed(ranks)}; PEFT's RandLoRA has one rank")
