@@ -31,6 +31,7 @@ from randlora_pl.adapters.methods.full_rank.pranc import PRANCDelta
 from randlora_pl.adapters.methods.full_rank.randlora_update import RandLoRADelta, SummedRandLoRADelta
 from randlora_pl.adapters.methods.full_rank.shira import SHiRADelta
 from randlora_pl.adapters.methods.full_rank.svft import SVFTDelta
+from randlora_pl.adapters.methods.full_rank.together import TogetherDelta
 from randlora_pl.utils.rng import stream
 
 Matrix = list[list[float]]
@@ -52,6 +53,11 @@ def product(left: Matrix, right: Matrix) -> Matrix:
     for k, row in enumerate(right):
         add_outer(result, 1.0, [line[k] for line in left], row)
     return result
+
+
+def together(parts: list[Matrix]) -> Matrix:
+    """The sum of the parts' updates, entry by entry."""
+    return [[sum(values) for values in zip(*lines, strict=True)] for lines in zip(*parts, strict=True)]
 
 
 def transpose(matrix: Matrix) -> Matrix:
@@ -376,6 +382,8 @@ def _update(delta: DeltaWeight, weight: Tensor) -> Matrix:
         return hira(_list(weight), _list(delta.A), _list(delta.B))
     if isinstance(delta, KRAdapterDelta):
         return kradapter(_list(delta.U), _list(delta.V), delta.alpha, out_features, in_features)
+    if isinstance(delta, TogetherDelta):
+        return together([_update(part, weight) for part in delta.parts])  # type: ignore[arg-type]
     if isinstance(delta, SHiRADelta):
         return shira(delta.places.tolist(), _list(delta.values), out_features, in_features)
     raise AssertionError(f"no reference for {type(delta).__name__}")

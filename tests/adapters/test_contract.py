@@ -37,6 +37,7 @@ COMPILED = [
     ("autolora", "linear-in<out"),
     ("autolora-bases", "linear-in>out"),
     ("dora-randlora", "timm-split"),
+    ("together", "mha-packed"),
 ]
 
 

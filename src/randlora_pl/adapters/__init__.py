@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         PiSSA,
         RandLoRA,
         SHiRA,
+        Together,
         VeRA,
     )
     from randlora_pl.adapters.methods.optimizer.projected_adamw import ProjectedAdamW
@@ -88,6 +89,7 @@ __all__ = [
     "ProjectedAdamW",
     "RandLoRA",
     "SHiRA",
+    "Together",
     "VeRA",
     "adapted_layers",
     "delta_weights",

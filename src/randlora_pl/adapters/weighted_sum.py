@@ -24,18 +24,19 @@ class WeightedSum(DeltaWeight):
         self.parts, self.weights = nn.ModuleList(parts), tuple(weights)
         self.fixed = all(part.fixed for part in parts)
 
-    def _pairs(self) -> list[tuple[DeltaWeight, float]]:
-        return list(zip(self.parts, self.weights, strict=True))  # type: ignore[arg-type]
+    def _sum(self, of: Callable[[DeltaWeight], Tensor]) -> Tensor:
+        """Return the weighted sum of a tensor of each part."""
+        pairs: zip[tuple[DeltaWeight, float]] = zip(self.parts, self.weights, strict=True)  # type: ignore[arg-type]
+        first, *others = (of(part) if factor == 1 else factor * of(part) for part, factor in pairs)
+        return sum(others, first)
 
     def delta(self) -> Tensor:
         """Return the weighted sum of the updates, (out, in)."""
-        first, *others = (weight * part.delta() for part, weight in self._pairs())
-        return sum(others, first)
+        return self._sum(lambda part: part.delta())
 
     def change(self, weight: Tensor) -> Tensor:
         """Return sum_i w_i (W_i - W0), (out, in)."""
-        first, *others = (factor * part.change(weight) for part, factor in self._pairs())
-        return sum(others, first)
+        return self._sum(lambda part: part.change(weight))
 
     def effective_weight(self, weight: Tensor) -> Tensor:
         """Return W0 + sum_i w_i (W_i - W0), (out, in)."""
@@ -50,10 +51,8 @@ class WeightedSum(DeltaWeight):
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
         """Return the weighted sum of the parts' contributions, (..., in) to (..., out)."""
-        first, *others = (factor * part.contribution(x, weight) for part, factor in self._pairs())
-        return sum(others, first)
+        return self._sum(lambda part: part.contribution(x, weight))
 
     def apart(self, x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor], groups: int) -> Tensor:
         """Return the weighted sum of the parts' contributions, each with its own dropout."""
-        first, *others = (factor * part.apart(x, weight, product, groups) for part, factor in self._pairs())
-        return sum(others, first)
+        return self._sum(lambda part: part.apart(x, weight, product, groups))

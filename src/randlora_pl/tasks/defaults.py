@@ -32,11 +32,10 @@ FROZEN_DTYPES = ("float32", "bfloat16", "auto")
 def default_learning_rate(adapter: Adapter, vision_only: bool) -> float:
     """Return the paper's learning rate for a method and an image tower (section 5.2) or both towers (section 5.3).
 
-    DoRA takes the rate of its inner method.
+    DoRA takes the rate of its inner method, and a sum of methods the lowest of its parts' rates.
     """
     rates = _TABLE_8 | _NOT_IN_THE_PAPER | (_VISION_ONLY if vision_only else {})
-    own = getattr(adapter, "inner", adapter)
-    return svft_rate(own) if isinstance(own, SVFT) else rates[own.method()]
+    return min(svft_rate(each) if isinstance(each, SVFT) else rates[each.method()] for each in adapter.leaves())
 
 
 def svft_rate(adapter: SVFT) -> float:

@@ -16,6 +16,7 @@ from randlora_pl.adapters.methods.full_rank.pranc import PRANC
 from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
 from randlora_pl.adapters.methods.full_rank.shira import SHiRA
 from randlora_pl.adapters.methods.full_rank.svft import SVFT
+from randlora_pl.adapters.methods.full_rank.together import Together
 from randlora_pl.adapters.methods.optimizer.galore import Fira, GaLore
 from randlora_pl.adapters.methods.whole.full import BitFit, Frozen, FullFineTuning, LinearProbe
 
@@ -41,5 +42,6 @@ __all__ = [
     "PiSSA",
     "RandLoRA",
     "SHiRA",
+    "Together",
     "VeRA",
 ]

@@ -27,9 +27,10 @@ _RATES = {
 
 
 def default_learning_rate(task: AdaptationTask, adapter: Adapter) -> float:
-    """Return the learning rate of the released scripts; DoRA has the rate of its inner method."""
-    own = getattr(adapter, "inner", adapter)
-    return svft_rate(own) if isinstance(own, SVFT) else _RATES.get(own.method(), 1e-4)
+    """Return the learning rate of the released scripts: the lowest of the methods inside the adapter."""
+    return min(
+        svft_rate(each) if isinstance(each, SVFT) else _RATES.get(each.method(), 1e-4) for each in adapter.leaves()
+    )
 
 
 def default_targets(task: AdaptationTask, model: Any) -> list[str] | None:

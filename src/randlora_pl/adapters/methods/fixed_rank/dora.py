@@ -33,6 +33,10 @@ class DoRA(Adapter):
         inner = LoRA() if inner is None else inner
         if inner.trains_base or isinstance(inner, DoRA | AutoLoRA) or not inner.fixed:
             raise UserError(f"DoRA: inner is {inner.method()}. Choose a method whose update is a matrix, such as LoRA.")
+        if inner.nested_options() and any(leaf.dropout for leaf in inner.leaves()):
+            raise UserError(
+                f"DoRA: parts of its inner {inner.method()} have dropout, which has no place here. Set it to 0."
+            )
         super().__init__(qkv=inner.qkv, match=inner.match, seed=inner.seed)
         self.inner = inner
         self.decay = inner.decay
