@@ -86,6 +86,8 @@ def _metadata(file: Path) -> Any:
 
 def _as_class(description: Any, file: Path, known: Mapping[str, Any] | None = None) -> Any:
     """Return ``{"method": ..., "options": ...}`` of a file as ``class_path`` and ``init_args``."""
+    if isinstance(description, list) and any(isinstance(each, dict) for each in description):
+        return [_as_class(each, file, known) for each in description]
     if not (isinstance(description, dict) and "method" in description):
         _check_no_class(description, file)
         return description

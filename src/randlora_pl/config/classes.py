@@ -13,6 +13,8 @@ Tree = dict[str, Any]
 
 CLASSES = ("model", "model.adapter", "model.adapter.inner", "model.prompts", "model.head", "model.regulation")
 """Options with a class as value, each after the one whose argument it is."""
+LISTED = "parts"
+"""Argument of an adapter that is a list of adapters."""
 _MAY_BE_NONE = ("model.head", "model.regulation")
 CLASS_KEYS = frozenset({"class_path", "init_args", "dict_kwargs"})
 """Keys by which a config builds an object of any class."""
@@ -50,12 +52,15 @@ def _as_class(option: str, value: Any) -> Tree:
             arguments[name] = _as_class(f"{option}.{name}", arguments[name])
         elif f"{option}.{name}" not in _MAY_BE_NONE:
             del arguments[name]
+    if option.startswith("model.adapter") and isinstance(arguments.get(LISTED), list):
+        arguments[LISTED] = [_as_class(f"{option}.{LISTED}", each) for each in arguments[LISTED]]
     return node | ({"init_args": arguments} if arguments else {})
 
 
 def _inside(option: str) -> list[str]:
     """Return the names of the arguments of an option's class that are classes themselves."""
-    return [name for place, _, name in (each.rpartition(".") for each in CLASSES) if place == option]
+    place = "model.adapter" if option.startswith("model.adapter.") else option  # an adapter in another is like any
+    return [name for above, _, name in (each.rpartition(".") for each in CLASSES) if above == place]
 
 
 def _mapping(what: str, value: Any, other: str = "") -> Tree:

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from randlora_pl.config.classes import CLASSES, Tree, normalize, with_default_classes
+from randlora_pl.config.classes import CLASSES, LISTED, Tree, normalize, with_default_classes
 from randlora_pl.config.run_length import without_other_length
 from randlora_pl.config.shipped import find_config
 from randlora_pl.utils.class_paths import public_path
@@ -221,7 +221,7 @@ def _hint(word: str) -> str:
 
 def _take_classes(command: Command) -> None:
     """Put typed classes into the config; one that differs from the config's drops the options of the old one."""
-    for option in CLASSES:
+    for option in (*CLASSES, f"model.adapter.{LISTED}"):
         text = command.values.get(option)
         if text is None:
             continue
@@ -230,7 +230,7 @@ def _take_classes(command: Command) -> None:
         for name in reversed(option.split(".")):
             tree = {name: tree}
         command.config = merge(command.config, normalize(tree)) if value is not None else command.config
-        if not isinstance(value, str):  # a mapping, which is in the config now; anything else was refused
+        if not isinstance(value, str):  # a mapping or a list, which is in the config now; anything else was refused
             _remove(command, option)
 
 

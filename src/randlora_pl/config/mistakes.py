@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.config.compose import DEFAULTS, Command, compose, is_option
+from randlora_pl.config.parts import PARTS, check_parts
 from randlora_pl.config.validate import (
     check_option,
     class_choices,
@@ -101,6 +102,7 @@ def mistakes(command: Command) -> Iterator[Mistake]:
             for found in _caught(key, partial(check_type, command, key, known.kind, value)):
                 wrong.add(key)
                 yield found
+    yield from _caught(PARTS, partial(check_parts, command, PARTS, flat.get(PARTS)))
     flat = {key: value for key, value in flat.items() if key not in wrong}
     yield from _caught("print_config", partial(_check_flags, command.values.get("print_config", "")))
     yield from _caught("seed_everything", partial(_check_seed, flat.get("seed_everything", 0)))

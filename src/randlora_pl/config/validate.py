@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.config.class_index import ClassSource, Option, read_classes, subclasses, trainer_options
-from randlora_pl.config.classes import CLASS_KEYS, normalize
+from randlora_pl.config.classes import CLASS_KEYS, LISTED, normalize
 from randlora_pl.config.compose import Command, flatten, read_config, short_name
 from randlora_pl.utils.errors import UserError, brief, near, shortened
 from randlora_pl.utils.signatures import OTHER_NAMES
@@ -196,6 +196,10 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
         return f" It needs {_NEEDS[rest[0]]}: --model {' or '.join(fits)}."
     if "inner" in (groups.get(group) or ()) and rest[0] in adapters()["LoRA"].options:
         return f" Did you mean --{group}.inner.{rest[0]}?"
+    if LISTED in (groups.get(group) or ()) and rest[0] in adapters()["LoRA"].options:
+        return (
+            f" It belongs to one of the parts: --{group}.{LISTED} '[{{class_path: LoRA, {rest[0]}: ...}}, RandLoRA]'."
+        )
     if (group, rest[0]) == ("model.adapter", "match"):
         return " It chooses the size of an update. This method has none, because it trains the model's own tensors."
     known = class_choices().get(group, {})

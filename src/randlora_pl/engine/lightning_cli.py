@@ -32,7 +32,7 @@ from randlora_pl.callbacks import (
     ValidationSchedule,
     WrittenAnswers,
 )
-from randlora_pl.config.classes import Tree
+from randlora_pl.config.classes import LISTED, Tree
 from randlora_pl.config.compose import Command
 from randlora_pl.config.validate import tasks
 from randlora_pl.engine.error_messages import build_error, parse_error
@@ -87,6 +87,8 @@ def _write_defaults(node: Any, package: str) -> None:
     node["init_args"] = options = options | (node.get("init_args") or {})
     if "inner" in options:  # DoRA's inner method is LoRA by default, so that its options can be typed without its name
         options["inner"] = {"class_path": "randlora_pl.adapters.LoRA"} | (options["inner"] or {})
+    for part in options.get(LISTED) or ():
+        _write_defaults(part, package)
 
 
 def as_text(tree: Tree) -> str:

@@ -277,6 +277,6 @@ def plain(value: Any) -> Any:
         options = {name: plain(getattr(value, name)) for name in value.options()}
         path = public_path(f"{type(value).__module__}.{type(value).__qualname__}")
         return {"class_path": path} | ({"init_args": options} if options else {})
-    if isinstance(value, tuple):
+    if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value

@@ -8,6 +8,7 @@ from typing import Any
 from randlora_pl.adapters import inject
 from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.adapters.optimizer import optimizer_numbers
+from randlora_pl.config.classes import LISTED
 from randlora_pl.experiments.sweep.description import Tree
 from randlora_pl.language.tasks.common import default_targets
 from randlora_pl.language.tasks.meta import meta_backbone
@@ -131,4 +132,6 @@ def _described(node: Any) -> dict[str, Any] | None:
     options = dict(node.get("init_args") or {}) if isinstance(node, dict) else {}
     if "inner" in options:
         options["inner"] = _described({"class_path": "LoRA"} | options["inner"]) or {}
+    if options.get(LISTED):
+        options[LISTED] = [_described(each) or {} for each in options[LISTED]]
     return {"method": _short(name), "options": options}

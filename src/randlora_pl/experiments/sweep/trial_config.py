@@ -1,8 +1,9 @@
 """The config of a trial: a model's configs, then options, then what its method lays over them."""
 
 import copy
+from typing import Any
 
-from randlora_pl.config.classes import Tree, normalize, with_default_classes
+from randlora_pl.config.classes import LISTED, Tree, normalize, with_default_classes
 from randlora_pl.config.compose import DEFAULTS, Command, merge, nested, read_config
 from randlora_pl.config.mistakes import check_names
 from randlora_pl.config.shipped import find_config
@@ -55,15 +56,21 @@ def _configs(given: str | list[str] | Tree) -> list[Tree]:
     return [read_config(find_config(name)) for name in ([given] if isinstance(given, str) else given)]
 
 
+def _as_class(value: Any) -> Any:
+    """Return ``{adapter: NAME, ...}`` as ``{class_path: NAME, ...}``, with the adapters among its options."""
+    if isinstance(value, list):
+        return [_as_class(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    options = {name: _as_class(each) if name in ("inner", LISTED) else each for name, each in value.items()}
+    return {"class_path": options.pop("adapter")} | options if "adapter" in options else options
+
+
 def method_layers(facts: Tree) -> list[Tree]:
     """Return the options of a method on top of a model's config."""
     model: Tree = {key: facts[key] for key in RATES if key in facts}
     if "task" in facts:
         model["class_path"] = facts["task"]
-    options = {key: value for key, value in facts.items() if key not in METHOD}
-    adapter = ({"class_path": facts["adapter"]} if "adapter" in facts else {}) | options
-    if isinstance(options.get("inner"), dict) and "adapter" in options["inner"]:
-        inner = dict(options["inner"])
-        adapter["inner"] = {"class_path": inner.pop("adapter")} | inner
+    adapter = _as_class({key: value for key, value in facts.items() if key == "adapter" or key not in METHOD})
     model |= {"adapter": adapter} if adapter else {}
     return [*_configs(facts.get("config") or []), {"model": model} if model else {}, nested(facts.get("set", {}))]

@@ -128,7 +128,7 @@ def _read(file: Path) -> dict[str, Any]:
         ) from error
 
 
-_SHOWN = ("rank", "alpha", "basis", "inner")
+_SHOWN = ("rank", "alpha", "basis", "inner", "parts")
 _NAMES = {
     "test/acc": "test accuracy", "test/loss": "test loss", "zeroshot/acc": "test accuracy before training",
     "val/acc": "validation accuracy", "data/test": "test images", "data/train": "training images",
@@ -177,10 +177,11 @@ def _config(file: AdapterFile, config: Mapping[str, Any]) -> tuple[str, str]:
     return yaml.safe_dump(portable(with_public_paths(tree)), sort_keys=False, allow_unicode=True), note
 
 
-def _as_class(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a method and its options in the form of a config."""
-    options = {
-        name: _as_class(value) if isinstance(value, dict) and "method" in value else value
-        for name, value in description["options"].items()
-    }
-    return {"class_path": description["method"], "init_args": options}
+def _as_class(value: Any) -> Any:
+    """Return the description of a method, or of several, in the form of a config; return any other value unchanged."""
+    if isinstance(value, list):
+        return [_as_class(each) for each in value]
+    if not (isinstance(value, dict) and "method" in value):
+        return value
+    options = {name: _as_class(each) for name, each in value["options"].items()}
+    return {"class_path": value["method"], "init_args": options}

@@ -36,15 +36,18 @@ class Together(Adapter):
         self, parts: list[Adapter] | None = None, rates: list[float] | None = None, seed: int | None = None
     ) -> None:
         parts = [LoRA(8), RandLoRA(6)] if parts is None else list(parts)
-        wrong = [part.method() for part in parts if part.trains_base or isinstance(part, Together | AutoLoRA)]
-        if wrong or len(parts) < 2:
-            what = f"{wrong[0]} among its parts" if wrong else f"{len(parts)} parts"
-            raise UserError(f"Together has {what}. Give two or more methods that add to frozen weights, such as LoRA.")
+        if len(parts) < 2 or any(part.trains_base or isinstance(part, Together | AutoLoRA) for part in parts):
+            found = ", ".join(part.method() for part in parts) or "none"
+            raise UserError(
+                f"Together: parts are {found}. Give two or more methods that add to frozen weights, as LoRA."
+            )
         if len({part.qkv for part in parts}) > 1:
             raise UserError("Together: some parts have qkv packed and some split. Set the same in all parts.")
-        found = [leaf.method() for part in parts for leaf in part.leaves() if _has_procedure(leaf)]
-        if len(found) > 1:
-            raise UserError(f"Together: {' and '.join(found)} have training procedures of their own. Keep one of them.")
+        procedures = [leaf.method() for part in parts for leaf in part.leaves() if _has_procedure(leaf)]
+        if len(procedures) > 1:
+            raise UserError(
+                f"Together: {' and '.join(procedures)} have training procedures of their own. Keep one of them."
+            )
         if rates is not None and not (len(rates) == len(parts) and all(0 < rate < math.inf for rate in rates)):
             raise UserError(f"Together: rates is {rates!r}. Set a positive number for each of the {len(parts)} parts.")
         super().__init__(qkv=parts[0].qkv, seed=seed)
