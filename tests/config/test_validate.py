@@ -6,6 +6,8 @@ from randlora_pl.config.mistakes import check_names
 from tests.support.cli import Run
 from tests.support.products import in_one_item
 
+PARTS = '--model.adapter Together --model.adapter.parts [{"class_path":"LoRA","'
+
 
 @in_one_item(
     ("words", "hint"),
@@ -18,6 +20,20 @@ from tests.support.products import in_one_item
         ("--model.init_args.adapter.init_args.rnk 4", "--model.adapter.rank"),
         ("--model.adapter DoRA --model.adapter.inner LoRA --model.adapter.inner.rnk 4", "--model.adapter.inner.rank"),
         ("--model.adapter DoRA --model.adapter.rank 4", "Did you mean --model.adapter.inner.rank?"),
+        (
+            "--model.adapter Together --model.adapter.rank 4",
+            "It belongs to one of the parts: --model.adapter.parts '[{cla",
+        ),
+        ("--model.adapter.parts [LoRA,RandLoRA]", "It belongs to Together: --model.adapter Together."),
+        (
+            "--model.adapter Together --model.adapter.parts LoRA",
+            "give a list, such as",
+        ),
+        ('--model.adapter Together --model.adapter.parts [{"rank":2}]', "give a list, such as '[{class_path: LoRA"),
+        ("--model.adapter Together --model.adapter.parts [LoRA,LoRB]", "Did you mean 'LoRA'"),
+        (f'{PARTS}rnk":2}},LoRA]', "--model.adapter.parts: LoRA has no option 'rnk'. Did you mean 'rank'?"),
+        (f'{PARTS}rank":"x"}},LoRA]', "--model.adapter.parts.0.rank: expected a whole number"),
+        (f'{PARTS}targets":"q"}},LoRA]', "all parts adapt the same layers. Set --model.targets instead"),
         ("--model VisionTask", "'VisionLanguageTask'"),
         ("--rank 4", "Did you mean --model.adapter.rank"),
         ("--shots 4", "Did you mean --data.shots"),

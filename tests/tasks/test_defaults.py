@@ -23,6 +23,7 @@ from randlora_pl.adapters import (
     NoLA,
     RandLoRA,
     SHiRA,
+    Together,
     VeRA,
 )
 from randlora_pl.tasks import LinearHeadTask
@@ -40,6 +41,8 @@ RATES: list[tuple[Adapter, float, float]] = [
     (RandLoRA(), 1e-3, 1e-2),
     (DoRA(LoRA()), 1e-3, 1e-2),
     (DoRA(VeRA()), 1e-2, 1e-2),
+    (Together(), 1e-3, 1e-2),
+    (Together([VeRA(), NoLA()]), 1e-3, 1e-3),
     (SVFT("plain", 9), 5e-2, 5e-2),
     (SVFT("banded", 3), 5e-3, 5e-3),
     (GaLore(), 3e-5, 3e-5),

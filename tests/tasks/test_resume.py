@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters import Fira, ProjectedAdamW, RandLoRA, SHiRA
+from randlora_pl.adapters import Adapter, Fira, LoRA, ProjectedAdamW, RandLoRA, SHiRA, Together
 from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.methods.full_rank import shira
 from randlora_pl.data import ImageData
@@ -85,7 +85,9 @@ def test_resumed_run_ends_with_the_same_bits(
 ) -> None:
     data = {"steps": STEPS, "batch_size": 4, "sampling": sampling}
     options: dict[str, Any] = {"accumulate_grad_batches": accumulate}
-    adapter = RandLoRA(rank=16, dropout=0.2, lambda_rate=accumulate)  # two groups of the optimizer, or one
+    adapter: Adapter = RandLoRA(rank=16, dropout=0.2, lambda_rate=accumulate)
+    if accumulate > 1:  # with four groups of the optimizer, or one
+        adapter = Together([LoRA(2, dropout=0.1), adapter], [5, 0.5])
     whole, path = task(adapter=adapter), tmp_path / "middle.ckpt"
     _, undisturbed = run(whole, data, callbacks=[SaveAt(path, step)], **options)
     torch.manual_seed(123)  # another process has another state

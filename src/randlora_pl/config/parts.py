@@ -21,7 +21,7 @@ def check_parts(command: Command, option: str, parts: Any) -> None:
         parts: Its value; None if it is not given.
 
     Raises:
-        UserError: It is no list of adapters, or a class, an option or a value is wrong.
+        UserError: The value is anything but a list of adapters, or a class, an option or a value is wrong.
     """
     if parts is None:
         return

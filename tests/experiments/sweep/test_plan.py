@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from randlora_pl.experiments.sweep.expand import counts
 from randlora_pl.experiments.sweep.plan import Labels, digest, only, result_key, shard
 from randlora_pl.utils.errors import UserError
 from tests.experiments.sweep.grids import GRID, cells_of
@@ -95,9 +96,18 @@ def test_an_untrained_model_is_not_the_training_with_its_config() -> None:
     assert untrained.flat == full.flat and untrained.hash != full.hash
 
 
-def test_dora_around_another_method() -> None:
-    (cell,) = cells_of(methods={"DoRA": {"adapter": "DoRA", "inner": {"adapter": "LoRA", "match": "randlora:6"}}})
-    assert cell.flat["model.adapter.inner"] == "LoRA" and cell.flat["model.adapter.inner.match"] == "randlora:6"
+def test_methods_inside_a_method() -> None:
+    lora = {"adapter": "LoRA", "match": "randlora:6"}
+    dora = {"adapter": "DoRA", "inner": lora}
+    both = {"adapter": "Together", "parts": [dora, {"adapter": "randlora", "rank": 9}], "rates": [2, 1]}
+    around, summed = cells_of(methods={"DoRA": dora, "sum": both})
+    assert around.flat["model.adapter.inner"] == "LoRA" and around.flat["model.adapter.inner.match"] == "randlora:6"
+    first, second = summed.flat["model.adapter.parts"]
+    assert second == {"class_path": "RandLoRA", "init_args": {"rank": 9}}
+    assert first["init_args"]["inner"] == {"class_path": "LoRA", "init_args": {"match": "randlora:6"}}
+    found, budget = counts(summed.tree), counts(cells_of(methods={"x": {"adapter": "RandLoRA", "rank": 6}})[0].tree)
+    assert found is not None and budget is not None
+    assert abs(found.trainable / budget.trainable - 1) < 0.1
 
 
 def test_the_hash_is_the_same_in_every_version() -> None:

@@ -20,6 +20,7 @@ from randlora_pl.adapters import (
     NoLA,
     PiSSA,
     RandLoRA,
+    Together,
     VeRA,
     inject,
     read_adapter,
@@ -80,6 +81,7 @@ def test_forms_that_are_not_peft_s_own(name: str, tmp_path: Path) -> None:
     ("adapter", "targets", "message"),
     [
         (NoLA(3, num_bases=8), None, "PEFT does not have this method. Use --to lora --rank K .*adapter merge"),
+        (Together([LoRA(2), RandLoRA(3)]), None, "PEFT has no sum of methods. Use --to lora --rank K .*adapter merge"),
         (BitFit(), None, "PEFT does not have this method. Use `randlora-pl adapter merge`"),
         (DoRA(RandLoRA(4)), None, "PEFT's DoRA wraps LoRA only, this one wraps RandLoRA"),
         (RandLoRA(4, qkv="split"), None, "blocks.0.attn.qkv.q is a block of a packed weight"),

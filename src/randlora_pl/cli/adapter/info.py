@@ -127,5 +127,5 @@ def _short(value: Any) -> str:
     if isinstance(value, list) and len(value) > 4:
         return f"{', '.join(map(str, value[:4]))}, ... ({len(value)})"
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join(map(_short, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)

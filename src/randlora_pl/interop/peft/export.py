@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from randlora_pl.adapters import AdaLoRA, AdapterFile, AutoLoRA, DoRA, LoRA, RandLoRA, VeRA, read_adapter
+from randlora_pl.adapters import AdaLoRA, AdapterFile, AutoLoRA, DoRA, LoRA, RandLoRA, Together, VeRA, read_adapter
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.targets.sites import is_packed_linear
@@ -167,7 +167,8 @@ def to_peft(
     check_fixed(adapter, file.path)
     translation = next((each for each in TRANSLATIONS.values() if isinstance(adapter, each.method)), None)
     if not (translation or isinstance(adapter, RandLoRA | LoRA | VeRA | DoRA)):
-        raise refusal(named, "PEFT does not have this method")
+        sums = isinstance(adapter, Together)
+        raise refusal(named, "PEFT has no sum of methods" if sums else "PEFT does not have this method")
     if isinstance(adapter, DoRA) and not isinstance(adapter.inner, LoRA):
         raise refusal(named, f"PEFT's DoRA wraps LoRA only, this one wraps {adapter.inner.method()}")
     parts = _parts(file)

@@ -116,7 +116,7 @@ class TogetherDelta(WeightedSum):
         self.rates = {f"parts.{place}": rate for place, rate in enumerate(rates or ())}
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Apply the first part that is no thin product with W0, and add the outputs of the others.
+        """Apply W0 with the first part that has no thin product, and add the outputs of the others.
 
         So neither the sum nor the matrix of a thin part, such as LoRA's, is built.
         """
