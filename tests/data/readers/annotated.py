@@ -249,7 +249,8 @@ def emoji(root: Path) -> Made:
             for image in images.values():
                 write(home / "img/google/64" / image, (code - 0x1F000) % 1000)
         plain, *others = [{"image": image, "has_img_google": drawn} for image in images.values()]
-        entry = {"name": name, "short_names": short_names, **plain}
+        entry = {"name": name, "short_names": short_names, "unified": f"{code:X}", "category": "A", "subcategory": "a"}
+        entry |= plain
         rows.append(entry | ({"skin_variations": dict(zip([*images][1:], others, strict=True))} if tones else {}))
 
     for label in range(313):

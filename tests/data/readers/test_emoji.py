@@ -1,17 +1,48 @@
-"""Emoji by skin tone: what is held out, few shots of small classes, and damaged lists."""
+"""Emoji by skin tone, name and group: what is held out, few shots of small classes, and damaged lists."""
 
 import json
+import random
+import re
+import shutil
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from randlora_pl.data.catalog.registry import default_root, find
 from randlora_pl.data.check import check
-from randlora_pl.data.readers.emoji import tones
+from randlora_pl.data.readers.dispatch import Samples, read
+from randlora_pl.data.readers.emoji import kinds, names, tones
 from randlora_pl.data.sampling.splits import Splits, subset
 from randlora_pl.models.tiny import tiny_tokenizer
 from randlora_pl.utils.errors import UserError
 from tests.data.readers.conftest import Copies
+from tests.data.readers.pictures import Writer
+
+VENDORS = ("google", "apple", "twitter", "facebook")
+FOUR = ("emoji_names", "emoji_names_mixed", "emoji_groups", "emoji_subgroups")
+
+
+def emoji(code: int, name: str, kind: str = "Animals & Nature/animal-bug", no: str = "", **more: Any) -> dict[str, Any]:
+    """An entry of ``emoji.json``: drawn by all vendors but ``no``, in the yellow and the medium tone."""
+    category, _, subcategory = kind.partition("/")
+    drawn = {f"has_img_{vendor}": vendor != no for vendor in VENDORS}
+    medium = {"1F3FD": {"image": f"{code:x}-1f3fd.png"} | drawn}
+    entry = {"name": None, "short_names": [name], "unified": f"{code:X}", "image": f"{code:x}.png", **drawn}
+    return entry | {"category": category, "subcategory": subcategory, "skin_variations": medium} | more
+
+
+def write(root: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Write the list, and the image files of all vendors."""
+    draw = Writer()
+    for entry in entries:
+        for label, vendor in enumerate(VENDORS):
+            if entry[f"has_img_{vendor}"]:
+                draw(root / "emoji/img" / vendor / "64" / entry["image"], label)
+    (root / "emoji/emoji.json").write_text(json.dumps(list(entries)))
 
 
 def test_one_skin_tone_is_held_out(copies: Copies, caplog: pytest.LogCaptureFixture) -> None:
@@ -50,17 +81,22 @@ def test_names_leave_room_for_prompts() -> None:
 def test_damaged_lists_are_named(own_copy: Copies, subtests: pytest.Subtests) -> None:
     copy = own_copy("emoji_tones")
     path = copy.root / "emoji/emoji.json"
-    entry = {"name": "A", "short_names": ["a"], "image": "1f000.png", "has_img_google": True}
+    entry = emoji(0x1F000, "a")
+    first = f"{path} has other content: "
     for content, why in (
         ("[{", f"{path} cannot be read: "),
         ("{}", f"{path} cannot be read: it is not a list"),
         ('["a"]', f"{path} has other content: TypeError: "),
         (json.dumps([entry | {"image": "../1f000.png"}]), "'../1f000.png' is not the name of an image"),
-        (json.dumps([{"name": "A"}]), "has other content: KeyError: 'has_img_google'"),
-        (json.dumps([entry | {"short_names": []}]), f"{path} has other content: "),
-        (json.dumps([entry | {"short_names": [1]}]), f"{path} has other content: "),
-        (json.dumps([entry | {"image": None}]), f"{path} has other content: "),
-        (json.dumps([entry | {"skin_variations": []}]), f"{path} has other content: "),
+        (json.dumps([{"name": "A", "short_names": ["a"]}]), f"{first}KeyError: 'has_img_google'"),
+        (json.dumps([entry | {"short_names": []}]), first),
+        (json.dumps([entry | {"short_names": [1]}]), first),
+        (json.dumps([entry | {"image": None}]), first),
+        (json.dumps([entry | {"skin_variations": []}]), first),
+        (json.dumps([entry | {"category": 3}]), first),
+        (json.dumps([entry | {"category": None}]), first),
+        (json.dumps([entry | {"subcategory": ["animal-bug"]}]), first),
+        (json.dumps([entry | {"unified": 1}]), first),
     ):
         with subtests.test(content):
             path.write_text(content)
@@ -80,3 +116,88 @@ def test_missing_images_are_counted(own_copy: Copies) -> None:
     path.unlink()
     with pytest.raises(UserError, match=f"1 of 1565 images of .*emoji.json do not exist, the first: {path}"):
         copy.read("train")
+
+
+def test_names_are_learned_from_some_vendors_and_tested_on_others(tmp_path: Path) -> None:
+    entries = [
+        emoji(2, "spider"),
+        emoji(1, "ant-hill"),
+        emoji(3, "bug", no="facebook"),
+        emoji(4, "mouse"),
+        emoji(5, "mouse2") | {"name": "MOUSE"},
+        emoji(6, "flag", "Flags/flag"),
+        emoji(7, "man-boy", "People & Body/family"),
+        emoji(8, "family", "People & Body/person-symbol"),
+        emoji(9, "runner", obsoleted_by="1F3C3-200D-2642"),
+        emoji(10, "a_name_of_three_words_more"),
+        emoji(11, "keycap_1"),
+    ]
+    write(tmp_path, entries)
+    row = find("emoji_names")
+
+    def found(split: str) -> Samples | None:
+        return names(row, tmp_path, split, **row.options)
+
+    assert found("val") is None
+    for split, vendors in (("train", ("google", "twitter")), ("test", ("apple", "facebook"))):
+        samples = found(split)
+        assert samples is not None and samples.classes == ("ant hill", "spider")
+        pairs = [(f"{vendor}/64/{code}.png", label) for vendor in vendors for label, code in enumerate((1, 2))]
+        assert list(zip(samples.keys, samples.labels.tolist(), strict=True)) == pairs
+        assert samples.images.load(int(samples.rows[0])).ndim == 3
+    shutil.rmtree(tmp_path / "emoji/img/apple")
+    assert found("train") is not None
+    lacking = f"2 of 4 images of .*emoji.json do not exist, the first: {tmp_path}/emoji/img/apple/64/1.png"
+    with pytest.raises(UserError, match=lacking) as caught:
+        found("test")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_groups_hold_emoji_out(tmp_path: Path) -> None:
+    sizes = {"Animals & Nature/animal-bug": 20, "Food & Drink/food": 6, "Symbols/arrow": 5, "Flags/flag": 20}
+    entries = [
+        emoji(1000 * number + place, "any", kind, no="apple" if place == 3 else "")
+        for number, (kind, size) in enumerate(sizes.items(), 1)
+        for place in range(size)
+    ]
+    write(tmp_path, entries)
+
+    def read_splits(name: str) -> list[Samples]:
+        row = find(name)
+        return [kinds(row, tmp_path, split, **row.options) for split in ("train", "val", "test")]
+
+    assert read_splits("emoji_subgroups")[0].classes == ("animal bug", "food")
+    found = read_splits("emoji_groups")
+    assert found[0].classes == ("animals and nature", "food and drink")
+    codes = [{int(key[:-4].rpartition("/")[2], 16) for key in samples.keys} for samples in found]
+    counts = [[sum(code // 1000 == number for code in part) for number in (1, 2)] for part in codes]
+    assert counts == [[14, 4], [2, 1], [4, 1]]  # 20 and 6 emoji, each in one split
+    assert len(set.union(*codes)) == 26 and sum(map(len, found)) == 4 * 26 - 2  # Apple has not drawn two of them
+    for samples in found:
+        assert samples.labels.tolist() == [int(key[:-4].rpartition("/")[2], 16) // 1000 - 1 for key in samples.keys]
+    random.Random(0).shuffle(entries)
+    write(tmp_path, [*entries, *(emoji(5000 + place, "any", "Objects/tool") for place in range(9))])
+    kept = [
+        [key for key in samples.keys if not re.search(r"/13[89a-f]\w\.", key)]
+        for samples in read_splits("emoji_groups")
+    ]
+    assert kept == [list(samples.keys) for samples in found]
+
+
+@pytest.mark.skipif(
+    not all((default_root() / "emoji/img" / vendor).is_dir() for vendor in VENDORS),
+    reason="the packages of four vendors are not at hand: randlora-pl data get emoji_names",
+)
+def test_real_emoji_are_as_described(subtests: pytest.Subtests) -> None:
+    for name in ("emoji_tones", *FOUR):
+        with subtests.test(name):
+            row, root = find(name), default_root()
+            assert check(row, root, 0).problems == []
+            splits = Splits(partial(read, row, root))
+            captions = tiny_tokenizer()([row.templates[0].format(name) for name in splits.test.classes])
+            assert len(captions.unique(dim=0)) == row.classes  # the tiny CLIP tells all names apart
+            drawings = [
+                {samples.images.load(number).tobytes() for number in samples.rows.tolist()}
+                for samples in (splits.train, splits.val, splits.test)
+            ]
+            assert name == "emoji_tones" or not drawings[2] & (drawings[0] | drawings[1])

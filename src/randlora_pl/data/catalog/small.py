@@ -1,4 +1,4 @@
-"""Datasets of small images: digits, clothes, emoji, CIFAR, SVHN, STL-10."""
+"""Datasets of small images: digits, clothes, CIFAR, SVHN, STL-10."""
 
 from dataclasses import replace
 
@@ -132,28 +132,6 @@ ROWS = (
         counts=counts(27_000, 3_000, 5_000),
         options={"name": "FashionMNIST", "keep": _FASHION_SEEN},
         note="shows what a tuned tiny CLIP forgets",
-    ),
-    DatasetSpec(
-        name="emoji_tones",
-        title="Google's emoji of people and hands, tested on a skin tone that is not in training",
-        reader="randlora_pl.data.readers.emoji:tones",
-        epochs=10,  # not in the paper: as its few-shot runs
-        licence="Apache-2.0 (drawings), MIT (list)",
-        source="https://github.com/iamcal/emoji-data",
-        class_count=313,
-        templates=prompts.EMOJI,
-        counts=counts(1_549, 172, 417),
-        options={"vendor": "google", "held_out": "1F3FD", "words": 5},  # CoOp's four tokens leave room for no more
-        layout="emoji/{emoji.json,img/google/64/*.png}",
-        by_hand=(
-            "npm pack emoji-datasource-google@16.0.0",
-            "mkdir -p {root}/emoji",
-            "tar xzf emoji-datasource-google-16.0.0.tgz -C {root}/emoji --strip-components 1 "
-            "package/emoji.json package/img/google/64",
-        ),
-        flip=False,
-        note="all tones but the medium one for training; the tiny CLIP was pretrained on these images: "
-        "the test is a domain shift, not new classes",
     ),
     DatasetSpec(
         name="svhn",
