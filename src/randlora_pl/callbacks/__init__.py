@@ -6,7 +6,7 @@ Examples:
     >>> from lightning.pytorch.loggers import CSVLogger
     >>> from randlora_pl.callbacks import AdapterCheckpoint, Figures, GradientFlow, Patience, PeakMemory, PerClass
     >>> from randlora_pl.callbacks import Elsewhere, Gates, NewClasses, ProgressBar, Throughput
-    >>> from randlora_pl.callbacks import UpdateSpectrum, ValidationSchedule
+    >>> from randlora_pl.callbacks import UnseenGradient, UpdateSpectrum, ValidationSchedule
     >>> callbacks = [GradientFlow(action="raise"), UpdateSpectrum(every_n_steps=2), PeakMemory(), Throughput()]
     >>> callbacks += [ValidationSchedule(), Patience("val/acc", "max", patience=3), PerClass(), Figures(samples=4)]
     >>> callbacks += [Elsewhere(["mnist_5k"], images=100), Gates()]
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from randlora_pl.callbacks.checkpoint import AdapterCheckpoint
     from randlora_pl.callbacks.checks.gradient_flow import GradientFlow
     from randlora_pl.callbacks.checks.held_lock import HeldLock
+    from randlora_pl.callbacks.checks.unseen_gradient import UnseenGradient
     from randlora_pl.callbacks.gaussian_average import GaussianAverage
     from randlora_pl.callbacks.memory import PeakMemory
     from randlora_pl.callbacks.nonfinite import NonFiniteLoss
@@ -73,6 +74,7 @@ __all__ = [
     "StepNumbers",
     "Termination",
     "Throughput",
+    "UnseenGradient",
     "UpdateSpectrum",
     "ValidationSchedule",
     "WrittenAnswers",

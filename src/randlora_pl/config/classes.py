@@ -18,7 +18,7 @@ LISTED = "parts"
 _MAY_BE_NONE = ("model.head", "model.regulation")
 CLASS_KEYS = frozenset({"class_path", "init_args", "dict_kwargs"})
 """Keys by which a config builds an object of any class."""
-_GROUPS = ("data", "trainer", "run", "checkpoint", "gradient_flow", "spectrum")
+_GROUPS = ("data", "trainer", "run", "checkpoint", "gradient_flow", "spectrum", "unseen_gradient")
 
 
 def normalize(tree: Tree) -> Tree:

@@ -22,6 +22,7 @@ RUN_OPTIONS = {
 }
 _RUN_KINDS = {"name": "str | None", "root": "str", "logger": "str | list[str]", "timeout": "float"}
 CALLBACK_GROUPS = {"checkpoint": "AdapterCheckpoint", "gradient_flow": "GradientFlow", "spectrum": "UpdateSpectrum"}
+CALLBACK_GROUPS |= {"unseen_gradient": "UnseenGradient"}
 IN_CONFIGS = {"seed_everything", "ckpt_path"}
 SINGLE = {"seed_everything", "ckpt_path", "print_config", "config", "help", "h", "help-all"}
 

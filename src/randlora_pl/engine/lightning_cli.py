@@ -28,6 +28,7 @@ from randlora_pl.callbacks import (
     StepNumbers,
     Termination,
     Throughput,
+    UnseenGradient,
     UpdateSpectrum,
     ValidationSchedule,
     WrittenAnswers,
@@ -203,6 +204,7 @@ class App(LightningCLI):
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
         parser.add_lightning_class_args(GradientFlow, "gradient_flow")
         parser.add_lightning_class_args(UpdateSpectrum, "spectrum")
+        parser.add_lightning_class_args(UnseenGradient, "unseen_gradient")
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.seed")
         _whole_numbers_first(parser)
