@@ -49,7 +49,7 @@ def _names(name: str, train: tuple[str, str], test: tuple[str, str], beside: str
     return _four(
         name,
         "names",
-        title=f"Emoji by name of one word, trained on the drawings of {shown[0]} and tested on those of {shown[1]}",
+        title=f"Emoji with one-word names, drawn by {shown[0]} for training and by {shown[1]} for the test",
         class_count=662,
         counts=counts(1_192, 132, 1_324),
         options={"train": train, "test": test, "words": 1},

@@ -28,7 +28,7 @@ class Emoji:
     Attributes:
         code: Its code points, such as ``1F44B``.
         name: Its name or its first short name, whichever has fewer words; empty if neither has letters and spaces only.
-        kinds: Its ``category`` and ``subcategory`` in words.
+        kinds: Its ``category`` and ``subcategory`` as class names.
         alike: True if it may be drawn exactly like another: flags, families, and emoji that another one replaces.
         images: File name of the image for each vendor and choice of skin tones, such as ``1F3FB`` or ``1F3FB-1F3FE``;
             the tone of the yellow one is empty.
@@ -142,7 +142,7 @@ def _emoji(entry: dict[str, Any], vendors: Sequence[str]) -> Emoji:
     for image in images.values():
         if not re.fullmatch(r"[0-9a-f-]+\.png", image):  # such as 1f44b-1f3fd.png
             raise ValueError(f"{brief(image)} is not the name of an image")
-    kinds = {kind: _words(entry[kind]) for kind in ("category", "subcategory")}
+    kinds = {kind: _class_name(entry[kind]) for kind in ("category", "subcategory")}
     alike = (
         "obsoleted_by" in entry or kinds["category"] == "flags" or kinds["subcategory"] in ("family", "person symbol")
     )
@@ -151,6 +151,6 @@ def _emoji(entry: dict[str, Any], vendors: Sequence[str]) -> Emoji:
     )
 
 
-def _words(kind: str) -> str:
-    """Return a category in words: ``sky & weather`` is ``sky and weather``, ``animal-bug`` is ``animal bug``."""
+def _class_name(kind: str) -> str:
+    """Return a category as a class name: ``sky & weather`` is ``sky and weather``, ``animal-bug`` is ``animal bug``."""
     return kind.lower().replace("&", "and").replace("-", " ")
