@@ -22,7 +22,7 @@ class Together(Adapter):
 
     Examples:
         >>> inject(model, Together([LoRA(rank=2), RandLoRA(rank=12)])).trainable
-        18348
+        17424
 
     Args:
         parts: Two or more methods whose updates are added, by default LoRA of rank 8 and RandLoRA of rank 6. Each has
