@@ -1,4 +1,4 @@
-"""The table of methods, its two classifiers of raw pixels, and the shipped sweeps that it is made of."""
+"""The table of methods, its two plain classifiers, and the shipped sweeps that it is made of."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.cli.sweep.job import find_sweep
-from randlora_pl.data import ImageData
-from randlora_pl.experiments import methods
-from randlora_pl.experiments.methods import baselines, method_tables
+from randlora_pl.experiments.methods import method_tables
 from randlora_pl.experiments.report.collect import FINISHED, Sweep
 from randlora_pl.experiments.report.plan import Key, ReportPlan
 from randlora_pl.experiments.report.runs import FinishedRun
@@ -35,33 +33,6 @@ def test_bases_are_compared_over_five_seeds_at_one_rate(name: str) -> None:
     assert all(isinstance(task, ImageTask) and task.learning_rate == 1e-3 for task in tasks)
     assert [task.adapter.options()["basis"] for task in tasks if task] == ["uniform", "hadamard"]
     assert len(description.seeds) == 5
-
-
-def few(**options: int) -> ImageData:
-    return ImageData(**{"dataset": "digits", "shots": 2, "batch_size": 8, "seed": 1} | options)  # type: ignore[arg-type]
-
-
-def test_baselines_see_the_images_of_their_seed() -> None:
-    first, again, other = (dict(baselines(few(seed=seed))) for seed in (1, 1, 2))
-    assert first.keys() == {"logistic regression", "1-nearest neighbor"}
-    assert all(0.3 < accuracy < 0.9 for accuracy in first.values())
-    assert first == again != other
-
-
-def test_baselines_are_left_out_where_they_take_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "MOST", 20 * 64)
-    assert len(list(baselines(few()))) == 2
-    assert not list(baselines(few(shots=3)))
-
-
-def test_baselines_are_left_out_for_images_of_several_sizes(tmp_path: Path) -> None:
-    from PIL import Image
-
-    for label in "ab":
-        (tmp_path / label).mkdir()
-        for number in range(12):
-            Image.new("RGB", (4 + number, 4)).save(tmp_path / label / f"{number}.png")
-    assert not list(baselines(few(dataset="folder", root=str(tmp_path))))  # type: ignore[arg-type]
 
 
 def run_of(cell: Trial, accuracy: float, **facts: float) -> FinishedRun:

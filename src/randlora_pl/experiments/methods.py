@@ -1,11 +1,9 @@
-"""One table of the methods of a sweep on each dataset, beside two classifiers of raw pixels."""
+"""One table of the methods of a sweep on each dataset, beside plain classifiers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
-import numpy as np
-
+from randlora_pl.experiments.baselines import baselines_of
 from randlora_pl.experiments.report.collect import Sweep
 from randlora_pl.experiments.report.document import Table, row
 from randlora_pl.experiments.report.markdown import table_lines
@@ -14,12 +12,7 @@ from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.sections.rates import Rates
 from randlora_pl.experiments.report.statistics import Estimate
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
-from randlora_pl.experiments.sweep.expand import data_of
 from randlora_pl.experiments.sweep.plan import Trial
-from randlora_pl.experiments.sweep.steps import is_text
-
-MOST = 2_000_000
-"""Largest number of pixels of the training images that are given to the two classifiers: more take minutes."""
 
 _HEADER = ("method", "trained parameters", "learning rate", "chosen by", "accuracy, %", "seconds")
 _NO_VERDICT = (
@@ -40,7 +33,7 @@ def method_tables(sweep: Sweep, cells: Sequence[Trial]) -> str:
     trained = [cell for cell in cells if not cell.untrained]
     for group in dict.fromkeys(cell.labels[:3] for cell in trained):
         model, dataset, budget = group
-        rows = _raw_pixels([cell for cell in trained if cell.labels[:3] == group])
+        rows = _plain([cell for cell in trained if cell.labels[:3] == group])
         for method in results.plan.methods:
             key = Key(model, dataset, ZERO_SHOT if is_zero_shot(method) else budget, method)
             if runs := results.finished(key):
@@ -62,41 +55,10 @@ def _mean(estimate: Estimate | None) -> str:
     return f"{estimate.mean:.1f}" + ("" if estimate.error is None else f" ± {estimate.error:.1f}")
 
 
-def _raw_pixels(cells: Sequence[Trial]) -> list[list[str]]:
-    """Return rows of the two classifiers, with the images of each seed of these cells."""
+def _plain(cells: Sequence[Trial]) -> list[list[str]]:
+    """Return rows of the plain classifiers, with the samples of each seed of these cells."""
     found: dict[str, list[float]] = {}
-    for cell in {cell.labels.seed: cell for cell in cells if not is_text(cell.tree)}.values():
-        data = data_of({**cell.tree, "data": cell.tree["data"] | {"seed": cell.labels.seed}})
-        for name, accuracy in baselines(data):
-            found.setdefault(f"{name} (raw pixels)", []).append(100 * accuracy)
+    for cell in {cell.labels.seed: cell for cell in cells}.values():
+        for name, accuracy, *_ in baselines_of(cell):
+            found.setdefault(name, []).append(100 * accuracy)
     return [[name, "-", "-", "-", _mean(Estimate(tuple(values))), "-"] for name, values in found.items()]
-
-
-def baselines(data: Any) -> Iterator[tuple[str, float]]:
-    """Yield the test accuracy of logistic regression and of the nearest neighbor on raw pixels.
-
-    Nothing for images of several sizes, and for more training pixels than `MOST`.
-
-    Args:
-        data: An `ImageData` whose training images they are trained on.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    data.setup()
-    splits = {}
-    for split in ("train", "test"):
-        samples = data.samples(split)
-        images: list[Any] = []
-        for number in samples.rows.tolist():
-            images.append(np.asarray(samples.images.load(number)))
-            large = split == "train" and images[0].size * len(samples.rows) > MOST
-            if large or images[-1].shape != images[0].shape:
-                return
-        splits[split] = np.stack(images).reshape(len(images), -1).astype(np.float64), samples.labels
-    logistic = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    for name, model in (("logistic regression", logistic), ("1-nearest neighbor", KNeighborsClassifier(1))):
-        model.fit(*splits["train"])
-        yield name, float(model.score(*splits["test"]))

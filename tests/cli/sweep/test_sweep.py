@@ -16,6 +16,7 @@ import yaml
 from randlora_pl.cli.main import main
 from randlora_pl.cli.sweep.job import find_sweep
 from randlora_pl.config.shipped import config_names
+from randlora_pl.experiments.report.baselines import read_baselines
 from randlora_pl.experiments.sweep import cell_runner as cli_cells
 from randlora_pl.experiments.sweep.plan import Trial, plan
 from randlora_pl.utils.errors import UserError
@@ -46,7 +47,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = Path.cwd()
     os.chdir(place)
     try:
-        assert main(["sweep", str(written(place, methods=GRID["methods"] | {"zero-shot": None}))]) == 0
+        methods = GRID["methods"] | {"zero-shot": None}
+        assert main(["sweep", str(written(place, methods=methods, baselines=True))]) == 0
     finally:
         os.chdir(before)
     return place
@@ -69,7 +71,7 @@ def test_each_cell_is_a_run_folder(done: Path) -> None:
         assert (place / "adapter").exists() != cell.untrained
         assert (json.loads((place / "results.json").read_text())["trainable_parameters"] == 0) == cell.untrained
     assert yaml.safe_load((done / SWEEP / "sweep.yaml").read_text())["budgets"] == ["2-shot"]
-    assert not list((done / SWEEP / "locks").iterdir())
+    assert not list((done / SWEEP / "locks").iterdir()) and len(read_baselines(done / SWEEP, pytest.fail)) == 2
 
 
 @pytest.mark.slow

@@ -13,7 +13,8 @@ from tests.support.products import in_one_item
 
 def test_what_it_writes_it_reads_again() -> None:
     pairs = [["LoRA-4", "RandLoRA-6"]]
-    told = SweepConfig.of(GRID | {"budgets": [1, "50%", 0.25, "100%", "16-shot"], "seeds": [3, 3, 1], "pairs": pairs})
+    more = {"budgets": [1, "50%", 0.25, "100%", "16-shot"], "seeds": [3, 3, 1], "pairs": pairs, "baselines": True}
+    told = SweepConfig.of(GRID | more)
     assert told.budgets == ["1-shot", "50%", "25%", "100%", "16-shot"] and told.seeds == [3, 1]
     assert SweepConfig.of(told.content()) == told and told.pairs == pairs
 
@@ -70,6 +71,7 @@ def test_union_keeps_the_older_grid() -> None:
         ({"set": [1]}, "set is [1]"),
         ({"tune": {"rates": [1]}}, "tune has no key 'rates'"),
         ({"keep_adapters": "no"}, "keep_adapters is 'no'"),
+        ({"baselines": "pixels"}, "baselines is 'pixels': give true or false"),
         ({"pairs": ["LoRA-4"]}, "pairs is ['LoRA-4']: expected a list such as [[RandLoRA-6, LoRA-32]]"),
         ({"pairs": [["LoRA-4", "LoRA4"]]}, "pairs has 'LoRA4', which is none of the trained methods. Did you mean"),
         ({"pairs": [["LoRA-4", "LoRA-4"]]}, "pairs has 'LoRA-4' with itself"),

@@ -51,6 +51,10 @@ def run_sweep(args: list[str], same: str) -> tuple[int, Job | None]:
     if typed.jobs > 1:
         return end(job, following, spawn(job, words_of("sweep", args, job), typed.jobs)), job
     outcome = work(job, typed.retry_failed, typed.max_hours)
+    if job.description.baselines and not outcome.stopped:
+        from randlora_pl.experiments.baselines import measure
+
+        measure(job.folder.path, job.chosen)
     return end(job, following, outcome.stopped, outcome.elsewhere), job
 
 

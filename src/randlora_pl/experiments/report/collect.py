@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.experiments.report.baselines import Baseline, read_baselines
 from randlora_pl.experiments.report.curves import read_curves
 from randlora_pl.experiments.report.plan import FILE, Key, ReportPlan, budget_order, read_plan
 from randlora_pl.experiments.report.runs import CELLS, FinishedRun, read_runs
@@ -31,12 +32,14 @@ class Sweep:
     Attributes:
         plan: Plan of the sweep; its lists also have labels that only the cells have.
         warnings: Unreadable files, one line each.
+        baselines: Results of plain classifiers of pixels or words.
     """
 
     folder: Path
     plan: ReportPlan
     runs: list[FinishedRun]
     warnings: list[str]
+    baselines: list[Baseline] = field(default_factory=list)
 
     @property
     def finished(self) -> list[FinishedRun]:
@@ -82,7 +85,7 @@ def read_sweep(folder: Path) -> Sweep:
         found[run.key, run.seed] = run
     missing = _missing(plan, found)  # of what was planned, not of labels that only the cells know
     _add_labels(plan, list(found.values()))
-    sweep = Sweep(folder, plan, [*found.values(), *missing], warnings)
+    sweep = Sweep(folder, plan, [*found.values(), *missing], warnings, read_baselines(folder, warnings.append))
     if not sweep.finished:
         count = f"{len(cell_folders)} cells are there, none of them" if cell_folders else "none of its cells"
         tail = next((f" First failure: {run.status}" for run in sweep.runs if run.state == FAILED), "")

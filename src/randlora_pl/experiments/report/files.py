@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib import rc_context
 
+from randlora_pl.experiments.report.baselines import FILE as BASELINES
 from randlora_pl.experiments.report.collect import Sweep
 from randlora_pl.experiments.report.document import Picture
 from randlora_pl.experiments.report.html import html
@@ -58,8 +59,9 @@ def _content(sweep: Sweep) -> dict[str, bytes]:
         "summary.csv": summary_csv(sweep),
     }
     content = {name: text.encode("utf-8") for name, text in texts.items()}
-    if (sweep.folder / FILE).is_file():  # with the cells all that a report is made from
-        content[FILE] = (sweep.folder / FILE).read_bytes()
+    for name in (FILE, BASELINES):  # with the cells all that a report is made from
+        if (sweep.folder / name).is_file():
+            content[name] = (sweep.folder / name).read_bytes()
     for picture in pictures:
         content[f"{PLOTS}/{picture.name}.png"] = draw(picture.figure, "png", picture.name)
         content[f"{PLOTS}/{picture.name}.svg"] = drawings[picture.name]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from randlora_pl.data.catalog.registry import PAPER
+from randlora_pl.experiments.sweep.planned import planned_pairs
 from randlora_pl.experiments.sweep.provenance import RATES, checked, joined
 from randlora_pl.utils.errors import UserError, near
 
@@ -16,8 +17,9 @@ ZERO_SHOT = "zero-shot"
 
 _KEYS = (
     *("title", "paper", "models", "datasets", "budgets", "methods", "seeds", "set", "cases"),
-    *("pairs", "keep_adapters", "tune", "tuned"),
+    *("pairs", "baselines", "keep_adapters", "tune", "tuned"),
 )
+_FLAGS = {"baselines": False, "keep_adapters": True}
 _MODEL = ("config", "set", "family", "paper_name")
 _TUNE = ("learning_rates", "alphas", "seeds", "datasets", "budgets", "climb", "monitor", "set")
 
@@ -49,6 +51,7 @@ class SweepConfig:
         title: Heading of a report.
         paper: Table or figure of the paper that the sweep repeats.
         pairs: Pairs of methods that were planned before the runs: a report tests no others. All without any.
+        baselines: Whether plain classifiers of pixels or words are measured, too, after the last cell.
         keep_adapters: Whether finished cells keep their adapter.
         tune: Settings of a search: ``learning_rates``, ``alphas``, ``seeds``, ``datasets``, ``budgets``, ``climb``,
             ``monitor``, ``set``.
@@ -66,6 +69,7 @@ class SweepConfig:
     title: str = ""
     paper: Tree = field(default_factory=dict)
     pairs: list[list[str]] = field(default_factory=list)
+    baselines: bool = False
     keep_adapters: bool = True
     tune: Tree = field(default_factory=dict)
     tuned: Tree = field(default_factory=dict)
@@ -98,9 +102,10 @@ class SweepConfig:
         tune = _mapping("tune", content.get("tune") or {})
         _known(tune, _TUNE, "tune")
         _options("tune.set", tune.get("set", {}))
-        keep = content.get("keep_adapters", True)
-        if not isinstance(keep, bool):
-            raise UserError(f"keep_adapters is {keep!r}: give true or false.")
+        flags = {name: content.get(name, default) for name, default in _FLAGS.items()}
+        for name, flag in flags.items():
+            if not isinstance(flag, bool):
+                raise UserError(f"{name} is {flag!r}: give true or false.")
         paper = content.get("paper") or {}
         return cls(
             models=models,
@@ -112,10 +117,10 @@ class SweepConfig:
             cases=content.get("cases", []),
             title=str(content.get("title") or ""),
             paper=paper if isinstance(paper, dict) else {"table": paper},
-            pairs=_pairs(content.get("pairs") or [], methods),
-            keep_adapters=keep,
+            pairs=planned_pairs(content.get("pairs") or [], [label for label in methods if not is_zero_shot(label)]),
             tune=tune,
             tuned=checked(content["tuned"], repr(content["tuned"])[:60]) if content.get("tuned") else {},
+            **flags,
         )
 
     def content(self) -> Tree:
@@ -124,6 +129,7 @@ class SweepConfig:
         plain = all(facts == {"dataset": label} for label, facts in self.datasets.items())
         tree["datasets"] = list(self.datasets) if plain else self.datasets
         tree["set"] = tree.pop("options")
+        tree["baselines"] = self.baselines or None
         return {key: tree[key] for key in _KEYS if tree[key] not in ("", {}, [], None)}
 
     def data(self, dataset: str, budget: str) -> Tree:
@@ -232,21 +238,6 @@ def _check_cases(where: str, facts: Mapping[str, Any], grid: Mapping[str, Iterab
             for value in case.get(axis, []):
                 if value not in values:
                     raise UserError(f"{where} has {value!r}, which is none of the {axis}.{near(str(value), values)}")
-
-
-def _pairs(value: Any, methods: Iterable[str]) -> list[list[str]]:
-    """Return pairs of trained methods; a UserError refuses anything else."""
-    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
-        raise UserError(f"pairs is {value!r}: expected a list such as [[RandLoRA-6, LoRA-32]].")
-    trained = [label for label in methods if not is_zero_shot(label)]
-    pairs = [[str(label) for label in pair] for pair in value]
-    for first, second in pairs:
-        for label in (first, second):
-            if label not in trained:
-                raise UserError(f"pairs has {label!r}, which is none of the trained methods.{near(label, trained)}")
-        if first == second:
-            raise UserError(f"pairs has {first!r} with itself: name two methods.")
-    return pairs
 
 
 def _datasets(value: Any) -> dict[str, Tree]:

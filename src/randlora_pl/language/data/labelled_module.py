@@ -91,6 +91,10 @@ class LabelledTexts(TokenData):
         """Read all samples, as classes are named by the training files; `read` encodes them and releases the texts."""
         self._checked, self._tests_read = self._splits(True, True), True
 
+    def examples(self) -> dict[str, Examples]:
+        """Read and return the texts and labels of each split, before any encoding."""
+        return self._splits(True, True)
+
     @property
     def longest(self) -> int:
         """Tokens of the longest sample that was read, after the cut."""

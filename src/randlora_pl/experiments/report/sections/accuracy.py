@@ -3,8 +3,10 @@
 import re
 from collections.abc import Sequence
 from itertools import chain
+from statistics import fmean
 
 from randlora_pl.experiments.paper import PaperCell
+from randlora_pl.experiments.report.baselines import MOST, SIDE, Baseline
 from randlora_pl.experiments.report.collect import FINISHED
 from randlora_pl.experiments.report.document import Table, TableCell, many, row
 from randlora_pl.experiments.report.plan import Key
@@ -15,6 +17,12 @@ from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
 
 IDLE = "no change shown"
 """Mark of a cell whose interval contains the accuracy of the pretrained model."""
+PLAIN = (
+    "Classifiers of raw pixels or words see the training samples of the methods, but no pretrained model. Images of "
+    f"several sizes, or of more than {SIDE} × {SIDE} pixels, are resized to that. If all training images have more "
+    f"than {MOST:,} values, as many as fit are drawn. Options are the defaults of scikit-learn, and nothing is tuned. "
+    "No test of pairs has them."
+)
 _LONGEST = 60
 """Letters of an identifier: names of files must end somewhere."""
 _SHORT = 24
@@ -46,7 +54,9 @@ def accuracy_table(results: Results, beside: Beside, model: str) -> Table:
             average = average_cell(averages[method], beside, overall, why)
             data = TableCell(budget, sort=plan.budgets.index(budget))
             rows.append(row(name, data, results.parameters(model, method), *cells, average))
+        rows += _plain(results, budget, datasets, shared)
         below += left_out_line(budget, left_out)
+    below += [PLAIN] if results.sweep.baselines else []
     titles = [TableCell(dataset, notes=beside.column_notes(shown[dataset])) for dataset in datasets]
     return Table(
         f"accuracy-{identifier(model)}",
@@ -127,6 +137,28 @@ def average_cell(average: Average | None, beside: Beside, paper: PaperAverage | 
         text.append(f"seeds that not every dataset has are left out: {', '.join(map(str, sorted(unused)))}")
     partly = f"{len(average.seeds)} of {len(average.all_seeds)} seeds" if some else ""
     return TableCell(estimate_text(estimate), joined(partly, printed), "; ".join(text), estimate.mean, notes=marks)
+
+
+def _plain(results: Results, budget: str, datasets: Sequence[str], shared: Sequence[str]) -> list[list[TableCell]]:
+    """Return a row for each plain classifier of a budget; its average is over the datasets of the others."""
+    rows = []
+    here = [one for one in results.sweep.baselines if one.budget == budget and one.dataset in datasets]
+    for name in dict.fromkeys(one.name for one in here):
+        found: dict[str, list[Baseline]] = {
+            d: [one for one in here if (one.name, one.dataset) == (name, d)] for d in datasets
+        }
+        means = {d: Estimate(tuple(100 * one.score for one in some)) for d, some in found.items() if some}
+        cells = []
+        for dataset in datasets:
+            some, estimate = found[dataset], means.get(dataset)
+            partly = f"{some[0].train:,} of {some[0].of:,} samples" if some and some[0].train < some[0].of else ""
+            shown = TableCell(estimate_text(estimate), partly, sort=estimate.mean) if estimate else TableCell("")
+            cells.append(shown)
+        whole = [means[dataset].mean for dataset in shared if dataset in means]
+        mean = fmean(whole) if whole and len(whole) == len(shared) else None
+        average = TableCell("") if mean is None else TableCell(f"{mean:.1f}", sort=mean)
+        rows.append(row(name, TableCell(budget, sort=results.plan.budgets.index(budget)), None, *cells, average))
+    return rows
 
 
 def joined(*marks: str) -> str:

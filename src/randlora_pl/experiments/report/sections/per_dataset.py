@@ -36,7 +36,7 @@ def by_test(sweep: Sweep) -> Sweep:
     }
     datasets = [column for d in sweep.plan.datasets for column in (columns[d].values() if d in columns else [d])]
     runs = [one for run in sweep.runs for one in _apart(run, columns.get(run.key.dataset, {}))]
-    return Sweep(sweep.folder, replace(sweep.plan, datasets=datasets), runs, sweep.warnings)
+    return replace(sweep, plan=replace(sweep.plan, datasets=datasets), runs=runs)
 
 
 def _apart(run: FinishedRun, columns: dict[str, str]) -> list[FinishedRun]:
