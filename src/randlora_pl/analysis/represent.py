@@ -233,7 +233,10 @@ def represent_figure(fits: Mapping[int, list[LayerFit]], title: str) -> Figure:
         counts = [sum(getattr(one, counter) for one in each) for each in fits.values()]
         errors = [mean_error(each, which) for each in fits.values()]
         label = LABELS.get(which, f"RandLoRA, {which}")
-        budgets.plot(counts, errors, marker="o", color=color, label=for_figure(label))
+        style: dict[str, Any] = (
+            {"marker": "o"} if which in LABELS else {"marker": "s", "markersize": 3, "linestyle": "--"}
+        )
+        budgets.plot(counts, errors, color=color, label=for_figure(label), **style)
         if which in LABELS:
             layers.plot(numbers, [one.errors[which] for one in largest], marker="o", markersize=4, color=color)
     budgets.set(xscale="log", xlabel="trained parameters", ylabel="relative error (Frobenius)", ylim=(0, 1.05))

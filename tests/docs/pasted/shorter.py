@@ -85,6 +85,8 @@ def shorter(words: list[str]) -> list[str]:
         return [*words, *more]
     if words[:2] == ["analyze", "landscape"]:
         return [*words, "--grid", "3"]
+    if words[:2] == ["analyze", "represent"]:
+        return [*words, "--sweeps", "1"]
     return words
 
 

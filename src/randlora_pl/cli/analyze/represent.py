@@ -186,10 +186,10 @@ def _print(fits: dict[int, "list[LayerFit]"], chosen: dict[int, int], what: str)
     header = ("", "parameters", "error", "", "parameters", "error", "RandLoRA closer", "bound of equation 7, at most")
     print(table(header, rows))
     print("\nErrors: root mean square over layers. LoRA's are optimal, RandLoRA's are from a local optimum.")
-    names = [name for name in fits[min(fits)][0].errors if name != "randlora"]
+    names = list(fits[min(fits)][0].errors)
     shares = [
         [f"LoRA {rank}", *(f"{1 - mean_error(each, name) ** 2:.4f}" for name in names)] for rank, each in fits.items()
     ]
-    print("\nCaptured share of the update by the best LoRA, and by RandLoRA with orthonormal bases and signs:\n")
-    print(table(("budget", "LoRA", *names[1:]), shares))
+    print("\nCaptured share of the update, also by RandLoRA with orthonormal bases and an A of signs:\n")
+    print(table(("budget", "LoRA", "RandLoRA", *names[2:]), shares))
     print("\nShares: 1 - error^2. They are of this one update, and predict neither loss nor accuracy.")
