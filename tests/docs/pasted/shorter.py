@@ -86,7 +86,7 @@ def shorter(words: list[str]) -> list[str]:
     if words[:2] == ["analyze", "landscape"]:
         return [*words, "--grid", "3"]
     if words[:2] == ["analyze", "represent"]:
-        return [*words, "--sweeps", "1"]
+        return [*words, "--ranks", "2", "--sweeps", "1"]
     return words
 
 
