@@ -122,8 +122,8 @@ class TogetherDelta(WeightedSum):
         """
         parts: list[DeltaWeight] = list(self.parts)  # type: ignore[arg-type]
         first = next((part for part in parts if not isinstance(part, FactoredDelta)), parts[0])
-        output = first.linear(x, weight, bias)
-        for part in parts:
-            if part is not first:
-                output = output + like(part.contribution(x, lambda: weight), output)
-        return output
+        outputs = [  # in the order of `contribution`, so that dropout draws the same masks
+            part.linear(x, weight, bias) if part is first else part.contribution(x, lambda: weight) for part in parts
+        ]
+        whole = outputs.pop(parts.index(first))
+        return sum((like(output, whole) for output in outputs), whole)
