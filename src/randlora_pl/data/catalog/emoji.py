@@ -36,11 +36,8 @@ def _row(name: str, reader: str, vendors: tuple[str, ...], **more: Any) -> Datas
 
 def _four(name: str, reader: str, **more: Any) -> DatasetSpec:
     """Return a row of all vendors' images."""
-    licence = (
-        "MIT (list), Apache-2.0 (Google's drawings), CC BY 4.0 (Twitter's), not licensed for commercial use (Apple's), "
-        "no clear licence (Facebook's)"
-    )
-    return _row(name, reader, _VENDORS, licence=licence, **more)
+    drawings = "Apache-2.0 (Google), CC BY 4.0 (Twitter), not for commercial use (Apple), unclear (Facebook)"
+    return _row(name, reader, _VENDORS, licence=f"MIT (list); drawings: {drawings}", **more)
 
 
 def _names(name: str, train: tuple[str, str], test: tuple[str, str], beside: str) -> DatasetSpec:
