@@ -40,7 +40,7 @@ def write_report(sweep: Sweep, output: Path, overwrite: bool = False) -> list[Pa
         (output / PLOTS).mkdir(exist_ok=True)
         for number, data in enumerate(content.values()):
             (part / str(number)).write_bytes(data)
-        for kind in ("data", "differences", "memory", "parameters"):  # the first one is of older reports
+        for kind in ("curves", "data", "differences", "memory", "parameters"):  # "data" is of older reports
             for old in (output / PLOTS).glob(f"{kind}-*"):
                 old.unlink()
         for number, name in enumerate(content):

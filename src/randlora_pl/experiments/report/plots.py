@@ -32,10 +32,11 @@ INK = "#6f7580"
 
 
 def style(results: Results, method: str) -> dict[str, Any]:
-    """Colour and marker of a method, the same in every plot."""
+    """Colour and marker of a method, the same in every plot; of many methods no two have both in common."""
     position = results.plan.methods.index(method)
+    marker = MARKERS[(position + position // len(COLOURS)) % len(MARKERS)]
     thick = 2.4 if results.is_randlora(method) else 1.5
-    return {"color": COLOURS[position % len(COLOURS)], "marker": MARKERS[position % len(MARKERS)], "linewidth": thick}
+    return {"color": COLOURS[position % len(COLOURS)], "marker": marker, "linewidth": thick}
 
 
 def difference_picture(results: Results, beside: Beside, here: Reference) -> Picture:
@@ -76,7 +77,7 @@ def difference_picture(results: Results, beside: Beside, here: Reference) -> Pic
     panel.set_ylim(len(here.pairs) - 0.5, -0.5)
     panel.xaxis.set_major_locator(MaxNLocator(6))
     panel.set_xlabel(fill(f"difference to {here.method}, points", 44))
-    _legend(figure, handles, grid="x")
+    legend(figure, handles, grid="x")
     many_of = max(len(one.by_dataset) for one in here.pairs.values())
     over = f"{many(many_of, 'dataset')}" if many_of > 1 else "seeds"
     caption = f"{here.model}: difference to {here.method} in points of accuracy, with 95 % confidence intervals over "
@@ -99,7 +100,7 @@ def memory_picture(results: Results, model: str) -> Picture | None:
     figure = Figure(figsize=(WIDTH, _height(names, 1) + 0.7), layout="constrained")
     panel = figure.subplots()
     _bars(panel, results, memory, "peak memory in training, GB")
-    _legend(figure, [], grid="x")
+    legend(figure, [], grid="x")
     caption = f"{model}: peak memory in training on a GPU, mean over the runs of each method."
     described = "; ".join(f"{method} {value:.2f} GB" for method, value in memory.items())
     return Picture(f"memory-{identifier(model)}", caption, f"{described}.", figure)
@@ -146,7 +147,7 @@ def parameter_picture(results: Results, family: str, models: Sequence[str]) -> P
             handles[model] = panel.plot([], [], color=INK, label=model, **look)[0]
     _log_axis(panel)
     panel.set(xlabel="trained parameters", ylabel="test accuracy, %")
-    _legend(figure, list(handles.values()))
+    legend(figure, list(handles.values()))
     caption = f"{family}: accuracy against trained parameters, {', '.join(named)}; {BARS}. "
     caption += "Methods of nearly equal size are drawn side by side."
     return Picture(f"parameters-{identifier(family)}", caption, f"{'; '.join(described_lines)}.", figure)
@@ -187,7 +188,7 @@ def _line(results: Results, method: str) -> str:
     return " ".join([results.kind(method), *words])
 
 
-def _legend(figure: Figure, handles: list[Any], grid: Literal["both", "x"] = "both") -> None:
+def legend(figure: Figure, handles: list[Any], grid: Literal["both", "x"] = "both") -> None:
     """Draw the legend below, in as many columns as fit; axes and text in one color."""
     longest = max((len(handle.get_label()) for handle in handles), default=0)
     columns = 5 if longest < 9 else 3 if longest < 15 else 2 if longest < 30 else 1

@@ -7,6 +7,7 @@ from matplotlib import rc_context
 
 from randlora_pl.experiments.paper import SOURCE
 from randlora_pl.experiments.report.collect import FINISHED, Sweep
+from randlora_pl.experiments.report.curve_plots import curve_pictures
 from randlora_pl.experiments.report.document import Document, Picture, Section, Table, many, row
 from randlora_pl.experiments.report.plan import FILE
 from randlora_pl.experiments.report.plots import difference_picture, memory_picture, parameter_picture
@@ -41,7 +42,10 @@ def build(sweep: Sweep) -> Document:
     averages = [average_table(results, beside, model) for model in models]
     cells = [accuracy_table(results, beside, model) for model in models]
     costs = [table for model in models if (table := cost_table(whole, beside, model))]
-    trained = [table for model in models if (table := training_table(whole, model))]
+    trained = [
+        part for model in models if (table := training_table(whole, model))
+        for part in (table, *curve_pictures(whole, model))
+    ]  # fmt: skip
     forgotten = [table for model in models if (table := elsewhere_table(whole, model))]
     transfers = [table for model in models if (table := transfer_table(whole, beside, model))]
     halves = [table for model in models if (table := new_classes_table(sweep, beside, model))]

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from randlora_pl.experiments.report.collect import read_sweep
+from randlora_pl.experiments.report.curve_plots import curve_pictures
 from randlora_pl.experiments.report.curves import TRAINED, VALIDATED, losses, read_curves, scores
-from randlora_pl.experiments.report.files import write_report
+from randlora_pl.experiments.report.files import draw, write_report
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.sections.training import training_table
 from tests.experiments.report.sweeps import METHODS, MODELS, description, write_sweep
@@ -38,6 +40,7 @@ def test_steps_and_time_to_the_loss_of_a_reference(tmp_path: Path) -> None:
             logged(cell, lambda step, start=start, slope=slope: start - slope * step / 80, {40: 0.5, 80: 0.6})
     write_report(read_sweep(folder), tmp_path / "report")
     again = read_sweep(tmp_path / "report")
+    drawings = {path.name: path.read_bytes() for path in (tmp_path / "report" / "figures").glob("curves-*.svg")}
     assert all((scores(run.facts) == {40: 50, 80: 60}) == (run.key.method in SLOPES) for run in again.finished)
     for sweep in (read_sweep(folder), again):
         table = training_table(Results(sweep), B32)
@@ -51,6 +54,20 @@ def test_steps_and_time_to_the_loss_of_a_reference(tmp_path: Path) -> None:
         ]
         assert rows["LoRA-16"] == ["itself", "100 ± 0", "0 of 6", "100 ± 0", "100 ± 0", *[""] * 4]
         assert rows["full fine-tuning"][:4] == ["LoRA-32", "100 ± 0", "6 of 6", f"{100 / 0.9:.0f} ± 0"]
+        (picture,) = curve_pictures(Results(sweep), B32)
+        figure: Any = picture.figure
+        assert {f"{picture.name}.svg": draw(figure, "svg", picture.name)} == drawings
+        assert [panel.get_ylabel() for panel in figure.axes] == ["validation accuracy, %", "training loss"]
+        lines = [{line.get_label(): line.get_xydata().tolist() for line in panel.lines} for panel in figure.axes]
+        assert list(lines[0]) == list(lines[1]) == ["LoRA-32", "RandLoRA-6", "full fine-tuning"]
+        assert lines[0]["RandLoRA-6"] == [[50, 50], [100, 60]], "no run names its steps, so that they are percents"
+        assert lines[1]["RandLoRA-6"][0] == pytest.approx([100 / 16, 2.2 - 2 * 3 / 80], rel=1e-3)
+        assert (
+            "2 datasets" in picture.caption and "RandLoRA-6 validation accuracy, % from 50 to 60" in picture.described
+        )
+        sweep.plan.pairs = [["RandLoRA-6", "LoRA-32"]]
+        (picture,) = curve_pictures(Results(sweep), B32)
+        assert "full fine-tuning" not in picture.described
 
 
 def test_logs_that_are_missing_short_or_damaged(tmp_path: Path) -> None:

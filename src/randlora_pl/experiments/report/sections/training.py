@@ -22,12 +22,11 @@ Pairs = dict[str, list[tuple[FinishedRun, FinishedRun]]]
 
 def training_table(results: Results, model: str) -> Table | None:
     """Return the steps and time to the final loss of a reference; None where no two methods logged such a loss."""
-    methods = [m for m in results.plan.methods if _logged(results, model, m)]
+    found = {method: reference for reference, group in by_reference(results, model).items() for method in group}
     rows = []
-    for method in methods:
-        reference = _reference(results, model, method, methods)
-        if reference and (pairs := _pairs(results, model, method, reference)):
-            rows.append(_row(method, reference, pairs))
+    for method in filter(found.__contains__, results.plan.methods):
+        if pairs := _pairs(results, model, method, found[method]):
+            rows.append(_row(method, found[method], pairs))
     if len(rows) < 2:
         return None
     header = row(
@@ -46,6 +45,16 @@ def training_table(results: Results, model: str) -> Table | None:
     ]
     caption = f"{model}: training loss beside a reference"
     return Table(f"training-{identifier(model)}", caption, header, rows, below=below, left=2)
+
+
+def by_reference(results: Results, model: str) -> dict[str, list[str]]:
+    """Return the references of a model, each with the methods whose mark is its loss, itself among them."""
+    methods = [m for m in results.plan.methods if _logged(results, model, m)]
+    found: dict[str, list[str]] = {}
+    for method in methods:
+        if reference := _reference(results, model, method, methods):
+            found.setdefault(reference, []).append(method)
+    return found
 
 
 def _row(method: str, reference: str, pairs: Pairs) -> list[TableCell]:
