@@ -42,10 +42,10 @@ def build(sweep: Sweep) -> Document:
     averages = [average_table(results, beside, model) for model in models]
     cells = [accuracy_table(results, beside, model) for model in models]
     costs = [table for model in models if (table := cost_table(whole, beside, model))]
-    trained = [
-        part for model in models if (table := training_table(whole, model))
-        for part in (table, *curve_pictures(whole, model))
-    ]  # fmt: skip
+    trained: list[Table | Picture] = []
+    for model in models:
+        if table := training_table(whole, model):
+            trained += [table, *curve_pictures(whole, model)]
     forgotten = [table for model in models if (table := elsewhere_table(whole, model))]
     transfers = [table for model in models if (table := transfer_table(whole, beside, model))]
     halves = [table for model in models if (table := new_classes_table(sweep, beside, model))]
