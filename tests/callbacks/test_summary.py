@@ -41,6 +41,8 @@ def test_adapters_are_described_by_what_is_unusual() -> None:
     assert describe(MaPLe(depth=4)) == "MaPLe depth 4"  # the rank is of another coupling
     assert describe(RandLoRA(rank=8, alpha=1, seed=3)) == "RandLoRA rank 8, alpha 1"
     assert describe(DoRA(LoRA(rank=4))) == "DoRA of LoRA rank 4"
+    both = Together([LoRA(rank=4), RandLoRA()], rates=[10.0, 0.5])
+    assert describe(both) == "Together of LoRA rank 4, RandLoRA rank 6; rates 10, 0.5"
     assert describe(FullFineTuning()) == "FullFineTuning"
 
 
