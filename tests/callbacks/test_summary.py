@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.adapters import SVFT, AdaLoRA, DoRA, FullFineTuning, LoRA, PiSSA, RandLoRA, SHiRA
+from randlora_pl.adapters import SVFT, AdaLoRA, DoRA, FullFineTuning, LoRA, PiSSA, RandLoRA, SHiRA, Together
 from randlora_pl.callbacks import StartSummary
 from randlora_pl.callbacks.summary import buffer_bytes, describe, layer_table, other_decay, state_size
 from randlora_pl.prompts import MaPLe
