@@ -1,6 +1,7 @@
 """The table of methods, its two plain classifiers, and the shipped sweeps that it is made of."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from randlora_pl.experiments.report.collect import FINISHED, Sweep
 from randlora_pl.experiments.report.plan import Key, ReportPlan
 from randlora_pl.experiments.report.runs import FinishedRun
 from randlora_pl.experiments.sweep.expand import task_of
+from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Trial, plan
+from randlora_pl.experiments.sweep.tuning import Search
 from randlora_pl.tasks import ImageTask
 from tests.experiments.sweep.grids import cells_of
 
@@ -24,6 +27,19 @@ def test_the_shipped_sweep_has_every_method_of_the_papers_vision_experiments() -
     }  # fmt: skip
     assert {cell.flat["data.shots"] for cell in trained} == {16}
     assert not {0, *description.tune["seeds"]} & set(description.seeds), "seed 0 is kept for choosing learning rates"
+
+
+def test_the_evidence_on_texts_is_eight_datasets_with_five_seeds_and_two_of_them_are_searched() -> None:
+    _, description = find_sweep("evidence_texts")
+    cells = plan(description)
+    assert len(cells) == 8 * 16 * 5 == len({cell.hash for cell in cells})
+    assert sum(bool(cell.flat.get("data.scores")) for cell in cells) == len(cells) // 2
+    search = Search.of(description)
+    assert len(search.first(SweepFolder(Path("nowhere")))) == 16 * 3 * 2
+    rates = sorted(rate for (rate,) in search.candidates["LoRA"])
+    assert all(second / first == 2 for first, second in pairwise(rates)) and rates[-1] > 1
+    assert {cell.labels.dataset for cell in search.all_cells()} == {"films", "tweets scores"}
+    assert len(description.pairs) <= 6, "with eight datasets more pairs can have no verdict: 7 * 2 / 2**8 > 0.05"
 
 
 @pytest.mark.parametrize("name", ["compare_bases", "compare_bases_fashion"])

@@ -38,9 +38,13 @@ def test_plain_lines_elsewhere(tmp_path: Path) -> None:
         progress.ended(CELLS[0], 60.0)
         folder.fail(CELLS[1], "no luck")
         progress.ended(CELLS[1], 1.0, "no luck")
+        scores = {"finished": True, "test/pearson": 0.5, "data/metric": "pearson", "cell_seconds": 60.0}
+        (folder.begin(CELLS[2]) / "results.json").write_text(json.dumps(scores))
+        progress.ended(CELLS[2], 60.0)
     assert stream.getvalue().splitlines() == [
         "1/4  tiny, digits, 2-shot, RandLoRA-6, seed 1: 50.0 % in 60 s; 3 min left",
         "2/4  tiny, digits, 2-shot, LoRA-4, seed 1: failed: no luck; 2 min left",
+        "3/4  tiny, digits, 2-shot, RandLoRA-6, seed 2: pearson 0.500 in 60 s; 85 s left",
     ]
 
 

@@ -80,8 +80,8 @@ def difference_picture(results: Results, beside: Beside, here: Reference) -> Pic
     legend(figure, handles, grid="x")
     many_of = max(len(one.by_dataset) for one in here.pairs.values())
     over = f"{many(many_of, 'dataset')}" if many_of > 1 else "seeds"
-    caption = f"{here.model}: difference to {here.method} in points of accuracy, with 95 % confidence intervals over "
-    caption += f"{over}; a dot without one has a single value."
+    caption = f"{here.model}: difference to {here.method} in points of {results.measured}, with 95 % confidence "
+    caption += f"intervals over {over}; a dot without one has a single value."
     described = "; ".join(f"{method}{text}" for method, text in described_lines.items())
     return Picture(f"differences-{identifier(here.model)}", caption, f"{described}.", figure)
 
@@ -146,9 +146,9 @@ def parameter_picture(results: Results, family: str, models: Sequence[str]) -> P
             look = {"linestyle": ends[number % 4], "fillstyle": fills[number % 4], "marker": "o", "linewidth": 1.5}
             handles[model] = panel.plot([], [], color=INK, label=model, **look)[0]
     _log_axis(panel)
-    panel.set(xlabel="trained parameters", ylabel="test accuracy, %")
+    panel.set(xlabel="trained parameters", ylabel=f"test {results.measured}, %")
     legend(figure, list(handles.values()))
-    caption = f"{family}: accuracy against trained parameters, {', '.join(named)}; {BARS}. "
+    caption = f"{family}: {results.measured} against trained parameters, {', '.join(named)}; {BARS}. "
     caption += "Methods of nearly equal size are drawn side by side."
     return Picture(f"parameters-{identifier(family)}", caption, f"{'; '.join(described_lines)}.", figure)
 

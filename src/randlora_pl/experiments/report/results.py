@@ -3,14 +3,17 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from statistics import fmean
 
 from randlora_pl.experiments.report.collect import FAILED, NOT_RUN, Sweep
 from randlora_pl.experiments.report.plan import Key
-from randlora_pl.experiments.report.runs import FinishedRun
+from randlora_pl.experiments.report.runs import METRIC, FinishedRun
 from randlora_pl.experiments.report.statistics import Estimate
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
+
+CORRELATIONS = {"pearson": "Pearson × 100", "matthews": "Matthews × 100"}
+"""Metrics of labelled texts other than accuracy, and how reports show them."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,17 @@ class Results:
         for run in sweep.runs:
             self._runs[run.key].append(run)
         self.average = cache(self._average)
+
+    @cached_property
+    def metrics(self) -> dict[str, str]:
+        """Return the metric of each dataset whose metric is not the accuracy."""
+        found = {run.key.dataset: CORRELATIONS.get(str(run.facts.get(METRIC)), "") for run in self.sweep.finished}
+        return {dataset: metric for dataset, metric in found.items() if metric}
+
+    @property
+    def measured(self) -> str:
+        """Return the name of what the tests measure in percent."""
+        return "accuracy or correlation" if self.metrics else "accuracy"
 
     def runs(self, key: Key) -> list[FinishedRun]:
         """Return every run of a cell, planned or found."""

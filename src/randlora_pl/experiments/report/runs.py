@@ -13,10 +13,12 @@ from randlora_pl.utils.errors import UserError
 PREFIX = "test/acc/"
 """Prefix of the metrics of runs that have several tests."""
 CELLS = "cells.csv"
+METRIC = "data/metric"
+"""Fact with the metric of labelled texts: ``acc``, ``matthews`` or ``pearson``."""
 _LABELS = ("model", "family", "dataset", "budget", "method", "state", "reason", "cell", "rate_chosen_by")
 _TEXTS = (
     *(*_LABELS, "adapter", "task", "device", "version", "git_commit", "machine", "version/python", "version/torch"),
-    *(TRAINED, VALIDATED),
+    *(METRIC, TRAINED, VALIDATED),
 )
 _RUN = (*_LABELS, "seed", "accuracy", "zeroshot_accuracy")
 """Columns that are not metrics of ``results.json``."""

@@ -7,7 +7,7 @@ from randlora_pl.experiments.report.collect import FINISHED, Sweep
 from randlora_pl.experiments.report.curves import TRAINED, VALIDATED
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
-from randlora_pl.experiments.report.runs import PREFIX
+from randlora_pl.experiments.report.runs import METRIC, PREFIX
 from randlora_pl.experiments.report.sections.elsewhere import AFTER, BEFORE
 from randlora_pl.experiments.report.sections.new_classes import AFTER as NEW
 from randlora_pl.experiments.report.sections.paper_comparison import Beside, PaperAverage
@@ -22,7 +22,7 @@ _FACTS = (
     *("samples_per_second", "peak_memory_bytes", "device", "steps", "version", "git_commit"),
 )
 """Metrics of ``results.json``; ``method`` is called ``adapter``, for the label of the method has that name."""
-_MACHINE = ("machine", "cpu_threads", "version/python", "version/torch", TRAINED, VALIDATED)
+_MACHINE = (METRIC, "machine", "cpu_threads", "version/python", "version/torch", TRAINED, VALIDATED)
 """Further facts, in columns where any run has them."""
 SPECTRUM = "spectrum/"
 AVERAGE = "(average)"

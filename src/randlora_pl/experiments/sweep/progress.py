@@ -134,9 +134,10 @@ class Progress:
 
 
 def accuracy(folder: SweepFolder, cell: Trial) -> str:
-    """Return the result of a finished cell as text."""
+    """Return the result of a finished cell as text: its accuracy, or the metric of its texts."""
     found = folder.results(cell)
-    for key, word in (("test/acc", ""), ("zeroshot/acc", ""), ("val/acc", " on validation")):
+    metric = found.get("data/metric", "acc")
+    for key, word in ((f"test/{metric}", ""), ("zeroshot/acc", ""), (f"val/{metric}", " on validation")):
         if isinstance(found.get(key), float):
-            return f"{100 * found[key]:.1f} %{word}"
+            return (f"{100 * found[key]:.1f} %" if metric == "acc" else f"{metric} {found[key]:.3f}") + word
     return "no accuracy"

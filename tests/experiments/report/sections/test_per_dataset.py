@@ -162,9 +162,13 @@ def test_table_4_has_its_deviations_and_scores_that_are_correlations(tmp_path: P
     labels = {"model": "RoBERTa-base", "budget": "100%", "method": "RandLoRA-64", "seed": 1}
     base = {"finished": True, "method": "RandLoRA", "trainable_parameters": 700_000}
     write_language_sweep(tmp_path, {}, **changes | {"datasets": ["cola"]})
-    cell = {"test/acc": 0.9, "test/matthews": -0.05, "test/score": -0.05}
+    cell = {"test/acc": 0.9, "test/matthews": -0.05, "test/score": -0.05, "data/metric": "matthews"}
     write_cell(tmp_path, labels | {"dataset": "cola"}, base | cell)
-    write_cell(tmp_path, labels | {"dataset": "stsb"}, base | {"test/pearson": 0.9, "test/score": 0.9})
+    write_cell(
+        tmp_path,
+        labels | {"dataset": "stsb"},
+        base | {"test/pearson": 0.9, "test/score": 0.9, "data/metric": "pearson"},
+    )
     sweep = read_sweep(tmp_path)
     beside = Beside(sweep.plan)
     table = accuracy_table(Results(by_test(sweep)), beside, "RoBERTa-base")
@@ -173,3 +177,13 @@ def test_table_4_has_its_deviations_and_scores_that_are_correlations(tmp_path: P
     assert cell_of(table, "stsb", "RandLoRA-64").below == "paper 90.3 ± 0.2 (-0.3)"
     assert any("combined" in text for _, text, _ in beside.footnotes)
     assert beside.parameters("RoBERTa-base", "RandLoRA-64") == "0.7M"
+    again = tmp_path / "again"  # without the cells
+    again.mkdir()
+    (again / "cells.csv").write_text(cells_csv(sweep))
+    (again / "sweep.yaml").write_text((tmp_path / "sweep.yaml").read_text())
+    for shown in (table, accuracy_table(Results(read_sweep(again)), beside, "RoBERTa-base")):
+        assert {cell.text: cell.below for cell in shown.header if cell.below} == {
+            "cola": "Matthews × 100",
+            "stsb": "Pearson × 100",
+        }
+        assert "test accuracy or correlation in percent" in shown.caption

@@ -57,10 +57,13 @@ def accuracy_table(results: Results, beside: Beside, model: str) -> Table:
         rows += _plain(results, budget, datasets, shared)
         below += left_out_line(budget, left_out)
     below += [PLAIN] if results.sweep.baselines else []
-    titles = [TableCell(dataset, notes=beside.column_notes(shown[dataset])) for dataset in datasets]
+    titles = [
+        TableCell(dataset, results.metrics.get(dataset, ""), notes=beside.column_notes(shown[dataset]))
+        for dataset in datasets
+    ]
     return Table(
         f"accuracy-{identifier(model)}",
-        f"{model}: test accuracy in percent, mean ± half the 95 % confidence interval over seeds",
+        f"{model}: test {results.measured} in percent, mean ± half the 95 % confidence interval over seeds",
         row("Method", "Data", "Trained parameters", *titles, "Average"),
         rows,
         groups,
@@ -92,7 +95,7 @@ def average_table(results: Results, beside: Beside, model: str) -> Table:
     header = [TableCell(b, below=f"{many(len(shared[b]), 'dataset')}") for b in budgets]
     return Table(
         f"averages-{identifier(model)}",
-        f"{model}: accuracy averaged over the datasets that every compared method has",
+        f"{model}: {results.measured} averaged over the datasets that every compared method has",
         row("Method", "Trained parameters", *header),
         rows,
         [],

@@ -115,8 +115,9 @@ def matrix_table(results: Results, here: Reference) -> Table:
         rows.append(row(method, results.parameters(here.model, method), mean, _verdict(one), *cells))
     titles = [TableCell(dataset, below=budget or "mean over budgets") for dataset, budget in columns]
     below = [
-        "Each number is the accuracy of the method minus the accuracy of the reference, in points, paired by seed. "
-        "Blue is higher and orange is lower. The color shows the size of a difference and is not a verdict. "
+        f"Each number is the {results.measured} of the method minus the {results.measured} of the reference, in "
+        "points, paired by seed. Blue is higher and orange is lower. The color shows the size of a "
+        "difference and is not a verdict. "
         + ("Below it is half the 95 % confidence interval over seeds. " if apart else "")
         + "The interval of the mean is over datasets. The verdict comes from the paired test."
     ]
