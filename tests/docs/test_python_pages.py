@@ -23,6 +23,7 @@ NEEDS = {
     "methods/autolora": (),
     "methods/galore": (),
     "prompt_tuning": (),
+    "stages": (),
 }
 """Pages with blocks of Python, and the packages that these need."""
 

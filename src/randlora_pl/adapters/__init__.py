@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from randlora_pl.adapters.base import Adapter, DeltaWeight
     from randlora_pl.adapters.injection import InjectionReport, inject
     from randlora_pl.adapters.io.adapter_file import AdapterFile
+    from randlora_pl.adapters.io.refine import refine
     from randlora_pl.adapters.io.save_load import load_adapter, read_adapter, save_adapter
     from randlora_pl.adapters.methods import (
         OFT,
@@ -101,6 +102,7 @@ __all__ = [
     "merge_and_unload",
     "parameter_groups",
     "read_adapter",
+    "refine",
     "save_adapter",
     "set_train_mode",
     "trainable_parameters",

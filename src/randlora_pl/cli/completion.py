@@ -15,7 +15,7 @@ from randlora_pl.utils.files.run_files import find_adapter, find_run
 SHELLS = ("bash", "zsh", "fish")
 _FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "fish": "(__fish_complete_path (commandline -ct))"}
 """Completion of a path, as `shtab.FILE`."""
-_PATHS = ("resume", "run", "adapter", "ckpt_path", "root", "data.root", "run.root")
+_PATHS = ("resume", "run", "adapter", "ckpt_path", "from_adapter", "root", "data.root", "run.root")
 """Options that take a path as a text."""
 
 

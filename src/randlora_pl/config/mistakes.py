@@ -14,6 +14,7 @@ from typing import Any
 from randlora_pl.config.compose import DEFAULTS, Command, compose, is_option
 from randlora_pl.config.parts import PARTS, check_parts
 from randlora_pl.config.validate import (
+    check_form,
     check_option,
     class_choices,
     data_class,
@@ -106,6 +107,7 @@ def mistakes(command: Command) -> Iterator[Mistake]:
     flat = {key: value for key, value in flat.items() if key not in wrong}
     yield from _caught("print_config", partial(_check_flags, command.values.get("print_config", "")))
     yield from _caught("seed_everything", partial(_check_seed, flat.get("seed_everything", 0)))
+    yield from _caught("from_form", partial(check_form, flat))
     yield from _caught("trainer", partial(_check_trainer, flat))
     for name in ("model.learning_rate", "model.head_learning_rate"):
         yield from _caught(name, partial(_check_rate, name, flat.get(name)))

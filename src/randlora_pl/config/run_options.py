@@ -8,7 +8,7 @@ from randlora_pl.config.class_index import Option, trainer_options
 from randlora_pl.config.compose import FOLDER_OPTIONS
 from randlora_pl.config.mistakes import LOGGERS
 from randlora_pl.config.shipped import config_names
-from randlora_pl.config.validate import class_choices, data_class, groups_of, tasks
+from randlora_pl.config.validate import FORMS, IN_CONFIGS, class_choices, data_class, groups_of, tasks
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.language.catalog import DATASETS, LABELLED
 
@@ -21,6 +21,7 @@ def run_options(verb: str) -> argparse.ArgumentParser:
         **{name: known for name, known in class_choices().items() if name != "model.adapter.inner"},
         "data.dataset": {**CATALOG, **DATASETS, **LABELLED},
         "run.logger": LOGGERS,
+        "from_form": FORMS,
     }
     groups = groups_of({"model": None}) | {
         group: {name: option for source in known.values() for name, option in source.options.items()}
@@ -32,7 +33,7 @@ def run_options(verb: str) -> argparse.ArgumentParser:
         "trainer": trainer_options(),
     }
     options = {f"{group}.{name}": option for group, own in groups.items() for name, option in (own or {}).items()}
-    for name in dict.fromkeys([*named, *FOLDER_OPTIONS[verb], "seed_everything", "ckpt_path", *options]):
+    for name in dict.fromkeys([*named, *FOLDER_OPTIONS[verb], *sorted(IN_CONFIGS), *options]):
         choices = named.get(name) or _choices(options.get(name))
         parser.add_argument(f"--{name}", choices=list(choices) or None, help=_help(options.get(name)))
     for name in ("--help", "--help-all", "--print_config", *(["--dry-run"] if verb == "fit" else [])):

@@ -23,8 +23,11 @@ RUN_OPTIONS = {
 _RUN_KINDS = {"name": "str | None", "root": "str", "logger": "str | list[str]", "timeout": "float"}
 CALLBACK_GROUPS = {"checkpoint": "AdapterCheckpoint", "gradient_flow": "GradientFlow", "spectrum": "UpdateSpectrum"}
 CALLBACK_GROUPS |= {"unseen_gradient": "UnseenGradient"}
-IN_CONFIGS = {"seed_everything", "ckpt_path"}
-SINGLE = {"seed_everything", "ckpt_path", "print_config", "config", "help", "h", "help-all"}
+IN_CONFIGS = {"seed_everything", "ckpt_path", "from_adapter", "from_form"}
+SINGLE = {*IN_CONFIGS, "print_config", "config", "help", "h", "help-all"}
+
+FORMS = ("beside", "absorbed")
+"""Places of the LoRA that a training starts from, in the method that it trains."""
 
 IMAGES = "randlora_pl.data.ImageData"
 
@@ -155,6 +158,19 @@ def check_option(command: Command, key: str, groups: Groups, typed: bool) -> Non
     raise UserError(
         f"{what}{_suggest(group, rest or parts, groups)} All options: randlora-pl {command.verb} --help-all"
     )
+
+
+def check_form(flat: dict[str, Any]) -> None:
+    """Refuse an unknown place of the LoRA to start from, or a place without a LoRA.
+
+    Raises:
+        UserError: The message has what to type.
+    """
+    form = flat.get("from_form", "beside")
+    if form not in FORMS:
+        raise UserError(f"--from-form is {brief(form)}.{near(str(form), FORMS)} Set {' or '.join(FORMS)}.")
+    if "from_form" in flat and flat.get("from_adapter") is None:
+        raise UserError("--from-form needs a LoRA to start from. Add --from-adapter RUN, or remove it.")
 
 
 def file_with(command: Command, key: str) -> Path | None:

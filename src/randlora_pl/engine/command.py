@@ -16,6 +16,7 @@ from randlora_pl.config.compose import (
     underscored,
 )
 from randlora_pl.config.mistakes import check_names
+from randlora_pl.engine.first_stage import compose_fit
 from randlora_pl.engine.run_folder import check_architecture, check_run, newest_unfinished, planned_name
 from randlora_pl.parallel.launch import broadcast_decision
 from randlora_pl.utils.errors import UserError
@@ -32,7 +33,7 @@ def prepare(verb: str, args: list[str]) -> Command:
     """
     args = list(map(underscored, args))
     folders = folders_in(args, FOLDER_OPTIONS[verb])
-    _check_checkpoint_option(verb, args, folders)
+    _check_start_options(verb, args, folders)
     defaults, words = copy.deepcopy(DEFAULTS), list(args)
     typed_config = bool({"-c", "--config"} & {word.partition("=")[0] for word in args})
     if "resume" in folders:
@@ -43,11 +44,13 @@ def prepare(verb: str, args: list[str]) -> Command:
     beside = config_beside(folders["adapter"]) if "adapter" in folders and not typed_config else None
     if beside is not None:
         defaults = merge(defaults, data_beside(beside))
-    command = compose(verb, words, defaults)
+    own = verb != "fit" or "resume" in folders
+    command = compose(verb, words, defaults) if own else compose_fit(words, defaults, typed_config)
     if beside is not None:
         command.named.append(str(beside))
     if verb != "fit":
-        command.config.pop("ckpt_path", None)  # the checkpoint that the run's training started from
+        for option in ("ckpt_path", "from_adapter", "from_form"):  # that the run's training started from
+            command.config.pop(option, None)
     adapter = adapter_of(command)
     if adapter is not None:  # the folder's own config decides about model and data
         saved = adapter_config(adapter)
@@ -69,21 +72,24 @@ def resume_by_itself(args: list[str]) -> list[str]:
     words = list(args)
     place = next(number for number, word in enumerate(words) if word.partition("=")[0] == "--resume")
     del words[place : place + (1 if "=" in words[place] else 2)]
-    flat = compose("fit", words, copy.deepcopy(DEFAULTS)).flat()
+    flat = compose_fit(words).flat()
     root, name = Path(str(flat.get("run.root", "runs"))), str(flat.get("run.name") or planned_name(flat))
     found = broadcast_decision("resume", lambda: str(newest_unfinished(root, name) or ""))
     return ["--resume", found] if found else words
 
 
-def _check_checkpoint_option(verb: str, args: list[str], folders: dict[str, Path]) -> None:
-    if not any(word.partition("=")[0] == "--ckpt_path" for word in args):
-        return
-    if verb != "fit":
+def _check_start_options(verb: str, args: list[str], folders: dict[str, Path]) -> None:
+    """Refuse options that say what a training starts from, where another option or the command does."""
+    typed = {word.partition("=")[0].replace("from_", "from-") for word in args}
+    found = [option for option in ("--ckpt_path", "--from-adapter", "--from-form") if option in typed]
+    if found and verb != "fit":
         raise UserError(
-            f"{verb} does not support --ckpt_path. Name an adapter folder (--adapter) or a run (--run) instead."
+            f"{verb} does not support {found[0]}. Name an adapter folder (--adapter) or a run (--run) instead."
         )
-    if "resume" in folders:
-        raise UserError("--resume uses the run's own checkpoint. Remove --ckpt_path, or remove --resume.")
+    if found and "resume" in folders:
+        raise UserError(f"--resume uses the run's own checkpoint. Remove {found[0]}, or remove --resume.")
+    if {"--ckpt_path", "--from-adapter"} <= typed:
+        raise UserError("--ckpt_path continues a run, and --from-adapter starts a new one. Remove one of them.")
 
 
 def folders_in(args: list[str], names: tuple[str, ...]) -> dict[str, Path]:

@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
+from randlora_pl.adapters import read_adapter
+from randlora_pl.adapters.io.refine import Form, Start
 from randlora_pl.callbacks import (
     AdapterCheckpoint,
     Figures,
@@ -44,7 +46,7 @@ from randlora_pl.parallel.launch import TIMEOUT
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.tasks.trainer import SETTINGS
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.run_files import follow_latest, link_latest
+from randlora_pl.utils.files.run_files import LAST, find_adapter, follow_latest, link_latest
 from randlora_pl.utils.text.log_filters import filter_library_warnings
 
 # Lightning's Timer has a member of a str enumeration as default, which PyYAML refuses to write.
@@ -201,6 +203,8 @@ class App(LightningCLI):
         )
         parser.add_argument("--run.timeout", type=float, default=TIMEOUT, help="Seconds to wait for other processes.")
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to start training from.")
+        parser.add_argument("--from_adapter", type=str | None, default=None, help="LoRA whose outputs to start with.")
+        parser.add_argument("--from_form", type=Form, default="beside", help="Place of this LoRA: beside or absorbed.")
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
         parser.add_lightning_class_args(GradientFlow, "gradient_flow")
         parser.add_lightning_class_args(UpdateSpectrum, "spectrum")
@@ -214,15 +218,20 @@ class App(LightningCLI):
         self.config = parser.parse_args(args)
         if start := self.config.ckpt_path:  # before this run becomes the latest
             self.config.ckpt_path = str(follow_latest(Path(start)))
+        if (start := self.config.from_adapter) and self.folder == Path():  # new: a resumed run may need it no more
+            self.config.from_adapter = str(find_adapter(start).resolve())
 
     def instantiate_classes(self) -> None:
         """Instantiate all classes; report any error in one line."""
+        begun = not self.dry and (self.folder / LAST).is_file()
+        start = None if begun or self.config.from_adapter is None else read_adapter(self.config.from_adapter)
         try:
             super().instantiate_classes()
         except UserError:
             raise
         except Exception as error:
             raise build_error(error) from error
+        self.model.start = None if start is None else Start(start, self.config.from_form)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the run folder and a trainer that keeps everything in it."""

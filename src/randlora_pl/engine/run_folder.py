@@ -252,9 +252,13 @@ def resolved_config(tree: Tree, model: dict[str, Any], data: dict[str, Any]) -> 
     options.pop("seed", None)  # seed_everything sets it
     tree["model"] = tree["model"] | {"init_args": options}
     tree["data"] = {key: value for key, value in (tree["data"] | data).items() if key != "seed"}
-    if tree.get("ckpt_path"):  # a run that is killed early starts from it again, in any working directory
-        tree["ckpt_path"] = str(Path(tree["ckpt_path"]).resolve())
-    return {key: value for key, value in tree.items() if key != "config" and (key, value) != ("ckpt_path", None)}
+    left_out = {"config"}
+    for start in ("ckpt_path", "from_adapter"):
+        if tree.get(start):  # a run that is killed early starts from it again, in any working directory
+            tree[start] = str(Path(tree[start]).resolve())
+        else:
+            left_out |= {start, *(["from_form"] if start == "from_adapter" else [])}
+    return {key: value for key, value in tree.items() if key not in left_out}
 
 
 def without_seed(adapter: Any, given: Any) -> Any:

@@ -17,6 +17,7 @@ from randlora_pl.callbacks import AdapterCheckpoint, HeldLock, PerClass, ZeroSho
 from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
 from randlora_pl.callbacks.checkpoint_file import check_checkpoint
 from randlora_pl.engine.board import log_end, log_start
+from randlora_pl.engine.first_stage import start_facts
 from randlora_pl.engine.fit_results import callback_of, callbacks_of, fit_metrics
 from randlora_pl.engine.found import write_found
 from randlora_pl.engine.lightning_cli import App
@@ -126,7 +127,7 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     names = [Path(name).name for name in app.command.named]
     configs = names if app.created else [*before.get("config", []), *names[1:]]  # the first is the run's own
     if app.created:
-        _write(app, {"config": configs})
+        _write(app, {"config": configs} | start_facts(app.config))
         write_config(app)
     else:
         if trainer.is_global_zero:

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, AdapterFile, InjectionReport, RandLoRA, merge, set_train_mode, unmerge
-from randlora_pl.adapters.io.compatibility import targets_in
+from randlora_pl.adapters.io.refine import Start
 from randlora_pl.adapters.optimizer import rates_of
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
 from randlora_pl.tasks import files, optim, procedure
@@ -57,6 +57,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         adapters: All adapters of a backbone that tasks share.
         choice: Name of this task's own adapter among them, or a weighted sum.
         saved: The adapter file to load; it names the layers, whatever `targets` selects now.
+        start: The LoRA whose outputs the training starts with; None for the base model's.
         identity: The base model, once it is built.
         report: The adapted layers, once the base model is built.
         procedure_state: State of the method's procedure from a checkpoint, until the training starts.
@@ -72,6 +73,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
     adapters: "AdapterSet | None" = None
     choice: "Choice" = None
     saved: AdapterFile | None = None
+    start: Start | None = None
     procedure_state: dict[str, Any] | None = None
     identity: ModelIdentity
     report: InjectionReport
@@ -167,13 +169,13 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         if self.backbone is not None:
             return
         backbone = self.build()
-        targets = self.targets if self.saved is None else targets_in(self.saved, backbone)
-        self.report = inject_by(self._trainer, backbone, self.adapter, targets)
+        self.report = inject_by(self._trainer, backbone, self.adapter, self.targets, self.start or self.saved)
         self.adapter = self.report.adapter  # with a matched rank filled in
         if self.gradient_checkpointing:
             self.checkpoint_gradients(backbone)
         cast_and_compile(backbone, self.adapter, self.frozen_dtype, self.torch_compile, self._trainer)
         self.backbone = backbone
+        files.start_head(self)
         set_train_mode(backbone, self.training)  # Lightning keeps the modes it finds
         # Every process has frozen weights, bases and tokens from the same files and seeds: DDP need not send them.
         frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]

@@ -6,19 +6,37 @@ import torch
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
-from randlora_pl.adapters import Adapter, InjectionReport, inject
+from randlora_pl.adapters import Adapter, AdapterFile, InjectionReport, inject
 from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.io.compatibility import targets_in
+from randlora_pl.adapters.io.refine import Start, refine
 from randlora_pl.adapters.methods.full_rank.randlora_update import RandLoRADelta
 from randlora_pl.adapters.random_bases import drawn_on
 from randlora_pl.models import cast_frozen, compile_blocks, use_fast_layers
 from randlora_pl.utils.errors import UserError
 
 
-def inject_by(trainer: Any, backbone: nn.Module, adapter: Adapter, targets: list[str] | None) -> InjectionReport:
-    """Inject an adapter, whose random bases are drawn on the GPU of the trainer, if it has one and is not None."""
+def inject_by(
+    trainer: Any,
+    backbone: nn.Module,
+    adapter: Adapter,
+    targets: list[str] | None,
+    source: AdapterFile | Start | None = None,
+) -> InjectionReport:
+    """Inject an adapter; its random bases are drawn on the GPU of the trainer, if that has one and is not None.
+
+    Args:
+        trainer: Trainer, or None.
+        backbone: The plain model.
+        adapter: Method and its options.
+        targets: Layers to adapt.
+        source: File that names the layers instead, or the LoRA whose outputs the adapter starts with.
+    """
     device = None if trainer is None else trainer.strategy.root_device
     with drawn_on(device if device is not None and device.type == "cuda" else None):
-        return inject(backbone, adapter, targets)
+        if isinstance(source, Start):
+            return refine(backbone, source.file, adapter, source.form, targets)
+        return inject(backbone, adapter, targets if source is None else targets_in(source, backbone))
 
 
 def chosen_dtype(frozen_dtype: str, adapter: Adapter, trainer: Any) -> str:

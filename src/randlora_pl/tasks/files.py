@@ -41,6 +41,24 @@ def load_head(task: Any, tensors: Mapping[str, Tensor]) -> None:
             value.copy_(tensors[name])
 
 
+def start_head(task: Any) -> None:
+    """Load the trained head of the LoRA that a training starts from, if the task has one.
+
+    Raises:
+        UserError: The file has no head of this kind, or one for other classes.
+    """
+    if task.start is None or not task.trained_head:
+        return
+    file = task.start.file
+    theirs, kind = file.metadata.get("classnames"), file.metadata.get("task")
+    if kind != type(task).__name__ or theirs != task.classnames:
+        raise UserError(
+            f"{file.path} is of {kind} with {len(theirs or [])} classes, and this run is of {type(task).__name__} with "
+            f"{len(task.classnames)} classes: its head fits no others. Train on the classes of the LoRA."
+        )
+    task.load_head(file.extra)
+
+
 def fingerprint(task: Any) -> str:
     """Return a checksum of the base model, the bases and the state: equal in all processes of a run."""
     digest = hashlib.sha256(f"{task.report.base_hash} {task.report.fingerprint}".encode())

@@ -34,6 +34,10 @@ def page(verb: str) -> str:
         lines += [_line("--dry-run", "Print the start page (parameters, steps, memory) and write nothing")]
         lines += [_line("--print_config", "Print the merged config. --print_config=skip_default: without defaults")]
         lines += [_line("--resume RUN", f"{again}, if it is unfinished")]
+        lines += [_line("--from-adapter LORA", "Start a new training where this run or adapter has ended")]
+        lines += [
+            _line("--from-form FORM", "beside: the adapter is added to it (default). absorbed: RandLoRA contains it")
+        ]
         lines += [_line(f"--{group}.{name}", _short(option)) for group, name, option in _callback_options()]
     lines += [
         _line("--seed_everything N", "Seed of the run: few-shot images, order, augmentation, bases (default: 0)"),

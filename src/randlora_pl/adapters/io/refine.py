@@ -1,0 +1,142 @@
+"""Training in stages: a method that starts exactly where a LoRA has ended (section 6.6 of the RandLoRA paper)."""
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from randlora_pl.adapters.base import Adapter, WeightShape
+from randlora_pl.adapters.injection import InjectionReport, inject
+from randlora_pl.adapters.io.adapter_file import AdapterFile
+from randlora_pl.adapters.io.compatibility import targets_in
+from randlora_pl.adapters.io.save_load import place_adapter, read_adapter
+from randlora_pl.adapters.methods.fixed_rank.lora import LoRA, LoRADelta
+from randlora_pl.adapters.methods.full_rank.lead import LedRandLoRADelta
+from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
+from randlora_pl.adapters.methods.full_rank.together import Together, TogetherDelta
+from randlora_pl.adapters.operations import detach
+from randlora_pl.adapters.targets.select import choose
+from randlora_pl.utils.errors import UserError
+
+Form = Literal["beside", "absorbed"]
+"""Place of the LoRA in the method that refines it, see `refine`."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The LoRA that a training starts from, and its place, see `refine`."""
+
+    file: AdapterFile
+    form: Form = "beside"
+
+
+def refine(
+    model: nn.Module,
+    lora: AdapterFile | str | os.PathLike[str],
+    adapter: Adapter,
+    form: Form = "beside",
+    targets: list[str] | None = None,
+) -> InjectionReport:
+    """Inject a method whose outputs are those of a trained LoRA at first, and which trains on from there.
+
+    Examples:
+        >>> report = refine(model, "runs/lora/adapter", RandLoRA(rank=12))
+        >>> report.adapter.method()
+        'Together'
+
+    Args:
+        model: Base model, with the weights that the LoRA was trained on. If an error is raised, load it again.
+        lora: Folder or file of the LoRA, or what `read_adapter` returned.
+        adapter: RandLoRA, for instance. A `Together` whose first part has the LoRA's options is taken as it is.
+        form: ``beside`` keeps the LoRA as the first part of a `Together`, and the method starts at zero; both train.
+            ``absorbed`` makes it a value of RandLoRA's own lambda and gamma (``lead``), which alone train.
+        targets: Layers to adapt, which must be the LoRA's. Default: these.
+
+    Raises:
+        UserError: The file is no LoRA, does not fit the model, or the method cannot start from it.
+    """
+    file = lora if isinstance(lora, AdapterFile) else read_adapter(lora)
+    adapter = continued(file, adapter, form)
+    chosen = targets_in(file, model) if targets is None else targets
+    try:
+        place_adapter(model, file)
+    except UserError as error:
+        hint = "Remove --model.name and --model.pretrained: the LoRA's own are the default."
+        raise UserError(error.what, hint) from error
+    updates = {path: each for path, each in model.named_modules() if isinstance(each, LoRADelta)}
+    detach(model)
+    _check_layers(file, model, adapter, chosen)
+    report = inject(model, adapter, chosen)
+    for path, update in updates.items():
+        _start(model.get_submodule(path), update)
+    place = "the first part" if form == "beside" else "absorbed"
+    report.notes.append(f"starts where the LoRA {file.path} has ended, which is {place}")
+    return report
+
+
+def continued(file: AdapterFile, adapter: Adapter, form: Form) -> Adapter:
+    """Return the method of the next stage: a `Together` with the LoRA, or a RandLoRA that has room for it.
+
+    Raises:
+        UserError: See `refine`.
+    """
+    lora = file.adapter
+    if not isinstance(lora, LoRA):
+        raise UserError(
+            f"{file.path} is {lora.method()}, and a stage starts from LoRA. Train one first: randlora-pl fit "
+            "--model.adapter LoRA"
+        )
+    if file.trained or file.kept:
+        name = [*(file.trained or []), *file.kept][0]
+        raise UserError(f"{file.path} also changes the model's own {name}, which no stage takes over.")
+    if adapter.trains_base:
+        raise UserError(
+            f"{adapter.method()} trains the model's own tensors: a stage adds to a LoRA. Set --model.adapter RandLoRA."
+        )
+    if adapter.qkv != lora.qkv:
+        raise UserError(
+            f"{file.path} has qkv {lora.qkv}, and {adapter.method()} has {adapter.qkv}: add "
+            f"--model.adapter.qkv {lora.qkv}."
+        )
+    if form == "absorbed":
+        if not isinstance(adapter, RandLoRA):
+            raise UserError(
+                f"{adapter.method()} cannot absorb a LoRA: set --model.adapter RandLoRA, or --from-form beside."
+            )
+        ranks = {f"^{re.escape(name)}": lora.rank_of(WeightShape(name, *shape)) for name, shape in file.layers.items()}
+        number = set(ranks.values())
+        return adapter.replace(lead=number.pop() if len(number) == 1 else ranks)
+    if not isinstance(adapter, Together):
+        return Together([lora.replace(seed=None), adapter.replace(seed=None)], seed=adapter.seed)
+    there, here = (each.replace(seed=None, dropout=0).describe() for each in (lora, adapter.parts[0]))
+    if there != here:
+        raise UserError(
+            f"the first part of Together is {adapter.parts[0]}, but {file.path} is {lora}. Set its options."
+        )
+    return adapter
+
+
+def _check_layers(file: AdapterFile, model: nn.Module, adapter: Adapter, targets: list[str] | None) -> None:
+    """Raise an error if a method would adapt other weights than a LoRA did."""
+    sites = choose(model, targets, adapter.qkv == "split", adapter).sites
+    chosen = {site.shape.layer for site in sites}
+    if other := sorted(chosen ^ file.layers.keys()):
+        where = "is adapted by the LoRA alone" if other[0] in file.layers else "is not adapted by the LoRA"
+        raise UserError(
+            f"{file.path} adapts {len(file.layers)} layers, the targets select {len(chosen)} ({other[0]} {where}). "
+            "Remove --model.targets: the LoRA's own are the default."
+        )
+
+
+@torch.no_grad()
+def _start(own: nn.Module, lora: LoRADelta) -> None:
+    """Give an update the value of a LoRA."""
+    if isinstance(own, LedRandLoRADelta):
+        own.absorb(*lora.factors())
+        return
+    part = own.parts[0] if isinstance(own, TogetherDelta) else own
+    for name, value in lora.named_parameters():
+        part.get_parameter(name).copy_(value)

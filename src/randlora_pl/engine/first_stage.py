@@ -1,0 +1,69 @@
+"""The LoRA that a training starts from (``--from-adapter``): its base model, layers and data are the defaults."""
+
+import copy
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.config.adapter_config import adapter_config, config_beside, data_beside
+from randlora_pl.config.classes import Tree, normalize
+from randlora_pl.config.compose import DEFAULTS, Command, compose, merge
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.run_files import find_adapter
+
+_OWN = ("adapter", "learning_rate", "head_learning_rate")
+"""Arguments of the LoRA's task that belong to its own training."""
+
+
+def compose_fit(words: list[str], defaults: Tree | None = None, typed_config: bool = False) -> Command:
+    """Return the command of ``fit``; with a LoRA to start from, its options are defaults.
+
+    Args:
+        words: The words behind ``fit``.
+        defaults: Config that the first config file is merged into.
+        typed_config: True if the words have a config, which decides about the data.
+
+    Raises:
+        UserError: See `compose`; the LoRA is missing, is another method, or is of another model.
+    """
+    defaults = copy.deepcopy(DEFAULTS) if defaults is None else defaults
+    command = compose("fit", words, defaults)
+    start = command.flat().get("from_adapter")
+    if start is None:
+        return command
+    adapter = find_adapter(str(start))
+    saved = normalize(adapter_config(adapter))
+    _check(adapter, saved, command)
+    task = saved["model"]
+    options = {name: value for name, value in task["init_args"].items() if name not in _OWN}
+    known = saved | {"model": task | {"init_args": options}}
+    if not typed_config and (beside := config_beside(adapter)) is not None:
+        known = merge(known, normalize(data_beside(beside)))
+    return compose("fit", words, merge(defaults, known))
+
+
+def _check(adapter: Path, saved: Tree, command: Command) -> None:
+    """Refuse another method than LoRA, learned prompts, and another base model than the LoRA's."""
+    options, flat = saved["model"]["init_args"], command.flat()
+    method, task = options["adapter"]["class_path"], saved["model"]["class_path"]
+    if method != "LoRA" or task == "PromptTask":
+        found = method if method != "LoRA" else "LoRA with learned prompts"
+        raise UserError(
+            f"{adapter} is {found}, and a stage starts from LoRA alone. Train one first: randlora-pl fit "
+            "--model.adapter LoRA"
+        )
+    if (name := flat.get("model.name", options["name"])) != options["name"]:
+        raise UserError(
+            f"{adapter} is a LoRA of {options['name']}, not of {name}. Remove --model.name, or train a LoRA of it "
+            f"first: randlora-pl fit --model.name {name} --model.adapter LoRA"
+        )
+
+
+def start_facts(config: Any) -> dict[str, str]:
+    """Return path, checksum and place of the LoRA that a run starts from, for ``results.json``."""
+    if config.from_adapter is None:
+        return {}
+    path = Path(config.from_adapter)
+    file = path if path.is_file() else path / "adapter.safetensors"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return {"from/adapter": str(path), "from/form": config.from_form, "from/sha256": digest}

@@ -1,0 +1,145 @@
+"""A training that starts where a LoRA has ended (``fit --from-adapter``)."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from randlora_pl.cli.main import main
+from randlora_pl.tasks import VisionLanguageTask
+from tests.support.cli import SMALL, Run
+from tests.tasks.small import two_blocks
+
+LORA = ["--model.adapter", "LoRA", "--model.adapter.rank", "2", "--model.adapter.alpha", "8"]
+STAGE = ["--model.adapter.rank", "12", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+STAGE += ["--trainer.limit_test_batches", "1", "--trainer.limit_val_batches", "0", "--run.root", "runs"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _shallow() -> Iterator[None]:
+    with two_blocks():
+        yield
+
+
+@pytest.fixture
+def _ctrl_c_works_again() -> Iterator[None]:
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a LoRA."""
+    root = tmp_path_factory.mktemp("lora")
+    os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
+    assert main(["fit", *SMALL, *LORA, "--model.learning_rate", "0.02", "--run.root", str(root)]) == 0
+    os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
+    return next((root / "quickstart").glob("2*"))
+
+
+def only_run(name: str) -> Path:
+    (folder,) = Path("runs", name).glob("2*")
+    return folder
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "results.json").read_text()))
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter.safetensors").read_bytes()
+
+
+def interrupt_at(batch: int) -> Callable[..., torch.Tensor]:
+    plain = VisionLanguageTask.training_step
+
+    def step(self: VisionLanguageTask, samples: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        if batch_idx == batch:
+            raise KeyboardInterrupt
+        return plain(self, samples, batch_idx)
+
+    return step
+
+
+@pytest.mark.parametrize("form", ["beside", "absorbed"])
+@pytest.mark.usefixtures("_ctrl_c_works_again")
+def test_starts_exactly_and_resumes_to_the_same_bits(
+    form: str, run: Run, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "lora"
+    shutil.copytree(lora, own)
+    before = results(own)
+    words = ["fit", "--from-adapter", "lora", "--from-form", form, *STAGE]
+    shown = run(*words, "--data.steps", "1", "--model.learning_rate", "1e-12", "--run.name", "start")
+    assert shown.code == 0, shown.err
+    start = results(only_run("start"))
+    assert start["test/loss"] == pytest.approx(before["test/loss"], rel=1e-5)
+    assert start["test/loss"] != pytest.approx(before["zeroshot/loss"], rel=1e-2)
+    assert start["zeroshot/loss"] == before["zeroshot/loss"] and start["data/shots"] == before["data/shots"] == 2
+    assert start["method"] == {"beside": "Together", "absorbed": "RandLoRA"}[form]
+    assert (start["from/adapter"], start["from/form"]) == (str(own / "adapter"), form)
+    assert len(start["from/sha256"]) == 64
+    config = yaml.safe_load((only_run("start") / "config.yaml").read_text())
+    assert (config["from_adapter"], config["from_form"]) == (str(own / "adapter"), form)
+    assert "starts where the LoRA" in shown.out
+
+    train = [*words, "--data.steps", "4", "--checkpoint.every_n_steps", "2", "--model.adapter.dropout", "0.1"]
+    assert run(*train, "--run.name", "whole").code == 0
+    whole = only_run("whole")
+    for batch in (1, 3):  # before the first checkpoint, and after it
+        with monkeypatch.context() as patched:
+            patched.setattr(VisionLanguageTask, "training_step", interrupt_at(batch))
+            assert run(*train, "--run.name", f"cut{batch}").code == 130
+        moved = batch == 3 and own.rename(tmp_path / "elsewhere")  # the checkpoint has all of it
+        assert run("fit", "--resume", f"runs/cut{batch}").code == 0
+        assert weights(only_run(f"cut{batch}")) == weights(whole)
+        assert results(only_run(f"cut{batch}"))["from/sha256"] == start["from/sha256"]
+    assert moved
+    assert run("test", "--run", str(whole)).code == 0  # without the LoRA
+    assert results(only_run("whole-test"))["test/loss"] == results(whole)["test/loss"]
+    again = run("fit", "--config", str(whole / "config.yaml"), "--run.name", "again")
+    assert again.code == 2 and f"There is no adapter folder or file {own}" in again.err
+    (tmp_path / "elsewhere").rename(own)
+    assert run("fit", "--config", str(whole / "config.yaml"), "--run.name", "again").code == 0
+    assert weights(only_run("again")) == weights(whole)
+
+
+def test_what_cannot_be_refined_is_refused(refused: Callable[..., str], run: Run, lora: Path, tmp_path: Path) -> None:
+    start = ["fit", "--from-adapter", str(lora), *STAGE]
+    assert run("fit", *SMALL, *LORA[:1], "HiRA", "--data.steps", "1", "--run.name", "hira").code == 0
+    cases = {
+        "There is no adapter folder or file nowhere": ["fit", "--from-adapter", "nowhere", *STAGE],
+        "is HiRA, and a stage starts from LoRA alone": ["fit", "--from-adapter", "runs/hira", *STAGE],
+        "--resume uses the run's own checkpoint. Remove --from-adapter": [*start, "--resume", str(lora)],
+        "--ckpt_path continues a run": [*start, "--ckpt_path", str(lora / "checkpoints/last.ckpt")],
+        "--from-form is 'besides'. Did you mean 'beside'? Set beside or absorbed": [*start, "--from-form", "besides"],
+        "--from-form needs a LoRA": ["fit", *SMALL, "--from-form", "absorbed"],
+        "is a LoRA of tiny, not of ViT-B-32. Remove --model.name": [*start, "--model.name", "ViT-B-32"],
+        "trained on other weights": [*start, "--seed_everything", "3"],  # which random weights depend on
+        "Remove --model.targets: the LoRA's own are the default": [*start, "--model.targets", "[qkv]"],
+        "add --model.adapter.qkv packed": [*start, "--model.adapter.qkv", "split"],
+        "set --model.adapter RandLoRA, or --from-form beside": [
+            *(*start, "--from-form", "absorbed", "--model.adapter", "HiRA", "--model.adapter.rank", "2")
+        ],
+        "has 1 bases. Lower the rank of RandLoRA, or keep the LoRA beside it": [
+            *(*start, "--from-form", "absorbed", "--model.adapter.num_bases", "1")
+        ],
+        "FullFineTuning trains the model's own tensors": [
+            "fit",
+            "--from-adapter",
+            str(lora),
+            "--model.adapter",
+            "FullFineTuning",
+        ],
+        "test does not support --from-adapter": ["test", "--from-adapter", str(lora)],
+    }
+    told = {message: refused(*words).replace("\n", " ") for message, words in cases.items()}
+    assert {message: text for message, text in told.items() if message not in text} == {}
