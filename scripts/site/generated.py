@@ -277,5 +277,7 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
         )
     if folder == "methods" and name != "index.md":
         page.meta["tags"] = [name.removesuffix(".md")]
+        if name == "lora.md":  # otherwise a search finds loraxs first, because rare words count more
+            page.meta["search"] = {"boost": 10}
         return f"{markdown}\n\n{frame(name.removesuffix('.md'))}\n"
     return markdown
