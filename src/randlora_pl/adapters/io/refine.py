@@ -40,7 +40,7 @@ def refine(
     form: Form = "beside",
     targets: list[str] | None = None,
 ) -> InjectionReport:
-    """Inject a method whose outputs are those of a trained LoRA at first, and which trains on from there.
+    """Inject a method that starts with the outputs of a trained LoRA.
 
     Examples:
         >>> report = refine(model, "runs/lora/adapter", RandLoRA(rank=12))
@@ -56,7 +56,7 @@ def refine(
         targets: Layers to adapt, which must be the LoRA's. Default: these.
 
     Raises:
-        UserError: The file is no LoRA, does not fit the model, or the method cannot start from it.
+        UserError: The file has another method or does not fit the model, or the method cannot start from it.
     """
     file = lora if isinstance(lora, AdapterFile) else read_adapter(lora)
     adapter = continued(file, adapter, form)
