@@ -16,7 +16,7 @@ import timm
 import torch
 from PIL import Image
 
-from randlora_pl.adapters import RandLoRA, inject, save_adapter
+from randlora_pl.adapters import LoRA, RandLoRA, inject, save_adapter
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.tasks import VisionLanguageTask
 from tests.docs.pages import ROOT
@@ -75,9 +75,10 @@ def examples_of(package: str) -> dict[str, str]:
 def prepare(folder: Path) -> dict[str, Any]:
     """Write the files of the examples to a folder; return their names."""
     model = timm.create_model("test_vit", num_classes=10)
-    for name in ("runs/cars/adapter", "pets.safetensors"):
+    methods = {name: RandLoRA(rank=6, seed=len(name)) for name in ("runs/cars/adapter", "pets.safetensors")}
+    for name, method in {**methods, "runs/lora/adapter": LoRA(rank=2)}.items():
         adapted = copy.deepcopy(model)
-        inject(adapted, RandLoRA(rank=6, seed=len(name)))
+        inject(adapted, method)
         save_adapter(adapted, folder / name)
     for seed, name in enumerate(("one", "two")):
         task = VisionLanguageTask("tiny", seed=seed)
