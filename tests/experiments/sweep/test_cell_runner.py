@@ -119,6 +119,45 @@ def test_a_broken_off_cell_ends_as_if_nothing_had_happened(
     assert read_results(folder.cell_path(cell))["test/acc"] == read_results(whole)["test/acc"]
 
 
+@pytest.mark.slow
+def test_a_cell_starts_from_the_lora_of_its_first_stage_which_is_trained_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from randlora_pl.tasks import VisionLanguageTask
+
+    first = {"adapter": "LoRA", "rank": 2, "set": {"data.steps": 3}}
+    methods = {
+        "beside": {"first": first, "adapter": "RandLoRA", "rank": 6},
+        "absorbed": {"first": first | {"form": "absorbed"}, "adapter": "RandLoRA", "rank": 6},
+        "alone": {"adapter": "RandLoRA", "rank": 6},
+    }
+    cells = cells_of(methods=methods, set=GRID["set"] | {"data.steps": 2, "checkpoint.every_n_steps": 1})
+    assert len({cell.hash for cell in cells}) == 3
+    step, seen = VisionLanguageTask.training_step, []
+
+    def broken(self: VisionLanguageTask, batch: dict[str, torch.Tensor], number: int) -> torch.Tensor:
+        seen.append(self.adapter.method())
+        if len(seen) in (3, 6):
+            raise _StopError
+        return step(self, batch, number)
+
+    monkeypatch.setattr(VisionLanguageTask, "training_step", broken)
+    for cell, method in zip(cells[:2], ("Together", "RandLoRA"), strict=True):
+        folder = SweepFolder(tmp_path / cell.labels.method)
+        seen.clear()
+        for _ in range(2):
+            with pytest.raises(_StopError):
+                run(cell, folder)
+        place = run(cell, folder)
+        # three steps and two, each time with one more that was broken off
+        assert seen == ["LoRA"] * 4 + [method] * 3
+        figures = read_results(place)
+        assert (figures["from/form"], figures["steps"]) == (cell.labels.method, 2)
+        assert read_results(place / "first")["steps"] == 3
+        folder.succeed(cell, keep_adapters=False)
+        assert not (place / "first").exists()
+
+
 def test_nothing_is_printed_and_the_log_has_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     place = run(cells_of()[0], SweepFolder(tmp_path))
     assert capfd.readouterr().out == ""

@@ -60,6 +60,8 @@ def test_union_keeps_the_older_grid() -> None:
         ({"methods": {"LoRA": {"adapter": "LoRA", "models": ["tny"]}}}, "Did you mean 'tiny'"),
         ({"methods": {"LoRA": {"adapter": "LoRA", "set": 5}}}, "methods.LoRA.set is 5"),
         ({"methods": {"zero-shot": {"adapter": "LoRA"}}}, "methods.zero-shot has no key 'adapter'"),
+        ({"methods": {"a": {"adapter": "RandLoRA", "first": {"adapter": "VeRA"}}}}, "a stage starts from LoRA alone"),
+        ({"methods": {"a": {"adapter": "VeRA", "first": {"adapter": "LoRA", "form": "in"}}}}, "a.first.form is 'in'"),
         ({"datasets": "digits"}, "datasets is 'digits'"),
         ({"budgets": 4}, "budgets is 4"),
         ({"budgets": ["many"]}, "budgets has 'many'"),

@@ -7,13 +7,17 @@ import shutil
 import time
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from contextvars import copy_context
+from dataclasses import replace
 from pathlib import Path
 
-from randlora_pl.config.compose import Command, merge
+from randlora_pl.config.classes import Tree, normalize
+from randlora_pl.config.compose import Command, merge, read_config
 from randlora_pl.config.mistakes import check_names
 from randlora_pl.engine.run_lock import FILE, locked
+from randlora_pl.experiments.sweep.folder import FIRST
 from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.run_files import CONFIG
 
 
 class Runner:
@@ -51,7 +55,9 @@ class Runner:
 
         with locked(folder) as lock:
             again = self._resumable(cell, folder)
-            app = App(self.command(cell), folder if again else None, folder)
+            if cell.first and not again:
+                self._train_first(cell, folder / FIRST)
+            app = App(self.command(cell, folder, again), folder if again else None, folder)
             with handle_run_errors(app):
                 if cell.untrained:
                     evaluate(app, None)
@@ -61,10 +67,24 @@ class Runner:
                     fit(app, lock, zero_shot=False, test=self.test)
                 write_results(folder, {"cell_seconds": round(time.perf_counter() - start, 3)} if not again else {})
 
-    def command(self, cell: Trial) -> Command:
-        """Return the command that a cell is."""
-        how = {"trainer": {"devices": 1, "enable_progress_bar": False}, "run": {"logger": self.logger}}
+    def _train_first(self, cell: Trial, folder: Path) -> None:
+        """Train the LoRA that a cell starts from, unless that was done before a kill."""
+        from randlora_pl.utils.run_results import read_results
+
+        tree = {key: value for key, value in cell.first.items() if key != "from_form"}
+        stage = replace(cell, tree=tree, first={})
+        if not read_results(folder).get("finished"):
+            folder.mkdir(exist_ok=True)
+            Runner(test=False, logger=self.logger)._run(stage, folder, time.perf_counter())
+
+    def command(self, cell: Trial, folder: Path = Path(), again: bool = False) -> Command:
+        """Return the command that a cell is, in its folder."""
+        how: Tree = {"trainer": {"devices": 1, "enable_progress_bar": False}, "run": {"logger": self.logger}}
         tree = merge(how, cell.tree) | {"trainer": merge(cell.tree.get("trainer", {}), how["trainer"])}
+        if cell.first and again:  # its method depends on the LoRA, and is in the config that the run wrote
+            tree = normalize(read_config(folder / CONFIG))
+        elif cell.first:
+            tree |= {"from_adapter": str(folder / FIRST), "from_form": cell.first["from_form"]}
         command = Command("test" if cell.untrained else "fit", config=copy.deepcopy(tree))
         check_names(command)
         return command
@@ -82,7 +102,7 @@ class Runner:
                 check_checkpoint(folder / LAST)
                 return True
         for path in folder.iterdir():
-            if path.name in ("cell.json", "failed.json", FILE):
+            if path.name in ("cell.json", "failed.json", FILE, FIRST):
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         return False

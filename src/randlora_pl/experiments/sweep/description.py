@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from randlora_pl.config.validate import FORMS
 from randlora_pl.data.catalog.registry import PAPER
 from randlora_pl.experiments.sweep.planned import planned_pairs
 from randlora_pl.experiments.sweep.provenance import RATES, checked, joined
@@ -31,7 +32,7 @@ _OF_THE_GRID = {
 }
 """Options that are an axis of the grid."""
 
-METHOD = ("config", "adapter", "task", *RATES, "set", "cases", "models", "paper_name")
+METHOD = ("config", "adapter", "task", *RATES, "set", "cases", "models", "paper_name", "first")
 """Keys of a method; all others are options of its adapter."""
 
 
@@ -42,7 +43,8 @@ class SweepConfig:
     Attributes:
         models: By label: ``config`` (a config or several), ``set`` (options), ``family`` and ``paper_name``.
         methods: By label: ``config`` or ``adapter``, its options, ``learning_rate``, ``set``; ``models`` restricts it
-            to some models. It has its own ``cases``, too.
+            to some models. It has its own ``cases``, too. ``first`` describes a LoRA that each run trains before, and
+            starts from: a method, and the ``form`` (`randlora_pl.adapters.refine`).
         datasets: By label: options of the data, ``dataset`` among them.
         budgets: ``1-shot`` ... ``50%``, ``100%``; ``15k`` where a dataset comes in several sizes.
         seeds: Each selects shots, order, augmentation, bases and initial values.
@@ -212,6 +214,8 @@ def _check_method(label: str, facts: Tree, models: Iterable[str]) -> None:
     elif not (facts.get("config") or facts.get("adapter")):
         raise UserError(f"{where} has neither config nor adapter: give one, see: randlora-pl adapters")
     _words(f"{where}.config", facts.get("config") or [])
+    if "first" in facts:
+        _check_first(f"{where}.first", facts["first"])
     for name in RATES:
         rate = facts.get(name, 1.0)
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
@@ -222,6 +226,15 @@ def _check_method(label: str, facts: Tree, models: Iterable[str]) -> None:
         for name in facts["models"]:
             if name not in models:
                 raise UserError(f"{where}.models has {name!r}, which is none of the models.{near(name, models)}")
+
+
+def _check_first(where: str, facts: Any) -> None:
+    """Refuse a first stage that no method describes, or in a form that there is none of."""
+    if _mapping(where, facts).get("adapter") != "LoRA":
+        raise UserError(f"{where} has the adapter {facts.get('adapter')!r}: a stage starts from LoRA alone.")
+    if (form := facts.get("form", FORMS[0])) not in FORMS:
+        raise UserError(f"{where}.form is {form!r}: choose {' or '.join(FORMS)}.")
+    _options(f"{where}.set", facts.get("set", {}))
 
 
 def _check_cases(where: str, facts: Mapping[str, Any], grid: Mapping[str, Iterable[str]]) -> None:

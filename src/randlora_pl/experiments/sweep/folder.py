@@ -23,6 +23,9 @@ DONE, FAILED, OPEN = "done", "failed", "open"
 TUNE = "tune"
 """Folder of the search of learning rates in the folder of its sweep."""
 
+FIRST = "first"
+"""Folder of the LoRA that a cell starts from in the folder of the cell."""
+
 
 @dataclass
 class SweepFolder:
@@ -83,10 +86,11 @@ class SweepFolder:
     def succeed(self, cell: Trial, keep_adapters: bool) -> None:
         """Remove checkpoints and a former failure of a finished cell, and adapters unless keep_adapters is set."""
         cell_path = self.cell_path(cell)
-        shutil.rmtree(cell_path / "checkpoints", ignore_errors=True)
+        for name in ("checkpoints", f"{FIRST}/checkpoints"):
+            shutil.rmtree(cell_path / name, ignore_errors=True)
         (cell_path / "failed.json").unlink(missing_ok=True)
         if not keep_adapters:
-            for name in ("adapter", "adapter-best"):
+            for name in ("adapter", "adapter-best", FIRST):
                 shutil.rmtree(cell_path / name, ignore_errors=True)
 
     def open(self, description: SweepConfig, cells: Sequence[Trial]) -> None:

@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, NamedTuple
 
 from randlora_pl.config.classes import normalize
 from randlora_pl.config.compose import flatten, merge, nested
+from randlora_pl.config.validate import FORMS
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, SweepConfig, Tree, is_zero_shot
 from randlora_pl.experiments.sweep.trial_config import check, trial_config
@@ -42,6 +43,7 @@ class Trial:
     Attributes:
         flat: Entries that decide the result, by short names; see `result_key`.
         facts: Values that a search of learning rates tries in the cell.
+        first: Config of the LoRA that it trains before, and starts from; empty without one.
     """
 
     labels: Labels
@@ -49,6 +51,7 @@ class Trial:
     flat: Tree
     family: str = ""
     facts: Tree = field(default_factory=dict)
+    first: Tree = field(default_factory=dict)
 
     @property
     def hash(self) -> str:
@@ -78,6 +81,7 @@ def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Trial]:
     checked: set[tuple[str, str]] = set()
     for model, facts in description.models.items():
         trees = {label: _pair(description, model, label) for label in methods_of(description, model)}
+        firsts = {label: _first(description, model, label) for label in trees}
         for dataset in description.datasets:
             for seed, budget, method in _order(description, list(trees)):
                 data = {"data": description.data(dataset, budget), "seed_everything": seed}
@@ -86,13 +90,15 @@ def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Trial]:
                 own = _of_cases(trees[method], dataset, budget, cases)
                 tree = merge(_without_budget(own), normalize(data))
                 tree = merge(tree, normalize(tuning)) if tuning else tree
+                before = merge(_without_budget(firsts[method]), normalize(data)) if firsts[method] else {}
                 if (dataset, budget) not in checked:
                     checked.add((dataset, budget))
                     with errors_in(f"datasets.{dataset}"):
                         check(tree)
                 flat = result_key(flatten(tree))
+                flat |= {f"first.{name}": value for name, value in result_key(flatten(before)).items() if before}
                 labels = Labels(model, dataset, budget, method, seed)
-                cell = Trial(labels, tree, flat, str(facts.get("family") or ""))
+                cell = Trial(labels, tree, flat, str(facts.get("family") or ""), first=before)
                 if cell.hash in cells:
                     raise UserError(f"{cells[cell.hash].labels} and {labels} are the same run; leave out one of them.")
                 cells[cell.hash] = cell
@@ -109,6 +115,16 @@ def _order(description: SweepConfig, methods: list[str]) -> Iterable[tuple[int, 
         yield description.seeds[0], ZERO_SHOT, method
     trained = [method for method in methods if not is_zero_shot(method)]
     yield from product(description.seeds, description.budgets, trained)
+
+
+def _first(description: SweepConfig, model: str, method: str) -> Tree:
+    """Return the config of a method's first stage, with the form in which it is refined; empty without one."""
+    first = dict(description.methods[method].get("first", {}))
+    if not first:
+        return {}
+    form = {"from_form": first.pop("form", FORMS[0])}
+    one = replace(description, methods={method: first})
+    return _pair(one, model, method) | form
 
 
 def _pair(description: SweepConfig, model: str, method: str) -> Tree:
