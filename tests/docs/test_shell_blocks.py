@@ -65,7 +65,7 @@ def bash(script: str, folder: Path, environment: dict[str, str]) -> subprocess.C
     (file := Path(environment["SHORTER"]) / "script.sh").write_text(script, encoding="utf-8")
     words = ["bash", "-e", str(file)]
     return subprocess.run(
-        words, cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=280
+        words, cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600
     )
 
 
