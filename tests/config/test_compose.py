@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from randlora_pl.config.classes import normalize
 from randlora_pl.config.compose import compose, flatten, merge, parse_value, read_config, short_name
 from randlora_pl.utils.errors import UserError
+from tests.support.products import in_one_item
 
 DEFAULTS = {"model": {"class_path": "VisionLanguageTask", "init_args": {"adapter": "RandLoRA"}}}
 leaves = st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2)
@@ -60,7 +61,7 @@ def adapter_of(*words: str) -> Any:
     return compose("fit", ["--config", "quickstart", *words], DEFAULTS).config["model"]["init_args"]["adapter"]
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("text", "expected"),
     [
         ("model: {adapter: LoRA}", {"class_path": "LoRA"}),
@@ -112,7 +113,7 @@ def test_empty_sections_wipe_nothing_and_dates_are_names(tmp_path: Path) -> None
     assert flat["run.name"] == "2026-05-01"
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     "text", ["model: 5", "model: {init_args: foo}", "model: {class_path: 5}", "model: {adapter: [1]}", "run: 5", "5: 3"]
 )
 def test_sections_of_another_kind_are_named(tmp_path: Path, text: str) -> None:
@@ -175,14 +176,12 @@ def test_flat_names_leave_patterns_whole() -> None:
     assert short_name("--model.init_args.adapter.init_args.rank") == "model.adapter.rank"
 
 
-@pytest.mark.parametrize(
-    ("text", "value"), [("1e-3", 1e-3), ("8", 8), ("[a, 1.5]", ["a", 1.5]), ("a: [", "a: ["), ("null", None)]
-)
+@in_one_item(("text", "value"), [("1e-3", 1e-3), ("8", 8), ("[a, 1.5]", ["a", 1.5]), ("a: [", "a: ["), ("null", None)])
 def test_typed_values_are_read_as_yaml(text: str, value: Any) -> None:
     assert parse_value(text) == value
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("text", "message"),
     [
         ("a: [", "line 1|line 2"),

@@ -7,11 +7,12 @@ from multiprocessing import get_context
 import pytest
 
 from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError, errors_in, first_line, near
+from tests.support.products import in_one_item
 
 METHODS = ["RandLoRA", "LoRA", "VeRA", "NoLA"]
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("word", "choices", "expected"),
     [
         ("digit", ["digits", "mnist"], " Did you mean 'digits'?"),
@@ -36,7 +37,7 @@ def test_a_user_error_is_its_message() -> None:
         raise UserError("what is wrong; what to do.")
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("error", "expected"),
     [
         (UserError("a.csv is empty.", "Write it again.", "a.csv"), "a.csv is empty. Write it again."),
@@ -50,7 +51,7 @@ def test_the_parts_of_an_error_are_joined_when_it_is_printed(error: UserError, e
     assert len(str(error).splitlines()) <= 2
 
 
-@pytest.mark.parametrize("kind", [UserError, UnreadableImageError, TooLargeImageError])
+@in_one_item("kind", [UserError, UnreadableImageError, TooLargeImageError])
 def test_an_error_keeps_its_parts_on_the_way_to_another_process(kind: type[UserError]) -> None:
     with get_context("spawn").Pool(1) as pool, pytest.raises(UserError) as caught:
         pool.apply(_raise, (kind("what", "hint", "where"),))

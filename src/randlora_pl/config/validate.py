@@ -169,7 +169,7 @@ def check_form(flat: dict[str, Any]) -> None:
     form = flat.get("from_form", "beside")
     if form not in FORMS:
         raise UserError(f"--from-form is {brief(form)}.{near(str(form), FORMS)} Set {' or '.join(FORMS)}.")
-    if "from_form" in flat and flat.get("from_adapter") is None:
+    if form != FORMS[0] and flat.get("from_adapter") is None:  # a printed config has the default
         raise UserError("--from-form needs a LoRA to start from. Add --from-adapter RUN, or remove it.")
 
 

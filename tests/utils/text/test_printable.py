@@ -8,11 +8,12 @@ from randlora_pl.cli.main import main
 from randlora_pl.utils.text.console import _Plain
 from randlora_pl.utils.text.printable import for_cell, for_figure, printable
 from randlora_pl.utils.text.tables import table
+from tests.support.products import in_one_item
 
 TITLE = "\x1b]0;owned\x07"
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("text", "expected"),
     [
         ("plain ünïcode 犬\ttab\n", "plain ünïcode 犬\ttab\n"),
@@ -40,11 +41,11 @@ def test_tables_errors_and_remarks_are_printable(capsys: pytest.CaptureFixture[s
     assert table(["a", "b"], [["two\nlines", None]]).count("\n") == 1
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "-", " =1"])
+@in_one_item("text", ["=1+1", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "-", " =1"])
 def test_a_cell_is_no_formula(text: str) -> None:
     assert for_cell(text) == f"'{text}"
 
 
-@pytest.mark.parametrize("text", ["", "\r\n", "a=b", "-0.25", "+3", "-1e-05", "a -b"])
+@in_one_item("text", ["", "\r\n", "a=b", "-0.25", "+3", "-1e-05", "a -b"])
 def test_numbers_and_other_cells_stay(text: str) -> None:
     assert for_cell(text) == text

@@ -1,6 +1,7 @@
 import pytest
 
 from randlora_pl.utils.text.tables import table
+from tests.support.products import in_one_item
 
 
 def test_columns_are_aligned_and_the_widest_is_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +21,7 @@ def test_nothing_is_wrapped_or_left_out_in_a_pipe(monkeypatch: pytest.MonkeyPatc
     assert table(("a", "bc"), [("y" * 99, "x" * 999)], optional=("a",)).endswith("y  " + "x" * 999)
 
 
-@pytest.mark.parametrize("width", [12, 20, 33, 60, 150])
+@in_one_item("width", [12, 20, 33, 60, 150])
 def test_no_line_is_longer_than_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     cells = [("name_of_a_thing", "some words " * 9, 4), ("a", "/path/without/spaces" * 5, 10**6)]
