@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 import torch
 
-from randlora_pl.adapters import DoRA, LoRA, RandLoRA
+from randlora_pl.adapters import DoRA, LoRA, RandLoRA, Together
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.utils.errors import UserError
 from tests.support.products import covering
@@ -53,7 +53,6 @@ def test_checkpoint_holds_what_trains_and_nothing_else(
         ({"adapter": RandLoRA(rank=16)}, "adapter.rank is 8 in the checkpoint and 16 in this run"),
         ({"adapter": DoRA(RandLoRA(rank=8))}, "adapter.method is RandLoRA in the checkpoint and DoRA in this run"),
         ({"adapter": RandLoRA(rank=8, seed=7)}, "adapter.seed is 0 in the checkpoint and 7 in this run"),
-        ({"adapter": RandLoRA(rank=8, lambda_rate=3)}, "lambdas trains at 1 times .* and at 3 times in this run"),
         ({"targets": ["visual:mlp"]}, "unexpected"),
         ({"targets": ["all"]}, "missing"),
         (
@@ -70,6 +69,14 @@ def test_other_adapters_and_bases_are_refused_with_both_values(
     with pytest.raises(UserError, match=message):
         trainer().fit(other, digits(), ckpt_path=path, weights_only=True)
     assert other.trainer.global_step == 0
+
+
+def test_other_rates_of_the_parts_of_a_sum_are_refused(checkpoint: Make, trainer: Make, digits: Make) -> None:
+    parts = [LoRA(2), RandLoRA(8)]
+    path = checkpoint(make("vision-language", adapter=Together(parts)))
+    with pytest.raises(UserError, match=r"lambdas trains at 1 times .* and at 3 times in this run"):
+        other = make("vision-language", adapter=Together(parts, rates=[1, 3]))
+        trainer().fit(other, digits(), ckpt_path=path, weights_only=True)
 
 
 def test_tensors_that_do_not_fit_are_refused_and_nothing_is_loaded() -> None:

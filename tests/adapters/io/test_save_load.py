@@ -225,7 +225,7 @@ def test_a_dora_around_randlora_with_patterns_comes_back(tmp_path: Path) -> None
 
 
 def test_a_file_from_before_an_option_loads_with_its_default(folder: Path) -> None:
-    edit(folder, lambda config: [config["options"].pop(name) for name in ("memory", "lambda_rate")])
+    edit(folder, lambda config: config["options"].pop("memory"))
     model = base()
     assert load_adapter(model, folder).adapter.options() == RandLoRA(4, seed=3).options()
     assert torch.equal(model(x := zoo.images()), adapted_from(folder)(x))

@@ -122,10 +122,10 @@ def test_other_methods_around_and_inside_a_sum() -> None:
 
 
 def test_rates_budgets_and_products() -> None:
-    model = adapted(Together([LoRA(3), RandLoRA(4, lambda_rate=3.0)], rates=[10, 0.5]))
+    model = adapted(Together([LoRA(3), RandLoRA(4)], rates=[10, 0.5]))
     first, second = parts_of(model)
     groups = {id(each): group["lr"] for group in parameter_groups(model, 1e-3) for each in group["params"]}
-    rates = [(first.A, 1e-2), (first.B, 1e-2), (second.lambdas, 1.5e-3), (second.gammas, 5e-4)]
+    rates = [(first.A, 1e-2), (first.B, 1e-2), (second.lambdas, 5e-4), (second.gammas, 5e-4)]
     assert {id(each): pytest.approx(rate) for each, rate in rates} == groups
     assert Together(rates=[1, 2]).identity() == Together().identity() != Together(seed=1).identity()
 

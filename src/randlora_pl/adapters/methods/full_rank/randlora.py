@@ -17,7 +17,6 @@ Rank of the update by distribution:
 - Hadamard: full by construction, also for each d x d block of rows (see `hadamard`).
 """
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -69,7 +68,6 @@ class RandLoRA(Adapter):
         memory: ``fast`` keeps a layer's adapted weight from the forward to the backward pass, and over micro-batches;
             ``low`` builds it again; ``auto`` builds it again if that adds less than a twentieth to the time
             (multiplications on a CPU; also bytes and kernels on a GPU). All but ``low`` keep S over the uses of a step.
-        lambda_rate: Learning rate of lambda, as a factor of gamma's; 1 is the paper's.
         lead: Number of leading terms with columns of their own, which files store: the rank of a LoRA that
             ``--from-form absorbed`` has put into them. Without one they are zero. A number, or numbers by pattern.
         options: Options of every method, see `Adapter`.
@@ -88,7 +86,6 @@ class RandLoRA(Adapter):
         variant: Literal["full", "a", "b"] = "full",
         matched_rank: int = 6,
         memory: Literal["auto", "low", "fast"] = "auto",
-        lambda_rate: float = 1.0,
         lead: int | dict[str, int] = 0,
         **options: Any,
     ) -> None:
@@ -113,15 +110,11 @@ class RandLoRA(Adapter):
         self.basis, self.sparsity, self.a_basis, self.init = basis, check_sparsity(sparsity), a_basis, init
         self.pairing, self.variant, self.memory = pairing, variant, memory
         self.matched_rank = self.positive("matched_rank", matched_rank)
-        if not 0 < lambda_rate < math.inf:
-            raise UserError(f"RandLoRA: lambda_rate is {lambda_rate!r}. Set a positive number; 1 is the paper's.")
-        self.lambda_rate = lambda_rate
 
     def identity(self) -> dict[str, Any]:
-        """Return `describe` with the distribution of A, without options that affect only speed or training."""
+        """Return `describe` without ``memory``, which affects speed only, and with the distribution of A."""
         described = super().identity()
-        for name in ("memory", "lambda_rate"):
-            described["options"].pop(name)
+        described["options"].pop("memory")
         a = self._basis_of_a()
         described["options"]["a_basis"] = "signs" if a == "binary" else a
         return described

@@ -36,7 +36,6 @@ class _RandLoRATensors(DeltaWeight):
         self.scaling = adapter.of(adapter.alpha, shape, 10.0) / rank
         self.structured = adapter.basis == "hadamard"
         self.keep = {"low": False, "fast": True}.get(adapter.memory)
-        self.rates = {"lambdas": adapter.lambda_rate}
 
     def scale(self) -> float:
         """Return the factor of lambda: scalings of the update and of the stored bases."""
