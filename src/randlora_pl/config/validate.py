@@ -21,8 +21,12 @@ RUN_OPTIONS = {
     "timeout": "Seconds to wait for other processes before treating them as lost (default: 600)",
 }
 _RUN_KINDS = {"name": "str | None", "root": "str", "logger": "str | list[str]", "timeout": "float"}
-CALLBACK_GROUPS = {"checkpoint": "AdapterCheckpoint", "gradient_flow": "GradientFlow", "spectrum": "UpdateSpectrum"}
-CALLBACK_GROUPS |= {"unseen_gradient": "UnseenGradient"}
+CALLBACK_GROUPS = {
+    "checkpoint": "AdapterCheckpoint",
+    "gradient_flow": "GradientFlow",
+    "spectrum": "UpdateSpectrum",
+    "unseen_gradient": "UnseenGradient",
+}
 IN_CONFIGS = {"seed_everything", "ckpt_path", "from_adapter", "from_form"}
 SINGLE = {*IN_CONFIGS, "print_config", "config", "help", "h", "help-all"}
 
@@ -166,7 +170,7 @@ def check_form(flat: dict[str, Any]) -> None:
     Raises:
         UserError: The message has what to type.
     """
-    form = flat.get("from_form", "beside")
+    form = flat.get("from_form", FORMS[0])
     if form not in FORMS:
         raise UserError(f"--from-form is {brief(form)}.{near(str(form), FORMS)} Set {' or '.join(FORMS)}.")
     if form != FORMS[0] and flat.get("from_adapter") is None:  # a printed config has the default

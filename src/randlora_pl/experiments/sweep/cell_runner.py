@@ -79,12 +79,13 @@ class Runner:
 
     def command(self, cell: Trial, folder: Path = Path(), again: bool = False) -> Command:
         """Return the command that a cell is, in its folder."""
-        how: Tree = {"trainer": {"devices": 1, "enable_progress_bar": False}, "run": {"logger": self.logger}}
-        tree = merge(how, cell.tree) | {"trainer": merge(cell.tree.get("trainer", {}), how["trainer"])}
         if cell.first and again:  # its method depends on the LoRA, and is in the config that the run wrote
             tree = normalize(read_config(folder / CONFIG))
-        elif cell.first:
-            tree |= {"from_adapter": str(folder / FIRST), "from_form": cell.first["from_form"]}
+        else:
+            how: Tree = {"trainer": {"devices": 1, "enable_progress_bar": False}, "run": {"logger": self.logger}}
+            tree = merge(how, cell.tree) | {"trainer": merge(cell.tree.get("trainer", {}), how["trainer"])}
+            if cell.first:
+                tree |= {"from_adapter": str(folder / FIRST), "from_form": cell.first["from_form"]}
         command = Command("test" if cell.untrained else "fit", config=copy.deepcopy(tree))
         check_names(command)
         return command

@@ -7,7 +7,8 @@ from statistics import fmean
 from randlora_pl.experiments.report.document import Table, TableCell, many, row
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
-from randlora_pl.experiments.report.statistics import Estimate, partial_rank_correlation, rank_correlation
+from randlora_pl.experiments.report.sections.training import mean_cell
+from randlora_pl.experiments.report.statistics import partial_rank_correlation, rank_correlation
 
 _RANKS = ("spectrum/rank", "spectrum/effective_rank", "spectrum/stable_rank")
 _CONTROLS = {"a": "its sums come first, so that its rank is lower", "b": "it has half of the terms"}
@@ -114,12 +115,7 @@ def _over_datasets(
         if (value := of(points)) is not None:
             found.setdefault(dataset, []).append(value)
     means = {dataset: fmean(values) for dataset, values in found.items()}
-    if not means:
-        return TableCell("not defined", missing=True)
-    estimate = Estimate(tuple(means.values()))
-    half = "" if estimate.half is None else f" ± {estimate.half:.2f}"
-    title = "; ".join(f"{dataset} {mean:+.2f}" for dataset, mean in means.items())
-    return TableCell(f"{estimate.mean:+.2f}{half}", "", title, estimate.mean)
+    return mean_cell(means, "{:+.2f}", "{:.2f}", "not defined")
 
 
 def _controls(results: Results) -> list[str]:

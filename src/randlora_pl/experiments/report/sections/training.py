@@ -98,10 +98,15 @@ def _mean(
     """Return a mean over datasets, of their means over budgets and seeds, with its interval."""
     found = {d: [v for both in group if (v := value(*both)) is not None] for d, group in pairs.items()}
     means = {dataset: fmean(values) for dataset, values in found.items() if values}
+    return mean_cell(means, form, spread or form)
+
+
+def mean_cell(means: Mapping[str, float], form: str, spread: str, nothing: str = "not measured") -> TableCell:
+    """Return the mean of values by dataset with its interval, and each value as the tooltip."""
     if not means:
-        return TableCell("not measured", missing=True)
+        return TableCell(nothing, missing=True)
     estimate = Estimate(tuple(means.values()))
-    half = "" if estimate.half is None else f" ± {(spread or form).format(estimate.half)}"
+    half = "" if estimate.half is None else f" ± {spread.format(estimate.half)}"
     title = "; ".join(f"{dataset} {form.format(mean)}" for dataset, mean in means.items())
     return TableCell(f"{form.format(estimate.mean)}{half}", "", title, estimate.mean)
 
