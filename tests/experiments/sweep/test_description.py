@@ -62,6 +62,7 @@ def test_union_keeps_the_older_grid() -> None:
         ({"methods": {"zero-shot": {"adapter": "LoRA"}}}, "methods.zero-shot has no key 'adapter'"),
         ({"methods": {"a": {"adapter": "RandLoRA", "first": {"adapter": "VeRA"}}}}, "a stage starts from LoRA alone"),
         ({"methods": {"a": {"adapter": "VeRA", "first": {"adapter": "LoRA", "form": "in"}}}}, "a.first.form is 'in'"),
+        ({"methods": {"a": {"adapter": "VeRA", "first": {"adapter": "LoRA", "cases": 1}}}}, "a.first.cases is 1"),
         ({"datasets": "digits"}, "datasets is 'digits'"),
         ({"budgets": 4}, "budgets is 4"),
         ({"budgets": ["many"]}, "budgets has 'many'"),

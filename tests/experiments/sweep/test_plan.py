@@ -49,6 +49,12 @@ def test_a_method_has_other_options_in_some_cases() -> None:
     found = {c.labels[1:4]: (c.flat["data.steps"], c.flat.get("model.weight_decay")) for c in cells}
     assert found["digits", "2-shot", "LoRA-4"] == (7, 0.5) and found["mnist_5k", "2-shot", "LoRA-4"] == (7, 0.1)
     assert found["digits", "2-shot", "RandLoRA-6"] == (9, 0.5) and found["digits", "1-shot", "RandLoRA-6"] == (2, None)
+    first = {"adapter": "LoRA", "set": {"data.steps": 3}, "cases": [{"budgets": [2], "set": {"data.steps": 4}}]}
+    staged = {"staged": {"adapter": "RandLoRA", "rank": 6, "first": first}}
+    cells = cells_of(methods=staged, budgets=[1, 2], cases=[{"set": {"data.batch_size": 2}}])
+    found = {c.labels.budget: [c.flat[f"{stage}data.steps"] for stage in ("", "first.")] for c in cells}
+    assert found == {"1-shot": [2, 3], "2-shot": [2, 4]}
+    assert all(c.flat["data.batch_size"] == c.flat["first.data.batch_size"] == 2 for c in cells)
     with pytest.raises(UserError, match=r"^cases has '3-shot', which is none of the budgets"):
         cells_of(cases=[{"budgets": [3]}], budgets=[1, 2])
     for wrong, said in (

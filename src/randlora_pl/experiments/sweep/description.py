@@ -100,7 +100,8 @@ class SweepConfig:
         _check_cases("cases", content, grid)
         for label, facts in methods.items():
             _check_method(label, facts, models)
-            _check_cases(f"methods.{label}.cases", facts, grid)
+            for place, stage in ((f"methods.{label}", facts), (f"methods.{label}.first", facts.get("first", {}))):
+                _check_cases(f"{place}.cases", stage, grid)
         tune = _mapping("tune", content.get("tune") or {})
         _known(tune, _TUNE, "tune")
         _options("tune.set", tune.get("set", {}))

@@ -84,13 +84,16 @@ def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Trial]:
         firsts = {label: _first(description, model, label) for label in trees}
         for dataset in description.datasets:
             for seed, budget, method in _order(description, list(trees)):
-                data = {"data": description.data(dataset, budget), "seed_everything": seed}
-                of_method = description.methods[method].get("cases", [])
-                cases = {"cases": description.cases, f"methods.{method}.cases": of_method}
-                own = _of_cases(trees[method], dataset, budget, cases)
-                tree = merge(_without_budget(own), normalize(data))
+                data = normalize({"data": description.data(dataset, budget), "seed_everything": seed})
+                shared, own = {"cases": description.cases}, description.methods[method]
+                cases = shared | {f"methods.{method}.cases": own.get("cases", [])}
+                tree = merge(_of_cases(trees[method], dataset, budget, cases), data)
                 tree = merge(tree, normalize(tuning)) if tuning else tree
-                before = merge(_without_budget(firsts[method]), normalize(data)) if firsts[method] else {}
+                before: Tree = {}
+                if first := own.get("first"):
+                    cases = shared | {f"methods.{method}.first.cases": first.get("cases", [])}
+                    before = merge(_of_cases(firsts[method], dataset, budget, cases), data)
+                    before |= {"from_form": first.get("form", FORMS[0])}
                 if (dataset, budget) not in checked:
                     checked.add((dataset, budget))
                     with errors_in(f"datasets.{dataset}"):
@@ -118,13 +121,9 @@ def _order(description: SweepConfig, methods: list[str]) -> Iterable[tuple[int, 
 
 
 def _first(description: SweepConfig, model: str, method: str) -> Tree:
-    """Return the config of a method's first stage, with the form in which it is refined; empty without one."""
-    first = dict(description.methods[method].get("first", {}))
-    if not first:
-        return {}
-    form = {"from_form": first.pop("form", FORMS[0])}
-    one = replace(description, methods={method: first})
-    return _pair(one, model, method) | form
+    """Return the config of a method's first stage; empty without one."""
+    first = {key: value for key, value in description.methods[method].get("first", {}).items() if key != "form"}
+    return _pair(replace(description, methods={method: first}), model, method) if first else {}
 
 
 def _pair(description: SweepConfig, model: str, method: str) -> Tree:
@@ -145,17 +144,13 @@ def _pair(description: SweepConfig, model: str, method: str) -> Tree:
 
 
 def _of_cases(tree: Tree, dataset: str, budget: str, places: Mapping[str, list[Tree]]) -> Tree:
-    """Return the config of a method with the options of the cases that hold, by their place in the description."""
+    """Return the config of a method, without data, with the options of the cases that hold, by their place."""
     given = {"datasets": dataset, "budgets": budget}
     for place, cases in places.items():
         with errors_in(place):
             for case in cases:
                 if all(value in case.get(axis, [value]) for axis, value in given.items()):
                     tree = check(merge(tree, normalize(nested(case.get("set", {})))))
-    return tree
-
-
-def _without_budget(tree: Tree) -> Tree:
     data = {name: value for name, value in tree.get("data", {}).items() if name not in ("shots", "fraction", "dataset")}
     return tree | {"data": data}
 
