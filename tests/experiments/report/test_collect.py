@@ -65,6 +65,15 @@ def test_states(tmp_path: Path) -> None:
     assert states(read_sweep(folder))[3] == "unfinished"
 
 
+def test_a_second_stage_has_no_time_of_a_run(tmp_path: Path) -> None:
+    folder = one(tmp_path)
+    (file,) = folder.glob("cells/*/results.json")
+    for facts, times in (({}, 1), ({"from/form": "beside"}, 0)):
+        file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+        (run,) = read_sweep(folder).finished
+        assert len([name for name in run.facts if name == "fit_seconds"]) == times
+
+
 def test_a_success_beats_an_older_failure(tmp_path: Path) -> None:
     folder = one(tmp_path)
     write_cell(folder, LABELS | {"seed": 2}, figures_of(LABELS, 0.5), failed="once")

@@ -8,7 +8,7 @@ from randlora_pl.utils.files.documents import parse_json
 
 FILE = "baselines.json"
 """File of them in the folder of a sweep, and of its report."""
-MOST = 2_000_000
+MOST = 16_000_000
 """Largest number of pixel values of the training images: with more, as many images as fit are drawn."""
 SIDE = 32
 """Height and width that larger images, and images of several sizes, are reduced to."""

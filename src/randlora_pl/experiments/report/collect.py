@@ -123,8 +123,10 @@ def _read_cell(folder: Path, cell_folder: Path, warn: Callable[[str], None]) -> 
     state, reason, metrics = _state(folder, cell_folder, warn)
     accuracy = zeroshot = None
     if state == FINISHED:
-        staged = "from/form" in metrics  # its log has the second stage alone
-        metrics |= {} if staged else read_curves(cell_folder)
+        if "from/form" in metrics:  # its log and its time are the second stage's alone
+            metrics.pop("fit_seconds", None)
+        else:
+            metrics |= read_curves(cell_folder)
         accuracy = _percent(metrics, SCORE, least=-1) if SCORE in metrics else _percent(metrics, "test/acc")
         zeroshot = _percent(metrics, "zeroshot/acc")
         if key.budget == ZERO_SHOT:
