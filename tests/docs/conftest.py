@@ -1,4 +1,4 @@
-"""The site, built once."""
+"""The site, built once for all processes."""
 
 import os
 import subprocess
@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import ROOT
+from tests.support.shared import made_once
 
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("material", reason='the site needs the extra: pip install ".[docs]"')
-    folder = tmp_path_factory.mktemp("site")
+    return made_once(tmp_path_factory, "site", _build)
+
+
+def _build(folder: Path) -> None:
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
     done = subprocess.run(  # with --quiet warnings would not count as errors
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         cwd=ROOT, capture_output=True, text=True, env=os.environ | nowhere | {"NO_MKDOCS_2_WARNING": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder

@@ -27,7 +27,7 @@ def start(folder: Path, worker: str = "ddp_worker") -> list[subprocess.Popen[str
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    command = [sys.executable, "-m", f"tests.tasks.{worker}", str(folder)]
+    command = [sys.executable, "-m", "tests.support.quick", f"tests.tasks.{worker}", str(folder)]
     return [
         subprocess.Popen(
             command, cwd=ROOT, env=common | {"RANK": rank, "LOCAL_RANK": rank},
