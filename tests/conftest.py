@@ -1,7 +1,10 @@
 """The suite runs a process for each core, so that each of them has one thread; `-n 0` runs it in one process."""
 
+import gc
 import os
 import shutil
+from collections.abc import Iterator
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch is imported, and for the processes that tests start
 os.environ.pop("COLUMNS", None)  # readline sets it in the workers of pytest-xdist, and tables would be cut to it
@@ -16,8 +19,28 @@ from tests.support.cli import finished, refused, run
 
 __all__ = ["finished", "refused", "run"]
 
-settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
-settings.load_profile("no deadline")
+settings.register_profile("default", deadline=None, max_examples=40)  # a busy machine is no failure
+settings.register_profile("full", deadline=None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    default = config.getoption("markexpr") in config.getini("addopts")
+    settings.load_profile("default" if default else "full")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[Any]:
+    """Import what the tests need without garbage collections, and look at it in no later one: it all stays."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # else Triton reports leaks
 
 
 @pytest.fixture(scope="session", autouse=True)
