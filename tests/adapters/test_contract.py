@@ -41,7 +41,7 @@ COMPILED = [
 ]
 
 
-@pytest.mark.parametrize(("method", "kind"), COMPILED)
+@pytest.mark.parametrize(("method", "kind"), marked(COMPILED, lambda row: COMPILED.index(row) % 2 == 1))
 def test_compiles_without_a_graph_break(method: str, kind: str) -> None:
     _, model = trained(method, kind)
     x = inputs(model)

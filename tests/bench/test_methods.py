@@ -56,6 +56,7 @@ def test_frozen_tensors_are_shared_and_full_fine_tuning_has_its_own(vit: nn.Modu
     assert type(vit.get_submodule("blocks.0.attn.qkv")) is nn.Linear
 
 
+@pytest.mark.slow
 @in_one_item("name", [name for name in METHODS if name != "full"])
 def test_dropout_is_on_the_input_of_every_update(vit: nn.Module, name: str) -> None:
     if METHODS[name].foreign:

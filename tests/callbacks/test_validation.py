@@ -78,8 +78,8 @@ def go(tmp_path: Path) -> Go:
     ("steps", "options", "wanted"),
     [
         (11, {"accumulate_grad_batches": 2}, [2, 4, 6, 8, 10, 11]),
-        (30, {"max_steps": 11}, [2, 4, 6, 8, 10, 11]),
-        (4, {}, [4]),
+        pytest.param(30, {"max_steps": 11}, [2, 4, 6, 8, 10, 11], marks=pytest.mark.full),
+        pytest.param(4, {}, [4], marks=pytest.mark.full),
         (11, {"limit_val_batches": 0}, []),
     ],
 )
@@ -91,7 +91,9 @@ def test_a_run_is_validated_in_between_and_at_its_end(
     assert validations(trainer, task, trainer.datamodule) == len(wanted)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("death", [{"dies_in": 6}, {"dies_after": 4}, {"dies_after": 6}], ids=lambda death: str(death))
+@pytest.mark.parametrize(
+    "death", [{"dies_in": 6}, *(pytest.param({"dies_after": step}, marks=pytest.mark.full) for step in (4, 6))], ids=str
+)
 def test_a_killed_run_loses_patience_at_the_same_step(death: dict[str, int], go: Go) -> None:
     _, whole = go(undisturbed := Seen(), 12, 2, folder="whole")
     assert undisturbed.steps == [2, 4, 6]
@@ -103,7 +105,7 @@ def test_a_killed_run_loses_patience_at_the_same_step(death: dict[str, int], go:
     assert all(torch.equal(value, trained(whole)[name]) for name, value in trained(resumed).items())
 
 
-@pytest.mark.parametrize("death", [{"dies_in": 11}, {"dies_after": 11}], ids=lambda death: str(death))
+@pytest.mark.parametrize("death", [{"dies_in": 11}, pytest.param({"dies_after": 11}, marks=pytest.mark.full)], ids=str)
 def test_a_run_that_was_killed_in_its_last_validation_repeats_it(death: dict[str, int], go: Go) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         go(first := Seen(**death), 11)

@@ -2,12 +2,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.engine.test_stages import only_run
 from tests.support.cli import SMALL, Run
 
 ENDS = ["--checkpoint.patience", "2", "--checkpoint.monitor", "val/loss", "--checkpoint.mode", "max"]
 
 
+@pytest.mark.slow
 def test_a_run_ends_early_and_its_best_adapter_is_tested(run: Run, tmp_path: Path) -> None:
     shown = run("fit", *SMALL, *ENDS, "--data.steps", "12")
     assert shown.code == 0, shown.err

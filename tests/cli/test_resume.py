@@ -103,6 +103,7 @@ def test_run_killed_before_its_last_test_is_only_tested(run: Run, undisturbed: P
     assert json.loads((folder / "results.json").read_text())["steps"] == 16
 
 
+@pytest.mark.slow
 def test_run_killed_before_its_first_checkpoint_starts_again(run: Run, undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     folder.mkdir()
@@ -150,9 +151,9 @@ def stopped(undisturbed: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "words",
     [
-        ("--model.adapter.alpha", "5"),
+        pytest.param(("--model.adapter.alpha", "5"), marks=pytest.mark.full),
         ("--model.adapter.dropout", "0.5"),
-        ("--data.steps", "15"),
+        pytest.param(("--data.steps", "15"), marks=pytest.mark.full),
         ("--seed_everything", "4"),  # of the bases: only the checkpoint knows
         ("--trainer.accumulate_grad_batches", "5", "--trainer.max_epochs", "2"),  # only the data know
     ],
@@ -233,6 +234,7 @@ def test_run_that_ran_out_of_time_is_not_finished(run: Run, tmp_path: Path, refu
     assert "--resume" in refused("test", "--run", str(folder))
 
 
+@pytest.mark.slow
 def test_resume_auto_goes_on_with_the_newest_run_unless_it_is_finished(
     run: Run, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ def written_by_the_script(*words: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_counts_of_ranks() -> None:
     header, randlora, lora = rows_of(RANKS, "| r | 2 |")
     for method, counts in ((RandLoRA, randlora), (LoRA, lora)):

@@ -16,7 +16,7 @@ ENDS: dict[str, tuple[list[str], str, str]] = {
 }
 
 
-@pytest.mark.parametrize("select", ENDS)
+@pytest.mark.parametrize("select", ["ranks", pytest.param("bases", marks=pytest.mark.full)])
 def test_what_is_found_trains_on_all_samples(select: str, run: Run, tmp_path: Path) -> None:
     typed, method, option = ENDS[select]
     shown = run("fit", *SMALL, "--config", "autolora", *typed, "--run.name", "search")

@@ -71,6 +71,7 @@ def test_resolved_config_repeats_the_run(run: Run, finished: Path, tmp_path: Pat
     assert weights(only_run(tmp_path)) == weights(finished)
 
 
+@pytest.mark.slow
 def test_resolved_config_has_values_and_repeats_the_run(run: Run, tmp_path: Path) -> None:
     """Also those that follow from the dataset, the model and the method."""
     words = [*SMALL, "--data.steps", "null", "--data.min_batches_per_epoch", "0", "--trainer.limit_val_batches", "0"]
@@ -107,6 +108,7 @@ def test_the_page_leads_to_the_adapter_that_was_tested(run: Run, tmp_path: Path)
     assert "/adapter-best --images PATH" in out and "/adapter --images PATH" not in out
 
 
+@pytest.mark.slow
 def test_the_last_adapter_is_tested_where_none_is_known_to_be_the_best(run: Run, tmp_path: Path) -> None:
     none = ["--checkpoint.test", "best", "--data.steps", "2", "--trainer.limit_val_batches", "0"]
     shown = run("fit", *SMALL, *none, "--run.name", "none")
@@ -128,6 +130,7 @@ def test_a_best_adapter_of_another_run_is_not_looked_for(run: Run, finished: Pat
     assert results["test/acc"] == json.loads((finished / "results.json").read_text())["test/acc"]
 
 
+@pytest.mark.slow
 def test_results_say_which_adapter_was_tested_last(run: Run, tmp_path: Path) -> None:
     """A run that went on with another choice is not called a test of the best."""
     best = ["--checkpoint.test", "best", "--checkpoint.monitor", "val/loss", "--checkpoint.mode", "max"]
@@ -302,6 +305,7 @@ def test_settings_that_lightning_refuses_are_told_in_a_line(refused: Callable[..
     assert "`val_check_interval` (99)" in refused("fit", *SMALL, "--trainer.val_check_interval", "99")
 
 
+@pytest.mark.slow
 def test_outputs_that_are_not_finite_are_no_figures(
     run: Run, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def test_a_run_is_as_any_other_and_its_merged_folder_classifies_by_itself(
     torch.testing.assert_close(found, load_language_task(folder / "adapter").classify(texts), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(
     run: Run, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

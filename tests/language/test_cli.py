@@ -76,6 +76,7 @@ def test_a_fit_learns_the_toy_instruction(run: Run, words: list[str], tmp_path: 
     assert "exists" in run("adapter", "merge", str(folder / "adapter"), "--output", str(tmp_path / "merged")).err
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(
     run: Run, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +240,7 @@ def test_a_test_is_offered_where_there_is_one(run: Run, words: list[str], toy: P
         assert ("; none to test (no test.jsonl" in shown.out.replace("\n", " ")) != offered
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_nothing_says_where_texts_come_from(
     run: Run, refused: Refused, words: list[str], toy: Path, tmp_path: Path
 ) -> None:

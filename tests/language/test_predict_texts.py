@@ -85,7 +85,7 @@ def predicted(run: Run, folder: Path, *words: str) -> list[dict[str, str]]:
 # What decoders write
 
 
-@pytest.mark.parametrize("batch", ["1", "7", "16", "200"])
+@pytest.mark.parametrize("batch", ["7", *(pytest.param(size, marks=pytest.mark.full) for size in ("1", "16", "200"))])
 def test_answers_are_those_of_the_test_whatever_the_batch(run: Run, repeater: Path, toy: Path, batch: str) -> None:
     """The test file of the training is taken as it is; what the run searched with is what is searched with."""
     rows = predicted(run, repeater, "--texts", str(toy / "test.jsonl"), "--batch-size", batch)
@@ -124,6 +124,7 @@ def test_a_prompt_is_answered_once_however_often_it_is_there(repeater: Path, mon
     assert task.write([]) == []
 
 
+@pytest.mark.slow
 def test_other_lengths_and_beams(run: Run, repeater: Path, toy: Path) -> None:
     base = ("--texts", str(toy / "test.jsonl"))
     prompts = [row["prompt"] for row in answers(repeater)]
@@ -157,6 +158,7 @@ def test_prompts_of_commonsense_have_their_template(run: Run, tmp_path: Path) ->
     assert line[0]["written"] != task.write(["Is water wet?"])[0]
 
 
+@pytest.mark.slow
 def test_meanings_of_e2e_are_those_of_its_test(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An end of text behind each, one paragraph of each answer, and the references of test.txt left out."""
     monkeypatch.setattr(
@@ -179,6 +181,7 @@ def test_meanings_of_e2e_are_those_of_its_test(run: Run, tmp_path: Path, monkeyp
     assert "1,031" in shown.err
 
 
+@pytest.mark.slow
 def test_half_precision_is_that_of_a_training_with_it(
     run: Run, toy: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

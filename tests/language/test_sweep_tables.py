@@ -68,6 +68,7 @@ def test_table_15_trains_as_many_parameters_as_it_says() -> None:
         assert found is not None and 100 * found.trainable / found.total == pytest.approx(printed, rel=0.15), labels
 
 
+@pytest.mark.slow
 def test_the_notes_about_vera_are_true() -> None:
     """Its parameters on RoBERTa, and how far the scaling of 2 lets a step go."""
     told = {note.key: note.text for note in notes()}

@@ -91,6 +91,7 @@ def test_merging_into_cast_weights_rounds_once_more(backbone: tuple[nn.Module, T
         *(pytest.param(other, marks=pytest.mark.full) for other in (RandLoRA(rank=4, basis="hadamard"), LoRA(rank=2))),
     ],
 )
+@pytest.mark.parametrize("backbone", [clip, pytest.param(vit, marks=pytest.mark.full)], indirect=True)
 def test_compiled_blocks_give_the_same_gradients_under_the_same_names(
     backbone: tuple[nn.Module, Tensor], adapter: Any
 ) -> None:

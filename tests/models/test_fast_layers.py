@@ -264,6 +264,7 @@ def losses(model: nn.Module, images: Tensor, steps: int = 8) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 @in_one_item("adapter", [RandLoRA(rank=4), FullFineTuning()])
 def test_the_loss_curve_is_that_of_float32_norms(adapter: Any) -> None:
     curves = []

@@ -120,6 +120,7 @@ def card_figures() -> dict[str, float]:
     return figures
 
 
+@pytest.mark.slow
 def test_zero_shot_figure_of_the_model_card_comes_out(script: ModuleType, shipped: CLIP) -> None:
     measured = script.zero_shot_digits(shipped)
     assert measured == pytest.approx(card_figures()["digits"], abs=0.005)

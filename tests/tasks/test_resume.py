@@ -16,7 +16,7 @@ from randlora_pl.adapters.methods.full_rank import shira
 from randlora_pl.data import ImageData
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.utils.errors import UserError
-from tests.support.products import in_one_item
+from tests.support.products import in_one_item, marked
 
 from .small import KINDS, make, trained
 
@@ -71,14 +71,17 @@ def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize(
     ("step", "accumulate", "sampling"),
-    [
-        (1, 1, "with_replacement"),
-        (3, 1, "epochs"),
-        (1, 3, "epochs"),
-        (3, 3, "with_replacement"),
-        (STEPS, 1, "with_replacement"),
-        (STEPS, 3, "epochs"),
-    ],
+    marked(
+        [
+            (1, 1, "with_replacement"),
+            (3, 1, "epochs"),
+            (1, 3, "epochs"),
+            (3, 3, "with_replacement"),
+            (STEPS, 1, "with_replacement"),
+            (STEPS, 3, "epochs"),
+        ],
+        lambda row: row in ((1, 1, "with_replacement"), (3, 3, "with_replacement"), (STEPS, 3, "epochs")),
+    ),
 )
 def test_resumed_run_ends_with_the_same_bits(
     step: int, accumulate: int, sampling: str, run: Make, tmp_path: Path

@@ -10,24 +10,28 @@ import pytest
 import torch
 
 from randlora_pl.adapters import read_adapter
+from tests.support.products import marked
 
 from .test_ddp import start
 
 ROOT = Path(__file__).parents[2]
+OFTEN = ("accumulated", "pruned", "prompts", "cache", "decoder")
+"""Trainings by default; `slow` has all ten."""
 
 
-def test_the_host_never_waits_for_the_device(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("names",), marked(zip([OFTEN, ()]), lambda row: row[0] == OFTEN, pytest.mark.slow))
+def test_the_host_never_waits_for_the_device(names: tuple[str, ...], tmp_path: Path) -> None:
     """Real trainings, with all callbacks, a progress bar and a logger, on a device that only counts.
 
     What code does on a CPU alone is not counted, because its tensors are of another device than the trained ones.
     """
     pytest.importorskip("torch.utils.backend_registration")
-    command = [sys.executable, "-m", "tests.tasks.waits_worker", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.support.quick", "tests.tasks.waits_worker", str(tmp_path), *names]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    assert len(found) == 10
+    assert len(found) == (len(names) or 10)
     for name, waits in found.items():
         assert waits == {}, name
 

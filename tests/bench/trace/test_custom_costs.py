@@ -63,6 +63,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 @in_one_item(("name", "dtype", "peft"), ROWS)
 def test_formulas_count_the_loads_and_stores_of_the_interpreter(
     name: str, dtype: torch.dtype, peft: bool, monkeypatch: pytest.MonkeyPatch

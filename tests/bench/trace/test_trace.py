@@ -151,6 +151,7 @@ def test_the_time_of_a_kernel_is_its_slowest_limit() -> None:
     assert all(one.single < one.half for one in DEVICES.values())
 
 
+@pytest.mark.slow
 def test_steps_of_every_task_are_traced() -> None:
     setups = {
         "clip": StepSetup("VisionLanguageTask", TINY, 4, 2, captions=6),

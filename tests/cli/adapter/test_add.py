@@ -44,6 +44,7 @@ def test_merged_sum_is_the_sum_by_hand(run: Run, two: tuple[str, str]) -> None:
             assert torch.equal(state[name], plain)
 
 
+@pytest.mark.slow
 def test_lora_sum_with_the_head_of_the_second(run: Run, two: tuple[str, str]) -> None:
     result = run("adapter", "add", *two, "--as", "lora", "--error", "0", "--head", "2", "--output", "S")
     assert result.code == 0, result.err

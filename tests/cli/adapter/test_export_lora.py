@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from randlora_pl.adapters import LoRA, read_adapter
@@ -23,6 +24,7 @@ def test_lora_that_predicts_the_same(run: Run, finished: Path, tmp_path: Path) -
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_bfloat16_file_and_a_rank(run: Run, finished: Path, tmp_path: Path) -> None:
     copy_adapter(finished / "adapter", tmp_path / "half.safetensors", torch.bfloat16)
     result = run("adapter", "export", "half.safetensors", "--to", "lora", "--rank", "4", "--output", "lora")

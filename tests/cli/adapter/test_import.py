@@ -71,10 +71,10 @@ def test_a_head_makes_it_a_classifier(run: Run, tmp_path: Path, zero_bias: bool)
 @pytest.mark.parametrize(
     ("kind", "name", "method", "options"),
     [
-        (LinearHeadTask, VIT, RandLoRA(6), {}),
+        pytest.param(LinearHeadTask, VIT, RandLoRA(6), {}, marks=pytest.mark.full),
         (LinearHeadTask, VIT, RandLoRA(6), {"seed": 7, "img_size": 64}),
-        (LinearHeadTask, "tiny", LoRA(2), {}),
-        (TextHeadTask, "tiny", RandLoRA(6), {"targets": ["fc2"]}),
+        pytest.param(LinearHeadTask, "tiny", LoRA(2), {}, marks=pytest.mark.full),
+        pytest.param(TextHeadTask, "tiny", RandLoRA(6), {"targets": ["fc2"]}, marks=pytest.mark.full),
         (VisionLanguageTask, "tiny", LoRA(2), {"caption": "a scan of {}", "targets": ["visual:mlp"]}),
     ],
 )

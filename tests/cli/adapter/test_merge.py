@@ -28,6 +28,7 @@ def all_test_digits() -> Tensor:
     return torch.cat([batch["image"] for batch in data.test_dataloader()])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_bare_open_clip_predicts_the_same_on_all_test_digits(run: Run, finished: Path, tmp_path: Path) -> None:
     """Class embeddings of the written head, in the library alone, by the lines that are printed."""

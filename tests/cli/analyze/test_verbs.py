@@ -317,6 +317,7 @@ def test_a_damaged_landscape_is_told(refused: Any, tmp_path: Path, change: dict[
     assert "damaged" in message and said in message
 
 
+@pytest.mark.slow
 def test_forgetting(run: Run, three: dict[str, str], tmp_path: Path) -> None:
     write_folder(tmp_path / "my")
     words = ("--datasets", "digits", "folder", "--root", "my", "--output", "out")

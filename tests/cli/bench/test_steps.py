@@ -67,6 +67,7 @@ GPT2 = ("--model", "openai-community/gpt2-medium")
 GPT2 += ("--overrides", "{n_embd: 32, n_layer: 1, n_head: 2, vocab_size: 50, n_positions: 20}")
 
 
+@pytest.mark.slow
 def test_steps_of_a_decoder(run: Run, tmp_path: Path) -> None:
     words = ("train", *QWEN, "--tokens", "8", "--dropout", "0.05", "--methods", "randlora", "peft-randlora")
     done = run("bench", *words)

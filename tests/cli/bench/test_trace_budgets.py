@@ -41,7 +41,7 @@ def exceeded(run: Run, config: str, method: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("config", ["tiny_clip", "clip_vitb32"])
+@pytest.mark.parametrize("config", ["tiny_clip", pytest.param("clip_vitb32", marks=pytest.mark.slow)])
 def test_a_step_stays_within_its_budget(run: Run, config: str) -> None:
     assert exceeded(run, config, DENSE) == []
 

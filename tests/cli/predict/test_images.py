@@ -274,6 +274,7 @@ def test_several_adapters_predict_in_one_pass_as_each_alone(
         assert rows[place::3] == expected
 
 
+@pytest.mark.slow
 def test_adapters_of_other_classes_bases_and_frames(
     run: Run, finished: Path, photos: Path, tmp_path: Path, decoded: list[int]
 ) -> None:
@@ -299,6 +300,7 @@ def test_adapters_of_other_classes_bases_and_frames(
     assert rows[1::3] == [row | blank for row in alone[1]]
 
 
+@pytest.mark.slow
 def test_weighted_sum_of_adapters(run: Run, finished: Path, second: Path, photos: Path, tmp_path: Path) -> None:
     first = finished / "adapter"
     base = ("predict", "--images", str(photos), "--output")

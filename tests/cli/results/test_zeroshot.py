@@ -49,6 +49,7 @@ def written(folder: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
+@pytest.mark.slow
 def test_bare_command_agrees_with_the_test_verb(run: Run, tmp_path: Path) -> None:
     result = run("zeroshot")
     assert result.code == 0, result.err

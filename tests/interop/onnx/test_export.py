@@ -189,6 +189,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 def test_the_weights_beside_an_older_file_go_with_it(tmp_path: Path) -> None:
     data = tmp_path / "m.onnx.data"
     data.write_bytes(b"of another program")

@@ -27,7 +27,7 @@ from tests.support.products import in_one_item
 PROMPTS = ["repeat the first word: red", "old", "repeat the last word: red old tall wet mild answer:"]
 
 
-@pytest.fixture(params=["qwen2", "llama", "phi3", "gpt2"])
+@pytest.fixture(params=["qwen2", "gpt2", *(pytest.param(name, marks=pytest.mark.full) for name in ("llama", "phi3"))])
 def task(request: pytest.FixtureRequest, tokenizer: Path) -> CausalLMTask:
     """A decoder that says something: random, with large weights."""
     kind = request.param

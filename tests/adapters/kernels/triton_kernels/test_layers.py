@@ -82,6 +82,7 @@ def test_layers_compute_the_same_with_kernels(
             assert one.dtype == other.dtype and error < tolerance, (dtype, error)
 
 
+@pytest.mark.slow
 def test_layers_with_kernels_compile_to_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "VALUE", "1")
     for basis in ("uniform", "hadamard"):
