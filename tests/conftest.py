@@ -15,9 +15,9 @@ if shutil.which("nvidia-smi") is None:  # the kernels in Triton run in its inter
 import pytest
 from hypothesis import settings
 
-from tests.support.cli import finished, refused, run
+from tests.support.cli import drawn, finished, refused, run
 
-__all__ = ["finished", "refused", "run"]
+__all__ = ["drawn", "finished", "refused", "run"]
 
 settings.register_profile("default", deadline=None, max_examples=40)  # a busy machine is no failure
 settings.register_profile("full", deadline=None)

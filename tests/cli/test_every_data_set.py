@@ -20,6 +20,7 @@ BATCHES = (
     *("--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true"),
     *("--trainer.enable_progress_bar", "false", "--data.batch_size", "2", "--data.eval_batch_size", "4"),
 )
+pytestmark = pytest.mark.usefixtures("drawn")
 FIGURES = r"accuracy \d+\.\d\d %, (balanced accuracy [\d.]+ %, )?loss \d+\.\d{4}\b"
 
 

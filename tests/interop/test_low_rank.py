@@ -114,7 +114,10 @@ def test_bfloat16_in_one_file(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("others", [["lora", "dora"], ["split", "vera"], ["split"]])
+@pytest.mark.parametrize(
+    "others",
+    [["lora", "dora"], *(pytest.param(names, marks=pytest.mark.full) for names in (["split", "vera"], ["split"]))],
+)
 def test_sums_of_other_methods_ranks_and_seeds(others: list[str], tmp_path: Path) -> None:
     """The packed and the split q/k/v weight, and layers of only one of them, against a sum by hand."""
     saved(tmp_path / "0", method="randlora" if len(others) > 1 else "split", targets=["qkv", "fc1"])

@@ -76,7 +76,6 @@ def test_a_fit_learns_the_toy_instruction(run: Run, words: list[str], tmp_path: 
     assert "exists" in run("adapter", "merge", str(folder / "adapter"), "--output", str(tmp_path / "merged")).err
 
 
-@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(
     run: Run, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,8 +206,6 @@ def test_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_pat
     assert "Unknown option --model.beams" in fit("--model.beams", "4")
     assert "num_beams is 0" in fit("--model.num_beams", "0")
     assert "qwen2 has no 'hidden'. Did you mean" in fit("--model.config_overrides", "{hidden: 4}")
-    assert "makes no model: " in fit("--model.config_overrides", "{hidden_size: wide}")
-    assert "makes no model: " in fit("--model.config_overrides", "{num_attention_heads: 0}")
     odd = SHAPES["qwen2"] | {"vocab_size": 64, "hidden_size": 60}
     told = fit("--model.config_overrides", json.dumps(odd))
     assert "num_attention_heads" in told and "RuntimeError" in told
@@ -216,12 +213,23 @@ def test_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_pat
         assert f"is of texts: it needs --model {tasks}." in refused("fit", "--data.dataset", name)
     assert "train.jsonl does not exist" in fit("--data.root", str(tmp_path))
     assert "accelerator" not in fit("--model.quantize", "4bit")
-    assert "cannot be loaded (--model.name)" in fit("--model.pretrained", "null", "--model.config_overrides", "null",
-                                                 "--model.name", str(tmp_path / "none"))  # fmt: skip
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n')
     assert "train.jsonl, line 2" in fit("--data.root", str(bad))
+
+
+@pytest.mark.slow  # one of each kind is above
+def test_further_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_path: Path) -> None:
+    def fit(*more: str) -> str:
+        return refused("fit", *words, *more)
+
+    assert "makes no model: " in fit("--model.config_overrides", "{hidden_size: wide}")
+    assert "makes no model: " in fit("--model.config_overrides", "{num_attention_heads: 0}")
+    assert "cannot be loaded (--model.name)" in fit("--model.pretrained", "null", "--model.config_overrides", "null",
+                                                 "--model.name", str(tmp_path / "none"))  # fmt: skip
+    bad = tmp_path / "bad"
+    bad.mkdir()
     (bad / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
     assert "lacks 'completion'" in fit("--data.root", str(bad))
     (bad / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')

@@ -233,7 +233,6 @@ def test_missing_texts_are_told_by_their_files(tmp_path: Path) -> None:
 # A whole one
 
 
-@pytest.mark.slow
 def test_a_tiny_sweep_from_the_command_line_to_its_report(run: Run, refused: Refused, tmp_path: Path) -> None:
     written(tmp_path)
     assert "commonsense_15k.json" in refused("sweep", "words.yaml", "--data.root", "none")

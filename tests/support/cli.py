@@ -1,6 +1,7 @@
 """Run the command line in process, in an empty folder."""
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,26 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def drawn() -> None:
+    """Let `run` draw the plots of tests. Otherwise they are white, because a fifth of a tiny run would draw them."""
+
+
+@pytest.fixture
+def run(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Run:
     """`main` in an empty folder, with what it printed."""
+    plots = sys.modules.get("randlora_pl.callbacks.plots.figures")
+    if plots is not None and "drawn" not in request.fixturenames:
+        import numpy as np
+
+        white = np.full((8, 8, 3), 255, np.uint8)
+        monkeypatch.setattr(plots, "pixels", lambda figure: white)
+        for name in ("confusion_figure", "samples_figure"):
+            monkeypatch.setattr(plots, name, lambda *_: None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RANDLORA_PL_TRACEBACK", raising=False)
     monkeypatch.delenv("COLUMNS", raising=False)  # some libraries set it, and tables are cut to it
