@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,6 +97,9 @@ def test_a_run_logs_it_with_the_same_bits(fit: Fit, tmp_path: Path) -> None:
     again = UnseenGradient(3)
     again.load_state_dict(callback.state_dict())
     assert again.history == callback.history
+    again._layers = [SimpleNamespace(sums=lambda: (0.0, 0.0, 2.0), stop=list)]  # type: ignore[list-item]
+    again.on_after_backward(SimpleNamespace(global_step=4, loggers=[]), task)  # type: ignore[arg-type]
+    assert again.history["relative"][-1] == 0  # a LoRA of full rank
 
     for options, message in (
         ({"adapter": RandLoRA(rank=16)}, "RandLoRA has none. Remove the option, or set --model.adapter LoRA"),

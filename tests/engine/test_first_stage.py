@@ -123,6 +123,7 @@ def test_what_cannot_be_refined_is_refused(refused: Callable[..., str], run: Run
         "--from-form is 'besides'. Did you mean 'beside'? Set beside or absorbed": [*start, "--from-form", "besides"],
         "--from-form needs a LoRA": ["fit", *SMALL, "--from-form", "absorbed"],
         "is a LoRA of tiny, not of ViT-B-32. Remove --model.name": [*start, "--model.name", "ViT-B-32"],
+        "LoRA of VisionLanguageTask, not of LinearHeadTask. Remove --model": [*start, "--model", "linearheadtask"],
         "trained on other weights": [*start, "--seed_everything", "3"],  # which random weights depend on
         "Remove --model.targets: the LoRA's own are the default": [*start, "--model.targets", "[qkv]"],
         "add --model.adapter.qkv packed": [*start, "--model.adapter.qkv", "split"],

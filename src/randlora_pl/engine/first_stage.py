@@ -8,6 +8,7 @@ from typing import Any
 from randlora_pl.config.adapter_config import adapter_config, config_beside, data_beside
 from randlora_pl.config.classes import Tree, normalize
 from randlora_pl.config.compose import DEFAULTS, Command, compose, merge
+from randlora_pl.config.validate import tasks
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import find_adapter
 
@@ -43,7 +44,7 @@ def compose_fit(words: list[str], defaults: Tree | None = None, typed_config: bo
 
 
 def _check(adapter: Path, saved: Tree, command: Command) -> None:
-    """Refuse another method than LoRA, learned prompts, and another base model than the LoRA's."""
+    """Refuse another method than LoRA, learned prompts, and a task or a base model that does not fit the LoRA."""
     options, flat = saved["model"]["init_args"], command.flat()
     method, task = options["adapter"]["class_path"], saved["model"]["class_path"]
     if method != "LoRA" or task == "PromptTask":
@@ -51,6 +52,13 @@ def _check(adapter: Path, saved: Tree, command: Command) -> None:
         raise UserError(
             f"{adapter} is {found}, and a stage starts from LoRA alone. Train one first: randlora-pl fit "
             "--model.adapter LoRA"
+        )
+    typed = command.values.get("model", task).rpartition(".")[2].lower()
+    other = next((known for known in tasks() if known.lower() == typed), task)
+    if other != task and options.keys() - tasks()[other].options.keys() - set(_OWN):
+        raise UserError(
+            f"{adapter} is a LoRA of {task}, not of {other}. Remove --model, or train a LoRA of it first: "
+            f"randlora-pl fit --model {other} --model.adapter LoRA"
         )
     if (name := flat.get("model.name", options["name"])) != options["name"]:
         raise UserError(

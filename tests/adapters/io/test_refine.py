@@ -66,6 +66,7 @@ def test_ranks_by_layer_and_what_does_not_fit(tmp_path: Path) -> None:
         ("whole", RandLoRA(2), "beside", "also changes the model's own two"),
         ("randlora", RandLoRA(2), "beside", "is RandLoRA, and a stage starts from LoRA"),
         ("lora", LoRA(2), "absorbed", "LoRA cannot absorb a LoRA"),
+        ("lora", RandLoRA(2), "absorb", "form is 'absorb': choose beside or absorbed"),
         ("lora", RandLoRA(4), "absorbed", "lead is 3, but two has 2 bases"),
     ):
         with pytest.raises(UserError, match=message):

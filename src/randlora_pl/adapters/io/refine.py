@@ -3,7 +3,7 @@
 import os
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -84,6 +84,8 @@ def continued(file: AdapterFile, adapter: Adapter, form: Form) -> Adapter:
         UserError: See `refine`.
     """
     lora = file.adapter
+    if form not in get_args(Form):
+        raise UserError(f"form is {form!r}: choose {' or '.join(get_args(Form))}.")
     if not isinstance(lora, LoRA):
         raise UserError(
             f"{file.path} is {lora.method()}, and a stage starts from LoRA. Train one first: randlora-pl fit "

@@ -85,7 +85,7 @@ class UnseenGradient(Callback):
         if not 0 < whole < math.inf:  # nothing was due, or float16 overflowed
             return
         step = trainer.global_step + 1
-        found = {"share": unseen / whole, "relative": unseen / random}
+        found = {"share": unseen / whole, "relative": unseen / random if random else 0.0}  # 0: LoRA of full rank
         for name, value in {"steps": step, **found}.items():
             self.history[name].append(round(value, 4))
         for logger in trainer.loggers:  # the module's own log skips steps

@@ -231,7 +231,7 @@ def _check_method(label: str, facts: Tree, models: Iterable[str]) -> None:
 
 def _check_first(where: str, facts: Any) -> None:
     """Refuse a first stage that no method describes, or in a form that there is none of."""
-    if _mapping(where, facts).get("adapter") != "LoRA":
+    if str(_mapping(where, facts).get("adapter")).lower() != "lora":
         raise UserError(f"{where} has the adapter {facts.get('adapter')!r}: a stage starts from LoRA alone.")
     if (form := facts.get("form", FORMS[0])) not in FORMS:
         raise UserError(f"{where}.form is {form!r}: choose {' or '.join(FORMS)}.")
@@ -249,7 +249,10 @@ def _check_cases(where: str, facts: Mapping[str, Any], grid: Mapping[str, Iterab
         if "budgets" in case:
             case["budgets"] = budgets(case["budgets"])
         for axis, values in grid.items():
-            for value in case.get(axis, []):
+            chosen = case.get(axis, [])
+            if not isinstance(chosen, list):
+                raise UserError(f"{where} has {axis} {chosen!r}: give a list, such as [{next(iter(values))}].")
+            for value in chosen:
                 if value not in values:
                     raise UserError(f"{where} has {value!r}, which is none of the {axis}.{near(str(value), values)}")
 

@@ -157,6 +157,7 @@ def test_rates_budgets_and_products() -> None:
         (lambda: Together([LoRA(), FullFineTuning()]), "parts are LoRA, FullFineTuning. Give two or more methods that"),
         (lambda: Together([LoRA(), Together()]), "parts are LoRA, Together"),
         (lambda: Together([LoRA(), AutoLoRA()]), "parts are LoRA, AutoLoRA"),
+        (lambda: Together([LoRA(), "RandLoRA"]), "parts are LoRA, 'RandLoRA'"),  # type: ignore[list-item]
         (lambda: Together([LoRA(qkv="split"), RandLoRA()]), "some parts have qkv packed and some split"),
         (lambda: Together([AdaLoRA(), DoRA(AdaLoRA())]), "AdaLoRA and AdaLoRA have training procedures of their own"),
         (lambda: Together(rates=[1]), r"rates is \[1\]. Set a positive number for each of the 2 parts"),

@@ -105,7 +105,7 @@ class RandLoRA(Adapter):
         if num_bases not in ("ceil", "floor+1") and not all(isinstance(each, int) and each > 0 for each in numbers):
             raise UserError(f"RandLoRA: num_bases is {num_bases!r}. Set ceil, floor+1 or a positive integer.")
         if lead and variant == "a":
-            raise UserError("RandLoRA: variant a sums its bases, so it has no leading terms. Set lead to 0.")
+            raise UserError("RandLoRA: variant a sums its bases, so it has no leading terms. Set variant to full or b.")
         self.rank, self.alpha, self.num_bases, self.lead = rank, alpha, num_bases, lead
         self.basis, self.sparsity, self.a_basis, self.init = basis, check_sparsity(sparsity), a_basis, init
         self.pairing, self.variant, self.memory = pairing, variant, memory

@@ -36,8 +36,8 @@ class Together(Adapter):
         self, parts: list[Adapter] | None = None, rates: list[float] | None = None, seed: int | None = None
     ) -> None:
         parts = [LoRA(8), RandLoRA(6)] if parts is None else list(parts)
-        if len(parts) < 2 or any(part.trains_base or isinstance(part, Together | AutoLoRA) for part in parts):
-            found = ", ".join(part.method() for part in parts) or "none"
+        if len(parts) < 2 or not all(map(_may_be_part, parts)):
+            found = ", ".join(part.method() if isinstance(part, Adapter) else repr(part) for part in parts) or "none"
             raise UserError(
                 f"Together: parts are {found}. Give two or more methods that add to frozen weights, as LoRA."
             )
@@ -91,6 +91,10 @@ class Together(Adapter):
         own = bases.parts if isinstance(bases, PartBases) else [None] * len(self.parts)
         updates = [part.delta_weight(shape, weight, each) for part, each in zip(self._seeded, own, strict=True)]
         return TogetherDelta(updates, self.rates)
+
+
+def _may_be_part(part: Any) -> bool:
+    return isinstance(part, Adapter) and not (part.trains_base or isinstance(part, Together | AutoLoRA))
 
 
 def _has_procedure(adapter: Adapter) -> bool:
