@@ -168,9 +168,7 @@ def budgets(values: Any) -> list[str]:
 
 def budget(value: Any) -> str:
     """Return the label of one budget; a UserError refuses all but shots, a percentage of the samples and a size."""
-    text = str(value).strip()
-    if isinstance(value, float):
-        text = f"{100 * value:g}%"
+    text = f"{100 * value:g}%" if isinstance(value, float) else str(value).strip()
     shots = re.fullmatch(r"(\d+)(-shot)?", text)
     percent = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", text)
     if shots and int(shots[1]) > 0 and not isinstance(value, bool):
@@ -249,17 +247,15 @@ def _check_cases(where: str, facts: Mapping[str, Any], grid: Mapping[str, Iterab
         if "budgets" in case:
             case["budgets"] = budgets(case["budgets"])
         for axis, values in grid.items():
-            chosen = case.get(axis, [])
-            if not isinstance(chosen, list):
+            if not isinstance(chosen := case.get(axis, []), list):
                 raise UserError(f"{where} has {axis} {chosen!r}: give a list, such as [{next(iter(values))}].")
             for value in chosen:
-                if value not in values:
+                if value not in list(values):  # a list has no hash
                     raise UserError(f"{where} has {value!r}, which is none of the {axis}.{near(str(value), values)}")
 
 
 def _datasets(value: Any) -> dict[str, Tree]:
-    if value == "all":
-        value = list(PAPER)
+    value = list(PAPER) if value == "all" else value
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         return {name: {"dataset": name} for name in value}
     if isinstance(value, dict):
