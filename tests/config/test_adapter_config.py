@@ -71,6 +71,8 @@ def test_analyses_read_no_more_of_a_config(finished: Path, tmp_path: Path) -> No
         lambda config: config.update(method="evil.Evil"),
         lambda config: config.update(method="DoRA", options={"inner": {"method": "evil.Evil", "options": {}}}),
         lambda config: config.update(method="DoRA", options={"inner": {"class_path": "evil.Evil"}}),
+        lambda config: config.update(method="DoRA", options={"inner": "evil.Evil"}),
+        lambda config: config.update(method="Together", options={"parts": [LoRA().describe(), "evil.Evil"]}),
         lambda config: config["metadata"]["arguments"].update({"adapter.class_path": "evil.Evil"}),
         lambda config: config["metadata"]["arguments"].update(config_overrides="a: {class_path: evil.Evil}"),
         lambda config: config["metadata"]["arguments"].update(config_overrides={"a": "{class_path: evil.Evil}"}),

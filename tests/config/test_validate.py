@@ -8,6 +8,8 @@ from tests.support.products import in_one_item
 
 PARTS = '--model.adapter Together --model.adapter.parts [{"class_path":"LoRA","'
 
+INNER = '--model.adapter DoRA --model.adapter.inner Together --model.adapter.inner.parts [{"class_path":"LoRA","'
+
 
 @in_one_item(
     ("words", "hint"),
@@ -33,6 +35,7 @@ PARTS = '--model.adapter Together --model.adapter.parts [{"class_path":"LoRA","'
         ("--model.adapter Together --model.adapter.parts [LoRA,LoRB]", "Did you mean 'LoRA'"),
         (f'{PARTS}rnk":2}},LoRA]', "--model.adapter.parts: LoRA has no option 'rnk'. Did you mean 'rank'?"),
         (f'{PARTS}rank":"x"}},LoRA]', "--model.adapter.parts.0.rank: expected a whole number"),
+        (f'{INNER}rnk":2}},LoRA]', "--model.adapter.inner.parts: LoRA has no option 'rnk'. Did you mean 'rank'?"),
         (f'{PARTS}targets":"q"}},LoRA]', "all parts adapt the same layers. Set --model.targets instead"),
         ("--model VisionTask", "'VisionLanguageTask'"),
         ("--rank 4", "Did you mean --model.adapter.rank"),

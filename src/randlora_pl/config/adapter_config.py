@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.config.classes import CLASS_KEYS, Tree
+from randlora_pl.config.classes import CLASS_KEYS, INNER, LISTED, Tree
 from randlora_pl.config.compose import parse_value, read_config
 from randlora_pl.config.validate import adapters, class_choices, tasks
 from randlora_pl.utils.adapter_schema import check_adapter_schema
@@ -86,14 +86,20 @@ def _metadata(file: Path) -> Any:
 
 def _as_class(description: Any, file: Path, known: Mapping[str, Any] | None = None) -> Any:
     """Return ``{"method": ..., "options": ...}`` of a file as ``class_path`` and ``init_args``."""
-    if isinstance(description, list) and any(isinstance(each, dict) for each in description):
-        return [_as_class(each, file, known) for each in description]
     if not (isinstance(description, dict) and "method" in description):
         _check_no_class(description, file)
         return description
     _check_known("method", description["method"], known or adapters(), file)
-    options = {name: _as_class(value, file) for name, value in description["options"].items()}
+    options = {name: _option(name, value, file) for name, value in description["options"].items()}
     return {"class_path": description["method"]} | ({"init_args": options} if options else {})
+
+
+def _option(name: str, value: Any, file: Path) -> Any:
+    """Return an option of a method; a name alone is no method there, as it could be any class's."""
+    if name == LISTED and value is not None:
+        listed = value if isinstance(value, list) else [value]
+        return [_as_class(_described(name, each, file), file) for each in listed]
+    return _as_class(_described(name, value, file) if name == INNER and value is not None else value, file)
 
 
 def _part(name: str, value: Any, file: Path) -> Any:
@@ -103,8 +109,11 @@ def _part(name: str, value: Any, file: Path) -> Any:
         UserError: It is none that this program has.
     """
     known = class_choices().get(f"model.{name}")
-    if known is None or value is None:
-        return value
+    return value if known is None or value is None else _as_class(_described(name, value, file), file, known)
+
+
+def _described(name: str, value: Any, file: Path) -> dict[str, Any]:
+    """Return the description of an object; refuse any other value."""
     if not (
         isinstance(value, dict) and isinstance(value.get("method"), str) and isinstance(value.get("options"), dict)
     ):
@@ -112,7 +121,7 @@ def _part(name: str, value: Any, file: Path) -> Any:
             f"{file}: {name} is {brief(value)}, which describes nothing that this version has. It was written by "
             "another version, is damaged, or was changed."
         )
-    return _as_class(value, file, known)
+    return value
 
 
 def _check_known(what: str, name: str, known: Iterable[str], file: Path) -> None:

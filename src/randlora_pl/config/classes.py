@@ -13,8 +13,10 @@ Tree = dict[str, Any]
 
 CLASSES = ("model", "model.adapter", "model.adapter.inner", "model.prompts", "model.head", "model.regulation")
 """Options with a class as value, each after the one whose argument it is."""
-LISTED = "parts"
-"""Argument of an adapter that is a list of adapters."""
+INNER, LISTED = "inner", "parts"
+"""Arguments of an adapter that are an adapter and a list of adapters."""
+LISTS = (f"model.adapter.{LISTED}", f"model.adapter.{INNER}.{LISTED}")
+"""Options with a list of classes as value."""
 _MAY_BE_NONE = ("model.head", "model.regulation")
 CLASS_KEYS = frozenset({"class_path", "init_args", "dict_kwargs"})
 """Keys by which a config builds an object of any class."""

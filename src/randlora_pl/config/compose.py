@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from randlora_pl.config.classes import CLASSES, LISTED, Tree, normalize, with_default_classes
+from randlora_pl.config.classes import CLASSES, LISTS, Tree, normalize, with_default_classes
 from randlora_pl.config.run_length import without_other_length
 from randlora_pl.config.shipped import find_config
 from randlora_pl.utils.class_paths import public_path
@@ -221,7 +221,7 @@ def _hint(word: str) -> str:
 
 def _take_classes(command: Command) -> None:
     """Put typed classes into the config; one that differs from the config's drops the options of the old one."""
-    for option in (*CLASSES, f"model.adapter.{LISTED}"):
+    for option in (*CLASSES, *LISTS):
         text = command.values.get(option)
         if text is None:
             continue

@@ -11,8 +11,9 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.config.classes import LISTS
 from randlora_pl.config.compose import DEFAULTS, Command, compose, is_option
-from randlora_pl.config.parts import PARTS, check_parts
+from randlora_pl.config.parts import check_parts
 from randlora_pl.config.validate import (
     check_form,
     check_option,
@@ -103,7 +104,8 @@ def mistakes(command: Command) -> Iterator[Mistake]:
             for found in _caught(key, partial(check_type, command, key, known.kind, value)):
                 wrong.add(key)
                 yield found
-    yield from _caught(PARTS, partial(check_parts, command, PARTS, flat.get(PARTS)))
+    for option in LISTS:
+        yield from _caught(option, partial(check_parts, command, option, flat.get(option)))
     flat = {key: value for key, value in flat.items() if key not in wrong}
     yield from _caught("print_config", partial(_check_flags, command.values.get("print_config", "")))
     yield from _caught("seed_everything", partial(_check_seed, flat.get("seed_everything", 0)))

@@ -2,14 +2,12 @@
 
 from typing import Any
 
-from randlora_pl.config.classes import LISTED
+from randlora_pl.config.classes import INNER, LISTED
 from randlora_pl.config.compose import Command
 from randlora_pl.config.validate import adapters, known_class
 from randlora_pl.config.value_types import check_type
 from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.signatures import OTHER_NAMES
-
-PARTS = f"model.adapter.{LISTED}"
 
 
 def check_parts(command: Command, option: str, parts: Any) -> None:
@@ -43,7 +41,7 @@ def check_parts(command: Command, option: str, parts: Any) -> None:
             own = f"{option}.{place}.{key}"
             if key == LISTED:
                 check_parts(command, own, value)
-            elif key == "inner":
+            elif key == INNER:
                 check_parts(command, own, [{"class_path": "LoRA"} | value])
             else:
                 check_type(command, own, known[key].kind, value)

@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from randlora_pl.config.classes import LISTED, Tree, normalize, with_default_classes
+from randlora_pl.config.classes import INNER, LISTED, Tree, normalize, with_default_classes
 from randlora_pl.config.compose import DEFAULTS, Command, merge, nested, read_config
 from randlora_pl.config.mistakes import check_names
 from randlora_pl.config.shipped import find_config
@@ -62,7 +62,7 @@ def _as_class(value: Any) -> Any:
         return [_as_class(each) for each in value]
     if not isinstance(value, dict):
         return value
-    options = {name: _as_class(each) if name in ("inner", LISTED) else each for name, each in value.items()}
+    options = {name: _as_class(each) if name in (INNER, LISTED) else each for name, each in value.items()}
     return {"class_path": options.pop("adapter")} | options if "adapter" in options else options
 
 
