@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters import Adapter, LoRA, RandLoRA, Together
+from randlora_pl.adapters import Adapter, LoRA, RandLoRA, Together, inject
 from randlora_pl.adapters.layers.adapted import AdaptedLayer
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRADelta
 from randlora_pl.callbacks import UnseenGradient
@@ -94,6 +94,15 @@ def test_a_run_logs_it_with_the_same_bits(fit: Fit, tmp_path: Path) -> None:
     assert off.history["steps"] == [] and not (tmp_path / "results.json").exists()
     first, second = trained(task), trained(without)
     assert all(torch.equal(first[name], second[name]) for name in first)
+    trainer: Any = SimpleNamespace(global_step=0, loggers=[])
+    for lora, found in ((LoRA(8), [0]), (LoRA(2), [])):  # all directions are LoRA's; not a number
+        inject(layer := torch.nn.Sequential(torch.nn.Linear(8, 8)), lora, ["0"])
+        layer[0].delta.B.data += torch.eye(8, layer[0].delta.B.shape[1]) * (float("nan") if not found else 1)
+        whole = UnseenGradient(1)
+        whole._layers = [_Layer(update, _lora_of(update)) for update in _updates(layer)]  # type: ignore[arg-type]
+        layer(torch.randn(3, 8)).sum().backward()
+        whole.on_after_backward(trainer, task)
+        assert whole.history["relative"] == whole.history["share"] == found
     again = UnseenGradient(3)
     again.load_state_dict(callback.state_dict())
     assert again.history == callback.history

@@ -57,10 +57,11 @@ class UnseenGradient(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Refuse what has no LoRA, and compiled blocks."""
-        adapter = pl_module.adapter
+        adapter, start = pl_module.adapter, pl_module.start
         if not self.every_n_steps:
             return
-        if not any(isinstance(part, LoRA) for part in getattr(adapter, "parts", [adapter])):
+        kept = start is not None and start.form == "beside"  # the LoRA is a part as soon as the model is built
+        if not (kept or any(isinstance(part, LoRA) for part in getattr(adapter, "parts", [adapter]))):
             raise UserError(
                 f"unseen_gradient.every_n_steps measures LoRA, and {adapter.method()} has none. Remove the option, or "
                 "set --model.adapter LoRA."
@@ -163,9 +164,11 @@ class _Layer:
                 self._gradient = None
 
     def _measure(self, gradient: Tensor) -> None:
-        left, right = _span(self.lora.B), _span(self.lora.A.T)
         rows, columns = gradient.shape
         self._whole += float(gradient.square().sum())
+        if not math.isfinite(self._whole):  # nothing is logged then; a run that diverged ends with an error of its own
+            return
+        left, right = _span(self.lora.B), _span(self.lora.A.T)
         rest = gradient - left @ (left.T @ gradient)
         rest -= (rest @ right) @ right.T
         self._unseen += float(rest.square().sum())
