@@ -78,13 +78,15 @@ def test_starts_exactly_and_resumes_to_the_same_bits(
     shutil.copytree(lora, own)
     before = results(own)
     words = ["fit", "--from-adapter", "lora", "--from-form", form, *STAGE]
-    shown = run(*words, "--data.steps", "1", "--model.learning_rate", "1e-12", "--run.name", "start")
+    watched = ["--unseen_gradient.every_n_steps", "1"] * (form == "beside")
+    shown = run(*words, "--data.steps", "1", "--model.learning_rate", "1e-12", "--run.name", "start", *watched)
     assert shown.code == 0, shown.err
     start = results(only_run("start"))
     assert start["test/loss"] == pytest.approx(before["test/loss"], rel=1e-5)
     assert start["test/loss"] != pytest.approx(before["zeroshot/loss"], rel=1e-2)
     assert start["zeroshot/loss"] == before["zeroshot/loss"] and start["data/shots"] == before["data/shots"] == 2
     assert start["method"] == {"beside": "Together", "absorbed": "RandLoRA"}[form]
+    assert ("unseen_gradient/share" in start) == bool(watched), "the LoRA that is kept is a part of the model"
     assert (start["from/adapter"], start["from/form"]) == (str(own / "adapter"), form)
     assert len(start["from/sha256"]) == 64
     config = yaml.safe_load((only_run("start") / "config.yaml").read_text())

@@ -165,7 +165,7 @@ def check_option(command: Command, key: str, groups: Groups, typed: bool) -> Non
 
 
 def check_form(flat: dict[str, Any]) -> None:
-    """Refuse an unknown place of the LoRA to start from, or a place without a LoRA.
+    """Refuse an unknown place of the LoRA to start from, a place without a LoRA, and a checkpoint beside one.
 
     Raises:
         UserError: The message has what to type.
@@ -175,6 +175,8 @@ def check_form(flat: dict[str, Any]) -> None:
         raise UserError(f"--from-form is {brief(form)}.{near(str(form), FORMS)} Set {' or '.join(FORMS)}.")
     if form != FORMS[0] and flat.get("from_adapter") is None:  # a printed config has the default
         raise UserError("--from-form needs a LoRA to start from. Add --from-adapter RUN, or remove it.")
+    if flat.get("ckpt_path") is not None and flat.get("from_adapter") is not None:
+        raise UserError("--ckpt_path continues a run, and --from-adapter starts a new one. Remove one of them.")
 
 
 def file_with(command: Command, key: str) -> Path | None:

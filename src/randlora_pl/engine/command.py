@@ -16,7 +16,7 @@ from randlora_pl.config.compose import (
     underscored,
 )
 from randlora_pl.config.mistakes import check_names
-from randlora_pl.engine.first_stage import compose_fit
+from randlora_pl.engine.first_stage import compose_fit, has_config
 from randlora_pl.engine.run_folder import check_architecture, check_run, newest_unfinished, planned_name
 from randlora_pl.parallel.launch import broadcast_decision
 from randlora_pl.utils.errors import UserError
@@ -35,17 +35,16 @@ def prepare(verb: str, args: list[str]) -> Command:
     folders = folders_in(args, FOLDER_OPTIONS[verb])
     _check_start_options(verb, args, folders)
     defaults, words = copy.deepcopy(DEFAULTS), list(args)
-    typed_config = bool({"-c", "--config"} & {word.partition("=")[0] for word in args})
     if "resume" in folders:
         words = ["--config", str(check_run(folders["resume"])), *words]
     elif "run" in folders:
         words = ["--config", str(check_run(folders["run"])), *words]
         find_adapter(folders["run"])  # raises the error of a run without one
-    beside = config_beside(folders["adapter"]) if "adapter" in folders and not typed_config else None
+    beside = config_beside(folders["adapter"]) if "adapter" in folders and not has_config(args) else None
     if beside is not None:
         defaults = merge(defaults, data_beside(beside))
     own = verb != "fit" or "resume" in folders
-    command = compose(verb, words, defaults) if own else compose_fit(words, defaults, typed_config)
+    command = compose(verb, words, defaults) if own else compose_fit(words, defaults)
     if beside is not None:
         command.named.append(str(beside))
     if verb != "fit":
@@ -88,8 +87,6 @@ def _check_start_options(verb: str, args: list[str], folders: dict[str, Path]) -
         )
     if found and "resume" in folders:
         raise UserError(f"--resume uses the run's own checkpoint. Remove {found[0]}, or remove --resume.")
-    if {"--ckpt_path", "--from-adapter"} <= typed:
-        raise UserError("--ckpt_path continues a run, and --from-adapter starts a new one. Remove one of them.")
 
 
 def folders_in(args: list[str], names: tuple[str, ...]) -> dict[str, Path]:

@@ -16,13 +16,17 @@ _OWN = ("adapter", "learning_rate", "head_learning_rate")
 """Arguments of the LoRA's task that belong to its own training."""
 
 
-def compose_fit(words: list[str], defaults: Tree | None = None, typed_config: bool = False) -> Command:
+def has_config(words: list[str]) -> bool:
+    """Return True if a config was typed."""
+    return bool({"-c", "--config"} & {word.partition("=")[0] for word in words})
+
+
+def compose_fit(words: list[str], defaults: Tree | None = None) -> Command:
     """Return the command of ``fit``; with a LoRA to start from, its options are defaults.
 
     Args:
-        words: The words behind ``fit``.
+        words: The words behind ``fit``; a config among them decides about the data.
         defaults: Config that the first config file is merged into.
-        typed_config: True if the words have a config, which decides about the data.
 
     Raises:
         UserError: See `compose`; the LoRA is missing, is another method, or is of another model.
@@ -38,7 +42,7 @@ def compose_fit(words: list[str], defaults: Tree | None = None, typed_config: bo
     task = saved["model"]
     options = {name: value for name, value in task["init_args"].items() if name not in _OWN}
     known = saved | {"model": task | {"init_args": options}}
-    if not typed_config and (beside := config_beside(adapter)) is not None:
+    if not has_config(words) and (beside := config_beside(adapter)) is not None:
         known = merge(known, normalize(data_beside(beside)))
     return compose("fit", words, merge(defaults, known))
 
@@ -60,9 +64,9 @@ def _check(adapter: Path, saved: Tree, command: Command) -> None:
             f"{adapter} is a LoRA of {task}, not of {other}. Remove --model, or train a LoRA of it first: "
             f"randlora-pl fit --model {other} --model.adapter LoRA"
         )
-    if (name := flat.get("model.name", options["name"])) != options["name"]:
+    if (name := flat.get("model.name", options.get("name"))) != options.get("name"):
         raise UserError(
-            f"{adapter} is a LoRA of {options['name']}, not of {name}. Remove --model.name, or train a LoRA of it "
+            f"{adapter} is a LoRA of {options.get('name')}, not of {name}. Remove --model.name, or train a LoRA of it "
             f"first: randlora-pl fit --model.name {name} --model.adapter LoRA"
         )
 

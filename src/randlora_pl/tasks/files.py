@@ -50,11 +50,13 @@ def start_head(task: Any) -> None:
     if task.start is None or not task.trained_head:
         return
     file = task.start.file
-    theirs, kind = file.metadata.get("classnames"), file.metadata.get("task")
-    if kind != type(task).__name__ or theirs != task.classnames:
+    theirs, kind, own = file.metadata.get("classnames"), file.metadata.get("task"), type(task).__name__
+    if kind != own:
+        raise UserError(f"{file.path} is of {kind}, and has no head for {own}. Remove --model {own}.")
+    if theirs != task.classnames:
         raise UserError(
-            f"{file.path} is of {kind} with {len(theirs or [])} classes, and this run is of {type(task).__name__} with "
-            f"{len(task.classnames)} classes: its head fits no others. Train on the classes of the LoRA."
+            f"the head of {file.path} is for {len(theirs or [])} classes, and fits no others: here are "
+            f"{len(task.classnames)}. Train on the classes of the LoRA."
         )
     task.load_head(file.extra)
 
