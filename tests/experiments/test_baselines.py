@@ -44,7 +44,7 @@ def test_baselines_see_the_images_of_their_seed(monkeypatch: pytest.MonkeyPatch)
     assert drawn == again != other and all(counts == [12, 20] for _, _, *counts in drawn)
 
 
-def test_large_images_and_those_of_several_sizes_are_resized(tmp_path: Path) -> None:
+def test_large_images_and_those_of_several_sizes_are_resized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
     for label, color in (("a", "red"), ("b", "blue")):
@@ -53,6 +53,11 @@ def test_large_images_and_those_of_several_sizes_are_resized(tmp_path: Path) -> 
             Image.new("RGB", (4 + 20 * number, 4), color).save(tmp_path / label / f"{number}.png")
     found = list(of_images(few(dataset="folder", root=str(tmp_path))))
     assert [score for _, score, *_ in found] == [1, 1]
+    monkeypatch.setattr(baselines, "MOST", 3 * 32 * 32 * 3)  # more than all training images before they are resized
+    sizes = [
+        counts for seed in range(4) for _, _, *counts in of_images(few(dataset="folder", root=str(tmp_path), seed=seed))
+    ]
+    assert sizes == [[3, 4]] * 8, "never of one class alone, which logistic regression refuses"
 
 
 @pytest.mark.parametrize("scores", [False, True])
@@ -99,5 +104,6 @@ def test_a_sweep_measures_them_once_and_its_report_keeps_them(
             line for line in report.splitlines() if line.startswith("| 1-nearest neighbor (raw pixels) | 2-shot")
         ]
         assert "<br>10 of 20 samples" in line and "No test of pairs has them." in report
-    (folder / "baselines.json").write_text("[{}]")
-    assert "baselines.json is cut off or damaged" in read_sweep(folder).warnings[0]
+    for content in ([{}], 5, ["x"], [rows[0] | {"dataset": ["digits"]}], [rows[0] | {"train": "10"}]):
+        (folder / "baselines.json").write_text(json.dumps(content))
+        assert "baselines.json is cut off or damaged" in read_sweep(folder).warnings[0]

@@ -62,7 +62,7 @@ def baselines_of(cell: Trial) -> Iterator[tuple[str, float, int, int]]:
     data = data_of({**cell.tree, "data": cell.tree["data"] | {"seed": cell.labels.seed}})
     limit = cell.tree.get("trainer", {}).get("limit_test_batches")
     tests = limit * data.eval_batch_size if isinstance(limit, int) and limit > 0 else None
-    return of_texts(data) if isinstance(data, LabelledTexts) else of_images(data, tests)
+    return of_texts(data, tests) if isinstance(data, LabelledTexts) else of_images(data, tests)
 
 
 def of_images(data: Any, tests: int | None = None) -> Iterator[tuple[str, float, int, int]]:
@@ -91,16 +91,21 @@ def of_images(data: Any, tests: int | None = None) -> Iterator[tuple[str, float,
     if len({image.shape for some in images.values() for image in some}) > 1:
         images = {split: [_square(image) for image in some] for split, some in images.items()}
     pixels = {split: np.stack(some).reshape(len(some), -1).astype(np.float64) for split, some in images.items()}
-    most, whole = max(1, MOST // pixels["train"].shape[1]), len(data.samples("train").rows)
-    train = pixels["train"][:most], labels["train"][:most]
+    keep, whole = _drawn(*pixels["train"].shape, data.seed), len(data.samples("train").rows)
+    train = pixels["train"][keep], labels["train"][keep]
     logistic = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     for name, model in (("logistic regression", logistic), ("1-nearest neighbor", KNeighborsClassifier(1))):
         score = _fitted(model, *train).score(pixels["test"], labels["test"])
         yield f"{name} (raw pixels)", float(score), len(train[0]), whole
 
 
-def of_texts(data: LabelledTexts) -> Iterator[tuple[str, float, int, int]]:
-    """Yield the scores of a constant answer, and of logistic or ridge regression on the words."""
+def of_texts(data: LabelledTexts, tests: int | None = None) -> Iterator[tuple[str, float, int, int]]:
+    """Yield the scores of a constant answer, and of logistic or ridge regression on the words.
+
+    Args:
+        data: The texts.
+        tests: Largest number of test texts, the first ones.
+    """
     from sklearn.dummy import DummyClassifier, DummyRegressor
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression, Ridge
@@ -114,8 +119,8 @@ def of_texts(data: LabelledTexts) -> Iterator[tuple[str, float, int, int]]:
     names = ("mean score", "ridge regression") if data.scores else ("largest class", "logistic regression")
     labels, count = splits["train"].labels, len(texts["train"])
     for name, model in ((names[0], constant), (f"{names[1]} (words)", make_pipeline(TfidfVectorizer(), words))):
-        predicted = _fitted(model, texts["train"], labels).predict(texts["test"])
-        yield name, grades(data.metric, predicted.tolist(), splits["test"].labels)[data.metric], count, count
+        predicted = _fitted(model, texts["train"], labels).predict(texts["test"][:tests])
+        yield name, grades(data.metric, predicted.tolist(), splits["test"].labels[:tests])[data.metric], count, count
 
 
 def _drawn(count: int, size: int, seed: int) -> Any:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from randlora_pl.utils.adapter_schema import check_arguments
+from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
 
 FILE = "baselines.json"
@@ -36,10 +38,12 @@ class Baseline:
 def read_baselines(folder: Path, warn: Callable[[str], None]) -> list[Baseline]:
     """Return the baselines in the folder of a sweep or report; none where the file is missing or damaged."""
     try:
-        found = [Baseline(**row) for row in parse_json((folder / FILE).read_text(encoding="utf-8"))]
-        return [one for one in found if -1 <= one.score <= 1]
+        rows = parse_json((folder / FILE).read_text(encoding="utf-8"))
+        for row in rows:
+            check_arguments(Baseline, row, FILE)
+        return [one for one in (Baseline(**row) for row in rows) if -1 <= one.score <= 1]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, UserError) as error:
         warn(f"{FILE} is cut off or damaged ({error})")
         return []
