@@ -65,13 +65,19 @@ def test_states(tmp_path: Path) -> None:
     assert states(read_sweep(folder))[3] == "unfinished"
 
 
-def test_a_second_stage_has_no_time_of_a_run(tmp_path: Path) -> None:
+def test_a_run_of_two_stages_has_the_time_of_both_or_none(tmp_path: Path) -> None:
     folder = one(tmp_path)
     (file,) = folder.glob("cells/*/results.json")
-    for facts, times in (({}, 1), ({"from/form": "beside"}, 0)):
-        file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+    facts = json.loads(file.read_text()) | {"fit_seconds": 2.0}
+    for more, time in (
+        ({}, 2.0),
+        ({"from/form": "beside"}, None),
+        ({"from/form": "beside", "first/fit_seconds": 3.5}, 5.5),
+        ({"from/form": "beside", "first/fit_seconds": "3"}, None),
+    ):
+        file.write_text(json.dumps(facts | more))
         (run,) = read_sweep(folder).finished
-        assert len([name for name in run.facts if name == "fit_seconds"]) == times
+        assert run.number("fit_seconds") == time
 
 
 def test_a_success_beats_an_older_failure(tmp_path: Path) -> None:

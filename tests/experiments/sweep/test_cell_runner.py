@@ -153,7 +153,8 @@ def test_a_cell_starts_from_the_lora_of_its_first_stage_which_is_trained_once(
         assert seen == ["LoRA"] * 4 + [method] * 3
         figures = read_results(place)
         assert (figures["from/form"], figures["steps"]) == (cell.labels.method, 2)
-        assert read_results(place / "first")["steps"] == 3
+        first_figures = read_results(place / "first")
+        assert first_figures["steps"] == 3 and figures["first/fit_seconds"] == first_figures["fit_seconds"]
         folder.succeed(cell, keep_adapters=False)
         assert not (place / "first").exists()
 

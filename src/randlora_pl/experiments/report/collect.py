@@ -11,6 +11,7 @@ from randlora_pl.experiments.report.curves import read_curves
 from randlora_pl.experiments.report.plan import FILE, Key, ReportPlan, budget_order, read_plan
 from randlora_pl.experiments.report.runs import CELLS, FinishedRun, read_runs
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
+from randlora_pl.experiments.sweep.folder import FIRST_SECONDS
 from randlora_pl.experiments.sweep.provenance import RATES
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
@@ -123,8 +124,8 @@ def _read_cell(folder: Path, cell_folder: Path, warn: Callable[[str], None]) -> 
     state, reason, metrics = _state(folder, cell_folder, warn)
     accuracy = zeroshot = None
     if state == FINISHED:
-        if "from/form" in metrics:  # its log and its time are the second stage's alone
-            metrics.pop("fit_seconds", None)
+        if "from/form" in metrics:  # the log has the second stage alone
+            _add_first_stage(metrics)
         else:
             metrics |= read_curves(cell_folder)
         accuracy = _percent(metrics, SCORE, least=-1) if SCORE in metrics else _percent(metrics, "test/acc")
@@ -172,6 +173,13 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("no mapping")
     return content
+
+
+def _add_first_stage(metrics: dict[str, Any]) -> None:
+    """Make the training time that of both stages; remove it if one is unknown, as it compares with no other run's."""
+    seconds = [metrics.pop(name, None) for name in ("fit_seconds", FIRST_SECONDS)]
+    if not any(isinstance(value, bool) or not isinstance(value, int | float) for value in seconds):
+        metrics["fit_seconds"] = sum(seconds)
 
 
 def _percent(metrics: dict[str, Any], name: str, least: float = 0) -> float | None:

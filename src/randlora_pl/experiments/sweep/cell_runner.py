@@ -14,7 +14,7 @@ from randlora_pl.config.classes import Tree, normalize
 from randlora_pl.config.compose import Command, merge, read_config
 from randlora_pl.config.mistakes import check_names
 from randlora_pl.engine.run_lock import FILE, locked
-from randlora_pl.experiments.sweep.folder import FIRST
+from randlora_pl.experiments.sweep.folder import FIRST, FIRST_SECONDS
 from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import CONFIG
@@ -51,7 +51,7 @@ class Runner:
         from randlora_pl.engine.lightning_cli import App
         from randlora_pl.engine.session import handle_run_errors
         from randlora_pl.engine.stages import evaluate, fit
-        from randlora_pl.utils.run_results import write_results
+        from randlora_pl.utils.run_results import read_results, write_results
 
         with locked(folder) as lock:
             again = self._resumable(cell, folder)
@@ -65,7 +65,9 @@ class Runner:
                     write_results(folder, none | {"finished": True, "device": str(app.model.device.type)})
                 else:
                     fit(app, lock, zero_shot=False, test=self.test)
-                write_results(folder, {"cell_seconds": round(time.perf_counter() - start, 3)} if not again else {})
+                own = {"cell_seconds": round(time.perf_counter() - start, 3)} if not again else {}
+                first = read_results(folder / FIRST).get("fit_seconds") if cell.first else None
+                write_results(folder, own | ({} if first is None else {FIRST_SECONDS: first}))
 
     def _train_first(self, cell: Trial, folder: Path) -> None:
         """Train the LoRA that a cell starts from, unless that was done before a kill."""

@@ -25,6 +25,8 @@ TUNE = "tune"
 
 FIRST = "first"
 """Folder of the LoRA that a cell starts from in the folder of the cell."""
+FIRST_SECONDS = "first/fit_seconds"
+"""Metric of a cell: training time of the LoRA that it starts from."""
 
 
 @dataclass
