@@ -65,6 +65,7 @@ def test_union_keeps_the_older_grid() -> None:
         ({"methods": {"a": {"adapter": "VeRA", "first": {"adapter": "LoRA", "cases": 1}}}}, "a.first.cases is 1"),
         ({"cases": [{"datasets": "digits"}]}, "cases has datasets 'digits': give a list, such as ["),
         ({"cases": [{"datasets": None}]}, "cases has datasets None"),
+        ({"methods": {"a": {"adapter": "VeRA", "first": {"adapter": "LoRA", "models": []}}}}, "a.first has models"),
         ({"datasets": "digits"}, "datasets is 'digits'"),
         ({"budgets": 4}, "budgets is 4"),
         ({"budgets": ["many"]}, "budgets has 'many'"),

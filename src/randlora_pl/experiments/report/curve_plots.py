@@ -46,7 +46,7 @@ def _picture(results: Results, model: str, reference: str, others: Sequence[str]
     total = steps.pop() if len(steps) == 1 else None
     parts = min(len(losses(run.facts)) for run in every)
     panels: dict[str, dict[str, Points]] = {
-        "validation accuracy, %": _of_scores(runs),
+        f"validation {results.measured}, %": _of_scores(runs),
         "training loss": {m: _of_losses(list(group.values()), parts) for m, group in runs.items()},
     }
     panels = {title: lines for title, lines in panels.items() if all(len(points) > 1 for points in lines.values())}

@@ -233,6 +233,9 @@ def _check_first(where: str, facts: Any) -> None:
         raise UserError(f"{where} has the adapter {facts.get('adapter')!r}: a stage starts from LoRA alone.")
     if (form := facts.get("form", FORMS[0])) not in FORMS:
         raise UserError(f"{where}.form is {form!r}: choose {' or '.join(FORMS)}.")
+    for name in ("first", "models", "paper_name"):
+        if name in facts:
+            raise UserError(f"{where} has {name}, which is of the whole method: remove it there.")
     _options(f"{where}.set", facts.get("set", {}))
 
 
