@@ -98,7 +98,7 @@ def kinds(row: DatasetSpec, root: Path, split: str, *, kind: str, vendors: Seque
     Emoji that may look exactly like another are left out.
     """
     members = defaultdict(list)
-    for emoji in sorted(listed(row, root, vendors), key=lambda emoji: hashlib.sha256(emoji.code.encode()).digest()):
+    for emoji in sorted(listed(row, root, vendors), key=_draw):
         if not emoji.alike:
             members[emoji.kinds[kind]].append(emoji)
     classes = sorted(name for name, emoji in members.items() if len(emoji) >= fewest)
@@ -149,6 +149,10 @@ def _emoji(entry: dict[str, Any], vendors: Sequence[str]) -> Emoji:
     return Emoji(
         entry["unified"].lower(), min(plain, key=lambda name: len(name.split()), default=""), kinds, alike, images
     )
+
+
+def _draw(emoji: Emoji) -> bytes:
+    return hashlib.sha256(emoji.code.encode(errors="replace")).digest()
 
 
 def _class_name(kind: str) -> str:
