@@ -81,7 +81,7 @@ def test_logs_that_are_missing_short_or_damaged(tmp_path: Path) -> None:
     assert losses(facts) == [1.0] * 8 and len(scores(facts)) == 16 and scores(facts)[80] == pytest.approx(80)
     file = tmp_path / "csv" / "metrics.csv"
     file.write_text(file.read_text() + "81,0.5\n82,,,,7\nx,1,1\n83")
-    assert len(losses(read_curves(tmp_path))) == 16 or losses(read_curves(tmp_path))[-1] == 0.5
+    assert losses(read_curves(tmp_path)) == [1, 1, 0.5], "in three parts each has a value"
     for damage in (b"", b"\xff\xfe\x00", b"step,train/loss\n1,\x00", b"train/loss\n1\n"):
         file.write_bytes(damage)
         assert read_curves(tmp_path) == {}, damage
