@@ -46,6 +46,7 @@ def run_of(folder: Path) -> None:
         },
         "data": {"dataset": "folder", "root": "~/photos", "train": "https://ann:pw@host/x-{0..9}.tar", "shots": 4},
         "run": {"root": "/home/ann/runs"},
+        "from_adapter": "/home/ann/runs/lora/adapter",
     }
     (folder / "config.yaml").write_text("# head\n" + yaml.safe_dump(config))
     (folder / "results.json").write_text(
@@ -74,7 +75,7 @@ def test_card_of_a_run(tmp_path: Path) -> None:
     assert config["model"]["class_path"] == "randlora_pl.tasks.LinearHeadTask"
     assert config["model"]["init_args"]["pretrained"] == "weights.pth"
     assert config["trainer"] == {"max_steps": -1, "default_root_dir": "PATH"} and config["seed_everything"] == 3
-    assert "`PATH` stands for" in card
+    assert "`PATH` stands for" in card and "add `--from-adapter LORA`" in card
     assert "/home" not in card and "pw@" not in card and str(tmp_path) not in card
     assert "timm vit_tiny_patch16_224 weights.pth" in card
     assert card.count("\n# ") == 1  # a class name makes no heading

@@ -163,6 +163,8 @@ def _config(file: AdapterFile, config: Mapping[str, Any]) -> tuple[str, str]:
             settings["pretrained"] = file_name(str(settings["pretrained"]))
         tree["trainer"] = {key: value for key, value in tree.get("trainer", {}).items() if value is not None}
         note = "Save this as `config.yaml`."
+        if config.get("from_adapter"):
+            note += " The training started where a LoRA had ended: add `--from-adapter LORA`."
     elif file.metadata.get("task"):
         arguments = without_local_paths(file.config)["metadata"]["arguments"]
         parts = {
