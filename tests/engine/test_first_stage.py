@@ -114,6 +114,17 @@ def test_starts_exactly_and_resumes_to_the_same_bits(
     assert weights(only_run("again")) == weights(whole)
 
 
+def test_a_trained_head_goes_on(run: Run) -> None:
+    words = [*LORA, "--model", "LinearHeadTask", "--model.head_learning_rate", "0.3", "--model.learning_rate", "0.02"]
+    assert run("fit", *SMALL, *words, "--run.root", "runs", "--run.name", "lora").code == 0
+    start = ["fit", "--from-adapter", "runs/lora", *STAGE, "--data.steps", "1", "--model.learning_rate", "1e-12"]
+    assert run(*start, "--model.head_learning_rate", "1e-12", "--run.name", "next").code == 0
+    before, after = (results(only_run(name)) for name in ("lora", "next"))
+    assert after["test/loss"] == pytest.approx(before["test/loss"], rel=1e-5)
+    assert after["method"] == "Together" and after["task"] == "LinearHeadTask"
+    assert after["head_learning_rate"] == 1e-12 != before["head_learning_rate"]
+
+
 def test_what_cannot_be_refined_is_refused(refused: Callable[..., str], run: Run, lora: Path, tmp_path: Path) -> None:
     start = ["fit", "--from-adapter", str(lora), *STAGE]
     assert run("fit", *SMALL, *LORA[:1], "HiRA", "--data.steps", "1", "--run.name", "hira").code == 0
@@ -127,6 +138,7 @@ def test_what_cannot_be_refined_is_refused(refused: Callable[..., str], run: Run
         "is a LoRA of tiny, not of ViT-B-32. Remove --model.name": [*start, "--model.name", "ViT-B-32"],
         "LoRA of VisionLanguageTask, not of LinearHeadTask. Remove --model": [*start, "--model", "linearheadtask"],
         "trained on other weights": [*start, "--seed_everything", "3"],  # which random weights depend on
+        "Remove --model.name, --model.pretrained and --model:": [*start, "--model", "LinearHeadTask"],
         "Remove --model.targets: the LoRA's own are the default": [*start, "--model.targets", "[qkv]"],
         "add --model.adapter.qkv packed": [*start, "--model.adapter.qkv", "split"],
         "set --model.adapter RandLoRA, or --from-form beside": [

@@ -166,7 +166,8 @@ class _Layer:
     def _measure(self, gradient: Tensor) -> None:
         rows, columns = gradient.shape
         self._whole += float(gradient.square().sum())
-        if not math.isfinite(self._whole):  # nothing is logged then; a run that diverged ends with an error of its own
+        if not all(bool(each.isfinite().all()) for each in (gradient, self.lora.B, self.lora.A)):
+            self._whole = math.nan  # nothing is logged, and a run that diverged ends with an error of its own
             return
         left, right = _span(self.lora.B), _span(self.lora.A.T)
         rest = gradient - left @ (left.T @ gradient)
