@@ -95,7 +95,7 @@ def _as_class(description: Any, file: Path, known: Mapping[str, Any] | None = No
 
 
 def _option(name: str, value: Any, file: Path) -> Any:
-    """Return an option of a method; a name alone is no method there, as it could be any class's."""
+    """Return an option of a method; refuse a name alone as a method, as it could be any class's."""
     if name == LISTED and value is not None:
         listed = value if isinstance(value, list) else [value]
         return [_as_class(_described(name, each, file), file) for each in listed]

@@ -219,12 +219,10 @@ def _check_method(label: str, facts: Tree, models: Iterable[str]) -> None:
         rate = facts.get(name, 1.0)
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
             raise UserError(f"{where}.{name} is {rate!r}: give a positive number.")
-    if facts.get("models"):
-        listed = facts["models"] if isinstance(facts["models"], list) else [facts["models"]]
-        facts["models"] = [str(name) for name in listed]  # a label that is a number is a word, too
-        for name in facts["models"]:
-            if name not in models:
-                raise UserError(f"{where}.models has {name!r}, which is none of the models.{near(name, models)}")
+    if given := facts.get("models"):  # a label that is a number is a word, too
+        facts["models"] = [str(name) for name in (given if isinstance(given, list) else [given])]
+        if wrong := [name for name in facts["models"] if name not in models]:
+            raise UserError(f"{where}.models has {wrong[0]!r}, which is none of the models.{near(wrong[0], models)}")
 
 
 def _check_first(where: str, facts: Any) -> None:
@@ -233,9 +231,8 @@ def _check_first(where: str, facts: Any) -> None:
         raise UserError(f"{where} has the adapter {facts.get('adapter')!r}: a stage starts from LoRA alone.")
     if (form := facts.get("form", FORMS[0])) not in FORMS:
         raise UserError(f"{where}.form is {form!r}: choose {' or '.join(FORMS)}.")
-    for name in ("first", "models", "paper_name"):
-        if name in facts:
-            raise UserError(f"{where} has {name}, which is of the whole method: remove it there.")
+    if wrong := {"first", "models", "paper_name"} & facts.keys():
+        raise UserError(f"{where} has {min(wrong)}, which is of the whole method: remove it there.")
     _options(f"{where}.set", facts.get("set", {}))
 
 
