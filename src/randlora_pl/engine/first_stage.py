@@ -16,9 +16,9 @@ _OWN = ("adapter", "learning_rate", "head_learning_rate")
 """Arguments of the LoRA's task that belong to its own training."""
 
 
-def has_config(words: list[str]) -> bool:
+def has_config(args: list[str]) -> bool:
     """Return True if a config was typed."""
-    return bool({"-c", "--config"} & {word.partition("=")[0] for word in words})
+    return bool({"-c", "--config"} & {word.partition("=")[0] for word in args})
 
 
 def compose_fit(words: list[str], defaults: Tree | None = None) -> Command:
