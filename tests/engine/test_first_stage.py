@@ -138,7 +138,6 @@ def test_what_cannot_be_refined_is_refused(refused: Callable[..., str], run: Run
         "is a LoRA of tiny, not of ViT-B-32. Remove --model.name": [*start, "--model.name", "ViT-B-32"],
         "LoRA of VisionLanguageTask, not of LinearHeadTask. Remove --model": [*start, "--model", "linearheadtask"],
         "trained on other weights": [*start, "--seed_everything", "3"],  # which random weights depend on
-        "Remove --model.name, --model.pretrained and --model:": [*start, "--model", "LinearHeadTask"],
         "Remove --model.targets: the LoRA's own are the default": [*start, "--model.targets", "[qkv]"],
         "add --model.adapter.qkv packed": [*start, "--model.adapter.qkv", "split"],
         "set --model.adapter RandLoRA, or --from-form beside": [

@@ -44,11 +44,6 @@ def compose_fit(words: list[str], defaults: Tree | None = None) -> Command:
     known = saved | {"model": task | {"init_args": options}}
     if not has_config(words) and (beside := config_beside(adapter)) is not None:
         known = merge(known, normalize(data_beside(beside)))
-    command = compose("fit", words, merge(defaults, known))
-    other = tasks().get(str(command.flat()["model"]).rpartition(".")[2])  # another task lacks some of the options
-    if other is None or options.keys() <= other.options.keys():
-        return command
-    known["model"] = task | {"init_args": {name: options[name] for name in options.keys() & other.options.keys()}}
     return compose("fit", words, merge(defaults, known))
 
 

@@ -64,7 +64,7 @@ def refine(
     try:
         place_adapter(model, file)
     except UserError as error:
-        hint = "Remove --model.name, --model.pretrained and --model: the LoRA's own are the default."
+        hint = "Remove --model.name and --model.pretrained: the LoRA's own are the default."
         raise UserError(error.what, hint) from error
     updates = {path: each for path, each in model.named_modules() if isinstance(each, LoRADelta)}
     detach(model)

@@ -106,9 +106,8 @@ class SweepConfig:
         _known(tune, _TUNE, "tune")
         _options("tune.set", tune.get("set", {}))
         flags = {name: content.get(name, default) for name, default in _FLAGS.items()}
-        for name, flag in flags.items():
-            if not isinstance(flag, bool):
-                raise UserError(f"{name} is {flag!r}: give true or false.")
+        if wrong := [name for name, flag in flags.items() if not isinstance(flag, bool)]:
+            raise UserError(f"{wrong[0]} is {flags[wrong[0]]!r}: give true or false.")
         paper = content.get("paper") or {}
         return cls(
             models=models,
@@ -216,8 +215,7 @@ def _check_method(label: str, facts: Tree, models: Iterable[str]) -> None:
     if "first" in facts:
         _check_first(f"{where}.first", facts["first"])
     for name in RATES:
-        rate = facts.get(name, 1.0)
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
+        if isinstance(rate := facts.get(name, 1.0), bool) or not isinstance(rate, int | float) or not rate > 0:
             raise UserError(f"{where}.{name} is {rate!r}: give a positive number.")
     if given := facts.get("models"):  # a label that is a number is a word, too
         facts["models"] = [str(name) for name in (given if isinstance(given, list) else [given])]
