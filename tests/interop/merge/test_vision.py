@@ -1,6 +1,7 @@
 """Merged weights in bare open_clip and timm: same tensors as by hand, same features, same class logits."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,13 @@ from randlora_pl.tasks import AdaptationTask
 from randlora_pl.utils.errors import UserError
 from tests.interop.adapters import MORE, rounded, saved
 from tests.support.products import marked
-from tests.tasks.small import CLASSES, KINDS, TEMPLATES, built, images
+from tests.tasks.small import CLASSES, KINDS, TEMPLATES, built, images, two_blocks
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _shallow() -> Iterator[None]:
+    with two_blocks():
+        yield
 
 
 def written(path: Path, output: Path, scale: float = 1.0, **options: Any) -> module.Written:
