@@ -110,7 +110,8 @@ def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) 
     if abs(count(best) - budget) > _FAR * budget:
         near = " and ".join(f"{number} ({count(number):,})" for number in sorted([best, *others[:1]]))
         raise UserError(
-            f"no {option} of {adapter.method()} comes near {match} ({budget:,} parameters): {near} are nearest."
+            f"no {option} of {adapter.method()} comes near {match} ({budget:,} parameters): {near} are nearest. "
+            f"Set {option} instead of match."
         )
     note = f"matched to {match}: {option} {best} has {count(best):,} parameters, {match} {budget:,}"
     return sized(best), [f"{note} ({100 * (count(best) / budget - 1):+.1f} %)"]
