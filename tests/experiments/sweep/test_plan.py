@@ -55,6 +55,9 @@ def test_a_method_has_other_options_in_some_cases() -> None:
     found = {c.labels.budget: [c.flat[f"{stage}data.steps"] for stage in ("", "first.")] for c in cells}
     assert found == {"1-shot": [2, 3], "2-shot": [2, 4]}
     assert all(c.flat["data.batch_size"] == c.flat["first.data.batch_size"] == 2 for c in cells)
+    wrong_first = {"staged": {"adapter": "RandLoRA", "first": first | {"rnak": 2}}}
+    with pytest.raises(UserError, match=r"methods.staged.first: Unknown option --model.adapter.rnak"):
+        cells_of(methods=wrong_first, budgets=[1, 2])
     with pytest.raises(UserError, match=r"^cases has '3-shot', which is none of the budgets"):
         cells_of(cases=[{"budgets": [3]}], budgets=[1, 2])
     for wrong, said in (

@@ -123,7 +123,8 @@ def _order(description: SweepConfig, methods: list[str]) -> Iterable[tuple[int, 
 def _first(description: SweepConfig, model: str, method: str) -> Tree:
     """Return the config of a method's first stage; empty without one."""
     first = {key: value for key, value in description.methods[method].get("first", {}).items() if key != "form"}
-    return _pair(replace(description, methods={method: first}), model, method) if first else {}
+    where = f"{method}.first"  # for messages
+    return _pair(replace(description, methods={where: first}), model, where) if first else {}
 
 
 def _pair(description: SweepConfig, model: str, method: str) -> Tree:
