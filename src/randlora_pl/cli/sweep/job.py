@@ -171,8 +171,9 @@ def begin(job: Job) -> None:
 
     cells = [cell for cell in job.chosen if job.folder.state(cell) != DONE]
     for (model, method), cell in {(cell.labels.model, cell.labels.method): cell for cell in cells}.items():
-        with errors_in(f"models.{model} with methods.{method}"):
-            counts(cell.tree)
+        for stage, tree in cell.stages.items():
+            with errors_in(f"models.{model} with methods.{method}{stage}"):
+                counts(tree)
     check_data(cells)
     job.folder.open(job.description, job.cells)
     if job.absent:

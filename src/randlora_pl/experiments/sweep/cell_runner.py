@@ -73,8 +73,7 @@ class Runner:
         """Train the LoRA that a cell starts from, unless that was done before a kill."""
         from randlora_pl.utils.run_results import read_results
 
-        tree = {key: value for key, value in cell.first.items() if key != "from_form"}
-        stage = replace(cell, tree=tree, first={})
+        stage = replace(cell, tree=cell.stages[".first"], first={})
         if not read_results(folder).get("finished"):
             folder.mkdir(exist_ok=True)
             Runner(test=False, logger=self.logger)._run(stage, folder, time.perf_counter())

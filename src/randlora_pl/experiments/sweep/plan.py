@@ -62,6 +62,12 @@ class Trial:
         return digest(self.flat | ({"budget": ZERO_SHOT} if self.untrained else {}))
 
     @property
+    def stages(self) -> dict[str, Tree]:
+        """Return the configs of its runs, by ``.first`` and an empty word."""
+        first = {key: value for key, value in self.first.items() if key != "from_form"}
+        return ({".first": first} if first else {}) | {"": self.tree}
+
+    @property
     def untrained(self) -> bool:
         """Return True if it is a test of the pretrained model."""
         return self.labels.budget == ZERO_SHOT
