@@ -8,7 +8,7 @@ from typing import Any
 from randlora_pl.config.adapter_config import adapter_config, config_beside, data_beside
 from randlora_pl.config.classes import Tree, normalize
 from randlora_pl.config.compose import DEFAULTS, Command, compose, merge
-from randlora_pl.config.validate import tasks
+from randlora_pl.config.validate import known_class, tasks
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import find_adapter
 
@@ -57,8 +57,7 @@ def _check(adapter: Path, saved: Tree, command: Command) -> None:
             f"{adapter} is {found}, and a stage starts from LoRA alone. Train one first: randlora-pl fit "
             "--model.adapter LoRA"
         )
-    typed = command.values.get("model", task).rpartition(".")[2].lower()
-    other = next((known for known in tasks() if known.lower() == typed), task)
+    other = known_class(command.values.get("model", task), tasks(), "task", "--model") or task
     if other != task and options.keys() - tasks()[other].options.keys() - set(_OWN):
         raise UserError(
             f"{adapter} is a LoRA of {task}, not of {other}. Remove --model, or train a LoRA of it first: "

@@ -57,9 +57,9 @@ class UnseenGradient(Callback):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Refuse what has no LoRA, and compiled blocks."""
-        adapter, start = pl_module.adapter, pl_module.start
         if not self.every_n_steps:
             return
+        adapter, start = pl_module.adapter, pl_module.start
         kept = start is not None and start.form == "beside"  # the LoRA is a part as soon as the model is built
         if not (kept or any(isinstance(part, LoRA) for part in getattr(adapter, "parts", [adapter]))):
             raise UserError(

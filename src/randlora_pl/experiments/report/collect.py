@@ -178,7 +178,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _add_first_stage(metrics: dict[str, Any]) -> None:
     """Add the time of the first stage to the training time, which compares with no other if either is unknown."""
     seconds = [metrics.pop(name, None) for name in ("fit_seconds", FIRST_SECONDS)]
-    if not any(isinstance(value, bool) or not isinstance(value, int | float) for value in seconds):
+    if all(type(value) in (int, float) for value in seconds):
         metrics["fit_seconds"] = sum(seconds)
 
 
