@@ -202,8 +202,8 @@ def test_one_structured_layer_trains_in_parallel() -> None:
         try:
             model = One(24, 60)
             inject(model, RandLoRA(5, basis="hadamard"), ["fc"])
-            parallel = nn.parallel.DistributedDataParallel(model)
-            parallel(torch.randn(3, 24)).sum().backward()
+            # It must not outlive the group: freeing both at once can wait for a thread that waits for this one.
+            nn.parallel.DistributedDataParallel(model)(torch.randn(3, 24)).sum().backward()
         finally:
             dist.destroy_process_group()
     assert all(value.grad is not None for value in trainable_parameters(model).values())
