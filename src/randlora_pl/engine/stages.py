@@ -1,5 +1,6 @@
 """The stages of a run: test before, training, test after, results."""
 
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +92,7 @@ def write_config(app: App) -> None:
     """Write the resolved config of a run; it can be used again as ``--config``. An older, different one is kept."""
     if not app.trainer.is_global_zero:
         return
-    tree = yaml.safe_load(app.parser.dump(app.config, skip_none=False))
+    tree = json.loads(app.parser.dump(app.config, "json", skip_none=False, skip_validation=True))
     model = app.model.resolved()
     if "adapter" in model:  # the run's seed sets it again
         model["adapter"] = without_seed(model["adapter"], tree["model"]["init_args"].get("adapter"))
