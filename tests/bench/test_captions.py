@@ -3,11 +3,13 @@ import torch
 
 from randlora_pl.bench.captions import BASES, Captions
 from randlora_pl.utils.errors import UserError
+from tests.tasks.small import two_blocks
 
 
 @pytest.fixture(scope="module")
 def captions() -> Captions:
-    return Captions("tiny", batch_size=12, classes=3)
+    with two_blocks():
+        return Captions("tiny", batch_size=12, classes=3)
 
 
 def test_both_ways_are_one_loss_with_one_gradient(captions: Captions) -> None:

@@ -1,5 +1,6 @@
 """Numbers that train, on models without data: table 3.10 of the design, and the formulas behind it."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,13 +42,19 @@ COUNTS: list[tuple[str, PromptLearner, int]] = [
 ]
 
 
+@cache
+def on_meta(name: str) -> tuple[Any, Any]:
+    """A model, which no learner changes, and its tokenizer."""
+    return meta_clip(name), load_tokenizer(name)
+
+
 def counted(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 @in_one_item(("name", "learner", "count"), COUNTS)
 def test_learners_train_as_many_numbers_as_the_table_says(name: str, learner: PromptLearner, count: int) -> None:
-    prompts = learner.build(meta_clip(name), load_tokenizer(name), CLASSES, 0)
+    prompts = learner.build(*on_meta(name), CLASSES, 0)
     assert counted(prompts) == count
     assert all(parameter.dtype == torch.float32 and parameter.is_meta for parameter in prompts.parameters())
 
@@ -57,11 +64,11 @@ def test_a_weight_update_alone_and_beside_prompts() -> None:
         model: Any = meta_clip(name)
         inject(model, LoRA(rank=2, alpha=1, rslora=True, dropout=0.25, qkv="split"), ["q", "k", "v"])
         assert counted(model) == 184_320  # CLIP-LoRA
-    both = meta_clip("ViT-B-32")
-    prompts = DeepPrompts().build(both, load_tokenizer("ViT-B-32"), CLASSES, 0)
+    both, tokenizer = meta_clip("ViT-B-32"), on_meta("ViT-B-32")[1]
+    prompts = DeepPrompts().build(both, tokenizer, CLASSES, 0)
     inject(both, RandLoRA(rank=10))
     assert (counted(both), counted(both) + counted(prompts)) == (3_133_800, 3_179_880)
-    from_words = CoOp().build(both, load_tokenizer("ViT-B-32"), CLASSES, 0)
+    from_words = CoOp().build(both, tokenizer, CLASSES, 0)
     assert counted(both) + counted(from_words) == 3_135_848
 
 
@@ -73,7 +80,7 @@ MAPLE_DEPT = {
 
 
 def test_second_heads_beside_maple_and_keys_of_training_images() -> None:
-    maple = counted(MaPLe().build(meta_clip("ViT-B-32"), load_tokenizer("ViT-B-32"), CLASSES, 0))
+    maple = counted(MaPLe().build(*on_meta("ViT-B-32"), CLASSES, 0))
     for classes, expected in MAPLE_DEPT.items():
         second = counted(DePT().build(512, classes, 0))
         assert second == 2_048 + 513 * classes and maple + second == expected

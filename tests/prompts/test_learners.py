@@ -1,6 +1,7 @@
 """Learners at their start, which equals a template's or another learner's, and the options that they refuse."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ from tests.support.products import in_one_item
 NAMES = ["zebra", "cat", "a very old dog"]
 
 
+@cache
 def tiny() -> tuple[Any, Any]:
+    """A model, which no learner changes, and its tokenizer."""
     clip = load_clip("tiny")
     return clip.model.requires_grad_(False).eval(), clip.tokenizer
 

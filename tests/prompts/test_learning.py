@@ -1,29 +1,38 @@
 """Each learner beats its own start within seconds, and changes no weight of the model."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 
 from randlora_pl.data import ImageData
 from randlora_pl.prompts import CoCoOp, CoOp, DeepPrompts, MaPLe
 from randlora_pl.tasks import DePT, PromptTask, SelfRegulation
-from tests.support.products import in_one_item
+from randlora_pl.utils.reuse import caching
+from tests.support.products import marked
 
-TWO = DeepPrompts(length=2, vision_length=2, depth=3)
+TWO, MAPLE = DeepPrompts(length=2, vision_length=2, depth=3), MaPLe(depth=3)
 
 
-@in_one_item(
+@pytest.fixture(scope="module", autouse=True)
+def _models_and_data_are_read_once() -> Iterator[None]:
+    with caching():
+        yield
+
+
+@pytest.mark.parametrize(
     ("options", "rate", "size"),
-    [
+    marked([
         ({"prompts": CoOp()}, 5e-3, 20),
         ({"prompts": CoCoOp()}, 5e-3, 5),  # ten texts for each image
         ({"prompts": TWO}, 5e-3, 20),
         ({"prompts": TWO, "regulation": SelfRegulation(5.0, 2.0, templates=3)}, 5e-3, 20),
-        ({"prompts": MaPLe(depth=3)}, 2e-3, 20),
-        ({"prompts": MaPLe(depth=3), "head": DePT()}, 2e-3, 20),
-    ],
-)
+        ({"prompts": MAPLE}, 2e-3, 20),
+        ({"prompts": MAPLE, "head": DePT()}, 2e-3, 20),
+    ], lambda row: row[0] not in ({"prompts": TWO}, {"prompts": MAPLE})),
+)  # fmt: skip
 def test_a_learner_beats_its_own_start(options: dict[str, Any], rate: float, size: int) -> None:
     task = PromptTask("tiny", **options, prompt_learning_rate=rate)
     data = ImageData(dataset="digits", shots=8, steps=10, batch_size=size, eval_batch_size=80, cache_images=False)

@@ -12,22 +12,24 @@ from randlora_pl.bench.trace.recorder import Recorder
 from randlora_pl.bench.trace.step import StepSetup, trace_step
 from randlora_pl.prompts import MaPLe
 from randlora_pl.tasks.prompt import DePT, SelfRegulation
+from tests.tasks.small import two_blocks
 
 B32 = {"name": "ViT-B-32", "pretrained": "openai"}
 GB = 1e9
 
 
+@two_blocks()
 def test_steps_with_prompts_are_traced() -> None:
     tiny = {"name": "tiny", "pretrained": "random", "head": DePT(), "regulation": SelfRegulation(templates=1)}
     options = tiny | {"prompts": MaPLe(depth=2), "text_chunk_tokens": 64, "optimizer": "sgd"}
-    setup = StepSetup("PromptTask", options, 4, 2, captions=20)
+    setup = StepSetup("PromptTask", options, 4, 2, captions=12)
     traced, trained = trace_step(setup, LoRA(rank=2))
     assert traced.kernels > 100 and traced.waits == 0 and trained > 50_000
-    assert setup.words == "2 x 4 images, 20 classes"
+    assert setup.words == "2 x 4 images, 12 classes"
     peaks = {}
     for optimizer in ("adamw", "sgd"):
         options = tiny | {"prompts": MaPLe(depth=2), "regulation": None, "optimizer": optimizer}
-        traced, trained = trace_step(StepSetup("PromptTask", options, 4, captions=20), Frozen())
+        traced, trained = trace_step(StepSetup("PromptTask", options, 4, captions=12), Frozen())
         peaks[optimizer] = traced.peak
     assert peaks["adamw"] - peaks["sgd"] == pytest.approx(4 * trained, rel=0.05)  # two moments, or a momentum
 
