@@ -80,13 +80,19 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return saved
 
 
-@pytest.fixture
-def adapters(folders: dict[str, Path]) -> AdapterSet:
+@pytest.fixture(scope="module")
+def loaded(folders: dict[str, Path]) -> AdapterSet:
     """All kinds on one model, none active."""
     result = AdapterSet(base())
     for name, folder in folders.items():
         result.load(name, folder)
     return result
+
+
+@pytest.fixture
+def adapters(loaded: AdapterSet) -> AdapterSet:
+    """A copy of `loaded`."""
+    return copy.deepcopy(loaded)
 
 
 def alone(folder: Path) -> nn.Module:

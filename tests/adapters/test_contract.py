@@ -12,17 +12,18 @@ from tests.support.products import marked
 
 
 def by_default(pair: tuple[str, str]) -> bool:
-    """Return True for a third of the product, in which each method meets kinds of layers of each library."""
-    return (list(METHODS).index(pair[0]) + list(KINDS).index(pair[1])) % 3 == 0
+    """Return True for a sixth of the product, in which each method meets a plain layer and one of attention."""
+    return (list(METHODS).index(pair[0]) + list(KINDS).index(pair[1])) % 6 == 0
 
 
 @pytest.mark.parametrize(("method", "rest"), marked(itertools.product(METHODS, (False, True)), lambda row: not row[1]))
 def test_contract(method: str, rest: bool, subtests: pytest.Subtests) -> None:
     for kind in KINDS:
-        for check in CHECKS[method] if by_default((method, kind)) != rest else ():
-            with subtests.test(f"{kind}: {check.__name__}"):
-                torch.manual_seed(0)
-                check(method, kind)
+        if by_default((method, kind)) != rest:
+            with subtests.test(kind):
+                for check in CHECKS[method]:
+                    torch.manual_seed(0)
+                    check(method, kind)
 
 
 COMPILED = [
@@ -41,7 +42,7 @@ COMPILED = [
 ]
 
 
-@pytest.mark.parametrize(("method", "kind"), marked(COMPILED, lambda row: COMPILED.index(row) % 2 == 1))
+@pytest.mark.parametrize(("method", "kind"), marked(COMPILED, lambda row: COMPILED.index(row) % 4 == 1))
 def test_compiles_without_a_graph_break(method: str, kind: str) -> None:
     _, model = trained(method, kind)
     x = inputs(model)

@@ -16,6 +16,8 @@ from randlora_pl.adapters import RandLoRA, read_adapter
 from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.tasks import load_task
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.reuse import caching
+from tests.support.products import in_one_item
 
 SAVED = Path(__file__).parent / "saved"
 NAMES = sorted(path.stem for path in SAVED.glob("*.json"))
@@ -30,7 +32,8 @@ def path_of(name: str) -> Path:
     return SAVED / name if (SAVED / name).is_dir() else SAVED / f"{name}.safetensors"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@caching()
+@in_one_item("name", NAMES)
 def test_an_adapter_of_an_earlier_version_predicts_the_same(name: str) -> None:
     task = load_task(path_of(name))
     with torch.no_grad():

@@ -39,17 +39,15 @@ from randlora_pl.models import meta_clip
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo
 from tests.adapters.cases import (
-    KINDS,
     METHODS,
-    WHOLE,
     One,
-    adapt,
     assert_close,
     bases_of,
     inputs,
     randomise,
+    trained,
 )
-from tests.support.products import in_one_item
+from tests.support.products import covered, in_one_item
 
 Config = dict[str, Any]
 
@@ -111,14 +109,12 @@ def assert_refused(folder: Path, message: str, model: nn.Module | None = None) -
 # Round trips
 
 
-@pytest.mark.parametrize("kind", ["linear-in>out", "mha-qkvo", "mha-split", "mha-only-v", "timm-split"])
-@in_one_item("method", METHODS)
+@covered(
+    ("kind", "method"), ["linear-in>out", "mha-qkvo", "mha-split", "mha-only-v", "timm-split"], METHODS, strength=1
+)
 def test_a_saved_adapter_comes_back(method: str, kind: str, tmp_path: Path) -> None:
-    model = KINDS[kind].build()
-    fresh = KINDS[kind].build()
-    fresh.load_state_dict(model.state_dict())
-    report = adapt(model, method, kind)
-    randomise(model)
+    fresh, model = trained(method, kind)
+    report: Any = model.adapter_report
     x = inputs(model)
     folder = save_adapter(model, tmp_path / "adapter")
     file = load_adapter(fresh, folder)
@@ -128,6 +124,12 @@ def test_a_saved_adapter_comes_back(method: str, kind: str, tmp_path: Path) -> N
     assert trainable_parameters(fresh).keys() == trainable_parameters(model).keys()
     assert file.tensors.keys() == {*trainable_parameters(model), *update_buffers(model)}
     assert fresh.adapter_report.fingerprint == report.fingerprint  # type: ignore[union-attr]
+    # Only what trains is stored.
+    tensors = load_file(folder / container.TENSORS)
+    kept = {name: tensors.pop(name) for name in update_buffers(model)}
+    assert {tensor.dtype for tensor in kept.values()} <= {torch.int32, torch.bool, torch.float32}
+    assert sum(tensor.numel() for tensor in tensors.values()) == report.trainable
+    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
     # Saving again writes the same bytes.
     again = save_adapter(fresh, tmp_path / "again")
     for name in (container.TENSORS, container.CONFIG):
@@ -439,18 +441,6 @@ def test_every_problem_is_named_at_once(folder: Path) -> None:
     assert_refused(folder, "other weights.*; its random bases.*; 1 missing tensors")
 
 
-@in_one_item("method", [method for method in METHODS if method not in WHOLE])
-def test_only_what_trains_is_stored(method: str, tmp_path: Path) -> None:
-    model = zoo.small_clip()
-    report = inject(model, METHODS[method](4, "packed"))
-    saved = save_adapter(model, tmp_path / "adapter")
-    tensors = load_file(saved / container.TENSORS)
-    kept = {name: tensors.pop(name) for name in update_buffers(model)}
-    assert {tensor.dtype for tensor in kept.values()} <= {torch.int32, torch.bool, torch.float32}
-    assert sum(tensor.numel() for tensor in tensors.values()) == report.trainable
-    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
-
-
 def test_others_may_read_both_files_alike(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(8, 8))
     inject(model, RandLoRA(rank=2))
@@ -463,9 +453,7 @@ def test_others_may_read_both_files_alike(tmp_path: Path) -> None:
 
 @in_one_item("method", METHODS)
 def test_one_file_holds_what_the_folder_holds(method: str, tmp_path: Path) -> None:
-    model = base()
-    inject(model, METHODS[method](2, "packed"))
-    randomise(model)
+    fresh, model = trained(method, "linear-in>out")
     extra = {"head": torch.randn(3, 4)}
     folder = save_adapter(model, tmp_path / "adapter", extra=extra, metadata={"classnames": ["a"]})
     one = save_adapter(model, tmp_path / "adapter.safetensors", extra=extra, metadata={"classnames": ["a"]})
@@ -473,9 +461,8 @@ def test_one_file_holds_what_the_folder_holds(method: str, tmp_path: Path) -> No
     assert left.config == right.config and one.is_file()
     assert all(torch.equal(left.tensors[name], right.tensors[name]) for name in left.tensors)
     assert torch.equal(right.extra["head"], extra["head"]) and right.metadata == {"classnames": ["a"]}
-    fresh, x = base(), torch.randn(2, 3, 16, 16)
     load_adapter(fresh, one)
-    assert torch.equal(fresh(x), model(x))
+    assert torch.equal(fresh(x := inputs(model)), model(x))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -87,7 +87,7 @@ def test_each_part_of_a_sum_drops_by_itself(tmp_path: Path) -> None:
         inject(model, adapter, ["0"])
         randomise(model)
         save_adapter(model, tmp_path / name)
-    adapters, x = AdapterSet(base), torch.randn(2, 8, 60, 60)
+    adapters, x = AdapterSet(base), torch.randn(2, 8, 20, 20)
     for name in "ab":
         adapters.load(name, tmp_path / name)
     adapters.use({"a": 0.5, "b": 0.5})

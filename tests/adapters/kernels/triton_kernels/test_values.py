@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.adapters.kernels.triton_kernels.cases import BLOCKS, DENSE, MIXED, SHAPES, TERNARY, TOLERANCE, Shape, calls
-from tests.support.products import in_one_item
+from tests.support.products import in_one_item, marked
 
 pytest.importorskip("triton")
 
@@ -20,7 +20,7 @@ JIT = "randlora_pl.adapters.kernels.triton_kernels.jit"
 
 @in_one_item(("name", "dtype", "peft"), FEW)
 def test_kernels_compute_the_equation(name: str, dtype: torch.dtype, peft: bool) -> None:
-    for kind in (DENSE, BLOCKS, TERNARY, *([MIXED] if name.startswith(("tiny", "RoBERTa", "Qwen2")) else [])):
+    for kind in (DENSE, BLOCKS, TERNARY, *([MIXED] if name.startswith(("tiny", "Qwen2")) else [])):
         for call in calls(SHAPES[name], dtype, peft, kind):
             call.check()
 
@@ -53,7 +53,10 @@ BROKEN = [
 GROUPS = {"stack": DENSE, "build": DENSE, "blocks": BLOCKS, "mix": MIXED, "ternary": TERNARY}
 
 
-@in_one_item(("module", "right", "wrong"), BROKEN)
+@pytest.mark.parametrize(
+    ("module", "right", "wrong"),
+    marked(BROKEN, lambda row: row == next(first for first in BROKEN if first[0] == row[0])),
+)
 def test_broken_indices_are_noticed(
     module: str, right: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
