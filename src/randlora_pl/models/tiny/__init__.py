@@ -4,8 +4,10 @@ Fine-tuning starts within seconds and without a network. `MODEL_CARD.md`, beside
 data, its accuracy and how to pretrain it again (`scripts/pretrain_tiny_clip.py`).
 """
 
+import functools
 import gzip
 import io
+import itertools
 import json
 from importlib import resources
 from typing import Any
@@ -42,8 +44,9 @@ def build_tiny(pretrained: str = TINY_TAG, seed: int = 0) -> nn.Module:
     return model
 
 
+@functools.cache
 def tiny_tokenizer() -> Any:
-    """Build CLIP's byte-pair tokenizer with a vocabulary of the tiny model's size.
+    """Build CLIP's byte-pair tokenizer with a vocabulary of the tiny model's size, once in a process.
 
     The ids are, in this order: 256 bytes, 256 bytes at the end of a word, the first merges of open_clip's file, the
     start and the end token. The end token has the largest id, which CLIP's text pooling looks for.
@@ -56,6 +59,6 @@ def tiny_tokenizer() -> Any:
     text = TINY_CONFIG["model_cfg"]["text_cfg"]
     merges = text["vocab_size"] - 2 * 256 - 2
     with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
-        lines = file.read().split("\n")[: merges + 1]  # the first line is the file's header
-    packed = io.BytesIO(gzip.compress("\n".join(lines).encode()))
+        lines = "".join(itertools.islice(file, merges + 1))  # the first line is the file's header
+    packed = io.BytesIO(gzip.compress(lines.rstrip("\n").encode()))
     return SimpleTokenizer(bpe_path=packed, context_length=text["context_length"])
