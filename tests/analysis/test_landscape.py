@@ -62,7 +62,7 @@ def own_loss(task: Any, batches: list[tuple[Tensor, Tensor]]) -> float:
     return float(torch.cat(losses).mean())
 
 
-@pytest.mark.parametrize("kind", ["vision-language", "text head", "linear head"])
+@pytest.mark.parametrize("kind", ["vision-language", pytest.param("text head", marks=pytest.mark.full), "linear head"])
 def test_corners_reproduce_the_runs_and_edges_their_mixtures(kind: str) -> None:
     batches = [(images(6), torch.tensor([0, 1, 2, 3, 0, 1])), (images(2).flip(3), torch.tensor([2, 3]))]
     models = tasks(kind)

@@ -8,14 +8,15 @@ from lightning.pytorch import Callback, Trainer
 from randlora_pl.adapters import RandLoRA
 from randlora_pl.data import ImageData
 from randlora_pl.tasks import TextHeadTask
+from randlora_pl.utils.reuse import caching
 from tests.tasks.small import two_blocks
 
 Fit = Callable[..., tuple[Trainer, TextHeadTask, ImageData]]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="package")
 def _small_model() -> Iterator[None]:
-    with two_blocks():
+    with two_blocks(), caching():
         yield
 
 

@@ -17,16 +17,18 @@ from randlora_pl.utils.errors import UserError
 from tests.data.readers.test_coop import write_coop
 
 
-def test_a_test_measures_other_datasets_with_the_trained_weights() -> None:
-    trainer = make_trainer(callbacks=[Elsewhere(["digits", "mnist_5k"], 60)])
+def test_a_test_measures_other_datasets_with_the_trained_weights(tmp_path: Path) -> None:
+    write_coop(tmp_path, "eurosat")
+    trainer = make_trainer(callbacks=[Elsewhere(["eurosat", "digits"], 60)])
     task = VisionLanguageTask("tiny", "random", adapter=LoRA(4, alpha=64), learning_rate=0.05)
-    data = ImageData(dataset="digits", steps=3, batch_size=32)
+    options = {"dataset": "eurosat", "root": str(tmp_path), "split": "coop"}
+    data = ImageData(**options, steps=3, batch_size=8, eval_batch_size=16, num_workers=0)
     trainer.fit(task, data)
     (found,) = trainer.test(task, data, verbose=False)
     names = [name for name in found if "elsewhere" in name]
-    assert names == ["test/elsewhere/mnist_5k"]  # not the training's own
+    assert names == ["test/elsewhere/digits"]  # not the training's own
     merge(task.model)
-    other = ImageData(dataset="mnist_5k", image_size=task.image_spec.size)
+    other = ImageData(dataset="digits", image_size=task.image_spec.size)
     other.setup("test")
     classes = encode_prompts(task.model, task.tokenizer, other.classnames, [task.caption], "cpu")
     images = batches(other, random_samples(other.samples("test"), 60, 0), 60)

@@ -80,7 +80,7 @@ def go(tmp_path: Path) -> Go:
         (11, {"accumulate_grad_batches": 2}, [2, 4, 6, 8, 10, 11]),
         pytest.param(30, {"max_steps": 11}, [2, 4, 6, 8, 10, 11], marks=pytest.mark.full),
         pytest.param(4, {}, [4], marks=pytest.mark.full),
-        (11, {"limit_val_batches": 0}, []),
+        (2, {"limit_val_batches": 0}, []),
     ],
 )
 def test_a_run_is_validated_in_between_and_at_its_end(

@@ -11,6 +11,7 @@ from torch import Tensor
 from randlora_pl.models.clip import ImageTower, LoadedClip, clip_image_spec, load_clip, load_tokenizer, meta_clip
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.weights_files import file_sha256
+from tests.support.products import covering, marked
 
 
 def same(left: torch.nn.Module, right: torch.nn.Module) -> bool:
@@ -74,8 +75,7 @@ def test_a_file_gives_its_weights_back(tmp_path: Path, suffix: str) -> None:
     }
 
 
-@pytest.mark.parametrize("size", [32, 48])
-@pytest.mark.parametrize("name", ["Small", "Small-custom"])
+@pytest.mark.parametrize(("name", "size"), covering(["Small", "Small-custom"], [32, 48], strength=1))
 def test_loading_equals_open_clips_own(small_file: Path, name: str, size: int) -> None:
     """Also a plain layout into a custom-text model, a scalar logit scale into a vector, and resized positions."""
     mine = load_clip(name, str(small_file), force_image_size=size)
@@ -176,12 +176,15 @@ def test_tokenizers_follow_the_configuration() -> None:
 
 @pytest.mark.parametrize(
     ("name", "count", "visual"),
-    [
-        ("ViT-B-32", 151_277_313, 87_849_216),  # the counts of open_clip's own table: 151.28 and 87.85 million
-        ("ViT-L-14", 427_616_513, 303_966_208),  # 427.62 and 303.97
-        ("ViT-H-14", 986_109_441, 632_076_800),  # 986.11 and 632.08
-        ("tiny", 4_070_913, None),
-    ],
+    marked(
+        [
+            ("ViT-B-32", 151_277_313, 87_849_216),  # the counts of open_clip's own table: 151.28 and 87.85 million
+            ("ViT-L-14", 427_616_513, 303_966_208),  # 427.62 and 303.97
+            ("ViT-H-14", 986_109_441, 632_076_800),  # 986.11 and 632.08
+            ("tiny", 4_070_913, None),
+        ],
+        lambda row: row[0] in ("ViT-B-32", "tiny"),
+    ),
 )
 def test_counting_needs_no_memory(name: str, count: int, visual: int | None) -> None:
     model = meta_clip(name)

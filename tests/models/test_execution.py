@@ -9,13 +9,15 @@ from randlora_pl.adapters import LoRA, RandLoRA, inject, merge
 from randlora_pl.models import ImageTower, cast_frozen, compile_blocks, execution, load_clip, load_vit
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
+from tests.tasks.small import two_blocks
 
 CPU = torch.device("cpu")
 Make = Callable[[], tuple[nn.Module, Tensor]]
 
 
 def clip() -> tuple[nn.Module, Tensor]:
-    model = ImageTower(load_clip("tiny", "random").model)
+    with two_blocks():
+        model = ImageTower(load_clip("tiny", "random").model)
     return model, torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 

@@ -103,7 +103,10 @@ def test_slurm_leaves_a_job_that_was_cancelled(start: Start, tmp_path: Path) -> 
 
 
 def test_slurm_queues_again_before_the_time_limit(start: Start, tmp_path: Path) -> None:
-    process = start("slurm.sbatch", SRUN="exec sleep 2", SLURM_JOB_ID="77", SLURM_JOB_NAME="randlora")
+    ended = f"for _ in {{1..600}}; do [ -e {tmp_path}/scontrol.args ] && exit; sleep 0.05; done"  # by the requeue
+    (tmp_path / "tasks.sh").write_text(ended)
+    job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "randlora"}
+    process = start("slurm.sbatch", SRUN=f"exec bash {tmp_path}/tasks.sh", **job)
     while not (tmp_path / "srun.args").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGUSR1)

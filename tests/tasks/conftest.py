@@ -7,13 +7,15 @@ import lightning as L
 import pytest
 
 from randlora_pl.data import ImageData
+from randlora_pl.utils.reuse import caching
 
 from .small import two_blocks
 
 
 @pytest.fixture(autouse=True, scope="package")
 def shallow() -> Iterator[None]:
-    with two_blocks():
+    """A small model, which is drawn once, as its images are read once."""
+    with two_blocks(), caching():
         yield
 
 
@@ -44,7 +46,7 @@ def digits() -> Callable[..., ImageData]:
 
     def make(**options: Any) -> ImageData:
         return ImageData(
-            **({"dataset": "digits", "shots": 4, "steps": 3, "batch_size": 16, "eval_batch_size": 32} | options)
+            **({"dataset": "digits", "shots": 4, "steps": 3, "batch_size": 8, "eval_batch_size": 32} | options)
         )
 
     return make

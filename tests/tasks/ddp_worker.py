@@ -1,11 +1,13 @@
 """Trains and evaluates as one rank of a process group, or alone; started by ``test_ddp.py``.
 
-Usage: ``python -m tests.tasks.ddp_worker FOLDER`` with RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT
-in the environment, or `main` in a test. Writes ``FOLDER/WORLD-RANK.pt``: what each run ended with.
+Usage: ``python -m tests.tasks.ddp_worker FOLDER JOB ...`` with RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT in the environment, or `main` in a test. Writes ``FOLDER/WORLD-RANK.pt``: what each job ended with.
 """
 
 import os
 import sys
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from randlora_pl.adapters import AutoLoRA, Fira, FullFineTuning, LoRA, RandLoRA
 from randlora_pl.callbacks import Figures, PerClass
 from randlora_pl.data import ImageData
 from randlora_pl.parallel.strategy import AdapterDDP
-from randlora_pl.tasks import AdaptationTask, LinearHeadTask, VisionLanguageTask
+from randlora_pl.tasks import LinearHeadTask, VisionLanguageTask
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.reuse import caching
 
 from .prompt.learners import make_prompts
 from .small import make, trained, two_blocks
@@ -34,7 +37,7 @@ RUNS = {
     "head": ("linear head", "lora"),
     "pruned": ("linear head", "adalora"),  # at the second and the fourth step
 }
-PROMPTS = ("maple + dept", "promptsrc + randlora", "two stages", "cocoop")
+PROMPTS = ("maple + dept", "promptsrc + randlora", "two stages", "cocoop", "tip")
 ACCUMULATE = 2
 
 
@@ -83,9 +86,9 @@ def trainer(*callbacks: L.Callback, validate: bool = False, accumulate: int = AC
     )  # fmt: skip
 
 
-def run(task: AdaptationTask) -> dict[str, Any]:
+def run(kind: str, method: str) -> dict[str, Any]:
     """Trains and validates: the weights after it, the figures, and what `Look` saw."""
-    own, data = trainer(look := Look()), ImageData(**DATA)
+    task, own, data = make(kind, method), trainer(look := Look()), ImageData(**DATA)
     own.fit(task, data)
     (figures,) = trainer(look, validate=True).validate(task, data, verbose=False)
     return {
@@ -112,29 +115,19 @@ def plain() -> dict[str, torch.Tensor]:
     return trained(task)
 
 
-def prompted(kind: str) -> dict[str, Any]:
-    """Weights before and after steps of SGD on all classes, with all terms of the loss, and what was sent."""
-    plain: dict[str, Any] = {"adapter": LoRA(rank=2, alpha=8)} if kind == "two stages" else {}  # without dropout
-    rates = {"prompt_learning_rate": 0.05, "learning_rate": 0.05, "max_grad_norm": None}
-    task, start = make_prompts(kind, optimizer="sgd", **rates, **plain), make_prompts(kind, **plain)
-    start.set_classes(list("0123456789"), ["{}"])
-    start.configure_model()
-    trainer(look := Look()).fit(task, ImageData(**DATA))
-    return {"start": trained(start), "weights": trained(task), "sent": look.sent}
-
-
 class AtFirst(L.Callback):
-    """Trained tensors and factors before the first step."""
+    """Trained tensors, and Tip-Adapter's factors, before the first step."""
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
             self.state = {name: value.detach().clone() for name, value in pl_module.trained_state().items()}
 
 
-def cached() -> dict[str, Any]:
-    """The keys of Tip-Adapter and what its search found, before and after steps of SGD."""
-    rates = {"prompt_learning_rate": 0.05, "max_grad_norm": None}
-    task = make_prompts("tip", optimizer="sgd", **rates)
+def prompted(kind: str) -> dict[str, Any]:
+    """Weights before and after steps of SGD on all classes, with all terms of the loss, and what was sent."""
+    plain: dict[str, Any] = {"adapter": LoRA(rank=2, alpha=8)} if kind == "two stages" else {}  # without dropout
+    rates = {"prompt_learning_rate": 0.05, "learning_rate": 0.05, "max_grad_norm": None}
+    task = make_prompts(kind, optimizer="sgd", **rates, **plain)
     trainer(look := Look(), start := AtFirst()).fit(task, ImageData(**DATA))
     return {"start": start.state, "weights": trained(task), "sent": look.sent}
 
@@ -157,7 +150,7 @@ def unequal() -> str:
     """What is said where the ranks start from other weights."""
     task = make("vision-language", seed=RANK)
     try:
-        trainer().fit(task, ImageData(**DATA))
+        trainer().fit(task, ImageData(**DATA | {"shots": 1}))
     except UserError as error:
         return str(error)
     return ""
@@ -198,21 +191,30 @@ def tables(folder: Path) -> dict[str, Any]:
     return {"found": found | classes.facts, "texts": texts, "surest": [mistake.index for mistake in surest.mistakes]}
 
 
-def main(folder: Path) -> None:
+def jobs(folder: Path) -> dict[str, Callable[[], Any]]:
+    """What can be trained and evaluated, by name."""
+    return {
+        **{name: partial(run, *which) for name, which in RUNS.items()},
+        **{kind: partial(prompted, kind) for kind in PROMPTS},
+        "resumed": partial(resumed, folder / f"middle-{WORLD}.ckpt"),
+        "local": local,
+        "joint": partial(local, "joint"),
+        "plain": plain,
+        "unequal": unequal,
+        "projected": projected,
+        "searched": searched,
+        "statistics": statistics,
+        "pairs": partial(pairs, folder / "pairs.csv"),
+        "tables": partial(tables, folder / f"tables-{WORLD}"),
+    }
+
+
+def main(folder: Path, names: Iterable[str]) -> None:
     torch.set_num_threads(1)
-    results: dict[str, Any] = {name: run(make(*which)) for name, which in RUNS.items()}
-    results["resumed"] = resumed(folder / f"middle-{WORLD}.ckpt")
-    results |= {"local": local(), "joint": local("joint"), "plain": plain(), "unequal": unequal()}
-    results |= {kind: prompted(kind) for kind in PROMPTS}
-    results["tip"] = cached()
-    results["projected"] = projected()
-    results["searched"] = searched()
-    results["statistics"] = statistics()
-    results["pairs"] = pairs(folder / "pairs.csv")
-    results["tables"] = tables(folder / f"tables-{WORLD}")
-    torch.save(results, folder / f"{WORLD}-{RANK}.pt")
+    own = jobs(folder)
+    torch.save({name: own[name]() for name in names}, folder / f"{WORLD}-{RANK}.pt")
 
 
 if __name__ == "__main__":
-    with two_blocks():
-        main(Path(sys.argv[1]))
+    with two_blocks(), caching():
+        main(Path(sys.argv[1]), sys.argv[2:])

@@ -75,12 +75,12 @@ def weights_after(task: AdaptationTask, data: ImageData, trainer: L.Trainer) -> 
 
 @pytest.mark.parametrize(("task",), marked(zip(TASKS), lambda row: row[0] in ("vision-language",)))
 def test_accumulated_training_equals_undivided_training(task: str, trainer: Any, digits: Any) -> None:
-    """40 images a step, the last step shorter: 4 micro-batches of 10 against one of 40."""
-    options = {"steps": None, "epochs": 1, "min_batches_per_epoch": 1, "shots": 9}  # 90 samples: 40, 40, 10
+    """20 images a step, the last step shorter: 4 micro-batches of 5 against one of 20."""
+    options = {"steps": None, "epochs": 1, "min_batches_per_epoch": 1, "shots": 5}  # 50 samples: 20, 20, 10
     whole_task, split_task = TASKS[task](), TASKS[task]()
-    whole = weights_after(whole_task, digits(batch_size=40, **options), trainer())
-    split = weights_after(split_task, digits(batch_size=10, **options), trainer(accumulate_grad_batches=4))
-    start = weights_after(TASKS[task](), digits(batch_size=40, **options), trainer(max_steps=0))
+    whole = weights_after(whole_task, digits(batch_size=20, **options), trainer())
+    split = weights_after(split_task, digits(batch_size=5, **options), trainer(accumulate_grad_batches=4))
+    start = weights_after(TASKS[task](), digits(batch_size=20, **options), trainer(max_steps=0))
     assert whole.keys() == split.keys()
     for name in whole:
         moved = (whole[name] - start[name]).norm()
@@ -105,11 +105,11 @@ def test_gradient_scaling_of_half_precision_reaches_the_text_tower_once(trainer:
     def weights(scale: float | None, batch_size: int) -> Tensor:
         scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0)
         plugins = [MixedPrecision("16-mixed", "cpu", scaler)] if scale else []
-        own = trainer(plugins=plugins, accumulate_grad_batches=12 // batch_size)
+        own = trainer(plugins=plugins, accumulate_grad_batches=6 // batch_size)
         found = weights_after(TASKS["vision-language"](), digits(batch_size=batch_size), own)
         return torch.cat([value.flatten() for value in found.values()])
 
-    exact, whole, split = weights(None, 12), weights(256.0, 12), weights(256.0, 4)
+    exact, whole, split = weights(None, 6), weights(256.0, 6), weights(256.0, 2)
     rounding = (whole - exact).norm()
     assert 0 < (split - whole).norm() < rounding < 0.05
 

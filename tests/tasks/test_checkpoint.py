@@ -11,7 +11,7 @@ import torch
 from randlora_pl.adapters import DoRA, LoRA, RandLoRA, Together
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.utils.errors import UserError
-from tests.support.products import covering
+from tests.support.products import covering, in_one_item
 
 from .small import KINDS, make, trained
 
@@ -27,6 +27,12 @@ def checkpoint(fit: Callable[..., L.Trainer], tmp_path: Path) -> Callable[..., P
         return tmp_path / "one.ckpt"
 
     return save
+
+
+@pytest.fixture
+def usual(checkpoint: Callable[..., Path]) -> Path:
+    """A checkpoint of RandLoRA in both towers."""
+    return checkpoint(make("vision-language"))
 
 
 @pytest.mark.parametrize(("kind", "method"), covering(KINDS, ["randlora", "bitfit"], strength=1))
@@ -46,7 +52,7 @@ def test_checkpoint_holds_what_trains_and_nothing_else(
     assert all(torch.equal(value, trained(task)[name]) for name, value in trained(other).items())
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("options", "message"),
     [
         ({"adapter": LoRA(rank=2)}, "adapter.method is RandLoRA in the checkpoint and LoRA in this run"),
@@ -62,12 +68,11 @@ def test_checkpoint_holds_what_trains_and_nothing_else(
     ],
 )
 def test_other_adapters_and_bases_are_refused_with_both_values(
-    options: dict[str, Any], message: str, checkpoint: Make, trainer: Make, digits: Make
+    options: dict[str, Any], message: str, usual: Path, trainer: Make, digits: Make
 ) -> None:
-    path = checkpoint(make("vision-language"))
     other = make("vision-language", **options)
     with pytest.raises(UserError, match=message):
-        trainer().fit(other, digits(), ckpt_path=path, weights_only=True)
+        trainer().fit(other, digits(), ckpt_path=usual, weights_only=True)
     assert other.trainer.global_step == 0
 
 

@@ -4,30 +4,42 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.support.products import in_one_item
+from tests.support.products import marked
 from tests.support.shared import made_once
 
-from .ddp_worker import ACCUMULATE, PROMPTS, RUNS, main
+from .ddp_worker import ACCUMULATE, PROMPTS, RUNS, jobs, main
 from .small import make, trained, write_pairs
 
+Results = Callable[[str], list[Any]]
 ROOT = Path(__file__).parents[2]
 SAMPLES = 143
 """Images in the validation split of the digits: uneven over batches and ranks."""
+RARE = ("images", "head", "two stages", "cocoop", "plain")
+"""Jobs of slow tests, in processes of their own."""
+ALONE = [name for name in jobs(Path()) if name not in ("resumed", "projected", "statistics")]
+"""Jobs that one process does, too."""
 
 
-def start(folder: Path, worker: str = "ddp_worker") -> list[subprocess.Popen[str]]:
+def of(*names: str) -> list[Any]:
+    """The names as parameters, those in `RARE` marked slow."""
+    return marked(zip(names), lambda row: row[0] not in RARE, pytest.mark.slow)
+
+
+def start(folder: Path, worker: str = "ddp_worker", *arguments: str) -> list[subprocess.Popen[str]]:
     """Two ranks of a process group, as torchrun would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    command = [sys.executable, "-m", "tests.support.quick", f"tests.tasks.{worker}", str(folder)]
+    command = [sys.executable, "-m", "tests.support.quick", f"tests.tasks.{worker}", str(folder), *arguments]
     return [
         subprocess.Popen(
             command, cwd=ROOT, env=common | {"RANK": rank, "LOCAL_RANK": rank},
@@ -38,27 +50,33 @@ def start(folder: Path, worker: str = "ddp_worker") -> list[subprocess.Popen[str
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What one process (this one) and each of two ranks ended with, by ``WORLD-RANK``."""
-    folder = made_once(tmp_path_factory, "ddp", run_all)
-    return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What a job ended with in one process (this one), if it is in `ALONE`, and in each of two ranks."""
+
+    @cache
+    def found(rare: bool) -> list[dict[str, Any]]:
+        names = [name for name in jobs(Path()) if (name in RARE) == rare]
+        folder = made_once(tmp_path_factory, "ddp_rare" if rare else "ddp", partial(run_all, names=names))
+        return [torch.load(folder / f"{key}.pt", weights_only=True) for key in ("1-0", "2-0", "2-1")]
+
+    return lambda name: [each[name] for each in found(name in RARE) if name in each]
 
 
-def run_all(folder: Path) -> None:
+def run_all(folder: Path, names: list[str]) -> None:
     write_pairs(folder, images=11, captions=2)
-    processes = start(folder)
+    processes = start(folder, "ddp_worker", *names)
     try:
-        main(folder)
+        main(folder, [name for name in names if name in ALONE])
     finally:
         outputs = [process.communicate(timeout=300)[0] for process in processes]
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output[-3000:]
 
 
-@pytest.mark.parametrize("name", ["captions", "images", "head", "pruned"])
-def test_two_ranks_train_to_the_weights_of_one_process(name: str, results: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.parametrize(("name",), of(*RUNS))
+def test_two_ranks_train_to_the_weights_of_one_process(name: str, results: Results) -> None:
     """With accumulation, a shorter last step, and a micro-batch that is all padding on one rank."""
-    alone, first, second = (results[key][name] for key in ("1-0", "2-0", "2-1"))
+    alone, first, second = results(name)
     assert [result["steps"] for result in (alone, first, second)] == [4, 4, 4]
     assert alone["weights"].keys() == first["weights"].keys()
     for tensor in alone["weights"]:
@@ -73,14 +91,14 @@ def test_two_ranks_train_to_the_weights_of_one_process(name: str, results: dict[
     assert errors.norm() < 1e-3 * moved.norm()
 
 
-@in_one_item("name", [*PROMPTS, "tip"])
-def test_two_ranks_learn_the_prompts_of_one_process(name: str, results: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.parametrize(("name",), of(*PROMPTS))
+def test_two_ranks_learn_the_prompts_of_one_process(name: str, results: Results) -> None:
     """Terms of all classes count once, and every trained tensor has a gradient in each step.
 
     PromptSRC's absolute values have a kink, where rounding could decide the sign of a gradient: no difference is so
     small here. Tip-Adapter's keys are means of the same images in other batches, and its search counts right ones.
     """
-    alone, first, second = (results[key][name] for key in ("1-0", "2-0", "2-1"))
+    alone, first, second = results(name)
     assert sorted(first["sent"]) == sorted(alone["weights"])
     for tensor, value in alone["weights"].items():
         assert torch.equal(first["weights"][tensor], second["weights"][tensor]), tensor
@@ -94,14 +112,14 @@ def test_two_ranks_learn_the_prompts_of_one_process(name: str, results: dict[str
         assert alone["start"]["decoupled.factors"].tolist() != [1, 5.5]
 
 
-def test_ranks_compute_the_same_projections(results: dict[str, dict[str, Any]]) -> None:
-    first, second = (results[key]["projected"] for key in ("2-0", "2-1"))
+def test_ranks_compute_the_same_projections(results: Results) -> None:
+    first, second = results("projected")
     assert first and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_ranks_search_as_one_process(results: dict[str, dict[str, Any]]) -> None:
+def test_ranks_search_as_one_process(results: Results) -> None:
     """The gradient of v is averaged by hand; Adam makes steps of one size of it, also where it is small."""
-    alone, first, second = (results[key]["searched"] for key in ("1-0", "2-0", "2-1"))
+    alone, first, second = results("searched")
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     vectors = {name: value for name, value in alone.items() if name.startswith("v ")}
     moved = torch.cat(list(vectors.values()))
@@ -109,19 +127,19 @@ def test_ranks_search_as_one_process(results: dict[str, dict[str, Any]]) -> None
     assert (torch.cat([first[name] for name in vectors]) - moved).norm() < 1e-2 * moved.norm()
 
 
-@pytest.mark.parametrize("name", ["captions", "images", "head"])
-def test_every_sample_is_evaluated_once(name: str, results: dict[str, dict[str, Any]]) -> None:
-    alone, first, second = (results[key][name] for key in ("1-0", "2-0", "2-1"))
+@pytest.mark.parametrize(("name",), of("captions", "images", "head"))
+def test_every_sample_is_evaluated_once(name: str, results: Results) -> None:
+    alone, first, second = results(name)
     assert alone["seen"] == list(range(SAMPLES))
     assert sorted(first["seen"] + second["seen"]) == list(range(SAMPLES))
     assert first["figures"] == second["figures"]
     assert first["figures"] == pytest.approx(alone["figures"], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_only_gradients_of_what_trains_are_exchanged_once_a_step(name: str, results: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.parametrize(("name",), of(*RUNS))
+def test_only_gradients_of_what_trains_are_exchanged_once_a_step(name: str, results: Results) -> None:
     """Frozen weights, bases, tokens and heads are the same on every rank by construction."""
-    result = results["2-0"][name]
+    _, result, _ = results(name)
     assert sorted(result["sent"]) == sorted(result["weights"])
     size = 4 * sum(value.numel() for value in result["weights"].values())
     assert result["exchange"]["exchange/bytes_per_step"] == size
@@ -129,48 +147,48 @@ def test_only_gradients_of_what_trains_are_exchanged_once_a_step(name: str, resu
     assert result["exchanged"] == [size * (batch // ACCUMULATE) for batch in range(1, 9)]
 
 
-def test_a_local_loss_is_that_of_each_rank_alone(results: dict[str, dict[str, Any]]) -> None:
-    alone, first = results["1-0"]["local"], results["2-0"]["local"]
-    joint = results["1-0"]["joint"]
+def test_a_local_loss_is_that_of_each_rank_alone(results: Results) -> None:
+    (alone, first, _), (joint, joint_first, _) = results("local"), results("joint")
     for name, value in alone.items():
         torch.testing.assert_close(first[name], value, rtol=0, atol=2e-5)
     for name, value in joint.items():
-        torch.testing.assert_close(results["2-0"]["joint"][name], value, rtol=0, atol=2e-5)
+        torch.testing.assert_close(joint_first[name], value, rtol=0, atol=2e-5)
     assert any(not torch.allclose(value, joint[name], atol=1e-4) for name, value in alone.items())
 
 
-def test_steps_of_sgd_agree_to_the_fifth_decimal(results: dict[str, dict[str, Any]]) -> None:
-    alone, first = results["1-0"]["plain"], results["2-0"]["plain"]
+@pytest.mark.slow
+def test_steps_of_sgd_agree_to_the_fifth_decimal(results: Results) -> None:
+    alone, first, _ = results("plain")
     assert max(float((first[name] - value).abs().max()) for name, value in alone.items()) < 1e-5
 
 
-def test_ranks_that_start_from_other_weights_are_refused(results: dict[str, dict[str, Any]]) -> None:
-    assert results["1-0"]["unequal"] == ""
-    assert "process 1 of 2 starts from other weights than process 0" in results["2-0"]["unequal"]
-    assert results["2-0"]["unequal"] == results["2-1"]["unequal"]
+def test_ranks_that_start_from_other_weights_are_refused(results: Results) -> None:
+    alone, first, second = results("unequal")
+    assert alone == ""
+    assert "process 1 of 2 starts from other weights than process 0" in first
+    assert first == second
 
 
-def test_two_ranks_resume_with_the_same_bits(results: dict[str, dict[str, Any]]) -> None:
-    for result in results.values():
-        whole, broken = result["resumed"]
+def test_two_ranks_resume_with_the_same_bits(results: Results) -> None:
+    for whole, broken in results("resumed"):
         assert all(torch.equal(value, broken[name]) for name, value in whole.items())
 
 
-def test_running_statistics_are_the_same_in_every_process(results: dict[str, dict[str, Any]]) -> None:
+def test_running_statistics_are_the_same_in_every_process(results: Results) -> None:
     """Each process sees other images; what they evaluate and save must be one model."""
-    first, second = results["2-0"]["statistics"], results["2-1"]["statistics"]
+    first, second = results("statistics")
     assert first["moved"]
     assert first == second
 
 
-def test_recall_is_that_of_all_pairs(results: dict[str, dict[str, Any]]) -> None:
-    alone, first, second = (results[key]["pairs"] for key in ("1-0", "2-0", "2-1"))
+def test_recall_is_that_of_all_pairs(results: Results) -> None:
+    alone, first, second = results("pairs")
     assert {"test/recall@1", "test/recall@5", "test/recall@10", "test/acc"} <= alone.keys()
     assert first == second == pytest.approx(alone)
 
 
-def test_two_ranks_write_the_tables_of_one_process(results: dict[str, dict[str, Any]]) -> None:
-    alone, first, second = (results[key]["tables"] for key in ("1-0", "2-0", "2-1"))
+def test_two_ranks_write_the_tables_of_one_process(results: Results) -> None:
+    alone, first, second = results("tables")
     assert first["texts"] == alone["texts"] and len(alone["texts"]) == 2
     for key in ("test/balanced_accuracy", "test/macro_f1", "test/acc"):
         assert first["found"][key] == second["found"][key] == alone["found"][key]

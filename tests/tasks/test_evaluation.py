@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 from randlora_pl.adapters import adapted_layers, disabled, unload
 from randlora_pl.data import ImageData, open_images
 from randlora_pl.tasks import AdaptationTask, LinearHeadTask, TextHeadTask, VisionLanguageTask
-from tests.support.products import covering, marked
+from tests.support.products import marked
 
 from .small import KINDS, METHODS, batch, built, frozen, make, shake, trained
 
@@ -56,9 +57,9 @@ def slow_figures(task: AdaptationTask, images: Tensor, labels: list[int]) -> tup
     return sum(losses) / len(losses), sum(right) / len(right)
 
 
-@pytest.mark.parametrize(("kind",), marked(zip(KINDS), lambda row: row[0] in ("vision-language", "linear head")))
+@pytest.mark.parametrize(("kind",), marked(zip(KINDS), lambda row: row[0] in ("vision-language",)))
 def test_test_figures_equal_a_slow_loop(kind: str, trainer: Make, digits: Make) -> None:
-    task, own, data = make(kind), trainer(limit_test_batches=2), digits(eval_batch_size=13)
+    task, own, data = make(kind), trainer(limit_test_batches=2), digits(eval_batch_size=7)
     own.fit(task, data)
     shake(task, 0.02)
     (found,) = own.test(task, data, verbose=False)
@@ -77,7 +78,7 @@ def padded(part: dict[str, Any], count: int) -> dict[str, Any]:
     return more
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind",), marked(zip(KINDS), lambda row: row[0] != "text head"))
 def test_padding_is_not_counted(kind: str, trainer: Make) -> None:
     task = built(kind)
     part = batch([0, 1, 2, 3, 0, 1, 2])
@@ -112,7 +113,11 @@ class Look(L.Callback):
 
 
 @pytest.mark.parametrize(
-    ("verb", "method"), covering(["validate", "test"], [m for m in METHODS if m not in ("full", "bitfit")], strength=1)
+    ("verb", "method"),
+    marked(
+        product(["validate", "test"], [method for method in METHODS if method not in ("full", "bitfit")]),
+        lambda row: row in (("validate", "dora"), ("test", "randlora")),
+    ),
 )
 def test_evaluation_runs_on_merged_weights_and_restores_them_bit_by_bit(
     method: str, verb: str, trainer: Make, digits: Make
@@ -129,7 +134,9 @@ def test_evaluation_runs_on_merged_weights_and_restores_them_bit_by_bit(
     assert all(torch.equal(value, adapter[name]) for name, value in trained(task).items())
 
 
-@pytest.mark.parametrize(("interval", "method"), covering([1, 2, 3], ["lora", "randlora"], strength=1))
+@pytest.mark.parametrize(
+    ("interval", "method"), marked(product([1, 2, 3], ["lora", "randlora"]), lambda row: row == (1, "randlora"))
+)
 def test_validations_leave_no_trace_in_the_training(method: str, interval: int, fit: Make) -> None:
     """Also between two micro-batches of a step, whose text features wait for their backward pass."""
     plain, watched = (make("vision-language", method, targets=["all"]) for _ in range(2))

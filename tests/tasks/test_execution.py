@@ -24,8 +24,8 @@ BF16 = {"precision": "bf16-mixed"}
 
 
 def run(task: Any, trainer: Make, digits: Make, **options: Any) -> Any:
-    made: L.Trainer = trainer(**options)
-    data: ImageData = digits()
+    made: L.Trainer = trainer(**{"limit_test_batches": 2} | options)
+    data: ImageData = digits(batch_size=16)
     made.fit(task, data)
     return made.test(task, data, verbose=False)[0]
 
@@ -157,9 +157,9 @@ def optimizer_of(task: Any, trainer: Make, digits: Make, **options: Any) -> torc
 
 
 def test_the_optimizer_is_fused_unless_gradients_are_scaled(trainer: Make, digits: Make) -> None:
-    assert optimizer_of(make("text head"), trainer, digits).defaults["fused"] is True
+    assert optimizer_of(make("text head"), trainer, digits, max_steps=1).defaults["fused"] is True
     plugins = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))]
-    assert optimizer_of(make("text head"), trainer, digits, plugins=plugins).defaults["fused"] is False
+    assert optimizer_of(make("text head"), trainer, digits, plugins=plugins, max_steps=1).defaults["fused"] is False
     elsewhere = SimpleNamespace(precision_plugin=SimpleNamespace(), datamodule=None, estimated_stepping_batches=1)
     task = built("text head")
     task._trainer = elsewhere

@@ -18,10 +18,10 @@ from randlora_pl.tasks import AdaptationTask
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item, marked
 
-from .small import KINDS, make, trained
+from .small import make, trained
 
 Make = Callable[..., Any]
-STEPS = 5
+STEPS = 4
 
 
 class SaveAt(L.Callback):
@@ -80,7 +80,7 @@ def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
             (STEPS, 1, "with_replacement"),
             (STEPS, 3, "epochs"),
         ],
-        lambda row: row in ((1, 1, "with_replacement"), (3, 3, "with_replacement"), (STEPS, 3, "epochs")),
+        lambda row: row in ((1, 1, "with_replacement"), (3, 3, "with_replacement")),
     ),
 )
 def test_resumed_run_ends_with_the_same_bits(
@@ -102,17 +102,16 @@ def test_resumed_run_ends_with_the_same_bits(
     assert len(undisturbed) == STEPS * accumulate
 
 
-@pytest.mark.parametrize("step", [2, 3])
-def test_projected_moments_resume_before_and_after_a_new_projection(step: int, run: Make, tmp_path: Path) -> None:
+def test_projected_moments_resume_before_and_after_a_new_projection(run: Make, tmp_path: Path) -> None:
     data = {"steps": STEPS, "batch_size": 4}
     make_fira = partial(make, "linear head", adapter=Fira(rank=4, period=2), learning_rate=1e-3)
-    whole, path = make_fira(), tmp_path / "middle.ckpt"
-    first, undisturbed = run(whole, data, callbacks=[SaveAt(path, step)])
+    whole, saves = make_fira(), [SaveAt(tmp_path / f"{step}.ckpt", step) for step in (2, 3)]
+    first, undisturbed = run(whole, data, callbacks=saves)
     assert isinstance(first.optimizers[0], ProjectedAdamW)
-    resumed = make_fira()
-    _, seen = run(resumed, data, path)
-    assert seen == undisturbed[step:]
-    assert_same_bits(trained(resumed), trained(whole))
+    for save in saves:
+        _, seen = run(resumed := make_fira(), data, save.path)
+        assert seen == undisturbed[save.step :]
+        assert_same_bits(trained(resumed), trained(whole))
 
 
 @in_one_item("places", ["random", "top"])
@@ -128,7 +127,7 @@ def test_places_come_from_the_checkpoint(places: Any, run: Make, tmp_path: Path,
     assert_same_bits(trained(resumed) | update_buffers(resumed), trained(whole) | update_buffers(whole))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "vision-language"])
+@pytest.mark.parametrize(("kind",), marked(zip(["linear head", "text head"]), lambda row: row[0] == "linear head"))
 def test_other_tasks_resume_too_into_a_shorter_last_step(kind: str, run: Make, tmp_path: Path) -> None:
     """40 samples of 12 a step, in micro-batches of 4: the last step has one micro-batch."""
     data = {"steps": None, "epochs": 1, "shots": 4, "min_batches_per_epoch": 1, "batch_size": 4}
@@ -167,7 +166,7 @@ def test_runs_with_validations_resume_too(run: Make, tmp_path: Path) -> None:
 
 def test_a_twice_broken_run_ends_with_the_same_bits(run: Make, tmp_path: Path) -> None:
     data, first, second = {"steps": STEPS, "batch_size": 4}, tmp_path / "first.ckpt", tmp_path / "second.ckpt"
-    whole, resumed, again = task(), task(), task()
+    whole, resumed, again = (task("linear head") for _ in range(3))
     run(whole, data, callbacks=[SaveAt(first, 1)])
     run(resumed, data, first, callbacks=[SaveAt(second, 3)])
     run(again, data, second)
@@ -183,9 +182,9 @@ def test_checkpoint_within_an_optimizer_step_is_refused(run: Make, tmp_path: Pat
                 super().on_train_batch_end(trainer)
 
     data, path = {"steps": 2, "batch_size": 4}, tmp_path / "middle.ckpt"
-    run(task(), data, callbacks=[SaveWithin(path, 1)], accumulate_grad_batches=3)
+    run(task("linear head"), data, callbacks=[SaveWithin(path, 1)], accumulate_grad_batches=3)
     with pytest.raises(UserError, match="micro-batches"):
-        run(task(), data, path, accumulate_grad_batches=3)
+        run(task("linear head"), data, path, accumulate_grad_batches=3)
 
 
 def test_typed_rates_beat_those_of_the_checkpoint(run: Make, tmp_path: Path) -> None:

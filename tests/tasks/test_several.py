@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,7 @@ def test_each_task_predicts_as_alone_on_one_backbone(
     assert builds == ["tiny"] and list(tasks) == list(folders)
     assert len({id(task.model) for task in tasks.values()}) == 1
     trained = {name: set(dict(task.model.named_parameters())) for name, task in expected.items()}
-    for order in list(permutations(tasks))[:3]:
+    for order in ([*tasks], [*tasks][::-1]):
         for name in order:
             task = tasks[name]
             assert type(task) is type(expected[name])
@@ -162,7 +161,7 @@ def test_shared_tasks_can_be_tested(tmp_path: Path, trainer: Any, digits: Any) -
 # Weighted sums
 
 
-@pytest.mark.parametrize("kind", ["text head", "vision-language"])
+@pytest.mark.parametrize("kind", [pytest.param("text head", marks=pytest.mark.full), "vision-language"])
 def test_a_weighted_sum_is_that_of_the_weights(kind: str, tmp_path: Path) -> None:
     """The oracle adds the merged weights of the two to a plain model."""
     folders = {"a": saved(tmp_path / "a", kind), "b": saved(tmp_path / "b", kind, method="dora")}

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from randlora_pl.adapters import NoLA
 from randlora_pl.models import encode_prompts, load_clip
 from randlora_pl.tasks import TextHeadTask
+from randlora_pl.utils import reuse
 from randlora_pl.utils.errors import UserError
 
 from .small import CLASSES, TEMPLATES, batch, built, images, make, trained
@@ -19,8 +20,9 @@ from .small import CLASSES, TEMPLATES, batch, built, images, make, trained
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache for every test of this file."""
+    """An empty cache for every test of this file, and none in memory."""
     monkeypatch.setenv("RANDLORA_PL_CACHE", str(tmp_path))
+    monkeypatch.setattr(reuse, "_kept", None)
     return tmp_path
 
 

@@ -31,9 +31,10 @@ QUIET = (
     *("--model.learning_rate", "1e-3", "--trainer.enable_progress_bar", "true"),
 )
 IMAGES = (*SMALL[:-2], *QUIET)
+ACCUMULATED = (*IMAGES, "--trainer.accumulate_grad_batches", "2", "--data.steps", "5")
 PRUNED = (
-    *(*IMAGES, "--model.adapter", "AdaLoRA", "--model.adapter.rank", "4", "--model.adapter.warmup", "0"),
-    *("--model.adapter.every", "1"),
+    *(*ACCUMULATED, "--model.adapter", "AdaLoRA", "--model.adapter.rank", "4", "--model.adapter.warmup", "0"),
+    *("--model.adapter.every", "1", "--model.adapter.final", "0.4"),  # the fourth step has fixed ranks
 )
 RANDOM = ("--model.pretrained", "random", "--model.adapter", "RandLoRA", "--model.adapter.rank", "8")
 HEAD = ("--model.name", "tiny", *RANDOM, "--data.dataset", "digits", "--data.batch_size", "8", *QUIET)
@@ -46,7 +47,7 @@ def trainings(folder: Path) -> dict[str, list[str]]:
     decoder, encoder = json.dumps(SHAPES["qwen2"] | {"vocab_size": 300}), json.dumps(SHAPE)
     return {
         "joint": [*IMAGES],
-        "accumulated": [*IMAGES, "--trainer.accumulate_grad_batches", "2"],
+        "accumulated": [*ACCUMULATED],
         "local": [*IMAGES, "--model.loss_batch", "local"],
         "pruned": [*PRUNED],
         "head": ["--model", "LinearHeadTask", *HEAD],

@@ -21,7 +21,7 @@ from randlora_pl.models.prompted import (
 )
 from randlora_pl.models.prompted import texts as texts_module
 from tests.prompts import reference
-from tests.support.products import in_one_item
+from tests.support.products import covered, in_one_item
 
 WORDS = "a photo of a"  # four tokens
 NAMES = ["zebra", "cat", "a very old dog", "ox"]
@@ -64,8 +64,7 @@ def test_words_alone_are_the_models_own_texts() -> None:
         torch.testing.assert_close(F.normalize(encode_rows(tower, rows), dim=1), expected, rtol=0, atol=1e-6)
 
 
-@in_one_item("position", ["end", "middle", "front"])
-@in_one_item("specific", [False, True])
+@covered(("position", "specific"), ["end", "middle", "front"], [False, True], strength=1)
 def test_features_and_gradients_equal_those_of_texts_built_token_by_token(position: Any, specific: bool) -> None:
     model, tokenizer = tiny()
     context = drawn(4, 4, 128) if specific else drawn(4, 128)
@@ -152,8 +151,8 @@ def test_gradients_are_those_of_finite_differences() -> None:
         assert float((gradient * way).sum()) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-6)
 
 
-def test_a_thousand_gradients_add_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [f"{first}{second} {third}" for first in "abcdefghij" for second in "abcdefghij" for third in "klmnopqrst"]
+def test_hundreds_of_gradients_add_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{first}{second} {third}" for first in "abcdefghij" for second in "abcdefghij" for third in "klmn"]
 
     def found(bfloat16: bool) -> tuple[Tensor, ...]:
         model, tokenizer = tiny()

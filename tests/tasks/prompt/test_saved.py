@@ -17,7 +17,7 @@ from randlora_pl.prompts import CoOp
 from randlora_pl.tasks import PromptTask, load_task
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.run_results import model_results
-from tests.support.products import in_one_item
+from tests.support.products import in_one_item, marked
 from tests.tasks.prompt.learners import KINDS, make_prompts
 from tests.tasks.small import images, shake
 
@@ -49,7 +49,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "adapter"))
 
 
-@in_one_item("kind", KINDS)
+@pytest.mark.parametrize(("kind",), marked(zip(KINDS), lambda row: row[0] not in ("coop", "clip-lora", "promptsrc")))
 def test_a_saved_task_gives_the_same_logits_and_names_other_classes(kind: str, tmp_path: Path) -> None:
     task = built(kind)
     restored = load_task(task.save(tmp_path / "adapter"))
