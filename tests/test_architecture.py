@@ -3,6 +3,7 @@
 import ast
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import networkx
@@ -20,10 +21,15 @@ MOST_WORDS, MOST_FIRST = 5, 0
 """Uses of these words (five are code: `in words`), and first lines of docstrings that begin so."""
 
 
+@cache
+def tree_of(name: str) -> ast.Module:
+    return ast.parse(FILES[name].read_text(encoding="utf-8"))
+
+
 def imports(name: str) -> set[str]:
     """The modules of the package that a module imports, inside functions and for types, too."""
     found = set()
-    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(name)):
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("randlora_pl"):
             found |= {inner if (inner := f"{node.module}.{alias.name}") in FILES else str(node.module)
                       for alias in node.names}  # fmt: skip
@@ -44,10 +50,9 @@ def test_folders_and_files_are_small() -> None:
 
 def test_the_english_is_plain() -> None:
     words = first = 0
-    for file in FILES.values():
-        text = file.read_text(encoding="utf-8")
-        words += len(re.findall(rf"\b(?:{WORDS})\b", text, re.IGNORECASE))
-        for node in ast.walk(ast.parse(text)):
+    for name, file in FILES.items():
+        words += len(re.findall(rf"\b(?:{WORDS})\b", file.read_text(encoding="utf-8"), re.IGNORECASE))
+        for node in ast.walk(tree_of(name)):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 first += bool(re.match(rf"(?:{FIRST})\b", ast.get_docstring(node) or ""))
     assert words <= MOST_WORDS and first <= MOST_FIRST, (words, first)

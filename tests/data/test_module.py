@@ -227,7 +227,7 @@ def test_fast_dev_run(tmp_path: Path) -> None:
     assert len(task.seen) == 1
 
 
-@pytest.mark.parametrize("dataset", ["digits", "folder"])
+@pytest.mark.parametrize("dataset", [pytest.param("digits", marks=pytest.mark.full), "folder"])
 def test_device_transforms_hand_over_bytes_and_change_nothing(tree: Tree, tmp_path: Path, dataset: str) -> None:
     root = str(tree(cat=12, dog=12)) if dataset == "folder" else None
 
@@ -361,9 +361,10 @@ def test_skipped_images_are_counted_in_the_summary(tree: Tree, tmp_path: Path) -
 
 def test_images_of_too_many_pixels_are_unreadable(tree: Tree, tmp_path: Path) -> None:
     root = tree(cat=6, dog=6)
-    trainer(tmp_path, num_sanity_val_steps=0).fit(Task(), ImageData(dataset="folder", root=str(root), max_pixels=10**9))
+    many, few = (ImageData(dataset="folder", root=str(root), steps=1, max_pixels=limit) for limit in (10**9, 5))
+    trainer(tmp_path, num_sanity_val_steps=0).fit(Task(), many)
     with pytest.raises(UserError, match=r"the limit is 5.*--data.max_pixels N"):
-        trainer(tmp_path).fit(Task(), ImageData(dataset="folder", root=str(root), max_pixels=5))
+        trainer(tmp_path).fit(Task(), few)
 
 
 def test_pairs_end_to_end(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def failures(name: str, text: str, names: dict[str, Any]) -> str:
     return output.getvalue()
 
 
-FAST = ("adapters", "data", "models")
+FAST = ("adapters", "data")
 
 
 @pytest.mark.parametrize(("package",), marked(zip(PACKAGES), lambda row: row[0] in FAST, pytest.mark.slow))

@@ -32,7 +32,9 @@ def blocks_of(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", PAGES[f"docs/{page}.md"], flags=re.S)
 
 
-@pytest.mark.parametrize(("page",), marked(zip(NEEDS), lambda row: row[0] != "python", pytest.mark.slow))
+@pytest.mark.parametrize(
+    ("page",), marked(zip(NEEDS), lambda row: row[0] not in ("python", "prompt_tuning"), pytest.mark.slow)
+)
 def test_blocks_run_in_their_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in NEEDS[page]:
         pytest.importorskip(package, reason=f"the page needs {package}")

@@ -95,6 +95,7 @@ def test_a_sweep_measures_them_once_and_its_report_keeps_them(
     )
     rows[1] |= {"train": 10}
     (folder / "baselines.json").write_text(json.dumps(rows))
+    monkeypatch.setattr("randlora_pl.experiments.report.files.draw", lambda *_: b"<svg></svg>")  # no figure has them
     write_report(read_sweep(folder), tmp_path / "report")
     write_report(read_sweep(tmp_path / "report"), tmp_path / "again")
     text = (tmp_path / "report" / "report.md").read_text()

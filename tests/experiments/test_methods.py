@@ -35,11 +35,12 @@ def test_the_evidence_is_eight_datasets_with_five_seeds_and_some_of_them_are_sea
         ("evidence_texts", 12, {"films", "tweets scores"}),
     ):
         _, description = find_sweep(name)
-        cells = plan(description)
+        cells = plan(replace(description, seeds=description.seeds[:1]))
         trained = [cell for cell in cells if not cell.untrained]
-        assert len(trained) == 8 * methods * 5 and len({cell.hash for cell in cells}) == len(cells)
-        search = Search.of(description)
-        assert len(search.first(SweepFolder(Path("nowhere")))) == methods * 3 * len(searched)
+        assert len(trained) == 8 * methods and len({cell.hash for cell in cells}) == len(cells)
+        assert len(description.seeds) == 5
+        search = Search.of(replace(description, methods={"LoRA": description.methods["LoRA"]}))
+        assert len(search.first(SweepFolder(Path("nowhere")))) == 3 * len(searched)
         rates = sorted(rate for (rate,) in search.candidates["LoRA"])
         assert all(second / first == 2 for first, second in pairwise(rates)) and rates[-1] > 1
         assert {cell.labels.dataset for cell in search.all_cells()} == searched

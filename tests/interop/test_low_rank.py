@@ -18,7 +18,7 @@ from randlora_pl.interop.updates import layer_updates, updates, weighted_sum
 from randlora_pl.tasks import load_task
 from randlora_pl.utils.errors import UserError
 from tests.interop.adapters import MORE, rounded, saved
-from tests.support.products import marked
+from tests.support.products import covering, marked
 from tests.tasks.small import CLASSES, images, two_blocks
 
 
@@ -58,37 +58,37 @@ def test_full_rank_changes_nothing(kind: str, method: str, tmp_path: Path) -> No
     assert isinstance(read_adapter(tmp_path / "lora").adapter, LoRA)
 
 
-@pytest.mark.parametrize("output", ["lora", "lora.safetensors"])
-def test_rank_and_error_of_each_layer(output: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("output", "wish"), covering(["lora", "lora.safetensors"], [{"rank": 5}, {"error": 0.3}], strength=1)
+)
+def test_rank_and_error_of_each_layer(output: str, wish: dict[str, Any], tmp_path: Path) -> None:
     """Reported errors are the tails of the singular values, and those between the updates of the two files."""
     saved(tmp_path / "a")
     one = layer_updates(read_adapter(tmp_path / "a"))
-    for wish in ({"rank": 5}, {"error": 0.3}):
-        made = converted(tmp_path / "a", tmp_path / output, **wish)
-        two = layer_updates(read_adapter(tmp_path / output))
-        assert [row.layer for row in made.layers] == list(one)
-        for row in made.layers:
-            delta = one[row.layer].double()
-            values = np.linalg.svd(delta.numpy(), compute_uv=False)
-            tails = [float(np.sqrt(sum(values[k:] ** 2) / sum(values**2))) for k in range(len(values) + 1)]
-            smallest = next(k for k, tail in enumerate(tails) if tail <= wish.get("error", 0))
-            assert row.rank == wish.get("rank", smallest)
-            assert row.error == pytest.approx(tails[row.rank], rel=1e-6)
-            assert float((two[row.layer] - delta).norm() / delta.norm()) == pytest.approx(row.error, abs=1e-6)
-            assert tuple(delta.shape) == row.shape and float(delta.norm()) == pytest.approx(row.norm)
-        gap = sum(float((two[layer] - delta).norm() ** 2) for layer, delta in one.items())
-        whole = sum(float(delta.norm() ** 2) for delta in one.values())
-        assert made.error == pytest.approx((gap / whole) ** 0.5, rel=1e-4)
-        assert made.parameters == sum(row.rank * sum(row.shape) for row in made.layers)
-        assert made.parameters == sum(tensor.numel() for tensor in read_adapter(tmp_path / output).tensors.values())
-        path = tmp_path / output
-        assert made.size == (path if path.is_file() else path / "adapter.safetensors").stat().st_size + (
-            0 if path.is_file() else (path / "adapter_config.json").stat().st_size
-        )
+    made = converted(tmp_path / "a", tmp_path / output, **wish)
+    two = layer_updates(read_adapter(tmp_path / output))
+    assert [row.layer for row in made.layers] == list(one)
+    for row in made.layers:
+        delta = one[row.layer].double()
+        values = np.linalg.svd(delta.numpy(), compute_uv=False)
+        tails = [float(np.sqrt(sum(values[k:] ** 2) / sum(values**2))) for k in range(len(values) + 1)]
+        smallest = next(k for k, tail in enumerate(tails) if tail <= wish.get("error", 0))
+        assert row.rank == wish.get("rank", smallest)
+        assert row.error == pytest.approx(tails[row.rank], rel=1e-6)
+        assert float((two[row.layer] - delta).norm() / delta.norm()) == pytest.approx(row.error, abs=1e-6)
+        assert tuple(delta.shape) == row.shape and float(delta.norm()) == pytest.approx(row.norm)
+    gap = sum(float((two[layer] - delta).norm() ** 2) for layer, delta in one.items())
+    whole = sum(float(delta.norm() ** 2) for delta in one.values())
+    assert made.error == pytest.approx((gap / whole) ** 0.5, rel=1e-4)
+    assert made.parameters == sum(row.rank * sum(row.shape) for row in made.layers)
+    assert made.parameters == sum(tensor.numel() for tensor in read_adapter(tmp_path / output).tensors.values())
+    path = tmp_path / output
+    files = [path] if path.is_file() else [path / name for name in ("adapter.safetensors", "adapter_config.json")]
+    assert made.size == sum(file.stat().st_size for file in files)
 
 
 def test_a_rank_above_the_smaller_side_is_that_side(tmp_path: Path) -> None:
-    saved(tmp_path / "a", "vision-language")
+    saved(tmp_path / "a", "vision-language", targets=["fc1"])
     made = converted(tmp_path / "a", tmp_path / "lora", rank=10_000)
     assert {row.rank for row in made.layers} == {192, 128}  # of the image and the text tower
     assert made.error < 1e-6
@@ -204,16 +204,23 @@ def test_towers_and_nothing_at_all(tmp_path: Path) -> None:
 def test_another_outcome_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path / "a")
     before = sorted(tmp_path.rglob("*"))
+    file = read_adapter(tmp_path / "a")
+    base = load_base(file)
+    total = updates(base, file)
+
+    def convert(output: str, **wish: int) -> None:
+        write_lora(tmp_path / output, base, total, [file], file, **wish)
+
     monkeypatch.setattr(compare_outputs, "TOLERANCE", -1.0)
     for output in ("lora", "lora.safetensors"):
         with pytest.raises(UserError, match="nothing"):
-            converted(tmp_path / "a", tmp_path / output, rank=2)
+            convert(output, rank=2)
     monkeypatch.undo()
     with pytest.raises(UserError, match="either --rank"):
-        converted(tmp_path / "a", tmp_path / "lora")
+        convert("lora")
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError):
-        converted(tmp_path / "a", tmp_path / "file" / "lora", rank=2)
+        convert("file/lora", rank=2)
     (tmp_path / "file").unlink()
     assert sorted(tmp_path.rglob("*")) == before
 

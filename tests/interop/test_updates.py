@@ -29,8 +29,14 @@ def shallow() -> Iterator[None]:
 
 @in_one_item("method", MORE)
 def test_updates_are_the_differences_of_the_weights(method: str, tmp_path: Path) -> None:
+    """By key, and by layer from the file alone."""
     task = saved(tmp_path / "a", method=method)
     file = read_adapter(tmp_path / "a")
+    layers = layer_updates(file)
+    assert list(layers) == list(file.layers)
+    if not file.adapter.trains_base:
+        expected = delta_weights(task.model)
+        assert all(torch.equal(delta, expected[layer]) for layer, delta in layers.items())
     base = load_base(file)
     plain = base.model.state_dict()
     before = {key: value.clone() for key, value in plain.items()}
@@ -52,18 +58,6 @@ def test_updates_belong_to_the_tower_or_to_the_whole_model(kind: str, tmp_path: 
     file = read_adapter(tmp_path / "a")
     towers = {key.startswith("visual.") for key in updates(load_base(file), file)}
     assert towers == ({True, False} if kind == "vision-language" else {True})
-
-
-@in_one_item("method", MORE)
-def test_layers_from_the_file_alone(method: str, tmp_path: Path) -> None:
-    task = saved(tmp_path / "a", method=method)
-    file = read_adapter(tmp_path / "a")
-    found = layer_updates(file)
-    assert list(found) == list(file.layers)
-    if not file.adapter.trains_base:
-        expected = delta_weights(task.model)
-        for layer, delta in found.items():
-            assert torch.equal(delta, expected[layer])
 
 
 def test_layers_of_a_model_that_no_library_builds(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from .small import SHAPES
 
 Refused = Callable[..., str]
 SMALL = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--run.logger", "csv")
+SHORT = ("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1")
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def words(toy: Path, tokenizer: Path) -> list[str]:
     ]
 
 
-@pytest.mark.slow  # the resumed run below is a shorter fit of a decoder
+@pytest.mark.slow
 def test_a_fit_learns_the_toy_instruction(run: Run, words: list[str], tmp_path: Path) -> None:
     """New questions are answered, and everything about the run is where that of an image run is."""
     shown = run("fit", *words, "--data.steps", "400", "--run.name", "toy", "--run.logger", "tensorboard")
@@ -76,10 +77,11 @@ def test_a_fit_learns_the_toy_instruction(run: Run, words: list[str], tmp_path: 
     assert "exists" in run("adapter", "merge", str(folder / "adapter"), "--output", str(tmp_path / "merged")).err
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(
     run: Run, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fits = [*words, "--data.steps", "4", "--trainer.limit_test_batches", "1", "--checkpoint.every_n_steps", "2"]
+    fits = [*words, *SHORT, "--data.steps", "4", "--checkpoint.every_n_steps", "2"]
     assert run("fit", *fits, "--run.name", "whole").code == 0
     losses, calls = CausalLMTask.sample_losses, []
 
@@ -128,7 +130,7 @@ def write_commonsense(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("evaluation", ["generate", "likelihood"])
+@pytest.mark.parametrize("evaluation", [pytest.param("generate", marks=pytest.mark.full), "likelihood"])
 def test_the_shipped_config_runs_with_random_weights(evaluation: str, run: Run, tmp_path: Path) -> None:
     """Qwen2's config on true file formats: accuracy of each test, their mean, and answers that were not found."""
     root = write_commonsense(tmp_path / "data")
@@ -203,16 +205,13 @@ def test_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_pat
     assert "Unknown option --data.shots. It is one of images. All options" in fit("--data.shots", "4")
     told = "Unknown option --data.max_length. It is one of labelled texts; here --data.cutoff."
     assert told in fit("--data.max_length", "5")
-    assert "Unknown option --model.beams" in fit("--model.beams", "4")
     assert "num_beams is 0" in fit("--model.num_beams", "0")
     assert "qwen2 has no 'hidden'. Did you mean" in fit("--model.config_overrides", "{hidden: 4}")
     odd = SHAPES["qwen2"] | {"vocab_size": 64, "hidden_size": 60}
     told = fit("--model.config_overrides", json.dumps(odd))
     assert "num_attention_heads" in told and "RuntimeError" in told
-    for name, tasks in (("jsonl", "CausalLMTask or TextClassificationTask"), ("rte", "TextClassificationTask")):
-        assert f"is of texts: it needs --model {tasks}." in refused("fit", "--data.dataset", name)
+    assert "is of texts: it needs --model TextClassificationTask." in refused("fit", "--data.dataset", "rte")
     assert "train.jsonl does not exist" in fit("--data.root", str(tmp_path))
-    assert "accelerator" not in fit("--model.quantize", "4bit")
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n')
@@ -224,6 +223,10 @@ def test_further_mistakes_are_told_in_a_line(refused: Refused, words: list[str],
     def fit(*more: str) -> str:
         return refused("fit", *words, *more)
 
+    assert "Unknown option --model.beams" in fit("--model.beams", "4")
+    said = refused("fit", "--data.dataset", "jsonl")
+    assert "is of texts: it needs --model CausalLMTask or TextClassificationTask." in said
+    assert "accelerator" not in fit("--model.quantize", "4bit")
     assert "makes no model: " in fit("--model.config_overrides", "{hidden_size: wide}")
     assert "makes no model: " in fit("--model.config_overrides", "{num_attention_heads: 0}")
     assert "cannot be loaded (--model.name)" in fit("--model.pretrained", "null", "--model.config_overrides", "null",
@@ -237,15 +240,14 @@ def test_further_mistakes_are_told_in_a_line(refused: Refused, words: list[str],
 
 
 def test_a_test_is_offered_where_there_is_one(run: Run, words: list[str], toy: Path, tmp_path: Path) -> None:
+    """The run of `test_predict_says_that_it_takes_images` has one."""
     own = tmp_path / "own"
     own.mkdir()
     shutil.copy(toy / "train.jsonl", own)
-    for root, offered in ((own, False), (toy, True)):
-        shown = run("fit", *words, "--data.root", str(root), "--data.steps", "1", "--trainer.limit_val_batches", "1",
-                    "--trainer.limit_test_batches", "1")  # fmt: skip
-        assert shown.code == 0, shown.err
-        assert "adapter merge" in shown.out and ("randlora-pl test" in shown.out) == offered
-        assert ("; none to test (no test.jsonl" in shown.out.replace("\n", " ")) != offered
+    shown = run("fit", *words, *SHORT, "--data.root", str(own), "--data.steps", "1")
+    assert shown.code == 0, shown.err
+    assert "adapter merge" in shown.out and "randlora-pl test" not in shown.out
+    assert "; none to test (no test.jsonl" in shown.out.replace("\n", " ")
 
 
 @pytest.mark.slow
@@ -309,8 +311,10 @@ def test_the_missing_extra_is_told(refused: Refused, words: list[str], monkeypat
 
 
 def test_predict_says_that_it_takes_images(run: Run, refused: Refused, words: list[str], tmp_path: Path) -> None:
-    fit = run("fit", *words, "--data.steps", "1", "--trainer.limit_test_batches", "1", "--run.name", "one")
-    assert fit.code == 0
+    each = ("--trainer.check_val_every_n_epoch", "null", "--trainer.val_check_interval", "1")
+    fit = run("fit", *words, *SHORT, *each, "--data.steps", "1", "--run.name", "one")
+    assert fit.code == 0 and "validation     1 time on " in fit.out
+    assert "randlora-pl test" in fit.out and "none to test" not in fit.out
     (folder,) = (tmp_path / "runs" / "one").glob("2*")
     place = folder.relative_to(tmp_path) / "adapter"
     assert f"randlora-pl predict --adapter {place} --texts FILE --output predictions.csv" in fit.out
@@ -325,11 +329,9 @@ def test_predict_says_that_it_takes_images(run: Run, refused: Refused, words: li
 
 
 def test_a_run_that_ends_before_its_first_validation_says_so(run: Run, words: list[str]) -> None:
-    fit = [*words, "--data.steps", "2", "--trainer.limit_test_batches", "1"]
-    fit += ["--trainer.check_val_every_n_epoch", "null"]
-    shown = run("fit", *fit, "--trainer.val_check_interval", "3")
+    late = ("--trainer.check_val_every_n_epoch", "null", "--trainer.val_check_interval", "3")
+    shown = run("fit", *words, *SHORT, *late, "--data.steps", "2")
     assert shown.code == 0 and "none: --trainer.val_check_interval is 3, and the run has 2 batches" in shown.out
-    assert "validation     1 time on " in run("fit", *fit, "--trainer.val_check_interval", "2").out
 
 
 @pytest.mark.slow

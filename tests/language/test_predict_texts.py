@@ -23,7 +23,7 @@ from tests.support.cli import Run
 from . import classify
 from .classify import write_csv, write_reviews, write_scores
 from .files import record, write_commonsense, write_e2e
-from .small import SHAPES, make
+from .small import SHAPES, make, write_toy
 from .test_cli import SMALL
 
 Refused = Callable[..., str]
@@ -44,6 +44,12 @@ def decoder(root: Path, data: Path, tokenizer: Path | str, *words: str, kind: st
         "--model.config_overrides", shape, "--model.tokenizer", str(tokenizer), "--model.adapter", "RandLoRA",
         "--model.adapter.rank", "8", "--data.root", str(data), "--trainer.limit_val_batches", "0", *words,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy task with fewer tests, all of which are answered again and again."""
+    return write_toy(tmp_path_factory.mktemp("toy"), 24)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +97,7 @@ def test_answers_are_those_of_the_test_whatever_the_batch(run: Run, repeater: Pa
     rows = predicted(run, repeater, "--texts", str(toy / "test.jsonl"), "--batch-size", batch)
     tested = answers(repeater)
     assert [(row["prompt"], row["written"]) for row in rows] == [(row["prompt"], row["written"]) for row in tested]
-    assert len(rows) == 90 and len({row["written"] for row in rows}) > 3
+    assert len(rows) == 24 and len({row["written"] for row in rows}) > 3
 
 
 def test_the_forms_of_a_file_say_the_same(
@@ -312,7 +318,7 @@ def test_several_adapters_say_what_each_says_alone(run: Run, repeater: Path, toy
     assert alone[0] != alone[1]
     shown = run(*base, "both.csv", "--adapter", f"one={paths[0]}", f"two={paths[1]}")
     assert shown.code == 0, shown.err
-    assert "both.csv: 90 prompts, 2 adapters (one, two), at most 2 tokens after each or at most 4" in shown.out
+    assert "both.csv: 24 prompts, 2 adapters (one, two), at most 2 tokens after each or at most 4" in shown.out
     text = (tmp_path / "both.csv").read_text()
     assert text.startswith("prompt,adapter,written\n")
     for name, rows in zip(("one", "two"), alone, strict=True):

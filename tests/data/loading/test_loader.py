@@ -25,6 +25,7 @@ from randlora_pl.data.validate import SAMPLING
 from randlora_pl.utils.errors import UserError
 from tests.data.conftest import Tree
 from tests.data.images.batches import train_batch
+from tests.support.products import covering
 
 FRAME = Frame(12)
 
@@ -75,8 +76,7 @@ def test_training_batch_holds_what_it_says() -> None:
     }
 
 
-@pytest.mark.parametrize("sampling", SAMPLING)
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("num_workers", "sampling"), covering([0, 2], SAMPLING, strength=1))
 def test_restart_is_bit_identical(num_workers: int, sampling: str) -> None:
     batches = train(samples_of(), sampling)
     undisturbed = list(Loader(batches))

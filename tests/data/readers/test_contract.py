@@ -3,6 +3,8 @@
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,11 @@ def of_every_row(check: Callable[[Copy], None]) -> Callable[[Copy], None]:
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_contract(name: str, copies: Copies, subtests: pytest.Subtests) -> None:
+    copy = replace(copies(name))
+    copy.read = cache(copy.read)  # type: ignore[method-assign]
     for check in CHECKS:
         with subtests.test(check.__name__):
-            check(copies(name))
+            check(copy)
 
 
 def test_every_format_has_a_builder() -> None:
@@ -76,7 +80,8 @@ def pixels_are_rgb_and_agree_with_labels(copy: Copy) -> None:
     for split in copy.made.sizes:
         samples = copy.samples(split)
         clear = 0
-        for label, row in zip(samples.labels.tolist(), samples.rows.tolist(), strict=True):
+        looked = slice(None, None, 1 + 2 * (len(samples) // 1000))  # odd: the kinds of images come in turns of eight
+        for label, row in zip(samples.labels[looked].tolist(), samples.rows[looked].tolist(), strict=True):
             image = samples.images.load(row)
             assert image.dtype == np.uint8 and image.ndim == 3 and image.flags.c_contiguous
             shapes.add(image.shape)
@@ -87,7 +92,7 @@ def pixels_are_rgb_and_agree_with_labels(copy: Copy) -> None:
             shown = label_of(image[image.shape[0] // 2, image.shape[1] // 2])
             assert shown in (label, None), samples.images.name(row)
             clear += shown is not None
-        assert copy.row.name == "mnist" or clear > len(samples) / 3
+        assert copy.row.name == "mnist" or clear > len(samples.rows[looked]) / 3
     if not isinstance(samples.images, ArrayImages) and copy.row.name not in ("gtsrb", "pascalvoc"):
         assert shapes == {(SIZE[1], SIZE[0], 3), (SIZE[0], SIZE[1], 3)}  # EXIF: some are turned upright
     if copy.row.name == "pascalvoc":

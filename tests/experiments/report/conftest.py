@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.experiments.report.collect import Sweep, read_sweep
+from randlora_pl.experiments.report.files import write_report
 from tests.experiments.report.sweeps import Labels, write_sweep
+from tests.support.shared import made_once
 
 
 def lacks(labels: Labels) -> bool:
@@ -33,10 +35,25 @@ def rank_of(labels: Labels) -> dict[str, list[float]]:
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models, five datasets, four budgets, six methods, three seeds; some missing, some failed. Read only."""
-    made = tmp_path_factory.mktemp("sweeps") / "made-up"
-    return write_sweep(made, keep=lambda labels: not lacks(labels), fail=failure, more=rank_of)
+
+    def make(folder: Path) -> None:
+        write_sweep(folder, keep=lambda labels: not lacks(labels), fail=failure, more=rank_of)
+
+    return made_once(tmp_path_factory, "made-up", make)
 
 
 @pytest.fixture(scope="session")
 def sweep(folder: Path) -> Sweep:
     return read_sweep(folder)
+
+
+@pytest.fixture(scope="session")
+def report(sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of this sweep. Read only."""
+    return made_once(tmp_path_factory, "made-up-report", lambda output: write_report(sweep, output))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are left empty: to draw them takes longer than all else in a report."""
+    monkeypatch.setattr("randlora_pl.experiments.report.files.draw", lambda *_: b"<svg></svg>")

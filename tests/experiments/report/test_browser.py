@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from randlora_pl.experiments.report.collect import Sweep
-from randlora_pl.experiments.report.files import write_report
 from tests.support.browser import NEEDED, opened_browser, set_screen
+from tests.support.products import covering
 
 pytestmark = NEEDED
 
@@ -25,11 +24,9 @@ return [...document.querySelectorAll(kinds)].filter(node => !node.querySelector(
 
 
 @pytest.fixture(scope="module")
-def driver(sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    output = tmp_path_factory.mktemp("page")
-    write_report(sweep, output)
+def driver(report: Path) -> Iterator[Any]:
     with opened_browser() as opened:
-        opened.page = (output / "index.html").as_uri()
+        opened.page = (report / "index.html").as_uri()
         yield opened
 
 
@@ -42,7 +39,10 @@ def pixels(png: bytes) -> Any:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=float)
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+WIDTHS = [390, pytest.param(1280, marks=pytest.mark.full)]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 def test_the_page_is_as_wide_as_the_screen(driver: Any, width: int) -> None:
     show(driver, width)
     wide, screen = driver.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
@@ -50,7 +50,7 @@ def test_the_page_is_as_wide_as_the_screen(driver: Any, width: int) -> None:
     assert driver.get_log("browser") == []
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", WIDTHS)
 def test_no_block_lies_on_another(driver: Any, width: int) -> None:
     show(driver, width)
     boxes = driver.execute_script(BOXES)
@@ -62,7 +62,7 @@ def test_no_block_lies_on_another(driver: Any, width: int) -> None:
             assert across <= 1 or down <= 1, f"{one[0]!r} lies on {other[0]!r}"
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
+@pytest.mark.parametrize(("width", "scheme"), covering([390, 1280], ["light", "dark"], strength=1))
 def test_no_figure_is_empty(driver: Any, width: int, scheme: str) -> None:
     show(driver, width, scheme)
     drawings = driver.find_elements("css selector", "figure svg")
@@ -111,7 +111,7 @@ def test_no_table_is_stretched_or_cut_at_the_bottom(driver: Any) -> None:
     assert len(found) > 8 and all(cut <= 0 and stretched <= 1 for cut, stretched in found)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.full), "dark"])
 def test_differences_are_coloured_and_can_be_read(driver: Any, scheme: str) -> None:
     show(driver, 1280, scheme)
     found = driver.execute_script("""

@@ -19,17 +19,14 @@ from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.render import build
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.utils.errors import UserError
-from tests.experiments.report.sweeps import METHODS, description, write_sweep
+from tests.experiments.report.sweeps import METHODS, MODELS, description, write_sweep
 
 SIZES = ("b-32", "l-14")
-SMALL = description(datasets=["cars", "dtd"], budgets=[1], methods={m: METHODS[m] for m in ("LoRA-32", "RandLoRA-6")})
-
-
-@pytest.fixture(scope="module")
-def report(sweep: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("report")
-    write_report(sweep, output)
-    return output
+B32 = "CLIP-ViT-B/32"
+SMALL = description(
+    models={B32: MODELS[B32]}, datasets=["cars", "dtd"], budgets=[1],
+    methods={m: METHODS[m] for m in ("LoRA-32", "RandLoRA-6")},
+)  # fmt: skip
 
 
 class Page(html.parser.HTMLParser):
@@ -141,7 +138,7 @@ def test_summary(sweep: Sweep, report: Path) -> None:
                 assert float(row["difference"]) == pytest.approx(float(row["mean"]) - float(row["paper"]), abs=2e-3)
     averages = [row for row in rows if row["dataset"] == "(average)"]
     assert len(averages) == 2 * (4 * 6 + 1)
-    (row,) = [r for r in averages if (r["model"], r["budget"], r["method"]) == ("CLIP-ViT-B/32", "16-shot", "LoRA-32")]
+    (row,) = [r for r in averages if (r["model"], r["budget"], r["method"]) == (B32, "16-shot", "LoRA-32")]
     assert row["datasets"] == "cars dtd eurosat flowers102" and row["ci95"] and row["paper"]
 
 
@@ -194,7 +191,9 @@ def test_what_is_shown_is_escaped() -> None:
 
 def test_labels_that_look_alike_have_their_own_figures(tmp_path: Path) -> None:
     models = {"ViT-B/32": {}, "ViT-B-32": {}, "模型": {}, "型号": {}, "x" * 300: {}}
-    sweep = read_sweep(write_sweep(tmp_path / "sweep", SMALL | {"models": models, "paper": None}, zeroshot=False))
+    content = SMALL | {"models": models, "paper": None}
+    on_cpu = {"device": "cpu"}  # has no figure of memory
+    sweep = read_sweep(write_sweep(tmp_path / "sweep", content, more=lambda labels: on_cpu, zeroshot=False))
     made = write_report(sweep, tmp_path / "report")
     drawn = [file.name for file in made if file.name.startswith("differences-") and file.suffix == ".png"]
     assert len(set(drawn)) == len(models) and {f"differences-vit-b-32{end}.png" for end in ("", "-2")} <= set(drawn)
@@ -232,6 +231,7 @@ def test_what_stands_beside_is_told(tmp_path: Path, tables: list[int], said: str
     assert said in text and unsaid not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_ends_with_how_it_was_made(tmp_path: Path) -> None:
     known = {"machine": "Linux-x86_64", "cpu_threads": 2, "version/torch": "2.9.1", "version/python": "3.12.1"}
     sweep = read_sweep(write_sweep(tmp_path / "sweep", SMALL | {"paper": None}, more=lambda labels: known))
@@ -253,6 +253,7 @@ def test_one_seed_is_told(tmp_path: Path) -> None:
     assert any(point.startswith("One seed gives no confidence intervals") for point in document.sections[0].points)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_overwriting(tmp_path: Path) -> None:
     sweep = read_sweep(write_sweep(tmp_path / "sweep", SMALL))
     output = tmp_path / "out"
@@ -268,6 +269,7 @@ def test_overwriting(tmp_path: Path) -> None:
     assert not list(output.glob(".part*"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = read_sweep(write_sweep(tmp_path / "sweep", SMALL))
 

@@ -34,6 +34,7 @@ from tests.support.products import in_one_item
 
 B32, L14 = "CLIP-ViT-B/32", "CLIP-ViT-L/14"
 LONG = "LoRA of all ranks (matched to RandLoRA-6)"
+FEW: dict[str, Any] = {"models": {B32: {}}, "datasets": ["cars", "dtd"], "budgets": [1], "seeds": [1]}
 
 
 def compared(results: Results, model: str = B32) -> Reference:
@@ -87,20 +88,18 @@ def check(picture: Picture | None) -> Figure:
     return figure
 
 
-def test_figures_of_a_whole_sweep(sweep: Sweep) -> None:
+@pytest.mark.parametrize(("model", "memory"), [(B32, "7.30 GB"), pytest.param(L14, "21.90 GB", marks=pytest.mark.full)])
+def test_figures_of_a_whole_sweep(sweep: Sweep, model: str, memory: str) -> None:
     results = Results(sweep)
-    for model in (B32, L14):
-        picture = drawn(results, model)
-        figure = check(picture)
-        assert len(figure.axes) == 1 and "over 5 datasets" in picture.caption
-        assert "difference to LoRA-32, points" in [word.get_text() for word in words(figure)]
-        estimate = compared(results, model).pairs["RandLoRA-6"].of_budget("1-shot")
-        assert estimate is not None and f"RandLoRA-6 1-shot {estimate.mean:+.1f} ± {estimate.half:.1f}" in (
-            picture.described
-        )
-        memory = memory_picture(results, model)
-        check(memory)
-        assert memory is not None and f"LoRA-32 {7.3 * (3 if model == L14 else 1):.2f} GB" in memory.described
+    picture = drawn(results, model)
+    figure = check(picture)
+    assert len(figure.axes) == 1 and "over 5 datasets" in picture.caption
+    assert "difference to LoRA-32, points" in [word.get_text() for word in words(figure)]
+    estimate = compared(results, model).pairs["RandLoRA-6"].of_budget("1-shot")
+    assert estimate is not None and f"RandLoRA-6 1-shot {estimate.mean:+.1f} ± {estimate.half:.1f}" in picture.described
+    used = memory_picture(results, model)
+    check(used)
+    assert used is not None and f"LoRA-32 {memory}" in used.described
     picture = parameter_picture(results, "CLIP", [B32, L14])
     figure = check(picture)
     assert figure.axes[0].get_xscale() == "log"
@@ -139,7 +138,7 @@ def test_points_are_the_differences(sweep: Sweep) -> None:
     ids=["many methods", "long names", "many models", "one cell", "six budgets"],
 )
 def test_nothing_overlaps(tmp_path: Path, changes: dict[str, Any]) -> None:
-    content = description(**changes)
+    content = description(**({"datasets": ["cars", "dtd"], "seeds": [1, 2]} | changes))
     sizes = {method: 1000 * (n + 1) ** 3 for n, method in enumerate(content["methods"])}
     made = write_sweep(tmp_path, content, more=lambda labels: {"trainable_parameters": sizes.get(labels["method"], 0)})
     sweep = read_sweep(made)
@@ -159,7 +158,7 @@ def test_lines_join_the_ranks_of_an_adapter(tmp_path: Path) -> None:
     def more(cell: dict[str, Any]) -> dict[str, Any]:
         return {"method": kinds.get(cell["method"], ""), "trainable_parameters": sizes.get(cell["method"], 0)}
 
-    content = description(models={B32: {}}, methods={name: {} for name in kinds})
+    content = description(**FEW, methods={name: {} for name in kinds})
     figure = check(parameter_picture(Results(read_sweep(write_sweep(tmp_path, content, more=more))), "CLIP", [B32]))
     lines = [list(line.get_xdata()) for line in figure.axes[0].get_lines() if line.get_linestyle() == "-"]  # type: ignore[arg-type]
     assert [1000, 2000, 3000] in lines and [4000] in lines and [5000] in lines and [6000] in lines
@@ -178,7 +177,7 @@ def test_one_value_has_no_bar(tmp_path: Path, datasets: list[str], bars: int) ->
 
 def test_nearly_equal_sizes_are_drawn_side_by_side(tmp_path: Path) -> None:
     sizes = {"LoRA-32": 1000, "RandLoRA-6": 1050, "NoLA": 5000}
-    content = description(models={B32: {}}, methods={name: {} for name in sizes})
+    content = description(**FEW, methods={name: {} for name in sizes})
     made = write_sweep(tmp_path, content, more=lambda cell: {"trainable_parameters": sizes.get(cell["method"], 0)})
     axes: Any = check(parameter_picture(Results(read_sweep(made)), "CLIP", [B32])).axes[0]
     at = {container.get_label(): container.lines[0].get_xdata()[0] for container in axes.containers}
@@ -188,14 +187,14 @@ def test_nearly_equal_sizes_are_drawn_side_by_side(tmp_path: Path) -> None:
 
 def test_memory_is_that_of_gpus(tmp_path: Path) -> None:
     """On a CPU the process itself takes most of it; what was not measured has no bar."""
-    made = write_sweep(
-        tmp_path / "some", more=lambda cell: {"peak_memory_bytes": 0} if cell["method"] == "NoLA" else {}
-    )
+    few = description(**FEW)
+    none = {"peak_memory_bytes": 0}
+    made = write_sweep(tmp_path / "some", few, more=lambda cell: none if cell["method"] == "NoLA" else {})
     picture = memory_picture(Results(read_sweep(made)), B32)
     check(picture)
     assert picture is not None and "NoLA" not in picture.described and "VeRA-256 7.00 GB" in picture.described
-    for name, figures in (("none", {"peak_memory_bytes": 0}), ("cpu", {"device": "cpu"})):
-        made = write_sweep(tmp_path / name, more=lambda labels, figures=figures: figures)  # type: ignore[misc]
+    for name, figures in (("none", none), ("cpu", {"device": "cpu"})):
+        made = write_sweep(tmp_path / name, few, more=lambda labels, figures=figures: figures)  # type: ignore[misc]
         assert memory_picture(Results(read_sweep(made)), B32) is None
 
 
@@ -222,8 +221,8 @@ def test_every_colour_is_seen_on_light_and_dark(colour: str, page: str) -> None:
     assert (high + 0.05) / (low + 0.05) >= 3
 
 
-def test_the_same_figure_gives_the_same_file(sweep: Sweep) -> None:
-    results = Results(sweep)
+def test_the_same_figure_gives_the_same_file(tmp_path: Path) -> None:
+    results = Results(read_sweep(write_sweep(tmp_path, description(**FEW))))
     for form in ("svg", "png"):
         files = []
         for _ in range(2):

@@ -68,9 +68,12 @@ def test_cells_one_after_the_other_are_bit_for_bit_those_alone(tmp_path: Path) -
             assert one.read_bytes() == other.read_bytes(), cell.labels
 
 
-def test_a_cell_is_the_run_that_fit_makes_of_its_config(tmp_path: Path) -> None:
+def test_a_cell_is_the_run_that_fit_makes_of_its_config(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It prints nothing, and its log has it."""
     cell = cells_of()[0]
     place = run(cell, SweepFolder(tmp_path / "sweep"))
+    assert capfd.readouterr().out == ""
+    assert "parameters" in (place / "run.log").read_text()
     os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
     words = ("--trainer.enable_progress_bar", "false", "--run.root", str(tmp_path / "runs"))
     assert main(["fit", "--config", str(place / "config.yaml"), *words]) == 0
@@ -157,12 +160,6 @@ def test_a_cell_starts_from_the_lora_of_its_first_stage_which_is_trained_once(
         assert first_figures["steps"] == 3 and figures["first/fit_seconds"] == first_figures["fit_seconds"]
         folder.succeed(cell, keep_adapters=False)
         assert not (place / "first").exists()
-
-
-def test_nothing_is_printed_and_the_log_has_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    place = run(cells_of()[0], SweepFolder(tmp_path))
-    assert capfd.readouterr().out == ""
-    assert "parameters" in (place / "run.log").read_text()
 
 
 def test_a_search_does_not_test(tmp_path: Path) -> None:

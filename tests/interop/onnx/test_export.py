@@ -157,7 +157,7 @@ def test_what_cannot_be_exported(tmp_path: Path, export: Export, capfd: pytest.C
     assert capfd.readouterr() == ("", "")
 
 
-@EXPORTS
+@pytest.mark.parametrize("export", [pytest.param(export_onnx, marks=pytest.mark.full), export_torch])
 def test_other_numbers_are_refused(tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that computes something else never gets its name, and an older one stays."""
     suffix = "onnx" if export is export_onnx else "pt2"

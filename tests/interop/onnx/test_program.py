@@ -1,6 +1,7 @@
 """The plain module against the task that it was made from, with its adapter in place."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,21 +21,26 @@ from randlora_pl.models import load_clip
 from randlora_pl.tasks import LinearHeadTask, TextHeadTask, VisionLanguageTask
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.utils.errors import UserError
+from tests.tasks.small import two_blocks
 
 NAMES, PROMPTS = ["cat", "dog", "cow"], ["a photo of a {}.", "art of a {}."]
 TASKS: dict[str, Any] = {
     "both towers": lambda **more: VisionLanguageTask(adapter=RandLoRA(rank=6), **more),
     "text head": lambda **more: TextHeadTask(adapter=DoRA(inner=LoRA(rank=2)), **more),
     "linear head, CLIP": lambda **more: LinearHeadTask(name="tiny", adapter=BitFit(), **more),
-    "linear head, timm": lambda **more: LinearHeadTask(
-        name="vit_tiny_patch16_224", pretrained="random", img_size=32, adapter=LoRA(rank=2), **more
-    ),
+    "linear head, timm": lambda **more: LinearHeadTask(name="test_vit", img_size=32, adapter=LoRA(rank=2), **more),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _shallow() -> Iterator[None]:
+    with two_blocks():
+        yield
 
 
 def trained(kind: str, **options: Any) -> AdaptationTask:
     """A task whose adapter and head have some other values than at the start."""
-    task: AdaptationTask = TASKS[kind](**options)
+    task: AdaptationTask = TASKS[kind](**({"pretrained": "random"} | options))
     task.set_classes(NAMES, PROMPTS)
     task.configure_model()
     generator = torch.Generator().manual_seed(0)
@@ -78,7 +84,7 @@ def test_text_tower() -> None:
     tokens = task.tokenizer(["a photo of a cat.", "dog"])
     with torch.no_grad():
         expected = F.normalize(task.model.encode_text(tokens), dim=-1)  # type: ignore[operator]
-        plain = F.normalize(load_clip("tiny").model.eval().encode_text(tokens), dim=-1)  # type: ignore[operator]
+        plain = F.normalize(load_clip("tiny", "random").model.eval().encode_text(tokens), dim=-1)  # type: ignore[operator]
     program = make_program(task, "text")
     torch.testing.assert_close(program.module(tokens), expected, atol=1e-5, rtol=0)
     assert (expected - plain).abs().max() > 1e-3
@@ -121,7 +127,7 @@ def test_padding_travels_with_the_adapter(tmp_path: Path) -> None:
 
 def test_places_of_weights_are_not_told(tmp_path: Path) -> None:
     weights = tmp_path / "weights.pt"
-    torch.save(load_clip("tiny").model.state_dict(), weights)
+    torch.save(load_clip("tiny", "random").model.state_dict(), weights)
     facts = make_program(trained("text head", pretrained=str(weights))).facts
     assert facts["base_model"]["pretrained"] == "weights.pt" and str(tmp_path) not in json.dumps(facts)
 

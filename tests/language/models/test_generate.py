@@ -1,5 +1,6 @@
 """Answers: batches write what single prompts write, beams find likelier texts, and options are chosen by likelihood."""
 
+import copy
 import itertools
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,17 @@ from tests.language.small import SHAPES, make
 from tests.support.products import in_one_item
 
 PROMPTS = ["repeat the first word: red", "old", "repeat the last word: red old tall wet mild answer:"]
+KINDS = ["qwen2", "gpt2", *(pytest.param(name, marks=pytest.mark.full) for name in ("llama", "phi3"))]
 
 
-@pytest.fixture(params=["qwen2", "gpt2", *(pytest.param(name, marks=pytest.mark.full) for name in ("llama", "phi3"))])
+@pytest.fixture(scope="module", params=KINDS)
 def task(request: pytest.FixtureRequest, tokenizer: Path) -> CausalLMTask:
-    """A decoder that says something: random, with large weights."""
-    kind = request.param
+    """A decoder that says something: random, with large weights; not to be changed."""
+    return decoder(request.param, tokenizer)
+
+
+def decoder(kind: str, tokenizer: Path) -> CausalLMTask:
+    """One of these that may be changed."""
     shape = {"tie_word_embeddings": False, "vocab_size": Tokenizer.from_file(str(tokenizer)).get_vocab_size()}
     task = make(tokenizer, kind, targets=["lm_head"] if kind == "gpt2" else None, overrides=shape)
     task.configure_model()
@@ -160,12 +166,13 @@ def test_the_likeliest_option_is_chosen(task: CausalLMTask) -> None:
         assert found == scores.index(max(scores))
 
 
-def test_a_models_own_rules_of_generation_are_left_out(task: CausalLMTask) -> None:
+def test_a_models_own_rules_of_generation_are_left_out(task: CausalLMTask, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of chat models say that they sample and punish repetitions; the search is the plain one."""
     model: Any = task.model
     asked, how = batch(task, PROMPTS), Decoding(1, 6)
     plain = write_texts(model, task.vocabulary, asked, how, 0)
-    own = model.generation_config
+    own = copy.deepcopy(model.generation_config)
+    monkeypatch.setattr(model, "generation_config", own)
     own.repetition_penalty, own.do_sample, own.top_k, own.min_new_tokens = 5.0, True, 50, 6
     assert write_texts(model, task.vocabulary, asked, how, 0) == plain
     assert model.generation_config is own
@@ -221,8 +228,9 @@ def test_long_options_count_by_the_mean_of_their_tokens(task: CausalLMTask) -> N
     assert choose_options(task.model, [prompt], [[[unlikely], likely]], 0, torch.device("cpu")) == [1]
 
 
-def test_blocks_that_recompute_in_training_keep_keys_and_values_in_tests(task: CausalLMTask) -> None:
+def test_blocks_that_recompute_in_training_keep_keys_and_values_in_tests(task: CausalLMTask, tokenizer: Path) -> None:
     """Those that take themselves for training have no cache."""
+    task = decoder(task.name, tokenizer)
     texts = batch(task, PROMPTS)
     before = reads(task.model, texts, Decoding(3, 5), True)
     task.gradient_checkpointing = True

@@ -32,7 +32,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("average", ["tokens", "samples"])
+@pytest.mark.parametrize("average", ["tokens", pytest.param("samples", marks=pytest.mark.full)])
 def test_accumulated_training_equals_undivided_training(average: Any, uneven: Path, tokenizer: Path) -> None:
     """12 samples a step of different lengths, and a shorter last step: 4 micro-batches of 3 against one of 12."""
     options = {"mask_prompt": False, "steps": None, "epochs": 1, "validation": 0}
@@ -109,8 +109,8 @@ def test_resumed_run_ends_with_the_same_bits(step: int, toy: Path, tokenizer: Pa
 def test_recomputed_activations_give_the_same_weights(toy: Path, tokenizer: Path) -> None:
     """Blocks must take themselves for training to recompute; frozen embeddings must not cut the gradient."""
     plain, again = make(tokenizer), make(tokenizer, gradient_checkpointing=True)
-    fit(plain, texts(toy))
-    fit(again, texts(toy))
+    fit(plain, texts(toy, steps=1))
+    fit(again, texts(toy, steps=1))
     calls: list[int] = []
     block: Any = again.model.model.layers[0]  # type: ignore[union-attr]
     inner = block._gradient_checkpointing_func
@@ -125,7 +125,7 @@ def test_recomputed_activations_give_the_same_weights(toy: Path, tokenizer: Path
     assert not block.training
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["linear", pytest.param("cosine", marks=pytest.mark.full)])
 def test_rate_falls_to_its_end_after_the_warm_up(schedule: Any, toy: Path, tokenizer: Path) -> None:
     rates: list[float] = []
 

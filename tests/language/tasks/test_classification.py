@@ -184,7 +184,7 @@ def test_rates_and_a_head_alone(tmp_path: Path) -> None:
     assert {name.partition(".")[0] for name in trained(task)} == {"head"}
 
 
-@pytest.mark.parametrize("name", ["glue_roberta_base", "glue_roberta_large"])
+@pytest.mark.parametrize("name", ["glue_roberta_base", pytest.param("glue_roberta_large", marks=pytest.mark.full)])
 def test_configs_train_as_many_parameters_as_they_say(name: str) -> None:
     """Models of the true sizes on the meta device: the adapter's, and the head's beside them."""
     text = find_config(name).read_text()

@@ -98,7 +98,7 @@ def test_exactly_one_of_many_gets_it(path: Path, tmp_path: Path, dead: bool) -> 
         process.join()
     wins = tmp_path / "wins"
     wins.mkdir()
-    for turn in range(3):
+    for turn in range(2):
         barrier = FORK.Barrier(4)
         racers = [FORK.Process(target=_race, args=(path, barrier, wins, 10 * turn + n)) for n in range(4)]
         for racer in racers:

@@ -92,7 +92,7 @@ def server(
     told = Server()
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, told, directory=str(tmp_path))) as http:
         told.url = f"http://127.0.0.1:{http.server_port}"
-        thread = threading.Thread(target=http.serve_forever, daemon=True)
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield told
         http.shutdown()

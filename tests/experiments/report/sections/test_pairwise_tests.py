@@ -111,6 +111,7 @@ def test_no_report_calls_an_untuned_rate_better(tmp_path: Path, changes: dict[st
     assert "| **" not in text, "bold is for verdicts"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_pairs_are_adjusted_together(tmp_path: Path) -> None:
     methods = RATED | {"VeRA-256": METHODS["VeRA-256"] | {"learning_rate": 0.01}}
     results = Results(
@@ -198,6 +199,7 @@ def test_a_report_without_the_pretrained_model_does_not_explain_a_mark_that_no_c
     assert "The accuracy of the pretrained model was not measured." in text and "no change shown" not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_is_made_again_from_its_cells(tmp_path: Path) -> None:
     methods = RATED | {"probe": {"config": "linear_probe", "head_learning_rate": 0.5}}
 
