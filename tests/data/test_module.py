@@ -160,7 +160,7 @@ def test_last_short_step_is_an_exact_mean(tmp_path: Path) -> None:
     torch.testing.assert_close(final(8, 4), final(32, 1), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("num_workers", "accumulate"), [(0, 1), (2, 1), (0, 3)])
+@pytest.mark.parametrize(("num_workers", "accumulate"), [(0, 1), pytest.param(2, 1, marks=pytest.mark.full), (0, 3)])
 def test_resume_is_bit_identical(tmp_path: Path, num_workers: int, accumulate: int) -> None:
     def data() -> Module:
         return ImageData(shots=2, epochs=1, min_batches_per_epoch=5, batch_size=16, num_workers=num_workers)

@@ -239,15 +239,17 @@ def test_further_mistakes_are_told_in_a_line(refused: Refused, words: list[str],
     assert "leave nothing to train on" in fit("--data.root", str(bad), "--data.validation", "120")
 
 
-def test_a_test_is_offered_where_there_is_one(run: Run, words: list[str], toy: Path, tmp_path: Path) -> None:
-    """The run of `test_predict_says_that_it_takes_images` has one."""
+def test_a_run_without_a_test_and_a_validation_says_so(run: Run, words: list[str], toy: Path, tmp_path: Path) -> None:
+    """The run of `test_predict_says_that_it_takes_images` has both."""
     own = tmp_path / "own"
     own.mkdir()
     shutil.copy(toy / "train.jsonl", own)
-    shown = run("fit", *words, *SHORT, "--data.root", str(own), "--data.steps", "1")
+    late = ("--trainer.check_val_every_n_epoch", "null", "--trainer.val_check_interval", "3")
+    shown = run("fit", *words, *SHORT, *late, "--data.root", str(own), "--data.steps", "2")
     assert shown.code == 0, shown.err
     assert "adapter merge" in shown.out and "randlora-pl test" not in shown.out
     assert "; none to test (no test.jsonl" in shown.out.replace("\n", " ")
+    assert "none: --trainer.val_check_interval is 3, and the run has 2 batches" in shown.out
 
 
 @pytest.mark.slow
@@ -326,12 +328,6 @@ def test_predict_says_that_it_takes_images(run: Run, refused: Refused, words: li
     assert "belongs to a language model" in shown and "adapter merge" in shown
     shown = refused("adapter", "export", str(folder / "adapter"), "--to", "peft", "--output", "peft")
     assert "train a RandLoRA with --model.adapter.pairing peft" in shown
-
-
-def test_a_run_that_ends_before_its_first_validation_says_so(run: Run, words: list[str]) -> None:
-    late = ("--trainer.check_val_every_n_epoch", "null", "--trainer.val_check_interval", "3")
-    shown = run("fit", *words, *SHORT, *late, "--data.steps", "2")
-    assert shown.code == 0 and "none: --trainer.val_check_interval is 3, and the run has 2 batches" in shown.out
 
 
 @pytest.mark.slow

@@ -215,7 +215,7 @@ def batches(copy: Copy) -> None:
     assert int(batch["label"].min()) >= 0 and int(batch["label"].max()) < data.num_classes
 
 
-@pytest.mark.parametrize("name", ["pascalvoc", "cars", "stl10"])
+@pytest.mark.parametrize("name", ["pascalvoc", pytest.param("cars", marks=pytest.mark.full), "stl10"])
 def test_workers_do_not_change_a_batch(copies: Copies, name: str) -> None:
     def batches(workers: int) -> list[Any]:
         root = str(copies(name).root)

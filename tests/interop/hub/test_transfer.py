@@ -49,7 +49,7 @@ def staged(model: nn.Module, folder: Path, name: str = "adapter", base: str = "r
     return folder / "sent"
 
 
-@pytest.mark.parametrize("name", ["adapter", "adapter.safetensors"])
+@pytest.mark.parametrize("name", ["adapter", pytest.param("adapter.safetensors", marks=pytest.mark.full)])
 def test_what_is_pulled_is_what_was_pushed(hub: FakeHub, tmp_path: Path, name: str) -> None:
     model = trained()
     sent = staged(model, tmp_path, name)

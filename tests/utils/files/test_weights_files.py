@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,13 @@ from randlora_pl.utils.files.weights_files import (
     without_local_paths,
 )
 from tests.interop.adapters import saved
+from tests.tasks.small import two_blocks
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _shallow() -> Iterator[None]:
+    with two_blocks():
+        yield
 
 
 @pytest.fixture

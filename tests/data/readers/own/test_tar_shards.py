@@ -114,7 +114,7 @@ def test_draws_do_not_depend_on_where_shards_lie_or_how_they_are_cut(tmp_path: P
     assert pixels(chosen[0]) == pixels(chosen[1])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.full)])
 def test_ranks_share_an_epoch_and_an_evaluation(tmp_path: Path, workers: int) -> None:
     write_shards(tmp_path, 23)
     samples = must(tmp_path)
