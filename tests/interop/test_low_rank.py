@@ -208,7 +208,7 @@ def test_another_outcome_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     base = load_base(file)
     total = updates(base, file)
 
-    def convert(output: str, **wish: int) -> None:
+    def convert(output: str, **wish: Any) -> None:
         write_lora(tmp_path / output, base, total, [file], file, **wish)
 
     monkeypatch.setattr(compare_outputs, "TOLERANCE", -1.0)

@@ -153,15 +153,14 @@ def test_prompts_of_commonsense_have_their_template(run: Run, tmp_path: Path) ->
     tested = answers(folder)
     expected = [row["written"] for row in tested]
     files = [str(data / name / "test.json") for name in ("boolq", "piqa")]
-    rows = predicted(run, folder, "--texts", *files)
-    assert [row["written"] for row in rows] == expected and rows[0]["prompt"] == record("boolq", 0)["instruction"]
-    whole = predicted(run, folder, "--texts", str(folder / "answers.jsonl"))  # its prompts have the template already
-    assert whole == [{"prompt": row["prompt"], "written": row["written"]} for row in tested]
     (tmp_path / "one.txt").write_text("Is water wet?\n")
-    line = predicted(run, folder, "--texts", "one.txt")
+    *rows, line = predicted(run, folder, "--texts", *files, str(folder / "answers.jsonl"), "one.txt")
+    rows, whole = rows[: len(tested)], rows[len(tested) :]
+    assert [row["written"] for row in rows] == expected and rows[0]["prompt"] == record("boolq", 0)["instruction"]
+    # the prompts of answers have the template already
+    assert whole == [{"prompt": row["prompt"], "written": row["written"]} for row in tested]
     task = load_language_task(folder / "adapter")
-    assert [row["written"] for row in line] == task.write([instruction_prompt("Is water wet?")])
-    assert line[0]["written"] != task.write(["Is water wet?"])[0]
+    assert [line["written"]] == task.write([instruction_prompt("Is water wet?")]) != task.write(["Is water wet?"])
 
 
 @pytest.mark.slow
