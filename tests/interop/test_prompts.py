@@ -28,7 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "Fixed+LoRA": {"prompts": Fixed("a {}."), "adapter": LoRA(rank=2)},
     "two stages": {"prompts": Fixed("a {}."), "adapter": LoRA(rank=2), "classifier_steps": 0.4},
     "text": {"prompts": DeepPrompts(length=2, vision_length=0, depth=2)},
-    "MaPLe": {"prompts": MaPLe(depth=2), "adapter": LoRA(rank=2)},
+    "MaPLe": {"prompts": MaPLe(depth=1), "adapter": LoRA(rank=2)},
     "MaPLe+DePT": {"prompts": MaPLe(depth=2), "head": DePT()},
     "CoOp+DePT": {"prompts": CoOp(length=2, words=None), "head": DePT()},
     "CoCoOp": {"prompts": CoCoOp(length=2, words=None)},
