@@ -68,10 +68,13 @@ def test_cells_one_after_the_other_are_bit_for_bit_those_alone(tmp_path: Path) -
             assert one.read_bytes() == other.read_bytes(), cell.labels
 
 
-def test_a_cell_is_the_run_that_fit_makes_of_its_config(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_cell_is_the_run_that_fit_makes_of_its_config(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """It prints nothing, and its log has it."""
     cell = cells_of()[0]
-    place = run(cell, SweepFolder(tmp_path / "sweep"))
+    with caplog.at_level("INFO", "randlora_pl"):  # as the command line sets it
+        place = run(cell, SweepFolder(tmp_path / "sweep"))
     assert capfd.readouterr().out == ""
     assert "parameters" in (place / "run.log").read_text()
     os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
