@@ -49,3 +49,12 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_again() -> Iterator[None]:
+    """A test that sets another number leaves it to no other: sums of two threads differ in their last bits."""
+    import torch
+
+    yield
+    torch.set_num_threads(1)

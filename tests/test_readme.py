@@ -75,15 +75,13 @@ def run(command: str, *more: str) -> None:
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in which the quickstart has run."""
     folder = tmp_path_factory.mktemp("readme")
-    before, threads = Path.cwd(), torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = Path.cwd()
     (folder / "configs").symlink_to(ROOT / "configs")
     os.chdir(folder)
     run(SHELL[0][0].partition("randlora-pl ")[2], *SHORT)
     yield folder
     os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
     os.chdir(before)
-    torch.set_num_threads(threads)
 
 
 def test_its_size() -> None:

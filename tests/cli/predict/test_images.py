@@ -62,7 +62,9 @@ def test_predictions_are_those_of_the_task(run: Run, finished: Path, photos: Pat
             assert listed == sorted(listed, reverse=True)
 
 
-def test_half_precision_is_near_and_that_of_serve(run: Run, finished: Path, photos: Path, tmp_path: Path) -> None:
+def test_half_precision_is_near_and_that_of_serve(
+    run: Run, finished: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = ("predict", "--adapter", str(finished / "adapter"), "--images", str(photos), "--output", "-")
     whole, half = (read(run(*base, "--precision", precision).out) for precision in ("32", "bf16"))
     assert whole != half
@@ -71,9 +73,11 @@ def test_half_precision_is_near_and_that_of_serve(run: Run, finished: Path, phot
         assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=0.05)
     pytest.importorskip("litserve")
     from randlora_pl.cli.serve import parse as parse_serve
-    from randlora_pl.serving.api import ClassifierAPI
+    from randlora_pl.serving import api
 
-    served = ClassifierAPI(parse_serve(["--adapter", str(finished / "adapter"), "--precision", "bf16"]), 1 << 20)
+    monkeypatch.setattr(api, "trust_the_limit", lambda: None)  # of the worker's process, as are its threads
+    options = parse_serve(["--adapter", str(finished / "adapter"), "--precision", "bf16", "--workers", "64"])
+    served = api.ClassifierAPI(options, 1 << 20)
     served._build("cpu")
     loader, _ = open_images([photos], served.frame)
     shares = served._probabilities(torch.cat([batch["image"] for batch in loader]))
@@ -399,7 +403,7 @@ def test_an_adapter_without_what_a_task_saves_is_refused(
 def test_prompts_name_other_classes(
     run: Run, refused: Callable[..., str], finished: Path, photos: Path, tmp_path: Path
 ) -> None:
-    task = PromptTask("tiny", prompts=CoOp(length=2, words=None), head=DePT())
+    task = PromptTask("tiny", "random", prompts=CoOp(length=2, words=None), head=DePT())
     task.set_classes(["cat", "dog", "cow"], [])
     task.configure_model()
     folder, names = task.save(tmp_path / "prompts"), tmp_path / "names.txt"
