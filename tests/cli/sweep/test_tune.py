@@ -268,7 +268,7 @@ def test_bad_words(refused: Refused, tmp_path: Path) -> None:
     assert "validation" in refused("tune", "small.yaml")
 
 
-@pytest.mark.parametrize("name", ["table4", "table11"])
+@pytest.mark.parametrize("name", ["table4", pytest.param("table11", marks=pytest.mark.full)])
 def test_a_shipped_sweep_without_rates_says_what_to_copy_and_add(
     name: str, run: Run, refused: Refused, tmp_path: Path
 ) -> None:
