@@ -11,6 +11,7 @@ ENDS = ["--checkpoint.patience", "2", "--checkpoint.monitor", "val/loss", "--che
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("deep")
 def test_a_run_ends_early_and_its_best_adapter_is_tested(run: Run, tmp_path: Path) -> None:
     shown = run("fit", *SMALL, *ENDS, "--data.steps", "12")
     assert shown.code == 0, shown.err

@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 
 from tests.support.cli import Run
 
+pytestmark = pytest.mark.usefixtures("deep")
 SAVED = Path(__file__).parent / "saved"
 OPTIONS = ("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu")
 TENSORS = "adapter/adapter.safetensors"

@@ -15,6 +15,7 @@ from randlora_pl.config.adapter_config import adapter_config, data_beside
 from randlora_pl.engine.command import prepare
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
+from tests.tasks.small import two_blocks
 
 CODE = """
 from pathlib import Path
@@ -40,7 +41,8 @@ def test_config_beside_an_adapter_runs_no_code(run: Run, finished: Path, evil: P
     config["model"] = {"class_path": "evil.Evil"}
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     limit = ("--trainer.limit_test_batches", "1", "--trainer.enable_progress_bar", "false")
-    result = run("test", "--adapter", "run/adapter", *limit, "--run.root", "runs")
+    with two_blocks():
+        result = run("test", "--adapter", "run/adapter", *limit, "--run.root", "runs")
     assert result.code == 0, result.err
     assert not evil.exists()
 

@@ -1,3 +1,3 @@
-from tests.cli.conftest import _coarse_figures
+from tests.cli.conftest import _coarse_figures, _shallow
 
-__all__ = ["_coarse_figures"]
+__all__ = ["_coarse_figures", "_shallow"]

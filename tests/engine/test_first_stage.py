@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,12 @@ import yaml
 from randlora_pl.cli.main import main
 from randlora_pl.tasks import VisionLanguageTask
 from tests.support.cli import SMALL, Run
+from tests.support.products import marked
 from tests.tasks.small import two_blocks
 
 LORA = ["--model.adapter", "LoRA", "--model.adapter.rank", "2", "--model.adapter.alpha", "8"]
 STAGE = ["--model.adapter.rank", "12", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 STAGE += ["--trainer.limit_test_batches", "1", "--trainer.limit_val_batches", "0", "--run.root", "runs"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _shallow() -> Iterator[None]:
-    with two_blocks():
-        yield
 
 
 @pytest.fixture
@@ -40,7 +36,8 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of a LoRA."""
     root = tmp_path_factory.mktemp("lora")
     os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
-    assert main(["fit", *SMALL, *LORA, "--model.learning_rate", "0.02", "--run.root", str(root)]) == 0
+    with two_blocks():
+        assert main(["fit", *SMALL, *LORA, "--model.learning_rate", "0.02", "--run.root", str(root)]) == 0
     os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
     return next((root / "quickstart").glob("2*"))
 
@@ -69,12 +66,16 @@ def interrupt_at(batch: int) -> Callable[..., torch.Tensor]:
     return step
 
 
-@pytest.mark.parametrize("form", ["beside", "absorbed"])
+@pytest.mark.parametrize(
+    ("form", "batch"),
+    marked(product(["beside", "absorbed"], [1, 3]), lambda row: row in (("beside", 1), ("absorbed", 3))),
+)
 @pytest.mark.usefixtures("_ctrl_c_works_again")
 def test_starts_exactly_and_resumes_to_the_same_bits(
-    form: str, run: Run, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: str, batch: int, run: Run, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = tmp_path / "lora"
+    """Stopped before the first checkpoint, which is of batch 2, and after it."""
+    own, elsewhere = tmp_path / "lora", tmp_path / "elsewhere"
     shutil.copytree(lora, own)
     before = results(own)
     words = ["fit", "--from-adapter", "lora", "--from-form", form, *STAGE]
@@ -96,20 +97,21 @@ def test_starts_exactly_and_resumes_to_the_same_bits(
     train = [*words, "--data.steps", "4", "--checkpoint.every_n_steps", "2", "--model.adapter.dropout", "0.1"]
     assert run(*train, "--run.name", "whole").code == 0
     whole = only_run("whole")
-    for batch in (1, 3):  # before the first checkpoint, and after it
-        with monkeypatch.context() as patched:
-            patched.setattr(VisionLanguageTask, "training_step", interrupt_at(batch))
-            assert run(*train, "--run.name", f"cut{batch}").code == 130
-        moved = batch == 3 and own.rename(tmp_path / "elsewhere")  # the checkpoint has all of it
-        assert run("fit", "--resume", f"runs/cut{batch}").code == 0
-        assert weights(only_run(f"cut{batch}")) == weights(whole)
-        assert results(only_run(f"cut{batch}"))["from/sha256"] == start["from/sha256"]
-    assert moved
+    with monkeypatch.context() as patched:
+        patched.setattr(VisionLanguageTask, "training_step", interrupt_at(batch))
+        assert run(*train, "--run.name", "cut").code == 130
+    if batch == 3:  # the checkpoint has all of it
+        own.rename(elsewhere)
+    assert run("fit", "--resume", "runs/cut").code == 0
+    assert weights(only_run("cut")) == weights(whole)
+    assert results(only_run("cut"))["from/sha256"] == start["from/sha256"]
+    if own.exists():
+        own.rename(elsewhere)
     assert run("test", "--run", str(whole)).code == 0  # without the LoRA
     assert results(only_run("whole-test"))["test/loss"] == results(whole)["test/loss"]
     again = run("fit", "--config", str(whole / "config.yaml"), "--run.name", "again")
     assert again.code == 2 and f"There is no adapter folder or file {own}" in again.err
-    (tmp_path / "elsewhere").rename(own)
+    elsewhere.rename(own)
     assert run("fit", "--config", str(whole / "config.yaml"), "--run.name", "again").code == 0
     assert weights(only_run("again")) == weights(whole)
 

@@ -28,13 +28,13 @@ def test_what_is_found_trains_on_all_samples(select: str, run: Run, tmp_path: Pa
     fragment = yaml.safe_load((folder / "ranks.yaml").read_text())["model"]["init_args"]
     found = fragment["adapter"]["init_args"][option]
     assert fragment["adapter"] == results["search/adapter"] and fragment["adapter"]["class_path"] == method
-    assert results["search/mean"] == pytest.approx(sum(found.values()) / len(found)) and len(found) == 30
+    assert results["search/mean"] == pytest.approx(sum(found.values()) / len(found)) and len(found) == 12
     command = re.search(r"randlora-pl (fit --config \S+ --config \S+ranks.yaml)", shown.out.replace("\n", " "))
     assert command is not None, shown.out
     assert command[1] in (folder / "ranks.yaml").read_text()
     after = run(*shlex.split(command[1]), "--run.name", "found")
     assert after.code == 0, after.err
-    assert f"{method} rank" in after.out and "by 30 patterns" in after.out
+    assert f"{method} rank" in after.out and "by 12 patterns" in after.out
     (second,) = tmp_path.glob("runs/found/2*")
     trained = json.loads((second / "results.json").read_text())
     assert trained["method"] == method and trained["learning_rate"] == 1e-3 and "data/search" not in trained

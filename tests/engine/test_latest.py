@@ -1,7 +1,7 @@
 """The link ``latest``: commands take it for the newest run, and no command for one more run."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,14 +10,6 @@ import yaml
 from randlora_pl.tasks import VisionLanguageTask
 from tests.cli.test_resume import interrupt_at
 from tests.support.cli import SMALL, Run
-from tests.tasks.small import two_blocks
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _shallow() -> Iterator[None]:
-    with two_blocks():
-        yield
-
 
 JOB = [*SMALL, "--run.logger", "none", "--run.name", "job", "--checkpoint.every_n_steps", "1"]
 

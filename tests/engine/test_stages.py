@@ -12,7 +12,6 @@ import yaml
 from randlora_pl.callbacks import StartSummary
 from randlora_pl.tasks import VisionLanguageTask
 from tests.support.cli import SMALL, Run
-from tests.support.products import marked
 
 KEYS = (
     "test/acc test/balanced_accuracy test/macro_f1 zeroshot/acc val/acc trainable_parameters total_parameters "
@@ -211,12 +210,9 @@ def test_adapter_of_other_base_weights_is_refused(run: Run, finished: Path, tmp_
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
-    ("fragment",),
-    marked(
-        zip(["randlora", "lora", "vera", "nola", "dora", "pissa", "loraxs", "full", "bitfit", "linear_probe"]),
-        lambda row: row[0] == "randlora",
-    ),
+    "fragment", ["randlora", "lora", "vera", "nola", "dora", "pissa", "loraxs", "full", "bitfit", "linear_probe"]
 )
 def test_every_adapter_runs_fit_test_and_predict(run: Run, fragment: str, tmp_path: Path) -> None:
     result = run("fit", *SMALL, "--config", fragment, "--trainer.fast_dev_run", "true")

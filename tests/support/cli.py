@@ -86,10 +86,13 @@ def refused(run: Run, tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run, to be read only."""
+    """The folder of a finished run of a model with two blocks, to be read only."""
 
     def make(root: Path) -> None:
-        assert main(["fit", *SMALL, "--run.root", str(root), "--trainer.val_check_interval", "1"]) == 0
+        from tests.tasks.small import two_blocks  # here, because it imports all there is
+
+        with two_blocks():
+            assert main(["fit", *SMALL, "--run.root", str(root), "--trainer.val_check_interval", "1"]) == 0
         os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
 
     return next((made_once(tmp_path_factory, "finished", make) / "quickstart").glob("2*"))

@@ -11,6 +11,8 @@ from randlora_pl.tasks import TextHeadTask, load_task
 from tests.support.cli import Run
 from tests.tasks.small import CLASSES, TEMPLATES, images, shake
 
+pytestmark = pytest.mark.usefixtures("deep")
+
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:

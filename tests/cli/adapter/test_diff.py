@@ -12,6 +12,8 @@ from randlora_pl.tasks import TextHeadTask
 from tests.support.cli import Run
 from tests.tasks.small import CLASSES, TEMPLATES, shake
 
+pytestmark = pytest.mark.usefixtures("deep")
+
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[..., str]:

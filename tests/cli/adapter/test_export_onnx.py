@@ -49,6 +49,7 @@ print(json.dumps([names[place] for place in logits.argmax(1).tolist()]))
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("deep")
 @pytest.mark.parametrize(
     ("options", "least"),
     [(("--data.steps", "12", "--data.batch_size", "32"), 180), ((), 350)],

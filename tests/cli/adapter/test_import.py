@@ -89,6 +89,7 @@ def test_there_and_back(run: Run, tmp_path: Path, kind: Any, name: str, method: 
     torch.testing.assert_close(two.class_logits(x), one.class_logits(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("deep")
 def test_the_base_model_must_be_that_of_the_export(run: Run, refused: Callable[..., str], tmp_path: Path) -> None:
     adapter(TextHeadTask, "tiny", RandLoRA(6), tmp_path / "first", targets=["fc2"])
     assert run("adapter", "export", "first", "--to", "peft", "--output", "peft").code == 0
@@ -96,6 +97,7 @@ def test_the_base_model_must_be_that_of_the_export(run: Run, refused: Callable[.
     assert "trained" in message and "Use its own base model" in message
 
 
+@pytest.mark.usefixtures("deep")
 def test_official(run: Run, tmp_path: Path) -> None:
     weights = {f"visual.transformer.resblocks.{i}.mlp.c_fc.": (768, 192) for i in range(4)}
     state = checkpoint(weights, 6)
@@ -129,6 +131,7 @@ def test_official(run: Run, tmp_path: Path) -> None:
     torch.testing.assert_close(delta, 6 * (expected - before), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("deep")
 def test_bad_input(refused: Callable[..., str], tmp_path: Path) -> None:
     trained_peft(LoraConfig(r=2, target_modules=["fc1"]), tmp_path / "peft")
     config = tmp_path / "peft" / "adapter_config.json"

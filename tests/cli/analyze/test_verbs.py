@@ -27,19 +27,14 @@ METHODS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _small_model() -> Any:
-    with two_blocks():
-        yield
-
-
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Folders of three finished runs, to be read only."""
     root = tmp_path_factory.mktemp("three")
     for name, method in METHODS.items():
         words = ["--model.adapter", *method, "--run.root", str(root), "--run.name", name]
-        assert main(["fit", *SMALL, "--trainer.limit_val_batches", "0", "--run.logger", "none", *words]) == 0
+        with two_blocks():
+            assert main(["fit", *SMALL, "--trainer.limit_val_batches", "0", "--run.logger", "none", *words]) == 0
         os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
     return {name: str(next((root / name).glob("2*"))) for name in METHODS}
 
@@ -319,7 +314,7 @@ def test_a_damaged_landscape_is_told(refused: Any, tmp_path: Path, change: dict[
 
 def test_forgetting(run: Run, three: dict[str, str], tmp_path: Path) -> None:
     write_folder(tmp_path / "my")
-    words = ("--datasets", "digits", "folder", "--root", "my", "--output", "out")
+    words = ("--datasets", "digits", "folder", "--root", "my", "--images", "30", "--output", "out")
     done = run("analyze", "forgetting", three["lora"], three["full"], *words)
     assert done.code == 0, done.err
     rows = rows_of(tmp_path / "out" / "forgetting.csv")
@@ -327,7 +322,7 @@ def test_forgetting(run: Run, three: dict[str, str], tmp_path: Path) -> None:
         (three[name], data) for name in ("lora", "full") for data in ("digits", "folder")
     ]
     assert rows[0]["before"] == rows[2]["before"] and rows[1]["before"] == rows[3]["before"]
-    assert [row["images"] for row in rows] == ["360", "20", "360", "20"]
+    assert [row["images"] for row in rows] == ["30", "20", "30", "20"]
     for row in rows:
         assert float(row["change"]) == pytest.approx(float(row["after"]) - float(row["before"]))
     assert "mean change elsewhere" in done.out

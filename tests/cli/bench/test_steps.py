@@ -13,6 +13,12 @@ METHODS = ("--methods", "full", "lora", "randlora")
 FILES = ["bench.json", "bench.png", "table.md"]
 
 
+@pytest.fixture(autouse=True)
+def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A measurement is of one step, not of as many as fill some tenths of a second."""
+    monkeypatch.setattr("randlora_pl.bench.steps._LEAST", 0.02)
+
+
 def only(folder: Path) -> Path:
     (found,) = folder.iterdir()
     return found
@@ -135,6 +141,7 @@ def test_costs_of_adapted_layers_grow(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("deep")
 def test_captions_are_encoded_both_ways(run: Run, tmp_path: Path) -> None:
     words = ("--model", "tiny", "--batch-size", "8", "--classes", "2", "--rounds", "1", "--precision", "bf16-frozen")
     done = run("bench", "captions", *words)

@@ -12,6 +12,7 @@ from randlora_pl.adapters.operations import adapted_layers
 from randlora_pl.bench.trace import step
 from tests.support.cli import Run
 
+pytestmark = pytest.mark.usefixtures("deep")
 DENSE, HADAMARD = "randlora", "randlora-hadamard"
 BUDGETS: dict[str, dict[str, tuple[int, int, float]]] = {
     "tiny_clip": {DENSE: (558, 40.2, 0.104)},

@@ -14,6 +14,7 @@ from tests.data.readers import BUILDERS
 from tests.support.cli import Run
 from tests.support.products import in_one_item
 
+pytestmark = pytest.mark.usefixtures("deep")
 CPU = ("--device", "cpu")
 
 

@@ -1,5 +1,6 @@
 """``sweep`` from the command line."""
 
+import functools
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from tests.experiments.sweep.grids import GRID, cells_of, written
 from tests.faults.child import Command
 from tests.support.cli import Run
 from tests.support.products import in_one_item
+from tests.tasks.small import two_blocks
 
 Refused = Callable[..., str]
 SWEEP = Path("runs/sweeps/small")
@@ -48,7 +50,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.chdir(place)
     try:
         methods = GRID["methods"] | {"zero-shot": None}
-        assert main(["sweep", str(written(place, methods=methods, baselines=True))]) == 0
+        with two_blocks():
+            assert main(["sweep", str(written(place, methods=methods, baselines=True))]) == 0
     finally:
         os.chdir(before)
     return place
@@ -255,22 +258,23 @@ def test_the_papers_tables_and_figures_are_shipped() -> None:
     assert papers == tables | {"figure1", "figure2", "figure3"} != set(SHIPPED)
 
 
+@functools.cache
+def hashes(name: str) -> list[str]:
+    """Names of the cells of a shipped sweep."""
+    return [cell.hash for cell in plan(find_sweep(name)[1])]
+
+
 @in_one_item("name", SHIPPED)
 def test_the_shipped_sweeps_say_how_many_runs_they_are(name: str) -> None:
     """Every name and option in them is right, too."""
-    file, description = find_sweep(name)
-    cells = plan(description)
+    file, _ = find_sweep(name)
     head = " ".join(line.lstrip("# ") for line in file.read_text().splitlines() if line.startswith("#"))
     told = re.search(r"([\d,]+) runs", head)
-    assert told and int(told[1].replace(",", "")) == len(cells) == len({cell.hash for cell in cells})
+    assert told and int(told[1].replace(",", "")) == len(hashes(name)) == len(set(hashes(name)))
 
 
 def test_figure_3_is_made_of_the_cells_of_three_tables() -> None:
-    hashes = {}
-    for name in ("figure3", "table11", "table12", "table13"):
-        _, description = find_sweep(name)
-        hashes[name] = {cell.hash for cell in plan(description)}
-    assert hashes.pop("figure3") == set().union(*hashes.values())
+    assert set(hashes("figure3")) == set().union(*map(hashes, ("table11", "table12", "table13")))
 
 
 @pytest.mark.parametrize(
@@ -300,6 +304,7 @@ def test_two_processes_do_each_cell_exactly_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("deep")  # as in processes of their own
 def test_killed_five_times_it_ends_the_same(tmp_path: Path) -> None:
     steps = {"data.steps": 12, "checkpoint.every_n_steps": 1, "trainer.limit_test_batches": 1}
     config = written(tmp_path, set=GRID["set"] | steps)
