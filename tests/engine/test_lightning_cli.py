@@ -225,7 +225,7 @@ def test_callbacks_of_the_user_come_on_top(build: Build) -> None:
     [
         ("--model.learning_rate foo", "--model.learning_rate: expected a number, not foo"),
         ("--model.adapter.rank abc", "--model.adapter.rank: expected a whole number"),
-        ("--model.adapter.rank -1", "rank is -1"),
+        ("--model.adapter.rank -1 --model.pretrained random", "rank is -1"),
         ("--model.adapter.basis foo", "expected one of uniform, normal, binary, ternary, hadamard, not foo"),
         ("--model.logit_scale foo", "expected one of exp, raw, not foo"),
         ("--model.name ViT-B-33", "Did you mean 'ViT-B-32'"),

@@ -169,8 +169,8 @@ def result_key(flat: Mapping[str, Any]) -> Tree:
     """
     name = flat.get("data.dataset")
     own = CATALOG[name].own if name in CATALOG else name in OWN_TEXTS
-    left_out = (*_HOW, "ckpt_path", *(() if own else ("data.root",)))
-    kept = {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{how}.") for how in left_out)}
+    left_out = tuple(f"{how}." for how in (*_HOW, "ckpt_path", *(() if own else ("data.root",))))
+    kept = {key: value for key, value in flat.items() if not f"{key}.".startswith(left_out)}
     return {key: _plain(kept[key]) for key in sorted(kept)}
 
 
