@@ -12,7 +12,7 @@ from randlora_pl.adapters.base import DeltaWeight, WeightShape
 from randlora_pl.adapters.kernels.rounding import added, rounded, thresholds
 from randlora_pl.adapters.weighted_sum import WeightedSum
 from tests.adapters.cases import METHODS, UNFIXED, WHOLE
-from tests.support.products import in_one_item
+from tests.support.products import in_one_item, marked
 
 RATIOS = (0.0005, 0.005, 0.05)
 
@@ -94,12 +94,13 @@ def slope(found: Tensor, weight: Tensor, expected: Tensor) -> float:
     )
 
 
+@pytest.mark.parametrize(("ratios",), marked([(RATIOS,), ((0.0015, 0.015),)], lambda row: row == (RATIOS,)))
 @in_one_item("method", [method for method in METHODS if method not in (*WHOLE, *UNFIXED)])
 @torch.no_grad()
-def test_every_method_keeps_small_updates(method: str) -> None:
+def test_every_method_keeps_small_updates(method: str, ratios: tuple[float, ...]) -> None:
     torch.manual_seed(0)
     weight = (0.02 * torch.randn(288, 192)).bfloat16()
-    for ratio in RATIOS:
+    for ratio in ratios:
         made = update(METHODS[method](12, "packed"), ratio, weight)
         change = made.change(weight).float()
         entries = int(change.count_nonzero())  # few of a sparse method

@@ -42,7 +42,9 @@ def test_flowers_have_fewer_images_than_16_shots(copies: Copies, caplog: pytest.
     assert "102 of 102 classes have fewer than 16 images ('pink primrose' has 10)" in caplog.text
 
 
-@in_one_item("name", ["dtd", "caltech101", "pascalvoc", "sun397"])
+@pytest.mark.parametrize(
+    "name", ["dtd", "caltech101", "pascalvoc", "sun397", pytest.param("imagenet", marks=pytest.mark.full)]
+)
 def test_corrupt_image_is_named(own_copy: Copies, name: str) -> None:
     copy = own_copy(name)
     samples = copy.samples("train")
