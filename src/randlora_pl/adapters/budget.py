@@ -111,7 +111,7 @@ def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) 
         near = " and ".join(f"{number} ({count(number):,})" for number in sorted([best, *others[:1]]))
         raise UserError(
             f"no {option} of {adapter.method()} comes near {match} ({budget:,} parameters): {near} are nearest. "
-            f"Set {option} instead of match."
+            f"Set {option}{'' if leaf is adapter else f' of {leaf.method()}'} instead of match."
         )
     note = f"matched to {match}: {option} {best} has {count(best):,} parameters, {match} {budget:,}"
     return sized(best), [f"{note} ({100 * (count(best) / budget - 1):+.1f} %)"]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,23 @@ def test_a_search_that_climbs_leaves_out_what_is_far_from_the_best(tmp_path: Pat
     assert {cell.facts["learning_rate"] for cell in search.second(folder)} == {1e-3, 1e-2}
     entries = search.report(folder)["methods"]["LoRA-4"]["tried"]
     assert [entry["learning_rate"] for entry in entries] == [1e-4, 1e-3, 1e-2, 1e-1]
+    with tempfile.TemporaryDirectory() as name:
+        climbs_on(search, SweepFolder(Path(name)))
+
+
+def climbs_on(search: Search, folder: SweepFolder) -> None:
+    """The other seed makes the lowest rate that was tried the winner, and then the next one; the last one fails."""
+    first, other = {1e-4: 0.5, 1e-3: 0.6, 1e-2: 0.1}, {1e-4: 0.8, 1e-3: 0.6, 1e-5: 0.9}
+
+    def figure(cell: Any) -> float | None:
+        return (first | {1e-5: 0.7} if cell.labels.seed == 0 else other).get(cell.facts["learning_rate"])
+
+    for tried in ({1e-4, 1e-3}, {1e-4, 1e-3, 1e-5}, {1e-4, 1e-3, 1e-5}):
+        scored(search, folder, figure)
+        assert {cell.facts["learning_rate"] for cell in search.second(folder)} == tried
+    assert {cell.labels.seed for cell in search.second(folder) if cell.facts["learning_rate"] == 1e-5} == {0, 4}
+    assert search.chosen(folder) == {"LoRA-4": {"learning_rate": 1e-5}}
+    assert search.finished(folder) and search.edges(folder) == ["LoRA-4 (1e-05)"]
 
 
 def test_every_candidate_with_one_seed_and_the_two_best_with_all(tmp_path: Path) -> None:

@@ -160,7 +160,11 @@ def _by_source(missing: Iterable[UserError]) -> list[str]:
     found: dict[str, list[str]] = {}
     for error in missing:
         found.setdefault(error.hint, []).append(error.what)
-    return [f"{'; '.join(dict.fromkeys(whats))}. {source}" for source, whats in found.items()]
+    lines = []
+    for source, whats in found.items():
+        first, *others = dict.fromkeys(whats)
+        lines.append(f"{first}{f' ({len(others)} more like this)' if others else ''}. {source}")
+    return lines
 
 
 def begin(job: Job) -> None:

@@ -23,16 +23,24 @@ Points = list[tuple[float, float]]
 
 
 def curve_pictures(results: Results, model: str) -> list[Picture]:
-    """Draw the planned methods of about the size of each reference, or all of them, with the reference itself."""
-    chosen = {method for pair in results.plan.pairs for method in pair}
+    """Draw each reference with the methods that planned pairs join with it, or else with those of about its size."""
     pictures = []
-    for reference, methods in by_reference(results, model).items():
-        others = [m for m in methods if m != reference and (m in chosen or not chosen)]
+    for reference, group in by_reference(results, model).items():
+        methods = _joined(results.plan.pairs, reference) if results.plan.pairs else group
+        others = [m for m in results.plan.methods if m in methods and m != reference]
         if others and (picture := _picture(results, model, reference, others[: _MOST - 1])):
             left = len(others) - _MOST + 1
             picture.caption += f" The last {many(left, 'method')} of the sweep are left out." if left > 0 else ""
             pictures.append(picture)
     return pictures
+
+
+def _joined(pairs: Sequence[Sequence[str]], method: str) -> set[str]:
+    """Return the methods that pairs join with a method, by way of others, too."""
+    found = {method}
+    while more := {m for pair in pairs if found & set(pair) for m in pair} - found:
+        found |= more
+    return found
 
 
 def _picture(results: Results, model: str, reference: str, others: Sequence[str]) -> Picture | None:
@@ -67,12 +75,10 @@ def _picture(results: Results, model: str, reference: str, others: Sequence[str]
     drawn[-1].set_xlabel("steps" if total else "steps, % of the run")
     legend(figure, handles)
     count = len({dataset for dataset, _, _ in cells})
-    caption = (
-        f"{model}: {' and '.join(panels)} against steps, with methods of about the size of {reference}. Means over "
-    )
-    caption += (
-        f"{many(count, 'dataset')} and the runs that all of these methods have; a loss is the mean of a part of a run."
-    )
+    chosen = "methods that are compared with" if results.plan.pairs else "methods of about the size of"
+    drawings = " and ".join(title.removesuffix(", %") for title in panels)
+    caption = f"{model}: {drawings} against steps, with {chosen} {reference}. Means over {many(count, 'dataset')} "
+    caption += "and the runs that all of these methods have; a loss is the mean of a part of a run."
     described = "; ".join(
         f"{method} {', '.join(f'{title} {_words(lines[method])}' for title, lines in panels.items())}"
         for method in methods

@@ -19,16 +19,20 @@ _STEPS = 5
 
 
 def read_curves(cell: Path) -> dict[str, str]:
-    """Return the curves of a run from its log; what the log does not have, or is damaged in it, is left out."""
+    """Return the curves of a run from its logs; what the logs do not have, or is damaged in them, is left out.
+
+    A run that was stopped and resumed has the log of each part in a folder of its own: ``csv``, ``csv_2`` and so on.
+    """
     columns: dict[str, dict[int, float]] = {name: {} for name in (_LOSS, *_SCORES)}
     try:
-        with (cell / "csv" / "metrics.csv").open(encoding="utf-8", newline="") as stream:
-            for line in csv.DictReader(stream):
-                step = _number(line.get("step"))
-                for name, found in columns.items():
-                    value = _number(line.get(name))
-                    if step is not None and step >= 0 and value is not None:
-                        found[int(step)] = value
+        for log in sorted(cell.glob("csv*/metrics.csv"), key=lambda path: (len(path.parent.name), path)):
+            with log.open(encoding="utf-8", newline="") as stream:
+                for line in csv.DictReader(stream):
+                    step = _number(line.get("step"))
+                    for name, found in columns.items():
+                        value = _number(line.get(name))
+                        if step is not None and step >= 0 and value is not None:
+                            found[int(step)] = value
     except (OSError, ValueError, csv.Error):
         return {}
     scores = next((found for name in _SCORES if (found := columns[name])), {})

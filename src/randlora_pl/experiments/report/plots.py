@@ -149,12 +149,12 @@ def parameter_picture(results: Results, family: str, models: Sequence[str]) -> P
     panel.set(xlabel="trained parameters", ylabel=f"test {results.measured}, %")
     legend(figure, list(handles.values()))
     caption = f"{family}: {results.measured} against trained parameters, {', '.join(named)}; {BARS}. "
-    caption += "Methods of nearly equal size are drawn side by side."
+    caption += "Methods of nearly equal size are drawn side by side, at most 20 % from their place."
     return Picture(f"parameters-{identifier(family)}", caption, f"{'; '.join(described_lines)}.", figure)
 
 
 def _apart(sizes: dict[str, int]) -> dict[str, float]:
-    """Return where to draw sizes on a logarithmic axis: nearly equal ones side by side."""
+    """Return where to draw sizes on a logarithmic axis: nearly equal ones side by side, within a factor of 1.4."""
     groups: list[list[str]] = []
     for method in sorted(sizes, key=sizes.__getitem__):
         if groups and sizes[method] <= 1.1 * sizes[groups[-1][0]]:
@@ -162,8 +162,8 @@ def _apart(sizes: dict[str, int]) -> dict[str, float]:
         else:
             groups.append([method])
     return {
-        method: sizes[group[0]] * 1.15 ** (n - (len(group) - 1) / 2) if len(group) > 1 else sizes[method]
-        for group in groups
+        method: sizes[method] if last == 0 else sizes[group[0]] * min(1.15, 1.4 ** (1 / last)) ** (n - last / 2)
+        for group, last in ((group, len(group) - 1) for group in groups)
         for n, method in enumerate(group)
     }
 

@@ -226,7 +226,9 @@ def _check_method(label: str, facts: Tree, models: Iterable[str]) -> None:
 def _check_first(where: str, facts: Any) -> None:
     """Refuse a first stage that no method describes, or in a form that there is none of."""
     if str(_mapping(where, facts).get("adapter")).lower() != "lora":
-        raise UserError(f"{where} has the adapter {facts.get('adapter')!r}: a stage starts from LoRA alone.")
+        raise UserError(
+            f"{where} has the adapter {facts.get('adapter')!r}: a stage starts from LoRA alone. Set adapter: LoRA."
+        )
     if (form := facts.get("form", FORMS[0])) not in FORMS:
         raise UserError(f"{where}.form is {form!r}: choose {' or '.join(FORMS)}.")
     if wrong := {"first", "models", "paper_name"} & facts.keys():

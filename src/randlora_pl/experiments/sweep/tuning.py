@@ -2,8 +2,8 @@
 
 Every candidate, or with ``climb`` those around a method's own rate and on towards better ones, is tried with the first
 of the search's seeds, the two best also with the others: one run on few validation images is too noisy a judge between
-neighbours. A method's score is the mean over the models, datasets and
-budgets of the search, so that it gets one rate for all of them, as in the paper.
+neighbours. If the winner then has no neighbour on one side, the search climbs on there. A method's score is the mean
+over the models, datasets and budgets of the search, so that it gets one rate for all of them, as in the paper.
 """
 
 import inspect
@@ -150,14 +150,35 @@ class Search:
         return [cell for cells in self.cells.values() for cell in cells]
 
     def second(self, folder: SweepFolder) -> list[Trial]:
-        """Return the finalists with the other seeds; empty until the first round is over."""
+        """Return the finalists with the other seeds, and what is tried beyond them; empty in the first round."""
         if not folder.settled(self.first(folder)):
             return []
         chosen = []
         for method in self.names:
-            for values in best_of(self.scores(folder, method, self.seeds[:1]), FINALISTS):
-                chosen += [cell for seed in self.seeds[1:] for cell in self.cells[method, values, seed]]
+            scores, tried = self.scores(folder, method, self.seeds[:1]), self._tried(folder, method)
+            finalists = best_of({values: scores[values] for values in tried if values in scores}, FINALISTS)
+            cells = [
+                cell for values in finalists for seed in self.seeds[1:] for cell in self.cells[method, values, seed]
+            ]
+            chosen += cells
+            if self.climbs and folder.settled(cells):
+                chosen += self._beyond(folder, method, tried)
         return chosen
+
+    def _beyond(self, folder: SweepFolder, method: str, first: list[Values]) -> list[Trial]:
+        """Return cells of the rates next to a winner that has no neighbour on one side, with every seed."""
+        rates, tried = sorted({values[0] for values in self.candidates[method]}), list(first)
+        found: list[Trial] = []
+        while folder.settled(found) and (best := best_of(self.scores(folder, method, self.seeds), 1)):
+            rate, *rest = best[0]
+            place = rates.index(rate)
+            beside = [(near, *rest) for near in rates[max(place - 1, 0) : place + 2]]
+            lacking = [values for values in beside if values not in tried]
+            if not lacking:
+                break
+            tried += lacking
+            found += [cell for values in lacking for seed in self.seeds for cell in self.cells[method, values, seed]]
+        return found
 
     def finished(self, folder: SweepFolder) -> bool:
         """Return True if both rounds are over."""
@@ -228,13 +249,14 @@ class Search:
 
     def edges(self, folder: SweepFolder) -> list[str]:
         """Return methods whose best rate is the least or the greatest tried, so that a better one may lie beyond."""
-        return [
-            f"{method} ({values[self.names[method][0]]:g})"
-            for method, values in self.chosen(folder).items()
-            if (rates := sorted({tried[0] for tried in self.candidates[method]}))
-            and len(rates) > 1
-            and values[self.names[method][0]] in (rates[0], rates[-1])
-        ]
+        found = []
+        for method, values in self.chosen(folder).items():
+            cells = {tried: self.cells[method, tried, self.seeds[0]] for tried in self.candidates[method]}
+            rates = {tried[0] for tried in cells if folder.settled(cells[tried])}
+            rate = values[self.names[method][0]]
+            if len(rates) > 1 and rate in (min(rates), max(rates)):
+                found.append(f"{method} ({rate:g})")
+        return found
 
     def flat(self, folder: SweepFolder) -> list[str]:
         """Return methods all of whose candidates did equally well, so that the search cannot choose."""

@@ -8,6 +8,11 @@ from randlora_pl.language.datasets import commonsense, e2e, glue
 from randlora_pl.language.datasets.text_files import first_file
 from randlora_pl.utils.errors import UserError
 
+_OWN = (
+    "your own texts, see docs/prompts.md and docs/labelled_texts.md; of a bundled sweep, by the commands in the first "
+    "lines of its config (randlora-pl config cat sweeps/NAME)"
+)
+
 
 def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains: bool = True) -> UserError | None:
     """Return the missing part of a dataset and its source; None if all of it is there.
@@ -25,7 +30,7 @@ def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains:
         if dataset in OWN_TEXTS:
             name = f"train.{dataset}"
             if not root.is_file():
-                first_file(root, (name,), name, "your own texts, see docs/prompts.md and docs/labelled_texts.md")
+                first_file(root, (name,), name, _OWN)
         elif dataset == "e2e":
             for name in ("train.txt", "valid.txt", "test.txt"):
                 first_file(root, (name,), e2e.TREE, e2e.SOURCE)

@@ -170,7 +170,7 @@ def test_rates_budgets_and_products() -> None:
         ),
         (
             lambda: inject(One(12, 20), Together([LoRA(9), VeRA(match="lora:2")])),
-            r"no rank of Together comes near lora:2 .* Set rank instead of match\.",
+            r"no rank of Together comes near lora:2 .* Set rank of VeRA instead of match\.",
         ),
     ],
 )

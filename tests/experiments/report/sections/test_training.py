@@ -19,14 +19,16 @@ B32 = "CLIP-ViT-B/32"
 SLOPES = {"LoRA-16": 1.0, "LoRA-32": 1.0, "RandLoRA-6": 2.0, "full fine-tuning": 0.5}
 
 
-def logged(folder: Path, loss: Callable[[int], object], validated: dict[int, float], every: int = 1) -> None:
+def logged(
+    folder: Path, loss: Callable[[int], object], validated: dict[int, float], every: int = 1, name: str = "csv"
+) -> None:
     """Write the log of a run of 80 steps."""
     lines = ["step,train/loss,val/acc"]
     for step in range(1, 81):
         lines += [f"{step},{loss(step)},"] * (step % every == 0)
         lines += [f"{step},,{validated.get(step)}"] * (step in validated)
-    (folder / "csv").mkdir(exist_ok=True)
-    (folder / "csv" / "metrics.csv").write_text("\n".join(lines) + "\n")
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / name / "metrics.csv").write_text("\n".join(lines) + "\n")
 
 
 def test_steps_and_time_to_the_loss_of_a_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +89,9 @@ def test_logs_that_are_missing_short_or_damaged(tmp_path: Path) -> None:
     file = tmp_path / "csv" / "metrics.csv"
     file.write_text(file.read_text() + "81,0.5\n82,,,,7\nx,1,1\n83")
     assert losses(read_curves(tmp_path)) == [1, 1, 0.5], "in three parts each has a value"
+    for name, steps in {"csv_2": range(21, 61), "csv_10": range(61, 81), "csv": range(1, 33)}.items():
+        logged(tmp_path / "parts", lambda step, n=name, of=steps: len(n) if step in of else "", {}, name=name)
+    assert losses(read_curves(tmp_path / "parts")) == [3] * 4 + [5] * 8 + [6] * 4, "the later part of a run counts"
     for damage in (b"", b"\xff\xfe\x00", b"step,train/loss\n1,\x00", b"train/loss\n1\n"):
         file.write_bytes(damage)
         assert read_curves(tmp_path) == {}, damage

@@ -11,6 +11,8 @@ from randlora_pl.experiments.report.sections.training import mean_cell
 from randlora_pl.experiments.report.statistics import partial_rank_correlation, rank_correlation
 
 _RANKS = ("spectrum/rank", "spectrum/effective_rank", "spectrum/stable_rank")
+_NEAR = 0.05
+"""Ranks that are lower than the largest by at most this share count as equal to it: which is higher is rounding."""
 _CONTROLS = {"a": "its sums come first, so that its rank is lower", "b": "it has half of the terms"}
 """Variants of RandLoRA with as many parameters and a lower rank."""
 
@@ -28,7 +30,7 @@ def rank_table(results: Results) -> Table | None:
         for model in results.plan.models:
             for budget in results.trained_budgets(model):
                 ranks, accuracies = _ranks(results, name, model, budget)
-                value = rank_correlation(list(ranks.values()), list(accuracies.values()))
+                value = rank_correlation(_leveled(name, list(ranks.values())), list(accuracies.values()))
                 if value is not None:
                     each = "; ".join(f"{method}: {ranks[method]:.4g}, {accuracies[method]:.1f} %" for method in ranks)
                     shown = TableCell(f"{value:+.2f}", "", each, value)
@@ -36,7 +38,10 @@ def rank_table(results: Results) -> Table | None:
     if not rows:
         return None
     header = row("Metric of the update", "Model", "Data", "Spearman's correlation", "Methods")
-    below = ["Over the methods of each model and budget, for any number of parameters. It does not show a cause."]
+    below = [
+        "Over the methods of each model and budget, for any number of parameters. Ranks within 5 % of the highest "
+        "count as equal. It does not show a cause."
+    ]
     return Table(
         "versus-rank", "Rank of the update against accuracy (the claim of Table 2)", header, rows, below=below, left=3
     )
@@ -53,6 +58,12 @@ def _ranks(results: Results, name: str, model: str, budget: str) -> tuple[dict[s
         if average and len(values) == len(runs):
             ranks[method], accuracies[method] = fmean(values), average.estimate.mean
     return ranks, accuracies
+
+
+def _leveled(name: str, ranks: list[float]) -> list[float]:
+    """Return ranks of which nearly full ones are equal; other metrics as they are."""
+    highest = (1 - _NEAR) * max(ranks, default=0)
+    return [min(rank, highest) for rank in ranks] if name == _RANKS[0] else ranks
 
 
 def partial_table(results: Results) -> Table | None:
@@ -86,7 +97,8 @@ def partial_table(results: Results) -> Table | None:
     below = [
         "Spearman's correlation over the methods that have the metric, within each dataset and budget, of means over "
         "seeds. At equal parameters it is partial: what the logarithm of the trained parameters explains is removed. "
-        "Means and 95 % confidence intervals are over datasets, which share their methods. It does not show a cause.",
+        "Means and 95 % confidence intervals are over datasets, which share their methods. Ranks within 5 % of the "
+        "highest count as equal. It does not show a cause.",
         *_controls(results),
     ]
     title = "Rank of the update against accuracy, at equal parameters"
@@ -102,7 +114,8 @@ def _points(results: Results, name: str, model: str, dataset: str, budget: str) 
         estimate, size = results.estimate(key), results.parameters(model, method)
         if values and estimate and size:
             points.append((fmean(values), estimate.mean, log(size)))
-    return points
+    ranks = _leveled(name, [rank for rank, _, _ in points])
+    return [(rank, accuracy, size) for rank, (_, accuracy, size) in zip(ranks, points, strict=True)]
 
 
 def _over_datasets(

@@ -95,9 +95,11 @@ def conclusion(results: Results, found: Sequence[Versus], compared: Sequence[Ref
         lines.append("This sweep cannot show which method is more accurate.")
     pairs = many(len(planned), "planned pair" if len(planned) < len(found) else "pair")
     lines += [f"No verdict for {count} of {pairs} of methods: {reason}." for reason, count in reasons.items()]
+    if len(planned) < len(found):
+        return lines + [one.sentence() for one in planned]
     for here in compared:
         near = [one for one in here.pairs.values() if results.is_randlora(one.first) and one.similar(COMPARABLE)]
-        lines += [one.sentence() for one in sorted(near, key=lambda one: not one.planned)[:1]]
+        lines += [one.sentence() for one in near[:1]]
     return lines
 
 
