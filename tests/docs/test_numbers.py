@@ -213,10 +213,6 @@ def test_the_verdict_has_the_numbers_of_the_report() -> None:
     assert len(told) == len(known) - 1  # but for zero-shot
     for name, count, _, *accuracies in told:
         assert [count, *accuracies] == known[name], name
-    intervals = {line.split(" | ")[0].strip("| "): line for line in averages.splitlines()[2:]}
-    for name, count, *told in rows_of(PAGES["README.md"], "| method | parameters | 16-shot | 100%")[1:]:
-        cells = [cell.strip(" *") for cell in intervals[name].strip("|").split("|")]
-        assert [count, *told] == [cells[1], *cells[-2:]] and all("±" in number for number in told), name
     pairs = {tuple(row[:2]): row for row in rows_of(report, "| Method | against | Model | Verdict")[1:]}
     assert {row[3] for row in pairs.values()} == {"no verdict: 3 seeds, 5 are needed"}
     assert f"none of the {len(pairs)} pairs has one" in " ".join(verdict.split())

@@ -54,6 +54,7 @@ LISTED = [
     *((f"docs/results/{name}/report.md", REPEAT, WEIGHTS) for name in RESULTS),
     ("docs/reproducing.md", "randlora-pl data check dtd --split coop", WEIGHTS),
     ("docs/reproducing.md", "randlora-pl test --adapter RUN/adapter --data.dataset imagenet_a", WEIGHTS),
+    ("docs/results/evidence/verdict.md", "randlora-pl sweep evidence --jobs 2", WEIGHTS),
     ("docs/results/offline/verdict.md", "randlora-pl sweep offline --jobs 2", WEIGHTS),
     ("docs/results/methods/verdict.md", "randlora-pl sweep methods --jobs 2", WEIGHTS),
     ("docs/results/prompts/verdict.md", "randlora-pl sweep prompts --jobs 2", WEIGHTS),

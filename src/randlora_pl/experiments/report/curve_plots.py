@@ -23,7 +23,7 @@ Points = list[tuple[float, float]]
 
 
 def curve_pictures(results: Results, model: str) -> list[Picture]:
-    """Draw each reference with the methods that planned pairs join with it, or else with those of about its size."""
+    """Draw each reference with the methods that planned pairs join with it, or else with methods of its size."""
     pictures = []
     for reference, group in by_reference(results, model).items():
         methods = _joined(results.plan.pairs, reference) if results.plan.pairs else group

@@ -1,8 +1,16 @@
-"""The rule of a search of learning rates: its best candidates, and the part of a grid to try."""
+"""The rule of a search of learning rates: what it searches, its best candidates, and the part of a grid to try."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
+
+from randlora_pl.adapters import methods
+from randlora_pl.config.compose import flatten
+from randlora_pl.config.validate import rate_name
+from randlora_pl.experiments.sweep.description import SweepConfig
+from randlora_pl.experiments.sweep.trial_config import trial_config
+from randlora_pl.utils.errors import errors_in
 
 Key = TypeVar("Key", bound=Any)
 
@@ -38,3 +46,17 @@ def climb(grid: Sequence[float], start: float, score: Callable[[float], float | 
             high += 1
         else:
             return part
+
+
+def searched(description: SweepConfig, method: str, alphas: list[float]) -> tuple[str, ...]:
+    """Return the axes of a method's search: a linear probe has the head's rate only, and not all methods an alpha.
+
+    Tasks on texts have one rate for adapter and head.
+    """
+    model = description.models[(description.methods[method].get("models") or list(description.models))[0]]
+    with errors_in(f"methods.{method}"):
+        tree = trial_config(model, description.methods[method], description.options, None, untrained=False)
+    name = str(flatten(tree)["model.adapter"]).rpartition(".")[2]
+    rate = rate_name(name, tree["model"]["class_path"].rpartition(".")[2])
+    kind = getattr(methods, name, None)
+    return (rate, "alpha") if alphas and kind and "alpha" in inspect.signature(kind).parameters else (rate,)

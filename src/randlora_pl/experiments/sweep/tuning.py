@@ -6,7 +6,6 @@ neighbours. If the winner then has no neighbour on one side, the search climbs o
 over the models, datasets and budgets of the search, so that it gets one rate for all of them, as in the paper.
 """
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,15 +14,11 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
-from randlora_pl.adapters import methods
-from randlora_pl.config.compose import flatten
-from randlora_pl.config.validate import rate_name
-from randlora_pl.experiments.sweep.choice import best_of, climb
+from randlora_pl.experiments.sweep.choice import best_of, climb, searched
 from randlora_pl.experiments.sweep.description import SweepConfig, Tree, budgets, is_zero_shot, whole_numbers
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Trial, plan
-from randlora_pl.experiments.sweep.trial_config import trial_config
-from randlora_pl.utils.errors import UserError, errors_in, near
+from randlora_pl.utils.errors import UserError, near
 
 FINALISTS = 2
 VALIDATED = {"trainer": {"limit_val_batches": 1.0, "val_check_interval": 1.0, "check_val_every_n_epoch": 1}}
@@ -78,7 +73,7 @@ class Search:
             seeds=seeds,
             options=description.options | tune.get("set", {}),
         )
-        names = {m: _searched(small, m, alphas) for m in small.methods if not is_zero_shot(m)}
+        names = {m: searched(small, m, alphas) for m in small.methods if not is_zero_shot(m)}
         climbs = tune.get("climb", False)
         if not isinstance(climbs, bool):
             raise UserError(f"tune.climb is {climbs!r}: give true or false.")
@@ -268,20 +263,6 @@ class Search:
         chosen = self.chosen(folder)
         methods = {label: facts | chosen.get(label, {}) for label, facts in self.description.methods.items()}
         return replace(self.description, methods=methods)
-
-
-def _searched(description: SweepConfig, method: str, alphas: list[float]) -> tuple[str, ...]:
-    """Return the axes of a method's search: a linear probe has the head's rate only, and not all methods an alpha.
-
-    Tasks on texts have one rate for adapter and head.
-    """
-    model = description.models[(description.methods[method].get("models") or list(description.models))[0]]
-    with errors_in(f"methods.{method}"):
-        tree = trial_config(model, description.methods[method], description.options, None, untrained=False)
-    name = str(flatten(tree)["model.adapter"]).rpartition(".")[2]
-    rate = rate_name(name, tree["model"]["class_path"].rpartition(".")[2])
-    kind = getattr(methods, name, None)
-    return (rate, "alpha") if alphas and kind and "alpha" in inspect.signature(kind).parameters else (rate,)
 
 
 def _names(text: str, known: Mapping[str, Any]) -> list[str]:
