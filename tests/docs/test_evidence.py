@@ -1,4 +1,4 @@
-"""The verdict on the evidence has the numbers of its reports: each table whole, and each decimal of its sentences."""
+"""The verdict on the evidence has the tables of its reports, and each decimal of its sentences is in one of them."""
 
 import csv
 import re

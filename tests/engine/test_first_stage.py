@@ -68,7 +68,7 @@ def interrupt_at(batch: int) -> Callable[..., torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("form", "batch"),
-    marked(product(["beside", "absorbed"], [1, 3]), lambda row: row in (("beside", 1), ("absorbed", 3))),
+    marked(product(["beside", "absorbed"], [1, 3]), lambda row: row == ("beside", 3)),
 )
 @pytest.mark.usefixtures("_ctrl_c_works_again")
 def test_starts_exactly_and_resumes_to_the_same_bits(

@@ -198,7 +198,7 @@ def test_memory_is_counted_before_a_cell_has_run(tmp_path: Path) -> None:
 
 def test_the_source_of_missing_texts_is_told_once(refused: Refused, tmp_path: Path) -> None:
     shown = refused("sweep", "table4", "--data.root", str(tmp_path), "--only", "model=RoBERTa-base")
-    assert f"{tmp_path / 'SST-2'} does not exist (5 more like this). " in shown
+    assert f"{tmp_path / 'SST-2'} does not exist; {tmp_path / 'MRPC'} does not exist (4 more like these). " in shown
     assert shown.count("gluebenchmark.com") == 1 and ".." not in shown
 
 

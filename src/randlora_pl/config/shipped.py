@@ -1,5 +1,6 @@
 """Bundled configs: one folder at the top of the repository, inside the package once it is built."""
 
+from functools import cache
 from pathlib import Path
 
 from randlora_pl.utils.errors import UserError, near
@@ -13,6 +14,7 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else _PACKAGE.parents[1] / "configs"
 
 
+@cache  # a sweep asks hundreds of times
 def config_names() -> dict[str, Path]:
     """Return the bundled configs by name, for example ``adapters/lora``."""
     folder = config_folder()

@@ -162,8 +162,9 @@ def _by_source(missing: Iterable[UserError]) -> list[str]:
         found.setdefault(error.hint, []).append(error.what)
     lines = []
     for source, whats in found.items():
-        first, *others = dict.fromkeys(whats)
-        lines.append(f"{first}{f' ({len(others)} more like this)' if others else ''}. {source}")
+        each = list(dict.fromkeys(whats))
+        more = f" ({len(each) - 2} more like these)" if len(each) > 2 else ""
+        lines.append(f"{'; '.join(each[:2])}{more}. {source}")
     return lines
 
 

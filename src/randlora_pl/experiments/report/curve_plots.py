@@ -75,7 +75,7 @@ def _picture(results: Results, model: str, reference: str, others: Sequence[str]
     drawn[-1].set_xlabel("steps" if total else "steps, % of the run")
     legend(figure, handles)
     count = len({dataset for dataset, _, _ in cells})
-    chosen = "methods that are compared with" if results.plan.pairs else "methods of about the size of"
+    chosen = "methods that planned pairs join with" if results.plan.pairs else "methods of about the size of"
     drawings = " and ".join(title.removesuffix(", %") for title in panels)
     caption = f"{model}: {drawings} against steps, with {chosen} {reference}. Means over {many(count, 'dataset')} "
     caption += "and the runs that all of these methods have; a loss is the mean of a part of a run."

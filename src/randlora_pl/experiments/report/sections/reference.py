@@ -95,7 +95,7 @@ def conclusion(results: Results, found: Sequence[Versus], compared: Sequence[Ref
         lines.append("This sweep cannot show which method is more accurate.")
     pairs = many(len(planned), "planned pair" if len(planned) < len(found) else "pair")
     lines += [f"No verdict for {count} of {pairs} of methods: {reason}." for reason, count in reasons.items()]
-    if len(planned) < len(found):
+    if planned and len(planned) < len(found):
         return lines + [one.sentence() for one in planned]
     for here in compared:
         near = [one for one in here.pairs.values() if results.is_randlora(one.first) and one.similar(COMPARABLE)]
