@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,8 +85,7 @@ def test_a_search_that_climbs_leaves_out_what_is_far_from_the_best(tmp_path: Pat
     assert {cell.facts["learning_rate"] for cell in search.second(folder)} == {1e-3, 1e-2}
     entries = search.report(folder)["methods"]["LoRA-4"]["tried"]
     assert [entry["learning_rate"] for entry in entries] == [1e-4, 1e-3, 1e-2, 1e-1]
-    with tempfile.TemporaryDirectory() as name:
-        climbs_on(search, SweepFolder(Path(name)))
+    climbs_on(search, SweepFolder(tmp_path / "other"))
 
 
 def climbs_on(search: Search, folder: SweepFolder) -> None:

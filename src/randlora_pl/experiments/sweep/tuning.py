@@ -146,11 +146,12 @@ class Search:
 
     def second(self, folder: SweepFolder) -> list[Trial]:
         """Return the finalists with the other seeds, and what is tried beyond them; empty in the first round."""
-        if not folder.settled(self.first(folder)):
+        first = {method: self._tried(folder, method) for method in self.names}
+        if not all(folder.settled(self.cells[m, v, self.seeds[0]]) for m, tried in first.items() for v in tried):
             return []
         chosen = []
-        for method in self.names:
-            scores, tried = self.scores(folder, method, self.seeds[:1]), self._tried(folder, method)
+        for method, tried in first.items():
+            scores = self.scores(folder, method, self.seeds[:1])
             finalists = best_of({values: scores[values] for values in tried if values in scores}, FINALISTS)
             cells = [
                 cell for values in finalists for seed in self.seeds[1:] for cell in self.cells[method, values, seed]
