@@ -14,7 +14,10 @@ import torch
 import yaml
 
 from randlora_pl.cli.main import main
+from randlora_pl.engine.command import resume_by_itself
+from randlora_pl.engine.first_stage import find_lora
 from randlora_pl.tasks import VisionLanguageTask
+from randlora_pl.utils.errors import UserError
 from tests.support.cli import SMALL, Run
 from tests.support.products import marked
 from tests.tasks.small import two_blocks
@@ -102,6 +105,13 @@ def test_starts_exactly_and_resumes_to_the_same_bits(
         assert run(*train, "--run.name", "cut").code == 130
     if batch == 3:  # the checkpoint has all of it
         own.rename(elsewhere)
+    else:  # the LoRA itself is needed
+        file = only_run("cut") / "results.json"
+        kept = file.read_text()
+        file.write_text(kept.replace(start["from/sha256"], "0" * 64))
+        changed = run("fit", "--resume", "runs/cut")
+        assert changed.code == 2 and "has changed since this run began" in changed.err, changed.err
+        file.write_text(kept)
     assert run("fit", "--resume", "runs/cut").code == 0
     assert weights(only_run("cut")) == weights(whole)
     assert results(only_run("cut"))["from/sha256"] == start["from/sha256"]
@@ -127,10 +137,37 @@ def test_a_trained_head_goes_on(run: Run) -> None:
     assert after["head_learning_rate"] == 1e-12 != before["head_learning_rate"]
 
 
+def test_a_name_is_looked_up_once(run: Run, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run may have the name of its LoRA, and is the newest of this name as soon as it exists."""
+    shutil.copytree(lora, tmp_path / "runs" / "name" / "2026-01-01_00-00-00")
+    words = ["--from-adapter", "runs/name", *STAGE, "--run.name", "name", "--data.steps", "1"]
+    first = find_lora("runs/name")
+    begun = tmp_path / "runs" / "name" / "2026-01-02_00-00-00"
+    begun.mkdir()
+    shutil.copy(lora / "config.yaml", begun)
+    with pytest.raises(UserError, match="is not finished and has no adapter yet"):
+        find_lora("runs/name")
+    with monkeypatch.context() as other:
+        other.setenv("LOCAL_RANK", "1")
+        assert find_lora("runs/name") == first
+    assert resume_by_itself(["--resume", "auto", *words]) == ["--resume", str(begun.relative_to(tmp_path))]
+
+    shutil.rmtree(begun)
+    monkeypatch.chdir(first.parent)  # which has a checkpoint
+    shown = run("fit", "--from-adapter", "adapter", *STAGE, "--data.steps", "1", "--run.name", "inside")
+    assert shown.code == 0 and "starts where the LoRA" in shown.out, shown.err
+    assert results(only_run("inside"))["method"] == "Together"
+
+
 def test_what_cannot_be_refined_is_refused(refused: Callable[..., str], run: Run, lora: Path, tmp_path: Path) -> None:
     start = ["fit", "--from-adapter", str(lora), *STAGE]
     assert run("fit", *SMALL, *LORA[:1], "HiRA", "--data.steps", "1", "--run.name", "hira").code == 0
+    linear = [*LORA, "--model", "LinearHeadTask", "--data.steps", "1"]
+    assert run("fit", *SMALL, *linear, "--run.name", "linear").code == 0
     cases = {
+        "LoRA of LinearHeadTask, not of VisionLanguageTask. Remove --model or the config": [
+            *("fit", "--from-adapter", "runs/linear", "--config", "quickstart", *STAGE)
+        ],
         "There is no adapter folder or file nowhere": ["fit", "--from-adapter", "nowhere", *STAGE],
         "is HiRA, and a stage starts from LoRA alone": ["fit", "--from-adapter", "runs/hira", *STAGE],
         "--resume uses the run's own checkpoint. Remove --from-adapter": [*start, "--resume", str(lora)],
@@ -139,7 +176,7 @@ def test_what_cannot_be_refined_is_refused(refused: Callable[..., str], run: Run
         "--from-form needs a LoRA": ["fit", *SMALL, "--from-form", "absorbed"],
         "is a LoRA of tiny, not of ViT-B-32. Remove --model.name": [*start, "--model.name", "ViT-B-32"],
         "LoRA of VisionLanguageTask, not of LinearHeadTask. Remove --model": [*start, "--model", "linearheadtask"],
-        "trained on other weights": [*start, "--seed_everything", "3"],  # which random weights depend on
+        "--model.pretrained and --seed_everything": [*start, "--seed_everything", "3"],  # random weights depend on it
         "Remove --model.targets: the LoRA's own are the default": [*start, "--model.targets", "[qkv]"],
         "add --model.adapter.qkv packed": [*start, "--model.adapter.qkv", "split"],
         "set --model.adapter RandLoRA, or --from-form beside": [

@@ -71,7 +71,9 @@ def resume_by_itself(args: list[str]) -> list[str]:
     words = list(args)
     place = next(number for number, word in enumerate(words) if word.partition("=")[0] == "--resume")
     del words[place : place + (1 if "=" in words[place] else 2)]
-    flat = compose_fit(words).flat()
+    flat = compose("fit", words, copy.deepcopy(DEFAULTS)).flat()
+    if not flat.get("run.name"):  # with a name, the LoRA that the run starts from may be gone, or have the same name
+        flat = compose_fit(words).flat()
     root, name = Path(str(flat.get("run.root", "runs"))), str(flat.get("run.name") or planned_name(flat))
     found = broadcast_decision("resume", lambda: str(newest_unfinished(root, name) or ""))
     return ["--resume", found] if found else words

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,33 @@ from randlora_pl.config.adapter_config import adapter_config, config_beside, dat
 from randlora_pl.config.classes import Tree, normalize
 from randlora_pl.config.compose import DEFAULTS, Command, compose, merge
 from randlora_pl.config.validate import known_class, tasks
+from randlora_pl.parallel.launch import broadcast_decision
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import find_adapter
 
 _OWN = ("adapter", "learning_rate", "head_learning_rate")
 """Arguments of the LoRA's task that belong to its own training."""
+_ENVIRONMENT = "RANDLORA_PL_FROM_ADAPTER"
+"""Environment variable by which the processes that Lightning starts for further devices get the LoRA."""
 
 
 def has_config(args: list[str]) -> bool:
     """Return True if a config was typed."""
     return bool({"-c", "--config"} & {word.partition("=")[0] for word in args})
+
+
+def find_lora(start: str) -> Path:
+    """Return the LoRA that rank 0 finds: when the others look, the newest run of a name may be the new one itself.
+
+    Raises:
+        UserError: See `find_adapter`.
+    """
+    given = os.environ.get(_ENVIRONMENT)
+    if given and int(os.environ.get("LOCAL_RANK", "0")):
+        return Path(given)
+    found = broadcast_decision("from_adapter", lambda: str(find_adapter(start).resolve()))
+    os.environ[_ENVIRONMENT] = found
+    return Path(found)
 
 
 def compose_fit(words: list[str], defaults: Tree | None = None) -> Command:
@@ -36,9 +54,9 @@ def compose_fit(words: list[str], defaults: Tree | None = None) -> Command:
     start = command.flat().get("from_adapter")
     if start is None:
         return command
-    adapter = find_adapter(str(start))
+    adapter = find_lora(str(start))
     saved = normalize(adapter_config(adapter))
-    _check(adapter, saved, command)
+    _check(adapter, saved, compose("fit", words, {}))
     task = saved["model"]
     options = {name: value for name, value in task["init_args"].items() if name not in _OWN}
     known = saved | {"model": task | {"init_args": options}}
@@ -57,11 +75,11 @@ def _check(adapter: Path, saved: Tree, command: Command) -> None:
             f"{adapter} is {found}, and a stage starts from LoRA alone. Train one first: randlora-pl fit "
             "--model.adapter LoRA"
         )
-    other = known_class(command.values.get("model", task), tasks(), "task", "--model") or task
+    other = known_class(flat.get("model", task), tasks(), "task", "--model") or task
     if other != task:  # its head would not be the LoRA's
         raise UserError(
-            f"{adapter} is a LoRA of {task}, not of {other}. Remove --model, or train a LoRA of it first: "
-            f"randlora-pl fit --model {other} --model.adapter LoRA"
+            f"{adapter} is a LoRA of {task}, not of {other}. Remove --model or the config that sets it, or train a "
+            f"LoRA of it first: randlora-pl fit --model {other} --model.adapter LoRA"
         )
     if (name := flat.get("model.name", options.get("name"))) != options.get("name"):
         raise UserError(
@@ -78,3 +96,18 @@ def start_facts(config: Any) -> dict[str, str]:
     file = path if path.is_file() else path / "adapter.safetensors"
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return {"from/adapter": str(path), "from/form": config.from_form, "from/sha256": digest}
+
+
+def check_start(config: Any, before: dict[str, Any]) -> None:
+    """Refuse a LoRA that has changed since a run began which has no checkpoint yet.
+
+    Args:
+        config: The resolved config of the run.
+        before: Its results so far.
+    """
+    there = before.get("from/sha256")
+    if there is not None and start_facts(config).get("from/sha256", there) != there:
+        raise UserError(
+            f"{config.from_adapter} has changed since this run began, which has no checkpoint yet. Start a new run: "
+            f"randlora-pl fit --from-adapter {config.from_adapter}"
+        )

@@ -39,6 +39,7 @@ from randlora_pl.config.classes import LISTED, Tree
 from randlora_pl.config.compose import Command
 from randlora_pl.config.validate import tasks
 from randlora_pl.engine.error_messages import build_error, parse_error
+from randlora_pl.engine.first_stage import find_lora
 from randlora_pl.engine.loggers import make_loggers
 from randlora_pl.engine.run_folder import missing_folders, new_folder, planned_name, remove_folder
 from randlora_pl.parallel.devices import with_devices, with_strategy
@@ -46,7 +47,7 @@ from randlora_pl.parallel.launch import TIMEOUT
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.tasks.trainer import SETTINGS
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.run_files import LAST, find_adapter, follow_latest, link_latest
+from randlora_pl.utils.files.run_files import LAST, follow_latest, link_latest
 from randlora_pl.utils.text.log_filters import filter_library_warnings
 
 # Lightning's Timer has a member of a str enumeration as default, which PyYAML refuses to write.
@@ -219,11 +220,11 @@ class App(LightningCLI):
         if start := self.config.ckpt_path:  # before this run becomes the latest
             self.config.ckpt_path = str(follow_latest(Path(start)))
         if (start := self.config.from_adapter) and self.folder == Path():  # new: a resumed run may need it no more
-            self.config.from_adapter = str(find_adapter(start).resolve())
+            self.config.from_adapter = str(find_lora(start))
 
     def instantiate_classes(self) -> None:
         """Instantiate all classes; report any error in one line."""
-        begun = not self.dry and (self.folder / LAST).is_file()
+        begun = self.folder != Path() and (self.folder / LAST).is_file()  # a new run has no folder yet
         start = None if begun or self.config.from_adapter is None else read_adapter(self.config.from_adapter)
         try:
             super().instantiate_classes()
@@ -257,7 +258,7 @@ class App(LightningCLI):
             own += [*_validation(config, callbacks), StartSummary(self.dry), PeakMemory(), Throughput()]
             own += [NonFiniteLoss(), Termination(), StepNumbers()]
         else:
-            callbacks = []  # checkpoint, gradient_flow and spectrum belong to a training
+            callbacks = []  # checkpoint, spectrum and the like belong to a training
         users = config.get("callbacks") or []
         replaced = any(isinstance(callback, AnyProgressBar) for callback in users)
         if config["enable_progress_bar"] is not False and not replaced:

@@ -18,7 +18,7 @@ from randlora_pl.callbacks import AdapterCheckpoint, HeldLock, PerClass, ZeroSho
 from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
 from randlora_pl.callbacks.checkpoint_file import check_checkpoint
 from randlora_pl.engine.board import log_end, log_start
-from randlora_pl.engine.first_stage import start_facts
+from randlora_pl.engine.first_stage import check_start, start_facts
 from randlora_pl.engine.fit_results import callback_of, callbacks_of, fit_metrics
 from randlora_pl.engine.found import write_found
 from randlora_pl.engine.lightning_cli import App
@@ -131,6 +131,8 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
         _write(app, {"config": configs} | start_facts(app.config))
         write_config(app)
     else:
+        if start is None:
+            check_start(app.config, before)
         if trainer.is_global_zero:
             remove_leftovers(folder)
         data.reuse_index(folder)

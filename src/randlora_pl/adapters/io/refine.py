@@ -3,7 +3,7 @@
 import os
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -64,7 +64,7 @@ def refine(
     try:
         place_adapter(model, file)
     except UserError as error:
-        hint = "Remove --model.name and --model.pretrained: the LoRA's own are the default."
+        hint = "Remove --model.name, --model.pretrained and --seed_everything: the LoRA's own are the default."
         raise UserError(error.what, hint) from error
     updates = {path: each for path, each in model.named_modules() if isinstance(each, LoRADelta)}
     detach(model)
@@ -84,48 +84,73 @@ def continued(file: AdapterFile, adapter: Adapter, form: Form) -> Adapter:
         UserError: See `refine`.
     """
     lora = file.adapter
+    check_next(lora, adapter, form, str(file.path))
+    if file.trained or file.kept:
+        name = [*(file.trained or []), *file.kept][0]
+        raise UserError(
+            f"{file.path} also changes the model's own {name}, which no stage takes over. Train a LoRA without it."
+        )
+    if form == "absorbed":
+        ranks = {f"^{re.escape(name)}": lora.rank_of(WeightShape(name, *shape)) for name, shape in file.layers.items()}
+        number = set(ranks.values())
+        return adapter.replace(lead=number.pop() if len(number) == 1 else ranks)
+    if isinstance(adapter, Together):
+        return adapter
+    return Together([lora.replace(seed=None), adapter.replace(seed=None)], seed=adapter.seed)
+
+
+def check_next(lora: Adapter, adapter: Adapter, form: Form, where: str) -> None:
+    """Refuse a method that cannot start from a LoRA.
+
+    Args:
+        lora: Method of the first stage.
+        adapter: Method of the next one.
+        form: Place of the LoRA, see `refine`.
+        where: The LoRA, for messages.
+
+    Raises:
+        UserError: The first method is not LoRA, or the next one cannot contain it.
+    """
     if form not in get_args(Form):
         raise UserError(f"form is {form!r}: choose {' or '.join(get_args(Form))}.")
     if not isinstance(lora, LoRA):
         raise UserError(
-            f"{file.path} is {lora.method()}, and a stage starts from LoRA. Train one first: randlora-pl fit "
+            f"{where} is {lora.method()}, and a stage starts from LoRA. Train one first: randlora-pl fit "
             "--model.adapter LoRA"
         )
-    if file.trained or file.kept:
-        name = [*(file.trained or []), *file.kept][0]
-        raise UserError(f"{file.path} also changes the model's own {name}, which no stage takes over.")
     if adapter.trains_base:
         raise UserError(
             f"{adapter.method()} trains the model's own tensors: a stage adds to a LoRA. Set --model.adapter RandLoRA."
         )
     if adapter.qkv != lora.qkv:
         raise UserError(
-            f"{file.path} has qkv {lora.qkv}, and {adapter.method()} has {adapter.qkv}: add "
-            f"--model.adapter.qkv {lora.qkv}."
+            f"{where} has qkv {lora.qkv}, and {adapter.method()} has {adapter.qkv}: add --model.adapter.qkv {lora.qkv}."
         )
-    if form == "absorbed":
-        if not isinstance(adapter, RandLoRA):
-            raise UserError(
-                f"{adapter.method()} cannot absorb a LoRA: set --model.adapter RandLoRA, or --from-form beside."
-            )
-        ranks = {f"^{re.escape(name)}": lora.rank_of(WeightShape(name, *shape)) for name, shape in file.layers.items()}
-        number = set(ranks.values())
-        return adapter.replace(lead=number.pop() if len(number) == 1 else ranks)
-    if not isinstance(adapter, Together):
-        return Together([lora.replace(seed=None), adapter.replace(seed=None)], seed=adapter.seed)
-    there, here = (each.replace(seed=None, dropout=0).describe() for each in (lora, adapter.parts[0]))
-    if there != here:
+    if form == "absorbed" and not isinstance(adapter, RandLoRA):
         raise UserError(
-            f"the first part of Together is {adapter.parts[0]}, but {file.path} is {lora}. Set its options."
+            f"{adapter.method()} cannot absorb a LoRA: set --model.adapter RandLoRA, or --from-form beside."
         )
-    return adapter
+    if form == "beside" and isinstance(adapter, Together):
+        first = adapter.parts[0]
+        if not isinstance(first, LoRA) or _compared(first) != _compared(lora):
+            raise UserError(
+                f"the first part of Together is {first}, but {where} is {lora}. Give this part the LoRA's options, or "
+                "set --model.adapter RandLoRA."
+            )
+
+
+def _compared(lora: LoRA) -> dict[str, Any]:
+    """Return the options in which a part of a sum must be the trained LoRA."""
+    return lora.replace(seed=None, dropout=0).describe()
 
 
 def _check_layers(file: AdapterFile, model: nn.Module, adapter: Adapter, targets: list[str] | None) -> None:
     """Raise an error if a method would adapt other weights than a LoRA did."""
-    sites = choose(model, targets, adapter.qkv == "split", adapter).sites
-    chosen = {site.shape.layer for site in sites}
+    selection = choose(model, targets, adapter.qkv == "split", adapter)
+    chosen = {site.shape.layer for site in selection.sites}
     if other := sorted(chosen ^ file.layers.keys()):
+        if reason := selection.skipped.get(other[0]):
+            raise UserError(f"{file.path} adapts {other[0]}, which {adapter.method()} skips: {reason}. Lower its rank.")
         where = "is adapted by the LoRA alone" if other[0] in file.layers else "is not adapted by the LoRA"
         raise UserError(
             f"{file.path} adapts {len(file.layers)} layers, the targets select {len(chosen)} ({other[0]} {where}). "
