@@ -10,6 +10,8 @@ from randlora_pl.adapters import (
     Adapter,
     LoRAXS,
     PiSSA,
+    RandLoRA,
+    Together,
     delta_weights,
     derived,
     inject,
@@ -120,7 +122,7 @@ def test_files_refuse_other_weights_dtypes_and_rotations(adapter: Adapter, tmp_p
 def test_a_file_with_the_derived_tensors_needs_no_decomposition(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number, adapter in enumerate(ADAPTERS):
+    for number, adapter in enumerate([*ADAPTERS, Together([PiSSA(4), RandLoRA(4)])]):
         model, path = tuned(adapter), tmp_path / str(number)
         save_adapter(model, path, keep_derived=True)
         file = read_adapter(path)

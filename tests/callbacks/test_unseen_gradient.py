@@ -40,7 +40,8 @@ def unseen(gradient: Tensor, lora: LoRADelta) -> tuple[float, float, float]:
 
 
 @in_one_item(
-    ("name", "moved", "checkpointing"), [("packed", True, False), ("split", True, True), ("packed", False, False)]
+    ("name", "moved", "checkpointing"),
+    [("packed", True, False), ("split", True, True), ("packed", False, False), ("together", True, False)],
 )
 def test_equals_projections_of_the_weights_own_gradient(name: str, moved: bool, checkpointing: bool) -> None:
     torch.manual_seed(0)

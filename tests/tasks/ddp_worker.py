@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from randlora_pl.adapters import AutoLoRA, Fira, FullFineTuning, LoRA, RandLoRA
+from randlora_pl.adapters import AutoLoRA, Fira, FullFineTuning, LoRA, RandLoRA, Together
 from randlora_pl.callbacks import Figures, PerClass
 from randlora_pl.data import ImageData
 from randlora_pl.parallel.strategy import AdapterDDP
@@ -34,7 +34,7 @@ DATA: dict[str, Any] = {
 RUNS = {
     "captions": ("vision-language", "randlora"),
     "images": ("text head", "dora"),
-    "head": ("linear head", "lora"),
+    "head": ("linear head", "together"),
     "pruned": ("linear head", "adalora"),  # at the second and the fourth step
 }
 PROMPTS = ("maple + dept", "promptsrc + randlora", "two stages", "cocoop", "tip")
@@ -88,7 +88,9 @@ def trainer(*callbacks: L.Callback, validate: bool = False, accumulate: int = AC
 
 def run(kind: str, method: str) -> dict[str, Any]:
     """Trains and validates: the weights after it, the figures, and what `Look` saw."""
-    task, own, data = make(kind, method), trainer(look := Look()), ImageData(**DATA)
+    sums = {"adapter": Together([LoRA(rank=2, alpha=8), RandLoRA(rank=8)], rates=[2, 1])}
+    task = make(kind, **sums) if method == "together" else make(kind, method)
+    own, data = trainer(look := Look()), ImageData(**DATA)
     own.fit(task, data)
     (figures,) = trainer(look, validate=True).validate(task, data, verbose=False)
     return {

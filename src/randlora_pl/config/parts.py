@@ -42,6 +42,7 @@ def check_parts(command: Command, option: str, parts: Any) -> None:
             if key == LISTED:
                 check_parts(command, own, value)
             elif key == INNER:
-                check_parts(command, own, [{"class_path": "LoRA"} | value])
+                part["init_args"][key] = inner = {"class_path": "LoRA"} | value
+                check_parts(command, own, [inner])
             else:
                 check_type(command, own, known[key].kind, value)

@@ -68,7 +68,7 @@ def cast_and_compile(
         raise UserError(f"--model.frozen_dtype {frozen_dtype}: {adapter.method()} leaves no matrix frozen to cast.")
     use_fast_layers(backbone)
     if torch_compile:
-        if getattr(adapter, "memory", None) == "low":
+        if any(getattr(leaf, "memory", None) == "low" for leaf in adapter.leaves()):
             raise UserError(
                 "--model.torch_compile keeps what memory: low would build again: leave out one of them, or take "
                 "--model.gradient_checkpointing true instead of memory: low."

@@ -52,11 +52,11 @@ def start_head(task: Any) -> None:
     file = task.start.file
     theirs, kind, own = file.metadata.get("classnames"), file.metadata.get("task"), type(task).__name__
     if kind != own:
-        raise UserError(f"{file.path} is of {kind}, and has no head for {own}. Remove --model {own}.")
+        raise UserError(f"{file.path} is of {kind}, and has no head for {own}. Set --model {kind}.")
     if theirs != task.classnames:
         raise UserError(
             f"the head of {file.path} is for {len(theirs or [])} classes, and fits no others: here are "
-            f"{len(task.classnames)}. Train on the classes of the LoRA."
+            f"{len(task.classnames)}. Name the data of the LoRA by --data.dataset and --data.root."
         )
     task.load_head(file.extra)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import methods
 from randlora_pl.adapters.base import Adapter
-from randlora_pl.adapters.derived import derived_buffers, derived_once, sketches
+from randlora_pl.adapters.derived import DerivedAdapter, derived_buffers, derived_once, sketches
 from randlora_pl.adapters.described import make
 from randlora_pl.adapters.injection import InjectionReport, generator_facts, inject
 from randlora_pl.adapters.io import container
@@ -83,8 +83,10 @@ def save_adapter(
     warn_if_unused(report.procedure, report.adapter.method())
     tensors = state.tensors | {EXTRA + name: tensor for name, tensor in (extra or {}).items()}
     adapter, derived = report.adapter, derived_buffers(model) if keep_derived else {}
-    if derived:
-        adapter, tensors = adapter.replace(keep_derived=True), tensors | derived
+    for leaf in adapter.leaves() if derived else []:
+        if isinstance(leaf, DerivedAdapter):
+            adapter = adapter.exchanged(leaf, leaf.replace(keep_derived=True))
+    tensors |= derived
     stored = report.stored_bases
     config = {
         "format_version": FORMAT_VERSION,

@@ -31,8 +31,9 @@ class UnseenGradient(Callback):
     help: see ``--from-adapter``.
 
     G is of the first micro-batch of an optimizer step, on the first device, over linear and attention layers. It is
-    computed beside the backward pass, one layer at a time, and the training has the same bits as without. The values
-    are also lists in ``results.json``.
+    computed beside the backward pass, one layer at a time, and the training has the same bits as without. A text tower
+    that gradient accumulation encodes once per step has its gradient in the last micro-batch, and is left out. The
+    values are also lists in ``results.json``.
 
     Args:
         every_n_steps: Optimizer steps between two measurements, 100 for instance; the last step is always measured. 0
@@ -155,6 +156,8 @@ class _Layer:
 
     def _add(self, x: Tensor, gradient: Tensor) -> None:
         """Add the part of one use of the layer; after the last one, measure."""
+        if "linear" not in vars(self.update):  # stopped before the last micro-batch, in which shared texts are
+            return
         with torch.no_grad(), without_autocast(x):
             part = _rows(gradient).T @ _rows(x)
             self._gradient = part if self._gradient is None else self._gradient.add_(part)
@@ -186,6 +189,6 @@ def _rows(tensor: Tensor) -> Tensor:
 
 def _span(matrix: Tensor) -> Tensor:
     """Return an orthonormal basis of the columns of a matrix (n, r), in float32; empty for zeros, as B at the start."""
-    left, values, _ = torch.linalg.svd(matrix.double(), full_matrices=False)
+    left, values, _ = torch.linalg.svd(matrix.to("cpu", torch.float64), full_matrices=False)  # not every GPU has it
     columns: Tensor = left[:, values > 1e-6 * values.max().clamp_min(1e-30)]
-    return columns.float()
+    return columns.to(matrix.device, torch.float32)
