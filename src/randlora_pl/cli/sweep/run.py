@@ -176,4 +176,5 @@ def _what(progress: "Progress", cell: Trial) -> str:
     folder = progress.folder
     if folder.state(cell) == FAILED:
         return f"failed: {folder.failure(cell).get('reason')}"
-    return f"{accuracy(folder, cell)} in {duration(folder.results(cell).get('cell_seconds', 0.0))}"
+    seconds = folder.results(cell).get("cell_seconds")  # written last
+    return accuracy(folder, cell) + ("" if seconds is None else f" in {duration(seconds)}")

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ class Trial:
     facts: Tree = field(default_factory=dict)
     first: Tree = field(default_factory=dict)
 
-    @property
+    @cached_property  # a progress line looks at every cell several times
     def hash(self) -> str:
         """Return the first 12 hex digits of the SHA-256 of `flat`, the name of its folder.
 
