@@ -4,7 +4,9 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
+import numpy as np
 import pytest
 
 from randlora_pl.experiments.report.collect import Sweep, read_sweep
@@ -166,12 +168,43 @@ def test_rank_against_accuracy(results: Results) -> None:
     assert len(table.below) == 1, "no controls were run"
     plan = replace(results.plan, facts={"methods": {"RandLoRA-6": {"variant": "a"}}})
     table = partial_table(Results(replace(results.sweep, plan=plan)))
-    assert table is None or table.below[1:] == []  # without the rank itself
+    assert table is not None and table.below[1:] == []  # without the rank itself
     runs = [replace(run, facts=run.facts | {"spectrum/rank": [0, 6]}) for run in results.sweep.runs]
     table = partial_table(Results(replace(results.sweep, plan=plan, runs=runs)))
     assert table is not None and table.below[1].startswith(
         "1 control with as many parameters as RandLoRA: RandLoRA-6 ("
     )
+
+
+def test_correlations_at_equal_parameters_are_those_of_residuals(tmp_path: Path) -> None:
+    """Of ranks and of accuracies on each dataset, less what a line in the logarithm of the parameters explains."""
+    ranks, sizes = [10.0, 40.0, 30.0, 200.0, 90.0], [1_000, 2_000, 9_000, 20_000, 90_000]
+    accuracies = {"cars": [0.5, 0.7, 0.6, 0.65, 0.9], "dtd": [0.4, 0.3, 0.6, 0.5, 0.7]}
+    names = list(METHODS)[:5]
+
+    def figures(labels: dict[str, Any]) -> dict[str, Any]:
+        if labels["method"] not in names:
+            return {}
+        place = names.index(labels["method"])
+        own = {"test/acc": accuracies[labels["dataset"]][place], "trainable_parameters": sizes[place]}
+        return own | {"spectrum/effective_rank": ranks[place]}
+
+    content = description(models={B32: {}}, datasets=list(accuracies), budgets=[1], seeds=[1])
+    content["methods"] = {name: METHODS[name] for name in names}
+    table = partial_table(Results(read_sweep(write_sweep(tmp_path, content, more=figures))))
+    assert table is not None and len(table.rows) == 1
+
+    def ordered(values: list[float]) -> np.ndarray:
+        return np.argsort(np.argsort(values)).astype(float)
+
+    def rest(values: list[float]) -> np.ndarray:
+        line = np.stack([np.ones(5), np.log(sizes)], axis=1)
+        return ordered(values) - line @ np.linalg.lstsq(line, ordered(values), rcond=None)[0]
+
+    for cell, part in zip(table.rows[0][2:4], (rest, ordered), strict=True):
+        each = [float(np.corrcoef(part(ranks), part(values))[0, 1]) for values in accuracies.values()]
+        assert cell.sort == pytest.approx(fmean(each), abs=1e-9) and 0.01 < abs(fmean(each)) < 0.99
+        assert cell.title == "; ".join(f"{name} {value:+.2f}" for name, value in zip(accuracies, each, strict=True))
 
 
 def test_no_rank_table_without_figures(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from randlora_pl.experiments.report.plots import WIDTH, legend, style
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.runs import FinishedRun
 from randlora_pl.experiments.report.sections.accuracy import identifier
-from randlora_pl.experiments.report.sections.training import by_reference
+from randlora_pl.experiments.report.sections.training import by_reference, kind_of_loss
 
 _MOST = 8
 """Methods of a plot: of more the lines cannot be followed."""
@@ -25,8 +25,13 @@ Points = list[tuple[float, float]]
 def curve_pictures(results: Results, model: str) -> list[Picture]:
     """Draw each reference with the methods that planned pairs join with it, or else with methods of its size."""
     pictures = []
-    for reference, group in by_reference(results, model).items():
-        methods = _joined(results.plan.pairs, reference) if results.plan.pairs else group
+    groups = by_reference(results, model)
+    for reference, group in groups.items():
+        methods = set(group)
+        if results.plan.pairs:  # a method without such a loss would leave no run that all of them have
+            kind = kind_of_loss(results, reference)
+            alike = {m for other, found in groups.items() if kind_of_loss(results, other) == kind for m in found}
+            methods = _joined(results.plan.pairs, reference) & alike
         others = [m for m in results.plan.methods if m in methods and m != reference]
         if others and (picture := _picture(results, model, reference, others[: _MOST - 1])):
             left = len(others) - _MOST + 1

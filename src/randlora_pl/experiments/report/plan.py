@@ -56,6 +56,10 @@ class ReportPlan:
         """Return the entry of a label in the file, empty if it has none."""
         return self.facts.get(part, {}).get(label, {})
 
+    def trains(self, model: str, method: str) -> bool:
+        """Return True if the sweep tries a method on a model."""
+        return model in (self.fact("methods", method).get("models") or [model])
+
     def tests(self, first: str, second: str) -> bool:
         """Return True if a pair of methods, in any order, is to be tested."""
         return not self.pairs or [first, second] in self.pairs or [second, first] in self.pairs
@@ -75,7 +79,7 @@ class ReportPlan:
     def cells(self) -> Iterator[Key]:
         """Yield the product of models, datasets, budgets and methods; the pretrained model once for each dataset."""
         for model, dataset in product(self.models, self.datasets):
-            methods = [name for name in self.methods if model in (self.fact("methods", name).get("models") or [model])]
+            methods = [name for name in self.methods if self.trains(model, name)]
             for budget, method in product(self.budgets, methods):
                 if budget != ZERO_SHOT and not is_zero_shot(method):
                     yield Key(model, dataset, budget, method)

@@ -12,7 +12,7 @@ from randlora_pl.experiments.report.sections.pairwise_tests import comparisons, 
 from randlora_pl.experiments.report.sections.rates import Rates
 from randlora_pl.experiments.report.sections.reference import conclusion, matrix_table, references
 from tests.experiments.report.sections.test_pairwise_tests import DATASETS, RATED, better_by, provenance, swept
-from tests.experiments.report.sweeps import METHODS, description, write_sweep
+from tests.experiments.report.sweeps import METHODS, MODELS, description, write_sweep
 
 B32 = "CLIP-ViT-B/32"
 THREE = RATED | {"VeRA-256": METHODS["VeRA-256"] | {"learning_rate": 0.01}}
@@ -100,6 +100,30 @@ def test_without_a_verdict_nothing_is_called_more_accurate(
     verdict = row_of(table, "RandLoRA-6")["Verdict"]
     assert verdict.text == shown and why.partition(",")[0].split()[0] in verdict.title + why
     assert not any(cell.best for row in table.rows for cell in row)
+
+
+@pytest.mark.parametrize("gone", ["VeRA-256", "RandLoRA-6"])
+def test_planned_pairs_without_common_runs_are_named(tmp_path: Path, gone: str) -> None:
+    """One of two pairs has runs, or none has: then no sentence is about the pair that was not planned."""
+    pairs = [["RandLoRA-6", "LoRA-32"], ["VeRA-256", "RandLoRA-6"]]
+    content = {"methods": THREE, "tuned": provenance(THREE), "pairs": pairs, "paper": None, "budgets": [1]}
+    content |= {"models": {B32: MODELS[B32]}, "datasets": DATASETS, "seeds": [1, 2, 3, 4, 5]}
+    more = better_by(dict.fromkeys(DATASETS, 2.0))
+    folder = write_sweep(tmp_path, description(**content), keep=lambda labels: labels["method"] != gone, more=more)
+    results = Results(read_sweep(folder))
+    found = comparisons(results, Rates(results))
+    lines = conclusion(results, found, references(results, found))
+    without = [
+        f"No verdict for {first} against {second} on {B32}: they have no finished training runs in common."
+        for first, second in pairs
+        if gone in (first, second)
+    ]
+    if gone == "RandLoRA-6":
+        assert lines == ["This sweep cannot show which method is more accurate.", *without] and len(without) == 2
+    else:
+        assert lines[0] == f"{B32}: RandLoRA-6 is better than LoRA-32." and lines[2:-1] == without
+        assert "in 1 of the 1 pair of methods that could be tested, of 2 planned" in lines[1] and len(without) == 1
+        assert lines[-1].startswith(f"{B32}: RandLoRA-6 against LoRA-32, ")
 
 
 def test_cells_are_differences_seed_by_seed(sweep: Sweep) -> None:

@@ -75,6 +75,9 @@ def test_steps_and_time_to_the_loss_of_a_reference(tmp_path: Path, monkeypatch: 
         sweep.plan.pairs = [["RandLoRA-6", "LoRA-32"]]
         (picture,) = curve_pictures(Results(sweep), B32)
         assert "full fine-tuning" not in picture.described
+        sweep.plan.pairs = [["RandLoRA-6", "LoRA-32"], ["LoRA-32", "VeRA-256"], ["VeRA-256", "full fine-tuning"]]
+        (picture,) = curve_pictures(Results(sweep), B32)
+        assert "full fine-tuning" in picture.described and "VeRA-256" not in picture.described, "it has no log"
 
 
 def test_logs_that_are_missing_short_or_damaged(tmp_path: Path) -> None:

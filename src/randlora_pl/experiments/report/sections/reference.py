@@ -68,6 +68,8 @@ def conclusion(results: Results, found: Sequence[Versus], compared: Sequence[Ref
     """Return what the sweep shows: verdicts or the reason for none, and the difference that matters most."""
     planned = [one for one in found if one.planned]
     judged = [one for one in planned if one.p is not None]
+    lacking = _without_runs(results, found)
+    count = len(planned) + len(lacking)
     lines = []
     if judged:
         winners: dict[str, list[str]] = {}
@@ -78,7 +80,7 @@ def conclusion(results: Results, found: Sequence[Versus], compared: Sequence[Ref
         lines += [f"{winner} is better than {', '.join(losers)}." for winner, losers in winners.items()]
         better = sum(map(len, winners.values()))
         tested = f"{many(len(judged), 'pair')} of methods that could be tested"
-        tested += f", of {len(planned)} planned" if len(planned) < len(found) else ""
+        tested += f", of {count} planned" if results.plan.pairs else ""
         lines.append(
             f"A difference was found in {better} of the {tested} (adjusted p < {LEVEL:g})."
             if better
@@ -91,16 +93,29 @@ def conclusion(results: Results, found: Sequence[Versus], compared: Sequence[Ref
         for one in planned
         if one.obstacle
     )
-    if reasons and not judged:
+    if (reasons or lacking) and not judged:
         lines.append("This sweep cannot show which method is more accurate.")
-    pairs = many(len(planned), "planned pair" if len(planned) < len(found) else "pair")
-    lines += [f"No verdict for {count} of {pairs} of methods: {reason}." for reason, count in reasons.items()]
-    if planned and len(planned) < len(found):
+    pairs = many(count, "planned pair" if results.plan.pairs else "pair")
+    lines += [f"No verdict for {number} of {pairs} of methods: {reason}." for reason, number in reasons.items()]
+    lines += [
+        f"No verdict for {first} against {second} on {model}: they have no finished training runs in common."
+        for model, first, second in lacking
+    ]
+    if results.plan.pairs:
         return lines + [one.sentence() for one in planned]
     for here in compared:
         near = [one for one in here.pairs.values() if results.is_randlora(one.first) and one.similar(COMPARABLE)]
         lines += [one.sentence() for one in near[:1]]
     return lines
+
+
+def _without_runs(results: Results, found: Sequence[Versus]) -> list[tuple[str, str, str]]:
+    """Return the model and the methods of each planned pair that no finished runs compare."""
+    compared = {(one.model, frozenset((one.first, one.second))) for one in found}
+    planned = {(model, frozenset(pair)): (model, pair[0], pair[1])
+               for model in results.plan.models for pair in results.plan.pairs
+               if all(results.plan.trains(model, method) for method in pair)}  # fmt: skip
+    return [labels for key, labels in planned.items() if key not in compared]
 
 
 def matrix_table(results: Results, here: Reference) -> Table:

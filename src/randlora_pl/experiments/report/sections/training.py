@@ -130,8 +130,8 @@ def _logged(results: Results, model: str, method: str) -> bool:
 
 def _reference(results: Results, model: str, method: str, methods: list[str]) -> str | None:
     """Return the method whose loss is the mark of another one, the method itself if it is such a mark."""
-    size, kind_of_loss = results.parameters(model, method), _loss(results, method)
-    alike = [one for one in methods if _loss(results, one) == kind_of_loss]
+    size, loss = results.parameters(model, method), kind_of_loss(results, method)
+    alike = [one for one in methods if kind_of_loss(results, one) == loss]
     for kind in _REFERENCES:
         sizes = {one: n for one in alike if results.kind(one) == kind and (n := results.parameters(model, one))}
         if sizes and size:
@@ -139,7 +139,7 @@ def _reference(results: Results, model: str, method: str, methods: list[str]) ->
     return None
 
 
-def _loss(results: Results, method: str) -> tuple[object, ...]:
+def kind_of_loss(results: Results, method: str) -> tuple[object, ...]:
     """Return what must be equal for two training losses to be comparable: the task and its options of the loss."""
     tasks = sorted({str(run.facts.get("task")) for run in results.sweep.finished if run.key.method == method})
     options: Mapping[str, object] = results.plan.fact("methods", method).get("set") or {}
