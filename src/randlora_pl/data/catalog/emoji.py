@@ -20,6 +20,7 @@ def _row(name: str, reader: str, vendors: tuple[str, ...], **more: Any) -> Datas
         epochs=10,  # not in the paper: as its few-shot runs
         source="https://github.com/iamcal/emoji-data",
         templates=prompts.EMOJI,
+        needs=tuple(f"emoji/img/{vendor}/64" for vendor in vendors),
         layout=f"emoji/{{emoji.json,img/{several.format(','.join(vendors))}/64/*.png}}",
         by_hand=(
             f"npm pack {' '.join(f'{package}@16.0.0' for package in packages.values())}",

@@ -53,11 +53,12 @@ def dataset_path(row: DatasetSpec, root: Path) -> Path | None:
 
 
 def present(row: DatasetSpec, root: Path) -> bool:
-    """Return True if any file of the dataset exists (not verified)."""
+    """Return True if the file or folder of the dataset exists, with what it needs (not verified)."""
     if row.package:
         return find_spec(row.package) is not None
     held = dataset_path(row, root)
-    return held is None or held.exists() or may_be_read(row, root)
+    there = held is None or (held.exists() and all((root / path).exists() for path in row.needs))
+    return there or may_be_read(row, root)
 
 
 def may_be_read(row: DatasetSpec, root: Path) -> bool:

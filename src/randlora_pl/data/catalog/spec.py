@@ -52,6 +52,7 @@ class DatasetSpec:
         counts: Expected images by split (``train``, ``val``, ``test``), validation already taken out of train.
         options: Further arguments of the reader.
         layout: Files expected below the root; empty if it is not on disk.
+        needs: Paths below the root without which it is not there; several datasets may share the first folder.
         files: Files to download, in installation order.
         by_hand: Steps for a download by hand, one per line, with ``{root}``.
         flip: Default of random horizontal flips in training.
@@ -75,6 +76,7 @@ class DatasetSpec:
     counts: Mapping[str, int] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     layout: str = ""
+    needs: tuple[str, ...] = ()
     files: tuple[Archive, ...] = ()
     by_hand: tuple[str, ...] = ()
     flip: bool = True
