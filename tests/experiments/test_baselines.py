@@ -12,6 +12,7 @@ from randlora_pl.experiments.baselines import of_images, of_texts
 from randlora_pl.experiments.report.collect import read_sweep
 from randlora_pl.experiments.report.files import write_report
 from randlora_pl.language import LabelledTexts
+from randlora_pl.utils.errors import UserError
 from tests.experiments.report.sweeps import description, write_sweep
 from tests.experiments.sweep.grids import cells_of
 
@@ -73,6 +74,15 @@ def test_baselines_of_texts(tmp_path: Path, scores: bool) -> None:
     assert found[0][1] == (0 if scores else 0.5) and found[1][1] > 0.95
 
 
+def test_texts_without_a_test_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "train.csv"
+    file.write_text("text,label\na bad film,no\na good film,yes\n")
+    for root in (tmp_path, file):
+        with pytest.raises(UserError, match="has no test texts") as error:
+            list(of_texts(LabelledTexts(dataset="csv", root=str(root))))
+        assert str(error.value).startswith(str(root))
+
+
 def test_a_sweep_measures_them_once_and_its_report_keeps_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -105,6 +115,10 @@ def test_a_sweep_measures_them_once_and_its_report_keeps_them(
             line for line in report.splitlines() if line.startswith("| 1-nearest neighbor (raw pixels) | 2-shot")
         ]
         assert "<br>10 of 20 samples" in line and "No test of pairs has them." in report
-    for content in ([{}], 5, ["x"], [rows[0] | {"dataset": ["digits"]}], [rows[0] | {"train": "10"}]):
+    for content in ([{}], 5, ["x"], [[]], [""], [rows[0] | {"dataset": ["digits"]}], [rows[0] | {"train": "10"}]):
         (folder / "baselines.json").write_text(json.dumps(content))
         assert "baselines.json is cut off or damaged" in read_sweep(folder).warnings[0]
+    for name in ("baselines.json", "sweep.yaml"):
+        (folder / name).unlink()
+    write_report(read_sweep(folder), tmp_path / "report", overwrite=True)
+    assert not {"baselines.json", "sweep.yaml"} & {path.name for path in (tmp_path / "report").iterdir()}

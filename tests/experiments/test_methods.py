@@ -8,6 +8,7 @@ import pytest
 
 from randlora_pl.cli.sweep.job import find_sweep
 from randlora_pl.experiments.methods import method_tables
+from randlora_pl.experiments.report.baselines import Baseline
 from randlora_pl.experiments.report.collect import FINISHED, Sweep
 from randlora_pl.experiments.report.plan import Key, ReportPlan
 from randlora_pl.experiments.report.runs import FinishedRun
@@ -16,6 +17,7 @@ from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Trial, plan
 from randlora_pl.experiments.sweep.tuning import Search
 from randlora_pl.tasks import ImageTask
+from randlora_pl.utils.errors import UserError
 from tests.experiments.sweep.grids import cells_of
 
 
@@ -87,6 +89,26 @@ def test_table_has_mean_and_standard_error_and_rates_but_no_ranking(tmp_path: Pa
     assert lines[4] == "| b | 1,000 | 0.001 | default | 90.0 ± 0.0 | 4 |"
     assert lines[5] == "| zero-shot | - | - | - | 3.0 | 4 |"
     assert "not a ranking" in text and "2-shot" in text and "**" not in "".join(lines)
+
+
+def test_plain_classifiers_are_measured_once_and_an_error_leaves_the_methods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cells = cells_of(methods={"a": {"adapter": "LoRA"}}, seeds=[1, 2])
+
+    def fails(cell: Trial) -> None:
+        raise UserError("the folder has no test texts")
+
+    monkeypatch.setattr("randlora_pl.experiments.methods.baselines_of", fails)
+    planned = ReportPlan(models=["tiny"], datasets=["digits"], budgets=["2-shot"], methods=["a"], seeds=[1, 2])
+    sweep = Sweep(tmp_path, planned, [run_of(cell, 50.0) for cell in cells], [])
+    text = method_tables(sweep, cells)
+    assert "| a | " in text and "raw pixels" not in text
+    assert caplog.messages == ["no baselines for digits: the folder has no test texts"]
+    sweep.baselines = [
+        Baseline("digits", "2-shot", seed, "x (raw pixels)", 0.1 + 0.2 * seed, 20, 20) for seed in (1, 2)
+    ]
+    assert "| x (raw pixels) | - | - | - | 40.0 ± 10.0 | - |" in method_tables(sweep, cells)
 
 
 def test_a_rate_that_was_searched_is_called_so(tmp_path: Path) -> None:

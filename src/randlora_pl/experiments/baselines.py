@@ -105,6 +105,9 @@ def of_texts(data: LabelledTexts, tests: int | None = None) -> Iterator[tuple[st
     Args:
         data: The texts.
         tests: Largest number of test texts, the first ones.
+
+    Raises:
+        UserError: There are no test texts.
     """
     from sklearn.dummy import DummyClassifier, DummyRegressor
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -112,6 +115,9 @@ def of_texts(data: LabelledTexts, tests: int | None = None) -> Iterator[tuple[st
     from sklearn.pipeline import make_pipeline
 
     splits = data.examples()
+    if "test" not in splits:
+        files = f"train.{data.dataset} and test.{data.dataset}"
+        raise UserError(f"{data.root} has no test texts. Set data.root to a folder with {files}.")
     texts = {split: [" ".join(parts) for parts in splits[split].sentences] for split in ("train", "test")}
     constant, words = (
         (DummyRegressor(), Ridge()) if data.scores else (DummyClassifier(), LogisticRegression(max_iter=2000))

@@ -1,5 +1,6 @@
 """One table of the methods of a sweep on each dataset, beside plain classifiers."""
 
+import logging
 from collections.abc import Sequence
 from statistics import median
 
@@ -13,6 +14,9 @@ from randlora_pl.experiments.report.sections.rates import Rates
 from randlora_pl.experiments.report.statistics import Estimate
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
 from randlora_pl.experiments.sweep.plan import Trial
+from randlora_pl.utils.errors import UserError
+
+log = logging.getLogger("randlora_pl")
 
 _HEADER = ("method", "trained parameters", "learning rate", "chosen by", "accuracy, %", "seconds")
 _NO_VERDICT = (
@@ -33,7 +37,7 @@ def method_tables(sweep: Sweep, cells: Sequence[Trial]) -> str:
     trained = [cell for cell in cells if not cell.untrained]
     for group in dict.fromkeys(cell.labels[:3] for cell in trained):
         model, dataset, budget = group
-        rows = _plain([cell for cell in trained if cell.labels[:3] == group])
+        rows = _plain(sweep, [cell for cell in trained if cell.labels[:3] == group])
         for method in results.plan.methods:
             key = Key(model, dataset, ZERO_SHOT if is_zero_shot(method) else budget, method)
             if runs := results.finished(key):
@@ -55,10 +59,19 @@ def _mean(estimate: Estimate | None) -> str:
     return f"{estimate.mean:.1f}" + ("" if estimate.error is None else f" ± {estimate.error:.1f}")
 
 
-def _plain(cells: Sequence[Trial]) -> list[list[str]]:
-    """Return rows of the plain classifiers, with the samples of each seed of these cells."""
+def _plain(sweep: Sweep, cells: Sequence[Trial]) -> list[list[str]]:
+    """Return rows of the plain classifiers, with the samples of each seed of these cells; none if one has an error."""
+    known: dict[tuple[str, str, int], list[tuple[str, float]]] = {}
+    for one in sweep.baselines:
+        known.setdefault((one.dataset, one.budget, one.seed), []).append((one.name, one.score))
     found: dict[str, list[float]] = {}
     for cell in {cell.labels.seed: cell for cell in cells}.values():
-        for name, accuracy, *_ in baselines_of(cell):
-            found.setdefault(name, []).append(100 * accuracy)
+        _, dataset, budget, _, seed = cell.labels
+        try:
+            rows = known.get((dataset, budget, seed)) or [(name, score) for name, score, *_ in baselines_of(cell)]
+        except (UserError, OSError, ValueError) as error:
+            log.warning("no baselines for %s: %s", dataset, error)
+            return []
+        for name, score in rows:
+            found.setdefault(name, []).append(100 * score)
     return [[name, "-", "-", "-", _mean(Estimate(tuple(values))), "-"] for name, values in found.items()]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from randlora_pl.utils.adapter_schema import check_arguments
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files.documents import parse_json
 
 FILE = "baselines.json"
@@ -40,6 +40,8 @@ def read_baselines(folder: Path, warn: Callable[[str], None]) -> list[Baseline]:
     try:
         rows = parse_json((folder / FILE).read_text(encoding="utf-8"))
         for row in rows:
+            if not isinstance(row, dict):
+                raise ValueError(f"{brief(row)} is not a result")
             check_arguments(Baseline, row, FILE)
         return [one for one in (Baseline(**row) for row in rows) if -1 <= one.score <= 1]
     except FileNotFoundError:

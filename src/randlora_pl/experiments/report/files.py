@@ -18,6 +18,8 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import disk_errors, move, scratch_folder
 
 PLOTS = "figures"
+_SOURCES = (FILE, BASELINES)
+"""Files of a sweep that its report has, too, if the sweep has them."""
 
 
 def write_report(sweep: Sweep, output: Path, overwrite: bool = False) -> list[Path]:
@@ -43,6 +45,9 @@ def write_report(sweep: Sweep, output: Path, overwrite: bool = False) -> list[Pa
         for kind in ("curves", "data", "differences", "memory", "parameters"):  # "data" is of older reports
             for old in (output / PLOTS).glob(f"{kind}-*"):
                 old.unlink()
+        for name in _SOURCES:  # of the report before, which would be read with these cells
+            if name not in content:
+                (output / name).unlink(missing_ok=True)
         for number, name in enumerate(content):
             move(part / str(number), output / name)
     return [output / name for name in content]
@@ -59,7 +64,7 @@ def _content(sweep: Sweep) -> dict[str, bytes]:
         "summary.csv": summary_csv(sweep),
     }
     content = {name: text.encode("utf-8") for name, text in texts.items()}
-    for name in (FILE, BASELINES):  # with the cells all that a report is made from
+    for name in _SOURCES:  # with the cells all that a report is made from
         if (sweep.folder / name).is_file():
             content[name] = (sweep.folder / name).read_bytes()
     for picture in pictures:
