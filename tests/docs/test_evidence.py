@@ -134,6 +134,11 @@ def decimals(text: str) -> set[str]:
     return set(re.findall(r"\d+\.\d+", text))
 
 
+def intervals(text: str) -> set[str]:
+    """Means with their intervals, without signs, which words can replace."""
+    return set(re.findall(r"\d+\.\d+ ± \d+\.\d+", " ".join(text.split())))
+
+
 def test_every_table_of_the_verdict_is_in_a_report() -> None:
     told = tables_of((FOLDER / "verdict.md").read_text(encoding="utf-8"))
     expected = [list(rows(name)) for name in NAMES for rows in (pairs, methods, datasets, correlations)]
@@ -148,6 +153,7 @@ def test_every_decimal_of_the_verdict_is_in_its_tables() -> None:
     tables = "\n".join(line for line in page.splitlines() if line.startswith("|"))
     sentences = "\n".join(line for line in page.splitlines() if not line.startswith("|"))
     assert decimals(sentences) <= decimals(tables)
+    assert intervals(sentences) <= intervals(tables)
 
 
 def test_the_pages_quote_the_verdict() -> None:
@@ -159,6 +165,10 @@ def test_the_pages_quote_the_verdict() -> None:
         for name in NAMES
         for side, method in enumerate(("RandLoRA", "LoRA"))
     ]
+    known = (FOLDER / "verdict.md").read_text(encoding="utf-8")
     answer = PAGES["docs/method.md"].split("## The answer so far")[1].split("\n## ")[0]
-    known = decimals((FOLDER / "verdict.md").read_text(encoding="utf-8"))
-    assert decimals(answer) and decimals(answer) <= known
+    assert decimals(answer) and decimals(answer) <= decimals(known)
+    quotes = [part for page in PAGES.values() for part in page.split("\n\n") if "evidence/verdict.md" in part]
+    assert sum(bool(intervals(quote)) for quote in quotes) >= 6
+    for quote in quotes:
+        assert intervals(quote) <= intervals(known), quote
