@@ -204,6 +204,7 @@ def test_the_config_that_it_writes_is_the_sweep_with_the_best(tmp_path: Path) ->
         ({"tune": TUNE | {"datasets": ["digit"]}}, "tune.datasets has 'digit'.*Did you mean 'digits'"),
         ({"tune": TUNE | {"climb": "yes"}}, "tune.climb is 'yes'"),
         ({"tune": TUNE | {"budgets": ["x"]}}, "budgets has 'x'"),
+        ({"tune": TUNE | {"set": {"trainer": {"val_check_interval": 9}}}}, "tune.set has trainer.val_check_interval"),
         ({"methods": {"x": {"adapter": "LoRAA"}}}, "methods.x: Unknown adapter"),
     ],
 )

@@ -14,6 +14,7 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
+from randlora_pl.config.compose import flatten, nested
 from randlora_pl.experiments.sweep.choice import best_of, climb, searched
 from randlora_pl.experiments.sweep.description import SweepConfig, Tree, budgets, is_zero_shot, whole_numbers
 from randlora_pl.experiments.sweep.folder import SweepFolder
@@ -61,6 +62,11 @@ class Search:
         """
         tune = description.tune
         rates, alphas = _numbers("learning_rates", tune), _numbers("alphas", tune)
+        given = flatten(nested(tune.get("set", {})))
+        if wrong := [name for name in flatten(VALIDATED) if name in given]:
+            raise UserError(
+                f"tune.set has {wrong[0]}: a search validates once, on all validation samples. Remove it from tune.set."
+            )
         if not rates:
             raise UserError("tune.learning_rates is missing: give the rates to try, such as [1e-4, 1e-3, 1e-2].")
         seeds = whole_numbers("tune.seeds", tune.get("seeds", [0]))
