@@ -19,6 +19,7 @@ from randlora_pl.cli.sweep.job import find_sweep
 from randlora_pl.config.shipped import config_names
 from randlora_pl.experiments.report.baselines import read_baselines
 from randlora_pl.experiments.sweep import cell_runner as cli_cells
+from randlora_pl.experiments.sweep.loop import Outcome
 from randlora_pl.experiments.sweep.plan import Trial, plan
 from randlora_pl.utils.errors import UserError
 from tests.experiments.sweep.grids import GRID, cells_of, written
@@ -172,6 +173,10 @@ def test_what_cannot_run_is_refused_before_anything_is_written(refused: Refused,
         (
             {"methods": {"x": {"adapter": "RandLoRA", "first": {"adapter": "LoRA", "rank": 9999}}}},
             "methods.x.first: LoRA: rank 9999 is larger",
+        ),
+        (
+            {"methods": {"x": {"adapter": "VeRA", "first": {"adapter": "LoRA", "form": "absorbed"}}}},
+            "models.tiny with methods.x: VeRA cannot absorb a LoRA",
         ),
         ({"set": {"data.batch_size": 0}}, "--data.batch_size is 0"),
         ({"datasets": ["cifar10", "dtd"]}, "2 datasets are not on this machine: cifar10, dtd."),
@@ -345,6 +350,16 @@ def test_several_processes_by_one_command(run: Run, tmp_path: Path, monkeypatch:
     assert result.code == 0, [log.read_text() for log in Path("out/logs").iterdir()]
     assert "2/2  " in result.out and "2 of 2 cells are done in out" in result.out
     assert len(list(Path("out/logs").iterdir())) == 2 and len(finished(Path("out"))) == 2
+
+
+def test_baselines_wait_for_the_last_cell(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, baselines=True)
+    measured: list[Path] = []
+    monkeypatch.setattr("randlora_pl.experiments.baselines.measure", lambda folder, _: measured.append(folder))
+    for elsewhere in (1, 0):
+        monkeypatch.setattr("randlora_pl.cli.sweep.sweep.work", lambda *_, n=elsewhere: Outcome(elsewhere=n))
+        assert run("sweep", "small.yaml").code == 0
+        assert measured == [SWEEP] * (not elsewhere)
 
 
 @pytest.mark.slow  # the search alone is a test of `tune`

@@ -3,17 +3,20 @@
 import gc
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from randlora_pl.cli.main import main
 from randlora_pl.config.compose import nested
 from randlora_pl.experiments.sweep.cell_runner import Runner
+from randlora_pl.experiments.sweep.description import SweepConfig
 from randlora_pl.experiments.sweep.folder import SweepFolder
-from randlora_pl.experiments.sweep.plan import Trial
+from randlora_pl.experiments.sweep.plan import Trial, plan
 from randlora_pl.models import load_clip
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.reuse import caching
@@ -163,6 +166,17 @@ def test_a_cell_starts_from_the_lora_of_its_first_stage_which_is_trained_once(
         assert first_figures["steps"] == 3 and figures["first/fit_seconds"] == first_figures["fit_seconds"]
         folder.succeed(cell, keep_adapters=False)
         assert not (place / "first").exists()
+
+
+def test_a_resumed_second_stage_reads_its_data_where_they_are_now(tmp_path: Path) -> None:
+    methods = {"x": {"adapter": "RandLoRA", "first": {"adapter": "LoRA"}}}
+    (cell,) = plan(replace(SweepConfig.of(GRID | {"methods": methods}), root="new"))
+    saved = {"model": cell.tree["model"], "data": {"dataset": "digits", "root": "old", "steps": 2}, "from_adapter": "x"}
+    saved["trainer"] = {"accelerator": "gpu", "devices": 1}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    config = Runner().command(cell, tmp_path, again=True).config
+    assert config["data"] == saved["data"] | {"root": "new"}
+    assert config["trainer"] == saved["trainer"] | {"accelerator": "cpu"} and config["from_adapter"] == "x"
 
 
 def test_a_search_does_not_test(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def test_union_keeps_the_older_grid() -> None:
         ({"methods": {"a": {"adapter": "RandLoRA", "first": {"adapter": "VeRA"}}}}, "a stage starts from LoRA alone"),
         ({"methods": {"a": {"adapter": "VeRA", "first": {"adapter": "LoRA", "form": "in"}}}}, "a.first.form is 'in'"),
         ({"methods": {"a": {"adapter": "VeRA", "first": {"adapter": "LoRA", "cases": 1}}}}, "a.first.cases is 1"),
+        ({"methods": {"a": {"adapter": "VeRA", "first": {"adapter": "LoRA", "config": 5}}}}, "a.first.config is 5"),
         ({"cases": [{"datasets": "digits"}]}, "cases has datasets 'digits': give a list, such as ["),
         ({"cases": [{"datasets": None}]}, "cases has datasets None"),
         ({"methods": {"a": {"adapter": "VeRA", "first": {"adapter": "LoRA", "models": []}}}}, "a.first has models"),

@@ -1,8 +1,9 @@
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
-from randlora_pl.experiments.sweep.expand import counts, data_of
+from randlora_pl.experiments.sweep.expand import check_first, counts, data_of
 from randlora_pl.experiments.sweep.steps import global_batch, planned_steps
 from randlora_pl.experiments.sweep.trial_config import trial_config
 from randlora_pl.models import load_clip
@@ -55,6 +56,36 @@ def test_prompts_are_counted_without_weights(configs: Any, trainable: int) -> No
 def test_impossible_models_are_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         counts(one(**change))
+
+
+LORA = {"adapter": "LoRA", "rank": 4}
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ({"adapter": "RandLoRA", "first": LORA | {"form": "absorbed"}}, ""),
+        ({"adapter": "VeRA", "first": LORA}, ""),
+        ({"adapter": "VeRA", "first": LORA | {"form": "absorbed"}}, "VeRA cannot absorb a LoRA"),
+        ({"adapter": "FullFineTuning", "first": LORA}, "trains the model's own tensors"),
+        ({"adapter": "RandLoRA", "qkv": "split", "first": LORA}, "the LoRA of first has qkv packed"),
+        (
+            {
+                "adapter": "RandLoRA",
+                "set": {"model.targets": ["qkv"]},
+                "first": LORA | {"set": {"model.targets": ["mlp"]}},
+            },
+            r"first has model.targets \['mlp'\], the method \['qkv'\]. Set the same model.targets in set and first.set",
+        ),
+        ({"adapter": "RandLoRA", "first": LORA | {"set": {"model.targets": ["mlp"]}}}, ""),
+        ({"adapter": "RandLoRA", "first": LORA | {"set": {"model.name": "ViT-B-32"}}}, "first has model.name ViT-B-32"),
+        ({"adapter": "RandLoRA", "first": LORA | {"task": "LinearHeadTask"}}, "first has the task LinearHeadTask"),
+    ],
+)
+def test_a_method_must_be_able_to_start_from_its_lora(method: dict[str, Any], said: str) -> None:
+    (cell,) = cells_of(methods={"x": method})
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        check_first(cell)
 
 
 def test_impossible_data_are_refused() -> None:

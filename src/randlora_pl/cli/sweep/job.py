@@ -172,13 +172,16 @@ def begin(job: Job) -> None:
     """Check what can be checked without weights and images, and make the folder."""
     job.folder.check(job.cells)
     silence_library_warnings()
-    from randlora_pl.experiments.sweep.expand import counts
+    from randlora_pl.experiments.sweep.expand import check_first, counts
 
     cells = [cell for cell in job.chosen if job.folder.state(cell) != DONE]
     for (model, method), cell in {(cell.labels.model, cell.labels.method): cell for cell in cells}.items():
         for stage, tree in cell.stages.items():
             with errors_in(f"models.{model} with methods.{method}{stage}"):
                 counts(tree)
+        if cell.first:
+            with errors_in(f"models.{model} with methods.{method}"):
+                check_first(cell)
     check_data(cells)
     job.folder.open(job.description, job.cells)
     if job.absent:

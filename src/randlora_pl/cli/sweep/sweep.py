@@ -51,7 +51,7 @@ def run_sweep(args: list[str], same: str) -> tuple[int, Job | None]:
     if typed.jobs > 1:
         return end(job, following, spawn(job, words_of("sweep", args, job), typed.jobs)), job
     outcome = work(job, typed.retry_failed, typed.max_hours)
-    if job.description.baselines and not outcome.stopped:
+    if job.description.baselines and not outcome.stopped and not outcome.elsewhere:  # after the last cell of all
         from randlora_pl.experiments.baselines import measure
 
         measure(job.folder.path, job.chosen)

@@ -19,6 +19,9 @@ from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import CONFIG
 
+_PLACE = (("data", "root"), ("trainer", "accelerator"))
+"""Options that may differ when a cell is resumed."""
+
 
 class Runner:
     """Runs cells in this process, one after the other.
@@ -81,7 +84,9 @@ class Runner:
     def command(self, cell: Trial, folder: Path = Path(), again: bool = False) -> Command:
         """Return the command that a cell is, in its folder."""
         if cell.first and again:  # its method depends on the LoRA, and is in the config that the run wrote
-            tree = normalize(read_config(folder / CONFIG))
+            typed = [(group, name) for group, name in _PLACE if name in cell.tree.get(group, {})]
+            place = {group: {name: cell.tree[group][name]} for group, name in typed}
+            tree = merge(normalize(read_config(folder / CONFIG)), place)
         else:
             how: Tree = {"trainer": {"devices": 1, "enable_progress_bar": False}, "run": {"logger": self.logger}}
             tree = merge(how, cell.tree) | {"trainer": merge(cell.tree.get("trainer", {}), how["trainer"])}

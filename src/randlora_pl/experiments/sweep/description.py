@@ -233,6 +233,7 @@ def _check_first(where: str, facts: Any) -> None:
         raise UserError(f"{where}.form is {form!r}: choose {' or '.join(FORMS)}.")
     if wrong := {"first", "models", "paper_name"} & facts.keys():
         raise UserError(f"{where} has {min(wrong)}, which is of the whole method: remove it there.")
+    _words(f"{where}.config", facts.get("config") or [])
     _options(f"{where}.set", facts.get("set", {}))
 
 

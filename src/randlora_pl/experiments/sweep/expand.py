@@ -6,10 +6,12 @@ from importlib import import_module
 from typing import Any
 
 from randlora_pl.adapters import inject
+from randlora_pl.adapters.io.refine import check_next
 from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.adapters.optimizer import optimizer_numbers
 from randlora_pl.config.classes import LISTED
 from randlora_pl.experiments.sweep.description import Tree
+from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.language.tasks.common import default_targets
 from randlora_pl.language.tasks.meta import meta_backbone
 from randlora_pl.language.tasks.restore import TASKS as LANGUAGE
@@ -110,6 +112,32 @@ def counts(tree: Tree) -> Counts | None:
     total = learned + sum(parameter.numel() for parameter in model.parameters())
     one = getattr(task, "optimizer", "adamw") == "sgd"  # its momentum
     return Counts(trainable, total, trainable if one else optimizer_numbers(model) + 2 * learned)
+
+
+def check_first(cell: Trial) -> None:
+    """Refuse a method that cannot start from the LoRA that its cell trains before.
+
+    Raises:
+        UserError: They differ in the task, the model or the layers, or the method cannot contain the LoRA.
+    """
+    first, task = task_of(cell.stages[".first"]), task_of(cell.tree)
+    if first is None or task is None:
+        return
+    if type(first) is not type(task):
+        raise UserError(
+            f"first has the task {type(first).__name__}, the method {type(task).__name__}. Give both the same task."
+        )
+    options = ["name", "pretrained"]
+    if task.targets is not None or isinstance(task, LanguageTask):  # an image task takes the layers of the LoRA
+        options.append("targets")
+    for option in options:
+        before, after = (getattr(each, option) or "by default" for each in (first, task))
+        if before != after:
+            raise UserError(
+                f"first has model.{option} {before}, the method {after}. Set the same model.{option} in set and "
+                "first.set, or remove it from both."
+            )
+    check_next(first.adapter, task.adapter, cell.first["from_form"], "the LoRA of first")
 
 
 def _learned(task: PromptTask, model: Any) -> int:
