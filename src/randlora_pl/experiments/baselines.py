@@ -107,7 +107,7 @@ def of_texts(data: LabelledTexts, tests: int | None = None) -> Iterator[tuple[st
         tests: Largest number of test texts, the first ones.
 
     Raises:
-        UserError: There are no test texts.
+        UserError: The test texts are missing.
     """
     from sklearn.dummy import DummyClassifier, DummyRegressor
     from sklearn.feature_extraction.text import TfidfVectorizer
