@@ -34,9 +34,10 @@ def find_lora(start: str) -> Path:
     given = os.environ.get(_ENVIRONMENT)
     if given and int(os.environ.get("LOCAL_RANK", "0")):
         return Path(given)
-    found = broadcast_decision("from_adapter", lambda: str(find_adapter(start).resolve()))
-    os.environ[_ENVIRONMENT] = found
-    return Path(found)
+    found = Path(broadcast_decision("from_adapter", lambda: str(find_adapter(start))))
+    found = found.resolve() if found.exists() else found  # a missing one is named as it was typed
+    os.environ[_ENVIRONMENT] = str(found)
+    return found
 
 
 def compose_fit(words: list[str], defaults: Tree | None = None) -> Command:
