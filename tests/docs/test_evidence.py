@@ -75,14 +75,15 @@ def datasets(name: str) -> Iterator[list[str]]:
     plain = [method for method in shown if not any(cell["method"] == method for cell in cells_of(name))]
     scores = {(cell["method"], cell["dataset"], cell["seed"]): float(cell["accuracy"]) for cell in cells_of(name)}
     for column in header[3:-1]:
-        dataset = column.replace("\\", "")
+        dataset = column.partition("<br>")[0].replace("\\", "")
         seeds = sorted({seed for _, where, seed in scores if where == dataset})
         before = [shown["zero-shot"][column]] if "zero-shot" in shown else []
         differences = []
         for one, other in SIZES[name]:
             values = Estimate(tuple(scores[one, dataset, seed] - scores[other, dataset, seed] for seed in seeds))
             differences.append(f"{values.mean:+.1f} ± {values.half:.1f}")
-        yield [column, *(shown[one][column] for one in plain), *before, shown["full fine-tuning"][column], *differences]
+        own = [shown[one][column] for one in plain if shown[one][column]]  # classes and scores have different ones
+        yield [column.partition("<br>")[0], *own, *before, shown["full fine-tuning"][column], *differences]
 
 
 def together(name: str) -> Iterator[list[str]]:
