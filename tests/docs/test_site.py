@@ -145,7 +145,8 @@ def test_the_variables_are_those_that_the_program_reads() -> None:
     found = set()
     for path in (ROOT / "src").rglob("*.py"):
         found |= set(re.findall(r"[\"'](RANDLORA_[A-Z_]+)[\"']", path.read_text(encoding="utf-8")))
-    internal = {f"RANDLORA_PL_{name}" for name in ("RUN_FOLDER", "FROM_ADAPTER", "SWEEP_PARENT")}  # of its own processes
+    own = ("RUN_FOLDER", "FROM_ADAPTER", "SWEEP_PARENT")  # between the program's processes
+    internal = {f"RANDLORA_PL_{name}" for name in own}
     assert set(re.findall(r"`(RANDLORA_[A-Z_]+)`", PAGES["docs/environment.md"])) == found - internal
 
 

@@ -85,6 +85,7 @@ def continued(file: AdapterFile, adapter: Adapter, form: Form) -> Adapter:
     """
     lora = file.adapter
     check_next(lora, adapter, form, str(file.path))
+    assert isinstance(lora, LoRA)
     if file.trained or file.kept:
         name = [*(file.trained or []), *file.kept][0]
         raise UserError(
