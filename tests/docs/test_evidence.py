@@ -157,6 +157,38 @@ def test_every_decimal_of_the_verdict_is_in_its_tables() -> None:
     assert intervals(sentences) <= intervals(tables)
 
 
+def test_the_counts_of_the_verdict_are_those_of_the_runs() -> None:
+    page = " ".join((FOLDER / "verdict.md").read_text(encoding="utf-8").split())
+    scores: dict[tuple[str, str, str], list[float]] = {}
+    for name in NAMES:
+        trained = [cell for cell in cells_of(name) if cell["method"] != "zero-shot"]
+        assert f"{len(trained)} runs of {len({cell['method'] for cell in trained})}" in page
+        for cell in cells_of(name):
+            scores.setdefault((name, cell["method"], cell["dataset"]), []).append(float(cell["accuracy"]))
+
+    def ahead(name: str, one: str, other: str) -> dict[str, Estimate]:
+        """One method minus another by dataset, whose runs are in the order of the seeds."""
+        places = [where for sweep, method, where in scores if (sweep, method) == (name, one)]
+        pairs = {where: zip(scores[name, one, where], scores[name, other, where], strict=True) for where in places}
+        return {where: Estimate(tuple(first - second for first, second in pair)) for where, pair in pairs.items()}
+
+    small = ahead("evidence", *SIZES["evidence"][0])
+    assert (len(small), sum(one.mean > 0 for one in small.values())) == (8, 7)
+    found = [ahead("evidence_texts", *pair) for pair in SIZES["evidence_texts"]]
+    twelve = [one for each in found for where, one in each.items() if where.endswith("scores")]
+    assert len(twelve) == 12 and max(one.mean for one in twelve) < 0
+    assert sum(one.mean + (one.half or 0) < 0 for one in twelve) == 9
+    tones = {key[1]: Estimate(tuple(values)) for key, values in scores.items() if key[2] == "emoji_tones"}
+    before = tones.pop("zero-shot").mean
+    assert (len(tones), sum(abs(one.mean - before) <= (one.half or 0) for one in tones.values())) == (19, 16)
+    for words in (
+        "on seven of eight datasets",
+        "Nine of these twelve intervals exclude zero",
+        "the intervals of 16 of 19",
+    ):
+        assert words in page
+
+
 def test_the_pages_quote_the_verdict() -> None:
     """README's table and method.md's answer have rows and numbers of the reports."""
     scores = {name: {row[0]: row for row in methods(name)} for name in NAMES}

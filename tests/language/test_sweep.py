@@ -205,7 +205,7 @@ def test_the_source_of_missing_texts_is_told_once(refused: Refused, tmp_path: Pa
 def test_a_dry_run_says_where_missing_texts_are_from(run: Run, tmp_path: Path) -> None:
     written(tmp_path)
     dry = run("sweep", "words.yaml", "--data.root", "none", "--dry-run", "--only", "budget=15k")
-    said = dry.out.partition("Not on this machine: commonsense. Download them:\n  none does not exist. ")[2]
+    said = dry.out.partition("Not on this machine: commonsense. Get them:\n  none does not exist. ")[2]
     assert dry.code == 0 and said == f"Expected below --data.root: {TREE}. Get the files: {SOURCE}\n"
 
 

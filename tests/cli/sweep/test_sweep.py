@@ -184,6 +184,8 @@ def test_what_cannot_run_is_refused_before_anything_is_written(refused: Refused,
     ):
         written(tmp_path, **change)
         assert said in refused("sweep", "small.yaml", "--data.root", str(tmp_path))
+        if "absorb" in said:
+            assert said in refused("sweep", "small.yaml", "--dry-run")
 
 
 def test_one_command_gets_all_that_is_missing_or_they_are_left_out(run: Run, refused: Refused, tmp_path: Path) -> None:
@@ -193,7 +195,7 @@ def test_one_command_gets_all_that_is_missing_or_they_are_left_out(run: Run, ref
     dry = run("sweep", "small.yaml", "--data.root", "here", "--dry-run")
     assert dry.code == 0 and "6 cells: 6 open" in dry.out
     assert dry.out.endswith(
-        "Not on this machine: cifar10, dtd. Download them:\n  randlora-pl data get cifar10 dtd --root here\n"
+        "Not on this machine: cifar10, dtd. Get them:\n  randlora-pl data get cifar10 dtd --root here\n"
     )
     few = run("sweep", "small.yaml", "--data.root", "here", "--skip-missing", "--dry-run")
     assert "2 cells: 2 open" in few.out

@@ -129,7 +129,8 @@ def check_next(lora: Adapter, adapter: Adapter, form: Form, where: str) -> None:
         )
     if form == "absorbed" and not isinstance(adapter, RandLoRA):
         raise UserError(
-            f"{adapter.method()} cannot absorb a LoRA: set --model.adapter RandLoRA, or --from-form beside."
+            f"{adapter.method()} cannot absorb a LoRA: set --model.adapter RandLoRA, or --from-form beside (in a sweep "
+            "form: beside)."
         )
     if form == "beside" and isinstance(adapter, Together):
         first = adapter.parts[0]

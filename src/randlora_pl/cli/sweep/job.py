@@ -106,7 +106,7 @@ def choose(job: Job, choices: Sequence[str], part: str | None, skip_missing: boo
     if job.absent and not skip_missing and not dry:
         count = "1 dataset is" if len(job.absent) == 1 else f"{len(job.absent)} datasets are"
         raise UserError(
-            f"{count} not on this machine: {', '.join(job.absent)}. Skip them with --skip-missing, or download them:",
+            f"{count} not on this machine: {', '.join(job.absent)}. Skip them with --skip-missing, or get them:",
             "; ".join(job.sources),
         )
     if skip_missing:
@@ -172,20 +172,28 @@ def begin(job: Job) -> None:
     """Check what can be checked without weights and images, and make the folder."""
     job.folder.check(job.cells)
     silence_library_warnings()
-    from randlora_pl.experiments.sweep.expand import check_first, counts
+    from randlora_pl.experiments.sweep.expand import counts
 
     cells = [cell for cell in job.chosen if job.folder.state(cell) != DONE]
     for (model, method), cell in {(cell.labels.model, cell.labels.method): cell for cell in cells}.items():
         for stage, tree in cell.stages.items():
             with errors_in(f"models.{model} with methods.{method}{stage}"):
                 counts(tree)
-        if cell.first:
-            with errors_in(f"models.{model} with methods.{method}"):
-                check_first(cell)
+    check_stages(cells)
     check_data(cells)
     job.folder.open(job.description, job.cells)
     if job.absent:
         print(f"not on this machine, so skipped: {', '.join(job.absent)}")
+
+
+def check_stages(cells: Iterable[Trial]) -> None:
+    """Check that methods of two stages can start from the first one."""
+    staged = {(cell.labels.model, cell.labels.method): cell for cell in cells if cell.first}
+    for (model, method), cell in staged.items():
+        from randlora_pl.experiments.sweep.expand import check_first
+
+        with errors_in(f"models.{model} with methods.{method}"):
+            check_first(cell)
 
 
 def check_data(cells: Iterable[Trial]) -> None:

@@ -54,7 +54,7 @@ def dry_run(job: Job) -> int:
     if COUNTED in sources:
         print("counted: memory of weights, gradients and the optimizer's state, without activations")
     if job.absent:
-        print(f"Not on this machine: {', '.join(job.absent)}. Download them:")
+        print(f"Not on this machine: {', '.join(job.absent)}. Get them:")
         print("\n".join(f"  {source}" for source in job.sources))
     return 0
 

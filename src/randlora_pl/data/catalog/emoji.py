@@ -23,7 +23,7 @@ def _row(name: str, reader: str, vendors: tuple[str, ...], **more: Any) -> Datas
         needs=tuple(f"emoji/img/{vendor}/64" for vendor in vendors),
         layout=f"emoji/{{emoji.json,img/{several.format(','.join(vendors))}/64/*.png}}",
         by_hand=(
-            f"npm pack {' '.join(f'{package}@16.0.0' for package in packages.values())}",
+            f"npm pack --silent {' '.join(f'{package}@16.0.0' for package in packages.values())}",
             "mkdir -p {root}/emoji",
             *(
                 f"tar xzf {packages[vendor]}-16.0.0.tgz -C {{root}}/emoji --strip-components 1 {folders[vendor]}"
