@@ -86,11 +86,16 @@ def trainer(*callbacks: L.Callback, validate: bool = False, accumulate: int = AC
     )  # fmt: skip
 
 
+def task_of(kind: str, method: str) -> Any:
+    """The task of one of `RUNS`."""
+    if method == "together":
+        return make(kind, adapter=Together([LoRA(rank=2, alpha=8), RandLoRA(rank=8)], rates=[2, 1]))
+    return make(kind, method)
+
+
 def run(kind: str, method: str) -> dict[str, Any]:
     """Trains and validates: the weights after it, the figures, and what `Look` saw."""
-    sums = {"adapter": Together([LoRA(rank=2, alpha=8), RandLoRA(rank=8)], rates=[2, 1])}
-    task = make(kind, **sums) if method == "together" else make(kind, method)
-    own, data = trainer(look := Look()), ImageData(**DATA)
+    task, own, data = task_of(kind, method), trainer(look := Look()), ImageData(**DATA)
     own.fit(task, data)
     (figures,) = trainer(look, validate=True).validate(task, data, verbose=False)
     return {

@@ -15,8 +15,8 @@ import torch
 from tests.support.products import marked
 from tests.support.shared import made_once
 
-from .ddp_worker import ACCUMULATE, PROMPTS, RUNS, jobs, main
-from .small import make, trained, write_pairs
+from .ddp_worker import ACCUMULATE, PROMPTS, RUNS, jobs, main, task_of
+from .small import trained, write_pairs
 
 Results = Callable[[str], list[Any]]
 ROOT = Path(__file__).parents[2]
@@ -83,7 +83,7 @@ def test_two_ranks_train_to_the_weights_of_one_process(name: str, results: Resul
         assert torch.equal(first["weights"][tensor], second["weights"][tensor]), tensor
     errors = torch.cat([(first["weights"][key] - value).flatten() for key, value in alone["weights"].items()])
     kind, method = RUNS[name]
-    start = make(kind, method)
+    start = task_of(kind, method)
     start.set_classes(list("0123456789"), ["{}"])
     start.configure_model()
     before = trained(start)
