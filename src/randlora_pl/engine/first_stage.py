@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from randlora_pl.config.adapter_config import adapter_config, config_beside, dat
 from randlora_pl.config.classes import Tree, normalize
 from randlora_pl.config.compose import DEFAULTS, Command, compose, merge
 from randlora_pl.config.validate import known_class, tasks
-from randlora_pl.parallel.launch import broadcast_decision
+from randlora_pl.parallel.launch import decide_first
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import find_adapter
 
@@ -31,13 +30,12 @@ def find_lora(start: str) -> Path:
     Raises:
         UserError: See `find_adapter`.
     """
-    given = os.environ.get(_ENVIRONMENT)
-    if given and int(os.environ.get("LOCAL_RANK", "0")):
-        return Path(given)
-    found = Path(broadcast_decision("from_adapter", lambda: str(find_adapter(start))))
-    found = found.resolve() if found.exists() else found  # a missing one is named as it was typed
-    os.environ[_ENVIRONMENT] = str(found)
-    return found
+
+    def find() -> str:
+        found = find_adapter(start)
+        return str(found.resolve() if found.exists() else found)  # a missing one is named as it was typed
+
+    return Path(decide_first("from_adapter", _ENVIRONMENT, find))
 
 
 def compose_fit(words: list[str], defaults: Tree | None = None) -> Command:

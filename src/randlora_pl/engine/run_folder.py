@@ -11,7 +11,7 @@ from typing import Any
 
 from randlora_pl.config.classes import CLASSES, Tree, normalize
 from randlora_pl.config.compose import Command, flatten
-from randlora_pl.parallel.launch import broadcast_decision
+from randlora_pl.parallel.launch import decide_first
 from randlora_pl.utils.class_paths import public_path
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_bytes
@@ -55,10 +55,7 @@ def new_folder(root: Path, name: str, option: str = "--run.root") -> Path:
     Raises:
         UserError: The folder cannot be made.
     """
-    given = os.environ.get(_ENVIRONMENT)
-    if given and int(os.environ.get("LOCAL_RANK", "0")):
-        return Path(given)
-    return Path(broadcast_decision("folder", lambda: str(_make_folder(root, name, option))))
+    return Path(decide_first("folder", _ENVIRONMENT, lambda: str(_make_folder(root, name, option))))
 
 
 def _make_folder(root: Path, name: str, option: str) -> Path:
@@ -73,7 +70,6 @@ def _make_folder(root: Path, name: str, option: str) -> Path:
             continue
         except OSError as error:
             raise UserError(f"The run folder {folder} cannot be created ({error.strerror}). See {option}.") from error
-        os.environ[_ENVIRONMENT] = str(folder)
         return folder
     raise UserError(f"{root / name} already has a hundred runs of this second. Give another --run.name.")
 

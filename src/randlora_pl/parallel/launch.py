@@ -98,6 +98,25 @@ def broadcast_decision(what: str, decide: Callable[[], str]) -> str:
     return str(found["answer"])
 
 
+def decide_first(what: str, variable: str, decide: Callable[[], str]) -> str:
+    """Return rank 0's decision, also in the processes that Lightning starts after it for further devices.
+
+    Args:
+        what: See `broadcast_decision`, also for errors.
+        variable: Environment variable by which these processes get it.
+        decide: Called on rank 0 only.
+    """
+    given = os.environ.get(variable)
+    if given and int(os.environ.get("LOCAL_RANK", "0")):
+        return given
+
+    def remembered() -> str:
+        os.environ[variable] = answer = decide()
+        return answer
+
+    return broadcast_decision(what, remembered)
+
+
 def store_of(job: Launch) -> Any:
     """Return the store for rendezvous; torchrun or rank 0 hosts it. Each attempt of a job has its own keys."""
     if _stores:
