@@ -140,6 +140,11 @@ def intervals(text: str) -> set[str]:
     return set(re.findall(r"\d+\.\d+ ± \d+\.\d+", " ".join(text.split())))
 
 
+def signed(text: str) -> set[str]:
+    """Means that have a sign, with their intervals."""
+    return set(re.findall(r"[+-]\d+\.\d+ ± \d+\.\d+", " ".join(text.split())))
+
+
 def test_every_table_of_the_verdict_is_in_a_report() -> None:
     told = tables_of((FOLDER / "verdict.md").read_text(encoding="utf-8"))
     expected = [list(rows(name)) for name in NAMES for rows in (pairs, methods, datasets, correlations)]
@@ -155,6 +160,7 @@ def test_every_decimal_of_the_verdict_is_in_its_tables() -> None:
     sentences = "\n".join(line for line in page.splitlines() if not line.startswith("|"))
     assert decimals(sentences) <= decimals(tables)
     assert intervals(sentences) <= intervals(tables)
+    assert signed(sentences) <= signed(tables)
 
 
 def test_the_counts_of_the_verdict_are_those_of_the_runs() -> None:
@@ -206,3 +212,4 @@ def test_the_pages_quote_the_verdict() -> None:
     assert sum(bool(intervals(quote)) for quote in quotes) >= 5
     for quote in quotes:
         assert intervals(quote) <= intervals(known), quote
+        assert signed(quote) <= signed(known), quote

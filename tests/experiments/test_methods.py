@@ -109,6 +109,10 @@ def test_plain_classifiers_are_measured_once_and_an_error_leaves_the_methods(
         Baseline("digits", "2-shot", seed, "x (raw pixels)", 0.1 + 0.2 * seed, 20, 20) for seed in (1, 2)
     ]
     assert "| x (raw pixels) | - | - | - | 40.0 ± 10.0 | - |" in method_tables(sweep, cells)
+    whole = cells_of(methods={"a": {"adapter": "LoRA"}}, seeds=[1, 2], budgets=["100%"])
+    sweep.plan, sweep.runs = replace(planned, budgets=["100%"]), [run_of(cell, 50.0) for cell in whole]
+    sweep.baselines = [Baseline("digits", "100%", 1, "x (raw pixels)", 0.3, 20, 20)]  # as for every other seed
+    assert "| x (raw pixels) | - | - | - | 30.0 | - |" in method_tables(sweep, whole)
 
 
 def test_a_rate_that_was_searched_is_called_so(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from randlora_pl.parallel.devices import with_devices, with_strategy
-from randlora_pl.parallel.launch import Launch, broadcast_decision, launched, process_rank
+from randlora_pl.parallel.launch import Launch, broadcast_decision, decide_first, launched, process_rank
 from randlora_pl.parallel.strategy import AdapterDDP
 from randlora_pl.utils.errors import UserError
 from tests.support.products import marked
@@ -34,6 +34,20 @@ def test_a_typed_command_belongs_to_no_job(monkeypatch: pytest.MonkeyPatch) -> N
     use(monkeypatch, {})
     assert launched() is None and process_rank() == 0
     assert broadcast_decision("folder", lambda: "here") == "here"
+
+
+def test_a_further_process_of_lightning_is_told_by_a_variable_and_one_of_a_launcher_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A launcher may have inherited the variable from an older run."""
+    monkeypatch.setenv("DECISION", "older")
+    monkeypatch.setattr("randlora_pl.parallel.launch.broadcast_decision", lambda what, decide: f"{what} of rank 0")
+    use(monkeypatch, {"LOCAL_RANK": "1"})
+    assert decide_first("folder", "DECISION", str) == "older"
+    use(monkeypatch, {"LOCAL_RANK": "0"})
+    assert decide_first("folder", "DECISION", str) == "folder of rank 0"
+    use(monkeypatch, TORCHRUN)
+    assert decide_first("folder", "DECISION", str) == "folder of rank 0"
 
 
 def test_torchrun_and_slurm_say_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,10 +271,12 @@ class App(LightningCLI):
     def discard(self) -> None:
         """Remove a folder that this process made if it holds nothing worth keeping yet; only on rank 0.
 
-        Once training has begun, the folder stays: the run can be resumed, from its beginning without a checkpoint.
+        Once training has begun, the folder stays: the run can be resumed, from its beginning without a checkpoint. The
+        folder of a cell stays, too: it may hold the LoRA of a first stage, and the sweep empties it before a retry.
         """
         trainer = getattr(self, "trainer", None)
         if trainer is not None and trainer.global_step > 0:
             return
-        if self.created and self.folder != Path() and getattr(rank_zero_only, "rank", 0) == 0:
+        made_here = self.created and self._path is None and self.folder != Path()
+        if made_here and getattr(rank_zero_only, "rank", 0) == 0:
             remove_folder(self.folder, self._made)

@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,7 @@ log = logging.getLogger("randlora_pl")
 
 
 def measure(folder: Path, cells: Sequence[Trial]) -> None:
-    """Measure the baselines of these cells that the folder does not have yet, unless another process does.
-
-    All training samples are the same for every seed, so that they are measured with the first one only.
-    """
-    places: dict[tuple[str, str], dict[int, Trial]] = {}
-    for cell in cells:
-        if not cell.untrained:
-            places.setdefault((cell.labels.dataset, cell.labels.budget), {}).setdefault(cell.labels.seed, cell)
+    """Measure the baselines of these cells that the folder does not have yet, unless another process does."""
     lease = lease_on(folder / "locks" / "baselines.lock")
     with disk_errors(folder, ""):
         if not acquired(lease):
@@ -38,23 +31,38 @@ def measure(folder: Path, cells: Sequence[Trial]) -> None:
     try:
         found = read_baselines(folder, log.warning)
         done = {(one.dataset, one.budget, one.seed) for one in found}
-        for (dataset, budget), by_seed in places.items():
-            for seed in sorted(by_seed)[: 1 if budget == "100%" else None]:
-                if (dataset, budget, seed) in done:
-                    continue
-                try:
-                    rows = [Baseline(dataset, budget, seed, *row) for row in baselines_of(by_seed[seed])]
-                except (UserError, OSError, ValueError) as error:
-                    log.warning("no baselines for %s: %s", dataset, error)
-                    break
-                found += rows
-                for row in rows:
-                    log.info("%s, %s, seed %s: %s %.1f %%", dataset, budget, seed, row.name, 100 * row.score)
-                with disk_errors(folder, ""):
-                    lines = ",\n".join(json.dumps(asdict(one)) for one in found)
-                    write_text(folder / FILE, f"[\n{lines}\n]\n")
+        failed: set[tuple[str, str]] = set()
+        for cell in measured_with(cells):
+            _, dataset, budget, _, seed = cell.labels
+            if (dataset, budget, seed) in done or (dataset, budget) in failed:
+                continue
+            try:
+                rows = [Baseline(dataset, budget, seed, *row) for row in baselines_of(cell)]
+            except (UserError, OSError, ValueError) as error:
+                log.warning("no baselines for %s: %s", dataset, error)
+                failed.add((dataset, budget))
+                continue
+            found += rows
+            for row in rows:
+                log.info("%s, %s, seed %s: %s %.1f %%", dataset, budget, seed, row.name, 100 * row.score)
+            with disk_errors(folder, ""):
+                lines = ",\n".join(json.dumps(asdict(one)) for one in found)
+                write_text(folder / FILE, f"[\n{lines}\n]\n")
     finally:
         lease.release()
+
+
+def measured_with(cells: Iterable[Trial]) -> list[Trial]:
+    """Return a cell for each dataset, budget and seed; all training samples are the same for every seed, so for one."""
+    found: dict[tuple[str, str], dict[int, Trial]] = {}
+    for cell in cells:
+        if not cell.untrained:
+            found.setdefault((cell.labels.dataset, cell.labels.budget), {}).setdefault(cell.labels.seed, cell)
+    return [
+        by_seed[seed]
+        for (_, budget), by_seed in found.items()
+        for seed in sorted(by_seed)[: 1 if budget == "100%" else None]
+    ]
 
 
 def baselines_of(cell: Trial) -> Iterator[tuple[str, float, int, int]]:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from statistics import median
 
-from randlora_pl.experiments.baselines import baselines_of
+from randlora_pl.experiments.baselines import baselines_of, measured_with
 from randlora_pl.experiments.report.collect import Sweep
 from randlora_pl.experiments.report.document import Table, row
 from randlora_pl.experiments.report.markdown import table_lines
@@ -65,7 +65,7 @@ def _plain(sweep: Sweep, cells: Sequence[Trial]) -> list[list[str]]:
     for one in sweep.baselines:
         known.setdefault((one.dataset, one.budget, one.seed), []).append((one.name, one.score))
     found: dict[str, list[float]] = {}
-    for cell in {cell.labels.seed: cell for cell in cells}.values():
+    for cell in measured_with(cells):
         _, dataset, budget, _, seed = cell.labels
         try:
             rows = known.get((dataset, budget, seed)) or [(name, score) for name, score, *_ in baselines_of(cell)]

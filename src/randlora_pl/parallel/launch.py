@@ -107,7 +107,7 @@ def decide_first(what: str, variable: str, decide: Callable[[], str]) -> str:
         decide: Called on rank 0 only.
     """
     given = os.environ.get(variable)
-    if given and int(os.environ.get("LOCAL_RANK", "0")):
+    if given and launched() is None and int(os.environ.get("LOCAL_RANK", "0")):  # a launcher's may be an old one
         return given
 
     def remembered() -> str:

@@ -282,6 +282,10 @@ def test_bad_words(refused: Refused, tmp_path: Path) -> None:
     assert "tune.learning_rates" in refused("tune", "small.yaml")
     written(tmp_path, tune=TUNE, set=GRID["set"] | {"data.train_split": "full"})
     assert "validation" in refused("tune", "small.yaml")
+    stages = {"adapter": "VeRA", "first": {"adapter": "LoRA", "form": "absorbed"}}
+    written(tmp_path, tune=TUNE, methods={"x": stages})
+    for command in (["tune", "small.yaml"], ["sweep", "small.yaml", "--tune"]):
+        assert "VeRA cannot absorb a LoRA" in refused(*command, "--dry-run")
 
 
 @pytest.mark.parametrize("name", ["table4", pytest.param("table11", marks=pytest.mark.full)])

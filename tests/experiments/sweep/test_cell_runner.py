@@ -168,6 +168,18 @@ def test_a_cell_starts_from_the_lora_of_its_first_stage_which_is_trained_once(
         assert not (place / "first").exists()
 
 
+def test_an_error_at_the_start_of_the_second_stage_keeps_the_lora(tmp_path: Path) -> None:
+    first = {"adapter": "LoRA", "rank": 64, "form": "absorbed", "set": {"data.steps": 1}}
+    (cell,) = cells_of(methods={"x": {"first": first, "adapter": "RandLoRA", "rank": 3}})
+    folder = SweepFolder(tmp_path)
+    found = []
+    for _ in range(2):
+        with pytest.raises(UserError, match="lead is 64"):
+            run(cell, folder)
+        found.append((folder.cell_path(cell) / "first" / "results.json").stat().st_mtime_ns)
+    assert found[0] == found[1], "trained once"
+
+
 def test_a_resumed_second_stage_reads_its_data_where_they_are_now(tmp_path: Path) -> None:
     methods = {"x": {"adapter": "RandLoRA", "first": {"adapter": "LoRA"}}}
     (cell,) = plan(replace(SweepConfig.of(GRID | {"methods": methods}), root="new"))

@@ -80,6 +80,11 @@ LORA = {"adapter": "LoRA", "rank": 4}
         ({"adapter": "RandLoRA", "first": LORA | {"set": {"model.targets": ["mlp"]}}}, ""),
         ({"adapter": "RandLoRA", "first": LORA | {"set": {"model.name": "ViT-B-32"}}}, "first has model.name ViT-B-32"),
         ({"adapter": "RandLoRA", "first": LORA | {"task": "LinearHeadTask"}}, "first has the task LinearHeadTask"),
+        ({"adapter": "RandLoRA", "rank": 3, "first": LORA | {"rank": 64, "form": "absorbed"}}, "lead is 64, but"),
+        ({"adapter": "RandLoRA", "variant": "a", "first": LORA | {"form": "absorbed"}}, "variant a sums its bases"),
+        ({"adapter": "AutoLoRA", "first": LORA}, "parts are LoRA, AutoLoRA"),
+        ({"adapter": "Together", "parts": [LORA, {"adapter": "RandLoRA"}], "first": LORA}, ""),
+        ({"adapter": "RandLoRA", "first": {"adapter": "LoRA", "match": "randlora:6", "form": "absorbed"}}, ""),
     ],
 )
 def test_a_method_must_be_able_to_start_from_its_lora(method: dict[str, Any], said: str) -> None:

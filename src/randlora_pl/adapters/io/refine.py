@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -59,7 +60,12 @@ def refine(
         UserError: The file has another method or does not fit the model, or the method cannot start from it.
     """
     file = lora if isinstance(lora, AdapterFile) else read_adapter(lora)
-    adapter = continued(file, adapter, form)
+    adapter = continued(file.adapter, file.layers, adapter, form, str(file.path))
+    if file.trained or file.kept:
+        name = [*(file.trained or []), *file.kept][0]
+        raise UserError(
+            f"{file.path} also changes the model's own {name}, which no stage takes over. Train a LoRA without it."
+        )
     chosen = targets_in(file, model) if targets is None else targets
     try:
         place_adapter(model, file)
@@ -68,7 +74,7 @@ def refine(
         raise UserError(error.what, hint) from error
     updates = {path: each for path, each in model.named_modules() if isinstance(each, LoRADelta)}
     detach(model)
-    _check_layers(file, model, adapter, chosen)
+    check_layers(file.layers, model, adapter, chosen, str(file.path))
     report = inject(model, adapter, chosen)
     for path, update in updates.items():
         _start(model.get_submodule(path), update)
@@ -77,35 +83,13 @@ def refine(
     return report
 
 
-def continued(file: AdapterFile, adapter: Adapter, form: Form) -> Adapter:
+def continued(lora: Adapter, layers: Mapping[str, Sequence[int]], adapter: Adapter, form: Form, where: str) -> Adapter:
     """Return the method of the next stage: a `Together` with the LoRA, or a RandLoRA that has room for it.
 
-    Raises:
-        UserError: See `refine`.
-    """
-    lora = file.adapter
-    check_next(lora, adapter, form, str(file.path))
-    assert isinstance(lora, LoRA)
-    if file.trained or file.kept:
-        name = [*(file.trained or []), *file.kept][0]
-        raise UserError(
-            f"{file.path} also changes the model's own {name}, which no stage takes over. Train a LoRA without it."
-        )
-    if form == "absorbed":
-        ranks = {f"^{re.escape(name)}": lora.rank_of(WeightShape(name, *shape)) for name, shape in file.layers.items()}
-        number = set(ranks.values())
-        return adapter.replace(lead=number.pop() if len(number) == 1 else ranks)
-    if isinstance(adapter, Together):
-        return adapter
-    return Together([lora.replace(seed=None), adapter.replace(seed=None)], seed=adapter.seed)
-
-
-def check_next(lora: Adapter, adapter: Adapter, form: Form, where: str) -> None:
-    """Refuse a method that cannot start from a LoRA.
-
     Args:
-        lora: Method of the first stage.
-        adapter: Method of the next one.
+        lora: Method of the first stage, as an injection returns it.
+        layers: Names and shapes of its layers.
+        adapter: Method of the next stage.
         form: Place of the LoRA, see `refine`.
         where: The LoRA, for messages.
 
@@ -139,6 +123,12 @@ def check_next(lora: Adapter, adapter: Adapter, form: Form, where: str) -> None:
                 f"the first part of Together is {first}, but {where} is {lora}. Give this part the LoRA's options, or "
                 "set --model.adapter RandLoRA."
             )
+        return adapter
+    if form == "beside":
+        return Together([lora.replace(seed=None), adapter.replace(seed=None)], seed=adapter.seed)
+    ranks = {f"^{re.escape(name)}": lora.rank_of(WeightShape(name, *shape)) for name, shape in layers.items()}
+    number = set(ranks.values())
+    return adapter.replace(lead=number.pop() if len(number) == 1 else ranks)
 
 
 def _compared(lora: LoRA) -> dict[str, Any]:
@@ -146,16 +136,29 @@ def _compared(lora: LoRA) -> dict[str, Any]:
     return lora.replace(seed=None, dropout=0).describe()
 
 
-def _check_layers(file: AdapterFile, model: nn.Module, adapter: Adapter, targets: list[str] | None) -> None:
-    """Raise an error if a method would adapt other weights than a LoRA did."""
+def check_layers(
+    layers: Collection[str], model: nn.Module, adapter: Adapter, targets: list[str] | None, where: str
+) -> None:
+    """Refuse a method that would adapt other weights than a LoRA did.
+
+    Args:
+        layers: Names of the LoRA's layers.
+        model: Base model.
+        adapter: Method of the next stage.
+        targets: Its layers.
+        where: The LoRA, for messages.
+
+    Raises:
+        UserError: The layers differ.
+    """
     selection = choose(model, targets, adapter.qkv == "split", adapter)
     chosen = {site.shape.layer for site in selection.sites}
-    if other := sorted(chosen ^ file.layers.keys()):
+    if other := sorted(chosen ^ set(layers)):
         if reason := selection.skipped.get(other[0]):
-            raise UserError(f"{file.path} adapts {other[0]}, which {adapter.method()} skips: {reason}. Lower its rank.")
-        where = "is adapted by the LoRA alone" if other[0] in file.layers else "is not adapted by the LoRA"
+            raise UserError(f"{where} adapts {other[0]}, which {adapter.method()} skips: {reason}. Lower its rank.")
+        how = "is adapted by the LoRA alone" if other[0] in layers else "is not adapted by the LoRA"
         raise UserError(
-            f"{file.path} adapts {len(file.layers)} layers, the targets select {len(chosen)} ({other[0]} {where}). "
+            f"{where} adapts {len(layers)} layers, the targets select {len(chosen)} ({other[0]} {how}). "
             "Remove --model.targets: the LoRA's own are the default."
         )
 

@@ -176,9 +176,8 @@ def begin(job: Job) -> None:
 
     cells = [cell for cell in job.chosen if job.folder.state(cell) != DONE]
     for (model, method), cell in {(cell.labels.model, cell.labels.method): cell for cell in cells}.items():
-        for stage, tree in cell.stages.items():
-            with errors_in(f"models.{model} with methods.{method}{stage}"):
-                counts(tree)
+        with errors_in(f"models.{model} with methods.{method}"):
+            counts(cell.tree)
     check_stages(cells)
     check_data(cells)
     job.folder.open(job.description, job.cells)
@@ -190,9 +189,12 @@ def check_stages(cells: Iterable[Trial]) -> None:
     """Check that methods of two stages can start from the first one."""
     staged = {(cell.labels.model, cell.labels.method): cell for cell in cells if cell.first}
     for (model, method), cell in staged.items():
-        from randlora_pl.experiments.sweep.expand import check_first
+        from randlora_pl.experiments.sweep.expand import check_first, counts
 
-        with errors_in(f"models.{model} with methods.{method}"):
+        where = f"models.{model} with methods.{method}"
+        with errors_in(f"{where}.first"):
+            counts(cell.stages[".first"])
+        with errors_in(where):
             check_first(cell)
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from randlora_pl.cli.sweep.job import Job, check_data, summary
+from randlora_pl.cli.sweep.job import Job, check_data, check_stages, summary
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, OPEN
 from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.utils.errors import UserError, errors_in
@@ -26,6 +26,7 @@ def dry_run(job: Job) -> int:
     silence_library_warnings()
     from randlora_pl.experiments.sweep.estimate import COUNTED, MEASURED
 
+    check_stages(job.chosen)
     check_data(job.chosen)
     estimator = estimator_of(job)
     rows, seconds, sources, unknown = [], 0.0, set(), 0

@@ -5,7 +5,7 @@ import os
 import shlex
 from pathlib import Path
 
-from randlora_pl.cli.sweep.job import Job, begin, check_stages, check_typed, end, job_of, parser_of, place_of, words_of
+from randlora_pl.cli.sweep.job import Job, begin, check_typed, end, job_of, parser_of, place_of, words_of
 from randlora_pl.cli.sweep.run import dry_run, spawn, work
 from randlora_pl.utils.errors import UserError
 
@@ -43,7 +43,6 @@ def run_sweep(args: list[str], same: str) -> tuple[int, Job | None]:
     job = job_of(typed, same)
     if typed.dry_run:
         job.folder.check(job.cells)
-        check_stages(job.chosen)
         return dry_run(job), None
     begin(job)
     if typed.launcher == "slurm":

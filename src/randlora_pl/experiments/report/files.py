@@ -23,7 +23,7 @@ _SOURCES = (FILE, BASELINES)
 
 
 def write_report(sweep: Sweep, output: Path, overwrite: bool = False) -> list[Path]:
-    """Write the files of a report; other files in its folder are left alone.
+    """Write the files of a report. Other files in its folder are left alone, except the sources of a report before.
 
     Returns:
         The files: ``index.html`` first, the plots last.

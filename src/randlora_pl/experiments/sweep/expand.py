@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from randlora_pl.adapters import inject
-from randlora_pl.adapters.io.refine import check_next
+from randlora_pl.adapters.io.refine import check_layers, continued
 from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.adapters.optimizer import optimizer_numbers
 from randlora_pl.config.classes import LISTED
@@ -90,21 +90,12 @@ def counts(tree: Tree) -> Counts | None:
     task = task_of(tree)
     if task is None:
         return None
-    model: Any
-    learned = 0
-    if isinstance(task, LanguageTask):
-        model = meta_backbone(task)
-        if model is None:
-            return None
-        inject(model, task.adapter, default_targets(task, model))
-    else:
-        assert isinstance(task, ImageTask)
-        clip = library_of(task.name) == "open_clip"
-        model = meta_clip(task.name) if clip else meta_vit(task.name, getattr(task, "img_size", None))
-        learned = _learned(task, model) if isinstance(task, PromptTask) else 0
-        if clip and not isinstance(task, VisionLanguageTask | PromptTask):
-            model = ImageTower(model)
-        inject(model, task.adapter, task.targets)
+    found = _on_meta(task)
+    if found is None:
+        return None
+    model, targets = found
+    learned = _learned(task, model) if isinstance(task, PromptTask) else 0
+    inject(model, task.adapter, targets)
     trainable = learned + sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     heads = task.trained_head or getattr(task, "head", None) or getattr(task, "classifier_steps", 0)
     if not trainable and isinstance(task, ImageTask) and not heads:
@@ -112,6 +103,19 @@ def counts(tree: Tree) -> Counts | None:
     total = learned + sum(parameter.numel() for parameter in model.parameters())
     one = getattr(task, "optimizer", "adamw") == "sgd"  # its momentum
     return Counts(trainable, total, trainable if one else optimizer_numbers(model) + 2 * learned)
+
+
+def _on_meta(task: AdaptationTask) -> tuple[Any, list[str] | None] | None:
+    """Return a task's backbone on the meta device and its targets; None for a model of unknown shape."""
+    if isinstance(task, LanguageTask):
+        model = meta_backbone(task)
+        return None if model is None else (model, default_targets(task, model))
+    assert isinstance(task, ImageTask)
+    clip = library_of(task.name) == "open_clip"
+    tower: Any = meta_clip(task.name) if clip else meta_vit(task.name, getattr(task, "img_size", None))
+    if clip and not isinstance(task, VisionLanguageTask | PromptTask):
+        tower = ImageTower(tower)
+    return tower, task.targets
 
 
 def check_first(cell: Trial) -> None:
@@ -131,13 +135,21 @@ def check_first(cell: Trial) -> None:
     if task.targets is not None or isinstance(task, LanguageTask):  # an image task takes the layers of the LoRA
         options.append("targets")
     for option in options:
-        before, after = (getattr(each, option) or "by default" for each in (first, task))
-        if before != after:
+        here, there = (getattr(each, option) or "by default" for each in (first, task))
+        if here != there:
             raise UserError(
-                f"first has model.{option} {before}, the method {after}. Set the same model.{option} in set and "
+                f"first has model.{option} {here}, the method {there}. Set the same model.{option} in set and "
                 "first.set, or remove it from both."
             )
-    check_next(first.adapter, task.adapter, cell.first["from_form"], "the LoRA of first")
+    where, before, after = "the LoRA of first", _on_meta(first), _on_meta(task)
+    if before is None or after is None:
+        return
+    (model, targets), (again, _) = before, after
+    report = inject(model, first.adapter, targets)
+    layers = {row.layer: row.shape for row in report.rows}
+    adapter = continued(report.adapter, layers, task.adapter, cell.first["from_form"], where)
+    check_layers(layers, again, adapter, targets, where)
+    inject(again, adapter, targets)
 
 
 def _learned(task: PromptTask, model: Any) -> int:
