@@ -43,6 +43,7 @@ def test_adapters_are_described_by_what_is_unusual() -> None:
     assert describe(DoRA(LoRA(rank=4))) == "DoRA of LoRA rank 4"
     both = Together([LoRA(rank=4), RandLoRA()], rates=[10.0, 0.5])
     assert describe(both) == "Together of LoRA rank 4, RandLoRA rank 6; rates 10, 0.5"
+    assert describe(Together([LoRA(4), DoRA(LoRA(2))])) == "Together of LoRA rank 4, DoRA of LoRA rank 2"
     assert describe(FullFineTuning()) == "FullFineTuning"
 
 

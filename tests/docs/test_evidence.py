@@ -198,7 +198,7 @@ def test_the_counts_of_the_verdict_are_those_of_the_runs() -> None:
 def test_the_pages_quote_the_verdict() -> None:
     """README's table and method.md's answer have rows and numbers of the reports."""
     scores = {name: {row[0]: row for row in methods(name)} for name in NAMES}
-    told = rows_of(PAGES["README.md"], "| method and data |")[1:]
+    told = rows_of(PAGES["README.md"], "| trained parameters |")[1:]
     assert told == [
         [f"{method} on {KINDS[name]}", *(scores[name][pair[side]][3] for pair in SIZES[name])]
         for name in NAMES

@@ -24,6 +24,8 @@ NESTED = """Parser key "model":
 
 def test_nested_messages_become_one_line() -> None:
     assert parse_message(NESTED) == "--model.learning_rate: expected a number, not foo"
+    bare = """Parser key "a":\n  Expected a <class 'list'>. Got value: all"""
+    assert parse_message(bare) == "--a: expected a list such as '[all]', not all"
     literal = """Parser key "a":\n  Expected a typing.Literal['x', 'y']. Got value: z"""
     assert parse_message(literal) == "--a: expected one of x, y, not z"
     assert parse_message("unrecognized arguments: --foo") == "unrecognized arguments: --foo"

@@ -168,13 +168,20 @@ def test_what_cannot_be_refined_is_refused(refused: Callable[..., str], run: Run
         "LoRA of LinearHeadTask, not of VisionLanguageTask. Remove --model or the config": [
             *("fit", "--from-adapter", "runs/linear", "--config", "quickstart", *STAGE)
         ],
+        "is a LoRA of VisionLanguageTask, not of PromptTask. Remove --model or the config that sets it.": [
+            *(*start, "--model", "PromptTask")
+        ],
         "There is no adapter folder or file nowhere": ["fit", "--from-adapter", "nowhere", *STAGE],
         "is HiRA, and a stage starts from LoRA alone": ["fit", "--from-adapter", "runs/hira", *STAGE],
         "--resume uses the run's own checkpoint. Remove --from-adapter": [*start, "--resume", str(lora)],
         "--ckpt_path continues a run": [*start, "--ckpt_path", str(lora / "checkpoints/last.ckpt")],
         "--from-form is 'besides'. Did you mean 'beside'? Set beside or absorbed": [*start, "--from-form", "besides"],
         "--from-form needs a LoRA": ["fit", *SMALL, "--from-form", "absorbed"],
-        "is a LoRA of tiny, not of ViT-B-32. Remove --model.name": [*start, "--model.name", "ViT-B-32"],
+        "or train a LoRA of it first: randlora-pl fit --config CONFIG --model.name ViT-B-32": [
+            *start,
+            "--model.name",
+            "ViT-B-32",
+        ],
         "LoRA of VisionLanguageTask, not of LinearHeadTask. Remove --model": [*start, "--model", "linearheadtask"],
         "--model.pretrained and --seed_everything": [*start, "--seed_everything", "3"],  # random weights depend on it
         "Remove --model.targets: the LoRA's own are the default": [*start, "--model.targets", "[qkv]"],

@@ -108,10 +108,14 @@ def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) 
     count_parameters(sized(best), shapes)  # raises if no size fits
     others = [number for number in others if count(number) < _REFUSED]
     if abs(count(best) - budget) > _FAR * budget:
-        near = " and ".join(f"{number} ({count(number):,})" for number in sorted([best, *others[:1]]))
+        sizes = sorted([best, *others[:1]])
+        near = " and ".join(f"{number} ({count(number):,})" for number in sizes)
+        near += " are nearest" if others else " is nearest"
+        inside = "" if leaf is adapter else f" in {adapter.method()}"
+        mend = f"Set {option}{inside and f' of {leaf.method()}'} instead of match"
+        mend += ", or make the other parts smaller." if inside and count(best) > budget else "."
         raise UserError(
-            f"no {option} of {adapter.method()} comes near {match} ({budget:,} parameters): {near} are nearest. "
-            f"Set {option}{'' if leaf is adapter else f' of {leaf.method()}'} instead of match."
+            f"no {option} of {leaf.method()}{inside} comes near {match} ({budget:,} parameters): {near}. {mend}"
         )
     note = f"matched to {match}: {option} {best} has {count(best):,} parameters, {match} {budget:,}"
     return sized(best), [f"{note} ({100 * (count(best) / budget - 1):+.1f} %)"]

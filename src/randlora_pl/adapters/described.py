@@ -43,12 +43,16 @@ class Described(metaclass=NamedOptions):
         """Return a copy with some options changed."""
         return type(self)(**(self._values() | changes))
 
-    def leaves(self) -> list[Any]:
-        """Return the adapters inside this one, at any depth, that contain no others; itself if it contains none."""
+    def nested(self) -> list[Any]:
+        """Return the adapters that are options of this one."""
         found: list[Any] = []
         for name in self.nested_options():
-            _mapped(getattr(self, name), lambda each: found.extend(each.leaves()))
-        return found or [self]
+            _mapped(getattr(self, name), found.append)
+        return found
+
+    def leaves(self) -> list[Any]:
+        """Return the adapters inside this one, at any depth, that contain no others; itself if it contains none."""
+        return [leaf for each in self.nested() for leaf in each.leaves()] or [self]
 
     def exchanged(self, old: "Described", new: "Described") -> Any:
         """Return a copy with ``new`` in the place of ``old``, which is one of the `leaves`."""

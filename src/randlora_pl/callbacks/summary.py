@@ -188,9 +188,9 @@ def what_trains(task: Any) -> str:
 
 def describe(adapter: Any) -> str:
     """Return the method of an adapter or of prompts, an adapter's rank, and the non-default options."""
-    if (leaves := adapter.leaves()) != [adapter]:
+    if parts := adapter.nested():
         rates = ", ".join(f"{rate:g}" for rate in getattr(adapter, "rates", None) or ())
-        return f"{adapter.method()} of {', '.join(map(describe, leaves))}{'; rates ' * bool(rates)}{rates}"
+        return f"{adapter.method()} of {', '.join(map(describe, parts))}{'; rates ' * bool(rates)}{rates}"
     plain = type(adapter)().options()
     shown = [
         f"{name} {_shortened(value)}"

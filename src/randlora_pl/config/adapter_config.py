@@ -51,7 +51,7 @@ def adapter_config(folder: Path) -> Tree:
     try:
         content = _metadata(file) if file == folder else parse_json(file.read_bytes())
     except ValueError as error:
-        raise UserError(f"{file} cannot be read ({type(error).__name__}: {error}); copy it again.") from error
+        raise UserError(f"{file} cannot be read: {error}. Copy it again, or name another adapter.") from error
     except (KeyError, TypeError):
         raise UserError(f"{file} is not an adapter file: its metadata has no description.") from None
     try:

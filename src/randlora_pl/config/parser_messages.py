@@ -41,6 +41,8 @@ def parse_message(message: str) -> str:
     if types:
         value = given[0] if given else ""
         hint = near(value, literals) if value else ""
+        if re.fullmatch(r"[\w./-]+", value):
+            types = [name.replace("[a,b]", f"'[{value}]'") for name in types]
         return f"{option}: expected {' or '.join(types)}{f', not {value}' if value else ''}{'.' * bool(hint)}{hint}"
     first = useful[0] if useful else message.splitlines()[0]
     if first.startswith("Subclass types expect"):

@@ -72,18 +72,19 @@ def _check(adapter: Path, saved: Tree, command: Command) -> None:
         found = method if method != "LoRA" else "LoRA with learned prompts"
         raise UserError(
             f"{adapter} is {found}, and a stage starts from LoRA alone. Train one first: randlora-pl fit "
-            "--model.adapter LoRA"
+            "--config CONFIG --model.adapter LoRA"
         )
     other = known_class(flat.get("model", task), tasks(), "task", "--model") or task
     if other != task:  # its head would not be the LoRA's
+        train = f", or train a LoRA of it first: randlora-pl fit --config CONFIG --model {other} --model.adapter LoRA"
         raise UserError(
-            f"{adapter} is a LoRA of {task}, not of {other}. Remove --model or the config that sets it, or train a "
-            f"LoRA of it first: randlora-pl fit --model {other} --model.adapter LoRA"
+            f"{adapter} is a LoRA of {task}, not of {other}. Remove --model or the config that sets it"
+            + ("." if other == "PromptTask" else train)  # a LoRA beside prompts is refused, too
         )
     if (name := flat.get("model.name", options.get("name"))) != options.get("name"):
         raise UserError(
             f"{adapter} is a LoRA of {options.get('name')}, not of {name}. Remove --model.name, or train a LoRA of it "
-            f"first: randlora-pl fit --model.name {name} --model.adapter LoRA"
+            f"first: randlora-pl fit --config CONFIG --model.name {name} --model.adapter LoRA"
         )
 
 

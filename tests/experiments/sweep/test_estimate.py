@@ -33,6 +33,24 @@ def test_measured_from_the_nearest_finished_cells(tmp_path: Path) -> None:
     assert estimator(first).seconds == pytest.approx(13.0) and estimator(first).bytes == 7
 
 
+def test_steps_are_of_both_stages(tmp_path: Path) -> None:
+    first = {"adapter": "LoRA", "set": {"data.steps": 3}}
+    cells = cells_of(
+        methods={"LoRA": {"adapter": "LoRA"}, "two": {"adapter": "RandLoRA", "first": first}}, seeds=[1, 2]
+    )
+    folder = SweepFolder(tmp_path)
+    alone, two = (next(cell for cell in cells if cell.labels.method == name) for name in ("LoRA", "two"))
+    (steps,) = {planned_steps(cell.tree) for cell in cells}
+    assert steps is not None
+    estimator = Estimator(folder, cells)
+    finish(folder, alone, fit_seconds=6.0, steps=2, cell_seconds=10.0)
+    estimator.refresh()
+    assert estimator(two).seconds == pytest.approx(4.0 + (3 + steps) * 3.0)
+    finish(folder, two, **{"fit_seconds": 4.0, "first/fit_seconds": 6.0, "steps": 2, "cell_seconds": 13.0})
+    estimator.refresh()
+    assert estimator(cells[-1]).seconds == pytest.approx(3.0 + (3 + steps) * 10.0 / 5)
+
+
 def test_memory_is_counted_from_parameters_and_time_is_unknown(tmp_path: Path) -> None:
     methods = {"zero-shot": None, "few": {"adapter": "LoRA", "rank": 4}, "all": {"adapter": "FullFineTuning"}}
     cells = cells_of(methods=methods)

@@ -82,7 +82,7 @@ LORA = {"adapter": "LoRA", "rank": 4}
         ({"adapter": "RandLoRA", "first": LORA | {"task": "LinearHeadTask"}}, "first has the task LinearHeadTask"),
         ({"adapter": "RandLoRA", "rank": 3, "first": LORA | {"rank": 64, "form": "absorbed"}}, "lead is 64, but"),
         ({"adapter": "RandLoRA", "variant": "a", "first": LORA | {"form": "absorbed"}}, "variant a sums its bases"),
-        ({"adapter": "AutoLoRA", "first": LORA}, "parts are LoRA, AutoLoRA"),
+        ({"adapter": "AutoLoRA", "first": LORA}, "AutoLoRA cannot be a part"),
         ({"adapter": "Together", "parts": [LORA, {"adapter": "RandLoRA"}], "first": LORA}, ""),
         ({"adapter": "RandLoRA", "first": {"adapter": "LoRA", "match": "randlora:6", "form": "absorbed"}}, ""),
     ],

@@ -65,6 +65,10 @@ def test_adapters_of_runs(tmp_path: Path) -> None:
     assert find_adapter(tmp_path / "b" / "latest") == best / "adapter-best"
     assert find_adapter(tmp_path / "b" / "latest" / "adapter") == best / "adapter"
     assert find_adapter(tmp_path / "no.safetensors") == tmp_path / "no.safetensors"
+    alone = best / "adapter" / "adapter.safetensors"
+    assert find_adapter(alone) == alone, "a file that describes itself, perhaps"
+    (best / "adapter" / "adapter_config.json").touch()
+    assert find_adapter(alone) == best / "adapter"
     unfinished = a_run(tmp_path / "b" / "2", None)
     with pytest.raises(UserError, match=f"fit --resume {unfinished}"):
         find_adapter(tmp_path / "b")

@@ -101,7 +101,7 @@ def continued(lora: Adapter, layers: Mapping[str, Sequence[int]], adapter: Adapt
     if not isinstance(lora, LoRA):
         raise UserError(
             f"{where} is {lora.method()}, and a stage starts from LoRA. Train one first: randlora-pl fit "
-            "--model.adapter LoRA"
+            "--config CONFIG --model.adapter LoRA"
         )
     if adapter.trains_base:
         raise UserError(

@@ -14,11 +14,12 @@ def report_verb(args: list[str]) -> int:
     options = parser.parse_args(args)
     from randlora_pl.experiments.report.collect import FINISHED, read_sweep
     from randlora_pl.experiments.report.files import write_report
+    from randlora_pl.experiments.sweep.folder import REPORT
 
     sweep = read_sweep(options.sweep)
     for line in sweep.warnings:
         print(f"randlora-pl: warning: {line}", file=sys.stderr)
-    output = options.output or options.sweep / "report"
+    output = options.output or options.sweep / REPORT
     files = write_report(sweep, output, options.overwrite)
     states = [run.state for run in sweep.runs]
     others = "".join(f", {states.count(state)} {state}" for state in dict.fromkeys(states) if state != FINISHED)

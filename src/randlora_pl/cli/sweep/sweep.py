@@ -7,6 +7,7 @@ from pathlib import Path
 
 from randlora_pl.cli.sweep.job import Job, begin, check_typed, end, job_of, parser_of, place_of, words_of
 from randlora_pl.cli.sweep.run import dry_run, spawn, work
+from randlora_pl.experiments.sweep.folder import REPORT
 from randlora_pl.utils.errors import UserError
 
 
@@ -47,7 +48,7 @@ def run_sweep(args: list[str], same: str) -> tuple[int, Job | None]:
     begin(job)
     if typed.launcher == "slurm":
         return _submit(typed, args, job), None
-    following = f"randlora-pl report {place_of(job)}"
+    following = f"randlora-pl report {place_of(job)}{' --overwrite' * (job.folder.path / REPORT).exists()}"
     if typed.jobs > 1:
         return end(job, following, spawn(job, words_of("sweep", args, job), typed.jobs)), job
     outcome = work(job, typed.retry_failed, typed.max_hours)

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from randlora_pl.experiments.sweep.expand import Counts, counts
-from randlora_pl.experiments.sweep.folder import SweepFolder
+from randlora_pl.experiments.sweep.folder import FIRST_SECONDS, SweepFolder
 from randlora_pl.experiments.sweep.plan import Trial
 from randlora_pl.experiments.sweep.steps import evaluated_samples, planned_steps
 
@@ -19,7 +19,7 @@ _ALIKE = (
     ("model", "method"),
     ("model",),
 )  # the nearest first
-"""Of a frozen parameter; 4 otherwise."""
+"""Labels in which similar cells are equal."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class Estimator:
         if found is None:
             return None
         peaks = [int(f["peak_memory_bytes"]) for _, f in found if f.get("peak_memory_bytes")]
-        rest = fmean(f["cell_seconds"] - f.get("fit_seconds", 0.0) for _, f in found)
-        rates = [f["fit_seconds"] / f["steps"] for _, f in found if f.get("steps") and f.get("fit_seconds")]
+        rest = fmean(f["cell_seconds"] - _fit_seconds(f) for _, f in found)
+        rates = [_fit_seconds(f) / n for other, f in found if f.get("fit_seconds") and (n := _steps(other, f))]
         images = [n for other, _ in found if (n := evaluated_samples(other.tree))]
         here = evaluated_samples(cell.tree)
         if here and images:  # most of the rest is the test
             rest *= here / fmean(images)
-        planned = 0 if cell.untrained else planned_steps(cell.tree)
+        planned = 0 if cell.untrained else _steps(cell)
         if planned is None or (planned and not rates):
             seconds = fmean(f["cell_seconds"] for _, f in found)
         else:
@@ -95,6 +95,19 @@ def memory_of(cell: Trial, found: Counts) -> int:
     dtype, precision = cell.flat.get("model.frozen_dtype"), cell.flat.get("trainer.precision")
     frozen = 2 if dtype == "bfloat16" or (dtype == "auto" and precision == "bf16-mixed") else 4
     return frozen * (found.total - trained) + 8 * trained + 4 * state
+
+
+def _fit_seconds(figures: dict[str, Any]) -> float:
+    """Return the training time of a finished cell, of both stages."""
+    return float(figures.get("fit_seconds", 0.0) + figures.get(FIRST_SECONDS, 0.0))
+
+
+def _steps(cell: Trial, figures: dict[str, Any] | None = None) -> int | None:
+    """Return the optimizer steps of all stages, as planned, or as its figures say; None if they are not known."""
+    before = [planned_steps(tree) for stage, tree in cell.stages.items() if stage]
+    last = planned_steps(cell.tree) if figures is None else figures.get("steps")
+    known = [steps for steps in (*before, last) if steps is not None]
+    return round(sum(known)) if len(known) == len(before) + 1 else None
 
 
 def _groups_of(cell: Trial) -> list[tuple[Any, ...]]:

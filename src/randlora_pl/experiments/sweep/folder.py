@@ -23,6 +23,9 @@ DONE, FAILED, OPEN = "done", "failed", "open"
 TUNE = "tune"
 """Folder of the search of learning rates in the folder of its sweep."""
 
+REPORT = "report"
+"""Folder of the report of a sweep in the folder of the sweep, unless another one is typed."""
+
 FIRST = "first"
 """Folder of the LoRA that a cell starts from in the folder of the cell."""
 FIRST_SECONDS = "first/fit_seconds"

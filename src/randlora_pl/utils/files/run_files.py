@@ -106,12 +106,14 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 def find_adapter(path: str | os.PathLike[str]) -> Path:
     """Return an adapter: the path itself, or the tested adapter of the run that `find_run` finds there.
 
-    A path without an adapter is returned as it is.
+    The tensors' file of an adapter folder stands for the folder. A path without an adapter is returned as it is.
 
     Raises:
         UserError: The run has no adapter yet; see also `follow_latest`.
     """
     adapter = follow_latest(Path(path))
+    if adapter.name == "adapter.safetensors" and (adapter.parent / "adapter_config.json").is_file():
+        return adapter.parent
     early = adapter.name == ADAPTER and not adapter.exists()  # named before its run has written it
     run = adapter.parent if early else find_run(adapter)
     if adapter.is_file() or (adapter / "adapter_config.json").is_file() or not (run / CONFIG).is_file():

@@ -152,12 +152,12 @@ def test_rates_budgets_and_products() -> None:
 @in_one_item(
     ("make", "message"),
     [
-        (lambda: Together([]), "parts are none. Give two or more"),
-        (lambda: Together([LoRA()]), "parts are LoRA. Give two or more"),
-        (lambda: Together([LoRA(), FullFineTuning()]), "parts are LoRA, FullFineTuning. Give two or more methods that"),
-        (lambda: Together([LoRA(), Together()]), "parts are LoRA, Together"),
-        (lambda: Together([LoRA(), AutoLoRA()]), "parts are LoRA, AutoLoRA"),
-        (lambda: Together([LoRA(), "RandLoRA"]), "parts are LoRA, 'RandLoRA'"),  # type: ignore[list-item]
+        (lambda: Together([]), "parts has 0. Give two methods or more"),
+        (lambda: Together([LoRA()]), "parts has 1. Give two methods or more"),
+        (lambda: Together([LoRA(), FullFineTuning()]), "FullFineTuning cannot be a part. Give methods that add"),
+        (lambda: Together([LoRA(), Together()]), "Together cannot be a part"),
+        (lambda: Together([LoRA(), AutoLoRA()]), "AutoLoRA cannot be a part"),
+        (lambda: Together([LoRA(), "RandLoRA"]), "'RandLoRA' cannot be a part"),  # type: ignore[list-item]
         (lambda: Together([LoRA(qkv="split"), RandLoRA()]), "some parts have qkv packed and some split"),
         (lambda: Together([AdaLoRA(), DoRA(AdaLoRA())]), "AdaLoRA and AdaLoRA have training procedures of their own"),
         (lambda: Together(rates=[1]), r"rates is \[1\]. Set a positive number for each of the 2 parts"),
@@ -170,7 +170,7 @@ def test_rates_budgets_and_products() -> None:
         ),
         (
             lambda: inject(One(12, 20), Together([LoRA(9), VeRA(match="lora:2")])),
-            r"no rank of Together comes near lora:2 .* Set rank of VeRA instead of match\.",
+            r"no rank of VeRA in Together comes near lora:2 .* is nearest\. .* or make the other parts smaller\.",
         ),
     ],
 )

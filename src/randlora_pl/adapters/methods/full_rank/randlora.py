@@ -146,7 +146,7 @@ class RandLoRA(Adapter):
         if not 0 <= lead <= count:
             raise UserError(
                 f"RandLoRA: lead is {lead}, but {shape.layer} has {count} bases. Lower the rank of RandLoRA, or keep "
-                "the LoRA beside it (--from-form beside)."
+                "the LoRA beside it (--from-form beside, in a sweep form: beside)."
             )
         return int(lead)
 

@@ -36,11 +36,12 @@ class Together(Adapter):
         self, parts: list[Adapter] | None = None, rates: list[float] | None = None, seed: int | None = None
     ) -> None:
         parts = [LoRA(8), RandLoRA(6)] if parts is None else list(parts)
-        if len(parts) < 2 or not all(map(_may_be_part, parts)):
-            found = ", ".join(part.method() if isinstance(part, Adapter) else repr(part) for part in parts) or "none"
-            raise UserError(
-                f"Together: parts are {found}. Give two or more methods that add to frozen weights, as LoRA."
-            )
+        for part in parts:
+            if not _may_be_part(part):
+                what = part.method() if isinstance(part, Adapter) else repr(part)
+                raise UserError(f"Together: {what} cannot be a part. Give methods that add to frozen weights, as LoRA.")
+        if len(parts) < 2:
+            raise UserError(f"Together: parts has {len(parts)}. Give two methods or more, such as LoRA and RandLoRA.")
         if len({part.qkv for part in parts}) > 1:
             raise UserError("Together: some parts have qkv packed and some split. Set the same in all parts.")
         procedures = [leaf.method() for part in parts for leaf in part.leaves() if _has_procedure(leaf)]
