@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -118,10 +118,10 @@ def continued(lora: Adapter, layers: Mapping[str, Sequence[int]], adapter: Adapt
         )
     if form == "beside" and isinstance(adapter, Together):
         first = adapter.parts[0]
-        if not isinstance(first, LoRA) or _compared(first) != _compared(lora):
+        if wrong := _differing(first, lora):
             raise UserError(
-                f"the first part of Together is {first}, but {where} is {lora}. Give this part the LoRA's options, or "
-                "set --model.adapter RandLoRA."
+                f"the first part of Together has {wrong}, as {where} has. Give this part the LoRA's options, or set "
+                "--model.adapter RandLoRA."
             )
         return adapter
     if form == "beside":
@@ -131,9 +131,12 @@ def continued(lora: Adapter, layers: Mapping[str, Sequence[int]], adapter: Adapt
     return adapter.replace(lead=number.pop() if len(number) == 1 else ranks)
 
 
-def _compared(lora: LoRA) -> dict[str, Any]:
-    """Return the options in which a part of a sum must be the trained LoRA."""
-    return lora.replace(seed=None, dropout=0).describe()
+def _differing(part: Adapter, lora: LoRA) -> str:
+    """Return in what the part of a sum is not the trained LoRA; its seed and its dropout are free."""
+    if not isinstance(part, LoRA):
+        return f"method {part.method()}, not LoRA"
+    here, there = (each.replace(seed=None, dropout=0).options() for each in (part, lora))
+    return " and ".join(f"{name} {here[name]}, not {value}" for name, value in there.items() if here[name] != value)
 
 
 def check_layers(
