@@ -254,7 +254,7 @@ class Adapter(Described):
     def positive(self, name: str, value: Any) -> int:
         """Return the value of an option if it is a positive integer; otherwise raise a `UserError`."""
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise UserError(f"{self.method()}: {name} is {value!r}. Set {name} to a positive integer.")
+            raise UserError(f"{self.method()}: {name} is {value!r}. Set a positive integer.")
         return value
 
     def check_rank(self, shape: WeightShape, rank: int, at_most_small: bool = True) -> int:
