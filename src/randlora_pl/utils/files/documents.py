@@ -65,6 +65,12 @@ def parse_yaml(text: str) -> Any:
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with limits, without dates, and with floats such as ``1e-3``."""
 
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        """Open a list or a mapping in brackets, of which PyYAML compares each with all open ones."""
+        if self.flow_level >= DEEPEST:
+            raise yaml.scanner.ScannerError(None, None, f"it is nested deeper than {DEEPEST} levels", self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
+
     def get_single_node(self) -> yaml.Node | None:
         """Compose the document's nodes and reject aliases that would expand to too many values."""
         node = super().get_single_node()
