@@ -77,5 +77,5 @@ def quick_gelu(x: Tensor) -> Tensor:
     Returns:
         A tensor of the same shape and dtype.
     """
-    result: Tensor = _QuickGELU.apply(x)  # type: ignore[no-untyped-call]
+    result: Tensor = _QuickGELU.apply(x)  # type: ignore[no-untyped-call, unused-ignore]
     return result

@@ -35,7 +35,7 @@ def rounded(total: Tensor, dtype: torch.dtype) -> Tensor:
         return total.to(dtype)
     if not (torch.is_grad_enabled() and total.requires_grad):
         return _round(total)
-    result: Tensor = _Round.apply(total)  # type: ignore[no-untyped-call]
+    result: Tensor = _Round.apply(total)  # type: ignore[no-untyped-call, unused-ignore]
     return result
 
 

@@ -144,7 +144,7 @@ def _losses(model: Any, states: Tensor, labels: Tensor, head: Head, smoothing: f
     base = getattr(model, model.base_model_prefix, model)
     trains = any(p.requires_grad for child in model.children() if child is not base for p in child.parameters())
     if not trains and states.dtype != torch.float16:
-        losses, right = _InParts.apply(states, labels, head, smoothing)  # type: ignore[no-untyped-call]
+        losses, right = _InParts.apply(states, labels, head, smoothing)  # type: ignore[no-untyped-call, unused-ignore]
         return losses, right
     found = [checkpoint(at_once, *part, use_reentrant=False) for part in _parts(_TOKENS, states, labels)]
     return torch.cat([losses for losses, _ in found]), torch.cat([right for _, right in found])

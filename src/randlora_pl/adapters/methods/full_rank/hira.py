@@ -75,9 +75,9 @@ class HiRADelta(DeltaWeight):
         x = x.to(compute_dtype(x))
         if self.drops:
             plain = F.linear(x, weight, bias)
-            part: Tensor = _Product.apply(self.dropped(x), weight, None, self.A, self.B, False)  # type: ignore[no-untyped-call]
+            part: Tensor = _Product.apply(self.dropped(x), weight, None, self.A, self.B, False)  # type: ignore[no-untyped-call, unused-ignore]
             return plain + part
-        output: Tensor = _Product.apply(x, weight, bias, self.A, self.B, True)  # type: ignore[no-untyped-call]
+        output: Tensor = _Product.apply(x, weight, bias, self.A, self.B, True)  # type: ignore[no-untyped-call, unused-ignore]
         return output
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:

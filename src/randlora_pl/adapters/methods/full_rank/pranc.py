@@ -102,7 +102,7 @@ class PRANCDelta(DeltaWeight):
         sizes = self.out_features, self.in_features
         if self.bases is None:
             scaled = self.alphas * (self.alpha_scale / math.sqrt(len(self.alphas)))
-            result: Tensor = SignSum.apply(scaled, self.seed, *sizes)  # type: ignore[no-untyped-call]
+            result: Tensor = SignSum.apply(scaled, self.seed, *sizes)  # type: ignore[no-untyped-call, unused-ignore]
             return result
         scaled = self.alphas * self.alpha_scale  # the entries of R_i are sqrt(k)
         places = self.bases.B[: math.prod(sizes), 0, 0]

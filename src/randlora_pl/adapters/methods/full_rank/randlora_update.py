@@ -91,7 +91,7 @@ class RandLoRADelta(_RandLoRATensors):
     def delta(self) -> Tensor:
         """Return scale * sum_j B_j diag(lambda_j) A diag(gamma_j), (out, in)."""
         self.cache.clear()  # a layer that merges needs no more of it
-        result: Tensor = SumOfBases.apply(*self.tensors(), self.basis(), self.form())  # type: ignore[no-untyped-call]
+        result: Tensor = SumOfBases.apply(*self.tensors(), self.basis(), self.form())  # type: ignore[no-untyped-call, unused-ignore]
         return result
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -115,7 +115,7 @@ class RandLoRADelta(_RandLoRATensors):
         if not torch.is_grad_enabled():
             return product(x, weight, bias, *self.tensors(), self.basis(), form, False, mask, held).output
         inputs = (x, weight, bias, *self.tensors(), self.basis(), form, mask, held)
-        result: Tensor = AdaptedProduct.apply(*inputs)  # type: ignore[no-untyped-call]
+        result: Tensor = AdaptedProduct.apply(*inputs)  # type: ignore[no-untyped-call, unused-ignore]
         return result
 
 
