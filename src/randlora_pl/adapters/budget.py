@@ -108,8 +108,7 @@ def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) 
     count_parameters(sized(best), shapes)  # raises if no size fits
     others = [number for number in others if count(number) < _REFUSED]
     if abs(count(best) - budget) > _FAR * budget:
-        sizes = sorted([best, *others[:1]])
-        near = " and ".join(f"{number} ({count(number):,})" for number in sizes)
+        near = " and ".join(f"{number} ({count(number):,})" for number in sorted([best, *others[:1]]))
         near += " are nearest" if others else " is nearest"
         inside = "" if leaf is adapter else f" in {adapter.method()}"
         mend = f"Set {option}{inside and f' of {leaf.method()}'} instead of match"

@@ -106,8 +106,12 @@ def _steps(cell: Trial, figures: dict[str, Any] | None = None) -> int | None:
     """Return the optimizer steps of all stages, as planned, or as its figures say; None if they are not known."""
     before = [planned_steps(tree) for stage, tree in cell.stages.items() if stage]
     last = planned_steps(cell.tree) if figures is None else figures.get("steps")
-    known = [steps for steps in (*before, last) if steps is not None]
-    return round(sum(known)) if len(known) == len(before) + 1 else None
+    total = 0
+    for steps in (*before, last):
+        if steps is None:
+            return None
+        total += round(steps)
+    return total
 
 
 def _groups_of(cell: Trial) -> list[tuple[Any, ...]]:
