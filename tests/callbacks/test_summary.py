@@ -49,7 +49,10 @@ def test_adapters_are_described_by_what_is_unusual() -> None:
 
 def test_a_decay_that_is_not_applied_is_shown() -> None:
     text, linear = (built(kind, adapter=PiSSA(2), weight_decay=0.1) for kind in ("text head", "linear head"))
-    assert other_decay(text)["weight decay"].startswith("0 instead of 0.1: PiSSA's would change")
+    dora = built("text head", adapter=DoRA(LoRA(2)), weight_decay=0.1)
+    magnitudes = sum(row.shape[0] for row in dora.report.rows)
+    assert other_decay(text)["weight decay"] == "0 instead of 0.1, which would change the base model"
+    assert other_decay(dora)["weight decay"].startswith(f"0.1; 0 for {magnitudes:,} numbers, whose decay would")
     assert other_decay(linear)["weight decay"].endswith("; head 0.1")
     assert other_decay(built("text head", adapter=LoRA(2))) == {}
 

@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 import torch
 
-from randlora_pl.adapters import SVFT, Adapter, DoRA, LoRA, LoRAXS, PiSSA, delta_weights, derived
+from randlora_pl.adapters import SVFT, Adapter, BitFit, DoRA, LoRA, LoRAXS, PiSSA, Together, delta_weights, derived
 from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.callbacks.checkpoint_file import CheckpointFile
 from randlora_pl.tasks import AdaptationTask
@@ -24,16 +24,19 @@ STEPS = 3
 
 
 def test_decay_is_off_where_it_would_change_the_pretrained_weights() -> None:
-    for adapter, decay in (
-        (PiSSA(4), 0.0),
-        (PiSSA(4, start="olora"), 0.0),
-        (DoRA(PiSSA(4)), 0.0),
-        (PiSSA(4, start="minor"), 0.1),
-        (LoRAXS(4), 0.1),
-        (LoRA(4), 0.1),
+    for adapter, decays in (
+        (PiSSA(4), [0.0]),
+        (PiSSA(4, start="olora"), [0.0]),
+        (DoRA(PiSSA(4)), [0.0]),
+        (BitFit(), [0.0]),
+        (DoRA(LoRA(4)), [0.1, 0.0]),
+        (Together([PiSSA(4), LoRA(4)]), [0.1, 0.0]),
+        (PiSSA(4, start="minor"), [0.1]),
+        (LoRAXS(4), [0.1]),
+        (LoRA(4), [0.1]),
     ):
         task = built("text head", adapter=adapter, weight_decay=0.1)
-        assert {group["weight_decay"] for group in task.optimizer_groups()} == {decay}
+        assert [group["weight_decay"] for group in task.optimizer_groups()] == decays
     task = built("linear head", adapter=PiSSA(4), weight_decay=0.1)
     groups = task.optimizer_groups()
     assert [group["weight_decay"] for group in groups][-1] == 0.1  # the head's

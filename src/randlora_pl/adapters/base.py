@@ -67,12 +67,15 @@ class DeltaWeight(nn.Module):
             definition then, and `delta` raises an error.
         rates: Factors of the learning rate by the name of a trained tensor, or of an update inside this one, all of
             whose tensors it multiplies; 1 for others. See `optimizer.rates_of`.
+        undecayed: Names of trained tensors without weight decay, which would change the model by itself: they start at
+            values of the frozen weight. See `optimizer.undecayed`.
     """
 
     keep: bool | None = None
     kept: tuple[str, ...] = ()
     fixed: bool = True
     rates: Mapping[str, float] = {}
+    undecayed: tuple[str, ...] = ()
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -198,7 +201,6 @@ class Adapter(Described):
     reads_weight = False  # True if an update depends on the values of the frozen weight, at its start or always
     holds_factors = False  # True if an update holds frozen factors as large as its weight
     fixed = True  # False if an update depends on the input, see `DeltaWeight`
-    decay = True  # False if weight decay of what trains would change the model at its start
 
     def __init__(
         self,

@@ -25,6 +25,17 @@ def rates_of(model: nn.Module) -> dict[nn.Parameter, float]:
     return factors
 
 
+def undecayed(model: nn.Module) -> set[nn.Parameter]:
+    """Return what trains without weight decay in a model: `DeltaWeight.undecayed`, and the biases of BitFit."""
+    updates = [module for module in model.modules() if isinstance(module, DeltaWeight)]
+    found = {update.get_parameter(name) for update in updates for name in update.undecayed}
+    adapter = getattr(getattr(model, "adapter_report", None), "adapter", None)
+    if isinstance(adapter, BaseWeightMethod) and not adapter.decays:
+        own = ((layer, *pair) for layer in model.modules() for pair in layer.named_parameters(recurse=False))
+        found |= {parameter for layer, name, parameter in own if adapter.selects(layer, name)}
+    return found
+
+
 def by_rate(
     parameters: Iterable[nn.Parameter], factors: Mapping[nn.Parameter, float]
 ) -> list[tuple[float, list[nn.Parameter]]]:
@@ -36,7 +47,7 @@ def by_rate(
 
 
 def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-    """Return what trains in a model, with the learning rate of each tensor, for any optimizer.
+    """Return what trains in a model, with the learning rate of each tensor, and no decay for some (`undecayed`).
 
     Examples:
         >>> report = inject(model, RandLoRA(rank=6))
@@ -46,8 +57,14 @@ def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict[str, A
         model: Model after `inject`.
         learning_rate: Rate of the tensors to which the method gives no other.
     """
-    groups = by_rate(trainable_parameters(model).values(), rates_of(model))
-    return [{"params": some, "lr": learning_rate * factor} for factor, some in groups]
+    still, groups = undecayed(model), list[dict[str, Any]]()
+    for factor, some in by_rate(trainable_parameters(model).values(), rates_of(model)):
+        rate, decaying = learning_rate * factor, [each for each in some if each not in still]
+        if decaying:
+            groups.append({"params": decaying, "lr": rate})
+        if len(decaying) < len(some):
+            groups.append({"params": [each for each in some if each in still], "lr": rate, "weight_decay": 0.0})
+    return groups
 
 
 def make_optimizer(model: nn.Module, groups: Any = None, *, lr: float = 1e-3, **options: Any) -> Optimizer:

@@ -4,10 +4,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from randlora_pl.adapters import Adapter
+from randlora_pl.adapters import Adapter, trainable_parameters
 from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.adapters.kept import update_buffers
-from randlora_pl.adapters.optimizer import optimizer_numbers
+from randlora_pl.adapters.optimizer import optimizer_numbers, undecayed
 from randlora_pl.callbacks.validation import validations
 from randlora_pl.utils.errors import DryRunEnd
 from randlora_pl.utils.files.run_files import run_folder
@@ -75,11 +75,15 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
 
 
 def other_decay(task: Any) -> dict[str, str]:
-    """Return a row if the adapter has no weight decay although the task has; an empty dict otherwise."""
-    if task.adapter.decay or not task.weight_decay:
+    """Return a row if a part of the adapter has no weight decay although the task has; an empty dict otherwise."""
+    still = sum(each.numel() for each in undecayed(task.model))
+    if not still or not task.weight_decay:
         return {}
-    method, head = task.adapter.method(), f"; head {task.weight_decay:g}" if task.trained_head else ""
-    return {"weight decay": f"0 instead of {task.weight_decay:g}: {method}'s would change the base model{head}"}
+    decay = f"{task.weight_decay:g}"
+    if still < sum(each.numel() for each in trainable_parameters(task.model).values()):
+        return {"weight decay": f"{decay}; 0 for {still:,} numbers, whose decay would change the base model"}
+    head = f"; head {decay}" if task.trained_head else ""
+    return {"weight decay": f"0 instead of {decay}, which would change the base model{head}"}
 
 
 def memory(task: Any) -> str:

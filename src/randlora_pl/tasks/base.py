@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, AdapterFile, InjectionReport, RandLoRA, merge, set_train_mode, unmerge
 from randlora_pl.adapters.io.refine import Start
-from randlora_pl.adapters.optimizer import rates_of
+from randlora_pl.adapters.optimizer import rates_of, undecayed
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
 from randlora_pl.tasks import files, optim, procedure
 from randlora_pl.tasks.defaults import FROZEN_DTYPES, check_option, check_positive, default_learning_rate
@@ -32,7 +32,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         targets: Layers to adapt, see the task.
         learning_rate: Peak learning rate. Default: the paper's for the method; Table 8 and section C.3 for images, 1e-4
             for texts (1e-2 for VeRA, 1e-5 for full fine-tuning).
-        weight_decay: Decay of AdamW; 0 for methods such as PiSSA, whose decay would change the base model.
+        weight_decay: Decay of AdamW; 0 for what starts at values of the base model, as in PiSSA, DoRA and BitFit.
         decay_vectors: Decay biases, norms and scalars too, as in the protocol.
         warmup_steps: Optimizer steps of linear warm-up.
         final_lr_fraction: Learning rate at the end of the schedule, as a fraction of the peak.
@@ -241,9 +241,8 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Return the groups of what trains, with their learning rates."""
-        decay = self.weight_decay if self.adapter.decay else 0.0
-        model, rate = self.model, self.learning_rate
-        return optim.parameter_groups(model.parameters(), rate, decay, self.decay_vectors, rates_of(model))
+        model, options = self.model, (self.learning_rate, self.weight_decay, self.decay_vectors)
+        return optim.parameter_groups(model.parameters(), *options, rates_of(model), undecayed(model))
 
     def total_steps(self) -> int:
         """Return the optimizer steps of the run."""

@@ -1,7 +1,7 @@
 """The optimizers and schedules of the protocols: AdamW or SGD, and a cosine or a line, stepped per optimizer step."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -28,16 +28,19 @@ def parameter_groups(
     weight_decay: float,
     decay_vectors: bool,
     factors: Mapping[nn.Parameter, float] = MappingProxyType({}),
+    undecayed: Set[nn.Parameter] = frozenset(),
 ) -> list[dict[str, Any]]:
-    """Return optimizer groups of matrices and of vectors, the same whatever decays, so that a checkpoint fits.
+    """Return optimizer groups of matrices, of vectors and of what is ``undecayed``.
 
-    Frozen parameters are left out. With ``decay_vectors`` biases, norms and scalars decay too, as in the protocol.
+    They are the same for any options, so that a checkpoint fits. Frozen parameters are left out. With ``decay_vectors``
+    biases, norms and scalars decay too, as in the protocol.
     Parameters with other ``factors`` of the learning rate than 1 come last, in groups of their own.
     """
     groups = []
     for factor, some in by_rate((each for each in parameters if each.requires_grad), factors):
-        matrices, vectors = [p for p in some if p.dim() > 1], [p for p in some if p.dim() <= 1]
-        kinds = ((matrices, weight_decay), (vectors, weight_decay if decay_vectors else 0.0))
+        decaying, still = [p for p in some if p not in undecayed], [p for p in some if p in undecayed]
+        matrices, vectors = [p for p in decaying if p.dim() > 1], [p for p in decaying if p.dim() <= 1]
+        kinds = ((matrices, weight_decay), (vectors, weight_decay if decay_vectors else 0.0), (still, 0.0))
         rate = learning_rate * factor
         groups += [{"params": kind, "lr": rate, "weight_decay": decay} for kind, decay in kinds if kind]
     return groups

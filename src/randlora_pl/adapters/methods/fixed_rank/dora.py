@@ -39,7 +39,6 @@ class DoRA(Adapter):
             )
         super().__init__(qkv=inner.qkv, match=inner.match, seed=inner.seed)
         self.inner = inner
-        self.decay = inner.decay
 
     @property
     def rank(self) -> Any:
@@ -69,6 +68,8 @@ class DoRA(Adapter):
 
 class DoRADelta(DeltaWeight):
     """m * (W0 + delta) / ||W0 + delta||; the norm is a constant for the gradient (section 4.3 of DoRA)."""
+
+    undecayed = ("magnitude",)
 
     def __init__(self, inner: DeltaWeight, weight: Tensor) -> None:
         super().__init__()

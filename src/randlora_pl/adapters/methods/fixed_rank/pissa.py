@@ -46,7 +46,6 @@ class PiSSA(DerivedAdapter):
         if start not in _RECIPES:
             raise UserError(f"PiSSA: start is {start!r}. Choose {', '.join(_RECIPES)}.")
         self.rank, self.alpha, self.start = rank, alpha, start
-        self.decay = start == "minor"
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""
@@ -74,6 +73,8 @@ class PiSSA(DerivedAdapter):
 
 class PiSSADelta(DerivedDelta, FactoredDelta):
     """scaling * (B A - B0 A0) of one weight, as the product of [B - B0, B0] and [A; A - A0], which is zero at first."""
+
+    undecayed = ("A", "B")
 
     def __init__(self, adapter: PiSSA, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)

@@ -53,11 +53,10 @@ class Together(Adapter):
             raise UserError(f"Together: rates is {rates!r}. Set a positive number for each of the {len(parts)} parts.")
         super().__init__(qkv=parts[0].qkv, seed=seed)
         self.parts, self.rates = parts, rates
-        self.reads_weight, self.holds_factors, self.fixed, self.decay = (
+        self.reads_weight, self.holds_factors, self.fixed = (
             any(part.reads_weight for part in parts),
             any(part.holds_factors for part in parts),
             all(part.fixed for part in parts),
-            all(part.decay for part in parts),
         )
         # Two parts of one method would otherwise have the same random tensors. Philox has keys of 64 bits.
         keys = [self.key + (place << 32) for place in range(len(parts))]

@@ -12,6 +12,7 @@ class BaseWeightMethod(Adapter):
     """Base of methods without an update, which mark tensors of the model as trainable."""
 
     trains_base, keeps_base = True, False
+    decays = True  # False if the method trains without weight decay
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,13 +49,15 @@ class FullFineTuning(BaseWeightMethod):
 
 
 class BitFit(BaseWeightMethod):
-    """BitFit: every bias of the model trains and nothing else (Ben Zaken et al., 2022).
+    """BitFit: every bias of the model trains and nothing else, without weight decay (Ben Zaken et al., 2022).
 
     Examples:
         >>> report = inject(model, BitFit())
         >>> all(name.endswith("bias") for name in trainable_parameters(model))
         True
     """
+
+    decays = False
 
     def selects(self, layer: nn.Module, tensor: str) -> bool:
         """Return True for tensors whose name ends in ``bias``, such as ``in_proj_bias``."""
