@@ -69,7 +69,7 @@ def rate_name(method: str, task: str | None) -> str:
 
     Args:
         method: Name of the method.
-        task: Name of the task class, None for a class outside this project. A text task has one rate.
+        task: Name of the task class, None for a class outside this project. A text task has the adapter's for its head.
     """
     alone = {} if is_text_task(task) else {"LinearProbe": "head_learning_rate", "Frozen": "prompt_learning_rate"}
     return alone.get(method, "learning_rate")

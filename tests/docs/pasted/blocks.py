@@ -47,6 +47,11 @@ LISTED = [
     ("docs/commands.md", "randlora-pl analyze forgetting runs/lora runs/quickstart \\", WEIGHTS),
     ("docs/commands.md", "randlora-pl data get cifar10", WEIGHTS),
     ("docs/analyses.md", "randlora-pl analyze forgetting runs/lora runs/randlora runs/full \\", WEIGHTS),
+    (
+        "docs/labelled_texts.md",
+        "randlora-pl fit --config glue_roberta_large --data.root GLUE --data.dataset cola \\",
+        WEIGHTS,
+    ),
     ("docs/rank_and_alpha.md", "randlora-pl fit --config clip_vitb32 --model.adapter.match lora:32", WEIGHTS),
     ("docs/prompt_tuning.md", "randlora-pl fit --config clip_vitb32 --config maple_dept \\", WEIGHTS),
     ("docs/measurements.md", "randlora-pl compare-methods --config compare_bases_fashion", WEIGHTS),

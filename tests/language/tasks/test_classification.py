@@ -20,6 +20,7 @@ from randlora_pl.language.tasks.classification import TextClassificationTask
 from randlora_pl.language.tasks.restore import load_language_task
 from randlora_pl.tasks import make_trainer
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.run_results import model_results
 from tests.language.classify import SHAPE, labelled, make, write_reviews, write_scores
 from tests.language.small import trained
 
@@ -173,6 +174,22 @@ def test_the_warm_up_is_a_share_of_the_steps(tmp_path: Path) -> None:
     assert task.warmup_steps == math.ceil(0.3 * 7) == 3
     factor = fitted.lr_scheduler_configs[0].scheduler.lr_lambdas[0]
     assert [factor(step) for step in (0, 1, 2, 3, 7)] == pytest.approx([0.25, 0.5, 0.75, 1, 0])
+
+
+def test_the_head_has_a_rate_of_its_own(tmp_path: Path) -> None:
+    """By default it is the adapter's; the rate reaches the optimizer, the schedule, the file and the results."""
+    assert make(learning_rate=0.02).head_learning_rate == 0.02
+    task = make(learning_rate=0.02, head_learning_rate=0.5)
+    fitted = trainer()
+    fitted.fit(task, labelled(write_reviews(tmp_path), steps=2))
+    rates = {id(p): group["initial_lr"] for group in fitted.optimizers[0].param_groups for p in group["params"]}
+    assert {rates[id(each)] for each in task.head.parameters()} == {0.5}
+    assert {rates[id(p)] for p in task.model.parameters() if p.requires_grad} == {0.02}
+    again = load_language_task(task.save(tmp_path / "adapter"))
+    assert isinstance(again, TextClassificationTask) and again.head_learning_rate == 0.5
+    assert model_results(task)["head_learning_rate"] == 0.5
+    with pytest.raises(UserError, match="head_learning_rate is 0"):
+        make(head_learning_rate=0.0)
 
 
 def test_rates_and_a_head_alone(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from randlora_pl.adapters import Fira
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.run_results import model_results
 
 from .learners import make_prompts
 
@@ -21,6 +22,22 @@ class Rates(L.Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
         self.seen.append([group["lr"] for group in optimizer.param_groups])
         assert type(optimizer).__name__ == "SGD"
+
+
+def test_second_heads_and_classifiers_have_a_rate_of_their_own() -> None:
+    for kind, options, rate in (
+        ("maple + dept", {"prompt_learning_rate": 0.01}, 0.065),
+        ("two stages", {"learning_rate": 0.02}, 0.02),
+        ("maple + dept", {"head_learning_rate": 0.3}, 0.3),
+        ("two stages", {"head_learning_rate": 0.3}, 0.3),
+    ):
+        task = make_prompts(kind, **options)
+        task.set_classes(["a cat", "a dog"], ["a photo of {}"])
+        task.configure_model()
+        assert task.optimizer_groups()[-1]["lr"] == task.head_learning_rate == pytest.approx(rate)
+        assert model_results(task)["head_learning_rate"] == task.head_learning_rate
+    with pytest.raises(UserError, match=r"head_learning_rate is 0\.3, and no head trains"):
+        make_prompts("coop", head_learning_rate=0.3)
 
 
 def test_rates_of_all_groups_at_all_epochs(fit: Any) -> None:

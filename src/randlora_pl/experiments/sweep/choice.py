@@ -51,7 +51,7 @@ def climb(grid: Sequence[float], start: float, score: Callable[[float], float | 
 def searched(description: SweepConfig, method: str, alphas: list[float]) -> tuple[str, ...]:
     """Return the axes of a method's search: a linear probe has the head's rate only, and not all methods an alpha.
 
-    Tasks on texts have one rate for adapter and head.
+    The heads of tasks on texts have the rate of the adapter by default.
     """
     model = description.models[(description.methods[method].get("models") or list(description.models))[0]]
     with errors_in(f"methods.{method}"):

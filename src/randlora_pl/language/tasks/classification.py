@@ -23,7 +23,7 @@ from randlora_pl.language.models.classifier import (
 from randlora_pl.language.models.tokenization import collate_sentences, encode_sentences, pad_id
 from randlora_pl.language.tasks import common
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.defaults import check_classes, check_fraction
+from randlora_pl.tasks.defaults import check_classes, check_fraction, check_positive
 from randlora_pl.tasks.optim import parameter_groups
 from randlora_pl.utils.errors import UserError
 
@@ -31,8 +31,8 @@ from randlora_pl.utils.errors import UserError
 class TextClassificationTask(AdaptationTask):
     """Fine-tunes an encoder of transformers to classify texts, or to score them.
 
-    The encoder is frozen beside its adapter; the classification head trains as a whole, at the same learning rate, and
-    is part of the adapter's file.
+    The encoder is frozen beside its adapter; the classification head trains as a whole, and is part of the adapter's
+    file.
 
     Args:
         name: A model of the Hugging Face Hub, or a folder: RoBERTa, BERT, or another with a
@@ -49,6 +49,7 @@ class TextClassificationTask(AdaptationTask):
         warmup_fraction: Fraction of the optimizer steps for a linear warm-up.
         final_lr_fraction: End of the schedule, as a fraction of the learning rate.
         weight_decay: Decay of AdamW.
+        head_learning_rate: Peak learning rate of the head. Default: the adapter's, ``learning_rate``.
         head_dropout: Dropout of the head; the frozen encoder has none.
         options: Options of every task, see `AdaptationTask`.
 
@@ -78,6 +79,7 @@ class TextClassificationTask(AdaptationTask):
         warmup_fraction: float = 0.06,
         final_lr_fraction: float = 0.0,
         weight_decay: float = 0.0,
+        head_learning_rate: float | None = None,
         head_dropout: float = 0.0,
         **options: Any,
     ) -> None:
@@ -87,6 +89,8 @@ class TextClassificationTask(AdaptationTask):
         )  # fmt: skip
         self.warmup_fraction = check_fraction("warmup_fraction", warmup_fraction)
         self.head_dropout = check_fraction("head_dropout", head_dropout)
+        check_positive("head_learning_rate", head_learning_rate)
+        self.head_learning_rate = head_learning_rate or self.learning_rate
         self.tokenizer, self.config_overrides = common.chosen_tokenizer(tokenizer, pretrained), config_overrides
         self.schedule = schedule
         self.metric: Metric | None = None
@@ -163,9 +167,9 @@ class TextClassificationTask(AdaptationTask):
     # Training
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """Return the groups of the encoder and of the head, at one learning rate."""
+        """Return the groups of the encoder, and the head's own."""
         return super().optimizer_groups() + parameter_groups(
-            self.head.parameters(), self.learning_rate, self.weight_decay, self.decay_vectors
+            self.head.parameters(), self.head_learning_rate, self.weight_decay, self.decay_vectors
         )
 
     def configure_optimizers(self) -> Any:

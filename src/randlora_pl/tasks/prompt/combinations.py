@@ -4,6 +4,7 @@ from typing import Any
 
 from randlora_pl.adapters import Frozen
 from randlora_pl.prompts import Fixed
+from randlora_pl.tasks.defaults import check_positive
 from randlora_pl.tasks.prompt.tip import TipAdapter
 from randlora_pl.utils.errors import UserError
 
@@ -42,3 +43,21 @@ def check(task: Any, learning_rate: float | None) -> None:
         )
     if task.classifier_steps and (task.head is not None or prompts.per_image or task.schedule != "cosine"):
         raise UserError("classifier_steps needs --model.schedule cosine, and neither --model.head nor CoCoOp.")
+
+
+def head_rate(task: Any, given: float | None) -> float | None:
+    """Return the learning rate of a second head or a classifier; None if neither trains.
+
+    Raises:
+        UserError: The given rate is not positive, or has nothing to train.
+    """
+    check_positive("head_learning_rate", given)
+    if task.classifier_steps:
+        return given or float(task.learning_rate)
+    factor = 0.0 if task.head is None else task.head.rate_factor
+    if given and not factor:
+        raise UserError(
+            f"--model.head_learning_rate is {given:g}, and no head trains. Add --model.head DePT or "
+            "--model.classifier_steps 0.4, or leave it out."
+        )
+    return given or task.prompt_learning_rate * factor or None

@@ -32,8 +32,9 @@ PARTS: dict[str, dict[str, type[Described]]] = {
 
 
 def constructor(task: Any) -> dict[str, Any]:
-    """Return the constructor's arguments as JSON values (see `files.constructor`)."""
+    """Return the constructor's arguments as JSON values (see `files.constructor`), without the rate of a head."""
     values = files.constructor(task)
+    del values["head_learning_rate"]
     return {name: value.describe() if isinstance(value, Described) else value for name, value in values.items()}
 
 
@@ -150,10 +151,9 @@ def parameter_parts(task: Any) -> dict[str, int]:
 
 def rates(task: Any) -> dict[str, float]:
     """Return the learning rates of prompts and second head by name."""
-    rate = task.prompt_learning_rate
-    found = {"prompts": rate} if task.prompts.learns else {}
-    found |= {"head": rate * task.head.rate_factor} if task.head is not None else {}
-    return found | ({"classifier": task.learning_rate} if task.classifier is not None else {})
+    found = {"prompts": task.prompt_learning_rate} if task.prompts.learns else {}
+    name = "head" if task.head is not None else "classifier"
+    return found | ({} if task.head_learning_rate is None else {name: task.head_learning_rate})
 
 
 _RECORDED = ("prompt_learning_rate", "prompt_weight_decay", "optimizer", "schedule", "loss_batch", "classifier_steps")

@@ -43,6 +43,8 @@ class PromptTask(AdaptationTask):
             matrices of both towers; convolutions and attention pool of a ResNet.
         prompt_learning_rate: Peak learning rate of the prompts.
         prompt_weight_decay: Decay of the prompts.
+        head_learning_rate: Peak learning rate of the second head, or of the classifier of ``classifier_steps``.
+            Default: the head's ``rate_factor`` times the prompts' rate, or ``learning_rate`` for the classifier.
         optimizer: ``adamw``, or ``sgd`` with momentum 0.9, as in the papers on prompts.
         schedule: ``cosine`` per optimizer step, or ``epochs``: 1e-5 in the first epoch, then a cosine per epoch.
         loss_batch: ``all`` compares an image with all classes; ``joint`` with the captions of the batch of an optimizer
@@ -69,6 +71,7 @@ class PromptTask(AdaptationTask):
         targets: list[str] | None = None,
         prompt_learning_rate: float = 2e-3,
         prompt_weight_decay: float = 0.0,
+        head_learning_rate: float | None = None,
         optimizer: Literal["adamw", "sgd"] = "adamw",
         schedule: Literal["cosine", "epochs"] = "cosine",
         loss_batch: Literal["all", "joint"] = "all",
@@ -92,6 +95,7 @@ class PromptTask(AdaptationTask):
         self.optimizer, self.schedule, self.text_chunk_tokens = optimizer, schedule, text_chunk_tokens
         self.classifier_steps = classifier_steps
         combinations.check(self, options.get("learning_rate"))
+        self.head_learning_rate = combinations.head_rate(self, head_learning_rate)
         self.zero_shot = prompts.starts_pretrained and head is None
         self.image_spec = clip_image_spec(name, pretrained)
         self.learned: Prompts
@@ -221,10 +225,10 @@ class PromptTask(AdaptationTask):
         groups += optim.parameter_groups(self.learned.parameters(), rate, decay, True)
         if self.head is not None and self.decoupled is not None:
             eps = {"eps": tip.EPS} if isinstance(self.decoupled, Cache) else {}
-            own = optim.parameter_groups(self.decoupled.parameters(), rate * self.head.rate_factor, decay, True)
+            own = optim.parameter_groups(self.decoupled.parameters(), self.head_learning_rate or 0.0, decay, True)
             groups += [group | eps for group in own]
         if self.classifier is not None:
-            groups += optim.parameter_groups([self.classifier], self.learning_rate, self.weight_decay, True)
+            groups += optim.parameter_groups([self.classifier], self.head_learning_rate or 0.0, self.weight_decay, True)
         return groups
 
     rate_factors = second_stage.rate_factors
