@@ -117,6 +117,15 @@ def test_an_option_that_needs_a_value_is_not_null(tmp_path: Path) -> None:
     ]
 
 
+def test_what_yaml_reads_as_a_boolean_or_a_number_is_not_a_text(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "data: {on_error: no, interpolation: false, batch_size: 6.0}\nmodel: {pretrained: 5}\nrun: {logger: [csv]}\n"
+    )
+    found = [line.split(": ", 1)[1] for line in mistakes_in(tmp_path / "a.yaml")]
+    given = {"data.interpolation": False, "data.on_error": False, "model.pretrained": 5}
+    assert sorted(found) == [f"--{key}: expected a text, not {value}" for key, value in given.items()]
+
+
 def test_what_is_no_config_of_a_run_is_one_line(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "needs a file" in refused("config", "check")
     for text, word in (("a: [1", "not valid YAML"), ("methods: {a: {}}\n", "several runs: randlora-pl sweep")):

@@ -71,7 +71,7 @@ def _type_error(key: str, kind: str, text: str, typed: bool) -> str:
     value = text if typed else json.loads(text)
     value = int(value) if isinstance(value, float) and value.is_integer() else value  # sweeps take 6.0 for 6
     try:
-        if not typed and isinstance(value, list | dict):
+        if not typed and not isinstance(value, str | None):  # as text, `no` and 5 would pass as a text
             for name in reversed(key.split(".")):
                 value = {name: value}
             parser.parse_object(value)
