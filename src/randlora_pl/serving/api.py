@@ -23,7 +23,7 @@ from litserve.loops import BatchedLoop
 from randlora_pl.data.images.decode import trust_the_limit
 from randlora_pl.serving.uploads import TAKEN, Upload, read_upload
 from randlora_pl.utils.cores import usable_cores
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UnreadableImageError, UserError
 from randlora_pl.utils.precision import use_precision
 
 BATCH_PIXELS = 8_000_000
@@ -135,7 +135,8 @@ class ClassifierAPI(LitAPI):  # type: ignore[misc]
                 images.append(read_image(upload.content, "that was sent", self.frame, TAKEN, self.most_pixels))
                 answers.append(None)
             except UserError as error:
-                answers.append(JSONResponse({"detail": error.what}, 422))
+                status = 422 if isinstance(error, UnreadableImageError) else 503  # 503: memory ran out
+                answers.append(JSONResponse({"detail": error.what}, status))
         try:
             probabilities = iter(self._probabilities(torch.cat(images)) if images else ())
         except UserError as error:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from randlora_pl.data.images.decode import MOST_BYTES, decode, is_image
 from randlora_pl.data.images.sources import ArrayImages, BoxImages, FileImages, PathsBelow
-from randlora_pl.utils.errors import TooLargeImageError, UserError
+from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
 from tests.data.conftest import save_image
 from tests.support.products import in_one_item
 
@@ -215,11 +215,17 @@ def test_an_image_above_the_default_limit_can_be_allowed(tmp_path: Path, monkeyp
     assert decode(path, most_pixels=200).shape == (10, 20, 3)
 
 
-def test_memory_that_runs_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(24, "Too many open files"), OSError("out of memory error when reading image file")]
+)
+def test_a_machine_that_runs_out_is_not_an_unreadable_image(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object, **__: object) -> None:
-        raise MemoryError
+        raise error
 
     path = save_image(tmp_path / "a.png")
     monkeypatch.setattr(Image.Image, "convert", full)
-    with pytest.raises(UserError, match="memory"):
+    with pytest.raises(UserError, match=r"of memory|open files") as caught:
         decode(path)
+    assert not isinstance(caught.value, UnreadableImageError)

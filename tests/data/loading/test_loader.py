@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from randlora_pl.data.catalog.registry import find
 from randlora_pl.data.images.frame import Frame
@@ -174,6 +175,15 @@ def test_skipped_images_weigh_nothing_and_are_counted(
     ((name, reason),) = skipped.items()
     assert Path(name).name == "001.png" and "truncated" in reason
     assert len(caplog.messages) == 1 and "skipped the unreadable image" in caplog.text
+
+
+def test_a_machine_out_of_memory_skips_no_image(damaged: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", full)
+    with pytest.raises(UserError, match="out of memory"):
+        list(Loader(EvalBatches(damaged, EvalSchedule(6, 2), FRAME, skip=True)))
 
 
 @pytest.mark.parametrize("late", ["colors", "crops"])

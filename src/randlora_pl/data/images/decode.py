@@ -1,5 +1,6 @@
 """Decoding of image files: formats, limits and orientation."""
 
+import errno
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError
+from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
 from randlora_pl.utils.files.plain_files import read_plain
 
 SUFFIXES = frozenset((
@@ -29,6 +30,8 @@ MOST_PIXELS = 178_956_970
 
 SKIP = "Replace it, or skip it with --data.on_error skip"
 """Hint for an unreadable image; commands without this option use another."""
+
+_FREE = "Close other programs, or use fewer workers, then run the command again"
 
 _TOO_LARGE = "Replace it, allow it with --data.max_pixels N, or skip it with --data.on_error skip"
 
@@ -71,7 +74,8 @@ def decode(
         most_pixels: Maximum width x height. Above the default, Pillow's own limit is off (see `trust_the_limit`).
 
     Raises:
-        UserError: The file cannot be read as an image, or is too large.
+        UnreadableImageError: The file cannot be read as an image, or is too large.
+        UserError: The machine has too little memory, or too many open files.
     """
     if most_pixels > MOST_PIXELS:
         trust_the_limit()
@@ -101,9 +105,18 @@ def decode(
                 image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
             return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        if _of_the_machine(error):  # healthy images must not be skipped
+            raise UserError(f"The image {path} cannot be read: {_reason(error)}.", _FREE, str(path)) from error
         large = isinstance(error, (_TooLargeError, Image.DecompressionBombError))
         kind, hint = (TooLargeImageError, _TOO_LARGE) if large else (UnreadableImageError, SKIP)
         raise kind(f"The image {path} cannot be read: {_reason(error)}.", hint, str(path)) from error
+
+
+def _of_the_machine(error: Exception) -> bool:
+    """Return True if memory or file handles ran out: the image itself may be healthy."""
+    number = getattr(error, "errno", None)
+    ran_out = isinstance(error, MemoryError) or number in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+    return ran_out or (isinstance(error, OSError) and "out of memory" in str(error))  # the latter is Pillow's
 
 
 def _reason(error: Exception) -> str:
@@ -113,7 +126,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more pixels than the limit of {MOST_PIXELS:,}"
     if isinstance(error, MemoryError):
-        return "there is not enough memory to decode it"
+        return "the machine is out of memory"
     return (str(getattr(error, "strerror", None) or error) or type(error).__name__).rstrip(".")
 
 
@@ -135,6 +148,8 @@ def _turn(opened: Image.Image) -> Image.Transpose | None:
     """
     try:
         return _TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
+    except MemoryError:
+        raise
     except Exception:  # a damaged EXIF block is ignored
         return None
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from randlora_pl.data.images.decode import MOST_PIXELS, decode
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UnreadableImageError
 from randlora_pl.utils.files.plain_files import is_file
 
 
@@ -152,7 +152,9 @@ class BoxImages(FileImages):
         part = whole[upper:lower, left:right]
         if not part.size:
             size = f"{whole.shape[1]} x {whole.shape[0]} pixels"
-            raise UserError(f"The box {left},{upper},{right},{lower} lies outside {self.paths[index]} ({size})")
+            raise UnreadableImageError(
+                f"The box {left},{upper},{right},{lower} lies outside {self.paths[index]} ({size})"
+            )
         return part.copy()  # not a view that keeps the whole image in memory
 
     def name(self, index: int) -> str:

@@ -14,7 +14,7 @@ from randlora_pl.data.loading.loader import Batch
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.sampling.schedule import EvalSchedule, TrainSchedule
 from randlora_pl.utils.cores import usable_cores
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UnreadableImageError
 
 Late = Literal["nothing", "colors", "crops"]
 """Steps left to `transforms.finish`: none, flips and normalization, or (one size only) crops as well."""
@@ -30,7 +30,7 @@ def load_images(
         index in the batch.
 
     Raises:
-        UserError: An image is unreadable and ``skip`` is false.
+        UserError: An image is unreadable and ``skip`` is false, or the machine or the storage fails.
     """
     images: list[Tensor] = []
     bad: dict[int, tuple[str, str]] = {}
@@ -38,7 +38,7 @@ def load_images(
     for number, row in enumerate(samples.rows[indices.numpy()].tolist()):
         try:
             images.append(torch.from_numpy(samples.images.load(row, short)))
-        except UserError as error:
+        except UnreadableImageError as error:  # not of a lost shard, or of memory that ran out
             if not skip:
                 raise
             bad[number] = (samples.images.name(row), str(error))
