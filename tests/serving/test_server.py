@@ -120,6 +120,19 @@ def test_an_endless_body_is_refused_at_the_limit(server: Running, kind: str) -> 
     assert 1_900_000 <= sent < 30_000_000  # the limit, and what the system's buffers take
 
 
+@pytest.mark.parametrize(("host", "kind", "status"), [("localhost", "text/plain", 415), ("evil", "image/png", 421)])
+def test_a_refused_client_that_is_still_sending_gets_the_response(
+    server: Running, host: str, kind: str, status: int
+) -> None:
+    head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\nContent-Length: 1000000\r\n\r\n"
+    with server.connect() as client:
+        client.sendall(head.encode())
+        for _ in range(10):
+            time.sleep(0.01)
+            client.sendall(bytes(100_000))
+        assert client.makefile("rb").read().startswith(f"HTTP/1.1 {status}".encode())
+
+
 def test_slow_clients_block_nobody(server: Running, digit: bytes) -> None:
     start = f"{HEAD}Content-Type: image/png\r\nContent-Length: {len(digit)}\r\n\r\n".encode()
     slow = [server.connect() for _ in range(40)]

@@ -1,6 +1,7 @@
-"""Limits for connections without a request: a timeout, and a maximum number."""
+"""Limits for connections without a request: a timeout, and a maximum number; and refusals that reach the client."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
@@ -11,9 +12,39 @@ HEADER_SECONDS = 10.0
 WAITING = 128
 """Maximum number of connections without a complete request; a further one closes the oldest."""
 
+DRAIN_SECONDS = 10.0
+"""Maximum time to read the rest of a refused body."""
+
 _LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 _waiting: dict["Connection", asyncio.TimerHandle] = {}  # of this process, oldest first
+
+
+class _Body:
+    """Body of a request, of which the rest can be read and discarded.
+
+    Closing a connection with unread bytes resets it, so that a client that is still sending misses the response.
+    """
+
+    def __init__(self, scope: Any, receive: Any) -> None:
+        self._scope, self._receive, self._more = scope, receive, True
+
+    async def read(self) -> Any:
+        """Return the next message."""
+        message = await self._receive()
+        self._more = message.get("more_body", False)
+        return message
+
+    async def drain(self) -> None:
+        """Read the rest, up to twice the limit of an upload; not a body that declares more."""
+        left = 2 * self._scope["app"].state.limits.upload_bytes
+        declared = dict(self._scope["headers"]).get(b"content-length", b"")
+        if declared.isdigit() and int(declared[:20]) > left:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while self._more and left > 0:
+                    left -= len((await self.read()).get("body", b""))
 
 
 class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn chooses the implementation
@@ -47,8 +78,15 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn
         """Handle a request with complete headers."""
         self._stop_waiting()
         self._requests += 1
+        body = _Body(scope, receive)
+
+        async def drained(message: Any) -> None:
+            if message["type"] == "http.response.start" and (b"connection", b"close") in message["headers"]:
+                await body.drain()
+            await send(message)
+
         try:
-            await self._answer(scope, receive, send)
+            await self._answer(scope, body.read, drained)
         finally:
             self._requests -= 1
 

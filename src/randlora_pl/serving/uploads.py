@@ -62,9 +62,6 @@ async def read_upload(request: Request) -> Upload:
     bounded = Request(request.scope, _bounded(request.receive, limits))
     try:
         if declared.isdecimal() and int(declared) > limits.upload_bytes:
-            if int(declared) <= 2 * limits.upload_bytes:  # a client that is still sending would miss the response
-                async for _ in request.stream():
-                    pass
             raise _too_large(limits)
         content = await (_field(bounded) if form else bounded.body())
     except ClientDisconnect:
@@ -154,8 +151,8 @@ class Deadline:
 
         async def watched(message: Message) -> None:
             nonlocal begun
+            await send(message)  # reads the rest of a refused body first, see `Connection`
             begun = True
-            await send(message)
 
         end = asyncio.get_running_loop().time() + READ_SECONDS
         try:

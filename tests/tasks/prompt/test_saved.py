@@ -14,7 +14,7 @@ from torch import Tensor
 
 from randlora_pl.adapters import read_adapter
 from randlora_pl.prompts import CoOp
-from randlora_pl.tasks import PromptTask, load_task
+from randlora_pl.tasks import PromptTask, load_task, load_tasks
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.run_results import model_results
 from tests.support.products import in_one_item, marked
@@ -56,6 +56,7 @@ def test_a_saved_task_gives_the_same_logits_and_names_other_classes(kind: str, t
     assert isinstance(restored, PromptTask)
     torch.testing.assert_close(logits(restored), logits(task), rtol=1e-4, atol=1e-4)
     assert restored.prompts.describe() == task.prompts.describe()
+    assert torch.equal(logits(load_tasks({"one": tmp_path / "adapter"})["one"]), logits(restored))  # type: ignore[arg-type]
     features = restored.features_of(["a", "b"])
     assert restored.classnames == NAMES and len(features) == 2
     restored.set_classes(["a", "b"], [])

@@ -17,7 +17,7 @@ from randlora_pl.interop.merge.vision import merged
 from randlora_pl.interop.onnx.program import load_program
 from randlora_pl.interop.peft.export import export_peft
 from randlora_pl.prompts import CoOp
-from randlora_pl.tasks import PromptTask, TipAdapter, load_task
+from randlora_pl.tasks import PromptTask, TipAdapter, load_task, load_tasks
 from randlora_pl.tasks.prompt import tip
 from randlora_pl.utils.errors import UserError
 from tests.tasks.small import batch, images
@@ -148,6 +148,7 @@ def test_files_programs_and_other_classes(fit: Any, tmp_path: Path) -> None:
     assert isinstance(again, PromptTask)
     expected = logits(task, images(3))
     torch.testing.assert_close(logits(again, images(3)), expected, rtol=1e-5, atol=1e-4)
+    assert torch.equal(logits(load_tasks({"tip": folder})["tip"], images(3)), logits(again, images(3)))
     program = load_program(folder)
     pixels = program.examples(2, 0)
     mean, std = (torch.tensor(program.facts[each]).view(3, 1, 1) for each in ("mean", "std"))
