@@ -70,7 +70,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         elif path.is_file():
             found.append(path)
         else:
-            raise UserError(f"The image {path} does not exist")
+            raise UserError(f"{path} does not exist. Name image files, or folders with images")
     if not found:
         raise UserError("No images were given")
     return found

@@ -123,6 +123,19 @@ def test_nothing_is_overwritten(
     assert "exist" in refused(*base, "nowhere/p.csv")
 
 
+def test_images_are_found_before_a_model_is_loaded(
+    refused: Callable[..., str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(files: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("randlora_pl.tasks.load_tasks", loaded)
+    base = ("predict", "--adapter", str(finished / "adapter"), "--images")
+    assert "nowhere does not exist. Name image files, or folders with images" in refused(*base, "nowhere")
+    (tmp_path / "none").mkdir()
+    assert "has no images" in refused(*base, "none")
+
+
 def test_bad_input(refused: Callable[..., str], finished: Path, photos: Path, tmp_path: Path) -> None:
     adapter, images = str(finished / "adapter"), str(photos)
     (photos / "broken.png").write_bytes((photos / "a.png").read_bytes()[:60])

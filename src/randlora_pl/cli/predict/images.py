@@ -94,9 +94,10 @@ def classify(options: argparse.Namespace) -> PredictionTable:
         from randlora_pl.adapters import read_adapter
         from randlora_pl.data import open_images
         from randlora_pl.data.images.decode import trust_the_limit
-        from randlora_pl.data.unlabelled import frame_of
+        from randlora_pl.data.unlabelled import find_images, frame_of
         from randlora_pl.tasks import PromptTask, load_tasks, weighted_task
 
+    paths = find_images(options.images)  # before the models, which take seconds to load
     device = pick_device(options.device)
     precision = use_precision(options.precision, device)
     files = {name: read_adapter(path) for name, path in options.adapters.items()}
@@ -114,7 +115,7 @@ def classify(options: argparse.Namespace) -> PredictionTable:
     batch_size = options.batch_size or 64
     most = options.max_pixels or MAX_PIXELS
     trust_the_limit()
-    opened = {frame: open_images(options.images, frame, batch_size, skip=skip, most_pixels=most) for frame in frames}
+    opened = {frame: open_images(paths, frame, batch_size, skip=skip, most_pixels=most) for frame in frames}
     loaders, images = [loader for loader, _ in opened.values()], opened[frames[0]][1]
     count = max(min(options.top_k or 5, len(task.classnames)) for task in tasks.values())
     found = PredictionTable.of_classes(list(tasks), "images", ["image"], [[str(image)] for image in images], count)
