@@ -24,8 +24,11 @@ def _small_model() -> Iterator[None]:
 def fit(tmp_path: Path) -> Fit:
     """Four optimizer steps of a vision-only task on eight digits a step, with some callbacks."""
 
-    def call(*callbacks: Callback, task: TextHeadTask | None = None, **options: Any) -> Any:
-        data = ImageData(dataset="digits", shots=2, steps=4, batch_size=8, eval_batch_size=64)
+    def call(
+        *callbacks: Callback, task: TextHeadTask | None = None, data: dict[str, Any] | None = None, **options: Any
+    ) -> Any:
+        chosen = {"shots": 2, "steps": 4, "batch_size": 8, "eval_batch_size": 64} | (data or {})
+        images = ImageData(dataset="digits", **chosen)
         task = task or TextHeadTask("tiny", "random", RandLoRA(rank=16))
         trainer = Trainer(
             **{
@@ -35,7 +38,7 @@ def fit(tmp_path: Path) -> Fit:
                 **{"limit_val_batches": 0, "limit_test_batches": 2, "log_every_n_steps": 1, **options},
             }
         )
-        trainer.fit(task, data, weights_only=True)
-        return trainer, task, data
+        trainer.fit(task, images, weights_only=True)
+        return trainer, task, images
 
     return call

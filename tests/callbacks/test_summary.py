@@ -1,10 +1,13 @@
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from randlora_pl.adapters import SVFT, AdaLoRA, DoRA, FullFineTuning, LoRA, PiSSA, RandLoRA, SHiRA, Together
 from randlora_pl.callbacks import StartSummary
 from randlora_pl.callbacks.summary import buffer_bytes, describe, layer_table, other_decay, state_size
+from randlora_pl.callbacks.validation import validated_samples
 from randlora_pl.prompts import MaPLe
 from tests.callbacks.conftest import Fit
 from tests.tasks.small import built
@@ -20,6 +23,21 @@ def test_page_says_what_is_trained(fit: Fit, capsys: pytest.CaptureFixture[str],
     ):
         assert text in out
     assert len(out.splitlines()) < 40
+
+
+@pytest.mark.parametrize(("limit", "wanted"), [(1.0, 143), (0.7, 128), (1, 64), (2, 128), (3, 143)])
+def test_a_validation_reads_what_its_limit_leaves(limit: float, wanted: int) -> None:
+    trainer: Any = SimpleNamespace(limit_val_batches=limit, world_size=2)
+    assert validated_samples(trainer, SimpleNamespace(held_out=143, eval_batch_size=32)) == wanted
+
+
+def test_page_says_how_many_images_are_validated_and_if_they_are_too_few(
+    fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(StartSummary(), limit_val_batches=1, data={"eval_batch_size": 16})
+    out = " ".join(capsys.readouterr().out.split())
+    few = "too few to choose by: accuracies have a standard error of up to 12 points"
+    assert f"validation 1 time on 16 of 143 images, {few}" in out
 
 
 def test_layers_of_one_kind_share_a_row() -> None:

@@ -26,6 +26,7 @@ from tests.tasks.small import trained
         (125, 160, 143, 64, 18),  # few shots: a validation is larger than a pass
         (125, 160, 1430, 64, 25),  # and five times in any run
         (10_000, 64_000, 0, 64, 1000),
+        (102, 19, 2, 64, 6),  # and at most twenty times
         (10, 8, 1, 64, 1),
         (9, 8, 1, 64, 9),  # a trial
         (1, 8, 1, 64, 1),

@@ -8,7 +8,7 @@ from randlora_pl.adapters import Adapter, trainable_parameters
 from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.optimizer import optimizer_numbers, undecayed
-from randlora_pl.callbacks.validation import validations
+from randlora_pl.callbacks.validation import FEW, validated_samples, validations
 from randlora_pl.utils.errors import DryRunEnd
 from randlora_pl.utils.files.run_files import run_folder
 from randlora_pl.utils.run_results import planned
@@ -138,7 +138,12 @@ def _validated(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     if count == 0 and isinstance(trainer.val_check_interval, int):
         every, batches = trainer.val_check_interval, task.total_steps() * trainer.accumulate_grad_batches
         return {"validation": f"none: --trainer.val_check_interval is {every:,}, and the run has {batches:,} batches"}
-    return {"validation": f"{count:,} time{'s' if count > 1 else ''} on {data.held_out:,} {data.unit}"} if count else {}
+    if not count:
+        return {}
+    number = validated_samples(trainer, data)
+    size = f"{number:,} {data.unit}" if number == data.held_out else f"{number:,} of {data.held_out:,} {data.unit}"
+    few = f", too few to choose by: accuracies have a standard error of up to {50 / number**0.5:.0f} points"
+    return {"validation": f"{count:,} time{'s' if count > 1 else ''} on {size}{few if number < FEW else ''}"}
 
 
 class StartSummary(Callback):

@@ -1,4 +1,4 @@
-"""Default validation schedule: once per pass over the data, and at least five times."""
+"""Default validation schedule: once per pass over the data, at least 5 and at most 20 times."""
 
 import math
 from typing import Any
@@ -7,6 +7,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 POINTS = 5
 """Minimum number of validations of a run."""
+MOST = 20
+"""Maximum number of validations of a run."""
+FEW = 50
+"""Fewer validation samples cannot choose a checkpoint: an accuracy near 50 % has a standard error of 7 points."""
 TRIAL = 10
 """Shorter runs, in optimizer steps, are validated at their end only."""
 _SAMPLES_PER_HELD_OUT = 8
@@ -16,8 +20,8 @@ _SAMPLES_PER_HELD_OUT = 8
 def steps_between(steps: int, samples: int, held_out: int, global_batch: int) -> int:
     """Return the optimizer steps between two validations.
 
-    The interval is one pass over the training samples, longer if the validation set is relatively large, and at most
-    a fifth of the run.
+    The interval is one pass over the training samples, longer if the validation set is relatively large, at least a
+    twentieth and at most a fifth of the run.
 
     Args:
         steps: Optimizer steps of the run.
@@ -27,7 +31,8 @@ def steps_between(steps: int, samples: int, held_out: int, global_batch: int) ->
     """
     if steps < TRIAL:
         return max(1, steps)
-    return min(math.ceil(max(samples, _SAMPLES_PER_HELD_OUT * held_out) / global_batch), steps // POINTS)
+    apart = math.ceil(max(samples, _SAMPLES_PER_HELD_OUT * held_out) / global_batch)
+    return min(max(apart, math.ceil(steps / MOST)), steps // POINTS)
 
 
 def steps_of(task: Any, data: Any) -> tuple[int, int]:
@@ -77,3 +82,16 @@ def validations(trainer: Trainer, task: Any, data: Any) -> int | None:
     if isinstance(interval, float):  # a fraction of all batches
         interval = max(1, int(data.plan.steps * trainer.accumulate_grad_batches * interval))
     return batches // interval if interval else 0
+
+
+def validated_samples(trainer: Trainer, data: Any) -> int:
+    """Return the samples of each validation: all, or as many as `limit_val_batches` leaves.
+
+    Args:
+        trainer: Trainer with its devices.
+        data: Data module set up for ``fit``.
+    """
+    held_out, step = int(data.held_out), int(data.eval_batch_size) * trainer.world_size
+    limit = trainer.limit_val_batches
+    batches = limit if isinstance(limit, int) else int(limit * math.ceil(held_out / step))
+    return min(held_out, batches * step)
