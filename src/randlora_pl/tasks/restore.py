@@ -47,7 +47,6 @@ def load_task(folder: str | Path, **overrides: Any) -> ImageTask:
 
 def make_ready(task: Kind, file: AdapterFile) -> Kind:
     """Build a task's backbone and load its adapter and head, merged for evaluation; return the task."""
-    task.saved = file
     task.configure_model()
     place_adapter(task.model, file)
     task.load_head(file.extra)
@@ -57,7 +56,7 @@ def make_ready(task: Kind, file: AdapterFile) -> Kind:
 
 
 def make_task(file: AdapterFile, kinds: Mapping[str, type[Kind]], overrides: Mapping[str, Any]) -> Kind:
-    """Return the task of an adapter by its name among ``kinds``, before its classes are set.
+    """Return the task of an adapter by its name among ``kinds``, with the file, before its classes are set.
 
     Raises:
         UserError: If it was written by none of them, or its arguments are unknown.
@@ -68,7 +67,9 @@ def make_task(file: AdapterFile, kinds: Mapping[str, type[Kind]], overrides: Map
         raise UserError(f"{what}; in Python, load_adapter(model, folder) loads it.")
     arguments = {**arguments_of(kind, file.metadata["arguments"], file.path), **overrides}
     check_arguments(kind, arguments, f"{file.path}, arguments of {kind.__name__}")
-    return kind(**arguments, adapter=file.adapter)
+    task = kind(**arguments, adapter=file.adapter)
+    task.saved = file
+    return task
 
 
 def arguments_of(kind: type[AdaptationTask], saved: Mapping[str, Any], source: object) -> dict[str, Any]:
