@@ -54,7 +54,7 @@ def test_a_bare_update(run: Run, tmp_path: Path) -> None:
 def test_a_head_makes_it_a_classifier(run: Run, tmp_path: Path, zero_bias: bool) -> None:
     config = LoraConfig(r=2, target_modules=["qkv"], modules_to_save=["head"])
     theirs = trained_peft(config, tmp_path / "peft", 3, zero_bias)
-    (tmp_path / "classes").write_text("cat\ndog\nowl\n")
+    (tmp_path / "classes").write_text("cat\ndog\nowl\n", encoding="utf-8-sig")
     result = run(*PEFT, "--model", VIT, "--pretrained", "random", "--classnames", "classes")
     assert result.code == 0, result.err
     if not zero_bias:  # our linear head has none

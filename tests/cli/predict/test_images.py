@@ -420,7 +420,7 @@ def test_prompts_name_other_classes(
     task.set_classes(["cat", "dog", "cow"], [])
     task.configure_model()
     folder, names = task.save(tmp_path / "prompts"), tmp_path / "names.txt"
-    names.write_text("owl\n\nfox \n")
+    names.write_text("owl\n\nfox \n", encoding="utf-8-sig")
     words = ("predict", "--images", str(photos), "--output", "-", "--classnames", str(names), "--adapter")
     page = run(*words, str(folder))
     rows = list(csv.DictReader(page.out.splitlines()))

@@ -141,7 +141,7 @@ def _compared(options: argparse.Namespace, foreign: "ExternalAdapter", ours: "Mo
 def _lines(file: Path) -> list[str]:
     """Return the lines of a file of class names."""
     try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--classnames {file} cannot be read ({error}).") from None
     if len(names) < 2:

@@ -55,7 +55,7 @@ def names_in(file: Path) -> list[str]:
         UserError: The file cannot be read, or has fewer than two different names.
     """
     try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--classnames {file} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if len(names) < 2 or len(set(names)) < len(names):

@@ -150,7 +150,7 @@ def _sample(shard: str, key: str, members: dict[str, _Member]) -> Sample:
         what = "no image" if not images else f"{len(images)} images"
         raise UserError(f"{shard}: the sample {key!r} has {what}; its members are {names}")
     if "cls" in members:
-        label = members["cls"].content.decode("utf-8", "replace").strip()
+        label = members["cls"].content.decode("utf-8-sig", "replace").strip()
         if not label:
             raise UserError(f"{shard}: {members['cls'].name} has no class number or name")
     elif "json" in members:
