@@ -54,7 +54,8 @@ def test_a_saved_task_gives_the_same_logits_and_names_other_classes(kind: str, t
     task = built(kind)
     restored = load_task(task.save(tmp_path / "adapter"))
     assert isinstance(restored, PromptTask)
-    torch.testing.assert_close(logits(restored), logits(task), rtol=1e-4, atol=1e-4)
+    task.prepare_evaluation()
+    assert torch.equal(logits(restored), logits(task))  # a test of the file repeats the test of the run
     assert restored.prompts.describe() == task.prompts.describe()
     assert torch.equal(logits(load_tasks({"one": tmp_path / "adapter"})["one"]), logits(restored))  # type: ignore[arg-type]
     features = restored.features_of(["a", "b"])

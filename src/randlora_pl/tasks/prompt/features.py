@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from randlora_pl.models.prompted import encode_rows, encode_words, image_features, text_tower
 from randlora_pl.tasks.losses import normalize, shared_features, similarities
 from randlora_pl.tasks.prompt.saved import check_classes
-from randlora_pl.tasks.prompt.second_stage import known, places_of
+from randlora_pl.tasks.prompt.second_stage import places_of, scaled_features
 from randlora_pl.utils.errors import UserError
 
 
@@ -80,7 +80,7 @@ def class_features(task: Any) -> Tensor:
         task._class_features = normalize(task.class_head)
     if task._class_features is None:
         with torch.no_grad():
-            task._class_features = normalize(known(task))
+            task._class_features = normalize(scaled_features(task))  # with the last bits of a file's
     found: Tensor = task._class_features
     return found
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from randlora_pl import prompts as learners
-from randlora_pl.adapters import AdapterFile
+from randlora_pl.adapters import AdapterFile, adapted_layers
 from randlora_pl.adapters.described import Described, make
 from randlora_pl.prompts import PromptLearner
 from randlora_pl.tasks import files
 from randlora_pl.tasks.losses import normalize
 from randlora_pl.tasks.prompt.decoupled import DePT
 from randlora_pl.tasks.prompt.regulation import SelfRegulation
-from randlora_pl.tasks.prompt.second_stage import known
+from randlora_pl.tasks.prompt.second_stage import scaled_features
 from randlora_pl.tasks.prompt.tip import Cache, TipAdapter
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.run_results import flat
@@ -66,13 +66,17 @@ def load_head(task: Any, tensors: Mapping[str, Tensor]) -> None:
 
 
 def save(task: Any, folder: str | Path, summary: Any = None) -> Path:
-    """Write the adapter folder (see `files.save`), with the class features of the weights as they are."""
+    """Write the adapter folder (see `files.save`), with the class features that an evaluation would have."""
     check_own(task)
     if not task.prompts.per_image:
         training, half = task.training, any(each.dtype == torch.bfloat16 for each in task.model.parameters())
+        merged = any(layer.merged for layer in adapted_layers(task.model).values())
         task.eval()
+        task.prepare_evaluation()
         with torch.no_grad(), torch.autocast(task.device.type, torch.bfloat16, enabled=half):  # as in the training
-            task.class_head = task.scale() * normalize(known(task))
+            task.class_head = scaled_features(task)
+        if not merged:
+            task.finish_evaluation()
         task.train(training)
     return files.save(task, folder, summary)
 

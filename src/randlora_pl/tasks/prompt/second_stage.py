@@ -87,6 +87,12 @@ def known(task: Any) -> Tensor:
     return texts
 
 
+def scaled_features(task: Any) -> Tensor:
+    """Return the features of all classes (C, e) as an adapter file has them: of unit length, times the scale."""
+    found: Tensor = task.scale() * normalize(known(task))
+    return found
+
+
 def unused(task: Any, batch: dict[str, Any]) -> Tensor | None:
     """Return a term of value 0 with what does not train in this stage, as DDP waits for all gradients."""
     own: Tensor | None = task.classifier
