@@ -96,4 +96,4 @@ def test_a_small_deviation_selects_one_epoch_and_equal_values_stay(tmp_path: Pat
         run(tmp_path, GaussianAverage(), steps=2)
     trainer, two_stages = SimpleNamespace(datamodule=SimpleNamespace(epochs=4)), SimpleNamespace(classifier_steps=0.4)
     with pytest.raises(UserError, match=r"set --model\.classifier_steps 0, or remove the callback"):
-        GaussianAverage().on_train_start(trainer, two_stages)  # type: ignore[arg-type]
+        GaussianAverage().setup(trainer, two_stages, "test")  # type: ignore[arg-type]

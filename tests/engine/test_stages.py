@@ -337,3 +337,20 @@ def test_checkpoint_holds_only_what_trains(finished: Path) -> None:
     checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 3
     assert all("delta" in name for name in checkpoint["state_dict"])
+
+
+PROMPTED = ["--model", "PromptTask", "--model.prompts.words", "a photo of a"]
+BY_SGD = [*PROMPTED, "--model.optimizer", "sgd", "--model.learning_rate", "1e-3"]
+UNTRAINABLE = [
+    ([*BY_SGD, "--model.schedule", "epochs"], "the schedule of epochs needs --data.epochs"),
+    (["--trainer.callbacks", "randlora_pl.callbacks.GaussianAverage"], "GaussianAverage is over epochs"),
+    ([*PROMPTED, "--model.adapter", "AdaLoRA", "--model.classifier_steps", "0.4"], "AdaLoRA's procedure"),
+    ([*BY_SGD, "--model.adapter", "GaLore"], "has an optimizer of its own"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), UNTRAINABLE, ids=["schedule", "average", "procedure", "optimizer"])
+def test_what_cannot_train_is_refused_before_the_zero_shot_test(run: Run, words: list[str], message: str) -> None:
+    page = run("fit", *SMALL, *words)
+    assert page.code == 2 and message in page.err
+    assert "zero-shot" not in page.out + page.err and not list(Path("runs").rglob("results.json"))

@@ -54,20 +54,23 @@ class GaussianAverage(Callback):
         """Restore the mean of the resumed run."""
         self._mean, self._total = dict(state_dict["mean"]), state_dict["total"]
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start a new mean, or go on with the resumed run's.
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a run without epochs, or a classifier that is empty in its first stage.
 
         Raises:
-            UserError: The run has no epochs, or a classifier that is empty in its first stage.
+            UserError: See above.
         """
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if not getattr(data, "epochs", None):
+        if not getattr(trainer.datamodule, "epochs", None):  # type: ignore[attr-defined]
             raise UserError("GaussianAverage is over epochs: set --data.epochs instead of --data.steps.")
         if getattr(pl_module, "classifier_steps", 0):
             raise UserError(
                 "GaussianAverage would average zeros of the classifier that classifier_steps fills at the end: set "
                 "--model.classifier_steps 0, or remove the callback."
             )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start a new mean, or go on with the resumed run's."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.global_step == 0:
             self._mean, self._total = {}, 0.0
         self._finished = data.finished_epochs(trainer.global_step)

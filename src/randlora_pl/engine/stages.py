@@ -27,6 +27,7 @@ from randlora_pl.engine.summary import end_page, format_metrics
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.tasks import procedure
 from randlora_pl.tasks.evaluation import check_numbers
+from randlora_pl.tasks.optim import check_schedule
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import remove_leftovers, write_text
 from randlora_pl.utils.files.run_files import CONFIG, LAST
@@ -122,6 +123,7 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     before = read_results(folder)
     if before.get("finished"):
         raise UserError(f"{folder} is finished. Test it again with: randlora-pl test --run {folder}")
+    check_schedule(task, data)
     if test:
         data.check_test()
     start = checkpoint_of(app)

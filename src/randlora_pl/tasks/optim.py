@@ -12,7 +12,6 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from randlora_pl.adapters import GaLore
 from randlora_pl.adapters.optimizer import by_rate, make_optimizer
 from randlora_pl.models.execution import GRAPHS
 from randlora_pl.utils.device import on_cuda
@@ -80,24 +79,36 @@ def rate_factors(task: Any, groups: Sequence[dict[str, Any]]) -> list[Factor]:
     """Return the factor of each group's learning rate, by the schedule of a task. Tasks have this as a method.
 
     Raises:
-        UserError: The schedule is per epoch, and the run is planned in steps or has one epoch.
+        UserError: See `check_schedule`.
     """
     if task.schedule != "epochs":
         how = (task.total_steps(), task.warmup_steps, task.final_lr_fraction, task.schedule)
         return [lambda step: schedule_factor(step, *how)] * len(groups)
     data: Any = getattr(task.trainer, "datamodule", None)
-    if not (epochs := getattr(data, "epochs", None)):
+    check_schedule(task, data)
+
+    def of_group(rate: float) -> Factor:
+        return lambda step: epoch_factor(data.finished_epochs(step), data.epochs, rate)
+
+    return [of_group(group["lr"]) for group in groups]
+
+
+def check_schedule(task: Any, data: Any) -> None:
+    """Refuse a schedule that does not fit the length of the run, before anything is computed.
+
+    Raises:
+        UserError: The schedule is per epoch, and the run is planned in steps or has one epoch.
+    """
+    if task.schedule != "epochs":
+        return
+    epochs = getattr(data, "epochs", None)
+    if not epochs:
         raise UserError("the schedule of epochs needs --data.epochs, not --data.steps; or use --model.schedule cosine.")
     if epochs == 1:
         raise UserError(
             "the schedule of epochs has a rate of 1e-5 in the first epoch, and --data.epochs is 1: set --data.epochs 2 "
             "or more, or use --model.schedule cosine."
         )
-
-    def of_group(rate: float) -> Factor:
-        return lambda step: epoch_factor(data.finished_epochs(step), epochs, rate)
-
-    return [of_group(group["lr"]) for group in groups]
 
 
 def with_schedule(
@@ -171,17 +182,12 @@ def configure_optimizers(task: Any) -> OptimizerLRScheduler:
     """Return the method's optimizer and its schedule per optimizer step.
 
     It is fused unless 16-mixed scales the gradients. Tasks have this as a method.
-
-    Raises:
-        UserError: The method cannot do with SGD.
     """
     fuses = task.device.type == "cpu" or any(on_cuda(parameter) for parameter in task.parameters())
     fused = fuses and getattr(task.trainer.precision_plugin, "scaler", None) is None
     groups = task.optimizer_groups()
     factors = task.rate_factors(groups)
     if task.optimizer == "sgd":
-        if isinstance(task.adapter, GaLore):
-            raise UserError(f"{task.adapter.method()} has an optimizer of its own: use --model.optimizer adamw.")
         optimizer, scheduler = sgd_with_schedule(groups, factors, fused)
     else:
         optimizer, scheduler = with_schedule(groups, factors, fused, task.model)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from randlora_pl.adapters import Frozen
+from randlora_pl.adapters import Frozen, GaLore
 from randlora_pl.prompts import Fixed
 from randlora_pl.tasks.defaults import check_positive
 from randlora_pl.tasks.prompt.tip import TipAdapter
@@ -36,6 +36,8 @@ def check(task: Any, learning_rate: float | None) -> None:
             "the schedule of epochs has no warmup_steps or final_lr_fraction: leave them out, or use "
             "--model.schedule cosine."
         )
+    if task.optimizer == "sgd" and isinstance(adapter, GaLore):
+        raise UserError(f"{adapter.method()} has an optimizer of its own: use --model.optimizer adamw.")
     if task.optimizer == "sgd" and learning_rate is None and not isinstance(adapter, Frozen):
         raise UserError(
             f"SGD would train {adapter.method()} slowly at {task.learning_rate:g}, its rate for AdamW: add "

@@ -15,17 +15,19 @@ from randlora_pl.tasks.losses import class_losses, normalize
 from randlora_pl.utils.errors import UserError
 
 
-def start(task: Any) -> None:
-    """Start with an empty classifier; the first step of the stage fills it.
+def check_procedure(task: Any) -> None:
+    """Refuse a method that changes what trains during the training.
 
     Raises:
-        UserError: The method changes what trains during the training.
+        UserError: It does, and the task has a second stage.
     """
-    if task.classifier is None:
-        return
-    if task.report.procedure is not None:
+    if task.classifier is not None and task.report.procedure is not None:
         raise UserError(f"classifier_steps ends the training of {task.adapter.method()}'s procedure; use LoRA.")
-    if task.trainer.global_step <= first_steps(task):
+
+
+def start(task: Any) -> None:
+    """Start with an empty classifier; the first step of the stage fills it."""
+    if task.classifier is not None and task.trainer.global_step <= first_steps(task):
         nn.init.zeros_(task.classifier)
 
 

@@ -118,6 +118,11 @@ class PromptTask(AdaptationTask):
         self._learn_on(clip.model, clip.tokenizer)
         return clip.model
 
+    def configure_model(self) -> None:
+        """Build the model (see `AdaptationTask`); refuse a method that a second stage would end."""
+        super().configure_model()
+        second_stage.check_procedure(self)
+
     def build_on(self, other: AdaptationTask) -> None:
         """Make the learned tokens for a model that another task has built."""
         self._learn_on(other.model, other.tokenizer)
