@@ -7,7 +7,9 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor
+from torch.optim import AdamW
 
 from randlora_pl.adapters import LoRA, read_adapter
 from randlora_pl.callbacks.summary import trained_parts
@@ -98,6 +100,14 @@ def test_logits_are_the_equations_and_the_first_step_is_free_of_training(fit: An
     torch.testing.assert_close(start.logits, logits(task, images(3)), rtol=0, atol=1e-5)
     assert (trains.decoupled.keys - start.keys).abs().max() > 1e-3  # type: ignore[union-attr]
     assert [group["eps"] for group in trains.optimizer_groups()] == [1e-4]
+
+
+def test_the_config_has_the_decay_of_the_released_code(fit: Any) -> None:
+    """It names no decay, so it has the default of PyTorch's AdamW."""
+    model = yaml.safe_load(Path("configs/prompts/tip_adapter.yaml").read_text())["model"]["init_args"]
+    task = make_prompts("tip", prompt_weight_decay=model.get("prompt_weight_decay", 0.0))
+    own = fit(task, DATA).optimizers[0].param_groups
+    assert [group["weight_decay"] for group in own] == [AdamW([torch.zeros(1)]).defaults["weight_decay"]]
 
 
 def test_gradients_are_of_the_mixed_logits_and_training_lowers_the_loss(fit: Any) -> None:
