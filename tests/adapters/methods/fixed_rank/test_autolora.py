@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +35,16 @@ def test_equal_shares_are_a_lora_divided_by_k() -> None:
     for each in (model, plain):
         trainable_parameters(each)["fc.delta.B"].data.copy_(randomise_b)
     assert_close(delta_weights(model)["fc"], delta_weights(plain)["fc"], 1e-6)
+
+
+def test_the_lora_found_has_k_times_the_scaling_of_its_search() -> None:
+    model, found = One(12, 20), One(12, 20)
+    search = inject(model, AutoLoRA(4, alpha=8, seed=3), ["fc"]).procedure
+    inject(found, LoRA(**search.finish()["search/adapter"]["init_args"], seed=3), ["fc"])
+    for each in (model, found):
+        trainable_parameters(each)["fc.delta.B"].data.fill_(1.0)
+    assert_close(delta_weights(found)["fc"], 4 * delta_weights(model)["fc"], 1e-6)
+    assert "has K times the scaling of its search" in Path("docs/methods/autolora.md").read_text()
 
 
 def toy() -> tuple[list[Tensor], Tensor, Callable[[str, list[Tensor], Tensor], Tensor]]:

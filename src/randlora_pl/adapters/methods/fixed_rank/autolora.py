@@ -116,7 +116,7 @@ class SelectedRanks(LoRADelta):
         return self.B * (self.v.softmax(0) * self.scaling), self.A
 
     def found(self) -> dict[str, float]:
-        """Return LoRA's options for the components found, at the scaling of the search."""
+        """Return LoRA's options for the components found, at alpha/K: K times the search's scaling at equal shares."""
         rank = components(self.v)
         return {"rank": rank, "alpha": rank * self.scaling}
 
