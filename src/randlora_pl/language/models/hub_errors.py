@@ -8,7 +8,7 @@ import torch
 
 from randlora_pl.language.catalog import KNOWN
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.text.log_filters import collapse_hub_retries
+from randlora_pl.utils.files.hub_files import asking_hub, no_code_of_others
 
 INSTALL = "pip install '.[language]' in the checkout"
 
@@ -32,7 +32,7 @@ def reached(source: str, option: str) -> Iterator[None]:
     """
     need_transformers()
     try:
-        with collapse_hub_retries():
+        with asking_hub(), no_code_of_others():
             yield
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
