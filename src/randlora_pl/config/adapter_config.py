@@ -15,7 +15,7 @@ from randlora_pl.utils.adapter_schema import check_adapter_schema
 from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.files.run_files import ADAPTER, CONFIG
-from randlora_pl.utils.files.weights_files import find_weights
+from randlora_pl.utils.files.weights_files import base_arguments
 
 
 def check_adapter(folder: Path) -> Path:
@@ -66,8 +66,7 @@ def adapter_config(folder: Path) -> Tree:
     _check_known("task", task, tasks(), file)
     _check_no_class(arguments, file)
     arguments = {name: _part(name, value, file) for name, value in arguments.items() if name != "seed"}
-    if weights := find_weights(content.get("base_model", {}), folder):
-        arguments["pretrained"] = weights
+    arguments |= base_arguments(content.get("base_model", {}), folder)
     frame = metadata.get("training", {}).get("frame", {})
     data = {name: frame[name] for name in ("mean", "std", "interpolation", "resize") if name in frame}
     model = {"class_path": task, "init_args": arguments | {"adapter": adapter}}

@@ -12,8 +12,9 @@ from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.trained import trained_tensors
 from randlora_pl.interop.compare_outputs import logits, outputs
 from randlora_pl.models import ImageTower, ModelIdentity, library_of, load_clip, load_vit
+from randlora_pl.models.folders.model_folder import check_config
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.weights_files import find_weights, without_local_paths
+from randlora_pl.utils.files.weights_files import base_arguments, without_local_paths
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,17 @@ def load_base(file: AdapterFile) -> Base:
             f"{file.path} names {what}, which neither open_clip nor timm builds. Build it in Python and call "
             "load_adapter(model, path)."
         )
-    pretrained = find_weights(base, file.path) or pretrained
+    here = base_arguments(base, file.path)
     try:
-        found = named(name, pretrained, int(base.get("seed") or 0), base.get("image_size"))
+        found = named(
+            here.get("name", name),
+            here.get("pretrained", pretrained),
+            int(base.get("seed") or 0),
+            base.get("image_size"),
+        )
     except UserError as error:
         raise UserError(f"the base model of {file.path} does not load: {error}") from error
+    check_config(base, found.identity.config_sha256 if found.identity else None, file.path)
     whole: Any = found.model
     weight = file.tensors.get(f"{getattr(whole, 'default_cfg', {}).get('classifier')}.weight")
     if file.trained and weight is not None:  # a trained classifier of timm; the adapter has its values

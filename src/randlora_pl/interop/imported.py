@@ -17,7 +17,7 @@ from randlora_pl.models import ImageTower
 from randlora_pl.tasks.restore import TASKS
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.weights_files import find_weights
+from randlora_pl.utils.files.weights_files import base_arguments
 
 DECODER = "CausalLMTask"
 TEMPLATES = ["a photo of a {}."]
@@ -99,8 +99,8 @@ class ImportPlan:
                     f"{foreign.source}: {next(iter(foreign.extra))} is not an update, and a decoder has no head."
                 )
         else:
-            kind, known = TASKS[self.task], find_weights(identity.as_dict(), path) or identity.pretrained
-            options |= {"name": identity.name, "pretrained": known, "seed": identity.seed or 0}
+            kind, here = TASKS[self.task], base_arguments(identity.as_dict(), path)
+            options |= {"name": identity.name, "pretrained": identity.pretrained, "seed": identity.seed or 0} | here
         try:
             task = kind(**options)
         except TypeError as error:

@@ -15,7 +15,9 @@ from torch import nn
 
 from randlora_pl.models import ImageSpec, clip_image_spec, vit_image_spec
 from randlora_pl.models.clip_source import image_size, resolve
+from randlora_pl.models.folders.model_folder import is_folder, open_folder
 from randlora_pl.models.init_context import quiet
+from randlora_pl.utils.files.weights_files import local_name
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,21 @@ class LibraryModel:
     @classmethod
     def of(cls, identity: Mapping[str, Any]) -> "LibraryModel":
         """Return the recipe for an identity (`ModelIdentity.as_dict`); for timm without a classifier."""
-        name, size = identity["name"], identity.get("image_size")
+        size = identity.get("image_size")
+        name = local_name(identity, "the adapter")
         if identity["library"] == "open_clip":
             tag = "random" if identity.get("sha256") else identity["pretrained"]  # a file has no further options
             source = resolve(name, tag)
             options = {} if size in (None, image_size(source)) else {"force_image_size": size}
             image = clip_image_spec(name, tag, size)
-            return cls("open_clip", name, image, options, source.config if name == "tiny" else None)
-        config: Any = get_pretrained_cfg(name)
-        options = {"num_classes": 0}
-        image = vit_image_spec(name, size)
+            own = source.config if source.folder is not None or name == "tiny" else None
+            return cls("open_clip", source.library_name, image, options, own)
+        image, options = vit_image_spec(name, size), {}
+        if is_folder(name):
+            config, name, options = open_folder(name, "timm").timm_parts()
+        else:
+            config = get_pretrained_cfg(name)
+        options = options | {"num_classes": 0}
         if config.fixed_input_size and image.size != config.input_size[-1]:
             options["img_size"] = image.size
         classifier = config.classifier if isinstance(config.classifier, str) else ""
@@ -59,9 +66,13 @@ class LibraryModel:
             elif self.config is None:
                 model = open_clip.create_model(self.name, pretrained=str(path), **self.options)
             else:
-                model = CLIP(**self.config)
+                model = CLIP(**self.config) if self.name == "tiny" else self._built()
                 open_clip.load_checkpoint(model, str(path))
         return model.eval()
+
+    def _built(self) -> nn.Module:
+        model: nn.Module = open_clip.create_model(self.name, load_weights=False, pretrained_text=False, **self.options)
+        return model
 
     def lines(self, path: Path) -> list[str]:
         """Return Python code that does the same; the model stores its image format (``visual.preprocess_cfg``)."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +15,13 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from torch import Tensor, nn
 
 from randlora_pl.models.clip_source import Source, download, image_size, image_spec, resolve
+from randlora_pl.models.folders.model_folder import OWN
 from randlora_pl.models.init_context import check_size, patch_size, quiet, seeded
 from randlora_pl.models.spec import ImageSpec, ModelIdentity
 from randlora_pl.models.tiny import build_tiny, tiny_tokenizer
 from randlora_pl.models.weights import changed, load_strictly, read_weights
 from randlora_pl.utils.errors import UserError, first_line
+from randlora_pl.utils.files.hub_files import asking_hub, no_code_of_others
 from randlora_pl.utils.files.weights_files import remember
 from randlora_pl.utils.reuse import cached, cached_copy
 
@@ -34,11 +37,12 @@ class LoadedClip:
     image: ImageSpec
     identity: ModelIdentity
     embed_dim: int
+    name: str
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Tokenizer, loaded at first use (see `load_tokenizer`)."""
-        return cached("tokenizer", self.identity.name, lambda: load_tokenizer(self.identity.name))
+        return cached("tokenizer", self.name, lambda: load_tokenizer(self.name))
 
 
 class ImageTower(nn.Module):
@@ -79,9 +83,10 @@ def load_clip(
     not changed.
 
     Args:
-        name: A name of ``open_clip.list_models()``, or ``tiny``.
+        name: A name of ``open_clip.list_models()``, ``tiny``, ``local-dir:PATH`` (a folder with
+            ``open_clip_config.json``) or ``hf-hub:ORG/NAME`` (a repository of the Hugging Face Hub).
         pretrained: A tag of open_clip for this architecture, a file (safetensors, or torch's format without code), or
-            ``random``. None: the bundled weights of ``tiny``, else ``random``.
+            ``random``. None: the bundled weights of ``tiny``, a folder's or repository's own, else ``random``.
         seed: Seed of random weights, which depend on nothing else.
         force_image_size: Height and width in pixels, if not the model's own; position embeddings are resized.
 
@@ -93,14 +98,15 @@ def load_clip(
     for note in source.notes:
         _log.warning(note)
     drawn = seed if source.kind == "random" else None
-    key = (source.kind, source.name, source.pretrained, changed(source.pretrained), drawn, force_image_size)
+    config = source.folder and source.folder.sha256
+    key = (source.kind, source.name, source.pretrained, changed(source.pretrained), drawn, force_image_size, config)
     return cached_copy("clip", key, lambda: _load(source, seed, force_image_size))
 
 
 def _load(source: Source, seed: int, force_image_size: int | None) -> LoadedClip:
     """Load the model for `load_clip` from its resolved source."""
     image = image_spec(source, force_image_size)
-    path = download(source) if source.kind == "tag" else source.pretrained
+    path = download(source) if source.kind in ("tag", OWN) else source.pretrained
     state = None if source.kind in ("random", "shipped") else read_weights(path)  # fails before the slower build
     with seeded(seed):
         model = _build(source, image.size, seed)
@@ -111,10 +117,12 @@ def _load(source: Source, seed: int, force_image_size: int | None) -> LoadedClip
         check_size(source.name, image.size, patch_size(tower.trunk))
         with quiet():
             tower.set_input_size(image.size)
-    stored, digest = (Path(path).name, remember(path)) if source.kind == "file" else (source.pretrained, None)
+    is_file = source.kind in ("file", OWN)
+    stored, digest = (Path(path).name, remember(path)) if is_file else (source.pretrained, None)
     drawn = seed if source.kind == "random" else None
-    identity = ModelIdentity("open_clip", source.name, stored, image.size, drawn, digest)
-    return LoadedClip(model, image, identity, source.config["embed_dim"])
+    name, config = source.stored
+    identity = ModelIdentity("open_clip", name, stored, image.size, drawn, digest, config)
+    return LoadedClip(model, image, identity, source.config["embed_dim"], source.name)
 
 
 def meta_clip(name: str) -> nn.Module:
@@ -134,13 +142,13 @@ def load_tokenizer(name: str) -> Tokenizer:
     if source.name == "tiny":
         tokenizer: Tokenizer = tiny_tokenizer()
         return tokenizer
+    needed = source.config["text_cfg"].get("hf_tokenizer_name")
     try:
-        with quiet():
+        with quiet(), asking_hub(), no_code_of_others() if needed else nullcontext():
             tokenizer = open_clip.get_tokenizer(source.name)
     except Exception as error:  # OSError, ImportError or ValueError, depending on the version of transformers
-        needed = source.config["text_cfg"].get("hf_tokenizer_name", "its tokenizer")
         raise UserError(
-            f"{source.name} needs the tokenizer '{needed}' of Hugging Face, which cannot be loaded "
+            f"{source.name} needs the tokenizer '{needed or 'its own'}' of Hugging Face, which cannot be loaded "
             f"({first_line(error)}). Run once with a network (pip install transformers), or choose another model."
         ) from error
     return tokenizer
@@ -150,17 +158,18 @@ def _build(source: Source, size: int, seed: int, device: str = "cpu") -> nn.Modu
     """Build the architecture with random weights; a timm tower is resized after loading."""
     if source.name == "tiny":
         return build_tiny(source.pretrained if source.kind == "shipped" else "random", seed).to(device)
+    text = source.config["text_cfg"].get("hf_model_name")
     try:
-        with quiet():
+        with quiet(), asking_hub(), no_code_of_others() if text else nullcontext():
             model: nn.Module = open_clip.create_model(
-                source.name,
+                source.library_name,
+                load_weights=False,
                 device=device,
                 force_image_size=None if source.timm_tower or size == image_size(source) else size,
                 pretrained_image=False,
                 pretrained_text=False,
             )
     except Exception as error:  # timm and transformers raise OSError, ImportError, RuntimeError ...
-        text = source.config["text_cfg"].get("hf_model_name")
         why = f"its text tower '{text}' needs files of Hugging Face: " if text else ""
         raise UserError(f"{source.name} cannot be built ({why}{first_line(error)}). Choose another model.") from error
     return model

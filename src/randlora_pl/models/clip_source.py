@@ -6,12 +6,15 @@ from typing import Any
 
 import open_clip
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
+from randlora_pl.models.folders.model_folder import OWN, ModelFolder, is_folder, open_folder
 from randlora_pl.models.init_context import check_size, quiet
 from randlora_pl.models.spec import ImageSpec
 from randlora_pl.models.tiny import TINY_CONFIG, TINY_TAG
 from randlora_pl.models.weights import not_downloaded
 from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.files.hub_files import asking_hub
 from randlora_pl.utils.files.weights_files import looks_like_file
 
 _QUICK = "-quickgelu"
@@ -22,13 +25,15 @@ class Source:
     """Resolved model name and weights, checked as far as possible without the weights.
 
     Attributes:
-        name: Architecture, after correction.
-        pretrained: Tag, absolute path, or ``random``.
-        kind: ``tag`` (to download), ``file``, ``shipped`` (in this package) or ``random``.
+        name: Architecture, after correction, or name of a folder or repository (`ModelFolder.name`).
+        pretrained: Tag, absolute path, ``own`` or ``random``.
+        kind: ``tag`` (to download), ``file``, ``own`` (beside the configuration), ``shipped`` (in this package) or
+            ``random``.
         config: open_clip's configuration of the architecture.
         preprocess: Image preprocessing of the weights (``mean``, ``std``, ``interpolation``); for a tag the complete
             entry of open_clip, with the location of the weights.
         notes: Messages for the user about the choice.
+        folder: Folder or repository with the configuration, if open_clip does not have it.
     """
 
     name: str
@@ -37,6 +42,17 @@ class Source:
     config: dict[str, Any]
     preprocess: dict[str, Any]
     notes: tuple[str, ...] = ()
+    folder: ModelFolder | None = None
+
+    @property
+    def library_name(self) -> str:
+        """Name by which open_clip builds the model on this machine."""
+        return self.name if self.folder is None else self.folder.local_name
+
+    @property
+    def stored(self) -> tuple[str, str | None]:
+        """Name for adapter files, and SHA-256 of the configuration file if open_clip does not have it."""
+        return (self.name, None) if self.folder is None else (self.folder.stored_name, self.folder.sha256)
 
     @property
     def what(self) -> str:
@@ -53,12 +69,16 @@ def resolve(name: str, pretrained: str | None) -> Source:
     """Check a name and its weights, and choose the name with the activation of the weights.
 
     Args:
-        name: A name of ``open_clip.list_models()`` (``ViT-B/32`` is read as ``ViT-B-32``), or ``tiny``.
-        pretrained: Tag, file, ``random``, or None for the default (``tiny``: its bundled weights, else ``random``).
+        name: A name of ``open_clip.list_models()`` (``ViT-B/32`` is read as ``ViT-B-32``), ``tiny``,
+            ``local-dir:PATH`` or ``hf-hub:ORG/NAME``.
+        pretrained: Tag, file, ``random``, or None for the default (``tiny``: its bundled weights; a folder or
+            repository: its own, also ``own``; else ``random``).
 
     Raises:
         UserError: Unknown name or tag.
     """
+    if is_folder(name):
+        return _in_folder(open_folder(name, "open_clip"), pretrained)
     names = ["tiny", *open_clip.list_models()]
     name = name if name in names else name.replace("/", "-")
     if name not in names:
@@ -88,6 +108,19 @@ def resolve(name: str, pretrained: str | None) -> Source:
         )
     path = str(Path(pretrained).expanduser().absolute())
     return Source(name, path, "file", config, preprocess, () if tiny else _file_notes(name, names))
+
+
+def _in_folder(folder: ModelFolder, pretrained: str | None) -> Source:
+    """Return the source of a model in a folder or repository, with its own preprocessing."""
+    if folder.revision is not None:
+        raise UserError(f"--model.name: {folder.name} has a revision, which open_clip does not take. Remove it.")
+    config = folder.config["model_cfg"]
+    preprocess = merge_preprocess_dict(PreprocessCfg(), folder.config.get("preprocess_cfg", {}))
+    if pretrained in (None, OWN, "random"):
+        kind = pretrained or OWN
+        return Source(folder.name, kind, kind, config, preprocess, folder=folder)
+    assert pretrained is not None
+    return Source(folder.name, folder.file_of(pretrained), "file", config, preprocess, folder=folder)
 
 
 def _match_activation(name: str, tag: str, names: list[str]) -> tuple[str, dict[str, Any]]:
@@ -168,13 +201,16 @@ def image_spec(source: Source, force_image_size: int | None = None) -> ImageSpec
 
 
 def download(source: Source) -> str:
-    """Return the path of a tag's weights in the library's cache; download them if they are missing.
+    """Return the path of the weights of a tag, folder or repository; download them if they are missing.
 
     Raises:
         UserError: The weights are neither cached nor downloadable; the message has the URL and the option for a file.
     """
+    if source.kind == OWN:
+        assert source.folder is not None
+        return str(source.folder.weights())
     try:
-        with quiet():
+        with quiet(), asking_hub():
             return str(download_pretrained(source.preprocess))
     except Exception as error:  # huggingface_hub, its HTTP client and urllib raise different types
         where = source.preprocess.get("hf_hub", "").strip("/")

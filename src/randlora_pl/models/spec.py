@@ -11,11 +11,13 @@ class ModelIdentity:
 
     Attributes:
         library: ``"open_clip"``, ``"timm"`` or ``"transformers"``.
-        name: Architecture, after correction (for instance ``ViT-B-32-quickgelu``).
+        name: Architecture, after correction (for instance ``ViT-B-32-quickgelu``), ``hf-hub:ORG/NAME``, or
+            ``local-dir:NAME`` of a folder.
         pretrained: A tag, the name of a file, or ``"random"``.
         image_size: Height and width in pixels that the model was built for; only for image models.
         seed: Seed of the initialization; only for random weights.
         sha256: SHA-256 of the weights file, by which `weights_files` finds it; only for a file.
+        config_sha256: SHA-256 of the configuration file; only for a folder or a repository of the Hub.
     """
 
     library: str
@@ -24,6 +26,7 @@ class ModelIdentity:
     image_size: int | None = None
     seed: int | None = None
     sha256: str | None = None
+    config_sha256: str | None = None
 
     def as_dict(self) -> dict[str, str | int]:
         """Return the fields that are not None, as JSON values."""

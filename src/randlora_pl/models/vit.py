@@ -10,10 +10,12 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
+from randlora_pl.models.folders.model_folder import OWN, ModelFolder, is_folder, open_folder
 from randlora_pl.models.init_context import check_size, patch_size, seeded
 from randlora_pl.models.spec import ImageSpec, ModelIdentity
 from randlora_pl.models.weights import changed, mismatch, not_downloaded, read_weights
 from randlora_pl.utils.errors import UserError, first_line, near
+from randlora_pl.utils.files.hub_files import asking_hub
 from randlora_pl.utils.files.weights_files import looks_like_file, remember
 from randlora_pl.utils.reuse import cached_copy
 
@@ -41,7 +43,7 @@ def vit_image_spec(name: str, img_size: int | None = None) -> ImageSpec:
         224
     """
     config = _config(name)
-    usual = _DINOV2_SIZE if "dinov2" in name else int(config.input_size[-1])
+    usual = _DINOV2_SIZE if "dinov2" in name and not is_folder(name) else int(config.input_size[-1])
     size = usual if img_size is None else img_size
     check_size(name, size, 1)
     mean, std = (tuple(float(value) for value in values) for values in (config.mean, config.std))
@@ -52,9 +54,11 @@ def load_vit(name: str, pretrained: str | None = None, *, img_size: int | None =
     """Build a timm model without classifier on the CPU in fp32.
 
     Args:
-        name: A timm name, with or without a tag (``vit_base_patch14_dinov2.lvd142m``).
+        name: A timm name, with or without a tag (``vit_base_patch14_dinov2.lvd142m``), ``local-dir:PATH`` (a folder
+            with timm's ``config.json``) or ``hf-hub:ORG/NAME`` (a repository of the Hugging Face Hub).
         pretrained: ``timm`` (the weights that timm has for the name), a tag, a file (also one made at
-            another image size: position embeddings are resized), or ``random`` (also None).
+            another image size: position embeddings are resized), or ``random`` (also None, but for a folder or
+            repository its own weights).
         img_size: Height and width in pixels; None: the configuration's, but 224 for DINOv2 (the paper's).
         seed: Seed of random weights, which depend on nothing else.
 
@@ -62,9 +66,10 @@ def load_vit(name: str, pretrained: str | None = None, *, img_size: int | None =
         UserError: Unknown name or tag; a file that is missing, damaged or of another architecture; weights that cannot
             be downloaded; an image size that the model does not support.
     """
-    name, pretrained, is_file = _resolve(name, pretrained or "random")
+    name, pretrained, is_file = _resolve(name, pretrained)
     drawn = seed if pretrained == "random" else None
-    key = (name, pretrained, changed(pretrained), drawn, img_size)
+    config = open_folder(name, "timm").sha256 if is_folder(name) else None
+    key = (name, pretrained, changed(pretrained), drawn, img_size, config)
     return cached_copy("vit", key, lambda: _load(name, pretrained, is_file, img_size, seed))
 
 
@@ -82,7 +87,12 @@ def _load(name: str, pretrained: str, is_file: bool, img_size: int | None, seed:
         if image.size != vit_image_spec(name).size:
             _check_runs(name, image.size)
     stored, digest = (Path(pretrained).name, remember(pretrained)) if is_file else (pretrained, None)
-    identity = ModelIdentity("timm", name, stored, image.size, seed if pretrained == "random" else None, digest)
+    shown, config = name, None
+    if is_folder(name):
+        folder = open_folder(name, "timm")
+        shown, config = folder.stored_name, folder.sha256
+    drawn = seed if pretrained == "random" else None
+    identity = ModelIdentity("timm", shown, stored, image.size, drawn, digest, config)
     return LoadedVit(model, image, identity, features_of(model))
 
 
@@ -115,11 +125,14 @@ def _check_runs(name: str, size: int) -> None:
             ) from error
 
 
-def _resolve(name: str, pretrained: str) -> tuple[str, str, bool]:
+def _resolve(name: str, pretrained: str | None) -> tuple[str, str, bool]:
     """Return the name with its tag; ``random``, the tag or an absolute path; and True if that is a file."""
+    if is_folder(name):
+        return _in_folder(open_folder(name, "timm"), pretrained)
     config = _config(name)
-    if pretrained == "random":
-        return name, pretrained, False
+    if pretrained in (None, "random"):
+        return name, "random", False
+    assert pretrained is not None
     base, _, typed = name.partition(".")
     tags = [full.partition(".")[2] for full in timm.list_models(f"{base}.*", pretrained=True)]
     if pretrained == "timm":
@@ -138,8 +151,20 @@ def _resolve(name: str, pretrained: str) -> tuple[str, str, bool]:
     )
 
 
+def _in_folder(folder: ModelFolder, pretrained: str | None) -> tuple[str, str, bool]:
+    """Return what `_resolve` returns for a model in a folder or repository."""
+    if pretrained == "random":
+        return folder.name, pretrained, False
+    if pretrained in (None, OWN):
+        return folder.name, str(folder.weights()), True
+    assert pretrained is not None
+    return folder.name, folder.file_of(pretrained), True
+
+
 def _config(name: str) -> Any:
     """Return timm's configuration of a name with its tag."""
+    if is_folder(name):
+        return open_folder(name, "timm").timm_parts()[0]
     base, _, tag = name.partition(".")
     names = timm.list_models()
     if base not in names:
@@ -162,8 +187,10 @@ def _build(name: str, size: int, pretrained: bool = False, state: Mapping[str, T
     if _config(name).fixed_input_size:  # others (convolutional) accept any size and lack the option
         options["img_size"] = size
     if state is not None:  # without "classifier" timm loads strictly
-        options["pretrained_cfg_overlay"] = {"state_dict": dict(state), "classifier": None}
-    model: Any = timm.create_model(name, **options)
+        options["pretrained_cfg_overlay"] = {"state_dict": dict(state), "classifier": None, "source": ""}
+    place = open_folder(name, "timm").local_name if is_folder(name) else name
+    with asking_hub():
+        model: Any = timm.create_model(place, **options)
     model.pretrained_cfg.pop("state_dict", None)  # a second copy of the weights
     check_size(name, size, patch_size(model))
     built: nn.Module = model

@@ -87,6 +87,8 @@ def save(task: Any, folder: str | Path, summary: Mapping[str, Any] | None = None
     arguments = task.constructor()
     if task.identity.sha256:  # without the local path of the weights
         arguments["pretrained"] = task.identity.pretrained
+    if task.identity.config_sha256:  # without the local path of the folder
+        arguments["name"] = task.identity.name
     metadata = {
         "task": type(task).__name__,
         "arguments": arguments,

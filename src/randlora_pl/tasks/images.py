@@ -7,6 +7,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from randlora_pl.models import library_of
+from randlora_pl.models.folders.model_folder import OWN, is_folder
 from randlora_pl.models.tiny import TINY_TAG
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_classes
@@ -18,11 +19,16 @@ MOST_CLASSES = 50_000
 
 
 def needed_weights(name: str, pretrained: str | None) -> str:
-    """Return the weights to load: by default those in the name of a timm model, and the bundled ones for ``tiny``.
+    """Return the weights to load.
+
+    By default they are the weights in the name of a timm model, the own ones of a folder or a repository of the Hub,
+    and the bundled ones of ``tiny``.
 
     Raises:
         UserError: The name includes no weights. Random weights must be asked for.
     """
+    if pretrained is None and is_folder(name):
+        return OWN
     if pretrained is None and name != "tiny":
         if library_of(name) == "open_clip" or "." not in name:
             raise UserError(

@@ -6,6 +6,7 @@ from typing import Any, TypeVar, get_args
 
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.io.save_load import place_adapter
+from randlora_pl.models.folders.model_folder import check_config
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.linear_head import LinearHeadTask
 from randlora_pl.tasks.prompt.task import PromptTask
@@ -13,7 +14,7 @@ from randlora_pl.tasks.text_head import TextHeadTask
 from randlora_pl.tasks.vision_language import VisionLanguageTask
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.weights_files import find_weights
+from randlora_pl.utils.files.weights_files import base_arguments
 
 ImageTask = VisionLanguageTask | TextHeadTask | LinearHeadTask | PromptTask
 """The tasks on images."""
@@ -48,6 +49,7 @@ def load_task(folder: str | Path, **overrides: Any) -> ImageTask:
 def make_ready(task: Kind, file: AdapterFile) -> Kind:
     """Build a task's backbone and load its adapter and head, merged for evaluation; return the task."""
     task.configure_model()
+    check_config(file.config.get("base_model", {}), task.identity.config_sha256, file.path)
     place_adapter(task.model, file)
     task.load_head(file.extra)
     task.eval()
@@ -94,8 +96,8 @@ def plain_task(file: AdapterFile, **overrides: Any) -> ImageTask:
             f"{file.path} belongs to a language model: `predict --texts FILE` takes it, and in Python "
             "load_language_task of randlora_pl.language."
         )
-    if "pretrained" not in overrides and (weights := find_weights(base, file.path)):
-        overrides["pretrained"] = weights
+    if "pretrained" not in overrides:
+        overrides = base_arguments(base, file.path) | overrides
     task = make_task(file, TASKS, overrides)
     task.set_classes(metadata["classnames"], metadata["templates"], metadata.get("captions", False))
     return task

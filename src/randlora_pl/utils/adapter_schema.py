@@ -55,6 +55,7 @@ class BaseModel(TypedDict, total=False):
     image_size: int | None
     seed: int | None
     sha256: str | None
+    config_sha256: str | None
     weights_sha256_sampled: str | None
 
 

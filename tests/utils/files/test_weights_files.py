@@ -15,6 +15,7 @@ from randlora_pl.interop.base_model import load_base
 from randlora_pl.models import load_clip
 from randlora_pl.tasks import load_task
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files import weights_files
 from randlora_pl.utils.files.weights_files import (
     WEIGHTS_VARIABLE,
     file_sha256,
@@ -55,8 +56,11 @@ def test_no_file_of_an_adapter_says_where_the_weights_are(private: Path, tmp_pat
     assert config["base_model"]["sha256"] == file_sha256(private)
 
 
-def test_another_process_of_this_machine_finds_it(private: Path, tmp_path: Path) -> None:
+def test_another_process_of_this_machine_finds_it(
+    private: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saved(tmp_path / "a", pretrained=str(private))
+    monkeypatch.setattr(weights_files, "_here", {})  # what only this process remembers
     assert load_task(tmp_path / "a").pretrained == str(private)
     assert load_base(read_adapter(tmp_path / "a")).part is not None
 

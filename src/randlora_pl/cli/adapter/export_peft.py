@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.files.weights_files import local_name
 
 if TYPE_CHECKING:
     from randlora_pl.models import ModelIdentity
@@ -42,14 +43,21 @@ def _code(identity: "ModelIdentity", task: Path | None) -> str:
     """Return the code that builds the base model without this program."""
     if identity.library == "transformers":
         return f'AutoModelForCausalLM.from_pretrained("{identity.pretrained}")'
+    if identity.config_sha256 and identity.library == "open_clip":
+        return f'open_clip.create_model("{identity.name}")'
     if identity.library == "timm":
         from timm.models import get_pretrained_cfg
 
-        config = get_pretrained_cfg(identity.name)
+        from randlora_pl.models.vit import vit_image_spec
+
+        own = identity.config_sha256 is not None
+        config = None if own else get_pretrained_cfg(identity.name)
         usual = None if config is None else config.input_size[-1]
+        if own:
+            usual = vit_image_spec(local_name(identity.as_dict(), "the adapter")).size
         given = f"num_classes={len(parse_json(task.read_text())['classnames']) if task is not None else 0}"
         given += f", img_size={identity.image_size}" if identity.image_size != usual else ""
-        given += f', pretrained_cfg_overlay={{"file": "{identity.pretrained}"}}' if identity.sha256 else ""
+        given += f', pretrained_cfg_overlay={{"file": "{identity.pretrained}"}}' if identity.sha256 and not own else ""
         return f'timm.create_model("{identity.name}", pretrained=True, {given})'
     if identity.name == "tiny":
         return 'randlora_pl.models.load_clip("tiny").model'

@@ -105,6 +105,7 @@ def _tested(runs: list[common.AnalyzedRun], typed: argparse.Namespace, device: A
     from randlora_pl.models import encode_prompts, load_tokenizer
     from randlora_pl.models.zero_shot import zero_shot_accuracy
     from randlora_pl.tasks import load_task
+    from randlora_pl.utils.files.weights_files import local_name
 
     known: dict[Any, tuple[float, int]] = {}
     sets: dict[Any, ImageData] = {}
@@ -115,7 +116,7 @@ def _tested(runs: list[common.AnalyzedRun], typed: argparse.Namespace, device: A
         merge(tuned, strict=False)
         base.model.to(device)
         tuned.to(device)
-        name = run.file.config["base_model"]["name"]
+        name = local_name(run.file.config["base_model"], run.path)
         tokenizer, spec = load_tokenizer(name), _spec(run)
         results = []
         for dataset in typed.datasets:
@@ -147,7 +148,8 @@ def _spec(run: common.AnalyzedRun) -> Any:
     """Return the image preprocessing of a run."""
     from randlora_pl.data.unlabelled import frame_of
     from randlora_pl.models import clip_image_spec
+    from randlora_pl.utils.files.weights_files import local_name
 
     base = run.file.config["base_model"]
     tag = "random" if base.get("sha256") else base["pretrained"]  # the path of a file adds nothing
-    return frame_of(run.file.metadata, clip_image_spec(base["name"], tag, base.get("image_size")))
+    return frame_of(run.file.metadata, clip_image_spec(local_name(base, run.path), tag, base.get("image_size")))

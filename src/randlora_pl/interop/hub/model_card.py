@@ -105,7 +105,9 @@ def portable(value: Any) -> Any:
 def hub_id(base: Mapping[str, Any]) -> str | None:
     """Return the Hub id of a base model from its library's tables, or None."""
     name, tag, found = str(base.get("name", "")), str(base.get("pretrained", "")), ""
-    if base.get("library") == "open_clip":
+    if name.startswith("hf-hub:"):
+        found = name.removeprefix("hf-hub:").partition("@")[0]
+    elif base.get("library") == "open_clip":
         import open_clip
 
         found = open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "")

@@ -25,6 +25,7 @@ from randlora_pl.models import ImageSpec, encode_prompts, load_tokenizer
 from randlora_pl.prompts import Fixed
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import disk_errors, move, refuse_inputs, scratch_folder
+from randlora_pl.utils.files.weights_files import local_name
 
 SUFFIXES = (".safetensors", ".pt")
 _MADE_BY = "randlora-pl"
@@ -108,7 +109,7 @@ class Merged:
             return self.file.extra["head"].float()
         if not self.templates:
             return None
-        tokenizer = load_tokenizer(self.file.config["base_model"]["name"])
+        tokenizer = load_tokenizer(local_name(self.file.config["base_model"], self.file.path))
         return self.logit_scale * encode_prompts(self.model, tokenizer, self.classnames, self.templates, "cpu")
 
     @property
@@ -278,7 +279,7 @@ def _notes(path: Path, merged: Merged) -> list[str]:
         return notes
     clip = merged.library_model.library == "open_clip"
     features = "F.normalize(model.encode_image(images), dim=-1)" if clip else "model(images)"
-    if merged.library_model.config is not None and merged.templates:
+    if merged.library_model.name == "tiny" and merged.templates:
         notes.append("prompts: open_clip has no tokenizer for this model; the head has the class embeddings")
     return [*notes, f"logits: {features} @ head.T, with the head and the class names of {head_file(path)}"]
 

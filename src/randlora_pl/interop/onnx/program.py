@@ -177,10 +177,11 @@ def _text(task: ImageTask, facts: dict[str, Any]) -> Program:
         tokens: Tensor = tokenizer([prompts[(seed + index) % len(prompts)] for index in range(count)])
         return tokens
 
-    same = f", which is open_clip.get_tokenizer({task.name!r})(texts)" if task.name != "tiny" else ""
+    name = task.identity.name if task.identity.config_sha256 else task.name  # without a local path
+    same = f", which is open_clip.get_tokenizer({name!r})(texts)" if name != "tiny" else ""
     facts |= {
         "input": f"tokens: int64 (n, {context}), ids of the model's tokenizer",
-        "preprocessing": f"randlora_pl.models.load_tokenizer({task.name!r})(texts){same}",
+        "preprocessing": f"randlora_pl.models.load_tokenizer({name!r})(texts){same}",
         "context_length": context,
     }
     return Program(_frozen(TextEncoder(clip)), "tokens", ("features",), examples, facts)

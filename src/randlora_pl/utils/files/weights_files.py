@@ -21,6 +21,9 @@ from randlora_pl.utils.files.cache_folder import cache_folder
 WEIGHTS_VARIABLE = "RANDLORA_PL_WEIGHTS"
 """Environment variable with weights files or folders, separated as in PATH; ``--pretrained`` sets it."""
 
+LOCAL = "local-dir:"
+"""Start of a base model's name that is a folder."""
+
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".npy")
 
 
@@ -46,7 +49,7 @@ def remember(path: str | Path) -> str:
     file, digest = Path(path).expanduser().absolute(), file_sha256(path)
     _here[digest] = file
     with suppress(OSError):  # without a cache, another process has to be given --pretrained
-        if _noted(digest) != file:
+        if _stored(digest) != file:
             write_bytes(cache_folder() / "weights_files" / digest, os.fsencode(file))
     return digest
 
@@ -56,9 +59,13 @@ _here: dict[str, Path] = {}
 
 
 def _noted(digest: str) -> Path | None:
+    return _stored(digest) or _here.get(digest)
+
+
+def _stored(digest: str) -> Path | None:
     with suppress(OSError, ValueError):  # ValueError: the hash contains a null byte
         return Path(os.fsdecode((cache_folder() / "weights_files" / digest).read_bytes()))
-    return _here.get(digest)
+    return None
 
 
 def register_weights(files: list[Path]) -> None:
@@ -81,8 +88,9 @@ def find_weights(base: Mapping[str, Any], source: object) -> str | None:
         source: Path of the adapter, for the message.
 
     Returns:
-        Path of the file; None if the base model is defined by name and tag and the user gave no file. A file that the
-        user gave may have another hash: the weights themselves are compared after they are loaded.
+        Path of the file; None if the base model is defined by name and tag, or by a repository of the Hub, and the
+        user gave no file. A file that the user gave may have another hash: the weights themselves are compared after
+        they are loaded.
 
     Raises:
         UserError: The file is not on this machine; the message names it and the option.
@@ -100,11 +108,48 @@ def find_weights(base: Mapping[str, Any], source: object) -> str | None:
             return str(file)
     if files:
         return str(files[0])
+    if str(base.get("name")).startswith("hf-hub:"):
+        return None
     unknown = f"has other content in {here[0]} now" if here else "is not known on this machine"
     raise UserError(
         f"{source}: the weights of its base model {base.get('name')} are the file {plain} (SHA-256 "
         f"{str(digest)[:12]}...), which {unknown}. Pass --pretrained FILE, or set {WEIGHTS_VARIABLE}=FILE."
     )
+
+
+def base_arguments(base: Mapping[str, Any], source: object) -> dict[str, str]:
+    """Return the arguments ``name`` and ``pretrained`` of a base model that differ on this machine from a file's.
+
+    Args:
+        base: ``base_model`` of ``adapter_config.json``.
+        source: Path of the adapter, for the message.
+
+    Raises:
+        UserError: The weights, or the folder of the model, are not on this machine.
+    """
+    found, name, digest = {}, str(base.get("name")), str(base.get("config_sha256"))
+    if weights := find_weights(base, source):
+        found["pretrained"] = weights
+    elif base.get("sha256"):
+        found["pretrained"] = "own"  # of a repository of the Hub
+    if not name.startswith(LOCAL):
+        return found
+    given = [Path(word).expanduser() for word in os.environ.get(WEIGHTS_VARIABLE, "").split(os.pathsep) if word]
+    folders = [path if path.is_dir() else path.parent for path in given]
+    noted = _noted(digest)
+    files = [file for folder in folders for file in folder.glob("*config.json")] + ([noted] if noted else [])
+    for file in files:
+        if file.is_file() and file_sha256(file) == digest:
+            return found | {"name": LOCAL + str(file.parent)}
+    raise UserError(
+        f"{source}: the folder {name.removeprefix(LOCAL)} of its base model (configuration {digest[:12]}...) is not "
+        f"known on this machine. Pass --pretrained FOLDER, or set {WEIGHTS_VARIABLE}=FOLDER."
+    )
+
+
+def local_name(base: Mapping[str, Any], source: object) -> str:
+    """Return the name by which this machine builds a base model; arguments and errors as of `base_arguments`."""
+    return base_arguments(base, source).get("name", str(base["name"]))
 
 
 def file_name(path: str) -> str:
