@@ -49,6 +49,7 @@ class Look(L.Callback):
         self.sent: list[str] | None = None
         self.exchanged: list[int] = []
         self.exchange: dict[str, Any] = {}
+        self.logged: list[tuple[float, float]] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if isinstance(trainer.strategy, AdapterDDP):
@@ -62,6 +63,8 @@ class Look(L.Callback):
         if isinstance(trainer.strategy, AdapterDDP):
             self.exchanged.append(trainer.strategy.exchange.bytes)
             self.exchange = trainer.strategy.exchange.metrics()
+        if batch["micro_batch"] == batch["micro_batches"] - 1:
+            self.logged.append(tuple(trainer.callback_metrics[f"train/{name}"].item() for name in ("loss", "acc")))
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         self.seen += batch["index"][batch["weight"] > 0].tolist()
@@ -100,7 +103,7 @@ def run(kind: str, method: str) -> dict[str, Any]:
     (figures,) = trainer(look, validate=True).validate(task, data, verbose=False)
     return {
         "weights": trained(task), "figures": figures, "seen": look.seen, "sent": look.sent, "steps": own.global_step,
-        "exchanged": look.exchanged, "exchange": look.exchange,
+        "logged": look.logged, "exchanged": look.exchanged, "exchange": look.exchange,
     }  # fmt: skip
 
 

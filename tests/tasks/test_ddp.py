@@ -91,6 +91,14 @@ def test_two_ranks_train_to_the_weights_of_one_process(name: str, results: Resul
     assert errors.norm() < 1e-3 * moved.norm()
 
 
+@pytest.mark.parametrize(("name",), of(*RUNS))
+def test_two_ranks_log_the_loss_and_accuracy_of_all_samples_of_each_step(name: str, results: Results) -> None:
+    alone, first, second = (torch.tensor(result["logged"]) for result in results(name))
+    assert len(alone) == 4
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, alone, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(("name",), of(*PROMPTS))
 def test_two_ranks_learn_the_prompts_of_one_process(name: str, results: Results) -> None:
     """Terms of all classes count once, and every trained tensor has a gradient in each step.

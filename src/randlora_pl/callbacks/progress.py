@@ -14,8 +14,8 @@ _SHOWN = ("train/loss", "train/acc")
 class ProgressBar(RichProgressBar):
     """Lightning's rich bar, labeled `Training` and without the logger's version.
 
-    It shows loss and accuracy of a micro-batch when they have arrived on the host, so that a GPU never waits for the
-    bar. Lightning's bars, which need ``prog_bar=True``, wait for each micro-batch.
+    It shows loss and accuracy of an optimizer step when they have arrived on the host, so that a GPU never waits for
+    the bar. Lightning's bars, which need ``prog_bar=True``, wait for each step.
 
     Attributes:
         reads_metrics: True, so that tasks do not pass it the metrics of the training.
@@ -32,7 +32,7 @@ class ProgressBar(RichProgressBar):
         return "Training"
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the metrics of the last micro-batch."""
+        """Show the metrics of the last step."""
         self._coming = None
         self._read(trainer, wait=True)
         super().on_train_epoch_end(trainer, pl_module)

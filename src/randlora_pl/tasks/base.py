@@ -61,6 +61,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         identity: The base model, once it is built.
         report: The adapted layers, once the base model is built.
         procedure_state: State of the method's procedure from a checkpoint, until the training starts.
+        step_sums: Sums over the micro-batches of an optimizer step so far, for the logged loss and accuracy.
         retrieval: True if the data are captions, which are evaluated by recall.
         test_name: Prefix of the metrics of a test, ``test`` or, before training, ``zeroshot``.
     """
@@ -75,6 +76,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
     saved: AdapterFile | None = None
     start: Start | None = None
     procedure_state: dict[str, Any] | None = None
+    step_sums: Tensor | None = None
     identity: ModelIdentity
     report: InjectionReport
 
@@ -208,6 +210,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
     def on_train_start(self) -> None:
         """Start from unmerged weights, in training mode; typed options take precedence over a checkpoint's rates."""
         self.train()
+        self.step_sums = None  # of a run that ended within a step
         self._draws = draws_random_numbers(self)
         unmerge(self.model)
         procedure.start(self)
@@ -228,12 +231,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         loss: Tensor = (losses * weight).sum()
         for term in (self.accumulated_loss(batch), procedure.penalty(self, batch)):
             loss = loss if term is None else loss + term
-        fraction = weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
-        own = self.trainer.progress_bar_callback
-        bar = own is not None and not getattr(own, "reads_metrics", False)  # the host waits for Lightning's bars
-        self.log("train/loss", ((losses.detach() - self.loss_floor(batch)) * fraction).sum(), prog_bar=bar)
-        if right is not None:
-            self.log("train/acc", (right.float() * fraction).sum(), prog_bar=bar)
+        optim.add_to_step(self, losses.detach() - self.loss_floor(batch), right, weight)
         return loss
 
     configure_gradient_clipping, optimizer_zero_grad = optim.configure_gradient_clipping, optim.optimizer_zero_grad

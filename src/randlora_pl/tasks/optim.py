@@ -7,8 +7,9 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -153,14 +154,48 @@ def configure_gradient_clipping(
 ) -> None:
     """Clip the whole gradient once per optimizer step, by Lightning's options if they are given.
 
-    The official code clips every micro-batch. The norm before clipping is logged. Tasks have this as a method.
+    The official code clips every micro-batch. The norm before clipping is logged, and the loss and accuracy of the
+    step. Tasks have this as a method.
     """
+    log_step(task)
     trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
     if gradient_clip_algorithm == "value":  # Lightning's own function takes no fused optimizer
         nn.utils.clip_grad_value_(trained, math.inf if gradient_clip_val is None else gradient_clip_val)
     else:
         limit = task.max_grad_norm if gradient_clip_val is None else gradient_clip_val
         task.log("train/grad_norm", nn.utils.clip_grad_norm_(trained, limit or math.inf))
+
+
+def add_to_step(task: Any, losses: Tensor, right: Tensor | None, weight: Tensor) -> None:
+    """Add a micro-batch to the sums of its optimizer step, which `log_step` logs.
+
+    Args:
+        task: The task.
+        losses: Loss (b,) of each sample.
+        right: How far each is right (b,), or None if that does not apply.
+        weight: Weight (b,) of each; 0 for padding.
+    """
+    values = [torch.ones_like(weight), losses] + ([] if right is None else [right.float()])
+    sums = (torch.stack(values) * weight).sum(1)
+    task.step_sums = sums if task.step_sums is None else task.step_sums + sums
+
+
+def log_step(task: Any) -> None:
+    """Log the weighted mean loss and accuracy over all samples of an optimizer step, on all devices.
+
+    One small all-reduce in each optimizer step, directly after the gradients' and without Lightning's barrier, adds
+    the sums of all processes, so that no host waits for its GPU.
+    """
+    sums, task.step_sums = task.step_sums, None
+    if sums is None:
+        return
+    if dist.is_initialized():
+        dist.all_reduce(sums)
+    own = task.trainer.progress_bar_callback
+    bar = own is not None and not getattr(own, "reads_metrics", False)  # the host waits for Lightning's bars
+    means = sums[1:] / sums[0].clamp(min=torch.finfo(sums.dtype).tiny)
+    for name, value in zip(("loss", "acc"), means, strict=False):  # a task may have no accuracy
+        task.log(f"train/{name}", value, prog_bar=bar)
 
 
 def optimizer_zero_grad(task: Any, epoch: int, batch_idx: int, optimizer: Any) -> None:
