@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 
-from randlora_pl.callbacks import AdapterCheckpoint, Throughput
+from randlora_pl.callbacks import AdapterCheckpoint, Figures, Throughput
 from randlora_pl.tasks import VisionLanguageTask
 from tests.support.cli import SMALL, Run
 from tests.support.products import marked
@@ -233,18 +234,42 @@ def test_run_that_ran_out_of_time_is_not_finished(run: Run, tmp_path: Path, refu
 def test_resume_auto_goes_on_with_the_newest_run_unless_it_is_finished(
     run: Run, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same command each time, as a job that is started again has it."""
+    """The same command each time, as a job that is started again has it: also after a kill before the plots."""
     command = ("fit", *LONG, "--run.name", "job", "--resume=auto")
     with monkeypatch.context() as patched:
         patched.setattr(VisionLanguageTask, "training_step", signal_at(9, signal.SIGTERM))
         assert run(*command).code == 143
-    result = run(*command)
-    assert result.code == 0 and "resumed after step" in result.out
+    with monkeypatch.context() as patched:
+        patched.setattr(Figures, "on_test_end", interrupt_test)
+        result = run(*command)
+    assert result.code == 130 and "resumed after step" in result.out
     (folder,) = (tmp_path / "runs" / "job").glob("2*")
-    assert weights(folder) == weights(undisturbed)
-    assert json.loads((folder / "results.json").read_text())["config"] == ["quickstart.yaml"]
+    assert not (folder / "figures" / "confusion.png").exists()
+    trained = weights(folder)
+    monkeypatch.setattr(VisionLanguageTask, "training_step", interrupt_at(0))
     assert run(*command).code == 0
-    assert len(list((tmp_path / "runs" / "job").glob("2*"))) == 2, "finished, so a new one"
+    assert weights(folder) == trained == weights(undisturbed)
+    assert (folder / "figures" / "confusion.png").exists()
+    assert json.loads((folder / "results.json").read_text())["config"] == ["quickstart.yaml"]
+    result = run(*command)
+    assert result.code == 0 and "is finished" in result.out
+    assert list((tmp_path / "runs" / "job").glob("2*")) == [folder]
+    assert run(*command, "--data.seed", "1").code != 0, "another command starts a run"
+
+
+def interrupt_test(callback: Figures, trainer: Trainer, task: Any) -> None:
+    """Ctrl-C between the test after the training and its plots."""
+    if task.test_name == "test":
+        raise KeyboardInterrupt
+
+
+def test_the_command_of_a_finished_run_changes_nothing(run: Run, undisturbed: Path) -> None:
+    root = undisturbed.parents[1]
+    before = {file: file.stat().st_mtime_ns for file in root.rglob("*")}
+    shown = run("fit", *LONG, "--run.root", str(root), "--resume", "auto")
+    assert shown.code == 0, shown.err
+    assert f"{undisturbed} is finished" in shown.out and "test --run" in shown.out
+    assert {file: file.stat().st_mtime_ns for file in root.rglob("*")} == before
 
 
 def test_resuming_what_cannot_go_on(refused: Callable[..., str], undisturbed: Path) -> None:

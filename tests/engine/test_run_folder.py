@@ -126,14 +126,16 @@ def test_older_configs_are_kept(tmp_path: Path) -> None:
     assert [(tmp_path / f"config.yaml.{n}").read_text() for n in (1, 2)] == ["1", "2"]
 
 
-def test_resume_auto_looks_behind_finished_runs(tmp_path: Path) -> None:
-    assert runs.newest_unfinished(tmp_path, "job") is None
-    for name, results in {"1": None, "2": "{}", "3": '{"finished": true}', "4": '{"finished": true}'}.items():
+def test_resume_auto_finds_a_run_of_the_same_command_or_an_unfinished_one(tmp_path: Path) -> None:
+    assert runs.run_to_resume(tmp_path, "job", "mine") is None
+    one, other = '{"finished": true, "command": "mine"}', '{"finished": true, "command": "other"}'
+    for name, results in {"1": None, "2": "{}", "3": one, "4": other, "5": '{"finished": true}'}.items():
         folder = tmp_path / "job" / name
         folder.mkdir(parents=True)
         (folder / "config.yaml").touch()
         if results is not None:
             (folder / "results.json").write_text(results)
-    assert runs.newest_unfinished(tmp_path, "job") == tmp_path / "job" / "2"
+    for command, name in {"mine": "3", "other": "4", "new": "2"}.items():
+        assert runs.run_to_resume(tmp_path, "job", command) == tmp_path / "job" / name
     (tmp_path / "job" / "4" / "results.json").write_text("[" * 100_000)
-    assert runs.newest_unfinished(tmp_path, "job") == tmp_path / "job" / "4", "the resumed run says that it is damaged"
+    assert runs.run_to_resume(tmp_path, "job", "mine") == tmp_path / "job" / "4", "resumed, it reports the damage"

@@ -24,7 +24,15 @@ FIT = [*TINY, "--checkpoint.every_n_steps", "3", "--model.adapter.dropout", "0.1
 """8 steps of two micro-batches, a validation after every second step, checkpoints also after steps 3 and 6."""
 STEPS = 8
 _OF_THE_MOMENT = (
-    *("fit_seconds", "images_per_second", "peak_memory_bytes", "checkpoint_bytes", "git_commit", "git_changed"),
+    *(
+        "fit_seconds",
+        "images_per_second",
+        "peak_memory_bytes",
+        "checkpoint_bytes",
+        "git_commit",
+        "git_changed",
+        "command",
+    ),
 )
 
 

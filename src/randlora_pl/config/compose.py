@@ -6,6 +6,8 @@ merged first, a new adapter class starts from its own defaults, and names are ch
 """
 
 import copy
+import hashlib
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -54,6 +56,11 @@ class Command:
                 result = {name: value for name, value in result.items() if not name.startswith(f"{key}.")}
             result[key] = parse_value(text)
         return result
+
+    def checksum(self) -> str:
+        """Return a checksum of the typed options and the text of the configs: the same for the same command."""
+        texts = [Path(name).read_text(encoding="utf-8", errors="replace") for name in self.named]
+        return hashlib.sha256(json.dumps([self.typed, texts]).encode()).hexdigest()
 
 
 def parse_value(text: str) -> Any:

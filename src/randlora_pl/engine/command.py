@@ -17,7 +17,7 @@ from randlora_pl.config.compose import (
 )
 from randlora_pl.config.mistakes import check_names
 from randlora_pl.engine.first_stage import compose_fit, has_config
-from randlora_pl.engine.run_folder import check_architecture, check_run, newest_unfinished, planned_name
+from randlora_pl.engine.run_folder import check_architecture, check_run, planned_name, run_to_resume
 from randlora_pl.parallel.launch import broadcast_decision
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import CONFIG, find_adapter
@@ -62,7 +62,7 @@ def prepare(verb: str, args: list[str]) -> Command:
 
 
 def resume_by_itself(args: list[str]) -> list[str]:
-    """Replace ``--resume auto`` by the newest run of this name if it is unfinished, else remove it.
+    """Replace ``--resume auto`` by the run that it continues (`run_to_resume`); without one, remove it.
 
     A job that is started again has the same command line, so that the run's own config holds all of it.
     """
@@ -71,11 +71,12 @@ def resume_by_itself(args: list[str]) -> list[str]:
     words = list(args)
     place = next(number for number, word in enumerate(words) if word.partition("=")[0] == "--resume")
     del words[place : place + (1 if "=" in words[place] else 2)]
-    flat = compose("fit", words, copy.deepcopy(DEFAULTS)).flat()
+    command = compose("fit", words, copy.deepcopy(DEFAULTS))
+    flat = command.flat()
     if not flat.get("run.name"):  # with a name, the LoRA that the run starts from may be gone, or have the same name
         flat = compose_fit(words).flat()
     root, name = Path(str(flat.get("run.root", "runs"))), str(flat.get("run.name") or planned_name(flat))
-    found = broadcast_decision("resume", lambda: str(newest_unfinished(root, name) or ""))
+    found = broadcast_decision("resume", lambda: str(run_to_resume(root, name, command.checksum()) or ""))
     return ["--resume", found] if found else words
 
 

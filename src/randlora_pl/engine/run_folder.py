@@ -167,21 +167,33 @@ def without_head(text: str) -> str:
     return "\n".join(lines)
 
 
-def newest_unfinished(root: Path, name: str) -> Path | None:
-    """Return the newest unfinished run of a name for ``--resume auto``; None if all are finished.
+def run_to_resume(root: Path, name: str, command: str) -> Path | None:
+    """Return the newest run of a name that is unfinished, or finished by the same command, for ``--resume auto``.
 
     Args:
         root: Folder of all runs.
         name: Name of the run.
+        command: Checksum of the command, see `Command.checksum`.
     """
     for folder in reversed(runs_in(root / name)):
-        results = folder / RESULTS
-        try:
-            if not (results.is_file() and parse_json(results.read_text(encoding="utf-8")).get("finished")):
-                return folder
-        except (ValueError, AttributeError):
-            return folder  # damaged: the resumed run reports it
+        found = _results(folder)
+        if not found.get("finished") or found.get("command") == command:
+            return folder
     return None
+
+
+def finished_run(folder: Path) -> bool:
+    """Return True if a run is finished, so that nothing of it is missing."""
+    return bool(_results(folder).get("finished"))
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    """Return the results of a run; empty if they are damaged, which a resumed run reports."""
+    file = folder / RESULTS
+    try:
+        return dict(parse_json(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    except (ValueError, TypeError):
+        return {}
 
 
 def keep_older(file: Path) -> None:

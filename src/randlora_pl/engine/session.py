@@ -21,9 +21,10 @@ from randlora_pl.engine.error_messages import (
     memory_advice,
     out_of_memory,
 )
-from randlora_pl.engine.run_folder import check_run
+from randlora_pl.engine.run_folder import check_run, finished_run
 from randlora_pl.engine.run_lock import locked
 from randlora_pl.language.catalog import TASKS as LANGUAGE_TASKS
+from randlora_pl.parallel.launch import process_rank
 from randlora_pl.utils.errors import DryRunEnd, LostProcessError, Terminated, UserError
 from randlora_pl.utils.files.run_files import CONFIG, LAST
 from randlora_pl.utils.quick_imports import quick_imports
@@ -52,6 +53,7 @@ def run_fit(words: Sequence[str]) -> "App":
     dry = len(args) < len(typed)
     if valued := next((word for word in args if word.startswith(tuple(f"{name}=" for name in DRY_RUN))), None):
         raise UserError(f"--dry-run takes no value, not {valued}. Type --dry-run")
+    auto = folders_in(args, ("resume",)).get("resume") == Path("auto")
     args = resume_by_itself(args)
     folder = folders_in(args, ("resume",)).get("resume")
     if dry and folder is not None:
@@ -59,6 +61,8 @@ def run_fit(words: Sequence[str]) -> "App":
     with ExitStack() as held:
         if folder is not None:  # before any file of it is read, which another process may be writing
             check_run(folder)
+            if auto and finished_run(folder):
+                return _shown_again(start(prepare("fit", args), folder))
             lock = held.enter_context(locked(folder))
         app = start(prepare("fit", args), folder, dry)
         if dry:
@@ -71,6 +75,17 @@ def run_fit(words: Sequence[str]) -> "App":
 
         with handle_run_errors(app):
             fit(app, lock)
+    return app
+
+
+def _shown_again(app: "App") -> "App":
+    """Print the end page of a run that the same command has finished before; only on rank 0."""
+    from randlora_pl.engine.summary import end_page
+    from randlora_pl.utils.text.console import print_above_progress
+
+    if process_rank() == 0:
+        line = f"{app.folder} is finished: this command changes nothing. To train again, remove --resume."
+        print_above_progress(line, *end_page(app.folder, app.datamodule.unit))
     return app
 
 

@@ -130,7 +130,7 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     names = [Path(name).name for name in app.command.named]
     configs = names if app.created else [*before.get("config", []), *names[1:]]  # the first is the run's own
     if app.created:
-        _write(app, {"config": configs} | start_facts(app.config))
+        _write(app, {"config": configs, "command": app.command.checksum()} | start_facts(app.config))
         write_config(app)
     else:
         if start is None:
@@ -156,11 +156,12 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     trainer.fit(task, data, ckpt_path=start, weights_only=True)
     finished, facts = is_finished(app), procedure.facts(task)  # the test may load the best adapter
     tested = _tested(app) if test else {}
-    _write(app, tested | facts | fit_metrics(app) | {"config": configs, "finished": finished})
+    _write(app, tested | facts | fit_metrics(app) | {"config": configs, "finished": False})
     if finished:
         log_end(app, read_results(folder))
         if trainer.is_global_zero:
             write_found(folder, facts)
+        _write(app, {"finished": True})  # last, as nothing is missing then
     if trainer.is_global_zero:
         print_above_progress(*end_page(folder, data.unit, testable=bool(tested) or not test))
 
