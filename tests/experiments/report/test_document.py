@@ -208,7 +208,8 @@ def test_a_dollar_is_a_dollar(tmp_path: Path) -> None:
 
 
 def test_a_report_without_the_paper(tmp_path: Path) -> None:
-    document = build(read_sweep(write_sweep(tmp_path, SMALL | {"paper": None})))
+    document = build(read_sweep(write_sweep(tmp_path, SMALL | {"paper": None, "notes": ["A remark on the runs."]})))
+    assert document.sections[0].points[0] == "A remark on the runs."
     assert document.footnotes == [] and "paper " not in markdown(document).replace("the paper", "")
 
 

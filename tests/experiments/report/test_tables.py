@@ -172,7 +172,7 @@ def test_rank_against_accuracy(results: Results) -> None:
     runs = [replace(run, facts=run.facts | {"spectrum/rank": [0, 6]}) for run in results.sweep.runs]
     table = partial_table(Results(replace(results.sweep, plan=plan, runs=runs)))
     assert table is not None and table.below[1].startswith(
-        "1 control with as many parameters as RandLoRA: RandLoRA-6 ("
+        "1 control with as many trained numbers as RandLoRA: RandLoRA-6 (its sums come first"
     )
 
 

@@ -79,6 +79,7 @@ def test_union_keeps_the_older_grid() -> None:
         ({"tune": {"rates": [1]}}, "tune has no key 'rates'"),
         ({"keep_adapters": "no"}, "keep_adapters is 'no'"),
         ({"baselines": "pixels"}, "baselines is 'pixels': give true or false"),
+        ({"notes": "a remark"}, "notes is 'a remark': expected a list of sentences"),
         ({"pairs": ["LoRA-4"]}, "pairs is ['LoRA-4']: expected a list such as [[RandLoRA-6, LoRA-32]]"),
         ({"pairs": [["LoRA-4", "LoRA4"]]}, "pairs has 'LoRA4', which is none of the trained methods. Did you mean"),
         ({"pairs": [["LoRA-4", "LoRA-4"]]}, "pairs has 'LoRA-4' with itself"),

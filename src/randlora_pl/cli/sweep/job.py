@@ -13,9 +13,10 @@ from randlora_pl.config.compose import read_config
 from randlora_pl.config.shipped import config_folder, find_config
 from randlora_pl.data.catalog.registry import CATALOG, default_root, get_command, present
 from randlora_pl.data.locations import root_of
-from randlora_pl.experiments.sweep.description import SweepConfig, whole_numbers
+from randlora_pl.experiments.sweep.description import SweepConfig
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
 from randlora_pl.experiments.sweep.plan import Trial, only, plan, shard
+from randlora_pl.experiments.sweep.planned import whole_numbers
 from randlora_pl.experiments.sweep.provenance import read_provenance
 from randlora_pl.experiments.sweep.steps import is_text
 from randlora_pl.parallel.launch import launched

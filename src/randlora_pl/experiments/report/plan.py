@@ -36,6 +36,7 @@ class ReportPlan:
         figure: The figure whose tables these are, if one was named.
         facts: Entries of ``models``, ``datasets`` and ``methods`` in the file, by label.
         tuned: Provenance of the rates, as `tune` wrote it; empty if the file has none.
+        notes: Remarks on the runs.
         pairs: The pairs of methods to test; empty for all of them.
     """
 
@@ -50,6 +51,7 @@ class ReportPlan:
     families: dict[str, str] = field(default_factory=dict)
     facts: dict[str, dict[str, Tree]] = field(default_factory=dict)
     tuned: Tree = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     pairs: list[list[str]] = field(default_factory=list)
 
     def fact(self, part: str, label: str) -> Tree:
@@ -117,6 +119,7 @@ def read_plan(folder: Path) -> ReportPlan:
         families={label: str(facts["family"]) for label, facts in found.models.items() if facts.get("family")},
         facts={"models": found.models, "datasets": found.datasets, "methods": found.methods},
         tuned=found.tuned,
+        notes=found.notes,
         pairs=found.pairs,
     )
 

@@ -55,7 +55,7 @@ def build(sweep: Sweep) -> Document:
     chosen = rate_table(rates)
     ranks = [table for table in (rank_table(results), partial_table(results)) if table]
     sections = [
-        Section("short", "In short", [shown], more),
+        Section("short", "In short", [shown], [*sweep.plan.notes, *more]),
         Section("differences", "Difference to a reference", parts=_differences(results, beside, compared)),
         Section("averages", "Averages", _about_paper(beside, results), [], [*averages]),
         Section("cells", "Every dataset", _reading(results), [], [*cells]),

@@ -7,7 +7,7 @@ from typing import Any
 
 from randlora_pl.config.validate import FORMS
 from randlora_pl.data.catalog.registry import PAPER
-from randlora_pl.experiments.sweep.planned import planned_pairs
+from randlora_pl.experiments.sweep.planned import planned_pairs, remarks, whole_numbers
 from randlora_pl.experiments.sweep.provenance import RATES, checked, joined
 from randlora_pl.utils.errors import UserError, near
 
@@ -18,7 +18,7 @@ ZERO_SHOT = "zero-shot"
 
 _KEYS = (
     *("title", "paper", "models", "datasets", "budgets", "methods", "seeds", "set", "cases"),
-    *("pairs", "baselines", "keep_adapters", "tune", "tuned"),
+    *("notes", "pairs", "baselines", "keep_adapters", "tune", "tuned"),
 )
 _FLAGS = {"baselines": False, "keep_adapters": True}
 _MODEL = ("config", "set", "family", "paper_name")
@@ -52,6 +52,7 @@ class SweepConfig:
         cases: List of ``set`` for some ``datasets``, some ``budgets`` or both; a method's own come last.
         title: Heading of a report.
         paper: Table or figure of the paper that the sweep repeats.
+        notes: Remarks on finished runs, which the report shows below its verdict.
         pairs: Pairs of methods that were planned before the runs: a report tests no others. All without any.
         baselines: Whether plain classifiers of pixels or words are measured, too, after the last cell.
         keep_adapters: Whether finished cells keep their adapter.
@@ -70,6 +71,7 @@ class SweepConfig:
     cases: list[Tree] = field(default_factory=list)
     title: str = ""
     paper: Tree = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     pairs: list[list[str]] = field(default_factory=list)
     baselines: bool = False
     keep_adapters: bool = True
@@ -119,6 +121,7 @@ class SweepConfig:
             cases=content.get("cases", []),
             title=str(content.get("title") or ""),
             paper=paper if isinstance(paper, dict) else {"table": paper},
+            notes=remarks(content.get("notes") or []),
             pairs=planned_pairs(content.get("pairs") or [], [label for label in methods if not is_zero_shot(label)]),
             tune=tune,
             tuned=checked(content["tuned"], repr(content["tuned"])[:60]) if content.get("tuned") else {},
@@ -193,14 +196,6 @@ def budget_options(label: str) -> Tree:
 def is_zero_shot(label: str) -> bool:
     """Return True if a method's label stands for the pretrained model."""
     return "".join(filter(str.isalpha, label.lower())) in ("zeroshot", "untrained")
-
-
-def whole_numbers(name: str, values: Any) -> list[int]:
-    """Return seeds, each once; a UserError refuses anything else."""
-    good = isinstance(values, list) and values
-    if not good or any(isinstance(v, bool) or not isinstance(v, int) or not 0 <= v < 2**32 for v in values):
-        raise UserError(f"{name} is {values!r}: expected a list of whole numbers such as [1, 2, 3].")
-    return list(dict.fromkeys(values))
 
 
 def _check_method(label: str, facts: Tree, models: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""Pairs of methods that a sweep plans to test."""
+"""Lists in the file of a sweep: pairs of methods to test, seeds, remarks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,3 +20,18 @@ def planned_pairs(value: Any, trained: Sequence[str]) -> list[list[str]]:
         if first == second:
             raise UserError(f"pairs has {first!r} with itself: name two methods.")
     return pairs
+
+
+def whole_numbers(name: str, values: Any) -> list[int]:
+    """Return seeds, each once; a UserError refuses anything else."""
+    good = isinstance(values, list) and values
+    if not good or any(isinstance(v, bool) or not isinstance(v, int) or not 0 <= v < 2**32 for v in values):
+        raise UserError(f"{name} is {values!r}: expected a list of whole numbers such as [1, 2, 3].")
+    return list(dict.fromkeys(values))
+
+
+def remarks(value: Any) -> list[str]:
+    """Return the remarks on a sweep's runs; a UserError refuses anything but a list of sentences."""
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise UserError(f"notes is {value!r}: expected a list of sentences.")
+    return value

@@ -16,9 +16,10 @@ from typing import Any
 
 from randlora_pl.config.compose import flatten, nested
 from randlora_pl.experiments.sweep.choice import best_of, climb, searched
-from randlora_pl.experiments.sweep.description import SweepConfig, Tree, budgets, is_zero_shot, whole_numbers
+from randlora_pl.experiments.sweep.description import SweepConfig, Tree, budgets, is_zero_shot
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.plan import Trial, plan
+from randlora_pl.experiments.sweep.planned import whole_numbers
 from randlora_pl.utils.errors import UserError, near
 
 FINALISTS = 2
@@ -83,8 +84,7 @@ class Search:
         climbs = tune.get("climb", False)
         if not isinstance(climbs, bool):
             raise UserError(f"tune.climb is {climbs!r}: give true or false.")
-        monitor = tune.get("monitor", "val/acc")
-        if not str(monitor).startswith("val/"):
+        if not str(monitor := tune.get("monitor", "val/acc")).startswith("val/"):
             raise UserError(f"tune.monitor is {monitor!r}: give a metric of the validation, such as val/loss.")
         found = cls(description, names, {}, seeds, climbs, str(monitor))
         for method, parts in names.items():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from randlora_pl.adapters import RandLoRA, delta_weights, inject, trainable_parameters
+from randlora_pl.adapters import Adapter, LoRA, RandLoRA, delta_weights, inject, trainable_parameters
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.methods.full_rank.randlora_update import RandLoRADelta
 from randlora_pl.adapters.random_bases import Distribution, draw
@@ -151,6 +151,49 @@ def test_the_rank_of_the_variants(variant: Any, expected: int) -> None:
     for value in trainable_parameters(model).values():
         nn.init.normal_(value)
     assert rank(delta_weights(model)["fc"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("sides", "adapter", "free", "trained"),
+    [
+        ((16, 12), RandLoRA(2, variant="a", num_bases=7), 2 * 12 + 7 * 2 - 2, 7 * (2 + 12)),
+        ((16, 12), RandLoRA(3), 4 * (3 + 12) - 4, 4 * (3 + 12)),
+        *(
+            pytest.param((64, 48), *row, marks=pytest.mark.slow)
+            for row in (
+                (RandLoRA(8, variant="a", num_bases=31), 624, 1736),
+                (RandLoRA(3, variant="b"), 400, 408),
+                (LoRA(8), 832, 896),
+            )
+        ),
+    ],
+)
+def test_most_numbers_of_variant_a_are_not_free(
+    sides: tuple[int, int], adapter: Adapter, free: int, trained: int
+) -> None:
+    """The rank of the Jacobian of the update, between random directions on either side.
+
+    The update is linear in each factor, so that central differences are exact.
+    """
+    model = One(sides[1], sides[0]).double()
+    inject(model, adapter, ["fc"])
+    start = [nn.init.normal_(value) for value in trainable_parameters(model).values()]
+    assert sum(each.numel() for each in start) == trained
+
+    def moved(directions: list[Tensor]) -> Tensor:
+        for value, direction in zip(start, directions, strict=True):
+            value += direction
+        return delta_weights(model)["fc"].flatten()
+
+    count, columns = free + 20, []
+    with torch.no_grad():
+        for _ in range(count):
+            step = [torch.randn_like(each) for each in start]
+            above, below = moved(step), moved([-2 * each for each in step])
+            columns.append(above - below)
+            moved(step)
+        seen = torch.randn(count, sides[0] * sides[1], dtype=torch.float64) @ torch.stack(columns, 1)
+    assert int(torch.linalg.matrix_rank(seen, rtol=1e-10)) == free
 
 
 @in_one_item(("init", "expected"), [("gamma", 24), ("lambda", 4)])

@@ -61,10 +61,10 @@ class RandLoRA(Adapter):
             rank r).
         pairing: ``equation`` pairs column (j, k) of B with row (j, k) of the scaled A, as equation 4; ``peft`` uses
             the column order of PEFT and of the official code.
-        variant: ``full``; ``a`` sums the bases before the product (rank r, own A_j); ``b`` has half the bases and so
-            half the rank (Table 2).
-        matched_rank: For variant ``a``: rank of the full RandLoRA whose trainable parameters to match by choosing the
-            number of bases.
+        variant: ``full``; ``a`` sums the bases before the product (rank r, own A_j), so only r d + n r - r of its
+            n (r + d) numbers are free; ``b`` has half the bases and so half the rank (Table 2).
+        matched_rank: For variant ``a``: rank of the full RandLoRA whose count of trained numbers to match by choosing
+            the number of bases.
         memory: ``fast`` keeps a layer's adapted weight from the forward to the backward pass, and over micro-batches;
             ``low`` builds it again; ``auto`` builds it again if that adds less than a twentieth to the time
             (multiplications on a CPU; also bytes and kernels on a GPU). All but ``low`` keep S over the uses of a step.

@@ -13,8 +13,11 @@ from randlora_pl.experiments.report.statistics import partial_rank_correlation, 
 _RANKS = ("spectrum/rank", "spectrum/effective_rank", "spectrum/stable_rank")
 _NEAR = 0.05
 """Ranks that are lower than the largest by at most this share count as equal to it: which is higher is rounding."""
-_CONTROLS = {"a": "its sums come first, so that its rank is lower", "b": "it has half of the terms"}
-"""Variants of RandLoRA with as many parameters and a lower rank."""
+_CONTROLS = {
+    "a": "its sums come first, so that its rank is lower, and so is the count of its free parameters",
+    "b": "it has half of the terms",
+}
+"""Variants of RandLoRA that train as many numbers and have a lower rank."""
 
 
 def rank_table(results: Results) -> Table | None:
@@ -132,7 +135,7 @@ def _over_datasets(
 
 
 def _controls(results: Results) -> list[str]:
-    """Return a sentence that names the variants of RandLoRA that lower the rank at equal parameters."""
+    """Return a sentence that names the variants of RandLoRA with a lower rank at equally many trained numbers."""
     variants = {m: str(results.plan.fact("methods", m).get("variant")) for m in results.plan.methods}
     named = []
     for method, variant in variants.items():
@@ -142,4 +145,4 @@ def _controls(results: Results) -> list[str]:
             named.append(f"{method} ({_CONTROLS[variant]}; rank {fmean(ranks):.0f})")
     if not named:
         return []
-    return [f"{many(len(named), 'control')} with as many parameters as RandLoRA: {', '.join(named)}."]
+    return [f"{many(len(named), 'control')} with as many trained numbers as RandLoRA: {', '.join(named)}."]
