@@ -16,8 +16,9 @@ import pytest
 from hypothesis import settings
 
 from tests.support.cli import drawn, finished, refused, run
+from tests.support.own import own
 
-__all__ = ["drawn", "finished", "refused", "run"]
+__all__ = ["drawn", "finished", "own", "refused", "run"]
 
 settings.register_profile("default", deadline=None, max_examples=40)  # a busy machine is no failure
 settings.register_profile("full", deadline=None)

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import Adapter, DoRA, LoRA, RandLoRA, inject, load_adapter, methods, save_adapter
+from randlora_pl.adapters import Adapter, DoRA, LoRA, RandLoRA, inject, load_adapter, save_adapter
 from randlora_pl.adapters.base import DeltaWeight, WeightShape
 from randlora_pl.adapters.budget import count_parameters, match_budget
 from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.own_classes.registry import METHODS, path_of
 from tests.adapters.cases import One, randomise
 from tests.support.products import in_one_item
 
@@ -44,8 +45,7 @@ class SumDelta(DeltaWeight):
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """``Sum`` is a method like the others."""
-    monkeypatch.setattr(methods, "Sum", Sum, raising=False)
-    monkeypatch.setattr(methods, "__all__", [*methods.__all__, "Sum"])
+    monkeypatch.setitem(METHODS._classes, path_of(Sum), Sum)
 
 
 NESTED = Sum([LoRA({"fc": 2}, alpha=3.0), DoRA(LoRA(3))], RandLoRA(5, memory="low"))
@@ -79,7 +79,7 @@ def test_descriptions_make_the_same_adapter_again() -> None:
 )
 def test_other_descriptions_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make_adapter("Sum", options, "a file")
+        make_adapter(path_of(Sum), options, "a file")
 
 
 def test_patterns_are_checked_at_any_depth() -> None:

@@ -70,8 +70,6 @@ def test_analyses_read_no_more_of_a_config(finished: Path, tmp_path: Path) -> No
     "change",
     [
         lambda config: config["metadata"].update(task="evil.Evil"),
-        lambda config: config.update(method="evil.Evil"),
-        lambda config: config.update(method="DoRA", options={"inner": {"method": "evil.Evil", "options": {}}}),
         lambda config: config.update(method="DoRA", options={"inner": {"class_path": "evil.Evil"}}),
         lambda config: config.update(method="DoRA", options={"inner": "evil.Evil"}),
         lambda config: config.update(method="Together", options={"parts": [LoRA().describe(), "evil.Evil"]}),
@@ -91,7 +89,42 @@ def test_adapter_names_no_class_of_another_program(
     assert not evil.exists()
 
 
-def test_whole_configs_are_trusted(evil: Path, tmp_path: Path, finished: Path) -> None:
+@pytest.mark.parametrize("module", ["evil", "os"])
+def test_files_import_no_class_and_print_the_option_that_does(
+    refused: Callable[..., str], evil: Path, tmp_path: Path, finished: Path, own: Callable[[], None], module: str
+) -> None:
+    path = f"{module}.Evil"
+    changes: list[Callable[[Any], None]] = [
+        lambda config: config["metadata"].update(task_class=path),
+        lambda config: config.update(method=path),
+        lambda config: config.update(method="DoRA", options={"inner": {"method": path, "options": {}}}),
+    ]
+    for change in changes:
+        content = json.loads((finished / "adapter/adapter_config.json").read_text())
+        change(content)
+        (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+        for command in (["test", "--adapter", "."], ["serve", "--adapter", "."]):
+            assert f"Add --import {module}" in refused(*command)
+    shutil.copytree(finished, tmp_path / "run")
+    places: list[Callable[[Any], None]] = [
+        lambda config: config.update(model={"class_path": path}),
+        lambda config: config["model"]["init_args"].update(adapter=path),
+        lambda config: config["trainer"].update(callbacks=[{"class_path": path}]),
+        lambda config: config["trainer"].update(callbacks=f"[{path}]"),
+        lambda config: config["trainer"].update(
+            callbacks={"class_path": "lightning.pytorch.callbacks.LambdaCallback", "init_args": {"setup": path}}
+        ),
+    ]
+    for place in places:
+        config = yaml.safe_load((finished / "config.yaml").read_text())
+        place(config)
+        (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(config))
+        for words in (["test", "--run", "run"], ["fit", "--resume", "run"]):
+            assert f"Add --import {module}" in refused(*words)
+    assert not evil.exists()
+
+
+def test_whole_configs_are_trusted(evil: Path, tmp_path: Path, finished: Path, own: Callable[[], None]) -> None:
     (tmp_path / "mine.yaml").write_text("trainer: {callbacks: [{class_path: evil.Evil}]}")
     command = prepare("test", ["--adapter", str(finished / "adapter"), "--config", "mine.yaml"])
     assert command.config["trainer"]["callbacks"]

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         unmerge,
     )
     from randlora_pl.adapters.optimizer import make_optimizer, parameter_groups
+    from randlora_pl.adapters.registry import register
 
 __all__ = [
     "OFT",
@@ -103,6 +104,7 @@ __all__ = [
     "parameter_groups",
     "read_adapter",
     "refine",
+    "register",
     "save_adapter",
     "set_train_mode",
     "trainable_parameters",

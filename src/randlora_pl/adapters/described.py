@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self, get_args
 
 from randlora_pl.utils.adapter_schema import OTHER_VERSION, check_arguments
-from randlora_pl.utils.errors import UserError, brief
+from randlora_pl.utils.errors import UserError, brief, errors_in
+from randlora_pl.utils.own_classes.registry import path_of
 from randlora_pl.utils.signatures import NamedOptions, with_present_options
 
 
@@ -17,7 +18,7 @@ class Described(metaclass=NamedOptions):
 
     @classmethod
     def method(cls) -> str:
-        """Return the method's name in files, tables and on the command line."""
+        """Return the method's name in tables and on the command line."""
         return cls.__name__
 
     @classmethod
@@ -31,13 +32,13 @@ class Described(metaclass=NamedOptions):
 
     def describe(self) -> dict[str, Any]:
         """Return ``{"method": ..., "options": {...}}``, as in ``adapter_config.json``."""
-        return {"method": self.method(), "options": self.options()}
+        return {"method": path_of(type(self)), "options": self.options()}
 
     def identity(self) -> dict[str, Any]:
         """Return `describe` without options that do not change the update; equal identities mean equal adapters."""
         values = self._values()
         nested = {name: _mapped(values[name], lambda each: each.identity()) for name in self.nested_options()}
-        return {"method": self.method(), "options": self.options() | nested}
+        return {"method": path_of(type(self)), "options": self.options() | nested}
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some options changed."""
@@ -63,8 +64,22 @@ class Described(metaclass=NamedOptions):
         return self.replace(**changes) if changes else self
 
     def _values(self) -> dict[str, Any]:
-        """Return the options by name, as they were given."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        """Return the options by name, as they were given.
+
+        Raises:
+            UserError: The constructor has not kept one of them.
+        """
+        names = inspect.signature(type(self)).parameters
+        if lost := [name for name in names if name not in vars(self) and not self._computes(name)]:
+            raise UserError(
+                f"{self.method()} does not keep its option {lost[0]}. Set self.{lost[0]} = {lost[0]} in its "
+                "constructor."
+            )
+        return {name: getattr(self, name) for name in names}
+
+    def _computes(self, name: str) -> bool:
+        """Return True if an option is a property."""
+        return isinstance(inspect.getattr_static(self, name, None), property)
 
 
 def _takes_nested(kind: Any) -> bool:
@@ -81,7 +96,13 @@ def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     return change(value) if isinstance(value, Described) else value
 
 
-def make(kinds: Mapping[str, type[Described]], description: Any, source: object, hint: str = OTHER_VERSION) -> Any:
+def make(
+    kinds: Mapping[str, type[Described]],
+    description: Any,
+    source: object,
+    hint: str = OTHER_VERSION,
+    find: Callable[[str], type[Described]] | None = None,
+) -> Any:
     """Return the object that `Described.describe` described.
 
     Args:
@@ -89,6 +110,7 @@ def make(kinds: Mapping[str, type[Described]], description: Any, source: object,
         description: ``{"method": ..., "options": {...}}`` of JSON values, from a file.
         source: Source of the description, for messages.
         hint: End of the message for an option of another type.
+        find: Function that returns a class by its import path, or raises an error.
 
     Raises:
         UserError: The name or an option is unknown, or has another type; the message has ``source``.
@@ -96,17 +118,22 @@ def make(kinds: Mapping[str, type[Described]], description: Any, source: object,
     if not isinstance(description, dict) or not isinstance(description.get("options"), dict):
         raise UserError(f"{source}: {brief(description, 60)} describes nothing that this version has; {hint}.")
     method, options = description.get("method"), with_present_options(description["options"])
+    if isinstance(method, str) and method not in kinds and "." in method and find is not None:
+        with errors_in(source):
+            kinds = {**kinds, method: find(method)}
     if not isinstance(method, str) or method not in kinds:
         raise UserError(f"{source}: method {method!r} is unknown. This version has {', '.join(kinds)}.")
     kind = kinds[method]
     for name in kind.nested_options():
         if name in options:
             value = options[name]
-            inner = [make(kinds, each, source, hint) for each in (value if isinstance(value, list) else [value])]
+            inner = [make(kinds, each, source, hint, find) for each in (value if isinstance(value, list) else [value])]
             options[name] = inner if isinstance(value, list) else inner[0]
     try:
         made = kind(**options)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"{source}: {method} does not take these options ({error}).") from None
+    except UserError:
+        raise
+    except Exception as error:  # a class of a user may raise anything
+        raise UserError(f"{source}: {method} does not take these options ({' '.join(str(error).split())}).") from None
     check_arguments(kind, options, f"{source}, options of {method}", hint)
     return made

@@ -10,6 +10,7 @@ from importlib import import_module
 
 from randlora_pl.parallel.launch import process_rank
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, near, shortened
+from randlora_pl.utils.own_classes.imports import import_named
 from randlora_pl.utils.signals import raise_on_sigterm
 from randlora_pl.utils.text.printable import escape_unprintable_output, printable
 from randlora_pl.utils.version import __version__
@@ -81,6 +82,7 @@ Look up   datasets   list datasets; datasets NAME shows one in full
           completion bash | zsh | fish: a script that lets the shell complete commands and options
 
 For the options of a command, run: randlora-pl COMMAND --help. --version prints the version.
+With --import mine, any command finds your own methods and tasks in mine.py.
 """
 
 
@@ -136,7 +138,20 @@ def _print_error(mistake: str) -> None:
     print("\n".join(shortened(part, LONGEST_LINE) for part in text.split("\n")), file=sys.stderr)
 
 
+def _without_imports(words: list[str]) -> list[str]:
+    """Import the modules that ``--import`` names, and return the other words."""
+    rest, left = list[str](), iter(words)
+    for word in left:
+        option, _, module = word.partition("=")
+        if option == "--import":
+            import_named(module or next(left, ""))
+        else:
+            rest.append(word)
+    return rest
+
+
 def _run(words: list[str]) -> int:
+    words = _without_imports(words)
     if not words or words[0] in ("--help", "-h", "help"):
         print(PAGE, end="")
         return 0

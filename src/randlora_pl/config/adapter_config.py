@@ -10,6 +10,7 @@ from typing import Any
 
 from randlora_pl.config.classes import CLASS_KEYS, INNER, LISTED, Tree
 from randlora_pl.config.compose import parse_value, read_config
+from randlora_pl.config.own_classes import check_own_options, own_class
 from randlora_pl.config.validate import adapters, class_choices, tasks
 from randlora_pl.utils.adapter_schema import check_adapter_schema
 from randlora_pl.utils.errors import UserError, brief, near
@@ -56,14 +57,17 @@ def adapter_config(folder: Path) -> Tree:
         raise UserError(f"{file} is not an adapter file: its metadata has no description.") from None
     try:
         metadata = content["metadata"]
-        task, arguments = metadata["task"], metadata["arguments"]
+        task, arguments = metadata.get("task_class") or metadata["task"], metadata["arguments"]
         check_adapter_schema(content, file)
         adapter = _as_class(content, file)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file} has no task with its arguments: no run saved it. In Python, load_adapter(model, path) loads it."
         ) from error
-    _check_known("task", task, tasks(), file)
+    if "task_class" in metadata:
+        check_own_options(own_class("tasks.restore:find_task", task, file), arguments, file)
+    else:
+        _check_known("task", task, tasks(), file)
     _check_no_class(arguments, file)
     arguments = {name: _part(name, value, file) for name, value in arguments.items() if name != "seed"}
     arguments |= base_arguments(content.get("base_model", {}), folder)
@@ -88,17 +92,23 @@ def _as_class(description: Any, file: Path, known: Mapping[str, Any] | None = No
     if not (isinstance(description, dict) and "method" in description):
         _check_no_class(description, file)
         return description
-    _check_known("method", description["method"], known or adapters(), file)
-    options = {name: _option(name, value, file) for name, value in description["options"].items()}
+    method, nested = description["method"], (INNER, LISTED)
+    if known is None and "." in method:
+        kind = own_class("adapters.registry:find_method", method, file)
+        check_own_options(kind, description["options"], file)
+        nested = tuple(kind.nested_options())
+    else:
+        _check_known("method", method, known or adapters(), file)
+    options = {name: _option(name, value, file, nested) for name, value in description["options"].items()}
     return {"class_path": description["method"]} | ({"init_args": options} if options else {})
 
 
-def _option(name: str, value: Any, file: Path) -> Any:
+def _option(name: str, value: Any, file: Path, nested: tuple[str, ...]) -> Any:
     """Return an option of a method; refuse a name alone as a method, as it could be any class's."""
-    if name == LISTED and value is not None:
+    if name in nested and (name == LISTED or isinstance(value, list)) and value is not None:
         listed = value if isinstance(value, list) else [value]
         return [_as_class(_described(name, each, file), file) for each in listed]
-    return _as_class(_described(name, value, file) if name == INNER and value is not None else value, file)
+    return _as_class(_described(name, value, file) if name in nested and value is not None else value, file)
 
 
 def _part(name: str, value: Any, file: Path) -> Any:

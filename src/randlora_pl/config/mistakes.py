@@ -13,6 +13,7 @@ from typing import Any
 
 from randlora_pl.config.classes import LISTS
 from randlora_pl.config.compose import DEFAULTS, Command, compose, is_option
+from randlora_pl.config.own_classes import import_classes, task_name
 from randlora_pl.config.parts import check_parts
 from randlora_pl.config.validate import (
     check_form,
@@ -51,11 +52,12 @@ MOST_PARTS = 10**6
 
 
 def check_names(command: Command) -> None:
-    """Check names and values of a command; correct the spelling of classes.
+    """Import the classes from outside, check names and values of a command, and correct the spelling of classes.
 
     Raises:
         UserError: The first mistake.
     """
+    import_classes(command)
     for _, error in mistakes(command):
         raise error
 
@@ -68,7 +70,7 @@ def check_here(command: Command) -> None:
     """
     flat = command.flat()
     check_loggers(flat.get("run.logger", "none"))
-    task = str(flat["model"]).rpartition(".")[2]
+    task = task_name(str(flat["model"])) or ""
     _check_root(task, flat)
     if command.verb == "fit" and not is_text_task(task):
         from randlora_pl.data.catalog.registry import find
@@ -89,7 +91,8 @@ def mistakes(command: Command) -> Iterator[Mistake]:
             names[option] = known_class(flat[option], known_here, _WHAT[option], f"--{option}")
         except UserError as error:
             yield option, error
-    groups, task = groups_of(names), names["model"]
+    task = task_name(str(flat["model"]))
+    groups = groups_of(names, task)
     typed = [*command.values, *(word.lstrip("-").partition("=")[0] for word in command.typed if is_option(word))]
     empty = [key for key, value in command.config.items() if value == {}]
     for key in dict.fromkeys([*typed, *flat, *empty]):

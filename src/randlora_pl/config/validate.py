@@ -12,6 +12,7 @@ from randlora_pl.config.class_index import ClassSource, Option, read_classes, su
 from randlora_pl.config.classes import CLASS_KEYS, LISTED, normalize
 from randlora_pl.config.compose import Command, flatten, read_config, short_name
 from randlora_pl.utils.errors import UserError, brief, near, shortened
+from randlora_pl.utils.own_classes.registry import path_by_name
 from randlora_pl.utils.signatures import OTHER_NAMES
 
 RUN_OPTIONS = {
@@ -113,17 +114,20 @@ def known_class(name: object, known: Iterable[str], what: str, option: str) -> s
     spelled = {candidate.lower(): candidate for candidate in known}
     if short.lower() in spelled:
         return spelled[short.lower()]
+    if path_by_name(short) is not None:
+        return None
     every = ", ".join(spelled.values())
     raise UserError(f"Unknown {what} {brief(short)} ({option}).{near(short, spelled.values())} Known: {every}")
 
 
-def groups_of(names: dict[str, str | None]) -> Groups:
+def groups_of(names: dict[str, str | None], task: str | None = None) -> Groups:
     """Return the options of a command by group.
 
     Args:
         names: Names of the classes by option (see `CLASSES`); None for a class outside this project.
+        task: Name of the task whose data the command has.
     """
-    task, callbacks = names["model"], read_classes("callbacks")
+    callbacks = read_classes("callbacks")
     own = {name: Option(name, _RUN_KINDS[name], None, text) for name, text in RUN_OPTIONS.items()}
     groups: Groups = {"data": data_class(task).options, "run": own, "trainer": trainer_options() or None}
     groups |= {group: callbacks[name].options for group, name in CALLBACK_GROUPS.items()}
@@ -248,7 +252,8 @@ def _other_kinds(option: str) -> list[str]:
 
 
 def spell(command: Command, option: str, name: str | None) -> None:
-    """Replace a class's name, typed or from a config, by its right spelling."""
+    """Replace a class's name, typed or from a config, by its right spelling, or by the path of a class from outside."""
+    name = name or path_by_name(str(command.flat()[option]))
     if name is None:
         return
     if option in command.values:

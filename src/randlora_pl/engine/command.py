@@ -16,6 +16,7 @@ from randlora_pl.config.compose import (
     underscored,
 )
 from randlora_pl.config.mistakes import check_names
+from randlora_pl.config.own_classes import check_run_config
 from randlora_pl.engine.first_stage import compose_fit, has_config
 from randlora_pl.engine.run_folder import check_architecture, check_run, planned_name, run_to_resume
 from randlora_pl.parallel.launch import broadcast_decision
@@ -26,7 +27,8 @@ from randlora_pl.utils.files.run_files import CONFIG, find_adapter
 def prepare(verb: str, args: list[str]) -> Command:
     """Return the checked command: typed options over the config of a run or adapter folder.
 
-    The config of a run (``--run``, ``--resume``) is trusted whole; beside an adapter only data options are read.
+    The config of a run (``--run``, ``--resume``) names classes of this program and Lightning, and others that the user
+    has imported; beside an adapter only data options are read.
 
     Raises:
         UserError: See `compose` and `check_names`.
@@ -36,9 +38,9 @@ def prepare(verb: str, args: list[str]) -> Command:
     _check_start_options(verb, args, folders)
     defaults, words = copy.deepcopy(DEFAULTS), list(args)
     if "resume" in folders:
-        words = ["--config", str(check_run(folders["resume"])), *words]
+        words = ["--config", str(check_run_config(check_run(folders["resume"]))), *words]
     elif "run" in folders:
-        words = ["--config", str(check_run(folders["run"])), *words]
+        words = ["--config", str(check_run_config(check_run(folders["run"]))), *words]
         find_adapter(folders["run"])  # raises the error of a run without one
     beside = config_beside(folders["adapter"]) if "adapter" in folders and not has_config(args) else None
     if beside is not None:

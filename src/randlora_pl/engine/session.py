@@ -27,6 +27,7 @@ from randlora_pl.language.catalog import TASKS as LANGUAGE_TASKS
 from randlora_pl.parallel.launch import process_rank
 from randlora_pl.utils.errors import DryRunEnd, LostProcessError, Terminated, UserError
 from randlora_pl.utils.files.run_files import CONFIG, LAST
+from randlora_pl.utils.own_classes.imports import import_words
 from randlora_pl.utils.quick_imports import quick_imports
 
 if TYPE_CHECKING:
@@ -201,10 +202,11 @@ def _end_the_others(app: "App") -> None:
 def _how_to_resume(app: "App") -> str:
     if app.dry:  # it has no folder
         return ""
+    resume = f"randlora-pl fit --resume {shlex.quote(str(app.folder))}{import_words()}"
     if app.command.verb == "fit" and (app.folder / LAST).is_file():
-        return f"resume with: randlora-pl fit --resume {shlex.quote(str(app.folder))}"
+        return f"resume with: {resume}"
     app.discard()
     if app.command.verb != "fit":
         return ""
-    again = f"; start it again with: randlora-pl fit --resume {shlex.quote(str(app.folder))}"
+    again = f"; start it again with: {resume}"
     return "no checkpoint has been written yet" + (again if (app.folder / CONFIG).is_file() else "")

@@ -31,6 +31,7 @@ from randlora_pl.tasks.optim import check_schedule
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import remove_leftovers, write_text
 from randlora_pl.utils.files.run_files import CONFIG, LAST
+from randlora_pl.utils.own_classes.imports import import_words
 from randlora_pl.utils.run_results import data_results, environment, model_results, read_results, write_results
 from randlora_pl.utils.text.console import print_above_progress
 
@@ -122,7 +123,7 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     trainer, task, data, folder = app.trainer, app.model, app.datamodule, app.folder
     before = read_results(folder)
     if before.get("finished"):
-        raise UserError(f"{folder} is finished. Test it again with: randlora-pl test --run {folder}")
+        raise UserError(f"{folder} is finished. Test it again with: randlora-pl test --run {folder}{import_words()}")
     check_schedule(task, data)
     if test:
         data.check_test()

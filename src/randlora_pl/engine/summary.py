@@ -7,6 +7,7 @@ from typing import Any
 
 from randlora_pl.callbacks.checkpoint import ADAPTER, BEST
 from randlora_pl.engine.found import FRAGMENT, training_of
+from randlora_pl.utils.own_classes.imports import import_words
 from randlora_pl.utils.run_results import read_results
 from randlora_pl.utils.text.formatting import byte_size, duration
 from randlora_pl.utils.text.tables import facts_table
@@ -40,16 +41,16 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
         "peak memory": f"{byte_size(results['peak_memory_bytes'])} ({results['device']})",
         "everything": f"{folder}: {', '.join(_listed(folder))}",
     }
-    path = shlex.quote(str(folder))
+    path, own = shlex.quote(str(folder)), import_words()
     earlier = results.get("best/step", results["steps"]) != results["steps"]
-    other = f"\n  randlora-pl test --adapter {path}/{BEST if adapter == ADAPTER else ADAPTER}" if earlier else ""
-    tests = f"\n  randlora-pl test --run {path}{other}" if testable else ""
-    goes_on = "" if results["finished"] else f"\n  randlora-pl fit --resume {path}"
+    other = f"\n  randlora-pl test --adapter {path}/{BEST if adapter == ADAPTER else ADAPTER}{own}" if earlier else ""
+    tests = f"\n  randlora-pl test --run {path}{own}{other}" if testable else ""
+    goes_on = "" if results["finished"] else f"\n  randlora-pl fit --resume {path}{own}"
     board = f"\n  tensorboard --logdir {path}" if (folder / "tensorboard").is_dir() else ""
     given = "--images PATH" if unit == "images" else "--texts FILE"
-    use = f"predict --adapter {path}/{adapter} {given} --output predictions.csv"
+    use = f"predict --adapter {path}/{adapter} {given} --output predictions.csv{own}"
     if unit != "images":
-        use += f"\n  randlora-pl adapter merge {path}/{adapter} --output FOLDER"
+        use += f"\n  randlora-pl adapter merge {path}/{adapter} --output FOLDER{own}"
     found = f"\n  {training_of(folder)}" if (folder / FRAGMENT).is_file() else ""
     following = f"\nNext:{goes_on}{found}\n  randlora-pl {use}{tests}{board}"
     return ["", facts_table(rows), following]

@@ -24,6 +24,7 @@ from randlora_pl.data.images.decode import trust_the_limit
 from randlora_pl.serving.uploads import TAKEN, Upload, read_upload
 from randlora_pl.utils.cores import usable_cores
 from randlora_pl.utils.errors import UnreadableImageError, UserError
+from randlora_pl.utils.own_classes.imports import import_named, named_modules
 from randlora_pl.utils.precision import use_precision
 
 BATCH_PIXELS = 8_000_000
@@ -70,6 +71,7 @@ class ClassifierAPI(LitAPI):  # type: ignore[misc]
         super().__init__(max_batch_size=options.batch_size, batch_timeout=options.batch_timeout, loop=PatientLoop())
         self.adapter, self.precision, self.most_pixels = options.adapter.resolve(), options.precision, most_pixels
         self.threads = max(1, usable_cores() // options.workers)  # of PyTorch in each worker
+        self.imports = list(named_modules())  # a worker is a new process
         self.failures = multiprocessing.get_context("spawn").SimpleQueue()  # errors of building the model
 
     def setup(self, device: str) -> None:
@@ -77,6 +79,8 @@ class ClassifierAPI(LitAPI):  # type: ignore[misc]
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server ends it after the last response
         end_with_parent()
         try:
+            for name in self.imports:
+                import_named(name)
             self._build(device)
         except UserError as error:
             self.failures.put(error)

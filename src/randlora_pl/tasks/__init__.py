@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from randlora_pl.tasks.prompt.regulation import SelfRegulation
     from randlora_pl.tasks.prompt.task import PromptTask
     from randlora_pl.tasks.prompt.tip import TipAdapter
-    from randlora_pl.tasks.restore import ImageTask, load_task
+    from randlora_pl.tasks.restore import ImageTask, load_task, register
     from randlora_pl.tasks.several import load_tasks, weighted_task
     from randlora_pl.tasks.text_head import TextHeadTask
     from randlora_pl.tasks.trainer import make_trainer
@@ -45,6 +45,7 @@ __all__ = [
     "load_task",
     "load_tasks",
     "make_trainer",
+    "register",
     "weighted_task",
 ]
 

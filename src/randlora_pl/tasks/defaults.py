@@ -1,9 +1,10 @@
 """Learning rates by method and task (Table 8 and sections C.2 and C.3 of the paper), and the checks of options."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from randlora_pl.adapters import SVFT, Adapter
+from randlora_pl.adapters.registry import parent_method
 from randlora_pl.utils.errors import UserError
 
 _TABLE_8 = {"FullFineTuning": 1e-5, "LoRA": 1e-3, "NoLA": 1e-3, "VeRA": 1e-2, "RandLoRA": 1e-3}
@@ -35,7 +36,22 @@ def default_learning_rate(adapter: Adapter, vision_only: bool) -> float:
     DoRA takes the rate of its inner method, and a sum of methods the lowest of its parts' rates.
     """
     rates = _TABLE_8 | _NOT_IN_THE_PAPER | (_VISION_ONLY if vision_only else {})
-    return min(svft_rate(each) if isinstance(each, SVFT) else rates[each.method()] for each in adapter.leaves())
+    return lowest_rate(adapter, lambda method: rates[method])
+
+
+def lowest_rate(adapter: Adapter, rate: Callable[[str], float]) -> float:
+    """Return the lowest learning rate of the methods inside an adapter; one from outside has its nearest parent's.
+
+    Args:
+        adapter: The adapter.
+        rate: Function that returns the rate of a method of this program by its name.
+
+    Raises:
+        UserError: A method from outside has no parent that gives it a rate.
+    """
+    if alone := [leaf.method() for leaf in adapter.leaves() if not parent_method(leaf)]:
+        raise UserError(f"{alone[0]} has no learning rate of its own. Set it: --model.learning_rate 1e-3, for example.")
+    return min(svft_rate(each) if isinstance(each, SVFT) else rate(parent_method(each)) for each in adapter.leaves())
 
 
 def svft_rate(adapter: SVFT) -> float:

@@ -4,6 +4,7 @@ They take a task of any kind as ``Any``, because `AdaptationTask` imports this m
 """
 
 import hashlib
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters import save_adapter
+from randlora_pl.adapters import registry, save_adapter
 from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.adapters.kept import kept_buffers, reset_buffers, update_buffers
 from randlora_pl.adapters.optimizer import rates_of
 from randlora_pl.tasks import procedure
+from randlora_pl.utils.class_paths import exported
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.own_classes.registry import check_importable, is_own, parent_among, path_of
 from randlora_pl.utils.signatures import whole_signature
 
 
@@ -50,7 +53,7 @@ def start_head(task: Any) -> None:
     if task.start is None or not task.trained_head:
         return
     file = task.start.file
-    theirs, kind, own = file.metadata.get("classnames"), file.metadata.get("task"), type(task).__name__
+    theirs, kind, own = file.metadata.get("classnames"), file.metadata.get("task"), kind_of(type(task))
     if kind != own:
         raise UserError(f"{file.path} is of {kind}, and has no head for {own}. Set --model {kind}.")
     if theirs != task.classnames:
@@ -71,26 +74,68 @@ def fingerprint(task: Any) -> str:
 
 
 def constructor(task: Any) -> dict[str, Any]:
-    """Return the constructor's arguments as JSON values, without the adapter and the options of execution."""
+    """Return the constructor's arguments as JSON values, without the adapter and the options of execution.
+
+    Raises:
+        UserError: A task from outside has not kept one of them.
+    """
     left_out = ("adapter", "frozen_dtype", "torch_compile", "liger")
-    return {name: getattr(task, name) for name in whole_signature(type(task)).parameters if name not in left_out}
+    names = [name for name in whole_signature(type(task)).parameters if name not in left_out]
+    if lost := [name for name in names if not hasattr(task, name)]:
+        raise UserError(
+            f"{type(task).__name__} does not keep its option {lost[0]}. Set self.{lost[0]} = {lost[0]} in its "
+            "constructor."
+        )
+    return {name: getattr(task, name) for name in names}
+
+
+def task_names() -> frozenset[str]:
+    """Return the names of the classes of this program that a task can have."""
+    return (exported("tasks") | exported("language")) - {"AdaptationTask"}
+
+
+def kind_of(kind: type) -> str:
+    """Return the name of a task's class; from outside, the name of its nearest parent here, or its import path."""
+    return parent_among(kind, task_names()) or path_of(kind)
+
+
+def check_loads_again(task: Any) -> None:
+    """Refuse a task whose file could not be loaded again.
+
+    Raises:
+        UserError: A class cannot be imported, or a file cannot hold an option.
+    """
+    registry.check_loads_again(task.adapter)
+    if not is_own(type(task)):
+        return
+    check_importable(type(task))
+    try:
+        json.dumps(task.constructor())
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{type(task).__name__}: options that a file cannot hold ({error}). Use numbers, texts and lists."
+        ) from None
 
 
 def save(task: Any, folder: str | Path, summary: Mapping[str, Any] | None = None) -> Path:
     """Write the adapter folder: trained tensors, head, class names and prompts.
+
+    A task from outside is stored as its nearest parent here, with the path of its own class.
 
     Args:
         task: The task.
         folder: Folder to write; an older one is replaced at once.
         summary: Metrics of the training, kept in the metadata.
     """
+    check_loads_again(task)
     arguments = task.constructor()
     if task.identity.sha256:  # without the local path of the weights
         arguments["pretrained"] = task.identity.pretrained
     if task.identity.config_sha256:  # without the local path of the folder
         arguments["name"] = task.identity.name
     metadata = {
-        "task": type(task).__name__,
+        "task": kind_of(type(task)),
+        **({"task_class": path_of(type(task))} if is_own(type(task)) else {}),
         "arguments": arguments,
         "classnames": task.classnames,
         "templates": task.templates,

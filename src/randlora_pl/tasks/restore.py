@@ -2,19 +2,21 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.io.save_load import place_adapter
 from randlora_pl.models.folders.model_folder import check_config
 from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.files import task_names
 from randlora_pl.tasks.linear_head import LinearHeadTask
 from randlora_pl.tasks.prompt.task import PromptTask
 from randlora_pl.tasks.text_head import TextHeadTask
 from randlora_pl.tasks.vision_language import VisionLanguageTask
 from randlora_pl.utils.adapter_schema import check_arguments
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.files.weights_files import base_arguments
+from randlora_pl.utils.own_classes import registry
 
 ImageTask = VisionLanguageTask | TextHeadTask | LinearHeadTask | PromptTask
 """The tasks on images."""
@@ -22,6 +24,42 @@ ImageTask = VisionLanguageTask | TextHeadTask | LinearHeadTask | PromptTask
 TASKS: dict[str, type[ImageTask]] = {task.__name__: task for task in get_args(ImageTask)}
 
 Kind = TypeVar("Kind", bound=AdaptationTask)
+Task = TypeVar("Task", bound=type[AdaptationTask])
+
+
+def register(kind: Task) -> Task:
+    """Make a task of your own loadable from adapter files, which store its import path; also as a decorator.
+
+    ``--import MODULE`` and the entry-point group ``randlora_pl.tasks`` do the same for commands.
+
+    Examples:
+        >>> from randlora_pl.tasks import TextHeadTask, register
+        >>> @register
+        ... class DoubledLoss(TextHeadTask):
+        ...     def sample_losses(self, batch):
+        ...         losses, right = super().sample_losses(batch)
+        ...         return 2 * losses, right
+
+    Args:
+        kind: A subclass of `AdaptationTask`.
+
+    Returns:
+        The same class.
+
+    Raises:
+        UserError: It is not a subclass of `AdaptationTask`, or has the name of a task of this program.
+    """
+    registry.TASKS.register(kind, AdaptationTask, task_names())
+    return kind
+
+
+def find_task(path: str) -> type[AdaptationTask]:
+    """Return a task of a user or a package by its import path.
+
+    Raises:
+        UserError: It is neither imported by name, nor registered, nor an entry point.
+    """
+    return registry.TASKS.find(path, AdaptationTask, task_names())
 
 
 def load_task(folder: str | Path, **overrides: Any) -> ImageTask:
@@ -63,13 +101,20 @@ def make_task(file: AdapterFile, kinds: Mapping[str, type[Kind]], overrides: Map
     Raises:
         UserError: If it was written by none of them, or its arguments are unknown.
     """
-    kind = kinds.get(file.metadata.get("task", ""))
+    own, name = file.metadata.get("task_class"), file.metadata.get("task", "")
+    kind = kinds.get(name)
+    if own is not None and (kind is not None or name == own):
+        with errors_in(file.path):
+            kind = cast(type[Kind], find_task(own))
     if kind is None:
         what = f"{file.path} was saved by none of the tasks {', '.join(kinds)}"
         raise UserError(f"{what}; in Python, load_adapter(model, folder) loads it.")
     arguments = {**arguments_of(kind, file.metadata["arguments"], file.path), **overrides}
     check_arguments(kind, arguments, f"{file.path}, arguments of {kind.__name__}")
-    task = kind(**arguments, adapter=file.adapter)
+    try:
+        task = kind(**arguments, adapter=file.adapter)
+    except TypeError as error:  # a class of a user may have got a required option
+        raise UserError(f"{file.path}: {kind.__name__} does not take its arguments ({error}).") from None
     task.saved = file
     return task
 

@@ -38,9 +38,10 @@ class Metadata(TypedDict, total=False):
 
 
 class TaskMetadata(TypedDict):
-    """Required metadata of an adapter that a task has saved."""
+    """Required metadata of an adapter that a task has saved; ``task_class`` is the path of a class from outside."""
 
     task: str
+    task_class: NotRequired[str]
     arguments: dict[str, Any]
     classnames: list[str]
     templates: list[str]
@@ -146,7 +147,7 @@ def misfit(value: Any, hint: Any, name: str = "") -> str | None:
     """
     kind, inner = get_origin(hint), get_args(hint)
     prefix = f"{name}." if name else ""
-    if hint is Any:
+    if hint is Any or hint is inspect.Parameter.empty or isinstance(hint, str):  # an own class may have no types
         return None
     if kind in (Union, types.UnionType):
         return None if any(misfit(value, each) is None for each in inner) else _is(name, value)
@@ -176,7 +177,8 @@ def misfit(value: Any, hint: Any, name: str = "") -> str | None:
         if isinstance(value, int) and abs(value) > _LARGEST:  # float() and torch would overflow
             return _is(name, value)
         known: Any = {float: (int, float), type(None): type(None)}.get(hint, hint)
-        fits = isinstance(value, known) and (hint is bool or not isinstance(value, bool))
+        checked = isinstance(known, type | tuple)  # not of an own class, whose types may be any
+        fits = not checked or (isinstance(value, known) and (hint is bool or not isinstance(value, bool)))
         return None if fits else _is(name, value)
     return next((found for part in parts if (found := misfit(*part))), None)
 

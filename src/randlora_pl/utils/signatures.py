@@ -1,7 +1,7 @@
 """Signatures of constructors that pass ``**options`` on to their bases."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from randlora_pl.utils.errors import near
@@ -34,13 +34,21 @@ def whole_signature(kind: type) -> inspect.Signature:
     for each in kind.__mro__:
         if "__init__" not in vars(each):
             continue
-        _, *own = inspect.signature(vars(each)["__init__"]).parameters.values()
+        _, *own = _signature(vars(each)["__init__"]).parameters.values()
         for option in own:
             if option.name not in getattr(kind, "fixed_options", ()) and option.kind is not option.VAR_KEYWORD:
                 found.setdefault(option.name, option)
         if not any(option.kind is option.VAR_KEYWORD for option in own):
             break
     return inspect.Signature(sorted(found.values(), key=lambda option: option.kind))
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a function, with annotations that are texts evaluated where that is possible."""
+    try:
+        return inspect.signature(function, eval_str=True)
+    except (NameError, AttributeError, TypeError, SyntaxError):  # names for type checkers only
+        return inspect.signature(function)
 
 
 class NamedOptions(type):

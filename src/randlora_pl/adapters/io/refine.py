@@ -21,6 +21,7 @@ from randlora_pl.adapters.methods.full_rank.together import Together, TogetherDe
 from randlora_pl.adapters.operations import detach
 from randlora_pl.adapters.targets.select import choose
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.own_classes.registry import is_own
 
 Form = Literal["beside", "absorbed"]
 """Place of the LoRA in the method that refines it, see `refine`."""
@@ -98,7 +99,7 @@ def continued(lora: Adapter, layers: Mapping[str, Sequence[int]], adapter: Adapt
     """
     if form not in get_args(Form):
         raise UserError(f"form is {form!r}: choose {' or '.join(get_args(Form))}.")
-    if not isinstance(lora, LoRA):
+    if not isinstance(lora, LoRA) or is_own(type(lora)):  # an own class may compute something else
         raise UserError(
             f"{where} is {lora.method()}, and a stage starts from LoRA. Train one first: randlora-pl fit "
             "--config CONFIG --model.adapter LoRA"

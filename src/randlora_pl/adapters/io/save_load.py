@@ -28,6 +28,7 @@ from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
 from randlora_pl.adapters.operations import adapted_layers, report_of, unmerge, use_bases
 from randlora_pl.adapters.procedure import warn_if_unused
 from randlora_pl.adapters.random_bases import STORED, Bases
+from randlora_pl.adapters.registry import check_loads_again, find_method
 from randlora_pl.utils.adapter_schema import OTHER_VERSION, check_adapter_schema
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files.atomic_output import disk_errors
@@ -76,10 +77,13 @@ def save_adapter(
         Absolute path.
 
     Raises:
-        UserError: The model has no adapter, or the path contains anything other than an adapter.
+        UserError: The model has no adapter, its file could not be loaded again, or the path contains anything other
+            than an adapter.
         OSError: The adapter cannot be written, for example because the disk is full; the older adapter stays.
     """
-    report, state = report_of(model), adapter_state(model)
+    report = report_of(model)
+    check_loads_again(report.adapter)
+    state = adapter_state(model)
     warn_if_unused(report.procedure, report.adapter.method())
     tensors = state.tensors | {EXTRA + name: tensor for name, tensor in (extra or {}).items()}
     adapter, derived = report.adapter, derived_buffers(model) if keep_derived else {}
@@ -201,7 +205,7 @@ def make_adapter(method: str, options: Mapping[str, Any], source: object, hint: 
         UserError: The method or an option is unknown; the message has ``source``.
     """
     kinds = {name: getattr(methods, name) for name in methods.__all__}
-    adapter: Adapter = make(kinds, {"method": method, "options": options}, source, hint)
+    adapter: Adapter = make(kinds, {"method": method, "options": options}, source, hint, find_method)
     return adapter
 
 

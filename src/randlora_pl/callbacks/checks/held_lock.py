@@ -8,6 +8,7 @@ from filelock import SoftFileLease
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from randlora_pl.utils.errors import LostProcessError
+from randlora_pl.utils.own_classes.imports import import_words
 
 
 class HeldLock(Callback):
@@ -30,7 +31,7 @@ class HeldLock(Callback):
             LostProcessError: The lock is lost.
         """
         if lost := self._lease.compromise:
-            resume = f"resume with: randlora-pl fit --resume {shlex.quote(str(self._folder))}"
+            resume = f"resume with: randlora-pl fit --resume {shlex.quote(str(self._folder))}{import_words()}"
             raise LostProcessError(
                 f"the lock of its folder ({lost.reason}): check whether another process trains there, or {resume}"
             )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from randlora_pl.cli.common.tables import layer_table
 from randlora_pl.language.catalog import given_to
+from randlora_pl.utils.own_classes.imports import import_words
 from randlora_pl.utils.rank_or_error import check_rank_or_error
 
 if TYPE_CHECKING:
@@ -43,4 +44,4 @@ def print_converted(path: "Path", made: "Converted", file: "AdapterFile") -> Non
     print(f"error: {made.error:.2e} of all updates together (Frobenius), at most {worst.error:.2e} ({worst.layer})")
     print(f"largest difference of outputs on random images: {made.difference:.1e}, {made.relative:.1e} of the largest")
     print(f"{path}: LoRA, {made.parameters:,} parameters, {made.size:,} bytes")
-    print(f"  randlora-pl predict --adapter {path} {given_to(file.metadata.get('task'))}")
+    print(f"  randlora-pl predict --adapter {path} {given_to(file.metadata.get('task'))}{import_words()}")

@@ -21,6 +21,7 @@ from randlora_pl.experiments.sweep.provenance import read_provenance
 from randlora_pl.experiments.sweep.steps import is_text
 from randlora_pl.parallel.launch import launched
 from randlora_pl.utils.errors import UserError, errors_in
+from randlora_pl.utils.own_classes.imports import import_words
 from randlora_pl.utils.text.log_filters import silence_library_warnings
 
 
@@ -251,4 +252,4 @@ def words_of(verb: str, args: list[str], job: Job) -> list[str]:
         parser.add_argument(option)
     parser.add_argument("--slurm", nargs="+")
     _, rest = parser.parse_known_args(args)
-    return [verb, *rest, "--output", str(job.folder.path.resolve())]
+    return [verb, *rest, "--output", str(job.folder.path.resolve()), *import_words().split()]

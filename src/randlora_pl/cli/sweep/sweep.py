@@ -9,11 +9,12 @@ from randlora_pl.cli.sweep.job import Job, begin, check_typed, end, job_of, pars
 from randlora_pl.cli.sweep.run import dry_run, spawn, work
 from randlora_pl.experiments.sweep.folder import REPORT
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.own_classes.imports import import_words
 
 
 def sweep_verb(args: list[str]) -> int:
     """Run, or list, the cells of a sweep; see `run_sweep`."""
-    return run_sweep(args, f"randlora-pl sweep {shlex.join(args)}")[0]
+    return run_sweep(args, f"randlora-pl sweep {shlex.join(args)}{import_words()}")[0]
 
 
 def run_sweep(args: list[str], same: str) -> tuple[int, Job | None]:

@@ -18,6 +18,7 @@ from randlora_pl.experiments.sweep.description import SweepConfig, budget
 from randlora_pl.experiments.sweep.folder import SweepFolder
 from randlora_pl.experiments.sweep.trial_config import check
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.own_classes.imports import import_words
 from randlora_pl.utils.text.log_filters import silence_library_warnings
 
 RATES = [1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0]
@@ -39,7 +40,7 @@ def tune_verb(args: list[str]) -> int:
         if word.partition("=")[0] not in ("model", "dataset", "method"):
             raise UserError(f"--only {word}: a search is restricted by model, dataset or method.")
     path = Path("runs") / "tune" / file.stem if typed.output is None else typed.output
-    found = search_of(typed, file, description, path, f"randlora-pl tune {shlex.join(args)}")
+    found = search_of(typed, file, description, path, f"randlora-pl tune {shlex.join(args)}{import_words()}")
     if typed.dry_run:
         return dry_run(found.job)
     tuned = found.run(typed, words_of("tune", args, found.job), comments(file))
@@ -67,7 +68,7 @@ def tune_run(args: list[str]) -> int:
     tree = tree_of(command)
     description = described(tree, command.named)
     path = typed.output or Path("runs") / "tune" / Path(command.named[-1]).stem
-    found = _search(typed, tree, description, path, f"randlora-pl tune {shlex.join(args)}")
+    found = _search(typed, tree, description, path, f"randlora-pl tune {shlex.join(args)}{import_words()}")
     if typed.dry_run:
         return dry_run(found.job)
     found.run(typed, words_of("tune", args, found.job), None)

@@ -4,13 +4,13 @@ from typing import Any
 
 from torch import nn
 
-from randlora_pl.adapters import SVFT, Adapter
+from randlora_pl.adapters import Adapter
 from randlora_pl.language.models.loading import RANDOM, checkpoint_blocks, identity_name, set_checkpointing_mode
 from randlora_pl.language.models.targets import known_targets
 from randlora_pl.language.models.tokenizers import BYTES, load_tokenizer
 from randlora_pl.models import ModelIdentity
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.defaults import svft_rate
+from randlora_pl.tasks.defaults import lowest_rate
 
 _RATES = {
     "AutoLoRA": 3e-4,
@@ -28,9 +28,7 @@ _RATES = {
 
 def default_learning_rate(task: AdaptationTask, adapter: Adapter) -> float:
     """Return the learning rate of the released scripts: the lowest of the methods inside the adapter."""
-    return min(
-        svft_rate(each) if isinstance(each, SVFT) else _RATES.get(each.method(), 1e-4) for each in adapter.leaves()
-    )
+    return lowest_rate(adapter, lambda method: _RATES.get(method, 1e-4))
 
 
 def default_targets(task: AdaptationTask, model: Any) -> list[str] | None:

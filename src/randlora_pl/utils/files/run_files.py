@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.own_classes.imports import import_words
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -119,7 +120,7 @@ def find_adapter(path: str | os.PathLike[str]) -> Path:
     if adapter.is_file() or (adapter / "adapter_config.json").is_file() or not (run / CONFIG).is_file():
         return adapter
     if not (run / ADAPTER).is_dir():
-        again = f"randlora-pl fit --resume {shlex.quote(str(run))}"
+        again = f"randlora-pl fit --resume {shlex.quote(str(run))}{import_words()}"
         raise UserError(f"{run} is not finished and has no adapter yet. Run: {again}")
     return tested_adapter(run)
 

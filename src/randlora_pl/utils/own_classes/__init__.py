@@ -1,0 +1,1 @@
+"""Classes that a user or an installed package adds to this program."""

@@ -1,0 +1,135 @@
+"""Classes of one kind from outside this program, such as methods, by their import paths."""
+
+import sys
+from collections.abc import Collection
+from importlib.metadata import entry_points
+from typing import TypeVar
+
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.own_classes.imports import imported, named_modules
+
+PACKAGE = "randlora_pl"
+Kind = TypeVar("Kind", bound=object)
+
+
+def is_own(kind: type) -> bool:
+    """Return True if a class belongs to a user or another package."""
+    return kind.__module__.partition(".")[0] != PACKAGE
+
+
+def path_of(kind: type) -> str:
+    """Return the name of a class in files: its import path, or the name alone for a class of this program."""
+    return f"{kind.__module__}.{kind.__qualname__}" if is_own(kind) else kind.__name__
+
+
+def parent_among(kind: type, known: Collection[str]) -> str | None:
+    """Return the nearest class among a class and its parents that this program has; None if there is none.
+
+    Args:
+        kind: The class.
+        known: Names of classes of this program.
+    """
+    return next((each.__name__ for each in kind.__mro__ if not is_own(each) and each.__name__ in known), None)
+
+
+def check_importable(kind: type) -> None:
+    """Refuse a class that another process could not import by its path.
+
+    Raises:
+        UserError: The class is in the main program, or not at the top level of its module.
+    """
+    name, module = kind.__qualname__, kind.__module__
+    if module != "__main__" and getattr(sys.modules.get(module), name, None) is kind:
+        return
+    place = "the main program" if module == "__main__" else f"{module}, but not at its top level"
+    raise UserError(
+        f"{kind.__name__} is defined in {place}, so a file of it could not be loaded again.",
+        f"Move it to the top level of a module, and import it: from mine import {kind.__name__}",
+    )
+
+
+class Registry:
+    """Registered classes, classes in modules that the user has named, and entry points of installed packages.
+
+    Args:
+        room: Package of this program with the classes of this kind. ``randlora_pl.ROOM`` is the entry-point group.
+        what: Kind of the classes in messages.
+    """
+
+    def __init__(self, room: str, what: str) -> None:
+        self.group, self.what = f"{PACKAGE}.{room}", what
+        self._classes: dict[str, type] = {}
+
+    def register(self, kind: type[Kind], base: type[Kind], built_in: Collection[str]) -> None:
+        """Add a class.
+
+        Args:
+            kind: The class.
+            base: Its required base class.
+            built_in: Names of the classes of this program.
+
+        Raises:
+            UserError: It has another base, or the name of a class of this program.
+        """
+        self._classes[path_of(kind)] = self._checked(kind, base, built_in)
+
+    def find(self, path: str, base: type[Kind], built_in: Collection[str]) -> type[Kind]:
+        """Return a class by its import path. Nothing is imported but an entry point.
+
+        Args:
+            path: Import path.
+            base: Required base class.
+            built_in: Names of the classes of this program.
+
+        Raises:
+            UserError: The class is not known, or has another base or a taken name.
+        """
+        module, _, name = path.rpartition(".")
+        found = self._classes.get(path)
+        if found is None and (there := named_modules().get(module)) is not None:
+            found = getattr(there, name, None)
+            if found is None:
+                raise UserError(f"The module {module} has no {self.what} {name}.")
+        if found is None and path in self._entries():
+            found = getattr(imported(module, f"The entry point {path}"), name, None)
+        if found is None:
+            raise UserError(
+                f"The {self.what} {path} is not of this program, and a file imports nothing by itself.",
+                f"Add --import {module} if you trust it. In Python, call {self.group}.register({name}).",
+            )
+        return self._checked(found, base, built_in)
+
+    def paths(self) -> list[str]:
+        """Return the import paths of the registered classes and of the entry points."""
+        return [*self._classes, *self._entries()]
+
+    def _entries(self) -> set[str]:
+        """Return the import paths of the entry points of this kind."""
+        return {entry.value.replace(":", ".") for entry in entry_points(group=self.group)}
+
+    def _checked(self, kind: object, base: type[Kind], built_in: Collection[str]) -> type[Kind]:
+        """Return a class if it has the required base and a free name."""
+        if not (isinstance(kind, type) and issubclass(kind, base)):
+            raise UserError(f"{getattr(kind, '__name__', kind)} is not a subclass of {base.__name__}.")
+        if is_own(kind) and kind.__name__.lower() in {name.lower() for name in built_in}:
+            raise UserError(f"{path_of(kind)} has the name of a {self.what} of this program. Rename it.")
+        return kind
+
+
+METHODS, TASKS = Registry("adapters", "method"), Registry("tasks", "task")
+
+
+def registered(path: str) -> bool:
+    """Return True if an import path is of a registered class or of an entry point."""
+    return path in METHODS.paths() or path in TASKS.paths()
+
+
+def path_by_name(name: str) -> str | None:
+    """Return the import path of a class from outside by its name alone; None if none is known.
+
+    Args:
+        name: Name of the class.
+    """
+    named = [f"{module}.{name}" for module, there in named_modules().items() if isinstance(vars(there).get(name), type)]
+    every = [*named, *METHODS.paths(), *TASKS.paths()]
+    return next((path for path in every if path.rpartition(".")[2] == name), None)

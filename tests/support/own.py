@@ -1,0 +1,26 @@
+"""Classes of a user, in a module of the working folder."""
+
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from randlora_pl.utils.own_classes import imports, registry
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Return what forgets, as a new process, the classes that were imported by name or registered."""
+    path = [*sys.path]
+
+    def forget() -> None:
+        monkeypatch.setattr(imports, "_named", {})
+        for each in (registry.METHODS, registry.TASKS):
+            monkeypatch.setattr(each, "_classes", {})
+        monkeypatch.setattr(sys, "path", [*path])
+        for name in [name for name in sys.modules if name.partition(".")[0].startswith("mine")]:
+            del sys.modules[name]
+
+    forget()
+    yield forget
+    forget()
