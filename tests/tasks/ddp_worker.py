@@ -13,17 +13,19 @@ from typing import Any
 
 import lightning as L
 import torch
+from open_clip.loss import SigLipLoss
 
 from randlora_pl.adapters import AutoLoRA, Fira, FullFineTuning, LoRA, RandLoRA, Together
 from randlora_pl.callbacks import Figures, PerClass
 from randlora_pl.data import ImageData
 from randlora_pl.parallel.strategy import AdapterDDP
 from randlora_pl.tasks import LinearHeadTask, VisionLanguageTask
+from randlora_pl.tasks.losses import normalize
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.reuse import caching
 
 from .prompt.learners import make_prompts
-from .small import make, trained, two_blocks
+from .small import make, sigmoid_clip, trained, two_blocks
 
 WORLD, RANK = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
 # 30 samples of 8 a step: the last step has 6, so that the last micro-batch of rank 1 is all padding.
@@ -181,6 +183,45 @@ def pairs(root: Path) -> dict[str, float]:
     return dict(figures)
 
 
+class Keep(L.Callback):
+    """Images and captions of this rank."""
+
+    def __init__(self) -> None:
+        self.images: list[torch.Tensor] = []
+        self.labels: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.images.append(batch["image"]), self.labels.append(batch["label"])
+
+
+@sigmoid_clip()
+def sigmoid(root: Path) -> dict[str, Any]:
+    """The change of a whole SigLIP model by one step of SGD, and what open_clip's loss gives for the same pairs."""
+    options: dict[str, Any] = {"name": "Small-sigmoid", "adapter": FullFineTuning(), "max_grad_norm": None}
+    task, other = (make("vision-language", **options) for _ in range(2))
+    task.configure_optimizers = lambda: torch.optim.SGD(task.parameters(), lr=1.0)  # type: ignore[assignment, method-assign]
+    task.on_train_start = lambda: None  # type: ignore[method-assign]
+    data = ImageData(**DATA | {"dataset": "pairs", "root": str(root), "shots": None, "sampling": "epochs"})
+    trainer(keep := Keep()).fit(task, data)
+    other.set_classes(data.classnames, ["{}"], captions=True)
+    other.configure_model()
+    model: Any = other.model
+    images, tokens = torch.cat(keep.images), other.tokens[torch.cat(keep.labels)]  # type: ignore[index]
+    x, y = normalize(model.encode_image(images)), normalize(model.encode_text(tokens))
+    loss = SigLipLoss(rank=RANK, world_size=WORLD)
+    loss(x, y, model.logit_scale.exp(), model.logit_bias).backward()
+    expected = {name: value.grad for name, value in other.named_parameters()}
+    for value in expected.values() if WORLD > 1 else ():
+        torch.distributed.all_reduce(value)  # the loss of each rank has its own images alone
+    start, end = trained(other), trained(task)
+    return {
+        "captions": len(set(torch.cat(keep.labels).tolist())),
+        "moved": {name: float(value.norm()) / WORLD for name, value in expected.items()},
+        "errors": {name: float((start[name] - end[name] - value / WORLD).norm()) for name, value in expected.items()},
+        "bias": float(end["backbone.logit_bias"]),
+    }
+
+
 def statistics() -> dict[str, Any]:
     """What a whole model with running statistics has learned, and what each rank evaluates of it."""
     task = LinearHeadTask("test_resnet.r160_in1k", "random", FullFineTuning(), img_size=32, learning_rate=1e-3)
@@ -214,6 +255,7 @@ def jobs(folder: Path) -> dict[str, Callable[[], Any]]:
         "projected": projected,
         "searched": searched,
         "statistics": statistics,
+        "sigmoid": partial(sigmoid, folder / "unique" / "pairs.csv"),
         "pairs": partial(pairs, folder / "pairs.csv"),
         "tables": partial(tables, folder / f"tables-{WORLD}"),
     }

@@ -1,5 +1,7 @@
 """Small tasks, methods and data that the tests of this folder share."""
 
+import json
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import open_clip
 import torch
 from PIL import Image
 from torch import Tensor
@@ -46,6 +49,30 @@ def two_blocks() -> Iterator[None]:
     finally:  # a test that fails spoils no other
         for config, layers in zip(configs, before, strict=True):
             config["layers"] = layers
+
+
+SIGMOID = {
+    "embed_dim": 24,
+    "init_logit_bias": -10.0,
+    "custom_text": True,
+    "nonscalar_logit_scale": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},
+    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+"""An architecture with the bias of SigLIP."""
+
+
+@contextmanager
+def sigmoid_clip() -> Iterator[None]:
+    """`SIGMOID` as open_clip's ``Small-sigmoid``, registered as a user's own would be."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "Small-sigmoid.json").write_text(json.dumps(SIGMOID))
+        open_clip.add_model_config(folder)
+        try:
+            yield
+        finally:
+            open_clip.factory._MODEL_CONFIG_PATHS.remove(Path(folder))
+            open_clip.factory._MODEL_CONFIGS.pop("Small-sigmoid")
 
 
 CLASSES = ["zero", "one", "two", "three"]

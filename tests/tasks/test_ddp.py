@@ -64,6 +64,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 def run_all(folder: Path, names: list[str]) -> None:
     write_pairs(folder, images=11, captions=2)
+    (folder / "unique").mkdir()
+    write_pairs(folder / "unique", images=8, captions=1)
     processes = start(folder, "ddp_worker", *names)
     try:
         main(folder, [name for name in names if name in ALONE])
@@ -193,6 +195,17 @@ def test_recall_is_that_of_all_pairs(results: Results) -> None:
     alone, first, second = results("pairs")
     assert {"test/recall@1", "test/recall@5", "test/recall@10", "test/acc"} <= alone.keys()
     assert first == second == pytest.approx(alone)
+
+
+def test_sigmoid_loss_spans_ranks_and_micro_batches(results: Results) -> None:
+    """One step on unique captions, with the gradient of open_clip's loss on as many ranks."""
+    found = results("sigmoid")
+    assert [each["captions"] for each in found] == [8, 4, 4]
+    for each in found:
+        assert each["moved"].keys() >= {"backbone.logit_scale", "backbone.logit_bias"}
+        for name, error in each["errors"].items():
+            assert error < 1e-3 * each["moved"][name] + 1e-6, name
+        assert each["bias"] == pytest.approx(found[0]["bias"], abs=1e-5) != -10.0
 
 
 def test_two_ranks_write_the_tables_of_one_process(results: Results) -> None:

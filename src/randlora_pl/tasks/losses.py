@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from randlora_pl.adapters import merge, unmerge
 from randlora_pl.data.loading.image_batches import counted_classes as counted_classes
@@ -39,6 +39,38 @@ def caption_floor(labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
     It is ``log n_y``, the loss of an image that matches its own caption alone. See `caption_losses` for the arguments.
     """
     return counts[torch.searchsorted(classes, labels)].clamp(min=1).float().log()
+
+
+def sigmoid_losses(logits: Tensor, labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
+    """Compute SigLIP's sum over the pairs of an image with the captions of an optimizer step, each unique caption once.
+
+    A pair is positive if the caption's class is the image's. With n_c captions of class c the loss is
+    ``sum_c n_c log(1 + exp(-+ z_c))``, where the sign is minus for the own class (Zhai et al., arXiv 2303.15343).
+
+    Its arguments are described at `caption_losses`; the logits contain the model's bias.
+    """
+    logits = logits.float()
+    signed = torch.where(classes == labels[:, None], logits, -logits)
+    return -(counts * F.logsigmoid(signed)).sum(1)
+
+
+def logit_bias(model: nn.Module) -> Tensor | None:
+    """Return the bias of a model's logits, which models that were pretrained with the sigmoid loss have; else None."""
+    bias: Tensor | None = getattr(model, "logit_bias", None)
+    return bias
+
+
+def pair_losses(model: nn.Module, logits: Tensor, labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
+    """Return `sigmoid_losses` if a model was pretrained with them, else `caption_losses`; logits are without bias."""
+    bias = logit_bias(model)
+    if bias is None:
+        return caption_losses(logits, labels, classes, counts)
+    return sigmoid_losses(logits + bias, labels, classes, counts)
+
+
+def pair_floor(model: nn.Module, labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor | float:
+    """Return the infimum of `pair_losses`, (b,) or 0."""
+    return caption_floor(labels, classes, counts) if logit_bias(model) is None else 0.0
 
 
 def all_captions(batch: Mapping[str, Any], classes: int) -> tuple[Tensor, Tensor]:

@@ -12,12 +12,13 @@ from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.losses import (
     StepFeatures,
     accumulated_loss,
-    caption_floor,
-    caption_losses,
     counted_classes,
     finish_evaluation,
+    logit_bias,
     normalize,
     padded_captions,
+    pair_floor,
+    pair_losses,
     prepare_evaluation,
     shared_features,
     similarities,
@@ -28,6 +29,8 @@ from randlora_pl.utils.errors import UserError
 
 class VisionLanguageTask(AdaptationTask):
     """Fine-tunes both towers of a CLIP model on images and one caption for each.
+
+    A model with a logit bias (SigLIP) trains with its sigmoid loss, any other by the softmax over the captions.
 
     Examples:
         >>> task = VisionLanguageTask("tiny", adapter=RandLoRA(rank=6))
@@ -42,19 +45,15 @@ class VisionLanguageTask(AdaptationTask):
             fc2 attn mlp all conv``, with an optional tower (``visual:mlp``). Default: packed q/k/v and both MLP
             matrices of both towers; convolutions and attention pool of a ResNet.
         logit_scale: ``exp`` multiplies similarities by exp(logit_scale), as CLIP was trained; ``raw`` by
-            logit_scale itself, as the official code does in this task.
+            logit_scale itself, as the official code does in this task. Not for SigLIP.
         caption: The caption of a class, with ``{}`` for its name.
         loss_batch: ``joint`` compares an image with the captions of the whole batch of an optimizer step, on all
             devices and in all micro-batches; ``local`` with the captions of its own micro-batch on its own device.
         eval_prompts: ``caption`` evaluates with that caption, ``ensemble`` with the dataset's templates averaged.
         options: Options of every task, see `AdaptationTask`.
-
-    Attributes:
-        loss_note: Meaning of the metric ``train/loss``, for the start page.
     """
 
     zero_shot = takes_captions = True
-    loss_note = "shown without its minimum, which equal captions in a batch cause: 0 is a perfect fit"
     set_classes, setup, predict_step = images.set_classes, images.setup, images.predict_step
     accumulated_loss = accumulated_loss
     prepare_evaluation, finish_evaluation = prepare_evaluation, finish_evaluation
@@ -87,6 +86,10 @@ class VisionLanguageTask(AdaptationTask):
         """Load the CLIP model, and tokenize the captions of all classes."""
         clip = load_clip(self.name, self.pretrained, seed=self.seed)
         self.identity = clip.identity
+        if self.logit_scale == "raw" and logit_bias(clip.model) is not None:
+            raise UserError(
+                f"--model.logit_scale raw does not suit the sigmoid loss of {self.name}: use --model.logit_scale exp."
+            )
         self._take_tokenizer(clip.tokenizer)
         return clip.model
 
@@ -109,17 +112,24 @@ class VisionLanguageTask(AdaptationTask):
         return raw.exp() if self.logit_scale == "exp" else raw
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return the image-to-text cross-entropy over the captions of the step or micro-batch (`loss_batch`)."""
+        """Return the loss of each image over the captions of the step or micro-batch (`loss_batch`)."""
         classes, counts = self._captions(batch)
         texts = self._text_features(batch, classes)
         images = normalize(self.model.encode_image(batch["image"]))  # type: ignore[operator]
         logits = self.scale() * similarities(images, texts)
-        losses = caption_losses(logits, batch["label"], classes, counts)
+        losses = pair_losses(self.model, logits, batch["label"], classes, counts)
         return losses, classes[logits.argmax(1)] == batch["label"]
 
-    def loss_floor(self, batch: dict[str, Any]) -> Tensor:
-        """Return the part of each loss that equal captions cause (see `caption_floor`)."""
-        return caption_floor(batch["label"], *self._captions(batch))
+    def loss_floor(self, batch: dict[str, Any]) -> Tensor | float:
+        """Return the part of each loss that equal captions cause (see `pair_floor`)."""
+        return pair_floor(self.model, batch["label"], *self._captions(batch))
+
+    @property
+    def loss_note(self) -> str:
+        """Meaning of the metric ``train/loss``, for the start page."""
+        if logit_bias(self.model) is not None:
+            return "the sigmoid loss of all pairs of a batch, with the model's scale and bias: 0 is a perfect fit"
+        return "shown without its minimum, which equal captions in a batch cause: 0 is a perfect fit"
 
     def _captions(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the classes that an image is compared with, and their counts.

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from torch import nn
+
 from randlora_pl.adapters import Frozen, GaLore
 from randlora_pl.prompts import Fixed
 from randlora_pl.tasks.defaults import check_positive
+from randlora_pl.tasks.losses import logit_bias
 from randlora_pl.tasks.prompt.tip import TipAdapter
 from randlora_pl.utils.errors import UserError
 
@@ -63,3 +66,16 @@ def head_rate(task: Any, given: float | None) -> float | None:
             "--model.classifier_steps 0.4, or leave it out."
         )
     return given or task.prompt_learning_rate * factor or None
+
+
+def check_model(task: Any, model: nn.Module) -> None:
+    """Refuse options that do not go with the model.
+
+    Raises:
+        UserError: The sigmoid loss would get logits for which the model's bias was not trained.
+    """
+    if isinstance(task.head, TipAdapter) and task.loss_batch == "joint" and logit_bias(model) is not None:
+        raise UserError(
+            f"TipAdapter adds to the similarities of {task.name}, whose sigmoid loss has a bias for them alone: use "
+            "--model.loss_batch all."
+        )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.tasks import optim
-from randlora_pl.tasks.losses import class_losses, normalize
+from randlora_pl.tasks.losses import class_losses, logit_bias, normalize
 from randlora_pl.utils.errors import UserError
 
 
@@ -98,15 +98,26 @@ def scaled_features(task: Any) -> Tensor:
 def unused(task: Any, batch: dict[str, Any]) -> Tensor | None:
     """Return a term of value 0 with what does not train in this stage, as DDP waits for all gradients."""
     own: Tensor | None = task.classifier
-    if own is None or batch["micro_batch"] < batch["micro_batches"] - 1:
+    if batch["micro_batch"] < batch["micro_batches"] - 1:
         return None
-    others = (each for each in task.parameters() if each.requires_grad and each is not own)
-    return 0.0 * (sum((each.sum() for each in others), own.new_zeros(())) if has_begun(task) else own.sum())
+    if has_begun(task):
+        idle = [each for each in task.parameters() if each.requires_grad and each is not own]
+    else:
+        idle = _cancelled(task) if own is None else [own, *_cancelled(task)]
+    return 0.0 * sum((each.sum() for each in idle[1:]), idle[0].sum()) if idle else None
 
 
-def drop_unused(optimizer: Any) -> None:
+def _cancelled(task: Any) -> list[Tensor]:
+    """Return the logit bias if it is trainable: it cancels in a softmax over all classes."""
+    bias = logit_bias(task.model)
+    return [] if bias is None or task.loss_batch != "all" or not bias.requires_grad else [bias]
+
+
+def drop_unused(task: Any, optimizer: Any) -> None:
     """Drop the gradients of what does not train in this stage, so that the optimizer leaves it alone."""
-    for group in optimizer.param_groups:
+    for bias in _cancelled(task):
+        bias.grad = None
+    for group in optimizer.param_groups if task.classifier is not None else ():
         for each in group["params"] if group["lr"] == 0 else ():
             each.grad = None
 

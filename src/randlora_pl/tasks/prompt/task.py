@@ -13,7 +13,7 @@ from randlora_pl.prompts import CoOp, PromptLearner, Prompts
 from randlora_pl.tasks import images, losses, optim
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_fraction, check_option, check_positive
-from randlora_pl.tasks.losses import StepFeatures, all_captions, caption_floor, caption_losses, class_losses
+from randlora_pl.tasks.losses import StepFeatures, all_captions, class_losses, pair_floor, pair_losses
 from randlora_pl.tasks.prompt import combinations, features, saved, second_stage, tip
 from randlora_pl.tasks.prompt.decoupled import Decoupled, DePT
 from randlora_pl.tasks.prompt.regulation import SelfRegulation, Teacher
@@ -135,6 +135,7 @@ class PromptTask(AdaptationTask):
         with torch.no_grad():
             width = model.encode_text(tokenizer(["x"]).to(next(model.parameters()).device)).shape[1]  # type: ignore[operator]
         self.register_buffer("class_head", torch.zeros(len(own), width), persistent=False)
+        combinations.check_model(self, model)
         if isinstance(self.head, TipAdapter):
             self.decoupled = self.head.build(self, width, len(own))
         elif self.head is not None:
@@ -198,7 +199,7 @@ class PromptTask(AdaptationTask):
         """Return the losses (b,) of logits (b, C), and which of the likeliest classes are right."""
         if self.loss_batch == "all":
             return class_losses(logits, batch, 0.0)
-        losses = caption_losses(logits, batch["label"], *self._captions(batch))
+        losses = pair_losses(self.model, logits, batch["label"], *self._captions(batch))
         return losses, logits.argmax(1) == batch["label"]
 
     def _captions(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -209,11 +210,11 @@ class PromptTask(AdaptationTask):
         return captions
 
     def loss_floor(self, batch: dict[str, Any]) -> Tensor | float:
-        """Return the part of each loss that equal captions cause, if the loss is joint (see `caption_floor`)."""
+        """Return the part of each loss that equal captions cause, if the loss is joint (see `pair_floor`)."""
         if self.loss_batch == "all" or second_stage.has_begun(self):
             return 0.0
         share = 1 - self.decoupled.weight if isinstance(self.decoupled, Decoupled) else 1.0
-        return share * caption_floor(batch["label"], *self._captions(batch))
+        return share * pair_floor(self.model, batch["label"], *self._captions(batch))
 
     def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
         """Return the text tower's gradient of earlier micro-batches, and the regulation's term of all classes."""
@@ -240,8 +241,7 @@ class PromptTask(AdaptationTask):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Leave alone what does not train in this stage."""
-        if self.classifier is not None:
-            second_stage.drop_unused(optimizer)
+        second_stage.drop_unused(self, optimizer)
 
     def on_train_start(self) -> None:
         """Drop the features of an interrupted run, and of a loaded file."""
