@@ -1,7 +1,7 @@
 """Model config of an adapter file and data config beside it: files from anywhere, none of which is run as code.
 
-A config of the user (``--config``) can name any class with any arguments, so that loading it can run code. An adapter has
-names of this program's own classes or of classes that the user has imported, and plain values.
+A config of the user (``--config``) can name any class with any arguments, so that loading it can run code. An adapter
+has names of this program's own classes or of classes that the user has imported, and plain values.
 """
 
 from collections.abc import Iterable, Mapping
