@@ -5,11 +5,11 @@
 Examples:
     >>> from lightning.pytorch.loggers import CSVLogger
     >>> from randlora_pl.callbacks import AdapterCheckpoint, Figures, GradientFlow, Patience, PeakMemory, PerClass
-    >>> from randlora_pl.callbacks import Elsewhere, Gates, NewClasses, ProgressBar, Throughput
+    >>> from randlora_pl.callbacks import Elsewhere, Gates, NewClasses, ProgressBar, ProgressLines, Throughput
     >>> from randlora_pl.callbacks import UnseenGradient, UpdateSpectrum, ValidationSchedule
     >>> callbacks = [GradientFlow(action="raise"), UpdateSpectrum(every_n_steps=2), PeakMemory(), Throughput()]
     >>> callbacks += [ValidationSchedule(), Patience("val/acc", "max", patience=3), PerClass(), Figures(samples=4)]
-    >>> callbacks += [Elsewhere(["mnist_5k"], images=100), Gates()]
+    >>> callbacks += [Elsewhere(["mnist_5k"], images=100), Gates(), ProgressLines()]
     >>> callbacks += [AdapterCheckpoint()]  # last, so that its files have what the others keep
     >>> trainer = make_trainer(callbacks=callbacks, logger=CSVLogger("runs/mine"), default_root_dir="runs/mine")
     >>> trainer.fit(VisionLanguageTask("tiny"), ImageData(dataset="digits", steps=4))
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from randlora_pl.callbacks.plots.figures import Figures, confusion_figure, samples_figure
     from randlora_pl.callbacks.plots.gates import Gates, gates_figure
     from randlora_pl.callbacks.plots.per_class import PerClass
-    from randlora_pl.callbacks.progress import ProgressBar
+    from randlora_pl.callbacks.progress import ProgressBar, ProgressLines
     from randlora_pl.callbacks.spectrum import UpdateSpectrum
     from randlora_pl.callbacks.step_numbers import StepNumbers
     from randlora_pl.callbacks.summary import StartSummary
@@ -70,6 +70,7 @@ __all__ = [
     "PeakMemory",
     "PerClass",
     "ProgressBar",
+    "ProgressLines",
     "StartSummary",
     "StepNumbers",
     "Termination",

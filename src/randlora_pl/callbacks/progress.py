@@ -1,14 +1,20 @@
-"""Progress bar of the training, which is a single Lightning epoch."""
+"""Progress of the training, which is a single Lightning epoch: a bar, or lines in a log file."""
 
+import time
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from rich.console import Console
 
 from randlora_pl.utils.device import LateCopy
+from randlora_pl.utils.text.console import print_above_progress
+from randlora_pl.utils.text.formatting import duration
 
 _SHOWN = ("train/loss", "train/acc")
+LINE_SECONDS = 30.0
+"""Seconds between two lines of `ProgressLines`."""
 
 
 class ProgressBar(RichProgressBar):
@@ -54,3 +60,65 @@ class ProgressBar(RichProgressBar):
             sent, copy = self._coming
             self._here = dict(zip(sent, copy.read().tolist(), strict=True))
             self._coming = None
+
+
+class ProgressLines(Callback):
+    """Print a line every `LINE_SECONDS` where a bar cannot move: in a log file of nohup, Slurm or a container.
+
+    The line has the optimizer step, the steps per second since the line before, the time left, and the loss. Only rank
+    0 prints.
+    """
+
+    def __init__(self) -> None:
+        self._printed, self._from = 0.0, (0.0, 0)  # time of the last line; time and step that the rate counts from
+
+    def _due(self, trainer: Trainer) -> bool:
+        """Return True if the next line is due, which it is at most once."""
+        now = time.monotonic()
+        if not trainer.is_global_zero or now - self._printed < LINE_SECONDS:
+            return False
+        console = Console()
+        self._printed = now
+        return not (console.is_interactive or console.is_jupyter)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._printed = time.monotonic()
+        self._from = self._printed, trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
+        """Print the line of the training if it is due."""
+        step, steps = trainer.global_step, pl_module.total_steps()
+        if step >= steps or not self._due(trainer):
+            return
+        (begun, first), rate = self._from, ""
+        if step > first:
+            each = (self._printed - begun) / (step - first)
+            rate = f", {f'{1 / each:.3g} steps/s' if each < 1 else f'{each:.3g} s/step'}"
+            rate += f", {duration(each * (steps - step))} left"
+            self._from = self._printed, step
+        found = trainer.callback_metrics
+        shown = [f", {name} {float(found[name]):.4g}" for name in _SHOWN if name in found]
+        print_above_progress(f"step {step:,} of {steps:,}{rate}{''.join(shown)}")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock unless a training runs."""
+        self._printed = self._printed or time.monotonic()
+
+    on_test_start = on_validation_start
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Print the line of a validation if it is due."""
+        self._evaluated(trainer, "validation", batch_idx + 1, trainer.num_val_batches)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Print the line of a test if it is due."""
+        self._evaluated(trainer, "test", batch_idx + 1, trainer.num_test_batches)
+
+    def _evaluated(self, trainer: Trainer, what: str, done: int, batches: list[int | float]) -> None:
+        if done < sum(batches) and self._due(trainer):
+            print_above_progress(f"{what}: {done:,} of {sum(batches):,} batches")

@@ -26,6 +26,7 @@ from randlora_pl.callbacks import (
     PeakMemory,
     PerClass,
     ProgressBar,
+    ProgressLines,
     StartSummary,
     StepNumbers,
     Termination,
@@ -262,7 +263,7 @@ class App(LightningCLI):
         users = config.get("callbacks") or []
         replaced = any(isinstance(callback, AnyProgressBar) for callback in users)
         if config["enable_progress_bar"] is not False and not replaced:
-            own.append(ProgressBar())
+            own += [ProgressBar(), ProgressLines()]
         if self.created and self._path is None:
             own.append(_Latest(self.folder))
         config = with_strategy(with_devices(config), self.config_init.run.timeout)
