@@ -15,6 +15,8 @@ def test_curves_are_numbered_by_the_optimizer_steps_done(fit: Fit, tmp_path: Pat
     rows = list(csv.DictReader((tmp_path / "csv" / "metrics.csv").open(newline="")))
     trained, validated = ([row for row in rows if row[name]] for name in ("train/loss", "val/loss"))
     assert [row["step"] for row in trained] == [row["step"] for row in validated] == ["1", "2", "3", "4"]
+    for row in (*trained, *validated):  # 8 x 2 of 20 images a step
+        assert float(row["epoch"]) == pytest.approx(int(row["step"]) * 16 / 20)
     rates = {name: [float(row[name]) for row in trained] for name in rows[0] if name.startswith("lr-AdamW")}
     expected = [
         task.learning_rate * schedule_factor(step, 4, task.warmup_steps, task.final_lr_fraction) for step in range(4)

@@ -30,7 +30,7 @@ data:
 """
 
 EARLY = {
-    "--trainer.max_epochs 3": "trainer.max_epochs is 3",
+    "--trainer.max_epochs -1": "trainer.max_epochs is -1",
     "--checkpoint.monitor val/f1": "checkpoint.monitor is 'val/f1'",
     "--checkpoint.monitor val/acuracy": "Did you mean 'val/acc'",
     "--run.logger nonsense": "Did you mean 'none'",

@@ -34,3 +34,29 @@ def test_what_is_set_last_is_the_length(tmp_path: Path) -> None:
     ):
         flat = compose("fit", words, {}).flat()
         assert (flat.get("data.epochs"), flat.get("data.steps")) == length, words
+
+
+@pytest.mark.parametrize(
+    ("words", "length"),
+    [
+        ("--trainer.max_epochs 3", {"data.epochs": 3}),
+        ("--trainer.max_steps 5 --trainer.max_steps=9", {"data.steps": 9}),
+        ("--config steps.yaml --trainer.max_epochs 1", {"data.epochs": 1}),
+        ("--config steps.yaml --config lightning.yaml", {"data.epochs": 4}),
+        ("--config run.yaml", {"data.epochs": 6, "trainer.max_epochs": 1}),
+        ("--config run.yaml --trainer.max_steps 5", {"data.steps": 5, "trainer.max_epochs": 1}),
+        ("--data.epochs 3 --trainer.max_steps 5", {"data.epochs": 3, "trainer.max_steps": 5}),  # the shorter
+        ("--trainer.max_epochs 3 --trainer.max_steps 5", {"data.epochs": 3, "trainer.max_steps": 5}),
+        ("--trainer.max_epochs -1", {"trainer.max_epochs": -1}),
+    ],
+)
+def test_lightnings_length_is_ours_where_both_mean_the_same(
+    words: str, length: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {"steps": "data: {steps: 7}", "lightning": "trainer: {max_epochs: 4}"}
+    files["run"] = "data: {epochs: 6, steps: null}\ntrainer: {max_epochs: 1, max_steps: null}"
+    for name, text in files.items():
+        Path(f"{name}.yaml").write_text(text)
+    flat = compose("fit", words.split(), {}).flat()
+    assert {key: value for key, value in flat.items() if value and key != "model.adapter"} == length

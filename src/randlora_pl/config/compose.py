@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from randlora_pl.config.classes import CLASSES, LISTS, Tree, normalize, with_default_classes
-from randlora_pl.config.run_length import without_other_length
+from randlora_pl.config.run_length import ALIASES, alias, with_our_length, without_other_length
 from randlora_pl.config.shipped import find_config
 from randlora_pl.utils.class_paths import public_path
 from randlora_pl.utils.errors import UserError, brief, errors_in
@@ -185,10 +185,11 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
             if not tree:
                 raise UserError(f"{file} is empty: it sets no option. Leave it out. See: randlora-pl config list")
             with errors_in(file):
-                command.config = merge(command.config, normalize(tree))
+                command.config = merge(command.config, with_our_length(normalize(tree)))
             command.named.append(str(file))
         else:
             command.folders[option[2:]] = folder_of(option[2:], value)
+    _take_length(command)
     _take_classes(command)
     command.config = with_default_classes(command.config, command.values)
     _take_nulls(command)
@@ -224,6 +225,15 @@ def _hint(word: str) -> str:
     except UserError:
         return ""
     return f" Did you mean --config {word}?"
+
+
+def _take_length(command: Command) -> None:
+    """Replace a typed length of the trainer by the same length of the data."""
+    for option in ALIASES:
+        ours = alias(option, command.values.get(option), command.values)
+        if ours != option:
+            command.values[ours] = command.values.pop(option)
+            command.typed = [f"--{ours}" if word == f"--{option}" else word for word in command.typed]
 
 
 def _take_classes(command: Command) -> None:
