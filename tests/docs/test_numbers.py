@@ -214,7 +214,7 @@ def test_the_verdict_has_the_numbers_of_the_report() -> None:
     for name, count, _, *accuracies in told:
         assert [count, *accuracies] == known[name], name
     pairs = {tuple(row[:2]): row for row in rows_of(report, "| Method | against | Model | Verdict")[1:]}
-    assert {row[3] for row in pairs.values()} == {"no verdict: 3 seeds, 5 are needed"}
+    assert {row[3] for row in pairs.values()} == {"no verdict: 3 seeds, 5 are needed; 3 datasets, 6 are needed"}
     assert f"none of the {len(pairs)} pairs has one" in " ".join(verdict.split())
     for one, other, difference in rows_of(verdict, "| method | against")[1:]:
         assert pairs[one, other][5] == difference
@@ -242,7 +242,7 @@ def test_the_verdict_of_all_methods_has_the_numbers_of_their_reports() -> None:
             assert difference == (differences[method][1] if method in differences else "-"), method
             assert elsewhere == [forgotten.get(method, ["-"])[0]] * (name == "methods"), method
         pairs = rows_of(report, "| Method | against | Model | Verdict")[1:]
-        assert {row[3] for row in pairs} == {"no verdict: 3 seeds, 5 are needed"} and len(pairs) == 231
+        assert all(row[3].startswith("no verdict: 3 seeds, 5 are needed; ") for row in pairs) and len(pairs) == 231
         assert len(find_sweep(name)[1].methods) == len(told) + (name == "methods")
 
 
@@ -262,7 +262,7 @@ def test_the_verdict_of_prompts_has_the_numbers_of_its_report() -> None:
         assert [unseen, mean] == new[method][-2:], method
         assert elsewhere == forgotten[method][0], method
     pairs = {tuple(row[:2]): row for row in rows_of(report, "| Method | against | Model | Verdict")[1:]}
-    assert {row[3] for row in pairs.values()} == {"no verdict: 3 seeds, 5 are needed"}
+    assert {row[3] for row in pairs.values()} == {"no verdict: 3 seeds, 5 are needed; 3 datasets, 6 are needed"}
     assert f"none of the {len(pairs)} pairs has one" in " ".join(verdict.split())
     for one, other, difference in rows_of(verdict, "| method | against")[1:]:
         assert pairs[one, other][5] == difference, one

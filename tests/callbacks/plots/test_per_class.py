@@ -10,6 +10,7 @@ from torchmetrics.classification import MulticlassStatScores
 from randlora_pl.callbacks import PerClass
 from randlora_pl.callbacks.plots.per_class import class_table, means
 from randlora_pl.engine.summary import format_metrics
+from randlora_pl.utils.packed_bits import unpacked
 from tests.callbacks.conftest import Fit
 
 
@@ -45,6 +46,15 @@ def test_table_is_written_after_the_training_alone(fit: Fit, tmp_path: Path) -> 
     assert samples.sum() == 128  # two batches of 64
     assert samples @ recalls / 128 == pytest.approx(figures["test/acc"], abs=1e-6)
     assert recalls.mean() == pytest.approx(callback.facts["test/balanced_accuracy"], abs=1e-6)
+    right = unpacked(callback.facts["test/right"])
+    assert right is not None and len(right) == 128 and right.mean() == pytest.approx(figures["test/acc"], abs=1e-6)
+    with torch.no_grad():
+        batches = list(data.test_dataloader())
+        task.prepare_evaluation()
+        guesses = torch.cat([task.class_logits(batch["image"]).argmax(1) for batch in batches])
+        task.finish_evaluation()
+    index, labels = (torch.cat([batch[name] for batch in batches]) for name in ("index", "label"))
+    np.testing.assert_array_equal(right, (guesses == labels)[index.argsort()].numpy()[: len(right)])
 
 
 def test_balanced_accuracy_is_shown_where_classes_are_unequal() -> None:

@@ -4,10 +4,12 @@ from statistics import fmean
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from randlora_pl.experiments.report.statistics import (
+    Crossed,
     Estimate,
     holm,
     partial_rank_correlation,
@@ -104,3 +106,36 @@ def test_partial_correlations_are_those_of_residuals_of_ranks() -> None:
     assert found == pytest.approx(np.corrcoef(*rest)[0, 1], abs=1e-9)
     assert partial_rank_correlation(first, second, [7.0] * 9) == rank_correlation(first, second)
     assert partial_rank_correlation(list(range(9)), second, range(9)) is None, "nothing is left of the first one"
+
+
+def test_crossed_difference_of_equal_runs_is_the_paired_test_over_samples() -> None:
+    """Without differences between runs, only the samples vary: Student's paired t-test over them."""
+    per_sample = np.random.default_rng(0).integers(-1, 2, 50).astype(float)
+    found = Crossed.over(np.stack([per_sample] * 4))
+    expected = scipy.stats.ttest_1samp(per_sample, 0)
+    assert found.mean == pytest.approx(per_sample.mean()) and found.freedom == pytest.approx(49)
+    assert found.error == pytest.approx(per_sample.std(ddof=1) / sqrt(50)) and found.p == pytest.approx(expected.pvalue)
+    low, high = expected.confidence_interval(0.95)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+
+
+def test_crossed_variance_is_that_of_a_random_model() -> None:
+    """The mean square of the error over simulations is the variance of the mean: runs, samples and single values."""
+    generator, (runs, samples), spread = np.random.default_rng(0), (5, 40), (0.5, 1.0, 2.0)
+    found = [
+        Crossed.over(
+            spread[0] * generator.normal(size=(runs, 1))
+            + spread[1] * generator.normal(size=samples)
+            + spread[2] * generator.normal(size=(runs, samples))
+        )
+        for _ in range(2_000)
+    ]
+    true = spread[0] ** 2 / runs + spread[1] ** 2 / samples + spread[2] ** 2 / (runs * samples)
+    assert np.mean([one.error**2 for one in found]) == pytest.approx(true, rel=0.05)
+    assert np.mean([one.mean**2 for one in found]) == pytest.approx(true, rel=0.1)
+    assert np.mean([one.p < 0.05 for one in found]) <= 0.06, "more false verdicts than promised"
+
+
+def test_crossed_difference_without_any_spread() -> None:
+    assert Crossed.over(np.zeros((5, 100))).p == 1.0
+    assert Crossed.over(np.ones((5, 100))).p == 0.0

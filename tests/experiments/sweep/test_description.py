@@ -13,7 +13,7 @@ from tests.support.products import in_one_item
 
 def test_what_it_writes_it_reads_again() -> None:
     pairs = [["LoRA-4", "RandLoRA-6"]]
-    more = {"budgets": [1, "50%", 0.25, "100%", "16-shot"], "seeds": [3, 3, 1], "pairs": pairs, "baselines": True}
+    more = {"budgets": [1, "50%", 0.25, "100%", "16-shot"], "seeds": [3, 1], "pairs": pairs, "baselines": True}
     told = SweepConfig.of(GRID | more)
     assert told.budgets == ["1-shot", "50%", "25%", "100%", "16-shot"] and told.seeds == [3, 1]
     assert SweepConfig.of(told.content()) == told and told.pairs == pairs
@@ -53,6 +53,11 @@ def test_union_keeps_the_older_grid() -> None:
     [
         ({"metods": {}}, "a sweep has no key 'metods'. Did you mean 'methods'"),
         ({"models": {}}, "models is missing"),
+        ({"methods": {"": {"adapter": "LoRA"}}}, "methods has the name '': give one"),
+        ({"methods": {"../../x": {"adapter": "LoRA"}}}, "methods has the name '../../x': give one"),
+        ({"datasets": {"a\0b": {"dataset": "digits"}}}, "datasets has the name 'a\\x00b': give one"),
+        ({"title": ["a"]}, "title is ['a']: give a heading"),
+        ({"seeds": [1, 2, 1]}, "seeds has 1 twice"),
         ({"models": {"a": {}}}, "models.a has no config"),
         ({"models": {"a": {"config": "x", "sett": {}}}}, "models.a has no key 'sett'. Did you mean 'set'"),
         ({"models": ["a"]}, "models is ['a']"),

@@ -1,14 +1,16 @@
-"""Precision, recall and F1 per class in a test."""
+"""Precision, recall and F1 per class in a test, and which of its samples were classified correctly."""
 
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torchmetrics import CatMetric
 from torchmetrics.classification import MulticlassStatScores
 
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.files.run_files import run_folder
+from randlora_pl.utils.packed_bits import MOST, packed
 from randlora_pl.utils.text.csv_text import csv_text
 
 FILE = "test_per_class.csv"
@@ -21,16 +23,19 @@ class PerClass(Callback):
 
     Attributes:
         facts: Balanced accuracy, macro F1, and the number of samples of the smallest and largest class in the last
-            test, by key of ``results.json``.
+            test, by key of ``results.json``. Of a trained model also ``test/right``: which samples were classified
+            correctly, in the order of the test split (`packed`), if there are not more than `MOST`.
     """
 
     def __init__(self) -> None:
-        self.facts: dict[str, float] = {}
+        self.facts: dict[str, float | str] = {}
         self._scores: MulticlassStatScores | None = None
+        self._right = CatMetric()  # 2 * index + 1 of a correct sample, 2 * index of another one
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the counts."""
         self._scores, self.facts = None, {}
+        self._right.reset()
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
@@ -42,8 +47,12 @@ class PerClass(Callback):
         if self._scores is None:
             scores = MulticlassStatScores(logits.shape[1], average=None, validate_args=False)
             self._scores = scores.to(logits.device)
+            self._right.to(logits.device)
         if counts.any():
-            self._scores.update(logits[counts].argmax(1), outputs["label"][counts])
+            guesses, labels = logits[counts].argmax(1), outputs["label"][counts]
+            self._scores.update(guesses, labels)
+            if "index" in outputs:
+                self._right.update(2 * outputs["index"][counts].to(labels.device) + (guesses == labels))
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Log the class means; after a test of the trained model also write the table."""
@@ -54,7 +63,10 @@ class PerClass(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(found, trainer.global_step)
         sizes = {"smallest": table[:, 0].min(), "largest": table[:, 0].max()}
-        self.facts = found | {f"{pl_module.test_name}/{end}_class": int(size) for end, size in sizes.items()}
+        self.facts = {**found, **{f"{pl_module.test_name}/{end}_class": int(size) for end, size in sizes.items()}}
+        codes = torch.unique(torch.as_tensor(self._right.compute()).long())  # sorted; a sampler may repeat samples
+        if pl_module.test_name == "test" and 0 < len(codes) <= MOST:
+            self.facts["test/right"] = packed((codes % 2).bool().tolist())
         if pl_module.test_name == "test" and trainer.is_global_zero:
             rows = zip(pl_module.classnames, table.tolist(), strict=True)
             cells = [[name, int(row[0]), *map(_cell, row[1:])] for name, row in rows]

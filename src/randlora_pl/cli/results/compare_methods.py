@@ -13,7 +13,8 @@ def compare_verb(args: list[str]) -> int:
     parser.add_options(config="compare_methods", methods=[str])
     typed, rest = parser.parse_known_args(args)
     chosen = ["--only", f"method={','.join(typed.methods)}"] if typed.methods else []
-    code, job = run_sweep([typed.config, *rest, *chosen], f"randlora-pl compare-methods {shlex.join(args)}".rstrip())
+    same = f"randlora-pl compare-methods {shlex.join(args)}".rstrip()
+    code, job = run_sweep([typed.config, *rest, *chosen], same, parser.verb)
     if job is None or not any(map(job.folder.results, job.chosen)):
         return code
     from randlora_pl.experiments.methods import method_tables

@@ -17,17 +17,18 @@ def sweep_verb(args: list[str]) -> int:
     return run_sweep(args, f"randlora-pl sweep {shlex.join(args)}{import_words()}")[0]
 
 
-def run_sweep(args: list[str], same: str) -> tuple[int, Job | None]:
+def run_sweep(args: list[str], same: str, name: str = "sweep") -> tuple[int, Job | None]:
     """Run, or list, the cells of a sweep.
 
     Args:
         args: The options of ``sweep``.
         same: The typed command, for resuming.
+        name: Name of the typed command, for its errors.
 
     Returns:
         0, or 1 if cells failed; and the job of this call, None if nothing was run.
     """
-    parser = parser_of("sweep")
+    parser = parser_of(name)
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
     parser.add_argument("--slurm", nargs="+", action="extend", default=[])
     parser.add_options(shard=str, seeds=[int], tune=False)

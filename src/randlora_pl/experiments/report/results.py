@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from statistics import fmean
 
+import numpy as np
+from numpy.typing import NDArray
+
 from randlora_pl.experiments.report.collect import FAILED, NOT_RUN, Sweep
 from randlora_pl.experiments.report.plan import Key
-from randlora_pl.experiments.report.runs import METRIC, FinishedRun
+from randlora_pl.experiments.report.runs import METRIC, RIGHT, FinishedRun
 from randlora_pl.experiments.report.statistics import Estimate
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
+from randlora_pl.utils.packed_bits import unpacked
 
 CORRELATIONS = {"pearson": "Pearson × 100", "matthews": "Matthews × 100"}
 """Metrics of labelled texts other than accuracy, and how reports show them."""
@@ -65,6 +69,11 @@ class Results:
         """Accuracy of each finished seed in percent."""
         runs = self.finished(key)
         return {run.seed: run.accuracy for run in runs if run.seed is not None and run.accuracy is not None}
+
+    def right(self, key: Key) -> dict[int, NDArray[np.bool_]]:
+        """Return which test samples each finished seed classified correctly, for the seeds that recorded it."""
+        found = {run.seed: unpacked(run.facts.get(RIGHT)) for run in self.finished(key) if run.seed is not None}
+        return {seed: values for seed, values in found.items() if values is not None}
 
     def estimate(self, key: Key) -> Estimate | None:
         """Mean over the finished seeds; None without one."""

@@ -13,12 +13,14 @@ from randlora_pl.utils.errors import UserError
 PREFIX = "test/acc/"
 """Prefix of the metrics of runs that have several tests."""
 CELLS = "cells.csv"
+RIGHT = "test/right"
+"""Fact with the test samples that were classified correctly, packed."""
 METRIC = "data/metric"
 """Fact with the metric of labelled texts: ``acc``, ``matthews`` or ``pearson``."""
 _LABELS = ("model", "family", "dataset", "budget", "method", "state", "reason", "cell", "rate_chosen_by")
 _TEXTS = (
     *(*_LABELS, "adapter", "task", "device", "version", "git_commit", "machine", "version/python", "version/torch"),
-    *(METRIC, TRAINED, VALIDATED),
+    *(METRIC, RIGHT, TRAINED, VALIDATED),
 )
 _RUN = (*_LABELS, "seed", "accuracy", "zeroshot_accuracy")
 """Columns that are not metrics of ``results.json``."""

@@ -7,7 +7,7 @@ from randlora_pl.experiments.report.collect import FINISHED, Sweep
 from randlora_pl.experiments.report.curves import TRAINED, VALIDATED
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
-from randlora_pl.experiments.report.runs import METRIC, PREFIX
+from randlora_pl.experiments.report.runs import METRIC, PREFIX, RIGHT
 from randlora_pl.experiments.report.sections.elsewhere import AFTER, BEFORE
 from randlora_pl.experiments.report.sections.new_classes import AFTER as NEW
 from randlora_pl.experiments.report.sections.paper_comparison import Beside, PaperAverage
@@ -35,7 +35,8 @@ def cells_csv(sweep: Sweep) -> str:
     kinds = (SPECTRUM, BEFORE, AFTER, NEW)
     metrics = {name for run in sweep.finished for name in run.facts if name.startswith(kinds) and run.number(name)}
     further, rates = sorted(metrics - {f"{SPECTRUM}steps"}), Rates(Results(sweep))
-    facts = [*_FACTS, *(name for name in _MACHINE if any(name in run.facts for run in sweep.finished))]
+    more = [*_MACHINE, *[RIGHT] * (len(sweep.plan.datasets) == 1)]  # tests of one dataset are paired by sample
+    facts = [*_FACTS, *(name for name in more if any(name in run.facts for run in sweep.finished))]
     header = ["model", "family", "dataset", "budget", "method", "seed", "state", "reason", "accuracy"]
     header += ["zeroshot_accuracy", "learning_rate", "rate_chosen_by"]
     header += ["adapter" if name == "method" else name for name in facts]

@@ -6,6 +6,9 @@ from math import sqrt
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 CONFIDENCE = 0.95
 _FLIPS = 9_999
 """Random sign patterns of a test that has more than these in all; with the one that was seen they are 10,000."""
@@ -42,6 +45,53 @@ class Estimate:
         return float(t.ppf((1 + CONFIDENCE) / 2, len(self.values) - 1)) * self.error
 
 
+@dataclass(frozen=True)
+class Crossed:
+    """A mean over test samples and training runs, which are both drawn at random and meet in every combination.
+
+    Attributes:
+        mean: Mean of all values.
+        error: Its standard error. The variance over samples and the variance over runs add up, and the variance of
+            single values, which is in both, counts once (two-way clustered; Cameron, Gelbach and Miller 2011, section
+            2.3). It is never below the larger of the two.
+        freedom: Degrees of freedom by Welch and Satterthwaite.
+        samples: Number of test samples.
+    """
+
+    mean: float
+    error: float
+    freedom: float
+    samples: int
+
+    @classmethod
+    def over(cls, values: NDArray[np.float64]) -> "Crossed":
+        """Return the mean of values (runs, samples), two or more of each."""
+        runs, samples = values.shape
+        by_run, by_sample, mean = values.mean(1), values.mean(0), float(values.mean())
+        rest = values - by_run[:, None] - by_sample + mean
+        parts = by_run.var(ddof=1) / runs, by_sample.var(ddof=1) / samples
+        both = (rest**2).sum() / ((runs - 1) * (samples - 1)) / values.size
+        variance = max(*parts, sum(parts) - both)
+        weights = parts[0] ** 2 / (runs - 1) + parts[1] ** 2 / (samples - 1)
+        return cls(mean, sqrt(variance), float(variance**2 / weights) if weights else samples - 1.0, samples)
+
+    @property
+    def half(self) -> float:
+        """Half of the 95 % confidence interval of the mean by Student's t-distribution."""
+        from scipy.stats import t
+
+        return float(t.ppf((1 + CONFIDENCE) / 2, self.freedom)) * self.error
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of Student's t-test against zero."""
+        from scipy.stats import t
+
+        if not self.error:
+            return float(not self.mean)
+        return float(2 * t.sf(abs(self.mean) / self.error, self.freedom))
+
+
 def sign_flip_test(differences: Sequence[float]) -> float:
     """Return the two-sided p-value for paired differences symmetric about zero, by flipping the sign of each.
 
@@ -54,7 +104,6 @@ def sign_flip_test(differences: Sequence[float]) -> float:
     Returns:
         The probability of a mean at least as far from zero if neither side were better.
     """
-    import numpy as np
     from scipy.stats import permutation_test
 
     def rounded_mean(values: Any, axis: int) -> Any:

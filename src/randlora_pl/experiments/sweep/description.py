@@ -7,7 +7,7 @@ from typing import Any
 
 from randlora_pl.config.validate import FORMS
 from randlora_pl.data.catalog.registry import PAPER
-from randlora_pl.experiments.sweep.planned import planned_pairs, remarks, whole_numbers
+from randlora_pl.experiments.sweep.planned import check_labels, planned_pairs, remarks, title, whole_numbers
 from randlora_pl.experiments.sweep.provenance import RATES, checked, joined
 from randlora_pl.utils.errors import UserError, near
 
@@ -119,7 +119,7 @@ class SweepConfig:
             seeds=whole_numbers("seeds", content.get("seeds", [0])),
             options=_options("set", content.get("set") or {}),
             cases=content.get("cases", []),
-            title=str(content.get("title") or ""),
+            title=title(content.get("title") or ""),
             paper=paper if isinstance(paper, dict) else {"table": paper},
             notes=remarks(content.get("notes") or []),
             pairs=planned_pairs(content.get("pairs") or [], [label for label in methods if not is_zero_shot(label)]),
@@ -263,7 +263,7 @@ def _datasets(value: Any) -> dict[str, Tree]:
 
 
 def _group(name: str, value: Any) -> dict[str, Tree]:
-    _mapping(name, value)
+    check_labels(name, _mapping(name, value))
     return {str(label): dict(_mapping(f"{name}.{label}", facts or {})) for label, facts in value.items()}
 
 

@@ -16,17 +16,17 @@ LARGEST = 1 << 18
 """Maximum characters of a YAML document, before and after its aliases are expanded; a config has a few thousand."""
 
 LONGEST_NUMBER = 100
-"""Maximum digits of an integer in YAML."""
+"""Maximum digits of an integer; with 309 it would be larger than any float."""
 
 
 def parse_json(text: str | bytes) -> Any:
     """Parse a JSON document.
 
     Raises:
-        ValueError: The text is not JSON, or is nested too deeply.
+        ValueError: The text is not JSON, is nested too deeply, or has an integer of too many digits.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_integer)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     level = [value]
@@ -35,6 +35,12 @@ def parse_json(text: str | bytes) -> Any:
         if not level:
             return value
     raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(digits):,} digits")
+    return int(digits)
 
 
 def _parts(value: dict[str, Any] | list[Any]) -> Any:

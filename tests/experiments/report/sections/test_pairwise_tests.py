@@ -1,10 +1,12 @@
 """Rates and how they were chosen, and the verdict of each pair of methods."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 
 from randlora_pl.experiments.report.collect import Sweep, read_sweep
@@ -17,6 +19,8 @@ from randlora_pl.experiments.report.sections.accuracy import accuracy_table
 from randlora_pl.experiments.report.sections.pairwise_tests import Versus, comparisons
 from randlora_pl.experiments.report.sections.paper_comparison import Beside
 from randlora_pl.experiments.report.sections.rates import Rates, rate_table
+from randlora_pl.experiments.report.spreadsheets import cells_csv
+from randlora_pl.utils.packed_bits import packed
 from tests.experiments.report.sweeps import METHODS, MODELS, description, write_sweep
 
 B32 = "CLIP-ViT-B/32"
@@ -97,6 +101,52 @@ def test_why_there_is_no_verdict(tmp_path: Path, changes: dict[str, Any], said: 
     assert found.p is None and found.verdict == said
 
 
+def of_samples(gained: int, lost: int = 0, samples: int = 500) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Test samples of which RandLoRA gets so many more right than LoRA, and so many others wrong."""
+
+    def figures(labels: dict[str, Any]) -> dict[str, Any]:
+        right = np.arange(samples) % 2 == 0
+        if labels["method"] == "RandLoRA-6":
+            right[1 : 2 * gained : 2], right[: 2 * lost : 2] = True, False
+            right[1 - 2 * labels["seed"]], right[-2 * labels["seed"]] = True, False  # seeds differ a little
+        return {"test/acc": float(right.mean()), "test/right": packed(right.tolist())}
+
+    return figures
+
+
+WON = "+10.0 ± 2.7 points over 500 test samples of a and 5 seeds; RandLoRA-6 is better"
+REACH = " for new samples like those of a, which says nothing about other datasets"
+
+
+@pytest.mark.parametrize(
+    ("more", "changes", "said"),
+    [
+        (of_samples(50), {}, f"{WON}{REACH} (p = "),
+        (of_samples(0, 50), {}, f"LoRA-32 is better{REACH} (p = "),
+        (of_samples(20, 20), {}, f"no difference found{REACH} (p = 1)"),
+        (of_samples(50), {"seeds": [1, 2]}, "no verdict: 2 seeds, 5 are needed."),
+        (of_samples(9, 0, 50), {}, "no verdict: 50 test samples, 100 are needed."),
+        (of_samples(9, 0, 50), {"seeds": [1, 2]}, "2 seeds, 5 are needed; 50 test samples, 100 are needed."),
+        (of_samples(50), {"tuned": None, "seeds": [1, 2]}, "not tuned: RandLoRA-6 typed, LoRA-32 typed; no verdict: 2"),
+        (better_by({"a": 9.0}), {}, "no record of the same test samples in two common seeds (test/right in results.js"),
+    ],
+    ids=["won", "lost", "tied", "seeds", "samples", "seeds and samples", "not tuned", "no record"],
+)
+def test_verdict_on_a_single_dataset(tmp_path: Path, more: Any, changes: dict[str, Any], said: str) -> None:
+    sweep = swept(tmp_path / "sweep", more, datasets=["a"], **changes)
+    assert said in pair_of(sweep).sentence()
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again/cells.csv").write_text(cells_csv(sweep))  # a report is made again from this alone
+    shutil.copy(tmp_path / "sweep/sweep.yaml", tmp_path / "again")
+    assert pair_of(read_sweep(tmp_path / "again")).sentence() == pair_of(sweep).sentence()
+
+
+def test_report_on_a_single_dataset_says_what_it_holds_for(tmp_path: Path) -> None:
+    text = markdown(build(swept(tmp_path, of_samples(50), datasets=["a"])))
+    assert f"RandLoRA-6 is better than LoRA-32{REACH}." in text and "over test samples and seeds together" in text
+    assert "interval of the mean is over test samples and seeds" in text and "sign-flip" not in text
+
+
 @pytest.mark.parametrize("changes", [{"seeds": [1, 2, 3]}, {"tuned": None}])
 def test_no_report_calls_an_untuned_rate_better(tmp_path: Path, changes: dict[str, Any]) -> None:
     text = markdown(build(swept(tmp_path, better_by({"a": 25.0}), datasets=["a"], **changes)))
@@ -107,7 +157,7 @@ def test_no_report_calls_an_untuned_rate_better(tmp_path: Path, changes: dict[st
         if "seeds" in changes
         else "the learning rates are not tuned (randlora-pl sweep CONFIG --tune searches them)"
     )
-    assert f"No verdict for 1 of 1 pair of methods: {why}." in short
+    assert f"No verdict for 1 of 1 pair of methods: {why}; no record of the same test samples" in short
     assert "| **" not in text, "bold is for verdicts"
 
 

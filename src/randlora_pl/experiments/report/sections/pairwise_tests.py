@@ -1,15 +1,17 @@
 """Method against method: one difference for each pair with its interval, and a verdict where one can be given."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean
+
+import numpy as np
 
 from randlora_pl.experiments.report.document import Table, TableCell, many, row
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.sections.rates import Rates
-from randlora_pl.experiments.report.statistics import Estimate, holm, sign_flip_test
+from randlora_pl.experiments.report.statistics import Crossed, Estimate, holm, sign_flip_test
 from randlora_pl.experiments.sweep.description import is_zero_shot
 
 EQUAL = 1.1
@@ -20,6 +22,8 @@ SEEDS = 5
 """Fewer common seeds give no verdict."""
 DATASETS = 6
 """Fewer datasets cannot give p < 0.05, since the signs of n differences have 2**n patterns."""
+SAMPLES = 100
+"""Fewer test samples of a single dataset give no verdict: one of them is more than a point."""
 LEVEL = 0.05
 
 RULE = (
@@ -29,6 +33,14 @@ RULE = (
     f"rule and there are at least {SEEDS} common seeds in all compared cells and at least {DATASETS} datasets. One "
     f"method is better if the adjusted p is below {LEVEL:g}. Numbers of trained parameters count as equal up to a "
     f"factor of {EQUAL:g}."
+)
+RULE_ONE = (
+    "A difference is paired by test sample, budget and seed. Its interval is the 95 % confidence interval (Student's "
+    "t) over test samples and seeds together, whose variances add up. p comes from the same t-test, with Holm's "
+    "correction for the number of tested pairs. A pair has a verdict if both learning rates were chosen by one rule "
+    f"and there are at least {SEEDS} common seeds and {SAMPLES} test samples. One method is better if the adjusted p "
+    f"is below {LEVEL:g}. That holds for new samples like those of the dataset, and not for other datasets. Numbers of "
+    f"trained parameters count as equal up to a factor of {EQUAL:g}."
 )
 PLANNED = (
     "Only the pairs that the sweep planned (pairs in sweep.yaml) are tested and counted by the correction. The others "
@@ -49,6 +61,9 @@ class Versus:
         cells: Differences of each dataset and budget in points, one for each common seed.
         untuned: Why the rates are not comparable; empty where they are.
         planned: Whether the sweep tests the pair.
+        crossed: Difference in points over the test samples and seeds of a sweep of one dataset; None where these were
+            not recorded, and in a sweep of several datasets.
+        only: The dataset of a sweep that has no other; empty in a sweep of several.
         p: Adjusted; None where nothing was tested.
     """
 
@@ -60,6 +75,8 @@ class Versus:
     cells: dict[tuple[str, str], Estimate]
     untuned: str = ""
     planned: bool = True
+    crossed: Crossed | None = None
+    only: str = ""
     p: float | None = None
 
     def similar(self, most: float) -> bool:
@@ -82,27 +99,36 @@ class Versus:
         return Estimate(tuple(cell.mean for cell in found)) if found else None
 
     @property
-    def difference(self) -> Estimate:
-        """Mean difference in points, over datasets."""
-        return Estimate(tuple(self.by_dataset.values()))
+    def difference(self) -> Estimate | Crossed:
+        """Mean difference in points, over datasets, or over the test samples and seeds of the only one."""
+        return self.crossed or Estimate(tuple(self.by_dataset.values()))
+
+    @property
+    def raw_p(self) -> float:
+        """Return p before the correction for the number of pairs."""
+        return self.crossed.p if self.crossed else sign_flip_test(tuple(self.by_dataset.values()))
 
     @property
     def lacking(self) -> str:
         """Runs that a verdict needs and that are missing; empty if there are enough."""
-        if self.seeds < SEEDS:
-            return f"{many(self.seeds, 'seed')}, {SEEDS} are needed"
-        if len(self.by_dataset) < DATASETS:
-            return f"{many(len(self.by_dataset), 'dataset')}, {DATASETS} are needed"
-        return ""
+        missing = [f"{many(self.seeds, 'seed')}, {SEEDS} are needed"] if self.seeds < SEEDS else []
+        if not self.only:
+            count = len(self.by_dataset)
+            missing += [f"{many(count, 'dataset')}, {DATASETS} are needed"] if count < DATASETS else []
+        elif self.crossed is None:
+            missing.append("no record of the same test samples in two common seeds (test/right in results.json)")
+        elif self.crossed.samples < SAMPLES:
+            missing.append(f"{many(self.crossed.samples, 'test sample')}, {SAMPLES} are needed")
+        return "; ".join(missing)
 
     @property
     def obstacle(self) -> str:
         """Reason for a missing verdict; empty if there is one."""
         if not self.planned:
             return UNPLANNED
-        if self.untuned:
-            return f"not tuned: {self.untuned}"
-        return f"no verdict: {self.lacking}" if self.lacking else ""
+        reasons = [f"not tuned: {self.untuned}"] if self.untuned else []
+        reasons += [f"no verdict: {self.lacking}"] if self.lacking else []
+        return "; ".join(reasons)
 
     @property
     def verdict(self) -> str:
@@ -120,8 +146,21 @@ class Versus:
             return f"{start}{self.verdict}."
         half = self.difference.half
         spread = "" if half is None else f" ± {half:.1f}"
-        shown = f"{self.difference.mean:+.1f}{spread} points over {many(len(self.by_dataset), 'dataset')}"
-        return f"{start}{shown}; {self.verdict}{'' if self.p is None else f' (p = {self.p:.2g})'}."
+        shown = f"{self.difference.mean:+.1f}{spread} points {self._units}"
+        if self.p is None:
+            return f"{start}{shown}; {self.verdict}."
+        return f"{start}{shown}; {self.verdict}{reach(self.only)} (p = {self.p:.2g})."
+
+    @property
+    def _units(self) -> str:
+        if self.crossed:
+            return f"over {many(self.crossed.samples, 'test sample')} of {self.only} and {many(self.seeds, 'seed')}"
+        return f"over {many(len(self.by_dataset), 'dataset')}"
+
+
+def reach(only: str) -> str:
+    """Return what the verdict of a sweep of one dataset holds for; empty for several."""
+    return f" for new samples like those of {only}, which says nothing about other datasets" if only else ""
 
 
 def comparisons(results: Results, rates: Rates) -> list[Versus]:
@@ -131,7 +170,7 @@ def comparisons(results: Results, rates: Rates) -> list[Versus]:
     """
     found = [one for model in results.plan.models for one in _of_model(results, rates, model)]
     tested = [one for one in found if not one.obstacle]
-    values = holm([sign_flip_test(one.difference.values) for one in tested])
+    values = holm([one.raw_p for one in tested])
     adjusted = {id(one): p for one, p in zip(tested, values, strict=True)}
     judged = [replace(one, p=adjusted.get(id(one))) for one in found]
     return sorted(judged, key=lambda one: (not one.planned, not one.similar(COMPARABLE), *_order(results, one)))
@@ -151,7 +190,20 @@ def _of_model(results: Results, rates: Rates, model: str) -> Iterator[Versus]:
             ratio = (sizes[0] or 0) / (sizes[1] or 1)
             seeds = min(len(difference.values) for difference in cells.values())
             untuned, planned = rates.untuned(model, (first, second)), results.plan.tests(first, second)
-            yield Versus(model, first, second, ratio, seeds, cells, untuned, planned)
+            only = results.plan.datasets[0] if len(results.plan.datasets) == 1 else ""
+            crossed = _crossed(results, [Key(model, *labels, first) for labels in cells], second) if only else None
+            yield Versus(model, first, second, ratio, seeds, cells, untuned, planned, crossed, only)
+
+
+def _crossed(results: Results, keys: Sequence[Key], second: str) -> Crossed | None:
+    """Return the difference over test samples and seeds, averaged over budgets; None without two common seeds."""
+    pairs = [(results.right(key), results.right(key._replace(method=second))) for key in keys]
+    seeds = sorted(set.intersection(*(ours.keys() & theirs.keys() for ours, theirs in pairs)))
+    sizes = {len(side[seed]) for pair in pairs for side in pair for seed in seeds}
+    if len(seeds) < 2 or len(sizes) > 1 or min(sizes) < 2:
+        return None
+    of_budgets = [np.stack([100.0 * ours[seed] - 100.0 * theirs[seed] for seed in seeds]) for ours, theirs in pairs]
+    return Crossed.over(np.mean(of_budgets, axis=0))
 
 
 def _cells(results: Results, model: str, first: str, second: str) -> dict[tuple[str, str], Estimate]:
@@ -168,7 +220,8 @@ def _cells(results: Results, model: str, first: str, second: str) -> dict[tuple[
 
 def versus_table(found: list[Versus]) -> Table:
     """Return the pairs as a table; the tooltip of a difference has every cell with its interval over seeds."""
-    below = [RULE] if all(one.planned for one in found) else [RULE, PLANNED]
+    rule = RULE_ONE if any(one.only for one in found) else RULE
+    below = [rule] if all(one.planned for one in found) else [rule, PLANNED]
     rows = []
     for one in found:
         each = "; ".join(
@@ -185,7 +238,7 @@ def versus_table(found: list[Versus]) -> Table:
     return Table("versus-pairs", "One verdict for each pair of methods", header, rows, below=below, left=4)
 
 
-def shown_difference(difference: Estimate) -> str:
+def shown_difference(difference: Estimate | Crossed) -> str:
     """``+0.04 ± 0.20``."""
     spread = "" if difference.half is None else f" ± {difference.half:.2f}"
     return f"{difference.mean:+.2f}{spread}"

@@ -8,7 +8,7 @@ from randlora_pl.experiments.report.document import Table, TableCell, many, row
 from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.results import Results
 from randlora_pl.experiments.report.sections.accuracy import identifier
-from randlora_pl.experiments.report.sections.pairwise_tests import COMPARABLE, LEVEL, Versus, shown_difference
+from randlora_pl.experiments.report.sections.pairwise_tests import COMPARABLE, LEVEL, Versus, reach, shown_difference
 from randlora_pl.experiments.report.statistics import Estimate
 
 _COLUMNS = 12
@@ -61,7 +61,8 @@ def _with_second(one: Versus, method: str) -> Versus:
     if one.second == method:
         return one
     cells = {labels: Estimate(tuple(-value for value in cell.values)) for labels, cell in one.cells.items()}
-    return replace(one, first=one.second, second=one.first, ratio=1 / one.ratio, cells=cells)
+    crossed = one.crossed and replace(one.crossed, mean=-one.crossed.mean)
+    return replace(one, first=one.second, second=one.first, ratio=1 / one.ratio, cells=cells, crossed=crossed)
 
 
 def conclusion(results: Results, found: Sequence[Versus], compared: Sequence[Reference]) -> list[str]:
@@ -77,21 +78,19 @@ def conclusion(results: Results, found: Sequence[Versus], compared: Sequence[Ref
             if one.p is not None and one.p < LEVEL:
                 pair = (one.first, one.second) if one.difference.mean > 0 else (one.second, one.first)
                 winners.setdefault(f"{one.model}: {pair[0]}", []).append(pair[1])
-        lines += [f"{winner} is better than {', '.join(losers)}." for winner, losers in winners.items()]
+        held = reach(judged[0].only)
+        lines += [f"{winner} is better than {', '.join(losers)}{held}." for winner, losers in winners.items()]
         better = sum(map(len, winners.values()))
         tested = f"{many(len(judged), 'pair')} of methods that could be tested"
         tested += f", of {count} planned" if results.plan.pairs else ""
         lines.append(
             f"A difference was found in {better} of the {tested} (adjusted p < {LEVEL:g})."
             if better
-            else f"No difference was found in the {tested}."
+            else f"No difference was found in the {tested}{held}."
         )
+    untuned = "the learning rates are not tuned (randlora-pl sweep CONFIG --tune searches them)"
     reasons = Counter(
-        "the learning rates are not tuned (randlora-pl sweep CONFIG --tune searches them)"
-        if one.untuned
-        else one.lacking
-        for one in planned
-        if one.obstacle
+        "; ".join(filter(None, (untuned if one.untuned else "", one.lacking))) for one in planned if one.obstacle
     )
     if (reasons or lacking) and not judged:
         lines.append("This sweep cannot show which method is more accurate.")
@@ -136,7 +135,7 @@ def matrix_table(results: Results, here: Reference) -> Table:
         "points, paired by seed. Blue is higher and orange is lower. The color shows the size of a "
         "difference and is not a verdict. "
         + ("Below it is half the 95 % confidence interval over seeds. " if apart else "")
-        + "The interval of the mean is over datasets. The verdict comes from the paired test."
+        + f"The interval of the mean is over {_units(here)}. The verdict comes from the paired test."
     ]
     return Table(
         f"matrix-{identifier(here.model)}",
@@ -145,6 +144,10 @@ def matrix_table(results: Results, here: Reference) -> Table:
         rows,
         below=below,
     )
+
+
+def _units(here: Reference) -> str:
+    return "test samples and seeds" if any(one.crossed for one in here.pairs.values()) else "datasets"
 
 
 def _cell(results: Results, here: Reference, one: Versus, labels: tuple[str, str], apart: bool) -> TableCell:
