@@ -10,7 +10,7 @@ from torchmetrics.classification import MulticlassStatScores
 from randlora_pl.callbacks import PerClass
 from randlora_pl.callbacks.plots.per_class import class_table, means
 from randlora_pl.engine.summary import format_metrics
-from randlora_pl.utils.packed_bits import unpacked
+from randlora_pl.utils.text.packed_bits import unpacked
 from tests.callbacks.conftest import Fit
 
 

@@ -10,8 +10,8 @@ from torchmetrics.classification import MulticlassStatScores
 
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.files.run_files import run_folder
-from randlora_pl.utils.packed_bits import MOST, packed
 from randlora_pl.utils.text.csv_text import csv_text
+from randlora_pl.utils.text.packed_bits import MOST, packed
 
 FILE = "test_per_class.csv"
 

@@ -14,7 +14,7 @@ from randlora_pl.experiments.report.plan import Key
 from randlora_pl.experiments.report.runs import METRIC, RIGHT, FinishedRun
 from randlora_pl.experiments.report.statistics import Estimate
 from randlora_pl.experiments.sweep.description import ZERO_SHOT, is_zero_shot
-from randlora_pl.utils.packed_bits import unpacked
+from randlora_pl.utils.text.packed_bits import unpacked
 
 CORRELATIONS = {"pearson": "Pearson × 100", "matthews": "Matthews × 100"}
 """Metrics of labelled texts other than accuracy, and how reports show them."""

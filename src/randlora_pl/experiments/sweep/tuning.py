@@ -18,6 +18,7 @@ from randlora_pl.config.compose import flatten, nested
 from randlora_pl.experiments.sweep.choice import best_of, climb, searched
 from randlora_pl.experiments.sweep.description import SweepConfig, Tree, budgets, is_zero_shot
 from randlora_pl.experiments.sweep.folder import SweepFolder
+from randlora_pl.experiments.sweep.planned import whole_numbers
 from randlora_pl.experiments.sweep.plan import Trial, plan
 from randlora_pl.experiments.sweep.planned import whole_numbers
 from randlora_pl.utils.errors import UserError, near
@@ -97,8 +98,7 @@ class Search:
         """Make the cells of one candidate."""
         tried = dict(zip(self.names[method], values, strict=True))
         label = f"{method} at {', '.join(f'{name} {value:g}' for name, value in tried.items())}"
-        grid = replace(small, methods={label: small.methods[method] | tried})
-        for cell in plan(grid, VALIDATED):
+        for cell in plan(replace(small, methods={label: small.methods[method] | tried}), VALIDATED):
             cell = replace(cell, facts={"tunes": method, **tried})
             self.cells.setdefault((method, values, cell.labels.seed), []).append(cell)
 

@@ -20,7 +20,7 @@ from randlora_pl.experiments.report.sections.pairwise_tests import Versus, compa
 from randlora_pl.experiments.report.sections.paper_comparison import Beside
 from randlora_pl.experiments.report.sections.rates import Rates, rate_table
 from randlora_pl.experiments.report.spreadsheets import cells_csv
-from randlora_pl.utils.packed_bits import packed
+from randlora_pl.utils.text.packed_bits import packed
 from tests.experiments.report.sweeps import METHODS, MODELS, description, write_sweep
 
 B32 = "CLIP-ViT-B/32"
@@ -115,7 +115,7 @@ def of_samples(gained: int, lost: int = 0, samples: int = 500) -> Callable[[dict
 
 
 WON = "+10.0 ± 2.7 points over 500 test samples of a and 5 seeds; RandLoRA-6 is better"
-REACH = " for new samples like those of a, which says nothing about other datasets"
+REACH = " for new samples of a, which says nothing about other datasets"
 
 
 @pytest.mark.parametrize(

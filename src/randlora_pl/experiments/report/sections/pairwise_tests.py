@@ -39,7 +39,7 @@ RULE_ONE = (
     "t) over test samples and seeds together, whose variances add up. p comes from the same t-test, with Holm's "
     "correction for the number of tested pairs. A pair has a verdict if both learning rates were chosen by one rule "
     f"and there are at least {SEEDS} common seeds and {SAMPLES} test samples. One method is better if the adjusted p "
-    f"is below {LEVEL:g}. That holds for new samples like those of the dataset, and not for other datasets. Numbers of "
+    f"is below {LEVEL:g}. That holds for new samples of the dataset, and not for other datasets. Numbers of "
     f"trained parameters count as equal up to a factor of {EQUAL:g}."
 )
 PLANNED = (
@@ -160,7 +160,7 @@ class Versus:
 
 def reach(only: str) -> str:
     """Return what the verdict of a sweep of one dataset holds for; empty for several."""
-    return f" for new samples like those of {only}, which says nothing about other datasets" if only else ""
+    return f" for new samples of {only}, which says nothing about other datasets" if only else ""
 
 
 def comparisons(results: Results, rates: Rates) -> list[Versus]:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randlora_pl.utils.packed_bits import MOST, packed, unpacked
+from randlora_pl.utils.text.packed_bits import MOST, packed, unpacked
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
