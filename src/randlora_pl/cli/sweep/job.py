@@ -15,7 +15,6 @@ from randlora_pl.data.catalog.registry import CATALOG, default_root, get_command
 from randlora_pl.data.locations import root_of
 from randlora_pl.experiments.sweep.description import SweepConfig
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
-from randlora_pl.experiments.sweep.planned import whole_numbers
 from randlora_pl.experiments.sweep.plan import Trial, only, plan, shard
 from randlora_pl.experiments.sweep.planned import whole_numbers
 from randlora_pl.experiments.sweep.provenance import read_provenance

@@ -18,7 +18,6 @@ from randlora_pl.config.compose import flatten, nested
 from randlora_pl.experiments.sweep.choice import best_of, climb, searched
 from randlora_pl.experiments.sweep.description import SweepConfig, Tree, budgets, is_zero_shot
 from randlora_pl.experiments.sweep.folder import SweepFolder
-from randlora_pl.experiments.sweep.planned import whole_numbers
 from randlora_pl.experiments.sweep.plan import Trial, plan
 from randlora_pl.experiments.sweep.planned import whole_numbers
 from randlora_pl.utils.errors import UserError, near
