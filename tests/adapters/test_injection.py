@@ -107,7 +107,7 @@ def test_the_report_is_a_table_of_the_adapted_layers(on_meta: dict[str, nn.Modul
     lines = str(report).splitlines()
     unload(model)
     model.requires_grad_(True)
-    assert lines[-1] == report.coverage and report.coverage.startswith("72 of 96 linear layers (the paper's choice")
+    assert lines[-1] == report.coverage.line and lines[-1].startswith("72 of 96 linear layers (the paper's choice")
     assert [line.split() for line in lines[:-1]] == [
         ["layer", "kind", "out", "x", "in", "layers", "trainable"],
         ["visual.transformer.resblocks.*.attn.in_proj", "qkv", "2304", "x", "768", "12", "1,188,864"],

@@ -4,7 +4,6 @@ import logging
 import re
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,11 +18,12 @@ from randlora_pl.adapters.layers.qkv_rows import row_blocks
 from randlora_pl.adapters.layers.weight_access import is_quantized, weight_of
 from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
 from randlora_pl.adapters.procedure import Procedure
-from randlora_pl.adapters.random_bases import GENERATOR, STORED, Bases
-from randlora_pl.adapters.targets.coverage import coverage
+from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.targets.coverage import Coverage, coverage
 from randlora_pl.adapters.targets.sites import Site
 from randlora_pl.adapters.trained import Tensors, choose_beside, chosen_tensors, frozen_outputs, trained_tensors
 from randlora_pl.utils.errors import UserError, brief, near
+from randlora_pl.utils.text.name_patterns import group_names
 from randlora_pl.utils.text.tables import table
 
 _log = logging.getLogger("randlora_pl")
@@ -67,7 +67,7 @@ class InjectionReport:
         beside: Tensors that match these patterns.
         frozen_heads: Linear layers that look like a new head and are frozen (`trained.frozen_outputs`).
         buffers: The model's own buffers before injection (`kept.snapshot`).
-        coverage: One-line summary of adapted and skipped layers.
+        coverage: Adapted part of the model; empty for methods that choose their tensors.
         procedure: What the method does between optimizer steps, or None; see `randlora_pl.adapters.procedure`.
     """
 
@@ -84,15 +84,17 @@ class InjectionReport:
     beside: list[LayerRow] = field(default_factory=list)
     frozen_heads: list[str] = field(default_factory=list)
     buffers: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    coverage: str = ""
+    coverage: Coverage = field(default_factory=Coverage)
     procedure: Procedure | None = field(default=None, repr=False)
 
     def grouped(self) -> list[tuple[str, str, tuple[int, ...], int, int]]:
         """Return rows grouped over block numbers: (name, kind, shape, layers, parameters)."""
-        groups: dict[tuple[str, str, tuple[int, ...]], list[LayerRow]] = {}
-        for row in [*self.rows, *self.beside]:
-            groups.setdefault((re.sub(r"\.\d+\.", ".*.", row.layer), row.kind, row.shape), []).append(row)
-        return [(*key, len(rows), sum(row.trainable for row in rows)) for key, rows in groups.items()]
+        rows = [*self.rows, *self.beside]
+        groups = group_names((row.layer, (row.kind, row.shape)) for row in rows)
+        return [
+            (name, rows[own[0]].kind, rows[own[0]].shape, len(own), sum(rows[position].trainable for position in own))
+            for (name, _), own in groups.items()
+        ]
 
     def __str__(self) -> str:
         """Return a table of the adapted layers and the totals."""
@@ -105,7 +107,9 @@ class InjectionReport:
         lines.append(
             f"{self.adapter.method()}: {self.trainable:,} of {self.total:,} parameters train ({percent:.2f} %)"
         )
-        return "\n".join([*lines, *filter(None, [self.coverage]), *self.notes, *self._frozen()])
+        return "\n".join(
+            [*lines, *filter(None, [self.coverage.line, self.coverage.warning]), *self.notes, *self._frozen()]
+        )
 
     def _frozen(self) -> list[str]:
         if not self.frozen_heads:
@@ -160,7 +164,9 @@ def inject(
         for path, update in updates.items():
             check_input_acts(model, path, update)
             update.train(model.get_submodule(path).training)
-        covered = coverage(model, selection, beside)
+        covered = coverage(model, targets, selection, beside)
+        if covered.warning and not _weight(model, sites[0]).is_meta:  # else the layers are only counted
+            _log.warning("%s: %s", type(model).__name__, covered.warning)
         model.requires_grad_(False)
         attach(model, updates)
         rows = [
@@ -289,9 +295,3 @@ def _rows(tensors: Tensors, kind: str) -> list[LayerRow]:
 
 def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def generator_facts(report: InjectionReport) -> dict[str, Any]:
-    """Return the entries of an adapter file about random bases: generator, seed and fingerprint."""
-    generator = GENERATOR if report.stored_bases is None else STORED
-    return {"generator": generator, "seed": report.adapter.key, "fingerprint": report.fingerprint}

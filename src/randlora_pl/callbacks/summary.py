@@ -178,7 +178,7 @@ class StartSummary(Callback):
         remarks = "".join(f"\n{note}" for note in report.notes)
         page: list[Any] = [f"\n{what_trains(pl_module)}{remarks}"]
         page += [layer_table(report)] if report.rows else []
-        page += [f"adapted: {report.coverage}"] if report.coverage else []
+        page += [f"adapted: {report.coverage.line}"] if report.coverage.line else []
         rows = facts(trainer, pl_module, data)
         if self.dry:
             rows |= {"memory": memory(pl_module), "run folder": "none: --dry-run writes nothing"}

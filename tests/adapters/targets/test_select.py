@@ -218,58 +218,65 @@ def test_targets_that_match_nothing(targets: list[str], message: str) -> None:
 DEFAULTS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "resnet18": (
         lambda: timm.create_model("resnet18"),
-        "0 of 1 linear layers, 19 of 20 convolutions; skipped: fc, conv1",
+        "0 of 1 linear layers, 19 of 20 convolutions, 100 % of the weights of the blocks; skipped: fc, conv1",
     ),
     "convnext": (
         lambda: timm.create_model("convnext_atto"),
-        "0 of 1 linear layers, 39 of 40 convolutions; skipped: head.fc, stem.0",
+        "0 of 1 linear layers, 39 of 40 convolutions, 100 % of the weights of the blocks; skipped: head.fc, stem.0",
     ),
     "swiftformer": (
         lambda: timm.create_model("swiftformer_xs"),
-        "16 of 18 linear layers, 0 of 61 convolutions (`conv`: 59); skipped: head, head_dist",
+        "16 of 18 linear layers, 0 of 61 convolutions (`conv`: 59), 8.85 % of the weights of the blocks; "
+        "skipped: head, head_dist",
     ),
     "pvt": (
         lambda: timm.create_model("pvt_v2_b0"),
-        "32 of 41 linear layers (the paper's choice; `all`: 40), 0 of 18 convolutions (`conv`: 17); "
+        "32 of 41 linear layers (the paper's choice; `all`: 40), "
+        "0 of 18 convolutions (`conv`: 17), 65 % of the weights of the blocks; "
         "skipped: 8 x stages.*.blocks.*.attn.proj, head",
     ),
     "packed q and k": (
         lambda: timm.create_model("convit_tiny"),
-        "46 of 69 linear layers (the paper's choice; `all`: 68), 0 of 1 convolutions; "
+        "46 of 69 linear layers (the paper's choice; `all`: 68), "
+        "0 of 1 convolutions, 91.7 % of the weights of the blocks; "
         "skipped: 12 x blocks.*.attn.proj, 10 x blocks.*.attn.pos_proj, head",
     ),
     "a classifier in two parts": (
         lambda: timm.create_model("lowformer_b0"),
-        "0 of 2 linear layers, 54 of 56 convolutions; skipped: pre_classifier.0, classifier, stem.0.conv, in_conv.conv",
+        "0 of 2 linear layers, 54 of 56 convolutions, 83.6 % of the weights of the blocks; "
+        "skipped: pre_classifier.0, classifier, stem.0.conv, in_conv.conv",
     ),
     "linear layers of positions alone": (
         lambda: timm.create_model("coatnet_rmlp_0_rw_224"),
-        "0 of 19 linear layers (`all`: 18), 65 of 67 convolutions; "
+        "0 of 19 linear layers (`all`: 18), 65 of 67 convolutions, > 99 % of the weights of the blocks; "
         "skipped: 9 x stages.*.blocks.*.attn.rel_pos.mlp.fc1, 9 x stages.*.blocks.*.attn.rel_pos.mlp.fc2, head.fc, "
         "and 2 more",
     ),
     "linear layers that mix kernels": (
         lambda: timm.create_model("tf_efficientnet_cc_b0_4e"),
-        "0 of 9 linear layers (`all`: 8), 53 of 57 convolutions (`conv`: 55); "
+        "0 of 9 linear layers (`all`: 8), 53 of 57 convolutions (`conv`: 55), 7.53 % of the weights of the blocks; "
         "skipped: 8 x blocks.*.*.routing_fn, classifier, conv_stem, and 3 more",
     ),
     "small squeezes": (
         lambda: timm.create_model("efficientnet_b0"),
-        "0 of 1 linear layers, 77 of 81 convolutions (`conv`: 79); skipped: classifier, conv_stem, "
+        "0 of 1 linear layers, 77 of 81 convolutions (`conv`: 79), > 99 % of the weights of the blocks; "
+        "skipped: classifier, conv_stem, "
         "blocks.1.0.se.conv_reduce (rank above 4), and 2 more",
     ),
     "torchvision vit": (
         lambda: torchvision.models.vit_b_16(),
-        "36 of 49 linear layers (the paper's choice; `all`: 48), 0 of 1 convolutions; "
+        "36 of 49 linear layers (the paper's choice; `all`: 48), "
+        "0 of 1 convolutions, 91.7 % of the weights of the blocks; "
         "skipped: 12 x encoder.layers.encoder_layer_*.self_attention.out_proj, heads.head",
     ),
     "torchvision convnext": (
         lambda: torchvision.models.convnext_tiny(),
-        "36 of 37 linear layers, 0 of 22 convolutions (`conv`: 21); skipped: classifier.2",
+        "36 of 37 linear layers, 0 of 22 convolutions (`conv`: 21), 93.3 % of the weights of the blocks; "
+        "skipped: classifier.2",
     ),
     "RN50": (
         lambda: zoo.clip_on_meta("RN50"),
-        "40 of 52 linear layers (`all`: 52), 52 of 55 convolutions; "
+        "40 of 52 linear layers (`all`: 52), 52 of 55 convolutions, 95.9 % of the weights of the blocks; "
         "skipped: 12 x transformer.resblocks.*.attn.out_proj, visual.conv1, visual.conv2, visual.conv3",
     ),
 }
@@ -280,12 +287,12 @@ def test_defaults_take_the_blocks_and_say_what_they_leave(name: str) -> None:
     build, expected = DEFAULTS[name]
     with torch.device("meta"):
         model = build()
-    assert inject(model, RandLoRA(6)).coverage == expected
+    assert inject(model, RandLoRA(6)).coverage.line == expected
 
 
 def test_layers_that_are_numbers_are_named() -> None:
     report = inject(nn.Sequential(*(nn.Linear(8, 8) for _ in range(3))), LoRA(2), ["^1"])
-    assert report.coverage.endswith("; skipped: 0, 2")
+    assert report.coverage.line.endswith("; skipped: 0, 2")
 
 
 def test_other_names_of_q_k_and_v() -> None:
@@ -309,7 +316,7 @@ def test_networks_of_positions_are_not_mlps_of_blocks(name: str) -> None:
     assert layers and all(
         re.search(r"\.(attn\.qkv|mlp\.fc[12])$", layer) and "rel_pos" not in layer for layer in layers
     )
-    assert re.search("skipped: .*(meta_mlp|rel_pos)", report.coverage)
+    assert re.search("skipped: .*(meta_mlp|rel_pos)", report.coverage.line)
 
 
 def test_defaults_of_texts_leave_the_language_head() -> None:
@@ -319,7 +326,9 @@ def test_defaults_of_texts_leave_the_language_head() -> None:
     t5 = transformers.T5Config(**sizes, d_model=16, d_kv=8, d_ff=24, num_heads=2, feed_forward_proj="gated-gelu")
     with torch.device("meta"):
         models = transformers.GPTNeoXForCausalLM(neox), transformers.T5ForConditionalGeneration(t5)
-    assert inject(models[0], LoRA(2)).coverage == "8 of 9 linear layers; skipped: lm_head"
+    assert inject(models[0], LoRA(2)).coverage.line == (
+        "8 of 9 linear layers, 100 % of the weights of the blocks; skipped: lm_head"
+    )
     last = {layer.rpartition(".")[2] for layer in names(models[1])}
     assert last == {"q", "k", "v", "wi_0", "wi_1", "wo"}
 
@@ -330,7 +339,7 @@ def test_conv_takes_what_the_rank_allows_and_names_are_refused() -> None:
     with pytest.raises(UserError, match="smaller"):
         inject(model, LoRA(16), ["conv_dw"])
     report = inject(model, LoRA(16), ["conv"])
-    assert "conv_dw (rank above 9)" in report.coverage
+    assert "conv_dw (rank above 9)" in report.coverage.line
     assert not any("stem" in row.layer or min(row.shape) < 16 for row in report.rows)
     assert all(row.kind == "conv" for row in report.rows)
 

@@ -17,7 +17,7 @@ from randlora_pl.adapters import methods
 from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.derived import DerivedAdapter, derived_buffers, derived_once, sketches
 from randlora_pl.adapters.described import make
-from randlora_pl.adapters.injection import InjectionReport, generator_facts, inject
+from randlora_pl.adapters.injection import InjectionReport, inject
 from randlora_pl.adapters.io import container
 from randlora_pl.adapters.io.adapter_file import EXTRA, AdapterFile
 from randlora_pl.adapters.io.compatibility import differences, problems, targets_in
@@ -27,7 +27,7 @@ from randlora_pl.adapters.kept import forget_computed, reset_buffers
 from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
 from randlora_pl.adapters.operations import adapted_layers, report_of, unmerge, use_bases
 from randlora_pl.adapters.procedure import warn_if_unused
-from randlora_pl.adapters.random_bases import STORED, Bases
+from randlora_pl.adapters.random_bases import GENERATOR, STORED, Bases
 from randlora_pl.adapters.registry import check_loads_again, find_method
 from randlora_pl.utils.adapter_schema import OTHER_VERSION, check_adapter_schema
 from randlora_pl.utils.errors import UserError, brief
@@ -95,7 +95,7 @@ def save_adapter(
     config = {
         "format_version": FORMAT_VERSION,
         **adapter.describe(),
-        **generator_facts(report),
+        **_generator_facts(report),
         "targets": report.targets,
         "layers": {row.layer: list(row.shape) for row in report.rows},
         "trained": state.trained,
@@ -108,6 +108,12 @@ def save_adapter(
     values = {name: cast(tensor.detach().cpu(), dtype) for name, tensor in tensors.items()}
     container.write(path, Contents(config, values, {} if stored is None else stored.tensors()))
     return path
+
+
+def _generator_facts(report: InjectionReport) -> dict[str, Any]:
+    """Return the entries of an adapter file about random bases: generator, seed and fingerprint."""
+    generator = GENERATOR if report.stored_bases is None else STORED
+    return {"generator": generator, "seed": report.adapter.key, "fingerprint": report.fingerprint}
 
 
 def copy_adapter(source: Path, path: Path, dtype: torch.dtype | None = None) -> int:

@@ -10,21 +10,76 @@ from randlora_pl.adapters.targets.sites import CONV, Site
 
 # Modules that no default selects: stems, patch embeddings, classifiers and language heads.
 _ENDS = r"\w*stem\w*|patch_embed\w*|heads?|head_dist|(?:pre_)?classifier\w*|lm_head|embed_out|[Aa]ux\w*"
+_GATE, _EXPERTS = r"gate|gating|wg|\w+_gate", r"\w*experts?(?:_\d+)?"
+"""Linear layer that chooses the experts of a mixture, and the modules beside it by which it is known."""
+
+
+class Blocks:
+    """Blocks of a model, without stem, patch embedding, classifier and language head.
+
+    Blocks are members of lists and sequences that have child layers, and sibling layers of one class. Attention pooling
+    is also a block. In a model without blocks everything except stem and head counts.
+    """
+
+    def __init__(self, model: nn.Module, sites: Iterable[Site]) -> None:
+        self.model, self.sites = model, list(sites)
+        self._roots = _roots(model)
+        self._ends = _ends(model, self.sites, bool(self._roots))
+        self._layers = {f"{site.path}.{_key(model.get_submodule(site.path))}".lstrip(".") for site in self.sites}
+
+    def has(self, site: Site) -> bool:
+        """Return True if a layer is in a block and not a router of a mixture of experts."""
+        return self._covers(site.path, bool(site.role)) and not is_router(self.model, site.path)
+
+    def is_layer(self, name: str) -> bool:
+        """Return True if a tensor is the weight of a linear layer, attention or convolution."""
+        return name in self._layers
+
+    def weights(self) -> dict[str, tuple[str, int]]:
+        """Return path of the module and number of elements of each weight in the blocks, by name.
+
+        A weight has more than one row and more than one column. Embeddings and stacked biases are not weights.
+        """
+        roles = {site.path for site in self.sites if site.role}
+        found: dict[str, tuple[str, int]] = {}
+        seen: set[int] = set()
+        for path, module in self.model.named_modules():
+            for key, tensor in module.named_parameters(recurse=False):
+                name = f"{path}.{key}".lstrip(".")
+                matrix = sum(size > 1 for size in tensor.shape) > 1 and not key.endswith("bias")
+                matrix = matrix and not isinstance(module, nn.Embedding)
+                if matrix and id(tensor) not in seen and self._covers(name, path in roles):
+                    seen.add(id(tensor))
+                    found[name] = path, tensor.numel()
+        return found
+
+    def tensors(self) -> list[str]:
+        """Return the names of the weights in the blocks that belong to no layer."""
+        return [name for name in self.weights() if not self.is_layer(name)]
+
+    def _covers(self, path: str, role: bool) -> bool:
+        inside = role or not self._roots or any(path[: dot.start()] in self._roots for dot in re.finditer(r"\.", path))
+        return inside and not _below(path, self._ends)
 
 
 def of_blocks(model: nn.Module, sites: Iterable[Site]) -> list[Site]:
-    """Return the sites in a model's blocks, without stem, patch embedding, classifier and language head.
+    """Return the sites in a model's blocks (`Blocks`)."""
+    blocks = Blocks(model, sites)
+    return [site for site in blocks.sites if blocks.has(site)]
 
-    Blocks are members of lists and sequences that have child layers, and sibling layers of one class. Attention pooling
-    is also a block. In a model without blocks all sites except stem and head are returned.
-    """
-    roots, sites = _roots(model), list(sites)
-    ends = _ends(model, sites, bool(roots))
 
-    def inside(path: str) -> bool:
-        return not roots or any(path[: match.start()] in roots for match in re.finditer(r"\.", path))
+def _key(module: nn.Module) -> str:
+    return "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
 
-    return [site for site in sites if not _below(site.path, ends) and (site.role or inside(site.path))]
+
+def is_router(model: nn.Module, path: str) -> bool:
+    """Return True if a layer chooses the experts of a mixture, or weighs them."""
+    if any(re.fullmatch(r"\w*router\w*", part) for part in path.split(".")):
+        return True
+    parent, _, name = path.rpartition(".")
+    return re.fullmatch(_GATE, name) is not None and any(
+        re.fullmatch(_EXPERTS, beside) for beside, _ in model.get_submodule(parent).named_children()
+    )
 
 
 def _roots(model: nn.Module) -> set[str]:

@@ -1,11 +1,11 @@
 """Tables of layers, and options beside their explanation."""
 
-import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from randlora_pl.utils.text.name_patterns import group_names
 from randlora_pl.utils.text.printable import printable
 from randlora_pl.utils.text.tables import table
 
@@ -18,13 +18,16 @@ def layer_table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], e
         columns: Key and title of each value; a group of layers shows the mean, and the range of whole numbers.
         every: If True, one row per layer instead of one per group.
     """
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        name = row["layer"] if every else re.sub(r"\.\d+\.", ".*.", row["layer"])
-        groups.setdefault((name, " x ".join(map(str, row["shape"]))), []).append(row)
+    rows = list(rows)
+    shapes = [" x ".join(map(str, row["shape"])) for row in rows]
+    groups = (
+        {(row["layer"], shape): [place] for place, (row, shape) in enumerate(zip(rows, shapes, strict=True))}
+        if every
+        else group_names((row["layer"], shape) for row, shape in zip(rows, shapes, strict=True))
+    )
     body = [
-        [name, shape, str(len(members)), *(_mean([member.get(key) for member in members]) for key in columns)]
-        for (name, shape), members in groups.items()
+        [name, shapes[own[0]], str(len(own)), *(_mean([rows[place].get(key) for place in own]) for key in columns)]
+        for (name, _), own in groups.items()
     ]
     header = ["layer", "out x in", "layers", *columns.values()]
     return table(header, body, optional=("base's", "layers", "out x in", "rank"))

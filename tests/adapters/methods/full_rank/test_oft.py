@@ -117,7 +117,7 @@ def test_an_alias_leaves_out_layers_whose_inputs_a_block_does_not_divide() -> No
     model = small_vit()
     report = inject(model, OFT(48), ["all"])  # inputs of 24 and 96
     assert {row.layer for row in report.rows} == {"blocks.0.mlp.fc2", "blocks.1.mlp.fc2"}
-    assert "attn.qkv (no size fits it)" in report.coverage
+    assert "attn.qkv (no size fits it)" in report.coverage.line
 
 
 def test_dora_around_rotations_starts_at_the_base() -> None:
