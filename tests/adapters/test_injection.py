@@ -28,8 +28,8 @@ from randlora_pl.adapters import (
     trainable_parameters,
     unload,
 )
-from randlora_pl.adapters.injection import generator_facts
 from randlora_pl.adapters.io.base_hash import hash_weights
+from randlora_pl.adapters.io.save_load import _generator_facts
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo
 from tests.adapters.cases import One, SelfAttention, assert_close, randomise
@@ -324,7 +324,7 @@ def test_the_hash_sees_large_weights_at_even_steps() -> None:
 
 def test_facts_of_the_generator() -> None:
     report = inject(One(6, 8), RandLoRA(2, seed=5))
-    facts = generator_facts(report)
+    facts = _generator_facts(report)
     assert facts == {"generator": "philox4x32-10/1", "seed": 5, "fingerprint": report.fingerprint}
     assert len(report.fingerprint) == 64
 
