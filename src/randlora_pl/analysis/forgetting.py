@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from randlora_pl.adapters import AdapterFile
+from randlora_pl.tasks import restore
 from randlora_pl.utils.errors import UserError
 
 TASKS = ("VisionLanguageTask", "TextHeadTask", "PromptTask")
@@ -50,9 +51,8 @@ def prompts_of(file: AdapterFile, templates: list[str]) -> list[str]:
 
     For learned prompts they are the words that these start from, which the base model is tested with.
     """
-    arguments = dict(file.metadata["arguments"])
-    if "prompts" in arguments:
-        options = arguments["prompts"]["options"]
-        return [str(options.get("template") or f"{options.get('words') or 'a photo of a'} {{}}.")]
-    captioned = file.metadata["task"] == "VisionLanguageTask" and arguments.get("eval_prompts", "caption") == "caption"
-    return [str(arguments["caption"])] if captioned else templates
+    used = restore.prompts_of(file, templates)
+    if used.learned and not used.training:
+        words = file.metadata["arguments"].get("prompts", {"options": {}})["options"].get("words")
+        return [f"{words or 'a photo of a'} {{}}."]
+    return list(used.evaluation or used.training)

@@ -58,6 +58,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     return {
         "model": f"{identity.name}, {identity.pretrained} weights{size} ({type(task).__name__})",
         **data.summary_lines(summary),
+        **_prompts(task),
         "trainable": f"{trains:,} of {total:,} parameters ({100 * trains / total:.2f} %){parts_of(parts)}",
         "batch": f"{global_batch} = {' x '.join(factors)}" if len(factors) > 1 else factors[0],
         "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn",
@@ -107,6 +108,12 @@ def state_size(task: Any) -> int:
         return trainable
     head: int = trainable - task.report.trainable
     return optimizer_numbers(task.model) + 2 * head
+
+
+def _prompts(task: Any) -> dict[str, str]:
+    """Return the prompts that name classes, if a task on images has any."""
+    asked = hasattr(task, "used_prompts") and not task.retrieval
+    return {"prompts": found} if asked and (found := task.used_prompts().summary()) else {}
 
 
 def trained_parts(task: Any) -> dict[str, int]:

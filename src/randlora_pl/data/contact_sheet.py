@@ -90,7 +90,7 @@ class Sheet:
         lines = -(-len(self.names) // columns)
         width = max(columns * (strip + 16), 480)
         more = f" (and {len(self.prompts) - 1} more)" if len(self.prompts) > 1 else ""
-        heading = [line for text in (self.title, self.caption, f"Prompt: {self.prompts[0]}{more}")
+        heading = [line for text in (self.title, self.caption, f"Prompt of the dataset: {self.prompts[0]}{more}")
                    for line in textwrap.wrap(text, width // 7)]  # fmt: skip
         figure = Figure((width / 100, (lines * (THUMB + 30) + 20 * len(heading)) / 100), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)

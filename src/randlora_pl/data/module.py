@@ -72,7 +72,7 @@ class ImageData(PlannedData):
         mean: Mean of the three channels in [0, 1]. Default: the model's.
         std: Standard deviation of the three channels in [0, 1]. Default: the model's.
         interpolation: `bicubic` or `bilinear`. Default: the model's.
-        templates: Prompts with {} for the class name, or a text file with one per line. Default: the dataset's.
+        templates: Prompts with {} for the class name, or a file of them. Default: the task's caption, or the dataset's.
         classnames: File with class names: one per line, CSV folder,name, or a JSON mapping.
         shots_file: JSON file of the chosen images: read if it exists, else written. A published draw (`.jsonl`, with
             path and label in each line) is only read.
@@ -82,7 +82,7 @@ class ImageData(PlannedData):
 
     Attributes:
         classnames: Class name of each label, after `setup`.
-        templates: Prompt templates, after `setup`.
+        templates: Prompt templates, after `setup`; `typed_templates` is True if they were given.
         plan: Sample order of the run, after `setup("fit")`.
         frame: Preprocessing of images, after `setup`.
         skipped: Skipped unreadable images, with the reason.
@@ -142,7 +142,7 @@ class ImageData(PlannedData):
         self.classnames_file, self.device_transforms = classnames, device_transforms
         self.skip = on_error == "skip"
         self.templates: list[str] = list(self.row.templates if templates is None else templates)
-        self._default_templates = templates is None
+        self.typed_templates = templates is not None
         self.classnames: list[str] = list(self.row.classnames)
         self.frame = Frame()
         subset = (shots, fraction, train_split, self.seed, shots_file, split, classes)
@@ -181,7 +181,7 @@ class ImageData(PlannedData):
             own_test = stage in ("test", "predict") and found.own_test
             first = found.test if own_test else found.full
             self.classnames = self.splits.names(class_names(self.row, first.classes, self.classnames_file))
-            if self._default_templates and first.templates:
+            if not self.typed_templates and first.templates:
                 self.templates = list(first.templates)
         strategy = None if self.trainer is None or self._world == 1 else self.trainer.strategy
         with meeting(strategy) as self.splits.meeting_place:

@@ -80,9 +80,10 @@ class _LoadAdapter(Callback):
         if file.extra:
             theirs = file.config.get("metadata", {}).get("classnames") or []
             own = getattr(task, "own_classes", task.classnames)  # learned prompts name others, too
-            if theirs == own:
+            trained = task.trained_head or own is not task.classnames
+            if theirs == own and (trained or file.metadata["templates"] == task.templates):
                 task.load_head(file.extra)
-            elif task.trained_head or own is not task.classnames:
+            elif trained:
                 sized = all(len(tensor) == len(theirs) for tensor in file.extra.values())
                 if not sized or not set(task.classnames) <= set(theirs):
                     raise UserError(f"{self.folder} has a head for {len(theirs)} other classes than this dataset's.")

@@ -11,6 +11,7 @@ from randlora_pl.adapters.trained import chosen_tensors
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.updates import State, layer_updates, site_weights
 from randlora_pl.tasks.prompt.saved import PARTS
+from randlora_pl.tasks.restore import prompts_of
 from randlora_pl.utils.errors import UserError
 
 
@@ -41,7 +42,7 @@ def facts(file: AdapterFile) -> dict[str, Any]:
         "task": metadata.get("task"),
         "classnames": metadata.get("classnames", []),
         "captions": metadata.get("captions", False),
-        "templates": metadata.get("templates", []),
+        "prompts": prompts_of(file).summary(),
         "learned": {name: part for name in PARTS if (part := arguments.get(name)) is not None},
         "training": metadata.get("training", {}),
         "made_from": metadata.get("made_from", {}),

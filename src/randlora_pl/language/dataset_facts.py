@@ -38,7 +38,7 @@ def dataset_facts(name: str, root: Path) -> list[dict[str, str]]:
                 "classes": _some(row.classnames, 260) or classes,
                 "images": ", ".join(f"{split} {count:,}" for split, count in row.counts.items()) or "as in your files",
                 "epochs": str(row.epochs),
-                "prompts": _some(row.templates, 20, " | "),
+                "its prompts": _some(row.templates, 20, " | "),
                 "files": row.layout and (row.layout if row.own else f"{row.layout} below {root} or --data.root"),
                 "state": "" if row.own else state_of(row, root),
                 "get it": "" if row.own or not row.layout else f"randlora-pl data get {row.name}",

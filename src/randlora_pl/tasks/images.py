@@ -1,5 +1,7 @@
 """Functions that the tasks on images have as methods: classes and their prompts, accuracy, and predictions."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +18,46 @@ from randlora_pl.utils.errors import UserError
 
 MOST_CLASSES = 50_000
 """The largest published sets have 22,000; a file with more costs minutes of encoding and a table of gigabytes."""
+
+
+@dataclass(frozen=True)
+class UsedPrompts:
+    """Texts that name the classes of a run, each with ``{}`` for the name; `used_prompts` and `prompts_of` return them.
+
+    Attributes:
+        training: Of these a class has one in each step if `drawn`, else their mean.
+        evaluation: Of these a class has the mean, also in predictions.
+        drawn: True if the texts train.
+        learned: What learned the texts or the classifier of an evaluation, which has no words then.
+    """
+
+    training: Sequence[str] = ()
+    evaluation: Sequence[str] = ()
+    drawn: bool = False
+    learned: str = ""
+
+    def summary(self) -> str:
+        """Return the prompts as one line, "" if there are none."""
+        if self.learned:
+            words = f"{_listed(self.training)} in training; " if self.training else ""
+            return f"{words}learned by {self.learned}"
+        found = _listed(self.evaluation)
+        if self.training != self.evaluation:
+            return f"{_listed(self.training)} in training; in evaluation {found}"
+        if self.drawn and len(self.training) > 1:
+            return f"{found}; in training a class has one of them in each step"
+        return found
+
+
+def _listed(texts: Sequence[str], most: int = 3) -> str:
+    shown = ", ".join(f'"{text}"' for text in texts[:most]) + ", ..." * (len(texts) > most)
+    return shown if len(texts) <= 1 else f"the mean of {len(texts)}: {shown}"
+
+
+def used_prompts(task: Any) -> UsedPrompts:
+    """Return the prompts of a task with its classes. Tasks have this as a method."""
+    found: UsedPrompts = task.prompts_of(task.constructor(), task.templates, task.retrieval)
+    return found
 
 
 def needed_weights(name: str, pretrained: str | None) -> str:
@@ -64,10 +106,12 @@ def set_classes(task: AdaptationTask, classnames: list[str], templates: list[str
 
 
 def setup(task: AdaptationTask, stage: str) -> None:
-    """Take class names and prompts from the data module.
+    """Take class names and prompts from the data module; for the classes of a loaded file, its prompts.
+
+    Typed prompts come first.
 
     Raises:
-        UserError: If there are none, or the task was built for others.
+        UserError: If there are none, the task was built for others, or it has no use for typed prompts.
     """
     datamodule = getattr(task.trainer, "datamodule", None)
     if datamodule is None and not task.classnames:
@@ -75,7 +119,15 @@ def setup(task: AdaptationTask, stage: str) -> None:
     if datamodule is not None and (task.backbone is None or datamodule.classnames != task.classnames):
         captions = getattr(getattr(datamodule, "row", None), "captions", False)
         named: Any = task
-        named.set_classes(datamodule.classnames, datamodule.templates, captions)
+        templates = datamodule.templates
+        if getattr(datamodule, "typed_templates", False):
+            if not hasattr(task, "use_typed_prompts"):
+                kind = type(task).__name__
+                raise UserError(f"--data.templates: {kind} reads no texts. Remove it, or use --model TextHeadTask.")
+            named.use_typed_prompts()
+        elif task.saved is not None and task.saved.metadata.get("classnames") == datamodule.classnames:
+            templates = task.saved.metadata["templates"]
+        named.set_classes(datamodule.classnames, templates, captions)
 
 
 def evaluate(task: AdaptationTask, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:

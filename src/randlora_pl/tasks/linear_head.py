@@ -1,5 +1,6 @@
 """Pure vision: a backbone and a linear classifier learn together (section 5.2, DINOv2 and timm models)."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class LinearHeadTask(AdaptationTask):
     """
 
     vision_only = blended_labels = trained_head = True
-    set_classes, setup = images.set_classes, images.setup
+    set_classes, setup, used_prompts = images.set_classes, images.setup, images.used_prompts
     evaluate, sample_losses, predict_step = images.evaluate, images.sample_losses, images.predict_step
 
     def __init__(
@@ -67,6 +68,11 @@ class LinearHeadTask(AdaptationTask):
             clip_image_spec(name, pretrained, img_size) if self.is_clip else vit_image_spec(name, img_size)
         )
         self.head: nn.Linear
+
+    @classmethod
+    def prompts_of(cls, arguments: Mapping[str, Any], templates: Sequence[str], captions: bool) -> images.UsedPrompts:
+        """Return no prompts."""
+        return images.UsedPrompts()
 
     def build(self) -> nn.Module:
         """Load the backbone, and make the head for its number of features."""

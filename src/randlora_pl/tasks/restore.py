@@ -1,6 +1,6 @@
 """From an adapter file back to a task that predicts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
@@ -9,12 +9,13 @@ from randlora_pl.adapters.io.save_load import place_adapter
 from randlora_pl.models.folders.model_folder import check_config
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.files import task_names
+from randlora_pl.tasks.images import UsedPrompts
 from randlora_pl.tasks.linear_head import LinearHeadTask
 from randlora_pl.tasks.prompt.task import PromptTask
 from randlora_pl.tasks.text_head import TextHeadTask
 from randlora_pl.tasks.vision_language import VisionLanguageTask
 from randlora_pl.utils.adapter_schema import check_arguments
-from randlora_pl.utils.errors import UserError, errors_in
+from randlora_pl.utils.errors import UserError, brief, errors_in
 from randlora_pl.utils.files.weights_files import base_arguments
 from randlora_pl.utils.own_classes import registry
 
@@ -22,6 +23,35 @@ ImageTask = VisionLanguageTask | TextHeadTask | LinearHeadTask | PromptTask
 """The tasks on images."""
 
 TASKS: dict[str, type[ImageTask]] = {task.__name__: task for task in get_args(ImageTask)}
+
+
+def prompts_of(file: AdapterFile, templates: Sequence[str] | None = None) -> UsedPrompts:
+    """Return the prompts of an adapter, none if no task on images saved it.
+
+    Args:
+        file: The adapter.
+        templates: Templates of another dataset; None for those in the file.
+
+    Raises:
+        UserError: An argument of the task is missing or damaged.
+    """
+    metadata = file.metadata
+    kind = TASKS.get(metadata.get("task", ""))
+    if kind is None or not hasattr(kind, "prompts_of"):
+        return UsedPrompts()
+    given = metadata["templates"] if templates is None else templates
+    try:
+        found = kind.prompts_of(metadata["arguments"], given, metadata.get("captions", False))
+    except KeyError as error:
+        what = f"metadata.arguments.{error.args[0]} is missing"
+        raise UserError(f"{file.path} is damaged or was changed: {what}.") from None
+    for text in (*found.training, *found.evaluation):
+        if not isinstance(text, str) or "{}" not in text:
+            raise UserError(
+                f"{file.path} is damaged or was changed: its prompt {brief(text)} has no {{}} for the class."
+            )
+    return found
+
 
 Kind = TypeVar("Kind", bound=AdaptationTask)
 Task = TypeVar("Task", bound=type[AdaptationTask])

@@ -1,5 +1,6 @@
 """Vision-only CLIP: the image tower learns against a frozen head of text embeddings (section 5.2)."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class TextHeadTask(AdaptationTask):
 
     zero_shot = vision_only = blended_labels = True
     set_classes, setup = images.set_classes, images.setup
+    used_prompts = images.used_prompts
     evaluate, sample_losses, predict_step = images.evaluate, images.sample_losses, images.predict_step
 
     def __init__(
@@ -55,6 +57,14 @@ class TextHeadTask(AdaptationTask):
         self.label_smoothing = check_fraction("label_smoothing", label_smoothing)
         self.image_spec = clip_image_spec(name, pretrained)
         self.head: Tensor
+
+    @classmethod
+    def prompts_of(cls, arguments: Mapping[str, Any], templates: Sequence[str], captions: bool) -> images.UsedPrompts:
+        """Return the prompts of a task with these arguments: the templates, averaged."""
+        return images.UsedPrompts(templates, templates)
+
+    def use_typed_prompts(self) -> None:
+        """Take typed prompts as any others."""
 
     def build(self) -> nn.Module:
         """Load the image tower, and make the head; the text tower is not kept."""

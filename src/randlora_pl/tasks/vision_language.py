@@ -1,5 +1,6 @@
 """Vision-language fine-tuning of CLIP: both towers learn to match images and captions (section 5.3)."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.models import clip_image_spec, encode_prompts, load_clip
+from randlora_pl.models.text import class_prompts
 from randlora_pl.tasks import images
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.losses import (
@@ -24,7 +26,11 @@ from randlora_pl.tasks.losses import (
     similarities,
 )
 from randlora_pl.tasks.retrieval import recalls, unique_rows
+from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
+
+CAPTION = "An image of {}"
+"""The default caption: of the paper's protocol."""
 
 
 class VisionLanguageTask(AdaptationTask):
@@ -46,7 +52,8 @@ class VisionLanguageTask(AdaptationTask):
             matrices of both towers; convolutions and attention pool of a ResNet.
         logit_scale: ``exp`` multiplies similarities by exp(logit_scale), as CLIP was trained; ``raw`` by
             logit_scale itself, as the official code does in this task. Not for SigLIP.
-        caption: The caption of a class, with ``{}`` for its name.
+        caption: The caption of a class, with ``{}`` for its name. ``null`` gives a class one of the dataset's prompts
+            in each step, and evaluates with their mean, as typed ``data.templates`` do.
         loss_batch: ``joint`` compares an image with the captions of the whole batch of an optimizer step, on all
             devices and in all micro-batches; ``local`` with the captions of its own micro-batch on its own device.
         eval_prompts: ``caption`` evaluates with that caption, ``ensemble`` with the dataset's templates averaged.
@@ -55,6 +62,7 @@ class VisionLanguageTask(AdaptationTask):
 
     zero_shot = takes_captions = True
     set_classes, setup, predict_step = images.set_classes, images.setup, images.predict_step
+    used_prompts = images.used_prompts
     accumulated_loss = accumulated_loss
     prepare_evaluation, finish_evaluation = prepare_evaluation, finish_evaluation
 
@@ -66,14 +74,14 @@ class VisionLanguageTask(AdaptationTask):
         *,
         targets: list[str] | None = None,
         logit_scale: Literal["exp", "raw"] = "exp",
-        caption: str = "An image of {}",
+        caption: str | None = CAPTION,
         loss_batch: Literal["joint", "local"] = "joint",
         eval_prompts: Literal["caption", "ensemble"] = "caption",
         **options: Any,
     ) -> None:
         weights = images.needed_weights(name, pretrained)
         super().__init__(name=name, pretrained=weights, adapter=adapter, targets=targets, **options)
-        if "{}" not in caption:
+        if caption is not None and "{}" not in caption:
             raise UserError(f"caption is {caption!r}: it needs {{}} where the class name goes (--model.caption).")
         self.logit_scale, self.caption, self.eval_prompts = logit_scale, caption, eval_prompts
         self.loss_batch = loss_batch
@@ -99,12 +107,41 @@ class VisionLanguageTask(AdaptationTask):
 
     def _take_tokenizer(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        tokens = tokenizer([self.caption_of(name) for name in self.classnames])
-        self.register_buffer("tokens", tokens, persistent=False)
+        tokens = tokenizer(class_prompts(self.classnames, self.used_prompts().training))
+        self.register_buffer("tokens", tokens.view(len(self.classnames), -1, tokens.shape[1]), persistent=False)
 
-    def caption_of(self, classname: str) -> str:
-        """Return the caption of a class; captions of a dataset stay as they are."""
-        return classname if self.retrieval else self.caption.replace("{}", classname)
+    @classmethod
+    def prompts_of(cls, arguments: Mapping[str, Any], templates: Sequence[str], captions: bool) -> images.UsedPrompts:
+        """Return the prompts of a task with these arguments; captions of a dataset stay as they are."""
+        caption = arguments["caption"]
+        if captions:
+            return images.UsedPrompts(["{}"], ["{}"], drawn=True)
+        if caption is None:
+            return images.UsedPrompts(templates, templates, drawn=True)
+        ensemble = arguments.get("eval_prompts") == "ensemble"
+        return images.UsedPrompts([caption], templates if ensemble else [caption], drawn=True)
+
+    def use_typed_prompts(self) -> None:
+        """Let typed prompts replace the default caption.
+
+        Raises:
+            UserError: A caption is given, too.
+        """
+        if self.caption not in (None, CAPTION):
+            raise UserError(
+                "--model.caption and --data.templates both name the prompts. Remove one; with --model.caption null "
+                "a class has one of the templates in each step."
+            )
+        self.caption = None
+
+    def caption_tokens(self, classes: Tensor) -> Tensor:
+        """Return the tokens (u, length) of some classes' captions in this step, of several one drawn for each class."""
+        tokens: Tensor = self.tokens  # type: ignore[assignment]
+        count, prompts, _ = tokens.shape
+        if prompts == 1:
+            return tokens[classes, 0]
+        step = 0 if self._trainer is None else self.trainer.global_step
+        return tokens[classes, rng.integers(self.seed, "caption", classes + step * count, prompts)]
 
     def scale(self) -> Tensor:
         """Return the factor of the similarities, a scalar."""
@@ -156,7 +193,7 @@ class VisionLanguageTask(AdaptationTask):
 
     def _encoded(self, classes: Tensor) -> Tensor:
         """Encode the captions of some classes (u, e)."""
-        return normalize(self.model.encode_text(self.tokens[classes]))  # type: ignore[operator, index]
+        return normalize(self.model.encode_text(self.caption_tokens(classes)))  # type: ignore[operator]
 
     def on_train_start(self) -> None:
         """Drop the text features of an interrupted run."""
@@ -176,8 +213,7 @@ class VisionLanguageTask(AdaptationTask):
 
     def features_of(self, classnames: list[str], templates: list[str]) -> Tensor:
         """Return embeddings of the prompts of any classes (classes, e), made as in an evaluation."""
-        ensemble = self.retrieval or self.eval_prompts == "ensemble"
-        prompts = templates if ensemble else [self.caption]
+        prompts = self.prompts_of(self.constructor(), templates, self.retrieval).evaluation
         return encode_prompts(self.model, self.tokenizer, classnames, prompts, self.device)
 
     def evaluate(self, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:

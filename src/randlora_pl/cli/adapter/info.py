@@ -99,7 +99,7 @@ def described(known: Mapping[str, Any]) -> dict[str, str]:
         "random bases": bases if known["fingerprint"] else "",
         "task": known["task"],
         "captions" if known["captions"] else "classes": _first(known["classnames"]),
-        "prompts": _first(known["templates"]),
+        "prompts": known["prompts"],
         **{name: _short(part) for name, part in known["learned"].items()},
         "training": _pairs({key: value for key, value in known["training"].items() if key != "frame"}),
         "images": ImageSpec(**frame).summary() if frame else "",

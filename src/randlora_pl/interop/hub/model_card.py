@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from torch import Tensor
 
 from randlora_pl.adapters import AdapterFile
+from randlora_pl.tasks.restore import prompts_of
 from randlora_pl.utils.adapter_schema import method_label
 from randlora_pl.utils.class_paths import with_public_paths
 from randlora_pl.utils.errors import UserError
@@ -71,6 +72,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         layers=len(file.layers),
         head=_numbers(file.extra) if task == "LinearHeadTask" else _numbers(file.extra, "decoupled."),
         task=task,
+        prompts=" ".join(prompts_of(file).summary().split()).replace("|", "\\|"),
         frame=metadata.get("training", {}).get("frame"),
         classnames=[" ".join(str(name).split()).replace("```", "") for name in names],
         kind="captions" if captions else "classes",

@@ -19,10 +19,10 @@ from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop.base_model import Base, base_name, beside
 from randlora_pl.interop.compare_outputs import ROUNDING, change, check_written, difference, outputs
 from randlora_pl.interop.library_model import LibraryModel, config_file
-from randlora_pl.interop.prompts import check_merge, has_classifier, parts_of
+from randlora_pl.interop.prompts import check_merge
 from randlora_pl.interop.updates import State, adapted, interpolated
 from randlora_pl.models import ImageSpec, encode_prompts, load_tokenizer
-from randlora_pl.prompts import Fixed
+from randlora_pl.tasks.restore import prompts_of
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import disk_errors, move, refuse_inputs, scratch_folder
 from randlora_pl.utils.files.weights_files import local_name
@@ -78,16 +78,7 @@ class Merged:
     @property
     def templates(self) -> list[str]:
         """Prompt templates whose embeddings are averaged per class; empty with a linear head."""
-        metadata = self.file.metadata
-        arguments = metadata.get("arguments", {})
-        if metadata.get("task") == "VisionLanguageTask" and arguments.get("eval_prompts") != "ensemble":
-            if "caption" not in arguments:
-                raise UserError(f"{self.file.path} is damaged or was changed: metadata.arguments.caption is missing.")
-            return [arguments["caption"]]
-        if (parts := parts_of(self.file)) is not None:
-            words = parts[0].template if isinstance(parts[0], Fixed) and not has_classifier(self.file) else None
-            return [] if words is None else [words]
-        return [] if metadata.get("task") == "LinearHeadTask" else list(metadata.get("templates", []))
+        return list(prompts_of(self.file).evaluation)
 
     @property
     def logit_scale(self) -> float:

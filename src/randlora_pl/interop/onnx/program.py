@@ -4,7 +4,7 @@ Pixels are RGB in 0..1; mean and standard deviation are inside the module, so th
 divide by 255.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
@@ -18,7 +18,6 @@ from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop.base_model import refuse_texts
 from randlora_pl.interop.onnx.modules import ImageEncoder, PromptedTower, TextEncoder, make_classifier
 from randlora_pl.models import ImageTower, load_clip
-from randlora_pl.prompts import Fixed
 from randlora_pl.tasks import ImageTask, LinearHeadTask, PromptTask, TextHeadTask, VisionLanguageTask, load_task
 from randlora_pl.tasks.prompt.decoupled import Decoupled
 from randlora_pl.utils.errors import UserError
@@ -194,12 +193,8 @@ def _facts(task: ImageTask, part: str) -> dict[str, Any]:
         "image": "features: float32 (n, features)",
         "text": "features: float32 (n, features) of unit length",
     }
-    prompts: Sequence[str] = () if isinstance(task, LinearHeadTask) else task.templates
-    if isinstance(task, VisionLanguageTask) and task.eval_prompts == "caption" and not task.retrieval:
-        prompts = [task.caption]
     learner: dict[str, Any] = {}
     if isinstance(task, PromptTask):
-        prompts = [task.prompts.template] if isinstance(task.prompts, Fixed) and task.classifier is None else []
         learner = {"prompt_learner": task.prompts.describe(), "head": task.head and task.head.describe()}
     return {
         "format_version": FORMAT_VERSION,
@@ -207,7 +202,7 @@ def _facts(task: ImageTask, part: str) -> dict[str, Any]:
         "part": part,
         "output": outputs[part],
         "classnames": task.classnames,
-        "prompts": list(prompts),
+        "prompts": list(task.used_prompts().evaluation),
         "task": type(task).__name__,
         "base_model": task.identity.as_dict(),
         "adapter": task.adapter.describe(),

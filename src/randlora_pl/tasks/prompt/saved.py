@@ -11,7 +11,7 @@ from randlora_pl import prompts as learners
 from randlora_pl.adapters import AdapterFile, adapted_layers
 from randlora_pl.adapters.described import Described, make
 from randlora_pl.prompts import PromptLearner
-from randlora_pl.tasks import files
+from randlora_pl.tasks import files, images
 from randlora_pl.tasks.losses import normalize
 from randlora_pl.tasks.prompt.decoupled import DePT
 from randlora_pl.tasks.prompt.regulation import SelfRegulation
@@ -46,6 +46,30 @@ def arguments(saved: Mapping[str, Any], source: object) -> dict[str, Any]:
     """
     found = {name: make(PARTS[name], saved[name], source) for name in PARTS if saved.get(name) is not None}
     return {**saved, **found}
+
+
+def prompts_of(saved: Mapping[str, Any]) -> images.UsedPrompts:
+    """Return the prompts of a task with arguments from a file: the words of `Fixed`, else none."""
+    learner = arguments(saved, "prompts").get("prompts", learners.CoOp())
+    if not isinstance(learner, learners.Fixed):
+        return images.UsedPrompts(learned=learner.method())
+    words = [learner.template]
+    if saved.get("classifier_steps"):
+        return images.UsedPrompts(words, learned="classifier_steps")
+    return images.UsedPrompts(words, words)
+
+
+def use_typed_prompts(task: Any) -> None:
+    """Refuse them: the prompts are an option of the task.
+
+    Raises:
+        UserError: Always.
+    """
+    option = "words" if task.prompts.learns else "template"
+    raise UserError(
+        f"--data.templates: PromptTask has prompts of its own. Set --model.prompts.{option} instead, or use --model "
+        "VisionLanguageTask."
+    )
 
 
 def head_tensors(task: Any) -> dict[str, Tensor]:
