@@ -13,9 +13,11 @@ from peft import LoraConfig, RandLoraConfig, get_peft_model
 from torch import nn
 
 from randlora_pl.adapters import LoRA, RandLoRA, load_adapter, read_adapter
+from randlora_pl.interop.peft.files import PeftAdapter, named_base
 from randlora_pl.models import ImageTower, load_clip, load_vit
 from randlora_pl.tasks import LinearHeadTask, TextHeadTask, VisionLanguageTask, load_task
 from tests.cli.adapter.test_export_peft import VIT, adapter
+from tests.fake_hub import Repo, fake_hub
 from tests.interop.foreign.test_official import by_hand, checkpoint
 from tests.support.cli import Run
 
@@ -87,6 +89,55 @@ def test_there_and_back(run: Run, tmp_path: Path, kind: Any, name: str, method: 
     assert type(one) is type(two) and one.classnames == two.classnames
     x = torch.randn(2, 3, one.image_spec.size, one.image_spec.size)
     torch.testing.assert_close(two.class_logits(x), one.class_logits(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_pulled_adapter_of_peft_becomes_ours(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    adapter(TextHeadTask, "tiny", LoRA(2), tmp_path / "first")
+    assert run("adapter", "export", "first", "--to", "peft", "--output", "peft").code == 0
+    refusals = {
+        "google/vit-base-patch16-224": "Its config names 'google/vit-base-patch16-224'",
+        "/home/ann/weights": "Its config names '/home/ann/weights'",
+        "local-dir:here": "Its config names 'local-dir:here'",
+    }
+    with fake_hub(monkeypatch) as hub:
+        for name in ("ann/digits", "ann/theirs"):
+            hub.repos[name] = Repo(False)
+            there = hub.repos[name].branches["main"]
+            there |= {file.name: file.read_bytes() for file in Path("peft").iterdir()} | {"evil.bin": b"code"}
+        result = run("adapter", "pull", "ann/digits", "--output", "ours")
+        assert result.code == 0, result.err
+        assert "Largest difference to PEFT's outputs: " in result.out and "converted from PEFT, commit " in result.out
+        assert "Next: randlora-pl predict --adapter ours --images" in result.out
+        del there["task.json"]
+        config = json.loads(there["adapter_config.json"])
+        for base, message in refusals.items():
+            there["adapter_config.json"] = json.dumps(config | {"base_model_name_or_path": base}).encode()
+            bad = run("adapter", "pull", "ann/theirs", "--output", "bad")
+            assert bad.code == 2 and message in bad.err and len(bad.err.splitlines()) <= 2
+        there["adapter_model.bin"] = there.pop("adapter_model.safetensors")
+        assert "pickle" in run("adapter", "pull", "ann/theirs", "--output", "bad").err
+        assert not Path("bad").exists() and not any("evil" in request or ".bin" in request for request in hub.requests)
+    one, two = load_task(tmp_path / "first"), load_task(tmp_path / "ours")
+    x = torch.randn(2, 3, one.image_spec.size, one.image_spec.size)
+    torch.testing.assert_close(two.class_logits(x), one.class_logits(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "base"),
+    [
+        (
+            {"base_model_name_or_path": "timm/vit_tiny_patch16_224.augreg"},
+            ("vit_tiny_patch16_224.augreg", "timm"),
+        ),
+        ({"base_model_name_or_path": "ViT-B-32/openai", "task_type": None}, ("ViT-B-32", "openai")),
+        ({"base_model_name_or_path": "Qwen/Qwen2-0.5B", "task_type": "CAUSAL_LM"}, ("Qwen/Qwen2-0.5B", None)),
+        ({"base_model_name_or_path": "../model", "task_type": "CAUSAL_LM"}, None),
+        ({"base_model_name_or_path": ["gpt2"]}, None),
+        ({}, None),
+    ],
+)
+def test_base_models_that_configs_of_peft_name(config: dict[str, Any], base: tuple[str, str | None] | None) -> None:
+    assert named_base(PeftAdapter(config, {})) == base
 
 
 @pytest.mark.usefixtures("deep")

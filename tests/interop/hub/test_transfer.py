@@ -167,7 +167,7 @@ def test_what_is_damaged_or_of_others_stays_away(hub: FakeHub, tmp_path: Path) -
         pull_adapter("ann/one", tmp_path / "good")
     assert (tmp_path / "good" / "adapter_config.json").read_bytes() == older  # the one that was there stays
     files["adapter_model.safetensors"] = files.pop("adapter.safetensors")
-    with pytest.raises(UserError, match="--from"):
+    with pytest.raises(UserError, match="adapter pull ann/one"):
         pull_adapter("ann/one", tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.cli.common.arguments import CommandParser, check_output, spelled
-from randlora_pl.utils.errors import UserError, near
-from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.errors import UserError, brief, near
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -23,7 +22,8 @@ Convert an adapter of another program to ours. If peft is installed, the outputs
   --from SOURCE      peft      a folder of save_pretrained: RandLoRA (also without its bases), LoRA, DoRA, PiSSA, VeRA,
                                HiRA, SHiRA, OFT
                      official  a checkpoint of the vision code of RandLoRA's authors
-  --model NAME       Base model: a name of timm or open_clip, or of a language model (see --task)
+  --model NAME       Base model: a name of timm or open_clip, or of a language model (see --task). Default for PEFT: the
+                     model that the adapter names
   --pretrained TAG   Its weights: timm, a tag, a file, or random. For a language model a folder, or nothing
   --output PATH      Folder or .safetensors file to write
   --overwrite        Replace the output if it exists
@@ -57,26 +57,24 @@ def _parse(args: list[str]) -> argparse.Namespace:
             raise UserError(f"adapter import: {spelled(name)} belongs to --from {source}.")
     if not options.path.exists():
         raise UserError(f"{options.path} does not exist; give a folder of PEFT's, or a checkpoint file.")
-    if options.model is None:
-        raise UserError(
-            f"adapter import: --model is missing: name the base model of {options.path}.{_hint(options.path)}"
-        )
     return options
-
-
-def _hint(path: Path) -> str:
-    """Return the base model that a PEFT config names."""
-    try:
-        name = parse_json((path / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        return ""
-    return f" Its config names {name!r}." if name else ""
 
 
 def import_verb(args: list[str]) -> int:
     """Check the options, convert the adapter, compare, and write it."""
     options = _parse(args)
     check_output(options.output, options.overwrite)
+    print(convert(options, str(options.path)))
+    return 0
+
+
+def convert(options: argparse.Namespace, name: str) -> str:
+    """Convert an adapter, print the comparison, and write it; return the next command.
+
+    Args:
+        options: The options of ``adapter import``.
+        name: The adapter in messages.
+    """
     import torch
 
     from randlora_pl.interop import base_model
@@ -85,7 +83,19 @@ def import_verb(args: list[str]) -> int:
     from randlora_pl.interop.peft import files as peft_files
     from randlora_pl.interop.peft import import_ as peft_import
 
-    adapter = peft_files.read(options.path) if options.source == "peft" else None
+    adapter = peft_files.read(options.path, name) if options.source == "peft" else None
+    if options.model is None:
+        found = None if adapter is None else peft_files.named_base(adapter)
+        if found is None:
+            given = None if adapter is None else adapter.config.get("base_model_name_or_path")
+            hint = f" Its config names {brief(given)}." if given else ""
+            folder = name if name == str(options.path) else "DIR"
+            download = "" if folder == name else f"hf download {name} --local-dir DIR, then "
+            raise UserError(
+                f"The base model of {name} is not known.{hint} Name it by --model: {download}randlora-pl adapter "
+                f"import {folder} --from {options.source} --model NAME --pretrained TAG --output ADAPTER"
+            )
+        options.model, options.pretrained = found[0], options.pretrained or found[1]
     trained = {} if adapter is None else adapter.task.get("arguments", {})  # of an adapter exported here
     written = adapter is not None and adapter.config.get("task_type") == "CAUSAL_LM" and options.task is None
     arguments: dict[str, Any] = {}  # of a decoder's task
@@ -101,7 +111,7 @@ def import_verb(args: list[str]) -> int:
         foreign = official.translate(options.path, base.model, 1.0 if options.alpha is None else options.alpha)
     if owned := foreign.owned(base.model):
         raise UserError(
-            f"{options.path}: {next(iter(owned))} was trained as a whole, which no task supports. Import it in Python: "
+            f"{name}: {next(iter(owned))} was trained as a whole, which no task supports. Import it in Python: "
             "save_adapter(import_peft(PATH, model), OUTPUT)"
         )
     classnames = _lines(options.classnames) if options.classnames else []
@@ -111,16 +121,15 @@ def import_verb(args: list[str]) -> int:
         plan = ImportPlan.make(foreign, base, adapter, options.task, classnames)
     ours = base.copy().model
     print(foreign.inject(ours))
-    print(_compared(options, foreign, ours, base))
+    print(_compared(options, name, foreign, ours, base))
     path = plan.save(ours, options.output)
     size = path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
     classes = f" of {len(plan.classnames)} classes" if plan.classnames else ""
     print(f"{options.output}: {size:,} bytes{f', a {plan.task}{classes}' if plan.task else ''}")
-    print(plan.next(options.output))
-    return 0
+    return plan.next(options.output)
 
 
-def _compared(options: argparse.Namespace, foreign: "ExternalAdapter", ours: "Module", base: "Base") -> str:
+def _compared(options: argparse.Namespace, name: str, foreign: "ExternalAdapter", ours: "Module", base: "Base") -> str:
     """Return the outcome of the comparison with PEFT."""
     from randlora_pl.interop.peft.verify import LogitsOnly, difference, installed
 
@@ -135,7 +144,7 @@ def _compared(options: argparse.Namespace, foreign: "ExternalAdapter", ours: "Mo
         found = difference(ours, base, options.path, classifier)
         return f"Largest difference to PEFT's outputs: {found.summary()}"
     except UserError as error:
-        raise UserError(f"{options.path} cannot be imported: {error}.") from None
+        raise UserError(f"{name} cannot be imported: {error}.") from None
 
 
 def _lines(file: Path) -> list[str]:

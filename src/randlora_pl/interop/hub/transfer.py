@@ -13,6 +13,7 @@ from typing import Any
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.io import container
 from randlora_pl.adapters.io.container import BASES, CONFIG, TENSORS, Contents
+from randlora_pl.interop.peft import files as peft
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import atomic_folder, disk_errors
 from randlora_pl.utils.files.weights_files import without_local_paths
@@ -20,6 +21,10 @@ from randlora_pl.utils.version import __version__
 
 CARD = "README.md"
 _LOGIN = "hf auth login, or set HF_TOKEN"
+
+
+class PeftRepositoryError(UserError):
+    """Error for a repository with an adapter of PEFT, which needs its base model to be converted."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +95,13 @@ def pull_adapter(repo: str, path: Path, revision: str | None = None) -> Pulled:
             there = {sibling.rfilename for sibling in info.siblings or []}
             if not there >= {CONFIG, TENSORS}:
                 if "adapter_model.safetensors" in there:
+                    raise PeftRepositoryError(
+                        f"{repo} is an adapter of PEFT. Convert it: randlora-pl adapter pull {repo} --output ADAPTER"
+                    )
+                if "adapter_model.bin" in there:
                     raise UserError(
-                        f"{repo} is a PEFT adapter: hf download {repo} --local-dir DIR, then "
-                        "randlora-pl adapter import DIR --from peft --output ADAPTER"
+                        f"{repo} is a PEFT adapter with its tensors as a pickle (adapter_model.bin), which can run "
+                        "code. If you trust it, load it with PEFT, save it again, and use adapter import."
                     )
                 listed = ", ".join(sorted(there)[:6]) or "nothing"
                 raise UserError(f"{repo} has no adapter of randlora-pl ({CONFIG} and {TENSORS}); it has {listed}.")
@@ -103,6 +112,21 @@ def pull_adapter(repo: str, path: Path, revision: str | None = None) -> Pulled:
         read_adapter(folder, repo)
         size = sum(file.stat().st_size for file in folder.iterdir())
     return Pulled(read_adapter(path), commit, size)
+
+
+def download_peft(repo: str, folder: Path, revision: str | None = None) -> str:
+    """Download the files of a PEFT adapter to a folder, and return the commit. Only files without code are downloaded.
+
+    Raises:
+        UserError: The Hub is unreachable or refuses.
+    """
+    with disk_errors(folder), _explained(repo, revision):
+        api = _api()
+        info = api.model_info(repo, revision=revision)
+        there = {sibling.rfilename for sibling in info.siblings or []}
+        for name in sorted({peft.CONFIG, peft.TENSORS, peft.TASK, peft.HEAD} & there):
+            api.hf_hub_download(repo, name, revision=str(info.sha), local_dir=folder)
+    return str(info.sha)
 
 
 def _api() -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ TASK, HEAD = "task.json", "head.safetensors"
 PREFIX = "base_model.model."
 """Prefix of the base model's names in a PEFT file."""
 
+_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+"""Name or id of a model; a path or a name such as ``local-dir:PATH`` does not match."""
+
 _FILES = {CONFIG, TENSORS, TASK, HEAD, "README.md"}
 
 
@@ -40,8 +44,12 @@ class PeftAdapter:
     path: Path = Path()
 
 
-def read(path: str | os.PathLike[str]) -> PeftAdapter:
+def read(path: str | os.PathLike[str], name: str | None = None) -> PeftAdapter:
     """Read a PEFT adapter.
+
+    Args:
+        path: Folder of the adapter.
+        name: Name in messages; by default the path.
 
     Raises:
         UserError: The folder is not a PEFT adapter, has a pickle, or cannot be read.
@@ -68,7 +76,7 @@ def read(path: str | os.PathLike[str]) -> PeftAdapter:
     inner = {name.removeprefix(PREFIX).removeprefix("base_model."): tensor for name, tensor in stored}
     head = load_tensors(path / HEAD) if (path / HEAD).is_file() else {}
     task = _json(path / TASK) if (path / TASK).is_file() else {}
-    return PeftAdapter(config, inner, head, task, path)
+    return PeftAdapter(config, inner, head, task, Path(name or path))
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -118,6 +126,29 @@ def base_name(base: Mapping[str, Any]) -> str | None:
     if base.get("library") == "timm":
         return f"timm/{name}" if "." in str(name) else None
     return None if base.get("sha256") else f"{name}/{tag}"
+
+
+def named_base(adapter: PeftAdapter) -> tuple[str, str | None] | None:
+    """Return name and weights of the base model that an adapter names; None if no library here is known to have it.
+
+    Local paths are not taken: the adapter may come from a stranger.
+    """
+    own = adapter.task.get("base_model")
+    if isinstance(own, dict):
+        name, tag = own.get("name"), own.get("pretrained")
+        plain = all(isinstance(each, str) and _ID.fullmatch(each) for each in (name, tag))
+        return (str(name), None if tag == name else str(tag)) if plain and not own.get("sha256") else None
+    whole = adapter.config.get("base_model_name_or_path")
+    if not isinstance(whole, str) or not _ID.fullmatch(whole):
+        return None
+    if adapter.config.get("task_type") == "CAUSAL_LM":
+        return whole, None
+    owner, _, name = whole.rpartition("/")
+    if owner == "timm":
+        return name, "timm"
+    import open_clip
+
+    return (owner, name) if owner in open_clip.list_models() else None
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
