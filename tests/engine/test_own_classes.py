@@ -14,6 +14,8 @@ from torch import nn
 
 from randlora_pl import adapters, tasks
 from randlora_pl.adapters import Adapter, LoRA, inject, load_adapter, save_adapter
+from randlora_pl.config.mistakes import check_here
+from randlora_pl.engine.command import prepare
 from randlora_pl.tasks.defaults import default_learning_rate
 from randlora_pl.utils.errors import UserError
 from tests.docs.pages import PAGES
@@ -29,8 +31,9 @@ MINE = ("--import", "mine")
 
 
 @pytest.fixture
-def mine(own: Callable[[], None], run: Run) -> Callable[[], Any]:
+def mine(own: Callable[[], None], run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     """Return what imports the module of the page as a program of the user does."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     Path("mine.py").write_text(MODULE)
 
     def imported() -> Any:
@@ -64,6 +67,31 @@ def test_round_trip(run: Run, refused: Callable[..., str], own: Callable[[], Non
     assert (config["method"], config["metadata"]["task_class"]) == ("mine.RankOne", "mine.FocalTask")
     tests = [json.loads(file.read_text())["test/acc"] for file in sorted(Path("runs").glob("*/2*/results.json"))]
     assert len(tests) == 3 and len(set(tests)) == 1
+
+
+def test_a_run_that_could_not_be_loaded_again_is_refused_before_it_trains(
+    refused: Callable[..., str], mine: object
+) -> None:
+    wrong = {
+        ("self.scale = scale", "self.factor = scale"): "RankOne does not keep its option scale",
+        ("self.gamma = gamma", "self.exponent = gamma"): "FocalTask does not keep its option gamma",
+        ("self.gamma = gamma", "self.gamma = {1, 2}"): "FocalTask: options that a file cannot hold",
+    }
+    for number, ((old, new), message) in enumerate(wrong.items()):
+        module = f"mine{number}"
+        Path(f"{module}.py").write_text(MODULE.replace(old, new, 1))
+        typed = [word.replace("mine.", f"{module}.") for word in TYPED]
+        assert message in refused("fit", *SMALL, *typed)
+
+
+def test_short_names_and_tasks_on_texts(run: Run, mine: object) -> None:
+    Path("mine.py").write_text(
+        f"{MODULE}\nfrom randlora_pl.language import CausalLMTask\n\nclass MyTexts(CausalLMTask): pass\n"
+    )
+    command = prepare("fit", ["--model", "mine.MyTexts", "--model.adapter", "RankOne", "--data.mask_prompt", "true"])
+    assert command.flat()["model.adapter"] == "mine.RankOne"
+    with pytest.raises(UserError, match=r"--data\.root"):
+        check_here(prepare("fit", ["--model", "mine.MyTexts", "--data.dataset", "jsonl", "--data.root", "gone.jsonl"]))
 
 
 def test_files_load_what_is_registered(mine: Callable[[], Any], own: Callable[[], None]) -> None:
