@@ -3,14 +3,15 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from randlora_pl.data.catalog.registry import how_to_get, present
 from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.images.sources import ArrayImages
+from randlora_pl.data.images.decode import BLACK
+from randlora_pl.data.images.sources import EncodedImages
 from randlora_pl.data.readers import listing_cache as listing
 from randlora_pl.data.readers.dispatch import SPLITS, Samples, read
 from randlora_pl.data.sampling.balance import remarks
@@ -29,6 +30,7 @@ class SplitReport:
     """Result for one split: images found, expected (None if unknown), and decoded without errors.
 
     ``fewest`` and ``most`` are (class, images) of the smallest and the largest class; None for captions.
+    ``transparent`` of the decoded images depend on the color behind them.
     """
 
     split: str
@@ -37,6 +39,7 @@ class SplitReport:
     fewest: tuple[str, int] | None
     most: tuple[str, int] | None
     decoded: int
+    transparent: int = 0
 
 
 @dataclass
@@ -111,14 +114,15 @@ def _split(
             few = f"{len(empty)} of {len(counts)} classes have no {split} images, the first: {fewest[0]!r}"
             problems.append(UserError(f"{row.title}: {few}"))
     chosen = evenly(len(samples), sample)
-    unreadable = 0
-    for complaints, count in _decode(samples, chosen):
+    unreadable = transparent = 0
+    for complaints, count, clear in _decode(samples, chosen):
+        transparent += clear
         problems += complaints[: max(0, MOST - unreadable)]
         unreadable += len(complaints)
         tick(count)
     if unreadable > MOST:
         problems.append(UserError(f"{row.title}: {unreadable - MOST:,} more {split} images cannot be read"))
-    return SplitReport(split, len(samples), expected, fewest, most, len(chosen) - unreadable)
+    return SplitReport(split, len(samples), expected, fewest, most, len(chosen) - unreadable, transparent)
 
 
 def evenly(count: int, most: int | None) -> list[int]:
@@ -128,21 +132,25 @@ def evenly(count: int, most: int | None) -> list[int]:
     return [round(index) for index in np.linspace(0, count - 1, most).tolist()] if most else []
 
 
-def _decode(samples: Samples, indices: Sequence[int]) -> Iterator[tuple[list[UserError], int]]:
-    """Yield (errors, number of images) in chunks, with one thread per core."""
-    rows = samples.rows[np.asarray(indices, dtype=np.int64)].tolist()
-    if isinstance(samples.images, ArrayImages):
-        yield [], len(rows)
+def _decode(samples: Samples, indices: Sequence[int]) -> Iterator[tuple[list[UserError], int, int]]:
+    """Yield (errors, number of images, number of transparent ones) in chunks, with one thread per core."""
+    rows, images = samples.rows[np.asarray(indices, dtype=np.int64)].tolist(), samples.images
+    if not isinstance(images, EncodedImages):
+        yield [], len(rows), 0
         return
+    on_black = replace(images, background=BLACK)
 
-    def complaint(row: int) -> UserError | None:
+    def look(row: int) -> UserError | bool:
+        """Return an error, or True if the image is transparent somewhere."""
         try:
-            samples.images.load(row)
+            pixels = images.load(row)
+            opaque = images.name(row).lower().endswith((".jpg", ".jpeg"))
+            return not opaque and not np.array_equal(pixels, on_black.load(row))
         except UserError as error:
             return error
-        return None
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
-            yield [error for error in threads.map(complaint, chunk) if error], len(chunk)
+            found = list(threads.map(look, chunk))
+            yield [each for each in found if isinstance(each, UserError)], len(chunk), found.count(True)

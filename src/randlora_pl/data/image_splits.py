@@ -9,6 +9,7 @@ import numpy as np
 
 from randlora_pl.data.catalog.coop import MOST_VALIDATION_SHOTS
 from randlora_pl.data.catalog.spec import DatasetSpec
+from randlora_pl.data.images.decode import WHITE, Color
 from randlora_pl.data.images.shared_cache import CachedImages
 from randlora_pl.data.images.sources import ArrayImages, EncodedImages
 from randlora_pl.data.readers.dispatch import Samples, read
@@ -39,6 +40,7 @@ class ImageSplits:
         classnames: Class name of each label, for the file of chosen images.
         first: True on rank 0, which writes this file.
         meeting_place: Folder of the memory shared by the processes of a machine.
+        background: Color behind transparent pixels; set before samples are asked for.
     """
 
     row: DatasetSpec
@@ -57,6 +59,7 @@ class ImageSplits:
     classnames: list[str] = field(default_factory=list)
     first: bool = True
     meeting_place: Path | None = None
+    background: Color = WHITE
 
     def read(self) -> splits.Splits:
         """Return the complete splits; a process reads them once."""
@@ -91,7 +94,8 @@ class ImageSplits:
                 samples = samples.subset(np.flatnonzero([key not in drawn for key in samples.keys]))
             self._warn_if_partial(split, len(whole))
             if isinstance(samples.images, EncodedImages):
-                samples = replace(samples, images=replace(samples.images, most_pixels=self.max_pixels))
+                how = {"most_pixels": self.max_pixels, "background": self.background}
+                samples = replace(samples, images=replace(samples.images, **how))
             self.held[split] = self._cached(samples, few=split == "train" and self.few)
         return self.held[split]
 

@@ -279,3 +279,14 @@ def test_sheet_shows_the_images_of_few_shot_training(tmp_path: Path) -> None:
     sheet = Sheet.of(find("digits"), tmp_path, 3)
     assert {image.tobytes() for images in sheet.images for image in images} == trained
     assert sheet.names == list(find("digits").classnames)
+
+
+def test_transparent_images_are_counted(run: Run, tmp_path: Path) -> None:
+    for label in ("disc", "box"):
+        (tmp_path / "pics" / label).mkdir(parents=True)
+        for number in range(6):
+            image = Image.new("RGBA", (8, 8), (255, 0, 0, 0 if label == "box" else 255))  # discs have no hole
+            image.save(tmp_path / "pics" / label / f"{number}.png")
+    out = run("data", "check", "folder", "--root", "pics", "--every-image").out
+    assert "folder: 6 of 12 decoded images are transparent. They are laid on white" in out
+    assert "transparent" not in run("data", "check", "digits").out

@@ -120,6 +120,14 @@ def test_names() -> None:
     assert FileImages([Path("x/a.png")]).name(0) == "x/a.png"
 
 
+def test_transparent_images_lie_on_the_background(tmp_path: Path) -> None:
+    half = np.full((2, 2, 4), (200, 0, 0, 51), np.uint8)  # a fifth of red
+    Image.fromarray(half, "RGBA").save(tmp_path / "half.png")
+    for color in ((255, 255, 255), (0, 0, 0), (10, 100, 250)):
+        expected = np.round(0.2 * np.array([200, 0, 0]) + 0.8 * np.array(color))
+        assert np.abs(decode(tmp_path / "half.png", background=color).astype(int) - expected).max() <= 1
+
+
 def test_transparent_images_lie_on_white(tmp_path: Path) -> None:
     icon = np.zeros((4, 4, 4), dtype=np.uint8)
     icon[1:3, 1:3, 3] = 255  # a black square on nothing

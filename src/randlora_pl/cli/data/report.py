@@ -64,6 +64,10 @@ def print_reports(reports: Sequence["Report"], every: bool = False) -> int:
         print()
     for report in missing:
         print(*(printable(str(problem)) for problem in report.problems))
+    for report in reports:
+        decoded, clear = (sum(getattr(part, key) for part in report.splits) for key in ("decoded", "transparent"))
+        if clear:
+            print(f"{report.name}: {clear:,} of {decoded:,} decoded images are transparent. They are laid on white.")
     images, decoded = (sum(getattr(p, key) for r in reports for p in r.splits) for key in ("images", "decoded"))
     if decoded < images and not every:
         print(f"{decoded:,} of {images:,} images were decoded (--every-image decodes all)")

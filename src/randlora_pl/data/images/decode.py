@@ -28,6 +28,10 @@ MOST_BYTES = 2**30
 MOST_PIXELS = 178_956_970
 """Default maximum width x height of a decoded image: 512 MiB in memory."""
 
+Color = tuple[int, int, int]
+WHITE: Color = (255, 255, 255)
+BLACK: Color = (0, 0, 0)
+
 SKIP = "Replace it, or skip it with --data.on_error skip"
 """Hint for an unreadable image; commands without this option use another."""
 
@@ -58,10 +62,11 @@ def decode(
     upright: bool = True,
     formats: Sequence[str] = FORMATS,
     most_pixels: int = MOST_PIXELS,
+    background: Color = WHITE,
 ) -> NDArray[np.uint8]:
     """Decode an image file to (height, width, 3) RGB, upright by its EXIF orientation.
 
-    Transparent images get a white background, 16-bit gray is scaled to 8 bits (unless no value is above 255), and
+    Transparent images are laid on a background, 16-bit gray is scaled to 8 bits (unless no value is above 255), and
     animations give their first frame.
 
     Args:
@@ -72,6 +77,7 @@ def decode(
         upright: Apply the EXIF orientation.
         formats: Pillow's names of the accepted formats.
         most_pixels: Maximum width x height. Above the default, Pillow's own limit is off (see `trust_the_limit`).
+        background: Color behind transparent pixels.
 
     Raises:
         UnreadableImageError: The file cannot be read as an image, or is too large.
@@ -102,7 +108,7 @@ def decode(
                 raise ValueError("its pixels are floating-point numbers of unknown range; convert it to 8 or 16 bits")
             if image.has_transparency_data:
                 over = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
+                image = Image.alpha_composite(Image.new("RGBA", over.size, (*background, 255)), over)
             return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
         if _of_the_machine(error):  # healthy images must not be skipped

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from randlora_pl.data.images.decode import MOST_PIXELS, decode
+from randlora_pl.data.images.decode import MOST_PIXELS, WHITE, Color, decode
 from randlora_pl.utils.errors import UnreadableImageError
 from randlora_pl.utils.files.plain_files import is_file
 
@@ -105,9 +105,11 @@ class EncodedImages:
 
     Attributes:
         most_pixels: Maximum width x height of an image.
+        background: Color behind transparent pixels.
     """
 
     most_pixels: int = field(default=MOST_PIXELS, kw_only=True)
+    background: Color = field(default=WHITE, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class FileImages(EncodedImages):
 
     def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
         """Decode image ``index`` to RGB; see `decode`, also for errors."""
-        return decode(self.paths[index], short, most_pixels=self.most_pixels)
+        return decode(self.paths[index], short, most_pixels=self.most_pixels, background=self.background)
 
     def name(self, index: int) -> str:
         """Return the path of the file."""
@@ -146,9 +148,9 @@ class BoxImages(FileImages):
     def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
         """Decode crop ``index`` in RGB, in full size; a box outside its image is an error, too."""
         left, upper, right, lower = self.boxes[index].tolist()
-        whole = decode(
-            self.paths[index], upright=False, most_pixels=self.most_pixels
-        )  # boxes refer to the stored pixels
+        whole = decode(  # boxes refer to the stored pixels
+            self.paths[index], upright=False, most_pixels=self.most_pixels, background=self.background
+        )
         part = whole[upper:lower, left:right]
         if not part.size:
             size = f"{whole.shape[1]} x {whole.shape[0]} pixels"

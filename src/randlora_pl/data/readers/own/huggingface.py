@@ -58,10 +58,11 @@ class HubImages(EncodedImages):
         (cell,) = self.data[index].values()
         cell = cell or {}
         name = Path(f"{self.name(index)}{' (' + cell['path'] + ')' if cell.get('path') else ''}")
+        how: dict[str, Any] = {"most_pixels": self.most_pixels, "background": self.background}
         if cell.get("bytes") is not None:
-            return decode(name, short, cell["bytes"], most_pixels=self.most_pixels)
+            return decode(name, short, cell["bytes"], **how)
         if cell.get("path"):
-            return decode(self.home / cell["path"], short, most_pixels=self.most_pixels)
+            return decode(self.home / cell["path"], short, **how)
         raise UnreadableImageError(f"The image {name} is empty.", SKIP, str(name))
 
     def name(self, index: int) -> str:

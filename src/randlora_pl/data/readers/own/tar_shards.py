@@ -61,7 +61,7 @@ class ShardImages(EncodedImages):
         """
         shard = self.shards[self.shard[index]]
         content = tars.read_range(shard, int(self.offset[index]), int(self.length[index]))
-        return decode(self.name(index), short, content, most_pixels=self.most_pixels)
+        return decode(self.name(index), short, content, most_pixels=self.most_pixels, background=self.background)
 
     def name(self, index: int) -> str:
         """Return ``SHARD:MEMBER``."""
