@@ -77,7 +77,7 @@ def test_moved_statistics_come_back(adapter: Adapter, train: Callable[[nn.Module
     save_adapter(model, tmp_path / "a")
     file = read_adapter(tmp_path / "a")
     assert set(file.kept) == STATISTICS
-    assert file.config["format_version"] == 3
+    assert file.config["format_version"] == 4
     fresh = net()
     load_adapter(fresh, tmp_path / "a")
     assert same(model, fresh)
@@ -144,22 +144,6 @@ def test_statistics_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     write(tensors)
     with pytest.raises(UserError, match="num_batches_tracked"):
         load_adapter(net(), tmp_path / "a")
-
-
-def test_earlier_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """A file of format 2 loads, with a warning where statistics are missing; an older program refuses format 3."""
-    save_adapter(tuned(FullFineTuning(), set_train_mode), tmp_path / "a")
-    config = json.loads((tmp_path / "a" / CONFIG).read_text())
-    tensors = load_tensors(tmp_path / "a" / TENSORS)
-    save_tensors({n: v for n, v in tensors.items() if n not in STATISTICS}, tmp_path / "a" / TENSORS)
-    old = {n: v for n, v in config.items() if n not in ("sha256", "kept", "trained")} | {"format_version": 2}
-    (tmp_path / "a" / CONFIG).write_text(json.dumps(old))
-    load_adapter(net(), tmp_path / "a")
-    assert "statistics" in caplog.text
-    save_adapter(tuned(LoRA(2), set_train_mode), tmp_path / "b")
-    monkeypatch.setattr(adapter_files, "FORMAT_VERSION", 2)
-    with pytest.raises(UserError, match="format"):
-        read_adapter(tmp_path / "b")
 
 
 def test_a_set_parts_statistics_that_move_in_it(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_adapter_names_no_class_of_another_program(
     refused: Callable[..., str], evil: Path, tmp_path: Path, change: Callable[[Any], None]
 ) -> None:
     metadata = {"task": "TextHeadTask", "arguments": {"name": "tiny"}, "classnames": [], "templates": []}
-    content = LoRA(rank=3).describe() | {"format_version": 2, "metadata": metadata}
+    content = LoRA(rank=3).describe() | {"format_version": 4, "metadata": metadata}
     change(content)
     (tmp_path / "adapter_config.json").write_text(json.dumps(content))
     assert "changed" in refused("test", "--adapter", ".", "--config", "quickstart")
@@ -132,7 +132,7 @@ def test_whole_configs_are_trusted(evil: Path, tmp_path: Path, finished: Path, o
 
 def test_adapter_folders_say_which_task_they_need(tmp_path: Path) -> None:
     metadata = {"task": "TextHeadTask", "arguments": {"name": "tiny", "seed": 4}, "classnames": [], "templates": []}
-    content = LoRA(rank=3).describe() | {"format_version": 2, "metadata": metadata}
+    content = LoRA(rank=3).describe() | {"format_version": 4, "metadata": metadata}
     (tmp_path / "adapter_config.json").write_text(json.dumps(content))
     model = adapter_config(tmp_path)["model"]
     assert model["class_path"] == "TextHeadTask"

@@ -1,10 +1,13 @@
+import math
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from randlora_pl.models.clip_source import download, image_size, image_spec, resolve
-from randlora_pl.models.spec import ImageSpec
+from randlora_pl.models.spec import ImageSpec, open_clip_spec
 from randlora_pl.utils.errors import UserError
 
 OPENAI = open_clip.OPENAI_DATASET_MEAN
@@ -66,7 +69,7 @@ def test_files_keep_the_name_and_say_what_is_assumed(tmp_path: Path, monkeypatch
     source = resolve("ViT-L-14", "w.pt")
     assert (source.kind, source.name, source.pretrained) == ("file", "ViT-L-14", str(tmp_path / "w.pt"))
     assert "used with plain GELU; weights trained otherwise need --model.name ViT-L-14-quickgelu" in source.notes[0]
-    assert "differ in image normalization" in source.notes[1]  # laion2b_s32b_b82k has its own
+    assert "differ in image preprocessing" in source.notes[1]  # laion2b_s32b_b82k has its own
     assert (
         "used with QuickGELU; weights trained otherwise need --model.name ViT-B-16."
         in (resolve("ViT-B-16-quickgelu", "w.pt").notes[0])
@@ -80,6 +83,45 @@ def test_image_specs_are_those_of_the_tag(tags: None) -> None:
     assert image_spec(resolve("ViT-L-14-336", "openai")) == ImageSpec(
         336, OPENAI, open_clip.OPENAI_DATASET_STD, "bicubic"
     )
+
+
+def test_every_tag_is_prepared_as_open_clip_does() -> None:
+    """SigLIP, SigLIP2, PE-Core, DFN5B and CLIPA squash, others crop."""
+    squashed = 0
+    for name, tag in open_clip.list_pretrained():
+        found = image_spec(resolve(name, tag))
+        theirs = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), open_clip.get_pretrained_cfg(name, tag)))
+        for key in ("mean", "std", "interpolation"):
+            assert getattr(found, key) == getattr(theirs, key), (name, tag, key)
+        assert (found.resize, found.crop_pct, found.fill) == (theirs.resize_mode, 1, (0, 0, 0)), (name, tag)
+        squashed += found.resize == "squash"
+    assert squashed >= 48
+
+
+def test_preprocessing_of_a_configuration_that_somebody_wrote() -> None:
+    def of(**values: Any) -> ImageSpec:
+        return open_clip_spec(values, 32, "local-dir:it")
+
+    assert of() == of(mean=None, unknown=3) == ImageSpec(32)
+    assert of(mean=0.5, std=[0.1, 0.2, 0.3], interpolation="random") == ImageSpec(32, (0.5,) * 3, (0.1, 0.2, 0.3))
+    assert of(resize_mode="longest", fill_color=114).fill == (114, 114, 114)
+    for values, words in [
+        ({"resize_mode": "squish"}, "'squish'. Did you mean 'squash'"),
+        ({"resize_mode": ["squash"]}, "Known: shortest, longest, squash"),
+        ({"interpolation": "lanczos"}, "Known: bicubic, bilinear"),
+        ({"mean": [0.5, 0.5]}, "three numbers"),
+        ({"mean": "gray"}, "three numbers"),
+        ({"mean": [0.5, math.nan, 0.5]}, "three numbers"),
+        ({"std": [0.5, 0, 0.5]}, "three numbers above 0"),
+        ({"resize_mode": "longest", "fill_color": 256}, "from 0 to 255"),
+        ({"mode": "L"}, "Only RGB"),
+    ]:
+        with pytest.raises(UserError, match="its preprocessing of images") as info:
+            of(**values)
+        assert words in str(info.value) and str(info.value).count("\n") < 2
+    for size in (0, 2.5, True):
+        with pytest.raises(UserError, match="whole number"):
+            open_clip_spec({}, size, "it")
 
 
 def test_without_a_tag_the_architectures_tags_decide_where_they_agree(tags: None) -> None:

@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.data import resolve_data_config
 from timm.layers import resample_abs_pos_embed
 
 from randlora_pl.models.spec import ImageSpec
@@ -26,9 +27,29 @@ def test_image_specs_come_from_the_models_own_configuration() -> None:
     assert vit_image_spec(DINOV2) == ImageSpec(224, *IMAGENET, "bicubic")  # timm's configuration says 518
     assert vit_image_spec(DINOV2, 518).size == 518
     half = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    assert vit_image_spec("vit_base_patch16_224.augreg_in21k") == ImageSpec(224, *half, "bicubic")
-    assert vit_image_spec("vit_base_patch16_224.mae") == ImageSpec(224, *IMAGENET, "bicubic")  # by tag
+    assert vit_image_spec("vit_base_patch16_224.augreg_in21k") == ImageSpec(224, *half, crop_pct=0.9)
+    assert vit_image_spec("vit_base_patch16_224.mae") == ImageSpec(224, *IMAGENET, crop_pct=0.9)  # by tag
     assert vit_image_spec("test_vit").size == 160
+    assert vit_image_spec("dm_nfnet_f0.dm_in1k") == ImageSpec(192, *IMAGENET, resize="squash", crop_pct=0.9)
+
+
+def test_preprocessing_is_timms_for_every_88th_name() -> None:
+    modes = {"shortest": "center", "longest": "border", "squash": "squash"}
+    for name in [*timm.list_models(pretrained=True)[::88], *timm.list_models("*nfnet*", pretrained=True)[:3]]:
+        theirs = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+        found = vit_image_spec(name)
+        assert found.size == theirs["input_size"][-1] or "dinov2" in name
+        assert modes[found.resize] == theirs["crop_mode"], name
+        for key in ("mean", "std", "interpolation", "crop_pct"):
+            assert getattr(found, key) == theirs[key], (name, key)
+
+
+def test_oblong_images_are_refused_unless_a_size_is_typed() -> None:
+    with pytest.raises(UserError, match=r"takes images of 1024 x 768 pixels.* Set --model.img_size 768"):
+        vit_image_spec("vit_base_patch16_sapiens2")
+    assert vit_image_spec("vit_base_patch16_sapiens2", 768).size == 768
+    with pytest.raises(UserError, match="positive, not 0"):
+        vit_image_spec(DINOV2, 0)
 
 
 def test_counting_needs_no_memory() -> None:

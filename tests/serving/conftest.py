@@ -1,6 +1,7 @@
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in task.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    frame = {"size": 32, "mean": (0.4, 0.5, 0.6), "std": (0.5, 0.4, 0.5), "interpolation": "bilinear"}
+    frame: dict[str, Any] = {"size": 32, "mean": (0.4, 0.5, 0.6), "std": (0.5, 0.4, 0.5), "interpolation": "bilinear"}
+    frame |= {"resize": "squash", "crop_pct": 0.9, "fill": (0, 0, 0)}
     return task.save(tmp_path_factory.mktemp("served") / "adapter", {"frame": frame, "dataset": "digits"})
 
 

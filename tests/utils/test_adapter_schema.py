@@ -8,12 +8,13 @@ from randlora_pl.utils.adapter_schema import check_adapter_schema, check_argumen
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
-FRAME = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [1, 0.5, 0.5], "interpolation": "bicubic"}
+FRAME: dict[str, Any] = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [1, 0.5, 0.5], "interpolation": "bicubic"}
+FRAME |= {"resize": "squash", "crop_pct": 0.9, "fill": [0, 0, 255]}
 
 
 def whole() -> dict[str, Any]:
     return {
-        "format_version": 2,
+        "format_version": 4,
         "method": "LoRA",
         "options": {"rank": 2},
         "seed": None,
@@ -45,6 +46,9 @@ def whole() -> dict[str, Any]:
         ("metadata.training.frame", 7, "metadata.training.frame is 7"),
         ("metadata.training.frame.mean", [1, 2], r"frame.mean is \[1, 2\]"),
         ("metadata.training.frame.interpolation", "x", "frame.interpolation is 'x'"),
+        ("metadata.training.frame.resize", "crop", "frame.resize is 'crop'"),
+        ("metadata.training.frame.fill", [0, 0, 0.5], r"frame.fill is 0.5"),
+        ("metadata.training.frame.crop_pct", ..., "frame.crop_pct is missing"),
         ("method", ..., "method is missing"),
         ("metadata.classnames", ..., "metadata.classnames is missing"),
         ("metadata.arguments", ..., "metadata.arguments is missing"),
@@ -67,7 +71,7 @@ def test_the_first_value_that_does_not_fit_is_named(path: str, value: Any, messa
 
 
 def test_without_a_task_little_is_needed() -> None:
-    check_adapter_schema({"format_version": 2, "method": "LoRA", "options": {}, "metadata": {"classnames": ["a"]}}, "a")
+    check_adapter_schema({"format_version": 4, "method": "LoRA", "options": {}, "metadata": {"classnames": ["a"]}}, "a")
 
 
 def test_arguments_of_a_function() -> None:

@@ -12,7 +12,8 @@ from randlora_pl.config.classes import CLASS_KEYS, INNER, LISTED, Tree
 from randlora_pl.config.compose import parse_value, read_config
 from randlora_pl.config.own_classes import check_own_options, own_class
 from randlora_pl.config.validate import adapters, class_choices, tasks
-from randlora_pl.utils.adapter_schema import check_adapter_schema
+from randlora_pl.data.images.frame import resize_option
+from randlora_pl.utils.adapter_schema import check_adapter_schema, upgraded
 from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.files.run_files import ADAPTER, CONFIG
@@ -56,6 +57,7 @@ def adapter_config(folder: Path) -> Tree:
     except (KeyError, TypeError):
         raise UserError(f"{file} is not an adapter file: its metadata has no description.") from None
     try:
+        content = upgraded(content, folder)
         metadata = content["metadata"]
         task, arguments = metadata.get("task_class") or metadata["task"], metadata["arguments"]
         check_adapter_schema(content, file)
@@ -72,7 +74,8 @@ def adapter_config(folder: Path) -> Tree:
     arguments = {name: _part(name, value, file) for name, value in arguments.items() if name != "seed"}
     arguments |= base_arguments(content.get("base_model", {}), folder)
     frame = metadata.get("training", {}).get("frame", {})
-    data = {name: frame[name] for name in ("mean", "std", "interpolation", "resize") if name in frame}
+    data = {name: frame[name] for name in ("mean", "std", "interpolation")} if frame else {}
+    data |= {"resize": resize_option(frame["resize"], frame["crop_pct"])} if frame else {}
     model = {"class_path": task, "init_args": arguments | {"adapter": adapter}}
     return {"model": model} | ({"data": data} if data else {})
 

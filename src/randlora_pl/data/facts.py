@@ -3,6 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
+from randlora_pl.data.images.frame import Frame
+
 
 def image_facts(data: Any) -> dict[str, Any]:
     """Return flat, JSON-ready facts about an `ImageData` and its run; splits that were not read are omitted."""
@@ -26,5 +28,7 @@ def image_lines(data: Any, facts: dict[str, Any]) -> dict[str, str]:
     name = facts["dataset"] + (f" ({facts['split']} split)" if "split" in facts else "")
     about = f"{name}: {facts['classes']} {half}classes, {parts} images{shots}{data.notes}"
     more = ", ".join(data.augment.enabled())
-    padded = {"images": "whole, padded with the mean color"} if data.frame.resize == "pad" else {}
-    return {"data": about} | padded | ({"augmentation": more} if more else {})
+    own = "" if data.spec is None or data.frame == Frame.of(data.spec) else " (not the model's own preprocessing)"
+    usual = data.frame.resize == "shortest" and data.frame.crop_pct == 1
+    images = {} if usual and not own else {"images": f"{data.frame.steps()}{own}"}
+    return {"data": about} | images | ({"augmentation": more} if more else {})

@@ -64,8 +64,9 @@ class ImageData(PlannedData):
             micro-batch uses one of the two. Both need LinearHeadTask or TextHeadTask. Default: off.
         cache_images: Keep decoded images in memory shared by all processes of a machine, per split up to 8 GiB and a
             quarter of the free memory. Default: for few-shot and small sets.
-        resize: `crop` (the default) resizes the shorter side and crops the center; `pad` keeps the whole image, on a
-            square of the mean color, and takes training crops from that square.
+        resize: `model` (as its library does), `shortest` (resize the shorter side, crop the center, as in the paper),
+            `longest` (resize the longer side, pad, also in training) or `squash` (resize both). `squash:0.9` sets
+            timm's crop_pct. `null`, in configs of earlier runs, is `shortest`.
         device_transforms: Workers pass images as bytes, and the device flips and normalizes them (a GPU also crops
             small ones of one size); otherwise workers do all of it.
         image_size: Height and width in pixels. Default: the model's.
@@ -84,6 +85,7 @@ class ImageData(PlannedData):
         classnames: Class name of each label, after `setup`.
         templates: Prompt templates, after `setup`; `typed_templates` is True if they were given.
         plan: Sample order of the run, after `setup("fit")`.
+        spec: Model's own preprocessing of images, after `setup`; None without a model.
         frame: Preprocessing of images, after `setup`.
         skipped: Skipped unreadable images, with the reason.
     """
@@ -112,7 +114,7 @@ class ImageData(PlannedData):
         cutmix: float | None = None,
         cache_images: bool | None = None,
         device_transforms: bool = True,
-        resize: str | None = None,
+        resize: str | None = "model",
         image_size: int | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
@@ -145,11 +147,10 @@ class ImageData(PlannedData):
         self.typed_templates = templates is not None
         self.classnames: list[str] = list(self.row.classnames)
         self.frame = Frame()
+        self.spec: Frame | None = None
         subset = (shots, fraction, train_split, self.seed, shots_file, split, classes)
         self.splits = ImageSplits(self.row, self.root, *subset, cache_images, max_pixels)
         self.epochs = self.splits.usual_epochs if self.epochs is self.steps is None else self.epochs
-
-    # -- called by Lightning
 
     def prepare_data(self) -> None:
         """Download the dataset if requested; Lightning calls it in one process only."""
@@ -174,7 +175,8 @@ class ImageData(PlannedData):
         if task is not None:
             name, blended = type(task).__name__, getattr(task, "blended_labels", False)
             options.check_softmax(self.augment.mixup, self.augment.cutmix, name, blended)
-        self.frame = Frame.of(getattr(task, "image_spec", None), self.overrides)
+        self.spec = getattr(task, "image_spec", self.spec)
+        self.frame = Frame.of(self.spec, self.overrides)
         self.splits.first = self._rank == 0
         if self.splits.found is None:
             found = self.splits.read()
@@ -242,8 +244,6 @@ class ImageData(PlannedData):
         images = hashlib.sha256(self.samples("train").numbers.tobytes()).hexdigest()[:12]
         return super().state_dict() | {"images": images}
 
-    # -- used by the application
-
     @property
     def num_classes(self) -> int:
         """Number of classes (for pairs: of captions), after `setup`."""
@@ -274,12 +274,10 @@ class ImageData(PlannedData):
         """Use the training images of an interrupted run if it chose them with the same options."""
         self.splits.reuse_index(folder)
 
-    # -- details
-
     def _late(self, samples: Samples) -> Late:
         """Return the steps left to the device."""
-        running = self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
-        if not self.device_transforms or self.trainer is None or not running:  # outside a Trainer, return float images
+        running = TrainerStatus.RUNNING  # outside a Trainer, return float images
+        if not self.device_transforms or self.trainer is None or self.trainer.state.status != running:
             return "nothing"
         device = self.trainer.strategy.root_device.type
         train = samples is self.splits.held.get("train")

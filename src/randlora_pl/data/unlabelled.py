@@ -1,8 +1,6 @@
 """Images without labels for prediction: files and folders from the command line."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +25,17 @@ def frame_of(metadata: Mapping[str, Any], spec: ImageSpec) -> Frame:
     """Return the preprocessing of the training images in an adapter's metadata, or the model's own.
 
     Raises:
-        UserError: The stored size or standard deviation does not fit the model.
+        UserError: The stored size does not fit the model, or a value is impossible.
     """
     trained = metadata.get("training", {}).get("frame")
     if trained is None:
         return Frame.of(spec)
-    if trained["size"] != spec.size or not all(0 < value < math.inf for value in trained["std"]):
+    if trained["size"] != spec.size:
         raise UserError(
-            f"The adapter's metadata.training.frame has size {trained['size']} and std {trained['std']}, which does "
-            f"not fit the model's images of {spec.size} pixels. Copy the adapter again."
+            f"The adapter's metadata.training.frame has size {trained['size']}, which does not fit the model's images "
+            f"of {spec.size} pixels. Copy the adapter again."
         )
-    known = {each.name for each in fields(Frame)}  # a later version may add others
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in trained.items() if k in known}
-    return Frame(**values)
+    return Frame.of_values(trained).checked("The adapter's metadata.training.frame")
 
 
 def read_image(

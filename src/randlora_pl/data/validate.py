@@ -9,10 +9,11 @@ from typing import Any
 
 from randlora_pl.data.catalog.coop import SPLITS, with_split
 from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.images.frame import INTERPOLATIONS, RESIZES
+from randlora_pl.data.images.frame import read_resize
 from randlora_pl.utils.cores import usable_cores
 from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.files.plain_files import is_file
+from randlora_pl.utils.image_spec import INTERPOLATIONS
 
 HALVES = ("all", "base", "new")
 BALANCES = ("weights", "sampler")
@@ -218,8 +219,7 @@ def check_frame(
         raise UserError(f"--data.std is {list(std)}, but needs 3 values above 0")
     if interpolation is not None:
         _one_of("interpolation", interpolation, INTERPOLATIONS)
-    if resize is not None:
-        _one_of("resize", resize, RESIZES)
+    read_resize(resize or "shortest")
     _one_of("on_error", on_error, ("raise", "skip"))
     _positive("max_pixels", max_pixels)
 

@@ -88,11 +88,33 @@ class LibraryModel:
         """Return open_clip's preprocessing options; for a weights file it uses its defaults, not the tag's values."""
         if self.library == "timm":
             return {}
-        usual = PreprocessCfg()
-        options: dict[str, Any] = {name: getattr(self.image, name) for name in ("mean", "std", "interpolation")}
-        if self.image.resize == "pad":  # open_clip pads with gray only: use the mean color
-            options |= {"resize_mode": "longest", "fill_color": round(255 * sum(self.image.mean) / 3)}
+        image, usual = self.image, PreprocessCfg()
+        options: dict[str, Any] = {"mean": image.mean, "std": image.std, "interpolation": image.interpolation}
+        options |= {"resize_mode": image.resize}
+        if image.resize == "longest":
+            options["fill_color"] = image.fill[0] if len(set(image.fill)) == 1 else image.fill
         return {"force_preprocess_cfg": options} if any(getattr(usual, n) != v for n, v in options.items()) else {}
+
+    def transform(self) -> list[str]:
+        """Return Python code, after `lines`, that makes the library's own transform of a picture (``preprocess``).
+
+        It is empty if the library has none: open_clip knows no crop_pct.
+        """
+        image = self.image
+        if self.library == "timm":
+            modes = {"shortest": "center", "longest": "border", "squash": "squash"}
+            if image.resize == "longest" and image.fill != image.filled_with_mean().fill:
+                return []
+            options: dict[str, Any] = {"interpolation": image.interpolation, "mean": image.mean, "std": image.std}
+            options |= {"crop_pct": image.crop_pct, "crop_mode": modes[image.resize]}
+            typed = ", ".join(f"{name}={value!r}" for name, value in options.items())
+            return [f"preprocess = timm.data.create_transform({image.size}, {typed})"]
+        if image.crop_pct != 1:
+            return []
+        return [
+            "config = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)",
+            "preprocess = open_clip.transform.image_transform_v2(config, is_train=False)",
+        ]
 
     def config_text(self) -> str:
         """Return the JSON configuration for ``open_clip.add_model_config``; only if open_clip has none."""

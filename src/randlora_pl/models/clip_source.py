@@ -10,7 +10,7 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from randlora_pl.models.folders.model_folder import OWN, ModelFolder, is_folder, open_folder
 from randlora_pl.models.init_context import check_size, quiet
-from randlora_pl.models.spec import ImageSpec
+from randlora_pl.models.spec import ImageSpec, open_clip_spec
 from randlora_pl.models.tiny import TINY_CONFIG, TINY_TAG
 from randlora_pl.models.weights import not_downloaded
 from randlora_pl.utils.errors import UserError, near
@@ -18,6 +18,8 @@ from randlora_pl.utils.files.hub_files import asking_hub
 from randlora_pl.utils.files.weights_files import looks_like_file
 
 _QUICK = "-quickgelu"
+PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+"""Keys of open_clip's image preprocessing."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Source:
         kind: ``tag`` (to download), ``file``, ``own`` (beside the configuration), ``shipped`` (in this package) or
             ``random``.
         config: open_clip's configuration of the architecture.
-        preprocess: Image preprocessing of the weights (``mean``, ``std``, ``interpolation``); for a tag the complete
-            entry of open_clip, with the location of the weights.
+        preprocess: open_clip's image preprocessing of the weights (`PREPROCESS`); for a tag the complete entry,
+            with the location of the weights.
         notes: Messages for the user about the choice.
         folder: Folder or repository with the configuration, if open_clip does not have it.
     """
@@ -135,14 +137,14 @@ def _match_activation(name: str, tag: str, names: list[str]) -> tuple[str, dict[
 
 
 def _file_notes(name: str, names: list[str]) -> tuple[str, ...]:
-    """Return notes on the activation and the image normalization that are assumed for a weights file."""
+    """Return notes on the activation and the image preprocessing that are assumed for a weights file."""
     notes = []
     plain = name.removesuffix(_QUICK)
     if plain + _QUICK in names:
         used, other = ("QuickGELU", plain) if plain != name else ("plain GELU", name + _QUICK)
         notes.append(f"{name}: the file is used with {used}; weights trained otherwise need --model.name {other}.")
     if len(_preprocess_variants(name)) > 1:
-        notes.append(f"{name}: known weights differ in image normalization; OpenAI's is used for the file.")
+        notes.append(f"{name}: known weights differ in image preprocessing; OpenAI's is used for the file.")
     return tuple(notes)
 
 
@@ -152,18 +154,15 @@ def _config(name: str) -> dict[str, Any]:
 
 
 def _preprocess_variants(name: str) -> list[dict[str, Any]]:
-    keys = ("mean", "std", "interpolation")
     entries = [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
-    variants = [{key: entry[key] for key in keys} for entry in entries]
+    variants = [{key: entry[key] for key in PREPROCESS if key in entry} for entry in entries]
     return [variant for number, variant in enumerate(variants) if variant not in variants[:number]]
 
 
 def _usual_preprocess(name: str) -> dict[str, Any]:
-    """Return the preprocessing that all known weights of an architecture share, else OpenAI's."""
+    """Return the preprocessing that all known weights of an architecture share, else open_clip's default (OpenAI's)."""
     variants = _preprocess_variants(name)
-    if len(variants) == 1:
-        return variants[0]
-    return {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD, "interpolation": "bicubic"}
+    return variants[0] if len(variants) == 1 else {}
 
 
 def image_size(source: Source) -> int:
@@ -196,8 +195,7 @@ def image_spec(source: Source, force_image_size: int | None = None) -> ImageSpec
     check_size(source.name, size, patch)
     if source.name == "tiny" and size != usual:
         raise UserError(f"The tiny CLIP works at {usual} pixels only, not at {size}; leave out the image size.")
-    mean, std = (tuple(float(value) for value in source.preprocess[key]) for key in ("mean", "std"))
-    return ImageSpec(size, mean, std, str(source.preprocess["interpolation"]))  # type: ignore[arg-type]
+    return open_clip_spec(source.preprocess, size, source.name)
 
 
 def download(source: Source) -> str:

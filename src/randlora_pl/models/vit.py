@@ -7,14 +7,15 @@ from typing import Any
 
 import timm
 import torch
+from timm.data.config import resolve_data_config
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from randlora_pl.models.folders.model_folder import OWN, ModelFolder, is_folder, open_folder
 from randlora_pl.models.init_context import check_size, patch_size, seeded
-from randlora_pl.models.spec import ImageSpec, ModelIdentity
+from randlora_pl.models.spec import ImageSpec, ModelIdentity, timm_spec
 from randlora_pl.models.weights import changed, mismatch, not_downloaded, read_weights
-from randlora_pl.utils.errors import UserError, first_line, near
+from randlora_pl.utils.errors import UserError, brief, first_line, near
 from randlora_pl.utils.files.hub_files import asking_hub
 from randlora_pl.utils.files.weights_files import looks_like_file, remember
 from randlora_pl.utils.reuse import cached_copy
@@ -42,12 +43,21 @@ def vit_image_spec(name: str, img_size: int | None = None) -> ImageSpec:
         >>> vit_image_spec("vit_base_patch14_dinov2").size
         224
     """
-    config = _config(name)
-    usual = _DINOV2_SIZE if "dinov2" in name and not is_folder(name) else int(config.input_size[-1])
+    values = resolve_data_config(pretrained_cfg=_config(name).to_dict())  # type: ignore[no-untyped-call]
+    try:
+        _, height, width = (int(side) for side in values["input_size"])
+    except (TypeError, ValueError):
+        shown = brief(values["input_size"])
+        raise UserError(f"{name}: its input_size is {shown}. It must be three whole numbers.") from None
+    if img_size is None and height != width:
+        raise UserError(
+            f"{name} takes images of {height} x {width} pixels; only square images are supported. "
+            f"Set --model.img_size {width}."
+        )
+    usual = _DINOV2_SIZE if "dinov2" in name and not is_folder(name) else width
     size = usual if img_size is None else img_size
     check_size(name, size, 1)
-    mean, std = (tuple(float(value) for value in values) for values in (config.mean, config.std))
-    return ImageSpec(size, mean, std, str(config.interpolation))  # type: ignore[arg-type]
+    return timm_spec(values, size, name)
 
 
 def load_vit(name: str, pretrained: str | None = None, *, img_size: int | None = None, seed: int = 0) -> LoadedVit:
@@ -84,7 +94,7 @@ def _load(name: str, pretrained: str, is_file: bool, img_size: int | None, seed:
             raise
         except Exception as error:
             raise _loading_error(name, pretrained, error, is_file) from error
-        if image.size != vit_image_spec(name).size:
+        if img_size is not None:
             _check_runs(name, image.size)
     stored, digest = (Path(pretrained).name, remember(pretrained)) if is_file else (pretrained, None)
     shown, config = name, None
@@ -121,7 +131,7 @@ def _check_runs(name: str, size: int) -> None:
         except Exception as error:
             raise UserError(
                 f"{name} cannot work with images of {size} x {size} pixels ({first_line(error)}). "
-                f"Choose another --model.img_size; its own is {vit_image_spec(name).size}."
+                "Choose another --model.img_size."
             ) from error
 
 

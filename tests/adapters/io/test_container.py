@@ -21,7 +21,7 @@ from randlora_pl.utils.errors import UserError
 def contents(bases: bool = True) -> Contents:
     tensors = {"b.lambdas": torch.arange(6.0).view(2, 3), "a.scale": torch.tensor(2.5), "none": torch.empty(0, 4)}
     tensors["a.half"] = torch.randn(3, 2).bfloat16()
-    config: dict[str, Any] = {"format_version": 2, "method": "RandLoRA", "name": "ümläut", "shapes": (1, 2), "x": 0.1}
+    config: dict[str, Any] = {"format_version": 4, "method": "RandLoRA", "name": "ümläut", "shapes": (1, 2), "x": 0.1}
     return Contents(config, tensors, {"A": torch.randn(1, 2, 3)} if bases else {})
 
 

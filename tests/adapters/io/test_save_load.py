@@ -140,7 +140,7 @@ def test_what_a_folder_says(folder: Path) -> None:
     config = json.loads((folder / container.CONFIG).read_text())
     bases = bases_of(adapted())[0]
     assert sorted(path.name for path in folder.iterdir()) == sorted([container.CONFIG, container.TENSORS])
-    assert config["format_version"] == 3
+    assert config["format_version"] == 4
     assert config["method"] == "RandLoRA"
     assert config["options"] == RandLoRA(4, seed=3).options()
     assert (config["generator"], config["seed"]) == ("philox4x32-10/1", 3)
@@ -324,7 +324,7 @@ def test_truncated_tensors(folder: Path, tmp_path: Path, share: float) -> None:
 
 
 @in_one_item(
-    "text", ["", "{", "[]", "null", '{"format_version": 2}', '{"format_version": 2, "method": "LoRA"}', "\xff\x00"]
+    "text", ["", "{", "[]", "null", '{"format_version": 4}', '{"format_version": 4, "method": "LoRA"}', "\xff\x00"]
 )
 def test_a_config_that_cannot_be_read(folder: Path, text: str) -> None:  # written anew by each case
     (folder / container.CONFIG).write_text(text, encoding="latin-1")
@@ -332,8 +332,8 @@ def test_a_config_that_cannot_be_read(folder: Path, text: str) -> None:  # writt
 
 
 CONFIGS: dict[str, tuple[Callable[[Config], Any], str]] = {
-    "a later format": (lambda c: c.update(format_version=4), "has format 4, this version reads up to 3. Update"),
-    "the first format": (lambda c: c.update(format_version=1, sha256="f" * 64), "has format 1, .* cannot read"),
+    "a later format": (lambda c: c.update(format_version=5), "has format 5, this version reads up to 4. Update"),
+    "an earlier format": (lambda c: c.update(format_version=2, sha256="f" * 64), "has format 2, .* cannot read"),
     "no number of a format": (lambda c: c.update(format_version="new"), "format_version is 'new'. Copy it again"),
     "an unknown method": (lambda c: c.update(method="QLoRA"), "method 'QLoRA' is unknown..*RandLoRA"),
     "an unknown option": (lambda c: c["options"].update(depth=3), "RandLoRA does not take these options .*'depth'"),

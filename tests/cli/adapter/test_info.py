@@ -42,7 +42,7 @@ def test_everything_that_a_run_has_saved(run: Run, finished: Path) -> None:
     file = read_adapter(finished / "adapter")
     count = sum(tensor.numel() for tensor in file.tensors.values())
     for text in (
-        "RandLoRA: rank ", "(format 3)", f"{count:,} parameters", f"{4 * count:,} bytes of float32", "open_clip tiny",
+        "RandLoRA: rank ", "(format 4)", f"{count:,} parameters", f"{4 * count:,} bytes of float32", "open_clip tiny",
         file.config["base_model"]["weights_sha256_sampled"][:12], file.config["fingerprint"][:12], "checked",
         "10: zero, one, two, three, four, ...", "stable rank", "effective rank", "visual.transformer.resblocks.*.",
     ):  # fmt: skip
@@ -50,7 +50,7 @@ def test_everything_that_a_run_has_saved(run: Run, finished: Path) -> None:
     assert "not shown" not in result.out
     frame, lines = file.metadata["training"]["frame"], result.out.splitlines()
     images = next(line for line in lines if line.startswith("images"))
-    assert f" {frame['size']} pixels, bicubic, mean 0.5 0.5 0.5, std " in images
+    assert f" {frame['size']} pixels: resize the shorter side to 32 pixels (bicubic, antialiased), crop " in images
     assert any(line.startswith("training ") for line in lines)
     assert "frame {" not in result.out
     every = run("adapter", "info", str(finished / "adapter"), "--layers").out

@@ -13,9 +13,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
 
 from randlora_pl.data.images.crops import crop_and_resize, resize_weights
-from randlora_pl.data.images.frame import INTERPOLATIONS, Frame
+from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.transforms import finish, train_pixels
 from randlora_pl.utils.device import choose_as_on_cuda
+from randlora_pl.utils.image_spec import INTERPOLATIONS
 
 
 def reference(images: Tensor, boxes: Tensor, size: int, interpolation: str) -> Tensor:

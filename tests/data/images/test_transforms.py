@@ -9,7 +9,6 @@ from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.transforms import RATIO, crop_boxes, eval_batch, flips, normalize
 from randlora_pl.utils import rng
 from tests.data.images.batches import train_batch
-from tests.support.products import in_one_item
 
 PLAIN = Frame(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -95,23 +94,6 @@ def test_whole_crop_at_its_own_size_is_the_image() -> None:
     expected = image.permute(2, 0, 1).float() / 255
     for batch in (train_batch([image], torch.tensor([9]), 0, PLAIN, (1.0, 1.0), False), eval_batch([image], PLAIN)):
         torch.testing.assert_close(batch[0], expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("size", [(40, 60), (75, 33), (8, 8), (224, 300), (33, 32)])
-@in_one_item("interpolation", ["bicubic", "bilinear"])
-def test_evaluation_is_torchvisions_on_pillow(size: tuple[int, int], interpolation: str) -> None:
-    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
-
-    image = photo(*size)
-    frame = Frame(32, interpolation=interpolation)
-    theirs = Compose(
-        [Resize(32, InterpolationMode(interpolation)), CenterCrop(32), ToTensor(), Normalize(frame.mean, frame.std)]
-    )
-    expected = theirs(Image.fromarray(image.numpy()))
-    found = eval_batch([image], frame)[0]
-    grey_level = 1 / 255 / min(frame.std)
-    assert (found - expected).abs().max() < 2.1 * grey_level
-    assert (found - expected).abs().mean() < 0.5 * grey_level
 
 
 def test_training_crop_is_torchvisions_on_pillow() -> None:

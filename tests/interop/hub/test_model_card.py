@@ -28,7 +28,8 @@ def saved(folder: Path, **metadata: Any) -> Path:
     }
     arguments = {"name": "vit_tiny_patch16_224", "pretrained": "/home/ann/weights.pth", "seed": 3, "weight_decay": 0.1}
     task = {"task": "LinearHeadTask", "arguments": arguments, "classnames": NAMES, "templates": []}
-    frame = {"size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    frame: dict[str, Any] = {"size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    frame |= {"resize": "squash", "crop_pct": 1.0, "fill": [0, 0, 0]}
     training = {"step": 20, "val/acc": 0.5, "frame": frame}
     return save_adapter(
         model, folder / "adapter", base_model=base, extra={"head": torch.zeros(3, 4)},

@@ -73,9 +73,9 @@ def test_what_is_pulled_is_what_was_pushed(hub: FakeHub, tmp_path: Path, name: s
 
 
 def test_an_adapter_is_sent_in_the_format_that_it_has(tmp_path: Path) -> None:
-    stage(Path(__file__).parents[2] / "adapters" / "saved" / "v2-lora", tmp_path / "sent", "# Card\n")
+    stage(Path(__file__).parents[2] / "adapters" / "saved" / "v4-lora", tmp_path / "sent", "# Card\n")
     (tmp_path / "sent" / "README.md").unlink()
-    assert read_adapter(tmp_path / "sent").config["format_version"] == 2
+    assert read_adapter(tmp_path / "sent").config["format_version"] == 4
 
 
 def test_branches_and_commits(hub: FakeHub, tmp_path: Path) -> None:

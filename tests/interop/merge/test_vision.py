@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -150,7 +151,8 @@ def test_open_clip_is_told_of_images_that_are_not_as_usual(name: str, said: bool
     place: dict[str, Any] = {}
     exec("\n".join(result.load), place)
     told = place["model"].visual.preprocess_cfg
-    assert ("force_preprocess_cfg" in result.load[-1]) == said
+    assert ("force_preprocess_cfg" in "".join(result.load)) == said
+    assert place["preprocess"](Image.new("RGB", (90, 40))).shape == (3, *[task.image_spec.size] * 2)
     for key in ("mean", "std", "interpolation"):
         assert told[key] == getattr(task.image_spec, key)
 

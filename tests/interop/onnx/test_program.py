@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +112,15 @@ def test_facts(tmp_path: Path) -> None:
 
 def test_padding_travels_with_the_adapter(tmp_path: Path) -> None:
     task = trained("text head")
-    frame = Frame(32, interpolation="bilinear", resize="pad")
+    frame = Frame(32, interpolation="bilinear", resize="longest", crop_pct=0.9, fill=(9, 9, 0))
     task.save(tmp_path / "adapter", {"frame": frame.__dict__})
     facts = load_program(tmp_path / "adapter").facts
-    assert facts["resize"] == "pad" and "longer side to 32" in facts["preprocessing"]
+    assert (facts["resize"], facts["crop_pct"], facts["fill"]) == ("longest", 0.9, [9, 9, 0])
+    assert "longer side to 35" in facts["preprocessing"] and "the color 9, 9, 0" in facts["preprocessing"]
     file = read_adapter(tmp_path / "adapter")
     assert frame_of(file.metadata, task.image_spec) == frame
-    del file.metadata["training"]["frame"]["resize"]  # written before there was a choice
-    assert frame_of(file.metadata, task.image_spec) == replace(frame, resize="crop")
     saved = adapter_config(tmp_path / "adapter")["data"]
-    assert (saved["resize"], saved["interpolation"]) == ("pad", "bilinear")  # what `test --adapter` takes
+    assert (saved["resize"], saved["interpolation"]) == ("longest:0.9", "bilinear")  # what `test --adapter` takes
 
 
 def test_places_of_weights_are_not_told(tmp_path: Path) -> None:

@@ -1,12 +1,10 @@
 """Compatibility of adapter files with a model: list every mismatch before the model is changed."""
 
-import logging
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from randlora_pl.adapters.derived import Sketches, derived_buffers, sketch_problems, sketches
 from randlora_pl.adapters.injection import InjectionReport, make_deltas
@@ -23,7 +21,6 @@ from randlora_pl.utils.errors import UserError
 if TYPE_CHECKING:
     from randlora_pl.adapters.io.adapter_file import AdapterFile
 
-_log = logging.getLogger(__name__)
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -56,13 +53,6 @@ def problems(file: "AdapterFile", model: nn.Module) -> list[str]:
     found, statistics = _base_problem(file, hash_weights(model, beside)), _shapes(base_buffers(model))
     if isinstance(file.adapter, BaseWeightMethod):
         chosen = chosen_tensors(model, file.adapter)
-        if chosen and file.config["format_version"] < 3 and any(_has_statistics(each) for each in model.modules()):
-            _log.warning(
-                "%s is of format %s, which has no running statistics (BatchNorm): the base model's are used, and "
-                "predictions differ from the training's. Train again to save them.",
-                file.path,
-                file.config["format_version"],
-            )
         return found + _compare(file, _shapes({**chosen, **beside}), statistics)
     try:
         sites = choose_beside(model, targets_in(file, model), file.adapter, beside).sites
@@ -83,10 +73,6 @@ def problems(file: "AdapterFile", model: nn.Module) -> list[str]:
         found += kept_problems(delta, file.tensors, tensor_prefix(site))
     found += [] if found else sketch_problems(file.derived, here)  # other weights have other tensors
     return found + _compare(file, expected, statistics)
-
-
-def _has_statistics(module: nn.Module) -> bool:
-    return isinstance(module, _NormBase) and module.track_running_stats
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:

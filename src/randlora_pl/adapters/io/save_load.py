@@ -29,14 +29,11 @@ from randlora_pl.adapters.operations import adapted_layers, report_of, unmerge, 
 from randlora_pl.adapters.procedure import warn_if_unused
 from randlora_pl.adapters.random_bases import GENERATOR, STORED, Bases
 from randlora_pl.adapters.registry import check_loads_again, find_method
-from randlora_pl.utils.adapter_schema import OTHER_VERSION, check_adapter_schema
+from randlora_pl.utils.adapter_schema import FORMAT_VERSION, OTHER_VERSION, check_adapter_schema, upgraded
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files.atomic_output import disk_errors
 from randlora_pl.utils.files.run_files import find_adapter
 from randlora_pl.utils.files.weights_files import without_local_paths
-
-FORMAT_VERSION, OLDEST_FORMAT = 3, 2
-"""2: checksums by tensor, single file, stored bases, dtype; 3: kept buffers, and fully trained tensors of the model."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LARGEST = 2**34
@@ -122,10 +119,11 @@ def copy_adapter(source: Path, path: Path, dtype: torch.dtype | None = None) -> 
     Returns:
         Size in bytes.
     """
-    contents = container.read(read_adapter(source).path)
+    file = read_adapter(source)
+    contents = container.read(file.path)
     tensors = {name: cast(tensor, dtype) for name, tensor in contents.tensors.items()}
     with disk_errors(path):
-        container.write(path.absolute(), Contents(without_local_paths(contents.config), tensors, contents.bases))
+        container.write(path.absolute(), Contents(without_local_paths(file.config), tensors, contents.bases))
     return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
 
 
@@ -151,12 +149,7 @@ def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapt
     file = find_adapter(path)
     path = Path(name or file)
     contents = container.read(file, path)
-    config = contents.config
-    version = config.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise UserError(f"{path} has format {version}, this version reads up to {FORMAT_VERSION}. Update randlora-pl.")
-    if isinstance(version, int) and version < OLDEST_FORMAT:
-        raise UserError(f"{path} has format {version}, which this version cannot read. Train the adapter again.")
+    config = upgraded(contents.config, path)
     if damaged := container.changed(contents):
         what = ", ".join(damaged[:3]) + (f" and {len(damaged) - 3} more" if len(damaged) > 3 else "")
         raise UserError(

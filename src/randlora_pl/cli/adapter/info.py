@@ -102,7 +102,7 @@ def described(known: Mapping[str, Any]) -> dict[str, str]:
         "prompts": known["prompts"],
         **{name: _short(part) for name, part in known["learned"].items()},
         "training": _pairs({key: value for key, value in known["training"].items() if key != "frame"}),
-        "images": ImageSpec(**frame).summary() if frame else "",
+        "images": ImageSpec.of_values(frame).summary() if frame else "",
         "made from": _pairs(known["made_from"]),
     }
     return {name: text for name, text in found.items() if text}

@@ -1,4 +1,4 @@
-"""Position of an image in a square of the mean color, so that nothing is cut off (`--data.resize pad`).
+"""Training crops of the square around an image, so that nothing is cut off (`--data.resize longest`).
 
 Boxes are (top, left, height, width) in pixels. The square around an image has its longer side; the image is centered.
 """
@@ -6,18 +6,9 @@ Boxes are (top, left, height, width) in pixels. The square around an image has i
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 Box = tuple[int, int, int, int]
-
-
-def whole_box(height: int, width: int, size: int) -> Box:
-    """Return the box of a whole image: its longer side fills the frame, the other is centered."""
-    long = max(height, width)
-    h, w = (max(1, round(side * size / long)) for side in (height, width))
-    return (size - h) // 2, (size - w) // 2, h, w
 
 
 def crop_place(
@@ -54,21 +45,3 @@ def _axis(image: int, square: int, begin: int, length: int, size: int) -> tuple[
     first, last = max(begin, start), min(begin + length, start + image)
     extent = max(1, round((last - first) * size / length))
     return first - start, last - first, min(round((first - begin) * size / length), size - extent), extent
-
-
-def clear_padding(batch: Tensor, boxes: Sequence[Box], mirror: Tensor | None) -> Tensor:
-    """Set pixels outside the images to zero in place, which is the mean color after normalization.
-
-    Args:
-        batch: Batch (b, channels, size, size), already mirrored.
-        boxes: Box of each image before mirroring.
-        mirror: bool (b,), True for mirrored images; None for none.
-    """
-    size = batch.shape[-1]
-    top, left, height, width = torch.tensor(boxes, device=batch.device).view(-1, 4, 1).unbind(1)
-    if mirror is not None:
-        left = torch.where(mirror[:, None], size - left - width, left)
-    line = torch.arange(size, device=batch.device)
-    rows, columns = ((line >= first) & (line < first + long) for first, long in ((top, height), (left, width)))
-    inside = rows[:, None, :, None] & columns[:, None, None, :]
-    return batch.masked_fill_(~inside, 0.0)

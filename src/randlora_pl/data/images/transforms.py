@@ -1,7 +1,8 @@
 """Training and evaluation transforms: pure functions of images, seed and positions (protocol of the paper).
 
 Images are uint8 tensors of (height, width, channels) and any size; batches are float32 (b, 3, size, size).
-Resizing is torchvision's v2 kernel, antialiased on uint8, within one or two gray levels of Pillow's.
+Evaluation resizes with Pillow, as open_clip and timm do, so that their pixels are the same. Training crops are resized
+by torchvision's v2 kernel, antialiased on uint8, in a fifth of the time, mostly within two gray levels of Pillow's.
 
 A batch is made in two steps: workers run `train_pixels` or `eval_pixels`, which return uint8 (a quarter of the bytes
 to transfer), and `finish` does the rest in the worker or on the device.
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
@@ -22,7 +24,7 @@ from torchvision.transforms.v2 import functional as v2
 from randlora_pl.data.images.augment import mixed
 from randlora_pl.data.images.crops import crop_and_resize
 from randlora_pl.data.images.frame import Frame
-from randlora_pl.data.images.padding import Box, clear_padding, crop_place, split_crop, whole_box
+from randlora_pl.data.images.padding import crop_place, split_crop
 from randlora_pl.utils import rng
 from randlora_pl.utils.device import on_cuda
 
@@ -32,6 +34,9 @@ Change = Callable[[int, Tensor], Tensor]
 RATIO = (3 / 4, 4 / 3)
 """Aspect ratios of training crops."""
 
+_CPU = torch.device("cpu")
+_PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_LONGEST = 64  # times the frame: a resized image up to this size is made whole
 _ATTEMPTS = 10  # crops tried before the center crop, as torchvision's RandomResizedCrop does
 
 
@@ -90,7 +95,7 @@ def pixels_needed(frame: Frame, scale: tuple[float, float] | None) -> int:
     ones, resizing still at least halves the image, so that the decoder's own filter has almost no effect. A padded
     image would need fewer: its longer side fills the frame. ``scale`` is None in evaluation.
     """
-    return 2 * frame.size if scale is None else math.ceil(frame.size / math.sqrt(scale[0] * RATIO[0]))
+    return 2 * frame.length if scale is None else math.ceil(frame.size / math.sqrt(scale[0] * RATIO[0]))
 
 
 def train_pixels(
@@ -116,36 +121,59 @@ def train_pixels(
         change: Further change of each crop; not with ``late``.
 
     Returns:
-        ``image`` uint8 (b, channels, size, size), ``mirror`` bool (b,), and for padded images ``inside``: top, left,
-        height and width in the frame. With ``late``, ``image`` is uncropped and ``crop`` has the crop boxes, int64
-        (b, 4); of padded images a list, which stays on the CPU.
+        ``image`` uint8 (b, channels, size, size), and ``mirror`` bool (b,). With ``late``, ``image`` is uncropped and
+        ``crop`` has the crop boxes, int64 (b, 4); of padded images a list, which stays on the CPU.
     """
     sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
-    boxes = crop_boxes(seed, positions, sizes[:, 0], sizes[:, 1], scale, frame.resize == "pad")
+    boxes = crop_boxes(seed, positions, sizes[:, 0], sizes[:, 1], scale, frame.resize == "longest")
     planes = [image.permute(2, 0, 1) for image in images]
     mirror = flips(seed, positions) if flip else torch.zeros(len(images), dtype=torch.bool)
     if late:
-        places = boxes.tolist() if frame.resize == "pad" else torch.from_numpy(boxes)
+        places = boxes.tolist() if frame.resize == "longest" else torch.from_numpy(boxes)
         return {"image": torch.stack(planes), "crop": places, "mirror": mirror}
-    return {**_crops(planes, boxes.tolist(), frame, change), "mirror": mirror}
+    return {"image": _crops(planes, boxes.tolist(), frame, change), "mirror": mirror}
 
 
-def eval_pixels(images: Sequence[Tensor], frame: Frame, late: bool) -> dict[str, Any]:
-    """Resize the shorter side and crop the center (protocol 2.6), or pad the whole image; see `train_pixels`."""
-    planes = [image.permute(2, 0, 1) for image in images]
-    if late:
-        return {"image": torch.stack(planes)}
-    if frame.resize == "pad":
-        return _padded(planes, frame)
-    return {"image": torch.stack([_centre(plane, frame) for plane in planes])}
+def eval_pixels(images: Sequence[Tensor], frame: Frame) -> Tensor:
+    """Resize, crop and fill whole images with Pillow, as `ImageSpec.steps` describes: uint8 (b, channels, size, size).
+
+    Args:
+        images: b images, uint8 (height, width, 1 or 3), all with the same number of channels.
+        frame: Image preprocessing.
+    """
+    batch = _filled(len(images), images[0].shape[2], frame)
+    for index, image in enumerate(images):
+        height, width = image.shape[:2]
+        tall, wide = frame.resized(height, width)
+        (upper, first, h), (left, start, w) = _window(tall, frame.size), _window(wide, frame.size)
+        whole, kernel = Image.fromarray(image.squeeze(2).numpy()), _PILLOW[frame.interpolation]
+        if tall * wide <= _LONGEST * frame.size**2:
+            part = whole.resize((wide, tall), kernel).crop((left, upper, left + w, upper + h))
+        else:  # the whole could take gigabytes; with another order of rows and columns
+            scale_x, scale_y = width / wide, height / tall
+            box = left * scale_x, upper * scale_y, (left + w) * scale_x, (upper + h) * scale_y
+            part = whole.resize((w, h), kernel, box)
+        pixels = torch.from_numpy(np.array(part).reshape(h, w, -1))
+        batch[index, :, first : first + h, start : start + w] = pixels.permute(2, 0, 1)
+    return batch
+
+
+def _window(resized: int, size: int) -> tuple[int, int, int]:
+    """Return the start of the shown part of a resized image along one axis, its start in the frame, and its length.
+
+    The image is cropped or filled around its center, with torchvision's rounding.
+    """
+    if resized <= size:
+        return 0, (size - resized) // 2, resized
+    return round((resized - size) / 2), 0, size
 
 
 def finish(batch: dict[str, Any], frame: Frame) -> dict[str, Any]:
     """Crop, mirror, normalize and blend on the batch's device, as far as not done yet.
 
     Args:
-        batch: Batch with the entries of `train_pixels` (and `Augment.mixing`) or `eval_pixels`; a float ``image`` is
-            returned unchanged.
+        batch: Batch with the entries of `train_pixels` (and `Augment.mixing`), or with the ``image`` of `eval_pixels`;
+            a float ``image`` is returned unchanged.
         frame: Image preprocessing.
 
     Returns:
@@ -159,64 +187,40 @@ def finish(batch: dict[str, Any], frame: Frame) -> dict[str, Any]:
     if isinstance(boxes, Tensor) and on_cuda(image):
         batch["image"] = crop_and_resize(image, boxes, frame.size, frame.interpolation)
     elif boxes is not None:
-        batch |= _crops(image, boxes.tolist() if isinstance(boxes, Tensor) else boxes, frame)
-    elif image.shape[-2:] != (frame.size, frame.size):
-        batch |= _padded(image, frame) if frame.resize == "pad" else {"image": _centre(image, frame)}
-    inside = batch.pop("inside", None)
+        batch["image"] = _crops(image, boxes.tolist() if isinstance(boxes, Tensor) else boxes, frame)
     batch["image"] = normalize(batch["image"], frame, mirror)
-    if inside is not None:
-        clear_padding(batch["image"], inside, mirror)
     return batch if mix is None else batch | mixed(batch, mix)
 
 
 def eval_batch(images: Sequence[Tensor], frame: Frame) -> Tensor:
     """Run both steps of an evaluation batch: float32 (b, 3, size, size); see `eval_pixels`."""
-    batch: Tensor = finish(eval_pixels(images, frame, late=False), frame)["image"]
-    return batch
+    return normalize(eval_pixels(images, frame), frame)
 
 
 def _crops(
     planes: Sequence[Tensor] | Tensor, boxes: Sequence[Sequence[int]], frame: Frame, change: Change | None = None
-) -> dict[str, Any]:
-    """Crop and resize b uint8 (c, h, w) to ``image`` and ``inside`` (see `train_pixels`)."""
-    if frame.resize == "pad":
-        parts = [split_crop(p.shape[1], p.shape[2], box, frame.size) for p, box in zip(planes, boxes, strict=True)]
-        return _placed(planes, parts, frame, change)
-    batch = _empty((len(planes), planes[0].shape[0], frame.size, frame.size), torch.uint8, planes[0].device)
-    for index, (plane, (top, left, h, w)) in enumerate(zip(planes, boxes, strict=True)):
-        crop = _resize(plane[:, top : top + h, left : left + w], frame.size, frame.size, frame.interpolation)
-        batch[index] = crop if change is None else change(index, crop)
-    return {"image": batch}
+) -> Tensor:
+    """Crop and resize b uint8 (c, h, w) to (b, c, size, size); crops of a padded image lie in the square around it."""
+    batch = _filled(len(planes), planes[0].shape[0], frame, planes[0].device)
+    whole = 0, 0, frame.size, frame.size
+    for index, (plane, box) in enumerate(zip(planes, boxes, strict=True)):
+        part, place = box, whole
+        if frame.resize == "longest":
+            part, place = split_crop(plane.shape[1], plane.shape[2], box, frame.size)
+        (top, left, h, w), (upper, first, tall, wide) = part, place
+        crop = _resize(plane[:, top : top + h, left : left + w], tall, wide, frame.interpolation)
+        crop = crop if change is None else change(index, crop)
+        batch[index, :, upper : upper + tall, first : first + wide] = crop
+    return batch
 
 
-def _padded(planes: Sequence[Tensor] | Tensor, frame: Frame) -> dict[str, Any]:
-    """Pad b whole images, uint8 (c, h, w), to ``image`` and ``inside`` (see `eval_pixels`)."""
-    sizes = [(plane.shape[1], plane.shape[2]) for plane in planes]
-    return _placed(planes, [((0, 0, h, w), whole_box(h, w, frame.size)) for h, w in sizes], frame)
-
-
-def _placed(
-    planes: Sequence[Tensor] | Tensor, parts: Sequence[tuple[Box, Box]], frame: Frame, change: Change | None = None
-) -> dict[str, Any]:
-    """Resize parts of images, (box in it, box in the frame), into black frames; `clear_padding` colors the rest."""
-    shape = len(planes), planes[0].shape[0], frame.size, frame.size
-    batch = torch.zeros(shape, dtype=torch.uint8, device=planes[0].device)
-    for index, (plane, (source, target)) in enumerate(zip(planes, parts, strict=True)):
-        (top, left, h, w), (upper, first, tall, wide) = source, target
-        part = _resize(plane[:, top : top + h, left : left + w], tall, wide, frame.interpolation)
-        part = part if change is None else change(index, part)
-        batch[index, :, upper : upper + tall, first : first + wide] = part
-    return {"image": batch, "inside": [list(target) for _, target in parts]}
-
-
-def _centre(planes: Tensor, frame: Frame) -> Tensor:
-    """Resize and center-crop uint8 (..., c, h, w) to uint8 (..., c, size, size)."""
-    size = frame.size
-    height, width = planes.shape[-2:]
-    short = min(height, width)
-    h, w = size * height // short, size * width // short
-    top, left = round((h - size) / 2), round((w - size) / 2)
-    return _resize(planes, h, w, frame.interpolation)[..., top : top + size, left : left + size]
+def _filled(count: int, channels: int, frame: Frame, device: torch.device = _CPU) -> Tensor:
+    """Return uint8 (count, channels, size, size) of the color that fills a frame; 3 channels if it is not gray."""
+    channels = 3 if len(set(frame.fill)) > 1 else channels
+    batch = _empty((count, channels, frame.size, frame.size), torch.uint8, device)
+    if any(frame.fill):
+        return batch.copy_(torch.tensor(frame.fill[:channels], device=device).view(-1, 1, 1))
+    return batch.zero_()
 
 
 def _resize(planes: Tensor, height: int, width: int, interpolation: str) -> Tensor:

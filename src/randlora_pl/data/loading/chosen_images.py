@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.data.loading.image_batches import EvalBatches, default_workers
 from randlora_pl.data.loading.loader import Loader
@@ -20,10 +21,9 @@ from randlora_pl.utils.image_spec import ImageSpec
 
 def framed(options: dict[str, Any], frame: ImageSpec, batch: int) -> ImageData:
     """Return data with the preprocessing of a frame, for one pass over its images."""
-    return ImageData(
-        **options, eval_batch_size=batch, cache_images=False,
-        image_size=frame.size, mean=frame.mean, std=frame.std, interpolation=frame.interpolation, resize=frame.resize,
-    )  # fmt: skip
+    data = ImageData(**options, eval_batch_size=batch, cache_images=False)
+    data.spec = Frame.of(frame)
+    return data
 
 
 def random_samples(samples: Samples, count: int | None, seed: int) -> Samples:

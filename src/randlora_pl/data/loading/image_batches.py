@@ -17,7 +17,7 @@ from randlora_pl.utils.cores import usable_cores
 from randlora_pl.utils.errors import UnreadableImageError
 
 Late = Literal["nothing", "colors", "crops"]
-"""Steps left to `transforms.finish`: none, flips and normalization, or (one size only) crops as well."""
+"""Steps left to `transforms.finish`: none, flips and normalization, or (training, one size only) crops as well."""
 
 
 def load_images(
@@ -143,7 +143,7 @@ class EvalBatches:
         indices, weights = self.schedule[number]
         images, bad = load_images(self.samples, indices, self.frame, None, self.skip)
         batch = {
-            **eval_pixels(images, self.frame, late=self.late == "crops"),
+            "image": eval_pixels(images, self.frame),
             "label": torch.from_numpy(self.samples.labels)[indices],
             "weight": weights,
             "index": indices,

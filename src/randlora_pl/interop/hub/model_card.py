@@ -19,6 +19,7 @@ from randlora_pl.utils.class_paths import with_public_paths
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_yaml
 from randlora_pl.utils.files.weights_files import file_name, looks_like_file, without_local_paths
+from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.text.formatting import byte_size
 
 _PLACE = "PATH"
@@ -43,6 +44,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
     ours = file.path.name in ("adapter", "adapter-best") and (run / "config.yaml").is_file()
     results = _read(run / "results.json") if ours and file.path.name == "adapter" else {}
     config = _read(run / "config.yaml") if ours else {}
+    frame = metadata.get("training", {}).get("frame")
     base, task = without_local_paths(file.config).get("base_model", {}), metadata.get("task")
     names, captions, method = metadata.get("classnames") or [], metadata.get("captions"), method_label(file.config)
     tag = None if not names else "zero-shot-image-classification" if captions else "image-classification"
@@ -73,7 +75,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         head=_numbers(file.extra) if task == "LinearHeadTask" else _numbers(file.extra, "decoupled."),
         task=task,
         prompts=" ".join(prompts_of(file).summary().split()).replace("|", "\\|"),
-        frame=metadata.get("training", {}).get("frame"),
+        images=ImageSpec.of_values(frame).summary() if frame else "",
         classnames=[" ".join(str(name).split()).replace("```", "") for name in names],
         kind="captions" if captions else "classes",
         dataset=config.get("data", {}).get("dataset"),

@@ -253,7 +253,8 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
         for file in reversed(contents):  # weights last
             move(part / file.name, file)
     sizes = {file: len(content) for file, content in contents.items()}
-    return Written(sizes, absolute, merged.library_model.lines(path), _notes(path, merged))
+    lines = [*merged.library_model.lines(path), *merged.library_model.transform()]
+    return Written(sizes, absolute, lines, _notes(path, merged))
 
 
 def _notes(path: Path, merged: Merged) -> list[str]:

@@ -93,10 +93,10 @@ def make_program(task: ImageTask, part: str = "classifier", frame: Frame | None 
         facts["output"] += " of unit length"
     facts |= {
         "input": f"pixels: float32 (n, 3, {frame.size}, {frame.size}), RGB in 0..1",
-        "preprocessing": f"{_preprocessing(frame)}; mean and std are subtracted and divided inside",
+        "preprocessing": f"{frame.steps()}, divide by 255; mean and std are subtracted and divided inside",
         "image_size": frame.size,
-        **{name: getattr(frame, name) for name in ("interpolation", "resize")},
-        **{name: list(getattr(frame, name)) for name in ("mean", "std")},
+        **{name: getattr(frame, name) for name in ("interpolation", "resize", "crop_pct")},
+        **{name: list(getattr(frame, name)) for name in ("mean", "std", "fill")},
     }
     return Program(_frozen(module), "pixels", outputs, examples, facts)
 
@@ -130,14 +130,6 @@ def _tower(task: ImageTask) -> nn.Module:
         model: Any = task.model
         return PromptedTower(model.visual, tokens)
     return ImageTower(task.model) if isinstance(task, VisionLanguageTask | PromptTask) else task.model
-
-
-def _preprocessing(frame: Frame) -> str:
-    """Return instructions for converting an image to pixels in 0..1."""
-    how, square = f"{frame.size} pixels ({frame.interpolation}, antialiased)", f"{frame.size} x {frame.size}"
-    if frame.resize == "pad":
-        return f"resize the longer side to {how}, divide by 255, lay it in the middle of {square} pixels of color mean"
-    return f"resize the shorter side to {how}, crop {square} from the center, divide by 255"
 
 
 def _unload(task: ImageTask) -> nn.Module:
