@@ -94,8 +94,8 @@ class ImageSplits:
                 samples = samples.subset(np.flatnonzero([key not in drawn for key in samples.keys]))
             self._warn_if_partial(split, len(whole))
             if isinstance(samples.images, EncodedImages):
-                how = {"most_pixels": self.max_pixels, "background": self.background}
-                samples = replace(samples, images=replace(samples.images, **how))
+                images = replace(samples.images, most_pixels=self.max_pixels, background=self.background)
+                samples = replace(samples, images=images)
             self.held[split] = self._cached(samples, few=split == "train" and self.few)
         return self.held[split]
 
