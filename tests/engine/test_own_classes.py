@@ -28,6 +28,8 @@ TYPED = (
 )
 ONE = ("--trainer.limit_test_batches", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false")
 MINE = ("--import", "mine")
+LONGER = [("test", "--run"), ("adapter", "merge")]
+"""Commands that tests/test_own_methods_page.py runs."""
 
 
 @pytest.fixture
@@ -59,14 +61,15 @@ def test_round_trip(run: Run, refused: Callable[..., str], own: Callable[[], Non
     for words in commands:
         own()
         assert "Add --import mine" in refused(*words)
-        result = run(*words, *MINE)
-        assert result.code == 0, (words, result.err)
+        if words[:2] not in LONGER:
+            result = run(*words, *MINE)
+            assert result.code == 0, (words, result.err)
     own()
     assert "is finished" in refused("fit", "--resume", folder, *MINE)
     config = json.loads((Path(adapter) / "adapter_config.json").read_text())
     assert (config["method"], config["metadata"]["task_class"]) == ("mine.RankOne", "mine.FocalTask")
     tests = [json.loads(file.read_text())["test/acc"] for file in sorted(Path("runs").glob("*/2*/results.json"))]
-    assert len(tests) == 3 and len(set(tests)) == 1
+    assert len(tests) == 2 and len(set(tests)) == 1
 
 
 def test_a_run_that_could_not_be_loaded_again_is_refused_before_it_trains(
