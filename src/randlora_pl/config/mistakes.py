@@ -11,6 +11,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.config.choices import choose_dataset
 from randlora_pl.config.classes import LISTS
 from randlora_pl.config.compose import DEFAULTS, Command, compose, is_option
 from randlora_pl.config.own_classes import import_classes, task_name
@@ -286,6 +287,7 @@ def mistakes_in(file: Path) -> list[str]:
         raise UserError(f"{file} describes several runs: randlora-pl {verb} {file} --dry-run")
     try:
         command = compose("fit", ["--config", str(file)], copy.deepcopy(DEFAULTS))
+        choose_dataset(command)
     except UserError as error:
         return [str(error)]
     lines, listed = line_numbers(file), []

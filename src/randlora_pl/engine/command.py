@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 from randlora_pl.config.adapter_config import adapter_config, config_beside, data_beside
+from randlora_pl.config.choices import choose_dataset
 from randlora_pl.config.classes import normalize
 from randlora_pl.config.compose import (
     DEFAULTS,
@@ -59,6 +60,7 @@ def prepare(verb: str, args: list[str]) -> Command:
         check_architecture(command, saved, adapter)
     elif "resume" in folders:
         check_architecture(command, read_config(folders["resume"] / CONFIG), folders["resume"])
+    choose_dataset(command)
     check_names(command)
     return command
 

@@ -1,5 +1,6 @@
 """One run from its words to its results; every error becomes a message."""
 
+import re
 import shlex
 import signal
 import threading
@@ -8,6 +9,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from randlora_pl.config.choices import check_base
 from randlora_pl.config.compose import Command
 from randlora_pl.config.mistakes import check_here
 from randlora_pl.engine.command import adapter_of, folders_in, prepare, resume_by_itself
@@ -118,6 +120,8 @@ def start(command: Command, folder: Path | None, dry: bool = False) -> "App":
         UserError: A typed option does not fit.
     """
     check_here(command)
+    if not any(re.search(r"[-.]help(-all)?$", word) for word in command.typed):
+        check_base(command)
     silence_library_warnings()
     if "--help-all" in command.typed:
         command.typed = ["--help"]

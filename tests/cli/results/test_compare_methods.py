@@ -74,3 +74,8 @@ def test_what_is_no_sweep_is_refused(refused: Refused, tmp_path: Path, text: str
 def test_bad_words_are_refused(refused: Refused, words: list[str], said: str) -> None:
     text = refused("compare-methods", *words)
     assert said in text and "sweep --help" not in text
+
+
+def test_a_root_that_no_dataset_reads_is_refused(refused: Refused) -> None:
+    message = refused("compare-methods", "--data.root", "own")
+    assert "--data.root own is not read" in message and "(digits)" in message and "your_own_data.md" in message

@@ -7,6 +7,8 @@ from randlora_pl.cli.bench.common import measuring
 from randlora_pl.cli.common.arguments import CommandParser, check_output, check_parent, check_positive
 from randlora_pl.cli.data.report import checked_root
 from randlora_pl.data.catalog.registry import find, how_to_get, present
+from randlora_pl.data.locations import root_of
+from randlora_pl.data.own_format import format_of
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import disk_errors
 from randlora_pl.utils.text.tables import table
@@ -15,11 +17,13 @@ from randlora_pl.utils.text.tables import table
 def data_verb(args: list[str]) -> int:
     """Measure images per second of each stage of the input pipeline, beside the plain torchvision pipeline."""
     parser = CommandParser("bench data")
-    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("name", metavar="NAME", nargs="?")
     parser.add_argument("--root", "--data.root")
     parser.add_options(image_size=224, batch_size=64, workers=2, images=1024, rounds=5, output=Path)
     typed = parser.parse_args(args)
-    row = find(typed.name)
+    if typed.name is None and typed.root is None:
+        raise UserError("bench data needs a dataset. Use: randlora-pl bench data NAME, or --root PATH")
+    row = find(typed.name or format_of(root_of(typed.root)))
     if row.captions:
         raise UserError(f"bench data measures datasets with classes; {row.name} has captions")
     check_positive(typed, "image_size", "batch_size", "workers", "images", "rounds")

@@ -74,12 +74,13 @@ All other options of sweep work, too, such as --jobs N and --dry-run. See: randl
 Test a pretrained CLIP with the dataset's averaged prompts and with a single prompt, and print the published accuracies.
 A difference of more than a few tenths of a point suggests a wrong layout, class order or prompt.
 
-  randlora-pl zeroshot                                        the tiny CLIP on the digits
+  randlora-pl zeroshot --model.name tiny                      the tiny CLIP on the digits
   randlora-pl zeroshot --model.name ViT-B-32 --model.pretrained openai --data.dataset all
 
-  --model.name NAME         An open_clip architecture (default: tiny, which is bundled)
+  --model.name NAME         An open_clip architecture, or tiny, which is bundled
   --model.pretrained TAG    A tag of open_clip, a weights file, or random
-  --data.dataset NAME       A dataset, or all: the paper's datasets that are on this machine (default: digits)
+  --data.dataset NAME       A dataset, or all: the paper's datasets that are on this machine (default: the format of
+                            --data.root, else digits)
   --data.root PATH          Folder with the data (default: the user's data folder)
   --data.eval_batch_size N  Images per batch (default: 256)
   --device DEVICE           cpu, cuda, mps ... (default: the best available)

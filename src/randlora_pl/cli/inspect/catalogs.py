@@ -33,7 +33,7 @@ def adapters_verb(args: list[str]) -> int:
         for folder, sources in groupby(known.values(), lambda source: source.folder):
             rows += [(folder.replace("_", " "), ""), *((f"  {source.name}", source.summary) for source in sources)]
         print(table(("adapter", "what it is"), rows))
-        print("\nUse: randlora-pl fit --model.adapter NAME. Options of a method: randlora-pl adapters NAME")
+        print("\nUse: randlora-pl fit --config CONFIG --model.adapter NAME. Its options: randlora-pl adapters NAME")
         return 0
     for source in chosen:
         print(describe(source, "--model.adapter."))
@@ -64,7 +64,9 @@ def datasets_verb(args: list[str]) -> int:
             return 0
         print(table(header, rows, optional=("licence", "epochs", "classes", "val")))
         print(f"\nOn this machine: below {root}. Another folder: randlora-pl datasets --root PATH")
-        print("Use: randlora-pl fit --data.dataset NAME. Details of a dataset: randlora-pl datasets NAME")
+        print(
+            "Use: randlora-pl fit --config CONFIG --data.dataset NAME. Details of a dataset: randlora-pl datasets NAME"
+        )
         print("Download: randlora-pl data get NAME. It prints the steps of what must be downloaded by hand")
         print(
             "Your own images: --data.dataset folder, table, hf, webdataset or pairs with --data.root PATH; see "

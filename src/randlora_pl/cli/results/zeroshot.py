@@ -11,6 +11,8 @@ from randlora_pl.cli.common.devices import advised, pick_device
 from randlora_pl.cli.common.progress import counting
 from randlora_pl.cli.data.report import checked_root
 from randlora_pl.data.catalog.registry import PAPER, DatasetSpec, default_root, find, how_to_get, present
+from randlora_pl.data.locations import root_of
+from randlora_pl.data.own_format import format_of
 from randlora_pl.engine.run_folder import new_folder
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
@@ -32,6 +34,9 @@ def zeroshot_verb(args: list[str]) -> int:
     """
     typed = _parse(args)
     rows, absent, root = _chosen(typed)
+    if typed.name is None:
+        some = "--model.name ViT-B-32 --model.pretrained openai, or --model.name tiny, a toy for images of 32 pixels"
+        raise UserError("zeroshot needs a base model.", f"Add {some}. All models: randlora-pl models")
     from randlora_pl.utils.text.console import log_to_terminal
 
     silence_library_warnings()
@@ -60,9 +65,9 @@ def zeroshot_verb(args: list[str]) -> int:
 
 def _parse(args: list[str]) -> argparse.Namespace:
     parser = CommandParser("zeroshot")
-    parser.add_argument("--model.name", dest="name", default="tiny")
+    parser.add_argument("--model.name", dest="name")
     parser.add_argument("--model.pretrained", dest="pretrained")
-    parser.add_argument("--data.dataset", dest="dataset", default="digits")
+    parser.add_argument("--data.dataset", dest="dataset")
     parser.add_argument("--data.root", dest="root")
     parser.add_argument("--data.eval_batch_size", dest="batch", type=int, default=256)
     parser.add_argument("--device", default="auto")
@@ -70,6 +75,8 @@ def _parse(args: list[str]) -> argparse.Namespace:
     typed = parser.parse_args(args)
     if typed.batch < 1:
         raise UserError(f"--data.eval_batch_size is {typed.batch}: give a positive whole number.")
+    if typed.dataset is None:
+        typed.dataset = "digits" if typed.root is None else format_of(root_of(typed.root))
     return typed
 
 
@@ -78,7 +85,8 @@ def _chosen(typed: argparse.Namespace) -> tuple[list[DatasetSpec], list[str], Pa
     names = PAPER if typed.dataset == ALL else (typed.dataset,)
     rows = [find(name) for name in names]
     if rows[0].captions:
-        use = f"randlora-pl test --data.dataset {rows[0].name} --data.root {typed.root or 'FILE'}"
+        use = f"randlora-pl test --model.name {typed.name or 'NAME'} --data.dataset {rows[0].name}"
+        use += f" --data.root {typed.root or 'FILE'}"
         raise UserError(f"{rows[0].title}: captions are not classes; for recall without training: {use}")
     root = checked_root(typed.root, rows, "zeroshot --data.dataset", "--data.root")
     there = [row for row in rows if present(row, root)]

@@ -91,10 +91,25 @@ def job_of(typed: Any, same: str) -> Job:
         description = replace(description, seeds=whole_numbers("--seeds", typed.seeds))
     with errors_in(file):
         cells = plan(replace(description, root=typed.root))
+        check_root_is_read(cells, typed.root)
     path = Path("runs") / "sweeps" / file.stem if typed.output is None else typed.output
     job = Job(description, cells, cells, SweepFolder(path), same)
     choose(job, typed.only, typed.shard, typed.skip_missing, typed.dry_run)
     return job
+
+
+def check_root_is_read(cells: Iterable[Trial], root: str | None) -> None:
+    """Refuse a data folder that no dataset of a sweep reads.
+
+    Raises:
+        UserError: See above; the message has what to do for images of one's own.
+    """
+    rows = [None if is_text(cell.tree) else CATALOG[cell.flat["data.dataset"]] for cell in cells]
+    if root is None or any(row is None or row.own or row.layout for row in rows):
+        return
+    names = ", ".join(dict.fromkeys(row.name for row in rows if row))
+    own = "For your own images, write a sweep with your data and a base model: docs/your_own_data.md"
+    raise UserError(f"--data.root {root} is not read: the datasets of this sweep ({names}) have no files.", own)
 
 
 def choose(job: Job, choices: Sequence[str], part: str | None, skip_missing: bool, dry: bool = False) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.cli.sweep.job import Job, begin, choose, place_of, summary
+from randlora_pl.cli.sweep.job import Job, begin, check_root_is_read, choose, place_of, summary
 from randlora_pl.cli.sweep.run import spawn, work
 from randlora_pl.config.shipped import config_names
 from randlora_pl.experiments.sweep.description import SweepConfig
@@ -104,6 +104,7 @@ def search_of(typed: Any, file: Path, description: SweepConfig, path: Path, same
 
     with errors_in(file):
         search = Search.of(replace(description, root=typed.root))
+        check_root_is_read(search.all_cells(), typed.root)
         search.restrict([word for word in typed.only if word.startswith("method=")])
     folder = SweepFolder(path, "tune.yaml")
     job = Job(description, search.all_cells(), search.first(folder), folder, same)
