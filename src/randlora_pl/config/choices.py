@@ -1,4 +1,4 @@
-"""What a command must choose: the dataset that its data folder is, and a base model."""
+"""Choices that a command needs: the dataset of its data folder, and a base model."""
 
 from pathlib import Path
 

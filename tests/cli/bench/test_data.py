@@ -1,6 +1,8 @@
 import json
 from pathlib import Path
 
+from PIL import Image
+
 from tests.support.cli import Run
 from tests.support.products import in_one_item
 
@@ -34,6 +36,15 @@ def test_stages_of_the_input_pipeline_are_measured(run: Run, tmp_path: Path) -> 
 def test_mistakes(run: Run, words: list[str], says: str) -> None:
     done = run("bench", *words)
     assert done.code == 2 and says in done.err and done.err.count("\n") <= 2
+
+
+def test_a_folder_is_recognized_and_may_have_too_few_images(run: Run, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "own" / name / f"{number}.png")
+    result = run("bench", "data", "--root", "own")
+    assert result.code == 2 and "folder has 8 training images, and 512 are needed" in result.err
 
 
 def test_without_a_verb_the_help_is_shown(run: Run) -> None:

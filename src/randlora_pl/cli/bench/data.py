@@ -50,6 +50,11 @@ def data_verb(args: list[str]) -> int:
         steps=typed.images // typed.batch_size, cache_images=False, num_workers=typed.workers,
     )  # fmt: skip
     data.setup("fit")
+    if (there := len(data.samples("train"))) < least:
+        raise UserError(
+            f"{row.name} has {there:,} training images, and {least} are needed to measure {typed.workers} workers with "
+            f"batches of {typed.batch_size}. Set --batch-size or --workers lower."
+        )
     measured = cases(data, typed.workers)
     facts = machine()
     print(
