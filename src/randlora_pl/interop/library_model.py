@@ -8,7 +8,7 @@ from typing import Any
 
 import open_clip
 import timm
-from open_clip.model import CLIP
+from open_clip import CLIP
 from open_clip.transform import PreprocessCfg
 from timm.models import get_pretrained_cfg
 from torch import nn

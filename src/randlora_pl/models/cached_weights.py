@@ -25,7 +25,7 @@ def cached(library: str, name: str, tag: str) -> bool:
     if library == "timm":
         repository = f"timm/{name}.{tag}"
     else:
-        from open_clip.pretrained import get_pretrained_cfg
+        from open_clip import get_pretrained_cfg
 
         repository = str(get_pretrained_cfg(name, tag).get("hf_hub", "")).rstrip("/")
     return bool(repository) and any(any(folder.iterdir()) for folder in snapshots(repository))

@@ -10,7 +10,7 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.factory import convert_state_dict
+from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from torch import Tensor, nn
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from randlora_pl.models.folders.model_folder import OWN, ModelFolder, is_folder, open_folder

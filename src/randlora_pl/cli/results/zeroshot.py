@@ -99,7 +99,7 @@ def _chosen(typed: argparse.Namespace) -> tuple[list[DatasetSpec], list[str], Pa
 
 def _load(typed: argparse.Namespace) -> "LoadedClip":
     """Return the model with its tokenizer."""
-    from open_clip.pretrained import list_pretrained_tags_by_model
+    from open_clip import list_pretrained_tags_by_model
 
     from randlora_pl.models import load_clip
     from randlora_pl.models.clip_source import resolve

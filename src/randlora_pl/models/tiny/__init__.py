@@ -33,7 +33,7 @@ def build_tiny(pretrained: str = TINY_TAG, seed: int = 0) -> nn.Module:
         An `open_clip.model.CLIP` in training mode, as open_clip builds it. Images are (n, 3, 32, 32), token
         ids (n, 16), embeddings (n, 128).
     """
-    from open_clip.model import CLIP  # takes seconds to import, and the configuration does not need it
+    from open_clip import CLIP  # takes seconds to import, and the configuration does not need it
     from safetensors.torch import load_file
 
     with seeded(seed):
