@@ -206,7 +206,7 @@ def sigmoid(root: Path) -> dict[str, Any]:
     other.set_classes(data.classnames, ["{}"], captions=True)
     other.configure_model()
     model: Any = other.model
-    images, tokens = torch.cat(keep.images), other.tokens[torch.cat(keep.labels)]  # type: ignore[index]
+    images, tokens = torch.cat(keep.images), other.caption_tokens(torch.cat(keep.labels))
     x, y = normalize(model.encode_image(images)), normalize(model.encode_text(tokens))
     loss = SigLipLoss(rank=RANK, world_size=WORLD)
     loss(x, y, model.logit_scale.exp(), model.logit_bias).backward()
