@@ -42,6 +42,7 @@ from tests.adapters.cases import (
     METHODS,
     One,
     assert_close,
+    base_and_adapted,
     bases_of,
     inputs,
     randomise,
@@ -257,6 +258,26 @@ def test_a_model_without_an_adapter_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the model has no adapter"):
         save_adapter(base(), tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_neither_saved_nor_read(bad: float, tmp_path: Path) -> None:
+    _, model = base_and_adapted("lora", "linear-square")
+    folder = save_adapter(model, tmp_path / "adapter")
+    with torch.no_grad():
+        model.fc.delta.A[0, 0] = bad  # type: ignore[union-attr,operator,index]
+    with pytest.raises(UserError, match=r"not written, because fc\.delta\.A is not finite"):
+        save_adapter(model, folder)
+    assert read_adapter(folder).tensors["fc.delta.A"].isfinite().all()  # the older one stays
+    contents = container.read(folder)
+    contents.tensors["fc.delta.A"][0, 0] = bad
+    container.write(folder, contents)
+    with pytest.raises(UserError, match=r"fc\.delta\.A is not finite"):
+        read_adapter(folder)
+    contents.tensors["fc.delta.A"][0, 0] = 1e5
+    container.write(folder, contents)
+    with pytest.raises(UserError, match=r"too large for torch\.float16"):
+        copy_adapter(folder, tmp_path / "half", torch.float16)
 
 
 def test_an_older_adapter_is_replaced_whole(folder: Path) -> None:

@@ -18,7 +18,7 @@ from randlora_pl.adapters.targets.select import select
 from randlora_pl.adapters.targets.sites import find_sites
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo
-from tests.adapters.cases import FewHeads, OneConv1D, randomise
+from tests.adapters.cases import METHODS, FewHeads, OneConv1D, randomise
 from tests.support.products import in_one_item
 
 
@@ -558,3 +558,16 @@ def test_rows_of_codegen_are_not_thirds() -> None:
     model = transformers.AutoModelForCausalLM.from_config(config)
     with pytest.raises(UserError, match="qkv_proj"):
         inject(model, LoRA(2), ["v"])
+
+
+@pytest.mark.parametrize(("sides", "shown"), [((0, 5), "5 x 0"), ((5, 0), "0 x 5")])
+@pytest.mark.parametrize("method", ["kradapter", "oft-neumann", "vera", "lora"])
+def test_weights_without_entries_are_skipped_and_refused_by_name(
+    method: str, sides: tuple[int, int], shown: str
+) -> None:
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(12, 12), nn.Linear(*sides))
+
+    assert [row.layer for row in inject(model(), METHODS[method](4, "packed")).rows] == ["0"]
+    with pytest.raises(UserError, match=rf"1 has no entries \({shown}\)"):
+        inject(model(), METHODS[method](4, "packed"), ["1"])

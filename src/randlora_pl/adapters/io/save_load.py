@@ -103,6 +103,11 @@ def save_adapter(
     }
     path = Path(path).absolute()
     values = {name: cast(tensor.detach().cpu(), dtype) for name, tensor in tensors.items()}
+    if odd := not_finite(values):
+        raise UserError(
+            f"{path} is not written, because {odd[0]} is not finite (NaN or infinity). Lower the learning rate or alpha"
+            f"{'' if dtype is None else ', or leave out dtype'}."
+        )
     container.write(path, Contents(config, values, {} if stored is None else stored.tensors()))
     return path
 
@@ -122,6 +127,8 @@ def copy_adapter(source: Path, path: Path, dtype: torch.dtype | None = None) -> 
     file = read_adapter(source)
     contents = container.read(file.path)
     tensors = {name: cast(tensor, dtype) for name, tensor in contents.tensors.items()}
+    if odd := not_finite(tensors):
+        raise UserError(f"{source}: {odd[0]} is too large for {dtype}. Take float32 or bfloat16.")
     with disk_errors(path):
         container.write(path.absolute(), Contents(without_local_paths(file.config), tensors, contents.bases))
     return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
@@ -130,6 +137,11 @@ def copy_adapter(source: Path, path: Path, dtype: torch.dtype | None = None) -> 
 def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Return a floating-point tensor in another dtype, if one is given."""
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of tensors with NaN or infinity."""
+    return [name for name, each in tensors.items() if each.is_floating_point() and not each.isfinite().all()]
 
 
 def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> AdapterFile:
@@ -168,6 +180,8 @@ def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapt
     trained = {name: value for name, value in contents.tensors.items() if name not in config.get("kept", [])}
     if odd := [name for name, value in trained.items() if not value.is_floating_point()]:
         raise UserError(f"{path} is damaged or was changed: {odd[0]} is {trained[odd[0]].dtype}. Copy it again.")
+    if odd := not_finite(contents.tensors):
+        raise UserError(f"{path}: {odd[0]} is not finite (NaN or infinity). Train it again at a lower learning rate.")
     extra = {name.removeprefix(EXTRA): value for name, value in contents.tensors.items() if name.startswith(EXTRA)}
     own = {name: value for name, value in contents.tensors.items() if not name.startswith(EXTRA)}
     return AdapterFile(file, adapter, config.get("targets"), own, extra, config, _stored_bases(path, contents))

@@ -26,7 +26,13 @@ def obstacle(model: nn.Module, site: Site, owners: dict[int, list[str]]) -> Obst
         site: Site to check.
         owners: Result of `owners_of` for the model.
     """
-    module, layer = model.get_submodule(site.path), site.shape.layer
+    module, layer, sides = (
+        model.get_submodule(site.path),
+        site.shape.layer,
+        (site.shape.out_features, site.shape.in_features),
+    )
+    if not all(sides):
+        return Obstacle("no entries", f"{layer} has no entries ({sides[0]} x {sides[1]}). Leave it out of the targets.")
     if not is_packed(module):
         own = type(module)
         other = not isinstance(module, nn.Conv2d) and own.forward is not nn.Linear.forward
