@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from randlora_pl.adapters import DoRA, FullFineTuning, RandLoRA, Together, VeRA
 from randlora_pl.analysis import landscape
 from randlora_pl.cli.analyze.common import advised
+from randlora_pl.cli.analyze.represent import note_of
 from randlora_pl.cli.analyze.verbs import VERBS
 from randlora_pl.cli.main import main
 from randlora_pl.utils.errors import UnreadableImageError, UserError
@@ -131,6 +133,12 @@ def test_spectrum(run: Run, three: dict[str, str], tmp_path: Path) -> None:
     assert "exists" in run(*words, "--output", "new/figures").err
 
 
+def test_a_fit_to_an_update_of_its_own_form_is_circular() -> None:
+    assert note_of(RandLoRA(6)).startswith("Note: this update is RandLoRA's own, so the comparison is circular.")
+    assert "LoRA and RandLoRA's own" in note_of(Together()) and "LoRA's own" in note_of(DoRA())
+    assert note_of(FullFineTuning()) == note_of(VeRA()) == ""
+
+
 def test_represent(run: Run, three: dict[str, str], tmp_path: Path) -> None:
     shutil.copytree(three["randlora"], tmp_path / "other")
     config = tmp_path / "other" / "config.yaml"
@@ -148,6 +156,7 @@ def test_represent(run: Run, three: dict[str, str], tmp_path: Path) -> None:
         assert all(0 < float(row[name]) < 1 for name in ("orthonormal", "led by weights", "led by other"))
     assert "predict neither loss nor accuracy" in done.out
     assert (folder / "represent.png").stat().st_size > 10_000 and "RandLoRA closer" in done.out
+    assert "circular" not in done.out
     refused = run("analyze", "represent", three["lora"], "--targets", "mlp")
     assert refused.code == 2 and "--targets" in refused.err
     refused = run("analyze", "represent", three["full"], "--ranks", "500")

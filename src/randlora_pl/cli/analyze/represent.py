@@ -13,6 +13,7 @@ from randlora_pl.utils.text.tables import table
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from randlora_pl.adapters import Adapter
     from randlora_pl.analysis.represent import LayerFit
 
 RANKS = (1, 2, 4, 8, 16, 32)
@@ -25,7 +26,8 @@ Measure how well LoRA and RandLoRA with equally many parameters can express a re
   randlora-pl analyze represent runs/full --ranks 32 --targets mlp
   randlora-pl analyze represent runs/full --lead weights runs/other-seed
 
-  RUN              Run or adapter whose update is approximated, usually of full fine-tuning
+  RUN              Run or adapter whose update is approximated, of full fine-tuning (with LoRA or RandLoRA inside, the
+                   comparison is circular)
   --ranks K ...    Ranks of LoRA. RandLoRA gets the rank with the nearest number of parameters (default: 1 2 4 8 16 32,
                    at most a quarter of the smallest layer)
   --targets NAME   Layers of full fine-tuning, as in --model.targets (default: the layers that adapters attach to)
@@ -65,11 +67,22 @@ def represent_verb(args: list[str]) -> int:
     ]
     method = describe(run.file.adapter)
     content = {"run": str(run.path), "method": method, "seed": typed.seed, "leads": typed.lead or [], "rows": rows}
+    content |= {"note": note_of(run.file.adapter)}
     figure = represent_figure(fits, f"Remaining error of the update of {method}")
     folder = write_output(typed.output, "represent", rows, content, figure)
     _print(fits, notes, f"{method}, {run.path}")
+    if content["note"]:
+        print(f"\n{content['note']}")
     print_output(folder)
     return 0
+
+
+def note_of(adapter: "Adapter") -> str:
+    """Return a note on an update that has the form of one of the two fits already, or ""."""
+    own = sorted({leaf.method() for leaf in adapter.leaves()} & {"LoRA", "RandLoRA"})
+    if not own:
+        return ""
+    return f"Note: this update is {' and '.join(own)}'s own, so the comparison is circular. Take a full fine-tuning."
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
