@@ -9,6 +9,7 @@ from torch import nn
 from randlora_pl.adapters import LoRA, inject
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRADelta
+from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One
 
 
@@ -21,6 +22,22 @@ def test_the_start_is_kaiming_uniform_and_zero() -> None:
     bound = 1 / math.sqrt(300)
     assert delta.A.abs().max() <= bound
     assert delta.A.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+
+
+def test_the_start_of_the_papers_code() -> None:
+    """The zero factor is on the input side and the bound is 1 / sqrt(r out); packed attention has both exchanged."""
+    model = nn.ModuleDict({"fc": nn.Linear(300, 200), "attn": nn.MultiheadAttention(120, 2)})
+    inject(model, LoRA(50, init="official"), ["fc", "attn.in_proj"])
+    plain, packed = model.fc.delta, model.attn.delta
+    assert isinstance(plain, LoRADelta) and isinstance(packed, LoRADelta)
+    assert not plain.A.any() and not packed.B.any()
+    for random, bound in ((plain.B, 1 / math.sqrt(50 * 200)), (packed.A, 1 / math.sqrt(50 * 120))):
+        assert random.abs().max() <= bound
+        assert random.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+    model.fc(torch.randn(3, 300)).square().sum().backward()  # type: ignore[operator]
+    assert plain.A.grad is not None and plain.A.grad.any() and plain.B.grad is not None and not plain.B.grad.any()
+    with pytest.raises(UserError, match="init is 'zero'; choose kaiming or official"):
+        LoRA(init="zero")  # type: ignore[arg-type]
 
 
 def test_the_start_depends_on_seed_and_layer_name_alone() -> None:

@@ -1,12 +1,13 @@
 """LoRA: a trained low-rank update (Hu et al., 2022), the baseline of every table of the paper."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, kaiming, trainable
+from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, drawn, trainable
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.utils.errors import UserError
 
 
 class LoRA(Adapter):
@@ -20,6 +21,9 @@ class LoRA(Adapter):
         rank: Rank r. A number, or numbers by pattern of layer names.
         alpha: The update is scaled by alpha / r (Table 8: 1 / r). A number, or numbers by pattern, as ``rank``.
         rslora: Scale by alpha / sqrt(r) instead (rsLoRA, Kalajdzievski, 2023).
+        init: ``kaiming`` starts with B at zero and A uniform up to 1 / sqrt(in). ``official`` is the start in the code
+            of the RandLoRA paper: A at zero and B uniform up to 1 / sqrt(r out); for packed attention B at zero and A
+            up to 1 / sqrt(r in).
         options: Options of every method, see `Adapter`.
     """
 
@@ -28,10 +32,13 @@ class LoRA(Adapter):
         rank: int | dict[str, int] = 32,
         alpha: float | dict[str, float] = 1.0,
         rslora: bool = False,
+        init: Literal["kaiming", "official"] = "kaiming",
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.rank, self.alpha, self.rslora = rank, alpha, rslora
+        if init not in ("kaiming", "official"):
+            raise UserError(f"LoRA: init is {init!r}; choose kaiming or official.")
+        self.rank, self.alpha, self.rslora, self.init = rank, alpha, rslora, init
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""
@@ -47,14 +54,21 @@ class LoRA(Adapter):
 
 
 class LoRADelta(FactoredDelta):
-    """scaling * B A of one weight; A is initialized Kaiming-uniform as in the reference, B to zero."""
+    """scaling * B A of one weight; one of the two starts at zero (``init``)."""
 
     def __init__(self, adapter: LoRA, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
         rank = adapter.rank_of(shape)
         self.scaling = adapter.of(adapter.alpha, shape, 1.0) / (math.sqrt(rank) if adapter.rslora else rank)
-        self.A = kaiming(weight, adapter.key, f"lora/{shape.layer}", rank, shape.in_features)
-        self.B = trainable(weight, shape.out_features, rank, fill=0.0)
+        key, name, out, columns = adapter.key, f"lora/{shape.layer}", shape.out_features, shape.in_features
+        official = adapter.init == "official"
+        if official and not (name.endswith(".in_proj") and out == 3 * columns):
+            self.A = trainable(weight, rank, columns, fill=0.0)
+            self.B = drawn(weight, key, name, out, rank, "uniform", 1 / math.sqrt(3 * rank * out))
+        else:
+            fan = rank * columns if official else columns
+            self.A = drawn(weight, key, name, rank, columns, "uniform", 1 / math.sqrt(3 * fan))
+            self.B = trainable(weight, out, rank, fill=0.0)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return scaled B, (out, r), and A, (r, in)."""
