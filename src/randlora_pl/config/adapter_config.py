@@ -74,7 +74,7 @@ def adapter_config(folder: Path) -> Tree:
     arguments = {name: _part(name, value, file) for name, value in arguments.items() if name != "seed"}
     arguments |= base_arguments(content.get("base_model", {}), folder)
     frame = metadata.get("training", {}).get("frame", {})
-    data = {name: frame[name] for name in ("mean", "std", "interpolation")} if frame else {}
+    data = {name: frame[name] for name in ("mean", "std", "interpolation", "background") if name in frame}
     data |= {"resize": resize_option(frame["resize"], frame["crop_pct"])} if frame else {}
     model = {"class_path": task, "init_args": arguments | {"adapter": adapter}}
     return {"model": model} | ({"data": data} if data else {})

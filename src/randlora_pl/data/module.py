@@ -73,6 +73,7 @@ class ImageData(PlannedData):
         mean: Mean of the three channels in [0, 1]. Default: the model's.
         std: Standard deviation of the three channels in [0, 1]. Default: the model's.
         interpolation: `bicubic` or `bilinear`. Default: the model's.
+        background: Color behind transparent pixels: `white` (the default), `black` or `mean`, the mean of all images.
         templates: Prompts with {} for the class name, or a file of them. Default: the task's caption, or the dataset's.
         classnames: File with class names: one per line, CSV folder,name, or a JSON mapping.
         shots_file: JSON file of the chosen images: read if it exists, else written. A published draw (`.jsonl`, with
@@ -119,6 +120,7 @@ class ImageData(PlannedData):
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
         interpolation: str | None = None,
+        background: str | None = None,
         templates: list[str] | str | None = None,
         classnames: str | None = None,
         shots_file: str | None = None,
@@ -140,7 +142,7 @@ class ImageData(PlannedData):
         self.crop_scale = (float(crop_scale[0]), float(crop_scale[1]))
         self.flip = self.row.flip if flip is None else flip
         self.overrides = {"size": image_size, "mean": mean, "std": std, "resize": resize}
-        self.overrides["interpolation"] = interpolation
+        self.overrides |= {"interpolation": interpolation, "background": background}
         self.classnames_file, self.device_transforms = classnames, device_transforms
         self.skip = on_error == "skip"
         self.templates: list[str] = list(self.row.templates if templates is None else templates)
@@ -177,7 +179,7 @@ class ImageData(PlannedData):
             options.check_softmax(self.augment.mixup, self.augment.cutmix, name, blended)
         self.spec = getattr(task, "image_spec", self.spec)
         self.frame = Frame.of(self.spec, self.overrides)
-        self.splits.first = self._rank == 0
+        self.splits.first, self.splits.background = self._rank == 0, self.frame.behind
         if self.splits.found is None:
             found = self.splits.read()
             own_test = stage in ("test", "predict") and found.own_test

@@ -46,7 +46,8 @@ def read_image(
     Raises:
         UserError: The bytes are not a readable image.
     """
-    pixels = decode(name, pixels_needed(frame, None), content, formats=formats, most_pixels=most_pixels)
+    short, color = pixels_needed(frame, None), frame.behind
+    pixels = decode(name, short, content, formats=formats, most_pixels=most_pixels, background=color)
     return eval_batch([torch.from_numpy(pixels)], frame)
 
 
@@ -104,7 +105,11 @@ def open_images(
     files = find_images([Path(path) for path in paths])
     numbers = np.arange(len(files), dtype=np.int64)
     samples = Samples(
-        FileImages(files, most_pixels=most_pixels), numbers, np.zeros_like(numbers), [str(file) for file in files], ()
+        FileImages(files, most_pixels=most_pixels, background=spec.behind),
+        numbers,
+        np.zeros_like(numbers),
+        [str(file) for file in files],
+        (),
     )
     batches = EvalBatches(samples, EvalSchedule(len(files), batch_size), Frame.of(spec), skip)
     return Loader(batches, num_workers=num_workers), files

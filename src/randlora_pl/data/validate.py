@@ -13,7 +13,7 @@ from randlora_pl.data.images.frame import read_resize
 from randlora_pl.utils.cores import usable_cores
 from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.files.plain_files import is_file
-from randlora_pl.utils.image_spec import INTERPOLATIONS
+from randlora_pl.utils.image_spec import BACKGROUNDS, INTERPOLATIONS
 
 HALVES = ("all", "base", "new")
 BALANCES = ("weights", "sampler")
@@ -203,6 +203,7 @@ def check_frame(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     interpolation: str | None,
+    background: str | None,
     resize: str | None,
     on_error: str,
     max_pixels: int,
@@ -219,6 +220,8 @@ def check_frame(
         raise UserError(f"--data.std is {list(std)}, but needs 3 values above 0")
     if interpolation is not None:
         _one_of("interpolation", interpolation, INTERPOLATIONS)
+    if background is not None:
+        _one_of("background", background, BACKGROUNDS)
     read_resize(resize or "shortest")
     _one_of("on_error", on_error, ("raise", "skip"))
     _positive("max_pixels", max_pixels)

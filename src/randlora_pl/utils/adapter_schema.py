@@ -29,6 +29,7 @@ class Frame(TypedDict):
     resize: Literal["shortest", "longest", "squash"]
     crop_pct: float
     fill: tuple[int, int, int]
+    background: NotRequired[Literal["white", "black", "mean"]]
 
 
 class Training(TypedDict):

@@ -9,6 +9,7 @@ from randlora_pl.utils.errors import UserError, brief, near
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 RESIZES = ("shortest", "longest", "squash")
+BACKGROUNDS = ("white", "black", "mean")
 LEAST_CROP, MOST_CROP = 0.05, 20
 _LARGEST = 8192
 
@@ -26,6 +27,7 @@ class ImageSpec:
             and ``squash`` both sides. The center is cropped, and what is missing is filled.
         crop_pct: Size divided by the resized length, as in timm.
         fill: Color of pixels outside the image, of 255.
+        background: Color behind transparent pixels: ``white``, ``black`` or ``mean``, the mean color.
     """
 
     size: int = 224
@@ -35,6 +37,7 @@ class ImageSpec:
     resize: str = "shortest"
     crop_pct: float = 1.0
     fill: tuple[int, int, int] = (0, 0, 0)
+    background: str = "white"
 
     @classmethod
     def of_values(cls, values: Mapping[str, Any]) -> Self:
@@ -47,6 +50,13 @@ class ImageSpec:
     def length(self) -> int:
         """Length of the resized side in pixels."""
         return math.floor(self.size / self.crop_pct)
+
+    @property
+    def behind(self) -> tuple[int, int, int]:
+        """Color behind transparent pixels, of 255."""
+        if self.background == "mean":
+            return self.filled_with_mean().fill
+        return (255, 255, 255) if self.background == "white" else (0, 0, 0)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width of an image after resizing, before the crop; rounded as open_clip and timm do."""
@@ -69,7 +79,8 @@ class ImageSpec:
         cut = f", crop {square} from the center" if self.resize == "shortest" or length > self.size else ""
         color = "black" if not any(self.fill) else f"the color {', '.join(map(str, self.fill))} (of 255)"
         padded = f", fill {square} with {color}" if self.resize == "longest" or length < self.size else ""
-        return f"{resize} ({self.interpolation}, antialiased){cut}{padded}"
+        color = f"the mean color {', '.join(map(str, self.behind))}" if self.background == "mean" else self.background
+        return f"lay transparent pictures on {color}, {resize} ({self.interpolation}, antialiased){cut}{padded}"
 
     def summary(self) -> str:
         """Return a one-line description."""
@@ -83,7 +94,7 @@ class ImageSpec:
 
     def problem(self) -> str:
         """Return the first value that no image can be prepared with, as the end of a sentence, or an empty string."""
-        for name, known in (("resize", RESIZES), ("interpolation", INTERPOLATIONS)):
+        for name, known in (("resize", RESIZES), ("interpolation", INTERPOLATIONS), ("background", BACKGROUNDS)):
             value = getattr(self, name)
             if value not in known:
                 return f"the {name} {brief(value)}.{near(str(value), known)} Known: {', '.join(known)}"

@@ -50,7 +50,7 @@ def test_everything_that_a_run_has_saved(run: Run, finished: Path) -> None:
     assert "not shown" not in result.out
     frame, lines = file.metadata["training"]["frame"], result.out.splitlines()
     images = next(line for line in lines if line.startswith("images"))
-    assert f" {frame['size']} pixels: resize the shorter side to 32 pixels (bicubic, antialiased), crop " in images
+    assert f" {frame['size']} pixels: lay transparent pictures on white, resize the shorter side to 32 " in images
     assert any(line.startswith("training ") for line in lines)
     assert "frame {" not in result.out
     every = run("adapter", "info", str(finished / "adapter"), "--layers").out

@@ -95,7 +95,7 @@ def make_program(task: ImageTask, part: str = "classifier", frame: Frame | None 
         "input": f"pixels: float32 (n, 3, {frame.size}, {frame.size}), RGB in 0..1",
         "preprocessing": f"{frame.steps()}, divide by 255; mean and std are subtracted and divided inside",
         "image_size": frame.size,
-        **{name: getattr(frame, name) for name in ("interpolation", "resize", "crop_pct")},
+        **{name: getattr(frame, name) for name in ("interpolation", "resize", "crop_pct", "background")},
         **{name: list(getattr(frame, name)) for name in ("mean", "std", "fill")},
     }
     return Program(_frozen(module), "pixels", outputs, examples, facts)
