@@ -92,6 +92,12 @@ def test_a_root_without_a_dataset_is_what_its_files_are(
     assert command.flat()["data.dataset"] == dataset
 
 
+@pytest.mark.parametrize(("root", "words"), [("nowhere", "does not exist"), ("empty", "not data of a known format")])
+def test_a_root_is_not_ignored_for_digits(root: str, words: str, refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert words in refused("fit", "--config", "tiny_clip", "--data.root", root)
+
+
 def test_the_toy_is_used_only_where_it_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "own" / name).mkdir(parents=True)

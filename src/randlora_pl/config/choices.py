@@ -44,11 +44,12 @@ def images_in(root: Path, named: str | None = None) -> str:
     from randlora_pl.data.catalog.registry import CATALOG, present
     from randlora_pl.data.own_format import format_of, formats_of
 
-    row = None if named is None else CATALOG.get(named)
-    there = row is None or row.own or (bool(row.layout) and present(row, root))
-    if not any(formats_of(root)) and (named is not None or not root.exists()):
-        return named or "folder"  # whose own error has the files that are missing
-    return named if named is not None and there else format_of(root)
+    if named is None:
+        return format_of(root) if root.exists() or any(formats_of(root)) else "folder"  # whose error has the layout
+    row = CATALOG.get(named)
+    has_files = row is None or row.own or bool(row.layout)
+    there = row is None or row.own or present(row, root)
+    return named if has_files and (there or not any(formats_of(root))) else format_of(root)
 
 
 def _texts_in(root: Path, labelled: bool) -> str | None:
