@@ -11,7 +11,7 @@ from randlora_pl.config.compose import compose
 from randlora_pl.data.own_format import format_of
 from randlora_pl.utils.errors import UserError
 
-FILES = {
+FILES: dict[str, list[str] | str] = {
     "folder": ["cat/a.png", "dog/a.png"],
     "folder of splits": ["train/cat/a.png", "train/dog/a.png", "notes.txt"],
     "table": "path,label\n",
