@@ -48,13 +48,21 @@ def two_agents(words: list[str], folder: Path) -> list[subprocess.Popen[str]]:
 
 def srun(words: list[str], folder: Path) -> list[subprocess.Popen[str]]:
     """Two tasks of a SLURM step on one machine."""
+    return spawn_tasks([words, words], folder)
+
+
+def spawn_tasks(words: list[list[str]], folder: Path, port: int = 0) -> list[subprocess.Popen[str]]:
+    """Two tasks of a SLURM step on one machine, each with words of its own."""
     step = {
         "SLURM_JOB_ID": "1234", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "fit", "SLURM_NTASKS": "2", "SLURM_NNODES": "1",
         "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{free_port()}",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port or free_port()}",
     }  # fmt: skip
-    command = [sys.executable, "-m", "randlora_pl", *words]
-    return [spawn(command, folder, **step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}) for rank in "01"]
+    command = [sys.executable, "-m", "randlora_pl"]
+    return [
+        spawn([*command, *own], folder, **step | {"SLURM_PROCID": f"{rank}", "SLURM_LOCALID": f"{rank}"})
+        for rank, own in enumerate(words)
+    ]
 
 
 @contextmanager

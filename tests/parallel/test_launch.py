@@ -124,7 +124,7 @@ def test_a_timeout_that_is_none_is_refused() -> None:
 ASK = """
 import sys
 from randlora_pl.utils.errors import UserError
-from randlora_pl.parallel.launch import broadcast_decision, process_rank
+from randlora_pl.parallel.launch import broadcast_decision, launched, meeting_of, process_rank
 
 def decide():
     if sys.argv[1] == "refuse":
@@ -134,6 +134,8 @@ def decide():
 try:
     print(broadcast_decision("a", decide), "|", broadcast_decision("b", decide), end=" | ")
     print(broadcast_decision("a", lambda: f"again by {process_rank()}"))
+    store = meeting_of(launched()).store
+    store.set("done", "") if process_rank() else store.wait(["done"])
 except UserError as error:
     print("refused", error)
 """

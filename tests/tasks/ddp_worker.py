@@ -168,6 +168,15 @@ def unequal() -> str:
     return ""
 
 
+def different() -> str:
+    """What is said where the ranks draw other images."""
+    try:
+        trainer().fit(make("vision-language"), ImageData(**DATA | {"seed": RANK}))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def resumed(path: Path) -> list[dict[str, torch.Tensor]]:
     """Weights after a whole run, and after one that was resumed in the middle."""
     whole, broken = (make("vision-language", adapter=RandLoRA(rank=16, dropout=0.2)) for _ in range(2))
@@ -252,6 +261,7 @@ def jobs(folder: Path) -> dict[str, Callable[[], Any]]:
         "joint": partial(local, "joint"),
         "plain": plain,
         "unequal": unequal,
+        "different": different,
         "projected": projected,
         "searched": searched,
         "statistics": statistics,

@@ -179,6 +179,12 @@ def test_ranks_that_start_from_other_weights_are_refused(results: Results) -> No
     assert first == second
 
 
+def test_ranks_with_other_images_are_refused(results: Results) -> None:
+    alone, first, second = results("different")
+    assert alone == ""
+    assert first == second and first.startswith("the train samples differ: process 0 has 30, process 1 has 30; number ")
+
+
 def test_two_ranks_resume_with_the_same_bits(results: Results) -> None:
     for whole, broken in results("resumed"):
         assert all(torch.equal(value, broken[name]) for name, value in whole.items())

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from randlora_pl.parallel.launch import process_rank
+from randlora_pl.parallel.launch import launched, process_rank
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, near, shortened
 from randlora_pl.utils.own_classes.imports import import_named
 from randlora_pl.utils.signals import raise_on_sigterm
@@ -114,8 +114,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         ended = isinstance(stop, Terminated)
         word = "terminated" if ended else "interrupted"
-        if process_rank() == 0:  # the processes of further devices print nothing
-            print(f"randlora-pl: {word}{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
+        if process_rank() == 0 or (ended and launched()):  # torchrun ends all when one is lost, even the first
+            print(f"{_which()}randlora-pl: {word}{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
         return 143 if ended else 130
     except BrokenPipeError:  # the reader of a pipe such as `| head` has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -131,10 +131,14 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _which() -> str:
+    """Return the rank of a process other than the first, for its messages."""
+    return f"[process {process_rank()}] " if process_rank() else ""
+
+
 def _print_error(mistake: str) -> None:
     """Print the error, and the rank of a process other than the first."""
-    which = f"[process {process_rank()}] " if process_rank() else ""
-    text = f"{which}randlora-pl: error: {printable(mistake)}"
+    text = f"{_which()}randlora-pl: error: {printable(mistake)}"
     print("\n".join(shortened(part, LONGEST_LINE) for part in text.split("\n")), file=sys.stderr)
 
 

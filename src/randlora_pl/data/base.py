@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from randlora_pl.data.loading.loader import Batch, Batches
+from randlora_pl.data.parts import Part
 from randlora_pl.data.sampling.balance import ClassDraws, balance_text, class_weights, remarks
 from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.data.sampling.splits import search_parts
@@ -209,6 +210,15 @@ class PlannedData(LightningDataModule, metaclass=NamedOptions):
             plan = self._order(chosen, len(chosen), self.plan.steps * size, labels)
             self.search_plans[part] = replace(plan, global_batch=size, stream=f"search/{part}")
 
+    def _compare(self, parts: Mapping[str, Part]) -> None:
+        """Let the processes of a job find out whether they have the same samples; all wait for each other."""
+        if self._job is None:
+            return
+        if hasattr(self._job, "compare"):
+            self._job.compare(parts)
+        else:  # chosen by the user
+            self._job.barrier("samples")
+
     def _order(self, chosen: Tensor | None, samples: int, drawn: int, labels: Tensor | None) -> DrawPlan:
         """Return the sample order of some samples, or of all."""
         classes = None
@@ -250,6 +260,11 @@ class PlannedData(LightningDataModule, metaclass=NamedOptions):
     @property
     def _world(self) -> int:
         return 1 if self.trainer is None else int(self.trainer.world_size)
+
+    @property
+    def _job(self) -> Any:
+        """Lightning's strategy for several processes; None for one."""
+        return None if self.trainer is None or self._world == 1 else self.trainer.strategy
 
     @property
     def _rank(self) -> int:

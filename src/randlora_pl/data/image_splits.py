@@ -1,6 +1,8 @@
 """Splits of image datasets: read once, with the training subset, and cached in memory if small."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 from randlora_pl.data.catalog.coop import MOST_VALIDATION_SHOTS
 from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.images.decode import WHITE, Color
-from randlora_pl.data.images.shared_cache import CachedImages
+from randlora_pl.data.images.shared_cache import CachedImages, meeting
 from randlora_pl.data.images.sources import ArrayImages, EncodedImages
 from randlora_pl.data.readers.dispatch import Samples, read
 from randlora_pl.data.sampling import splits
@@ -67,6 +69,13 @@ class ImageSplits:
         key = (row.name, self.split, root)
         self.found = cached("splits", key, lambda: splits.Splits(lambda split: read(row, root, split)))
         return self.found
+
+    @contextmanager
+    def together(self, strategy: Any) -> Iterator[None]:
+        """Read splits with the other processes of a machine, which share decoded images (see `meeting`)."""
+        with meeting(strategy) as self.meeting_place:
+            yield
+        self.meeting_place = None
 
     @property
     def trains_on_val(self) -> bool:

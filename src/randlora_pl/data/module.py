@@ -18,11 +18,12 @@ from randlora_pl.data.facts import image_facts, image_lines
 from randlora_pl.data.image_splits import ImageSplits
 from randlora_pl.data.images.augment import PLAIN, Augment
 from randlora_pl.data.images.frame import Frame
-from randlora_pl.data.images.shared_cache import CachedImages, meeting
+from randlora_pl.data.images.shared_cache import CachedImages
 from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.data.images.transforms import finish
 from randlora_pl.data.loading.image_batches import EvalBatches, Late, TrainBatches, default_workers
 from randlora_pl.data.loading.loader import Batch, Loader
+from randlora_pl.data.parts import image_parts
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.sampling.schedule import TrainSchedule
 from randlora_pl.utils.errors import UserError
@@ -180,15 +181,14 @@ class ImageData(PlannedData):
         self.spec = getattr(task, "image_spec", self.spec)
         self.frame = Frame.of(self.spec, self.overrides)
         self.splits.first, self.splits.background = self._rank == 0, self.frame.behind
-        if self.splits.found is None:
-            found = self.splits.read()
-            own_test = stage in ("test", "predict") and found.own_test
-            first = found.test if own_test else found.full
-            self.classnames = self.splits.names(class_names(self.row, first.classes, self.classnames_file))
-            if not self.typed_templates and first.templates:
-                self.templates = list(first.templates)
-        strategy = None if self.trainer is None or self._world == 1 else self.trainer.strategy
-        with meeting(strategy) as self.splits.meeting_place:
+        with self.splits.together(self._job):
+            if self.splits.found is None:
+                found = self.splits.read()
+                own_test = stage in ("test", "predict") and found.own_test
+                first = found.test if own_test else found.full
+                self.classnames = self.splits.names(class_names(self.row, first.classes, self.classnames_file))
+                if not self.typed_templates and first.templates:
+                    self.templates = list(first.templates)
             if stage in ("fit", None):
                 train, length = self.samples("train"), (self.steps, self.epochs, self.min_batches_per_epoch)
                 drawn = lambda count: self.splits.samples_drawn(count, self.global_batch, *length)  # noqa: E731
@@ -201,7 +201,7 @@ class ImageData(PlannedData):
                 self.splits.check_not_empty("val" if stage == "validate" else "test")
             if stage == "fit" and self.row.own and not self.row.captions:
                 self._remark({split: held.labels for split, held in self.splits.held.items()}, self.classnames)
-        self.splits.meeting_place = None
+            self._compare(image_parts(self.splits.held, self.classnames, self.templates))
 
     def train_dataloader(self) -> Loader:
         """Return the training batches of this rank, from the trainer's optimizer step on (see `TrainBatches`)."""

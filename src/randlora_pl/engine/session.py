@@ -26,7 +26,7 @@ from randlora_pl.engine.error_messages import (
 from randlora_pl.engine.run_folder import check_run, finished_run
 from randlora_pl.engine.run_lock import locked
 from randlora_pl.language.catalog import TASKS as LANGUAGE_TASKS
-from randlora_pl.parallel.launch import process_rank
+from randlora_pl.parallel.launch import parting, process_rank
 from randlora_pl.utils.errors import DryRunEnd, LostProcessError, Terminated, UserError
 from randlora_pl.utils.files.run_files import CONFIG, LAST
 from randlora_pl.utils.own_classes.imports import import_words
@@ -39,6 +39,7 @@ from randlora_pl.utils.text.log_filters import silence_library_warnings
 DRY_RUN = ("--dry-run", "--dry_run")
 
 
+@parting()
 def run_fit(words: Sequence[str]) -> "App":
     """Run ``fit``: zero-shot test, training, test, results.
 
@@ -92,6 +93,7 @@ def _shown_again(app: "App") -> "App":
     return app
 
 
+@parting()
 def run_evaluation(verb: str, words: Sequence[str]) -> "App":
     """Run ``validate`` or ``test``: metrics of an adapter, or of the pretrained model.
 

@@ -1,6 +1,5 @@
 """The stages of a run: test before, training, test after, results."""
 
-import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,8 @@ from randlora_pl.engine.first_stage import check_start, start_facts
 from randlora_pl.engine.fit_results import callback_of, callbacks_of, fit_metrics
 from randlora_pl.engine.found import write_found
 from randlora_pl.engine.lightning_cli import App
-from randlora_pl.engine.run_folder import CHECKSUM, checksum, keep_older, resolved_config, without_head, without_seed
+from randlora_pl.engine.resolved import compare_options, resolved
+from randlora_pl.engine.run_folder import CHECKSUM, checksum, keep_older, without_head
 from randlora_pl.engine.summary import end_page, format_metrics
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.tasks import procedure
@@ -95,12 +95,8 @@ def write_config(app: App) -> None:
     """Write the resolved config of a run; it can be used again as ``--config``. An older, different one is kept."""
     if not app.trainer.is_global_zero:
         return
-    tree = json.loads(app.parser.dump(app.config, "json", skip_none=False, skip_validation=True))
-    model = app.model.resolved()
-    if "adapter" in model:  # the run's seed sets it again
-        model["adapter"] = without_seed(model["adapter"], tree["model"]["init_args"].get("adapter"))
     file = app.folder / CONFIG
-    text = yaml.safe_dump(resolved_config(tree, model, app.datamodule.resolved()), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(resolved(app), sort_keys=False, allow_unicode=True)
     if not app.created and file.is_file():
         if without_head(file.read_text(encoding="utf-8")) == text:
             return
@@ -122,6 +118,7 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
         UserError: The run to resume is finished.
     """
     trainer, task, data, folder = app.trainer, app.model, app.datamodule, app.folder
+    compare_options(app)
     before = read_results(folder)
     if before.get("finished"):
         raise UserError(f"{folder} is finished. Test it again with: randlora-pl test --run {folder}{import_words()}")
@@ -237,6 +234,7 @@ def evaluate(app: App, adapter: Path | None) -> None:
         UserError: There is nothing to evaluate.
     """
     trainer, task, data = app.trainer, app.model, app.datamodule
+    compare_options(app)
     if adapter is not None:
         task.saved = read_adapter(adapter)
         callbacks_of(trainer).append(_LoadAdapter(adapter))

@@ -2,20 +2,25 @@
 
 import json
 import os
+import socket
+import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from randlora_pl.utils.errors import UserError
+from randlora_pl.parallel.meeting import GRACE, Meeting
+from randlora_pl.utils.errors import LostProcessError, UserError, first_line
 
 TIMEOUT = 600.0
 """Seconds to wait for other processes before the run fails."""
 
 _asked: Counter[str] = Counter()
-_stores: list[Any] = []  # kept open: the process group shares the server of rank 0
+_meetings: list[Meeting] = []  # one, kept open: the process group shares the server of rank 0
+_REPLY = 10.0
+"""Seconds in which a store answers."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,8 @@ def broadcast_decision(what: str, decide: Callable[[], str]) -> str:
     if job is None:
         return decide()
     _asked[what] += 1
-    store, key = store_of(job), f"answer/{what}/{_asked[what]}"
+    meeting, key = meeting_of(job), f"answer/{what}/{_asked[what]}"
+    store = meeting.store
     if job.rank == 0:
         try:
             answer = decide()
@@ -91,7 +97,7 @@ def broadcast_decision(what: str, decide: Callable[[], str]) -> str:
             raise
         store.set(key, json.dumps({"answer": answer}))
         return answer
-    found: dict[str, Any] = json.loads(store.get(key))
+    found: dict[str, Any] = json.loads(meeting.awaited(key, 0))
     store.set(f"{key}/{job.rank}", "read")
     if "error" in found:
         raise UserError(*found["error"])
@@ -117,18 +123,101 @@ def decide_first(what: str, variable: str, decide: Callable[[], str]) -> str:
     return broadcast_decision(what, remembered)
 
 
-def store_of(job: Launch) -> Any:
-    """Return the store for rendezvous; torchrun or rank 0 hosts it. Each attempt of a job has its own keys."""
-    if _stores:
-        return _stores[0]
-    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
-    from torch.distributed.rendezvous import rendezvous
+def meeting_of(job: Launch, timeout: float = TIMEOUT) -> Meeting:
+    """Return the meeting of a job; torchrun or rank 0 hosts its store. Each attempt of a job has its own keys.
+
+    Args:
+        job: The job.
+        timeout: Seconds to wait for the store.
+
+    Raises:
+        UserError: Another program has the port.
+        LostProcessError: The process with the store does not answer.
+    """
+    if _meetings:
+        return _meetings[0]
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
         from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
         cluster = SLURMEnvironment(auto_requeue=False)
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
-    store, _, _ = next(rendezvous("env://", job.rank, job.world, timeout=timedelta(seconds=TIMEOUT)))
-    _stores.append(PrefixStore(f"randlora-pl-{job.attempt}", store))
-    return _stores[0]
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+
+    def joined(store: Any) -> Meeting:  # another job may have this port on the same machine
+        name = f"randlora-pl-{os.environ.get('SLURM_JOB_ID', '')}-{job.attempt}"
+        return Meeting(PrefixStore(name, store), job.rank, job.world, timeout)
+
+    hosted = job.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        if hosted:
+            store = TCPStore(host, port, None, True, timedelta(seconds=TIMEOUT), False, multi_tenant=True)
+        else:
+            store = _connected(host, port, timeout)
+    except RuntimeError as error:
+        if not (busy := busy_port(error)):
+            raise
+        with suppress(RuntimeError):  # the others may have joined the store of that program
+            joined(TCPStore(host, port, None, False, timedelta(seconds=_REPLY), False)).leave(str(busy), lost=False)
+        raise busy from error
+    _meetings.append(joined(store))
+    return _meetings[0]
+
+
+def _connected(host: str, port: int, timeout: float) -> Any:
+    """Return a client of the store at an address, as soon as something listens there.
+
+    Raises:
+        UserError: It is another program.
+        LostProcessError: Nothing listens in time.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    deadline = time.monotonic() + timeout
+    while True:  # PyTorch's own waiting prints frames of C++
+        try:
+            socket.create_connection((host, port), _REPLY).close()
+            break
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise LostProcessError(f"process 0, which does not answer at {host}:{port}") from error
+            time.sleep(0.2)
+    try:
+        return TCPStore(host, port, None, False, timedelta(seconds=_REPLY), False)
+    except RuntimeError as error:
+        raise _busy(host, port) from error
+
+
+def busy_port(error: BaseException) -> UserError | None:
+    """Return the error for a port that another program has, or None for any other error."""
+    if "EADDRINUSE" not in str(error) and "already in use" not in str(error):
+        return None
+    return _busy(os.environ.get("MASTER_ADDR", "this machine"), int(os.environ.get("MASTER_PORT", "0")))
+
+
+def _busy(host: str, port: int) -> UserError:
+    return UserError(f"another program has port {port} of {host}. Set a free one in all processes: MASTER_PORT=PORT.")
+
+
+def join(store: Any, rank: int, world: int, timeout: float) -> Meeting:
+    """Return the meeting of processes without a launcher, whose process group has a store."""
+    if not _meetings:
+        from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+        _meetings.append(Meeting(PrefixStore("randlora-pl", store), rank, world, timeout))
+    return _meetings[0]
+
+
+@contextmanager
+def parting() -> Iterator[None]:
+    """Let the other processes of the job end with this one if an error ends it before the training."""
+    try:
+        yield
+    except Exception as error:
+        with suppress(UserError, LostProcessError):
+            job = launched()
+            meeting = next(iter(_meetings), None) or (None if job is None else meeting_of(job, GRACE))
+            if meeting is not None and not meeting.trains:
+                meeting.leave(first_line(error), lost=not isinstance(error, UserError))
+        raise

@@ -1,7 +1,7 @@
 """DistributedDataParallel for adapters: exchange only the few trainable parameters, and count the bytes."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,7 +14,10 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from randlora_pl.adapters.kept import base_buffers
-from randlora_pl.parallel.launch import TIMEOUT, launched, store_of
+from randlora_pl.data.parts import Part
+from randlora_pl.parallel.agreement import compare_options, compare_splits
+from randlora_pl.parallel.launch import TIMEOUT, busy_port, join, launched, meeting_of
+from randlora_pl.parallel.meeting import Meeting
 from randlora_pl.parallel.sigterm import LateSigterm
 from randlora_pl.utils.errors import UserError
 
@@ -77,6 +80,7 @@ class AdapterDDP(DDPStrategy):
 
     Attributes:
         exchange: Gradients exchanged so far.
+        options: Options that all processes must have in common, by name.
     """
 
     def __init__(self, timeout: float = TIMEOUT) -> None:
@@ -85,25 +89,52 @@ class AdapterDDP(DDPStrategy):
             options["init_sync"] = False
         super().__init__(timeout=timedelta(seconds=timeout), **options)
         self.exchange = Exchange()
+        self.options: dict[str, Any] = {}
+        self._meeting: Meeting | None = None
+        self._patience = timeout
         self._statistics: list[Tensor] | None = None
 
     def setup_distributed(self) -> None:
-        """Connect to the other processes, also after a restart by torchrun.
+        """Connect to the other processes, also after a restart by torchrun, and compare options.
 
         torchrun keeps one store for all attempts (seen in PyTorch 2.13): gloo would find the addresses of ended
         processes in it and fail.
         """
         job = launched()
+        if self._meeting is None and job is not None:
+            self._meeting = meeting_of(job, self._patience)
+            self._meeting.timeout = self._patience
+            compare_options(self._meeting, self.options)
         if job is not None and job.attempt > 0 and not dist.is_initialized():
             dist.init_process_group(
                 self._get_process_group_backend(),
-                store=store_of(job),
+                store=meeting_of(job).store,
                 rank=job.rank,
                 world_size=job.world,
                 timeout=self._timeout,
                 device_id=self.root_device if self.root_device.type != "cpu" else None,
             )
-        super().setup_distributed()
+        try:
+            super().setup_distributed()
+        except RuntimeError as error:
+            raise busy_port(error) or error from error
+        if self._meeting is None:
+            store = dist.distributed_c10d._get_default_store()
+            self._meeting = join(store, self.global_rank, self.world_size, self._patience)
+            compare_options(self._meeting, self.options)
+
+    def compare(self, splits: Mapping[str, Part]) -> None:
+        """Refuse processes with other samples than rank 0; each waits for all.
+
+        Args:
+            splits: Samples of this process, by split.
+
+        Raises:
+            UserError: They differ, or a process has ended because of a mistake.
+            LostProcessError: A process is lost.
+        """
+        assert self._meeting is not None
+        compare_splits(self._meeting, splits)
 
     def configure_ddp(self) -> None:
         """Compare the initial weights of all processes, then wrap the model.
@@ -120,6 +151,8 @@ class AdapterDDP(DDPStrategy):
                 f"process {', '.join(differ)} of {self.world_size} starts from other weights than process 0. Compare "
                 "the weights files, checkpoints and versions of the machines (randlora-pl doctor)."
             )
+        if self._meeting is not None:
+            self._meeting.trains = True
         self._statistics = None
         LateSigterm.use(self.lightning_module.trainer)  # type: ignore[union-attr]
         super().configure_ddp()

@@ -149,6 +149,8 @@ def _allocated(file: IO[bytes], start: int, count: int) -> bool:
 def meeting(strategy: Any) -> Iterator[Path | None]:
     """Create a temporary folder in which the processes of a machine share memory; mapped files outlive it.
 
+    All processes must wait for each other at the end of the block.
+
     Args:
         strategy: Lightning's strategy, which broadcasts the folder's name; None for a single process.
     """
@@ -159,7 +161,6 @@ def meeting(strategy: Any) -> Iterator[Path | None]:
     try:
         meeting_folder.mkdir(mode=0o700, exist_ok=True)
         yield meeting_folder
-        strategy.barrier("decoded images")
     finally:
         shutil.rmtree(meeting_folder, ignore_errors=True)
 

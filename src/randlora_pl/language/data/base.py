@@ -88,6 +88,7 @@ class TokenData(PlannedData):
         tests = stage in ("test", "predict", None) and "test" not in self._held
         if learns or tests:
             self.read(learns, tests)
+        self._compare({f"{split} samples": held.part() for split, held in self._held.items()})
         if stage in ("fit", None):
             steps, epochs, size = self.steps, self.epochs or 0, self.global_batch
             drawn = lambda count: samples_drawn(count, epochs, size) if steps is None else steps * size  # noqa: E731

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from randlora_pl.data.loading.loader import Batch
+from randlora_pl.data.parts import Part, text_part
 from randlora_pl.data.sampling.schedule import EvalSchedule, TrainSchedule
 from randlora_pl.language.models.token_losses import learned_positions
 from randlora_pl.language.models.tokenization import IGNORED, Encoded, Side, collate, collate_sentences
@@ -45,6 +46,11 @@ class TextSamples:
         """Return the indices, the longest first, so that memory runs out at once or not at all."""
         order: list[int] = np.argsort(-self.lengths, kind="stable").tolist()
         return order
+
+    def part(self) -> Part:
+        """Return the samples as numbers, to compare the processes of a job."""
+        labels = {"label": labels.numpy()} if (labels := getattr(self, "labels", None)) is not None else {}
+        return text_part(self._columns | labels, self._ends)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return a padded batch of the samples at these indices."""
