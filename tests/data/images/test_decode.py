@@ -1,14 +1,20 @@
+import io
 import os
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from randlora_pl.data.images.decode import MOST_BYTES, decode, is_image
+from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.sources import ArrayImages, BoxImages, FileImages, PathsBelow
+from randlora_pl.data.images.transforms import eval_pixels, pixels_needed
 from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
+from randlora_pl.utils.image_spec import RESIZES
 from tests.data.conftest import save_image
 from tests.support.products import in_one_item
 
@@ -168,6 +174,21 @@ def test_boxes_count_the_pixels_as_they_are_stored(tmp_path: Path) -> None:
     gradient("RGB").save(tmp_path / "a.jpg", exif=odd_exif(6), quality=95)
     part = BoxImages([tmp_path / "a.jpg"], boxes=np.array([[14, 0, 24, 12]])).load(0)
     assert np.array_equal(part, decode(tmp_path / "a.jpg", upright=False)[:, 14:])
+
+
+@pytest.mark.parametrize(("size", "factor"), [((1280, 960), 2), ((2048, 1536), 4), ((1281, 960), 1), ((2052, 1538), 2)])
+def test_reduced_decoding_hardly_changes_an_evaluated_photograph(size: tuple[int, int], factor: int) -> None:
+    """The means are a third of a gray level; a size that the factor does not divide would give 5."""
+    stream = io.BytesIO()
+    photo = Image.fromarray(load_sample_images().images[0]).resize(size, Image.Resampling.BICUBIC)
+    photo.save(stream, "JPEG", quality=92)
+    full = decode("it", 0, stream.getvalue())
+    for resize in RESIZES:
+        frame = Frame(160, resize=resize)
+        reduced = decode("it", pixels_needed(frame, None), stream.getvalue())
+        assert reduced.shape[1] * factor == size[0]
+        first, second = (eval_pixels([torch.from_numpy(pixels)], frame).int() for pixels in (full, reduced))
+        assert (first - second).abs().max() <= 12 and (first - second).abs().float().mean() < 0.5
 
 
 @pytest.mark.parametrize(("short", "size"), [(0, (640, 480)), (241, (640, 480)), (240, (320, 240)), (60, (80, 60))])

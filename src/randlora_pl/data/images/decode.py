@@ -72,7 +72,7 @@ def decode(
     Args:
         path: Path of the file, or with ``content`` its name for messages.
         short: Minimum pixels of the shorter side: a JPEG with at least twice as many is decoded at 1/2, 1/4 or 1/8 of
-            its size, which takes a fraction of the time; 0 decodes in full size.
+            its size, if both sides are divisible, which takes a fraction of the time; 0 decodes in full size.
         content: Bytes of the file, if already read.
         upright: Apply the EXIF orientation.
         formats: Pillow's names of the accepted formats.
@@ -94,8 +94,8 @@ def decode(
                 size = f"{opened.width} x {opened.height} = {opened.width * opened.height:,}"
                 raise _TooLargeError(f"it has {size} pixels; the limit is {most_pixels:,}")
             whole = opened.size
-            if short:
-                opened.draft(opened.mode, (short, short))
+            factor = _reduction(opened.size, short)
+            opened.draft(opened.mode, (opened.width // factor, opened.height // factor))
             turn = _turn(opened) if upright else None
             if turn is None and opened.size == whole and (quick := _quick_jpeg(opened, content)) is not None:
                 return quick
@@ -123,6 +123,12 @@ def _of_the_machine(error: Exception) -> bool:
     number = getattr(error, "errno", None)
     ran_out = isinstance(error, MemoryError) or number in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
     return ran_out or (isinstance(error, OSError) and "out of memory" in str(error))  # the latter is Pillow's
+
+
+def _reduction(size: tuple[int, int], short: int) -> int:
+    """Return the largest divisor of both sides that leaves enough pixels; others would shift the image."""
+    possible = (f for f in (8, 4, 2) if short and min(size) >= f * short and not any(side % f for side in size))
+    return next(possible, 1)
 
 
 def _reason(error: Exception) -> str:
