@@ -161,6 +161,16 @@ def test_half_a_folder_and_a_damaged_one_are_one_line(clips: Path, vits: Path, t
         with pytest.raises(UserError, match="open_clip_config") as found:
             load_clip(name)
         assert "\n" not in str(found.value)
+    shutil.copy(clips / "open_clip_config.json", half)
+    for frame, message in (
+        ({"resize_mode": "stretch"}, "resize 'stretch'.* Known: shortest, longest, squash"),
+        ({"mean": [0.5, 0.5]}, "three numbers"),
+        ({"interpolation": 3}, "interpolation 3"),
+    ):
+        _changed(half, preprocess_cfg=frame)
+        with pytest.raises(UserError, match=message) as found:
+            load_clip(name, "random")
+        assert "\n" not in str(found.value)
     (half / "open_clip_config.json").unlink()
     with pytest.raises(UserError, match="no open_clip_config"):
         load_clip(name)
@@ -172,6 +182,11 @@ def test_half_a_folder_and_a_damaged_one_are_one_line(clips: Path, vits: Path, t
         ({"model_args": {"in_chans": 1}}, "channels"),
         ({"model_args": {"no_such": 1}}, "no_such"),
         ({"architecture": None}, "architecture"),
+        ({"pretrained_cfg": TIMM["pretrained_cfg"] | {"crop_mode": "fold"}}, "resize 'fold'"),
+        ({"pretrained_cfg": TIMM["pretrained_cfg"] | {"std": [0.5]}}, "three numbers"),
+        ({"pretrained_cfg": TIMM["pretrained_cfg"] | {"input_size": [3, 0, 0]}, "model_args": {}}, "positive, not 0"),
+        ({"pretrained_cfg": TIMM["pretrained_cfg"] | {"input_size": 96}, "model_args": {}}, "input_size is 96"),
+        ({"pretrained_cfg": TIMM["pretrained_cfg"] | {"input_size": 96}}, "config.json is damaged"),
     ):
         (other / "config.json").write_text(json.dumps(TIMM | change))
         with pytest.raises(UserError, match=message):

@@ -85,7 +85,11 @@ class ModelFolder:
         from timm.models import resolve_pretrained_cfg
         from timm.models._hub import load_model_config_from_path
 
-        config, architecture, arguments = load_model_config_from_path(self.file.parent)
+        try:
+            config, architecture, arguments = load_model_config_from_path(self.file.parent)
+        except (TypeError, ValueError, LookupError, AttributeError) as error:  # timm checks no type
+            what = f"--model.name: {self.name}, {self.file.name} is damaged ({first_line(error)})"
+            raise UserError(f"{what}. Copy it again.") from error
         return resolve_pretrained_cfg(architecture, pretrained_cfg=config), architecture, arguments
 
     def file_of(self, pretrained: str) -> str:
