@@ -1,3 +1,5 @@
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from PIL import Image
 from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.transforms import RATIO, crop_boxes, eval_batch, flips, normalize
 from randlora_pl.utils import rng
+from randlora_pl.utils.image_spec import ImageSpec
 from tests.data.images.batches import train_batch
 
 PLAIN = Frame(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -128,3 +131,20 @@ def test_normalisation() -> None:
 def test_frame_of_a_spec() -> None:
     frame = Frame(64, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
     assert Frame.of(frame) == frame
+
+
+def test_a_typed_mode_replaces_the_models_own() -> None:
+    spec = ImageSpec(64, (0.1, 0.2, 1.0), resize="squash", crop_pct=0.9)
+    assert Frame.of(spec, {"resize": "model"}) == Frame.of(spec) == Frame(**asdict(spec))
+    for typed, resize, crop_pct, fill in [
+        ("squash", "squash", 1, (0, 0, 0)),
+        ("shortest", "shortest", 1, (0, 0, 0)),
+        ("shortest:0.875", "shortest", 0.875, (0, 0, 0)),
+        ("longest", "longest", 1, (26, 51, 255)),
+        (None, "shortest", 1, (0, 0, 0)),  # a config of an earlier run
+    ]:
+        found = Frame.of(spec, {"resize": typed})
+        assert (found.resize, found.crop_pct, found.fill) == (resize, crop_pct, fill)
+    padding = replace(spec, resize="longest", fill=(9, 9, 9))
+    assert Frame.of(padding, {"resize": "longest"}).fill == (9, 9, 9)
+    assert Frame.of(padding, {"resize": "squash"}).fill == (0, 0, 0)
