@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,10 @@ from randlora_pl.cli.main import main
 from randlora_pl.config.compose import nested
 from randlora_pl.experiments.sweep.cell_runner import Runner
 from randlora_pl.experiments.sweep.description import SweepConfig
-from randlora_pl.experiments.sweep.folder import SweepFolder
+from randlora_pl.experiments.sweep.folder import DONE, SweepFolder
 from randlora_pl.experiments.sweep.plan import Trial, plan
 from randlora_pl.models import load_clip
+from randlora_pl.tasks import VisionLanguageTask
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.reuse import caching
 from randlora_pl.utils.run_results import read_results
@@ -53,6 +55,21 @@ def test_options_with_dots() -> None:
         "data": {"steps": 5, "shots": 1},
         "a": {"b": {"c": 2}},
     }
+
+
+def test_a_signal_during_the_test_of_a_cell_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = next(cell for cell in cells_of(methods=METHODS) if cell.untrained)
+    folder = SweepFolder(tmp_path)
+    end = VisionLanguageTask.on_test_epoch_end
+
+    def terminate(task: VisionLanguageTask) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        end(task)
+
+    monkeypatch.setattr(VisionLanguageTask, "on_test_epoch_end", terminate)
+    assert Runner()(cell, folder.begin(cell)) is True and folder.state(cell) == DONE
+    monkeypatch.setattr(VisionLanguageTask, "on_test_epoch_end", end)
+    assert Runner()(cell, SweepFolder(tmp_path / "other").begin(cell)) is False
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from randlora_pl.experiments.sweep import loop as module
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, OPEN, SweepFolder
 from randlora_pl.experiments.sweep.loop import Loop
 from randlora_pl.experiments.sweep.plan import Trial
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import Terminated, UserError
 from randlora_pl.utils.files import lease as leases
 from randlora_pl.utils.files.lease import acquired, lease_on
 from tests.experiments.sweep.grids import cells_of
@@ -80,6 +80,13 @@ def test_what_ends_everything_leaves_the_cell_open(folder: SweepFolder, stop: Ba
     with pytest.raises(type(stop)):
         Loop(folder, CELLS, run, fatal=lambda error: "full" in str(error)).work()
     assert folder.state(CELLS[0]) == OPEN and acquired(lease_on(folder.lock(CELLS[0])))
+
+
+def test_a_signal_in_a_finished_cell_begins_no_other(folder: SweepFolder) -> None:
+    fake = Fake()
+    with pytest.raises(Terminated):
+        Loop(folder, CELLS, lambda cell, place: fake(cell, place) or True).work()
+    assert fake.ran == [str(CELLS[0].labels)] and folder.state(CELLS[0]) == DONE
 
 
 def test_time_that_is_up_begins_nothing(folder: SweepFolder) -> None:

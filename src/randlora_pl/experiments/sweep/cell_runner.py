@@ -16,7 +16,7 @@ from randlora_pl.config.mistakes import check_names
 from randlora_pl.engine.run_lock import FILE, locked
 from randlora_pl.experiments.sweep.folder import FIRST, FIRST_SECONDS
 from randlora_pl.experiments.sweep.plan import Trial
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import Terminated, UserError
 from randlora_pl.utils.files.run_files import CONFIG
 
 _PLACE = (("data", "root"), ("trainer", "accelerator"))
@@ -34,8 +34,11 @@ class Runner:
     def __init__(self, test: bool = True, logger: str = "csv") -> None:
         self.test, self.logger = test, logger
 
-    def __call__(self, cell: Trial, folder: Path) -> None:
+    def __call__(self, cell: Trial, folder: Path) -> bool:
         """Run a cell from its checkpoint, or from its beginning; content that cannot be resumed is removed.
+
+        Returns:
+            True if SIGTERM came during the test, where Lightning takes note of it and goes on.
 
         Raises:
             UserError: As `fit`; so are all others.
@@ -46,11 +49,13 @@ class Runner:
         output = io.StringIO()  # the run's log has it, too
         try:
             with redirect_stdout(output), redirect_stderr(output):
-                copy_context().run(self._run, cell, folder, start)  # jsonargparse keeps the last parser in a variable
+                return copy_context().run(
+                    self._run, cell, folder, start
+                )  # jsonargparse keeps the last parser in a variable
         finally:
             gc.collect()  # Lightning's objects refer to each other, and each holds a model
 
-    def _run(self, cell: Trial, folder: Path, start: float) -> None:
+    def _run(self, cell: Trial, folder: Path, start: float) -> bool:
         from randlora_pl.engine.lightning_cli import App
         from randlora_pl.engine.session import handle_run_errors
         from randlora_pl.engine.stages import evaluate, fit
@@ -71,6 +76,7 @@ class Runner:
                 own = {"cell_seconds": round(time.perf_counter() - start, 3)} if not again else {}
                 first = read_results(folder / FIRST).get("fit_seconds") if cell.first else None
                 write_results(folder, own | ({} if first is None else {FIRST_SECONDS: first}))
+            return app.trainer.received_sigterm
 
     def _train_first(self, cell: Trial, folder: Path) -> None:
         """Train the LoRA that a cell starts from, unless that was done before a kill."""
@@ -79,7 +85,8 @@ class Runner:
         stage = replace(cell, tree=cell.stages[".first"], first={})
         if not read_results(folder).get("finished"):
             folder.mkdir(exist_ok=True)
-            Runner(test=False, logger=self.logger)._run(stage, folder, time.perf_counter())
+            if Runner(test=False, logger=self.logger)._run(stage, folder, time.perf_counter()):
+                raise Terminated
 
     def command(self, cell: Trial, folder: Path = Path(), again: bool = False) -> Command:
         """Return the command that a cell is, in its folder."""

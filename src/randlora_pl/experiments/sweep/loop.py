@@ -11,7 +11,7 @@ from filelock import SoftFileLease
 
 from randlora_pl.experiments.sweep.folder import DONE, FAILED, SweepFolder
 from randlora_pl.experiments.sweep.plan import Trial
-from randlora_pl.utils.errors import LostProcessError, UserError
+from randlora_pl.utils.errors import LostProcessError, Terminated, UserError
 from randlora_pl.utils.files import lease as leases
 from randlora_pl.utils.files.atomic_output import disk_errors
 from randlora_pl.utils.files.lease import acquired, lease_on
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _PAUSE = 1.0
 """Seconds between two looks at what other processes are doing."""
 
-Run = Callable[[Trial, Path], None]
-"""Runs a cell in its folder to its end, or raises."""
+Run = Callable[[Trial, Path], bool | None]
+"""Runs a cell in its folder to its end, or raises; returns True after a SIGTERM that only Lightning saw."""
 
 
 @dataclass
@@ -73,6 +73,7 @@ class Loop:
 
         Raises:
             UserError: The disk is full, or the folder cannot be written.
+            Terminated: A SIGTERM came while Lightning handled it, and the cell had no step left.
             KeyboardInterrupt: As the cell raised it; the cell is free for others.
         """
         tries = {cell.hash: self.folder.failure(cell).get("tries", 0) for cell in self.cells}
@@ -122,9 +123,9 @@ class Loop:
         if self.watch:
             self.watch.started(cell)
         start = time.monotonic()
-        failed = ""
+        failed, terminated = "", False
         try:
-            self.run(cell, self.folder.begin(cell))
+            terminated = bool(self.run(cell, self.folder.begin(cell)))
             if not self.folder.results(cell):
                 raise UserError("it ended before its last step")
             self.folder.succeed(cell, self.keep_adapters)
@@ -137,3 +138,5 @@ class Loop:
         (outcome.failed if failed else outcome.done).append(cell)
         if self.watch:
             self.watch.ended(cell, time.monotonic() - start, failed)
+        if terminated:
+            raise Terminated
