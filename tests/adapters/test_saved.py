@@ -69,10 +69,10 @@ def test_every_format_is_there() -> None:
 def test_a_file_of_format_3_is_prepared_as_then(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Shorter side and crop for every model, or a square of the mean color; one line for each file."""
     for old, now in (("crop", "shortest"), (None, "shortest"), ("pad", "longest")):
-        folder = tmp_path / str(old)
+        folder = tmp_path / f"of {old}"
         shutil.copytree(SAVED / "v3-lora", folder)
         config = json.loads((folder / "adapter_config.json").read_text())
-        frame = {"size": 32, "mean": [0.2, 0.4, 0.6], "std": [0.5] * 3, "interpolation": "bicubic", "resize": old}
+        frame = {"size": 32, "mean": [-0.2, 0.4, 1.4], "std": [0.5] * 3, "interpolation": "bicubic", "resize": old}
         config["metadata"]["training"] = {"frame": {name: value for name, value in frame.items() if value is not None}}
         del config["sha256"]
         (folder / "adapter_config.json").write_text(json.dumps(config))
@@ -80,9 +80,9 @@ def test_a_file_of_format_3_is_prepared_as_then(tmp_path: Path, caplog: pytest.L
         squashing = ImageSpec(32, resize="squash", crop_pct=0.9)
         found = [frame_of(read_adapter(folder).metadata, squashing) for _ in range(2)]
         assert (found[0].resize, found[0].crop_pct) == (now, 1) and found[0] == found[1]
-        assert found[0].fill == ((51, 102, 153) if now == "longest" else (0, 0, 0))
+        assert found[0].fill == ((0, 102, 255) if now == "longest" else (0, 0, 0))
         assert adapter_config(folder)["data"]["resize"] == now
-        assert len(caplog.messages) == 1 and "--to adapter --output NEW" in caplog.text
+        assert len(caplog.messages) == 1 and f"adapter export '{folder}' --to adapter --output NEW" in caplog.text
         copy_adapter(folder, tmp_path / "new")
         assert json.loads((tmp_path / "new" / "adapter_config.json").read_text())["format_version"] == 4
         assert frame_of(read_adapter(tmp_path / "new").metadata, squashing) == found[0]

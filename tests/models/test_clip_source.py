@@ -112,7 +112,7 @@ def test_preprocessing_of_a_configuration_that_somebody_wrote() -> None:
         ({"mean": [0.5, 0.5]}, "three numbers"),
         ({"mean": "gray"}, "three numbers"),
         ({"mean": [0.5, math.nan, 0.5]}, "three numbers"),
-        ({"std": [0.5, 0, 0.5]}, "three numbers above 0"),
+        ({"std": [0.5, 0, 0.5]}, "three numbers from 1e-6"),
         ({"resize_mode": "longest", "fill_color": 256}, "from 0 to 255"),
         ({"mode": "L"}, "Only RGB"),
     ]:

@@ -13,7 +13,7 @@ from randlora_pl.data.images.frame import read_resize
 from randlora_pl.utils.cores import usable_cores
 from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.files.plain_files import is_file
-from randlora_pl.utils.image_spec import BACKGROUNDS, INTERPOLATIONS
+from randlora_pl.utils.image_spec import BACKGROUNDS, INTERPOLATIONS, ImageSpec
 
 HALVES = ("all", "base", "new")
 BALANCES = ("weights", "sampler")
@@ -214,10 +214,9 @@ def check_frame(
             f"--data.crop_scale is {list(crop_scale)}, but must be two fractions with 0 < minimum <= maximum <= 1"
         )
     _positive("image_size", image_size)
-    if mean is not None and len(mean) != 3:
-        raise UserError(f"--data.mean has {len(mean)} values, but needs 3")
-    if std is not None and (len(std) != 3 or min(std) <= 0):
-        raise UserError(f"--data.std is {list(std)}, but needs 3 values above 0")
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and (problem := ImageSpec.of_values({name: values}).problem()):
+            raise UserError(f"--data.{name} sets {problem}")
     if interpolation is not None:
         _one_of("interpolation", interpolation, INTERPOLATIONS)
     if background is not None:

@@ -5,12 +5,14 @@ import copy
 import functools
 import inspect
 import logging
+import shlex
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from randlora_pl.utils.errors import UserError, brief
+from randlora_pl.utils.image_spec import ImageSpec
 
 FORMAT_VERSION = 4
 """Format of adapter files. 3: kept buffers, and fully trained tensors of the model; 4: all of the preprocessing."""
@@ -119,7 +121,7 @@ def upgraded(config: dict[str, Any], source: object) -> dict[str, Any]:
         padded = frame.pop("resize", "crop") == "pad"
         frame |= {"resize": "longest" if padded else "shortest", "crop_pct": 1.0, "fill": [0, 0, 0]}
         if padded:
-            frame["fill"] = [round(255 * value) for value in frame["mean"]]
+            frame["fill"] = list(ImageSpec.of_values(frame).filled_with_mean().fill)
     return config
 
 
@@ -129,12 +131,12 @@ def _announce(source: Path) -> None:
         "%s has format 3, which the next version will not read. Its images are prepared as then. Write it again: "
         "randlora-pl adapter export %s --to adapter --output NEW",
         source,
-        source,
+        shlex.quote(str(source)),
     )
 
 
 def check_adapter_schema(config: Mapping[str, Any], source: object) -> None:
-    """Raise an error if a key is missing or a value has the wrong type.
+    """Raise an error if a key is missing, a value has the wrong type, or no image can be prepared as stored.
 
     Args:
         config: Content of ``adapter_config.json``.
@@ -146,6 +148,9 @@ def check_adapter_schema(config: Mapping[str, Any], source: object) -> None:
     wrong = misfit(config, AdapterSchema)
     if wrong is None and "task" in (metadata := config.get("metadata", {})):
         wrong = misfit(metadata, TaskMetadata, "metadata") or _half_character(metadata)
+    if wrong is None and (frame := config.get("metadata", {}).get("training", {}).get("frame")):
+        problem = ImageSpec.of_values(frame).problem()
+        wrong = f"metadata.training.frame has {problem}" if problem else None
     if wrong is not None:
         raise UserError(f"{source} is damaged or was changed: {wrong}. Copy it again, or save it again.")
 

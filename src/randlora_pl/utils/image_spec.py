@@ -102,12 +102,14 @@ class ImageSpec:
             return f"the size {brief(self.size)}. It must be a whole number from 1 to {_LARGEST}"
         if not _is_number(self.crop_pct, LEAST_CROP, MOST_CROP):
             return f"the crop_pct {brief(self.crop_pct)}. It must be a number from {LEAST_CROP} to {MOST_CROP}"
+        if self.length < 1:
+            return f"the crop_pct {self.crop_pct}. For images of {self.size} pixels it must be at most {self.size}"
         for name, least, most in (("mean", -1e6, 1e6), ("std", 1e-6, 1e6), ("fill", 0, 255)):
             values = getattr(self, name)
             if not (
                 isinstance(values, Sequence) and len(values) == 3 and all(_is_number(v, least, most) for v in values)
             ):
-                above = {"mean": "", "std": " above 0", "fill": " from 0 to 255"}[name]
+                above = {"mean": " from -1e6 to 1e6", "std": " from 1e-6 to 1e6", "fill": " from 0 to 255"}[name]
                 return f"the {name} {brief(values)}. It must be three numbers{above}"
         return ""
 

@@ -10,6 +10,7 @@ from PIL import Image
 from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.transforms import RATIO, crop_boxes, eval_batch, flips, normalize
 from randlora_pl.utils import rng
+from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
 from tests.data.images.batches import train_batch
 
@@ -148,3 +149,5 @@ def test_a_typed_mode_replaces_the_models_own() -> None:
     padding = replace(spec, resize="longest", fill=(9, 9, 9))
     assert Frame.of(padding, {"resize": "longest"}).fill == (9, 9, 9)
     assert Frame.of(padding, {"resize": "squash"}).fill == (0, 0, 0)
+    with pytest.raises(UserError, match=r"--data.resize: .* the crop_pct 20.0. For images of 16 pixels .* at most 16"):
+        Frame.of(ImageSpec(16), {"resize": "squash:20"})  # no pixels would be left

@@ -11,6 +11,8 @@ from randlora_pl.utils.image_spec import LEAST_CROP, MOST_CROP, RESIZES, ImageSp
 
 MODEL = "model"
 """Value of ``--data.resize`` for the model's own preprocessing."""
+_FORMER = {"crop": "shortest", "pad": "longest"}
+"""Modes in configs of earlier runs."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Frame(ImageSpec):
             options: Fields of the preprocessing; ``resize`` as in ``--data.resize``, where None is ``shortest``.
 
         Raises:
-            UserError: The size is not the model's.
+            UserError: The size is not the model's, or no image can be prepared so.
         """
         if spec is not None and options.get("size") not in (None, spec.size):
             raise UserError(
@@ -39,7 +41,7 @@ class Frame(ImageSpec):
         frame = cls(**own | typed)
         if resize == MODEL:
             return frame
-        chosen = replace(frame, resize=resize, crop_pct=crop_pct)
+        chosen = replace(frame, resize=resize, crop_pct=crop_pct).checked("--data.resize")
         if resize == frame.resize:
             return chosen
         return chosen.filled_with_mean() if resize == "longest" else replace(chosen, fill=(0, 0, 0))
@@ -54,7 +56,8 @@ def read_resize(text: str) -> tuple[str, float]:
     mode, colon, number = text.partition(":")
     if mode not in RESIZES and text != MODEL:
         known = (MODEL, *RESIZES)
-        raise UserError(f"--data.resize {brief(text)} is unknown.{near(mode, known)} Known: {', '.join(known)}")
+        now = f" Use {_FORMER[text]!r}, its new name." if text in _FORMER else near(mode, known)
+        raise UserError(f"--data.resize {brief(text)} is unknown.{now} Known: {', '.join(known)}")
     with contextlib.suppress(ValueError):
         crop_pct = float(number) if colon else 1.0
         if LEAST_CROP <= crop_pct <= MOST_CROP:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.adapters import AdapterFile, read_adapter
-from randlora_pl.adapters.io import container
-from randlora_pl.adapters.io.container import BASES, CONFIG, TENSORS, Contents
+from randlora_pl.adapters.io.container import BASES, CONFIG, TENSORS
+from randlora_pl.adapters.io.save_load import copy_adapter
 from randlora_pl.interop.peft import files as peft
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import atomic_folder, disk_errors
-from randlora_pl.utils.files.weights_files import without_local_paths
 from randlora_pl.utils.version import __version__
 
 CARD = "README.md"
@@ -51,8 +50,7 @@ def check_repo(repo: str) -> str:
 
 def stage(path: Path, folder: Path, card: str) -> None:
     """Write the upload to a new folder: the adapter without local paths, and the text of its model card."""
-    contents = container.read(path)
-    container.write(folder, Contents(without_local_paths(contents.config), contents.tensors, contents.bases))
+    copy_adapter(path, folder)
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
