@@ -68,6 +68,8 @@ def _add_working_folder(top: str, where: str) -> None:
 
 def is_importable(top: str) -> bool:
     """Return True if a name without dots is a module or package, also of the working folder; nothing is imported."""
+    if not top:  # of a pattern such as .*mlp
+        return False
     try:
         found = find_spec(top) is not None
     except (ImportError, ValueError):
