@@ -4,7 +4,9 @@ Any other name of open_clip or timm works, too. Parameter counts are for the who
 model, no classifier for timm) and are compared with the built models in the tests.
 """
 
+import csv
 from dataclasses import dataclass
+from pathlib import Path
 
 _CLIP_LICENSE = "OpenAI, LAION, DataComp: MIT; MetaCLIP: CC-BY-NC-4.0; DFN: Apple's own"
 _TIMM_LICENSE = "Apache-2.0"
@@ -52,3 +54,18 @@ MODELS: tuple[ModelRow, ...] = (
     ModelRow("vit_base_patch16_224", "timm", ("augreg_in21k", "dino"), "", 85_798_656, 224, _TIMM_LICENSE),
 )  # fmt: skip
 """The tested base models, in the order of the listing."""
+
+MATRIX = Path(__file__).with_name("matrix.csv")
+"""Table of every architecture of open_clip and timm, written by ``scripts/model_matrix.py``."""
+
+
+def matrix() -> list[dict[str, str]]:
+    """Return the rows of the table of all architectures.
+
+    Its columns: ``library``, ``name``; ``linear`` and ``convolutions``, adapted by default of all; the adapted share of
+    the weights of the blocks in percent for ``RandLoRA``, ``LoRA`` and ``DoRA``; the largest ``frozen`` weights with
+    their share; what needs the ``hub`` and so was not checked; why the model is ``refused``; the number of pretrained
+    ``tags``, of them ``equal`` to the library's preprocessing, and how the others are ``different``.
+    """
+    with MATRIX.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))

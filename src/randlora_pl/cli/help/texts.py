@@ -231,6 +231,7 @@ List the datasets (datasets), or show some of them in full (datasets NAME ...).
     "models": """\
 List backbones with their sizes, weights and configs (models), or some (models NAME ...).
 
+  --all            Every architecture of open_clip and timm: what is adapted, and if preprocessing is the library's
   --json           Print the result as JSON
 """,
     "adapters": """\

@@ -86,9 +86,9 @@ def datasets_verb(args: list[str]) -> int:
 
 
 def models_verb(args: list[str]) -> int:
-    """Run ``models``: print the tested backbones, with a config if one is bundled."""
+    """Run ``models``: print the tested backbones, or with ``--all`` every architecture of open_clip and timm."""
     from randlora_pl.language.catalog import KNOWN
-    from randlora_pl.models.catalog import MODELS
+    from randlora_pl.models.catalog import MODELS, matrix
 
     rows: dict[str, tuple[Any, ...]] = {
         row.name: (row.name, row.library, row.config, row.parameters, row.image_size, ", ".join(row.tags), row.license)
@@ -98,7 +98,14 @@ def models_verb(args: list[str]) -> int:
         name: (name, "transformers", known.config, known.parameters, "text", "its own", known.licence)
         for name, known in KNOWN.items()
     }
-    typed = listing("models", args)
+    parser = CommandParser("models")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--all", action="store_true")
+    parser.add_options(json=False)
+    typed = parser.parse_args(args)
+    if typed.all:
+        every = {row["name"]: row for row in matrix()}
+        return _print_matrix([_pick(name, every, "model") for name in typed.names] or list(every.values()), typed.json)
     chosen = [_pick(name, rows, "model") for name in typed.names] or list(rows.values())
     header = ("model", "library", "config", "parameters", "pixels", "weights", "licence")
     if typed.json:
@@ -107,6 +114,31 @@ def models_verb(args: list[str]) -> int:
     cells = [(*row[:3], f"{row[3] / 1e6:,.1f} M", *row[4:]) for row in chosen]
     print(table(header, cells, optional=("pixels", "library") if typed.names else ("licence", "pixels", "library")))
     print("\nUse: randlora-pl fit --config CONFIG, or --model.name NAME --model.pretrained TAG, a file or random")
+    return 0
+
+
+def _print_matrix(rows: list[dict[str, str]], as_json: bool) -> int:
+    """Print what the default of the methods adapts of each architecture, and what is known about its preprocessing."""
+    if as_json:
+        print_json(rows)
+        return 0
+    cells = [
+        (
+            row["name"],
+            row["library"],
+            " / ".join(row[method] or "-" for method in ("RandLoRA", "LoRA", "DoRA")),
+            f"{row['equal']} of {row['tags']}" if row["tags"] != "0" else "no weights",
+            row["refused"] or (f"not checked without the hub: {row['hub']}" if row["hub"] else row["frozen"]),
+        )
+        for row in rows
+    ]
+    print(
+        table(("model", "library", "adapted, %", "preprocessing", "frozen, % / why not"), cells, optional=("library",))
+    )
+    print(
+        "\nadapted: RandLoRA / LoRA / DoRA by default, of the weights of the blocks. preprocessing: pretrained weights "
+        "with the library's own, of all. More: docs/model_matrix.md"
+    )
     return 0
 
 

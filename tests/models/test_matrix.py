@@ -1,0 +1,134 @@
+"""The table of all architectures: rows counted by hand, its counts in the docs, and the installed versions."""
+
+import importlib.util
+import itertools
+import re
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from randlora_pl.models.catalog import matrix
+from tests.models.conftest import CONFIGS
+from tests.support.cli import Run
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "model_matrix.md").read_text(encoding="utf-8")
+ROWS = {(row["library"], row["name"]): row for row in matrix()}
+
+
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("model_matrix", ROOT / "scripts" / "model_matrix.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def measured_versions() -> None:
+    if f"open_clip {version('open_clip_torch')} and timm {version('timm')}" not in PAGE:
+        pytest.skip("the table is of other versions of open_clip and timm")
+
+
+def _vit(blocks: int) -> tuple[str, str, float]:
+    """q, k, v (3 d x d) and MLP (2 x 4 d x d) of blocks that also have an output projection (d x d)."""
+    return f"{3 * blocks}/{4 * blocks}", "0/1", 11 / 12
+
+
+def _convnext(depths: list[int], dims: list[int]) -> tuple[str, str, float]:
+    """Two linear layers (4 d x d) and a depthwise 7 x 7 convolution per block; 2 x 2 convolutions between stages."""
+    linear = sum(8 * depth * dim**2 for depth, dim in zip(depths, dims, strict=True))
+    depthwise = sum(49 * depth * dim for depth, dim in zip(depths, dims, strict=True))
+    between = sum(4 * before * after for before, after in itertools.pairwise(dims))
+    return "36/36", "0/22", linear / (linear + depthwise + between)
+
+
+def _swin(depths: list[int], dims: list[int], heads: list[int]) -> tuple[str, str, float]:
+    """Blocks of 12 d x d, of which 11 are adapted, a table of 169 positions per head, and mergers (2 d x 4 d)."""
+    blocks = sum(depth * dim**2 for depth, dim in zip(depths, dims, strict=True))
+    tables = sum(169 * depth * count for depth, count in zip(depths, heads, strict=True))
+    mergers = sum(8 * dim**2 for dim in dims[:-1])
+    return "36/51", "0/1", 11 * blocks / (12 * blocks + tables + mergers)
+
+
+def _beit(width: int, heads: int) -> tuple[str, str, float]:
+    """As `_vit`, with a table of 732 positions per head in each of 12 blocks."""
+    return "36/48", "0/1", 11 * width**2 / (12 * width**2 + 732 * heads)
+
+
+BY_HAND = {
+    ("open_clip", "ViT-B-32"): _vit(12 + 12),
+    ("open_clip", "ViT-L-14"): _vit(24 + 12),
+    ("open_clip", "ViT-H-14"): _vit(32 + 24),
+    ("timm", "vit_tiny_patch16_224"): _vit(12),
+    ("timm", "vit_large_patch16_224"): _vit(24),
+    ("timm", "deit_tiny_patch16_224"): _vit(12),
+    ("timm", "beit_base_patch16_224"): _beit(768, 12),
+    ("timm", "mixer_b16_224"): ("48/48", "0/1", 1.0),  # 12 blocks of two MLPs
+    ("timm", "convnext_tiny"): _convnext([3, 3, 9, 3], [96, 192, 384, 768]),
+    ("timm", "swin_tiny_patch4_window7_224"): _swin([2, 2, 6, 2], [96, 192, 384, 768], [3, 6, 12, 24]),
+    ("timm", "resnet18"): ("", "19/20", 1.0),  # 16 in blocks, 3 shortcuts and the stem
+    ("timm", "resnet50"): ("", "52/53", 1.0),  # 48 in blocks, 4 shortcuts and the stem
+}
+
+
+@pytest.mark.usefixtures("measured_versions")
+def test_twelve_rows_counted_by_hand() -> None:
+    for key, (linear, convolutions, share) in BY_HAND.items():
+        row = ROWS[key]
+        counted = (linear, convolutions, f"{100 * share:.1f}")
+        assert (row["linear"], row["convolutions"], row["RandLoRA"]) == counted, key
+        assert row["tags"] == row["equal"] and not row["refused"] + row["different"]
+
+
+@pytest.mark.usefixtures("measured_versions")
+def test_rows_are_measured_again() -> None:
+    measure = script().measure
+    for key in [("timm", "resnet18"), ("timm", "vit_tiny_patch16_224"), ("open_clip", "ViT-B-16-SigLIP2")]:
+        assert measure(*key) == ROWS[key]
+
+
+@pytest.mark.usefixtures("measured_versions")
+def test_every_architecture_has_a_row_without_a_fault() -> None:
+    module = script()
+    assert [key for key in module.names() if key[1] not in CONFIGS] == list(ROWS)
+    assert not [key for key, row in ROWS.items() if row["refused"].startswith(module.FAULT)]
+    for key, row in ROWS.items():
+        assert row["RandLoRA"] or row["refused"] or row["hub"].startswith("text tower"), key
+
+
+def test_the_page_has_the_counts_of_the_table() -> None:
+    rows = ROWS.values()
+    tags, equal = (sum(int(row[column]) for row in rows) for column in ("tags", "equal"))
+    adapted = [row for row in rows if row["RandLoRA"]]
+    low = [row for row in adapted if min(float(row[name]) for name in ("RandLoRA", "LoRA", "DoRA")) < 50]
+    hub = [row for row in rows if row["hub"]]
+    towers = [row for row in hub if row["hub"].startswith("text tower")]
+    counts = {
+        "architectures": len(rows),
+        "adapted": len(adapted),
+        "with a warning": len(low),
+        "refused": sum(bool(row["refused"]) for row in rows),
+        "text tower not checked without the hub": len(towers),
+        "tokenizer not checked without the hub": len(hub) - len(towers),
+        "pretrained weights": tags,
+        "with the library's preprocessing": equal,
+        "with another preprocessing": tags - equal,
+    }
+    there = dict(re.findall(r"^\| ([a-z' ]+) \| ([\d,]+) \|$", PAGE, re.MULTILINE))
+    assert {name: int(count.replace(",", "")) for name, count in there.items()} == counts
+
+
+def test_the_command_prints_rows(run: Run) -> None:
+    out = run("models", "--all", "fastvit_mci2", "vit_base_patch14_dinov2").out
+    assert "18.9 / 18.9 / 18.9" in out and "0 of 1" in out
+    assert "not checked without the hub: text tower" in run("models", "--all", "roberta-ViT-B-32").out
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("measured_versions")
+def test_the_whole_table_is_of_the_installed_versions() -> None:
+    measure = script().measure
+    assert [measure(*key) for key in ROWS] == list(ROWS.values())
