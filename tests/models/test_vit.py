@@ -216,3 +216,9 @@ def test_models_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(UserError, match="test_vit"):
         load_vit("test_vit")
+
+
+def test_a_models_own_size_may_leave_a_margin_beside_its_patches() -> None:
+    assert meta_vit("vit_so400m_patch14_siglip_gap_384") is not None  # 27 patches of 14 pixels
+    with pytest.raises(UserError, match="385 is not a multiple"):
+        meta_vit("vit_so400m_patch14_siglip_gap_384", 385)

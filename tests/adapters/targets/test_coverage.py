@@ -90,3 +90,10 @@ def test_layers_of_other_shapes_have_other_names_in_the_table() -> None:
         report = inject(timm.create_model("pvt_v2_b0"), LoRA(rank=2))
     names = [name for name, *_ in report.grouped()]
     assert names[:2] == ["stages.0.blocks.*.attn.q", "stages.0.blocks.*.attn.kv"] and len(set(names)) == len(names)
+
+
+def test_layers_of_the_default_below_the_rank_are_left_out_with_a_reason() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("csatv2", num_classes=0)
+    report = inject(model, LoRA(rank=32))
+    assert "14 x stages.*.*.attn.attn.qkv (rank above 1)" in report.coverage.line and report.coverage.warning

@@ -90,12 +90,20 @@ def reader_of(model: nn.Module, path: str) -> type[nn.Module] | None:
     parts = path.split(".")
     for depth in range(len(parts) if path else 0):
         above: Any = type(model.get_submodule(".".join(parts[:depth])))
-        name = re.escape(".".join(parts[depth:]))
-        read = re.search(rf"\bself\.{name}\.weight\b(?!\.(?:dtype|device|shape|requires_grad))", _source(above))
-        if read or (issubclass(above, nn.MultiheadAttention) and depth == len(parts) - 1):
+        if _reads(above, ".".join(parts[depth:])) or (
+            issubclass(above, nn.MultiheadAttention) and depth == len(parts) - 1
+        ):
             kind: type[nn.Module] = above
             return kind
     return None
+
+
+def _reads(kind: Any, name: str) -> bool:
+    """Return True if the methods of a class read the weight of a layer with this name."""
+    source, read = _source(kind), f"self.{name}.weight"
+    if read not in source:  # compiling an expression for each layer takes seconds
+        return False
+    return re.search(rf"\b{re.escape(read)}\b(?!\.(?:dtype|device|shape|requires_grad))", source) is not None
 
 
 @functools.cache

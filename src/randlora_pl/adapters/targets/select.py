@@ -83,7 +83,7 @@ def choose(model: nn.Module, targets: list[str] | None, split: bool, adapter: Ad
         if split and site.role == "qkv":
             raise UserError(f"qkv is split: {_unknown_blocks(site)}")
         problem = obstacle(model, site, owners)
-        if site.shape.layer in named:
+        if targets is not None and site.shape.layer in named:
             if problem is not None:
                 raise UserError(problem.message)
             kept.append(site)
