@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import yaml
 from randlora_pl.adapters import LoRA
 from randlora_pl.cli.analyze.common import open_run
 from randlora_pl.config.adapter_config import adapter_config, data_beside
+from randlora_pl.config.own_classes import check_run_config
 from randlora_pl.engine.command import prepare
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
@@ -121,6 +124,59 @@ def test_files_import_no_class_and_print_the_option_that_does(
         (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(config))
         for words in (["test", "--run", "run"], ["fit", "--resume", "run"]):
             assert f"Add --import {module}" in refused(*words)
+    assert not evil.exists()
+
+
+def _filled(options: dict[str, Any], value: object) -> dict[str, Any]:
+    """Return options with another value for each but the adapter."""
+    return {name: each if name == "adapter" else value for name, each in options.items()}
+
+
+@pytest.mark.parametrize("value", ["evil.Evil", ["evil.Evil"], {"a": "evil.Evil"}])
+def test_no_option_of_a_file_is_imported(
+    evil: Path, tmp_path: Path, finished: Path, own: Callable[[], None], value: object
+) -> None:
+    content = json.loads((finished / "adapter/adapter_config.json").read_text())
+    content |= {"options": _filled(content["options"], value), "targets": ["evil.Evil"]}
+    content["metadata"]["arguments"] = _filled(content["metadata"]["arguments"], value)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    for node in (config["model"], config["model"]["init_args"]["adapter"]):
+        node["init_args"] = _filled(node["init_args"], value)
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run/config.yaml").write_text(json.dumps(config))
+    for words in (["test", "--adapter", "."], ["fit", "--from-adapter", "."], ["test", "--run", "run"]):
+        with suppress(UserError):
+            prepare(words[0], words[1:])
+    assert "evil" not in sys.modules
+    assert not evil.exists()
+
+
+@pytest.mark.parametrize("key", ["model.adapter", "model.init_args.adapter", "model.init_args.adapter.class_path"])
+def test_dotted_keys_of_a_run_are_refused_alike(
+    refused: Callable[..., str], evil: Path, tmp_path: Path, finished: Path, own: Callable[[], None], key: str
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump({**config, key: "evil.Evil"}))
+    assert "Add --import evil" in refused("test", "--run", "run")
+    assert not evil.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("pretrained", "evil.pt"), ("pretrained", "weights.pt"), ("caption", "json.x"), ("targets", [".*resblocks.3.*"])],
+)
+def test_names_of_files_and_patterns_are_not_classes(
+    evil: Path, tmp_path: Path, finished: Path, own: Callable[[], None], option: str, value: Any
+) -> None:
+    (tmp_path / "weights").mkdir()
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    config["model"]["init_args"][option] = value
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+    assert check_run_config(Path("mine.yaml"))
+    with suppress(UserError):
+        prepare("fit", ["--config", "mine.yaml"])
     assert not evil.exists()
 
 

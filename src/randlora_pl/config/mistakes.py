@@ -14,7 +14,7 @@ from typing import Any
 from randlora_pl.config.choices import choose_dataset
 from randlora_pl.config.classes import LISTS
 from randlora_pl.config.compose import DEFAULTS, Command, compose, is_option
-from randlora_pl.config.own_classes import import_classes, task_name
+from randlora_pl.config.own_classes import task_name
 from randlora_pl.config.parts import check_parts
 from randlora_pl.config.validate import (
     check_form,
@@ -53,12 +53,11 @@ MOST_PARTS = 10**6
 
 
 def check_names(command: Command) -> None:
-    """Import the classes from outside, check names and values of a command, and correct the spelling of classes.
+    """Check names and values of a command, and correct the spelling of classes.
 
     Raises:
         UserError: The first mistake.
     """
-    import_classes(command)
     for _, error in mistakes(command):
         raise error
 

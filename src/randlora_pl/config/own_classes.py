@@ -22,11 +22,17 @@ _LIBRARIES = ("randlora_pl", "lightning")
 def import_classes(command: Command) -> None:
     """Import the modules of classes from outside that a command or its configs name.
 
+    Args:
+        command: What the user typed and the configs that the user named, without any config of a run or adapter.
+
     Raises:
         UserError: A module does not exist, or its code fails.
     """
-    typed = {name: parse_value(text) for name, text in command.values.items() if name.startswith(("trainer.", "model"))}
-    for option, path in [*paths_in(command.config), *paths_in(typed)]:
+    found = list(paths_in(command.config))
+    for name, text in command.values.items():
+        if name.startswith(("trainer.", "model")):
+            found += _paths(name, parse_value(text), name.startswith("trainer.") or name in (*CLASSES, *LISTS))
+    for option, path in found:
         module = path.rpartition(".")[0]
         if re.fullmatch(r"\w+(\.\w+)+", path) and module not in named_modules() and not registered(path):
             import_named(module, f"--{option} {path}")  # other texts are refused as names
@@ -50,15 +56,15 @@ def check_run_config(file: Path) -> Path:
 
 def paths_in(tree: Tree) -> Iterator[tuple[str, str]]:
     """Yield the option and the import path of each class or function from outside in a config."""
-    model = tree.get("model")
-    own = isinstance(model, dict) and _outside(model.get("class_path"))
     for name, value in tree.items():
-        group = name.partition(".")[0]
-        yield from _paths(name, value, group == "trainer" or (group == "model" and (own or name in (*CLASSES, *LISTS))))
+        yield from _paths(name, value, name == "trainer" or "." in name)
 
 
 def _paths(option: str, value: Any, any_text: bool) -> Iterator[tuple[str, str]]:
-    """Yield the paths at ``class_path`` in a value, and with ``any_text`` each text that could be imported."""
+    """Yield the paths at ``class_path`` in a value, and with ``any_text`` each text that could be imported.
+
+    Any text may be a class in the options of a class from outside, and below a dotted key, which may end at any option.
+    """
     if isinstance(value, str):
         read = parse_value(value) if re.search(r"[\[{:]", value) else None
         if isinstance(read, dict | list):
@@ -69,13 +75,15 @@ def _paths(option: str, value: Any, any_text: bool) -> Iterator[tuple[str, str]]
         for each in value:
             yield from _paths(option, each, any_text)
     elif isinstance(value, dict):
+        any_text = any_text or _outside(value.get("class_path"))
         for key, each in value.items():
             short = str(key).rpartition(".")[2]
             if short == "class_path":
                 if _outside(each):
                     yield option, each
             else:
-                yield from _paths(option if short == "init_args" else f"{option}.{key}", each, any_text)
+                place = option if short == "init_args" else f"{option}.{key}"
+                yield from _paths(place, each, any_text or "." in str(key))
 
 
 def _outside(path: Any) -> bool:

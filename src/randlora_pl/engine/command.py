@@ -17,7 +17,7 @@ from randlora_pl.config.compose import (
     underscored,
 )
 from randlora_pl.config.mistakes import check_names
-from randlora_pl.config.own_classes import check_run_config
+from randlora_pl.config.own_classes import check_run_config, import_classes
 from randlora_pl.engine.first_stage import compose_fit, has_config
 from randlora_pl.engine.run_folder import check_architecture, check_run, planned_name, run_to_resume
 from randlora_pl.parallel.launch import broadcast_decision
@@ -37,6 +37,7 @@ def prepare(verb: str, args: list[str]) -> Command:
     args = list(map(underscored, args))
     folders = folders_in(args, FOLDER_OPTIONS[verb])
     _check_start_options(verb, args, folders)
+    import_classes(compose(verb, args, {}))  # before a file that is not the user's is read
     defaults, words = copy.deepcopy(DEFAULTS), list(args)
     if "resume" in folders:
         words = ["--config", str(check_run_config(check_run(folders["resume"]))), *words]

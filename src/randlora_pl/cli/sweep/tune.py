@@ -13,6 +13,7 @@ from randlora_pl.cli.sweep.tuning import Tuning, comments, search_of
 from randlora_pl.config.classes import Tree, normalize
 from randlora_pl.config.compose import DEFAULTS, Command, compose, merge, nested, parse_value
 from randlora_pl.config.mistakes import check_names
+from randlora_pl.config.own_classes import import_classes
 from randlora_pl.config.validate import is_text_task, rate_name
 from randlora_pl.experiments.sweep.description import SweepConfig, budget
 from randlora_pl.experiments.sweep.folder import SweepFolder
@@ -63,6 +64,7 @@ def tune_run(args: list[str]) -> int:
     command = compose("fit", words, copy.deepcopy(DEFAULTS))
     if command.folders:
         raise UserError("tune does not need --resume: it finds finished candidates itself.")
+    import_classes(command)
     check_names(command)
     silence_library_warnings()
     tree = tree_of(command)

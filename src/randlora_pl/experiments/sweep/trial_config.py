@@ -6,6 +6,7 @@ from typing import Any
 from randlora_pl.config.classes import INNER, LISTED, Tree, normalize, with_default_classes
 from randlora_pl.config.compose import DEFAULTS, Command, merge, nested, read_config
 from randlora_pl.config.mistakes import check_names
+from randlora_pl.config.own_classes import import_classes
 from randlora_pl.config.shipped import find_config
 from randlora_pl.config.validate import is_text_task, tasks
 from randlora_pl.experiments.sweep.description import METHOD
@@ -46,6 +47,7 @@ def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, unt
 def check(tree: Tree) -> Tree:
     """Return the config with every class spelled right; a UserError refuses unknown names."""
     command = Command("fit", config=with_default_classes(copy.deepcopy(tree)))
+    import_classes(command)
     check_names(command)
     return command.config
 
