@@ -56,6 +56,9 @@ def test_prompts_are_those_of_the_task(tmp_path: Path) -> None:
     captioned = saved("vision-language", tmp_path / "b", caption="A photo of {}")
     assert prompts_of(captioned, templates) == ["A photo of {}"]
     assert prompts_of(saved("vision-language", tmp_path / "c", eval_prompts="ensemble"), templates) == templates
+    task = built("text head")
+    task.typed_templates = True
+    assert prompts_of(read_adapter(task.save(tmp_path / "d")), ["other {}"]) == task.templates
 
 
 def test_known_classes_are_predicted_with_the_second_head(tmp_path: Path) -> None:

@@ -74,6 +74,18 @@ def test_prompts_of_each_image_name_new_classes() -> None:
     assert found[0]["test/new/acc"] == pytest.approx(found[1]["test/new/acc"])
 
 
+def test_new_classes_have_the_prompts_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    task = VisionLanguageTask("tiny", "random", adapter=LoRA(4), caption=None)
+    task.set_classes(list(ImageData(dataset="digits").row.classnames[:5]), ["a drawn {}"])
+    features_of = task.features_of
+    monkeypatch.setattr(task, "features_of", lambda names, texts: given.append(texts) or features_of(names, texts))
+    trainer = make_trainer(callbacks=[NewClasses(8)], limit_test_batches=1)
+    task.configure_model()
+    trainer.test(task, ImageData(dataset="digits", classes="base"), verbose=False)
+    assert given == [["a drawn {}"]] * 2  # the known classes, and the new ones
+
+
 def test_new_classes_need_base_classes() -> None:
     trainer = make_trainer(callbacks=[NewClasses()])
     with pytest.raises(UserError, match=r"Set --data\.classes base, or remove it"):

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,21 @@ from .small import CLASSES, KINDS, TEMPLATES, built, images, make, shake
 OTHERS = ["cat", "dog", "cow"]
 
 
-def saved(path: Path, kind: str, classes: list[str] = CLASSES, **options: Any) -> Path:
+def saved(
+    path: Path,
+    kind: str,
+    classes: list[str] = CLASSES,
+    templates: list[str] = TEMPLATES,
+    resize: str = "",
+    **options: Any,
+) -> Path:
     """An adapter that is not at its start."""
     task = make(kind, **options)
-    task.set_classes(classes, TEMPLATES)
+    task.set_classes(classes, templates)
     task.configure_model()
     shake(task)
-    return task.save(path, {"step": 3})
+    frame = {"frame": asdict(task.image_spec) | {"resize": resize}} if resize else {}
+    return task.save(path, {"step": 3} | frame)
 
 
 def logits_of(task: AdaptationTask) -> Tensor:
@@ -194,6 +203,8 @@ def test_one_weight_scales_the_update(tmp_path: Path) -> None:
         ({"kind": "text head", "classes": OTHERS}, "a has 4 classes .* b has 3 classes .* same classes"),
         ({"kind": "text head", "seed": 1}, "a and b have different base models or tasks"),
         ({"kind": "linear head"}, "a and b have different base models or tasks"),
+        ({"kind": "text head", "templates": ["a drawn {}"]}, "a and b have different prompts, .*a drawn"),
+        ({"kind": "text head", "resize": "squash"}, "a and b have different images, .* resize to 32 x 32"),
         ({"kind": "text head", "method": "full"}, "'b' .*FullFineTuning"),
     ],
 )

@@ -1,12 +1,15 @@
 """The prompts that a run uses: in training, in evaluation, and in what is read from its file."""
 
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from randlora_pl.adapters import read_adapter
+from randlora_pl.adapters import Adapter, LoRA, read_adapter
+from randlora_pl.config.adapter_config import adapter_config
 from randlora_pl.engine.stages import _LoadAdapter
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.merge.vision import merged
@@ -16,13 +19,14 @@ from randlora_pl.models import encode_prompts, load_clip
 from randlora_pl.prompts import CoOp, Fixed
 from randlora_pl.tasks import PromptTask, VisionLanguageTask, load_task
 from randlora_pl.tasks.images import UsedPrompts
-from randlora_pl.tasks.restore import prompts_of
+from randlora_pl.tasks.restore import prompts_of, register
 from randlora_pl.utils.errors import UserError
 
 from .small import TEMPLATES, built, images, make
 
 TYPED = ["a stamp of a {}", "clip art: {}"]
 CAPTION = ["An image of {}"]
+RANK_2 = LoRA(2)
 
 
 @pytest.fixture
@@ -115,7 +119,7 @@ def prompted(**options: Any) -> PromptTask:
         (lambda: make("linear head"), "--data.templates: LinearHeadTask reads no text"),
         (lambda: PromptTask("tiny", "random", prompts=CoOp()), "--data.templates: PromptTask .* --model.prompts.words"),
         (lambda: PromptTask("tiny", "random", prompts=Fixed()), "--model.prompts.template"),
-        (lambda: make("vision-language", caption="{}!"), "--model.caption and --data.templates both"),
+        (lambda: make("vision-language", caption="{}!"), r"the caption '\{\}!' and --data.templates .* caption null"),
     ],
     ids=["linear head", "learned", "fixed", "caption"],
 )
@@ -124,9 +128,59 @@ def test_prompts_that_would_not_count_are_refused(task: Any, message: str, fit: 
         fit(task(), {"templates": TYPED})
 
 
-@pytest.mark.parametrize("value", [7, "a photo"])
-def test_a_damaged_caption_of_a_file_is_one_line(value: Any, tmp_path: Path) -> None:
-    file = read_adapter(built("vision-language").save(tmp_path / "adapter"))
-    file.metadata["arguments"]["caption"] = value
-    with pytest.raises(UserError, match=r"is damaged or was changed: its prompt .* has no \{\} for the class"):
-        facts(file)
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(7, r"prompts.evaluation\[0\] is 7"), ("a photo", r"its prompt .* has no \{\} for the class")],
+)
+def test_a_damaged_prompt_of_a_file_is_one_line(value: Any, message: str, tmp_path: Path) -> None:
+    file = built("vision-language").save(tmp_path / "adapter") / "adapter_config.json"
+    content = json.loads(file.read_text())
+    content["metadata"]["prompts"]["evaluation"] = [value]
+    del content["sha256"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"is damaged or was changed: .*{message}"):
+        facts(read_adapter(file.parent))
+
+
+@register
+class Postcards(VisionLanguageTask):
+    """A task of one's own, with its own caption and evaluation."""
+
+    def __init__(self, name: str = "tiny", adapter: Adapter = RANK_2) -> None:
+        super().__init__(name, "random", adapter, caption="my {}")
+
+    def used_prompts(self, templates: Any = None) -> UsedPrompts:
+        found = super().used_prompts(templates)
+        return replace(found, evaluation=[*found.evaluation, "a postcard of a {}"])
+
+
+def test_a_task_of_ones_own_names_its_prompts_in_its_file(fit: Any, tmp_path: Path) -> None:
+    task, expected = Postcards(), ["my {}", "a postcard of a {}"]
+    fit(task, {"steps": 1})
+    folder = task.save(tmp_path / "adapter")
+    assert prompts_of(read_adapter(folder)) == load_task(folder).used_prompts() == task.used_prompts()
+    assert task.used_prompts().evaluation == expected
+
+
+def test_typed_prompts_of_a_file_count_for_other_classes(typed: Any, trainer: Any, digits: Any, tmp_path: Path) -> None:
+    folder = typed.save(tmp_path / "run" / "adapter")
+    assert adapter_config(folder)["data"]["templates"] == TYPED
+    assert typed.used_prompts(["other {}"]).evaluation == TYPED
+    again = make("vision-language", caption=None)
+    again.saved = read_adapter(folder)
+    trainer(limit_test_batches=1).test(again, digits(classes="new"), verbose=False)
+    assert again.templates == TYPED and again.used_prompts(["other {}"]).evaluation == TYPED
+
+
+def test_a_built_task_refuses_other_typed_prompts(typed: Any, trainer: Any, digits: Any) -> None:
+    quick = trainer(limit_test_batches=1)
+    quick.test(typed, digits(templates=TYPED), verbose=False)
+    with pytest.raises(UserError, match="was built for other prompts"):
+        quick.test(typed, digits(templates=TEMPLATES), verbose=False)
+
+
+def test_a_task_has_the_preprocessing_of_its_file(typed: Any, tmp_path: Path) -> None:
+    frame = replace(typed.trainer.datamodule.frame, resize="squash")
+    assert typed.frame == typed.trainer.datamodule.frame
+    restored = load_task(typed.save(tmp_path / "adapter", {"frame": asdict(frame)}))
+    assert restored.frame == frame

@@ -47,11 +47,11 @@ def check_task(file: AdapterFile) -> None:
 
 
 def prompts_of(file: AdapterFile, templates: list[str]) -> list[str]:
-    """Return the evaluation prompts of the adapter's task: its caption, or the dataset's templates to average.
+    """Return the evaluation prompts of the adapter's task: its caption, typed prompts, or the dataset's to average.
 
     For learned prompts they are the words that these start from, which the base model is tested with.
     """
-    used = restore.prompts_of(file, templates)
+    used = restore.plain_task(file).used_prompts(templates)
     if used.learned and not used.training:
         words = file.metadata["arguments"].get("prompts", {"options": {}})["options"].get("words")
         return [f"{words or 'a photo of a'} {{}}."]

@@ -81,9 +81,10 @@ class _ByName(Callback):
 
 
 class Elsewhere(_ByName):
-    """Log zero-shot accuracies on other datasets in each test, as ``test/elsewhere/NAME``, with the task's caption.
+    """Log zero-shot accuracies on other datasets in each test, as ``test/elsewhere/NAME``.
 
-    The test of the pretrained model logs ``zeroshot/elsewhere/NAME``; the difference is what the training has changed.
+    Its prompts are the task's caption or typed prompts, else the dataset's. The test of the pretrained model logs
+    ``zeroshot/elsewhere/NAME``; the difference is what the training has changed.
     Needs a ``VisionLanguageTask`` or ``PromptTask``. Name it in ``--trainer.callbacks``. With ``--data.split coop``,
     the other datasets have CoOp's split as well if there is one. For finished runs there is ``randlora-pl analyze
     forgetting``.
@@ -131,5 +132,5 @@ class NewClasses(_ByName):
         own = trainer.datamodule  # type: ignore[attr-defined]
         if own.splits.half == "base":
             options = {"dataset": own.row.name, "split": own.splits.split, "classes": "new"}
-            options |= {"templates": own.templates, "classnames": own.classnames_file}
+            options |= {"templates": pl_module.templates, "classnames": own.classnames_file}
             self.measure(pl_module, options, "new/acc")

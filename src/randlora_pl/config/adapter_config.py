@@ -42,7 +42,7 @@ def check_adapter(folder: Path) -> Path:
 
 
 def adapter_config(folder: Path) -> Tree:
-    """Return the model part of a config and the preprocessing of images from an adapter that a task has written.
+    """Return the model part of a config, image preprocessing and typed prompts from an adapter that a task has written.
 
     Its classes are looked up among this program's, before anything is imported.
 
@@ -75,6 +75,7 @@ def adapter_config(folder: Path) -> Tree:
     arguments |= base_arguments(content.get("base_model", {}), folder)
     frame = metadata.get("training", {}).get("frame", {})
     data = {name: frame[name] for name in ("mean", "std", "interpolation", "background") if name in frame}
+    data |= {"templates": metadata["templates"]} if metadata.get("typed_templates") else {}
     data |= {"resize": resize_option(frame["resize"], frame["crop_pct"])} if frame else {}
     model = {"class_path": task, "init_args": arguments | {"adapter": adapter}}
     return {"model": model} | ({"data": data} if data else {})

@@ -90,15 +90,13 @@ class ClassifierAPI(LitAPI):  # type: ignore[misc]
     def _build(self, device: str) -> None:
         import torch
 
-        from randlora_pl.adapters import read_adapter
-        from randlora_pl.data.unlabelled import frame_of
         from randlora_pl.models import cast_frozen
         from randlora_pl.tasks import load_task
 
         torch.set_num_threads(self.threads)
         trust_the_limit()
         self.task = load_task(self.adapter)
-        self.frame = frame_of(read_adapter(self.adapter).metadata, self.task.image_spec)
+        self.frame = self.task.frame
         self.index = torch.device(device)
         self.autocast = use_precision(self.precision, self.index)
         self.task.to(self.index)

@@ -52,6 +52,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         trained_head: True if a head trains beside the backbone, for the features of this adapter alone.
         data_module: Dotted path of the class of its data.
         runs_blocks: True if it calls the blocks of the backbone itself, so that hooks on its methods see nothing.
+        typed_templates: True if the templates were typed, so that they count for other data, too.
         to_train: What to do if nothing trains.
         fixed_options: Arguments of this constructor that a subclass sets itself.
         adapters: All adapters of a backbone that tasks share.
@@ -66,7 +67,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         test_name: Prefix of the metrics of a test, ``test`` or, before training, ``zeroshot``.
     """
 
-    zero_shot = takes_captions = vision_only = blended_labels = trained_head = runs_blocks = False
+    zero_shot = takes_captions = vision_only = blended_labels = trained_head = runs_blocks = typed_templates = False
     to_train = "A linear probe needs --model LinearHeadTask."
     data_module = "randlora_pl.data.ImageData"
     optimizer, schedule = "adamw", "cosine"

@@ -6,6 +6,7 @@ They take a task of any kind as ``Any``, because `AdaptationTask` imports this m
 import hashlib
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,9 @@ def save(task: Any, folder: str | Path, summary: Mapping[str, Any] | None = None
         "arguments": arguments,
         "classnames": task.classnames,
         "templates": task.templates,
+        "typed_templates": task.typed_templates,
         "captions": task.retrieval,
+        **({"prompts": asdict(task.used_prompts())} if hasattr(task, "used_prompts") else {}),
         "training": dict(summary or {}),
     }
     base = task.identity.as_dict()

@@ -1,13 +1,15 @@
 """Functions that the tasks on images have as methods: classes and their prompts, accuracy, and predictions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from randlora_pl.data.images.frame import Frame
+from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.models import library_of
 from randlora_pl.models.folders.model_folder import OWN, is_folder
 from randlora_pl.models.tiny import TINY_TAG
@@ -22,7 +24,7 @@ MOST_CLASSES = 50_000
 
 @dataclass(frozen=True)
 class UsedPrompts:
-    """Texts that name the classes of a run, each with ``{}`` for the name; `used_prompts` and `prompts_of` return them.
+    """Texts that name the classes of a run, each with ``{}`` for the name; a task's ``used_prompts`` returns them.
 
     Attributes:
         training: Of these a class has one in each step if `drawn`, else their mean.
@@ -31,8 +33,8 @@ class UsedPrompts:
         learned: What learned the texts or the classifier of an evaluation, which has no words then.
     """
 
-    training: Sequence[str] = ()
-    evaluation: Sequence[str] = ()
+    training: Sequence[str] = field(default_factory=list)
+    evaluation: Sequence[str] = field(default_factory=list)
     drawn: bool = False
     learned: str = ""
 
@@ -54,10 +56,18 @@ def _listed(texts: Sequence[str], most: int = 3) -> str:
     return shown if len(texts) <= 1 else f"the mean of {len(texts)}: {shown}"
 
 
-def used_prompts(task: Any) -> UsedPrompts:
-    """Return the prompts of a task with its classes. Tasks have this as a method."""
-    found: UsedPrompts = task.prompts_of(task.constructor(), task.templates, task.retrieval)
-    return found
+def templates_for(task: AdaptationTask, others: Sequence[str] | None) -> Sequence[str]:
+    """Return the templates of other data instead of a task's own, unless there are none or its own were typed."""
+    return task.templates if others is None or task.typed_templates else others
+
+
+def frame(task: AdaptationTask) -> Frame:
+    """Return the preprocessing of a task's images: of its adapter file, else of its data or the model."""
+    data: Any = getattr(task._trainer, "datamodule", None)
+    if task.saved is None and (own := getattr(data, "frame", None)) is not None:
+        return cast(Frame, own)
+    spec: Any = task.image_spec
+    return frame_of({} if task.saved is None else task.saved.metadata, spec)
 
 
 def needed_weights(name: str, pretrained: str | None) -> str:
@@ -108,26 +118,32 @@ def set_classes(task: AdaptationTask, classnames: list[str], templates: list[str
 def setup(task: AdaptationTask, stage: str) -> None:
     """Take class names and prompts from the data module; for the classes of a loaded file, its prompts.
 
-    Typed prompts come first.
+    Typed prompts come first, then those that were typed for the loaded file, whatever its classes.
 
     Raises:
         UserError: If there are none, the task was built for others, or it has no use for typed prompts.
     """
     datamodule = getattr(task.trainer, "datamodule", None)
-    if datamodule is None and not task.classnames:
-        raise UserError("the task needs a data module, or set_classes(classnames, templates) first.")
-    if datamodule is not None and (task.backbone is None or datamodule.classnames != task.classnames):
+    if datamodule is None:
+        if not task.classnames:
+            raise UserError("the task needs a data module, or set_classes(classnames, templates) first.")
+        return
+    typed, templates = getattr(datamodule, "typed_templates", False), datamodule.templates
+    if task.backbone is None or datamodule.classnames != task.classnames:
         captions = getattr(getattr(datamodule, "row", None), "captions", False)
         named: Any = task
-        templates = datamodule.templates
-        if getattr(datamodule, "typed_templates", False):
+        saved = {} if task.saved is None else task.saved.metadata
+        if typed:
             if not hasattr(task, "use_typed_prompts"):
                 kind = type(task).__name__
                 raise UserError(f"--data.templates: {kind} reads no texts. Remove it, or use --model TextHeadTask.")
             named.use_typed_prompts()
-        elif task.saved is not None and task.saved.metadata.get("classnames") == datamodule.classnames:
-            templates = task.saved.metadata["templates"]
+        elif (typed := saved.get("typed_templates", False)) or saved.get("classnames") == datamodule.classnames:
+            templates = saved["templates"]
+        task.typed_templates = typed
         named.set_classes(datamodule.classnames, templates, captions)
+    elif typed and not (task.typed_templates and templates == task.templates):
+        raise UserError("--data.templates: the task was built for other prompts. Create a new task for these.")
 
 
 def evaluate(task: AdaptationTask, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:

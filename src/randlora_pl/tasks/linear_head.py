@@ -1,6 +1,6 @@
 """Pure vision: a backbone and a linear classifier learn together (section 5.2, DINOv2 and timm models)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ class LinearHeadTask(AdaptationTask):
     """
 
     vision_only = blended_labels = trained_head = True
-    set_classes, setup, used_prompts = images.set_classes, images.setup, images.used_prompts
+    set_classes, setup, frame = images.set_classes, images.setup, property(images.frame)
     evaluate, sample_losses, predict_step = images.evaluate, images.sample_losses, images.predict_step
 
     def __init__(
@@ -69,8 +69,7 @@ class LinearHeadTask(AdaptationTask):
         )
         self.head: nn.Linear
 
-    @classmethod
-    def prompts_of(cls, arguments: Mapping[str, Any], templates: Sequence[str], captions: bool) -> images.UsedPrompts:
+    def used_prompts(self, templates: Sequence[str] | None = None) -> images.UsedPrompts:
         """Return no prompts."""
         return images.UsedPrompts()
 

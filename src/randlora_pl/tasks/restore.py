@@ -1,6 +1,7 @@
 """From an adapter file back to a task that predicts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
@@ -25,28 +26,19 @@ ImageTask = VisionLanguageTask | TextHeadTask | LinearHeadTask | PromptTask
 TASKS: dict[str, type[ImageTask]] = {task.__name__: task for task in get_args(ImageTask)}
 
 
-def prompts_of(file: AdapterFile, templates: Sequence[str] | None = None) -> UsedPrompts:
+def prompts_of(file: AdapterFile) -> UsedPrompts:
     """Return the prompts of an adapter, none if no task on images saved it.
 
-    Args:
-        file: The adapter.
-        templates: Templates of another dataset; None for those in the file.
-
     Raises:
-        UserError: An argument of the task is missing or damaged.
+        UserError: A prompt is damaged.
     """
-    metadata = file.metadata
-    kind = TASKS.get(metadata.get("task", ""))
-    if kind is None or not hasattr(kind, "prompts_of"):
+    if file.metadata.get("task") not in TASKS:
         return UsedPrompts()
-    given = metadata["templates"] if templates is None else templates
-    try:
-        found = kind.prompts_of(metadata["arguments"], given, metadata.get("captions", False))
-    except KeyError as error:
-        what = f"metadata.arguments.{error.args[0]} is missing"
-        raise UserError(f"{file.path} is damaged or was changed: {what}.") from None
+    if (stored := file.metadata.get("prompts")) is None:  # format 3
+        return plain_task(file, pretrained="random").used_prompts()
+    found = UsedPrompts(**{each.name: stored[each.name] for each in fields(UsedPrompts) if each.name in stored})
     for text in (*found.training, *found.evaluation):
-        if not isinstance(text, str) or "{}" not in text:
+        if "{}" not in text:
             raise UserError(
                 f"{file.path} is damaged or was changed: its prompt {brief(text)} has no {{}} for the class."
             )
@@ -174,5 +166,6 @@ def plain_task(file: AdapterFile, **overrides: Any) -> ImageTask:
     if "pretrained" not in overrides:
         overrides = base_arguments(base, file.path) | overrides
     task = make_task(file, TASKS, overrides)
+    task.typed_templates = metadata.get("typed_templates", False)
     task.set_classes(metadata["classnames"], metadata["templates"], metadata.get("captions", False))
     return task

@@ -66,7 +66,7 @@ def weighted_task(tasks: Mapping[str, ImageTask], weights: Mapping[str, float]) 
         weights: A weight for each.
 
     Raises:
-        UserError: If they differ in their base model, kind or classes, or have trained heads or other prompts.
+        UserError: If they differ in their base model, kind, classes, prompts or preprocessing, or have trained heads.
     """
     (name, first), *others = tasks.items()
     for theirs, task in others:
@@ -80,6 +80,13 @@ def weighted_task(tasks: Mapping[str, ImageTask], weights: Mapping[str, float]) 
                 f"{name} has {len(here)} classes {here[:3]}..., {theirs} has {len(there)} classes {there[:3]}...: a "
                 "sum needs the same classes in the same order; remove the weights to predict with each."
             )
+        own, their = ({"prompts": each.used_prompts(), "images": each.frame} for each in (first, task))
+        for what, of_first in own.items():
+            if of_first != their[what]:
+                raise UserError(
+                    f"{name} and {theirs} have different {what}, so their updates cannot be added: "
+                    f"{of_first.summary()}; and {their[what].summary()}. Remove the weights to predict with each."
+                )
     if others and first.trained_head:
         raise UserError(
             f"{', '.join(tasks)} have linear heads, each trained for its own features, so a sum has no head. "

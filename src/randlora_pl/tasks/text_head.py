@@ -1,6 +1,6 @@
 """Vision-only CLIP: the image tower learns against a frozen head of text embeddings (section 5.2)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ class TextHeadTask(AdaptationTask):
 
     zero_shot = vision_only = blended_labels = True
     set_classes, setup = images.set_classes, images.setup
-    used_prompts = images.used_prompts
+    frame = property(images.frame)
     evaluate, sample_losses, predict_step = images.evaluate, images.sample_losses, images.predict_step
 
     def __init__(
@@ -58,10 +58,10 @@ class TextHeadTask(AdaptationTask):
         self.image_spec = clip_image_spec(name, pretrained)
         self.head: Tensor
 
-    @classmethod
-    def prompts_of(cls, arguments: Mapping[str, Any], templates: Sequence[str], captions: bool) -> images.UsedPrompts:
-        """Return the prompts of a task with these arguments: the templates, averaged."""
-        return images.UsedPrompts(templates, templates)
+    def used_prompts(self, templates: Sequence[str] | None = None) -> images.UsedPrompts:
+        """Return the prompts of the task: its templates, or others if given, averaged."""
+        found = images.templates_for(self, templates)
+        return images.UsedPrompts(found, found)
 
     def use_typed_prompts(self) -> None:
         """Take typed prompts as any others."""
@@ -73,14 +73,15 @@ class TextHeadTask(AdaptationTask):
         device = self.trainer.strategy.root_device if self._trainer is not None else torch.device("cpu")
         tower = ImageTower(clip.model)
         del clip.model.visual
+        prompts = self.used_prompts().evaluation
 
         def make() -> Tensor:
             model = clip.model.to(device)  # a thousand classes with eighty prompts want the accelerator
-            head = cached_text_head(model, clip.tokenizer, self.classnames, self.templates, device, clip.identity)
+            head = cached_text_head(model, clip.tokenizer, self.classnames, prompts, device, clip.identity)
             scale: Tensor = model.logit_scale.detach().exp()  # type: ignore[operator]
             return (scale * head).cpu()
 
-        key = (clip.identity, tuple(self.classnames), tuple(self.templates), str(device))
+        key = (clip.identity, tuple(self.classnames), tuple(prompts), str(device))
         head = cached("head", key, make)
         self.register_buffer("head", head.clone(), persistent=False)
         return tower

@@ -1,6 +1,6 @@
 """Vision-language fine-tuning of CLIP: both towers learn to match images and captions (section 5.3)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -62,7 +62,7 @@ class VisionLanguageTask(AdaptationTask):
 
     zero_shot = takes_captions = True
     set_classes, setup, predict_step = images.set_classes, images.setup, images.predict_step
-    used_prompts = images.used_prompts
+    frame = property(images.frame)
     accumulated_loss = accumulated_loss
     prepare_evaluation, finish_evaluation = prepare_evaluation, finish_evaluation
 
@@ -110,16 +110,16 @@ class VisionLanguageTask(AdaptationTask):
         tokens = tokenizer(class_prompts(self.classnames, self.used_prompts().training))
         self.register_buffer("tokens", tokens.view(len(self.classnames), -1, tokens.shape[1]), persistent=False)
 
-    @classmethod
-    def prompts_of(cls, arguments: Mapping[str, Any], templates: Sequence[str], captions: bool) -> images.UsedPrompts:
-        """Return the prompts of a task with these arguments; captions of a dataset stay as they are."""
-        caption = arguments["caption"]
-        if captions:
+    def used_prompts(self, templates: Sequence[str] | None = None) -> images.UsedPrompts:
+        """Return the prompts of the task, with the templates of other data if given; captions stay as they are."""
+        if self.retrieval:
             return images.UsedPrompts(["{}"], ["{}"], drawn=True)
-        if caption is None:
-            return images.UsedPrompts(templates, templates, drawn=True)
-        ensemble = arguments.get("eval_prompts") == "ensemble"
-        return images.UsedPrompts([caption], templates if ensemble else [caption], drawn=True)
+        found = images.templates_for(self, templates)
+        if self.caption is None:
+            return images.UsedPrompts(found, found, drawn=True)
+        return images.UsedPrompts(
+            [self.caption], found if self.eval_prompts == "ensemble" else [self.caption], drawn=True
+        )
 
     def use_typed_prompts(self) -> None:
         """Let typed prompts replace the default caption.
@@ -129,8 +129,8 @@ class VisionLanguageTask(AdaptationTask):
         """
         if self.caption not in (None, CAPTION):
             raise UserError(
-                "--model.caption and --data.templates both name the prompts. Remove one; with --model.caption null "
-                "a class has one of the templates in each step."
+                f"the caption {self.caption!r} and --data.templates both name the prompts. Remove --data.templates, or "
+                "add --model.caption null: a class then has one of the templates in each step."
             )
         self.caption = None
 
@@ -213,7 +213,7 @@ class VisionLanguageTask(AdaptationTask):
 
     def features_of(self, classnames: list[str], templates: list[str]) -> Tensor:
         """Return embeddings of the prompts of any classes (classes, e), made as in an evaluation."""
-        prompts = self.prompts_of(self.constructor(), templates, self.retrieval).evaluation
+        prompts = self.used_prompts(templates).evaluation
         return encode_prompts(self.model, self.tokenizer, classnames, prompts, self.device)
 
     def evaluate(self, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:

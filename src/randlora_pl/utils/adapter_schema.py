@@ -40,13 +40,24 @@ class Training(TypedDict):
     frame: NotRequired[Frame]
 
 
+class Prompts(TypedDict, total=False):
+    """Prompts of the training and of the evaluation."""
+
+    training: list[str]
+    evaluation: list[str]
+    drawn: bool
+    learned: str
+
+
 class Metadata(TypedDict, total=False):
     """Optional metadata of an adapter; further keys are allowed."""
 
     arguments: dict[str, Any]
     classnames: list[str]
     templates: list[str]
+    typed_templates: bool
     captions: bool
+    prompts: Prompts
     training: Training
     made_from: dict[str, Any]
 

@@ -124,7 +124,7 @@ def test_cards_of_language_models_say_how_texts_are_given(task: str, tag: str, c
 
 
 def test_many_classes_and_captions(tmp_path: Path) -> None:
-    adapter = saved(tmp_path, classnames=[f"caption {number}" for number in range(1000)], captions=True)
+    adapter = saved(tmp_path, classnames=[f"caption {number}" for number in range(1000)], captions=True, prompts={})
     card = make_card(read_adapter(adapter), "ann/pets")
     assert "1,000 captions" in card and "and 800 more" in card and "caption 199\n" in card
     assert "caption 200\n" not in card

@@ -55,15 +55,15 @@ def show_verb(args: list[str]) -> int:
     if not present(row, root):
         raise UserError(how_to_get(row, root))
     from randlora_pl.data.contact_sheet import Sheet
-    from randlora_pl.tasks.vision_language import CAPTION, VisionLanguageTask
+    from randlora_pl.tasks.images import UsedPrompts
+    from randlora_pl.tasks.vision_language import CAPTION
 
     sheet = Sheet.of(row, root, typed.shots)
     sheet.write(output)
     print(f"{row.name}: {row.title}")
     print(sheet.caption)
     if not row.captions:
-        used = VisionLanguageTask.prompts_of({"caption": CAPTION}, sheet.prompts, captions=False)
-        print(f"Prompts of VisionLanguageTask, the default: {used.summary()}")
+        print(f"Prompts of VisionLanguageTask, the default: {UsedPrompts([CAPTION], [CAPTION]).summary()}")
     also = "" if row.captions else " of TextHeadTask, zeroshot and --model.eval_prompts ensemble"
     print(f"Prompts{also} ({len(sheet.prompts)}), here for the class {sheet.names[0]!r}:")
     for prompt in sheet.prompts:

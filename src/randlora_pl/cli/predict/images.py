@@ -91,17 +91,15 @@ def classify(options: argparse.Namespace) -> PredictionTable:
     with quick_imports("torchmetrics", "open_clip"):
         import torch
 
-        from randlora_pl.adapters import read_adapter
         from randlora_pl.data import open_images
         from randlora_pl.data.images.decode import trust_the_limit
-        from randlora_pl.data.unlabelled import find_images, frame_of
+        from randlora_pl.data.unlabelled import find_images
         from randlora_pl.tasks import PromptTask, load_tasks, weighted_task
 
     paths = find_images(options.images)  # before the models, which take seconds to load
     device = pick_device(options.device)
     precision = use_precision(options.precision, device)
-    files = {name: read_adapter(path) for name, path in options.adapters.items()}
-    tasks = load_tasks(files)
+    tasks = load_tasks(options.adapters)
     if options.weights is not None:
         tasks = {next(iter(tasks)): weighted_task(tasks, options.weights)}
     if options.classnames:
@@ -110,7 +108,7 @@ def classify(options: argparse.Namespace) -> PredictionTable:
             if not isinstance(task, PromptTask):
                 raise UserError(f"--classnames: {name} cannot name other classes, only a PromptTask can. Remove it.")
             task.set_classes(names, task.templates)
-    frames = [frame_of(files[name].metadata, task.image_spec) for name, task in tasks.items()]
+    frames = [task.frame for task in tasks.values()]
     skip = options.on_error == "skip"
     batch_size = options.batch_size or 64
     most = options.max_pixels or MAX_PIXELS

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import read_adapter, unload
 from randlora_pl.data.images.frame import Frame
-from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop.base_model import refuse_texts
 from randlora_pl.interop.onnx.modules import ImageEncoder, PromptedTower, TextEncoder, make_classifier
 from randlora_pl.models import ImageTower, load_clip
@@ -59,7 +58,7 @@ def load_program(path: Path, part: str = "classifier") -> Program:
     if part == "text" and metadata["task"] == LinearHeadTask.__name__:
         raise UserError(f"{path} has no text tower: it was trained with a linear head. Use --part classifier or image.")
     task = load_task(path, gradient_checkpointing=False)
-    return make_program(task, part, frame_of(metadata, task.image_spec))
+    return make_program(task, part, task.frame)
 
 
 def make_program(task: ImageTask, part: str = "classifier", frame: Frame | None = None) -> Program:

@@ -1,6 +1,6 @@
 """Functions that `PromptTask` has as methods: adapter folders, other classes, and facts for results."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,13 @@ def arguments(saved: Mapping[str, Any], source: object) -> dict[str, Any]:
     return {**saved, **found}
 
 
-def prompts_of(saved: Mapping[str, Any]) -> images.UsedPrompts:
-    """Return the prompts of a task with arguments from a file: the words of `Fixed`, else none."""
-    learner = arguments(saved, "prompts").get("prompts", learners.CoOp())
+def used_prompts(task: Any, templates: Sequence[str] | None = None) -> images.UsedPrompts:
+    """Return the prompts of a task, whatever the templates: the words of `Fixed`, else none."""
+    learner: PromptLearner = task.prompts
     if not isinstance(learner, learners.Fixed):
         return images.UsedPrompts(learned=learner.method())
     words = [learner.template]
-    if saved.get("classifier_steps"):
+    if task.classifier_steps:
         return images.UsedPrompts(words, learned="classifier_steps")
     return images.UsedPrompts(words, words)
 

@@ -1,6 +1,6 @@
 """Fine-tuning of CLIP against all classes, with learned prompts, a weight update, or both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -58,7 +58,8 @@ class PromptTask(AdaptationTask):
     zero_shot = runs_blocks = True
     to_train = "Learn prompts (--model.prompts CoOp), or add a weight update (--model.adapter RandLoRA)."
     setup, evaluate, predict_step = images.setup, images.evaluate, images.predict_step
-    used_prompts, use_typed_prompts = images.used_prompts, saved.use_typed_prompts
+    used_prompts, use_typed_prompts = saved.used_prompts, saved.use_typed_prompts
+    frame = property(images.frame)
 
     def __init__(
         self,
@@ -262,11 +263,6 @@ class PromptTask(AdaptationTask):
     constructor, head_tensors, load_head, save = saved.constructor, saved.head_tensors, saved.load_head, saved.save
     use_sum, parameter_parts, rates, facts = saved.use_sum, saved.parameter_parts, saved.rates, saved.facts
     trained_state = saved.trained_state
-
-    @classmethod
-    def prompts_of(cls, arguments: Mapping[str, Any], templates: Sequence[str], captions: bool) -> images.UsedPrompts:
-        """Return the prompts of a task with these arguments (see `saved.prompts_of`)."""
-        return saved.prompts_of(arguments)
 
     @classmethod
     def arguments(cls, saved_ones: Mapping[str, Any], source: object) -> dict[str, Any]:
