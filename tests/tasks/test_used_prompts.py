@@ -119,7 +119,7 @@ def prompted(**options: Any) -> PromptTask:
         (lambda: make("linear head"), "--data.templates: LinearHeadTask reads no text"),
         (lambda: PromptTask("tiny", "random", prompts=CoOp()), "--data.templates: PromptTask .* --model.prompts.words"),
         (lambda: PromptTask("tiny", "random", prompts=Fixed()), "--model.prompts.template"),
-        (lambda: make("vision-language", caption="{}!"), r"the caption '\{\}!' and --data.templates .*model.caption null"),
+        (lambda: make("vision-language", caption="{}!"), r"'\{\}!' and --data.templates .*model.caption null"),
     ],
     ids=["linear head", "learned", "fixed", "caption"],
 )
