@@ -18,6 +18,7 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import weights_files
 from randlora_pl.utils.files.weights_files import (
     WEIGHTS_VARIABLE,
+    base_arguments,
     file_sha256,
     find_weights,
     register_weights,
@@ -114,3 +115,11 @@ def test_a_cache_that_cannot_be_written_is_no_mistake(private: Path, tmp_path: P
 def test_a_name_without_an_ending_is_a_file_where_there_is_a_hash() -> None:
     config = {"base_model": {"pretrained": "/home/ann/epoch5", "sha256": "0" * 64}}
     assert json.loads(json.dumps(without_local_paths(config)))["base_model"]["pretrained"] == "epoch5"
+
+
+def test_a_hash_of_a_stranger_names_no_file(tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    note.write_text(str(note))
+    for base in ({"name": "ViT-B-32", "sha256": str(note)}, {"name": "local-dir:x", "config_sha256": str(note)}):
+        with pytest.raises(UserError, match="is not known on this machine"):
+            base_arguments({"pretrained": "x.pt", **base}, "adapter")

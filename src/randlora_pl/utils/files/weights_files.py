@@ -63,7 +63,9 @@ def _noted(digest: str) -> Path | None:
 
 
 def _stored(digest: str) -> Path | None:
-    with suppress(OSError, ValueError):  # ValueError: the hash contains a null byte
+    if re.fullmatch("[0-9a-f]{64}", digest) is None:  # from a stranger's file, for example "/dev/zero"
+        return None
+    with suppress(OSError):
         return Path(os.fsdecode((cache_folder() / "weights_files" / digest).read_bytes()))
     return None
 
