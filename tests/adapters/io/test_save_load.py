@@ -401,6 +401,10 @@ TENSORS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
         lambda t: t.update({LAMBDAS: torch.zeros(6, 5)}),
         rf"{LAMBDAS} has shape \(6, 5\) in the file and \(6, 4\) here",
     ),
+    "eight bits": (
+        lambda t: t.update({LAMBDAS: t[LAMBDAS].to(torch.float8_e5m2)}),
+        f"{LAMBDAS} is torch.float8_e5m2. Copy it again",
+    ),
     "several": (lambda t: [t.pop(name) for name in list(t)[:5]], r"5 missing tensors \(.*, .*, .* \.\.\.\)"),
 }
 

@@ -36,6 +36,7 @@ from randlora_pl.utils.files.run_files import find_adapter
 from randlora_pl.utils.files.weights_files import without_local_paths
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FLOATS = {*DTYPES.values(), torch.float64}
 LARGEST = 2**34
 """Maximum values of a weight; the largest published ones have a few billion."""
 
@@ -177,9 +178,10 @@ def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapt
         raise UserError(f"{path} is damaged or was changed: layer {odd[0]} is {brief(shapes[odd[0]])}. Copy it again.")
     if absent := [name for name in config.get("kept", []) if name not in contents.tensors]:
         raise UserError(f"{path} is damaged or was changed: its kept buffer {absent[0]} is missing. Copy it again.")
-    trained = {name: value for name, value in contents.tensors.items() if name not in config.get("kept", [])}
-    if odd := [name for name, value in trained.items() if not value.is_floating_point()]:
-        raise UserError(f"{path} is damaged or was changed: {odd[0]} is {trained[odd[0]].dtype}. Copy it again.")
+    trained = contents.tensors.keys() - set(config.get("kept", []))
+    for tensor_name, value in contents.tensors.items():
+        if value.dtype not in FLOATS and (tensor_name in trained or value.is_floating_point()):
+            raise UserError(f"{path} is damaged or was changed: {tensor_name} is {value.dtype}. Copy it again.")
     if odd := not_finite(contents.tensors):
         raise UserError(f"{path}: {odd[0]} is not finite (NaN or infinity). Train it again at a lower learning rate.")
     extra = {name.removeprefix(EXTRA): value for name, value in contents.tensors.items() if name.startswith(EXTRA)}
