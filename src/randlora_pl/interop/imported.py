@@ -101,10 +101,8 @@ class ImportPlan:
         else:
             kind, here = TASKS[self.task], base_arguments(identity.as_dict(), path)
             options |= {"name": identity.name, "pretrained": identity.pretrained, "seed": identity.seed or 0} | here
-        try:
-            task = kind(**options)
-        except TypeError as error:
-            raise UserError(f"{foreign.source}: {TASK} has other arguments than {self.task} ({error}).") from None
+        check_arguments(kind, self.arguments, f"{foreign.source}, {TASK}")
+        task = kind(**options)
         if self.task != DECODER:
             task.set_classes(self.classnames, self.templates)
         task.configure_model()

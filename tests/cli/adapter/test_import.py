@@ -140,6 +140,14 @@ def test_base_models_that_configs_of_peft_name(config: dict[str, Any], base: tup
     assert named_base(PeftAdapter(config, {})) == base
 
 
+def test_a_folder_here_is_no_base_model_of_a_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "x").mkdir(parents=True)
+    config = {"base_model_name_or_path": "models/x", "task_type": "CAUSAL_LM"}
+    assert named_base(PeftAdapter(config, {})) is None
+    assert named_base(PeftAdapter({}, {}, task={"base_model": {"name": "models/x", "pretrained": "models/x"}})) is None
+
+
 @pytest.mark.usefixtures("deep")
 def test_the_base_model_must_be_that_of_the_export(run: Run, refused: Callable[..., str], tmp_path: Path) -> None:
     adapter(TextHeadTask, "tiny", RandLoRA(6), tmp_path / "first", targets=["fc2"])

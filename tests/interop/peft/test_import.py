@@ -95,6 +95,38 @@ def test_a_changed_config(change: Callable[[dict[str, Any]], Any], message: str,
     refused(tmp_path, message)
 
 
+EXPONENTIAL = r"(((\w|\.)+)+)+!"
+
+
+@in_one_item(
+    "change", [{"target_modules": EXPONENTIAL}, {"rank_pattern": {EXPONENTIAL: 8}}, {"layers_pattern": [EXPONENTIAL]}]
+)
+def test_a_pattern_of_a_stranger_takes_no_forever(
+    change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("randlora_pl.interop.peft.config.PATIENCE", 0.2)
+    peft_folder(LoraConfig(r=8, target_modules=["qkv"]), tmp_path)
+    edit(tmp_path, lambda config: config.update(change))
+    refused(tmp_path, "regular expressions in its config take too long")
+
+
+@in_one_item(
+    "task",
+    [
+        {"arguments": [1]},
+        {"arguments": {"seed": "x"}},
+        {"arguments": {"img_size": "x"}},
+        {"base_model": [1]},
+        {"classnames": 5},
+        {"task": ["x"]},
+    ],
+)
+def test_nonsense_beside_an_adapter(task: dict[str, Any], tmp_path: Path) -> None:
+    peft_folder(LoraConfig(target_modules=["qkv"]), tmp_path)
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    refused(tmp_path, f"task.json: {next(iter(task))}.* is ")
+
+
 BLOCK = "base_model.model.blocks.0.attn.qkv."
 DAMAGED: list[tuple[Any, Callable[[dict[str, Tensor]], Any], str]] = [
     (LoraConfig(target_modules=["qkv"]), lambda t: t.pop(f"{BLOCK}lora_A.weight"), "lora_A of blocks.0.attn.qkv is"),

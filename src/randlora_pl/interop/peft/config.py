@@ -1,8 +1,11 @@
 """Interpretation of PEFT configs: each key is read, harmless, or refused; none is ignored silently."""
 
+import json
 import math
 import re
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -36,6 +39,21 @@ METHODS = {"RANDLORA": "RandLoRA", "LORA": "LoRA and DoRA", "VERA": "VeRA"}
 METHODS |= {name: each.method.method() for name, each in TRANSLATIONS.items()}
 
 
+PATIENCE = 5.0
+"""Seconds for the regular expressions of a config; ordinary ones take milliseconds."""
+
+_MATCH_ALL = """
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+for pattern in patterns:
+    for name in names:
+        try:
+            re.match(pattern, name)
+        except (re.error, RecursionError, OverflowError):
+            break
+"""
+
+
 class _Kinds(TypedDict, total=False):
     """Types of the keys that are more than a number or a switch."""
 
@@ -43,6 +61,8 @@ class _Kinds(TypedDict, total=False):
     alpha_pattern: dict[str, float] | None
     modules_to_save: list[str] | None
     target_modules: list[str] | str | None
+    exclude_modules: list[str] | str | None
+    layers_pattern: list[str] | str | None
     target_parameters: list[str] | None
 
 
@@ -97,6 +117,34 @@ def check_config(adapter: PeftAdapter) -> str:
             "model.save_pretrained(DIR, path_initial_model_for_weight_conversion=START)"
         )
     return method
+
+
+def check_patterns(adapter: PeftAdapter, names: Iterable[str]) -> None:
+    """Match the regular expressions of a config in another process first, because they may take forever.
+
+    Raises:
+        UserError: They take longer than `PATIENCE`.
+    """
+    config = adapter.config
+    forms = {"target_modules": "({})$", "exclude_modules": "({})$", "layers_pattern": r".*\.{}\.(\d+)\."}
+    forms |= dict.fromkeys(("rank_pattern", "alpha_pattern"), r"(.*\.)?({})$")  # as PEFT does
+    given = {key: [config[key]] if isinstance(config.get(key), str) else config.get(key) or () for key in forms}
+    patterns = [forms[key].format(text) for key, texts in given.items() for text in texts if not _is_plain(text)]
+    if not patterns:
+        return
+    try:
+        command = [sys.executable, "-I", "-S", "-c", _MATCH_ALL]
+        work = json.dumps([patterns, list(names)])
+        subprocess.run(command, input=work, text=True, capture_output=True, timeout=PATIENCE, check=False)
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"{adapter.path}: the regular expressions in its config take too long. Write the layers as a list of names "
+            "in target_modules, if you trust it."
+        ) from None
+
+
+def _is_plain(pattern: str) -> bool:
+    return re.fullmatch(r"[\w.-]*", pattern) is not None
 
 
 def option(adapter: PeftAdapter, name: str, kind: Callable[[Any], Any], default: Any) -> Any:

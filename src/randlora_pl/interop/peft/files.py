@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeGuard
 
 from torch import Tensor
 
 from randlora_pl.adapters.io.container import load_tensors, save_tensors
+from randlora_pl.utils.adapter_schema import BaseModel, misfit
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import atomic_folder, disk_errors
 from randlora_pl.utils.files.documents import parse_json
@@ -23,10 +24,27 @@ TASK, HEAD = "task.json", "head.safetensors"
 PREFIX = "base_model.model."
 """Prefix of the base model's names in a PEFT file."""
 
-_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_ID = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
 """Name or id of a model; a path or a name such as ``local-dir:PATH`` does not match."""
 
 _FILES = {CONFIG, TENSORS, TASK, HEAD, "README.md"}
+
+
+class _Arguments(TypedDict, total=False):
+    """Arguments of a task that are used before its class is known."""
+
+    seed: int
+    img_size: int | None
+
+
+class _Task(TypedDict, total=False):
+    """Content of `TASK`; further keys are allowed."""
+
+    task: str
+    arguments: _Arguments
+    classnames: list[str]
+    templates: list[str]
+    base_model: BaseModel
 
 
 @dataclass(frozen=True)
@@ -76,6 +94,8 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> PeftAdapter:
     inner = {name.removeprefix(PREFIX).removeprefix("base_model."): tensor for name, tensor in stored}
     head = load_tensors(path / HEAD) if (path / HEAD).is_file() else {}
     task = _json(path / TASK) if (path / TASK).is_file() else {}
+    if wrong := misfit(task, _Task):
+        raise UserError(f"{path / TASK}: {wrong}; copy it again.")
     return PeftAdapter(config, inner, head, task, Path(name or path))
 
 
@@ -136,10 +156,11 @@ def named_base(adapter: PeftAdapter) -> tuple[str, str | None] | None:
     own = adapter.task.get("base_model")
     if isinstance(own, dict):
         name, tag = own.get("name"), own.get("pretrained")
-        plain = all(isinstance(each, str) and _ID.fullmatch(each) for each in (name, tag))
-        return (str(name), None if tag == name else str(tag)) if plain and not own.get("sha256") else None
+        if not _is_id(name) or not _is_id(tag) or own.get("sha256"):
+            return None
+        return name, None if tag == name else tag
     whole = adapter.config.get("base_model_name_or_path")
-    if not isinstance(whole, str) or not _ID.fullmatch(whole):
+    if not _is_id(whole):
         return None
     if adapter.config.get("task_type") == "CAUSAL_LM":
         return whole, None
@@ -149,6 +170,11 @@ def named_base(adapter: PeftAdapter) -> tuple[str, str | None] | None:
     import open_clip
 
     return (owner, name) if owner in open_clip.list_models() else None
+
+
+def _is_id(value: object) -> TypeGuard[str]:
+    """Return True for a name or id of a model that is not also a path here."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None and not Path(value).exists()
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:

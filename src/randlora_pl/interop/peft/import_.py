@@ -16,7 +16,7 @@ from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.targets.sites import Site
 from randlora_pl.interop.foreign.adapter import ExternalAdapter, per_layer, sites_by_name
 from randlora_pl.interop.peft.bases import draw_randlora, draw_vera, peft_count
-from randlora_pl.interop.peft.config import STARTS, check_config, option
+from randlora_pl.interop.peft.config import STARTS, check_config, check_patterns, option
 from randlora_pl.interop.peft.files import PeftAdapter, read
 from randlora_pl.interop.peft.layerwise import TRANSLATIONS, Layers, Shapes
 from randlora_pl.utils.errors import UserError
@@ -58,6 +58,7 @@ def translate(adapter: PeftAdapter, model: nn.Module, bases_dtype: torch.dtype =
         UserError: As for `import_peft`.
     """
     method, source = check_config(adapter), str(adapter.path)
+    check_patterns(adapter, (name for name, _ in model.named_modules()))
     tensors, extra = _split_head(adapter)
     dora = bool(method == "LORA" and adapter.config.get("use_dora"))
     by_layer, shared = _by_layer(tensors, method, dora, source)
