@@ -90,8 +90,9 @@ class LibraryModel:
             return {}
         image, usual = self.image, PreprocessCfg()
         options: dict[str, Any] = {"mean": image.mean, "std": image.std, "interpolation": image.interpolation}
-        options |= {"resize_mode": image.resize}
-        if image.resize == "longest":
+        if image.crop_pct == 1:  # else the mode alone would be another preprocessing
+            options |= {"resize_mode": image.resize}
+        if image.crop_pct == 1 and image.resize == "longest":
             options["fill_color"] = image.fill[0] if len(set(image.fill)) == 1 else image.fill
         return {"force_preprocess_cfg": options} if any(getattr(usual, n) != v for n, v in options.items()) else {}
 

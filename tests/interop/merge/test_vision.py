@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import timm
@@ -17,8 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from randlora_pl.adapters import LinearProbe, merge, read_adapter
+from randlora_pl.data.images.frame import Frame
+from randlora_pl.data.images.transforms import eval_batch
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.compare_outputs import TOLERANCE, difference
+from randlora_pl.interop.library_model import LibraryModel
 from randlora_pl.interop.merge import vision as module
 from randlora_pl.interop.merge.vision import added, check_output, merged, write
 from randlora_pl.interop.updates import updates, weighted_sum
@@ -152,9 +156,33 @@ def test_open_clip_is_told_of_images_that_are_not_as_usual(name: str, said: bool
     exec("\n".join(result.load), place)
     told = place["model"].visual.preprocess_cfg
     assert ("force_preprocess_cfg" in "".join(result.load)) == said
-    assert place["preprocess"](Image.new("RGB", (90, 40))).shape == (3, *[task.image_spec.size] * 2)
     for key in ("mean", "std", "interpolation"):
         assert told[key] == getattr(task.image_spec, key)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("text head", "tiny"), ("linear head", "test_vit")])
+def test_the_transform_that_is_printed_gives_our_pixels(kind: str, name: str, tmp_path: Path) -> None:
+    """In every mode; without a transform of the library, a note says so, and open_clip gets no mode either."""
+    task = saved(tmp_path / "a", kind, name=name)
+    output, library = tmp_path / f"pixels-{name}.safetensors", "open_clip" if name == "tiny" else "timm"
+    usual = Frame(task.image_spec.size, (0.2, 0.4, 0.6), (0.5, 0.4, 0.3), "bilinear")
+    shrunk = replace(usual, resize="squash", crop_pct=0.9)
+    whole = replace(usual, resize="longest").filled_with_mean()
+    colored = replace(whole, fill=(7, 7, 7))
+    without = shrunk if library == "open_clip" else colored
+    task.save(tmp_path / "a", {"frame": asdict(without)})
+    assert f"{library} has no " in str(written(tmp_path / "a", output, with_head=False).notes)
+    plain = LibraryModel.of(read_adapter(tmp_path / "a").config["base_model"])
+    assert "resize_mode" not in str(replace(plain, image=without).lines(output))
+    pixels = np.random.default_rng(0).integers(0, 256, (57, 101, 3), dtype=np.uint8)
+    for frame in (usual, replace(usual, resize="squash"), whole, colored, shrunk):
+        model = replace(plain, image=frame)
+        assert bool(model.transform()) == (frame != without)
+        if model.transform():
+            place: dict[str, Any] = {}
+            exec("\n".join([*model.lines(output), *model.transform()]), place)
+            found, ours = place["preprocess"](Image.fromarray(pixels)), eval_batch([torch.from_numpy(pixels)], frame)[0]
+            torch.testing.assert_close(found, ours, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow

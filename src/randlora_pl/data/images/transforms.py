@@ -36,7 +36,7 @@ RATIO = (3 / 4, 4 / 3)
 
 _CPU = torch.device("cpu")
 _PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_LONGEST = 64  # times the frame: a resized image up to this size is made whole
+_LONGEST = 64  # times the frame: a resized image up to this size is made whole; others differ by at most one level
 _ATTEMPTS = 10  # crops tried before the center crop, as torchvision's RandomResizedCrop does
 
 
@@ -149,10 +149,12 @@ def eval_pixels(images: Sequence[Tensor], frame: Frame) -> Tensor:
         whole, kernel = Image.fromarray(image.squeeze(2).numpy()), _PILLOW[frame.interpolation]
         if tall * wide <= _LONGEST * frame.size**2:
             part = whole.resize((wide, tall), kernel).crop((left, upper, left + w, upper + h))
-        else:  # the whole could take gigabytes; with another order of rows and columns
-            scale_x, scale_y = width / wide, height / tall
-            box = left * scale_x, upper * scale_y, (left + w) * scale_x, (upper + h) * scale_y
-            part = whole.resize((w, h), kernel, box)
+        else:  # the whole could take gigabytes
+            x0, x1 = left * width / wide, (left + w) * width / wide
+            y0, y1 = upper * height / tall, (upper + h) * height / tall
+            if tall > height:  # Pillow enlarges along rows first, but would shrink a part along columns first
+                whole, x0, x1 = whole.resize((w, height), kernel, (x0, 0, x1, height)), 0, w
+            part = whole.resize((w, h), kernel, (x0, y0, x1, y1))
         pixels = torch.from_numpy(np.array(part).reshape(h, w, -1))
         batch[index, :, first : first + h, start : start + w] = pixels.permute(2, 0, 1)
     return batch

@@ -259,6 +259,11 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
 
 def _notes(path: Path, merged: Merged) -> list[str]:
     notes = [f"images: {merged.library_model.image.summary()}"]
+    if not merged.library_model.transform():
+        lacks = "crop_pct" if merged.library_model.library == "open_clip" else "other color than the mean to fill with"
+        notes.append(
+            f"{merged.library_model.library} has no {lacks}: prepare images as described, without its transform"
+        )
     if difference(merged.expected, merged.plain)[0] <= ROUNDING and merged.facts.get("scale") != "0.0":
         by = f"by {made:.1e}, which is rounding" if (made := change(merged.expected, merged.plain)) else "not at all"
         notes.append(f"the adapter changes these outputs {by}: no loss of it would show in the comparison")

@@ -23,8 +23,8 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.version import __version__
 
 PARTS = ("classifier", "image", "text")
-FORMAT_VERSION = 1
-"""Version of the facts in exported files; raise it when a name or its meaning changes."""
+FORMAT_VERSION = 2
+"""Version of the facts in exported files; raise it when a name or its meaning changes. 2: other names of ``resize``."""
 
 
 @dataclass(frozen=True)
