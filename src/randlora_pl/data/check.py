@@ -144,7 +144,7 @@ def _decode(samples: Samples, indices: Sequence[int]) -> Iterator[tuple[list[Use
         """Return an error, or True if the image is transparent somewhere."""
         try:
             pixels = images.load(row)
-            opaque = images.name(row).lower().endswith((".jpg", ".jpeg"))
+            opaque = images.suffix(row) in (".jpg", ".jpeg")
             return not opaque and not np.array_equal(pixels, on_black.load(row))
         except UserError as error:
             return error

@@ -106,8 +106,8 @@ class AdapterSchema(TypedDict):
 def upgraded(config: dict[str, Any], source: object) -> dict[str, Any]:
     """Return a config as format 4; a line is logged once for each file of format 3.
 
-    Files of format 3 have the preprocessing of images of that version: ``crop`` for all models, unless ``pad`` was
-    typed. What does not fit the schema is returned unchanged.
+    Files of format 3 have the preprocessing of images of that version, within 2 of 255 levels (Pillow resizes now):
+    ``crop`` for all models, unless ``pad`` was typed. What does not fit the schema is returned unchanged.
 
     Args:
         config: Content of ``adapter_config.json``.

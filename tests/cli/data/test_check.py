@@ -6,10 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from randlora_pl.data.catalog.registry import CATALOG, find
+from randlora_pl.data.check import _decode
+from randlora_pl.data.images import sources
+from randlora_pl.data.images.decode import decode
+from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.readers.own import huggingface
 from tests.data.conftest import Tree, save_image, tree  # noqa: F401  (a fixture)
 from tests.data.readers import BUILDERS
 from tests.data.readers.own.tars import write_shards
@@ -279,6 +285,27 @@ def test_sheet_shows_the_images_of_few_shot_training(tmp_path: Path) -> None:
     sheet = Sheet.of(find("digits"), tmp_path, 3)
     assert {image.tobytes() for images in sheet.images for image in images} == trained
     assert sheet.names == list(find("digits").classnames)
+
+
+def test_jpegs_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are never transparent; names for messages may have more behind the suffix."""
+    file, png = tmp_path / "a.JPG", tmp_path / "a.png"
+    Image.new("RGB", (9, 9)).save(file, "JPEG")
+    Image.new("RGB", (9, 9)).save(png)
+    decoded: list[object] = []
+    for module in (sources, huggingface):
+        monkeypatch.setattr(module, "decode", lambda *given, **how: (decoded.append(given), decode(*given, **how))[1])
+    cells = [{"image": {"bytes": file.read_bytes(), "path": "a.jpg"}}]
+    boxes = np.array([[0, 0, 4, 4]])
+    for images, times in (
+        (sources.FileImages([file]), 1),
+        (sources.BoxImages([file], boxes=boxes), 1),
+        (huggingface.HubImages(cells, "it", tmp_path), 1),
+        (sources.BoxImages([png], boxes=boxes), 2),  # on white and on black
+    ):
+        decoded.clear()
+        assert list(_decode(Samples(images, np.array([0]), np.array([0]), ["a"], ("a",)), [0])) == [([], 1, 0)]
+        assert len(decoded) == times
 
 
 def test_transparent_images_are_counted(run: Run, tmp_path: Path) -> None:

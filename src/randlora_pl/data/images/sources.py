@@ -111,6 +111,10 @@ class EncodedImages:
     most_pixels: int = field(default=MOST_PIXELS, kw_only=True)
     background: Color = field(default=WHITE, kw_only=True)
 
+    def suffix(self, index: int) -> str:
+        """Return the suffix of the file of image ``index``, in lower case; empty if it has none."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class FileImages(EncodedImages):
@@ -128,6 +132,10 @@ class FileImages(EncodedImages):
     def load(self, index: int, short: int = 0) -> NDArray[np.uint8]:
         """Decode image ``index`` to RGB; see `decode`, also for errors."""
         return decode(self.paths[index], short, most_pixels=self.most_pixels, background=self.background)
+
+    def suffix(self, index: int) -> str:
+        """Return the suffix of the file."""
+        return self.paths[index].suffix.lower()
 
     def name(self, index: int) -> str:
         """Return the path of the file."""

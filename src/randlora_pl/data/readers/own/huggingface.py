@@ -65,6 +65,11 @@ class HubImages(EncodedImages):
             return decode(self.home / cell["path"], short, **how)
         raise UnreadableImageError(f"The image {name} is empty.", SKIP, str(name))
 
+    def suffix(self, index: int) -> str:
+        """Return the suffix of the stored path."""
+        (cell,) = self.data[index].values()
+        return Path((cell or {}).get("path") or "").suffix.lower()
+
     def name(self, index: int) -> str:
         """Return the split and the row number."""
         return f"{self.title}, row {index}"

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,10 @@ class ShardImages(EncodedImages):
         shard = self.shards[self.shard[index]]
         content = tars.read_range(shard, int(self.offset[index]), int(self.length[index]))
         return decode(self.name(index), short, content, most_pixels=self.most_pixels, background=self.background)
+
+    def suffix(self, index: int) -> str:
+        """Return the suffix of the member."""
+        return PurePath(str(self.members[index])).suffix.lower()
 
     def name(self, index: int) -> str:
         """Return ``SHARD:MEMBER``."""
