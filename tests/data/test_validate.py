@@ -42,6 +42,9 @@ from tests.support.products import in_one_item
         ({"resize": "crop"}, "Use 'shortest'"),
         ({"resize": "model:0.9"}, "unknown"),
         ({"resize": "squash:0"}, "between 0.05 and 20"),
+        ({"resize": {"longest": None}}, "unknown"),  # as YAML reads `longest:`
+        ({"background": [0, 0, 0]}, "Known: white, black, mean"),
+        ({"templates": '["a {}", 3]'}, "is not a list of texts"),
         ({"resize": "squash:nan"}, "between 0.05 and 20"),
         ({"resize": "squash:"}, "between 0.05 and 20"),
         ({"num_workers": 5000}, "--data.num_workers is 5000"),

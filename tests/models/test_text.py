@@ -42,6 +42,14 @@ def test_prompts_that_cannot_be_made(names: list[str], templates: list[str]) -> 
         class_prompts(names, templates)
 
 
+def test_classes_that_the_text_tower_cannot_tell_apart_are_refused(clip: LoadedClip) -> None:
+    long = f"a {'very ' * 90}"
+    for names, templates in ((["red", "blue"], ["a {}", long + "{}"]), ([long + "red", long + "blue"], ["a {}"])):
+        with pytest.raises(UserError, match=r"the text tower reads \d+ tokens"):
+            encode_prompts(clip.model, clip.tokenizer, names, templates, "cpu")
+    assert len(encode_prompts(clip.model, clip.tokenizer, ["red", "Red", "red"], ["a {}"], "cpu")) == 3
+
+
 @pytest.mark.parametrize("batch", [1, 2, 4, 256])
 def test_embeddings_equal_a_slow_loop(clip: LoadedClip, batch: int) -> None:
     rows = []

@@ -56,9 +56,9 @@ def check_epochs(max_epochs: int | None) -> None:
         )
 
 
-def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
+def _one_of(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise UserError(f"--data.{name} {value!r} is unknown.{near(value, choices)} Known: {', '.join(choices)}")
+        raise UserError(f"--data.{name} {value!r} is unknown.{near(str(value), choices)} Known: {', '.join(choices)}")
 
 
 def _positive(name: str, value: int | None, least: int = 1, most: int = 10**9) -> None:
@@ -180,6 +180,10 @@ def read_templates(templates: Sequence[str] | str | None) -> list[str] | None:
         return None if templates is None else list(templates)
     path = Path(templates).expanduser()
     if not is_file(path):
+        if templates.startswith("["):
+            raise UserError(
+                f"--data.templates {brief(templates)} is not a list of texts, such as ['a photo of a {{}}.']"
+            )
         if "{}" in templates:
             return [templates]
         raise UserError(

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from randlora_pl.models.spec import ModelIdentity
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files.atomic_output import write_bytes
 from randlora_pl.utils.files.cache_folder import cache_folder
 
@@ -40,6 +40,28 @@ def class_prompts(classnames: Sequence[str], templates: Sequence[str]) -> list[s
         if "{}" not in template:
             raise UserError(f"The template '{template}' has no {{}} for the class name, e.g. 'a photo of a {{}}.'.")
     return [template.replace("{}", name) for name in classnames for template in templates]
+
+
+def check_distinct(tokenizer: Tokenizer, classnames: Sequence[str], templates: Sequence[str]) -> None:
+    """Refuse prompts that are cut so early that two classes get the same tokens, in the longest of the templates.
+
+    Raises:
+        UserError: Names two of these classes.
+    """
+    longest = max(templates, key=len)
+    tokens = tokenizer(class_prompts(classnames, [longest]))
+    known: dict[bytes, str] = {}
+    for name, row in zip(classnames, tokens.cpu().numpy(), strict=True):
+        other = known.setdefault(row.tobytes(), name)
+        if _letters(other) != _letters(name):  # else the tokenizer takes them for one name
+            raise UserError(
+                f"The classes {brief(other)} and {brief(name)} have the same prompt: the text tower reads "
+                f"{tokens.shape[1]} tokens of {brief(longest)}. Shorten the prompts or the class names."
+            )
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))
 
 
 def encode_prompts(
@@ -67,9 +89,10 @@ def encode_prompts(
         (C, embed_dim) in float32 on ``device``, rows of unit length.
 
     Raises:
-        UserError: See `class_prompts`.
+        UserError: See `class_prompts` and `check_distinct`.
     """
     prompts = class_prompts(classnames, templates)
+    check_distinct(tokenizer, classnames, templates)
     device = torch.device(device)
     encode: Callable[[Tensor], Tensor] = model.encode_text  # type: ignore[assignment]
     parts = []

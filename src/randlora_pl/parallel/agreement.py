@@ -91,7 +91,8 @@ def _splits_differ(ask: Ask) -> str:
     ours, theirs = (json.loads(own[index])[1] if index < len(own) else "missing" for own in (samples[0], samples[rank]))
     return (
         f"the {name} differ: process 0 has {counts[0]:,}, process {rank} has {counts[1]:,}; number "
-        f"{place * BLOCK + index:,} is {ours} in process 0 and {theirs} in process {rank}. Copy the data again."
+        f"{place * BLOCK + index:,} is {ours} in process 0 and {theirs} in process {rank}. Copy the data again, "
+        "and the files that --data.templates and --data.classnames name."
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.models import clip_image_spec, encode_prompts, load_clip
-from randlora_pl.models.text import class_prompts
+from randlora_pl.models.text import check_distinct, class_prompts
 from randlora_pl.tasks import images
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.losses import (
@@ -107,6 +107,8 @@ class VisionLanguageTask(AdaptationTask):
 
     def _take_tokenizer(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        if not self.retrieval:
+            check_distinct(tokenizer, self.classnames, self.used_prompts().training)
         tokens = tokenizer(class_prompts(self.classnames, self.used_prompts().training))
         self.register_buffer("tokens", tokens.view(len(self.classnames), -1, tokens.shape[1]), persistent=False)
 

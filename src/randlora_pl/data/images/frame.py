@@ -53,6 +53,7 @@ def read_resize(text: str) -> tuple[str, float]:
     Raises:
         UserError: The mode is unknown, or the number is impossible.
     """
+    text = str(text)  # YAML reads `longest:` as a mapping
     mode, colon, number = text.partition(":")
     if mode not in RESIZES and text != MODEL:
         known = (MODEL, *RESIZES)
