@@ -15,6 +15,7 @@ from torch import nn
 from randlora_pl import adapters, tasks
 from randlora_pl.adapters import Adapter, LoRA, inject, load_adapter, save_adapter
 from randlora_pl.config.mistakes import check_here
+from randlora_pl.config.own_classes import task_name
 from randlora_pl.engine.command import prepare
 from randlora_pl.tasks.defaults import default_learning_rate
 from randlora_pl.utils.errors import UserError
@@ -116,6 +117,15 @@ def test_files_load_what_is_registered(mine: Callable[[], Any], own: Callable[[]
         load_adapter(again, "own")
 
 
+def _installed(folder: Path, entries: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the modules of a folder an installed package with entry points."""
+    info = folder / "mine-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: mine\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(entries)
+    monkeypatch.syspath_prepend(folder)
+
+
 def test_entry_points_are_imported_when_a_file_needs_them(
     mine: Callable[[], Any], own: Callable[[], None], run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -123,12 +133,19 @@ def test_entry_points_are_imported_when_a_file_needs_them(
     inject(model, mine().RankOne(), ["0"])
     save_adapter(model, "own")
     own()
-    info = tmp_path / "mine-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Name: mine\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[randlora_pl.adapters]\nRankOne = mine:RankOne\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    _installed(tmp_path, "[randlora_pl.adapters]\nRankOne = mine:RankOne\n", monkeypatch)
     assert adapters.read_adapter("own").adapter.method() == "RankOne"
+
+
+@pytest.mark.parametrize("typed", ["mine.MyTexts", "MyTexts"])
+def test_tasks_of_entry_points_have_their_own_data(
+    mine: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: str
+) -> None:
+    text = "from randlora_pl.language import CausalLMTask\nclass MyTexts(CausalLMTask): pass\n"
+    Path("mine.py").write_text(text)
+    _installed(tmp_path, "[randlora_pl.tasks]\nMyTexts = mine:MyTexts\n", monkeypatch)
+    command = prepare("fit", ["--model", typed, "--data.dataset", "jsonl", "--data.mask_prompt", "true"])
+    assert task_name(str(command.flat()["model"])) == "CausalLMTask"
 
 
 class Nowhere(LoRA):

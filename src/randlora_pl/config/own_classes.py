@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -12,8 +11,8 @@ from randlora_pl.config.classes import CLASSES, LISTS, Tree, normalize
 from randlora_pl.config.compose import Command, parse_value, read_config
 from randlora_pl.config.validate import tasks
 from randlora_pl.utils.errors import UserError, brief, errors_in
-from randlora_pl.utils.own_classes.imports import import_named, is_importable, named_modules
-from randlora_pl.utils.own_classes.registry import parent_among, registered
+from randlora_pl.utils.own_classes.imports import import_named, imported, is_importable, named_modules
+from randlora_pl.utils.own_classes.registry import parent_among, path_by_name, registered
 
 _LIBRARIES = ("randlora_pl", "lightning")
 """Packages with classes that any config may name."""
@@ -95,10 +94,11 @@ def task_name(path: str) -> str | None:
     """Return the name of the task of this program that a config names, or whose child it names; else None.
 
     Args:
-        path: Name or import path of a task that is imported already.
+        path: Name or import path of a task that is imported already, or is an entry point.
     """
+    path = path if path in tasks() else path_by_name(path) or path
     module, _, name = path.rpartition(".")
-    there = named_modules().get(module) or sys.modules.get(module if registered(path) else "")
+    there = imported(module, f"The entry point {path}") if registered(path) else named_modules().get(module)
     kind = getattr(there, name, None)
     return parent_among(kind, tasks()) if isinstance(kind, type) else name if name in tasks() else None
 
