@@ -193,3 +193,14 @@ def test_other_classes_in_the_description_do_not_fit(folder: Path) -> None:
     changed(folder, lambda metadata: metadata.update(classnames=[*NAMES, "bird"]))
     with pytest.raises(UserError, match="the head does not fit"):
         load_task(folder)
+
+
+class OneRate(PromptTask):
+    fixed_options = ("head_learning_rate",)
+
+    def __init__(self, name: str = "tiny", **options: Any) -> None:
+        super().__init__(name, **options)
+
+
+def test_a_subclass_fixes_the_rate_of_the_head() -> None:
+    assert "head_learning_rate" not in OneRate().constructor()

@@ -34,7 +34,7 @@ PARTS: dict[str, dict[str, type[Described]]] = {
 def constructor(task: Any) -> dict[str, Any]:
     """Return the constructor's arguments as JSON values (see `files.constructor`), without the rate of a head."""
     values = files.constructor(task)
-    del values["head_learning_rate"]
+    values.pop("head_learning_rate", None)  # a subclass may fix it
     return {name: value.describe() if isinstance(value, Described) else value for name, value in values.items()}
 
 
