@@ -207,6 +207,14 @@ def test_adapter_folders_say_which_task_they_need(tmp_path: Path) -> None:
         adapter_config(tmp_path / "nowhere")
 
 
+def test_a_class_without_a_module_has_a_message_of_its_own(tmp_path: Path, finished: Path) -> None:
+    content = json.loads((finished / "adapter/adapter_config.json").read_text())
+    content["metadata"]["task_class"] = ""
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"'' is not the import path of a task\. The file is damaged or was changed"):
+        adapter_config(tmp_path)
+
+
 def test_folders_of_peft_are_refused_with_the_command_that_imports_them(
     refused: Callable[..., str], tmp_path: Path
 ) -> None:

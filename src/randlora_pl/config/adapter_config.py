@@ -59,7 +59,7 @@ def adapter_config(folder: Path) -> Tree:
     try:
         content = upgraded(content, folder)
         metadata = content["metadata"]
-        task, arguments = metadata.get("task_class") or metadata["task"], metadata["arguments"]
+        task, arguments = metadata.get("task_class", metadata["task"]), metadata["arguments"]
         check_adapter_schema(content, file)
         adapter = _as_class(content, file)
     except (KeyError, TypeError, AttributeError) as error:

@@ -92,6 +92,8 @@ class Registry:
                 raise UserError(f"The module {module} has no {self.what} {name}.")
         if found is None and path in self._entries():
             found = getattr(imported(module, f"The entry point {path}"), name, None)
+        if found is None and not module:
+            raise UserError(f"{path!r} is not the import path of a {self.what}.", "The file is damaged or was changed.")
         if found is None:
             raise UserError(
                 f"The {self.what} {path} is not of this program, and a file imports nothing by itself.",
