@@ -40,7 +40,7 @@ def replace_tensors(adapter: Path, edit: Callable[[torch.Tensor], torch.Tensor])
 @pytest.mark.parametrize(
     ("edit", "word"),
     [
-        (lambda config: config["options"].update(alpha=10**400), "alpha"),
+        (lambda config: config["options"].update(alpha=10**400), "a number of 401 digits"),
         (lambda config: config["options"].update(num_bases=10**9), "num_bases"),
         (lambda config: config["options"].update(num_bases=10**18), "num_bases"),
         (
@@ -55,7 +55,8 @@ def test_nonsense_in_a_description(
     refused: Callable[..., str], adapter: Path, tmp_path: Path, edit: Callable[[Any], object], word: str
 ) -> None:
     change(adapter, edit)
-    assert word in refused("predict", "--adapter", "adapter", "--images", "adapter", "--output", "-")
+    (tmp_path / "0.png").touch()  # images are found before the adapter is read
+    assert word in refused("predict", "--adapter", "adapter", "--images", "0.png", "--output", "-")
 
 
 @pytest.mark.parametrize("side", [10**12, 0])

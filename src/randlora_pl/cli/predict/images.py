@@ -96,7 +96,7 @@ def classify(options: argparse.Namespace) -> PredictionTable:
         from randlora_pl.data.unlabelled import find_images
         from randlora_pl.tasks import PromptTask, load_tasks, weighted_task
 
-    paths = find_images(options.images)  # before the models, which take seconds to load
+    find_images(options.images)  # before the models, which take seconds to load
     device = pick_device(options.device)
     precision = use_precision(options.precision, device)
     tasks = load_tasks(options.adapters)
@@ -113,7 +113,7 @@ def classify(options: argparse.Namespace) -> PredictionTable:
     batch_size = options.batch_size or 64
     most = options.max_pixels or MAX_PIXELS
     trust_the_limit()
-    opened = {frame: open_images(paths, frame, batch_size, skip=skip, most_pixels=most) for frame in frames}
+    opened = {frame: open_images(options.images, frame, batch_size, skip=skip, most_pixels=most) for frame in frames}
     loaders, images = [loader for loader, _ in opened.values()], opened[frames[0]][1]
     count = max(min(options.top_k or 5, len(task.classnames)) for task in tasks.values())
     found = PredictionTable.of_classes(list(tasks), "images", ["image"], [[str(image)] for image in images], count)
