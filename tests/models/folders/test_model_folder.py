@@ -15,7 +15,7 @@ from randlora_pl.models import clip_image_spec, library_of, load_clip, load_toke
 from randlora_pl.utils.errors import UserError
 from tests.fake_hub import FakeHub, Repo, fake_hub
 from tests.models.conftest import SMALL
-from tests.models.folders.make import TIMM, clip_folder, vit_folder
+from tests.models.folders.make import FRAME, TIMM, clip_folder, vit_folder
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +171,20 @@ def test_half_a_folder_and_a_damaged_one_are_one_line(clips: Path, vits: Path, t
         with pytest.raises(UserError, match=message) as found:
             load_clip(name, "random")
         assert "\n" not in str(found.value)
+    for part, values, message in (
+        ("vision_cfg", {"image_size": "x"}, "vision_cfg.image_size is 'x'"),
+        ("vision_cfg", {"image_size": []}, r"vision_cfg.image_size is \[\]"),
+        ("vision_cfg", {"patch_size": 0}, "vision_cfg.patch_size is 0"),
+        ("vision_cfg", {"patch_size": "a"}, "vision_cfg.patch_size is 'a'"),
+        ("vision_cfg", {"layers": 10**6}, "vision_cfg.layers is 1000000"),
+        ("text_cfg", {"layers": 10**6}, "text_cfg.layers is 1000000"),
+        ("text_cfg", {"tokenizer_kwargs": 3}, "text_cfg.tokenizer_kwargs is 3"),
+    ):
+        _changed(half, model_cfg=SMALL | {part: SMALL[part] | values}, preprocess_cfg=FRAME)
+        with pytest.raises(UserError, match=message):
+            load_clip(name, "random")
+    _changed(half, model_cfg=SMALL | {"text_cfg": SMALL["text_cfg"] | {"tokenizer_kwargs": None}})
+    assert load_clip(name, "random").image.size == 32
     (half / "open_clip_config.json").unlink()
     with pytest.raises(UserError, match="no open_clip_config"):
         load_clip(name)
@@ -181,6 +195,7 @@ def test_half_a_folder_and_a_damaged_one_are_one_line(clips: Path, vits: Path, t
         ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "checkpoint_path"),
         ({"model_args": {"in_chans": 1}}, "channels"),
         ({"model_args": {"no_such": 1}}, "no_such"),
+        ({"model_args": {"depth": 10**6}}, "model_args.depth is 1000000"),
         ({"architecture": None}, "architecture"),
         ({"pretrained_cfg": TIMM["pretrained_cfg"] | {"crop_mode": "fold"}}, "resize 'fold'"),
         ({"pretrained_cfg": TIMM["pretrained_cfg"] | {"std": [0.5]}}, "three numbers"),

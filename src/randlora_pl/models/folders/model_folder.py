@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
+from randlora_pl.utils.adapter_schema import misfit
 from randlora_pl.utils.errors import UserError, first_line, near
 from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.files.hub_files import hub_file
@@ -22,6 +23,19 @@ _WEIGHTS: dict[Library, tuple[str, ...]] = {
 }
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _ARGUMENTS_OF_LOADING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+
+
+_LARGEST = {"image_size": 8192, "patch_size": 8192, "layers": 1024, "depth": 1024, "depths": 1024}
+"""Bounds of the sizes in a configuration; those of published models are far lower."""
+
+
+class _Tower(TypedDict, total=False):
+    """Values of a tower's configuration that are used before open_clip builds it; further keys are allowed."""
+
+    image_size: int | list[int]
+    patch_size: int
+    layers: int | list[int]
+    tokenizer_kwargs: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -202,9 +216,21 @@ def _check_clip(config: Mapping[str, Any]) -> Iterator[str]:
     elif not isinstance(config.get("preprocess_cfg", {}), dict):
         yield "preprocess_cfg is not a mapping. Copy the file again."
     else:
-        options = model["text_cfg"].get("tokenizer_kwargs", {})
-        if not isinstance(options, dict) or "trust_remote_code" in options:
+        for part in ("vision_cfg", "text_cfg", "multimodal_cfg"):
+            if wrong := misfit(model.get(part) or {}, _Tower, part) or _size_out_of_range(model.get(part) or {}, part):
+                yield f"{wrong}. Copy the file again."
+        if "trust_remote_code" in (model["text_cfg"].get("tokenizer_kwargs") or {}):
             yield "its tokenizer runs code of the repository, which is refused. Choose another model."
+
+
+def _size_out_of_range(values: Mapping[str, Any], part: str) -> str | None:
+    """Return the first of the sizes in a configuration that no model has, or None."""
+    for key, largest in _LARGEST.items():
+        value = values.get(key, 1)
+        sides = value if isinstance(value, list) else [value]
+        if not sides or any(isinstance(side, int) and not 0 < side <= largest for side in sides):
+            return f"{part}.{key} is {value}"
+    return None
 
 
 def _check_timm(config: Mapping[str, Any]) -> Iterator[str]:
@@ -221,5 +247,7 @@ def _check_timm(config: Mapping[str, Any]) -> Iterator[str]:
         yield "model_args or pretrained_cfg is not a mapping. Copy the file again."
     elif wrong := sorted(_ARGUMENTS_OF_LOADING & options.keys()):
         yield f"model_args sets {wrong[0]}, which would load other weights. Remove it from the file."
+    elif odd := _size_out_of_range(options, "model_args"):
+        yield f"{odd}. Copy the file again."
     elif options.get("in_chans", 3) != 3:
         yield f"its images have {options['in_chans']} channels; only 3 are supported. Choose another model."
