@@ -199,11 +199,12 @@ class Handler(BaseHTTPRequestHandler):
         files = repo.files(revision)
         if files is None or file not in files:
             return self.refuse(404, "Not found", "EntryNotFound" if files else "RevisionNotFound")
+        commit = next(repo.sha(branch) for branch, there in repo.branches.items() if there is files)
         content, oid = files[file], hashlib.sha256(files[file]).hexdigest()
         if ".safe" not in file:
-            return self.answer(200, content, ETag=f'"{oid[:40]}"', X_Repo_Commit=revision)
+            return self.answer(200, content, ETag=f'"{oid[:40]}"', X_Repo_Commit=commit)
         self.server.large[oid] = content
-        headers = {"X_Repo_Commit": revision, "X_Linked_Etag": f'"{oid}"', "X_Linked_Size": str(len(content))}
+        headers = {"X_Repo_Commit": commit, "X_Linked_Etag": f'"{oid}"', "X_Linked_Size": str(len(content))}
         elsewhere = self.server.url.replace("127.0.0.1", "localhost")  # another host, as the Hub's storage is
         return self.answer(302, Location=f"{elsewhere}/large/{oid}", **headers)
 

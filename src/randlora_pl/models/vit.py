@@ -20,6 +20,9 @@ from randlora_pl.utils.files.hub_files import asking_hub
 from randlora_pl.utils.files.weights_files import looks_like_file, remember
 from randlora_pl.utils.reuse import cached_copy
 
+Named = str | ModelFolder
+"""A name of timm, or the folder that a name means: opened once, so that a repository has one state."""
+
 _DINOV2_SIZE = 224  # as in the paper; timm's configurations have 518
 
 
@@ -43,6 +46,10 @@ def vit_image_spec(name: str, img_size: int | None = None) -> ImageSpec:
         >>> vit_image_spec("vit_base_patch14_dinov2").size
         224
     """
+    return _image_spec(_opened(name), img_size)
+
+
+def _image_spec(name: Named, img_size: int | None) -> ImageSpec:
     values = resolve_data_config(pretrained_cfg=_config(name).to_dict())  # type: ignore[no-untyped-call]
     try:
         _, height, width = (int(side) for side in values["input_size"])
@@ -54,10 +61,10 @@ def vit_image_spec(name: str, img_size: int | None = None) -> ImageSpec:
             f"{name} takes images of {height} x {width} pixels; only square images are supported. "
             f"Set --model.img_size {width}."
         )
-    usual = _DINOV2_SIZE if "dinov2" in name and not is_folder(name) else width
+    usual = _DINOV2_SIZE if isinstance(name, str) and "dinov2" in name else width
     size = usual if img_size is None else img_size
-    check_size(name, size, 1)
-    return timm_spec(values, size, name)
+    check_size(str(name), size, 1)
+    return timm_spec(values, size, str(name))
 
 
 def load_vit(name: str, pretrained: str | None = None, *, img_size: int | None = None, seed: int = 0) -> LoadedVit:
@@ -76,16 +83,16 @@ def load_vit(name: str, pretrained: str | None = None, *, img_size: int | None =
         UserError: Unknown name or tag; a file that is missing, damaged or of another architecture; weights that cannot
             be downloaded; an image size that the model does not support.
     """
-    name, pretrained, is_file = _resolve(name, pretrained)
+    named, pretrained, is_file = _resolve(_opened(name), pretrained)
     drawn = seed if pretrained == "random" else None
-    config = open_folder(name, "timm").sha256 if is_folder(name) else None
-    key = (name, pretrained, changed(pretrained), drawn, img_size, config)
-    return cached_copy("vit", key, lambda: _load(name, pretrained, is_file, img_size, seed))
+    config = named.sha256 if isinstance(named, ModelFolder) else None
+    key = (str(named), pretrained, changed(pretrained), drawn, img_size, config)
+    return cached_copy("vit", key, lambda: _load(named, pretrained, is_file, img_size, seed))
 
 
-def _load(name: str, pretrained: str, is_file: bool, img_size: int | None, seed: int) -> LoadedVit:
+def _load(name: Named, pretrained: str, is_file: bool, img_size: int | None, seed: int) -> LoadedVit:
     """Load the model for `load_vit`, with resolved name and weights."""
-    image = vit_image_spec(name, img_size)
+    image = _image_spec(name, img_size)
     state = _without_classifier(read_weights(pretrained), name) if is_file else None
     with seeded(seed):
         try:
@@ -97,10 +104,7 @@ def _load(name: str, pretrained: str, is_file: bool, img_size: int | None, seed:
         if img_size is not None:
             _check_runs(name, image.size)
     stored, digest = (Path(pretrained).name, remember(pretrained)) if is_file else (pretrained, None)
-    shown, config = name, None
-    if is_folder(name):
-        folder = open_folder(name, "timm")
-        shown, config = folder.stored_name, folder.sha256
+    shown, config = (name.stored_name, name.sha256) if isinstance(name, ModelFolder) else (name, None)
     drawn = seed if pretrained == "random" else None
     identity = ModelIdentity("timm", shown, stored, image.size, drawn, digest, config)
     return LoadedVit(model, image, identity, features_of(model))
@@ -119,10 +123,15 @@ def meta_vit(name: str, img_size: int | None = None) -> nn.Module:
         85798656
     """
     with torch.device("meta"):
-        return _build(name, vit_image_spec(name, img_size).size)
+        named = _opened(name)
+        return _build(named, _image_spec(named, img_size).size)
 
 
-def _check_runs(name: str, size: int) -> None:
+def _opened(name: str) -> Named:
+    return open_folder(name, "timm") if is_folder(name) else name
+
+
+def _check_runs(name: Named, size: int) -> None:
     """Raise an error if a model can be built for an image size but fails to run; tested on the meta device."""
     with torch.device("meta"), torch.no_grad():
         model = _build(name, size).eval()
@@ -135,10 +144,10 @@ def _check_runs(name: str, size: int) -> None:
             ) from error
 
 
-def _resolve(name: str, pretrained: str | None) -> tuple[str, str, bool]:
+def _resolve(name: Named, pretrained: str | None) -> tuple[Named, str, bool]:
     """Return the name with its tag; ``random``, the tag or an absolute path; and True if that is a file."""
-    if is_folder(name):
-        return _in_folder(open_folder(name, "timm"), pretrained)
+    if isinstance(name, ModelFolder):
+        return _in_folder(name, pretrained)
     config = _config(name)
     if pretrained in (None, "random"):
         return name, "random", False
@@ -161,20 +170,20 @@ def _resolve(name: str, pretrained: str | None) -> tuple[str, str, bool]:
     )
 
 
-def _in_folder(folder: ModelFolder, pretrained: str | None) -> tuple[str, str, bool]:
+def _in_folder(folder: ModelFolder, pretrained: str | None) -> tuple[Named, str, bool]:
     """Return what `_resolve` returns for a model in a folder or repository."""
     if pretrained == "random":
-        return folder.name, pretrained, False
+        return folder, pretrained, False
     if pretrained in (None, OWN):
-        return folder.name, str(folder.weights()), True
+        return folder, str(folder.weights()), True
     assert pretrained is not None
-    return folder.name, folder.file_of(pretrained), True
+    return folder, folder.file_of(pretrained), True
 
 
-def _config(name: str) -> Any:
+def _config(name: Named) -> Any:
     """Return timm's configuration of a name with its tag."""
-    if is_folder(name):
-        return open_folder(name, "timm").timm_parts()[0]
+    if isinstance(name, ModelFolder):
+        return name.timm_parts()[0]
     base, _, tag = name.partition(".")
     names = timm.list_models()
     if base not in names:
@@ -191,24 +200,24 @@ def _config(name: str) -> Any:
         ) from error
 
 
-def _build(name: str, size: int, pretrained: bool = False, state: Mapping[str, Tensor] | None = None) -> nn.Module:
+def _build(name: Named, size: int, pretrained: bool = False, state: Mapping[str, Tensor] | None = None) -> nn.Module:
     """Create the model; timm's own loading resizes position embeddings and converts foreign layouts."""
     options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0}
     if _config(name).fixed_input_size:  # others (convolutional) accept any size and lack the option
         options["img_size"] = size
     if state is not None:  # without "classifier" timm loads strictly
         options["pretrained_cfg_overlay"] = {"state_dict": dict(state), "classifier": None, "source": ""}
-    place = open_folder(name, "timm").local_name if is_folder(name) else name
+    place = name.local_name if isinstance(name, ModelFolder) else name
     with asking_hub():
         model: Any = timm.create_model(place, **options)
     model.pretrained_cfg.pop("state_dict", None)  # a second copy of the weights
-    if size != vit_image_spec(name).size:  # a model's own size may leave a margin: 384 in patches of 14
-        check_size(name, size, patch_size(model))
+    if size != _image_spec(name, None).size:  # a model's own size may leave a margin: 384 in patches of 14
+        check_size(str(name), size, patch_size(model))
     built: nn.Module = model
     return built
 
 
-def _without_classifier(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+def _without_classifier(state: Mapping[str, Tensor], name: Named) -> dict[str, Tensor]:
     """Return the tensors of a file without the classification layer."""
     classifier = _config(name).classifier or ()
     layers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
@@ -216,7 +225,7 @@ def _without_classifier(state: Mapping[str, Tensor], name: str) -> dict[str, Ten
     return {key: value for key, value in state.items() if key not in drop}
 
 
-def _loading_error(name: str, pretrained: str, error: Exception, is_file: bool) -> UserError:
+def _loading_error(name: Named, pretrained: str, error: Exception, is_file: bool) -> UserError:
     what = f"weights '{pretrained}' for {name}"
     if is_file:
         return UserError(mismatch(what, str(error) or type(error).__name__))

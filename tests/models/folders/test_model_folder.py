@@ -87,6 +87,11 @@ def test_repositories_of_the_hub_are_the_same_models(hub: FakeHub, clips: Path, 
     assert clip.identity.sha256 == local.identity.sha256 and clip.identity.name == "hf-hub:ann/clip"
     assert clip.image == local.image and vit.identity.name == "hf-hub:ann/vit@v1"
     assert all(torch.equal(value, state[key]) for key, value in folder.items())
+    hub.requests.clear()
+    load_vit("hf-hub:ann/vit", img_size=48)
+    load_clip("hf-hub:ann/clip")
+    files = ("vit/resolve/main/config.json", "clip/resolve/main/open_clip_config.json")
+    assert hub.requests == [f"HEAD /ann/{file}" for file in files]  # all else is of the same commit, in the cache
     hub.shutdown()
     hub.server_close()  # from now on from the cache
     assert load_clip("hf-hub:ann/clip").identity == clip.identity

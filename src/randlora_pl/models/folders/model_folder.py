@@ -54,6 +54,9 @@ class ModelFolder:
     file: Path
     config: dict[str, Any]
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     def revision(self) -> str | None:
         """Revision in the name of a repository."""
@@ -75,14 +78,14 @@ class ModelFolder:
         return remember(self.file)
 
     def weights(self) -> Path:
-        """Return the weights file, downloaded if it is at the Hub and not in the cache.
+        """Return the weights file, downloaded if it is at the Hub and not in the cache; of the configuration's commit.
 
         Raises:
             UserError: There is none, or it cannot be downloaded.
         """
         if self.name.startswith(HUB):
-            repository, revision = _repository(self.name)
-            found = (hub_file(repository, name, revision, "--model.name") for name in self._candidates())
+            repository, commit = _repository(self.name)[0], self.file.parent.name
+            found = (hub_file(repository, name, commit, "--model.name") for name in self._candidates())
         else:
             names = [*self._candidates(), *(file.name for suffix in _SUFFIXES for file in self._with(suffix))]
             found = (self.file.parent / name for name in names if (self.file.parent / name).is_file())
