@@ -144,7 +144,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         return tokenizer
     needed = source.config["text_cfg"].get("hf_tokenizer_name")
     try:
-        with quiet(), asking_hub(), no_code_of_others() if needed else nullcontext():
+        with quiet(), asking_hub(), no_code_of_others() if needed or source.folder else nullcontext():
             tokenizer = open_clip.get_tokenizer(source.name)
     except Exception as error:  # OSError, ImportError or ValueError, depending on the version of transformers
         raise UserError(
@@ -160,7 +160,7 @@ def _build(source: Source, size: int, seed: int, device: str = "cpu") -> nn.Modu
         return build_tiny(source.pretrained if source.kind == "shipped" else "random", seed).to(device)
     text = source.config["text_cfg"].get("hf_model_name")
     try:
-        with quiet(), asking_hub(), no_code_of_others() if text else nullcontext():
+        with quiet(), asking_hub(), no_code_of_others() if text or source.folder else nullcontext():
             model: nn.Module = open_clip.create_model(
                 source.library_name,
                 load_weights=False,

@@ -233,3 +233,21 @@ def test_code_of_a_folder_never_runs(clips: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match="refused"):
         load_tokenizer(name)
     assert not mark.exists()
+
+
+def test_no_part_of_a_folder_may_ask_to_run_code(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import dynamic_module_utils
+
+    folder = shutil.copytree(clips, tmp_path / "clip")
+    _changed(folder, model_cfg=SMALL)  # names neither a tokenizer nor a text tower
+    seen = []
+
+    def stopped(*args: Any, **options: Any) -> None:
+        seen.append(dynamic_module_utils.TIME_OUT_REMOTE_CODE)
+        raise OSError
+
+    for function, load in (("get_tokenizer", load_tokenizer), ("create_model", meta_clip)):
+        monkeypatch.setattr(open_clip, function, stopped)
+        with pytest.raises(UserError):
+            load(f"local-dir:{folder}")
+    assert seen == [0, 0]
