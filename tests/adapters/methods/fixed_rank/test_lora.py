@@ -34,6 +34,9 @@ def test_the_start_of_the_papers_code() -> None:
     for random, bound in ((plain.B, 1 / math.sqrt(50 * 200)), (packed.A, 1 / math.sqrt(50 * 120))):
         assert random.abs().max() <= bound
         assert random.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+    alone = nn.MultiheadAttention(120, 2)  # its layer is called in_proj
+    inject(alone, LoRA(50, init="official"), ["in_proj"])
+    assert not alone.delta.B.any() and alone.delta.A.any()  # type: ignore[union-attr,operator]
     model.fc(torch.randn(3, 300)).square().sum().backward()  # type: ignore[operator]
     assert plain.A.grad is not None and plain.A.grad.any() and plain.B.grad is not None and not plain.B.grad.any()
     with pytest.raises(UserError, match="init is 'zero'; choose kaiming or official"):

@@ -62,7 +62,7 @@ class LoRADelta(FactoredDelta):
         self.scaling = adapter.of(adapter.alpha, shape, 1.0) / (math.sqrt(rank) if adapter.rslora else rank)
         key, name, out, columns = adapter.key, f"lora/{shape.layer}", shape.out_features, shape.in_features
         official = adapter.init == "official"
-        if official and not (name.endswith(".in_proj") and out == 3 * columns):
+        if official and not (shape.layer.rpartition(".")[2] == "in_proj" and out == 3 * columns):
             self.A = trainable(weight, rank, columns, fill=0.0)
             self.B = drawn(weight, key, name, out, rank, "uniform", 1 / math.sqrt(3 * rank * out))
         else:
