@@ -26,7 +26,7 @@ _ARGUMENTS_OF_LOADING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay
 
 
 _LARGEST = {"image_size": 8192, "patch_size": 8192, "layers": 1024, "depth": 1024, "depths": 1024}
-"""Bounds of the sizes in a configuration; those of published models are far lower."""
+"""Bounds of the sizes in a configuration, far above all published models."""
 
 
 class _Tower(TypedDict, total=False):
