@@ -99,7 +99,8 @@ def load_clip(
         _log.warning(note)
     drawn = seed if source.kind == "random" else None
     config = source.folder and source.folder.sha256
-    key = (source.kind, source.name, source.pretrained, changed(source.pretrained), drawn, force_image_size, config)
+    file = download(source) if source.kind == OWN else source.pretrained
+    key = (source.kind, source.name, file, changed(file), drawn, force_image_size, config)
     return cached_copy("clip", key, lambda: _load(source, seed, force_image_size))
 
 

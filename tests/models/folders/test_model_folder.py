@@ -10,9 +10,11 @@ import open_clip
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from randlora_pl.models import clip_image_spec, library_of, load_clip, load_tokenizer, load_vit, meta_clip, meta_vit
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.reuse import caching
 from tests.fake_hub import FakeHub, Repo, fake_hub
 from tests.models.conftest import SMALL
 from tests.models.folders.make import FRAME, TIMM, clip_folder, vit_folder
@@ -63,6 +65,14 @@ def test_a_folder_of_open_clip_gives_its_model_its_preprocessing_and_its_tokeniz
     random = load_clip(name, "random").identity
     assert (random.pretrained, random.sha256, random.config_sha256) == ("random", None, identity.config_sha256)
     assert library_of(name) == "open_clip" and sum(p.numel() for p in meta_clip(name).parameters()) > 0
+
+
+def test_other_weights_of_a_folder_are_loaded_again(clips: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(clips, tmp_path / "clip")
+    with caching():
+        state = load_clip(f"local-dir:{folder}").model.state_dict()
+        save_file({name: value + 1 for name, value in state.items()}, folder / "open_clip_model.safetensors")
+        assert load_clip(f"local-dir:{folder}").model.logit_scale == state["logit_scale"] + 1
 
 
 def test_a_folder_of_timm_gives_its_model_at_its_size(vits: Path) -> None:
