@@ -193,13 +193,11 @@ def test_half_a_folder_and_a_damaged_one_are_one_line(clips: Path, vits: Path, t
         ("vision_cfg", {"patch_size": "a"}, "vision_cfg.patch_size is 'a'"),
         ("vision_cfg", {"layers": 10**6}, "vision_cfg.layers is 1000000"),
         ("text_cfg", {"layers": 10**6}, "text_cfg.layers is 1000000"),
-        ("text_cfg", {"tokenizer_kwargs": 3}, "text_cfg.tokenizer_kwargs is 3"),
+        ("text_cfg", {"tokenizer_kwargs": None}, "text_cfg.tokenizer_kwargs is None"),
     ):
         _changed(half, model_cfg=SMALL | {part: SMALL[part] | values}, preprocess_cfg=FRAME)
         with pytest.raises(UserError, match=message):
             load_clip(name, "random")
-    _changed(half, model_cfg=SMALL | {"text_cfg": SMALL["text_cfg"] | {"tokenizer_kwargs": None}})
-    assert load_clip(name, "random").image.size == 32
     (half / "open_clip_config.json").unlink()
     with pytest.raises(UserError, match="no open_clip_config"):
         load_clip(name)

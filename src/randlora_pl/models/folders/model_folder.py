@@ -35,7 +35,7 @@ class _Tower(TypedDict, total=False):
     image_size: int | list[int]
     patch_size: int
     layers: int | list[int]
-    tokenizer_kwargs: dict[str, Any] | None
+    tokenizer_kwargs: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def _check_clip(config: Mapping[str, Any]) -> Iterator[str]:
         for part in ("vision_cfg", "text_cfg", "multimodal_cfg"):
             if wrong := misfit(model.get(part) or {}, _Tower, part) or _size_out_of_range(model.get(part) or {}, part):
                 yield f"{wrong}. Copy the file again."
-        if "trust_remote_code" in (model["text_cfg"].get("tokenizer_kwargs") or {}):
+        if "trust_remote_code" in model["text_cfg"].get("tokenizer_kwargs", {}):
             yield "its tokenizer runs code of the repository, which is refused. Choose another model."
 
 
