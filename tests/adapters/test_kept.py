@@ -21,8 +21,8 @@ from randlora_pl.adapters import (
     inject,
     load_adapter,
     merge,
-    methods,
     read_adapter,
+    register,
     save_adapter,
     set_train_mode,
 )
@@ -195,6 +195,7 @@ def test_a_used_model_forgets_what_it_computed_from_other_weights(tmp_path: Path
     assert torch.allclose(used(torch.ones(1, 2)), plain + 2)
 
 
+@register
 class Masked(LoRA):
     """LoRA with a mask of its outputs that something else than a gradient decides."""
 
@@ -215,9 +216,7 @@ class MaskedDelta(LoRADelta):
 
 
 @pytest.mark.parametrize("qkv", ["packed", "split"])
-def test_an_update_names_the_buffers_that_it_keeps(qkv: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "__all__", [*methods.__all__, "Masked"])
-    monkeypatch.setattr(methods, "Masked", Masked, raising=False)
+def test_an_update_names_the_buffers_that_it_keeps(qkv: Any, tmp_path: Path) -> None:
     base = nn.MultiheadAttention(6, 2, batch_first=True).eval()
     model, x = copy.deepcopy(base), torch.randn(2, 3, 6)
     inject(model, Masked(2, qkv=qkv), ["q", "v"] if qkv == "split" else ["qkv"])

@@ -107,6 +107,7 @@ def test_the_shipped_config_runs_with_random_weights(dataset: str, names: set[st
     results = json.loads((folder / "results.json").read_text())
     figures = [name.removeprefix("test/") for name in results if name.startswith("test/")]
     of_classes = {"balanced_accuracy", "macro_f1", "smallest_class", "largest_class"} if "acc" in names else set()
+    of_classes |= {"right"} if of_classes else set()
     assert set(figures) == names | {"score", "loss"} | of_classes
     assert (folder / "test_per_class.csv").is_file() is bool(of_classes)
     assert results["data/metric"] == figures[0] and results["test/score"] == results[f"test/{figures[0]}"]

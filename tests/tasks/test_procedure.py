@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import LoRA, inject, load_adapter, save_adapter
+from randlora_pl.adapters import LoRA, inject, load_adapter, register, save_adapter
 from randlora_pl.adapters.procedure import Procedure, all_finite
 
 from .small import make, trained
@@ -53,6 +53,7 @@ class Shrink(Procedure):
         return {"shrink/seen": float(self.seen)}
 
 
+@register
 class Shrunk(LoRA):
     """LoRA with that procedure, under LoRA's name, by which checkpoints find methods."""
 

@@ -183,7 +183,8 @@ def test_what_cannot_run_is_refused_before_anything_is_written(refused: Refused,
         ({"datasets": {"mine": {"dataset": "folder", "root": "nowhere"}}}, "mine should be"),
     ):
         written(tmp_path, **change)
-        assert said in refused("sweep", "small.yaml", "--data.root", str(tmp_path))
+        root = ["--data.root", str(tmp_path)] if "datasets" in change else []  # the digits read none
+        assert said in refused("sweep", "small.yaml", *root)
         if "first" in str(change):
             assert said in refused("sweep", "small.yaml", "--dry-run")
 

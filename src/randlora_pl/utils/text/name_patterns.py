@@ -37,7 +37,9 @@ def group_names(names: Iterable[tuple[str, Hashable]]) -> dict[tuple[str, Hashab
     for (pattern, kind), positions in groups.items():
         together = [own for key, own in numbers.items() if key[0] == pattern]
         words = _words(numbers[pattern, kind], list(zip(*together, strict=True)))
-        found["".join(_alternate(pattern.split("*"), words)), kind] = positions
+        alone = len(positions) == 1 and len(together) == 1
+        shown = listed[positions[0]][0] if alone else "".join(_alternate(pattern.split("*"), words))
+        found[shown, kind] = positions
     return found
 
 
