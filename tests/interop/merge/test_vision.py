@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ from tests.tasks.small import CLASSES, KINDS, TEMPLATES, built, images, two_bloc
 
 @pytest.fixture(autouse=True, scope="module")
 def _shallow() -> Iterator[None]:
-    with two_blocks():
+    with two_blocks(), pytest.MonkeyPatch.context() as patch:
+        for name in ("_MODEL_CONFIG_PATHS", "_MODEL_CONFIGS"):  # so that what tests register does not stay
+            patch.setattr(open_clip.factory, name, copy(getattr(open_clip.factory, name)))
         yield
 
 
