@@ -1,9 +1,9 @@
 """The optimizer of an adapted model: which of its tensors weight decay may move."""
 
-import pytest
 import torch
 
 from randlora_pl.adapters import make_optimizer, trainable_parameters
+from tests.support.products import in_one_item
 
 from .cases import METHODS, base_and_adapted, inputs
 
@@ -11,7 +11,7 @@ _DECAY = ("full", "galore", "fira", "nola-official")
 """Methods whose published decay moves the model: of the pretrained weights, or of two factors that are not zero."""
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "probe"])  # which trains nothing
+@in_one_item("method", [name for name in METHODS if name != "probe"])  # which trains nothing
 def test_decay_alone_changes_no_model(method: str) -> None:
     """Factors that start away from zero may shrink, because the other factor is zero."""
     _, model = base_and_adapted(method, "linear-in<out")

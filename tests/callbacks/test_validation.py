@@ -16,10 +16,11 @@ from randlora_pl.data import ImageData
 from randlora_pl.tasks import TextHeadTask
 from randlora_pl.tasks.trainer import make_trainer
 from randlora_pl.utils.errors import UserError
+from tests.support.products import in_one_item
 from tests.tasks.small import trained
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("steps", "samples", "held_out", "global_batch", "wanted"),
     [
         (203, 1294, 143, 64, 21),  # all digits for ten epochs: once a pass

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.products import in_one_item
 from tests.utils.files.test_documents import BOMB
 
 LONG = "x" * 10_000
@@ -52,7 +53,7 @@ def test_a_bad_config_is_refused(refused: Callable[..., str], tmp_path: Path, te
     assert word in message and len(message) < 1600
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     "words",
     [
         ("--seed_everything", "1" * 5000),

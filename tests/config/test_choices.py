@@ -10,6 +10,7 @@ from randlora_pl.config.choices import choose_dataset
 from randlora_pl.config.compose import compose
 from randlora_pl.data.own_format import format_of
 from randlora_pl.utils.errors import UserError
+from tests.support.products import in_one_item
 
 FILES: dict[str, list[str] | str] = {
     "folder": ["cat/a.png", "dog/a.png"],
@@ -36,7 +37,7 @@ def make(root: Path, files: list[str] | str) -> Path:
     return root
 
 
-@pytest.mark.parametrize("what", FILES)
+@in_one_item("what", FILES)
 def test_the_format_is_that_of_the_files(what: str, tmp_path: Path) -> None:
     assert format_of(make(tmp_path, FILES[what])) == what.partition(" ")[0]
 
@@ -60,7 +61,7 @@ def test_an_unclear_root_is_refused(files: list[str] | str, words: str, tmp_path
         format_of(make(tmp_path, files))
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("words", "dataset"),
     [
         ("--data.root own", "folder"),

@@ -5,6 +5,7 @@ import pytest
 
 from randlora_pl.config.compose import compose
 from randlora_pl.config.run_length import without_other_length
+from tests.support.products import in_one_item
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_what_is_set_last_is_the_length(tmp_path: Path) -> None:
         assert (flat.get("data.epochs"), flat.get("data.steps")) == length, words
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("words", "length"),
     [
         ("--trainer.max_epochs 3", {"data.epochs": 3}),

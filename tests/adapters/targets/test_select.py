@@ -560,8 +560,8 @@ def test_rows_of_codegen_are_not_thirds() -> None:
         inject(model, LoRA(2), ["v"])
 
 
-@pytest.mark.parametrize(("sides", "shown"), [((0, 5), "5 x 0"), ((5, 0), "0 x 5")])
-@pytest.mark.parametrize("method", ["kradapter", "oft-neumann", "vera", "lora"])
+@in_one_item(("sides", "shown"), [((0, 5), "5 x 0"), ((5, 0), "0 x 5")])
+@in_one_item("method", ["kradapter", "oft-neumann", "vera", "lora"])
 def test_weights_without_entries_are_skipped_and_refused_by_name(
     method: str, sides: tuple[int, int], shown: str
 ) -> None:

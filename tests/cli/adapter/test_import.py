@@ -20,6 +20,7 @@ from tests.cli.adapter.test_export_peft import VIT, adapter
 from tests.fake_hub import Repo, fake_hub
 from tests.interop.foreign.test_official import by_hand, checkpoint
 from tests.support.cli import Run
+from tests.support.products import in_one_item
 
 PEFT = ("adapter", "import", "peft", "--from", "peft", "--output", "ours")
 
@@ -122,7 +123,7 @@ def test_a_pulled_adapter_of_peft_becomes_ours(run: Run, monkeypatch: pytest.Mon
     torch.testing.assert_close(two.class_logits(x), one.class_logits(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("config", "base"),
     [
         (

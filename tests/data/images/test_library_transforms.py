@@ -15,6 +15,7 @@ from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.transforms import eval_batch
 from randlora_pl.models.spec import open_clip_spec, timm_spec
 from randlora_pl.utils.image_spec import ImageSpec
+from tests.support.products import in_one_item
 
 SHAPES = [  # height, width
     (300, 900), (900, 300), (375, 500), (1, 1), (1, 40), (40, 1), (2, 3), (32, 32), (31, 33), (33, 64), (64, 33),
@@ -43,8 +44,8 @@ def check(spec: ImageSpec, theirs: Any, shapes: list[tuple[int, int]], bound: fl
         assert levels.max() < bound, (height, width)
 
 
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@in_one_item("interpolation", ["bicubic", "bilinear"])
+@in_one_item("mode", ["shortest", "longest", "squash"])
 def test_pixels_are_open_clips(mode: str, interpolation: str) -> None:
     size, fill = (32, 0) if interpolation == "bicubic" else (37, 114)
     values = {"mean": MEAN, "std": STD, "interpolation": interpolation, "resize_mode": mode, "fill_color": fill}
@@ -61,8 +62,8 @@ def test_pictures_longer_than_64_times_their_width_differ_by_one_level(interpola
     check(open_clip_spec(values, 32, "it"), theirs, long, bound=1.01)
 
 
-@pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0, 1.15])
-@pytest.mark.parametrize("mode", ["center", "border", "squash"])
+@in_one_item("crop_pct", [0.875, 0.9, 1.0, 1.15])
+@in_one_item("mode", ["center", "border", "squash"])
 def test_pixels_are_timms(mode: str, crop_pct: float) -> None:
     size, interpolation = (37, "bilinear") if crop_pct == 0.9 else (32, "bicubic")
     values = {"mean": MEAN, "std": STD, "interpolation": interpolation, "crop_mode": mode, "crop_pct": crop_pct}

@@ -18,6 +18,7 @@ from randlora_pl.utils.reuse import caching
 from tests.fake_hub import FakeHub, Repo, fake_hub
 from tests.models.conftest import SMALL
 from tests.models.folders.make import FRAME, TIMM, clip_folder, vit_folder
+from tests.support.products import in_one_item
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_the_tokenizer_of_a_repository_is_the_one_that_it_names(hub: FakeHub, cl
     assert load_tokenizer("hf-hub:ann/clip")(["dog"])[0, 0] == 3
 
 
-@pytest.mark.parametrize(
+@in_one_item(
     ("name", "message"),
     [
         ("hf-hub:ann/none", "has no model ann/none"),

@@ -1,8 +1,8 @@
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from randlora_pl.utils.text.packed_bits import MOST, packed, unpacked
+from tests.support.products import in_one_item
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
@@ -11,8 +11,6 @@ def test_values_come_back(values: list[bool]) -> None:
     assert back is not None and back.tolist() == values
 
 
-@pytest.mark.parametrize(
-    "damaged", [None, 7, "", "8", "8:", "9:/w==", "-1:/w==", "x:/w==", "8:/w", "8:é", f"{10 * MOST}:AA=="]
-)
+@in_one_item("damaged", [None, 7, "", "8", "8:", "9:/w==", "-1:/w==", "x:/w==", "8:/w", "8:é", f"{10 * MOST}:AA=="])
 def test_damaged_text_is_nothing(damaged: object) -> None:
     assert unpacked(damaged) is None
