@@ -162,7 +162,7 @@ def _clip(task: Any) -> nn.Module:
 
 def _both_towers(task: Any) -> nn.Module:
     model: Any = _clip(task)
-    tokens = torch.zeros(len(task.classnames), int(model.context_length), dtype=torch.int64)
+    tokens = torch.zeros(len(task.classnames), 1, int(model.context_length), dtype=torch.int64)
     task.register_buffer("tokens", tokens, persistent=False)
     return model  # type: ignore[no-any-return]
 
