@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -215,6 +216,8 @@ def ask(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 
     monkeypatch.setattr(constants, "ENDPOINT", url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    if "transformers.utils.hub" in sys.modules:  # its client keeps the first Hub that it was pointed at
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
 
 
 @contextmanager
