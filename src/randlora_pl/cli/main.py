@@ -10,7 +10,7 @@ from importlib import import_module
 
 from randlora_pl.parallel.launch import launched, process_rank
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, near, shortened
-from randlora_pl.utils.own_classes.imports import import_named
+from randlora_pl.utils.own_classes.imports import forget_named, import_named
 from randlora_pl.utils.signals import raise_on_sigterm
 from randlora_pl.utils.text.printable import escape_unprintable_output, printable
 from randlora_pl.utils.version import __version__
@@ -155,6 +155,7 @@ def _without_imports(words: list[str]) -> list[str]:
 
 
 def _run(words: list[str]) -> int:
+    forget_named()
     words = _without_imports(words)
     if not words or words[0] in ("--help", "-h", "help"):
         print(PAGE, end="")

@@ -11,7 +11,12 @@ from types import ModuleType
 from randlora_pl.utils.errors import UserError, brief, first_line
 
 _named: dict[str, ModuleType] = {}
-"""Modules that the user has named in this process, in order."""
+"""Modules that the user has named in this process since the last command began, in order."""
+
+
+def forget_named() -> None:
+    """Forget the modules that the user has named: a command inherits none of an earlier one in the same process."""
+    _named.clear()
 
 
 def import_named(name: str, where: str = "--import") -> ModuleType:
