@@ -11,6 +11,7 @@ import pytest
 
 from randlora_pl import __version__
 from randlora_pl.cli.main import VERBS, main
+from randlora_pl.utils.errors import Terminated
 from tests.support.cli import Run
 from tests.support.products import in_one_item
 
@@ -234,6 +235,20 @@ def test_what_the_machine_refuses_is_one_line(
     assert main(["models"]) == 2
     told = capsys.readouterr().err
     assert word in told and told.count("\n") == 1
+
+
+def test_each_process_of_a_launcher_says_how_to_resume(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first may be the one that was killed."""
+
+    def end(words: list[str]) -> int:
+        raise Terminated("resume with: it")
+
+    monkeypatch.setattr("randlora_pl.cli.main._run", end)
+    torchrun = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    result = run("fit")
+    assert (result.code, result.err) == (143, "[process 1] randlora-pl: terminated; resume with: it\n")
 
 
 def test_other_exceptions_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
