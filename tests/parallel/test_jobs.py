@@ -85,8 +85,8 @@ def test_a_lost_process_ends_the_job_and_the_same_command_goes_on(
         started = time.monotonic()
         text = agent.communicate(timeout=60)[0]
     assert agent.returncode == 1 and time.monotonic() - started < 40
-    told = f"process {1 - rank} has lost another process of the job; resume with: randlora-pl fit --resume"
-    assert f"{told} {folder.relative_to(tmp_path)}" in text
+    # The other process notices the loss itself, or torchrun ends it first.
+    assert f"resume with: randlora-pl fit --resume {folder.relative_to(tmp_path)}" in text
     assert not (folder / "adapter").exists()
     ((code, text),) = outputs([torchrun(LONG, tmp_path, *STANDALONE)])
     assert code == 0 and "resumed after step" in text, text
