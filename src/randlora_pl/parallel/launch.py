@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Thread
 from typing import Any
 
 from randlora_pl.parallel.meeting import GRACE, Meeting
@@ -158,8 +159,8 @@ def meeting_of(job: Launch, timeout: float = TIMEOUT) -> Meeting:
     except RuntimeError as error:
         if not (busy := busy_port(error)):
             raise
-        with suppress(RuntimeError):  # the others may have joined the store of that program
-            joined(TCPStore(host, port, None, False, timedelta(seconds=_REPLY), False)).leave(str(busy), lost=False)
+        with suppress(UserError, RuntimeError):  # the others may have joined the store of that program
+            joined(_client(host, port)).leave(str(busy), lost=False)
         raise busy from error
     _meetings.append(joined(store))
     return _meetings[0]
@@ -172,8 +173,6 @@ def _connected(host: str, port: int, timeout: float) -> Any:
         UserError: It is another program.
         LostProcessError: Nothing listens in time.
     """
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
     deadline = time.monotonic() + timeout
     while True:  # PyTorch's own waiting prints frames of C++
         try:
@@ -183,10 +182,29 @@ def _connected(host: str, port: int, timeout: float) -> Any:
             if time.monotonic() > deadline:
                 raise LostProcessError(f"process 0, which does not answer at {host}:{port}") from error
             time.sleep(0.2)
-    try:
-        return TCPStore(host, port, None, False, timedelta(seconds=_REPLY), False)
-    except RuntimeError as error:
-        raise _busy(host, port) from error
+    return _client(host, port)
+
+
+def _client(host: str, port: int) -> Any:
+    """Return a client of the store at an address, in a thread: PyTorch waits forever for a silent program's reply.
+
+    Raises:
+        UserError: It is another program.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    found: list[Any] = []
+
+    def connect() -> None:
+        with suppress(RuntimeError):
+            found.append(TCPStore(host, port, None, False, timedelta(seconds=_REPLY), False))
+
+    thread = Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(_REPLY)
+    if not found:
+        raise _busy(host, port)
+    return found[0]
 
 
 def busy_port(error: BaseException) -> UserError | None:
