@@ -145,7 +145,7 @@ def test_a_name_is_looked_up_once(run: Run, lora: Path, tmp_path: Path, monkeypa
     begun = tmp_path / "runs" / "name" / "2026-01-02_00-00-00"
     begun.mkdir()
     shutil.copy(lora / "config.yaml", begun)
-    with pytest.raises(UserError, match="is not finished and has no adapter yet"):
+    with pytest.raises(UserError, match="is not finished and has no tested adapter yet"):
         find_lora("runs/name")
     with monkeypatch.context() as other:
         other.setenv("LOCAL_RANK", "1")

@@ -97,7 +97,7 @@ class LibraryModel:
         return {"force_preprocess_cfg": options} if any(getattr(usual, n) != v for n, v in options.items()) else {}
 
     def transform(self) -> list[str]:
-        """Return Python code, after `lines`, that makes the library's own transform of a picture (``preprocess``).
+        """Return Python code, after `lines`, that defines ``preprocess`` of a picture by the library's own transform.
 
         It is empty if the library has none: open_clip knows no crop_pct.
         """
@@ -109,12 +109,24 @@ class LibraryModel:
             options: dict[str, Any] = {"interpolation": image.interpolation, "mean": image.mean, "std": image.std}
             options |= {"crop_pct": image.crop_pct, "crop_mode": modes[image.resize]}
             typed = ", ".join(f"{name}={value!r}" for name, value in options.items())
-            return [f"preprocess = timm.data.create_transform({image.size}, {typed})"]
+            return [f"transform = timm.data.create_transform({image.size}, {typed})", *self._preprocess()]
         if image.crop_pct != 1:
             return []
         return [
             "config = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)",
-            "preprocess = open_clip.transform.image_transform_v2(config, is_train=False)",
+            "transform = open_clip.transform.image_transform_v2(config, is_train=False)",
+            *self._preprocess(),
+        ]
+
+    def _preprocess(self) -> list[str]:
+        """Return Python code that lays transparent pictures on the background, which no library's transform does."""
+        return [
+            "from PIL import Image",
+            "def preprocess(picture):",
+            "    if picture.has_transparency_data:",
+            "        over = picture.convert('RGBA')",
+            f"        picture = Image.alpha_composite(Image.new('RGBA', over.size, {(*self.image.behind, 255)}), over)",
+            "    return transform(picture.convert('RGB'))",
         ]
 
     def config_text(self) -> str:

@@ -41,7 +41,7 @@ def test_the_page_of_export_names_every_form(run: Run) -> None:
     [
         (["expot"], "Unknown command adapter expot. Did you mean 'export'"),
         (["export", "A"], "the following arguments are required: --to, --output"),
-        (["export", "A", "--to", "onx", "--output", "x"], "--to is 'onx'. Did you mean 'onnx'"),
+        (["export", "A", "--to", "onx", "--output", "x"], "unknown --to 'onx'. Did you mean 'onnx'"),
         (["export", "A", "--to", "peft", "--rank", "3", "--output", "x"], "--rank belongs to --to lora, not to"),
         (["export", "A", "--to", "lora", "--dtype", "float16", "--output", "x"], "--dtype belongs to --to adapter"),
         (["export", "A", "--to", "adapter", "--ranks", "3", "--output", "x"], "unrecognized arguments: --ranks"),

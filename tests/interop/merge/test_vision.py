@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from randlora_pl.adapters import LinearProbe, merge, read_adapter
+from randlora_pl.data.images.decode import decode
 from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.transforms import eval_batch
 from randlora_pl.interop.base_model import load_base
@@ -177,15 +178,19 @@ def test_the_transform_that_is_printed_gives_our_pixels(kind: str, name: str, tm
     assert f"{library} has no " in str(written(tmp_path / "a", output, with_head=False).notes)
     plain = LibraryModel.of(read_adapter(tmp_path / "a").config["base_model"])
     assert "resize_mode" not in str(replace(plain, image=without).lines(output))
-    pixels = np.random.default_rng(0).integers(0, 256, (57, 101, 3), dtype=np.uint8)
-    for frame in (usual, replace(usual, resize="squash"), whole, colored, shrunk):
+    pixels = np.random.default_rng(0).integers(0, 256, (57, 101, 4), dtype=np.uint8)
+    black = replace(usual, background="black")
+    for frame in (usual, black, replace(usual, resize="squash"), whole, colored, shrunk):
         model = replace(plain, image=frame)
         assert bool(model.transform()) == (frame != without)
         if model.transform():
             place: dict[str, Any] = {}
             exec("\n".join([*model.lines(output), *model.transform()]), place)
-            found, ours = place["preprocess"](Image.fromarray(pixels)), eval_batch([torch.from_numpy(pixels)], frame)[0]
-            torch.testing.assert_close(found, ours, rtol=0, atol=1e-4)
+            for channels in (3, 4):  # with 4 the picture is transparent
+                Image.fromarray(picture := pixels[..., :channels]).save(file := tmp_path / "picture.png")
+                decoded = torch.from_numpy(decode(file, background=frame.behind))
+                found, ours = place["preprocess"](Image.fromarray(picture)), eval_batch([decoded], frame)[0]
+                torch.testing.assert_close(found, ours, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -64,7 +64,8 @@ def _parse(args: list[str]) -> argparse.Namespace:
     options = parser.parse_args(args)
     if options.to not in FORMS:
         raise UserError(
-            f"adapter export: --to is {options.to!r}.{near(options.to, FORMS)} Use one of {', '.join(FORMS)}."
+            f"adapter export: unknown --to {options.to!r}.{near(options.to, FORMS)} Use one of {', '.join(FORMS)}.",
+            "For weights of open_clip, timm or transformers: randlora-pl adapter merge --help",
         )
     for name, forms in _OPTIONS.items():
         if getattr(options, name) is not None and options.to not in forms:

@@ -278,7 +278,8 @@ def _notes(path: Path, merged: Merged) -> list[str]:
     features = "F.normalize(model.encode_image(images), dim=-1)" if clip else "model(images)"
     if merged.library_model.name == "tiny" and merged.templates:
         notes.append("prompts: open_clip has no tokenizer for this model; the head has the class embeddings")
-    return [*notes, f"logits: {features} @ head.T, with the head and the class names of {head_file(path)}"]
+    source = f"the head, which contains the scale, and the class names of {head_file(path)}"
+    return [*notes, f"logits: {features} @ head.T, with {source}"]
 
 
 def _bytes(state: State, metadata: dict[str, str], suffix: str = SUFFIXES[0]) -> bytes:

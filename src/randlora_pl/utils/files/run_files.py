@@ -121,7 +121,8 @@ def find_adapter(path: str | os.PathLike[str]) -> Path:
         return adapter
     if not (run / ADAPTER).is_dir():
         again = f"randlora-pl fit --resume {shlex.quote(str(run))}{import_words()}"
-        raise UserError(f"{run} is not finished and has no adapter yet. Run: {again}")
+        best = f" or use {run / BEST}" if (run / BEST).is_dir() else ""
+        raise UserError(f"{run} is not finished and has no tested adapter yet. Run: {again}{best}")
     return tested_adapter(run)
 
 
