@@ -49,8 +49,8 @@ class Results:
     @cached_property
     def metrics(self) -> dict[str, str]:
         """Return the metric of each dataset whose metric is not the accuracy."""
-        found = {run.key.dataset: CORRELATIONS.get(str(run.facts.get(METRIC)), "") for run in self.sweep.finished}
-        return {dataset: metric for dataset, metric in found.items() if metric}
+        found = ((run.key.dataset, str(run.facts.get(METRIC))) for run in self.sweep.finished)
+        return {dataset: CORRELATIONS[metric] for dataset, metric in found if metric in CORRELATIONS}
 
     @property
     def measured(self) -> str:

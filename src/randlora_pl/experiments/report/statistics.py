@@ -56,12 +56,16 @@ class Crossed:
             2.3). It is never below the larger of the two.
         freedom: Degrees of freedom by Welch and Satterthwaite.
         samples: Number of test samples.
+        runs: Number of training runs.
+        differing: Number of samples with a value other than zero in any run.
     """
 
     mean: float
     error: float
     freedom: float
     samples: int
+    runs: int
+    differing: int
 
     @classmethod
     def over(cls, values: NDArray[np.float64]) -> "Crossed":
@@ -73,7 +77,8 @@ class Crossed:
         both = (rest**2).sum() / ((runs - 1) * (samples - 1)) / values.size
         variance = max(*parts, sum(parts) - both)
         weights = parts[0] ** 2 / (runs - 1) + parts[1] ** 2 / (samples - 1)
-        return cls(mean, sqrt(variance), float(variance**2 / weights) if weights else samples - 1.0, samples)
+        freedom = float(variance**2 / weights) if weights else samples - 1.0
+        return cls(mean, sqrt(variance), freedom, samples, runs, int(values.any(0).sum()))
 
     @property
     def half(self) -> float:

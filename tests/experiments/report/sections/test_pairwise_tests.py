@@ -114,6 +114,20 @@ def of_samples(gained: int, lost: int = 0, samples: int = 500) -> Callable[[dict
     return figures
 
 
+def four_pictures(labels: dict[str, Any]) -> dict[str, Any]:
+    """Four of 200 test samples that RandLoRA alone gets right, in every seed: McNemar's exact test has p = 0.125."""
+    right = np.arange(200) % 2 == 0
+    right[1:8:2] = labels["method"] == "RandLoRA-6"
+    return {"test/acc": float(right.mean()), "test/right": packed(right.tolist())}
+
+
+def changed(seeds: set[int], **facts: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Results of LoRA that differ from those of `of_samples` in some seeds."""
+    usual = of_samples(50)
+    return lambda labels: usual(labels) | (facts if labels["seed"] in seeds and labels["method"] == "LoRA-32" else {})
+
+
+WITH_RECORDS = "with records of the same test samples (test/right in results.json), 5 are needed."
 WON = "+10.0 ± 2.7 points over 500 test samples of a and 5 seeds; RandLoRA-6 is better"
 REACH = " for new samples of a, which says nothing about other datasets"
 
@@ -128,9 +142,30 @@ REACH = " for new samples of a, which says nothing about other datasets"
         (of_samples(9, 0, 50), {}, "no verdict: 50 test samples, 100 are needed."),
         (of_samples(9, 0, 50), {"seeds": [1, 2]}, "2 seeds, 5 are needed; 50 test samples, 100 are needed."),
         (of_samples(50), {"tuned": None, "seeds": [1, 2]}, "not tuned: RandLoRA-6 typed, LoRA-32 typed; no verdict: 2"),
+        (four_pictures, {}, "no verdict: 4 test samples on which the methods differ, 10 are needed."),
+        (
+            changed({2, 3, 4}, **{"test/right": None}),
+            {},
+            f"points over 500 test samples of a and 2 seeds; no verdict: 2 seeds {WITH_RECORDS}",
+        ),
+        (changed({5}, **{"test/right": packed([True] * 499)}), {}, f"no verdict: 4 seeds {WITH_RECORDS}"),
+        (changed({1, 2, 3, 4, 5}, **{"data/metric": "matthews"}), {}, "a Matthews correlation is not a mean over test"),
         (better_by({"a": 9.0}), {}, "no record of the same test samples in two common seeds (test/right in results.js"),
     ],
-    ids=["won", "lost", "tied", "seeds", "samples", "seeds and samples", "not tuned", "no record"],
+    ids=[
+        "won",
+        "lost",
+        "tied",
+        "seeds",
+        "samples",
+        "seeds and samples",
+        "not tuned",
+        "four pictures",
+        "two records",
+        "a shorter record",
+        "correlation",
+        "no record",
+    ],
 )
 def test_verdict_on_a_single_dataset(tmp_path: Path, more: Any, changes: dict[str, Any], said: str) -> None:
     sweep = swept(tmp_path / "sweep", more, datasets=["a"], **changes)

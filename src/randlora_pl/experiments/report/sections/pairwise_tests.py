@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from statistics import fmean
+from statistics import fmean, mode
 
 import numpy as np
 
@@ -24,6 +24,8 @@ DATASETS = 6
 """Fewer datasets cannot give p < 0.05, since the signs of n differences have 2**n patterns."""
 SAMPLES = 100
 """Fewer test samples of a single dataset give no verdict: one of them is more than a point."""
+DIFFERING = 10
+"""Fewer test samples on which two methods differ give no verdict, since the p of the t-test is too small for them."""
 LEVEL = 0.05
 
 RULE = (
@@ -38,9 +40,10 @@ RULE_ONE = (
     "A difference is paired by test sample, budget and seed. Its interval is the 95 % confidence interval (Student's "
     "t) over test samples and seeds together, whose variances add up. p comes from the same t-test, with Holm's "
     "correction for the number of tested pairs. A pair has a verdict if both learning rates were chosen by one rule "
-    f"and there are at least {SEEDS} common seeds and {SAMPLES} test samples. One method is better if the adjusted p "
-    f"is below {LEVEL:g}. That holds for new samples of the dataset, and not for other datasets. Numbers of "
-    f"trained parameters count as equal up to a factor of {EQUAL:g}."
+    f"and there are at least {SEEDS} common seeds and {SAMPLES} test samples, of which the methods differ on at least "
+    f"{DIFFERING}. A correlation has no verdict. One method is better if the adjusted p is below {LEVEL:g}. That "
+    "holds for new samples of the dataset, and not for other datasets. Numbers of trained parameters count as equal "
+    f"up to a factor of {EQUAL:g}."
 )
 PLANNED = (
     "Only the pairs that the sweep planned (pairs in sweep.yaml) are tested and counted by the correction. The others "
@@ -57,13 +60,14 @@ class Versus:
     Attributes:
         first: One method, a RandLoRA where one of the two is.
         ratio: Trained parameters of the first, divided by the second's.
-        seeds: Common seeds of the cell with the fewest.
+        seeds: Common seeds of the cell with the fewest; of ``crossed`` its runs, which every cell has.
         cells: Differences of each dataset and budget in points, one for each common seed.
         untuned: Why the rates are not comparable; empty where they are.
         planned: Whether the sweep tests the pair.
         crossed: Difference in points over the test samples and seeds of a sweep of one dataset; None where these were
             not recorded, and in a sweep of several datasets.
         only: The dataset of a sweep that has no other; empty in a sweep of several.
+        correlation: The metric of this dataset if it is not the accuracy.
         p: Adjusted; None where nothing was tested.
     """
 
@@ -77,6 +81,7 @@ class Versus:
     planned: bool = True
     crossed: Crossed | None = None
     only: str = ""
+    correlation: str = ""
     p: float | None = None
 
     def similar(self, most: float) -> bool:
@@ -111,14 +116,21 @@ class Versus:
     @property
     def lacking(self) -> str:
         """Runs that a verdict needs and that are missing; empty if there are enough."""
-        missing = [f"{many(self.seeds, 'seed')}, {SEEDS} are needed"] if self.seeds < SEEDS else []
+        fewest = min(len(difference.values) for difference in self.cells.values())
+        recorded = " with records of the same test samples (test/right in results.json)" * (self.seeds < fewest)
+        missing = [f"{many(self.seeds, 'seed')}{recorded}, {SEEDS} are needed"] if self.seeds < SEEDS else []
         if not self.only:
             count = len(self.by_dataset)
             missing += [f"{many(count, 'dataset')}, {DATASETS} are needed"] if count < DATASETS else []
+        elif self.correlation:
+            missing.append(f"a {self.correlation} correlation is not a mean over test samples")
         elif self.crossed is None:
             missing.append("no record of the same test samples in two common seeds (test/right in results.json)")
-        elif self.crossed.samples < SAMPLES:
-            missing.append(f"{many(self.crossed.samples, 'test sample')}, {SAMPLES} are needed")
+        else:
+            samples, differing = (many(n, "test sample") for n in (self.crossed.samples, self.crossed.differing))
+            missing += [f"{samples}, {SAMPLES} are needed"] if self.crossed.samples < SAMPLES else []
+            few = self.crossed.differing < DIFFERING
+            missing += [f"{differing} on which the methods differ, {DIFFERING} are needed"] if few else []
         return "; ".join(missing)
 
     @property
@@ -188,19 +200,26 @@ def _of_model(results: Results, rates: Rates, model: str) -> Iterator[Versus]:
         sizes = [results.parameters(model, method) for method in (first, second)]
         if all(sizes) and (cells := _cells(results, model, first, second)):
             ratio = (sizes[0] or 0) / (sizes[1] or 1)
-            seeds = min(len(difference.values) for difference in cells.values())
             untuned, planned = rates.untuned(model, (first, second)), results.plan.tests(first, second)
             only = results.plan.datasets[0] if len(results.plan.datasets) == 1 else ""
-            crossed = _crossed(results, [Key(model, *labels, first) for labels in cells], second) if only else None
-            yield Versus(model, first, second, ratio, seeds, cells, untuned, planned, crossed, only)
+            correlation = results.metrics.get(only, "").partition(" ")[0]
+            keys = [Key(model, *labels, first) for labels in cells]
+            crossed = _crossed(results, keys, second) if only and not correlation else None
+            seeds = crossed.runs if crossed else min(len(difference.values) for difference in cells.values())
+            yield Versus(model, first, second, ratio, seeds, cells, untuned, planned, crossed, only, correlation)
 
 
 def _crossed(results: Results, keys: Sequence[Key], second: str) -> Crossed | None:
-    """Return the difference over test samples and seeds, averaged over budgets; None without two common seeds."""
+    """Return the difference over test samples and seeds, averaged over budgets; None without two common seeds.
+
+    Seeds with another number of test samples than the most common one are left out.
+    """
     pairs = [(results.right(key), results.right(key._replace(method=second))) for key in keys]
-    seeds = sorted(set.intersection(*(ours.keys() & theirs.keys() for ours, theirs in pairs)))
-    sizes = {len(side[seed]) for pair in pairs for side in pair for seed in seeds}
-    if len(seeds) < 2 or len(sizes) > 1 or min(sizes) < 2:
+    common = set.intersection(*(ours.keys() & theirs.keys() for ours, theirs in pairs))
+    sizes = {seed: [len(side[seed]) for pair in pairs for side in pair] for seed in sorted(common)}
+    usual = mode([size for each in sizes.values() for size in each] or [0])
+    seeds = [seed for seed, each in sizes.items() if set(each) == {usual}]
+    if len(seeds) < 2 or usual < 2:
         return None
     of_budgets = [np.stack([100.0 * ours[seed] - 100.0 * theirs[seed] for seed in seeds]) for ours, theirs in pairs]
     return Crossed.over(np.mean(of_budgets, axis=0))
