@@ -72,6 +72,10 @@ def test_an_unclear_root_is_refused(files: list[str] | str, words: str, tmp_path
         ("--config tiny_clip --data.dataset digits --data.root own", "digits"),
         ("--config table.yaml --data.root own", "table"),
         ("--config both.yaml", "digits"),
+        ("--config tiny_clip --config both.yaml", "digits"),
+        ("--config both.yaml --config tiny_clip", "digits"),  # such as a run tested on another dataset
+        ("--config tiny_clip --config root.yaml", "folder"),  # as with a typed root
+        ("--config root.yaml --config tiny_clip", "folder"),
         ("--model TextClassificationTask --data.root texts.csv", "csv"),
         ("--config glue_roberta_base --data.root texts.csv", "csv"),
         ("--config glue_roberta_base --data.root own", "sst2"),
@@ -88,6 +92,7 @@ def test_a_root_without_a_dataset_is_what_its_files_are(
     Path("texts.csv").write_text("text,label\n")
     Path("table.yaml").write_text("data: {dataset: table}")
     Path("both.yaml").write_text("data: {dataset: digits, root: own}")  # such as the config of a sweep's run
+    Path("root.yaml").write_text("data: {root: own}")
     command = compose("fit", words.split(), {"model": {"class_path": "VisionLanguageTask"}})
     choose_dataset(command)
     assert command.flat()["data.dataset"] == dataset

@@ -15,14 +15,15 @@ BASES = "--config clip_vitb32, clip_vitl14 or dinov2_vitb14, or tiny_clip, a toy
 
 
 def choose_dataset(command: Command) -> None:
-    """Put the dataset of a root into the config unless a dataset was typed; a config that has both is complete.
+    """Put the dataset of a root into the config unless a dataset was typed; one config that has both is complete.
 
     Raises:
         UserError: The files of the root fit no format, or several.
     """
     flat = command.flat()
     root, named = flat.get("data.root"), command.config.get("data", {}).get("dataset")
-    if root is None or "data.dataset" in command.values or (named is not None and "data.root" not in command.values):
+    alone = "data.root" in command.values or command.bare_root
+    if root is None or "data.dataset" in command.values or (named is not None and not alone):
         return
     task = str(flat.get("model")).rpartition(".")[2]
     place, labelled = root_of(str(root)), is_text_task(task) and data_class(task).name == "LabelledTexts"

@@ -39,6 +39,7 @@ class Command:
         values: The same options by short name (``model.adapter.rank``).
         folders: Values of the options that name a folder (``resume``, ``run``, ``adapter``).
         named: Path or name of each config, in order.
+        bare_root: True if the config that sets ``data.root`` sets no ``data.dataset``.
     """
 
     verb: str
@@ -47,6 +48,7 @@ class Command:
     values: dict[str, str] = field(default_factory=dict)
     folders: dict[str, Path] = field(default_factory=dict)
     named: list[str] = field(default_factory=list)
+    bare_root: bool = False
 
     def flat(self) -> dict[str, Any]:
         """Return the config by short names, with the typed options on top."""
@@ -187,6 +189,8 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
             with errors_in(file):
                 command.config = merge(command.config, with_our_length(normalize(tree)))
             command.named.append(str(file))
+            data = tree.get("data") or {}
+            command.bare_root = "dataset" not in data if "root" in data else command.bare_root
         else:
             command.folders[option[2:]] = folder_of(option[2:], value)
     _take_length(command)
