@@ -48,6 +48,7 @@ def test_oblong_images_are_refused_unless_a_size_is_typed() -> None:
     with pytest.raises(UserError, match=r"takes images of 1024 x 768 pixels.* Set --model.img_size 768"):
         vit_image_spec("vit_base_patch16_sapiens2")
     assert vit_image_spec("vit_base_patch16_sapiens2", 768).size == 768
+    assert meta_vit("vit_base_patch16_sapiens2", 768) is not None
     with pytest.raises(UserError, match="positive, not 0"):
         vit_image_spec(DINOV2, 0)
 

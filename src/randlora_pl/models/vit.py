@@ -50,21 +50,28 @@ def vit_image_spec(name: str, img_size: int | None = None) -> ImageSpec:
 
 
 def _image_spec(name: Named, img_size: int | None) -> ImageSpec:
+    values, (height, width) = _own_images(name)
+    if img_size is None and height != width:
+        raise UserError(
+            f"{name} takes images of {height} x {width} pixels; only square images are supported. "
+            f"Set --model.img_size {width}."
+        )
+    size = width if img_size is None else img_size
+    check_size(str(name), size, 1)
+    return timm_spec(values, size, str(name))
+
+
+def _own_images(name: Named) -> tuple[dict[str, Any], tuple[int, int]]:
+    """Return a model's preprocessing, and the height and width that it works at unless a size is typed."""
     values = resolve_data_config(pretrained_cfg=_config(name).to_dict())  # type: ignore[no-untyped-call]
     try:
         _, height, width = (int(side) for side in values["input_size"])
     except (TypeError, ValueError):
         shown = brief(values["input_size"])
         raise UserError(f"{name}: its input_size is {shown}. It must be three whole numbers.") from None
-    if img_size is None and height != width:
-        raise UserError(
-            f"{name} takes images of {height} x {width} pixels; only square images are supported. "
-            f"Set --model.img_size {width}."
-        )
-    usual = _DINOV2_SIZE if isinstance(name, str) and "dinov2" in name else width
-    size = usual if img_size is None else img_size
-    check_size(str(name), size, 1)
-    return timm_spec(values, size, str(name))
+    if isinstance(name, str) and "dinov2" in name:
+        height = width = _DINOV2_SIZE
+    return values, (height, width)
 
 
 def load_vit(name: str, pretrained: str | None = None, *, img_size: int | None = None, seed: int = 0) -> LoadedVit:
@@ -211,7 +218,7 @@ def _build(name: Named, size: int, pretrained: bool = False, state: Mapping[str,
     with asking_hub():
         model: Any = timm.create_model(place, **options)
     model.pretrained_cfg.pop("state_dict", None)  # a second copy of the weights
-    if size != _image_spec(name, None).size:  # a model's own size may leave a margin: 384 in patches of 14
+    if (size, size) != _own_images(name)[1]:  # a model's own size may leave a margin: 384 in patches of 14
         check_size(str(name), size, patch_size(model))
     built: nn.Module = model
     return built
