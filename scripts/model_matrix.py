@@ -1,7 +1,7 @@
 """Measure every architecture of open_clip and timm: what adapters adapt, and if preprocessing is the library's.
 
-    python scripts/model_matrix.py --cache FOLDER            measure what FOLDER lacks, then write the table
-    python scripts/model_matrix.py --cache FOLDER --names NAME ...    measure some names again, and print their rows
+    python scripts/model_matrix.py                     measure all, then write the table
+    python scripts/model_matrix.py --names NAME ...    measure some names, and print their rows
 
 Models are built on the meta device, so no weights are loaded and no memory is needed. A row is one architecture. The
 hub is not asked: a text tower or tokenizer that needs it is named in the column `hub`, and not counted as checked.
@@ -14,9 +14,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -185,31 +184,20 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _rows(cache: Path) -> Iterator[dict[str, str]]:
-    """Measure what the cache lacks, and yield all rows."""
-    files = {(library, name): cache / f"{library}.{name}.json" for library, name in names()}
-    for number, ((library, name), file) in enumerate(files.items()):
-        if not file.is_file():
-            file.write_text(json.dumps(adapted(library, name)))
-            print(f"{number + 1} of {len(files)}: {name}", file=sys.stderr, flush=True)
-    for (library, name), file in files.items():
-        yield {"library": library, "name": name} | json.loads(file.read_text()) | prepared(library, name)
-
-
 def main() -> None:
     """Write the table, or print the rows of some names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--names", nargs="*")
     typed = parser.parse_args()
     torch.set_num_threads(1)
-    typed.cache.mkdir(exist_ok=True)
+    rows = []
+    for library, name in names():
+        if not typed.names or name in typed.names:
+            rows.append(measure(library, name))
+            print(f"{len(rows)}: {name}", file=sys.stderr, flush=True)
     if typed.names:
-        for library, name in names():
-            if name in typed.names:
-                print(json.dumps(measure(library, name), indent=1))
+        print(json.dumps(rows, indent=1))
         return
-    rows = list(_rows(typed.cache))
     with MATRIX.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
         writer.writeheader()

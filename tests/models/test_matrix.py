@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -58,6 +59,7 @@ def _beit(width: int, heads: int) -> tuple[str, str, float]:
     return "36/48", "0/1", 11 * width**2 / (12 * width**2 + 732 * heads)
 
 
+VIT = ("timm", "vit_base_patch16_224")
 BY_HAND = {
     ("open_clip", "ViT-B-32"): _vit(12 + 12),
     ("open_clip", "ViT-L-14"): _vit(24 + 12),
@@ -86,7 +88,7 @@ def test_twelve_rows_counted_by_hand() -> None:
 @pytest.mark.usefixtures("measured_versions")
 def test_rows_are_measured_again() -> None:
     measure = script().measure
-    for key in [("timm", "resnet18"), ("timm", "vit_tiny_patch16_224"), ("open_clip", "ViT-B-16-SigLIP2")]:
+    for key in [("timm", "resnet18"), ("timm", "tnt_s_patch16_224"), ("open_clip", "ViT-B-16-SigLIP2")]:
         assert measure(*key) == ROWS[key]
 
 
@@ -122,10 +124,20 @@ def test_the_page_has_the_counts_of_the_table() -> None:
     assert {name: int(count.replace(",", "")) for name, count in there.items()} == counts
 
 
+def test_the_command_prints_every_row(run: Run) -> None:
+    assert json.loads(run("models", "--all", "--json").out) == matrix()
+    both = json.loads(run("models", "--all", "convnext_base", "vit_base_patch16_224.augreg_in1k", "--json").out)
+    assert both == [ROWS[key] for key in [("open_clip", "convnext_base"), ("timm", "convnext_base"), VIT]]
+    assert "See: randlora-pl models --all" in run("models", "--all", "nonsense").err
+
+
 def test_the_command_prints_rows(run: Run) -> None:
     out = run("models", "--all", "fastvit_mci2", "vit_base_patch14_dinov2").out
     assert "18.9 / 18.9 / 18.9" in out and "0 of 1" in out
     assert "not checked without the hub: text tower" in run("models", "--all", "roberta-ViT-B-32").out
+    tokenizer = next(row for row in ROWS.values() if row["hub"].startswith("tokenizer") and row["frozen"])
+    out = " ".join(run("models", "--all", tokenizer["name"]).out.split())
+    assert "not checked without the hub: tokenizer" in out and tokenizer["frozen"].split()[0] in out
 
 
 @pytest.mark.full

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import asdict
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,8 +104,11 @@ def models_verb(args: list[str]) -> int:
     parser.add_options(json=False)
     typed = parser.parse_args(args)
     if typed.all:
-        every = {row["name"]: row for row in matrix()}
-        return _print_matrix([_pick(name, every, "model") for name in typed.names] or list(every.values()), typed.json)
+        rows_of: dict[str, list[dict[str, str]]] = {}
+        for each in matrix():
+            rows_of.setdefault(each["name"], []).append(each)
+        picked = [_pick(name.partition(".")[0], rows_of, "model", "models --all") for name in typed.names]
+        return _print_matrix(list(chain(*picked)) or matrix(), typed.json)
     chosen = [_pick(name, rows, "model") for name in typed.names] or list(rows.values())
     header = ("model", "library", "config", "parameters", "pixels", "weights", "licence")
     if typed.json:
@@ -128,7 +131,8 @@ def _print_matrix(rows: list[dict[str, str]], as_json: bool) -> int:
             row["library"],
             " / ".join(row[method] or "-" for method in ("RandLoRA", "LoRA", "DoRA")),
             f"{row['equal']} of {row['tags']}" if row["tags"] != "0" else "no weights",
-            row["refused"] or (f"not checked without the hub: {row['hub']}" if row["hub"] else row["frozen"]),
+            row["refused"]
+            or "; ".join(filter(None, [row["hub"] and f"not checked without the hub: {row['hub']}", row["frozen"]])),
         )
         for row in rows
     ]
@@ -142,12 +146,12 @@ def _print_matrix(rows: list[dict[str, str]], as_json: bool) -> int:
     return 0
 
 
-def _pick(name: str, known: dict[str, Row], what: str) -> Row:
-    """Return the row of a name, ignoring case, as ``fit`` does."""
+def _pick(name: str, known: dict[str, Row], what: str, listed: str = "") -> Row:
+    """Return the row of a name, ignoring case, as ``fit`` does; ``listed``: command with all names."""
     spelled = {candidate.lower(): candidate for candidate in known}
     if name.lower() not in spelled:
         hint = near(name, known) or _near_part(name, known)
-        raise UserError(f"Unknown {what} {name!r}.{hint} See: randlora-pl {what}s")
+        raise UserError(f"Unknown {what} {name!r}.{hint} See: randlora-pl {listed or f'{what}s'}")
     return known[spelled[name.lower()]]
 
 
