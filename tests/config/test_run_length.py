@@ -3,8 +3,10 @@ from typing import Any
 
 import pytest
 
-from randlora_pl.config.compose import compose
+from randlora_pl.config.compose import DEFAULTS, compose
+from randlora_pl.config.mistakes import check_names
 from randlora_pl.config.run_length import without_other_length
+from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
 
@@ -61,3 +63,9 @@ def test_lightnings_length_is_ours_where_both_mean_the_same(
         Path(f"{name}.yaml").write_text(text)
     flat = compose("fit", words.split(), {}).flat()
     assert {key: value for key, value in flat.items() if value and key != "model.adapter"} == length
+
+
+@pytest.mark.parametrize("words", ["--trainer.max_steps 0", "--data.epochs 3 --trainer.max_steps 0"])
+def test_a_run_without_steps_is_refused(words: str) -> None:
+    with pytest.raises(UserError, match=r"--data.steps is 0, but must be at least 1"):
+        check_names(compose("fit", words.split(), DEFAULTS))

@@ -11,7 +11,8 @@ ALIASES = {"trainer.max_epochs": "data.epochs", "trainer.max_steps": "data.steps
 def alias(option: str, value: object, other: Mapping[str, Any]) -> str:
     """Return our option for one of Lightning's, where both mean the same; any other option is returned unchanged.
 
-    Beside a length of the data, ``max_steps`` is a limit, and 1 is the ``max_epochs`` of every run.
+    Beside a length of the data, ``max_steps`` is a limit, and 1 is the ``max_epochs`` of every run. Zero is always
+    ours, which is refused.
 
     Args:
         option: Option, such as ``trainer.max_steps``.
@@ -20,7 +21,8 @@ def alias(option: str, value: object, other: Mapping[str, Any]) -> str:
     """
     positive = re.fullmatch(r"[1-9]\d*", str(value)) is not None
     alone = all(other.get(name) in (None, "null") for name in ALIASES.values())
-    return ALIASES[option] if option in ALIASES and positive and alone else option
+    ours = (positive and alone) or str(value) == "0"
+    return ALIASES[option] if option in ALIASES and ours else option
 
 
 def with_our_length(tree: Mapping[str, Any]) -> dict[str, Any]:
