@@ -126,6 +126,14 @@ def test_what_yaml_reads_as_a_boolean_or_a_number_is_not_a_text(tmp_path: Path) 
     assert sorted(found) == [f"--{key}: expected a text, not {value}" for key, value in given.items()]
 
 
+def test_a_quoted_number_is_a_number(tmp_path: Path) -> None:
+    length, size = 'trainer: {max_epochs: "2"}', 'data: {batch_size: "16", fraction: "1e-1"}'
+    for text, wrong in ((length, 0), (size, 0), ('data: {steps: "7"}', 0), ('data: {batch_size: "0"}', 1)):
+        (tmp_path / "a.yaml").write_text(text)
+        found = mistakes_in(tmp_path / "a.yaml")
+        assert len(found) == wrong and all("--data.batch_size is 0, but must be" in message for message in found)
+
+
 def test_what_is_no_config_of_a_run_is_one_line(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "needs a file" in refused("config", "check")
     for text, word in (("a: [1", "not valid YAML"), ("methods: {a: {}}\n", "several runs: randlora-pl sweep")):

@@ -28,7 +28,7 @@ from randlora_pl.config.validate import (
     tasks,
     verb_of,
 )
-from randlora_pl.config.value_types import check_type, line_numbers
+from randlora_pl.config.value_types import check_type, line_numbers, unquoted
 from randlora_pl.utils.errors import UserError, brief, near
 
 Mistake = tuple[str, UserError]
@@ -107,6 +107,7 @@ def mistakes(command: Command) -> Iterator[Mistake]:
             for found in _caught(key, partial(check_type, command, key, known.kind, value)):
                 wrong.add(key)
                 yield found
+            flat[key] = unquoted(known.kind, value)
     for option in LISTS:
         yield from _caught(option, partial(check_parts, command, option, flat.get(option)))
     flat = {key: value for key, value in flat.items() if key not in wrong}

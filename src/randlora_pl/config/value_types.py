@@ -1,6 +1,7 @@
 """Types of values before heavy imports: jsonargparse itself checks each value against its option's annotation."""
 
 import json
+import re
 import typing
 from functools import cache
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from randlora_pl.config.compose import Command
+from randlora_pl.config.compose import Command, parse_value
 from randlora_pl.config.validate import file_with
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_yaml
@@ -80,6 +81,13 @@ def _type_error(key: str, kind: str, text: str, typed: bool) -> str:
     except (ArgumentError, RecursionError) as error:
         return parse_message(str(error))
     return ""
+
+
+def unquoted(kind: str, value: Any) -> Any:
+    """Return a number that a config has in quotes as a number, as the parser does; any other value unchanged."""
+    kinds = re.findall(r"\w+", kind)
+    quoted = isinstance(value, str) and "str" not in kinds and not {"int", "float"}.isdisjoint(kinds)
+    return parse_value(value) if quoted else value
 
 
 def line_numbers(file: Path) -> dict[str, int]:
