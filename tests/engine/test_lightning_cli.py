@@ -239,6 +239,10 @@ def test_callbacks_of_the_user_come_on_top(build: Build) -> None:
         ("--trainer.max_epochs", "expected one argument"),
         ("--trainer.callbacks foo", "--trainer.callbacks"),
         ("--trainer.callbacks ModelCheckpoint", "ModelCheckpoint needs --trainer.enable_checkpointing true"),
+        (
+            "--trainer.callbacks OnExceptionCheckpoint --trainer.callbacks.dirpath x",
+            "OnExceptionCheckpoint needs --trainer.enable_checkpointing true",
+        ),
         ("--run.logger tensorbord", "Did you mean 'tensorboard'"),
         ("--run.name a/b", "without slashes"),
         ("--seed_everything -1", "--seed_everything is -1"),

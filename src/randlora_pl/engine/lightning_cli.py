@@ -9,7 +9,7 @@ from typing import Any, NoReturn, Union, get_args
 
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
@@ -263,8 +263,9 @@ class App(LightningCLI):
         else:
             callbacks = []  # checkpoint, spectrum and the like belong to a training
         users = config.get("callbacks") or []
-        if not config["enable_checkpointing"] and any(isinstance(callback, ModelCheckpoint) for callback in users):
-            what = "ModelCheckpoint needs --trainer.enable_checkpointing true. "
+        saving = next((type(callback).__name__ for callback in users if isinstance(callback, Checkpoint)), "")
+        if saving and not config["enable_checkpointing"]:
+            what = f"{saving} needs --trainer.enable_checkpointing true. "
             raise UserError(what + "Remove it where the adapters suffice: --checkpoint.monitor chooses the best.")
         replaced = any(isinstance(callback, AnyProgressBar) for callback in users)
         if config["enable_progress_bar"] is not False and not replaced:
