@@ -9,6 +9,7 @@ from randlora_pl.callbacks import StartSummary
 from randlora_pl.callbacks.summary import buffer_bytes, describe, layer_table, other_decay, state_size
 from randlora_pl.callbacks.validation import validated_samples
 from randlora_pl.prompts import MaPLe
+from randlora_pl.utils.errors import DryRunEnd
 from tests.callbacks.conftest import Fit
 from tests.tasks.small import built
 
@@ -23,6 +24,13 @@ def test_page_says_what_is_trained(fit: Fit, capsys: pytest.CaptureFixture[str],
     ):
         assert text in out
     assert len(out.splitlines()) < 40
+
+
+def test_page_says_why_an_epoch_has_several_passes(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DryRunEnd):
+        fit(StartSummary(dry=True), data={"steps": None, "epochs": 1})
+    drawn = "13 optimizer steps, 100 images drawn (5 passes: an epoch has at least 10 batches)"
+    assert drawn in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(("limit", "wanted"), [(1.0, 143), (0.7, 128), (1, 64), (2, 128), (3, 143)])

@@ -54,6 +54,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     shards = getattr(trainer.strategy, "shards", None)
     again = getattr(task.report.adapter, "memory", "low") != "low"  # RandLoRA's option memory
     low = ", adapted ones rebuilt in the backward pass (memory low)" if again else ""
+    repeats = _repeats(data, summary["draws"])
     devices = str(task.device) if trainer.num_devices == 1 else f"{trainer.num_devices} devices"
     return {
         "model": f"{identity.name}, {identity.pretrained} weights{size} ({type(task).__name__})",
@@ -61,7 +62,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         **_prompts(task),
         "trainable": f"{trains:,} of {total:,} parameters ({100 * trains / total:.2f} %){parts_of(parts)}",
         "batch": f"{global_batch} = {' x '.join(factors)}" if len(factors) > 1 else factors[0],
-        "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn",
+        "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn{repeats}",
         **_validated(trainer, task, data),
         "learning rate": ", ".join(_rates(task)),
         **other_decay(task),
@@ -128,6 +129,14 @@ def trained_parts(task: Any) -> dict[str, int]:
 def parts_of(parts: dict[str, int]) -> str:
     """Return words for the split of `trained_parts`, or "" if only the adapter trains."""
     return ": " + ", ".join(f"{name} {count:,}" for name, count in parts.items()) if len(parts) > 1 else ""
+
+
+def _repeats(data: Any, draws: int) -> str:
+    """Return words for epochs of few samples, which are repeated; see `samples_drawn`."""
+    passes = draws / data.plan.num_samples
+    if not data.epochs or passes <= data.epochs:
+        return ""
+    return f" ({passes:.3g} passes: an epoch has at least {data.min_batches_per_epoch} batches)"
 
 
 def _rates(task: Any) -> list[str]:
