@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
+from torch.distributed import HashStore
 
 from randlora_pl.parallel.devices import with_devices, with_strategy
-from randlora_pl.parallel.launch import Launch, broadcast_decision, decide_first, launched, process_rank
+from randlora_pl.parallel.launch import Launch, broadcast_decision, decide_first, launched, meeting_of, process_rank
 from randlora_pl.parallel.strategy import AdapterDDP
 from randlora_pl.utils.errors import UserError
 from tests.support.products import marked
@@ -121,21 +122,44 @@ def test_a_timeout_that_is_none_is_refused() -> None:
         with_strategy({"accelerator": "cpu", "devices": 2}, timeout=0)
 
 
+def test_two_steps_of_a_slurm_job_do_not_meet_and_two_agents_in_steps_of_their_own_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = HashStore()
+    monkeypatch.setattr("torch.distributed.TCPStore", lambda *_, **__: store)
+    for more, met in (({}, False), (TORCHRUN, True)):
+        found = []
+        for step in "01":
+            address = {"MASTER_ADDR": "here", "MASTER_PORT": "1", "SLURM_JOB_ID": "7"}
+            use(monkeypatch, SLURM | {"SLURM_PROCID": "0"} | more | address | {"SLURM_STEP_ID": step, "RANK": "0"})
+            monkeypatch.setattr("randlora_pl.parallel.launch._meetings", [])
+            monkeypatch.setattr("randlora_pl.parallel.launch._connected", lambda *_: store)
+            job = launched()
+            assert job is not None
+            found.append(meeting_of(job).store)
+        found[0].set(str(more), "")
+        assert found[1].check([str(more)]) == met
+
+
 ASK = """
 import sys
 from randlora_pl.utils.errors import UserError
-from randlora_pl.parallel.launch import broadcast_decision, launched, meeting_of, process_rank
+from randlora_pl.parallel.launch import broadcast_decision, launched, meeting_of, parting, process_rank
 
 def decide():
     if sys.argv[1] == "refuse":
         raise UserError("no")
     return f"decided by {process_rank()}"
 
-try:
+@parting()
+def ask():
     print(broadcast_decision("a", decide), "|", broadcast_decision("b", decide), end=" | ")
     print(broadcast_decision("a", lambda: f"again by {process_rank()}"))
     store = meeting_of(launched()).store
     store.set("done", "") if process_rank() else store.wait(["done"])
+
+try:
+    ask()
 except UserError as error:
     print("refused", error)
 """
@@ -159,4 +183,4 @@ def test_the_first_process_decides_and_the_others_are_told(answer: str) -> None:
     if answer == "give":
         assert first == second == "decided by 0 | decided by 0 | again by 0"
     else:
-        assert (first, second) == ("refused no", "refused no")
+        assert (first, second) == ("refused no", "refused process 0 has ended: no")

@@ -210,12 +210,12 @@ class PlannedData(LightningDataModule, metaclass=NamedOptions):
             plan = self._order(chosen, len(chosen), self.plan.steps * size, labels)
             self.search_plans[part] = replace(plan, global_batch=size, stream=f"search/{part}")
 
-    def _compare(self, parts: Mapping[str, Part]) -> None:
+    def _compare(self, parts: Callable[[], Mapping[str, Part]]) -> None:
         """Let the processes of a job find out whether they have the same samples; all wait for each other."""
         if self._job is None:
             return
         if hasattr(self._job, "compare"):
-            self._job.compare(parts)
+            self._job.compare(parts())
         else:  # chosen by the user
             self._job.barrier("samples")
 

@@ -201,7 +201,7 @@ class ImageData(PlannedData):
                 self.splits.check_not_empty("val" if stage == "validate" else "test")
             if stage == "fit" and self.row.own and not self.row.captions:
                 self._remark({split: held.labels for split, held in self.splits.held.items()}, self.classnames)
-            self._compare(image_parts(self.splits.held, self.classnames, self.templates))
+            self._compare(lambda: image_parts(self.splits.held, self.classnames, self.templates))
 
     def train_dataloader(self) -> Loader:
         """Return the training batches of this rank, from the trainer's optimizer step on (see `TrainBatches`)."""

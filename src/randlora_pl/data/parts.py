@@ -14,10 +14,14 @@ from numpy.typing import NDArray
 from randlora_pl.data.images.sources import ArrayImages, FileImages
 from randlora_pl.data.readers.dispatch import Samples
 
+TEXTS = ("class names", "templates")
+"""Parts that are words of the dataset or of a file of the user."""
 BLOCK = 1024
 """Samples that have a checksum of their own."""
 _MOST_FILES = 10_000
 """Files of a split whose size is read, evenly spread: a million takes minutes on a network disk."""
+_MOST_TOKENS = 8
+"""Tokens of a text in its description."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def image_parts(held: Mapping[str, Samples], names: Sequence[str], templates: Se
     A sample has a name relative to the dataset, a class, and the size or the pixels of the image.
     """
     parts = {f"{split} samples": _image_part(samples) for split, samples in held.items()}
-    return parts | {"class names": word_part(names), "templates": word_part(templates)}
+    return parts | {name: word_part(words) for name, words in zip(TEXTS, (names, templates), strict=True)}
 
 
 def word_part(names: Sequence[str]) -> Part:
@@ -107,4 +111,13 @@ def text_part(columns: Mapping[str, NDArray[Any]], ends: NDArray[np.int64]) -> P
         for index in range(count):
             piece = column[index : index + 1] if single else column[ends[index] : ends[index + 1]]
             table[index, place] = zlib.crc32(piece.tobytes())
-    return Part(table, lambda index: f"a text of {ends[index + 1] - ends[index]} tokens")
+
+    def describe(index: int) -> str:
+        start, end = int(ends[index]), int(ends[index + 1])
+        singles = [f", {name} {column[index]}" for name, column in columns.items() if len(column) == count]
+        first = " ".join(map(str, columns["input_ids"][start : min(end, start + _MOST_TOKENS)]))
+        return (
+            f"a text of {end - start} tokens ({first}{' ...' if end - start > _MOST_TOKENS else ''}){''.join(singles)}"
+        )
+
+    return Part(table, describe)

@@ -81,7 +81,7 @@ def resume_by_itself(args: list[str]) -> list[str]:
     if not flat.get("run.name"):  # with a name, the LoRA that the run starts from may be gone, or have the same name
         flat = compose_fit(words).flat()
     root, name = Path(str(flat.get("run.root", "runs"))), str(flat.get("run.name") or planned_name(flat))
-    found = broadcast_decision("resume", lambda: str(run_to_resume(root, name, command.checksum()) or ""))
+    found = broadcast_decision("--resume auto", lambda: str(run_to_resume(root, name, command.checksum()) or ""))
     return ["--resume", found] if found else words
 
 

@@ -35,7 +35,7 @@ def find_lora(start: str) -> Path:
         found = find_adapter(start)
         return str(found.resolve() if found.exists() else found)  # a missing one is named as it was typed
 
-    return Path(decide_first("from_adapter", _ENVIRONMENT, find))
+    return Path(decide_first("--from-adapter", _ENVIRONMENT, find))
 
 
 def compose_fit(words: list[str], defaults: Tree | None = None) -> Command:
@@ -93,9 +93,13 @@ def start_facts(config: Any) -> dict[str, str]:
     if config.from_adapter is None:
         return {}
     path = Path(config.from_adapter)
-    file = path if path.is_file() else path / "adapter.safetensors"
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return {"from/adapter": str(path), "from/form": config.from_form, "from/sha256": digest}
+    return {"from/adapter": str(path), "from/form": config.from_form, "from/sha256": checksum_of(path)}
+
+
+def checksum_of(adapter: Path) -> str:
+    """Return the SHA-256 of the tensors of an adapter, from its folder or file."""
+    file = adapter if adapter.is_file() else adapter / "adapter.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def check_start(config: Any, before: dict[str, Any]) -> None:

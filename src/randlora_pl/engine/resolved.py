@@ -4,9 +4,12 @@ import json
 
 from randlora_pl.config.classes import Tree
 from randlora_pl.config.compose import flatten
+from randlora_pl.engine.first_stage import checksum_of
 from randlora_pl.engine.lightning_cli import App
 from randlora_pl.engine.run_folder import resolved_config, without_seed
+from randlora_pl.parallel import agreement
 from randlora_pl.parallel.agreement import common_options
+from randlora_pl.parallel.launch import launched, meeting_of
 from randlora_pl.parallel.strategy import AdapterDDP
 
 
@@ -20,7 +23,16 @@ def resolved(app: App) -> Tree:
 
 
 def compare_options(app: App) -> None:
-    """Let the processes of a job compare their options as soon as they meet."""
-    strategy = app.trainer.strategy
-    if isinstance(strategy, AdapterDDP):
-        strategy.options = common_options(flatten(resolved(app)))
+    """Let the processes of a job compare their options and the adapter that they load, as soon as they meet."""
+    job, strategy = launched(), app.trainer.strategy
+    if job is None and not isinstance(strategy, AdapterDDP):
+        return
+    options = common_options(flatten(resolved(app)))
+    file = app.model.saved or (app.model.start and app.model.start.file)
+    if file is not None:
+        checksum = checksum_of(file.path)
+        options["the adapter"] = (checksum, f"SHA-256 {checksum[:12]}, {file.path}")
+    if job is not None:
+        agreement.compare_options(meeting_of(job, app.config.run.timeout), options)
+    elif isinstance(strategy, AdapterDDP):  # Lightning starts the others
+        strategy.options = options

@@ -55,7 +55,7 @@ def new_folder(root: Path, name: str, option: str = "--run.root") -> Path:
     Raises:
         UserError: The folder cannot be made.
     """
-    return Path(decide_first("folder", _ENVIRONMENT, lambda: str(_make_folder(root, name, option))))
+    return Path(decide_first("the run folder", _ENVIRONMENT, lambda: str(_make_folder(root, name, option))))
 
 
 def _make_folder(root: Path, name: str, option: str) -> Path:

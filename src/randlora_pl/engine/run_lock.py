@@ -32,7 +32,7 @@ def locked(folder: Path) -> Iterator[SoftFileLease]:
         UserError: Another process works in the folder, or the folder cannot be written.
     """
     lease = lease_on(folder / FILE)
-    broadcast_decision("lock", lambda: "" if process_rank() else _take(lease, folder))
+    broadcast_decision("the lock of the run folder", lambda: "" if process_rank() else _take(lease, folder))
     try:
         yield lease
     finally:

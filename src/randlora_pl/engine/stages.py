@@ -234,10 +234,10 @@ def evaluate(app: App, adapter: Path | None) -> None:
         UserError: There is nothing to evaluate.
     """
     trainer, task, data = app.trainer, app.model, app.datamodule
-    compare_options(app)
     if adapter is not None:
         task.saved = read_adapter(adapter)
         callbacks_of(trainer).append(_LoadAdapter(adapter))
+    compare_options(app)
     run = trainer.test if app.command.verb == "test" else trainer.validate
     write_config(app)
     metrics = _evaluated(app, run)

@@ -1,10 +1,8 @@
 """Detection of the launcher: none, torchrun, SLURM's srun, or Lightning starting one more process."""
 
-import json
 import os
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,7 +16,6 @@ from randlora_pl.utils.errors import LostProcessError, UserError, first_line
 TIMEOUT = 600.0
 """Seconds to wait for other processes before the run fails."""
 
-_asked: Counter[str] = Counter()
 _meetings: list[Meeting] = []  # one, kept open: the process group shares the server of rank 0
 _REPLY = 10.0
 """Seconds in which a store answers."""
@@ -80,29 +77,10 @@ def broadcast_decision(what: str, decide: Callable[[], str]) -> str:
         decide: Called on rank 0 only, because it may check files that rank 0 is about to write.
 
     Raises:
-        UserError: Rank 0 raised it.
+        UserError: See `Meeting.decided`.
     """
     job = launched()
-    if job is None:
-        return decide()
-    _asked[what] += 1
-    meeting, key = meeting_of(job), f"answer/{what}/{_asked[what]}"
-    store = meeting.store
-    if job.rank == 0:
-        try:
-            answer = decide()
-        except UserError as error:
-            store.set(key, json.dumps({"error": error.args}))
-            with suppress(RuntimeError):  # this process may host the store, so that it must not end before the others
-                store.wait([f"{key}/{rank}" for rank in range(1, job.world)], timedelta(seconds=10))
-            raise
-        store.set(key, json.dumps({"answer": answer}))
-        return answer
-    found: dict[str, Any] = json.loads(meeting.awaited(key, 0))
-    store.set(f"{key}/{job.rank}", "read")
-    if "error" in found:
-        raise UserError(*found["error"])
-    return str(found["answer"])
+    return decide() if job is None else meeting_of(job).decided(what, decide)
 
 
 def decide_first(what: str, variable: str, decide: Callable[[], str]) -> str:
@@ -124,19 +102,21 @@ def decide_first(what: str, variable: str, decide: Callable[[], str]) -> str:
     return broadcast_decision(what, remembered)
 
 
-def meeting_of(job: Launch, timeout: float = TIMEOUT) -> Meeting:
+def meeting_of(job: Launch, timeout: float | None = None) -> Meeting:
     """Return the meeting of a job; torchrun or rank 0 hosts its store. Each attempt of a job has its own keys.
 
     Args:
         job: The job.
-        timeout: Seconds to wait for the store.
+        timeout: Seconds to wait for the store and the other processes, from now on.
 
     Raises:
         UserError: Another program has the port.
         LostProcessError: The process with the store does not answer.
     """
     if _meetings:
+        _meetings[0].timeout = timeout or _meetings[0].timeout
         return _meetings[0]
+    timeout = timeout or TIMEOUT
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
@@ -147,8 +127,9 @@ def meeting_of(job: Launch, timeout: float = TIMEOUT) -> Meeting:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
     def joined(store: Any) -> Meeting:  # another job may have this port on the same machine
-        name = f"randlora-pl-{os.environ.get('SLURM_JOB_ID', '')}-{job.attempt}"
-        return Meeting(PrefixStore(name, store), job.rank, job.world, timeout)
+        names = ("TORCHELASTIC_RUN_ID",) if "TORCHELASTIC_RUN_ID" in os.environ else ("SLURM_JOB_ID", "SLURM_STEP_ID")
+        name = "-".join(os.environ.get(each, "") for each in names)
+        return Meeting(PrefixStore(f"randlora-pl-{name}-{job.attempt}", store), job.rank, job.world, timeout)
 
     hosted = job.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
@@ -229,13 +210,15 @@ def join(store: Any, rank: int, world: int, timeout: float) -> Meeting:
 
 @contextmanager
 def parting() -> Iterator[None]:
-    """Let the other processes of the job end with this one if an error ends it before the training."""
+    """Hold one run: let the other processes of the job end with this one if an error ends it."""
+    for known in _meetings:
+        known.begin()
     try:
         yield
     except Exception as error:
         with suppress(UserError, LostProcessError):
             job = launched()
             meeting = next(iter(_meetings), None) or (None if job is None else meeting_of(job, GRACE))
-            if meeting is not None and not meeting.trains:
+            if meeting is not None:
                 meeting.leave(first_line(error), lost=not isinstance(error, UserError))
         raise

@@ -15,11 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from randlora_pl.adapters.kept import base_buffers
 from randlora_pl.data.parts import Part
-from randlora_pl.parallel.agreement import compare_options, compare_splits
+from randlora_pl.parallel.agreement import Options, compare_options, compare_splits, compare_weights
 from randlora_pl.parallel.launch import TIMEOUT, busy_port, join, launched, meeting_of
 from randlora_pl.parallel.meeting import Meeting
 from randlora_pl.parallel.sigterm import LateSigterm
-from randlora_pl.utils.errors import UserError
 
 
 @dataclass
@@ -89,22 +88,22 @@ class AdapterDDP(DDPStrategy):
             options["init_sync"] = False
         super().__init__(timeout=timedelta(seconds=timeout), **options)
         self.exchange = Exchange()
-        self.options: dict[str, Any] = {}
+        self.options: Options = {}
         self._meeting: Meeting | None = None
         self._patience = timeout
         self._statistics: list[Tensor] | None = None
 
     def setup_distributed(self) -> None:
-        """Connect to the other processes, also after a restart by torchrun, and compare options.
+        """Connect to the other processes, also after a restart by torchrun; compare options if Lightning started them.
 
         torchrun keeps one store for all attempts (seen in PyTorch 2.13): gloo would find the addresses of ended
         processes in it and fail.
         """
         job = launched()
-        if self._meeting is None and job is not None:
+        if job is not None:
             self._meeting = meeting_of(job, self._patience)
-            self._meeting.timeout = self._patience
-            compare_options(self._meeting, self.options)
+            self._meeting.exchanges = False
+            self.barrier("connect")
         if job is not None and job.attempt > 0 and not dist.is_initialized():
             dist.init_process_group(
                 self._get_process_group_backend(),
@@ -122,6 +121,21 @@ class AdapterDDP(DDPStrategy):
             store = dist.distributed_c10d._get_default_store()
             self._meeting = join(store, self.global_rank, self.world_size, self._patience)
             compare_options(self._meeting, self.options)
+        self._meeting.exchanges = False
+
+    def barrier(self, name: str | None = None) -> None:
+        """Wait for all processes; at the store before a run, where a mistake of one process ends all.
+
+        Raises:
+            UserError: A process has ended because of a mistake.
+            LostProcessError: A process is lost.
+        """
+        assert self._meeting is not None
+        if self._meeting.exchanges:
+            super().barrier(name)
+        else:
+            self._meeting.compare(f"the wait {name}", str, lambda ask: "".join(ask("")))
+            self._meeting.exchanges = name == "run-stage"  # Lightning's last one before the loops
 
     def compare(self, splits: Mapping[str, Part]) -> None:
         """Refuse processes with other samples than rank 0; each waits for all.
@@ -136,23 +150,19 @@ class AdapterDDP(DDPStrategy):
         assert self._meeting is not None
         compare_splits(self._meeting, splits)
 
-    def configure_ddp(self) -> None:
-        """Compare the initial weights of all processes, then wrap the model.
+    def model_to_device(self) -> None:
+        """Move the model, and compare the weights of all processes before any is exchanged.
 
         Raises:
             UserError: Processes start from different weights.
         """
-        fingerprint: Callable[[], str] = self.lightning_module.fingerprint  # type: ignore[union-attr, assignment]
-        theirs: list[Any] = [None] * self.world_size
-        dist.all_gather_object(theirs, fingerprint())
-        differ = [str(rank) for rank, other in enumerate(theirs) if other != theirs[0]]
-        if differ:
-            raise UserError(
-                f"process {', '.join(differ)} of {self.world_size} starts from other weights than process 0. Compare "
-                "the weights files, checkpoints and versions of the machines (randlora-pl doctor)."
-            )
-        if self._meeting is not None:
-            self._meeting.trains = True
+        super().model_to_device()
+        if self._meeting is not None and not self.exchange.steps:
+            fingerprint: Callable[[], str] = self.lightning_module.fingerprint  # type: ignore[union-attr, assignment]
+            compare_weights(self._meeting, fingerprint())
+
+    def configure_ddp(self) -> None:
+        """Wrap the model."""
         self._statistics = None
         LateSigterm.use(self.lightning_module.trainer)  # type: ignore[union-attr]
         super().configure_ddp()

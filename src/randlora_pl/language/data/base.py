@@ -9,6 +9,7 @@ from torch import Tensor
 from randlora_pl.data.base import PlannedData
 from randlora_pl.data.catalog.registry import default_root
 from randlora_pl.data.loading.loader import Loader
+from randlora_pl.data.parts import Part
 from randlora_pl.data.sampling.schedule import TrainSchedule, samples_drawn
 from randlora_pl.data.validate import check_run
 from randlora_pl.language.data.batches import TextEvalBatches, TextSamples, TextTrainBatches
@@ -65,6 +66,10 @@ class TokenData(PlannedData):
         """Return the facts of `summary` that only this kind of texts has."""
         raise NotImplementedError
 
+    def parts(self) -> dict[str, Part]:
+        """Return what all processes of a job must have in common."""
+        return {f"{split} samples": held.part() for split, held in self._held.items()}
+
     @property
     def kind(self) -> str:
         """Description of the labels for the start summary, with a comma at its end."""
@@ -88,7 +93,7 @@ class TokenData(PlannedData):
         tests = stage in ("test", "predict", None) and "test" not in self._held
         if learns or tests:
             self.read(learns, tests)
-        self._compare({f"{split} samples": held.part() for split, held in self._held.items()})
+        self._compare(self.parts)
         if stage in ("fit", None):
             steps, epochs, size = self.steps, self.epochs or 0, self.global_batch
             drawn = lambda count: samples_drawn(count, epochs, size) if steps is None else steps * size  # noqa: E731

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+from randlora_pl.data.parts import Part, word_part
 from randlora_pl.language.catalog import check_dataset
 from randlora_pl.language.data.base import TokenData, check_least
 from randlora_pl.language.data.batches import Tokens
@@ -93,6 +94,10 @@ class TextData(TokenData):
                 if empty := sum(not ids for ids in prompts):
                     raise UserError(f"{empty:,} of {len(prompts):,} prompts of the tests have no token")
                 self._held["test"] = Tokens((Encoded(ids, ids, len(ids)) for ids in prompts), self.pad, "left")
+
+    def parts(self) -> dict[str, Part]:
+        """Return the samples, and the questions with what scores them."""
+        return super().parts() | {"test questions": word_part([repr(item) for item in self.items])}
 
     def check_test(self) -> None:
         """Read the questions, which are kept for the test, and look for what scores them."""
