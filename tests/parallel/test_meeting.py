@@ -165,13 +165,17 @@ def test_a_mistake_reaches_the_processes_at_a_barrier_before_the_run() -> None:
     usual.assert_called_once()
 
 
-def test_a_process_that_ends_while_tensors_are_exchanged_does_not_wait_for_readers() -> None:
-    """Those that are not exchanging any more learn why."""
+@pytest.mark.parametrize(("job", "exchanges"), [(None, False), (Launch(0, 2, 1, 2), True)])
+def test_a_process_waits_for_no_reader_while_tensors_are_exchanged_or_the_others_are_ended(
+    job: Launch | None, exchanges: bool
+) -> None:
+    """Those that wait at the store learn why; Lightning's first process has ended the others."""
     first, second = meetings(2)
-    first.exchanges = second.exchanges = True
     started = time.monotonic()
     with MonkeyPatch.context() as patch, pytest.raises(UserError), parting():
         patch.setattr("randlora_pl.parallel.launch._meetings", [first])
+        patch.setattr("randlora_pl.parallel.launch.launched", lambda: job)
+        first.exchanges = exchanges
         raise UserError("a picture is missing")
     assert time.monotonic() - started < 1
     assert messages([lambda: compare_options(second, {})]) == ["process 0 has ended: a picture is missing"]

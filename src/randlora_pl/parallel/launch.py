@@ -220,5 +220,5 @@ def parting() -> Iterator[None]:
             job = launched()
             meeting = next(iter(_meetings), None) or (None if job is None else meeting_of(job, GRACE))
             if meeting is not None:
-                meeting.leave(first_line(error), lost=not isinstance(error, UserError))
+                meeting.leave(first_line(error), lost=not isinstance(error, UserError), wait=job is not None)
         raise

@@ -104,17 +104,18 @@ class Meeting:
             self._mark_read()
             raise UserError(verdict)
 
-    def leave(self, why: str, lost: bool) -> None:
+    def leave(self, why: str, lost: bool, wait: bool = True) -> None:
         """Let the processes that wait for this one end, with the reason.
 
         Args:
             why: The reason.
             lost: True if the reason is not a mistake of the user.
+            wait: If False, rank 0 has ended the others.
         """
         with suppress(RuntimeError):
             if not self.store.check([self._left()]):
                 self.store.set(self._left(), json.dumps({"rank": self.rank, "why": why, "lost": lost}))
-            self._mark_read()
+            self._mark_read(wait)
 
     def _end(self, left: dict[str, Any]) -> None:
         """Raise the error of a process that has left."""
@@ -123,10 +124,10 @@ class Meeting:
             raise LostProcessError(f"process {left['rank']}, which has ended: {left['why']}")
         raise UserError(f"process {left['rank']} has ended: {left['why']}")
 
-    def _mark_read(self) -> None:
+    def _mark_read(self, wait: bool = True) -> None:
         """Record that this process ends; rank 0, which may have the store, waits for the others to do so."""
         self.store.set(self._left(self.rank), "")
-        until = 0.0 if self.exchanges else time.monotonic() + GRACE
+        until = time.monotonic() + GRACE if wait and not self.exchanges else 0.0
         everyone = [self._left(rank) for rank in range(self.world)]
         while self.rank == 0 and time.monotonic() < until and not self.store.check(everyone):
             time.sleep(0.05)
