@@ -19,7 +19,7 @@ def test_a_run_ends_early_and_its_best_adapter_is_tested(run: Run, tmp_path: Pat
     results = json.loads((folder / "results.json").read_text())
     assert (results["steps"], results["best/step"], results["tested"]) == (8, 4, "adapter-best")
     assert results["finished"] and "val/loss" in results["stopped_early"]
-    assert "validation     6 times on 143 images" in shown.out
+    assert "validation     6 times on 32 of 143 images" in shown.out
     assert "at step 8 of 12: val/loss" in shown.out and "(adapter-best, step 4)" in shown.out.replace("\n", " ")
     assert run("test", "--run", str(folder), "--run.root", "runs").code == 0
     tested = json.loads((only_run(tmp_path, "quickstart-test") / "results.json").read_text())

@@ -78,8 +78,10 @@ def fit(kind: type[VisionLanguageTask], folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    from tests.tasks.waits_ddp_worker import Bad as Importable  # of the main program it could not be saved
+
     torch.set_num_threads(1)
     root = Path(sys.argv[1])
     with two_blocks():
-        found = {kind.__name__: fit(kind, root / kind.__name__) for kind in (VisionLanguageTask, Bad)}
+        found = {kind.__name__: fit(kind, root / kind.__name__) for kind in (VisionLanguageTask, Importable)}
     torch.save(found, root / f"{RANK}.pt")

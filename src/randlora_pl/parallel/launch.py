@@ -216,7 +216,7 @@ def parting() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        with suppress(UserError, LostProcessError):
+        with suppress(UserError, LostProcessError, KeyboardInterrupt):  # torchrun may end this process now
             job = launched()
             meeting = next(iter(_meetings), None) or (None if job is None else meeting_of(job, GRACE))
             if meeting is not None:

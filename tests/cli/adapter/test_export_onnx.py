@@ -79,7 +79,7 @@ def test_all_test_digits_get_the_same_classes_in_onnxruntime_and_bare_open_clip(
     assert len(rows) == 360
 
     spec = Frame(32, interpolation="bicubic")
-    grey = torch.cat([eval_pixels([image], spec, late=False)["image"] for image in images])
+    grey = torch.cat([eval_pixels([image], spec) for image in images])
     np.save(tmp_path / "pixels.npy", (grey.expand(-1, 3, -1, -1).float() / 255).numpy())
     lines = "\n".join(line.strip() for line in exported.out.split("alone:\n")[1].splitlines()[:3])
     predictions = [row[1] for row in rows]
@@ -89,7 +89,7 @@ def test_all_test_digits_get_the_same_classes_in_onnxruntime_and_bare_open_clip(
 
     merged = run("adapter", "merge", adapter, "--output", "model.safetensors")
     assert merged.code == 0, merged.err
-    lines = "\n".join(line.strip() for line in merged.out.splitlines() if line.startswith("  "))
+    lines = "\n".join(line[2:] for line in merged.out.splitlines() if line.startswith("  "))
     assert printed_by(BARE.format(lines=lines), tmp_path) == predictions
 
     shares = np.load(tmp_path / "probabilities.npy")

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import unittest.mock
 from collections.abc import Callable
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from randlora_pl.adapters import FullFineTuning
 from randlora_pl.cli.common.devices import pick_device
 from randlora_pl.cli.predict.arguments import name_adapters, parse
 from randlora_pl.data import ImageData, open_images
+from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.sources import FileImages
 from randlora_pl.prompts import CoOp
 from randlora_pl.tasks import DePT, LinearHeadTask, PromptTask, load_task, load_tasks, weighted_task
@@ -299,8 +301,8 @@ def test_adapters_of_other_classes_bases_and_frames(
     task = LinearHeadTask(name="test_vit.r160_in1k", pretrained="random", img_size=32)
     task.set_classes(["cat", "dog", "cow"], [])
     task.configure_model()
-    task.save(tmp_path / "animals.safetensors")
-    frame = {"size": 32, "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "interpolation": "bilinear"}
+    task.save(tmp_path / "animals.safetensors", {"frame": asdict(Frame(32, (0.5,) * 3, (0.5,) * 3, "bicubic"))})
+    frame = asdict(Frame(32, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5), "bilinear"))
     other = variant(finished / "adapter", tmp_path / "other", by=0.0, frame=frame)
     paths = [finished / "adapter", tmp_path / "animals.safetensors", other]
     base = ("predict", "--images", str(photos), "--output", "-", "--top-k", "4")

@@ -17,7 +17,7 @@ Refused = Callable[..., str]
 def test_the_table_of_the_cells_that_were_asked_for_and_resumed(run: Run, tmp_path: Path) -> None:
     written(tmp_path, methods=METHODS)
     words = ("compare-methods", "--config", "small.yaml")
-    first = run(*words, "--methods", "probe", "--seeds", "3", "3")
+    first = run(*words, "--methods", "probe", "--seeds", "3")
     table = tmp_path / "runs/sweeps/small/table.md"
     assert first.code == 0 and first.out.count("probe, seed 3: ") == 1 and "RandLoRA-6" not in first.out
     assert "| probe | 1,280 | 0.01 | typed | " in first.out and table.read_text() in first.out

@@ -291,7 +291,10 @@ def test_figure_3_is_made_of_the_cells_of_three_tables() -> None:
 @pytest.mark.usefixtures("deep")  # a sweep has prompts in four blocks
 def test_the_shipped_sweeps_can_run(run: Run, tmp_path: Path, name: str) -> None:
     """Every method fits its model and is counted, without weights."""
-    result = run("sweep", name, "--dry-run", "--only", "seed=1", "--data.root", str(tmp_path))
+    root = (
+        [] if name in ("compare_bases", "compare_methods") else ["--data.root", str(tmp_path)]
+    )  # the digits read none
+    result = run("sweep", name, "--dry-run", "--only", "seed=1", *root)
     assert result.code == 0, result.err
     assert " counted" in result.out
 
