@@ -1,8 +1,7 @@
-"""The structure of the source: no import circles, small folders and files, plain English."""
+"""The structure of the source: no import circles, files of one idea, plain English."""
 
 import ast
 import re
-from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -41,11 +40,9 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     assert [sorted(circle) for circle in networkx.strongly_connected_components(graph) if len(circle) > 1] == []
 
 
-def test_folders_and_files_are_small() -> None:
-    folders = Counter(file.parent for file in FILES.values() if file.name != "__init__.py")
-    assert {str(folder): count for folder, count in folders.items() if count > 16} == {}
-    long = {file.relative_to(PACKAGE).as_posix() for file in FILES.values() if len(file.read_text().splitlines()) > 300}
-    assert long == set()
+def test_a_file_has_at_most_500_lines() -> None:
+    lines = {name: len(file.read_text(encoding="utf-8").splitlines()) for name, file in FILES.items()}
+    assert {name: count for name, count in lines.items() if count > 500} == {}
 
 
 def test_the_english_is_plain() -> None:
