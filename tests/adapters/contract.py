@@ -16,8 +16,8 @@ from randlora_pl.adapters import (
     delta_weights,
     disabled,
     merge,
+    merge_and_unload,
     trainable_parameters,
-    unload,
     unmerge,
 )
 from randlora_pl.adapters.base import WeightShape
@@ -140,7 +140,7 @@ def unload_gives_plain_layers_with_merged_weights(method: str, kind: str) -> Non
     x = inputs(model)
     expected = model(x)
     weights = {id(parameter) for parameter in plain.parameters()}
-    assert unload(model) is model
+    assert merge_and_unload(model) is model
     assert [type(module) for module in model.modules()] == [type(module) for module in plain.modules()]
     assert [vars(module).keys() for module in model.modules()] == [vars(module).keys() for module in plain.modules()]
     assert list(model.state_dict()) == list(plain.state_dict())
@@ -224,7 +224,7 @@ def copies_work_and_are_independent(method: str, kind: str) -> None:
         randomise(twin)
         merge(twin, strict=False)
         assert torch.equal(model(x), expected)
-        unload(twin) if method not in UNFIXED else None
+        merge_and_unload(twin) if method not in UNFIXED else None
         assert torch.equal(model(x), expected)
 
 

@@ -29,10 +29,10 @@ from randlora_pl.adapters import (
     inject,
     load_adapter,
     merge,
+    merge_and_unload,
     save_adapter,
     set_train_mode,
     trainable_parameters,
-    unload,
     unmerge,
 )
 from randlora_pl.adapters.kernels import dropout
@@ -172,7 +172,7 @@ def test_a_sum_is_the_sum_of_the_updates_by_hand(
     state = {name: value.double() for name, value in expected.state_dict().items()}
     start = copy.deepcopy(state)
     for name, weight in weights.items():
-        merged = unload(alone(folders[name])).state_dict()
+        merged = merge_and_unload(alone(folders[name])).state_dict()
         for key, value in merged.items():
             state[key] += weight * (value.double() - start[key])
     expected.load_state_dict(state)
@@ -463,7 +463,7 @@ def test_an_update_that_is_not_finite_is_not_merged(adapters: AdapterSet, folder
 def test_a_model_that_was_unloaded_is_refused(adapters: AdapterSet, choice: str | None) -> None:
     """Its weights hold the adapter now, so that the base is not known any more."""
     adapters.use(choice)
-    unload(adapters.model)
+    merge_and_unload(adapters.model)
     if choice is None:
         inject(adapters.model, LoRA(2))
     with pytest.raises(UserError, match="AdapterSet"):

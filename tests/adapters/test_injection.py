@@ -25,8 +25,8 @@ from randlora_pl.adapters import (
     adapted_layers,
     delta_weights,
     inject,
+    merge_and_unload,
     trainable_parameters,
-    unload,
 )
 from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.io.save_load import _generator_facts
@@ -97,7 +97,7 @@ def test_parameter_counts_of_the_paper(
         assert all(value.is_meta for value in model.state_dict().values())
         assert (report.fingerprint, report.base_hash) == ("", "")
     finally:
-        unload(model)
+        merge_and_unload(model)
         model.requires_grad_(True)
 
 
@@ -105,7 +105,7 @@ def test_the_report_is_a_table_of_the_adapted_layers(on_meta: dict[str, nn.Modul
     model = on_meta["ViT-B-32"]
     report = inject(model, RandLoRA(6))
     lines = str(report).splitlines()
-    unload(model)
+    merge_and_unload(model)
     model.requires_grad_(True)
     assert lines[-1] == report.coverage.line and lines[-1].startswith("72 of 96 linear layers (the paper's choice")
     assert [line.split() for line in lines[:-1]] == [
@@ -151,7 +151,7 @@ def test_both_towers_of_open_clip_learn(adapter: Adapter, custom_text: bool) -> 
     assert seen == set(trainable_parameters(model))
     assert all(torch.equal(model.state_dict()[name], value) for name, value in frozen.items())
     image, text = model.encode_image(pictures), model.encode_text(words)
-    unload(model)
+    merge_and_unload(model)
     assert_close(model.encode_image(pictures), image, 1e-5)
     assert_close(model.encode_text(words), text, 1e-5)
     assert (image - plain.encode_image(pictures)).abs().max() > 1e-4
@@ -184,7 +184,7 @@ def test_a_plain_mlp_and_a_bare_layer_are_adapted() -> None:
         assert {row.layer for row in report.rows} == set(delta_weights(model))
         assert (model(x) - plain(x)).abs().max() > 1e-3
         expected = model(x)
-        assert_close(unload(model)(x), expected)
+        assert_close(merge_and_unload(model)(x), expected)
         assert type(model) is type(plain)
 
 
@@ -270,14 +270,14 @@ def test_a_second_adapter_is_refused_also_through_a_part(adapter: Adapter) -> No
     inject(model, LoRA(2), ["visual:qkv"])
     trains = set(trainable_parameters(model))
     for again in (model, model.visual):
-        with pytest.raises(UserError, match="unload"):
+        with pytest.raises(UserError, match="merge_and_unload"):
             inject(again, adapter)
     part = zoo.small_clip()
     inject(part.visual, LoRA(2))
     with pytest.raises(UserError, match="has adapters already"):
         inject(part, adapter)
     assert set(trainable_parameters(model)) == trains
-    unload(part)
+    merge_and_unload(part)
     inject(part, adapter)
 
 

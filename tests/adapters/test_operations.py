@@ -18,9 +18,9 @@ from randlora_pl.adapters import (
     disabled,
     inject,
     merge,
+    merge_and_unload,
     set_train_mode,
     trainable_parameters,
-    unload,
     unmerge,
 )
 from randlora_pl.adapters.operations import report_of, use_bases, weight_updates
@@ -46,7 +46,7 @@ def test_a_plain_model_has_no_report_and_nothing_to_do() -> None:
     before = copy.deepcopy(model.state_dict())
     merge(model)
     unmerge(model)
-    assert unload(model) is model
+    assert merge_and_unload(model) is model
     assert delta_weights(model) == {} == adapted_layers(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -55,7 +55,7 @@ def test_a_report_is_found_until_the_adapter_is_unloaded() -> None:
     model = zoo.small_vit()
     report = inject(model, LoRA(2))
     assert report_of(model) is report
-    unload(model)
+    merge_and_unload(model)
     with pytest.raises(UserError, match="no adapter"):
         report_of(model)
 
@@ -103,7 +103,7 @@ def test_gradients_do_not_flow_while_merged_or_disabled() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("change", [merge, unload])
+@pytest.mark.parametrize("change", [merge, merge_and_unload])
 def test_an_update_that_is_not_finite_is_never_merged(bad: float, change: object) -> None:
     model = adapted_vit()
     last = list(adapted_layers(model))[-1]
@@ -145,7 +145,7 @@ def test_modes_of_methods_that_train_the_model_itself() -> None:
 def test_unloading_forgets_reports_of_parts() -> None:
     model = zoo.small_clip()
     inject(model.visual, LoRA(2))
-    unload(model)
+    merge_and_unload(model)
     assert not any("adapter_report" in vars(module) for module in model.modules())
     assert inject(model, LoRA(2)).trainable > 0
 
@@ -154,7 +154,7 @@ def test_unloaded_weights_train_and_the_model_can_be_adapted_again() -> None:
     model = adapted_vit()
     x = zoo.images()
     first = model(x)
-    unload(model)
+    merge_and_unload(model)
     assert trainable_parameters(model).keys() == model.state_dict().keys()
     assert_close(model(x), first)
     inject(model, LoRA(2))

@@ -19,9 +19,9 @@ from randlora_pl.adapters import (
     delta_weights,
     inject,
     merge,
+    merge_and_unload,
     save_adapter,
     set_train_mode,
-    unload,
     unmerge,
 )
 from randlora_pl.adapters.kernels.dropout import dropped
@@ -124,7 +124,7 @@ def test_updates_and_merged_weights_are_peft_s(method: str, family: str, tmp_pat
     assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
     merged, plain = theirs.merge_and_unload().state_dict(), MODELS[family].build()
     assert list(merged) == list(plain.state_dict())
-    assert [type(module) for module in unload(ours).modules()] == [type(module) for module in plain.modules()]
+    assert [type(module) for module in merge_and_unload(ours).modules()] == [type(module) for module in plain.modules()]
     assert ours.state_dict().keys() == merged.keys()
     for name, value in ours.state_dict().items():
         assert_close(value, merged[name], 1e-5)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from randlora_pl.adapters import adapted_layers, disabled, unload
+from randlora_pl.adapters import adapted_layers, disabled, merge_and_unload
 from randlora_pl.data import ImageData, open_images
 from randlora_pl.tasks import AdaptationTask, LinearHeadTask, TextHeadTask, VisionLanguageTask
 from tests.support.products import marked
@@ -30,7 +30,7 @@ def unit(vector: Tensor) -> Tensor:
 
 def plain(task: AdaptationTask) -> Any:
     """A copy of the model without adapter, its update merged."""
-    return unload(copy.deepcopy(task.model)).eval()
+    return merge_and_unload(copy.deepcopy(task.model)).eval()
 
 
 def slow_logits(task: AdaptationTask, model: Any, image: Tensor) -> list[float]:

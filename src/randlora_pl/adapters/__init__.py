@@ -57,7 +57,6 @@ if TYPE_CHECKING:
         merge_and_unload,
         set_train_mode,
         trainable_parameters,
-        unload,
         unmerge,
     )
     from randlora_pl.adapters.optimizer import make_optimizer, parameter_groups
@@ -108,7 +107,6 @@ __all__ = [
     "save_adapter",
     "set_train_mode",
     "trainable_parameters",
-    "unload",
     "unmerge",
 ]
 

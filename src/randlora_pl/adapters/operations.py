@@ -1,4 +1,4 @@
-"""Operations on adapted models: merge, unmerge, unload, disable, and access to updates."""
+"""Operations on adapted models: merge, unmerge, merge_and_unload, disable, and access to updates."""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -129,10 +129,6 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
         if parameter.is_floating_point():  # others are quantized
             parameter.requires_grad_(True)
     return model
-
-
-unload = merge_and_unload
-"""Older name of `merge_and_unload`; PEFT's ``unload`` does not merge."""
 
 
 def detach(model: nn.Module) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from randlora_pl.adapters.input_dependent import check_fixed
-from randlora_pl.adapters.operations import unload
+from randlora_pl.adapters.operations import merge_and_unload
 from randlora_pl.utils.errors import UserError
 
 Point = tuple[float, float]
@@ -49,7 +49,7 @@ def weights_of(task: Any) -> State:
         UserError: The update depends on the input, so no weights contain it.
     """
     check_fixed(task.adapter, "analyze landscape")
-    unload(task.model)
+    merge_and_unload(task.model)
     tensors: State = {name: value.detach() for name, value in task.model.state_dict().items()}
     return tensors | {f"head/{name}": value.detach() for name, value in task.head_tensors().items()}
 

@@ -445,7 +445,9 @@ def test_another_base_model_under_an_adapter(folder: Path) -> None:
 
 @pytest.mark.parametrize("adapter", [RandLoRA(4, seed=4), RandLoRA(4), LoRA(4), BitFit()])
 def test_another_adapter_in_place(folder: Path, adapter: Any) -> None:
-    assert_refused(folder, r"contains .*'RandLoRA'.*, the model has .* Call unload\(model\) first", adapted(adapter))
+    assert_refused(
+        folder, r"contains .*'RandLoRA'.*, the model has .* Call merge_and_unload\(model\) first", adapted(adapter)
+    )
 
 
 def test_the_same_adapter_on_other_targets_in_place(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import DoRA, LoRA, RandLoRA, delta_weights, disabled, inject, merge, unload, unmerge
+from randlora_pl.adapters import DoRA, LoRA, RandLoRA, delta_weights, disabled, inject, merge, merge_and_unload, unmerge
 from randlora_pl.adapters.layers.adapted import AdaptedAttention, AdaptedLinear
 from tests.adapters.cases import assert_close, randomise
 from tests.support.products import covered, in_one_item
@@ -282,7 +282,7 @@ def test_unloading_gives_the_fused_inference_back(nested: bool, monkeypatch: pyt
     with torch.no_grad():
         expected = model(x, src_key_padding_mask=padding())
         assert not calls
-        unload(model)
+        merge_and_unload(model)
         assert_close(model(x, src_key_padding_mask=padding())[~padding()], expected[~padding()])
         assert len(calls) == 2
     for module, attributes in zip(model.modules(), before, strict=True):
@@ -334,7 +334,7 @@ def test_a_layer_stays_the_same_object_with_hooks_and_attributes() -> None:
     assert layer.weight is weight
     assert isinstance(layer, AdaptedLinear)
     assert (seen, layer.note) == ([1], "mine")
-    unload(model)
+    merge_and_unload(model)
     assert type(layer) is nn.Linear
     assert (layer.weight, layer.note) == (weight, "mine")
 
@@ -360,7 +360,7 @@ def test_only_out_proj_may_be_adapted() -> None:
     randomise(model)
     x = torch.randn(2, 5, EMBED)
     same(model(x, x, x), by_hand(model, plain)(x, x, x))
-    unload(model)
+    merge_and_unload(model)
     assert type(model) is nn.MultiheadAttention
 
 

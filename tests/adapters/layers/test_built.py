@@ -23,9 +23,9 @@ from randlora_pl.adapters import (
     inject,
     load_adapter,
     merge,
+    merge_and_unload,
     save_adapter,
     set_train_mode,
-    unload,
 )
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.utils.errors import UserError
@@ -59,7 +59,7 @@ def test_a_convolution_with_the_reference_update(shape: str, adapter: Adapter) -
     with torch.no_grad():
         plain.weight.copy_(adapted_weight(layer.delta, plain.weight.flatten(1)).view_as(plain.weight))
     torch.testing.assert_close(model(x), plain(x))
-    unload(model)
+    merge_and_unload(model)
     torch.testing.assert_close(model.weight, plain.weight)
 
 
@@ -116,7 +116,7 @@ def test_a_subclass_computes_with_the_built_weight(kind: Any, tmp_path: Path) ->
     torch.testing.assert_close(expected, plain(x))
     merge(model)
     assert torch.equal(model(x), expected)
-    assert type(unload(model)[0]) is kind  # type: ignore[index]
+    assert type(merge_and_unload(model)[0]) is kind  # type: ignore[index]
 
 
 def test_convolutions_compile_without_a_graph_break() -> None:

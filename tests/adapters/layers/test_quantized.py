@@ -29,9 +29,9 @@ from randlora_pl.adapters import (
     inject,
     load_adapter,
     merge,
+    merge_and_unload,
     save_adapter,
     trainable_parameters,
-    unload,
 )
 from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.adapters.kept import update_buffers
@@ -201,7 +201,7 @@ def test_disabled_detached_copied_and_checkpointed() -> None:
     assert torch.equal(quantized(x), expected)
 
 
-@pytest.mark.parametrize("action", [merge, unload])
+@pytest.mark.parametrize("action", [merge, merge_and_unload])
 def test_merging_is_refused_and_changes_nothing(action: Any) -> None:
     _, quantized = both("lora")
     model = nn.ModuleDict({"first": One(8, 8), "second": quantized})

@@ -11,7 +11,16 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from randlora_pl.adapters import LoRA, RandLoRA, disabled, inject, merge, trainable_parameters, unload, unmerge
+from randlora_pl.adapters import (
+    LoRA,
+    RandLoRA,
+    disabled,
+    inject,
+    merge,
+    merge_and_unload,
+    trainable_parameters,
+    unmerge,
+)
 from randlora_pl.adapters.layers.qkv_rows import row_blocks
 from randlora_pl.adapters.targets.obstacles import reader_of
 from randlora_pl.adapters.targets.select import select
@@ -413,7 +422,7 @@ def test_a_packed_weight_that_its_parent_reads_acts(
         assert torch.equal(model(image), plain)
     unmerge(model)
     assert torch.equal(model(image), adapted) and torch.equal(twin(image), adapted)
-    unload(model)
+    merge_and_unload(model)
     assert list(model.state_dict()) == keys
     torch.testing.assert_close(model(image), adapted)
 

@@ -29,7 +29,7 @@ def differences(file: "AdapterFile", model: nn.Module, present: InjectionReport)
     if file.adapter.identity() != present.adapter.identity():
         raise UserError(
             f"{file.path} contains {file.adapter.describe()}, the model has {present.adapter.describe()}. "
-            "Call unload(model) first, or start from the base model."
+            "Call merge_and_unload(model) first, or start from the base model."
         )
     state = adapter_state(model)
     derived = derived_buffers(model)  # either of the two may store them

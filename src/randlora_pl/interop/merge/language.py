@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.adapters import AdapterFile, unload
+from randlora_pl.adapters import AdapterFile, merge_and_unload
 from randlora_pl.adapters.injection import inject
 from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.io.base_hash import hash_weights
@@ -44,7 +44,7 @@ def write_merged(
     place_adapter(model, file)
     whole_model.eval()  # new updates are in training mode; dropout would change the outputs
     expected = logits(whole_model)
-    unload(model)
+    merge_and_unload(model)
     if before:
         model.load_state_dict(
             {name: interpolated(before[name], value, scale) for name, value in model.state_dict().items()}

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from randlora_pl.adapters import AdapterFile, unload
+from randlora_pl.adapters import AdapterFile, merge_and_unload
 from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop.base_model import Base, base_name, beside
@@ -143,7 +143,7 @@ def merged(base: Base, file: AdapterFile, scale: float = 1.0, with_head: bool = 
     check_merge(file, scale)
     made = adapted(base, file)
     expected = outputs(made.model, _size(file)) if scale == 1 else None
-    unload(made.part)
+    merge_and_unload(made.part)
     plain = base.model.state_dict()
     state = {key: interpolated(plain[key], value, scale) for key, value in made.model.state_dict().items()}
     state |= beside(file, base.part)

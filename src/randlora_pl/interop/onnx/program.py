@@ -12,7 +12,7 @@ from typing import Any, assert_never
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import read_adapter, unload
+from randlora_pl.adapters import merge_and_unload, read_adapter
 from randlora_pl.data.images.frame import Frame
 from randlora_pl.interop.base_model import refuse_texts
 from randlora_pl.interop.onnx.modules import ImageEncoder, PromptedTower, TextEncoder, make_classifier
@@ -133,7 +133,7 @@ def _tower(task: ImageTask) -> nn.Module:
 
 def _unload(task: ImageTask) -> nn.Module:
     """Return a task's model with merged weights; with the adapter inside if its update depends on the input."""
-    return unload(task.model) if task.adapter.fixed else task.model
+    return merge_and_unload(task.model) if task.adapter.fixed else task.model
 
 
 def _head_weight(task: ImageTask) -> Tensor:

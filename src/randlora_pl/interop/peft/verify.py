@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from randlora_pl.adapters import unload
+from randlora_pl.adapters import merge_and_unload
 from randlora_pl.interop.base_model import Base
 from randlora_pl.interop.compare_outputs import LOST
 from randlora_pl.interop.peft.files import TENSORS
@@ -82,7 +82,7 @@ def difference(ours: nn.Module, base: Base, folder: Path, classifier: LogitsOnly
         plain = base.model.state_dict()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            merged = unload(copy.deepcopy(ours)).state_dict(), theirs.merge_and_unload().state_dict()
+            merged = merge_and_unload(copy.deepcopy(ours)).state_dict(), theirs.merge_and_unload().state_dict()
         first = _furthest([(merged[0][name], merged[1][name], plain[name]) for name in merged[0]])
     else:
         first = _furthest(_outputs(ours, theirs, base.model, base, classifier))

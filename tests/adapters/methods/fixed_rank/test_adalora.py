@@ -10,7 +10,7 @@ import torch
 from peft import AdaLoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from randlora_pl.adapters import AdaLoRA, inject, load_adapter, save_adapter, trainable_parameters, unload
+from randlora_pl.adapters import AdaLoRA, inject, load_adapter, merge_and_unload, save_adapter, trainable_parameters
 from randlora_pl.adapters.methods.fixed_rank.adalora import AdaLoRADelta, Pruning
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo
@@ -258,7 +258,7 @@ def test_files_and_copies_have_the_mask(tmp_path: Path) -> None:
         pruning.after_step(t, 10)
     save_adapter(model, tmp_path / "adapter")
     twin = copy.deepcopy(model)
-    again = unload(copy.deepcopy(model))
+    again = merge_and_unload(copy.deepcopy(model))
     base = {name: value for name, value in model.state_dict().items() if ".delta." not in name}
     again.load_state_dict(base)
     load_adapter(again, tmp_path / "adapter")

@@ -21,7 +21,7 @@ from randlora_pl.adapters import (
     trainable_parameters,
 )
 from randlora_pl.adapters.methods.fixed_rank.selection import Problem, components, outer_gradient
-from randlora_pl.adapters.operations import unload
+from randlora_pl.adapters.operations import merge_and_unload
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, assert_close
 
@@ -153,7 +153,8 @@ def test_what_is_found_trains_as_a_lora_or_a_randlora() -> None:
     found = facts["search/adapter"]
     assert found["class_path"] == "LoRA"
     assert found["init_args"] == {"dropout": 0.1, "rank": {"^0": 2, "^1": 3}, "alpha": {"^0": 6.0, "^1": 15.0}}
-    assert inject(unload(model), LoRA(**found["init_args"]), ["0", "1"]).trainable == 2 * (8 + 6) + 3 * (6 + 4)
+    fresh = LoRA(**found["init_args"])
+    assert inject(merge_and_unload(model), fresh, ["0", "1"]).trainable == 2 * (8 + 6) + 3 * (6 + 4)
 
     model, search = two_layers(rank=2, select="bases")
     with torch.no_grad():
@@ -161,7 +162,7 @@ def test_what_is_found_trains_as_a_lora_or_a_randlora() -> None:
     found = search.finish()["search/adapter"]
     assert found["class_path"] == "RandLoRA"
     assert found["init_args"] == {"rank": 2, "alpha": 16.0, "num_bases": {"^0": 3, "^1": 1}}
-    report = inject(unload(model), RandLoRA(**found["init_args"]), ["0", "1"])
+    report = inject(merge_and_unload(model), RandLoRA(**found["init_args"]), ["0", "1"])
     assert report.trainable == 3 * (2 + 6) + 1 * (2 + 4)
 
 
