@@ -92,4 +92,4 @@ def test_the_extras_are_those_of_the_package() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     rows = re.findall(r"^\| (`.*?`) \| ", PAGES["docs/install.md"].partition("## Extras")[2], flags=re.M)
     shown = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-    assert shown == settings["project"]["optional-dependencies"].keys() - {"meteor"}  # the former name of e2e
+    assert shown == settings["project"]["optional-dependencies"].keys()

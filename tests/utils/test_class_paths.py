@@ -1,4 +1,4 @@
-"""Saved configs name classes by public paths, and paths of commit ab6b629 are read as those."""
+"""Saved configs name classes by public paths."""
 
 import inspect
 import re
@@ -12,35 +12,6 @@ from randlora_pl.utils.class_paths import exported, public_path, with_public_pat
 from tests.support.products import in_one_item
 
 ROOMS = ("adapters", "callbacks", "data", "language", "tasks")
-OLD = {
-    "adapters.base": "Adapter DeltaWeight",
-    "adapters.dora": "DoRA",
-    "adapters.lora": "LoRA",
-    "adapters.nola": "NoLA",
-    "adapters.randlora": "RandLoRA",
-    "adapters.vera": "VeRA",
-    "adapters.whole": "BitFit FullFineTuning LinearProbe",
-    "callbacks.answers": "WrittenAnswers",
-    "callbacks.checkpoint": "AdapterCheckpoint",
-    "callbacks.figures": "Figures",
-    "callbacks.gradient_flow": "GradientFlow",
-    "callbacks.memory": "PeakMemory",
-    "callbacks.nonfinite": "NonFiniteLoss",
-    "callbacks.progress": "ProgressBar",
-    "callbacks.spectrum": "UpdateSpectrum",
-    "callbacks.summary": "StartSummary",
-    "callbacks.termination": "Termination",
-    "callbacks.throughput": "Throughput",
-    "callbacks.zero_shot": "ZeroShot",
-    "data.module": "ImageData",
-    "language.causal": "CausalLMTask",
-    "language.classification": "TextClassificationTask",
-    "language.data": "TextData",
-    "language.labelled": "LabelledTexts",
-    "tasks.linear_head": "LinearHeadTask",
-    "tasks.text_head": "TextHeadTask",
-    "tasks.vision_language": "VisionLanguageTask",
-}
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -60,14 +31,6 @@ def test_an_exported_class_shares_its_name_with_no_other_of_the_room(room: str) 
     defined = [name for file in files for name in re.findall(r"^class (\w+)", file.read_text(), re.MULTILINE)]
     for name in exported(room):
         assert defined.count(name) == inspect.isclass(getattr(import_module(f"randlora_pl.{room}"), name)), name
-
-
-def test_old_paths_are_read_as_public_ones() -> None:
-    for module, names in OLD.items():
-        for name in names.split():
-            path = public_path(f"randlora_pl.{module}.{name}")
-            assert path == f"randlora_pl.{module.partition('.')[0]}.{name}"
-            assert inspect.isclass(getattr(import_module(path.rpartition(".")[0]), name))
 
 
 @in_one_item(

@@ -7,7 +7,7 @@ from typing import Any, Self, get_args
 from randlora_pl.utils.adapter_schema import OTHER_VERSION, check_arguments
 from randlora_pl.utils.errors import UserError, brief, errors_in
 from randlora_pl.utils.own_classes.registry import path_of
-from randlora_pl.utils.signatures import NamedOptions, with_present_options
+from randlora_pl.utils.signatures import NamedOptions
 
 
 class Described(metaclass=NamedOptions):
@@ -117,7 +117,7 @@ def make(
     """
     if not isinstance(description, dict) or not isinstance(description.get("options"), dict):
         raise UserError(f"{source}: {brief(description, 60)} describes nothing that this version has; {hint}.")
-    method, options = description.get("method"), with_present_options(description["options"])
+    method, options = description.get("method"), dict(description["options"])
     if isinstance(method, str) and method not in kinds and "." in method and find is not None:
         with errors_in(source):
             kinds = {**kinds, method: find(method)}

@@ -13,7 +13,7 @@ from randlora_pl.config.compose import parse_value, read_config
 from randlora_pl.config.own_classes import check_own_options, own_class
 from randlora_pl.config.validate import adapters, class_choices, tasks
 from randlora_pl.data.images.frame import resize_option
-from randlora_pl.utils.adapter_schema import check_adapter_schema, upgraded
+from randlora_pl.utils.adapter_schema import check_adapter_schema, check_format
 from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.files.run_files import ADAPTER, CONFIG
@@ -57,7 +57,7 @@ def adapter_config(folder: Path) -> Tree:
     except (KeyError, TypeError):
         raise UserError(f"{file} is not an adapter file: its metadata has no description.") from None
     try:
-        content = upgraded(content, folder)
+        check_format(content, folder)
         metadata = content["metadata"]
         task, arguments = metadata.get("task_class", metadata["task"]), metadata["arguments"]
         check_adapter_schema(content, file)

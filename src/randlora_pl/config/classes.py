@@ -7,7 +7,6 @@ from typing import Any
 from randlora_pl.config.class_index import read_classes
 from randlora_pl.utils.class_paths import with_public_paths
 from randlora_pl.utils.errors import UserError, brief
-from randlora_pl.utils.signatures import with_present_options
 
 Tree = dict[str, Any]
 
@@ -26,7 +25,7 @@ _GROUPS = ("data", "trainer", "run", "checkpoint", "gradient_flow", "spectrum", 
 def normalize(tree: Tree) -> Tree:
     """Return the same config with every class as ``{class_path: NAME, init_args: {...}}``, and no empty sections.
 
-    Class paths become the public ones, also class paths of earlier versions.
+    Class paths become the public ones.
 
     Raises:
         UserError: A section or a class has another type.
@@ -48,7 +47,6 @@ def _as_class(option: str, value: Any) -> Tree:
     arguments = dict(_mapping(f"init_args of {option}", node.pop("init_args", None) or {}))
     for name in set(node) - {"class_path", "dict_kwargs"}:  # as on the command line, which leaves init_args out
         arguments[name] = node.pop(name)
-    arguments = with_present_options(arguments)
     for name in set(arguments) & set(_inside(option)):
         if arguments[name] is not None:
             arguments[name] = _as_class(f"{option}.{name}", arguments[name])

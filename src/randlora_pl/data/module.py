@@ -67,7 +67,7 @@ class ImageData(PlannedData):
             quarter of the free memory. Default: for few-shot and small sets.
         resize: `model` (as its library does), `shortest` (resize the shorter side, crop the center, as in the paper),
             `longest` (resize the longer side, pad, also in training) or `squash` (resize both). `squash:0.9` sets
-            timm's crop_pct. `null`, in configs of earlier runs, is `shortest`.
+            timm's crop_pct.
         device_transforms: Workers pass images as bytes, and the device flips and normalizes them (a GPU also crops
             small ones of one size); otherwise workers do all of it.
         image_size: Height and width in pixels. Default: the model's.
@@ -116,7 +116,7 @@ class ImageData(PlannedData):
         cutmix: float | None = None,
         cache_images: bool | None = None,
         device_transforms: bool = True,
-        resize: str | None = "model",
+        resize: str = "model",
         image_size: int | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,

@@ -208,7 +208,7 @@ def check_frame(
     std: Sequence[float] | None,
     interpolation: str | None,
     background: str | None,
-    resize: str | None,
+    resize: str,
     on_error: str,
     max_pixels: int,
 ) -> None:
@@ -225,7 +225,7 @@ def check_frame(
         _one_of("interpolation", interpolation, INTERPOLATIONS)
     if background is not None:
         _one_of("background", background, BACKGROUNDS)
-    read_resize(resize or "shortest")
+    read_resize(resize)
     _one_of("on_error", on_error, ("raise", "skip"))
     _positive("max_pixels", max_pixels)
 

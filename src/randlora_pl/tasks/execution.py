@@ -8,7 +8,6 @@ from torchmetrics import Metric, MetricCollection
 
 from randlora_pl.adapters import Adapter, AdapterFile, InjectionReport, inject
 from randlora_pl.adapters.base import DeltaWeight
-from randlora_pl.adapters.io.compatibility import targets_in
 from randlora_pl.adapters.io.refine import Start, refine
 from randlora_pl.adapters.methods.full_rank.randlora_update import RandLoRADelta
 from randlora_pl.adapters.random_bases import drawn_on
@@ -36,7 +35,7 @@ def inject_by(
     with drawn_on(device if device is not None and device.type == "cuda" else None):
         if isinstance(source, Start):
             return refine(backbone, source.file, adapter, source.form, targets)
-        return inject(backbone, adapter, targets if source is None else targets_in(source, backbone))
+        return inject(backbone, adapter, targets if source is None else source.targets)
 
 
 def chosen_dtype(frozen_dtype: str, adapter: Adapter, trainer: Any) -> str:

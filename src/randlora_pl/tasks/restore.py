@@ -34,8 +34,7 @@ def prompts_of(file: AdapterFile) -> UsedPrompts:
     """
     if file.metadata.get("task") not in TASKS:
         return UsedPrompts()
-    if (stored := file.metadata.get("prompts")) is None:  # format 3
-        return plain_task(file, pretrained="random").used_prompts()
+    stored = file.metadata.get("prompts", {})
     found = UsedPrompts(**{each.name: stored[each.name] for each in fields(UsedPrompts) if each.name in stored})
     for text in (*found.training, *found.evaluation):
         if "{}" not in text:

@@ -1,24 +1,17 @@
 """JSON schema of adapter files, checked on reading so that later code can rely on it."""
 
-import contextlib
-import copy
-import functools
 import inspect
-import logging
-import shlex
 import types
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.image_spec import ImageSpec
 
 FORMAT_VERSION = 4
-"""Format of adapter files. 3: kept buffers, and fully trained tensors of the model; 4: all of the preprocessing."""
+"""Format of adapter files."""
 
 _LARGEST = 2**63 - 1
-_log = logging.getLogger("randlora_pl")
 
 
 class Frame(TypedDict):
@@ -103,47 +96,22 @@ class AdapterSchema(TypedDict):
     metadata: NotRequired[Metadata]
 
 
-def upgraded(config: dict[str, Any], source: object) -> dict[str, Any]:
-    """Return a config as format 4; a line is logged once for each file of format 3.
-
-    Files of format 3 have the preprocessing of images of that version, within 2 of 255 levels (Pillow resizes now):
-    ``crop`` for all models, unless ``pad`` was typed. What does not fit the schema is returned unchanged.
+def check_format(config: Mapping[str, Any], source: object) -> None:
+    """Refuse an adapter file of another format.
 
     Args:
         config: Content of ``adapter_config.json``.
-        source: Path of the adapter, for messages.
+        source: Path of the adapter, for the message.
 
     Raises:
         UserError: The file has another format.
     """
     version = config.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, int) and version != FORMAT_VERSION:
         raise UserError(
-            f"{source} has format {version}, this version reads up to {FORMAT_VERSION}. Update randlora-pl."
+            f"{source} has format {version}, this version reads format {FORMAT_VERSION}. Install the randlora-pl that "
+            "wrote it, or train the adapter again."
         )
-    if isinstance(version, int) and version < 3:
-        raise UserError(f"{source} has format {version}, which this version cannot read. Train the adapter again.")
-    if version != 3:
-        return config
-    _announce(Path(str(source)).resolve())
-    config = copy.deepcopy(config) | {"format_version": FORMAT_VERSION}
-    with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError, OverflowError):  # none, or damaged
-        frame = config["metadata"]["training"]["frame"]
-        padded = frame.pop("resize", "crop") == "pad"
-        frame |= {"resize": "longest" if padded else "shortest", "crop_pct": 1.0, "fill": [0, 0, 0]}
-        if padded:
-            frame["fill"] = list(ImageSpec.of_values(frame).filled_with_mean().fill)
-    return config
-
-
-@functools.cache
-def _announce(source: Path) -> None:
-    _log.warning(
-        "%s has format 3, which the next version will not read. Its images are prepared as then. Write it again: "
-        "randlora-pl adapter export %s --to adapter --output NEW",
-        source,
-        shlex.quote(str(source)),
-    )
 
 
 def check_adapter_schema(config: Mapping[str, Any], source: object) -> None:

@@ -1,7 +1,6 @@
 """Public paths of this project's classes in saved configs, such as ``randlora_pl.adapters.RandLoRA``.
 
-A config of an earlier version contains the module that defined the class then, which may not exist any more. So only
-the parent packages are used: the public path is in the first one that exports a class of this name.
+Modules move, so configs name the public path: the first parent package that exports a class of this name.
 """
 
 import ast
@@ -17,7 +16,7 @@ def public_path(path: str) -> str:
     """Return the shortest path that exports a class of this project; return any other text unchanged.
 
     Args:
-        path: Dotted path of the class, in its module of this version or of an earlier one.
+        path: Dotted path of the class.
     """
     if not re.fullmatch(r"randlora_pl(\.\w+)+", path):
         return path

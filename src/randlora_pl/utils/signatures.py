@@ -1,7 +1,7 @@
 """Signatures of constructors that pass ``**options`` on to their bases."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from randlora_pl.utils.errors import near
@@ -9,20 +9,7 @@ from randlora_pl.utils.errors import near
 OTHER_NAMES = {"r": "rank", "lora_r": "rank", "lora_alpha": "alpha", "randlora_alpha": "alpha", "bs": "batch_size"}
 OTHER_NAMES |= {"lora_dropout": "dropout", "target_modules": "targets"}
 OTHER_NAMES |= {"lr": "learning_rate", "max_steps": "steps", "max_epochs": "epochs"}
-OTHER_NAMES |= {"dense_a": "a_basis"}
-"""Options as other programs and earlier versions name them, and ours."""
-
-
-def with_present_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a method's options from a file, older ones under their present names.
-
-    ``dense_a`` of RandLoRA, true or false, is ``a_basis``, uniform or same.
-    """
-    dense = options.get("dense_a")
-    if not isinstance(dense, bool):
-        return dict(options)
-    present = {"a_basis": "uniform" if dense else "same"}
-    return present | {name: value for name, value in options.items() if name != "dense_a"}
+"""Options as other programs name them, and ours."""
 
 
 def whole_signature(kind: type) -> inspect.Signature:

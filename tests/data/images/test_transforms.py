@@ -142,7 +142,6 @@ def test_a_typed_mode_replaces_the_models_own() -> None:
         ("shortest", "shortest", 1, (0, 0, 0)),
         ("shortest:0.875", "shortest", 0.875, (0, 0, 0)),
         ("longest", "longest", 1, (26, 51, 255)),
-        (None, "shortest", 1, (0, 0, 0)),  # a config of an earlier run
     ]:
         found = Frame.of(spec, {"resize": typed})
         assert (found.resize, found.crop_pct, found.fill) == (resize, crop_pct, fill)

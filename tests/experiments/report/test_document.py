@@ -259,13 +259,13 @@ def test_overwriting(tmp_path: Path) -> None:
     output = tmp_path / "out"
     write_report(sweep, output)
     (output / "mine.txt").write_text("kept")
-    (output / "figures" / "data-gone.png").write_text("of an older report")
+    (output / "figures" / "memory-gone.png").write_text("of an older report")
     first = (output / "index.html").read_bytes()
     with pytest.raises(UserError, match="--overwrite"):
         write_report(sweep, output)
     write_report(sweep, output, overwrite=True)
     assert (output / "index.html").read_bytes() == first
-    assert (output / "mine.txt").read_text() == "kept" and not (output / "figures" / "data-gone.png").exists()
+    assert (output / "mine.txt").read_text() == "kept" and not (output / "figures" / "memory-gone.png").exists()
     assert not list(output.glob(".part*"))
 
 

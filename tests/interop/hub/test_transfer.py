@@ -13,7 +13,6 @@ from randlora_pl.adapters import RandLoRA, inject, load_adapter, read_adapter, s
 from randlora_pl.adapters.operations import use_bases
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.interop.hub.transfer import check_repo, pull_adapter, push_folder, stage
-from randlora_pl.utils.adapter_schema import FORMAT_VERSION
 from randlora_pl.utils.errors import UserError
 from tests.fake_hub import TOKEN, FakeHub, ask, fake_hub
 
@@ -71,11 +70,6 @@ def test_what_is_pulled_is_what_was_pushed(hub: FakeHub, tmp_path: Path, name: s
     torch.testing.assert_close(fresh(x), model(x))
     assert not F.mse_loss(network(0)(x), model(x)) < 1e-3
     assert [entry.name for entry in (tmp_path / "deep").iterdir()] == ["here"]
-
-
-def test_an_adapter_of_an_earlier_format_is_sent_in_this_one(tmp_path: Path) -> None:
-    stage(Path(__file__).parents[2] / "adapters" / "saved" / "v3-lora", tmp_path / "sent", "# Card\n")
-    assert json.loads((tmp_path / "sent" / "adapter_config.json").read_text())["format_version"] == FORMAT_VERSION
 
 
 def test_branches_and_commits(hub: FakeHub, tmp_path: Path) -> None:

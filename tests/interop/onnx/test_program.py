@@ -116,7 +116,7 @@ def test_padding_travels_with_the_adapter(tmp_path: Path) -> None:
     task.save(tmp_path / "adapter", {"frame": frame.__dict__})
     facts = load_program(tmp_path / "adapter").facts
     assert (facts["resize"], facts["crop_pct"], facts["fill"]) == ("longest", 0.9, [9, 9, 0])
-    assert facts["format_version"] == 2  # 1 had "pad" and "crop"
+    assert facts["format_version"] == 2
     assert "longer side to 35" in facts["preprocessing"] and "the color 9, 9, 0" in facts["preprocessing"]
     file = read_adapter(tmp_path / "adapter")
     assert frame_of(file.metadata, task.image_spec) == frame

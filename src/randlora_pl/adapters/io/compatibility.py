@@ -1,6 +1,5 @@
 """Compatibility of adapter files with a model: list every mismatch before the model is changed."""
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from randlora_pl.adapters.kept import base_buffers, kept_problems, update_buffer
 from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
 from randlora_pl.adapters.operations import basis_size_error, with_bases
 from randlora_pl.adapters.random_bases import GENERATOR
-from randlora_pl.adapters.targets.sites import Site, find_sites
+from randlora_pl.adapters.targets.sites import Site
 from randlora_pl.adapters.trained import choose_beside, chosen_tensors, trained_tensors
 from randlora_pl.utils.errors import UserError
 
@@ -55,7 +54,7 @@ def problems(file: "AdapterFile", model: nn.Module) -> list[str]:
         chosen = chosen_tensors(model, file.adapter)
         return found + _compare(file, _shapes({**chosen, **beside}), statistics)
     try:
-        sites = choose_beside(model, targets_in(file, model), file.adapter, beside).sites
+        sites = choose_beside(model, file.targets, file.adapter, beside).sites
     except UserError as error:
         return [*found, str(error)]
     shapes = {s.shape.layer: [s.shape.out_features, s.shape.in_features] for s in sites}
@@ -77,31 +76,6 @@ def problems(file: "AdapterFile", model: nn.Module) -> list[str]:
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
     return {name: tuple(value.shape) for name, value in tensors.items()}
-
-
-def targets_in(file: "AdapterFile", model: nn.Module) -> list[str] | None:
-    """Return targets that select the layers of a file in a model.
-
-    These are the targets in the file. If they select other layers (an older default), they are the exact layer names,
-    but only in the base model that the adapter was trained on.
-
-    Raises:
-        UserError: Fully trained tensors of the adapter are not in the model.
-    """
-    if isinstance(file.adapter, BaseWeightMethod):
-        return file.targets
-    shapes = {s.shape.layer: (s.shape.out_features, s.shape.in_features) for s in find_sites(model)}
-    there = file.config.get("base_model", {}).get("weights_sha256_sampled")
-    ours = all(shapes.get(name) == shape for name, shape in file.layers.items())
-    beside = trained_tensors(model, file.trained)
-    if not ours or not there or there != hash_weights(model, beside):
-        return file.targets
-    try:
-        chosen = choose_beside(model, file.targets, file.adapter, beside)
-    except UserError:
-        return file.targets
-    same = {site.shape.layer for site in chosen.sites} == file.layers.keys()
-    return file.targets if same else [f"^{re.escape(name)}" for name in file.layers]
 
 
 def _base_problem(file: "AdapterFile", here: str) -> list[str]:

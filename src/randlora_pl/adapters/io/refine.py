@@ -12,7 +12,6 @@ from torch import nn
 from randlora_pl.adapters.base import Adapter, WeightShape
 from randlora_pl.adapters.injection import InjectionReport, inject
 from randlora_pl.adapters.io.adapter_file import AdapterFile
-from randlora_pl.adapters.io.compatibility import targets_in
 from randlora_pl.adapters.io.save_load import place_adapter, read_adapter
 from randlora_pl.adapters.methods.fixed_rank.lora import LoRA, LoRADelta
 from randlora_pl.adapters.methods.full_rank.lead import LedRandLoRADelta
@@ -67,7 +66,7 @@ def refine(
         raise UserError(
             f"{file.path} also changes the model's own {name}, which no stage takes over. Train a LoRA without it."
         )
-    chosen = targets_in(file, model) if targets is None else targets
+    chosen = file.targets if targets is None else targets
     try:
         place_adapter(model, file)
     except UserError as error:

@@ -20,7 +20,7 @@ from randlora_pl.adapters.described import make
 from randlora_pl.adapters.injection import InjectionReport, inject
 from randlora_pl.adapters.io import container
 from randlora_pl.adapters.io.adapter_file import EXTRA, AdapterFile
-from randlora_pl.adapters.io.compatibility import differences, problems, targets_in
+from randlora_pl.adapters.io.compatibility import differences, problems
 from randlora_pl.adapters.io.container import BASES, CONFIG, Contents
 from randlora_pl.adapters.io.state import adapter_state
 from randlora_pl.adapters.kept import forget_computed, reset_buffers
@@ -29,7 +29,7 @@ from randlora_pl.adapters.operations import adapted_layers, report_of, unmerge, 
 from randlora_pl.adapters.procedure import warn_if_unused
 from randlora_pl.adapters.random_bases import GENERATOR, STORED, Bases
 from randlora_pl.adapters.registry import check_loads_again, find_method
-from randlora_pl.utils.adapter_schema import FORMAT_VERSION, OTHER_VERSION, check_adapter_schema, upgraded
+from randlora_pl.utils.adapter_schema import FORMAT_VERSION, OTHER_VERSION, check_adapter_schema, check_format
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files.atomic_output import disk_errors
 from randlora_pl.utils.files.run_files import find_adapter
@@ -162,7 +162,8 @@ def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapt
     file = find_adapter(path)
     path = Path(name or file)
     contents = container.read(file, path)
-    config = upgraded(contents.config, path)
+    config = contents.config
+    check_format(config, path)
     if damaged := container.changed(contents):
         what = ", ".join(damaged[:3]) + (f" and {len(damaged) - 3} more" if len(damaged) > 3 else "")
         raise UserError(
@@ -267,7 +268,7 @@ def _place(model: nn.Module, file: AdapterFile) -> None:
         end = "" if lines[-1].endswith("?") else "."
         raise UserError(f"{file.path} does not fit this model: {'; '.join(lines)}{end}")
     if not adapted:
-        inject(model, file.adapter, targets_in(file, model), file.trained)
+        inject(model, file.adapter, file.targets, file.trained)
     merged = [layer for layer in adapted_layers(model).values() if layer.merged]
     unmerge(model)
     if file.bases is not None:

@@ -11,8 +11,6 @@ from randlora_pl.utils.image_spec import LEAST_CROP, MOST_CROP, RESIZES, ImageSp
 
 MODEL = "model"
 """Value of ``--data.resize`` for the model's own preprocessing."""
-_FORMER = {"crop": "shortest", "pad": "longest"}
-"""Modes in configs of earlier runs."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Frame(ImageSpec):
 
         Args:
             spec: The model's own.
-            options: Fields of the preprocessing; ``resize`` as in ``--data.resize``, where None is ``shortest``.
+            options: Fields of the preprocessing; ``resize`` as in ``--data.resize``.
 
         Raises:
             UserError: The size is not the model's, or no image can be prepared so.
@@ -37,7 +35,7 @@ class Frame(ImageSpec):
             )
         own = {} if spec is None else asdict(spec)
         typed = {name: value for name, value in options.items() if value is not None and name != "resize"}
-        resize, crop_pct = read_resize(options.get("resize", MODEL) or "shortest")
+        resize, crop_pct = read_resize(options.get("resize", MODEL))
         frame = cls(**own | typed)
         if resize == MODEL:
             return frame
@@ -57,8 +55,7 @@ def read_resize(text: str) -> tuple[str, float]:
     mode, colon, number = text.partition(":")
     if mode not in RESIZES and text != MODEL:
         known = (MODEL, *RESIZES)
-        now = f" Use {_FORMER[text]!r}, its new name." if text in _FORMER else near(mode, known)
-        raise UserError(f"--data.resize {brief(text)} is unknown.{now} Known: {', '.join(known)}")
+        raise UserError(f"--data.resize {brief(text)} is unknown.{near(mode, known)} Known: {', '.join(known)}")
     with contextlib.suppress(ValueError):
         crop_pct = float(number) if colon else 1.0
         if LEAST_CROP <= crop_pct <= MOST_CROP:

@@ -42,7 +42,7 @@ def write_report(sweep: Sweep, output: Path, overwrite: bool = False) -> list[Pa
         (output / PLOTS).mkdir(exist_ok=True)
         for number, data in enumerate(content.values()):
             (part / str(number)).write_bytes(data)
-        for kind in ("curves", "data", "differences", "memory", "parameters"):  # "data" is of older reports
+        for kind in ("curves", "differences", "memory", "parameters"):
             for old in (output / PLOTS).glob(f"{kind}-*"):
                 old.unlink()
         for name in _SOURCES:  # of the report before, which would be read with these cells
