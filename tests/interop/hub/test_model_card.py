@@ -42,7 +42,7 @@ def run_of(folder: Path) -> None:
         "seed_everything": 3,
         "trainer": {"max_steps": -1, "logger": None, "default_root_dir": "/home/ann/runs"},
         "model": {
-            "class_path": "randlora_pl.tasks.linear_head.LinearHeadTask",
+            "class_path": "randlora_pl.tasks.LinearHeadTask",
             "init_args": {"pretrained": "/home/ann/weights.pth"},
         },
         "data": {"dataset": "folder", "root": "~/photos", "train": "https://ann:pw@host/x-{0..9}.tar", "shots": 4},

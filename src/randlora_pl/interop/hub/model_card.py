@@ -15,7 +15,6 @@ from torch import Tensor
 from randlora_pl.adapters import AdapterFile
 from randlora_pl.tasks.restore import prompts_of
 from randlora_pl.utils.adapter_schema import method_label
-from randlora_pl.utils.class_paths import with_public_paths
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_yaml
 from randlora_pl.utils.files.weights_files import file_name, looks_like_file, without_local_paths
@@ -182,7 +181,7 @@ def _config(file: AdapterFile, config: Mapping[str, Any]) -> tuple[str, str]:
         note = "Save this as `config.yaml`, and set the dataset with `--data.dataset`."
     else:
         return "", ""
-    return yaml.safe_dump(portable(with_public_paths(tree)), sort_keys=False, allow_unicode=True), note
+    return yaml.safe_dump(portable(tree), sort_keys=False, allow_unicode=True), note
 
 
 def _as_class(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """The data module of prompts and completions."""
 
-import logging
 from typing import Any
 
 from randlora_pl.data.parts import Part, word_part
@@ -12,8 +11,6 @@ from randlora_pl.language.datasets.sources import Item, read_items, read_trainin
 from randlora_pl.language.metrics.text_scores import need_scorers
 from randlora_pl.language.models.tokenization import Encoded, encode_all, encode_prompt
 from randlora_pl.utils.errors import UserError, near
-
-log = logging.getLogger("randlora_pl")
 
 
 class TextData(TokenData):

@@ -1,6 +1,5 @@
 """User folders of images, in which sub-folders are classes."""
 
-import logging
 import os
 import unicodedata
 from collections import Counter
@@ -13,8 +12,6 @@ from randlora_pl.data.readers import listing_cache as listing
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.readers.own.labels import ALIASES, SPLIT_OF, source_split
 from randlora_pl.utils.errors import UserError, near
-
-log = logging.getLogger("randlora_pl")
 
 TREE = "expected {root}/CLASS/IMAGE, or {root}/train/CLASS/IMAGE with val/ and test/ beside train/"
 
