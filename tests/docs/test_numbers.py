@@ -1,8 +1,6 @@
 """Tables of numbers on the pages are what the program counts."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,9 @@ from randlora_pl.cli.sweep.job import find_sweep
 from randlora_pl.config.shipped import find_config
 from randlora_pl.experiments.paper import numbers, table
 from randlora_pl.experiments.report.sections.new_classes import harmonic_mean
-from randlora_pl.experiments.sweep.plan import plan
+from randlora_pl.experiments.sweep.estimate import memory_of
+from randlora_pl.experiments.sweep.expand import counts
+from randlora_pl.experiments.sweep.plan import Trial, plan
 from randlora_pl.experiments.sweep.provenance import chosen_for
 from randlora_pl.experiments.sweep.steps import planned_steps
 from randlora_pl.experiments.sweep.tuning_files import markdown
@@ -25,6 +25,9 @@ from randlora_pl.tasks.defaults import default_learning_rate
 from tests.docs.pages import DOCS, PAGES, RESULTS, ROOT
 from tests.prompts.test_counts import COUNTS
 from tests.support.products import in_one_item
+from tests.support.trace.roofline import DEVICES
+from tests.support.trace.setup import adapter_of, step_setup
+from tests.support.trace.step import trace_step
 
 RANKS = PAGES["docs/rank_and_alpha.md"]
 REPRODUCING = PAGES["docs/reproducing.md"]
@@ -36,18 +39,11 @@ def rows_of(page: str, header: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in (table[0], *table[2:])]
 
 
-def written_by_the_script(*words: str) -> list[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "expected_cost.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
 @pytest.mark.slow
 def test_counts_of_ranks() -> None:
     header, randlora, lora = rows_of(RANKS, "| r | 2 |")
-    for method, counts in ((RandLoRA, randlora), (LoRA, lora)):
-        for rank, count in zip(header[1:], counts[1:], strict=True):
+    for method, row in ((RandLoRA, randlora), (LoRA, lora)):
+        for rank, count in zip(header[1:], row[1:], strict=True):
             assert f"{inject(meta_clip('ViT-B-32'), method(rank=int(rank))).trainable:,}" == count, (method, rank)
 
 
@@ -161,44 +157,93 @@ def test_the_sweep_of_ones_own_can_be_planned(
     assert main(["tune", "mine.yaml", "--dry-run"]) == 0
 
 
-@pytest.mark.slow
-def test_expected_hours() -> None:
-    shown = [line for line in REPRODUCING.splitlines() if re.match(r"\| (table|figure)\d+(_llama)? \|", line)]
-    for line in shown:
-        name, runs = [cell.strip() for cell in line.split("|")[1:3]]
-        comment = " ".join(find_config(name).read_text(encoding="utf-8").replace("\n#", "").split())
-        assert f"{runs} runs, not measured" in comment, name
-    sweeps = {path.stem for path in (ROOT / "configs" / "sweeps").glob("*.yaml")}
-    assert {line.split()[1] for line in shown} == {name for name in sweeps if re.match("table|figure", name)}
-    written = written_by_the_script("table5", "table10")
-    assert written[0] in REPRODUCING and set(written[2:4]) <= set(shown)
-    assert written[-1].rpartition(": ")[2] in REPRODUCING
-
-
+SWEEPS = {row[0]: row for row in rows_of(REPRODUCING, "| sweep | runs | of one seed")[1:]}
 TEXTS = ("table1", "table3_llama", "table4", "table6", "table10_llama", "table15")
 
 
-@in_one_item("name", TEXTS)
-def test_expected_steps_of_language_models(name: str) -> None:
-    """The columns that need no operation counted: runs, cells and optimizer steps of a seed."""
-    _, description = find_sweep(name)
-    cells = plan(replace(description, seeds=description.seeds[:1]))
+def test_every_sweep_of_the_paper_is_on_the_page() -> None:
+    for name, runs, *_ in SWEEPS.values():
+        comment = " ".join(find_config(name).read_text(encoding="utf-8").replace("\n#", "").split())
+        assert f"{runs} runs, not measured" in comment, name
+    sweeps = {path.stem for path in (ROOT / "configs" / "sweeps").glob("*.yaml")}
+    assert SWEEPS.keys() == {name for name in sweeps if re.match("table|figure", name)}
+
+
+def check_sizes(name: str) -> None:
+    """Compare runs, cells and optimizer steps of a seed."""
+    cells = first_seed(name)
     trained = [cell for cell in cells if not cell.untrained]
-    runs = len(trained) * len(description.seeds) + len(cells) - len(trained)
+    runs = len(trained) * len(find_sweep(name)[1].seeds) + len(cells) - len(trained)
     steps = sum(planned_steps(cell.tree) or 0 for cell in trained)
-    assert f"| {name} | {runs:,} | {len(cells):,} | {steps:,} |" in REPRODUCING
+    assert SWEEPS[name][1:] == [f"{runs:,}", f"{len(cells):,}", f"{steps:,}"]
+
+
+def first_seed(name: str) -> list[Trial]:
+    _, description = find_sweep(name)
+    return plan(replace(description, seeds=description.seeds[:1]))
+
+
+@in_one_item("name", TEXTS)
+def test_sizes_of_sweeps_of_language_models(name: str) -> None:
+    check_sizes(name)
 
 
 @pytest.mark.slow
-def test_expected_cost_of_language_models() -> None:
-    assert set(written_by_the_script(*TEXTS)[2:-2]) <= set(REPRODUCING.splitlines())
-    assert "\n".join(written_by_the_script("--texts")) in REPRODUCING
+@in_one_item("name", sorted(SWEEPS.keys() - set(TEXTS)))
+def test_sizes_of_sweeps_of_images(name: str) -> None:
+    check_sizes(name)
+
+
+@pytest.mark.slow
+def test_memory_of_language_models() -> None:
+    for model, batch_size, *shown in rows_of(REPRODUCING, "| model | micro-batch | trained parameters")[1:]:
+        cells = [cell for name in ("table15", "table4") for cell in first_seed(name) if cell.labels.model == model]
+        found = {cell.labels.method: (cell, counts(cell.tree)) for cell in cells if not cell.untrained}
+        trained = [one.trainable / 1e6 for _, one in found.values() if one]
+        sizes = [memory_of(cell, one) / 1e9 for cell, one in found.values() if one]
+        assert shown == [f"{min(values):.2f} to {max(values):.2f}" for values in (trained, sizes)], model
+        assert int(batch_size) == cells[0].tree["data"].get("batch_size", 64)
+
+
+METHODS = ("full", "lora", "randlora", "randlora-hadamard")
+MEMORY = {
+    "CLIP-ViT-B/32": "clip_vitb32",
+    "CLIP-ViT-L/14": "clip_vitl14",
+    "CLIP-ViT-H/14": "clip_vith14",
+    "DINOv2-ViT-B/14": "dinov2_vitb14",
+}
 
 
 @pytest.mark.full
-def test_expected_memory() -> None:
-    written = "\n".join(written_by_the_script("--memory"))
-    assert written.count("\n") == 5 and written in REPRODUCING
+@pytest.mark.parametrize("model", MEMORY)
+def test_expected_memory(model: str) -> None:
+    """The page has the peaks of steps; full fine-tuning of ViT-H/14 also has the paper's micro-batch."""
+    setup, options = step_setup(MEMORY[model])
+    whole, *others = (trace_step(setup, adapter_of(method, options))[0].peak / 1e9 for method in METHODS)
+    first = f"{whole:.1f}"
+    if model == "CLIP-ViT-H/14":
+        smaller, _ = trace_step(replace(setup, batch_size=32, accumulate=4), adapter_of("full", options))
+        first += f", {smaller.peak / 1e9:.1f} at 32"
+    shown = [first, *(f"{other:.1f} ({100 * other / whole:.0f} %)" for other in others)]
+    assert [model, str(setup.batch_size), *shown] in rows_of(REPRODUCING, "| model | micro-batch | full")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("config", ["clip_vitl14", "commonsense_llama3"])
+def test_counted_steps(config: str) -> None:
+    """The page has the counts of a step, and a GPU needs less time for RandLoRA than for full fine-tuning of CLIP."""
+    setup, options = step_setup(config)
+    if config == "commonsense_llama3":
+        setup = replace(setup, batch_size=16, accumulate=1)
+    seconds = {}
+    for method in METHODS if config == "clip_vitl14" else METHODS[1:]:
+        found, _ = trace_step(setup, adapter_of(method, options))
+        sizes = (found.flops / 1e12, found.moved / 1e9, found.cast_bytes / 1e9, found.peak / 1e9)
+        shown = " | ".join([f"{found.kernels:,}", *(f"{size:.1f}" for size in sizes)])
+        assert f" | {shown} |\n" in PAGES["docs/speed.md"], method
+        seconds[method] = found.seconds(DEVICES["h100"])
+    if config == "clip_vitl14":
+        assert seconds["randlora-hadamard"] < seconds["randlora"] < seconds["lora"] < seconds["full"]
 
 
 def test_the_verdict_has_the_numbers_of_the_report() -> None:

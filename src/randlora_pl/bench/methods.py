@@ -79,14 +79,10 @@ class Ours:
     def __init__(self, make: Callable[..., Adapter], **options: Any) -> None:
         self._make, self._options = make, options
 
-    def adapter(self, rank: int | dict[str, int], dropout: float, **options: Any) -> Adapter:
-        """Return the method; its own options take precedence over ``options``."""
-        return self._make(rank=rank, dropout=dropout, **(options | self._options))
-
     def __call__(self, model: nn.Module, targets: Targets, rank: int, dropout: float) -> None:
         """Put the method into a model."""
         try:
-            adapter = self.adapter(rank, dropout)
+            adapter = self._make(rank=rank, dropout=dropout, **self._options)
             inject(model, adapter, None if adapter.trains_base else targets)
         except UserError as error:
             raise UnavailableError(str(error)) from error

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from randlora_pl.bench.trace.custom_costs import CUSTOM, size_of
-from randlora_pl.bench.trace.op_costs import tensors_in
 from tests.adapters.kernels.triton_kernels.cases import SHAPES, Shape, calls
 from tests.support.products import in_one_item
+from tests.support.trace.custom_costs import CUSTOM, size_of
+from tests.support.trace.op_costs import tensors_in
 
 pytest.importorskip("triton")
 

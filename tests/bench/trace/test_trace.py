@@ -7,12 +7,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from randlora_pl.adapters import FullFineTuning, GaLore, LoRA, RandLoRA
-from randlora_pl.bench.trace.custom_costs import CUSTOM, Cost
-from randlora_pl.bench.trace.fake_gpu import DEVICE, cuda_rules, fake
-from randlora_pl.bench.trace.recorder import Recorder, Traced
-from randlora_pl.bench.trace.roofline import DEVICES, device_model
-from randlora_pl.bench.trace.step import StepSetup, trace_step
 from randlora_pl.utils.errors import UserError
+from tests.support.trace.custom_costs import CUSTOM, Cost
+from tests.support.trace.fake_gpu import DEVICE, cuda_rules, fake
+from tests.support.trace.recorder import Recorder, Traced
+from tests.support.trace.roofline import DEVICES
+from tests.support.trace.setup import step_setup
+from tests.support.trace.step import StepSetup, trace_step
 
 TINY = {"name": "tiny", "pretrained": "random"}
 SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 160, "vocab_size": 300}
@@ -141,13 +142,11 @@ def test_a_custom_operator_has_its_own_formula(gpu: Gpu, monkeypatch: pytest.Mon
 
 
 def test_the_time_of_a_kernel_is_its_slowest_limit() -> None:
-    device = device_model("h100")
+    device = DEVICES["h100"]
     assert device.seconds(600e9, 0, torch.bfloat16) == pytest.approx(1e-3)
     assert device.seconds(600e9, 5.5e9, torch.bfloat16) == pytest.approx(2e-3)
     assert device.seconds(0, 0, torch.float32, 4) == pytest.approx(1e-5)
     assert device.seconds(50e9, 0, torch.float32) == pytest.approx(1e-3)
-    with pytest.raises(UserError, match=r"Did you mean 'a100'.* Known: h100 a100 rtx4090"):
-        device_model("a10")
     assert all(one.single < one.half for one in DEVICES.values())
 
 
@@ -187,3 +186,14 @@ def test_fake_tensors_hold_no_data() -> None:
     mode = FakeTensorMode()
     huge = fake(mode, torch.empty(1 << 40, device="meta"))
     assert huge.device == DEVICE and huge.shape == (1 << 40,)
+
+
+def test_steps_of_configs() -> None:
+    setup, options = step_setup("commonsense_llama3", "recipes/llama3_40gb")
+    assert (setup.batch_size, setup.accumulate) == (4, 4) and setup.options["gradient_checkpointing"]
+    assert options["rank"] == 30
+    setup, _ = step_setup("clip_vitl14")
+    assert setup.task == "VisionLanguageTask"
+    setup, options = step_setup("clip_vitb32", "maple_dept")
+    assert (setup.task, setup.batch_size, setup.precision, options) == ("PromptTask", 4, "bf16-frozen", {})
+    assert (setup.options["prompts"].depth, setup.options["head"].weight) == (9, 0.7)

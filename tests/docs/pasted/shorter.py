@@ -18,7 +18,6 @@ BENCH = {
     "answers": ("--rounds", "1", "--samples", "2", "--batch-sizes", "2", "--new-tokens", "2", "--overrides", DECODER),
     "captions": ("--rounds", "1", "--batch-size", "2", "--classes", "2", "--model", "tiny"),
     "adapters": ("--rounds", "1", "--widths", "64", "--tokens", "8", "--ranks", "8", "--depths", "1"),
-    "trace": ("--batch-size", "2", "--captions", "2"),
     "data": ("--rounds", "1", "--images", "32", "--batch-size", "4", "--workers", "1"),
 }
 
@@ -76,9 +75,6 @@ def shorter(words: list[str]) -> list[str]:
         return [*words, "--config", sweep(words[given] if given else "compare_methods"), "--seeds", "1"]
     if command == "bench":
         more = list(BENCH[second])
-        if second == "trace":
-            words = [{"--model": "--config"}.get(word, word) for word in words]
-            words[words.index("--config") + 1] = "tiny_clip"
         if second == "train":
             decoder = any("Qwen" in word for word in words)
             more += ["--overrides", DECODER, "--tokens", "8"] if decoder else ["--model", "vit_tiny_patch16_224"]

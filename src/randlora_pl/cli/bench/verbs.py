@@ -10,7 +10,6 @@ Measure the speed of this machine. Everything compared is timed in turns, in one
   randlora-pl bench captions           steps of the vision-language task: captions encoded once, and one per image
   randlora-pl bench answers            a decoder's answers in batches, and one by one
   randlora-pl bench adapters           adapted layers against width, tokens, number of bases and depth
-  randlora-pl bench trace              what a training step costs on a GPU, counted without one
 
 For the options of a command, run: randlora-pl bench COMMAND --help
 """
@@ -96,34 +95,6 @@ Time adapted layers against width, tokens, number of bases, depth and sparsity o
   --sparsity S ...     Sparsities of ternary bases: +1 and -1 have probability 1/S each. sqrt is the square root of D
   --methods NAME ...   See: randlora-pl bench train --help. Also: randlora-ternary-dense
 {_SHARED}""",
-    "trace": """\
-Count what a training step costs on a GPU, without one: kernels, operations, bytes, casts, memory and time.
-
-  randlora-pl bench trace --config clip_vitl14
-  randlora-pl bench trace --model ViT-B-32 --adapter randlora-ternary --device-model h100 a100
-
-The real step runs on tensors without data, and nothing is downloaded. Times are sums over kernels, at rates that good
-ones reach, and relative to full fine-tuning and LoRA.
-
-  --config NAME ...    Bundled configs or files, whose options are the defaults below (default: clip_vitb32)
-  --model NAME         Instead: a model of open_clip or timm, or a decoder; its bundled config if it has one
-  --methods NAME ...   Also: randlora-ternary randlora-low dora vera nola adalora pissa loraxs hydralora hira shira
-                       kradapter oft svft pranc (default: full lora randlora randlora-hadamard)
-  --adapter NAME       The same as --methods full lora NAME
-  --device-model NAME ...   h100, a100 or rtx4090 (default: h100)
-  --precision P        32, bf16 (autocast), or bf16-frozen (frozen weights in bfloat16, too)
-  --batch-size N       Images or texts of a micro-batch
-  --accumulate N       Micro-batches of a step
-  --captions N         Captions of a step that differ (default: 128)
-  --tokens N           Tokens of a text (default: 256)
-  --rank R             RandLoRA's rank
-  --dropout P          Dropout on the input of the adapters' paths
-  --targets NAME ...   Layers to adapt, as in --model.targets
-  --gradient-checkpointing BOOL   Whether activations are recomputed: true or false
-  --operators N        Also show the N operators that take longest
-  --json               Print the results as JSON instead
-  --output FOLDER      New folder for bench.json and table.md (default: runs/bench-trace/TIME)
-""",
 }
 
 VERBS = {
@@ -132,10 +103,9 @@ VERBS = {
     "captions": "bench.steps:captions_verb",
     "answers": "bench.answers:answers_verb",
     "adapters": "bench.sweeps:adapters_verb",
-    "trace": "bench.trace:trace_verb",
 }
 
 
 def bench_verb(args: list[str]) -> int:
-    """Run ``bench data | train | captions | answers | adapters | trace``."""
+    """Run ``bench data | train | captions | answers | adapters``."""
     return dispatch("bench", VERBS, PAGE, args, pages=PAGES)

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-from randlora_pl.utils.errors import UserError, near
-
 
 @dataclass(frozen=True)
 class DeviceModel:
@@ -43,14 +41,3 @@ DEVICES = {
     "a100": DeviceModel("A100", 225e12, 17e12, 1.65e12, 3.5e-6),
     "rtx4090": DeviceModel("RTX 4090", 140e12, 60e12, 0.88e12, 2.5e-6),
 }
-
-
-def device_model(name: str) -> DeviceModel:
-    """Return a device by name.
-
-    Raises:
-        UserError: It is unknown; near names are suggested.
-    """
-    if name not in DEVICES:
-        raise UserError(f"--device-model: unknown {name!r}.{near(name, DEVICES)} Known: {' '.join(DEVICES)}")
-    return DEVICES[name]

@@ -1,18 +1,19 @@
-"""Budgets of the shipped configs: a step must not need more kernels, casts or memory than this on an H100.
+"""Budgets of the shipped configs: a step must not need more kernels, casts or memory than this on a GPU.
 
-The figures come from ``bench trace --config NAME --json``. Lower them after an improvement.
+Lower them after an improvement.
 """
 
-import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from randlora_pl.adapters.operations import adapted_layers
-from randlora_pl.bench.trace import step
-from tests.support.cli import Run
+from tests.support.trace import step
+from tests.support.trace.recorder import Traced
+from tests.support.trace.setup import adapter_of, step_setup
+from tests.support.trace.step import trace_step
 
-pytestmark = pytest.mark.usefixtures("deep")
 DENSE, HADAMARD = "randlora", "randlora-hadamard"
 BUDGETS: dict[str, dict[str, tuple[int, int, float]]] = {
     "tiny_clip": {DENSE: (558, 40.2, 0.104)},
@@ -23,18 +24,21 @@ BUDGETS: dict[str, dict[str, tuple[int, int, float]]] = {
     "commonsense_llama3": {DENSE: (5602, 6381, 41.7), HADAMARD: (5762, 6381, 41.3)},
 }
 """Kernels, MB read and written by casts, and GB at the peak, by config and method."""
-MORE = {"tiny_clip": ("--precision", "bf16")}
-"""Options of the command besides the config."""
+MORE: dict[str, dict[str, Any]] = {"tiny_clip": {"precision": "bf16"}}
+"""What a step has instead of its config's."""
 
 
-def exceeded(run: Run, config: str, method: str) -> list[str]:
+def traced(config: str, method: str) -> Traced:
+    setup, options = step_setup(config)
+    return trace_step(replace(setup, **MORE.get(config, {})), adapter_of(method, options))[0]
+
+
+def exceeded(config: str, method: str) -> list[str]:
     """Trace a step, and return what exceeds its budget."""
-    done = run("bench", "trace", "--config", config, "--methods", method, "--json", *MORE.get(config, ()))
-    assert done.code == 0, done.err
-    (found,) = json.loads(done.out)["methods"]
-    used = {"kernels": found["kernels"], "cast MB": found["cast_bytes"] / 1e6, "peak GB": found["peak_bytes"] / 1e9}
+    found = traced(config, method)
+    used = {"kernels": found.kernels, "cast MB": found.cast_bytes / 1e6, "peak GB": found.peak / 1e9}
     limits = dict(zip(used, BUDGETS[config][method], strict=True))
-    assert found["waits"] == 0
+    assert found.waits == 0
     return [
         f"{config}, {method}: {name} {used[name]:,.2f} > {limit}"
         for name, limit in limits.items()
@@ -43,17 +47,17 @@ def exceeded(run: Run, config: str, method: str) -> list[str]:
 
 
 @pytest.mark.parametrize("config", ["tiny_clip", pytest.param("clip_vitb32", marks=pytest.mark.slow)])
-def test_a_step_stays_within_its_budget(run: Run, config: str) -> None:
-    assert exceeded(run, config, DENSE) == []
+def test_a_step_stays_within_its_budget(config: str) -> None:
+    assert exceeded(config, DENSE) == []
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("config", BUDGETS)
-def test_steps_of_every_config_stay_within_their_budgets(run: Run, config: str) -> None:
-    assert [fault for method in BUDGETS[config] for fault in exceeded(run, config, method)] == []
+def test_steps_of_every_config_stay_within_their_budgets(config: str) -> None:
+    assert [fault for method in BUDGETS[config] for fault in exceeded(config, method)] == []
 
 
-def test_one_more_cast_in_each_layer_exceeds_the_budget(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_more_cast_in_each_layer_exceeds_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     original = step.to_fake
 
     def with_casts(mode: Any, task: Any) -> None:
@@ -62,5 +66,5 @@ def test_one_more_cast_in_each_layer_exceeds_the_budget(run: Run, monkeypatch: p
             layer.register_forward_pre_hook(lambda _, args: (args[0].float().bfloat16(), *args[1:]))
 
     monkeypatch.setattr(step, "to_fake", with_casts)
-    faults = exceeded(run, "tiny_clip", DENSE)
+    faults = exceeded("tiny_clip", DENSE)
     assert len(faults) >= 2 and "kernels" in faults[0] and "cast MB" in faults[1]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from randlora_pl.bench.flops import counter
-from randlora_pl.bench.trace.custom_costs import CUSTOM, Cost, size_of
+from tests.support.trace.custom_costs import CUSTOM, Cost, size_of
 
 _FLOPS = counter().flop_registry
 _FREE = {

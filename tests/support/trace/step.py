@@ -16,10 +16,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from randlora_pl.adapters import Adapter
 from randlora_pl.adapters.kernels import rounding
 from randlora_pl.bench.steps import Precision
-from randlora_pl.bench.trace.fake_gpu import DEVICE, cuda_rules, fake, to_fake
-from randlora_pl.bench.trace.recorder import Recorder, Traced
 from randlora_pl.tasks import procedure
 from randlora_pl.utils.errors import UserError
+from tests.support.trace.fake_gpu import DEVICE, cuda_rules, fake, to_fake
+from tests.support.trace.recorder import Recorder, Traced
 
 CLASSES = 10
 
@@ -44,14 +44,6 @@ class StepSetup:
     precision: Precision = "bf16"
     captions: int = 128
     tokens: int = 256
-
-    @property
-    def words(self) -> str:
-        """Description of the batch."""
-        kind = f"texts of {self.tokens} tokens" if self.task == "CausalLMTask" else "images"
-        times = f"{self.accumulate} x " if self.accumulate > 1 else ""
-        texts = {"VisionLanguageTask": f", {self.captions} captions", "PromptTask": f", {self.captions} classes"}
-        return f"{times}{self.batch_size} {kind}{texts.get(self.task, '')}"
 
 
 def trace_step(setup: StepSetup, adapter: Adapter) -> tuple[Traced, int]:
@@ -110,7 +102,7 @@ def _task(setup: StepSetup, adapter: Adapter) -> Any:
     casts = setup.precision == "bf16-frozen" and adapter.keeps_base
     options["frozen_dtype"] = "bfloat16" if casts else "float32"
     if setup.task not in _BUILDERS:
-        raise UserError(f"bench trace knows no {setup.task}. It knows: {', '.join(_BUILDERS)}")
+        raise UserError(f"No step of {setup.task} can be traced. Known: {', '.join(_BUILDERS)}")
     with torch.device("meta"):
         task = _class(setup.task)(adapter=adapter, **options)
         task._trainer = _trainer(setup)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from randlora_pl.bench.trace.custom_costs import Cost
-from randlora_pl.bench.trace.fake_gpu import DEVICE
-from randlora_pl.bench.trace.op_costs import cost_of, is_free, products_dtype, tensors_in
-from randlora_pl.bench.trace.roofline import DeviceModel
+from tests.support.trace.custom_costs import Cost
+from tests.support.trace.fake_gpu import DEVICE
+from tests.support.trace.op_costs import cost_of, is_free, products_dtype, tensors_in
+from tests.support.trace.roofline import DeviceModel
 
 _CPU = torch.device("cpu")
 
