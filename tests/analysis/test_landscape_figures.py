@@ -1,14 +1,13 @@
 """Pictures of a landscape that is known."""
 
 import math
-import re
 from pathlib import Path
 
 import pytest
 
 from randlora_pl.analysis.figures import write_figure
 from randlora_pl.analysis.landscape import POSITIONS, Grid
-from randlora_pl.analysis.landscape_figures import Landscape, contour_figure, write_page
+from randlora_pl.analysis.landscape_figures import Landscape, contour_figure
 
 GRID = Grid(13, 0.1)
 
@@ -83,13 +82,3 @@ def test_barriers_are_above_the_models_own_losses() -> None:
     assert off.barriers() == {"a - b": 1.5, "b - c": 1.0, "a - c": 1.0} and not off.on_grid
     on = Landscape(("a", "b", "c"), corners, (5.0, 5.0, 2.0), Grid(3, 0.0), heights, "")
     assert on.barriers() == {"a - b": 0.0, "b - c": 0.0, "a - c": 0.0} and on.on_grid
-
-
-def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
-    pytest.importorskip("plotly", reason='the page needs the extra: pip install ".[plots]"')
-    write_page(landscape(), tmp_path / "page.html")
-    text = (tmp_path / "page.html").read_text()
-    assert len(text) > 1_000_000  # plotly's own program
-    assert not re.search(r"<(script|link)[^>]*(src|href)=", text)
-    assert "RandLoRA: 0.21" in text and "path of the lowest barrier" in text and "5 of 100 images" in text
-    assert "NaN" not in text.rpartition("Plotly.newPlot")[2] and "Infinity" not in text.rpartition("Plotly.newPlot")[2]

@@ -1,20 +1,17 @@
-"""Plots of a loss landscape: contours, and an interactive 3D page."""
+"""Plot of a loss landscape: contours, three models and the lowest paths between them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from pathlib import Path
-from typing import Any
+from heapq import heappop, heappush
+from itertools import product
 
-import networkx as nx
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from randlora_pl.analysis.figures import colors, footnote, new_figure
 from randlora_pl.analysis.landscape import ABOVE, Grid, Point
-from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.text.printable import for_figure
 
 Cell = tuple[int, int]
@@ -32,18 +29,36 @@ def low_path(heights: Sequence[Sequence[float]], start: Cell, end: Cell) -> list
         Adjacent cells (also diagonally), with start and end.
     """
     cells = {(row, column): height for row, line in enumerate(heights) for column, height in enumerate(line)}
-    graph = nx.Graph()
-    graph.add_nodes_from(cells)
-    for here in cells:
-        for down, right in ((0, 1), (1, -1), (1, 0), (1, 1)):
-            there = here[0] + down, here[1] + right
-            if there in cells:
-                graph.add_edge(here, there, top=max(cells[here], cells[there]), length=math.dist(here, there))
-    # The path in a minimum spanning tree has the lowest maximum of all paths.
-    level = max(cells[cell] for cell in nx.shortest_path(nx.minimum_spanning_tree(graph, weight="top"), start, end))
-    low = graph.subgraph(cell for cell, height in cells.items() if height <= level)
-    path: list[Cell] = nx.shortest_path(low, start, end, weight="length")
-    return path
+    level = max(cells[cell] for cell in _cheapest(cells, start, end, lambda top, here, there: max(top, cells[there])))
+    low = {cell: height for cell, height in cells.items() if height <= level}
+    return _cheapest(low, start, end, lambda length, here, there: length + math.dist(here, there))
+
+
+def _cheapest(
+    cells: Mapping[Cell, float], start: Cell, end: Cell, onwards: Callable[[float, Cell, Cell], float]
+) -> list[Cell]:
+    """Return the path of the least cost, by Dijkstra's algorithm.
+
+    Args:
+        cells: Heights of the cells that a path may use.
+        start: Its first cell.
+        end: Its last cell.
+        onwards: Returns the cost of a path from its cost so far, its last cell and the next one.
+    """
+    before: dict[Cell, Cell] = {}
+    reached = [(0.0, start, start)]
+    while end not in before:
+        cost, here, last = heappop(reached)
+        if here in before:
+            continue
+        before[here] = last
+        for there in product(range(here[0] - 1, here[0] + 2), range(here[1] - 1, here[1] + 2)):
+            if there in cells and there not in before:
+                heappush(reached, (onwards(cost, here, there), there, here))
+    path = [end]
+    while path[-1] != start:
+        path.append(before[path[-1]])
+    return path[::-1]
 
 
 @dataclass(frozen=True)
@@ -132,49 +147,3 @@ def contour_figure(landscape: Landscape) -> Figure:
     climb = f"at most {highest:.3g} above the higher end" if highest > 0 else "never above the higher end"
     footnote(figure, f"on the grid the paths climb {climb}")
     return figure
-
-
-def write_page(landscape: Landscape, file: Path) -> None:
-    """Write a self-contained interactive page, with plotly's JavaScript included.
-
-    Raises:
-        ImportError: Plotly is not installed.
-    """
-    import plotly.graph_objects as go
-
-    heights = landscape.clamped
-    step = (landscape.top - float(heights.min())) / 20
-    surface = go.Surface(
-        x=landscape.values, y=landscape.values, z=heights.tolist(), colorscale="Viridis",
-        colorbar={"title": {"text": "loss"}, "len": 0.7},
-        contours={"z": {"show": True, "color": "rgba(255,255,255,0.3)", "start": float(heights.min()),
-                        "end": landscape.top - step / 2, "size": step}},
-        hovertemplate="x %{x:.2f}<br>y %{y:.2f}<br>loss %{z:.4f}<extra></extra>",
-    )  # fmt: skip
-    traces: list[Any] = [surface]
-    lift = step / 5
-    for (i, j), path in landscape.paths().items():
-        x, y = landscape.points(path, i, j)
-        inner = [min(landscape.heights[row][column], landscape.top) for row, column in path[1:-1]]
-        z = [value + lift for value in (landscape.losses[i], *inner, landscape.losses[j])]
-        style: dict[str, Any] = {"line": {"color": "red", "width": 6}, "legendgroup": "paths"}
-        traces.append(
-            go.Scatter3d(
-                x=x, y=y, z=z, mode="lines", name="path of the lowest barrier", showlegend=(i, j) == (0, 1), **style
-            )
-        )
-    styles = colors(list(landscape.labels))
-    for label, (x1, y1), loss in zip(landscape.labels, landscape.corners, landscape.losses, strict=True):
-        marker = {"size": 7, "color": styles[label], "line": {"color": "white", "width": 2}}
-        traces.append(
-            go.Scatter3d(x=[x1], y=[y1], z=[loss + lift], mode="markers", name=f"{label}: {loss:.4g}", marker=marker)
-        )
-    figure = go.Figure(traces)
-    figure.update_layout(
-        title={"text": f"Loss on the plane through three models<br><sub>{escape(landscape.about)}</sub>"},
-        scene={**{f"{axis}axis": {"title": {"text": text}} for axis, text in (("x", "x"), ("y", "y"), ("z", "loss"))},
-               "camera": {"eye": {"x": -1.2, "y": -1.6, "z": 1.5}}},
-        legend={"x": 0, "y": 0.95, "bgcolor": "rgba(120,120,120,0.75)", "font": {"color": "white"}},
-        margin={"l": 0, "r": 0, "b": 0, "t": 70},
-    )  # fmt: skip
-    write_text(file, figure.to_html(include_plotlyjs=True, full_html=True, default_height="90vh"))

@@ -66,7 +66,7 @@ def test_pages_import_nothing_heavy() -> None:
     code = (
         "import sys; from randlora_pl.cli.main import main;"
         f"codes = [main(['analyze', verb, '--help']) for verb in {list(VERBS)!r}]; assert not any(codes);"
-        "heavy = {'torch', 'lightning', 'numpy', 'timm', 'open_clip', 'matplotlib', 'plotly'} & set(sys.modules);"
+        "heavy = {'torch', 'lightning', 'numpy', 'timm', 'open_clip', 'matplotlib'} & set(sys.modules);"
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -220,12 +220,11 @@ SMALL_GRID = ("--grid", "5", "--share", "0.5")
 
 
 def test_landscape(run: Run, three: dict[str, str], tmp_path: Path) -> None:
-    pytest.importorskip("plotly", reason='the page needs the extra: pip install ".[plots]"')
     runs = [three[name] for name in METHODS]
     done = run("analyze", "landscape", *runs, *SMALL_GRID, "--positions", "equilateral", "--output", "out")
     assert done.code == 0 and "The models are not points of this grid" in done.out, done.err
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == [f"landscape.{end}" for end in ("html", "json", "png", "svg")]
+    assert names == [f"landscape.{end}" for end in ("json", "png", "svg")]
     state = json.loads((tmp_path / "out" / "landscape.json").read_text())
     assert state["corners_differ_by"] < 1e-4 and state["images"] == 10 and state["trained_on"] == 20
     assert len(state["rows"]) == 5 and {len(row) for row in state["rows"]} == {5}
@@ -265,18 +264,6 @@ def test_a_killed_landscape_goes_on(
     before = count
     again = run("analyze", "landscape", "--resume", "killed")
     assert again.code == 0 and count == before  # nothing is computed, all is drawn
-
-
-def test_without_plotly_the_page_is_left_out(
-    run: Run, three: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in sys.modules if name.startswith("plotly")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "plotly", None)
-    done = run("analyze", "landscape", *(three[name] for name in METHODS), "--grid", "3", "--output", "out")
-    assert done.code == 0 and "pip install '.[plots]'" in done.out
-    assert "Next: randlora-pl analyze landscape --resume out" in done.out
-    assert not (tmp_path / "out" / "landscape.html").exists() and (tmp_path / "out" / "landscape.png").is_file()
 
 
 @pytest.mark.slow

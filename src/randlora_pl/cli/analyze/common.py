@@ -143,12 +143,10 @@ def write_output(output: str | None, verb: str, rows: list[dict[str, Any]], cont
     return folder
 
 
-def print_output(folder: Path, following: str = "") -> None:
-    """Print the folder that was written, and the next command if given."""
+def print_output(folder: Path) -> None:
+    """Print the folder that was written, with its files."""
     sizes = []
     for file in sorted(folder.iterdir()):
         with suppress(OSError):
             sizes.append(f"{file.name} ({byte_size(file.stat().st_size)})")
     print(f"\nWritten: {folder}/: {', '.join(sizes)}")
-    if following:
-        print(f"Next: randlora-pl {following}")

@@ -29,7 +29,7 @@ _FOUND = ("labels", "losses", "images", "trained_on", "data_set")
 """Facts that are known once the first row is begun, and needed to plot."""
 
 PAGE = """\
-Draw the loss on the plane through three trained models, as contours and as a 3D page (Figures 4b and 5).
+Draw the loss on the plane through three trained models, as contours (Figures 4b and 5).
 A grid point has the weights a1 RUN1 + a2 RUN2 + a3 RUN3, a1 + a2 + a3 = 1, with merged updates and heads.
 
   randlora-pl analyze landscape runs/lora runs/randlora runs/full
@@ -47,7 +47,7 @@ A grid point has the weights a1 RUN1 + a2 RUN2 + a3 RUN3, a1 + a2 + a3 = 1, with
   --output DIR          New folder (default: runs/analyze/landscape/TIME)
 
 landscape.json has every loss. The plots are cut off 20 % above the highest of the three losses. The dashed line is the
-path on the grid with the lowest maximum. landscape.html needs pip install '.[plots]' in the checkout
+path on the grid with the lowest maximum.
 """
 
 
@@ -217,18 +217,12 @@ def _landscape(state: dict[str, Any]) -> "Landscape":
 
 def _draw(landscape: "Landscape", folder: Path, state: dict[str, Any]) -> None:
     from randlora_pl.analysis.figures import write_figure
-    from randlora_pl.analysis.landscape_figures import contour_figure, write_page
+    from randlora_pl.analysis.landscape_figures import contour_figure
     from randlora_pl.bench.report import write_json
 
     barriers = landscape.barriers()
     write_json(state | {"values": landscape.values, "barriers": barriers}, folder / FILE)
     write_figure(contour_figure(landscape), folder, "landscape")
-    following = ""
-    try:
-        write_page(landscape, folder / "landscape.html")
-    except ImportError:
-        print("\nlandscape.html was not written because it needs plotly: pip install '.[plots]' in the checkout")
-        following = f"analyze landscape --resume {folder}"
     print("\nBarrier between two models on the path with the lowest maximum, above the higher of their losses:")
     for pair, height in barriers.items():
         print(f"  {pair}: {height:.4f}")
@@ -236,4 +230,4 @@ def _draw(landscape: "Landscape", folder: Path, state: dict[str, Any]) -> None:
         print(
             "The models are not points of this grid, so the barriers are approximate (use --grid 25 --positions paper)."
         )
-    common.print_output(folder, following)
+    common.print_output(folder)
