@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -316,6 +317,17 @@ def test_dropout_of_a_batch_is_a_function_of_seed_and_position(fit: Fit) -> None
         ends.append(next(iter(trained(task).values())))
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])
+
+
+def test_each_batch_of_each_rank_drops_other_entries() -> None:
+    seeds = set()
+    with torch.random.fork_rng(devices=[]):
+        for number, rank in product(range(3), range(2)):
+            trainer = SimpleNamespace(world_size=2, global_rank=rank)
+            task: Any = SimpleNamespace(seed=0, _draws=True, trainer=trainer)
+            AdaptationTask.on_train_batch_start(task, {}, number)
+            seeds.add(torch.initial_seed())
+    assert len(seeds) == 6
 
 
 def test_a_built_task_can_be_copied_and_trained_on(fit: Fit) -> None:

@@ -23,6 +23,8 @@ def test_states_of_a_cell(folder: SweepFolder) -> None:
     assert json.loads((place / "cell.json").read_text()) == cell.labels._asdict() | {"config": cell.flat}
     (place / "results.json").write_text("{")
     assert folder.state(cell) == OPEN, "damaged"
+    (place / "results.json").write_text('{"test/acc": 0.5, "finished": false}')
+    assert folder.state(cell) == OPEN, "broken off"
     folder.fail(cell, "two\nlines")
     folder.fail(cell, "again", "Traceback ...")
     told = json.loads((place / "failed.json").read_text())

@@ -35,7 +35,12 @@ def provenance(methods: dict[str, Any] = RATED, **changes: Any) -> dict[str, Any
     return search | {"models": {B32: MODELS[B32]}, "datasets": ["a"], "methods": entries} | changes
 
 
-def swept(folder: Path, more: Callable[[dict[str, Any]], dict[str, Any]] = lambda labels: {}, **changes: Any) -> Sweep:
+def swept(
+    folder: Path,
+    more: Callable[[dict[str, Any]], dict[str, Any]] = lambda labels: {},
+    fail: Callable[[dict[str, Any]], str | None] = lambda labels: None,
+    **changes: Any,
+) -> Sweep:
     content = {
         "paper": None,
         "models": {B32: MODELS[B32]},
@@ -44,7 +49,7 @@ def swept(folder: Path, more: Callable[[dict[str, Any]], dict[str, Any]] = lambd
         "seeds": [1, 2, 3, 4, 5],
     }
     content |= {"methods": RATED, "tuned": provenance()} | changes
-    return read_sweep(write_sweep(folder, description(**content), more=more))
+    return read_sweep(write_sweep(folder, description(**content), fail=fail, more=more))
 
 
 def pair_of(sweep: Sweep) -> Versus:
@@ -99,6 +104,14 @@ OTHER_RANK = RATED | {"LoRA-32": RATED["LoRA-32"] | {"rank": 16}}
 def test_why_there_is_no_verdict(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     found = pair_of(swept(tmp_path, better_by(dict.fromkeys(DATASETS, 25.0)), **changes))
     assert found.p is None and found.verdict == said
+
+
+def test_runs_of_one_seed_are_a_pair(tmp_path: Path) -> None:
+    """Accuracies rise with the seed, and each method lacks another one."""
+    lacks, gains = {"RandLoRA-6": 5, "LoRA-32": 1}, dict.fromkeys(DATASETS, 2.0)
+    fails = lambda labels: "out of memory" if lacks.get(labels["method"]) == labels["seed"] else None  # noqa: E731
+    found = pair_of(swept(tmp_path, better_by(gains), fails))
+    assert found.seeds == 3 and found.by_dataset == pytest.approx(gains)
 
 
 def of_samples(gained: int, lost: int = 0, samples: int = 500) -> Callable[[dict[str, Any]], dict[str, Any]]:
