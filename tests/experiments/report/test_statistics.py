@@ -65,6 +65,7 @@ def test_sign_flips_of_many_data_sets_by_chance_and_by_counting() -> None:
     assert sign_flip_test(differences) == sign_flip_test(differences)
 
 
+@example([0.02, 0.03])
 @given(st.lists(st.floats(0, 1), max_size=8))
 def test_holm_rejects_what_its_steps_reject(values: list[float]) -> None:
     """Holm's own words: from the smallest p on compare it with level / (how many are left), stop at a miss."""

@@ -56,6 +56,7 @@ PROVEN: dict[str, Adapter] = {  # layers of one smaller side each
     "variant b": RandLoRA(5, variant="b"),
     "few bases": RandLoRA(5, num_bases=2, pairing="peft"),
     "floor+1 where r does not divide": RandLoRA(5, num_bases="floor+1"),
+    "alphas": RandLoRA(5, alpha={r".*\.fc1": 3.0}),
     "ternary": RandLoRA(5, basis="ternary"),
     "binary, dropout": RandLoRA(5, basis="binary", dropout=0.1),
     "autolora": AutoLoRA(3, alpha=6),
