@@ -69,6 +69,14 @@ def test_an_owner_elsewhere_is_succeeded_after_its_lease(path: Path, monkeypatch
     lease.release()
 
 
+def test_a_file_without_an_owner_is_taken_once_it_is_old(path: Path) -> None:
+    path.parent.mkdir()
+    path.touch()
+    assert not acquired(lease_on(path)), "its process may be about to name itself"
+    os.utime(path, (0, 0))
+    taken(path).release()
+
+
 def test_other_settings_are_somebody_else_s(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of_another_host(path)
     monkeypatch.setattr(module, "LEASE", 30.0)
