@@ -10,7 +10,7 @@ import pytest
 from lightning.pytorch.loggers import Logger
 
 from randlora_pl.config.mistakes import LOGGERS
-from randlora_pl.engine import loggers
+from randlora_pl.engine import lightning_cli
 from tests.support.cli import SMALL, Run
 
 
@@ -44,7 +44,7 @@ class Recorder(Logger):
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     monkeypatch.setattr(Recorder, "made", [])
-    monkeypatch.setattr(loggers, "MLFlowLogger", Recorder)
+    monkeypatch.setattr(lightning_cli, "MLFlowLogger", Recorder)
     monkeypatch.setitem(LOGGERS, "mlflow", "")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return Recorder.made
@@ -68,7 +68,7 @@ def test_runs_are_kept_together_unless_a_server_is_named(
     for uri in (None, "http://localhost:1"):
         if uri:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        loggers.make_loggers("mlflow", folder, tmp_path / "runs")
+        lightning_cli.make_loggers("mlflow", folder, tmp_path / "runs")
     here, there = (recorder.options for recorder in made)
     assert here["tracking_uri"] == f"sqlite:///{tmp_path / 'runs/mlflow.db'}"
     assert here["artifact_location"] == str(tmp_path / "runs/mlruns")

@@ -97,7 +97,7 @@ def test_a_family_from_training_to_merged_weights(name: str, run: Run, tmp_path:
 )
 def test_targets_that_are_left_out_are_the_paper_s(name: str, family: str, toy: Path, run: Run, tmp_path: Path) -> None:
     """The config says what was taken, the adapter file, too, and both can be used again."""
-    from randlora_pl.language.models.targets import known_targets
+    from randlora_pl.language.tasks.common import known_targets
 
     shape = json.dumps(SHAPES[family] | {"vocab_size": 260})
     shown = run(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from randlora_pl.tasks.retrieval import recalls, unique_rows
+from randlora_pl.tasks.vision_language import recalls, unique_rows
 
 
 def slow_recalls(images: Tensor, texts: Tensor, pairs: list[tuple[int, int]]) -> dict[str, float]:

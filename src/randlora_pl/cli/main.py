@@ -4,14 +4,17 @@ Commands that need no PyTorch answer at once; heavy imports happen only when a m
 """
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 from randlora_pl.parallel.launch import launched, process_rank
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, near, shortened
 from randlora_pl.utils.own_classes.imports import forget_named, import_named
-from randlora_pl.utils.signals import raise_on_sigterm
 from randlora_pl.utils.text.printable import escape_unprintable_output, printable
 from randlora_pl.utils.version import __version__
 
@@ -194,6 +197,42 @@ def _meant_hint(word: str) -> str:
     groups = {name: import_module(f"randlora_pl.cli.{name}.verbs").VERBS for name in GROUPS}
     found = [f"{name} {word}" for name, verbs in groups.items() if word in verbs]
     return f" Did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
+@contextmanager
+def raise_on_sigterm() -> Iterator[None]:
+    """Raise `Terminated` on SIGTERM, unless training, a server or the caller of `main` handles the signal.
+
+    Lightning calls the previous handler after its own. This handler raises only while it is the installed one, so that
+    training saves its step first.
+    """
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    own = os.getpid()
+
+    def terminated(number: int, frame: Any) -> None:
+        if os.getpid() != own:  # forked child process
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif signal.getsignal(signal.SIGTERM) is terminated:
+            raise Terminated
+
+    def again(lost: "sys.UnraisableHookArgs") -> None:
+        if issubclass(lost.exc_type, Terminated):  # raised in a weak reference's callback, which drops exceptions
+            threading.Timer(0.01, os.kill, (own, signal.SIGTERM)).start()  # send it again after this hook
+        else:
+            before(lost)
+
+    before, sys.unraisablehook = sys.unraisablehook, again
+    signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        if os.getpid() == own:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """The LightningCLI of `fit`, `validate` and `test`: one task, one data module, one trainer, one run folder."""
 
 import json
+import os
 import re
 from importlib import import_module
 from inspect import signature
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn, Union, get_args
 
@@ -12,6 +14,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from randlora_pl.adapters import read_adapter
@@ -38,10 +41,10 @@ from randlora_pl.callbacks import (
 )
 from randlora_pl.config.classes import LISTED, Tree
 from randlora_pl.config.compose import Command
+from randlora_pl.config.mistakes import check_loggers
 from randlora_pl.config.validate import tasks
 from randlora_pl.engine.error_messages import build_error, parse_error
 from randlora_pl.engine.first_stage import find_lora
-from randlora_pl.engine.loggers import make_loggers
 from randlora_pl.engine.run_folder import missing_folders, new_folder, planned_name, remove_folder
 from randlora_pl.parallel.devices import with_devices, with_strategy
 from randlora_pl.parallel.launch import TIMEOUT
@@ -287,3 +290,41 @@ class App(LightningCLI):
         made_here = self.created and self._path is None and self.folder != Path()
         if made_here and getattr(rank_zero_only, "rank", 0) == 0:
             remove_folder(self.folder, self._made)
+
+
+PROJECT = "randlora-pl"
+
+
+def make_loggers(names: str | list[str], folder: Path, root: Path) -> list[Logger]:
+    """Return the loggers of a run.
+
+    Args:
+        names: Name of a logger, or of several.
+        folder: Run folder.
+        root: Folder of all runs. MLflow keeps them together, in ``mlflow.db`` there, unless MLFLOW_TRACKING_URI is set.
+
+    Raises:
+        UserError: A name is unknown, or its package is not installed.
+    """
+    check_loggers(names)
+    made: list[Logger] = []
+    for name in [names] if isinstance(names, str) else names:
+        if name == "tensorboard":
+            made.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+        elif name == "csv":
+            made.append(CSVLogger(folder, name="", version=_free(folder, "csv")))
+        elif name == "wandb":
+            made.append(WandbLogger(save_dir=folder, name=folder.name, project=PROJECT))
+        elif name == "mlflow":
+            uri, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None
+            if not uri:
+                uri, artifacts = f"sqlite:///{root.resolve() / 'mlflow.db'}", str(root.resolve() / "mlruns")
+            name = f"{folder.parent.name}/{folder.name}"
+            made.append(MLFlowLogger(PROJECT, run_name=name, tracking_uri=uri, artifact_location=artifacts))
+    return made
+
+
+def _free(folder: Path, name: str) -> str:
+    """Return an unused folder name: the CSV logger would empty the folder of the run to resume."""
+    names = (name if number == 1 else f"{name}_{number}" for number in count(1))
+    return next(free for free in names if not (folder / free).exists())

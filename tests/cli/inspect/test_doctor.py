@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.cli.inspect import doctor
-from randlora_pl.models.cached_weights import cached
+from randlora_pl.cli.inspect.doctor import cached
 from tests.support.cli import Run
 
 

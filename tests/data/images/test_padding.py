@@ -11,8 +11,7 @@ from torch import Tensor
 
 from randlora_pl.data import ImageData, open_images
 from randlora_pl.data.images.frame import Frame
-from randlora_pl.data.images.padding import split_crop
-from randlora_pl.data.images.transforms import crop_boxes, eval_batch, finish, train_pixels
+from randlora_pl.data.images.transforms import crop_boxes, eval_batch, finish, split_crop, train_pixels
 from randlora_pl.data.unlabelled import read_image
 from tests.data.images.batches import train_batch
 

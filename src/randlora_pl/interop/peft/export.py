@@ -10,17 +10,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import AdaLoRA, AdapterFile, AutoLoRA, DoRA, LoRA, RandLoRA, Together, VeRA, read_adapter
-from randlora_pl.adapters.base import WeightShape
+from randlora_pl.adapters import (
+    AdaLoRA,
+    AdapterFile,
+    AutoLoRA,
+    DoRA,
+    LoRA,
+    LoRAXS,
+    PiSSA,
+    RandLoRA,
+    Together,
+    VeRA,
+    adapted_layers,
+    read_adapter,
+)
+from randlora_pl.adapters.base import FactoredDelta, WeightShape
 from randlora_pl.adapters.input_dependent import check_fixed
+from randlora_pl.adapters.layers.adapted import RowBlocks
 from randlora_pl.adapters.targets.sites import is_packed_linear
 from randlora_pl.interop.base_model import Base, load_base, wrap_model
-from randlora_pl.interop.foreign.adapter import plain_convolution
+from randlora_pl.interop.foreign.adapter import per_layer, plain_convolution
 from randlora_pl.interop.peft.adalora import lora_of_kept
-from randlora_pl.interop.peft.autolora import selected_of
-from randlora_pl.interop.peft.factors import Factored, lora_of
 from randlora_pl.interop.peft.files import PeftAdapter, base_name, written
 from randlora_pl.interop.peft.layerwise import TRANSLATIONS
 from randlora_pl.interop.peft.tensors import Part, lora_form, randlora_form, vera_form
@@ -30,6 +43,36 @@ from randlora_pl.interop.updates import adapted
 from randlora_pl.models import ModelIdentity
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.weights_files import without_local_paths
+
+Factored = PiSSA | LoRAXS
+"""Methods whose factors follow from what is trained and the weights of the base model."""
+
+
+@torch.no_grad()
+def lora_of(file: AdapterFile, adapted: nn.Module) -> AdapterFile:
+    """Return an adapter as the LoRA with the same update: rank 2r for PiSSA, r for LoRA-XS, and a scaling of one.
+
+    Args:
+        file: Adapter of a method in `Factored`.
+        adapted: Its base model with the adapter, not merged.
+    """
+    ranks: dict[str, int] = {}
+    tensors: dict[str, Tensor] = {}
+    for path, layer in adapted_layers(adapted).items():
+        whole = path if layer.weight_name == "weight" else f"{path}.in_proj".lstrip(".")
+        blocks = layer.delta.blocks() if isinstance(layer.delta, RowBlocks) else {"": layer.delta}
+        for block, delta in blocks.items():
+            if not isinstance(delta, FactoredDelta):  # an attention layer that calls its projection
+                continue
+            prefix = f"{path}.delta.{block}".strip(".") + "."
+            tensors[f"{prefix}B"], tensors[f"{prefix}A"] = (factor.contiguous() for factor in delta.factors())
+            ranks[f"{path}.{block}".lstrip(".") if block else whole] = len(tensors[f"{prefix}A"])
+    updates = tuple(name[:-1] for name in tensors)
+    own = {name: tensor for name, tensor in file.tensors.items() if not name.startswith(updates)}
+    rank = per_layer(ranks)
+    alpha = {pattern: float(value) for pattern, value in rank.items()} if isinstance(rank, dict) else float(rank)
+    lora = LoRA(rank, alpha, dropout=file.adapter.dropout, qkv=file.adapter.qkv, seed=file.adapter.seed)  # type: ignore[arg-type]
+    return replace(file, adapter=lora, tensors=tensors | own)
 
 
 @dataclass(frozen=True)
@@ -297,3 +340,16 @@ def _modules_to_save(
         }
         own = whole | own
     return modules, own
+
+
+def selected_of(file: AdapterFile, parts: list[Part]) -> AdapterFile:
+    """Return an AutoLoRA as the LoRA, or with ``select: bases`` the RandLoRA, with the same update."""
+    adapter, tensors = file.adapter, dict(file.tensors)
+    assert isinstance(adapter, AutoLoRA)
+    for part in parts:
+        prefix = f"{part.path}.delta.{part.block}." if part.block else f"{part.path}.delta."
+        shares = tensors.pop(f"{prefix}v").double().softmax(0)
+        name = f"{prefix}B" if adapter.select == "ranks" else f"{prefix}lambdas"
+        scaled = tensors[name].double() * (shares if adapter.select == "ranks" else shares[:, None])
+        tensors[name] = scaled.float()
+    return replace(file, adapter=adapter.selected, tensors=tensors)

@@ -1,5 +1,6 @@
 """Fine-tuning of decoders on prompts and completions (section 5.4 and appendix B.2 of the paper)."""
 
+import importlib.util
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -11,7 +12,6 @@ from torchmetrics import MeanMetric
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.language.models.classifier import evaluating
 from randlora_pl.language.models.generate import Decoding, choose_options, write_texts
-from randlora_pl.language.models.liger import use_liger
 from randlora_pl.language.models.loading import Quantize, load_causal
 from randlora_pl.language.models.positions import check_positions, check_prompts
 from randlora_pl.language.models.token_losses import token_losses
@@ -287,3 +287,28 @@ def _learned(batch: dict[str, Any]) -> Tensor:
     """Count the learned tokens (b,) of each sample."""
     labels: Tensor = batch["labels"]
     return (labels[:, 1:] != IGNORED).sum(1)
+
+
+def use_liger(model: Any, device: torch.device) -> None:
+    """Replace norms, rotary angles and activations of a new decoder by Liger's kernels, in place.
+
+    The linear layers stay modules, so that they can be adapted afterwards. Liger's loss is not used: `token_losses`
+    needs the loss of each token. Rotary angles are replaced for every model of this kind in the process.
+
+    Args:
+        model: A decoder of transformers without adapters.
+        device: Device of the training.
+
+    Raises:
+        UserError: The package is missing, the device is not a CUDA device, or Liger does not know this kind of model.
+    """
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise UserError("--model.liger needs liger-kernel: pip install '.[liger]' in the checkout")
+    if device.type != "cuda":
+        raise UserError(f"--model.liger needs a CUDA device, and the model runs on {device.type}. Remove the option.")
+    from liger_kernel.transformers import monkey_patch
+
+    kind = model.config.model_type
+    if kind not in monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise UserError(f"--model.liger: Liger-Kernel has no kernels for {kind}. Remove the option.")
+    monkey_patch._apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
