@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from randlora_pl.analysis.images import check_classes, stratified_fraction
+from randlora_pl.analysis.landscape import check_classes, stratified_fraction
 from randlora_pl.data import ImageData
 from randlora_pl.data.loading.chosen_images import batches, random_samples
 from randlora_pl.utils.errors import UserError
