@@ -93,7 +93,7 @@ def test_the_sweep(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_messages(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from randlora_pl.cli.main import main
+    from randlora_pl.commands.main import main
 
     shutil.copytree(home / "digits", tmp_path / "digits")
     lines = (home / "digits.csv").read_text().splitlines()

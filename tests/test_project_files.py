@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from randlora_pl.cli.main import VERBS
-from randlora_pl.engine.command import prepare
+from randlora_pl.commands.main import VERBS
+from randlora_pl.run.command import prepare
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")

@@ -19,10 +19,10 @@ import yaml
 from PIL import Image
 from timm.models import vision_transformer
 
-from randlora_pl.cli.main import main
-from randlora_pl.cli.serve import parse as parse_serve
-from randlora_pl.config.shipped import find_config
-from randlora_pl.engine.command import prepare
+from randlora_pl.commands.main import main
+from randlora_pl.commands.serve import parse as parse_serve
+from randlora_pl.run.command import prepare
+from randlora_pl.run.options.shipped import find_config
 from tests.docs.pages import PAGES, joined, prose_of
 
 ROOT = Path(__file__).parents[1]

@@ -20,15 +20,15 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "src"))
 
-from randlora_pl.cli.adapter import verbs as adapter  # noqa: E402
-from randlora_pl.cli.analyze import verbs as analyze  # noqa: E402
-from randlora_pl.cli.bench import verbs as bench  # noqa: E402
-from randlora_pl.cli.main import VERBS, main  # noqa: E402
-from randlora_pl.config.class_index import ClassSource, Option, read_classes  # noqa: E402
-from randlora_pl.config.validate import CALLBACK_GROUPS, RUN_OPTIONS, adapters, data_class, tasks  # noqa: E402
+from randlora_pl.commands.adapter import verbs as adapter  # noqa: E402
+from randlora_pl.commands.analyze import verbs as analyze  # noqa: E402
+from randlora_pl.commands.bench import verbs as bench  # noqa: E402
+from randlora_pl.commands.main import VERBS, main  # noqa: E402
 from randlora_pl.data.catalog.registry import CATALOG  # noqa: E402
 from randlora_pl.language.catalog import DATASETS, KNOWN, LABELLED  # noqa: E402
 from randlora_pl.models.catalog import MODELS  # noqa: E402
+from randlora_pl.run.options.class_index import ClassSource, Option, read_classes  # noqa: E402
+from randlora_pl.run.options.validate import CALLBACK_GROUPS, RUN_OPTIONS, adapters, data_class, tasks  # noqa: E402
 from randlora_pl.utils.version import __version__  # noqa: E402
 
 GROUPS = {"adapter": adapter.VERBS, "analyze": analyze.VERBS, "bench": bench.VERBS}
@@ -93,7 +93,7 @@ def config_keys() -> str:
         ("--data.", {data_class(task).name: data_class(task) for task in tasks()}.values()),
         ("--model.adapter.", adapters().values()),
     ]
-    callbacks = read_classes("callbacks")
+    callbacks = read_classes("run/callbacks")
     groups += [(f"--{group}.", [callbacks[name]]) for group, name in CALLBACK_GROUPS.items()]
     for prefix, sources in groups:
         for source in sources:

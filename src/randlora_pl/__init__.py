@@ -6,7 +6,7 @@ from randlora_pl.utils.lazy import lazy_exports
 from randlora_pl.utils.version import __version__
 
 if TYPE_CHECKING:
-    from randlora_pl.engine.api import fit
+    from randlora_pl.run.api import fit
 
 __all__ = ["__version__", "fit"]
 

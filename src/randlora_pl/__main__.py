@@ -2,7 +2,7 @@
 
 import sys
 
-from randlora_pl.cli.main import main
+from randlora_pl.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

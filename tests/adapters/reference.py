@@ -14,24 +14,24 @@ from torch import Tensor
 from randlora_pl.adapters import random_bases as bases
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.layers.adapted import RowBlocks
-from randlora_pl.adapters.methods.fixed_rank.adalora import AdaLoRADelta
-from randlora_pl.adapters.methods.fixed_rank.autolora import SelectedBases, SelectedRanks
-from randlora_pl.adapters.methods.fixed_rank.dora import DoRADelta
-from randlora_pl.adapters.methods.fixed_rank.hydralora import HydraLoRADelta
-from randlora_pl.adapters.methods.fixed_rank.lora import LoRADelta
-from randlora_pl.adapters.methods.fixed_rank.loraxs import LoRAXSDelta
-from randlora_pl.adapters.methods.fixed_rank.nola import NoLADelta
-from randlora_pl.adapters.methods.fixed_rank.pissa import MinorDelta, PiSSADelta
-from randlora_pl.adapters.methods.fixed_rank.vera import VeRADelta
-from randlora_pl.adapters.methods.full_rank.hira import HiRADelta
-from randlora_pl.adapters.methods.full_rank.kradapter import KRAdapterDelta
-from randlora_pl.adapters.methods.full_rank.lead import LedRandLoRADelta
-from randlora_pl.adapters.methods.full_rank.oft import OFTDelta
-from randlora_pl.adapters.methods.full_rank.pranc import PRANCDelta
-from randlora_pl.adapters.methods.full_rank.randlora_update import RandLoRADelta, SummedRandLoRADelta
-from randlora_pl.adapters.methods.full_rank.shira import SHiRADelta
-from randlora_pl.adapters.methods.full_rank.svft import SVFTDelta
-from randlora_pl.adapters.methods.full_rank.together import TogetherDelta
+from randlora_pl.adapters.methods.adalora import AdaLoRADelta
+from randlora_pl.adapters.methods.autolora import SelectedBases, SelectedRanks
+from randlora_pl.adapters.methods.dora import DoRADelta
+from randlora_pl.adapters.methods.hira import HiRADelta
+from randlora_pl.adapters.methods.hydralora import HydraLoRADelta
+from randlora_pl.adapters.methods.kradapter import KRAdapterDelta
+from randlora_pl.adapters.methods.lead import LedRandLoRADelta
+from randlora_pl.adapters.methods.lora import LoRADelta
+from randlora_pl.adapters.methods.loraxs import LoRAXSDelta
+from randlora_pl.adapters.methods.nola import NoLADelta
+from randlora_pl.adapters.methods.oft import OFTDelta
+from randlora_pl.adapters.methods.pissa import MinorDelta, PiSSADelta
+from randlora_pl.adapters.methods.pranc import PRANCDelta
+from randlora_pl.adapters.methods.randlora_update import RandLoRADelta, SummedRandLoRADelta
+from randlora_pl.adapters.methods.shira import SHiRADelta
+from randlora_pl.adapters.methods.svft import SVFTDelta
+from randlora_pl.adapters.methods.together import TogetherDelta
+from randlora_pl.adapters.methods.vera import VeRADelta
 from randlora_pl.utils.rng import stream
 
 Matrix = list[list[float]]

@@ -29,7 +29,7 @@ from randlora_pl.adapters import (
 from randlora_pl.adapters.io import save_load as adapter_files
 from randlora_pl.adapters.io.container import CONFIG, TENSORS, load_tensors, save_tensors
 from randlora_pl.adapters.kept import base_buffers, kept_buffers
-from randlora_pl.adapters.methods.fixed_rank.lora import LoRADelta
+from randlora_pl.adapters.methods.lora import LoRADelta
 from randlora_pl.utils.errors import UserError
 
 STATISTICS = {"1.running_mean", "1.running_var", "1.num_batches_tracked"}

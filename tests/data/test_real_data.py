@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 
-from randlora_pl.cli.main import main
+from randlora_pl.commands.main import main
 from randlora_pl.data import ImageData
 from randlora_pl.data.loading.loader import Loader
 from randlora_pl.data.readers.dispatch import Samples

@@ -4,13 +4,13 @@ import re
 import shlex
 from importlib import import_module
 
-from randlora_pl.cli.adapter import verbs as adapter
-from randlora_pl.cli.analyze import verbs as analyze
-from randlora_pl.cli.bench import verbs as bench
-from randlora_pl.cli.help.pages import page as help_page
-from randlora_pl.cli.main import VERBS
-from randlora_pl.config.validate import tasks
-from randlora_pl.engine.command import prepare
+from randlora_pl.commands.adapter import verbs as adapter
+from randlora_pl.commands.analyze import verbs as analyze
+from randlora_pl.commands.bench import verbs as bench
+from randlora_pl.commands.help.pages import page as help_page
+from randlora_pl.commands.main import VERBS
+from randlora_pl.run.command import prepare
+from randlora_pl.run.options.validate import tasks
 from tests.docs.pages import PAGES, ROOT, commands_of, joined, shown
 from tests.support.products import in_one_item
 
@@ -34,7 +34,7 @@ def help_of(words: list[str]) -> str:
     groups = {"adapter": adapter.VERBS, "analyze": analyze.VERBS}
     if words[0] in groups and len(words) > 1:
         module = groups[words[0]][words[1]].partition(":")[0]
-        return str(import_module(f"randlora_pl.cli.{module}").PAGE)
+        return str(import_module(f"randlora_pl.commands.{module}").PAGE)
     return help_page(words[0])
 
 

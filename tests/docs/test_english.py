@@ -5,11 +5,11 @@ import re
 from collections.abc import Iterable
 from importlib import import_module
 
-from randlora_pl.cli.adapter import verbs as adapter
-from randlora_pl.cli.analyze import verbs as analyze
-from randlora_pl.cli.bench import verbs as bench
-from randlora_pl.cli.help.pages import page
-from randlora_pl.cli.main import VERBS
+from randlora_pl.commands.adapter import verbs as adapter
+from randlora_pl.commands.analyze import verbs as analyze
+from randlora_pl.commands.bench import verbs as bench
+from randlora_pl.commands.help.pages import page
+from randlora_pl.commands.main import VERBS
 from tests.docs.english import comment_sentences, help_sentences, sentences_of, words_of
 from tests.docs.pages import PAGES, ROOT
 from tests.support.products import in_one_item
@@ -47,7 +47,7 @@ def _help() -> dict[str, str]:
     for group, module in groups.items():
         found[group] = module.PAGE
         for verb, function in module.VERBS.items():
-            found[f"{group} {verb}"] = import_module(f"randlora_pl.cli.{function.partition(':')[0]}").PAGE
+            found[f"{group} {verb}"] = import_module(f"randlora_pl.commands.{function.partition(':')[0]}").PAGE
     return found
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from statistics import fmean
 
-from randlora_pl.experiments.report.statistics import Estimate
+from randlora_pl.lab.report.statistics import Estimate
 from tests.docs.pages import DOCS, PAGES, RESULTS, prose_of
 from tests.docs.test_numbers import rows_of
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from randlora_pl.cli.main import main
-from randlora_pl.engine.error_messages import memory_advice
+from randlora_pl.commands.main import main
+from randlora_pl.run.error_messages import memory_advice
 from tests.docs.pages import PAGES, ROOT, shown
 from tests.support.products import in_one_item
 

@@ -2,16 +2,16 @@
 
 import re
 
-from randlora_pl.config.class_index import subclasses
+from randlora_pl.run.options.class_index import subclasses
 from tests.docs.pages import PAGES
 
 GROUPS = {
-    "fixed_rank": ("Fixed rank", "fixed rank"),
-    "full_rank": ("Full rank", "full rank ([all methods](docs/methods/index.md))"),
+    "fixed rank": ("Fixed rank", "fixed rank"),
+    "full rank": ("Full rank", "full rank ([all methods](docs/methods/index.md))"),
     "whole": ("The whole model", "the whole model"),
     "optimizer": ("Optimizers", "the whole model, by an optimizer with less memory"),
 }
-"""Heading on the page of methods and row of the README, by folder."""
+"""Heading on the page of methods and row of the README, by group."""
 
 
 def named(text: str) -> set[str]:
@@ -20,9 +20,9 @@ def named(text: str) -> set[str]:
 
 def test_every_method_is_in_its_group() -> None:
     found = subclasses("adapters", "Adapter").values()
-    assert {source.folder for source in found} == GROUPS.keys()
-    for folder, (heading, row) in GROUPS.items():
-        methods = {source.name.lower() for source in found if source.folder == folder}
+    assert {source.constants["group"] for source in found} == GROUPS.keys()
+    for group, (heading, row) in GROUPS.items():
+        methods = {source.name.lower() for source in found if source.constants["group"] == group}
         section = PAGES["docs/methods/index.md"].partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
         assert set(re.findall(r"^\| \[[^]]*\]\((\w+)\.md\)", section, flags=re.M)) == methods
         (names,) = re.findall(rf"^\| {re.escape(row)} \| (.*) \|$", PAGES["README.md"], flags=re.M)

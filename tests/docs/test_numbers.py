@@ -9,18 +9,18 @@ from statistics import fmean
 import pytest
 
 from randlora_pl.adapters import LoRA, RandLoRA, inject, methods
-from randlora_pl.cli.main import main
-from randlora_pl.cli.sweep.job import find_sweep
-from randlora_pl.config.shipped import find_config
-from randlora_pl.experiments.paper import numbers, table
-from randlora_pl.experiments.report.sections.new_classes import harmonic_mean
-from randlora_pl.experiments.sweep.estimate import memory_of
-from randlora_pl.experiments.sweep.expand import counts
-from randlora_pl.experiments.sweep.plan import Trial, plan
-from randlora_pl.experiments.sweep.provenance import chosen_for
-from randlora_pl.experiments.sweep.steps import planned_steps
-from randlora_pl.experiments.sweep.tuning_files import markdown
+from randlora_pl.commands.main import main
+from randlora_pl.commands.sweep.job import find_sweep
+from randlora_pl.lab.paper import numbers, table
+from randlora_pl.lab.report.sections.new_classes import harmonic_mean
 from randlora_pl.models import meta_clip, meta_vit
+from randlora_pl.run.options.shipped import find_config
+from randlora_pl.sweep.estimate import memory_of
+from randlora_pl.sweep.expand import counts
+from randlora_pl.sweep.plan import Trial, plan
+from randlora_pl.sweep.provenance import chosen_for
+from randlora_pl.sweep.steps import planned_steps
+from randlora_pl.sweep.tuning_files import markdown
 from randlora_pl.tasks.defaults import default_learning_rate
 from tests.docs.pages import DOCS, PAGES, RESULTS, ROOT
 from tests.prompts.test_counts import COUNTS
@@ -318,7 +318,7 @@ def test_the_committed_report_is_what_its_cells_give(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = DOCS / "results" / name
-    monkeypatch.setattr("randlora_pl.experiments.report.files.draw", lambda *_: b"<svg></svg>")  # no figure is compared
+    monkeypatch.setattr("randlora_pl.lab.report.files.draw", lambda *_: b"<svg></svg>")  # no figure is compared
     assert main(["report", str(folder), "--output", str(tmp_path / "again")]) == 0
     for file in ("report.md", "cells.csv"):
         assert (tmp_path / "again" / file).read_bytes() == (folder / file).read_bytes(), file

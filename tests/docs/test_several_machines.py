@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.cli.main import main
+from randlora_pl.commands.main import main
 from tests.docs.pages import PAGES, ROOT, joined
 
 PAGE = PAGES["docs/several_machines.md"]

@@ -13,10 +13,10 @@ import nbformat
 import pytest
 import yaml
 
-from randlora_pl.cli.main import VERBS
-from randlora_pl.config.validate import adapters
+from randlora_pl.commands.main import VERBS
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.models.catalog import MODELS
+from randlora_pl.run.options.validate import adapters
 from tests.docs.pages import DOCS, MADE, PAGES, RESULTS, ROOT
 from tests.support.products import in_one_item
 

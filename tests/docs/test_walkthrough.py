@@ -51,7 +51,7 @@ def test_the_files_on_the_way_are_those_of_the_page(run: Run, monkeypatch: pytes
 def test_a_run_imports_the_files_that_it_uses(tmp_path: Path) -> None:
     """Other methods, tasks, readers, downloads and strategies stay out; the page has the number."""
     code = (
-        "import json, sys; from randlora_pl.cli.main import main; assert main(sys.argv[1:]) == 0;"
+        "import json, sys; from randlora_pl.commands.main import main; assert main(sys.argv[1:]) == 0;"
         "names = [name for name, module in sys.modules.items() if not hasattr(module, '__path__')];"
         "print(json.dumps([name for name in names if name.startswith('randlora_pl.')]))"
     )

@@ -11,8 +11,8 @@ import yaml
 from PIL import Image
 
 from randlora_pl.adapters import read_adapter
-from randlora_pl.callbacks.checkpoint_file import check_checkpoint
-from randlora_pl.engine.run_folder import check_run, without_head
+from randlora_pl.run.callbacks.checkpoint_file import check_checkpoint
+from randlora_pl.run.run_folder import check_run, without_head
 from tests.support.cli import SMALL
 
 TINY = [

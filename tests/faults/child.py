@@ -15,7 +15,7 @@ from tests.faults.faults import Fault
 
 PATIENCE = 120.0
 """Seconds after which a process is taken to hang."""
-_HEAVY = ["randlora_pl.cli.fit", "randlora_pl.engine.stages", "torch.utils.tensorboard", "matplotlib.figure"]
+_HEAVY = ["randlora_pl.commands.fit", "randlora_pl.run.stages", "torch.utils.tensorboard", "matplotlib.figure"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _main(words: list[str], place: str, faults: list[Fault]) -> None:
     sys.argv = ["randlora-pl", *words]
     import torch
 
-    from randlora_pl.cli.main import main
+    from randlora_pl.commands.main import main
 
     torch.set_num_threads(1)
     for fault in faults:

@@ -16,8 +16,8 @@ from typing import Any
 Action = Callable[[], None]
 _STEPS = {
     "optimizer": ("torch.optim:AdamW", "step"),
-    "projection": ("randlora_pl.adapters.methods.optimizer.projected_adamw", "leading_vectors"),
-    "pruning": ("randlora_pl.adapters.methods.fixed_rank.adalora:Pruning", "_prune"),
+    "projection": ("randlora_pl.adapters.methods.projected_adamw", "leading_vectors"),
+    "pruning": ("randlora_pl.adapters.methods.adalora:Pruning", "_prune"),
     "search": ("randlora_pl.data.module:ImageData", "search_batch"),
 }
 """Places in steps, beside those of the task: owner and name of what is called there."""
@@ -185,8 +185,8 @@ class Diary(Fault):
         from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
         from lightning.pytorch.loops.fit_loop import _FitLoop
 
-        from randlora_pl.callbacks import AdapterCheckpoint
-        from randlora_pl.engine import stages
+        from randlora_pl.run import stages
+        from randlora_pl.run.callbacks import AdapterCheckpoint
 
         where = os.open("where.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         finished = os.open("finished.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -27,7 +27,7 @@ class Watch(Fault):
     """No fault: writes after every so many steps what the process holds, as JSON lines in ``watch.txt``."""
 
     def install(self) -> None:
-        from randlora_pl.callbacks import AdapterCheckpoint
+        from randlora_pl.run.callbacks import AdapterCheckpoint
 
         plain, page = AdapterCheckpoint.on_train_batch_end, os.sysconf("SC_PAGE_SIZE")
         notes = Path("watch.txt").open("a", buffering=1)  # noqa: SIM115

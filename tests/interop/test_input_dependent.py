@@ -23,7 +23,7 @@ from randlora_pl.adapters import (
     save_adapter,
 )
 from randlora_pl.adapters.weighted_sum import WeightedSum
-from randlora_pl.cli.main import main
+from randlora_pl.commands.main import main
 from randlora_pl.tasks import load_task
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, TimmAttention, assert_close, randomise

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from randlora_pl.adapters import LoRA, RandLoRA, inject, load_adapter, read_adapter, save_adapter, set_train_mode
-from randlora_pl.cli.main import main
+from randlora_pl.commands.main import main
 from randlora_pl.interop.peft.export import export_peft
 from randlora_pl.interop.peft.import_ import import_peft
 from randlora_pl.utils.errors import UserError

@@ -5,12 +5,12 @@ import torch
 from peft import HiraConfig, LoraConfig, OFTConfig, RandLoraConfig, VeraConfig
 
 from randlora_pl.adapters import OFT, DoRA, HiRA, LoRA, RandLoRA, VeRA, delta_weights
-from randlora_pl.adapters.methods.fixed_rank.dora import DoRADelta
-from randlora_pl.adapters.methods.fixed_rank.lora import LoRADelta
-from randlora_pl.adapters.methods.fixed_rank.vera import VeRADelta
-from randlora_pl.adapters.methods.full_rank.hira import HiRADelta
-from randlora_pl.adapters.methods.full_rank.oft import OFTDelta
-from randlora_pl.adapters.methods.full_rank.randlora_update import RandLoRADelta
+from randlora_pl.adapters.methods.dora import DoRADelta
+from randlora_pl.adapters.methods.hira import HiRADelta
+from randlora_pl.adapters.methods.lora import LoRADelta
+from randlora_pl.adapters.methods.oft import OFTDelta
+from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
+from randlora_pl.adapters.methods.vera import VeRADelta
 from tests.adapters.cases import assert_close
 from tests.judges import oracle
 from tests.support.products import in_one_item

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from randlora_pl.parallel.strategy import AdapterDDP
+from randlora_pl.run.parallel.strategy import AdapterDDP
 from randlora_pl.tasks import make_trainer
 
 from .classify import labelled, make

@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from randlora_pl.callbacks import WrittenAnswers
 from randlora_pl.language.data.batches import Tokens
 from randlora_pl.language.data.prompts_module import TextData
 from randlora_pl.language.metrics.text_scores import generation_scores
 from randlora_pl.language.models.token_losses import token_losses
 from randlora_pl.language.models.tokenization import collate
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
+from randlora_pl.run.callbacks import WrittenAnswers
 from randlora_pl.tasks import make_trainer
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item

@@ -10,13 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from randlora_pl.config.validate import is_text_task, tasks
-from randlora_pl.experiments.sweep.description import SweepConfig, budget
-from randlora_pl.experiments.sweep.estimate import COUNTED, Estimator
-from randlora_pl.experiments.sweep.expand import counts, data_of
-from randlora_pl.experiments.sweep.folder import SweepFolder
-from randlora_pl.experiments.sweep.plan import Trial, plan
-from randlora_pl.experiments.sweep.steps import evaluated_samples, is_text, planned_steps
 from randlora_pl.language import catalog as known
 from randlora_pl.language.catalog import SIZES, TESTS
 from randlora_pl.language.data.labelled_module import LabelledTexts
@@ -26,6 +19,13 @@ from randlora_pl.language.datasets.commonsense import SOURCE, TREE
 from randlora_pl.language.datasets.sources import hold_out
 from randlora_pl.language.tasks import restore
 from randlora_pl.language.tasks.meta import meta_backbone
+from randlora_pl.run.options.validate import is_text_task, tasks
+from randlora_pl.sweep.description import SweepConfig, budget
+from randlora_pl.sweep.estimate import COUNTED, Estimator
+from randlora_pl.sweep.expand import counts, data_of
+from randlora_pl.sweep.folder import SweepFolder
+from randlora_pl.sweep.plan import Trial, plan
+from randlora_pl.sweep.steps import evaluated_samples, is_text, planned_steps
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
 from tests.support.products import in_one_item

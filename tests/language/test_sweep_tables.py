@@ -11,11 +11,11 @@ import torch
 import yaml
 
 from randlora_pl.adapters import VeRA, inject
-from randlora_pl.cli.sweep.job import find_sweep
-from randlora_pl.config.shipped import find_config
-from randlora_pl.experiments.paper import notes, table
-from randlora_pl.experiments.sweep.expand import counts
-from randlora_pl.experiments.sweep.plan import plan
+from randlora_pl.commands.sweep.job import find_sweep
+from randlora_pl.lab.paper import notes, table
+from randlora_pl.run.options.shipped import find_config
+from randlora_pl.sweep.expand import counts
+from randlora_pl.sweep.plan import plan
 from tests.support.cli import Run
 
 from . import classify

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from randlora_pl import serving
-from randlora_pl.cli.serve import parse
+from randlora_pl.commands.serve import parse
 from randlora_pl.serving import app, connections, uploads
 from tests.docs.pages import PAGES
 from tests.serving.server import Running

@@ -5,7 +5,7 @@ import pytest
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from randlora_pl.cli.serve import names_of
+from randlora_pl.commands.serve import names_of
 from randlora_pl.serving import connections
 from randlora_pl.serving.connections import Connection
 from randlora_pl.serving.gate import Gate

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from randlora_pl.cli.main import main
+from randlora_pl.commands.main import main
 from randlora_pl.prompts import CoCoOp, CoOp, MaPLe
 from randlora_pl.serving import api
 from randlora_pl.serving.uploads import Upload

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.cli.main import main
+from randlora_pl.commands.main import main
 from tests.serving import pictures
 from tests.serving.conftest import NAMES
 from tests.serving.server import Running, form

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.cli.main import main
+from randlora_pl.commands.main import main
 from tests.support.shared import made_once
 
 SMALL = [
@@ -43,7 +43,7 @@ def run(
     request: pytest.FixtureRequest,
 ) -> Run:
     """`main` in an empty folder, with what it printed."""
-    plots = sys.modules.get("randlora_pl.callbacks.plots.figures")
+    plots = sys.modules.get("randlora_pl.run.callbacks.plots.figures")
     if plots is not None and "drawn" not in request.fixturenames:
         import numpy as np
 

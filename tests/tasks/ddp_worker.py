@@ -16,9 +16,9 @@ import torch
 from open_clip.loss import SigLipLoss
 
 from randlora_pl.adapters import AutoLoRA, Fira, FullFineTuning, LoRA, RandLoRA, Together
-from randlora_pl.callbacks import Figures, PerClass
 from randlora_pl.data import ImageData
-from randlora_pl.parallel.strategy import AdapterDDP
+from randlora_pl.run.callbacks import Figures, PerClass
+from randlora_pl.run.parallel.strategy import AdapterDDP
 from randlora_pl.tasks import LinearHeadTask, VisionLanguageTask
 from randlora_pl.tasks.losses import normalize
 from randlora_pl.utils.errors import UserError

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from randlora_pl.adapters import LinearProbe, RandLoRA, adapted_layers, inject, save_adapter
-from randlora_pl.config.class_index import subclasses
 from randlora_pl.models import load_clip
+from randlora_pl.run.options.class_index import subclasses
 from randlora_pl.tasks import AdaptationTask, LinearHeadTask, load_task
 from randlora_pl.tasks.restore import TASKS
 from randlora_pl.utils.errors import UserError

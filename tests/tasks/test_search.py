@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters import AutoLoRA, load_adapter, merge, save_adapter
-from randlora_pl.adapters.methods.fixed_rank import selection
+from randlora_pl.adapters.methods import selection
 from randlora_pl.utils.errors import UserError
 
 from .small import built, make, trained

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from randlora_pl.adapters import Adapter, LoRA, read_adapter
-from randlora_pl.config.adapter_config import adapter_config
-from randlora_pl.engine.stages import _LoadAdapter
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.merge.vision import merged
 from randlora_pl.interop.onnx.program import load_program
 from randlora_pl.interop.summary import facts
 from randlora_pl.models import encode_prompts, load_clip
 from randlora_pl.prompts import CoOp, Fixed
+from randlora_pl.run.options.adapter_config import adapter_config
+from randlora_pl.run.stages import _LoadAdapter
 from randlora_pl.tasks import PromptTask, VisionLanguageTask, load_task
 from randlora_pl.tasks.images import UsedPrompts
 from randlora_pl.tasks.restore import prompts_of, register

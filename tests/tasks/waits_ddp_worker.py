@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from randlora_pl.callbacks import AdapterCheckpoint, NonFiniteLoss, PeakMemory, StepNumbers, Throughput
 from randlora_pl.data import ImageData
-from randlora_pl.parallel.strategy import AdapterDDP
+from randlora_pl.run.callbacks import AdapterCheckpoint, NonFiniteLoss, PeakMemory, StepNumbers, Throughput
+from randlora_pl.run.parallel.strategy import AdapterDDP
 from randlora_pl.tasks import VisionLanguageTask, make_trainer
 from randlora_pl.utils.device import choose_as_on_cuda
 from randlora_pl.utils.errors import UserError

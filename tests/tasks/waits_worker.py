@@ -16,8 +16,8 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from randlora_pl.adapters.random_bases import Distribution, draw, drawn_on
-from randlora_pl.cli.main import main
-from randlora_pl.engine import lightning_cli
+from randlora_pl.commands.main import main
+from randlora_pl.run import lightning_cli
 from randlora_pl.utils.device import choose_as_on_cuda
 from tests.language.classify import SHAPE, write_reviews
 from tests.language.small import SHAPES, write_toy

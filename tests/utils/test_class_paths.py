@@ -40,13 +40,13 @@ def test_an_exported_class_shares_its_name_with_no_other_of_the_room(room: str) 
         *(
             "randlora_pl",
             "randlora_pl.adapters",
-            "randlora_pl.adapters.methods.full_rank.randlora.Mine",
+            "randlora_pl.adapters.methods.randlora.Mine",
             "randlora_pl.gone.Mine",
         ),
         *(
             "randlora_pl.adapters.RandLoRA",
             "randlora_pl./adapters.RandLoRA",
-            "randlora_pl.adapters.methods.fixed_rank.lora.LoRA adapted",
+            "randlora_pl.adapters.methods.lora.LoRA adapted",
         ),
     ],
 )
@@ -55,6 +55,8 @@ def test_other_texts_stay(path: str) -> None:
 
 
 def test_every_class_of_a_config() -> None:
-    old = {"a": [{"class_path": "randlora_pl.callbacks.memory.PeakMemory", "init_args": {"n": 1}}, "mine.LoRA", None]}
-    new = {"a": [{"class_path": "randlora_pl.callbacks.PeakMemory", "init_args": {"n": 1}}, "mine.LoRA", None]}
+    old = {
+        "a": [{"class_path": "randlora_pl.run.callbacks.memory.PeakMemory", "init_args": {"n": 1}}, "mine.LoRA", None]
+    }
+    new = {"a": [{"class_path": "randlora_pl.run.callbacks.PeakMemory", "init_args": {"n": 1}}, "mine.LoRA", None]}
     assert with_public_paths(old) == new

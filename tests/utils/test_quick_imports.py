@@ -83,8 +83,8 @@ def test_a_program_that_has_torchmetrics_gets_no_stand_ins(packages: Path, monke
 
 CODE = """
 import json, sys
-from randlora_pl.cli.main import main
-from randlora_pl.engine import session
+from randlora_pl.commands.main import main
+from randlora_pl.run import session
 start, seen = session.start, {}
 def watched(*args):
     app = start(*args)

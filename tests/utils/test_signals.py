@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from randlora_pl.cli.inspect import catalogs as quick
-from randlora_pl.engine import stages
+from randlora_pl.commands.inspect import catalogs as quick
+from randlora_pl.run import stages
 from tests.support.cli import SMALL, Run
 
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         Together,
         VeRA,
     )
-    from randlora_pl.adapters.methods.optimizer.projected_adamw import ProjectedAdamW
+    from randlora_pl.adapters.methods.projected_adamw import ProjectedAdamW
     from randlora_pl.adapters.operations import (
         adapted_layers,
         delta_weights,

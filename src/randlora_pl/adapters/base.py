@@ -195,6 +195,7 @@ class Adapter(Described):
     """
 
     rank: Any = None
+    group = "fixed rank"  # rank of the update, or what else it is: the heading of the method in listings
     size_option = "rank"  # the option that ``match`` chooses from `sizes`, if the method has it
     trains_base = False  # True if the method trains the model's own tensors instead of adding to them
     keeps_base = True  # False if the model's own tensors change

@@ -10,7 +10,7 @@ from torch import nn
 from randlora_pl.adapters.base import Adapter, matches
 from randlora_pl.adapters.kept import update_modules
 from randlora_pl.adapters.layers.weight_access import out_and_in
-from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
+from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.targets.select import Selection, choose
 from randlora_pl.utils.errors import UserError, near
 

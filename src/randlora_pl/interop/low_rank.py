@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, LoRA, inject, read_adapter, save_adapter, trainable_parameters
 from randlora_pl.adapters.io.compatibility import tensor_prefix
-from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
+from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.spectrum import LowRank, truncated
 from randlora_pl.adapters.targets.select import select
 from randlora_pl.adapters.targets.sites import Site, find_sites

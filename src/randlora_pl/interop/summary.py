@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from randlora_pl.adapters import AdapterFile
-from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
+from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.spectrum import spectrum
 from randlora_pl.adapters.trained import chosen_tensors
 from randlora_pl.interop.base_model import load_base

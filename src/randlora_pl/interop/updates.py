@@ -10,7 +10,7 @@ from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.io.state import adapter_state
 from randlora_pl.adapters.kept import update_buffers
-from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
+from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.operations import delta_weights, weight_updates
 from randlora_pl.adapters.random_bases import GENERATOR
 from randlora_pl.adapters.targets.sites import Site, find_sites

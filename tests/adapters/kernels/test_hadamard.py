@@ -12,7 +12,7 @@ from randlora_pl.adapters import RandLoRA, delta_weights, inject, trainable_para
 from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.kernels import dropout, hadamard
 from randlora_pl.adapters.kernels.hadamard import Hadamard, block_size, copies, transform
-from randlora_pl.adapters.methods.full_rank.randlora_update import RandLoRADelta
+from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
 from randlora_pl.adapters.random_bases import Distribution, draw
 from tests.adapters import reference
 from tests.adapters.cases import One

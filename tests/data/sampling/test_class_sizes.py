@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from randlora_pl.cli.main import main
+from randlora_pl.commands.main import main
 from randlora_pl.data import ImageData
 from randlora_pl.data.sampling.balance import remarks
 from tests.data.conftest import Tree, save_image

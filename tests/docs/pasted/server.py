@@ -29,7 +29,7 @@ with socket.socket(socket.AF_UNIX) as server:
 IMPORTED = (
     *("lightning", "open_clip", "timm", "torchmetrics", "peft", "transformers", "matplotlib.pyplot"),
     *("torch.utils.tensorboard", "onnxruntime", "randlora_pl.tasks", "randlora_pl.language", "randlora_pl.interop"),
-    *("randlora_pl.experiments", "randlora_pl.analysis", "randlora_pl.callbacks"),
+    *("randlora_pl.lab", "randlora_pl.lab.analysis", "randlora_pl.run.callbacks"),
 )
 
 
@@ -50,7 +50,7 @@ def answer(connection: socket.socket) -> None:
     sys.argv = [sys.argv[0], *words]
     code = 70
     try:
-        code = importlib.import_module("randlora_pl.cli.main").main(words)
+        code = importlib.import_module("randlora_pl.commands.main").main(words)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except BaseException:

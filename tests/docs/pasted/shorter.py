@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from randlora_pl.config.shipped import find_config
+from randlora_pl.run.options.shipped import find_config
 from randlora_pl.utils.errors import UserError
 from tests.test_readme import SHORT, TINY
 
@@ -87,6 +87,6 @@ def shorter(words: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    from randlora_pl.cli.main import main
+    from randlora_pl.commands.main import main
 
     sys.exit(main(shorter(sys.argv[1:])))

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from randlora_pl.adapters import BitFit, DoRA, LoRA, RandLoRA, inject, read_adapter, save_adapter
 from randlora_pl.adapters.layers.adapted import AdaptedLayer
-from randlora_pl.config.adapter_config import adapter_config
 from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop.onnx.program import load_program, make_program
 from randlora_pl.models import load_clip
+from randlora_pl.run.options.adapter_config import adapter_config
 from randlora_pl.tasks import LinearHeadTask, TextHeadTask, VisionLanguageTask
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.utils.errors import UserError

@@ -3,7 +3,7 @@
 from typing import Any
 
 from randlora_pl.adapters import Adapter, FullFineTuning, LoRA, RandLoRA
-from randlora_pl.config.compose import DEFAULTS, compose
+from randlora_pl.run.options.compose import DEFAULTS, compose
 from randlora_pl.tasks.prompt.saved import PARTS
 from tests.support.trace.step import StepSetup
 

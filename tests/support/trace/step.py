@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from randlora_pl.adapters import Adapter
 from randlora_pl.adapters.kernels import rounding
-from randlora_pl.bench.steps import Precision
+from randlora_pl.lab.bench.steps import Precision
 from randlora_pl.tasks import procedure
 from randlora_pl.utils.errors import UserError
 from tests.support.trace.fake_gpu import DEVICE, cuda_rules, fake, to_fake

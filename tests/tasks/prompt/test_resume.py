@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 import torch
 
-from randlora_pl.callbacks import GaussianAverage
+from randlora_pl.run.callbacks import GaussianAverage
 from tests.support.products import marked
 from tests.tasks.small import trained
 

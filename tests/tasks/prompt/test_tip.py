@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from randlora_pl.adapters import LoRA, read_adapter
-from randlora_pl.callbacks.summary import trained_parts
 from randlora_pl.data.sampling.schedule import DrawPlan, TrainSchedule
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.merge.vision import merged
 from randlora_pl.interop.onnx.program import load_program
 from randlora_pl.interop.peft.export import export_peft
 from randlora_pl.prompts import CoOp
+from randlora_pl.run.callbacks.summary import trained_parts
 from randlora_pl.tasks import PromptTask, TipAdapter, load_task, load_tasks
 from randlora_pl.tasks.prompt import tip
 from randlora_pl.utils.errors import UserError

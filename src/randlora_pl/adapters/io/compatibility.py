@@ -10,7 +10,7 @@ from randlora_pl.adapters.injection import InjectionReport, make_deltas
 from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.io.state import adapter_state
 from randlora_pl.adapters.kept import base_buffers, kept_problems, update_buffers
-from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
+from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.operations import basis_size_error, with_bases
 from randlora_pl.adapters.random_bases import GENERATOR
 from randlora_pl.adapters.targets.sites import Site

@@ -24,7 +24,7 @@ from randlora_pl.adapters.io.compatibility import differences, problems
 from randlora_pl.adapters.io.container import BASES, CONFIG, Contents
 from randlora_pl.adapters.io.state import adapter_state
 from randlora_pl.adapters.kept import forget_computed, reset_buffers
-from randlora_pl.adapters.methods.whole.full import BaseWeightMethod
+from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.operations import adapted_layers, report_of, unmerge, use_bases
 from randlora_pl.adapters.procedure import warn_if_unused
 from randlora_pl.adapters.random_bases import GENERATOR, STORED, Bases

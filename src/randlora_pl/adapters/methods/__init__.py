@@ -1,24 +1,24 @@
 """Methods, one file each, in folders by the rank of their update; imported together, so that parsers find them all."""
 
-from randlora_pl.adapters.methods.fixed_rank.adalora import AdaLoRA
-from randlora_pl.adapters.methods.fixed_rank.autolora import AutoLoRA
-from randlora_pl.adapters.methods.fixed_rank.dora import DoRA
-from randlora_pl.adapters.methods.fixed_rank.hydralora import HydraLoRA
-from randlora_pl.adapters.methods.fixed_rank.lora import LoRA
-from randlora_pl.adapters.methods.fixed_rank.loraxs import LoRAXS
-from randlora_pl.adapters.methods.fixed_rank.nola import NoLA
-from randlora_pl.adapters.methods.fixed_rank.pissa import PiSSA
-from randlora_pl.adapters.methods.fixed_rank.vera import VeRA
-from randlora_pl.adapters.methods.full_rank.hira import HiRA
-from randlora_pl.adapters.methods.full_rank.kradapter import KRAdapter
-from randlora_pl.adapters.methods.full_rank.oft import OFT
-from randlora_pl.adapters.methods.full_rank.pranc import PRANC
-from randlora_pl.adapters.methods.full_rank.randlora import RandLoRA
-from randlora_pl.adapters.methods.full_rank.shira import SHiRA
-from randlora_pl.adapters.methods.full_rank.svft import SVFT
-from randlora_pl.adapters.methods.full_rank.together import Together
-from randlora_pl.adapters.methods.optimizer.galore import Fira, GaLore
-from randlora_pl.adapters.methods.whole.full import BitFit, Frozen, FullFineTuning, LinearProbe
+from randlora_pl.adapters.methods.adalora import AdaLoRA
+from randlora_pl.adapters.methods.autolora import AutoLoRA
+from randlora_pl.adapters.methods.dora import DoRA
+from randlora_pl.adapters.methods.full import BitFit, Frozen, FullFineTuning, LinearProbe
+from randlora_pl.adapters.methods.galore import Fira, GaLore
+from randlora_pl.adapters.methods.hira import HiRA
+from randlora_pl.adapters.methods.hydralora import HydraLoRA
+from randlora_pl.adapters.methods.kradapter import KRAdapter
+from randlora_pl.adapters.methods.lora import LoRA
+from randlora_pl.adapters.methods.loraxs import LoRAXS
+from randlora_pl.adapters.methods.nola import NoLA
+from randlora_pl.adapters.methods.oft import OFT
+from randlora_pl.adapters.methods.pissa import PiSSA
+from randlora_pl.adapters.methods.pranc import PRANC
+from randlora_pl.adapters.methods.randlora import RandLoRA
+from randlora_pl.adapters.methods.shira import SHiRA
+from randlora_pl.adapters.methods.svft import SVFT
+from randlora_pl.adapters.methods.together import Together
+from randlora_pl.adapters.methods.vera import VeRA
 
 __all__ = [
     "OFT",

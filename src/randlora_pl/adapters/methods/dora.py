@@ -1,0 +1,115 @@
+"""DoRA: separate training of direction and magnitude, with any additive method (Liu et al., 2024)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, like, trainable
+from randlora_pl.adapters.kernels.rounding import rounded
+from randlora_pl.adapters.methods.autolora import AutoLoRA
+from randlora_pl.adapters.methods.lora import LoRA
+from randlora_pl.adapters.procedure import Procedure
+from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.utils.errors import UserError
+
+
+class DoRA(Adapter):
+    """DoRA: W = m * (W0 + delta) / ||W0 + delta||, each row scaled to a trained magnitude.
+
+    Examples:
+        >>> inject(model, DoRA(LoRA(rank=4))).trainable  # DoRA(RandLoRA(rank=6)) works, too
+        21120
+
+    Args:
+        inner: Method of delta, LoRA (the original) or RandLoRA; its ``qkv``, ``match`` and ``seed`` are used.
+    """
+
+    reads_weight = True
+
+    def __init__(self, inner: Adapter | None = None) -> None:
+        inner = LoRA() if inner is None else inner
+        if inner.trains_base or isinstance(inner, DoRA | AutoLoRA) or not inner.fixed:
+            raise UserError(f"DoRA: inner is {inner.method()}. Choose a method whose update is a matrix, such as LoRA.")
+        if inner.nested_options() and any(leaf.dropout for leaf in inner.leaves()):
+            raise UserError(
+                f"DoRA: parts of its inner {inner.method()} have dropout, which has no place here. Set it to 0."
+            )
+        super().__init__(qkv=inner.qkv, match=inner.match, seed=inner.seed)
+        self.inner = inner
+
+    @property
+    def rank(self) -> Any:
+        """Rank of the inner method."""
+        return self.inner.rank
+
+    def replace(self, **changes: Any) -> "DoRA":
+        """Return a copy with changed options of the inner method."""
+        return DoRA(changes["inner"] if "inner" in changes else self.inner.replace(**changes))
+
+    def count(self, shape: WeightShape) -> int:
+        """Return the inner method's parameters plus one magnitude per output."""
+        return self.inner.count(shape) + shape.out_features
+
+    def bases(self, shapes: list[WeightShape], device: torch.device) -> Bases | None:
+        """Return the bases of the inner method."""
+        return self.inner.bases(shapes, device)
+
+    def procedure(self, model: nn.Module) -> Procedure | None:
+        """Return the procedure of the inner method."""
+        return self.inner.procedure(model)
+
+    def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "DoRADelta":
+        """Create the inner update and the magnitudes (out), which start at the row norms of the frozen weight."""
+        return DoRADelta(self.inner.delta_weight(shape, weight, bases), weight)
+
+
+class DoRADelta(DeltaWeight):
+    """m * (W0 + delta) / ||W0 + delta||; the norm is a constant for the gradient (section 4.3 of DoRA)."""
+
+    undecayed = ("magnitude",)
+
+    def __init__(self, inner: DeltaWeight, weight: Tensor) -> None:
+        super().__init__()
+        self.inner = inner
+        self.magnitude = trainable(weight, weight.shape[0])
+        with torch.no_grad():
+            self.magnitude.copy_(torch.linalg.vector_norm(weight.to(self.magnitude.dtype), dim=1))
+
+    def delta(self) -> Tensor:
+        """Return the inner update, (out, in), before the rows are scaled."""
+        return self.inner.delta()
+
+    def row_scale(self, weight: Tensor, delta: Tensor) -> Tensor:
+        """Return m / ||W0 + delta||, (out)."""
+        # In the magnitude's dtype, so that the scale is 1 at the start. Zero rows stay zero.
+        dtype = self.magnitude.dtype
+        norm = torch.linalg.vector_norm(weight.detach().to(dtype) + delta.detach().to(dtype), dim=1)
+        scale: Tensor = self.magnitude / norm.clamp_min(torch.finfo(dtype).tiny)
+        return scale
+
+    def effective_weight(self, weight: Tensor) -> Tensor:
+        """Return the rows of W0 + delta, scaled to the magnitudes, (out, in)."""
+        delta = self.inner.change(weight)
+        return rounded(self.row_scale(weight, delta)[:, None] * (weight + delta.to(self.magnitude.dtype)), weight.dtype)
+
+    def change(self, weight: Tensor) -> Tensor:
+        """Return (s - 1) W0 + s delta with the row scales s, (out, in); avoids rounding of a sum and a difference."""
+        delta = self.inner.change(weight)
+        scale = self.row_scale(weight, delta)[:, None]
+        return (scale - 1) * weight + scale * delta
+
+    @property
+    def drops(self) -> bool:
+        """True if dropout of the inner method is active."""
+        return self.inner.drops
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """Return the input of the inner method's path."""
+        return self.inner.dropped(x)
+
+    def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+        """Return ``drop(x) @ change(W0).T``; as in the original, dropout also affects the scaled part of W0."""
+        return F.linear(self.dropped(x), like(self.change(weight()), x))

@@ -1,1 +1,0 @@
-"""Methods whose update has a chosen rank."""

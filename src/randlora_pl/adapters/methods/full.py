@@ -1,0 +1,89 @@
+"""Methods that train a model's own tensors: full fine-tuning, BitFit and the linear probe."""
+
+from typing import Any
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from randlora_pl.adapters.base import Adapter
+
+
+class BaseWeightMethod(Adapter):
+    """Base of methods without an update, which mark tensors of the model as trainable."""
+
+    group = "whole"
+    trains_base, keeps_base = True, False
+    decays = True  # False if the method trains without weight decay
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def selects(self, layer: nn.Module, tensor: str) -> bool:
+        """Return True if a tensor of a layer trains; ``tensor`` is its name in the layer, for example ``bias``."""
+        raise NotImplementedError
+
+    def optimizer(self, model: nn.Module, groups: Any, **options: Any) -> Optimizer:
+        """Return the optimizer of the parameters in ``groups``; AdamW, if the method has no optimizer of its own."""
+        return AdamW(groups, **options)
+
+    def optimizer_numbers(self, model: nn.Module) -> int:
+        """Return the numbers in the optimizer's state for an adapted model; AdamW stores two per trained number."""
+        return 2 * sum(each.numel() for each in model.parameters() if each.requires_grad)
+
+    def notes(self, model: nn.Module) -> list[str]:
+        """Return notes for the report, about a model whose tensors are marked."""
+        return []
+
+
+class FullFineTuning(BaseWeightMethod):
+    """Full fine-tuning: every tensor of the model trains (Table 8: learning rate 1e-5).
+
+    Examples:
+        >>> report = inject(model, FullFineTuning())
+        >>> report.trainable == report.total
+        True
+    """
+
+    def selects(self, layer: nn.Module, tensor: str) -> bool:
+        """Return True for every tensor."""
+        return True
+
+
+class BitFit(BaseWeightMethod):
+    """BitFit: every bias of the model trains and nothing else, without weight decay (Ben Zaken et al., 2022).
+
+    Examples:
+        >>> report = inject(model, BitFit())
+        >>> all(name.endswith("bias") for name in trainable_parameters(model))
+        True
+    """
+
+    decays = False
+
+    def selects(self, layer: nn.Module, tensor: str) -> bool:
+        """Return True for tensors whose name ends in ``bias``, such as ``in_proj_bias``."""
+        return tensor.endswith("bias")
+
+
+class Frozen(BaseWeightMethod):
+    """No update: the model stays as it is, for tasks with learned prompts.
+
+    Examples:
+        >>> inject(model, Frozen()).trainable
+        0
+    """
+
+    keeps_base = True
+
+    def selects(self, layer: nn.Module, tensor: str) -> bool:
+        """Return False for every tensor."""
+        return False
+
+
+class LinearProbe(Frozen):
+    """Linear probe: the model stays frozen, only the classification head trains.
+
+    Examples:
+        >>> inject(model, LinearProbe(), trained=["head"]).trainable
+        650
+    """

@@ -1,1 +1,0 @@
-"""Methods with a full-rank update and few trainable parameters."""

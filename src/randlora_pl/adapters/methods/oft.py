@@ -1,0 +1,164 @@
+"""OFT: rotations of blocks of a layer's inputs (Qiu et al., 2023, arXiv 2306.07280; OFTv2, 2025, arXiv 2506.19847)."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, like, trainable
+from randlora_pl.adapters.kernels.built_again import built_again
+from randlora_pl.adapters.kernels.rounding import added, compute_dtype
+from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.utils.errors import UserError
+
+_LARGEST = 32
+"""Largest default block."""
+
+
+class OFT(Adapter):
+    """OFT: W = W0 R^T with a block-diagonal R = (I + Q) (I - Q)^-1 of trained skew-symmetric blocks Q (b, b).
+
+    R is orthogonal, so that W has the singular values of W0. The layer applies W0 to the turned inputs x R.
+
+    Examples:
+        >>> inject(model, OFT(block=8)).trainable
+        6720
+
+    Args:
+        block: Size b of the blocks, which divides the layer's inputs. A number, or numbers by pattern of layer names.
+            Default: the largest divisor of the inputs up to 32.
+        neumann_terms: Number of terms of a series for the inverse, from 4 on, for adapters of PEFT alone. Then R is not
+            quite orthogonal. Default: the exact inverse.
+        options: Options of every method, see `Adapter`.
+    """
+
+    group = "full rank"
+    size_option = "block"
+    reads_weight = True
+
+    def __init__(
+        self, block: int | dict[str, int] | None = None, neumann_terms: int | None = None, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        if neumann_terms is not None and not (isinstance(neumann_terms, int) and neumann_terms >= 4):
+            raise UserError(f"OFT: neumann_terms is {neumann_terms!r}. Set 4 or more, or leave it out (exact).")
+        self.block, self.neumann_terms = block, neumann_terms
+
+    def block_of(self, shape: WeightShape) -> int:
+        """Return the size of the blocks for one layer.
+
+        Raises:
+            UserError: The size does not divide the layer's inputs, or a default cannot be found.
+        """
+        block, side, layer = self.of(self.block, shape, None), shape.in_features, shape.layer
+        sizes = _divisors(side)
+        if block in sizes and not isinstance(block, bool):
+            return int(block)
+        if block is None and sizes and sizes[0] <= _LARGEST:
+            return max(size for size in sizes if size <= _LARGEST)
+        near = block if isinstance(block, int) else 0
+        ends = [*[size for size in sizes if size < near][-1:], *[size for size in sizes if size > near][:1]]
+        ways = f"Set block {' or '.join(map(str, ends))}" if ends else "Leave it out of the targets"
+        if block is None:
+            raise UserError(f"OFT: the {side} inputs of {layer} have no divisor from 2 to {_LARGEST}. {ways}.")
+        raise UserError(
+            f"OFT: block {block!r} does not divide the {side} inputs of {layer} into parts of 2 or more. {ways}."
+        )
+
+    def count(self, shape: WeightShape) -> int:
+        """Return in (b - 1) / 2."""
+        return shape.in_features * (self.block_of(shape) - 1) // 2
+
+    def sizes(self, shapes: Sequence[WeightShape]) -> Sequence[int]:
+        """Return the blocks that divide the inputs of all weights.
+
+        Raises:
+            UserError: None divides them all.
+        """
+        sizes = _divisors(math.gcd(*(shape.in_features for shape in shapes)))
+        if not sizes:
+            raise UserError(
+                "OFT: no block divides the inputs of all layers. Leave out match, or set blocks by pattern."
+            )
+        return sizes
+
+    def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "OFTDelta":
+        """Create the update of one weight, with the upper triangles of Q (in / b, b (b - 1) / 2)."""
+        return OFTDelta(self, shape, weight)
+
+
+def _divisors(side: int) -> list[int]:
+    return [size for size in range(2, side + 1) if side % size == 0]
+
+
+class OFTDelta(DeltaWeight):
+    """W0 (R^T - I) of one weight; Q, which contains the upper triangles row by row, is initialized to zero."""
+
+    def __init__(self, adapter: OFT, shape: WeightShape, weight: Tensor) -> None:
+        super().__init__(adapter.dropout)
+        self.block, self.neumann_terms = adapter.block_of(shape), adapter.neumann_terms
+        pairs = self.block * (self.block - 1) // 2
+        self.Q = trainable(weight, shape.in_features // self.block, pairs, fill=0.0)
+
+    def turn(self) -> Tensor:
+        """Return R - I by blocks, (in / b, b, b): ``2 Q (I - Q)^-1``, exactly zero for a zero Q."""
+        size, upper = self.block, self.Q.to(torch.promote_types(self.Q.dtype, torch.float32))  # solvers have no half
+        rows, columns = torch.triu_indices(size, size, 1, device=upper.device)
+        filled = upper.new_zeros(size * size, len(upper)).index_copy(0, rows * size + columns, upper.T)
+        filled = filled.T.reshape(-1, size, size)
+        skew = filled - filled.mT
+        if self.neumann_terms is None:
+            one = torch.eye(size, dtype=skew.dtype, device=skew.device)
+            inverted: Tensor = torch.linalg.solve(one - skew, 2 * skew, left=False)
+            return inverted
+        power = skew
+        total = 2 * power
+        for term in range(2, self.neumann_terms):
+            power = power @ skew
+            total = total + (2 if term < self.neumann_terms - 1 else 1) * power
+        return total
+
+    def delta(self) -> Tensor:
+        """Raise an error, because the update depends on the weight; `change` returns it.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError("the update of OFT depends on the frozen weight. Call change(weight) instead of delta().")
+
+    def change(self, weight: Tensor) -> Tensor:
+        """Return W0 (R^T - I), (out, in)."""
+        turn = self.turn()
+        return _times(weight.to(turn.dtype), turn.mT)
+
+    def effective_weight(self, weight: Tensor) -> Tensor:
+        """Return W0 R^T, (out, in)."""
+        return added(weight, self.change(weight))
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Turn the inputs and apply the frozen weight, or build W0 R^T if that takes fewer operations."""
+        x, out_features = x.to(compute_dtype(x)), len(weight)
+        tokens = x.numel() // x.shape[-1]
+        built, thin = out_features, tokens  # products with R, per input and column of a block
+        if self.Q.requires_grad and torch.is_grad_enabled():  # a built weight has a gradient of its size
+            built, thin = (2 * self.block + tokens) * out_features, 3 * tokens * self.block
+        if built < thin and self.keep is not False and not self.drops:
+            return F.linear(x, self.effective_weight(weight), bias)
+        return F.linear(_times(self.dropped(x), like(self.turn(), x), x), weight, bias)
+
+    def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+        """Return ``drop(x) (R - I) @ W0.T``; the backward pass asks for W0 again instead of keeping it."""
+        turned = _times(self.dropped(x), like(self.turn(), x))
+        return built_again(turned, lambda: like(weight(), turned), None)
+
+
+def _times(x: Tensor, turn: Tensor, plus: Tensor | None = None) -> Tensor:
+    """Return ``x (R - I)``, plus another tensor if there is one, (..., in)."""
+    first, *others = (
+        each.reshape(-1, *turn.shape[:2]).transpose(0, 1) for each in ((x,) if plus is None else (x, plus))
+    )
+    blocks = torch.baddbmm(others[0], first, turn) if others else first @ turn
+    return blocks.transpose(0, 1).reshape(x.shape)

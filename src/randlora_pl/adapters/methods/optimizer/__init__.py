@@ -1,1 +1,0 @@
-"""Methods that train a model's own weights with an optimizer of their own: GaLore and Fira."""

@@ -1,0 +1,158 @@
+"""SHiRA: an update with few entries at fixed places (Bhardwaj et al., 2024, arXiv:2406.13175)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, trainable
+from randlora_pl.adapters.kept import places_problem
+from randlora_pl.adapters.kernels.built_again import built_again
+from randlora_pl.adapters.kernels.rounding import added
+from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.rng import philox, stream
+
+
+class SHiRA(Adapter):
+    """SHiRA: as many trained entries of the update as a LoRA of rank r has numbers, all other entries are zero.
+
+    Examples:
+        >>> inject(model, SHiRA(rank=4)).trainable  # as many as of LoRA(rank=4)
+        18432
+
+    Args:
+        rank: r of the r (out + in) trained entries; it does not limit the rank of the update. A number, or numbers by
+            pattern of layer names.
+        places: Choice of the places of these entries: ``random``, or ``top`` for the largest absolute values of the
+            frozen weight. Files store them.
+        options: Options of every method, see `Adapter`.
+    """
+
+    group = "full rank"
+
+    def __init__(
+        self, rank: int | dict[str, int] = 32, places: Literal["random", "top"] = "random", **options: Any
+    ) -> None:
+        super().__init__(**options)
+        if places not in ("random", "top"):
+            raise UserError(f"SHiRA: places is {places!r}; choose random or top.")
+        self.rank, self.places = rank, places
+        self.reads_weight = places == "top"
+
+    def rank_of(self, shape: WeightShape) -> int:
+        """Return the rank for one layer.
+
+        Raises:
+            UserError: The weight has fewer than r (out + in) entries.
+        """
+        rank = self.check_rank(shape, self.of(self.rank, shape, 32), at_most_small=False)
+        if rank > (most := largest_rank(shape)):
+            sides = f"{shape.out_features} x {shape.in_features}"
+            raise UserError(
+                f"SHiRA: rank {rank} asks for more entries than {shape.layer} has ({sides}); choose a rank up to "
+                f"{most}, or leave this layer out of the targets."
+            )
+        return rank
+
+    def count(self, shape: WeightShape) -> int:
+        """Return r (out + in)."""
+        return self.rank_of(shape) * (shape.out_features + shape.in_features)
+
+    def sizes(self, shapes: Sequence[WeightShape]) -> Sequence[int]:
+        """Return the ranks for which every weight has enough entries."""
+        return range(1, max(1, min(map(largest_rank, shapes))) + 1)
+
+    def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "SHiRADelta":
+        """Create the update of one weight, with its places and values (r (out + in))."""
+        return SHiRADelta(self, shape, weight)
+
+
+def largest_rank(shape: WeightShape) -> int:
+    """Return the largest r for which a weight has r (out + in) entries."""
+    return shape.out_features * shape.in_features // (shape.out_features + shape.in_features)
+
+
+class SHiRADelta(DeltaWeight):
+    """The entries of one weight's update: trained values, zero at the start, and their places.
+
+    Attributes:
+        places: Flat indices in the matrix (out, in), ascending and distinct, int32 or int64 for larger matrices.
+    """
+
+    kept = ("places",)
+    places: Tensor
+
+    def __init__(self, adapter: SHiRA, shape: WeightShape, weight: Tensor) -> None:
+        super().__init__(adapter.dropout)
+        self.out_features, self.in_features = shape.out_features, shape.in_features
+        count, size = adapter.count(shape), shape.out_features * shape.in_features
+        self.values = trainable(weight, count, fill=0.0)
+        if weight.is_meta:
+            places = torch.empty(count, dtype=torch.int64, device=weight.device)
+        elif adapter.places == "top":
+            order = weight.detach().abs().flatten().argsort(descending=True, stable=True)
+            places = order[:count].sort().values
+        else:
+            places = distinct(adapter.key, f"shira/{shape.layer}", count, size).to(weight.device)
+        self.register_buffer("places", places.to(torch.int32 if size < 1 << 31 else torch.int64))
+
+    def kept_problem(self, kept: Mapping[str, Tensor]) -> str:
+        """Return the reason that the places of a file are impossible, or ""."""
+        return places_problem("places", kept["places"], self.out_features * self.in_features)
+
+    def delta(self) -> Tensor:
+        """Return the update as a dense matrix, (out, in)."""
+        flat = self.values.new_zeros(self.out_features * self.in_features)
+        return flat.scatter(0, self.places.long(), self.values).view(self.out_features, self.in_features)
+
+    def effective_weight(self, weight: Tensor) -> Tensor:
+        """Return W0 with the values added at their places, (out, in)."""
+        flat, places = weight.reshape(-1), self.places.long()
+        return flat.scatter(0, places, added(flat[places], self.values)).view(weight.shape)
+
+    def change(self, weight: Tensor) -> Tensor:
+        """Return `delta`, (out, in)."""
+        return self.delta()
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply the layer; the backward pass builds its weight again, and takes the values' gradient out of a matrix.
+
+        There is one matrix of a weight's size at a time, and none is kept.
+        """
+        if self.drops or self.keep:
+            return super().linear(x, weight, bias)
+        return built_again(x, lambda: self.effective_weight(weight), bias)
+
+
+def distinct(seed: int, name: str, count: int, size: int) -> Tensor:
+    """Draw distinct integers below ``size``: the first ``count`` different ones of a stream of uniform numbers.
+
+    Args:
+        seed: Seed of the adapter.
+        name: Name of the stream.
+        count: Number of integers.
+        size: Upper limit, at least ``count``.
+
+    Returns:
+        int64 tensor (count) on the CPU, ascending; the same on every machine.
+    """
+    if 2 * count > size:  # the others are fewer
+        rest = torch.ones(size, dtype=torch.bool)
+        rest[distinct(seed, name, size - count, size)] = False
+        return rest.nonzero().flatten()
+    drawn = torch.empty(0, dtype=torch.int64)
+    found = drawn
+    while (missing := count - len(found)) > 0:
+        index = torch.arange(len(drawn) // 2, len(drawn) // 2 + missing // 2 + missing // 16 + 16)
+        rest = index.new_zeros(1)
+        a, b, c, d = philox(seed, (index, rest, rest, rest + stream(name)))
+        pairs = torch.stack([(a << 30) | (b >> 2), (c << 30) | (d >> 2)], dim=1)  # numbers of 62 bits
+        drawn = torch.cat([drawn, pairs.flatten() % size])
+        order = drawn.argsort(stable=True)
+        ordered = drawn[order]
+        first = torch.ones(len(order), dtype=torch.bool)
+        first[1:] = ordered[1:] != ordered[:-1]
+        found = order[first].sort().values  # where each number comes for the first time
+    return drawn[found[:count]].sort().values

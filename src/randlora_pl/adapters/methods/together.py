@@ -1,0 +1,135 @@
+"""Together: the sum of the updates of several methods, trained jointly (section 6.6 of the RandLoRA paper)."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters.base import Adapter, DeltaWeight, FactoredDelta, WeightShape, like
+from randlora_pl.adapters.methods.autolora import AutoLoRA
+from randlora_pl.adapters.methods.lora import LoRA
+from randlora_pl.adapters.methods.randlora import RandLoRA
+from randlora_pl.adapters.procedure import Procedure
+from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.weighted_sum import WeightedSum
+from randlora_pl.utils.errors import UserError
+
+
+class Together(Adapter):
+    """Together: W = W0 + sum_i (W_i - W0), the sum of the updates of several methods on the same layers.
+
+    Examples:
+        >>> inject(model, Together([LoRA(rank=2), RandLoRA(rank=12)])).trainable
+        17424
+
+    Args:
+        parts: Two or more methods whose updates are added, by default LoRA of rank 8 and RandLoRA of rank 6. Each has
+            its own options; ``match`` of one of them chooses its size so that the sum has the given parameters.
+        rates: Factor of the learning rate of each part, ``[10, 1]`` for instance. Default: 1 for all.
+        seed: Seed of the parts that have none: the first has this one, each other a stream of its own. Default: the
+            run's seed.
+    """
+
+    group = "full rank"
+
+    def __init__(
+        self, parts: list[Adapter] | None = None, rates: list[float] | None = None, seed: int | None = None
+    ) -> None:
+        parts = [LoRA(8), RandLoRA(6)] if parts is None else list(parts)
+        for part in parts:
+            if not _may_be_part(part):
+                what = part.method() if isinstance(part, Adapter) else repr(part)
+                raise UserError(f"Together: {what} cannot be a part. Give methods that add to frozen weights, as LoRA.")
+        if len(parts) < 2:
+            raise UserError(f"Together: parts has {len(parts)}. Give two methods or more, such as LoRA and RandLoRA.")
+        if len({part.qkv for part in parts}) > 1:
+            raise UserError("Together: some parts have qkv packed and some split. Set the same in all parts.")
+        procedures = [leaf.method() for part in parts for leaf in part.leaves() if _has_procedure(leaf)]
+        if len(procedures) > 1:
+            raise UserError(
+                f"Together: {' and '.join(procedures)} have training procedures of their own. Keep one of them."
+            )
+        if rates is not None and not (len(rates) == len(parts) and all(0 < rate < math.inf for rate in rates)):
+            raise UserError(f"Together: rates is {rates!r}. Set a positive number for each of the {len(parts)} parts.")
+        super().__init__(qkv=parts[0].qkv, seed=seed)
+        self.parts, self.rates = parts, rates
+        self.reads_weight, self.holds_factors, self.fixed = (
+            any(part.reads_weight for part in parts),
+            any(part.holds_factors for part in parts),
+            all(part.fixed for part in parts),
+        )
+        # Two parts of one method would otherwise have the same random tensors. Philox has keys of 64 bits.
+        keys = [self.key + (place << 32) for place in range(len(parts))]
+        self._seeded = [p if p.seed is not None else p.replace(seed=key) for p, key in zip(parts, keys, strict=True)]
+
+    def identity(self) -> dict[str, Any]:
+        """Return `describe` without ``rates``, which affect training only."""
+        described = super().identity()
+        described["options"].pop("rates")
+        return described
+
+    def seeded(self) -> list[Adapter]:
+        """Return the parts with the seeds that they use."""
+        return list(self._seeded)
+
+    def count(self, shape: WeightShape) -> int:
+        """Return the sum of the parts' parameters."""
+        return sum(part.count(shape) for part in self.parts)
+
+    def bases(self, shapes: list[WeightShape], device: torch.device) -> "PartBases | None":
+        """Return the bases of each part, or None if no part has any."""
+        found = [part.bases(shapes, device) for part in self._seeded]
+        return PartBases(found) if any(each is not None for each in found) else None
+
+    def procedure(self, model: nn.Module) -> Procedure | None:
+        """Return the procedure of the part that has one."""
+        found = (part.procedure(model) for part in self._seeded)
+        return next((each for each in found if each is not None), None)
+
+    def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "TogetherDelta":
+        """Create the update of each part."""
+        own = bases.parts if isinstance(bases, PartBases) else [None] * len(self.parts)
+        updates = [part.delta_weight(shape, weight, each) for part, each in zip(self._seeded, own, strict=True)]
+        return TogetherDelta(updates, self.rates)
+
+
+def _may_be_part(part: Any) -> bool:
+    return isinstance(part, Adapter) and not (part.trains_base or isinstance(part, Together | AutoLoRA))
+
+
+def _has_procedure(adapter: Adapter) -> bool:
+    return type(adapter).procedure is not Adapter.procedure
+
+
+class PartBases(Bases):
+    """Random bases of several methods, None for those without; each update holds the bases of its own method."""
+
+    def __init__(self, parts: Sequence[Bases | None]) -> None:
+        present = [each for each in parts if each is not None]
+        nothing = present[0].A.new_empty(0, 0, 0)
+        super().__init__(0, nothing, nothing)
+        self.parts, self.held = list(parts), nn.ModuleList(present)  # the list registers their buffers
+        self.fingerprint = "".join(each.fingerprint for each in present)
+
+
+class TogetherDelta(WeightedSum):
+    """Sum of updates; one of them is applied with W0 in one product, and the others are added to its outputs."""
+
+    def __init__(self, parts: Sequence[DeltaWeight], rates: Sequence[float] | None = None) -> None:
+        super().__init__(parts, [1] * len(parts))
+        self.rates = {f"parts.{place}": rate for place, rate in enumerate(rates or ())}
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply W0 with the first part that has no thin product, and add the outputs of the others.
+
+        So neither the sum nor the matrix of a thin part, such as LoRA's, is built.
+        """
+        parts: list[DeltaWeight] = list(self.parts)  # type: ignore[arg-type]
+        first = next((part for part in parts if not isinstance(part, FactoredDelta)), parts[0])
+        outputs = [  # in the order of `contribution`, so that dropout draws the same masks
+            part.linear(x, weight, bias) if part is first else part.contribution(x, lambda: weight) for part in parts
+        ]
+        whole = outputs.pop(parts.index(first))
+        return sum((like(output, whole) for output in outputs), whole)

@@ -1,0 +1,91 @@
+"""``adapter diff``: differences of two adapters."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from randlora_pl.commands.adapter.info import described
+from randlora_pl.commands.common.arguments import CommandParser
+from randlora_pl.commands.common.tables import entry, layer_table
+from randlora_pl.run.options.adapter_config import check_adapter
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.run_files import find_adapter
+
+PAGE = """\
+Compare two adapters: method, options, base model, targets, classes and training. If base model and shapes are the same,
+print the norm of the difference of their updates and their cosine per layer. Nothing is downloaded.
+
+  randlora-pl adapter diff A B
+
+  --layers    A row per layer instead of the mean per kind of layer
+  --json      Print everything as JSON, with every layer
+  --pretrained FILE  Weights file of a base model that this machine does not have
+"""
+
+_COLUMNS = {"norm_1": "norm of A", "norm_2": "norm of B", "difference": "norm of A - B", "cosine": "cosine"}
+_OWN = ("path", "file_bytes")
+
+
+def diff_verb(args: list[str]) -> int:
+    """Compare two adapters."""
+    parser = CommandParser("adapter diff")
+    parser.add_argument("adapters", type=find_adapter, nargs=2)
+    parser.add_options(layers=False, json=False)
+    parser.add_weights()
+    options = parser.parse_args(args)
+    for path in options.adapters:
+        check_adapter(path)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a look at a file must not fetch a model
+    from randlora_pl.adapters import read_adapter
+    from randlora_pl.interop.base_model import same_base
+    from randlora_pl.interop.summary import compared, facts
+    from randlora_pl.interop.updates import layer_updates
+
+    files = [read_adapter(path) for path in options.adapters]
+    one, two = (facts(file) for file in files)
+    why, rows = "", []
+    try:
+        same_base(files)
+        rows = compared(layer_updates(files[0]), layer_updates(files[1]))
+        if not rows:
+            why = "no layer of one has the name and shape of a layer of the other"
+    except UserError as error:
+        why = str(error)
+    changed = {key: [one[key], two[key]] for key in one if one[key] != two[key] and key not in _OWN}
+    if options.json:
+        print(json.dumps({"differences": changed, "layers": rows, "missing": [why] if why else []}, indent=2))
+        return 0
+    print(entry("A", str(files[0].path), 0, 16))
+    print(entry("B", str(files[1].path), 0, 16))
+    print_differences(one, two)
+    if rows:
+        left_out = len(files[0].layers.keys() | files[1].layers.keys()) - len(rows)
+        print()
+        print(layer_table(rows, _COLUMNS, options.layers))
+        if left_out:
+            print(f"{left_out} layers of only one of them, or of other shapes, are left out")
+        if all(row["difference"] == 0 for row in rows) and not left_out:
+            print("the updates are the same, bit for bit")
+    if why:
+        print(f"updates not compared: {why}")
+    return 0
+
+
+def print_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> None:
+    """Print the facts that differ, option by option, each with both values."""
+    sides = [_flat(known) for known in (one, two)]
+    keys = [key for key in {**sides[0], **sides[1]} if sides[0].get(key) != sides[1].get(key)]
+    if not keys:
+        print("method, options, base model, seed, targets, classes and training are the same")
+    for key in keys:
+        print(entry(key, f"A: {sides[0].get(key, '-')}", 0, 16))
+        print(entry("", f"B: {sides[1].get(key, '-')}", 0, 16))
+
+
+def _flat(known: Mapping[str, Any]) -> dict[str, str]:
+    """Return the facts as text, one entry per option of the method and per metric of the training."""
+    words = described({**known, "options": {}, "training": {}})
+    words.pop("adapter")
+    words |= {f"option {key}": str(value) for key, value in known["options"].items()}
+    return words | {f"training {key}": str(value) for key, value in known["training"].items()}

@@ -1,0 +1,131 @@
+"""``adapter info``: description of an adapter, and the size of each of its updates."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from randlora_pl.commands.common.arguments import CommandParser
+from randlora_pl.commands.common.tables import entry, layer_table
+from randlora_pl.run.options.adapter_config import check_adapter
+from randlora_pl.utils.files.run_files import find_adapter
+from randlora_pl.utils.text.printable import printable
+
+PAGE = """\
+Describe an adapter: method, base model, classes and training. Per layer, print rank, stable rank, effective rank and
+norm of its update, and the norm of the base model's weight. Nothing is downloaded. If the base model is not on this
+machine, only the facts in the file are printed.
+
+  randlora-pl adapter info ADAPTER
+  randlora-pl adapter info ADAPTER --json
+
+  --layers    A row per layer instead of the mean per kind of layer
+  --json      Print everything as JSON, with every layer
+  --pretrained FILE  Weights file of a base model that this machine does not have
+
+  rank            singular values above float32's rounding (max(out, in) * 1.2e-7 of the largest)
+  stable rank     ||D||_F^2 / ||D||_2^2
+  effective rank  exp of the entropy of the normalized singular values (Roy and Vetterli, 2007)
+  norm            Frobenius norm; ratio: to the norm of the base model's weight
+"""
+
+_COLUMNS = {
+    "rank": "rank",
+    "stable_rank": "stable rank",
+    "base_stable_rank": "base's",
+    "effective_rank": "effective rank",
+    "base_effective_rank": "base's",
+    "norm": "norm",
+    "base_norm": "base's",
+    "ratio": "ratio",
+}
+
+
+def info_verb(args: list[str]) -> int:
+    """Read the adapter, and the base model if it is on this machine."""
+    parser = CommandParser("adapter info")
+    parser.add_argument("adapter", type=find_adapter)
+    parser.add_options(layers=False, json=False)
+    parser.add_weights()
+    options = parser.parse_args(args)
+    check_adapter(options.adapter)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a look at a file must not fetch a model; cached files are found
+    from randlora_pl.adapters import read_adapter
+    from randlora_pl.interop.summary import facts, layers
+
+    file = read_adapter(options.adapter)
+    known = facts(file)
+    if not options.json:
+        for name, text in described(known).items():
+            print(entry(name, text, 0, 16))
+    rows, missing = layers(file)
+    if options.json:
+        print(json.dumps(known | {"layers": rows, "missing": missing}, indent=2))
+        return 0
+    if known["fingerprint"] and not any(reason.startswith("updates:") for reason in missing):
+        print(entry("checked", "the random bases match that fingerprint", 0, 16))
+    if rows:
+        print()
+        print(layer_table(rows, _COLUMNS, options.layers))
+    for reason in missing:
+        print(f"not shown, {printable(reason)}")
+    return 0
+
+
+def described(known: Mapping[str, Any]) -> dict[str, str]:
+    """Return the facts of an adapter as text."""
+    from randlora_pl.models import ImageSpec
+
+    base = known["base_model"]
+    named = " ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key))
+    extra = [f"{key} {base[key]}" for key in ("image_size", "seed") if base.get(key) is not None]
+    digest = str(base.get("weights_sha256_sampled") or "unknown")[:12]
+    head = f" and {known['head_parameters']:,} of a head" if known["head_parameters"] else ""
+    head = f" and {known['prompt_parameters']:,} of prompts{head}" if known["prompt_parameters"] else head
+    head += f", {known['kept_numbers']:,} numbers kept without a gradient" if known["kept_numbers"] else ""
+    size = f"{known['tensor_bytes']:,} bytes of {', '.join(known['dtypes'])}, {known['file_bytes']:,} on the disk"
+    options = ", ".join(f"{key} {_short(value)}" for key, value in known["options"].items() if value is not None)
+    found = {
+        "adapter": f"{known['path']} (format {known['format_version']})",
+        "method": f"{known['method']}{': ' if options else ''}{options}",
+        "trained": f"{known['parameters']:,} parameters{head}, {size}",
+        "base model": ", ".join([named or "not named", *extra, f"weights {digest}"]),
+        "targets": f"{'default' if known['targets'] is None else _short(known['targets'])}: {known['adapted']} tensors",
+    }
+    frame = known["training"].get("frame")
+    bases = f"seed {known['seed']}, {known['generator']}, fingerprint {str(known['fingerprint'])[:12]}"
+    found |= {
+        "trained whole": _short(known["trained"]) if known["trained"] else "",
+        "random bases": bases if known["fingerprint"] else "",
+        "task": known["task"],
+        "captions" if known["captions"] else "classes": _first(known["classnames"]),
+        "prompts": known["prompts"],
+        **{name: _short(part) for name, part in known["learned"].items()},
+        "training": _pairs({key: value for key, value in known["training"].items() if key != "frame"}),
+        "images": ImageSpec.of_values(frame).summary() if frame else "",
+        "made from": _pairs(known["made_from"]),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _pairs(known: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_short(value)}" for key, value in known.items())
+
+
+def _first(names: list[str], count: int = 5) -> str:
+    more = ", ..." if len(names) > count else ""
+    return f"{len(names):,}: {', '.join(names[:count])}{more}" if names else ""
+
+
+def _short(value: Any) -> str:
+    """Return a value as short text; a table of patterns as its size."""
+    if isinstance(value, dict) and value.keys() == {"method", "options"}:
+        inner = ", ".join(f"{key} {_short(each)}" for key, each in value["options"].items() if each is not None)
+        return f"{value['method']} ({inner})"
+    if isinstance(value, dict) and len(value) > 4:
+        return f"by {len(value)} patterns"
+    if isinstance(value, list) and len(value) > 4:
+        return f"{', '.join(map(str, value[:4]))}, ... ({len(value)})"
+    if isinstance(value, list):
+        return ", ".join(map(_short, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,138 @@
+"""``analyze cka``: similarity of activations to the activations of full fine-tuning."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from randlora_pl.commands.analyze import common
+from randlora_pl.commands.common.arguments import CommandParser
+from randlora_pl.commands.common.devices import pick_device
+from randlora_pl.run.run_folder import check_new
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.text.tables import table
+
+if TYPE_CHECKING:
+    from randlora_pl.lab.analysis.cka import Layer
+
+PAGE = """\
+Compare the activations of two models: linear CKA of attention and MLP outputs in every block (Figure 4a).
+1 means equal except for rotation and scale, 0 nothing in common.
+
+  randlora-pl analyze cka runs/full runs/lora runs/randlora
+  randlora-pl analyze cka FULL_A LORA_A FULL_B LORA_B           two datasets: means over both
+
+  RUN RUN ...           Runs or adapters. The first run of each dataset is the reference for the others. Methods of the
+                        same name and rank are averaged over the datasets
+  --images N            Test images per dataset, selected by --seed N (default: 1024). 0 uses all
+  --batch-size N        Images per minibatch, at least 4 (default: 256)
+  --dataset NAME        Use images of this dataset for all runs. --root PATH is the folder with the data
+  --device DEVICE       cpu, cuda, mps ... (default: the best available)
+  --output DIR          New folder (default: runs/analyze/cka/TIME)
+
+cka.csv has a row per run, block and kind. cka.png and .svg show the means. The estimate is unbiased over minibatches
+(HSIC_1 of Song et al., 2012; Nguyen et al., 2021). The activations of an image cover all of its tokens. The paper
+states neither its activations nor its number of images.
+"""
+
+
+def cka_verb(args: list[str]) -> int:
+    """Compare the runs of each dataset with the first of them, write and print."""
+    typed = _parse(args)
+    device = pick_device(typed.device)
+    runs = [common.open_run(path) for path in typed.runs]
+    labels = dict(zip(typed.runs, labels_of_groups(runs, typed.dataset), strict=True))
+    groups: dict[str, list[common.AnalyzedRun]] = {}
+    for run in runs:
+        groups.setdefault(typed.dataset or run.dataset, []).append(run)
+    for name, members in groups.items():
+        if len(members) < 2:
+            raise UserError(f"{members[0].path} is the only run on {name}: CKA compares two runs on one dataset.")
+    from randlora_pl.lab.analysis.cka import cka_figure, mean_over_data_sets
+
+    rows: list[dict[str, Any]] = []
+    curves: dict[str, list[dict[Layer, float]]] = {}
+    counts = []
+    for name, (first, *others) in groups.items():
+        with common.advised(typed.batch_size):
+            count, found = _compare(first, others, typed, device)
+        counts.append(f"{count:,} test images of {name}")
+        for run in others:
+            values = found[str(run.path)]
+            curves.setdefault(labels[run.path], []).append(values)
+            fixed = {"data_set": name, "reference": str(first.path), "run": str(run.path), "method": labels[run.path]}
+            rows += [fixed | {"block": block + 1, "kind": kind, "cka": v} for (block, kind), v in values.items()]
+    for label, each in curves.items():
+        if any(one.keys() != each[0].keys() for one in each):
+            raise UserError(f"{label}: its runs have models of different depth, so their layers cannot be averaged.")
+    mean = {label: mean_over_data_sets(each) for label, each in curves.items()}
+    reference = " / ".join(dict.fromkeys(labels[members[0].path] for members in groups.values()))
+    content = {"images": counts, "seed": typed.seed, "batch_size": typed.batch_size, "rows": rows}
+    figure = cka_figure(mean, reference, "; ".join(counts))
+    folder = common.write_output(typed.output, "cka", rows, content, figure)
+    _print(mean, reference, counts)
+    common.print_output(folder)
+    return 0
+
+
+def labels_of_groups(runs: list[common.AnalyzedRun], dataset: str | None) -> list[str]:
+    """Return labels that are unique among the runs of one dataset, and equal for the same method on others."""
+    found: dict[int, str] = {}
+    names = [dataset or run.dataset for run in runs]
+    for name in dict.fromkeys(names):
+        indices = [index for index, other in enumerate(names) if other == name]
+        found |= dict(zip(indices, common.labels_of([runs[index] for index in indices]), strict=True))
+    return [found[index] for index in range(len(runs))]
+
+
+def _parse(args: list[str]) -> argparse.Namespace:
+    parser = CommandParser("analyze cka")
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_options(images=1024, seed=0, batch_size=256, dataset=str, root=str, device="auto", output=str)
+    typed = parser.parse_intermixed_args(args)
+    if len(typed.runs) < 2:
+        raise UserError("analyze cka: give two or more runs, the reference first.")
+    if typed.images < 0 or 0 < typed.images < 4:
+        raise UserError(f"--images is {typed.images}: give at least 4, or 0 for all.")
+    if typed.batch_size < 4:
+        raise UserError(f"--batch-size is {typed.batch_size}: the unbiased estimate needs at least 4 images.")
+    check_new(typed.output)
+    return typed
+
+
+def _compare(
+    first: common.AnalyzedRun, others: list[common.AnalyzedRun], typed: argparse.Namespace, device: Any
+) -> tuple[int, dict[str, Any]]:
+    """Return the CKA of runs of one dataset with the first: number of images, and values by layer for each path."""
+    from randlora_pl.commands.common.progress import counting
+    from randlora_pl.data.loading.chosen_images import batches, random_samples
+    from randlora_pl.lab.analysis.cka import compare
+
+    reference = common.task_of(first, device)
+    data = common.data_of(first, reference.image_spec, typed.dataset, typed.root, typed.batch_size)
+    data.prepare_data()
+    data.setup("test")
+    samples = random_samples(data.samples("test"), typed.images or None, typed.seed)
+    tasks = {str(run.path): common.task_of(run, device) for run in others}
+    for name, task in tasks.items():
+        if task.image_spec != reference.image_spec:
+            raise UserError(f"{name} uses other image settings than {first.path}: they cannot be compared.")
+    with counting(True, f"{data.row.name}: {{task.completed:,}} of {len(samples):,} images") as tick:
+
+        def images() -> Any:
+            for batch, _ in batches(data, samples, typed.batch_size, device):
+                yield batch
+                tick(len(batch))
+
+        return len(samples), compare(reference.model, {name: task.model for name, task in tasks.items()}, images())
+
+
+def _print(mean: dict[str, dict["Layer", float]], reference: str, counts: list[str]) -> None:
+    blocks = sorted({index[0] for values in mean.values() for index in values})
+    print(f"CKA with {reference} on {'; '.join(counts)}:\n")
+    header = ["block", *(f"{label}, {kind}" for label in mean for kind in ("attention", "mlp"))]
+    rows = [
+        [block + 1, *(f"{values[block, kind]:.4f}" if (block, kind) in values else "" for values in mean.values()
+                      for kind in ("attention", "mlp"))]
+        for block in blocks
+    ]  # fmt: skip
+    print(table(header, rows))

@@ -1,0 +1,155 @@
+"""``analyze forgetting``: zero-shot accuracy on other datasets before and after tuning."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from randlora_pl.commands.analyze import common
+from randlora_pl.commands.common.arguments import CommandParser
+from randlora_pl.commands.common.devices import pick_device
+from randlora_pl.commands.common.progress import counting
+from randlora_pl.commands.data.report import checked_root
+from randlora_pl.data.catalog.registry import find, how_to_get, present
+from randlora_pl.run.run_folder import check_new
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.text.tables import table
+
+if TYPE_CHECKING:
+    from randlora_pl.data import ImageData
+    from randlora_pl.lab.analysis.forgetting import Forgetting
+
+PAGE = """\
+Measure what a tuned CLIP has forgotten: its zero-shot accuracy on other datasets, before and after tuning.
+
+  randlora-pl analyze forgetting runs/lora runs/randlora --datasets fashion_mnist cifar10
+
+  RUN ...               Runs or adapters of VisionLanguageTask, TextHeadTask or PromptTask, which can name new classes
+  --datasets NAME ...   Datasets (randlora-pl datasets). The training dataset can be one of them
+  --root PATH           Folder with the data (default: the user's data folder)
+  --images N            Test images per dataset, selected by --seed N (default: 0, which uses all)
+  --batch-size N        Images per batch (default: 256)
+  --device DEVICE       cpu, cuda, mps ... (default: the best available)
+  --output DIR          New folder (default: runs/analyze/forgetting/TIME)
+
+The prompts are the run's: its caption, or the average over each dataset's templates. "before" is the base model with
+the same prompts. The mean leaves out the training dataset. forgetting.csv has a row per run and dataset.
+"""
+
+
+def forgetting_verb(args: list[str]) -> int:
+    """Test each run and its base model on each dataset, write and print."""
+    typed = _parse(args)
+    device = pick_device(typed.device)
+    from randlora_pl.lab.analysis.forgetting import check_task
+    from randlora_pl.lab.bench.report import write_csv, write_json
+
+    runs = [common.open_run(path) for path in typed.runs]
+    for run in runs:
+        check_task(run.file)
+    found: dict[str, list[Forgetting]] = {}
+    rows: list[dict[str, Any]] = []
+    folder: Path | None = None
+    tested = _tested(runs, typed, device)
+    for label, run in zip(common.labels_of(runs), runs, strict=True):
+        with common.advised(typed.batch_size):
+            results = found[label] = next(tested)
+        about = {"run": str(run.path), "method": label, "parameters": common.parameters(run)}
+        about["trained_on"] = run.data.get("dataset")
+        rows += [about | vars(one) | {"change": one.change} for one in results]
+        folder = folder or common.new_output(typed.output, "forgetting")  # every finished run is kept
+        write_csv(rows, folder / "forgetting.csv")
+        write_json(rows, folder / "forgetting.json")
+    assert folder is not None
+    header = ["method", *(f"{name}: before, after" for name in typed.datasets), "mean change elsewhere"]
+    cells = []
+    for (label, results), run in zip(found.items(), runs, strict=True):
+        elsewhere = [one.change for one in results if one.dataset != run.data.get("dataset")]
+        mean = f"{sum(elsewhere) / len(elsewhere):+.2f}" if elsewhere else ""
+        changes = (f"{one.before:.2f}, {one.after:.2f} ({one.change:+.2f})" for one in results)
+        cells.append([label, *changes, mean])
+    print("Zero-shot accuracy in percent of the test images, points in brackets:\n")
+    print(table(header, cells))
+    common.print_output(folder)
+    return 0
+
+
+def _parse(args: list[str]) -> argparse.Namespace:
+    parser = CommandParser("analyze forgetting")
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--datasets", nargs="+", required=True)
+    parser.add_options(root=str, images=0, seed=0, batch_size=256, device="auto", output=str)
+    typed = parser.parse_intermixed_args(args)
+    if typed.batch_size < 1 or typed.images < 0:
+        wrong = "--batch-size" if typed.batch_size < 1 else "--images"
+        raise UserError(f"{wrong} must be a positive whole number (--images 0 takes all).")
+    typed.datasets = list(dict.fromkeys(typed.datasets))
+    rows = [find(name) for name in typed.datasets]
+    root = checked_root(typed.root, rows, "analyze forgetting RUN --datasets")
+    for row in rows:
+        if row.captions:
+            raise UserError(f"{row.name}: captions are not classes; name datasets with classes.")
+        if not present(row, root):
+            raise UserError(how_to_get(row, root))
+    check_new(typed.output)
+    return typed
+
+
+def _tested(runs: list[common.AnalyzedRun], typed: argparse.Namespace, device: Any) -> "Iterator[list[Forgetting]]":
+    """Yield the results of each run, one per dataset; a base model is tested once for the same prompts."""
+    from randlora_pl.adapters import merge
+    from randlora_pl.data.loading.chosen_images import batches, framed, random_samples
+    from randlora_pl.interop.base_model import base_name, load_base
+    from randlora_pl.interop.updates import adapted
+    from randlora_pl.lab.analysis.forgetting import Forgetting, prompts_of
+    from randlora_pl.models import encode_prompts, load_tokenizer
+    from randlora_pl.models.zero_shot import zero_shot_accuracy
+    from randlora_pl.tasks import load_task
+    from randlora_pl.utils.files.weights_files import local_name
+
+    known: dict[Any, tuple[float, int]] = {}
+    sets: dict[Any, ImageData] = {}
+    for run in runs:
+        base = load_base(run.file)
+        prompted: Any = load_task(run.file.path).to(device) if "prompts" in run.file.metadata["arguments"] else None
+        tuned: Any = adapted(base, run.file).model if prompted is None else prompted.model
+        merge(tuned, strict=False)
+        base.model.to(device)
+        tuned.to(device)
+        name = local_name(run.file.config["base_model"], run.path)
+        tokenizer, spec = load_tokenizer(name), _spec(run)
+        results = []
+        for dataset in typed.datasets:
+            if (dataset, spec) not in sets:
+                sets[dataset, spec] = framed({"dataset": dataset, "root": typed.root}, spec, typed.batch_size)
+                sets[dataset, spec].setup("test")
+            data = sets[dataset, spec]
+            samples = random_samples(data.samples("test"), typed.images or None, typed.seed)
+            prompts = prompts_of(run.file, data.templates)
+            key = (base_name(run.file), dataset, tuple(prompts))
+            models = {"after": tuned} if key in known else {"before": base.model, "after": tuned}
+            with counting(
+                True, f"{run.path}, {dataset}: {{task.completed:,}} of {len(models) * len(samples):,} images"
+            ) as tick:
+                for when, model in models.items():
+                    images = batches(data, samples, typed.batch_size, device)
+                    if model is tuned and prompted is not None:
+                        percent, count = prompted.percent_among(data.classnames, images, tick)
+                    else:
+                        classes = encode_prompts(model, tokenizer, data.classnames, prompts, device)
+                        (percent,), count = zero_shot_accuracy(model, classes[None], images, tick)
+                    known[key if when == "before" else (key, run.path)] = percent, count
+            (before, count), (after, _) = known[key], known[key, run.path]
+            results.append(Forgetting(dataset, count, data.num_classes, before, after))
+        yield results
+
+
+def _spec(run: common.AnalyzedRun) -> Any:
+    """Return the image preprocessing of a run."""
+    from randlora_pl.data.unlabelled import frame_of
+    from randlora_pl.models import clip_image_spec
+    from randlora_pl.utils.files.weights_files import local_name
+
+    base = run.file.config["base_model"]
+    tag = "random" if base.get("sha256") else base["pretrained"]  # the path of a file adds nothing
+    return frame_of(run.file.metadata, clip_image_spec(local_name(base, run.path), tag, base.get("image_size")))

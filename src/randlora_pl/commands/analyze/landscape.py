@@ -1,0 +1,232 @@
+"""``analyze landscape``: the loss on the plane through three runs, a grid that resumes after a kill."""
+
+import argparse
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from randlora_pl.commands.analyze import common
+from randlora_pl.commands.common.arguments import CommandParser, check_positive
+from randlora_pl.commands.common.devices import pick_device
+from randlora_pl.commands.common.progress import counting
+from randlora_pl.run.run_folder import check_new
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.text.formatting import duration
+
+if TYPE_CHECKING:
+    from randlora_pl.lab.analysis.landscape_figures import Landscape
+
+FILE = "landscape.json"
+AGREE = 1e-4
+"""Largest difference between the loss at a corner and the run's own loss."""
+
+_FIXED = {"positions": "paper", "grid": 25, "margin": 0.7, "share": 0.05, "seed": 0, "dataset": None, "root": None}
+"""Options that a grid depends on, besides the runs, with their defaults."""
+_FOUND = ("labels", "losses", "images", "trained_on", "data_set")
+"""Facts that are known once the first row is begun, and needed to plot."""
+
+PAGE = """\
+Draw the loss on the plane through three trained models, as contours (Figures 4b and 5).
+A grid point has the weights a1 RUN1 + a2 RUN2 + a3 RUN3, a1 + a2 + a3 = 1, with merged updates and heads.
+
+  randlora-pl analyze landscape runs/lora runs/randlora runs/full
+  randlora-pl analyze landscape --resume DIR       resume after Ctrl-C or a crash, or draw a finished one again
+
+  RUN RUN RUN           Three runs or adapters with the same base model and dataset
+  --positions NAME      paper: at (0,0), (1,0) and (0.5,1); equilateral: the third at (0.5,0.866) (default: paper)
+  --grid N              Points per side of the square (default: 25)
+  --margin M            The square reaches from -M to 1 + M (default: 0.7, with the paper's positions on the grid)
+  --share S             Fraction of the training images for the loss, the same at all points (default: 0.05)
+  --seed N              Seed that selects these images (default: 0)
+  --dataset NAME        Dataset, if it is not the first run's. --root PATH is the folder with the data
+  --batch-size N        Images per batch (default: 256)
+  --device DEVICE       cpu, cuda, mps ... (default: the best available)
+  --output DIR          New folder (default: runs/analyze/landscape/TIME)
+
+landscape.json has every loss. The plots are cut off 20 % above the highest of the three losses. The dashed line is the
+path on the grid with the lowest maximum.
+"""
+
+
+def landscape_verb(args: list[str]) -> int:
+    """Compute the missing rows of a grid, and plot it."""
+    typed = _parse(args)
+    device = pick_device(typed.device)
+    folder: Path | None = typed.resume
+    state = _begin(typed) if folder is None else _read(folder)
+    runs = [common.open_run(Path(path)) for path in state["runs"]]
+    prints = [_fingerprint(run) for run in runs]
+    if state.setdefault("fingerprints", prints) != prints:
+        raise UserError(f"an adapter of {folder} has changed. Start again: randlora-pl analyze landscape RUN RUN RUN")
+    if None in state["rows"]:
+        with common.advised(typed.batch_size):
+            folder = _compute(runs, state, folder, typed, device)
+    assert folder is not None
+    _draw(_landscape(state), folder, state)
+    return 0
+
+
+def _parse(args: list[str]) -> argparse.Namespace:
+    parser = CommandParser("analyze landscape")
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_options(resume=Path, positions=("paper", "equilateral"), grid=int, margin=float, share=float, seed=int)
+    parser.add_options(dataset=str, root=str, batch_size=256, device="auto", output=str)
+    typed = parser.parse_intermixed_args(args)
+    check_positive(typed, "batch_size")
+    if typed.resume is not None:
+        given = [f"--{name}" for name in (*_FIXED, "output") if getattr(typed, name) is not None]
+        if typed.runs or given:
+            what = given[0] if given else "a run"
+            raise UserError(f"--resume uses the options in {typed.resume}/{FILE}: leave out {what}.")
+        return typed
+    if len(typed.runs) != 3:
+        raise UserError(f"analyze landscape: expected three runs, got {len(typed.runs)}.")
+    check_new(typed.output)
+    for name, value in _FIXED.items():
+        if getattr(typed, name) is None:
+            setattr(typed, name, value)
+    if typed.grid < 3:
+        raise UserError(f"--grid is {typed.grid}: give at least 3 points along each side.")
+    if not 0 <= typed.margin <= 100:
+        raise UserError(f"--margin is {typed.margin}: give a number from 0 to 100.")
+    if not 0 < typed.share <= 1:
+        raise UserError(f"--share is {typed.share}: give a share above 0 and up to 1.")
+    return typed
+
+
+def _begin(typed: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that a grid depends on, with all rows missing."""
+    settings = {name: getattr(typed, name) for name in _FIXED}
+    return {"runs": [str(path) for path in typed.runs], **settings, "rows": [None] * typed.grid}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """Read a grid that was begun."""
+    file = folder / FILE
+    if not file.is_file():
+        raise UserError(f"{folder} holds no landscape: it has no {FILE}. Start one with three runs.")
+    try:
+        state = dict(parse_json(file.read_text(encoding="utf-8")))
+        rows = state["rows"]
+        if len(rows) != state["grid"] or len(state["runs"]) != 3:
+            raise ValueError("rows are missing")
+        if any(row is not None and len(row) != state["grid"] for row in rows):
+            raise ValueError("points of a row are missing")
+        needed = {*_FIXED, *(() if None in rows else _FOUND)}
+        if lacking := sorted(needed - state.keys()):
+            raise ValueError(f"it lacks {', '.join(lacking)}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is cut off or damaged ({error}); start again with three runs.") from error
+    return state
+
+
+def _fingerprint(run: common.AnalyzedRun) -> str:
+    """Return a hash that changes with every tensor and option of an adapter."""
+    sums = run.file.config.get("sha256") or {name: float(t.double().sum()) for name, t in run.file.tensors.items()}
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+
+def _compute(
+    runs: list[common.AnalyzedRun], state: dict[str, Any], folder: Path | None, typed: argparse.Namespace, device: Any
+) -> Path:
+    """Compute the missing rows; each is in the file before the next begins."""
+    from randlora_pl.adapters.input_dependent import check_fixed
+    from randlora_pl.data.loading.chosen_images import batches
+    from randlora_pl.interop.base_model import same_base
+    from randlora_pl.lab.analysis.landscape import POSITIONS, Grid, Plane, check_classes, loss, stratified_fraction
+    from randlora_pl.lab.bench.report import write_json
+
+    for run in runs:
+        check_fixed(run.file.adapter, run.path)
+    same_base([run.file for run in runs])
+    tasks = [common.task_of(run, device) for run in runs]
+    carrier = tasks[0]
+    data = common.data_of(runs[0], carrier.image_spec, state["dataset"], state["root"], typed.batch_size)
+    data.prepare_data()
+    data.setup("fit")
+    for run, task in zip(runs, tasks, strict=True):
+        if type(task) is not type(carrier):
+            what = f"{runs[0].path} by {type(carrier).__name__}, {run.path} by {type(task).__name__}"
+            raise UserError(f"the runs were trained by different tasks ({what}), so they have no common loss.")
+        check_classes(data, task.classnames)
+    chosen = stratified_fraction(data.samples("train"), state["share"], state["seed"])
+    kept = list(batches(data, chosen, typed.batch_size, device))
+    own = [loss(task, kept) for task in tasks]
+    corners = POSITIONS[state["positions"]]
+    plane = Plane.through(tasks, corners)
+    at_corners = []
+    for corner in corners:
+        plane.write_point(*corner)
+        at_corners.append(loss(carrier, kept))
+    apart = max(abs(one - other) for one, other in zip(own, at_corners, strict=True))
+    if not apart <= AGREE:
+        raise UserError(f"the plane's corners have the losses {at_corners}, the runs {own}: they do not fit.")
+    facts = {
+        "labels": common.labels_of(runs), "images": len(chosen), "trained_on": len(data.samples("train")),
+        "data_set": data.row.name, "losses": own, "corners_differ_by": apart, "distances": plane.distances(),
+    }  # fmt: skip
+    if "losses" in state and max(abs(a - b) for a, b in zip(state["losses"], own, strict=True)) > AGREE:
+        raise UserError(f"the runs' losses are {own} now, and were {state['losses']}: the data changed. Start again.")
+    state |= {name: value for name, value in facts.items() if name not in state}
+    print(
+        f"Loss on {len(chosen):,} of {len(data.samples('train')):,} training images of {data.row.name}: "
+        + ", ".join(f"{label} {value:.4f}" for label, value in zip(state["labels"], own, strict=True))
+    )
+    print(f"The plane's corners differ from the runs' own losses by {apart:.1e} at most")
+    folder = folder or common.new_output(typed.output, "landscape")
+    write_json(state, folder / FILE)
+    values = Grid(state["grid"], state["margin"]).values
+    missing = [number for number, row in enumerate(state["rows"]) if row is None]
+    try:
+        with counting(True, "{task.completed} of {task.total} rows", len(missing)) as tick:
+            for done, number in enumerate(missing):
+                begun = time.perf_counter()
+                row = []
+                for x in values:
+                    plane.write_point(x, values[number])
+                    row.append(loss(carrier, kept))
+                state["rows"][number] = [value if value < float("inf") else None for value in row]
+                write_json(state, folder / FILE)
+                if not done:
+                    took = time.perf_counter() - begun
+                    every = duration(took * len(missing))
+                    print(f"A row of {len(values)} points took {duration(took, 1)}: about {every} in all")
+                tick(1)
+    except KeyboardInterrupt as stop:
+        raise type(stop)(f"resume with: randlora-pl analyze landscape --resume {folder}") from stop
+    return folder
+
+
+def _landscape(state: dict[str, Any]) -> "Landscape":
+    from randlora_pl.lab.analysis.landscape import POSITIONS, Grid
+    from randlora_pl.lab.analysis.landscape_figures import Landscape
+
+    heights = [[float("inf") if value is None else value for value in row] for row in state["rows"]]
+    one, two, three = state["labels"]
+    first, second, third = state["losses"]
+    about = f"{state['images']:,} of {state['trained_on']:,} training images of {state['data_set']}"
+    return Landscape(
+        (one, two, three), POSITIONS[state["positions"]], (first, second, third),
+        Grid(state["grid"], state["margin"]), heights, about,
+    )  # fmt: skip
+
+
+def _draw(landscape: "Landscape", folder: Path, state: dict[str, Any]) -> None:
+    from randlora_pl.lab.analysis.figures import write_figure
+    from randlora_pl.lab.analysis.landscape_figures import contour_figure
+    from randlora_pl.lab.bench.report import write_json
+
+    barriers = landscape.barriers()
+    write_json(state | {"values": landscape.values, "barriers": barriers}, folder / FILE)
+    write_figure(contour_figure(landscape), folder, "landscape")
+    print("\nBarrier between two models on the path with the lowest maximum, above the higher of their losses:")
+    for pair, height in barriers.items():
+        print(f"  {pair}: {height:.4f}")
+    if not landscape.on_grid:
+        print(
+            "The models are not points of this grid, so the barriers are approximate (use --grid 25 --positions paper)."
+        )
+    common.print_output(folder)

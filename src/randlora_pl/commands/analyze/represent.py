@@ -1,0 +1,208 @@
+"""``analyze represent``: error of adapters of one budget in expressing an update."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from randlora_pl.commands.analyze.common import AnalyzedRun, open_run, print_output, write_output
+from randlora_pl.commands.common.arguments import CommandParser, check_positive
+from randlora_pl.run.run_folder import check_new
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.run_files import find_run
+from randlora_pl.utils.text.tables import table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from randlora_pl.adapters import Adapter
+    from randlora_pl.lab.analysis.represent import LayerFit
+
+RANKS = (1, 2, 4, 8, 16, 32)
+WEIGHTS = "weights"
+
+PAGE = """\
+Measure how well LoRA and RandLoRA with equally many parameters can express a real update (equations 6 to 8).
+
+  randlora-pl analyze represent runs/full
+  randlora-pl analyze represent runs/full --ranks 32 --targets mlp
+  randlora-pl analyze represent runs/full --lead weights runs/other-seed
+
+  RUN              Run or adapter whose update is approximated, of full fine-tuning (with LoRA or RandLoRA inside, the
+                   comparison is circular)
+  --ranks K ...    Ranks of LoRA. RandLoRA gets the rank with the nearest number of parameters (default: 1 2 4 8 16 32,
+                   at most a quarter of the smallest layer)
+  --targets NAME   Layers of full fine-tuning, as in --model.targets (default: the layers that adapters attach to)
+  --sweeps N       Most rounds of the fit, which stops when it has converged (default: 100). 10 come close. A layer of
+                   ViT-B takes about a minute at rank 32 on one core
+  --seed N         Seed of RandLoRA's bases (default: 0)
+  --lead NAME ...  What leads further bases, by its top left singular vectors: `weights` for the pretrained weights, or
+                   a run of the same model for its update. The run needs another seed, because the same batches flatter.
+                   A run of one step of SGD gives the gradient
+  --output DIR     New folder (default: runs/analyze/represent/TIME)
+
+LoRA's error is the error of the truncated singular value decomposition, the optimum: (sum_{i>k} sigma_i^2)^(1/2). The
+paper's equation 8 omits the square root, without which it is not a Frobenius norm. RandLoRA's lambda and gamma are
+fitted by alternating least squares, which finds a local optimum. The file represent.csv has per layer the relative
+errors, both numbers of parameters, and the bound n epsilon of equation 7.
+For orthonormal bases and an A of signs, the optimum has a closed form. They are random, or the first column of each
+block is a direction that leads. A small error does not imply a low loss or a high accuracy: docs/better_bases.md.
+"""
+
+
+def represent_verb(args: list[str]) -> int:
+    """Fit both methods to every layer at every budget, write and print."""
+    typed = _parse(args)
+    run = open_run(typed.run)
+    updates = _updates(run, typed.targets)
+    smallest = min(min(update.shape) for update in updates.values())
+    ranks = sorted(set(typed.ranks or [rank for rank in RANKS if rank <= max(1, smallest // 4)]))
+    if ranks[-1] > smallest:
+        raise UserError(f"--ranks: {ranks[-1]} is larger than the smallest side of a layer, {smallest}.")
+    leads = _leads(run, updates, typed.lead or [])
+    from randlora_pl.lab.analysis.represent import represent_figure
+    from randlora_pl.run.callbacks.summary import describe
+
+    fits, notes = _fit(updates, leads, ranks, typed)
+    rows = [
+        {"lora_rank": rank, "randlora_rank": notes[rank]} | one.as_row() for rank, each in fits.items() for one in each
+    ]
+    method = describe(run.file.adapter)
+    content = {"run": str(run.path), "method": method, "seed": typed.seed, "leads": typed.lead or [], "rows": rows}
+    content |= {"note": note_of(run.file.adapter)}
+    figure = represent_figure(fits, f"Remaining error of the update of {method}")
+    folder = write_output(typed.output, "represent", rows, content, figure)
+    _print(fits, notes, f"{method}, {run.path}")
+    if content["note"]:
+        print(f"\n{content['note']}")
+    print_output(folder)
+    return 0
+
+
+def note_of(adapter: "Adapter") -> str:
+    """Return a note on an update that has the form of one of the two fits already, or ""."""
+    own = sorted({leaf.method() for leaf in adapter.leaves()} & {"LoRA", "RandLoRA"})
+    if not own:
+        return ""
+    return f"Note: this update is {' and '.join(own)}'s own, so the comparison is circular. Take a full fine-tuning."
+
+
+def _parse(args: list[str]) -> argparse.Namespace:
+    parser = CommandParser("analyze represent")
+    parser.add_argument("run", type=find_run)
+    parser.add_options(ranks=[int], targets=[str], sweeps=100, seed=0, lead=[str], output=str)
+    typed = parser.parse_args(args)
+    check_positive(typed, "ranks", "sweeps")
+    check_new(typed.output)
+    return typed
+
+
+def _updates(run: AnalyzedRun, targets: list[str] | None) -> "dict[str, Tensor]":
+    """Return the nonzero updates to express."""
+    from randlora_pl.adapters.methods.full import BaseWeightMethod
+    from randlora_pl.adapters.targets.select import select
+    from randlora_pl.interop.base_model import load_base
+    from randlora_pl.lab.analysis.spectrum import matrix_updates
+
+    found = matrix_updates(run.file)
+    if isinstance(run.file.adapter, BaseWeightMethod):
+        sites = select(load_base(run.file).submodule_for(run.file), targets, False)
+        wanted = [site.shape.layer for site in sites]
+        found = {layer: found[layer] for layer in wanted if layer in found}
+    elif targets:
+        raise UserError(f"--targets choose layers of full fine-tuning; {run.path} is {run.file.adapter.method()}.")
+    _check_finite(run, found)
+    found = {layer: update for layer, update in found.items() if update.any()}
+    if not found:
+        raise UserError(f"{run.path} ({run.file.adapter.method()}) changes no matrix of these layers.")
+    return found
+
+
+def _check_finite(run: AnalyzedRun, updates: "dict[str, Tensor]") -> None:
+    for layer, update in updates.items():
+        if not update.isfinite().all():
+            raise UserError(
+                f"{run.path}: the update of {layer} is not finite (NaN or infinity), because training diverged."
+            )
+
+
+def _leads(run: AnalyzedRun, updates: "dict[str, Tensor]", names: list[str]) -> "dict[str, dict[str, Tensor]]":
+    """Return the matrices whose left singular vectors lead, by name and layer."""
+    from randlora_pl.interop.base_model import load_base, same_base
+    from randlora_pl.interop.updates import site_weights
+    from randlora_pl.lab.analysis.spectrum import matrix_updates
+
+    found = {}
+    for name in names:
+        if name == WEIGHTS:
+            found[name] = site_weights(load_base(run.file).submodule_for(run.file), updates)
+            continue
+        lead = open_run(find_run(name))
+        same_base([run.file, lead.file])
+        mine = found[name] = matrix_updates(lead.file)
+        for layer in updates:
+            if layer not in mine or not mine[layer].any():
+                raise UserError(f"--lead {name}: {lead.path} does not change {layer}. Give a run that does.")
+        _check_finite(lead, mine)
+        known = [(each.data.get("dataset"), each.data.get("seed")) for each in (run, lead)]
+        if (known[0] == known[1] and None not in known[0]) or all(updates[one].equal(mine[one]) for one in updates):
+            raise UserError(
+                f"--lead {name}: {lead.path} was trained on the same batches as {run.path}, which flatters. Train it "
+                "with another --seed_everything."
+            )
+    return found
+
+
+def _fit(
+    updates: "dict[str, Tensor]",
+    leads: "dict[str, dict[str, Tensor]]",
+    ranks: list[int],
+    typed: argparse.Namespace,
+) -> tuple[dict[int, "list[LayerFit]"], dict[int, int]]:
+    """Return the fits of the layers by LoRA's rank, and RandLoRA's rank by LoRA's."""
+    import torch
+
+    from randlora_pl.adapters import LoRA, RandLoRA
+    from randlora_pl.adapters.base import WeightShape
+    from randlora_pl.adapters.budget import match_budget
+    from randlora_pl.commands.common.progress import counting
+    from randlora_pl.lab.analysis.leads import directions
+    from randlora_pl.lab.analysis.represent import represent
+
+    shapes = [WeightShape(layer, *update.shape) for layer, update in updates.items()]
+    fits: dict[int, list[LayerFit]] = {rank: [] for rank in ranks}
+    adapters: dict[int, Any] = {}
+    for rank in ranks:
+        wish = RandLoRA(match=f"lora:{rank}", seed=typed.seed)
+        adapters[rank] = match_budget(wish, shapes, torch.nn.Module())[0]
+    bases = {rank: adapter.bases(shapes, torch.device("cpu")) for rank, adapter in adapters.items()}
+    with counting(True, "{task.completed} of {task.total} fits", len(ranks) * len(updates)) as tick:
+        for layer, update in updates.items():
+            led: dict[str, Tensor | None] = {"orthonormal": None}
+            led |= {f"led by {name}": directions(lead[layer]) for name, lead in leads.items()}
+            for rank in ranks:
+                method, adapter = LoRA(rank=rank), adapters[rank]
+                fits[rank].append(represent(layer, update, method, adapter, bases[rank], typed.sweeps, led))
+                tick(1)
+    return fits, {rank: adapter.rank for rank, adapter in adapters.items()}
+
+
+def _print(fits: dict[int, "list[LayerFit]"], chosen: dict[int, int], what: str) -> None:
+    from randlora_pl.lab.analysis.represent import mean_error
+
+    rows = []
+    for rank, each in fits.items():
+        counts = [sum(getattr(one, f"{name}_parameters") for one in each) for name in ("lora", "randlora")]
+        errors = [mean_error(each, name) for name in ("lora", "randlora")]
+        better = sum(one.randlora < one.lora for one in each)
+        cells = [f"LoRA {rank}", f"{counts[0]:,}", f"{errors[0]:.4f}", f"RandLoRA {chosen[rank]}", f"{counts[1]:,}"]
+        rows.append([*cells, f"{errors[1]:.4f}", f"{better} of {len(each)}", f"{max(one.bound for one in each):.1f}"])
+    print(f"Remaining error of the update of {what}, relative to its norm:\n")
+    header = ("", "parameters", "error", "", "parameters", "error", "RandLoRA closer", "bound of equation 7, at most")
+    print(table(header, rows))
+    print("\nErrors: root mean square over layers. LoRA's are optimal, RandLoRA's are from a local optimum.")
+    names = list(fits[min(fits)][0].errors)
+    shares = [
+        [f"LoRA {rank}", *(f"{1 - mean_error(each, name) ** 2:.4f}" for name in names)] for rank, each in fits.items()
+    ]
+    print("\nCaptured share of the update, also by RandLoRA with orthonormal bases and an A of signs:\n")
+    print(table(("budget", "LoRA", "RandLoRA", *names[2:]), shares))
+    print("\nShares: 1 - error^2. They are of this one update, and predict neither loss nor accuracy.")

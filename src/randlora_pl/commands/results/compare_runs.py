@@ -1,0 +1,176 @@
+"""``compare``: configs and results of runs side by side."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.commands.common.arguments import CommandParser
+from randlora_pl.run.options.classes import normalize
+from randlora_pl.run.options.compose import flatten
+from randlora_pl.run.run_folder import check_run, is_stamp
+from randlora_pl.utils.errors import UserError, first_line
+from randlora_pl.utils.files.documents import parse_json, parse_yaml
+from randlora_pl.utils.files.run_files import CONFIG
+from randlora_pl.utils.text.tables import table
+
+FIRST = (
+    *("test/acc", "zeroshot/acc", "val/acc", "best/val/acc", "test/loss", "steps", "learning_rate"),
+    *("trainable_parameters", "adapter_parameters", "total_parameters", "adapter_bytes", "checkpoint_bytes"),
+    *("fit_seconds", "images_per_second", "peak_memory_bytes", "device", "precision", "version", "git_commit"),
+)
+"""Results that are shown even if they are equal, in this order."""
+
+_OPTIONS = (
+    *("model", "model.name", "model.pretrained", "model.adapter", "model.prompts", "data.dataset", "data.shots"),
+    "seed_everything",
+)
+"""Options to print if all runs agree."""
+
+
+def compare_runs_verb(args: list[str]) -> int:
+    """Run ``compare RUN RUN ... [--json]``."""
+    parser = CommandParser("compare")
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(args)
+    folders: list[Path] = options.runs
+    if len(folders) < 2:
+        raise UserError("compare: give two runs, such as runs/lora runs/randlora. See: randlora-pl compare --help")
+    same = [folder for n, folder in enumerate(folders) if folder.resolve() in {f.resolve() for f in folders[:n]}]
+    if same:
+        raise UserError(f"compare: {same[0]} is there twice.")
+    problems: list[str] = []
+    names = _short_names(folders)
+    configs = [_config(folder, problems) for folder in folders]
+    results = [_results(folder, problems) for folder in folders]
+    if options.json:
+        runs = [
+            {"run": str(folder), "finished": metrics.get("finished") is True, "config": config, "results": metrics}
+            for folder, config, metrics in zip(folders, configs, results, strict=True)
+        ]
+        print(json.dumps({"runs": runs, "problems": problems}, indent=2, default=str))
+        return 0
+    for problem in problems:
+        print(f"randlora-pl: warning: {problem}", file=sys.stderr)
+    print("\n".join([*_shown_configs(names, configs), "", *_shown_results(names, results)]))
+    return 0
+
+
+def _config(folder: Path, problems: list[str]) -> dict[str, Any]:
+    """Return the options of a run by short names; empty if its config cannot be read."""
+    import yaml
+
+    if not (folder / CONFIG).is_file():
+        if not (folder / "results.json").is_file():
+            check_run(folder)
+        problems.append(f"{folder} has no {CONFIG}")
+        return {}
+    try:
+        check_run(folder)
+    except UserError as error:
+        problems.append(str(error))
+    try:
+        content = parse_yaml((folder / CONFIG).read_text(encoding="utf-8"))
+        return flatten(normalize(content)) if content else {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, UserError, TypeError, AttributeError) as error:
+        problems.append(f"{folder / CONFIG} cannot be read ({first_line(error)}); its options are not shown")
+        return {}
+
+
+def _results(folder: Path, problems: list[str]) -> dict[str, Any]:
+    file = folder / "results.json"
+    try:
+        metrics = parse_json(file.read_text(encoding="utf-8"))
+        if not isinstance(metrics, dict):
+            raise ValueError("no mapping")
+    except FileNotFoundError:
+        problems.append(f"{folder} has no results yet")
+        return {}
+    except (OSError, ValueError) as error:
+        problems.append(f"{file} is cut off or damaged ({error}); its results are not shown")
+        return {}
+    if metrics.get("finished") is not True:
+        problems.append(f"{folder} is not finished. Resume: randlora-pl fit --resume {folder}")
+    return metrics
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    """Return the names of the runs; more parts of the paths, as many as make them unique, if two runs share a name."""
+    parts = [folder.resolve().parts for folder in folders]
+    if len(own := dict.fromkeys(part[-2] for part in parts if is_stamp(part[-1]))) == len(folders):
+        return list(own)
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def _shown_configs(names: Sequence[str], configs: Sequence[dict[str, Any]]) -> list[str]:
+    known = [config for config in configs if config]
+    keys = list(dict.fromkeys(key for config in known for key in config))
+    differ = [key for key in keys if len({_text(config.get(key, "")) for config in known}) > 1]
+    rows = [[key, *(_text(config.get(key, "")) if config else "?" for config in configs)] for key in differ]
+    lines = [table(["option", *names], rows)] if rows else ["No option differs."]
+    same = len(keys) - len(differ)
+    shared = ", ".join(
+        f"{key} {_text(known[0][key])}" for key in _OPTIONS if known and key in known[0] and key not in differ
+    )
+    return [*lines, f"Equal in all runs: {same} options{f', among them {shared}' if shared else ''}."]
+
+
+def _shown_results(names: Sequence[str], results: Sequence[dict[str, Any]]) -> list[str]:
+    """Return accuracy in percent and the other metrics, with the difference of two runs."""
+    keys = list(dict.fromkeys(key for metrics in results for key in metrics))
+    shown = [key for key in FIRST if key in keys]
+    others = [key for key in keys if key not in shown and _is_number(key, results)]
+    shown += [key for key in others if len({_text(metrics.get(key, "")) for metrics in results}) > 1]
+    pair = len(results) == 2
+    rows = []
+    for key in shown:
+        values = [metrics.get(key) for metrics in results]
+        row = [_title(key), *(_formatted(key, value) for value in values)]
+        rows.append(row + [_difference(key, values)] * pair)
+    return [table(["result", *names, *["difference"] * pair], rows)] if rows else ["No results."]
+
+
+def _is_number(key: str, results: Sequence[dict[str, Any]]) -> bool:
+    told_above = key.startswith(("adapter/", "base/", "data/", "version/")) or key == "seed"
+    return not told_above and any(_numeric(metrics.get(key)) for metrics in results)
+
+
+def _numeric(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _title(key: str) -> str:
+    return (
+        f"{key}, %" if key.endswith("/acc") else f"{key.removesuffix('_bytes')}, MB" if key.endswith("_bytes") else key
+    )
+
+
+def _formatted(key: str, value: Any) -> str:
+    if not _numeric(value):
+        return "" if value is None else _text(value)[:10] if key == "git_commit" else _text(value)
+    if key.endswith("/acc"):
+        return f"{100 * value:.2f}"
+    if key.endswith("_bytes"):
+        return f"{value / 1e6:,.2f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _difference(key: str, values: Sequence[Any]) -> str:
+    """Return the second value minus the first; empty for values that are not metrics."""
+    if not all(map(_numeric, values)):
+        return ""
+    change = values[1] - values[0]
+    text = _formatted(key, change)
+    return f"+{text}" if change > 0 else text
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str) and value.startswith("randlora_pl."):
+        return value.rpartition(".")[2]  # a class, by its name
+    return "null" if value is None else str(value)

@@ -1,0 +1,167 @@
+"""``serve``: class probabilities of uploaded images over HTTP, from an adapter alone."""
+
+import argparse
+import errno
+import importlib.util
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.commands.common.arguments import CommandParser, check_positive
+from randlora_pl.commands.common.devices import pick_device
+from randlora_pl.commands.predict.arguments import MAX_PIXELS
+from randlora_pl.language.catalog import TASKS
+from randlora_pl.run.options.adapter_config import adapter_config
+from randlora_pl.utils.adapter_schema import method_label
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.run_files import find_adapter
+from randlora_pl.utils.files.weights_files import file_name
+from randlora_pl.utils.precision import use_precision
+from randlora_pl.utils.text.log_filters import silence_library_warnings
+from randlora_pl.utils.text.printable import printable
+
+TOKEN = "RANDLORA_PL_TOKEN"
+"""Environment variable for the token: other users of the machine can see the value of ``--token``."""
+
+HOSTS = ("127.0.0.1", "0.0.0.0", "::")
+"""Hosts that LitServe accepts."""
+
+
+def parse(args: list[str]) -> argparse.Namespace:
+    """Return the options of ``serve``."""
+    parser = CommandParser("serve")
+    parser.add_argument("--adapter", type=find_adapter, required=True)
+    parser.add_argument("--allow-host", nargs="+", action="extend", default=[])
+    parser.add_options(host=HOSTS[0], port=8000, device="auto", workers=1, batch_size=16, batch_timeout=0.01)
+    parser.add_options(max_upload_mb=20.0, max_pixels=MAX_PIXELS, token=os.environ.get(TOKEN, ""))
+    parser.add_options(samples=Path)
+    parser.add_precision()
+    parser.add_weights()
+    options = parser.parse_args(args)
+    if options.host not in HOSTS:
+        raise UserError(
+            f"--host {options.host}: give 127.0.0.1 (this machine only), or 0.0.0.0 or :: (all addresses, IPv4 or "
+            "IPv6); LitServe takes no others."
+        )
+    if options.token and not (options.token.isascii() and options.token.isprintable() and " " not in options.token):
+        raise UserError("--token: give letters, digits and signs without spaces.")
+    if not 1024 <= options.port <= 65535:
+        raise UserError(f"--port {options.port}: give a port from 1024 to 65535.")
+    check_positive(options, "workers", "batch_size", "max_pixels")
+    if not 0 <= options.batch_timeout <= 10:
+        raise UserError(f"--batch-timeout is {options.batch_timeout}: give 0 to 10 seconds.")
+    if not 0 < options.max_upload_mb <= 1000:
+        raise UserError(f"--max-upload-mb is {options.max_upload_mb:g}: give more than 0 and at most 1000 MB.")
+    return options
+
+
+def serve_verb(args: list[str]) -> int:
+    """Check the options and serve the model; once the server answers, print the model and the address."""
+    options = parse(args)
+    adapter_config(options.adapter)
+    missing = [name for name in ("litserve", "python_multipart") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"serve needs {' and '.join(missing)}: pip install '.[serve]' in the checkout")
+    check_port(options.host, options.port)
+    silence_library_warnings()
+    from randlora_pl.adapters import read_adapter
+    from randlora_pl.serving.app import serve
+    from randlora_pl.serving.samples import read_samples
+    from randlora_pl.serving.uploads import Limits
+
+    device = pick_device(options.device)
+    use_precision(options.precision, device)
+    limits = Limits(upload_bytes=round(options.max_upload_mb * 1e6), pixels=options.max_pixels)
+    config = read_adapter(options.adapter).config
+    facts = describe(config, limits.upload_bytes, limits.pixels, str(device))
+    samples = read_samples(options.samples, config["metadata"], limits)
+    print(printable(f"Starting to serve {options.adapter} ..."), flush=True)
+    ready = printable(start_page(options, facts))
+    serve(options, facts, ready, device, limits, names_of(options.host, options.allow_host), samples)
+    return 0
+
+
+def names_of(host: str, allowed: Sequence[str]) -> set[str]:
+    """Return the names that the server may be called by; ``*`` stands for every address of this machine.
+
+    Args:
+        host: Address that the server listens at.
+        allowed: Further names, such as the name of a proxy before it.
+    """
+    names = {"localhost", "127.0.0.1", *(name.lower() for name in allowed)}
+    if host != "127.0.0.1":
+        names |= {"*", "[::1]", socket.gethostname().lower(), socket.getfqdn().lower()}
+    return names
+
+
+def check_port(host: str, port: int) -> None:
+    """Check that the server can listen at an address."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: a port just released is free
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UserError(
+                    f"--port {port} is in use on {host}; give another one: --port {port % 65535 + 1}"
+                ) from None
+            raise UserError(f"--host {host} --port {port}: {error.strerror}") from None
+
+
+def describe(config: dict[str, Any], upload_bytes: int, pixels: int, device: str) -> dict[str, Any]:
+    """Return the public facts of the server's model; of this machine only the device.
+
+    Args:
+        config: Description of the adapter.
+        upload_bytes: Most bytes of an upload.
+        pixels: Most pixels of an image.
+        device: Device of the model.
+
+    Raises:
+        UserError: The adapter is of texts, or has no class names.
+    """
+    metadata, base = config.get("metadata", {}), config.get("base_model", {})
+    if metadata.get("task") in TASKS:
+        raise UserError("serve answers images, but this adapter is of texts. Use: predict --adapter PATH --texts FILE")
+    if not metadata.get("classnames"):
+        raise UserError("the adapter has no class names; save it with the task that trained it: task.save(FOLDER)")
+    return {
+        "adapter": method_label(config),
+        "base_model": {
+            "library": base.get("library", ""),
+            "name": base.get("name", ""),
+            "pretrained": file_name(base.get("pretrained", "")),  # it may be the path of a file
+        },
+        "task": metadata["task"],
+        "classes": list(metadata["classnames"]),
+        "device": device,
+        "limits": {"upload_bytes": upload_bytes, "pixels": pixels},
+    }
+
+
+def start_page(options: argparse.Namespace, facts: dict[str, Any]) -> str:
+    """Return the lines printed at the start: model, address, and a request as an example."""
+    base, classes = facts["base_model"], facts["classes"]
+    named = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(options.host, options.host)
+    url = f"http://{host}:{options.port}"
+    workers = f"{options.workers} worker{'s' if options.workers > 1 else ''} on {facts['device']}"
+    workers += "" if options.precision == "32" else f" in {options.precision}"
+    batches = f"up to {options.batch_size} images per batch, collected for {1000 * options.batch_timeout:g} ms"
+    sent = f'-H "Authorization: Bearer ${TOKEN}" ' if options.token else ""
+    lines = [
+        f"Serving {options.adapter}",
+        f"  model    {base['library']} {base['name']} ({base['pretrained']}) with {facts['adapter']}, {workers}",
+        f"  classes  {len(classes):,}: {named}",
+        f"  page     {url}/",
+        f"  API      curl {sent}-F image=@photo.jpg '{url}/predict?top_k=3'",
+        f"  health   {url}/health",
+        f"  limits   {options.max_upload_mb:g} MB and {options.max_pixels:,} pixels per image; {batches}",
+    ]
+    if options.host != "127.0.0.1":
+        caution = "every machine that can reach this one can use it, without a password or encryption"
+        lines.append(f"  caution  {'nothing is encrypted, not even the token' if options.token else caution}")
+    lines.append(f"Ready: {url}/  Ctrl-C ends it.")
+    return "\n".join(lines)

@@ -1,0 +1,270 @@
+"""The job of a sweep command: config read and checked, cells selected."""
+
+import argparse
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.commands.common.arguments import CommandParser, check_positive
+from randlora_pl.data.catalog.registry import CATALOG, default_root, get_command, present
+from randlora_pl.data.locations import root_of
+from randlora_pl.run.options.classes import Tree
+from randlora_pl.run.options.compose import read_config
+from randlora_pl.run.options.shipped import config_folder, find_config
+from randlora_pl.run.parallel.launch import launched
+from randlora_pl.sweep.description import SweepConfig
+from randlora_pl.sweep.folder import DONE, FAILED, SweepFolder
+from randlora_pl.sweep.plan import Trial, only, plan, shard
+from randlora_pl.sweep.planned import whole_numbers
+from randlora_pl.sweep.provenance import read_provenance
+from randlora_pl.sweep.steps import is_text
+from randlora_pl.utils.errors import UserError, errors_in
+from randlora_pl.utils.own_classes.imports import import_words
+from randlora_pl.utils.text.log_filters import silence_library_warnings
+
+
+@dataclass
+class Job:
+    """Sweep and the part of it that one command runs.
+
+    Attributes:
+        description: The sweep.
+        cells: Every cell of it.
+        chosen: The cells that this command runs.
+        folder: Its folder.
+        same: The typed command, for resuming.
+        absent: Labels of missing datasets.
+        sources: How to get the missing datasets: commands, or the missing files and their source.
+    """
+
+    description: SweepConfig
+    cells: list[Trial]
+    chosen: list[Trial]
+    folder: SweepFolder
+    same: str
+    absent: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+
+
+def parser_of(verb: str) -> CommandParser:
+    """Return a parser with the options that ``sweep`` and ``tune`` share."""
+    parser = CommandParser(verb)
+    parser.add_argument("config")
+    parser.add_argument("--only", nargs="+", action="extend", default=[])
+    parser.add_argument("--data.root", dest="root")
+    parser.add_options(output=Path, dry_run=False, retry_failed=False, max_hours=float, skip_missing=False, jobs=1)
+    return parser
+
+
+def check_typed(typed: Any) -> None:
+    """Refuse impossible numbers, and a start by torchrun or srun."""
+    check_positive(typed, "jobs")
+    if typed.max_hours is not None and not typed.max_hours > 0:
+        raise UserError(f"--max-hours is {typed.max_hours}: give a positive number of hours.")
+    if launched() is not None:
+        raise UserError("a cell runs in one process. Start the sweep without torchrun or srun, with --jobs N.")
+
+
+def find_sweep(config: str) -> tuple[Path, SweepConfig]:
+    """Return the file of a config and the sweep in it."""
+    file = find_config(config)
+    content = read_config(file)
+    with errors_in(file):
+        return file, SweepConfig.of(_with_provenance(content, file))
+
+
+def _with_provenance(content: Tree, file: Path) -> Tree:
+    """Return a config merged with the file that ``tuned`` names: beside it, or a bundled one."""
+    named = content.get("tuned")
+    if not isinstance(named, str):
+        return content
+    places = [file.parent / named, config_folder() / "sweeps" / named]
+    return content | {"tuned": read_provenance(next((place for place in places if place.is_file()), places[0]))}
+
+
+def job_of(typed: Any, same: str) -> Job:
+    """Return the job of the options of ``sweep``."""
+    file, description = find_sweep(typed.config)
+    if typed.seeds is not None:
+        description = replace(description, seeds=whole_numbers("--seeds", typed.seeds))
+    with errors_in(file):
+        cells = plan(replace(description, root=typed.root))
+        check_root_is_read(cells, typed.root)
+    path = Path("runs") / "sweeps" / file.stem if typed.output is None else typed.output
+    job = Job(description, cells, cells, SweepFolder(path), same)
+    choose(job, typed.only, typed.shard, typed.skip_missing, typed.dry_run)
+    return job
+
+
+def check_root_is_read(cells: Iterable[Trial], root: str | None) -> None:
+    """Refuse a data folder that no dataset of a sweep reads.
+
+    Raises:
+        UserError: See above; the message has what to do for images of one's own.
+    """
+    rows = [None if is_text(cell.tree) else CATALOG[cell.flat["data.dataset"]] for cell in cells]
+    if root is None or any(row is None or row.own or row.layout for row in rows):
+        return
+    names = ", ".join(dict.fromkeys(row.name for row in rows if row))
+    own = "For your own images, write a sweep with your data and a base model: docs/your_own_data.md"
+    raise UserError(f"--data.root {root} is not read: the datasets of this sweep ({names}) have no files.", own)
+
+
+def choose(job: Job, choices: Sequence[str], part: str | None, skip_missing: bool, dry: bool = False) -> None:
+    """Choose the cells by the words of ``--only`` and the ``--shard``; but for a dry run, their datasets must be there.
+
+    Raises:
+        UserError: No cell is left, or a dataset is missing; one message names all of them.
+    """
+    job.chosen = shard(only(job.chosen, choices), part)
+    job.absent, job.sources = _absent(job.chosen)
+    if job.absent and not skip_missing and not dry:
+        count = "1 dataset is" if len(job.absent) == 1 else f"{len(job.absent)} datasets are"
+        raise UserError(
+            f"{count} not on this machine: {', '.join(job.absent)}. Skip them with --skip-missing, or get them:",
+            "; ".join(job.sources),
+        )
+    if skip_missing:
+        job.chosen = [cell for cell in job.chosen if cell.labels.dataset not in job.absent]
+    if not job.chosen:
+        raise UserError("no cells left: --only, --shard and --skip-missing exclude all of them.")
+
+
+def _absent(cells: Sequence[Trial]) -> tuple[list[str], list[str]]:
+    """Return the missing datasets, and the commands that get them."""
+    absent: list[str] = []
+    commands: list[str] = []
+    by_root: dict[Path, list[str]] = {}
+    for label, cell in {cell.labels.dataset: cell for cell in cells}.items():
+        if is_text(cell.tree):
+            continue
+        row = CATALOG[cell.flat["data.dataset"]]
+        given = cell.tree.get("data", {}).get("root")
+        root = default_root() if given is None else root_of(str(given))
+        if present(row, root):
+            continue
+        absent.append(label)
+        if row.own:
+            commands.append(f"{label} should be {root}")
+        elif row.package:
+            commands.append(get_command(row, root))
+        else:
+            by_root.setdefault(root, []).append(row.name)
+    for root, names in by_root.items():
+        place = "" if root == default_root() else f" --root {shlex.quote(str(root))}"
+        commands.append(f"randlora-pl data get {' '.join(names)}{place}")
+    texts = _absent_texts([cell for cell in cells if is_text(cell.tree)])
+    return absent + list(texts), commands + _by_source(texts.values())
+
+
+def _absent_texts(cells: Sequence[Trial]) -> dict[str, UserError]:
+    """Return the missing text datasets, with the error for the first missing file of each."""
+    missing: dict[str, UserError] = {}
+    for cell in {(*cell.labels[1:3], cell.untrained): cell for cell in cells}.values():
+        from randlora_pl.language.datasets.availability import absent
+
+        data = cell.tree["data"]
+        root = default_root() if data.get("root") is None else Path(data["root"]).expanduser()
+        if error := absent(data["dataset"], root, data.get("tests"), not cell.untrained):
+            missing.setdefault(cell.labels.dataset, error)
+    return missing
+
+
+def _by_source(missing: Iterable[UserError]) -> list[str]:
+    """Return lines on the missing text datasets, grouped by source, so that each source is named once."""
+    found: dict[str, list[str]] = {}
+    for error in missing:
+        found.setdefault(error.hint, []).append(error.what)
+    lines = []
+    for source, whats in found.items():
+        each = list(dict.fromkeys(whats))
+        more = f" ({len(each) - 2} more like these)" if len(each) > 2 else ""
+        lines.append(f"{'; '.join(each[:2])}{more}. {source}")
+    return lines
+
+
+def begin(job: Job) -> None:
+    """Check what can be checked without weights and images, and make the folder."""
+    job.folder.check(job.cells)
+    silence_library_warnings()
+    from randlora_pl.sweep.expand import counts
+
+    cells = [cell for cell in job.chosen if job.folder.state(cell) != DONE]
+    for (model, method), cell in {(cell.labels.model, cell.labels.method): cell for cell in cells}.items():
+        with errors_in(f"models.{model} with methods.{method}"):
+            counts(cell.tree)
+    check_stages(cells)
+    check_data(cells)
+    job.folder.open(job.description, job.cells)
+    if job.absent:
+        print(f"not on this machine, so skipped: {', '.join(job.absent)}")
+
+
+def check_stages(cells: Iterable[Trial]) -> None:
+    """Check that methods of two stages can start from the first one."""
+    staged = {(cell.labels.model, cell.labels.method): cell for cell in cells if cell.first}
+    for (model, method), cell in staged.items():
+        from randlora_pl.sweep.expand import check_first, counts
+
+        where = f"models.{model} with methods.{method}"
+        with errors_in(f"{where}.first"):
+            counts(cell.stages[".first"])
+        with errors_in(where):
+            check_first(cell)
+
+
+def check_data(cells: Iterable[Trial]) -> None:
+    """Check the data options of the cells."""
+    from randlora_pl.sweep.expand import data_of
+
+    for (model, dataset), cell in {(cell.labels.model, cell.labels.dataset): cell for cell in cells}.items():
+        with errors_in(f"models.{model} with datasets.{dataset}"):
+            data_of(cell.tree)
+
+
+def summary(job: Job) -> str:
+    """Return the progress of a sweep as a short text."""
+    states = [job.folder.state(cell) for cell in job.chosen]
+    failed = f", {states.count(FAILED)} failed" if FAILED in states else ""
+    return f"{states.count(DONE)} of {len(states)} cells are done{failed} in {job.folder.path}"
+
+
+def end(job: Job, following: str, stopped: str = "", elsewhere: int = 0) -> int:
+    """Print the progress of a sweep and the next command; return 1 if cells have failed, else 0.
+
+    Args:
+        job: The sweep.
+        following: The next command once all cells are done.
+        stopped: Reason of an early stop.
+        elsewhere: Number of cells that other processes are running.
+    """
+    failed = [cell for cell in job.chosen if job.folder.state(cell) == FAILED]
+    print(f"\n{summary(job)}" + (f"; other processes run {elsewhere}" if elsewhere else ""))
+    for cell in failed[:5]:
+        print(f"  failed: {cell.labels}: {job.folder.failure(cell).get('reason')}")
+    if len(failed) > 5:
+        print(f"  and {len(failed) - 5} more, each with a failed.json in {job.folder.path}/cells")
+    if stopped:
+        print(f"Stopped, because {stopped}. Resume with: {job.same}")
+    elif failed:
+        print(f"Retry them: {job.same}{'' if '--retry-failed' in job.same else ' --retry-failed'}")
+    else:
+        print(f"Next: {following}")
+    return 1 if failed else 0
+
+
+def place_of(job: Job) -> str:
+    """Return the folder as an argument of a command."""
+    return shlex.quote(str(job.folder.path))
+
+
+def words_of(verb: str, args: list[str], job: Job) -> list[str]:
+    """Return the command of one of several processes: the typed one, with this folder and without their number."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--jobs", "--launcher", "--output"):
+        parser.add_argument(option)
+    parser.add_argument("--slurm", nargs="+")
+    _, rest = parser.parse_known_args(args)
+    return [verb, *rest, "--output", str(job.folder.path.resolve()), *import_words().split()]

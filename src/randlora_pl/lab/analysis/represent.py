@@ -1,0 +1,250 @@
+"""Best approximations of a given update by LoRA and RandLoRA (equations 6 to 8 of the paper).
+
+LoRA: the truncated singular value decomposition is optimal (Eckart & Young, 1936), so that
+
+    ||W - B A||_F >= (sum_{i > k} sigma_i^2)^(1/2)                                                     (equation 8)
+
+The paper omits the square root, so that its right-hand side is the square of the norm.
+
+RandLoRA: lambda and gamma of equation 4 are fitted to the update by alternating least squares. For fixed lambda each
+column of W is a least-squares problem with n unknowns, for fixed gamma all of W is one with n r unknowns. Both are
+solved exactly in float64, so that the error never increases. The result is a local optimum. With orthonormal bases and
+signs the optimum has a closed form (`leads`).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from randlora_pl.adapters.base import WeightShape
+from randlora_pl.adapters.methods.lora import LoRA
+from randlora_pl.adapters.methods.randlora import RandLoRA
+from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.spectrum import truncated
+from randlora_pl.lab.analysis.figures import colors, footnote, new_figure
+from randlora_pl.lab.analysis.leads import orthonormal, remaining, tall
+from randlora_pl.utils.text.printable import for_figure
+
+RIDGE = 1e-12
+"""Ridge of the normal equations, which may be singular, relative to their mean diagonal entry."""
+
+NOTE = (
+    "LoRA: truncated SVD, the optimum; equation 8 with the square root that the paper omits (a Frobenius norm is "
+    "the root of the sum of squares).\n"
+    "RandLoRA: lambda and gamma of equation 4 by alternating least squares, a local optimum; with orthonormal bases "
+    "and signs by the closed form, the optimum."
+)
+
+LABELS = {"lora": "LoRA, best possible", "randlora": "RandLoRA, fitted"}
+"""Labels of the two methods in plots."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Fit of lambda (n, r) and gamma (n, d) to a matrix (D, d).
+
+    Attributes:
+        lambdas: Lambda without scaling, float64.
+        gammas: Gamma, float64.
+        errors: ||W - sum||_F / ||W||_F at the start and after each sweep.
+    """
+
+    lambdas: Tensor
+    gammas: Tensor
+    errors: list[float]
+
+    @property
+    def error(self) -> float:
+        """Error after the last sweep."""
+        return self.errors[-1]
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """Errors of two methods on one update, relative to its Frobenius norm.
+
+    Attributes:
+        lora: ||W - B A||_F / ||W||_F for the best B A (equation 8).
+        randlora: ||W - sum||_F / ||W||_F for the fitted sum of equation 4.
+        bound: n epsilon / ||W||_F of equation 7, where epsilon is the largest error of a segment of the decomposition,
+            each fitted with its own bases (equation 6).
+        orthonormal: The same as ``randlora`` for orthonormal bases and an A of signs, by what leads the bases.
+    """
+
+    layer: str
+    shape: tuple[int, int]
+    lora: float
+    randlora: float
+    bound: float
+    lora_parameters: int
+    randlora_parameters: int
+    orthonormal: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Relative errors by name: ``lora``, ``randlora``, and the orthonormal bases."""
+        return {"lora": self.lora, "randlora": self.randlora, **self.orthonormal}
+
+    def as_row(self) -> dict[str, Any]:
+        """Return a table row."""
+        own = {name: value for name, value in vars(self).items() if name != "orthonormal"}
+        return own | {"shape": " x ".join(map(str, self.shape))} | dict(self.orthonormal)
+
+
+def combined(b: Tensor, a: Tensor, lambdas: Tensor, gammas: Tensor) -> Tensor:
+    """Return sum_j B_j diag(lambda_j) A diag(gamma_j), (D, d), of B (D, n, r), A (r, d), lambda (n, r) and gamma."""
+    inner = torch.einsum("nr,rd,nd->nrd", lambdas, a, gammas)
+    return b.flatten(1) @ inner.flatten(0, 1)
+
+
+def fit(w: Tensor, b: Tensor, a: Tensor, sweeps: int = 100, tolerance: float = 1e-4) -> Fitted:
+    """Fit lambda and gamma to a matrix (D, d) by alternating least squares.
+
+    Args:
+        w: Matrix.
+        b: Bases (D, n, r).
+        a: Shared basis (r, d).
+        sweeps: Maximum number of sweeps over both.
+        tolerance: Relative decrease of the error per sweep below which the fit stops.
+    """
+    w, b, a = w.double(), b.double(), a.double()
+    _, count, rank = b.shape
+    flat = b.flatten(1)
+    products, gram, norm = flat.T @ w, flat.T @ flat, float(w.norm())
+    lambdas, gammas = torch.ones(count, rank, dtype=w.dtype), torch.zeros(count, w.shape[1], dtype=w.dtype)
+    errors = [1.0 if norm > 0 else 0.0]
+    for _ in range(sweeps if norm > 0 else 0):
+        gammas = _gammas(products, gram, a, lambdas)
+        lambdas = _lambdas(products, gram, a, gammas)
+        size = lambdas.square().mean().sqrt()  # only the product is determined, so keep both on one scale
+        lambdas, gammas = lambdas / size, gammas * size
+        errors.append(float((w - combined(b, a, lambdas, gammas)).norm()) / norm)
+        if errors[-2] - errors[-1] < tolerance * errors[-1]:
+            break
+    return Fitted(lambdas, gammas, errors)
+
+
+def _gammas(products: Tensor, gram: Tensor, a: Tensor, lambdas: Tensor) -> Tensor:
+    """Solve W[:, c] = sum_j gamma_j[c] B_j (lambda_j * A[:, c]) for gamma (n, d), for each column c and fixed lambda.
+
+    ``products`` are B^T W, (n r, d), and ``gram`` is B^T B, (n r, n r).
+    """
+    count, rank = lambdas.shape
+    width = a.shape[1]
+    blocks = gram.view(count, rank, count, rank)
+    scaled = lambdas[:, :, None] * a  # (n, r, d)
+    right = (scaled * products.view(count, rank, width)).sum(1).T  # (d, n)
+    found = torch.empty(count, width, dtype=a.dtype)
+    for start in range(0, width, 64):  # limits the memory
+        part = scaled[:, :, start : start + 64]
+        half = torch.einsum("nrms,msc->cnrm", blocks, part)
+        normal = torch.einsum("nrc,cnrm->cnm", part, half)
+        found[:, start : start + 64] = _solve(normal, right[start : start + 64]).T
+    return found
+
+
+def _lambdas(products: Tensor, gram: Tensor, a: Tensor, gammas: Tensor) -> Tensor:
+    """Solve W = sum_ji lambda_ji b_ji (A_i * gamma_j)^T for lambda (n, r), for fixed gamma."""
+    count, rank = len(gammas), len(a)
+    rows = (a[None] * gammas[:, None]).flatten(0, 1)  # (n r, d)
+    normal = gram * (rows @ rows.T)
+    return _solve(normal[None], (products * rows).sum(1)[None])[0].view(count, rank)
+
+
+def _solve(normal: Tensor, right: Tensor) -> Tensor:
+    """Return the solutions (b, k) of positive semidefinite systems (b, k, k)."""
+    mean = normal.diagonal(dim1=1, dim2=2).mean(1)
+    ridge = (RIDGE * mean).clamp_min(torch.finfo(normal.dtype).tiny)
+    factor, info = torch.linalg.cholesky_ex(
+        normal + ridge[:, None, None] * torch.eye(normal.shape[1], dtype=normal.dtype)
+    )
+    if info.any():  # singular beyond the ridge
+        least: Tensor = torch.linalg.lstsq(normal, right[..., None], driver="gelsd").solution
+        return least[..., 0]
+    solution: Tensor = torch.cholesky_solve(right[..., None], factor)
+    return solution[..., 0]
+
+
+def segments(w: Tensor, b: Tensor, a: Tensor, sweeps: int = 10) -> list[float]:
+    """Return ||U_j Sigma_j V_j^T - B_j Lambda_j A Gamma_j||_F for each of the n segments of the SVD (equation 6)."""
+    u, values, v = torch.linalg.svd(w.double(), full_matrices=False)
+    rank = b.shape[2]
+    found = []
+    for j in range(b.shape[1]):
+        part = slice(j * rank, (j + 1) * rank)
+        segment = u[:, part] * values[part] @ v[part]
+        found.append(fit(segment, b[:, j : j + 1], a, sweeps).error * float(segment.norm()))
+    return found
+
+
+def represent(
+    layer: str,
+    update: Tensor,
+    lora: LoRA,
+    randlora: RandLoRA,
+    bases: Bases,
+    sweeps: int = 100,
+    leads: Mapping[str, Tensor | None] | None = None,
+) -> LayerFit:
+    """Return the errors of the best LoRA and of a fitted RandLoRA on one update (out, in).
+
+    Args:
+        layer: Name of the layer.
+        update: Update (out, in).
+        lora: LoRA with its rank.
+        randlora: RandLoRA with its rank, of the full variant.
+        bases: Its dense bases, at least as large as this layer needs.
+        sweeps: Most sweeps of the fit.
+        leads: By name, the directions (larger side, k) that lead orthonormal bases, or None for random ones.
+    """
+    shape = WeightShape(layer, *update.shape)
+    w = tall(update)
+    rank, count = randlora.rank_of(shape), randlora.bases_of(shape)
+    b, a = bases.B[: shape.large, :count, :rank], bases.A[0, :rank, : shape.small]
+    norm = float(w.double().norm())
+    fitted = fit(w, b, a, sweeps)
+    epsilon = max(segments(w, b, a), default=0.0)
+    return LayerFit(
+        layer, (shape.out_features, shape.in_features), truncated(w, lora.rank_of(shape)).error, fitted.error,
+        count * epsilon / norm if norm > 0 else 0.0, lora.count(shape), randlora.count(shape),
+        {name: remaining(w, orthonormal(b, lead), a.sign()) for name, lead in (leads or {}).items()},
+    )  # fmt: skip
+
+
+def mean_error(fits: list[LayerFit], which: str) -> float:
+    """Return the root mean square of the relative errors over layers, of one of `LayerFit.errors`."""
+    return math.sqrt(sum(one.errors[which] ** 2 for one in fits) / max(1, len(fits)))
+
+
+def represent_figure(fits: Mapping[int, list[LayerFit]], title: str) -> Figure:
+    """Plot the error over all layers by number of parameters, and the error of each layer at the largest budget."""
+    figure = new_figure(11.5, 4.8, title)
+    budgets, layers = figure.subplots(1, 2, sharey=True)
+    largest = fits[max(fits)]
+    numbers = range(1, len(largest) + 1)
+    names = list(dict.fromkeys(["randlora", *largest[0].errors]))
+    for which, color in colors(names).items():
+        counter = "lora_parameters" if which == "lora" else "randlora_parameters"
+        counts = [sum(getattr(one, counter) for one in each) for each in fits.values()]
+        errors = [mean_error(each, which) for each in fits.values()]
+        label = LABELS.get(which, f"RandLoRA, {which}")
+        style: dict[str, Any] = (
+            {"marker": "o"} if which in LABELS else {"marker": "s", "markersize": 3, "linestyle": "--"}
+        )
+        budgets.plot(counts, errors, color=color, label=for_figure(label), **style)
+        if which in LABELS:
+            layers.plot(numbers, [one.errors[which] for one in largest], marker="o", markersize=4, color=color)
+    budgets.set(xscale="log", xlabel="trained parameters", ylabel="relative error (Frobenius)", ylim=(0, 1.05))
+    budgets.set_title("all layers: root of the mean square", fontsize=10)
+    layers.set(xlabel="layer, in the model's order")
+    layers.set_title(f"each layer, at the budget of LoRA rank {max(fits)}", fontsize=10)
+    for axes in (budgets, layers):
+        axes.grid(alpha=0.3)
+    budgets.legend(loc="lower left", fontsize=9)
+    footnote(figure, NOTE)
+    return figure

@@ -1,0 +1,160 @@
+"""Plain classifiers beside the methods of a sweep: they show which tasks need no pretrained model."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from randlora_pl.lab.report.baselines import FILE, MOST, SIDE, Baseline, read_baselines
+from randlora_pl.language import LabelledTexts
+from randlora_pl.language.metrics.glue_metrics import grades
+from randlora_pl.sweep.expand import data_of
+from randlora_pl.sweep.plan import Trial
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.atomic_output import disk_errors, write_text
+from randlora_pl.utils.files.lease import acquired, lease_on
+
+log = logging.getLogger("randlora_pl")
+
+
+def measure(folder: Path, cells: Sequence[Trial]) -> None:
+    """Measure the baselines of these cells that the folder does not have yet, unless another process does."""
+    lease = lease_on(folder / "locks" / "baselines.lock")
+    with disk_errors(folder, ""):
+        if not acquired(lease):
+            return
+    try:
+        found = read_baselines(folder, log.warning)
+        done = {(one.dataset, one.budget, one.seed) for one in found}
+        failed: set[tuple[str, str]] = set()
+        for cell in measured_with(cells):
+            _, dataset, budget, _, seed = cell.labels
+            if (dataset, budget, seed) in done or (dataset, budget) in failed:
+                continue
+            try:
+                rows = [Baseline(dataset, budget, seed, *row) for row in baselines_of(cell)]
+            except (UserError, OSError, ValueError) as error:
+                log.warning("no baselines for %s: %s", dataset, error)
+                failed.add((dataset, budget))
+                continue
+            found += rows
+            for row in rows:
+                log.info("%s, %s, seed %s: %s %.1f %%", dataset, budget, seed, row.name, 100 * row.score)
+            with disk_errors(folder, ""):
+                lines = ",\n".join(json.dumps(asdict(one)) for one in found)
+                write_text(folder / FILE, f"[\n{lines}\n]\n")
+    finally:
+        lease.release()
+
+
+def measured_with(cells: Iterable[Trial]) -> list[Trial]:
+    """Return a cell for each dataset, budget and seed; all training samples are the same for every seed, so for one."""
+    found: dict[tuple[str, str], dict[int, Trial]] = {}
+    for cell in cells:
+        if not cell.untrained:
+            found.setdefault((cell.labels.dataset, cell.labels.budget), {}).setdefault(cell.labels.seed, cell)
+    return [
+        by_seed[seed]
+        for (_, budget), by_seed in found.items()
+        for seed in sorted(by_seed)[: 1 if budget == "100%" else None]
+    ]
+
+
+def baselines_of(cell: Trial) -> Iterator[tuple[str, float, int, int]]:
+    """Yield name, score, training samples and how many there are, for the data of a cell."""
+    data = data_of({**cell.tree, "data": cell.tree["data"] | {"seed": cell.labels.seed}})
+    limit = cell.tree.get("trainer", {}).get("limit_test_batches")
+    tests = limit * data.eval_batch_size if isinstance(limit, int) and limit > 0 else None
+    return of_texts(data, tests) if isinstance(data, LabelledTexts) else of_images(data, tests)
+
+
+def of_images(data: Any, tests: int | None = None) -> Iterator[tuple[str, float, int, int]]:
+    """Yield the accuracies of logistic regression and of the nearest neighbor on raw pixels.
+
+    Args:
+        data: An `ImageData`; other data have none.
+        tests: Largest number of test images, the first ones.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if getattr(data, "unit", "") != "images":
+        return
+    data.setup()
+    images, labels = {}, {}
+    for split in ("train", "test"):
+        samples = data.samples(split)
+        rows, labels[split] = np.asarray(samples.rows), np.asarray(samples.labels)
+        first = _small(samples.images.load(int(rows[0])))
+        keep = _drawn(len(rows), first.size, data.seed) if split == "train" else np.arange(len(rows))[:tests]
+        images[split] = [_small(samples.images.load(row)) for row in rows[keep].tolist()]
+        labels[split] = labels[split][keep]
+    if len({image.shape for some in images.values() for image in some}) > 1:
+        images = {split: [_square(image) for image in some] for split, some in images.items()}
+    pixels = {split: np.stack(some).reshape(len(some), -1).astype(np.float64) for split, some in images.items()}
+    keep, whole = _drawn(*pixels["train"].shape, data.seed), len(data.samples("train").rows)
+    train = pixels["train"][keep], labels["train"][keep]
+    logistic = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    for name, model in (("logistic regression", logistic), ("1-nearest neighbor", KNeighborsClassifier(1))):
+        score = _fitted(model, *train).score(pixels["test"], labels["test"])
+        yield f"{name} (raw pixels)", float(score), len(train[0]), whole
+
+
+def of_texts(data: LabelledTexts, tests: int | None = None) -> Iterator[tuple[str, float, int, int]]:
+    """Yield the scores of a constant answer, and of logistic or ridge regression on the words.
+
+    Args:
+        data: The texts.
+        tests: Largest number of test texts, the first ones.
+
+    Raises:
+        UserError: The test texts are missing.
+    """
+    from sklearn.dummy import DummyClassifier, DummyRegressor
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+
+    splits = data.examples()
+    if "test" not in splits:
+        files = f"train.{data.dataset} and test.{data.dataset}"
+        raise UserError(f"{data.root} has no test texts. Set data.root to a folder with {files}.")
+    texts = {split: [" ".join(parts) for parts in splits[split].sentences] for split in ("train", "test")}
+    constant, words = (
+        (DummyRegressor(), Ridge()) if data.scores else (DummyClassifier(), LogisticRegression(max_iter=2000))
+    )
+    names = ("mean score", "ridge regression") if data.scores else ("largest class", "logistic regression")
+    labels, count = splits["train"].labels, len(texts["train"])
+    for name, model in ((names[0], constant), (f"{names[1]} (words)", make_pipeline(TfidfVectorizer(), words))):
+        predicted = _fitted(model, texts["train"], labels).predict(texts["test"][:tests])
+        yield name, grades(data.metric, predicted.tolist(), splits["test"].labels[:tests])[data.metric], count, count
+
+
+def _drawn(count: int, size: int, seed: int) -> Any:
+    """Return the numbers of as many images as have at most `MOST` values; drawn in random order if that is not all."""
+    most = max(1, MOST // size)
+    return np.arange(count) if count <= most else np.random.default_rng(seed).permutation(count)[:most]
+
+
+def _fitted(model: Any, samples: Any, labels: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has not converged
+        return model.fit(samples, labels)
+
+
+def _small(image: Any) -> Any:
+    return image if max(image.shape[:2]) <= SIDE else _square(image)
+
+
+def _square(image: Any) -> Any:
+    from PIL import Image
+
+    whole = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).convert("RGB")
+    return np.asarray(whole.resize((SIDE, SIDE), Image.Resampling.BICUBIC))

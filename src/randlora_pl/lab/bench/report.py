@@ -1,0 +1,223 @@
+"""Measured steps as a table, Markdown, JSON and pictures."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from randlora_pl.lab.bench.steps import Measured
+from randlora_pl.lab.bench.sweeps import Reading
+from randlora_pl.lab.bench.timing import Spread
+from randlora_pl.utils.files.atomic_output import atomic_file, write_text
+from randlora_pl.utils.text.csv_text import csv_text
+from randlora_pl.utils.text.tables import markdown_table
+
+COLOURS = {
+    "full": "#7f7f7f",
+    "lora": "#aec7e8",
+    "randlora": "#1f77b4",
+    "randlora-hadamard": "#17becf",
+    "randlora-ternary": "#9467bd",
+    "randlora-ternary-dense": "#4b2e83",
+    "randlora-low": "#17557a",
+    "dora": "#98df8a",
+    "vera": "#2ca02c",
+    "nola": "#c5b0d5",
+    "peft-dora": "#f7b6d2",
+    "peft-vera": "#8c564b",
+    "peft-lora": "#ffbb78",
+    "peft-randlora": "#d62728",
+}
+"""Colors: cold for our methods, warm for PEFT's."""
+
+
+def significant(value: float) -> str:
+    """Return a number with three significant digits and no exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _spread(spread: Spread | None, factor: float = 1.0) -> str:
+    if spread is None:
+        return ""
+    low, median, high = (significant(factor * value) for value in (spread.low, spread.median, spread.high))
+    return f"{median} ({low}..{high})"
+
+
+def _mega(size: int | None) -> str:
+    return f"{size / 1e6:,.0f}" if size and size >= 1e7 else f"{size / 1e6:.2f}" if size else ""
+
+
+def _ratio(one: Measured, names: Mapping[str, str], results: Sequence[Measured]) -> Spread | None:
+    """Return the seconds of a case relative to the one that it is compared with, if there is one."""
+    return one.ratio(next((other for other in results if other.name == names.get(one.name)), None))
+
+
+def cells(
+    results: Sequence[Measured], bases: Mapping[str, str], peers: Mapping[str, str], base: str
+) -> tuple[list[str], list[list[str]]]:
+    """Return the table of some results: titles and rows; columns without a value are left out.
+
+    Args:
+        results: In order.
+        bases: Bases of the comparison, by name.
+        peers: Counterparts of PEFT, by name.
+        base: Title of the first comparison.
+    """
+    header = ["method", "trained", "ms a step", base, "of PEFT's", "saved MB", "GPU MB", "RSS MB", "GFLOP"]
+    header += ["% of peak", ""]
+    rows = []
+    for one in results:
+        fraction = one.of_peak()
+        rows.append([
+            one.label,
+            f"{one.trained:,}" if one.trained else "",
+            _spread(one.spread(), 1000),
+            _spread(_ratio(one, bases, results)),
+            _spread(_ratio(one, peers, results)),
+            _mega(one.saved),
+            _mega(one.peak),
+            _mega(one.rss),
+            significant(one.flops / 1e9) if one.flops else "",
+            f"{100 * fraction.median:.0f}" if fraction else "",
+            one.problem,
+        ])  # fmt: skip
+    used = [column for column, title in enumerate(header) if title == "method" or any(row[column] for row in rows)]
+    return [header[column] for column in used], [[row[column] for column in used] for row in rows]
+
+
+def sweep_cells(readings: Sequence[Reading], sweep: str) -> tuple[list[str], list[list[str]]]:
+    """Return the table of one sweep: a row for each value, a column for each method."""
+    here = [reading for reading in readings if reading.sweep == sweep]
+    names = list(dict.fromkeys(one.name for reading in here for one in reading.methods))
+    labels = {one.name: _without_rank(one, reading) for reading in here for one in reading.methods}
+    rows = []
+    for reading in here:
+        found = {one.name: one for one in reading.methods}
+        values = [reading.text, f"{reading.point.bases:,}"]
+        rows.append(values + [_brief(found.get(name), found.get("full")) for name in names])
+    return [sweep, "bases", *(labels[name] for name in names)], rows
+
+
+def _without_rank(one: Measured, reading: Reading) -> str:
+    """Return a label for all points of a sweep: where the rank changes, it is left out."""
+    return one.label.replace(f"-{reading.point.rank}", "") if reading.sweep == "rank" else one.label
+
+
+def _brief(one: Measured | None, full: Measured | None) -> str:
+    """Return the text of a cell: milliseconds, ratio to full fine-tuning and memory."""
+    spread = one.spread() if one else None
+    if one is None or spread is None:
+        return one.problem if one else ""
+    ratio = one.ratio(full)
+    times = f", {ratio.median:.2f}" if ratio and one is not full else ""
+    return f"{significant(1000 * spread.median)} ms{times}, {_mega(one.peak or one.saved) or 0} MB"
+
+
+def markdown(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], command: str) -> str:
+    """Return the table for a README, with the machine and the command that made it."""
+    return "\n".join([f"{title}, by `{command}`:", "", *markdown_table(header, rows)]) + "\n"
+
+
+def as_json(results: Sequence[Measured], bases: Mapping[str, str], peers: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return every value of every round, and the ratios."""
+    found = []
+    for one in results:
+        ratios = {"times_base": _ratio(one, bases, results), "times_peer": _ratio(one, peers, results)}
+        row = asdict(one) | {key: asdict(ratio) if ratio else None for key, ratio in ratios.items()}
+        fraction = one.of_peak()
+        found.append(row | {"of_peak": fraction.median if fraction else None})
+    return found
+
+
+def bars(title: str, results: Sequence[Measured], bases: Mapping[str, str], base: str) -> Figure:
+    """Return milliseconds per step with their extremes and ratios, beside the memory."""
+    shown = [one for one in results if one.seconds]
+    figure = Figure(figsize=(11, 1.2 + 0.5 * max(1, len(shown))), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    times, memory = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    positions = range(len(shown))
+    colours = [COLOURS.get(one.name, "#1f77b4") for one in shown]
+    medians, errors, highest = _milliseconds(shown)
+    times.barh(positions, medians, xerr=errors, color=colours, capsize=3)
+    times.set_yticks(positions, [one.label for one in shown])
+    times.invert_yaxis()
+    times.set_xlabel(f"milliseconds per step, median and extremes, with the ratio {base}")
+    for position, (one, high) in enumerate(zip(shown, highest, strict=True)):
+        if ratio := _ratio(one, bases, shown):
+            times.annotate(f" {ratio.median:.2f}", (high, position), va="center", fontsize=9)
+    times.margins(x=0.12)
+    on_gpu = any(one.peak for one in shown)
+    memory.barh(positions, [(one.peak or 0 if on_gpu else one.saved) / 1e6 for one in shown], color=colours)
+    memory.set_xlabel("MB allocated at the peak" if on_gpu else "MB kept for the backward pass")
+    return figure
+
+
+def _milliseconds(results: Sequence[Measured]) -> tuple[list[float], list[list[float]], list[float]]:
+    """Return the medians of some steps, how far their extremes lie below and above, and the greatest."""
+    spreads = [Spread.of([1000 * value for value in one.seconds]) for one in results]
+    errors = [[spread.median - spread.low for spread in spreads], [spread.high - spread.median for spread in spreads]]
+    return [spread.median for spread in spreads], errors, [spread.high for spread in spreads]
+
+
+def curves(title: str, readings: Sequence[Reading]) -> Figure:
+    """Return a column of panels for each sweep: milliseconds above, memory below, logarithmic."""
+    sweeps = list(dict.fromkeys(reading.sweep for reading in readings))
+    figure = Figure(figsize=(1.5 + 4 * max(1, len(sweeps)), 7.5), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    panels = figure.subplots(2, max(1, len(sweeps)), squeeze=False)
+    for column, sweep in enumerate(sweeps):
+        here = [reading for reading in readings if reading.sweep == sweep]
+        for name in dict.fromkeys(one.name for reading in here for one in reading.methods):
+            line = [(r, one) for r in here for one in r.methods if one.name == name and one.seconds]
+            if not line:
+                continue
+            x = [reading.point.bases if sweep == "rank" else reading.value for reading, _ in line]
+            medians, errors, _ = _milliseconds([one for _, one in line])
+            style: dict[str, Any] = {"color": COLOURS[name], "marker": "o", "markersize": 4}
+            style["label"] = _without_rank(line[0][1], line[0][0])
+            panels[0, column].errorbar(x, medians, errors, capsize=2, **style)
+            panels[1, column].plot(x, [(one.peak or one.saved) / 1e6 for _, one in line], **style)
+        at = sorted((r.point.bases, f"{r.point.bases:,}") if sweep == "rank" else (r.value, r.text) for r in here)
+        for panel in panels[:, column]:
+            panel.set(xscale="log", xlabel="number of bases" if sweep == "rank" else sweep)
+            panel.set_xticks([value for value, _ in at], [text for _, text in at])
+            panel.set_xticks([], minor=True)
+            _scale(panel)
+    panels[0, 0].set_ylabel("milliseconds, forward and backward")
+    on_gpu = any(one.peak for reading in readings for one in reading.methods)
+    panels[1, 0].set_ylabel("MB allocated at the peak" if on_gpu else "MB kept for the backward pass")
+    if readings:
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize=9)
+    return figure
+
+
+def _scale(panel: Any) -> None:
+    """Logarithmic where the values span more than a factor of ten; from zero otherwise."""
+    found = [value for line in panel.get_lines() for value in line.get_ydata() if value > 0]
+    if found and max(found) > 10 * min(found):
+        panel.set_yscale("log")
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    else:
+        panel.set_ylim(0, 1.1 * max(found, default=1))
+    panel.grid(alpha=0.3)
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Draw a PNG file."""
+    with atomic_file(path) as stream:
+        figure.savefig(stream, format="png", dpi=120)
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write JSON for readers of any language; what could not be measured is null."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rows of equal keys."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    write_text(path, csv_text([keys, *([row.get(key) for key in keys] for row in rows)]))

@@ -1,0 +1,237 @@
+"""Plots: differences to a reference, accuracy against parameters as the paper's Figure 1, and memory."""
+
+import re
+from collections.abc import Sequence
+from math import nan
+from statistics import fmean
+from textwrap import fill
+from typing import Any, Literal
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from randlora_pl.lab.report.document import Picture, many
+from randlora_pl.lab.report.results import Results
+from randlora_pl.lab.report.sections.accuracy import identifier
+from randlora_pl.lab.report.sections.paper_comparison import Beside
+from randlora_pl.lab.report.sections.reference import Reference
+from randlora_pl.lab.report.statistics import Estimate
+from randlora_pl.sweep.description import is_zero_shot
+
+COLOURS = (
+    *("#2f7fd1", "#d9711c", "#2a9d5c", "#c154a8", "#80868f", "#8a6bd6", "#d24b4b", "#1a8f9a"),
+    *("#a9744f", "#7f8a14", "#d8588a", "#5b7fa6"),
+)
+"""Readable on white and on a dark page: every one has a contrast of at least 3 to both."""
+WIDTH = 4.6
+"""Inches: words stay readable on a phone, where a plot is shrunk to the screen."""
+MARKERS = "osD^vP*Xhp<>"
+BARS = "bars are 95 % confidence intervals over seeds (none for one seed)"
+INK = "#6f7580"
+"""Axes and words in PNG and SVG files; a page shows them in its own colour instead."""
+
+
+def style(results: Results, method: str) -> dict[str, Any]:
+    """Colour and marker of a method, the same in every plot; of many methods no two have both in common."""
+    position = results.plan.methods.index(method)
+    marker = MARKERS[(position + position // len(COLOURS)) % len(MARKERS)]
+    thick = 2.4 if results.is_randlora(method) else 1.5
+    return {"color": COLOURS[position % len(COLOURS)], "marker": marker, "linewidth": thick}
+
+
+def difference_picture(results: Results, beside: Beside, here: Reference) -> Picture:
+    """Draw the difference of each method to a reference: a dot with its interval for each budget.
+
+    Printed differences over the same datasets are hollow.
+    """
+    budgets = [b for b in results.trained_budgets(here.model) if any(one.of_budget(b) for one in here.pairs.values())]
+    step = 0.8 / len(budgets)
+    names = [fill(method, 24) for method in here.pairs]
+    figure = Figure(figsize=(WIDTH, _height(names, len(budgets)) + 0.8), layout="constrained")
+    panel = figure.subplots()
+    handles: list[Any] = []
+    described_lines, hollow = dict.fromkeys(here.pairs, ""), ""
+    for number, budget in enumerate(budgets):
+        look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": "none", "markersize": 4.5}
+        look["marker"] = MARKERS[number % len(MARKERS)]
+        found = [(n, method, one.of_budget(budget)) for n, (method, one) in enumerate(here.pairs.items())]
+        points = [(n + step * (number - (len(budgets) - 1) / 2), method, e) for n, method, e in found if e]
+        x, y = [estimate.mean for *_, estimate in points], [place for place, *_ in points]
+        halves = [_bar(estimate) for *_, estimate in points]
+        handles.append(panel.errorbar(x, y, xerr=halves, label=budget, elinewidth=1.3, capsize=2, **look))
+        for place, method, estimate in points:
+            half = "" if estimate.half is None else f" ± {estimate.half:.1f}"
+            described_lines[method] += f" {budget} {estimate.mean:+.1f}{half}"
+            shared = [dataset for dataset, b in here.pairs[method].cells if b == budget]
+            printed = [beside.average(here.model, budget, name, shared) for name in (method, here.method)]
+            if printed[0] and printed[1]:
+                hollow = "published" if printed[0].cells[0].source else "the paper's"
+                panel.plot([printed[0].value - printed[1].value], [place], fillstyle="none", **look)
+    if hollow:
+        empty: dict[str, Any] = look | {"marker": "o", "fillstyle": "none", "color": INK}
+        handles += panel.plot([], [], label=f"{hollow}, same datasets", **empty)
+    panel.axvline(0, color=INK, linewidth=1)
+    for line in range(1, len(here.pairs)):
+        panel.axhline(line - 0.5, color=INK, linewidth=0.5, alpha=0.3)
+    panel.set_yticks(range(len(names)), names)
+    panel.set_ylim(len(here.pairs) - 0.5, -0.5)
+    panel.xaxis.set_major_locator(MaxNLocator(6))
+    panel.set_xlabel(fill(f"difference to {here.method}, points", 44))
+    legend(figure, handles, grid="x")
+    many_of = max(len(one.by_dataset) for one in here.pairs.values())
+    over = f"{many(many_of, 'dataset')}" if many_of > 1 else "seeds"
+    caption = f"{here.model}: difference to {here.method} in points of {results.measured}, with 95 % confidence "
+    caption += f"intervals over {over}; a dot without one has a single value."
+    described = "; ".join(f"{method}{text}" for method, text in described_lines.items())
+    return Picture(f"differences-{identifier(here.model)}", caption, f"{described}.", figure)
+
+
+def memory_picture(results: Results, model: str) -> Picture | None:
+    """Draw the peak memory of each method on a GPU; None without any: on a CPU the program takes most of it."""
+    found: dict[str, list[float]] = {}
+    for run in results.sweep.finished:
+        value = run.number("peak_memory_bytes")
+        if value and run.key.model == model and run.device != "cpu" and not is_zero_shot(run.key.method):
+            found.setdefault(run.key.method, []).append(value / 1e9)
+    memory = {method: fmean(found[method]) for method in results.plan.methods if method in found}
+    if not memory:
+        return None
+    names = [fill(method, 24) for method in memory]
+    figure = Figure(figsize=(WIDTH, _height(names, 1) + 0.7), layout="constrained")
+    panel = figure.subplots()
+    _bars(panel, results, memory, "peak memory in training, GB")
+    legend(figure, [], grid="x")
+    caption = f"{model}: peak memory in training on a GPU, mean over the runs of each method."
+    described = "; ".join(f"{method} {value:.2f} GB" for method, value in memory.items())
+    return Picture(f"memory-{identifier(model)}", caption, f"{described}.", figure)
+
+
+def parameter_picture(results: Results, family: str, models: Sequence[str]) -> Picture | None:
+    """Draw accuracy against trained parameters of a family, a line for each kind of adapter; None without any.
+
+    At the largest budget that has results, over the datasets that every method of a model has there.
+    """
+    figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
+    panel = figure.subplots()
+    handles: dict[str, Any] = {}
+    described_lines, named = [], []
+    ends, fills = ["-", "--", "-.", ":"], ["full", "none", "left", "bottom"]  # of the first model, the second ...
+    for number, model in enumerate(models):
+        budgets = [b for b in results.trained_budgets(model) if results.common(model, [b])[0]]
+        if not budgets:
+            continue
+        budget = budgets[-1]
+        shared, left_out = results.common(model, [budget])
+        kinds: dict[str, list[tuple[int, str, Any]]] = {}
+        for method in results.methods(model, budget):
+            size, average = results.parameters(model, method), results.average(model, budget, method, tuple(shared))
+            if size and average:
+                kinds.setdefault(_line(results, method), []).append((size, method, average.estimate))
+        at = _apart({method: size for points in kinds.values() for size, method, _ in points})
+        for points in kinds.values():
+            points.sort(key=lambda point: point[0])
+            look = style(results, points[0][1]) | {"linestyle": ends[number % 4]}
+            panel.plot([at[p[1]] for p in points], [p[2].mean for p in points], **(look | {"marker": "", "alpha": 0.6}))
+            for size, method, estimate in points:
+                mark = style(results, method) | {"linewidth": 1.2, "linestyle": "none", "fillstyle": fills[number % 4]}
+                drawn = panel.errorbar([at[method]], [estimate.mean], [_bar(estimate)], capsize=2, label=method, **mark)
+                handles.setdefault(method, drawn)
+                described_lines.append(f"{model} {method}: {size:,} parameters, {estimate.mean:.1f} %")
+        left = f"; left out: {', '.join(left_out)}" if left_out else ""
+        named.append(f"{model} at {budget} ({many(len(shared), 'dataset')}{left})")
+    if not described_lines:
+        return None
+    if len(named) > 1:
+        for number, model in enumerate(models):
+            look = {"linestyle": ends[number % 4], "fillstyle": fills[number % 4], "marker": "o", "linewidth": 1.5}
+            handles[model] = panel.plot([], [], color=INK, label=model, **look)[0]
+    _log_axis(panel)
+    panel.set(xlabel="trained parameters", ylabel=f"test {results.measured}, %")
+    legend(figure, list(handles.values()))
+    caption = f"{family}: {results.measured} against trained parameters, {', '.join(named)}; {BARS}. "
+    caption += "Methods of nearly equal size are drawn side by side, at most 20 % from their place."
+    return Picture(f"parameters-{identifier(family)}", caption, f"{'; '.join(described_lines)}.", figure)
+
+
+def _apart(sizes: dict[str, int]) -> dict[str, float]:
+    """Return where to draw sizes on a logarithmic axis: nearly equal ones side by side, within a factor of 1.4."""
+    groups: list[list[str]] = []
+    for method in sorted(sizes, key=sizes.__getitem__):
+        if groups and sizes[method] <= 1.1 * sizes[groups[-1][0]]:
+            groups[-1].append(method)
+        else:
+            groups.append([method])
+    return {
+        method: sizes[method] if last == 0 else sizes[group[0]] * min(1.15, 1.4 ** (1 / last)) ** (n - last / 2)
+        for group, last in ((group, len(group) - 1) for group in groups)
+        for n, method in enumerate(group)
+    }
+
+
+def _height(names: Sequence[str], marks: int) -> float:
+    """Return the inches of rows that each have a name of some lines, and some marks below each other."""
+    lines = max(marks, *(name.count("\n") + 1 for name in names))
+    return len(names) * max(0.3, 0.15 * lines + 0.08)
+
+
+def _bar(estimate: Estimate) -> float:
+    """Half of the interval; not a number, which draws nothing, where there is none: a bar of no length would lie."""
+    return nan if estimate.half is None else estimate.half
+
+
+def _line(results: Results, method: str) -> str:
+    """Return the methods of one line: the same adapter at other ranks, but not variants with a name of their own.
+
+    The part of a label in brackets, such as ``(matched to RandLoRA-6)``, is about the rank.
+    """
+    words = re.sub(r"[\W\d_]+", " ", re.sub(r"\([^)]*\)", " ", method)).split()
+    return " ".join([results.kind(method), *words])
+
+
+def legend(figure: Figure, handles: list[Any], grid: Literal["both", "x"] = "both") -> None:
+    """Draw the legend below, in as many columns as fit; axes and text in one color."""
+    longest = max((len(handle.get_label()) for handle in handles), default=0)
+    columns = 5 if longest < 9 else 3 if longest < 15 else 2 if longest < 30 else 1
+    if handles:
+        look: dict[str, Any] = {"fontsize": 8, "frameon": False, "labelcolor": INK, "ncols": columns}
+        figure.legend(handles=handles, loc="outside lower center", **look)
+    figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(handles) // columns))
+    figure.set_layout_engine("constrained", rect=(0.01, 0.01, 0.98, 0.98))
+    for panel in figure.axes:
+        panel.grid(alpha=0.25, color=INK, axis=grid)
+        panel.set_axisbelow(True)
+        panel.tick_params(colors=INK, which="both", labelsize=9)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.spines[["left", "bottom"]].set_color(INK)
+        for words in (panel.xaxis.label, panel.yaxis.label):
+            words.set(color=INK, fontsize=9)
+
+
+def _log_axis(panel: Any) -> None:
+    panel.set_xscale("log")
+    low, high = panel.get_xlim()
+    low, high = (low / 1.6, high * 1.6) if high / low < 3 else (low, high)  # room for more than one tick
+    panel.set_xlim(low, high)
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+    panel.xaxis.set_minor_formatter(NullFormatter())
+
+
+def short_count(value: float) -> str:
+    """``5.2M``, ``141k``."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:g}"
+
+
+def _bars(panel: Any, results: Results, memory: dict[str, float], title: str) -> None:
+    positions = range(len(memory))
+    panel.barh(positions, memory.values(), color=[style(results, method)["color"] for method in memory], height=0.7)
+    panel.set_yticks(positions, [fill(method, 24) for method in memory])
+    panel.invert_yaxis()
+    panel.set_xlabel(title)
+    panel.set_xlim(0, 1.15 * max(memory.values()))
+    panel.xaxis.set_major_locator(MaxNLocator(4))
+    for position, value in zip(positions, memory.values(), strict=True):
+        panel.annotate(f" {value:.2f}", (value, position), va="center", fontsize=8, color=INK)

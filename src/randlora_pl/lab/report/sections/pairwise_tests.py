@@ -1,0 +1,263 @@
+"""Method against method: one difference for each pair with its interval, and a verdict where one can be given."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from statistics import fmean, mode
+
+import numpy as np
+
+from randlora_pl.lab.report.document import Table, TableCell, many, row
+from randlora_pl.lab.report.plan import Key
+from randlora_pl.lab.report.results import Results
+from randlora_pl.lab.report.sections.rates import Rates
+from randlora_pl.lab.report.statistics import Crossed, Estimate, holm, sign_flip_test
+from randlora_pl.sweep.description import is_zero_shot
+
+EQUAL = 1.1
+"""Up to this ratio two numbers of trained parameters count as equal."""
+COMPARABLE = 1.5
+"""Largest size ratio of a pair compared at the start of the report: the paper's own matches are up to 35 % off."""
+SEEDS = 5
+"""Fewer common seeds give no verdict."""
+DATASETS = 6
+"""Fewer datasets cannot give p < 0.05, since the signs of n differences have 2**n patterns."""
+SAMPLES = 100
+"""Fewer test samples of a single dataset give no verdict: one of them is more than a point."""
+DIFFERING = 10
+"""Fewer test samples on which two methods differ give no verdict, since the p of the t-test is too small for them."""
+LEVEL = 0.05
+
+RULE = (
+    "A difference is paired by dataset, budget and seed, and averaged within each dataset. Its interval is the 95 % "
+    "confidence interval (Student's t) over datasets. p comes from a two-sided sign-flip test over datasets, with "
+    "Holm's correction for the number of tested pairs. A pair has a verdict if both learning rates were chosen by one "
+    f"rule and there are at least {SEEDS} common seeds in all compared cells and at least {DATASETS} datasets. One "
+    f"method is better if the adjusted p is below {LEVEL:g}. Numbers of trained parameters count as equal up to a "
+    f"factor of {EQUAL:g}."
+)
+RULE_ONE = (
+    "A difference is paired by test sample, budget and seed. Its interval is the 95 % confidence interval (Student's "
+    "t) over test samples and seeds together, whose variances add up. p comes from the same t-test, with Holm's "
+    "correction for the number of tested pairs. A pair has a verdict if both learning rates were chosen by one rule "
+    f"and there are at least {SEEDS} common seeds and {SAMPLES} test samples, of which the methods differ on at least "
+    f"{DIFFERING}. A correlation has no verdict. One method is better if the adjusted p is below {LEVEL:g}. That "
+    "holds for new samples of the dataset, and not for other datasets. Numbers of trained parameters count as equal "
+    f"up to a factor of {EQUAL:g}."
+)
+PLANNED = (
+    "Only the pairs that the sweep planned (pairs in sweep.yaml) are tested and counted by the correction. The others "
+    "show their difference and its interval."
+)
+UNPLANNED = "not planned"
+"""Verdict of a pair that is not tested because the sweep names others."""
+
+
+@dataclass(frozen=True)
+class Versus:
+    """One pair of methods.
+
+    Attributes:
+        first: One method, a RandLoRA where one of the two is.
+        ratio: Trained parameters of the first, divided by the second's.
+        seeds: Common seeds of the cell with the fewest; of ``crossed`` its runs, which every cell has.
+        cells: Differences of each dataset and budget in points, one for each common seed.
+        untuned: Why the rates are not comparable; empty where they are.
+        planned: Whether the sweep tests the pair.
+        crossed: Difference in points over the test samples and seeds of a sweep of one dataset; None where these were
+            not recorded, and in a sweep of several datasets.
+        only: The dataset of a sweep that has no other; empty in a sweep of several.
+        correlation: The metric of this dataset if it is not the accuracy.
+        p: Adjusted; None where nothing was tested.
+    """
+
+    model: str
+    first: str
+    second: str
+    ratio: float
+    seeds: int
+    cells: dict[tuple[str, str], Estimate]
+    untuned: str = ""
+    planned: bool = True
+    crossed: Crossed | None = None
+    only: str = ""
+    correlation: str = ""
+    p: float | None = None
+
+    def similar(self, most: float) -> bool:
+        """Return True if the numbers of trained parameters differ at most by a factor."""
+        return max(self.ratio, 1 / self.ratio) <= most
+
+    @property
+    def by_dataset(self) -> dict[str, float]:
+        """Mean difference of each dataset over its budgets."""
+        found: dict[str, list[float]] = {}
+        for (dataset, _), difference in self.cells.items():
+            found.setdefault(dataset, []).append(difference.mean)
+        return {dataset: fmean(values) for dataset, values in found.items()}
+
+    def of_budget(self, budget: str) -> Estimate | None:
+        """Return the difference at one budget over datasets, or over the seeds of a single dataset."""
+        found = [cell for (_, label), cell in self.cells.items() if label == budget]
+        if len(self.by_dataset) == 1:
+            return found[0] if found else None
+        return Estimate(tuple(cell.mean for cell in found)) if found else None
+
+    @property
+    def difference(self) -> Estimate | Crossed:
+        """Mean difference in points, over datasets, or over the test samples and seeds of the only one."""
+        return self.crossed or Estimate(tuple(self.by_dataset.values()))
+
+    @property
+    def raw_p(self) -> float:
+        """Return p before the correction for the number of pairs."""
+        return self.crossed.p if self.crossed else sign_flip_test(tuple(self.by_dataset.values()))
+
+    @property
+    def lacking(self) -> str:
+        """Runs that a verdict needs and that are missing; empty if there are enough."""
+        fewest = min(len(difference.values) for difference in self.cells.values())
+        recorded = " with records of the same test samples (test/right in results.json)" * (self.seeds < fewest)
+        missing = [f"{many(self.seeds, 'seed')}{recorded}, {SEEDS} are needed"] if self.seeds < SEEDS else []
+        if not self.only:
+            count = len(self.by_dataset)
+            missing += [f"{many(count, 'dataset')}, {DATASETS} are needed"] if count < DATASETS else []
+        elif self.correlation:
+            missing.append(f"a {self.correlation} correlation is not a mean over test samples")
+        elif self.crossed is None:
+            missing.append("no record of the same test samples in two common seeds (test/right in results.json)")
+        else:
+            samples, differing = (many(n, "test sample") for n in (self.crossed.samples, self.crossed.differing))
+            missing += [f"{samples}, {SAMPLES} are needed"] if self.crossed.samples < SAMPLES else []
+            few = self.crossed.differing < DIFFERING
+            missing += [f"{differing} on which the methods differ, {DIFFERING} are needed"] if few else []
+        return "; ".join(missing)
+
+    @property
+    def obstacle(self) -> str:
+        """Reason for a missing verdict; empty if there is one."""
+        if not self.planned:
+            return UNPLANNED
+        reasons = [f"not tuned: {self.untuned}"] if self.untuned else []
+        reasons += [f"no verdict: {self.lacking}"] if self.lacking else []
+        return "; ".join(reasons)
+
+    @property
+    def verdict(self) -> str:
+        """Verdict: the better method, no difference found, or the reason for no verdict."""
+        if self.p is None:
+            return self.obstacle
+        better = self.first if self.difference.mean > 0 else self.second
+        return f"{better} is better" if self.p < LEVEL else "no difference found"
+
+    def sentence(self) -> str:
+        """Return the comparison in one sentence."""
+        many_times = "equally many" if self.similar(EQUAL) else f"{self.ratio:.2f} times as many"
+        start = f"{self.model}: {self.first} against {self.second}, with {many_times} trained parameters: "
+        if self.untuned:
+            return f"{start}{self.verdict}."
+        half = self.difference.half
+        spread = "" if half is None else f" ± {half:.1f}"
+        shown = f"{self.difference.mean:+.1f}{spread} points {self._units}"
+        if self.p is None:
+            return f"{start}{shown}; {self.verdict}."
+        return f"{start}{shown}; {self.verdict}{reach(self.only)} (p = {self.p:.2g})."
+
+    @property
+    def _units(self) -> str:
+        if self.crossed:
+            return f"over {many(self.crossed.samples, 'test sample')} of {self.only} and {many(self.seeds, 'seed')}"
+        return f"over {many(len(self.by_dataset), 'dataset')}"
+
+
+def reach(only: str) -> str:
+    """Return what the verdict of a sweep of one dataset holds for; empty for several."""
+    return f" for new samples of {only}, which says nothing about other datasets" if only else ""
+
+
+def comparisons(results: Results, rates: Rates) -> list[Versus]:
+    """Return every pair of trained methods of each model; those that the sweep plans to test are tested together.
+
+    These come first, and among them pairs of a RandLoRA with another method of about its size.
+    """
+    found = [one for model in results.plan.models for one in _of_model(results, rates, model)]
+    tested = [one for one in found if not one.obstacle]
+    values = holm([one.raw_p for one in tested])
+    adjusted = {id(one): p for one, p in zip(tested, values, strict=True)}
+    judged = [replace(one, p=adjusted.get(id(one))) for one in found]
+    return sorted(judged, key=lambda one: (not one.planned, not one.similar(COMPARABLE), *_order(results, one)))
+
+
+def _order(results: Results, one: Versus) -> tuple[bool, bool]:
+    return not results.is_randlora(one.first), results.is_randlora(one.second)
+
+
+def _of_model(results: Results, rates: Rates, model: str) -> Iterator[Versus]:
+    methods = [method for method in results.plan.methods if not is_zero_shot(method)]
+    for one, other in combinations(methods, 2):
+        swapped = not results.is_randlora(one) and results.is_randlora(other)
+        first, second = (other, one) if swapped else (one, other)
+        sizes = [results.parameters(model, method) for method in (first, second)]
+        if all(sizes) and (cells := _cells(results, model, first, second)):
+            ratio = (sizes[0] or 0) / (sizes[1] or 1)
+            untuned, planned = rates.untuned(model, (first, second)), results.plan.tests(first, second)
+            only = results.plan.datasets[0] if len(results.plan.datasets) == 1 else ""
+            correlation = results.metrics.get(only, "").partition(" ")[0]
+            keys = [Key(model, *labels, first) for labels in cells]
+            crossed = _crossed(results, keys, second) if only and not correlation else None
+            seeds = crossed.runs if crossed else min(len(difference.values) for difference in cells.values())
+            yield Versus(model, first, second, ratio, seeds, cells, untuned, planned, crossed, only, correlation)
+
+
+def _crossed(results: Results, keys: Sequence[Key], second: str) -> Crossed | None:
+    """Return the difference over test samples and seeds, averaged over budgets; None without two common seeds.
+
+    Seeds with another number of test samples than the most common one are left out.
+    """
+    pairs = [(results.right(key), results.right(key._replace(method=second))) for key in keys]
+    common = set.intersection(*(ours.keys() & theirs.keys() for ours, theirs in pairs))
+    sizes = {seed: [len(side[seed]) for pair in pairs for side in pair] for seed in sorted(common)}
+    usual = mode([size for each in sizes.values() for size in each] or [0])
+    seeds = [seed for seed, each in sizes.items() if set(each) == {usual}]
+    if len(seeds) < 2 or usual < 2:
+        return None
+    of_budgets = [np.stack([100.0 * ours[seed] - 100.0 * theirs[seed] for seed in seeds]) for ours, theirs in pairs]
+    return Crossed.over(np.mean(of_budgets, axis=0))
+
+
+def _cells(results: Results, model: str, first: str, second: str) -> dict[tuple[str, str], Estimate]:
+    """Return the differences of every cell that both have, seed by seed."""
+    found = {}
+    for dataset in results.plan.datasets:
+        for budget in results.trained_budgets(model):
+            ours = results.by_seed(Key(model, dataset, budget, first))
+            theirs = results.by_seed(Key(model, dataset, budget, second))
+            if seeds := sorted(ours.keys() & theirs.keys()):
+                found[dataset, budget] = Estimate(tuple(ours[seed] - theirs[seed] for seed in seeds))
+    return found
+
+
+def versus_table(found: list[Versus]) -> Table:
+    """Return the pairs as a table; the tooltip of a difference has every cell with its interval over seeds."""
+    rule = RULE_ONE if any(one.only for one in found) else RULE
+    below = [rule] if all(one.planned for one in found) else [rule, PLANNED]
+    rows = []
+    for one in found:
+        each = "; ".join(
+            f"{' '.join(labels)} {shown_difference(difference)}" for labels, difference in one.cells.items()
+        )
+        ratio = TableCell(f"{one.ratio:.2f}" + (" equal" if one.similar(EQUAL) else ""), sort=one.ratio)
+        difference = TableCell(shown_difference(one.difference), "", each, one.difference.mean)
+        p = TableCell("" if one.p is None else f"{one.p:.2g}", sort=one.p)
+        verdict = TableCell(one.verdict, best=one.p is not None and one.p < LEVEL)
+        counts = (len(one.by_dataset), one.seeds)
+        rows.append(row(one.first, one.second, one.model, verdict, ratio, difference, *counts, p))
+    titles = ("Parameter ratio", "Mean difference, points", "Datasets", "Seeds", "p, adjusted")
+    header = row("Method", "against", "Model", "Verdict", *titles)
+    return Table("versus-pairs", "One verdict for each pair of methods", header, rows, below=below, left=4)
+
+
+def shown_difference(difference: Estimate | Crossed) -> str:
+    """``+0.04 ± 0.20``."""
+    spread = "" if difference.half is None else f" ± {difference.half:.2f}"
+    return f"{difference.mean:+.2f}{spread}"

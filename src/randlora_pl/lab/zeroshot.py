@@ -1,0 +1,74 @@
+"""Zero-shot accuracy of CLIP: averaged templates and a single prompt, over the same image embeddings."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from randlora_pl.data import ImageData
+from randlora_pl.data.loading.chosen_images import batches, framed
+from randlora_pl.lab.published import published
+from randlora_pl.models import LoadedClip, cached_text_head, encode_prompts
+from randlora_pl.models.zero_shot import zero_shot_accuracy
+
+SINGLE = "An image of {}"
+"""The single prompt: the caption of the paper's vision-language runs."""
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Accuracies in percent of one dataset's test images.
+
+    Attributes:
+        expected: Number of images of the complete dataset; None if it is unknown.
+        ensemble: Accuracy with the averaged templates.
+        single: Accuracy with `SINGLE`.
+    """
+
+    images: int
+    expected: int | None
+    classes: int
+    templates: int
+    ensemble: float
+    single: float
+    published: float | None
+
+    @property
+    def difference(self) -> float | None:
+        """Our accuracy minus the published one, in points."""
+        return None if self.published is None else self.ensemble - self.published
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON, to two digits like the published accuracies."""
+        facts = asdict(self) | {"difference": self.difference}
+        return {name: round(value, 2) if isinstance(value, float) else value for name, value in facts.items()}
+
+
+def prepare(clip: LoadedClip, dataset: str, root: Path, batch_size: int) -> ImageData:
+    """Return the test images of a dataset, prepared as the model wants them.
+
+    Raises:
+        UserError: The data are missing or damaged.
+    """
+    data = framed({"dataset": dataset, "root": str(root)}, clip.image, batch_size)
+    data.setup("test")
+    return data
+
+
+def evaluate(
+    clip: LoadedClip, data: ImageData, device: torch.device, tick: Callable[[int], None] = lambda _: None
+) -> ZeroShot:
+    """Encode the test images once and compare them with both sets of class embeddings, in fp32.
+
+    Raises:
+        UserError: An image cannot be read.
+    """
+    model: Any = clip.model.eval()
+    averaged = cached_text_head(model, clip.tokenizer, data.classnames, data.templates, device, clip.identity)
+    single = encode_prompts(model, clip.tokenizer, data.classnames, [SINGLE], device)
+    images = batches(data, data.samples("test"), data.eval_batch_size, device)
+    (ensemble, alone), count = zero_shot_accuracy(model, torch.stack((averaged, single)), images, tick)
+    known = published(clip.identity.name, clip.identity.pretrained, data.row.name)
+    return ZeroShot(count, data.row.counts.get("test"), data.num_classes, len(data.templates), ensemble, alone, known)

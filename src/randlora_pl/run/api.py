@@ -1,0 +1,101 @@
+"""Runs from Python: ``randlora_pl.fit``."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from randlora_pl.adapters import Adapter
+from randlora_pl.adapters.registry import check_loads_again
+from randlora_pl.run.options.classes import normalize
+from randlora_pl.run.options.compose import flatten, nested
+from randlora_pl.run.session import run_fit
+from randlora_pl.tasks import AdaptationTask
+from randlora_pl.utils.errors import UserError, brief
+from randlora_pl.utils.files.run_files import ADAPTER
+from randlora_pl.utils.run_results import read_results
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        folder: The run folder: config, log, checkpoints, adapter, ``results.json``.
+        results: Metrics and facts by flat names, for example ``test/acc`` (a fraction).
+        task: The trained task; its ``model`` is the backbone with the adapter.
+        data: Its data module.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+    task: AdaptationTask
+    data: LightningDataModule
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the adapter that was tested."""
+        return self.folder / str(self.results.get("tested", ADAPTER))
+
+
+def fit(*configs: str | os.PathLike[str] | Mapping[str, Any], adapter: Adapter | None = None) -> RunResult:
+    """Train and test, as ``randlora-pl fit`` does.
+
+    Args:
+        *configs: Names of bundled configs, files, and mappings of options, nested or with dots
+            (``{"data.steps": 100, "model.adapter": "LoRA"}``). Later ones win; options beat files.
+        adapter: Method to train, with its options; it beats a method in the configs.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: An option is wrong, the data cannot be read, or a file of the adapter could not be loaded again.
+
+    Examples:
+        >>> import randlora_pl
+        >>> from randlora_pl.adapters import RandLoRA
+        >>> run = randlora_pl.fit("quickstart", {"data.steps": 20}, adapter=RandLoRA(rank=6))
+        >>> run.results["test/acc"] > run.results["zeroshot/acc"]
+        True
+        >>> run.adapter.name
+        'adapter'
+    """
+    words: list[str] = []
+    for config in configs:
+        if isinstance(config, Mapping):
+            for name, value in flatten(normalize(nested(dict(config)))).items():
+                if adapter is None or not f"{name}.".startswith("model.adapter."):
+                    words += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+        else:
+            words += ["--config", os.fspath(config)]
+    if adapter is not None:
+        words += ["--model.adapter", json.dumps(_as_class(adapter))]
+    app = run_fit(words)
+    return RunResult(app.folder, read_results(app.folder), app.model, app.datamodule)
+
+
+def _as_class(adapter: Adapter) -> dict[str, Any]:
+    """Return an adapter as a config describes it, with every option.
+
+    Raises:
+        UserError: The value is not an adapter, or a file of it could not be loaded again.
+    """
+    if not isinstance(adapter, Adapter):
+        raise UserError(f"adapter is {brief(adapter)}: give a method such as RandLoRA(rank=6).")
+    check_loads_again(adapter)
+    described: dict[str, Any] = _node(adapter.describe())
+    return described
+
+
+def _node(value: Any) -> Any:
+    """Return a description with each method in it as ``class_path`` and ``init_args``."""
+    if isinstance(value, list):
+        return [_node(each) for each in value]
+    if not (isinstance(value, dict) and value.keys() == {"method", "options"}):
+        return value
+    return {"class_path": value["method"], "init_args": {name: _node(each) for name, each in value["options"].items()}}

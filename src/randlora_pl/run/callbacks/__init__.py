@@ -1,0 +1,88 @@
+"""Callbacks of a run: printed summaries, measurements, checks, checkpoints and plots.
+
+`randlora-pl fit` adds all of them. In Python you choose:
+
+Examples:
+    >>> from lightning.pytorch.loggers import CSVLogger
+    >>> from randlora_pl.run.callbacks import AdapterCheckpoint, Figures, GradientFlow, Patience, PeakMemory, PerClass
+    >>> from randlora_pl.run.callbacks import Elsewhere, Gates, NewClasses, ProgressBar, ProgressLines, Throughput
+    >>> from randlora_pl.run.callbacks import UnseenGradient, UpdateSpectrum, ValidationSchedule
+    >>> callbacks = [GradientFlow(action="raise"), UpdateSpectrum(every_n_steps=2), PeakMemory(), Throughput()]
+    >>> callbacks += [ValidationSchedule(), Patience("val/acc", "max", patience=3), PerClass(), Figures(samples=4)]
+    >>> callbacks += [Elsewhere(["mnist_5k"], images=100), Gates(), ProgressLines()]
+    >>> callbacks += [AdapterCheckpoint()]  # last, so that its files have what the others keep
+    >>> trainer = make_trainer(callbacks=callbacks, logger=CSVLogger("runs/mine"), default_root_dir="runs/mine")
+    >>> trainer.fit(VisionLanguageTask("tiny"), ImageData(dataset="digits", steps=4))
+
+    A test on the classes that the training left out:
+
+    >>> trainer = make_trainer(callbacks=[NewClasses()])
+    >>> base = ImageData(dataset="digits", classes="base", steps=4)
+    >>> trainer.fit(task := VisionLanguageTask("tiny"), base)
+    >>> sorted(trainer.test(task, base, verbose=False)[0])
+    ['test/acc', 'test/loss', 'test/new/acc']
+
+    Plots of predictions and of gates (layers, classes, heads):
+
+    >>> from randlora_pl.run.callbacks import confusion_figure, gates_figure, samples_figure
+    >>> confusion = confusion_figure(torch.tensor([[9, 1], [0, 10]]), ["cat", "dog"])
+    >>> samples = samples_figure([torch.zeros(3, 32, 32)], ["cat"], ["dog"], [0.93])
+    >>> gates = gates_figure(torch.full((2, 2, 3), 1 / 3), ["fc1", "fc2"], ["cat", "dog"])
+"""
+
+from typing import TYPE_CHECKING
+
+from randlora_pl.utils.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from randlora_pl.run.callbacks.answers import WrittenAnswers
+    from randlora_pl.run.callbacks.checkpoint import AdapterCheckpoint
+    from randlora_pl.run.callbacks.checks.gradient_flow import GradientFlow
+    from randlora_pl.run.callbacks.checks.held_lock import HeldLock
+    from randlora_pl.run.callbacks.checks.unseen_gradient import UnseenGradient
+    from randlora_pl.run.callbacks.gaussian_average import GaussianAverage
+    from randlora_pl.run.callbacks.memory import PeakMemory
+    from randlora_pl.run.callbacks.nonfinite import NonFiniteLoss
+    from randlora_pl.run.callbacks.patience import Patience
+    from randlora_pl.run.callbacks.plots.figures import Figures, confusion_figure, samples_figure
+    from randlora_pl.run.callbacks.plots.gates import Gates, gates_figure
+    from randlora_pl.run.callbacks.plots.per_class import PerClass
+    from randlora_pl.run.callbacks.progress import ProgressBar, ProgressLines
+    from randlora_pl.run.callbacks.spectrum import UpdateSpectrum
+    from randlora_pl.run.callbacks.step_numbers import StepNumbers
+    from randlora_pl.run.callbacks.summary import StartSummary
+    from randlora_pl.run.callbacks.termination import Termination
+    from randlora_pl.run.callbacks.throughput import Throughput
+    from randlora_pl.run.callbacks.validation import ValidationSchedule
+    from randlora_pl.run.callbacks.zero_shot import Elsewhere, NewClasses, ZeroShot
+
+__all__ = [
+    "AdapterCheckpoint",
+    "Elsewhere",
+    "Figures",
+    "Gates",
+    "GaussianAverage",
+    "GradientFlow",
+    "HeldLock",
+    "NewClasses",
+    "NonFiniteLoss",
+    "Patience",
+    "PeakMemory",
+    "PerClass",
+    "ProgressBar",
+    "ProgressLines",
+    "StartSummary",
+    "StepNumbers",
+    "Termination",
+    "Throughput",
+    "UnseenGradient",
+    "UpdateSpectrum",
+    "ValidationSchedule",
+    "WrittenAnswers",
+    "ZeroShot",
+    "confusion_figure",
+    "gates_figure",
+    "samples_figure",
+]
+
+__getattr__, __dir__ = lazy_exports(__name__, __file__)

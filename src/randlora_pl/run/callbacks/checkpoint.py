@@ -1,0 +1,192 @@
+"""Checkpoints of trainable parameters: the last for resuming, the best by validation, and the adapter folders."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from randlora_pl.run.callbacks.checkpoint_file import CheckpointFile
+from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.files.run_files import run_folder
+from randlora_pl.utils.run_results import planned
+from randlora_pl.utils.version import __version__
+
+LAST, ADAPTER, BEST = "checkpoints/last.ckpt", "adapter", "adapter-best"
+_TRAINED_ON = (
+    *("dataset", "split", "class_half", "train", "shots", "fraction", "train_split"),
+    *("steps", "draws", "window", "seed"),
+    *("pairs", "max_length"),  # of labelled texts
+)
+"""Facts about the training data that an adapter stores; resuming does not change them."""
+
+
+def is_finite(module: LightningModule) -> bool:
+    """Return True if every trainable tensor is free of infinities and NaNs."""
+    finite = [torch.isfinite(p).all() for p in module.parameters() if p.requires_grad]
+    return not finite or bool(torch.stack(finite).all())  # the host waits for the device once
+
+
+class AdapterCheckpoint(Callback):
+    """Write ``checkpoints/last.ckpt``, ``adapter`` and, with validation, ``adapter-best``.
+
+    A checkpoint has the trainable parameters, the optimizer and the loop state, without the frozen model.
+
+    Args:
+        every_n_steps: Optimizer steps between two checkpoints. A resumed run repeats at most this many.
+        monitor: Validation metric that selects the best adapter.
+        mode: ``max`` or ``min``: direction of the metric.
+        patience: Stop the training after this many validations without improvement; ``null`` disables it.
+        test: Adapter that `fit` tests at its end: ``last`` (default) or ``best`` (default with patience).
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 50,
+        monitor: str = "val/acc",
+        mode: Literal["max", "min"] = "max",
+        patience: int | None = None,
+        test: Literal["last", "best"] | None = None,
+    ) -> None:
+        if every_n_steps < 1:
+            raise UserError(f"checkpoint.every_n_steps is {every_n_steps}. Set a positive number of steps.")
+        if mode not in ("max", "min"):
+            raise UserError(f"checkpoint.mode is {mode!r}. Set max or min.")
+        if patience is not None and patience < 1:
+            raise UserError(f"checkpoint.patience is {patience}. Set a positive number of validations, or null.")
+        if test not in ("last", "best", None):
+            raise UserError(f"checkpoint.test is {test!r}. Set last or best.")
+        self.every_n_steps, self.monitor, self.mode, self.patience = every_n_steps, monitor, mode, patience
+        self.test = test or ("last" if patience is None else "best")
+        self.best: float | None = None
+        self.best_step = 0
+        self.validated: dict[str, float] = {}
+        self._seen_step = -1
+        self._whole_step = False  # True if the last batch ended an optimizer step
+        self._validates = False  # True while the validation of this step runs
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best metric and the metrics of the last validation."""
+        return {"best": self.best, "best_step": self.best_step, "validated": self.validated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the metrics of the resumed run."""
+        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        self.validated = dict(state_dict["validated"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Use `CheckpointFile` for Lightning's checkpoints, unless the user has set a plugin."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = CheckpointFile()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reset the best metric of another run's checkpoint (``--ckpt_path``), whose best adapter is not here."""
+        if not (run_folder(trainer) / BEST).is_dir():
+            self.best, self.best_step = None, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Skip a checkpoint of the starting point, which has nothing new."""
+        self._seen_step = trainer.global_step
+        self._whole_step = trainer.global_step > 0  # a resumed run may begin with a validation
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save right after an optimizer step, never between its micro-batches; on SIGTERM at once."""
+        step = trainer.global_step
+        self._whole_step, self._seen_step = step != self._seen_step, step
+        if not self._whole_step or validation_is_due(trainer, batch_idx):  # the validation saves as well
+            return
+        if step % self.every_n_steps == 0 or trainer.received_sigterm:
+            self._save_last(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save before a validation, which may take long."""
+        if self._whole_step and not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._validates = True
+            self._save_last(trainer, pl_module)
+            self._validates = False
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Mark validation as started in the loop state if a resumed run is to repeat it, else as ended.
+
+        Lightning's counts of a repeated validation would make the next resumed run repeat the rest of it.
+        """
+        if "loops" not in checkpoint:  # weights only
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+        done = progress["total"]["completed"]
+        started = done + self._validates
+        progress["total"] = {"ready": started, "started": started, "processed": done, "completed": done}
+        if self._validates:
+            progress["current"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the adapter if its metric is the best so far, then a checkpoint that includes this validation."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self.validated = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        if self.monitor not in self.validated:
+            hint = near(self.monitor, self.validated)
+            raise UserError(
+                f"checkpoint.monitor is {self.monitor!r}, which no validation logs.{hint} "
+                f"Metrics: {', '.join(self.validated)}"
+            )
+        value = self.validated[self.monitor]
+        sign = 1 if self.mode == "max" else -1
+        if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
+            self.best, self.best_step = value, trainer.global_step
+            self._save_adapter(trainer, pl_module, BEST, {self.monitor: value, "step": self.best_step})
+        if self._whole_step:
+            self._save_last(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Save the end of the run; after an early stop, keep the older checkpoint.
+
+        Lightning has marked its only epoch as completed, so a run resumed from here would not continue.
+        """
+        if trainer.global_step >= pl_module.total_steps():
+            self._save_last(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last weights as an adapter folder, also if a resumed run had nothing left to train."""
+        self._save_adapter(trainer, pl_module, ADAPTER, {"step": trainer.global_step})
+
+    def _save_last(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not is_finite(pl_module):  # keep the older, finite checkpoint
+            return
+        trainer.save_checkpoint(run_folder(trainer) / LAST)
+
+    @staticmethod
+    def _save_adapter(trainer: Trainer, pl_module: LightningModule, name: str, summary: dict[str, Any]) -> None:
+        if trainer.is_global_zero and is_finite(pl_module):
+            save_adapter_of(trainer, pl_module, run_folder(trainer) / name, summary)
+
+
+def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
+    """Return True if a validation follows the training batch ``batch_idx``."""
+    every = trainer.val_check_batch
+    if not sum(trainer.num_val_batches) or every is None:  # None: the interval is in seconds
+        return False
+    if math.isinf(every):
+        return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+    return (batch_idx + 1) % every == 0
+
+
+def save_adapter_of(trainer: Trainer, pl_module: Any, folder: Path, summary: dict[str, Any]) -> None:
+    """Write the adapter folder of a task, with facts about its training data and its image preprocessing.
+
+    Args:
+        trainer: Trainer with the data module of the training.
+        pl_module: A task of `randlora_pl.tasks`.
+        folder: Output folder.
+        summary: Training results for the folder's metadata.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    facts = planned(data) if hasattr(data, "summary") else {}
+    about = {name: facts[name] for name in _TRAINED_ON if facts.get(name) is not None} | {"randlora_pl": __version__}
+    frame = getattr(data, "frame", None)
+    pl_module.save(folder, summary | about | ({"frame": asdict(frame)} if frame is not None else {}))

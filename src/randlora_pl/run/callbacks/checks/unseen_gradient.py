@@ -1,0 +1,194 @@
+"""The share of the weights' gradient that LoRA cannot see."""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.kernels.randlora_linear import without_autocast
+from randlora_pl.adapters.layers.adapted import AdaptedLayer, RowBlocks
+from randlora_pl.adapters.layers.built import BuiltWeight
+from randlora_pl.adapters.methods.lora import LoRA, LoRADelta
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.run_files import run_folder
+from randlora_pl.utils.run_results import write_results
+
+METRICS = ("share", "relative")
+
+
+class UnseenGradient(Callback):
+    """Log the share of the gradient that no small change of LoRA's matrices follows, as ``unseen_gradient/...``.
+
+    To first order, a change of B and A changes the weight within the span of B's columns and of A's rows. For the
+    gradient G (out, in) of the weight and the projections P_B and P_A on these, ``share`` is
+    ||(I - P_B) G (I - P_A)||^2 / ||G||^2, with both sums over the layers. ``relative`` is the share divided by a random
+    gradient's, (1 - rank B / out) (1 - rank A / in). If it is above one half when the loss falls no more, more rank may
+    help: see ``--from-adapter``.
+
+    G is of the first micro-batch of an optimizer step, on the first device, over linear and attention layers. It is
+    computed beside the backward pass, one layer at a time, and the training has the same bits as without. A text tower
+    that gradient accumulation encodes once per step has its gradient in the last micro-batch, and is left out. The
+    values are also lists in ``results.json``.
+
+    Args:
+        every_n_steps: Optimizer steps between two measurements, 100 for instance; the last step is always measured. 0
+            disables it.
+    """
+
+    def __init__(self, every_n_steps: int = 0) -> None:
+        if isinstance(every_n_steps, bool) or every_n_steps < 0:
+            raise UserError(f"unseen_gradient.every_n_steps is {every_n_steps}. Set a number of steps, or 0 for none.")
+        self.every_n_steps = every_n_steps
+        self.history: dict[str, list[float]] = {name: [] for name in ("steps", *METRICS)}
+        self._layers: list[_Layer] = []
+        self._last = 0  # optimizer step of the micro-batch before
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the values so far."""
+        return {"history": {name: list(values) for name, values in self.history.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the values of the resumed run."""
+        self.history = {name: list(state_dict["history"][name]) for name in self.history}
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Refuse what has no LoRA, and compiled blocks."""
+        if not self.every_n_steps:
+            return
+        adapter, start = pl_module.adapter, pl_module.start
+        kept = start is not None and start.form == "beside"  # the LoRA is a part as soon as the model is built
+        if not (kept or any(isinstance(part, LoRA) for part in getattr(adapter, "parts", [adapter]))):
+            raise UserError(
+                f"unseen_gradient.every_n_steps measures LoRA, and {adapter.method()} has none. Remove the option, or "
+                "set --model.adapter LoRA."
+            )
+        if pl_module.torch_compile:
+            raise UserError("unseen_gradient.every_n_steps does not see compiled blocks. Remove --model.torch_compile.")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Listen to the layers in the first micro-batch of a step that is due."""
+        step, before = trainer.global_step + 1, self._last
+        self._last = step
+        if not self.every_n_steps or step == before or not trainer.is_global_zero:
+            return
+        if step % self.every_n_steps == 0 or step == pl_module.total_steps():
+            loras = ((each, _lora_of(each)) for each in _updates(pl_module.model))
+            self._layers = [_Layer(update, lora) for update, lora in loras if lora is not None]
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the share, and listen no more."""
+        sums = [layer.sums() for layer in self._stop()]
+        unseen, random, whole = (sum(values) for values in zip(*sums, strict=True)) if sums else (0.0, 0.0, 0.0)
+        if not 0 < whole < math.inf:  # nothing was due, or float16 overflowed
+            return
+        step = trainer.global_step + 1
+        found = {"share": unseen / whole, "relative": unseen / random if random else 0.0}  # 0: LoRA of full rank
+        for name, value in {"steps": step, **found}.items():
+            self.history[name].append(round(value, 4))
+        for logger in trainer.loggers:  # the module's own log skips steps
+            logger.log_metrics({f"unseen_gradient/{name}": value for name, value in found.items()}, step=step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the values to the run's results."""
+        if trainer.is_global_zero and self.history["steps"]:
+            names = {f"unseen_gradient/{name}": values for name, values in self.history.items()}
+            write_results(run_folder(trainer), names)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Listen no more."""
+        self._stop()
+
+    def _stop(self) -> list["_Layer"]:
+        layers, self._layers = self._layers, []
+        for layer in layers:
+            layer.stop()
+        return layers
+
+
+def _updates(model: nn.Module) -> Iterator[DeltaWeight]:
+    """Return the updates of single weights that a linear or attention layer applies to its input."""
+    for layer in model.modules():
+        if isinstance(layer, AdaptedLayer) and not isinstance(layer, BuiltWeight) and layer.delta is not None:
+            yield from layer.delta.blocks().values() if isinstance(layer.delta, RowBlocks) else [layer.delta]
+
+
+def _lora_of(update: DeltaWeight) -> LoRADelta | None:
+    """Return the LoRA that an update is, or that is a part of a sum."""
+    return next((each for each in (update, *getattr(update, "parts", ())) if isinstance(each, LoRADelta)), None)
+
+
+class _Layer:
+    """Listener of one weight: the two matrices of its LoRA, and the gradient of the weight during a backward pass.
+
+    Args:
+        update: Update of the weight, a LoRA or a sum with one.
+        lora: The LoRA.
+    """
+
+    def __init__(self, update: DeltaWeight, lora: LoRADelta) -> None:
+        self.update, self.lora = update, lora
+        self._gradient: Tensor | None = None
+        self._uses = self._inside = 0
+        self._unseen = self._whole = self._random = 0.0
+        for name in ("linear", "contribution"):
+            setattr(update, name, partial(self._listen, getattr(update, name)))
+
+    def stop(self) -> None:
+        """Give the update its own methods back."""
+        for name in ("linear", "contribution"):
+            delattr(self.update, name)
+
+    def _listen(self, apply: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
+        """Apply the update, and wait for the gradient of its outputs, which is the layer's."""
+        self._inside += 1
+        outputs = apply(x, *rest)
+        self._inside -= 1
+        again = torch._C._current_graph_task_id() != -1  # recomputed in a backward pass, whose outputs have no gradient
+        if not (self._inside or again) and outputs.requires_grad:
+            self._uses += 1
+            outputs.register_hook(partial(self._add, x.detach()))  # type: ignore[no-untyped-call]
+        return outputs
+
+    def _add(self, x: Tensor, gradient: Tensor) -> None:
+        """Add the part of one use of the layer; after the last one, measure."""
+        if "linear" not in vars(self.update):  # stopped before the last micro-batch, in which shared texts are
+            return
+        with torch.no_grad(), without_autocast(x):
+            part = _rows(gradient).T @ _rows(x)
+            self._gradient = part if self._gradient is None else self._gradient.add_(part)
+            self._uses -= 1
+            if not self._uses:
+                self._measure(self._gradient)
+                self._gradient = None
+
+    def _measure(self, gradient: Tensor) -> None:
+        rows, columns = gradient.shape
+        self._whole += float(gradient.square().sum())
+        if not all(bool(each.isfinite().all()) for each in (gradient, self.lora.B, self.lora.A)):
+            self._whole = math.nan  # nothing is logged, and a run that diverged ends with an error of its own
+            return
+        left, right = _span(self.lora.B), _span(self.lora.A.T)
+        rest = gradient - left @ (left.T @ gradient)
+        rest -= (rest @ right) @ right.T
+        self._unseen += float(rest.square().sum())
+        self._random = self._whole * (1 - left.shape[1] / rows) * (1 - right.shape[1] / columns)
+
+    def sums(self) -> tuple[float, float, float]:
+        """Return the squared norms of the unseen gradient, of a random one's unseen part, and of the whole gradient."""
+        return self._unseen, self._random, self._whole
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1]).float()
+
+
+def _span(matrix: Tensor) -> Tensor:
+    """Return an orthonormal basis of the columns of a matrix (n, r), in float32; empty for zeros, as B at the start."""
+    left, values, _ = torch.linalg.svd(matrix.to("cpu", torch.float64), full_matrices=False)  # not every GPU has it
+    columns: Tensor = left[:, values > 1e-6 * values.max().clamp_min(1e-30)]
+    return columns.to(matrix.device, torch.float32)

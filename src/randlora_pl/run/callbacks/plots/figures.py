@@ -1,0 +1,227 @@
+"""Plots of the test in TensorBoard and as PNG: confusion matrix, sample predictions, most confident mistakes."""
+
+import io
+import logging
+from bisect import bisect, insort
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+from unicodedata import east_asian_width
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from randlora_pl.run.callbacks.plots.surest import Prediction, Surest, wrong_first
+from randlora_pl.utils import rng
+from randlora_pl.utils.files.atomic_output import write_bytes, write_text
+from randlora_pl.utils.files.run_files import run_folder
+from randlora_pl.utils.text.csv_text import csv_text
+from randlora_pl.utils.text.printable import for_figure
+
+if TYPE_CHECKING:  # needed at the end of a run only
+    from matplotlib.figure import Figure
+
+log = logging.getLogger("randlora_pl")
+
+MOST_CLASSES = 200
+"""Maximum number of classes for a plotted confusion matrix; larger ones are unreadable."""
+LABELLED = 40
+"""Maximum number of classes with names at the axes."""
+NUMBERED = 20
+"""Maximum number of classes with counts in the cells."""
+MOST_LETTERS = 24
+MOST_COUNTED = 1_000
+"""Maximum number of classes for which a confusion matrix is counted; it has this number squared of cells."""
+FOLDER = "figures"
+
+
+def confusion_figure(counts: Tensor, classnames: list[str]) -> "Figure":
+    """Plot a confusion matrix: rows are true classes, columns predictions, each row normalized to one.
+
+    Args:
+        counts: (classes, classes) int64.
+        classnames: Class names.
+    """
+    from matplotlib.figure import Figure
+
+    size = max(4.0, min(14.0, 0.35 * len(classnames) + 2))
+    figure = Figure(figsize=(size, size))
+    axes = figure.add_axes((0.25, 0.25, 0.7, 0.7))
+    fractions = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    axes.imshow(fractions.numpy(), vmin=0, vmax=1, cmap="Blues")
+    axes.set_title("color: fraction of the true class, white 0 %, dark 100 %", fontsize=7)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if len(classnames) <= LABELLED:
+        names = [for_figure(short(name)) for name in classnames]
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+    if len(classnames) <= NUMBERED:
+        for row, column in counts.nonzero().tolist():
+            color = "white" if fractions[row, column] > 0.5 else "black"
+            axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", color=color, fontsize=8)
+    return figure
+
+
+def short(name: str) -> str:
+    """Return a class name for a plot: on one line, truncated."""
+    line = " ".join(name.split())
+    ends = list(accumulate(2 if east_asian_width(letter) in "WF" else 1 for letter in line))  # Chinese is twice as wide
+    if not ends or ends[-1] <= MOST_LETTERS:
+        return line
+    return line[: bisect(ends, MOST_LETTERS - 1)] + "…"
+
+
+def samples_figure(
+    images: Sequence[Tensor], truth: list[str], predicted: list[str], probability: Sequence[float], heading: str = ""
+) -> "Figure":
+    """Plot a grid of images with the prediction above each; wrong ones in red with the true class.
+
+    Args:
+        images: Images, (3, H, W) each, in [0, 1].
+        truth: True class names.
+        predicted: Predicted class names.
+        probability: Probability of each prediction.
+        heading: Line above the grid.
+    """
+    from matplotlib.figure import Figure
+
+    columns = max(2 if heading else 1, min(4, len(images)))
+    rows = -(-len(images) // columns)
+    top = 0.25 if heading else 0.0
+    figure = Figure(figsize=(2.4 * 1.1 * columns, 2.4 * (1.35 * rows + top)))  # same aspect ratio as the axes
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all images: sixteen axes take a second to draw
+    axes.axis("off")
+    axes.set_xlim(0, 1.1 * columns)
+    axes.set_ylim(1.35 * rows, -top)
+    if heading:
+        axes.text(0.05, -top / 2, heading, va="center", fontsize=10)
+    for position, (image, true, guess, prob) in enumerate(zip(images, truth, predicted, probability, strict=True)):
+        left, top = 1.1 * (position % columns) + 0.05, 1.35 * (position // columns) + 0.3
+        height, width = image.shape[1:]
+        axes.imshow(image.permute(1, 2, 0).numpy(), extent=(left, left + 1, top + height / width, top))
+        right = true == guess
+        title = f"{short(guess)} {prob:.0%}" + ("" if right else f"\n(is {short(true)})")
+        color = "black" if right else "firebrick"
+        axes.text(left + 0.5, top - 0.04, for_figure(title), color=color, ha="center", fontsize=9)
+    axes.set_aspect("auto")
+    return figure
+
+
+def pixels(figure: "Figure") -> NDArray[np.uint8]:
+    """Render a figure as an image, (height, width, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+class Figures(Callback):
+    """Plot the confusion matrix, sample predictions and the most confident mistakes of the test after training.
+
+    The confusion matrix is also written as CSV.
+
+    Args:
+        samples: Number of sample predictions and of mistakes shown; 0 disables both.
+    """
+
+    def __init__(self, samples: int = 16) -> None:
+        self.samples = samples
+        self._counts: Tensor | None = None
+        self._turns: Counter[int] = Counter()  # test images of each class so far
+        self._shown: list[tuple[tuple[int, int], Prediction]] = []
+        self._surest = Surest(samples)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reset the counts and images."""
+        self._counts, self._shown, self._surest = None, [], Surest(self.samples)
+        self._turns.clear()
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Count the predictions of one batch, and keep sample images of all classes and the most confident mistakes."""
+        if pl_module.test_name != "test" or not isinstance(outputs, dict) or "logits" not in outputs:
+            return
+        counts = outputs["weight"] > 0
+        positions = counts.nonzero()[:, 0]
+        logits, labels = outputs["logits"][positions].float(), outputs["label"][positions]
+        classes = logits.shape[1]
+        guesses = logits.argmax(1)
+        if classes <= MOST_COUNTED:
+            pairs = torch.bincount(labels * classes + guesses, minlength=classes * classes).reshape(classes, classes)
+            self._counts = pairs if self._counts is None else self._counts + pairs
+        if "image" not in batch or not self.samples:  # texts
+            return
+        self._surest.add(batch["image"], outputs["index"], outputs["label"], outputs["logits"], counts)
+        index, probs = outputs["index"][positions].cpu(), logits.softmax(1).amax(1)
+        words = rng.words(0, "shown", index)  # image folders are ordered by class
+        for position, label in enumerate(labels.tolist()):
+            self._turns[label] += 1
+            key = self._turns[label], int(words[position])
+            if len(self._shown) < self.samples or key < self._shown[-1][0]:
+                image = batch["image"][positions[position]].detach()
+                image = image.to("cpu", torch.float32, copy=True)  # a view would keep the whole batch
+                kept = Prediction(float(probs[position]), int(index[position]), label, int(guesses[position]), image)
+                insort(self._shown, (key, kept), key=lambda one: (one[0], one[1].index))
+                del self._shown[self.samples :]
+
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Draw and save the plots."""
+        if pl_module.test_name != "test":
+            return
+        counts: Any = None if self._counts is None else pl_module.all_gather(self._counts)
+        surest = self._surest.gathered()
+        if not trainer.is_global_zero:
+            return
+        names = pl_module.classnames if counts is not None or self._shown else []
+        plots: dict[str, Callable[[], Figure]] = {}
+        if counts is not None:
+            counts = (counts.sum(0) if counts.dim() > 2 else counts).cpu()
+            rows = [[name, *row] for name, row in zip(names, counts.tolist(), strict=True)]
+            write_text(run_folder(trainer) / FOLDER / "confusion.csv", csv_text([["true/predicted", *names], *rows]))
+            if len(names) <= MOST_CLASSES:
+                plots["confusion"] = partial(confusion_figure, counts, names)
+        if self._shown:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+
+            def grid(kept: Sequence[Prediction], heading: str = "") -> Callable[[], "Figure"]:
+                truth, guesses = [names[one.label] for one in kept], [names[one.guess] for one in kept]
+                images = _shown([one.image for one in kept], data.frame)
+                return partial(samples_figure, images, truth, guesses, [one.probability for one in kept], heading)
+
+            plots["predictions"] = grid(wrong_first(surest.mistakes, [one for _, one in self._shown]))
+            plots["mistakes"] = grid(surest.mistakes, surest.heading())
+        write_plots(trainer, plots)
+
+
+def write_plots(trainer: Trainer, plots: dict[str, Callable[[], "Figure"]]) -> None:
+    """Write plots to the run folder and to TensorBoard, by name; a plot that fails is logged."""
+    boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    folder = run_folder(trainer) / FOLDER
+    for name, make in plots.items():
+        try:
+            image = pixels(make())
+        except Exception as error:  # a failed plot must not end the run
+            reason = str(error).strip().partition("\n")[0]
+            log.warning("the plot %s could not be drawn: %s: %s", name, type(error).__name__, reason)
+            continue
+        png = io.BytesIO()
+        Image.fromarray(image).save(png, "PNG")
+        write_bytes(folder / f"{name}.png", png.getbuffer())
+        for board in boards:
+            board.experiment.add_image(f"test/{name}", image, trainer.global_step, dataformats="HWC")
+
+
+def _shown(images: Sequence[Tensor], frame: Any) -> list[Tensor]:
+    """Return images with denormalized colors in [0, 1]."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (frame.mean, frame.std))
+    return [(image * std + mean).clamp(0, 1) for image in images]

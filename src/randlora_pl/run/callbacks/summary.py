@@ -1,0 +1,231 @@
+"""Start summary: one page with model, data, trainable parameters, steps and run folder."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from randlora_pl.adapters import Adapter, trainable_parameters
+from randlora_pl.adapters.derived import derived_buffers
+from randlora_pl.adapters.kept import update_buffers
+from randlora_pl.adapters.optimizer import optimizer_numbers, undecayed
+from randlora_pl.run.callbacks.validation import FEW, validated_samples, validations
+from randlora_pl.utils.errors import DryRunEnd
+from randlora_pl.utils.files.run_files import run_folder
+from randlora_pl.utils.run_results import planned
+from randlora_pl.utils.text.console import print_above_progress
+from randlora_pl.utils.text.formatting import byte_size
+from randlora_pl.utils.text.tables import facts_table, table
+
+MOST_ROWS = 15
+_BYTES = 4  # trainable parameters are float32
+
+
+def layer_table(report: Any) -> str:
+    """Return a table of the adapted layers of an `InjectionReport`, grouped by kind."""
+    groups = report.grouped()
+    rows = [(*group[:2], " x ".join(map(str, group[2])), group[3], f"{group[4]:,}") for group in groups[:MOST_ROWS]]
+    if rest := groups[MOST_ROWS:]:
+        rows.append((f"and {len(rest)} more", "", "", sum(g[3] for g in rest), f"{sum(g[4] for g in rest):,}"))
+    return table(("adapted layer", "kind", "out x in", "layers", "trainable"), rows, right=(2, 3, 4))
+
+
+def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
+    """Return the summary's rows beside the layers.
+
+    Args:
+        trainer: Trainer with its task and dataset up.
+        task: Task with its model built.
+        data: Data module set up for ``fit``.
+    """
+    trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    parts, total = trained_parts(task), sum(p.numel() for p in task.parameters())
+    trains = sum(parts.values())
+    kept = sum(each.numel() for each in task.head_tensors().values() if not each.requires_grad)
+    resumed = _BYTES * (trainable + state_size(task)) + buffer_bytes(task)
+    saved = _BYTES * (trainable + kept) + buffer_bytes(task, derived=False)
+    summary, identity = planned(data), task.identity
+    accumulate, world = trainer.accumulate_grad_batches, trainer.world_size
+    global_batch = data.batch_size * accumulate * world
+    size = f", {identity.image_size} px" if identity.image_size else ""
+    factors = [f"{data.batch_size} {data.unit}"]
+    factors += [f"{accumulate} micro-batches"] if accumulate > 1 else []
+    factors += [f"{world} devices"] if world > 1 else []
+    smoothing = getattr(task, "label_smoothing", 0.0)
+    shards = getattr(trainer.strategy, "shards", None)
+    again = getattr(task.report.adapter, "memory", "low") != "low"  # RandLoRA's option memory
+    low = ", adapted ones rebuilt in the backward pass (memory low)" if again else ""
+    repeats = _repeats(data, summary["draws"])
+    devices = str(task.device) if trainer.num_devices == 1 else f"{trainer.num_devices} devices"
+    return {
+        "model": f"{identity.name}, {identity.pretrained} weights{size} ({type(task).__name__})",
+        **data.summary_lines(summary),
+        **_prompts(task),
+        "trainable": f"{trains:,} of {total:,} parameters ({100 * trains / total:.2f} %){parts_of(parts)}",
+        "batch": f"{global_batch} = {' x '.join(factors)}" if len(factors) > 1 else factors[0],
+        "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn{repeats}",
+        **_validated(trainer, task, data),
+        "learning rate": ", ".join(_rates(task)),
+        **other_decay(task),
+        **({"label smoothing": f"{smoothing:g}"} if smoothing else {}),
+        **({"train/loss": task.loss_note} if hasattr(task, "loss_note") else {}),
+        "precision": f"{trainer.precision} on {devices}",
+        **({"sharded": f"{shards}{low}"} if shards else {}),
+        "checkpoint": f"{byte_size(resumed)} to resume, adapter {byte_size(saved)}",
+        "seed": str(task.seed),
+        "run folder": str(run_folder(trainer)),
+    }
+
+
+def other_decay(task: Any) -> dict[str, str]:
+    """Return a row if a part of the adapter has no weight decay although the task has; an empty dict otherwise."""
+    still = sum(each.numel() for each in undecayed(task.model))
+    if not still or not task.weight_decay:
+        return {}
+    decay = f"{task.weight_decay:g}"
+    if still < sum(each.numel() for each in trainable_parameters(task.model).values()):
+        return {"weight decay": f"{decay}; 0 for {still:,} numbers, whose decay would change the base model"}
+    head = f"; head {decay}" if task.trained_head else ""
+    return {"weight decay": f"0 instead of {decay}, which would change the base model{head}"}
+
+
+def memory(task: Any) -> str:
+    """Return the memory of a training, without activations, which depend on the batch and are known only by running."""
+    weights = sum(p.numel() * p.element_size() for p in task.parameters()) + buffer_bytes(task)
+    gradients = sum(p.numel() * p.element_size() for p in task.parameters() if p.requires_grad)
+    trained = byte_size(gradients + _BYTES * state_size(task))
+    return f"{byte_size(weights)} of weights, {trained} of gradients and the optimizer's state, and activations"
+
+
+def buffer_bytes(task: Any, derived: bool = True) -> int:
+    """Return the bytes of the method's kept buffers, such as indices, and of tensors derived from frozen weights."""
+    buffers = update_buffers(task.model) | (derived_buffers(task.model) if derived else {})
+    return sum(buffer.numel() * buffer.element_size() for buffer in buffers.values())
+
+
+def state_size(task: Any) -> int:
+    """Return the numbers in the state of optimizer and procedure; a head has AdamW's two moments, SGD has one."""
+    trainable: int = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    if getattr(task, "optimizer", "adamw") == "sgd":
+        return trainable
+    head: int = trainable - task.report.trainable
+    return optimizer_numbers(task.model) + 2 * head
+
+
+def _prompts(task: Any) -> dict[str, str]:
+    """Return the prompts that name classes, if a task on images has any."""
+    asked = hasattr(task, "used_prompts") and not task.retrieval
+    return {"prompts": found} if asked and (found := task.used_prompts().summary()) else {}
+
+
+def trained_parts(task: Any) -> dict[str, int]:
+    """Return the numbers that train, by part: adapter, prompts, head."""
+    if hasattr(task, "parameter_parts"):
+        return dict(task.parameter_parts())
+    adapter = task.report.trainable
+    head = sum(p.numel() for p in task.parameters() if p.requires_grad) - adapter
+    return {"adapter": adapter, **({"head": head} if head else {})}
+
+
+def parts_of(parts: dict[str, int]) -> str:
+    """Return words for the split of `trained_parts`, or "" if only the adapter trains."""
+    return ": " + ", ".join(f"{name} {count:,}" for name, count in parts.items()) if len(parts) > 1 else ""
+
+
+def _repeats(data: Any, draws: int) -> str:
+    """Return words for epochs of few samples, which are repeated; see `samples_drawn`."""
+    passes = draws / data.plan.num_samples
+    if not data.epochs or passes <= data.epochs:
+        return ""
+    return f" ({passes:.3g} passes: an epoch has at least {data.min_batches_per_epoch} batches)"
+
+
+def _rates(task: Any) -> list[str]:
+    """Return the learning rates: the adapter's, and other parts' by name."""
+    others = dict(task.rates()) if hasattr(task, "rates") else {"head": getattr(task, "head_learning_rate", None)}
+    shown = [f"{name} {rate:g}" for name, rate in others.items() if rate]
+    return shown if shown and task.adapter.method() == "Frozen" else [f"{task.learning_rate:g}", *shown]
+
+
+def _validated(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
+    """Return the number and size of validations, a reason if there are none, or an empty dict."""
+    count = validations(trainer, task, data)
+    if count is None or not (data.held_out and trainer.limit_val_batches):
+        return {}
+    if count == 0 and isinstance(trainer.val_check_interval, int):
+        every, batches = trainer.val_check_interval, task.total_steps() * trainer.accumulate_grad_batches
+        return {"validation": f"none: --trainer.val_check_interval is {every:,}, and the run has {batches:,} batches"}
+    if not count:
+        return {}
+    number = validated_samples(trainer, data)
+    size = f"{number:,} {data.unit}" if number == data.held_out else f"{number:,} of {data.held_out:,} {data.unit}"
+    few = f", too few to choose by: accuracies have a standard error of up to {50 / number**0.5:.0f} points"
+    return {"validation": f"{count:,} time{'s' if count > 1 else ''} on {size}{few if number < FEW else ''}"}
+
+
+class StartSummary(Callback):
+    """Print one page once, before the first test or the training.
+
+    Args:
+        dry: If True, end the run after the page, which has the memory instead of the run folder then.
+
+    Attributes:
+        text: The page, once it is printed on rank 0.
+    """
+
+    def __init__(self, dry: bool = False) -> None:
+        self._printed, self.dry = False, dry
+        self.text = ""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Print the page."""
+        if self._printed:
+            return
+        self._printed = True
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if data.plan is None:
+            data.setup("fit")  # on every rank: setup synchronizes them
+        if trainer.is_global_zero:
+            self._print(trainer, pl_module, data)
+        if self.dry:
+            raise DryRunEnd
+
+    def _print(self, trainer: Trainer, pl_module: Any, data: Any) -> None:
+        report = pl_module.report
+        remarks = "".join(f"\n{note}" for note in report.notes)
+        page: list[Any] = [f"\n{what_trains(pl_module)}{remarks}"]
+        page += [layer_table(report)] if report.rows else []
+        page += [f"adapted: {report.coverage.line}"] if report.coverage.line else []
+        rows = facts(trainer, pl_module, data)
+        if self.dry:
+            rows |= {"memory": memory(pl_module), "run folder": "none: --dry-run writes nothing"}
+        self.text = print_above_progress(*page, facts_table(rows), "")
+
+    on_test_start = on_fit_start  # a zero-shot test comes first, when the training is already planned
+
+
+def what_trains(task: Any) -> str:
+    """Return prompts, second head and regulation of a task, if it has any, and its adapter, with their options."""
+    given = (getattr(task, name, None) for name in ("prompts", "head", "regulation"))
+    others = [part for part in given if hasattr(part, "leaves")]
+    adapter = task.report.adapter
+    return " + ".join(map(describe, others if others and adapter.method() == "Frozen" else [*others, adapter]))
+
+
+def describe(adapter: Any) -> str:
+    """Return the method of an adapter or of prompts, an adapter's rank, and the non-default options."""
+    if parts := adapter.nested():
+        rates = ", ".join(f"{rate:g}" for rate in getattr(adapter, "rates", None) or ())
+        return f"{adapter.method()} of {', '.join(map(describe, parts))}{'; rates ' * bool(rates)}{rates}"
+    plain = type(adapter)().options()
+    shown = [
+        f"{name} {_shortened(value)}"
+        for name, value in adapter.options().items()
+        if name not in ("seed", "match") and ((name == "rank" and isinstance(adapter, Adapter)) or value != plain[name])
+    ]
+    return f"{adapter.method()} {', '.join(shown)}".strip()
+
+
+def _shortened(value: Any) -> str:
+    """Return an option's value as text, of many patterns only the least and the greatest value."""
+    many = isinstance(value, dict) and len(value) > 3
+    return f"{min(value.values())} to {max(value.values())} by {len(value)} patterns" if many else str(value)

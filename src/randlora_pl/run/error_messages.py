@@ -1,0 +1,135 @@
+"""Messages of one or two lines that a user can act on, for exceptions of the libraries."""
+
+import errno
+import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from randlora_pl.run.options.parser_messages import WRAPPERS, parse_message
+from randlora_pl.utils.errors import UserError, shortened
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and its explicit causes, the outermost first."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def cause(error: BaseException) -> BaseException:
+    """Return the exception that matters: the first `UserError`, else the innermost one that is not a wrapper."""
+    links = list(chain(error))
+    user = next((link for link in links if isinstance(link, UserError)), None)
+    if user is not None:
+        return user
+    plain = [link for link in links if not str(link).lstrip("- ").startswith(WRAPPERS)]
+    return plain[0] if plain else links[-1]
+
+
+def parse_error(message: str, error: BaseException | None) -> UserError:
+    """Return the `UserError` for a failure of the parser."""
+    inner = cause(error) if error is not None else None
+    return inner if isinstance(inner, UserError) else UserError(parse_message(message))
+
+
+def build_error(error: Exception) -> UserError:
+    """Return the `UserError` for an exception raised while objects were built."""
+    inner = cause(error)
+    if isinstance(inner, UserError):
+        return inner
+    if trouble := file_trouble(inner):
+        return UserError(trouble)
+    first = str(inner).strip().splitlines()
+    return UserError(first[0] if first else type(inner).__name__)
+
+
+def complaint_of_lightning(error: Exception) -> bool:
+    """Return True if Lightning itself raised an exception about how it is set up."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = bool(frames) and "lightning" in Path(frames[-1].filename).parts
+    return (own and isinstance(error, ValueError)) or type(error).__name__ == "MisconfigurationException"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return True if an exception means that memory ran out, on a GPU or on the host."""
+    names = {type(link).__name__ for link in chain(error)}
+    return bool(names & {"OutOfMemoryError", "MemoryError"}) or (
+        isinstance(error, RuntimeError)
+        and re.search(r"out of memory|can't allocate memory", str(error), re.IGNORECASE) is not None
+    )
+
+
+def lost_process(error: BaseException) -> bool:
+    """Return True if an exception means that another process of the job has ended, or did not answer in time."""
+    pattern = r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed? ?out|socket"
+    return any(
+        isinstance(link, RuntimeError) and re.search(pattern, str(link), re.IGNORECASE) is not None
+        for link in chain(error)
+    )
+
+
+def lost_worker(error: BaseException) -> str:
+    """Return PyTorch's reason why a data loader worker has ended; empty for any other exception."""
+    pattern = r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (?:is )?(exited unexpectedly|killed by signal: [^.]+)"
+    found = (re.search(pattern, str(link)) for link in chain(error) if isinstance(link, RuntimeError))
+    return next((match[1] for match in found if match), "")
+
+
+def full_disk(error: BaseException) -> str:
+    """Return the file that could not be written because the disk is full; empty for any other exception."""
+    for link in chain(error):
+        full = isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if full or re.search(r"No space left on device|Disk quota exceeded|StorageFull|File too large", str(link)):
+            name = getattr(link, "filename", None)
+            why = "the file would exceed the size limit" if "too large" in str(link) else "the disk is full"
+            return f"{name or 'a file'} cannot be written: {why}"
+    return ""
+
+
+def file_trouble(error: BaseException) -> str:
+    """Return the file that cannot be read or written, and why; empty for an exception that is not about a file."""
+    if full := full_disk(error):
+        return f"{full}. Free some space there, or use another folder"
+    for link in chain(error):
+        if not isinstance(link, OSError) or isinstance(link, ConnectionError | ChildProcessError | TimeoutError):
+            continue
+        if link.filename is not None and link.strerror:
+            name = shortened(str(link.filename), 160)
+            return f"{name}: {link.strerror}. Use another folder, or change its permissions"
+    return ""
+
+
+def trouble_of_machine(error: BaseException) -> str:
+    """Return the problem with a file or with memory, for any command; empty for any other exception."""
+    if trouble := file_trouble(error):
+        return trouble
+    if out_of_memory(error):
+        return (
+            f"out of memory: {shortened(str(error).partition(chr(10))[0], 300) or 'this machine has too little of it'}"
+        )
+    return ""
+
+
+def memory_advice(batch_size: int, accumulate: int, stage: str, eval_batch_size: int) -> str:
+    """Return advice on the batch size and the accumulation to try.
+
+    Args:
+        batch_size: Images per micro-batch.
+        accumulate: Micro-batches per optimizer step.
+        stage: ``fit``, ``validate`` or ``test``.
+        eval_batch_size: Images per evaluation batch.
+    """
+    if stage != "fit":
+        return f"out of memory; try --data.eval_batch_size {max(1, eval_batch_size // 2)}"
+    if batch_size == 1:
+        return (
+            "out of memory with one image at a time; try --model.gradient_checkpointing true, "
+            "--trainer.precision bf16-mixed or a smaller model"
+        )
+    half = batch_size // 2
+    same = " for the same effective batch" if batch_size % 2 == 0 else ""
+    return (
+        f"out of memory; try --data.batch_size {half} --trainer.accumulate_grad_batches {2 * accumulate}{same}, "
+        "or --model.gradient_checkpointing true"
+    )

@@ -1,0 +1,330 @@
+"""The LightningCLI of `fit`, `validate` and `test`: one task, one data module, one trainer, one run folder."""
+
+import json
+import os
+import re
+from importlib import import_module
+from inspect import signature
+from itertools import count
+from pathlib import Path
+from typing import Any, NoReturn, Union, get_args
+
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from randlora_pl.adapters import read_adapter
+from randlora_pl.adapters.io.refine import Form, Start
+from randlora_pl.run.callbacks import (
+    AdapterCheckpoint,
+    Figures,
+    Gates,
+    GradientFlow,
+    NonFiniteLoss,
+    Patience,
+    PeakMemory,
+    PerClass,
+    ProgressBar,
+    ProgressLines,
+    StartSummary,
+    StepNumbers,
+    Termination,
+    Throughput,
+    UnseenGradient,
+    UpdateSpectrum,
+    ValidationSchedule,
+    WrittenAnswers,
+)
+from randlora_pl.run.error_messages import build_error, parse_error
+from randlora_pl.run.first_stage import find_lora
+from randlora_pl.run.options.classes import LISTED, Tree
+from randlora_pl.run.options.compose import Command
+from randlora_pl.run.options.mistakes import check_loggers
+from randlora_pl.run.options.validate import tasks
+from randlora_pl.run.parallel.devices import with_devices, with_strategy
+from randlora_pl.run.parallel.launch import TIMEOUT
+from randlora_pl.run.run_folder import missing_folders, new_folder, planned_name, remove_folder
+from randlora_pl.tasks import AdaptationTask
+from randlora_pl.tasks.files import check_loads_again
+from randlora_pl.tasks.trainer import SETTINGS
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.run_files import LAST, follow_latest, link_latest
+from randlora_pl.utils.text.log_filters import filter_library_warnings
+
+# Lightning's Timer has a member of a str enumeration as default, which PyYAML refuses to write.
+yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
+
+
+class RunParser(LightningArgumentParser):
+    """Parser with one-line errors."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise a `UserError` instead of printing the usage; parsers of classes inside report to the outer one."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise parse_error(message, ex) from ex
+
+
+def with_defaults(tree: Tree) -> Tree:
+    """Return the config with every option of the adapter, the prompts, and what else is an object, written out.
+
+    Missing options would otherwise come from the task's default object, even for another class.
+    """
+    for name, package in _PACKAGES.items():
+        _write_defaults(tree["model"].get("init_args", {}).get(name), package)
+    return tree
+
+
+_PACKAGES = {"adapter": "adapters", "prompts": "prompts", "head": "tasks", "regulation": "tasks"}
+"""Package of the classes of each option of a task that is an object."""
+
+
+def _write_defaults(node: Any, package: str) -> None:
+    """Write every option of a class into its part of the config."""
+    if not isinstance(node, dict):
+        return
+    module, _, name = node["class_path"].rpartition(".")
+    try:
+        kind = getattr(import_module(module or f"randlora_pl.{package}"), name)
+        options = {p.name: p.default for p in signature(kind).parameters.values() if p.default is not p.empty}
+    except (ImportError, AttributeError, TypeError, ValueError):  # the last two: not a class, or a built-in one
+        return  # the parser reports the error
+    node["init_args"] = options = options | (node.get("init_args") or {})
+    if "inner" in options:  # DoRA's inner method is LoRA by default, so that its options can be typed without its name
+        options["inner"] = {"class_path": "randlora_pl.adapters.LoRA"} | (options["inner"] or {})
+    for part in options.get(LISTED) or ():
+        _write_defaults(part, package)
+
+
+def as_text(tree: Tree) -> str:
+    """Return a config as YAML for the parser; JSON would write letters beyond 16 bits as two halves."""
+    return re.sub("[^ -~]", lambda letter: f"\\U{ord(letter[0]):08x}", json.dumps(tree, ensure_ascii=False))
+
+
+def _whole_numbers_first(parser: LightningArgumentParser) -> None:
+    """Parse ``--trainer.limit_test_batches 1`` as one batch, independently of earlier imports.
+
+    ``typing`` remembers ``Optional[Union[float, int]]`` of any other package and hands it out for Lightning's
+    ``Optional[Union[int, float]]``; the parser uses the first type that fits, and 1.0 means all batches.
+    """
+    for action in parser._actions:
+        kinds = get_args(getattr(action, "_typehint", None))
+        if float in kinds and int in kinds:
+            action._typehint = Union[(int, *(kind for kind in kinds if kind is not int))]  # type: ignore[attr-defined]
+
+
+def data_class_of(command: Command) -> type[LightningDataModule]:
+    """Import the command's task and its data module, and return the class of the latter."""
+    name = str(command.flat()["model"])
+    source = tasks().get(name)
+    module = source.module if source else name.rpartition(".")[0]
+    try:
+        task = getattr(import_module(module), name.rpartition(".")[2])
+    except (ImportError, AttributeError, ValueError):
+        task = AdaptationTask  # the parser reports the error
+    package, _, kind = getattr(task, "data_module", AdaptationTask.data_module).rpartition(".")
+    found: type[LightningDataModule] = getattr(import_module(package), kind)
+    return found
+
+
+def _validation(config: dict[str, Any], callbacks: list[Callback]) -> list[Callback]:
+    """Return the default callbacks that validate and end a training.
+
+    Args:
+        config: Options of the trainer.
+        callbacks: With the run's `AdapterCheckpoint`.
+    """
+    kept = next(callback for callback in callbacks if isinstance(callback, AdapterCheckpoint))
+    found: list[Callback] = []
+    if config["val_check_interval"] is None and config["check_val_every_n_epoch"] == 1:
+        found.append(ValidationSchedule())
+    if kept.patience is not None:
+        found.append(Patience(kept.monitor, kept.mode, kept.patience))
+    return found
+
+
+class _Latest(Callback):
+    """Callback that lets the link ``latest`` point to a new run.
+
+    By then all processes of the run have read their options, in which the link means the run before.
+    """
+
+    linked = False
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.is_global_zero and not self.linked:
+            link_latest(self.folder)
+        self.linked = True
+
+
+class App(LightningCLI):
+    """Builder of task, data, trainer and callbacks from one command.
+
+    Args:
+        command: The command, with its names checked.
+        folder: The folder of a run to resume; None makes a new one.
+        path: Path of the new folder, instead of ``--run.root``, ``--run.name`` and the time.
+        dry: If True, training ends after the start page; no folder and no logger is made.
+
+    Attributes:
+        folder: The run folder.
+        created: True if this process made it.
+    """
+
+    def __init__(
+        self, command: Command, folder: Path | None = None, path: Path | None = None, dry: bool = False
+    ) -> None:
+        filter_library_warnings()  # now that Lightning is imported, which sets its own log level then
+        self.command, self.created, self._path, self.dry = command, folder is None and not dry, path, dry
+        self.folder = folder or Path()
+        self._made: list[Path] = []
+        super().__init__(
+            AdaptationTask,
+            data_class_of(command),
+            save_config_callback=None,  # the run folder gets the resolved config
+            trainer_defaults=SETTINGS,
+            seed_everything_default=0,
+            parser_class=RunParser,
+            parser_kwargs={"prog": f"randlora-pl {command.verb}", "description": ""},
+            subclass_mode_model=True,
+            args=["--config", as_text(with_defaults(command.config)), *command.typed],
+            run=False,
+            auto_configure_optimizers=False,  # the task makes its own, over the trainable parameters
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the application's own options, and one seed for all."""
+        parser.add_argument("--run.name", type=str | None, default=None, help="Name of the run.")
+        parser.add_argument("--run.root", type=str, default="runs", help="Folder of all runs.")
+        loggers = str | list[str]
+        parser.add_argument(
+            "--run.logger", type=loggers, default="tensorboard", help="tensorboard, csv, wandb, mlflow or none."
+        )
+        parser.add_argument("--run.timeout", type=float, default=TIMEOUT, help="Seconds to wait for other processes.")
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to start training from.")
+        parser.add_argument("--from_adapter", type=str | None, default=None, help="LoRA whose outputs to start with.")
+        parser.add_argument("--from_form", type=Form, default="beside", help="Place of this LoRA: beside or absorbed.")
+        parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(GradientFlow, "gradient_flow")
+        parser.add_lightning_class_args(UpdateSpectrum, "spectrum")
+        parser.add_lightning_class_args(UnseenGradient, "unseen_gradient")
+        parser.link_arguments("seed_everything", "model.init_args.seed")
+        parser.link_arguments("seed_everything", "data.seed")
+        _whole_numbers_first(parser)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the given words instead of the command line of the process."""
+        self.config = parser.parse_args(args)
+        if start := self.config.ckpt_path:  # before this run becomes the latest
+            self.config.ckpt_path = str(follow_latest(Path(start)))
+        if (start := self.config.from_adapter) and self.folder == Path():  # new: a resumed run may need it no more
+            self.config.from_adapter = str(find_lora(start))
+
+    def instantiate_classes(self) -> None:
+        """Instantiate all classes; report any error in one line."""
+        begun = self.folder != Path() and (self.folder / LAST).is_file()  # a new run has no folder yet
+        start = None if begun or self.config.from_adapter is None else read_adapter(self.config.from_adapter)
+        try:
+            super().instantiate_classes()
+        except UserError:
+            raise
+        except Exception as error:
+            raise build_error(error) from error
+        self.model.start = None if start is None else Start(start, self.config.from_form)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the run folder and a trainer that keeps everything in it."""
+        run = self.config.run
+        check_loads_again(self.model)  # before the training, not at its end
+        if self.created and self._path is not None:
+            self.folder = self._path
+        elif self.created:
+            name = run.name or planned_name(self.command.flat())
+            name += "" if self.command.verb == "fit" else f"-{self.command.verb}"
+            self._made = missing_folders(Path(run.root) / name)
+            self.folder = new_folder(Path(run.root), name)
+        try:
+            given = False if self.dry else self.config_init.trainer.logger
+            logger = make_loggers(run.logger, self.folder, Path(run.root)) if given is None or given is True else given
+            return super().instantiate_trainer(default_root_dir=str(self.folder), logger=logger, **kwargs)
+        except BaseException:
+            self.discard()
+            raise
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        own: list[Callback] = [PerClass(), Figures(), Gates(), WrittenAnswers()]
+        if self.command.verb == "fit":
+            own += [*_validation(config, callbacks), StartSummary(self.dry), PeakMemory(), Throughput()]
+            own += [NonFiniteLoss(), Termination(), StepNumbers()]
+        else:
+            callbacks = []  # checkpoint, spectrum and the like belong to a training
+        users = config.get("callbacks") or []
+        saving = next((type(callback).__name__ for callback in users if isinstance(callback, Checkpoint)), "")
+        if saving and not config["enable_checkpointing"]:
+            what = f"{saving} needs --trainer.enable_checkpointing true. "
+            raise UserError(what + "Remove it where the adapters suffice: --checkpoint.monitor chooses the best.")
+        replaced = any(isinstance(callback, AnyProgressBar) for callback in users)
+        if config["enable_progress_bar"] is not False and not replaced:
+            own += [ProgressBar(), ProgressLines()]
+        if self.created and self._path is None:
+            own.append(_Latest(self.folder))
+        config = with_strategy(with_devices(config), self.config_init.run.timeout)
+        return super()._instantiate_trainer(config, [*own, *callbacks])
+
+    def discard(self) -> None:
+        """Remove a folder that this process made if it holds nothing worth keeping yet; only on rank 0.
+
+        Once training has begun, the folder stays: the run can be resumed, from its beginning without a checkpoint. The
+        folder of a cell stays, too: it may hold the LoRA of a first stage, and the sweep empties it before a retry.
+        """
+        trainer = getattr(self, "trainer", None)
+        if trainer is not None and trainer.global_step > 0:
+            return
+        made_here = self.created and self._path is None and self.folder != Path()
+        if made_here and getattr(rank_zero_only, "rank", 0) == 0:
+            remove_folder(self.folder, self._made)
+
+
+PROJECT = "randlora-pl"
+
+
+def make_loggers(names: str | list[str], folder: Path, root: Path) -> list[Logger]:
+    """Return the loggers of a run.
+
+    Args:
+        names: Name of a logger, or of several.
+        folder: Run folder.
+        root: Folder of all runs. MLflow keeps them together, in ``mlflow.db`` there, unless MLFLOW_TRACKING_URI is set.
+
+    Raises:
+        UserError: A name is unknown, or its package is not installed.
+    """
+    check_loggers(names)
+    made: list[Logger] = []
+    for name in [names] if isinstance(names, str) else names:
+        if name == "tensorboard":
+            made.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+        elif name == "csv":
+            made.append(CSVLogger(folder, name="", version=_free(folder, "csv")))
+        elif name == "wandb":
+            made.append(WandbLogger(save_dir=folder, name=folder.name, project=PROJECT))
+        elif name == "mlflow":
+            uri, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None
+            if not uri:
+                uri, artifacts = f"sqlite:///{root.resolve() / 'mlflow.db'}", str(root.resolve() / "mlruns")
+            name = f"{folder.parent.name}/{folder.name}"
+            made.append(MLFlowLogger(PROJECT, run_name=name, tracking_uri=uri, artifact_location=artifacts))
+    return made
+
+
+def _free(folder: Path, name: str) -> str:
+    """Return an unused folder name: the CSV logger would empty the folder of the run to resume."""
+    names = (name if number == 1 else f"{name}_{number}" for number in count(1))
+    return next(free for free in names if not (folder / free).exists())

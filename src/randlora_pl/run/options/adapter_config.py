@@ -1,0 +1,200 @@
+"""Model config of an adapter file and data config beside it: files from anywhere, none of which is run as code.
+
+A config of the user (``--config``) can name any class with any arguments, so that loading it can run code. An adapter
+has names of this program's own classes or of classes that the user has imported, and plain values.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.data.images.frame import resize_option
+from randlora_pl.run.options.classes import CLASS_KEYS, INNER, LISTED, Tree
+from randlora_pl.run.options.compose import parse_value, read_config
+from randlora_pl.run.options.own_classes import check_own_options, own_class
+from randlora_pl.run.options.validate import adapters, class_choices, tasks
+from randlora_pl.utils.adapter_schema import check_adapter_schema, check_format
+from randlora_pl.utils.errors import UserError, brief, near
+from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.files.run_files import ADAPTER, CONFIG
+from randlora_pl.utils.files.weights_files import base_arguments
+
+
+def check_adapter(folder: Path) -> Path:
+    """Return the file that describes an adapter; refuse what can be refused before PyTorch is imported.
+
+    Raises:
+        UserError: The file is missing, or PEFT wrote the folder.
+    """
+    file = folder if folder.is_file() else folder / "adapter_config.json"
+    if not folder.exists():
+        raise UserError(f"There is no adapter folder or file {folder}. A run keeps its adapter in RUN/adapter.")
+    if not file.is_file():
+        inside = [name for name in (ADAPTER, "adapter-best") if (folder / name).is_dir()]
+        hint = f" Did you mean {folder / inside[0]}?" if inside else " A run keeps it in RUN/adapter."
+        raise UserError(f"{folder} is not an adapter folder: it has no {file.name}.{hint}")
+    if (folder / "adapter_model.safetensors").is_file():
+        raise UserError(
+            f"{folder} is an adapter of PEFT.",
+            f"Import it: randlora-pl adapter import {folder} --from peft --model NAME --pretrained TAG --output DIR",
+        )
+    return file
+
+
+def adapter_config(folder: Path) -> Tree:
+    """Return the model part of a config, image preprocessing and typed prompts from an adapter that a task has written.
+
+    Its classes are looked up among this program's, before anything is imported.
+
+    Raises:
+        UserError: The folder is not an adapter folder, or names a class of another program.
+    """
+    file = check_adapter(folder)
+    try:
+        content = _metadata(file) if file == folder else parse_json(file.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read: {error}. Copy it again, or name another adapter.") from error
+    except (KeyError, TypeError):
+        raise UserError(f"{file} is not an adapter file: its metadata has no description.") from None
+    try:
+        check_format(content, folder)
+        metadata = content["metadata"]
+        task, arguments = metadata.get("task_class", metadata["task"]), metadata["arguments"]
+        check_adapter_schema(content, file)
+        adapter = _as_class(content, file)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file} has no task with its arguments: no run saved it. In Python, load_adapter(model, path) loads it."
+        ) from error
+    if "task_class" in metadata:
+        check_own_options(own_class("tasks.restore:find_task", task, file), arguments, file)
+    else:
+        _check_known("task", task, tasks(), file)
+    _check_no_class(arguments, file)
+    arguments = {name: _part(name, value, file) for name, value in arguments.items() if name != "seed"}
+    arguments |= base_arguments(content.get("base_model", {}), folder)
+    frame = metadata.get("training", {}).get("frame", {})
+    data = {name: frame[name] for name in ("mean", "std", "interpolation", "background") if name in frame}
+    data |= {"templates": metadata["templates"]} if metadata.get("typed_templates") else {}
+    data |= {"resize": resize_option(frame["resize"], frame["crop_pct"])} if frame else {}
+    model = {"class_path": task, "init_args": arguments | {"adapter": adapter}}
+    return {"model": model} | ({"data": data} if data else {})
+
+
+def _metadata(file: Path) -> Any:
+    """Return the description in a ``.safetensors`` file, read without PyTorch: length, JSON header, tensors."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > min(file.stat().st_size, 100_000_000):  # the format's own limit
+            raise ValueError("no safetensors file")
+        header = parse_json(stream.read(length))
+    return parse_json(header["__metadata__"]["adapter_config"])
+
+
+def _as_class(description: Any, file: Path, known: Mapping[str, Any] | None = None) -> Any:
+    """Return ``{"method": ..., "options": ...}`` of a file as ``class_path`` and ``init_args``."""
+    if not (isinstance(description, dict) and "method" in description):
+        _check_no_class(description, file)
+        return description
+    method, nested = description["method"], (INNER, LISTED)
+    if known is None and "." in method:
+        kind = own_class("adapters.registry:find_method", method, file)
+        check_own_options(kind, description["options"], file)
+        nested = tuple(kind.nested_options())
+    else:
+        _check_known("method", method, known or adapters(), file)
+    options = {name: _option(name, value, file, nested) for name, value in description["options"].items()}
+    return {"class_path": description["method"]} | ({"init_args": options} if options else {})
+
+
+def _option(name: str, value: Any, file: Path, nested: tuple[str, ...]) -> Any:
+    """Return an option of a method; refuse a name alone as a method, as it could be any class's."""
+    if name in nested and (name == LISTED or isinstance(value, list)) and value is not None:
+        listed = value if isinstance(value, list) else [value]
+        return [_as_class(_described(name, each, file), file) for each in listed]
+    return _as_class(_described(name, value, file) if name in nested and value is not None else value, file)
+
+
+def _part(name: str, value: Any, file: Path) -> Any:
+    """Return an argument of a task, one that is an object as a class.
+
+    Raises:
+        UserError: It is none that this program has.
+    """
+    known = class_choices().get(f"model.{name}")
+    return value if known is None or value is None else _as_class(_described(name, value, file), file, known)
+
+
+def _described(name: str, value: Any, file: Path) -> dict[str, Any]:
+    """Return the description of an object; refuse any other value."""
+    if not (
+        isinstance(value, dict) and isinstance(value.get("method"), str) and isinstance(value.get("options"), dict)
+    ):
+        raise UserError(
+            f"{file}: {name} is {brief(value)}, which describes nothing that this version has. It was written by "
+            "another version, is damaged, or was changed."
+        )
+    return value
+
+
+def _check_known(what: str, name: str, known: Iterable[str], file: Path) -> None:
+    if name not in known:
+        raise UserError(
+            f"{file}: this program has no {what} {name!r}.{near(name, known)} Known: {', '.join(known)}. It was "
+            "written by another version, is damaged, or was changed."
+        )
+
+
+def _check_no_class(value: Any, file: Path) -> None:
+    """Refuse class names, also in dotted keys and in texts that the parser of options would read as YAML.
+
+    Raises:
+        UserError: There is one.
+    """
+    if isinstance(value, str):
+        read = parse_value(value)
+        value = read if isinstance(read, dict | list) else ()
+    if isinstance(value, dict) and CLASS_KEYS & {part for key in value for part in str(key).split(".")}:
+        raise UserError(f"{file} names a class among its options, which an adapter never does: it was changed.")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_no_class(part, file)
+
+
+def config_beside(adapter: Path) -> Path | None:
+    """Return the config of the run that an adapter folder or file lies in; None where there is none."""
+    file = adapter.resolve().parent / CONFIG
+    return file if file.is_file() else None
+
+
+def data_beside(file: Path) -> Tree:
+    """Return the data options of a config and its seed, which selects the images; all other parts are left out.
+
+    Args:
+        file: The config, see `config_beside`.
+
+    Raises:
+        UserError: The file is not a config, or a data option is anything but a plain value or a list of such.
+    """
+    tree = read_config(file)
+    data = tree.get("data")
+    wrong = None if data is None else "data" if not isinstance(data, dict) else _not_plain(data)
+    if wrong is not None:
+        raise UserError(
+            f"{file}: {wrong} is not a plain value. Next to an adapter only plain data options are read; if you trust "
+            f"all of the file, pass it: --config {file}"
+        )
+    found: Tree = {"data": data} if data else {}
+    return found | ({"seed_everything": tree["seed_everything"]} if _plain(tree.get("seed_everything")) else {})
+
+
+def _not_plain(data: dict[Any, Any]) -> str | None:
+    """Return the name of the first option that is not a plain value; None if all are plain."""
+    for name, value in data.items():
+        plain = value is None or all(map(_plain, value if isinstance(value, list) else [value]))
+        if not (plain and isinstance(name, str) and name.isidentifier() and name not in CLASS_KEYS):
+            return f"data.{name}"
+    return None
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str | int | float)

@@ -1,0 +1,79 @@
+"""Choices that a command needs: the dataset of its data folder, and a base model."""
+
+from pathlib import Path
+
+from randlora_pl.data.locations import root_of
+from randlora_pl.run.options.compose import Command
+from randlora_pl.run.options.validate import data_class, is_text_task, tasks
+from randlora_pl.utils.errors import UserError
+
+TOY = "tiny"
+"""Base model that is used only if it is named."""
+
+BASES = "--config clip_vitb32, clip_vitl14 or dinov2_vitb14, or tiny_clip, a toy for images of 32 pixels"
+"""Some configs with a base model, for messages."""
+
+
+def choose_dataset(command: Command) -> None:
+    """Put the dataset of a root into the config unless a dataset was typed; one config that has both is complete.
+
+    Raises:
+        UserError: The files of the root fit no format, or several.
+    """
+    flat = command.flat()
+    root, named = flat.get("data.root"), command.config.get("data", {}).get("dataset")
+    alone = "data.root" in command.values or command.bare_root
+    if root is None or "data.dataset" in command.values or (named is not None and not alone):
+        return
+    task = str(flat.get("model")).rpartition(".")[2]
+    place, labelled = root_of(str(root)), is_text_task(task) and data_class(task).name == "LabelledTexts"
+    found = _texts_in(place, labelled) or named if is_text_task(task) else images_in(place, named)
+    if found is not None:
+        command.config["data"] = command.config.get("data", {}) | {"dataset": found}
+
+
+def images_in(root: Path, named: str | None = None) -> str:
+    """Return the dataset of a root: the named one if it can be there, else the format that the files have.
+
+    Args:
+        root: Folder, file, pattern or URL.
+        named: Dataset of a config, if any.
+
+    Raises:
+        UserError: The files fit no format and no dataset is named, or they fit several.
+    """
+    from randlora_pl.data.catalog.registry import CATALOG, present
+    from randlora_pl.data.own_format import format_of, formats_of
+
+    if named is None:
+        return format_of(root) if root.exists() or any(formats_of(root)) else "folder"  # whose error has the layout
+    row = CATALOG.get(named)
+    has_files = row is None or row.own or bool(row.layout)
+    there = row is None or row.own or present(row, root)
+    return named if has_files and (there or not any(formats_of(root))) else format_of(root)
+
+
+def _texts_in(root: Path, labelled: bool) -> str | None:
+    """Return the format of a user's own texts, None for other files.
+
+    Raises:
+        UserError: There are files of two formats.
+    """
+    kinds = ("jsonl", "csv") if labelled else ("jsonl",)
+    found = [kind for kind in kinds if root.suffix == f".{kind}" or (root / f"train.{kind}").is_file()]
+    if len(found) > 1:
+        raise UserError(f"{root} has train.jsonl and train.csv.", "Choose: --data.dataset jsonl or --data.dataset csv")
+    return found[0] if found else None
+
+
+def check_base(command: Command) -> None:
+    """Refuse a command whose base model would be the toy, which it does not name.
+
+    Raises:
+        UserError: No base model is named; the message has some.
+    """
+    flat = command.flat()
+    task = tasks().get(str(flat.get("model")).rpartition(".")[2])
+    name = task and task.options.get("name")
+    if name and name.default == repr(TOY) and flat.get("model.name") is None:
+        raise UserError(f"{command.verb} needs a base model.", f"Add {BASES}. All models: randlora-pl models")

@@ -1,0 +1,221 @@
+"""Classes and their options, read from the source text to avoid the seconds of PyTorch's import."""
+
+import ast
+import importlib.util
+import re
+import textwrap
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.utils.class_paths import exported, public_path
+
+PACKAGE = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Option:
+    """Argument of a constructor.
+
+    Attributes:
+        name: Name of the argument.
+        kind: Its annotation, as written, with the literals that a name in it stands for.
+        default: Its default, as written; None if the argument is required.
+        help: Its lines of the docstring, joined.
+    """
+
+    name: str
+    kind: str
+    default: str | None
+    help: str
+
+    @property
+    def choices(self) -> str:
+        """The type as a reader sees it: ``int | ceil | floor+1`` of ``int | Literal['ceil', 'floor+1']``."""
+        return re.sub(r"Literal\[(.*?)\]", lambda found: " | ".join(ast.literal_eval(f"[{found[1]}]")), self.kind)
+
+
+@dataclass(frozen=True)
+class ClassSource:
+    """Class as its source text describes it.
+
+    Attributes:
+        name: Name of the class.
+        module: Dotted path of the package that exports it, else of its module.
+        summary: First line of its docstring.
+        bases: Names of its base classes.
+        options: Arguments of its constructor by name, with the arguments of base classes that it passes on.
+        constants: Constants, and tuples of constants, among its class attributes and its base classes', by name.
+    """
+
+    name: str
+    module: str
+    summary: str
+    bases: tuple[str, ...]
+    options: dict[str, Option] = field(default_factory=dict)
+    constants: dict[str, Any] = field(default_factory=dict)
+
+
+def _argument_help(docstring: str) -> dict[str, str]:
+    """Return the ``Args:`` (or ``Attributes:``) section of a Google docstring, one joined line per name."""
+    section = re.search(r"^(?:Args|Attributes):\n((?:[ \t]+.*\n?|\n)+)", docstring, re.MULTILINE)
+    if not section:
+        return {}
+    found: dict[str, str] = {}
+    name = ""
+    for line in textwrap.dedent(section[1]).splitlines():
+        start = re.match(r"(\w+)(?: \(.*?\))?: *(.*)", line)
+        if start:
+            name = start[1]
+            found[name] = start[2]
+        elif name and line.strip():
+            found[name] += " " + line.strip()
+    return found
+
+
+def _spelled_out(kind: str, file: Path, modules: dict[str, str]) -> str:
+    """Return an annotation with the ``Literal[...]`` that each name in it stands for.
+
+    Args:
+        kind: The annotation.
+        file: File that contains it.
+        modules: Module of every name that the file imports from this project.
+    """
+
+    def literal(name: re.Match[str]) -> str:
+        module = modules.get(name[0])
+        source = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py") if module else file
+        text = source.read_text(encoding="utf-8") if source.is_file() else ""
+        found = re.search(rf"^{name[0]} = (Literal\[.*\])$", text, re.MULTILINE)
+        return found[1] if found else name[0]
+
+    return re.sub(r"\b(?!Any\b|None\b|Literal\b)[A-Z]\w+\b(?!')", literal, kind)
+
+
+def _options(function: ast.FunctionDef, docs: dict[str, str], file: Path, modules: dict[str, str]) -> dict[str, Option]:
+    arguments = function.args
+    positional = [*arguments.posonlyargs, *arguments.args][1:]  # without self
+    defaults: list[ast.expr | None] = [None] * len(positional)
+    if arguments.defaults:
+        defaults[-len(arguments.defaults) :] = arguments.defaults[-len(positional) :]
+    pairs = [*zip(positional, defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    return {
+        argument.arg: Option(
+            argument.arg,
+            _spelled_out(ast.unparse(argument.annotation), file, modules) if argument.annotation else "",
+            None if default is None else ast.unparse(default),
+            docs.get(argument.arg, ""),
+        )
+        for argument, default in pairs
+    }
+
+
+def _constants(node: ast.ClassDef) -> dict[str, Any]:
+    return {
+        target.id: ast.literal_eval(item.value)
+        for item in node.body
+        if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant | ast.Tuple)
+        if all(isinstance(each, ast.Constant) for each in getattr(item.value, "elts", ()))
+        for target in item.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+_Read = dict[str, tuple[ClassSource, dict[str, str] | None]]
+
+
+def _read(file: Path, module: str) -> _Read:
+    """Return the classes of one file.
+
+    Each has the room of every name that the file imports from this project, or None if its constructor passes no
+    options on to its bases.
+    """
+    found: _Read = {}
+    text = file.read_text(encoding="utf-8")
+    body = ast.parse(text).body if "\nclass " in text else []
+    modules = {
+        name.name: node.module
+        for node in body
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("randlora_pl.")
+        for name in node.names
+    }
+    rooms = {name: module.split(".")[1] for name, module in modules.items()}
+    for node in body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        docstring = ast.get_docstring(node) or ""
+        init = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None)
+        source = ClassSource(
+            node.name,
+            public_path(f"{module}.{node.name}").rpartition(".")[0],
+            docstring.partition("\n")[0],
+            tuple(ast.unparse(base).rpartition(".")[2] for base in node.bases),
+            _options(init, _argument_help(docstring), file, modules) if init else {},
+            _constants(node),
+        )
+        found[node.name] = (source, rooms if init is None or init.args.kwarg is not None else None)
+    return found
+
+
+@cache
+def read_classes(package: str) -> dict[str, ClassSource]:
+    """Return the classes of a package of this project, for example ``adapters``, and of its subfolders, by name.
+
+    Args:
+        package: Name of a folder below ``randlora_pl``.
+    """
+    raw: _Read = {}
+    for file in sorted((PACKAGE / package).rglob("*.py")):
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        raw |= _read(file, ".".join(["randlora_pl", *parts]))
+
+    def complete(name: str) -> dict[str, Option]:
+        source, rooms = raw[name]
+        inherited: dict[str, Option] = {}
+        for base in source.bases if rooms is not None else ():
+            if base in raw:
+                inherited |= complete(base)
+            elif rooms and base in rooms:
+                inherited |= read_classes(rooms[base])[base].options
+        known = {*source.options, *source.constants.get("fixed_options", ())}
+        return source.options | {key: value for key, value in inherited.items() if key not in known}
+
+    def constants(name: str) -> dict[str, Any]:
+        source = raw[name][0]
+        inherited = [constants(base) for base in reversed(source.bases) if base in raw]
+        return {key: value for some in [*inherited, source.constants] for key, value in some.items()}
+
+    return {
+        name: replace(source, options=complete(name), constants=constants(name)) for name, (source, _) in raw.items()
+    }
+
+
+def subclasses(package: str, base: str) -> dict[str, ClassSource]:
+    """Return the public classes of a package that derive from ``base``, directly or not, and that nothing derives from.
+
+    Args:
+        package: Name of a folder below ``randlora_pl``.
+        base: Name of the base class.
+    """
+    classes = read_classes(package)
+
+    def derives(name: str) -> bool:
+        return any(parent == base or (parent in classes and derives(parent)) for parent in classes[name].bases)
+
+    public = exported(package)
+    return {
+        name: source
+        for name, source in classes.items()
+        if derives(name) and not name.startswith("_") and (not public or name in public)
+    }
+
+
+@cache
+def trainer_options() -> dict[str, Option]:
+    """Return the Lightning trainer's options by name, from its source text; empty if it has another place."""
+    spec = importlib.util.find_spec("lightning")
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    file = Path(spec.submodule_search_locations[0]) / "pytorch" / "trainer" / "trainer.py"
+    return _read(file, "")["Trainer"][0].options if file.is_file() else {}

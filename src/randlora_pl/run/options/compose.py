@@ -1,0 +1,288 @@
+"""Composition of the typed words into one config and the options that override it, before heavy imports.
+
+Plain LightningCLI takes eight seconds to answer a typing error, keeps the old method's rank when the
+adapter's class changes, and lets a checkpoint override what the user typed. Here the config files are
+merged first, a new adapter class starts from its own defaults, and names are checked against the source text.
+"""
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from randlora_pl.run.options.classes import CLASSES, LISTS, Tree, normalize, with_default_classes
+from randlora_pl.run.options.run_length import ALIASES, alias, with_our_length, without_other_length
+from randlora_pl.run.options.shipped import find_config
+from randlora_pl.utils.class_paths import public_path
+from randlora_pl.utils.errors import UserError, brief, errors_in
+from randlora_pl.utils.files.documents import parse_yaml
+from randlora_pl.utils.files.run_files import find_adapter, find_run
+
+FOLDER_OPTIONS = {"fit": ("resume",), "validate": ("run", "adapter"), "test": ("run", "adapter")}
+"""Options that name a folder and are not part of a config, by command."""
+
+
+@dataclass
+class Command:
+    """Sorted words of a command line.
+
+    Attributes:
+        verb: ``fit``, ``validate`` or ``test``.
+        config: All config files, merged.
+        typed: The other options, as typed; they override the config.
+        values: The same options by short name (``model.adapter.rank``).
+        folders: Values of the options that name a folder (``resume``, ``run``, ``adapter``).
+        named: Path or name of each config, in order.
+        bare_root: True if the config that sets ``data.root`` sets no ``data.dataset``.
+    """
+
+    verb: str
+    config: Tree = field(default_factory=dict)
+    typed: list[str] = field(default_factory=list)
+    values: dict[str, str] = field(default_factory=dict)
+    folders: dict[str, Path] = field(default_factory=dict)
+    named: list[str] = field(default_factory=list)
+    bare_root: bool = False
+
+    def flat(self) -> dict[str, Any]:
+        """Return the config by short names, with the typed options on top."""
+        result = flatten(self.config)
+        for key, text in self.values.items():
+            if key in CLASSES[1:] and _last(result.get(key)) != _last(text):
+                result = {name: value for name, value in result.items() if not name.startswith(f"{key}.")}
+            result[key] = parse_value(text)
+        return result
+
+    def checksum(self) -> str:
+        """Return a checksum of the typed options and the text of the configs: the same for the same command."""
+        texts = [Path(name).read_text(encoding="utf-8", errors="replace") for name in self.named]
+        return hashlib.sha256(json.dumps([self.typed, texts]).encode()).hexdigest()
+
+
+def parse_value(text: str) -> Any:
+    """Return a typed value as YAML reads it; text that is not YAML stays text."""
+    try:
+        return parse_yaml(text)
+    except yaml.YAMLError:
+        return text
+
+
+def read_config(file: Path) -> Tree:
+    """Return one config file.
+
+    Raises:
+        UserError: The file is not readable, not YAML, or not a mapping.
+    """
+    try:
+        content = parse_yaml(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{file}{where} is not valid YAML: {getattr(error, 'problem', error)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict | None):
+        raise UserError(f"{file} is not a config: expected `key: value` lines such as `data: {{dataset: digits}}`.")
+    return content or {}
+
+
+def merge(old: Any, new: Any, key: str = "") -> Any:
+    """Return ``old`` overridden by ``new``: mappings merge, everything else is replaced; a new class starts afresh.
+
+    The model is the exception: another task keeps the name, the adapter and so on.
+
+    Args:
+        old: The present value, with class names in ``class_path``.
+        new: The value that overrides it.
+        key: Dotted path of the two, for the exception.
+    """
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    changes = "class_path" in new and "class_path" in old and _last(new["class_path"]) != _last(old["class_path"])
+    if changes and key != "model":
+        return new
+    old = without_other_length(old, new) if key == "data" else old
+    return old | {name: merge(old.get(name), value, f"{key}.{name}".strip(".")) for name, value in new.items()}
+
+
+def _last(class_path: Any) -> str:
+    return str(class_path).rpartition(".")[2].lower()
+
+
+def flatten(tree: Tree) -> dict[str, Any]:
+    """Return a config by short names: ``init_args`` left out, a class under its option's own name."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, dict) and ("class_path" in node or "init_args" in node):
+            if "class_path" in node:
+                flat[prefix] = node["class_path"]
+            arguments = node.get("init_args") or {}
+            if not isinstance(arguments, dict):  # the parser reports the error
+                flat[f"{prefix}.init_args"] = arguments
+                return
+            for name, value in arguments.items():
+                walk(f"{prefix}.{name}", value)
+        else:
+            flat[prefix] = node
+
+    for group, content in tree.items():
+        if group == "model" or not isinstance(content, dict):
+            walk(group, content)
+        else:
+            for name, value in content.items():
+                walk(f"{group}.{name}", value)
+    return flat
+
+
+def short_name(option: str) -> str:
+    """Return ``--model.init_args.adapter`` as ``model.adapter``."""
+    parts = [part for part in option.lstrip("-").rstrip("+").split(".") if part not in ("init_args", "class_path")]
+    return ".".join(parts)
+
+
+def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
+    """Sort the words behind a verb and read the config files.
+
+    Args:
+        verb: ``fit``, ``validate`` or ``test``.
+        args: The words behind it.
+        defaults: Config that the first config file is merged into.
+
+    Raises:
+        UserError: A word that is not an option, a missing value, an unreadable file.
+    """
+    command = Command(verb, config=normalize(copy.deepcopy(defaults)))
+    words = list(map(underscored, args))
+    folder_options = FOLDER_OPTIONS[verb]
+    while words:
+        word = words.pop(0)
+        option, equals, value = word.partition("=")
+        if not is_option(word):
+            raise UserError(f"{brief(word)} is not an option.{_hint(word)} See: randlora-pl {verb} --help")
+        own = option in ("-c", "--config") or option[2:] in folder_options
+        if not equals and words and not is_option(words[0]):
+            value, equals = words.pop(0), "="
+        if not own:
+            if option == "--trainer.callbacks" and re.fullmatch(r"[\w.]+", value):
+                option += "+"  # one more callback, as in jsonargparse's --trainer.callbacks+=NAME
+            value = public_path(value)
+            joined = option == "--print_config"  # the parser takes its flags only in one word
+            command.typed += [f"{option}={value}"] if joined and equals else [option, value] if equals else [option]
+            if equals:
+                command.values[short_name(option)] = value
+            continue
+        if not equals:
+            what = "a name or a file" if "c" in option[:3] else "a folder"
+            raise UserError(f"{option} needs {what} behind it.")
+        if option in ("-c", "--config"):
+            file = find_config(value)
+            tree = read_config(file)
+            if not tree:
+                raise UserError(f"{file} is empty: it sets no option. Leave it out. See: randlora-pl config list")
+            with errors_in(file):
+                command.config = merge(command.config, with_our_length(normalize(tree)))
+            command.named.append(str(file))
+            data = tree.get("data") or {}
+            command.bare_root = "dataset" not in data if "root" in data else command.bare_root
+        else:
+            command.folders[option[2:]] = folder_of(option[2:], value)
+    _take_length(command)
+    _take_classes(command)
+    command.config = with_default_classes(command.config, command.values)
+    _take_nulls(command)
+    if "data" in command.config:
+        typed = {name.removeprefix("data."): text for name, text in command.values.items()}
+        command.config["data"] = without_other_length(command.config["data"], typed)
+    return command
+
+
+def folder_of(option: str, value: str) -> Path:
+    """Return the folder that ``--resume``, ``--run`` or ``--adapter`` names; ``--resume auto`` names none yet."""
+    if (option, value) == ("resume", "auto"):
+        return Path(value)
+    return find_adapter(value) if option == "adapter" else find_run(value)
+
+
+def is_option(word: str) -> bool:
+    """Return True if a word is an option; a negative number is not one."""
+    return re.match(r"--?[A-Za-z]", word) is not None
+
+
+def underscored(word: str) -> str:
+    """Return ``--data.batch-size=4`` as ``--data.batch_size=4``; return any other word unchanged."""
+    option, equals, value = word.partition("=")
+    if not is_option(word) or option in ("--help-all", "--dry-run"):
+        return word
+    return re.sub(r"(?<=\w)-", "_", option) + equals + value
+
+
+def _hint(word: str) -> str:
+    try:
+        find_config(word)
+    except UserError:
+        return ""
+    return f" Did you mean --config {word}?"
+
+
+def _take_length(command: Command) -> None:
+    """Replace a typed length of the trainer by the same length of the data."""
+    for option in ALIASES:
+        ours = alias(option, command.values.get(option), command.values)
+        if ours != option:
+            command.values[ours] = command.values.pop(option)
+            command.typed = [f"--{ours}" if word == f"--{option}" else word for word in command.typed]
+
+
+def _take_classes(command: Command) -> None:
+    """Put typed classes into the config; one that differs from the config's drops the options of the old one."""
+    for option in (*CLASSES, *LISTS):
+        text = command.values.get(option)
+        if text is None:
+            continue
+        value = parse_value(text)
+        tree: Any = value
+        for name in reversed(option.split(".")):
+            tree = {name: tree}
+        command.config = merge(command.config, normalize(tree)) if value is not None else command.config
+        if not isinstance(value, str):  # a mapping or a list, which is in the config now; anything else was refused
+            _remove(command, option)
+
+
+def _take_nulls(command: Command) -> None:
+    """Put a typed ``null`` of a class inside the model into the config; the parser would make the text "None" of it."""
+    for key, text in list(command.values.items()):
+        option, _, name = key.rpartition(".")
+        if option in CLASSES[1:] and text == "null":
+            tree: Any = {name: None}
+            for part in reversed(option.split(".")):
+                tree = {part: {"init_args": tree}}
+            command.config = merge(command.config, tree)
+            _remove(command, key)
+
+
+def _remove(command: Command, key: str) -> None:
+    """Remove a typed option."""
+    del command.values[key]
+    place = next(n for n, word in enumerate(command.typed) if is_option(word) and short_name(word) == key)
+    del command.typed[place : place + 2]
+
+
+DEFAULTS: Tree = {"model": {"class_path": "VisionLanguageTask"}}
+
+
+def nested(options: Tree) -> Tree:
+    """Return options such as ``{data.steps: 5}`` as ``{data: {steps: 5}}``; both may be mixed."""
+    tree: Tree = {}
+    for key, value in options.items():
+        node: Any = nested(value) if isinstance(value, dict) else value
+        for name in reversed(str(key).split(".")):
+            node = {name: node}
+        tree = merge(tree, node)
+    return tree

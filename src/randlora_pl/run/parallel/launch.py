@@ -1,0 +1,224 @@
+"""Detection of the launcher: none, torchrun, SLURM's srun, or Lightning starting one more process."""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from threading import Thread
+from typing import Any
+
+from randlora_pl.run.parallel.meeting import GRACE, Meeting
+from randlora_pl.utils.errors import LostProcessError, UserError, first_line
+
+TIMEOUT = 600.0
+"""Seconds to wait for other processes before the run fails."""
+
+_meetings: list[Meeting] = []  # one, kept open: the process group shares the server of rank 0
+_REPLY = 10.0
+"""Seconds in which a store answers."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Job whose processes were started by a launcher.
+
+    Attributes:
+        rank: Global rank of this process.
+        world: Number of processes.
+        nodes: Number of machines.
+        per_node: Processes per machine, one device each.
+        attempt: Number of restarts by torchrun.
+    """
+
+    rank: int
+    world: int
+    nodes: int
+    per_node: int
+    attempt: int = 0
+
+
+def launched() -> Launch | None:
+    """Return the job of this process, or None if the user or Lightning started it.
+
+    Raises:
+        UserError: The machines have different numbers of processes, which Lightning does not support.
+    """
+    found = os.environ
+    if "TORCHELASTIC_RUN_ID" in found:  # first: torchrun can run inside SLURM
+        rank, world, per_node = (int(found[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        nodes = int(found.get("GROUP_WORLD_SIZE", world // per_node))
+        job = Launch(rank, world, nodes, per_node, int(found.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    elif "SLURM_STEP_ID" in found and found.get("SLURM_JOB_NAME") not in ("bash", "interactive"):  # inside srun
+        world, nodes = int(found["SLURM_NTASKS"]), int(found.get("SLURM_NNODES", "1"))
+        job = Launch(int(found.get("SLURM_PROCID", "0")), world, nodes, max(1, world // nodes))
+    else:
+        return None
+    if job.nodes * job.per_node != job.world:
+        raise UserError(
+            f"{job.world} processes on {job.nodes} machines: start the same number on each, one per device."
+        )
+    return job if job.world > 1 else None
+
+
+def process_rank() -> int:
+    """Return the rank of this process among processes that report the same errors, from environment variables."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 0)
+
+
+def broadcast_decision(what: str, decide: Callable[[], str]) -> str:
+    """Return rank 0's decision in every process; without a job, just call ``decide``.
+
+    Args:
+        what: Name of the decision; all processes request the same decisions in the same order.
+        decide: Called on rank 0 only, because it may check files that rank 0 is about to write.
+
+    Raises:
+        UserError: See `Meeting.decided`.
+    """
+    job = launched()
+    return decide() if job is None else meeting_of(job).decided(what, decide)
+
+
+def decide_first(what: str, variable: str, decide: Callable[[], str]) -> str:
+    """Return rank 0's decision, also in the processes that Lightning starts after it for further devices.
+
+    Args:
+        what: See `broadcast_decision`, also for errors.
+        variable: Environment variable by which these processes get it.
+        decide: Called on rank 0 only.
+    """
+    given = os.environ.get(variable)
+    if given and launched() is None and int(os.environ.get("LOCAL_RANK", "0")):  # a launcher's may be an old one
+        return given
+
+    def remembered() -> str:
+        os.environ[variable] = answer = decide()
+        return answer
+
+    return broadcast_decision(what, remembered)
+
+
+def meeting_of(job: Launch, timeout: float | None = None) -> Meeting:
+    """Return the meeting of a job; torchrun or rank 0 hosts its store. Each attempt of a job has its own keys.
+
+    Args:
+        job: The job.
+        timeout: Seconds to wait for the store and the other processes, from now on.
+
+    Raises:
+        UserError: Another program has the port.
+        LostProcessError: The process with the store does not answer.
+    """
+    if _meetings:
+        _meetings[0].timeout = timeout or _meetings[0].timeout
+        return _meetings[0]
+    timeout = timeout or TIMEOUT
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+    if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+        cluster = SLURMEnvironment(auto_requeue=False)
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+
+    def joined(store: Any) -> Meeting:  # another job may have this port on the same machine
+        names = ("TORCHELASTIC_RUN_ID",) if "TORCHELASTIC_RUN_ID" in os.environ else ("SLURM_JOB_ID", "SLURM_STEP_ID")
+        name = "-".join(os.environ.get(each, "") for each in names)
+        return Meeting(PrefixStore(f"randlora-pl-{name}-{job.attempt}", store), job.rank, job.world, timeout)
+
+    hosted = job.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        if hosted:
+            store = TCPStore(host, port, None, True, timedelta(seconds=TIMEOUT), False, multi_tenant=True)
+        else:
+            store = _connected(host, port, timeout)
+    except RuntimeError as error:
+        if not (busy := busy_port(error)):
+            raise
+        with suppress(UserError, RuntimeError):  # the others may have joined the store of that program
+            joined(_client(host, port)).leave(str(busy), lost=False)
+        raise busy from error
+    _meetings.append(joined(store))
+    return _meetings[0]
+
+
+def _connected(host: str, port: int, timeout: float) -> Any:
+    """Return a client of the store at an address, as soon as something listens there.
+
+    Raises:
+        UserError: It is another program.
+        LostProcessError: Nothing listens in time.
+    """
+    deadline = time.monotonic() + timeout
+    while True:  # PyTorch's own waiting prints frames of C++
+        try:
+            socket.create_connection((host, port), _REPLY).close()
+            break
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise LostProcessError(f"process 0, which does not answer at {host}:{port}") from error
+            time.sleep(0.2)
+    return _client(host, port)
+
+
+def _client(host: str, port: int) -> Any:
+    """Return a client of the store at an address, in a thread: PyTorch waits forever for a silent program's reply.
+
+    Raises:
+        UserError: It is another program.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    found: list[Any] = []
+
+    def connect() -> None:
+        with suppress(RuntimeError):
+            found.append(TCPStore(host, port, None, False, timedelta(seconds=_REPLY), False))
+
+    thread = Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(_REPLY)
+    if not found:
+        raise _busy(host, port)
+    return found[0]
+
+
+def busy_port(error: BaseException) -> UserError | None:
+    """Return the error for a port that another program has, or None for any other error."""
+    if "EADDRINUSE" not in str(error) and "already in use" not in str(error):
+        return None
+    return _busy(os.environ.get("MASTER_ADDR", "this machine"), int(os.environ.get("MASTER_PORT", "0")))
+
+
+def _busy(host: str, port: int) -> UserError:
+    return UserError(f"another program has port {port} of {host}. Set a free one in all processes: MASTER_PORT=PORT.")
+
+
+def join(store: Any, rank: int, world: int, timeout: float) -> Meeting:
+    """Return the meeting of processes without a launcher, whose process group has a store."""
+    if not _meetings:
+        from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+        _meetings.append(Meeting(PrefixStore("randlora-pl", store), rank, world, timeout))
+    return _meetings[0]
+
+
+@contextmanager
+def parting() -> Iterator[None]:
+    """Hold one run: let the other processes of the job end with this one if an error ends it."""
+    for known in _meetings:
+        known.begin()
+    try:
+        yield
+    except Exception as error:
+        with suppress(UserError, LostProcessError, KeyboardInterrupt):  # torchrun may end this process now
+            job = launched()
+            meeting = next(iter(_meetings), None) or (None if job is None else meeting_of(job, GRACE))
+            if meeting is not None:
+                meeting.leave(first_line(error), lost=not isinstance(error, UserError), wait=job is not None)
+        raise

@@ -1,0 +1,168 @@
+"""FSDP2 for a backbone larger than one device: frozen blocks are sharded, trainable parameters replicated."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed.fsdp
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.parallel import DistributedDataParallel
+
+from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.models.blocks import forward_methods, repeated_blocks
+from randlora_pl.run.parallel.strategy import AdapterDDP
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.text.formatting import byte_size
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Sharded weights of a model: number of blocks, bytes of their frozen weights, and bytes kept on this device."""
+
+    blocks: int
+    bytes: int
+    device_bytes: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Shards":
+        """Measure a model after `shard`."""
+        weights: list[Any] = [p for p in model.parameters() if hasattr(p, "to_local")]
+        sizes = _bytes(weights), _bytes([weight.to_local() for weight in weights])
+        return cls(len(repeated_blocks(model)), *sizes)
+
+    def __str__(self) -> str:
+        """Return one line for the run summary."""
+        here = f"{byte_size(self.device_bytes)} of {byte_size(self.bytes)}"
+        return f"frozen weights of {self.blocks} blocks: {here} on each device"
+
+
+class AdapterFSDP(AdapterDDP):
+    """`AdapterDDP` for a backbone larger than one device.
+
+    FSDP2 shards each block's frozen weights: it gathers them before the block runs, forward and backward, and frees
+    them afterwards. The rest of the model (embeddings, projections, heads, bases) and all trainable parameters are
+    replicated; FSDP2 ignores them, and DistributedDataParallel exchanges their gradients as without sharding. Shards
+    are not saved: checkpoints and adapters are identical to `AdapterDDP`'s.
+
+    Args:
+        timeout: Seconds to wait for other processes.
+
+    Attributes:
+        exchange: Gradients exchanged so far; gathered weights are not counted.
+        shards: Sharded weights, after the model is built.
+    """
+
+    shards: Shards | None = None
+
+    def setup(self, trainer: Trainer) -> None:
+        """Shard the model at the first run, and wrap it for training.
+
+        Raises:
+            UserError: There is nothing to shard, or PyTorch is too old.
+        """
+        # A tensor that FSDP2 creates in inference mode cannot be used in later training.
+        for loop in (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop):
+            loop.inference_mode = False
+        trainer.predict_loop.inference_mode = False
+        super().setup(trainer)
+
+    def model_to_device(self) -> None:
+        """Move and shard one block at a time, then move the rest: the whole model never has to fit the device."""
+        task: Any = self.lightning_module
+        if task.runs_blocks:
+            raise UserError(
+                f"--trainer.strategy fsdp2 does not fit {type(task).__name__}, which calls the blocks of its model. "
+                "Remove the option for ddp: each device then holds the whole model."
+            )
+        if task.torch_compile:
+            raise UserError(
+                "--trainer.strategy fsdp2 and --model.torch_compile exclude each other, because compiled blocks keep "
+                "matrices of full size for the backward pass. Remove one of them."
+            )
+        if any(each.holds_factors for each in task.adapter.leaves()):
+            raise UserError(
+                f"{task.adapter.method()} holds singular vectors of all weights on each device, so sharding would save "
+                "nothing. Use --trainer.strategy ddp, or a method with small factors, such as LoRAXS or RandLoRA."
+            )
+        if not any(hasattr(p, "to_local") for p in task.model.parameters()):  # else sharded by an earlier run
+            world: Any = torch.distributed.group.WORLD  # it has the timeout
+            dtype = torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
+            shard(task.model, DeviceMesh.from_group(world, self.root_device.type), dtype)
+        self.shards = Shards.of(task.model)
+        super().model_to_device()
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the entries for ``results.json``: exchange and shards."""
+        shards = {f"sharded/{name}": value for name, value in vars(self.shards).items()} if self.shards else {}
+        return super().metrics() | shards
+
+    def teardown(self) -> None:
+        """Keep the model on the device: shards do not belong on the host, and the next run needs them here."""
+        if isinstance(self.model, DistributedDataParallel):
+            self.model = self.lightning_module
+        assert self.cluster_environment is not None and self.accelerator is not None
+        self.cluster_environment.teardown()
+        self.precision_plugin.teardown()
+        self.accelerator.teardown()
+
+
+def shard(model: nn.Module, mesh: Any, dtype: torch.dtype | None = None) -> None:
+    """Shard the frozen weights of a backbone's blocks in place, on a one-dimensional `DeviceMesh`.
+
+    Args:
+        model: Backbone.
+        mesh: Processes.
+        dtype: Dtype of autocast's products. Matrices are gathered in it, as products would cast them; frozen norms and
+            biases then stay whole on each device, in their own dtype.
+
+    Raises:
+        UserError: There is nothing to shard, or PyTorch is too old.
+    """
+    fully_shard, forward_method, policy = _fsdp2()
+    blocks = repeated_blocks(model)
+    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": True}
+    whole = trained
+    if dtype is not None:
+        whole = trained | {parameter for parameter in model.parameters() if parameter.dim() < 2}
+        options["mp_policy"] = policy(param_dtype=dtype, cast_forward_inputs=False)
+    frozen = {parameter for block in blocks.values() for parameter in block.parameters()} - trained
+    if not frozen:
+        why = "all of its weights train" if blocks else "it has no repeated blocks"
+        raise UserError(
+            f"--trainer.strategy fsdp2 finds no frozen block to shard in {type(model).__name__}: {why}. "
+            "Remove --trainer.strategy; each device then holds the whole model."
+        )
+    for module in model.modules():
+        if isinstance(module, DeltaWeight):
+            module.keep = False  # keeping full-size weights for the backward pass would undo the sharding
+    for block in blocks.values():
+        fully_shard(block, **options, ignored_params=whole)
+    sharded = {parameter for block in blocks.values() for parameter in block.parameters()} - whole
+    # The root manages no weights, but prefetches: the next block is gathered while one computes.
+    fully_shard(model, **options, ignored_params=set(model.parameters()) - sharded)
+    for name in forward_methods(model):
+        forward_method(model, name)
+
+
+def _bytes(tensors: list[Any]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _fsdp2() -> tuple[Any, Any, Any]:
+    """Return ``fully_shard``, ``register_fsdp_forward_method`` and ``MixedPrecisionPolicy``.
+
+    Raises:
+        UserError: This PyTorch lacks them, or cannot ignore trainable parameters.
+    """
+    library: Any = torch.distributed.fsdp
+    fully_shard = getattr(library, "fully_shard", None)
+    if fully_shard is None or "ignored_params" not in inspect.signature(fully_shard).parameters:
+        raise UserError(
+            f"--trainer.strategy fsdp2 needs PyTorch 2.7 or newer, this is {torch.__version__}: "
+            "pip install --upgrade torch torchvision, or remove the option."
+        )
+    return fully_shard, library.register_fsdp_forward_method, library.MixedPrecisionPolicy

@@ -1,0 +1,218 @@
+"""DistributedDataParallel for adapters: exchange only the few trainable parameters, and count the bytes."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
+
+from randlora_pl.adapters.kept import base_buffers
+from randlora_pl.data.parts import Part
+from randlora_pl.run.parallel.agreement import Options, compare_options, compare_splits, compare_weights
+from randlora_pl.run.parallel.launch import TIMEOUT, busy_port, join, launched, meeting_of
+from randlora_pl.run.parallel.meeting import Meeting
+from randlora_pl.utils.device import LateCopy, on_cuda
+
+
+@dataclass
+class Exchange:
+    """Gradients that one process has passed to the all-reduce.
+
+    Attributes:
+        bytes: Total bytes; a ring of n processes sends 2 (n - 1) / n times as much over each link.
+        messages: Number of all-reduces.
+        steps: Optimizer steps with these all-reduces.
+    """
+
+    bytes: int = 0
+    messages: int = 0
+    steps: int = 0
+
+    @property
+    def bytes_per_step(self) -> int | None:
+        """Bytes per optimizer step, or None before the first step."""
+        return round(self.bytes / self.steps) if self.steps else None
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the entries for ``results.json``."""
+        messages = round(self.messages / self.steps, 2) if self.steps else None
+        return {"exchange/bytes_per_step": self.bytes_per_step, "exchange/messages_per_step": messages}
+
+
+def counted_mean(exchange: Exchange, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+    """Average gradients over all processes like DistributedDataParallel without a hook, and count the bytes."""
+    gradient = bucket.buffer()
+    exchange.bytes += gradient.numel() * gradient.element_size()
+    exchange.messages += 1
+    return default_hooks.allreduce_hook(dist.group.WORLD, bucket)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def share(tensors: Sequence[Tensor]) -> None:
+    """Copy the tensors of rank 0 to every process, with one broadcast per dtype."""
+    for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+        own = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.reshape(-1) for tensor in own])
+        dist.broadcast(flat, 0)
+        for tensor, values in zip(own, torch.split(flat, [tensor.numel() for tensor in own]), strict=True):
+            tensor.copy_(values.view_as(tensor))
+
+
+class AdapterDDP(DDPStrategy):
+    """Lightning's DDP without the parts an adapter does not need.
+
+    Every trainable parameter gets a gradient in the last micro-batch of an optimizer step, so unused parameters need
+    not be searched for. Graphs are not static: earlier micro-batches skip the text tower, and the last optimizer step
+    may have fewer micro-batches. Every process builds frozen weights, bases and trainable parameters from the same
+    files and seeds; comparing one checksum replaces the broadcast at the start. Running statistics of trained layers
+    are copied from rank 0 after each optimizer step, so that every process evaluates and saves the same model.
+
+    Args:
+        timeout: Seconds to wait for other processes.
+
+    Attributes:
+        exchange: Gradients exchanged so far.
+        options: Options that all processes must have in common, by name.
+    """
+
+    def __init__(self, timeout: float = TIMEOUT) -> None:
+        options: dict[str, Any] = {"find_unused_parameters": False, "gradient_as_bucket_view": True}
+        if "init_sync" in inspect.signature(DistributedDataParallel).parameters:
+            options["init_sync"] = False
+        super().__init__(timeout=timedelta(seconds=timeout), **options)
+        self.exchange = Exchange()
+        self.options: Options = {}
+        self._meeting: Meeting | None = None
+        self._patience = timeout
+        self._statistics: list[Tensor] | None = None
+
+    def setup_distributed(self) -> None:
+        """Connect to the other processes, also after a restart by torchrun; compare options if Lightning started them.
+
+        torchrun keeps one store for all attempts (seen in PyTorch 2.13): gloo would find the addresses of ended
+        processes in it and fail.
+        """
+        job = launched()
+        if job is not None:
+            self._meeting = meeting_of(job, self._patience)
+            self._meeting.exchanges = False
+            self.barrier("connect")
+        if job is not None and job.attempt > 0 and not dist.is_initialized():
+            dist.init_process_group(
+                self._get_process_group_backend(),
+                store=meeting_of(job).store,
+                rank=job.rank,
+                world_size=job.world,
+                timeout=self._timeout,
+                device_id=self.root_device if self.root_device.type != "cpu" else None,
+            )
+        try:
+            super().setup_distributed()
+        except RuntimeError as error:
+            raise busy_port(error) or error from error
+        if self._meeting is None:
+            store = dist.distributed_c10d._get_default_store()
+            self._meeting = join(store, self.global_rank, self.world_size, self._patience)
+            compare_options(self._meeting, self.options)
+        self._meeting.exchanges = False
+
+    def barrier(self, name: str | None = None) -> None:
+        """Wait for all processes; at the store before a run, where a mistake of one process ends all.
+
+        Raises:
+            UserError: A process has ended because of a mistake.
+            LostProcessError: A process is lost.
+        """
+        assert self._meeting is not None
+        if self._meeting.exchanges:
+            super().barrier(name)
+        else:
+            self._meeting.compare(f"the wait {name}", str, lambda ask: "".join(ask("")))
+            self._meeting.exchanges = name == "run-stage"  # Lightning's last one before the loops
+
+    def compare(self, splits: Mapping[str, Part]) -> None:
+        """Refuse processes with other samples than rank 0; each waits for all.
+
+        Args:
+            splits: Samples of this process, by split.
+
+        Raises:
+            UserError: They differ, or a process has ended because of a mistake.
+            LostProcessError: A process is lost.
+        """
+        assert self._meeting is not None
+        compare_splits(self._meeting, splits)
+
+    def model_to_device(self) -> None:
+        """Move the model, and compare the weights of all processes before any is exchanged.
+
+        Raises:
+            UserError: Processes start from different weights.
+        """
+        super().model_to_device()
+        if self._meeting is not None and not self.exchange.steps:
+            fingerprint: Callable[[], str] = self.lightning_module.fingerprint  # type: ignore[union-attr, assignment]
+            compare_weights(self._meeting, fingerprint())
+
+    def configure_ddp(self) -> None:
+        """Wrap the model."""
+        self._statistics = None
+        LateSigterm.use(self.lightning_module.trainer)  # type: ignore[union-attr]
+        super().configure_ddp()
+
+    def _register_ddp_hooks(self) -> None:
+        assert isinstance(self.model, DistributedDataParallel)
+        self.model.register_comm_hook(self.exchange, counted_mean)
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the entries for ``results.json``."""
+        return self.exchange.metrics()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one optimizer step including the exchange, then copy rank 0's statistics to all processes."""
+        self.exchange.steps += 1
+        result = super().optimizer_step(*args, **kwargs)
+        if self._statistics is None:
+            self._statistics = list(base_buffers(self.lightning_module.model, training=True).values())  # type: ignore[union-attr, arg-type]
+        share(self._statistics)
+        return result
+
+
+class LateSigterm:
+    """Replacement for the broadcast of rank 0's SIGTERM before each micro-batch in Lightning 2.6.
+
+    Lightning copies a number to the GPU, and reads the received one at once: the host waits twice. Here every process
+    reads what it received one micro-batch before, so that all stop before the same micro-batch.
+
+    Args:
+        trainer: A trainer with several processes.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._sent: LateCopy | None = None
+
+    def __call__(self) -> None:
+        """Send the state of rank 0; stop the training if it had received SIGTERM the time before."""
+        if self._sent is not None and float(self._sent.read()):
+            raise SIGTERMException
+        flag = torch.full((), float(self._trainer.received_sigterm), device=self._trainer.strategy.root_device)
+        dist.broadcast(flag, 0)
+        self._sent = LateCopy(flag)
+
+    @classmethod
+    def use(cls, trainer: Trainer) -> None:
+        """Replace Lightning's broadcast if there is one, and GPUs that wait for it."""
+        loop: Any = trainer.fit_loop.epoch_loop
+        name = "_broadcast_sigterm_tensor"
+        if hasattr(type(loop), name) and any(on_cuda(p) for p in trainer.lightning_module.parameters()):
+            setattr(loop, name, cls(trainer))

@@ -1,0 +1,294 @@
+"""Run folders: paths, names, and the options in which two configs of one run must agree."""
+
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from randlora_pl.run.options.classes import CLASSES, Tree, normalize
+from randlora_pl.run.options.compose import Command, flatten
+from randlora_pl.run.parallel.launch import decide_first
+from randlora_pl.utils.class_paths import public_path
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.atomic_output import write_bytes
+from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.files.run_files import ADAPTER, CONFIG, LAST, RESULTS, runs_in, unlink_latest
+
+CHECKSUM = "# SHA-256 of the lines below: "
+_ENVIRONMENT = "RANDLORA_PL_RUN_FOLDER"
+"""Environment variable by which the processes that Lightning starts for further devices get the run folder."""
+
+_FIXED = (
+    "model", "model.name", "model.pretrained", "model.img_size", "model.targets", "data.dataset",
+    "data.split", "data.classes", "model.tokenizer", "model.config_overrides",
+)  # fmt: skip
+
+
+def planned_name(flat: dict[str, Any]) -> str:
+    """Return a run's default name: dataset, model, prompts and adapter.
+
+    Args:
+        flat: The config by short names.
+    """
+    prompts, adapter = (str(flat.get(f"model.{name}", "")).rpartition(".")[2] for name in ("prompts", "adapter"))
+    words = (
+        str(flat.get("data.dataset", "digits")),
+        Path(str(flat.get("model.name", "tiny"))).name,
+        prompts,
+        "" if prompts and adapter == "Frozen" else adapter,
+    )
+    return "_".join(re.sub(r"[^a-z0-9.]+", "-", word.lower()).strip("-.") for word in words if word)
+
+
+def new_folder(root: Path, name: str, option: str = "--run.root") -> Path:
+    """Make ``root/name/TIME``; a second run in the same second gets its own.
+
+    Args:
+        root: Folder of all runs.
+        name: Name of the run.
+        option: Option that sets another root, for the message.
+
+    Raises:
+        UserError: The folder cannot be made.
+    """
+    return Path(decide_first("the run folder", _ENVIRONMENT, lambda: str(_make_folder(root, name, option))))
+
+
+def _make_folder(root: Path, name: str, option: str) -> Path:
+    if re.search(r"[/\\]|^\.*$", name):
+        raise UserError(f"run.name is {name!r}: give a plain name without slashes. Set the folder with --run.root.")
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for number in range(1, 100):
+        folder = root / name / (stamp if number == 1 else f"{stamp}_{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"The run folder {folder} cannot be created ({error.strerror}). See {option}.") from error
+        return folder
+    raise UserError(f"{root / name} already has a hundred runs of this second. Give another --run.name.")
+
+
+def is_stamp(name: str) -> bool:
+    """Return True if a folder has the time of a run as its name, as `new_folder` gives it."""
+    return re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?", name) is not None
+
+
+def output_folder(output: str | None, name: str) -> Path:
+    """Return a new folder for results: the requested one, or ``runs/name/TIME``.
+
+    Args:
+        output: Typed value of ``--output``.
+        name: Name of the folder of all such results.
+
+    Raises:
+        UserError: The folder exists, or cannot be made.
+    """
+    if output is None:
+        return new_folder(Path("runs"), name, "--output")
+    check_new(output)
+    try:
+        Path(output).mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{output} cannot be created ({error.strerror}). Name another --output.") from error
+    return Path(output)
+
+
+def check_new(output: str | None) -> None:
+    """Refuse a folder that exists.
+
+    Raises:
+        UserError: The folder exists.
+    """
+    if output is not None and Path(output).exists():
+        raise UserError(f"{output} exists and is not overwritten. Name a new folder.")
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """Return the missing ones of a folder and its parents, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def remove_folder(folder: Path, made: Iterable[Path] = ()) -> None:
+    """Remove a run folder without a checkpoint or an adapter.
+
+    Args:
+        folder: The run folder.
+        made: Parent folders that were made for it, the innermost first; they are removed too if they are empty.
+    """
+    if (folder / LAST).exists() or (folder / ADAPTER).exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    unlink_latest(folder)
+    os.environ.pop(_ENVIRONMENT, None)
+    for parent in made:
+        try:
+            parent.rmdir()
+        except OSError:
+            return
+
+
+def check_run(folder: Path) -> Path:
+    """Return the config of a run folder.
+
+    Raises:
+        UserError: The folder is not a run folder, or its config was changed.
+    """
+    if not (folder / CONFIG).is_file():
+        found = [run for name in sorted(folder.glob("*/")) for run in runs_in(name)]
+        hint = f" A run in it: {found[-1]}" if found else " A run folder is ROOT/NAME/TIME, see runs/."
+        raise UserError(f"{folder} is not a run folder: it has no {CONFIG}.{hint}")
+    file = folder / CONFIG
+    text = file.read_text(encoding="utf-8", errors="replace")
+    sums = [line.removeprefix(CHECKSUM) for line in text.split("\n") if line.startswith(CHECKSUM)]
+    if sums and sums[0] != checksum(without_head(text)):
+        raise UserError(
+            f"{file} is cut off or damaged, or was edited: copy it again, or delete the line with its checksum to use "
+            "it unchanged. To change an option, add it after --resume."
+        )
+    return file
+
+
+def checksum(text: str) -> str:
+    """Return the SHA-256 of a text, in hexadecimal digits."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def without_head(text: str) -> str:
+    """Return a config without the lines of comments above it."""
+    lines = text.split("\n")
+    while lines and lines[0].startswith("#"):
+        del lines[0]
+    return "\n".join(lines)
+
+
+def run_to_resume(root: Path, name: str, command: str) -> Path | None:
+    """Return the newest run of a name that is unfinished, or finished by the same command, for ``--resume auto``.
+
+    Args:
+        root: Folder of all runs.
+        name: Name of the run.
+        command: Checksum of the command, see `Command.checksum`.
+    """
+    for folder in reversed(runs_in(root / name)):
+        found = _results(folder)
+        if not found.get("finished") or found.get("command") == command:
+            return folder
+    return None
+
+
+def finished_run(folder: Path) -> bool:
+    """Return True if a run is finished, so that nothing of it is missing."""
+    return bool(_results(folder).get("finished"))
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    """Return the results of a run; empty if they are damaged, which a resumed run reports."""
+    file = folder / RESULTS
+    try:
+        return dict(parse_json(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    except (ValueError, TypeError):
+        return {}
+
+
+def keep_older(file: Path) -> None:
+    """Copy a file that is about to be written again to the first free ``NAME.1``, ``NAME.2`` ..."""
+    for number in range(1, 1000):
+        older = file.with_name(f"{file.name}.{number}")
+        if not older.exists():
+            write_bytes(older, file.read_bytes())
+            return
+
+
+def architecture(flat: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that a checkpoint depends on: task, base model, targets, dataset, and all adapter options.
+
+    Args:
+        flat: A config by short names.
+    """
+    fixed = {key: flat[key] for key in _FIXED if key in flat}
+    parts = ("model.adapter", "model.prompts", "model.head")
+    fixed |= {key: value for key, value in flat.items() if f"{key}.".startswith(tuple(f"{part}." for part in parts))}
+    return {key: _class_name(value) if key in CLASSES else value for key, value in fixed.items()}
+
+
+def _class_name(path: Any) -> str:
+    return str(path).rpartition(".")[2]
+
+
+def check_architecture(command: Command, saved: Tree, source: Path) -> None:
+    """Refuse to use saved weights for something else.
+
+    Args:
+        command: The command; its config is the saved one with the typed options on top.
+        saved: The config that the weights were trained with.
+        source: Path of the weights.
+
+    Raises:
+        UserError: An option that the weights depend on differs; the message has both values.
+    """
+    theirs, ours = architecture(flatten(normalize(saved))), architecture(command.flat())
+    clashes = [f"--{key} is {ours[key]}, in the run {theirs[key]}" for key in ours if _differ(key, ours, theirs)]
+    if clashes:
+        raise UserError(
+            f"{source} was trained with another model: {'; '.join(clashes[:3])}. Remove the option, or start a new run."
+        )
+
+
+def _differ(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    if key not in theirs or ours[key] == theirs[key]:
+        return False
+    classes = isinstance(ours[key], str) and isinstance(theirs[key], str)
+    return not (classes and ours[key].lower() == theirs[key].lower())
+
+
+def resolved_config(tree: Tree, model: dict[str, Any], data: dict[str, Any]) -> Tree:
+    """Return a parsed config with derived values filled in, usable as ``--config`` again.
+
+    Args:
+        tree: The parsed config as plain values.
+        model: Constructor arguments of the task that were derived.
+        data: Derived constructor arguments of the data module.
+    """
+    tree = normalize(tree)
+    options = dict(tree["model"]["init_args"]) | {name: plain(value) for name, value in model.items()}
+    options.pop("seed", None)  # seed_everything sets it
+    tree["model"] = tree["model"] | {"init_args": options}
+    tree["data"] = {key: value for key, value in (tree["data"] | data).items() if key != "seed"}
+    left_out = {"config"}
+    for start in ("ckpt_path", "from_adapter"):
+        if tree.get(start):  # a run that is killed early starts from it again, in any working directory
+            tree[start] = str(Path(tree[start]).resolve())
+        else:
+            left_out |= {start, *(["from_form"] if start == "from_adapter" else [])}
+    return {key: value for key, value in tree.items() if key not in left_out}
+
+
+def without_seed(adapter: Any, given: Any) -> Any:
+    """Return a copy of an adapter whose seed is left to the run, unless it was given.
+
+    Args:
+        adapter: The adapter; DoRA's inner method is used instead of DoRA.
+        given: Its part of the parsed config.
+    """
+    options = (given or {}).get("init_args") or {}
+    inner = getattr(adapter, "inner", None)
+    if inner is not None:
+        return adapter.replace(inner=without_seed(inner, options.get("inner")))
+    return adapter if adapter.trains_base or options.get("seed") is not None else adapter.replace(seed=None)
+
+
+def plain(value: Any) -> Any:
+    """Return a value as YAML: adapters as class and options, tuples as lists."""
+    if hasattr(value, "describe") and hasattr(value, "method"):
+        options = {name: plain(getattr(value, name)) for name in value.options()}
+        path = public_path(f"{type(value).__module__}.{type(value).__qualname__}")
+        return {"class_path": path} | ({"init_args": options} if options else {})
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value

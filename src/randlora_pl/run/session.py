@@ -1,0 +1,218 @@
+"""One run from its words to its results; every error becomes a message."""
+
+import re
+import shlex
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from randlora_pl.language.catalog import TASKS as LANGUAGE_TASKS
+from randlora_pl.run.command import adapter_of, folders_in, prepare, resume_by_itself
+from randlora_pl.run.error_messages import (
+    build_error,
+    complaint_of_lightning,
+    file_trouble,
+    full_disk,
+    lost_process,
+    lost_worker,
+    memory_advice,
+    out_of_memory,
+)
+from randlora_pl.run.options.choices import check_base
+from randlora_pl.run.options.compose import Command
+from randlora_pl.run.options.mistakes import check_here
+from randlora_pl.run.parallel.launch import parting, process_rank
+from randlora_pl.run.run_folder import check_run, finished_run
+from randlora_pl.run.run_lock import locked
+from randlora_pl.utils.errors import DryRunEnd, LostProcessError, Terminated, UserError
+from randlora_pl.utils.files.run_files import CONFIG, LAST
+from randlora_pl.utils.own_classes.imports import import_words
+from randlora_pl.utils.quick_imports import quick_imports
+
+if TYPE_CHECKING:
+    from randlora_pl.run.lightning_cli import App
+from randlora_pl.utils.text.log_filters import silence_library_warnings
+
+DRY_RUN = ("--dry-run", "--dry_run")
+
+
+@parting()
+def run_fit(words: Sequence[str]) -> "App":
+    """Run ``fit``: zero-shot test, training, test, results.
+
+    Args:
+        words: The words of a command line behind ``fit``.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: A typed option does not fit; also the errors of `handle_run_errors`.
+    """
+    typed = list(words)
+    args = [word for word in typed if word not in DRY_RUN]
+    dry = len(args) < len(typed)
+    if valued := next((word for word in args if word.startswith(tuple(f"{name}=" for name in DRY_RUN))), None):
+        raise UserError(f"--dry-run takes no value, not {valued}. Type --dry-run")
+    auto = folders_in(args, ("resume",)).get("resume") == Path("auto")
+    args = resume_by_itself(args)
+    folder = folders_in(args, ("resume",)).get("resume")
+    if dry and folder is not None:
+        raise UserError(f"--dry-run writes nothing, so it cannot resume {folder}. Remove --resume, or --dry-run.")
+    with ExitStack() as held:
+        if folder is not None:  # before any file of it is read, which another process may be writing
+            check_run(folder)
+            if auto and finished_run(folder):
+                return _shown_again(start(prepare("fit", args), folder))
+            lock = held.enter_context(locked(folder))
+        app = start(prepare("fit", args), folder, dry)
+        if dry:
+            with handle_run_errors(app):
+                app.trainer.fit(app.model, app.datamodule)  # StartSummary ends it
+            return app
+        if folder is None:
+            lock = held.enter_context(locked(app.folder))
+        from randlora_pl.run.stages import fit
+
+        with handle_run_errors(app):
+            fit(app, lock)
+    return app
+
+
+def _shown_again(app: "App") -> "App":
+    """Print the end page of a run that the same command has finished before; only on rank 0."""
+    from randlora_pl.run.summary import end_page
+    from randlora_pl.utils.text.console import print_above_progress
+
+    if process_rank() == 0:
+        line = f"{app.folder} is finished: this command changes nothing. To train again, remove --resume."
+        print_above_progress(line, *end_page(app.folder, app.datamodule.unit))
+    return app
+
+
+@parting()
+def run_evaluation(verb: str, words: Sequence[str]) -> "App":
+    """Run ``validate`` or ``test``: metrics of an adapter, or of the pretrained model.
+
+    Args:
+        verb: ``validate`` or ``test``.
+        words: The words behind it.
+    """
+    command = prepare(verb, list(words))
+    app = start(command, None)
+    from randlora_pl.run.stages import evaluate
+
+    with handle_run_errors(app):
+        evaluate(app, adapter_of(command))
+    return app
+
+
+def start(command: Command, folder: Path | None, dry: bool = False) -> "App":
+    """Import the heavy libraries and build task, data and trainer.
+
+    Args:
+        command: The checked command.
+        folder: The folder of a run to resume; None makes a new one.
+        dry: If True, only print the start page, and make no folder.
+
+    Raises:
+        UserError: A typed option does not fit.
+    """
+    check_here(command)
+    if not any(re.search(r"[-.]help(-all)?$", word) for word in command.typed):
+        check_base(command)
+    silence_library_warnings()
+    if "--help-all" in command.typed:
+        command.typed = ["--help"]
+    from randlora_pl.utils.text.console import log_to_terminal
+
+    log_to_terminal()
+    libraries = ("torchmetrics",) if command.flat()["model"] in LANGUAGE_TASKS else ("torchmetrics", "open_clip")
+    with quick_imports(*libraries):
+        from randlora_pl.run.lightning_cli import App, data_class_of
+
+        data_class_of(command)
+    return App(command, folder, dry=dry)
+
+
+@contextmanager
+def handle_run_errors(app: "App") -> Iterator[None]:
+    """Turn errors of a run into one-line messages, and write ``run.log``.
+
+    Raises:
+        UserError: Bad input, or memory ran out, or the disk is full.
+        LostProcessError: Another process of the job, or a data loader worker, is gone.
+        KeyboardInterrupt: With the command to resume; `Terminated` after SIGTERM.
+    """
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from randlora_pl.utils.text.console import log_to_file
+
+    try:
+        with nullcontext() if app.dry else log_to_file(app.folder / "run.log"), report_full_disk_once():
+            yield
+    except DryRunEnd:
+        return
+    except UserError:
+        app.discard()
+        _end_the_others(app)
+        raise
+    except (KeyboardInterrupt, SystemExit) as stop:
+        ended = any(isinstance(one, SIGTERMException | Terminated) for one in (stop, stop.__context__))
+        if isinstance(stop, SystemExit) and not ended and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        raise (Terminated if ended else KeyboardInterrupt)(_how_to_resume(app)) from None
+    except Exception as error:
+        if complaint_of_lightning(error):
+            app.discard()
+            raise build_error(error) from error
+        if app.trainer.world_size > 1 and lost_process(error):
+            raise LostProcessError(f"another process of the job; {_how_to_resume(app)}") from error
+        if worker := lost_worker(error):
+            hint = "out of memory? Try fewer --data.num_workers"
+            raise LostProcessError(f"a data loader worker ({worker}; {hint}); {_how_to_resume(app)}") from error
+        if full := full_disk(error):
+            raise UserError(f"{full}. Free some space there; {_how_to_resume(app)}") from error
+        if not out_of_memory(error):
+            if file_trouble(error):  # main prints it
+                app.discard()
+            raise
+        data: Any = app.datamodule
+        accumulate = app.trainer.accumulate_grad_batches
+        advice = memory_advice(data.batch_size, accumulate, app.trainer.state.fn or "fit", data.eval_batch_size)
+        app.discard()
+        raise UserError(advice) from error
+
+
+@contextmanager
+def report_full_disk_once() -> Iterator[None]:
+    """Hide the traceback of TensorBoard's thread for a full disk; the training raises the error, too."""
+    usual = threading.excepthook
+    threading.excepthook = lambda args: None if args.exc_value and full_disk(args.exc_value) else usual(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = usual
+
+
+def _end_the_others(app: "App") -> None:
+    """End the processes that Lightning has started, which would wait for this one or repeat its message."""
+    kill = getattr(app.trainer.strategy.launcher, "kill", None)
+    if kill is not None:
+        kill(signal.SIGTERM)
+
+
+def _how_to_resume(app: "App") -> str:
+    if app.dry:  # it has no folder
+        return ""
+    resume = f"randlora-pl fit --resume {shlex.quote(str(app.folder))}{import_words()}"
+    if app.command.verb == "fit" and (app.folder / LAST).is_file():
+        return f"resume with: {resume}"
+    app.discard()
+    if app.command.verb != "fit":
+        return ""
+    again = f"; start it again with: {resume}"
+    return "no checkpoint has been written yet" + (again if (app.folder / CONFIG).is_file() else "")

@@ -1,0 +1,283 @@
+"""The stages of a run: test before, training, test after, results."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import SoftFileLease
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from randlora_pl.adapters import load_adapter, read_adapter
+from randlora_pl.language.catalog import OWN_TEXTS
+from randlora_pl.run.board import log_end, log_start
+from randlora_pl.run.callbacks import AdapterCheckpoint, HeldLock, PerClass, ZeroShot
+from randlora_pl.run.callbacks.checkpoint import ADAPTER, BEST
+from randlora_pl.run.callbacks.checkpoint_file import check_checkpoint
+from randlora_pl.run.first_stage import check_start, start_facts
+from randlora_pl.run.fit_results import callback_of, callbacks_of, fit_metrics
+from randlora_pl.run.found import write_found
+from randlora_pl.run.lightning_cli import App
+from randlora_pl.run.resolved import compare_options, resolved
+from randlora_pl.run.run_folder import CHECKSUM, checksum, keep_older, without_head
+from randlora_pl.run.summary import end_page, format_metrics
+from randlora_pl.tasks import procedure
+from randlora_pl.tasks.evaluation import check_numbers
+from randlora_pl.tasks.optim import check_schedule
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.atomic_output import remove_leftovers, write_text
+from randlora_pl.utils.files.run_files import CONFIG, LAST
+from randlora_pl.utils.own_classes.imports import import_words
+from randlora_pl.utils.run_results import data_results, environment, model_results, read_results, write_results
+from randlora_pl.utils.text.console import print_above_progress
+
+
+class _ResolvedConfig(Callback):
+    """Callback that writes and logs the config once every derived value is known, and writes the few-shot sample.
+
+    The config of a resumed run changes only once the checkpoint, its optimizer and its data position are accepted;
+    otherwise a refused option would stay in the config, and every later resume would be refused too.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.app.created:
+            self._write(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.app.created:
+            self._write(trainer)
+            if trainer.is_global_zero:
+                print_above_progress(f"resumed after step {trainer.global_step:,}")
+
+    def _write(self, trainer: Trainer) -> None:
+        write_config(self.app)
+        log_start(self.app)
+        if trainer.is_global_zero:
+            self.app.datamodule.write_index(self.app.folder)
+
+
+class _LoadAdapter(Callback):
+    """Callback that loads a saved adapter into the model before evaluation."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._load(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._load(pl_module)
+
+    def _load(self, task: Any) -> None:
+        file = load_adapter(task.model, self.folder)
+        if file.extra:
+            theirs = file.config.get("metadata", {}).get("classnames") or []
+            own = getattr(task, "own_classes", task.classnames)  # learned prompts name others, too
+            trained = task.trained_head or own is not task.classnames
+            if theirs == own and (trained or file.metadata["templates"] == task.templates):
+                task.load_head(file.extra)
+            elif trained:
+                sized = all(len(tensor) == len(theirs) for tensor in file.extra.values())
+                if not sized or not set(task.classnames) <= set(theirs):
+                    raise UserError(f"{self.folder} has a head for {len(theirs)} other classes than this dataset's.")
+                rows = [theirs.index(name) for name in task.classnames]  # such as 200 of ImageNet's 1,000
+                task.load_head({name: tensor[rows] for name, tensor in file.extra.items()})
+
+
+def write_config(app: App) -> None:
+    """Write the resolved config of a run; it can be used again as ``--config``. An older, different one is kept."""
+    if not app.trainer.is_global_zero:
+        return
+    file = app.folder / CONFIG
+    text = yaml.safe_dump(resolved(app), sort_keys=False, allow_unicode=True)
+    if not app.created and file.is_file():
+        if without_head(file.read_text(encoding="utf-8")) == text:
+            return
+        keep_older(file)
+    head = f"# The resolved config of this run; use it again with: randlora-pl fit --config {file}\n"
+    write_text(file, f"{head}{CHECKSUM}{checksum(text)}\n{text}")
+
+
+def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True) -> None:
+    """Run zero-shot test, training and test; write everything to the run folder and print the summary.
+
+    Args:
+        app: The run.
+        lock: The lock of its folder.
+        zero_shot: If True, test the pretrained model before.
+        test: If False, the test images are not read.
+
+    Raises:
+        UserError: The run to resume is finished.
+    """
+    trainer, task, data, folder = app.trainer, app.model, app.datamodule, app.folder
+    compare_options(app)
+    before = read_results(folder)
+    if before.get("finished"):
+        raise UserError(f"{folder} is finished. Test it again with: randlora-pl test --run {folder}{import_words()}")
+    check_schedule(task, data)
+    if test:
+        data.check_test()
+    start = checkpoint_of(app)
+    names = [Path(name).name for name in app.command.named]
+    configs = names if app.created else [*before.get("config", []), *names[1:]]  # the first is the run's own
+    if app.created:
+        _write(app, {"config": configs, "command": app.command.checksum()} | start_facts(app.config))
+        write_config(app)
+    else:
+        if start is None:
+            check_start(app.config, before)
+        if trainer.is_global_zero:
+            remove_leftovers(folder)
+        data.reuse_index(folder)
+    if zero_shot and test and task.zero_shot and not any(key.startswith("zeroshot/") for key in before):
+        task.test_name = "zeroshot"
+        switch = ZeroShot()
+        callbacks_of(trainer).append(switch)
+        metrics = _evaluated(app, trainer.test)
+        callbacks_of(trainer).remove(switch)
+        task.test_name = "test"
+        if trainer.received_sigterm:  # during its last batch, where Lightning does not look
+            raise SIGTERMException
+        _check_losses(metrics, None)
+        _write(app, metrics)
+        if trainer.is_global_zero and metrics:
+            print_above_progress(f"zero-shot: {format_metrics(metrics, 'zeroshot')}")
+    callbacks_of(trainer).insert(0, HeldLock(lock, folder))
+    callbacks_of(trainer).append(_ResolvedConfig(app))
+    trainer.fit(task, data, ckpt_path=start, weights_only=True)
+    finished, facts = is_finished(app), procedure.facts(task)  # the test may load the best adapter
+    tested = _tested(app) if test else {}
+    _write(app, tested | facts | fit_metrics(app) | {"config": configs, "finished": False})
+    if finished:
+        log_end(app, read_results(folder))
+        if trainer.is_global_zero:
+            write_found(folder, facts)
+        _write(app, {"finished": True})  # last, as nothing is missing then
+    if trainer.is_global_zero:
+        print_above_progress(*end_page(folder, data.unit, testable=bool(tested) or not test))
+
+
+def is_finished(app: App) -> bool:
+    """Return True if the training reached its last step or was ended early on purpose, not by a time limit."""
+    trainer = app.trainer
+    if trainer.global_step >= app.model.total_steps():
+        return True
+    late = (c.time_remaining() for c in callbacks_of(trainer) if isinstance(c, Timer))
+    return trainer.should_stop and not any(left is not None and left <= 0 for left in late)
+
+
+def _tested(app: App) -> dict[str, Any]:
+    """Test the last weights, or the weights of the best validation, which stay in the model; return the metrics."""
+    kept = callback_of(app.trainer, AdapterCheckpoint)
+    best = kept.test == "best" and kept.best is not None
+    _write(
+        app, {"tested": BEST if best else ADAPTER}
+    )  # also for the last: an earlier part of the run may have written "best"
+    if best:
+        callbacks_of(app.trainer).append(_LoadAdapter(app.folder / BEST))
+    found = _evaluated(app, app.trainer.test)
+    if found and kept.test == "best" and not best and app.trainer.is_global_zero:
+        print_above_progress("No validation ran, so the best adapter is unknown and the last one was tested.")
+    return found
+
+
+def _evaluated(app: App, run: Callable[..., Any]) -> dict[str, Any]:
+    """Return the metrics of a test or a validation, and facts of its classes; empty where nothing was evaluated."""
+    found = run(app.model, app.datamodule, verbose=False)
+    return {**found[0], **callback_of(app.trainer, PerClass).facts} if found else {}
+
+
+def _check_losses(metrics: dict[str, Any], adapter: Path | None) -> None:
+    """Refuse metrics of outputs that are not numbers.
+
+    Raises:
+        UserError: A loss is infinite or not a number.
+    """
+    losses = torch.tensor([value for name, value in metrics.items() if name.endswith("/loss")])
+    if adapter is not None:
+        check_numbers(losses, adapter)
+    elif not losses.isfinite().all():
+        raise UserError(
+            "The outputs of the pretrained model are not finite: its weights are damaged, or too large for the "
+            "precision. Download them again, or try --trainer.precision 32."
+        )
+
+
+def checkpoint_of(app: App) -> str | None:
+    """Return the checkpoint that the training starts from: the resumed run's last one, or ``--ckpt_path``.
+
+    Raises:
+        UserError: The file is missing, cut off or damaged.
+    """
+    last = app.folder / LAST
+    file = last if not app.created and last.is_file() else app.config.ckpt_path and Path(app.config.ckpt_path)
+    if not file:
+        return None
+    if not file.is_file():
+        raise UserError(f"Checkpoint {file} (--ckpt_path) does not exist; a run keeps its own in RUN/{LAST}.")
+    check_checkpoint(file)
+    return str(file)
+
+
+def evaluate(app: App, adapter: Path | None) -> None:
+    """Run ``test`` or ``validate`` on an adapter or the pretrained model, in a run folder of its own.
+
+    Raises:
+        UserError: There is nothing to evaluate.
+    """
+    trainer, task, data = app.trainer, app.model, app.datamodule
+    if adapter is not None:
+        task.saved = read_adapter(adapter)
+        callbacks_of(trainer).append(_LoadAdapter(adapter))
+    compare_options(app)
+    run = trainer.test if app.command.verb == "test" else trainer.validate
+    write_config(app)
+    metrics = _evaluated(app, run)
+    _check_losses(metrics, adapter)
+    if not metrics:
+        option = f"--trainer.limit_{'test' if app.command.verb == 'test' else 'val'}_batches"
+        limit = getattr(trainer, option.rpartition(".")[2])
+        why = f"{option} is {limit}" if limit == 0 else f"the dataset has no {data.unit} for it"
+        why += " (see --data.train_split)" if limit != 0 and data.unit == "images" else ""
+        more = "" if limit == 0 or data.unit == "images" else _samples_for_it(app)
+        raise UserError(f"{app.command.verb} evaluated nothing: {why}.{more}")
+    write_config(app)
+    facts = {"adapter": str(adapter) if adapter else None, **model_results(task), **data_results(data), **environment()}
+    _write(app, metrics | facts)
+    if trainer.is_global_zero:
+        name = "test" if app.command.verb == "test" else "val"
+        what = f"adapter {adapter}" if adapter else "pretrained model"
+        print_above_progress(
+            f"{what} on {data.summary()['dataset']}: {format_metrics(metrics, name)}",
+            f"results: {app.folder / 'results.json'}",
+        )
+
+
+def _samples_for_it(app: App) -> str:
+    """Return the options that provide texts to evaluate on: a file of the user, or texts held out of training."""
+    verb, data = app.command.verb, app.datamodule
+    ways = []
+    if data.dataset in OWN_TEXTS:
+        folder = data.root.parent if data.root.is_file() else data.root
+        name = f"{'test' if verb == 'test' else 'val'}.{data.dataset}"
+        ways.append(f"add {folder / name}" + (f" and give --data.root {folder}" if folder != data.root else ""))
+    if verb == "validate":
+        ways.append("hold out training samples in fit with --data.validation N")
+    elif app.command.folders:
+        option, path = next(iter(app.command.folders.items()))
+        ways.append(f"use the validation samples: randlora-pl validate --{option} {shlex.quote(str(path))}")
+    text = ", or ".join(ways)
+    return f" {text[:1].upper()}{text[1:]}"
+
+
+def _write(app: App, metrics: dict[str, Any]) -> None:
+    if app.trainer.is_global_zero:
+        write_results(app.folder, metrics)

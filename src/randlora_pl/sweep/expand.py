@@ -1,0 +1,177 @@
+"""Check of a cell's config without weights: refuse what cannot run, and count."""
+
+import inspect
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from randlora_pl.adapters import inject
+from randlora_pl.adapters.io.refine import check_layers, continued
+from randlora_pl.adapters.io.save_load import make_adapter
+from randlora_pl.adapters.optimizer import optimizer_numbers
+from randlora_pl.language.tasks.common import default_targets
+from randlora_pl.language.tasks.meta import meta_backbone
+from randlora_pl.language.tasks.restore import TASKS as LANGUAGE
+from randlora_pl.language.tasks.restore import LanguageTask
+from randlora_pl.models import ImageTower, library_of, load_tokenizer, meta_clip, meta_vit
+from randlora_pl.run.options.classes import LISTED
+from randlora_pl.sweep.description import Tree
+from randlora_pl.sweep.plan import Trial
+from randlora_pl.tasks import ImageTask, PromptTask, VisionLanguageTask
+from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.prompt.saved import PARTS
+from randlora_pl.tasks.restore import TASKS as VISION
+from randlora_pl.tasks.restore import arguments_of
+from randlora_pl.utils.errors import UserError, errors_in, near
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameters that train, a head left out, all parameters of the backbone with its adapter, and optimizer state."""
+
+    trainable: int
+    total: int
+    state: int
+
+
+def task_of(tree: Tree) -> AdaptationTask | None:
+    """Return the task that a config describes; None for a class outside this project.
+
+    Raises:
+        UserError: An option is impossible.
+    """
+    model = tree["model"]
+    arguments = dict(model.get("init_args") or {})
+    kind = _kind(tree)
+    described = _described(arguments.pop("adapter"))
+    if kind is None or described is None:
+        return None
+    adapter = make_adapter(described["method"], described["options"], "model.adapter", "see randlora-pl adapters NAME")
+    if kind is PromptTask:
+        arguments |= {name: _described(arguments[name]) for name in PARTS if arguments.get(name) is not None}
+    task: AdaptationTask = _made(kind, arguments_of(kind, arguments, "model") | {"adapter": adapter}, "model")
+    return task
+
+
+def data_of(tree: Tree) -> Any:
+    """Return the data module that a config describes; nothing is read.
+
+    Raises:
+        UserError: An option is impossible.
+    """
+    package, _, name = getattr(_kind(tree), "data_module", AdaptationTask.data_module).rpartition(".")
+    return _made(getattr(import_module(package), name), dict(tree.get("data", {})), "data")
+
+
+def _made(kind: Any, arguments: dict[str, Any], where: str) -> Any:
+    """Make an object of a class, or name the argument it does not take in a one-line error."""
+    known = inspect.signature(kind).parameters
+    for key in arguments:
+        if key not in known:
+            raise UserError(f"{where}: {kind.__name__} has no option {key!r}.{near(str(key), known)}")
+    try:
+        with errors_in(where):
+            return kind(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {kind.__name__} does not take these options ({error}).") from error
+
+
+def _kind(tree: Tree) -> type[AdaptationTask] | None:
+    kinds: dict[str, type[AdaptationTask]] = {**VISION, **LANGUAGE}
+    return kinds.get(_short(tree["model"]))
+
+
+def counts(tree: Tree) -> Counts | None:
+    """Count on the meta device; None for a class outside this project, or a model of unknown shape.
+
+    Raises:
+        UserError: The adapter does not fit the model, or trains nothing.
+    """
+    task = task_of(tree)
+    if task is None:
+        return None
+    found = _on_meta(task)
+    if found is None:
+        return None
+    model, targets = found
+    learned = _learned(task, model) if isinstance(task, PromptTask) else 0
+    inject(model, task.adapter, targets)
+    trainable = learned + sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    heads = task.trained_head or getattr(task, "head", None) or getattr(task, "classifier_steps", 0)
+    if not trainable and isinstance(task, ImageTask) and not heads:
+        raise UserError(f"{task.adapter.method()} trains nothing there; give it task: LinearHeadTask.")
+    total = learned + sum(parameter.numel() for parameter in model.parameters())
+    one = getattr(task, "optimizer", "adamw") == "sgd"  # its momentum
+    return Counts(trainable, total, trainable if one else optimizer_numbers(model) + 2 * learned)
+
+
+def _on_meta(task: AdaptationTask) -> tuple[Any, list[str] | None] | None:
+    """Return a task's backbone on the meta device and its targets; None for a model of unknown shape."""
+    if isinstance(task, LanguageTask):
+        model = meta_backbone(task)
+        return None if model is None else (model, default_targets(task, model))
+    assert isinstance(task, ImageTask)
+    clip = library_of(task.name) == "open_clip"
+    tower: Any = meta_clip(task.name) if clip else meta_vit(task.name, getattr(task, "img_size", None))
+    if clip and not isinstance(task, VisionLanguageTask | PromptTask):
+        tower = ImageTower(tower)
+    return tower, task.targets
+
+
+def check_first(cell: Trial) -> None:
+    """Refuse a method that cannot start from the LoRA that its cell trains before.
+
+    Raises:
+        UserError: They differ in the task, the model or the layers, or the method cannot contain the LoRA.
+    """
+    first, task = task_of(cell.stages[".first"]), task_of(cell.tree)
+    if first is None or task is None:
+        return
+    if type(first) is not type(task):
+        raise UserError(
+            f"first has the task {type(first).__name__}, the method {type(task).__name__}. Give both the same task."
+        )
+    options = ["name", "pretrained"]
+    if task.targets is not None or isinstance(task, LanguageTask):  # an image task takes the layers of the LoRA
+        options.append("targets")
+    for option in options:
+        here, there = (getattr(each, option) or "by default" for each in (first, task))
+        if here != there:
+            raise UserError(
+                f"first has model.{option} {here}, the method {there}. Set the same model.{option} in set and "
+                "first.set, or remove it from both."
+            )
+    where, before, after = "the LoRA of first", _on_meta(first), _on_meta(task)
+    if before is None or after is None:
+        return
+    (model, targets), (again, _) = before, after
+    report = inject(model, first.adapter, targets)
+    layers = {row.layer: row.shape for row in report.rows}
+    adapter = continued(report.adapter, layers, task.adapter, cell.first["from_form"], where)
+    check_layers(layers, again, adapter, targets, where)
+    inject(again, adapter, targets)
+
+
+def _learned(task: PromptTask, model: Any) -> int:
+    """Return how many numbers prompts train on a model on the meta device, class-specific ones for one class."""
+    if not task.prompts.learns:
+        return 0
+    prompts = task.prompts.build(model, load_tokenizer(task.name), ["x"], 0)
+    return sum(each.numel() for each in prompts.parameters())
+
+
+def _short(node: Any) -> str:
+    return str(node["class_path"] if isinstance(node, dict) else node).rpartition(".")[2]
+
+
+def _described(node: Any) -> dict[str, Any] | None:
+    """``{class_path, init_args}`` as the method and options that `make_adapter` takes."""
+    name = str(node["class_path"] if isinstance(node, dict) else node)
+    if "." in name and not name.startswith("randlora_pl."):
+        return None
+    options = dict(node.get("init_args") or {}) if isinstance(node, dict) else {}
+    if "inner" in options:
+        options["inner"] = _described({"class_path": "LoRA"} | options["inner"]) or {}
+    if options.get(LISTED):
+        options[LISTED] = [_described(each) or {} for each in options[LISTED]]
+    return {"method": _short(name), "options": options}

@@ -1,0 +1,222 @@
+"""From a description to cells: the product, the resolved config of each and its hash."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import product
+from typing import Any, NamedTuple
+
+from randlora_pl.data.catalog.registry import CATALOG
+from randlora_pl.language.catalog import OWN_TEXTS
+from randlora_pl.run.options.classes import normalize
+from randlora_pl.run.options.compose import flatten, merge, nested
+from randlora_pl.run.options.validate import FORMS
+from randlora_pl.sweep.description import ZERO_SHOT, SweepConfig, Tree, is_zero_shot
+from randlora_pl.sweep.trial_config import check, trial_config
+from randlora_pl.utils.errors import UserError, errors_in, near
+
+_HOW = (
+    *("run", "data.download", "data.num_workers", "trainer.accelerator", "trainer.devices", "config"),
+    *("trainer.enable_progress_bar", "checkpoint.every_n_steps"),
+)
+"""Options about the way and the place of a run: they change neither what it computes nor its hash."""
+
+
+class Labels(NamedTuple):
+    """Labels of a cell."""
+
+    model: str
+    dataset: str
+    budget: str
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.dataset}, {self.budget}, {self.method}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep.
+
+    Attributes:
+        flat: Entries that decide the result, by short names; see `result_key`.
+        facts: Values that a search of learning rates tries in the cell.
+        first: Config of the LoRA that it trains before, and starts from; empty without one.
+    """
+
+    labels: Labels
+    tree: Tree
+    flat: Tree
+    family: str = ""
+    facts: Tree = field(default_factory=dict)
+    first: Tree = field(default_factory=dict)
+
+    @cached_property  # a progress line looks at every cell several times
+    def hash(self) -> str:
+        """Return the first 12 hex digits of the SHA-256 of `flat`, the name of its folder.
+
+        The budget separates a test of the pretrained model from a training with the same config.
+        """
+        return digest(self.flat | ({"budget": ZERO_SHOT} if self.untrained else {}))
+
+    @property
+    def stages(self) -> dict[str, Tree]:
+        """Return the configs of its runs, by ``.first`` and an empty word."""
+        first = {key: value for key, value in self.first.items() if key != "from_form"}
+        return ({".first": first} if first else {}) | {"": self.tree}
+
+    @property
+    def untrained(self) -> bool:
+        """Return True if it is a test of the pretrained model."""
+        return self.labels.budget == ZERO_SHOT
+
+
+def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Trial]:
+    """Return every cell in the order in which they are run: models and datasets change least often, then seeds.
+
+    A pretrained model has one cell for each dataset: nothing in it depends on a budget or a seed. The cells of a
+    search have the options of its ``tuning`` as well.
+
+    Raises:
+        UserError: A name is unknown, with its place in the description; or two cells are one run, whose folder could
+            have the name of one of them only.
+    """
+    cells: dict[str, Trial] = {}
+    checked: set[tuple[str, str]] = set()
+    for model, facts in description.models.items():
+        trees = {label: _pair(description, model, label) for label in methods_of(description, model)}
+        firsts = {label: _first(description, model, label) for label in trees}
+        for dataset in description.datasets:
+            for seed, budget, method in _order(description, list(trees)):
+                data = normalize({"data": description.data(dataset, budget), "seed_everything": seed})
+                shared, own = {"cases": description.cases}, description.methods[method]
+                cases = shared | {f"methods.{method}.cases": own.get("cases", [])}
+                tree = merge(_of_cases(trees[method], dataset, budget, cases), data)
+                tree = merge(tree, normalize(tuning)) if tuning else tree
+                before: Tree = {}
+                if first := own.get("first"):
+                    cases = shared | {f"methods.{method}.first.cases": first.get("cases", [])}
+                    before = merge(_of_cases(firsts[method], dataset, budget, cases), data)
+                    before |= {"from_form": first.get("form", FORMS[0])}
+                if (dataset, budget) not in checked:
+                    checked.add((dataset, budget))
+                    with errors_in(f"datasets.{dataset}"):
+                        check(tree)
+                flat = result_key(flatten(tree))
+                flat |= {f"first.{name}": value for name, value in result_key(flatten(before)).items() if before}
+                labels = Labels(model, dataset, budget, method, seed)
+                cell = Trial(labels, tree, flat, str(facts.get("family") or ""), first=before)
+                if cell.hash in cells:
+                    raise UserError(f"{cells[cell.hash].labels} and {labels} are the same run; leave out one of them.")
+                cells[cell.hash] = cell
+    return list(cells.values())
+
+
+def methods_of(description: SweepConfig, model: str) -> list[str]:
+    """Return the methods that a model is tried with."""
+    return [label for label, facts in description.methods.items() if model in (facts.get("models") or [model])]
+
+
+def _order(description: SweepConfig, methods: list[str]) -> Iterable[tuple[int, str, str]]:
+    for method in filter(is_zero_shot, methods):
+        yield description.seeds[0], ZERO_SHOT, method
+    trained = [method for method in methods if not is_zero_shot(method)]
+    yield from product(description.seeds, description.budgets, trained)
+
+
+def _first(description: SweepConfig, model: str, method: str) -> Tree:
+    """Return the config of a method's first stage; empty without one."""
+    first = {key: value for key, value in description.methods[method].get("first", {}).items() if key != "form"}
+    where = f"{method}.first"  # for messages
+    return _pair(replace(description, methods={where: first}), model, where) if first else {}
+
+
+def _pair(description: SweepConfig, model: str, method: str) -> Tree:
+    facts, row = description.methods[method], CATALOG.get(next(iter(description.datasets.values()))["dataset"])
+    options = nested(description.options)
+    if row and not row.own:  # options such as data.split are checked with it, not with the config's own
+        options = merge({"data": {"dataset": row.name}}, options)
+    with errors_in(f"models.{model} with methods.{method}"):
+        tree = trial_config(description.models[model], facts, options, description.root, is_zero_shot(method))
+    flat = flatten(tree)
+    for option in ("trainer.devices", "trainer.num_nodes"):
+        if flat.get(option, 1) not in (1, "1", "auto"):
+            raise UserError(
+                f"models.{model} with methods.{method}: {option} is {flat[option]}, but a cell runs on one device; "
+                "for more devices start more processes (--jobs N)."
+            )
+    return tree
+
+
+def _of_cases(tree: Tree, dataset: str, budget: str, places: Mapping[str, list[Tree]]) -> Tree:
+    """Return the config of a method, without data, with the options of the cases that hold, by their place."""
+    given = {"datasets": dataset, "budgets": budget}
+    for place, cases in places.items():
+        with errors_in(place):
+            for case in cases:
+                if all(value in case.get(axis, [value]) for axis, value in given.items()):
+                    tree = check(merge(tree, normalize(nested(case.get("set", {})))))
+    data = {name: value for name, value in tree.get("data", {}).items() if name not in ("shots", "fraction", "dataset")}
+    return tree | {"data": data}
+
+
+def result_key(flat: Mapping[str, Any]) -> Tree:
+    """Return the entries that decide a cell's result: without paths and without options of the run itself.
+
+    A dataset of the catalog is known by its name; your own images and texts are known by their place.
+    """
+    name = flat.get("data.dataset")
+    own = CATALOG[name].own if name in CATALOG else name in OWN_TEXTS
+    left_out = tuple(f"{how}." for how in (*_HOW, "ckpt_path", *(() if own else ("data.root",))))
+    kept = {key: value for key, value in flat.items() if not f"{key}.".startswith(left_out)}
+    return {key: _plain(kept[key]) for key in sorted(kept)}
+
+
+def digest(flat: Mapping[str, Any]) -> str:
+    """12 hex digits that depend on the values alone: not on their order, nor on 1 or 1.0, nor on later options."""
+    text = json.dumps(flat, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(value[key]) for key in value}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def only(cells: Sequence[Trial], choices: Sequence[str]) -> list[Trial]:
+    """Return the cells with the labels that ``key=value[,value]`` words choose.
+
+    Raises:
+        UserError: No such key, or a value that no cell has.
+    """
+    chosen = list(cells)
+    for word in choices:
+        key, equals, text = word.partition("=")
+        if key not in Labels._fields or not equals:
+            hint = near(key, Labels._fields)
+            raise UserError(f"--only {word}: expected KEY=VALUE with one of {', '.join(Labels._fields)}.{hint}")
+        known = list(dict.fromkeys(str(getattr(cell.labels, key)) for cell in cells))
+        values = [text] if text in known else text.split(",")
+        for value in values:
+            if value not in known:
+                raise UserError(f"--only {word}: unknown {key} {value!r}.{near(value, known)} {', '.join(known)}")
+        chosen = [cell for cell in chosen if str(getattr(cell.labels, key)) in values]
+    return chosen
+
+
+def shard(cells: Sequence[Trial], text: str | None) -> list[Trial]:
+    """Return every n-th cell, beginning with the i-th, for ``i/n`` with i from 1 to n; a UserError refuses others."""
+    if text is None:
+        return list(cells)
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UserError(f"--shard {text}: expected I/N with I from 1 to N, such as 1/4.")
+    return list(cells[int(number) - 1 :: int(count)])

@@ -1,0 +1,75 @@
+"""Methods that train the model's own tensors."""
+
+import pytest
+import torch
+from torch import nn
+
+from randlora_pl.adapters import Adapter, BitFit, FullFineTuning, LinearProbe, disabled, inject, trainable_parameters
+from randlora_pl.adapters.methods.full import BaseWeightMethod
+from randlora_pl.utils.errors import UserError
+from tests.adapters.cases import SelfAttention, assert_close
+
+
+def block() -> nn.Module:
+    return nn.TransformerEncoderLayer(12, 3, 24, batch_first=True)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "expected"),
+    [
+        (FullFineTuning(), {name for name, _ in block().named_parameters()}),
+        (
+            BitFit(),
+            {"self_attn.in_proj_bias", "self_attn.out_proj.bias", "linear1.bias", "linear2.bias"}
+            | {"norm1.bias", "norm2.bias"},
+        ),
+        (LinearProbe(), set()),
+    ],
+    ids=lambda value: value.method() if isinstance(value, Adapter) else "",
+)
+def test_what_trains(adapter: Adapter, expected: set[str]) -> None:
+    model = block()
+    report = inject(model, adapter)
+    assert set(trainable_parameters(model)) == expected == {row.layer for row in report.rows}
+    assert report.trainable == sum(value.numel() for value in trainable_parameters(model).values())
+    assert {row.kind for row in report.rows} <= {"tensor"}
+    assert adapter.describe() == {"method": type(adapter).__name__, "options": {}}
+
+
+def test_frozen_tensors_train_again_under_full_fine_tuning() -> None:
+    model = block()
+    model.requires_grad_(False)
+    assert inject(model, FullFineTuning()).trainable == sum(value.numel() for value in model.parameters())
+
+
+def test_a_shared_tensor_counts_once() -> None:
+    model = nn.ModuleDict({"one": nn.Linear(6, 6), "two": nn.Linear(6, 6)})
+    model["two"].weight = model["one"].weight
+    report = inject(model, FullFineTuning())
+    assert report.trainable == sum(row.trainable for row in report.rows) == 36 + 12
+
+
+def test_targets_are_refused() -> None:
+    model = SelfAttention(12)
+    with pytest.raises(UserError, match="BitFit"):
+        inject(model, BitFit(), ["qkv"])
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_there_is_no_base_to_go_back_to_but_for_the_probe() -> None:
+    for adapter in (BitFit(), FullFineTuning()):
+        model = SelfAttention(12)
+        inject(model, adapter)
+        with pytest.raises(UserError, match="base model is not available"), disabled(model):
+            pass
+    model = SelfAttention(12)
+    x = torch.randn(2, 3, 12)
+    expected = model(x)
+    inject(model, LinearProbe())
+    with disabled(model):
+        assert_close(model(x), expected, 1e-6)
+
+
+def test_the_base_class_is_abstract() -> None:
+    with pytest.raises(NotImplementedError):
+        BaseWeightMethod().selects(nn.Linear(1, 1), "weight")

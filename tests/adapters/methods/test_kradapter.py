@@ -1,0 +1,66 @@
+"""KRAdapter: its start, its rank and its backward pass; the formula is tested by the contract."""
+
+import math
+
+import pytest
+import torch
+
+from randlora_pl.adapters import KRAdapter, inject
+from randlora_pl.adapters.base import WeightShape
+from randlora_pl.adapters.budget import match_budget
+from randlora_pl.adapters.methods.kradapter import KRAdapterDelta
+from randlora_pl.utils.errors import UserError
+from tests.adapters.cases import One, assert_close, randomise
+from tests.support.products import in_one_item
+
+SHAPES = [(64, 64), (64, 100), (100, 64), (16, 4096), (1, 7), (7, 1), (3, 3), (48, 49)]
+
+
+def update(out_features: int, in_features: int, **options: float) -> KRAdapterDelta:
+    model = One(in_features, out_features).double()
+    inject(model, KRAdapter(**options), ["fc"])  # type: ignore[arg-type]
+    randomise(model, 1.0)
+    assert isinstance(model.fc.delta, KRAdapterDelta)
+    return model.fc.delta
+
+
+@in_one_item(("out_features", "in_features"), SHAPES)
+def test_the_update_has_full_rank_with_few_parameters(out_features: int, in_features: int) -> None:
+    delta = update(out_features, in_features)
+    assert torch.linalg.matrix_rank(delta.delta()) == min(out_features, in_features)
+    small, large = sorted((out_features, in_features))
+    count = KRAdapter().count(WeightShape("fc", out_features, in_features))
+    assert count == delta.U.numel() + delta.V.numel()
+    assert delta.U.shape[1] * delta.V.shape[1] >= large
+    assert delta.V.shape[1] - 1 < max(delta.U.shape[1], large / delta.U.shape[1])
+    assert delta.U.shape == (small, math.isqrt(small))
+
+
+@in_one_item(("out_features", "in_features"), SHAPES)
+def test_gradients_are_those_of_the_whole_matrix(out_features: int, in_features: int) -> None:
+    delta, alpha = update(out_features, in_features, alpha=3.0), 3.0
+    gradient = torch.randn(out_features, in_features).double()
+    of_u, of_v = torch.autograd.grad(delta.delta(), (delta.U, delta.V), gradient)
+    rank = delta.U.shape[1]
+    padded = torch.zeros(len(delta.U), rank * delta.V.shape[1]).double()
+    padded[:, : delta.large] = gradient.T if delta.transposed else gradient
+    blocks = padded.view(len(delta.U), -1, rank)
+    assert_close(of_u, alpha * torch.einsum("pba,pb->pa", blocks, delta.V), 1e-10)
+    assert_close(of_v, alpha * torch.einsum("pba,pa->pb", blocks, delta.U), 1e-10)
+
+
+def test_the_start_is_the_official_one() -> None:
+    model = One(600, 300)
+    inject(model, KRAdapter(seed=3), ["fc"])
+    delta = model.fc.delta
+    assert isinstance(delta, KRAdapterDelta)
+    assert not delta.delta().any()
+    assert delta.V.shape == (300, 36) and delta.U.shape == (300, 17)
+    bound = math.sqrt(6 / (26 * 36))  # kaiming_uniform_(V, a=5)
+    assert 0.99 * bound < delta.V.abs().max() <= bound
+    assert delta.V.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+
+
+def test_there_is_nothing_to_match() -> None:
+    with pytest.raises(UserError, match="KRAdapter has no rank to match to lora:2"):
+        match_budget(KRAdapter(match="lora:2"), [WeightShape("fc", 20, 12)], One(12, 20))

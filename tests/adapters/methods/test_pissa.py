@@ -1,0 +1,94 @@
+"""PiSSA and its relatives: the start, the rank, the equation, and PEFT's layer as a judge."""
+
+import pytest
+import torch
+from torch import nn
+
+from randlora_pl.adapters import PiSSA, adapted_layers, delta_weights, inject, trainable_parameters
+from randlora_pl.adapters.methods.pissa import PiSSADelta
+from randlora_pl.utils.errors import UserError
+from tests.adapters.cases import assert_close, randomise
+from tests.support.products import in_one_item
+
+
+def layer(out_features: int = 20, in_features: int = 12) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(in_features, out_features))
+
+
+def update_of(model: nn.Module) -> PiSSADelta:
+    delta = adapted_layers(model)["0"].delta
+    assert isinstance(delta, PiSSADelta)
+    return delta
+
+
+@in_one_item(("alpha", "start"), [(None, "pissa"), (8.0, "pissa"), (None, "olora"), (2.0, "olora")])
+def test_equations(alpha: float | None, start: str) -> None:
+    model, rank = layer(), 4
+    weight = model[0].weight.detach().double().clone()
+    inject(model, PiSSA(rank, alpha, start=start), ["0"])  # type: ignore[arg-type]
+    delta = update_of(model)
+    scaling = 1.0 if alpha is None else alpha / rank
+    b0, a0 = (delta.get_buffer(name).double() for name in ("B0", "A0"))
+    assert delta.scaling == scaling and not delta.delta().any()
+    if start == "pissa":
+        values = torch.linalg.svdvals(weight)
+        rest = (weight - scaling * b0 @ a0).square().sum()
+        torch.testing.assert_close(rest, values[rank:].square().sum(), rtol=1e-5, atol=0)
+    else:
+        torch.testing.assert_close(b0.T @ b0, torch.eye(rank, dtype=torch.float64), rtol=0, atol=1e-6)
+        torch.testing.assert_close((b0 @ a0)[:, :rank], weight[:, :rank], rtol=0, atol=1e-5)
+    randomise(model)
+    change = delta_weights(model)["0"]
+    expected = scaling * (delta.B.double() @ delta.A.double() - b0 @ a0)
+    assert_close(change.double(), expected)
+    assert int(torch.linalg.matrix_rank(change.double(), rtol=1e-5)) == 2 * rank
+
+
+def test_minor_components() -> None:
+    model = layer()
+    weight = model[0].weight.detach().double()
+    assert inject(model, PiSSA(4, start="minor"), ["0"]).trainable == 4 * 12
+    assert list(trainable_parameters(model)) == ["0.delta.A"]
+    randomise(model)
+    u = torch.linalg.svd(weight, full_matrices=False)[0]
+    change = delta_weights(model)["0"].double()
+    assert_close(u[:, -4:] @ (u[:, -4:].T @ change), change)
+
+
+def test_every_rank_up_to_the_smaller_side() -> None:
+    model = layer()
+    inject(model, PiSSA(12), ["0"])
+    delta = update_of(model)
+    torch.testing.assert_close(delta.get_buffer("B0") @ delta.get_buffer("A0"), model[0].weight.detach())
+    with pytest.raises(UserError, match="rank 13 is larger than the smaller side 12 of 0"):
+        inject(layer(), PiSSA(13), ["0"])
+    with pytest.raises(UserError, match=r"start is 'svd'. Choose pissa, olora, minor"):
+        PiSSA(start="svd")  # type: ignore[arg-type]
+
+
+def test_counts_of_published_models_need_no_decomposition() -> None:
+    with torch.device("meta"):
+        block = nn.ModuleDict(
+            {name: nn.Linear(4096, 4096, bias=False) for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+            | {name: nn.Linear(4096, 11008, bias=False) for name in ("gate_proj", "up_proj")}
+            | {"down_proj": nn.Linear(11008, 4096, bias=False)}
+        )
+    assert 32 * inject(block, PiSSA(128), list(block)).trainable == 319_815_680  # Llama-2-7B
+
+
+@in_one_item(("start", "alpha"), [("pissa", 4), ("pissa", 16), ("olora", 4), ("olora", 16)])
+def test_peft_has_the_same_layer(start: str, alpha: int) -> None:
+    peft = pytest.importorskip("peft")
+    model, plain = layer(), layer()
+    config = peft.LoraConfig(r=4, lora_alpha=alpha, target_modules=["0"], init_lora_weights=start)
+    theirs = peft.get_peft_model(plain, config)
+    inject(model, PiSSA(4, float(alpha), start=start), ["0"])  # type: ignore[arg-type]
+    x, delta, other = torch.randn(5, 12), update_of(model), theirs.base_model.model[0]
+    assert_close(theirs(x), model(x))
+    assert_close(other.lora_B["default"].weight @ other.lora_A["default"].weight, delta.B @ delta.A)
+    randomise(model)
+    with torch.no_grad():
+        other.lora_A["default"].weight.copy_(delta.A)
+        other.lora_B["default"].weight.copy_(delta.B)
+    assert_close(theirs(x), model(x))

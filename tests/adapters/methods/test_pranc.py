@@ -1,0 +1,110 @@
+"""PRANC: its random matrices, one by one; the formula is tested by the contract."""
+
+import math
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters import PRANC, inject
+from randlora_pl.adapters.base import WeightShape
+from randlora_pl.adapters.budget import match_budget
+from randlora_pl.adapters.kernels import sign_sums
+from randlora_pl.adapters.kernels.sign_sums import SignSum, signs
+from randlora_pl.adapters.methods.pranc import PRANCDelta, signed_places
+from randlora_pl.utils.errors import UserError
+from tests.adapters.cases import One, assert_close
+from tests.support.products import in_one_item
+
+FORMS: list[Literal["shared", "dense"]] = ["shared", "dense"]
+
+
+def update(form: Any, count: int, rows: int = 9, columns: int = 70, **options: Any) -> PRANCDelta:
+    model = One(columns, rows).double()
+    inject(model, PRANC(count, form, **options), ["fc"])
+    assert isinstance(model.fc.delta, PRANCDelta)
+    return model.fc.delta
+
+
+@torch.no_grad()
+def matrices(delta: PRANCDelta) -> Tensor:
+    """The R_i, (k, out, in): the updates of the unit vectors, without the scaling."""
+    count, found = len(delta.alphas), []
+    for unit in torch.eye(count, dtype=torch.float64):
+        delta.alphas.copy_(unit)
+        found.append(delta.delta() * (math.sqrt(count) / delta.alpha_scale))
+    return torch.stack(found)
+
+
+@in_one_item("chunk", [64, 150, 400, 800, 1 << 20])  # one row, two, all of one matrix, of two, and of all
+def test_both_passes_have_the_same_matrices_for_every_size_of_chunk(chunk: int, monkeypatch: Any) -> None:
+    """In the official code they differ where its two passes divide the coefficients in different ways."""
+    seed, count, sizes = 5, 5, (5, 70)
+    expected = signs(seed, torch.arange(count), torch.arange(5), 70)
+    a = torch.zeros(count, requires_grad=True)
+    monkeypatch.setattr(sign_sums, "CHUNK", chunk)
+    for i, unit in enumerate(torch.eye(count)):
+        assert torch.equal(SignSum.apply(unit, seed, *sizes), expected[i].float())
+    for p, q in [(0, 0), (4, 69), (2, 31), (2, 32)]:
+        gradient = torch.autograd.grad(SignSum.apply(a, seed, *sizes)[p, q], a)[0]
+        assert torch.equal(gradient, expected[:, p, q].float())
+    assert torch.equal(signed_places(seed, 10, 96, a.device), signed_places(seed, 10, 99, a.device)[:96])
+
+
+def test_an_entry_depends_on_its_place_alone() -> None:
+    every = signs(3, torch.arange(6), torch.arange(9), 70)
+    assert torch.equal(signs(3, torch.arange(2, 5), torch.arange(4, 7), 33), every[2:5, 4:7, :33])
+    assert not torch.equal(signs(4, torch.arange(6), torch.arange(9), 70), every)
+    model = nn.ModuleDict({"small": nn.Linear(20, 10), "large": nn.Linear(40, 30)})
+    inject(model, PRANC(50, "dense"), [".*"])
+    small, large = (matrices(layer.delta) for layer in model.values())  # type: ignore[arg-type]
+    assert_close(small, large[:, :10, :20])
+    inject(model := nn.ModuleDict({"small": nn.Linear(20, 10), "large": nn.Linear(40, 30)}), PRANC(50), [".*"])
+    small, large = (matrices(layer.delta).flatten(1) for layer in model.values())  # type: ignore[arg-type]
+    assert_close(small, large[:, :200])
+
+
+@in_one_item("form", FORMS)
+def test_each_coefficient_has_a_matrix_of_unit_variance_and_its_inner_product_as_gradient(form: Any) -> None:
+    delta = update(form, 90, alpha_scale=3.0)  # 630 entries, of which each coefficient has 7 in the form shared
+    r, scale = matrices(delta), 3 / math.sqrt(90)
+    assert_close(r.square().mean((1, 2)), torch.ones(90).double())
+    assert r.mean().abs() < 0.1
+    first, second = torch.randn(2, 90).double()
+    updates = []
+    for alphas in (first, second, first - 2 * second):
+        delta.alphas.data.copy_(alphas)
+        updates.append(delta.delta())
+    assert_close(updates[0], scale * torch.einsum("k,koi->oi", first, r), 1e-10)
+    assert_close(updates[2], updates[0] - 2 * updates[1], 1e-10)
+    g = torch.randn(9, 70).double()
+    (gradient,) = torch.autograd.grad(delta.delta(), delta.alphas, g)
+    assert_close(gradient, scale * torch.einsum("koi,oi->k", r, g), 1e-10)
+
+
+@in_one_item("count", [1, 7, 64, 100, 629, 630])
+def test_every_coefficient_is_shared_by_as_many_entries(count: int) -> None:
+    r = matrices(update("shared", count))
+    assert (r != 0).sum(0).eq(1).all(), "each entry belongs to one coefficient"
+    assert (r != 0).flatten(1).sum(1).unique().tolist() in [[630 // count], [630 // count, 630 // count + 1]]
+
+
+@in_one_item(("form", "count"), [(form, count) for form in FORMS for count in (30, 300)])
+def test_the_update_has_full_rank(form: Any, count: int) -> None:
+    delta = update(form, count, 24, 24)
+    delta.alphas.data.normal_()
+    assert torch.linalg.matrix_rank(delta.delta()) == 24
+
+
+def test_counts_budgets_and_errors() -> None:
+    shapes = [WeightShape("fc1", 30, 20), WeightShape("fc2", 20, 30)]
+    assert [PRANC(600).count(shape) for shape in shapes] == [600, 600]
+    chosen, _ = match_budget(PRANC(match="lora:4"), shapes, nn.Linear(2, 2))
+    assert isinstance(chosen, PRANC) and chosen.coefficients == 4 * 50
+    with pytest.raises(UserError, match=r"601 coefficients are more than the 600 entries of fc1; set .* to fewer"):
+        PRANC(601).count(shapes[0])
+    with pytest.raises(UserError, match="coefficients is 0"):
+        PRANC(0)
+    with pytest.raises(UserError, match="'thin'; choose shared or dense"):
+        PRANC(form="thin")  # type: ignore[arg-type]

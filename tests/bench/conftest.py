@@ -1,9 +1,0 @@
-"""A measurement is one step or one product here: its length does not matter."""
-
-import pytest
-
-
-@pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("steps", "flops"):
-        monkeypatch.setattr(f"randlora_pl.bench.{module}._LEAST", 0.0)

@@ -1,0 +1,235 @@
+"""``adapter import``: from PEFT's folders and official checkpoints to adapters that predict."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, RandLoraConfig, get_peft_model
+from torch import nn
+
+from randlora_pl.adapters import LoRA, RandLoRA, load_adapter, read_adapter
+from randlora_pl.interop.peft.files import PeftAdapter, named_base
+from randlora_pl.models import ImageTower, load_clip, load_vit
+from randlora_pl.tasks import LinearHeadTask, TextHeadTask, VisionLanguageTask, load_task
+from tests.commands.adapter.test_export_peft import VIT, adapter
+from tests.fake_hub import Repo, fake_hub
+from tests.interop.foreign.test_official import by_hand, checkpoint
+from tests.support.cli import Run
+from tests.support.products import in_one_item
+
+PEFT = ("adapter", "import", "peft", "--from", "peft", "--output", "ours")
+
+
+def trained_peft(config: Any, path: Path, classes: int = 0, zero_bias: bool = False) -> nn.Module:
+    base: Any = load_vit(VIT, "random").model
+    base.reset_classifier(classes)
+    model: nn.Module = get_peft_model(base, config).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.2)
+        if name.endswith("bias") and "modules_to_save" in name and zero_bias:
+            nn.init.zeros_(parameter)
+    model.save_pretrained(path)  # type: ignore[operator]
+    return model
+
+
+def test_a_bare_update(run: Run, tmp_path: Path) -> None:
+    theirs = trained_peft(RandLoraConfig(r=6, target_modules=["fc1"], save_projection=False), tmp_path / "peft")
+    result = run(*PEFT, "--model", VIT, "--pretrained", "random")
+    assert result.code == 0, result.err
+    assert "RandLoRA: " in result.out and "Largest difference to PEFT's outputs: " in result.out
+    assert "Next: randlora-pl adapter merge ours --output FILE" in result.out
+    model = load_vit(VIT, "random").model
+    file = load_adapter(model, tmp_path / "ours")
+    assert file.bases is not None
+    assert file.config["base_model"]["name"] == VIT
+    x = torch.randn(2, 3, 160, 160)
+    torch.testing.assert_close(model(x), theirs(x), rtol=1e-5, atol=1e-5)
+    assert "task" in run("predict", "--adapter", "ours", "--images", ".").err
+
+
+@pytest.mark.parametrize("zero_bias", [True, False])
+def test_a_head_makes_it_a_classifier(run: Run, tmp_path: Path, zero_bias: bool) -> None:
+    config = LoraConfig(r=2, target_modules=["qkv"], modules_to_save=["head"])
+    theirs = trained_peft(config, tmp_path / "peft", 3, zero_bias)
+    (tmp_path / "classes").write_text("cat\ndog\nowl\n", encoding="utf-8-sig")
+    result = run(*PEFT, "--model", VIT, "--pretrained", "random", "--classnames", "classes")
+    assert result.code == 0, result.err
+    if not zero_bias:  # our linear head has none
+        assert "The head has a bias, which LinearHeadTask does not support; kept as extra tensors" in result.out
+        assert read_adapter(tmp_path / "ours").extra.keys() == {"head.weight", "head.bias"}
+        return
+    assert "a LinearHeadTask of 3 classes" in result.out
+    task = load_task(tmp_path / "ours")
+    assert task.classnames == ["cat", "dog", "owl"]
+    x = torch.randn(2, 3, 160, 160)
+    torch.testing.assert_close(task.class_logits(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "method", "options"),
+    [
+        pytest.param(LinearHeadTask, VIT, RandLoRA(6), {}, marks=pytest.mark.full),
+        (LinearHeadTask, VIT, RandLoRA(6), {"seed": 7, "img_size": 64}),
+        pytest.param(LinearHeadTask, "tiny", LoRA(2), {}, marks=pytest.mark.full),
+        pytest.param(TextHeadTask, "tiny", RandLoRA(6), {"targets": ["fc2"]}, marks=pytest.mark.full),
+        (VisionLanguageTask, "tiny", LoRA(2), {"caption": "a scan of {}", "targets": ["visual:mlp"]}),
+    ],
+)
+def test_there_and_back(run: Run, tmp_path: Path, kind: Any, name: str, method: Any, options: dict[str, Any]) -> None:
+    adapter(kind, name, method, tmp_path / "first", **options)
+    assert run("adapter", "export", "first", "--to", "peft", "--output", "peft").code == 0
+    result = run(*PEFT, "--model", name, "--pretrained", "random")
+    assert result.code == 0, result.err
+    one, two = load_task(tmp_path / "first"), load_task(tmp_path / "ours")
+    assert type(one) is type(two) and one.classnames == two.classnames
+    x = torch.randn(2, 3, one.image_spec.size, one.image_spec.size)
+    torch.testing.assert_close(two.class_logits(x), one.class_logits(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_pulled_adapter_of_peft_becomes_ours(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    adapter(TextHeadTask, "tiny", LoRA(2), tmp_path / "first")
+    assert run("adapter", "export", "first", "--to", "peft", "--output", "peft").code == 0
+    refusals = {
+        "google/vit-base-patch16-224": "Its config names 'google/vit-base-patch16-224'",
+        "/home/ann/weights": "Its config names '/home/ann/weights'",
+        "local-dir:here": "Its config names 'local-dir:here'",
+    }
+    with fake_hub(monkeypatch) as hub:
+        for name in ("ann/digits", "ann/theirs"):
+            hub.repos[name] = Repo(False)
+            there = hub.repos[name].branches["main"]
+            there |= {file.name: file.read_bytes() for file in Path("peft").iterdir()} | {"evil.bin": b"code"}
+        result = run("adapter", "pull", "ann/digits", "--output", "ours")
+        assert result.code == 0, result.err
+        assert "Largest difference to PEFT's outputs: " in result.out and "converted from PEFT, commit " in result.out
+        assert "Next: randlora-pl predict --adapter ours --images" in result.out
+        del there["task.json"]
+        config = json.loads(there["adapter_config.json"])
+        for base, message in refusals.items():
+            there["adapter_config.json"] = json.dumps(config | {"base_model_name_or_path": base}).encode()
+            bad = run("adapter", "pull", "ann/theirs", "--output", "bad")
+            assert bad.code == 2 and message in bad.err and len(bad.err.splitlines()) <= 2
+        there["adapter_model.bin"] = there.pop("adapter_model.safetensors")
+        assert "pickle" in run("adapter", "pull", "ann/theirs", "--output", "bad").err
+        assert not Path("bad").exists() and not any("evil" in request or ".bin" in request for request in hub.requests)
+    one, two = load_task(tmp_path / "first"), load_task(tmp_path / "ours")
+    x = torch.randn(2, 3, one.image_spec.size, one.image_spec.size)
+    torch.testing.assert_close(two.class_logits(x), one.class_logits(x), rtol=1e-5, atol=1e-5)
+
+
+@in_one_item(
+    ("config", "base"),
+    [
+        (
+            {"base_model_name_or_path": "timm/vit_tiny_patch16_224.augreg"},
+            ("vit_tiny_patch16_224.augreg", "timm"),
+        ),
+        ({"base_model_name_or_path": "ViT-B-32/openai", "task_type": None}, ("ViT-B-32", "openai")),
+        ({"base_model_name_or_path": "Qwen/Qwen2-0.5B", "task_type": "CAUSAL_LM"}, ("Qwen/Qwen2-0.5B", None)),
+        ({"base_model_name_or_path": "../model", "task_type": "CAUSAL_LM"}, None),
+        ({"base_model_name_or_path": ["gpt2"]}, None),
+        ({}, None),
+    ],
+)
+def test_base_models_that_configs_of_peft_name(config: dict[str, Any], base: tuple[str, str | None] | None) -> None:
+    assert named_base(PeftAdapter(config, {})) == base
+
+
+def test_a_folder_here_is_no_base_model_of_a_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "x").mkdir(parents=True)
+    config = {"base_model_name_or_path": "models/x", "task_type": "CAUSAL_LM"}
+    assert named_base(PeftAdapter(config, {})) is None
+    assert named_base(PeftAdapter({}, {}, task={"base_model": {"name": "models/x", "pretrained": "models/x"}})) is None
+
+
+@pytest.mark.usefixtures("deep")
+def test_the_base_model_must_be_that_of_the_export(run: Run, refused: Callable[..., str], tmp_path: Path) -> None:
+    adapter(TextHeadTask, "tiny", RandLoRA(6), tmp_path / "first", targets=["fc2"])
+    assert run("adapter", "export", "first", "--to", "peft", "--output", "peft").code == 0
+    message = refused(*PEFT, "--model", "tiny")
+    assert "trained" in message and "Use its own base model" in message
+
+
+@pytest.mark.usefixtures("deep")
+def test_official(run: Run, tmp_path: Path) -> None:
+    weights = {f"visual.transformer.resblocks.{i}.mlp.c_fc.": (768, 192) for i in range(4)}
+    state = checkpoint(weights, 6)
+    torch.save(state, tmp_path / "official.pt")
+    (tmp_path / "classes").write_text("zero\none\n")
+    command = (
+        "adapter",
+        "import",
+        "official.pt",
+        "--from",
+        "official",
+        "--model",
+        "tiny",
+        "--output",
+        "ours.safetensors",
+    )
+    result = run(*command, "--classnames", "classes")
+    assert result.code == 0, result.err
+    assert "Not compared: the official code is not available. Scaled by 1 / r." in result.out
+    assert "a TextHeadTask of 2 classes" in result.out
+    tower = ImageTower(load_clip("tiny").model)
+    before: Any = tower.visual.transformer.resblocks[1].mlp.c_fc.weight.detach().clone()
+    load_adapter(tower, tmp_path / "ours.safetensors")
+    layer = tower.visual.transformer.resblocks[1].mlp.c_fc
+    expected = before + by_hand(state, "visual.transformer.resblocks.1.mlp.c_fc.", 768, 192, 6)
+    torch.testing.assert_close(layer.delta.effective_weight(before), expected, rtol=1e-4, atol=1e-5)
+    assert run(*command, "--classnames", "classes", "--overwrite", "--alpha", "6").code == 0
+    other = ImageTower(load_clip("tiny").model)
+    load_adapter(other, tmp_path / "ours.safetensors")
+    delta = other.visual.transformer.resblocks[1].mlp.c_fc.delta.delta()
+    torch.testing.assert_close(delta, 6 * (expected - before), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("deep")
+def test_bad_input(refused: Callable[..., str], tmp_path: Path) -> None:
+    trained_peft(LoraConfig(r=2, target_modules=["fc1"]), tmp_path / "peft")
+    config = tmp_path / "peft" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "timm/some_vit"}))
+    assert "--model" in refused(*PEFT)
+    assert "--from" in refused(*PEFT[:3], "--from", "pfet", "--output", "x")
+    assert "nothing" in refused("adapter", "import", "nothing", "--from", "peft", "--output", "x")
+    assert "--alpha" in refused(*PEFT, "--alpha", "3")
+    assert "--modle" in refused(*PEFT, "--modle", "x")
+    assert "adapter_config.json" in refused(*PEFT[:2], ".", *PEFT[3:], "--model", VIT, "--pretrained", "random")
+    message = refused(*PEFT, "--model", "tiny")
+    assert "blocks.0.mlp.fc1" in message
+    vit = ("--model", VIT, "--pretrained", "random")
+    assert "--task" in refused(*PEFT, *vit, "--task", "TextHeadTask")
+    assert "--task" in refused(*PEFT, *vit, "--task", "LinearHeadTask")
+    assert "--classnames" in refused(*PEFT, *vit, "--classnames", "no")
+    (tmp_path / "one").write_text("cat\n\n")
+    assert "--classnames" in refused(*PEFT, *vit, "--classnames", "one")
+    (tmp_path / "ours").mkdir()
+    assert "--overwrite" in refused(*PEFT, *vit)
+
+
+def test_head_and_class_names_must_agree(refused: Callable[..., str], tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["qkv"], modules_to_save=["head"])
+    trained_peft(config, tmp_path / "peft", 3, True)
+    (tmp_path / "classes").write_text("cat\ndog\n")
+    message = refused(*PEFT, "--model", VIT, "--pretrained", "random", "--classnames", "classes")
+    assert "classes" in message
+    trained_peft(LoraConfig(r=2, target_modules=["qkv"], modules_to_save=["norm"]), tmp_path / "peft")
+    message = refused(*PEFT, "--model", VIT, "--pretrained", "random")
+    assert "norm." in message and "trained" in message
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; from randlora_pl.commands.main import main; main(['adapter', 'import', '--help']); "
+        "main(['adapter', 'export', '--help']); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--from SOURCE" in done.stdout

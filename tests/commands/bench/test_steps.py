@@ -1,0 +1,201 @@
+import csv
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import Run
+from tests.support.products import in_one_item, marked
+
+SMALL = ("train", "--model", "test_vit", "--batch-size", "2", "--rounds", "2", "--threads", "1")
+METHODS = ("--methods", "full", "lora", "randlora")
+FILES = ["bench.json", "bench.png", "table.md"]
+
+
+@pytest.fixture(autouse=True)
+def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A measurement is of one step, not of as many as fill some tenths of a second."""
+    monkeypatch.setattr("randlora_pl.lab.bench.steps._LEAST", 0.02)
+
+
+def only(folder: Path) -> Path:
+    (found,) = folder.iterdir()
+    return found
+
+
+def test_whole_training_steps_are_measured(run: Run, tmp_path: Path) -> None:
+    words = (*SMALL, *METHODS)
+    done = run("bench", *words)
+    assert done.code == 0, done.err
+    folder = only(tmp_path / "runs" / "bench-train")
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert "test_vit (timm), 2 images of 160 pixels, float32; " in done.out and "1 threads" in done.out
+    assert "3 methods, 2 rounds in turns: about " in done.out and "of full" in done.out
+    report = json.loads((folder / "bench.json").read_text())
+    assert report["command"] == f"randlora-pl bench {' '.join(words)}"
+    assert report["machine"]["threads"] == 1 and report["setup"]["batch_size"] == 2
+    cases = {case["name"]: case for case in report["cases"]}
+    assert len(cases) == 3 and all(len(case["seconds"]) == 2 or case["problem"] for case in cases.values())
+    assert cases["lora"]["times_base"]["median"] > 0 and cases["full"]["times_base"] is None
+    assert f"`{report['command']}`" in (folder / "table.md").read_text()
+
+
+@pytest.mark.slow
+def test_one_method_with_the_memory_of_its_process(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def elsewhere(work: object, *arguments: object) -> int:  # a process takes many seconds to start
+        assert pickle.loads(pickle.dumps((work, arguments)))[1] == arguments
+        return 123_000_000
+
+    monkeypatch.setattr("randlora_pl.lab.bench.memory.rss_elsewhere", elsewhere)
+    done = run("bench", *SMALL, "--methods", "lora", "--rss", "--output", "new/figures")
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / "new" / "figures" / "bench.json").read_text())
+    (case,) = report["cases"]
+    assert report["command"].endswith("--methods lora --rss")
+    assert case["rss"] == 123_000_000 and "RSS MB" in done.out and "of full" not in done.out
+    assert "exists" in run("bench", *SMALL, "--output", "new/figures").err
+
+
+@pytest.mark.slow
+def test_without_peft_a_line_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    done = run("bench", *SMALL, "--methods", "peft-lora", "full")
+    assert done.code == 0 and "peft is not installed: pip install peft" in done.out
+
+
+TINY = "{num_hidden_layers: 1, hidden_size: 32, intermediate_size: 48, vocab_size: 50, num_attention_heads: 2, "
+TINY += "num_key_value_heads: 1}"
+QWEN = ("--model", "Qwen/Qwen2-0.5B-Instruct", "--overrides", TINY, "--rounds", "2", "--threads", "1")
+
+
+GPT2 = ("--model", "openai-community/gpt2-medium")
+GPT2 += ("--overrides", "{n_embd: 32, n_layer: 1, n_head: 2, vocab_size: 50, n_positions: 20}")
+
+
+@pytest.mark.slow
+def test_steps_of_a_decoder(run: Run, tmp_path: Path) -> None:
+    words = ("train", *QWEN, "--tokens", "8", "--dropout", "0.05", "--methods", "randlora", "peft-randlora")
+    done = run("bench", *words)
+    assert done.code == 0, done.err
+    assert "(transformers), 4 samples of 8 tokens, float32, num_hidden_layers 1" in done.out
+    assert ", dropout 0.05" in done.out and "RandLoRA-10" in done.out and "of PEFT's" in done.out
+    report = json.loads((only(tmp_path / "runs" / "bench-train") / "bench.json").read_text())
+    assert report["setup"]["overrides"]["vocab_size"] == 50 and report["setup"]["tokens"] == 8
+
+
+def test_answers_in_batches_and_one_by_one(run: Run, tmp_path: Path) -> None:
+    done = run("bench", "answers", *QWEN, "--samples", "4", "--beams", "2", "--new-tokens", "3", "--batch-sizes", "4")
+    assert done.code == 0, done.err
+    assert "4 prompts, 3 new tokens, 2 beams, float32" in done.out and "times one by one" in done.out
+    report = json.loads((only(tmp_path / "runs" / "bench-answers") / "bench.json").read_text())
+    one, four = report["cases"]
+    assert (one["batch_size"], four["batch_size"]) == (1, 4) and len(one["seconds"]) == len(four["speedup"]) == 2
+    assert one["speedup"] == [1, 1] and one["equal"] == 4
+
+
+def test_a_batch_is_no_larger_than_the_prompts(run: Run, tmp_path: Path) -> None:
+    done = run("bench", "answers", *QWEN, "--samples", "3", "--beams", "2", "--new-tokens", "2", "--output", "new")
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / "new" / "bench.json").read_text())
+    assert [case["batch_size"] for case in report["cases"]] == report["setup"]["batch_sizes"] == [1, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stop",), marked(zip([1, 7]), lambda row: row[0] in (7,)))
+def test_ctrl_c_leaves_what_is_finished(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+    from randlora_pl.lab.bench.steps import Case
+
+    calls: list[str] = []
+    plain = Case.seconds
+
+    def seconds(self: Case) -> float:
+        calls.append(self.name)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return plain(self)
+
+    monkeypatch.setattr(Case, "seconds", seconds)
+    done = run("bench", *SMALL, "--methods", "full", "lora", "randlora", "--rounds", "5")
+    assert done.code == 130
+    if stop == 1:
+        assert not (tmp_path / "runs").exists()
+        return
+    folder = only(tmp_path / "runs" / "bench-train")
+    assert f"the finished results are in {folder.relative_to(tmp_path)}" in done.err
+    assert sorted(path.name for path in folder.iterdir()) == FILES and "of 2 interleaved rounds" in done.out
+    assert [len(case["seconds"]) for case in json.loads((folder / "bench.json").read_text())["cases"]] == [2, 2, 2]
+
+
+@pytest.mark.slow
+def test_costs_of_adapted_layers_grow(run: Run, tmp_path: Path) -> None:
+    points = ("--sweeps", "width", "depth", "--widths", "64", "48", "--depths", "1")
+    done = run("bench", "adapters", *points, "--methods", "full", "lora", "randlora", "--rounds", "1", "--threads", "1")
+    assert done.code == 0, done.err
+    folder = only(tmp_path / "runs" / "bench-adapters")
+    assert sorted(path.name for path in folder.iterdir()) == ["bench.csv", *FILES]
+    rows = list(csv.DictReader((folder / "bench.csv").read_text().splitlines()))
+    assert [(row["sweep"], row["width"]) for row in rows[::3]] == [("width", "48"), ("width", "64"), ("depth", "768")]
+    assert "3 points, 3 methods, 1 rounds" in done.out and "width  bases  full fine-tuning" in done.out
+    assert len(json.loads((folder / "bench.json").read_text())["rows"]) == 9
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("deep")
+def test_captions_are_encoded_both_ways(run: Run, tmp_path: Path) -> None:
+    words = ("--model", "tiny", "--batch-size", "8", "--classes", "2", "--rounds", "1", "--precision", "bf16-frozen")
+    done = run("bench", "captions", *words)
+    assert done.code == 0, done.err
+    assert "step: 8 captions, one an image" in done.out and "text tower: 2 captions, one a class" in done.out
+    folder = only(tmp_path / "runs" / "bench-captions")
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+
+
+@in_one_item(
+    ("words", "says"),
+    [
+        (["train", "--model", "vit_base_patch32_22"], "Did you mean 'vit_base_patch32_224'"),
+        (["train", "--model", "tiny", "--library", "timm"], "--library open_clip has one"),
+        (["train", "--methods", "lroa"], "Did you mean 'lora'"),
+        (["train", "--batch-size", "-1"], "--batch-size is -1"),
+        (["train", "--rounds", "0"], "--rounds is 0"),
+        (["train", "--threads", "0"], "--threads is 0"),
+        (["train", "--precision", "16"], "invalid choice: '16'"),
+        (["train", "--device", "cuda"], "PyTorch sees no GPU"),
+        (["train", "--output", "."], "exists and is not overwritten"),
+        (["train", "--bath-size", "3"], "Did you mean '--batch-size'"),
+        (["train", "--model", "test_vit", "--output", "/proc/figures/x"], "cannot be created"),
+        (["train", *QWEN, "--dropout", "1"], "dropout is 1.0"),
+        (["train", *QWEN[:2], "--overrides", "4"], "--overrides is '4'"),
+        (["train", *QWEN[:2], "--overrides", "{hiden_size: 4}"], "Did you mean 'hidden_size'"),
+        (["train", *QWEN[:2], "--overrides", "{1: 4}"], "--overrides is '{1: 4}'"),
+        (["train", *QWEN[:2], "--overrides", "{hiden_size: 4}"], "error: --overrides: qwen2 has no"),
+        (
+            ["train", *QWEN[:2], "--overrides", "{hidden_size: a}"],
+            "TypeError: Field 'hidden_size' expected int, got str",
+        ),
+        (["train", *QWEN[:2], "--overrides", TINY.replace("32", "30")], "makes no model: hidden_size"),
+        (["train", *QWEN[:2], "--overrides", TINY.replace("50", "1")], "vocab_size 1"),
+        (["train", "--model", "test_vit", "--overrides", "{hidden_size: 4}"], "--overrides needs a decoder"),
+        (["train", *QWEN, "--tokens", "0"], "--tokens is 0"),
+        (["train", *QWEN, "--tokens", "1"], "--tokens is 1"),
+        (["train", *GPT2, "--tokens", "21"], "--tokens is 21, and gpt2 has 20 positions"),
+        (["answers", *GPT2, "--new-tokens", "8"], "--new-tokens is 8"),
+        (["answers", *QWEN, "--samples", "4", "--batch-sizes", "2", "5"], "--batch-sizes is 5"),
+        (["answers", "--beams", "0"], "--beams is 0"),
+        (["answers", "--batch-sizes", "4", "0"], "--batch-sizes is 0"),
+        (["answers", "--model", "tiny"], "writes nothing"),
+        (["answers", "--model", "Qwen/Qwen2-0.5B"], "Did you mean 'Qwen/Qwen2-0.5B-Instruct'"),
+        (["trian"], "Did you mean 'train'"),
+        (["adapters", "--widths", "64", "-3"], "--widths is -3"),
+        (["adapters", "--sweeps", "dept"], "Did you mean 'depth'"),
+        (["adapters", "--ranks", "769"], "--ranks: 769 is larger"),
+        (["captions", "--model", "ViT-B-33"], "Did you mean 'ViT-B-32'"),
+        (["captions", "--classes", "0"], "--classes is 0"),
+    ],
+)
+def test_mistakes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], says: str) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    done = run("bench", *words)
+    assert done.code == 2 and says in done.err and done.err.count("\n") <= 2
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,413 @@
+"""``sweep`` from the command line."""
+
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from randlora_pl.commands.main import main
+from randlora_pl.commands.sweep.job import find_sweep
+from randlora_pl.lab.report.baselines import read_baselines
+from randlora_pl.run.options.shipped import config_names
+from randlora_pl.sweep import cell_runner as cli_cells
+from randlora_pl.sweep.loop import Outcome
+from randlora_pl.sweep.plan import Trial, plan
+from randlora_pl.utils.errors import UserError
+from tests.faults.child import Command
+from tests.support.cli import Run
+from tests.support.products import in_one_item
+from tests.sweep.grids import GRID, cells_of, written
+from tests.tasks.small import two_blocks
+
+Refused = Callable[..., str]
+SWEEP = Path("runs/sweeps/small")
+
+
+def finished(folder: Path) -> dict[str, dict[str, Any]]:
+    """Accuracy and adapter of every finished cell."""
+    found = {}
+    for place in sorted((folder / "cells").iterdir()):
+        results = json.loads((place / "results.json").read_text())
+        assert results["finished"] is True
+        adapter = place / "adapter" / "adapter.safetensors"
+        found[place.name] = {"acc": results["test/acc"], "adapter": adapter.read_bytes() if adapter.exists() else None}
+    return found
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the config and the finished sweep, to be read only."""
+    place = tmp_path_factory.mktemp("done")
+    before = Path.cwd()
+    os.chdir(place)
+    try:
+        methods = GRID["methods"] | {"zero-shot": None}
+        with two_blocks():
+            assert main(["sweep", str(written(place, methods=methods, baselines=True))]) == 0
+    finally:
+        os.chdir(before)
+    return place
+
+
+@pytest.fixture
+def copy(done: Path, tmp_path: Path) -> Path:
+    """The same, to be changed, in the current folder of `run`."""
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    return tmp_path / SWEEP
+
+
+def test_each_cell_is_a_run_folder(done: Path) -> None:
+    cells = cells_of(methods=GRID["methods"] | {"zero-shot": None})
+    assert sorted(finished(done / SWEEP)) == sorted(cell.hash for cell in cells)
+    for cell in cells:
+        place = done / SWEEP / "cells" / cell.hash
+        assert json.loads((place / "cell.json").read_text()) == cell.labels._asdict() | {"config": cell.flat}
+        assert (place / "config.yaml").is_file() and not (place / "checkpoints").exists()
+        assert (place / "adapter").exists() != cell.untrained
+        assert (json.loads((place / "results.json").read_text())["trainable_parameters"] == 0) == cell.untrained
+    assert yaml.safe_load((done / SWEEP / "sweep.yaml").read_text())["budgets"] == ["2-shot"]
+    assert not list((done / SWEEP / "locks").iterdir()) and len(read_baselines(done / SWEEP, pytest.fail)) == 2
+
+
+@pytest.mark.slow
+def test_done_cells_are_not_done_again_and_a_larger_grid_keeps_them(
+    run: Run, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = finished(copy)
+    times = {path: path.stat().st_mtime_ns for path in copy.glob("cells/*/results.json")}
+    written(Path(), seeds=[2, 1], budgets=[2, "100%"])
+    result = run("sweep", "small.yaml", "--only", "budget=2-shot")
+    assert result.code == 0 and "4 of 4 cells are done in runs/sweeps/small" in result.out
+    assert "Next: randlora-pl report runs/sweeps/small" in result.out
+    after = finished(copy)
+    assert {name: after[name] for name in before} == before and len(after) == len(before) + 2
+    assert all(path.stat().st_mtime_ns == then for path, then in times.items())
+    told = yaml.safe_load((copy / "sweep.yaml").read_text())
+    assert told["budgets"] == ["2-shot", "100%"] and "zero-shot" in told["methods"] and told["seeds"] == [1, 2]
+
+
+def test_dry_run_says_what_is_left(run: Run, copy: Path) -> None:
+    before = sorted(copy.rglob("*"))
+    written(Path(), seeds=[1, 2])
+    result = run("sweep", "small.yaml", "--dry-run")
+    assert result.code == 0
+    rows = [line for line in result.out.splitlines() if "digits" in line]
+    assert [(" done " in row, " open " in row, row.endswith("measured")) for row in rows] == [
+        (True, False, False), (True, False, False), (False, True, True), (False, True, True)
+    ]  # fmt: skip
+    assert "4 cells: 2 done, 2 open" in result.out and "Expected time for the rest" in result.out
+    assert sorted(copy.rglob("*")) == before
+    some = run("sweep", "small.yaml", "--dry-run", "--only", "seed=2", "--only", "method=LoRA-4")
+    assert "1 cell: 1 open" in some.out  # the second does not replace the first
+    counted = run("sweep", "small.yaml", "--dry-run", "--output", "new")
+    assert counted.out.count(" counted\n") == 4 and "without activations" in counted.out and not Path("new").exists()
+    assert "not known for 4 cells" in counted.out
+
+
+def test_a_failed_cell_is_recorded_and_the_sweep_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(Path())
+    plain = cli_cells.Runner.__call__
+
+    def broken(self: cli_cells.Runner, cell: Trial, folder: Path) -> None:
+        if cell.labels.method == "RandLoRA-6":
+            raise UserError("out of memory; try less")
+        plain(self, cell, folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cli_cells.Runner, "__call__", broken)
+        result = run("sweep", "small.yaml")
+    assert result.code == 1 and "1 of 2 cells are done, 1 failed" in result.out
+    assert "failed: tiny, digits, 2-shot, RandLoRA-6, seed 1: out of memory; try less" in result.out
+    assert "Retry them: randlora-pl sweep small.yaml --retry-failed" in result.out
+    told = json.loads((SWEEP / "cells" / cells_of()[0].hash / "failed.json").read_text())
+    assert told["reason"] == "out of memory; try less" and told["tries"] == 1 and told["time"]
+    assert run("sweep", "small.yaml").code == 1, "not by itself"
+    assert run("sweep", "small.yaml", "--retry-failed").code == 0
+    assert len(finished(SWEEP)) == 2 and not list(SWEEP.glob("cells/*/failed.json"))
+
+
+def test_ctrl_c_and_a_full_disk_say_how_to_go_on(run: Run, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(Path(), seeds=[1, 2])
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    def full(*args: object) -> None:
+        raise UserError("oh") from OSError(28, "No space left on device", "/x/y")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cli_cells.Runner, "__call__", interrupted)
+        result = run("sweep", "small.yaml")
+    again = "resume with: randlora-pl sweep small.yaml\n"
+    assert result.code == 130
+    assert result.err == f"randlora-pl: interrupted; 2 of 4 cells are done in runs/sweeps/small; {again}"
+    with monkeypatch.context() as patched:
+        patched.setattr(cli_cells.Runner, "__call__", full)
+        result = run("sweep", "small.yaml")
+    assert result.code == 2 and "/x/y" in result.err
+    assert not list(copy.glob("cells/*/failed.json"))
+
+
+def test_time_that_is_up(run: Run, copy: Path) -> None:
+    written(Path(), seeds=[1, 2])
+    result = run("sweep", "small.yaml", "--max-hours", "1e-9")
+    assert result.code == 0 and "2 of 4 cells are done" in result.out
+    assert "Stopped, because the time is up. Resume with: randlora-pl sweep small.yaml --max-hours 1e-9" in result.out
+
+
+def test_what_cannot_run_is_refused_before_anything_is_written(refused: Refused, tmp_path: Path) -> None:
+    for change, said in (
+        ({"methods": {"x": {"adapter": "LoRA", "rang": 1}}}, "small.yaml: models.tiny with methods.x: Unknown option"),
+        ({"datasets": ["digit"]}, "Did you mean 'digits'"),
+        ({"metods": 1}, "Did you mean 'methods'"),
+        ({"methods": {"x": {"adapter": "LoRA", "rank": 9999}}}, "methods.x: LoRA: rank 9999 is larger"),
+        (
+            {"methods": {"x": {"adapter": "RandLoRA", "first": {"adapter": "LoRA", "rank": 9999}}}},
+            "methods.x.first: LoRA: rank 9999 is larger",
+        ),
+        (
+            {"methods": {"x": {"adapter": "VeRA", "first": {"adapter": "LoRA", "form": "absorbed"}}}},
+            "models.tiny with methods.x: VeRA cannot absorb a LoRA",
+        ),
+        ({"set": {"data.batch_size": 0}}, "--data.batch_size is 0"),
+        ({"datasets": ["cifar10", "dtd"]}, "2 datasets are not on this machine: cifar10, dtd."),
+        ({"datasets": {"mine": {"dataset": "folder", "root": "nowhere"}}}, "mine should be"),
+    ):
+        written(tmp_path, **change)
+        root = ["--data.root", str(tmp_path)] if "datasets" in change else []  # the digits read none
+        assert said in refused("sweep", "small.yaml", *root)
+        if "first" in str(change):
+            assert said in refused("sweep", "small.yaml", "--dry-run")
+
+
+def test_one_command_gets_all_that_is_missing_or_they_are_left_out(run: Run, refused: Refused, tmp_path: Path) -> None:
+    written(tmp_path, datasets=["cifar10", "digits", "dtd"])
+    told = refused("sweep", "small.yaml", "--data.root", "here")
+    assert "--root" in told
+    dry = run("sweep", "small.yaml", "--data.root", "here", "--dry-run")
+    assert dry.code == 0 and "6 cells: 6 open" in dry.out
+    assert dry.out.endswith(
+        "Not on this machine: cifar10, dtd. Get them:\n  randlora-pl data get cifar10 dtd --root here\n"
+    )
+    few = run("sweep", "small.yaml", "--data.root", "here", "--skip-missing", "--dry-run")
+    assert "2 cells: 2 open" in few.out
+    written(tmp_path, datasets=["cifar10"])
+    assert "no cells left" in refused("sweep", "small.yaml", "--data.root", "here", "--skip-missing")
+
+
+def test_another_sweep_in_the_folder(refused: Refused, copy: Path) -> None:
+    written(Path(), methods={"LoRA-4": {"adapter": "LoRA", "rank": 5}})
+    told = refused("sweep", "small.yaml")
+    assert "LoRA-4" in told
+    assert "rank 4 (here 5)" in refused("sweep", "small.yaml", "--dry-run")
+
+
+def test_bad_words(refused: Refused, tmp_path: Path) -> None:
+    written(tmp_path)
+    for words, said in (
+        ([], "the following arguments are required: config"),
+        (["smal.yaml"], "Unknown config"),
+        (["small.yaml", "--jobs", "0"], "--jobs is 0"),
+        (["small.yaml", "--max-hours", "-1"], "--max-hours is -1"),
+        (["small.yaml", "--shard", "3/2"], "--shard 3/2"),
+        (["small.yaml", "--shard", "²/4"], "--shard ²/4"),
+        (["small.yaml", "--only", "metod=x"], "Did you mean 'method'"),
+        (["small.yaml", "--slurm", "a=b"], "--slurm needs --launcher slurm"),
+        (["small.yaml", "--launcher", "pbs"], "invalid choice"),
+        (["small.yaml", "--dryrun"], "Did you mean '--dry-run'"),
+        (["quickstart"], "a sweep has no key"),
+    ):
+        assert said in refused("sweep", *words)
+
+
+def test_values_of_another_kind(refused: Refused, tmp_path: Path) -> None:
+    typed = {"data.epochs": [[3]]}
+    texts = {
+        "config": "e2e_gpt2_medium",
+        "set": {"model.pretrained": "random", "model.config_overrides": {"n_layer": 1}},
+    }
+    for changes, said in (
+        ({"set": GRID.get("set", {}) | {"trainer.max_steps": [[3]]}}, "expected a whole number, not [[3]]"),
+        ({"set": GRID.get("set", {}) | {"data.steps": [[3]]}}, "expected a whole number, not [[3]]"),
+        ({"models": {"GPT-2": texts}, "datasets": ["e2e"], "budgets": ["100%"], "set": typed}, "not [[3]]"),
+        ({"methods": {"LoRA-4": {"adapter": "LoRA", "rank": "four"}}}, "rank: expected a whole number or a mapping"),
+    ):
+        written(tmp_path, **changes)
+        assert said in refused("sweep", "small.yaml", "--dry-run")
+    (tmp_path / "small.yaml").write_text("{")
+    assert refused("sweep", "small.yaml").count("small.yaml") == 1
+
+
+@pytest.mark.slow
+def test_not_under_torchrun(refused: Refused, tmp_path: Path) -> None:
+    written(tmp_path)
+    job = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ.update(job)  # of the copy that the fixture `run` made
+    assert "torchrun" in refused("sweep", "small.yaml")
+
+
+SHIPPED = [name.removeprefix("sweeps/") for name in config_names() if name.startswith("sweeps/")]
+
+
+def test_the_papers_tables_and_figures_are_shipped() -> None:
+    tables = {f"table{number}" for number in (1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 14, 15)}
+    tables |= {"table3_llama", "table10_llama"}
+    papers = {name for name in SHIPPED if find_sweep(name)[1].paper}
+    tables |= {"few_shot", "base_to_new", "cross_dataset"}  # of other papers
+    assert papers == tables | {"figure1", "figure2", "figure3"} != set(SHIPPED)
+
+
+@functools.cache
+def hashes(name: str) -> list[str]:
+    """Names of the cells of a shipped sweep."""
+    return [cell.hash for cell in plan(find_sweep(name)[1])]
+
+
+@in_one_item("name", SHIPPED)
+def test_the_shipped_sweeps_say_how_many_runs_they_are(name: str) -> None:
+    """Every name and option in them is right, too."""
+    file, _ = find_sweep(name)
+    head = " ".join(line.lstrip("# ") for line in file.read_text().splitlines() if line.startswith("#"))
+    told = re.search(r"([\d,]+) runs", head)
+    assert told and int(told[1].replace(",", "")) == len(hashes(name)) == len(set(hashes(name)))
+
+
+def test_figure_3_is_made_of_the_cells_of_three_tables() -> None:
+    assert set(hashes("figure3")) == set().union(*map(hashes, ("table11", "table12", "table13")))
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "offline" else pytest.param(name, marks=pytest.mark.slow) for name in SHIPPED]
+)
+@pytest.mark.usefixtures("deep")  # a sweep has prompts in four blocks
+def test_the_shipped_sweeps_can_run(run: Run, tmp_path: Path, name: str) -> None:
+    """Every method fits its model and is counted, without weights."""
+    root = (
+        [] if name in ("compare_bases", "compare_methods") else ["--data.root", str(tmp_path)]
+    )  # the digits read none
+    result = run("sweep", name, "--dry-run", "--only", "seed=1", *root)
+    assert result.code == 0, result.err
+    assert " counted" in result.out
+
+
+@pytest.mark.slow
+def test_two_processes_do_each_cell_exactly_once(tmp_path: Path) -> None:
+    config = written(tmp_path, seeds=[1, 2, 3])
+    words = ["sweep", str(config), "--output", str(tmp_path / "sweep")]
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    both = [Command(words, tmp_path / name) for name in "ab"]
+    ended = [command.wait() for command in both]
+    assert [end.code for end in ended] == [0, 0], [end.err for end in ended]
+    lines = [line for end in ended for line in end.out.splitlines() if ", seed " in line]
+    labels = [line.partition("  ")[2].partition(": ")[0] for line in lines]
+    assert sorted(labels) == sorted(str(cell.labels) for cell in cells_of(seeds=[1, 2, 3]))
+    assert len(finished(tmp_path / "sweep")) == 6
+    logs = [(place / "run.log").read_text().count("trainable") for place in (tmp_path / "sweep" / "cells").iterdir()]
+    assert len(set(logs)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("deep")  # as in processes of their own
+def test_killed_five_times_it_ends_the_same(tmp_path: Path) -> None:
+    steps = {"data.steps": 12, "checkpoint.every_n_steps": 1, "trainer.limit_test_batches": 1}
+    config = written(tmp_path, set=GRID["set"] | steps)
+    assert main(["sweep", str(config), "--output", str(tmp_path / "whole")]) == 0
+    sweep, place = tmp_path / "killed", tmp_path / "place"
+    place.mkdir()
+    words = ["sweep", str(config), "--output", str(sweep)]
+
+    def some(pattern: str, count: int = 1) -> bool:
+        return len(list(sweep.glob(pattern))) >= count
+
+    moments: list[Callable[[], bool]] = [
+        lambda: some("locks/*.lock"),
+        lambda: some("cells/*/checkpoints/last.ckpt"),
+        lambda: some("cells/*/config.yaml") and some("locks/*.lock"),
+        lambda: some("cells/*/adapter"),
+        lambda: some("cells/*/config.yaml", 2),
+    ]
+    killed = 0
+    for moment in moments:
+        command = Command(words, place)
+        until = time.monotonic() + 60
+        while not moment() and command.process.is_alive() and time.monotonic() < until:
+            time.sleep(0.005)
+        command.send(signal.SIGKILL)
+        killed += command.wait().code == -signal.SIGKILL
+    assert killed >= 4  # on a busy machine one comes too late
+    ended = Command(words, place).wait()
+    assert ended.code == 0, ended.err
+    assert finished(sweep) == finished(tmp_path / "whole")
+    assert not list((sweep / "locks").iterdir())
+
+
+@pytest.mark.slow
+def test_several_processes_by_one_command(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path)
+    result = run("sweep", "small.yaml", "--jobs", "2", "--output", "out")
+    assert result.code == 0, [log.read_text() for log in Path("out/logs").iterdir()]
+    assert "2/2  " in result.out and "2 of 2 cells are done in out" in result.out
+    assert len(list(Path("out/logs").iterdir())) == 2 and len(finished(Path("out"))) == 2
+
+
+def test_baselines_wait_for_the_last_cell(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, baselines=True)
+    measured: list[Path] = []
+    monkeypatch.setattr("randlora_pl.lab.baselines.measure", lambda folder, _: measured.append(folder))
+    for elsewhere in (1, 0):
+        monkeypatch.setattr("randlora_pl.commands.sweep.sweep.work", lambda *_, n=elsewhere: Outcome(elsewhere=n))
+        assert run("sweep", "small.yaml").code == 0
+        assert measured == [SWEEP] * (not elsewhere)
+
+
+@pytest.mark.slow  # the search alone is a test of `tune`
+def test_rates_are_searched_and_then_run_as_one_command(
+    run: Run, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = {"LoRA-4": GRID["methods"]["LoRA-4"], "zero-shot": None}
+    steps = GRID["set"] | {"data.steps": 3}
+    written(tmp_path, methods=methods, set=steps, tune={"learning_rates": [1e-3, 1e-2], "seeds": [0]})
+    plain, begun = cli_cells.Runner.__call__, []
+
+    def interrupted(self: cli_cells.Runner, cell: Trial, folder: Path) -> None:
+        begun.append(cell.labels)
+        if len(begun) in (2, 5):
+            raise KeyboardInterrupt
+        plain(self, cell, folder)
+
+    monkeypatch.setattr(cli_cells.Runner, "__call__", interrupted)
+    for _ in range(2):  # once in the search, once in the sweep
+        stopped = run("sweep", "small.yaml", "--tune")
+        assert stopped.code == 130 and "--tune" in stopped.err
+    ended = run("sweep", "small.yaml", "--tune", "--only", "method=LoRA-4", "budget=2-shot")
+    assert ended.code == 0 and len(begun) == 6 and "1 of 1 cells are done in runs/sweeps/small" in ended.out
+    told = yaml.safe_load((SWEEP / "sweep.yaml").read_text())
+    rate = told["tuned"]["methods"]["LoRA-4"]["chosen"]["learning_rate"]
+    assert told["methods"]["LoRA-4"]["learning_rate"] == rate and told["tuned"]["finished"] is True
+    assert run("report", str(SWEEP)).code == 0
+    assert f"| LoRA-4 | tiny | validation | everywhere | {rate:g} |" in (SWEEP / "report/report.md").read_text()
+    assert "--shard" in refused("sweep", "small.yaml", "--tune", "--shard", "1/2")
+
+
+def test_the_record_of_a_search_must_be_there(refused: Refused, tmp_path: Path) -> None:
+    written(tmp_path, tuned="gone.json")
+    assert "gone.json" in refused("sweep", "small.yaml")
+    entry = {"method": GRID["methods"]["LoRA-4"], "chosen": {"learning_rate": "fast"}}
+    for wrong in (
+        {"methods": 3},
+        {"methods": {"LoRA-4": entry}},
+        {"methods": {}, "models": [1]},
+        {"methods": {"LoRA-4": {"method": 3}}},
+        {"methods": {}, "datasets": 3},
+    ):
+        written(tmp_path, tuned=wrong)
+        assert "chosen" in refused("sweep", "small.yaml", "--dry-run")

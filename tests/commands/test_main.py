@@ -1,0 +1,260 @@
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from randlora_pl import __version__
+from randlora_pl.commands.main import VERBS, main
+from randlora_pl.utils.errors import Terminated
+from tests.support.cli import Run
+from tests.support.products import in_one_item
+
+QUICK = (
+    *(["--version"], ["--help"], ["datasets"], ["models"], ["adapters"], ["config", "list"], ["fit", "--help"]),
+    *(["data", "--help"], ["zeroshot", "--help"], ["fit", "--model.adapter.help", "LoRA"]),
+)
+
+
+REFUSED = {
+    "fit --confg quickstart": "mean --config",
+    "adapter info B": "no adapter",
+    "adapter export A --to lora --output B": "--error",
+    "adapter export A --to onnx --output B.onnx": "'.[onnx]'",
+    "adapter add A A --as lora --output C": "--error",
+    "fit --lr 1": "mean --model.learning_rate?",
+    "fit --model.adapter LoRA --model.adapter.basis uniform": "It belongs to RandLoRA",
+    "fit --config quickstart --data.balance weight": "'weights'",
+    "fit --config quickstart --data.mixup 0.2": "softmax",
+    "fit --config quickstart --data.dataset folder": "--data.root",
+    "fit --model TextClassificationTask --data.dataset stsb --data.balance weights": "scores",
+}
+
+
+def test_quick_verbs_and_refusals_import_nothing_heavy(tmp_path: Path) -> None:
+    """All of them in one process, which has imported nothing heavy after any of them."""
+    (tmp_path / "A").mkdir()
+    (tmp_path / "A" / "adapter_config.json").touch()
+    code = (
+        "import json, sys; sys.modules['onnx'] = None; from randlora_pl.commands.main import main\n"
+        "from contextlib import redirect_stderr, redirect_stdout; from io import StringIO\n"
+        "heavy = {'torch', 'lightning', 'numpy', 'pandas', 'timm', 'open_clip', 'rich'}\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err: code = main(words)\n"
+        "    print(json.dumps([words, code, out.getvalue(), err.getvalue(), sorted(heavy & set(sys.modules))]))"
+    )
+    every = [*QUICK, *map(str.split, REFUSED)]
+    command = [sys.executable, "-c", code, json.dumps(every)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [words for words, *_ in found] == every
+    for words, code, out, err, heavy in found:
+        wrong = REFUSED.get(" ".join(words))
+        assert not heavy, (words, heavy)
+        assert code == (2 if wrong else 0), err
+        assert wrong in err if wrong else out.strip()
+
+
+def test_version_and_page(run: Run) -> None:
+    assert run("--version").out.strip() == f"randlora-pl {__version__}"
+    page = run("--help").out
+    assert page == run().out
+    assert all(verb in page for verb in VERBS)
+    assert len(page.splitlines()) < 40
+
+
+def test_module_is_the_same_as_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "randlora_pl", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f"randlora-pl {__version__}"
+
+
+@in_one_item("verb", VERBS)
+def test_every_verb_has_a_short_page(run: Run, verb: str) -> None:
+    result = run(verb, "--help")
+    assert result.code == 0
+    assert 0 < len(result.out.splitlines()) < 60
+
+
+@in_one_item("verb", ["fit", "validate", "test", "predict", "serve"])
+def test_a_run_without_options_is_a_mistake_that_shows_the_page(run: Run, tmp_path: Path, verb: str) -> None:
+    bare = run(verb)
+    assert bare.code == 2 and not bare.out and bare.err == run(verb, "--help").out
+    assert not list(tmp_path.iterdir())
+
+
+@in_one_item("verb", ["data", "train", "captions", "answers", "adapters"])
+def test_every_bench_has_a_page_of_its_own(run: Run, verb: str) -> None:
+    shown = run("bench", verb, "--help").out
+    assert f"randlora-pl bench {verb}" in shown and shown != run("bench", "--help").out
+    assert "--rounds N" in shown and ("--rss" in shown) == (verb == "train")
+    assert max(map(len, shown.splitlines())) <= 120
+
+
+def test_page_of_fit_starts_with_the_own_options(run: Run) -> None:
+    page = run("fit", "--config", "quickstart", "--help").out
+    order = ("--config NAME", "--run.name", "--resume RUN", "--model TASK", "--data.dataset NAME", "--trainer.OPTION")
+    own = [page.index(word) for word in order]
+    assert own == sorted(own)
+    assert "--help-all" in page and "--checkpoint.every_n_steps" in page
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("fitt", "'fit'"),
+        ("modles", "'models'"),
+        ("quickstart", "fit --config quickstart"),
+        ("--config", "The command comes first"),
+        ("train", "'fit'?"),
+        ("export", "'adapter export'?"),
+        ("represent", "'analyze represent'?"),
+    ],
+)
+def test_unknown_verbs_get_a_hint(refused: Callable[..., str], word: str, hint: str) -> None:
+    assert hint in refused(word)
+
+
+def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    from randlora_pl.utils.errors import UserError
+
+    monkeypatch.setenv("RANDLORA_PL_TRACEBACK", "1")
+    with pytest.raises(UserError, match="not a command"):
+        main(["nonsense"])
+
+
+def test_listings_name_what_there_is(run: Run) -> None:
+    from randlora_pl.data.catalog.registry import CATALOG
+    from randlora_pl.models.catalog import MODELS
+
+    listed = run("datasets").out
+    assert all(f"\n{name} " in listed for name in CATALOG)
+    listed = run("models").out
+    assert "openai-community/gpt2-medium      transformers  e2e_gpt2_medium" in listed
+    assert "3,821.1 M" in run("models", "Microsoft/phi-3-mini-4k-instruct").out
+    assert all(f"\n{row.name} " in listed for row in MODELS)
+    assert "RandLoRA" in run("adapters").out
+    shown = [line.split()[0] if line.startswith("  ") else line for line in run("adapters").out.splitlines()]
+    assert shown.index("fixed rank") < shown.index("LoRA") < shown.index("full rank") < shown.index("RandLoRA")
+    assert shown.index("RandLoRA") < shown.index("whole") < shown.index("BitFit")
+
+
+def test_listings_are_json_for_other_programs(run: Run) -> None:
+    from randlora_pl.data.catalog.registry import CATALOG
+    from randlora_pl.run.options.shipped import config_names
+
+    def found(*words: str) -> Any:
+        result = run(*words, "--json")
+        assert result.code == 0 and not result.err
+        return json.loads(result.out)
+
+    assert [row["dataset"] for row in found("datasets")] == list(CATALOG)
+    assert found("datasets", "digits")["digits"][0]["licence"] == "CC BY 4.0"
+    (model,) = found("models", "ViT-B-32")
+    assert model["library"] == "open_clip" and model["parameters"] > 1e8
+    assert {"RandLoRA", "LoRA"} < {row["name"] for row in found("adapters")}
+    (lora,) = found("adapters", "lora")
+    assert lora["name"] == "LoRA" and lora["options"]["rank"]["default"] == "32"
+    assert found("config", "list").keys() > config_names().keys()
+
+
+def test_details_and_near_names_of_listings(run: Run, refused: Callable[..., str]) -> None:
+    assert "CC BY 4.0" in run("datasets", "digits").out
+    for name, source in (("commonsense_15k", "LLM-Adapters"), ("e2e", "e2e-dataset"), ("rte", "gluebenchmark.com")):
+        out = run("datasets", name).out
+        assert source in out and f"--data.dataset {name}" in out
+    assert {"docs/prompts.md", "docs/labelled_texts.md"} <= set(run("datasets", "jsonl").out.split())
+    assert "'commonsense_15k'" in refused("datasets", "commonsense_15")
+    out = run("adapters", "RandLoRA").out
+    assert "--model.adapter.rank" in out and "(uniform | normal | binary | ternary | hadamard; default: uniform)" in out
+    assert "``" not in out and "BasisName" not in out
+    assert "openai" in run("models", "ViT-B-32").out
+    assert "'digits'" in refused("datasets", "digts")
+    assert "'--json'" in refused("models", "--jsn")
+    assert "'ViT-B-32'" in refused("models", "ViT-B-23")
+    assert "'Qwen/Qwen2-0.5B-Instruct'" in refused("models", "qwen")
+    assert "'FacebookAI/roberta-large'" in refused("models", "roberta")
+    assert "'openai-community/gpt2-medium'" in refused("models", "gpt3")
+    assert "Did you mean" not in refused("models", "nonsense")
+    assert "'RandLoRA'" in refused("adapters", "Randlora2")
+    assert run("adapters", "randlora").out == run("adapters", "RandLoRA").out
+    assert "'--root'" in refused("datasets", "--rot", "x")
+    assert "is not a folder" in refused("datasets", "--root", "nowhere")
+
+
+@pytest.mark.parametrize("option", ["--root", "--data.root"])
+def test_listing_of_data_sets_says_their_licence_and_whether_they_are_here(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    (tmp_path / "MNIST").mkdir()
+    out = run("datasets", option, str(tmp_path)).out
+    lines = {line.split()[0]: line for line in out.splitlines() if line}
+    for name, state, licence in (
+        ("digits", "built in", "CC BY 4.0"),
+        ("mnist", "here", "CC BY-SA 3.0"),
+        ("cifar10", "not here: data get", "not stated by its authors"),
+        ("imagenet", "not here: by hand", "non-commercial research and education, after registration"),
+        ("folder", "yours", "yours"),
+    ):
+        assert f"  {state}  " in lines[name] and f"  {licence}  " in lines[name]
+    assert "..." not in out
+    assert "  state       here\n" in run("datasets", "mnist", option, str(tmp_path)).out
+
+
+def test_pipe_that_closes_early() -> None:
+    words = f"{sys.executable} -m randlora_pl adapters RandLoRA | head -1"
+    done = subprocess.run(words, shell=True, capture_output=True, text=True, check=True, env=os.environ.copy())
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "x.yaml"), "x.yaml"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "n" * 300), "too long"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("[enforce fail] can't allocate memory: you tried\nframe 0"), "out of memory"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, word: str
+) -> None:
+    def fail(_: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("randlora_pl.commands.inspect.catalogs.models_verb", fail)
+    assert main(["models"]) == 2
+    told = capsys.readouterr().err
+    assert word in told and told.count("\n") == 1
+
+
+def test_each_process_of_a_launcher_says_how_to_resume(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first may be the one that was killed."""
+
+    def end(words: list[str]) -> int:
+        raise Terminated("resume with: it")
+
+    monkeypatch.setattr("randlora_pl.commands.main._run", end)
+    torchrun = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    result = run("fit")
+    assert (result.code, result.err) == (143, "[process 1] randlora-pl: terminated; resume with: it\n")
+
+
+def test_other_exceptions_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: list[str]) -> int:
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+    monkeypatch.setattr("randlora_pl.commands.inspect.catalogs.models_verb", fail)
+    with pytest.raises(ConnectionResetError):
+        main(["models"])

@@ -1,0 +1,89 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from randlora_pl.lab.bench.report import (
+    as_json,
+    bars,
+    cells,
+    curves,
+    markdown,
+    significant,
+    sweep_cells,
+    write_csv,
+    write_figure,
+    write_json,
+)
+from randlora_pl.lab.bench.steps import Measured
+from randlora_pl.lab.bench.sweeps import Point, Reading
+
+FULL = Measured("full", "full fine-tuning", "", 1000, 2_000_000, 10**9, None, None, [0.1, 0.2, 0.4], [1e11] * 3)
+OURS = Measured("randlora", "RandLoRA-6", "", 100, 30_000_000, 10**9, None, None, [0.05, 0.2, 0.2], [1e11] * 3)
+NONE = Measured("peft-randlora", "PEFT RandLoRA-6", "peft is not installed")
+BASES, PEERS = {"randlora": "full"}, {"randlora": "peft-randlora"}
+
+
+def test_columns_without_figures_are_left_out() -> None:
+    header, rows = cells([FULL, OURS, NONE], BASES, PEERS, "of full")
+    assert header == ["method", "trained", "ms a step", "of full", "saved MB", "GFLOP", "% of peak", ""]
+    assert rows[0] == ["full fine-tuning", "1,000", "200 (100..400)", "", "2.00", "1.00", "5", ""]
+    assert rows[1] == ["RandLoRA-6", "100", "200 (50.0..200)", "0.50 (0.50..1.00)", "30", "1.00", "5", ""]
+    assert rows[2] == ["PEFT RandLoRA-6", "", "", "", "", "", "", "peft is not installed"]
+
+
+def test_the_peers_of_peft_have_a_column() -> None:
+    theirs = Measured("peft-randlora", "PEFT RandLoRA-6", "", 100, 1, 1, 5_000_000, 0, [0.1, 0.1, 0.2], [1e11] * 3)
+    header, rows = cells([FULL, OURS, theirs], BASES, PEERS, "of full")
+    assert "of PEFT's" in header and "GPU MB" in header and "RSS MB" not in header
+    assert rows[1][header.index("of PEFT's")] == "1.00 (0.50..2.00)"
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.1234, "0.12"), (1.234, "1.23"), (12.34, "12.3"), (1234.5, "1,234")])
+def test_figures_have_three_digits(value: float, text: str) -> None:
+    assert significant(value) == text
+
+
+def test_the_markdown_names_the_machine_and_the_command() -> None:
+    text = markdown("A model, on a machine", ["method", "ms"], [["a", "1"]], "randlora-pl bench train")
+    assert text.splitlines() == [
+        "A model, on a machine, by `randlora-pl bench train`:", "", "| method | ms |", "|---|---:|", "| a | 1 |",
+    ]  # fmt: skip
+
+
+def test_every_round_is_in_the_json(tmp_path: Path) -> None:
+    write_json(as_json([FULL, OURS, NONE], BASES, PEERS), tmp_path / "bench.json")
+    full, ours, none = json.loads((tmp_path / "bench.json").read_text())
+    assert full["seconds"] == [0.1, 0.2, 0.4] and full["times_base"] is None and full["of_peak"] == 0.05
+    assert ours["times_base"] == {"median": 0.5, "low": 0.5, "high": 1.0} and ours["times_peer"] is None
+    assert none["problem"] and none["seconds"] == []
+
+
+def test_bars_are_drawn(tmp_path: Path) -> None:
+    figure = bars("title", [FULL, OURS, NONE], BASES, "of full")
+    write_figure(figure, tmp_path / "bench.png")
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["full fine-tuning", "RandLoRA-6"]
+    assert [text.get_text() for text in figure.axes[0].texts] == [" 0.50"]
+    assert Image.open(tmp_path / "bench.png").size[0] > 1000
+    write_figure(bars("nothing", [NONE], BASES, "of full"), tmp_path / "empty.png")
+
+
+def test_a_sweep_is_a_table_and_a_curve(tmp_path: Path) -> None:
+    readings = [
+        Reading("rank", Point(rank=rank), [FULL, Measured(**(vars(OURS) | {"label": f"RandLoRA-{rank}"})), NONE])
+        for rank in (6, 12)
+    ] + [Reading("depth", Point(depth=3), [FULL])]
+    header, rows = sweep_cells(readings, "rank")
+    assert header == ["rank", "bases", "full fine-tuning", "RandLoRA", "PEFT RandLoRA-6"]
+    assert rows[0] == ["6", "128", "200 ms, 2.00 MB", "200 ms, 0.50, 30 MB", "peft is not installed"]
+    figure = curves("title", readings)
+    assert [panel.get_xlabel() for panel in figure.axes] == ["number of bases", "depth"] * 2
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["64", "128"]
+    write_figure(figure, tmp_path / "bench.png")
+    write_csv([row for reading in readings for row in reading.as_rows()], tmp_path / "bench.csv")
+    with (tmp_path / "bench.csv").open(encoding="utf-8") as stream:
+        found = list(csv.DictReader(stream))
+    assert len(found) == 7 and found[1]["bases"] == "128" and float(found[1]["seconds_median"]) == 0.2
+    write_figure(curves("nothing", []), tmp_path / "empty.png")

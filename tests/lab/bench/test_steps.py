@@ -1,0 +1,107 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from randlora_pl.adapters import RandLoRA, inject
+from randlora_pl.adapters.kernels import held_sums
+from randlora_pl.lab.bench.flops import Gemm
+from randlora_pl.lab.bench.steps import Case, Measured, measure, ticks
+
+CPU = torch.device("cpu")
+
+
+def case(name: str, calls: list[str], error: Exception | None = None, after: int = 0, **options: object) -> Case:
+    x = torch.randn(3, 4)
+    done: list[str] = []
+
+    def loss(model: nn.Module) -> Tensor:
+        if not calls or calls[-1] != name:
+            calls.append(name)
+        done.append(name)
+        if error is not None and len(done) > after:
+            raise error
+        return model(x).square().mean()
+
+    return Case(name, name.title(), nn.Linear(4, 2), loss, [x], device=CPU, **options)  # type: ignore[arg-type]
+
+
+def test_cases_are_counted_once_and_then_timed_in_turns() -> None:
+    calls: list[str] = []
+    told: list[str] = []
+    kept: list[int] = []
+    cases = [case("a", calls), case("b", calls)]
+    found = measure(cases, Gemm(CPU, torch.float32, 8), 2, told.append, lambda some: kept.append(len(some[0].seconds)))
+    assert calls == ["a", "b", "a", "b", "a"]  # counted, timed, timed backwards; b twice in a row is one entry
+    assert told == ["a", "b", "matrix product", "a", "b", "b", "a", "matrix product"] and len(told) == ticks(2, 2)
+    assert kept == [1, 2]
+    for one in found:
+        assert len(one.seconds) == len(one.rates) == 2 and min(one.seconds) > 0
+        assert one.flops == 2 * (2 * 3 * 4 * 2) and one.trained == 10 and one.peak is None
+        share, ratio = one.of_peak(), one.ratio(found[0])
+        assert share is not None and share.median > 0 and ratio is not None
+    assert found[0].label == "A"
+
+
+def test_a_step_trains_and_leaves_no_gradient() -> None:
+    one = case("a", [])
+    before = one.model.weight.clone()  # type: ignore[operator, union-attr]
+    one.step()
+    assert not torch.equal(one.model.weight, before)  # type: ignore[arg-type]
+    assert all(parameter.grad is None for parameter in one.model.parameters())
+    still = case("a", [], optimize=False)
+    before = still.model.weight.clone()  # type: ignore[operator, union-attr]
+    still.step()
+    assert torch.equal(still.model.weight, before)  # type: ignore[arg-type]
+
+
+def test_each_repetition_builds_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+    make = held_sums.mixed_stack
+    monkeypatch.setattr(held_sums, "mixed_stack", lambda *args: built.append(1) or make(*args))  # type: ignore[func-returns-value]
+    model, x = nn.Sequential(nn.Linear(8, 16)), torch.randn(400, 8, requires_grad=True)
+    inject(model, RandLoRA(rank=2), ["all"])
+    one = Case("a", "a", model, lambda model: model(x).sum(), [x], device=CPU, precision="32", optimize=False)
+    counts = []
+    for _ in range(4):
+        built.clear()
+        one.step()
+        counts.append(len(built))
+    assert counts[0] and counts == counts[:1] * 4
+
+
+def test_products_are_in_bfloat16_where_that_is_asked_for() -> None:
+    x = torch.randn(3, 4)
+    seen: list[torch.dtype] = []
+
+    def loss(model: nn.Module) -> Tensor:
+        y = model(x)
+        seen.append(y.dtype)
+        return y.float().mean()
+
+    models = {precision: nn.Linear(4, 2) for precision in ("32", "bf16", "bf16-frozen")}
+    for precision, model in models.items():
+        model.weight.requires_grad_(False)
+        Case("a", "a", model, loss, [x], device=CPU, precision=precision).step()  # type: ignore[arg-type]
+    assert seen == [torch.float32, torch.bfloat16, torch.bfloat16]
+    assert [model.weight.dtype for model in models.values()] == [torch.float32, torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_case_without_memory_is_told_and_the_others_go_on(after: int) -> None:
+    full = case("full", [], RuntimeError("CUDA out of memory. Tried"), after)
+    found = measure([full, case("b", [])], Gemm(CPU, torch.float32, 8), 2)
+    assert found[0] == Measured("full", "Full", "out of memory")
+    assert found[0].spread() is found[0].ratio(found[1]) is found[0].of_peak() is None
+    assert len(found[1].seconds) == 2 and found[1].ratio(found[0]) is None
+    assert not list(full.model.parameters()) and math.isnan(full.seconds())
+
+
+def test_errors_of_peft_are_told_and_our_own_are_raised() -> None:
+    theirs = case("peft-lora", [], ValueError("first\nsecond"), foreign=True)
+    theirs.count()
+    assert theirs.problem == "ValueError: first"
+    ours = case("lora", [], ValueError("first"))
+    with pytest.raises(ValueError, match="first"):
+        ours.count()

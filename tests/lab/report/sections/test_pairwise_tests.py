@@ -1,0 +1,317 @@
+"""Rates and how they were chosen, and the verdict of each pair of methods."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+
+from randlora_pl.lab.report.collect import Sweep, read_sweep
+from randlora_pl.lab.report.files import write_report
+from randlora_pl.lab.report.markdown import markdown
+from randlora_pl.lab.report.plan import Key
+from randlora_pl.lab.report.render import build
+from randlora_pl.lab.report.results import Results
+from randlora_pl.lab.report.sections.accuracy import accuracy_table
+from randlora_pl.lab.report.sections.pairwise_tests import Versus, comparisons
+from randlora_pl.lab.report.sections.paper_comparison import Beside
+from randlora_pl.lab.report.sections.rates import Rates, rate_table
+from randlora_pl.lab.report.spreadsheets import cells_csv
+from randlora_pl.utils.text.packed_bits import packed
+from tests.lab.report.sweeps import METHODS, MODELS, description, write_sweep
+
+B32 = "CLIP-ViT-B/32"
+DATASETS = ["a", "b", "c", "d", "e", "f", "g"]
+RATED = {name: METHODS[name] | {"learning_rate": 0.01} for name in ("LoRA-32", "RandLoRA-6")}
+
+
+def provenance(methods: dict[str, Any] = RATED, **changes: Any) -> dict[str, Any]:
+    """What `tune` writes of methods that have their chosen rate."""
+    entries = {n: {"method": facts, "chosen": {"learning_rate": 0.01}, "tried": []} for n, facts in methods.items()}
+    search = {"finished": True, "split": "val", "monitor": "val/acc", "seeds": [0], "budgets": ["1-shot"]}
+    return search | {"models": {B32: MODELS[B32]}, "datasets": ["a"], "methods": entries} | changes
+
+
+def swept(
+    folder: Path,
+    more: Callable[[dict[str, Any]], dict[str, Any]] = lambda labels: {},
+    fail: Callable[[dict[str, Any]], str | None] = lambda labels: None,
+    **changes: Any,
+) -> Sweep:
+    content = {
+        "paper": None,
+        "models": {B32: MODELS[B32]},
+        "datasets": DATASETS,
+        "budgets": [1],
+        "seeds": [1, 2, 3, 4, 5],
+    }
+    content |= {"methods": RATED, "tuned": provenance()} | changes
+    return read_sweep(write_sweep(folder, description(**content), fail=fail, more=more))
+
+
+def pair_of(sweep: Sweep) -> Versus:
+    results = Results(sweep)
+    (found,) = comparisons(results, Rates(results))
+    return found
+
+
+def better_by(points: dict[str, float]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Accuracies in which RandLoRA is so much better on a dataset, whatever the seed."""
+
+    def figures(labels: dict[str, Any]) -> dict[str, Any]:
+        gain = points.get(labels["dataset"], 0.0) if labels["method"] == "RandLoRA-6" else 0.0
+        return {"test/acc": 0.5 + labels["seed"] / 1000 + gain / 100}
+
+    return figures
+
+
+def test_a_method_that_is_better_on_every_data_set_has_a_verdict(tmp_path: Path) -> None:
+    gains = {name: 1.0 + n for n, name in enumerate(DATASETS)}
+    found = pair_of(swept(tmp_path, better_by(gains)))
+    assert (found.first, found.second) == ("RandLoRA-6", "LoRA-32")
+    assert found.by_dataset == pytest.approx(gains) and found.seeds == 5
+    assert found.difference.mean == pytest.approx(fmean(gains.values()))
+    assert found.p == pytest.approx(2 / 2**7) and found.verdict == "RandLoRA-6 is better"
+    assert "RandLoRA-6 is better (p = 0.016)" in found.sentence()
+
+
+def test_no_difference_is_found_where_data_sets_disagree(tmp_path: Path) -> None:
+    found = pair_of(swept(tmp_path, better_by({name: (-1.0) ** n for n, name in enumerate(DATASETS)})))
+    assert found.p == pytest.approx(1.0) and found.verdict == "no difference found"
+
+
+OTHER_RATE = RATED | {"LoRA-32": METHODS["LoRA-32"] | {"learning_rate": 0.02}}
+OTHER_RANK = RATED | {"LoRA-32": RATED["LoRA-32"] | {"rank": 16}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seeds": [1, 2, 3]}, "no verdict: 3 seeds, 5 are needed"),
+        ({"datasets": DATASETS[:5]}, "no verdict: 5 datasets, 6 are needed"),
+        ({"tuned": None}, "not tuned: RandLoRA-6 typed, LoRA-32 typed"),
+        ({"tuned": provenance({"LoRA-32": RATED["LoRA-32"]})}, "not tuned: RandLoRA-6 typed, LoRA-32 validation"),
+        ({"tuned": provenance(finished=False)}, "not tuned: RandLoRA-6 typed, LoRA-32 typed"),
+        ({"tuned": provenance(models={"x": {"config": "x"}})}, "not tuned: RandLoRA-6 typed, LoRA-32 typed"),
+        ({"methods": OTHER_RATE}, "not tuned: RandLoRA-6 validation, LoRA-32 typed"),
+        ({"methods": OTHER_RANK}, "not tuned: RandLoRA-6 validation, LoRA-32 typed"),
+        ({"methods": {name: METHODS[name] for name in RATED}}, "not tuned: RandLoRA-6 default, LoRA-32 default"),
+    ],
+)
+def test_why_there_is_no_verdict(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    found = pair_of(swept(tmp_path, better_by(dict.fromkeys(DATASETS, 25.0)), **changes))
+    assert found.p is None and found.verdict == said
+
+
+def test_runs_of_one_seed_are_a_pair(tmp_path: Path) -> None:
+    """Accuracies rise with the seed, and each method lacks another one."""
+    lacks, gains = {"RandLoRA-6": 5, "LoRA-32": 1}, dict.fromkeys(DATASETS, 2.0)
+    fails = lambda labels: "out of memory" if lacks.get(labels["method"]) == labels["seed"] else None  # noqa: E731
+    found = pair_of(swept(tmp_path, better_by(gains), fails))
+    assert found.seeds == 3 and found.by_dataset == pytest.approx(gains)
+
+
+def of_samples(gained: int, lost: int = 0, samples: int = 500) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Test samples of which RandLoRA gets so many more right than LoRA, and so many others wrong."""
+
+    def figures(labels: dict[str, Any]) -> dict[str, Any]:
+        right = np.arange(samples) % 2 == 0
+        if labels["method"] == "RandLoRA-6":
+            right[1 : 2 * gained : 2], right[: 2 * lost : 2] = True, False
+            right[1 - 2 * labels["seed"]], right[-2 * labels["seed"]] = True, False  # seeds differ a little
+        return {"test/acc": float(right.mean()), "test/right": packed(right.tolist())}
+
+    return figures
+
+
+def four_pictures(labels: dict[str, Any]) -> dict[str, Any]:
+    """Four of 200 test samples that RandLoRA alone gets right, in every seed: McNemar's exact test has p = 0.125."""
+    right = np.arange(200) % 2 == 0
+    right[1:8:2] = labels["method"] == "RandLoRA-6"
+    return {"test/acc": float(right.mean()), "test/right": packed(right.tolist())}
+
+
+def changed(seeds: set[int], **facts: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Results of LoRA that differ from those of `of_samples` in some seeds."""
+    usual = of_samples(50)
+    return lambda labels: usual(labels) | (facts if labels["seed"] in seeds and labels["method"] == "LoRA-32" else {})
+
+
+WITH_RECORDS = "with records of the same test samples (test/right in results.json), 5 are needed."
+WON = "+10.0 ± 2.7 points over 500 test samples of a and 5 seeds; RandLoRA-6 is better"
+REACH = " for new samples of a, which says nothing about other datasets"
+
+
+@pytest.mark.parametrize(
+    ("more", "changes", "said"),
+    [
+        (of_samples(50), {}, f"{WON}{REACH} (p = "),
+        (of_samples(0, 50), {}, f"LoRA-32 is better{REACH} (p = "),
+        (of_samples(20, 20), {}, f"no difference found{REACH} (p = 1)"),
+        (of_samples(50), {"seeds": [1, 2]}, "no verdict: 2 seeds, 5 are needed."),
+        (of_samples(9, 0, 50), {}, "no verdict: 50 test samples, 100 are needed."),
+        (of_samples(9, 0, 50), {"seeds": [1, 2]}, "2 seeds, 5 are needed; 50 test samples, 100 are needed."),
+        (of_samples(50), {"tuned": None, "seeds": [1, 2]}, "not tuned: RandLoRA-6 typed, LoRA-32 typed; no verdict: 2"),
+        (four_pictures, {}, "no verdict: 4 test samples on which the methods differ, 10 are needed."),
+        (
+            changed({2, 3, 4}, **{"test/right": None}),
+            {},
+            f"points over 500 test samples of a and 2 seeds; no verdict: 2 seeds {WITH_RECORDS}",
+        ),
+        (changed({5}, **{"test/right": packed([True] * 499)}), {}, f"no verdict: 4 seeds {WITH_RECORDS}"),
+        (changed({1, 2, 3, 4, 5}, **{"data/metric": "matthews"}), {}, "a Matthews correlation is not a mean over test"),
+        (better_by({"a": 9.0}), {}, "no record of the same test samples in two common seeds (test/right in results.js"),
+    ],
+    ids=[
+        "won",
+        "lost",
+        "tied",
+        "seeds",
+        "samples",
+        "seeds and samples",
+        "not tuned",
+        "four pictures",
+        "two records",
+        "a shorter record",
+        "correlation",
+        "no record",
+    ],
+)
+def test_verdict_on_a_single_dataset(tmp_path: Path, more: Any, changes: dict[str, Any], said: str) -> None:
+    sweep = swept(tmp_path / "sweep", more, datasets=["a"], **changes)
+    assert said in pair_of(sweep).sentence()
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again/cells.csv").write_text(cells_csv(sweep))  # a report is made again from this alone
+    shutil.copy(tmp_path / "sweep/sweep.yaml", tmp_path / "again")
+    assert pair_of(read_sweep(tmp_path / "again")).sentence() == pair_of(sweep).sentence()
+
+
+def test_report_on_a_single_dataset_says_what_it_holds_for(tmp_path: Path) -> None:
+    text = markdown(build(swept(tmp_path, of_samples(50), datasets=["a"])))
+    assert f"RandLoRA-6 is better than LoRA-32{REACH}." in text and "over test samples and seeds together" in text
+    assert "interval of the mean is over test samples and seeds" in text and "sign-flip" not in text
+
+
+@pytest.mark.parametrize("changes", [{"seeds": [1, 2, 3]}, {"tuned": None}])
+def test_no_report_calls_an_untuned_rate_better(tmp_path: Path, changes: dict[str, Any]) -> None:
+    text = markdown(build(swept(tmp_path, better_by({"a": 25.0}), datasets=["a"], **changes)))
+    short = text.partition("## Difference to a reference")[0]
+    assert "better" not in short and ("+25.0" in short) == ("seeds" in changes)
+    why = (
+        "3 seeds, 5 are needed"
+        if "seeds" in changes
+        else "the learning rates are not tuned (randlora-pl sweep CONFIG --tune searches them)"
+    )
+    assert f"No verdict for 1 of 1 pair of methods: {why}; no record of the same test samples" in short
+    assert "| **" not in text, "bold is for verdicts"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_pairs_are_adjusted_together(tmp_path: Path) -> None:
+    methods = RATED | {"VeRA-256": METHODS["VeRA-256"] | {"learning_rate": 0.01}}
+    results = Results(
+        swept(tmp_path, better_by(dict.fromkeys(DATASETS, 2.0)), methods=methods, tuned=provenance(methods))
+    )
+    found = {(one.first, one.second): one.p for one in comparisons(results, Rates(results))}
+    assert (
+        found.pop(("LoRA-32", "VeRA-256")) == 1.0
+        if ("LoRA-32", "VeRA-256") in found
+        else found.pop(("VeRA-256", "LoRA-32"))
+    )
+    assert list(found.values()) == pytest.approx([3 * 2 / 2**7, 3 * 2 / 2**7])
+
+    more = better_by(dict.fromkeys(DATASETS, 2.0))
+    pairs = [["LoRA-32", "RandLoRA-6"]]
+    write_report(
+        swept(tmp_path / "planned", more, methods=methods, tuned=provenance(methods), pairs=pairs), tmp_path / "report"
+    )
+    for folder in (tmp_path / "planned", tmp_path / "report"):
+        results = Results(read_sweep(folder))
+        first, *others = comparisons(results, Rates(results))
+        assert first.p == pytest.approx(2 / 2**7) and first.verdict == "RandLoRA-6 is better"
+        assert [(one.p, one.verdict, one.difference.half is None) for one in others] == [
+            (None, "not planned", False)
+        ] * 2
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "found in 1 of the 1 pair of methods that could be tested, of 1 planned" in text
+    assert "No verdict" not in text and "not planned" in text and "pairs in sweep.yaml" in text
+
+
+def test_rates_of_the_papers_tables_are_one_rule(tmp_path: Path) -> None:
+    methods = {name: METHODS[name] for name in ("LoRA-32", "RandLoRA-6")} | {"full": {"learning_rate": 3e-5}}
+
+    def figures(labels: dict[str, Any]) -> dict[str, Any]:
+        rate = {"LoRA-32": 1e-3, "RandLoRA-6": 1e-3}.get(labels["method"], 3e-5)
+        kind = {"full": {"method": "FullFineTuning", "trainable_parameters": 10}}.get(labels["method"], {})
+        return {"learning_rate": rate} | kind
+
+    results = Results(swept(tmp_path, figures, methods=methods, paper={"table": 11}, tuned=None))
+    rates = Rates(results)
+    assert not rates.untuned(B32, ["LoRA-32", "RandLoRA-6"])
+    assert rates.untuned(B32, ["LoRA-32", "full"]) == "LoRA-32 paper, full typed"
+    table = rate_table(rates)
+    assert table is not None
+    rows = [[cell.text for cell in row] for row in table.rows]
+    assert ["RandLoRA-6", B32, "paper", "everywhere", "0.001"] in rows
+    assert ["full", B32, "typed", "everywhere", "3e-05"] in rows
+
+
+def test_several_rates_of_a_method_are_shown_with_their_places(tmp_path: Path) -> None:
+    more = lambda labels: {"learning_rate": 0.01 if labels["dataset"] == "a" else 0.1}  # noqa: E731
+    results = Results(swept(tmp_path, more, methods={"LoRA-32": METHODS["LoRA-32"]}, tuned=None, datasets=["a", "b"]))
+    table = rate_table(Rates(results))
+    assert table is not None
+    assert [[cell.text for cell in row][2:] for row in table.rows] == [
+        ["default", "a 1-shot", "0.01"],
+        ["default", "b 1-shot", "0.1"],
+    ]
+
+
+def test_a_cell_that_is_no_better_than_the_untrained_model_did_not_train(tmp_path: Path) -> None:
+    def figures(labels: dict[str, Any]) -> dict[str, Any]:
+        accuracy = {
+            "zero-shot": 0.222,
+            "LoRA-32": 0.22 + 0.004 * labels["seed"],
+            "RandLoRA-6": 0.5 + 0.01 * labels["seed"],
+        }
+        return {"test/acc": accuracy[labels["method"]]}
+
+    sweep = swept(tmp_path, figures, datasets=["a"], seeds=[1, 2, 3], tuned=None)
+    results = Results(sweep)
+    assert results.idle(Key(B32, "a", "1-shot", "LoRA-32")) and not results.idle(Key(B32, "a", "1-shot", "RandLoRA-6"))
+    assert not results.idle(Key(B32, "a", "zero-shot", "zero-shot"))
+    table = accuracy_table(results, Beside(sweep.plan), B32)
+    assert [row[3].below for row in table.rows] == ["", "no change shown", ""]
+    assert "1 of 2 trained cells: no change shown, according to their intervals: LoRA-32 (1)." in markdown(build(sweep))
+    assert "was not measured" not in markdown(build(sweep))
+
+
+def test_a_report_without_the_pretrained_model_does_not_explain_a_mark_that_no_cell_can_have(tmp_path: Path) -> None:
+    methods = {name: METHODS[name] for name in ("LoRA-32", "RandLoRA-6")}
+    content = description(models={B32: MODELS[B32]}, datasets=["a"], seeds=[1, 2], methods=methods)
+    folder = write_sweep(tmp_path, content, zeroshot=False, more=lambda _: {"zeroshot/acc": None})
+    text = markdown(build(read_sweep(folder)))
+    assert "The accuracy of the pretrained model was not measured." in text and "no change shown" not in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_report_is_made_again_from_its_cells(tmp_path: Path) -> None:
+    methods = RATED | {"probe": {"config": "linear_probe", "head_learning_rate": 0.5}}
+
+    def figures(labels: dict[str, Any]) -> dict[str, Any]:
+        probe = {
+            "method": "LinearProbe",
+            "trainable_parameters": 1280,
+            "head_learning_rate": 0.5,
+            "learning_rate": 1e-3,
+        }
+        return probe if labels["method"] == "probe" else {"learning_rate": 0.01, "spectrum/rank": [4.0, 8.0]}
+
+    sweep = swept(tmp_path / "sweep", figures, methods=methods, datasets=["a", "b"])
+    write_report(sweep, tmp_path / "report")
+    first = {path: path.read_bytes() for path in ((tmp_path / "report" / name) for name in ("report.md", "cells.csv"))}
+    write_report(read_sweep(tmp_path / "report"), tmp_path / "report", overwrite=True)
+    assert {path: path.read_bytes() for path in first} == first, "but for the summary, which has more digits"

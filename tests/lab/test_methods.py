@@ -1,0 +1,127 @@
+"""The table of methods, its two plain classifiers, and the shipped sweeps that it is made of."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from randlora_pl.commands.sweep.job import find_sweep
+from randlora_pl.lab.methods import method_tables
+from randlora_pl.lab.report.baselines import Baseline
+from randlora_pl.lab.report.collect import FINISHED, Sweep
+from randlora_pl.lab.report.plan import Key, ReportPlan
+from randlora_pl.lab.report.runs import FinishedRun
+from randlora_pl.sweep.expand import task_of
+from randlora_pl.sweep.folder import SweepFolder
+from randlora_pl.sweep.plan import Trial, plan
+from randlora_pl.sweep.tuning import Search
+from randlora_pl.tasks import ImageTask
+from randlora_pl.utils.errors import UserError
+from tests.sweep.grids import cells_of
+
+
+def test_the_shipped_sweep_has_every_method_of_the_papers_vision_experiments() -> None:
+    _, description = find_sweep("compare_methods")
+    trained = [cell for cell in plan(description) if not cell.untrained]
+    assert {cell.flat["model.adapter"].rpartition(".")[2] for cell in trained} == {
+        "RandLoRA", "LoRA", "DoRA", "VeRA", "NoLA", "BitFit", "LinearProbe", "FullFineTuning",
+    }  # fmt: skip
+    assert {cell.flat["data.shots"] for cell in trained} == {16}
+    assert not {0, *description.tune["seeds"]} & set(description.seeds), "seed 0 is kept for choosing learning rates"
+
+
+def test_the_evidence_is_eight_datasets_with_five_seeds_and_some_of_them_are_searched() -> None:
+    for name, methods, searched in (
+        ("evidence", 19, {"mnist_5k", "fashion_mnist_unseen", "emoji_groups"}),
+        ("evidence_texts", 12, {"films", "tweets scores"}),
+    ):
+        _, description = find_sweep(name)
+        cells = plan(replace(description, seeds=description.seeds[:1]))
+        trained = [cell for cell in cells if not cell.untrained]
+        assert len(trained) == 8 * methods and len({cell.hash for cell in cells}) == len(cells)
+        assert len(description.seeds) == 5
+        search = Search.of(replace(description, methods={"LoRA": description.methods["LoRA"]}))
+        assert len(search.first(SweepFolder(Path("nowhere")))) == 3 * len(searched)
+        rates = sorted(rate for (rate,) in search.candidates["LoRA"])
+        assert all(second / first == 2 for first, second in pairwise(rates)) and rates[-1] > 1
+        assert {cell.labels.dataset for cell in search.all_cells()} == searched
+        assert len(description.pairs) <= 6, "with eight datasets more pairs can have no verdict: 7 * 2 / 2**8 > 0.05"
+    assert sum(bool(cell.flat.get("data.scores")) for cell in cells) == len(cells) // 2
+
+
+@pytest.mark.parametrize("name", ["compare_bases", "compare_bases_fashion"])
+def test_bases_are_compared_over_five_seeds_at_one_rate(name: str) -> None:
+    _, description = find_sweep(name)
+    tasks = [task_of(cell.tree) for cell in plan(description) if cell.labels.seed == 1]
+    assert all(isinstance(task, ImageTask) and task.learning_rate == 1e-3 for task in tasks)
+    assert [task.adapter.options()["basis"] for task in tasks if task] == ["uniform", "hadamard"]
+    assert len(description.seeds) == 5
+
+
+def run_of(cell: Trial, accuracy: float, **facts: float) -> FinishedRun:
+    return FinishedRun(
+        Key(*cell.labels[:4]), cell.labels.seed, FINISHED, cell=cell.hash, accuracy=accuracy, facts=facts
+    )
+
+
+def test_table_has_mean_and_standard_error_and_rates_but_no_ranking(tmp_path: Path) -> None:
+    given = {
+        "a": {"adapter": "RandLoRA", "learning_rate": 1e-2},
+        "b": {"adapter": "LoRA"},
+        "c": {"adapter": "VeRA"},
+        "zero-shot": {},
+    }
+    cells = cells_of(methods=given, seeds=[1, 2])
+    accuracies = {"b": 90.0, "c": 1.0, "zero-shot": 3.0}
+    facts = {"trainable_parameters": 1_000, "fit_seconds": 4.0, "learning_rate": 1e-3}
+    runs = [run_of(cell, accuracies.get(cell.labels.method, 30.0 + 20 * cell.labels.seed), **facts) for cell in cells]
+    sweep = Sweep(tmp_path, ReportPlan(
+        models=["tiny"], datasets=["digits"], budgets=["2-shot"], methods=list(given), seeds=[1, 2],
+        facts={"models": {}, "methods": given},
+    ), runs, [])  # fmt: skip
+    text = method_tables(sweep, [cell for cell in cells if cell.labels.method != "c"])
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0][2:] for line in lines] == [
+        "method", "logistic regression (raw pixels)", "1-nearest neighbor (raw pixels)", "a", "b", "zero-shot",
+    ]  # fmt: skip
+    assert lines[3] == "| a | 1,000 | 0.01 | typed | 60.0 ± 10.0 | 4 |"
+    assert lines[4] == "| b | 1,000 | 0.001 | default | 90.0 ± 0.0 | 4 |"
+    assert lines[5] == "| zero-shot | - | - | - | 3.0 | 4 |"
+    assert "not a ranking" in text and "2-shot" in text and "**" not in "".join(lines)
+
+
+def test_plain_classifiers_are_measured_once_and_an_error_leaves_the_methods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cells = cells_of(methods={"a": {"adapter": "LoRA"}}, seeds=[1, 2])
+
+    def fails(cell: Trial) -> None:
+        raise UserError("the folder has no test texts")
+
+    monkeypatch.setattr("randlora_pl.lab.methods.baselines_of", fails)
+    planned = ReportPlan(models=["tiny"], datasets=["digits"], budgets=["2-shot"], methods=["a"], seeds=[1, 2])
+    sweep = Sweep(tmp_path, planned, [run_of(cell, 50.0) for cell in cells], [])
+    text = method_tables(sweep, cells)
+    assert "| a | " in text and "raw pixels" not in text
+    assert caplog.messages == ["no baselines for digits: the folder has no test texts"]
+    sweep.baselines = [
+        Baseline("digits", "2-shot", seed, "x (raw pixels)", 0.1 + 0.2 * seed, 20, 20) for seed in (1, 2)
+    ]
+    assert "| x (raw pixels) | - | - | - | 40.0 ± 10.0 | - |" in method_tables(sweep, cells)
+    whole = cells_of(methods={"a": {"adapter": "LoRA"}}, seeds=[1, 2], budgets=["100%"])
+    sweep.plan, sweep.runs = replace(planned, budgets=["100%"]), [run_of(cell, 50.0) for cell in whole]
+    sweep.baselines = [Baseline("digits", "100%", 1, "x (raw pixels)", 0.3, 20, 20)]  # as for every other seed
+    assert "| x (raw pixels) | - | - | - | 30.0 | - |" in method_tables(sweep, whole)
+
+
+def test_a_rate_that_was_searched_is_called_so(tmp_path: Path) -> None:
+    facts = {"adapter": "RandLoRA", "learning_rate": 1e-2}
+    (cell,) = cells_of(methods={"a": facts})
+    found = {"method": facts, "chosen": {"learning_rate": 1e-2}}
+    tuned = {"finished": True, "models": {"": {}}, "methods": {"a": found}}
+    planned = ReportPlan(models=["tiny"], methods=["a"], facts={"models": {}, "methods": {"a": facts}}, tuned=tuned)
+    sweep = Sweep(tmp_path, planned, [run_of(cell, 50.0)], [])
+    assert "| 0.01 | validation |" in method_tables(sweep, [cell])
+    unfinished = Sweep(tmp_path, replace(planned, tuned=tuned | {"finished": False}), sweep.runs, [])
+    assert "| 0.01 | typed |" in method_tables(unfinished, [cell])

@@ -1,0 +1,122 @@
+"""The share of the gradient that LoRA cannot see."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from randlora_pl.adapters import Adapter, LoRA, RandLoRA, Together, inject
+from randlora_pl.adapters.layers.adapted import AdaptedLayer
+from randlora_pl.adapters.methods.lora import LoRADelta
+from randlora_pl.run.callbacks import UnseenGradient
+from randlora_pl.run.callbacks.checks.unseen_gradient import _Layer, _lora_of, _updates
+from randlora_pl.tasks import TextHeadTask
+from randlora_pl.utils.errors import UserError
+from tests.run.callbacks.conftest import Fit
+from tests.support.products import in_one_item
+from tests.tasks.small import built, shake, trained
+
+ADAPTERS: dict[str, Callable[[], Adapter]] = {
+    "packed": lambda: LoRA(3, alpha=8),
+    "split": lambda: LoRA(3, alpha=8, qkv="split"),
+    "together": lambda: Together([RandLoRA(16), LoRA(3, alpha=8)]),
+}
+
+
+def unseen(gradient: Tensor, lora: LoRADelta) -> tuple[float, float, float]:
+    """The squared norms by whole projection matrices, in float64."""
+    gradient, b, a = gradient.double(), lora.B.detach().double(), lora.A.detach().double()
+    out, into = (torch.eye(side, dtype=torch.float64) for side in gradient.shape)
+    rest = (out - b @ torch.linalg.pinv(b)) @ gradient @ (into - torch.linalg.pinv(a) @ a)
+    ranks = [int(torch.linalg.matrix_rank(each)) for each in (b, a)]
+    chance = math.prod(1 - rank / side for rank, side in zip(ranks, gradient.shape, strict=True))
+    return float(rest.square().sum()), chance * float(gradient.square().sum()), float(gradient.square().sum())
+
+
+@in_one_item(
+    ("name", "moved", "checkpointing"),
+    [("packed", True, False), ("split", True, True), ("packed", False, False), ("together", True, False)],
+)
+def test_equals_projections_of_the_weights_own_gradient(name: str, moved: bool, checkpointing: bool) -> None:
+    torch.manual_seed(0)
+    task = built("vision-language", adapter=ADAPTERS[name](), gradient_checkpointing=checkpointing)
+    if moved:
+        shake(task)
+    model, images = task.model, torch.randn(4, 3, 32, 32)
+
+    def loss() -> Tensor:
+        features: Any = model.encode_image(images), model.encode_text(task.tokenizer(["a b", "c", "d", "e f"]))  # type: ignore
+        value: Tensor = (features[0] * features[1]).sum() + features[0].square().sum()
+        return value
+
+    task.train()
+    layers = [_Layer(update, lora) for update in _updates(model) if (lora := _lora_of(update)) is not None]
+    loss().backward()
+    found = {id(layer.lora): layer.sums() for layer in layers}
+    for layer in layers:
+        layer.stop()
+        assert "linear" not in vars(layer.update) and "contribution" not in vars(layer.update)
+    adapted = [layer for layer in model.modules() if isinstance(layer, AdaptedLayer) and layer.delta is not None]
+    for each in adapted:
+        each.adapted_weight.requires_grad_(True)
+    loss().backward()
+    for each in adapted:
+        blocks: Any = each.delta.blocks() if name == "split" and hasattr(each.delta, "blocks") else {"": each.delta}
+        for block, update in blocks.items():
+            rows = slice(*each.delta.rows[block]) if block else slice(None)  # type: ignore[union-attr]
+            lora = _lora_of(update)
+            assert lora is not None
+            expected = unseen(each.adapted_weight.grad[rows], lora)  # type: ignore[index]
+            assert found.pop(id(lora)) == pytest.approx(expected, rel=1e-4)
+    assert not found
+
+
+def test_a_run_logs_it_with_the_same_bits(fit: Fit, tmp_path: Path) -> None:
+    def run(callback: UnseenGradient, adapter: Adapter | None = None, **options: Any) -> Any:
+        adapter = adapter or LoRA(rank=3, alpha=8, dropout=0.2)
+        return fit(callback, task=TextHeadTask("tiny", "random", adapter), accumulate_grad_batches=2, **options)
+
+    callback = UnseenGradient(3)
+    _, task, _ = run(callback)
+    assert callback.history["steps"] == [3, 4]
+    shares, relative = callback.history["share"], callback.history["relative"]
+    assert all(0 < share < other <= 1.5 for share, other in zip(shares, relative, strict=True))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["unseen_gradient/steps"] == [3, 4] and results["unseen_gradient/share"] == shares
+    (tmp_path / "results.json").unlink()
+    off = UnseenGradient()
+    _, without, _ = run(off)
+    assert off.history["steps"] == [] and not (tmp_path / "results.json").exists()
+    first, second = trained(task), trained(without)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    trainer: Any = SimpleNamespace(global_step=0, loggers=[])
+    for lora, found in ((LoRA(8), [0]), (LoRA(2), [])):  # all directions are LoRA's; not a number
+        inject(layer := torch.nn.Sequential(torch.nn.Linear(8, 8)), lora, ["0"])
+        layer[0].delta.B.data += torch.eye(8, layer[0].delta.B.shape[1]) * (float("nan") if not found else 1)
+        whole = UnseenGradient(1)
+        whole._layers = [_Layer(update, _lora_of(update)) for update in _updates(layer)]  # type: ignore[arg-type]
+        layer(torch.randn(3, 8)).sum().backward()
+        whole.on_after_backward(trainer, task)
+        assert whole.history["relative"] == whole.history["share"] == found
+    again = UnseenGradient(3)
+    again.load_state_dict(callback.state_dict())
+    assert again.history == callback.history
+    again._layers = [SimpleNamespace(sums=lambda: (0.0, 0.0, 2.0), stop=list)]  # type: ignore[list-item]
+    again.on_after_backward(SimpleNamespace(global_step=4, loggers=[]), task)  # type: ignore[arg-type]
+    assert again.history["relative"][-1] == 0  # a LoRA of full rank
+
+    for options, message in (
+        ({"adapter": RandLoRA(rank=16)}, "RandLoRA has none. Remove the option, or set --model.adapter LoRA"),
+        ({"callback": -1}, "unseen_gradient.every_n_steps is -1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(UnseenGradient(options.get("callback", 3)), options.get("adapter"))  # type: ignore[arg-type]
+    compiled = TextHeadTask("tiny", "random", LoRA(rank=3), torch_compile=True)
+    with pytest.raises(UserError, match=r"compiled blocks. Remove --model.torch_compile"):
+        fit(UnseenGradient(1), task=compiled)

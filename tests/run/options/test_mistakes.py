@@ -1,0 +1,178 @@
+"""Mistakes of commands and configs: types, values that exclude each other, and all of a file at once."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from randlora_pl.run.options.mistakes import LOGGERS, mistakes_in
+from randlora_pl.run.options.shipped import config_names
+from randlora_pl.run.options.value_types import line_numbers
+from tests.support.cli import Run
+from tests.support.products import in_one_item
+
+FIVE = """\
+# five mistakes
+model:
+  class_path: VisionLanguageTask
+  init_args:
+    learning_rate: fast
+    adapter:
+      class_path: RandLora2
+data:
+  dataset: digts
+  shots: 4
+  fraction: 0.5
+  batch_sise: 3
+"""
+
+EARLY = {
+    "--trainer.max_epochs -1": "trainer.max_epochs is -1",
+    "--checkpoint.monitor val/f1": "checkpoint.monitor is 'val/f1'",
+    "--checkpoint.monitor val/acuracy": "Did you mean 'val/acc'",
+    "--run.logger nonsense": "Did you mean 'none'",
+    "--run.logger [csv,nonsense]": "run.logger is 'nonsense'",
+    "--run.logger null": "Did you mean 'none'",
+    "--run.logger 5": "run.logger is '5'",
+    "--data.dataset folder --data.root nowhere": "The data folder nowhere does not exist; expected CLASS/IMAGE",
+    "--data.dataset cifar10 --data.root nowhere": "CIFAR-10 is missing or damaged in nowhere; expected cifar-10",
+    "--data.dataset fgvcaircraft": "fgvc-aircraft-2013b",
+    "--model CausalLMTask --data.dataset jsonl --data.root x.jsonl": "The data folder x.jsonl does not exist",
+    "--print_config=skip_defaults": "Did you mean 'skip_default'",
+    "--checkpoint.test bset": "--checkpoint.test: expected one of last, best",
+    "--checkpoint.mode maks": "--checkpoint.mode: expected one of max, min",
+    "--model.learning_rate -1": "--model.learning_rate is -1",
+    "--model LinearHeadTask --model.head_learning_rate 0": "--model.head_learning_rate is 0",
+    "--model CausalLMTask --data.dataset e2e --data.batch_size 0": "--data.batch_size is 0",
+    "--model TextClassificationTask --data.dataset rte --data.steps 0": "--data.steps is 0",
+    "--dryrun": "Did you mean --dry-run",
+    "--data.shots 0": "--data.shots is 0",
+    "--data.batch_size 3.5": "--data.batch_size: expected a whole number, not 3.5",
+    "--model.learning_rate fast": "--model.learning_rate: expected a number, not fast",
+    "--model.adapter.basis ternry": "--model.adapter.basis: expected one of uniform, normal",
+    "--trainer.accumulate_grad_batches many": "--trainer.accumulate_grad_batches: expected a whole number",
+    r'--model.targets [".*attn\.(q|v)"]': "Put single quotes inside",
+}
+
+
+def test_mistakes_are_told_before_heavy_imports(tmp_path: Path) -> None:
+    """All of them in one process, which has not imported PyTorch in the end."""
+    code = (
+        "import json, sys; from randlora_pl.commands.main import main\n"
+        "for words in json.loads(sys.argv[1]): assert main(['fit', *words.split()]) == 2\n"
+        "heavy = {'torch', 'lightning', 'timm', 'open_clip', 'transformers'} & set(sys.modules); assert not heavy"
+    )
+    command = [sys.executable, "-c", code, json.dumps(list(EARLY))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    lines = [line for line in lines if line.startswith("randlora-pl: error: ")]  # without the hints
+    assert len(lines) == len(EARLY) and not list(tmp_path.iterdir())
+    for line, word in zip(lines, EARLY.values(), strict=True):
+        assert word in line
+
+
+def test_five_mistakes_are_found_at_once_each_with_its_line(run: Run) -> None:
+    Path("five.yaml").write_text(FIVE)
+    checked = run("config", "check", "five.yaml")
+    assert checked.code == 2 and checked.err == "randlora-pl: error: five.yaml has 5 mistakes.\n"
+    words = (
+        "learning_rate: expected a number",
+        "Unknown adapter",
+        "Unknown dataset",
+        "exclude each",
+        "data.batch_sise",
+    )
+    for line, number, word in zip(checked.out.splitlines(), (5, 7, 9, 10, 12), words, strict=True):
+        assert line.startswith(f"five.yaml, line {number}: ") and word in line
+
+
+def test_a_mistyped_value_hides_no_other_mistake(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("data: {batch_size: many, steps: 3, epochs: 2, shots: 0}\nrun: {logger: x}\n")
+    found = mistakes_in(tmp_path / "c.yaml")
+    assert len(found) == 4
+    assert all(word in " ".join(found) for word in ("not many", "--data.epochs 2", "--data.shots is 0", "run.logger"))
+
+
+def test_a_class_of_the_data_is_an_unknown_key(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("data:\n  class_path: ImageData\n  init_args: {dataset: digits}\n")
+    found = mistakes_in(tmp_path / "c.yaml")
+    assert len(found) == 2 and all("Unknown key data." in line and "directly under data" in line for line in found)
+
+
+def test_an_option_that_needs_a_value_is_not_null(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "model: {pretrained: null, name: null, adapter: {class_path: LoRA, init_args: {alpha: null}}}\n"
+        "data: {sampling: null, epochs: null}\nrun: {logger: null, name: null}\n"
+    )
+    found = [line.split(": ")[1].lstrip("-") for line in mistakes_in(tmp_path / "a.yaml")]
+    assert found == [
+        "model.adapter.alpha",
+        "model.name",
+        "data.sampling",
+        "run.logger is 'None'. Did you mean 'none'? Known",
+    ]
+
+
+def test_what_yaml_reads_as_a_boolean_or_a_number_is_not_a_text(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "data: {on_error: no, interpolation: false, batch_size: 6.0}\nmodel: {pretrained: 5}\nrun: {logger: [csv]}\n"
+    )
+    found = [line.split(": ", 1)[1] for line in mistakes_in(tmp_path / "a.yaml")]
+    given = {"data.interpolation": False, "data.on_error": False, "model.pretrained": 5}
+    assert sorted(found) == [f"--{key}: expected a text, not {value}" for key, value in given.items()]
+
+
+def test_a_quoted_number_is_a_number(tmp_path: Path) -> None:
+    length, size = 'trainer: {max_epochs: "2"}', 'data: {batch_size: "16", fraction: "1e-1"}'
+    for text, wrong in ((length, 0), (size, 0), ('data: {steps: "7"}', 0), ('data: {batch_size: "0"}', 1)):
+        (tmp_path / "a.yaml").write_text(text)
+        found = mistakes_in(tmp_path / "a.yaml")
+        assert len(found) == wrong and all("--data.batch_size is 0, but must be" in message for message in found)
+
+
+def test_what_is_no_config_of_a_run_is_one_line(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "needs a file" in refused("config", "check")
+    for text, word in (("a: [1", "not valid YAML"), ("methods: {a: {}}\n", "several runs: randlora-pl sweep")):
+        (tmp_path / "c.yaml").write_text(text)
+        assert word in refused("config", "check", "c.yaml")
+
+
+@in_one_item("name", [name for name in config_names() if not name.startswith("sweeps/")])
+def test_shipped_configs_have_no_mistakes(name: str) -> None:
+    assert mistakes_in(config_names()[name]) == []
+
+
+def test_lines_of_options_leave_out_the_words_that_only_yaml_needs(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(FIVE)
+    lines = line_numbers(tmp_path / "c.yaml")
+    assert (lines["model"], lines["model.learning_rate"], lines["model.adapter"], lines["data.shots"]) == (3, 5, 7, 10)
+
+
+def test_a_wrong_type_in_a_config_names_file_and_line(refused: Callable[..., str], tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(FIVE.replace("RandLora2", "LoRA").replace("digts", "digits").replace("  batch_sise: 3\n", ""))
+    assert f"not fast in {config}, line 5" in refused("fit", "--config", str(config))
+
+
+def test_a_logger_without_its_package_names_our_extra(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("wandb", "mlflow"):
+        monkeypatch.setitem(LOGGERS, name, "no_such_package")
+        told = refused("fit", "--config", "lora", "--run.logger", name)
+        assert f"{name} needs" in told and "pip install '.[no_such_package]'" in told
+
+
+def test_metrics_that_can_be_monitored_are_those_of_a_validation(finished: Path) -> None:
+    from randlora_pl.run.options.mistakes import _VALIDATED
+
+    results = json.loads((finished / "results.json").read_text())
+    assert {name.removeprefix("val/") for name in results if name.startswith("val/")} == set(_VALIDATED["ImageData"])
+
+
+def test_the_config_of_a_run_has_no_mistakes(finished: Path) -> None:
+    assert mistakes_in(finished / "config.yaml") == []

@@ -1,0 +1,121 @@
+"""The shipped scripts start what they say, as far as stubs of torchrun and SLURM can tell."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from randlora_pl.run.command import prepare, resume_by_itself
+from randlora_pl.run.options.shipped import config_folder, scripts
+from tests.support.cli import Run
+
+WORDS = ["--config", "quickstart", "--data.steps", "3"]
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """Runs a script with stubs that write down their arguments."""
+    for name, body in {"torchrun": "", "srun": "${SRUN:-exit 0}", "scontrol": "", "squeue": "echo $STATE"}.items():
+        stub = tmp_path / "bin" / name
+        stub.parent.mkdir(exist_ok=True)
+        stub.write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "$@" > {tmp_path}/{name}.args\n{body}\n')
+        stub.chmod(0o755)
+
+    def call(script: str, **more: str) -> subprocess.Popen[str]:
+        path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        command = ["bash", str(config_folder() / "cluster" / script), *WORDS]
+        return subprocess.Popen(command, env=os.environ | {"PATH": path} | more, stderr=subprocess.PIPE, text=True)
+
+    return call
+
+
+def arguments(tmp_path: Path, stub: str) -> list[str]:
+    return (tmp_path / f"{stub}.args").read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", scripts())
+def test_scripts_are_sound_and_open_with_what_they_are_for(name: str) -> None:
+    file = scripts()[name]
+    assert subprocess.run(["bash", "-n", str(file)], check=False).returncode == 0
+    head = re.split(r"^[^#]", file.read_text(), maxsplit=1, flags=re.M)[0]
+    assert f"configs/{name}" in head and "# Cost: " in head
+
+
+def test_the_command_of_torchrun_is_one_of_ours(start: Start, tmp_path: Path) -> None:
+    process = start("torchrun.sh", GPUS="2", NODES="2", NODE="1", MASTER="node0", NAME="mine")
+    assert process.wait(timeout=60) == 0
+    words = arguments(tmp_path, "torchrun")
+    own = words[words.index("randlora_pl") + 1 :]
+    assert words[: words.index("-m")] == [
+        *("--nnodes", "2", "--node-rank", "1", "--nproc-per-node", "2", "--master-addr", "node0"),
+        *("--master-port", "29500", "--max-restarts", "3"),
+    ]
+    command = prepare(own[0], resume_by_itself(own[1:]))
+    assert (command.verb, command.flat()["run.name"], command.flat()["data.steps"]) == ("fit", "mine", 3)
+
+
+def test_torchrun_without_a_gpu_says_what_to_do(start: Start) -> None:
+    process = start("torchrun.sh", GPUS="0")
+    assert process.wait(timeout=60) == 2
+    assert process.stderr is not None and "GPUS=2" in process.stderr.read()
+
+
+def test_the_command_of_slurm_is_one_of_ours(start: Start, tmp_path: Path) -> None:
+    process = start("slurm.sbatch", SLURM_JOB_ID="77", SLURM_JOB_NAME="randlora", SLURM_CPUS_PER_TASK="8")
+    assert process.wait(timeout=60) == 0
+    words = arguments(tmp_path, "srun")
+    own = words[words.index("randlora-pl") + 1 :]
+    command = prepare(own[0], resume_by_itself(own[1:]))
+    assert (command.verb, command.flat()["run.name"]) == ("fit", "randlora-77")
+    assert not (tmp_path / "scontrol.args").exists()
+
+
+def test_slurm_asks_for_as_many_tasks_as_gpus() -> None:
+    text = scripts()["cluster/slurm.sbatch"].read_text()
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", text, flags=re.M))
+    assert options["ntasks-per-node"] == options["gpus-per-node"]
+    assert options["signal"].startswith("B:USR1@") and "requeue" in options and options["open-mode"] == "append"
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "again"),
+    [(0, 0, False), (1, 0, True), (137, 2, True), (134, 0, True), (143, 0, True), (1, 3, False), (2, 0, False)],
+)
+def test_slurm_queues_again_what_another_try_can_mend(
+    start: Start, tmp_path: Path, code: int, restarts: int, again: bool
+) -> None:
+    job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "randlora", "SLURM_RESTART_COUNT": str(restarts)}
+    job["STATE"] = "RUNNING"
+    assert start("slurm.sbatch", SRUN=f"exit {code}", **job).wait(timeout=60) == code
+    assert (tmp_path / "scontrol.args").exists() == again
+
+
+def test_slurm_leaves_a_job_that_was_cancelled(start: Start, tmp_path: Path) -> None:
+    job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "randlora", "STATE": "COMPLETING"}
+    assert start("slurm.sbatch", SRUN="exit 143", **job).wait(timeout=60) == 143
+    assert not (tmp_path / "scontrol.args").exists()
+
+
+def test_slurm_queues_again_before_the_time_limit(start: Start, tmp_path: Path) -> None:
+    ended = f"for _ in {{1..600}}; do [ -e {tmp_path}/scontrol.args ] && exit; sleep 0.05; done"  # by the requeue
+    (tmp_path / "tasks.sh").write_text(ended)
+    job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "randlora"}
+    process = start("slurm.sbatch", SRUN=f"exec bash {tmp_path}/tasks.sh", **job)
+    while not (tmp_path / "srun.args").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    process.wait(timeout=60)
+    assert arguments(tmp_path, "scontrol") == ["requeue", "77"]
+
+
+def test_scripts_are_listed_and_copied(run: Run, tmp_path: Path) -> None:
+    listed = run("config", "list").out
+    assert all(name in listed for name in scripts())
+    assert run("config", "cp", "slurm.sbatch").code == 0
+    assert (tmp_path / "slurm.sbatch").read_text() == run("config", "cat", "cluster/slurm.sbatch").out

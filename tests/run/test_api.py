@@ -1,0 +1,81 @@
+"""Runs from Python."""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import randlora_pl
+from randlora_pl.adapters import Adapter, DoRA, Frozen, LoRA, RandLoRA, Together
+from randlora_pl.run import api
+from randlora_pl.run.command import prepare
+from randlora_pl.run.lightning_cli import App
+from randlora_pl.utils.errors import DryRunEnd, UserError
+from randlora_pl.utils.run_results import read_results
+from tests.support.cli import SMALL, Run
+
+DIFFERENT = ("seconds", "per_second", "memory", "time", "command")
+
+
+class Kept(LoRA):
+    """A method in a module that can be imported."""
+
+
+def test_fit_gives_the_run_of_the_command_line(run: Run) -> None:
+    assert run("fit", *SMALL, "--model.adapter", "LoRA", "--model.adapter.rank", "3").code == 0
+    (typed,) = Path("runs").glob("*/2*")
+    os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
+    options = dict(zip((word.removeprefix("--") for word in SMALL[2::2]), SMALL[3::2], strict=True))
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)  # as its import does
+    made = randlora_pl.fit("quickstart", options, {"model": {"adapter": "LoRA"}}, {"model.adapter.rank": 3})
+    assert logging.getLogger("lightning.pytorch").level == logging.WARNING
+    assert made.folder != typed and made.results["finished"]
+    figures = [{k: v for k, v in r.items() if not any(word in k for word in DIFFERENT)}
+               for r in (made.results, read_results(typed))]  # fmt: skip
+    assert figures[0].items() == figures[1].items()
+    assert made.task.adapter.options()["rank"] == 3 and made.data.row.name == "digits"
+    files = [folder / "adapter" / "adapter.safetensors" for folder in (made.folder, typed)]
+    assert made.adapter == files[0].parent and files[0].read_bytes() == files[1].read_bytes()
+
+
+NESTED = DoRA(LoRA({"mlp": 2}, alpha=3.0, dropout=0.1, qkv="split"))
+
+
+@pytest.mark.parametrize("adapter", [RandLoRA(rank=6), Together([LoRA(2), RandLoRA(3)]), NESTED, Frozen(), Kept(2)])
+def test_an_adapter_object_is_a_method_with_all_of_its_options(
+    adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: Callable[[], None]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepared: list[Adapter] = []
+
+    def built(words: list[str]) -> None:
+        command = prepare("fit", words)
+        app = App(command, dry=True)
+        prepared.append(app.model.adapter)
+        raise DryRunEnd
+
+    monkeypatch.setattr(api, "run_fit", built)
+    with pytest.raises(DryRunEnd):
+        randlora_pl.fit("quickstart", {"model.adapter": "VeRA", "model.adapter.rank": 5}, adapter=adapter)
+    made, given = (json.dumps(each.describe()) for each in (prepared[0], adapter))
+    assert made.replace('"seed": 0', '"seed": null') == given  # the run's seed
+
+
+def test_an_adapter_that_a_run_could_not_save_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    wrong: list[tuple[Any, str]] = [(type("Local", (LoRA,), {})(2), "top level"), ("LoRA", "give a method such as")]
+    for adapter, message in wrong:
+        with pytest.raises(UserError, match=message):
+            randlora_pl.fit("quickstart", adapter=adapter)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_typo_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="steps"):
+        randlora_pl.fit("quickstart", {"data.stpes": 3})
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,205 @@
+"""A training that starts where a LoRA has ended (``fit --from-adapter``)."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from randlora_pl.commands.main import main
+from randlora_pl.run.command import resume_by_itself
+from randlora_pl.run.first_stage import find_lora
+from randlora_pl.tasks import VisionLanguageTask
+from randlora_pl.utils.errors import UserError
+from tests.support.cli import SMALL, Run
+from tests.support.products import marked
+from tests.tasks.small import two_blocks
+
+LORA = ["--model.adapter", "LoRA", "--model.adapter.rank", "2", "--model.adapter.alpha", "8"]
+STAGE = ["--model.adapter.rank", "12", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+STAGE += ["--trainer.limit_test_batches", "1", "--trainer.limit_val_batches", "0", "--run.root", "runs"]
+
+
+@pytest.fixture
+def _ctrl_c_works_again() -> Iterator[None]:
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a LoRA."""
+    root = tmp_path_factory.mktemp("lora")
+    os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
+    with two_blocks():
+        assert main(["fit", *SMALL, *LORA, "--model.learning_rate", "0.02", "--run.root", str(root)]) == 0
+    os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
+    return next((root / "quickstart").glob("2*"))
+
+
+def only_run(name: str) -> Path:
+    (folder,) = Path("runs", name).glob("2*")
+    return folder
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "results.json").read_text()))
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter.safetensors").read_bytes()
+
+
+def interrupt_at(batch: int) -> Callable[..., torch.Tensor]:
+    plain = VisionLanguageTask.training_step
+
+    def step(self: VisionLanguageTask, samples: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        if batch_idx == batch:
+            raise KeyboardInterrupt
+        return plain(self, samples, batch_idx)
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("form", "batch"),
+    marked(product(["beside", "absorbed"], [1, 3]), lambda row: row == ("beside", 3)),
+)
+@pytest.mark.usefixtures("_ctrl_c_works_again")
+def test_starts_exactly_and_resumes_to_the_same_bits(
+    form: str, batch: int, run: Run, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before the first checkpoint, which is of batch 2, and after it."""
+    own, elsewhere = tmp_path / "lora", tmp_path / "elsewhere"
+    shutil.copytree(lora, own)
+    before = results(own)
+    words = ["fit", "--from-adapter", "lora", "--from-form", form, *STAGE]
+    watched = ["--unseen_gradient.every_n_steps", "1"] * (form == "beside")
+    shown = run(*words, "--data.steps", "1", "--model.learning_rate", "1e-12", "--run.name", "start", *watched)
+    assert shown.code == 0, shown.err
+    start = results(only_run("start"))
+    assert start["test/loss"] == pytest.approx(before["test/loss"], rel=1e-5)
+    assert start["test/loss"] != pytest.approx(before["zeroshot/loss"], rel=1e-2)
+    assert start["zeroshot/loss"] == before["zeroshot/loss"] and start["data/shots"] == before["data/shots"] == 2
+    assert start["method"] == {"beside": "Together", "absorbed": "RandLoRA"}[form]
+    assert ("unseen_gradient/share" in start) == bool(watched), "the LoRA that is kept is a part of the model"
+    assert (start["from/adapter"], start["from/form"]) == (str(own / "adapter"), form)
+    assert len(start["from/sha256"]) == 64
+    config = yaml.safe_load((only_run("start") / "config.yaml").read_text())
+    assert (config["from_adapter"], config["from_form"]) == (str(own / "adapter"), form)
+    assert "starts where the LoRA" in shown.out
+
+    train = [*words, "--data.steps", "4", "--checkpoint.every_n_steps", "2", "--model.adapter.dropout", "0.1"]
+    assert run(*train, "--run.name", "whole").code == 0
+    whole = only_run("whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(VisionLanguageTask, "training_step", interrupt_at(batch))
+        assert run(*train, "--run.name", "cut").code == 130
+    if batch == 3:  # the checkpoint has all of it
+        own.rename(elsewhere)
+    else:  # the LoRA itself is needed
+        file = only_run("cut") / "results.json"
+        kept = file.read_text()
+        file.write_text(kept.replace(start["from/sha256"], "0" * 64))
+        changed = run("fit", "--resume", "runs/cut")
+        assert changed.code == 2 and "has changed since this run began" in changed.err, changed.err
+        file.write_text(kept)
+    assert run("fit", "--resume", "runs/cut").code == 0
+    assert weights(only_run("cut")) == weights(whole)
+    assert results(only_run("cut"))["from/sha256"] == start["from/sha256"]
+    if own.exists():
+        own.rename(elsewhere)
+    assert run("test", "--run", str(whole)).code == 0  # without the LoRA
+    assert results(only_run("whole-test"))["test/loss"] == results(whole)["test/loss"]
+    again = run("fit", "--config", str(whole / "config.yaml"), "--run.name", "again")
+    assert again.code == 2 and f"There is no adapter folder or file {own}" in again.err
+    elsewhere.rename(own)
+    assert run("fit", "--config", str(whole / "config.yaml"), "--run.name", "again").code == 0
+    assert weights(only_run("again")) == weights(whole)
+
+
+def test_a_trained_head_goes_on(run: Run) -> None:
+    words = [*LORA, "--model", "LinearHeadTask", "--model.head_learning_rate", "0.3", "--model.learning_rate", "0.02"]
+    assert run("fit", *SMALL, *words, "--run.root", "runs", "--run.name", "lora").code == 0
+    start = ["fit", "--from-adapter", "runs/lora", *STAGE, "--data.steps", "1", "--model.learning_rate", "1e-12"]
+    assert run(*start, "--model.head_learning_rate", "1e-12", "--run.name", "next").code == 0
+    before, after = (results(only_run(name)) for name in ("lora", "next"))
+    assert after["test/loss"] == pytest.approx(before["test/loss"], rel=1e-5)
+    assert after["method"] == "Together" and after["task"] == "LinearHeadTask"
+    assert after["head_learning_rate"] == 1e-12 != before["head_learning_rate"]
+
+
+def test_a_name_is_looked_up_once(run: Run, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run may have the name of its LoRA, and is the newest of this name as soon as it exists."""
+    shutil.copytree(lora, tmp_path / "runs" / "name" / "2026-01-01_00-00-00")
+    words = ["--from-adapter", "runs/name", *STAGE, "--run.name", "name", "--data.steps", "1"]
+    first = find_lora("runs/name")
+    begun = tmp_path / "runs" / "name" / "2026-01-02_00-00-00"
+    begun.mkdir()
+    shutil.copy(lora / "config.yaml", begun)
+    with pytest.raises(UserError, match="is not finished and has no tested adapter yet"):
+        find_lora("runs/name")
+    with monkeypatch.context() as other:
+        other.setenv("LOCAL_RANK", "1")
+        assert find_lora("runs/name") == first
+    assert resume_by_itself(["--resume", "auto", *words]) == ["--resume", str(begun.relative_to(tmp_path))]
+
+    shutil.rmtree(begun)
+    monkeypatch.chdir(first.parent)  # which has a checkpoint
+    shown = run("fit", "--from-adapter", "adapter", *STAGE, "--data.steps", "1", "--run.name", "inside")
+    assert shown.code == 0 and "starts where the LoRA" in shown.out, shown.err
+    assert results(only_run("inside"))["method"] == "Together"
+
+
+def test_what_cannot_be_refined_is_refused(refused: Callable[..., str], run: Run, lora: Path, tmp_path: Path) -> None:
+    start = ["fit", "--from-adapter", str(lora), *STAGE]
+    assert run("fit", *SMALL, *LORA[:1], "HiRA", "--data.steps", "1", "--run.name", "hira").code == 0
+    linear = [*LORA, "--model", "LinearHeadTask", "--data.steps", "1"]
+    assert run("fit", *SMALL, *linear, "--run.name", "linear").code == 0
+    cases = {
+        "LoRA of LinearHeadTask, not of VisionLanguageTask. Remove --model or the config": [
+            *("fit", "--from-adapter", "runs/linear", "--config", "quickstart", *STAGE)
+        ],
+        "is a LoRA of VisionLanguageTask, not of PromptTask. Remove --model or the config that sets it.": [
+            *(*start, "--model", "PromptTask")
+        ],
+        "There is no adapter folder or file nowhere": ["fit", "--from-adapter", "nowhere", *STAGE],
+        "is HiRA, and a stage starts from LoRA alone": ["fit", "--from-adapter", "runs/hira", *STAGE],
+        "--resume uses the run's own checkpoint. Remove --from-adapter": [*start, "--resume", str(lora)],
+        "--ckpt_path continues a run": [*start, "--ckpt_path", str(lora / "checkpoints/last.ckpt")],
+        "--from-form is 'besides'. Did you mean 'beside'? Set beside or absorbed": [*start, "--from-form", "besides"],
+        "--from-form needs a LoRA": ["fit", *SMALL, "--from-form", "absorbed"],
+        "or train a LoRA of it first: randlora-pl fit --config CONFIG --model.name ViT-B-32": [
+            *start,
+            "--model.name",
+            "ViT-B-32",
+        ],
+        "LoRA of VisionLanguageTask, not of LinearHeadTask. Remove --model": [*start, "--model", "linearheadtask"],
+        "--model.pretrained and --seed_everything": [*start, "--seed_everything", "3"],  # random weights depend on it
+        "Remove --model.targets: the LoRA's own are the default": [*start, "--model.targets", "[qkv]"],
+        "add --model.adapter.qkv packed": [*start, "--model.adapter.qkv", "split"],
+        "set --model.adapter RandLoRA, or --from-form beside": [
+            *(*start, "--from-form", "absorbed", "--model.adapter", "HiRA", "--model.adapter.rank", "2")
+        ],
+        "has 1 bases. Lower the rank of RandLoRA, or keep the LoRA beside it": [
+            *(*start, "--from-form", "absorbed", "--model.adapter.num_bases", "1")
+        ],
+        "FullFineTuning trains the model's own tensors": [
+            "fit",
+            "--from-adapter",
+            str(lora),
+            "--model.adapter",
+            "FullFineTuning",
+        ],
+        "test does not support --from-adapter": ["test", "--from-adapter", str(lora)],
+    }
+    told = {message: refused(*words).replace("\n", " ") for message, words in cases.items()}
+    assert {message: text for message, text in told.items() if message not in text} == {}

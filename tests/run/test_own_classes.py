@@ -1,0 +1,234 @@
+"""Methods, tasks and callbacks in a file of the user: trained, stored by import path, and loaded again on request."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from randlora_pl import adapters, tasks
+from randlora_pl.adapters import Adapter, LoRA, inject, load_adapter, save_adapter
+from randlora_pl.run.command import prepare
+from randlora_pl.run.options.mistakes import check_here
+from randlora_pl.run.options.own_classes import task_name
+from randlora_pl.tasks.defaults import default_learning_rate
+from randlora_pl.utils.errors import UserError
+from tests.docs.pages import PAGES
+from tests.support.cli import SMALL, Run
+
+MODULE = re.findall(r"```python\n(.*?)```", PAGES["docs/own_methods.md"], flags=re.S)[0]
+TYPED = (
+    *("--model", "mine.FocalTask", "--model.gamma", "1.5", "--model.adapter", "mine.RankOne"),
+    *("--model.adapter.scale", "2", "--model.learning_rate", "0.1", "--trainer.callbacks", "mine.Announce"),
+)
+ONE = ("--trainer.limit_test_batches", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false")
+MINE = ("--import", "mine")
+LONGER = [("test", "--run"), ("adapter", "merge")]
+"""Commands that tests/test_own_methods_page.py runs."""
+
+
+@pytest.fixture
+def mine(own: Callable[[], None], run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """Return what imports the module of the page as a program of the user does."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    Path("mine.py").write_text(MODULE)
+
+    def imported() -> Any:
+        sys.path.append(str(Path.cwd()))
+        return import_module("mine")
+
+    return imported
+
+
+def test_round_trip(run: Run, refused: Callable[..., str], own: Callable[[], None], mine: object) -> None:
+    trained = run("fit", *SMALL, *TYPED, "--run.name", "mine")
+    assert trained.code == 0, trained.err
+    assert "Training FocalTask" in trained.out
+    assert all("--import mine" in line for line in re.findall(r"randlora-pl .*", trained.out.partition("Next:")[2]))
+    (folder,) = map(str, Path("runs/mine").glob("2*"))
+    adapter = f"{folder}/adapter"
+    commands = (
+        ("test", "--run", folder, *ONE),
+        ("test", "--adapter", adapter, *ONE),
+        ("predict", "--adapter", adapter, "--images", f"{folder}/figures", "--output", "mine.csv"),
+        ("adapter", "merge", adapter, "--output", "mine.safetensors"),
+    )
+    for words in commands:
+        assert "Add --import mine" in refused(*words)  # nothing is left of the command before
+        own()
+        if words[:2] not in LONGER:
+            result = run(*words, *MINE)
+            assert result.code == 0, (words, result.err)
+    own()
+    assert "is finished" in refused("fit", "--resume", folder, *MINE)
+    config = json.loads((Path(adapter) / "adapter_config.json").read_text())
+    assert (config["method"], config["metadata"]["task_class"]) == ("mine.RankOne", "mine.FocalTask")
+    tests = [json.loads(file.read_text())["test/acc"] for file in sorted(Path("runs").glob("*/2*/results.json"))]
+    assert len(tests) == 2 and len(set(tests)) == 1
+
+
+def test_a_run_that_could_not_be_loaded_again_is_refused_before_it_trains(
+    refused: Callable[..., str], mine: object
+) -> None:
+    wrong = {
+        ("self.scale = scale", "self.factor = scale"): "RankOne does not keep its option scale",
+        ("self.gamma = gamma", "self.exponent = gamma"): "FocalTask does not keep its option gamma",
+        ("self.gamma = gamma", "self.gamma = {1, 2}"): "FocalTask: options that a file cannot hold",
+    }
+    for number, ((old, new), message) in enumerate(wrong.items()):
+        module = f"mine{number}"
+        Path(f"{module}.py").write_text(MODULE.replace(old, new, 1))
+        typed = [word.replace("mine.", f"{module}.") for word in TYPED]
+        assert message in refused("fit", *SMALL, *typed)
+
+
+def test_short_names_and_tasks_on_texts(run: Run, mine: object) -> None:
+    Path("mine.py").write_text(
+        f"{MODULE}\nfrom randlora_pl.language import CausalLMTask\n\nclass MyTexts(CausalLMTask): pass\n"
+    )
+    command = prepare("fit", ["--model", "mine.MyTexts", "--model.adapter", "RankOne", "--data.mask_prompt", "true"])
+    assert command.flat()["model.adapter"] == "mine.RankOne"
+    with pytest.raises(UserError, match=r"--data\.root"):
+        check_here(prepare("fit", ["--model", "mine.MyTexts", "--data.dataset", "jsonl", "--data.root", "gone.jsonl"]))
+
+
+def test_files_load_what_is_registered(mine: Callable[[], Any], own: Callable[[], None]) -> None:
+    model, again = (nn.Sequential(nn.Linear(6, 4)) for _ in range(2))
+    again.load_state_dict(model.state_dict())
+    inject(model, mine().RankOne(scale=3.0), ["0"])
+    with torch.no_grad():
+        model.get_submodule("0").delta.column.fill_(1)  # type: ignore[union-attr]
+    save_adapter(model, "own")
+    with pytest.raises(UserError, match=r"Add --import mine .* call randlora_pl.adapters.register\(RankOne\)"):
+        load_adapter(again, "own")
+    assert adapters.register(mine().RankOne) is mine().RankOne
+    assert load_adapter(again, "own").adapter.options()["scale"] == 3
+    assert torch.equal(again(torch.ones(1, 6)), model(torch.ones(1, 6)))
+    own()
+    Path("mine.py").write_text(MODULE.replace("scale: float = 1.0", "factor: float = 1.0"))
+    adapters.register(mine().RankOne)
+    with pytest.raises(UserError, match="RankOne has no option 'scale'"):
+        load_adapter(again, "own")
+
+
+def _installed(folder: Path, entries: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the modules of a folder an installed package with entry points."""
+    info = folder / "mine-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: mine\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(entries)
+    monkeypatch.syspath_prepend(folder)
+
+
+def test_entry_points_are_imported_when_a_file_needs_them(
+    mine: Callable[[], Any], own: Callable[[], None], run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = nn.Sequential(nn.Linear(6, 4))
+    inject(model, mine().RankOne(), ["0"])
+    save_adapter(model, "own")
+    own()
+    _installed(tmp_path, "[randlora_pl.adapters]\nRankOne = mine:RankOne\n", monkeypatch)
+    assert adapters.read_adapter("own").adapter.method() == "RankOne"
+
+
+@pytest.mark.parametrize("typed", ["mine.MyTexts", "MyTexts"])
+def test_tasks_of_entry_points_have_their_own_data(
+    mine: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: str
+) -> None:
+    text = "from randlora_pl.language import CausalLMTask\nclass MyTexts(CausalLMTask): pass\n"
+    Path("mine.py").write_text(text)
+    _installed(tmp_path, "[randlora_pl.tasks]\nMyTexts = mine:MyTexts\n", monkeypatch)
+    command = prepare("fit", ["--model", typed, "--data.dataset", "jsonl", "--data.mask_prompt", "true"])
+    assert task_name(str(command.flat()["model"])) == "CausalLMTask"
+
+
+class Nowhere(LoRA):
+    class Inner(LoRA):
+        pass
+
+
+class Forgetful(Adapter):
+    def __init__(self, strength: float = 1.0, **options: Any) -> None:
+        super().__init__(**options)
+
+
+class Changing(LoRA):
+    def __init__(self, strength: float = 1.0, **options: Any) -> None:
+        super().__init__(**options)
+        self.strength = strength + 1
+
+
+class Holding(LoRA):
+    def __init__(self, place: Any = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.place = place
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        (lambda: type("Local", (LoRA,), {})(1), "top level"),
+        (lambda: Nowhere.Inner(1), "top level"),
+        (lambda: type("Main", (LoRA,), {"__module__": "__main__"})(1), "the main program"),
+        (lambda: Changing(2.0, rank=1), "another adapter when it is made again"),
+        (lambda: Holding(Path("x"), rank=1), "options that a file cannot hold"),
+    ],
+)
+def test_what_could_not_be_loaded_again_is_not_saved(
+    adapter: Callable[[], Adapter], message: str, tmp_path: Path
+) -> None:
+    model = nn.Sequential(nn.Linear(6, 4))
+    inject(model, adapter(), ["0"])
+    with pytest.raises(UserError, match=message):
+        save_adapter(model, tmp_path / "own")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_option_that_is_not_kept_is_named() -> None:
+    with pytest.raises(UserError, match="Forgetful does not keep its option strength"):
+        Forgetful(2.0).replace(seed=1)
+
+
+def test_registered_names_are_free_and_classes_are_of_their_kind(own: object) -> None:
+    taken: Any = type("lora", (LoRA,), {})
+    with pytest.raises(UserError, match="has the name of a method of this program"):
+        adapters.register(taken)
+    with pytest.raises(UserError, match="is not a subclass of AdaptationTask"):
+        tasks.register(taken)
+
+
+def test_own_methods_take_the_rate_of_their_parent(own: object) -> None:
+    assert default_learning_rate(Nowhere(4), False) == default_learning_rate(LoRA(4), False)
+    alone: Any = type("Alone", (Adapter,), {})
+    with pytest.raises(UserError, match=r"Alone has no learning rate of its own. Set it: --model.learning_rate"):
+        default_learning_rate(alone(), False)
+
+
+@pytest.mark.parametrize(
+    ("text", "typed", "message"),
+    [
+        ("", "mine.py", "Give mine for the file mine.py"),
+        ("", "mine_gone", "the module mine_gone is neither in"),
+        ("import mine_gone", "mine", "importing mine fails: ModuleNotFoundError: No module named 'mine_gone'"),
+        ("x = 1\nraise ValueError('odd')", "mine", "ValueError: odd (MINE, line 2)"),
+        ("def f(:", "mine", "SyntaxError"),
+        ("raise SystemExit(3)", "mine", "importing mine fails: SystemExit: 3"),
+    ],
+)
+def test_modules_that_cannot_be_imported(
+    refused: Callable[..., str], own: object, text: str, typed: str, message: str
+) -> None:
+    Path("mine.py").write_text(text)
+    for words in (("adapters", "--import", typed), ("fit", "--model.adapter", f"{typed}.X")):
+        assert message.replace("MINE", str(Path("mine.py").absolute())) in refused(*words) or typed == "mine.py"
+
+
+def test_a_file_that_an_installed_package_hides(refused: Callable[..., str], own: object) -> None:
+    Path("yaml.py").touch()
+    assert "yaml.py is hidden by" in refused("adapters", "--import", "yaml")

@@ -1,0 +1,141 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from randlora_pl.adapters import DoRA, RandLoRA
+from randlora_pl.run import run_folder as runs
+from randlora_pl.run.options.compose import DEFAULTS, compose
+from randlora_pl.utils.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _no_folder_from_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    os.environ.pop("RANDLORA_PL_RUN_FOLDER", None)
+
+
+def test_default_name_says_what_is_trained() -> None:
+    flat = {"data.dataset": "digits", "model.name": "ViT-B-32", "model.adapter": "randlora_pl.adapters.RandLoRA"}
+    assert runs.planned_name(flat) == "digits_vit-b-32_randlora"
+    assert runs.planned_name({"model.name": "vit_base.x/y"}) == "digits_y"
+
+
+def test_two_runs_of_one_second_have_two_folders(tmp_path: Path) -> None:
+    folders = {runs.new_folder(tmp_path, "a") for _ in range(3)}
+    assert len(folders) == 3 and all(folder.is_dir() for folder in folders)
+
+
+def test_further_processes_share_the_folder_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = runs.new_folder(tmp_path, "a")
+    monkeypatch.setitem(os.environ, "LOCAL_RANK", "1")
+    assert runs.new_folder(tmp_path, "a") == first
+    assert len(list((tmp_path / "a").iterdir())) == 1
+
+
+def test_impossible_folders(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be created"):
+        runs.new_folder(tmp_path / "file", "a")
+    with pytest.raises(UserError, match="without slashes"):
+        runs.new_folder(tmp_path, "a/b")
+
+
+def test_only_empty_handed_folders_are_removed(tmp_path: Path) -> None:
+    made = runs.missing_folders(tmp_path / "deep" / "runs" / "a")
+    folder = runs.new_folder(tmp_path / "deep" / "runs", "a")
+    (folder / "run.log").write_text("")
+    runs.remove_folder(folder, made)
+    assert not (tmp_path / "deep").exists()
+    (tmp_path / "runs").mkdir()
+    made = runs.missing_folders(tmp_path / "runs" / "a")
+    runs.remove_folder(runs.new_folder(tmp_path / "runs", "a"), made)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"], "an empty folder of the user stays"
+    folder = runs.new_folder(tmp_path / "runs", "a")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").write_text("")
+    runs.remove_folder(folder)
+    assert folder.is_dir()
+
+
+def test_no_run_folder_names_a_run_below(tmp_path: Path) -> None:
+    (tmp_path / "a" / "2026-01-01").mkdir(parents=True)
+    (tmp_path / "a" / "2026-01-01" / "config.yaml").write_text("")
+    with pytest.raises(UserError, match="2026-01-01"):
+        runs.check_run(tmp_path)
+
+
+def test_what_a_checkpoint_depends_on_must_not_change() -> None:
+    saved = {
+        "model": {
+            "class_path": "x.VisionLanguageTask",
+            "init_args": {"adapter": {"class_path": "y.RandLoRA", "init_args": {"rank": 6, "alpha": 10.0}}},
+        }
+    }
+    allowed = compose(
+        "fit", ["--model.adapter.alpha", "10", "--model.learning_rate", "1", "--model.adapter.rank", "6"], DEFAULTS
+    )
+    runs.check_architecture(allowed, saved, Path("r"))
+    for words, both in (
+        (["--model.adapter.rank", "7"], "--model.adapter.rank is 7, in the run 6"),
+        (["--model.adapter.alpha", "5"], "--model.adapter.alpha is 5, in the run 10"),
+        (["--model.adapter", "LoRA"], "--model.adapter is LoRA, in the run RandLoRA"),
+        (["--model", "TextHeadTask"], "--model is TextHeadTask, in the run VisionLanguageTask"),
+    ):
+        with pytest.raises(UserError, match=both):
+            runs.check_architecture(compose("fit", words, DEFAULTS), saved, Path("r"))
+
+
+def test_resolved_config_is_usable_again() -> None:
+    tree = {
+        "seed_everything": 3,
+        "config": [None],
+        "ckpt_path": None,
+        "model": {"class_path": "T", "init_args": {"learning_rate": None, "seed": 3}},
+        "data": {"seed": 3, "crop_scale": [0.5, 1.0]},
+    }
+    adapter = DoRA(RandLoRA(rank=4, seed=3))
+    model = {"learning_rate": 1e-3, "adapter": runs.without_seed(adapter, None)}
+    resolved = runs.resolved_config(tree, model, {"epochs": 4})
+    assert set(resolved) == {"seed_everything", "model", "data"}
+    options = resolved["model"]["init_args"]
+    assert options["learning_rate"] == 1e-3 and "seed" not in options
+    inner = options["adapter"]["init_args"]["inner"]
+    assert inner["init_args"]["rank"] == 4 and inner["init_args"]["seed"] is None
+    assert resolved["data"] == {"crop_scale": [0.5, 1.0], "epochs": 4}
+    json.dumps(resolved)
+    again = runs.resolved_config(tree | {"ckpt_path": "a.ckpt"}, {}, {})
+    assert again["ckpt_path"] == str(Path.cwd() / "a.ckpt")
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_given_seeds_stay_in_the_resolved_config(seed: int | None) -> None:
+    given = {"class_path": "RandLoRA", "init_args": {"seed": seed}}
+    assert runs.without_seed(RandLoRA(seed=3), given).seed == seed
+    inner = runs.without_seed(DoRA(RandLoRA(seed=3)), {"class_path": "DoRA", "init_args": {"inner": given}}).inner
+    assert inner.seed == seed
+
+
+def test_older_configs_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    for text in ("1", "2"):
+        file.write_text(text)
+        runs.keep_older(file)
+        assert file.read_text() == text, "a copy, so that the run can be resumed at any moment"
+    assert [(tmp_path / f"config.yaml.{n}").read_text() for n in (1, 2)] == ["1", "2"]
+
+
+def test_resume_auto_finds_a_run_of_the_same_command_or_an_unfinished_one(tmp_path: Path) -> None:
+    assert runs.run_to_resume(tmp_path, "job", "mine") is None
+    one, other = '{"finished": true, "command": "mine"}', '{"finished": true, "command": "other"}'
+    for name, results in {"1": None, "2": "{}", "3": one, "4": other, "5": '{"finished": true}'}.items():
+        folder = tmp_path / "job" / name
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").touch()
+        if results is not None:
+            (folder / "results.json").write_text(results)
+    for command, name in {"mine": "3", "other": "4", "new": "2"}.items():
+        assert runs.run_to_resume(tmp_path, "job", command) == tmp_path / "job" / name
+    (tmp_path / "job" / "4" / "results.json").write_text("[" * 100_000)
+    assert runs.run_to_resume(tmp_path, "job", "mine") == tmp_path / "job" / "4", "resumed, it reports the damage"

@@ -1,0 +1,356 @@
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from randlora_pl.run.callbacks import StartSummary
+from randlora_pl.tasks import VisionLanguageTask
+from tests.support.cli import SMALL, Run
+
+KEYS = (
+    "test/acc test/balanced_accuracy test/macro_f1 zeroshot/acc val/acc trainable_parameters total_parameters "
+    "fit_seconds peak_memory_bytes "
+    "images_per_second version version/torch seed basis_fingerprint steps effective_batch learning_rate"
+)
+
+
+def only_run(root: Path, name: str = "quickstart") -> Path:
+    (folder,) = (root / "runs" / name).glob("2*")
+    return folder
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter.safetensors").read_bytes()
+
+
+def test_run_folder_holds_everything(finished: Path) -> None:
+    names = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
+    assert {
+        *("config.yaml", "results.json", "run.log", "shots.json", "checkpoints/last.ckpt"),
+        *("adapter/adapter.safetensors", "adapter/adapter_config.json", "adapter-best/adapter.safetensors"),
+        *("figures/confusion.png", "figures/confusion.csv", "figures/predictions.png", "figures/mistakes.png"),
+        "test_per_class.csv",
+    } <= names
+    assert any(name.startswith("tensorboard/events") for name in names)
+    assert not any("part" in name or name.startswith(".") for name in names)
+    told = (finished / "run.log").read_text()
+    assert "zero-shot" in told and ".lock" not in told  # which the run still holds then
+
+
+def test_results_are_flat_and_complete(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    assert set(KEYS.split()) <= set(results)
+    assert not any(isinstance(value, dict) for value in results.values())
+    assert 0 <= results["test/acc"] <= 1 and 0 <= results["zeroshot/acc"] <= 1
+    assert results["steps"] == 3 and results["finished"]
+    assert results["trainable_parameters"] == results["adapter_parameters"] < results["total_parameters"]
+    assert results["config"] == ["quickstart.yaml"]
+
+
+def test_tensorboard_has_scalars_and_images(finished: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(finished / "tensorboard"), size_guidance={"images": 9}).Reload()
+    scalars = {tag for tag in board.Tags()["scalars"] if not tag.startswith("hp")}
+    assert {"zeroshot/acc", "test/acc", "test/macro_f1", "val/acc"} <= scalars
+    assert {"test/confusion", "test/predictions", "test/mistakes"} <= set(board.Tags()["images"])
+    assert [board.Scalars(name)[-1].step for name in ("zeroshot/acc", "val/acc", "test/acc")] == [0, 3, 3]
+
+
+def test_resolved_config_repeats_the_run(run: Run, finished: Path, tmp_path: Path) -> None:
+    resolved = yaml.safe_load((finished / "config.yaml").read_text())
+    assert resolved["model"]["init_args"]["learning_rate"] == 1e-3
+    assert run("fit", "--config", str(finished / "config.yaml"), "--run.root", "runs").code == 0
+    assert weights(only_run(tmp_path)) == weights(finished)
+
+
+@pytest.mark.slow
+def test_resolved_config_has_values_and_repeats_the_run(run: Run, tmp_path: Path) -> None:
+    """Also those that follow from the dataset, the model and the method."""
+    words = [*SMALL, "--data.steps", "null", "--data.min_batches_per_epoch", "0", "--trainer.limit_val_batches", "0"]
+    assert run("fit", *words).code == 0
+    first = only_run(tmp_path)
+    resolved = yaml.safe_load((first / "config.yaml").read_text())
+    assert (resolved["data"]["epochs"], resolved["data"]["steps"], resolved["data"]["flip"]) == (10, None, False)
+    assert json.loads((first / "results.json").read_text())["steps"] == 25
+    assert run("fit", "--config", str(first / "config.yaml"), "--run.name", "again").code == 0
+    second = only_run(tmp_path, "again")
+    assert weights(second) == weights(first)
+    assert yaml.safe_load((second / "config.yaml").read_text()) == resolved | {
+        "run": resolved["run"] | {"name": "again"}
+    }
+
+
+def test_end_page_names_figures_and_next_commands(run: Run, tmp_path: Path) -> None:
+    out = run("fit", *SMALL).out
+    folder = only_run(tmp_path)
+    place = folder.relative_to(tmp_path)
+    assert "results.json" in out and ".lock" not in out
+    for text in ("zero-shot: accuracy", "adapted layer", "optimizer steps", "peak memory", "test  ", "train/loss"):
+        assert text in out
+    for command in (f"predict --adapter {place}/adapter", f"test --run {place}", f"tensorboard --logdir {place}"):
+        assert command in out
+
+
+def test_the_page_leads_to_the_adapter_that_was_tested(run: Run, tmp_path: Path) -> None:
+    """The first validation is the best where the highest loss is."""
+    best = ["--checkpoint.test", "best", "--checkpoint.monitor", "val/loss", "--checkpoint.mode", "max"]
+    often = ["--data.steps", "3", "--trainer.val_check_interval", "1", "--trainer.check_val_every_n_epoch", "null"]
+    out = run("fit", *SMALL, *best, *often, "--run.name", "best").out.replace("\n", " ")
+    assert re.search(r"test +accuracy [\d.]+ %, .*loss [\d.]+ +\(adapter-best, step [12]\)", out), out
+    assert "/adapter-best --images PATH" in out and "/adapter --images PATH" not in out
+
+
+@pytest.mark.slow
+def test_the_last_adapter_is_tested_where_none_is_known_to_be_the_best(run: Run, tmp_path: Path) -> None:
+    none = ["--checkpoint.test", "best", "--data.steps", "2", "--trainer.limit_val_batches", "0"]
+    shown = run("fit", *SMALL, *none, "--run.name", "none")
+    assert shown.code == 0
+    assert "No validation ran, so the best adapter is unknown and the last one was tested." in shown.out
+    assert "/adapter --images PATH" in shown.out.replace("\n", " ") and "(adapter-best" not in shown.out
+    untested = run("fit", *SMALL, *none, "--trainer.limit_test_batches", "0", "--run.name", "no-test")
+    assert untested.code == 0 and "was tested" not in untested.out
+
+
+def test_a_best_adapter_of_another_run_is_not_looked_for(run: Run, finished: Path, tmp_path: Path) -> None:
+    """The checkpoint knows of a best figure, but its adapter is in the run that it is from."""
+    start = ["--ckpt_path", str(finished / "checkpoints/last.ckpt"), "--checkpoint.test", "best"]
+    shown = run("fit", *SMALL, *start, "--run.name", "on")
+    assert shown.code == 0, shown.err
+    folder = only_run(tmp_path, "on")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["tested"] == "adapter" and "best/step" not in results and "adapter-best" not in shown.out
+    assert results["test/acc"] == json.loads((finished / "results.json").read_text())["test/acc"]
+
+
+@pytest.mark.slow
+def test_results_say_which_adapter_was_tested_last(run: Run, tmp_path: Path) -> None:
+    """A run that went on with another choice is not called a test of the best."""
+    best = ["--checkpoint.test", "best", "--checkpoint.monitor", "val/loss", "--checkpoint.mode", "max"]
+    often = ["--trainer.val_check_interval", "1", "--trainer.check_val_every_n_epoch", "null"]
+    assert run("fit", *SMALL, *best, *often, "--run.name", "twice").code == 0
+    file = only_run(tmp_path, "twice") / "results.json"
+    results = json.loads(file.read_text())
+    assert results["tested"] == "adapter-best" and results["best/step"] < 3
+    file.write_text(json.dumps(results | {"finished": False}))
+    shown = run("fit", "--resume", str(file.parent), "--checkpoint.test", "last")
+    assert shown.code == 0, shown.err
+    again = json.loads(file.read_text())
+    assert again["tested"] == "adapter" and again["test/loss"] != results["test/loss"]
+    assert "(adapter-best, step" not in shown.out
+
+
+def test_test_and_validate_of_a_run_give_its_figures(run: Run, finished: Path, tmp_path: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    result = run("test", "--run", str(finished), "--run.root", "runs")
+    assert f"accuracy {100 * results['test/acc']:.2f} %" in result.out
+    tested = json.loads((only_run(tmp_path, "quickstart-test") / "results.json").read_text())
+    assert tested["test/acc"] == results["test/acc"]
+    result = run("validate", "--run", str(finished), "--run.root", "runs")
+    assert f"accuracy {100 * results['val/acc']:.2f} %" in result.out
+
+
+def test_run_without_evaluation(run: Run, refused: Callable[..., str], finished: Path, tmp_path: Path) -> None:
+    none = ("--trainer.limit_test_batches", "0", "--trainer.limit_val_batches", "0", "--trainer.max_steps", "2")
+    result = run("fit", *SMALL, *none, "--run.logger", "none")
+    assert result.code == 0, result.err
+    assert "2 optimizer steps, 16 images drawn" in result.out and "tensorboard" not in result.out
+    folder = only_run(tmp_path)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["finished"] and not any("/acc" in key for key in results)
+    assert (results["data/steps"], results["data/draws"]) == (2, 16)
+    for verb, option in (("test", "test"), ("validate", "val")):
+        option = f"--trainer.limit_{option}_batches"
+        assert f"evaluated nothing: {option} is 0" in refused(verb, "--run", str(finished), option, "0")
+        assert "--ckpt_path" in refused(verb, *SMALL, "--ckpt_path", "some.ckpt")
+
+
+def test_data_without_validation_images(
+    run: Run, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, finished: Path
+) -> None:
+    monkeypatch.setattr("randlora_pl.data.ImageData.val_dataloader", lambda self: [])
+    result = run("fit", *SMALL, "--trainer.val_check_interval", "1")
+    assert result.code == 0, result.err
+    assert "has no" in refused("validate", "--run", str(finished))
+
+
+def test_unknown_figure_to_monitor(run: Run, tmp_path: Path) -> None:
+    own = (
+        "--trainer.callbacks",
+        "ModelSummary",
+    )  # with a callback of the user, only the validation shows what is logged
+    result = run("fit", *SMALL, "--checkpoint.monitor", "val/accuracy", *own)
+    message = result.err
+    assert result.code == 2 and only_run(tmp_path).is_dir(), "what was trained is not lost"
+    assert "checkpoint.monitor" in message and "'val/acc'" in message
+
+
+def test_untrained_model_is_tested_without_an_adapter(run: Run, finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    out = run("test", *(word for word in SMALL)).out
+    assert "pretrained model" in out and f"accuracy {100 * results['zeroshot/acc']:.2f} %" in out
+
+
+def test_adapter_of_another_kind_is_refused_with_both_values(refused: Callable[..., str], finished: Path) -> None:
+    adapter = str(finished / "adapter")
+    assert "--model.adapter.rank" in refused("test", "--adapter", adapter, "--model.adapter.rank", "7")
+    assert "--model" in refused("test", "--adapter", adapter, "--model", "TextHeadTask")
+    assert "adapter folder" in refused("test", "--adapter", str(finished / "figures"))
+
+
+def test_adapter_of_other_base_weights_is_refused(run: Run, finished: Path, tmp_path: Path) -> None:
+    result = run("test", "--adapter", str(finished / "adapter"), "--seed_everything", "1", "--run.root", "runs")
+    assert result.code == 2 and len(result.err.splitlines()) <= 2
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "fragment", ["randlora", "lora", "vera", "nola", "dora", "pissa", "loraxs", "full", "bitfit", "linear_probe"]
+)
+def test_every_adapter_runs_fit_test_and_predict(run: Run, fragment: str, tmp_path: Path) -> None:
+    result = run("fit", *SMALL, "--config", fragment, "--trainer.fast_dev_run", "true")
+    assert result.code == 0, result.err
+    folder = only_run(tmp_path)
+    assert run("test", "--run", str(folder), "--run.root", "tests").code == 0
+    image = folder / "figures" / "confusion.png"
+    result = run("predict", "--adapter", str(folder / "adapter"), "--images", str(image), "--output", "-")
+    assert result.code == 0 and len(result.out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("task", ["TextHeadTask", "LinearHeadTask"])
+def test_every_task_runs(run: Run, task: str, tmp_path: Path) -> None:
+    result = run("fit", *SMALL, "--model", task)
+    assert result.code == 0, result.err
+    results = json.loads((only_run(tmp_path) / "results.json").read_text())
+    assert ("zeroshot/acc" in results) == (task == "TextHeadTask")
+    heads = 10 * 128 if task == "LinearHeadTask" else 0
+    assert results["trainable_parameters"] == results["adapter_parameters"] + heads
+
+
+def test_loss_that_is_not_finite_ends_the_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = VisionLanguageTask.training_step
+
+    def step(self: VisionLanguageTask, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        loss = plain(self, batch, batch_idx)
+        return loss * math.nan if batch_idx == 2 else loss
+
+    monkeypatch.setattr(VisionLanguageTask, "training_step", step)
+    result = run("fit", *SMALL)
+    assert result.code == 2
+    assert "--model.learning_rate" in result.err
+    folder = only_run(tmp_path)
+    assert str(folder.relative_to(tmp_path) / "adapter") in result.err and "(step 2)" in result.err
+    assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["metadata"]["training"]["step"] == 2
+
+
+def test_memory_that_runs_out_is_told_with_what_to_try(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: VisionLanguageTask, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(VisionLanguageTask, "training_step", step)
+    result = run("fit", *SMALL)
+    assert result.code == 2 and len(result.err.splitlines()) == 1
+    assert "--trainer.accumulate_grad_batches" in result.err
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.setattr(VisionLanguageTask, "test_step", step)
+    assert "--data.eval_batch_size 16" in run("fit", *SMALL).err, "it is the test that needs less"
+
+
+def interrupted(*args: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_dry_run_prints_the_start_page_and_writes_nothing(
+    run: Run, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANDLORA_PL_CACHE", str(tmp_path / "cache"))
+    result = run("fit", *SMALL, "--dry-run", "--run.logger", "[csv,tensorboard]")
+    assert result.code == 0 and not list(tmp_path.iterdir()), result.err
+    for row in (r"trainable +\d[\d,]+ of ", "steps +3 optimizer steps", "memory +[0-9.]+ MB of weights"):
+        assert re.search(row, result.out), row
+    assert "cannot resume" in refused("fit", "--dry_run", "--resume", "runs/quickstart/TIME")
+    assert "--dry-run takes no value, not --dry-run=1" in refused("fit", "--dry-run=1", "--config", "quickstart")
+    (tmp_path / "config.yaml").touch()  # of the user; a dry run has no folder to go on with
+    with monkeypatch.context() as patched:
+        patched.setattr(StartSummary, "_print", interrupted)
+        result = run("fit", *SMALL, "--dry-run")
+    assert result.code == 130 and "resume" not in result.err and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "config.yaml").unlink()
+    assert "Unknown option --dry-run" in refused("validate", "--dry-run", "--data.shots", "3")
+
+
+def test_other_errors_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: StartSummary, *args: Any) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(StartSummary, "on_fit_start", broken)
+    with pytest.raises(ZeroDivisionError):
+        run("fit", *SMALL)
+
+
+def test_settings_that_lightning_refuses_are_told_in_a_line(refused: Callable[..., str]) -> None:
+    assert "`val_check_interval` (99)" in refused("fit", *SMALL, "--trainer.val_check_interval", "99")
+
+
+@pytest.mark.slow
+def test_outputs_that_are_not_finite_are_no_figures(
+    run: Run, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, spoilt = VisionLanguageTask.class_logits, ["zeroshot", "val"]
+
+    def class_logits(task: VisionLanguageTask, images: torch.Tensor) -> torch.Tensor:
+        return logits(task, images) * (math.nan if task.test_name in spoilt else 1)
+
+    monkeypatch.setattr(VisionLanguageTask, "class_logits", class_logits)
+    assert "pretrained model are not finite" in refused("fit", *SMALL)
+    spoilt[:] = ["test"]
+    assert "pretrained model are not finite" in refused("test", *SMALL)
+    page = run("fit", *SMALL, "--trainer.limit_val_batches", "0")
+    assert page.code == 0 and "loss not finite" in page.out
+
+
+def test_missing_data_leave_nothing_behind(refused: Callable[..., str]) -> None:
+    words = ("--data.dataset", "mnist", "--data.root", "nowhere")
+    assert "nowhere" in refused("fit", "--config", "quickstart", "--trainer.accelerator", "cpu", *words)
+
+
+def test_checkpoint_to_start_from(run: Run, refused: Callable[..., str], finished: Path, tmp_path: Path) -> None:
+    small = [*SMALL, "--data.shots", "2"]
+    assert "checkpoint" in refused("fit", *small, "--ckpt_path", "nowhere")
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes((finished / "checkpoints" / "last.ckpt").read_bytes()[:1000])
+    assert "is cut off" in refused("fit", *small, "--ckpt_path", str(cut))
+    other = run("fit", *small, "--ckpt_path", str(finished / "checkpoints" / "last.ckpt"), "--model.adapter.rank", "7")
+    assert other.code == 2 and "7" in other.err and "6" in other.err
+
+
+def test_checkpoint_holds_only_what_trains(finished: Path) -> None:
+    checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    assert all("delta" in name for name in checkpoint["state_dict"])
+
+
+PROMPTED = ["--model", "PromptTask", "--model.prompts.words", "a photo of a"]
+BY_SGD = [*PROMPTED, "--model.optimizer", "sgd", "--model.learning_rate", "1e-3"]
+UNTRAINABLE = [
+    ([*BY_SGD, "--model.schedule", "epochs"], "the schedule of epochs needs --data.epochs"),
+    (["--trainer.callbacks", "randlora_pl.run.callbacks.GaussianAverage"], "GaussianAverage is over epochs"),
+    ([*PROMPTED, "--model.adapter", "AdaLoRA", "--model.classifier_steps", "0.4"], "AdaLoRA's procedure"),
+    ([*BY_SGD, "--model.adapter", "GaLore"], "has an optimizer of its own"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), UNTRAINABLE, ids=["schedule", "average", "procedure", "optimizer"])
+def test_what_cannot_train_is_refused_before_the_zero_shot_test(run: Run, words: list[str], message: str) -> None:
+    page = run("fit", *SMALL, *words)
+    assert page.code == 2 and message in page.err
+    assert "zero-shot" not in page.out + page.err and not list(Path("runs").rglob("results.json"))

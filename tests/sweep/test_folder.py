@@ -1,0 +1,92 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from randlora_pl.sweep.description import SweepConfig
+from randlora_pl.sweep.folder import DONE, FAILED, OPEN, SweepFolder
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.atomic_output import atomic_file
+from tests.sweep.grids import GRID, cells_of
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SweepFolder:
+    return SweepFolder(tmp_path / "sweep")
+
+
+def test_states_of_a_cell(folder: SweepFolder) -> None:
+    cell = cells_of()[0]
+    assert folder.state(cell) == OPEN and folder.results(cell) == {}
+    place = folder.begin(cell)
+    assert json.loads((place / "cell.json").read_text()) == cell.labels._asdict() | {"config": cell.flat}
+    (place / "results.json").write_text("{")
+    assert folder.state(cell) == OPEN, "damaged"
+    (place / "results.json").write_text('{"test/acc": 0.5, "finished": false}')
+    assert folder.state(cell) == OPEN, "broken off"
+    folder.fail(cell, "two\nlines")
+    folder.fail(cell, "again", "Traceback ...")
+    told = json.loads((place / "failed.json").read_text())
+    assert told.pop("time").startswith("20")
+    assert told == {"reason": "again", "tries": 2, "traceback": "Traceback ..."}
+    assert folder.state(cell) == FAILED
+    (place / "results.json").write_text('{"finished": true}')
+    assert folder.state(cell) == DONE
+
+
+def test_a_finished_cell_keeps_what_it_needs(folder: SweepFolder) -> None:
+    cell = cells_of()[0]
+    place = folder.begin(cell)
+    folder.fail(cell, "before")
+    for name in ("checkpoints", "adapter"):
+        (place / name).mkdir()
+    folder.succeed(cell, keep_adapters=True)
+    assert {path.name for path in place.iterdir()} == {"cell.json", "adapter"}
+    folder.succeed(cell, keep_adapters=False)
+    assert {path.name for path in place.iterdir()} == {"cell.json"}
+
+
+def test_a_grid_may_grow_in_its_folder(folder: SweepFolder) -> None:
+    small = cells_of()
+    folder.open(SweepConfig.of(GRID), small)
+    folder.begin(small[0])
+    more = {"seeds": [2], "methods": GRID["methods"] | {"VeRA": {"adapter": "VeRA"}}}
+    folder.open(SweepConfig.of(GRID | more), cells_of(**more))
+    told = yaml.safe_load((folder.path / "sweep.yaml").read_text())
+    assert told["seeds"] == [1, 2] and list(told["methods"]) == ["RandLoRA-6", "LoRA-4", "VeRA"]
+    folder.open(SweepConfig.of(GRID), small)
+    assert yaml.safe_load((folder.path / "sweep.yaml").read_text())["seeds"] == [1, 2], "it does not shrink"
+
+
+def test_another_sweep_is_refused_with_what_differs(folder: SweepFolder) -> None:
+    folder.open(SweepConfig.of(GRID), cells_of())
+    folder.begin(cells_of()[1])
+    other = {"methods": {"LoRA-4": {"adapter": "LoRA", "rank": 5}}}
+    with pytest.raises(UserError) as error:
+        folder.open(SweepConfig.of(GRID | other), cells_of(**other))
+    assert "LoRA-4" in str(error.value)
+    assert yaml.safe_load((folder.path / "sweep.yaml").read_text())["methods"] == GRID["methods"]
+
+
+def test_a_folder_of_something_else_is_refused(folder: SweepFolder) -> None:
+    folder.path.mkdir()
+    (folder.path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="empty"):
+        folder.open(SweepConfig.of(GRID), cells_of())
+
+
+def test_a_second_process_may_begin_while_the_first_writes_the_description(folder: SweepFolder) -> None:
+    folder.path.mkdir()
+    with atomic_file(folder.path / "sweep.yaml") as first:
+        folder.open(SweepConfig.of(GRID), cells_of())
+        first.write((folder.path / "sweep.yaml").read_bytes())
+    folder.open(SweepConfig.of(GRID), cells_of())
+
+
+def test_a_damaged_description_is_told(folder: SweepFolder) -> None:
+    folder.open(SweepConfig.of(GRID), cells_of())
+    for damaged in ("models: [", "5", "[5]", "models"):
+        (folder.path / "sweep.yaml").write_text(damaged)
+        with pytest.raises(UserError, match="describe"):
+            folder.open(SweepConfig.of(GRID), cells_of())

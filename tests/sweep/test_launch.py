@@ -1,0 +1,149 @@
+"""Several processes of one machine, and job arrays through submitit; nothing is contacted."""
+
+import os
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from randlora_pl.commands.sweep.sweep import run_in_job
+from randlora_pl.sweep import launch
+from randlora_pl.utils.errors import UserError
+from tests.support.cli import Run
+from tests.sweep.grids import written
+
+
+def test_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    environments = [launch._environment(number, 3) for number in range(3)]
+    assert [one["OMP_NUM_THREADS"] for one in environments] == ["2"] * 3
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in environments] == ["4", "6", "4"]
+
+
+def test_processes_are_ended_with_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/sh")
+    script = tmp_path / "sleeper"
+    script.write_text("exec sleep 60\n")
+    monkeypatch.setattr(launch.subprocess, "Popen", _sleeper(launch.subprocess.Popen, script))
+
+    def look() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch.local(["sweep"], tmp_path, 2, look)
+    assert _sleeper.started and all(process.poll() is not None for process in _sleeper.started)
+
+
+def test_processes_end_with_a_killed_one(tmp_path: Path) -> None:
+    """The one that `local` starts writes its number, and waits; what starts it is killed."""
+    child = tmp_path / "child"
+    code = "import os, sys, time; from randlora_pl.sweep.launch import end_with_parent as end; end();"
+    code += f"open({str(tmp_path / 'started')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    child.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}"\n')
+    child.chmod(stat.S_IRWXU)
+    parent = "import sys; from pathlib import Path; from randlora_pl.sweep import launch;"
+    parent += f"sys.executable = {str(child)!r}; launch.local([], Path({str(tmp_path)!r}), 1, lambda: None)"
+    with subprocess.Popen([sys.executable, "-c", parent]) as process:
+        assert _within(20, lambda: (tmp_path / "started").exists() and (tmp_path / "started").read_text())
+        process.kill()
+    number = int((tmp_path / "started").read_text())
+    assert _within(10, lambda: not _running(number))
+
+
+def _running(number: int) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def _within(seconds: float, what: Callable[[], object]) -> bool:
+    until = time.monotonic() + seconds
+    while not what() and time.monotonic() < until:
+        time.sleep(0.02)
+    return bool(what())
+
+
+class _sleeper:
+    started: list = []  # type: ignore[type-arg]  # noqa: RUF012
+
+    def __init__(self, plain: object, script: Path) -> None:
+        self.plain, self.script = plain, script
+
+    def __call__(self, command: list[str], **options: object) -> object:
+        process = self.plain(["/bin/sh", str(self.script)], **options)  # type: ignore[operator]
+        _sleeper.started.append(process)
+        return process
+
+
+def test_the_last_look_is_after_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ending:
+        """A process that ends while it is asked whether it runs."""
+
+        returncode = 0
+        answers: Iterator[int | None] = iter([None])
+
+        def poll(self) -> int | None:
+            return next(self.answers, 0)
+
+        def wait(self, timeout: float) -> None:
+            pass
+
+    process, seen = Ending(), []
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda *args, **options: process)
+    assert launch.local(["sweep"], tmp_path, 1, lambda: seen.append(process.poll())) == [0]
+    assert len(seen) == 2
+
+
+def test_without_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match="install"):
+        launch.slurm(run_in_job, ["sweep"], tmp_path, 1, [])
+
+
+@pytest.mark.slow
+def test_an_array_of_jobs_by_the_debug_executor(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("submitit", reason="the extra slurm is not installed")
+    written(tmp_path)
+    result = run("sweep", "small.yaml", "--launcher", "slurm", "--jobs", "2", "--slurm", "cluster=debug")
+    assert result.code == 0, result.err
+    assert "submitted 2 jobs" in result.out and "--dry-run" in result.out
+    dry = run("sweep", "small.yaml", "--dry-run")
+    assert "2 cells: 2 done" in dry.out
+
+
+def test_what_is_submitted_to_slurm(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitit = pytest.importorskip("submitit", reason="the extra slurm is not installed")
+    written(tmp_path)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, body in {"sbatch": f"cp $1 {tmp_path}/submitted; echo Submitted batch job 4711", "srun": ""}.items():
+        (tools / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tools / name).chmod(stat.S_IRWXU)
+    os.environ["PATH"] = f"{tools}:{os.environ['PATH']}"  # of the copy that the fixture `run` made
+    words = ("--slurm", "slurm_partition=gpu", "timeout_min=90", "gpus_per_node=1")
+    result = run("sweep", "small.yaml", "--launcher", "slurm", "--jobs", "3", "--only", "method=LoRA-4", *words)
+    assert result.code == 0, result.err
+    assert "submitted 3 jobs: 4711_0, 4711_1, 4711_2" in result.out
+    script = (tmp_path / "submitted").read_text()
+    for line in ("--array=0-2", "--partition=gpu", "--time=90", "--gpus-per-node=1", "--job-name=sweep-small"):
+        assert line in script
+    (first, *_) = sorted((tmp_path / "runs/sweeps/small/slurm").glob("*_submitted.pkl"))
+    call = submitit.core.utils.DelayedSubmission.load(first)
+    assert call.function.__module__ == "randlora_pl.commands.sweep.sweep" and call.function.__name__ == "run_in_job"
+    assert call.args[0][:2] == ["sweep", str(tmp_path / "small.yaml")]
+    assert call.args[0][2:] == ["--only", "method=LoRA-4", "--output", str(tmp_path / "runs/sweeps/small")]
+    for bad, said in ((("timeout=1",), "timeout"), (("partition",), "expected KEY=VALUE")):
+        failed = run("sweep", "small.yaml", "--launcher", "slurm", "--slurm", *bad)
+        assert failed.code == 2 and said in failed.err and len(failed.err.splitlines()) == 1
+
+
+def test_a_job_that_ends_with_an_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="ended"):
+        run_in_job(["sweep", "nothing.yaml"])

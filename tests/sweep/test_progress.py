@@ -1,0 +1,81 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from randlora_pl.sweep.estimate import Estimator
+from randlora_pl.sweep.folder import SweepFolder
+from randlora_pl.sweep.plan import Trial
+from randlora_pl.sweep.progress import Progress
+from randlora_pl.utils.files.lease import acquired, lease_on
+from tests.sweep.grids import cells_of
+
+CELLS = cells_of(seeds=[1, 2])
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def progress_of(folder: SweepFolder, stream: io.StringIO) -> Progress:
+    return Progress(folder, CELLS, Estimator(folder, CELLS), stream)
+
+
+def finish(folder: SweepFolder, cell: Trial) -> None:
+    figures = {"finished": True, "test/acc": 0.5, "fit_seconds": 50.0, "steps": 2, "cell_seconds": 60.0}
+    (folder.begin(cell) / "results.json").write_text(json.dumps(figures))
+
+
+def test_plain_lines_elsewhere(tmp_path: Path) -> None:
+    folder, stream = SweepFolder(tmp_path), io.StringIO()
+    progress = progress_of(folder, stream)
+    with progress.shown():
+        progress.started(CELLS[0])
+        finish(folder, CELLS[0])
+        progress.ended(CELLS[0], 60.0)
+        folder.fail(CELLS[1], "no luck")
+        progress.ended(CELLS[1], 1.0, "no luck")
+        scores = {"finished": True, "test/pearson": 0.5, "data/metric": "pearson", "cell_seconds": 60.0}
+        (folder.begin(CELLS[2]) / "results.json").write_text(json.dumps(scores))
+        progress.ended(CELLS[2], 60.0)
+    assert stream.getvalue().splitlines() == [
+        "1/4  tiny, digits, 2-shot, RandLoRA-6, seed 1: 50.0 % in 60 s; 3 min left",
+        "2/4  tiny, digits, 2-shot, LoRA-4, seed 1: failed: no luck; 2 min left",
+        "3/4  tiny, digits, 2-shot, RandLoRA-6, seed 2: pearson 0.500 in 60 s; 85 s left",
+    ]
+
+
+def test_processes_between_two_cells_are_counted_on(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    finish(folder, CELLS[0])
+    progress = Progress(folder, CELLS, Estimator(folder, CELLS), io.StringIO(), jobs=2)
+    progress.estimator.refresh()
+    progress.scan()
+    assert progress.at_work() == 0 and progress.seconds_left() == pytest.approx(3 * 60 / 2)
+
+
+def test_a_live_table_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    folder = SweepFolder(tmp_path)
+    finish(folder, CELLS[0])
+    folder.fail(CELLS[1], "no luck")
+    lease = lease_on(folder.lock(CELLS[2]))
+    assert acquired(lease)
+    stream = Terminal()
+    progress = progress_of(folder, stream)
+    progress.estimator.refresh()
+    progress.started(CELLS[3])
+    progress.print_line(CELLS[1], "failed: no luck")
+    with progress.shown():
+        pass
+    lease.release()
+    assert "failed: no luck" in stream.getvalue()
+    plain = io.StringIO()
+    Console(file=plain, width=120).print(progress.page())
+    lines = plain.getvalue().splitlines()
+    assert lines[1].split() == ["done", "running", "failed", "left", "time", "left"]
+    assert lines[2].split() == ["1", "2", "1", "2", "60", "s"]
+    assert lines[3].startswith(f"> {CELLS[3].labels}, for") and str(CELLS[2].labels) in lines[4]
