@@ -1,0 +1,238 @@
+"""Options declared once: fields of a class, whose docstrings are the help and whose types are checked here.
+
+    class LoRA(Adapter):
+        rank: Annotated[int, Positive] = 32
+        '''Rank r.'''  # in double quotes: the help
+
+Bases of described objects and `Declared` make a keyword-only dataclass of each of their subclasses.
+"""
+
+import dataclasses
+import inspect
+import math
+import sys
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    NotRequired,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+from randlora_pl.utils.errors import UserError, brief, near
+
+LARGEST = 2**63 - 1
+"""Largest whole number of an option; ``float`` and tensors would overflow."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Condition on a value, as in ``Annotated[int, Positive]``.
+
+    Attributes:
+        holds: Function that returns True for a valid value of the annotated type.
+        wanted: Description of a valid value, for messages.
+    """
+
+    holds: Callable[[Any], bool]
+    wanted: str
+
+    def __repr__(self) -> str:
+        return self.wanted  # in the help of a plain LightningCLI
+
+
+Positive = Check(lambda value: 0 < value < math.inf, "a positive number")
+NotNegative = Check(lambda value: 0 <= value < math.inf, "0 or a positive number")
+Fraction = Check(lambda value: 0 <= value <= 1, "a number from 0 to 1")
+Probability = Check(lambda value: 0 <= value < 1, "a number from 0 to below 1")
+
+Count = Annotated[int, Positive]
+"""A positive whole number."""
+
+
+class Misfit(NamedTuple):
+    """Part of a value that does not have its type.
+
+    Attributes:
+        name: Name of the part, such as ``layers.fc1[1]``.
+        value: The part.
+        wanted: Description of a valid value, empty if the part is missing.
+    """
+
+    name: str
+    value: Any
+    wanted: str
+
+    def __str__(self) -> str:
+        return f"{self.name} is {brief(self.value, 40)}" if self.wanted else f"{self.name} is missing"
+
+
+_PLAIN = {bool: "true or false", str: "a text", int: "a whole number", float: "a number", type(None): "null"}
+
+
+def misfit(value: Any, kind: Any, name: str = "") -> Misfit | None:
+    """Return the first part of a value that does not have its type, or None.
+
+    Whole numbers are numbers, and lists are tuples, as in JSON.
+
+    Args:
+        value: The value of an option, or of a file.
+        kind: A type, union, literal, list, tuple, dictionary, or typed dictionary (further keys are allowed). Checks of
+            ``Annotated`` are applied. A value of a type that is not known here is not checked.
+        name: Name of the value.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    prefix = f"{name}." if name else ""
+    if kind is Any or kind is inspect.Parameter.empty or isinstance(kind, str):
+        return None
+    if origin is Annotated:
+        checks = (each for each in inner[1:] if isinstance(each, Check) and not each.holds(value))
+        return misfit(value, inner[0], name) or next((Misfit(name, value, each.wanted) for each in checks), None)
+    if origin in (Union, types.UnionType):
+        return _of_union(value, inner, name)
+    if origin is NotRequired:
+        return misfit(value, inner[0], name)
+    if origin is Literal:
+        fits = any(value == each and type(value) is type(each) for each in inner)
+        return None if fits else Misfit(name, value, _either(map(str, inner)))
+    if is_typeddict(kind):
+        if not isinstance(value, dict):
+            return Misfit(name, value, "a mapping")
+        if missing := sorted(kind.__required_keys__ - value.keys()):
+            return Misfit(prefix + missing[0], None, "")
+        hints = get_type_hints(kind, include_extras=True)
+        parts = [(value[key], each, prefix + key) for key, each in hints.items() if key in value]
+    elif origin is dict:
+        if not isinstance(value, dict):
+            return Misfit(name, value, "a mapping such as {pattern: value}")
+        parts = [(each, inner[1], f"{prefix}{key}") for key, each in value.items()]
+    elif origin in (list, tuple):
+        if not isinstance(value, list | tuple):
+            return Misfit(name, value, "a list such as [a,b]" if str in inner else "a list such as [0.5,1]")
+        kinds = [inner[0]] * len(value) if origin is list or inner[1:] == (...,) else inner
+        if len(kinds) != len(value):
+            return Misfit(name, value, f"a list of {len(kinds)}")
+        parts = [(each, part, f"{name}[{place}]") for place, (each, part) in enumerate(zip(value, kinds, strict=True))]
+    elif kind in _PLAIN:
+        fits = isinstance(value, int | float if kind is float else kind) and (
+            kind is bool or not isinstance(value, bool)
+        )
+        fits = fits and not (isinstance(value, int) and abs(value) > LARGEST)
+        return None if fits else Misfit(name, value, _PLAIN[kind])
+    else:
+        fits = not inspect.isclass(kind) or isinstance(value, kind)
+        return None if fits else Misfit(name, value, f"an object of {kind.__name__}")
+    return next((found for part in parts if (found := misfit(*part))), None)
+
+
+def _of_union(value: Any, kinds: tuple[Any, ...], name: str) -> Misfit | None:
+    """Return the misfit of the alternatives whose outer type fits, else of all: 0 misses "a positive number" alone."""
+    found = {kind: misfit(value, kind, name) for kind in kinds}
+    wrong = {kind: each for kind, each in found.items() if each is not None}
+    if len(wrong) < len(found):
+        return None
+    closest = [kind for kind in wrong if type(value) is _outer(kind)]
+    closest = closest or [kind for kind in wrong if kind not in (None, type(None))]
+    if len(closest) == 1:
+        return wrong[closest[0]]
+    wanted = (literal_words(kind) if get_origin(kind) is Literal else [wrong[kind].wanted] for kind in closest)
+    return Misfit(name, value, _either(each for some in wanted for each in some))
+
+
+def _either(choices: Iterable[str]) -> str:
+    """Return the choices as ``a, b or c``."""
+    *others, last = dict.fromkeys(choices)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _outer(kind: Any) -> Any:
+    """Return the type of a value of an annotation, whatever is inside."""
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    return get_origin(kind) or kind
+
+
+def literal_words(kind: Any) -> list[str]:
+    """Return the texts that a type allows by name, in ``Literal[...]``."""
+    own = get_args(kind) if get_origin(kind) is Literal else ()
+    return [each for each in own if isinstance(each, str)] or [
+        word for part in get_args(kind) for word in literal_words(part)
+    ]
+
+
+def option_types(cls: type) -> dict[str, Any]:
+    """Return the types of a class's options by name, with their checks."""
+    return {each.name: _type(cls, each) for each in dataclasses.fields(cls) if each.init}
+
+
+def _type(cls: type, option: "dataclasses.Field[Any]") -> Any:
+    """Return the type of an option; an annotation in quotes is evaluated where it stands."""
+    if not isinstance(option.type, str):
+        return option.type
+    home = next(base for base in cls.__mro__ if option.name in vars(base).get("__annotations__", {}))
+    return eval(option.type, vars(sys.modules[home.__module__]))
+
+
+def check_options(made: Any) -> None:
+    """Refuse an object with an option that does not have its type.
+
+    Raises:
+        UserError: The first such option.
+    """
+    for name, kind in option_types(type(made)).items():
+        if wrong := misfit(getattr(made, name), kind, name):
+            hint = near(wrong.value, literal_words(kind), 1) if isinstance(wrong.value, str) else ""
+            raise UserError(f"{type(made).__name__}: {wrong}.{hint}", f"Give {wrong.wanted}.")
+
+
+def check_declaration(cls: type) -> None:
+    """Refuse a class with options that a dataclass would silently ignore.
+
+    Raises:
+        TypeError: It has a constructor, or sets an inherited option without a type.
+    """
+    if "__init__" in vars(cls):
+        raise TypeError(f"{cls.__name__} has a constructor. Declare its options in the class: `rank: int = 4`.")
+    own = vars(cls).get("__annotations__", {})
+    inherited = {
+        each.name for base in cls.__mro__[1:] if dataclasses.is_dataclass(base) for each in dataclasses.fields(base)
+    }
+    if plain := [name for name in vars(cls) if name in inherited and name not in own]:
+        raise TypeError(f"{cls.__name__}.{plain[0]} is an option: give its type, too, as in `{plain[0]}: int = 4`.")
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(field,))
+class Declared:
+    """Base of tasks, data modules and callbacks with options: each subclass becomes a mutable keyword-only dataclass.
+
+    Objects are equal to themselves alone, so that modules stay hashable. An annotated attribute that is not an option
+    is a ``ClassVar``. ``__post_init__`` calls the constructor of the base that is not declared, then `check_options`.
+    """
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if constructs(cls, Declared):
+            return
+        check_declaration(cls)
+        dataclass(kw_only=True, eq=False, repr=False)(cls)
+
+
+def constructs(cls: type, base: type) -> bool:
+    """Return True if a class, or the first above it that has one, takes its options in a constructor of its own.
+
+    So classes can be converted one after the other.
+
+    Args:
+        cls: The class.
+        base: Base of the declared classes, whose own bases may have constructors.
+    """
+    first = next(each for each in cls.__mro__ if "__init__" in vars(each))
+    return "__dataclass_fields__" not in vars(first) and issubclass(first, base)
