@@ -1,7 +1,11 @@
 import inspect
+from pathlib import Path
+
+import pytest
 
 from randlora_pl import adapters, language, tasks
 from randlora_pl.data import ImageData
+from randlora_pl.run.options import class_index
 from randlora_pl.run.options.class_index import read_classes, subclasses, trainer_options
 
 
@@ -66,3 +70,49 @@ def test_trainer_options_come_from_lightning() -> None:
     from lightning.pytorch import Trainer
 
     assert set(trainer_options()) == set(inspect.signature(Trainer).parameters)
+
+
+FIELDS = """
+from dataclasses import field
+from randlora_pl.rooms.{import_} import Rank
+
+Init = Literal["zero", "kaiming"]
+
+class Base:
+    kind: ClassVar[str] = "x"
+    rank: Rank = 4
+    '''Rank r. A number,
+    or numbers by pattern.'''
+    qkv: str = "packed"
+    '''Packing.'''
+
+class Child(Base):
+    '''Child of the base.'''
+
+    rank: Rank = 8
+    '''Rank of the child.'''
+    init: Init
+    '''Start.'''
+    parts: list[Base] = field(default_factory=lambda: [Base(rank=2)])
+    names: list[str] = field(default_factory=list)
+    qkv: str = field(init=False, default="split")
+"""
+
+
+def test_fields_are_options_with_the_text_below_as_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = tmp_path / "randlora_pl" / "rooms"
+    room.mkdir(parents=True)
+    monkeypatch.setattr(class_index, "PACKAGE", room.parent)
+    (room / "types.py").write_text("Count = Annotated[int, Positive]\nRank = Count | dict[str, Count]\n")
+    (room / "made.py").write_text(FIELDS.format(import_="types"))
+    found = read_classes("rooms")
+    assert found["Base"].options["rank"].help == "Rank r. A number, or numbers by pattern."
+    assert found["Base"].options["rank"].choices == "int | dict[str, int]"
+    child = found["Child"]
+    assert child.summary == "Child of the base."
+    assert {name: (option.choices, option.default) for name, option in child.options.items()} == {
+        "rank": ("int | dict[str, int]", "8"),
+        "init": ("zero | kaiming", None),
+        "parts": ("list[Base]", "[Base(rank=2)]"),
+        "names": ("list[str]", "[]"),
+    }

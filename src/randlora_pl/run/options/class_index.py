@@ -16,13 +16,13 @@ PACKAGE = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Option:
-    """Argument of a constructor.
+    """Option of a class: a field, or an argument of its constructor.
 
     Attributes:
-        name: Name of the argument.
-        kind: Its annotation, as written, with the literals that a name in it stands for.
-        default: Its default, as written; None if the argument is required.
-        help: Its lines of the docstring, joined.
+        name: Name of the option.
+        kind: Its annotation, as written, with the types that names in it stand for.
+        default: Its default, as written; None if the option is required.
+        help: The text below the field, or its lines of the docstring, joined.
     """
 
     name: str
@@ -32,8 +32,9 @@ class Option:
 
     @property
     def choices(self) -> str:
-        """The type as a reader sees it: ``int | ceil | floor+1`` of ``int | Literal['ceil', 'floor+1']``."""
-        return re.sub(r"Literal\[(.*?)\]", lambda found: " | ".join(ast.literal_eval(f"[{found[1]}]")), self.kind)
+        """The type as a reader sees it: ``int | ceil`` of ``Annotated[int, Positive] | Literal['ceil']``."""
+        kind = re.sub(r"Annotated\[(\w+)[^]]*\]", r"\1", self.kind)
+        return re.sub(r"Literal\[(.*?)\]", lambda found: " | ".join(ast.literal_eval(f"[{found[1]}]")), kind)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class ClassSource:
         module: Dotted path of the package that exports it, else of its module.
         summary: First line of its docstring.
         bases: Names of its base classes.
-        options: Arguments of its constructor by name, with the arguments of base classes that it passes on.
+        options: Its options by name, then those that it inherits or passes on.
         constants: Constants, and tuples of constants, among its class attributes and its base classes', by name.
     """
 
@@ -74,26 +75,34 @@ def _argument_help(docstring: str) -> dict[str, str]:
     return found
 
 
-def _spelled_out(kind: str, file: Path, modules: dict[str, str]) -> str:
-    """Return an annotation with the ``Literal[...]`` that each name in it stands for.
+@cache
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
-    Args:
-        kind: The annotation.
-        file: File that contains it.
-        modules: Module of every name that the file imports from this project.
-    """
 
-    def literal(name: re.Match[str]) -> str:
-        module = modules.get(name[0])
+@cache
+def _modules(file: Path) -> dict[str, str]:
+    """Return the module of every name that a file imports from this project."""
+    imports = re.findall(r"^from (randlora_pl\.[\w.]+) import (\([^)]*|.*)", _text(file), re.MULTILINE)
+    return {name: module for module, names in imports for name in re.findall(r"\w+", names)}
+
+
+@cache
+def _spelled_out(kind: str, file: Path) -> str:
+    """Return an annotation of a file with the types that names in it stand for, such as ``Literal[...]``."""
+
+    def type_of(name: re.Match[str]) -> str:
+        module = _modules(file).get(name[0])
         source = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py") if module else file
-        text = source.read_text(encoding="utf-8") if source.is_file() else ""
-        found = re.search(rf"^{name[0]} = (Literal\[.*\])$", text, re.MULTILINE)
-        return found[1] if found else name[0]
+        found = re.search(
+            rf"^{name[0]} = ((?:Literal|Annotated)\[.*\]|[\w\[\], ]+ \| .*)$", _text(source), re.MULTILINE
+        )
+        return _spelled_out(found[1], source) if found else name[0]
 
-    return re.sub(r"\b(?!Any\b|None\b|Literal\b)[A-Z]\w+\b(?!')", literal, kind)
+    return re.sub(r"\b(?!Any\b|None\b|Literal\b|Annotated\b)[A-Z]\w+\b(?!')", type_of, kind)
 
 
-def _options(function: ast.FunctionDef, docs: dict[str, str], file: Path, modules: dict[str, str]) -> dict[str, Option]:
+def _options(function: ast.FunctionDef, docs: dict[str, str], file: Path) -> dict[str, Option]:
     arguments = function.args
     positional = [*arguments.posonlyargs, *arguments.args][1:]  # without self
     defaults: list[ast.expr | None] = [None] * len(positional)
@@ -103,12 +112,43 @@ def _options(function: ast.FunctionDef, docs: dict[str, str], file: Path, module
     return {
         argument.arg: Option(
             argument.arg,
-            _spelled_out(ast.unparse(argument.annotation), file, modules) if argument.annotation else "",
+            _spelled_out(ast.unparse(argument.annotation), file) if argument.annotation else "",
             None if default is None else ast.unparse(default),
             docs.get(argument.arg, ""),
         )
         for argument, default in pairs
     }
+
+
+def _fields(node: ast.ClassDef, file: Path) -> dict[str, Option]:
+    """Return the options that a class declares as fields; the text below each is its help.
+
+    An option without a name is one of a base that the class does not have.
+    """
+    found: dict[str, Option] = {}
+    for item, below in zip(node.body, [*node.body[1:], None], strict=True):
+        if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
+            continue
+        kind, default = ast.unparse(item.annotation).strip("'"), item.value
+        if kind.startswith("ClassVar"):
+            continue
+        text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else ""
+        name = item.target.id
+        if isinstance(default, ast.Call) and ast.unparse(default.func) == "field":
+            given = {each.arg: each.value for each in default.keywords}
+            name = "" if "init" in given else name
+            default = _made(given["default_factory"]) if "default_factory" in given else given.get("default")
+        written = None if default is None else ast.unparse(default)
+        found[item.target.id] = Option(name, _spelled_out(kind, file), written, " ".join(str(text).split()))
+    return found
+
+
+def _made(factory: ast.expr) -> ast.expr:
+    """Return what a ``default_factory`` makes: an empty list, ``LoRA()``, or the value of a lambda."""
+    empty = {"list": "[]", "dict": "{}"}.get(ast.unparse(factory))
+    if empty:
+        return ast.parse(empty, mode="eval").body
+    return factory.body if isinstance(factory, ast.Lambda) else ast.Call(factory, [], [])
 
 
 def _constants(node: ast.ClassDef) -> dict[str, Any]:
@@ -132,15 +172,8 @@ def _read(file: Path, module: str) -> _Read:
     options on to its bases.
     """
     found: _Read = {}
-    text = file.read_text(encoding="utf-8")
-    body = ast.parse(text).body if "\nclass " in text else []
-    modules = {
-        name.name: node.module
-        for node in body
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("randlora_pl.")
-        for name in node.names
-    }
-    rooms = {name: module.split(".")[1] for name, module in modules.items()}
+    body = ast.parse(_text(file)).body if "\nclass " in _text(file) else []
+    rooms = {name: module.split(".")[1] for name, module in _modules(file).items()} if body else {}
     for node in body:
         if not isinstance(node, ast.ClassDef):
             continue
@@ -151,7 +184,7 @@ def _read(file: Path, module: str) -> _Read:
             public_path(f"{module}.{node.name}").rpartition(".")[0],
             docstring.partition("\n")[0],
             tuple(ast.unparse(base).rpartition(".")[2] for base in node.bases),
-            _options(init, _argument_help(docstring), file, modules) if init else {},
+            _options(init, _argument_help(docstring), file) if init else _fields(node, file),
             _constants(node),
         )
         found[node.name] = (source, rooms if init is None or init.args.kwarg is not None else None)
@@ -179,7 +212,8 @@ def read_classes(package: str) -> dict[str, ClassSource]:
             elif rooms and base in rooms:
                 inherited |= read_classes(rooms[base])[base].options
         known = {*source.options, *source.constants.get("fixed_options", ())}
-        return source.options | {key: value for key, value in inherited.items() if key not in known}
+        found = source.options | {key: value for key, value in inherited.items() if key not in known}
+        return {key: value for key, value in found.items() if value.name}
 
     def constants(name: str) -> dict[str, Any]:
         source = raw[name][0]

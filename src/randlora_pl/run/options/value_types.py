@@ -11,12 +11,13 @@ import yaml
 
 from randlora_pl.run.options.compose import Command, parse_value
 from randlora_pl.run.options.validate import file_with
+from randlora_pl.utils import options
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_yaml
 
-_TYPES = {name: getattr(typing, name) for name in ("Any", "Literal", "Optional", "Union")} | {
-    kind.__name__: kind for kind in (int, float, bool, str, list, dict, tuple)
-}
+_TYPES: dict[str, Any] = {name: getattr(typing, name) for name in ("Annotated", "Any", "Literal", "Optional", "Union")}
+_TYPES |= {kind.__name__: kind for kind in (int, float, bool, str, list, dict, tuple)}
+_TYPES |= {name: check for name, check in vars(options).items() if isinstance(check, options.Check)}
 
 
 def check_type(command: Command, key: str, kind: str, value: Any) -> None:
