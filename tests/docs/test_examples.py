@@ -24,10 +24,10 @@ from tests.support.products import in_one_item, marked
 
 PACKAGES = (
     "adapters",
-    "analysis",
-    "callbacks",
+    "lab.analysis",
+    "run.callbacks",
     "data",
-    "experiments",
+    "lab",
     "interop",
     "language",
     "models",

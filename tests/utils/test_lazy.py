@@ -12,7 +12,7 @@ import randlora_pl
 from randlora_pl.utils.class_paths import exported
 from tests.support.products import in_one_item
 
-PACKAGES = ("adapters", "adapters.methods", "callbacks", "data", "language", "models", "tasks")
+PACKAGES = ("adapters", "adapters.methods", "run.callbacks", "data", "language", "models", "tasks")
 
 
 @in_one_item("package", PACKAGES)

@@ -5,10 +5,9 @@ import torch
 
 from randlora_pl.data import ImageData
 from randlora_pl.lab.bench.pipeline import PLAIN, Plain, cases
-
-from ..data.conftest import Tree
-from ..data.conftest import tree as tree  # the fixture
-from ..support.products import marked
+from tests.data.conftest import Tree
+from tests.data.conftest import tree as tree  # the fixture
+from tests.support.products import marked
 
 
 def data_of(**options: object) -> ImageData:

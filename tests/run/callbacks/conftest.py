@@ -14,6 +14,11 @@ from tests.tasks.small import two_blocks
 Fit = Callable[..., tuple[Trainer, TextHeadTask, ImageData]]
 
 
+@pytest.fixture(scope="package", autouse=True)
+def _coarse_figures() -> None:
+    """Leave figures their size: these tests look at them."""
+
+
 @pytest.fixture(autouse=True, scope="package")
 def _small_model() -> Iterator[None]:
     with two_blocks(), caching():

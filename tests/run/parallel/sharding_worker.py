@@ -21,8 +21,7 @@ from randlora_pl.data import ImageData
 from randlora_pl.run.parallel.sharding import AdapterFSDP
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.utils.errors import UserError
-
-from ..tasks.small import make, trained, two_blocks
+from tests.tasks.small import make, trained, two_blocks
 
 WORLD, RANK = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
 DATA: dict[str, Any] = {

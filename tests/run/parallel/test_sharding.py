@@ -21,8 +21,8 @@ from randlora_pl.run.parallel.devices import with_strategy
 from randlora_pl.tasks import PromptTask
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import SMALL, Run
+from tests.tasks.small import make, trained, two_blocks
 
-from ..tasks.small import make, trained, two_blocks
 from .jobs import environment, free_port
 from .sharding_worker import ACCUMULATE, DATA, RUNS, main, trainer
 
