@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from randlora_pl.adapters import read_adapter
-from randlora_pl.run.callbacks.checkpoint_file import check_checkpoint
+from randlora_pl.run.callbacks.checkpoint import check_checkpoint
 from randlora_pl.run.run_folder import check_run, without_head
 from tests.support.cli import SMALL
 

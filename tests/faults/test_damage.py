@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.adapters import read_adapter
-from randlora_pl.run.callbacks.checkpoint_file import CheckpointFile
+from randlora_pl.run.callbacks.checkpoint import CheckpointFile
 from randlora_pl.utils.errors import UserError
 from tests.faults.checks import assert_same, equal, names
 from tests.faults.child import Ended, run

@@ -43,7 +43,7 @@ def run(
     request: pytest.FixtureRequest,
 ) -> Run:
     """`main` in an empty folder, with what it printed."""
-    plots = sys.modules.get("randlora_pl.run.callbacks.plots.figures")
+    plots = sys.modules.get("randlora_pl.run.callbacks.figures")
     if plots is not None and "drawn" not in request.fixturenames:
         import numpy as np
 

@@ -11,7 +11,7 @@ import torch
 
 from randlora_pl.adapters import SVFT, Adapter, BitFit, DoRA, LoRA, LoRAXS, PiSSA, Together, delta_weights, derived
 from randlora_pl.adapters.derived import derived_buffers
-from randlora_pl.run.callbacks.checkpoint_file import CheckpointFile
+from randlora_pl.run.callbacks.checkpoint import CheckpointFile
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.utils.errors import UserError
 from tests.support.products import marked

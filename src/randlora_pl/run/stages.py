@@ -16,8 +16,7 @@ from randlora_pl.adapters import load_adapter, read_adapter
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.run.board import log_end, log_start
 from randlora_pl.run.callbacks import AdapterCheckpoint, HeldLock, PerClass, ZeroShot
-from randlora_pl.run.callbacks.checkpoint import ADAPTER, BEST
-from randlora_pl.run.callbacks.checkpoint_file import check_checkpoint
+from randlora_pl.run.callbacks.checkpoint import ADAPTER, BEST, check_checkpoint
 from randlora_pl.run.first_stage import check_start, start_facts
 from randlora_pl.run.fit_results import callback_of, callbacks_of, fit_metrics
 from randlora_pl.run.found import write_found

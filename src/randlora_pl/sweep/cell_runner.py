@@ -106,7 +106,7 @@ class Runner:
     @staticmethod
     def _resumable(cell: Trial, folder: Path) -> bool:
         """Return True if a broken-off cell has a checkpoint to go on from; else its folder is emptied."""
-        from randlora_pl.run.callbacks.checkpoint_file import check_checkpoint
+        from randlora_pl.run.callbacks.checkpoint import check_checkpoint
         from randlora_pl.run.run_folder import check_run
         from randlora_pl.utils.files.run_files import LAST
 

@@ -9,8 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from randlora_pl import __version__
 from randlora_pl.adapters import read_adapter, trainable_parameters
 from randlora_pl.run.callbacks import AdapterCheckpoint
-from randlora_pl.run.callbacks.checkpoint import is_finite
-from randlora_pl.run.callbacks.checkpoint_file import CheckpointFile
+from randlora_pl.run.callbacks.checkpoint import CheckpointFile, is_finite
 from randlora_pl.utils.errors import UserError
 from tests.run.callbacks.conftest import Fit
 

@@ -15,7 +15,7 @@ from randlora_pl.adapters import Adapter, LoRA, RandLoRA, Together, inject
 from randlora_pl.adapters.layers.adapted import AdaptedLayer
 from randlora_pl.adapters.methods.lora import LoRADelta
 from randlora_pl.run.callbacks import UnseenGradient
-from randlora_pl.run.callbacks.checks.unseen_gradient import _Layer, _lora_of, _updates
+from randlora_pl.run.callbacks.gradients import _Layer, _lora_of, _updates
 from randlora_pl.tasks import TextHeadTask
 from randlora_pl.utils.errors import UserError
 from tests.run.callbacks.conftest import Fit

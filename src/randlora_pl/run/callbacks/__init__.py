@@ -35,25 +35,19 @@ from typing import TYPE_CHECKING
 from randlora_pl.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from randlora_pl.run.callbacks.answers import WrittenAnswers
     from randlora_pl.run.callbacks.checkpoint import AdapterCheckpoint
-    from randlora_pl.run.callbacks.checks.gradient_flow import GradientFlow
-    from randlora_pl.run.callbacks.checks.held_lock import HeldLock
-    from randlora_pl.run.callbacks.checks.unseen_gradient import UnseenGradient
+    from randlora_pl.run.callbacks.cost import PeakMemory, Throughput
+    from randlora_pl.run.callbacks.figures import Figures, confusion_figure, samples_figure
+    from randlora_pl.run.callbacks.gates import Gates, gates_figure
     from randlora_pl.run.callbacks.gaussian_average import GaussianAverage
-    from randlora_pl.run.callbacks.memory import PeakMemory
+    from randlora_pl.run.callbacks.gradients import GradientFlow, UnseenGradient
     from randlora_pl.run.callbacks.nonfinite import NonFiniteLoss
-    from randlora_pl.run.callbacks.patience import Patience
-    from randlora_pl.run.callbacks.plots.figures import Figures, confusion_figure, samples_figure
-    from randlora_pl.run.callbacks.plots.gates import Gates, gates_figure
-    from randlora_pl.run.callbacks.plots.per_class import PerClass
-    from randlora_pl.run.callbacks.progress import ProgressBar, ProgressLines
+    from randlora_pl.run.callbacks.progress import ProgressBar, ProgressLines, StepNumbers
     from randlora_pl.run.callbacks.spectrum import UpdateSpectrum
-    from randlora_pl.run.callbacks.step_numbers import StepNumbers
     from randlora_pl.run.callbacks.summary import StartSummary
-    from randlora_pl.run.callbacks.termination import Termination
-    from randlora_pl.run.callbacks.throughput import Throughput
-    from randlora_pl.run.callbacks.validation import ValidationSchedule
+    from randlora_pl.run.callbacks.tables import PerClass, WrittenAnswers
+    from randlora_pl.run.callbacks.termination import HeldLock, Termination
+    from randlora_pl.run.callbacks.validation import Patience, ValidationSchedule
     from randlora_pl.run.callbacks.zero_shot import Elsewhere, NewClasses, ZeroShot
 
 __all__ = [

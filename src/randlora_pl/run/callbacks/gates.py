@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from randlora_pl.adapters.methods.hydralora import HydraLoRADelta
-from randlora_pl.run.callbacks.plots.figures import FOLDER, LABELLED, MOST_CLASSES, short, write_plots
+from randlora_pl.run.callbacks.figures import FOLDER, LABELLED, MOST_CLASSES, short, write_plots
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.files.run_files import run_folder
 from randlora_pl.utils.text.csv_text import csv_text

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from randlora_pl.run.callbacks import Figures
-from randlora_pl.run.callbacks.plots.figures import confusion_figure, pixels, samples_figure
+from randlora_pl.run.callbacks.figures import confusion_figure, pixels, samples_figure
 from tests.run.callbacks.conftest import Fit
 
 
@@ -33,7 +33,7 @@ def test_pictures_of_a_test_are_written(fit: Fit, tmp_path: Path) -> None:
 def test_the_surest_mistakes_open_the_predictions(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     monkeypatch.setattr(
-        "randlora_pl.run.callbacks.plots.figures.samples_figure",
+        "randlora_pl.run.callbacks.figures.samples_figure",
         lambda images, truth, guesses, shares, heading="": drawn.append((truth, guesses, shares)),
     )
     trainer, task, data = fit(Figures(samples=4))
@@ -85,7 +85,7 @@ def test_a_figure_that_fails_does_not_end_the_run(
     def fail(*_: object) -> None:
         raise RuntimeError("no font\nmore")
 
-    monkeypatch.setattr("randlora_pl.run.callbacks.plots.figures.confusion_figure", fail)
+    monkeypatch.setattr("randlora_pl.run.callbacks.figures.confusion_figure", fail)
     monkeypatch.setattr(logging.getLogger("randlora_pl"), "propagate", True)
     trainer, task, data = fit(Figures(samples=1))
     trainer.test(task, data, verbose=False)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from randlora_pl.run.callbacks.plots.surest import Prediction, Surest, wrong_first
+from randlora_pl.run.callbacks.figures import Prediction, Surest, wrong_first
 
 
 def predictions(samples: int = 40, classes: int = 3) -> tuple[Tensor, ...]:

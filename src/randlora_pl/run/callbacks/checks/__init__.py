@@ -1,1 +1,0 @@
-"""Checks that stop a run or warn: its gradients, and the lock of its folder."""

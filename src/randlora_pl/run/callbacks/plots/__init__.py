@@ -1,1 +1,0 @@
-"""Plots and tables of a test: confusion matrix, per-class metrics, most confident mistakes."""
