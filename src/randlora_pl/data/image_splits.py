@@ -16,9 +16,8 @@ from randlora_pl.data.images.shared_cache import CachedImages, meeting
 from randlora_pl.data.images.sources import ArrayImages, EncodedImages
 from randlora_pl.data.readers.dispatch import Samples, read
 from randlora_pl.data.sampling import splits
-from randlora_pl.data.sampling.class_halves import labels_of, of_half
-from randlora_pl.data.sampling.draws import read_draw, shots_of
 from randlora_pl.data.sampling.schedule import samples_drawn
+from randlora_pl.data.sampling.splits import labels_of, of_half, read_draw, shots_of
 from randlora_pl.data.validate import is_draw
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.reuse import cached

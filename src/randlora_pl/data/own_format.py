@@ -51,10 +51,10 @@ def formats_of(root: Path) -> Iterator[str]:
 
 
 def _formats_of_table(file: Path) -> Iterator[str]:
-    from randlora_pl.data.readers.own import caption_pairs, table
+    from randlora_pl.data.readers.own.table import CAPTION_COLUMNS, CLASS_COLUMNS
 
     header = {name.strip().lower() for name in _header(file)}
-    for name, column in (("table", table.COLUMNS["label"]), ("pairs", caption_pairs.COLUMNS["caption"])):
+    for name, column in (("table", CLASS_COLUMNS["label"]), ("pairs", CAPTION_COLUMNS["caption"])):
         if header.intersection(column):
             yield name
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from randlora_pl.data import ImageData
 from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.data.readers.dispatch import Samples
-from randlora_pl.data.sampling.class_halves import labels_of, of_half
-from randlora_pl.data.sampling.splits import few_shot
+from randlora_pl.data.sampling.splits import few_shot, labels_of, of_half
 from randlora_pl.utils.errors import UserError
 
 

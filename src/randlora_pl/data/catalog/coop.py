@@ -98,7 +98,7 @@ def with_split(row: DatasetSpec, split: str) -> DatasetSpec:
     beside = found.file.partition("/")[2]
     return replace(
         row,
-        reader="randlora_pl.data.readers.coop:split_file",
+        reader="randlora_pl.data.readers.lists:split_file",
         classnames=(),
         class_count=found.classes,
         counts=found.counts,

@@ -88,7 +88,7 @@ ROWS = (
     DatasetSpec(
         name="pascalvoc",
         title="Pascal VOC 2007, each annotated box cropped",
-        reader="randlora_pl.data.readers.voc:boxes",
+        reader="randlora_pl.data.readers.lists:boxes",
         epochs=10,
         licence="the photographs are under Flickr's terms of use",
         source="http://host.robots.ox.ac.uk/pascal/VOC/voc2007",
@@ -106,7 +106,7 @@ ROWS = (
     DatasetSpec(
         name="ucf101",
         title="UCF101, the middle frame of each video",
-        reader="randlora_pl.data.readers.coop:split_file",
+        reader="randlora_pl.data.readers.lists:split_file",
         epochs=20,
         licence="not stated by its authors",
         source="https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md (frames), https://www.crcv.ucf.edu/data/UCF101.php",

@@ -39,7 +39,7 @@ ROWS = (
     _own(
         "pairs",
         "Your own images with captions, for retrieval",
-        "caption_pairs:pairs",
+        "table:pairs",
         "FILE.csv",
         templates=prompts.CAPTION,
         layout="a CSV, TSV or Parquet file with the columns image,caption[,split]; paths are relative to it",

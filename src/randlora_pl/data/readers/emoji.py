@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.readers.common import file_samples
-from randlora_pl.data.readers.dispatch import Samples, missing
+from randlora_pl.data.readers.dispatch import Samples, file_samples, missing
 from randlora_pl.utils.errors import brief
 from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.files.plain_files import read_plain

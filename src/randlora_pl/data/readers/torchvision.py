@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.readers.common import file_samples
-from randlora_pl.data.readers.dispatch import Samples, from_torchvision
+from randlora_pl.data.readers.dispatch import Samples, file_samples, from_torchvision
 from randlora_pl.utils.errors import UserError
 
 
