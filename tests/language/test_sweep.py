@@ -14,11 +14,11 @@ from randlora_pl.language import catalog as known
 from randlora_pl.language.catalog import SIZES, TESTS
 from randlora_pl.language.data.labelled_module import LabelledTexts
 from randlora_pl.language.data.prompts_module import TextData
-from randlora_pl.language.datasets.availability import absent
+from randlora_pl.language.dataset_facts import absent
 from randlora_pl.language.datasets.commonsense import SOURCE, TREE
 from randlora_pl.language.datasets.sources import hold_out
 from randlora_pl.language.tasks import restore
-from randlora_pl.language.tasks.meta import meta_backbone
+from randlora_pl.language.tasks.restore import meta_backbone
 from randlora_pl.run.options.validate import is_text_task, tasks
 from randlora_pl.sweep.description import SweepConfig, budget
 from randlora_pl.sweep.estimate import COUNTED, Estimator

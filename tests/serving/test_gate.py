@@ -7,8 +7,7 @@ from uvicorn.server import ServerState
 
 from randlora_pl.commands.serve import names_of
 from randlora_pl.serving import connections
-from randlora_pl.serving.connections import Connection
-from randlora_pl.serving.gate import Gate
+from randlora_pl.serving.connections import Connection, Gate
 
 
 def status(gate: Gate, path: str = "/predict", **headers: str) -> int:

@@ -19,8 +19,8 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import find_adapter
 from randlora_pl.utils.files.weights_files import file_name
 from randlora_pl.utils.precision import use_precision
+from randlora_pl.utils.text.formatting import printable
 from randlora_pl.utils.text.log_filters import silence_library_warnings
-from randlora_pl.utils.text.printable import printable
 
 TOKEN = "RANDLORA_PL_TOKEN"
 """Environment variable for the token: other users of the machine can see the value of ``--token``."""

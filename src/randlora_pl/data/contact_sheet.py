@@ -17,7 +17,7 @@ from randlora_pl.data.readers.dispatch import SPLITS
 from randlora_pl.data.sampling.splits import few_shot
 from randlora_pl.utils.errors import UserError, shortened
 from randlora_pl.utils.files.atomic_output import atomic_file, disk_errors
-from randlora_pl.utils.text.printable import for_figure
+from randlora_pl.utils.text.formatting import for_figure
 
 MOST_CLASSES = 20
 GAP = 3

@@ -24,8 +24,7 @@ from starlette.routing import Route
 
 from randlora_pl.data.images.decode import trust_the_limit
 from randlora_pl.serving.api import ClassifierAPI, end_with_parent
-from randlora_pl.serving.connections import Connection
-from randlora_pl.serving.gate import Gate
+from randlora_pl.serving.connections import Connection, Gate
 from randlora_pl.serving.uploads import Deadline, Limits
 from randlora_pl.utils.errors import LostProcessError, Terminated
 

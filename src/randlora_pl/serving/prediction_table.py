@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from randlora_pl.utils.text.csv_text import csv_text
+from randlora_pl.utils.text.tables import csv_text
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,9 +10,8 @@ from randlora_pl.adapters.io.refine import check_layers, continued
 from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.adapters.optimizer import optimizer_numbers
 from randlora_pl.language.tasks.common import default_targets
-from randlora_pl.language.tasks.meta import meta_backbone
 from randlora_pl.language.tasks.restore import TASKS as LANGUAGE
-from randlora_pl.language.tasks.restore import LanguageTask
+from randlora_pl.language.tasks.restore import LanguageTask, meta_backbone
 from randlora_pl.models import ImageTower, library_of, load_tokenizer, meta_clip, meta_vit
 from randlora_pl.run.options.classes import LISTED
 from randlora_pl.sweep.description import Tree

@@ -11,8 +11,7 @@ from randlora_pl.language.data.batches import TextEvalBatches, TextTrainBatches,
 from randlora_pl.language.data.prompts_module import TextData
 from randlora_pl.language.datasets import text_files
 from randlora_pl.language.datasets.sources import Item
-from randlora_pl.language.models.tokenization import IGNORED, Encoded
-from randlora_pl.language.models.tokenizers import byte_tokenizer, load_tokenizer
+from randlora_pl.language.models.tokenization import IGNORED, Encoded, byte_tokenizer, load_tokenizer
 from randlora_pl.utils.errors import UserError
 
 

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from randlora_pl.language.metrics import meteor
 from randlora_pl.language.metrics import text_scores as generation
 from randlora_pl.language.metrics.text_scores import bleu, cider, generation_scores, nist, rouge_l
 
@@ -141,7 +140,7 @@ def test_a_reference_repeated_is_perfect() -> None:
 def test_all_scores_are_given_and_meteor_or_why_not(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(meteor.shutil, "which", lambda _: None)
+    monkeypatch.setattr(generation.shutil, "which", lambda _: None)
     found = generation_scores(TEXTS, REFERENCES)
     assert list(found) == ["BLEU", "NIST", "ROUGE-L", "CIDEr"]
     assert "install a Java runtime" in caplog.text
@@ -160,7 +159,7 @@ def test_meteor_is_that_of_its_program() -> None:
         pytest.skip("METEOR needs Java and pycocoevalcap")
     # A stem, a synonym and an empty text; bars would end a sentence in the program's protocol.
     texts = ["the welcome pub |||", "inexpensive food", ""]
-    found, said = meteor.meteor(texts, [["a zebra", "The welcomed pub!"], ["Cheap food."], ["pub"]])
+    found, said = generation.meteor(texts, [["a zebra", "The welcomed pub!"], ["Cheap food."], ["pub"]])
     assert said == ""
     assert found is not None
     assert 0.5 < found < 0.95
@@ -172,9 +171,9 @@ def test_a_program_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     java.write_text(f"#!/bin/sh\n{does}\n")
     java.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    monkeypatch.setattr(meteor, "_program", lambda: tmp_path / "meteor.jar")
-    found, said = meteor.meteor(["a"], [["a"]])
+    monkeypatch.setattr(generation, "_program", lambda: tmp_path / "meteor.jar")
+    found, said = generation.meteor(["a"], [["a"]])
     assert found is None
     assert "METEOR's program failed" in said
-    monkeypatch.setattr(meteor, "_program", lambda: None)
-    assert "pip install" in meteor.meteor(["a"], [["a"]])[1]
+    monkeypatch.setattr(generation, "_program", lambda: None)
+    assert "pip install" in generation.meteor(["a"], [["a"]])[1]

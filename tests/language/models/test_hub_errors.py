@@ -9,7 +9,7 @@ import torch
 
 from randlora_pl.language.models.hub_errors import reached
 from randlora_pl.language.models.loading import load_causal
-from randlora_pl.language.models.tokenizers import byte_tokenizer, load_tokenizer
+from randlora_pl.language.models.tokenization import byte_tokenizer, load_tokenizer
 from randlora_pl.utils.errors import UserError
 from tests.fake_hub import ask
 from tests.language.small import SHAPES

@@ -6,7 +6,7 @@ import pytest
 from randlora_pl.commands.common.tables import entry
 from randlora_pl.commands.main import main
 from randlora_pl.utils.text.console import _Plain
-from randlora_pl.utils.text.printable import for_cell, for_figure, printable
+from randlora_pl.utils.text.formatting import for_cell, for_figure, printable
 from randlora_pl.utils.text.tables import table
 from tests.support.products import in_one_item
 

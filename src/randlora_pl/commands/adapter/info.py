@@ -9,7 +9,7 @@ from randlora_pl.commands.common.arguments import CommandParser
 from randlora_pl.commands.common.tables import entry, layer_table
 from randlora_pl.run.options.adapter_config import check_adapter
 from randlora_pl.utils.files.run_files import find_adapter
-from randlora_pl.utils.text.printable import printable
+from randlora_pl.utils.text.formatting import printable
 
 PAGE = """\
 Describe an adapter: method, base model, classes and training. Per layer, print rank, stable rank, effective rank and

@@ -8,7 +8,7 @@ from randlora_pl.run.options.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.files.run_files import find_adapter
-from randlora_pl.utils.text.printable import printable
+from randlora_pl.utils.text.formatting import printable
 
 PAGE = """\
 Upload an adapter to the Hugging Face Hub with a model card: base model, classes, metrics, how to use and train it.

@@ -5,8 +5,8 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from randlora_pl.utils.text.formatting import printable
 from randlora_pl.utils.text.name_patterns import group_names
-from randlora_pl.utils.text.printable import printable
 from randlora_pl.utils.text.tables import table
 
 

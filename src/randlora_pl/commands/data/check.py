@@ -9,7 +9,7 @@ from randlora_pl.data.catalog.coop import SPLITS, has_coop, with_split
 from randlora_pl.data.catalog.registry import CATALOG, DatasetSpec, how_to_get, present
 from randlora_pl.language.dataset_facts import find_images
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.text.printable import printable
+from randlora_pl.utils.text.formatting import printable
 
 SHOTS = 4
 """Images per class on a contact sheet."""

@@ -9,7 +9,7 @@ from randlora_pl.commands.common.arguments import CommandParser
 from randlora_pl.data.catalog.registry import DatasetSpec, default_root, may_be_read
 from randlora_pl.data.locations import root_of
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.text.printable import printable
+from randlora_pl.utils.text.formatting import printable
 from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import atomic_file
 from randlora_pl.utils.precision import use_precision
 from randlora_pl.utils.quick_imports import quick_imports
+from randlora_pl.utils.text.formatting import printable
 from randlora_pl.utils.text.log_filters import silence_library_warnings
-from randlora_pl.utils.text.printable import printable
 
 _HELD = 1 << 28
 """Bytes of images per switch of adapters: a switch takes as long as 25 images (tiny CLIP)."""

@@ -63,7 +63,7 @@ def _written(
     options: argparse.Namespace, files: "dict[str, AdapterFile]", given: list[inputs.Given]
 ) -> PredictionTable:
     """Return the answers of decoders."""
-    from randlora_pl.language.tasks.generated import paragraph
+    from randlora_pl.language.tasks.causal_lm import paragraph
 
     datasets = {name: str(file.metadata.get("training", {}).get("dataset", "")) for name, file in files.items()}
     prompts = {name: [inputs.prompt_of(each, dataset) for each in given] for name, dataset in datasets.items()}

@@ -163,7 +163,7 @@ def _absent_texts(cells: Sequence[Trial]) -> dict[str, UserError]:
     """Return the missing text datasets, with the error for the first missing file of each."""
     missing: dict[str, UserError] = {}
     for cell in {(*cell.labels[1:3], cell.untrained): cell for cell in cells}.values():
-        from randlora_pl.language.datasets.availability import absent
+        from randlora_pl.language.dataset_facts import absent
 
         data = cell.tree["data"]
         root = default_root() if data.get("root") is None else Path(data["root"]).expanduser()

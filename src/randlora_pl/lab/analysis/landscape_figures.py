@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from randlora_pl.lab.analysis.figures import colors, footnote, new_figure
 from randlora_pl.lab.analysis.landscape import ABOVE, Grid, Point
-from randlora_pl.utils.text.printable import for_figure
+from randlora_pl.utils.text.formatting import for_figure
 
 Cell = tuple[int, int]
 

@@ -28,7 +28,7 @@ from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.spectrum import truncated
 from randlora_pl.lab.analysis.figures import colors, footnote, new_figure
 from randlora_pl.lab.analysis.leads import orthonormal, remaining, tall
-from randlora_pl.utils.text.printable import for_figure
+from randlora_pl.utils.text.formatting import for_figure
 
 RIDGE = 1e-12
 """Ridge of the normal equations, which may be singular, relative to their mean diagonal entry."""

@@ -13,8 +13,7 @@ from randlora_pl.lab.bench.steps import Measured
 from randlora_pl.lab.bench.sweeps import Reading
 from randlora_pl.lab.bench.timing import Spread
 from randlora_pl.utils.files.atomic_output import atomic_file, write_text
-from randlora_pl.utils.text.csv_text import csv_text
-from randlora_pl.utils.text.tables import markdown_table
+from randlora_pl.utils.text.tables import csv_text, markdown_table
 
 COLOURS = {
     "full": "#7f7f7f",

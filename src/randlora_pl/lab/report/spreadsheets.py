@@ -15,7 +15,7 @@ from randlora_pl.lab.report.sections.per_dataset import by_test, tests_of
 from randlora_pl.lab.report.sections.rates import Rates
 from randlora_pl.lab.report.statistics import Estimate
 from randlora_pl.sweep.description import is_zero_shot
-from randlora_pl.utils.text.csv_text import csv_text
+from randlora_pl.utils.text.tables import csv_text
 
 _FACTS = (
     *("method", "task", "trainable_parameters", "total_parameters", "fit_seconds", "images_per_second"),

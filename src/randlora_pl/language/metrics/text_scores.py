@@ -8,15 +8,127 @@ agree with one reference only.
 """
 
 import importlib
+import importlib.util
 import logging
 import math
+import re
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from randlora_pl.language.metrics.meteor import meteor
-from randlora_pl.language.metrics.ptb_tokens import words
 from randlora_pl.utils.errors import UserError
+
+_QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": " - ", "—": " - "})
+
+# The tokenizer that this follows writes pounds as # and euros as $. Same marks are the same word either way, but the
+# counts of a test against it are exact only so.
+_CURRENCIES = str.maketrans({"£": "#", "€": "$"})
+
+_PARTS = re.compile(
+    r"""
+    n't | '(?:s|re|ve|ll|d|m)\b          # what contractions leave
+    | (?:[^\W\d_]\.){2,}                 # e.g. and u.k.
+    | \w+ (?: (?: - (?=\w)               # family-friendly, 20-25
+              | (?<=\d)[.,](?=\d)        # 3.5 and 1,000
+              | (?<=[^\W\d])[./'&](?=[^\W\d])  # pub/bar
+              ) \w+ )*
+    | \S
+    """,
+    re.VERBOSE,
+)
+_PUNCTUATION = frozenset("'`\".?!,:;-(){}")
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a sentence: Penn Treebank tokens, lower case, without punctuation.
+
+    COCO's evaluation, which E2E's uses for METEOR, ROUGE-L and CIDEr, calls Stanford's PTBTokenizer 3.4.1 (Java) and
+    drops punctuation. This gives the same words for what E2E's sentences hold (contractions, hyphens, prices, ratings,
+    sentences that run into one another); abbreviations with one full stop and slang may differ.
+    """
+    text = text.translate(_QUOTES).translate(_CURRENCIES).lower()
+    text = re.sub(r"\bcannot\b", "can not", text)
+    text = re.sub(r"(?<=\w)n't\b", " n't", text)
+    text = re.sub(r"(?<=\w)'(s|re|ve|ll|d|m)\b", r" '\1", text)
+    return [part for part in _PARTS.findall(text) if part not in _PUNCTUATION]
+
+
+OPTIONS = ("-", "-", "-stdio", "-l", "en", "-norm")
+"""Sentences come through a pipe, are English and are normalized, as in COCO's evaluation."""
+
+
+def meteor(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float | None, str]:
+    """Compute METEOR 1.5 of the corpus in 0..1, as COCO's evaluation calls it (all four kinds of matches).
+
+    pycocoevalcap brings its program along (Denkowski and Lavie, 2014), with word lists, synonyms and paraphrases; it
+    needs Java. nltk's METEOR is an older definition with other weights, whose scores cannot be put beside published
+    ones. pycocoevalcap's own caller waits for ever where the program ends early, so it is called from here.
+
+    Returns:
+        The score and an empty text, or None and the reason with what to do.
+    """
+    if shutil.which("java") is None:
+        return None, "METEOR needs Java: install a Java runtime, such as the package default-jre-headless"
+    program = _program()
+    if program is None:
+        return None, 'METEOR needs the program in pycocoevalcap: pip install ".[e2e]" in the checkout'
+    try:
+        return _score(program, texts, references), ""
+    except (OSError, ValueError) as error:  # the pipe breaks, or an answer is not a number
+        return None, f"METEOR's program failed ({error}): check `java -version` (METEOR needs 2 GB of memory)"
+
+
+def _program() -> Path | None:
+    """Return the program in the package, which is not imported: that would load more than is needed."""
+    package = importlib.util.find_spec("pycocoevalcap")
+    for folder in package.submodule_search_locations or () if package else ():
+        found = Path(folder) / "meteor" / "meteor-1.5.jar"
+        if found.is_file():
+            return found
+    return None
+
+
+def _score(program: Path, texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Return the score of the corpus.
+
+    Each ``SCORE`` line is answered by the counts of one text; ``EVAL`` with all of them by a line for each text and
+    one for the corpus. The program may end early (OSError), or an answer may not be a number (ValueError).
+    """
+    command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(program), *OPTIONS]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
+    ) as running:
+        try:
+            counts = [
+                _answer(running, " ||| ".join(["SCORE", *map(_line, group), _line(text)]))
+                for text, group in zip(texts, references, strict=True)
+            ]
+            _answer(running, " ||| ".join(["EVAL", *counts]))
+            for _ in texts[1:]:
+                _answer(running)
+            return float(_answer(running))
+        finally:
+            running.kill()
+
+
+def _line(text: str) -> str:
+    """Return the words of a sentence; bars would separate, and an empty line would not be a sentence."""
+    return " ".join(words(text)).replace("|", " ").strip() or "."
+
+
+def _answer(running: "subprocess.Popen[str]", line: str = "") -> str:
+    """Return the program's answer to a line, or without one its next line."""
+    assert running.stdin is not None and running.stdout is not None
+    if line:
+        running.stdin.write(f"{line}\n")
+        running.stdin.flush()
+    if not (answer := running.stdout.readline()):
+        raise OSError("it ended early")
+    return answer.strip()
+
 
 log = logging.getLogger("randlora_pl")
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from randlora_pl.utils import rng
 from randlora_pl.utils.files.atomic_output import write_bytes, write_text
 from randlora_pl.utils.files.run_files import run_folder
-from randlora_pl.utils.text.csv_text import csv_text
-from randlora_pl.utils.text.printable import for_figure
+from randlora_pl.utils.text.formatting import for_figure
+from randlora_pl.utils.text.tables import csv_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,8 +14,8 @@ from randlora_pl.adapters.methods.hydralora import HydraLoRADelta
 from randlora_pl.run.callbacks.figures import FOLDER, LABELLED, MOST_CLASSES, short, write_plots
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.files.run_files import run_folder
-from randlora_pl.utils.text.csv_text import csv_text
-from randlora_pl.utils.text.printable import for_figure
+from randlora_pl.utils.text.formatting import for_figure
+from randlora_pl.utils.text.tables import csv_text
 
 if TYPE_CHECKING:  # needed at the end of a run only
     from matplotlib.figure import Figure

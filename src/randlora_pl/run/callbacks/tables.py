@@ -12,8 +12,8 @@ from torchmetrics.classification import MulticlassStatScores
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.files.run_files import run_folder
 from randlora_pl.utils.text.console import print_above_progress
-from randlora_pl.utils.text.csv_text import csv_text
 from randlora_pl.utils.text.packed_bits import MOST, packed
+from randlora_pl.utils.text.tables import csv_text
 
 FILE = "test_per_class.csv"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+from randlora_pl.utils.text.formatting import printable
 from randlora_pl.utils.text.log_filters import filter_library_warnings
-from randlora_pl.utils.text.printable import printable
 
 _log = logging.getLogger("randlora_pl")
 _PRINTED = "printed"

@@ -1,5 +1,6 @@
-"""Tables as plain text and as Markdown, and the facts of a run."""
+"""Tables as plain text, Markdown and CSV, and the facts of a run."""
 
+import csv
 import os
 import shutil
 import sys
@@ -7,11 +8,10 @@ import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from randlora_pl.utils.text.printable import printable
+from randlora_pl.utils.text.formatting import for_cell, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
-
 
 _GAP = "  "
 _SHORT = 10
@@ -104,3 +104,30 @@ def facts_table(facts: Mapping[str, str]) -> "Table":
         if text:
             table.add_row(name, text)
     return table
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    r"""Return rows as CSV text with line feeds.
+
+    Cells that look like spreadsheet formulas are escaped, and so are bytes that are not UTF-8 (``\udcff``).
+
+    Args:
+        rows: Cells of each row; the first row has the column names.
+    """
+    lines: list[str] = []
+    csv.writer(_Lines(lines)).writerows([for_cell(c) if isinstance(c, str) else c for c in row] for row in rows)
+    return "".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class _Lines:
+    r"""Stream for a `csv.writer` that ends lines with ``\n``.
+
+    With ``lineterminator="\n"``, the writer of Python 3.11 does not quote a lone carriage return, which readers
+    treat as the end of the line.
+    """
+
+    def __init__(self, lines: list[str]) -> None:
+        self._lines = lines
+
+    def write(self, line: str) -> None:
+        self._lines.append(line.removesuffix("\r\n") + "\n")
