@@ -14,7 +14,7 @@ from randlora_pl.adapters.budget import count_parameters, match_budget
 from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.own_classes.registry import METHODS, path_of
+from randlora_pl.utils.own_classes import METHODS, path_of
 from tests.adapters.cases import One, randomise
 from tests.support.products import in_one_item
 

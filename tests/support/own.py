@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from randlora_pl.utils.own_classes import imports, registry
+from randlora_pl.utils import own_classes
 
 
 @pytest.fixture
@@ -14,8 +14,8 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     path = [*sys.path]
 
     def forget() -> None:
-        monkeypatch.setattr(imports, "_named", {})
-        for each in (registry.METHODS, registry.TASKS):
+        monkeypatch.setattr(own_classes, "_named", {})
+        for each in (own_classes.METHODS, own_classes.TASKS):
             monkeypatch.setattr(each, "_classes", {})
         monkeypatch.setattr(sys, "path", [*path])
         for name in [name for name in sys.modules if name.partition(".")[0].startswith("mine")]:

@@ -6,7 +6,7 @@ from typing import Any, Self, get_args
 
 from randlora_pl.utils.adapter_schema import OTHER_VERSION, check_arguments
 from randlora_pl.utils.errors import UserError, brief, errors_in
-from randlora_pl.utils.own_classes.registry import path_of
+from randlora_pl.utils.own_classes import path_of
 from randlora_pl.utils.signatures import NamedOptions
 
 

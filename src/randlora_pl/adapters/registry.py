@@ -7,7 +7,7 @@ from randlora_pl.adapters import methods
 from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.described import make
 from randlora_pl.utils.errors import UserError, brief
-from randlora_pl.utils.own_classes.registry import METHODS, check_importable, is_own, parent_among, path_of
+from randlora_pl.utils.own_classes import METHODS, check_importable, is_own, parent_among, path_of
 
 Method = TypeVar("Method", bound=type[Adapter])
 

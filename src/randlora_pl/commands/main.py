@@ -14,7 +14,7 @@ from typing import Any
 
 from randlora_pl.run.parallel.launch import launched, process_rank
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, near, shortened
-from randlora_pl.utils.own_classes.imports import forget_named, import_named
+from randlora_pl.utils.own_classes import forget_named, import_named
 from randlora_pl.utils.text.formatting import escape_unprintable_output, printable
 from randlora_pl.utils.version import __version__
 

@@ -16,11 +16,10 @@ from randlora_pl.data.catalog import registry as catalog
 from randlora_pl.data.catalog.class_names import class_names
 from randlora_pl.data.catalog.coop import with_split
 from randlora_pl.data.image_splits import ImageSplits
-from randlora_pl.data.images.augment import PLAIN, Augment
 from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.shared_cache import CachedImages
 from randlora_pl.data.images.sources import ArrayImages
-from randlora_pl.data.images.transforms import finish
+from randlora_pl.data.images.transforms import PLAIN, Augment, finish
 from randlora_pl.data.loading.image_batches import EvalBatches, Late, TrainBatches, default_workers
 from randlora_pl.data.loading.loader import Batch, Loader
 from randlora_pl.data.parts import image_parts

@@ -29,7 +29,7 @@ from randlora_pl.run.run_folder import check_run, finished_run
 from randlora_pl.run.run_lock import locked
 from randlora_pl.utils.errors import DryRunEnd, LostProcessError, Terminated, UserError
 from randlora_pl.utils.files.run_files import CONFIG, LAST
-from randlora_pl.utils.own_classes.imports import import_words
+from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.quick_imports import quick_imports
 
 if TYPE_CHECKING:

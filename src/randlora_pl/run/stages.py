@@ -30,7 +30,7 @@ from randlora_pl.tasks.optim import check_schedule
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import remove_leftovers, write_text
 from randlora_pl.utils.files.run_files import CONFIG, LAST
-from randlora_pl.utils.own_classes.imports import import_words
+from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.run_results import data_results, environment, model_results, read_results, write_results
 from randlora_pl.utils.text.console import print_above_progress
 

@@ -24,7 +24,7 @@ from randlora_pl.data.images.decode import trust_the_limit
 from randlora_pl.serving.uploads import TAKEN, Upload, read_upload
 from randlora_pl.utils.cores import usable_cores
 from randlora_pl.utils.errors import UnreadableImageError, UserError
-from randlora_pl.utils.own_classes.imports import import_named, named_modules
+from randlora_pl.utils.own_classes import import_named, named_modules
 from randlora_pl.utils.precision import use_precision
 
 BATCH_PIXELS = 8_000_000

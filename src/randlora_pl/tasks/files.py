@@ -21,7 +21,7 @@ from randlora_pl.adapters.optimizer import rates_of
 from randlora_pl.tasks import procedure
 from randlora_pl.utils.class_paths import exported
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.own_classes.registry import check_importable, is_own, parent_among, path_of
+from randlora_pl.utils.own_classes import check_importable, is_own, parent_among, path_of
 from randlora_pl.utils.signatures import whole_signature
 
 

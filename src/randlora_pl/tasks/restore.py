@@ -15,10 +15,10 @@ from randlora_pl.tasks.linear_head import LinearHeadTask
 from randlora_pl.tasks.prompt.task import PromptTask
 from randlora_pl.tasks.text_head import TextHeadTask
 from randlora_pl.tasks.vision_language import VisionLanguageTask
+from randlora_pl.utils import own_classes
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError, brief, errors_in
 from randlora_pl.utils.files.weights_files import base_arguments
-from randlora_pl.utils.own_classes import registry
 
 ImageTask = VisionLanguageTask | TextHeadTask | LinearHeadTask | PromptTask
 """The tasks on images."""
@@ -70,7 +70,7 @@ def register(kind: Task) -> Task:
     Raises:
         UserError: It is not a subclass of `AdaptationTask`, or has the name of a task of this program.
     """
-    registry.TASKS.register(kind, AdaptationTask, task_names())
+    own_classes.TASKS.register(kind, AdaptationTask, task_names())
     return kind
 
 
@@ -80,7 +80,7 @@ def find_task(path: str) -> type[AdaptationTask]:
     Raises:
         UserError: It is neither imported by name, nor registered, nor an entry point.
     """
-    return registry.TASKS.find(path, AdaptationTask, task_names())
+    return own_classes.TASKS.find(path, AdaptationTask, task_names())
 
 
 def load_task(folder: str | Path, **overrides: Any) -> ImageTask:

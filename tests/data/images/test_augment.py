@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.images.augment import Augment, mixed
+from randlora_pl.data.images.transforms import Augment, mixed
 from randlora_pl.data.loading.loader import Batch, Loader
 from randlora_pl.utils import rng
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from randlora_pl.language.models.hub_errors import reached
-from randlora_pl.language.models.loading import load_causal
+from randlora_pl.language.models.loading import load_causal, reached
 from randlora_pl.language.models.tokenization import byte_tokenizer, load_tokenizer
 from randlora_pl.utils.errors import UserError
 from tests.fake_hub import ask

@@ -20,7 +20,7 @@ from randlora_pl.adapters.methods.together import Together, TogetherDelta
 from randlora_pl.adapters.operations import detach
 from randlora_pl.adapters.targets.select import choose
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.own_classes.registry import is_own
+from randlora_pl.utils.own_classes import is_own
 
 Form = Literal["beside", "absorbed"]
 """Place of the LoRA in the method that refines it, see `refine`."""

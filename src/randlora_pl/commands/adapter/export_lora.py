@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from randlora_pl.commands.common.tables import layer_table
 from randlora_pl.language.catalog import given_to
-from randlora_pl.utils.own_classes.imports import import_words
+from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.rank_or_error import check_rank_or_error
 
 if TYPE_CHECKING:

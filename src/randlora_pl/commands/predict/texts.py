@@ -23,7 +23,7 @@ def answer(options: argparse.Namespace) -> PredictionTable:
 
     All inputs are read and checked before the first model is loaded.
     """
-    from randlora_pl.language.models.hub_errors import need_transformers
+    from randlora_pl.language.models.loading import need_transformers
 
     need_transformers()
     from randlora_pl.adapters import read_adapter

@@ -9,7 +9,7 @@ from randlora_pl.commands.sweep.job import Job, begin, check_typed, end, job_of,
 from randlora_pl.commands.sweep.run import dry_run, spawn, work
 from randlora_pl.sweep.folder import REPORT
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.own_classes.imports import import_words
+from randlora_pl.utils.own_classes import import_words
 
 
 def sweep_verb(args: list[str]) -> int:

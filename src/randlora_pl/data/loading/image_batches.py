@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.data.images.augment import PLAIN, Augment
 from randlora_pl.data.images.frame import Frame
-from randlora_pl.data.images.transforms import eval_pixels, finish, pixels_needed, train_pixels
+from randlora_pl.data.images.transforms import PLAIN, Augment, eval_pixels, finish, pixels_needed, train_pixels
 from randlora_pl.data.loading.loader import Batch
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.sampling.schedule import EvalSchedule, TrainSchedule

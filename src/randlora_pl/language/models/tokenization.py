@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from randlora_pl.language.models.hub_errors import need_transformers, reached
+from randlora_pl.language.models.loading import need_transformers, reached
 from randlora_pl.utils.errors import UserError
 
 IGNORED = -100

@@ -11,7 +11,7 @@ from filelock import SoftFileLease
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from randlora_pl.utils.errors import LostProcessError
-from randlora_pl.utils.own_classes.imports import import_words
+from randlora_pl.utils.own_classes import import_words
 
 
 class Termination(Callback):

@@ -11,8 +11,15 @@ from randlora_pl.run.options.classes import CLASSES, LISTS, Tree, normalize
 from randlora_pl.run.options.compose import Command, parse_value, read_config
 from randlora_pl.run.options.validate import tasks
 from randlora_pl.utils.errors import UserError, brief, errors_in
-from randlora_pl.utils.own_classes.imports import import_named, imported, is_importable, named_modules
-from randlora_pl.utils.own_classes.registry import parent_among, path_by_name, registered
+from randlora_pl.utils.own_classes import (
+    import_named,
+    imported,
+    is_importable,
+    named_modules,
+    parent_among,
+    path_by_name,
+    registered,
+)
 
 _LIBRARIES = ("randlora_pl", "lightning")
 """Packages with classes that any config may name."""

@@ -12,7 +12,7 @@ from randlora_pl.run.options.class_index import ClassSource, Option, read_classe
 from randlora_pl.run.options.classes import CLASS_KEYS, LISTED, normalize
 from randlora_pl.run.options.compose import Command, flatten, read_config, short_name
 from randlora_pl.utils.errors import UserError, brief, near, shortened
-from randlora_pl.utils.own_classes.registry import path_by_name
+from randlora_pl.utils.own_classes import path_by_name
 from randlora_pl.utils.signatures import OTHER_NAMES
 
 RUN_OPTIONS = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
-from randlora_pl.utils.own_classes.imports import import_words
+from randlora_pl.utils.own_classes import import_words
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

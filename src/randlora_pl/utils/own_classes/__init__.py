@@ -1,1 +1,0 @@
-"""Classes that a user or an installed package adds to this program."""
