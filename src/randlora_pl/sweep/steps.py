@@ -59,7 +59,7 @@ def _text_steps(tree: Tree) -> int | None:
 
 def _labels(data: Tree, classes: int) -> range:
     """Return the labels of a dataset that a cell uses, of all of its classes or of half."""
-    from randlora_pl.data.sampling.class_halves import labels_of
+    from randlora_pl.data.sampling.splits import labels_of
 
     return labels_of(classes, data.get("classes") or "all")
 

@@ -1,17 +1,15 @@
 """JSON schema of adapter files, checked on reading so that later code can rely on it."""
 
 import inspect
-import types
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NotRequired, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, NotRequired, TypedDict
 
-from randlora_pl.utils.errors import UserError, brief
+from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
+from randlora_pl.utils.options import Misfit, misfit
 
 FORMAT_VERSION = 4
 """Format of adapter files."""
-
-_LARGEST = 2**63 - 1
 
 
 class Frame(TypedDict):
@@ -124,7 +122,7 @@ def check_adapter_schema(config: Mapping[str, Any], source: object) -> None:
     Raises:
         UserError: A value does not fit; the message names the first one.
     """
-    wrong = misfit(config, AdapterSchema)
+    wrong: Misfit | str | None = misfit(config, AdapterSchema)
     if wrong is None and "task" in (metadata := config.get("metadata", {})):
         wrong = misfit(metadata, TaskMetadata, "metadata") or _half_character(metadata)
     if wrong is None and (frame := config.get("metadata", {}).get("training", {}).get("frame")):
@@ -134,8 +132,8 @@ def check_adapter_schema(config: Mapping[str, Any], source: object) -> None:
         raise UserError(f"{source} is damaged or was changed: {wrong}. Copy it again, or save it again.")
 
 
-def _half_character(metadata: TaskMetadata) -> str | None:
-    """Return the key of a text that cannot be encoded, or None.
+def _half_character(metadata: TaskMetadata) -> Misfit | None:
+    """Return a text that cannot be encoded, or None.
 
     Undecodable bytes of a file name (surrogate escapes) are allowed.
     """
@@ -144,7 +142,7 @@ def _half_character(metadata: TaskMetadata) -> str | None:
             try:
                 text.encode("utf-8", "surrogateescape")
             except UnicodeEncodeError:
-                return _is(f"metadata.{name}", text)
+                return Misfit(f"metadata.{name}", text, "text")
     return None
 
 
@@ -167,63 +165,10 @@ def check_arguments(
         UserError: An argument does not fit; the message names the first one.
     """
     hints = {name: option.annotation for name, option in inspect.signature(function).parameters.items()}
-    name = next((name for name in values if name not in hints), None)
-    wrong = f"{name} is unknown" if name is not None else None
-    wrong = wrong or next(
-        (found for name, value in values.items() if (found := misfit(value, hints[name], name))), None
-    )
+    unknown = next((f"{name} is unknown" for name in values if name not in hints), None)
+    wrong = unknown or next((found for name in values if (found := misfit(values[name], hints[name], name))), None)
     if wrong is not None:
         raise UserError(f"{source}: {wrong}; {hint}.")
-
-
-def misfit(value: Any, hint: Any, name: str = "") -> str | None:
-    """Return the first mismatch between a JSON value and a type annotation, or None.
-
-    Args:
-        value: JSON value.
-        hint: A type, union, literal, list, tuple, dictionary, or typed dictionary (further keys are allowed).
-        name: Name of the value in the message.
-    """
-    kind, inner = get_origin(hint), get_args(hint)
-    prefix = f"{name}." if name else ""
-    if hint is Any or hint is inspect.Parameter.empty or isinstance(hint, str):  # an own class may have no types
-        return None
-    if kind in (Union, types.UnionType):
-        return None if any(misfit(value, each) is None for each in inner) else _is(name, value)
-    if kind is NotRequired:
-        return misfit(value, inner[0], name)
-    if is_typeddict(hint):
-        if not isinstance(value, dict):
-            return _is(name, value)
-        if missing := sorted(hint.__required_keys__ - value.keys()):
-            return f"{prefix}{missing[0]} is missing"
-        parts = [(value[key], each, prefix + key) for key, each in get_type_hints(hint).items() if key in value]
-    elif kind is Literal:
-        return None if value in inner and type(value) in {type(each) for each in inner} else _is(name, value)
-    elif kind is dict:
-        if not isinstance(value, dict):
-            return _is(name, value)
-        parts = [(each, inner[1], f"{prefix}{key}") for key, each in value.items()]
-    elif kind is tuple:
-        if not isinstance(value, list | tuple) or len(value) != len(inner):
-            return _is(name, value)
-        parts = [(each, part, name) for each, part in zip(value, inner, strict=True)]
-    elif kind is list:
-        if not isinstance(value, list):
-            return _is(name, value)
-        parts = [(each, inner[0], f"{name}[{index}]") for index, each in enumerate(value)]
-    else:
-        if isinstance(value, int) and abs(value) > _LARGEST:  # float() and torch would overflow
-            return _is(name, value)
-        known: Any = {float: (int, float), type(None): type(None)}.get(hint, hint)
-        checked = isinstance(known, type | tuple)  # not of an own class, whose types may be any
-        fits = not checked or (isinstance(value, known) and (hint is bool or not isinstance(value, bool)))
-        return None if fits else _is(name, value)
-    return next((found for part in parts if (found := misfit(*part))), None)
-
-
-def _is(name: str, value: Any) -> str:
-    return f"{name} is {brief(value, 40)}"
 
 
 def method_label(config: Mapping[str, Any]) -> str:

@@ -12,8 +12,8 @@ from randlora_pl.interop.foreign.adapter import ExternalAdapter, per_layer
 from randlora_pl.interop.patterns import exact_pattern
 from randlora_pl.interop.peft.files import PeftAdapter
 from randlora_pl.interop.peft.tensors import Form, Part
-from randlora_pl.utils.adapter_schema import misfit
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import misfit
 
 _TINY = 1e-5
 """PEFT scales by lora_alpha / (init_r + 1e-5)."""

@@ -11,8 +11,8 @@ from typing import Any, TypedDict
 
 from randlora_pl.interop.peft.files import PeftAdapter
 from randlora_pl.interop.peft.layerwise import TRANSLATIONS
-from randlora_pl.utils.adapter_schema import misfit
 from randlora_pl.utils.errors import UserError, brief
+from randlora_pl.utils.options import misfit
 
 _HARMLESS = {  # origin, initialization and training
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
@@ -72,7 +72,7 @@ def _check_kinds(config: dict[str, Any], path: Path) -> None:
     Raises:
         UserError: A value is invalid; the message has the first.
     """
-    wrong = misfit(config, _Kinds)
+    wrong: object = misfit(config, _Kinds)
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     if wrong is None and (low := next((pattern for pattern, rank in ranks.items() if rank < 1), None)) is not None:
         wrong = f"rank_pattern.{low} is {brief(ranks[low])}"
