@@ -44,9 +44,9 @@ from randlora_pl.run.first_stage import find_lora
 from randlora_pl.run.options.classes import LISTED, Tree
 from randlora_pl.run.options.compose import Command
 from randlora_pl.run.options.mistakes import check_loggers
+from randlora_pl.run.options.settings import RunOptions
 from randlora_pl.run.options.validate import tasks
 from randlora_pl.run.parallel.devices import with_devices, with_strategy
-from randlora_pl.run.parallel.launch import TIMEOUT
 from randlora_pl.run.run_folder import missing_folders, new_folder, planned_name, remove_folder
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.tasks.files import check_loads_again
@@ -201,13 +201,7 @@ class App(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the application's own options, and one seed for all."""
-        parser.add_argument("--run.name", type=str | None, default=None, help="Name of the run.")
-        parser.add_argument("--run.root", type=str, default="runs", help="Folder of all runs.")
-        loggers = str | list[str]
-        parser.add_argument(
-            "--run.logger", type=loggers, default="tensorboard", help="tensorboard, csv, wandb, mlflow or none."
-        )
-        parser.add_argument("--run.timeout", type=float, default=TIMEOUT, help="Seconds to wait for other processes.")
+        parser.add_class_arguments(RunOptions, "run")
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to start training from.")
         parser.add_argument("--from_adapter", type=str | None, default=None, help="LoRA whose outputs to start with.")
         parser.add_argument("--from_form", type=Form, default="beside", help="Place of this LoRA: beside or absorbed.")

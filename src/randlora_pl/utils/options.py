@@ -214,7 +214,7 @@ class Declared:
     """Base of tasks, data modules and callbacks with options: each subclass becomes a mutable keyword-only dataclass.
 
     Objects are equal to themselves alone, so that modules stay hashable. An annotated attribute that is not an option
-    is a ``ClassVar``. ``__post_init__`` calls the constructor of the base that is not declared, then `check_options`.
+    is a ``ClassVar``. ``__post_init__`` of the base of tasks and of data calls Lightning's constructor.
     """
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -223,6 +223,10 @@ class Declared:
             return
         check_declaration(cls)
         dataclass(kw_only=True, eq=False, repr=False)(cls)
+
+    def __post_init__(self) -> None:
+        """Check the options by their types; a subclass with further work calls this first."""
+        check_options(self)
 
 
 def constructs(cls: type, base: type) -> bool:

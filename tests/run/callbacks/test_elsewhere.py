@@ -19,7 +19,7 @@ from tests.data.readers.test_coop import write_coop
 
 def test_a_test_measures_other_datasets_with_the_trained_weights(tmp_path: Path) -> None:
     write_coop(tmp_path, "eurosat")
-    trainer = make_trainer(callbacks=[Elsewhere(["eurosat", "digits"], 60)])
+    trainer = make_trainer(callbacks=[Elsewhere(["eurosat", "digits"], images=60)])
     task = VisionLanguageTask("tiny", "random", adapter=LoRA(4, alpha=64), learning_rate=0.05)
     options = {"dataset": "eurosat", "root": str(tmp_path), "split": "coop"}
     data = ImageData(**options, steps=3, batch_size=8, eval_batch_size=16, num_workers=0)
@@ -68,7 +68,7 @@ def test_prompts_of_each_image_name_new_classes() -> None:
         task.configure_model()
         for name, value in task.learned.named_parameters():
             torch.nn.init.zeros_(value) if "network" in name else None
-        trainer = make_trainer(callbacks=[NewClasses(24)], precision="bf16-mixed", limit_test_batches=1)
+        trainer = make_trainer(callbacks=[NewClasses(images=24)], precision="bf16-mixed", limit_test_batches=1)
         found += trainer.test(task, data, verbose=False)
         assert torch.bfloat16 in {parameter.dtype for parameter in task.model.parameters()}
     assert found[0]["test/new/acc"] == pytest.approx(found[1]["test/new/acc"])
@@ -80,7 +80,7 @@ def test_new_classes_have_the_prompts_of_the_task(monkeypatch: pytest.MonkeyPatc
     task.set_classes(list(ImageData(dataset="digits").row.classnames[:5]), ["a drawn {}"])
     features_of = task.features_of
     monkeypatch.setattr(task, "features_of", lambda names, texts: given.append(texts) or features_of(names, texts))
-    trainer = make_trainer(callbacks=[NewClasses(8)], limit_test_batches=1)
+    trainer = make_trainer(callbacks=[NewClasses(images=8)], limit_test_batches=1)
     task.configure_model()
     trainer.test(task, ImageData(dataset="digits", classes="base"), verbose=False)
     assert given == [["a drawn {}"]] * 2  # the known classes, and the new ones
@@ -91,7 +91,7 @@ def test_new_classes_need_base_classes() -> None:
     with pytest.raises(UserError, match=r"Set --data\.classes base, or remove it"):
         trainer.test(VisionLanguageTask("tiny", "random"), ImageData(dataset="digits"), verbose=False)
     with pytest.raises(UserError, match="images is -1"):
-        NewClasses(-1)
+        NewClasses(images=-1)
 
 
 def test_other_datasets_have_the_split_of_the_run(tmp_path: Path) -> None:
@@ -101,6 +101,6 @@ def test_other_datasets_have_the_split_of_the_run(tmp_path: Path) -> None:
     options = {"dataset": "eurosat", "root": str(tmp_path), "split": "coop", "classes": "base"}
     data = ImageData(**options, steps=1, batch_size=4, eval_batch_size=16, num_workers=0)
     task = VisionLanguageTask("tiny", "random", adapter=LoRA(1))
-    trainer = make_trainer(callbacks=[Elsewhere(["dtd", "digits"], 20), NewClasses(4)])
+    trainer = make_trainer(callbacks=[Elsewhere(["dtd", "digits"], images=20), NewClasses(images=4)])
     (found,) = trainer.test(task, data, verbose=False)
     assert {"test/elsewhere/dtd", "test/elsewhere/digits", "test/new/acc"} < set(found)

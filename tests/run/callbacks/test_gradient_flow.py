@@ -20,7 +20,7 @@ class Deaf(TextHeadTask):
 
 
 def test_healthy_adapters_are_not_complained_about(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
-    callback = GradientFlow("raise")
+    callback = GradientFlow(action="raise")
     fit(callback)
     assert callback.silent == []
     assert callback._steps == 2
@@ -43,10 +43,10 @@ def test_silent_tensors_are_named(fit: Fit) -> None:
 
 def test_silent_tensors_stop_the_run_on_request(fit: Fit) -> None:
     with pytest.raises(UserError, match="unused"):
-        fit(GradientFlow("raise"), task=Deaf("tiny", "random", RandLoRA(rank=16)))
-    fit(GradientFlow("off"), task=Deaf("tiny", "random", RandLoRA(rank=16)))
+        fit(GradientFlow(action="raise"), task=Deaf("tiny", "random", RandLoRA(rank=16)))
+    fit(GradientFlow(action="off"), task=Deaf("tiny", "random", RandLoRA(rank=16)))
 
 
 def test_impossible_action() -> None:
     with pytest.raises(UserError, match="raise"):
-        GradientFlow("shout")  # type: ignore[arg-type]
+        GradientFlow(action="shout")  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from tests.run.callbacks.conftest import Fit
 
 
 def test_means_over_layers_at_every_so_many_steps(fit: Fit, tmp_path: Path) -> None:
-    callback = UpdateSpectrum(2)
+    callback = UpdateSpectrum(every_n_steps=2)
     task = TextHeadTask("tiny", "random", LoRA(rank=3, alpha=8))
     _, task, _ = fit(callback, task=task, logger=CSVLogger(tmp_path, "", "csv"), log_every_n_steps=50)
     assert callback.history["steps"] == [2, 4]
@@ -37,14 +37,14 @@ def test_means_over_layers_at_every_so_many_steps(fit: Fit, tmp_path: Path) -> N
 
 
 def test_the_last_step_has_a_spectrum(fit: Fit) -> None:
-    callback = UpdateSpectrum(3)
+    callback = UpdateSpectrum(every_n_steps=3)
     fit(callback)
     assert callback.history["steps"] == [3, 4]
 
 
 def test_full_rank_methods(fit: Fit) -> None:
     for adapter in (RandLoRA(rank=16), FullFineTuning()):
-        callback = UpdateSpectrum(4)
+        callback = UpdateSpectrum(every_n_steps=4)
         rate = 0.01 if isinstance(adapter, RandLoRA) else 1e-3
         fit(callback, task=TextHeadTask("tiny", "random", adapter, learning_rate=rate))
         assert callback.history["steps"] == [4]
@@ -56,7 +56,7 @@ def test_off_by_default_and_nothing_without_updates(fit: Fit, tmp_path: Path) ->
     callback = UpdateSpectrum()
     fit(callback)
     assert callback.history["steps"] == [] and not (tmp_path / "results.json").exists()
-    callback = UpdateSpectrum(1)
+    callback = UpdateSpectrum(every_n_steps=1)
     fit(callback, task=LinearHeadTask("tiny", "random", LinearProbe()))
     assert callback.history["steps"] == []
 
@@ -68,20 +68,20 @@ def test_weights_that_are_not_finite_have_no_spectrum(fit: Fit) -> None:
                 next(p for p in pl_module.parameters() if p.requires_grad).fill_(float("nan"))
             super().on_train_batch_end(trainer, pl_module, *args)
 
-    callback = Breaks(1)
+    callback = Breaks(every_n_steps=1)
     fit(callback)
     assert callback.history["steps"] == []
 
 
 def test_a_resumed_run_goes_on(fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    callback = UpdateSpectrum(2)
+    callback = UpdateSpectrum(every_n_steps=2)
     trainer, task, _ = fit(callback, max_steps=2)
     assert callback.history["steps"] == [2]
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     state = callback.state_dict()
 
     def resumed(history: dict[str, Any]) -> UpdateSpectrum:
-        again = UpdateSpectrum(2)
+        again = UpdateSpectrum(every_n_steps=2)
         again.load_state_dict(history)
         again.on_train_start(trainer, task)
         return again
@@ -99,7 +99,7 @@ def test_a_resumed_full_fine_tuning_says_that_it_cannot(fit: Fit) -> None:
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("randlora_pl").addHandler(handler)
     try:
-        callback = UpdateSpectrum(2)
+        callback = UpdateSpectrum(every_n_steps=2)
         callback.on_train_start(trainer, task)
     finally:
         logging.getLogger("randlora_pl").removeHandler(handler)
@@ -107,12 +107,12 @@ def test_a_resumed_full_fine_tuning_says_that_it_cannot(fit: Fit) -> None:
 
 
 def test_impossible_steps() -> None:
-    with pytest.raises(UserError, match="0 for none"):
-        UpdateSpectrum(-1)
+    with pytest.raises(UserError, match="Give 0 or a positive number"):
+        UpdateSpectrum(every_n_steps=-1)
     task = TextHeadTask("tiny", "random", HydraLoRA())
     UpdateSpectrum().setup(Trainer(logger=False), task, "fit")
     with pytest.raises(UserError, match=r"the update of HydraLoRA depends on the input.* Remove the option"):
-        UpdateSpectrum(2).setup(Trainer(logger=False), task, "test")  # before the training
+        UpdateSpectrum(every_n_steps=2).setup(Trainer(logger=False), task, "test")  # before the training
 
 
 def test_full_fine_tuning_of_conv1d_is_seen(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_full_fine_tuning_of_conv1d_is_seen(tmp_path: Path) -> None:
     from tests.language.small import fit as train
     from tests.language.small import make, texts, write_toy
 
-    callback = UpdateSpectrum(1)
+    callback = UpdateSpectrum(every_n_steps=1)
     task = make("bytes", "gpt2", adapter=FullFineTuning(), overrides={"vocab_size": 260})
     data = texts(write_toy(tmp_path), steps=1)
     train(task, data, callbacks=[callback], default_root_dir=tmp_path)

@@ -82,7 +82,7 @@ def test_a_run_logs_it_with_the_same_bits(fit: Fit, tmp_path: Path) -> None:
         adapter = adapter or LoRA(rank=3, alpha=8, dropout=0.2)
         return fit(callback, task=TextHeadTask("tiny", "random", adapter), accumulate_grad_batches=2, **options)
 
-    callback = UnseenGradient(3)
+    callback = UnseenGradient(every_n_steps=3)
     _, task, _ = run(callback)
     assert callback.history["steps"] == [3, 4]
     shares, relative = callback.history["share"], callback.history["relative"]
@@ -99,12 +99,12 @@ def test_a_run_logs_it_with_the_same_bits(fit: Fit, tmp_path: Path) -> None:
     for lora, found in ((LoRA(8), [0]), (LoRA(2), [])):  # all directions are LoRA's; not a number
         inject(layer := torch.nn.Sequential(torch.nn.Linear(8, 8)), lora, ["0"])
         layer[0].delta.B.data += torch.eye(8, layer[0].delta.B.shape[1]) * (float("nan") if not found else 1)
-        whole = UnseenGradient(1)
+        whole = UnseenGradient(every_n_steps=1)
         whole._layers = [_Layer(update, _lora_of(update)) for update in _updates(layer)]  # type: ignore[arg-type]
         layer(torch.randn(3, 8)).sum().backward()
         whole.on_after_backward(trainer, task)
         assert whole.history["relative"] == whole.history["share"] == found
-    again = UnseenGradient(3)
+    again = UnseenGradient(every_n_steps=3)
     again.load_state_dict(callback.state_dict())
     assert again.history == callback.history
     again._layers = [SimpleNamespace(sums=lambda: (0.0, 0.0, 2.0), stop=list)]  # type: ignore[list-item]
@@ -113,10 +113,10 @@ def test_a_run_logs_it_with_the_same_bits(fit: Fit, tmp_path: Path) -> None:
 
     for options, message in (
         ({"adapter": RandLoRA(rank=16)}, "RandLoRA has none. Remove the option, or set --model.adapter LoRA"),
-        ({"callback": -1}, "unseen_gradient.every_n_steps is -1"),
+        ({"callback": -1}, "every_n_steps is -1"),
     ):
         with pytest.raises(UserError, match=message):
-            run(UnseenGradient(options.get("callback", 3)), options.get("adapter"))  # type: ignore[arg-type]
+            run(UnseenGradient(every_n_steps=options.get("callback", 3)), options.get("adapter"))  # type: ignore[arg-type]
     compiled = TextHeadTask("tiny", "random", LoRA(rank=3), torch_compile=True)
     with pytest.raises(UserError, match=r"compiled blocks. Remove --model.torch_compile"):
-        fit(UnseenGradient(1), task=compiled)
+        fit(UnseenGradient(every_n_steps=1), task=compiled)

@@ -10,7 +10,6 @@ from randlora_pl.run.options.classes import CLASSES
 from randlora_pl.run.options.compose import DEFAULTS, compose, short_name
 from randlora_pl.run.options.validate import (
     CALLBACK_GROUPS,
-    RUN_OPTIONS,
     adapters,
     class_choices,
     data_class,
@@ -30,7 +29,8 @@ def page(verb: str) -> str:
     ]
     if fit:
         again = "Resume this run. Typed options override its config. auto: the newest run of this name, unchanged"
-        lines += [_line(f"--run.{name} VALUE", text) for name, text in RUN_OPTIONS.items()]
+        own = read_classes("run/options")["RunOptions"].options
+        lines += [_line(f"--run.{name} VALUE", _short(option)) for name, option in own.items()]
         lines += [_line("--dry-run", "Print the start page (parameters, steps, memory) and write nothing")]
         lines += [_line("--print_config", "Print the merged config. --print_config=skip_default: without defaults")]
         lines += [_line("--resume RUN", f"{again}, if it is unfinished")]

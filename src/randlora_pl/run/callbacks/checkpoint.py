@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.atomic_output import write_bytes
 from randlora_pl.utils.files.run_files import run_folder
+from randlora_pl.utils.options import Count, Declared
 from randlora_pl.utils.run_results import planned
 from randlora_pl.utils.version import __version__
 
@@ -120,37 +121,26 @@ def is_finite(module: LightningModule) -> bool:
     return not finite or bool(torch.stack(finite).all())  # the host waits for the device once
 
 
-class AdapterCheckpoint(Callback):
+class AdapterCheckpoint(Declared, Callback):
     """Write ``checkpoints/last.ckpt``, ``adapter`` and, with validation, ``adapter-best``.
 
     A checkpoint has the trainable parameters, the optimizer and the loop state, without the frozen model.
-
-    Args:
-        every_n_steps: Optimizer steps between two checkpoints. A resumed run repeats at most this many.
-        monitor: Validation metric that selects the best adapter.
-        mode: ``max`` or ``min``: direction of the metric.
-        patience: Stop the training after this many validations without improvement; ``null`` disables it.
-        test: Adapter that `fit` tests at its end: ``last`` (default) or ``best`` (default with patience).
     """
 
-    def __init__(
-        self,
-        every_n_steps: int = 50,
-        monitor: str = "val/acc",
-        mode: Literal["max", "min"] = "max",
-        patience: int | None = None,
-        test: Literal["last", "best"] | None = None,
-    ) -> None:
-        if every_n_steps < 1:
-            raise UserError(f"checkpoint.every_n_steps is {every_n_steps}. Set a positive number of steps.")
-        if mode not in ("max", "min"):
-            raise UserError(f"checkpoint.mode is {mode!r}. Set max or min.")
-        if patience is not None and patience < 1:
-            raise UserError(f"checkpoint.patience is {patience}. Set a positive number of validations, or null.")
-        if test not in ("last", "best", None):
-            raise UserError(f"checkpoint.test is {test!r}. Set last or best.")
-        self.every_n_steps, self.monitor, self.mode, self.patience = every_n_steps, monitor, mode, patience
-        self.test = test or ("last" if patience is None else "best")
+    every_n_steps: Count = 50
+    """Optimizer steps between two checkpoints. A resumed run repeats at most this many."""
+    monitor: str = "val/acc"
+    """Validation metric that selects the best adapter."""
+    mode: Literal["max", "min"] = "max"
+    """``max`` or ``min``: direction of the metric."""
+    patience: Count | None = None
+    """Stop the training after this many validations without improvement; ``null`` disables it."""
+    test: Literal["last", "best"] | None = None
+    """Adapter that `fit` tests at its end: ``last`` (default) or ``best`` (default with patience)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.test = self.test or ("last" if self.patience is None else "best")
         self.best: float | None = None
         self.best_step = 0
         self.validated: dict[str, float] = {}

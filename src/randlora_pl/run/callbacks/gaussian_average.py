@@ -1,13 +1,14 @@
 """The mean of what trains over the epochs of a run, with Gaussian weights (PromptSRC, arXiv 2307.06948)."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Declared, Positive
 
 
 def gaussian_weights(epochs: int, mu: float, sigma: float) -> list[float]:
@@ -20,7 +21,7 @@ def gaussian_weights(epochs: int, mu: float, sigma: float) -> list[float]:
     return [part / sum(parts) for part in parts]
 
 
-class GaussianAverage(Callback):
+class GaussianAverage(Declared, Callback):
     """Average the values of what trains at the ends of all epochs; the run ends with the mean.
 
     The mean replaces the last values when the training is over: the adapter and the final test have it, validations
@@ -32,16 +33,15 @@ class GaussianAverage(Callback):
 
     Examples:
         >>> trainer = make_trainer(callbacks=[GaussianAverage(mu=15, sigma=1)])
-
-    Args:
-        mu: Epoch with the largest weight; the first epoch is 1.
-        sigma: Standard deviation, in epochs.
     """
 
-    def __init__(self, mu: float = 15.0, sigma: float = 1.0) -> None:
-        if not sigma > 0:
-            raise UserError(f"sigma is {sigma}: give a positive number of epochs, such as 1.")
-        self.mu, self.sigma = mu, sigma
+    mu: float = 15.0
+    """Epoch with the largest weight; the first epoch is 1."""
+    sigma: Annotated[float, Positive] = 1.0
+    """Standard deviation, in epochs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._mean: dict[str, Tensor] = {}
         self._total = 0.0  # of the weights so far
         self._finished = 0

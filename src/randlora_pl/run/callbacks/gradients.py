@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,6 +18,7 @@ from randlora_pl.adapters.layers.built import BuiltWeight
 from randlora_pl.adapters.methods.lora import LoRA, LoRADelta
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import run_folder
+from randlora_pl.utils.options import Declared, NotNegative
 from randlora_pl.utils.run_results import write_results
 
 _log = logging.getLogger("randlora_pl")
@@ -25,19 +26,17 @@ STEPS = 2
 """Of two factors whose product starts at zero, the second factor gets a gradient from the second step on."""
 
 
-class GradientFlow(Callback):
+class GradientFlow(Declared, Callback):
     """Report every trainable tensor without a non-zero gradient in the first two optimizer steps.
 
     Tensors whose learning rate is 0 in these steps train later, and are left out.
-
-    Args:
-        action: ``warn`` logs a warning, ``raise`` stops the run, ``off`` disables the check.
     """
 
-    def __init__(self, action: Literal["warn", "raise", "off"] = "warn") -> None:
-        if action not in ("warn", "raise", "off"):
-            raise UserError(f"gradient_flow.action is {action!r}. Set warn, raise or off.")
-        self.action = action
+    action: Literal["warn", "raise", "off"] = "warn"
+    """``warn`` logs a warning, ``raise`` stops the run, ``off`` disables the check."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.silent: list[str] = []
         self._seen: set[str] = set()
         self._steps = 0
@@ -72,7 +71,7 @@ class GradientFlow(Callback):
 METRICS = ("share", "relative")
 
 
-class UnseenGradient(Callback):
+class UnseenGradient(Declared, Callback):
     """Log the share of the gradient that no small change of LoRA's matrices follows, as ``unseen_gradient/...``.
 
     To first order, a change of B and A changes the weight within the span of B's columns and of A's rows. For the
@@ -85,16 +84,13 @@ class UnseenGradient(Callback):
     computed beside the backward pass, one layer at a time, and the training has the same bits as without. A text tower
     that gradient accumulation encodes once per step has its gradient in the last micro-batch, and is left out. The
     values are also lists in ``results.json``.
-
-    Args:
-        every_n_steps: Optimizer steps between two measurements, 100 for instance; the last step is always measured. 0
-            disables it.
     """
 
-    def __init__(self, every_n_steps: int = 0) -> None:
-        if isinstance(every_n_steps, bool) or every_n_steps < 0:
-            raise UserError(f"unseen_gradient.every_n_steps is {every_n_steps}. Set a number of steps, or 0 for none.")
-        self.every_n_steps = every_n_steps
+    every_n_steps: Annotated[int, NotNegative] = 0
+    """Optimizer steps between two measurements, 100 for instance; the last step is always measured. 0 disables it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.history: dict[str, list[float]] = {name: [] for name in ("steps", *METRICS)}
         self._layers: list[_Layer] = []
         self._last = 0  # optimizer step of the micro-batch before

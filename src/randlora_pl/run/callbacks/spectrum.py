@@ -1,7 +1,7 @@
 """Rank of the updates during training (compare Table 2 of the paper)."""
 
 import logging
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,26 +12,25 @@ from randlora_pl.adapters.operations import delta_weights
 from randlora_pl.adapters.spectrum import Spectrum, spectrum
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import run_folder
+from randlora_pl.utils.options import Declared, NotNegative
 from randlora_pl.utils.run_results import write_results
 
 _log = logging.getLogger("randlora_pl")
 METRICS = ("rank", "stable_rank", "effective_rank", "norm")
 
 
-class UpdateSpectrum(Callback):
+class UpdateSpectrum(Declared, Callback):
     """Log rank, stable rank, effective rank and norm of the updates, averaged over layers, as ``spectrum/...``.
 
     The values are logged, and written as lists with ``spectrum/steps`` to ``results.json``. Each measurement takes a
     singular value decomposition of every layer.
-
-    Args:
-        every_n_steps: Optimizer steps between two spectra; the last step is always measured. 0 disables it.
     """
 
-    def __init__(self, every_n_steps: int = 0) -> None:
-        if isinstance(every_n_steps, bool) or every_n_steps < 0:
-            raise UserError(f"spectrum.every_n_steps is {every_n_steps}. Set a number of steps, or 0 for none.")
-        self.every_n_steps = every_n_steps
+    every_n_steps: Annotated[int, NotNegative] = 0
+    """Optimizer steps between two spectra; the last step is always measured. 0 disables it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.history: dict[str, list[float]] = {name: [] for name in ("steps", *METRICS)}
         self._start: dict[str, Tensor] = {}
         self._last = -1

@@ -1,7 +1,8 @@
 """Zero-shot tests: of the base model before the training, and on other datasets or classes after it."""
 
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -11,6 +12,7 @@ from randlora_pl.data.catalog.registry import find
 from randlora_pl.data.loading.chosen_images import batches, framed, random_samples
 from randlora_pl.models.zero_shot import zero_shot_accuracy
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Declared, NotNegative
 
 
 class ZeroShot(Callback):
@@ -33,17 +35,11 @@ class ZeroShot(Callback):
         self._stack.close()
 
 
-class _ByName(Callback):
-    """Base of tests on classes that a task did not train on, and for which it needs their names alone.
+class _ByName(Declared, Callback):
+    """Base of tests on classes that a task did not train on, and for which it needs their names alone."""
 
-    Args:
-        images: Test images of each dataset, a random choice that is the same in all runs; 0 for all.
-    """
-
-    def __init__(self, images: int) -> None:
-        if images < 0:
-            raise UserError(f"{type(self).__name__}: images is {images}. Set a positive number, or 0 for all.")
-        self.images = images
+    images: Annotated[int, NotNegative] = 0
+    """Test images of each dataset, a random choice that is the same in all runs; 0 for all."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Refuse tasks without a text tower that names classes."""
@@ -88,15 +84,12 @@ class Elsewhere(_ByName):
     Needs a ``VisionLanguageTask`` or ``PromptTask``. Name it in ``--trainer.callbacks``. With ``--data.split coop``,
     the other datasets have CoOp's split as well if there is one. For finished runs there is ``randlora-pl analyze
     forgetting``.
-
-    Args:
-        datasets: Names of datasets with classes, in the data folder of the run. The training dataset is left out.
-        images: Test images of each, a random choice that is the same in all runs; 0 for all.
     """
 
-    def __init__(self, datasets: list[str], images: int = 1000) -> None:
-        super().__init__(images)
-        self.datasets = list(datasets)
+    datasets: list[str] = field(kw_only=False)
+    """Names of datasets with classes, in the data folder of the run. The training dataset is left out."""
+    images: Annotated[int, NotNegative] = 1000
+    """Test images of each, a random choice that is the same in all runs; 0 for all."""
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Measure on the evaluated weights, before the task restores the frozen ones."""
@@ -113,13 +106,7 @@ class NewClasses(_ByName):
     The new classes are compared with each other, as the base classes in the test itself. The test of the pretrained
     model logs ``zeroshot/new/acc``. Needs a ``VisionLanguageTask`` or ``PromptTask``. Name it in
     ``--trainer.callbacks``.
-
-    Args:
-        images: Test images of the new classes, a random choice that is the same in all runs; 0 for all.
     """
-
-    def __init__(self, images: int = 0) -> None:
-        super().__init__(images)
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Refuse data without new classes."""

@@ -15,13 +15,6 @@ from randlora_pl.utils.errors import UserError, brief, near, shortened
 from randlora_pl.utils.own_classes import path_by_name
 from randlora_pl.utils.signatures import OTHER_NAMES
 
-RUN_OPTIONS = {
-    "name": "Name of the run, whose folder is ROOT/NAME/TIME (default: dataset, model and adapter)",
-    "root": "Folder of all runs (default: runs)",
-    "logger": "tensorboard, csv, wandb, mlflow, or several: [tensorboard,csv] (default: tensorboard)",
-    "timeout": "Seconds to wait for other processes before treating them as lost (default: 600)",
-}
-_RUN_KINDS = {"name": "str | None", "root": "str", "logger": "str | list[str]", "timeout": "float"}
 CALLBACK_GROUPS = {
     "checkpoint": "AdapterCheckpoint",
     "gradient_flow": "GradientFlow",
@@ -128,7 +121,7 @@ def groups_of(names: dict[str, str | None], task: str | None = None) -> Groups:
         task: Name of the task whose data the command has.
     """
     callbacks = read_classes("run/callbacks")
-    own = {name: Option(name, _RUN_KINDS[name], None, text) for name, text in RUN_OPTIONS.items()}
+    own = read_classes("run/options")["RunOptions"].options
     groups: Groups = {"data": data_class(task).options, "run": own, "trainer": trainer_options() or None}
     groups |= {group: callbacks[name].options for group, name in CALLBACK_GROUPS.items()}
     for option, name in names.items():

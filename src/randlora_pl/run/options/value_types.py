@@ -76,12 +76,13 @@ def _type_error(key: str, kind: str, text: str, typed: bool) -> str:
         if not typed and not isinstance(value, str | None):  # as text, `no` and 5 would pass as a text
             for name in reversed(key.split(".")):
                 value = {name: value}
-            parser.parse_object(value)
+            parsed = parser.parse_object(value)
         else:
-            parser.parse_args([f"--{key}={text if value is None else value}"])
+            parsed = parser.parse_args([f"--{key}={text if value is None else value}"])
     except (ArgumentError, RecursionError) as error:
         return parse_message(str(error))
-    return ""
+    wrong = options.misfit(parsed[key], expected, f"--{key}")
+    return f"{wrong}: give {wrong.wanted}." if wrong else ""
 
 
 def unquoted(kind: str, value: Any) -> Any:
