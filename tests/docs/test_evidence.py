@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from statistics import fmean
 
-from randlora_pl.lab.report.statistics import Estimate
+from randlora_pl.lab.report.statistics import Estimate, formatted
 from tests.docs.pages import DOCS, PAGES, RESULTS, prose_of
 from tests.docs.test_numbers import rows_of
 
@@ -81,7 +81,7 @@ def datasets(name: str) -> Iterator[list[str]]:
         differences = []
         for one, other in SIZES[name]:
             values = Estimate(tuple(scores[one, dataset, seed] - scores[other, dataset, seed] for seed in seeds))
-            differences.append(f"{values.mean:+.1f} ± {values.half:.1f}")
+            differences.append(f"{formatted(values.mean)} ± {values.half:.1f}")
         own = [shown[one][column] for one in plain if shown[one][column]]  # classes and scores have different ones
         yield [column.partition("<br>")[0], *own, *before, shown["full fine-tuning"][column], *differences]
 
@@ -124,7 +124,11 @@ def family() -> Iterator[list[str]]:
                 for task in tasks
             ]
             lower = sum(one.mean < -(one.error or 0) for one in found)
-            yield [method, *(f"{one.mean:+.3f} ± {one.error:.3f}" for one in found), f"{lower} of {len(tasks)}"]
+            yield [
+                method,
+                *(f"{formatted(one.mean, '+.3f')} ± {one.error:.3f}" for one in found),
+                f"{lower} of {len(tasks)}",
+            ]
 
 
 def tables_of(page: str) -> list[list[list[str]]]:

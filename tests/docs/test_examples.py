@@ -50,7 +50,7 @@ ADDED = {  # base classes, and what `fit` and others add or return
         "ModelRow",
     ),
     *("PromptLearner", "Prompts"),
-    *("LayerSpectrum", "ProgressBar", "Sweep", "load_tokenizer"),
+    *("LayerSpectrum", "ProgressBar", "load_tokenizer"),
     "import_official",  # its file comes from other code
 }
 

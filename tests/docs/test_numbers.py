@@ -325,6 +325,14 @@ def test_the_committed_report_is_what_its_cells_give(
 
 
 @in_one_item("name", RESULTS)
+def test_no_zero_of_a_report_is_negative(name: str) -> None:
+    for file in ("report.md", "verdict.md", "index.html", "summary.csv"):
+        path = DOCS / "results" / name / file
+        text = re.sub(r"<svg.*?</svg>", "", path.read_text(encoding="utf-8"), flags=re.S) if path.is_file() else ""
+        assert not re.findall(r'(?<![\w.("])-0(?:\.0+)?(?![\w.])', text), file
+
+
+@in_one_item("name", RESULTS)
 def test_the_provenance_of_a_sweep_is_its_page_of_rates(name: str) -> None:
     file, description = find_sweep(name)
     page = (DOCS / "results" / name / "tuning.md").read_text(encoding="utf-8")

@@ -1,17 +1,19 @@
 """The table of methods, its two plain classifiers, and the shipped sweeps that it is made of."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from randlora_pl.commands.sweep.job import find_sweep
 from randlora_pl.lab.methods import method_tables
 from randlora_pl.lab.report.baselines import Baseline
-from randlora_pl.lab.report.collect import FINISHED, Sweep
-from randlora_pl.lab.report.plan import Key, ReportPlan
-from randlora_pl.lab.report.runs import FinishedRun
+from randlora_pl.lab.report.cells import Sweep
+from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.sweep.expand import task_of
 from randlora_pl.sweep.folder import SweepFolder
 from randlora_pl.sweep.plan import Trial, plan
@@ -59,27 +61,36 @@ def test_bases_are_compared_over_five_seeds_at_one_rate(name: str) -> None:
     assert len(description.seeds) == 5
 
 
-def run_of(cell: Trial, accuracy: float, **facts: float) -> FinishedRun:
-    return FinishedRun(
-        Key(*cell.labels[:4]), cell.labels.seed, FINISHED, cell=cell.hash, accuracy=accuracy, facts=facts
-    )
+def swept(folder: Path, cells: list[Trial], accuracies: dict[str, float], tuned: Any = None, **facts: float) -> Sweep:
+    """The sweep of some cells that are finished; without an accuracy it is 50 with the first seed, 70 with the next."""
+    for cell in cells:
+        place = folder / "cells" / cell.hash
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "cell.json").write_text(json.dumps(cell.labels._asdict()))
+        accuracy = accuracies.get(cell.labels.method, 30.0 + 20 * cell.labels.seed) / 100
+        (place / "results.json").write_text(json.dumps({"test/acc": accuracy, "finished": True} | facts))
+    content = {name: list(dict.fromkeys(getattr(cell.labels, name[:-1]) for cell in cells)) for name in GRID}
+    methods = {name: OPTIONS.get(name, {"adapter": "LoRA"}) for name in sorted({cell.labels.method for cell in cells})}
+    content |= {"models": {"tiny": {"config": "tiny_clip"}}, "methods": methods}
+    content["budgets"] = [budget for budget in content["budgets"] if budget != "zero-shot"]
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(content | ({"tuned": tuned} if tuned else {}), sort_keys=False))
+    return read_sweep(folder)
+
+
+GRID = ("datasets", "budgets", "seeds")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "a": {"adapter": "RandLoRA", "learning_rate": 1e-2},
+    "c": {"adapter": "VeRA"},
+    "zero-shot": {},
+}
 
 
 def test_table_has_mean_and_standard_error_and_rates_but_no_ranking(tmp_path: Path) -> None:
-    given = {
-        "a": {"adapter": "RandLoRA", "learning_rate": 1e-2},
-        "b": {"adapter": "LoRA"},
-        "c": {"adapter": "VeRA"},
-        "zero-shot": {},
-    }
-    cells = cells_of(methods=given, seeds=[1, 2])
-    accuracies = {"b": 90.0, "c": 1.0, "zero-shot": 3.0}
+    cells = cells_of(
+        methods={name: OPTIONS.get(name, {"adapter": "LoRA"}) for name in ("a", "b", "c", "zero-shot")}, seeds=[1, 2]
+    )
     facts = {"trainable_parameters": 1_000, "fit_seconds": 4.0, "learning_rate": 1e-3}
-    runs = [run_of(cell, accuracies.get(cell.labels.method, 30.0 + 20 * cell.labels.seed), **facts) for cell in cells]
-    sweep = Sweep(tmp_path, ReportPlan(
-        models=["tiny"], datasets=["digits"], budgets=["2-shot"], methods=list(given), seeds=[1, 2],
-        facts={"models": {}, "methods": given},
-    ), runs, [])  # fmt: skip
+    sweep = swept(tmp_path, cells, {"b": 90.0, "c": 1.0, "zero-shot": 3.0}, **facts)
     text = method_tables(sweep, [cell for cell in cells if cell.labels.method != "c"])
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0][2:] for line in lines] == [
@@ -100,8 +111,7 @@ def test_plain_classifiers_are_measured_once_and_an_error_leaves_the_methods(
         raise UserError("the folder has no test texts")
 
     monkeypatch.setattr("randlora_pl.lab.methods.baselines_of", fails)
-    planned = ReportPlan(models=["tiny"], datasets=["digits"], budgets=["2-shot"], methods=["a"], seeds=[1, 2])
-    sweep = Sweep(tmp_path, planned, [run_of(cell, 50.0) for cell in cells], [])
+    sweep = swept(tmp_path / "few", cells, {"a": 50.0})
     text = method_tables(sweep, cells)
     assert "| a | " in text and "raw pixels" not in text
     assert caplog.messages == ["no baselines for digits: the folder has no test texts"]
@@ -110,18 +120,15 @@ def test_plain_classifiers_are_measured_once_and_an_error_leaves_the_methods(
     ]
     assert "| x (raw pixels) | - | - | - | 40.0 ± 10.0 | - |" in method_tables(sweep, cells)
     whole = cells_of(methods={"a": {"adapter": "LoRA"}}, seeds=[1, 2], budgets=["100%"])
-    sweep.plan, sweep.runs = replace(planned, budgets=["100%"]), [run_of(cell, 50.0) for cell in whole]
+    sweep = swept(tmp_path / "whole", whole, {"a": 50.0})
     sweep.baselines = [Baseline("digits", "100%", 1, "x (raw pixels)", 0.3, 20, 20)]  # as for every other seed
     assert "| x (raw pixels) | - | - | - | 30.0 | - |" in method_tables(sweep, whole)
 
 
 def test_a_rate_that_was_searched_is_called_so(tmp_path: Path) -> None:
-    facts = {"adapter": "RandLoRA", "learning_rate": 1e-2}
-    (cell,) = cells_of(methods={"a": facts})
-    found = {"method": facts, "chosen": {"learning_rate": 1e-2}}
-    tuned = {"finished": True, "models": {"": {}}, "methods": {"a": found}}
-    planned = ReportPlan(models=["tiny"], methods=["a"], facts={"models": {}, "methods": {"a": facts}}, tuned=tuned)
-    sweep = Sweep(tmp_path, planned, [run_of(cell, 50.0)], [])
-    assert "| 0.01 | validation |" in method_tables(sweep, [cell])
-    unfinished = Sweep(tmp_path, replace(planned, tuned=tuned | {"finished": False}), sweep.runs, [])
-    assert "| 0.01 | typed |" in method_tables(unfinished, [cell])
+    (cell,) = cells_of(methods={"a": OPTIONS["a"]})
+    found = {"method": OPTIONS["a"], "chosen": {"learning_rate": 1e-2}}
+    tuned = {"finished": True, "models": {"": {"config": "tiny_clip"}}, "methods": {"a": found}}
+    for finished, how in ((True, "validation"), (False, "typed")):
+        sweep = swept(tmp_path, [cell], {"a": 50.0}, tuned | {"finished": finished})
+        assert f"| 0.01 | {how} |" in method_tables(sweep, [cell])

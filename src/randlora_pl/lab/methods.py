@@ -2,15 +2,14 @@
 
 import logging
 from collections.abc import Sequence
-from statistics import median
+from dataclasses import replace
 
 from randlora_pl.lab.baselines import baselines_of, measured_with
-from randlora_pl.lab.report.collect import Sweep
+from randlora_pl.lab.report.cells import Sweep
 from randlora_pl.lab.report.document import Table, row
 from randlora_pl.lab.report.markdown import table_lines
 from randlora_pl.lab.report.plan import Key
-from randlora_pl.lab.report.results import Results
-from randlora_pl.lab.report.sections.rates import Rates
+from randlora_pl.lab.report.sections.rates import shown_rate
 from randlora_pl.lab.report.statistics import Estimate
 from randlora_pl.sweep.description import ZERO_SHOT, is_zero_shot
 from randlora_pl.sweep.plan import Trial
@@ -30,24 +29,22 @@ def method_tables(sweep: Sweep, cells: Sequence[Trial]) -> str:
 
     Cells without a result are left out.
     """
-    shown = {cell.hash for cell in cells}
-    results = Results(Sweep(sweep.folder, sweep.plan, [run for run in sweep.runs if run.cell in shown], []))
-    rates = Rates(results)
+    shown = replace(sweep, cells=sweep.cells[sweep.cells["cell"].isin([cell.hash for cell in cells])])
     lines = []
     trained = [cell for cell in cells if not cell.untrained]
     for group in dict.fromkeys(cell.labels[:3] for cell in trained):
         model, dataset, budget = group
         rows = _plain(sweep, [cell for cell in trained if cell.labels[:3] == group])
-        for method in results.plan.methods:
+        for method in sweep.plan.methods:
             key = Key(model, dataset, ZERO_SHOT if is_zero_shot(method) else budget, method)
-            if runs := results.finished(key):
-                seconds = [time for run in runs if (time := run.number("fit_seconds"))]
-                rate = None if key.budget == ZERO_SHOT else rates.rate(runs[0])
-                rows.append([
-                    *(method, f"{count:,}" if (count := results.parameters(model, method)) else "-"),
-                    *((rate.shown, rate.how) if rate else ("-", "-")),
-                    *(_mean(results.estimate(key)), f"{median(seconds):.0f}" if seconds else "-"),
-                ])  # fmt: skip
+            runs = shown.of(**key._asdict())
+            if len(runs):
+                seconds = runs["fit_seconds"][runs["fit_seconds"] > 0]
+                rate, how = runs.iloc[0][["learning_rate", "rate_chosen_by"]]
+                chosen = (shown_rate(rate), how) if isinstance(how, str) else ("-", "-")
+                size = f"{count:,}" if (count := shown.parameters(model, method)) else "-"
+                time = f"{seconds.median():.0f}" if len(seconds) else "-"
+                rows.append([method, size, *chosen, _mean(shown.estimate(key)), time])
         caption = f"{model}, {dataset}, {budget}: test accuracy, mean ± standard error over seeds"
         lines += table_lines(Table("", caption, row(*_HEADER), [row(*cells) for cells in rows]))
     return "\n".join([*lines, _NO_VERDICT]) + "\n"

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.lab.report.collect import Sweep, read_sweep
+from randlora_pl.lab.report.cells import Sweep
+from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.files import write_report
 from tests.lab.report.sweeps import Labels, write_sweep
 from tests.support.shared import made_once

@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from pandas import isna
 
-from randlora_pl.lab.report.collect import Sweep, read_sweep
+from randlora_pl.lab.report.cells import Sweep
+from randlora_pl.lab.report.collect import read_cells, read_sweep
 from randlora_pl.lab.report.plan import Key
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.lease import LEASE, acquired, lease_on
@@ -25,24 +27,24 @@ def one(folder: Path) -> Path:
 
 
 def states(sweep: Sweep) -> dict[int | None, str]:
-    return {run.seed: run.status for run in sweep.runs}
+    return {None if isna(seed) else seed: status for seed, status in sweep.cells[["seed", "status"]].to_numpy()}
 
 
 def test_every_planned_run_is_there_once(sweep: Sweep) -> None:
-    assert len(sweep.runs) == 2 * 5 * (4 * 6 * 3 + 1) and not sweep.warnings
-    assert len({(run.key, run.seed) for run in sweep.runs}) == len(sweep.runs)
-    count = {state: sum(run.state == state for run in sweep.runs) for state in {run.state for run in sweep.runs}}
-    assert count == {"finished": len(sweep.runs) - 13, "failed": 5, "not run": 8}
-    assert all((run.accuracy is None) == (run.state != "finished") for run in sweep.runs)
+    cells = sweep.cells
+    assert len(cells) == 2 * 5 * (4 * 6 * 3 + 1) and not sweep.warnings
+    assert not cells.duplicated([*Key._fields, "seed"]).any()
+    assert cells["state"].value_counts().to_dict() == {"finished": len(cells) - 13, "failed": 5, "not run": 8}
+    assert (cells["accuracy"].isna() == (cells["state"] != "finished")).all()
 
 
 def test_accuracies_are_those_of_the_files(sweep: Sweep, folder: Path) -> None:
-    for run in sweep.finished[::37]:
-        figures = json.loads((folder / "cells" / run.cell / "results.json").read_text())
-        labels = json.loads((folder / "cells" / run.cell / "cell.json").read_text())
-        assert run.accuracy == pytest.approx(100 * figures["test/acc"], abs=1e-12)
-        assert sweep.cell_folder(run) == folder / "cells" / run.cell
-        assert (*run.key, run.seed) == tuple(labels[name] for name in ("model", "dataset", "budget", "method", "seed"))
+    for run in read_cells(folder).dropna(subset="accuracy")[::37].to_dict("records"):
+        figures = json.loads((folder / "cells" / run["cell"] / "results.json").read_text())
+        labels = json.loads((folder / "cells" / run["cell"] / "cell.json").read_text())
+        assert run["accuracy"] == pytest.approx(100 * figures["test/acc"], abs=1e-12)
+        assert run["fit_seconds"] == figures["fit_seconds"] and run["adapter"] == figures["method"]
+        assert all(run[name] == labels[name] for name in [*Key._fields, "seed"])
 
 
 def test_states(tmp_path: Path) -> None:
@@ -76,8 +78,8 @@ def test_a_run_of_two_stages_has_the_time_of_both_or_none(tmp_path: Path) -> Non
         ({"from/form": "beside", "first/fit_seconds": "3"}, None),
     ):
         file.write_text(json.dumps(facts | more))
-        (run,) = read_sweep(folder).finished
-        assert run.number("fit_seconds") == time
+        (found,) = read_sweep(folder).finished["fit_seconds"]
+        assert found == time or (time is None and isna(found))
 
 
 def test_a_success_beats_an_older_failure(tmp_path: Path) -> None:
@@ -119,8 +121,7 @@ def test_accuracy_of_the_untrained_model(tmp_path: Path, name: str) -> None:
     folder = one(tmp_path)
     place = LABELS | {"budget": "zero-shot", "method": "zero-shot"}
     write_cell(folder, place, {name: 0.25, "finished": True})
-    run = next(run for run in read_sweep(folder).runs if run.key.budget == "zero-shot")
-    assert run.accuracy == 25.0
+    assert list(read_sweep(folder).of(budget="zero-shot")["accuracy"]) == [25.0]
 
 
 def test_two_configs_of_one_cell(tmp_path: Path) -> None:
@@ -134,8 +135,8 @@ def test_two_configs_of_one_cell(tmp_path: Path) -> None:
         os.utime(older / "results.json", (1e9, 1e9))
         os.utime(newer / "results.json", (2e9, 2e9))
         sweep = read_sweep(folder)
-        (run,) = sweep.finished
-        assert run.cell == newer.name and (accuracy is None or run.accuracy == accuracy)
+        (run,) = sweep.finished.to_dict("records")
+        assert run["cell"] == newer.name and (accuracy is None or run["accuracy"] == accuracy)
         assert len(sweep.warnings) == 1 and f"{newer.name} is used" in sweep.warnings[0]
 
 
@@ -143,22 +144,23 @@ def test_cells_outside_the_plan_are_shown(tmp_path: Path) -> None:
     folder = one(tmp_path)
     write_cell(folder, LABELS | {"method": "new", "budget": "2-shot"}, figures_of(LABELS, 0.5))
     sweep = read_sweep(folder)
-    assert sweep.plan.methods == ["LoRA-32", "new"] and sweep.plan.budgets == ["1-shot", "2-shot"]
-    assert Key("CLIP-ViT-B/32", "cars", "2-shot", "new") in {run.key for run in sweep.finished}
+    assert list(sweep.plan.methods) == ["LoRA-32", "new"] and sweep.plan.budgets == ["1-shot", "2-shot"]
+    assert Key("CLIP-ViT-B/32", "cars", "2-shot", "new") in sweep.accuracies
 
 
 def test_cells_outside_the_plan_make_nothing_missing(tmp_path: Path) -> None:
     folder = one(tmp_path)
     write_cell(folder, LABELS | {"model": "another", "method": "new"}, figures_of(LABELS, 0.5))
-    assert [run.key.model for run in read_sweep(folder).runs if run.state == "not run"] == ["CLIP-ViT-B/32"] * 2
+    cells = read_sweep(folder).cells
+    assert list(cells[cells["state"] == "not run"]["model"]) == ["CLIP-ViT-B/32"] * 2
 
 
-@in_one_item("value", [math.nan, math.inf, [0.5, math.nan], [], True, "1", None, 0])
+@in_one_item("value", [math.nan, math.inf, [0.5, math.nan], [], True, "1", None])
 def test_figures_that_are_no_numbers_are_not_used(tmp_path: Path, value: object) -> None:
     folder = one(tmp_path)
     write_cell(folder, LABELS | {"seed": 2}, figures_of(LABELS, 0.5) | {"fit_seconds": value})
-    run = next(run for run in read_sweep(folder).runs if run.seed == 2)
-    assert run.accuracy == 50 and run.number("fit_seconds") is None
+    cells = read_sweep(folder).cells.set_index("seed")
+    assert cells["accuracy"][2] == 50 and isna(cells["fit_seconds"][2])
 
 
 def test_without_a_plan_nothing_is_missing(tmp_path: Path) -> None:
@@ -182,3 +184,21 @@ def test_nothing_to_report(tmp_path: Path) -> None:
     (folder / "sweep.yaml").rename(folder / "tune.yaml")
     with pytest.raises(UserError, match=r"/sweep/tuning\.md"):
         read_sweep(folder)
+
+
+TABLE = """\
+model,family,dataset,budget,method,seed,state,accuracy,test/acc/boolq,test/acc/piqa,adapter,trainable,version
+qwen2,,commonsense,15k,LoRA,1,finished,61.5,60.5,62.5,LoRA,5960000,0.2
+qwen2,,commonsense,15k,LoRA,2,failed,,,,,,
+qwen2,,commonsense,15k,LoRA,,missing,,,,,,
+"""
+
+
+def test_empty_fields_of_a_table_are_missing(tmp_path: Path) -> None:
+    (tmp_path / "cells.csv").write_text(TABLE)
+    cells = read_cells(tmp_path)
+    assert list(cells["seed"].fillna(0)) == [0, 1, 2] and list(cells["state"]) == ["missing", "finished", "failed"]
+    assert not cells["family"].any() and not cells["reason"].any() and cells["accuracy"].count() == 1
+    finished = cells.set_index("state").loc["finished"]
+    assert (finished["accuracy"], finished["test/acc/piqa"], finished["version"]) == (61.5, 0.625, "0.2")
+    assert finished["trainable"] == 5_960_000 and cells["version"].count() == 1

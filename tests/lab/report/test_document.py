@@ -10,14 +10,14 @@ from statistics import fmean
 
 import pytest
 
-from randlora_pl.lab.report.collect import Sweep, read_sweep
+from randlora_pl.lab.report.cells import Sweep
+from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.document import Document, Picture, Section, Table, TableCell
+from randlora_pl.lab.report.files import html as to_html
 from randlora_pl.lab.report.files import write_report
-from randlora_pl.lab.report.html import html as to_html
 from randlora_pl.lab.report.markdown import _picture, markdown
 from randlora_pl.lab.report.plan import Key
 from randlora_pl.lab.report.render import build
-from randlora_pl.lab.report.results import Results
 from randlora_pl.utils.errors import UserError
 from tests.lab.report.sweeps import METHODS, MODELS, description, write_sweep
 
@@ -106,32 +106,27 @@ def test_accessible(page: Page) -> None:
 
 def test_every_seed_is_in_a_tooltip(sweep: Sweep, report: Path) -> None:
     text = (report / "index.html").read_text(encoding="utf-8")
-    for run in sweep.finished[::29]:
-        assert f"seed {run.seed}: {run.accuracy:.2f}" in text
+    for seed, accuracy in sweep.finished[["seed", "accuracy"]][::29].itertuples(index=False):
+        assert f"seed {seed}: {accuracy:.2f}" in text
 
 
 def test_every_run_is_in_the_csv(sweep: Sweep, report: Path) -> None:
     rows = list(csv.DictReader((report / "cells.csv").read_text(encoding="utf-8").splitlines()))
-    assert len(rows) == len(sweep.runs)
+    assert len(rows) == len(sweep.cells)
     by_cell = {row["cell"]: row for row in rows if row["cell"]}
-    for run in sweep.finished[::17]:
-        row = by_cell[run.cell]
-        assert float(row["accuracy"]) == pytest.approx(run.accuracy, rel=1e-5) and row["state"] == "finished"
-        assert (row["model"], row["dataset"], row["budget"], row["method"]) == run.key and row["seed"] == str(run.seed)
-        assert (
-            float(row["fit_seconds"]) == pytest.approx(run.facts["fit_seconds"], rel=1e-5)
-            or row["budget"] == "zero-shot"
-        )
+    for run in sweep.finished[::17].to_dict("records"):
+        row = by_cell[run["cell"]]
+        assert all(row[name] == str(run[name]) for name in ("model", "dataset", "budget", "method", "seed", "state"))
+        assert all(float(row[name]) == pytest.approx(run[name], rel=1e-5) for name in ("accuracy", "fit_seconds"))
     missing = [row for row in rows if row["state"] != "finished"]
     assert len(missing) == 13 and all(not row["accuracy"] for row in missing)
 
 
 def test_summary(sweep: Sweep, report: Path) -> None:
     rows = list(csv.DictReader((report / "summary.csv").read_text(encoding="utf-8").splitlines()))
-    results = Results(sweep)
     for row in rows:
         if row["dataset"] != "(average)":
-            values = results.by_seed(Key(row["model"], row["dataset"], row["budget"], row["method"]))
+            values = sweep.by_seed(Key(row["model"], row["dataset"], row["budget"], row["method"]))
             assert bool(row["mean"]) == bool(values) and (not values or row["state"] == "finished")
             assert not values or float(row["mean"]) == pytest.approx(fmean(values.values()), rel=1e-5)
             if row["paper"] and values:

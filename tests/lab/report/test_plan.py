@@ -44,25 +44,25 @@ def test_a_method_for_some_models(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("paper", "tables", "figure"),
     [
-        ({"table": 11}, ("11",), None),
-        (11, ("11",), None),
-        ({"tables": [11, 12]}, ("11", "12"), None),
-        ({"figure": 3}, ("11", "12", "13"), "3"),
-        ({"figure": 2}, ("14",), "2"),
-        (None, (), None),
+        ({"table": 11}, ["11"], None),
+        (11, ["11"], None),
+        ({"tables": [11, 12]}, ["11", "12"], None),
+        ({"figure": 3}, ["11", "12", "13"], "3"),
+        ({"figure": 2}, ["14"], "2"),
+        (None, [], None),
     ],
 )
-def test_tables_of_the_paper(tmp_path: Path, paper: Any, tables: tuple[str, ...], figure: str | None) -> None:
+def test_tables_of_the_paper(tmp_path: Path, paper: Any, tables: list[str], figure: str | None) -> None:
     plan = plan_of(tmp_path, description(paper=paper))
-    assert (plan.paper, plan.figure) == (tables, figure)
+    assert (plan.tables, plan.figure) == (tables, figure)
 
 
 def test_data_sets(tmp_path: Path) -> None:
-    assert plan_of(tmp_path, description(datasets="all")).datasets == list(PAPER)
+    assert list(plan_of(tmp_path, description(datasets="all")).datasets) == list(PAPER)
     plan = plan_of(
         tmp_path, description(datasets={"pets": {"dataset": "oxfordpets"}, "few": {"dataset": "cars", "root": "x"}})
     )
-    assert plan.datasets == ["pets", "few"]
+    assert list(plan.datasets) == ["pets", "few"]
     assert plan.paper_name("pets") == "oxfordpets"
     assert plan.paper_name("few") == "few"  # other images: no number of the paper is beside it
 

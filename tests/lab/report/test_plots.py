@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from randlora_pl.lab.report.collect import Sweep, read_sweep
+from randlora_pl.lab.report.cells import Sweep
+from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.document import Picture
 from randlora_pl.lab.report.files import draw
 from randlora_pl.lab.report.plots import (
@@ -24,10 +25,8 @@ from randlora_pl.lab.report.plots import (
     parameter_picture,
     short_count,
 )
-from randlora_pl.lab.report.results import Results
 from randlora_pl.lab.report.sections.pairwise_tests import comparisons
 from randlora_pl.lab.report.sections.paper_comparison import Beside
-from randlora_pl.lab.report.sections.rates import Rates
 from randlora_pl.lab.report.sections.reference import Reference, references
 from tests.lab.report.sweeps import MODELS, description, write_sweep
 from tests.support.products import in_one_item
@@ -37,12 +36,12 @@ LONG = "LoRA of all ranks (matched to RandLoRA-6)"
 FEW: dict[str, Any] = {"models": {B32: {}}, "datasets": ["cars", "dtd"], "budgets": [1], "seeds": [1]}
 
 
-def compared(results: Results, model: str = B32) -> Reference:
-    return next(one for one in references(results, comparisons(results, Rates(results))) if one.model == model)
+def compared(sweep: Sweep, model: str = B32) -> Reference:
+    return next(one for one in references(sweep, comparisons(sweep)) if one.model == model)
 
 
-def drawn(results: Results, model: str = B32) -> Picture:
-    return difference_picture(results, Beside(results.plan), compared(results, model))
+def drawn(sweep: Sweep, model: str = B32) -> Picture:
+    return difference_picture(sweep, Beside(sweep.plan), compared(sweep, model))
 
 
 def words(figure: Figure) -> list[Text]:
@@ -90,28 +89,26 @@ def check(picture: Picture | None) -> Figure:
 
 @pytest.mark.parametrize(("model", "memory"), [(B32, "7.30 GB"), pytest.param(L14, "21.90 GB", marks=pytest.mark.full)])
 def test_figures_of_a_whole_sweep(sweep: Sweep, model: str, memory: str) -> None:
-    results = Results(sweep)
-    picture = drawn(results, model)
+    picture = drawn(sweep, model)
     figure = check(picture)
     assert len(figure.axes) == 1 and "over 5 datasets" in picture.caption
     assert "difference to LoRA-32, points" in [word.get_text() for word in words(figure)]
-    estimate = compared(results, model).pairs["RandLoRA-6"].of_budget("1-shot")
+    estimate = compared(sweep, model).pairs["RandLoRA-6"].of_budget("1-shot")
     assert estimate is not None and f"RandLoRA-6 1-shot {estimate.mean:+.1f} ± {estimate.half:.1f}" in picture.described
-    used = memory_picture(results, model)
+    used = memory_picture(sweep, model)
     check(used)
     assert used is not None and f"LoRA-32 {memory}" in used.described
-    picture = parameter_picture(results, "CLIP", [B32, L14])
+    picture = parameter_picture(sweep, "CLIP", [B32, L14])
     figure = check(picture)
     assert figure.axes[0].get_xscale() == "log"
     assert picture is not None and "CLIP-ViT-B/32 RandLoRA-6: 5,170,320 parameters" in picture.described
 
 
 def test_points_are_the_differences(sweep: Sweep) -> None:
-    results = Results(sweep)
-    axes: Any = drawn(results).figure.axes[0]  # type: ignore[attr-defined]
-    pairs = compared(results).pairs
+    axes: Any = drawn(sweep).figure.axes[0]  # type: ignore[attr-defined]
+    pairs = compared(sweep).pairs
     assert list(pairs) == ["NoLA", "VeRA-256", "LoRA-16", "RandLoRA-6", "full fine-tuning"]
-    assert [container.get_label() for container in axes.containers] == results.trained_budgets(B32)
+    assert [container.get_label() for container in axes.containers] == sweep.trained_budgets(B32)
     for container in axes.containers:
         found = [one.of_budget(container.get_label()) for one in pairs.values()]
         assert list(container.lines[0].get_xdata()) == pytest.approx([e.mean for e in found if e])
@@ -142,12 +139,11 @@ def test_nothing_overlaps(tmp_path: Path, changes: dict[str, Any]) -> None:
     sizes = {method: 1000 * (n + 1) ** 3 for n, method in enumerate(content["methods"])}
     made = write_sweep(tmp_path, content, more=lambda labels: {"trainable_parameters": sizes.get(labels["method"], 0)})
     sweep = read_sweep(made)
-    results = Results(sweep)
     models = list(content["models"])
     if len(content["methods"]) > 1:
-        check(drawn(results, models[0]))
-    check(memory_picture(results, models[0]))
-    check(parameter_picture(results, results.family(models[0]), models))
+        check(drawn(sweep, models[0]))
+    check(memory_picture(sweep, models[0]))
+    check(parameter_picture(sweep, sweep.family(models[0]), models))
 
 
 def test_lines_join_the_ranks_of_an_adapter(tmp_path: Path) -> None:
@@ -159,7 +155,7 @@ def test_lines_join_the_ranks_of_an_adapter(tmp_path: Path) -> None:
         return {"method": kinds.get(cell["method"], ""), "trainable_parameters": sizes.get(cell["method"], 0)}
 
     content = description(**FEW, methods={name: {} for name in kinds})
-    figure = check(parameter_picture(Results(read_sweep(write_sweep(tmp_path, content, more=more))), "CLIP", [B32]))
+    figure = check(parameter_picture(read_sweep(write_sweep(tmp_path, content, more=more)), "CLIP", [B32]))
     lines = [list(line.get_xdata()) for line in figure.axes[0].get_lines() if line.get_linestyle() == "-"]  # type: ignore[arg-type]
     assert [1000, 2000, 3000] in lines and [4000] in lines and [5000] in lines and [6000] in lines
 
@@ -168,7 +164,7 @@ def test_lines_join_the_ranks_of_an_adapter(tmp_path: Path) -> None:
 def test_one_value_has_no_bar(tmp_path: Path, datasets: list[str], bars: int) -> None:
     """Of one dataset with one seed; two datasets have an interval over them."""
     sweep = read_sweep(write_sweep(tmp_path, description(seeds=[1], datasets=datasets)))
-    picture = drawn(Results(sweep))
+    picture = drawn(sweep)
     axes: Any = check(picture).axes[0]
     segments = [piece for container in axes.containers for bars in container.lines[2] for piece in bars.get_segments()]
     assert sum(bool(piece.size and np.isfinite(piece).all()) for piece in segments) == bars
@@ -179,7 +175,7 @@ def test_nearly_equal_sizes_are_drawn_side_by_side(tmp_path: Path) -> None:
     sizes = {"LoRA-32": 1000, "RandLoRA-6": 1050, "NoLA": 5000}
     content = description(**FEW, methods={name: {} for name in sizes})
     made = write_sweep(tmp_path, content, more=lambda cell: {"trainable_parameters": sizes.get(cell["method"], 0)})
-    axes: Any = check(parameter_picture(Results(read_sweep(made)), "CLIP", [B32])).axes[0]
+    axes: Any = check(parameter_picture(read_sweep(made), "CLIP", [B32])).axes[0]
     at = {container.get_label(): container.lines[0].get_xdata()[0] for container in axes.containers}
     assert at["NoLA"] == 5000 and 1.1 < at["RandLoRA-6"] / at["LoRA-32"] < 1.2
     assert 900 < at["LoRA-32"] < 1000 < at["RandLoRA-6"] < 1100
@@ -190,12 +186,12 @@ def test_memory_is_that_of_gpus(tmp_path: Path) -> None:
     few = description(**FEW)
     none = {"peak_memory_bytes": 0}
     made = write_sweep(tmp_path / "some", few, more=lambda cell: none if cell["method"] == "NoLA" else {})
-    picture = memory_picture(Results(read_sweep(made)), B32)
+    picture = memory_picture(read_sweep(made), B32)
     check(picture)
     assert picture is not None and "NoLA" not in picture.described and "VeRA-256 7.00 GB" in picture.described
     for name, figures in (("none", none), ("cpu", {"device": "cpu"})):
         made = write_sweep(tmp_path / name, few, more=lambda labels, figures=figures: figures)  # type: ignore[misc]
-        assert memory_picture(Results(read_sweep(made)), B32) is None
+        assert memory_picture(read_sweep(made), B32) is None
 
 
 def test_nothing_in_common_is_no_figure(tmp_path: Path) -> None:
@@ -203,9 +199,8 @@ def test_nothing_in_common_is_no_figure(tmp_path: Path) -> None:
     sweep = read_sweep(
         write_sweep(tmp_path, keep=lambda cell: apart.get(cell["method"]) == cell["dataset"], zeroshot=False)
     )
-    results = Results(sweep)
-    assert references(results, comparisons(results, Rates(results))) == []
-    assert parameter_picture(results, "CLIP", list(MODELS)) is None
+    assert references(sweep, comparisons(sweep)) == []
+    assert parameter_picture(sweep, "CLIP", list(MODELS)) is None
 
 
 def luminance(colour: str) -> float:
@@ -222,11 +217,11 @@ def test_every_colour_is_seen_on_light_and_dark(colour: str, page: str) -> None:
 
 
 def test_the_same_figure_gives_the_same_file(tmp_path: Path) -> None:
-    results = Results(read_sweep(write_sweep(tmp_path, description(**FEW))))
+    sweep = read_sweep(write_sweep(tmp_path, description(**FEW)))
     for form in ("svg", "png"):
         files = []
         for _ in range(2):
-            picture = drawn(results)
+            picture = drawn(sweep)
             files.append(draw(picture.figure, form, picture.name))
         assert files[0] == files[1]
 

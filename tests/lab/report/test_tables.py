@@ -9,22 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from randlora_pl.lab.report.collect import Sweep, read_sweep
-from randlora_pl.lab.report.document import Table, TableCell, many
+from randlora_pl.lab.report.cells import Sweep
+from randlora_pl.lab.report.collect import read_sweep
+from randlora_pl.lab.report.document import Table, TableCell, many, percent
 from randlora_pl.lab.report.plan import Key
-from randlora_pl.lab.report.results import Results
 from randlora_pl.lab.report.sections.accuracy import accuracy_table, average_table
 from randlora_pl.lab.report.sections.cost import ALLOCATED, RESIDENT, cost_table
-from randlora_pl.lab.report.sections.paper_comparison import Beside, percent, signed
+from randlora_pl.lab.report.sections.paper_comparison import Beside
 from randlora_pl.lab.report.sections.ranks import partial_table, rank_table
+from randlora_pl.lab.report.statistics import Estimate, formatted, shown
 from tests.lab.report.sweeps import METHODS, description, figures_of, write_cell, write_sweep
 
 B32, L14 = "CLIP-ViT-B/32", "CLIP-ViT-L/14"
-
-
-@pytest.fixture(scope="module")
-def results(sweep: Sweep) -> Results:
-    return Results(sweep)
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +34,20 @@ def cell_of(table: Table, column: str, *row: str) -> TableCell:
     return found[titles.index(column)]
 
 
-def test_cells_with_interval_paper_and_seeds(results: Results, beside: Beside) -> None:
-    table = accuracy_table(results, beside, B32)
+def test_cells_with_interval_paper_and_seeds(sweep: Sweep, beside: Beside) -> None:
+    table = accuracy_table(sweep, beside, B32)
     assert len(table.rows) == 1 + 4 * 6 and table.groups == [0, 1, 7, 13, 19]
     assert {len(row) for row in table.rows} == {len(table.header)} == {3 + 5 + 1}
     cell = cell_of(table, "cars", "LoRA-32", "1-shot")
-    values = results.by_seed(Key(B32, "cars", "1-shot", "LoRA-32"))
+    values = sweep.by_seed(Key(B32, "cars", "1-shot", "LoRA-32"))
     mean, half = fmean(values.values()), 4.3027 * stdev(values.values()) / 3**0.5
     assert cell.text == f"{mean:.1f} ± {half:.1f}" and cell.sort == pytest.approx(mean)
     assert cell.below == f"paper 51.9 ({mean - 51.9:+.1f})"
     assert all(f"seed {seed}: {value:.2f}" in cell.title for seed, value in values.items())
 
 
-def test_cells_without_a_run_say_so(results: Results, beside: Beside) -> None:
-    table = accuracy_table(results, beside, L14)
+def test_cells_without_a_run_say_so(sweep: Sweep, beside: Beside) -> None:
+    table = accuracy_table(sweep, beside, L14)
     failed = cell_of(table, "eurosat", "full fine-tuning", "1-shot")
     assert failed.missing and failed.text.startswith("failed: CUDA out of memory") and failed.text.endswith("…")
     assert "use --data.batch_size 32" in failed.title and failed.below == "paper 81.2"
@@ -62,32 +58,33 @@ def test_cells_without_a_run_say_so(results: Results, beside: Beside) -> None:
     assert "16-shot: the averages leave out oxfordpets (no finished run of NoLA)." in table.below
 
 
-def test_no_value_is_marked_as_the_best(results: Results, beside: Beside) -> None:
+def test_no_value_is_marked_as_the_best(sweep: Sweep, beside: Beside) -> None:
     """Three seeds give no verdict, and a mean alone is not one."""
-    for table in (accuracy_table(results, beside, B32), average_table(results, beside, B32)):
+    for table in (accuracy_table(sweep, beside, B32), average_table(sweep, beside, B32)):
         assert not any(cell.best for row in table.rows for cell in row)
 
 
-def test_averages(results: Results, beside: Beside) -> None:
-    table = average_table(results, beside, B32)
+def test_averages(sweep: Sweep, beside: Beside) -> None:
+    table = average_table(sweep, beside, B32)
     assert [cell.text for cell in table.header][2:] == ["zero-shot", "1-shot", "4-shot", "16-shot", "100%"]
     assert [cell.below for cell in table.header][2:] == [*["5 datasets"] * 3, "4 datasets", "5 datasets"]
     cell = cell_of(table, "16-shot", "LoRA-32")
     shared = ("cars", "dtd", "eurosat", "flowers102")
-    average = results.average(B32, "16-shot", "LoRA-32", shared)
+    average = sweep.average(B32, "16-shot", "LoRA-32", shared)
     assert average is not None and cell.text.startswith(f"{average.estimate.mean:.1f} ± ")
     printed = beside.average(B32, "16-shot", "LoRA-32", shared)
     assert printed is not None and f"paper {printed.value:.1f} (" in cell.below
     assert cell_of(table, "1-shot", "zero-shot").text == cell_of(table, "zero-shot", "LoRA-32").text == ""
+    beside.annotate(table)
     assert beside.footnotes and table.notes and cell_of(table, "Method", "RandLoRA-6").notes
 
 
 def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     sweep = read_sweep(write_sweep(tmp_path, description(seeds=[7])))
-    results, beside = Results(sweep), Beside(sweep.plan)
-    cell = cell_of(accuracy_table(results, beside, B32), "cars", "LoRA-32", "1-shot")
+    beside = Beside(sweep.plan)
+    cell = cell_of(accuracy_table(sweep, beside, B32), "cars", "LoRA-32", "1-shot")
     assert re.fullmatch(r"\d+\.\d", cell.text) and cell.title.endswith("one seed: no interval")
-    average = cell_of(average_table(results, beside, B32), "1-shot", "LoRA-32")
+    average = cell_of(average_table(sweep, beside, B32), "1-shot", "LoRA-32")
     assert "±" not in average.text and "no interval" in average.title
 
 
@@ -102,15 +99,15 @@ def test_averages_say_why_there_is_none(tmp_path: Path) -> None:
             fail=lambda cell: fails.get(cell["method"]),
         )
     )
-    table = average_table(Results(sweep), Beside(sweep.plan), B32)
+    table = average_table(sweep, Beside(sweep.plan), B32)
     found = {method: cell_of(table, "1-shot", method) for method in ("LoRA-32", "RandLoRA-6", "VeRA-256", "NoLA")}
     assert all(cell.missing and cell.sort is None for cell in found.values())
     assert found["LoRA-32"].text == found["RandLoRA-6"].text == "no dataset in common"
     assert found["VeRA-256"].text == "failed: out of memory" and found["NoLA"].text == "not run"
 
 
-def test_costs_are_relative_to_full_fine_tuning(results: Results, beside: Beside) -> None:
-    table = cost_table(results, beside, B32)
+def test_costs_are_relative_to_full_fine_tuning(sweep: Sweep, beside: Beside) -> None:
+    table = cost_table(sweep, beside, B32)
     assert table is not None
     assert cell_of(table, "Training time, %", "full fine-tuning").text == "100"
     lora, rand = cell_of(table, "Training time, %", "LoRA-32"), cell_of(table, "Training time, %", "RandLoRA-6")
@@ -129,7 +126,7 @@ def test_costs_compare_the_same_cells_only(tmp_path: Path) -> None:
     other = labels | {"budget": "1-shot", "method": "full fine-tuning"}
     write_cell(tmp_path, other, figures_of(other, 0.5) | {"fit_seconds": 20.0})
     sweep = read_sweep(tmp_path)
-    table = cost_table(Results(sweep), Beside(sweep.plan), B32)
+    table = cost_table(sweep, Beside(sweep.plan), B32)
     assert table is not None and cell_of(table, "Training time, %", "LoRA-32").text == "50"
 
 
@@ -140,7 +137,7 @@ def test_costs_of_several_devices_and_without_full_fine_tuning(tmp_path: Path) -
             place = labels | {"method": method, "seed": seed}
             write_cell(tmp_path, place, figures_of(place, 0.5, device))
     sweep = read_sweep(tmp_path)
-    table = cost_table(Results(sweep), Beside(sweep.plan), B32)
+    table = cost_table(sweep, Beside(sweep.plan), B32)
     assert table is not None and len(table.rows) == 4
     assert {row[1].text for row in table.rows} == {"cpu", "cuda"}
     assert "On cpu, percents are relative to LoRA-32 with the same dataset, budget and seed." in table.below
@@ -151,26 +148,25 @@ def test_what_was_not_measured_is_told(tmp_path: Path) -> None:
     labels = {"model": B32, "dataset": "cars", "budget": "1-shot", "method": "LoRA-32", "seed": 1}
     write_cell(tmp_path, labels, {"test/acc": 0.5, "finished": True, "fit_seconds": 3.0, "peak_memory_bytes": 0})
     sweep = read_sweep(tmp_path)
-    table = cost_table(Results(sweep), Beside(sweep.plan), B32)
+    table = cost_table(sweep, Beside(sweep.plan), B32)
     assert table is not None and cell_of(table, "Peak memory, GB", "LoRA-32").text == "not measured"
 
 
-def test_rank_against_accuracy(results: Results) -> None:
-    table = rank_table(results)
+def test_rank_against_accuracy(sweep: Sweep) -> None:
+    table = rank_table(sweep)
     assert table is not None and len(table.rows) == 2 * 4
     assert all(-1 <= (row[3].sort or 0) <= 1 and row[4].text == "5" for row in table.rows)
     assert "RandLoRA-6: 300" in table.rows[0][3].title and table.rows[0][0].text == "effective rank"
-    table = partial_table(results)
+    table = partial_table(sweep)
     assert table is not None
     rows = [[cell.text for cell in cells] for cells in table.rows]
     assert [(cells[:2], cells[4:]) for cells in rows] == [(["effective rank", m], ["4 to 5", "5"]) for m in (B32, L14)]
     assert all(-1 <= (cell.sort or 0) <= 1 and "±" in cell.text for cells in table.rows for cell in cells[2:4])
     assert len(table.below) == 1, "no controls were run"
-    plan = replace(results.plan, facts={"methods": {"RandLoRA-6": {"variant": "a"}}})
-    table = partial_table(Results(replace(results.sweep, plan=plan)))
+    plan = replace(sweep.plan, methods=sweep.plan.methods | {"RandLoRA-6": {"variant": "a"}})
+    table = partial_table(replace(sweep, plan=plan))
     assert table is not None and table.below[1:] == []  # without the rank itself
-    runs = [replace(run, facts=run.facts | {"spectrum/rank": [0, 6]}) for run in results.sweep.runs]
-    table = partial_table(Results(replace(results.sweep, plan=plan, runs=runs)))
+    table = partial_table(replace(sweep, plan=plan, cells=sweep.cells.assign(**{"spectrum/rank": 6.0})))
     assert table is not None and table.below[1].startswith(
         "1 control with as many trained numbers as RandLoRA: RandLoRA-6 (its sums come first"
     )
@@ -191,7 +187,7 @@ def test_correlations_at_equal_parameters_are_those_of_residuals(tmp_path: Path)
 
     content = description(models={B32: {}}, datasets=list(accuracies), budgets=[1], seeds=[1])
     content["methods"] = {name: METHODS[name] for name in names}
-    table = partial_table(Results(read_sweep(write_sweep(tmp_path, content, more=figures))))
+    table = partial_table(read_sweep(write_sweep(tmp_path, content, more=figures)))
     assert table is not None and len(table.rows) == 1
 
     def ordered(values: list[float]) -> np.ndarray:
@@ -209,10 +205,12 @@ def test_correlations_at_equal_parameters_are_those_of_residuals(tmp_path: Path)
 
 def test_no_rank_table_without_figures(tmp_path: Path) -> None:
     small = description(models={B32: {}}, methods={"LoRA-32": METHODS["LoRA-32"]})
-    assert rank_table(Results(read_sweep(write_sweep(tmp_path, small)))) is None
+    assert rank_table(read_sweep(write_sweep(tmp_path, small))) is None
 
 
 def test_words() -> None:
     assert (percent(57.0), percent(85.98), percent(51.9)) == ("57.0", "85.98", "51.9")
-    assert (signed(-0.04), signed(1.25), signed(-2.0)) == ("+0.0", "+1.2", "-2.0")
+    assert (formatted(-0.04), formatted(1.25), formatted(-2.0)) == ("+0.0", "+1.2", "-2.0")
+    assert (formatted(-0.004, "+.2f"), formatted(-0.06, "+.0f"), formatted(-1.5e-9, ".3f")) == ("+0.00", "+0", "0.000")
+    assert shown(Estimate((-0.003, 0.001)), "+.2f") == "+0.00 ± 0.03" and shown(Estimate((84.26,))) == "84.3"
     assert (many(1, "run"), many(0, "run"), many(2, "run")) == ("1 run", "0 runs", "2 runs")

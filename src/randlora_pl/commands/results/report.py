@@ -1,6 +1,7 @@
 """``report``: tables and plots of a sweep."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 from randlora_pl.commands.common.arguments import CommandParser
@@ -12,7 +13,8 @@ def report_verb(args: list[str]) -> int:
     parser.add_argument("sweep", type=Path)
     parser.add_options(output=Path, overwrite=False)
     options = parser.parse_args(args)
-    from randlora_pl.lab.report.collect import FINISHED, read_sweep
+    from randlora_pl.lab.report.cells import FINISHED
+    from randlora_pl.lab.report.collect import read_sweep
     from randlora_pl.lab.report.files import write_report
     from randlora_pl.sweep.folder import REPORT
 
@@ -21,9 +23,9 @@ def report_verb(args: list[str]) -> int:
         print(f"randlora-pl: warning: {line}", file=sys.stderr)
     output = options.output or options.sweep / REPORT
     files = write_report(sweep, output, options.overwrite)
-    states = [run.state for run in sweep.runs]
-    others = "".join(f", {states.count(state)} {state}" for state in dict.fromkeys(states) if state != FINISHED)
-    print(f"{states.count(FINISHED)} of {len(states)} runs are finished{others}")
+    states = Counter(sweep.cells["state"])
+    others = "".join(f", {count} {state}" for state, count in states.items() if state != FINISHED)
+    print(f"{states[FINISHED]} of {len(sweep.cells)} runs are finished{others}")
     for file in files:
         print(f"{file}: {file.stat().st_size:,} bytes")
     print(f"Next: open {files[0]} in a browser")

@@ -1,59 +1,81 @@
-"""Reads the cells of a sweep, whatever state they are in."""
+"""Reads the runs of a sweep into one table, whatever state they are in."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.lab.report.baselines import Baseline, read_baselines
-from randlora_pl.lab.report.curves import read_curves
-from randlora_pl.lab.report.plan import FILE, Key, ReportPlan, budget_order, read_plan
-from randlora_pl.lab.report.runs import CELLS, FinishedRun, read_runs
+import pandas
+from pandas import DataFrame
+
+from randlora_pl.lab.paper.rates import paper_rates
+from randlora_pl.lab.report.baselines import read_baselines
+from randlora_pl.lab.report.cells import (
+    DAMAGED,
+    FAILED,
+    FINISHED,
+    LABELS,
+    METRIC,
+    NOT_RUN,
+    RIGHT,
+    RUNNING,
+    TEST,
+    UNFINISHED,
+    Sweep,
+)
+from randlora_pl.lab.report.curves import TRAINED, VALIDATED, read_curves
+from randlora_pl.lab.report.plan import FILE, ReportPlan, budget_order, read_plan
+from randlora_pl.run.options.validate import rate_name
 from randlora_pl.sweep.description import ZERO_SHOT, is_zero_shot
 from randlora_pl.sweep.folder import FIRST_SECONDS
-from randlora_pl.sweep.provenance import RATES
+from randlora_pl.sweep.provenance import RATES, chosen_for, rule_of
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.files.lease import holder
 
-FINISHED, FAILED, RUNNING, UNFINISHED, DAMAGED, NOT_RUN = (
-    *("finished", "failed", "running", "unfinished", "damaged", "not run"),
-)
-"""States of a run. Only the accuracy of a finished one is used."""
-
+CELLS = "cells.csv"
 SCORE = "test/score"
 """What counts where that is not the accuracy: a correlation, from -1 to 1."""
+PAPER, VALIDATION, TYPED, DEFAULT = "paper", "validation", "typed", "default"
+"""How a rate was chosen. The first two are rules; the others are not tuned."""
+_TEXTS = (
+    *("model", "family", "dataset", "budget", "method", "state", "reason", "cell", "adapter", "task", "device"),
+    *("rate_chosen_by", "rate_rule", "version", "git_commit", "machine", "version/python", "version/torch"),
+    *("base/library", METRIC, RIGHT, TRAINED, VALIDATED),
+)
+_NUMBERS = (
+    *("seed", "accuracy", "zeroshot_accuracy", "learning_rate", "trainable_parameters", "total_parameters", "steps"),
+    *("fit_seconds", "images_per_second", "samples_per_second", "peak_memory_bytes"),
+)
+"""Columns that are there even if no run has them."""
+
+Row = dict[str, Any]
 
 
-@dataclass
-class Sweep:
-    """All runs of a sweep, planned or found.
+def read_cells(folder: Path) -> DataFrame:
+    """Read the runs of a sweep, or of a report with its ``cells.csv``, as a table with a row for each.
 
-    Attributes:
-        plan: Plan of the sweep; its lists also have labels that only the cells have.
-        warnings: Unreadable files, one line each.
-        baselines: Results of plain classifiers of pixels or words.
+    ============================================  ====================================================================
+    ``model``, ``dataset``, ``budget``,           Labels; ``zero-shot`` is the method, and the budget, of the
+    ``method``, ``seed``, ``family``              pretrained model.
+    ``state``, ``reason``, ``status``             ``finished``, ``failed``, ``running``, ``unfinished``, ``damaged`` or
+                                                  ``not run``; why; and both in one text.
+    ``cell``                                      Name of its folder in ``cells``.
+    ``accuracy``, ``zeroshot_accuracy``           Of the run and of the pretrained model, in percent.
+    ``learning_rate``, ``rate_chosen_by``,        Rate of a trained run; ``paper``, ``validation``, ``typed`` or
+    ``rate_rule``                                 ``default``; equal texts for rates that were chosen in one way.
+    ``adapter``                                   Class of the adapter.
+    all others                                    Numbers of ``results.json``, the last one of those over steps.
+    ============================================  ====================================================================
+
+    Raises:
+        UserError: The folder holds no sweep, or the sweep has no finished cell.
     """
-
-    folder: Path
-    plan: ReportPlan
-    runs: list[FinishedRun]
-    warnings: list[str]
-    baselines: list[Baseline] = field(default_factory=list)
-
-    @property
-    def finished(self) -> list[FinishedRun]:
-        """Return the runs with an accuracy."""
-        return [run for run in self.runs if run.accuracy is not None]
-
-    def cell_folder(self, run: FinishedRun) -> Path:
-        """Return the run folder of a cell that was begun: config, results, adapter, log."""
-        return self.folder / "cells" / run.cell
+    return read_sweep(folder).cells
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Read a sweep.
+    """Read a sweep with its plan.
 
     Raises:
         UserError: The folder holds no sweep, or the sweep has no finished cell.
@@ -69,32 +91,31 @@ def read_sweep(folder: Path) -> Sweep:
         plan = read_plan(folder)
     except UserError as error:
         warnings.append(str(error))
-        plan = ReportPlan()
-    found: dict[tuple[Key, int | None], FinishedRun] = {}
-    kept_runs = read_runs(table) if not cell_folders and table.is_file() else []
-    for run in [*kept_runs, *(_read_cell(folder, cell_folder, warnings.append) for cell_folder in cell_folders)]:
-        if run is None:
-            continue
-        older = found.get((run.key, run.seed))
-        if older is not None:
-            kept = max(older, run, key=lambda one: (one.state == FINISHED, _time(folder, one)))
-            warnings.append(
-                f"{older.cell} and {run.cell} are the same cell ({' '.join(run.key)}, seed {run.seed}) with two "
-                f"configs: {kept.cell} is used"
-            )
-            run = kept
-        found[run.key, run.seed] = run
-    missing = _missing(plan, found)  # of what was planned, not of labels that only the cells know
-    _add_labels(plan, list(found.values()))
-    sweep = Sweep(folder, plan, [*found.values(), *missing], warnings, read_baselines(folder, warnings.append))
-    if not sweep.finished:
+        plan = ReportPlan.unknown()
+    if table.is_file() and not cell_folders:
+        rows = [_of_table(row, plan) for row in _read_table(table)]
+    else:
+        rows = [row for cell in cell_folders if (row := _of_folder(folder, cell, plan, warnings.append))]
+    rows = _without_twins(folder, rows, warnings)
+    missing = list(_missing(plan, rows))  # of what was planned, not of labels that only the cells know
+    _add_labels(plan, rows)
+    if not any(row["state"] == FINISHED for row in rows):
         count = f"{len(cell_folders)} cells are there, none of them" if cell_folders else "none of its cells"
-        tail = next((f" First failure: {run.status}" for run in sweep.runs if run.state == FAILED), "")
+        tail = next((f" First failure: {_status(row)}" for row in rows if row["state"] == FAILED), "")
         raise UserError(f"{folder} has nothing to report: {count} is finished.{tail}")
-    order = {part: {label: n for n, label in enumerate(getattr(plan, part + "s"))} for part in Key._fields}
-    parts = ("model", "budget", "method", "dataset")
-    sweep.runs.sort(key=lambda run: (*(order[part][getattr(run.key, part)] for part in parts), run.seed or 0))
-    return sweep
+    return Sweep(folder, plan, frame([*rows, *missing]), warnings, read_baselines(folder, warnings.append))
+
+
+def frame(rows: list[Row]) -> DataFrame:
+    """Return rows as a table with all columns of `read_cells`."""
+    table = DataFrame([row | {"status": _status(row)} for row in rows])
+    table = table.reindex(columns=list(dict.fromkeys((*LABELS, *_TEXTS, *_NUMBERS, *table.columns))))
+    texts = ["family", "reason", "cell", "device"]
+    return table.assign(seed=table["seed"].astype("Int64"), **table[texts].astype(object).fillna(""))
+
+
+def _status(row: Row) -> str:
+    return f"{row['state']}: {row['reason']}" if row.get("reason") else str(row["state"])
 
 
 def _no_sweep(folder: Path) -> str:
@@ -107,50 +128,74 @@ def _no_sweep(folder: Path) -> str:
     return f"{folder} is not a sweep: it has neither {FILE} nor cells/.{hint}"
 
 
-def _read_cell(folder: Path, cell_folder: Path, warn: Callable[[str], None]) -> FinishedRun | None:
+def _read_table(file: Path) -> list[Row]:
+    """Return the rows of a file that `cells_csv` wrote, without their empty cells; numbers have its six digits.
+
+    Raises:
+        UserError: It cannot be read, or is another table.
+    """
     try:
-        labels = _read_json(cell_folder / "cell.json")
-        key = Key(*(str(labels[name]) for name in Key._fields))
-        seed = int(labels["seed"])
+        with file.open(encoding="utf-8", newline="") as stream:
+            texts = dict.fromkeys(_TEXTS, str)
+            table = pandas.read_csv(stream, dtype=texts, keep_default_na=False, na_values=[""]).convert_dtypes()
+        missing = {*LABELS, "seed", "state"} - {*table.columns}
+        if missing:
+            raise KeyError(*sorted(missing))
+        return [
+            {str(name): value for name, value in row.items() if not pandas.isna(value)}
+            for row in table.to_dict("records")
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is not a table of cells ({type(error).__name__}: {error}).") from error
+
+
+def _of_table(row: Row, plan: ReportPlan) -> Row:
+    row |= {name: value / 100 for name, value in row.items() if name.startswith(TEST)}
+    rate = {rate_name(str(row.get("adapter")), row.get("task")): row.get("learning_rate")}
+    return row | _rate(plan, row, rate, rate if row.get("rate_chosen_by") == TYPED else {})
+
+
+def _of_folder(folder: Path, cell: Path, plan: ReportPlan, warn: Callable[[str], None]) -> Row | None:
+    try:
+        labels = _read_json(cell / "cell.json")
+        place: Row = {name: str(labels[name]) for name in LABELS} | {"seed": int(labels["seed"])}
     except FileNotFoundError:
-        warn(f"cells/{cell_folder.name} has no cell.json; it is left out")
+        warn(f"cells/{cell.name} has no cell.json; it is left out")
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        warn(
-            f"cells/{cell_folder.name}/cell.json is cut off or damaged ({type(error).__name__}: {error}); "
-            "it is left out"
-        )
+        warn(f"cells/{cell.name}/cell.json is cut off or damaged ({type(error).__name__}: {error}); it is left out")
         return None
-    state, reason, metrics = _state(folder, cell_folder, warn)
+    state, reason, metrics = _state(folder, cell, warn)
     accuracy = zeroshot = None
     if state == FINISHED:
         if "from/form" in metrics:  # the log has the second stage alone
             _add_first_stage(metrics)
         else:
-            metrics |= read_curves(cell_folder)
+            metrics |= read_curves(cell)
         accuracy = _percent(metrics, SCORE, least=-1) if SCORE in metrics else _percent(metrics, "test/acc")
         zeroshot = _percent(metrics, "zeroshot/acc")
-        if key.budget == ZERO_SHOT:
+        if place["budget"] == ZERO_SHOT:
             accuracy = zeroshot if accuracy is None else accuracy
         if accuracy is None:
             state, reason = DAMAGED, f"results.json has no accuracy from 0 to 1 (test/acc is {metrics.get('test/acc')})"
-            warn(f"cells/{cell_folder.name}: {reason}")
+            warn(f"cells/{cell.name}: {reason}")
+    row = _facts(metrics) | place | {"state": state, "reason": reason, "cell": cell.name}
+    row |= {"family": str(labels.get("family") or ""), "accuracy": accuracy, "zeroshot_accuracy": zeroshot}
     config = labels["config"] if isinstance(labels.get("config"), dict) else {}
     typed = {name: rate for name in RATES if (rate := config.get(f"model.{name}")) is not None}
-    family = str(labels.get("family") or "")
-    return FinishedRun(key, seed, state, reason, cell_folder.name, family, accuracy, zeroshot, metrics, typed)
+    return row | _rate(plan, row, row, typed)
 
 
-def _state(folder: Path, cell_folder: Path, warn: Callable[[str], None]) -> tuple[str, str, dict[str, Any]]:
+def _state(folder: Path, cell: Path, warn: Callable[[str], None]) -> tuple[str, str, Row]:
     """Return the state of a cell, its reason, and the metrics of its run as far as it went."""
 
-    def read(name: str) -> dict[str, Any] | None:
+    def read(name: str) -> Row | None:
         try:
-            return _read_json(cell_folder / name)
+            return _read_json(cell / name)
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError) as error:
-            warn(f"cells/{cell_folder.name}/{name} is cut off or damaged ({error})")
+            warn(f"cells/{cell.name}/{name} is cut off or damaged ({error})")
             return None
 
     metrics = read("results.json")
@@ -158,9 +203,9 @@ def _state(folder: Path, cell_folder: Path, warn: Callable[[str], None]) -> tupl
         return DAMAGED, "results.json is cut off or damaged", {}
     if metrics.get("finished") is True:
         return FINISHED, "", metrics
-    if holder(folder / "locks" / f"{cell_folder.name}.lock"):
+    if holder(folder / "locks" / f"{cell.name}.lock"):
         return RUNNING, "", metrics
-    if not (cell_folder / "failed.json").exists():
+    if not (cell / "failed.json").exists():
         return UNFINISHED, "", metrics
     failed = read("failed.json")
     if failed is None:
@@ -168,54 +213,94 @@ def _state(folder: Path, cell_folder: Path, warn: Callable[[str], None]) -> tupl
     return FAILED, " ".join(str(failed.get("reason") or "no reason given").split()), metrics
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> Row:
     content = parse_json(file.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError("no mapping")
     return content
 
 
-def _add_first_stage(metrics: dict[str, Any]) -> None:
+def _add_first_stage(metrics: Row) -> None:
     """Add the time of the first stage to the training time, which compares with no other if either is unknown."""
     seconds = [metrics.pop(name, None) for name in ("fit_seconds", FIRST_SECONDS)]
     if all(type(value) in (int, float) for value in seconds):
         metrics["fit_seconds"] = sum(seconds)
 
 
-def _percent(metrics: dict[str, Any], name: str, least: float = 0) -> float | None:
-    value = metrics.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return 100 * float(value) if least <= value <= 1 else None
+def _facts(metrics: Row) -> Row:
+    """Return the finite numbers, the last one of a list over steps, and the known texts of ``results.json``."""
+    last = {name: value[-1] if isinstance(value, list) and value else value for name, value in metrics.items()}
+    last["adapter"] = last.pop("method", None)  # the label of the method has its name
+    return {name: value for name, value in last.items()
+            if (isinstance(value, str) if name in _TEXTS else _is_number(value))}  # fmt: skip
 
 
-def _time(folder: Path, run: FinishedRun) -> float:
-    file = folder / "cells" / run.cell / "results.json"
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _percent(metrics: Row, name: str, least: float = 0) -> float | None:
+    value: Any = metrics.get(name)
+    return 100 * float(value) if _is_number(value) and least <= value <= 1 else None
+
+
+def _rate(plan: ReportPlan, row: Row, rates: Mapping[str, Any], typed: Mapping[str, Any]) -> Row:
+    """Return the learning rate of a trained run, how it was chosen, and by what rule; no rule for one not tuned."""
+    if row.get("accuracy") is None or is_zero_shot(row["method"]):
+        return {"learning_rate": None, "rate_chosen_by": None}
+    method, model = plan.methods.get(row["method"], {}), plan.models.get(row["model"], {})
+    adapter, task = str(row.get("adapter") or ""), str(row.get("task") or "VisionLanguageTask")
+    only_head = "head_learning_rate" in method and "learning_rate" not in method
+    name = "head_learning_rate" if only_head else rate_name(adapter, task)
+    by_hand = typed.get(name, method.get(name))
+    value = by_hand if isinstance(by_hand, int | float) else rates.get(name) or None
+    chosen = chosen_for(plan.tuned, model, row["method"], method)
+    paper = paper_rates(adapter, task) if plan.tables or plan.figure else ()
+    if name in chosen and value is not None and math.isclose(value, chosen[name]):
+        how, rule = VALIDATION, rule_of(plan.tuned)
+    elif paper and (value is None or any(math.isclose(value, rate) for rate in paper)):
+        how = rule = PAPER
+    else:
+        how, rule = DEFAULT if by_hand is None else TYPED, ""
+    return {"learning_rate": value, "rate_chosen_by": how, "rate_rule": rule}
+
+
+def _without_twins(folder: Path, rows: list[Row], warnings: list[str]) -> list[Row]:
+    """Return one row for each cell and seed: of twins the finished one, and of these the newest."""
+    found: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault((*(row[name] for name in LABELS), row.get("seed")), []).append(row)
+    for (*labels, seed), twins in found.items():
+        if len(twins) > 1:
+            twins.sort(key=lambda row: (row["state"] == FINISHED, _time(folder, row)), reverse=True)
+            kept, *_ = twins
+            names, place = " and ".join(sorted(row["cell"] for row in twins)), " ".join(map(str, labels))
+            warnings.append(
+                f"{names} are the same cell ({place}, seed {seed}) with {len(twins)} configs: {kept['cell']} is used"
+            )
+    return [twins[0] for twins in found.values()]
+
+
+def _time(folder: Path, row: Row) -> float:
+    file = folder / "cells" / row.get("cell", "") / "results.json"
     return file.stat().st_mtime if file.is_file() else 0.0
 
 
-def _add_labels(plan: ReportPlan, runs: list[FinishedRun]) -> None:
+def _add_labels(plan: ReportPlan, rows: list[Row]) -> None:
     """Append labels that only the cells have to the planned ones, with budgets in their order."""
-    for run in runs:
-        for name in Key._fields:
-            known, label = getattr(plan, name + "s"), getattr(run.key, name)
-            if label not in known:
-                known.append(label)
-        if run.family:
-            plan.families.setdefault(run.key.model, run.family)
-    if any(map(is_zero_shot, plan.methods)) and ZERO_SHOT not in plan.budgets:
-        plan.budgets.append(ZERO_SHOT)
-    plan.budgets.sort(key=budget_order)
-    plan.seeds = plan.seeds or sorted({run.seed for run in runs if run.seed is not None})
+    for row in rows:
+        for name, labels in (("model", plan.models), ("dataset", plan.datasets), ("method", plan.methods)):
+            labels.setdefault(row[name], {})
+    untrained = [ZERO_SHOT] * any(map(is_zero_shot, plan.methods))
+    budgets = dict.fromkeys((*plan.budgets, *(row["budget"] for row in rows), *untrained))
+    plan.budgets[:] = sorted(budgets, key=budget_order)
+    plan.seeds[:] = plan.seeds or sorted({row["seed"] for row in rows if row.get("seed") is not None})
 
 
-def _missing(plan: ReportPlan, found: dict[tuple[Key, int | None], FinishedRun]) -> list[FinishedRun]:
+def _missing(plan: ReportPlan, rows: list[Row]) -> Iterator[Row]:
     """Planned runs that no folder is there for. One seed of an untrained model is enough: nothing in it is random."""
-    there = {key for key, _ in found}
-    missing = []
+    there = {(*(row[name] for name in LABELS), row.get("seed")) for row in rows}
+    cells = {place[:-1] for place in there}
     for key in plan.cells():  # none without a plan
-        if key.budget == ZERO_SHOT:
-            missing += [] if key in there else [FinishedRun(key, None, NOT_RUN)]
-        else:
-            missing += [FinishedRun(key, seed, NOT_RUN) for seed in plan.seeds if (key, seed) not in found]
-    return missing
+        seeds: list[int | None] = [*plan.seeds] if key.budget != ZERO_SHOT else [None] * (key not in cells)
+        yield from (key._asdict() | {"seed": s, "state": NOT_RUN} for s in seeds if (*key, s) not in there)

@@ -2,15 +2,13 @@
 
 import csv
 import math
-from collections.abc import Mapping
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 TRAINED, VALIDATED = "curve/train_loss", "curve/val_score"
-"""Facts of a run: means of its training loss over equal parts of its steps; pairs ``step:metric``."""
+"""Columns of the runs: means of its training loss over equal parts of its steps; pairs ``step:metric``."""
 _LOSS, _SCORES = "train/loss", ("val/score", "val/acc")
 _PARTS = 16
 """Largest number of parts of a run's steps, and of its validations."""
@@ -43,15 +41,15 @@ def read_curves(cell: Path) -> dict[str, str]:
     return {name: text for name, text in facts.items() if text}
 
 
-def losses(facts: Mapping[str, Any]) -> list[float]:
-    """Return the means of the training loss over equal parts of a run; empty if it has none."""
-    found = [_number(text) for text in str(facts.get(TRAINED) or "").split()]
+def losses(text: object) -> list[float]:
+    """Return the means of the training loss over equal parts of a run, as `TRAINED` has them; empty if it has none."""
+    found = [_number(part) for part in str(text).split()]
     return [value for value in found if value is not None]
 
 
-def scores(facts: Mapping[str, Any]) -> dict[float, float]:
-    """Return the validation metric in percent by step; empty if the run did not validate on the way."""
-    pairs = [text.partition(":") for text in str(facts.get(VALIDATED) or "").split()]
+def scores(text: object) -> dict[float, float]:
+    """Return the validation metric in percent by step, of `VALIDATED`; empty if the run did not validate on the way."""
+    pairs = [part.partition(":") for part in str(text).split()]
     found = {_number(step): _number(value) for step, _, value in pairs}
     return {step: 100 * value for step, value in found.items() if step is not None and value is not None}
 

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from randlora_pl.lab.paper import PaperCell
+from randlora_pl.lab.report.statistics import Crossed, Estimate, formatted, shown
+
 
 def many(count: int, word: str) -> str:
     """``1 run``, ``2 runs``."""
@@ -9,6 +12,40 @@ def many(count: int, word: str) -> str:
 
 
 @dataclass(frozen=True)
+class Printed:
+    """Printed number to stand beside one of ours, and the cells that it comes from.
+
+    Attributes:
+        printed: The printed average, if it is over the same datasets.
+    """
+
+    value: float
+    cells: tuple[PaperCell, ...]
+    printed: PaperCell | None = None
+
+    def beside(self, ours: float | None) -> str:
+        """``paper 51.9 (+1.3)``, or ``published 82.69`` of another paper than RandLoRA's, without a number of ours."""
+        cell, alone = self.cells[0], len(self.cells) == 1
+        spread = f" ± {cell.std:g}" if alone and cell.std is not None else ""
+        difference = "" if ours is None else f" ({formatted(ours - self.value)})"
+        shown = percent(self.value) if alone else f"{self.value:.1f}"
+        return f"{'published' if cell.source else 'paper'} {shown}{spread}{difference}"
+
+    def off_by_more_than_rounding(self) -> tuple[str, str] | None:
+        """Return a note and its source where the printed average is not the mean of the printed cells."""
+        cell = self.printed
+        if cell is None or abs(cell.value - self.value) <= 0.05 + 1e-9:
+            return None
+        text = f"Printed average of {cell.method}, {cell.budget}: {cell.value:g}; the mean of its printed cells is "
+        return f"{text}{self.value:.2f}, which is used here.", f"Table {cell.table}, recomputed"
+
+
+def percent(value: float) -> str:
+    """Return a printed number with one decimal, or all that it has."""
+    return f"{value:.1f}" if value == round(value, 1) else f"{value:g}"
+
+
+@dataclass
 class TableCell:
     """A cell of a table.
 
@@ -18,8 +55,9 @@ class TableCell:
         sort: Sort key of the column; None: its text, or last where the cell has no result.
         best: Marked, because a verdict is in its favour.
         missing: The cell has no result; the text has the reason.
-        notes: Numbers of footnotes.
         tint: Colour, from -1 (much lower) over 0 (none) to 1 (much higher).
+        paper: Printed numbers that the second line shows.
+        notes: Numbers of footnotes.
     """
 
     text: str
@@ -28,8 +66,19 @@ class TableCell:
     sort: float | None = None
     best: bool = False
     missing: bool = False
-    notes: tuple[int, ...] = ()
     tint: float = 0.0
+    paper: Printed | None = None
+    notes: tuple[int, ...] = ()
+
+
+def mean_cell(
+    estimate: Estimate | Crossed | None, title: str = "", form: str = ".1f", paper: Printed | None = None
+) -> TableCell:
+    """Return a mean with its interval, and printed numbers and the difference to them below."""
+    if estimate is None:
+        return TableCell("not measured", paper.beside(None) if paper else "", missing=True, paper=paper)
+    below = paper.beside(estimate.mean) if paper else ""
+    return TableCell(shown(estimate, form), below, title, estimate.mean, paper=paper)
 
 
 def row(*cells: TableCell | str | int | None) -> list[TableCell]:
@@ -48,20 +97,20 @@ class Table:
     Attributes:
         name: An identifier, unique in the report.
         rows: As many cells each as the header; the first one names the row.
-        groups: First rows of groups that belong together.
-        notes: Numbers of footnotes to the caption.
         below: Sentences under the table.
+        groups: First rows of groups that belong together.
         left: Columns of words, which stand on the left; the others hold numbers.
+        notes: Numbers of footnotes to the caption.
     """
 
     name: str
     caption: str
     header: list[TableCell]
     rows: list[list[TableCell]]
-    groups: list[int] = field(default_factory=list)
-    notes: tuple[int, ...] = ()
     below: list[str] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
     left: int = 1
+    notes: tuple[int, ...] = ()
 
 
 @dataclass

@@ -1,17 +1,20 @@
 """Writes a report: Markdown, CSV, HTML and plots, all of them or none."""
 
 import io
+import re
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, StrictUndefined
 from matplotlib import rc_context
 
 from randlora_pl.lab.report.baselines import FILE as BASELINES
-from randlora_pl.lab.report.collect import Sweep
-from randlora_pl.lab.report.document import Picture
-from randlora_pl.lab.report.html import html
+from randlora_pl.lab.report.cells import Sweep
+from randlora_pl.lab.report.document import Document, Picture, Table
 from randlora_pl.lab.report.markdown import markdown
 from randlora_pl.lab.report.plan import FILE
+from randlora_pl.lab.report.plots import INK
 from randlora_pl.lab.report.render import build
 from randlora_pl.lab.report.spreadsheets import cells_csv, summary_csv
 from randlora_pl.utils.errors import UserError
@@ -83,3 +86,31 @@ def draw(figure: Any, form: str, name: str) -> bytes:
         metadata = {"Date": None} if form == "svg" else {"Software": None}
         figure.savefig(stream, format=form, dpi=144, metadata=metadata, transparent=form == "svg")
     return stream.getvalue()
+
+
+def html(document: Document, drawings: dict[str, str]) -> str:
+    """Return the report as one page that needs nothing else: styles, script and plots are in it."""
+    template = (files(__package__) / "template.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.tests["table"] = lambda part: isinstance(part, Table)
+    inline = {
+        part.name: inline_svg(drawings[part.name], part)
+        for section in document.sections
+        for part in section.parts
+        if isinstance(part, Picture)
+    }
+    return environment.from_string(template).render(document=document, drawings=inline) + "\n"
+
+
+def inline_svg(text: str, picture: Picture) -> str:
+    """Return an SVG file as part of a page: it scales, takes the page's colour of words, and is described."""
+    svg = text[text.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = svg.replace(INK, "currentColor")
+    # the identifiers of several drawings in one page must differ
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{picture.name}-\1"', svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{picture.name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{picture.name}-\1)", svg)
+    head, _, rest = svg.partition(">")
+    head = re.sub(r'\s(width|height)="[^"]*"', "", head)
+    return f'{head} role="img" aria-labelledby="{picture.name}-described">{rest}'

@@ -1,20 +1,20 @@
 """Plan of a sweep: its labels in order, and what the paper calls them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Self
 
 import yaml
 
-from randlora_pl.sweep.description import ZERO_SHOT, SweepConfig, Tree, is_zero_shot
+from randlora_pl.sweep.description import ZERO_SHOT, SweepConfig, is_zero_shot
 from randlora_pl.utils.errors import UserError, first_line
 from randlora_pl.utils.files.documents import parse_yaml
 
 FILE = "sweep.yaml"
 
-FIGURES = {"1": ("11", "12", "13", "14"), "2": ("14",), "3": ("11", "12", "13")}
+FIGURES = {"1": ["11", "12", "13", "14"], "2": ["14"], "3": ["11", "12", "13"]}
 """Tables whose averages the paper's figures draw. Figure 2's CLIP towers alone are in no table."""
 
 
@@ -27,40 +27,29 @@ class Key(NamedTuple):
     method: str
 
 
-@dataclass
-class ReportPlan:
-    """Plan of a sweep.
+class ReportPlan(SweepConfig):
+    """Description of a sweep, with the labels that only its cells have after the planned ones."""
 
-    Attributes:
-        paper: Tables of the paper to set beside.
-        figure: The figure whose tables these are, if one was named.
-        facts: Entries of ``models``, ``datasets`` and ``methods`` in the file, by label.
-        tuned: Provenance of the rates, as `tune` wrote it; empty if the file has none.
-        notes: Remarks on the runs.
-        pairs: The pairs of methods to test; empty for all of them.
-    """
+    @classmethod
+    def unknown(cls) -> Self:
+        """Return the plan of a sweep without a file, to which the labels of its cells are added."""
+        return cls(models={}, methods={}, datasets={}, budgets=[], seeds=[])
 
-    title: str = ""
-    models: list[str] = field(default_factory=list)
-    datasets: list[str] = field(default_factory=list)
-    budgets: list[str] = field(default_factory=list)
-    methods: list[str] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=list)
-    paper: tuple[str, ...] = ()
-    figure: str | None = None
-    families: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, dict[str, Tree]] = field(default_factory=dict)
-    tuned: Tree = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    pairs: list[list[str]] = field(default_factory=list)
+    @property
+    def figure(self) -> str | None:
+        """Return the figure of the paper whose tables these are, if one was named."""
+        return None if self.paper.get("figure") is None else str(self.paper["figure"])
 
-    def fact(self, part: str, label: str) -> Tree:
-        """Return the entry of a label in the file, empty if it has none."""
-        return self.facts.get(part, {}).get(label, {})
+    @property
+    def tables(self) -> list[str]:
+        """Return the tables of the paper to set beside."""
+        named = self.paper.get("table", self.paper.get("tables", []))
+        numbers = [str(number) for number in (named if isinstance(named, list) else [named])]
+        return numbers or FIGURES.get(self.figure or "", [])
 
     def trains(self, model: str, method: str) -> bool:
         """Return True if the sweep tries a method on a model."""
-        return model in (self.fact("methods", method).get("models") or [model])
+        return model in (self.methods[method].get("models") or [model])
 
     def tests(self, first: str, second: str) -> bool:
         """Return True if a pair of methods, in any order, is to be tested."""
@@ -68,10 +57,10 @@ class ReportPlan:
 
     def paper_name(self, label: str, model: str = "") -> str:
         """Return the paper's name of one of our labels, for a model of ours; the label itself if the file has none."""
-        for part in ("methods", "datasets", "models"):
-            facts = self.fact(part, label)
+        for part in (self.methods, self.datasets, self.models):
+            facts = part.get(label, {})
             named = facts.get("paper_name")
-            if part == "datasets" and list(facts) == ["dataset"]:  # another label, but the same images
+            if part is self.datasets and list(facts) == ["dataset"]:  # another label, but the same images
                 named = named or facts["dataset"]
             names = {str(key): name for key, name in named.items()} if isinstance(named, dict) else {"": named}
             if name := names.get(model) or names.get(""):
@@ -99,29 +88,12 @@ def read_plan(folder: Path) -> ReportPlan:
     if not file.is_file():
         raise UserError(f"{FILE} is missing: cells that were not run cannot be listed.")
     try:
-        found = SweepConfig.of(parse_yaml(file.read_text(encoding="utf-8")))
+        found = ReportPlan(**vars(SweepConfig.of(parse_yaml(file.read_text(encoding="utf-8")))))
+        return replace(found, budgets=sorted(found.budgets, key=budget_order))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{FILE} is cut off or damaged ({first_line(error)}).") from error
     except (TypeError, ValueError, AttributeError, UserError) as error:
         raise UserError(f"{FILE} does not describe a sweep ({first_line(error)}).") from error
-    figure = str(found.paper["figure"]) if found.paper.get("figure") is not None else None
-    tables: Any = found.paper.get("table", found.paper.get("tables", []))
-    numbers = [str(number) for number in (tables if isinstance(tables, list) else [tables])]
-    return ReportPlan(
-        title=found.title,
-        models=list(found.models),
-        datasets=list(found.datasets),
-        budgets=sorted(found.budgets, key=budget_order),
-        methods=list(found.methods),
-        seeds=found.seeds,
-        paper=tuple(numbers) or FIGURES.get(figure or "", ()),
-        figure=figure,
-        families={label: str(facts["family"]) for label, facts in found.models.items() if facts.get("family")},
-        facts={"models": found.models, "datasets": found.datasets, "methods": found.methods},
-        tuned=found.tuned,
-        notes=found.notes,
-        pairs=found.pairs,
-    )
 
 
 def budget_order(label: str) -> tuple[int, float]:

@@ -10,12 +10,12 @@ from typing import Any, Literal
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from randlora_pl.lab.report.cells import Sweep
 from randlora_pl.lab.report.document import Picture, many
-from randlora_pl.lab.report.results import Results
 from randlora_pl.lab.report.sections.accuracy import identifier
 from randlora_pl.lab.report.sections.paper_comparison import Beside
 from randlora_pl.lab.report.sections.reference import Reference
-from randlora_pl.lab.report.statistics import Estimate
+from randlora_pl.lab.report.statistics import Estimate, shown
 from randlora_pl.sweep.description import is_zero_shot
 
 COLOURS = (
@@ -31,20 +31,20 @@ INK = "#6f7580"
 """Axes and words in PNG and SVG files; a page shows them in its own colour instead."""
 
 
-def style(results: Results, method: str) -> dict[str, Any]:
+def style(sweep: Sweep, method: str) -> dict[str, Any]:
     """Colour and marker of a method, the same in every plot; of many methods no two have both in common."""
-    position = results.plan.methods.index(method)
+    position = list(sweep.plan.methods).index(method)
     marker = MARKERS[(position + position // len(COLOURS)) % len(MARKERS)]
-    thick = 2.4 if results.is_randlora(method) else 1.5
+    thick = 2.4 if sweep.is_randlora(method) else 1.5
     return {"color": COLOURS[position % len(COLOURS)], "marker": marker, "linewidth": thick}
 
 
-def difference_picture(results: Results, beside: Beside, here: Reference) -> Picture:
+def difference_picture(sweep: Sweep, beside: Beside, here: Reference) -> Picture:
     """Draw the difference of each method to a reference: a dot with its interval for each budget.
 
     Printed differences over the same datasets are hollow.
     """
-    budgets = [b for b in results.trained_budgets(here.model) if any(one.of_budget(b) for one in here.pairs.values())]
+    budgets = [b for b in sweep.trained_budgets(here.model) if any(one.of_budget(b) for one in here.pairs.values())]
     step = 0.8 / len(budgets)
     names = [fill(method, 24) for method in here.pairs]
     figure = Figure(figsize=(WIDTH, _height(names, len(budgets)) + 0.8), layout="constrained")
@@ -60,8 +60,7 @@ def difference_picture(results: Results, beside: Beside, here: Reference) -> Pic
         halves = [_bar(estimate) for *_, estimate in points]
         handles.append(panel.errorbar(x, y, xerr=halves, label=budget, elinewidth=1.3, capsize=2, **look))
         for place, method, estimate in points:
-            half = "" if estimate.half is None else f" ± {estimate.half:.1f}"
-            described_lines[method] += f" {budget} {estimate.mean:+.1f}{half}"
+            described_lines[method] += f" {budget} {shown(estimate, '+.1f')}"
             shared = [dataset for dataset, b in here.pairs[method].cells if b == budget]
             printed = [beside.average(here.model, budget, name, shared) for name in (method, here.method)]
             if printed[0] and printed[1]:
@@ -80,33 +79,33 @@ def difference_picture(results: Results, beside: Beside, here: Reference) -> Pic
     legend(figure, handles, grid="x")
     many_of = max(len(one.by_dataset) for one in here.pairs.values())
     over = f"{many(many_of, 'dataset')}" if many_of > 1 else "seeds"
-    caption = f"{here.model}: difference to {here.method} in points of {results.measured}, with 95 % confidence "
+    caption = f"{here.model}: difference to {here.method} in points of {sweep.measured}, with 95 % confidence "
     caption += f"intervals over {over}; a dot without one has a single value."
     described = "; ".join(f"{method}{text}" for method, text in described_lines.items())
     return Picture(f"differences-{identifier(here.model)}", caption, f"{described}.", figure)
 
 
-def memory_picture(results: Results, model: str) -> Picture | None:
+def memory_picture(sweep: Sweep, model: str) -> Picture | None:
     """Draw the peak memory of each method on a GPU; None without any: on a CPU the program takes most of it."""
-    found: dict[str, list[float]] = {}
-    for run in results.sweep.finished:
-        value = run.number("peak_memory_bytes")
-        if value and run.key.model == model and run.device != "cpu" and not is_zero_shot(run.key.method):
-            found.setdefault(run.key.method, []).append(value / 1e9)
-    memory = {method: fmean(found[method]) for method in results.plan.methods if method in found}
+    runs = sweep.of(model=model)
+    runs = runs[
+        (runs["peak_memory_bytes"] > 0) & (runs["device"] != "cpu") & ~runs["method"].map(is_zero_shot).astype(bool)
+    ]
+    means = (runs["peak_memory_bytes"] / 1e9).groupby(runs["method"]).agg(fmean)
+    memory = {method: float(means[method]) for method in sweep.plan.methods if method in means}
     if not memory:
         return None
     names = [fill(method, 24) for method in memory]
     figure = Figure(figsize=(WIDTH, _height(names, 1) + 0.7), layout="constrained")
     panel = figure.subplots()
-    _bars(panel, results, memory, "peak memory in training, GB")
+    _bars(panel, sweep, memory, "peak memory in training, GB")
     legend(figure, [], grid="x")
     caption = f"{model}: peak memory in training on a GPU, mean over the runs of each method."
     described = "; ".join(f"{method} {value:.2f} GB" for method, value in memory.items())
     return Picture(f"memory-{identifier(model)}", caption, f"{described}.", figure)
 
 
-def parameter_picture(results: Results, family: str, models: Sequence[str]) -> Picture | None:
+def parameter_picture(sweep: Sweep, family: str, models: Sequence[str]) -> Picture | None:
     """Draw accuracy against trained parameters of a family, a line for each kind of adapter; None without any.
 
     At the largest budget that has results, over the datasets that every method of a model has there.
@@ -117,23 +116,23 @@ def parameter_picture(results: Results, family: str, models: Sequence[str]) -> P
     described_lines, named = [], []
     ends, fills = ["-", "--", "-.", ":"], ["full", "none", "left", "bottom"]  # of the first model, the second ...
     for number, model in enumerate(models):
-        budgets = [b for b in results.trained_budgets(model) if results.common(model, [b])[0]]
+        budgets = [b for b in sweep.trained_budgets(model) if sweep.common(model, b)[0]]
         if not budgets:
             continue
         budget = budgets[-1]
-        shared, left_out = results.common(model, [budget])
+        shared, left_out = sweep.common(model, budget)
         kinds: dict[str, list[tuple[int, str, Any]]] = {}
-        for method in results.methods(model, budget):
-            size, average = results.parameters(model, method), results.average(model, budget, method, tuple(shared))
+        for method in sweep.methods(model, budget):
+            size, average = sweep.parameters(model, method), sweep.average(model, budget, method, shared)
             if size and average:
-                kinds.setdefault(_line(results, method), []).append((size, method, average.estimate))
+                kinds.setdefault(_line(sweep, method), []).append((size, method, average.estimate))
         at = _apart({method: size for points in kinds.values() for size, method, _ in points})
         for points in kinds.values():
             points.sort(key=lambda point: point[0])
-            look = style(results, points[0][1]) | {"linestyle": ends[number % 4]}
+            look = style(sweep, points[0][1]) | {"linestyle": ends[number % 4]}
             panel.plot([at[p[1]] for p in points], [p[2].mean for p in points], **(look | {"marker": "", "alpha": 0.6}))
             for size, method, estimate in points:
-                mark = style(results, method) | {"linewidth": 1.2, "linestyle": "none", "fillstyle": fills[number % 4]}
+                mark = style(sweep, method) | {"linewidth": 1.2, "linestyle": "none", "fillstyle": fills[number % 4]}
                 drawn = panel.errorbar([at[method]], [estimate.mean], [_bar(estimate)], capsize=2, label=method, **mark)
                 handles.setdefault(method, drawn)
                 described_lines.append(f"{model} {method}: {size:,} parameters, {estimate.mean:.1f} %")
@@ -146,9 +145,9 @@ def parameter_picture(results: Results, family: str, models: Sequence[str]) -> P
             look = {"linestyle": ends[number % 4], "fillstyle": fills[number % 4], "marker": "o", "linewidth": 1.5}
             handles[model] = panel.plot([], [], color=INK, label=model, **look)[0]
     _log_axis(panel)
-    panel.set(xlabel="trained parameters", ylabel=f"test {results.measured}, %")
+    panel.set(xlabel="trained parameters", ylabel=f"test {sweep.measured}, %")
     legend(figure, list(handles.values()))
-    caption = f"{family}: {results.measured} against trained parameters, {', '.join(named)}; {BARS}. "
+    caption = f"{family}: {sweep.measured} against trained parameters, {', '.join(named)}; {BARS}. "
     caption += "Methods of nearly equal size are drawn side by side, at most 20 % from their place."
     return Picture(f"parameters-{identifier(family)}", caption, f"{'; '.join(described_lines)}.", figure)
 
@@ -179,13 +178,13 @@ def _bar(estimate: Estimate) -> float:
     return nan if estimate.half is None else estimate.half
 
 
-def _line(results: Results, method: str) -> str:
+def _line(sweep: Sweep, method: str) -> str:
     """Return the methods of one line: the same adapter at other ranks, but not variants with a name of their own.
 
     The part of a label in brackets, such as ``(matched to RandLoRA-6)``, is about the rank.
     """
     words = re.sub(r"[\W\d_]+", " ", re.sub(r"\([^)]*\)", " ", method)).split()
-    return " ".join([results.kind(method), *words])
+    return " ".join([sweep.kind(method), *words])
 
 
 def legend(figure: Figure, handles: list[Any], grid: Literal["both", "x"] = "both") -> None:
@@ -225,9 +224,9 @@ def short_count(value: float) -> str:
     return f"{value:g}"
 
 
-def _bars(panel: Any, results: Results, memory: dict[str, float], title: str) -> None:
+def _bars(panel: Any, sweep: Sweep, memory: dict[str, float], title: str) -> None:
     positions = range(len(memory))
-    panel.barh(positions, memory.values(), color=[style(results, method)["color"] for method in memory], height=0.7)
+    panel.barh(positions, memory.values(), color=[style(sweep, method)["color"] for method in memory], height=0.7)
     panel.set_yticks(positions, [fill(method, 24) for method in memory])
     panel.invert_yaxis()
     panel.set_xlabel(title)

@@ -1,27 +1,25 @@
 """Conversion of a sweep to the document of its report."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 
 from matplotlib import rc_context
+from pandas import Series
 
 from randlora_pl.lab.paper import SOURCE
-from randlora_pl.lab.report.collect import FINISHED, Sweep
+from randlora_pl.lab.report.cells import FINISHED, LABELS, Sweep
 from randlora_pl.lab.report.curve_plots import curve_pictures
 from randlora_pl.lab.report.document import Document, Picture, Section, Table, many, row
 from randlora_pl.lab.report.plan import FILE
 from randlora_pl.lab.report.plots import difference_picture, memory_picture, parameter_picture
-from randlora_pl.lab.report.results import Results
-from randlora_pl.lab.report.runs import FinishedRun
 from randlora_pl.lab.report.sections.accuracy import IDLE, accuracy_table, average_table
 from randlora_pl.lab.report.sections.cost import cost_table
 from randlora_pl.lab.report.sections.elsewhere import elsewhere_table, transfer_table
 from randlora_pl.lab.report.sections.new_classes import new_classes_table
 from randlora_pl.lab.report.sections.pairwise_tests import comparisons, versus_table
 from randlora_pl.lab.report.sections.paper_comparison import RELATIVE, Beside, of_data_sets
-from randlora_pl.lab.report.sections.per_dataset import by_test
 from randlora_pl.lab.report.sections.ranks import partial_table, rank_table
-from randlora_pl.lab.report.sections.rates import Rates, rate_table
+from randlora_pl.lab.report.sections.rates import rate_table
 from randlora_pl.lab.report.sections.reference import Reference, conclusion, matrix_table, references
 from randlora_pl.lab.report.sections.training import training_table
 from randlora_pl.sweep.description import is_zero_shot
@@ -36,35 +34,36 @@ _COMMANDS = [
 @rc_context({"text.parse_math": False})  # a dollar sign in a label is one, not a formula
 def build(sweep: Sweep) -> Document:
     """Return the report of a sweep: what it shows in short, tables, plots, what is missing, footnotes."""
-    results, whole, beside = Results(by_test(sweep)), Results(sweep), Beside(sweep.plan)
-    models = [model for model in sweep.plan.models if any(run.key.model == model for run in sweep.finished)]
-    rates = Rates(whole)
-    averages = [average_table(results, beside, model) for model in models]
-    cells = [accuracy_table(results, beside, model) for model in models]
-    costs = [table for model in models if (table := cost_table(whole, beside, model))]
+    apart, beside = sweep.by_test(), Beside(sweep.plan)
+    models = [model for model in sweep.plan.models if len(sweep.of(model=model))]
+    averages = [average_table(apart, beside, model) for model in models]
+    cells = [accuracy_table(apart, beside, model) for model in models]
+    costs = [table for model in models if (table := cost_table(sweep, beside, model))]
     trained: list[Table | Picture] = []
     for model in models:
-        if table := training_table(whole, model):
-            trained += [table, *curve_pictures(whole, model)]
-    forgotten = [table for model in models if (table := elsewhere_table(whole, model))]
-    transfers = [table for model in models if (table := transfer_table(whole, beside, model))]
+        if table := training_table(sweep, model):
+            trained += [table, *curve_pictures(sweep, model)]
+    forgotten = [table for model in models if (table := elsewhere_table(sweep, model))]
+    transfers = [table for model in models if (table := transfer_table(sweep, beside, model))]
     halves = [table for model in models if (table := new_classes_table(sweep, beside, model))]
-    found = comparisons(results, rates)
-    compared = references(results, found)
-    shown, *more = [*conclusion(results, found, compared), *_counts(sweep), *_idle(results)]
-    chosen = rate_table(rates)
-    ranks = [table for table in (rank_table(results), partial_table(results)) if table]
+    for table in (*averages, *cells, *costs, *transfers, *halves):
+        beside.annotate(table)
+    found = comparisons(apart)
+    compared = references(apart, found)
+    shown, *more = [*conclusion(apart, found, compared), *_counts(sweep), *_idle(apart)]
+    chosen = rate_table(sweep)
+    ranks = [table for table in (rank_table(apart), partial_table(apart)) if table]
     sections = [
         Section("short", "In short", [shown], [*sweep.plan.notes, *more]),
-        Section("differences", "Difference to a reference", parts=_differences(results, beside, compared)),
-        Section("averages", "Averages", _about_paper(beside, results), [], [*averages]),
-        Section("cells", "Every dataset", _reading(results), [], [*cells]),
+        Section("differences", "Difference to a reference", parts=_differences(apart, beside, compared)),
+        Section("averages", "Averages", _about_paper(beside, sweep), [], [*averages]),
+        Section("cells", "Every dataset", _reading(apart), [], [*cells]),
         Section("new", "New classes", parts=[*halves]),
         Section("transfer", "Other datasets", parts=[*transfers]),
         Section("versus", "Method against method", parts=[*[versus_table(found)] * bool(found), *ranks]),
         Section("training", "Training loss", parts=[*trained]),
         Section("rates", "Learning rates", parts=[chosen] if chosen else []),
-        Section("cost", "Parameters, time and memory", parts=[*costs, *_pictures(results, models)]),
+        Section("cost", "Parameters, time and memory", parts=[*costs, *_pictures(apart, models)]),
         Section("elsewhere", "Forgetting", parts=[*forgotten]),
         Section("missing", "Runs without a result", parts=_missing(sweep)),
         Section("unread", "What could not be read", points=[*sweep.warnings, *beside.problems]),
@@ -91,17 +90,17 @@ def _number_equal_names(parts: Sequence[Table | Picture]) -> None:
 
 
 def _counts(sweep: Sweep) -> list[str]:
-    states = Counter(run.state for run in sweep.runs)
+    states = Counter(sweep.cells["state"])
     rest = "".join(f", {count} {state}" for state, count in states.items() if state != FINISHED)
-    lines = [f"{states[FINISHED]} of {many(len(sweep.runs), 'run')} finished{rest}."]
+    lines = [f"{states[FINISHED]} of {many(len(sweep.cells), 'run')} finished{rest}."]
     if len(sweep.plan.seeds) < 2:
         lines.append("One seed gives no confidence intervals, and small differences mean nothing.")
     return lines
 
 
-def _about_paper(beside: Beside, results: Results) -> list[str]:
+def _about_paper(beside: Beside, sweep: Sweep) -> list[str]:
     plan = beside.plan
-    if not plan.paper and plan.figure is None:
+    if not plan.tables and plan.figure is None:
         return []
     if not beside.tables:
         return [f"The paper gives Figure {plan.figure} as a drawing only, without numbers to compare with."]
@@ -129,7 +128,7 @@ def _about_paper(beside: Beside, results: Results) -> list[str]:
         if here.number == RELATIVE:
             lines.append(f"Table {RELATIVE} has no accuracies: its values are in the table of times and memory.")
         elif not of_data_sets(here):
-            texts = any(run.facts.get("base/library") == "transformers" for run in results.sweep.finished)
+            texts = (sweep.finished["base/library"] == "transformers").any()
             every, all_of_them = ("eight tests", "eight") if texts else ("22 datasets", "22")
             lines.append(
                 f"Table {here.number} has averages over all {every} only, so they are compared only with our averages "
@@ -138,23 +137,22 @@ def _about_paper(beside: Beside, results: Results) -> list[str]:
     return [" ".join(lines)]
 
 
-def _idle(results: Results) -> list[str]:
+def _idle(sweep: Sweep) -> list[str]:
     """Return a sentence about the cells that do not differ from the pretrained model."""
-    cells = list(dict.fromkeys(run.key for run in results.sweep.finished if not is_zero_shot(run.key.method)))
-    idle = Counter(key.method for key in cells if results.idle(key))
+    cells = [key for key in sweep.accuracies if not is_zero_shot(key.method)]
+    idle = Counter(key.method for key in cells if sweep.idle(key))
     if not idle:
         return []
     who = ", ".join(f"{method} ({count})" for method, count in idle.items())
     return [f"{sum(idle.values())} of {many(len(cells), 'trained cell')}: {IDLE}, according to their intervals: {who}."]
 
 
-def _reading(results: Results) -> list[str]:
-    plan = results.plan
+def _reading(sweep: Sweep) -> list[str]:
+    plan = sweep.plan
     seeds = f"Seed{'s' * (len(plan.seeds) > 1)} {', '.join(map(str, plan.seeds))}"
-    known = any(results.untrained(run.key.model, run.key.dataset) is not None for run in results.sweep.finished)
     mark = (
         f'A cell is marked "{IDLE}" if its interval contains the accuracy of the pretrained model.'
-        if known
+        if sweep.pretrained
         else "The accuracy of the pretrained model was not measured."
     )
     return [
@@ -164,25 +162,24 @@ def _reading(results: Results) -> list[str]:
     ]
 
 
-def _differences(results: Results, beside: Beside, compared: Sequence[Reference]) -> list[Table | Picture]:
-    return [
-        part for here in compared for part in (matrix_table(results, here), difference_picture(results, beside, here))
-    ]
+def _differences(sweep: Sweep, beside: Beside, compared: Sequence[Reference]) -> list[Table | Picture]:
+    return [part for here in compared for part in (matrix_table(sweep, here), difference_picture(sweep, beside, here))]
 
 
-def _pictures(results: Results, models: Sequence[str]) -> list[Picture]:
-    families: dict[str, list[str]] = defaultdict(list)
+def _pictures(sweep: Sweep, models: Sequence[str]) -> list[Picture]:
+    families: dict[str, list[str]] = {}
     for model in models:
-        families[results.family(model)].append(model)
-    drawn = [parameter_picture(results, family, names) for family, names in families.items()]
-    return [picture for picture in [*drawn, *(memory_picture(results, model) for model in models)] if picture]
+        families.setdefault(sweep.family(model), []).append(model)
+    drawn = [parameter_picture(sweep, family, names) for family, names in families.items()]
+    return [picture for picture in [*drawn, *(memory_picture(sweep, model) for model in models)] if picture]
 
 
 def _made(sweep: Sweep) -> list[str]:
     """Return device, machine and versions, as far as the runs know them, and the command that chose the rates."""
 
     def of(name: str) -> list[str]:
-        return sorted({str(run.facts[name]) for run in sweep.finished if run.facts.get(name)})
+        known = sweep.finished.get(name, Series(dtype=object)).dropna()
+        return sorted({str(value) for value in known.convert_dtypes() if value})
 
     commits = sorted({commit[:10] for commit in of("git_commit")})
     named = {"device": of("device"), "machine": of("machine"), "CPU threads": of("cpu_threads")}
@@ -197,17 +194,12 @@ def _made(sweep: Sweep) -> list[str]:
 
 def _missing(sweep: Sweep) -> list[Table | Picture]:
     """Return every run without a result; runs of one cell with the same reason share a row."""
-    grouped: dict[tuple[str, ...], list[FinishedRun]] = defaultdict(list)
-    for run in sweep.runs:
-        if run.accuracy is None:
-            grouped[*run.key, run.status].append(run)
-    if not grouped:
-        return []
+    missing = sweep.cells[sweep.cells["accuracy"].isna()]
     rows = []
-    for (model, dataset, budget, method, status), runs in grouped.items():
-        seeds = ", ".join(str(run.seed) for run in runs if run.seed is not None)
-        folders = ", ".join(run.cell for run in runs if run.cell)
+    for (model, dataset, budget, method, status), runs in missing.groupby([*LABELS, "status"], sort=False):
+        seeds = ", ".join(map(str, runs["seed"].dropna()))
+        folders = ", ".join(filter(None, runs["cell"]))
         rows.append(row(method, budget, dataset, model, seeds, status, folders))
     header = row("Method", "Data", "Dataset", "Model", "Seeds", "State", "Folder in cells/")
-    count = sum(map(len, grouped.values()))
-    return [Table("missing-runs", f"{many(count, 'run')} without a result", header, rows, left=len(header))]
+    caption = f"{many(len(missing), 'run')} without a result"
+    return [Table("missing-runs", caption, header, rows, left=len(header))] if rows else []

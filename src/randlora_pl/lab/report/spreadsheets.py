@@ -1,29 +1,24 @@
 """The report's numbers as CSV: every run, and every mean."""
 
-from collections.abc import Sequence
+from pandas import DataFrame
 
-from randlora_pl.lab.paper import PaperCell
-from randlora_pl.lab.report.collect import FINISHED, Sweep
+from randlora_pl.lab.report.cells import FINISHED, LABELS, METRIC, RIGHT, Sweep
 from randlora_pl.lab.report.curves import TRAINED, VALIDATED
+from randlora_pl.lab.report.document import Printed
 from randlora_pl.lab.report.plan import Key
-from randlora_pl.lab.report.results import Results
-from randlora_pl.lab.report.runs import METRIC, PREFIX, RIGHT
 from randlora_pl.lab.report.sections.elsewhere import AFTER, BEFORE
 from randlora_pl.lab.report.sections.new_classes import AFTER as NEW
-from randlora_pl.lab.report.sections.paper_comparison import Beside, PaperAverage
-from randlora_pl.lab.report.sections.per_dataset import by_test, tests_of
-from randlora_pl.lab.report.sections.rates import Rates
+from randlora_pl.lab.report.sections.paper_comparison import Beside
 from randlora_pl.lab.report.statistics import Estimate
-from randlora_pl.sweep.description import is_zero_shot
 from randlora_pl.utils.text.tables import csv_text
 
-_FACTS = (
-    *("method", "task", "trainable_parameters", "total_parameters", "fit_seconds", "images_per_second"),
-    *("samples_per_second", "peak_memory_bytes", "device", "steps", "version", "git_commit"),
+_COLUMNS = (
+    *("model", "family", "dataset", "budget", "method", "seed", "state", "reason", "accuracy", "zeroshot_accuracy"),
+    *("learning_rate", "rate_chosen_by", "adapter", "task", "trainable_parameters", "total_parameters", "fit_seconds"),
+    *("images_per_second", "samples_per_second", "peak_memory_bytes", "device", "steps", "version", "git_commit"),
 )
-"""Metrics of ``results.json``; ``method`` is called ``adapter``, for the label of the method has that name."""
 _MACHINE = (METRIC, "machine", "cpu_threads", "version/python", "version/torch", TRAINED, VALIDATED)
-"""Further facts, in columns where any run has them."""
+"""Further columns, where any run has them."""
 SPECTRUM = "spectrum/"
 AVERAGE = "(average)"
 """Entry in place of the dataset for averages."""
@@ -31,29 +26,13 @@ AVERAGE = "(average)"
 
 def cells_csv(sweep: Sweep) -> str:
     """Return a line for every run, with or without a result; accuracies in percent."""
-    tests = [PREFIX + name for name in dict.fromkeys(name for names in tests_of(sweep).values() for name in names)]
-    kinds = (SPECTRUM, BEFORE, AFTER, NEW)
-    metrics = {name for run in sweep.finished for name in run.facts if name.startswith(kinds) and run.number(name)}
-    further, rates = sorted(metrics - {f"{SPECTRUM}steps"}), Rates(Results(sweep))
+    known = [name for name, column in sweep.finished.items() if column.notna().any()]
     more = [*_MACHINE, *[RIGHT] * (len(sweep.plan.datasets) == 1)]  # tests of one dataset are paired by sample
-    facts = [*_FACTS, *(name for name in more if any(name in run.facts for run in sweep.finished))]
-    header = ["model", "family", "dataset", "budget", "method", "seed", "state", "reason", "accuracy"]
-    header += ["zeroshot_accuracy", "learning_rate", "rate_chosen_by"]
-    header += ["adapter" if name == "method" else name for name in facts]
-    rows = []
-    for run in sweep.runs:
-        trained = run.accuracy is not None and not is_zero_shot(run.key.method)
-        rate = rates.rate(run) if trained else None
-        rows.append([
-            *(run.key.model, run.family, run.key.dataset, run.key.budget, run.key.method),
-            *(run.seed, run.state, run.reason, run.accuracy, run.zeroshot),
-            *((rate.value, rate.how) if rate else (None, None)),
-            *(run.facts.get(name) for name in facts),
-            *(run.number(name) for name in further),
-            *(100 * value if isinstance(value := run.facts.get(name), float) else None for name in tests),
-            run.cell,
-        ])  # fmt: skip
-    return _csv([*header, *further, *tests, "cell"], rows)
+    further = sorted(name for name in known if name.startswith((SPECTRUM, BEFORE, AFTER, NEW)))
+    tests = list(dict.fromkeys(name for names in sweep.tests.values() for name in names))
+    columns = [*_COLUMNS, *(name for name in more if name in known), *further, *tests, "cell"]
+    cells = sweep.cells.assign(**{name: 100 * sweep.cells[name] for name in tests})
+    return _csv(cells[[name for name in columns if name != f"{SPECTRUM}steps"]])
 
 
 def summary_csv(sweep: Sweep) -> str:
@@ -61,35 +40,36 @@ def summary_csv(sweep: Sweep) -> str:
 
     ``ci95`` is half of the confidence interval of the mean. An empty field has no number, and ``state`` has the reason.
     """
-    apart = by_test(sweep)
-    results, beside = Results(apart), Beside(sweep.plan)
-    rows: list[Sequence[object]] = []
-    for key in dict.fromkeys(run.key for run in apart.runs):
-        estimate, paper = results.estimate(key), beside.cell(key)
-        state = FINISHED if estimate else results.why_missing(key)
-        counts = (len(results.finished(key)), len(results.runs(key)))
-        size = results.parameters(key.model, key.method)
-        rows.append([*key, "", *counts, *_numbers(estimate, paper), size, state])
+    apart = sweep.by_test()
+    beside = Beside(sweep.plan)
+    rows: list[tuple[object, ...]] = []
+    for key, runs in apart.runs.items():
+        estimate, counts = apart.estimate(key), (len(apart.by_seed(key)), len(runs))
+        state = FINISHED if estimate else apart.why_missing(key)
+        size = apart.parameters(key.model, key.method)
+        rows.append((*key, "", *counts, *_numbers(estimate, beside.cell(key)), size, state))
     for model in sweep.plan.models:
-        for budget in results.budgets(model):
-            shared = tuple(results.common(model, [budget])[0])
-            for method in results.methods(model, budget):
-                group, size = (model, budget, method), results.parameters(model, method)
-                if average := results.average(*group, shared):
-                    counts = (len(average.seeds), len(average.all_seeds))
-                    numbers = _numbers(average.estimate, beside.average(*group, shared))
-                    labels = Key(model, AVERAGE, budget, method)
-                    rows.append([*labels, " ".join(shared), *counts, *numbers, size, FINISHED])
-    header = ["model", "dataset", "budget", "method", "datasets", "seeds", "seeds_planned", "mean", "std", "ci95"]
-    return _csv([*header, "paper", "difference", "trainable_parameters", "state"], rows)
+        for budget in apart.budgets(model):
+            shared = apart.common(model, budget)[0]
+            for method in apart.methods(model, budget):
+                if average := apart.average(model, budget, method, shared):
+                    labels = (*Key(model, AVERAGE, budget, method), " ".join(shared))
+                    counts = len(average.seeds), len(average.all_seeds)
+                    numbers = _numbers(average.estimate, beside.average(model, budget, method, shared))
+                    rows.append((*labels, *counts, *numbers, apart.parameters(model, method), FINISHED))
+    measured = ["datasets", "seeds", "seeds_planned", "mean", "std", "ci95", "paper", "difference"]
+    return _csv(DataFrame(rows, columns=[*LABELS, *measured, "trainable_parameters", "state"]))
 
 
-def _numbers(estimate: Estimate | None, paper: PaperCell | PaperAverage | None) -> tuple[float | None, ...]:
+def _numbers(estimate: Estimate | None, paper: Printed | None) -> tuple[float | None, ...]:
     printed = paper.value if paper else None
     if estimate is None:
         return None, None, None, printed, None
     return estimate.mean, estimate.std, estimate.half, printed, None if printed is None else estimate.mean - printed
 
 
-def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    return csv_text([header, *([f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows)])
+def _csv(table: DataFrame) -> str:
+    """Return a table as CSV text: whole numbers as they are, others with six digits, nothing for a missing one."""
+    values = table.convert_dtypes().astype(object)
+    rows = values.where(values.notna(), None).to_numpy().tolist()
+    return csv_text([list(table), *([f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows)])

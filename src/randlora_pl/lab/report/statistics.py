@@ -97,6 +97,23 @@ class Crossed:
         return float(2 * t.sf(abs(self.mean) / self.error, self.freedom))
 
 
+def shown(estimate: Estimate | Crossed, form: str = ".1f") -> str:
+    """``84.3 ± 0.5`` or ``+0.04 ± 0.20``, the mean alone if it has no interval; never a negative zero.
+
+    Args:
+        estimate: The mean.
+        form: Form of its number. The half of its interval has no sign.
+    """
+    half = "" if estimate.half is None else f" ± {estimate.half:{form.lstrip('+')}}"
+    return formatted(estimate.mean, form) + half
+
+
+def formatted(value: float, form: str = "+.1f") -> str:
+    """``+1.3``, never ``-0.0``."""
+    text = f"{value:{form}}"
+    return text if float(text) else f"{0:{form}}"
+
+
 def sign_flip_test(differences: Sequence[float]) -> float:
     """Return the two-sided p-value for paired differences symmetric about zero, by flipping the sign of each.
 

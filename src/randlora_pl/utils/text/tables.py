@@ -82,7 +82,7 @@ def _wrapped(cell: str, width: int) -> list[str]:
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
     """Return the lines of a Markdown table.
 
-    pandas' own writer needs another package, and aligns by the type of a column.
+    pandas' own writer needs another package, pads every cell to the widest, and aligns by the type of a column.
 
     Args:
         header: Titles of the columns.

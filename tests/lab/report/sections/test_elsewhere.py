@@ -6,7 +6,6 @@ import pytest
 
 from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.render import build
-from randlora_pl.lab.report.results import Results
 from randlora_pl.lab.report.sections.elsewhere import elsewhere_table
 from randlora_pl.lab.report.spreadsheets import cells_csv
 from tests.lab.report.sweeps import Labels, description, write_sweep
@@ -23,8 +22,8 @@ def test_forgetting_is_the_change_from_the_pretrained_model(tmp_path: Path) -> N
         return {"test/elsewhere/digits": 0.5 + labels["seed"] / 100 + (0.1 if labels["dataset"] == "cars" else -0.1)}
 
     sweep = read_sweep(write_sweep(tmp_path / "sweep", content, more=measured))
-    assert elsewhere_table(Results(sweep), "CLIP-ViT-L/14") is None
-    table = elsewhere_table(Results(sweep), "CLIP-ViT-B/32")
+    assert elsewhere_table(sweep, "CLIP-ViT-L/14") is None
+    table = elsewhere_table(sweep, "CLIP-ViT-B/32")
     assert table is not None
     ((name, cell),) = (line for line in table.rows if not line[1].missing)
     assert name.text == "LoRA-16" and cell.text == "+2.00 ± 2.48"  # t(2) = 4.303, of 1, 2 and 3 points

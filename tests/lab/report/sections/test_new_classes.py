@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.render import build
-from randlora_pl.lab.report.results import Results
 from randlora_pl.lab.report.sections.elsewhere import elsewhere_table, transfer_table
 from randlora_pl.lab.report.sections.new_classes import harmonic_mean, new_classes_table
 from randlora_pl.lab.report.sections.paper_comparison import Beside
@@ -72,8 +71,8 @@ def test_accuracies_on_other_datasets(tmp_path: Path) -> None:
 
     content = description(**CONTENT | {"datasets": ["imagenet"]})
     sweep = read_sweep(write_sweep(tmp_path / "sweep", content, more=measured))
-    assert transfer_table(Results(sweep), Beside(sweep.plan), "CLIP-ViT-L/14") is None
-    table = transfer_table(Results(sweep), Beside(sweep.plan), MODEL)
+    assert transfer_table(sweep, Beside(sweep.plan), "CLIP-ViT-L/14") is None
+    table = transfer_table(sweep, Beside(sweep.plan), MODEL)
     assert table is not None
     means = ["Mean of other datasets", "Mean of shifted test sets"]
     assert {cell.text for cell in table.header[4:]} == {*names, *means}
@@ -84,5 +83,5 @@ def test_accuracies_on_other_datasets(tmp_path: Path) -> None:
     assert tuned[columns[means[1]]].sort == pytest.approx(40)
     assert pretrained[columns["dtd"]].missing and pretrained[columns[means[0]]].missing
     assert any(section.title == "Other datasets" for section in build(sweep).sections)
-    change = elsewhere_table(Results(sweep), MODEL)  # the test of the pretrained model is the reference
+    change = elsewhere_table(sweep, MODEL)  # the test of the pretrained model is the reference
     assert change is not None and {cell.text for cell in change.header[1:]} == set(names) - {"dtd"}

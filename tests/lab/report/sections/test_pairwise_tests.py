@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from randlora_pl.lab.report.collect import Sweep, read_sweep
+from randlora_pl.lab.report.cells import Sweep
+from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.files import write_report
 from randlora_pl.lab.report.markdown import markdown
 from randlora_pl.lab.report.plan import Key
 from randlora_pl.lab.report.render import build
-from randlora_pl.lab.report.results import Results
 from randlora_pl.lab.report.sections.accuracy import accuracy_table
 from randlora_pl.lab.report.sections.pairwise_tests import Versus, comparisons
 from randlora_pl.lab.report.sections.paper_comparison import Beside
-from randlora_pl.lab.report.sections.rates import Rates, rate_table
+from randlora_pl.lab.report.sections.rates import rate_table, untuned
 from randlora_pl.lab.report.spreadsheets import cells_csv
 from randlora_pl.utils.text.packed_bits import packed
 from tests.lab.report.sweeps import METHODS, MODELS, description, write_sweep
@@ -53,8 +53,7 @@ def swept(
 
 
 def pair_of(sweep: Sweep) -> Versus:
-    results = Results(sweep)
-    (found,) = comparisons(results, Rates(results))
+    (found,) = comparisons(sweep)
     return found
 
 
@@ -212,10 +211,8 @@ def test_no_report_calls_an_untuned_rate_better(tmp_path: Path, changes: dict[st
 @pytest.mark.usefixtures("undrawn")
 def test_pairs_are_adjusted_together(tmp_path: Path) -> None:
     methods = RATED | {"VeRA-256": METHODS["VeRA-256"] | {"learning_rate": 0.01}}
-    results = Results(
-        swept(tmp_path, better_by(dict.fromkeys(DATASETS, 2.0)), methods=methods, tuned=provenance(methods))
-    )
-    found = {(one.first, one.second): one.p for one in comparisons(results, Rates(results))}
+    sweep = swept(tmp_path, better_by(dict.fromkeys(DATASETS, 2.0)), methods=methods, tuned=provenance(methods))
+    found = {(one.first, one.second): one.p for one in comparisons(sweep)}
     assert (
         found.pop(("LoRA-32", "VeRA-256")) == 1.0
         if ("LoRA-32", "VeRA-256") in found
@@ -229,8 +226,8 @@ def test_pairs_are_adjusted_together(tmp_path: Path) -> None:
         swept(tmp_path / "planned", more, methods=methods, tuned=provenance(methods), pairs=pairs), tmp_path / "report"
     )
     for folder in (tmp_path / "planned", tmp_path / "report"):
-        results = Results(read_sweep(folder))
-        first, *others = comparisons(results, Rates(results))
+        sweep = read_sweep(folder)
+        first, *others = comparisons(sweep)
         assert first.p == pytest.approx(2 / 2**7) and first.verdict == "RandLoRA-6 is better"
         assert [(one.p, one.verdict, one.difference.half is None) for one in others] == [
             (None, "not planned", False)
@@ -248,11 +245,10 @@ def test_rates_of_the_papers_tables_are_one_rule(tmp_path: Path) -> None:
         kind = {"full": {"method": "FullFineTuning", "trainable_parameters": 10}}.get(labels["method"], {})
         return {"learning_rate": rate} | kind
 
-    results = Results(swept(tmp_path, figures, methods=methods, paper={"table": 11}, tuned=None))
-    rates = Rates(results)
-    assert not rates.untuned(B32, ["LoRA-32", "RandLoRA-6"])
-    assert rates.untuned(B32, ["LoRA-32", "full"]) == "LoRA-32 paper, full typed"
-    table = rate_table(rates)
+    sweep = swept(tmp_path, figures, methods=methods, paper={"table": 11}, tuned=None)
+    assert not untuned(sweep, B32, ["LoRA-32", "RandLoRA-6"])
+    assert untuned(sweep, B32, ["LoRA-32", "full"]) == "LoRA-32 paper, full typed"
+    table = rate_table(sweep)
     assert table is not None
     rows = [[cell.text for cell in row] for row in table.rows]
     assert ["RandLoRA-6", B32, "paper", "everywhere", "0.001"] in rows
@@ -261,8 +257,8 @@ def test_rates_of_the_papers_tables_are_one_rule(tmp_path: Path) -> None:
 
 def test_several_rates_of_a_method_are_shown_with_their_places(tmp_path: Path) -> None:
     more = lambda labels: {"learning_rate": 0.01 if labels["dataset"] == "a" else 0.1}  # noqa: E731
-    results = Results(swept(tmp_path, more, methods={"LoRA-32": METHODS["LoRA-32"]}, tuned=None, datasets=["a", "b"]))
-    table = rate_table(Rates(results))
+    sweep = swept(tmp_path, more, methods={"LoRA-32": METHODS["LoRA-32"]}, tuned=None, datasets=["a", "b"])
+    table = rate_table(sweep)
     assert table is not None
     assert [[cell.text for cell in row][2:] for row in table.rows] == [
         ["default", "a 1-shot", "0.01"],
@@ -280,10 +276,9 @@ def test_a_cell_that_is_no_better_than_the_untrained_model_did_not_train(tmp_pat
         return {"test/acc": accuracy[labels["method"]]}
 
     sweep = swept(tmp_path, figures, datasets=["a"], seeds=[1, 2, 3], tuned=None)
-    results = Results(sweep)
-    assert results.idle(Key(B32, "a", "1-shot", "LoRA-32")) and not results.idle(Key(B32, "a", "1-shot", "RandLoRA-6"))
-    assert not results.idle(Key(B32, "a", "zero-shot", "zero-shot"))
-    table = accuracy_table(results, Beside(sweep.plan), B32)
+    assert sweep.idle(Key(B32, "a", "1-shot", "LoRA-32")) and not sweep.idle(Key(B32, "a", "1-shot", "RandLoRA-6"))
+    assert not sweep.idle(Key(B32, "a", "zero-shot", "zero-shot"))
+    table = accuracy_table(sweep, Beside(sweep.plan), B32)
     assert [row[3].below for row in table.rows] == ["", "no change shown", ""]
     assert "1 of 2 trained cells: no change shown, according to their intervals: LoRA-32 (1)." in markdown(build(sweep))
     assert "was not measured" not in markdown(build(sweep))

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -6,8 +7,9 @@ import pytest
 
 from randlora_pl.data.catalog.registry import PAPER
 from randlora_pl.lab.paper import notes, table
+from randlora_pl.lab.report.document import Printed, Table, TableCell, row
 from randlora_pl.lab.report.plan import Key, ReportPlan, read_plan
-from randlora_pl.lab.report.sections.paper_comparison import Beside, PaperAverage
+from randlora_pl.lab.report.sections.paper_comparison import Beside
 from tests.lab.report.sweeps import description, sweep_yaml
 
 B32, L14 = "CLIP-ViT-B/32", "CLIP-ViT-L/14"
@@ -83,37 +85,42 @@ def test_cost_of_table_ten(beside: Any) -> None:
     assert values[B32, "LoRA-16"] == values[B32, "RandLoRA-7"] == [None, None]
 
 
+def with_tables(*tables: object) -> ReportPlan:
+    return replace(ReportPlan.unknown(), paper={"tables": [*tables]})
+
+
 def test_unknown_tables_are_a_problem_to_tell() -> None:
-    found = Beside(ReportPlan(paper=("99", "11")))
+    found = Beside(with_tables(99, 11))
     assert [here.number for here in found.tables] == ["11"] and "Table 99" in found.problems[0]
 
 
+def annotated(beside: Beside, printed: Printed | None) -> tuple[tuple[int, ...], ...]:
+    """The notes of caption, row, column and cell of a table that shows one printed number."""
+    cell = TableCell("", paper=printed)
+    table = Table("t", "", row("Method", "EuroSAT"), [[TableCell(""), cell]])
+    beside.annotate(table)
+    return table.notes, table.rows[0][0].notes, table.header[1].notes, cell.notes
+
+
 def test_footnotes_are_counted_once_in_order() -> None:
-    counted = Beside(ReportPlan())
+    counted = Beside(ReportPlan.unknown())
     cell = table(12).cell(L14, "RandLoRA10", "100%", "EuroSAT")
     plain = table(12).cell(L14, "FT", "100%", "Cars")
     assert cell is not None and plain is not None
-    caption, row, column = counted.caption_notes([cell]), counted.row_notes([cell]), counted.column_notes([cell])
-    assert sorted([*caption, *row, *column]) == list(range(1, len(counted.footnotes) + 1))
-    assert (
-        counted.caption_notes([cell]) == caption
-        and set(counted.row_notes([plain])) < set(row)
-        and not counted.column_notes([plain])
-    )
+    caption, first, column, _ = annotated(counted, Printed(cell.value, (cell,)))
+    assert [*caption, *first, *column] == list(range(1, len(counted.footnotes) + 1))
+    others = annotated(counted, Printed(plain.value, (plain,)))
+    assert others[0] == caption and set(others[1]) < set(first) and not others[2]
     touched = {note.text for note in notes() if note.touches(cell)}
     texts = {text for _, text, _ in counted.footnotes}
     assert texts == touched and "rank 8" in " ".join(texts) and "12 epochs" in " ".join(texts)
-    assert not counted.row_notes([])
+    assert annotated(counted, None) == ((), (), (), ())
 
 
 def test_a_printed_average_that_is_off_is_told() -> None:
     cell = table(11).cell(B32, "RandLoRA6", "4-shot", "Average")
     assert cell is not None
-    counted = Beside(ReportPlan())
-    assert counted.average_notes(PaperAverage(70.459, (cell,), cell)) == (1,)
-    assert "70.4; the mean of its printed cells is 70.46" in counted.footnotes[0][1]
-    assert (
-        counted.average_notes(PaperAverage(70.44, (cell,), cell))
-        == ()
-        == counted.average_notes(PaperAverage(70.459, (cell,)))
-    )
+    counted = Beside(ReportPlan.unknown())
+    (number,) = annotated(counted, Printed(70.459, (cell,), cell))[3]
+    assert "70.4; the mean of its printed cells is 70.46" in counted.footnotes[number - 1][1]
+    assert annotated(counted, Printed(70.44, (cell,), cell))[3] == annotated(counted, Printed(70.459, (cell,)))[3] == ()

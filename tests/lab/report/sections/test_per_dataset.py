@@ -11,11 +11,9 @@ from randlora_pl.lab.paper import notes
 from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.markdown import markdown
 from randlora_pl.lab.report.render import build
-from randlora_pl.lab.report.results import Results
 from randlora_pl.lab.report.sections.accuracy import accuracy_table, average_table
 from randlora_pl.lab.report.sections.cost import cost_table
 from randlora_pl.lab.report.sections.paper_comparison import Beside
-from randlora_pl.lab.report.sections.per_dataset import by_test
 from randlora_pl.lab.report.spreadsheets import cells_csv, summary_csv
 from tests.lab.report.language import ACCURACY, figures, write_language_sweep
 from tests.lab.report.sweeps import write_cell
@@ -41,8 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_layout_of_table_15(folder: Path) -> None:
     sweep = read_sweep(folder)
-    results, beside = Results(by_test(sweep)), Beside(sweep.plan)
-    table = accuracy_table(results, beside, "Qwen2")
+    sweep, beside = sweep.by_test(), Beside(sweep.plan)
+    table = accuracy_table(sweep, beside, "Qwen2")
     titles = [cell.text for cell in table.header]
     assert titles == ["Method", "Data", "Trained parameters", *TITLES, "Average"]
     assert [row[1].text for row in table.rows] == ["zero-shot", "15k", "15k", "170k", "170k"]
@@ -63,7 +61,7 @@ def test_the_layout_of_table_15(folder: Path) -> None:
 
 def test_costs_count_each_run_once_and_stand_beside_the_printed_share(folder: Path) -> None:
     sweep = read_sweep(folder)
-    table = cost_table(Results(sweep), Beside(sweep.plan), "Qwen2")
+    table = cost_table(sweep, Beside(sweep.plan), "Qwen2")
     assert table is not None
     assert cell_of(table, "Runs", "RandLoRA-10").text == "2" and "Texts per second" in [c.text for c in table.header]
     share = cell_of(table, "% of all", "RandLoRA-10")
@@ -122,12 +120,12 @@ def test_table_6_tells_the_size_of_the_adapter_with_the_data(tmp_path: Path) -> 
     sweep = read_sweep(
         write_language_sweep(tmp_path, cells, methods=methods, models=models, seeds=[1], paper={"tables": [15, 6]})
     )
-    results, beside = Results(by_test(sweep)), Beside(sweep.plan)
-    table = average_table(results, beside, "LLama3")
+    sweep, beside = sweep.by_test(), Beside(sweep.plan)
+    table = average_table(sweep, beside, "LLama3")
     printed = {method: cell_of(table, "170k", method).below.partition(" (")[0] for method in methods}
     assert printed == {"DoRA-16": "paper 84.3", "DoRA-32": "paper 85.2", "RandLoRA-30": "paper 85.6"}
     assert {cell_of(table, "15k", method).text for method in methods} == {"not run"}
-    cells_table = accuracy_table(results, beside, "LLama3")
+    cells_table = accuracy_table(sweep, beside, "LLama3")
     assert "paper 76.33" in cell_of(cells_table, "BoolQ", "RandLoRA-30", "170k").below, "by its own label in Table 15"
     assert cell_of(cells_table, "BoolQ", "DoRA-32", "170k").below == ""
 
@@ -138,7 +136,7 @@ def test_table_3_averages_the_eight_tests_of_the_language_model(tmp_path: Path) 
     models = {"LLama3-8B": {"config": "commonsense_llama3"}}
     changes = {"methods": methods, "models": models, "seeds": [1], "budgets": ["100%"], "paper": {"table": 3}}
     sweep = read_sweep(write_language_sweep(tmp_path, cells, **changes))
-    table = average_table(Results(by_test(sweep)), Beside(sweep.plan), "LLama3-8B")
+    table = average_table(sweep.by_test(), Beside(sweep.plan), "LLama3-8B")
     assert cell_of(table, "100%", "ternary").below.startswith("paper 85.42 (")
     assert "Table 3 has averages over all eight tests only" in markdown(build(sweep), "figures")
 
@@ -149,7 +147,7 @@ def test_table_10_is_relative_to_lora(tmp_path: Path) -> None:
     models = {"LLama3-8B": {"config": "commonsense_llama3"}}
     changes = {"methods": methods, "models": models, "seeds": [1], "budgets": ["15k"], "paper": {"table": 10}}
     sweep = read_sweep(write_language_sweep(tmp_path, cells, **changes))
-    table = cost_table(Results(sweep), Beside(sweep.plan), "LLama3-8B")
+    table = cost_table(sweep, Beside(sweep.plan), "LLama3-8B")
     assert table is not None
     found = {method: cell_of(table, "Training time, %", method) for method in methods}
     assert {m: c.text for m, c in found.items()} == {"LoRA-32": "100", "DoRA-32": "220", "RandLoRA-30": "160"}
@@ -171,17 +169,18 @@ def test_table_4_has_its_deviations_and_scores_that_are_correlations(tmp_path: P
     )
     sweep = read_sweep(tmp_path)
     beside = Beside(sweep.plan)
-    table = accuracy_table(Results(by_test(sweep)), beside, "RoBERTa-base")
+    table = accuracy_table(sweep.by_test(), beside, "RoBERTa-base")
     assert cell_of(table, "cola", "RandLoRA-64").text == "-5.0"
     assert cell_of(table, "cola", "RandLoRA-64").below == "paper 59.4 ± 2.1 (-64.4)"
     assert cell_of(table, "stsb", "RandLoRA-64").below == "paper 90.3 ± 0.2 (-0.3)"
+    beside.annotate(table)
     assert any("combined" in text for _, text, _ in beside.footnotes)
     assert beside.parameters("RoBERTa-base", "RandLoRA-64") == "0.7M"
     again = tmp_path / "again"  # without the cells
     again.mkdir()
     (again / "cells.csv").write_text(cells_csv(sweep))
     (again / "sweep.yaml").write_text((tmp_path / "sweep.yaml").read_text())
-    for shown in (table, accuracy_table(Results(read_sweep(again)), beside, "RoBERTa-base")):
+    for shown in (table, accuracy_table(read_sweep(again), beside, "RoBERTa-base")):
         assert {cell.text: cell.below for cell in shown.header if cell.below} == {
             "cola": "Matthews × 100",
             "stsb": "Pearson × 100",

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.lab.report.collect import Sweep, read_sweep
+from randlora_pl.lab.report.cells import Sweep
+from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.document import Table, TableCell
 from randlora_pl.lab.report.plan import Key
-from randlora_pl.lab.report.results import Results
 from randlora_pl.lab.report.sections.pairwise_tests import comparisons, versus_table
-from randlora_pl.lab.report.sections.rates import Rates
 from randlora_pl.lab.report.sections.reference import conclusion, matrix_table, references
 from tests.lab.report.sections.test_pairwise_tests import DATASETS, RATED, better_by, provenance, swept
 from tests.lab.report.sweeps import METHODS, MODELS, description, write_sweep
@@ -20,10 +19,9 @@ THREE = RATED | {"VeRA-256": METHODS["VeRA-256"] | {"learning_rate": 0.01}}
 
 def told(sweep: Sweep) -> tuple[list[str], Table]:
     """The conclusion, and the matrix of the first model."""
-    results = Results(sweep)
-    found = comparisons(results, Rates(results))
-    compared = references(results, found)
-    return conclusion(results, found, compared), matrix_table(results, compared[0])
+    found = comparisons(sweep)
+    compared = references(sweep, found)
+    return conclusion(sweep, found, compared), matrix_table(sweep, compared[0])
 
 
 def row_of(table: Table, method: str) -> dict[str, TableCell]:
@@ -41,8 +39,8 @@ def row_of(table: Table, method: str) -> dict[str, TableCell]:
 )
 def test_the_reference(tmp_path: Path, methods: list[str], reference: str) -> None:
     content = description(models={B32: {}}, datasets=["cars"], methods={name: METHODS[name] for name in methods})
-    results = Results(read_sweep(write_sweep(tmp_path, content)))
-    (found,) = references(results, comparisons(results, Rates(results)))
+    sweep = read_sweep(write_sweep(tmp_path, content))
+    (found,) = references(sweep, comparisons(sweep))
     assert found.method == reference and list(found.pairs) == [name for name in methods if name != reference]
     assert all((one.first, one.second) == (name, reference) for name, one in found.pairs.items())
 
@@ -72,8 +70,7 @@ def test_a_method_that_is_worse_than_the_reference_is_not_marked(tmp_path: Path)
     assert lines[0] == f"{B32}: LoRA-32 is better than RandLoRA-6."
     verdict = row_of(table, "RandLoRA-6")["Verdict"]
     assert (verdict.text, verdict.below, verdict.best) == ("worse", "p = 0.016", False)
-    results = Results(sweep)
-    (pair,) = versus_table(comparisons(results, Rates(results))).rows
+    (pair,) = versus_table(comparisons(sweep)).rows
     assert pair[3].text == "LoRA-32 is better" and pair[3].best
 
 
@@ -110,9 +107,9 @@ def test_planned_pairs_without_common_runs_are_named(tmp_path: Path, gone: str) 
     content |= {"models": {B32: MODELS[B32]}, "datasets": DATASETS, "seeds": [1, 2, 3, 4, 5]}
     more = better_by(dict.fromkeys(DATASETS, 2.0))
     folder = write_sweep(tmp_path, description(**content), keep=lambda labels: labels["method"] != gone, more=more)
-    results = Results(read_sweep(folder))
-    found = comparisons(results, Rates(results))
-    lines = conclusion(results, found, references(results, found))
+    sweep = read_sweep(folder)
+    found = comparisons(sweep)
+    lines = conclusion(sweep, found, references(sweep, found))
     without = [
         f"No verdict for {first} against {second} on {B32}: they have no finished training runs in common."
         for first, second in pairs
@@ -127,11 +124,10 @@ def test_planned_pairs_without_common_runs_are_named(tmp_path: Path, gone: str) 
 
 
 def test_cells_are_differences_seed_by_seed(sweep: Sweep) -> None:
-    results = Results(sweep)
-    found = references(results, comparisons(results, Rates(results)))
+    found = references(sweep, comparisons(sweep))
     assert [(one.model, one.method) for one in found] == [(B32, "LoRA-32"), ("CLIP-ViT-L/14", "LoRA-32")]
-    table = matrix_table(results, found[0])
-    ours, theirs = (results.by_seed(Key(B32, "cars", "4-shot", name)) for name in ("NoLA", "LoRA-32"))
+    table = matrix_table(sweep, found[0])
+    ours, theirs = (sweep.by_seed(Key(B32, "cars", "4-shot", name)) for name in ("NoLA", "LoRA-32"))
     mean = sum(ours[seed] - theirs[seed] for seed in (1, 2, 3)) / 3
     cell = row_of(table, "NoLA")["cars mean over budgets"]  # 20 columns would be too many
     assert f"4-shot: {mean:+.2f} ± " in cell.title and "over 3 seeds" in cell.title

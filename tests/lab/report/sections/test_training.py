@@ -11,7 +11,6 @@ from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.curve_plots import curve_pictures
 from randlora_pl.lab.report.curves import TRAINED, VALIDATED, losses, read_curves, scores
 from randlora_pl.lab.report.files import draw, write_report
-from randlora_pl.lab.report.results import Results
 from randlora_pl.lab.report.sections.training import training_table
 from tests.lab.report.sweeps import METHODS, MODELS, description, write_sweep
 
@@ -48,9 +47,10 @@ def test_steps_and_time_to_the_loss_of_a_reference(tmp_path: Path, monkeypatch: 
     write_report(read_sweep(folder), tmp_path / "report")
     again = read_sweep(tmp_path / "report")
     drawings = {path.name: path.read_bytes() for path in (tmp_path / "report" / "figures").glob("curves-*.svg")}
-    assert all((scores(run.facts) == {40: 50, 80: 60}) == (run.key.method in SLOPES) for run in again.finished)
+    curves = zip(again.finished["method"], again.finished[VALIDATED], strict=True)
+    assert all((scores(curve) == {40: 50, 80: 60}) == (method in SLOPES) for method, curve in curves)
     for sweep in (read_sweep(folder), again):
-        table = training_table(Results(sweep), B32)
+        table = training_table(sweep, B32)
         assert table is not None
         rows = {cells[0].text: [cell.text for cell in cells[1:]] for cells in table.rows}
         assert list(rows) == list(SLOPES), "a method without a log has no row"
@@ -61,7 +61,7 @@ def test_steps_and_time_to_the_loss_of_a_reference(tmp_path: Path, monkeypatch: 
         ]
         assert rows["LoRA-16"] == ["itself", "100 ± 0", "0 of 6", "100 ± 0", "100 ± 0", *[""] * 4]
         assert rows["full fine-tuning"][:4] == ["LoRA-32", "100 ± 0", "6 of 6", f"{100 / 0.9:.0f} ± 0"]
-        (picture,) = curve_pictures(Results(sweep), B32)
+        (picture,) = curve_pictures(sweep, B32)
         figure: Any = picture.figure
         assert {f"{picture.name}.svg": draw(figure, "svg", picture.name)} == drawings
         assert [panel.get_ylabel() for panel in figure.axes] == ["validation accuracy, %", "training loss"]
@@ -72,11 +72,11 @@ def test_steps_and_time_to_the_loss_of_a_reference(tmp_path: Path, monkeypatch: 
         assert (
             "2 datasets" in picture.caption and "RandLoRA-6 validation accuracy, % from 50 to 60" in picture.described
         )
-        sweep.plan.pairs = [["RandLoRA-6", "LoRA-32"]]
-        (picture,) = curve_pictures(Results(sweep), B32)
+        sweep.plan.pairs[:] = [["RandLoRA-6", "LoRA-32"]]
+        (picture,) = curve_pictures(sweep, B32)
         assert "full fine-tuning" not in picture.described
-        sweep.plan.pairs = [["RandLoRA-6", "LoRA-32"], ["LoRA-32", "VeRA-256"], ["VeRA-256", "full fine-tuning"]]
-        (picture,) = curve_pictures(Results(sweep), B32)
+        sweep.plan.pairs[:] = [["RandLoRA-6", "LoRA-32"], ["LoRA-32", "VeRA-256"], ["VeRA-256", "full fine-tuning"]]
+        (picture,) = curve_pictures(sweep, B32)
         assert "full fine-tuning" in picture.described and "VeRA-256" not in picture.described, "it has no log"
 
 
@@ -84,18 +84,24 @@ def test_logs_that_are_missing_short_or_damaged(tmp_path: Path) -> None:
     assert read_curves(tmp_path) == {}
     logged(tmp_path, lambda step: 1 / step, {80: 0.5}, every=10)
     facts = read_curves(tmp_path)
-    assert losses(facts) == pytest.approx([1 / step for step in range(10, 81, 10)], rel=1e-3)
+    assert losses(facts[TRAINED]) == pytest.approx([1 / step for step in range(10, 81, 10)], rel=1e-3)
     assert VALIDATED not in facts, "one validation is no curve"
     logged(tmp_path, lambda step: "nan" if step > 40 else 1, {step: step / 100 for step in range(1, 81)})
     facts = read_curves(tmp_path)
-    assert losses(facts) == [1.0] * 8 and len(scores(facts)) == 16 and scores(facts)[80] == pytest.approx(80)
+    assert (
+        losses(facts[TRAINED]) == [1.0] * 8
+        and len(scores(facts[VALIDATED])) == 16
+        and scores(facts[VALIDATED])[80] == pytest.approx(80)
+    )
     file = tmp_path / "csv" / "metrics.csv"
     file.write_text(file.read_text() + "81,0.5\n82,,,,7\nx,1,1\n83")
-    assert losses(read_curves(tmp_path)) == [1, 1, 0.5], "in three parts each has a value"
+    assert losses(read_curves(tmp_path)[TRAINED]) == [1, 1, 0.5], "in three parts each has a value"
     for name, steps in {"csv_2": range(21, 61), "csv_10": range(61, 81), "csv": range(1, 33)}.items():
         logged(tmp_path / "parts", lambda step, n=name, of=steps: len(n) if step in of else "", {}, name=name)
-    assert losses(read_curves(tmp_path / "parts")) == [3] * 4 + [5] * 8 + [6] * 4, "the later part of a run counts"
+    assert losses(read_curves(tmp_path / "parts")[TRAINED]) == [3] * 4 + [5] * 8 + [6] * 4, (
+        "the later part of a run counts"
+    )
     for damage in (b"", b"\xff\xfe\x00", b"step,train/loss\n1,\x00", b"train/loss\n1\n"):
         file.write_bytes(damage)
         assert read_curves(tmp_path) == {}, damage
-    assert losses({TRAINED: "1 x 2"}) == [1, 2] and scores({VALIDATED: "7 8:x 9:0.5"}) == {9: 50}
+    assert losses("1 x 2") == [1, 2] and scores("7 8:x 9:0.5") == {9: 50}

@@ -2,16 +2,15 @@
 
 import re
 from collections.abc import Sequence
-from itertools import chain
 from statistics import fmean
 
-from randlora_pl.lab.paper import PaperCell
-from randlora_pl.lab.report.baselines import MOST, SIDE, Baseline
-from randlora_pl.lab.report.collect import FINISHED
-from randlora_pl.lab.report.document import Table, TableCell, many, row
+from pandas import isna
+
+from randlora_pl.lab.report.baselines import MOST, SIDE
+from randlora_pl.lab.report.cells import FINISHED, Sweep
+from randlora_pl.lab.report.document import Table, TableCell, many, mean_cell, row
 from randlora_pl.lab.report.plan import Key
-from randlora_pl.lab.report.results import Average, Results
-from randlora_pl.lab.report.sections.paper_comparison import Beside, PaperAverage
+from randlora_pl.lab.report.sections.paper_comparison import Beside
 from randlora_pl.lab.report.statistics import Estimate
 from randlora_pl.sweep.description import ZERO_SHOT, is_zero_shot
 
@@ -29,149 +28,129 @@ _SHORT = 24
 """Letters of a reason that fit into a cell; the tooltip and the list of missing runs have all of it."""
 
 
-def accuracy_table(results: Results, beside: Beside, model: str) -> Table:
+def accuracy_table(sweep: Sweep, beside: Beside, model: str) -> Table:
     """Return the layout of Tables 11 to 14: budgets and methods down, datasets across."""
-    plan = results.plan
-    budgets = results.budgets(model)
-    every = [Key(model, d, b, m) for d in plan.datasets for b in budgets for m in plan.methods]
-    datasets = list(dict.fromkeys(key.dataset for key in every if results.runs(key)))
-    shown = {dataset: _printed(beside, [key for key in every if key.dataset == dataset]) for dataset in datasets}
-    marks = beside.caption_notes(chain(*shown.values()))  # first, so that they are counted first
+    plan = sweep.plan
+    there = {key for key in sweep.runs if key.model == model}
+    datasets = [dataset for dataset in plan.datasets if any(key.dataset == dataset for key in there)]
     rows: list[list[TableCell]] = []
     groups, below = [], []
-    for budget in budgets:
-        lines = {m: [Key(model, d, budget, m) for d in datasets] for m in plan.methods}
-        lines = {m: keys for m, keys in lines.items() if any(map(results.runs, keys))}
-        shared, left_out = results.common(model, [budget])
-        averages = {m: results.average(model, budget, m, tuple(shared)) for m in lines}
+    for budget in sweep.budgets(model):
+        shared, left_out = sweep.common(model, budget)
         groups.append(len(rows))
-        for method, keys in lines.items():
-            overall = beside.average(model, budget, method, shared)
-            printed = [*_printed(beside, keys), *(overall.cells if overall else ())]
-            name = TableCell(method, notes=beside.row_notes(printed))
-            cells = [accuracy_cell(results, beside, key) for key in keys]
-            why = _why(results, model, budget, method)
-            average = average_cell(averages[method], beside, overall, why)
-            data = TableCell(budget, sort=plan.budgets.index(budget))
-            rows.append(row(name, data, results.parameters(model, method), *cells, average))
-        rows += _plain(results, budget, datasets, shared)
+        for method in plan.methods:
+            keys = [Key(model, dataset, budget, method) for dataset in datasets]
+            if any(key in there for key in keys):
+                cells = [accuracy_cell(sweep, beside, key) for key in keys]
+                average = average_cell(sweep, beside, model, budget, method, shared)
+                rows.append(row(method, _data(sweep, budget), sweep.parameters(model, method), *cells, average))
+        rows += _plain(sweep, budget, datasets, shared)
         below += left_out_line(budget, left_out)
-    below += [PLAIN] if results.sweep.baselines else []
-    titles = [
-        TableCell(dataset, results.metrics.get(dataset, ""), notes=beside.column_notes(shown[dataset]))
-        for dataset in datasets
-    ]
     return Table(
         f"accuracy-{identifier(model)}",
-        f"{model}: test {results.measured} in percent, mean ± half the 95 % confidence interval over seeds",
-        row("Method", "Data", "Trained parameters", *titles, "Average"),
+        f"{model}: test {sweep.measured} in percent, mean ± half the 95 % confidence interval over seeds",
+        row(
+            "Method",
+            "Data",
+            "Trained parameters",
+            *(TableCell(d, sweep.metrics.get(d, "")) for d in datasets),
+            "Average",
+        ),
         rows,
+        [*below, *[PLAIN] * bool(sweep.baselines)],
         groups,
-        marks,
-        below,
         left=2,
     )
 
 
-def average_table(results: Results, beside: Beside, model: str) -> Table:
+def average_table(sweep: Sweep, beside: Beside, model: str) -> Table:
     """Return a table of methods by budgets: the averages over the datasets that every compared method has."""
-    budgets = results.budgets(model)
-    common = {budget: results.common(model, [budget]) for budget in budgets}
-    shared = {budget: tuple(datasets) for budget, (datasets, _) in common.items()}
-    methods = [m for m in results.plan.methods if any(_cells(results, model, b, m) for b in budgets)]
-    printed = {(m, b): beside.average(model, b, m, shared[b]) for m in methods for b in budgets}
-    marks = beside.caption_notes(cell for paper in printed.values() if paper for cell in paper.cells)
-    of_method = {m: [cell for b in budgets if (paper := printed[m, b]) for cell in paper.cells] for m in methods}
-    rows = [
-        row(TableCell(method, notes=beside.row_notes(cells)), results.parameters(model, method))
-        for method, cells in of_method.items()
-    ]
-    for budget in budgets:
-        averages = [results.average(model, budget, method, shared[budget]) for method in methods]
-        for cells, method, average in zip(rows, methods, averages, strict=True):
-            other = (budget == ZERO_SHOT) != is_zero_shot(method)
-            why = _why(results, model, budget, method)
-            cells.append(TableCell("") if other else average_cell(average, beside, printed[method, budget], why))
-    header = [TableCell(b, below=f"{many(len(shared[b]), 'dataset')}") for b in budgets]
+    common = {budget: sweep.common(model, budget) for budget in sweep.budgets(model)}
+    rows = []
+    for method in sweep.plan.methods:
+        if any(key.model == model and key.method == method for key in sweep.runs):
+            cells = [
+                average_cell(sweep, beside, model, budget, method, shared)
+                if (budget == ZERO_SHOT) == is_zero_shot(method)
+                else TableCell("")
+                for budget, (shared, _) in common.items()
+            ]
+            rows.append(row(method, sweep.parameters(model, method), *cells))
+    titles = [TableCell(budget, many(len(shared), "dataset")) for budget, (shared, _) in common.items()]
     return Table(
         f"averages-{identifier(model)}",
-        f"{model}: {results.measured} averaged over the datasets that every compared method has",
-        row("Method", "Trained parameters", *header),
+        f"{model}: {sweep.measured} averaged over the datasets that every compared method has",
+        row("Method", "Trained parameters", *titles),
         rows,
-        [],
-        marks,
-        [line for budget in budgets for line in left_out_line(budget, common[budget][1])],
+        [line for budget, (_, left_out) in common.items() for line in left_out_line(budget, left_out)],
     )
 
 
-def accuracy_cell(results: Results, beside: Beside, key: Key) -> TableCell:
+def accuracy_cell(sweep: Sweep, beside: Beside, key: Key) -> TableCell:
     """Return a cell with its interval, each seed's value in its tooltip, and the paper's value below."""
-    estimate, runs, paper = results.estimate(key), results.runs(key), beside.cell(key)
-    ours = estimate.mean if estimate else None
-    printed = PaperAverage(paper.value, (paper,)).beside(ours) if paper else ""
-    states = [f"seed {run.seed if run.seed is not None else '?'}: {_value(run.accuracy) or run.status}" for run in runs]
-    title = "; ".join([" ".join(key), *states])
+    paper, runs = beside.cell(key), sweep.runs.get(key)
+    if runs is None:
+        return TableCell("", paper.beside(None) if paper else "", missing=True, paper=paper)
+    states = zip(runs["seed"], runs["accuracy"], runs["status"], strict=True)
+    values = [f"seed {'?' if isna(seed) else seed}: {_value(value) or status}" for seed, value, status in states]
+    estimate, title = sweep.estimate(key), "; ".join([" ".join(key), *values])
     if estimate is None:
-        text = results.why_missing(key) if runs else ""
-        return TableCell(_cut(text), printed, title if runs else "", None, missing=True)
-    short = sum(run.state == FINISHED for run in runs) < len(runs)
-    partly = f"{len(estimate.values)} of {len(runs)} seeds" if short else ""
-    if estimate.half is None:
-        title += "; one seed: no interval"
-    idle = IDLE if results.idle(key) else ""
-    return TableCell(estimate_text(estimate), joined(idle, partly, printed), title, estimate.mean)
+        below = paper.beside(None) if paper else ""
+        return TableCell(_cut(sweep.why_missing(key)), below, title, missing=True, paper=paper)
+    cell = mean_cell(estimate, title + "; one seed: no interval" * (estimate.half is None), paper=paper)
+    partly = f"{len(estimate.values)} of {len(runs)} seeds" if (runs["state"] != FINISHED).any() else ""
+    cell.below = joined(IDLE if sweep.idle(key) else "", partly, cell.below)
+    return cell
 
 
-def average_cell(average: Average | None, beside: Beside, paper: PaperAverage | None, why: str) -> TableCell:
+def average_cell(
+    sweep: Sweep, beside: Beside, model: str, budget: str, method: str, datasets: Sequence[str]
+) -> TableCell:
     """Return an average, the paper's below it, in its tooltip what was averaged; or why there is none."""
-    printed = paper.beside(average.estimate.mean if average else None) if paper else ""
-    marks = beside.average_notes(paper) if paper else ()
+    paper = beside.average(model, budget, method, datasets)
+    average = sweep.average(model, budget, method, datasets)
     if average is None:
-        return TableCell(_cut(why), printed, why, missing=True, notes=marks)
-    estimate = average.estimate
+        why = _why(sweep, model, budget, method)
+        return TableCell(_cut(why), paper.beside(None) if paper else "", why, missing=True, paper=paper)
     text = [f"over {', '.join(average.datasets)}"]
-    if estimate.half is None:
+    unused = sorted({*average.all_seeds} - {*average.seeds})
+    partly = ""
+    if average.estimate.half is None:
         text.append("fewer than two seeds on all of them, so no interval")
     else:
-        text += [f"seed {seed}: {_value(value)}" for seed, value in zip(average.seeds, estimate.values, strict=True)]
-    unused = set(average.all_seeds) - set(average.seeds)
-    some = bool(unused) and estimate.half is not None
-    if some:
-        text.append(f"seeds that not every dataset has are left out: {', '.join(map(str, sorted(unused)))}")
-    partly = f"{len(average.seeds)} of {len(average.all_seeds)} seeds" if some else ""
-    return TableCell(estimate_text(estimate), joined(partly, printed), "; ".join(text), estimate.mean, notes=marks)
+        seeds = zip(average.seeds, average.estimate.values, strict=True)
+        text += [f"seed {seed}: {_value(value)}" for seed, value in seeds]
+        if unused:
+            text.append(f"seeds that not every dataset has are left out: {', '.join(map(str, unused))}")
+            partly = f"{len(average.seeds)} of {len(average.all_seeds)} seeds"
+    cell = mean_cell(average.estimate, "; ".join(text), paper=paper)
+    cell.below = joined(partly, cell.below)
+    return cell
 
 
-def _plain(results: Results, budget: str, datasets: Sequence[str], shared: Sequence[str]) -> list[list[TableCell]]:
+def _plain(sweep: Sweep, budget: str, datasets: Sequence[str], shared: Sequence[str]) -> list[list[TableCell]]:
     """Return a row for each plain classifier of a budget; its average is over the datasets of the others."""
     rows = []
-    here = [one for one in results.sweep.baselines if one.budget == budget and one.dataset in datasets]
+    here = [one for one in sweep.baselines if one.budget == budget and one.dataset in datasets]
     for name in dict.fromkeys(one.name for one in here):
-        found: dict[str, list[Baseline]] = {
-            d: [one for one in here if (one.name, one.dataset) == (name, d)] for d in datasets
-        }
-        means = {d: Estimate(tuple(100 * one.score for one in some)) for d, some in found.items() if some}
-        cells = []
+        cells, means = [], {}
         for dataset in datasets:
-            some, estimate = found[dataset], means.get(dataset)
-            partly = f"{some[0].train:,} of {some[0].of:,} samples" if some and some[0].train < some[0].of else ""
-            shown = TableCell(estimate_text(estimate), partly, sort=estimate.mean) if estimate else TableCell("")
-            cells.append(shown)
-        whole = [means[dataset].mean for dataset in shared if dataset in means]
-        mean = fmean(whole) if whole and len(whole) == len(shared) else None
-        average = TableCell("") if mean is None else TableCell(f"{mean:.1f}", sort=mean)
-        rows.append(row(name, TableCell(budget, sort=results.plan.budgets.index(budget)), None, *cells, average))
+            some = [one for one in here if (one.name, one.dataset) == (name, dataset)]
+            cells.append(TableCell(""))
+            if some:
+                cells[-1] = mean_cell(estimate := Estimate(tuple(100 * one.score for one in some)))
+                means[dataset] = estimate.mean
+                if some[0].train < some[0].of:
+                    cells[-1].below = f"{some[0].train:,} of {some[0].of:,} samples"
+        whole = bool(shared) and means.keys() >= {*shared}
+        average = mean_cell(Estimate((fmean(means[d] for d in shared),))) if whole else TableCell("")
+        rows.append(row(name, _data(sweep, budget), None, *cells, average))
     return rows
 
 
 def joined(*marks: str) -> str:
     """Return the second line of a cell: what it has of marks, such as how many seeds, and a printed value."""
     return " · ".join(filter(None, marks))
-
-
-def estimate_text(estimate: Estimate) -> str:
-    """``84.3 ± 0.5``, or the mean alone of one seed."""
-    return f"{estimate.mean:.1f}" + ("" if estimate.half is None else f" ± {estimate.half:.1f}")
 
 
 def left_out_line(budget: str, left_out: dict[str, list[str]]) -> list[str]:
@@ -187,24 +166,20 @@ def identifier(label: str) -> str:
     return re.sub(r"[\W_]+", "-", label.lower()).strip("-")[:_LONGEST] or "unnamed"
 
 
-def _cells(results: Results, model: str, budget: str, method: str) -> list[Key]:
-    return [key for d in results.plan.datasets if results.runs(key := Key(model, d, budget, method))]
+def _data(sweep: Sweep, budget: str) -> TableCell:
+    return TableCell(budget, sort=sweep.plan.budgets.index(budget))
 
 
-def _why(results: Results, model: str, budget: str, method: str) -> str:
+def _why(sweep: Sweep, model: str, budget: str, method: str) -> str:
     """Why a method has no average, if it has none."""
-    cells = _cells(results, model, budget, method)
-    if any(map(results.finished, cells)):
+    cells = [key for dataset in sweep.plan.datasets if (key := Key(model, dataset, budget, method)) in sweep.runs]
+    if any(key in sweep.accuracies for key in cells):
         return "no dataset in common"
-    return " / ".join(dict.fromkeys(map(results.why_missing, cells))) or "not run"
+    return " / ".join(dict.fromkeys(map(sweep.why_missing, cells))) or "not run"
 
 
-def _printed(beside: Beside, keys: Sequence[Key]) -> list[PaperCell]:
-    return [cell for key in keys if (cell := beside.cell(key))]
-
-
-def _value(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+def _value(value: float) -> str:
+    return "" if isna(value) else f"{value:.2f}"
 
 
 def _cut(text: str) -> str:

@@ -1,22 +1,19 @@
 """Parameters, time and memory of each method, in the layout of Table 10."""
 
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
-from itertools import chain
 from statistics import fmean
 
-from randlora_pl.lab.paper import PaperCell, column_of
-from randlora_pl.lab.report.document import Table, TableCell, row
-from randlora_pl.lab.report.results import Results
-from randlora_pl.lab.report.runs import FinishedRun
+from pandas import DataFrame, Series
+
+from randlora_pl.lab.paper import column_of
+from randlora_pl.lab.report.cells import Sweep
+from randlora_pl.lab.report.document import Printed, Table, TableCell, row
 from randlora_pl.lab.report.sections.accuracy import identifier
 from randlora_pl.lab.report.sections.paper_comparison import Beside
 
 _REFERENCES = ("FullFineTuning", "LoRA")
 """What times and memory are percents of: as in Table 10 full fine-tuning, LoRA where that was not run."""
 
-_MEASURED = {"ImageNet, seconds": ("fit_seconds", 1.0), "ImageNet, peak memory in GB": ("peak_memory_bytes", 1e-9)}
+_MEASURED = {"ImageNet, seconds": "fit_seconds", "ImageNet, peak memory in GB": "gigabytes"}
 """Columns of appendix B.3, of one dataset and one budget."""
 
 RESIDENT = (
@@ -27,46 +24,44 @@ RESIDENT = (
 ALLOCATED = "Memory on a GPU is the peak allocation of PyTorch during training."
 
 
-def cost_table(results: Results, beside: Beside, model: str) -> Table | None:
+def cost_table(sweep: Sweep, beside: Beside, model: str) -> Table | None:
     """Cost of each method of a model; None where no run has a measurement of it.
 
     Percents are means over the cells (dataset, budget, seed) that the method and the reference both have on the same
     device, each divided by the reference's value of the same cell.
     """
-    runs: dict[tuple[str, str], list[FinishedRun]] = defaultdict(list)
-    for run in results.sweep.finished:
-        if run.key.model == model and run.number("fit_seconds"):
-            runs[run.key.method, run.device].append(run)
-    if not runs:
+    runs = sweep.of(model=model)
+    runs = runs[runs["fit_seconds"] > 0]
+    if runs.empty:
         return None
-    devices = sorted({device for _, device in runs})
-    has_percents = any(beside.parameters(model, method) for method in results.plan.methods)
-    printed = {method: beside.measured(model, method) for method in results.plan.methods}
-    columns = list(dict.fromkeys(chain(*printed.values())))
-    there = [cell for cells in printed.values() for cell in cells.values()]
-    budget = there[0].budget if there else ""
-    rows, shown, below = [], [], []
+    rate = runs["images_per_second"].where(runs["images_per_second"] > 0, runs["samples_per_second"])
+    runs = runs.assign(gigabytes=1e-9 * runs["peak_memory_bytes"], per_second=rate)
+    printed = {method: beside.measured(model, method) for method in sweep.plan.methods}
+    columns = list(dict.fromkeys(column for of_method in printed.values() for column in of_method))
+    budget = next((cell.cells[0].budget for of_method in printed.values() for cell in of_method.values()), "")
+    has_percents = any(beside.parameters(model, method) for method in sweep.plan.methods)
+    devices = sorted(runs["device"].unique())
+    rows, below = [], []
     for device in devices:
-        reference = _reference(results, [m for m in results.plan.methods if (m, device) in runs])
-        base = runs.get((reference or "", device), [])
-        for method in results.plan.methods:
-            if not (here := runs.get((method, device), [])):
-                continue
-            paper = [cell for cell in beside.cost(model, method) if cell]
-            shown += paper
+        here = {
+            m: some for m in sweep.plan.methods if len(some := runs[(runs["method"] == m) & (runs["device"] == device)])
+        }
+        reference = next((m for kind in _REFERENCES for m in here if sweep.kind(m) == kind), None)
+        base = here[reference] if reference else runs[:0]
+        for method, some in here.items():
             time, memory = beside.cost(model, method)
             rows.append(row(
-                TableCell(method, notes=beside.row_notes(paper)),
+                method,
                 device or "unknown",
-                results.parameters(model, method),
-                *([_trained_percent(results, beside, model, method)] if has_percents else []),
-                _relative(here, base, "fit_seconds", time),
-                _relative(here, base, "peak_memory_bytes", memory),
-                _mean([run.number("fit_seconds") for run in here], "{:,.1f}"),
-                _mean([run.per_second for run in here], "{:,.0f}"),
-                _mean([1e-9 * (run.number("peak_memory_bytes") or 0) for run in here], "{:,.2f}"),
-                *(_measured(results, here, column, budget, printed[method].get(column)) for column in columns),
-                len(here),
+                sweep.parameters(model, method),
+                *([_trained_percent(sweep, beside, model, method)] if has_percents else []),
+                _relative(some, base, "fit_seconds", time),
+                _relative(some, base, "peak_memory_bytes", memory),
+                _mean(some["fit_seconds"], ",.1f"),
+                _mean(some["per_second"], ",.0f"),
+                _mean(some["gigabytes"], ",.2f"),
+                *(_measured(sweep, some, column, budget, printed[method].get(column)) for column in columns),
+                len(some),
             ))  # fmt: skip
         named = f"On {device}, percents" if len(devices) > 1 else "Percents"
         below.append(
@@ -76,66 +71,51 @@ def cost_table(results: Results, beside: Beside, model: str) -> Table | None:
         )
     below += [RESIDENT] if "cpu" in devices else []
     below += [ALLOCATED] if any(device != "cpu" for device in devices) else []
-    unit = "Images" if any(run.number("images_per_second") for run in chain(*runs.values())) else "Texts"
+    unit = "Images" if (runs["images_per_second"] > 0).any() else "Texts"
     header = ["Method", "Device", "Trained parameters", *["% of all"] * has_percents, "Training time, %", "Memory, %"]
-    header += ["Seconds per run", f"{unit} per second", "Peak memory, GB", *columns, "Runs"]
-    notes = {"Memory, %": shown} | dict.fromkeys(columns, there)
-    titles = [TableCell(title, notes=beside.column_notes(notes.get(title, []))) for title in header]
-    return Table(
-        f"cost-{identifier(model)}",
-        f"{model}: parameters, time and memory",
-        [replace(title, below=budget) if title.text in columns else title for title in titles],
-        rows,
-        [],
-        beside.caption_notes(shown),
-        below,
-        left=2,
-    )
+    header += ["Seconds per run", f"{unit} per second", "Peak memory, GB"]
+    titles = row(*header, *(TableCell(column, below=budget) for column in columns), "Runs")
+    return Table(f"cost-{identifier(model)}", f"{model}: parameters, time and memory", titles, rows, below, left=2)
 
 
-def _reference(results: Results, methods: list[str]) -> str | None:
-    found = (method for kind in _REFERENCES for method in methods if results.kind(method) == kind)
-    return next(found, None)
-
-
-def _relative(runs: list[FinishedRun], base: list[FinishedRun], name: str, paper: PaperCell | None) -> TableCell:
+def _relative(runs: DataFrame, base: DataFrame, name: str, paper: Printed | None) -> TableCell:
     """Percent of the reference, and the paper's below."""
     printed = f"paper {paper.value:g}" if paper else ""
-    of = {(*run.key[:3], run.seed): run.number(name) for run in base}
-    pairs = [(run.number(name), of.get((*run.key[:3], run.seed))) for run in runs]
-    ratios = [100 * ours / theirs for ours, theirs in pairs if ours and theirs]
-    if not ratios:
-        text = "no reference" if any(ours for ours, _ in pairs) else "not measured"
-        return TableCell(text, printed, missing=True)
+    pairs = runs.merge(base, on=["dataset", "budget", "seed"], suffixes=("", " of reference"))
+    ratios = 100 * pairs[name] / pairs[f"{name} of reference"]
+    ratios = ratios[(pairs[name] > 0) & (pairs[f"{name} of reference"] > 0)]
+    if ratios.empty:
+        return TableCell(
+            "no reference" if (runs[name] > 0).any() else "not measured", printed, missing=True, paper=paper
+        )
     mean = fmean(ratios)
-    title = f"mean of {len(ratios)} cells, from {min(ratios):.0f} to {max(ratios):.0f}"
-    return TableCell(f"{mean:.0f}", f"{printed} ({mean - paper.value:+.0f})" if paper else "", title, mean)
+    title = f"mean of {len(ratios)} cells, from {ratios.min():.0f} to {ratios.max():.0f}"
+    below = f"{printed} ({mean - paper.value:+.0f})" if paper else ""
+    return TableCell(f"{mean:.0f}", below, title, mean, paper=paper)
 
 
-def _measured(
-    results: Results, runs: list[FinishedRun], column: str, budget: str, paper: PaperCell | None
-) -> TableCell:
+def _measured(sweep: Sweep, runs: DataFrame, column: str, budget: str, paper: Printed | None) -> TableCell:
     """Mean of the runs of a column's dataset and a budget, and the paper's value below."""
-    (name, factor), dataset = _MEASURED[column], column.partition(", ")[0]
-    here = [run for run in runs if column_of(results.plan.paper_name(run.key.dataset)) == dataset]
-    ours = _mean([factor * (run.number(name) or 0) for run in here if run.key.budget == budget], "{:,.1f}")
-    if paper is None:
-        return ours
-    difference = "" if ours.sort is None else f" ({ours.sort - paper.value:+,.1f})"
-    return replace(ours, below=f"paper {paper.value:,g}{difference}")
+    dataset = column.partition(", ")[0]
+    there = runs["dataset"].map(lambda name: column_of(sweep.plan.paper_name(name)) == dataset)
+    cell = _mean(runs[there & (runs["budget"] == budget)][_MEASURED[column]], ",.1f")
+    if paper:
+        difference = "" if cell.sort is None else f" ({cell.sort - paper.value:+,.1f})"
+        cell.below, cell.paper = f"paper {paper.value:,g}{difference}", paper
+    return cell
 
 
-def _trained_percent(results: Results, beside: Beside, model: str, method: str) -> TableCell:
+def _trained_percent(sweep: Sweep, beside: Beside, model: str, method: str) -> TableCell:
     """Trained of all parameters in percent, and what the paper prints."""
-    percent, printed = results.trained_percent(model, method), beside.parameters(model, method)
+    percent, printed = sweep.trained_percent(model, method), beside.parameters(model, method)
     below = f"paper {printed}" if printed else ""
     return TableCell("", below) if percent is None else TableCell(f"{percent:.2g}", below, sort=percent)
 
 
-def _mean(found: Sequence[float | None], form: str) -> TableCell:
-    values = [value for value in found if value]
-    if not values:
+def _mean(values: Series, form: str) -> TableCell:
+    known = values[values > 0]
+    if known.empty:
         return TableCell("not measured", missing=True)
-    mean = fmean(values)
-    title = f"mean of {len(values)} runs, from {form.format(min(values))} to {form.format(max(values))}"
-    return TableCell(form.format(mean), title=title, sort=mean)
+    mean = fmean(known)
+    title = f"mean of {len(known)} runs, from {known.min():{form}} to {known.max():{form}}"
+    return TableCell(f"{mean:{form}}", title=title, sort=mean)

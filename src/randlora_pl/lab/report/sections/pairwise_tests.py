@@ -7,11 +7,11 @@ from statistics import fmean, mode
 
 import numpy as np
 
-from randlora_pl.lab.report.document import Table, TableCell, many, row
+from randlora_pl.lab.report.cells import Sweep
+from randlora_pl.lab.report.document import Table, TableCell, many, mean_cell, row
 from randlora_pl.lab.report.plan import Key
-from randlora_pl.lab.report.results import Results
-from randlora_pl.lab.report.sections.rates import Rates
-from randlora_pl.lab.report.statistics import Crossed, Estimate, holm, sign_flip_test
+from randlora_pl.lab.report.sections.rates import untuned
+from randlora_pl.lab.report.statistics import Crossed, Estimate, holm, shown, sign_flip_test
 from randlora_pl.sweep.description import is_zero_shot
 
 EQUAL = 1.1
@@ -156,12 +156,8 @@ class Versus:
         start = f"{self.model}: {self.first} against {self.second}, with {many_times} trained parameters: "
         if self.untuned:
             return f"{start}{self.verdict}."
-        half = self.difference.half
-        spread = "" if half is None else f" ± {half:.1f}"
-        shown = f"{self.difference.mean:+.1f}{spread} points {self._units}"
-        if self.p is None:
-            return f"{start}{shown}; {self.verdict}."
-        return f"{start}{shown}; {self.verdict}{reach(self.only)} (p = {self.p:.2g})."
+        start += f"{shown(self.difference, '+.1f')} points {self._units}; {self.verdict}"
+        return f"{start}." if self.p is None else f"{start}{reach(self.only)} (p = {self.p:.2g})."
 
     @property
     def _units(self) -> str:
@@ -175,46 +171,46 @@ def reach(only: str) -> str:
     return f" for new samples of {only}, which says nothing about other datasets" if only else ""
 
 
-def comparisons(results: Results, rates: Rates) -> list[Versus]:
+def comparisons(sweep: Sweep) -> list[Versus]:
     """Return every pair of trained methods of each model; those that the sweep plans to test are tested together.
 
     These come first, and among them pairs of a RandLoRA with another method of about its size.
     """
-    found = [one for model in results.plan.models for one in _of_model(results, rates, model)]
+    found = [one for model in sweep.plan.models for one in _of_model(sweep, model)]
     tested = [one for one in found if not one.obstacle]
     values = holm([one.raw_p for one in tested])
     adjusted = {id(one): p for one, p in zip(tested, values, strict=True)}
     judged = [replace(one, p=adjusted.get(id(one))) for one in found]
-    return sorted(judged, key=lambda one: (not one.planned, not one.similar(COMPARABLE), *_order(results, one)))
+    return sorted(judged, key=lambda one: (not one.planned, not one.similar(COMPARABLE), *_order(sweep, one)))
 
 
-def _order(results: Results, one: Versus) -> tuple[bool, bool]:
-    return not results.is_randlora(one.first), results.is_randlora(one.second)
+def _order(sweep: Sweep, one: Versus) -> tuple[bool, bool]:
+    return not sweep.is_randlora(one.first), sweep.is_randlora(one.second)
 
 
-def _of_model(results: Results, rates: Rates, model: str) -> Iterator[Versus]:
-    methods = [method for method in results.plan.methods if not is_zero_shot(method)]
+def _of_model(sweep: Sweep, model: str) -> Iterator[Versus]:
+    methods = [method for method in sweep.plan.methods if not is_zero_shot(method)]
     for one, other in combinations(methods, 2):
-        swapped = not results.is_randlora(one) and results.is_randlora(other)
+        swapped = not sweep.is_randlora(one) and sweep.is_randlora(other)
         first, second = (other, one) if swapped else (one, other)
-        sizes = [results.parameters(model, method) for method in (first, second)]
-        if all(sizes) and (cells := _cells(results, model, first, second)):
+        sizes = [sweep.parameters(model, method) for method in (first, second)]
+        if all(sizes) and (cells := _cells(sweep, model, first, second)):
             ratio = (sizes[0] or 0) / (sizes[1] or 1)
-            untuned, planned = rates.untuned(model, (first, second)), results.plan.tests(first, second)
-            only = results.plan.datasets[0] if len(results.plan.datasets) == 1 else ""
-            correlation = results.metrics.get(only, "").partition(" ")[0]
+            reason, planned = untuned(sweep, model, (first, second)), sweep.plan.tests(first, second)
+            only = next(iter(sweep.plan.datasets)) if len(sweep.plan.datasets) == 1 else ""
+            correlation = sweep.metrics.get(only, "").partition(" ")[0]
             keys = [Key(model, *labels, first) for labels in cells]
-            crossed = _crossed(results, keys, second) if only and not correlation else None
+            crossed = _crossed(sweep, keys, second) if only and not correlation else None
             seeds = crossed.runs if crossed else min(len(difference.values) for difference in cells.values())
-            yield Versus(model, first, second, ratio, seeds, cells, untuned, planned, crossed, only, correlation)
+            yield Versus(model, first, second, ratio, seeds, cells, reason, planned, crossed, only, correlation)
 
 
-def _crossed(results: Results, keys: Sequence[Key], second: str) -> Crossed | None:
+def _crossed(sweep: Sweep, keys: Sequence[Key], second: str) -> Crossed | None:
     """Return the difference over test samples and seeds, averaged over budgets; None without two common seeds.
 
     Seeds with another number of test samples than the most common one are left out.
     """
-    pairs = [(results.right(key), results.right(key._replace(method=second))) for key in keys]
+    pairs = [(sweep.right(key), sweep.right(key._replace(method=second))) for key in keys]
     common = set.intersection(*(ours.keys() & theirs.keys() for ours, theirs in pairs))
     sizes = {seed: [len(side[seed]) for pair in pairs for side in pair] for seed in sorted(common)}
     usual = mode([size for each in sizes.values() for size in each] or [0])
@@ -225,13 +221,13 @@ def _crossed(results: Results, keys: Sequence[Key], second: str) -> Crossed | No
     return Crossed.over(np.mean(of_budgets, axis=0))
 
 
-def _cells(results: Results, model: str, first: str, second: str) -> dict[tuple[str, str], Estimate]:
+def _cells(sweep: Sweep, model: str, first: str, second: str) -> dict[tuple[str, str], Estimate]:
     """Return the differences of every cell that both have, seed by seed."""
     found = {}
-    for dataset in results.plan.datasets:
-        for budget in results.trained_budgets(model):
-            ours = results.by_seed(Key(model, dataset, budget, first))
-            theirs = results.by_seed(Key(model, dataset, budget, second))
+    for dataset in sweep.plan.datasets:
+        for budget in sweep.trained_budgets(model):
+            ours = sweep.by_seed(Key(model, dataset, budget, first))
+            theirs = sweep.by_seed(Key(model, dataset, budget, second))
             if seeds := sorted(ours.keys() & theirs.keys()):
                 found[dataset, budget] = Estimate(tuple(ours[seed] - theirs[seed] for seed in seeds))
     return found
@@ -243,21 +239,13 @@ def versus_table(found: list[Versus]) -> Table:
     below = [rule] if all(one.planned for one in found) else [rule, PLANNED]
     rows = []
     for one in found:
-        each = "; ".join(
-            f"{' '.join(labels)} {shown_difference(difference)}" for labels, difference in one.cells.items()
-        )
+        each = "; ".join(f"{' '.join(labels)} {shown(cell, '+.2f')}" for labels, cell in one.cells.items())
         ratio = TableCell(f"{one.ratio:.2f}" + (" equal" if one.similar(EQUAL) else ""), sort=one.ratio)
-        difference = TableCell(shown_difference(one.difference), "", each, one.difference.mean)
+        difference = mean_cell(one.difference, each, "+.2f")
         p = TableCell("" if one.p is None else f"{one.p:.2g}", sort=one.p)
         verdict = TableCell(one.verdict, best=one.p is not None and one.p < LEVEL)
         counts = (len(one.by_dataset), one.seeds)
         rows.append(row(one.first, one.second, one.model, verdict, ratio, difference, *counts, p))
     titles = ("Parameter ratio", "Mean difference, points", "Datasets", "Seeds", "p, adjusted")
     header = row("Method", "against", "Model", "Verdict", *titles)
-    return Table("versus-pairs", "One verdict for each pair of methods", header, rows, below=below, left=4)
-
-
-def shown_difference(difference: Estimate | Crossed) -> str:
-    """``+0.04 ± 0.20``."""
-    spread = "" if difference.half is None else f" ± {difference.half:.2f}"
-    return f"{difference.mean:+.2f}{spread}"
+    return Table("versus-pairs", "One verdict for each pair of methods", header, rows, below, left=4)

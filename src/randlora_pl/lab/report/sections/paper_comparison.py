@@ -1,11 +1,13 @@
 """Printed numbers, of RandLoRA's paper and of others, that belong beside ours, and the footnotes that they need."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
 
-from randlora_pl.lab.paper import PaperCell, PaperTable, column_of, notes, table
+from randlora_pl.lab.paper import Note, PaperCell, PaperTable, column_of, notes
+from randlora_pl.lab.paper import table as paper_table
 from randlora_pl.lab.paper.paper import AVERAGE, is_whole, plain
+from randlora_pl.lab.report.document import Printed, Table
 from randlora_pl.lab.report.plan import Key, ReportPlan
 from randlora_pl.utils.errors import UserError
 
@@ -16,27 +18,6 @@ MEASURED = "B.3"
 _TIME, _MEMORY = "training time (% of reference)", "memory (% of reference)"
 _RANKS = ("11", "12", "13")
 """Tables whose RandLoRA is the one that Table 10 names without its rank."""
-
-
-@dataclass(frozen=True)
-class PaperAverage:
-    """Percent to stand beside an average of ours, and the printed numbers that it comes from.
-
-    Attributes:
-        printed: The printed average, if it is over the same datasets.
-    """
-
-    value: float
-    cells: tuple[PaperCell, ...]
-    printed: PaperCell | None = None
-
-    def beside(self, ours: float | None) -> str:
-        """``paper 51.9 (+1.3)``, or ``published 82.69`` of another paper than RandLoRA's, without a number of ours."""
-        cell, alone = self.cells[0], len(self.cells) == 1
-        spread = f" ± {cell.std:g}" if alone and cell.std is not None else ""
-        difference = "" if ours is None else f" ({signed(ours - self.value)})"
-        shown = percent(self.value) if alone else f"{self.value:.1f}"
-        return f"{'published' if cell.source else 'paper'} {shown}{spread}{difference}"
 
 
 class Beside:
@@ -54,13 +35,13 @@ class Beside:
         self._notes: dict[tuple[str, str], int] = {}
         self.problems: list[str] = []
         self.tables: list[PaperTable] = []
-        for number in plan.paper:
+        for number in plan.tables:
             try:
-                self.tables.append(table(number))
+                self.tables.append(paper_table(number))
             except UserError as error:
                 self.problems.append(str(error))
 
-    def cell(self, key: Key) -> PaperCell | None:
+    def cell(self, key: Key) -> Printed | None:
         """Return the printed number of a cell."""
         column = column_of(self.plan.paper_name(key.dataset))
         for here in self.tables if column else ():
@@ -68,19 +49,17 @@ class Beside:
             budgets = {plain(label): label for label in here.budgets}
             found = here.cell(model, method, budgets.get(plain(key.budget), key.budget), column or "")
             if found:
-                return found
+                return _alone(found)
         return None
 
-    def average(self, model: str, budget: str, method: str, datasets: Sequence[str]) -> PaperAverage | None:
+    def average(self, model: str, budget: str, method: str, datasets: Sequence[str]) -> Printed | None:
         """Return the mean of the printed numbers of the same datasets, None where the paper lacks one of them.
 
         Where a table or a row has averages over all datasets, or all tests, only: that, None for any others.
         """
-        cells = [self.cell(Key(model, dataset, budget, method)) for dataset in datasets]
-        found = tuple(cell for cell in cells if cell is not None)
-        if found and len(found) == len(cells):
-            printed = self._printed(found)
-            return PaperAverage(fmean(cell.value for cell in found), found, printed)
+        found = [printed.cells[0] for name in datasets if (printed := self.cell(Key(model, name, budget, method)))]
+        if found and len(found) == len(datasets):
+            return Printed(fmean(cell.value for cell in found), tuple(found), self._printed(found))
         columns = [column_of(self.plan.paper_name(dataset)) for dataset in datasets]
         for here in self.tables:
             name, label = self._labels(here, model, method)
@@ -92,7 +71,7 @@ class Beside:
                 of_budget = [c for c in here.cells if c.model == name and c.budget.rpartition(" ")[2] == budget]
                 rows = [c for c in of_budget if plain(label) in _names(c)]
             if len(rows) == 1:  # a method with several columns must be named with one of them
-                return PaperAverage(rows[0].value, (rows[0],))
+                return _alone(rows[0])
         return None
 
     def parameters(self, model: str, method: str) -> str:
@@ -104,58 +83,54 @@ class Beside:
                     return printed if printed.endswith("M") else f"{printed} %"
         return ""
 
-    def cost(self, model: str, method: str) -> tuple[PaperCell | None, PaperCell | None]:
+    def cost(self, model: str, method: str) -> tuple[Printed | None, Printed | None]:
         """Time and memory of Table 10, percent of full fine-tuning; only where the sweep names the paper at all."""
-        if not self.plan.paper:
+        if not self.plan.tables:
             return None, None
-        here = table(RELATIVE)
+        here = paper_table(RELATIVE)
         name, label = self._labels(here, model, method)
-        for other in map(table, _RANKS):
+        for other in map(paper_table, _RANKS):
             there, ranked = self._labels(other, model, method)
             if there == name and ranked in other.methods(there) and ranked.startswith("RandLoRA"):
                 label = "RandLoRA"
-        return here.cell(name, label, "", _TIME), here.cell(name, label, "", _MEMORY)
+        found = (here.cell(name, label, "", column) for column in (_TIME, _MEMORY))
+        time, memory = (_alone(cell) if cell else None for cell in found)
+        return time, memory
 
-    def measured(self, model: str, method: str) -> dict[str, PaperCell]:
+    def measured(self, model: str, method: str) -> dict[str, Printed]:
         """Seconds and gigabytes of appendix B.3 by its columns; only where the sweep names Table 5."""
-        here = table(MEASURED)
+        here = paper_table(MEASURED)
         name, label = self._labels(here, model, method)
-        found = here.cells if "5" in self.plan.paper else ()
-        return {cell.column: cell for cell in found if (cell.model, cell.method) == (name, label)}
+        found = here.cells if "5" in self.plan.tables else ()
+        return {cell.column: _alone(cell) for cell in found if (cell.model, cell.method) == (name, label)}
 
     @property
     def footnotes(self) -> list[tuple[int, str, str]]:
         """Return number, text and source of every note, in the order in which they were first needed."""
         return [(number, *content) for content, number in self._notes.items()]
 
-    def caption_notes(self, cells: Iterable[PaperCell]) -> tuple[int, ...]:
-        """Return the notes about whole tables that some shown numbers are from."""
-        return self._notes_of(cells, lambda method, column: not method and not column)
+    def annotate(self, table: Table) -> None:
+        """Add the numbers of the notes to the printed numbers of a table.
 
-    def row_notes(self, cells: Iterable[PaperCell]) -> tuple[int, ...]:
-        """Return the notes about the method of some shown numbers, and their sources."""
-        shown = list(cells)
-        about = self._notes_of(shown, lambda method, column: bool(method) and not column)
-        sources = {
-            self._number(f"Published accuracies of {cell.method}.", cell.source) for cell in shown if cell.source
-        }
-        return tuple(sorted({*about, *sources}))
+        The caption has the notes about a whole table of the paper, the first cell of a row those about its method and
+        its source, and the title of a column those about its dataset.
+        """
+        shown = [[cell.paper.cells if cell.paper else () for cell in row] for row in table.rows]
+        table.notes = self._notes_of(chain(*chain(*shown)), lambda note: not note.method and not note.column)
+        for row, papers in zip(table.rows, shown, strict=True):
+            sources = {self._number(f"Published accuracies of {cell.method}.", cell.source)
+                       for cell in chain(*papers) if cell.source}  # fmt: skip
+            about = self._notes_of(chain(*papers), lambda note: bool(note.method) and not note.column)
+            row[0].notes = tuple(sorted({*about, *sources}))
+            for cell in row:
+                if cell.paper and (off := cell.paper.off_by_more_than_rounding()):
+                    cell.notes = (self._number(*off),)
+        for number, title in enumerate(table.header):
+            title.notes = self._notes_of(chain(*(papers[number] for papers in shown)), lambda note: bool(note.column))
 
-    def column_notes(self, cells: Iterable[PaperCell]) -> tuple[int, ...]:
-        """Return the notes about the dataset, or the column, of some shown numbers."""
-        return self._notes_of(cells, lambda method, column: bool(column))
-
-    def average_notes(self, found: PaperAverage) -> tuple[int, ...]:
-        """Return a note where the printed average is not the mean of the printed cells."""
-        if found.printed is None or abs(found.printed.value - found.value) <= 0.05 + 1e-9:
-            return ()
-        cell = found.printed
-        text = f"Printed average of {cell.method}, {cell.budget}: {cell.value:g}; the mean of its printed cells is "
-        return (self._number(f"{text}{found.value:.2f}, which is used here.", f"Table {cell.table}, recomputed"),)
-
-    def _notes_of(self, cells: Iterable[PaperCell], where: Callable[[str, str], bool]) -> tuple[int, ...]:
-        shown = list(cells)
-        touched = [n for n in notes() if where(n.method, n.column) and any(map(n.touches, shown))]
+    def _notes_of(self, cells: Iterable[PaperCell], where: Callable[[Note], bool]) -> tuple[int, ...]:
+        papers = list(dict.fromkeys(cells))
+        touched = [note for note in notes() if where(note) and any(map(note.touches, papers))]
         return tuple(sorted(self._number(note.text, note.source) for note in touched))
 
     def _number(self, text: str, source: str) -> int:
@@ -180,14 +155,8 @@ class Beside:
         return name, methods.get(plain(named)) or (methods.get(plain(method), named) if of_data_sets(here) else named)
 
 
-def percent(value: float) -> str:
-    """Return a printed number with one decimal, or all that it has."""
-    return f"{value:.1f}" if value == round(value, 1) else f"{value:g}"
-
-
-def signed(difference: float) -> str:
-    """``+1.3``, never ``-0.0``."""
-    return f"{round(difference, 1) + 0.0:+.1f}"
+def _alone(cell: PaperCell) -> Printed:
+    return Printed(cell.value, (cell,))
 
 
 def of_data_sets(here: PaperTable) -> bool:

@@ -1,0 +1,279 @@
+"""The runs of a sweep as one table, and the means and counts that a report takes of it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pandas import DataFrame, concat
+
+from randlora_pl.lab.report.baselines import Baseline
+from randlora_pl.lab.report.plan import Key, ReportPlan
+from randlora_pl.lab.report.statistics import Estimate
+from randlora_pl.language.datasets.commonsense import TASKS
+from randlora_pl.sweep.description import ZERO_SHOT, is_zero_shot
+from randlora_pl.utils.text.packed_bits import unpacked
+
+FINISHED, FAILED, RUNNING, UNFINISHED, DAMAGED, NOT_RUN = (
+    *("finished", "failed", "running", "unfinished", "damaged", "not run"),
+)
+"""States of a run. Only the accuracy of a finished one is used."""
+LABELS = list(Key._fields)
+TEST = "test/acc/"
+"""Prefix of the metrics of runs that have several tests."""
+RIGHT = "test/right"
+"""Column with the test samples that were classified correctly, packed."""
+METRIC = "data/metric"
+"""Column with the metric of labelled texts: ``acc``, ``matthews`` or ``pearson``."""
+CORRELATIONS = {"pearson": "Pearson × 100", "matthews": "Matthews × 100"}
+"""Metrics of labelled texts other than accuracy, and how reports show them."""
+
+
+@dataclass(frozen=True)
+class Average:
+    """Accuracy over some datasets.
+
+    Attributes:
+        estimate: Percent; one value for each seed in ``seeds``, or one value where these are fewer than two.
+        seeds: The seeds that all of these datasets have.
+        all_seeds: The seeds that any of them has.
+    """
+
+    estimate: Estimate
+    datasets: tuple[str, ...]
+    seeds: tuple[int, ...]
+    all_seeds: tuple[int, ...]
+
+
+@dataclass
+class Sweep:
+    """All runs of a sweep, planned or found.
+
+    Attributes:
+        plan: Plan of the sweep; its labels are also those that only the cells have.
+        cells: A row for each run in the order of the plan, with the columns of `read_cells`.
+        warnings: Unreadable files, one line each.
+        baselines: Results of plain classifiers of pixels or words.
+    """
+
+    folder: Path
+    plan: ReportPlan
+    cells: DataFrame
+    warnings: list[str] = field(default_factory=list)
+    baselines: list[Baseline] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Sort the runs by model, budget, method, dataset and seed, each in the order of the plan."""
+        places = {name: {label: n for n, label in enumerate(getattr(self.plan, f"{name}s"))} for name in LABELS}
+        order = ["model", "budget", "method", "dataset", "seed"]
+        rank = lambda column: column.map(places[column.name]) if column.name in places else column  # noqa: E731
+        self.cells = self.cells.sort_values(order, key=rank, na_position="first", ignore_index=True)
+        self._averages: dict[tuple[object, ...], Average | None] = {}
+
+    @cached_property
+    def finished(self) -> DataFrame:
+        """Return the runs with an accuracy."""
+        return self.cells[self.cells["accuracy"].notna()]
+
+    def of(self, **labels: str) -> DataFrame:
+        """Return the finished runs with some labels."""
+        found = self.finished
+        for name, label in labels.items():
+            found = found[found[name] == label]
+        return found
+
+    @cached_property
+    def accuracies(self) -> dict[Key, dict[int, float]]:
+        """Return the accuracy in percent of each finished seed, by cell."""
+        groups = self.finished.groupby(LABELS, sort=False)
+        return {Key(*key): dict(zip(runs["seed"], runs["accuracy"], strict=True)) for key, runs in groups}
+
+    @cached_property
+    def runs(self) -> dict[Key, DataFrame]:
+        """Return seed, state, status and accuracy of every run, by cell."""
+        groups = self.cells.groupby(LABELS, sort=False)[["seed", "state", "status", "accuracy"]]
+        return {Key(*key): runs for key, runs in groups}
+
+    @cached_property
+    def metrics(self) -> dict[str, str]:
+        """Return the metric of each dataset whose metric is not the accuracy."""
+        found = self.finished[self.finished[METRIC].isin(CORRELATIONS)]
+        return {dataset: CORRELATIONS[metric] for dataset, metric in zip(found["dataset"], found[METRIC], strict=True)}
+
+    @property
+    def measured(self) -> str:
+        """Return the name of what the tests measure in percent."""
+        return "accuracy or correlation" if self.metrics else "accuracy"
+
+    def by_seed(self, key: Key) -> dict[int, float]:
+        """Accuracy of each finished seed in percent."""
+        return self.accuracies.get(key, {})
+
+    def right(self, key: Key) -> dict[int, NDArray[np.bool_]]:
+        """Return which test samples each finished seed classified correctly, for the seeds that recorded it."""
+        runs = self.of(**key._asdict())
+        found = {seed: unpacked(text) for seed, text in zip(runs["seed"], runs[RIGHT], strict=True)}
+        return {seed: values for seed, values in found.items() if values is not None}
+
+    def estimate(self, key: Key) -> Estimate | None:
+        """Mean over the finished seeds; None without one."""
+        values = tuple(self.by_seed(key).values())
+        return Estimate(values) if values else None
+
+    @cached_property
+    def pretrained(self) -> dict[tuple[str, str], float]:
+        """Return the accuracy of the pretrained model in percent, by model and dataset, where it was measured."""
+        beside, tested = self.cells.dropna(subset="zeroshot_accuracy"), self.of(budget=ZERO_SHOT)
+        found: dict[tuple[str, str], float] = {}
+        for runs, name in ((beside, "zeroshot_accuracy"), (tested, "accuracy")):
+            found |= runs.groupby(["model", "dataset"])[name].agg(fmean).to_dict()
+        return found
+
+    def idle(self, key: Key) -> bool:
+        """Return True if a trained cell does not differ from the pretrained model, which lies within its interval."""
+        estimate, zero = self.estimate(key), self.pretrained.get((key.model, key.dataset))
+        if key.budget == ZERO_SHOT or estimate is None or estimate.half is None or zero is None:
+            return False
+        return abs(estimate.mean - zero) <= estimate.half
+
+    def why_missing(self, key: Key) -> str:
+        """Return the reason that a cell without a result shows; the reason of a failure comes first."""
+        runs = self.runs.get(key, self.cells[:0])
+        tried = runs[runs["state"] != NOT_RUN].sort_values("state", key=lambda state: state != FAILED, kind="stable")
+        return str(tried["status"].iloc[0]) if len(tried) else NOT_RUN
+
+    def methods(self, model: str, budget: str) -> list[str]:
+        """Return the methods with a finished run, in order."""
+        found = {key.method for key in self.accuracies if (key.model, key.budget) == (model, budget)}
+        return [method for method in self.plan.methods if method in found]
+
+    def budgets(self, model: str) -> list[str]:
+        """Return the budgets of a model's runs, in order; the pretrained model's as well."""
+        found = {key.budget for key in self.runs if key.model == model}
+        return [budget for budget in self.plan.budgets if budget in found]
+
+    def trained_budgets(self, model: str) -> list[str]:
+        """Return the budgets without the pretrained model's."""
+        return [budget for budget in self.budgets(model) if budget != ZERO_SHOT]
+
+    def common(self, model: str, budget: str) -> tuple[list[str], dict[str, list[str]]]:
+        """Return the datasets that every compared method has at a budget.
+
+        A method without any finished run at the budget is not compared there: its own cell shows the reason.
+
+        Returns:
+            The datasets; and of each that is left out, the methods that lack it.
+        """
+        shared, left_out = [], {}
+        methods = self.methods(model, budget)
+        for dataset in self.plan.datasets:
+            cells = [Key(model, dataset, budget, method) for method in methods]
+            lacking = [key.method for key in cells if key not in self.accuracies]
+            if not any(key in self.runs for key in cells):  # of other models only
+                continue
+            if lacking:
+                left_out[dataset] = lacking
+            else:
+                shared.append(dataset)
+        return shared, left_out
+
+    def average(self, model: str, budget: str, method: str, datasets: Sequence[str]) -> Average | None:
+        """Return the mean over datasets; None where one of them has no finished run.
+
+        Averaged seed by seed, over the seeds that all of these datasets have, so that the interval is one over seeds.
+        With fewer than two such seeds it is the mean of the cells' means, without an interval.
+        """
+        place = (model, budget, method, *datasets)
+        if place not in self._averages:
+            cells = DataFrame({name: self.by_seed(Key(model, name, budget, method)) for name in datasets}).sort_index()
+            if cells.empty or cells.isna().all().any():
+                self._averages[place] = None
+            else:
+                whole = of_rows(cells)
+                values = whole if len(whole) > 1 else {None: fmean(of_rows(cells.T, partly=True).values())}
+                seeds = tuple(whole), tuple(cells.index)
+                self._averages[place] = Average(Estimate(tuple(values.values())), tuple(datasets), *seeds)
+        return self._averages[place]
+
+    @cached_property
+    def _sizes(self) -> dict[tuple[str, str], int]:
+        trained = self.finished[self.finished["trainable_parameters"] > 0]
+        counts = trained.groupby(["model", "method"])["trainable_parameters"]
+        return {labels: int(each.mode()[0]) for labels, each in counts}
+
+    def parameters(self, model: str, method: str) -> int | None:
+        """Trained parameters: of the runs with the most common number, since a linear head's differs by dataset.
+
+        None without a finished run.
+        """
+        return 0 if is_zero_shot(method) else self._sizes.get((model, method))  # its runs may count what could train
+
+    def trained_percent(self, model: str, method: str) -> float | None:
+        """Trained parameters in percent of all parameters, adapter and head included; None if no run has both."""
+        trained, runs = self.parameters(model, method), self.of(model=model, method=method)
+        totals = runs[(runs["trainable_parameters"] == trained) & (runs["total_parameters"] > 0)]["total_parameters"]
+        return 100 * trained / float(totals.iloc[0]) if trained and len(totals) else None
+
+    @cached_property
+    def _kinds(self) -> dict[str, str]:
+        known = self.finished.dropna(subset="adapter").drop_duplicates("method")
+        return dict(zip(known["method"], known["adapter"], strict=True))
+
+    def kind(self, method: str) -> str:
+        """Return the adapter's class as the runs name it, for lines that join ranks: ``RandLoRA``, ``LoRA`` ..."""
+        return self._kinds.get(method, method)
+
+    def is_randlora(self, method: str) -> bool:
+        """Return True if the runs' adapter, not the label, is RandLoRA: LoRA may be ``matched to RandLoRA-6``."""
+        return self.kind(method).lower().startswith("randlora")
+
+    def family(self, model: str) -> str:
+        """Return a model's family: from the sweep, else from its cells, else the first word of its label."""
+        of_cells = next(filter(None, self.cells[self.cells["model"] == model]["family"]), "")
+        return self.plan.models[model].get("family") or of_cells or model.replace("_", "-").partition("-")[0]
+
+    @cached_property
+    def tests(self) -> dict[str, list[str]]:
+        """Return the columns of the tests of each dataset, in the paper's order, where its runs have several tests."""
+        known = [name for name in self.cells if name.startswith(TEST)]
+        places = {f"{TEST}{name}": place for place, name in enumerate(TASKS)}
+        known.sort(key=lambda name: places.get(name, len(places)))
+        there = {dataset: self.of(dataset=dataset)[known].notna().any() for dataset in self.plan.datasets}
+        return {dataset: [name for name in known if some[name]] for dataset, some in there.items() if some.any()}
+
+    def by_test(self) -> "Sweep":
+        """Return the same sweep with every test in place of its dataset; a run is there once for each of its tests.
+
+        A run without a result stands under every test that the finished ones have. A name that two datasets have
+        is followed by the dataset's label.
+        """
+        if not self.tests:
+            return self
+        count = Counter(_title(name) for names in self.tests.values() for name in names)
+        datasets, parts = {}, []
+        for dataset, facts in self.plan.datasets.items():
+            runs = self.cells[self.cells["dataset"] == dataset]
+            if dataset not in self.tests:
+                datasets[dataset] = facts
+                parts.append(runs)
+            for name in self.tests.get(dataset, []):
+                label = _title(name) if count[_title(name)] == 1 else f"{dataset} {_title(name)}"
+                datasets[label] = {}
+                parts.append(runs.assign(dataset=label, accuracy=100 * runs[name].where(runs["accuracy"].notna())))
+        return replace(self, plan=replace(self.plan, datasets=datasets), cells=concat(parts))
+
+
+def _title(test: str) -> str:
+    name = test.removeprefix(TEST)
+    return TASKS[name].title if name in TASKS else name
+
+
+def of_rows(table: DataFrame, partly: bool = False) -> dict[Any, float]:
+    """Return the mean of each row that has all of its values, or any of them."""
+    rows = table.dropna(how="all" if partly else "any")
+    return {label: fmean(row[~np.isnan(row)]) for label, row in zip(rows.index, rows.to_numpy(float), strict=True)}
