@@ -286,11 +286,12 @@ def compare_times(old: Path, new: Path, rounds: int = 7) -> None:
 def main() -> int:
     """Compare two checkouts, or be one of the processes that do."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("places", nargs=2, metavar="OLD NEW", type=lambda name: Path(name).resolve())
+    for name in ("OLD", "NEW"):
+        parser.add_argument(name, type=lambda name: Path(name).resolve())
     parser.add_argument("--times", action="store_true")
     parser.add_argument("--probe", choices=PROBES, help=argparse.SUPPRESS)
     typed = parser.parse_args()
-    old, new = typed.places
+    old, new = typed.OLD, typed.NEW
     if typed.probe:
         assert Path(randlora_pl.__file__).is_relative_to(old), f"{randlora_pl.__file__} is used instead of {old}"
         torch.set_num_threads(1)

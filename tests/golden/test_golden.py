@@ -149,6 +149,14 @@ def test_a_difference_of_one_bit_is_found(capsys: pytest.CaptureFixture[str]) ->
     ]
 
 
+@pytest.mark.parametrize(("case", "code"), [("", 0), ("AdaLoRA: loss", 1), ("AdaLoRA, resumed: loss", 1)])
+def test_the_exit_code_is_1_if_anything_differs(case: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    same = {"AdaLoRA: loss": 1.0, "AdaLoRA, resumed: loss": 1.0, "TextHeadTask: loss": 2.0}
+    monkeypatch.setattr("sys.argv", ["golden.py", "old", "new"])
+    monkeypatch.setattr(golden, "probe", lambda place, group: same | ({case: 3.0} if case else {}))
+    assert golden.main() == code, "a resumed run that differs from a whole one counts, even if both checkouts agree"
+
+
 def rewrite() -> None:
     """Rewrite the files of this folder."""
     values = {
