@@ -45,14 +45,14 @@ from tests.adapters.cases import assert_close, bases_of, randomise
 
 # Methods, ranks, seeds, targets, packed and split weights, all on open_clip's image tower.
 KINDS: dict[str, tuple[Adapter, list[str] | None]] = {
-    "randlora": (RandLoRA(4, seed=3), None),
-    "randlora-split": (RandLoRA(5, seed=3, qkv="split"), ["q", "v", "o"]),
-    "lora": (LoRA(2, alpha=4.0), ["attn"]),
-    "lora-mlp": (LoRA(3, alpha=4.0), ["mlp"]),
-    "dora": (DoRA(LoRA(2, alpha=4.0)), ["qkv"]),
-    "dora-split": (DoRA(LoRA(2, alpha=4.0, qkv="split")), ["k", "fc1"]),
-    "vera": (VeRA(8, alpha=8.0), None),
-    "nola": (NoLA(2, num_bases=8, alpha=1.0), ["qkv"]),
+    "randlora": (RandLoRA(rank=4, seed=3), None),
+    "randlora-split": (RandLoRA(rank=5, seed=3, qkv="split"), ["q", "v", "o"]),
+    "lora": (LoRA(rank=2, alpha=4.0), ["attn"]),
+    "lora-mlp": (LoRA(rank=3, alpha=4.0), ["mlp"]),
+    "dora": (DoRA(LoRA(rank=2, alpha=4.0)), ["qkv"]),
+    "dora-split": (DoRA(LoRA(rank=2, alpha=4.0, qkv="split")), ["k", "fc1"]),
+    "vera": (VeRA(rank=8, alpha=8.0), None),
+    "nola": (NoLA(rank=2, num_bases=8, alpha=1.0), ["qkv"]),
     "full": (FullFineTuning(), None),
     "bitfit": (BitFit(), None),
     "probe": (LinearProbe(), None),
@@ -230,7 +230,7 @@ def test_a_sum_drops_inputs_on_the_paths_of_its_parts_only(tmp_path: Path) -> No
     plain = copy.deepcopy(model)
     for name in ("a", "b"):
         tuned = copy.deepcopy(plain)
-        inject(tuned, LoRA(2, alpha=4.0, dropout=0.5), ["enter"])
+        inject(tuned, LoRA(rank=2, alpha=4.0, dropout=0.5), ["enter"])
         randomise(tuned)
         save_adapter(tuned, tmp_path / name)
     adapters = AdapterSet(model)
@@ -337,7 +337,7 @@ def test_equal_bases_are_held_once(tmp_path: Path, folders: dict[str, Path]) -> 
     adapters.load("one", folders["randlora"])
     adapters.load("two", folders["randlora"])
     other = base()
-    inject(other, RandLoRA(4, seed=4))
+    inject(other, RandLoRA(rank=4, seed=4))
     adapters.load("other", save_adapter(other, tmp_path / "other"))
     held: dict[str, Bases] = {}
     for name in adapters.names:
@@ -348,7 +348,7 @@ def test_equal_bases_are_held_once(tmp_path: Path, folders: dict[str, Path]) -> 
 
 def test_bases_from_a_file_stay_with_their_adapter(tmp_path: Path, folders: dict[str, Path]) -> None:
     model = base()
-    inject(model, RandLoRA(4, seed=3))
+    inject(model, RandLoRA(rank=4, seed=3))
     [drawn] = bases_of(model)
     a, b = drawn.tensors().values()
     use_bases(model, Bases(3, 2 * a.float(), b.float(), stored=True))
@@ -379,7 +379,7 @@ def test_switches_under_inference_mode_leave_a_model_that_trains(adapters: Adapt
 def test_a_linear_layer_alone_is_a_model(tmp_path: Path) -> None:
     layer = nn.Linear(6, 4)
     tuned = copy.deepcopy(layer)
-    inject(tuned, LoRA(2), [".*"])
+    inject(tuned, LoRA(rank=2), [".*"])
     randomise(tuned)
     adapters = AdapterSet(layer)
     adapters.load("a", save_adapter(tuned, tmp_path / "a"))
@@ -417,7 +417,7 @@ def test_names_weights_and_sums_that_are_refused(adapters: AdapterSet, folders: 
         (lambda: adapters.use({"bitfit": 0.5}), "'bitfit' .BitFit.* adapter merge --scale"),
         (lambda: adapters.load("lora", folders["lora"]), "adapter 'lora' exists already"),
         (lambda: AdapterSet(adapters.model), "has adapters already"),
-        (lambda: inject(adapters.model, LoRA(2)), "has adapters already"),
+        (lambda: inject(adapters.model, LoRA(rank=2)), "has adapters already"),
     ]
     for call, message in cases:
         with pytest.raises(UserError, match=message):
@@ -431,7 +431,7 @@ def test_names_weights_and_sums_that_are_refused(adapters: AdapterSet, folders: 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path, adapters: AdapterSet) -> None:
     torch.manual_seed(6)
-    for adapter in (LoRA(2), FullFineTuning()):
+    for adapter in (LoRA(rank=2), FullFineTuning()):
         other: nn.Module = zoo.small_clip(width=48).visual
         inject(other, adapter)
         folder = save_adapter(other, tmp_path / adapter.method())
@@ -465,7 +465,7 @@ def test_a_model_that_was_unloaded_is_refused(adapters: AdapterSet, choice: str 
     adapters.use(choice)
     merge_and_unload(adapters.model)
     if choice is None:
-        inject(adapters.model, LoRA(2))
+        inject(adapters.model, LoRA(rank=2))
     with pytest.raises(UserError, match="AdapterSet"):
         adapters.use("vera")
 

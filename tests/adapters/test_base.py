@@ -51,7 +51,7 @@ def test_options_by_pattern_take_the_first_that_fits_or_the_default() -> None:
 
 def test_rank_and_alpha_by_pattern_reach_the_layers() -> None:
     model = nn.ModuleDict({"one": nn.Linear(8, 12), "two": nn.Linear(12, 8)})
-    report = inject(model, LoRA({"one": 2, "two": 3}, alpha={"two": 6.0}), [".*"])
+    report = inject(model, LoRA(rank={"one": 2, "two": 3}, alpha={"two": 6.0}), [".*"])
     assert [row.trainable for row in report.rows] == [2 * 20, 3 * 20]
     assert model["one"].delta.scaling == 1 / 2  # type: ignore[union-attr]
     assert model["two"].delta.scaling == 6 / 3  # type: ignore[union-attr]
@@ -71,9 +71,9 @@ def test_a_description_makes_the_same_adapter_again(method: str) -> None:
 
 
 def test_methods_print_their_options() -> None:
-    assert repr(LoRA(2, seed=5)).startswith("LoRA(rank=2, alpha=1.0, ")
-    assert repr(DoRA(LoRA(2, seed=5))).count("LoRA(rank=2, ") == 1
-    assert "seed=5" in repr(LoRA(2, seed=5))
+    assert repr(LoRA(rank=2, seed=5)).startswith("LoRA(rank=2, alpha=1.0, ")
+    assert repr(DoRA(LoRA(rank=2, seed=5))).count("LoRA(rank=2, ") == 1
+    assert "seed=5" in repr(LoRA(rank=2, seed=5))
 
 
 @in_one_item("adapter", [LoRA, VeRA, NoLA, RandLoRA])
@@ -101,11 +101,11 @@ def test_a_rank_above_the_smaller_side_is_refused_but_for_vera(adapter: type[LoR
 
 
 DROPPING: list[Adapter] = [
-    RandLoRA(4, dropout=0.4),
-    RandLoRA(4, variant="a", dropout=0.4),
-    LoRA(4, alpha=4.0, dropout=0.4),
-    VeRA(40, alpha=40.0, dropout=0.4),
-    NoLA(2, num_bases=8, dropout=0.4),
+    RandLoRA(rank=4, dropout=0.4),
+    RandLoRA(rank=4, variant="a", dropout=0.4),
+    LoRA(rank=4, alpha=4.0, dropout=0.4),
+    VeRA(rank=40, alpha=40.0, dropout=0.4),
+    NoLA(rank=2, num_bases=8, dropout=0.4),
 ]
 
 
@@ -129,7 +129,7 @@ def test_dropout_acts_on_the_path_of_the_adapter_only(adapter: Adapter) -> None:
 
 def test_dropout_inside_dora_leaves_the_frozen_path_alone() -> None:
     model = One(12, 20)
-    inject(model, DoRA(LoRA(4, alpha=4.0, dropout=0.4)), ["fc"])
+    inject(model, DoRA(LoRA(rank=4, alpha=4.0, dropout=0.4)), ["fc"])
     randomise(model)
     delta, weight = model.fc.delta, model.fc.weight
     x = torch.randn(50, 12)
@@ -170,7 +170,7 @@ def test_abstract_methods_say_so() -> None:
 
 def test_updates_print_their_tensors() -> None:
     model = One(12, 20)
-    inject(model, RandLoRA(4), ["fc"])
+    inject(model, RandLoRA(rank=4), ["fc"])
     assert "lambdas=(3, 4), gammas=(3, 12)" in repr(model)
     assert "A=(1, 4, 12), B=(20, 3, 4), fingerprint=" in repr(model)
     assert BitFit().options() == {}

@@ -105,12 +105,12 @@ def test_lora_32_on_the_models_of_the_paper(name: str, expected: tuple[int, int,
 
 
 def test_an_adapter_without_match_comes_back_as_it_is() -> None:
-    adapter = LoRA(3)
+    adapter = LoRA(rank=3)
     assert match_budget(adapter, SHAPES, MODEL) == (adapter, [])
 
 
 def test_matching_replaces_patterns_of_ranks() -> None:
-    chosen, _ = match_budget(LoRA({"fc1": 2}, match="lora:4"), SHAPES, MODEL)
+    chosen, _ = match_budget(LoRA(rank={"fc1": 2}, match="lora:4"), SHAPES, MODEL)
     assert chosen.rank == 4
 
 

@@ -72,12 +72,12 @@ def test_a_weight_of_low_rank_has_no_infinite_factors() -> None:
         torch.testing.assert_close(left @ torch.diag(values) @ right, weight)
         model = nn.Sequential(nn.Linear(*weight.shape[::-1]))
         model[0].weight.data = weight.float()
-        inject(model, LoRAXS(3), ["0"])
+        inject(model, LoRAXS(rank=3), ["0"])
         assert model(torch.randn(2, weight.shape[1])).isfinite().all()
     model = nn.Sequential(nn.Linear(4, 4))
     model[0].weight.data[1, 2] = torch.nan
     with pytest.raises(UserError, match="0: its weight is not finite"):
-        inject(model, PiSSA(2), ["0"])
+        inject(model, PiSSA(rank=2), ["0"])
     assert type(model[0]) is nn.Linear
 
 
@@ -92,12 +92,12 @@ def test_large_weights_are_iterated_and_stored(monkeypatch: pytest.MonkeyPatch, 
     assert not derived.iterates(40, 4) and not derived.iterates(60, 20)
     model = nn.Sequential(nn.Linear(60, 80))
     model[0].weight.data = matrix.float()
-    inject(model, LoRAXS(4), ["0"])
+    inject(model, LoRAXS(rank=4), ["0"])
     save_adapter(model, tmp_path / "a")
     assert read_adapter(tmp_path / "a").kept == ["0.delta.U", "0.delta.V"]
 
 
-ADAPTERS = [PiSSA(4), PiSSA(4, start="minor"), LoRAXS(4)]
+ADAPTERS = [PiSSA(rank=4), PiSSA(rank=4, start="minor"), LoRAXS(rank=4)]
 
 
 @in_one_item("adapter", ADAPTERS)
@@ -122,7 +122,7 @@ def test_files_refuse_other_weights_dtypes_and_rotations(adapter: Adapter, tmp_p
 def test_a_file_with_the_derived_tensors_needs_no_decomposition(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number, adapter in enumerate([*ADAPTERS, Together([PiSSA(4), RandLoRA(4)])]):
+    for number, adapter in enumerate([*ADAPTERS, Together([PiSSA(rank=4), RandLoRA(rank=4)])]):
         model, path = tuned(adapter), tmp_path / str(number)
         save_adapter(model, path, keep_derived=True)
         file = read_adapter(path)
@@ -156,7 +156,7 @@ def test_equal_singular_values_are_refused_where_lapack_rotates_them(
         left, values, right = whole(recipe, turn.T @ matrix, rank)
         return derived.canonical(turn @ left, values, right)
 
-    for adapter, fits in ((LoRAXS(8), False), (PiSSA(8), True)):  # all of PiSSA's vectors have one product
+    for adapter, fits in ((LoRAXS(rank=8), False), (PiSSA(rank=8), True)):  # all of PiSSA's vectors have one product
         model = nn.Sequential(nn.Linear(8, 8))
         model.load_state_dict(state)
         inject(model, adapter, ["0"])
@@ -173,31 +173,31 @@ def test_equal_singular_values_are_refused_where_lapack_rotates_them(
 
 
 def test_each_weight_is_decomposed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_adapter(tuned(PiSSA(4)), tmp_path / "a")
+    save_adapter(tuned(PiSSA(rank=4)), tmp_path / "a")
     calls = []
     whole = derived.factors
     monkeypatch.setattr(derived, "factors", lambda *given: calls.append(given) or whole(*given))
     load_adapter(net(), tmp_path / "a")
     assert len(calls) == 2  # for the check and for the model
     with derived_once():
-        tuned(PiSSA(4))
-        tuned(PiSSA(4))  # other options might make other tensors
+        tuned(PiSSA(rank=4))
+        tuned(PiSSA(rank=4))  # other options might make other tensors
     assert len(calls) == 6
     calls.clear()
     with torch.device("meta"):
         model = net()
-    report = inject(model, PiSSA(4), TARGETS)
+    report = inject(model, PiSSA(rank=4), TARGETS)
     assert (report.trainable, calls) == (240, [])
 
 
 def test_bits_survive_a_change_of_dtype() -> None:
-    model = tuned(LoRAXS(4))
+    model = tuned(LoRAXS(rank=4))
     before = {name: tensor.clone() for name, tensor in derived_buffers(model).items()}
     model.bfloat16()
     assert model(images().bfloat16()).dtype == torch.bfloat16
     model.float()
     assert all(torch.equal(tensor, before[name]) for name, tensor in derived_buffers(model).items())
-    double = tuned(PiSSA(4)).double()
+    double = tuned(PiSSA(rank=4)).double()
     assert double(images().double()).dtype == torch.float64
     assert all(delta.dtype == torch.float64 for delta in delta_weights(double).values())
 

@@ -24,7 +24,7 @@ class Sum(Adapter):
 
     def __init__(self, parts: list[Adapter] | None = None, last: Adapter | None = None, **options: Any) -> None:
         super().__init__(**options)
-        self.parts, self.last = parts or [], LoRA(1) if last is None else last
+        self.parts, self.last = parts or [], LoRA(rank=1) if last is None else last
 
     def count(self, shape: WeightShape) -> int:
         return sum(part.count(shape) for part in (*self.parts, self.last))
@@ -48,7 +48,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS._classes, path_of(Sum), Sum)
 
 
-NESTED = Sum([LoRA({"fc": 2}, alpha=3.0), DoRA(LoRA(3))], RandLoRA(5, memory="low"))
+NESTED = Sum([LoRA(rank={"fc": 2}, alpha=3.0), DoRA(LoRA(rank=3))], RandLoRA(rank=5, memory="low"))
 
 
 def test_annotations_say_which_options_take_adapters() -> None:
@@ -56,7 +56,7 @@ def test_annotations_say_which_options_take_adapters() -> None:
     assert DoRA.nested_options() == ["inner"]
     assert LoRA.nested_options() == []
     assert [each.method() for each in NESTED.leaves()] == ["LoRA", "LoRA", "RandLoRA"]
-    assert repr(Sum([LoRA(2)])).startswith("Sum(parts=[LoRA(rank=2, alpha=1.0")
+    assert repr(Sum([LoRA(rank=2)])).startswith("Sum(parts=[LoRA(rank=2, alpha=1.0")
 
 
 def test_descriptions_make_the_same_adapter_again() -> None:
@@ -64,8 +64,8 @@ def test_descriptions_make_the_same_adapter_again() -> None:
     assert described["options"]["parts"][1]["options"]["inner"]["options"]["rank"] == 3
     again = make_adapter(described["method"], described["options"], "a file")
     assert again.describe() == NESTED.describe()
-    assert again.identity() == NESTED.identity() == Sum(NESTED.parts, RandLoRA(5, memory="fast")).identity()
-    assert again.identity() != NESTED.replace(last=RandLoRA(6)).identity()
+    assert again.identity() == NESTED.identity() == Sum(NESTED.parts, RandLoRA(rank=5, memory="fast")).identity()
+    assert again.identity() != NESTED.replace(last=RandLoRA(rank=6)).identity()
 
 
 @in_one_item(
@@ -83,14 +83,14 @@ def test_other_descriptions_are_refused(options: dict[str, Any], message: str) -
 
 
 def test_patterns_are_checked_at_any_depth() -> None:
-    for adapter in (Sum([LoRA(2), LoRA(alpha={"fd": 2.0}, rank=2)]), Sum([DoRA(LoRA(2, {"fd": 2.0}))])):
+    for adapter in (Sum([LoRA(rank=2), LoRA(alpha={"fd": 2.0}, rank=2)]), Sum([DoRA(LoRA(rank=2, alpha={"fd": 2.0}))])):
         with pytest.raises(UserError, match="LoRA: alpha pattern 'fd' matches none of the 1 adapted layers"):
             inject(One(12, 20), adapter)
 
 
 def test_the_part_with_match_gets_the_rest_of_the_budget() -> None:
     shapes = [WeightShape("fc", 20, 12)]
-    chosen, notes = match_budget(Sum([LoRA(2), DoRA(LoRA(match="lora:10"))], LoRA(1)), shapes, One(12, 20))
+    chosen, notes = match_budget(Sum([LoRA(rank=2), DoRA(LoRA(match="lora:10"))], LoRA(rank=1)), shapes, One(12, 20))
     assert [each.rank for each in chosen.leaves()] == [2, 6, 1]
     assert count_parameters(chosen, shapes) == 9 * 32 + 20
     assert notes == ["matched to lora:10: rank 6 has 308 parameters, lora:10 320 (-3.7 %)"]
@@ -101,7 +101,7 @@ def test_the_part_with_match_gets_the_rest_of_the_budget() -> None:
 def test_files_keep_the_parts(tmp_path: Path) -> None:
     model, again, x = One(12, 20), One(12, 20), torch.randn(3, 12)
     again.load_state_dict(model.state_dict())
-    inject(model, Sum([LoRA(2), LoRA(3)]))
+    inject(model, Sum([LoRA(rank=2), LoRA(rank=3)]))
     randomise(model)
     save_adapter(model, tmp_path / "adapter")
     load_adapter(again, tmp_path / "adapter")

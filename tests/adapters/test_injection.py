@@ -41,40 +41,40 @@ DINOV2 = "vit_base_patch14_dinov2"
 # Tables 11, 12, 13 and 14 of the paper as far as they say, else computed from its formulas; each is both
 # the sum of the formulas and the number of elements that exist.
 COUNTS: list[tuple[str, Adapter, list[str] | None, int]] = [
-    ("ViT-B-32", RandLoRA(6), None, 5_170_320),
-    ("ViT-B-32", RandLoRA(6, **FLOOR), None, 5_198_184),  # type: ignore[arg-type]
-    ("ViT-B-32", RandLoRA(10, **FLOOR), None, 3_133_800),  # type: ignore[arg-type]
-    ("ViT-B-32", RandLoRA(3, variant="b"), None, 5_147_208),
-    ("ViT-B-32", RandLoRA(6), VISUAL, 3_566_592),
-    ("ViT-B-32", RandLoRA(6, **FLOOR), VISUAL, 3_594_456),  # type: ignore[arg-type]
-    ("ViT-B-32", LoRA(32), None, 6_881_280),
-    ("ViT-B-32", LoRA(16), None, 3_440_640),
-    ("ViT-B-32", VeRA(256), None, 141_312),
-    ("ViT-B-32", VeRA(1024), None, 196_608),
-    ("ViT-B-32", NoLA(1, 1024), None, 147_456),
-    ("ViT-B-32", PRANC(10_000), None, 720_000),
-    ("ViT-B-32", AutoLoRA(32), None, 6_881_280),
-    ("ViT-B-32", AutoLoRA(6, select="bases"), None, 5_170_320),
+    ("ViT-B-32", RandLoRA(rank=6), None, 5_170_320),
+    ("ViT-B-32", RandLoRA(rank=6, **FLOOR), None, 5_198_184),  # type: ignore[arg-type]
+    ("ViT-B-32", RandLoRA(rank=10, **FLOOR), None, 3_133_800),  # type: ignore[arg-type]
+    ("ViT-B-32", RandLoRA(rank=3, variant="b"), None, 5_147_208),
+    ("ViT-B-32", RandLoRA(rank=6), VISUAL, 3_566_592),
+    ("ViT-B-32", RandLoRA(rank=6, **FLOOR), VISUAL, 3_594_456),  # type: ignore[arg-type]
+    ("ViT-B-32", LoRA(rank=32), None, 6_881_280),
+    ("ViT-B-32", LoRA(rank=16), None, 3_440_640),
+    ("ViT-B-32", VeRA(rank=256), None, 141_312),
+    ("ViT-B-32", VeRA(rank=1024), None, 196_608),
+    ("ViT-B-32", NoLA(rank=1, num_bases=1024), None, 147_456),
+    ("ViT-B-32", PRANC(coefficients=10_000), None, 720_000),
+    ("ViT-B-32", AutoLoRA(rank=32), None, 6_881_280),
+    ("ViT-B-32", AutoLoRA(rank=6, select="bases"), None, 5_170_320),
     ("ViT-B-32", KRAdapter(), None, 5_630_976),
-    ("ViT-B-32", SHiRA(32), None, 6_881_280),
-    ("ViT-B-32", SVFT("plain"), None, 46_080),
-    ("ViT-B-32", SVFT("banded", 2), None, 229_968),
-    ("ViT-B-32", SVFT("random", 8), None, 778_176),
-    ("ViT-B-32", SVFT("banded", 16), None, 1_501_056),
-    ("ViT-B-32", DoRA(LoRA(32)), None, 6_881_280 + 12 * (2304 + 3072 + 768) + 12 * (1536 + 2048 + 512)),
+    ("ViT-B-32", SHiRA(rank=32), None, 6_881_280),
+    ("ViT-B-32", SVFT(pattern="plain"), None, 46_080),
+    ("ViT-B-32", SVFT(pattern="banded", off_diagonals=2), None, 229_968),
+    ("ViT-B-32", SVFT(pattern="random", off_diagonals=8), None, 778_176),
+    ("ViT-B-32", SVFT(pattern="banded", off_diagonals=16), None, 1_501_056),
+    ("ViT-B-32", DoRA(LoRA(rank=32)), None, 6_881_280 + 12 * (2304 + 3072 + 768) + 12 * (1536 + 2048 + 512)),
     ("ViT-B-32", FullFineTuning(), None, 151_277_313),
-    ("ViT-L-14", RandLoRA(8), None, 12_192_768),
-    ("ViT-L-14", RandLoRA(8), VISUAL, 9_510_912),
-    ("ViT-L-14", RandLoRA(10), None, 9_824_760),
-    ("ViT-L-14", LoRA(32), None, 15_138_816),
-    ("ViT-L-14", VeRA(256), None, 297_984),
-    ("ViT-H-14", RandLoRA(10), None, 23_519_664),
-    ("ViT-H-14", LoRA(32), None, 29_360_128),
-    ("ViT-H-14", NoLA(1, 1024), None, 344_064),
-    (DINOV2, RandLoRA(6), None, 3_566_592),
-    (DINOV2, RandLoRA(8, **FLOOR), None, 2_709_792),  # type: ignore[arg-type]
-    (DINOV2, LoRA(32), None, 4_128_768),
-    (DINOV2, VeRA(256), None, 82_944),
+    ("ViT-L-14", RandLoRA(rank=8), None, 12_192_768),
+    ("ViT-L-14", RandLoRA(rank=8), VISUAL, 9_510_912),
+    ("ViT-L-14", RandLoRA(rank=10), None, 9_824_760),
+    ("ViT-L-14", LoRA(rank=32), None, 15_138_816),
+    ("ViT-L-14", VeRA(rank=256), None, 297_984),
+    ("ViT-H-14", RandLoRA(rank=10), None, 23_519_664),
+    ("ViT-H-14", LoRA(rank=32), None, 29_360_128),
+    ("ViT-H-14", NoLA(rank=1, num_bases=1024), None, 344_064),
+    (DINOV2, RandLoRA(rank=6), None, 3_566_592),
+    (DINOV2, RandLoRA(rank=8, **FLOOR), None, 2_709_792),  # type: ignore[arg-type]
+    (DINOV2, LoRA(rank=32), None, 4_128_768),
+    (DINOV2, VeRA(rank=256), None, 82_944),
 ]
 
 
@@ -103,7 +103,7 @@ def test_parameter_counts_of_the_paper(
 
 def test_the_report_is_a_table_of_the_adapted_layers(on_meta: dict[str, nn.Module]) -> None:
     model = on_meta["ViT-B-32"]
-    report = inject(model, RandLoRA(6))
+    report = inject(model, RandLoRA(rank=6))
     lines = str(report).splitlines()
     merge_and_unload(model)
     model.requires_grad_(True)
@@ -128,7 +128,15 @@ def test_the_report_of_a_method_without_tensors() -> None:
     assert report.rows == []
 
 
-ALL_ADAPTERS = [RandLoRA(4), LoRA(4), VeRA(8), NoLA(2, 8), DoRA(LoRA(2)), DoRA(RandLoRA(4)), RandLoRA(4, qkv="split")]
+ALL_ADAPTERS = [
+    RandLoRA(rank=4),
+    LoRA(rank=4),
+    VeRA(rank=8),
+    NoLA(rank=2, num_bases=8),
+    DoRA(LoRA(rank=2)),
+    DoRA(RandLoRA(rank=4)),
+    RandLoRA(rank=4, qkv="split"),
+]
 
 
 @covered(("adapter", "custom_text"), ALL_ADAPTERS, [False, True], strength=1)
@@ -160,9 +168,9 @@ def test_both_towers_of_open_clip_learn(adapter: Adapter, custom_text: bool) -> 
 
 def test_gradient_checkpointing_of_open_clip_and_timm() -> None:
     clip = zoo.small_clip()
-    inject(clip, RandLoRA(4))
+    inject(clip, RandLoRA(rank=4))
     vit = zoo.small_vit()
-    inject(vit, RandLoRA(4))
+    inject(vit, RandLoRA(rank=4))
     for model, run in ((clip, clip.encode_image), (vit, vit)):
         randomise(model)
         model.train()
@@ -179,7 +187,7 @@ def test_gradient_checkpointing_of_open_clip_and_timm() -> None:
 def test_a_plain_mlp_and_a_bare_layer_are_adapted() -> None:
     for plain, x in ((zoo.mlp(), torch.randn(2, 8)), (nn.Linear(3, 4), torch.randn(2, 3))):
         model = copy.deepcopy(plain)
-        report = inject(model, RandLoRA(2))
+        report = inject(model, RandLoRA(rank=2))
         randomise(model)
         assert {row.layer for row in report.rows} == set(delta_weights(model))
         assert (model(x) - plain(x)).abs().max() > 1e-3
@@ -190,7 +198,7 @@ def test_a_plain_mlp_and_a_bare_layer_are_adapted() -> None:
 
 def test_a_float64_model_gets_a_float64_adapter() -> None:
     model = One(6, 8).double()
-    inject(model, DoRA(RandLoRA(2)), ["fc"])
+    inject(model, DoRA(RandLoRA(rank=2)), ["fc"])
     randomise(model)
     assert {value.dtype for value in model.parameters()} == {torch.float64}
     assert delta_weights(model)["fc"].dtype == torch.float64
@@ -211,7 +219,7 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another() -> None
         torch.manual_seed(7)
         model = zoo.small_vit()
         torch.manual_seed(int(torch.randint(1000, ())))
-        inject(model, DoRA(RandLoRA(4, seed=seed)))
+        inject(model, DoRA(RandLoRA(rank=4, seed=seed)))
         return [*trainable_parameters(model).values(), *(buffer for _, buffer in model.named_buffers())]
 
     assert all(torch.equal(a, b) for a, b in zip(tensors(3), tensors(3), strict=True))
@@ -235,14 +243,18 @@ class Late(LoRA):
 
 
 FAILING: dict[str, tuple[Adapter, list[str] | None, str]] = {
-    "no such target": (LoRA(2), ["qkv", "nothing"], "matches no layer"),
-    "one layer too small": (LoRA({"fc1": 30, ".*": 2}), ["all"], "rank 30 is larger than the smaller side 24"),
-    "zero rank": (RandLoRA(0), None, "rank is 0"),
+    "no such target": (LoRA(rank=2), ["qkv", "nothing"], "matches no layer"),
+    "one layer too small": (LoRA(rank={"fc1": 30, ".*": 2}), ["all"], "rank 30 is larger than the smaller side 24"),
+    "zero rank": (RandLoRA(rank=0), None, "rank is 0"),
     "unknown budget": (RandLoRA(match="best:1"), None, "match is 'best:1'"),
     "late": (Late(2), None, "the third layer"),
-    "rank pattern": (LoRA({"fc3": 2}), None, "LoRA: rank pattern 'fc3' matches none of the 6 adapted layers"),
-    "alpha pattern": (DoRA(LoRA(2, alpha={r".*\.proj": 2.0})), None, r"alpha pattern '\.\*\\\\\.proj' matches none"),
-    "no expression": (LoRA({"(": 2}), None, r"rank pattern '\(' is not a regular expression"),
+    "rank pattern": (LoRA(rank={"fc3": 2}), None, "LoRA: rank pattern 'fc3' matches none of the 6 adapted layers"),
+    "alpha pattern": (
+        DoRA(LoRA(rank=2, alpha={r".*\.proj": 2.0})),
+        None,
+        r"alpha pattern '\.\*\\\\\.proj' matches none",
+    ),
+    "no expression": (LoRA(rank={"(": 2}), None, r"rank pattern '\(' is not a regular expression"),
     "targets of BitFit": (BitFit(), ["qkv"], "Remove the targets"),
 }
 
@@ -261,19 +273,19 @@ def test_a_failed_injection_leaves_the_model_as_it_was(case: str) -> None:
     assert [parameter.requires_grad for parameter in model.parameters()] == frozen
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    inject(model, LoRA(2))
+    inject(model, LoRA(rank=2))
 
 
-@in_one_item("adapter", [LoRA(2), RandLoRA(2), BitFit()])
+@in_one_item("adapter", [LoRA(rank=2), RandLoRA(rank=2), BitFit()])
 def test_a_second_adapter_is_refused_also_through_a_part(adapter: Adapter) -> None:
     model = zoo.small_clip()
-    inject(model, LoRA(2), ["visual:qkv"])
+    inject(model, LoRA(rank=2), ["visual:qkv"])
     trains = set(trainable_parameters(model))
     for again in (model, model.visual):
         with pytest.raises(UserError, match="merge_and_unload"):
             inject(again, adapter)
     part = zoo.small_clip()
-    inject(part.visual, LoRA(2))
+    inject(part.visual, LoRA(rank=2))
     with pytest.raises(UserError, match="has adapters already"):
         inject(part, adapter)
     assert set(trainable_parameters(model)) == trains
@@ -293,7 +305,7 @@ def test_anything_but_a_method_is_refused_in_one_line(wrong: Any) -> None:
 def test_the_hash_tells_weights_names_and_shapes_apart() -> None:
     model = SelfAttention(12)
     known = hash_weights(model)
-    assert known == hash_weights(copy.deepcopy(model)) == inject(copy.deepcopy(model), LoRA(2)).base_hash
+    assert known == hash_weights(copy.deepcopy(model)) == inject(copy.deepcopy(model), LoRA(rank=2)).base_hash
     seen = {known}
     for change in ("value", "name", "shape"):
         other = copy.deepcopy(model)
@@ -323,7 +335,7 @@ def test_the_hash_sees_large_weights_at_even_steps() -> None:
 
 
 def test_facts_of_the_generator() -> None:
-    report = inject(One(6, 8), RandLoRA(2, seed=5))
+    report = inject(One(6, 8), RandLoRA(rank=2, seed=5))
     facts = _generator_facts(report)
     assert facts == {"generator": "philox4x32-10/1", "seed": 5, "fingerprint": report.fingerprint}
     assert len(report.fingerprint) == 64
@@ -331,7 +343,7 @@ def test_facts_of_the_generator() -> None:
 
 def test_routing_attention_is_listed_and_has_no_update() -> None:
     model = SelfAttention(12)
-    report = inject(model, LoRA(2), ["o"])
+    report = inject(model, LoRA(rank=2), ["o"])
     assert [row.layer for row in report.rows] == ["attn.out_proj"]
     assert list(adapted_layers(model)) == ["attn", "attn.out_proj"]
     assert list(delta_weights(model)) == ["attn.out_proj"]
@@ -339,5 +351,5 @@ def test_routing_attention_is_listed_and_has_no_update() -> None:
 
 def test_a_text_is_one_target() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
-    report = inject(model, RandLoRA(2), "0", "1")
+    report = inject(model, RandLoRA(rank=2), "0", "1")
     assert [row.layer for row in report.rows] == ["0"] and report.targets == ["0"] and report.trained == ["1"]

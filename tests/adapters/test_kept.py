@@ -69,7 +69,7 @@ def same(model: nn.Module, other: nn.Module) -> bool:
 
 @pytest.mark.parametrize(
     ("adapter", "train"),
-    [(FullFineTuning(), set_train_mode), (BitFit(), set_train_mode), (LoRA(2), nn.Module.train)],
+    [(FullFineTuning(), set_train_mode), (BitFit(), set_train_mode), (LoRA(rank=2), nn.Module.train)],
     ids=["full", "bitfit", "lora, model.train()"],
 )
 def test_moved_statistics_come_back(adapter: Adapter, train: Callable[[nn.Module], Any], tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_moved_statistics_come_back(adapter: Adapter, train: Callable[[nn.Module
     assert read_adapter(tmp_path / "b").config["sha256"] == file.config["sha256"]
 
 
-@pytest.mark.parametrize("adapter", [LoRA(2), LinearProbe()], ids=["lora", "probe"])
+@pytest.mark.parametrize("adapter", [LoRA(rank=2), LinearProbe()], ids=["lora", "probe"])
 def test_statistics_of_a_frozen_base_rest_and_are_not_stored(adapter: Adapter, tmp_path: Path) -> None:
     model = net()
     inject(model, adapter)
@@ -110,7 +110,7 @@ def test_reloading_in_place_puts_the_statistics_back(tmp_path: Path) -> None:
 
 
 def test_a_set_of_adapters_switches_statistics(tmp_path: Path) -> None:
-    full, lora = tuned(FullFineTuning(), set_train_mode), tuned(LoRA(2), nn.Module.train)
+    full, lora = tuned(FullFineTuning(), set_train_mode), tuned(LoRA(rank=2), nn.Module.train)
     save_adapter(full, tmp_path / "full")
     save_adapter(lora, tmp_path / "lora")
     adapters = AdapterSet(net())
@@ -148,7 +148,7 @@ def test_statistics_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_set_parts_statistics_that_move_in_it(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        save_adapter(tuned(LoRA(2), lambda model: None), tmp_path / name)
+        save_adapter(tuned(LoRA(rank=2), lambda model: None), tmp_path / name)
     base = net()
     adapters, before = AdapterSet(base), base(images())
     for name in ("a", "b"):

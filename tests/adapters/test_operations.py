@@ -33,7 +33,7 @@ from tests.support.products import in_one_item
 
 def adapted_vit() -> nn.Module:
     model = zoo.small_vit()
-    inject(model, RandLoRA(4, qkv="split"))
+    inject(model, RandLoRA(rank=4, qkv="split"))
     randomise(model)
     return model
 
@@ -53,7 +53,7 @@ def test_a_plain_model_has_no_report_and_nothing_to_do() -> None:
 
 def test_a_report_is_found_until_the_adapter_is_unloaded() -> None:
     model = zoo.small_vit()
-    report = inject(model, LoRA(2))
+    report = inject(model, LoRA(rank=2))
     assert report_of(model) is report
     merge_and_unload(model)
     with pytest.raises(UserError, match="no adapter"):
@@ -122,7 +122,7 @@ def test_an_update_that_is_not_finite_is_never_merged(bad: float, change: object
 
 def test_only_updates_train_and_the_rest_stays_in_eval() -> None:
     model = zoo.small_vit(proj_drop_rate=0.5, attn_drop_rate=0.5)
-    inject(model, DoRA(LoRA(2, dropout=0.5)))
+    inject(model, DoRA(LoRA(rank=2, dropout=0.5)))
     set_train_mode(model, True)
     training = {name for name, module in model.named_modules() if module.training}
     assert training
@@ -144,10 +144,10 @@ def test_modes_of_methods_that_train_the_model_itself() -> None:
 
 def test_unloading_forgets_reports_of_parts() -> None:
     model = zoo.small_clip()
-    inject(model.visual, LoRA(2))
+    inject(model.visual, LoRA(rank=2))
     merge_and_unload(model)
     assert not any("adapter_report" in vars(module) for module in model.modules())
-    assert inject(model, LoRA(2)).trainable > 0
+    assert inject(model, LoRA(rank=2)).trainable > 0
 
 
 def test_unloaded_weights_train_and_the_model_can_be_adapted_again() -> None:
@@ -157,7 +157,7 @@ def test_unloaded_weights_train_and_the_model_can_be_adapted_again() -> None:
     merge_and_unload(model)
     assert trainable_parameters(model).keys() == model.state_dict().keys()
     assert_close(model(x), first)
-    inject(model, LoRA(2))
+    inject(model, LoRA(rank=2))
     assert_close(model(x), first)
     randomise(model)
     assert (model(x) - first).abs().max() > 1e-3
@@ -238,7 +238,7 @@ def test_bases_that_are_too_small_or_of_no_use_are_refused() -> None:
         use_bases(model, narrow)
     assert {id(found) for found in bases_of(model)} == {id(drawn)} and report_of(model).stored_bases is None
     plain = zoo.small_vit()
-    inject(plain, LoRA(2))
+    inject(plain, LoRA(rank=2))
     with pytest.raises(UserError, match="LoRA"):
         use_bases(plain, drawn)
 

@@ -50,7 +50,13 @@ def tuned(adapter: Adapter, targets: list[str] | None = None, trained: list[str]
 
 @pytest.mark.parametrize(
     ("adapter", "targets"),
-    [(LoRA(2), ["0", "2"]), (RandLoRA(2), None), (LinearProbe(), None), (BitFit(), None), (FullFineTuning(), None)],
+    [
+        (LoRA(rank=2), ["0", "2"]),
+        (RandLoRA(rank=2), None),
+        (LinearProbe(), None),
+        (BitFit(), None),
+        (FullFineTuning(), None),
+    ],
     ids=lambda value: value.method() if isinstance(value, Adapter) else "",
 )
 def test_a_trained_head_goes_into_a_model_with_another_fresh_head(
@@ -77,11 +83,14 @@ def test_a_trained_head_goes_into_a_model_with_another_fresh_head(
 
 def test_a_head_that_a_user_unfreezes_is_saved_as_if_it_were_in_trained(tmp_path: Path) -> None:
     model = net()
-    inject(model, LoRA(2), ["0", "2"])
+    inject(model, LoRA(rank=2), ["0", "2"])
     model[4].requires_grad_(True)
     randomise(model)
     save_adapter(model, tmp_path / "a")
-    for prepare in (lambda fresh: None, lambda fresh: (inject(fresh, LoRA(2), ["0", "2"]), fresh[4].requires_grad_())):
+    for prepare in (
+        lambda fresh: None,
+        lambda fresh: (inject(fresh, LoRA(rank=2), ["0", "2"]), fresh[4].requires_grad_()),
+    ):
         fresh = net(head=1)
         prepare(fresh)
         load_adapter(fresh, tmp_path / "a")
@@ -92,10 +101,10 @@ def test_a_head_that_a_user_unfreezes_is_saved_as_if_it_were_in_trained(tmp_path
 
 
 def test_the_report_names_what_trains_and_a_head_that_does_not() -> None:
-    report = inject(net(), LoRA(2), ["0", "2"])
+    report = inject(net(), LoRA(rank=2), ["0", "2"])
     assert report.frozen_heads == ["4"]
     assert "trained=['4']" in str(report)
-    report = inject(net(), LoRA(2), ["0", "2"], ["4"])
+    report = inject(net(), LoRA(rank=2), ["0", "2"], ["4"])
     assert report.frozen_heads == []
     assert [(row.layer, row.shape) for row in report.beside] == [("4.weight", (3, 12)), ("4.bias", (3,))]
     assert report.trainable == 2 * (8 + 12 + 12 + 12) + 39
@@ -110,7 +119,7 @@ def test_the_report_names_what_trains_and_a_head_that_does_not() -> None:
 def test_patterns_that_are_refused(trained: list[str], match: str) -> None:
     model = nn.ModuleDict({"body": nn.Linear(4, 4), "head": nn.Linear(4, 2)})
     with pytest.raises(UserError, match=match):
-        inject(model, LoRA(2), None, trained)
+        inject(model, LoRA(rank=2), None, trained)
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not hasattr(model, "adapter_report")
 
@@ -121,7 +130,7 @@ def test_modes() -> None:
     model = nn.ModuleDict({"body": nn.Linear(8, 12), "norm": nn.BatchNorm1d(12), "head": head})
     for mode in (False, True):
         each = copy.deepcopy(model).train(mode)
-        inject(each, LoRA(2, dropout=0.5), ["body"], ["head"])
+        inject(each, LoRA(rank=2, dropout=0.5), ["body"], ["head"])
         assert {module.training for module in each.modules()} == {mode}
         set_train_mode(each)
         training = {name for name, module in each.named_modules() if module.training}
@@ -130,7 +139,7 @@ def test_modes() -> None:
 
 def test_an_adapter_in_a_model_in_eval_mode_drops_nothing(tmp_path: Path) -> None:
     model = net()
-    inject(model, RandLoRA(2, dropout=0.5), ["0", "2"])
+    inject(model, RandLoRA(rank=2, dropout=0.5), ["0", "2"])
     randomise(model)
     save_adapter(model, tmp_path / "a")
     fresh = net().eval()
@@ -139,7 +148,7 @@ def test_an_adapter_in_a_model_in_eval_mode_drops_nothing(tmp_path: Path) -> Non
 
 
 def test_heads_take_turns_in_a_set(tmp_path: Path) -> None:
-    model = tuned(LoRA(2), ["0", "2"], ["4"])
+    model = tuned(LoRA(rank=2), ["0", "2"], ["4"])
     save_adapter(model, tmp_path / "a")
     adapters = AdapterSet(net(head=1))
     adapters.load("a", tmp_path / "a")
@@ -152,14 +161,14 @@ def test_heads_take_turns_in_a_set(tmp_path: Path) -> None:
 
 
 def test_disabling_leaves_the_trained_head() -> None:
-    model = tuned(LoRA(2), ["0", "2"], ["4"])
+    model = tuned(LoRA(rank=2), ["0", "2"], ["4"])
     expected = net()
     expected[4].load_state_dict(model[4].state_dict())
     with disabled(model):
         assert_close(model(inputs()), expected(inputs()))
 
 
-@pytest.mark.parametrize("adapter", [LoRA(2), FullFineTuning()], ids=["lora", "full"])
+@pytest.mark.parametrize("adapter", [LoRA(rank=2), FullFineTuning()], ids=["lora", "full"])
 def test_merge_and_unload_leaves_a_plain_model_that_trains(adapter: Adapter) -> None:
     model = tuned(adapter, None, ["4"])
     expected = model(inputs()).detach()
@@ -184,9 +193,9 @@ def test_a_classifier_of_transformers(tmp_path: Path) -> None:
         nn.init.normal_(model.classifier.weight)
         return model
 
-    assert inject(build(1), RandLoRA(2)).frozen_heads == ["classifier"]
+    assert inject(build(1), RandLoRA(rank=2)).frozen_heads == ["classifier"]
     model, tokens = build(1), torch.arange(10).view(2, 5)
-    report = inject(model, RandLoRA(2), trained=["classifier"])
+    report = inject(model, RandLoRA(rank=2), trained=["classifier"])
     assert report.frozen_heads == []
     randomise(model)
     save_adapter(model, tmp_path / "a")
@@ -202,7 +211,7 @@ def test_a_classifier_of_transformers(tmp_path: Path) -> None:
 
 
 def test_a_mismatch_ends_in_one_full_stop(tmp_path: Path) -> None:
-    path = save_adapter(tuned(LoRA(2), ["0"], ["4"]), tmp_path / "a")
+    path = save_adapter(tuned(LoRA(rank=2), ["0"], ["4"]), tmp_path / "a")
     with pytest.raises(UserError, match="does not fit") as caught:
         load_adapter(net()[:1], path)
     assert not str(caught.value).endswith("..") and str(caught.value).endswith("'0'.")

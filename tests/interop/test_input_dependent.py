@@ -37,7 +37,7 @@ REMEDY = "predict, serve and, for images, adapter export --to torch run it unmer
 
 def test_no_operation_makes_a_matrix_of_the_update() -> None:
     model = One(12, 20)
-    inject(model, HydraLoRA(3), ["fc"])
+    inject(model, HydraLoRA(rank=3), ["fc"])
     randomise(model)
     layer: Any = adapted_layers(model)["fc"]
     weight, x = torch.randn(20, 12), torch.ones(12)
@@ -66,7 +66,11 @@ def test_sets_and_sums_add_outputs(qkv: Any, tmp_path: Path) -> None:
     """A merged set stays merged where it can: HydraLoRA is applied as it is, the others are merged again."""
     base, x = TimmAttention(12), torch.randn(2, 5, 12)
     outputs: dict[str, Tensor] = {}
-    for name, adapter in (("hydra", HydraLoRA(3, qkv=qkv)), ("lora", LoRA(3, qkv=qkv)), ("rand", RandLoRA(3))):
+    for name, adapter in (
+        ("hydra", HydraLoRA(rank=3, qkv=qkv)),
+        ("lora", LoRA(rank=3, qkv=qkv)),
+        ("rand", RandLoRA(rank=3)),
+    ):
         model = TimmAttention(12)
         model.load_state_dict(base.state_dict())
         inject(model, adapter, ["qkv", "o"] if name == "lora" else ["qkv"])
@@ -161,4 +165,4 @@ def test_layers_without_an_input_of_their_own_are_refused() -> None:
             return self._conv_forward(input, self.weight / self.weight.norm(), self.bias)
 
     with pytest.raises(UserError, match=r"Scaled has a forward of its own, so its update cannot depend on the input"):
-        inject(nn.Sequential(Scaled(4, 4, 3)), HydraLoRA(2), ["0"])
+        inject(nn.Sequential(Scaled(4, 4, 3)), HydraLoRA(rank=2), ["0"])

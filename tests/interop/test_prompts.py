@@ -25,8 +25,8 @@ NAMES = ["cat", "dog", "tree"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "CoOp": {"prompts": CoOp(length=2, words=None)},
     "CoOp+RandLoRA": {"prompts": CoOp(length=2, words=None), "adapter": RandLoRA(rank=6)},
-    "Fixed+LoRA": {"prompts": Fixed("a {}."), "adapter": LoRA(rank=2)},
-    "two stages": {"prompts": Fixed("a {}."), "adapter": LoRA(rank=2), "classifier_steps": 0.4},
+    "Fixed+LoRA": {"prompts": Fixed(template="a {}."), "adapter": LoRA(rank=2)},
+    "two stages": {"prompts": Fixed(template="a {}."), "adapter": LoRA(rank=2), "classifier_steps": 0.4},
     "text": {"prompts": DeepPrompts(length=2, vision_length=0, depth=2)},
     "MaPLe": {"prompts": MaPLe(depth=1), "adapter": LoRA(rank=2)},
     "MaPLe+DePT": {"prompts": MaPLe(depth=2), "head": DePT()},

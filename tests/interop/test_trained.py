@@ -39,7 +39,7 @@ class Net(nn.Module):
 def test_peft_takes_heads_and_statistics_and_gives_them_back(tmp_path: Path) -> None:
     base, x = Net().eval(), torch.randn(4, 6)
     ours = copy.deepcopy(base)
-    inject(ours, LoRA(2), ["body"], ["norm", "head"])
+    inject(ours, LoRA(rank=2), ["body"], ["norm", "head"])
     randomise(ours)
     set_train_mode(ours)
     ours(3 + x)
@@ -60,7 +60,7 @@ def test_a_module_whose_name_peft_would_confuse(tmp_path: Path) -> None:
         nn.Linear(4, 4), nn.Linear(4, 4), *(nn.Identity() for _ in range(8)), nn.Linear(4, 4), nn.ReLU()
     )
     ours = copy.deepcopy(base)
-    inject(ours, LoRA(2), ["0"], ["1"])
+    inject(ours, LoRA(rank=2), ["0"], ["1"])
     save_adapter(ours, tmp_path / "ours")
     with pytest.raises(UserError, match="11"):
         export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
@@ -85,7 +85,7 @@ def timm_state() -> Any:
 
 
 def test_merged_weights_of_a_timm_model_with_its_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = saved(tmp_path / "a", RandLoRA(4), 1), saved(tmp_path / "b", LoRA(2), 2)
+    first, second = saved(tmp_path / "a", RandLoRA(rank=4), 1), saved(tmp_path / "b", LoRA(rank=2), 2)
     expected = {key: value.clone() for key, value in first.state_dict().items() if ".delta." not in key}
     for verb in (
         ["merge", str(tmp_path / "a")],

@@ -63,7 +63,7 @@ def test_updates_belong_to_the_tower_or_to_the_whole_model(kind: str, tmp_path: 
 def test_layers_of_a_model_that_no_library_builds(tmp_path: Path) -> None:
     """Names such as ``0`` and one without a path, saved by `save_adapter` alone, in one bfloat16 file."""
     for name, model in (("many", zoo.mlp()), ("one", nn.Linear(6, 4)), ("blocks", zoo.small_vit())):
-        inject(model, RandLoRA(2, seed=3))
+        inject(model, RandLoRA(rank=2, seed=3))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:
@@ -121,7 +121,7 @@ def test_different_bases_are_named(tmp_path: Path) -> None:
     for part in (str(one.path), str(two.path), base_name(one), base_name(two)):
         assert part in str(caught.value)
     plain = nn.Linear(3, 3)
-    inject(plain, LoRA(1))
+    inject(plain, LoRA(rank=1))
     save_adapter(plain, tmp_path / "d")
     with pytest.raises(UserError, match="different"):
         same_base([read_adapter(tmp_path / "d"), one])

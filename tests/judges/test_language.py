@@ -134,7 +134,7 @@ def test_updates_and_merged_weights_are_peft_s(method: str, family: str, tmp_pat
 def test_lora_on_blocks_of_a_fused_weight_goes_to_peft(family: str, targets: list[str], tmp_path: Path) -> None:
     base = MODELS[family].build()
     ours = copy.deepcopy(base)
-    inject(ours, LoRA(3, alpha=2.5), targets)
+    inject(ours, LoRA(rank=3, alpha=2.5), targets)
     randomise(ours, 0.5)
     save_adapter(ours, tmp_path / "ours")
     export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
@@ -146,9 +146,9 @@ def test_lora_on_blocks_of_a_fused_weight_goes_to_peft(family: str, targets: lis
 @pytest.mark.parametrize(
     ("adapter", "family", "targets", "message"),
     [
-        (LoRA(3), "phi3", ["k", "v"], "qkv_proj is adapted in k and v alone, and the rows are unknown"),
-        (RandLoRA(5, pairing="peft"), "gpt2", ["q", "v"], "h.0.attn.c_attn.q is a block of a packed weight"),
-        (DoRA(LoRA(3)), "gpt2", ["q", "v"], "h.0.attn.c_attn.q is a block of a packed weight"),
+        (LoRA(rank=3), "phi3", ["k", "v"], "qkv_proj is adapted in k and v alone, and the rows are unknown"),
+        (RandLoRA(rank=5, pairing="peft"), "gpt2", ["q", "v"], "h.0.attn.c_attn.q is a block of a packed weight"),
+        (DoRA(LoRA(rank=3)), "gpt2", ["q", "v"], "h.0.attn.c_attn.q is a block of a packed weight"),
     ],
 )
 def test_blocks_that_peft_has_no_form_for(

@@ -18,7 +18,7 @@ from tests.support.products import in_one_item
 
 def peft_pair(in_features: int, out_features: int, r: int) -> oracle.Pair:
     config = RandLoraConfig(r=r, randlora_alpha=20, target_modules=["fc"])
-    adapter = RandLoRA(r, alpha=20.0, pairing="peft", init="lambda")
+    adapter = RandLoRA(rank=r, alpha=20.0, pairing="peft", init="lambda")
     theirs, ours = oracle.adapt_both(in_features, out_features, config, adapter)
     layer, delta = theirs.get_submodule("base_model.model.fc"), ours.fc.delta
     assert isinstance(delta, RandLoRADelta)
@@ -52,7 +52,7 @@ def test_the_equation_pairs_other_columns_than_peft() -> None:
 
 def lora_pair(in_features: int, out_features: int, r: int, rslora: bool) -> oracle.Pair:
     config = LoraConfig(r=r, lora_alpha=7, target_modules=["fc"], use_rslora=rslora)
-    theirs, ours = oracle.adapt_both(in_features, out_features, config, LoRA(r, alpha=7.0, rslora=rslora))
+    theirs, ours = oracle.adapt_both(in_features, out_features, config, LoRA(rank=r, alpha=7.0, rslora=rslora))
     layer, delta = theirs.get_submodule("base_model.model.fc"), ours.fc.delta
     assert isinstance(delta, LoRADelta)
     tensors = {
@@ -72,7 +72,7 @@ def test_lora_equals_peft(in_features: int, out_features: int, r: int, rslora: b
 
 def vera_pair(in_features: int, out_features: int, r: int) -> oracle.Pair:
     config = VeraConfig(r=r, target_modules=["fc"])
-    theirs, ours = oracle.adapt_both(in_features, out_features, config, VeRA(r, alpha=float(r)))
+    theirs, ours = oracle.adapt_both(in_features, out_features, config, VeRA(rank=r, alpha=float(r)))
     layer, delta = theirs.get_submodule("base_model.model.fc"), ours.fc.delta
     assert isinstance(delta, VeRADelta)
     delta.bases.A = layer.vera_A["default"][None]  # type: ignore[index]
@@ -95,7 +95,7 @@ def test_vera_equals_peft(in_features: int, out_features: int, r: int) -> None:
 
 def dora_pair(in_features: int, out_features: int, r: int) -> oracle.Pair:
     config = LoraConfig(r=r, lora_alpha=7, target_modules=["fc"], use_dora=True)
-    theirs, ours = oracle.adapt_both(in_features, out_features, config, DoRA(LoRA(r, alpha=7.0)))
+    theirs, ours = oracle.adapt_both(in_features, out_features, config, DoRA(LoRA(rank=r, alpha=7.0)))
     layer, delta = theirs.get_submodule("base_model.model.fc"), ours.fc.delta
     assert isinstance(delta, DoRADelta)
     assert isinstance(delta.inner, LoRADelta)
@@ -117,7 +117,7 @@ def test_dora_equals_peft(in_features: int, out_features: int, r: int) -> None:
 
 @in_one_item(("in_features", "out_features", "r"), oracle.SHAPES)
 def test_hira_equals_peft(in_features: int, out_features: int, r: int) -> None:
-    theirs, ours = oracle.adapt_both(in_features, out_features, HiraConfig(r=r, target_modules=["fc"]), HiRA(r))
+    theirs, ours = oracle.adapt_both(in_features, out_features, HiraConfig(r=r, target_modules=["fc"]), HiRA(rank=r))
     layer, delta = theirs.get_submodule("base_model.model.fc"), ours.fc.delta
     assert isinstance(delta, HiRADelta)
     tensors = {name: (getattr(layer, f"hira_{name}")["default"], getattr(delta, name), False) for name in "AB"}
@@ -131,7 +131,7 @@ def test_hira_equals_peft(in_features: int, out_features: int, r: int) -> None:
 def test_oft_equals_peft(in_features: int, block: int) -> None:
     """With its series; its exact form has the inverse rotation, see tests/interop/peft/test_relative.py."""
     config = OFTConfig(oft_block_size=block, target_modules=["fc"])
-    theirs, ours = oracle.adapt_both(in_features, 12, config, OFT(block, neumann_terms=5))
+    theirs, ours = oracle.adapt_both(in_features, 12, config, OFT(block=block, neumann_terms=5))
     layer, delta = theirs.get_submodule("base_model.model.fc"), ours.fc.delta
     assert isinstance(delta, OFTDelta)
     tensors = {"Q": (layer.oft_R["default"].weight, delta.Q, False)}  # type: ignore[index]

@@ -20,14 +20,14 @@ from tests.judges.models import MODELS
 from tests.support.products import covering
 
 OURS: dict[str, Callable[[], Adapter]] = {
-    "randlora": lambda: RandLoRA(5, pairing="peft", seed=3),
-    "randlora-alphas": lambda: RandLoRA(5, pairing="peft", alpha={".*(fc1|0.*)": 3.5}),
-    "randlora-signs": lambda: RandLoRA(5, pairing="peft", basis="ternary", sparsity=3),
-    "lora": lambda: LoRA(3, alpha=2.5),
-    "lora-patterns": lambda: LoRA({r".*0\..*": 5, ".*": 3}, alpha={r".*1\..*": 7.0}, rslora=True),
-    "dora": lambda: DoRA(LoRA(3, alpha=6)),
-    "vera": lambda: VeRA(7, alpha=14.0),
-    "vera-patterns": lambda: VeRA({r".*0\..*": 30, ".*": 9}, alpha=9.0),
+    "randlora": lambda: RandLoRA(rank=5, pairing="peft", seed=3),
+    "randlora-alphas": lambda: RandLoRA(rank=5, pairing="peft", alpha={".*(fc1|0.*)": 3.5}),
+    "randlora-signs": lambda: RandLoRA(rank=5, pairing="peft", basis="ternary", sparsity=3),
+    "lora": lambda: LoRA(rank=3, alpha=2.5),
+    "lora-patterns": lambda: LoRA(rank={r".*0\..*": 5, ".*": 3}, alpha={r".*1\..*": 7.0}, rslora=True),
+    "dora": lambda: DoRA(LoRA(rank=3, alpha=6)),
+    "vera": lambda: VeRA(rank=7, alpha=14.0),
+    "vera-patterns": lambda: VeRA(rank={r".*0\..*": 30, ".*": 9}, alpha=9.0),
 }
 PEFT: dict[str, Callable[[Any], Any]] = {
     "randlora": lambda targets: RandLoraConfig(r=5, randlora_alpha=7, target_modules=targets),

@@ -82,7 +82,7 @@ def test_the_notes_about_vera_are_true() -> None:
     rank, alpha = (cell.flat[f"model.adapter.{name}"] for name in ("rank", "alpha"))
     assert (rank, alpha / rank, alpha) == (1024, 2, 2048) and "2,048 times" in told["vera_scaling_of_language_models"]
     layer = torch.nn.Sequential(torch.nn.Linear(256, 256))
-    inject(layer, VeRA(rank, alpha), ["0"])
+    inject(layer, VeRA(rank=rank, alpha=alpha), ["0"])
     delta = layer[0].delta
     delta.b.data += cell.flat["model.learning_rate"]  # AdamW's first step goes this far
     assert float(delta.delta().std()) == pytest.approx(6e-4, rel=0.1)

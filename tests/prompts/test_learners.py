@@ -175,7 +175,7 @@ def test_a_name_beyond_the_towers_room_is_named() -> None:
     with pytest.raises(UserError, match="class 'zebra' has 17 tokens"):
         room.rows(["cat", "zebra"], 99)
     tokenizer, model = load_tokenizer("ViT-B-32"), meta_clip("ViT-B-32")  # 77 positions, three marks
-    for learner, most in ((Fixed(), 70), (CoOp(), 70), (CoOp(16, None), 58), (MaPLe(), 70)):
+    for learner, most in ((Fixed(), 70), (CoOp(), 70), (CoOp(length=16, words=None), 58), (MaPLe(), 70)):
         prompts = learner.build(model, tokenizer, NAMES, 0)
         assert prompts.rows([" ".join(["cat"] * most)], 4096).ids.shape == (1, 77)
         with pytest.raises(UserError, match="cat cat' has 78 tokens, the text tower has room for 77"):
@@ -189,7 +189,7 @@ def test_numbers_below_one_and_nothing_to_learn_are_refused() -> None:
     with pytest.raises(UserError, match=r"nothing is learned\. Use --model\.prompts Fixed"):
         DeepPrompts(length=0, vision_length=0)
     with pytest.raises(UserError, match=r"it needs \{\} for the name"):
-        Fixed("a photo")
+        Fixed(template="a photo")
 
 
 def test_tokens_of_each_class_name_no_others() -> None:

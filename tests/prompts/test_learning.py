@@ -28,7 +28,7 @@ def _models_and_data_are_read_once() -> Iterator[None]:
         ({"prompts": CoOp()}, 5e-3, 20),
         ({"prompts": CoCoOp()}, 5e-3, 5),  # ten texts for each image
         ({"prompts": TWO}, 5e-3, 20),
-        ({"prompts": TWO, "regulation": SelfRegulation(5.0, 2.0, templates=3)}, 5e-3, 20),
+        ({"prompts": TWO, "regulation": SelfRegulation(text=5.0, image=2.0, templates=3)}, 5e-3, 20),
         ({"prompts": MAPLE}, 2e-3, 20),
         ({"prompts": MAPLE, "head": DePT()}, 2e-3, 20),
     ], lambda row: row[0] not in ({"prompts": TWO}, {"prompts": MAPLE})),

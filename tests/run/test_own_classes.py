@@ -204,7 +204,7 @@ def test_registered_names_are_free_and_classes_are_of_their_kind(own: object) ->
 
 
 def test_own_methods_take_the_rate_of_their_parent(own: object) -> None:
-    assert default_learning_rate(Nowhere(4), False) == default_learning_rate(LoRA(4), False)
+    assert default_learning_rate(Nowhere(4), False) == default_learning_rate(LoRA(rank=4), False)
     alone: Any = type("Alone", (Adapter,), {})
     with pytest.raises(UserError, match=r"Alone has no learning rate of its own. Set it: --model.learning_rate"):
         default_learning_rate(alone(), False)

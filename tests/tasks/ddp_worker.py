@@ -153,7 +153,7 @@ def projected() -> dict[str, torch.Tensor]:
 
 def searched() -> dict[str, torch.Tensor]:
     """Weights and selection variables after a search through steps of the weights."""
-    task = make("vision-language", adapter=AutoLoRA(3, alpha=48, order="unrolled"), learning_rate=1e-2)
+    task = make("vision-language", adapter=AutoLoRA(rank=3, alpha=48, order="unrolled"), learning_rate=1e-2)
     trainer().fit(task, ImageData(**DATA))
     return trained(task) | {f"v {number}": v.clone() for number, v in enumerate(task.report.procedure.vectors)}
 

@@ -77,7 +77,7 @@ def test_other_adapters_and_bases_are_refused_with_both_values(
 
 
 def test_other_rates_of_the_parts_of_a_sum_are_refused(checkpoint: Make, trainer: Make, digits: Make) -> None:
-    parts = [LoRA(2), RandLoRA(8)]
+    parts = [LoRA(rank=2), RandLoRA(rank=8)]
     path = checkpoint(make("vision-language", adapter=Together(parts)))
     with pytest.raises(UserError, match=r"lambdas trains at 1 times .* and at 3 times in this run"):
         other = make("vision-language", adapter=Together(parts, rates=[1, 3]))

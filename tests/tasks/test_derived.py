@@ -25,19 +25,19 @@ STEPS = 3
 
 def test_decay_is_off_where_it_would_change_the_pretrained_weights() -> None:
     for adapter, decays in (
-        (PiSSA(4), [0.0]),
-        (PiSSA(4, start="olora"), [0.0]),
-        (DoRA(PiSSA(4)), [0.0]),
+        (PiSSA(rank=4), [0.0]),
+        (PiSSA(rank=4, start="olora"), [0.0]),
+        (DoRA(PiSSA(rank=4)), [0.0]),
         (BitFit(), [0.0]),
-        (DoRA(LoRA(4)), [0.1, 0.0]),
-        (Together([PiSSA(4), LoRA(4)]), [0.1, 0.0]),
-        (PiSSA(4, start="minor"), [0.1]),
-        (LoRAXS(4), [0.1]),
-        (LoRA(4), [0.1]),
+        (DoRA(LoRA(rank=4)), [0.1, 0.0]),
+        (Together([PiSSA(rank=4), LoRA(rank=4)]), [0.1, 0.0]),
+        (PiSSA(rank=4, start="minor"), [0.1]),
+        (LoRAXS(rank=4), [0.1]),
+        (LoRA(rank=4), [0.1]),
     ):
         task = built("text head", adapter=adapter, weight_decay=0.1)
         assert [group["weight_decay"] for group in task.optimizer_groups()] == decays
-    task = built("linear head", adapter=PiSSA(4), weight_decay=0.1)
+    task = built("linear head", adapter=PiSSA(rank=4), weight_decay=0.1)
     groups = task.optimizer_groups()
     assert [group["weight_decay"] for group in groups][-1] == 0.1  # the head's
     optimizer = torch.optim.AdamW(groups[:-1], lr=0.1)
@@ -67,7 +67,9 @@ def run(trainer: Make, digits: Make, adapter: Adapter, start: Path | None = None
 
 @pytest.mark.parametrize(
     ("adapter",),
-    marked([(PiSSA(4),), (LoRAXS(4, keep_derived=True),), (SVFT(),)], lambda row: not isinstance(row[0], SVFT)),
+    marked(
+        [(PiSSA(rank=4),), (LoRAXS(rank=4, keep_derived=True),), (SVFT(),)], lambda row: not isinstance(row[0], SVFT)
+    ),
     ids=["PiSSA", "LoRAXS", "SVFT"],
 )
 def test_a_resumed_run_has_the_same_bits_with_another_lapack(
@@ -90,13 +92,13 @@ def test_a_resumed_run_has_the_same_bits_with_another_lapack(
 
 
 def test_lightnings_own_files_contain_the_tensors(trainer: Make, digits: Make, tmp_path: Path) -> None:
-    task, path = make("text head", adapter=PiSSA(4)), tmp_path / "one.ckpt"
+    task, path = make("text head", adapter=PiSSA(rank=4)), tmp_path / "one.ckpt"
     own: L.Trainer = trainer()
     own.fit(task, digits(steps=1))
     own.save_checkpoint(path)
     assert torch.load(path, weights_only=True)["derived"].keys() == {
         name for name, _ in task.named_buffers() if name.endswith((".A0", ".B0"))
     }
-    other = make("text head", adapter=PiSSA(4))
+    other = make("text head", adapter=PiSSA(rank=4))
     trainer(limit_test_batches=1).test(other, digits(), ckpt_path=path, weights_only=True, verbose=False)
     assert_same_bits(trained(other), trained(task))

@@ -90,7 +90,7 @@ def test_resumed_run_ends_with_the_same_bits(
     options: dict[str, Any] = {"accumulate_grad_batches": accumulate}
     adapter: Adapter = RandLoRA(rank=16, dropout=0.2)
     if accumulate > 1:  # with two groups of the optimizer, or one
-        adapter = Together([LoRA(2, dropout=0.1), adapter], [5, 0.5])
+        adapter = Together([LoRA(rank=2, dropout=0.1), adapter], rates=[5, 0.5])
     whole, path = task(adapter=adapter), tmp_path / "middle.ckpt"
     _, undisturbed = run(whole, data, callbacks=[SaveAt(path, step)], **options)
     torch.manual_seed(123)  # another process has another state
@@ -117,7 +117,7 @@ def test_projected_moments_resume_before_and_after_a_new_projection(run: Make, t
 @in_one_item("places", ["random", "top"])
 def test_places_come_from_the_checkpoint(places: Any, run: Make, tmp_path: Path, monkeypatch: Any) -> None:
     data = {"steps": STEPS, "batch_size": 4}
-    make_shira = partial(make, "linear head", adapter=SHiRA(2, places))
+    make_shira = partial(make, "linear head", adapter=SHiRA(rank=2, places=places))
     whole, path = make_shira(), tmp_path / "middle.ckpt"
     _, undisturbed = run(whole, data, callbacks=[SaveAt(path, 2)])
     monkeypatch.setattr(shira, "distinct", lambda seed, name, count, size: torch.arange(count))  # another version

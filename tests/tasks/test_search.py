@@ -73,7 +73,7 @@ def test_the_text_features_of_a_step_are_put_aside(trainer: Make, digits: Make) 
 
 
 def test_shares_are_in_files_and_merged_weights(tmp_path: Path) -> None:
-    task, other = (built("linear head", adapter=AutoLoRA(2, alpha=64)) for _ in range(2))
+    task, other = (built("linear head", adapter=AutoLoRA(rank=2, alpha=64)) for _ in range(2))
     with torch.no_grad():
         for update in task.report.procedure.updates:
             update.B.normal_()
@@ -88,7 +88,7 @@ def test_shares_are_in_files_and_merged_weights(tmp_path: Path) -> None:
 
 
 def test_a_search_needs_a_data_module_that_holds_out_samples(trainer: Make, digits: Make) -> None:
-    task = make("vision-language", adapter=AutoLoRA(2))
+    task = make("vision-language", adapter=AutoLoRA(rank=2))
     data = digits(steps=1)
     task.set_classes([str(number) for number in range(10)], ["{}"])
     data.setup("fit")

@@ -68,12 +68,12 @@ def storages(task: AdaptationTask) -> dict[str, int]:
 SETS: dict[str, list[dict[str, Any]]] = {
     "text heads": [
         {"kind": "text head"},
-        {"kind": "text head", "adapter": LoRA(2, alpha=8.0), "targets": ["attn"], "classes": OTHERS},
+        {"kind": "text head", "adapter": LoRA(rank=2, alpha=8.0), "targets": ["attn"], "classes": OTHERS},
         {"kind": "text head", "method": "dora"},
     ],
     "linear heads": [
         {"kind": "linear head"},
-        {"kind": "linear head", "adapter": RandLoRA(8, qkv="split"), "classes": OTHERS},
+        {"kind": "linear head", "adapter": RandLoRA(rank=8, qkv="split"), "classes": OTHERS},
         {"kind": "linear head", "adapter": LinearProbe()},
         {"kind": "linear head", "method": "full"},
     ],
@@ -86,7 +86,7 @@ SETS: dict[str, list[dict[str, Any]]] = {
         {"kind": "vision-language"},
         {"kind": "vision-language", "method": "lora", "classes": OTHERS, "caption": "{}!"},
         {"kind": "vision-language", "method": "full", "eval_prompts": "ensemble"},
-        {"kind": "vision-language", "logit_scale": "raw", "adapter": RandLoRA(8, seed=4)},
+        {"kind": "vision-language", "logit_scale": "raw", "adapter": RandLoRA(rank=8, seed=4)},
     ],
 }
 
@@ -226,7 +226,7 @@ def test_a_sum_of_linear_heads_is_refused(tmp_path: Path) -> None:
 def test_a_bad_one_among_good_ones_is_named(tmp_path: Path) -> None:
     good = saved(tmp_path / "good", "text head")
     layer = nn.Sequential(nn.Linear(4, 4))
-    inject(layer, LoRA(2), ["0"])
+    inject(layer, LoRA(rank=2), ["0"])
     with pytest.raises(UserError, match="saved by none"):
         load_tasks({"good": good, "plain": save_adapter(layer, tmp_path / "plain")})
     with pytest.raises(UserError, match="nowhere"):

@@ -26,7 +26,7 @@ from .small import TEMPLATES, built, images, make
 
 TYPED = ["a stamp of a {}", "clip art: {}"]
 CAPTION = ["An image of {}"]
-RANK_2 = LoRA(2)
+RANK_2 = LoRA(rank=2)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_all_that_reads_a_file_answers_as_the_run_does(typed: VisionLanguageTask
         ),
         (lambda: built("text head"), UsedPrompts(TEMPLATES, TEMPLATES), 'the mean of 2: "a {}", "the digit {}"'),
         (lambda: built("linear head"), UsedPrompts(), ""),
-        (lambda: prompted(prompts=Fixed("a {}.")), UsedPrompts(["a {}."], ["a {}."]), '"a {}."'),
+        (lambda: prompted(prompts=Fixed(template="a {}.")), UsedPrompts(["a {}."], ["a {}."]), '"a {}."'),
         (lambda: prompted(prompts=CoOp()), UsedPrompts(learned="CoOp"), "learned by CoOp"),
     ],
     ids=["caption", "ensemble", "text head", "linear head", "fixed", "learned"],

@@ -178,7 +178,7 @@ def _adapter(low: Mapping[Site, LowRank], qkv: Any, seed: int) -> LoRA:
     """Build LoRA with a scaling of 1 in every layer: alpha is the rank."""
     ranks: Any = per_layer({site.shape.layer: factors.rank for site, factors in low.items()})
     alpha = {pattern: float(rank) for pattern, rank in ranks.items()} if isinstance(ranks, dict) else float(ranks)
-    return LoRA(ranks, alpha, qkv=qkv, seed=seed)
+    return LoRA(rank=ranks, alpha=alpha, qkv=qkv, seed=seed)
 
 
 def _description(first: AdapterFile, targets: list[str] | None, origin: Mapping[str, Any]) -> dict[str, Any]:

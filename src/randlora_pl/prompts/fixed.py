@@ -15,7 +15,7 @@ class Fixed(PromptLearner):
     With LoRA of rank 2 this is CLIP-LoRA (Zanella and Ben Ayed, arXiv 2405.18541): ``--config clip_lora``.
 
     Examples:
-        >>> task = PromptTask("tiny", prompts=Fixed("a photo of a {}."), adapter=LoRA(rank=2))
+        >>> task = PromptTask("tiny", prompts=Fixed(template="a photo of a {}."), adapter=LoRA(rank=2))
 
     Args:
         template: Text with ``{}`` for the name of the class.

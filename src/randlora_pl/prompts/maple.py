@@ -51,7 +51,7 @@ class MaPLe(PromptLearner):
     def build(self, model: nn.Module, tokenizer: Tokenizer, classnames: Sequence[str], seed: int) -> Prompts:
         """Return the learned tokens and the functions that couple them."""
         if self.coupling == "none":
-            return DeepPrompts(self.length, self.length, self.depth, self.words).build(
+            return DeepPrompts(length=self.length, vision_length=self.length, depth=self.depth, words=self.words).build(
                 model, tokenizer, classnames, seed
             )
         context = Context(model, tokenizer, self.words, self.length, seed, fills=False)

@@ -19,7 +19,7 @@ def _set(place: int, value: int) -> Callable[[Tensor], Tensor]:
     return lambda kept: kept.index_fill(0, torch.tensor(place), value)
 
 
-SHIRA, TOP_K = SHiRA(1), SVFT("top_k", 1)
+SHIRA, TOP_K = SHiRA(rank=1), SVFT(pattern="top_k", off_diagonals=1)
 IMPOSSIBLE: list[tuple[Adapter, Callable[[Tensor], Tensor], str]] = [
     *((SHIRA, _set(*change), r"fc\.delta\.places must be distinct places from 0 to 24, in asc") for change in [
         (0, -1), (-1, 25), (-1, 2**31 - 1),
@@ -30,10 +30,10 @@ IMPOSSIBLE: list[tuple[Adapter, Callable[[Tensor], Tensor], str]] = [
     (SHIRA, lambda kept: kept.long() - 2**40, "distinct places"),
     (SHIRA, lambda kept: kept + 0.5, r"places is torch\.float32 in the file and torch\.int32 here"),
     (SHIRA, lambda kept: kept[1:], r"has shape \(9,\) in the file and \(10,\) here"),
-    (AdaLoRA(3), lambda kept: kept.float(), r"mask is torch\.float32 in the file and torch\.bool here"),
-    (AdaLoRA(3), lambda kept: kept[1:], r"mask has shape \(2,\) in the file and \(3,\) here"),
-    (AutoLoRA(3), lambda kept: kept.bool(), r"v is torch\.bool in the file and torch\.float32 here"),
-    (AutoLoRA(3), lambda kept: kept[1:], r"v has shape \(2,\)"),
+    (AdaLoRA(rank=3), lambda kept: kept.float(), r"mask is torch\.float32 in the file and torch\.bool here"),
+    (AdaLoRA(rank=3), lambda kept: kept[1:], r"mask has shape \(2,\) in the file and \(3,\) here"),
+    (AutoLoRA(rank=3), lambda kept: kept.bool(), r"v is torch\.bool in the file and torch\.float32 here"),
+    (AutoLoRA(rank=3), lambda kept: kept[1:], r"v has shape \(2,\)"),
 ]  # fmt: skip
 
 

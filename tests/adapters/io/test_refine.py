@@ -20,11 +20,11 @@ def test_starts_with_the_outputs_of_the_lora_on_every_kind_of_layer(kind: str, f
     model, other, plain = (case.build() for _ in range(3))
     for each in (model, other, plain):
         each.load_state_dict(base.state_dict())
-    inject(base, LoRA({".*": 2}, alpha=4.0, rslora=True, qkv=case.qkv), case.targets)
+    inject(base, LoRA(rank={".*": 2}, alpha=4.0, rslora=True, qkv=case.qkv), case.targets)
     randomise(base)
     x = inputs(base)
     save_adapter(base, tmp_path / "lora")
-    adapter = RandLoRA(3, qkv=case.qkv, seed=4)
+    adapter = RandLoRA(rank=3, qkv=case.qkv, seed=4)
     report = refine(model, tmp_path / "lora", adapter, form)
     assert_close(model(x), base(x), 1e-6)
     assert (model(x) - plain(x)).abs().max() > 1e-2
@@ -42,41 +42,41 @@ def test_ranks_by_layer_and_what_does_not_fit(tmp_path: Path) -> None:
         return torch.nn.ModuleDict({"one": torch.nn.Linear(8, 8), "two": torch.nn.Linear(8, 8)})
 
     base = make()
-    inject(base, LoRA({"one": 1, "two": 3}, alpha=4.0), ["one", "two"])
+    inject(base, LoRA(rank={"one": 1, "two": 3}, alpha=4.0), ["one", "two"])
     randomise(base)
     save_adapter(base, tmp_path / "lora")
     model = make()
-    report = refine(model, tmp_path / "lora", RandLoRA(2), "absorbed")
+    report = refine(model, tmp_path / "lora", RandLoRA(rank=2), "absorbed")
     assert model["one"].delta.lead.shape == (8, 1) and model["two"].delta.lead.shape == (8, 3)
     assert report.adapter.lead == {"^one": 1, "^two": 3}  # type: ignore[attr-defined]
     x = torch.randn(5, 8)
     assert_close(model["two"](x), base["two"](x), 1e-6)
 
-    both = Together([LoRA({"one": 1, "two": 3}, alpha=4.0), RandLoRA(2)], [0.1, 1])
+    both = Together([LoRA(rank={"one": 1, "two": 3}, alpha=4.0), RandLoRA(rank=2)], rates=[0.1, 1])
     report = refine(rated := make(), tmp_path / "lora", both)
     assert report.adapter is both
     assert_close(rated["two"](x), base["two"](x), 1e-6)
     whole = make()
-    inject(whole, LoRA(1), ["one"], trained=["two"])
+    inject(whole, LoRA(rank=1), ["one"], trained=["two"])
     save_adapter(whole, tmp_path / "whole")
-    inject(hira := make(), RandLoRA(2), ["one"])
+    inject(hira := make(), RandLoRA(rank=2), ["one"])
     save_adapter(hira, tmp_path / "randlora")
     for lora, adapter, form, message in (
         (
             "lora",
-            Together([LoRA(4), RandLoRA(2)]),
+            Together([LoRA(rank=4), RandLoRA(rank=2)]),
             "beside",
             "rank 4, not .*3.* and alpha 1.0, not 4.0, as",
         ),
-        ("whole", RandLoRA(2), "beside", "also changes the model's own two"),
-        ("randlora", RandLoRA(2), "beside", "is RandLoRA, and a stage starts from LoRA"),
-        ("lora", LoRA(2), "absorbed", "LoRA cannot absorb a LoRA"),
-        ("lora", RandLoRA(2), "absorb", "form is 'absorb': choose beside or absorbed"),
-        ("lora", RandLoRA(4), "absorbed", "lead is 3, but two has 2 bases"),
+        ("whole", RandLoRA(rank=2), "beside", "also changes the model's own two"),
+        ("randlora", RandLoRA(rank=2), "beside", "is RandLoRA, and a stage starts from LoRA"),
+        ("lora", LoRA(rank=2), "absorbed", "LoRA cannot absorb a LoRA"),
+        ("lora", RandLoRA(rank=2), "absorb", "form is 'absorb': choose beside or absorbed"),
+        ("lora", RandLoRA(rank=4), "absorbed", "lead is 3, but two has 2 bases"),
     ):
         with pytest.raises(UserError, match=message):
             refine(make(), tmp_path / lora, adapter, form)  # type: ignore[arg-type]
     changed = make()
     torch.nn.init.zeros_(changed["two"].weight)
     with pytest.raises(UserError, match=r"trained on other weights .* Remove --model.name"):
-        refine(changed, tmp_path / "lora", RandLoRA(2))
+        refine(changed, tmp_path / "lora", RandLoRA(rank=2))

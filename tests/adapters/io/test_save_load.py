@@ -59,7 +59,7 @@ def base() -> nn.Module:
 
 def adapted(adapter: Any = None) -> nn.Module:
     model = base()
-    inject(model, RandLoRA(4, seed=3) if adapter is None else adapter)
+    inject(model, RandLoRA(rank=4, seed=3) if adapter is None else adapter)
     randomise(model)
     return model
 
@@ -141,7 +141,7 @@ def test_what_a_folder_says(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted([container.CONFIG, container.TENSORS])
     assert config["format_version"] == 4
     assert config["method"] == "RandLoRA"
-    assert config["options"] == RandLoRA(4, seed=3).options()
+    assert config["options"] == RandLoRA(rank=4, seed=3).options()
     assert (config["generator"], config["seed"]) == ("philox4x32-10/1", 3)
     assert config["fingerprint"] == bases.fingerprint
     assert config["targets"] is None
@@ -206,7 +206,7 @@ def test_an_adapter_reloads_where_the_same_one_is(folder: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_base_may_have_another_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     model = base().bfloat16().float()  # values that both can hold
-    inject(model, RandLoRA(4))
+    inject(model, RandLoRA(rank=4))
     randomise(model)
     saved = save_adapter(model, tmp_path / "adapter")
     other = base().bfloat16().to(dtype)
@@ -216,7 +216,7 @@ def test_the_base_may_have_another_precision(dtype: torch.dtype, tmp_path: Path)
 
 
 def test_a_dora_around_randlora_with_patterns_comes_back(tmp_path: Path) -> None:
-    patterns = RandLoRA({".*mlp.*": 3, ".*attn.*": 5}, alpha={".*attn.*": 3.0}, qkv="split", seed=9)
+    patterns = RandLoRA(rank={".*mlp.*": 3, ".*attn.*": 5}, alpha={".*attn.*": 3.0}, qkv="split", seed=9)
     model = adapted(DoRA(patterns))
     saved = save_adapter(model, tmp_path / "adapter")
     fresh = base()
@@ -228,7 +228,7 @@ def test_a_dora_around_randlora_with_patterns_comes_back(tmp_path: Path) -> None
 def test_a_file_from_before_an_option_loads_with_its_default(folder: Path) -> None:
     edit(folder, lambda config: config["options"].pop("memory"))
     model = base()
-    assert load_adapter(model, folder).adapter.options() == RandLoRA(4, seed=3).options()
+    assert load_adapter(model, folder).adapter.options() == RandLoRA(rank=4, seed=3).options()
     assert torch.equal(model(x := zoo.images()), adapted_from(folder)(x))
 
 
@@ -236,7 +236,7 @@ def test_a_file_from_before_an_option_loads_with_its_default(folder: Path) -> No
 @in_one_item("basis", ["hadamard", "ternary"])
 def test_bases_that_are_not_stored_as_numbers_are_checked_too(basis: Any, a_basis: Any, tmp_path: Path) -> None:
     options = {"basis": basis, "a_basis": a_basis}
-    model = adapted(RandLoRA(5, seed=3, memory="low", **options))
+    model = adapted(RandLoRA(rank=5, seed=3, memory="low", **options))
     saved = save_adapter(model, tmp_path / "adapter")
     config = json.loads((saved / container.CONFIG).read_text())
     assert config["options"]["basis"] == options["basis"]
@@ -279,8 +279,8 @@ def test_values_that_are_not_finite_are_neither_saved_nor_read(bad: float, tmp_p
 
 
 def test_an_older_adapter_is_replaced_whole(folder: Path) -> None:
-    save_adapter(adapted(LoRA(2)), folder)
-    assert read_adapter(folder).adapter.describe() == LoRA(2).describe()
+    save_adapter(adapted(LoRA(rank=2)), folder)
+    assert read_adapter(folder).adapter.describe() == LoRA(rank=2).describe()
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
 
 
@@ -292,14 +292,14 @@ def test_a_failed_save_keeps_the_older_adapter(folder: Path, monkeypatch: pytest
 
     monkeypatch.setattr(container, "save_file", full)
     with pytest.raises(OSError, match="space"):
-        save_adapter(adapted(LoRA(2)), folder)
+        save_adapter(adapted(LoRA(rank=2)), folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
     monkeypatch.undo()
     with pytest.raises(TypeError, match="JSON"):
-        save_adapter(adapted(LoRA(2)), folder, metadata={"when": object()})
+        save_adapter(adapted(LoRA(rank=2)), folder, metadata={"when": object()})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    save_adapter(adapted(LoRA(2)), folder)
+    save_adapter(adapted(LoRA(rank=2)), folder)
     assert read_adapter(folder).adapter.method() == "LoRA"
 
 
@@ -437,11 +437,11 @@ def test_another_base_model(folder: Path) -> None:
 
 def test_another_base_model_under_an_adapter(folder: Path) -> None:
     other = zoo.small_vit()
-    inject(other, RandLoRA(4, seed=3))
+    inject(other, RandLoRA(rank=4, seed=3))
     assert_refused(folder, "it was trained on other weights", other)
 
 
-@pytest.mark.parametrize("adapter", [RandLoRA(4, seed=4), RandLoRA(4), LoRA(4), BitFit()])
+@pytest.mark.parametrize("adapter", [RandLoRA(rank=4, seed=4), RandLoRA(rank=4), LoRA(rank=4), BitFit()])
 def test_another_adapter_in_place(folder: Path, adapter: Any) -> None:
     assert_refused(
         folder, r"contains .*'RandLoRA'.*, the model has .* Call merge_and_unload\(model\) first", adapted(adapter)
@@ -450,7 +450,7 @@ def test_another_adapter_in_place(folder: Path, adapter: Any) -> None:
 
 def test_the_same_adapter_on_other_targets_in_place(folder: Path) -> None:
     model = base()
-    inject(model, RandLoRA(4, seed=3), ["mlp"])
+    inject(model, RandLoRA(rank=4, seed=3), ["mlp"])
     assert_refused(folder, "unexpected tensors", model)
 
 
@@ -511,7 +511,7 @@ def test_half_precision_files(dtype: str, name: str, folder: Path, tmp_path: Pat
 def test_bytes_of_the_papers_vit_b32(tmp_path: Path) -> None:
     """RandLoRA-6 of both towers: 5,170,320 parameters, at most 1.02 times their bytes, half of that in bfloat16."""
     model = meta_clip("ViT-B-32")
-    report = inject(model, RandLoRA(6))
+    report = inject(model, RandLoRA(rank=6))
     model.to_empty(device="cpu")
     for parameter in trainable_parameters(model).values():
         parameter.data.zero_()
@@ -535,7 +535,7 @@ def with_stored_bases(adapter: Any = None) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ["adapter", "adapter.safetensors"])
-@pytest.mark.parametrize("adapter", [RandLoRA(4, seed=3), VeRA(5, seed=3), DoRA(RandLoRA(4, seed=3))])
+@pytest.mark.parametrize("adapter", [RandLoRA(rank=4, seed=3), VeRA(rank=5, seed=3), DoRA(RandLoRA(rank=4, seed=3))])
 def test_bases_that_no_seed_gives_come_along(adapter: Any, name: str, tmp_path: Path) -> None:
     model = with_stored_bases(adapter)
     path = save_adapter(model, tmp_path / name)

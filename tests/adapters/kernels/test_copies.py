@@ -35,7 +35,7 @@ class Three(nn.Module):
 def three(basis: Any = "uniform", **options: Any) -> Three:
     torch.manual_seed(0)
     model = Three()
-    inject(model, RandLoRA(5, basis=basis, **options), [".*"])
+    inject(model, RandLoRA(rank=5, basis=basis, **options), [".*"])
     randomise(model, 0.3)
     return model
 
@@ -160,7 +160,7 @@ def test_padding_changes_no_bit(
     A CPU groups the terms of a float32 sum by their number: float32 is tested on integers, whose sums are exact.
     """
     model = One(*sizes)
-    inject(model, RandLoRA(rank, alpha=float(rank), basis=basis, dropout=dropout), ["fc"])
+    inject(model, RandLoRA(rank=rank, alpha=float(rank), basis=basis, dropout=dropout), ["fc"])
     (shared,) = bases_of(model)
     shared.scale = 1.0
     randomise(model, 0.3)

@@ -97,7 +97,7 @@ def test_a_mask_is_made_beside_its_input() -> None:
 
 def test_samples_of_vmap_have_masks_of_their_own() -> None:
     model = One(24, 60)
-    inject(model, LoRA(4, dropout=0.5), ["fc"])
+    inject(model, LoRA(rank=4, dropout=0.5), ["fc"])
     randomise(model, 0.5)
     x = torch.randn(1, 24).expand(2, 24)
     alike = vmap(model, randomness="same")(x)
@@ -199,7 +199,7 @@ def test_recomputed_activations_drop_the_same_entries(basis: str, reentrant: boo
 def test_bfloat16_keeps_its_dtypes(basis: Any, autocast: bool) -> None:
     for shape in ((128, 256), (256, 128)):
         model = One(*shape)
-        inject(model, RandLoRA(5, dropout=0.3, basis=basis), ["fc"])
+        inject(model, RandLoRA(rank=5, dropout=0.3, basis=basis), ["fc"])
         randomise(model, 0.5)
         x = torch.randn(300, shape[0])
         torch.manual_seed(3)
@@ -222,7 +222,7 @@ def test_bfloat16_keeps_its_dtypes(basis: Any, autocast: bool) -> None:
 def test_a_layer_keeps_a_mask_and_not_what_was_dropped() -> None:
     """Its input is kept by others as well, such as the other projections of it; a mask has a quarter of its bytes."""
     model = One(128, 512)
-    inject(model, RandLoRA(4, dropout=0.1), ["fc"])
+    inject(model, RandLoRA(rank=4, dropout=0.1), ["fc"])
     x = torch.randn(700, 128, requires_grad=True)
     kept: dict[int, int] = {}
     known = {x.untyped_storage().data_ptr(), *(value.untyped_storage().data_ptr() for value in model.parameters())}
@@ -265,7 +265,7 @@ def test_other_numbers_of_tokens_are_not_compiled_again(shape: tuple[int, int], 
 
 def test_few_tokens_do_not_build_the_update() -> None:
     model = One(128, 512)
-    inject(model, RandLoRA(4, dropout=0.1), ["fc"])
+    inject(model, RandLoRA(rank=4, dropout=0.1), ["fc"])
     x = torch.randn(10, 128)
     with FlopCounterMode(display=False) as counter:
         model(x)

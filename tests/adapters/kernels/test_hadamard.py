@@ -162,7 +162,7 @@ def test_a_layer_is_the_same_beside_larger_ones_and_another_with_another_seed() 
     updates = []
     for layers, seed in (({"one": (12, 36)}, 0), ({"one": (12, 36), "two": (60, 20)}, 0), ({"one": (12, 36)}, 1)):
         model = nn.ModuleDict({name: nn.Linear(*shape) for name, shape in layers.items()})
-        inject(model, RandLoRA(5, basis="hadamard", seed=seed), [".*"])
+        inject(model, RandLoRA(rank=5, basis="hadamard", seed=seed), [".*"])
         delta = model["one"].delta
         assert isinstance(delta, RandLoRADelta)
         with torch.no_grad():
@@ -174,7 +174,7 @@ def test_a_layer_is_the_same_beside_larger_ones_and_another_with_another_seed() 
 
 def test_what_is_stored_of_the_bases_is_two_signs_for_a_row() -> None:
     shapes = [WeightShape("fc1", 3072, 768), WeightShape("fc2", 768, 3072), WeightShape("odd", 800, 500)]
-    shared = RandLoRA(6, basis="hadamard").bases(shapes, torch.device("cpu"))
+    shared = RandLoRA(rank=6, basis="hadamard").bases(shapes, torch.device("cpu"))
     assert (shared.B.dtype, shared.B.numel()) == (torch.int8, 2 * 3072)
     assert shared.B.unique().tolist() == [-1, 1]
     assert shared.scale == 1
@@ -184,7 +184,7 @@ def test_what_is_stored_of_the_bases_is_two_signs_for_a_row() -> None:
 def test_what_the_bases_have_in_common_does_not_gather_in_one_block() -> None:
     """Equal gammas for all j, a rank that divides the block: without signs t all energy were in the first 64 rows."""
     model = One(256, 256).double()
-    inject(model, RandLoRA(8, basis="hadamard"), ["fc"])
+    inject(model, RandLoRA(rank=8, basis="hadamard"), ["fc"])
     lambdas, gammas = (dict(model.named_parameters())[f"fc.delta.{name}"] for name in ("lambdas", "gammas"))
     nn.init.ones_(lambdas)
     with torch.no_grad():
@@ -201,7 +201,7 @@ def test_one_structured_layer_trains_in_parallel() -> None:
         dist.init_process_group("gloo", init_method=f"file://{meeting.name}-ddp", rank=0, world_size=1)
         try:
             model = One(24, 60)
-            inject(model, RandLoRA(5, basis="hadamard"), ["fc"])
+            inject(model, RandLoRA(rank=5, basis="hadamard"), ["fc"])
             # It must not outlive the group: freeing both at once can wait for a thread that waits for this one.
             nn.parallel.DistributedDataParallel(model)(torch.randn(3, 24)).sum().backward()
         finally:
@@ -211,7 +211,7 @@ def test_one_structured_layer_trains_in_parallel() -> None:
 
 def test_the_fingerprint_tells_the_structure() -> None:
     shapes = [WeightShape("fc", 24, 16)]
-    shared = RandLoRA(4, basis="hadamard", seed=3).bases(shapes, torch.device("cpu"))
+    shared = RandLoRA(rank=4, basis="hadamard", seed=3).bases(shapes, torch.device("cpu"))
     assert hadamard.STRUCTURE == "hadamard/1"
     assert shared.fingerprint == "ebbd5fea04082705c166688130f39a59c6ef59e5b42b4106d82912452c9da5db"
     plain = shared.B.permute(1, 0, 2).float()

@@ -31,7 +31,7 @@ class Kernels(TorchDispatchMode):
 def counts(sizes: tuple[int, int], micro_batches: int, **options: Any) -> list[tuple[int, int]]:
     """Kernels of the forward and of the backward pass of each micro-batch of the second step, under autocast."""
     layer = nn.Sequential(nn.Linear(*sizes)).requires_grad_(False).bfloat16()
-    inject(layer, RandLoRA(7, **options), [".*"])  # 133 columns
+    inject(layer, RandLoRA(rank=7, **options), [".*"])  # 133 columns
     randomise(layer, 0.1)
     optimizer = torch.optim.SGD((value for value in layer.parameters() if value.requires_grad), lr=0.1)
     inputs = list(layer[0].delta.parameters())  # type: ignore[union-attr, operator]

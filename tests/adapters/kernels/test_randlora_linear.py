@@ -42,7 +42,7 @@ FORMS = [Choice(True, False), Choice(True, True), Choice(False, True)]
 
 def adapted(in_features: int, out_features: int, basis: str, dtype: torch.dtype = torch.float64) -> One:
     model = One(in_features, out_features).to(dtype)
-    inject(model, RandLoRA(5, **BASES[basis]), ["fc"])
+    inject(model, RandLoRA(rank=5, **BASES[basis]), ["fc"])
     randomise(model, 0.5)
     return model
 
@@ -354,9 +354,9 @@ def fresh(adapter: Adapter, in_features: int, out_features: int) -> One:
 )
 def test_no_more_is_kept_than_by_lora(tokens: int, in_features: int, out_features: int) -> None:
     x = torch.randn(tokens, in_features, requires_grad=True)
-    lora = kept_bytes(fresh(LoRA(32), in_features, out_features), x)
+    lora = kept_bytes(fresh(LoRA(rank=32), in_features, out_features), x)
     kept = {
-        (basis, memory): kept_bytes(fresh(RandLoRA(6, basis=basis, memory=memory), in_features, out_features), x)  # type: ignore[arg-type]
+        (basis, memory): kept_bytes(fresh(RandLoRA(rank=6, basis=basis, memory=memory), in_features, out_features), x)  # type: ignore[arg-type]
         for basis in ("uniform", "ternary", "hadamard")
         for memory in ("low", "fast", "auto")
     }
@@ -473,7 +473,7 @@ def test_a_compiled_layer_gives_the_same_numbers(basis: str) -> None:
 @pytest.mark.parametrize("basis", ["ternary", "binary"])
 def test_signs_are_stored_in_8_bits_under_the_fingerprint_of_their_float32_bits(basis: Any) -> None:
     model = One(20, 30)
-    inject(model, RandLoRA(4, basis=basis, sparsity=3, seed=7), ["fc"])
+    inject(model, RandLoRA(rank=4, basis=basis, sparsity=3, seed=7), ["fc"])
     (shared,) = bases_of(model)
     a, b = (
         draw(7, name, count, rows, columns, Distribution.make(entries, 3, 30), torch.device("cpu"))

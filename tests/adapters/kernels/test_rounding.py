@@ -116,7 +116,10 @@ def test_every_method_keeps_small_updates(method: str, ratios: tuple[float, ...]
     assert torch.equal(zero.effective_weight(weight), weight)
 
 
-@in_one_item("method", [RandLoRA(12), RandLoRA(12, basis="hadamard"), RandLoRA(12, basis="ternary"), LoRA(64)])
+@in_one_item(
+    "method",
+    [RandLoRA(rank=12), RandLoRA(rank=12, basis="hadamard"), RandLoRA(rank=12, basis="ternary"), LoRA(rank=64)],
+)
 def test_a_layer_with_a_built_weight_uses_all_of_a_small_update(method: Adapter) -> None:
     torch.manual_seed(0)
     weight = (0.02 * torch.randn(288, 192)).bfloat16()

@@ -34,7 +34,7 @@ WAYS: dict[str, dict[str, Any]] = {
 def stack(**options: Any) -> nn.Sequential:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(48, 48), nn.GELU(), nn.Linear(48, 144), nn.GELU(), nn.Linear(144, 48))
-    inject(model, RandLoRA(5, **options), [".*"])
+    inject(model, RandLoRA(rank=5, **options), [".*"])
     randomise(model, 0.3)
     return model.train()
 
@@ -186,7 +186,7 @@ def test_nothing_is_out_of_date() -> None:
         model[2].weight.data = model[2].weight.data * 2  # type: ignore[index]
 
     def swaps(model: nn.Module) -> None:
-        use_bases(model, RandLoRA(5, seed=9).bases(shapes(model), torch.device("cpu")))  # type: ignore[arg-type]
+        use_bases(model, RandLoRA(rank=5, seed=9).bases(shapes(model), torch.device("cpu")))  # type: ignore[arg-type]
 
     def steps_in_data(model: nn.Module) -> None:
         class InData(torch.optim.SGD):

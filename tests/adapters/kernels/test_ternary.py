@@ -62,7 +62,7 @@ def test_additions_give_the_dense_products(
 def layer(sparsity: Any, out_features: int = 96, in_features: int = 64, **options: Any) -> One:
     torch.manual_seed(0)
     model = One(in_features, out_features)
-    inject(model, RandLoRA(4, basis="ternary", sparsity=sparsity, **options), ["fc"])
+    inject(model, RandLoRA(rank=4, basis="ternary", sparsity=sparsity, **options), ["fc"])
     for parameter in (model.fc.delta.lambdas, model.fc.delta.gammas):
         torch.nn.init.normal_(parameter)
     return model
@@ -90,7 +90,7 @@ def test_lists_are_for_sparse_bases_in_float32_on_a_cpu_outside_of_compilers() -
 
 def test_layers_share_lists_of_the_stated_size_which_no_file_has() -> None:
     model = torch.nn.Sequential(*(torch.nn.Linear(768, 768) for _ in range(3)))
-    inject(model, RandLoRA(6, basis="ternary", sparsity=28))
+    inject(model, RandLoRA(rank=6, basis="ternary", sparsity=28))
     x = torch.randn(4, 768, requires_grad=True)
     model(x).sum().backward()
     (bases,) = bases_of(model)

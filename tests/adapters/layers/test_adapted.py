@@ -39,7 +39,7 @@ def attention_pair(split: bool = False, **options: Any) -> tuple[nn.Module, nn.M
         if "bias" in name:
             nn.init.normal_(parameter, std=0.3)
     adapted = copy.deepcopy(plain)
-    inject(adapted, RandLoRA(5, qkv="split" if split else "packed"), ["qkv", "out_proj"])
+    inject(adapted, RandLoRA(rank=5, qkv="split" if split else "packed"), ["qkv", "out_proj"])
     randomise(adapted)
     return adapted, by_hand(adapted, plain)
 
@@ -237,7 +237,7 @@ def padding() -> Tensor:
 def test_an_encoder_in_eval_uses_its_adapter(targets: list[str] | None, padded: bool, nested: bool) -> None:
     plain = encoder(nested).eval()
     adapted = copy.deepcopy(plain)
-    inject(adapted, RandLoRA(5), targets)
+    inject(adapted, RandLoRA(rank=5), targets)
     randomise(adapted)
     twin = by_hand(adapted, plain)
     x = torch.randn(4, 5, EMBED)
@@ -275,7 +275,7 @@ def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_unloading_gives_the_fused_inference_back(nested: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = encoder(nested).eval()
     before = [dict(vars(module)) for module in model.modules()]
-    inject(model, LoRA(2), ["fc1"])
+    inject(model, LoRA(rank=2), ["fc1"])
     randomise(model)
     x = torch.randn(4, 5, EMBED)
     calls = fused_calls(monkeypatch)
@@ -293,7 +293,7 @@ def test_unloading_gives_the_fused_inference_back(nested: bool, monkeypatch: pyt
 
 def test_layers_without_adapter_keep_their_fused_inference(monkeypatch: pytest.MonkeyPatch) -> None:
     model = encoder(False).eval()
-    inject(model, LoRA(2), [r"layers\.0\.linear1"])
+    inject(model, LoRA(rank=2), [r"layers\.0\.linear1"])
     calls = fused_calls(monkeypatch)
     with torch.no_grad():
         model(torch.randn(4, 5, EMBED))
@@ -302,7 +302,7 @@ def test_layers_without_adapter_keep_their_fused_inference(monkeypatch: pytest.M
 
 def test_nested_tensors_are_never_silently_passed_by() -> None:
     model = encoder(True).eval()
-    inject(model, LoRA(2), ["qkv"])
+    inject(model, LoRA(rank=2), ["qkv"])
     x = torch.nested.nested_tensor([torch.randn(3, EMBED), torch.randn(5, EMBED)])
     with torch.no_grad(), pytest.raises((RuntimeError, AssertionError)):
         model.layers[0](x)  # type: ignore[operator]
@@ -311,7 +311,7 @@ def test_nested_tensors_are_never_silently_passed_by() -> None:
 def test_a_decoder_layer_attends_across_with_its_adapter() -> None:
     plain = nn.TransformerDecoderLayer(EMBED, HEADS, 24, batch_first=True).eval()
     adapted = copy.deepcopy(plain)
-    inject(adapted, RandLoRA(4), ["all"])
+    inject(adapted, RandLoRA(rank=4), ["all"])
     randomise(adapted)
     x, memory = torch.randn(2, 5, EMBED), torch.randn(2, 7, EMBED)
     with torch.no_grad():
@@ -328,7 +328,7 @@ def test_a_layer_stays_the_same_object_with_hooks_and_attributes() -> None:
     layer.register_forward_hook(lambda *_: seen.append(1))
     model = nn.Sequential(layer)
     weight = layer.weight
-    inject(model, LoRA(2), ["0"])
+    inject(model, LoRA(rank=2), ["0"])
     model(torch.randn(2, 12))
     assert model[0] is layer
     assert layer.weight is weight
@@ -342,7 +342,7 @@ def test_a_layer_stays_the_same_object_with_hooks_and_attributes() -> None:
 def test_a_shared_layer_is_adapted_once_and_everywhere() -> None:
     shared = nn.Linear(12, 12)
     model = nn.Sequential(shared, nn.Tanh(), shared)
-    report = inject(model, LoRA(2), ["0"])
+    report = inject(model, LoRA(rank=2), ["0"])
     randomise(model)
     assert len(report.rows) == 1
     x = torch.randn(3, 12)
@@ -354,7 +354,7 @@ def test_a_shared_layer_is_adapted_once_and_everywhere() -> None:
 def test_only_out_proj_may_be_adapted() -> None:
     plain = nn.MultiheadAttention(EMBED, HEADS, batch_first=True)
     model = copy.deepcopy(plain)
-    inject(model, DoRA(LoRA(2)), ["out_proj"])
+    inject(model, DoRA(LoRA(rank=2)), ["out_proj"])
     assert isinstance(model, AdaptedAttention)
     assert model.delta is None
     randomise(model)
@@ -367,7 +367,7 @@ def test_only_out_proj_may_be_adapted() -> None:
 @pytest.mark.parametrize("inference", [False, True])
 def test_training_goes_on_after_a_merge_in_an_evaluation(inference: bool) -> None:
     model = nn.Sequential(nn.Linear(12, 20))
-    inject(model, LoRA(2, alpha=2.0), ["0"])
+    inject(model, LoRA(rank=2, alpha=2.0), ["0"])
     randomise(model)
     before = model[0].weight.clone()
     with torch.inference_mode(inference):
@@ -385,7 +385,7 @@ def test_training_goes_on_after_a_merge_in_an_evaluation(inference: bool) -> Non
 
 def test_a_merged_model_moves_copies_and_converts() -> None:
     model = nn.Sequential(nn.Linear(12, 20))
-    inject(model, LoRA(2, alpha=2.0), ["0"])
+    inject(model, LoRA(rank=2, alpha=2.0), ["0"])
     randomise(model)
     before = model[0].weight.clone()
     merge(model)
@@ -398,7 +398,7 @@ def test_a_merged_model_moves_copies_and_converts() -> None:
 
 def test_the_update_of_blocks_has_zeros_where_there_is_none() -> None:
     model = nn.MultiheadAttention(EMBED, HEADS)
-    inject(model, RandLoRA(4), ["q", "v"])
+    inject(model, RandLoRA(rank=4), ["q", "v"])
     randomise(model)
     delta = model.delta.delta()  # type: ignore[union-attr,operator]
     assert delta.shape == (36, 12)
@@ -411,7 +411,7 @@ def test_the_update_of_blocks_has_zeros_where_there_is_none() -> None:
 @pytest.mark.parametrize("what", ["base", "update"])
 def test_loading_a_state_into_a_merged_model_unmerges_it(what: str) -> None:
     model = nn.Sequential(nn.Linear(12, 20))
-    inject(model, LoRA(2, alpha=2.0), ["0"])
+    inject(model, LoRA(rank=2, alpha=2.0), ["0"])
     randomise(model)
     twin = copy.deepcopy(model)
     if what == "base":

@@ -47,7 +47,9 @@ def layer_of(model: nn.Module) -> Any:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
-    "adapter", [RandLoRA(4), DoRA(LoRA(4, alpha=4.0)), VeRA(9), NoLA(2, num_bases=5)], ids=lambda a: a.method()
+    "adapter",
+    [RandLoRA(rank=4), DoRA(LoRA(rank=4, alpha=4.0)), VeRA(rank=9), NoLA(rank=2, num_bases=5)],
+    ids=lambda a: a.method(),
 )
 def test_a_convolution_with_the_reference_update(shape: str, adapter: Adapter) -> None:
     plain = nn.Conv2d(8, 16, **SHAPES[shape])
@@ -65,7 +67,7 @@ def test_a_convolution_with_the_reference_update(shape: str, adapter: Adapter) -
 
 def test_dropout_is_of_the_input_of_the_update_alone() -> None:
     model = nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=False))
-    inject(model, LoRA(4, dropout=0.5), ["0"])
+    inject(model, LoRA(rank=4, dropout=0.5), ["0"])
     randomise(model)
     layer, x = layer_of(model), torch.randn(1, 8, 400, 40)
     change = layer.swap_layout(layer.delta.delta())
@@ -82,7 +84,7 @@ def test_dropout_is_of_the_input_of_the_update_alone() -> None:
 
 def test_each_part_of_a_sum_drops_by_itself(tmp_path: Path) -> None:
     base = nn.Sequential(nn.Conv2d(8, 6, 3))
-    for name, adapter in {"a": LoRA(4, dropout=0.5), "b": DoRA(LoRA(4, dropout=0.5))}.items():
+    for name, adapter in {"a": LoRA(rank=4, dropout=0.5), "b": DoRA(LoRA(rank=4, dropout=0.5))}.items():
         model = copy.deepcopy(base)
         inject(model, adapter, ["0"])
         randomise(model)
@@ -103,8 +105,8 @@ def test_a_subclass_computes_with_the_built_weight(kind: Any, tmp_path: Path) ->
     plain = nn.Sequential(kind(8, 6, kernel_size=3, stride=2))
     model, x = copy.deepcopy(plain), torch.randn(2, 8, 9, 9)
     with pytest.raises(UserError, match="forward"):
-        inject(model, LoRA(4, dropout=0.1), ["0"])
-    inject(model, RandLoRA(4), ["0"])
+        inject(model, LoRA(rank=4, dropout=0.1), ["0"])
+    inject(model, RandLoRA(rank=4), ["0"])
     assert torch.equal(model(x), plain(x))
     randomise(model)
     layer, expected = layer_of(model), model(x)
@@ -121,14 +123,14 @@ def test_a_subclass_computes_with_the_built_weight(kind: Any, tmp_path: Path) ->
 
 def test_convolutions_compile_without_a_graph_break() -> None:
     model, x = nn.Sequential(nn.Conv2d(8, 6, 3)), torch.randn(2, 8, 5, 5)
-    inject(model, RandLoRA(4), ["0"])
+    inject(model, RandLoRA(rank=4), ["0"])
     randomise(model)
     torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x))
 
 
 def test_statistics_of_a_frozen_base_stay_frozen() -> None:
     model = timm.create_model("test_resnet", num_classes=0)
-    inject(model, RandLoRA(4))
+    inject(model, RandLoRA(rank=4))
     set_train_mode(model)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model(torch.randn(4, 3, 32, 32)).sum().backward()
@@ -141,7 +143,7 @@ def test_statistics_of_a_frozen_base_stay_frozen() -> None:
 def test_a_weight_in_channels_last_is_adapted() -> None:
     model = nn.Sequential(nn.Conv2d(8, 6, 3)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x: Tensor = torch.randn(2, 8, 5, 5)
-    inject(model, RandLoRA(4), ["0"])
+    inject(model, RandLoRA(rank=4), ["0"])
     randomise(model)
     expected = model(x)
     merge(model)

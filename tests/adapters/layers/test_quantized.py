@@ -162,7 +162,7 @@ def test_tokens_that_are_written_neither_build_s_nor_cast_b(basis: Any, half: bo
     sizes = []
     for adapted in (False, True):
         if adapted:
-            inject(quantized, RandLoRA(4, basis=basis), ["fc"])
+            inject(quantized, RandLoRA(rank=4, basis=basis), ["fc"])
             randomise(quantized)
         quantized.eval()
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -179,7 +179,7 @@ def test_disabled_detached_copied_and_checkpointed() -> None:
     x = torch.randn(5, 20)
     expected = quantized(x)
     assert_close(expected, plain(x), 1e-6)
-    inject(quantized, RandLoRA(4), ["fc"])
+    inject(quantized, RandLoRA(rank=4), ["fc"])
     randomise(quantized)
     assert isinstance(quantized.fc, Eighths)
     adapted = quantized(x)
@@ -206,7 +206,7 @@ def test_merging_is_refused_and_changes_nothing(action: Any) -> None:
     _, quantized = both("lora")
     model = nn.ModuleDict({"first": One(8, 8), "second": quantized})
     detach(quantized)
-    inject(model, LoRA(2), [".*"])
+    inject(model, LoRA(rank=2), [".*"])
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(UserError, match=r"second.fc"):
         action(model)
@@ -225,7 +225,7 @@ def test_blocks_of_a_quantized_weight() -> None:
     quantized = FewHeads()
     quantized.qkv_proj = Eighths(plain.qkv_proj)
     for model in (plain, quantized):
-        inject(model, DoRA(LoRA(3, alpha=3.0)), ["q", "v"])
+        inject(model, DoRA(LoRA(rank=3, alpha=3.0)), ["q", "v"])
     values = zip(trainable_parameters(plain).values(), trainable_parameters(quantized).values(), strict=True)
     with torch.no_grad():
         for first, second in values:
@@ -242,7 +242,7 @@ def test_blocks_of_a_quantized_weight() -> None:
 
 def test_an_adapter_goes_from_the_quantized_model_into_the_plain_one(tmp_path: Path) -> None:
     plain, quantized = pair()
-    inject(quantized, RandLoRA(4), ["fc"])
+    inject(quantized, RandLoRA(rank=4), ["fc"])
     randomise(quantized)
     save_adapter(quantized, tmp_path / "adapter")
     load_adapter(plain, tmp_path / "adapter")
@@ -265,7 +265,7 @@ def test_a_forward_of_its_own_around_a_plain_weight_is_still_refused() -> None:
             return super().forward(input) * 2
 
     with pytest.raises(UserError, match="forward"):
-        inject(nn.ModuleDict({"fc": Own(4, 4)}), LoRA(2), ["fc"])
+        inject(nn.ModuleDict({"fc": Own(4, 4)}), LoRA(rank=2), ["fc"])
 
 
 def library(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -301,7 +301,7 @@ def test_a_library_unpacks_its_own_weights(monkeypatch: pytest.MonkeyPatch) -> N
     assert found.dtype == torch.bfloat16 and torch.equal(found.float(), plain.fc.weight)
     quantized = One(20, 12)
     quantized.fc = four
-    inject(quantized, DoRA(LoRA(3, alpha=3.0)), ["fc"])
+    inject(quantized, DoRA(LoRA(rank=3, alpha=3.0)), ["fc"])
     assert torch.equal(quantized.fc.base_weight.float(), plain.fc.weight)  # type: ignore[union-attr, operator]
     assert calls == [20]
     eight.state.SCB = None
@@ -334,7 +334,13 @@ def bnb(kind: str) -> tuple[nn.Module, nn.Module]:
 @pytest.mark.parametrize("kind", ["4-bit", "8-bit"])
 @pytest.mark.parametrize(
     "adapter",
-    [RandLoRA(4), LoRA(4, alpha=4.0), VeRA(8, alpha=8.0), DoRA(LoRA(4, alpha=4.0)), RandLoRA(4, basis="hadamard")],
+    [
+        RandLoRA(rank=4),
+        LoRA(rank=4, alpha=4.0),
+        VeRA(rank=8, alpha=8.0),
+        DoRA(LoRA(rank=4, alpha=4.0)),
+        RandLoRA(rank=4, basis="hadamard"),
+    ],
     ids=["randlora", "lora", "vera", "dora", "hadamard"],
 )
 def test_layers_of_bitsandbytes(adapter: Adapter, kind: str) -> None:

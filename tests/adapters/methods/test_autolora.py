@@ -28,8 +28,8 @@ from tests.adapters.cases import One, assert_close
 
 def test_equal_shares_are_a_lora_divided_by_k() -> None:
     model, plain = One(12, 20), One(12, 20)
-    inject(model, AutoLoRA(4, alpha=8, seed=3), ["fc"])
-    inject(plain, LoRA(4, alpha=8 / 4, seed=3), ["fc"])
+    inject(model, AutoLoRA(rank=4, alpha=8, seed=3), ["fc"])
+    inject(plain, LoRA(rank=4, alpha=8 / 4, seed=3), ["fc"])
     torch.manual_seed(0)
     randomise_b = torch.randn(20, 4)
     for each in (model, plain):
@@ -39,7 +39,7 @@ def test_equal_shares_are_a_lora_divided_by_k() -> None:
 
 def test_the_lora_found_has_k_times_the_scaling_of_its_search() -> None:
     model, found = One(12, 20), One(12, 20)
-    search = inject(model, AutoLoRA(4, alpha=8, seed=3), ["fc"]).procedure
+    search = inject(model, AutoLoRA(rank=4, alpha=8, seed=3), ["fc"]).procedure
     inject(found, LoRA(**search.finish()["search/adapter"]["init_args"], seed=3), ["fc"])
     for each in (model, found):
         trainable_parameters(each)["fc.delta.B"].data.fill_(1.0)
@@ -111,7 +111,7 @@ def searched(order: str) -> dict[str, int]:
     torch.manual_seed(0)
     model = nn.ModuleDict({name: nn.Linear(4, 4, bias=False) for name in ("first", "second")})
     goal = torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0]))
-    report = inject(model, AutoLoRA(4, alpha=12, order=order), ["first", "second"])  # type: ignore[arg-type]
+    report = inject(model, AutoLoRA(rank=4, alpha=12, order=order), ["first", "second"])  # type: ignore[arg-type]
     strengths = {"first": torch.ones(4), "second": torch.tensor([0.2, 1.0, 1.0, 1.0])}
     for name, strength in strengths.items():
         with torch.no_grad():
@@ -192,4 +192,4 @@ def test_a_search_needs_losses_and_copies_have_none() -> None:
     with pytest.raises(UserError, match="num_bases"):
         RandLoRA(num_bases={".*": 0})
     with pytest.raises(UserError, match="num_bases pattern 'fc' matches none"):
-        inject(nn.Sequential(nn.Linear(4, 4)), RandLoRA(2, num_bases={"fc": 1}), ["0"])
+        inject(nn.Sequential(nn.Linear(4, 4)), RandLoRA(rank=2, num_bases={"fc": 1}), ["0"])

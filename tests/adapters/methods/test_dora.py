@@ -26,7 +26,7 @@ from tests.adapters.cases import One, adapt, assert_close, randomise
 
 def test_magnitudes_start_at_the_row_norms_and_become_them() -> None:
     model = One(12, 20)
-    inject(model, DoRA(LoRA(4, alpha=4.0)), ["fc"])
+    inject(model, DoRA(LoRA(rank=4, alpha=4.0)), ["fc"])
     delta = model.fc.delta
     assert isinstance(delta, DoRADelta)
     assert_close(delta.magnitude, model.fc.weight.norm(dim=1))
@@ -37,7 +37,7 @@ def test_magnitudes_start_at_the_row_norms_and_become_them() -> None:
     assert torch.equal(delta.delta(), delta.inner.delta())
 
 
-@pytest.mark.parametrize("inner", [LoRA(4, alpha=4.0), RandLoRA(4), VeRA(9, alpha=9.0)])
+@pytest.mark.parametrize("inner", [LoRA(rank=4, alpha=4.0), RandLoRA(rank=4), VeRA(rank=9, alpha=9.0)])
 def test_the_norm_is_a_constant_for_the_gradient(inner: Any) -> None:
     model = One(12, 20).double()
     inject(model, DoRA(inner), ["fc"])
@@ -62,7 +62,7 @@ def test_a_row_of_zeros_stays_one() -> None:
         model.fc.weight[3] = 0
     x = torch.randn(5, 12)
     expected = model(x)
-    inject(model, DoRA(LoRA(4, alpha=4.0)), ["fc"])
+    inject(model, DoRA(LoRA(rank=4, alpha=4.0)), ["fc"])
     assert torch.equal(model(x), expected)
     model(x).square().sum().backward()
     assert all(value.grad is not None and value.grad.isfinite().all() for value in trainable_parameters(model).values())
@@ -75,17 +75,17 @@ def test_nothing_changes_at_the_start_in_low_precision() -> None:
     x = torch.randn(5, 64)
     with torch.autocast("cpu", torch.bfloat16):
         expected = model(x)
-        inject(model, DoRA(RandLoRA(6)), ["fc"])
+        inject(model, DoRA(RandLoRA(rank=6)), ["fc"])
         assert torch.equal(model(x), expected)
 
 
 def test_options_come_from_the_inner_method() -> None:
-    adapter = DoRA(RandLoRA(5, qkv="split", match="lora:2", seed=3))
+    adapter = DoRA(RandLoRA(rank=5, qkv="split", match="lora:2", seed=3))
     assert (adapter.qkv, adapter.match, adapter.key, adapter.rank) == ("split", "lora:2", 3, 5)
-    assert adapter.replace(rank=7, match=None).describe() == DoRA(RandLoRA(7, qkv="split", seed=3)).describe()
-    assert adapter.replace(inner=LoRA(2)).describe() == DoRA(LoRA(2)).describe()
+    assert adapter.replace(rank=7, match=None).describe() == DoRA(RandLoRA(rank=7, qkv="split", seed=3)).describe()
+    assert adapter.replace(inner=LoRA(rank=2)).describe() == DoRA(LoRA(rank=2)).describe()
     assert DoRA().describe() == DoRA(LoRA()).describe()
-    assert DoRA(LoRA(4)).count(WeightShape("fc", 20, 12)) == 4 * 32 + 20
+    assert DoRA(LoRA(rank=4)).count(WeightShape("fc", 20, 12)) == 4 * 32 + 20
 
 
 @pytest.mark.parametrize("inner", [BitFit(), DoRA()])

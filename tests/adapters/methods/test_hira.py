@@ -15,8 +15,8 @@ def test_a_small_rank_gives_full_rank_and_zeros_stay_zero() -> None:
     model = One(24, 24)
     with torch.no_grad():
         model.fc.weight[3, 5:9] = 0
-    report = inject(model, HiRA(2, seed=3), ["fc"])
-    assert report.trainable == HiRA(2).count(WeightShape("fc", 24, 24)) == 2 * 48
+    report = inject(model, HiRA(rank=2, seed=3), ["fc"])
+    assert report.trainable == HiRA(rank=2).count(WeightShape("fc", 24, 24)) == 2 * 48
     delta = model.fc.delta
     assert isinstance(delta, nn.Module) and delta.A.abs().max() <= 24**-0.5  # type: ignore[operator, union-attr]
     randomise(model)
@@ -24,7 +24,7 @@ def test_a_small_rank_gives_full_rank_and_zeros_stay_zero() -> None:
     assert torch.linalg.matrix_rank(update) == 24
     assert not update[3, 5:9].any() and update[3, 9:].all()
     with pytest.raises(UserError, match="rank 25 is larger than the smaller side 24 of fc"):
-        inject(One(24, 24), HiRA(25), ["fc"])
+        inject(One(24, 24), HiRA(rank=25), ["fc"])
 
 
 def large_tensors_kept(model: One) -> int:
@@ -46,14 +46,14 @@ def test_no_matrix_of_the_weight_s_size_is_kept(dropout: float) -> None:
     """Beside a plain frozen weight, and beside a packed one, which is unpacked again."""
     for model in pair(40, 30):
         before = large_tensors_kept(model)  # of a packed layer's own forward
-        inject(model, HiRA(2, dropout=dropout), ["fc"])
+        inject(model, HiRA(rank=2, dropout=dropout), ["fc"])
         randomise(model)
         assert large_tensors_kept(model.train()) == before
 
 
 def test_dora_scales_the_rows_of_the_changed_weight() -> None:
     model = One(12, 20)
-    inject(model, DoRA(HiRA(3)), ["fc"])
+    inject(model, DoRA(HiRA(rank=3)), ["fc"])
     weight = model.fc.weight.detach().clone()
     assert not delta_weights(model)["fc"].any()
     randomise(model)

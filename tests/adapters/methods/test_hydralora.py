@@ -33,7 +33,7 @@ def as_lora(model: One, delta: HydraLoRADelta, left: Tensor) -> One:
     """Return the same layer with a LoRA of the same A, and of another B."""
     twin = One(model.fc.in_features, model.fc.out_features)
     twin.load_state_dict(model.state_dict(), strict=False)
-    inject(twin, LoRA(4, alpha=6.0), ["fc"])
+    inject(twin, LoRA(rank=4, alpha=6.0), ["fc"])
     lora = twin.fc.delta
     assert isinstance(lora, LoRADelta)
     lora.keep = False  # two thin products, as HydraLoRA has no weight to build
@@ -54,8 +54,8 @@ def test_one_head_is_lora_bit_for_bit() -> None:
     assert torch.equal(gradients[0][0], gradients[1][0])
     assert torch.equal(gradients[0][1][0], gradients[1][1])
     fresh, lora = One(12, 20), One(12, 20)
-    inject(fresh, HydraLoRA(4, heads=1, seed=3), ["fc"])
-    inject(lora, LoRA(4, seed=3), ["fc"])
+    inject(fresh, HydraLoRA(rank=4, heads=1, seed=3), ["fc"])
+    inject(lora, LoRA(rank=4, seed=3), ["fc"])
     assert torch.equal(fresh.fc.delta.A, lora.fc.delta.A)  # type: ignore[arg-type, union-attr]
 
 
@@ -93,7 +93,7 @@ def test_heads_share_one_dropout_mask_and_one_product_and_the_router_sees_the_wh
 
 def test_the_router_has_a_gradient_from_the_second_step() -> None:
     model = One(12, 20)
-    inject(model, HydraLoRA(4), ["fc"])
+    inject(model, HydraLoRA(rank=4), ["fc"])
     delta = model.fc.delta
     assert isinstance(delta, HydraLoRADelta)
     assert delta.router.any() and not delta.B.any()
@@ -127,7 +127,7 @@ def test_a_convolution_is_the_layer_on_every_patch(groups: int) -> None:
     plain = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=groups, padding_mode="reflect")
     plain.load_state_dict(conv.state_dict())
     model = nn.Sequential(conv)
-    inject(model, HydraLoRA(3, heads=2, alpha=3.0), ["0"])
+    inject(model, HydraLoRA(rank=3, heads=2, alpha=3.0), ["0"])
     randomise(model)
     x = torch.randn(2, 4, 7, 5)
     padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
@@ -148,7 +148,7 @@ def test_a_convolution_is_the_layer_on_every_patch(groups: int) -> None:
 
 def test_balance_is_the_squared_coefficient_of_variation_of_the_mean_gates() -> None:
     model = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 12))
-    procedure = inject(model, HydraLoRA(4, heads=3, balance=0.5), [".*"]).procedure
+    procedure = inject(model, HydraLoRA(rank=4, heads=3, balance=0.5), [".*"]).procedure
     assert procedure is not None
     deltas: list[Any] = [layer.delta for layer in model]
     with torch.no_grad():
@@ -182,14 +182,14 @@ def test_balance_is_the_squared_coefficient_of_variation_of_the_mean_gates() -> 
     model(x[0, 0])
     one = procedure.penalty()  # of one token, without other dimensions
     assert one is not None and one.isfinite()
-    assert inject(One(12, 20), HydraLoRA(4), ["fc"]).procedure is None
+    assert inject(One(12, 20), HydraLoRA(rank=4), ["fc"]).procedure is None
 
 
 def test_counts_and_errors() -> None:
     layer = nn.ModuleDict({name: nn.Linear(4096, 4096, bias=False, device="meta") for name in ("q_proj", "v_proj")})
     report = inject(nn.ModuleList([layer] + [_copied(layer) for _ in range(31)]), HydraLoRA(), ["q_proj", "v_proj"])
     assert report.trainable == 9_175_040  # Llama-2-7B; the paper leaves out the 786,432 of the routers
-    assert HydraLoRA(4, heads=2).count(WeightShape("fc", 20, 12)) == 4 * 12 + 2 * 4 * 20 + 2 * 12
+    assert HydraLoRA(rank=4, heads=2).count(WeightShape("fc", 20, 12)) == 4 * 12 + 2 * 4 * 20 + 2 * 12
     for heads in (0, 1.5, True):
         with pytest.raises(UserError, match=r"heads is .* Set a positive integer"):
             HydraLoRA(heads=heads)  # type: ignore[arg-type]

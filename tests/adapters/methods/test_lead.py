@@ -28,10 +28,10 @@ def test_absorbs_a_lora_exactly_and_trains_to_full_rank(sides: tuple[int, int], 
     plain, lora, model = (One(*sides).double() for _ in range(3))
     for other in (lora, model):
         other.load_state_dict(plain.state_dict())
-    inject(lora, LoRA(2, alpha=3.0), ["fc"])
+    inject(lora, LoRA(rank=2, alpha=3.0), ["fc"])
     randomise(lora, 0.5)
-    report = inject(model, RandLoRA(4, lead=2, **options), ["fc"])
-    assert report.trainable == inject(plain, RandLoRA(4, **options), ["fc"]).trainable
+    report = inject(model, RandLoRA(rank=4, lead=2, **options), ["fc"])
+    assert report.trainable == inject(plain, RandLoRA(rank=4, **options), ["fc"]).trainable
     delta: Any = model.fc.delta
     assert isinstance(delta, LedRandLoRADelta) and not delta.delta().any()
     delta.absorb(*lora.fc.delta.factors())  # type: ignore[operator, union-attr]
@@ -55,7 +55,7 @@ def test_absorbs_a_lora_exactly_and_trains_to_full_rank(sides: tuple[int, int], 
 
 def test_lead_by_pattern_and_impossible_leads() -> None:
     model = torch.nn.ModuleDict({"one": One(8, 8), "two": One(8, 8)})
-    inject(model, RandLoRA(2, lead={"one.fc": 3}), ["fc"])
+    inject(model, RandLoRA(rank=2, lead={"one.fc": 3}), ["fc"])
     assert model["one"].fc.delta.lead.shape == (8, 3)  # type: ignore[union-attr]
     assert set(trainable_parameters(model["two"])) == {"fc.delta.lambdas", "fc.delta.gammas"}
     assert not isinstance(model["two"].fc.delta, LedRandLoRADelta)
@@ -66,4 +66,4 @@ def test_lead_by_pattern_and_impossible_leads() -> None:
     ]
     for options, message in cases:
         with pytest.raises(UserError, match=message):
-            inject(One(24, 24), RandLoRA(4, **options), ["fc"])
+            inject(One(24, 24), RandLoRA(rank=4, **options), ["fc"])

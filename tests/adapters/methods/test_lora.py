@@ -15,7 +15,7 @@ from tests.adapters.cases import One
 
 def test_the_start_is_kaiming_uniform_and_zero() -> None:
     model = One(300, 200)
-    inject(model, LoRA(50), ["fc"])
+    inject(model, LoRA(rank=50), ["fc"])
     delta = model.fc.delta
     assert isinstance(delta, LoRADelta)
     assert not delta.B.any()
@@ -27,7 +27,7 @@ def test_the_start_is_kaiming_uniform_and_zero() -> None:
 def test_the_start_of_the_papers_code() -> None:
     """The zero factor is on the input side and the bound is 1 / sqrt(r out); packed attention has both exchanged."""
     model = nn.ModuleDict({"fc": nn.Linear(300, 200), "attn": nn.MultiheadAttention(120, 2)})
-    inject(model, LoRA(50, init="official"), ["fc", "attn.in_proj"])
+    inject(model, LoRA(rank=50, init="official"), ["fc", "attn.in_proj"])
     plain, packed = model.fc.delta, model.attn.delta
     assert isinstance(plain, LoRADelta) and isinstance(packed, LoRADelta)
     assert not plain.A.any() and not packed.B.any()
@@ -35,7 +35,7 @@ def test_the_start_of_the_papers_code() -> None:
         assert random.abs().max() <= bound
         assert random.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
     alone = nn.MultiheadAttention(120, 2)  # its layer is called in_proj
-    inject(alone, LoRA(50, init="official"), ["in_proj"])
+    inject(alone, LoRA(rank=50, init="official"), ["in_proj"])
     assert not alone.delta.B.any() and alone.delta.A.any()  # type: ignore[union-attr,operator]
     model.fc(torch.randn(3, 300)).square().sum().backward()  # type: ignore[operator]
     assert plain.A.grad is not None and plain.A.grad.any() and plain.B.grad is not None and not plain.B.grad.any()
@@ -46,7 +46,7 @@ def test_the_start_of_the_papers_code() -> None:
 def test_the_start_depends_on_seed_and_layer_name_alone() -> None:
     def start(seed: int, **sizes: int) -> dict[str, torch.Tensor]:
         model = nn.ModuleDict({name: nn.Linear(8, size) for name, size in sizes.items()})
-        inject(model, LoRA(2, seed=seed), [".*"])
+        inject(model, LoRA(rank=2, seed=seed), [".*"])
         return {name: layer.delta.A.detach() for name, layer in model.items()}  # type: ignore[union-attr,operator,misc]
 
     both, alone = start(0, one=8, two=8), start(0, two=20)
@@ -58,9 +58,9 @@ def test_the_start_depends_on_seed_and_layer_name_alone() -> None:
 @pytest.mark.parametrize(("rslora", "expected"), [(False, 3.0 / 9), (True, 3.0 / 3)])
 def test_scaling(rslora: bool, expected: float) -> None:
     model = One(20, 12)
-    inject(model, LoRA(9, alpha=3.0, rslora=rslora), ["fc"])
+    inject(model, LoRA(rank=9, alpha=3.0, rslora=rslora), ["fc"])
     assert model.fc.delta.scaling == expected  # type: ignore[union-attr]
 
 
 def test_count() -> None:
-    assert LoRA(32).count(WeightShape("qkv", 2304, 768)) == 32 * (2304 + 768)
+    assert LoRA(rank=32).count(WeightShape("qkv", 2304, 768)) == 32 * (2304 + 768)

@@ -25,7 +25,7 @@ def adapted(adapter: LoRAXS) -> tuple[nn.Sequential, LoRAXSDelta]:
 @in_one_item(("alpha", "balance"), [(None, "right"), (16.0, "right"), (16.0, "both")])
 def test_equation(alpha: float | None, balance: str) -> None:
     rank = 4
-    model, delta = adapted(LoRAXS(rank, alpha, balance=balance))  # type: ignore[arg-type]
+    model, delta = adapted(LoRAXS(rank=rank, alpha=alpha, balance=balance))  # type: ignore[arg-type]
     u, s, v = (part.double() for part in torch.linalg.svd(model[0].weight.detach().double(), full_matrices=False))
     u, s, v = u[:, :rank], s[:rank], v[:rank]
     assert not delta.delta().any()
@@ -46,10 +46,10 @@ def test_counts_of_the_paper() -> None:
         block["output"] = nn.Linear(4096, 1024)
     counts = {4: 1_536, 8: 6_144, 12: 13_824, 16: 24_576, 20: 38_400, 25: 60_000}
     for rank, count in counts.items():
-        adapter = LoRAXS(rank)
+        adapter = LoRAXS(rank=rank)
         assert 24 * sum(adapter.count(shape_of(name, layer)) for name, layer in block.items()) == count
-    assert inject(meta_clip("ViT-B-32"), LoRAXS(64)).trainable == 294_912
-    assert inject(meta_clip("ViT-B-32"), LoRAXS(256)).trainable == 4_718_592
+    assert inject(meta_clip("ViT-B-32"), LoRAXS(rank=64)).trainable == 294_912
+    assert inject(meta_clip("ViT-B-32"), LoRAXS(rank=256)).trainable == 4_718_592
 
 
 def shape_of(name: str, layer: nn.Module) -> WeightShape:
@@ -59,19 +59,19 @@ def shape_of(name: str, layer: nn.Module) -> WeightShape:
 
 def test_options() -> None:
     with pytest.raises(UserError, match="LoRAXS: rank 13 is larger than the smaller side 12 of 0"):
-        adapted(LoRAXS(13))
+        adapted(LoRAXS(rank=13))
     with pytest.raises(UserError, match=r"balance is 'left'. Choose right or both"):
         LoRAXS(balance="left")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"init is 'zeros'. Choose zero or official"):
         LoRAXS(init="zeros")  # type: ignore[arg-type]
-    _, delta = adapted(LoRAXS(12, init="official", seed=3))
-    again = adapted(LoRAXS(12, init="official", seed=3))[1]
+    _, delta = adapted(LoRAXS(rank=12, init="official", seed=3))
+    again = adapted(LoRAXS(rank=12, init="official", seed=3))[1]
     assert torch.equal(delta.R, again.R) and 0.8e-5 < float(delta.R.detach().std()) < 1.2e-5
     assert inject(nn.Sequential(nn.Linear(12, 20)), LoRAXS(match="lora:1"), ["0"]).trainable == 36
 
 
 def test_products_agree_at_every_number_of_tokens() -> None:
-    model, delta = adapted(LoRAXS(12))  # three products for few tokens, one with the built weight for many
+    model, delta = adapted(LoRAXS(rank=12))  # three products for few tokens, one with the built weight for many
     randomise(model)
     for tokens in (1, 7, 500):
         x = torch.randn(2, tokens, 12)

@@ -41,7 +41,7 @@ def test_alpha_over_rank_scales_the_update() -> None:
 
 def test_layers_share_one_set_of_factors() -> None:
     model = nn.ModuleDict({"tall": nn.Linear(6, 10), "wide": nn.Linear(30, 8)})
-    report = inject(model, NoLA(2, num_bases=5), [".*"])
+    report = inject(model, NoLA(rank=2, num_bases=5), [".*"])
     tall = model["tall"].delta
     assert isinstance(tall, NoLADelta)
     assert tall.bases is model["wide"].delta.bases  # type: ignore[union-attr]

@@ -18,7 +18,7 @@ from tests.support.products import in_one_item
 
 def adapted(**options: Any) -> One:
     model = One(12, 20).double()
-    inject(model, OFT(4, **options), ["fc"])
+    inject(model, OFT(block=4, **options), ["fc"])
     randomise(model)
     return model
 
@@ -73,7 +73,7 @@ def test_both_forms_agree_and_neither_keeps_the_weight() -> None:
         for first, second in zip(*results, strict=True):
             assert_close(first, second, 1e-12)
     wide = One(40, 30)
-    inject(wide, OFT(8), ["fc"])
+    inject(wide, OFT(block=8), ["fc"])
     assert large_tensors_kept(wide) == 0
 
 
@@ -97,11 +97,11 @@ def test_both_forms_agree_and_neither_keeps_the_weight() -> None:
 def test_blocks(side: int, block: Any, found: int | str) -> None:
     shape = WeightShape("fc", 20, side)
     if isinstance(found, int):
-        assert OFT(block).block_of(shape) == found
-        assert OFT(block).count(shape) == side // found * (found * (found - 1) // 2)
+        assert OFT(block=block).block_of(shape) == found
+        assert OFT(block=block).count(shape) == side // found * (found * (found - 1) // 2)
         return
     with pytest.raises(UserError, match=found):
-        OFT(block).count(shape)
+        OFT(block=block).count(shape)
 
 
 def test_counts_and_matched_blocks() -> None:
@@ -115,7 +115,7 @@ def test_counts_and_matched_blocks() -> None:
 
 def test_an_alias_leaves_out_layers_whose_inputs_a_block_does_not_divide() -> None:
     model = small_vit()
-    report = inject(model, OFT(48), ["all"])  # inputs of 24 and 96
+    report = inject(model, OFT(block=48), ["all"])  # inputs of 24 and 96
     assert {row.layer for row in report.rows} == {"blocks.0.mlp.fc2", "blocks.1.mlp.fc2"}
     assert "attn.qkv (no size fits it)" in report.coverage.line
 

@@ -26,7 +26,7 @@ def update_of(model: nn.Module) -> PiSSADelta:
 def test_equations(alpha: float | None, start: str) -> None:
     model, rank = layer(), 4
     weight = model[0].weight.detach().double().clone()
-    inject(model, PiSSA(rank, alpha, start=start), ["0"])  # type: ignore[arg-type]
+    inject(model, PiSSA(rank=rank, alpha=alpha, start=start), ["0"])  # type: ignore[arg-type]
     delta = update_of(model)
     scaling = 1.0 if alpha is None else alpha / rank
     b0, a0 = (delta.get_buffer(name).double() for name in ("B0", "A0"))
@@ -48,7 +48,7 @@ def test_equations(alpha: float | None, start: str) -> None:
 def test_minor_components() -> None:
     model = layer()
     weight = model[0].weight.detach().double()
-    assert inject(model, PiSSA(4, start="minor"), ["0"]).trainable == 4 * 12
+    assert inject(model, PiSSA(rank=4, start="minor"), ["0"]).trainable == 4 * 12
     assert list(trainable_parameters(model)) == ["0.delta.A"]
     randomise(model)
     u = torch.linalg.svd(weight, full_matrices=False)[0]
@@ -58,11 +58,11 @@ def test_minor_components() -> None:
 
 def test_every_rank_up_to_the_smaller_side() -> None:
     model = layer()
-    inject(model, PiSSA(12), ["0"])
+    inject(model, PiSSA(rank=12), ["0"])
     delta = update_of(model)
     torch.testing.assert_close(delta.get_buffer("B0") @ delta.get_buffer("A0"), model[0].weight.detach())
     with pytest.raises(UserError, match="rank 13 is larger than the smaller side 12 of 0"):
-        inject(layer(), PiSSA(13), ["0"])
+        inject(layer(), PiSSA(rank=13), ["0"])
     with pytest.raises(UserError, match=r"start is 'svd'. Choose pissa, olora, minor"):
         PiSSA(start="svd")  # type: ignore[arg-type]
 
@@ -74,7 +74,7 @@ def test_counts_of_published_models_need_no_decomposition() -> None:
             | {name: nn.Linear(4096, 11008, bias=False) for name in ("gate_proj", "up_proj")}
             | {"down_proj": nn.Linear(11008, 4096, bias=False)}
         )
-    assert 32 * inject(block, PiSSA(128), list(block)).trainable == 319_815_680  # Llama-2-7B
+    assert 32 * inject(block, PiSSA(rank=128), list(block)).trainable == 319_815_680  # Llama-2-7B
 
 
 @in_one_item(("start", "alpha"), [("pissa", 4), ("pissa", 16), ("olora", 4), ("olora", 16)])
@@ -83,7 +83,7 @@ def test_peft_has_the_same_layer(start: str, alpha: int) -> None:
     model, plain = layer(), layer()
     config = peft.LoraConfig(r=4, lora_alpha=alpha, target_modules=["0"], init_lora_weights=start)
     theirs = peft.get_peft_model(plain, config)
-    inject(model, PiSSA(4, float(alpha), start=start), ["0"])  # type: ignore[arg-type]
+    inject(model, PiSSA(rank=4, alpha=float(alpha), start=start), ["0"])  # type: ignore[arg-type]
     x, delta, other = torch.randn(5, 12), update_of(model), theirs.base_model.model[0]
     assert_close(theirs(x), model(x))
     assert_close(other.lora_B["default"].weight @ other.lora_A["default"].weight, delta.B @ delta.A)

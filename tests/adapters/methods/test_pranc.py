@@ -22,7 +22,7 @@ FORMS: list[Literal["shared", "dense"]] = ["shared", "dense"]
 
 def update(form: Any, count: int, rows: int = 9, columns: int = 70, **options: Any) -> PRANCDelta:
     model = One(columns, rows).double()
-    inject(model, PRANC(count, form, **options), ["fc"])
+    inject(model, PRANC(coefficients=count, form=form, **options), ["fc"])
     assert isinstance(model.fc.delta, PRANCDelta)
     return model.fc.delta
 
@@ -57,10 +57,12 @@ def test_an_entry_depends_on_its_place_alone() -> None:
     assert torch.equal(signs(3, torch.arange(2, 5), torch.arange(4, 7), 33), every[2:5, 4:7, :33])
     assert not torch.equal(signs(4, torch.arange(6), torch.arange(9), 70), every)
     model = nn.ModuleDict({"small": nn.Linear(20, 10), "large": nn.Linear(40, 30)})
-    inject(model, PRANC(50, "dense"), [".*"])
+    inject(model, PRANC(coefficients=50, form="dense"), [".*"])
     small, large = (matrices(layer.delta) for layer in model.values())  # type: ignore[arg-type]
     assert_close(small, large[:, :10, :20])
-    inject(model := nn.ModuleDict({"small": nn.Linear(20, 10), "large": nn.Linear(40, 30)}), PRANC(50), [".*"])
+    inject(
+        model := nn.ModuleDict({"small": nn.Linear(20, 10), "large": nn.Linear(40, 30)}), PRANC(coefficients=50), [".*"]
+    )
     small, large = (matrices(layer.delta).flatten(1) for layer in model.values())  # type: ignore[arg-type]
     assert_close(small, large[:, :200])
 
@@ -99,12 +101,12 @@ def test_the_update_has_full_rank(form: Any, count: int) -> None:
 
 def test_counts_budgets_and_errors() -> None:
     shapes = [WeightShape("fc1", 30, 20), WeightShape("fc2", 20, 30)]
-    assert [PRANC(600).count(shape) for shape in shapes] == [600, 600]
+    assert [PRANC(coefficients=600).count(shape) for shape in shapes] == [600, 600]
     chosen, _ = match_budget(PRANC(match="lora:4"), shapes, nn.Linear(2, 2))
     assert isinstance(chosen, PRANC) and chosen.coefficients == 4 * 50
     with pytest.raises(UserError, match=r"601 coefficients are more than the 600 entries of fc1; set .* to fewer"):
-        PRANC(601).count(shapes[0])
+        PRANC(coefficients=601).count(shapes[0])
     with pytest.raises(UserError, match="coefficients is 0"):
-        PRANC(0)
+        PRANC(coefficients=0)
     with pytest.raises(UserError, match="'thin'; choose shared or dense"):
         PRANC(form="thin")  # type: ignore[arg-type]

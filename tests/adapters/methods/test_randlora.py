@@ -64,7 +64,7 @@ def test_equals_the_slow_loop_for_any_shape(
 
 def test_bases_are_slices_of_one_pair_at_the_largest_size() -> None:
     model = nn.ModuleDict({"small": nn.Linear(6, 10), "wide": nn.Linear(30, 8)})
-    inject(model, RandLoRA({"small": 2, "wide": 3}, seed=9), [".*"])
+    inject(model, RandLoRA(rank={"small": 2, "wide": 3}, seed=9), [".*"])
     small, wide = model["small"].delta, model["wide"].delta
     assert isinstance(small, RandLoRADelta)
     assert isinstance(wide, RandLoRADelta)
@@ -74,7 +74,7 @@ def test_bases_are_slices_of_one_pair_at_the_largest_size() -> None:
     assert torch.equal(small.bases.B, draw(9, "B", 3, 30, 3, uniform, cpu).permute(1, 0, 2))
     # A layer's update is the same beside other layers as alone.
     alone = One(6, 10)
-    inject(alone, RandLoRA(2, seed=9), ["fc"])
+    inject(alone, RandLoRA(rank=2, seed=9), ["fc"])
     values = torch.randn_like(small.gammas)
     with torch.no_grad():
         small.gammas.copy_(values)
@@ -85,7 +85,7 @@ def test_bases_are_slices_of_one_pair_at_the_largest_size() -> None:
 @in_one_item(("init", "zero", "constant"), [("gamma", "gammas", "lambdas"), ("lambda", "lambdas", "gammas")])
 def test_initial_values(init: Any, zero: str, constant: str) -> None:
     model = One(20, 12)
-    inject(model, RandLoRA(5, init=init), ["fc"])
+    inject(model, RandLoRA(rank=5, init=init), ["fc"])
     delta = model.fc.delta
     assert delta.lambdas.shape == (3, 5)  # type: ignore[union-attr]
     assert delta.gammas.shape == (3, 12)  # type: ignore[union-attr]
@@ -147,7 +147,7 @@ def test_a_binary_a_of_few_rows_has_too_few_kinds_of_columns(r: int, seed: int) 
 @in_one_item(("variant", "expected"), [("full", 16), ("a", 4), ("b", 8)])
 def test_the_rank_of_the_variants(variant: Any, expected: int) -> None:
     model = One(16, 24).double()
-    inject(model, RandLoRA(4, variant=variant), ["fc"])
+    inject(model, RandLoRA(rank=4, variant=variant), ["fc"])
     for value in trainable_parameters(model).values():
         nn.init.normal_(value)
     assert rank(delta_weights(model)["fc"]) == expected
@@ -156,14 +156,14 @@ def test_the_rank_of_the_variants(variant: Any, expected: int) -> None:
 @pytest.mark.parametrize(
     ("sides", "adapter", "free", "trained"),
     [
-        ((16, 12), RandLoRA(2, variant="a", num_bases=7), 2 * 12 + 7 * 2 - 2, 7 * (2 + 12)),
-        ((16, 12), RandLoRA(3), 4 * (3 + 12) - 4, 4 * (3 + 12)),
+        ((16, 12), RandLoRA(rank=2, variant="a", num_bases=7), 2 * 12 + 7 * 2 - 2, 7 * (2 + 12)),
+        ((16, 12), RandLoRA(rank=3), 4 * (3 + 12) - 4, 4 * (3 + 12)),
         *(
             pytest.param((64, 48), *row, marks=pytest.mark.slow)
             for row in (
-                (RandLoRA(8, variant="a", num_bases=31), 624, 1736),
-                (RandLoRA(3, variant="b"), 400, 408),
-                (LoRA(8), 832, 896),
+                (RandLoRA(rank=8, variant="a", num_bases=31), 624, 1736),
+                (RandLoRA(rank=3, variant="b"), 400, 408),
+                (LoRA(rank=8), 832, 896),
             )
         ),
     ],
@@ -199,7 +199,7 @@ def test_most_numbers_of_variant_a_are_not_free(
 @in_one_item(("init", "expected"), [("gamma", 24), ("lambda", 4)])
 def test_the_rank_of_the_first_update(init: Any, expected: int) -> None:
     model = One(24, 24).double()
-    inject(model, RandLoRA(4, init=init), ["fc"])
+    inject(model, RandLoRA(rank=4, init=init), ["fc"])
     optimizer = torch.optim.SGD(trainable_parameters(model).values(), lr=0.1)
     model(torch.randn(100, 24, dtype=torch.float64)).square().sum().backward()
     optimizer.step()
@@ -263,7 +263,7 @@ def test_counts_of_one_matrix(options: dict[str, Any], expected: int) -> None:
 def test_the_backward_pass_keeps_only_small_tensors(autocast: bool, lower_rank: bool) -> None:
     """Protocol, section 8: memory of a layer is O(n (r + d)) beside the shared bases, not O(n r d)."""
     model = nn.ModuleDict({"fc": nn.Linear(64, 256), "other": nn.Linear(64, 256)})
-    inject(model, RandLoRA({"fc": 4 if lower_rank else 8, "other": 8}), [".*"])
+    inject(model, RandLoRA(rank={"fc": 4 if lower_rank else 8, "other": 8}), [".*"])
     delta = model["fc"].delta
     assert isinstance(delta, RandLoRADelta)
     shared = {buffer.untyped_storage().data_ptr() for buffer in delta.bases.buffers()}
@@ -310,10 +310,10 @@ def test_options_that_do_not_exist(options: dict[str, Any], message: str) -> Non
 @in_one_item("value", [0, -1, 2.0, "6", True, None])
 def test_a_rank_must_be_a_positive_whole_number(value: Any) -> None:
     with pytest.raises(UserError, match="RandLoRA"):
-        RandLoRA(value).count(shape(8, 8))
+        RandLoRA(rank=value).count(shape(8, 8))
 
 
 def test_a_rank_above_the_smaller_side_names_the_layer() -> None:
     with pytest.raises(UserError, match=r"blocks.0.fc"):
-        RandLoRA(9).count(shape(12, 8, "blocks.0.fc"))
-    assert RandLoRA(8).count(shape(12, 8)) == 16
+        RandLoRA(rank=9).count(shape(12, 8, "blocks.0.fc"))
+    assert RandLoRA(rank=8).count(shape(12, 8)) == 16

@@ -38,7 +38,7 @@ def test_every_place_is_as_likely() -> None:
 def test_places_are_distinct_and_differ_by_layer_and_seed() -> None:
     def places(seed: int) -> list[Tensor]:
         model = nn.ModuleDict({"first": nn.Linear(200, 100), "second": nn.Linear(200, 100)})
-        inject(model, SHiRA(4, seed=seed), [".*"])
+        inject(model, SHiRA(rank=4, seed=seed), [".*"])
         return [layer.delta.places for layer in model.values()]  # type: ignore[union-attr,misc]
 
     first, second = places(1)
@@ -52,7 +52,7 @@ def test_places_are_distinct_and_differ_by_layer_and_seed() -> None:
 def test_the_largest_weights_are_taken_and_kept(tmp_path: Path) -> None:
     model, again, x = One(12, 20), One(12, 20), torch.randn(3, 12)
     again.load_state_dict(model.state_dict())
-    inject(model, SHiRA(2, "top"), ["fc"])
+    inject(model, SHiRA(rank=2, places="top"), ["fc"])
     delta = model.fc.delta
     assert isinstance(delta, SHiRADelta)
     mask = delta.delta().flatten().scatter(0, delta.places.long(), 1.0).bool().view(20, 12)
@@ -65,16 +65,16 @@ def test_the_largest_weights_are_taken_and_kept(tmp_path: Path) -> None:
     assert torch.equal(again(x), model(x))
     ties = nn.ModuleDict({"fc": nn.Linear(4, 4)})
     nn.init.ones_(ties.fc.weight)  # type: ignore[arg-type]
-    inject(ties, SHiRA(1, "top"), ["fc"])
+    inject(ties, SHiRA(rank=1, places="top"), ["fc"])
     assert ties.fc.delta.places.tolist() == list(range(8))  # type: ignore[union-attr,operator]
 
 
 def test_counts_budgets_and_errors() -> None:
     shapes = [WeightShape("fc1", 30, 20), WeightShape("fc2", 20, 30)]
-    assert [SHiRA(12).count(shape) for shape in shapes] == [600, 600]
+    assert [SHiRA(rank=12).count(shape) for shape in shapes] == [600, 600]
     assert SHiRA().sizes(shapes) == range(1, 13)
     assert match_budget(SHiRA(match="lora:12"), shapes, nn.Linear(2, 2))[0].rank == 12
     with pytest.raises(UserError, match=r"rank 13 asks for more entries than fc1 has \(30 x 20\); choose .* up to 12"):
-        SHiRA(13).count(shapes[0])
+        SHiRA(rank=13).count(shapes[0])
     with pytest.raises(UserError, match="'best'; choose random or top"):
         SHiRA(places="best")  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from tests.support.products import in_one_item
 def adapted(pattern: Any, k: int, out_features: int = 12, in_features: int = 12, **options: Any) -> tuple[One, Any]:
     torch.manual_seed(0)
     model = One(in_features, out_features).double()
-    inject(model, SVFT(pattern, k, **options), ["fc"])
+    inject(model, SVFT(pattern=pattern, off_diagonals=k, **options), ["fc"])
     assert isinstance(model.fc.delta, SVFTDelta)
     return model, model.fc.delta
 
@@ -77,7 +77,7 @@ def test_top_k_compares_left_with_right_vectors() -> None:
 
 @in_one_item("kind", ["linear-square", "mha-split", "mha-out_proj"])
 def test_top_k_fulfils_the_contract_on_square_weights(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cases.METHODS, "svft-top_k", lambda r, qkv: SVFT("top_k", 2, qkv=qkv))
+    monkeypatch.setitem(cases.METHODS, "svft-top_k", lambda r, qkv: SVFT(pattern="top_k", off_diagonals=2, qkv=qkv))
     for check in CHECKS["svft"]:
         torch.manual_seed(0)
         check("svft-top_k", kind)
@@ -136,13 +136,13 @@ def test_budgets_and_errors() -> None:
     chosen, _ = match_budget(SVFT(match="lora:2"), [square, wide], nn.Linear(2, 2))
     assert isinstance(chosen, SVFT) and chosen.off_diagonals == 4  # 88 each, LoRA has 48 and 120
     with pytest.raises(UserError, match="no off_diagonals of SVFT comes near"):
-        match_budget(SVFT("plain", match="lora:2"), [square, wide], nn.Linear(2, 2))
+        match_budget(SVFT(pattern="plain", match="lora:2"), [square, wide], nn.Linear(2, 2))
     with pytest.raises(UserError, match=r"top_k needs square weights, mlp.c_fc is 48 x 12\. Set .* banded or random"):
-        SVFT("top_k").count(wide)
+        SVFT(pattern="top_k").count(wide)
     with pytest.raises(UserError, match=r"12 off-diagonals are too many for attn.q .* at most 11"):
         SVFT(off_diagonals=12).count(square)
     with pytest.raises(UserError, match="'thin'; choose one of plain, banded"):
-        SVFT("thin")  # type: ignore[arg-type]
+        SVFT(pattern="thin")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="off_diagonals is -1"):
         SVFT(off_diagonals=-1)
     _, quantized = pair()

@@ -54,13 +54,17 @@ def parts_of(model: Any) -> list[Any]:
 
 def test_parts_of_one_method_have_random_tensors_of_their_own(tmp_path: Path) -> None:
     for seed in (None, 5):
-        first, second, given = parts_of(adapted(Together([LoRA(4), LoRA(4), LoRA(4, seed=9)], seed=seed)))
+        first, second, given = parts_of(
+            adapted(Together([LoRA(rank=4), LoRA(rank=4), LoRA(rank=4, seed=9)], seed=seed))
+        )
         for one, other in combinations((first, second, given), 2):
             assert not torch.isin(one.A, other.A).any()
-        assert torch.equal(first.A, adapted(LoRA(4, seed=seed)).fc.delta.A)  # as a LoRA alone begins
-        assert torch.equal(given.A, adapted(LoRA(4, seed=9)).fc.delta.A)
+        assert torch.equal(first.A, adapted(LoRA(rank=4, seed=seed)).fc.delta.A)  # as a LoRA alone begins
+        assert torch.equal(given.A, adapted(LoRA(rank=4, seed=9)).fc.delta.A)
     # Bases that the methods name alike: each of A and B is another one, also from a file.
-    adapter = Together([RandLoRA(4), VeRA(6), RandLoRA(5), PRANC(30, "dense"), LoRA(2)], seed=3)
+    adapter = Together(
+        [RandLoRA(rank=4), VeRA(rank=6), RandLoRA(rank=5), PRANC(coefficients=30, form="dense"), LoRA(rank=2)], seed=3
+    )
     base = One(12, 20)
     model, again = adapted(adapter, base), One(12, 20)
     holders = bases_of(model)
@@ -76,10 +80,14 @@ def test_parts_of_one_method_have_random_tensors_of_their_own(tmp_path: Path) ->
 
 
 SUMS: dict[str, Callable[[], list[Adapter]]] = {
-    "derived from W0": lambda: [PiSSA(3), RandLoRA(4), LoRAXS(2, balance="both")],
-    "two of one method": lambda: [RandLoRA(4), RandLoRA(6, basis="hadamard")],
-    "not additive": lambda: [DoRA(LoRA(3, alpha=3.0)), HiRA(2), LoRA(2, alpha=2.0)],
-    "own dropout": lambda: [LoRA(3, alpha=3.0, dropout=0.5), RandLoRA(4, dropout=0.2), LoRA(2, alpha=2.0)],
+    "derived from W0": lambda: [PiSSA(rank=3), RandLoRA(rank=4), LoRAXS(rank=2, balance="both")],
+    "two of one method": lambda: [RandLoRA(rank=4), RandLoRA(rank=6, basis="hadamard")],
+    "not additive": lambda: [DoRA(LoRA(rank=3, alpha=3.0)), HiRA(rank=2), LoRA(rank=2, alpha=2.0)],
+    "own dropout": lambda: [
+        LoRA(rank=3, alpha=3.0, dropout=0.5),
+        RandLoRA(rank=4, dropout=0.2),
+        LoRA(rank=2, alpha=2.0),
+    ],
 }
 
 
@@ -107,22 +115,22 @@ def test_the_update_is_the_sum_of_the_parts_updates(name: str) -> None:
 def test_other_methods_around_and_inside_a_sum() -> None:
     """HydraLoRA makes the sum depend on the input, AdaLoRA brings its procedure, and DoRA takes a sum as its update."""
     x = torch.randn(7, 12)
-    model = adapted(Together([HydraLoRA(3), RandLoRA(4)]))
+    model = adapted(Together([HydraLoRA(rank=3), RandLoRA(rank=4)]))
     randomise(model)
     parts = sum(part.contribution(x, lambda: model.fc.weight) for part in parts_of(model))
     assert_close(model(x), torch.nn.functional.linear(x, model.fc.weight, model.fc.bias) + parts)
     with pytest.raises(UserError, match="HydraLoRA: the update depends on the input"):
         model.fc.delta.delta()
-    report = inject(One(12, 20), Together([RandLoRA(4), AdaLoRA(3)]))
+    report = inject(One(12, 20), Together([RandLoRA(rank=4), AdaLoRA(rank=3)]))
     assert isinstance(report.procedure, Pruning)
-    outer = adapted(DoRA(Together([LoRA(3), RandLoRA(4)])))
+    outer = adapted(DoRA(Together([LoRA(rank=3), RandLoRA(rank=4)])))
     randomise(outer)
     assert_close(outer.fc.delta.effective_weight(outer.fc.weight).norm(dim=1), outer.fc.delta.magnitude.abs())
     assert Together().replace(seed=4).describe() == DoRA(Together()).replace(seed=4).inner.describe()
 
 
 def test_rates_budgets_and_products() -> None:
-    model = adapted(Together([LoRA(3), RandLoRA(4)], rates=[10, 0.5]))
+    model = adapted(Together([LoRA(rank=3), RandLoRA(rank=4)], rates=[10, 0.5]))
     first, second = parts_of(model)
     groups = {id(each): group["lr"] for group in parameter_groups(model, 1e-3) for each in group["params"]}
     rates = [(first.A, 1e-2), (first.B, 1e-2), (second.lambdas, 5e-4), (second.gammas, 5e-4)]
@@ -130,7 +138,7 @@ def test_rates_budgets_and_products() -> None:
     assert Together(rates=[1, 2]).identity() == Together().identity() != Together(seed=1).identity()
 
     # At the budget of LoRA-32 on CLIP ViT-B/32, RandLoRA has the rest (methods of 6.9 million parameters).
-    for adapter in (Together(), Together([LoRA(8), RandLoRA(match="lora:32")])):
+    for adapter in (Together(), Together([LoRA(rank=8), RandLoRA(match="lora:32")])):
         report = inject(meta_clip("ViT-B-32"), adapter)
         assert report.trainable == 6_890_640 and report.adapter.parts[1].rank == 6
 
@@ -144,8 +152,8 @@ def test_rates_budgets_and_products() -> None:
         return counter.get_total_flops()
 
     for train, passes in ((False, 1), (True, 3)):
-        for order in ([LoRA(4), RandLoRA(6)], [RandLoRA(6), LoRA(4)]):
-            more = flops(Together(order), train) - flops(RandLoRA(6), train)
+        for order in ([LoRA(rank=4), RandLoRA(rank=6)], [RandLoRA(rank=6), LoRA(rank=4)]):
+            more = flops(Together(order), train) - flops(RandLoRA(rank=6), train)
             assert more == 2 * passes * 400 * 4 * (96 + 160)
 
 
@@ -163,13 +171,16 @@ def test_rates_budgets_and_products() -> None:
         (lambda: Together(rates=[1]), r"rates is \[1\]. Set a positive number for each of the 2 parts"),
         (lambda: Together(rates=[1, 0]), r"rates is \[1, 0\]"),
         (lambda: DoRA(Together([LoRA(dropout=0.1), RandLoRA()])), "parts of its inner Together have dropout"),
-        (lambda: inject(One(12, 20), Together([LoRA(13), LoRA(2)])), "LoRA: rank 13 is larger than the smaller side"),
+        (
+            lambda: inject(One(12, 20), Together([LoRA(rank=13), LoRA(rank=2)])),
+            "LoRA: rank 13 is larger than the smaller side",
+        ),
         (
             lambda: inject(One(12, 20), Together([LoRA(match="lora:2"), VeRA(match="lora:2")])),
             "LoRA and VeRA have match",
         ),
         (
-            lambda: inject(One(12, 20), Together([LoRA(9), VeRA(match="lora:2")])),
+            lambda: inject(One(12, 20), Together([LoRA(rank=9), VeRA(match="lora:2")])),
             r"no rank of VeRA in Together comes near lora:2 .* is nearest\. .* or make the other parts smaller\.",
         ),
     ],

@@ -13,7 +13,7 @@ from tests.adapters.cases import One, randomise
 
 def test_the_start() -> None:
     model = One(20, 12)
-    inject(model, VeRA(30, alpha=5.0, d_initial=0.25), ["fc"])
+    inject(model, VeRA(rank=30, alpha=5.0, d_initial=0.25), ["fc"])
     delta = model.fc.delta
     assert isinstance(delta, VeRADelta)
     assert torch.equal(delta.b, torch.zeros(12))
@@ -23,7 +23,7 @@ def test_the_start() -> None:
 
 def test_layers_share_one_pair_and_slice_it() -> None:
     model = nn.ModuleDict({"tall": nn.Linear(6, 10), "wide": nn.Linear(30, 8)})
-    inject(model, VeRA({"tall": 4, "wide": 7}), [".*"])
+    inject(model, VeRA(rank={"tall": 4, "wide": 7}), [".*"])
     tall, wide = model["tall"].delta, model["wide"].delta
     assert isinstance(tall, VeRADelta)
     assert isinstance(wide, VeRADelta)
@@ -34,14 +34,14 @@ def test_layers_share_one_pair_and_slice_it() -> None:
 
 
 def test_count() -> None:
-    assert VeRA(256).count(WeightShape("fc2", 768, 3072)) == 768 + 256
+    assert VeRA(rank=256).count(WeightShape("fc2", 768, 3072)) == 768 + 256
 
 
 @pytest.mark.parametrize(("tokens", "r"), [(3, 4), (400, 4), (400, 60)])
 def test_every_form_gives_the_gradients_of_the_plain_product(tokens: int, r: int) -> None:
     """Thin products for a small rank, one built weight for many tokens at a large one."""
     model = One(24, 40).double()
-    inject(model, VeRA(r, alpha=3.0), ["fc"])
+    inject(model, VeRA(rank=r, alpha=3.0), ["fc"])
     randomise(model, 0.5)
     delta = model.fc.delta
     assert isinstance(delta, VeRADelta)

@@ -296,11 +296,11 @@ def test_defaults_take_the_blocks_and_say_what_they_leave(name: str) -> None:
     build, expected = DEFAULTS[name]
     with torch.device("meta"):
         model = build()
-    assert inject(model, RandLoRA(6)).coverage.line == expected
+    assert inject(model, RandLoRA(rank=6)).coverage.line == expected
 
 
 def test_layers_that_are_numbers_are_named() -> None:
-    report = inject(nn.Sequential(*(nn.Linear(8, 8) for _ in range(3))), LoRA(2), ["^1"])
+    report = inject(nn.Sequential(*(nn.Linear(8, 8) for _ in range(3))), LoRA(rank=2), ["^1"])
     assert report.coverage.line.endswith("; skipped: 0, 2")
 
 
@@ -335,7 +335,7 @@ def test_defaults_of_texts_leave_the_language_head() -> None:
     t5 = transformers.T5Config(**sizes, d_model=16, d_kv=8, d_ff=24, num_heads=2, feed_forward_proj="gated-gelu")
     with torch.device("meta"):
         models = transformers.GPTNeoXForCausalLM(neox), transformers.T5ForConditionalGeneration(t5)
-    assert inject(models[0], LoRA(2)).coverage.line == (
+    assert inject(models[0], LoRA(rank=2)).coverage.line == (
         "8 of 9 linear layers, 100 % of the weights of the blocks; skipped: lm_head"
     )
     last = {layer.rpartition(".")[2] for layer in names(models[1])}
@@ -346,8 +346,8 @@ def test_conv_takes_what_the_rank_allows_and_names_are_refused() -> None:
     with torch.device("meta"):
         model = timm.create_model("mobilenetv3_small_050", num_classes=0)
     with pytest.raises(UserError, match="smaller"):
-        inject(model, LoRA(16), ["conv_dw"])
-    report = inject(model, LoRA(16), ["conv"])
+        inject(model, LoRA(rank=16), ["conv_dw"])
+    report = inject(model, LoRA(rank=16), ["conv"])
     assert "conv_dw (rank above 9)" in report.coverage.line
     assert not any("stem" in row.layer or min(row.shape) < 16 for row in report.rows)
     assert all(row.kind == "conv" for row in report.rows)
@@ -358,7 +358,7 @@ def test_the_alias_of_the_other_kind_is_named(name: str, target: str, other: str
     with torch.device("meta"):
         model = timm.create_model(name)
     with pytest.raises(UserError, match=rf"'{other}'"):
-        inject(model, LoRA(2), [target])
+        inject(model, LoRA(rank=2), [target])
 
 
 def test_all_is_every_linear_layer_of_the_blocks() -> None:
@@ -405,8 +405,8 @@ def test_a_packed_weight_that_its_parent_reads_acts(
     image, keys = torch.randn(2, 3, 16, 16), list(model.state_dict())
     plain = model(image)
     with pytest.raises(UserError, match="weight"):
-        inject(model, LoRA(2, qkv=qkv, dropout=0.5))
-    report = inject(model, RandLoRA(4, qkv=qkv))
+        inject(model, LoRA(rank=2, qkv=qkv, dropout=0.5))
+    report = inject(model, RandLoRA(rank=4, qkv=qkv))
     assert sum("qkv" in row.layer for row in report.rows) == (3 if qkv == "split" else 1)
     assert torch.equal(model(image), plain)
     randomise(model)
@@ -527,8 +527,8 @@ def test_a_weight_that_two_modules_share_is_refused() -> None:
     model: Any = nn.ModuleDict({"embedding": nn.Embedding(9, 4), "head": nn.Linear(4, 9), "fc": nn.Linear(4, 4)})
     model["head"].weight = model["embedding"].weight
     with pytest.raises(UserError, match=r"embedding.weight"):
-        inject(model, LoRA(2), [".*"])
-    assert inject(model, LoRA(2), ["fc"]).trainable == 16
+        inject(model, LoRA(rank=2), [".*"])
+    assert inject(model, LoRA(rank=2), ["fc"]).trainable == 16
 
 
 @pytest.mark.parametrize("multi_query", [True, False])
@@ -543,8 +543,8 @@ def test_rows_of_gptbigcode(multi_query: bool) -> None:
     if not multi_query:
         assert row_blocks(model, path) == {}
         with pytest.raises(UserError, match="c_attn"):
-            inject(model, LoRA(2), ["q", "v"])
-        assert [row.layer for row in inject(model, LoRA(2), ["qkv"]).rows] == [path]
+            inject(model, LoRA(rank=2), ["q", "v"])
+        assert [row.layer for row in inject(model, LoRA(rank=2), ["qkv"]).rows] == [path]
         return
     assert row_blocks(model, path) == {"q": (0, 24), "k": (24, 30), "v": (30, 36)}
     with torch.no_grad():  # a k of zeros makes attention even, so that q does not matter
@@ -552,7 +552,7 @@ def test_rows_of_gptbigcode(multi_query: bool) -> None:
         model.get_submodule(path).bias[24:30] = 0
     ids = torch.arange(8)[None]
     plain = model(ids).logits
-    inject(model, LoRA(2, alpha=8.0), ["q"])
+    inject(model, LoRA(rank=2, alpha=8.0), ["q"])
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -566,7 +566,7 @@ def test_rows_of_codegen_are_not_thirds() -> None:
     config = transformers.CodeGenConfig(n_embd=32, n_layer=1, n_head=4, rotary_dim=4, vocab_size=50, n_positions=16)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with pytest.raises(UserError, match="qkv_proj"):
-        inject(model, LoRA(2), ["v"])
+        inject(model, LoRA(rank=2), ["v"])
 
 
 @in_one_item(("sides", "shown"), [((0, 5), "5 x 0"), ((5, 0), "0 x 5")])

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("deep")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """Adapters of two methods, ranks and seeds on the shipped tiny CLIP."""
     folder = tmp_path_factory.mktemp("two")
-    for name, adapter in (("a", LoRA(2, 4.0, seed=1)), ("b", VeRA(8, 8.0, seed=2))):
+    for name, adapter in (("a", LoRA(rank=2, alpha=4.0, seed=1)), ("b", VeRA(rank=8, alpha=8.0, seed=2))):
         task = TextHeadTask(adapter=adapter)
         task.set_classes(CLASSES if name == "a" else ["cat", "dog", "fox"], TEMPLATES)
         task.configure_model()

@@ -29,7 +29,7 @@ def saved(tmp_path: Path) -> Callable[..., str]:
 
 
 def test_options_and_updates(run: Run, saved: Callable[..., str], tmp_path: Path) -> None:
-    a, b = saved("a", RandLoRA(8, seed=1)), saved("bb", LoRA(2, 4.0, seed=1), ["cat", "dog"])
+    a, b = saved("a", RandLoRA(rank=8, seed=1)), saved("bb", LoRA(rank=2, alpha=4.0, seed=1), ["cat", "dog"])
     result = run("adapter", "diff", a, b)
     assert result.code == 0, result.err
     for text in ("A: RandLoRA", "B: LoRA", "option rank", "A: 8", "B: 2", "2: cat, dog", "training step", "cosine"):
@@ -46,22 +46,22 @@ def test_options_and_updates(run: Run, saved: Callable[..., str], tmp_path: Path
 
 
 def test_the_same_twice(run: Run, saved: Callable[..., str]) -> None:
-    a = saved("a", LoRA(2))
+    a = saved("a", LoRA(rank=2))
     out = run("adapter", "diff", a, a).out
     assert "are the same" in out and "the updates are the same, bit for bit" in out
 
 
 def test_what_cannot_be_compared(run: Run, saved: Callable[..., str]) -> None:
-    a, b = saved("a", LoRA(2)), saved("b", LoRA(2), pretrained="random")
+    a, b = saved("a", LoRA(rank=2)), saved("b", LoRA(rank=2), pretrained="random")
     out = run("adapter", "diff", a, b).out
     assert "updates not compared: a and b were trained on different base models: " in out
-    c, d = saved("c", LoRA(2), targets=["fc1"]), saved("d", LoRA(2), targets=["fc2"])
+    c, d = saved("c", LoRA(rank=2), targets=["fc1"]), saved("d", LoRA(rank=2), targets=["fc2"])
     assert "no layer of one has the name and shape" in run("adapter", "diff", c, d).out
     assert "12 layers of only one of them" in run("adapter", "diff", a, c).out
 
 
 def test_bad_input(run: Run, refused: Callable[..., str], saved: Callable[..., str]) -> None:
-    a = saved("a", LoRA(2))
+    a = saved("a", LoRA(rank=2))
     assert "adapter folder" in refused("adapter", "diff", a, "nowhere")
     assert "required: adapters" in refused("adapter", "diff", a)
     assert run("adapter", "diff", "--help").out == PAGE

@@ -34,7 +34,7 @@ def adapter(kind: type[AdaptationTask], name: str, method: Adapter, path: Path, 
 
 
 def test_a_vit_with_its_head(run: Run, tmp_path: Path) -> None:
-    adapter(LinearHeadTask, VIT, RandLoRA(6), tmp_path / "ours")
+    adapter(LinearHeadTask, VIT, RandLoRA(rank=6), tmp_path / "ours")
     result = run("adapter", "export", "ours", "--to", "peft", "--output", "peft")
     assert result.code == 0, result.err
     lines = result.out.splitlines()
@@ -54,7 +54,7 @@ def test_a_vit_with_its_head(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_clip_model_keeps_its_head_beside(run: Run, tmp_path: Path) -> None:
-    adapter(TextHeadTask, "tiny", LoRA(2), tmp_path / "ours", targets=["mlp"])
+    adapter(TextHeadTask, "tiny", LoRA(rank=2), tmp_path / "ours", targets=["mlp"])
     result = run("adapter", "export", "ours", "--to", "peft", "--output", "peft")
     assert result.code == 0, result.err
     assert "PEFT cannot store the head. It is in peft/head.safetensors" in result.out
@@ -87,10 +87,10 @@ def test_the_code_that_loads_it(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_refused(refused: Callable[..., str], tmp_path: Path) -> None:
-    adapter(TextHeadTask, "tiny", RandLoRA(6), tmp_path / "ours")
+    adapter(TextHeadTask, "tiny", RandLoRA(rank=6), tmp_path / "ours")
     message = refused("adapter", "export", "ours", "--to", "peft", "--output", "peft")
     assert "nn.MultiheadAttention" in message
-    adapter(TextHeadTask, "tiny", NoLA(2, num_bases=4), tmp_path / "nola", targets=["mlp"])
+    adapter(TextHeadTask, "tiny", NoLA(rank=2, num_bases=4), tmp_path / "nola", targets=["mlp"])
     message = refused("adapter", "export", "nola", "--to", "peft", "--output", "peft")
     assert "(NoLA)" in message
     (tmp_path / "peft").mkdir()

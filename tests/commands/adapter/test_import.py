@@ -74,11 +74,11 @@ def test_a_head_makes_it_a_classifier(run: Run, tmp_path: Path, zero_bias: bool)
 @pytest.mark.parametrize(
     ("kind", "name", "method", "options"),
     [
-        pytest.param(LinearHeadTask, VIT, RandLoRA(6), {}, marks=pytest.mark.full),
-        (LinearHeadTask, VIT, RandLoRA(6), {"seed": 7, "img_size": 64}),
-        pytest.param(LinearHeadTask, "tiny", LoRA(2), {}, marks=pytest.mark.full),
-        pytest.param(TextHeadTask, "tiny", RandLoRA(6), {"targets": ["fc2"]}, marks=pytest.mark.full),
-        (VisionLanguageTask, "tiny", LoRA(2), {"caption": "a scan of {}", "targets": ["visual:mlp"]}),
+        pytest.param(LinearHeadTask, VIT, RandLoRA(rank=6), {}, marks=pytest.mark.full),
+        (LinearHeadTask, VIT, RandLoRA(rank=6), {"seed": 7, "img_size": 64}),
+        pytest.param(LinearHeadTask, "tiny", LoRA(rank=2), {}, marks=pytest.mark.full),
+        pytest.param(TextHeadTask, "tiny", RandLoRA(rank=6), {"targets": ["fc2"]}, marks=pytest.mark.full),
+        (VisionLanguageTask, "tiny", LoRA(rank=2), {"caption": "a scan of {}", "targets": ["visual:mlp"]}),
     ],
 )
 def test_there_and_back(run: Run, tmp_path: Path, kind: Any, name: str, method: Any, options: dict[str, Any]) -> None:
@@ -93,7 +93,7 @@ def test_there_and_back(run: Run, tmp_path: Path, kind: Any, name: str, method: 
 
 
 def test_a_pulled_adapter_of_peft_becomes_ours(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    adapter(TextHeadTask, "tiny", LoRA(2), tmp_path / "first")
+    adapter(TextHeadTask, "tiny", LoRA(rank=2), tmp_path / "first")
     assert run("adapter", "export", "first", "--to", "peft", "--output", "peft").code == 0
     refusals = {
         "google/vit-base-patch16-224": "Its config names 'google/vit-base-patch16-224'",
@@ -151,7 +151,7 @@ def test_a_folder_here_is_no_base_model_of_a_stranger(tmp_path: Path, monkeypatc
 
 @pytest.mark.usefixtures("deep")
 def test_the_base_model_must_be_that_of_the_export(run: Run, refused: Callable[..., str], tmp_path: Path) -> None:
-    adapter(TextHeadTask, "tiny", RandLoRA(6), tmp_path / "first", targets=["fc2"])
+    adapter(TextHeadTask, "tiny", RandLoRA(rank=6), tmp_path / "first", targets=["fc2"])
     assert run("adapter", "export", "first", "--to", "peft", "--output", "peft").code == 0
     message = refused(*PEFT, "--model", "tiny")
     assert "trained" in message and "Use its own base model" in message

@@ -78,7 +78,14 @@ def test_without_the_base_model(run: Run, tmp_path: Path) -> None:
     """Weights that are not here any more: everything that the file tells, and why the rest is missing."""
     there = tmp_path / "there.pt"
     torch.save(load_clip("tiny", "random", seed=3).model.state_dict(), there)
-    adapters = (RandLoRA(8), LoRA(2), VeRA(8), NoLA(2, 16), DoRA(LoRA(2)), FullFineTuning())
+    adapters = (
+        RandLoRA(rank=8),
+        LoRA(rank=2),
+        VeRA(rank=8),
+        NoLA(rank=2, num_bases=16),
+        DoRA(LoRA(rank=2)),
+        FullFineTuning(),
+    )
     for number, adapter in enumerate(adapters):
         targets = None if adapter.trains_base else ["fc1"]
         task = LinearHeadTask(name="tiny", pretrained=str(there), adapter=adapter, targets=targets)
@@ -102,7 +109,7 @@ def test_without_the_base_model(run: Run, tmp_path: Path) -> None:
 
 def test_adapters_without_a_task_and_without_layers(run: Run, tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
-    inject(model, RandLoRA(2))
+    inject(model, RandLoRA(rank=2))
     save_adapter(model, tmp_path / "plain.safetensors")
     result = run("adapter", "info", "plain.safetensors")
     assert result.code == 0 and "not named" in result.out and "5 x 6" in result.out

@@ -134,7 +134,7 @@ def test_spectrum(run: Run, three: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_a_fit_to_an_update_of_its_own_form_is_circular() -> None:
-    assert note_of(RandLoRA(6)).startswith("Note: this update is RandLoRA's own, so the comparison is circular.")
+    assert note_of(RandLoRA(rank=6)).startswith("Note: this update is RandLoRA's own, so the comparison is circular.")
     assert "LoRA and RandLoRA's own" in note_of(Together()) and "LoRA's own" in note_of(DoRA())
     assert note_of(FullFineTuning()) == note_of(VeRA()) == ""
 

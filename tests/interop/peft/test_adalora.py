@@ -38,11 +38,11 @@ def pruned(base: nn.Module, adapter: AdaLoRA, path: Path) -> nn.Module:
 
 
 FORMS: dict[str, tuple[AdaLoRA, str | None]] = {
-    "lora": (AdaLoRA(6, alpha=30, dropout=0.1), None),
-    "lora, q k v apart": (AdaLoRA(6, alpha=30, qkv="split"), None),
-    "lora, ranks by layer": (AdaLoRA({".*mlp.*": 3, ".*": 6}, alpha={".*fc1": 10.0, ".*": 24.0}), None),
-    "adalora": (AdaLoRA(6, alpha=30, dropout=0.1), "ADALORA"),
-    "adalora, ranks by layer": (AdaLoRA({".*mlp.*": 3, ".*": 6}, alpha={".*fc1": 10.0, ".*": 24.0}), "ADALORA"),
+    "lora": (AdaLoRA(rank=6, alpha=30, dropout=0.1), None),
+    "lora, q k v apart": (AdaLoRA(rank=6, alpha=30, qkv="split"), None),
+    "lora, ranks by layer": (AdaLoRA(rank={".*mlp.*": 3, ".*": 6}, alpha={".*fc1": 10.0, ".*": 24.0}), None),
+    "adalora": (AdaLoRA(rank=6, alpha=30, dropout=0.1), "ADALORA"),
+    "adalora, ranks by layer": (AdaLoRA(rank={".*mlp.*": 3, ".*": 6}, alpha={".*fc1": 10.0, ".*": 24.0}), "ADALORA"),
 }
 
 
@@ -114,7 +114,7 @@ def test_what_peft_saved_comes_back(steps: int, tmp_path: Path) -> None:
 )
 def test_damaged_files_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     base = small_vit()
-    pruned(base, AdaLoRA(6), tmp_path / "ours")
+    pruned(base, AdaLoRA(rank=6), tmp_path / "ours")
     export_peft(tmp_path / "ours", tmp_path / "peft", model=base, peft_type="ADALORA")
     file = tmp_path / "peft" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
@@ -124,7 +124,7 @@ def test_damaged_files_are_refused(change: dict[str, Any], message: str, tmp_pat
 
 def test_other_adapters_have_no_such_form(tmp_path: Path) -> None:
     base = small_vit()
-    inject(model := copy.deepcopy(base), LoRA(2))
+    inject(model := copy.deepcopy(base), LoRA(rank=2))
     save_adapter(model, tmp_path / "ours")
     with pytest.raises(UserError, match=r"peft_type is ADALORA\. Use ADALORA with an AdaLoRA"):
         export_peft(tmp_path / "ours", tmp_path / "peft", model=base, peft_type="ADALORA")

@@ -41,7 +41,7 @@ def test_the_arranged_bases_give_our_update(
 ) -> None:
     rank = min(rank, outputs, inputs)
     options = {"variant": "b"} if bases == "b" else {"num_bases": bases}
-    adapter = RandLoRA(rank, alpha=float(rank), pairing=pairing, basis=basis, **options)
+    adapter = RandLoRA(rank=rank, alpha=float(rank), pairing=pairing, basis=basis, **options)
     # Two layers of one smaller side, so that the bases are larger than the first one needs.
     model = nn.ModuleDict(
         {"one": nn.Linear(inputs, outputs), "two": nn.Linear(max(inputs, outputs) + 3, min(inputs, outputs))}
@@ -73,18 +73,22 @@ WIDE, SMALL = WeightShape("a", 20, 12), WeightShape("b", 6, 18)
 @in_one_item(
     ("adapter", "shapes", "message"),
     [
-        (RandLoRA(3, variant="a"), [WIDE], "variant a is a product of two sums"),
-        (RandLoRA(3, lead=2), [WIDE], "it has columns of its own"),
-        (RandLoRA({"a": 3, "b": 2}), [WIDE, SMALL], "its layers have ranks 2 and 3; PEFT's RandLoRA has one"),
-        (RandLoRA(3), [WIDE, SMALL], "its layers have 2 and 4 bases, and pairing: equation permutes all of them alike"),
-        (RandLoRA(3, num_bases="floor+1"), [WIDE], "it has 5 bases of rank 3; PEFT makes 4"),
+        (RandLoRA(rank=3, variant="a"), [WIDE], "variant a is a product of two sums"),
+        (RandLoRA(rank=3, lead=2), [WIDE], "it has columns of its own"),
+        (RandLoRA(rank={"a": 3, "b": 2}), [WIDE, SMALL], "its layers have ranks 2 and 3; PEFT's RandLoRA has one"),
         (
-            RandLoRA(3, num_bases=1, pairing="peft"),
+            RandLoRA(rank=3),
+            [WIDE, SMALL],
+            "its layers have 2 and 4 bases, and pairing: equation permutes all of them alike",
+        ),
+        (RandLoRA(rank=3, num_bases="floor+1"), [WIDE], "it has 5 bases of rank 3; PEFT makes 4"),
+        (
+            RandLoRA(rank=3, num_bases=1, pairing="peft"),
             [WIDE, SMALL],
             "its layers have 1 bases, and num_bases: 1 rearranges all",
         ),
         (
-            RandLoRA(3, basis="hadamard", pairing="peft"),
+            RandLoRA(rank=3, basis="hadamard", pairing="peft"),
             [WIDE, SMALL],
             "hadamard bases differ for the smaller sides 6 and 12",
         ),

@@ -102,13 +102,13 @@ def test_transposed_weights(tmp_path: Path) -> None:
 
 
 EXPORTED: dict[str, Adapter] = {
-    "pissa": PiSSA(3),
-    "pissa, alpha": PiSSA(3, alpha=6.0, dropout=0.1),
-    "pissa, ranks": PiSSA({r".*fc1": 2, ".*": 4}, qkv="split"),
-    "olora": PiSSA(3, start="olora", keep_derived=True),
-    "minor": PiSSA(3, start="minor"),
-    "loraxs": LoRAXS(5, alpha=16.0),
-    "loraxs, both": LoRAXS(5, balance="both", qkv="split"),
+    "pissa": PiSSA(rank=3),
+    "pissa, alpha": PiSSA(rank=3, alpha=6.0, dropout=0.1),
+    "pissa, ranks": PiSSA(rank={r".*fc1": 2, ".*": 4}, qkv="split"),
+    "olora": PiSSA(rank=3, start="olora", keep_derived=True),
+    "minor": PiSSA(rank=3, start="minor"),
+    "loraxs": LoRAXS(rank=5, alpha=16.0),
+    "loraxs, both": LoRAXS(rank=5, balance="both", qkv="split"),
 }
 
 
@@ -132,7 +132,7 @@ def test_export(name: str, tmp_path: Path) -> None:
 
 def test_export_of_packed_attention_and_without_a_base(tmp_path: Path) -> None:
     base = SelfAttention(12).eval()
-    for adapter in (PiSSA(3), LoRAXS(3, qkv="split")):
+    for adapter in (PiSSA(rank=3), LoRAXS(rank=3, qkv="split")):
         ours = copy.deepcopy(base)
         inject(ours, adapter, ["qkv"])
         randomise(ours)

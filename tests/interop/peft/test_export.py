@@ -49,22 +49,22 @@ def saved(base: nn.Module, adapter: Adapter, targets: list[str] | None, path: Pa
 
 
 PROVEN: dict[str, Adapter] = {  # layers of one smaller side each
-    "equation": RandLoRA(5),
-    "equation, r divides": RandLoRA(4),
-    "hadamard": RandLoRA(5, basis="hadamard"),
-    "hadamard, peft": RandLoRA(5, basis="hadamard", pairing="peft", a_basis="signs"),
-    "variant b": RandLoRA(5, variant="b"),
-    "few bases": RandLoRA(5, num_bases=2, pairing="peft"),
-    "floor+1 where r does not divide": RandLoRA(5, num_bases="floor+1"),
-    "alphas": RandLoRA(5, alpha={r".*\.fc1": 3.0}),
-    "ternary": RandLoRA(5, basis="ternary"),
-    "binary, dropout": RandLoRA(5, basis="binary", dropout=0.1),
-    "autolora": AutoLoRA(3, alpha=6),
-    "autolora, q k v apart": AutoLoRA({r".*\.k": 2}, alpha={r".*\.q": 50.0}, qkv="split"),
-    "autolora, bases": AutoLoRA(5, alpha=30, select="bases"),
-    "lora, q apart": LoRA(3, alpha=2, qkv="split"),
-    "lora, alpha 0": LoRA(3, alpha={r".*\.q": 0.0, ".*": 2.0}, qkv="split"),
-    "lora, ranks of q k v": LoRA({r".*\.k": 2, ".*": 3}, alpha={r".*\.q": 5.0}, qkv="split", rslora=True),
+    "equation": RandLoRA(rank=5),
+    "equation, r divides": RandLoRA(rank=4),
+    "hadamard": RandLoRA(rank=5, basis="hadamard"),
+    "hadamard, peft": RandLoRA(rank=5, basis="hadamard", pairing="peft", a_basis="signs"),
+    "variant b": RandLoRA(rank=5, variant="b"),
+    "few bases": RandLoRA(rank=5, num_bases=2, pairing="peft"),
+    "floor+1 where r does not divide": RandLoRA(rank=5, num_bases="floor+1"),
+    "alphas": RandLoRA(rank=5, alpha={r".*\.fc1": 3.0}),
+    "ternary": RandLoRA(rank=5, basis="ternary"),
+    "binary, dropout": RandLoRA(rank=5, basis="binary", dropout=0.1),
+    "autolora": AutoLoRA(rank=3, alpha=6),
+    "autolora, q k v apart": AutoLoRA(rank={r".*\.k": 2}, alpha={r".*\.q": 50.0}, qkv="split"),
+    "autolora, bases": AutoLoRA(rank=5, alpha=30, select="bases"),
+    "lora, q apart": LoRA(rank=3, alpha=2, qkv="split"),
+    "lora, alpha 0": LoRA(rank=3, alpha={r".*\.q": 0.0, ".*": 2.0}, qkv="split"),
+    "lora, ranks of q k v": LoRA(rank={r".*\.k": 2, ".*": 3}, alpha={r".*\.q": 5.0}, qkv="split", rslora=True),
 }
 
 
@@ -81,19 +81,23 @@ def test_forms_that_are_not_peft_s_own(name: str, tmp_path: Path) -> None:
 @in_one_item(
     ("adapter", "targets", "message"),
     [
-        (NoLA(3, num_bases=8), None, "PEFT does not have this method. Use --to lora --rank K .*adapter merge"),
-        (Together([LoRA(2), RandLoRA(3)]), None, "PEFT has no sum of methods. Use --to lora --rank K .*adapter merge"),
-        (BitFit(), None, "PEFT does not have this method. Use `randlora-pl adapter merge`"),
-        (DoRA(RandLoRA(4)), None, "PEFT's DoRA wraps LoRA only, this one wraps RandLoRA"),
-        (RandLoRA(4, qkv="split"), None, "blocks.0.attn.qkv.q is a block of a packed weight"),
-        (VeRA(4), ["v"], "blocks.0.attn.qkv.v is a block of a packed weight"),
+        (NoLA(rank=3, num_bases=8), None, "PEFT does not have this method. Use --to lora --rank K .*adapter merge"),
         (
-            AutoLoRA(4, select="bases", qkv="split"),
+            Together([LoRA(rank=2), RandLoRA(rank=3)]),
+            None,
+            "PEFT has no sum of methods. Use --to lora --rank K .*adapter merge",
+        ),
+        (BitFit(), None, "PEFT does not have this method. Use `randlora-pl adapter merge`"),
+        (DoRA(RandLoRA(rank=4)), None, "PEFT's DoRA wraps LoRA only, this one wraps RandLoRA"),
+        (RandLoRA(rank=4, qkv="split"), None, "blocks.0.attn.qkv.q is a block of a packed weight"),
+        (VeRA(rank=4), ["v"], "blocks.0.attn.qkv.v is a block of a packed weight"),
+        (
+            AutoLoRA(rank=4, select="bases", qkv="split"),
             None,
             r"\(AutoLoRA\) cannot .* a packed weight.* Use --to lora --rank K",
         ),
-        (RandLoRA(4, variant="a"), None, "variant a is a product of two sums"),
-        (RandLoRA(4, num_bases="floor+1", pairing="peft"), None, "it has 7 bases of rank 4; PEFT makes 6"),
+        (RandLoRA(rank=4, variant="a"), None, "variant a is a product of two sums"),
+        (RandLoRA(rank=4, num_bases="floor+1", pairing="peft"), None, "it has 7 bases of rank 4; PEFT makes 6"),
     ],
 )
 def test_refused(adapter: Adapter, targets: list[str] | None, message: str, tmp_path: Path) -> None:
@@ -105,7 +109,7 @@ def test_refused(adapter: Adapter, targets: list[str] | None, message: str, tmp_
     assert [entry.name for entry in tmp_path.iterdir()] == ["ours"]
 
 
-@pytest.mark.parametrize("method", [RandLoRA(4), VeRA(4), DoRA(LoRA(2))])
+@pytest.mark.parametrize("method", [RandLoRA(rank=4), VeRA(rank=4), DoRA(LoRA(rank=2))])
 def test_packed_attention_is_for_lora_only(method: Adapter, tmp_path: Path) -> None:
     base = small_clip()
     saved(base, method, ["visual:qkv"], tmp_path / "ours")
@@ -116,7 +120,7 @@ def test_packed_attention_is_for_lora_only(method: Adapter, tmp_path: Path) -> N
 @pytest.mark.parametrize("qkv", ["packed", "split"])
 def test_lora_of_packed_attention(qkv: Any, tmp_path: Path) -> None:
     base = small_clip()
-    ours: Any = saved(base, LoRA(3, alpha=2, qkv=qkv), None, tmp_path / "ours")
+    ours: Any = saved(base, LoRA(rank=3, alpha=2, qkv=qkv), None, tmp_path / "ours")
     export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
     theirs: Any = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft").get_base_model()
     x, text = images(), captions()
@@ -126,7 +130,7 @@ def test_lora_of_packed_attention(qkv: Any, tmp_path: Path) -> None:
 
 def test_a_projection_that_attention_only_reads(tmp_path: Path) -> None:
     base = SelfAttention(12)
-    for adapter in (PiSSA(2), LoRA(2)):
+    for adapter in (PiSSA(rank=2), LoRA(rank=2)):
         saved(base, adapter, ["attn.out_proj"], tmp_path / "ours")
         named = rf"ours \({adapter.method()}\) cannot be a PEFT adapter: nn.MultiheadAttention reads .* weights\.$"
         with pytest.raises(UserError, match=named):
@@ -139,7 +143,7 @@ def test_a_projection_that_attention_only_reads(tmp_path: Path) -> None:
 def test_nothing_else_is_adapted(tmp_path: Path) -> None:
     """The text tower's names end the image tower's, and ``patch_embed.proj`` ends as ``attn.proj`` does."""
     base = small_clip()
-    saved(base, LoRA(2), ["text:mlp"], tmp_path / "text")
+    saved(base, LoRA(rank=2), ["text:mlp"], tmp_path / "text")
     export_peft(tmp_path / "text", tmp_path / "peft", model=base)
     names = set(load_file(tmp_path / "peft" / "adapter_model.safetensors"))
     theirs = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft")
@@ -147,10 +151,10 @@ def test_nothing_else_is_adapted(tmp_path: Path) -> None:
     assert adapted == {name.rpartition(".lora_")[0] for name in names}
     assert not any("visual" in name for name in adapted)
     vit = small_vit()
-    saved(vit, RandLoRA(4, pairing="peft"), ["o"], tmp_path / "vit")
+    saved(vit, RandLoRA(rank=4, pairing="peft"), ["o"], tmp_path / "vit")
     export_peft(tmp_path / "vit", tmp_path / "vit-peft", model=vit)
     # PEFT matches parameters by the end of their name and cannot tell the towers apart.
-    saved(base, LoRA(2), ["text:qkv"], tmp_path / "packed")
+    saved(base, LoRA(rank=2), ["text:qkv"], tmp_path / "packed")
     with pytest.raises(UserError, match=r"visual.transformer.resblocks.0.attn"):
         export_peft(tmp_path / "packed", tmp_path / "packed-peft", model=base)
     assert not (tmp_path / "packed-peft").exists()
@@ -158,7 +162,7 @@ def test_nothing_else_is_adapted(tmp_path: Path) -> None:
 
 def test_a_wrong_file_never_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = small_vit()
-    saved(base, RandLoRA(5, pairing="peft"), None, tmp_path / "ours")
+    saved(base, RandLoRA(rank=5, pairing="peft"), None, tmp_path / "ours")
 
     def wrong(*args: Any) -> Any:
         adapter = to_peft(*args)
@@ -173,7 +177,7 @@ def test_a_wrong_file_never_gets_its_name(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_without_peft_or_a_model_it_is_written_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = small_vit()
-    saved(base, RandLoRA(5, pairing="peft", alpha=7.5, seed=4), None, tmp_path / "ours")
+    saved(base, RandLoRA(rank=5, pairing="peft", alpha=7.5, seed=4), None, tmp_path / "ours")
     done = export_peft(tmp_path / "ours", tmp_path / "one")
     assert (done.difference, done.why) == (None, "the adapter does not name its base model")
     monkeypatch.setattr(peft_export, "installed", lambda: False)
@@ -190,7 +194,7 @@ def test_without_peft_or_a_model_it_is_written_and_said(tmp_path: Path, monkeypa
 def test_the_file_is_tiny(dtype: torch.dtype, tmp_path: Path) -> None:
     """Bases once: PEFT itself writes them with every layer."""
     model = copy.deepcopy(small_vit())
-    inject(model, RandLoRA(5, pairing="peft"))
+    inject(model, RandLoRA(rank=5, pairing="peft"))
     save_adapter(model, tmp_path / "ours", dtype=dtype)
     done = to_peft(read_adapter(tmp_path / "ours"))
     bases = {name: tensor for name, tensor in done.tensors.items() if "." not in name}
@@ -201,7 +205,7 @@ def test_the_file_is_tiny(dtype: torch.dtype, tmp_path: Path) -> None:
 
 def test_the_folder_of_something_else_stays(tmp_path: Path) -> None:
     base = small_vit()
-    saved(base, LoRA(2), None, tmp_path / "ours")
+    saved(base, LoRA(rank=2), None, tmp_path / "ours")
     (tmp_path / "peft").mkdir()
     (tmp_path / "peft" / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="PEFT"):
@@ -229,12 +233,12 @@ def test_the_base_model_s_name(base: dict[str, Any], name: str | None) -> None:
 
 def test_lora_of_plain_convolutions_goes_to_peft_and_others_are_refused(tmp_path: Path) -> None:
     base = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=4))
-    ours, x = saved(base, LoRA(3, alpha=2), ["0"], tmp_path / "ours"), torch.randn(2, 3, 12, 12)
+    ours, x = saved(base, LoRA(rank=3, alpha=2), ["0"], tmp_path / "ours"), torch.randn(2, 3, 12, 12)
     export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
     theirs = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft")
     assert_close(theirs.get_base_model()(x), ours(x))
     assert not torch.allclose(ours(x), base(x), atol=1e-3)
-    for adapter, target in ((LoRA(3), "2"), (DoRA(LoRA(3)), "0"), (RandLoRA(4, pairing="peft"), "0")):
+    for adapter, target in ((LoRA(rank=3), "2"), (DoRA(LoRA(rank=3)), "0"), (RandLoRA(rank=4, pairing="peft"), "0")):
         saved(base, adapter, [target], tmp_path / "other")
         with pytest.raises(UserError, match="convolution"):
             export_peft(tmp_path / "other", tmp_path / "none", model=base)

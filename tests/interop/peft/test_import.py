@@ -204,10 +204,10 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 def test_models_and_folders_of_peft_are_refused_with_what_to_call(tmp_path: Path) -> None:
     theirs = peft_folder(LoraConfig(target_modules=["qkv"]), tmp_path / "theirs")
     with pytest.raises(UserError, match="adapters of PEFT"):
-        inject(theirs, LoRA(2))
+        inject(theirs, LoRA(rank=2))
     with pytest.raises(UserError, match="import_peft"):
         load_adapter(small_vit(), tmp_path / "theirs")
-    assert inject(theirs.unload(), LoRA(2)).trainable > 0
+    assert inject(theirs.unload(), LoRA(rank=2)).trainable > 0
 
 
 def _plain(path: Path) -> Path:

@@ -35,14 +35,14 @@ def with_mask(config: ShiraConfig) -> ShiraConfig:
 
 
 EXPORTED: dict[str, tuple[Adapter, str, bool]] = {  # adapter, a part of PEFT's names, and if its file trains further
-    "hira": (HiRA(3, dropout=0.1), "hira_", True),
-    "hira, ranks": (HiRA({r".*0\..*": 2, ".*": 5}), "hira_", False),  # filled up with zeros
-    "oft": (OFT(8), "oft_R", True),
+    "hira": (HiRA(rank=3, dropout=0.1), "hira_", True),
+    "hira, ranks": (HiRA(rank={r".*0\..*": 2, ".*": 5}), "hira_", False),  # filled up with zeros
+    "oft": (OFT(block=8), "oft_R", True),
     "oft, default": (OFT(), "oft_R", True),
-    "oft, one number": (OFT({".*qkv": 3, ".*fc1": 3, ".*": 12}), "oft_R", True),
-    "oft, series": (OFT(4, neumann_terms=6), "oft_R", True),
-    "shira": (SHiRA(3, dropout=0.1), "shira_weight", True),
-    "shira, top": (SHiRA(2, "top"), "shira_weight", True),
+    "oft, one number": (OFT(block={".*qkv": 3, ".*fc1": 3, ".*": 12}), "oft_R", True),
+    "oft, series": (OFT(block=4, neumann_terms=6), "oft_R", True),
+    "shira": (SHiRA(rank=3, dropout=0.1), "shira_weight", True),
+    "shira, top": (SHiRA(rank=2, places="top"), "shira_weight", True),
 }
 IMPORTED: dict[str, Callable[[], Any]] = {
     "hira": lambda: HiraConfig(r=3, target_modules=["qkv", "fc1"], rank_pattern={"fc1": 5}, hira_dropout=0.1),
@@ -115,7 +115,7 @@ def test_damaged_places_are_refused(change: Callable[[Tensor], Tensor], message:
 
 def test_other_ranks_and_sizes_are_refused(tmp_path: Path) -> None:
     ours = small_vit()
-    inject(ours, SHiRA({".*qkv": 2, ".*": 3}))
+    inject(ours, SHiRA(rank={".*qkv": 2, ".*": 3}))
     save_adapter(ours, tmp_path / "ours")
     with pytest.raises(UserError, match="its layers have ranks 2 and 3; PEFT's SHiRA has one rank"):
         export_peft(tmp_path / "ours", tmp_path / "peft", model=small_vit())

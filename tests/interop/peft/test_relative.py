@@ -85,7 +85,7 @@ def test_tensors_that_do_not_fit_and_layers_that_peft_has_not(tmp_path: Path) ->
     name = "base_model.model.blocks.0.attn.qkv.oft_R.weight"
     edit_tensors(tmp_path / "theirs", lambda tensors: tensors.update({name: torch.zeros(3, 27)}))
     refused(tmp_path / "theirs", r"oft_R of blocks.0.attn.qkv has shape \(3, 27\), which does not fit its 24 inputs")
-    for number, method in enumerate((HiRA(2), OFT())):
+    for number, method in enumerate((HiRA(rank=2), OFT())):
         base = small_clip()
         clip = copy.deepcopy(base)
         inject(clip, method, ["visual:qkv"])
@@ -94,7 +94,7 @@ def test_tensors_that_do_not_fit_and_layers_that_peft_has_not(tmp_path: Path) ->
         with pytest.raises(UserError, match=r"blocks.0.attn.in_proj is a weight of nn.MultiheadAttention"):
             export_peft(tmp_path / f"clip{number}", tmp_path / "peft", model=base)
     mixed = small_vit()
-    inject(mixed, OFT({".*qkv": 2, ".*fc1": 24, ".*": 4}))
+    inject(mixed, OFT(block={".*qkv": 2, ".*fc1": 24, ".*": 4}))
     save_adapter(mixed, tmp_path / "mixed")
     with pytest.raises(UserError, match="its layers have blocks of 2 and 4 and 24; PEFT finds others for one size"):
         export_peft(tmp_path / "mixed", tmp_path / "peft", model=small_vit())

@@ -62,7 +62,7 @@ def test_prompts_are_those_of_the_task(tmp_path: Path) -> None:
 
 
 def test_known_classes_are_predicted_with_the_second_head(tmp_path: Path) -> None:
-    task = PromptTask("tiny", prompts=CoOp(2, None), head=DePT())
+    task = PromptTask("tiny", prompts=CoOp(length=2, words=None), head=DePT())
     data = framed({"dataset": "digits"}, task.image_spec, 40)
     data.setup("test")
     task.set_classes(data.classnames, [])

@@ -138,10 +138,10 @@ def test_leads_are_captured_and_random_bases_are_as_good_as_the_product_s() -> N
 
 def test_lora_captures_more_of_every_spectrum_that_is_not_nearly_flat() -> None:
     """At equal size, 64 x 64: RandLoRA-4 has 1,088 parameters, LoRA-8 has 1,024."""
-    shape, randlora = WeightShape("fc", 64, 64), RandLoRA(4)
+    shape, randlora = WeightShape("fc", 64, 64), RandLoRA(rank=4)
     bases = randlora.bases([shape], torch.device("cpu"))
     u, gaussian, v = torch.linalg.svd(noise(0, 64, 64))
     place = torch.arange(1, 65, dtype=torch.float64)
     for values, ahead in ((place**0, "randlora"), (place**-0.5, "lora"), (1 / place, "lora"), (gaussian, "lora")):
-        found = represent("fc", u * values @ v, LoRA(8), randlora, bases, sweeps=30)
+        found = represent("fc", u * values @ v, LoRA(rank=8), randlora, bases, sweeps=30)
         assert min(("lora", "randlora"), key=found.errors.__getitem__) == ahead

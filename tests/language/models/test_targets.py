@@ -54,26 +54,26 @@ def on_meta(name: str, **options: Any) -> nn.Module:
 
 # The issue's figures; in millions where it has them so.
 COUNTS: list[tuple[str, Adapter, int | str]] = [
-    ("qwen2-0.5b", LoRA(16), "5.90M"),
-    ("qwen2-0.5b", RandLoRA(10), "5.96M"),
-    ("qwen2-0.5b", RandLoRA(5), "11.84M"),
-    ("llama3-8b", LoRA(16), "28.3M"),
-    ("llama3-8b", LoRA(32), "56.6M"),
-    ("llama3-8b", LoRA(64), "113.2M"),
-    ("llama3-8b", RandLoRA(60), "28.8M"),
-    ("llama3-8b", RandLoRA(30), "56.6M"),
-    ("llama3-8b", RandLoRA(15), "112.7M"),
-    ("phi3-mini", LoRA(16), "22.0M"),
-    ("phi3-mini", LoRA(32), "44.0M"),
-    ("phi3-mini", LoRA(64), "88.1M"),
-    ("phi3-mini", RandLoRA(40), "23.0M"),
-    ("phi3-mini", RandLoRA(20), "45.7M"),
-    ("phi3-mini", RandLoRA(10), "91.1M"),
-    ("roberta-base", LoRA(4), "0.66M"),
-    ("roberta-base", RandLoRA(64), "0.72M"),
-    ("roberta-large", RandLoRA(100), 1_780_416),
-    ("gpt2-medium", RandLoRA(20), 5_211_648),
-    ("gpt2-medium", LoRA(16), 5_505_024),
+    ("qwen2-0.5b", LoRA(rank=16), "5.90M"),
+    ("qwen2-0.5b", RandLoRA(rank=10), "5.96M"),
+    ("qwen2-0.5b", RandLoRA(rank=5), "11.84M"),
+    ("llama3-8b", LoRA(rank=16), "28.3M"),
+    ("llama3-8b", LoRA(rank=32), "56.6M"),
+    ("llama3-8b", LoRA(rank=64), "113.2M"),
+    ("llama3-8b", RandLoRA(rank=60), "28.8M"),
+    ("llama3-8b", RandLoRA(rank=30), "56.6M"),
+    ("llama3-8b", RandLoRA(rank=15), "112.7M"),
+    ("phi3-mini", LoRA(rank=16), "22.0M"),
+    ("phi3-mini", LoRA(rank=32), "44.0M"),
+    ("phi3-mini", LoRA(rank=64), "88.1M"),
+    ("phi3-mini", RandLoRA(rank=40), "23.0M"),
+    ("phi3-mini", RandLoRA(rank=20), "45.7M"),
+    ("phi3-mini", RandLoRA(rank=10), "91.1M"),
+    ("roberta-base", LoRA(rank=4), "0.66M"),
+    ("roberta-base", RandLoRA(rank=64), "0.72M"),
+    ("roberta-large", RandLoRA(rank=100), 1_780_416),
+    ("gpt2-medium", RandLoRA(rank=20), 5_211_648),
+    ("gpt2-medium", LoRA(rank=16), 5_505_024),
 ]
 
 
@@ -130,11 +130,11 @@ def test_the_layers_of_each_family(name: str) -> None:
 def test_other_readings_of_the_targets() -> None:
     """What the figures would be with layers more or less."""
     head = [*TARGETS["roberta"], r"classifier\.dense"]
-    assert inject(on_meta("roberta-base"), RandLoRA(64), head).trainable == 718_848 + 9_984
-    down = inject(on_meta("phi3-mini"), LoRA(32), ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"][-1:])
+    assert inject(on_meta("roberta-base"), RandLoRA(rank=64), head).trainable == 718_848 + 9_984
+    down = inject(on_meta("phi3-mini"), LoRA(rank=32), ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"][-1:])
     assert down.trainable == 32 * 32 * (3072 + 8192)
     assert "mlp.gate_proj" in layers("llama3-8b", ["gate"])
-    whole = inject(on_meta("gpt2-medium"), LoRA(16), ["qkv", "mlp"])
+    whole = inject(on_meta("gpt2-medium"), LoRA(rank=16), ["qkv", "mlp"])
     assert whole.trainable == 24 * 16 * (1024 + 3072 + 2 * (1024 + 4096))
 
 

@@ -54,7 +54,7 @@ def adapted(kind: str, head: bool = False, **shape: Any) -> Any:
     layers = [name for name, layer in model.named_modules() if type(layer) is torch.nn.Linear]
     own = [name for name in layers if name.startswith(model.base_model_prefix)]
     if own:
-        inject(model, LoRA(4, alpha=4.0), [own[-1].replace(".", r"\."), *(["lm_head"] if head else [])])
+        inject(model, LoRA(rank=4, alpha=4.0), [own[-1].replace(".", r"\."), *(["lm_head"] if head else [])])
     randomise(model)
     return model
 

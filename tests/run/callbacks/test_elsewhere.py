@@ -20,7 +20,7 @@ from tests.data.readers.test_coop import write_coop
 def test_a_test_measures_other_datasets_with_the_trained_weights(tmp_path: Path) -> None:
     write_coop(tmp_path, "eurosat")
     trainer = make_trainer(callbacks=[Elsewhere(["eurosat", "digits"], images=60)])
-    task = VisionLanguageTask("tiny", "random", adapter=LoRA(4, alpha=64), learning_rate=0.05)
+    task = VisionLanguageTask("tiny", "random", adapter=LoRA(rank=4, alpha=64), learning_rate=0.05)
     options = {"dataset": "eurosat", "root": str(tmp_path), "split": "coop"}
     data = ImageData(**options, steps=3, batch_size=8, eval_batch_size=16, num_workers=0)
     trainer.fit(task, data)
@@ -44,12 +44,12 @@ def test_a_task_without_a_text_tower_is_refused() -> None:
 
 def test_a_test_measures_the_classes_that_the_training_left_out() -> None:
     trainer = make_trainer(callbacks=[NewClasses()])
-    task = VisionLanguageTask("tiny", "random", adapter=LoRA(4, alpha=64), learning_rate=0.05)
+    task = VisionLanguageTask("tiny", "random", adapter=LoRA(rank=4, alpha=64), learning_rate=0.05)
     data = ImageData(dataset="digits", classes="base", steps=3, batch_size=32)
     trainer.fit(task, data)
     (found,) = trainer.test(task, data, verbose=False)
     assert set(found) == {"test/loss", "test/acc", "test/new/acc"}
-    saved = VisionLanguageTask("tiny", "random", adapter=LoRA(4, alpha=64))
+    saved = VisionLanguageTask("tiny", "random", adapter=LoRA(rank=4, alpha=64))
     other = ImageData(dataset="digits", classes="new")
     saved.set_classes(["five", "six", "seven", "eight", "nine"], ["{}"])
     saved.configure_model()
@@ -76,7 +76,7 @@ def test_prompts_of_each_image_name_new_classes() -> None:
 
 def test_new_classes_have_the_prompts_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
-    task = VisionLanguageTask("tiny", "random", adapter=LoRA(4), caption=None)
+    task = VisionLanguageTask("tiny", "random", adapter=LoRA(rank=4), caption=None)
     task.set_classes(list(ImageData(dataset="digits").row.classnames[:5]), ["a drawn {}"])
     features_of = task.features_of
     monkeypatch.setattr(task, "features_of", lambda names, texts: given.append(texts) or features_of(names, texts))
@@ -100,7 +100,7 @@ def test_other_datasets_have_the_split_of_the_run(tmp_path: Path) -> None:
     write_coop(tmp_path, "dtd")
     options = {"dataset": "eurosat", "root": str(tmp_path), "split": "coop", "classes": "base"}
     data = ImageData(**options, steps=1, batch_size=4, eval_batch_size=16, num_workers=0)
-    task = VisionLanguageTask("tiny", "random", adapter=LoRA(1))
+    task = VisionLanguageTask("tiny", "random", adapter=LoRA(rank=1))
     trainer = make_trainer(callbacks=[Elsewhere(["dtd", "digits"], images=20), NewClasses(images=4)])
     (found,) = trainer.test(task, data, verbose=False)
     assert {"test/elsewhere/dtd", "test/elsewhere/digits", "test/new/acc"} < set(found)

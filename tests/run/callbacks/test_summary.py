@@ -69,29 +69,29 @@ def test_adapters_are_described_by_what_is_unusual() -> None:
     assert describe(DoRA(LoRA(rank=4))) == "DoRA of LoRA rank 4"
     both = Together([LoRA(rank=4), RandLoRA()], rates=[10.0, 0.5])
     assert describe(both) == "Together of LoRA rank 4, RandLoRA rank 6; rates 10, 0.5"
-    assert describe(Together([LoRA(4), DoRA(LoRA(2))])) == "Together of LoRA rank 4, DoRA of LoRA rank 2"
+    assert describe(Together([LoRA(rank=4), DoRA(LoRA(rank=2))])) == "Together of LoRA rank 4, DoRA of LoRA rank 2"
     assert describe(FullFineTuning()) == "FullFineTuning"
 
 
 def test_a_decay_that_is_not_applied_is_shown() -> None:
-    text, linear = (built(kind, adapter=PiSSA(2), weight_decay=0.1) for kind in ("text head", "linear head"))
-    dora = built("text head", adapter=DoRA(LoRA(2)), weight_decay=0.1)
+    text, linear = (built(kind, adapter=PiSSA(rank=2), weight_decay=0.1) for kind in ("text head", "linear head"))
+    dora = built("text head", adapter=DoRA(LoRA(rank=2)), weight_decay=0.1)
     magnitudes = sum(row.shape[0] for row in dora.report.rows)
     assert other_decay(text)["weight decay"] == "0 instead of 0.1, which would change the base model"
     assert other_decay(dora)["weight decay"].startswith(f"0.1; 0 for {magnitudes:,} numbers, whose decay would")
     assert other_decay(linear)["weight decay"].endswith("; head 0.1")
-    assert other_decay(built("text head", adapter=LoRA(2))) == {}
+    assert other_decay(built("text head", adapter=LoRA(rank=2))) == {}
 
 
 def test_buffers_and_averages_count_for_memory_and_checkpoints() -> None:
-    shapes = [row.shape for row in built("linear head", adapter=LoRA(2)).report.rows]
+    shapes = [row.shape for row in built("linear head", adapter=LoRA(rank=2)).report.rows]
     singular = sum(min(shape) * sum(shape) for shape in shapes)
-    assert buffer_bytes(built("linear head", adapter=SVFT("plain"))) == 4 * singular
-    assert buffer_bytes(built("linear head", adapter=PiSSA(2))) == 4 * sum(2 * sum(shape) for shape in shapes)
-    sparse = built("linear head", adapter=SHiRA(2))
+    assert buffer_bytes(built("linear head", adapter=SVFT(pattern="plain"))) == 4 * singular
+    assert buffer_bytes(built("linear head", adapter=PiSSA(rank=2))) == 4 * sum(2 * sum(shape) for shape in shapes)
+    sparse = built("linear head", adapter=SHiRA(rank=2))
     assert buffer_bytes(sparse) == buffer_bytes(sparse, derived=False) == 4 * sparse.report.trainable
-    assert buffer_bytes(built("linear head", adapter=LoRA(2))) == 0
-    lora, pruned = (built("text head", adapter=adapter) for adapter in (LoRA(2), AdaLoRA(2)))
+    assert buffer_bytes(built("linear head", adapter=LoRA(rank=2))) == 0
+    lora, pruned = (built("text head", adapter=adapter) for adapter in (LoRA(rank=2), AdaLoRA(rank=2)))
     assert state_size(lora) == 2 * lora.report.trainable
     pruned.report.procedure.start(pruned.model)
     averages = pruned.report.procedure.state_dict()

@@ -23,9 +23,9 @@ from tests.support.products import in_one_item
 from tests.tasks.small import built, shake, trained
 
 ADAPTERS: dict[str, Callable[[], Adapter]] = {
-    "packed": lambda: LoRA(3, alpha=8),
-    "split": lambda: LoRA(3, alpha=8, qkv="split"),
-    "together": lambda: Together([RandLoRA(16), LoRA(3, alpha=8)]),
+    "packed": lambda: LoRA(rank=3, alpha=8),
+    "split": lambda: LoRA(rank=3, alpha=8, qkv="split"),
+    "together": lambda: Together([RandLoRA(rank=16), LoRA(rank=3, alpha=8)]),
 }
 
 
@@ -96,7 +96,7 @@ def test_a_run_logs_it_with_the_same_bits(fit: Fit, tmp_path: Path) -> None:
     first, second = trained(task), trained(without)
     assert all(torch.equal(first[name], second[name]) for name in first)
     trainer: Any = SimpleNamespace(global_step=0, loggers=[])
-    for lora, found in ((LoRA(8), [0]), (LoRA(2), [])):  # all directions are LoRA's; not a number
+    for lora, found in ((LoRA(rank=8), [0]), (LoRA(rank=2), [])):  # all directions are LoRA's; not a number
         inject(layer := torch.nn.Sequential(torch.nn.Linear(8, 8)), lora, ["0"])
         layer[0].delta.B.data += torch.eye(8, layer[0].delta.B.shape[1]) * (float("nan") if not found else 1)
         whole = UnseenGradient(every_n_steps=1)

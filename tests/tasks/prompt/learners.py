@@ -18,16 +18,19 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
         "loss_batch": "joint",
     },
     "maple + dept": lambda: {"prompts": MaPLe(length=2, depth=2), "head": DePT()},
-    "promptsrc": lambda: {"prompts": DeepPrompts(2, 2, 2), "regulation": SelfRegulation(templates=3)},
+    "promptsrc": lambda: {
+        "prompts": DeepPrompts(length=2, vision_length=2, depth=2),
+        "regulation": SelfRegulation(templates=3),
+    },
     "promptsrc + randlora": lambda: KINDS["promptsrc"]() | {"adapter": RandLoRA(rank=8)},
-    "clip-lora": lambda: {"prompts": Fixed("a {}."), "adapter": LoRA(rank=2, alpha=8)},
+    "clip-lora": lambda: {"prompts": Fixed(template="a {}."), "adapter": LoRA(rank=2, alpha=8)},
     "two stages": lambda: {"prompts": CoOp(**CONTEXT), "adapter": LoRA(rank=2, dropout=0.2), "classifier_steps": 0.4},
 }
 """Options of a task by the name of its method."""
 BY_IMAGE: dict[str, Callable[[], dict[str, Any]]] = {"cocoop": lambda: {"prompts": CoCoOp(**CONTEXT)}}
 """Options of tasks whose texts depend on the image."""
 WITH_IMAGES: dict[str, Callable[[], dict[str, Any]]] = {
-    "tip": lambda: {"prompts": Fixed("a {}."), "head": TipAdapter()},
+    "tip": lambda: {"prompts": Fixed(template="a {}."), "head": TipAdapter()},
 }
 """Options of tasks that need the images of a run."""
 

@@ -60,7 +60,7 @@ def test_the_second_head_by_its_equations() -> None:
 
 
 def test_without_weight_the_second_head_changes_nothing_and_with_all_of_it_nothing_else_counts(fit: Any) -> None:
-    options = {"prompts": CoOp(2, None), "optimizer": "sgd"}
+    options = {"prompts": CoOp(length=2, words=None), "optimizer": "sgd"}
     plain, none = make_prompts("coop", **options), make_prompts("coop", head=DePT(weight=0), **options)
     for task in (plain, none):
         fit(task)
@@ -76,7 +76,9 @@ def test_without_weight_the_second_head_changes_nothing_and_with_all_of_it_nothi
 
 def first_template(**options: Any) -> PromptTask:
     """A task whose prompt is the teacher's only template."""
-    return built("clip-lora", prompts=Fixed(IMAGENET_TEMPLATES[0]), regulation=SelfRegulation(templates=1), **options)
+    return built(
+        "clip-lora", prompts=Fixed(template=IMAGENET_TEMPLATES[0]), regulation=SelfRegulation(templates=1), **options
+    )
 
 
 def test_terms_of_a_model_that_is_its_teacher_are_zero() -> None:
@@ -90,7 +92,9 @@ def test_terms_of_a_model_that_is_its_teacher_are_zero() -> None:
 @in_one_item("factors", [(25.0, 0.0, 0.0), (0.0, 10.0, 0.0), (0.0, 0.0, 1.0), (2.0, 3.0, 4.0)])
 def test_each_term_by_its_equation(factors: tuple[float, float, float]) -> None:
     """With a weight update, whose teacher is the model without it."""
-    task = built("promptsrc", adapter=LoRA(rank=2, alpha=8), regulation=SelfRegulation(*factors, templates=3))
+    text, image, logits = factors
+    regulation = SelfRegulation(text=text, image=image, logits=logits, templates=3)
+    task = built("promptsrc", adapter=LoRA(rank=2, alpha=8), regulation=regulation)
     data = batch([0, 1, 2])
     with torch.no_grad():  # the update is zero at first
         sums = sum(

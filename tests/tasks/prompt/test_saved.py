@@ -90,7 +90,7 @@ def test_a_second_head_is_saved_and_trained_for_its_own_classes(tmp_path: Path) 
 
 
 def test_prompts_of_each_class_name_no_others(tmp_path: Path) -> None:
-    task = built("coop", prompts=CoOp(2, None, class_specific=True))
+    task = built("coop", prompts=CoOp(length=2, words=None, class_specific=True))
     restored = load_task(task.save(tmp_path / "adapter"))
     for use in (lambda: restored.set_classes(["a", "b", "c"], []), lambda: restored.features_of(["a", "b", "c"])):
         with pytest.raises(UserError, match="class-specific prompts were learned for"):

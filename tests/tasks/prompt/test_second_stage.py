@@ -67,7 +67,7 @@ def test_stages_train_one_after_the_other(fit: Any, tmp_path: Path) -> None:
         torch.testing.assert_close(again.class_logits(images(3)), others)
 
 
-@in_one_item("options", [{"head": DePT()}, {"prompts": CoCoOp(2, None)}, {"schedule": "epochs"}])
+@in_one_item("options", [{"head": DePT()}, {"prompts": CoCoOp(length=2, words=None)}, {"schedule": "epochs"}])
 def test_options_without_class_features_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="classifier_steps needs"):
         make_prompts("two stages", **options)

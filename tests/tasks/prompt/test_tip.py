@@ -181,7 +181,7 @@ def test_files_programs_and_other_classes(fit: Any, tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_one_line(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for options in ({"prompts": CoOp(2, None)}, {"adapter": LoRA(rank=2)}, {"schedule": "epochs"}):
+    for options in ({"prompts": CoOp(length=2, words=None)}, {"adapter": LoRA(rank=2)}, {"schedule": "epochs"}):
         with pytest.raises(UserError, match="TipAdapter keeps features of the pretrained model: it needs"):
             make_prompts("tip", **options)
     with pytest.raises(UserError, match=r"rate_factor is 0\): give --data.steps 1"):

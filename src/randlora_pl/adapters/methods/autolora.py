@@ -71,8 +71,8 @@ class AutoLoRA(Adapter):
         alpha = {**self.alpha, ".*": ALPHA} if isinstance(self.alpha, dict) else self.alpha
         options: dict[str, Any] = {"dropout": self.dropout, "qkv": self.qkv, "seed": self.seed}
         if self.select == "ranks":
-            return LoRA(rank, alpha, **options)
-        return RandLoRA(rank, alpha, memory="low", **options)  # a step has several S, so none is kept
+            return LoRA(rank=rank, alpha=alpha, **options)
+        return RandLoRA(rank=rank, alpha=alpha, memory="low", **options)  # a step has several S, so none is kept
 
     def count(self, shape: WeightShape) -> int:
         """Return the parameters of the selected method; v (K) is a buffer."""

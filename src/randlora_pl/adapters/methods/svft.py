@@ -28,7 +28,7 @@ class SVFT(DerivedAdapter):
     """SVFT: delta = U M V^T with the singular vectors of the weight and a sparse, trained M.
 
     Examples:
-        >>> inject(model, SVFT("banded", off_diagonals=2)).trainable
+        >>> inject(model, SVFT(pattern="banded", off_diagonals=2)).trainable
         5652
 
     Args:

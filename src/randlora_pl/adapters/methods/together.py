@@ -37,7 +37,7 @@ class Together(Adapter):
     def __init__(
         self, parts: list[Adapter] | None = None, rates: list[float] | None = None, seed: int | None = None
     ) -> None:
-        parts = [LoRA(8), RandLoRA(6)] if parts is None else list(parts)
+        parts = [LoRA(rank=8), RandLoRA(rank=6)] if parts is None else list(parts)
         for part in parts:
             if not _may_be_part(part):
                 what = part.method() if isinstance(part, Adapter) else repr(part)

@@ -69,7 +69,7 @@ def translate(path: str | os.PathLike[str], model: nn.Module, alpha: float = 1.0
     most = max(len(tensors["lambdas"]) for tensors in layers.values())
     seed = state.get("seed", 0)
     seed = int(seed) if isinstance(seed, int) or (isinstance(seed, Tensor) and seed.numel() == 1) else 0
-    method = RandLoRA(ranks[0], alpha=alpha, num_bases="floor+1", pairing="peft", seed=seed)
+    method = RandLoRA(rank=ranks[0], alpha=alpha, num_bases="floor+1", pairing="peft", seed=seed)
     foreign = ExternalAdapter(
         str(path), method, layers, Bases(seed, a, b[:most], stored=True)
     )  # the file has 1,000 bases, most unused

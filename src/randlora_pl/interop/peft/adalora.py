@@ -54,8 +54,8 @@ def lora_of_kept(file: AdapterFile, parts: list[Part]) -> AdapterFile:
         scaling = float(adapter.of(adapter.alpha, part.shape, 96.0)) / adapter.rank_of(part.shape)
         alphas[layer] = scaling * ranks[layer]
     lora = LoRA(
-        per_layer(ranks),  # type: ignore[arg-type]
-        per_layer(alphas),
+        rank=per_layer(ranks),  # type: ignore[arg-type]
+        alpha=per_layer(alphas),
         dropout=adapter.dropout,
         qkv=adapter.qkv,
         seed=adapter.seed,
@@ -140,8 +140,8 @@ def adalora(
         }
     alpha = float(config.get("lora_alpha", 8))
     made = AdaLoRA(
-        rank,
-        target if 1 <= target <= rank else None,
+        rank=rank,
+        target_rank=target if 1 <= target <= rank else None,
         alpha=alpha if alpha > 0 else float(rank),
         dropout=float(config.get("lora_dropout", 0.0)),
     )

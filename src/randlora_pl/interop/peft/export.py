@@ -71,7 +71,7 @@ def lora_of(file: AdapterFile, adapted: nn.Module) -> AdapterFile:
     own = {name: tensor for name, tensor in file.tensors.items() if not name.startswith(updates)}
     rank = per_layer(ranks)
     alpha = {pattern: float(value) for pattern, value in rank.items()} if isinstance(rank, dict) else float(rank)
-    lora = LoRA(rank, alpha, dropout=file.adapter.dropout, qkv=file.adapter.qkv, seed=file.adapter.seed)  # type: ignore[arg-type]
+    lora = LoRA(rank=rank, alpha=alpha, dropout=file.adapter.dropout, qkv=file.adapter.qkv, seed=file.adapter.seed)  # type: ignore[arg-type]
     return replace(file, adapter=lora, tensors=tensors | own)
 
 

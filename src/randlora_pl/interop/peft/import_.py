@@ -214,7 +214,7 @@ def _randlora(
     small, large = (max(getattr(shape, side) for shape in shapes.values()) for side in ("small", "large"))
     a, b = a[..., :small], b[:large, : peft_count(small, rank)]  # PEFT stores more than any layer uses
     method = RandLoRA(
-        rank,
+        rank=rank,
         alpha=option(adapter, "randlora_alpha", float, 640.0),
         dropout=option(adapter, "randlora_dropout", float, 0.0),
         init="lambda",
@@ -231,7 +231,7 @@ def _vera(adapter: PeftAdapter, layers: Layers, shapes: Shapes, shared: Shared) 
     ours = {layer: {"b": own["vera_lambda_b"], "d": own["vera_lambda_d"]} for layer, own in layers.items()}
     a, b = (tensor.float() for tensor in _pair(shared, adapter) or draw_vera(key, rank, list(shapes.values())))
     method = VeRA(
-        rank,
+        rank=rank,
         alpha=float(rank),  # PEFT has no scaling
         d_initial=option(adapter, "d_initial", float, 0.1),
         dropout=option(adapter, "vera_dropout", float, 0.0),
@@ -258,9 +258,9 @@ def _lora(adapter: PeftAdapter, layers: Layers, names: dict[str, str]) -> Extern
     rslora, dropout = bool(config.get("use_rslora")), option(adapter, "lora_dropout", float, 0.0)
     if (start := config.get("init_lora_weights")) in STARTS:
         alphas = {layer: alpha * (ranks[layer] ** 0.5 if rslora else 1) for layer, alpha in alphas.items()}
-        method: Any = PiSSA(per_layer(ranks), per_layer(alphas), start, dropout=dropout)  # type: ignore[arg-type]
+        method: Any = PiSSA(rank=per_layer(ranks), alpha=per_layer(alphas), start=start, dropout=dropout)  # type: ignore[arg-type]
         return ExternalAdapter(str(adapter.path), method, ours)
-    inner = LoRA(per_layer(ranks), per_layer(alphas), rslora, dropout=dropout)  # type: ignore[arg-type]
+    inner = LoRA(rank=per_layer(ranks), alpha=per_layer(alphas), rslora=rslora, dropout=dropout)  # type: ignore[arg-type]
     return ExternalAdapter(str(adapter.path), DoRA(inner) if use_dora else inner, ours)
 
 

@@ -91,7 +91,7 @@ def shira(adapter: PeftAdapter, layers: Layers, shapes: Shapes) -> ExternalAdapt
                 f"{shape.in_features}, one for each value; it belongs to another model, or is damaged."
             )
         ours[layer] = {"values": own["shira_weight"][order], "places": places}
-    return ExternalAdapter(str(adapter.path), SHiRA(int(adapter.config["r"])), ours)
+    return ExternalAdapter(str(adapter.path), SHiRA(rank=int(adapter.config["r"])), ours)
 
 
 TRANSLATIONS: dict[str, Translation] = {

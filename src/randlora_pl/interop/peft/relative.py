@@ -51,7 +51,7 @@ def hira(
     ours = {layer: {name: own[f"hira_{name}"].flatten(1) for name in "AB"} for layer, own in layers.items()}
     ranks = per_layer({layer: len(own["A"]) for layer, own in ours.items()})
     dropout = float(adapter.config.get("hira_dropout") or 0.0)
-    return ExternalAdapter(str(adapter.path), HiRA(ranks, dropout=dropout), ours)  # type: ignore[arg-type]
+    return ExternalAdapter(str(adapter.path), HiRA(rank=ranks, dropout=dropout), ours)  # type: ignore[arg-type]
 
 
 def oft_form(adapter: OFT, parts: list[Part]) -> Form:
@@ -120,7 +120,7 @@ def oft(
                 f"{side} inputs; it belongs to another model, or is damaged."
             )
         ours[layer], blocks[layer] = {"Q": -weight if terms is None else weight}, block
-    return ExternalAdapter(str(adapter.path), OFT(per_layer(blocks), terms), ours)  # type: ignore[arg-type]
+    return ExternalAdapter(str(adapter.path), OFT(block=per_layer(blocks), neumann_terms=terms), ours)  # type: ignore[arg-type]
 
 
 def _terms(adapter: PeftAdapter) -> int | None:
