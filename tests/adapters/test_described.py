@@ -1,6 +1,7 @@
 """Adapters inside adapters: every option that takes an adapter, or a list of them, works everywhere."""
 
 import json
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,8 @@ from tests.support.products import in_one_item
 class Sum(Adapter):
     """The sum of the updates of several methods without bases."""
 
-    def __init__(self, parts: list[Adapter] | None = None, last: Adapter | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self.parts, self.last = parts or [], LoRA(rank=1) if last is None else last
+    parts: list[Adapter] = field(default_factory=list, kw_only=False)
+    last: Adapter = field(default_factory=lambda: LoRA(rank=1), kw_only=False)
 
     def count(self, shape: WeightShape) -> int:
         return sum(part.count(shape) for part in (*self.parts, self.last))

@@ -219,7 +219,7 @@ class MaskedDelta(LoRADelta):
 def test_an_update_names_the_buffers_that_it_keeps(qkv: Any, tmp_path: Path) -> None:
     base = nn.MultiheadAttention(6, 2, batch_first=True).eval()
     model, x = copy.deepcopy(base), torch.randn(2, 3, 6)
-    inject(model, Masked(2, qkv=qkv), ["q", "v"] if qkv == "split" else ["qkv"])
+    inject(model, Masked(rank=2, qkv=qkv), ["q", "v"] if qkv == "split" else ["qkv"])
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name.endswith("mask"):

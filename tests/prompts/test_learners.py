@@ -184,7 +184,7 @@ def test_a_name_beyond_the_towers_room_is_named() -> None:
 
 def test_numbers_below_one_and_nothing_to_learn_are_refused() -> None:
     for make in (lambda: CoOp(length=0), lambda: MaPLe(depth=0), lambda: MaPLe(rank=0), lambda: DeepPrompts(depth=0)):
-        with pytest.raises(UserError, match=r"is 0: give 1 or more \(--model\.prompts\."):
+        with pytest.raises(UserError, match=r"is 0\. Set a positive whole number"):
             make()
     with pytest.raises(UserError, match=r"nothing is learned\. Use --model\.prompts Fixed"):
         DeepPrompts(length=0, vision_length=0)

@@ -46,7 +46,7 @@ NESTED = DoRA(LoRA(rank={"mlp": 2}, alpha=3.0, dropout=0.1, qkv="split"))
 
 
 @pytest.mark.parametrize(
-    "adapter", [RandLoRA(rank=6), Together([LoRA(rank=2), RandLoRA(rank=3)]), NESTED, Frozen(), Kept(2)]
+    "adapter", [RandLoRA(rank=6), Together([LoRA(rank=2), RandLoRA(rank=3)]), NESTED, Frozen(), Kept(rank=2)]
 )
 def test_an_adapter_object_is_a_method_with_all_of_its_options(
     adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: Callable[[], None]
@@ -69,7 +69,10 @@ def test_an_adapter_object_is_a_method_with_all_of_its_options(
 
 def test_an_adapter_that_a_run_could_not_save_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    wrong: list[tuple[Any, str]] = [(type("Local", (LoRA,), {})(2), "top level"), ("LoRA", "give a method such as")]
+    wrong: list[tuple[Any, str]] = [
+        (type("Local", (LoRA,), {})(rank=2), "top level"),
+        ("LoRA", "give a method such as"),
+    ]
     for adapter, message in wrong:
         with pytest.raises(UserError, match=message):
             randlora_pl.fit("quickstart", adapter=adapter)

@@ -247,7 +247,7 @@ def test_callbacks_of_the_user_come_on_top(build: Build) -> None:
         ("--run.name a/b", "without slashes"),
         ("--seed_everything -1", "--seed_everything is -1"),
         ("--model.adapter 8", "model.adapter is 8"),
-        ("--checkpoint.every_n_steps 0", "every_n_steps is 0: give a positive number"),
+        ("--checkpoint.every_n_steps 0", "every_n_steps is 0: give a positive whole number"),
         ("--gradient_flow.action shout", "--gradient_flow.action: expected one of warn, raise, off"),
     ],
 )

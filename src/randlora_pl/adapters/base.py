@@ -6,9 +6,10 @@ definition and whose `linear` is the fast path; their results must agree.
 
 import math
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +17,19 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters.described import Described
 from randlora_pl.adapters.input_dependent import no_matrix
-from randlora_pl.adapters.kernels.dropout import check_dropout, dropped
+from randlora_pl.adapters.kernels.dropout import dropped
 from randlora_pl.adapters.kernels.flop_choice import builds
 from randlora_pl.adapters.kernels.rounding import added
 from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases, BasisName, Distribution, draw
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Count, Probability
 
 UNLIMITED = 1 << 31
 """Largest size for `Adapter.sizes` of methods without a limit."""
+
+Rank = Count | dict[str, Count]
+"""A positive whole number, or numbers by pattern of layer names."""
 
 
 @dataclass(frozen=True)
@@ -182,19 +187,22 @@ class FactoredDelta(DeltaWeight):
 class Adapter(Described):
     """Method and its options, as in a config.
 
-    Constructors of methods take their own options and pass the others on as ``**options``.
-
-    Args:
-        dropout: Dropout on the input of the adapter's path.
-        qkv: Adaptation of packed query/key/value weights: ``packed`` as one 3d x d matrix (the paper), ``split`` as
-            three d x d matrices (exports to models with separate projections).
-        match: Other method whose trainable parameters to match by choosing the rank, or what sets the size instead
-            (`size_option`), for example ``lora:32``; both counts are printed. Refused if the nearest count is more
-            than half off.
-        seed: Seed of the random bases and initial values. Default: the run's seed.
+    A method declares its own options as fields. Options of every method that it does not have are fields with
+    ``init=False``.
     """
 
-    rank: Any = None
+    dropout: Annotated[float, Probability] = 0.0
+    """Dropout on the input of the adapter's path."""
+    qkv: Literal["packed", "split"] = "packed"
+    """Adaptation of packed query/key/value weights: ``packed`` as one 3d x d matrix (the paper), ``split`` as three
+    d x d matrices (exports to models with separate projections)."""
+    match: str | None = None
+    """Other method whose trainable parameters to match by choosing the rank, or what sets the size instead
+    (`size_option`), for example ``lora:32``; both counts are printed. Refused if the nearest count is more than half
+    off."""
+    seed: int | None = None
+    """Seed of the random bases and initial values. Default: the run's seed."""
+
     group = "fixed rank"  # rank of the update, or what else it is: the heading of the method in listings
     size_option = "rank"  # the option that ``match`` chooses from `sizes`, if the method has it
     trains_base = False  # True if the method trains the model's own tensors instead of adding to them
@@ -202,21 +210,6 @@ class Adapter(Described):
     reads_weight = False  # True if an update depends on the values of the frozen weight, at its start or always
     holds_factors = False  # True if an update holds frozen factors as large as its weight
     fixed = True  # False if an update depends on the input, see `DeltaWeight`
-
-    def __init__(
-        self,
-        *,
-        dropout: float = 0.0,
-        qkv: Literal["packed", "split"] = "packed",
-        match: str | None = None,
-        seed: int | None = None,
-    ) -> None:
-        if qkv not in ("packed", "split"):
-            raise UserError(f"qkv is {qkv!r}: choose packed or split.")
-        self.dropout = check_dropout(dropout)
-        self.qkv = qkv
-        self.match = match
-        self.seed = seed
 
     @property
     def key(self) -> int:
@@ -229,9 +222,9 @@ class Adapter(Described):
             return option
         return next((value for pattern, value in option.items() if matches(pattern, shape.layer)), default)
 
+    @abstractmethod
     def count(self, shape: WeightShape) -> int:
         """Return the number of trainable parameters for one weight."""
-        raise NotImplementedError
 
     def sizes(self, shapes: Sequence[WeightShape]) -> Sequence[int]:
         """Return the values that ``match`` may give to the `size_option` on these weights, ascending.
@@ -246,27 +239,21 @@ class Adapter(Described):
         """Return the random tensors that all layers share, at the largest required size, or None."""
         return None
 
+    @abstractmethod
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> DeltaWeight:
         """Create the update of one weight, zero at the start; the frozen ``weight`` gives dtype and device."""
-        raise NotImplementedError
 
     def procedure(self, model: nn.Module) -> Procedure | None:
         """Return what the method does between optimizer steps on a model with its updates, or None for nothing."""
         return None
 
-    def positive(self, name: str, value: Any) -> int:
-        """Return the value of an option if it is a positive integer; otherwise raise a `UserError`."""
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise UserError(f"{self.method()}: {name} is {value!r}. Set a positive integer.")
-        return value
-
     def check_rank(self, shape: WeightShape, rank: int, at_most_small: bool = True) -> int:
         """Return the rank if it is valid for this weight.
 
         Raises:
-            UserError: The rank is not positive, or larger than the smaller side if ``at_most_small``.
+            UserError: The rank is larger than the smaller side, and ``at_most_small``.
         """
-        if self.positive("rank", rank) > shape.small and at_most_small:
+        if rank > shape.small and at_most_small:
             raise UserError(
                 f"{self.method()}: rank {rank} is larger than the smaller side {shape.small} of {shape.layer} "
                 f"({shape.out_features} x {shape.in_features}); choose a rank up to {shape.small}, or leave "

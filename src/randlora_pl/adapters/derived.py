@@ -42,18 +42,12 @@ _MORE, _ITERATIONS = 16, 10  # further columns and steps of the subspace iterati
 
 
 class DerivedAdapter(Adapter):
-    """Base of methods with tensors derived from the frozen weights.
+    """Base of methods with tensors derived from the frozen weights."""
 
-    Args:
-        keep_derived: Store the derived tensors in adapter files, so that loading computes and compares nothing.
-        options: Options of every method, see `Adapter`.
-    """
+    keep_derived: bool = False
+    """Store the derived tensors in adapter files, so that loading computes and compares nothing."""
 
     reads_weight = True
-
-    def __init__(self, *, keep_derived: bool = False, **options: Any) -> None:
-        super().__init__(**options)
-        self.keep_derived = keep_derived
 
     def identity(self) -> dict[str, Any]:
         """Return `describe` without ``keep_derived``, which affects files only."""

@@ -1,17 +1,33 @@
-"""Objects that the options of their constructor describe; an option may be such an object, or a list of them."""
+"""Objects that their options describe; an option may be such an object, or a list of them."""
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Self, get_args
+from dataclasses import dataclass, field
+from typing import Any, Self, dataclass_transform, get_args
 
-from randlora_pl.utils.adapter_schema import OTHER_VERSION, check_arguments
+from randlora_pl.utils.adapter_schema import OTHER_VERSION
 from randlora_pl.utils.errors import UserError, brief, errors_in
+from randlora_pl.utils.options import check_declaration, check_options
 from randlora_pl.utils.own_classes import path_of
 from randlora_pl.utils.signatures import NamedOptions
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False, field_specifiers=(field,))
 class Described(metaclass=NamedOptions):
-    """Base of `Adapter`: each option of the constructor is an attribute, and the options give the same object again."""
+    """Base of `Adapter`: a frozen dataclass of options, which give the same object again.
+
+    Every subclass declares its own options as fields. An object is equal to itself alone, and holds its options alone;
+    anything else is a property.
+    """
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        check_declaration(cls)
+        dataclass(frozen=True, kw_only=True, eq=False, repr=False)(cls)
+
+    def __post_init__(self) -> None:
+        """Check the options by their types; a subclass with further checks calls this first."""
+        check_options(self)
 
     def __repr__(self) -> str:
         return f"{self.method()}({', '.join(f'{name}={value!r}' for name, value in self._values().items())})"
@@ -64,22 +80,8 @@ class Described(metaclass=NamedOptions):
         return self.replace(**changes) if changes else self
 
     def _values(self) -> dict[str, Any]:
-        """Return the options by name, as they were given.
-
-        Raises:
-            UserError: The constructor has not kept one of them.
-        """
-        names = inspect.signature(type(self)).parameters
-        if lost := [name for name in names if name not in vars(self) and not self._computes(name)]:
-            raise UserError(
-                f"{self.method()} does not keep its option {lost[0]}. Set self.{lost[0]} = {lost[0]} in its "
-                "constructor."
-            )
-        return {name: getattr(self, name) for name in names}
-
-    def _computes(self, name: str) -> bool:
-        """Return True if an option is a property."""
-        return isinstance(inspect.getattr_static(self, name, None), property)
+        """Return the options by name."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
 
 def _takes_nested(kind: Any) -> bool:
@@ -130,10 +132,8 @@ def make(
             inner = [make(kinds, each, source, hint, find) for each in (value if isinstance(value, list) else [value])]
             options[name] = inner if isinstance(value, list) else inner[0]
     try:
-        made = kind(**options)
-    except UserError:
-        raise
+        return kind(**options)
+    except UserError as error:
+        raise UserError(f"{source}: {error.what.removesuffix('.')}; {hint}.") from None
     except Exception as error:  # a class of a user may raise anything
         raise UserError(f"{source}: {method} does not take these options ({' '.join(str(error).split())}).") from None
-    check_arguments(kind, options, f"{source}, options of {method}", hint)
-    return made

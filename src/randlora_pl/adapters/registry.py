@@ -33,7 +33,7 @@ def register(kind: Method) -> Method:
     Raises:
         UserError: It is not a subclass of `Adapter`, or has the name of a method of this program.
     """
-    METHODS.register(kind, Adapter, methods.__all__)
+    METHODS.register(kind, Adapter, methods.__all__)  # type: ignore[type-abstract]
     return kind
 
 
@@ -43,7 +43,7 @@ def find_method(path: str) -> type[Adapter]:
     Raises:
         UserError: It is neither imported by name, nor registered, nor an entry point.
     """
-    return METHODS.find(path, Adapter, methods.__all__)
+    return METHODS.find(path, Adapter, methods.__all__)  # type: ignore[type-abstract]
 
 
 def parent_method(adapter: Adapter) -> str:

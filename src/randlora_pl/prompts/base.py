@@ -1,5 +1,6 @@
 """Base classes of all prompt learners: `PromptLearner` (options) and `Prompts` (learned tokens of one model)."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -30,13 +31,14 @@ class PromptLearner(Described):
     visual: ClassVar[bool] = False
     per_image: ClassVar[bool] = False
     learns: ClassVar[bool] = True
-    class_specific: bool = False
+    class_specific = False
 
     @property
     def starts_pretrained(self) -> bool:
         """True if it begins as a prompt of words, so that a test before the training is one of the pretrained model."""
         return False
 
+    @abstractmethod
     def build(self, model: nn.Module, tokenizer: Tokenizer, classnames: Sequence[str], seed: int) -> "Prompts":
         """Return the learned tokens for a CLIP model without an adapter.
 
@@ -49,7 +51,6 @@ class PromptLearner(Described):
         Raises:
             UserError: The options do not fit the model.
         """
-        raise NotImplementedError
 
 
 class Prompts(nn.Module):
@@ -142,9 +143,3 @@ def drawn(shape: Sequence[int], seed: int, name: str, device: torch.device | str
         return torch.empty(*shape, device=device)
     with rng.seeded(int(rng.words(seed, name, torch.tensor(0)))):
         return torch.empty(*shape).normal_(std=INITIAL_STD).to(device)
-
-
-def check_length(name: str, value: int | None, least: int = 1) -> None:
-    """Refuse a number of tokens or blocks below ``least``."""
-    if value is not None and value < least:
-        raise UserError(f"{name} is {value}: give {least} or more (--model.prompts.{name}).")

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.models.prompted import embed_dim
-from randlora_pl.prompts.base import Context, PromptLearner, Prompts, Tokenizer, check_length
+from randlora_pl.prompts.base import Context, PromptLearner, Prompts, Tokenizer
 from randlora_pl.prompts.coop import ContextPrompts
 from randlora_pl.utils import rng
+from randlora_pl.utils.options import Count
 
 
 class CoCoOp(PromptLearner):
@@ -20,17 +21,14 @@ class CoCoOp(PromptLearner):
 
     Examples:
         >>> task = PromptTask("tiny", prompts=CoCoOp(length=4, words=None))
-
-    Args:
-        length: Number of learned tokens; None for as many as ``words`` are.
-        words: Words that the tokens start from; None for random tokens.
     """
 
-    per_image = True
+    length: Count | None = None
+    """Number of learned tokens; None for as many as ``words`` are."""
+    words: str | None = "a photo of a"
+    """Words that the tokens start from; None for random tokens."""
 
-    def __init__(self, length: int | None = None, words: str | None = "a photo of a") -> None:
-        check_length("length", length)
-        self.length, self.words = length, words
+    per_image = True
 
     def build(self, model: nn.Module, tokenizer: Tokenizer, classnames: Sequence[str], seed: int) -> Prompts:
         """Return the learned context and its network."""

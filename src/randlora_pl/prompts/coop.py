@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from randlora_pl.models.prompted import Position, TextRows, learned_rows
-from randlora_pl.prompts.base import Context, PromptLearner, Prompts, Tokenizer, check_length
+from randlora_pl.prompts.base import Context, PromptLearner, Prompts, Tokenizer
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Count
 
 
 class CoOp(PromptLearner):
@@ -17,23 +18,16 @@ class CoOp(PromptLearner):
 
     Examples:
         >>> task = PromptTask("tiny", prompts=CoOp(length=4, words=None))
-
-    Args:
-        length: Number of learned tokens M; None for as many as ``words`` are.
-        words: Words that the tokens start from; None for random tokens with standard deviation 0.02.
-        position: Place of the class name: at the ``end``, in the ``middle`` of the context, or at the ``front``.
-        class_specific: Learn a context for each class. It names no other classes then.
     """
 
-    def __init__(
-        self,
-        length: int | None = None,
-        words: str | None = "a photo of a",
-        position: Position = "end",
-        class_specific: bool = False,
-    ) -> None:
-        check_length("length", length)
-        self.length, self.words, self.position, self.class_specific = length, words, position, class_specific
+    length: Count | None = None
+    """Number of learned tokens M; None for as many as ``words`` are."""
+    words: str | None = "a photo of a"
+    """Words that the tokens start from; None for random tokens with standard deviation 0.02."""
+    position: Position = "end"
+    """Place of the class name: at the ``end``, in the ``middle`` of the context, or at the ``front``."""
+    class_specific: bool = False
+    """Learn a context for each class. It names no other classes then."""
 
     @property
     def starts_pretrained(self) -> bool:

@@ -1,13 +1,15 @@
 """Learned tokens in both towers, in the first blocks of each: IVLP, and the visual half alone, VPT-deep."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from randlora_pl.models.prompted import image_blocks, image_width, text_tower
-from randlora_pl.prompts.base import Context, PromptLearner, Prompts, Tokenizer, check_length, drawn
+from randlora_pl.prompts.base import Context, PromptLearner, Prompts, Tokenizer, drawn
 from randlora_pl.prompts.coop import ContextPrompts
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Count, NotNegative
 
 
 class DeepPrompts(PromptLearner):
@@ -19,22 +21,26 @@ class DeepPrompts(PromptLearner):
 
     Examples:
         >>> task = PromptTask("tiny", prompts=DeepPrompts(length=2, vision_length=2, depth=2))
-
-    Args:
-        length: Learned tokens n of each text, 0 for none.
-        vision_length: Learned tokens n_v of each image, 0 for none.
-        depth: Blocks J that have their own tokens, in both towers.
-        words: Words that a text's first tokens start from. Words beyond ``length`` stay as they are.
     """
 
-    def __init__(self, length: int = 4, vision_length: int = 4, depth: int = 9, words: str = "a photo of a") -> None:
-        check_length("length", length, 0)
-        check_length("vision_length", vision_length, 0)
-        check_length("depth", depth)
-        if length == vision_length == 0:
+    length: Annotated[int, NotNegative] = 4
+    """Learned tokens n of each text, 0 for none."""
+    vision_length: Annotated[int, NotNegative] = 4
+    """Learned tokens n_v of each image, 0 for none."""
+    depth: Count = 9
+    """Blocks J that have their own tokens, in both towers."""
+    words: str = "a photo of a"
+    """Words that a text's first tokens start from. Words beyond ``length`` stay as they are."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length == self.vision_length == 0:
             raise UserError("length and vision_length are 0: nothing is learned. Use --model.prompts Fixed.")
-        self.length, self.vision_length, self.depth, self.words = length, vision_length, depth, words
-        self.visual = vision_length > 0  # type: ignore[misc]
+
+    @property
+    def visual(self) -> bool:  # type: ignore[override]
+        """True if images have learned tokens."""
+        return self.vision_length > 0
 
     def build(self, model: nn.Module, tokenizer: Tokenizer, classnames: Sequence[str], seed: int) -> Prompts:
         """Return the learned tokens of both towers."""

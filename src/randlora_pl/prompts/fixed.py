@@ -16,17 +16,17 @@ class Fixed(PromptLearner):
 
     Examples:
         >>> task = PromptTask("tiny", prompts=Fixed(template="a photo of a {}."), adapter=LoRA(rank=2))
-
-    Args:
-        template: Text with ``{}`` for the name of the class.
     """
+
+    template: str = "a photo of a {}."
+    """Text with ``{}`` for the name of the class."""
 
     learns = False
 
-    def __init__(self, template: str = "a photo of a {}.") -> None:
-        if "{}" not in template:
-            raise UserError(f"template is {template!r}: it needs {{}} for the name (--model.prompts.template).")
-        self.template = template
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "{}" not in self.template:
+            raise UserError(f"template is {self.template!r}: it needs {{}} for the name (--model.prompts.template).")
 
     @property
     def starts_pretrained(self) -> bool:

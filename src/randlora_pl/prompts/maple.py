@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.models.prompted import image_width
-from randlora_pl.prompts.base import Context, PromptLearner, Prompts, Tokenizer, check_length
+from randlora_pl.prompts.base import Context, PromptLearner, Prompts, Tokenizer
 from randlora_pl.prompts.coop import ContextPrompts
 from randlora_pl.prompts.deep import DeepPrompts, check_depth, deep_tokens
 from randlora_pl.utils import rng
+from randlora_pl.utils.options import Count
 
 
 class MaPLe(PromptLearner):
@@ -21,32 +22,22 @@ class MaPLe(PromptLearner):
 
     Examples:
         >>> task = PromptTask("tiny", prompts=MaPLe(depth=2))
-
-    Args:
-        length: Learned tokens n of each block.
-        depth: Blocks J with their own tokens, in both towers.
-        words: Words that the first tokens start from. Words beyond ``length`` stay as they are.
-        coupling: ``linear``; ``low_rank`` with W_i of rank ``rank``, ours; or ``none``, which is `DeepPrompts`.
-        rank: Rank of ``low_rank``.
-        equal_start: Start the functions of all later blocks from one value, as the released code does.
     """
 
-    visual = True
+    length: Count = 2
+    """Learned tokens n of each block."""
+    depth: Count = 9
+    """Blocks J with their own tokens, in both towers."""
+    words: str = "a photo of a"
+    """Words that the first tokens start from. Words beyond ``length`` stay as they are."""
+    coupling: Literal["linear", "low_rank", "none"] = "linear"
+    """``linear``; ``low_rank`` with W_i of rank ``rank``, ours; or ``none``, which is `DeepPrompts`."""
+    rank: Count = 16
+    """Rank of ``low_rank``."""
+    equal_start: bool = True
+    """Start the functions of all later blocks from one value, as the released code does."""
 
-    def __init__(
-        self,
-        length: int = 2,
-        depth: int = 9,
-        words: str = "a photo of a",
-        coupling: Literal["linear", "low_rank", "none"] = "linear",
-        rank: int = 16,
-        equal_start: bool = True,
-    ) -> None:
-        check_length("length", length)
-        check_length("depth", depth)
-        check_length("rank", rank)
-        self.length, self.depth, self.words = length, depth, words
-        self.coupling, self.rank, self.equal_start = coupling, rank, equal_start
+    visual = True
 
     def build(self, model: nn.Module, tokenizer: Tokenizer, classnames: Sequence[str], seed: int) -> Prompts:
         """Return the learned tokens and the functions that couple them."""

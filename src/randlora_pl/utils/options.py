@@ -52,8 +52,20 @@ class Check:
 
 Positive = Check(lambda value: 0 < value < math.inf, "a positive number")
 NotNegative = Check(lambda value: 0 <= value < math.inf, "0 or a positive number")
-Fraction = Check(lambda value: 0 <= value <= 1, "a number from 0 to 1")
 Probability = Check(lambda value: 0 <= value < 1, "a number from 0 to below 1")
+
+
+def at_least(least: float) -> Check:
+    """Return the condition that a number has at least this value."""
+    return Check(lambda value: value >= least, f"a number of at least {least:,}")
+
+
+def between(least: float, most: float) -> Check:
+    """Return the condition that a number is in this range, the ends included."""
+    return Check(lambda value: least <= value <= most, f"a number from {least:,} to {most:,}")
+
+
+Fraction = between(0, 1)
 
 Count = Annotated[int, Positive]
 """A positive whole number."""
@@ -95,8 +107,7 @@ def misfit(value: Any, kind: Any, name: str = "") -> Misfit | None:
     if kind is Any or kind is inspect.Parameter.empty or isinstance(kind, str):
         return None
     if origin is Annotated:
-        checks = (each for each in inner[1:] if isinstance(each, Check) and not each.holds(value))
-        return misfit(value, inner[0], name) or next((Misfit(name, value, each.wanted) for each in checks), None)
+        return _of_checked(value, inner[0], [each for each in inner[1:] if isinstance(each, Check)], name)
     if origin in (Union, types.UnionType):
         return _of_union(value, inner, name)
     if origin is NotRequired:
@@ -132,6 +143,17 @@ def misfit(value: Any, kind: Any, name: str = "") -> Misfit | None:
         fits = not inspect.isclass(kind) or isinstance(value, kind)
         return None if fits else Misfit(name, value, f"an object of {kind.__name__}")
     return next((found for part in parts if (found := misfit(*part))), None)
+
+
+def _of_checked(value: Any, kind: Any, checks: list[Check], name: str) -> Misfit | None:
+    """Return the misfit of a value and its checks; 2.5 and 0 both miss "a positive whole number"."""
+    wrong = misfit(value, kind, name)
+    if wrong is None and all(check.holds(value) for check in checks):
+        return None
+    if wrong is not None and (kind not in _PLAIN or not checks):
+        return wrong
+    wanted = " and ".join(check.wanted for check in checks)
+    return Misfit(name, value, wanted.replace("number", "whole number") if kind is int else wanted)
 
 
 def _of_union(value: Any, kinds: tuple[Any, ...], name: str) -> Misfit | None:
@@ -190,7 +212,7 @@ def check_options(made: Any) -> None:
     for name, kind in option_types(type(made)).items():
         if wrong := misfit(getattr(made, name), kind, name):
             hint = near(wrong.value, literal_words(kind), 1) if isinstance(wrong.value, str) else ""
-            raise UserError(f"{type(made).__name__}: {wrong}.{hint}", f"Give {wrong.wanted}.")
+            raise UserError(f"{type(made).__name__}: {wrong}.{hint}", f"Set {wrong.wanted}.")
 
 
 def check_declaration(cls: type) -> None:
@@ -219,7 +241,7 @@ class Declared:
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        if constructs(cls, Declared):
+        if _constructs(cls):
             return
         check_declaration(cls)
         dataclass(kw_only=True, eq=False, repr=False)(cls)
@@ -229,14 +251,10 @@ class Declared:
         check_options(self)
 
 
-def constructs(cls: type, base: type) -> bool:
+def _constructs(cls: type) -> bool:
     """Return True if a class, or the first above it that has one, takes its options in a constructor of its own.
 
     So classes can be converted one after the other.
-
-    Args:
-        cls: The class.
-        base: Base of the declared classes, whose own bases may have constructors.
     """
     first = next(each for each in cls.__mro__ if "__init__" in vars(each))
-    return "__dataclass_fields__" not in vars(first) and issubclass(first, base)
+    return "__dataclass_fields__" not in vars(first) and issubclass(first, Declared)

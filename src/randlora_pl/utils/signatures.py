@@ -1,6 +1,7 @@
 """Signatures of constructors that pass ``**options`` on to their bases."""
 
 import inspect
+from abc import ABCMeta
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,9 @@ def whole_signature(kind: type) -> inspect.Signature:
                 found.setdefault(option.name, option)
         if not any(option.kind is option.VAR_KEYWORD for option in own):
             break
-    return inspect.Signature(sorted(found.values(), key=lambda option: option.kind))
+    fields = [name for each in kind.__mro__ for name in vars(each).get("__annotations__", ()) if name in found]
+    own_first = {name: fields.index(name) for name in fields}
+    return inspect.Signature(sorted(found.values(), key=lambda option: (option.kind, own_first.get(option.name, -1))))
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
@@ -38,7 +41,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(function)
 
 
-class NamedOptions(type):
+class NamedOptions(ABCMeta):
     """Metaclass whose classes show a `whole_signature` in `help`, and name near options if one is unknown."""
 
     def __init__(cls, *args: Any, **options: Any) -> None:

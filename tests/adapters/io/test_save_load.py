@@ -356,7 +356,10 @@ CONFIGS: dict[str, tuple[Callable[[Config], Any], str]] = {
     "no number of a format": (lambda c: c.update(format_version="new"), "format_version is 'new'. Copy it again"),
     "an unknown method": (lambda c: c.update(method="QLoRA"), "method 'QLoRA' is unknown..*RandLoRA"),
     "an unknown option": (lambda c: c["options"].update(depth=3), "RandLoRA does not take these options .*'depth'"),
-    "an impossible option": (lambda c: c["options"].update(basis="round"), "basis is 'round'; choose one of"),
+    "an impossible option": (
+        lambda c: c["options"].update(basis="round"),
+        "basis is 'round'; it was written by another version",
+    ),
     "options that are none": (lambda c: c.update(options=7), "options is 7. Copy it again"),
     "an inner method without a name": (
         lambda c: c.update(method="DoRA", options={"inner": {}}),

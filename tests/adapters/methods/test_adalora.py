@@ -290,11 +290,11 @@ def test_counts_on_clip() -> None:
         ({"target_rank": 0}, "target_rank is 0"),
         ({"rank": 7}, "rank 7 is larger than the smaller side"),
         ({"warmup": 0.6, "final": 0.4}, "warmup is 0.6 and final is 0.4. Set fractions of the run"),
-        ({"warmup": -0.1}, "Set fractions of the run"),
-        ({"every": 0}, "every is 0. Set a positive integer"),
+        ({"warmup": -0.1}, "warmup is -0.1. Set 0 or a positive number"),
+        ({"every": 0}, "every is 0. Set a positive whole number"),
         ({"beta2": 1.0}, "AdaLoRA: beta2 is 1.0. Set a number from 0 to below 1"),
-        ({"gamma": float("nan")}, "gamma is nan. Set 0"),
-        ({"orthogonality": "peft"}, "orthogonality is 'peft'; choose code or paper"),
+        ({"gamma": float("nan")}, "gamma is nan. Set 0 or a positive number"),
+        ({"orthogonality": "peft"}, "orthogonality is 'peft'. Set code or paper"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:

@@ -191,7 +191,7 @@ def test_counts_and_errors() -> None:
     assert report.trainable == 9_175_040  # Llama-2-7B; the paper leaves out the 786,432 of the routers
     assert HydraLoRA(rank=4, heads=2).count(WeightShape("fc", 20, 12)) == 4 * 12 + 2 * 4 * 20 + 2 * 12
     for heads in (0, 1.5, True):
-        with pytest.raises(UserError, match=r"heads is .* Set a positive integer"):
+        with pytest.raises(UserError, match=r"heads is .* Set a positive whole number"):
             HydraLoRA(heads=heads)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="balance is -1"):
         HydraLoRA(balance=-1)

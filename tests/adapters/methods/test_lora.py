@@ -39,7 +39,7 @@ def test_the_start_of_the_papers_code() -> None:
     assert not alone.delta.B.any() and alone.delta.A.any()  # type: ignore[union-attr,operator]
     model.fc(torch.randn(3, 300)).square().sum().backward()  # type: ignore[operator]
     assert plain.A.grad is not None and plain.A.grad.any() and plain.B.grad is not None and not plain.B.grad.any()
-    with pytest.raises(UserError, match="init is 'zero'; choose kaiming or official"):
+    with pytest.raises(UserError, match=r"init is 'zero'. Set kaiming or official"):
         LoRA(init="zero")  # type: ignore[arg-type]
 
 

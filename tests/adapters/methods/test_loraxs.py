@@ -60,9 +60,9 @@ def shape_of(name: str, layer: nn.Module) -> WeightShape:
 def test_options() -> None:
     with pytest.raises(UserError, match="LoRAXS: rank 13 is larger than the smaller side 12 of 0"):
         adapted(LoRAXS(rank=13))
-    with pytest.raises(UserError, match=r"balance is 'left'. Choose right or both"):
+    with pytest.raises(UserError, match=r"balance is 'left'. Set right or both"):
         LoRAXS(balance="left")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"init is 'zeros'. Choose zero or official"):
+    with pytest.raises(UserError, match=r"init is 'zeros'. Did you mean 'zero'\? Set zero or official"):
         LoRAXS(init="zeros")  # type: ignore[arg-type]
     _, delta = adapted(LoRAXS(rank=12, init="official", seed=3))
     again = adapted(LoRAXS(rank=12, init="official", seed=3))[1]

@@ -49,7 +49,7 @@ def test_the_series_approaches_the_inverse() -> None:
             errors.append((series.turn() - _scaled(exact, 0.3)).abs().max())
     assert errors[0] > 1e-4 and errors[1] < 1e-8
     for terms in (3, "x"):
-        with pytest.raises(UserError, match=rf"neumann_terms is {terms!r}. Set 4 or more"):
+        with pytest.raises(UserError, match=rf"neumann_terms is {terms!r}. Set a whole number of at least 4"):
             OFT(neumann_terms=terms)  # type: ignore[arg-type]
 
 
@@ -87,8 +87,7 @@ def test_both_forms_agree_and_neither_keeps_the_weight() -> None:
         (36, 5, "block 5 does not divide the 36 inputs of fc into parts of 2 or more. Set block 4 or 6"),
         (36, 50, "Set block 36"),
         (36, 1, "block 1 does not divide the 36 inputs"),
-        (36, True, "block True does not divide"),
-        (36, "x", "block 'x' does not divide the 36 inputs of fc into parts of 2 or more. Set block 2."),
+        (36, True, "block is True. Set a positive whole number or a mapping"),
         (36, {"f.": 9}, 9),
         (36, {"other": 9}, 18),
         (1, None, "Leave it out of the targets"),

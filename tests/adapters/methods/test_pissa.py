@@ -63,7 +63,7 @@ def test_every_rank_up_to_the_smaller_side() -> None:
     torch.testing.assert_close(delta.get_buffer("B0") @ delta.get_buffer("A0"), model[0].weight.detach())
     with pytest.raises(UserError, match="rank 13 is larger than the smaller side 12 of 0"):
         inject(layer(), PiSSA(rank=13), ["0"])
-    with pytest.raises(UserError, match=r"start is 'svd'. Choose pissa, olora, minor"):
+    with pytest.raises(UserError, match=r"start is 'svd'. Set pissa, olora or minor"):
         PiSSA(start="svd")  # type: ignore[arg-type]
 
 

@@ -108,5 +108,5 @@ def test_counts_budgets_and_errors() -> None:
         PRANC(coefficients=601).count(shapes[0])
     with pytest.raises(UserError, match="coefficients is 0"):
         PRANC(coefficients=0)
-    with pytest.raises(UserError, match="'thin'; choose shared or dense"):
+    with pytest.raises(UserError, match=r"'thin'. Set shared or dense"):
         PRANC(form="thin")  # type: ignore[arg-type]

@@ -229,7 +229,7 @@ def test_fira_is_not_limited_by_rounding_and_does_not_depend_on_scales() -> None
 
 def test_bad_options_are_refused_in_one_line() -> None:
     for option, value in (("rank", 0), ("rank", True), ("period", 1.5), ("scale", 0), ("scale", math.inf)):
-        with pytest.raises(UserError, match=rf"Fira: {option} is .*Set a positive"):
+        with pytest.raises(UserError, match=rf"Fira: {option} is .*Set a positive (whole |)number"):
             Fira(**{option: value})
     with pytest.raises(TypeError, match="match"):
         GaLore(match="lora:32")

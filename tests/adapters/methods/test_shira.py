@@ -76,5 +76,5 @@ def test_counts_budgets_and_errors() -> None:
     assert match_budget(SHiRA(match="lora:12"), shapes, nn.Linear(2, 2))[0].rank == 12
     with pytest.raises(UserError, match=r"rank 13 asks for more entries than fc1 has \(30 x 20\); choose .* up to 12"):
         SHiRA(rank=13).count(shapes[0])
-    with pytest.raises(UserError, match="'best'; choose random or top"):
+    with pytest.raises(UserError, match=r"'best'. Set random or top"):
         SHiRA(places="best")  # type: ignore[arg-type]

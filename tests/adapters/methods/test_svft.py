@@ -141,7 +141,7 @@ def test_budgets_and_errors() -> None:
         SVFT(pattern="top_k").count(wide)
     with pytest.raises(UserError, match=r"12 off-diagonals are too many for attn.q .* at most 11"):
         SVFT(off_diagonals=12).count(square)
-    with pytest.raises(UserError, match="'thin'; choose one of plain, banded"):
+    with pytest.raises(UserError, match=r"'thin'. Set plain, banded"):
         SVFT(pattern="thin")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="off_diagonals is -1"):
         SVFT(off_diagonals=-1)

@@ -165,11 +165,11 @@ def test_rates_budgets_and_products() -> None:
         (lambda: Together([LoRA(), FullFineTuning()]), "FullFineTuning cannot be a part. Give methods that add"),
         (lambda: Together([LoRA(), Together()]), "Together cannot be a part"),
         (lambda: Together([LoRA(), AutoLoRA()]), "AutoLoRA cannot be a part"),
-        (lambda: Together([LoRA(), "RandLoRA"]), "'RandLoRA' cannot be a part"),  # type: ignore[list-item]
+        (lambda: Together([LoRA(), "RandLoRA"]), r"parts\[1\] is 'RandLoRA'. Set an object of Adapter"),  # type: ignore[list-item]
         (lambda: Together([LoRA(qkv="split"), RandLoRA()]), "some parts have qkv packed and some split"),
         (lambda: Together([AdaLoRA(), DoRA(AdaLoRA())]), "AdaLoRA and AdaLoRA have training procedures of their own"),
         (lambda: Together(rates=[1]), r"rates is \[1\]. Set a positive number for each of the 2 parts"),
-        (lambda: Together(rates=[1, 0]), r"rates is \[1, 0\]"),
+        (lambda: Together(rates=[1, 0]), r"rates\[1\] is 0. Set a positive number"),
         (lambda: DoRA(Together([LoRA(dropout=0.1), RandLoRA()])), "parts of its inner Together have dropout"),
         (
             lambda: inject(One(12, 20), Together([LoRA(rank=13), LoRA(rank=2)])),

@@ -42,7 +42,7 @@ def test_options_of_a_base_in_another_room_have_its_help_and_the_defaults_of_the
 def test_help_and_default_belong_to_the_option() -> None:
     rank = read_classes("adapters")["RandLoRA"].options["rank"]
     assert rank.default == "6"
-    assert "dict[str, int]" in rank.kind
+    assert rank.choices == "int | dict[str, int]"
     assert rank.help.startswith("Rank r of each basis")
 
 

@@ -194,5 +194,5 @@ def test_what_does_not_fit_is_one_line(fit: Any, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match="30 are too many, at most 20"):
         fit(make_prompts("tip"), DATA)
     for option in ({"alpha": -1.0}, {"beta": -1.0}, {"rate_factor": -1.0}):
-        with pytest.raises(UserError, match=f"head.{next(iter(option))}"):
+        with pytest.raises(UserError, match=f"TipAdapter: {next(iter(option))} is -1"):
             TipAdapter(**option)

@@ -1,15 +1,16 @@
 """AdaLoRA: a budget of ranks that training distributes over the layers (Zhang et al., ICLR 2023, arXiv 2303.10512)."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, drawn, trainable
+from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, WeightShape, drawn, trainable
 from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Count, NotNegative, Probability
 
 _START = 0.02
 """Standard deviation of A and B at the start, in the paper's code and in PEFT."""
@@ -25,52 +26,37 @@ class AdaLoRA(Adapter):
         >>> report = inject(model, AdaLoRA(rank=6, target_rank=4))
         >>> report.trainable, report.procedure.budget(step=0, total=100), report.procedure.budget(step=99, total=100)
         (27756, 108, 72)
-
-    Args:
-        rank: Rank r of each layer at the start. A number, or numbers by pattern of layer names.
-        target_rank: Mean rank of the layers at the end. Default: two thirds of ``rank``, 32 of 48.
-        alpha: The update is scaled by alpha / r, with the rank at the start. A number, or numbers by pattern, as
-            ``rank``.
-        warmup: Fraction of the run before the first pruning.
-        final: Fraction of the run after the last pruning, at least one step, with fixed ranks.
-        every: Optimizer steps between two prunings.
-        beta1: Decay of the average importance.
-        beta2: Decay of its average deviation.
-        gamma: Weight of the penalty that keeps A and B orthogonal (the paper's scripts: 0.1 to 0.5).
-        orthogonality: ``code`` is the mean norm of A A^T - I and B^T B - I, as in the released code; ``paper`` is the
-            sum of their squared norms (equation 4).
-        options: Options of every method, see `Adapter`.
     """
 
-    def __init__(
-        self,
-        rank: int | dict[str, int] = 48,
-        target_rank: int | None = None,
-        alpha: float | dict[str, float] = 96.0,
-        warmup: float = 0.1,
-        final: float = 0.3,
-        every: int = 10,
-        beta1: float = 0.85,
-        beta2: float = 0.85,
-        gamma: float = 0.1,
-        orthogonality: Literal["code", "paper"] = "code",
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        if orthogonality not in ("code", "paper"):
-            raise UserError(f"AdaLoRA: orthogonality is {orthogonality!r}; choose code or paper.")
-        if not (min(warmup, final) >= 0 and warmup + final < 1):
+    rank: Rank = 48
+    """Rank r of each layer at the start. A number, or numbers by pattern of layer names."""
+    target_rank: Count | None = None
+    """Mean rank of the layers at the end. Default: two thirds of ``rank``, 32 of 48."""
+    alpha: float | dict[str, float] = 96.0
+    """The update is scaled by alpha / r, with the rank at the start. A number, or numbers by pattern, as ``rank``."""
+    warmup: Annotated[float, NotNegative] = 0.1
+    """Fraction of the run before the first pruning."""
+    final: Annotated[float, NotNegative] = 0.3
+    """Fraction of the run after the last pruning, at least one step, with fixed ranks."""
+    every: Count = 10
+    """Optimizer steps between two prunings."""
+    beta1: Annotated[float, Probability] = 0.85
+    """Decay of the average importance."""
+    beta2: Annotated[float, Probability] = 0.85
+    """Decay of its average deviation."""
+    gamma: Annotated[float, NotNegative] = 0.1
+    """Weight of the penalty that keeps A and B orthogonal (the paper's scripts: 0.1 to 0.5)."""
+    orthogonality: Literal["code", "paper"] = "code"
+    """``code`` is the mean norm of A A^T - I and B^T B - I, as in the released code; ``paper`` is the sum of their
+    squared norms (equation 4)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.warmup + self.final < 1:
             raise UserError(
-                f"AdaLoRA: warmup is {warmup} and final is {final}. Set fractions of the run whose sum is below 1."
+                f"AdaLoRA: warmup is {self.warmup} and final is {self.final}. Set fractions of the run whose sum is "
+                "below 1."
             )
-        for name, beta in (("beta1", beta1), ("beta2", beta2)):
-            if not 0 <= beta < 1:
-                raise UserError(f"AdaLoRA: {name} is {beta}. Set a number from 0 to below 1.")
-        if not gamma >= 0:
-            raise UserError(f"AdaLoRA: gamma is {gamma}. Set 0 for no penalty, or a positive number.")
-        self.rank, self.target_rank, self.alpha = rank, target_rank, alpha
-        self.warmup, self.final, self.every = warmup, final, self.positive("every", every)
-        self.beta1, self.beta2, self.gamma, self.orthogonality = beta1, beta2, gamma, orthogonality
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer at the start."""

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape
+from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, WeightShape
 from randlora_pl.adapters.methods.lora import LoRA, LoRADelta
 from randlora_pl.adapters.methods.randlora import RandLoRA
 from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
 from randlora_pl.adapters.methods.selection import SelectionSearch, components
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Count
 
 RANK, ALPHA = 8, 16.0
 """Defaults of the released code."""
@@ -33,36 +33,22 @@ class AutoLoRA(Adapter):
         18432
         >>> set(report.procedure.counts().values())  # all of 4 equal components, before a search
         {4}
-
-    Args:
-        rank: Number K of components of each weight, the largest rank. A number, or numbers by pattern of layer names.
-            With ``select: bases`` the rank r of RandLoRA's bases.
-        alpha: The update is scaled by alpha / rank. A number, or numbers by pattern, as ``rank``.
-        select: ``ranks`` searches the rank of a LoRA, ``bases`` the number of bases of a RandLoRA.
-        order: ``first`` takes the gradient of v at the present weights, one more pass per step; ``unrolled`` also
-            through the next step of the weights, four more passes.
-        every: Optimizer steps from one step of v to the next.
-        options: Options of every method, see `Adapter`.
     """
 
-    searches = True  # data modules hold out training samples for it
+    rank: Rank = RANK
+    """Number K of components of each weight, the largest rank. A number, or numbers by pattern of layer names. With
+    ``select: bases`` the rank r of RandLoRA's bases."""
+    alpha: float | dict[str, float] = ALPHA
+    """The update is scaled by alpha / rank. A number, or numbers by pattern, as ``rank``."""
+    select: Literal["ranks", "bases"] = "ranks"
+    """``ranks`` searches the rank of a LoRA, ``bases`` the number of bases of a RandLoRA."""
+    order: Literal["first", "unrolled"] = "first"
+    """``first`` takes the gradient of v at the present weights, one more pass per step; ``unrolled`` also through the
+    next step of the weights, four more passes."""
+    every: Count = 1
+    """Optimizer steps from one step of v to the next."""
 
-    def __init__(
-        self,
-        rank: int | dict[str, int] = RANK,
-        alpha: float | dict[str, float] = ALPHA,
-        select: Literal["ranks", "bases"] = "ranks",
-        order: Literal["first", "unrolled"] = "first",
-        every: int = 1,
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        if select not in ("ranks", "bases"):
-            raise UserError(f"AutoLoRA: select is {select!r}; choose ranks or bases.")
-        if order not in ("first", "unrolled"):
-            raise UserError(f"AutoLoRA: order is {order!r}; choose first or unrolled.")
-        self.rank, self.alpha, self.select, self.order = rank, alpha, select, order
-        self.every = self.positive("every", every)
+    searches = True  # data modules hold out training samples for it
 
     @property
     def selected(self) -> LoRA | RandLoRA:

@@ -1,6 +1,7 @@
 """DoRA: separate training of direction and magnitude, with any additive method (Liu et al., 2024)."""
 
 from collections.abc import Callable
+from dataclasses import field
 from typing import Any
 
 import torch
@@ -22,28 +23,35 @@ class DoRA(Adapter):
     Examples:
         >>> inject(model, DoRA(LoRA(rank=4))).trainable  # DoRA(RandLoRA(rank=6)) works, too
         21120
-
-    Args:
-        inner: Method of delta, LoRA (the original) or RandLoRA; its ``qkv``, ``match`` and ``seed`` are used.
     """
+
+    inner: Adapter = field(default=None, kw_only=False)  # type: ignore[assignment]
+    """Method of delta, LoRA (the original) or RandLoRA; its ``qkv``, ``match`` and ``seed`` are used."""
+    dropout: float = field(init=False, default=0.0)
+    qkv: Any = field(init=False, default="packed")
+    match: str | None = field(init=False, default=None)
+    seed: int | None = field(init=False, default=None)
 
     reads_weight = True
 
-    def __init__(self, inner: Adapter | None = None) -> None:
-        inner = LoRA() if inner is None else inner
+    def __post_init__(self) -> None:
+        # An object as default would pass its alpha on to an inner method of another class in a config.
+        object.__setattr__(self, "inner", LoRA() if self.inner is None else self.inner)
+        super().__post_init__()
+        inner = self.inner
         if inner.trains_base or isinstance(inner, DoRA | AutoLoRA) or not inner.fixed:
             raise UserError(f"DoRA: inner is {inner.method()}. Choose a method whose update is a matrix, such as LoRA.")
         if inner.nested_options() and any(leaf.dropout for leaf in inner.leaves()):
             raise UserError(
                 f"DoRA: parts of its inner {inner.method()} have dropout, which has no place here. Set it to 0."
             )
-        super().__init__(qkv=inner.qkv, match=inner.match, seed=inner.seed)
-        self.inner = inner
+        for name in ("qkv", "match", "seed"):
+            object.__setattr__(self, name, getattr(inner, name))
 
     @property
     def rank(self) -> Any:
-        """Rank of the inner method."""
-        return self.inner.rank
+        """Rank of the inner method, None if it has none."""
+        return getattr(self.inner, "rank", None)
 
     def replace(self, **changes: Any) -> "DoRA":
         """Return a copy with changed options of the inner method."""

@@ -1,26 +1,39 @@
 """Methods that train a model's own tensors: full fine-tuning, BitFit and the linear probe."""
 
+from abc import abstractmethod
+from dataclasses import field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from randlora_pl.adapters.base import Adapter
+from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape
+from randlora_pl.adapters.random_bases import Bases
 
 
 class BaseWeightMethod(Adapter):
     """Base of methods without an update, which mark tensors of the model as trainable."""
 
+    dropout: float = field(init=False, default=0.0)
+    qkv: Any = field(init=False, default="packed")
+    match: str | None = field(init=False, default=None)
+    seed: int | None = field(init=False, default=None)
+
     group = "whole"
     trains_base, keeps_base = True, False
     decays = True  # False if the method trains without weight decay
 
-    def __init__(self) -> None:
-        super().__init__()
+    def count(self, shape: WeightShape) -> int:
+        """Return 0; the report of an injection counts the model's own tensors."""
+        return 0
 
+    def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> DeltaWeight:
+        """Raise an error: these methods have no updates."""
+        raise NotImplementedError
+
+    @abstractmethod
     def selects(self, layer: nn.Module, tensor: str) -> bool:
         """Return True if a tensor of a layer trains; ``tensor`` is its name in the layer, for example ``bias``."""
-        raise NotImplementedError
 
     def optimizer(self, model: nn.Module, groups: Any, **options: Any) -> Optimizer:
         """Return the optimizer of the parameters in ``groups``; AdamW, if the method has no optimizer of its own."""

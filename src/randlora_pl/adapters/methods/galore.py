@@ -1,7 +1,6 @@
 """GaLore and Fira: full fine-tuning with an optimizer whose state is small."""
 
-import math
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -9,7 +8,7 @@ from torch.optim import Optimizer
 from randlora_pl.adapters.methods.full import FullFineTuning
 from randlora_pl.adapters.methods.projected_adamw import ProjectedAdamW, state_size
 from randlora_pl.adapters.targets.sites import find_sites
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Count, Positive
 
 
 class GaLore(FullFineTuning):
@@ -21,27 +20,23 @@ class GaLore(FullFineTuning):
     Examples:
         >>> report = inject(model, GaLore(rank=4))
         >>> optimizer = make_optimizer(model, lr=1e-3)  # in a training loop of your own
-
-    Args:
-        rank: Rank of the projection, which sets the memory of the moments. It is not the rank of the update.
-        scale: Factor of the update of projected weights.
-        period: Optimizer steps between two computations of the projection.
     """
+
+    rank: Count = 128
+    """Rank of the projection, which sets the memory of the moments. It is not the rank of the update."""
+    scale: Annotated[float, Positive] = 0.25
+    """Factor of the update of projected weights."""
+    period: Count = 200
+    """Optimizer steps between two computations of the projection."""
 
     group = "optimizer"
     size_option = ""  # the rank is not the size of the update: everything trains
     full_rank = False
 
-    def __init__(self, rank: int = 128, scale: float = 0.25, period: int = 200) -> None:
-        super().__init__()
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
-            raise UserError(f"{self.method()}: scale is {scale!r}. Set a positive number.")
-        self.rank, self.scale, self.period = self.positive("rank", rank), float(scale), self.positive("period", period)
-
     def optimizer(self, model: nn.Module, groups: Any, *, fused: bool = False, **options: Any) -> Optimizer:
         """Return `ProjectedAdamW`, which has no fused kernel."""
-        own = {"rank": self.rank, "scale": self.scale, "period": self.period, "full_rank": self.full_rank}
-        return ProjectedAdamW(groups, projected_weights(model).values(), **own, **options)
+        options |= {"rank": self.rank, "scale": self.scale, "period": self.period, "full_rank": self.full_rank}
+        return ProjectedAdamW(groups, projected_weights(model).values(), **options)
 
     def optimizer_numbers(self, model: nn.Module) -> int:
         """Return the numbers of the optimizer's state: projections, projected moments, and AdamW's two."""
@@ -66,17 +61,12 @@ class Fira(GaLore):
     Examples:
         >>> report = inject(model, Fira(rank=4))
         >>> optimizer = make_optimizer(model, lr=1e-3)  # in a training loop of your own
-
-    Args:
-        rank: Rank of the projection, which sets the memory of the moments.
-        scale: Factor of the update of projected weights.
-        period: Optimizer steps between two computations of the projection.
     """
 
-    full_rank = True
+    scale: Annotated[float, Positive] = 1.0
+    """Factor of the update of projected weights."""
 
-    def __init__(self, rank: int = 128, scale: float = 1.0, period: int = 200) -> None:
-        super().__init__(rank, scale, period)
+    full_rank = True
 
 
 def projected_weights(model: nn.Module) -> dict[str, nn.Parameter]:

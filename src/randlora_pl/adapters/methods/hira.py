@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, kaiming, like, trainable
+from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, WeightShape, kaiming, like, trainable
 from randlora_pl.adapters.kernels.built_again import built_again
 from randlora_pl.adapters.kernels.randlora_linear import without_autocast
 from randlora_pl.adapters.kernels.rounding import added, compute_dtype
@@ -24,18 +24,13 @@ class HiRA(Adapter):
     Examples:
         >>> inject(model, HiRA(rank=4)).trainable
         18432
-
-    Args:
-        rank: Rank r of B A. A number, or numbers by pattern of layer names.
-        options: Options of every method, see `Adapter`.
     """
+
+    rank: Rank = 32
+    """Rank r of B A. A number, or numbers by pattern of layer names."""
 
     group = "full rank"
     reads_weight = True
-
-    def __init__(self, rank: int | dict[str, int] = 32, **options: Any) -> None:
-        super().__init__(**options)
-        self.rank = rank
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""

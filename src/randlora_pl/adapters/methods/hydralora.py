@@ -1,16 +1,16 @@
 """HydraLoRA: one A, several heads B, and a router that weights the heads for each token (Tian et al., 2024)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, kaiming, like, plus_product, trainable
+from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, WeightShape, kaiming, like, plus_product, trainable
 from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Count, NotNegative
 
 
 class HydraLoRA(Adapter):
@@ -21,30 +21,19 @@ class HydraLoRA(Adapter):
     Examples:
         >>> inject(model, HydraLoRA(rank=4, heads=2)).trainable
         33024
-
-    Args:
-        rank: Rank r. A number, or numbers by pattern of layer names.
-        heads: Number K of matrices B.
-        alpha: The update is scaled by alpha / r. A number, or numbers by pattern, as ``rank``.
-        balance: Coefficient of a term of the loss for an even use of the heads: the squared coefficient of variation of
-            a layer's mean gates, averaged over layers. The released code has none, as 0.
-        options: Options of every method, see `Adapter`.
     """
 
-    fixed = False
+    rank: Rank = 8
+    """Rank r. A number, or numbers by pattern of layer names."""
+    heads: Count = 3
+    """Number K of matrices B."""
+    alpha: float | dict[str, float] = 32.0
+    """The update is scaled by alpha / r. A number, or numbers by pattern, as ``rank``."""
+    balance: Annotated[float, NotNegative] = 0.0
+    """Coefficient of a term of the loss for an even use of the heads: the squared coefficient of variation of a layer's
+    mean gates, averaged over layers. The released code has none, as 0."""
 
-    def __init__(
-        self,
-        rank: int | dict[str, int] = 8,
-        heads: int = 3,
-        alpha: float | dict[str, float] = 32.0,
-        balance: float = 0.0,
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        if not balance >= 0:
-            raise UserError(f"HydraLoRA: balance is {balance}. Set 0 for no such term, or a number such as 0.01.")
-        self.rank, self.heads, self.alpha, self.balance = rank, self.positive("heads", heads), alpha, balance
+    fixed = False
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""

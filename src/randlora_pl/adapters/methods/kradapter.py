@@ -1,7 +1,6 @@
 """KRAdapter: an update of full rank as a Khatri-Rao product of two thin matrices (Albert et al., 2025)."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,17 +19,12 @@ class KRAdapter(Adapter):
     Examples:
         >>> inject(model, KRAdapter()).trainable  # the weights give the size
         36864
-
-    Args:
-        alpha: Factor of the update (official code: 2). A number, or numbers by pattern of layer names.
-        options: Options of every method, see `Adapter`; ``match`` is refused, because the weight gives the size.
     """
 
-    group = "full rank"
+    alpha: float | dict[str, float] = 2.0
+    """Factor of the update (official code: 2). A number, or numbers by pattern of layer names."""
 
-    def __init__(self, alpha: float | dict[str, float] = 2.0, **options: Any) -> None:
-        super().__init__(**options)
-        self.alpha = alpha
+    group = "full rank"
 
     def widths(self, shape: WeightShape) -> tuple[int, int]:
         """Return the columns r of U and q of V for one weight."""

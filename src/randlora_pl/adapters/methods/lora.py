@@ -1,13 +1,12 @@
 """LoRA: a trained low-rank update (Hu et al., 2022), the baseline of every table of the paper."""
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, drawn, trainable
+from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, WeightShape, drawn, trainable
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.utils.errors import UserError
 
 
 class LoRA(Adapter):
@@ -16,29 +15,18 @@ class LoRA(Adapter):
     Examples:
         >>> inject(model, LoRA(rank=4, alpha=8)).trainable
         18432
-
-    Args:
-        rank: Rank r. A number, or numbers by pattern of layer names.
-        alpha: The update is scaled by alpha / r (Table 8: 1 / r). A number, or numbers by pattern, as ``rank``.
-        rslora: Scale by alpha / sqrt(r) instead (rsLoRA, Kalajdzievski, 2023).
-        init: ``kaiming`` starts with B at zero and A uniform up to 1 / sqrt(in). ``official`` is the start in the code
-            of the RandLoRA paper: A at zero and B uniform up to 1 / sqrt(r out); for packed attention B at zero and A
-            up to 1 / sqrt(r in).
-        options: Options of every method, see `Adapter`.
     """
 
-    def __init__(
-        self,
-        rank: int | dict[str, int] = 32,
-        alpha: float | dict[str, float] = 1.0,
-        rslora: bool = False,
-        init: Literal["kaiming", "official"] = "kaiming",
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        if init not in ("kaiming", "official"):
-            raise UserError(f"LoRA: init is {init!r}; choose kaiming or official.")
-        self.rank, self.alpha, self.rslora, self.init = rank, alpha, rslora, init
+    rank: Rank = 32
+    """Rank r. A number, or numbers by pattern of layer names."""
+    alpha: float | dict[str, float] = 1.0
+    """The update is scaled by alpha / r (Table 8: 1 / r). A number, or numbers by pattern, as ``rank``."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(r) instead (rsLoRA, Kalajdzievski, 2023)."""
+    init: Literal["kaiming", "official"] = "kaiming"
+    """``kaiming`` starts with B at zero and A uniform up to 1 / sqrt(in). ``official`` is the start in the code of the
+    RandLoRA paper: A at zero and B uniform up to 1 / sqrt(r out); for packed attention B at zero and A up to 1 / sqrt(r
+    in)."""
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""

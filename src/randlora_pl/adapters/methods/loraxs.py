@@ -1,15 +1,14 @@
 """LoRA-XS: an r x r matrix between frozen singular vectors of the weight (Balazy et al., 2024)."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import FactoredDelta, WeightShape, drawn, like, plus_product, trainable
+from randlora_pl.adapters.base import FactoredDelta, Rank, WeightShape, drawn, like, plus_product, trainable
 from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.utils.errors import UserError
 
 
 class LoRAXS(DerivedAdapter):
@@ -18,30 +17,18 @@ class LoRAXS(DerivedAdapter):
     Examples:
         >>> inject(model, LoRAXS(rank=4)).trainable
         288
-
-    Args:
-        rank: Rank r, up to the smaller side of a weight. A number, or numbers by pattern of layer names.
-        alpha: The update is scaled by alpha / r (the released scripts: 16 / r on GLUE, r / r for mathematics). A
-            number, or numbers by pattern, as ``rank``. Default: r, a scaling of 1.
-        init: ``zero`` starts at the pretrained model; ``official`` draws R with a standard deviation of 1e-5.
-        balance: ``right`` multiplies V^T by the singular values (the paper), ``both`` gives their roots to U and V^T,
-            which makes the gradients of R less uneven.
-        options: Options of every method with derived tensors, see `DerivedAdapter`.
     """
 
-    def __init__(
-        self,
-        rank: int | dict[str, int] = 64,
-        alpha: float | dict[str, float] | None = None,
-        init: Literal["zero", "official"] = "zero",
-        balance: Literal["right", "both"] = "right",
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        for name, value, choices in (("init", init, ("zero", "official")), ("balance", balance, ("right", "both"))):
-            if value not in choices:
-                raise UserError(f"LoRAXS: {name} is {value!r}. Choose {' or '.join(choices)}.")
-        self.rank, self.alpha, self.init, self.balance = rank, alpha, init, balance
+    rank: Rank = 64
+    """Rank r, up to the smaller side of a weight. A number, or numbers by pattern of layer names."""
+    alpha: float | dict[str, float] | None = None
+    """The update is scaled by alpha / r (the released scripts: 16 / r on GLUE, r / r for mathematics). A number, or
+    numbers by pattern, as ``rank``. Default: r, a scaling of 1."""
+    init: Literal["zero", "official"] = "zero"
+    """``zero`` starts at the pretrained model; ``official`` draws R with a standard deviation of 1e-5."""
+    balance: Literal["right", "both"] = "right"
+    """``right`` multiplies V^T by the singular values (the paper), ``both`` gives their roots to U and V^T, which makes
+    the gradients of R less uneven."""
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""

@@ -1,13 +1,13 @@
 """NoLA: low-rank factors as trained combinations of random factors (Koohpayegani et al., 2024)."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, WeightShape, trainable
+from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, WeightShape, trainable
 from randlora_pl.adapters.random_bases import Bases, random_pair
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Count
 
 
 class NoLA(Adapter):
@@ -16,31 +16,19 @@ class NoLA(Adapter):
     Examples:
         >>> inject(model, NoLA(num_bases=64)).trainable
         2304
-
-    Args:
-        rank: Rank r of the random factors (Table 8: 1). A number, or numbers by pattern of layer names.
-        num_bases: Number n of random factors on each side (Table 8: 1024).
-        alpha: The update is scaled by alpha / r (Table 8: 1 / r). A number, or numbers by pattern, as ``rank``.
-        init: ``zero`` starts one coefficient vector at 1/n and the other at zero, so that the model is unchanged at
-            first; ``official`` starts both at 1/n, as the official RandLoRA code.
-        options: Options of every method, see `Adapter`.
     """
 
-    size_option = "num_bases"
+    rank: Rank = 1
+    """Rank r of the random factors (Table 8: 1). A number, or numbers by pattern of layer names."""
+    num_bases: Count = 1024
+    """Number n of random factors on each side (Table 8: 1024)."""
+    alpha: float | dict[str, float] = 1.0
+    """The update is scaled by alpha / r (Table 8: 1 / r). A number, or numbers by pattern, as ``rank``."""
+    init: Literal["zero", "official"] = "zero"
+    """``zero`` starts one coefficient vector at 1/n and the other at zero, so that the model is unchanged at first;
+    ``official`` starts both at 1/n, as the official RandLoRA code."""
 
-    def __init__(
-        self,
-        rank: int | dict[str, int] = 1,
-        num_bases: int = 1024,
-        alpha: float | dict[str, float] = 1.0,
-        init: Literal["zero", "official"] = "zero",
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        if init not in ("zero", "official"):
-            raise UserError(f"NoLA: init is {init!r}; choose zero or official.")
-        self.rank, self.num_bases, self.alpha = rank, self.positive("num_bases", num_bases), alpha
-        self.init = init
+    size_option = "num_bases"
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""

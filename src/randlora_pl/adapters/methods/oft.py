@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, like, trainable
+from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, WeightShape, like, trainable
 from randlora_pl.adapters.kernels.built_again import built_again
 from randlora_pl.adapters.kernels.rounding import added, compute_dtype
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import at_least
 
 _LARGEST = 32
 """Largest default block."""
@@ -26,26 +27,18 @@ class OFT(Adapter):
     Examples:
         >>> inject(model, OFT(block=8)).trainable
         6720
-
-    Args:
-        block: Size b of the blocks, which divides the layer's inputs. A number, or numbers by pattern of layer names.
-            Default: the largest divisor of the inputs up to 32.
-        neumann_terms: Number of terms of a series for the inverse, from 4 on, for adapters of PEFT alone. Then R is not
-            quite orthogonal. Default: the exact inverse.
-        options: Options of every method, see `Adapter`.
     """
+
+    block: Rank | None = None
+    """Size b of the blocks, which divides the layer's inputs. A number, or numbers by pattern of layer names. Default:
+    the largest divisor of the inputs up to 32."""
+    neumann_terms: Annotated[int, at_least(4)] | None = None
+    """Number of terms of a series for the inverse, from 4 on, for adapters of PEFT alone. Then R is not quite
+    orthogonal. Default: the exact inverse."""
 
     group = "full rank"
     size_option = "block"
     reads_weight = True
-
-    def __init__(
-        self, block: int | dict[str, int] | None = None, neumann_terms: int | None = None, **options: Any
-    ) -> None:
-        super().__init__(**options)
-        if neumann_terms is not None and not (isinstance(neumann_terms, int) and neumann_terms >= 4):
-            raise UserError(f"OFT: neumann_terms is {neumann_terms!r}. Set 4 or more, or leave it out (exact).")
-        self.block, self.neumann_terms = block, neumann_terms
 
     def block_of(self, shape: WeightShape) -> int:
         """Return the size of the blocks for one layer.
@@ -55,11 +48,11 @@ class OFT(Adapter):
         """
         block, side, layer = self.of(self.block, shape, None), shape.in_features, shape.layer
         sizes = _divisors(side)
-        if block in sizes and not isinstance(block, bool):
+        if block in sizes:
             return int(block)
         if block is None and sizes and sizes[0] <= _LARGEST:
             return max(size for size in sizes if size <= _LARGEST)
-        near = block if isinstance(block, int) else 0
+        near = block or 0
         ends = [*[size for size in sizes if size < near][-1:], *[size for size in sizes if size > near][:1]]
         ways = f"Set block {' or '.join(map(str, ends))}" if ends else "Leave it out of the targets"
         if block is None:

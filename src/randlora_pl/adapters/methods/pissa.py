@@ -1,11 +1,11 @@
 """PiSSA: LoRA that starts at the principal components of the weight (Meng et al., 2024), and its relatives."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import FactoredDelta, WeightShape, trainable
+from randlora_pl.adapters.base import FactoredDelta, Rank, WeightShape, trainable
 from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta, RecipeName
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
@@ -24,28 +24,17 @@ class PiSSA(DerivedAdapter):
     Examples:
         >>> inject(model, PiSSA(rank=4)).trainable
         18432
-
-    Args:
-        rank: Rank r, up to the smaller side of a weight. A number, or numbers by pattern of layer names.
-        alpha: The update is scaled by alpha / r. A number, or numbers by pattern, as ``rank``. Default: r, a scaling
-            of 1 as in the paper.
-        start: ``pissa``: B0 A0 is the best approximation of W0 of rank r (equation 2 of arXiv 2404.02948). ``olora``:
-            Q and R of the first r columns (OLoRA, arXiv 2406.01775). ``minor``: the left singular vectors of the r
-            smallest singular values as a frozen B, and a trained A that starts at zero (MiCA).
-        options: Options of every method with derived tensors, see `DerivedAdapter`.
     """
 
-    def __init__(
-        self,
-        rank: int | dict[str, int] = 32,
-        alpha: float | dict[str, float] | None = None,
-        start: Start = "pissa",
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        if start not in _RECIPES:
-            raise UserError(f"PiSSA: start is {start!r}. Choose {', '.join(_RECIPES)}.")
-        self.rank, self.alpha, self.start = rank, alpha, start
+    rank: Rank = 32
+    """Rank r, up to the smaller side of a weight. A number, or numbers by pattern of layer names."""
+    alpha: float | dict[str, float] | None = None
+    """The update is scaled by alpha / r. A number, or numbers by pattern, as ``rank``. Default: r, a scaling of 1 as in
+    the paper."""
+    start: Start = "pissa"
+    """``pissa``: B0 A0 is the best approximation of W0 of rank r (equation 2 of arXiv 2404.02948). ``olora``: Q and R
+    of the first r columns (OLoRA, arXiv 2406.01775). ``minor``: the left singular vectors of the r smallest singular
+    values as a frozen B, and a trained A that starts at zero (MiCA)."""
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""

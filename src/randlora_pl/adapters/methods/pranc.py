@@ -13,7 +13,7 @@ The R_i are frozen and have entries of unit variance; only the coefficients alph
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, trainab
 from randlora_pl.adapters.kernels.sign_sums import CHUNK, SignSum, grid_words
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Count
 from randlora_pl.utils.rng import stream
 
 
@@ -31,33 +32,20 @@ class PRANC(Adapter):
     Examples:
         >>> inject(model, PRANC(coefficients=500)).trainable
         9000
-
-    Args:
-        coefficients: Number k of random matrices and of trained coefficients per weight (the paper: 10,000 for a
-            ResNet-20).
-        form: ``shared``: each entry of a weight belongs to one coefficient, so a step costs one addition per entry.
-            ``dense``: the matrices of the paper, of signs, drawn in both passes of each step; k times as expensive,
-            for tiny models or few coefficients.
-        alpha_scale: The update is scaled by alpha_scale / sqrt(k), which makes its entries about as large as the
-            coefficients at every k.
-        options: Options of every method, see `Adapter`.
     """
+
+    coefficients: Count = 10_000
+    """Number k of random matrices and of trained coefficients per weight (the paper: 10,000 for a ResNet-20)."""
+    form: Literal["shared", "dense"] = "shared"
+    """``shared``: each entry of a weight belongs to one coefficient, so a step costs one addition per entry. ``dense``:
+    the matrices of the paper, of signs, drawn in both passes of each step; k times as expensive, for tiny models or few
+    coefficients."""
+    alpha_scale: float = 1.0
+    """The update is scaled by alpha_scale / sqrt(k), which makes its entries about as large as the coefficients at
+    every k."""
 
     group = "full rank"
     size_option = "coefficients"
-
-    def __init__(
-        self,
-        coefficients: int = 10_000,
-        form: Literal["shared", "dense"] = "shared",
-        alpha_scale: float = 1.0,
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        if form not in ("shared", "dense"):
-            raise UserError(f"PRANC: form is {form!r}; choose shared or dense.")
-        self.coefficients = self.positive("coefficients", coefficients)
-        self.form, self.alpha_scale = form, alpha_scale
 
     def count(self, shape: WeightShape) -> int:
         """Return k.

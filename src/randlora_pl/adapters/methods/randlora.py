@@ -17,17 +17,18 @@ Rank of the update by distribution:
 - Hadamard: full by construction, also for each d x d block of rows (see `hadamard`).
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape
+from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, WeightShape
 from randlora_pl.adapters.kernels.hadamard import STRUCTURE, copies
 from randlora_pl.adapters.methods.lead import LedRandLoRADelta
 from randlora_pl.adapters.methods.randlora_update import RandLoRADelta, SummedRandLoRADelta
-from randlora_pl.adapters.random_bases import Bases, Distribution, check_sparsity, draw
+from randlora_pl.adapters.random_bases import Bases, Distribution, draw
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Count, NotNegative, between
 
 Pairing = Literal["equation", "peft"]
 BasisName = Literal["uniform", "normal", "binary", "ternary", "hadamard"]
@@ -42,76 +43,51 @@ class RandLoRA(Adapter):
         13860
         >>> plain = merge_and_unload(model)
         >>> report = inject(model, RandLoRA(match="lora:4", basis="hadamard"))  # about as many parameters as LoRA-4
-
-    Args:
-        rank: Rank r of each basis; a higher rank means fewer trainable parameters. A number, or numbers by pattern of
-            layer names (``{".*mlp.*": 4}``; other layers use the default).
-        alpha: The update is scaled by alpha / r (Table 8: 10 / r). A number, or numbers by pattern, as ``rank``.
-        num_bases: Number n of bases: ``ceil`` for d/r rounded up, ``floor+1`` as the official code, a number, or
-            numbers by pattern.
-        basis: Distribution of the bases, with unit standard deviation (Table 3); ``hadamard`` bases consist of signs
-            and small orthogonal transforms, are never stored, and are the fastest.
-        sparsity: For ``ternary``: s, with probability 1/s for each of +1 and -1; ``sqrt`` is the square root of the
-            largest D.
-        a_basis: Distribution of A: ``same`` as the bases B_j (the paper; uniform with ``hadamard``), ``uniform``, or
-            ``signs`` (+1 and -1). ``auto`` takes ``signs`` with ``ternary``, because zero columns of A would reduce the
-            rank, else ``same``.
-        init: Factor that starts at zero; the other is constant: ``gamma`` (lambda = 1/max(n, r), as the official
-            code: the first update has full rank) or ``lambda`` (gamma = 1/max(n, d), as PEFT: the first update has
-            rank r).
-        pairing: ``equation`` pairs column (j, k) of B with row (j, k) of the scaled A, as equation 4; ``peft`` uses
-            the column order of PEFT and of the official code.
-        variant: ``full``; ``a`` sums the bases before the product (rank r, own A_j), so only r d + n r - r of its
-            n (r + d) numbers are free; ``b`` has half the bases and so half the rank (Table 2).
-        matched_rank: For variant ``a``: rank of the full RandLoRA whose count of trained numbers to match by choosing
-            the number of bases.
-        memory: ``fast`` keeps a layer's adapted weight from the forward to the backward pass, and over micro-batches;
-            ``low`` builds it again; ``auto`` builds it again if that adds less than a twentieth to the time
-            (multiplications on a CPU; also bytes and kernels on a GPU). All but ``low`` keep S over the uses of a step.
-        lead: Number of leading terms with columns of their own, which files store: the rank of a LoRA that
-            ``--from-form absorbed`` has put into them. Without one they are zero. A number, or numbers by pattern.
-        options: Options of every method, see `Adapter`.
     """
+
+    rank: Rank = 6
+    """Rank r of each basis; a higher rank means fewer trainable parameters. A number, or numbers by pattern of layer
+    names (``{".*mlp.*": 4}``; other layers use the default)."""
+    alpha: float | dict[str, float] = 10.0
+    """The update is scaled by alpha / r (Table 8: 10 / r). A number, or numbers by pattern, as ``rank``."""
+    num_bases: Count | Literal["ceil", "floor+1"] | dict[str, Count] = "ceil"
+    """Number n of bases: ``ceil`` for d/r rounded up, ``floor+1`` as the official code, a number, or numbers by
+    pattern."""
+    basis: BasisName = "uniform"
+    """Distribution of the bases, with unit standard deviation (Table 3); ``hadamard`` bases consist of signs and small
+    orthogonal transforms, are never stored, and are the fastest."""
+    sparsity: Annotated[int, between(2, 1_000_000)] | Literal["sqrt"] = 6
+    """For ``ternary``: s, with probability 1/s for each of +1 and -1; ``sqrt`` is the square root of the largest D."""
+    a_basis: ABasis = "auto"
+    """Distribution of A: ``same`` as the bases B_j (the paper; uniform with ``hadamard``), ``uniform``, or ``signs``
+    (+1 and -1). ``auto`` takes ``signs`` with ``ternary``, because zero columns of A would reduce the rank, else
+    ``same``."""
+    init: Literal["gamma", "lambda"] = "gamma"
+    """Factor that starts at zero; the other is constant: ``gamma`` (lambda = 1/max(n, r), as the official code: the
+    first update has full rank) or ``lambda`` (gamma = 1/max(n, d), as PEFT: the first update has rank r)."""
+    pairing: Pairing = "equation"
+    """``equation`` pairs column (j, k) of B with row (j, k) of the scaled A, as equation 4; ``peft`` uses the column
+    order of PEFT and of the official code."""
+    variant: Literal["full", "a", "b"] = "full"
+    """``full``; ``a`` sums the bases before the product (rank r, own A_j), so only r d + n r - r of its n (r + d)
+    numbers are free; ``b`` has half the bases and so half the rank (Table 2)."""
+    matched_rank: Count = 6
+    """For variant ``a``: rank of the full RandLoRA whose count of trained numbers to match by choosing the number of
+    bases."""
+    memory: Literal["auto", "low", "fast"] = "auto"
+    """``fast`` keeps a layer's adapted weight from the forward to the backward pass, and over micro-batches; ``low``
+    builds it again; ``auto`` builds it again if that adds less than a twentieth to the time (multiplications on a CPU;
+    also bytes and kernels on a GPU). All but ``low`` keep S over the uses of a step."""
+    lead: Annotated[int, NotNegative] | dict[str, Annotated[int, NotNegative]] = 0
+    """Number of leading terms with columns of their own, which files store: the rank of a LoRA that ``--from-form
+    absorbed`` has put into them. Without one they are zero. A number, or numbers by pattern."""
 
     group = "full rank"
 
-    def __init__(
-        self,
-        rank: int | dict[str, int] = 6,
-        alpha: float | dict[str, float] = 10.0,
-        num_bases: int | Literal["ceil", "floor+1"] | dict[str, int] = "ceil",
-        basis: BasisName = "uniform",
-        sparsity: int | Literal["sqrt"] = 6,
-        a_basis: ABasis = "auto",
-        init: Literal["gamma", "lambda"] = "gamma",
-        pairing: Pairing = "equation",
-        variant: Literal["full", "a", "b"] = "full",
-        matched_rank: int = 6,
-        memory: Literal["auto", "low", "fast"] = "auto",
-        lead: int | dict[str, int] = 0,
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        choices = {
-            "basis": (basis, ("uniform", "normal", "binary", "ternary", "hadamard")),
-            "a_basis": (a_basis, ("auto", "same", "uniform", "signs")),
-            "init": (init, ("gamma", "lambda")),
-            "pairing": (pairing, ("equation", "peft")),
-            "variant": (variant, ("full", "a", "b")),
-            "memory": (memory, ("auto", "low", "fast")),
-        }
-        for option, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise UserError(f"RandLoRA: {option} is {value!r}; choose one of {', '.join(allowed)}.")
-        numbers = num_bases.values() if isinstance(num_bases, dict) else [num_bases]
-        if num_bases not in ("ceil", "floor+1") and not all(isinstance(each, int) and each > 0 for each in numbers):
-            raise UserError(f"RandLoRA: num_bases is {num_bases!r}. Set ceil, floor+1 or a positive integer.")
-        if lead and variant == "a":
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lead and self.variant == "a":
             raise UserError("RandLoRA: variant a sums its bases, so it has no leading terms. Set variant to full or b.")
-        self.rank, self.alpha, self.num_bases, self.lead = rank, alpha, num_bases, lead
-        self.basis, self.sparsity, self.a_basis, self.init = basis, check_sparsity(sparsity), a_basis, init
-        self.pairing, self.variant, self.memory = pairing, variant, memory
-        self.matched_rank = self.positive("matched_rank", matched_rank)
 
     def identity(self) -> dict[str, Any]:
         """Return `describe` without ``memory``, which affects speed only, and with the distribution of A."""

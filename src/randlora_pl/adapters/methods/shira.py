@@ -1,12 +1,12 @@
 """SHiRA: an update with few entries at fixed places (Bhardwaj et al., 2024, arXiv:2406.13175)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, trainable
+from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, WeightShape, trainable
 from randlora_pl.adapters.kept import places_problem
 from randlora_pl.adapters.kernels.built_again import built_again
 from randlora_pl.adapters.kernels.rounding import added
@@ -21,25 +21,21 @@ class SHiRA(Adapter):
     Examples:
         >>> inject(model, SHiRA(rank=4)).trainable  # as many as of LoRA(rank=4)
         18432
-
-    Args:
-        rank: r of the r (out + in) trained entries; it does not limit the rank of the update. A number, or numbers by
-            pattern of layer names.
-        places: Choice of the places of these entries: ``random``, or ``top`` for the largest absolute values of the
-            frozen weight. Files store them.
-        options: Options of every method, see `Adapter`.
     """
+
+    rank: Rank = 32
+    """r of the r (out + in) trained entries; it does not limit the rank of the update. A number, or numbers by pattern
+    of layer names."""
+    places: Literal["random", "top"] = "random"
+    """Choice of the places of these entries: ``random``, or ``top`` for the largest absolute values of the frozen
+    weight. Files store them."""
 
     group = "full rank"
 
-    def __init__(
-        self, rank: int | dict[str, int] = 32, places: Literal["random", "top"] = "random", **options: Any
-    ) -> None:
-        super().__init__(**options)
-        if places not in ("random", "top"):
-            raise UserError(f"SHiRA: places is {places!r}; choose random or top.")
-        self.rank, self.places = rank, places
-        self.reads_weight = places == "top"
+    @property
+    def reads_weight(self) -> bool:  # type: ignore[override]
+        """True if the places depend on the frozen weight."""
+        return self.places == "top"
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer.

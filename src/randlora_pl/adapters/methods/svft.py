@@ -8,7 +8,7 @@ for each weight. Here W0 is added instead of built from its factors, so the pret
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from randlora_pl.adapters.kept import places_problem
 from randlora_pl.adapters.methods.shira import distinct
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import NotNegative
 
 _PATTERNS = ("plain", "banded", "random", "top_k")
 
@@ -30,32 +31,19 @@ class SVFT(DerivedAdapter):
     Examples:
         >>> inject(model, SVFT(pattern="banded", off_diagonals=2)).trainable
         5652
-
-    Args:
-        pattern: Places of the trained entries of M: ``plain``, the diagonal; ``banded``, with k diagonals on each side
-            of it; ``random``, as many entries as ``banded`` has, at random places; ``top_k``, as many where the left
-            and right singular vectors are most alike, for square weights only.
-        off_diagonals: Number k of diagonals, 0 to m - 1. With m - 1, any update of a square weight can be reached.
-            ``plain`` does not use it.
-        options: Options of every method with derived tensors, see `DerivedAdapter`.
     """
+
+    pattern: Literal["plain", "banded", "random", "top_k"] = "banded"
+    """Places of the trained entries of M: ``plain``, the diagonal; ``banded``, with k diagonals on each side of it;
+    ``random``, as many entries as ``banded`` has, at random places; ``top_k``, as many where the left and right
+    singular vectors are most alike, for square weights only."""
+    off_diagonals: Annotated[int, NotNegative] = 2
+    """Number k of diagonals, 0 to m - 1. With m - 1, any update of a square weight can be reached. ``plain`` does not
+    use it."""
 
     group = "full rank"
     size_option = "off_diagonals"
     holds_factors = True
-
-    def __init__(
-        self,
-        pattern: Literal["plain", "banded", "random", "top_k"] = "banded",
-        off_diagonals: int = 2,
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        if pattern not in _PATTERNS:
-            raise UserError(f"SVFT: pattern is {pattern!r}; choose one of {', '.join(_PATTERNS)}.")
-        if isinstance(off_diagonals, bool) or not isinstance(off_diagonals, int) or off_diagonals < 0:
-            raise UserError(f"SVFT: off_diagonals is {off_diagonals!r}. Set an integer from 0.")
-        self.pattern, self.off_diagonals = pattern, off_diagonals
 
     @property
     def half_width(self) -> int:

@@ -1,8 +1,9 @@
 """Together: the sum of the updates of several methods, trained jointly (section 6.6 of the RandLoRA paper)."""
 
-import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import field
+from functools import cached_property
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.weighted_sum import WeightedSum
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Positive
 
 
 class Together(Adapter):
@@ -23,25 +25,29 @@ class Together(Adapter):
     Examples:
         >>> inject(model, Together([LoRA(rank=2), RandLoRA(rank=12)])).trainable
         17424
-
-    Args:
-        parts: Two or more methods whose updates are added, by default LoRA of rank 8 and RandLoRA of rank 6. Each has
-            its own options; ``match`` of one of them chooses its size so that the sum has the given parameters.
-        rates: Factor of the learning rate of each part, ``[10, 1]`` for instance. Default: 1 for all.
-        seed: Seed of the parts that have none: the first has this one, each other a stream of its own. Default: the
-            run's seed.
     """
+
+    parts: list[Adapter] = field(default=None, kw_only=False)  # type: ignore[arg-type]
+    """Two or more methods whose updates are added, by default LoRA of rank 8 and RandLoRA of rank 6. Each has its own
+    options; ``match`` of one of them chooses its size so that the sum has the given parameters."""
+    rates: list[Annotated[float, Positive]] | None = None
+    """Factor of the learning rate of each part, ``[10, 1]`` for instance. Default: 1 for all."""
+    seed: int | None = None
+    """Seed of the parts that have none: the first has this one, each other a stream of its own. Default: the run's
+    seed."""
+
+    dropout: float = field(init=False, default=0.0)
+    qkv: Any = field(init=False, default="packed")
+    match: str | None = field(init=False, default=None)
 
     group = "full rank"
 
-    def __init__(
-        self, parts: list[Adapter] | None = None, rates: list[float] | None = None, seed: int | None = None
-    ) -> None:
-        parts = [LoRA(rank=8), RandLoRA(rank=6)] if parts is None else list(parts)
-        for part in parts:
-            if not _may_be_part(part):
-                what = part.method() if isinstance(part, Adapter) else repr(part)
-                raise UserError(f"Together: {what} cannot be a part. Give methods that add to frozen weights, as LoRA.")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", [LoRA(rank=8), RandLoRA(rank=6)] if self.parts is None else list(self.parts))
+        super().__post_init__()
+        parts = self.parts
+        if wrong := [part.method() for part in parts if part.trains_base or isinstance(part, Together | AutoLoRA)]:
+            raise UserError(f"Together: {wrong[0]} cannot be a part. Give methods that add to frozen weights, as LoRA.")
         if len(parts) < 2:
             raise UserError(f"Together: parts has {len(parts)}. Give two methods or more, such as LoRA and RandLoRA.")
         if len({part.qkv for part in parts}) > 1:
@@ -51,18 +57,26 @@ class Together(Adapter):
             raise UserError(
                 f"Together: {' and '.join(procedures)} have training procedures of their own. Keep one of them."
             )
-        if rates is not None and not (len(rates) == len(parts) and all(0 < rate < math.inf for rate in rates)):
-            raise UserError(f"Together: rates is {rates!r}. Set a positive number for each of the {len(parts)} parts.")
-        super().__init__(qkv=parts[0].qkv, seed=seed)
-        self.parts, self.rates = parts, rates
-        self.reads_weight, self.holds_factors, self.fixed = (
-            any(part.reads_weight for part in parts),
-            any(part.holds_factors for part in parts),
-            all(part.fixed for part in parts),
-        )
-        # Two parts of one method would otherwise have the same random tensors. Philox has keys of 64 bits.
-        keys = [self.key + (place << 32) for place in range(len(parts))]
-        self._seeded = [p if p.seed is not None else p.replace(seed=key) for p, key in zip(parts, keys, strict=True)]
+        if self.rates is not None and len(self.rates) != len(parts):
+            raise UserError(
+                f"Together: rates is {self.rates!r}. Set a positive number for each of the {len(parts)} parts."
+            )
+        object.__setattr__(self, "qkv", parts[0].qkv)
+
+    @property
+    def reads_weight(self) -> bool:  # type: ignore[override]
+        """True if a part reads the frozen weight."""
+        return any(part.reads_weight for part in self.parts)
+
+    @property
+    def holds_factors(self) -> bool:  # type: ignore[override]
+        """True if a part holds factors as large as its weight."""
+        return any(part.holds_factors for part in self.parts)
+
+    @property
+    def fixed(self) -> bool:  # type: ignore[override]
+        """True if no part depends on the input."""
+        return all(part.fixed for part in self.parts)
 
     def identity(self) -> dict[str, Any]:
         """Return `describe` without ``rates``, which affect training only."""
@@ -70,9 +84,12 @@ class Together(Adapter):
         described["options"].pop("rates")
         return described
 
+    @cached_property
     def seeded(self) -> list[Adapter]:
-        """Return the parts with the seeds that they use."""
-        return list(self._seeded)
+        """Parts with the seeds that they use."""
+        # Two parts of one method would otherwise have the same random tensors. Philox has keys of 64 bits.
+        keys = [self.key + (place << 32) for place in range(len(self.parts))]
+        return [p if p.seed is not None else p.replace(seed=key) for p, key in zip(self.parts, keys, strict=True)]
 
     def count(self, shape: WeightShape) -> int:
         """Return the sum of the parts' parameters."""
@@ -80,23 +97,19 @@ class Together(Adapter):
 
     def bases(self, shapes: list[WeightShape], device: torch.device) -> "PartBases | None":
         """Return the bases of each part, or None if no part has any."""
-        found = [part.bases(shapes, device) for part in self._seeded]
+        found = [part.bases(shapes, device) for part in self.seeded]
         return PartBases(found) if any(each is not None for each in found) else None
 
     def procedure(self, model: nn.Module) -> Procedure | None:
         """Return the procedure of the part that has one."""
-        found = (part.procedure(model) for part in self._seeded)
+        found = (part.procedure(model) for part in self.seeded)
         return next((each for each in found if each is not None), None)
 
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "TogetherDelta":
         """Create the update of each part."""
         own = bases.parts if isinstance(bases, PartBases) else [None] * len(self.parts)
-        updates = [part.delta_weight(shape, weight, each) for part, each in zip(self._seeded, own, strict=True)]
+        updates = [part.delta_weight(shape, weight, each) for part, each in zip(self.seeded, own, strict=True)]
         return TogetherDelta(updates, self.rates)
-
-
-def _may_be_part(part: Any) -> bool:
-    return isinstance(part, Adapter) and not (part.trains_base or isinstance(part, Together | AutoLoRA))
 
 
 def _has_procedure(adapter: Adapter) -> bool:

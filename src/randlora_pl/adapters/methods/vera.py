@@ -1,13 +1,12 @@
 """VeRA: trained vectors that scale one frozen pair of random matrices (Kopiczko et al., 2024)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import UNLIMITED, Adapter, FactoredDelta, WeightShape, like, trainable
+from randlora_pl.adapters.base import UNLIMITED, Adapter, FactoredDelta, Rank, WeightShape, like, trainable
 from randlora_pl.adapters.random_bases import Bases, random_pair
 
 
@@ -17,24 +16,15 @@ class VeRA(Adapter):
     Examples:
         >>> inject(model, VeRA(rank=256)).trainable
         7296
-
-    Args:
-        rank: Rank r of the random pair; may exceed the layer's sides. A number, or numbers by pattern of layer names.
-        alpha: The update is scaled by alpha / r (Table 8: 1 / r; the official code at the time of the paper: 10 / r).
-            A number, or numbers by pattern, as ``rank``.
-        d_initial: Initial value of d; b starts at zero.
-        options: Options of every method, see `Adapter`.
     """
 
-    def __init__(
-        self,
-        rank: int | dict[str, int] = 256,
-        alpha: float | dict[str, float] = 1.0,
-        d_initial: float = 0.1,
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        self.rank, self.alpha, self.d_initial = rank, alpha, d_initial
+    rank: Rank = 256
+    """Rank r of the random pair; may exceed the layer's sides. A number, or numbers by pattern of layer names."""
+    alpha: float | dict[str, float] = 1.0
+    """The update is scaled by alpha / r (Table 8: 1 / r; the official code at the time of the paper: 10 / r). A number,
+    or numbers by pattern, as ``rank``."""
+    d_initial: float = 0.1
+    """Initial value of d; b starts at zero."""
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""

@@ -148,7 +148,7 @@ def _too_small(adapter: Adapter, site: Site, model: nn.Module) -> Obstacle | Non
 
     Return None if ranks are given by pattern, because then they are meant for the named layers.
     """
-    if isinstance(adapter.rank, dict):
+    if isinstance(getattr(adapter, "rank", None), dict):
         return None
     try:
         leaf = wished(adapter)

@@ -18,6 +18,7 @@ from randlora_pl.utils.files.documents import parse_yaml
 _TYPES: dict[str, Any] = {name: getattr(typing, name) for name in ("Annotated", "Any", "Literal", "Optional", "Union")}
 _TYPES |= {kind.__name__: kind for kind in (int, float, bool, str, list, dict, tuple)}
 _TYPES |= {name: check for name, check in vars(options).items() if isinstance(check, options.Check)}
+_TYPES |= {check.__name__: check for check in (options.at_least, options.between)}
 
 
 def check_type(command: Command, key: str, kind: str, value: Any) -> None:

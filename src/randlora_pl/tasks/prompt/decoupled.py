@@ -1,12 +1,14 @@
 """DePT: a linear probe on shifted features beside the similarities (Zhang et al., arXiv 2309.07439)."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters.described import Described
-from randlora_pl.tasks.defaults import check_option
 from randlora_pl.utils import rng
+from randlora_pl.utils.options import Fraction, Positive
 
 
 class DePT(Described):
@@ -19,16 +21,12 @@ class DePT(Described):
 
     Examples:
         >>> task = PromptTask("tiny", prompts=MaPLe(depth=2), head=DePT())
-
-    Args:
-        weight: Share of the second head.
-        rate_factor: Learning rate of the second head, as a multiple of the prompts'.
     """
 
-    def __init__(self, weight: float = 0.7, rate_factor: float = 6.5) -> None:
-        check_option("head.weight", weight, 0 <= weight <= 1, "a number from 0 to 1")
-        check_option("head.rate_factor", rate_factor, rate_factor > 0, "a positive number")
-        self.weight, self.rate_factor = weight, rate_factor
+    weight: Annotated[float, Fraction] = 0.7
+    """Share of the second head."""
+    rate_factor: Annotated[float, Positive] = 6.5
+    """Learning rate of the second head, as a multiple of the prompts'."""
 
     def build(self, features: int, classes: int, seed: int) -> "Decoupled":
         """Return the second head for features of a width and a number of classes."""

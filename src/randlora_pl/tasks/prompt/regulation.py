@@ -1,7 +1,7 @@
 """PromptSRC: learned prompts that stay near the pretrained model's features (Khattak et al., arXiv 2307.06948)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,8 @@ from randlora_pl.adapters.described import Described
 from randlora_pl.data.catalog.templates import IMAGENET_TEMPLATES
 from randlora_pl.models.prompted import TextRows, encode_rows, image_features, is_causal, text_tower
 from randlora_pl.models.text import class_prompts
-from randlora_pl.tasks.defaults import check_option, check_positive
 from randlora_pl.tasks.losses import normalize, similarities
+from randlora_pl.utils.options import NotNegative, between
 
 
 class SelfRegulation(Described):
@@ -25,20 +25,16 @@ class SelfRegulation(Described):
 
     Examples:
         >>> task = PromptTask("tiny", prompts=DeepPrompts(depth=2), regulation=SelfRegulation(templates=4))
-
-    Args:
-        text: Factor of the class features' term.
-        image: Factor of the image features' term.
-        logits: Factor of the divergence.
-        templates: How many of CLIP's templates for ImageNet the frozen class features are means of.
     """
 
-    def __init__(self, text: float = 25.0, image: float = 10.0, logits: float = 1.0, templates: int = 60) -> None:
-        for name, value in (("text", text), ("image", image), ("logits", logits)):
-            check_positive(f"regulation.{name}", value, zero=True)
-        most = len(IMAGENET_TEMPLATES)
-        check_option("regulation.templates", templates, 1 <= templates <= most, f"a number from 1 to {most}")
-        self.text, self.image, self.logits, self.templates = text, image, logits, templates
+    text: Annotated[float, NotNegative] = 25.0
+    """Factor of the class features' term."""
+    image: Annotated[float, NotNegative] = 10.0
+    """Factor of the image features' term."""
+    logits: Annotated[float, NotNegative] = 1.0
+    """Factor of the divergence."""
+    templates: Annotated[int, between(1, 80)] = 60
+    """How many of CLIP's templates for ImageNet the frozen class features are means of."""
 
     def build(self, model: nn.Module, tokenizer: Callable[..., Tensor], classnames: Sequence[str]) -> "Teacher":
         """Return the pretrained model's class features: units of the means of features that are not normalized."""

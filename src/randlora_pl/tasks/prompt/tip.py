@@ -5,7 +5,7 @@ Functions take a `PromptTask` as ``Any``, because it imports this module.
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,9 @@ from randlora_pl.data.loading.image_batches import EvalBatches, TrainBatches
 from randlora_pl.data.loading.loader import Loader
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSchedule
-from randlora_pl.tasks.defaults import check_option, check_positive
 from randlora_pl.tasks.losses import normalize
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import NotNegative
 
 VIEWS = 10
 """Augmented views of an image, whose mean is its key."""
@@ -43,21 +43,17 @@ class TipAdapter(Described):
 
     Examples:
         >>> task = PromptTask("tiny", prompts=Fixed(), head=TipAdapter())
-
-    Args:
-        rate_factor: Learning rate of the keys, as a multiple of the prompts'. 0 is Tip-Adapter without training.
-        alpha: Factor of the cache.
-        beta: Sharpness of the cache.
-        search: Replace alpha and beta by the best of a grid on the validation images, once, before the training; they
-            stay without such images.
     """
 
-    def __init__(self, rate_factor: float = 1.0, alpha: float = 1.0, beta: float = 5.5, search: bool = True) -> None:
-        check_positive("head.rate_factor", rate_factor, zero=True)
-        check_positive("head.alpha", alpha, zero=True)
-        check_positive("head.beta", beta, zero=True)
-        check_option("head.search", search, isinstance(search, bool), "true or false")
-        self.rate_factor, self.alpha, self.beta, self.search = rate_factor, alpha, beta, search
+    rate_factor: Annotated[float, NotNegative] = 1.0
+    """Learning rate of the keys, as a multiple of the prompts'. 0 is Tip-Adapter without training."""
+    alpha: Annotated[float, NotNegative] = 1.0
+    """Factor of the cache."""
+    beta: Annotated[float, NotNegative] = 5.5
+    """Sharpness of the cache."""
+    search: bool = True
+    """Replace alpha and beta by the best of a grid on the validation images, once, before the training; they stay
+    without such images."""
 
     def build(self, task: Any, features: int, classes: int) -> "Cache":
         """Return an empty cache for the training images of a task, or of the file that it loads.
