@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,9 @@ Stamp = tuple[int, int, int]
 Copying tools set the modification time; the change time cannot be set.
 """
 
+Watch = Callable[..., None]
+"""Function that records the states of the paths that a listing depends on."""
+
 log = logging.getLogger("randlora_pl")
 _ignore_stored: ContextVar[bool] = ContextVar("ignore_stored", default=False)
 
@@ -69,40 +72,6 @@ class Found:
         return len(next(iter(self.columns.values())))
 
 
-@dataclass
-class IndexProgress:
-    """Recorder of the paths that a listing depends on; called with each before it is listed or read.
-
-    Attributes:
-        stamps: State of each path.
-        devices: Devices of the folders.
-    """
-
-    stamps: dict[str, Stamp] = field(default_factory=dict)
-    devices: set[int] = field(default_factory=set)
-
-    def __call__(self, path: str | os.PathLike[str]) -> None:
-        """Record the state of a folder or file."""
-        try:
-            state = os.stat(path)  # noqa: PTH116 (a Path for each of ten thousand folders is slow)
-        except OSError:
-            self.stamps[os.fspath(path)] = (0, 0, 0)
-            return
-        self.stamps[os.fspath(path)] = _stamp(state)
-        if stat.S_ISDIR(state.st_mode):
-            self.devices.add(state.st_dev)
-
-    def settled(self, begin: int) -> bool:
-        """Return True if a change after ``begin``, in nanoseconds since 1970, would be visible in the states."""
-        recent = begin - SETTLED_NS
-        return all(0 < max(state[:2]) < recent for state in self.stamps.values()) and not self.devices & timeless()
-
-
-def _stamp(state: os.stat_result) -> Stamp:
-    third = state.st_ino % 2**63 if stat.S_ISDIR(state.st_mode) else state.st_size
-    return state.st_mtime_ns, state.st_ctime_ns, third
-
-
 def timeless(mounts: str = "/proc/self/mountinfo") -> set[int]:
     """Return FUSE devices in Linux's list of mounts, such as object stores, whose folders may have arbitrary times."""
     try:
@@ -114,8 +83,27 @@ def timeless(mounts: str = "/proc/self/mountinfo") -> set[int]:
 
 
 def stamps(paths: Sequence[str]) -> list[Stamp]:
-    """Return the state of each path; raise `OSError` if one does not exist."""
-    return [_stamp(os.stat(path)) for path in paths]  # noqa: PTH116 (as above)
+    """Return the state of each path."""
+    return [_stamp(path) for path in paths]
+
+
+def _stamp(path: str) -> Stamp:
+    try:
+        state = os.stat(path)  # noqa: PTH116 (a Path for each of ten thousand folders is slow)
+    except OSError:
+        return 0, 0, 0
+    third = state.st_ino % 2**63 if stat.S_ISDIR(state.st_mode) else state.st_size
+    return state.st_mtime_ns, state.st_ctime_ns, third
+
+
+def _settled(seen: Mapping[str, Stamp], begin: int) -> bool:
+    """Return True if a change after ``begin``, in nanoseconds since 1970, would be visible in the states."""
+    devices, recent = timeless(), begin - SETTLED_NS
+    return all(0 < max(state[:2]) < recent for state in seen.values()) and not any(
+        os.stat(path).st_dev in devices  # noqa: PTH116 (as above)
+        for path in (seen if devices else ())
+        if os.path.isdir(path)  # noqa: PTH112
+    )
 
 
 @contextmanager
@@ -131,7 +119,7 @@ def ignore_stored() -> Iterator[None]:
 def stored(
     name: Sequence[str],
     recipe: Sequence[str],
-    find: Callable[[IndexProgress], Found],
+    find: Callable[[Watch], Found],
     states: Callable[[Sequence[str]], Sequence[Stamp]] = stamps,
     least: int | None = None,
 ) -> Found:
@@ -142,8 +130,8 @@ def stored(
     Args:
         name: Dataset, path and split. A stored listing with the same name is replaced.
         recipe: All other inputs of the result; a different recipe invalidates the cache.
-        find: Function that lists the files and records the paths it used.
-        states: Function that returns the current states of recorded paths; OSError if one does not exist.
+        find: Function that lists the files, and records each path before it is listed or read.
+        states: Function that returns the current states of recorded paths.
         least: Minimum number of samples for storing; default `LEAST`.
     """
     digest = hashlib.sha256(json.dumps([VERSION, *name]).encode()).hexdigest()
@@ -152,11 +140,11 @@ def stored(
     how = "from the stored listing"
     if found is None:
         begin = time.time_ns()
-        watch = IndexProgress()
-        found = find(watch)
+        seen: dict[str, Stamp] = {}
+        found = find(lambda *paths: seen.update(zip(paths, states(paths), strict=True)))
         how = f"listed in {(time.time_ns() - begin) / 1e9:.1f} s"
         large = len(found) >= (LEAST if least is None else least)
-        if large and watch.settled(begin) and _save(path, recipe, found, watch):
+        if large and _settled(seen, begin) and _save(path, recipe, found, seen):
             how += ", stored for the next run"
     if len(found) >= LOGGED:
         log.info("%s: %s files, %s", name[1], f"{len(found):,}", how)
@@ -188,9 +176,9 @@ def samples_of(found: Found, home: Path, classes: Sequence[str]) -> Samples:
     return samples.numbered(found.columns["numbers"])
 
 
-def _save(path: Path, recipe: Sequence[str], found: Found, watch: IndexProgress) -> bool:
+def _save(path: Path, recipe: Sequence[str], found: Found, seen: Mapping[str, Stamp]) -> bool:
     """Write a listing; return True on success."""
-    about = {"recipe": recipe, "stamps": watch.stamps, "notes": found.notes}
+    about = {"recipe": recipe, "stamps": seen, "notes": found.notes}
     about |= {"columns": list(found.columns), "texts": list(found.texts)}
     arrays: dict[str, Any] = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
     arrays |= {f"column {name}": column for name, column in found.columns.items()}

@@ -50,11 +50,11 @@ def class_tree(
     order = _classes(row, root, home, known, pattern, ignore)
     kinds = frozenset(suffixes) or SUFFIXES
 
-    def find(watch: listing.IndexProgress) -> listing.Found:
+    def find(watch: listing.Watch) -> listing.Found:
         labels: list[int] = []
         paths: list[str] = []
         for label, folder in enumerate(order):
-            watch(home / folder)
+            watch(str(home / folder))
             images = _images(home / folder, kinds)
             paths += [f"{folder}/{image}" for image in images]
             labels += [label] * len(images)

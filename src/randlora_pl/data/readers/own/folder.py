@@ -42,7 +42,7 @@ def folder(row: DatasetSpec, root: Path, split: str) -> Samples | None:
             " Every class needs training images"
         )
 
-    def find(watch: listing.IndexProgress) -> listing.Found:
+    def find(watch: listing.Watch) -> listing.Found:
         paths: list[str] = []
         labels: list[int] = []
         ignored: Counter[str] = Counter()

@@ -119,8 +119,8 @@ def index(shard_paths: ShardPaths, split: str) -> listing.Found:
     """
     paths = shard_paths.by_split[split]
 
-    def make(watch: listing.IndexProgress) -> listing.Found:
-        watch.stamps.update(zip(paths, _states(paths), strict=True))
+    def make(watch: listing.Watch) -> listing.Found:
+        watch(*paths)
         return _index(shard_paths, paths, by_key=split == "train")
 
     absolute, title = map(_absolute, paths), _absolute(shard_paths.title)
