@@ -10,16 +10,16 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.shared_cache import CachedImages
 from randlora_pl.data.loading.loader import Batch
 from randlora_pl.data.module import ImageData as Module
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.image_spec import ImageSpec
 from tests.support.products import in_one_item
 
 from .conftest import Tree, make_idx, save_image
 
-SPEC = Frame(10, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear")
+SPEC = ImageSpec(10, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear")
 
 
 class Task(LightningModule):
@@ -62,7 +62,7 @@ def trainer(tmp_path: Path, **options: Any) -> Trainer:
 def test_plain_use_needs_no_trainer() -> None:
     data = ImageData(dataset="digits", shots=2, image_size=16)
     data.setup()
-    assert data.classnames[3] == "three" and data.num_classes == 10 and data.frame == Frame(16)
+    assert data.classnames[3] == "three" and data.num_classes == 10 and data.frame == ImageSpec(16)
     assert data.plan is not None and data.plan.steps == 102  # protocol: 2 shots of 10 classes
     loaders = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
     assert [len(loader) for loader in loaders] == [102, 1, 2]
@@ -90,7 +90,7 @@ def test_the_models_image_spec_is_taken_unless_overridden(tmp_path: Path) -> Non
     assert data.frame == SPEC and task.seen[0]["image"].shape[2:] == (10, 10)
     data = ImageData(shots=1, steps=1, mean=(0.1, 0.1, 0.1), interpolation="bicubic")
     trainer(tmp_path).fit(task, data)
-    assert data.frame == Frame(10, (0.1, 0.1, 0.1), SPEC.std, "bicubic")
+    assert data.frame == ImageSpec(10, (0.1, 0.1, 0.1), SPEC.std, "bicubic")
     with pytest.raises(UserError, match="image_size"):
         trainer(tmp_path).fit(task, ImageData(shots=1, steps=1, image_size=12))
 

@@ -6,13 +6,13 @@ import torch
 
 from randlora_pl.data import open_images
 from randlora_pl.data.images.decode import decode
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.transforms import eval_batch
 from randlora_pl.data.unlabelled import find_images, frame_of
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.image_spec import ImageSpec
 from tests.data.conftest import Tree, save_image
 
-FRAME = Frame(12)
+FRAME = ImageSpec(12)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -46,7 +46,7 @@ def test_wrong_paths(tmp_path: Path) -> None:
 
 
 def test_a_frame_that_does_not_fit_the_model_is_refused() -> None:
-    frame = Frame(size=32)
+    frame = ImageSpec(size=32)
     assert frame_of({"training": {"frame": asdict(frame) | {"of a later version": 1}}}, frame) == frame
     with pytest.raises(UserError, match="frame"):
         frame_of({"training": {"frame": asdict(frame) | {"size": 64}}}, frame)

@@ -28,9 +28,7 @@ FAST = ("--model.learning_rate", "0.1", "--model.warmup_steps", "0")
 @pytest.fixture(autouse=True)
 def no_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its program reads its tables for many seconds."""
-    monkeypatch.setattr(
-        "randlora_pl.language.metrics.text_scores.meteor", lambda *_: (None, "METEOR needs Java: install it")
-    )
+    monkeypatch.setattr("randlora_pl.language.metrics.meteor", lambda *_: (None, "METEOR needs Java: install it"))
 
 
 def words(name: str, root: Path) -> list[str]:

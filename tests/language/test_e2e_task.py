@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from randlora_pl.language.data.batches import Tokens
 from randlora_pl.language.data.prompts_module import TextData
-from randlora_pl.language.metrics.text_scores import generation_scores
+from randlora_pl.language.metrics import generation_scores
 from randlora_pl.language.models.token_losses import token_losses
 from randlora_pl.language.models.tokenization import collate
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
@@ -29,9 +29,7 @@ from .tokenizers import byte_tokenizer, encode_one
 @pytest.fixture(autouse=True)
 def no_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its program reads its tables for many seconds; `test_generation` has it."""
-    monkeypatch.setattr(
-        "randlora_pl.language.metrics.text_scores.meteor", lambda *_: (None, "METEOR needs Java: install it")
-    )
+    monkeypatch.setattr("randlora_pl.language.metrics.meteor", lambda *_: (None, "METEOR needs Java: install it"))
 
 
 @pytest.fixture

@@ -166,9 +166,7 @@ def test_prompts_of_commonsense_have_their_template(run: Run, tmp_path: Path) ->
 @pytest.mark.slow
 def test_meanings_of_e2e_are_those_of_its_test(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An end of text behind each, one paragraph of each answer, and the references of test.txt left out."""
-    monkeypatch.setattr(
-        "randlora_pl.language.metrics.text_scores.meteor", lambda *_: (None, "METEOR needs Java: install it")
-    )
+    monkeypatch.setattr("randlora_pl.language.metrics.meteor", lambda *_: (None, "METEOR needs Java: install it"))
     data = write_e2e(tmp_path / "data", more=2)
     folder = decoder(
         tmp_path / "runs", data, "bytes", "--data.dataset", "e2e", "--data.epochs", "2", "--model.learning_rate", "0.1",

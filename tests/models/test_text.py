@@ -12,7 +12,7 @@ from torch import nn
 from randlora_pl.models.clip import LoadedClip, load_clip
 from randlora_pl.models.text import cached_text_head, class_prompts, encode_prompts
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.cache_folder import cache_folder
+from randlora_pl.utils.machine import cache_folder
 
 NAMES = ["cat", "dog", "a {strange} name"]
 TEMPLATES = ["a photo of a {}.", "{}", "the {} again"]

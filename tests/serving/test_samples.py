@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from randlora_pl.data.catalog.registry import CATALOG
-from randlora_pl.serving.samples import COUNT, read_samples
-from randlora_pl.serving.uploads import Limits
+from randlora_pl.serving.uploads import COUNT, Limits, read_samples
 from randlora_pl.utils.errors import UserError
 from tests.serving import pictures
 from tests.serving.server import Running

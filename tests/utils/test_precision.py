@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.precision import use_precision
+from randlora_pl.utils.machine import use_precision
 from tests.support.products import in_one_item
 
 

@@ -23,8 +23,7 @@ from randlora_pl.adapters.targets.coverage import Coverage, coverage
 from randlora_pl.adapters.targets.sites import Site
 from randlora_pl.adapters.trained import Tensors, choose_beside, chosen_tensors, frozen_outputs, trained_tensors
 from randlora_pl.utils.errors import UserError, brief, near
-from randlora_pl.utils.text.name_patterns import group_names
-from randlora_pl.utils.text.tables import table
+from randlora_pl.utils.text.tables import group_names, table
 
 _log = logging.getLogger("randlora_pl")
 

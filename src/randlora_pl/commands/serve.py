@@ -18,9 +18,9 @@ from randlora_pl.utils.adapter_schema import method_label
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import find_adapter
 from randlora_pl.utils.files.weights_files import file_name
-from randlora_pl.utils.precision import use_precision
+from randlora_pl.utils.machine import use_precision
+from randlora_pl.utils.text.console import silence_library_warnings
 from randlora_pl.utils.text.formatting import printable
-from randlora_pl.utils.text.log_filters import silence_library_warnings
 
 TOKEN = "RANDLORA_PL_TOKEN"
 """Environment variable for the token: other users of the machine can see the value of ``--token``."""
@@ -68,8 +68,7 @@ def serve_verb(args: list[str]) -> int:
     silence_library_warnings()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.serving.app import serve
-    from randlora_pl.serving.samples import read_samples
-    from randlora_pl.serving.uploads import Limits
+    from randlora_pl.serving.uploads import Limits, read_samples
 
     device = pick_device(options.device)
     use_precision(options.precision, device)

@@ -16,7 +16,6 @@ from randlora_pl.data.catalog import registry as catalog
 from randlora_pl.data.catalog.class_names import class_names
 from randlora_pl.data.catalog.coop import with_split
 from randlora_pl.data.image_splits import ImageSplits
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.shared_cache import CachedImages
 from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.data.images.transforms import PLAIN, Augment, finish
@@ -26,6 +25,7 @@ from randlora_pl.data.parts import image_parts
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.sampling.schedule import TrainSchedule
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.image_spec import ImageSpec
 
 log = logging.getLogger("randlora_pl")
 
@@ -148,8 +148,8 @@ class ImageData(PlannedData):
         self.templates: list[str] = list(self.row.templates if templates is None else templates)
         self.typed_templates = templates is not None
         self.classnames: list[str] = list(self.row.classnames)
-        self.frame = Frame()
-        self.spec: Frame | None = None
+        self.frame = ImageSpec()
+        self.spec: ImageSpec | None = None
         subset = (shots, fraction, train_split, self.seed, shots_file, split, classes)
         self.splits = ImageSplits(self.row, self.root, *subset, cache_images, max_pixels)
         self.epochs = self.splits.usual_epochs if self.epochs is self.steps is None else self.epochs
@@ -178,7 +178,7 @@ class ImageData(PlannedData):
             name, blended = type(task).__name__, getattr(task, "blended_labels", False)
             options.check_softmax(self.augment.mixup, self.augment.cutmix, name, blended)
         self.spec = getattr(task, "image_spec", self.spec)
-        self.frame = Frame.of(self.spec, self.overrides)
+        self.frame = ImageSpec.of(self.spec, self.overrides)
         self.splits.first, self.splits.background = self._rank == 0, self.frame.behind
         with self.splits.together(self._job):
             if self.splits.found is None:
@@ -321,7 +321,7 @@ def image_lines(data: Any, facts: dict[str, Any]) -> dict[str, str]:
     name = facts["dataset"] + (f" ({facts['split']} split)" if "split" in facts else "")
     about = f"{name}: {facts['classes']} {half}classes, {parts} images{shots}{data.notes}"
     more = ", ".join(data.augment.enabled())
-    own = "" if data.spec is None or data.frame == Frame.of(data.spec) else " (not the model's own preprocessing)"
+    own = "" if data.spec is None or data.frame == data.spec else " (not the model's own preprocessing)"
     usual = data.frame.resize == "shortest" and data.frame.crop_pct == 1
     images = {} if usual and not own else {"images": f"{data.frame.steps()}{own}"}
     return {"data": about} | images | ({"augmentation": more} if more else {})

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from randlora_pl.data.images.decode import FORMATS, MOST_PIXELS, decode
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.sources import FileImages
 from randlora_pl.data.images.transforms import eval_batch, pixels_needed
 from randlora_pl.data.loading.image_batches import EvalBatches
@@ -21,7 +20,7 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
 
 
-def frame_of(metadata: Mapping[str, Any], spec: ImageSpec) -> Frame:
+def frame_of(metadata: Mapping[str, Any], spec: ImageSpec) -> ImageSpec:
     """Return the preprocessing of the training images in the metadata of `read_adapter`, or the model's own.
 
     Raises:
@@ -29,17 +28,17 @@ def frame_of(metadata: Mapping[str, Any], spec: ImageSpec) -> Frame:
     """
     trained = metadata.get("training", {}).get("frame")
     if trained is None:
-        return Frame.of(spec)
+        return spec
     if trained["size"] != spec.size:
         raise UserError(
             f"The adapter's metadata.training.frame has size {trained['size']}, which does not fit the model's images "
             f"of {spec.size} pixels. Copy the adapter again."
         )
-    return Frame.of_values(trained)
+    return ImageSpec.of_values(trained)
 
 
 def read_image(
-    content: bytes, name: str, frame: Frame, formats: Sequence[str] = FORMATS, most_pixels: int = MOST_PIXELS
+    content: bytes, name: str, frame: ImageSpec, formats: Sequence[str] = FORMATS, most_pixels: int = MOST_PIXELS
 ) -> Tensor:
     """Preprocess one image for evaluation, float32 (1, 3, size, size), exactly like `open_images` for such a file.
 
@@ -111,5 +110,5 @@ def open_images(
         [str(file) for file in files],
         (),
     )
-    batches = EvalBatches(samples, EvalSchedule(len(files), batch_size), Frame.of(spec), skip)
+    batches = EvalBatches(samples, EvalSchedule(len(files), batch_size), spec, skip)
     return Loader(batches, num_workers=num_workers), files

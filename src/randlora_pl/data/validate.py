@@ -9,11 +9,10 @@ from typing import Any
 
 from randlora_pl.data.catalog.coop import SPLITS, with_split
 from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.images.frame import read_resize
-from randlora_pl.utils.cores import usable_cores
 from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.files.plain_files import is_file
-from randlora_pl.utils.image_spec import BACKGROUNDS, INTERPOLATIONS, ImageSpec
+from randlora_pl.utils.image_spec import BACKGROUNDS, INTERPOLATIONS, ImageSpec, read_resize
+from randlora_pl.utils.machine import usable_cores
 
 HALVES = ("all", "base", "new")
 BALANCES = ("weights", "sampler")

@@ -12,7 +12,7 @@ import numpy as np
 
 from randlora_pl.lab.report.baselines import FILE, MOST, SIDE, Baseline, read_baselines
 from randlora_pl.language import LabelledTexts
-from randlora_pl.language.metrics.glue_metrics import grades
+from randlora_pl.language.metrics import grades
 from randlora_pl.sweep.expand import data_of
 from randlora_pl.sweep.plan import Trial
 from randlora_pl.utils.errors import UserError

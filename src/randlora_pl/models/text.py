@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from randlora_pl.models.spec import ModelIdentity
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files.atomic_output import write_bytes
-from randlora_pl.utils.files.cache_folder import cache_folder
+from randlora_pl.utils.machine import cache_folder
 
 _log = logging.getLogger("randlora_pl")
 _FORMAT = "1"  # increase when the computation changes, so that old files are ignored

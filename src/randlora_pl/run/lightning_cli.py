@@ -53,7 +53,7 @@ from randlora_pl.tasks.files import check_loads_again
 from randlora_pl.tasks.trainer import SETTINGS
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import LAST, follow_latest, link_latest
-from randlora_pl.utils.text.log_filters import filter_library_warnings
+from randlora_pl.utils.text.console import filter_library_warnings
 
 # Lightning's Timer has a member of a str enumeration as default, which PyYAML refuses to write.
 yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)

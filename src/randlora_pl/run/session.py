@@ -34,7 +34,7 @@ from randlora_pl.utils.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from randlora_pl.run.lightning_cli import App
-from randlora_pl.utils.text.log_filters import silence_library_warnings
+from randlora_pl.utils.text.console import silence_library_warnings
 
 DRY_RUN = ("--dry-run", "--dry_run")
 

@@ -22,10 +22,9 @@ from litserve.loops import BatchedLoop
 
 from randlora_pl.data.images.decode import trust_the_limit
 from randlora_pl.serving.uploads import TAKEN, Upload, read_upload
-from randlora_pl.utils.cores import usable_cores
 from randlora_pl.utils.errors import UnreadableImageError, UserError
+from randlora_pl.utils.machine import usable_cores, use_precision
 from randlora_pl.utils.own_classes import import_named, named_modules
-from randlora_pl.utils.precision import use_precision
 
 BATCH_PIXELS = 8_000_000
 """Maximum pixels of the images decoded together with the oldest request; decoding them takes a fraction of a second."""

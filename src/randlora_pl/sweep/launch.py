@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.utils.cores import usable_cores
 from randlora_pl.utils.errors import UserError, first_line
+from randlora_pl.utils.machine import usable_cores
 
 PARENT = "RANDLORA_PL_SWEEP_PARENT"
 """Environment variable of the processes that `local` starts."""

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.models import library_of
 from randlora_pl.models.folders.model_folder import OWN, is_folder
@@ -17,6 +16,7 @@ from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_classes
 from randlora_pl.tasks.losses import class_losses
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.image_spec import ImageSpec
 
 MOST_CLASSES = 50_000
 """The largest published sets have 22,000; a file with more costs minutes of encoding and a table of gigabytes."""
@@ -61,11 +61,11 @@ def templates_for(task: AdaptationTask, others: Sequence[str] | None) -> Sequenc
     return task.templates if others is None or task.typed_templates else others
 
 
-def frame(task: AdaptationTask) -> Frame:
+def frame(task: AdaptationTask) -> ImageSpec:
     """Return the preprocessing of a task's images: of its adapter file, else of its data or the model."""
     data: Any = getattr(task._trainer, "datamodule", None)
     if task.saved is None and (own := getattr(data, "frame", None)) is not None:
-        return cast(Frame, own)
+        return cast(ImageSpec, own)
     spec: Any = task.image_spec
     return frame_of({} if task.saved is None else task.saved.metadata, spec)
 

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.transforms import eval_pixels
+from randlora_pl.utils.image_spec import ImageSpec
 from tests.support.cli import Run
 
 ELSEWHERE = """
@@ -78,7 +78,7 @@ def test_all_test_digits_get_the_same_classes_in_onnxruntime_and_bare_open_clip(
     rows = list(csv.reader(io.StringIO(predicted.out)))[1:]
     assert len(rows) == 360
 
-    spec = Frame(32, interpolation="bicubic")
+    spec = ImageSpec(32, interpolation="bicubic")
     grey = torch.cat([eval_pixels([image], spec) for image in images])
     np.save(tmp_path / "pixels.npy", (grey.expand(-1, 3, -1, -1).float() / 255).numpy())
     lines = "\n".join(line.strip() for line in exported.out.split("alone:\n")[1].splitlines()[:3])

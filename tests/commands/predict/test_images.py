@@ -21,11 +21,11 @@ from randlora_pl.adapters import FullFineTuning
 from randlora_pl.commands.common.devices import pick_device
 from randlora_pl.commands.predict.arguments import name_adapters, parse
 from randlora_pl.data import ImageData, open_images
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.sources import FileImages
 from randlora_pl.prompts import CoOp
 from randlora_pl.tasks import DePT, LinearHeadTask, PromptTask, load_task, load_tasks, weighted_task
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.image_spec import ImageSpec
 from tests.support.cli import Run
 from tests.support.products import in_one_item, marked
 
@@ -301,8 +301,8 @@ def test_adapters_of_other_classes_bases_and_frames(
     task = LinearHeadTask(name="test_vit.r160_in1k", pretrained="random", img_size=32)
     task.set_classes(["cat", "dog", "cow"], [])
     task.configure_model()
-    task.save(tmp_path / "animals.safetensors", {"frame": asdict(Frame(32, (0.5,) * 3, (0.5,) * 3, "bicubic"))})
-    frame = asdict(Frame(32, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5), "bilinear"))
+    task.save(tmp_path / "animals.safetensors", {"frame": asdict(ImageSpec(32, (0.5,) * 3, (0.5,) * 3, "bicubic"))})
+    frame = asdict(ImageSpec(32, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5), "bilinear"))
     other = variant(finished / "adapter", tmp_path / "other", by=0.0, frame=frame)
     paths = [finished / "adapter", tmp_path / "animals.safetensors", other]
     base = ("predict", "--images", str(photos), "--output", "-", "--top-k", "4")

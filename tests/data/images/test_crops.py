@@ -12,10 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
 
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.transforms import crop_and_resize, finish, resize_weights, train_pixels
 from randlora_pl.utils.device import choose_as_on_cuda
-from randlora_pl.utils.image_spec import INTERPOLATIONS
+from randlora_pl.utils.image_spec import INTERPOLATIONS, ImageSpec
 
 
 def reference(images: Tensor, boxes: Tensor, size: int, interpolation: str) -> Tensor:
@@ -82,7 +81,7 @@ class Kernels(TorchDispatchMode):
 
 
 def test_kernels_of_a_batch_do_not_grow_with_it() -> None:
-    frame = Frame(32, (0.5,) * 3, (0.5,) * 3, "bicubic")
+    frame = ImageSpec(32, (0.5,) * 3, (0.5,) * 3, "bicubic")
     counted = []
     for count in (2, 64):
         images = list(noise(1, count, 20, 20, 3))

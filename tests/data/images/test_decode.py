@@ -10,11 +10,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from randlora_pl.data.images.decode import MOST_BYTES, decode, is_image
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.sources import ArrayImages, BoxImages, FileImages, PathsBelow
 from randlora_pl.data.images.transforms import eval_pixels, pixels_needed
 from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
-from randlora_pl.utils.image_spec import RESIZES
+from randlora_pl.utils.image_spec import RESIZES, ImageSpec
 from tests.data.conftest import save_image
 from tests.support.products import in_one_item
 
@@ -184,7 +183,7 @@ def test_reduced_decoding_hardly_changes_an_evaluated_photograph(size: tuple[int
     photo.save(stream, "JPEG", quality=92)
     full = decode("it", 0, stream.getvalue())
     for resize in RESIZES:
-        frame = Frame(160, resize=resize)
+        frame = ImageSpec(160, resize=resize)
         reduced = decode("it", pixels_needed(frame, None), stream.getvalue())
         assert reduced.shape[1] * factor == size[0]
         first, second = (eval_pixels([torch.from_numpy(pixels)], frame).int() for pixels in (full, reduced))

@@ -11,7 +11,6 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from timm.data import create_transform
 
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.transforms import eval_batch
 from randlora_pl.models.spec import open_clip_spec, timm_spec
 from randlora_pl.utils.image_spec import ImageSpec
@@ -39,7 +38,7 @@ def check(spec: ImageSpec, theirs: Any, shapes: list[tuple[int, int]], bound: fl
     for height, width in shapes:
         pixels = picture(height, width)
         expected = theirs(Image.fromarray(pixels))
-        found = eval_batch([torch.from_numpy(pixels)], Frame(**asdict(spec)))[0]
+        found = eval_batch([torch.from_numpy(pixels)], ImageSpec(**asdict(spec)))[0]
         levels = (found - expected).abs() * 255 * torch.tensor(spec.std).view(3, 1, 1)
         assert levels.max() < bound, (height, width)
 
@@ -73,12 +72,12 @@ def test_pixels_are_timms(mode: str, crop_pct: float) -> None:
 
 
 def test_a_row_of_pixels_that_open_clip_refuses_fills_one_row() -> None:
-    frame = Frame(32, resize="longest", fill=(0, 0, 255))
+    frame = ImageSpec(32, resize="longest", fill=(0, 0, 255))
     found = eval_batch([torch.full((1, 900, 3), 255, dtype=torch.uint8)], frame)[0]
     assert int((found[0] == found[0].max()).all(1).sum()) == 1
 
 
 def test_gray_pictures_are_filled_with_a_color() -> None:
     gray = torch.from_numpy(picture(9, 30)[..., :1].copy())
-    frame = Frame(16, resize="longest", fill=(10, 20, 30))
+    frame = ImageSpec(16, resize="longest", fill=(10, 20, 30))
     assert torch.equal(eval_batch([gray], frame), eval_batch([gray.expand(-1, -1, 3).contiguous()], frame))

@@ -10,12 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from randlora_pl.data import ImageData, open_images
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.transforms import crop_boxes, eval_batch, finish, split_crop, train_pixels
 from randlora_pl.data.unlabelled import read_image
+from randlora_pl.utils.image_spec import ImageSpec
 from tests.data.images.batches import train_batch
 
-FRAME = Frame(32, mean=(0.4, 0.6, 0.8), resize="longest", fill=(102, 153, 204))  # zeros outside the image
+FRAME = ImageSpec(32, mean=(0.4, 0.6, 0.8), resize="longest", fill=(102, 153, 204))  # zeros outside the image
 side = st.integers(1, 200)
 
 
@@ -27,7 +27,7 @@ def picture(height: int, width: int, channels: int = 3) -> Tensor:
 
 @given(side, side, st.integers(1, 64))
 def test_the_longer_side_fills_the_frame(height: int, width: int, size: int) -> None:
-    h, w = Frame(size, resize="longest").resized(height, width)
+    h, w = ImageSpec(size, resize="longest").resized(height, width)
     assert max(h, w) == size and abs(min(h, w) - size * min(height, width) / max(height, width)) <= 1
 
 

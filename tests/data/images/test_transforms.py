@@ -7,14 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.transforms import RATIO, crop_boxes, eval_batch, flips, normalize
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
 from tests.data.images.batches import train_batch
 
-PLAIN = Frame(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+PLAIN = ImageSpec(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def photo(height: int, width: int, channels: int = 3, seed: int = 0) -> torch.Tensor:
@@ -105,7 +104,7 @@ def test_training_crop_is_torchvisions_on_pillow() -> None:
     from torchvision.transforms.functional import pil_to_tensor, resized_crop
 
     image, positions = photo(90, 120), torch.arange(6)
-    found = train_batch([image] * 6, positions, 0, Frame(32, PLAIN.mean, PLAIN.std), (0.5, 1.0), False)
+    found = train_batch([image] * 6, positions, 0, ImageSpec(32, PLAIN.mean, PLAIN.std), (0.5, 1.0), False)
     for place, box in enumerate(boxes(positions, 90, 120).tolist()):
         expected = resized_crop(Image.fromarray(image.numpy()), *box, [32, 32], InterpolationMode.BICUBIC)
         assert (found[place] * 255 - pil_to_tensor(expected)).abs().max() < 2.1
@@ -114,7 +113,7 @@ def test_training_crop_is_torchvisions_on_pillow() -> None:
 def test_grey_equals_rgb_of_the_same_grey() -> None:
     grey = photo(20, 30, channels=1)
     positions = torch.tensor([4])
-    for frame in (Frame(24), Frame(12)):
+    for frame in (ImageSpec(24), ImageSpec(12)):
         rgb = grey.expand(-1, -1, 3).contiguous()
         one, three = (train_batch([image], positions, 0, frame, (0.5, 1.0), True) for image in (grey, rgb))
         assert one.shape == three.shape == (1, 3, frame.size, frame.size) and one.is_contiguous()
@@ -122,7 +121,7 @@ def test_grey_equals_rgb_of_the_same_grey() -> None:
 
 
 def test_normalisation() -> None:
-    frame = Frame()
+    frame = ImageSpec()
     batch = torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2) * 10
     expected = (batch.float() / 255 - torch.tensor(frame.mean).view(3, 1, 1)) / torch.tensor(frame.std).view(3, 1, 1)
     torch.testing.assert_close(normalize(batch, frame), expected)
@@ -130,23 +129,23 @@ def test_normalisation() -> None:
 
 
 def test_frame_of_a_spec() -> None:
-    frame = Frame(64, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
-    assert Frame.of(frame) == frame
+    frame = ImageSpec(64, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
+    assert ImageSpec.of(frame, {}) == frame
 
 
 def test_a_typed_mode_replaces_the_models_own() -> None:
     spec = ImageSpec(64, (0.1, 0.2, 1.0), resize="squash", crop_pct=0.9)
-    assert Frame.of(spec, {"resize": "model"}) == Frame.of(spec) == Frame(**asdict(spec))
+    assert ImageSpec.of(spec, {"resize": "model"}) == ImageSpec.of(spec, {}) == ImageSpec(**asdict(spec))
     for typed, resize, crop_pct, fill in [
         ("squash", "squash", 1, (0, 0, 0)),
         ("shortest", "shortest", 1, (0, 0, 0)),
         ("shortest:0.875", "shortest", 0.875, (0, 0, 0)),
         ("longest", "longest", 1, (26, 51, 255)),
     ]:
-        found = Frame.of(spec, {"resize": typed})
+        found = ImageSpec.of(spec, {"resize": typed})
         assert (found.resize, found.crop_pct, found.fill) == (resize, crop_pct, fill)
     padding = replace(spec, resize="longest", fill=(9, 9, 9))
-    assert Frame.of(padding, {"resize": "longest"}).fill == (9, 9, 9)
-    assert Frame.of(padding, {"resize": "squash"}).fill == (0, 0, 0)
+    assert ImageSpec.of(padding, {"resize": "longest"}).fill == (9, 9, 9)
+    assert ImageSpec.of(padding, {"resize": "squash"}).fill == (0, 0, 0)
     with pytest.raises(UserError, match=r"--data.resize: .* the crop_pct 20.0. For images of 16 pixels .* at most 16"):
-        Frame.of(ImageSpec(16), {"resize": "squash:20"})  # no pixels would be left
+        ImageSpec.of(ImageSpec(16), {"resize": "squash:20"})  # no pixels would be left

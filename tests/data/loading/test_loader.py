@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from randlora_pl.data.catalog.registry import find
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.shared_cache import CachedImages
 from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.data.images.transforms import finish
@@ -24,11 +23,12 @@ from randlora_pl.data.readers.own.folder import folder
 from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.data.validate import SAMPLING
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.image_spec import ImageSpec
 from tests.data.conftest import Tree
 from tests.data.images.batches import train_batch
 from tests.support.products import covering
 
-FRAME = Frame(12)
+FRAME = ImageSpec(12)
 
 
 def samples_of(count: int = 23) -> Samples:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import LinearProbe, merge, read_adapter
 from randlora_pl.data.images.decode import decode
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.transforms import eval_batch
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.compare_outputs import TOLERANCE, difference
@@ -30,6 +29,7 @@ from randlora_pl.interop.merge.vision import added, check_output, merged, write
 from randlora_pl.interop.updates import updates, weighted_sum
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.image_spec import ImageSpec
 from tests.interop.adapters import MORE, rounded, saved
 from tests.support.products import marked
 from tests.tasks.small import CLASSES, KINDS, TEMPLATES, built, images, two_blocks
@@ -169,7 +169,7 @@ def test_the_transform_that_is_printed_gives_our_pixels(kind: str, name: str, tm
     """In every mode; without a transform of the library, a note says so, and open_clip gets no mode either."""
     task = saved(tmp_path / "a", kind, name=name)
     output, library = tmp_path / f"pixels-{name}.safetensors", "open_clip" if name == "tiny" else "timm"
-    usual = Frame(task.image_spec.size, (0.2, 0.4, 0.6), (0.5, 0.4, 0.3), "bilinear")
+    usual = ImageSpec(task.image_spec.size, (0.2, 0.4, 0.6), (0.5, 0.4, 0.3), "bilinear")
     shrunk = replace(usual, resize="squash", crop_pct=0.9)
     whole = replace(usual, resize="longest").filled_with_mean()
     colored = replace(whole, fill=(7, 7, 7))

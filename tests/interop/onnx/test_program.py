@@ -12,7 +12,6 @@ from torch import Tensor
 
 from randlora_pl.adapters import BitFit, DoRA, LoRA, RandLoRA, inject, read_adapter, save_adapter
 from randlora_pl.adapters.layers.adapted import AdaptedLayer
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop.onnx.program import load_program, make_program
 from randlora_pl.models import load_clip
@@ -20,6 +19,7 @@ from randlora_pl.run.options.adapter_config import adapter_config
 from randlora_pl.tasks import LinearHeadTask, TextHeadTask, VisionLanguageTask
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.image_spec import ImageSpec
 from tests.tasks.small import two_blocks
 
 NAMES, PROMPTS = ["cat", "dog", "cow"], ["a photo of a {}.", "art of a {}."]
@@ -96,7 +96,7 @@ def test_text_tower() -> None:
 
 def test_facts(tmp_path: Path) -> None:
     task = trained("both towers", eval_prompts="ensemble")
-    frame = Frame(32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
+    frame = ImageSpec(32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
     task.save(tmp_path / "adapter", {"frame": frame.__dict__})
     program = load_program(tmp_path / "adapter")
     facts = json.loads(json.dumps(program.facts))
@@ -112,7 +112,7 @@ def test_facts(tmp_path: Path) -> None:
 
 def test_padding_travels_with_the_adapter(tmp_path: Path) -> None:
     task = trained("text head")
-    frame = Frame(32, interpolation="bilinear", resize="longest", crop_pct=0.9, fill=(9, 9, 0))
+    frame = ImageSpec(32, interpolation="bilinear", resize="longest", crop_pct=0.9, fill=(9, 9, 0))
     task.save(tmp_path / "adapter", {"frame": frame.__dict__})
     facts = load_program(tmp_path / "adapter").facts
     assert (facts["resize"], facts["crop_pct"], facts["fill"]) == ("longest", 0.9, [9, 9, 0])

@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from randlora_pl.language.datasets.glue import TASKS
-from randlora_pl.language.metrics.glue_metrics import PredictionCollector, grades
+from randlora_pl.language.metrics import PredictionCollector, grades
 
 BITS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=30)
 

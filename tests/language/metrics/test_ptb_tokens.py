@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.language.metrics.text_scores import words
+from randlora_pl.language.metrics import words
 
 SENTENCES = [
     "The Vaults pub near Café Adriatic has a 5 star rating.  Prices start at £30.",

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from randlora_pl.language.metrics import text_scores as generation
-from randlora_pl.language.metrics.text_scores import bleu, cider, generation_scores, nist, rouge_l
+from randlora_pl.language import metrics as generation
+from randlora_pl.language.metrics import bleu, cider, generation_scores, nist, rouge_l
 
 TEXTS = [
     "The Vaults is an expensive pub near Café Adriatic with a 5 star rating .",

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NoReturn
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.run_files import find_runs
 from randlora_pl.utils.files.weights_files import register_weights
-from randlora_pl.utils.precision import PRECISIONS
+from randlora_pl.utils.machine import PRECISIONS
 
 
 class Described(Exception):  # noqa: N818 (not an error)

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from randlora_pl.utils.errors import UserError, near
-from randlora_pl.utils.text.log_filters import silence_library_warnings
+from randlora_pl.utils.text.console import silence_library_warnings
 
 
 def dispatch(

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from randlora_pl.utils.text.formatting import printable
-from randlora_pl.utils.text.name_patterns import group_names
-from randlora_pl.utils.text.tables import table
+from randlora_pl.utils.text.tables import group_names, table
 
 
 def layer_table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], every: bool) -> str:

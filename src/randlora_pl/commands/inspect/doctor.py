@@ -153,7 +153,7 @@ def folders() -> dict[str, str]:
     from huggingface_hub import constants
 
     from randlora_pl.data.catalog.registry import default_root
-    from randlora_pl.utils.files.cache_folder import cache_folder
+    from randlora_pl.utils.machine import cache_folder
 
     here = {"datasets": default_root(), "weights": Path(constants.HF_HUB_CACHE), "text heads": cache_folder()}
     found = {name: str(folder) for name, folder in here.items()}

@@ -15,10 +15,10 @@ from randlora_pl.run.options.adapter_config import adapter_config
 from randlora_pl.serving.prediction_table import PredictionTable
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import atomic_file
-from randlora_pl.utils.precision import use_precision
+from randlora_pl.utils.machine import use_precision
 from randlora_pl.utils.quick_imports import quick_imports
+from randlora_pl.utils.text.console import silence_library_warnings
 from randlora_pl.utils.text.formatting import printable
-from randlora_pl.utils.text.log_filters import silence_library_warnings
 
 _HELD = 1 << 28
 """Bytes of images per switch of adapters: a switch takes as long as 25 images (tiny CLIP)."""

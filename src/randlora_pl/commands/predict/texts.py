@@ -7,7 +7,7 @@ from randlora_pl.commands.common.devices import advised, pick_device
 from randlora_pl.language.data import prediction_inputs as inputs
 from randlora_pl.serving.prediction_table import PredictionTable
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.precision import use_precision
+from randlora_pl.utils.machine import use_precision
 
 if TYPE_CHECKING:
     from randlora_pl.adapters import AdapterFile

@@ -16,7 +16,7 @@ from randlora_pl.data.own_format import format_of
 from randlora_pl.run.run_folder import new_folder
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
-from randlora_pl.utils.text.log_filters import silence_library_warnings
+from randlora_pl.utils.text.console import silence_library_warnings
 from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from randlora_pl.sweep.provenance import read_provenance
 from randlora_pl.sweep.steps import is_text
 from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.own_classes import import_words
-from randlora_pl.utils.text.log_filters import silence_library_warnings
+from randlora_pl.utils.text.console import silence_library_warnings
 
 
 @dataclass

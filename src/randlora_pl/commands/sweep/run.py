@@ -8,8 +8,8 @@ from randlora_pl.commands.sweep.job import Job, check_data, check_stages, summar
 from randlora_pl.sweep.folder import DONE, FAILED, OPEN
 from randlora_pl.sweep.plan import Trial
 from randlora_pl.utils.errors import UserError, errors_in
+from randlora_pl.utils.text.console import silence_library_warnings
 from randlora_pl.utils.text.formatting import byte_size, duration
-from randlora_pl.utils.text.log_filters import silence_library_warnings
 from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from randlora_pl.sweep.folder import SweepFolder
 from randlora_pl.sweep.trial_config import check
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.own_classes import import_words
-from randlora_pl.utils.text.log_filters import silence_library_warnings
+from randlora_pl.utils.text.console import silence_library_warnings
 
 RATES = [1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0]
 """Candidate rates; the search begins at the method's own rate and goes towards better ones."""

@@ -17,7 +17,7 @@ from randlora_pl.sweep.provenance import FILE
 from randlora_pl.sweep.steps import is_text
 from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.files.atomic_output import write_text
-from randlora_pl.utils.text.log_filters import silence_library_warnings
+from randlora_pl.utils.text.console import silence_library_warnings
 
 if TYPE_CHECKING:
     from randlora_pl.sweep.tuning import Search

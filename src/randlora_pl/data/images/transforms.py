@@ -25,9 +25,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.utils import rng
 from randlora_pl.utils.device import on_cuda
+from randlora_pl.utils.image_spec import ImageSpec
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def flips(seed: int, positions: Tensor) -> Tensor:
     return rng.words(seed, "flip", positions) < 2**31
 
 
-def pixels_needed(frame: Frame, scale: tuple[float, float] | None) -> int:
+def pixels_needed(frame: ImageSpec, scale: tuple[float, float] | None) -> int:
     """Return the minimum shorter side in pixels to which `Images.load` may shrink an image.
 
     In training, no crop gets fewer pixels than the frame. In evaluation, where metrics are compared with published
@@ -215,7 +215,7 @@ def train_pixels(
     images: Sequence[Tensor],
     positions: Tensor,
     seed: int,
-    frame: Frame,
+    frame: ImageSpec,
     scale: tuple[float, float],
     flip: bool,
     late: bool,
@@ -247,7 +247,7 @@ def train_pixels(
     return {"image": _crops(planes, boxes.tolist(), frame, change), "mirror": mirror}
 
 
-def eval_pixels(images: Sequence[Tensor], frame: Frame) -> Tensor:
+def eval_pixels(images: Sequence[Tensor], frame: ImageSpec) -> Tensor:
     """Resize, crop and fill whole images with Pillow, as `ImageSpec.steps` describes: uint8 (b, channels, size, size).
 
     Args:
@@ -283,7 +283,7 @@ def _window(resized: int, size: int) -> tuple[int, int, int]:
     return round((resized - size) / 2), 0, size
 
 
-def finish(batch: dict[str, Any], frame: Frame) -> dict[str, Any]:
+def finish(batch: dict[str, Any], frame: ImageSpec) -> dict[str, Any]:
     """Crop, mirror, normalize and blend on the batch's device, as far as not done yet.
 
     Args:
@@ -307,13 +307,13 @@ def finish(batch: dict[str, Any], frame: Frame) -> dict[str, Any]:
     return batch if mix is None else batch | mixed(batch, mix)
 
 
-def eval_batch(images: Sequence[Tensor], frame: Frame) -> Tensor:
+def eval_batch(images: Sequence[Tensor], frame: ImageSpec) -> Tensor:
     """Run both steps of an evaluation batch: float32 (b, 3, size, size); see `eval_pixels`."""
     return normalize(eval_pixels(images, frame), frame)
 
 
 def _crops(
-    planes: Sequence[Tensor] | Tensor, boxes: Sequence[Sequence[int]], frame: Frame, change: Change | None = None
+    planes: Sequence[Tensor] | Tensor, boxes: Sequence[Sequence[int]], frame: ImageSpec, change: Change | None = None
 ) -> Tensor:
     """Crop and resize b uint8 (c, h, w) to (b, c, size, size); crops of a padded image lie in the square around it."""
     batch = _filled(len(planes), planes[0].shape[0], frame, planes[0].device)
@@ -329,7 +329,7 @@ def _crops(
     return batch
 
 
-def _filled(count: int, channels: int, frame: Frame, device: torch.device = _CPU) -> Tensor:
+def _filled(count: int, channels: int, frame: ImageSpec, device: torch.device = _CPU) -> Tensor:
     """Return uint8 (count, channels, size, size) of the color that fills a frame; 3 channels if it is not gray."""
     channels = 3 if len(set(frame.fill)) > 1 else channels
     batch = _empty((count, channels, frame.size, frame.size), torch.uint8, device)
@@ -346,7 +346,7 @@ def _resize(planes: Tensor, height: int, width: int, interpolation: str) -> Tens
     return resized
 
 
-def normalize(batch: Tensor, frame: Frame, mirror: Tensor | None = None) -> Tensor:
+def normalize(batch: Tensor, frame: ImageSpec, mirror: Tensor | None = None) -> Tensor:
     """Normalize uint8 (b, 1 or 3, h, w) to float32 (b, 3, h, w); mirror some, bool (b,), and repeat gray."""
     if batch.device.type != "cpu":
         if mirror is not None:
@@ -365,14 +365,14 @@ def normalize(batch: Tensor, frame: Frame, mirror: Tensor | None = None) -> Tens
     return whole
 
 
-def _scale_and_shift(frame: Frame) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(frame: ImageSpec) -> tuple[Tensor, Tensor]:
     """Return factor and subtrahend of the colors, (3, 1, 1) each."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (frame.mean, frame.std))
     return 1 / (255 * std), mean / std
 
 
 @functools.lru_cache(maxsize=64)
-def _scale_and_shift_on(device: torch.device, frame: Frame) -> tuple[Tensor, Tensor]:
+def _scale_and_shift_on(device: torch.device, frame: ImageSpec) -> tuple[Tensor, Tensor]:
     """Return factor and subtrahend on a GPU, kept there: the host would wait for each copy."""
     scale, shift = _scale_and_shift(frame)
     return scale.to(device), shift.to(device)

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.data.loading.image_batches import EvalBatches, default_workers
 from randlora_pl.data.loading.loader import Loader
@@ -22,7 +21,7 @@ from randlora_pl.utils.image_spec import ImageSpec
 def framed(options: dict[str, Any], frame: ImageSpec, batch: int) -> ImageData:
     """Return data with the preprocessing of a frame, for one pass over its images."""
     data = ImageData(**options, eval_batch_size=batch, cache_images=False)
-    data.spec = Frame.of(frame)
+    data.spec = frame
     return data
 
 

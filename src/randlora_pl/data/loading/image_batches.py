@@ -7,20 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.transforms import PLAIN, Augment, eval_pixels, finish, pixels_needed, train_pixels
 from randlora_pl.data.loading.loader import Batch
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.sampling.schedule import EvalSchedule, TrainSchedule
-from randlora_pl.utils.cores import usable_cores
 from randlora_pl.utils.errors import UnreadableImageError
+from randlora_pl.utils.image_spec import ImageSpec
+from randlora_pl.utils.machine import usable_cores
 
 Late = Literal["nothing", "colors", "crops"]
 """Steps left to `transforms.finish`: none, flips and normalization, or (training, one size only) crops as well."""
 
 
 def load_images(
-    samples: Samples, indices: Tensor, frame: Frame, scale: tuple[float, float] | None, skip: bool
+    samples: Samples, indices: Tensor, frame: ImageSpec, scale: tuple[float, float] | None, skip: bool
 ) -> tuple[list[Tensor], dict[int, tuple[str, str]]]:
     """Load the images of some samples, int64 (b,).
 
@@ -87,7 +87,7 @@ class TrainBatches:
 
     samples: Samples
     schedule: TrainSchedule
-    frame: Frame
+    frame: ImageSpec
     scale: tuple[float, float]
     flip: bool
     skip: bool = False
@@ -131,7 +131,7 @@ class EvalBatches:
 
     samples: Samples
     schedule: EvalSchedule
-    frame: Frame
+    frame: ImageSpec
     skip: bool = False
     late: Late = "nothing"
 
@@ -155,7 +155,7 @@ _MOST_WORKERS = 32
 """Workers per GPU; each holds two batches in shared memory."""
 
 
-def default_workers(in_memory: bool, frame: Frame, devices: int) -> int:
+def default_workers(in_memory: bool, frame: ImageSpec, devices: int) -> int:
     """Return the worker processes per device: 0 if images in memory make cheap batches, else its part of the cores."""
     if in_memory and (frame.size <= 64 or not torch.cuda.is_available()):
         return 0

@@ -27,7 +27,7 @@ from randlora_pl.data.images.sources import FileImages, PathsBelow
 from randlora_pl.data.readers.dispatch import Samples, key_order, numbers_of
 from randlora_pl.data.string_array import Strings
 from randlora_pl.utils.files.atomic_output import atomic_file
-from randlora_pl.utils.files.cache_folder import cache_folder
+from randlora_pl.utils.machine import cache_folder
 
 VERSION = 3
 """Version of the stored format; raise it to invalidate old files."""

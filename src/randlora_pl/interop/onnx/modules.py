@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.models.prompted import image_features
 from randlora_pl.tasks.prompt.decoupled import Decoupled
 from randlora_pl.tasks.prompt.tip import Cache
+from randlora_pl.utils.image_spec import ImageSpec
 
 
 class ImageEncoder(nn.Module):
@@ -19,7 +19,7 @@ class ImageEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, tower: nn.Module, frame: Frame, unit: bool) -> None:
+    def __init__(self, tower: nn.Module, frame: ImageSpec, unit: bool) -> None:
         super().__init__()
         self.tower, self.unit = tower, unit
         self.register_buffer("mean", torch.tensor(frame.mean).view(3, 1, 1))

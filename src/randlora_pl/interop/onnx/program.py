@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import merge_and_unload, read_adapter
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.interop.base_model import refuse_texts
 from randlora_pl.interop.onnx.modules import ImageEncoder, PromptedTower, TextEncoder, make_classifier
 from randlora_pl.models import ImageTower, load_clip
 from randlora_pl.tasks import ImageTask, LinearHeadTask, PromptTask, TextHeadTask, VisionLanguageTask, load_task
 from randlora_pl.tasks.prompt.decoupled import Decoupled
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.version import __version__
 
 PARTS = ("classifier", "image", "text")
@@ -61,14 +61,14 @@ def load_program(path: Path, part: str = "classifier") -> Program:
     return make_program(task, part, task.frame)
 
 
-def make_program(task: ImageTask, part: str = "classifier", frame: Frame | None = None) -> Program:
+def make_program(task: ImageTask, part: str = "classifier", frame: ImageSpec | None = None) -> Program:
     """Convert one of `PARTS` of a task with classes to a plain module; its adapter is unloaded permanently.
 
     Raises:
         UserError: The model has no such part.
     """
     task.eval()
-    frame = frame or Frame.of(task.image_spec)
+    frame = frame or task.image_spec
     if isinstance(task, PromptTask):
         _check_prompts(task, part)
     facts = _facts(task, part)

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
 from torchvision.datasets.folder import default_loader
 
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.images.shared_cache import CachedImages
 from randlora_pl.data.images.sources import FileImages
 from randlora_pl.data.images.transforms import RATIO, finish, train_pixels
@@ -22,6 +21,7 @@ from randlora_pl.data.module import ImageData
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.sampling.schedule import EvalSchedule, TrainSchedule
 from randlora_pl.lab.bench.timing import batches_ahead
+from randlora_pl.utils.image_spec import ImageSpec
 
 PLAIN = "plain torchvision"
 
@@ -114,7 +114,7 @@ class Plain(Dataset[tuple[Tensor, int]]):
         return self.transform(image), int(self.samples.labels[index])
 
 
-def _loaded(loader: Iterable[Any], workers: int, frame: Frame) -> float:
+def _loaded(loader: Iterable[Any], workers: int, frame: ImageSpec) -> float:
     """Return the images per second of a loader once its workers are at work."""
     whole = iter(loader)
     for _ in range(batches_ahead(workers)):

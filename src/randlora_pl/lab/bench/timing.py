@@ -71,7 +71,7 @@ def machine() -> dict[str, Any]:
     """Return facts that affect timings: processor, cores this process may use, and versions."""
     import torch
 
-    from randlora_pl.utils.cores import usable_cores
+    from randlora_pl.utils.machine import usable_cores
 
     facts: dict[str, Any] = {"processor": processor(), "cores": usable_cores(), "threads": torch.get_num_threads()}
     facts["torch"] = torch.__version__

@@ -8,7 +8,7 @@ from randlora_pl.language.data.base import TokenData, check_least
 from randlora_pl.language.data.batches import Tokens
 from randlora_pl.language.datasets.commonsense import TASKS
 from randlora_pl.language.datasets.sources import Item, read_items, read_training
-from randlora_pl.language.metrics.text_scores import need_scorers
+from randlora_pl.language.metrics import need_scorers
 from randlora_pl.language.models.tokenization import Encoded, encode_all, encode_prompt
 from randlora_pl.utils.errors import UserError, near
 

@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.language.datasets.sources import Item
-from randlora_pl.language.metrics.text_scores import generation_scores
+from randlora_pl.language.metrics import generation_scores
 from randlora_pl.language.models.classifier import evaluating
 from randlora_pl.language.models.generate import Decoding, choose_options, write_texts
 from randlora_pl.language.models.loading import Quantize, load_causal

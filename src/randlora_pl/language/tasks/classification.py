@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.language.datasets.glue import Metric
-from randlora_pl.language.metrics.glue_metrics import PredictionCollector, grades
+from randlora_pl.language.metrics import PredictionCollector, grades
 from randlora_pl.language.models.classifier import (
     evaluating,
     inputs_of,

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.data.images.frame import resize_option
 from randlora_pl.run.options.classes import CLASS_KEYS, INNER, LISTED, Tree
 from randlora_pl.run.options.compose import parse_value, read_config
 from randlora_pl.run.options.own_classes import check_own_options, own_class
@@ -18,6 +17,7 @@ from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.files.run_files import ADAPTER, CONFIG
 from randlora_pl.utils.files.weights_files import base_arguments
+from randlora_pl.utils.image_spec import resize_option
 
 
 def check_adapter(folder: Path) -> Path:

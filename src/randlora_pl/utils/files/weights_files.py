@@ -16,7 +16,7 @@ from typing import Any
 
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_bytes
-from randlora_pl.utils.files.cache_folder import cache_folder
+from randlora_pl.utils.machine import cache_folder
 
 WEIGHTS_VARIABLE = "RANDLORA_PL_WEIGHTS"
 """Environment variable with weights files or folders, separated as in PATH; ``--pretrained`` sets it."""

@@ -1,25 +1,29 @@
-"""Output of a run: on the terminal, and in ``run.log`` of its folder."""
+"""Output of a run: on the terminal, and in ``run.log`` of its folder; without warnings of libraries."""
 
 import io
 import logging
+import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console, RenderableType
+from typing import TYPE_CHECKING, Any
 
 from randlora_pl.utils.text.formatting import printable
-from randlora_pl.utils.text.log_filters import filter_library_warnings
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 _log = logging.getLogger("randlora_pl")
 _PRINTED = "printed"
 _WIDTH = 120
 
 
-def print_above_progress(*what: RenderableType) -> str:
+def print_above_progress(*what: "RenderableType") -> str:
     """Print text or rich tables, log them without colors, and return what was logged."""
+    from rich.console import Console
+
     plain = io.StringIO()
     settings: dict[str, Any] = {"force_jupyter": False}  # in a notebook rich would bypass the streams
     terminal = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH, **settings)
@@ -90,3 +94,33 @@ def log_to_file(file: Path) -> Iterator[None]:
             logger.removeHandler(handler)
         logging.captureWarnings(False)
         handler.close()
+
+
+_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*across ranks is zero.*",  # no validation data; the start summary reports it
+    ".*number of training batches.*",
+    ".*in eval mode at the start of training.*",  # frozen modules stay in eval mode
+    ".*isinstance.treespec, LeafSpec.*",
+)
+_MODULES = (r"PIL\.",)  # damaged EXIF tags; image sizes are limited elsewhere
+
+
+def filter_library_warnings() -> None:
+    """Hide these warnings, and Lightning's logs below warning level, for the rest of the process."""
+    for text in _WARNINGS:
+        warnings.filterwarnings("ignore", text)
+    for module in _MODULES:
+        warnings.filterwarnings("ignore", module=module)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def silence_library_warnings() -> None:
+    """Silence warnings that the user cannot act on, and set passive OpenMP waiting; call before importing PyTorch.
+
+    By default OpenMP threads spin while they wait for each other. With another load on the same cores, training took
+    ten times as long (2 cores, 2 threads).
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    filter_library_warnings()

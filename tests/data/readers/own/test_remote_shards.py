@@ -15,7 +15,6 @@ import pytest
 
 from randlora_pl.data import ImageData
 from randlora_pl.data.catalog.registry import find
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.loading.image_batches import EvalBatches
 from randlora_pl.data.loading.loader import Loader
 from randlora_pl.data.locations import root_of
@@ -23,6 +22,7 @@ from randlora_pl.data.readers.dispatch import Samples, read
 from randlora_pl.data.readers.own import tar_files as tars
 from randlora_pl.data.sampling.schedule import EvalSchedule
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.image_spec import ImageSpec
 from tests.data.readers.own.tars import write_shards, write_tar
 
 ROW = find("webdataset")
@@ -131,7 +131,8 @@ def test_loaders_have_their_own_connections(server: Server, tmp_path: Path, work
     samples = must(tmp_path / "list.txt")
     assert len(pixels(samples)) == 12  # this process has connections before it forks
     here, there = (
-        list(Loader(EvalBatches(each, EvalSchedule(12, 5), Frame(8)), 0, workers)) for each in (must(tmp_path), samples)
+        list(Loader(EvalBatches(each, EvalSchedule(12, 5), ImageSpec(8)), 0, workers))
+        for each in (must(tmp_path), samples)
     )
     assert all(bool((one["image"] == other["image"]).all()) for one, other in zip(here, there, strict=True))
 

@@ -13,7 +13,6 @@ import torch
 from randlora_pl.data import ImageData
 from randlora_pl.data.catalog.registry import find
 from randlora_pl.data.check import check
-from randlora_pl.data.images.frame import Frame
 from randlora_pl.data.loading.image_batches import EvalBatches, TrainBatches
 from randlora_pl.data.loading.loader import Loader
 from randlora_pl.data.readers import listing_cache as listing
@@ -23,6 +22,7 @@ from randlora_pl.data.readers.own.folder import folder
 from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.data.sampling.splits import Splits, subset
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.image_spec import ImageSpec
 from tests.data.conftest import Tree
 from tests.data.readers.own.tars import picture, write_shards, write_tar
 from tests.support.products import in_one_item
@@ -122,10 +122,10 @@ def test_ranks_share_an_epoch_and_an_evaluation(tmp_path: Path, workers: int) ->
     tested: list[int] = []
     for rank in (0, 1):
         plan = DrawPlan(23, 23, 8, 5, "epochs")
-        train = TrainBatches(samples, TrainSchedule(plan, 2, 2, 2, rank), Frame(8), (0.5, 1.0), False)
+        train = TrainBatches(samples, TrainSchedule(plan, 2, 2, 2, rank), ImageSpec(8), (0.5, 1.0), False)
         for batch in Loader(train, 0, workers):
             seen += batch["index"][batch["weight"] > 0].tolist()
-        evaluation = EvalBatches(samples, EvalSchedule(23, 4, 2, rank), Frame(8))
+        evaluation = EvalBatches(samples, EvalSchedule(23, 4, 2, rank), ImageSpec(8))
         mine: list[int] = []
         for batch in Loader(evaluation, 0, workers):
             mine += batch["index"][batch["weight"] > 0].tolist()

@@ -1,8 +1,24 @@
-"""Precision of commands that use a trained model."""
+"""Facts about this machine: its cores, the folder of cached files, and the precisions of its devices."""
 
+import os
+from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from randlora_pl.utils.errors import UserError
+
+
+def usable_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cache_folder() -> Path:
+    """Return the folder of cached files: ``$RANDLORA_PL_CACHE``, or the system's user cache folder."""
+    override = os.environ.get("RANDLORA_PL_CACHE")
+    return Path(override).expanduser() if override else Path(platformdirs.user_cache_dir("randlora-pl"))
+
 
 PRECISIONS = ("32", "tf32", "bf16")
 """float32; float32 with TF32 products on tensor cores; bfloat16 by autocast, as in training with ``bf16-mixed``."""
