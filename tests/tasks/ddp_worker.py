@@ -233,7 +233,7 @@ def sigmoid(root: Path) -> dict[str, Any]:
 
 def statistics() -> dict[str, Any]:
     """What a whole model with running statistics has learned, and what each rank evaluates of it."""
-    task = LinearHeadTask("test_resnet.r160_in1k", "random", FullFineTuning(), img_size=32, learning_rate=1e-3)
+    task = LinearHeadTask("test_resnet.r160_in1k", "random", adapter=FullFineTuning(), img_size=32, learning_rate=1e-3)
     trainer().fit(task, data := ImageData(**DATA))
     fingerprint = task.fingerprint()
     (figures,) = trainer(validate=True).validate(task, data, verbose=False)

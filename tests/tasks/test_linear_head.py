@@ -27,7 +27,7 @@ def task_of(**options: Any) -> LinearHeadTask:
 
 def wide(classes: int, seed: int) -> torch.Tensor:
     """The start of a head for many classes."""
-    task = LinearHeadTask("tiny", "random", LinearProbe(), seed=seed)
+    task = LinearHeadTask("tiny", "random", adapter=LinearProbe(), seed=seed)
     task.set_classes([str(number) for number in range(classes)], TEMPLATES)
     task.configure_model()
     return task.head.weight.detach()
@@ -117,11 +117,11 @@ def test_timm_weights_are_a_function_of_the_seed() -> None:
 
 
 def test_timm_model_trains_at_another_image_size(fit: Callable[..., L.Trainer]) -> None:
-    task = LinearHeadTask(VIT, "random", RandLoRA(rank=16), img_size=48, gradient_checkpointing=True)
+    task = LinearHeadTask(VIT, "random", adapter=RandLoRA(rank=16), img_size=48, gradient_checkpointing=True)
     trainer = fit(task, {"batch_size": 8}, limit_val_batches=1)
     assert {row.layer.split(".")[-1] for row in task.report.rows} == {"qkv", "fc1", "fc2"}
     assert trainer.callback_metrics["val/acc"] >= 0
-    fresh = LinearHeadTask(VIT, "random", RandLoRA(rank=16), img_size=48)
+    fresh = LinearHeadTask(VIT, "random", adapter=RandLoRA(rank=16), img_size=48)
     fresh.set_classes(task.classnames, task.templates)
     fresh.configure_model()
     assert all(not torch.equal(value, trained(fresh)[name]) for name, value in trained(task).items())

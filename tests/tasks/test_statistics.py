@@ -18,7 +18,7 @@ MODEL = "test_resnet.r160_in1k"
 
 
 def make(adapter: Any) -> LinearHeadTask:
-    return LinearHeadTask(MODEL, "random", adapter, img_size=32, learning_rate=1e-2)
+    return LinearHeadTask(MODEL, "random", adapter=adapter, img_size=32, learning_rate=1e-2)
 
 
 def state(task: AdaptationTask) -> dict[str, Tensor]:

@@ -61,7 +61,7 @@ class Bad(VisionLanguageTask):
 
 def fit(kind: type[VisionLanguageTask], folder: Path) -> dict[str, Any]:
     """Ten micro-batches, two per step, and how they ended."""
-    task = kind("tiny", "random", METHODS["randlora"]())
+    task = kind("tiny", "random", adapter=METHODS["randlora"]())
     window = Window(mode := Exchanged())
     own: list[L.Callback] = [window, PeakMemory(), Throughput(), NonFiniteLoss(), StepNumbers(), AdapterCheckpoint()]
     trainer = make_trainer(

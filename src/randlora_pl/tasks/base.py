@@ -1,7 +1,8 @@
 """The base of all tasks: a frozen backbone with an adapter, and AdamW with a schedule."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -12,37 +13,19 @@ from randlora_pl.adapters.io.refine import Start
 from randlora_pl.adapters.optimizer import rates_of, undecayed
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
 from randlora_pl.tasks import files, optim, procedure
-from randlora_pl.tasks.defaults import FROZEN_DTYPES, check_option, check_positive, default_learning_rate
+from randlora_pl.tasks.defaults import default_learning_rate
 from randlora_pl.tasks.execution import cast_and_compile, draws_random_numbers, inject_by, prepare_products
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Declared, Fraction, NotNegative, Positive
 from randlora_pl.utils.signatures import NamedOptions
 
 if TYPE_CHECKING:
     from randlora_pl.adapters.adapter_set import AdapterSet, Choice
 
 
-class AdaptationTask(LightningModule, metaclass=NamedOptions):
+class AdaptationTask(Declared, LightningModule, metaclass=NamedOptions):
     """Base of the tasks. Subclasses load the backbone and compute the loss of each sample.
-
-    Args:
-        name: Name of the model.
-        pretrained: Its weights.
-        adapter: The method and its options.
-        targets: Layers to adapt, see the task.
-        learning_rate: Peak learning rate. Default: the paper's for the method; Table 8 and section C.3 for images, 1e-4
-            for texts (1e-2 for VeRA, 1e-5 for full fine-tuning).
-        weight_decay: Decay of AdamW; 0 for what starts at values of the base model, as in PiSSA, DoRA and BitFit.
-        decay_vectors: Decay biases, norms and scalars too, as in the protocol.
-        warmup_steps: Optimizer steps of linear warm-up.
-        final_lr_fraction: Learning rate at the end of the schedule, as a fraction of the peak.
-        max_grad_norm: Clip the gradient to this norm once per optimizer step; ``null`` for no clipping.
-        gradient_checkpointing: Recompute activations instead of keeping them.
-        frozen_dtype: ``bfloat16`` keeps the frozen matrices in half the memory and saves their casts; what trains stays
-            float32. Needs ``bf16-mixed``. ``auto`` is ``bfloat16`` there, unless the model's own tensors train.
-        torch_compile: Compile each block at its first use (minutes): ``true``, a mode such as ``max-autotune``, or a
-            backend. Not with ``memory: low`` or ``--trainer.strategy fsdp2``, which compiled blocks would undo.
-        seed: Selects bases, initial values and dropout, and the weights of a new head or a random model.
 
     Attributes:
         zero_shot: True if the pretrained model is tested before the training.
@@ -54,7 +37,6 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
         runs_blocks: True if it calls the blocks of the backbone itself, so that hooks on its methods see nothing.
         typed_templates: True if the templates were typed, so that they count for other data, too.
         to_train: What to do if nothing trains.
-        fixed_options: Arguments of this constructor that a subclass sets itself.
         adapters: All adapters of a backbone that tasks share.
         choice: Name of this task's own adapter among them, or a weighted sum.
         saved: The adapter file to load; it names the layers, whatever `targets` selects now.
@@ -71,51 +53,53 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
     to_train = "A linear probe needs --model LinearHeadTask."
     data_module = "randlora_pl.data.ImageData"
     optimizer, schedule = "adamw", "cosine"
-    fixed_options: ClassVar[tuple[str, ...]] = ()
-    adapters: "AdapterSet | None" = None
-    choice: "Choice" = None
-    saved: AdapterFile | None = None
-    start: Start | None = None
-    procedure_state: dict[str, Any] | None = None
-    step_sums: Tensor | None = None
-    identity: ModelIdentity
-    report: InjectionReport
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        pretrained: str | None = None,
-        adapter: Adapter = RandLoRA(),  # noqa: B008 - adapters are descriptions and are never changed
-        targets: list[str] | None = None,
-        learning_rate: float | None = None,
-        weight_decay: float = 0.1,
-        decay_vectors: bool = True,
-        warmup_steps: int = 0,
-        final_lr_fraction: float = 0.01,
-        max_grad_norm: float | None = 1.0,
-        gradient_checkpointing: bool = False,
-        frozen_dtype: Literal["float32", "bfloat16", "auto"] = "float32",
-        torch_compile: bool | str = False,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        check_option("adapter", adapter, isinstance(adapter, Adapter), "a method such as RandLoRA(rank=6)")
-        check_positive("learning_rate", learning_rate)
-        check_positive("weight_decay", weight_decay, zero=True)
-        check_positive("warmup_steps", warmup_steps, zero=True)
-        check_option("final_lr_fraction", final_lr_fraction, 0 <= final_lr_fraction <= 1, "a number from 0 to 1")
-        clips = max_grad_norm is None or max_grad_norm > 0
-        check_option("max_grad_norm", max_grad_norm, clips, "a positive number, or null for no clipping")
-        check_option("frozen_dtype", frozen_dtype, frozen_dtype in FROZEN_DTYPES, " or ".join(FROZEN_DTYPES))
-        if not adapter.trains_base and adapter.seed is None:
-            adapter = adapter.replace(seed=seed)
-        self.name, self.pretrained, self.adapter, self.targets = name, pretrained, adapter, targets
-        self.learning_rate = learning_rate or self.default_learning_rate(adapter)
-        self.weight_decay, self.decay_vectors = weight_decay, decay_vectors
-        self.warmup_steps, self.final_lr_fraction = warmup_steps, final_lr_fraction
-        self.max_grad_norm, self.gradient_checkpointing, self.seed = max_grad_norm, gradient_checkpointing, seed
-        self.frozen_dtype, self.torch_compile = frozen_dtype, torch_compile
+    name: str = field(kw_only=False)
+    """Name of the model."""
+    pretrained: str | None = field(default=None, kw_only=False)
+    """Weights of the model."""
+    adapter: Adapter = RandLoRA()
+    """The method and its options."""
+    targets: list[str] | None = None
+    """Layers to adapt, see the task."""
+    learning_rate: Annotated[float, Positive] | None = None
+    """Peak learning rate. Default: the paper's for the method; Table 8 and section C.3 for images, 1e-4 for texts (1e-2
+    for VeRA, 1e-5 for full fine-tuning)."""
+    weight_decay: Annotated[float, NotNegative] = 0.1
+    """Decay of AdamW; 0 for what starts at values of the base model, as in PiSSA, DoRA and BitFit."""
+    decay_vectors: bool = True
+    """Decay biases, norms and scalars too, as in the protocol."""
+    warmup_steps: Annotated[int, NotNegative] = 0
+    """Optimizer steps of linear warm-up."""
+    final_lr_fraction: Annotated[float, Fraction] = 0.01
+    """Learning rate at the end of the schedule, as a fraction of the peak."""
+    max_grad_norm: Annotated[float, Positive] | None = 1.0
+    """Clip the gradient to this norm once per optimizer step; ``null`` for no clipping."""
+    gradient_checkpointing: bool = False
+    """Recompute activations instead of keeping them."""
+    frozen_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """``bfloat16`` keeps the frozen matrices in half the memory and saves their casts; what trains stays float32. Needs
+    ``bf16-mixed``. ``auto`` is ``bfloat16`` there, unless the model's own tensors train."""
+    torch_compile: bool | str = False
+    """Compile each block at its first use (minutes): ``true``, a mode such as ``max-autotune``, or a backend. Not with
+    ``memory: low`` or ``--trainer.strategy fsdp2``, which compiled blocks would undo."""
+    seed: int = 0
+    """Selects bases, initial values and dropout, and the weights of a new head or a random model."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        LightningModule.__init__(self)
+        if not self.adapter.trains_base and self.adapter.seed is None:
+            self.adapter = self.adapter.replace(seed=self.seed)
+        self.learning_rate = self.learning_rate or self.default_learning_rate(self.adapter)
+        self.adapters: AdapterSet | None = None
+        self.choice: Choice = None
+        self.saved: AdapterFile | None = None
+        self.start: Start | None = None
+        self.identity: ModelIdentity
+        self.report: InjectionReport
+        self.procedure_state: dict[str, Any] | None = None
+        self.step_sums: Tensor | None = None
         self.backbone: nn.Module | None = None
         self.strict_loading = False  # checkpoints hold what trains; load_state_dict checks that strictly
         self.retrieval, self.test_name = False, "test"
@@ -240,7 +224,7 @@ class AdaptationTask(LightningModule, metaclass=NamedOptions):
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Return the groups of what trains, with their learning rates."""
-        model, options = self.model, (self.learning_rate, self.weight_decay, self.decay_vectors)
+        model, options = self.model, (self.learning_rate or 0.0, self.weight_decay, self.decay_vectors)
         return optim.parameter_groups(model.parameters(), *options, rates_of(model), undecayed(model))
 
     def total_steps(self) -> int:

@@ -1,72 +1,62 @@
 """Pure vision: a backbone and a linear classifier learn together (section 5.2, DINOv2 and timm models)."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.adapters.random_bases import Distribution, draw
 from randlora_pl.models import ImageTower, clip_image_spec, library_of, load_clip, load_vit, vit_image_spec
 from randlora_pl.tasks import images
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.defaults import check_fraction, check_positive
 from randlora_pl.tasks.losses import normalize
 from randlora_pl.tasks.optim import parameter_groups
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Positive, Probability
 
 
 class LinearHeadTask(AdaptationTask):
     """Fine-tunes a vision backbone with a bias-free linear head that starts at N(0, 0.01^2).
 
     Examples:
-        >>> task = LinearHeadTask("vit_tiny_patch16_224", "random", RandLoRA(rank=6))  # "timm" for timm's weights
+        >>> task = LinearHeadTask("vit_tiny_patch16_224", "random", adapter=RandLoRA(rank=6))
         >>> data = ImageData(dataset="digits")
-
-    Args:
-        name: A model of timm, for example ``vit_base_patch14_dinov2.lvd142m``, or an open_clip
-            architecture, whose image tower is used.
-        pretrained: ``timm`` for the weights of the name, a weights file, a tag of open_clip, or ``random``.
-            Default: the weights of the tag in the name.
-        adapter: The method and its options.
-        targets: Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
-            fc2 attn mlp all conv``. Default: q/k/v and both MLP matrices of every block. In models without those,
-            every linear layer of the blocks, or their convolutions where the blocks have no linear layer.
-        head_learning_rate: Peak learning rate of the head. Default: 1e-3, or 0.02 for a CLIP image tower
-            (its features have unit length).
-        img_size: Height and width of the images in pixels; position embeddings are resized. Default: the
-            model's own, 224 for DINOv2.
-        label_smoothing: Fraction of each training target that is spread evenly over all classes. 0.1 is usual.
-        options: Options of every task, see `AdaptationTask`.
     """
 
     vision_only = blended_labels = trained_head = True
     set_classes, setup, frame = images.set_classes, images.setup, property(images.frame)
     evaluate, sample_losses, predict_step = images.evaluate, images.sample_losses, images.predict_step
 
-    def __init__(
-        self,
-        name: str = "vit_base_patch14_dinov2.lvd142m",
-        pretrained: str | None = None,
-        adapter: Adapter = RandLoRA(),  # noqa: B008 - adapters are descriptions and are never changed
-        *,
-        targets: list[str] | None = None,
-        head_learning_rate: float | None = None,
-        img_size: int | None = None,
-        label_smoothing: float = 0.0,
-        **options: Any,
-    ) -> None:
-        weights = images.needed_weights(name, pretrained)
-        super().__init__(name=name, pretrained=weights, adapter=adapter, targets=targets, **options)
-        check_positive("head_learning_rate", head_learning_rate)
-        self.label_smoothing = check_fraction("label_smoothing", label_smoothing)
-        self.is_clip = library_of(name) == "open_clip"
-        self.head_learning_rate = head_learning_rate or (2e-2 if self.is_clip else 1e-3)
-        self.img_size = img_size
+    name: str = field(default="vit_base_patch14_dinov2.lvd142m", kw_only=False)
+    """A model of timm, for example ``vit_base_patch14_dinov2.lvd142m``, or an open_clip architecture, whose image tower
+    is used."""
+    pretrained: str | None = field(default=None, kw_only=False)
+    """``timm`` for the weights of the name, a weights file, a tag of open_clip, or ``random``. Default: the weights of
+    the tag in the name."""
+    targets: list[str] | None = None
+    """Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1 fc2 attn mlp all
+    conv``. Default: q/k/v and both MLP matrices of every block. In models without those, every linear layer of the
+    blocks, or their convolutions where the blocks have no linear layer."""
+    head_learning_rate: Annotated[float, Positive] | None = None
+    """Peak learning rate of the head. Default: 1e-3, or 0.02 for a CLIP image tower (its features have unit length)."""
+    img_size: int | None = None
+    """Height and width of the images in pixels; position embeddings are resized. Default: the model's own, 224 for
+    DINOv2."""
+    label_smoothing: Annotated[float, Probability] = 0.0
+    """Fraction of each training target that is spread evenly over all classes. 0.1 is usual."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.is_clip = library_of(self.name) == "open_clip"
+        self.head_learning_rate = self.head_learning_rate or (2e-2 if self.is_clip else 1e-3)
         self.image_spec = (
-            clip_image_spec(name, pretrained, img_size) if self.is_clip else vit_image_spec(name, img_size)
+            clip_image_spec(self.name, self.pretrained, self.img_size)
+            if self.is_clip
+            else vit_image_spec(self.name, self.img_size)
         )
+        self.pretrained = images.needed_weights(self.name, self.pretrained)
         self.head: nn.Linear
 
     def used_prompts(self, templates: Sequence[str] | None = None) -> images.UsedPrompts:
@@ -114,7 +104,7 @@ class LinearHeadTask(AdaptationTask):
         """Return the backbone's groups and the head's own."""
         groups = super().optimizer_groups()
         return groups + parameter_groups(
-            self.head.parameters(), self.head_learning_rate, self.weight_decay, self.decay_vectors
+            self.head.parameters(), self.head_learning_rate or 0.0, self.weight_decay, self.decay_vectors
         )
 
     def resolved(self) -> dict[str, Any]:

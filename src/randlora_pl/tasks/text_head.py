@@ -1,17 +1,17 @@
 """Vision-only CLIP: the image tower learns against a frozen head of text embeddings (section 5.2)."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import field
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.models import ImageTower, cached_text_head, clip_image_spec, load_clip
 from randlora_pl.tasks import images
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.defaults import check_fraction
 from randlora_pl.tasks.losses import normalize, similarities
+from randlora_pl.utils.options import Probability
 from randlora_pl.utils.reuse import cached
 
 
@@ -24,17 +24,6 @@ class TextHeadTask(AdaptationTask):
     Examples:
         >>> task = TextHeadTask("tiny", adapter=LoRA(rank=4))
         >>> make_trainer().fit(task, ImageData(dataset="digits", steps=2))
-
-    Args:
-        name: An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (bundled).
-        pretrained: A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it
-            is bundled with its weights.
-        adapter: The method and its options.
-        targets: Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
-            fc2 attn mlp all conv``. Default: packed q/k/v and both MLP matrices of the image tower; convolutions and
-            attention pool of a ResNet.
-        label_smoothing: Fraction of each training target that is spread evenly over all classes; 0.1 is usual.
-        options: Options of every task, see `AdaptationTask`.
     """
 
     zero_shot = vision_only = blended_labels = True
@@ -42,20 +31,21 @@ class TextHeadTask(AdaptationTask):
     frame = property(images.frame)
     evaluate, sample_losses, predict_step = images.evaluate, images.sample_losses, images.predict_step
 
-    def __init__(
-        self,
-        name: str = "tiny",
-        pretrained: str | None = None,
-        adapter: Adapter = RandLoRA(),  # noqa: B008 - adapters are descriptions and are never changed
-        *,
-        targets: list[str] | None = None,
-        label_smoothing: float = 0.0,
-        **options: Any,
-    ) -> None:
-        weights = images.needed_weights(name, pretrained)
-        super().__init__(name=name, pretrained=weights, adapter=adapter, targets=targets, **options)
-        self.label_smoothing = check_fraction("label_smoothing", label_smoothing)
-        self.image_spec = clip_image_spec(name, pretrained)
+    name: str = field(default="tiny", kw_only=False)
+    """An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (bundled)."""
+    pretrained: str | None = field(default=None, kw_only=False)
+    """A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it is bundled with its weights."""
+    targets: list[str] | None = None
+    """Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1 fc2 attn mlp all
+    conv``. Default: packed q/k/v and both MLP matrices of the image tower; convolutions and attention pool of a
+    ResNet."""
+    label_smoothing: Annotated[float, Probability] = 0.0
+    """Fraction of each training target that is spread evenly over all classes; 0.1 is usual."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.image_spec = clip_image_spec(self.name, self.pretrained)
+        self.pretrained = images.needed_weights(self.name, self.pretrained)
         self.head: Tensor
 
     def used_prompts(self, templates: Sequence[str] | None = None) -> images.UsedPrompts:

@@ -1,12 +1,12 @@
 """Vision-language fine-tuning of CLIP: both towers learn to match images and captions (section 5.3)."""
 
 from collections.abc import Sequence
+from dataclasses import field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.models import clip_image_spec, encode_prompts, load_clip
 from randlora_pl.models.text import check_distinct, class_prompts
 from randlora_pl.tasks import images
@@ -40,23 +40,6 @@ class VisionLanguageTask(AdaptationTask):
     Examples:
         >>> task = VisionLanguageTask("tiny", adapter=RandLoRA(rank=6))
         >>> make_trainer().fit(task, ImageData(dataset="digits", steps=2))
-
-    Args:
-        name: An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (bundled).
-        pretrained: A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it
-            is bundled with its weights.
-        adapter: The method and its options.
-        targets: Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
-            fc2 attn mlp all conv``, with an optional tower (``visual:mlp``). Default: packed q/k/v and both MLP
-            matrices of both towers; convolutions and attention pool of a ResNet.
-        logit_scale: ``exp`` multiplies similarities by exp(logit_scale), as CLIP was trained; ``raw`` by
-            logit_scale itself, as the official code does in this task. Not for SigLIP.
-        caption: The caption of a class, with ``{}`` for its name. ``null`` gives a class one of the dataset's prompts
-            in each step, and evaluates with their mean, as typed ``data.templates`` do.
-        loss_batch: ``joint`` compares an image with the captions of the whole batch of an optimizer step, on all
-            devices and in all micro-batches; ``local`` with the captions of its own micro-batch on its own device.
-        eval_prompts: ``caption`` evaluates with that caption, ``ensemble`` with the dataset's templates averaged.
-        options: Options of every task, see `AdaptationTask`.
     """
 
     zero_shot = takes_captions = True
@@ -65,26 +48,32 @@ class VisionLanguageTask(AdaptationTask):
     accumulated_loss = accumulated_loss
     prepare_evaluation, finish_evaluation = prepare_evaluation, finish_evaluation
 
-    def __init__(
-        self,
-        name: str = "tiny",
-        pretrained: str | None = None,
-        adapter: Adapter = RandLoRA(),  # noqa: B008 - adapters are descriptions and are never changed
-        *,
-        targets: list[str] | None = None,
-        logit_scale: Literal["exp", "raw"] = "exp",
-        caption: str | None = CAPTION,
-        loss_batch: Literal["joint", "local"] = "joint",
-        eval_prompts: Literal["caption", "ensemble"] = "caption",
-        **options: Any,
-    ) -> None:
-        weights = images.needed_weights(name, pretrained)
-        super().__init__(name=name, pretrained=weights, adapter=adapter, targets=targets, **options)
-        if caption is not None and "{}" not in caption:
-            raise UserError(f"caption is {caption!r}: it needs {{}} where the class name goes (--model.caption).")
-        self.logit_scale, self.caption, self.eval_prompts = logit_scale, caption, eval_prompts
-        self.loss_batch = loss_batch
-        self.image_spec = clip_image_spec(name, pretrained)
+    name: str = field(default="tiny", kw_only=False)
+    """An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (bundled)."""
+    pretrained: str | None = field(default=None, kw_only=False)
+    """A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it is bundled with its weights."""
+    targets: list[str] | None = None
+    """Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1 fc2 attn mlp all
+    conv``, with an optional tower (``visual:mlp``). Default: packed q/k/v and both MLP matrices of both towers;
+    convolutions and attention pool of a ResNet."""
+    logit_scale: Literal["exp", "raw"] = "exp"
+    """``exp`` multiplies similarities by exp(logit_scale), as CLIP was trained; ``raw`` by logit_scale itself, as the
+    official code does in this task. Not for SigLIP."""
+    caption: str | None = CAPTION
+    """The caption of a class, with ``{}`` for its name. ``null`` gives a class one of the dataset's prompts in each
+    step, and evaluates with their mean, as typed ``data.templates`` do."""
+    loss_batch: Literal["joint", "local"] = "joint"
+    """``joint`` compares an image with the captions of the whole batch of an optimizer step, on all devices and in all
+    micro-batches; ``local`` with the captions of its own micro-batch on its own device."""
+    eval_prompts: Literal["caption", "ensemble"] = "caption"
+    """``caption`` evaluates with that caption, ``ensemble`` with the dataset's templates averaged."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.image_spec = clip_image_spec(self.name, self.pretrained)
+        self.pretrained = images.needed_weights(self.name, self.pretrained)
+        if self.caption is not None and "{}" not in self.caption:
+            raise UserError(f"caption is {self.caption!r}: it needs {{}} where the class name goes (--model.caption).")
         self._step_features: StepFeatures | None = None
         self._class_features: Tensor | None = None
         self._pairs: list[tuple[Tensor, ...]] = []

@@ -34,7 +34,7 @@ def fit(tmp_path: Path) -> Fit:
     ) -> Any:
         chosen = {"shots": 2, "steps": 4, "batch_size": 8, "eval_batch_size": 64} | (data or {})
         images = ImageData(dataset="digits", **chosen)
-        task = task or TextHeadTask("tiny", "random", RandLoRA(rank=16))
+        task = task or TextHeadTask("tiny", "random", adapter=RandLoRA(rank=16))
         trainer = Trainer(
             **{
                 **{"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False},

@@ -20,7 +20,7 @@ from tests.run.callbacks.conftest import Fit
 
 
 def test_the_table_has_the_softmax_of_the_router_by_class(fit: Fit, tmp_path: Path) -> None:
-    task = TextHeadTask("tiny", "random", HydraLoRA(rank=2, heads=2))
+    task = TextHeadTask("tiny", "random", adapter=HydraLoRA(rank=2, heads=2))
     gates = Gates()
     trainer, task, data = fit(gates, task=task)
     layers: dict[str, Any] = layers_with_gates(task.model)
@@ -65,7 +65,7 @@ def test_the_table_has_the_softmax_of_the_router_by_class(fit: Fit, tmp_path: Pa
 def test_other_methods_and_tests_before_the_training_have_none(fit: Fit, tmp_path: Path) -> None:
     trainer, task, data = fit(Gates())
     trainer.test(task, data, verbose=False)
-    trainer, task, data = fit(Gates(), task=TextHeadTask("tiny", "random", HydraLoRA(rank=2)))
+    trainer, task, data = fit(Gates(), task=TextHeadTask("tiny", "random", adapter=HydraLoRA(rank=2)))
     task.test_name = "zeroshot"
     trainer.test(task, data, verbose=False)
     assert not (tmp_path / "figures").exists()

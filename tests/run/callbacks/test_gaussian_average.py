@@ -40,7 +40,7 @@ class EachEpoch(Callback):
 
 
 def run(folder: Path, *callbacks: Callback, start: Path | None = None, steps: int | None = None) -> TextHeadTask:
-    task = TextHeadTask("tiny", "random", LoRA(rank=2, alpha=8), learning_rate=0.01)
+    task = TextHeadTask("tiny", "random", adapter=LoRA(rank=2, alpha=8), learning_rate=0.01)
     length = {"steps": steps} if steps else {"epochs": EPOCHS, "min_batches_per_epoch": 1}
     trainer = Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,

@@ -34,7 +34,7 @@ def test_silent_tensors_are_named(fit: Fit) -> None:
     logger = logging.getLogger("randlora_pl")
     logger.addHandler(handler)
     try:
-        fit(callback, task=Deaf("tiny", "random", RandLoRA(rank=16)))
+        fit(callback, task=Deaf("tiny", "random", adapter=RandLoRA(rank=16)))
     finally:
         logger.removeHandler(handler)
     assert callback.silent == ["unused"]
@@ -43,8 +43,8 @@ def test_silent_tensors_are_named(fit: Fit) -> None:
 
 def test_silent_tensors_stop_the_run_on_request(fit: Fit) -> None:
     with pytest.raises(UserError, match="unused"):
-        fit(GradientFlow(action="raise"), task=Deaf("tiny", "random", RandLoRA(rank=16)))
-    fit(GradientFlow(action="off"), task=Deaf("tiny", "random", RandLoRA(rank=16)))
+        fit(GradientFlow(action="raise"), task=Deaf("tiny", "random", adapter=RandLoRA(rank=16)))
+    fit(GradientFlow(action="off"), task=Deaf("tiny", "random", adapter=RandLoRA(rank=16)))
 
 
 def test_impossible_action() -> None:

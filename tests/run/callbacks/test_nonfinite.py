@@ -46,7 +46,7 @@ def test_last_good_adapter_is_kept(fit: Fit, tmp_path: Path, kind: type[TextHead
                 super()._save_last(trainer, pl_module)
 
     with pytest.raises(UserError, match=rf"at step 3. Lower --model.learning_rate .*\(step {step}\)"):
-        fit(NonFiniteLoss(), FirstStepOnly(every_n_steps=1), task=kind("tiny", "random", RandLoRA(rank=16)))
+        fit(NonFiniteLoss(), FirstStepOnly(every_n_steps=1), task=kind("tiny", "random", adapter=RandLoRA(rank=16)))
     saved = read_adapter(tmp_path / "adapter")
     assert all(bool(torch.isfinite(tensor).all()) for tensor in saved.tensors.values())
     assert saved.config["metadata"]["training"]["step"] == step

@@ -21,7 +21,7 @@ from tests.run.callbacks.conftest import Fit
 
 def test_means_over_layers_at_every_so_many_steps(fit: Fit, tmp_path: Path) -> None:
     callback = UpdateSpectrum(every_n_steps=2)
-    task = TextHeadTask("tiny", "random", LoRA(rank=3, alpha=8))
+    task = TextHeadTask("tiny", "random", adapter=LoRA(rank=3, alpha=8))
     _, task, _ = fit(callback, task=task, logger=CSVLogger(tmp_path, "", "csv"), log_every_n_steps=50)
     assert callback.history["steps"] == [2, 4]
     last = [spectrum(update) for update in delta_weights(task.model).values()]
@@ -46,7 +46,7 @@ def test_full_rank_methods(fit: Fit) -> None:
     for adapter in (RandLoRA(rank=16), FullFineTuning()):
         callback = UpdateSpectrum(every_n_steps=4)
         rate = 0.01 if isinstance(adapter, RandLoRA) else 1e-3
-        fit(callback, task=TextHeadTask("tiny", "random", adapter, learning_rate=rate))
+        fit(callback, task=TextHeadTask("tiny", "random", adapter=adapter, learning_rate=rate))
         assert callback.history["steps"] == [4]
         assert callback.history["rank"][0] > 150  # of 192
         assert 1 <= callback.history["stable_rank"][0] <= callback.history["rank"][0]
@@ -57,7 +57,7 @@ def test_off_by_default_and_nothing_without_updates(fit: Fit, tmp_path: Path) ->
     fit(callback)
     assert callback.history["steps"] == [] and not (tmp_path / "results.json").exists()
     callback = UpdateSpectrum(every_n_steps=1)
-    fit(callback, task=LinearHeadTask("tiny", "random", LinearProbe()))
+    fit(callback, task=LinearHeadTask("tiny", "random", adapter=LinearProbe()))
     assert callback.history["steps"] == []
 
 
@@ -93,7 +93,7 @@ def test_a_resumed_run_goes_on(fit: Fit, tmp_path: Path, caplog: pytest.LogCaptu
 
 
 def test_a_resumed_full_fine_tuning_says_that_it_cannot(fit: Fit) -> None:
-    trainer, task, _ = fit(UpdateSpectrum(), task=TextHeadTask("tiny", "random", FullFineTuning()))
+    trainer, task, _ = fit(UpdateSpectrum(), task=TextHeadTask("tiny", "random", adapter=FullFineTuning()))
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
@@ -109,7 +109,7 @@ def test_a_resumed_full_fine_tuning_says_that_it_cannot(fit: Fit) -> None:
 def test_impossible_steps() -> None:
     with pytest.raises(UserError, match="Give 0 or a positive number"):
         UpdateSpectrum(every_n_steps=-1)
-    task = TextHeadTask("tiny", "random", HydraLoRA())
+    task = TextHeadTask("tiny", "random", adapter=HydraLoRA())
     UpdateSpectrum().setup(Trainer(logger=False), task, "fit")
     with pytest.raises(UserError, match=r"the update of HydraLoRA depends on the input.* Remove the option"):
         UpdateSpectrum(every_n_steps=2).setup(Trainer(logger=False), task, "test")  # before the training

@@ -80,7 +80,7 @@ def test_equals_projections_of_the_weights_own_gradient(name: str, moved: bool, 
 def test_a_run_logs_it_with_the_same_bits(fit: Fit, tmp_path: Path) -> None:
     def run(callback: UnseenGradient, adapter: Adapter | None = None, **options: Any) -> Any:
         adapter = adapter or LoRA(rank=3, alpha=8, dropout=0.2)
-        return fit(callback, task=TextHeadTask("tiny", "random", adapter), accumulate_grad_batches=2, **options)
+        return fit(callback, task=TextHeadTask("tiny", "random", adapter=adapter), accumulate_grad_batches=2, **options)
 
     callback = UnseenGradient(every_n_steps=3)
     _, task, _ = run(callback)
@@ -117,6 +117,6 @@ def test_a_run_logs_it_with_the_same_bits(fit: Fit, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             run(UnseenGradient(every_n_steps=options.get("callback", 3)), options.get("adapter"))  # type: ignore[arg-type]
-    compiled = TextHeadTask("tiny", "random", LoRA(rank=3), torch_compile=True)
+    compiled = TextHeadTask("tiny", "random", adapter=LoRA(rank=3), torch_compile=True)
     with pytest.raises(UserError, match=r"compiled blocks. Remove --model.torch_compile"):
         fit(UnseenGradient(every_n_steps=1), task=compiled)

@@ -63,7 +63,7 @@ def go(tmp_path: Path) -> Go:
 
     def call(seen: Seen, steps: int, patience: int | None = None, folder: str = "run", **options: Any) -> Any:
         data = ImageData(dataset="digits", shots=2, steps=steps, batch_size=8, eval_batch_size=64)
-        task = TextHeadTask("tiny", "random", RandLoRA(rank=16))
+        task = TextHeadTask("tiny", "random", adapter=RandLoRA(rank=16))
         ends = [] if patience is None else [Patience("val/loss", "max", patience)]
         kept = AdapterCheckpoint(monitor="val/loss", mode="max", patience=patience)
         callbacks = [ValidationSchedule(), *ends, kept, seen]

@@ -7,6 +7,8 @@ from randlora_pl import adapters, language, tasks
 from randlora_pl.data import ImageData
 from randlora_pl.run.options import class_index
 from randlora_pl.run.options.class_index import read_classes, subclasses, trainer_options
+from randlora_pl.run.options.validate import CALLBACK_GROUPS, data_class
+from randlora_pl.run.options.validate import tasks as tasks_by_name
 
 
 def test_options_read_from_the_source_are_those_of_the_class() -> None:
@@ -19,14 +21,16 @@ def test_options_read_from_the_source_are_those_of_the_class() -> None:
         assert found
         for name, source in found.items():
             signature = inspect.signature(getattr(module, name))
-            assert list(source.options) == list(signature.parameters), name
-    assert list(read_classes("data")["ImageData"].options) == list(inspect.signature(ImageData).parameters)
+            assert source.options.keys() == signature.parameters.keys(), name
+    assert read_classes("data")["ImageData"].options.keys() == inspect.signature(ImageData).parameters.keys()
 
 
-def test_every_adapter_is_found_and_every_option_explained() -> None:
+def test_every_method_is_found_and_every_option_explained() -> None:
     found = subclasses("adapters", "Adapter")
     assert set(found) == set(adapters.methods.__all__)
-    for source in found.values():
+    groups = [read_classes("run/callbacks")[name] for name in CALLBACK_GROUPS.values()]
+    groups += [read_classes("run/options")["RunOptions"], *map(data_class, tasks_by_name())]
+    for source in [*found.values(), *tasks_by_name().values(), *groups]:
         assert source.summary
         assert all(option.help for option in source.options.values()), source.name
 

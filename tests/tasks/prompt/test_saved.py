@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -200,10 +201,8 @@ def test_other_classes_in_the_description_do_not_fit(folder: Path) -> None:
 
 
 class OneRate(PromptTask):
-    fixed_options = ("head_learning_rate",)
-
-    def __init__(self, name: str = "tiny", **options: Any) -> None:
-        super().__init__(name, **options)
+    name: str = field(default="tiny", kw_only=False)
+    head_learning_rate: float | None = field(init=False, default=None)
 
 
 def test_a_subclass_fixes_the_rate_of_the_head() -> None:

@@ -2,8 +2,9 @@
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -21,9 +22,9 @@ from randlora_pl.language.models.token_losses import token_losses
 from randlora_pl.language.models.tokenization import IGNORED, collate, encode_prompt, pad_id
 from randlora_pl.language.tasks import common
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.defaults import check_fraction, check_option, check_positive
 from randlora_pl.tasks.execution import chosen_dtype
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Count, Fraction, NotNegative, Positive, Probability, between
 
 
 def gathered(own: Mapping[int, str]) -> dict[int, str]:
@@ -66,31 +67,6 @@ class CausalLMTask(AdaptationTask):
     The loss of an optimizer step is the mean over its learned tokens, or over its samples, exactly: also with gradient
     accumulation, on several devices, and where samples are of different lengths.
 
-    Args:
-        name: A model of the Hugging Face Hub, or a folder.
-        pretrained: A folder with other weights, or ``random``. Default: the weights of the name.
-        tokenizer: A name, a folder, a tokenizer.json, or ``bytes`` (a token for each byte). Default: the model's own,
-            and ``bytes`` with random weights.
-        config_overrides: Configuration of a model with random weights, for example ``{num_hidden_layers: 2}``.
-        quantize: Frozen weights in ``4bit`` or ``8bit`` (bitsandbytes, needs a GPU).
-        liger: Norms, rotary angles and activations by Liger-Kernel (extra ``liger``, needs a GPU).
-        adapter: The method and its options.
-        targets: Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
-            fc2 attn mlp all``. Default: the paper's for this family of models (q, k, v, and the MLP's up and
-            down projections; q, v and both of the MLP in GPT-2), or every linear layer of the blocks.
-        schedule: Decay after the warm-up, ``linear`` or ``cosine``.
-        final_lr_fraction: End of the schedule, as a fraction of the learning rate.
-        weight_decay: Decay of AdamW.
-        adam_eps: Epsilon of AdamW.
-        loss_average: ``tokens`` gives every learned token of an optimizer step equal weight, ``samples`` every sample.
-        label_smoothing: Fraction of each label that is spread over the vocabulary.
-        evaluation: Answers of the tests: ``generate`` writes them, ``likelihood`` selects the likeliest option.
-        num_beams: Beams of the search, 1 for greedy (4 in the paper's scripts).
-        max_new_tokens: Maximum number of tokens per answer.
-        length_penalty: Exponent of the length by which a beam's log-likelihood is divided.
-        no_repeat_ngram: Length of token sequences that are never written twice. 0 disables the rule.
-        options: Options of every task, see `AdaptationTask`.
-
     Attributes:
         auto: Name of the class of transformers that loads the whole model again.
         written: A record of each question of the last test: the model's text and its grade.
@@ -101,45 +77,51 @@ class CausalLMTask(AdaptationTask):
     default_learning_rate, train = common.default_learning_rate, common.train
     checkpoint_gradients = common.checkpoint_gradients
 
-    def __init__(
-        self,
-        name: str = "Qwen/Qwen2-0.5B-Instruct",
-        pretrained: str | None = None,
-        tokenizer: str | None = None,
-        config_overrides: dict[str, Any] | None = None,
-        quantize: Quantize | None = None,
-        liger: bool = False,
-        adapter: Adapter = RandLoRA(rank=10),  # noqa: B008 - adapters are descriptions and are never changed
-        *,
-        targets: list[str] | None = None,
-        schedule: Literal["linear", "cosine"] = "linear",
-        final_lr_fraction: float = 0.0,
-        weight_decay: float = 0.0,
-        adam_eps: float = 1e-8,
-        loss_average: Literal["tokens", "samples"] = "tokens",
-        label_smoothing: float = 0.0,
-        evaluation: Literal["generate", "likelihood"] = "generate",
-        num_beams: int = 1,
-        max_new_tokens: int = 32,
-        length_penalty: float = 1.0,
-        no_repeat_ngram: int = 0,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            name=name, pretrained=pretrained, adapter=adapter, targets=targets, weight_decay=weight_decay,
-            final_lr_fraction=final_lr_fraction, **options,
-        )  # fmt: skip
-        check_positive("adam_eps", adam_eps)
-        check_option("num_beams", num_beams, 0 < num_beams <= 1000, "a number from 1 to 1,000")
-        check_positive("max_new_tokens", max_new_tokens)
-        check_positive("no_repeat_ngram", no_repeat_ngram, zero=True)
-        self.tokenizer = common.chosen_tokenizer(tokenizer, pretrained)
-        self.config_overrides, self.quantize, self.liger = config_overrides, quantize, liger
-        self.label_smoothing = check_fraction("label_smoothing", label_smoothing)
-        self.schedule, self.loss_average = schedule, loss_average
-        self.evaluation, self.adam_eps = evaluation, adam_eps
-        self.num_beams, self.max_new_tokens = num_beams, max_new_tokens
-        self.length_penalty, self.no_repeat_ngram = length_penalty, no_repeat_ngram
+    name: str = field(default="Qwen/Qwen2-0.5B-Instruct", kw_only=False)
+    """A model of the Hugging Face Hub, or a folder."""
+    pretrained: str | None = field(default=None, kw_only=False)
+    """A folder with other weights, or ``random``. Default: the weights of the name."""
+    tokenizer: str | None = None
+    """A name, a folder, a tokenizer.json, or ``bytes`` (a token for each byte). Default: the model's own, and ``bytes``
+    with random weights."""
+    config_overrides: dict[str, Any] | None = None
+    """Configuration of a model with random weights, for example ``{num_hidden_layers: 2}``."""
+    quantize: Quantize | None = None
+    """Frozen weights in ``4bit`` or ``8bit`` (bitsandbytes, needs a GPU)."""
+    liger: bool = False
+    """Norms, rotary angles and activations by Liger-Kernel (extra ``liger``, needs a GPU)."""
+    adapter: Adapter = RandLoRA(rank=10)
+    """The method and its options."""
+    targets: list[str] | None = None
+    """Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1 fc2 attn mlp all``.
+    Default: the paper's for this family of models (q, k, v, and the MLP's up and down projections; q, v and both of the
+    MLP in GPT-2), or every linear layer of the blocks."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """Decay after the warm-up, ``linear`` or ``cosine``."""
+    final_lr_fraction: Annotated[float, Fraction] = 0.0
+    """End of the schedule, as a fraction of the learning rate."""
+    weight_decay: Annotated[float, NotNegative] = 0.0
+    """Decay of AdamW."""
+    adam_eps: Annotated[float, Positive] = 1e-8
+    """Epsilon of AdamW."""
+    loss_average: Literal["tokens", "samples"] = "tokens"
+    """``tokens`` gives every learned token of an optimizer step equal weight, ``samples`` every sample."""
+    label_smoothing: Annotated[float, Probability] = 0.0
+    """Fraction of each label that is spread over the vocabulary."""
+    evaluation: Literal["generate", "likelihood"] = "generate"
+    """Answers of the tests: ``generate`` writes them, ``likelihood`` selects the likeliest option."""
+    num_beams: Annotated[int, between(1, 1000)] = 1
+    """Beams of the search, 1 for greedy (4 in the paper's scripts)."""
+    max_new_tokens: Count = 32
+    """Maximum number of tokens per answer."""
+    length_penalty: float = 1.0
+    """Exponent of the length by which a beam's log-likelihood is divided."""
+    no_repeat_ngram: Annotated[int, NotNegative] = 0
+    """Length of token sequences that are never written twice. 0 disables the rule."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.tokenizer = common.chosen_tokenizer(self.tokenizer, self.pretrained)
         self.written: list[dict[str, Any]] = []
         self._texts: dict[int, str] = {}
 

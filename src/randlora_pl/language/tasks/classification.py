@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,10 @@ from randlora_pl.language.models.classifier import (
 from randlora_pl.language.models.tokenization import collate_sentences, encode_sentences, pad_id
 from randlora_pl.language.tasks import common
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.defaults import check_classes, check_fraction, check_positive
+from randlora_pl.tasks.defaults import check_classes
 from randlora_pl.tasks.optim import parameter_groups
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Fraction, NotNegative, Positive, Probability
 
 
 class TextClassificationTask(AdaptationTask):
@@ -33,25 +35,6 @@ class TextClassificationTask(AdaptationTask):
 
     The encoder is frozen beside its adapter; the classification head trains as a whole, and is part of the adapter's
     file.
-
-    Args:
-        name: A model of the Hugging Face Hub, or a folder: RoBERTa, BERT, or another with a
-            sequence classifier.
-        pretrained: A folder with other weights, or ``random``. Default: the weights of the name.
-        tokenizer: A name, a folder, a tokenizer.json, or ``bytes`` (a token for each byte). Default: the model's own,
-            and ``bytes`` with random weights.
-        config_overrides: Configuration of a model with random weights, for example ``{num_hidden_layers: 2}``.
-        adapter: The method and its options.
-        targets: Layers to adapt: regular expressions over layer names of the encoder or the aliases ``qkv q k v
-            kv o fc1 fc2 attn mlp all``. Default: the paper's for this kind of model (all dense layers of RoBERTa), or
-            q, k, v and the MLP's projections, or every linear layer of the blocks.
-        schedule: Decay after the warm-up, ``linear`` or ``cosine``.
-        warmup_fraction: Fraction of the optimizer steps for a linear warm-up.
-        final_lr_fraction: End of the schedule, as a fraction of the learning rate.
-        weight_decay: Decay of AdamW.
-        head_learning_rate: Peak learning rate of the head. Default: the adapter's, ``learning_rate``.
-        head_dropout: Dropout of the head; the frozen encoder has none.
-        options: Options of every task, see `AdaptationTask`.
 
     Attributes:
         auto: Name of the class of transformers that loads the whole model again.
@@ -62,37 +45,42 @@ class TextClassificationTask(AdaptationTask):
     trained_head = True
     data_module = "randlora_pl.language.LabelledTexts"
     auto = "AutoModelForSequenceClassification"
-    fixed_options = ("warmup_steps",)  # warmup_fraction gives them
     default_learning_rate, train = common.default_learning_rate, common.train
     checkpoint_gradients = common.checkpoint_gradients
 
-    def __init__(
-        self,
-        name: str = "FacebookAI/roberta-base",
-        pretrained: str | None = None,
-        tokenizer: str | None = None,
-        config_overrides: dict[str, Any] | None = None,
-        adapter: Adapter = RandLoRA(rank=64),  # noqa: B008 - adapters are descriptions and are never changed
-        *,
-        targets: list[str] | None = None,
-        schedule: Literal["linear", "cosine"] = "linear",
-        warmup_fraction: float = 0.06,
-        final_lr_fraction: float = 0.0,
-        weight_decay: float = 0.0,
-        head_learning_rate: float | None = None,
-        head_dropout: float = 0.0,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            name=name, pretrained=pretrained, adapter=adapter, targets=targets, weight_decay=weight_decay,
-            final_lr_fraction=final_lr_fraction, warmup_steps=0, **options,
-        )  # fmt: skip
-        self.warmup_fraction = check_fraction("warmup_fraction", warmup_fraction)
-        self.head_dropout = check_fraction("head_dropout", head_dropout)
-        check_positive("head_learning_rate", head_learning_rate)
-        self.head_learning_rate = head_learning_rate or self.learning_rate
-        self.tokenizer, self.config_overrides = common.chosen_tokenizer(tokenizer, pretrained), config_overrides
-        self.schedule = schedule
+    name: str = field(default="FacebookAI/roberta-base", kw_only=False)
+    """A model of the Hugging Face Hub, or a folder: RoBERTa, BERT, or another with a sequence classifier."""
+    pretrained: str | None = field(default=None, kw_only=False)
+    """A folder with other weights, or ``random``. Default: the weights of the name."""
+    tokenizer: str | None = None
+    """A name, a folder, a tokenizer.json, or ``bytes`` (a token for each byte). Default: the model's own, and ``bytes``
+    with random weights."""
+    config_overrides: dict[str, Any] | None = None
+    """Configuration of a model with random weights, for example ``{num_hidden_layers: 2}``."""
+    adapter: Adapter = RandLoRA(rank=64)
+    """The method and its options."""
+    targets: list[str] | None = None
+    """Layers to adapt: regular expressions over layer names of the encoder or the aliases ``qkv q k v kv o fc1 fc2 attn
+    mlp all``. Default: the paper's for this kind of model (all dense layers of RoBERTa), or q, k, v and the MLP's
+    projections, or every linear layer of the blocks."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """Decay after the warm-up, ``linear`` or ``cosine``."""
+    warmup_steps: int = field(init=False, default=0)
+    warmup_fraction: Annotated[float, Probability] = 0.06
+    """Fraction of the optimizer steps for a linear warm-up."""
+    final_lr_fraction: Annotated[float, Fraction] = 0.0
+    """End of the schedule, as a fraction of the learning rate."""
+    weight_decay: Annotated[float, NotNegative] = 0.0
+    """Decay of AdamW."""
+    head_learning_rate: Annotated[float, Positive] | None = None
+    """Peak learning rate of the head. Default: the adapter's, ``learning_rate``."""
+    head_dropout: Annotated[float, Probability] = 0.0
+    """Dropout of the head; the frozen encoder has none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.head_learning_rate = self.head_learning_rate or self.learning_rate
+        self.tokenizer = common.chosen_tokenizer(self.tokenizer, self.pretrained)
         self.metric: Metric | None = None
         self.head: nn.ModuleDict
 
@@ -169,7 +157,7 @@ class TextClassificationTask(AdaptationTask):
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Return the groups of the encoder, and the head's own."""
         return super().optimizer_groups() + parameter_groups(
-            self.head.parameters(), self.head_learning_rate, self.weight_decay, self.decay_vectors
+            self.head.parameters(), self.head_learning_rate or 0.0, self.weight_decay, self.decay_vectors
         )
 
     def configure_optimizers(self) -> Any:

@@ -6,7 +6,6 @@ from torch import nn
 
 from randlora_pl.adapters import Frozen, GaLore
 from randlora_pl.prompts import Fixed
-from randlora_pl.tasks.defaults import check_positive
 from randlora_pl.tasks.losses import logit_bias
 from randlora_pl.tasks.prompt.tip import TipAdapter
 from randlora_pl.utils.errors import UserError
@@ -54,9 +53,8 @@ def head_rate(task: Any, given: float | None) -> float | None:
     """Return the learning rate of a second head or a classifier; None if neither trains.
 
     Raises:
-        UserError: The given rate is not positive, or has nothing to train.
+        UserError: The given rate has nothing to train.
     """
-    check_positive("head_learning_rate", given)
     if task.classifier_steps:
         return given or float(task.learning_rate)
     factor = 0.0 if task.head is None else task.head.rate_factor

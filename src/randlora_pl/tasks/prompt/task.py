@@ -1,7 +1,8 @@
 """Fine-tuning of CLIP against all classes, with learned prompts, a weight update, or both."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,12 @@ from randlora_pl.models.prompted import TextRows, is_causal, whole_rows
 from randlora_pl.prompts import CoOp, PromptLearner, Prompts
 from randlora_pl.tasks import images, losses, optim
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.defaults import check_fraction, check_option, check_positive
 from randlora_pl.tasks.losses import StepFeatures, all_captions, class_losses, pair_floor, pair_losses
 from randlora_pl.tasks.prompt import combinations, features, saved, second_stage, tip
 from randlora_pl.tasks.prompt.decoupled import Decoupled, DePT
 from randlora_pl.tasks.prompt.regulation import SelfRegulation, Teacher
 from randlora_pl.tasks.prompt.tip import Cache, TipAdapter
+from randlora_pl.utils.options import Count, NotNegative, Positive, Probability
 
 
 class PromptTask(AdaptationTask):
@@ -29,30 +30,6 @@ class PromptTask(AdaptationTask):
     Examples:
         >>> task = PromptTask("tiny", prompts=CoOp(length=4, words=None))
         >>> make_trainer().fit(task, ImageData(dataset="digits", steps=2))
-
-    Args:
-        name: An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (bundled).
-        pretrained: A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it
-            is bundled with its weights.
-        adapter: The weight update and its options.
-        prompts: The prompt learner and its options.
-        head: A second head: decoupled from the similarities, or a cache of training images.
-        regulation: What keeps learned prompts near the pretrained model.
-        targets: Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1
-            fc2 attn mlp all conv``, with an optional tower (``visual:mlp``). Default: packed q/k/v and both MLP
-            matrices of both towers; convolutions and attention pool of a ResNet.
-        prompt_learning_rate: Peak learning rate of the prompts.
-        prompt_weight_decay: Decay of the prompts.
-        head_learning_rate: Peak learning rate of the second head, or of the classifier of ``classifier_steps``.
-            Default: the head's ``rate_factor`` times the prompts' rate, or ``learning_rate`` for the classifier.
-        optimizer: ``adamw``, or ``sgd`` with momentum 0.9, as in the papers on prompts.
-        schedule: ``cosine`` per optimizer step, or ``epochs``: 1e-5 in the first epoch, then a cosine per epoch.
-        loss_batch: ``all`` compares an image with all classes; ``joint`` with the captions of the batch of an optimizer
-            step, as `VisionLanguageTask` does. All classes are encoded in both cases.
-        text_chunk_tokens: Tokens of the texts that are alive at a time in a training step.
-        classifier_steps: Share of the steps, at the end, that train a classifier alone: 0.4 is 2SFS. It starts from the
-            class features; known classes are then predicted from it, other classes from the text tower.
-        options: Options of every task, see `AdaptationTask`.
     """
 
     zero_shot = runs_blocks = True
@@ -61,45 +38,50 @@ class PromptTask(AdaptationTask):
     used_prompts, use_typed_prompts = saved.used_prompts, saved.use_typed_prompts
     frame = property(images.frame)
 
-    def __init__(
-        self,
-        name: str = "tiny",
-        pretrained: str | None = None,
-        adapter: Adapter = Frozen(),  # noqa: B008 - descriptions are never changed
-        *,
-        prompts: PromptLearner = CoOp(),  # noqa: B008
-        head: DePT | TipAdapter | None = None,
-        regulation: SelfRegulation | None = None,
-        targets: list[str] | None = None,
-        prompt_learning_rate: float = 2e-3,
-        prompt_weight_decay: float = 0.0,
-        head_learning_rate: float | None = None,
-        optimizer: Literal["adamw", "sgd"] = "adamw",
-        schedule: Literal["cosine", "epochs"] = "cosine",
-        loss_batch: Literal["all", "joint"] = "all",
-        text_chunk_tokens: int = 4096,
-        classifier_steps: float = 0.0,
-        **options: Any,
-    ) -> None:
-        weights = images.needed_weights(name, pretrained)
-        super().__init__(name=name, pretrained=weights, adapter=adapter, targets=targets, **options)
-        check_option("prompts", prompts, isinstance(prompts, PromptLearner), "a learner such as CoOp(length=4)")
-        check_positive("prompt_learning_rate", prompt_learning_rate)
-        check_positive("prompt_weight_decay", prompt_weight_decay, zero=True)
-        check_positive("text_chunk_tokens", text_chunk_tokens)
-        check_fraction("classifier_steps", classifier_steps)
-        check_option("optimizer", optimizer, optimizer in ("adamw", "sgd"), "adamw or sgd")
-        check_option("schedule", schedule, schedule in ("cosine", "epochs"), "cosine or epochs")
-        check_option("loss_batch", loss_batch, loss_batch in ("all", "joint"), "all or joint")
-        self.loss_batch = loss_batch
-        self.prompts, self.head, self.regulation = prompts, head, regulation
-        self.prompt_learning_rate, self.prompt_weight_decay = prompt_learning_rate, prompt_weight_decay
-        self.optimizer, self.schedule, self.text_chunk_tokens = optimizer, schedule, text_chunk_tokens
-        self.classifier_steps = classifier_steps
-        combinations.check(self, options.get("learning_rate"))
-        self.head_learning_rate = combinations.head_rate(self, head_learning_rate)
-        self.zero_shot = prompts.starts_pretrained and head is None
-        self.image_spec = clip_image_spec(name, pretrained)
+    name: str = field(default="tiny", kw_only=False)
+    """An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (bundled)."""
+    pretrained: str | None = field(default=None, kw_only=False)
+    """A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it is bundled with its weights."""
+    adapter: Adapter = Frozen()
+    """The weight update and its options."""
+    prompts: PromptLearner = CoOp()
+    """The prompt learner and its options."""
+    head: DePT | TipAdapter | None = None
+    """A second head: decoupled from the similarities, or a cache of training images."""
+    regulation: SelfRegulation | None = None
+    """What keeps learned prompts near the pretrained model."""
+    targets: list[str] | None = None
+    """Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1 fc2 attn mlp all
+    conv``, with an optional tower (``visual:mlp``). Default: packed q/k/v and both MLP matrices of both towers;
+    convolutions and attention pool of a ResNet."""
+    prompt_learning_rate: Annotated[float, Positive] = 2e-3
+    """Peak learning rate of the prompts."""
+    prompt_weight_decay: Annotated[float, NotNegative] = 0.0
+    """Decay of the prompts."""
+    head_learning_rate: Annotated[float, Positive] | None = None
+    """Peak learning rate of the second head, or of the classifier of ``classifier_steps``. Default: the head's
+    ``rate_factor`` times the prompts' rate, or ``learning_rate`` for the classifier."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """``adamw``, or ``sgd`` with momentum 0.9, as in the papers on prompts."""
+    schedule: Literal["cosine", "epochs"] = "cosine"
+    """``cosine`` per optimizer step, or ``epochs``: 1e-5 in the first epoch, then a cosine per epoch."""
+    loss_batch: Literal["all", "joint"] = "all"
+    """``all`` compares an image with all classes; ``joint`` with the captions of the batch of an optimizer step, as
+    `VisionLanguageTask` does. All classes are encoded in both cases."""
+    text_chunk_tokens: Count = 4096
+    """Tokens of the texts that are alive at a time in a training step."""
+    classifier_steps: Annotated[float, Probability] = 0.0
+    """Share of the steps, at the end, that train a classifier alone: 0.4 is 2SFS. It starts from the class features;
+    known classes are then predicted from it, other classes from the text tower."""
+
+    def __post_init__(self) -> None:
+        given = self.learning_rate
+        super().__post_init__()
+        combinations.check(self, given)
+        self.head_learning_rate = combinations.head_rate(self, self.head_learning_rate)
+        self.zero_shot = self.prompts.starts_pretrained and self.head is None
+        self.image_spec = clip_image_spec(self.name, self.pretrained)
+        self.pretrained = images.needed_weights(self.name, self.pretrained)
         self.learned: Prompts
         self.rows: TextRows | None = None
         self.decoupled: Decoupled | Cache | None = None
