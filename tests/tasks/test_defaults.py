@@ -86,5 +86,5 @@ def test_a_typed_learning_rate_wins() -> None:
     ],
 )
 def test_impossible_numbers_are_refused_by_name_and_value(option: str, value: Any) -> None:
-    with pytest.raises(UserError, match=rf"{option} is {value}\. Give .*number"):
+    with pytest.raises(UserError, match=rf"{option} is {value}\. Set .*number"):
         make("linear head", **{option: value})

@@ -1,4 +1,4 @@
-"""Learning rates by method and task (Table 8 and sections C.2 and C.3 of the paper), and the checks of options."""
+"""Learning rates by method and task (Table 8 and sections C.2 and C.3 of the paper)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,8 +26,6 @@ _NOT_IN_THE_PAPER = {
     "SHiRA": 3e-4,  # PEFT's benchmark, on a language model
     "PiSSA": 1e-4,  # a first value; published for language models only (2e-5)
 }
-
-FROZEN_DTYPES = ("float32", "bfloat16", "auto")
 
 
 def default_learning_rate(adapter: Adapter, vision_only: bool) -> float:
@@ -59,18 +57,6 @@ def svft_rate(adapter: SVFT) -> float:
     return 5e-2 if adapter.half_width <= 2 else 5e-3
 
 
-def check_positive(name: str, value: float | None, zero: bool = False) -> None:
-    """Raise an error for an option that is neither None nor a positive number, or 0 if ``zero``."""
-    fits = value is None or value > 0 or (zero and value == 0)
-    check_option(name, value, fits, "0 or a positive number" if zero else "a positive number")
-
-
-def check_fraction(name: str, value: float) -> float:
-    """Return an option from 0 to below 1; raise an error for other values."""
-    check_option(name, value, 0 <= value < 1, "a number from 0 to below 1")
-    return value
-
-
 def check_classes(task: Any, classnames: Sequence[str], scores: bool = False) -> None:
     """Refuse fewer than two classes, and others than a task was built for; with ``scores`` there may be none."""
     if task.backbone is not None and list(classnames) != task.classnames:
@@ -80,9 +66,3 @@ def check_classes(task: Any, classnames: Sequence[str], scores: bool = False) ->
         raise UserError(f"the task was built for {there}, the data has {here}. Create a new task.")
     if len(classnames) < (0 if scores and not classnames else 2):
         raise UserError(f"there is only the class {list(classnames)}; a classifier needs two or more.")
-
-
-def check_option(name: str, value: Any, fits: bool, allowed: str) -> None:
-    """Raise an error with name, value and allowed values of an option that does not fit."""
-    if not fits:
-        raise UserError(f"{name} is {value}: give {allowed} (--model.{name}).")

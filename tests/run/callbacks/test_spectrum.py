@@ -107,7 +107,7 @@ def test_a_resumed_full_fine_tuning_says_that_it_cannot(fit: Fit) -> None:
 
 
 def test_impossible_steps() -> None:
-    with pytest.raises(UserError, match="Give 0 or a positive number"):
+    with pytest.raises(UserError, match="Set 0 or a positive whole number"):
         UpdateSpectrum(every_n_steps=-1)
     task = TextHeadTask("tiny", "random", adapter=HydraLoRA())
     UpdateSpectrum().setup(Trainer(logger=False), task, "fit")

@@ -210,7 +210,7 @@ def test_learned_prompts_name_other_classes_and_return() -> None:
         ),
         ({"prompts": CoCoOp(), "head": DePT()}, "CoCoOp has other class features for each image: leave head and"),
         ({"prompts": CoCoOp(), "regulation": SelfRegulation()}, "leave head and regulation out"),
-        ({"prompts": UPDATE}, "prompts is .* Give an object of PromptLearner"),
+        ({"prompts": UPDATE}, "prompts is .* Set an object of PromptLearner"),
         ({"optimizer": "adam"}, "adamw or sgd"),
         ({"schedule": "line"}, "cosine or epochs"),
         ({"text_chunk_tokens": 0}, "text_chunk_tokens"),

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from randlora_pl.run.options.classes import CLASSES, LISTS, Tree, normalize
 from randlora_pl.run.options.compose import Command, parse_value, read_config
@@ -139,9 +139,10 @@ def check_own_options(kind: type, options: Mapping[str, Any], file: Path) -> Non
 
 def _plain(hint: Any) -> bool:
     """Return True if a type has plain values only."""
-    inner = get_args(hint) or (hint,)
     if get_origin(hint) is Literal:
         return True
+    hint = hint.__origin__ if get_origin(hint) is Annotated else hint
+    inner = get_args(hint) or (hint,)
     plain = (str, int, float, bool, type(None), list, dict, tuple, Any, ..., inspect.Parameter.empty)
     return all(_plain(each) for each in inner) if inner != (hint,) else hint in plain
 
