@@ -12,12 +12,12 @@ from tests.language.files import write, write_e2e
 def test_lines_are_read_and_grouped_by_meaning(tmp_path: Path, split: Literal["train", "validation", "test"]) -> None:
     found = read_e2e(write_e2e(tmp_path), split)
     assert len(found) == 4
-    assert found[0].meaning == "name : The Vaults | Type : pub | price : more than £ 30"
-    assert found[1].completion == " Aromi is a coffee shop , not family-friendly ."
+    assert found[0][0] == "name : The Vaults | Type : pub | price : more than £ 30"
+    assert found[1][1] == "Aromi is a coffee shop , not family-friendly ."
     groups = grouped(found)
-    assert list(groups) == [found[0].meaning, "name : Aromi | Type : coffee shop"]
-    assert groups[found[0].meaning] == [found[0].reference, found[2].reference]
-    assert groups[found[1].meaning] == [found[1].reference, found[3].reference]
+    assert list(groups) == [found[0][0], "name : Aromi | Type : coffee shop"]
+    assert groups[found[0][0]] == [found[0][1], found[2][1]]
+    assert groups[found[1][0]] == [found[1][1], found[3][1]]
 
 
 @pytest.mark.parametrize("line", ["no bars", "a || b || c", "a ||", "|| b", "a | b"])

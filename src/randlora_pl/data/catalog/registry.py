@@ -5,7 +5,7 @@ import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
-from randlora_pl.data.catalog import emoji, fine, objects, own, scenes, shifts, small
+from randlora_pl.data.catalog import emoji, own, photographs, small
 from randlora_pl.data.catalog.small import FASHION_UNSEEN as FASHION_UNSEEN
 from randlora_pl.data.catalog.spec import DatasetSpec as DatasetSpec
 from randlora_pl.data.locations import as_typed, is_command, is_pattern, is_url
@@ -18,7 +18,7 @@ PAPER = (
 )  # fmt: skip
 """The 22 datasets of the paper, in the order of its Table 7."""
 
-ROWS = (*small.ROWS, *emoji.ROWS, *fine.ROWS, *objects.ROWS, *scenes.ROWS, *shifts.ROWS, *own.ROWS)
+ROWS = (*small.ROWS, *emoji.ROWS, *photographs.ROWS, *own.ROWS)
 
 CATALOG: dict[str, DatasetSpec] = {row.name: row for row in ROWS}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from randlora_pl.language.datasets.text_files import first_file, read_lines
 from randlora_pl.utils.errors import UserError
@@ -16,26 +16,16 @@ SOURCE = (
 )
 
 
-class MeaningRepresentation(NamedTuple):
-    """One line: a meaning representation, such as ``name : Aromi | type : pub``, and a person's text for it."""
-
-    meaning: str
-    reference: str
-
-    @property
-    def completion(self) -> str:
-        """Completion to learn: the reference after a space, as GPT-2 tokenizes words within a text."""
-        return f" {self.reference}"
-
-
-def read_e2e(root: Path, split: Split) -> list[MeaningRepresentation]:
+def read_e2e(root: Path, split: Split) -> list[tuple[str, str]]:
     """Return the lines of one split in their order; empty lines are left out.
+
+    A line is a meaning representation, such as ``name : Aromi | type : pub``, and a person's text for it.
 
     Raises:
         UserError: The file is missing (with expected tree and source) or a line is wrong (file and line).
     """
     path = first_file(root, ("valid.txt" if split == "validation" else f"{split}.txt",), TREE, SOURCE)
-    found = []
+    found: list[tuple[str, str]] = []
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
@@ -43,13 +33,13 @@ def read_e2e(root: Path, split: Split) -> list[MeaningRepresentation]:
         if len(parts) != 2 or not all(parts):
             what = f"expected 'meaning representation || reference' with one '||', not {line.strip()[:60]!r}"
             raise UserError(f"{path}, line {number}: {what}. Correct the line, or download the file again")
-        found.append(MeaningRepresentation(*parts))
+        found.append((parts[0], parts[1]))
     if not found:
         raise UserError(f"{path} has no lines. Download the file again")
     return found
 
 
-def grouped(lines: Iterable[MeaningRepresentation]) -> dict[str, list[str]]:
+def grouped(lines: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     """Return the references of each meaning representation, wherever their lines are, in the order of the first."""
     groups: dict[str, list[str]] = {}
     for meaning, reference in lines:

@@ -72,7 +72,8 @@ def read_training(dataset: str, root: Path, validation: int | None) -> tuple[lis
     """
     if dataset == "e2e":
         read = (read_e2e(root, "train"), read_e2e(root, "validation"))
-        train, val = ([Sample(line.meaning, line.completion) for line in lines] for lines in read)
+        # completions begin with a space, as GPT-2 tokenizes words within a text
+        train, val = ([Sample(meaning, f" {reference}") for meaning, reference in lines] for lines in read)
         return train, val
     if dataset == "jsonl":
         file = _training_file(root)
