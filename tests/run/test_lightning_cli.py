@@ -138,6 +138,22 @@ def test_options_reach_the_adapter(build: Build) -> None:
     assert task.adapter.rank == {".*mlp.*": 4} and task.adapter.match == "lora:32" and task.targets == ["mlp"]
 
 
+@pytest.mark.parametrize("way", ["words", "files", "one file"])
+def test_an_inner_method_of_another_class_has_its_own_defaults(build: Build, way: str, tmp_path: Path) -> None:
+    """LoRA's alpha is 1, RandLoRA's is 10."""
+    outer, inner, both = (tmp_path / f"{name}.yaml" for name in ("outer", "inner", "both"))
+    outer.write_text("model: {adapter: {class_path: DoRA, inner: {class_path: LoRA, rank: 3}}}")
+    inner.write_text("model: {adapter: {class_path: DoRA, inner: RandLoRA}}")
+    both.write_text("model: {adapter: {class_path: DoRA, init_args: {inner: {class_path: RandLoRA}}}}")
+    words = {
+        "words": ["--model.adapter", "DoRA", "--model.adapter.inner", "RandLoRA"],
+        "files": ["--config", str(outer), "--config", str(inner)],
+        "one file": ["--config", str(both)],
+    }
+    adapter = build("--config", "quickstart", *words[way]).model.adapter
+    assert adapter.inner.options() == RandLoRA(seed=0).options() and adapter.inner.alpha == 10
+
+
 def test_inner_method_of_dora(build: Build) -> None:
     inner = build("--config", "quickstart", "--model.adapter", "DoRA", "--model.adapter.inner.rank", "3").model.adapter
     assert isinstance(inner.inner, LoRA) and inner.rank == 3

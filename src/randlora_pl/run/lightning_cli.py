@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Union, get_args
 
 import yaml
+from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
@@ -18,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from lightning.pytorch.utilities import rank_zero_only
 
 from randlora_pl.adapters import read_adapter
+from randlora_pl.adapters.described import Described
 from randlora_pl.adapters.io.refine import Form, Start
 from randlora_pl.run.callbacks import (
     AdapterCheckpoint,
@@ -41,7 +43,7 @@ from randlora_pl.run.callbacks import (
 )
 from randlora_pl.run.error_messages import build_error, parse_error
 from randlora_pl.run.first_stage import find_lora
-from randlora_pl.run.options.classes import LISTED, Tree
+from randlora_pl.run.options.classes import Tree
 from randlora_pl.run.options.compose import Command
 from randlora_pl.run.options.mistakes import check_loggers
 from randlora_pl.run.options.settings import RunOptions
@@ -54,6 +56,9 @@ from randlora_pl.tasks.trainer import SETTINGS
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import LAST, follow_latest, link_latest
 from randlora_pl.utils.text.console import filter_library_warnings
+
+# Classes of options are chosen by name, and the text below an option is its help.
+set_parsing_settings(subclasses_enabled=[Described], docstring_parse_attribute_docstrings=True)
 
 # Lightning's Timer has a member of a str enumeration as default, which PyYAML refuses to write.
 yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
@@ -96,8 +101,9 @@ def _write_defaults(node: Any, package: str) -> None:
     node["init_args"] = options = options | (node.get("init_args") or {})
     if "inner" in options:  # DoRA's inner method is LoRA by default, so that its options can be typed without its name
         options["inner"] = {"class_path": "randlora_pl.adapters.LoRA"} | (options["inner"] or {})
-    for part in options.get(LISTED) or ():
-        _write_defaults(part, package)
+    for name in kind.nested_options() if isinstance(kind, type) and issubclass(kind, Described) else ():
+        for each in options[name] if isinstance(options.get(name), list) else [options.get(name)]:
+            _write_defaults(each, package)
 
 
 def as_text(tree: Tree) -> str:
