@@ -17,7 +17,7 @@ from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.sweep.expand import task_of
 from randlora_pl.sweep.folder import SweepFolder
 from randlora_pl.sweep.plan import Trial, plan
-from randlora_pl.sweep.tuning import Search
+from randlora_pl.sweep.search import Search
 from randlora_pl.tasks import ImageTask
 from randlora_pl.utils.errors import UserError
 from tests.sweep.grids import cells_of
@@ -43,11 +43,12 @@ def test_the_evidence_is_eight_datasets_with_five_seeds_and_some_of_them_are_sea
         trained = [cell for cell in cells if not cell.untrained]
         assert len(trained) == 8 * methods and len({cell.hash for cell in cells}) == len(cells)
         assert len(description.seeds) == 5
-        search = Search.of(replace(description, methods={"LoRA": description.methods["LoRA"]}))
-        assert len(search.first(SweepFolder(Path("nowhere")))) == 3 * len(searched)
-        rates = sorted(rate for (rate,) in search.candidates["LoRA"])
+        search = Search(description, SweepFolder(Path("nowhere")))
+        search.restrict("methods", ["LoRA"])
+        assert len(search.known()) == 3 * len(searched)
+        rates = search.space["learning_rate"]
         assert all(second / first == 2 for first, second in pairwise(rates)) and rates[-1] > 1
-        assert {cell.labels.dataset for cell in search.all_cells()} == searched
+        assert {cell.labels.dataset for cell in search.known()} == searched
         assert len(description.pairs) <= 6, "with eight datasets more pairs can have no verdict: 7 * 2 / 2**8 > 0.05"
     assert sum(bool(cell.flat.get("data.scores")) for cell in cells) == len(cells) // 2
 

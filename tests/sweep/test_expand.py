@@ -5,7 +5,6 @@ import pytest
 
 from randlora_pl.models import load_clip
 from randlora_pl.sweep.expand import check_first, counts, data_of
-from randlora_pl.sweep.steps import global_batch, planned_steps
 from randlora_pl.sweep.trial_config import trial_config
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
@@ -96,20 +95,3 @@ def test_a_method_must_be_able_to_start_from_its_lora(method: dict[str, Any], sa
 def test_impossible_data_are_refused() -> None:
     with pytest.raises(UserError, match="batch_size"):
         data_of(one(set=GRID["set"] | {"data.batch_size": 0}))
-
-
-@in_one_item(
-    ("budget", "options"),
-    [(2, {}), (16, {}), ("50%", {}), ("100%", {}), ("100%", {"data.epochs": 3}), (2, {"data.steps": 7}),
-     (4, {"trainer.accumulate_grad_batches": 2}), (4, {"trainer.max_steps": 3})],
-)  # fmt: skip
-def test_steps_are_those_of_the_run(budget: Any, options: dict[str, Any]) -> None:
-    base = {key: value for key, value in GRID["set"].items() if key != "data.steps"}
-    tree = one(budgets=[budget], set=base | options)
-    accumulated = tree["trainer"].get("accumulate_grad_batches", 1)
-    data = data_of(tree | {"data": tree["data"] | {"batch_size": 4 * accumulated}})
-    data.setup("fit")
-    assert data.plan is not None
-    exact = min(data.plan.steps, tree["trainer"].get("max_steps", data.plan.steps))
-    assert planned_steps(tree) == pytest.approx(exact, abs=0.01 * exact), "the catalog rounds shares in its own way"
-    assert global_batch(tree) == 4 * accumulated

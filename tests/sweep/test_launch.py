@@ -138,7 +138,7 @@ def test_what_is_submitted_to_slurm(run: Run, tmp_path: Path, monkeypatch: pytes
     call = submitit.core.utils.DelayedSubmission.load(first)
     assert call.function.__module__ == "randlora_pl.commands.sweep.sweep" and call.function.__name__ == "run_in_job"
     assert call.args[0][:2] == ["sweep", str(tmp_path / "small.yaml")]
-    assert call.args[0][2:] == ["--only", "method=LoRA-4", "--output", str(tmp_path / "runs/sweeps/small")]
+    assert call.args[0][2:] == ["--output", str(tmp_path / "runs/sweeps/small"), "--only", "method=LoRA-4"]
     for bad, said in ((("timeout=1",), "timeout"), (("partition",), "expected KEY=VALUE")):
         failed = run("sweep", "small.yaml", "--launcher", "slurm", "--slurm", *bad)
         assert failed.code == 2 and said in failed.err and len(failed.err.splitlines()) == 1

@@ -1,6 +1,5 @@
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,14 +129,6 @@ def test_a_dead_owner_elsewhere_is_succeeded_after_its_lease(
     of_another_host(folder.lock(CELLS[0]), age=100)
     start = time.monotonic()
     assert len(Loop(folder, CELLS, Fake()).work().done) == 4 and time.monotonic() - start >= 3
-
-
-def test_waiting_for_others(folder: SweepFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = lease_on(folder.lock(CELLS[0]))
-    assert acquired(theirs)
-    release: Callable[[float], None] = lambda seconds: theirs.release()  # noqa: E731
-    monkeypatch.setattr(module.time, "sleep", release)
-    assert len(Loop(folder, CELLS, Fake(), wait=True).work().done) == 4
 
 
 def test_a_cell_that_another_ended_before_the_lock_was_taken_is_not_done_again(folder: SweepFolder) -> None:

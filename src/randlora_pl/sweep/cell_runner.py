@@ -5,10 +5,12 @@ import gc
 import io
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from randlora_pl.run.options.classes import Tree, normalize
 from randlora_pl.run.options.compose import Command, merge, read_config
@@ -19,6 +21,9 @@ from randlora_pl.sweep.plan import Trial
 from randlora_pl.utils.errors import Terminated, UserError
 from randlora_pl.utils.files.run_files import CONFIG
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
 _PLACE = (("data", "root"), ("trainer", "accelerator"))
 """Options that may differ when a cell is resumed."""
 
@@ -27,12 +32,15 @@ class Runner:
     """Runs cells in this process, one after the other.
 
     Args:
-        test: Whether cells are tested; a search of learning rates leaves the test images alone.
+        test: Whether cells are tested; a search leaves the test images alone.
         logger: Logger for the curves of a cell, unless the sweep sets ``run.logger``.
+        watcher: Returns a callback that may end a cell early, or None.
     """
 
-    def __init__(self, test: bool = True, logger: str = "csv") -> None:
-        self.test, self.logger = test, logger
+    def __init__(
+        self, test: bool = True, logger: str = "csv", watcher: "Callable[[Trial], Callback | None]" = lambda cell: None
+    ) -> None:
+        self.test, self.logger, self.watcher = test, logger, watcher
 
     def __call__(self, cell: Trial, folder: Path) -> bool:
         """Run a cell from its checkpoint, or from its beginning; content that cannot be resumed is removed.
@@ -56,6 +64,7 @@ class Runner:
             gc.collect()  # Lightning's objects refer to each other, and each holds a model
 
     def _run(self, cell: Trial, folder: Path, start: float) -> bool:
+        from randlora_pl.run.fit_results import callbacks_of
         from randlora_pl.run.lightning_cli import App
         from randlora_pl.run.session import handle_run_errors
         from randlora_pl.run.stages import evaluate, fit
@@ -72,6 +81,8 @@ class Runner:
                     none = {"trainable_parameters": 0, "adapter_parameters": 0}  # though all of the model could train
                     write_results(folder, none | {"finished": True, "device": str(app.model.device.type)})
                 else:
+                    if callback := self.watcher(cell):
+                        callbacks_of(app.trainer).append(callback)
                     fit(app, lock, zero_shot=False, test=self.test)
                 own = {"cell_seconds": round(time.perf_counter() - start, 3)} if not again else {}
                 first = read_results(folder / FIRST).get("fit_seconds") if cell.first else None

@@ -22,7 +22,7 @@ _KEYS = (
 )
 _FLAGS = {"baselines": False, "keep_adapters": True}
 _MODEL = ("config", "set", "family", "paper_name")
-_TUNE = ("learning_rates", "alphas", "seeds", "datasets", "budgets", "climb", "monitor", "set")
+_TUNE = ("search", "sampler", "trials", "pruner", "seeds", "datasets", "budgets", "monitor", "set")
 
 _OF_THE_GRID = {
     "data.shots": "budgets",
@@ -56,8 +56,8 @@ class SweepConfig:
         pairs: Pairs of methods that were planned before the runs: a report tests no others. All without any.
         baselines: Whether plain classifiers of pixels or words are measured, too, after the last cell.
         keep_adapters: Whether finished cells keep their adapter.
-        tune: Settings of a search: ``learning_rates``, ``alphas``, ``seeds``, ``datasets``, ``budgets``, ``climb``,
-            ``monitor``, ``set``.
+        tune: Settings of a search: ``search`` (options and their values), ``sampler``, ``trials``, ``pruner``,
+            ``seeds``, ``datasets``, ``budgets``, ``monitor``, ``set``.
         tuned: Provenance of the learning rates: the content of the provenance file that the file names.
         root: Folder of the datasets that was typed; None leaves it to the configs.
     """

@@ -8,7 +8,6 @@ from typing import Any
 from randlora_pl.adapters import inject
 from randlora_pl.adapters.io.refine import check_layers, continued
 from randlora_pl.adapters.io.save_load import make_adapter
-from randlora_pl.adapters.optimizer import optimizer_numbers
 from randlora_pl.language.tasks.common import default_targets
 from randlora_pl.language.tasks.restore import TASKS as LANGUAGE
 from randlora_pl.language.tasks.restore import LanguageTask, meta_backbone
@@ -26,11 +25,10 @@ from randlora_pl.utils.errors import UserError, errors_in, near
 
 @dataclass(frozen=True)
 class Counts:
-    """Parameters that train, a head left out, all parameters of the backbone with its adapter, and optimizer state."""
+    """Parameters that train, a head left out, and all parameters of the backbone with its adapter."""
 
     trainable: int
     total: int
-    state: int
 
 
 def task_of(tree: Tree) -> AdaptationTask | None:
@@ -100,8 +98,7 @@ def counts(tree: Tree) -> Counts | None:
     if not trainable and isinstance(task, ImageTask) and not heads:
         raise UserError(f"{task.adapter.method()} trains nothing there; give it task: LinearHeadTask.")
     total = learned + sum(parameter.numel() for parameter in model.parameters())
-    one = getattr(task, "optimizer", "adamw") == "sgd"  # its momentum
-    return Counts(trainable, total, trainable if one else optimizer_numbers(model) + 2 * learned)
+    return Counts(trainable, total)
 
 
 def _on_meta(task: AdaptationTask) -> tuple[Any, list[str] | None] | None:

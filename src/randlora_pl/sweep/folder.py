@@ -20,6 +20,9 @@ from randlora_pl.utils.files.lease import holder
 
 DONE, FAILED, OPEN = "done", "failed", "open"
 
+PRUNED = "pruned"
+"""First word of the reason why a cell was ended early, which counts as failed."""
+
 TUNE = "tune"
 """Folder of the search of learning rates in the folder of its sweep."""
 

@@ -53,7 +53,7 @@ class Loop:
         deadline: Value of ``time.monotonic`` after which no cell begins.
         seconds: Expected time of a cell, so that none begins that would end after the deadline.
         keep_adapters: Whether finished cells keep their adapter.
-        wait: Whether to wait for cells that other processes are running.
+        dropped: Whether a cell is not needed any more.
     """
 
     folder: SweepFolder
@@ -65,8 +65,9 @@ class Loop:
     deadline: float | None = None
     seconds: Callable[[Trial], float] = lambda cell: 0.0
     keep_adapters: bool = True
-    wait: bool = False
+    dropped: Callable[[Trial], bool] = lambda cell: False
     _leases: dict[str, SoftFileLease] = field(default_factory=dict)
+    _tries: dict[str, int] = field(default_factory=dict)
 
     def work(self) -> Outcome:
         """Run every cell that is neither finished nor running elsewhere, until none is left.
@@ -76,44 +77,45 @@ class Loop:
             Terminated: A SIGTERM came while Lightning handled it, and the cell had no step left.
             KeyboardInterrupt: As the cell raised it; the cell is free for others.
         """
-        tries = {cell.hash: self.folder.failure(cell).get("tries", 0) for cell in self.cells}
+        for cell in self.cells:
+            self._tries.setdefault(cell.hash, int(self.folder.failure(cell).get("tries", 0)))
         outcome = Outcome()
         left, patience = list(self.cells), time.monotonic() + 2 * leases.LEASE
         while left:
             passed: list[Trial] = []
             for cell in left:
-                if self._settled(cell, tries):
+                if self._settled(cell) or self.dropped(cell):
                     continue
                 if self.deadline is not None and time.monotonic() + self.seconds(cell) > self.deadline:
                     outcome.stopped = "the time is up"
                     return outcome
-                if not self._one(cell, tries, outcome):
+                if not self._one(cell, outcome):
                     passed.append(cell)
             if passed:
                 running = [bool(self.folder.worker(cell)) for cell in passed]
                 if any(running) or len(passed) < len(left):
                     patience = time.monotonic() + 2 * leases.LEASE  # by then every dead owner has been succeeded
-                if (all(running) and not self.wait) or time.monotonic() > patience:
+                if all(running) or time.monotonic() > patience:
                     outcome.elsewhere = len(passed)
                     return outcome
                 time.sleep(_PAUSE)
             left = passed
         return outcome
 
-    def _settled(self, cell: Trial, tries: dict[str, int]) -> bool:
+    def _settled(self, cell: Trial) -> bool:
         state = self.folder.state(cell)
         if state == FAILED and self.retry_failed:  # unless another process has just done so
-            return bool(self.folder.failure(cell).get("tries", 0) != tries.get(cell.hash, 0))
+            return bool(self.folder.failure(cell).get("tries", 0) != self._tries[cell.hash])
         return state in (DONE, FAILED)
 
-    def _one(self, cell: Trial, tries: dict[str, int], outcome: Outcome) -> bool:
+    def _one(self, cell: Trial, outcome: Outcome) -> bool:
         """Run a cell unless another process does; return True if it is settled now."""
         lease = self._leases.setdefault(cell.hash, lease_on(self.folder.lock(cell)))
         with disk_errors(self.folder.path, ""):
             if not acquired(lease):
                 return False
         try:
-            if not self._settled(cell, tries):  # another process may have ended it before the lock was taken
+            if not self._settled(cell):  # another process may have ended it before the lock was taken
                 self._run(cell, outcome)
         finally:
             lease.release()
@@ -122,7 +124,6 @@ class Loop:
     def _run(self, cell: Trial, outcome: Outcome) -> None:
         if self.watch:
             self.watch.started(cell)
-        start = time.monotonic()
         failed, terminated = "", False
         try:
             terminated = bool(self.run(cell, self.folder.begin(cell)))
@@ -137,6 +138,6 @@ class Loop:
             self.folder.fail(cell, failed, "" if isinstance(error, UserError) else traceback.format_exc())
         (outcome.failed if failed else outcome.done).append(cell)
         if self.watch:
-            self.watch.ended(cell, time.monotonic() - start, failed)
+            self.watch.ended(cell)
         if terminated:
             raise Terminated

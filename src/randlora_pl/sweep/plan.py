@@ -203,13 +203,19 @@ def only(cells: Sequence[Trial], choices: Sequence[str]) -> list[Trial]:
         if key not in Labels._fields or not equals:
             hint = near(key, Labels._fields)
             raise UserError(f"--only {word}: expected KEY=VALUE with one of {', '.join(Labels._fields)}.{hint}")
-        known = list(dict.fromkeys(str(getattr(cell.labels, key)) for cell in cells))
-        values = [text] if text in known else text.split(",")
-        for value in values:
-            if value not in known:
-                raise UserError(f"--only {word}: unknown {key} {value!r}.{near(value, known)} {', '.join(known)}")
+        values = labels_of(word, text, list(dict.fromkeys(str(getattr(cell.labels, key)) for cell in cells)))
         chosen = [cell for cell in chosen if str(getattr(cell.labels, key)) in values]
     return chosen
+
+
+def labels_of(word: str, text: str, known: Sequence[str]) -> list[str]:
+    """Return the labels in the text of an ``--only`` word; a UserError names one that is not known."""
+    values = [text] if text in known else text.split(",")
+    for value in values:
+        if value not in known:
+            key = word.partition("=")[0]
+            raise UserError(f"--only {word}: unknown {key} {value!r}.{near(value, known)} {', '.join(known)}")
+    return values
 
 
 def shard(cells: Sequence[Trial], text: str | None) -> list[Trial]:

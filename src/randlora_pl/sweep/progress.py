@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import IO, Any
@@ -11,18 +12,43 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from randlora_pl.sweep.estimate import Estimator
-from randlora_pl.sweep.folder import DONE, FAILED, SweepFolder
+from randlora_pl.sweep.folder import DONE, FAILED, OPEN, PRUNED, SweepFolder
 from randlora_pl.sweep.plan import Trial
 from randlora_pl.utils.text.formatting import duration
 
 RESCAN = 10.0
-"""Seconds between two looks at the folder, which may be far away."""
+"""Least seconds between two scans of the folder, which may be far away."""
+_SHARE = 50
+"""Least time between two scans in units of the time of one scan."""
 _SHOWN = 5
 
 
+class Times:
+    """Mean times of finished cells: of the same model, dataset, budget and method, else of fewer of these."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, ...], tuple[int, float]] = {}
+
+    def add(self, cell: Trial, seconds: float) -> None:
+        """Add a finished cell."""
+        for kind in self._kinds(cell):
+            count, total = self._found.get(kind, (0, 0.0))
+            self._found[kind] = (count + 1, total + seconds)
+
+    def of(self, cell: Trial) -> float | None:
+        """Return the expected seconds of a cell; None before a similar one has finished."""
+        count, total = next(filter(None, map(self._found.get, self._kinds(cell))), (0, 0.0))
+        return total / count if count else None
+
+    @staticmethod
+    def _kinds(cell: Trial) -> list[tuple[str, ...]]:
+        model, dataset, budget, method, _ = cell.labels
+        method = str(cell.facts.get("tunes", method))
+        return [(model, method, dataset, budget), (model, method, dataset), (model, method), (model,)]
+
+
 class Progress:
-    """Follows a sweep.
+    """Follows a sweep. A finished cell costs one look at it, however many others there are.
 
     Args:
         cells: The cells to count.
@@ -31,25 +57,31 @@ class Progress:
     """
 
     def __init__(
-        self,
-        folder: SweepFolder,
-        cells: Sequence[Trial],
-        estimator: Estimator,
-        stream: IO[str] | None = None,
-        jobs: int = 1,
+        self, folder: SweepFolder, cells: Sequence[Trial], stream: IO[str] | None = None, jobs: int = 1
     ) -> None:
-        self.folder, self.cells, self.estimator, self.jobs = folder, cells, estimator, jobs
+        self.folder, self.jobs = folder, jobs
         self.stream = sys.stdout if stream is None else stream
         self.console = Console(file=self.stream)
         self.lines: list[str] = []
         self.own: tuple[Trial, float] | None = None
-        self._scanned = 0.0
+        self.times = Times()
         self._states: dict[str, str] = {}
+        self._seconds = [0, 0.0]  # of finished cells
         self._running: list[tuple[Trial, str]] = []
+        self._scanned, self._cost = 0.0, 0.0
+        self.follow(cells)
+        self.scan()
         self.live = Live(  # what cells print goes elsewhere
             console=self.console, get_renderable=self.page, refresh_per_second=2, redirect_stdout=False,
             redirect_stderr=False,
         )  # fmt: skip
+
+    def follow(self, cells: Sequence[Trial]) -> None:
+        """Count these cells, of which a search finds more as it goes on."""
+        self.cells = cells
+        self._tally = Counter(dict.fromkeys((DONE, FAILED, OPEN), 0))
+        self._states = {cell.hash: self._states.get(cell.hash, OPEN) for cell in cells}
+        self._tally.update(self._states.values())
 
     def shown(self) -> AbstractContextManager[Any]:
         """Within it the table is on the terminal; elsewhere nothing happens."""
@@ -59,16 +91,16 @@ class Progress:
         """Record that a cell begins in this process."""
         self.own = (cell, time.monotonic())
 
-    def ended(self, cell: Trial, seconds: float, failed: str = "") -> None:
+    def ended(self, cell: Trial) -> None:
         """Print one line per finished or failed cell."""
         self.own = None
-        self.estimator.refresh()
-        self.scan()
-        done = f"{accuracy(self.folder, cell)} in {duration(seconds)}"
-        self.print_line(cell, f"failed: {failed}" if failed else done)
+        self._look(cell)
+        self.look()
+        self.print_line(cell)
 
-    def print_line(self, cell: Trial, what: str) -> None:
-        """Print a line about a cell."""
+    def print_line(self, cell: Trial) -> None:
+        """Print a line about a finished or failed cell."""
+        what = outcome(self.folder, cell)
         done, failed, _ = self.count()
         line = f"{done + failed}/{len(self.cells)}  {cell.labels}: {what}"
         if self.console.is_terminal:
@@ -76,30 +108,44 @@ class Progress:
         else:
             print(f"{line}; {self.time_left()}", file=self.stream, flush=True)
 
-    def scan(self) -> None:
-        """Look at every cell that was not finished the last time."""
+    def look(self, every: float = RESCAN) -> list[Trial]:
+        """Scan, unless the last scan was a short time ago, in seconds or in units of its own time."""
+        recent = time.monotonic() - self._scanned < max(every, _SHARE * self._cost)
+        return [] if recent else self.scan()
+
+    def scan(self) -> list[Trial]:
+        """Look at every cell that was not finished the last time; return those that have ended since."""
+        start = time.monotonic()
+        ended = [cell for cell in self.cells if self._states[cell.hash] != DONE and self._look(cell)]
+        left = [cell for cell in self.cells if self._states[cell.hash] != DONE]
+        self._running = [(cell, worker) for cell in left if (worker := self.folder.worker(cell))]
         self._scanned = time.monotonic()
-        for cell in self.cells:
-            if self._states.get(cell.hash) != DONE:
-                self._states[cell.hash] = self.folder.state(cell)
-        open_cells = [cell for cell in self.cells if self._states[cell.hash] != DONE]
-        self._running = [(cell, worker) for cell in open_cells if (worker := self.folder.worker(cell))]
+        self._cost = self._scanned - start
+        return ended
+
+    def _look(self, cell: Trial) -> bool:
+        """Look at one cell; return True if its state is another one than before."""
+        before, state = self._states[cell.hash], self.folder.state(cell)
+        self._states[cell.hash] = state
+        self._tally[before] -= 1
+        self._tally[state] += 1
+        seconds = self.folder.results(cell).get("cell_seconds") if state == DONE != before else None
+        if seconds:
+            self.times.add(cell, seconds)
+            self._seconds = [self._seconds[0] + 1, self._seconds[1] + seconds]
+        return state != before
 
     def count(self) -> tuple[int, int, int]:
         """Return the numbers of cells that are done, failed, and left."""
-        if not self._states:
-            self.scan()
-        states = list(self._states.values())
-        done, failed = states.count(DONE), states.count(FAILED)
-        return done, failed, len(states) - done - failed
+        return self._tally[DONE], self._tally[FAILED], self._tally[OPEN]
 
     def seconds_left(self) -> float | None:
-        """Time for the cells that are left, shared among the processes at work; None where too little is known."""
-        left = [cell for cell in self.cells if self._states.get(cell.hash) not in (DONE, FAILED)]
-        known = [e.seconds for cell in left if (e := self.estimator.measured(cell)) is not None and e.seconds]
-        if left and not known:
+        """Time for the cells that are left, shared among the processes at work; None before one has finished."""
+        count, seconds = self._seconds
+        left = self._tally[OPEN]
+        if left and not count:
             return None
-        return sum(known) * len(left) / max(1, len(known)) / max(self.jobs, self.at_work())
+        return left * seconds / max(1, count) / max(self.jobs, self.at_work())
 
     def at_work(self) -> int:
         """Return the number of processes that run a cell now, this one included."""
@@ -115,8 +161,7 @@ class Progress:
 
     def page(self) -> RenderableType:
         """Return the live table."""
-        if time.monotonic() - self._scanned > RESCAN:
-            self.scan()
+        self.look()
         done, failed, left = self.count()
         table = Table(box=None, show_header=True, pad_edge=False)
         for name in ("done", "running", "failed", "left", "time left"):
@@ -133,9 +178,17 @@ class Progress:
         return Group(*rows)
 
 
-def accuracy(folder: SweepFolder, cell: Trial) -> str:
-    """Return the result of a finished cell as text: its accuracy, or the metric of its texts."""
+def outcome(folder: SweepFolder, cell: Trial) -> str:
+    """Return the result of a cell as text: why it failed, or its accuracy, or the metric of its texts."""
     found = folder.results(cell)
+    if not found:
+        reason = str(folder.failure(cell).get("reason"))
+        return reason if reason.startswith(PRUNED) else f"failed: {reason}"
+    seconds = found.get("cell_seconds")
+    return _metric(found) + ("" if seconds is None else f" in {duration(seconds)}")
+
+
+def _metric(found: dict[str, Any]) -> str:
     metric = found.get("data/metric", "acc")
     for key, word in ((f"test/{metric}", ""), ("zeroshot/acc", ""), (f"val/{metric}", " on validation")):
         if isinstance(found.get(key), float):

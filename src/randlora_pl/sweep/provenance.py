@@ -19,7 +19,10 @@ RATES = ("learning_rate", "head_learning_rate", "prompt_learning_rate")
 FILE = "tuning.json"
 """What `tune` writes."""
 
-_SEARCH = ("split", "monitor", "seeds", "finalists", "climb", "models", "datasets", "budgets", "set")
+_SEARCH = (
+    *("split", "monitor", "seeds", "finalists", "sampler", "trials", "pruner"),
+    *("models", "datasets", "budgets", "set"),
+)
 """Entries that describe the search; rates with equal entries were chosen by one rule."""
 _LABELS = ("paper_name", "models", "family")
 """Entries of a method or model that do not change what is trained."""
@@ -57,7 +60,8 @@ def _well_formed(content: Tree) -> bool:
     return searched and all(
         isinstance(entry.get("method") or {}, dict)
         and isinstance(chosen := entry.get("chosen") or {}, dict)
-        and all(isinstance(value, int | float) and not isinstance(value, bool) for value in chosen.values())
+        and all(isinstance(value, int | float | str | None) for value in chosen.values())
+        and all(_positive(chosen[name]) for name in RATES if name in chosen)
         for entry in content["methods"].values()
     )
 
@@ -73,7 +77,7 @@ def chosen_for(provenance: Mapping[str, Any], model: Tree, label: str, method: T
     chosen: dict[str, float] = (entry.get("chosen") or {}) if provenance.get("finished") else {}
     searched = _essence(entry.get("method") or {}, chosen) == _essence(method, chosen)
     models = [_essence(facts, {}) for facts in provenance.get("models", {}).values()]
-    same = all(_equal(method.get(name), value) for name, value in chosen.items())
+    same = all(_equal(_value(method, name), value) for name, value in chosen.items())
     return chosen if chosen and searched and same and _essence(model, {}) in models else {}
 
 
@@ -84,10 +88,35 @@ def joined(older: Tree, newer: Tree) -> Tree:
     return newer | {"methods": older["methods"] | newer["methods"]}
 
 
+def with_values(facts: Tree, values: Mapping[str, Any]) -> Tree:
+    """Return a method with the values of a candidate; an option with a dot is one of its ``set``."""
+    plain = {name: value for name, value in values.items() if "." not in name}
+    dotted = {name: value for name, value in values.items() if "." in name}
+    return facts | plain | ({"set": facts.get("set", {}) | dotted} if dotted else {})
+
+
+def shown(values: Mapping[str, Any]) -> str:
+    """Return a candidate as text."""
+    return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+                     for name, value in values.items())  # fmt: skip
+
+
+def _value(facts: Tree, name: str) -> Any:
+    return facts.get("set", {}).get(name) if "." in name else facts.get(name)
+
+
 def _essence(facts: Mapping[str, Any], chosen: Mapping[str, Any]) -> Tree:
     left_out = {*_LABELS, *RATES, *chosen}
-    return {key: value for key, value in facts.items() if key not in left_out}
+    kept = {key: value for key, value in facts.items() if key not in left_out}
+    if isinstance(options := kept.get("set"), dict):
+        kept["set"] = {name: value for name, value in options.items() if name not in chosen}
+    return {key: value for key, value in kept.items() if value != {}}
 
 
-def _equal(value: Any, other: float) -> bool:
-    return isinstance(value, int | float) and math.isclose(value, other)
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _equal(value: Any, other: Any) -> bool:
+    numbers = isinstance(value, int | float) and isinstance(other, int | float)
+    return math.isclose(value, other) if numbers else bool(value == other)

@@ -44,6 +44,11 @@ def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, unt
     return check(merge(tree, UNTRAINED_TEXT if is_text_task(task) else UNTRAINED))
 
 
+def is_text(tree: Tree) -> bool:
+    """Return True if a cell's data are texts, by the name of its task."""
+    return is_text_task(str(tree["model"]["class_path"]).rpartition(".")[2])
+
+
 def check(tree: Tree) -> Tree:
     """Return the config with every class spelled right; a UserError refuses unknown names."""
     command = Command("fit", config=with_default_classes(copy.deepcopy(tree)))

@@ -6,7 +6,8 @@ from statistics import fmean
 import yaml
 
 from randlora_pl.sweep.description import SweepConfig, Tree
-from randlora_pl.sweep.provenance import FILE
+from randlora_pl.sweep.folder import PRUNED
+from randlora_pl.sweep.provenance import FILE, shown
 from randlora_pl.utils.errors import shortened
 from randlora_pl.utils.text.tables import markdown_table
 
@@ -20,7 +21,7 @@ def markdown(report: Tree) -> str:
     def shown_as(value: float) -> str:
         return f"{value:.4f}" if loss else f"{100 * value:.1f}"
 
-    where = " from the own rate of each method on" if report["climb"] else ""
+    where = " from the own rate of each method on" if report["sampler"] == "climb" else ""
     about = (
         f"{what}, the mean over models, datasets and budgets. Every candidate"
         f"{where} with seed {report['seeds'][0]}, the {report['finalists']} best of each method with all seeds; "
@@ -34,10 +35,10 @@ def markdown(report: Tree) -> str:
             found = entry[monitor]
             cells = [shown_as(found[str(s)]) if str(s) in found else "" for s in report["seeds"]]
             mean = shown_as(fmean(found.values())) if found else ""
-            failed = f"failed: {shortened(entry['failed'], 120)}" if "failed" in entry else ""
+            reason = shortened(entry.get("failed", ""), 120)
+            failed = f"failed: {reason}" if reason and not reason.startswith(PRUNED) else reason
             mark = "chosen" if values == facts["chosen"] else failed
-            shown = ", ".join(f"{key} {value:g}" for key, value in values.items())
-            rows.append([method, shown, *cells, mean, mark])
+            rows.append([method, shown(values), *cells, mean, mark])
     return "\n".join([about, "", *markdown_table(header, rows, (0, 1, len(header) - 1))]) + "\n"
 
 

@@ -1,8 +1,10 @@
 """``tune`` from the command line, and the search behind it."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,10 @@ from randlora_pl.commands.sweep.job import find_sweep
 from randlora_pl.data import ImageData
 from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.run.options.shipped import config_names, find_config
-from randlora_pl.sweep.choice import best_of, climb
 from randlora_pl.sweep.description import SweepConfig
 from randlora_pl.sweep.folder import SweepFolder
 from randlora_pl.sweep.provenance import chosen_for
-from randlora_pl.sweep.tuning import Search
+from randlora_pl.sweep.search import Search, climbed
 from randlora_pl.sweep.tuning_files import config_text, markdown
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import SMALL, Run
@@ -27,85 +28,117 @@ from tests.support.products import in_one_item
 from tests.sweep.grids import GRID, written
 
 Refused = Callable[..., str]
-TUNE = {"learning_rates": [1e-3, 1e-2, 1e30], "seeds": [0, 4]}
+RATES = {"learning_rate": [1e-3, 1e-2, 1e30]}
+TUNE = {"search": RATES, "sampler": "grid", "seeds": [0, 4]}
 LORA = {"LoRA-4": {"adapter": "LoRA", "rank": 4, "paper_name": "LoRA4"}, "zero-shot": None}
 LONG = GRID["set"] | {"data.steps": 3}
 
 
-def search_of(**changes: Any) -> Search:
-    return Search.of(SweepConfig.of(GRID | {"tune": TUNE} | changes))
+def search_of(folder: Path = Path("nowhere"), **changes: Any) -> Search:
+    return Search(SweepConfig.of(GRID | {"tune": TUNE} | changes), SweepFolder(folder))
 
 
-def scored(search: Search, folder: SweepFolder, figure: Callable[..., float | None]) -> None:
+def one(rates: list[float], **settings: Any) -> dict[str, Any]:
+    """The ``tune`` part of a search of rates with one seed."""
+    return {"search": {"learning_rate": rates}, "seeds": [0]} | settings
+
+
+def scored(search: Search, figure: Callable[..., float | None]) -> None:
     """Finishes the cells that have begun to be asked for with made-up figures; None is a failure."""
-    for cell in search.first(folder) + search.second(folder):
+    for cell in search.known():
         value = figure(cell)
         if value is None:
-            folder.fail(cell, "the loss is nan. Try less")
+            search.folder.fail(cell, "the loss is nan. Try less")
         else:
-            (folder.begin(cell) / "results.json").write_text(json.dumps({"finished": True, "val/acc": value}))
+            (search.folder.begin(cell) / "results.json").write_text(json.dumps({"finished": True, "val/acc": value}))
 
 
-def test_the_best_of_equals_is_the_lowest() -> None:
-    assert best_of({3: 0.5, 1: 0.5, 2: 0.7}, 2) == [2, 1] and best_of({}, 1) == []
+def rates_of(search: Search, *seeds: int) -> set[float]:
+    return {cell.facts["learning_rate"] for cell in search.known() if cell.labels.seed in seeds}
 
 
-@given(data=st.data(), size=st.integers(1, 9), start=st.floats(1e-6, 1e3))
-def test_a_climb_ends_at_the_top_of_one_hill_and_only_ever_grows(data: st.DataObject, size: int, start: float) -> None:
+@given(data=st.data(), size=st.integers(1, 9))
+def test_a_climb_ends_at_the_top_of_one_hill_and_only_ever_grows(data: st.DataObject, size: int) -> None:
     grid = [10.0 ** (i / 2 - 4) for i in range(size)]
-    top = data.draw(st.integers(0, size - 1))
-    heights = {value: -abs(i - top) for i, value in enumerate(grid)}
+    top, start = (data.draw(st.integers(0, size - 1)) for _ in range(2))
     known: dict[float, float] = {}
-    part = climb(grid, start, known.get)
-    assert len(part) == min(size, 3) or part[0] == grid[0] or part[-1] == grid[-1]
-    while missing := [value for value in part if value not in known]:
-        known[missing[0]] = heights[missing[0]]
-        grown = climb(grid, start, known.get)
-        assert set(part) <= set(grown) and (len(missing) == 1 or grown == part)
-        part = grown
-    near = [grid[i] for i in (top - 1, top, top + 1) if 0 <= i < size]
-    assert set(near) <= set(part), "the best and both its neighbours"
+    low, high = max(start - 1, 0), min(start + 1, size - 1)
+    while missing := [value for value in grid[low : high + 1] if value not in known]:
+        known[missing[0]] = -abs(grid.index(missing[0]) - top)
+        ends = climbed(grid, low, high, known.get)
+        assert ends[0] <= low <= high <= ends[1] and (len(missing) == 1 or ends == (low, high))
+        low, high = ends
+    near = {i for i in (top - 1, top, top + 1) if 0 <= i < size}
+    assert near <= set(range(low, high + 1)), "the best and both its neighbours"
 
 
 def test_a_search_that_climbs_leaves_out_what_is_far_from_the_best(tmp_path: Path) -> None:
     rates = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
     methods = {"LoRA-4": {"adapter": "LoRA", "rank": 4, "learning_rate": 2e-3}}
-    tune = {"learning_rates": rates, "seeds": [0, 4], "climb": True}
-    search, folder = search_of(tune=tune, methods=methods), SweepFolder(tmp_path)
+    search = search_of(tmp_path, tune=one(rates, seeds=[0, 4]), methods=methods)
     heights = {1e-4: 0.2, 1e-3: 0.5, 1e-2: 0.6, 1e-1: None}
-
-    def tried() -> list[float]:
-        return sorted({cell.facts["learning_rate"] for cell in search.first(folder)})
-
-    assert tried() == [1e-4, 1e-3, 1e-2]
-    scored(search, folder, lambda cell: heights[cell.facts["learning_rate"]])
-    assert tried() == [1e-4, 1e-3, 1e-2, 1e-1] and search.second(folder) == []
-    scored(search, folder, lambda cell: heights[cell.facts["learning_rate"]])
-    assert tried() == [1e-4, 1e-3, 1e-2, 1e-1], "the failed one is the lowest"
-    assert {cell.facts["learning_rate"] for cell in search.second(folder)} == {1e-3, 1e-2}
-    entries = search.report(folder)["methods"]["LoRA-4"]["tried"]
+    for tried in ({1e-4, 1e-3, 1e-2}, {1e-4, 1e-3, 1e-2, 1e-1}):
+        assert rates_of(search, 0) == tried and not rates_of(search, 4)
+        scored(search, lambda cell: heights[cell.facts["learning_rate"]])
+    assert rates_of(search, 0) == tried and rates_of(search, 4) == {1e-3, 1e-2}, "the failed one is the lowest"
+    entries = search.report()["methods"]["LoRA-4"]["tried"]
     assert [entry["learning_rate"] for entry in entries] == [1e-4, 1e-3, 1e-2, 1e-1]
-    climbs_on(search, SweepFolder(tmp_path / "other"))
+    climbs_on(search_of(tmp_path / "other", tune=one(rates, seeds=[0, 4]), methods=methods))
 
 
-def climbs_on(search: Search, folder: SweepFolder) -> None:
+def climbs_on(search: Search) -> None:
     """The other seed makes the lowest rate that was tried the winner, and then the next one; the last one fails."""
     first, other = {1e-4: 0.5, 1e-3: 0.6, 1e-2: 0.1}, {1e-4: 0.8, 1e-3: 0.6, 1e-5: 0.9}
 
     def figure(cell: Any) -> float | None:
         return (first | {1e-5: 0.7} if cell.labels.seed == 0 else other).get(cell.facts["learning_rate"])
 
+    scored(search, figure)
     for tried in ({1e-4, 1e-3}, {1e-4, 1e-3, 1e-5}, {1e-4, 1e-3, 1e-5}):
-        scored(search, folder, figure)
-        assert {cell.facts["learning_rate"] for cell in search.second(folder)} == tried
-    assert {cell.labels.seed for cell in search.second(folder) if cell.facts["learning_rate"] == 1e-5} == {0, 4}
-    assert search.chosen(folder) == {"LoRA-4": {"learning_rate": 1e-5}}
-    assert search.finished(folder) and search.edges(folder) == ["LoRA-4 (1e-05)"]
+        assert rates_of(search, 4) == tried
+        scored(search, figure)
+    assert search.chosen() == {"LoRA-4": {"learning_rate": 1e-5}}
+    assert search.finished() and "LoRA-4 (1e-05)" in search.remarks()[0]
+
+
+def test_without_rates_a_climb_doubles_and_halves_the_own_rate(tmp_path: Path) -> None:
+    methods = {"typed": {"adapter": "LoRA", "learning_rate": 3e-3}, "default": {"adapter": "LoRA", "rank": 2}}
+    search = search_of(tmp_path, tune={"seeds": [0]}, methods=methods)
+    assert [values for (values,) in search.candidates("typed")] == [1.5e-3, 3e-3, 6e-3]
+    assert [values for (values,) in search.candidates("default")] == [5e-4, 1e-3, 2e-3], "Table 8"
+
+
+RECORDS = sorted(path.name.partition(".")[0] for path in find_config("offline").parent.glob("*.tuned.json"))
+
+
+@pytest.mark.parametrize("begun", ["method", "chosen"])
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_replayed_record_gives_the_rates_that_were_chosen(name: str, begun: str, tmp_path: Path) -> None:
+    """From the rate where it began and from the chosen one, the rule asks for no run that the record lacks."""
+    _, description = find_sweep(name)
+    record = description.tuned
+    facts = {label: description.methods[label] | entry[begun] for label, entry in record["methods"].items()}
+    search = Search(replace(description, methods=facts), SweepFolder(tmp_path))
+    search.restrict("datasets", record["datasets"][:1])
+    search.small = replace(search.small, budgets=record["budgets"][:1])
+    assert search.seeds == record["seeds"] and search.monitor == record["monitor"]
+    results: dict[str, dict[str, float]] = {}
+    folder: Any = search.folder
+    folder.results, folder.failure = lambda cell: results.get(cell.hash, {}), lambda cell: {}
+    folder.state = lambda cell: "done" if cell.hash in results else "open"
+    while missing := [cell for cell in search.known() if cell.hash not in results]:
+        for cell in missing:
+            ((option, rate),) = ((key, value) for key, value in cell.facts.items() if key != "tunes")
+            tried = record["methods"][cell.facts["tunes"]]["tried"]
+            (entry,) = (entry for entry in tried if math.isclose(entry[option], rate))
+            value = entry[record["monitor"]].get(str(cell.labels.seed), -math.inf)  # it failed then
+            results[cell.hash] = {record["monitor"]: value}
+    assert search.chosen() == {label: entry["chosen"] for label, entry in record["methods"].items()}
 
 
 def test_every_candidate_with_one_seed_and_the_two_best_with_all(tmp_path: Path) -> None:
-    search, folder = search_of(tune=TUNE | {"learning_rates": [1e-4, 1e-3, 1e-2, 1e30]}), SweepFolder(tmp_path)
-    assert len(search.first(folder)) == 4 * 2 and search.second(folder) == []
+    search = search_of(tmp_path, tune=TUNE | {"search": {"learning_rate": [1e-4, 1e-3, 1e-2, 1e30]}})
+    assert len(search.known()) == 4 * 2
     first = {1e-4: 0.2, 1e-3: 0.5, 1e-2: 0.6}
     later = {1e-3: 0.9, 1e-2: 0.6}
 
@@ -113,41 +146,37 @@ def test_every_candidate_with_one_seed_and_the_two_best_with_all(tmp_path: Path)
         rate = cell.facts["learning_rate"]
         return (first if cell.labels.seed == 0 else later).get(rate)
 
-    scored(search, folder, figure)
-    second = search.second(folder)
-    assert {(cell.labels.seed, cell.facts["learning_rate"]) for cell in second} == {(4, 1e-3), (4, 1e-2)}
-    scored(search, folder, figure)
-    assert search.chosen(folder) == {name: {"learning_rate": 1e-3} for name in GRID["methods"]}
-    report = search.report(folder)
+    scored(search, figure)
+    assert rates_of(search, 4) == {1e-3, 1e-2} and not search.finished()
+    scored(search, figure)
+    assert search.chosen() == {name: {"learning_rate": 1e-3} for name in GRID["methods"]} and search.finished()
+    report = search.report()
     tried = report["methods"]["LoRA-4"]["tried"]
     assert [entry["val/acc"] for entry in tried] == [{"0": 0.2}, {"0": 0.5, "4": 0.9}, {"0": 0.6, "4": 0.6}, {}]
     assert tried[3]["failed"].startswith("the loss is nan")
     table = markdown(report)
     assert "| LoRA-4 | learning_rate 0.001 | 50.0 | 90.0 | 70.0 | chosen |" in table
     assert "| LoRA-4 | learning_rate 1e+30 |  |  |  | failed: the loss is nan. Try less |" in table
-    assert search.edges(folder) == []
+    assert search.remarks() == []
 
 
 def test_a_method_of_models_that_are_left_out_is_not_searched(tmp_path: Path) -> None:
     models = {"tiny": GRID["models"]["tiny"], "other": {"config": "quickstart"}}
     methods = {"LoRA-4": {"adapter": "LoRA"}, "VeRA": {"adapter": "VeRA", "models": ["other"]}}
-    search = search_of(models=models, methods=methods, tune=TUNE | {"climb": True})
-    search.keep({("tiny", "digits")})
-    assert list(search.names) == ["LoRA-4"] and {cell.labels.model for cell in search.all_cells()} == {"tiny"}
-    scored(search, SweepFolder(tmp_path), lambda cell: 0.5)
-    assert list(search.report(SweepFolder(tmp_path))["methods"]) == ["LoRA-4"]
+    search = search_of(tmp_path, models=models, methods=methods)
+    search.restrict("models", ["tiny"])
+    assert list(search.names) == ["LoRA-4"] and {cell.labels.model for cell in search.known()} == {"tiny"}
+    scored(search, lambda cell: 0.5)
+    assert list(search.report()["methods"]) == ["LoRA-4"]
 
 
-def test_a_rate_at_the_end_of_the_grid_is_told(tmp_path: Path) -> None:
-    search, folder = search_of(tune={"learning_rates": [1e-3, 1e-2], "seeds": [0]}, methods=LORA), SweepFolder(tmp_path)
-    scored(search, folder, lambda cell: cell.facts["learning_rate"])
-    assert search.edges(folder) == ["LoRA-4 (0.01)"] and search.flat(folder) == []
-
-
-def test_rates_that_do_equally_well_are_told(tmp_path: Path) -> None:
-    search, folder = search_of(tune={"learning_rates": [1e-3, 1e-2], "seeds": [0]}, methods=LORA), SweepFolder(tmp_path)
-    scored(search, folder, lambda cell: 0.1)
-    assert search.flat(folder) == ["LoRA-4"]
+def test_a_rate_at_the_end_of_the_grid_and_equal_rates_are_remarked(tmp_path: Path) -> None:
+    search = search_of(tmp_path / "a", tune=one([1e-3, 1e-2]), methods=LORA)
+    scored(search, lambda cell: cell.facts["learning_rate"])
+    assert [remark.split()[-2:] for remark in search.remarks()] == [["LoRA-4", "(0.01)"]]
+    search = search_of(tmp_path / "b", tune=one([1e-3, 1e-2]), methods=LORA)
+    scored(search, lambda cell: 0.1)
+    assert "none can be selected: LoRA-4" in search.remarks()[-1]
 
 
 def test_a_method_has_the_mean_over_data_sets_and_budgets(tmp_path: Path) -> None:
@@ -156,53 +185,63 @@ def test_a_method_has_the_mean_over_data_sets_and_budgets(tmp_path: Path) -> Non
         "b": {"dataset": "digits", "steps": 5},
         "c": {"dataset": "digits", "steps": 6},
     }
-    tune = {"learning_rates": [1e-3, 1e-2], "seeds": [0], "datasets": ["a", "b"], "budgets": [2, 4]}
-    search, folder = search_of(datasets=datasets, tune=tune, methods=LORA), SweepFolder(tmp_path)
-    assert len(search.first(folder)) == 2 * 2 * 2
+    tune = one([1e-3, 1e-2], datasets=["a", "b"], budgets=[2, 4])
+    search = search_of(tmp_path, datasets=datasets, tune=tune, methods=LORA)
+    assert len(search.known()) == 2 * 2 * 2
     better = {("a", "2-shot"): 0.9, ("a", "4-shot"): 0.1, ("b", "2-shot"): 0.1, ("b", "4-shot"): 0.1}
-    scored(search, folder, lambda c: better[c.labels[1:3]] if c.facts["learning_rate"] == 1e-2 else 0.4)
-    assert search.chosen(folder) == {"LoRA-4": {"learning_rate": 1e-3}}
+    scored(search, lambda c: better[c.labels[1:3]] if c.facts["learning_rate"] == 1e-2 else 0.4)
+    assert search.chosen() == {"LoRA-4": {"learning_rate": 1e-3}}
 
 
-def test_alphas_where_a_method_has_one_and_the_heads_rate_of_a_probe() -> None:
+def test_options_where_a_method_has_them_and_the_heads_rate_of_a_probe() -> None:
     methods = {"LoRA": {"adapter": "LoRA"}, "full": {"adapter": "FullFineTuning"}, "probe": {"config": "linear_probe"}}
-    search = search_of(methods=methods, tune=TUNE | {"alphas": [1, 10]})
-    assert search.names == {
-        "LoRA": ("learning_rate", "alpha"),
-        "full": ("learning_rate",),
-        "probe": ("head_learning_rate",),
+    space = RATES | {"alpha": [1, 10], "data.batch_size": [8]}
+    search = search_of(methods=methods, tune=TUNE | {"search": space})
+    assert {method: tuple(names) for method, names in search.names.items()} == {
+        "LoRA": ("learning_rate", "alpha", "data.batch_size"),
+        "full": ("learning_rate", "data.batch_size"),
+        "probe": ("head_learning_rate", "data.batch_size"),
     }
-    assert [len(search.candidates[name]) for name in methods] == [6, 3, 3]
-    flat = search.cells["LoRA", (1e-2, 10.0), 0][0].flat
-    assert (flat["model.learning_rate"], flat["model.adapter.alpha"]) == (0.01, 10)
+    assert [len(search.candidates(name)) for name in methods] == [6, 3, 3]
+    flat = search.cells("LoRA", (1e-2, 10, 8), 0)[0].flat
+    assert (flat["model.learning_rate"], flat["model.adapter.alpha"], flat["data.batch_size"]) == (0.01, 10, 8)
     assert flat["trainer.limit_val_batches"] == 1, "all validation images, whatever the sweep has"
     texts = {"models": {"BERT": {"config": "glue_roberta_base"}}, "datasets": ["sst2"], "budgets": ["100%"], "set": {}}
     search = search_of(methods={"head": {"adapter": "LinearProbe"}}, tune=TUNE, **texts)
-    assert search.names == {"head": ("learning_rate",)}, "the one rate of a task on texts"
+    assert list(search.names["head"]) == ["learning_rate"], "the one rate of a task on texts"
 
 
 def test_the_config_that_it_writes_is_the_sweep_with_the_best(tmp_path: Path) -> None:
-    search, folder = search_of(methods=LORA), SweepFolder(tmp_path)
-    scored(search, folder, lambda cell: 1 - cell.facts["learning_rate"] / 1e31)
-    scored(search, folder, lambda cell: 1 - cell.facts["learning_rate"] / 1e31)
-    text = config_text(search.tuned(folder), "# What it is\n")
+    search = search_of(tmp_path, methods=LORA, tune=TUNE | {"search": RATES | {"data.batch_size": [8]}})
+    for _ in range(2):
+        scored(search, lambda cell: 1 - cell.facts["learning_rate"] / 1e31)
+    text = config_text(search.tuned(), "# What it is\n")
     assert text.startswith("# What it is\ntitle: small\n")
     content = yaml.safe_load(text)
     assert content.pop("tuned") == "tuning.json"
     again = SweepConfig.of(content)
-    assert again.methods == {"LoRA-4": LORA["LoRA-4"] | {"learning_rate": 1e-3}, "zero-shot": {}}  # type: ignore[operator]
+    best: Any = {"learning_rate": 1e-3, "set": {"data.batch_size": 8}}
+    assert again.methods == {"LoRA-4": LORA["LoRA-4"] | best, "zero-shot": {}}  # type: ignore[operator]
     assert again.models == GRID["models"] and again.options == GRID["set"]
+    model, method = again.models["tiny"], again.methods["LoRA-4"]
+    assert chosen_for(search.report(), model, "LoRA-4", method) == search.chosen()["LoRA-4"]
+    assert not chosen_for(search.report(), model, "LoRA-4", method | {"set": {"data.batch_size": 9}})
 
 
 @in_one_item(
     ("change", "said"),
     [
-        ({"tune": {}}, "tune.learning_rates is missing"),
-        ({"tune": {"learning_rates": [0]}}, r"tune.learning_rates is \[0\]"),
-        ({"tune": TUNE | {"alphas": ["x"]}}, "tune.alphas is"),
+        ({"tune": TUNE | {"search": {"learning_rate": [0]}}}, r"tune.search.learning_rate is \[0\]"),
+        ({"tune": TUNE | {"search": {"rank": {"low": 1, "high": 9}}}}, "tune.search.rank is a range.*sampler: tpe"),
+        ({"tune": TUNE | {"search": {"rank": {"low": 9, "high": 1}}}}, "tune.search.rank is.*give a list of values"),
+        ({"tune": TUNE | {"search": {"rang": [1]}}}, "tune.search has 'rang', which no method has.*'rank'"),
+        ({"tune": TUNE | {"search": {"data.batchsize": [1]}}}, "batch_size"),
+        ({"tune": TUNE | {"sampler": "tpa"}}, "tune.sampler is 'tpa': give climb, grid, tpe.*'tpe'"),
+        ({"tune": TUNE | {"pruner": "median"}}, "tune.pruner needs sampler: tpe"),
+        ({"tune": TUNE | {"sampler": "tpe", "trials": 0}}, "tune.trials is 0"),
         ({"tune": TUNE | {"seeds": [1, 2]}}, "seeds and tune.seeds both contain 1"),
         ({"tune": TUNE | {"datasets": ["digit"]}}, "tune.datasets has 'digit'.*Did you mean 'digits'"),
-        ({"tune": TUNE | {"climb": "yes"}}, "tune.climb is 'yes'"),
+        ({"tune": TUNE | {"climb": True}}, "tune has no key 'climb'"),
         ({"tune": TUNE | {"budgets": ["x"]}}, "budgets has 'x'"),
         ({"tune": TUNE | {"set": {"trainer": {"val_check_interval": 9}}}}, "tune.set has trainer.val_check_interval"),
         ({"methods": {"x": {"adapter": "LoRAA"}}}, "methods.x: Unknown adapter"),
@@ -210,13 +249,13 @@ def test_the_config_that_it_writes_is_the_sweep_with_the_best(tmp_path: Path) ->
 )
 def test_what_is_wrong_is_named(change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        search_of(**change)
+        search_of(**change).known()
 
 
 def test_a_search_from_beginning_to_end_reads_no_test_image(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written(tmp_path, methods=LORA, tune=TUNE | {"learning_rates": [1e-3, 1e30]}, set=LONG)
+    written(tmp_path, methods=LORA, tune=TUNE | {"search": {"learning_rate": [1e-3, 1e30]}}, set=LONG)
     data = ImageData(dataset="digits")
     data.setup()
     test, val = (set(data.samples(split).rows.tolist()) for split in ("test", "val"))
@@ -249,7 +288,7 @@ def test_a_search_from_beginning_to_end_reads_no_test_image(
 
 @pytest.mark.slow
 def test_it_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
-    written(tmp_path, methods=LORA, tune={"learning_rates": [1e-3, 1e-2], "seeds": [0, 4]})
+    written(tmp_path, methods=LORA, tune=one([1e-3, 1e-2], seeds=[0, 4]))
     stopped = run("tune", "small.yaml", "--max-hours", "1e-9")
     assert stopped.code == 0 and "Resume with: randlora-pl tune small.yaml --max-hours" in stopped.out
     whole = run("tune", "small.yaml")
@@ -278,8 +317,6 @@ def test_only_some_methods(run: Run, refused: Refused, tmp_path: Path) -> None:
 
 
 def test_bad_words(refused: Refused, tmp_path: Path) -> None:
-    written(tmp_path)
-    assert "tune.learning_rates" in refused("tune", "small.yaml")
     written(tmp_path, tune=TUNE, set=GRID["set"] | {"data.train_split": "full"})
     assert "validation" in refused("tune", "small.yaml")
     stages = {"adapter": "VeRA", "first": {"adapter": "LoRA", "form": "absorbed"}}
@@ -288,38 +325,22 @@ def test_bad_words(refused: Refused, tmp_path: Path) -> None:
         assert "VeRA cannot absorb a LoRA" in refused(*command, "--dry-run")
 
 
-@pytest.mark.parametrize("name", ["table4", pytest.param("table11", marks=pytest.mark.full)])
-def test_a_shipped_sweep_without_rates_says_what_to_copy_and_add(
-    name: str, run: Run, refused: Refused, tmp_path: Path
-) -> None:
-    told = refused("tune", name, "--dry-run")
-    assert f"sweeps/{name} has no learning rates" in told and "site-packages" not in told
-    for word in (f"config cp sweeps/{name} mine.yaml", "randlora-pl tune mine.yaml"):
-        assert word in told
-    assert run("config", "cp", f"sweeps/{name}", "mine.yaml").code == 0
-    with Path("mine.yaml").open("a") as copy:
-        copy.write(told.partition("as: ")[2].partition("; then")[0])
-    search = Search.of(find_sweep("mine.yaml")[1])
-    assert search.candidates["LoRA-4" if name == "table4" else "LoRA-32"] == [(1e-4,), (1e-3,), (1e-2,)]
-    held = {cell.flat.get("data.validation") for cell in search.first(SweepFolder(tmp_path))}
-    assert held == ({200} if name == "table4" else {None})
-
-
 def test_the_offline_sweep_can_be_tuned() -> None:
     assert "sweeps/offline" in config_names() and find_config("offline").parent.name == "sweeps"
     _, description = find_sweep("offline")
-    search = Search.of(description)
+    search = Search(description, SweepFolder(Path("nowhere")))
     assert set(search.names) == {label for label in description.methods if label != "zero-shot"}
-    for method, names in search.names.items():
-        tried = [values[0] for values in search.candidates[method]]
-        assert description.methods[method][names[0]] in tried, "what is committed is among what is tried"
+    for method, (name, *_) in search.names.items():
+        tried = [values[0] for values in search.candidates(method)]
+        assert description.methods[method][name] in tried, "what is committed is among what is tried"
 
 
 @pytest.mark.slow
-def test_the_rate_of_a_single_run(run: Run, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("randlora_pl.commands.sweep.tune.RATES", [1e-3, 1e-2])
+def test_the_rate_of_a_single_run(run: Run, refused: Refused, tmp_path: Path) -> None:
     words = [*SMALL[:-2], "--model.adapter", "LoRA", "--model.adapter.rank", "2"]
-    result = run("tune", *words, "--output", "rates")
+    search = ["--search", "learning_rate=1e-3,1e-2", "model.prompt=a,b"]
+    assert "'model.prompt'" in refused("tune", *words, *search)
+    result = run("tune", *words, "--output", "rates", *search[:-1])
     assert result.code == 0, result.err
     tuning = json.loads(Path("rates/tuning.json").read_text())
     rate = tuning["methods"]["LoRA"]["chosen"]["learning_rate"]

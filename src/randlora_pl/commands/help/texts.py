@@ -179,7 +179,7 @@ you can run the same command again after a crash, Ctrl-C or a reboot. Several pr
 
   CONFIG                Sweep to run: a bundled config (randlora-pl config list) or a file
   --output DIR          Folder of the sweep (default: runs/sweeps/NAME). Cells of another grid in it are kept
-  --dry-run             Only list the cells with their state and their expected time and memory
+  --dry-run             Only list the cells with their state and their expected time
   --only KEY=VALUE ...  Run only some cells, by model, dataset, budget, method or seed. Separate values with commas
   --seeds N ...         Seeds to use instead of the config's
   --shard I/N           Run every N-th cell, starting with the I-th, for machines without a shared disk
@@ -189,31 +189,39 @@ you can run the same command again after a crash, Ctrl-C or a reboot. Several pr
   --data.root DIR       Folder with the datasets, or the place of your own data (folder, table ...), if the config has
                         none
   --tune                Search the learning rates on validation samples, then run with the best ones. The config's
-                        section `tune` sets the candidates. The search is in DIR/tune and resumes after a kill
+                        section `tune` describes the search, which is in DIR/tune and resumes after a kill
   --jobs N              Processes that share the work (default: 1)
   --launcher WHERE      local, or slurm for an array of N jobs (default: local). slurm needs submitit:
                         pip install '.[slurm]' in the checkout
   --slurm KEY=VALUE ... Options of submitit
 """,
     "tune": """\
-Search the learning rate (and alpha) of each method of a sweep on validation samples. Test samples are not read.
-Each candidate is tried with one seed, then the best two with all seeds of the search. The best mean wins. Run the same
-command again to resume. It writes all results (tuning.md and .json) and a config with the best rates (tuned.yaml).
+Search the learning rate, and any other option, of each method of a sweep on validation samples. Test samples are not
+read. Each candidate is tried with one seed, then the best two with all seeds of the search. The best mean wins. Run the
+same command again to resume. It writes all results (tuning.md and .json) and a config with the best (tuned.yaml).
 
   randlora-pl tune offline --dry-run
   randlora-pl tune offline --jobs 2
   randlora-pl sweep runs/tune/offline/tuned.yaml         or both at once: randlora-pl sweep offline --tune
   randlora-pl tune --config quickstart --data.shots 16   the rate of a single run, with the options of fit
+  randlora-pl tune -c quickstart --search learning_rate=1e-4..1e-1 rank=1..32 --sampler tpe --pruner median
 
-The config's section `tune` sets the candidates:
-  tune: {learning_rates: [1e-3, 1e-2], alphas: [1, 10], seeds: [0, 4], datasets: [digits], budgets: [16], set: {...}}
-`monitor: val/loss` selects the lowest loss instead of the best val/acc (for GLUE also val/score).
-`climb: true` starts from a method's own rate and its two neighbors, and extends the range while the best rate is at
-its edge. The seeds must differ from the sweep's. The defaults are all datasets and budgets of the sweep, and no alphas.
+The config's section `tune` has the same, and what to search on:
+  tune: {search: {learning_rate: [1e-3, 1e-2], rank: [4, 8]}, sampler: grid, seeds: [0, 4], datasets: [digits],
+         budgets: [16], monitor: val/acc, set: {...}}
+`monitor: val/loss` selects the lowest loss instead of the best val/acc (for GLUE also val/score). The seeds must differ
+from the sweep's. The defaults are seed 0, and all datasets and budgets of the sweep.
 
   CONFIG                Sweep to tune: a bundled config or a file
+  --search NAME=VALUES ...
+                        Options to search: learning_rate, options of the adapter, or data.batch_size and the like, each
+                        with values (1,2,4) or a range (1..64) (default: the learning rate, by factors of two)
+  --sampler NAME        climb from each method's own rate while the best one is at the edge (default), grid for all
+                        values, or tpe for candidates that Optuna selects
+  --trials N            Candidates of each method with tpe (default: 20)
+  --pruner NAME         With tpe, end worse runs early: median, or halving (default: none)
   --output DIR          Folder to write (default: runs/tune/NAME)
-  --dry-run             Only list the cells of the first round with their expected time and memory
+  --dry-run             Only list the cells of the first round with their expected time
   --only KEY=VALUE ...  Tune only some models, datasets or methods, by their labels in the config (method=LoRA-16)
   --retry-failed        Run failed candidates again (a diverged one fails again)
   --max-hours H         Start no run that is not expected to end within this time

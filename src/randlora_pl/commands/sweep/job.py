@@ -15,11 +15,11 @@ from randlora_pl.run.options.compose import read_config
 from randlora_pl.run.options.shipped import config_folder, find_config
 from randlora_pl.run.parallel.launch import launched
 from randlora_pl.sweep.description import SweepConfig
-from randlora_pl.sweep.folder import DONE, FAILED, SweepFolder
+from randlora_pl.sweep.folder import DONE, FAILED, PRUNED, SweepFolder
 from randlora_pl.sweep.plan import Trial, only, plan, shard
 from randlora_pl.sweep.planned import whole_numbers
 from randlora_pl.sweep.provenance import read_provenance
-from randlora_pl.sweep.steps import is_text
+from randlora_pl.sweep.trial_config import is_text
 from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.text.console import silence_library_warnings
@@ -189,36 +189,29 @@ def begin(job: Job) -> None:
     """Check what can be checked without weights and images, and make the folder."""
     job.folder.check(job.cells)
     silence_library_warnings()
-    from randlora_pl.sweep.expand import counts
-
-    cells = [cell for cell in job.chosen if job.folder.state(cell) != DONE]
-    for (model, method), cell in {(cell.labels.model, cell.labels.method): cell for cell in cells}.items():
-        with errors_in(f"models.{model} with methods.{method}"):
-            counts(cell.tree)
-    check_stages(cells)
-    check_data(cells)
+    check([cell for cell in job.chosen if job.folder.state(cell) != DONE])
     job.folder.open(job.description, job.cells)
     if job.absent:
         print(f"not on this machine, so skipped: {', '.join(job.absent)}")
 
 
-def check_stages(cells: Iterable[Trial]) -> None:
-    """Check that methods of two stages can start from the first one."""
-    staged = {(cell.labels.model, cell.labels.method): cell for cell in cells if cell.first}
-    for (model, method), cell in staged.items():
-        from randlora_pl.sweep.expand import check_first, counts
+def check(cells: Iterable[Trial]) -> None:
+    """Check that each method fits its model, and can start from its first stage, and the options of the data.
 
+    Raises:
+        UserError: Names the model with the method or dataset.
+    """
+    from randlora_pl.sweep.expand import check_first, counts, data_of
+
+    for (model, method), cell in {(cell.labels.model, cell.labels.method): cell for cell in cells}.items():
         where = f"models.{model} with methods.{method}"
-        with errors_in(f"{where}.first"):
-            counts(cell.stages[".first"])
         with errors_in(where):
-            check_first(cell)
-
-
-def check_data(cells: Iterable[Trial]) -> None:
-    """Check the data options of the cells."""
-    from randlora_pl.sweep.expand import data_of
-
+            counts(cell.tree)
+        if cell.first:
+            with errors_in(f"{where}.first"):
+                counts(cell.stages[".first"])
+            with errors_in(where):
+                check_first(cell)
     for (model, dataset), cell in {(cell.labels.model, cell.labels.dataset): cell for cell in cells}.items():
         with errors_in(f"models.{model} with datasets.{dataset}"):
             data_of(cell.tree)
@@ -227,8 +220,11 @@ def check_data(cells: Iterable[Trial]) -> None:
 def summary(job: Job) -> str:
     """Return the progress of a sweep as a short text."""
     states = [job.folder.state(cell) for cell in job.chosen]
-    failed = f", {states.count(FAILED)} failed" if FAILED in states else ""
-    return f"{states.count(DONE)} of {len(states)} cells are done{failed} in {job.folder.path}"
+    reasons = [str(job.folder.failure(cell).get("reason")) for cell in job.chosen if job.folder.state(cell) == FAILED]
+    pruned = sum(reason.startswith(PRUNED) for reason in reasons)
+    counts = {"failed": len(reasons) - pruned, PRUNED: pruned}
+    more = "".join(f", {count} {what}" for what, count in counts.items() if count)
+    return f"{states.count(DONE)} of {len(states)} cells are done{more} in {job.folder.path}"
 
 
 def end(job: Job, following: str, stopped: str = "", elsewhere: int = 0) -> int:
@@ -260,11 +256,11 @@ def place_of(job: Job) -> str:
     return shlex.quote(str(job.folder.path))
 
 
-def words_of(verb: str, args: list[str], job: Job) -> list[str]:
-    """Return the command of one of several processes: the typed one, with this folder and without their number."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--jobs", "--launcher", "--output"):
-        parser.add_argument(option)
-    parser.add_argument("--slurm", nargs="+")
-    _, rest = parser.parse_known_args(args)
-    return [verb, *rest, "--output", str(job.folder.path.resolve()), *import_words().split()]
+def child_words(words: list[str], typed: argparse.Namespace, job: Job) -> list[str]:
+    """Return the command of one of several processes: with the typed options, this folder and without their number."""
+    found = [*words, "--output", str(job.folder.path.resolve()), *import_words().split()]
+    for name in ("only", "seeds", "search", "shard", "max_hours", "sampler", "trials", "pruner"):
+        if value := getattr(typed, name, None):
+            found += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+    found += ["--data.root", typed.root] if typed.root is not None else []
+    return found + [f"--{name.replace('_', '-')}" for name in ("retry_failed", "skip_missing") if getattr(typed, name)]

@@ -5,7 +5,7 @@ import os
 import shlex
 from pathlib import Path
 
-from randlora_pl.commands.sweep.job import Job, begin, check_typed, end, job_of, parser_of, place_of, words_of
+from randlora_pl.commands.sweep.job import Job, begin, check_typed, child_words, end, job_of, parser_of, place_of
 from randlora_pl.commands.sweep.run import dry_run, spawn, work
 from randlora_pl.sweep.folder import REPORT
 from randlora_pl.utils.errors import UserError
@@ -35,12 +35,10 @@ def run_sweep(args: list[str], same: str, name: str = "sweep") -> tuple[int, Job
     typed = parser.parse_args(args)
     check_typed(typed)
     if typed.tune:
-        from randlora_pl.commands.sweep.tune_first import tune_first
+        from randlora_pl.commands.sweep.tune import tune_first
 
-        tuned = tune_first(typed, same)
-        if tuned is None:
+        if not tune_first(typed, same):
             return 0, None
-        typed, args = tuned
     if typed.slurm and typed.launcher != "slurm":
         raise UserError("--slurm needs --launcher slurm.")
     job = job_of(typed, same)
@@ -48,12 +46,14 @@ def run_sweep(args: list[str], same: str, name: str = "sweep") -> tuple[int, Job
         job.folder.check(job.cells)
         return dry_run(job), None
     begin(job)
+    config = os.path.realpath(typed.config) if Path(typed.config).is_file() else typed.config
+    words = child_words(["sweep", config], typed, job)  # by a path that is valid in any folder
     if typed.launcher == "slurm":
-        return _submit(typed, args, job), None
+        return _submit(typed, words, job), None
     following = f"randlora-pl report {place_of(job)}{' --overwrite' * (job.folder.path / REPORT).exists()}"
     if typed.jobs > 1:
-        return end(job, following, spawn(job, words_of("sweep", args, job), typed.jobs)), job
-    outcome = work(job, typed.retry_failed, typed.max_hours)
+        return end(job, following, spawn(job, words, typed.jobs)), job
+    outcome = work(job, typed)
     if job.description.baselines and not outcome.stopped and not outcome.elsewhere:  # after the last cell of all
         from randlora_pl.lab.baselines import measure
 
@@ -61,12 +61,9 @@ def run_sweep(args: list[str], same: str, name: str = "sweep") -> tuple[int, Job
     return end(job, following, outcome.stopped, outcome.elsewhere), job
 
 
-def _submit(typed: argparse.Namespace, args: list[str], job: Job) -> int:
+def _submit(typed: argparse.Namespace, words: list[str], job: Job) -> int:
     from randlora_pl.sweep.launch import slurm
 
-    words = words_of("sweep", args, job)
-    if Path(typed.config).is_file():  # by a path that is valid in any folder
-        words[words.index(typed.config)] = os.path.realpath(typed.config)
     numbers = slurm(run_in_job, words, job.folder.path.resolve(), typed.jobs, typed.slurm)
     print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}; their logs: {job.folder.path}/slurm")
     print(f"Show their progress: randlora-pl sweep {shlex.quote(typed.config)} --output {place_of(job)} --dry-run")

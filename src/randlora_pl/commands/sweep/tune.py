@@ -1,29 +1,47 @@
-"""``tune``: learning rates (and alphas) of a sweep or a single run, chosen on validation images."""
+"""``tune``: options such as the learning rate, of a sweep's methods or of a run, chosen on validation samples."""
 
 import argparse
 import copy
+import io
 import shlex
-from dataclasses import replace
+import time
+from contextlib import redirect_stderr
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from randlora_pl.commands.common.arguments import CommandParser
-from randlora_pl.commands.sweep.job import Job, check_typed, choose, find_sweep, parser_of, words_of
-from randlora_pl.commands.sweep.run import dry_run
-from randlora_pl.commands.sweep.tuning import Tuning, comments, search_of
+from randlora_pl.commands.sweep.job import (
+    Job,
+    begin,
+    check_root_is_read,
+    check_typed,
+    child_words,
+    choose,
+    find_sweep,
+    parser_of,
+    place_of,
+    summary,
+)
+from randlora_pl.commands.sweep.run import dry_run, spawn, work
+from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.run.options.classes import Tree, normalize
 from randlora_pl.run.options.compose import DEFAULTS, Command, compose, merge, nested, parse_value
 from randlora_pl.run.options.mistakes import check_names
 from randlora_pl.run.options.own_classes import import_classes
 from randlora_pl.run.options.validate import is_text_task, rate_name
-from randlora_pl.sweep.description import SweepConfig, budget
-from randlora_pl.sweep.folder import SweepFolder
-from randlora_pl.sweep.trial_config import check
-from randlora_pl.utils.errors import UserError
+from randlora_pl.sweep.description import SweepConfig, budget, is_zero_shot
+from randlora_pl.sweep.folder import TUNE, SweepFolder
+from randlora_pl.sweep.plan import Trial, labels_of
+from randlora_pl.sweep.provenance import FILE, RATES
+from randlora_pl.sweep.trial_config import check, is_text
+from randlora_pl.utils.errors import UserError, errors_in
+from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.text.console import silence_library_warnings
 
-RATES = [1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0]
-"""Candidate rates; the search begins at the method's own rate and goes towards better ones."""
+if TYPE_CHECKING:
+    from randlora_pl.sweep.search import Search
 
 
 def tune_verb(args: list[str]) -> int:
@@ -32,33 +50,75 @@ def tune_verb(args: list[str]) -> int:
     Returns:
         0, or 1 if a method has no candidate that worked.
     """
+    same = f"randlora-pl tune {shlex.join(args)}{import_words()}"
     if {"-c", "--config"} & {word.partition("=")[0] for word in args}:
-        return tune_run(args)
-    typed = parser_of("tune").parse_args(args)
+        return _tune_run(args, same)
+    parser = parser_of("tune")
+    _add_search(parser)
+    typed = parser.parse_args(args)
     check_typed(typed)
     file, description = find_sweep(typed.config)
-    for word in typed.only:
-        if word.partition("=")[0] not in ("model", "dataset", "method"):
-            raise UserError(f"--only {word}: a search is restricted by model, dataset or method.")
     path = Path("runs") / "tune" / file.stem if typed.output is None else typed.output
-    found = search_of(typed, file, description, path, f"randlora-pl tune {shlex.join(args)}{import_words()}")
+    found = _tuning(typed, file, description, SweepFolder(path, "tune.yaml"), same)
     if typed.dry_run:
-        return dry_run(found.job)
-    tuned = found.run(typed, words_of("tune", args, found.job), comments(file))
+        return found.dry_run()
+    tuned = found.run(typed, ["tune", str(file)], _comments(file))
     if found.stopped:
         return 0
     print(f"Next: randlora-pl sweep {shlex.quote(str(tuned))}")
     return 1 if found.without() else 0
 
 
-def tune_run(args: list[str]) -> int:
-    """Search the learning rate of a run, and print the command that starts the run with it.
+def tune_first(typed: argparse.Namespace, same: str) -> bool:
+    """Search for a sweep, and make ``typed`` the options of the sweep with the best values.
+
+    Args:
+        typed: The options of ``sweep``.
+        same: The typed command, for resuming.
 
     Returns:
-        0, or 1 if no rate worked.
+        False if the search is not finished.
+    """
+    options = {"--shard": typed.shard, "--seeds": typed.seeds, "--launcher slurm": typed.launcher == "slurm"}
+    for option in filter(options.get, options):
+        raise UserError(
+            f"--tune cannot be combined with {option}. Search first: randlora-pl tune {shlex.quote(typed.config)}"
+        )
+    start = time.monotonic()
+    file, description = find_sweep(typed.config)
+    typed.output = typed.output or Path("runs") / "sweeps" / file.stem
+    folder = SweepFolder(typed.output / TUNE, "tune.yaml")
+    if any((typed.output / "cells").glob("*")) and not folder.path.is_dir():
+        raise UserError(
+            f"{typed.output} has cells that were run without a search. Use another folder for the tuned cells: "
+            f"--tune --output {shlex.quote(str(typed.output))}-tuned"
+        )
+    searched = argparse.Namespace(**vars(typed))
+    searched.only = [word for word in typed.only if not word.startswith(("budget=", "seed="))]
+    searched.only = [word for word in searched.only if not is_zero_shot(word.removeprefix("method="))]
+    found = _tuning(searched, file, description, folder, same)
+    tuned = folder.path / "tuned.yaml"
+    if typed.dry_run:
+        found.dry_run()
+        print("\nThen, with the best values:\n")
+        typed.config = str(tuned) if tuned.is_file() else typed.config
+        return True
+    found.run(searched, [TUNE, str(file)], _comments(file))
+    typed.config = str(tuned)
+    if typed.max_hours is not None:
+        typed.max_hours = max(1e-9, typed.max_hours - (time.monotonic() - start) / 3600)
+    return not found.stopped
+
+
+def _tune_run(args: list[str], same: str) -> int:
+    """Search options of a run, and print the command that starts the run with the best.
+
+    Returns:
+        0, or 1 if no candidate worked.
     """
     parser = CommandParser("tune")
     parser.add_options(output=Path, dry_run=False, retry_failed=False, max_hours=float, jobs=1)
+    _add_search(parser)
     typed, words = parser.parse_known_args(args)
     check_typed(typed)
     command = compose("fit", words, copy.deepcopy(DEFAULTS))
@@ -69,20 +129,30 @@ def tune_run(args: list[str]) -> int:
     silence_library_warnings()
     tree = tree_of(command)
     description = described(tree, command.named)
+    (name,) = description.models  # each candidate is the config of the run, with other values
     path = typed.output or Path("runs") / "tune" / Path(command.named[-1]).stem
-    found = _search(typed, tree, description, path, f"randlora-pl tune {shlex.join(args)}{import_words()}")
+    typed.only, typed.root, typed.skip_missing = [], None, False
+    whole = replace(description, models={name: {"config": tree}})
+    found = _tuning(typed, Path(command.named[-1]), whole, SweepFolder(path, "tune.yaml"), same)
+    found.search.description = found.job.description = replace(description, tune=found.search.description.tune)
     if typed.dry_run:
-        return dry_run(found.job)
-    found.run(typed, words_of("tune", args, found.job), None)
+        return found.dry_run()
+    found.run(typed, ["tune", *words], None)
     if found.stopped:
         return 0
     if found.without():
         return 1
-    ((method, chosen),) = found.search.chosen(found.job.folder).items()
-    ((name, rate),) = chosen.items()
-    print(f"Best {name} of {method}: {rate:g}")
-    print(f"Next: randlora-pl fit {shlex.join(words)} --model.{name} {rate:g}")
+    ((method, chosen),) = found.search.chosen().items()
+    for option, value in chosen.items():
+        print(f"Best {option} of {method}: {_text(value)}")
+    typed_as = {option: f"--model.{'' if option in RATES else 'adapter.'}{option}" for option in chosen}
+    best = [f"{f'--{o}' if '.' in o else typed_as[o]} {_text(value)}" for o, value in chosen.items()]
+    print(f"Next: randlora-pl fit {shlex.join(words)} {' '.join(best)}")
     return 0
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else shlex.quote(str(value))
 
 
 def tree_of(command: Command) -> Tree:
@@ -114,7 +184,6 @@ def described(tree: Tree, configs: list[str]) -> SweepConfig:
     dataset = str(known.row.name if hasattr(known, "row") else known.dataset)
     seed = int(tree.get("seed_everything") or 0)
     monitor = tree.get("checkpoint", {}).get("monitor")
-    loss = is_text_task(kind)
     return SweepConfig.of({
         "models": {str(tree["model"]["init_args"].get("name", "model")): {"config": [Path(c).stem for c in configs]}},
         "methods": {method: {"adapter": method, name: float(getattr(task, name))}},
@@ -122,21 +191,135 @@ def described(tree: Tree, configs: list[str]) -> SweepConfig:
         "budgets": [budget(shots) if shots else budget(float(fraction)) if fraction else "100%"],
         "seeds": [seed],
         "tune": {
-            "learning_rates": RATES,
-            "climb": True,
             "seeds": [other for other in range(3) if other != seed][:2],
-            "monitor": monitor or ("val/loss" if loss else "val/acc"),
+            "monitor": monitor or ("val/loss" if is_text_task(kind) else "val/acc"),
         },
     })  # fmt: skip
 
 
-def _search(typed: argparse.Namespace, tree: Tree, description: SweepConfig, path: Path, same: str) -> Tuning:
-    from randlora_pl.sweep.tuning import Search
+def _add_search(parser: CommandParser) -> None:
+    parser.add_argument("--search", nargs="+", action="extend", default=[])
+    parser.add_options(sampler=str, trials=int, pruner=str)
 
-    (name,) = description.models  # each candidate is the config of the run, with another rate
-    search = Search.of(replace(description, models={name: {"config": tree}}))
-    folder = SweepFolder(path, "tune.yaml")
-    job = Job(description, search.all_cells(), search.first(folder), folder, same)
-    choose(job, [], None, False, typed.dry_run)
-    job.folder.check(job.cells)
-    return Tuning(job, search)
+
+def _typed_search(typed: argparse.Namespace) -> Tree:
+    """Return the entries of ``tune`` that were typed."""
+    found: Tree = {}
+    for word in getattr(typed, "search", []):
+        name, equals, text = word.partition("=")
+        low, dots, high = text.partition("..")
+        if not (name and equals and text):
+            raise UserError(f"--search {word}: expected NAME=VALUE,VALUE or NAME=LOW..HIGH, such as rank=1..64.")
+        values = [parse_value(value) for value in text.split(",")]
+        ends = {"low": parse_value(low), "high": parse_value(high)}
+        found.setdefault("search", {})[name] = ends if dots else values
+    given = {name: getattr(typed, name, None) for name in ("sampler", "trials", "pruner")}
+    return found | {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass
+class _Tuning:
+    """A search from the command line.
+
+    Attributes:
+        job: Its cells.
+        search: The search that selects them.
+        stopped: Reason of an early stop; empty without one.
+    """
+
+    job: Job
+    search: "Search"
+    stopped: str = ""
+
+    def dry_run(self) -> int:
+        """Print the first cells."""
+        if self.search.sampler == "tpe":
+            print(f"Optuna selects {self.search.trials} candidates of each method, such as:\n")
+        return dry_run(self.job)
+
+    def without(self) -> list[str]:
+        """Methods without a candidate that worked."""
+        return [method for method in self.search.names if method not in self.search.chosen()]
+
+    def run(self, typed: argparse.Namespace, words: list[str], head: str | None) -> Path:
+        """Search, and write and print the result.
+
+        Args:
+            typed: The options.
+            words: The command of each of several processes, without these options.
+            head: Comments of the config to write with the best candidates; None for no config.
+
+        Returns:
+            The config with the best candidates, or the table if no config is written.
+        """
+        job, search, folder = self.job, self.search, self.job.folder
+        _check_validation(job.chosen)
+        begin(job)
+        if typed.jobs > 1:
+            self.stopped = spawn(job, child_words(words, typed, job), typed.jobs, search)
+        else:
+            self.stopped = work(job, typed, search).stopped
+        from randlora_pl.sweep.tuning_files import as_json, config_text, markdown
+        from randlora_pl.utils.run_results import environment
+
+        made = {name: value for name, value in environment().items() if name in ("version", "git_commit")}
+        report = {"command": job.same} | made | search.report()
+        files = {FILE: as_json(report), "tuning.md": markdown(report)}
+        if head is not None:
+            files["tuned.yaml"] = config_text(search.tuned(), head)
+        for name, text in files.items():
+            write_text(folder.path / name, text)
+        print("\n".join(["", markdown(report), *search.remarks()]))
+        first, *others = reversed(files)
+        print(f"Written: {folder.path / first}, {' and '.join(others)} in the same folder; {summary(job)}")
+        if self.stopped:
+            print(f"Stopped, because {self.stopped}. Resume with: {job.same}")
+        elif without := self.without():
+            kept = "" if head is None else "; the config keeps their values"
+            print(f"No candidate worked for: {', '.join(without)}{kept}. See {place_of(job)}/cells")
+        return folder.path / first
+
+
+def _tuning(typed: argparse.Namespace, file: Path, description: SweepConfig, folder: SweepFolder, same: str) -> _Tuning:
+    """Return the search of the options without running it."""
+    silence_library_warnings()
+    from randlora_pl.sweep.search import Search
+
+    with errors_in(file):
+        whole = replace(description, root=typed.root, tune=description.tune | _typed_search(typed))
+        search = Search(whole, folder)
+        for word in typed.only:
+            key, _, text = word.partition("=")
+            if key not in ("model", "dataset", "method"):
+                raise UserError(f"--only {word}: a search is restricted by model, dataset or method.")
+            search.restrict(f"{key}s", labels_of(word, text, list(getattr(search.small, f"{key}s"))))
+        cells = search.examples()
+        check_root_is_read(cells, typed.root)
+    job = Job(whole, cells, cells, folder, same)
+    choose(job, [], None, typed.skip_missing, typed.dry_run)
+    search.restrict("datasets", [cell.labels.dataset for cell in job.chosen])
+    job.cells = job.chosen = search.examples()
+    folder.check(job.cells)
+    return _Tuning(job, search)
+
+
+def _comments(file: Path) -> str:
+    """Return the lines of comments in a config."""
+    return "".join(line for line in file.read_text(encoding="utf-8").splitlines(True) if line.startswith("#"))
+
+
+def _check_validation(cells: list[Trial]) -> None:
+    """Check that every dataset has validation samples."""
+    from randlora_pl.sweep.expand import data_of
+
+    for label, cell in {cell.labels.dataset: cell for cell in cells}.items():
+        data = data_of(cell.tree)
+        if is_text(cell.tree):  # texts need a tokenizer to be read
+            if data.validation == 0 and data.dataset not in OWN_TEXTS:
+                raise UserError(f"datasets.{label}: nothing is held out. Add data.validation: N to tune.set.")
+            continue
+        with redirect_stderr(io.StringIO()):  # its remarks are errors here
+            data.setup("validate")
+            loader = data.val_dataloader()
+        if isinstance(loader, list) or not len(data.samples("val")):  # a list: the data have no loader
+            raise UserError(f"datasets.{label}: tuning needs validation images, and none are held out.")

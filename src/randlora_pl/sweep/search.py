@@ -1,0 +1,448 @@
+"""A search of options on validation samples; the test samples are left alone.
+
+Candidates are tried with the first of the search's seeds, the two best also with the others: one run on few validation
+samples is too noisy a judge between neighbours. A method's score is the mean over the models, datasets and budgets of
+the search, so that it gets one rate for all of them, as in the paper.
+
+By default the learning rate climbs: from a method's own rate and its two neighbours on while the best lies at an end of
+what was tried, with one seed and then with all. The candidates depend on the scores alone, neither on a kill nor on the
+number of processes. `grid` tries all values, and `tpe` leaves the choice to Optuna.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from randlora_pl.adapters import methods
+from randlora_pl.run.options.compose import flatten, nested
+from randlora_pl.run.options.validate import rate_name
+from randlora_pl.sweep.description import SweepConfig, Tree, budgets, is_zero_shot
+from randlora_pl.sweep.expand import task_of
+from randlora_pl.sweep.folder import FAILED, OPEN, SweepFolder
+from randlora_pl.sweep.plan import Trial, methods_of, plan
+from randlora_pl.sweep.planned import whole_numbers
+from randlora_pl.sweep.provenance import RATES, shown, with_values
+from randlora_pl.sweep.trial_config import trial_config
+from randlora_pl.utils.errors import UserError, errors_in, near
+
+if TYPE_CHECKING:
+    from randlora_pl.sweep.study import Pruning, Study
+
+FINALISTS = 2
+CLIMB, GRID, TPE = SAMPLERS = ("climb", "grid", "tpe")
+PRUNERS = ("median", "halving")
+
+VALIDATED = {"limit_val_batches": 1.0, "val_check_interval": 1.0, "check_val_every_n_epoch": 1}
+"""Options of the trainer: validation once, after the last step, on all validation samples."""
+_CHECKS = 0.25
+"""Share of a run after which a pruner looks at it."""
+
+_FACTORS = [2.0**power for power in range(-10, 11)]
+"""Rates to try in units of a method's own, where no others are given."""
+
+Values = tuple[Any, ...]
+"""A candidate: a value of each option."""
+
+
+def climbed(grid: Sequence[float], low: int, high: int, score: Callable[[float], float | None]) -> tuple[int, int]:
+    """Extend a part of a grid while its best value is at an end of it.
+
+    Args:
+        grid: Values in rising order.
+        low: First index of the part.
+        high: Last index of the part.
+        score: The higher the better, None where it is not known yet; of equal ones the lowest value counts.
+
+    Returns:
+        The part to try so far: it only ever grows as scores become known, until its best has a neighbour on both sides
+        or is an end of the grid.
+    """
+    while True:
+        scores = [found for value in grid[low : high + 1] if (found := score(value)) is not None]
+        if len(scores) <= high - low:
+            return low, high
+        best = low + scores.index(max(scores))
+        if best == low > 0:
+            low -= 1
+        elif best == high < len(grid) - 1:
+            high += 1
+        else:
+            return low, high
+
+
+class Search:
+    """The search that the ``tune`` part of a sweep describes.
+
+    Args:
+        description: The sweep whose methods are tuned.
+        folder: Folder of the search, with its cells and Optuna's study.
+
+    Attributes:
+        space: By option: a list of values; ``low``, ``high`` and ``log``; or None for factors of the own rate.
+        names: By method: its names of the options, a learning rate first, and their names in the space.
+
+    Raises:
+        UserError: Something in the description is wrong.
+    """
+
+    def __init__(self, description: SweepConfig, folder: SweepFolder) -> None:
+        tune = description.tune
+        self.description, self.folder = description, folder
+        given = flatten(nested(tune.get("set", {})))
+        if wrong := [name for name in VALIDATED if f"trainer.{name}" in given]:
+            raise UserError(f"tune.set has trainer.{wrong[0]}: a search validates at its own times. Remove it.")
+        self.sampler, self.pruner = _word(tune, "sampler", SAMPLERS), ""
+        if "pruner" in tune:
+            self.pruner = _word(tune, "pruner", PRUNERS)
+        self.trials = tune.get("trials", 20)
+        if not isinstance(self.trials, int) or self.trials < 1:
+            raise UserError(f"tune.trials is {self.trials!r}: give the number of candidates for Optuna to try.")
+        if self.sampler != TPE and (wrong := [name for name in ("pruner", "trials") if name in tune]):
+            raise UserError(f"tune.{wrong[0]} needs sampler: tpe. Add it, or remove {wrong[0]}.")
+        self.seeds = whole_numbers("tune.seeds", tune.get("seeds", [0]))
+        if both := set(self.seeds) & set(description.seeds):
+            raise UserError(f"seeds and tune.seeds both contain {min(both)}; choose others for one of them.")
+        self.monitor = str(tune.get("monitor", "val/acc"))
+        if not self.monitor.startswith("val/"):
+            raise UserError(f"tune.monitor is {self.monitor!r}: give a metric of the validation, such as val/loss.")
+        self.small = replace(
+            description,
+            datasets=_some("datasets", tune, description.datasets),
+            budgets=budgets(tune["budgets"]) if tune.get("budgets") else description.budgets,
+            options=description.options | tune.get("set", {}),
+            methods={label: facts for label, facts in description.methods.items() if not is_zero_shot(label)},
+        )
+        self.space = _space(tune.get("search") or {RATES[0]: None}, self.sampler)
+        self.names = {method: self._names(method) for method in self.small.methods}
+        known = {option for names in self.names.values() for option in names.values()}
+        if unknown := [option for option in self.space if option not in known]:
+            options = [name for method in self.names for name in self._options(method)]
+            raise UserError(f"tune.search has {unknown[0]!r}, which no method has.{near(unknown[0], options)}")
+        self._grids: dict[str, tuple[list[list[Any]], tuple[int, int] | None]] = {}
+        self._cells: dict[tuple[str, Values, int], list[Trial]] = {}
+        self._studies: dict[str, Study] = {}
+
+    def _tree(self, method: str) -> Tree:
+        facts = self.small.methods[method]
+        with errors_in(f"methods.{method}"):
+            model = self.small.models[(facts.get("models") or list(self.small.models))[0]]
+            return trial_config(model, facts, self.small.options, None, untrained=False)
+
+    def _options(self, method: str) -> list[str]:
+        """Return the options that a method's adapter has."""
+        kind = getattr(methods, str(flatten(self._tree(method))["model.adapter"]).rpartition(".")[2], None)
+        return list(inspect.signature(kind).parameters) if kind else []
+
+    def _names(self, method: str) -> dict[str, str]:
+        """Return the names of the options in a method: not all have an alpha, and a linear probe has a head's rate."""
+        tree = self._tree(method)
+        adapter = str(flatten(tree)["model.adapter"]).rpartition(".")[2]
+        rate = rate_name(adapter, tree["model"]["class_path"].rpartition(".")[2])
+        own = [option for option in self.space if option in (*RATES, *self._options(method)) or "." in option]
+        names = {rate if option == RATES[0] else option: option for option in own}
+        return dict(sorted(names.items(), key=lambda pair: pair[0] not in RATES))
+
+    def restrict(self, group: str, labels: Sequence[str]) -> None:
+        """Keep some models, datasets or methods, and the methods that a model is left for."""
+        kept = {label: facts for label, facts in getattr(self.small, group).items() if label in labels}
+        changed: dict[str, Any] = {group: kept}
+        self.small = replace(self.small, **changed)
+        left = {method for model in self.small.models for method in methods_of(self.small, model)}
+        self.names = {method: names for method, names in self.names.items() if method in left}
+        self._cells = {}
+
+    def cells(self, method: str, values: Values, seed: int) -> list[Trial]:
+        """Return the cells of a candidate with a seed."""
+        key = (method, values, seed)
+        if key not in self._cells:
+            tried = dict(zip(self.names[method], values, strict=True))
+            facts = with_values(self.small.methods[method], tried)
+            part = replace(self.small, methods={f"{method} at {shown(tried)}": facts}, seeds=[seed])
+            checks = VALIDATED | ({"val_check_interval": _CHECKS} if self.pruner else {})
+            self._cells[key] = [
+                replace(cell, facts={"tunes": method, **tried}) for cell in plan(part, {"trainer": checks})
+            ]
+        return self._cells[key]
+
+    def _grid(self, method: str) -> tuple[list[list[Any]], tuple[int, int] | None]:
+        """Return the values of each option of a method, and the ends of the rates to begin with, if not with all."""
+        if method not in self._grids:
+            grid = [self.space[option] for option in self.names[method].values()]
+            if self.sampler != CLIMB or next(iter(self.names[method])) not in RATES:
+                self._grids[method] = grid, None
+                return grid, None
+            own = self._own(method)
+            rates = [own * factor for factor in _FACTORS] if grid[0] is None else grid[0]
+            middle = min(range(len(rates)), key=lambda i: abs(math.log(rates[i] / own)))
+            self._grids[method] = [rates, *grid[1:]], (max(middle - 1, 0), min(middle + 1, len(rates) - 1))
+        return self._grids[method]
+
+    def _own(self, method: str) -> float:
+        """Return a method's own rate: its config's, or its default."""
+        name, tree = next(iter(self.names[method])), self._tree(method)
+        rate = tree["model"].get("init_args", {}).get(name)
+        return float(getattr(task_of(tree), name) if rate is None else rate)
+
+    def study(self, method: str) -> "Study":
+        """Return Optuna's study of a method."""
+        if method not in self._studies:
+            from randlora_pl.sweep.study import Study
+
+            space = {name: self.space[option] for name, option in self.names[method].items()}
+            self._studies[method] = Study(
+                self.folder.path, method, space, self.trials, self._sign() < 0, self.seeds[0], self.pruner
+            )
+        return self._studies[method]
+
+    def candidates(self, method: str) -> list[Values]:
+        """Return the candidates to try with the first seed, as far as is known by now."""
+        if self.sampler == TPE:
+            return list(dict.fromkeys(self.study(method).candidates()))
+        (rates, *others), start = self._grid(method)
+        if start is None:
+            return list(product(rates, *others))
+        found: list[Values] = []
+        for rest in product(*others):
+            low, high = climbed(rates, *start, partial(self._known, method, rest, self.seeds[:1]))
+            found += [(rate, *rest) for rate in rates[low : high + 1]]
+        return sorted(found, key=lambda values: values[0])
+
+    def _known(self, method: str, rest: Values, seeds: Sequence[int], rate: float) -> float | None:
+        return self.score(method, (rate, *rest), seeds)
+
+    def _beyond(self, method: str, tried: Sequence[Values], finalists: Sequence[Values]) -> list[Values]:
+        """Return the candidates next to a winner that has no neighbour on one side, and so on."""
+        best = self.best(method, finalists, self.seeds)
+        if not best or self.sampler != CLIMB or self._grid(method)[1] is None:
+            return []
+        rates, rest = self._grid(method)[0][0], best[0][1:]
+        first = [values[0] for values in tried if values[1:] == rest]
+
+        def score(rate: float) -> float | None:
+            lost = rate in first and (rate, *rest) not in finalists
+            return -math.inf if lost else self.score(method, (rate, *rest), self.seeds)
+
+        low, high = climbed(rates, rates.index(first[0]), rates.index(first[-1]), score)
+        return [(rate, *rest) for rate in rates[low : high + 1] if rate not in first]
+
+    def known(self, ask: bool = False) -> list[Trial]:
+        """Return the cells to run, as far as is known by now.
+
+        Args:
+            ask: If True, Optuna begins another trial.
+        """
+        found: list[Trial] = []
+        for method in self.names:
+            if self.sampler == TPE:
+                study = self.study(method)
+                study.tell(partial(self.score, method, seeds=self.seeds[:1]))
+                if ask and not study.full():
+                    study.ask()
+                    ask = False
+            for values, seed in self._rounds(method):
+                found += [cell for cell in self.cells(method, values, seed) if not self.dropped(cell)]
+        return found
+
+    def _rounds(self, method: str) -> list[tuple[Values, int]]:
+        """Return the candidates that are known by now, each with its seeds."""
+        first, *others = self.seeds
+        tried = self.candidates(method)
+        pairs = [(values, first) for values in tried]
+        over = all(self.score(method, values, [first]) is not None for values in tried)
+        if not over or (self.sampler == TPE and not self.study(method).full()):
+            return pairs
+        finalists = self.best(method, tried, [first])[:FINALISTS]
+        pairs += [(values, seed) for values in finalists for seed in others]
+        if all(self.score(method, values, self.seeds) is not None for values in finalists):
+            pairs += [(values, seed) for values in self._beyond(method, tried, finalists) for seed in self.seeds]
+        return pairs
+
+    def dropped(self, cell: Trial) -> bool:
+        """Return True if a cell is not worth running, because its candidate has failed elsewhere."""
+        method = cell.facts["tunes"]
+        values = tuple(cell.facts[name] for name in self.names[method])
+        cells = self.cells(method, values, cell.labels.seed)
+        return self.folder.state(cell) == OPEN and any(self.folder.state(other) == FAILED for other in cells)
+
+    def trials_left(self) -> bool:
+        """Return True if Optuna has candidates to select."""
+        return self.sampler == TPE and not all(self.study(method).full() for method in self.names)
+
+    def examples(self) -> list[Trial]:
+        """Return the first cells; where Optuna selects, those of one possible candidate of each method."""
+        if self.sampler != TPE:
+            return self.known()
+        found: list[Trial] = []
+        for method in self.names:
+            space = [self.space[option] for option in self.names[method].values()]
+            values = tuple(values[0] if isinstance(values, list) else values["low"] for values in space)
+            found += self.cells(method, values, self.seeds[0])
+        return found
+
+    def finished(self) -> bool:
+        """Return True if all rounds are over."""
+        return not self.trials_left() and all(self.folder.state(cell) != OPEN for cell in self.known())
+
+    def watcher(self, cell: Trial) -> "Pruning | None":
+        """Return the callback that may end a cell early."""
+        if not self.pruner or cell.labels.seed != self.seeds[0]:
+            return None
+        method = cell.facts["tunes"]
+        values = tuple(cell.facts[name] for name in self.names[method])
+        hashes = [other.hash for other in self.cells(method, values, cell.labels.seed)]
+        return self.study(method).watcher(values, hashes.index(cell.hash), self.monitor)
+
+    def _sign(self) -> int:
+        return -1 if self.monitor.endswith("loss") else 1
+
+    def score(self, method: str, values: Values, seeds: Sequence[int]) -> float | None:
+        """Return the mean metric of a candidate, or minus the loss; None while cells are open.
+
+        Minus infinity stands for a candidate that failed.
+        """
+        cells = [cell for seed in seeds for cell in self.cells(method, values, seed)]
+        states = [self.folder.state(cell) for cell in cells]
+        if FAILED in states:
+            return -math.inf
+        metrics = [self.metric(cell) for cell in cells]
+        if OPEN in states:
+            return None
+        found = [metric for metric in metrics if metric is not None]
+        return self._sign() * fmean(found) if len(found) == len(cells) else -math.inf
+
+    def metric(self, cell: Trial) -> float | None:
+        """Return the deciding metric of a finished cell."""
+        found = self.folder.results(cell).get(self.monitor)
+        return float(found) if isinstance(found, int | float) else None
+
+    def scores(self, method: str, candidates: Sequence[Values], seeds: Sequence[int]) -> dict[Values, float]:
+        """Return the scores of the candidates that have worked with these seeds."""
+        known = {values: self.score(method, values, seeds) for values in candidates}
+        return {values: score for values, score in known.items() if score is not None and score > -math.inf}
+
+    def best(self, method: str, candidates: Sequence[Values], seeds: Sequence[int]) -> list[Values]:
+        """Return the candidates that have worked, the best first; of equal ones the first."""
+        scores = self.scores(method, candidates, seeds)
+        return sorted(scores, key=lambda values: -scores[values])
+
+    def tried(self, method: str) -> list[Values]:
+        """Return every candidate that is known by now."""
+        found = list(dict.fromkeys(values for values, _ in self._rounds(method)))
+        return sorted(found, key=lambda values: values[0]) if self.sampler == CLIMB else found
+
+    def chosen(self) -> dict[str, Tree]:
+        """Return the best candidate of each method; a method none of whose candidates worked is left out."""
+        best = {method: self.best(method, self.tried(method), self.seeds)[:1] for method in self.names}
+        return {method: dict(zip(self.names[method], found[0], strict=True)) for method, found in best.items() if found}
+
+    def report(self) -> Tree:
+        """Everything that was tried, JSON-ready: the provenance of the rates."""
+        chosen, found = self.chosen(), {}
+        for method in self.names:
+            tried = [self._entry(method, values) for values in self.tried(method)]
+            facts = self.description.methods[method]
+            begun = [entry for entry in tried if entry[self.monitor] or "failed" in entry]
+            found[method] = {"method": facts, "chosen": chosen.get(method), "tried": begun}
+        return {
+            "finished": self.finished(),
+            "split": "val",
+            "monitor": self.monitor,
+            "seeds": self.seeds,
+            "finalists": FINALISTS,
+            "sampler": self.sampler,
+            **({"trials": self.trials, "pruner": self.pruner} if self.sampler == TPE else {}),
+            "models": {model: self.description.models[model] for model in self.small.models},
+            "datasets": list(self.small.datasets),
+            "budgets": self.small.budgets,
+            "set": self.description.tune.get("set", {}),
+            "methods": found,
+        }
+
+    def _entry(self, method: str, values: Values) -> Tree:
+        """Return what is known of a candidate."""
+        cells = {seed: self.cells(method, values, seed) for seed in self.seeds}
+        scores = {seed: self.scores(method, [values], [seed]).get(values) for seed in self.seeds}
+        means = {str(seed): self._sign() * score for seed, score in scores.items() if score is not None}
+        reasons = [self.folder.failure(cell).get("reason") for row in cells.values() for cell in row]
+        failed = {"failed": reason} if (reason := next(filter(None, reasons), None)) else {}
+        return dict(zip(self.names[method], values, strict=True)) | {self.monitor: means} | failed
+
+    def remarks(self) -> list[str]:
+        """Return remarks on best rates at the edge of what was tried, and on methods of which all rates are equal."""
+        edges, flat = [], []
+        for method, values in self.chosen().items():
+            (name, rate), *_ = values.items()
+            tried = self.tried(method)
+            scores = self.scores(method, tried, self.seeds[:1])
+            rates = [candidate[0] for candidate in tried]
+            if name in RATES and len(set(rates)) > 1 and rate in (min(rates), max(rates)):
+                edges.append(f"{method} ({rate:g})")
+            if len(scores) > 1 and len(set(scores.values())) == 1:
+                flat.append(method)
+        found = []
+        if edges:
+            found.append(f"Best at the edge of what was tried, so a better rate may lie beyond it: {', '.join(edges)}")
+        if flat:
+            found.append(f"All candidates are equally good, so none can be selected: {', '.join(flat)}. "
+                         "Train for more steps.")  # fmt: skip
+        return found
+
+    def tuned(self) -> SweepConfig:
+        """Return the description with the best candidates in it."""
+        chosen, given = self.chosen(), self.description.methods
+        return replace(
+            self.description, methods={label: with_values(given[label], chosen.get(label, {})) for label in given}
+        )
+
+
+def _word(tune: Tree, name: str, known: Sequence[str]) -> str:
+    value = tune.get(name, known[0])
+    if value not in known:
+        raise UserError(f"tune.{name} is {value!r}: give {', '.join(known)}.{near(str(value), known)}")
+    return str(value)
+
+
+def _some(name: str, tune: Tree, known: dict[str, Tree]) -> dict[str, Tree]:
+    chosen = tune.get(name) or list(known)
+    if not isinstance(chosen, list):
+        raise UserError(f"tune.{name} is {chosen!r}: expected a list of labels.")
+    for label in chosen:
+        if label not in known:
+            raise UserError(f"tune.{name} has {label!r}, which is none of the {name}.{near(str(label), known)}")
+    return {label: known[label] for label in chosen}
+
+
+def _space(search: Any, sampler: str) -> dict[str, Any]:
+    """Return the values of each option, checked: a list without doubles, in rising order if it has numbers."""
+    if not isinstance(search, dict):
+        raise UserError(f"tune.search is {search!r}: give options, such as {{learning_rate: [1e-3, 1e-2]}}.")
+    return {str(option): _values(f"tune.search.{option}", option, values, sampler) for option, values in search.items()}
+
+
+def _values(where: str, option: str, values: Any, sampler: str) -> Any:
+    numbers = [value for value in (values.values() if isinstance(values, dict) else values or []) if _number(value)]
+    match values:
+        case None if option == RATES[0] and sampler == CLIMB:
+            return None
+        case [_, *_] if len(numbers) == len(values):
+            if option in RATES and min(numbers) <= 0:
+                raise UserError(f"{where} is {values!r}: give positive numbers.")
+            return sorted({float(value) if option in RATES else value for value in numbers})
+        case [_, *_] if all(isinstance(value, str | int | float | None) for value in values):
+            return list(dict.fromkeys(values))
+        case {"low": low, "high": high, **more} if (
+            _number(low) and _number(high) and low < high and (more.keys() <= {"log"})
+        ):
+            if sampler != TPE:
+                raise UserError(f"{where} is a range, which needs sampler: tpe. Add it, or give a list of values.")
+            return {"low": low, "high": high, "log": bool(more.get("log", low > 0))}
+    raise UserError(f"{where} is {values!r}: give a list of values, or {{low: 1e-4, high: 1e-1}} with sampler: tpe.")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
