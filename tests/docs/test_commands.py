@@ -51,8 +51,10 @@ def test_commands_are_understood(name: str, command: str) -> None:
     a_run = verb == "fit" or words[:2] == ["tune", "--config"]  # the rate of a run, with the options of fit
     if a_run and "--resume" not in options and "--help" not in options and len(words) > 1:
         typed = re.sub(
-            r"--(?:config|from-adapter) runs/\S+|--from-form \w+", "", shlex.join(words[1:])
-        )  # those that an earlier command wrote
+            r"--(?:config|from-adapter) runs/\S+|--from-form \w+|--(?:sampler|pruner|trials) \w+|--search( [^-]\S*)+",
+            "",
+            shlex.join(words[1:]),
+        )  # configs that an earlier command wrote, and the options of a search
         # This checks configs, classes, options and datasets by name.
         prepare("fit", [word for word in shlex.split(typed) if word != "--dry-run"])
         return

@@ -65,7 +65,7 @@ def test_a_method_has_other_options_in_some_cases() -> None:
         ([{"datasets": ["digit"]}], "which is none of the datasets. Did you mean 'digits'"),
         ([{"sets": {}}], "cases has no key 'sets'"),
         ([{"set": {"data.stepz": 1}}], "Did you mean"),
-        ({"budgets": [2]}, "expected a list"),
+        ({"budgets": [2]}, "give a list"),
     ):
         with pytest.raises(UserError, match=said):
             cells_of(methods={"LoRA-4": {"adapter": "LoRA", "cases": wrong}}, budgets=[1, 2])

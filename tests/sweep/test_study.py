@@ -24,12 +24,13 @@ TUNE = {
     "trials": 12,
     "seeds": [0, 4],
 }
-LORA = {"LoRA-4": {"adapter": "LoRA"}}
+LORA = {"LoRA-4": {"adapter": "LoRA", "rank": 6, "learning_rate": 1e-3, "rslora": False}}
 
 
 def search_in(folder: Path, **changes: Any) -> Search:
     description = SweepConfig.of(GRID | {"methods": LORA, "tune": TUNE | changes})
-    return Search(description, SweepFolder(folder))
+    SweepFolder(folder, "tune.yaml").open(description, [])
+    return Search(description, SweepFolder(folder, "tune.yaml"))
 
 
 def end(search: Search, cells: list[Trial]) -> None:
@@ -48,6 +49,8 @@ def candidates(search: Search) -> list[tuple[Any, ...]]:
 
 def test_interrupted_at_each_trial_it_tries_the_same(tmp_path: Path) -> None:
     whole = search_in(tmp_path / "a")
+    assert candidates(whole)[0] == (1e-3, 6, False), "the method's own values"
+    end(whole, whole.known())
     while not whole.finished():
         end(whole, whole.known(ask=True))
     assert len(candidates(whole)) == 12 and whole.report()["finished"]
@@ -59,6 +62,7 @@ def test_interrupted_at_each_trial_it_tries_the_same(tmp_path: Path) -> None:
     tuned = whole.tuned()
     assert chosen_for(whole.report(), tuned.models["tiny"], "LoRA-4", tuned.methods["LoRA-4"]) == chosen
     again = search_in(tmp_path / "b")
+    end(again, again.known())
     while not again.finished():
         begun = again.known(ask=True)  # and killed
         again = search_in(tmp_path / "b")
@@ -86,7 +90,7 @@ def test_processes_share_the_trials(tmp_path: Path) -> None:
 def test_a_loss_is_minimized(tmp_path: Path) -> None:
     search = search_in(tmp_path, trials=3, seeds=[0], monitor="val/loss")
     for number in range(3):
-        for cell in search.known(ask=True):
+        for cell in search.known(ask=number > 0):
             results = {"finished": True, "val/loss": 3.0 - number}
             file = search.folder.begin(cell) / "results.json"
             if not file.exists():
@@ -100,7 +104,7 @@ def test_a_run_that_is_worse_than_others_at_the_same_step_is_pruned(tmp_path: Pa
     search = search_in(tmp_path, pruner=pruner, seeds=[0])
     pruned = []
     for number in range(8):
-        (cell,) = (cell for cell in search.known(ask=True) if search.folder.state(cell) == "open")
+        (cell,) = (cell for cell in search.known(ask=number > 0) if search.folder.state(cell) == "open")
         assert cell.flat["trainer.val_check_interval"] == 0.25
         watcher: Any = search.watcher(cell)
         try:
@@ -129,7 +133,8 @@ def test_the_other_cells_of_a_pruned_candidate_are_dropped(tmp_path: Path) -> No
     datasets = {"a": {"dataset": "digits"}, "b": {"dataset": "digits", "steps": 3}}
     description = SweepConfig.of(GRID | {"methods": LORA, "tune": TUNE | {"pruner": "median"}, "datasets": datasets})
     search = Search(description, SweepFolder(tmp_path))
-    first, second = search.known(ask=True)
+    SweepFolder(tmp_path).open(description, [])
+    first, second = search.known()
     search.folder.fail(first, "pruned after 25 % of the steps")
     assert search.dropped(second) and search.known() == [first]
 

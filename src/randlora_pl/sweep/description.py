@@ -3,26 +3,67 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, is_typeddict
 
 from randlora_pl.data.catalog.registry import PAPER
 from randlora_pl.run.options.validate import FORMS
-from randlora_pl.sweep.planned import check_labels, planned_pairs, remarks, title, whole_numbers
-from randlora_pl.sweep.provenance import RATES, checked, joined
+from randlora_pl.sweep.provenance import checked, joined
 from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.options import Check, Count, Positive, misfit
 
 Tree = dict[str, Any]
+Words = str | list[str]
+Seeds = Annotated[
+    list[Annotated[int, Check(lambda value: 0 <= value < 2**32, "a whole number below 2**32")]],
+    Check(bool, "a list of whole numbers such as [1, 2, 3]"),
+    Check(lambda values: len(set(values)) == len(values), "each number once"),
+]
+Rate = Annotated[float, Positive]
 
 ZERO_SHOT = "zero-shot"
 """The method, and the budget, of an untrained model."""
 
-_KEYS = (
-    *("title", "paper", "models", "datasets", "budgets", "methods", "seeds", "set", "cases"),
-    *("notes", "pairs", "baselines", "keep_adapters", "tune", "tuned"),
-)
-_FLAGS = {"baselines": False, "keep_adapters": True}
-_MODEL = ("config", "set", "family", "paper_name")
-_TUNE = ("search", "sampler", "trials", "pruner", "seeds", "datasets", "budgets", "monitor", "set")
+
+class _Model(TypedDict):
+    config: Words
+    set: NotRequired[Tree]
+    family: NotRequired[str]
+    paper_name: NotRequired[Any]
+
+
+class _Case(TypedDict, total=False):
+    set: Tree
+    datasets: list[Any]
+    budgets: list[Any]
+
+
+class _Method(TypedDict, total=False):
+    config: Words
+    adapter: str
+    task: str
+    learning_rate: Rate
+    head_learning_rate: Rate
+    prompt_learning_rate: Rate
+    set: Tree
+    cases: list[_Case]
+    models: Any
+    paper_name: Any
+    first: Tree
+
+
+class Tune(TypedDict, total=False):
+    """Settings of a search."""
+
+    search: Tree
+    sampler: Literal["climb", "grid", "tpe"]
+    trials: Count
+    pruner: Literal["median", "halving"]
+    seeds: Seeds
+    datasets: list[Any]
+    budgets: list[Any]
+    monitor: Annotated[str, Check(lambda value: value.startswith("val/"), "a metric of the validation like val/loss")]
+    set: Tree
+
 
 _OF_THE_GRID = {
     "data.shots": "budgets",
@@ -32,7 +73,7 @@ _OF_THE_GRID = {
 }
 """Options that are an axis of the grid."""
 
-METHOD = ("config", "adapter", "task", *RATES, "set", "cases", "models", "paper_name", "first")
+METHOD = tuple(_Method.__annotations__)
 """Keys of a method; all others are options of its adapter."""
 
 
@@ -66,16 +107,16 @@ class SweepConfig:
     methods: dict[str, Tree]
     datasets: dict[str, Tree]
     budgets: list[str]
-    seeds: list[int]
+    seeds: Seeds
     options: Tree = field(default_factory=dict)
-    cases: list[Tree] = field(default_factory=list)
+    cases: list[_Case] = field(default_factory=list)
     title: str = ""
     paper: Tree = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    pairs: list[list[str]] = field(default_factory=list)
+    pairs: list[tuple[str, str]] = field(default_factory=list)
     baselines: bool = False
     keep_adapters: bool = True
-    tune: Tree = field(default_factory=dict)
+    tune: Tune = field(default_factory=Tune)
     tuned: Tree = field(default_factory=dict)
     root: str | None = None
 
@@ -86,47 +127,37 @@ class SweepConfig:
         Raises:
             UserError: Names the key that is unknown, missing or wrong.
         """
-        _known(content, _KEYS, "a sweep")
+        given = {key: value for key, value in content.items() if value is not None}
+        kinds = {"set" if item.name == "options" else item.name: item.type for item in fields(cls)}
+        refuse_unknown(given, [key for key in kinds if key != "root"], "a sweep")
+        for key, value in given.items():
+            if key not in ("models", "methods", "datasets", "budgets", "paper", "tuned"):  # these have short forms
+                fit(value, kinds[key], key)
         for key in ("models", "methods", "datasets", "budgets"):
-            if not content.get(key):
+            if not given.get(key):
                 raise UserError(f"{key} is missing: a sweep is the product of models, datasets, budgets and methods.")
-        models = _group("models", content["models"])
+        models, methods = (_group(name, given[name]) for name in ("models", "methods"))
         for label, facts in models.items():
-            _known(facts, _MODEL, f"models.{label}")
-            if not facts.get("config"):
-                raise UserError(f"models.{label} has no config: name one, see: randlora-pl config list")
-            _words(f"models.{label}.config", facts["config"])
+            fit(facts, _Model, f"models.{label}")
             _options(f"models.{label}.set", facts.get("set", {}))
-        methods = _group("methods", content["methods"])
-        grid: Any = {"datasets": _datasets(content["datasets"]), "budgets": budgets(content["budgets"])}
-        _check_cases("cases", content, grid)
+        grid: Any = {"datasets": _datasets(given["datasets"]), "budgets": budgets(given["budgets"])}
+        _check_cases("cases", given, grid)
         for label, facts in methods.items():
             _check_method(label, facts, models)
             for place, stage in ((f"methods.{label}", facts), (f"methods.{label}.first", facts.get("first", {}))):
                 _check_cases(f"{place}.cases", stage, grid)
-        tune = _mapping("tune", content.get("tune") or {})
-        _known(tune, _TUNE, "tune")
-        _options("tune.set", tune.get("set", {}))
-        flags = {name: content.get(name, default) for name, default in _FLAGS.items()}
-        if wrong := [name for name, flag in flags.items() if not isinstance(flag, bool)]:
-            raise UserError(f"{wrong[0]} is {flags[wrong[0]]!r}: give true or false.")
-        paper = content.get("paper") or {}
-        return cls(
-            models=models,
-            methods=methods,
-            datasets=grid["datasets"],
-            budgets=grid["budgets"],
-            seeds=whole_numbers("seeds", content.get("seeds", [0])),
-            options=_options("set", content.get("set") or {}),
-            cases=content.get("cases", []),
-            title=title(content.get("title") or ""),
-            paper=paper if isinstance(paper, dict) else {"table": paper},
-            notes=remarks(content.get("notes") or []),
-            pairs=planned_pairs(content.get("pairs") or [], [label for label in methods if not is_zero_shot(label)]),
-            tune=tune,
-            tuned=checked(content["tuned"], repr(content["tuned"])[:60]) if content.get("tuned") else {},
-            **flags,
-        )
+        given |= {"tune": given.get("tune", {}), "options": _options("set", given.pop("set", {}))}
+        _options("tune.set", given["tune"].get("set", {}))
+        trained = [label for label in methods if not is_zero_shot(label)]
+        for pair in given.get("pairs", []):
+            members("pairs", pair, trained, "trained methods")
+            if pair[0] == pair[1]:
+                raise UserError(f"pairs has {pair[0]!r} with itself: name two methods.")
+        if not isinstance(paper := given.get("paper", {}), dict):
+            given["paper"] = {"table": paper}
+        if "tuned" in given:
+            checked(given["tuned"], repr(given["tuned"])[:60])
+        return cls(**{"seeds": [0]} | given | {"models": models, "methods": methods} | grid)
 
     def content(self) -> Tree:
         """Return the content that `of` reads, with every label and budget written out."""
@@ -135,7 +166,9 @@ class SweepConfig:
         tree["datasets"] = list(self.datasets) if plain else self.datasets
         tree["set"] = tree.pop("options")
         tree["baselines"] = self.baselines or None
-        return {key: tree[key] for key in _KEYS if tree[key] not in ("", {}, [], None)}
+        order = ("title", "paper", "models", "datasets", "budgets", "methods", "seeds", "set", "cases")
+        order += ("notes", "pairs", "baselines", "keep_adapters", "tune", "tuned")
+        return {key: tree[key] for key in order if tree[key] not in ("", {}, [], None)}
 
     def data(self, dataset: str, budget: str) -> Tree:
         """Return the options of the data of a cell; what they do not name must be left out.
@@ -163,8 +196,7 @@ class SweepConfig:
 
 def budgets(values: Any) -> list[str]:
     """Return budgets by their labels: ``4`` is ``4-shot``, ``0.5`` and ``50%`` are ``50%``; ``15k`` stays."""
-    if not isinstance(values, list):
-        raise UserError(f"budgets is {values!r}: expected a list such as [1, 16, 50%, 100%].")
+    fit(values, list[Any], "budgets")
     return list(dict.fromkeys(budget(value) for value in values))
 
 
@@ -198,56 +230,64 @@ def is_zero_shot(label: str) -> bool:
     return "".join(filter(str.isalpha, label.lower())) in ("zeroshot", "untrained")
 
 
+def fit(value: Any, kind: Any, where: str) -> None:
+    """Refuse a value that does not have its type, or has a key that its type lacks.
+
+    Raises:
+        UserError: See above.
+    """
+    if wrong := misfit(value, kind, where):
+        raise UserError(f"{wrong}{f': give {wrong.wanted}' if wrong.wanted else ''}.")
+    if is_typeddict(kind) and kind is not _Method:  # whose other keys are options of its adapter
+        refuse_unknown(value, kind.__annotations__, where)
+
+
+def refuse_unknown(value: Tree, known: Iterable[str], where: str) -> None:
+    """Refuse keys that are not known."""
+    for key in value:
+        if key not in known:
+            raise UserError(f"{where} has no key {key!r}.{near(str(key), known)} Known: {', '.join(known)}")
+
+
+def members(where: str, values: Iterable[Any], known: Iterable[str], what: str) -> None:
+    """Refuse values that are none of those that are known."""
+    known = list(known)
+    for value in values:
+        if value not in known:
+            raise UserError(f"{where} has {value!r}, which is none of the {what}.{near(str(value), known)}")
+
+
 def _check_method(label: str, facts: Tree, models: Iterable[str]) -> None:
     """Refuse options that no method has, and make ``models`` a list of labels."""
     where = f"methods.{label}"
+    fit(facts, _Method, where)
     _options(f"{where}.set", facts.get("set", {}))
     if is_zero_shot(label):
-        _known(facts, ("set", "models", "paper_name"), where)
+        refuse_unknown(facts, ("set", "models", "paper_name"), where)
     elif not (facts.get("config") or facts.get("adapter")):
         raise UserError(f"{where} has neither config nor adapter: give one, see: randlora-pl adapters")
-    _words(f"{where}.config", facts.get("config") or [])
-    if "first" in facts:
-        _check_first(f"{where}.first", facts["first"])
-    for name in RATES:
-        if isinstance(rate := facts.get(name, 1.0), bool) or not isinstance(rate, int | float) or not rate > 0:
-            raise UserError(f"{where}.{name} is {rate!r}: give a positive number.")
+    if (first := facts.get("first")) is not None:
+        fit(first, _Method, f"{where}.first")
+        _options(f"{where}.first.set", first.get("set", {}))
+        if str(first.get("adapter")).lower() != "lora":
+            raise UserError(f"{where}.first has the adapter {first.get('adapter')!r}: a stage starts from LoRA alone.")
+        fit(first.get("form", FORMS[0]), Literal[FORMS], f"{where}.first.form")
+        if wrong := {"first", "models", "paper_name"} & first.keys():
+            raise UserError(f"{where}.first has {min(wrong)}, which is of the whole method: remove it there.")
     if given := facts.get("models"):  # a label that is a number is a word, too
         facts["models"] = [str(name) for name in (given if isinstance(given, list) else [given])]
-        if wrong := [name for name in facts["models"] if name not in models]:
-            raise UserError(f"{where}.models has {wrong[0]!r}, which is none of the models.{near(wrong[0], models)}")
-
-
-def _check_first(where: str, facts: Any) -> None:
-    """Refuse a first stage that no method describes, or in a form that there is none of."""
-    if str(_mapping(where, facts).get("adapter")).lower() != "lora":
-        raise UserError(
-            f"{where} has the adapter {facts.get('adapter')!r}: a stage starts from LoRA alone. Set adapter: LoRA."
-        )
-    if (form := facts.get("form", FORMS[0])) not in FORMS:
-        raise UserError(f"{where}.form is {form!r}: choose {' or '.join(FORMS)}.")
-    if wrong := {"first", "models", "paper_name"} & facts.keys():
-        raise UserError(f"{where} has {min(wrong)}, which is of the whole method: remove it there.")
-    _words(f"{where}.config", facts.get("config") or [])
-    _options(f"{where}.set", facts.get("set", {}))
+        members(f"{where}.models", facts["models"], models, "models")
 
 
 def _check_cases(where: str, facts: Mapping[str, Any], grid: Mapping[str, Iterable[str]]) -> None:
     """Refuse cases that no cell of the grid is, and give their budgets their labels."""
-    cases = facts.get("cases", [])
-    if not isinstance(cases, list):
-        raise UserError(f"{where} is {cases!r}: expected a list such as [{{budgets: [1], set: {{data.epochs: 50}}}}].")
-    for case in cases:
-        _known(_mapping(where, case), ("set", *grid), where)
+    for case in facts.get("cases", []):
+        fit(case, _Case, where)
         _options(f"{where}.set", case.get("set", {}))
         if "budgets" in case:
             case["budgets"] = budgets(case["budgets"])
         for axis, values in grid.items():
-            if not isinstance(chosen := case.get(axis, []), list):
-                raise UserError(f"{where} has {axis} {chosen!r}: give a list, such as [{next(iter(values))}].")
-            for value in chosen:
-                if value not in list(values):  # a list has no hash
-                    raise UserError(f"{where} has {value!r}, which is none of the {axis}.{near(str(value), values)}")
+            members(where, case.get(axis, []), values, axis)
 
 
 def _datasets(value: Any) -> dict[str, Tree]:
@@ -262,34 +302,22 @@ def _datasets(value: Any) -> dict[str, Tree]:
     raise UserError(f"datasets is {value!r}: expected a list of names, all, or {{LABEL: {{dataset: NAME, ...}}}}.")
 
 
-def _group(name: str, value: Any) -> dict[str, Tree]:
-    check_labels(name, _mapping(name, value))
-    return {str(label): dict(_mapping(f"{name}.{label}", facts or {})) for label, facts in value.items()}
+def _group(name: str, value: Tree) -> dict[str, Tree]:
+    """Return facts by label; refuse labels that no table can show, or that look like a path."""
+    fit(value, dict[str, Any], name)
+    for label in map(str, value):
+        if not label.strip() or not label.isprintable() or label.startswith((".", "/", "~")) or ".." in label:
+            raise UserError(f"{name} has the name {label!r}: give one of visible letters that is not a path.")
+    for label, facts in value.items():
+        fit(facts or {}, Tree, f"{name}.{label}")
+    return {str(label): dict(facts or {}) for label, facts in value.items()}
 
 
-def _mapping(name: str, value: Any) -> Tree:
-    if not isinstance(value, dict):
-        raise UserError(f"{name} is {value!r}: expected options such as {{name: value}}.")
-    return value
-
-
-def _words(name: str, value: Any) -> None:
-    """Refuse a value that is neither a word nor a list of words."""
-    if not all(isinstance(word, str) for word in (value if isinstance(value, list) else [value])):
-        raise UserError(f"{name} is {value!r}: give the name of a config, or a list of names.")
-
-
-def _options(name: str, value: Any) -> Tree:
+def _options(name: str, value: Tree) -> Tree:
     """Return options; refuse those that the grid sets itself, because one would silently override the other."""
     for path, instead in _OF_THE_GRID.items():
         part, _, option = path.partition(".")
-        inner = _mapping(name, value).get(part)
+        inner = value.get(part)
         if path in value or (isinstance(inner, dict) and option in inner):
             raise UserError(f"{name} has {path}: that is what {instead} are for.")
-    return _mapping(name, value)
-
-
-def _known(facts: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    for key in facts:
-        if key not in known:
-            raise UserError(f"{where} has no key {key!r}.{near(str(key), known)} Known: {', '.join(known)}")
+    return value

@@ -9,7 +9,6 @@ from typing import IO, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from randlora_pl.sweep.folder import DONE, FAILED, OPEN, PRUNED, SweepFolder
@@ -163,13 +162,8 @@ class Progress:
         """Return the live table."""
         self.look()
         done, failed, left = self.count()
-        table = Table(box=None, show_header=True, pad_edge=False)
-        for name in ("done", "running", "failed", "left", "time left"):
-            table.add_column(name, justify="right")
-        seconds = self.seconds_left()
-        time_left = "?" if seconds is None else duration(seconds)
-        table.add_row(str(done), str(self.at_work()), str(failed), str(left), time_left)
-        rows: list[RenderableType] = [Text(f"{self.folder.path}", style="bold"), table]
+        counts = f"{done} done, {self.at_work()} running, {failed} failed, {left} left; {self.time_left()}"
+        rows = [Text(f"{self.folder.path}", style="bold"), Text(counts)]
         if self.own is not None:
             cell, start = self.own
             rows.append(Text(f"> {cell.labels}, for {duration(time.monotonic() - start)}"))

@@ -8,10 +8,13 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.options import misfit
+
+Tree = dict[str, Any]
 
 RATES = ("learning_rate", "head_learning_rate", "prompt_learning_rate")
 """Options with a learning rate."""
@@ -27,8 +30,6 @@ _SEARCH = (
 _LABELS = ("paper_name", "models", "family")
 """Entries of a method or model that do not change what is trained."""
 
-Tree = dict[str, Any]
-
 
 def read_provenance(file: Path) -> Tree:
     """Return the content of a provenance file.
@@ -43,27 +44,27 @@ def read_provenance(file: Path) -> Tree:
     return checked(content, str(file))
 
 
+class _Method(TypedDict, total=False):
+    method: Tree | None
+    chosen: dict[str, Any] | None
+
+
+class _Provenance(TypedDict):
+    methods: dict[str, _Method]
+    models: NotRequired[dict[str, Tree]]
+    datasets: NotRequired[list[Any] | None]
+    budgets: NotRequired[list[Any] | None]
+    seeds: NotRequired[list[Any] | None]
+
+
 def checked(content: Any, where: str) -> Tree:
     """Return a provenance; a UserError refuses anything else."""
-    if not (isinstance(content, dict) and _well_formed(content)):
+    wrong = misfit(content, _Provenance)
+    chosen = [] if wrong else [entry.get("chosen") or {} for entry in content["methods"].values()]
+    if wrong or any(misfit(values.get(name, 1.0), float) for values in chosen for name in RATES):
         raise UserError(f"tuned: {where} does not describe how rates were chosen. Name the {FILE} that `tune` writes.")
     found: Tree = content
     return found
-
-
-def _well_formed(content: Tree) -> bool:
-    """Return True if every entry that is read has the form that `tune` gives it."""
-    trees = [content.get("methods"), content.get("models", {})]
-    if not all(isinstance(tree, dict) and all(isinstance(facts, dict) for facts in tree.values()) for tree in trees):
-        return False
-    searched = all(isinstance(content.get(name) or [], list) for name in ("datasets", "budgets", "seeds"))
-    return searched and all(
-        isinstance(entry.get("method") or {}, dict)
-        and isinstance(chosen := entry.get("chosen") or {}, dict)
-        and all(isinstance(value, int | float | str | None) for value in chosen.values())
-        and all(_positive(chosen[name]) for name in RATES if name in chosen)
-        for entry in content["methods"].values()
-    )
 
 
 def rule_of(provenance: Mapping[str, Any]) -> str:
@@ -111,10 +112,6 @@ def _essence(facts: Mapping[str, Any], chosen: Mapping[str, Any]) -> Tree:
     if isinstance(options := kept.get("set"), dict):
         kept["set"] = {name: value for name, value in options.items() if name not in chosen}
     return {key: value for key, value in kept.items() if value != {}}
-
-
-def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _equal(value: Any, other: Any) -> bool:

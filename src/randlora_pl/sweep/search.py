@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any
 from randlora_pl.adapters import methods
 from randlora_pl.run.options.compose import flatten, nested
 from randlora_pl.run.options.validate import rate_name
-from randlora_pl.sweep.description import SweepConfig, Tree, budgets, is_zero_shot
+from randlora_pl.sweep.description import SweepConfig, Tree, budgets, is_zero_shot, members
 from randlora_pl.sweep.expand import task_of
 from randlora_pl.sweep.folder import FAILED, OPEN, SweepFolder
 from randlora_pl.sweep.plan import Trial, methods_of, plan
-from randlora_pl.sweep.planned import whole_numbers
 from randlora_pl.sweep.provenance import RATES, shown, with_values
 from randlora_pl.sweep.trial_config import trial_config
 from randlora_pl.utils.errors import UserError, errors_in, near
@@ -34,8 +33,7 @@ if TYPE_CHECKING:
     from randlora_pl.sweep.study import Pruning, Study
 
 FINALISTS = 2
-CLIMB, GRID, TPE = SAMPLERS = ("climb", "grid", "tpe")
-PRUNERS = ("median", "halving")
+CLIMB, GRID, TPE = ("climb", "grid", "tpe")
 
 VALIDATED = {"limit_val_batches": 1.0, "val_check_interval": 1.0, "check_val_every_n_epoch": 1}
 """Options of the trainer: validation once, after the last step, on all validation samples."""
@@ -96,23 +94,19 @@ class Search:
         given = flatten(nested(tune.get("set", {})))
         if wrong := [name for name in VALIDATED if f"trainer.{name}" in given]:
             raise UserError(f"tune.set has trainer.{wrong[0]}: a search validates at its own times. Remove it.")
-        self.sampler, self.pruner = _word(tune, "sampler", SAMPLERS), ""
-        if "pruner" in tune:
-            self.pruner = _word(tune, "pruner", PRUNERS)
+        self.sampler, self.pruner = tune.get("sampler", CLIMB), tune.get("pruner", "")
         self.trials = tune.get("trials", 20)
-        if not isinstance(self.trials, int) or self.trials < 1:
-            raise UserError(f"tune.trials is {self.trials!r}: give the number of candidates for Optuna to try.")
         if self.sampler != TPE and (wrong := [name for name in ("pruner", "trials") if name in tune]):
             raise UserError(f"tune.{wrong[0]} needs sampler: tpe. Add it, or remove {wrong[0]}.")
-        self.seeds = whole_numbers("tune.seeds", tune.get("seeds", [0]))
+        self.seeds = tune.get("seeds", [0])
         if both := set(self.seeds) & set(description.seeds):
             raise UserError(f"seeds and tune.seeds both contain {min(both)}; choose others for one of them.")
-        self.monitor = str(tune.get("monitor", "val/acc"))
-        if not self.monitor.startswith("val/"):
-            raise UserError(f"tune.monitor is {self.monitor!r}: give a metric of the validation, such as val/loss.")
+        self.monitor = tune.get("monitor", "val/acc")
+        chosen = tune.get("datasets") or list(description.datasets)
+        members("tune.datasets", chosen, description.datasets, "datasets")
         self.small = replace(
             description,
-            datasets=_some("datasets", tune, description.datasets),
+            datasets={label: description.datasets[label] for label in chosen},
             budgets=budgets(tune["budgets"]) if tune.get("budgets") else description.budgets,
             options=description.options | tune.get("set", {}),
             methods={label: facts for label, facts in description.methods.items() if not is_zero_shot(label)},
@@ -194,15 +188,15 @@ class Search:
             from randlora_pl.sweep.study import Study
 
             space = {name: self.space[option] for name, option in self.names[method].items()}
-            self._studies[method] = Study(
-                self.folder.path, method, space, self.trials, self._sign() < 0, self.seeds[0], self.pruner
-            )
+            study = Study(self.folder.path, method, space, self.trials, self._sign() < 0, self.seeds[0], self.pruner)
+            study.ask(self._at_hand(method))
+            self._studies[method] = study
         return self._studies[method]
 
     def candidates(self, method: str) -> list[Values]:
         """Return the candidates to try with the first seed, as far as is known by now."""
         if self.sampler == TPE:
-            return list(dict.fromkeys(self.study(method).candidates()))
+            return list(dict.fromkeys(self.study(method).candidates())) if self._begun() else [self._at_hand(method)]
         (rates, *others), start = self._grid(method)
         if start is None:
             return list(product(rates, *others))
@@ -238,7 +232,7 @@ class Search:
         """
         found: list[Trial] = []
         for method in self.names:
-            if self.sampler == TPE:
+            if self.sampler == TPE and self._begun():
                 study = self.study(method)
                 study.tell(partial(self.score, method, seeds=self.seeds[:1]))
                 if ask and not study.full():
@@ -254,7 +248,7 @@ class Search:
         tried = self.candidates(method)
         pairs = [(values, first) for values in tried]
         over = all(self.score(method, values, [first]) is not None for values in tried)
-        if not over or (self.sampler == TPE and not self.study(method).full()):
+        if not over or (self.sampler == TPE and not (self._begun() and self.study(method).full())):
             return pairs
         finalists = self.best(method, tried, [first])[:FINALISTS]
         pairs += [(values, seed) for values in finalists for seed in others]
@@ -271,18 +265,23 @@ class Search:
 
     def trials_left(self) -> bool:
         """Return True if Optuna has candidates to select."""
-        return self.sampler == TPE and not all(self.study(method).full() for method in self.names)
+        return self.sampler == TPE and not all(self._begun() and self.study(method).full() for method in self.names)
 
-    def examples(self) -> list[Trial]:
-        """Return the first cells; where Optuna selects, those of one possible candidate of each method."""
-        if self.sampler != TPE:
-            return self.known()
-        found: list[Trial] = []
-        for method in self.names:
-            space = [self.space[option] for option in self.names[method].values()]
-            values = tuple(values[0] if isinstance(values, list) else values["low"] for values in space)
-            found += self.cells(method, values, self.seeds[0])
-        return found
+    def _begun(self) -> bool:
+        """Return True if the folder has been opened for the search; before, nothing is written to it."""
+        return (self.folder.path / self.folder.file).is_file()
+
+    def _at_hand(self, method: str) -> Values:
+        """Return the candidate that Optuna's first trial is: the method's own values where they are in the space."""
+        flat = {name.removeprefix("model.adapter."): value for name, value in flatten(self._tree(method)).items()}
+        flat |= {name: flat.get(f"model.{name}") for name in RATES}
+        found = []
+        for name, option in self.names[method].items():
+            space, own = self.space[option], flat.get(name)
+            low, high = (space[0], space[-1]) if isinstance(space, list) else (space["low"], space["high"])
+            inside = own in space if isinstance(space, list) else type(own) is type(low) and low <= own <= high
+            found.append(own if inside else low)
+        return tuple(found)
 
     def finished(self) -> bool:
         """Return True if all rounds are over."""
@@ -400,27 +399,8 @@ class Search:
         )
 
 
-def _word(tune: Tree, name: str, known: Sequence[str]) -> str:
-    value = tune.get(name, known[0])
-    if value not in known:
-        raise UserError(f"tune.{name} is {value!r}: give {', '.join(known)}.{near(str(value), known)}")
-    return str(value)
-
-
-def _some(name: str, tune: Tree, known: dict[str, Tree]) -> dict[str, Tree]:
-    chosen = tune.get(name) or list(known)
-    if not isinstance(chosen, list):
-        raise UserError(f"tune.{name} is {chosen!r}: expected a list of labels.")
-    for label in chosen:
-        if label not in known:
-            raise UserError(f"tune.{name} has {label!r}, which is none of the {name}.{near(str(label), known)}")
-    return {label: known[label] for label in chosen}
-
-
-def _space(search: Any, sampler: str) -> dict[str, Any]:
+def _space(search: Tree, sampler: str) -> dict[str, Any]:
     """Return the values of each option, checked: a list without doubles, in rising order if it has numbers."""
-    if not isinstance(search, dict):
-        raise UserError(f"tune.search is {search!r}: give options, such as {{learning_rate: [1e-3, 1e-2]}}.")
     return {str(option): _values(f"tune.search.{option}", option, values, sampler) for option, values in search.items()}
 
 

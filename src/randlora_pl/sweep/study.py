@@ -63,21 +63,27 @@ class Study:
         """Return the values of every trial so far."""
         return [self._values(trial) for trial in self.study.get_trials(deepcopy=False)]
 
-    def ask(self) -> None:
-        """Begin a trial, unless there are enough or another process is just doing so."""
+    def ask(self, first: tuple[Any, ...] | None = None) -> None:
+        """Begin a trial, unless there are enough or another process is just doing so; with values, the first one."""
         if not acquired(self.lease):
             return
         try:
             trials = self.study.get_trials(deepcopy=False)
-            if len(trials) < self.count:
+            if first is not None and not trials:
+                self._add(dict(zip(self.space, first, strict=True)))
+            elif first is None and len(trials) < self.count:
                 sampler = optuna.samplers.TPESampler(seed=self.seed + len(trials), constant_liar=True)
                 copy = optuna.create_study(sampler=sampler, direction=self.direction)
                 copy.add_trials(trials)
-                params = copy.ask(self.space).params  # a kill leaves no trial without values
-                running = TrialState.RUNNING
-                self.study.add_trial(optuna.trial.create_trial(state=running, params=params, distributions=self.space))
+                self._add(copy.ask(self.space).params)
         finally:
             self.lease.release()
+
+    def _add(self, params: Mapping[str, Any]) -> None:
+        """Add a running trial at once with its values, so that a kill leaves none without."""
+        state = TrialState.RUNNING
+        trial = optuna.trial.create_trial(state=state, params=dict(params), distributions=self.space)
+        self.study.add_trial(trial)
 
     def tell(self, score: Callable[[tuple[Any, ...]], float | None]) -> None:
         """End the trials whose scores are known: minus infinity for a failed one, None for one that is not over."""

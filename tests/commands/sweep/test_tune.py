@@ -236,7 +236,7 @@ def test_the_config_that_it_writes_is_the_sweep_with_the_best(tmp_path: Path) ->
         ({"tune": TUNE | {"search": {"rank": {"low": 9, "high": 1}}}}, "tune.search.rank is.*give a list of values"),
         ({"tune": TUNE | {"search": {"rang": [1]}}}, "tune.search has 'rang', which no method has.*'rank'"),
         ({"tune": TUNE | {"search": {"data.batchsize": [1]}}}, "batch_size"),
-        ({"tune": TUNE | {"sampler": "tpa"}}, "tune.sampler is 'tpa': give climb, grid, tpe.*'tpe'"),
+        ({"tune": TUNE | {"sampler": "tpa"}}, "tune.sampler is 'tpa': give climb, grid or tpe"),
         ({"tune": TUNE | {"pruner": "median"}}, "tune.pruner needs sampler: tpe"),
         ({"tune": TUNE | {"sampler": "tpe", "trials": 0}}, "tune.trials is 0"),
         ({"tune": TUNE | {"seeds": [1, 2]}}, "seeds and tune.seeds both contain 1"),

@@ -14,10 +14,9 @@ from randlora_pl.run.options.classes import Tree
 from randlora_pl.run.options.compose import read_config
 from randlora_pl.run.options.shipped import config_folder, find_config
 from randlora_pl.run.parallel.launch import launched
-from randlora_pl.sweep.description import SweepConfig
+from randlora_pl.sweep.description import Seeds, SweepConfig, fit
 from randlora_pl.sweep.folder import DONE, FAILED, PRUNED, SweepFolder
 from randlora_pl.sweep.plan import Trial, only, plan, shard
-from randlora_pl.sweep.planned import whole_numbers
 from randlora_pl.sweep.provenance import read_provenance
 from randlora_pl.sweep.trial_config import is_text
 from randlora_pl.utils.errors import UserError, errors_in
@@ -88,7 +87,8 @@ def job_of(typed: Any, same: str) -> Job:
     """Return the job of the options of ``sweep``."""
     file, description = find_sweep(typed.config)
     if typed.seeds is not None:
-        description = replace(description, seeds=whole_numbers("--seeds", typed.seeds))
+        fit(typed.seeds, Seeds, "--seeds")
+        description = replace(description, seeds=typed.seeds)
     with errors_in(file):
         cells = plan(replace(description, root=typed.root))
         check_root_is_read(cells, typed.root)

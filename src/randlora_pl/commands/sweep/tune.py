@@ -30,7 +30,7 @@ from randlora_pl.run.options.compose import DEFAULTS, Command, compose, merge, n
 from randlora_pl.run.options.mistakes import check_names
 from randlora_pl.run.options.own_classes import import_classes
 from randlora_pl.run.options.validate import is_text_task, rate_name
-from randlora_pl.sweep.description import SweepConfig, budget, is_zero_shot
+from randlora_pl.sweep.description import SweepConfig, Tune, budget, fit, is_zero_shot
 from randlora_pl.sweep.folder import TUNE, SweepFolder
 from randlora_pl.sweep.plan import Trial, labels_of
 from randlora_pl.sweep.provenance import FILE, RATES
@@ -286,19 +286,21 @@ def _tuning(typed: argparse.Namespace, file: Path, description: SweepConfig, fol
     from randlora_pl.sweep.search import Search
 
     with errors_in(file):
-        whole = replace(description, root=typed.root, tune=description.tune | _typed_search(typed))
+        tune = description.tune | _typed_search(typed)
+        fit(tune, Tune, "tune")
+        whole = replace(description, root=typed.root, tune=tune)
         search = Search(whole, folder)
         for word in typed.only:
             key, _, text = word.partition("=")
             if key not in ("model", "dataset", "method"):
                 raise UserError(f"--only {word}: a search is restricted by model, dataset or method.")
             search.restrict(f"{key}s", labels_of(word, text, list(getattr(search.small, f"{key}s"))))
-        cells = search.examples()
+        cells = search.known()
         check_root_is_read(cells, typed.root)
     job = Job(whole, cells, cells, folder, same)
     choose(job, [], None, typed.skip_missing, typed.dry_run)
     search.restrict("datasets", [cell.labels.dataset for cell in job.chosen])
-    job.cells = job.chosen = search.examples()
+    job.cells = job.chosen = search.known()
     folder.check(job.cells)
     return _Tuning(job, search)
 
