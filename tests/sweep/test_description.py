@@ -57,7 +57,7 @@ def test_union_keeps_the_older_grid() -> None:
         ({"methods": {"../../x": {"adapter": "LoRA"}}}, "methods has the name '../../x': give one"),
         ({"datasets": {"a\0b": {"dataset": "digits"}}}, "datasets has the name 'a\\x00b': give one"),
         ({"title": ["a"]}, "title is ['a']: give a text"),
-        ({"seeds": [1, 2, 1]}, "seeds is [1, 2, 1]: give each number once"),
+        ({"seeds": [1, 2, 1]}, "each number once"),
         ({"models": {"a": {}}}, "models.a.config is missing"),
         ({"models": {"a": {"config": "x", "sett": {}}}}, "models.a has no key 'sett'. Did you mean 'set'"),
         ({"models": ["a"]}, "models is ['a']"),

@@ -109,14 +109,14 @@ class SweepConfig:
     budgets: list[str]
     seeds: Seeds
     options: Tree = field(default_factory=dict)
-    cases: list[_Case] = field(default_factory=list)
+    cases: list[Tree] = field(default_factory=list)
     title: str = ""
     paper: Tree = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    pairs: list[tuple[str, str]] = field(default_factory=list)
+    pairs: list[list[str]] = field(default_factory=list)
     baselines: bool = False
     keep_adapters: bool = True
-    tune: Tune = field(default_factory=Tune)
+    tune: Tree = field(default_factory=dict)
     tuned: Tree = field(default_factory=dict)
     root: str | None = None
 
@@ -128,7 +128,8 @@ class SweepConfig:
             UserError: Names the key that is unknown, missing or wrong.
         """
         given = {key: value for key, value in content.items() if value is not None}
-        kinds = {"set" if item.name == "options" else item.name: item.type for item in fields(cls)}
+        kinds: Tree = {"set" if item.name == "options" else item.name: item.type for item in fields(cls)}
+        kinds |= {"cases": list[_Case], "pairs": list[tuple[str, str]], "tune": Tune}
         refuse_unknown(given, [key for key in kinds if key != "root"], "a sweep")
         for key, value in given.items():
             if key not in ("models", "methods", "datasets", "budgets", "paper", "tuned"):  # these have short forms
@@ -166,7 +167,7 @@ class SweepConfig:
         tree["datasets"] = list(self.datasets) if plain else self.datasets
         tree["set"] = tree.pop("options")
         tree["baselines"] = self.baselines or None
-        order = ("title", "paper", "models", "datasets", "budgets", "methods", "seeds", "set", "cases")
+        order: tuple[str, ...] = ("title", "paper", "models", "datasets", "budgets", "methods", "seeds", "set", "cases")
         order += ("notes", "pairs", "baselines", "keep_adapters", "tune", "tuned")
         return {key: tree[key] for key in order if tree[key] not in ("", {}, [], None)}
 

@@ -234,7 +234,7 @@ class Search:
         for method in self.names:
             if self.sampler == TPE and self._begun():
                 study = self.study(method)
-                study.tell(partial(self.score, method, seeds=self.seeds[:1]))
+                study.settle(partial(self.score, method, seeds=self.seeds[:1]))
                 if ask and not study.full():
                     study.ask()
                     ask = False
@@ -279,7 +279,7 @@ class Search:
         for name, option in self.names[method].items():
             space, own = self.space[option], flat.get(name)
             low, high = (space[0], space[-1]) if isinstance(space, list) else (space["low"], space["high"])
-            inside = own in space if isinstance(space, list) else type(own) is type(low) and low <= own <= high
+            inside = own in space if isinstance(space, list) else isinstance(own, type(low)) and low <= own <= high
             found.append(own if inside else low)
         return tuple(found)
 

@@ -85,7 +85,7 @@ class Study:
         trial = optuna.trial.create_trial(state=state, params=dict(params), distributions=self.space)
         self.study.add_trial(trial)
 
-    def tell(self, score: Callable[[tuple[Any, ...]], float | None]) -> None:
+    def settle(self, score: Callable[[tuple[Any, ...]], float | None]) -> None:
         """End the trials whose scores are known: minus infinity for a failed one, None for one that is not over."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             found = score(self._values(trial))
