@@ -239,13 +239,16 @@ def test_callbacks_of_the_user_come_on_top(build: Build) -> None:
 @in_one_item(
     ("words", "message"),
     [
-        ("--model.learning_rate foo", "--model.learning_rate: expected a number, not foo"),
-        ("--model.adapter.rank abc", "--model.adapter.rank: expected a whole number"),
-        ("--model.adapter.rank -1 --model.pretrained random", "rank is -1"),
-        ("--model.adapter.basis foo", "expected one of uniform, normal, binary, ternary, hadamard, not foo"),
-        ("--model.logit_scale foo", "expected one of exp, raw, not foo"),
+        ("--model.learning_rate foo", "--model.learning_rate: expected a positive number, not foo"),
+        ("--model.adapter.rank abc", "--model.adapter.rank: expected a positive whole number or a mapping"),
+        (
+            "--model.adapter.rank -1 --model.pretrained random",
+            "--model.adapter.rank: expected a positive whole number, not -1",
+        ),
+        ("--model.adapter.basis foo", "expected uniform, normal, binary, ternary or hadamard, not foo"),
+        ("--model.logit_scale foo", "expected exp or raw, not foo"),
         ("--model.name ViT-B-33", "Did you mean 'ViT-B-32'"),
-        ("--model.adapter.dropout 2", "dropout is 2"),
+        ("--model.adapter.dropout 2", "dropout: expected a number from 0 to below 1, not 2"),
         ("--data.shots -3", "--data.shots is -3"),
         ("--data.batch_size 1.5", "--data.batch_size: expected a whole number, not 1.5"),
         ("--data.crop_scale 3", "--data.crop_scale: expected a list"),
@@ -263,8 +266,8 @@ def test_callbacks_of_the_user_come_on_top(build: Build) -> None:
         ("--run.name a/b", "without slashes"),
         ("--seed_everything -1", "--seed_everything is -1"),
         ("--model.adapter 8", "model.adapter is 8"),
-        ("--checkpoint.every_n_steps 0", "every_n_steps is 0: give a positive whole number"),
-        ("--gradient_flow.action shout", "--gradient_flow.action: expected one of warn, raise, off"),
+        ("--checkpoint.every_n_steps 0", "every_n_steps: expected a positive whole number, not 0"),
+        ("--gradient_flow.action shout", "--gradient_flow.action: expected warn, raise or off"),
     ],
 )
 def test_wrong_values_are_told_in_a_line(refused: Callable[..., str], words: str, message: str) -> None:

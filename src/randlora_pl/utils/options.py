@@ -128,7 +128,7 @@ def misfit(value: Any, kind: Any, name: str = "") -> Misfit | None:
         parts = [(each, inner[1], f"{prefix}{key}") for key, each in value.items()]
     elif origin in (list, tuple):
         if not isinstance(value, list | tuple):
-            return Misfit(name, value, "a list such as [a,b]" if str in inner else "a list such as [0.5,1]")
+            return Misfit(name, value, f"a list such as {'[0.5,1]' if _outer(inner[0]) in (int, float) else '[a,b]'}")
         kinds = [inner[0]] * len(value) if origin is list or inner[1:] == (...,) else inner
         if len(kinds) != len(value):
             return Misfit(name, value, f"a list of {len(kinds)}")

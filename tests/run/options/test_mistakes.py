@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from randlora_pl.run.options.explain import line_numbers
 from randlora_pl.run.options.mistakes import LOGGERS, mistakes_in
 from randlora_pl.run.options.shipped import config_names
-from randlora_pl.run.options.value_types import line_numbers
 from tests.support.cli import Run
 from tests.support.products import in_one_item
 
@@ -33,26 +33,26 @@ EARLY = {
     "--trainer.max_epochs -1": "trainer.max_epochs is -1",
     "--checkpoint.monitor val/f1": "checkpoint.monitor is 'val/f1'",
     "--checkpoint.monitor val/acuracy": "Did you mean 'val/acc'",
-    "--run.logger nonsense": "Did you mean 'none'",
-    "--run.logger [csv,nonsense]": "run.logger is 'nonsense'",
-    "--run.logger null": "Did you mean 'none'",
-    "--run.logger 5": "run.logger is '5'",
+    "--run.logger nonsense": "wandb, mlflow, none or a list such as '[nonsense]', not nonsense. Did you mean 'none'",
+    "--run.logger [csv,nonsense]": "--run.logger[1]: expected tensorboard, csv, wandb, mlflow or none, not nonsense",
+    "--run.logger null": "not null",
+    "--run.logger 5": "not 5",
     "--data.dataset folder --data.root nowhere": "The data folder nowhere does not exist; expected CLASS/IMAGE",
     "--data.dataset cifar10 --data.root nowhere": "CIFAR-10 is missing or damaged in nowhere; expected cifar-10",
     "--data.dataset fgvcaircraft": "fgvc-aircraft-2013b",
     "--model CausalLMTask --data.dataset jsonl --data.root x.jsonl": "The data folder x.jsonl does not exist",
     "--print_config=skip_defaults": "Did you mean 'skip_default'",
-    "--checkpoint.test bset": "--checkpoint.test: expected one of last, best",
-    "--checkpoint.mode maks": "--checkpoint.mode: expected one of max, min",
-    "--model.learning_rate -1": "--model.learning_rate is -1",
-    "--model LinearHeadTask --model.head_learning_rate 0": "--model.head_learning_rate is 0",
+    "--checkpoint.test bset": "--checkpoint.test: expected last or best, not bset. Did you mean 'best'?",
+    "--checkpoint.mode maks": "--checkpoint.mode: expected max or min, not maks. Did you mean 'max'?",
+    "--model.learning_rate -1": "--model.learning_rate: expected a positive number, not -1",
+    "--model LinearHeadTask --model.head_learning_rate 0": "head_learning_rate: expected a positive number, not 0",
     "--model CausalLMTask --data.dataset e2e --data.batch_size 0": "--data.batch_size is 0",
     "--model TextClassificationTask --data.dataset rte --data.steps 0": "--data.steps is 0",
     "--dryrun": "Did you mean --dry-run",
     "--data.shots 0": "--data.shots is 0",
     "--data.batch_size 3.5": "--data.batch_size: expected a whole number, not 3.5",
-    "--model.learning_rate fast": "--model.learning_rate: expected a number, not fast",
-    "--model.adapter.basis ternry": "--model.adapter.basis: expected one of uniform, normal",
+    "--model.learning_rate fast": "--model.learning_rate: expected a positive number, not fast",
+    "--model.adapter.basis ternry": "binary, ternary or hadamard, not ternry. Did you mean 'ternary'?",
     "--trainer.accumulate_grad_batches many": "--trainer.accumulate_grad_batches: expected a whole number",
     r'--model.targets [".*attn\.(q|v)"]': "Put single quotes inside",
 }
@@ -80,7 +80,7 @@ def test_five_mistakes_are_found_at_once_each_with_its_line(run: Run) -> None:
     checked = run("config", "check", "five.yaml")
     assert checked.code == 2 and checked.err == "randlora-pl: error: five.yaml has 5 mistakes.\n"
     words = (
-        "learning_rate: expected a number",
+        "learning_rate: expected a positive number",
         "Unknown adapter",
         "Unknown dataset",
         "exclude each",
@@ -113,7 +113,7 @@ def test_an_option_that_needs_a_value_is_not_null(tmp_path: Path) -> None:
         "model.adapter.alpha",
         "model.name",
         "data.sampling",
-        "run.logger is 'None'. Did you mean 'none'? Known",
+        "run.logger",
     ]
 
 

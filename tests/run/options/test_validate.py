@@ -34,7 +34,7 @@ INNER = '--model.adapter DoRA --model.adapter.inner Together --model.adapter.inn
         ('--model.adapter Together --model.adapter.parts [{"rank":2}]', "give a list, such as '[{class_path: LoRA"),
         ("--model.adapter Together --model.adapter.parts [LoRA,LoRB]", "Did you mean 'LoRA'"),
         (f'{PARTS}rnk":2}},LoRA]', "--model.adapter.parts: LoRA has no option 'rnk'. Did you mean 'rank'?"),
-        (f'{PARTS}rank":"x"}},LoRA]', "--model.adapter.parts.0.rank: expected a whole number"),
+        (f'{PARTS}rank":"x"}},LoRA]', "--model.adapter.parts.0.rank: expected a positive whole number or a mapping"),
         (f'{INNER}rnk":2}},LoRA]', "--model.adapter.inner.parts: LoRA has no option 'rnk'. Did you mean 'rank'?"),
         (f'{PARTS}targets":"q"}},LoRA]', "all parts adapt the same layers. Set --model.targets instead"),
         ("--model VisionTask", "'VisionLanguageTask'"),
@@ -59,7 +59,7 @@ INNER = '--model.adapter DoRA --model.adapter.inner Together --model.adapter.inn
         ("--model PromptTask --model.prompts.depth 4", "It belongs to DeepPrompts, MaPLe: --model.prompts DeepPrompts"),
         ("--model PromptTask --model.head.wieght 4", "Did you mean --model.head.weight?"),
         ("--model PromptTask --model.regulation DePT", "Unknown regulation 'DePT'"),
-        ("--model PromptTask --model.prompts.length x", "--model.prompts.length: expected a whole number"),
+        ("--model PromptTask --model.prompts.length x", "--model.prompts.length: expected a positive whole number"),
         ("--model.prompts CoOp", "It belongs to PromptTask: --model PromptTask."),
     ],
 )

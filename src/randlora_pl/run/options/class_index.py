@@ -4,14 +4,21 @@ import ast
 import importlib.util
 import re
 import textwrap
+import typing
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.utils import options
 from randlora_pl.utils.class_paths import exported, public_path
 
 PACKAGE = Path(__file__).resolve().parents[2]
+
+_TYPES: dict[str, Any] = {name: getattr(typing, name) for name in ("Annotated", "Any", "Literal", "Optional", "Union")}
+_TYPES |= {kind.__name__: kind for kind in (int, float, bool, str, list, dict, tuple)}
+_TYPES |= {make.__name__: make for make in (options.at_least, options.between)}
+_TYPES |= {name: check for name, check in vars(options).items() if isinstance(check, options.Check)}
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,14 @@ class Option:
         """The type as a reader sees it: ``int | ceil`` of ``Annotated[int, Positive] | Literal['ceil']``."""
         kind = re.sub(r"Annotated\[(\w+)[^]]*\]", r"\1", self.kind)
         return re.sub(r"Literal\[(.*?)\]", lambda found: " | ".join(ast.literal_eval(f"[{found[1]}]")), kind)
+
+    @property
+    def type(self) -> Any:
+        """The type, with its checks; Any if it names a class, whose values only the parser checks."""
+        try:
+            return eval(self.kind, {"__builtins__": {}}, _TYPES)
+        except (NameError, SyntaxError, TypeError):
+            return Any
 
 
 @dataclass(frozen=True)

@@ -14,21 +14,18 @@ from typing import Any
 from randlora_pl.run.options.choices import choose_dataset
 from randlora_pl.run.options.classes import LISTS
 from randlora_pl.run.options.compose import DEFAULTS, Command, compose, is_option
+from randlora_pl.run.options.explain import check_adapters, check_option, check_value, line_numbers, spell
 from randlora_pl.run.options.own_classes import task_name
-from randlora_pl.run.options.parts import check_parts
 from randlora_pl.run.options.validate import (
     check_form,
-    check_option,
     class_choices,
     data_class,
     groups_of,
     is_text_task,
     known_class,
-    spell,
     tasks,
     verb_of,
 )
-from randlora_pl.run.options.value_types import check_type, line_numbers, unquoted
 from randlora_pl.utils.errors import UserError, brief, near
 
 Mistake = tuple[str, UserError]
@@ -103,26 +100,24 @@ def mistakes(command: Command) -> Iterator[Mistake]:
     for key, value in flat.items():
         group, _, name = key.rpartition(".")
         known = (groups.get(group) or {}).get(name)
-        if known and key not in names:
-            for found in _caught(key, partial(check_type, command, key, known.kind, value)):
-                wrong.add(key)
-                yield found
-            flat[key] = unquoted(known.kind, value)
-    for option in LISTS:
-        yield from _caught(option, partial(check_parts, command, option, flat.get(option)))
+        try:
+            if key in LISTS:
+                check_adapters(command, key, value)
+            elif known and key not in names:
+                flat[key] = check_value(command, key, known, value)
+        except UserError as error:
+            wrong.add(key)
+            yield key, error
     flat = {key: value for key, value in flat.items() if key not in wrong}
     yield from _caught("print_config", partial(_check_flags, command.values.get("print_config", "")))
     yield from _caught("seed_everything", partial(_check_seed, flat.get("seed_everything", 0)))
     yield from _caught("from_form", partial(check_form, flat))
     yield from _caught("trainer", partial(_check_trainer, flat))
-    for name in ("model.learning_rate", "model.head_learning_rate"):
-        yield from _caught(name, partial(_check_rate, name, flat.get(name)))
     for found in _caught("data.dataset", partial(_check_dataset, task, flat.get("data.dataset"))):
         del flat["data.dataset"]
         yield found
     for check in _data_checks(task, flat):
         yield from _caught("data", check)
-    yield from _caught("run.logger", partial(check_loggers, flat.get("run.logger", "none"), here=False))
     yield from _caught("checkpoint.monitor", partial(_check_monitor, task, flat))
 
 
@@ -147,11 +142,6 @@ def _check_flags(typed: str) -> None:
 def _check_seed(seed: Any) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise UserError(f"--seed_everything is {brief(seed)}: give a whole number from 0 to {2**32 - 1}.")
-
-
-def _check_rate(name: str, rate: Any) -> None:
-    if rate is not None and not float(rate) > 0:
-        raise UserError(f"--{name} is {brief(rate)}: give a positive number.")
 
 
 def _check_trainer(flat: dict[str, Any]) -> None:
@@ -224,16 +214,14 @@ def _data_checks(task: str | None, flat: dict[str, Any]) -> Iterator[Callable[[]
         yield partial(options.check_balance, values["balance"], "scores" if scores else "")
 
 
-def check_loggers(names: str | list[str], here: bool = True) -> None:
-    """Refuse an unknown logger, or one whose package is not installed.
+def check_loggers(names: str | list[str]) -> None:
+    """Refuse a logger whose package is not installed.
 
     Raises:
-        UserError: See above; the message has near names or the command to install the package.
+        UserError: The message has the command to install the package.
     """
-    for name in map(str, names if isinstance(names, list) else [names]):
-        if name not in LOGGERS:
-            raise UserError(f"run.logger is {name!r}.{near(name, LOGGERS)} Known: {', '.join(LOGGERS)}")
-        if here and (package := LOGGERS[name]) and find_spec(package) is None:
+    for name in names if isinstance(names, list) else [names]:
+        if (package := LOGGERS.get(name)) and find_spec(package) is None:
             raise UserError(f"--run.logger {name} needs a package: pip install '.[{package}]' in the checkout")
 
 

@@ -1,19 +1,16 @@
-"""Check of the typed names against the source text, with near matches for each error."""
+"""Classes and options that a command may name, from the source text."""
 
-import difflib
 import re
-import shlex
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from randlora_pl.run.options.class_index import ClassSource, Option, read_classes, subclasses, trainer_options
-from randlora_pl.run.options.classes import CLASS_KEYS, LISTED, normalize
-from randlora_pl.run.options.compose import Command, flatten, read_config, short_name
-from randlora_pl.utils.errors import UserError, brief, near, shortened
+from randlora_pl.run.options.classes import normalize
+from randlora_pl.run.options.compose import Command, flatten, read_config
+from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.own_classes import path_by_name
-from randlora_pl.utils.signatures import OTHER_NAMES
 
 CALLBACK_GROUPS = {
     "checkpoint": "AdapterCheckpoint",
@@ -38,13 +35,6 @@ def tasks() -> dict[str, ClassSource]:
     found = subclasses("tasks", "LightningModule") | subclasses("language", "AdaptationTask")
     bases = {base for source in found.values() for base in source.bases}
     return {name: source for name, source in found.items() if name not in bases}
-
-
-_KINDS = {"ImageData": "images", "TextData": "prompts and completions", "LabelledTexts": "labelled texts"}
-_SAME = {"cutoff": "max_length", "max_length": "cutoff"}
-"""Data options with the same meaning for another kind of data."""
-_NEEDS = {"label_smoothing": "a softmax over all classes"}
-"""Options of some image tasks, and the feature that only these tasks have."""
 
 
 def data_class(task: str | None) -> ClassSource:
@@ -136,31 +126,6 @@ def groups_of(names: dict[str, str | None], task: str | None = None) -> Groups:
     }  # seed_everything sets the seeds of data and model
 
 
-def check_option(command: Command, key: str, groups: Groups, typed: bool) -> None:
-    """Refuse an option or a key of a config that does not exist.
-
-    Raises:
-        UserError: The option is unknown; the message has its file, and near names.
-    """
-    parts = (short_name(key) if key.startswith("model") else key.rstrip("+")).split(".")  # others have a fixed class
-    if key in IN_CONFIGS or (typed and (parts[0] in SINGLE or parts[-1] == "help")):
-        return
-    places = [".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
-    group = next((place for place in places if place in groups), parts[0])
-    rest = parts[group.count(".") + 1 :]
-    if group in groups:
-        known = groups[group]
-        if not rest or known is None or rest[0] in known:
-            return
-    where = file_with(command, key)
-    if where and (verb := verb_of(where)):
-        raise UserError(f"{where} describes several runs, not one: randlora-pl {verb} {shlex.quote(str(where))}")
-    what = f"Unknown key {shortened(key, 80)} in {where}." if where else f"Unknown option --{shortened(key, 80)}."
-    raise UserError(
-        f"{what}{_suggest(group, rest or parts, groups)} All options: randlora-pl {command.verb} --help-all"
-    )
-
-
 def check_form(flat: dict[str, Any]) -> None:
     """Refuse an unknown place of the LoRA to start from, a place without a LoRA, and a checkpoint beside one.
 
@@ -191,71 +156,3 @@ def verb_of(file: Path) -> str:
     """Return the verb of a config that describes several runs; empty for a config of one."""
     tree = read_config(file)
     return "sweep" * ("methods" in tree)
-
-
-def _suggest(group: str, rest: list[str], groups: Groups) -> str:
-    """Return options with the same last part, else near ones of the same group, else near ones of any group.
-
-    An option of another kind of data is marked as such.
-    """
-    every = {name: f"--{name}" for name in sorted(SINGLE - {"h"})}
-    every |= {f"{place}.{name}": f"--{place}.{name}" for place, names in groups.items() for name in sorted(names or ())}
-    if rest[-1] == "seed":
-        return " Did you mean --seed_everything?"
-    if rest[-1] in ("dryrun", "dry"):  # `fit` takes it out of its words before
-        return " Did you mean --dry-run?"
-    if rest[0] in CLASS_KEYS:
-        return f" Write its options directly under {group}."
-    if group == "data" and (kinds := _other_kinds(rest[0])):
-        same = _SAME.get(rest[0])
-        return (
-            f" It is one of {' and of '.join(kinds)}{f'; here --data.{same}' if same in (groups[group] or ()) else ''}."
-        )
-    if group == "model" and rest[0] in _NEEDS:
-        fits = [name for name, task in tasks().items() if rest[0] in task.options and not is_text_task(name)]
-        return f" It needs {_NEEDS[rest[0]]}: --model {' or '.join(fits)}."
-    if "inner" in (groups.get(group) or ()) and rest[0] in adapters()["LoRA"].options:
-        return f" Did you mean --{group}.inner.{rest[0]}?"
-    if LISTED in (groups.get(group) or ()) and rest[0] in adapters()["LoRA"].options:
-        return (
-            f" It belongs to one of the parts: --{group}.{LISTED} '[{{class_path: LoRA, {rest[0]}: ...}}, RandLoRA]'."
-        )
-    if (group, rest[0]) == ("model.adapter", "match"):
-        return " It chooses the size of an update. This method has none, because it trains the model's own tensors."
-    known = class_choices().get(group, {})
-    if owners := [name for name, source in known.items() if rest[0] in source.options]:
-        return f" It belongs to {', '.join(owners)}: --{group} {owners[0]}."
-    rest = [*rest[:-1], OTHER_NAMES.get(rest[-1], rest[-1])]
-    found = [option for name, option in every.items() if name.rpartition(".")[2] == rest[-1]]
-    if not found and groups.get(group):
-        names = sorted(groups[group] or ())
-        matches = [name for name in names if name.startswith(rest[0])]
-        matches = matches or difflib.get_close_matches(rest[0], names, 2, 0.6)
-        found = [".".join([f"--{group}", match, *rest[1:]]) for match in matches]
-    if not found:
-        by_end = {name.rpartition(".")[2]: option for name, option in every.items()}
-        found = [by_end[match] for match in difflib.get_close_matches(rest[-1], by_end, 2, 0.6)]
-    return f" Did you mean {' or '.join(found[:3])}?" if found else ""
-
-
-def _other_kinds(option: str) -> list[str]:
-    """Return the kinds of data that have an option which the data of the command does not have."""
-    found = {data.name: data for data in map(data_class, tasks())}
-    return [kind for name, kind in _KINDS.items() if option in found[name].options]
-
-
-def spell(command: Command, option: str, name: str | None) -> None:
-    """Replace a class's name, typed or from a config, by its right spelling, or by the path of a class from outside."""
-    name = name or path_by_name(str(command.flat()[option]))
-    if name is None:
-        return
-    if option in command.values:
-        for place, word in enumerate(command.typed):
-            if word.startswith("--") and short_name(word) == option:
-                command.typed[place + 1] = name
-        command.values[option] = name
-    node: Any = {"init_args": command.config}
-    for part in option.split("."):
-        node = node.get("init_args", {}).get(part, {})
-    if node:
-        node["class_path"] = name
