@@ -5,10 +5,9 @@ from typing import Any, TypeVar
 from lightning.pytorch import Callback, Trainer
 
 from randlora_pl.run.callbacks import AdapterCheckpoint, Patience, PeakMemory, Throughput
-from randlora_pl.run.callbacks.checkpoint import ADAPTER
 from randlora_pl.run.lightning_cli import App
 from randlora_pl.run.parallel.strategy import AdapterDDP
-from randlora_pl.utils.files.run_files import LAST
+from randlora_pl.utils.files.run_files import ADAPTER, LAST
 from randlora_pl.utils.run_results import data_results, environment, model_results
 
 Kind = TypeVar("Kind", bound=Callback)

@@ -16,7 +16,7 @@ from randlora_pl.adapters import load_adapter, read_adapter
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.run.board import log_end, log_start
 from randlora_pl.run.callbacks import AdapterCheckpoint, HeldLock, PerClass, ZeroShot
-from randlora_pl.run.callbacks.checkpoint import ADAPTER, BEST, check_checkpoint
+from randlora_pl.run.callbacks.checkpoint import check_checkpoint
 from randlora_pl.run.first_stage import check_start, start_facts
 from randlora_pl.run.fit_results import callback_of, callbacks_of, fit_metrics
 from randlora_pl.run.found import write_found
@@ -29,7 +29,7 @@ from randlora_pl.tasks.evaluation import check_numbers
 from randlora_pl.tasks.optim import check_schedule
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import remove_leftovers, write_text
-from randlora_pl.utils.files.run_files import CONFIG, LAST
+from randlora_pl.utils.files.run_files import ADAPTER, BEST, CONFIG, LAST
 from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.run_results import data_results, environment, model_results, read_results, write_results
 from randlora_pl.utils.text.console import print_above_progress

@@ -5,8 +5,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.run.callbacks.checkpoint import ADAPTER, BEST
 from randlora_pl.run.found import FRAGMENT, training_of
+from randlora_pl.utils.files.run_files import ADAPTER, BEST
 from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.run_results import read_results
 from randlora_pl.utils.text.formatting import byte_size, duration

@@ -13,9 +13,9 @@ from lightning.pytorch import LightningModule
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.files.run_files import RESULTS
 from randlora_pl.utils.version import __version__
 
-FILE = "results.json"
 _PACKAGES = (
     "torch", "lightning", "open_clip_torch", "timm", "torchvision", "torchmetrics", "jsonargparse", "numpy",
     "transformers", "tokenizers",
@@ -28,7 +28,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: The file is cut off or damaged.
     """
-    file = folder / FILE
+    file = folder / RESULTS
     try:
         return dict(parse_json(file.read_text(encoding="utf-8"))) if file.is_file() else {}
     except (ValueError, TypeError) as error:
@@ -43,8 +43,8 @@ def write_results(folder: Path, results: dict[str, Any]) -> Path:
         results: JSON values by flat key; they replace older values of the same key.
     """
     text = json.dumps(read_results(folder) | results, indent=2)
-    write_text(folder / FILE, text + "\n")
-    return folder / FILE
+    write_text(folder / RESULTS, text + "\n")
+    return folder / RESULTS
 
 
 def model_results(task: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.atomic_output import write_bytes
-from randlora_pl.utils.files.run_files import run_folder
+from randlora_pl.utils.files.run_files import ADAPTER, BEST, LAST, run_folder
 from randlora_pl.utils.options import Count, Declared
 from randlora_pl.utils.run_results import planned
 from randlora_pl.utils.version import __version__
@@ -106,7 +106,6 @@ def damaged(file: Path, why: str) -> str:
     )
 
 
-LAST, ADAPTER, BEST = "checkpoints/last.ckpt", "adapter", "adapter-best"
 _TRAINED_ON = (
     *("dataset", "split", "class_half", "train", "shots", "fraction", "train_split"),
     *("steps", "draws", "window", "seed"),

@@ -9,10 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from randlora_pl.run.callbacks.checkpoint import ADAPTER, LAST, is_finite, save_adapter_of
+from randlora_pl.run.callbacks.checkpoint import is_finite, save_adapter_of
 from randlora_pl.utils.device import LateCopy, on_cuda
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.run_files import run_folder
+from randlora_pl.utils.files.run_files import ADAPTER, LAST, run_folder
 
 
 class NonFiniteLoss(Callback):
