@@ -12,7 +12,8 @@ import yaml
 
 from randlora_pl.adapters import VeRA, inject
 from randlora_pl.commands.sweep.job import find_sweep
-from randlora_pl.lab.paper import notes, table
+from randlora_pl.lab.paper import cells as paper_cells
+from randlora_pl.lab.paper import notes
 from randlora_pl.run.options.shipped import find_config
 from randlora_pl.sweep.expand import counts
 from randlora_pl.sweep.plan import plan
@@ -54,6 +55,11 @@ def test_alphas_are_those_of_the_rank(name: str) -> None:
             assert alpha / rank == (0.0625 if flat[kind] == "NoLA" else 2), cell.labels
 
 
+def parameters_of(number: int, *labels: str) -> str:
+    """The printed parameters of a model, method and budget."""
+    return next(cell.params for cell in paper_cells(number) if cell[1:4] == labels)
+
+
 @pytest.mark.slow
 def test_table_15_trains_as_many_parameters_as_it_says() -> None:
     """The printed share of all parameters, counted on the meta device."""
@@ -64,7 +70,7 @@ def test_table_15_trains_as_many_parameters_as_it_says() -> None:
             continue  # VeRA's printed share of Phi3 fits no choice of its weights, see notes.yaml
         found = counts(cell.tree)
         method = labels.method.removesuffix(" of Phi3")
-        printed = float(table(15).parameters(labels.model, method, "15k"))
+        printed = float(parameters_of(15, labels.model, method, "15k"))
         assert found is not None and 100 * found.trainable / found.total == pytest.approx(printed, rel=0.15), labels
 
 
@@ -77,7 +83,7 @@ def test_the_notes_about_vera_are_true() -> None:
     for model, method in (("RoBERTa-base", "VeRA-1024"), ("RoBERTa-large", "VeRA-256")):
         found = counts(cells[model].tree)
         assert found is not None and f"{found.trainable:,}" in text and model in text and method in text
-        assert table(4).parameters(model, method, "100%") == "0.26M"
+        assert parameters_of(4, model, method, "100%") == "0.26M"
     cell = next(c for c in plan(find_sweep("table15")[1]) if "VeRA" in c.labels.method)
     rank, alpha = (cell.flat[f"model.adapter.{name}"] for name in ("rank", "alpha"))
     assert (rank, alpha / rank, alpha) == (1024, 2, 2048) and "2,048 times" in told["vera_scaling_of_language_models"]
@@ -95,7 +101,7 @@ def test_reports_have_the_notes_about_vera() -> None:
         (4, "RoBERTa-large", set()),
         (15, "Qwen2", {"vera_of_language_models", "vera_scaling_of_language_models"}),
     ):
-        cell = next(c for c in table(number).cells if c.model == model and c.method.startswith("VeRA"))
+        cell = next(c for c in paper_cells(number) if c.model == model and c.method.startswith("VeRA"))
         assert {note.key for note in notes() if note.touches(cell) and note.key.startswith("vera_")} == keys
 
 

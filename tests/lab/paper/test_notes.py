@@ -3,11 +3,11 @@ from statistics import fmean
 
 import pytest
 
-from randlora_pl.lab.paper import Note, notes, numbers, table
+from randlora_pl.lab.paper import Note, cells, notes, numbers
 from tests.support.products import in_one_item
 
 BY_KEY = {note.key: note for note in notes()}
-ALL = [cell for number in numbers() for cell in table(number).cells]
+ALL = [cell for number in numbers() for cell in cells(number)]
 
 
 @in_one_item("note", notes())
@@ -19,7 +19,7 @@ def test_every_note_touches_numbers_of_each_of_its_tables(note: Note) -> None:
 
 
 def methods(key: str, number: int) -> set[str]:
-    return {cell.method for cell in table(number).cells if BY_KEY[key].touches(cell)}
+    return {cell.method for cell in cells(number) if BY_KEY[key].touches(cell)}
 
 
 def test_who_is_touched() -> None:
@@ -30,18 +30,17 @@ def test_who_is_touched() -> None:
     for classes in (10, 1000):
         assert f"{3_555_072 + 2_048 + 513 * classes:,}" in BY_KEY["maple_count"].text
     assert methods("rank_l14", 12) == {"RandLoRA10"}
-    touched = {(cell.column, cell.budget) for cell in table(11).cells if BY_KEY["flowers"].touches(cell)}
+    touched = {(cell.column, cell.budget) for cell in cells(11) if BY_KEY["flowers"].touches(cell)}
     assert touched == {("Flowers102", "16-shot")}
-    assert not any(BY_KEY["logit_scale"].touches(cell) for cell in table(14).cells)  # a linear head: no logit scale
+    assert not any(BY_KEY["logit_scale"].touches(cell) for cell in cells(14))  # a linear head: no logit scale
 
 
 def test_the_notes_about_averages_are_true() -> None:
     text = BY_KEY["relative_average"].text
-    columns = [column for column in table(11).columns if column != "Average"]
     for method in ("RandLoRA6", "LoRA32"):
-        cells = [table(11).cell("CLIP-ViT-B/32", method, "100%", column) for column in columns]
-        assert f"{fmean(cell.value for cell in cells if cell):.1f}" in text
-    for value in (cell.value for cell in table(2).cells if cell.method in ("LoRA", "RandLoRA-6")):
+        of_method = [cell for cell in cells(11) if cell[1:4] == ("CLIP-ViT-B/32", method, "100%")]
+        assert f"{fmean(cell.value for cell in of_method if cell.column != 'Average'):.1f}" in text
+    for value in (cell.value for cell in cells(2) if cell.method in ("LoRA", "RandLoRA-6")):
         assert f"{value:.2f}" in text
 
 

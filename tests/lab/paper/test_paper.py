@@ -6,7 +6,7 @@ from statistics import fmean
 import pytest
 
 from randlora_pl.data.catalog.registry import PAPER
-from randlora_pl.lab.paper import column_of, datasets, numbers, table
+from randlora_pl.lab.paper import PaperCell, cells, column_of, datasets, numbers, table
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
@@ -35,57 +35,50 @@ PRINTED = [
 ]
 
 
+def value(number: int | str, *labels: str) -> float | None:
+    """The printed number of a model, method, budget and column."""
+    return next((cell.value for cell in cells(number) if cell[1:5] == labels), None)
+
+
 @in_one_item(("number", "model", "method", "budget", "column", "printed"), PRINTED)
 def test_cells_are_the_printed_ones(
     number: int, model: str, method: str, budget: str, column: str, printed: float
 ) -> None:
-    assert table(number).value(model, method, budget, column) == printed
+    assert value(number, model, method, budget, column) == printed
 
 
 def test_what_is_not_printed_is_none() -> None:
-    assert table(14).value(DINO, "FT", "100%", "ImageNet") is None
-    assert table(11).value(L14, "FT", "100%", "Cars") is None
+    assert value(14, DINO, "FT", "100%", "ImageNet") is None
+    assert value(11, L14, "FT", "100%", "Cars") is None
 
 
 @pytest.mark.parametrize("number", ["11", "12", "13", "14", "15"])
 def test_printed_averages_are_means_of_the_cells(number: str) -> None:
-    here = table(number)
-    columns = [column for column in here.columns if column != "Average"]
-    off = []
-    for model in here.models:
-        for method in here.methods(model):
-            for budget in here.budgets:
-                cells = [found for column in columns if (found := table(number).value(model, method, budget, column))]
-                printed = table(number).value(model, method, budget, "Average")
-                if len(cells) == len(columns) and printed is not None and abs(fmean(cells) - printed) > 0.055:
-                    off.append((model, method, budget))
+    by_cell = table(number).pivot(index=["model", "method", "budget"], columns="column", values="value").dropna()
+    means = by_cell.drop(columns="Average").mean(axis=1)
+    off = list(by_cell.index[(means - by_cell["Average"]).abs() > 0.055])
     assert off == ([(B32, "RandLoRA6", "4-shot")] if number == "11" else [])
 
 
 def test_shape() -> None:
     assert numbers()[:12] == ("2", "3", "4", "5", "6", "10", "11", "12", "13", "14", "15", "B.3")
     others = ("base_to_new", "cross_dataset", "few_shot", "other_datasets", "shifted_datasets")
-    assert numbers()[12:] == others == tuple(number for number in numbers() if not table(number).own)
+    published = {number for number in numbers() if any(cell.source for cell in cells(number))}
+    assert numbers()[12:] == others and published == {*others}
     for number, methods in (("11", 5), ("12", 5), ("13", 5), ("14", 5)):
-        here = table(number)
-        assert len(here.methods()) == methods and here.budgets == (
-            "1-shot",
-            "2-shot",
-            "4-shot",
-            "16-shot",
-            "50%",
-            "100%",
-        )
-        assert len(here.columns) == (22 if number == "14" else 23)
-        assert len(here.cells) == methods * 6 * len(here.columns)
-    assert table(15).parameters("Phi3", "RandLoRA-20", "15k") == "1.16"
-    assert table(4).parameters("RoBERTa-large", "RandLoRA-100", "100%") == "1.8M"
-    assert table(11).parameters(B32, "FT", "100%") == ""
+        here, columns = table(number), 22 if number == "14" else 23
+        assert list(here) == list(PaperCell._fields) and here["method"].nunique() == methods
+        assert list(here["budget"].unique()) == ["1-shot", "2-shot", "4-shot", "16-shot", "50%", "100%"]
+        assert here["column"].nunique() == columns and len(here) == methods * 6 * columns
+    parameters = {(cell.table, *cell[1:4]): cell.params for number in (4, 11, 15) for cell in cells(number)}
+    assert parameters["15", "Phi3", "RandLoRA-20", "15k"] == "1.16"
+    assert parameters["4", "RoBERTa-large", "RandLoRA-100", "100%"] == "1.8M"
+    assert parameters["11", B32, "FT", "100%"] == ""
 
 
 def test_standard_deviations_are_kept() -> None:
-    assert all(cell.std is not None for cell in table(4).cells)
-    assert all(cell.std is None for cell in table(11).cells)
+    assert all(cell.std is not None for cell in cells(4))
+    assert all(cell.std is None for cell in cells(11))
 
 
 def test_unknown_table() -> None:
@@ -98,7 +91,7 @@ def test_our_names_are_the_papers() -> None:
     assert column_of("cars") == "Cars" and column_of("digits") is None
     found = [column_of(name) for name in PAPER]
     assert len(set(found)) == 22
-    assert {column for column in table(11).columns if column != "Average"} == set(found)
+    assert {cell.column for cell in cells(11)} - {"Average"} == set(found)
     for ours, theirs in zip(PAPER, found, strict=True):  # same order in both lists: no name is crossed
         assert theirs is not None and ours[:3] == theirs.lower()[:3]
 
@@ -125,4 +118,4 @@ def test_no_cell_is_there_twice() -> None:
     lines = [(folder / name).read_text().splitlines() for name in ("tables.csv", "published.csv")]
     labels = ("table", "model", "method", "budget", "column")
     rows = [tuple(row[name] for name in labels) for file in lines for row in csv.DictReader(file)]
-    assert len(rows) == len(set(rows)) == sum(len(table(number).cells) for number in numbers())
+    assert len(rows) == len(set(rows)) == sum(len(cells(number)) for number in numbers())

@@ -2,10 +2,12 @@
 
 import csv
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
+from typing import NamedTuple
+
+from pandas import DataFrame
 
 from randlora_pl.data.catalog.registry import PAPER
 from randlora_pl.utils.errors import UserError
@@ -21,15 +23,14 @@ FURTHER = ("4", "15", "shifted_datasets")
 """Tables with columns beside the datasets of Table 7: tests of language models, and shifted images."""
 
 
-@dataclass(frozen=True)
-class PaperCell:
+class PaperCell(NamedTuple):
     """One printed number: accuracy in percent (Table 10: percent of the reference), and its standard deviation if any.
 
     Attributes:
         method: Label of the method, with its rank as printed.
         budget: ``1-shot`` ... ``16-shot``, ``50%``, ``100%``; other words for language models. ``16-shot new``: the new
             classes of training on half of them.
-        params: The printed parameters of Tables 4 and 15, empty elsewhere.
+        params: The printed parameters of Tables 4 (a number) and 15 (percent), empty elsewhere.
         column: A dataset, `AVERAGE`, or a column that Tables 2, 3 and 10 present in another way.
         source: Paper that published it; empty for the tables of RandLoRA's paper.
     """
@@ -38,73 +39,21 @@ class PaperCell:
     model: str
     method: str
     budget: str
-    params: str
     column: str
     value: float
-    std: float | None
+    params: str = ""
+    std: float | None = None
     source: str = ""
 
 
-class PaperTable:
-    """One table, its cells in the printed order.
-
-    Attributes:
-        own: It is of RandLoRA's paper.
-    """
-
-    def __init__(self, number: str, cells: Sequence[PaperCell]) -> None:
-        self.number = number
-        self.cells = tuple(cells)
-        self.own = not any(cell.source for cell in cells)
-        self._by_place = {(cell.model, cell.method, cell.budget, cell.column): cell for cell in cells}
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """Labels of the models, in order."""
-        return tuple(dict.fromkeys(cell.model for cell in self.cells))
-
-    @property
-    def budgets(self) -> tuple[str, ...]:
-        """Data budgets, in order."""
-        return tuple(dict.fromkeys(cell.budget for cell in self.cells))
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Columns, in order."""
-        return tuple(dict.fromkeys(cell.column for cell in self.cells))
-
-    @property
-    def averaged(self) -> set[str]:
-        """Return the columns of which `AVERAGE` is the mean."""
-        return {*self.columns} - {AVERAGE}
-
-    def methods(self, model: str | None = None) -> tuple[str, ...]:
-        """Return the labels of the methods of one model, or of all."""
-        return tuple(dict.fromkeys(cell.method for cell in self.cells if model in (None, cell.model)))
-
-    def cell(self, model: str, method: str, budget: str, column: str) -> PaperCell | None:
-        """Return a cell by its exact labels; None where the table has none."""
-        return self._by_place.get((model, method, budget, column))
-
-    def value(self, model: str, method: str, budget: str, column: str) -> float | None:
-        """Return the printed number, None where the table has none."""
-        cell = self.cell(model, method, budget, column)
-        return cell.value if cell else None
-
-    def parameters(self, model: str, method: str, budget: str) -> str:
-        """Return the printed parameters (percent in Table 15, a number in Table 4), or "" without such a column."""
-        found = (c.params for c in self.cells if (c.model, c.method, c.budget) == (model, method, budget))
-        return next(found, "")
-
-
 @cache
-def _tables() -> dict[str, PaperTable]:
-    cells: dict[str, list[PaperCell]] = {}
+def _tables() -> dict[str, tuple[PaperCell, ...]]:
+    found: dict[str, list[PaperCell]] = {}
     for row in [*_rows("tables.csv"), *_rows("published.csv")]:
         value, std = float(row.pop("value")), row.pop("std", "")
-        cell = PaperCell(**{"params": "", **row}, value=value, std=float(std) if std else None)
-        cells.setdefault(cell.table, []).append(cell)
-    return {number: PaperTable(number, found) for number, found in cells.items()}
+        cell = PaperCell(**row, value=value, std=float(std) if std else None)
+        found.setdefault(cell.table, []).append(cell)
+    return {number: tuple(cells) for number, cells in found.items()}
 
 
 def _rows(name: str) -> list[dict[str, str]]:
@@ -117,12 +66,22 @@ def numbers() -> tuple[str, ...]:
     return tuple(sorted(_tables(), key=lambda number: number.zfill(2)))
 
 
-def table(number: int | str) -> PaperTable:
-    """Return a table by its number; a UserError lists those that are here."""
-    known = _tables()
-    if str(number) not in known:
+def cells(number: int | str) -> tuple[PaperCell, ...]:
+    """Return the cells of a table in the printed order; a UserError lists the tables that are here."""
+    if str(number) not in _tables():
         raise UserError(f"The numbers of the paper's Table {number} are not here. Known: {', '.join(numbers())}.")
-    return known[str(number)]
+    return _tables()[str(number)]
+
+
+def table(number: int | str) -> DataFrame:
+    """Return a table as one of pandas, a row for each printed number with the fields of `PaperCell`."""
+    return DataFrame(cells(number))
+
+
+@cache
+def averaged(number: int | str) -> set[str]:
+    """Return the columns of a table of which `AVERAGE` is the mean."""
+    return {cell.column for cell in cells(number)} - {AVERAGE}
 
 
 @cache
@@ -131,6 +90,7 @@ def datasets() -> dict[str, dict[str, int]]:
     return {row.pop("dataset"): {key: int(value) for key, value in row.items()} for row in _rows("datasets.csv")}
 
 
+@cache
 def column_of(dataset: str) -> str | None:
     """Return the paper's name of a dataset or test, None where the paper does not have it.
 
@@ -138,7 +98,7 @@ def column_of(dataset: str) -> str | None:
         dataset: A name of our catalog (``oxfordpets``, ``stsb``) or the paper's own (``OxfordIIITPet``, ``STS-B``).
     """
     ours = dict(zip(PAPER, datasets(), strict=True))  # both are in the order of Table 7
-    further = [column for number in FURTHER for column in table(number).averaged]
+    further = [column for number in FURTHER for column in averaged(number)]
     same = {plain(name): name for name in [*datasets(), *further]}
     return ours.get(dataset) or same.get(plain(dataset))
 
@@ -150,7 +110,7 @@ def is_whole(columns: Iterable[str | None]) -> bool:
         columns: The paper's names, each once; None for what the paper does not have.
     """
     given = list(columns)
-    wholes = ({*datasets()}, table(15).averaged)
+    wholes = ({*datasets()}, averaged(15))
     return any(set(given) == whole and len(given) == len(whole) for whole in wholes)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from matplotlib import rc_context
 from pandas import Series
 
-from randlora_pl.lab.paper import SOURCE
+from randlora_pl.lab.paper import SOURCE, cells
 from randlora_pl.lab.report.cells import FINISHED, LABELS, Sweep
 from randlora_pl.lab.report.curve_plots import curve_pictures
 from randlora_pl.lab.report.document import Document, Picture, Section, Table, many, row
@@ -37,7 +37,7 @@ def build(sweep: Sweep) -> Document:
     apart, beside = sweep.by_test(), Beside(sweep.plan)
     models = [model for model in sweep.plan.models if len(sweep.of(model=model))]
     averages = [average_table(apart, beside, model) for model in models]
-    cells = [accuracy_table(apart, beside, model) for model in models]
+    tables = [accuracy_table(apart, beside, model) for model in models]
     costs = [table for model in models if (table := cost_table(sweep, beside, model))]
     trained: list[Table | Picture] = []
     for model in models:
@@ -46,7 +46,7 @@ def build(sweep: Sweep) -> Document:
     forgotten = [table for model in models if (table := elsewhere_table(sweep, model))]
     transfers = [table for model in models if (table := transfer_table(sweep, beside, model))]
     halves = [table for model in models if (table := new_classes_table(sweep, beside, model))]
-    for table in (*averages, *cells, *costs, *transfers, *halves):
+    for table in (*averages, *tables, *costs, *transfers, *halves):
         beside.annotate(table)
     found = comparisons(apart)
     compared = references(apart, found)
@@ -57,7 +57,7 @@ def build(sweep: Sweep) -> Document:
         Section("short", "In short", [shown], [*sweep.plan.notes, *more]),
         Section("differences", "Difference to a reference", parts=_differences(apart, beside, compared)),
         Section("averages", "Averages", _about_paper(beside, sweep), [], [*averages]),
-        Section("cells", "Every dataset", _reading(apart), [], [*cells]),
+        Section("cells", "Every dataset", _reading(apart), [], [*tables]),
         Section("new", "New classes", parts=[*halves]),
         Section("transfer", "Other datasets", parts=[*transfers]),
         Section("versus", "Method against method", parts=[*[versus_table(found)] * bool(found), *ranks]),
@@ -105,10 +105,10 @@ def _about_paper(beside: Beside, sweep: Sweep) -> list[str]:
     if not beside.tables:
         return [f"The paper gives Figure {plan.figure} as a drawing only, without numbers to compare with."]
     of = f", which Figure {plan.figure} draws" if plan.figure else ""
-    own = [here for here in beside.tables if here.own]
+    own = [number for number in beside.tables if not any(cell.source for cell in cells(number))]
     lines = []
     if own:
-        tables = f"Table{'s' * (len(own) > 1)} {', '.join(here.number for here in own)}"
+        tables = f"Table{'s' * (len(own) > 1)} {', '.join(own)}"
         lines.append(
             f"Below each of our values is the paper's value and the difference, ours minus the paper's: "
             f"{tables} of {SOURCE}{of}."
@@ -124,14 +124,14 @@ def _about_paper(beside: Beside, sweep: Sweep) -> list[str]:
             "A note at each method names the source. An average is compared with the mean of published values over the "
             "same datasets, or with a printed average over them."
         )
-    for here in own:
-        if here.number == RELATIVE:
+    for number in own:
+        if number == RELATIVE:
             lines.append(f"Table {RELATIVE} has no accuracies: its values are in the table of times and memory.")
-        elif not of_data_sets(here):
+        elif not of_data_sets(number):
             texts = (sweep.finished["base/library"] == "transformers").any()
             every, all_of_them = ("eight tests", "eight") if texts else ("22 datasets", "22")
             lines.append(
-                f"Table {here.number} has averages over all {every} only, so they are compared only with our averages "
+                f"Table {number} has averages over all {every} only, so they are compared only with our averages "
                 f"over all {all_of_them}."
             )
     return [" ".join(lines)]

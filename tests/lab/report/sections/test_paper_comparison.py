@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from randlora_pl.data.catalog.registry import PAPER
-from randlora_pl.lab.paper import notes, table
+from randlora_pl.lab.paper import PaperCell, cells, notes
+from randlora_pl.lab.paper.paper import averaged
 from randlora_pl.lab.report.document import Printed, Table, TableCell, row
 from randlora_pl.lab.report.plan import Key, ReportPlan, read_plan
 from randlora_pl.lab.report.sections.paper_comparison import Beside
@@ -50,7 +51,7 @@ def test_averages_are_over_the_same_data_sets(beside: Any) -> None:
     average = found.average(B32, "1-shot", "LoRA-32", ["cars", "dtd"])
     assert average.value == pytest.approx(fmean([51.9, 46.3])) and average.printed is None
     assert found.average(B32, "1-shot", "LoRA-32", ["cars", "digits"]) is None
-    everything = [column for column in table(11).columns if column != "Average"]
+    everything = sorted(averaged(11))
     whole = found.average(B32, "4-shot", "RandLoRA-6", everything)
     assert whole.printed.value == 70.4 and whole.value == pytest.approx(70.459, abs=1e-3)
 
@@ -91,12 +92,17 @@ def with_tables(*tables: object) -> ReportPlan:
 
 def test_unknown_tables_are_a_problem_to_tell() -> None:
     found = Beside(with_tables(99, 11))
-    assert [here.number for here in found.tables] == ["11"] and "Table 99" in found.problems[0]
+    assert found.tables == ["11"] and "Table 99" in found.problems[0]
 
 
-def annotated(beside: Beside, printed: Printed | None) -> tuple[tuple[int, ...], ...]:
+def printed(number: int, *labels: str) -> PaperCell:
+    (found,) = [cell for cell in cells(number) if cell[1:5] == labels]
+    return found
+
+
+def annotated(beside: Beside, paper: Printed | None) -> tuple[tuple[int, ...], ...]:
     """The notes of caption, row, column and cell of a table that shows one printed number."""
-    cell = TableCell("", paper=printed)
+    cell = TableCell("", paper=paper)
     table = Table("t", "", row("Method", "EuroSAT"), [[TableCell(""), cell]])
     beside.annotate(table)
     return table.notes, table.rows[0][0].notes, table.header[1].notes, cell.notes
@@ -104,9 +110,7 @@ def annotated(beside: Beside, printed: Printed | None) -> tuple[tuple[int, ...],
 
 def test_footnotes_are_counted_once_in_order() -> None:
     counted = Beside(ReportPlan.unknown())
-    cell = table(12).cell(L14, "RandLoRA10", "100%", "EuroSAT")
-    plain = table(12).cell(L14, "FT", "100%", "Cars")
-    assert cell is not None and plain is not None
+    cell, plain = printed(12, L14, "RandLoRA10", "100%", "EuroSAT"), printed(12, L14, "FT", "100%", "Cars")
     caption, first, column, _ = annotated(counted, Printed(cell.value, (cell,)))
     assert [*caption, *first, *column] == list(range(1, len(counted.footnotes) + 1))
     others = annotated(counted, Printed(plain.value, (plain,)))
@@ -118,8 +122,7 @@ def test_footnotes_are_counted_once_in_order() -> None:
 
 
 def test_a_printed_average_that_is_off_is_told() -> None:
-    cell = table(11).cell(B32, "RandLoRA6", "4-shot", "Average")
-    assert cell is not None
+    cell = printed(11, B32, "RandLoRA6", "4-shot", "Average")
     counted = Beside(ReportPlan.unknown())
     (number,) = annotated(counted, Printed(70.459, (cell,), cell))[3]
     assert "70.4; the mean of its printed cells is 70.46" in counted.footnotes[number - 1][1]

@@ -1,15 +1,14 @@
 """Printed numbers, of RandLoRA's paper and of others, that belong beside ours, and the footnotes that they need."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from itertools import chain
 from statistics import fmean
 
-from randlora_pl.lab.paper import Note, PaperCell, PaperTable, column_of, notes
-from randlora_pl.lab.paper import table as paper_table
-from randlora_pl.lab.paper.paper import AVERAGE, is_whole, plain
+from randlora_pl.lab.paper import Note, PaperCell, cells, column_of, notes, numbers
+from randlora_pl.lab.paper.paper import AVERAGE, averaged, is_whole, plain
 from randlora_pl.lab.report.document import Printed, Table
 from randlora_pl.lab.report.plan import Key, ReportPlan
-from randlora_pl.utils.errors import UserError
 
 RELATIVE = "10"
 """The table of times and memory."""
@@ -27,29 +26,46 @@ class Beside:
         plan: The sweep's plan; its ``paper`` names the tables.
 
     Attributes:
+        tables: The tables that are here.
         problems: Tables that are named and not there.
     """
 
     def __init__(self, plan: ReportPlan) -> None:
         self.plan = plan
+        self.tables = [number for number in plan.tables if number in numbers()]
         self._notes: dict[tuple[str, str], int] = {}
-        self.problems: list[str] = []
-        self.tables: list[PaperTable] = []
-        for number in plan.tables:
-            try:
-                self.tables.append(paper_table(number))
-            except UserError as error:
-                self.problems.append(str(error))
+        self._rows = cache(self._found_rows)
+
+    @property
+    def problems(self) -> list[str]:
+        """Return a sentence for each table that is named and not there."""
+        return [
+            f"Table {number} is not here. Known: {', '.join(numbers())}."
+            for number in self.plan.tables
+            if number not in self.tables
+        ]
+
+    def _of_model(self, number: str, model: str) -> list[PaperCell]:
+        """Return the cells of a table for one of our models, whose name is equal up to punctuation."""
+        name = plain(self.plan.paper_name(model))
+        return [cell for cell in cells(number) if plain(cell.model) == name]
+
+    def _found_rows(self, number: str, model: str, method: str) -> list[PaperCell]:
+        """Return the cells of a table for one of our methods.
+
+        A method that the paper calls by several names may be labelled with one and have another as its ``paper_name``.
+        """
+        here = self._of_model(number, model)
+        named = [cell for cell in here if plain(cell.method) == plain(self.plan.paper_name(method, model))]
+        return named or [cell for cell in here if plain(cell.method) == plain(method) and of_data_sets(number)]
 
     def cell(self, key: Key) -> Printed | None:
         """Return the printed number of a cell."""
         column = column_of(self.plan.paper_name(key.dataset))
-        for here in self.tables if column else ():
-            model, method = self._labels(here, key.model, key.method)
-            budgets = {plain(label): label for label in here.budgets}
-            found = here.cell(model, method, budgets.get(plain(key.budget), key.budget), column or "")
-            if found:
-                return _alone(found)
+        for number in self.tables if column else ():
+            for cell in self._rows(number, key.model, key.method):
+                if cell.column == column and plain(cell.budget) == plain(key.budget):
+                    return _alone(cell)
         return None
 
     def average(self, model: str, budget: str, method: str, datasets: Sequence[str]) -> Printed | None:
@@ -58,51 +74,45 @@ class Beside:
         Where a table or a row has averages over all datasets, or all tests, only: that, None for any others.
         """
         found = [printed.cells[0] for name in datasets if (printed := self.cell(Key(model, name, budget, method)))]
-        if found and len(found) == len(datasets):
-            return Printed(fmean(cell.value for cell in found), tuple(found), self._printed(found))
         columns = [column_of(self.plan.paper_name(dataset)) for dataset in datasets]
-        for here in self.tables:
-            name, label = self._labels(here, model, method)
+        if found and len(found) == len(datasets):
+            first, whole = found[0], {*columns} == averaged(found[0].table)
+            same = [cell for cell in self._rows(first.table, model, method) if cell.budget == first.budget]
+            printed_mean = next((cell for cell in same if whole and cell.column == AVERAGE), None)
+            return Printed(fmean(cell.value for cell in found), tuple(found), printed_mean)
+        for number in self.tables:
             rows: list[PaperCell] = []
-            if of_data_sets(here):
-                alone = here.cell(name, label, budget, AVERAGE)
-                rows = [alone] if alone and not found and here.averaged == {*columns} else []
+            if of_data_sets(number):
+                if not found and averaged(number) == {*columns}:
+                    of_method = self._rows(number, model, method)
+                    rows = [cell for cell in of_method if (cell.budget, cell.column) == (budget, AVERAGE)]
             elif is_whole(columns):
-                of_budget = [c for c in here.cells if c.model == name and c.budget.rpartition(" ")[2] == budget]
-                rows = [c for c in of_budget if plain(label) in _names(c)]
+                name = plain(self.plan.paper_name(method, model))
+                of_budget = [c for c in self._of_model(number, model) if c.budget.rpartition(" ")[2] == budget]
+                rows = [cell for cell in of_budget if name in _names(cell)]
             if len(rows) == 1:  # a method with several columns must be named with one of them
                 return _alone(rows[0])
         return None
 
     def parameters(self, model: str, method: str) -> str:
         """Return the printed parameters of a method, such as ``1.18 %`` or ``0.7M``; empty where no table has them."""
-        for here in self.tables:
-            name, label = self._labels(here, model, method)
-            for budget in here.budgets:
-                if printed := here.parameters(name, label, budget):
-                    return printed if printed.endswith("M") else f"{printed} %"
-        return ""
+        printed = (cell.params for number in self.tables for cell in self._rows(number, model, method) if cell.params)
+        found = next(printed, "")
+        return found if found.endswith("M") or not found else f"{found} %"
 
     def cost(self, model: str, method: str) -> tuple[Printed | None, Printed | None]:
         """Time and memory of Table 10, percent of full fine-tuning; only where the sweep names the paper at all."""
-        if not self.plan.tables:
-            return None, None
-        here = paper_table(RELATIVE)
-        name, label = self._labels(here, model, method)
-        for other in map(paper_table, _RANKS):
-            there, ranked = self._labels(other, model, method)
-            if there == name and ranked in other.methods(there) and ranked.startswith("RandLoRA"):
-                label = "RandLoRA"
-        found = (here.cell(name, label, "", column) for column in (_TIME, _MEMORY))
-        time, memory = (_alone(cell) if cell else None for cell in found)
-        return time, memory
+        rows = self._rows(RELATIVE, model, method) if self.plan.tables else []
+        ranked = [cell for number in _RANKS for cell in self._rows(number, model, method)] if self.plan.tables else []
+        if any(cell.method.startswith("RandLoRA") for cell in ranked):
+            rows = [cell for cell in self._of_model(RELATIVE, model) if cell.method == "RandLoRA"]
+        printed = {cell.column: _alone(cell) for cell in rows}
+        return printed.get(_TIME), printed.get(_MEMORY)
 
     def measured(self, model: str, method: str) -> dict[str, Printed]:
         """Seconds and gigabytes of appendix B.3 by its columns; only where the sweep names Table 5."""
-        here = paper_table(MEASURED)
-        name, label = self._labels(here, model, method)
-        found = here.cells if "5" in self.plan.tables else ()
-        return {cell.column: _alone(cell) for cell in found if (cell.model, cell.method) == (name, label)}
+        rows = self._rows(MEASURED, model, method) if "5" in self.plan.tables else []
+        return {cell.column: _alone(cell) for cell in rows}
 
     @property
     def footnotes(self) -> list[tuple[int, str, str]]:
@@ -136,32 +146,15 @@ class Beside:
     def _number(self, text: str, source: str) -> int:
         return self._notes.setdefault((text, source), len(self._notes) + 1)
 
-    def _printed(self, cells: Sequence[PaperCell]) -> PaperCell | None:
-        first = cells[0]
-        here = next(found for found in self.tables if found.number == first.table)
-        if {cell.column for cell in cells} != here.averaged:
-            return None
-        return here.cell(first.model, first.method, first.budget, AVERAGE)
-
-    def _labels(self, here: PaperTable, model: str, method: str) -> tuple[str, str]:
-        """Return our labels as this table spells them, or ours if no label matches up to punctuation.
-
-        A method that the paper calls by several names may be labelled with one and have another as its ``paper_name``.
-        """
-        named, name = self.plan.paper_name(method, model), self.plan.paper_name(model)
-        models = {plain(label): label for label in here.models}
-        name = models.get(plain(name), name)
-        methods = {plain(label): label for label in here.methods(name)}
-        return name, methods.get(plain(named)) or (methods.get(plain(method), named) if of_data_sets(here) else named)
-
 
 def _alone(cell: PaperCell) -> Printed:
     return Printed(cell.value, (cell,))
 
 
-def of_data_sets(here: PaperTable) -> bool:
+@cache
+def of_data_sets(number: str) -> bool:
     """Return True if a table has a column for each dataset."""
-    return any(column_of(column) for column in here.columns)
+    return any(map(column_of, averaged(number)))
 
 
 def _names(cell: PaperCell) -> set[str]:
