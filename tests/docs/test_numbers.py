@@ -13,7 +13,7 @@ from randlora_pl.commands.main import main
 from randlora_pl.commands.sweep.job import find_sweep
 from randlora_pl.lab.paper import cells as paper_cells
 from randlora_pl.lab.paper import numbers
-from randlora_pl.lab.report.sections.new_classes import harmonic_mean
+from randlora_pl.lab.report.sections.other_tests import harmonic_mean
 from randlora_pl.models import meta_clip, meta_vit
 from randlora_pl.run.options.shipped import find_config
 from randlora_pl.sweep.expand import counts

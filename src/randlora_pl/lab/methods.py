@@ -6,10 +6,9 @@ from dataclasses import replace
 
 from randlora_pl.lab.baselines import baselines_of, measured_with
 from randlora_pl.lab.report.cells import Sweep
-from randlora_pl.lab.report.document import Table, row
-from randlora_pl.lab.report.markdown import table_lines
+from randlora_pl.lab.report.document import Table, row, table_lines
 from randlora_pl.lab.report.plan import Key
-from randlora_pl.lab.report.sections.rates import shown_rate
+from randlora_pl.lab.report.sections.training import shown_rate
 from randlora_pl.lab.report.statistics import Estimate
 from randlora_pl.sweep.description import ZERO_SHOT, is_zero_shot
 from randlora_pl.sweep.plan import Trial

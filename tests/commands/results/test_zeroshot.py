@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from randlora_pl.data.catalog.registry import PAPER
-from randlora_pl.lab.published import ZERO_SHOT, published
+from randlora_pl.lab.zeroshot import ZERO_SHOT, published
 from randlora_pl.models import LoadedClip, ModelIdentity
 from tests.data.readers import BUILDERS
 from tests.support.cli import Run
@@ -174,7 +174,7 @@ def test_published_figures_are_of_two_models_only() -> None:
 
 
 def test_names_are_those_after_the_activation_is_matched() -> None:
-    from randlora_pl.lab.published import MODELS
+    from randlora_pl.lab.zeroshot import MODELS
     from randlora_pl.models.clip_source import resolve
 
     assert [resolve(name, "openai").name for name in ("ViT-B-32", "ViT-L-14")] == list(MODELS)

@@ -23,11 +23,9 @@ from randlora_pl.lab.report.plots import (
     difference_picture,
     memory_picture,
     parameter_picture,
-    short_count,
 )
-from randlora_pl.lab.report.sections.pairwise_tests import comparisons
+from randlora_pl.lab.report.sections.comparisons import Reference, comparisons, references
 from randlora_pl.lab.report.sections.paper_comparison import Beside
-from randlora_pl.lab.report.sections.reference import Reference, references
 from tests.lab.report.sweeps import MODELS, description, write_sweep
 from tests.support.products import in_one_item
 
@@ -101,6 +99,7 @@ def test_figures_of_a_whole_sweep(sweep: Sweep, model: str, memory: str) -> None
     picture = parameter_picture(sweep, "CLIP", [B32, L14])
     figure = check(picture)
     assert figure.axes[0].get_xscale() == "log"
+    assert {"1M", "10M", "100M"} <= {word.get_text() for word in words(figure)}
     assert picture is not None and "CLIP-ViT-B/32 RandLoRA-6: 5,170,320 parameters" in picture.described
 
 
@@ -224,7 +223,3 @@ def test_the_same_figure_gives_the_same_file(tmp_path: Path) -> None:
             picture = drawn(sweep)
             files.append(draw(picture.figure, form, picture.name))
         assert files[0] == files[1]
-
-
-def test_short_counts() -> None:
-    assert [short_count(n) for n in (5_170_320, 141_312, 1e9, 12)] == ["5.17M", "141k", "1G", "12"]

@@ -14,9 +14,9 @@ from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.document import Table, TableCell, many, percent
 from randlora_pl.lab.report.plan import Key
 from randlora_pl.lab.report.sections.accuracy import accuracy_table, average_table
-from randlora_pl.lab.report.sections.cost import ALLOCATED, RESIDENT, cost_table
 from randlora_pl.lab.report.sections.paper_comparison import Beside
 from randlora_pl.lab.report.sections.ranks import partial_table, rank_table
+from randlora_pl.lab.report.sections.training import ALLOCATED, RESIDENT, cost_table
 from randlora_pl.lab.report.statistics import Estimate, formatted, shown
 from tests.lab.report.sweeps import METHODS, description, figures_of, write_cell, write_sweep
 

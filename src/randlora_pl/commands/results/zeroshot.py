@@ -129,8 +129,7 @@ def _write(
     folder: Path, clip: "LoadedClip", found: dict[str, "ZeroShot"], failed: dict[str, str], absent: Sequence[str]
 ) -> None:
     """Write all results so far, after each dataset, so that an interrupted command keeps finished ones."""
-    from randlora_pl.lab.published import SOURCE
-    from randlora_pl.lab.zeroshot import SINGLE
+    from randlora_pl.lab.zeroshot import SINGLE, SOURCE
 
     content = {
         "model": clip.identity.as_dict(),
@@ -148,8 +147,7 @@ def _print(
     clip: "LoadedClip", found: dict[str, "ZeroShot"], failed: dict[str, str], absent: Sequence[DatasetSpec], root: Path
 ) -> None:
     """Print the table, and below it the datasets that it lacks."""
-    from randlora_pl.lab.published import OTHER_SPLIT, SOURCE
-    from randlora_pl.lab.zeroshot import SINGLE
+    from randlora_pl.lab.zeroshot import OTHER_SPLIT, SINGLE, SOURCE
 
     known = any(one.published is not None for one in found.values())
     header = ["dataset", "images", "classes", "templates", "averaged %", f"{SINGLE!r} %"]

@@ -1,12 +1,14 @@
-"""Cells of the paper's tables, and of other papers on prompts, by (table, model, method, budget, column)."""
+"""Cells of the paper's tables, and of other papers on prompts, with notes on their known inconsistencies."""
 
 import csv
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
+import yaml
 from pandas import DataFrame
 
 from randlora_pl.data.catalog.registry import PAPER
@@ -117,3 +119,37 @@ def is_whole(columns: Iterable[str | None]) -> bool:
 def plain(label: str) -> str:
     """Return a label for comparison: ``RandLoRA-6`` and ``RandLoRA6`` are the same."""
     return re.sub(r"[^a-z0-9]", "", label.lower())
+
+
+@dataclass(frozen=True)
+class Note:
+    """One inconsistency.
+
+    Attributes:
+        model, method, budget, column: Regular expressions that a whole label must match; empty: any.
+    """
+
+    key: str
+    text: str
+    source: str
+    tables: tuple[str, ...]
+    model: str = ""
+    method: str = ""
+    budget: str = ""
+    column: str = ""
+
+    def touches(self, cell: PaperCell) -> bool:
+        """Return True if it is about this number."""
+        labels = ("model", "method", "budget", "column")
+        pairs = [(getattr(self, name), getattr(cell, name)) for name in labels]
+        return cell.table in self.tables and all(not want or re.fullmatch(want, have) for want, have in pairs)
+
+
+@cache
+def notes() -> tuple[Note, ...]:
+    """Return all notes, in the order in which a report numbers them."""
+    content = yaml.safe_load((files(__package__) / "notes.yaml").read_text(encoding="utf-8"))
+    return tuple(
+        Note(key=key, **{**facts, "tables": tuple(str(number) for number in facts["tables"])})
+        for key, facts in content.items()
+    )

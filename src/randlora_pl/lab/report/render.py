@@ -8,20 +8,22 @@ from pandas import Series
 
 from randlora_pl.lab.paper import SOURCE, cells
 from randlora_pl.lab.report.cells import FINISHED, LABELS, Sweep
-from randlora_pl.lab.report.curve_plots import curve_pictures
 from randlora_pl.lab.report.document import Document, Picture, Section, Table, many, row
 from randlora_pl.lab.report.plan import FILE
-from randlora_pl.lab.report.plots import difference_picture, memory_picture, parameter_picture
+from randlora_pl.lab.report.plots import curve_pictures, difference_picture, memory_picture, parameter_picture
 from randlora_pl.lab.report.sections.accuracy import IDLE, accuracy_table, average_table
-from randlora_pl.lab.report.sections.cost import cost_table
-from randlora_pl.lab.report.sections.elsewhere import elsewhere_table, transfer_table
-from randlora_pl.lab.report.sections.new_classes import new_classes_table
-from randlora_pl.lab.report.sections.pairwise_tests import comparisons, versus_table
+from randlora_pl.lab.report.sections.comparisons import (
+    Reference,
+    comparisons,
+    conclusion,
+    matrix_table,
+    references,
+    versus_table,
+)
+from randlora_pl.lab.report.sections.other_tests import elsewhere_table, new_classes_table, transfer_table
 from randlora_pl.lab.report.sections.paper_comparison import RELATIVE, Beside, of_data_sets
 from randlora_pl.lab.report.sections.ranks import partial_table, rank_table
-from randlora_pl.lab.report.sections.rates import rate_table
-from randlora_pl.lab.report.sections.reference import Reference, conclusion, matrix_table, references
-from randlora_pl.lab.report.sections.training import training_table
+from randlora_pl.lab.report.sections.training import cost_table, rate_table, training_table
 from randlora_pl.sweep.description import is_zero_shot
 
 _COMMANDS = [

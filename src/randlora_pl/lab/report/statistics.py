@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pandas import Series
+from scipy import stats
 
 CONFIDENCE = 0.95
 _FLIPS = 9_999
@@ -38,11 +40,7 @@ class Estimate:
     @property
     def half(self) -> float | None:
         """Half of the 95 % confidence interval of the mean by Student's t-distribution."""
-        if self.error is None:
-            return None
-        from scipy.stats import t  # heavy, and not needed for one seed
-
-        return float(t.ppf((1 + CONFIDENCE) / 2, len(self.values) - 1)) * self.error
+        return None if self.error is None else _quantile(len(self.values) - 1) * self.error
 
 
 @dataclass(frozen=True)
@@ -83,18 +81,18 @@ class Crossed:
     @property
     def half(self) -> float:
         """Half of the 95 % confidence interval of the mean by Student's t-distribution."""
-        from scipy.stats import t
-
-        return float(t.ppf((1 + CONFIDENCE) / 2, self.freedom)) * self.error
+        return _quantile(self.freedom) * self.error
 
     @property
     def p(self) -> float:
         """Two-sided p-value of Student's t-test against zero."""
-        from scipy.stats import t
-
         if not self.error:
             return float(not self.mean)
-        return float(2 * t.sf(abs(self.mean) / self.error, self.freedom))
+        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
+
+
+def _quantile(freedom: float) -> float:
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 def shown(estimate: Estimate | Crossed, form: str = ".1f") -> str:
@@ -126,12 +124,11 @@ def sign_flip_test(differences: Sequence[float]) -> float:
     Returns:
         The probability of a mean at least as far from zero if neither side were better.
     """
-    from scipy.stats import permutation_test
 
     def rounded_mean(values: Any, axis: int) -> Any:
         return np.mean(values, axis=axis).round(9)  # so that equal means are ties
 
-    flips = permutation_test(
+    flips = stats.permutation_test(
         (list(differences),), rounded_mean, permutation_type="samples", n_resamples=_FLIPS, random_state=0
     )
     return float(flips.pvalue)
@@ -139,20 +136,15 @@ def sign_flip_test(differences: Sequence[float]) -> float:
 
 def holm(values: Sequence[float]) -> list[float]:
     """Holm's adjustment of p values for their number: each may be compared with 0.05 as it stands."""
-    adjusted = [0.0] * len(values)
-    least = 0.0
-    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
-        least = adjusted[index] = max(least, min(1.0, (len(values) - rank) * values[index]))
-    return adjusted
+    ordered = Series(values, dtype=float).sort_values()
+    return list((ordered * np.arange(len(values), 0, -1)).clip(upper=1).cummax().sort_index())
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Spearman's rank correlation; None for fewer than three pairs or where one side is constant."""
     if len(first) < 3 or len(set(first)) == 1 or len(set(second)) == 1:
         return None
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(first, second).statistic)
+    return float(stats.spearmanr(first, second).statistic)
 
 
 def partial_rank_correlation(first: Sequence[float], second: Sequence[float], held: Sequence[float]) -> float | None:
@@ -167,8 +159,6 @@ def partial_rank_correlation(first: Sequence[float], second: Sequence[float], he
     plain = rank_correlation(first, second)
     if plain is None or len(first) < 4 or len(set(held)) == 1:
         return plain if len(first) > 3 else None
-    from scipy.stats import pearsonr, rankdata
-
-    one, other = (float(pearsonr(rankdata(values), held).statistic) for values in (first, second))
+    one, other = (float(stats.pearsonr(stats.rankdata(values), held).statistic) for values in (first, second))
     left = (1 - one**2) * (1 - other**2)
     return (plain - one * other) / sqrt(left) if left > 1e-12 else None

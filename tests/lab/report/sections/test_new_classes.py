@@ -8,11 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from randlora_pl.lab.report.collect import read_sweep
+from randlora_pl.lab.report.files import cells_csv
 from randlora_pl.lab.report.render import build
-from randlora_pl.lab.report.sections.elsewhere import elsewhere_table, transfer_table
-from randlora_pl.lab.report.sections.new_classes import harmonic_mean, new_classes_table
+from randlora_pl.lab.report.sections.other_tests import (
+    elsewhere_table,
+    harmonic_mean,
+    new_classes_table,
+    transfer_table,
+)
 from randlora_pl.lab.report.sections.paper_comparison import Beside
-from randlora_pl.lab.report.spreadsheets import cells_csv
 from tests.lab.report.sweeps import Labels, description, write_sweep
 
 MODEL = "CLIP-ViT-B/32"
