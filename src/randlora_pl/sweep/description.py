@@ -25,7 +25,7 @@ ZERO_SHOT = "zero-shot"
 
 
 class _Model(TypedDict):
-    config: Words
+    config: Words | Tree
     set: NotRequired[Tree]
     family: NotRequired[str]
     paper_name: NotRequired[Any]

@@ -161,6 +161,9 @@ def test_time_that_is_up(run: Run, copy: Path) -> None:
     result = run("sweep", "small.yaml", "--max-hours", "1e-9")
     assert result.code == 0 and "2 of 4 cells are done" in result.out
     assert "Stopped, because the time is up. Resume with: randlora-pl sweep small.yaml --max-hours 1e-9" in result.out
+    for file in copy.glob("cells/*/results.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"cell_seconds": 7200.0}))
+    assert "Stopped, because the time is up" in run("sweep", "small.yaml", "--max-hours", "1").out, "expected to be"
 
 
 def test_what_cannot_run_is_refused_before_anything_is_written(refused: Refused, tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def work(job: Job, typed: Any, search: "Search | None" = None) -> "Outcome":
     loop = Loop(
         job.folder, job.chosen, runner, progress, lambda error: bool(full_disk(error)), typed.retry_failed,
         deadline=None if typed.max_hours is None else time.monotonic() + 3600 * typed.max_hours,
+        seconds=lambda cell: progress.times.of(cell) or 0.0,
         keep_adapters=search is None and job.description.keep_adapters,
     )  # fmt: skip
     if search is not None:

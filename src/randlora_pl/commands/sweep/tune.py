@@ -8,7 +8,7 @@ import time
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from randlora_pl.commands.common.arguments import CommandParser
 from randlora_pl.commands.sweep.job import (
@@ -127,14 +127,10 @@ def _tune_run(args: list[str], same: str) -> int:
     import_classes(command)
     check_names(command)
     silence_library_warnings()
-    tree = tree_of(command)
-    description = described(tree, command.named)
-    (name,) = description.models  # each candidate is the config of the run, with other values
+    description = _described(_tree_of(command))
     path = typed.output or Path("runs") / "tune" / Path(command.named[-1]).stem
     typed.only, typed.root, typed.skip_missing = [], None, False
-    whole = replace(description, models={name: {"config": tree}})
-    found = _tuning(typed, Path(command.named[-1]), whole, SweepFolder(path, "tune.yaml"), same)
-    found.search.description = found.job.description = replace(description, tune=found.search.description.tune)
+    found = _tuning(typed, Path(command.named[-1]), description, SweepFolder(path, "tune.yaml"), same)
     if typed.dry_run:
         return found.dry_run()
     found.run(typed, ["tune", *words], None)
@@ -143,19 +139,17 @@ def _tune_run(args: list[str], same: str) -> int:
     if found.without():
         return 1
     ((method, chosen),) = found.search.chosen().items()
+    best = []
     for option, value in chosen.items():
-        print(f"Best {option} of {method}: {_text(value)}")
-    typed_as = {option: f"--model.{'' if option in RATES else 'adapter.'}{option}" for option in chosen}
-    best = [f"{f'--{o}' if '.' in o else typed_as[o]} {_text(value)}" for o, value in chosen.items()]
-    print(f"Next: randlora-pl fit {shlex.join(words)} {' '.join(best)}")
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        print(f"Best {option} of {method}: {text}")
+        group = "" if "." in option else "model." if option in RATES else "model.adapter."
+        best += [f"--{group}{option}", text]
+    print(f"Next: randlora-pl fit {shlex.join([*words, *best])}")
     return 0
 
 
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else shlex.quote(str(value))
-
-
-def tree_of(command: Command) -> Tree:
+def _tree_of(command: Command) -> Tree:
     """Return the config of a run with the typed options in it."""
     tree = command.config
     for name, text in command.values.items():
@@ -163,13 +157,8 @@ def tree_of(command: Command) -> Tree:
     return tree
 
 
-def described(tree: Tree, configs: list[str]) -> SweepConfig:
-    """Return the search of a run as a sweep of one model, one method and one dataset.
-
-    Args:
-        tree: The run's config.
-        configs: Names of the configs, for the record.
-    """
+def _described(tree: Tree) -> SweepConfig:
+    """Return the search of a run as a sweep of one model, whose config is the run's, one method and one dataset."""
     from randlora_pl.sweep.expand import data_of, task_of
 
     task = task_of(check(tree))
@@ -185,7 +174,7 @@ def described(tree: Tree, configs: list[str]) -> SweepConfig:
     seed = int(tree.get("seed_everything") or 0)
     monitor = tree.get("checkpoint", {}).get("monitor")
     return SweepConfig.of({
-        "models": {str(tree["model"]["init_args"].get("name", "model")): {"config": [Path(c).stem for c in configs]}},
+        "models": {str(tree["model"]["init_args"].get("name", "model")): {"config": tree}},
         "methods": {method: {"adapter": method, name: float(getattr(task, name))}},
         "datasets": {dataset: data | {"dataset": dataset}},
         "budgets": [budget(shots) if shots else budget(float(fraction)) if fraction else "100%"],
