@@ -80,11 +80,21 @@ def test_processes_share_the_trials(tmp_path: Path) -> None:
     end(searches[0], searches[0].known())
     assert searches[1].finished() and searches[0].finished()
     study = optuna.load_study(
-        study_name="LoRA-4",
+        study_name=searches[0].study("LoRA-4").study.study_name,
         storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log"))),
     )
     assert all(trial.state.is_finished() for trial in study.trials)
     assert study.best_value == max(trial.value for trial in study.trials if trial.value is not None)
+
+
+def test_another_space_is_another_study_of_the_same_cells(tmp_path: Path) -> None:
+    search = search_in(tmp_path, trials=2, seeds=[0])
+    while not search.finished():
+        end(search, search.known(ask=True))
+    other = TUNE["search"] | {"rslora": [False], "rank": [6, 8]}  # type: ignore[operator]
+    again = search_in(tmp_path, trials=2, seeds=[0], search=other)
+    assert len(again.known()) == 1 and again.candidates("LoRA-4") == search.candidates("LoRA-4")[:1]
+    assert again.folder.state(again.known()[0]) == "done"
 
 
 def test_a_loss_is_minimized(tmp_path: Path) -> None:

@@ -140,15 +140,15 @@ class SweepConfig:
         models, methods = (_group(name, given[name]) for name in ("models", "methods"))
         for label, facts in models.items():
             fit(facts, _Model, f"models.{label}")
-            _options(f"models.{label}.set", facts.get("set", {}))
+            without_axes(f"models.{label}.set", facts.get("set", {}))
         grid: Any = {"datasets": _datasets(given["datasets"]), "budgets": budgets(given["budgets"])}
         _check_cases("cases", given, grid)
         for label, facts in methods.items():
             _check_method(label, facts, models)
             for place, stage in ((f"methods.{label}", facts), (f"methods.{label}.first", facts.get("first", {}))):
                 _check_cases(f"{place}.cases", stage, grid)
-        given |= {"tune": given.get("tune", {}), "options": _options("set", given.pop("set", {}))}
-        _options("tune.set", given["tune"].get("set", {}))
+        given |= {"tune": given.get("tune", {}), "options": without_axes("set", given.pop("set", {}))}
+        without_axes("tune.set", given["tune"].get("set", {}))
         trained = [label for label in methods if not is_zero_shot(label)]
         for pair in given.get("pairs", []):
             members("pairs", pair, trained, "trained methods")
@@ -262,14 +262,14 @@ def _check_method(label: str, facts: Tree, models: Iterable[str]) -> None:
     """Refuse options that no method has, and make ``models`` a list of labels."""
     where = f"methods.{label}"
     fit(facts, _Method, where)
-    _options(f"{where}.set", facts.get("set", {}))
+    without_axes(f"{where}.set", facts.get("set", {}))
     if is_zero_shot(label):
         refuse_unknown(facts, ("set", "models", "paper_name"), where)
     elif not (facts.get("config") or facts.get("adapter")):
         raise UserError(f"{where} has neither config nor adapter: give one, see: randlora-pl adapters")
     if (first := facts.get("first")) is not None:
         fit(first, _Method, f"{where}.first")
-        _options(f"{where}.first.set", first.get("set", {}))
+        without_axes(f"{where}.first.set", first.get("set", {}))
         if str(first.get("adapter")).lower() != "lora":
             raise UserError(f"{where}.first has the adapter {first.get('adapter')!r}: a stage starts from LoRA alone.")
         fit(first.get("form", FORMS[0]), Literal[FORMS], f"{where}.first.form")
@@ -284,7 +284,7 @@ def _check_cases(where: str, facts: Mapping[str, Any], grid: Mapping[str, Iterab
     """Refuse cases that no cell of the grid is, and give their budgets their labels."""
     for case in facts.get("cases", []):
         fit(case, _Case, where)
-        _options(f"{where}.set", case.get("set", {}))
+        without_axes(f"{where}.set", case.get("set", {}))
         if "budgets" in case:
             case["budgets"] = budgets(case["budgets"])
         for axis, values in grid.items():
@@ -298,7 +298,7 @@ def _datasets(value: Any) -> dict[str, Tree]:
     if isinstance(value, dict):
         groups = _group("datasets", value)
         for label, facts in groups.items():
-            _options(f"datasets.{label}", {"data": {name: facts[name] for name in facts if name != "dataset"}})
+            without_axes(f"datasets.{label}", {"data": {name: facts[name] for name in facts if name != "dataset"}})
         return {label: {"dataset": label} | facts for label, facts in groups.items()}
     raise UserError(f"datasets is {value!r}: expected a list of names, all, or {{LABEL: {{dataset: NAME, ...}}}}.")
 
@@ -314,8 +314,8 @@ def _group(name: str, value: Tree) -> dict[str, Tree]:
     return {str(label): dict(facts or {}) for label, facts in value.items()}
 
 
-def _options(name: str, value: Tree) -> Tree:
-    """Return options; refuse those that the grid sets itself, because one would silently override the other."""
+def without_axes(name: str, value: Tree) -> Tree:
+    """Return options; refuse the axes of the grid, because one would silently override the other."""
     for path, instead in _OF_THE_GRID.items():
         part, _, option = path.partition(".")
         inner = value.get(part)

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from randlora_pl.adapters import methods
 from randlora_pl.run.options.compose import flatten, nested
 from randlora_pl.run.options.validate import rate_name
-from randlora_pl.sweep.description import SweepConfig, Tree, budgets, is_zero_shot, members
+from randlora_pl.sweep.description import SweepConfig, Tree, budgets, is_zero_shot, members, without_axes
 from randlora_pl.sweep.expand import task_of
 from randlora_pl.sweep.folder import FAILED, OPEN, SweepFolder
-from randlora_pl.sweep.plan import Trial, methods_of, plan
+from randlora_pl.sweep.plan import Trial, digest, methods_of, plan
 from randlora_pl.sweep.provenance import RATES, shown, with_values
 from randlora_pl.sweep.trial_config import trial_config
 from randlora_pl.utils.errors import UserError, errors_in, near
@@ -111,11 +111,11 @@ class Search:
             options=description.options | tune.get("set", {}),
             methods={label: facts for label, facts in description.methods.items() if not is_zero_shot(label)},
         )
-        self.space = _space(tune.get("search") or {RATES[0]: None}, self.sampler)
+        self.space = _space(without_axes("tune.search", tune.get("search") or {RATES[0]: None}), self.sampler)
         self.names = {method: self._names(method) for method in self.small.methods}
         known = {option for names in self.names.values() for option in names.values()}
         if unknown := [option for option in self.space if option not in known]:
-            options = [name for method in self.names for name in self._options(method)]
+            options = [*RATES, *(name for method in self.names for name in self._options(method))]
             raise UserError(f"tune.search has {unknown[0]!r}, which no method has.{near(unknown[0], options)}")
         self._grids: dict[str, tuple[list[list[Any]], tuple[int, int] | None]] = {}
         self._cells: dict[tuple[str, Values, int], list[Trial]] = {}
@@ -124,8 +124,8 @@ class Search:
     def _tree(self, method: str) -> Tree:
         facts = self.small.methods[method]
         with errors_in(f"methods.{method}"):
-            model = self.small.models[(facts.get("models") or list(self.small.models))[0]]
-            return trial_config(model, facts, self.small.options, None, untrained=False)
+            model = next(model for model in self.small.models if method in methods_of(self.small, model))
+            return trial_config(self.small.models[model], facts, self.small.options, None, untrained=False)
 
     def _options(self, method: str) -> list[str]:
         """Return the options that a method's adapter has."""
@@ -188,7 +188,10 @@ class Search:
             from randlora_pl.sweep.study import Study
 
             space = {name: self.space[option] for name, option in self.names[method].items()}
-            study = Study(self.folder.path, method, space, self.trials, self._sign() < 0, self.seeds[0], self.pruner)
+            judged = [self.monitor, self.seeds[0], self.pruner, self.description.tune.get("set")]
+            judged += [list(self.small.models), list(self.small.datasets), self.small.budgets]
+            name = f"{method} {digest(space | {'': judged})}"  # scores of another search are not compared
+            study = Study(self.folder.path, name, space, self.trials, self._sign() < 0, self.seeds[0], self.pruner)
             study.ask(self._at_hand(method))
             self._studies[method] = study
         return self._studies[method]

@@ -37,7 +37,7 @@ class Study:
 
     Args:
         folder: Folder of the search.
-        name: The method.
+        name: Name of the method and the search.
         space: By option: a list of values, or ``low``, ``high`` and ``log``.
         count: Number of trials.
         loss: Whether the lowest score is the best.

@@ -168,6 +168,10 @@ def test_a_method_of_models_that_are_left_out_is_not_searched(tmp_path: Path) ->
     assert list(search.names) == ["LoRA-4"] and {cell.labels.model for cell in search.known()} == {"tiny"}
     scored(search, lambda cell: 0.5)
     assert list(search.report()["methods"]) == ["LoRA-4"]
+    methods["VeRA"]["models"] = ["tiny", "other"]
+    search = search_of(tmp_path, models=models, methods=methods, tune={"seeds": [0]})
+    search.restrict("models", ["other"])
+    assert {cell.labels.model for cell in search.known()} == {"other"} and "VeRA" in search.names
 
 
 def test_a_rate_at_the_end_of_the_grid_and_equal_rates_are_remarked(tmp_path: Path) -> None:
@@ -235,10 +239,12 @@ def test_the_config_that_it_writes_is_the_sweep_with_the_best(tmp_path: Path) ->
         ({"tune": TUNE | {"search": {"rank": {"low": 1, "high": 9}}}}, "tune.search.rank is a range.*sampler: tpe"),
         ({"tune": TUNE | {"search": {"rank": {"low": 9, "high": 1}}}}, "tune.search.rank is.*give a list of values"),
         ({"tune": TUNE | {"search": {"rang": [1]}}}, "tune.search has 'rang', which no method has.*'rank'"),
+        ({"tune": TUNE | {"search": {"lerning_rate": [1]}}}, "Did you mean 'learning_rate'"),
         ({"tune": TUNE | {"search": {"data.batchsize": [1]}}}, "batch_size"),
         ({"tune": TUNE | {"sampler": "tpa"}}, "tune.sampler is 'tpa': give climb, grid or tpe"),
         ({"tune": TUNE | {"pruner": "median"}}, "tune.pruner needs sampler: tpe"),
         ({"tune": TUNE | {"sampler": "tpe", "trials": 0}}, "tune.trials is 0"),
+        ({"tune": TUNE | {"search": {"data.shots": [1, 2]}}}, "data.shots: that is what budgets are for"),
         ({"tune": TUNE | {"seeds": [1, 2]}}, "seeds and tune.seeds both contain 1"),
         ({"tune": TUNE | {"datasets": ["digit"]}}, "tune.datasets has 'digit'.*Did you mean 'digits'"),
         ({"tune": TUNE | {"climb": True}}, "tune has no key 'climb'"),

@@ -17,7 +17,7 @@ from randlora_pl.run.parallel.launch import launched
 from randlora_pl.sweep.description import Seeds, SweepConfig, fit
 from randlora_pl.sweep.folder import DONE, FAILED, PRUNED, SweepFolder
 from randlora_pl.sweep.plan import Trial, only, plan, shard
-from randlora_pl.sweep.provenance import read_provenance
+from randlora_pl.sweep.provenance import RATES, read_provenance
 from randlora_pl.sweep.trial_config import is_text
 from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.own_classes import import_words
@@ -203,7 +203,7 @@ def check(cells: Iterable[Trial]) -> None:
     """
     from randlora_pl.sweep.expand import check_first, counts, data_of
 
-    for (model, method), cell in {(cell.labels.model, cell.labels.method): cell for cell in cells}.items():
+    for (model, method, _), cell in {_essence(cell): cell for cell in cells}.items():
         where = f"models.{model} with methods.{method}"
         with errors_in(where):
             counts(cell.tree)
@@ -215,6 +215,12 @@ def check(cells: Iterable[Trial]) -> None:
     for (model, dataset), cell in {(cell.labels.model, cell.labels.dataset): cell for cell in cells}.items():
         with errors_in(f"models.{model} with datasets.{dataset}"):
             data_of(cell.tree)
+
+
+def _essence(cell: Trial) -> tuple[str, str, str]:
+    """Return the model and method of a cell, and what a search changes of them, but for rates."""
+    changed = [(name, value) for name, value in cell.facts.items() if name not in (*RATES, "tunes")]
+    return cell.labels.model, str(cell.facts.get("tunes", cell.labels.method)), str(changed)
 
 
 def summary(job: Job) -> str:
