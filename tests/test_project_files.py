@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from randlora_pl.commands.main import VERBS
+from randlora_pl.commands.table import COMMANDS
 from randlora_pl.run.command import prepare
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def test_containers_install_extras_that_exist_and_start_the_quickstart() -> None
     assert examples
     for example in examples:
         verb, *rest = shlex.split(example)
-        assert verb in VERBS
+        assert verb in COMMANDS
         prepare(verb, rest)
 
 

@@ -19,8 +19,9 @@ import yaml
 from PIL import Image
 from timm.models import vision_transformer
 
+from randlora_pl.commands.common.command import Command
 from randlora_pl.commands.main import main
-from randlora_pl.commands.serve import parse as parse_serve
+from randlora_pl.commands.serve import serve
 from randlora_pl.run.command import prepare
 from randlora_pl.run.options.shipped import find_config
 from tests.docs.pages import PAGES, joined, prose_of
@@ -162,7 +163,7 @@ def test_the_other_tasks(quickstart: Path, capsys: pytest.CaptureFixture[str]) -
     others = {command.split()[0]: command for command in TASKS if command not in FITS}
     assert set(others) == {"compare-methods", "adapter", "serve", "fit", "sweep"} and len(FITS) == 4
     assert prepare("fit", others["fit"].split()[1:]).flat()["trainer.devices"] == 2
-    assert parse_serve(others["serve"].split()[1:]).adapter.is_dir()
+    assert Command("serve", serve).arguments(others["serve"].split()[1:])["options"].adapter.is_dir()
     run(others["sweep"])
     assert re.search(r"\d+ (cells|trials): \d+ open", capsys.readouterr().out)
     settings = yaml.safe_load(find_config("compare_methods").read_text())

@@ -20,10 +20,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "src"))
 
-from randlora_pl.commands.adapter import verbs as adapter  # noqa: E402
-from randlora_pl.commands.analyze import verbs as analyze  # noqa: E402
-from randlora_pl.commands.bench import verbs as bench  # noqa: E402
-from randlora_pl.commands.main import VERBS, main  # noqa: E402
+from randlora_pl.commands.main import main  # noqa: E402
+from randlora_pl.commands.table import COMMANDS, members  # noqa: E402
 from randlora_pl.data.catalog.registry import CATALOG  # noqa: E402
 from randlora_pl.language.catalog import DATASETS, KNOWN, LABELLED  # noqa: E402
 from randlora_pl.models.catalog import MODELS  # noqa: E402
@@ -31,7 +29,6 @@ from randlora_pl.run.options.class_index import ClassSource, Option, read_classe
 from randlora_pl.run.options.validate import CALLBACK_GROUPS, RUN_OPTIONS, adapters, data_class, tasks  # noqa: E402
 from randlora_pl.utils.version import __version__  # noqa: E402
 
-GROUPS = {"adapter": adapter.VERBS, "analyze": analyze.VERBS, "bench": bench.VERBS}
 RATES = ROOT / "src" / "randlora_pl" / "tasks" / "defaults.py"
 
 
@@ -61,10 +58,10 @@ def helped(*words: str) -> str:
 def help_pages() -> str:
     """Return the help page of every command."""
     parts = ["# Command options", "The help page of each command, as `randlora-pl COMMAND --help` prints it."]
-    for words in [("",), *((verb,) for verb in VERBS)]:
+    for words in [("",), *((verb,) for verb in COMMANDS)]:
         title = f"randlora-pl {words[0]}".strip()
         parts.append(f"## {title}\n\n```text\n{helped(*filter(None, words))}\n```")
-        for verb in GROUPS.get(words[0], ()):
+        for verb in members(words[0]):
             parts.append(f"### {title} {verb}\n\n```text\n{helped(words[0], verb)}\n```")
     return "\n\n".join(parts)
 

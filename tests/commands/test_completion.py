@@ -5,15 +5,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
-from randlora_pl.commands.completion import SHELLS, whole_parser
-from randlora_pl.commands.main import VERBS
+from randlora_pl.commands.completion import completion, whole_parser
+from randlora_pl.commands.table import COMMANDS
 from tests.support.cli import Run
 
+SHELLS = get_args(get_type_hints(completion)["shell"])
 COMPLETED = {
-    "": set(VERBS),
+    "": set(COMMANDS),
     "adapter ex": {"export"},
     "adapter export --t": {"--to"},
     "bench ": {"data", "train", "captions", "answers", "adapters"},
@@ -41,7 +43,7 @@ done
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_script_completes_commands_options_and_choices(run: Run, shell: str) -> None:
     script = run("completion", shell).out
-    assert all(word in script for word in (*VERBS, "data.batch_size", "hadamard", "quickstart", "export"))
+    assert all(word in script for word in (*COMMANDS, "data.batch_size", "hadamard", "quickstart", "export"))
     Path("script").write_text(script)
     if (program := shutil.which(shell)) is None:
         return  # the words are there; only the shell itself can say more
@@ -65,10 +67,11 @@ def test_every_command_is_in_the_script_and_none_imports_pytorch() -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     (commands,) = (action for action in whole_parser()._actions if action.nargs == "A...")
-    assert set(commands.choices or ()) == set(VERBS)
+    assert set(commands.choices or ()) == set(COMMANDS)
 
 
-def test_an_unknown_shell_is_one_line(refused: Callable[..., str]) -> None:
-    assert "bash | zsh | fish" in refused("completion")
-    assert "'zsh'" in refused("completion", "zhs")
-    assert "not one shell" in refused("completion", "bash", "zsh")
+def test_an_unknown_shell_is_one_line(run: Run, refused: Callable[..., str]) -> None:
+    bare = run("completion")
+    assert bare.code == 2 and "bash | zsh | fish" in bare.err and not bare.out
+    assert "Did you mean 'zsh'?" in refused("completion", "zhs")
+    assert "unrecognized arguments: zsh" in refused("completion", "bash", "zsh")

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from randlora_pl import __version__
-from randlora_pl.commands.main import VERBS, main
+from randlora_pl.commands.common.command import Command
+from randlora_pl.commands.help.texts import TEXTS
+from randlora_pl.commands.main import main
+from randlora_pl.commands.table import COMMANDS, function_of, members
 from randlora_pl.utils.errors import Terminated
 from tests.support.cli import Run
 from tests.support.products import in_one_item
@@ -65,7 +68,7 @@ def test_version_and_page(run: Run) -> None:
     assert run("--version").out.strip() == f"randlora-pl {__version__}"
     page = run("--help").out
     assert page == run().out
-    assert all(verb in page for verb in VERBS)
+    assert all(verb in page for verb in COMMANDS)
     assert len(page.splitlines()) < 40
 
 
@@ -76,11 +79,19 @@ def test_module_is_the_same_as_the_command() -> None:
     assert done.stdout.strip() == f"randlora-pl {__version__}"
 
 
-@in_one_item("verb", VERBS)
+@in_one_item("verb", COMMANDS)
 def test_every_verb_has_a_short_page(run: Run, verb: str) -> None:
     result = run(verb, "--help")
     assert result.code == 0
     assert 0 < len(result.out.splitlines()) < 60
+
+
+def test_every_option_is_explained() -> None:
+    names = [name for name in COMMANDS if not members(name) and name not in TEXTS]
+    names += [f"{name} {member}" for name in COMMANDS for member in members(name)]
+    commands = [Command(name, function_of(name)) for name in names]
+    assert len(commands) > 25 and all(each.parameters or each.raw or each.name == "config" for each in commands)
+    assert not [(each.name, one.name) for each in commands for one in each.parameters if not one.text]
 
 
 @in_one_item("verb", ["fit", "validate", "test", "predict", "serve"])
@@ -228,10 +239,10 @@ def test_pipe_that_closes_early() -> None:
 def test_what_the_machine_refuses_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, word: str
 ) -> None:
-    def fail(_: list[str]) -> int:
+    def fail() -> int:
         raise error
 
-    monkeypatch.setattr("randlora_pl.commands.inspect.catalogs.models_verb", fail)
+    monkeypatch.setattr("randlora_pl.commands.inspect.catalogs.models", fail)
     assert main(["models"]) == 2
     told = capsys.readouterr().err
     assert word in told and told.count("\n") == 1
@@ -252,9 +263,9 @@ def test_each_process_of_a_launcher_says_how_to_resume(run: Run, monkeypatch: py
 
 
 def test_other_exceptions_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: list[str]) -> int:
+    def fail() -> int:
         raise ConnectionResetError(errno.ECONNRESET, "reset")
 
-    monkeypatch.setattr("randlora_pl.commands.inspect.catalogs.models_verb", fail)
+    monkeypatch.setattr("randlora_pl.commands.inspect.catalogs.models", fail)
     with pytest.raises(ConnectionResetError):
         main(["models"])

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from randlora_pl.commands.serve import describe, parse, start_page
+from randlora_pl.commands.serve import describe, start_page
+from randlora_pl.serving.options import ServerOptions
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
 from tests.support.products import in_one_item
@@ -20,19 +21,19 @@ def test_help(run: Run) -> None:
     bare, asked = run("serve"), run("serve", "--help")
     assert (bare.code, asked.code) == (2, 0) and not bare.out
     for page in (bare.err, asked.out):
-        assert "--max-upload-mb" in page and "--samples FOLDER" in page and "curl -F image=@photo.jpg" in page
+        assert "--max-upload-mb" in page and "--samples DIR" in page and "curl -F image=@photo.jpg" in page
         assert all(len(line) <= 120 for line in page.splitlines())
 
 
 @in_one_item(
     ("words", "message"),
     [
-        (("--port", "80"), "--port 80: give a port from 1024 to 65535"),
+        (("--port", "80"), "--port is 80: give a whole number from 1,024 to 65,535"),
         (("--port", "x"), "invalid int value"),
-        (("--host", "localhost"), "--host localhost: give 127.0.0.1"),
+        (("--host", "localhost"), "invalid choice: 'localhost' (choose from"),
         (("--workers", "0"), "--workers is 0: give a positive whole number"),
         (("--batch-size", "0"), "--batch-size is 0"),
-        (("--batch-timeout", "-1"), "--batch-timeout is -1.0: give 0 to 10 seconds"),
+        (("--batch-timeout", "-1"), "--batch-timeout is -1.0: give a number from 0 to 10"),
         (("--batch-timeout", "nan"), "--batch-timeout is nan"),
         (("--max-upload-mb", "0"), "--max-upload-mb is 0"),
         (("--max-pixels", "-5"), "--max-pixels is -5"),
@@ -84,7 +85,7 @@ def test_without_the_extra(
 
 
 def test_a_public_address_is_told_with_a_caution() -> None:
-    options = parse(["--adapter", "a", "--host", "0.0.0.0", "--workers", "2", "--max-upload-mb", "2.5"])
+    options = ServerOptions(adapter=Path("a"), host="0.0.0.0", workers=2, max_upload_mb=2.5)
     config = {
         "method": "LoRA",
         "base_model": {"library": "timm", "name": "vit", "pretrained": "/home/someone/weights.pt"},
@@ -96,8 +97,8 @@ def test_a_public_address_is_told_with_a_caution() -> None:
     assert "timm vit (weights.pt) with LoRA, 2 workers on cpu" in page and "2: cat, dog\n" in page
     assert "http://127.0.0.1:8000/" in page and "limits   2.5 MB" in page
     assert "caution  every machine that can reach this one can use it" in page
-    assert "caution" not in start_page(parse(["--adapter", "a"]), facts)
-    asked = start_page(parse(["--adapter", "a", "--token", "secret"]), facts)
+    assert "caution" not in start_page(ServerOptions(adapter=Path("a")), facts)
+    asked = start_page(ServerOptions(adapter=Path("a"), token="secret"), facts)
     assert '-H "Authorization: Bearer $RANDLORA_PL_TOKEN" -F' in asked and "secret" not in asked
 
 

@@ -4,45 +4,28 @@ import re
 import shlex
 from importlib import import_module
 
-from randlora_pl.commands.adapter import verbs as adapter
-from randlora_pl.commands.analyze import verbs as analyze
-from randlora_pl.commands.bench import verbs as bench
-from randlora_pl.commands.help.pages import page as help_page
-from randlora_pl.commands.main import VERBS
+from randlora_pl.commands.table import COMMANDS, members
 from randlora_pl.run.command import prepare
 from randlora_pl.run.options.validate import tasks
+from tests.docs.help import help_page
 from tests.docs.pages import PAGES, ROOT, commands_of, joined, shown
 from tests.support.products import in_one_item
 
-GROUPS = {
-    "adapter": set(adapter.VERBS),
-    "analyze": set(analyze.VERBS),
-    "bench": set(bench.VERBS),
-    "data": {"get", "check", "show"},
-    "config": {"list", "cat", "cp", "check"},
-}
+GROUPS = {name: set(members(name)) for name in COMMANDS if members(name)}
 WRONG = [shlex.split(command) for command, _ in shown(PAGES["docs/troubleshooting.md"])]
-COMMANDS = [
-    (name, shlex.join(words)) for name, text in PAGES.items() for words in commands_of(text) if words not in WRONG
-]
+SHOWN = [(name, shlex.join(words)) for name, text in PAGES.items() for words in commands_of(text) if words not in WRONG]
 
 
 def help_of(words: list[str]) -> str:
     """The help page that explains a command."""
-    if words[0] == "bench":
-        return bench.PAGES.get("".join(words[1:2]), bench.PAGE)
-    groups = {"adapter": adapter.VERBS, "analyze": analyze.VERBS}
-    if words[0] in groups and len(words) > 1:
-        module = groups[words[0]][words[1]].partition(":")[0]
-        return str(import_module(f"randlora_pl.commands.{module}").PAGE)
-    return help_page(words[0])
+    return help_page(" ".join(words[: 1 + (words[0] in GROUPS)]))
 
 
-@in_one_item(("name", "command"), sorted(set(COMMANDS)))
+@in_one_item(("name", "command"), sorted(set(SHOWN)))
 def test_commands_are_understood(name: str, command: str) -> None:
     words = shlex.split(command.replace(" --import mine", ""))
     verb = words[0]
-    assert verb in VERBS, command
+    assert verb in COMMANDS, command
     if verb in GROUPS and len(words) > 1 and not words[1].startswith("-"):
         assert words[1] in GROUPS[verb] | {"VERB"}, command
     options = [word.partition("=")[0] for word in words if word.startswith("--")]
@@ -88,13 +71,13 @@ def test_extras_are_installed_from_the_checkout() -> None:
 
 def test_every_verb_is_on_the_page_of_commands() -> None:
     words = commands_of(PAGES["docs/commands.md"])
-    assert {each[0] for each in words} == set(VERBS)
+    assert {each[0] for each in words} == set(COMMANDS)
     for group, verbs in GROUPS.items():
         assert {each[1] for each in words if each[0] == group} >= verbs, group
     text = PAGES["docs/commands.md"]
-    for verb in set(VERBS) - {"adapter", "analyze"}:
+    for verb in set(COMMANDS) - {"adapter", "analyze"}:
         assert f"\n### {verb}\n" in text, verb
-    assert all(f"| `adapter {verb}` |" in text for verb in adapter.VERBS)
+    assert all(f"| `adapter {verb}` |" in text for verb in GROUPS["adapter"])
 
 
 def test_a_test_of_the_pretrained_model_is_promised_for_the_tasks_that_have_one() -> None:
@@ -112,4 +95,4 @@ def test_commands_are_found() -> None:
         "`randlora-pl bench\ntrain`\n```sh\nrandlora-pl doctor\n```\n"
     )
     assert commands_of(text) == [["doctor"], ["fit", "--config", "a"], ["data", "get", "x"], ["bench", "train"]]
-    assert len(COMMANDS) > 100
+    assert len(SHOWN) > 100

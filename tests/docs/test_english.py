@@ -3,14 +3,9 @@
 import json
 import re
 from collections.abc import Iterable
-from importlib import import_module
 
-from randlora_pl.commands.adapter import verbs as adapter
-from randlora_pl.commands.analyze import verbs as analyze
-from randlora_pl.commands.bench import verbs as bench
-from randlora_pl.commands.help.pages import page
-from randlora_pl.commands.main import VERBS
 from tests.docs.english import comment_sentences, help_sentences, sentences_of, words_of
+from tests.docs.help import help_pages
 from tests.docs.pages import PAGES, ROOT
 from tests.support.products import in_one_item
 
@@ -39,19 +34,7 @@ PROSE = PAGES | {name: (ROOT / name).read_text(encoding="utf-8") for name in VER
 TEXTS = {name: sentences_of(text) for name, text in PROSE.items() if name != CHANGELOG}
 
 
-def _help() -> dict[str, str]:
-    """Every help page by its command."""
-    groups = {"adapter": adapter, "analyze": analyze}
-    found = {verb: page(verb) for verb in VERBS if verb not in (*groups, "bench")}
-    found |= {f"bench {name}".strip(): text for name, text in {"": bench.PAGE, **bench.PAGES}.items()}
-    for group, module in groups.items():
-        found[group] = module.PAGE
-        for verb, function in module.VERBS.items():
-            found[f"{group} {verb}"] = import_module(f"randlora_pl.commands.{function.partition(':')[0]}").PAGE
-    return found
-
-
-HELP = {name: help_sentences(text) for name, text in _help().items()}
+HELP = {name: help_sentences(text) for name, text in help_pages().items()}
 
 
 def faults(sentences: Iterable[str]) -> list[str]:

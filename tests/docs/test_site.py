@@ -13,7 +13,7 @@ import nbformat
 import pytest
 import yaml
 
-from randlora_pl.commands.main import VERBS
+from randlora_pl.commands.table import COMMANDS
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.models.catalog import MODELS
 from randlora_pl.run.options.validate import adapters
@@ -65,7 +65,7 @@ def test_remarks_are_set_apart(site: Path) -> None:
 
 def test_made_pages_say_what_the_program_says(site: Path) -> None:
     text = {name: html.unescape((site / f"{name}.html").read_text(encoding="utf-8")) for name in MADE}
-    for verb in VERBS:
+    for verb in COMMANDS:
         assert f"randlora-pl {verb}\n" in re.sub("<[^>]+>", "\n", text["command_options"]), verb
     for option in ("--model.targets", "--model.adapter.basis", "--data.shots", "--checkpoint.patience", "--run.logger"):
         assert f"<code>{option}</code>" in text["config_keys"], option

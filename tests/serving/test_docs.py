@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from randlora_pl import serving
-from randlora_pl.commands.serve import parse
 from randlora_pl.serving import app, connections, uploads
+from randlora_pl.serving.options import ServerOptions
 from tests.docs.pages import PAGES
 from tests.serving.server import Running
 
@@ -66,7 +66,7 @@ def test_every_fact_and_every_status_is_explained(server: Running) -> None:
 
 
 def test_limits_are_those_of_the_program() -> None:
-    options = parse(["--adapter", "a"])
+    options = ServerOptions(adapter=Path("a"))
     for words in (
         f"{options.max_upload_mb:g} MB | `--max-upload-mb`",
         f"{options.max_pixels:,} pixels | `--max-pixels`",

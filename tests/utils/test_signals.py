@@ -15,7 +15,7 @@ from tests.support.cli import SMALL, Run
 
 
 def test_sigterm_is_told_in_a_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quick, "datasets_verb", lambda words: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(quick, "datasets", lambda: signal.raise_signal(signal.SIGTERM))
     ended = run("datasets")
     assert (ended.code, ended.err) == (143, "randlora-pl: terminated\n")
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -25,14 +25,14 @@ def test_sigterm_within_a_callback_that_drops_errors(run: Run, monkeypatch: pyte
     class Thing:
         pass
 
-    def verb(words: list[str]) -> int:
+    def datasets() -> int:
         thing = Thing()
         reference: Any = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))
         del thing
         time.sleep(0.1)
         return 0 if reference() is None else 1
 
-    monkeypatch.setattr(quick, "datasets_verb", verb)
+    monkeypatch.setattr(quick, "datasets", datasets)
     ended = run("datasets")
     assert (ended.code, ended.err) == (143, "randlora-pl: terminated\n")
 

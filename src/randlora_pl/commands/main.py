@@ -7,86 +7,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
+from randlora_pl.commands.table import main_page, run
 from randlora_pl.run.parallel.launch import launched, process_rank
-from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, near, shortened
+from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, shortened
 from randlora_pl.utils.own_classes import forget_named, import_named
 from randlora_pl.utils.text.formatting import escape_unprintable_output, printable
 from randlora_pl.utils.version import __version__
 
-VERBS = {
-    "fit": "fit:fit_verb",
-    "validate": "fit:evaluate_verb",
-    "test": "fit:evaluate_verb",
-    "predict": "predict.images:predict_verb",
-    "compare-methods": "results.compare_methods:compare_verb",
-    "report": "results.report:report_verb",
-    "compare": "results.compare_runs:compare_runs_verb",
-    "sweep": "sweep.sweep:sweep_verb",
-    "tune": "sweep.tune:tune_verb",
-    "zeroshot": "results.zeroshot:zeroshot_verb",
-    "adapter": "adapter.verbs:adapter_verb",
-    "analyze": "analyze.verbs:analyze_verb",
-    "serve": "serve:serve_verb",
-    "data": "data.verbs:data_verb",
-    "bench": "bench.verbs:bench_verb",
-    "datasets": "inspect.catalogs:datasets_verb",
-    "models": "inspect.catalogs:models_verb",
-    "adapters": "inspect.catalogs:adapters_verb",
-    "config": "inspect.config:config_verb",
-    "doctor": "inspect.doctor:doctor_verb",
-    "completion": "completion:completion_verb",
-}
-_NAMED = ("validate", "test")  # both commands use one function, which gets the command's name
-GROUPS = ("adapter", "analyze", "bench", "data")  # their commands have help pages of their own
-_NEVER_BARE = ("fit", "validate", "test", "predict", "serve")
-"""Commands that print their help without options and exit with 2, so that no script takes it for a run."""
-
-_MEANT = {
-    **dict.fromkeys(("train", "finetune", "fine-tune", "run"), "fit"),
-    **dict.fromkeys(("eval", "evaluate"), "test"),
-    **dict.fromkeys(("infer", "classify", "generate"), "predict"),
-}
-"""Commands of other programs, and ours."""
-
 LONGEST_LINE = 1500
 """Most characters per line of a message, which may echo typed text."""
-
-PAGE = f"""\
-randlora-pl {__version__}: RandLoRA and its baselines on CLIP, DINOv2 and language models
-
-  randlora-pl fit --config quickstart                      train and test a tiny CLIP in half a minute
-  randlora-pl fit --config clip_vitb32 --data.dataset folder --data.root PATH --data.shots 16
-  randlora-pl predict --adapter RUN/adapter --images PATH --output predictions.csv
-
-Run       fit        train and test an adapter; --resume RUN resumes after a crash
-          test       test an adapter: --adapter FOLDER or --run RUN (validate: on validation images)
-          predict    classify images or texts with an adapter, or answer prompts
-          adapter    info | diff | merge | add | export | import | push | pull: inspect and convert adapters
-          analyze    spectrum | represent | cka | landscape | forgetting: adapters beyond accuracy
-          serve      classify images over HTTP, with a page to drop images on
-          sweep      a grid of models, datasets, budgets, methods and seeds, which can be resumed
-          tune       search learning rates for a sweep on validation images
-          compare-methods   every method on 16 shots of the digits, in one table
-          report     tables and plots of a sweep, compared with the paper's numbers
-          compare    differences in configs and results of runs
-          zeroshot   test a pretrained CLIP and compare it with published accuracies
-          bench      data NAME | train | captions | answers | adapters: measure speed and memory
-Look up   datasets   list datasets; datasets NAME shows one in full
-          data       get NAME | check NAME | show NAME: download, verify and preview datasets
-          models     list backbones
-          adapters   list methods; adapters NAME explains the options of one
-          config     list | cat NAME | cp NAME: bundled configs; check FILE: mistakes in yours
-          doctor     check if a run can start here, and what is missing
-          completion bash | zsh | fish: a script that lets the shell complete commands and options
-
-For the options of a command, run: randlora-pl COMMAND --help. --version prints the version.
-With --import mine, any command finds your own methods and tasks in mine.py.
-"""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -161,42 +94,12 @@ def _run(words: list[str]) -> int:
     forget_named()
     words = _without_imports(words)
     if not words or words[0] in ("--help", "-h", "help"):
-        print(PAGE, end="")
+        print(main_page(), end="")
         return 0
     if words[0] in ("--version", "version"):
         print(f"randlora-pl {__version__}")
         return 0
-    verb, *rest = words
-    if verb not in VERBS:
-        hint = _config_hint(verb) or _meant_hint(verb) or near(verb, VERBS)
-        raise UserError(f"{verb!r} is not a command.{hint} See: randlora-pl --help")
-    asked = {"--help", "-h"} & set(rest)
-    if (asked and verb not in GROUPS) or (not rest and verb in _NEVER_BARE):
-        from randlora_pl.commands.help.pages import page
-
-        print(page(verb), end="", file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
-    module, _, name = VERBS[verb].partition(":")
-    function: Callable[[list[str]], int] = getattr(import_module(f"randlora_pl.commands.{module}"), name)
-    return function([verb, *rest] if verb in _NAMED else rest)
-
-
-def _config_hint(word: str) -> str:
-    """Return a hint to use ``fit`` if a config was typed without a command (``randlora-pl quickstart``)."""
-    if word.startswith("-"):
-        return " The command comes first: randlora-pl fit ..."
-    from randlora_pl.run.options.shipped import config_names
-
-    return f" Did you mean: fit --config {word}?" if word in config_names() else ""
-
-
-def _meant_hint(word: str) -> str:
-    """Return a hint for a command of another program, or of one of our groups: ``adapter export``."""
-    if word in _MEANT:
-        return f" Did you mean {_MEANT[word]!r}?"
-    groups = {name: import_module(f"randlora_pl.commands.{name}.verbs").VERBS for name in GROUPS}
-    found = [f"{name} {word}" for name, verbs in groups.items() if word in verbs]
-    return f" Did you mean {' or '.join(map(repr, found))}?" if found else ""
+    return run(words)
 
 
 @contextmanager

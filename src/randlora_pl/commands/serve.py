@@ -1,65 +1,60 @@
 """``serve``: class probabilities of uploaded images over HTTP, from an adapter alone."""
 
-import argparse
 import errno
 import importlib.util
 import os
 import socket
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from randlora_pl.commands.common.arguments import CommandParser, check_positive
 from randlora_pl.commands.common.devices import pick_device
-from randlora_pl.commands.predict.arguments import MAX_PIXELS
 from randlora_pl.language.catalog import TASKS
 from randlora_pl.run.options.adapter_config import adapter_config
+from randlora_pl.serving.options import ServerOptions
 from randlora_pl.utils.adapter_schema import method_label
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.run_files import find_adapter
-from randlora_pl.utils.files.weights_files import file_name
+from randlora_pl.utils.files.weights_files import file_name, register_weights
 from randlora_pl.utils.machine import use_precision
+from randlora_pl.utils.option_types import Device, Folder, Weights
 from randlora_pl.utils.text.console import silence_library_warnings
 from randlora_pl.utils.text.formatting import printable
 
 TOKEN = "RANDLORA_PL_TOKEN"
 """Environment variable for the token: other users of the machine can see the value of ``--token``."""
 
-HOSTS = ("127.0.0.1", "0.0.0.0", "::")
-"""Hosts that LitServe accepts."""
 
+def serve(
+    options: ServerOptions,
+    *,
+    allow_host: Sequence[str] = (),
+    device: Device = "auto",
+    samples: Folder | None = None,
+    pretrained: Weights = (),
+) -> int:
+    """Classify images over HTTP, with a web page to drop images on (pip install '.[serve]' in the checkout).
 
-def parse(args: list[str]) -> argparse.Namespace:
-    """Return the options of ``serve``."""
-    parser = CommandParser("serve")
-    parser.add_argument("--adapter", type=find_adapter, required=True)
-    parser.add_argument("--allow-host", nargs="+", action="extend", default=[])
-    parser.add_options(host=HOSTS[0], port=8000, device="auto", workers=1, batch_size=16, batch_timeout=0.01)
-    parser.add_options(max_upload_mb=20.0, max_pixels=MAX_PIXELS, token=os.environ.get(TOKEN, ""))
-    parser.add_options(samples=Path)
-    parser.add_precision()
-    parser.add_weights()
-    options = parser.parse_args(args)
-    if options.host not in HOSTS:
-        raise UserError(
-            f"--host {options.host}: give 127.0.0.1 (this machine only), or 0.0.0.0 or :: (all addresses, IPv4 or "
-            "IPv6); LitServe takes no others."
-        )
+    Examples:
+        randlora-pl serve --adapter runs/quickstart/latest
+        curl -F image=@photo.jpg 'http://127.0.0.1:8000/predict?top_k=3'
+        curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8000/predict
+
+    Args:
+        allow_host: Further names in the Host header, such as a proxy's (default: this machine's)
+        samples: Offer images of this folder on the page, to everyone who can reach it
+
+    Note:
+        POST /predict returns {"classes": [{"name": "cat", "probability": 0.93}, ...]} with the probabilities of
+        `predict`. Errors return a 4xx or 5xx status with {"detail": "what is wrong"}. GET / is the page. GET /health
+        returns model, classes and limits, with status 200 as soon as the server is ready. At most 128 requests are
+        processed at a time. More get status 503. Headers must arrive within 10 s, uploads within 60 s. With a token,
+        the page (which asks for it) and the status of GET /health stay public. On Ctrl-C or SIGTERM the server finishes
+        open requests, then exits.
+    """
+    options = replace(options, token=options.token or os.environ.get(TOKEN, ""))
     if options.token and not (options.token.isascii() and options.token.isprintable() and " " not in options.token):
         raise UserError("--token: give letters, digits and signs without spaces.")
-    if not 1024 <= options.port <= 65535:
-        raise UserError(f"--port {options.port}: give a port from 1024 to 65535.")
-    check_positive(options, "workers", "batch_size", "max_pixels")
-    if not 0 <= options.batch_timeout <= 10:
-        raise UserError(f"--batch-timeout is {options.batch_timeout}: give 0 to 10 seconds.")
-    if not 0 < options.max_upload_mb <= 1000:
-        raise UserError(f"--max-upload-mb is {options.max_upload_mb:g}: give more than 0 and at most 1000 MB.")
-    return options
-
-
-def serve_verb(args: list[str]) -> int:
-    """Check the options and serve the model; once the server answers, print the model and the address."""
-    options = parse(args)
+    register_weights(pretrained)
     adapter_config(options.adapter)
     missing = [name for name in ("litserve", "python_multipart") if importlib.util.find_spec(name) is None]
     if missing:
@@ -67,18 +62,18 @@ def serve_verb(args: list[str]) -> int:
     check_port(options.host, options.port)
     silence_library_warnings()
     from randlora_pl.adapters import read_adapter
-    from randlora_pl.serving.app import serve
+    from randlora_pl.serving.app import run_server
     from randlora_pl.serving.uploads import Limits, read_samples
 
-    device = pick_device(options.device)
-    use_precision(options.precision, device)
+    place = pick_device(device)
+    use_precision(options.precision, place)
     limits = Limits(upload_bytes=round(options.max_upload_mb * 1e6), pixels=options.max_pixels)
     config = read_adapter(options.adapter).config
-    facts = describe(config, limits.upload_bytes, limits.pixels, str(device))
-    samples = read_samples(options.samples, config["metadata"], limits)
+    facts = describe(config, limits.upload_bytes, limits.pixels, str(place))
+    shown = read_samples(samples, config["metadata"], limits)
     print(printable(f"Starting to serve {options.adapter} ..."), flush=True)
     ready = printable(start_page(options, facts))
-    serve(options, facts, ready, device, limits, names_of(options.host, options.allow_host), samples)
+    run_server(options, facts, ready, place, limits, names_of(options.host, allow_host), shown)
     return 0
 
 
@@ -140,7 +135,7 @@ def describe(config: dict[str, Any], upload_bytes: int, pixels: int, device: str
     }
 
 
-def start_page(options: argparse.Namespace, facts: dict[str, Any]) -> str:
+def start_page(options: ServerOptions, facts: dict[str, Any]) -> str:
     """Return the lines printed at the start: model, address, and a request as an example."""
     base, classes = facts["base_model"], facts["classes"]
     named = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")

@@ -99,14 +99,15 @@ def output_folder(output: str | None, name: str) -> Path:
     return Path(output)
 
 
-def check_new(output: str | None) -> None:
-    """Refuse a folder that exists.
+def check_new(output: str | None) -> str | None:
+    """Return a folder that does not exist.
 
     Raises:
         UserError: The folder exists.
     """
     if output is not None and Path(output).exists():
         raise UserError(f"{output} exists and is not overwritten. Name a new folder.")
+    return output
 
 
 def missing_folders(folder: Path) -> list[Path]:

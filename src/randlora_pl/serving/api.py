@@ -4,7 +4,6 @@ LitServe returns one request's error to all requests of its batch, so no client 
 that cannot be decoded gets its own response.
 """
 
-import argparse
 import logging
 import multiprocessing
 import os
@@ -21,6 +20,7 @@ from litserve import LitAPI
 from litserve.loops import BatchedLoop
 
 from randlora_pl.data.images.decode import trust_the_limit
+from randlora_pl.serving.options import ServerOptions
 from randlora_pl.serving.uploads import TAKEN, Upload, read_upload
 from randlora_pl.utils.errors import UnreadableImageError, UserError
 from randlora_pl.utils.machine import usable_cores, use_precision
@@ -66,7 +66,7 @@ def _together(pixels: Sequence[int]) -> list[int]:
 class ClassifierAPI(LitAPI):  # type: ignore[misc]
     """Adapter with its model, in each worker; ``most_pixels`` is the maximum width x height of an image."""
 
-    def __init__(self, options: argparse.Namespace, most_pixels: int) -> None:
+    def __init__(self, options: ServerOptions, most_pixels: int) -> None:
         super().__init__(max_batch_size=options.batch_size, batch_timeout=options.batch_timeout, loop=PatientLoop())
         self.adapter, self.precision, self.most_pixels = options.adapter.resolve(), options.precision, most_pixels
         self.threads = max(1, usable_cores() // options.workers)  # of PyTorch in each worker

@@ -1,6 +1,5 @@
 """LitServe's server with a page, model facts, deadlines, and an orderly shutdown."""
 
-import argparse
 import asyncio
 import gc
 import logging
@@ -25,6 +24,7 @@ from starlette.routing import Route
 from randlora_pl.data.images.decode import trust_the_limit
 from randlora_pl.serving.api import ClassifierAPI, end_with_parent
 from randlora_pl.serving.connections import Connection, Gate
+from randlora_pl.serving.options import ServerOptions
 from randlora_pl.serving.uploads import Deadline, Limits
 from randlora_pl.utils.errors import LostProcessError, Terminated
 
@@ -67,7 +67,7 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
         others = set(multiprocessing.active_children()) - set(self.inference_workers)  # of LitServe, for its queues
         self.helpers = tuple(child.pid for child in others if child.pid)
         if sys.platform != "win32":
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see `serve`
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see `run_server`
         while not any(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values()):
             codes = [worker.exitcode for worker in self.inference_workers if not worker.is_alive()]
             if codes and not self.lit_api.failures.empty():
@@ -81,7 +81,7 @@ class Server(LitServer):  # type: ignore[misc]  # LitServe has no types
         if self.ending:
             sys.exit()  # the thread
         print(f"Worker {worker_id} was lost; starting another one", file=sys.stderr, flush=True)
-        if sys.platform != "win32":  # this thread; the worker inherits it, see `serve`
+        if sys.platform != "win32":  # this thread; the worker inherits it, see `run_server`
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         return super().launch_single_inference_worker(lit_api, worker_id)
 
@@ -123,8 +123,8 @@ def _add_pages(server: Server, facts: dict[str, Any], samples: Mapping[str, byte
     server.app.router.routes[:0] = routes
 
 
-def serve(
-    options: argparse.Namespace,
+def run_server(
+    options: ServerOptions,
     facts: dict[str, Any],
     ready: str,
     device: Any,

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import platformdirs
 
@@ -20,14 +20,14 @@ def cache_folder() -> Path:
     return Path(override).expanduser() if override else Path(platformdirs.user_cache_dir("randlora-pl"))
 
 
-PRECISIONS = ("32", "tf32", "bf16")
+Precision = Literal["32", "tf32", "bf16"]
 """float32; float32 with TF32 products on tensor cores; bfloat16 by autocast, as in training with ``bf16-mixed``."""
 
 _AMPERE = (8, 0)
 """Compute capability of the first GPUs with TF32 and bfloat16 (A100; RTX 30 is 8.6)."""
 
 
-def use_precision(name: str, device: Any) -> Any:
+def use_precision(name: Precision, device: Any) -> Any:
     """Return the autocast context of a precision; ``tf32`` sets the products of the whole process instead.
 
     Raises:

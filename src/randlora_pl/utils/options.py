@@ -51,6 +51,7 @@ class Check:
 
 
 Positive = Check(lambda value: 0 < value < math.inf, "a positive number")
+Finite = Check(math.isfinite, "a finite number")
 NotNegative = Check(lambda value: 0 <= value < math.inf, "0 or a positive number")
 Probability = Check(lambda value: 0 <= value < 1, "a number from 0 to below 1")
 

@@ -68,7 +68,7 @@ def test_a_clip_model_keeps_its_head_beside(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_code_that_loads_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from randlora_pl.commands.adapter.export_peft import _code
+    from randlora_pl.commands.adapter.export import _code
     from randlora_pl.models import ModelIdentity
 
     classes = tmp_path / "task.json"

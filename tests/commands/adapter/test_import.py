@@ -232,4 +232,4 @@ def test_help_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "--from SOURCE" in done.stdout
+    assert "--from NAME" in done.stdout

@@ -22,7 +22,6 @@ from randlora_pl.adapters import (
     save_adapter,
 )  # fmt: skip
 from randlora_pl.adapters.io.save_load import copy_adapter
-from randlora_pl.commands.adapter.info import PAGE
 from randlora_pl.models import load_clip
 from randlora_pl.tasks import LinearHeadTask, load_task
 from tests.support.cli import Run
@@ -150,4 +149,3 @@ def test_bad_input(run: Run, refused: Callable[..., str], finished: Path, tmp_pa
     (copy / "adapter_config.json").write_text(json.dumps(config))
     result = run("adapter", "info", "copy")
     assert "not shown, updates: copy: its random bases are 000000000000" in result.out and "checked" not in result.out
-    assert run("adapter", "info", "--help").out == PAGE

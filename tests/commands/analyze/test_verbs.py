@@ -14,8 +14,8 @@ import pytest
 from randlora_pl.adapters import DoRA, FullFineTuning, RandLoRA, Together, VeRA
 from randlora_pl.commands.analyze.common import advised
 from randlora_pl.commands.analyze.represent import note_of
-from randlora_pl.commands.analyze.verbs import VERBS
 from randlora_pl.commands.main import main
+from randlora_pl.commands.table import members
 from randlora_pl.lab.analysis import landscape
 from randlora_pl.utils.errors import UnreadableImageError, UserError
 from tests.support.cli import SMALL, Run
@@ -50,13 +50,14 @@ def test_bare_and_help_show_the_page(run: Run) -> None:
     pages = {run(*words).out for words in (["analyze"], ["analyze", "--help"], ["analyze", "-h"])}
     assert len(pages) == 1
     (page,) = pages
-    assert all(f"randlora-pl analyze {verb} " in page for verb in VERBS)
+    assert all(f"randlora-pl analyze {verb} " in page for verb in members("analyze"))
 
 
-@in_one_item("verb", VERBS)
+@in_one_item("verb", members("analyze"))
 def test_every_verb_explains_itself(run: Run, verb: str) -> None:
     bare, asked = run("analyze", verb), run("analyze", verb, "--help")
-    assert (bare.code, asked.code) == (2, 0) and bare.err == asked.out and not bare.out
+    assert (bare.code, asked.code) == (2, 0) and not bare.out
+    assert bare.err == asked.out or (verb == "landscape" and "expected three runs, got 0" in bare.err)  # or --resume
     assert f"randlora-pl analyze {verb} " in asked.out
     assert 4 <= len(asked.out.splitlines()) < 60
     assert max(len(line) for line in asked.out.splitlines()) <= 120
@@ -65,7 +66,7 @@ def test_every_verb_explains_itself(run: Run, verb: str) -> None:
 def test_pages_import_nothing_heavy() -> None:
     code = (
         "import sys; from randlora_pl.commands.main import main;"
-        f"codes = [main(['analyze', verb, '--help']) for verb in {list(VERBS)!r}]; assert not any(codes);"
+        f"codes = [main(['analyze', verb, '--help']) for verb in {members('analyze')!r}]; assert not any(codes);"
         "heavy = {'torch', 'lightning', 'numpy', 'timm', 'open_clip', 'matplotlib'} & set(sys.modules);"
         "assert not heavy, heavy"
     )
@@ -97,7 +98,7 @@ def test_what_to_do_where_memory_runs_out_or_an_image_is_damaged() -> None:
         (["cka", "a", "b", "--batch-size", "2"], "needs at least 4 images"),
         (["cka", "a", "b", "--device", "tpu"], "--device tpu is not on this machine"),
         (["landscape", "a", "b"], "expected three runs, got 2"),
-        (["landscape", "a", "b", "c", "--grid", "2"], "--grid is 2: give at least 3"),
+        (["landscape", "a", "b", "c", "--grid", "2"], "--grid is 2: give a whole number of at least 3"),
         (["landscape", "a", "b", "c", "--share", "1.5"], "--share is 1.5: give a share"),
         (["landscape", "a", "b", "c", "--margin", "-1"], "--margin is -1.0"),
         (["landscape", "a", "b", "c", "--positions", "round"], "invalid choice: 'round'"),
@@ -108,7 +109,7 @@ def test_what_to_do_where_memory_runs_out_or_an_image_is_damaged() -> None:
         (["forgetting", "a", "--datasets", "digts"], "Did you mean 'digits'"),
         (["forgetting", "a", "--datasets", "cifar10", "--root", "."], "data get cifar10"),
         (["forgetting", "a", "--datasets", "folder"], "needs --root"),
-        (["forgetting", "a", "--datasets", "digits", "--images", "-1"], "--images must be a positive"),
+        (["forgetting", "a", "--datasets", "digits", "--images", "-1"], "--images is -1"),
     ],
 )
 def test_mistakes(refused: Any, words: list[str], message: str) -> None:

@@ -220,7 +220,6 @@ def test_damaged_shards_are_off(run: Run, tmp_path: Path) -> None:
         (["show", "pairs"], "data show pairs --root FILE.csv"),
         (["check", "webdataset"], "data check webdataset --root SHARDS"),
         (["show", "webdataset", "--root", "no-{0..3}.tar"], "The shard no-0.tar does not exist"),
-        (["show"], "NAME"),
         (["show", "cifar10", "--root", "."], "randlora-pl data get cifar10 --root ."),
         (["show", "digits", "--shots", "0"], "from 1 to"),
         (["show", "digits", "--output", "sheet.jpg"], "PNG"),

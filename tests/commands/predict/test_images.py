@@ -19,7 +19,7 @@ from PIL import Image
 
 from randlora_pl.adapters import FullFineTuning
 from randlora_pl.commands.common.devices import pick_device
-from randlora_pl.commands.predict.arguments import name_adapters, parse
+from randlora_pl.commands.predict.arguments import name_adapters
 from randlora_pl.data import ImageData, open_images
 from randlora_pl.data.images.sources import FileImages
 from randlora_pl.prompts import CoOp
@@ -74,11 +74,11 @@ def test_half_precision_is_near_and_that_of_serve(
         assert one["class"] == other["class"]
         assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=0.05)
     pytest.importorskip("litserve")
-    from randlora_pl.commands.serve import parse as parse_serve
     from randlora_pl.serving import api
+    from randlora_pl.serving.options import ServerOptions
 
     monkeypatch.setattr(api, "trust_the_limit", lambda: None)  # of the worker's process, as are its threads
-    options = parse_serve(["--adapter", str(finished / "adapter"), "--precision", "bf16", "--workers", "64"])
+    options = ServerOptions(adapter=finished / "adapter", precision="bf16", workers=64)
     served = api.ClassifierAPI(options, 1 << 20)
     served._build("cpu")
     loader, _ = open_images([photos], served.frame)
@@ -225,7 +225,6 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(UserError, match="cuda:1"):
         pick_device("cuda:7")
-    assert parse(["--adapter", "a", "--images", "b", "c"]).images == [Path("b"), Path("c")]
 
 
 # Several adapters

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters import read_adapter
-from randlora_pl.commands.analyze.forgetting import forgetting_verb
+from randlora_pl.commands.analyze.common import Images
+from randlora_pl.commands.analyze.forgetting import forgetting
 from randlora_pl.data.loading.chosen_images import batches, framed, random_samples
 from randlora_pl.lab.analysis.forgetting import Forgetting, check_task, prompts_of
 from randlora_pl.models.zero_shot import zero_shot_accuracy
@@ -70,8 +71,8 @@ def test_known_classes_are_predicted_with_the_second_head(tmp_path: Path) -> Non
     shake(task)
     task.eval().save(tmp_path / "run")
     (images,) = batches(data, random_samples(data.samples("test"), 40, 0), 40)
-    words = ("--datasets", "digits", "--images", "40", "--device", "cpu", "--output", str(tmp_path / "out"))
-    assert forgetting_verb([str(tmp_path / "run"), *words]) == 0
+    tested = Images(images=40, device="cpu")
+    assert forgetting([tmp_path / "run"], datasets=["digits"], tested=tested, output=str(tmp_path / "out")) == 0
     (row,) = json.loads((tmp_path / "out" / "forgetting.json").read_text())
     assert (row["after"], row["images"]) == task.percent_among(data.classnames, [images])
     task.decoupled = None

@@ -105,7 +105,7 @@ def test_a_rank_that_is_too_large_is_told() -> None:
 
 
 def test_methods_are_chosen_by_name() -> None:
-    assert chosen(None) == [name for name, method in METHODS.items() if method.default] != list(METHODS)
+    assert chosen(()) == [name for name, method in METHODS.items() if method.default] != list(METHODS)
     assert chosen(["peft-lora", "full"]) == ["full", "peft-lora"]
     with pytest.raises(UserError, match="'randlora'"):
         chosen(["randlor"])

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from randlora_pl.commands.bench import verbs
 from randlora_pl.commands.main import main
+from randlora_pl.commands.table import members
 from randlora_pl.lab.bench.methods import chosen
 from randlora_pl.run.options.shipped import find_config
+from tests.docs.help import help_page
 from tests.docs.pages import PAGES, commands_of
 
 ROOT = Path(__file__).parents[3]
@@ -19,10 +20,10 @@ PAGE = "\n".join(BOTH)
 
 def test_its_benches_are_ours() -> None:
     commands = [words[1:] for words in commands_of(PAGE) if words[0] == "bench"]
-    assert {command[0] for command in commands} == {*verbs.VERBS}
+    assert {command[0] for command in commands} == {*members("bench")}
     for command in commands:
         options = [word for word in command if word.startswith("--")]
-        assert all(f"  {option} " in verbs.PAGES[command[0]] for option in options), command
+        assert all(f"  {option} " in help_page(f"bench {command[0]}") for option in options), command
         if "--methods" in command:
             first = command.index("--methods") + 1
             names = [word for word in command[first:] if not word.startswith("--")]

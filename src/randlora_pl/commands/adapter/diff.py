@@ -1,40 +1,35 @@
 """``adapter diff``: differences of two adapters."""
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from randlora_pl.commands.adapter.info import described
-from randlora_pl.commands.common.arguments import CommandParser
+from randlora_pl.commands.common.arguments import print_json
 from randlora_pl.commands.common.tables import entry, layer_table
 from randlora_pl.run.options.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.run_files import find_adapter
-
-PAGE = """\
-Compare two adapters: method, options, base model, targets, classes and training. If base model and shapes are the same,
-print the norm of the difference of their updates and their cosine per layer. Nothing is downloaded.
-
-  randlora-pl adapter diff A B
-
-  --layers    A row per layer instead of the mean per kind of layer
-  --json      Print everything as JSON, with every layer
-  --pretrained FILE  Weights file of a base model that this machine does not have
-"""
+from randlora_pl.utils.files.weights_files import register_weights
+from randlora_pl.utils.option_types import Adapter, Json, Weights
 
 _COLUMNS = {"norm_1": "norm of A", "norm_2": "norm of B", "difference": "norm of A - B", "cosine": "cosine"}
 _OWN = ("path", "file_bytes")
 
 
-def diff_verb(args: list[str]) -> int:
-    """Compare two adapters."""
-    parser = CommandParser("adapter diff")
-    parser.add_argument("adapters", type=find_adapter, nargs=2)
-    parser.add_options(layers=False, json=False)
-    parser.add_weights()
-    options = parser.parse_args(args)
-    for path in options.adapters:
+def diff(first: Adapter, second: Adapter, *, layers: bool = False, json: Json = False, pretrained: Weights = ()) -> int:
+    """Compare two adapters: method, options, base model, targets, classes and training.
+
+    If base model and shapes are the same, print the norm of the difference of their updates and their cosine per layer.
+    Nothing is downloaded.
+
+    Examples:
+        randlora-pl adapter diff A B
+
+    Args:
+        layers: Print a row per layer instead of the mean per kind of layer
+    """
+    register_weights(pretrained)
+    for path in (first, second):
         check_adapter(path)
     os.environ["HF_HUB_OFFLINE"] = "1"  # a look at a file must not fetch a model
     from randlora_pl.adapters import read_adapter
@@ -42,7 +37,7 @@ def diff_verb(args: list[str]) -> int:
     from randlora_pl.interop.summary import compared, facts
     from randlora_pl.interop.updates import layer_updates
 
-    files = [read_adapter(path) for path in options.adapters]
+    files = [read_adapter(path) for path in (first, second)]
     one, two = (facts(file) for file in files)
     why, rows = "", []
     try:
@@ -53,8 +48,8 @@ def diff_verb(args: list[str]) -> int:
     except UserError as error:
         why = str(error)
     changed = {key: [one[key], two[key]] for key in one if one[key] != two[key] and key not in _OWN}
-    if options.json:
-        print(json.dumps({"differences": changed, "layers": rows, "missing": [why] if why else []}, indent=2))
+    if json:
+        print_json({"differences": changed, "layers": rows, "missing": [why] if why else []})
         return 0
     print(entry("A", str(files[0].path), 0, 16))
     print(entry("B", str(files[1].path), 0, 16))
@@ -62,7 +57,7 @@ def diff_verb(args: list[str]) -> int:
     if rows:
         left_out = len(files[0].layers.keys() | files[1].layers.keys()) - len(rows)
         print()
-        print(layer_table(rows, _COLUMNS, options.layers))
+        print(layer_table(rows, _COLUMNS, layers))
         if left_out:
             print(f"{left_out} layers of only one of them, or of other shapes, are left out")
         if all(row["difference"] == 0 for row in rows) and not left_out:

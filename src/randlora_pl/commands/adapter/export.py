@@ -1,93 +1,210 @@
-"""``adapter export``: an adapter in the form of another system, each form in a module of its own."""
+"""``adapter export``: an adapter in the form of another system."""
 
-import argparse
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from randlora_pl.commands.common.arguments import CommandParser, check_output, spelled
+from randlora_pl.commands.common.arguments import check_output
+from randlora_pl.commands.common.tables import layer_table
+from randlora_pl.interop.onnx.packages import check_packages
+from randlora_pl.language.catalog import given_to
 from randlora_pl.run.options.adapter_config import check_adapter
-from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import refuse_inputs
-from randlora_pl.utils.files.run_files import find_adapter
+from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.files.weights_files import local_name, register_weights
+from randlora_pl.utils.option_types import Adapter, Overwrite, Weights
+from randlora_pl.utils.own_classes import import_words
+from randlora_pl.utils.rank_or_error import check_rank_or_error
 
-PAGE = """\
-Convert an adapter to another format. The output is read again and compared before it gets its final name.
+if TYPE_CHECKING:
+    from randlora_pl.adapters import AdapterFile
+    from randlora_pl.interop.low_rank import Converted
+    from randlora_pl.models import ModelIdentity
 
-  randlora-pl adapter export ADAPTER --to peft --output DIR
-  randlora-pl adapter export ADAPTER --to lora --error 0.05 --output DIR
-  randlora-pl adapter export ADAPTER --to onnx --output model.onnx
-
-  --to peft        A folder for PeftModel.from_pretrained: RandLoRA, LoRA, AdaLoRA, VeRA, DoRA, PiSSA, LoRA-XS, HiRA,
-                   SHiRA, OFT on linear layers
-  --to lora        A plain LoRA adapter, by truncated singular value decomposition of each update
-  --to onnx        The merged model as an ONNX file with class names (pip install '.[onnx]' in the checkout)
-  --to torch       The merged model as a torch.export program (.pt2)
-  --to adapter     Our own format in another dtype, as a folder or one .safetensors file
-  --output PATH    File or folder to write
-  --overwrite      Replace the output if it exists
-  --pretrained FILE  Weights file of a base model that this machine does not have
-
-  peft:            --peft-type ADALORA  Keep an AdaLoRA what it is (default: a LoRA of the ranks that are left)
-  lora:            --rank K      Rank of every layer, or
-                   --error E     Largest relative error per layer (Frobenius), which selects the rank
-  onnx, torch:     --part PART   classifier, image (image features) or text (of token ids) (default: classifier)
-  adapter:         --dtype TYPE  float32, bfloat16 or float16
+_ONNX = """\
+  import onnxruntime
+  session = onnxruntime.InferenceSession({file!r})
+  {output} = session.run([{output!r}], {{{input!r}: {input}}})[0]
+"""
+_TORCH = """\
+  import torch
+  program = torch.export.load({file!r}).module()
+  {outputs} = program({input})
 """
 
-FORMS = {
-    "peft": "adapter.export_peft",
-    "lora": "adapter.export_lora",
-    "onnx": "adapter.export_onnx",
-    "torch": "adapter.export_onnx",
-    "adapter": "adapter.export",
-}
-"""The module of each form; its ``export`` takes the options."""
 
-_OPTIONS = {
-    "rank": ("lora",),
-    "error": ("lora",),
-    "part": ("onnx", "torch"),
-    "dtype": ("adapter",),
-    "peft_type": ("peft",),
-}
+def export(
+    adapter: Adapter,
+    *,
+    to: Literal["peft", "lora", "onnx", "torch", "adapter"],
+    output: Path,
+    overwrite: Overwrite = False,
+    peft_type: Literal["ADALORA"] | None = None,
+    rank: int | None = None,
+    error: float | None = None,
+    part: Literal["classifier", "image", "text"] | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    pretrained: Weights = (),
+) -> int:
+    """Convert an adapter to another format.
 
+    The output is read again and compared before it gets its final name.
 
-def _parse(args: list[str]) -> argparse.Namespace:
-    parser = CommandParser("adapter export")
-    parser.add_argument("adapter", type=find_adapter)
-    parser.add_argument("--to", required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_weights()
-    parser.add_options(overwrite=False, rank=int, error=float, part=("classifier", "image", "text"))
-    parser.add_options(dtype=("float32", "bfloat16", "float16"), peft_type=("ADALORA",))
-    options = parser.parse_args(args)
-    if options.to not in FORMS:
-        raise UserError(
-            f"adapter export: unknown --to {options.to!r}.{near(options.to, FORMS)} Use one of {', '.join(FORMS)}.",
-            "For weights of open_clip, timm or transformers: randlora-pl adapter merge --help",
-        )
-    for name, forms in _OPTIONS.items():
-        if getattr(options, name) is not None and options.to not in forms:
-            allowed = " or ".join(forms)
-            raise UserError(f"adapter export: {spelled(name)} belongs to --to {allowed}, not to --to {options.to}.")
-    return options
+    Examples:
+        randlora-pl adapter export ADAPTER --to peft --output DIR
+        randlora-pl adapter export ADAPTER --to lora --error 0.05 --output DIR
+        randlora-pl adapter export ADAPTER --to onnx --output model.onnx
 
+    Args:
+        to: Format, as explained below
+        output: File or folder to write
+        peft_type: peft: keep an AdaLoRA what it is (default: a LoRA of the ranks that are left)
+        rank: lora: rank of every layer, or
+        error: lora: largest relative error per layer (Frobenius), which selects the rank
+        part: onnx, torch: classifier (default), image features, or text features of token ids
+        dtype: adapter: type of its numbers
 
-def export_verb(args: list[str]) -> int:
-    """Check the options, and write the requested form."""
-    options = _parse(args)
-    check_output(options.output, options.overwrite)
-    check_adapter(options.adapter)
-    refuse_inputs([options.output], [options.adapter])
-    write: Callable[[argparse.Namespace], int] = import_module(f"randlora_pl.commands.{FORMS[options.to]}").export
-    return write(options)
+    Note:
+        The formats:
+          peft      A folder for PeftModel.from_pretrained: RandLoRA, LoRA, AdaLoRA, VeRA, DoRA, PiSSA, LoRA-XS, HiRA,
+                    SHiRA, OFT on linear layers
+          lora      A plain LoRA adapter, by truncated singular value decomposition of each update
+          onnx      The merged model as an ONNX file with class names (pip install '.[onnx]' in the checkout)
+          torch     The merged model as a torch.export program (.pt2)
+          adapter   Our own format in another dtype, as a folder or one .safetensors file
 
+        For weights of open_clip, timm or transformers, see: randlora-pl adapter merge --help
+    """
+    register_weights(pretrained)
+    for name, value, forms in (
+        ("--rank", rank, ("lora",)),
+        ("--error", error, ("lora",)),
+        ("--part", part, ("onnx", "torch")),
+        ("--dtype", dtype, ("adapter",)),
+        ("--peft-type", peft_type, ("peft",)),
+    ):
+        if value is not None and to not in forms:
+            raise UserError(f"adapter export: {name} belongs to --to {' or '.join(forms)}, not to --to {to}.")
+    check_output(output, overwrite)
+    check_adapter(adapter)
+    refuse_inputs([output], [adapter])
+    if to == "peft":
+        _export_peft(adapter, output, peft_type)
+    elif to == "lora":
+        _export_lora(adapter, output, rank, error)
+    elif to == "adapter":
+        from randlora_pl.adapters.io.save_load import DTYPES, copy_adapter
 
-def export(options: argparse.Namespace) -> int:
-    """Write our own format again, in another dtype or shape."""
-    from randlora_pl.adapters.io.save_load import DTYPES, copy_adapter
-
-    size = copy_adapter(options.adapter, options.output, DTYPES.get(options.dtype))
-    print(f"{options.output}: {size:,} bytes")
+        size = copy_adapter(adapter, output, DTYPES[dtype] if dtype else None)
+        print(f"{output}: {size:,} bytes")
+    else:
+        _export_program(adapter, output, to == "onnx", part or "classifier")
     return 0
+
+
+def _export_peft(adapter: Path, output: Path, peft_type: str | None) -> None:
+    """Write the folder, compare PEFT's outputs with ours, and print how to load it."""
+    from randlora_pl.interop.peft.export import export_peft
+    from randlora_pl.interop.peft.files import CONFIG, HEAD, TASK
+
+    done = export_peft(adapter, output, peft_type=peft_type)
+    shared = "randlora" in (output / CONFIG).read_text()  # PEFT up to 0.21 expects a copy in every layer
+    size = sum(file.stat().st_size for file in output.iterdir())
+    if done.difference is None:
+        print(f"{output}: {size:,} bytes, not compared with PEFT ({done.why})")
+    else:
+        print(f"{output}: {size:,} bytes; largest difference to PEFT's outputs {done.difference.summary()}")
+    if shared:
+        print("PEFT warns of missing keys per layer when it loads this, because the file has the bases once.")
+    if done.classifier:
+        print(f"The head is the model's own classifier ({done.classifier}), its classes are in {TASK}.")
+    elif done.head:
+        print(f"PEFT cannot store the head. It is in {output / HEAD}, its classes in {TASK}.")
+    identity = done.identity
+    if identity is not None and identity.pretrained == "random":
+        print(f"Its base model has random weights (seed {identity.seed}), which no other program builds.")
+    elif identity is not None:
+        print("Load it with:")
+        print(f"  base = {_code(identity, output / TASK if done.classifier else None)}")
+        print(f'  model = PeftModel.from_pretrained(base, "{output}")')
+
+
+def _code(identity: "ModelIdentity", task: Path | None) -> str:
+    """Return the code that builds the base model without this program."""
+    if identity.library == "transformers":
+        return f'AutoModelForCausalLM.from_pretrained("{identity.pretrained}")'
+    if identity.config_sha256 and identity.library == "open_clip":
+        return f'open_clip.create_model("{identity.name}")'
+    if identity.library == "timm":
+        from timm.models import get_pretrained_cfg
+
+        from randlora_pl.models.vit import vit_image_spec
+
+        own = identity.config_sha256 is not None
+        config = None if own else get_pretrained_cfg(identity.name)
+        usual = None if config is None else config.input_size[-1]
+        if own:
+            usual = vit_image_spec(local_name(identity.as_dict(), "the adapter")).size
+        given = f"num_classes={len(parse_json(task.read_text())['classnames']) if task is not None else 0}"
+        given += f", img_size={identity.image_size}" if identity.image_size != usual else ""
+        given += f', pretrained_cfg_overlay={{"file": "{identity.pretrained}"}}' if identity.sha256 and not own else ""
+        return f'timm.create_model("{identity.name}", pretrained=True, {given})'
+    if identity.name == "tiny":
+        return 'randlora_pl.models.load_clip("tiny").model'
+    return f'open_clip.create_model("{identity.name}", pretrained="{identity.pretrained}")'
+
+
+def _export_lora(adapter: Path, output: Path, rank: int | None, error: float | None) -> None:
+    """Truncate the singular value decomposition of each update."""
+    check_rank_or_error(rank, error)
+    from randlora_pl.adapters import read_adapter
+    from randlora_pl.adapters.input_dependent import check_fixed
+    from randlora_pl.interop.base_model import load_base, refuse_texts
+    from randlora_pl.interop.low_rank import label, write_lora
+    from randlora_pl.interop.updates import updates
+
+    file = read_adapter(adapter)
+    check_fixed(file.adapter, file.path)
+    refuse_texts(file, "are written as a plain LoRA")
+    base = load_base(file)
+    origin = {"adapters": [label(file)], "methods": [file.adapter.method()]}
+    made = write_lora(output, base, updates(base, file), [file], file, rank=rank, error=error, origin=origin)
+    print_converted(output, made, file)
+
+
+def print_converted(path: Path, made: "Converted", file: "AdapterFile") -> None:
+    """Print rank and error of the layers, size, difference from the outputs of ``file``, and the next command."""
+    rows = [vars(layer) for layer in made.layers]
+    print(layer_table(rows, {"rank": "rank", "error": "error (mean)", "norm": "norm of the update"}, every=False))
+    worst = max(made.layers, key=lambda layer: layer.error)
+    print(f"error: {made.error:.2e} of all updates together (Frobenius), at most {worst.error:.2e} ({worst.layer})")
+    print(f"largest difference of outputs on random images: {made.difference:.1e}, {made.relative:.1e} of the largest")
+    print(f"{path}: LoRA, {made.parameters:,} parameters, {made.size:,} bytes")
+    print(f"  randlora-pl predict --adapter {path} {given_to(file.metadata.get('task'))}{import_words()}")
+
+
+def _export_program(adapter: Path, output: Path, to_onnx: bool, part: str) -> None:
+    """Write the ONNX file or program of PyTorch, and print how to run it."""
+    suffix = ".onnx" if to_onnx else ".pt2"
+    if output.suffix != suffix:
+        raise UserError(f"--output is {output}: name a file that ends in {suffix}.")
+    if output.is_dir():
+        raise UserError(f"{output} is a folder; name a file.")
+    if to_onnx:
+        check_packages()  # before PyTorch is imported
+    from randlora_pl.interop.onnx.export import FACTS, export_onnx, export_torch
+    from randlora_pl.interop.onnx.program import load_program
+
+    program = load_program(adapter, part)
+    written = (export_onnx if to_onnx else export_torch)(program, output)
+    facts = program.facts
+    classes = f" of {len(facts['classnames']):,} classes" if facts["part"] == "classifier" else " features"
+    print(f"{' and '.join(map(str, written.files))}: {written.size:,} bytes, {facts['part']}{classes}")
+    print(f"largest difference from PyTorch {written.difference:.1e} (random inputs, 1 and 3 at a time)")
+    print(f"input   {facts['input']};\n        {facts['preprocessing']}\noutput  {facts['output']}\n")
+    print(f"To run it with {'onnxruntime' if to_onnx else 'PyTorch'} alone:")
+    template = _ONNX if to_onnx else _TORCH
+    names = ", ".join(program.outputs)
+    print(template.format(file=str(output), input=program.input, output=program.outputs[-1], outputs=names))
+    where = "session.get_modelmeta().custom_metadata_map" if to_onnx else f"the extra file {FACTS}"
+    print(f"Class names, prompts, base model and more: {where}")

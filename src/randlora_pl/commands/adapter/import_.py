@@ -1,11 +1,13 @@
 """``adapter import``: an adapter of PEFT or of the official code as one of ours."""
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from randlora_pl.commands.common.arguments import CommandParser, check_output, spelled
-from randlora_pl.utils.errors import UserError, brief, near
+from randlora_pl.commands.common.arguments import check_output
+from randlora_pl.commands.predict.arguments import names_in
+from randlora_pl.utils.errors import UserError, brief
+from randlora_pl.utils.option_types import File, Option, Overwrite
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -13,67 +15,80 @@ if TYPE_CHECKING:
     from randlora_pl.interop.base_model import Base
     from randlora_pl.interop.foreign.adapter import ExternalAdapter
 
-PAGE = """\
-Convert an adapter of another program to ours. If peft is installed, the outputs are compared with PEFT's.
-
-  randlora-pl adapter import DIR --from peft --model vit_base_patch16_224 --pretrained timm --output adapter
-  randlora-pl adapter import FILE --from official --model ViT-B-32 --pretrained openai --output adapter
-
-  --from SOURCE      peft      a folder of save_pretrained: RandLoRA (also without its bases), LoRA, DoRA, PiSSA, VeRA,
-                               HiRA, SHiRA, OFT
-                     official  a checkpoint of the vision code of RandLoRA's authors
-  --model NAME       Base model: a name of timm or open_clip, or of a language model (see --task). Default for PEFT: the
-                     model that the adapter names
-  --pretrained TAG   Its weights: timm, a tag, a file, or random. For a language model a folder, or nothing
-  --output PATH      Folder or .safetensors file to write
-  --overwrite        Replace the output if it exists
-
-  --classnames FILE  One class per line, so that the adapter can predict. Prompts of a text head: "a photo of a {}."
-  --task TASK        LinearHeadTask, TextHeadTask, VisionLanguageTask, or CausalLMTask for a decoder of transformers
-                     (default: CausalLMTask for task_type CAUSAL_LM, LinearHeadTask for an adapter with a head)
-  --bases-dtype TYPE peft without bases: bfloat16, or float16 if PEFT trained without bfloat16 (default: bfloat16)
-  --alpha A          official: the updates are scaled by A / r, which the file does not store (default: 1)
-"""
-
 DECODER = "CausalLMTask"
-TASKS = ("LinearHeadTask", "TextHeadTask", "VisionLanguageTask", DECODER)
 
 
-def _parse(args: list[str]) -> argparse.Namespace:
-    parser = CommandParser("adapter import")
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--from", dest="source", required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_options(overwrite=False, model=str, pretrained=str, classnames=Path, task=TASKS, alpha=float)
-    parser.add_options(bases_dtype=("bfloat16", "float16"))
-    options = parser.parse_args(args)
-    sources = ("peft", "official")
-    if options.source not in sources:
-        raise UserError(
-            f"adapter import: --from is {options.source!r}.{near(options.source, sources)} Use peft or official."
-        )
-    for name, source in (("bases_dtype", "peft"), ("alpha", "official")):
-        if getattr(options, name) is not None and options.source != source:
-            raise UserError(f"adapter import: {spelled(name)} belongs to --from {source}.")
-    if not options.path.exists():
-        raise UserError(f"{options.path} does not exist; give a folder of PEFT's, or a checkpoint file.")
-    return options
+def import_(
+    path: Path,
+    *,
+    from_: Literal["peft", "official"],
+    model: str | None = None,
+    pretrained: Annotated[str | None, Option("TAG")] = None,
+    output: Path,
+    overwrite: Overwrite = False,
+    classnames: File | None = None,
+    task: Literal["LinearHeadTask", "TextHeadTask", "VisionLanguageTask", "CausalLMTask"] | None = None,
+    bases_dtype: Literal["bfloat16", "float16"] | None = None,
+    alpha: float | None = None,
+) -> int:
+    """Convert an adapter of another program to ours.
 
+    If peft is installed, the outputs are compared with PEFT's.
 
-def import_verb(args: list[str]) -> int:
-    """Check the options, convert the adapter, compare, and write it."""
-    options = _parse(args)
-    check_output(options.output, options.overwrite)
-    print(convert(options, str(options.path)))
+    Examples:
+        randlora-pl adapter import DIR --from peft --model vit_base_patch16_224 --pretrained timm --output adapter
+        randlora-pl adapter import FILE --from official --model ViT-B-32 --pretrained openai --output adapter
+
+    Args:
+        path: Folder or file of the other program
+        from_: peft: a folder of save_pretrained: RandLoRA (also without its bases), LoRA, DoRA, PiSSA, VeRA, HiRA,
+            SHiRA, OFT. official: a checkpoint of the vision code of RandLoRA's authors
+        model: Base model: a name of timm or open_clip, or of a language model (see --task). Default for PEFT: the model
+            that the adapter names
+        pretrained: Its weights: timm, a tag, a file, or random. For a language model a folder, or nothing
+        output: Folder or .safetensors file to write
+        classnames: One class per line, so that the adapter can predict. Prompts of a text head: "a photo of a {}."
+        task: CausalLMTask is for a decoder of transformers. By default it is used for task_type CAUSAL_LM, and
+            LinearHeadTask for an adapter with a head
+        bases_dtype: peft without bases: bfloat16 (default), or float16 if PEFT trained without bfloat16
+        alpha: official: the updates are scaled by A / r, which the file does not store (default: 1)
+    """
+    for name, value, source in (("--bases-dtype", bases_dtype, "peft"), ("--alpha", alpha, "official")):
+        if value is not None and from_ != source:
+            raise UserError(f"adapter import: {name} belongs to --from {source}.")
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a folder of PEFT's, or a checkpoint file.")
+    check_output(output, overwrite)
+    names = names_in(classnames) if classnames else []
+    print(convert(path, from_, output, str(path), model, pretrained, names, task, bases_dtype, alpha))
     return 0
 
 
-def convert(options: argparse.Namespace, name: str) -> str:
+def convert(
+    path: Path,
+    source: str,
+    output: Path,
+    name: str,
+    model: str | None = None,
+    pretrained: str | None = None,
+    classnames: Sequence[str] = (),
+    task: str | None = None,
+    bases_dtype: str | None = None,
+    alpha: float | None = None,
+) -> str:
     """Convert an adapter, print the comparison, and write it; return the next command.
 
     Args:
-        options: The options of ``adapter import``.
+        path: Folder or file of the adapter.
+        source: Program that wrote it: ``peft`` or ``official``.
+        output: Folder or file to write.
         name: The adapter in messages.
+        model: Name of the base model.
+        pretrained: Weights of the base model.
+        classnames: Names of the classes.
+        task: Task that predicts with it.
+        bases_dtype: Type of PEFT's random bases.
+        alpha: Scale of an official checkpoint.
     """
     import torch
 
@@ -83,57 +98,56 @@ def convert(options: argparse.Namespace, name: str) -> str:
     from randlora_pl.interop.peft import files as peft_files
     from randlora_pl.interop.peft import import_ as peft_import
 
-    adapter = peft_files.read(options.path, name) if options.source == "peft" else None
-    if options.model is None:
+    adapter = peft_files.read(path, name) if source == "peft" else None
+    if model is None:
         found = None if adapter is None else peft_files.named_base(adapter)
         if found is None:
             given = None if adapter is None else adapter.config.get("base_model_name_or_path")
             hint = f" Its config names {brief(given)}." if given else ""
-            folder = name if name == str(options.path) else "DIR"
+            folder = name if name == str(path) else "DIR"
             download = "" if folder == name else f"hf download {name} --local-dir DIR, then "
             raise UserError(
                 f"The base model of {name} is not known.{hint} Name it by --model: {download}randlora-pl adapter "
-                f"import {folder} --from {options.source} --model NAME --pretrained TAG --output ADAPTER"
+                f"import {folder} --from {source} --model NAME --pretrained TAG --output ADAPTER"
             )
-        options.model, options.pretrained = found[0], options.pretrained or found[1]
+        model, pretrained = found[0], pretrained or found[1]
     trained = {} if adapter is None else adapter.task.get("arguments", {})  # of an adapter exported here
-    written = adapter is not None and adapter.config.get("task_type") == "CAUSAL_LM" and options.task is None
+    written = adapter is not None and adapter.config.get("task_type") == "CAUSAL_LM" and task is None
     arguments: dict[str, Any] = {}  # of a decoder's task
-    if options.task == DECODER or written:
-        base, arguments = load_decoder(options.model, options.pretrained, trained)
+    if task == DECODER or written:
+        base, arguments = load_decoder(model, pretrained, trained)
     else:
-        base = base_model.named(options.model, options.pretrained, trained.get("seed", 0), trained.get("img_size"))
+        base = base_model.named(model, pretrained, trained.get("seed", 0), trained.get("img_size"))
     if adapter is not None:
         check_base(adapter, base)
-        dtype = getattr(torch, options.bases_dtype or "bfloat16")
+        dtype = getattr(torch, bases_dtype or "bfloat16")
         foreign = peft_import.translate(adapter, base.model, dtype)
     else:
-        foreign = official.translate(options.path, base.model, 1.0 if options.alpha is None else options.alpha)
+        foreign = official.translate(path, base.model, 1.0 if alpha is None else alpha)
     if owned := foreign.owned(base.model):
         raise UserError(
             f"{name}: {next(iter(owned))} was trained as a whole, which no task supports. Import it in Python: "
             "save_adapter(import_peft(PATH, model), OUTPUT)"
         )
-    classnames = _lines(options.classnames) if options.classnames else []
     if arguments:
         plan = ImportPlan(foreign, base, DECODER, arguments=arguments)
     else:
-        plan = ImportPlan.make(foreign, base, adapter, options.task, classnames)
+        plan = ImportPlan.make(foreign, base, adapter, task, list(classnames))
     ours = base.copy().model
     print(foreign.inject(ours))
-    print(_compared(options, name, foreign, ours, base))
-    path = plan.save(ours, options.output)
-    size = path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
+    print(_compared(path, source, name, foreign, ours, base))
+    saved = plan.save(ours, output)
+    size = saved.stat().st_size if saved.is_file() else sum(file.stat().st_size for file in saved.iterdir())
     classes = f" of {len(plan.classnames)} classes" if plan.classnames else ""
-    print(f"{options.output}: {size:,} bytes{f', a {plan.task}{classes}' if plan.task else ''}")
-    return plan.next(options.output)
+    print(f"{output}: {size:,} bytes{f', a {plan.task}{classes}' if plan.task else ''}")
+    return plan.next(output)
 
 
-def _compared(options: argparse.Namespace, name: str, foreign: "ExternalAdapter", ours: "Module", base: "Base") -> str:
+def _compared(path: Path, source: str, name: str, foreign: "ExternalAdapter", ours: "Module", base: "Base") -> str:
     """Return the outcome of the comparison with PEFT."""
     from randlora_pl.interop.peft.verify import LogitsOnly, difference, installed
 
-    if options.source == "official":
+    if source == "official":
         return f"Not compared: the official code is not available. Scaled by {foreign.adapter.alpha:g} / r."  # type: ignore[attr-defined]
     if not installed():
         return "Not compared: peft is not installed (pip install peft)."
@@ -141,18 +155,7 @@ def _compared(options: argparse.Namespace, name: str, foreign: "ExternalAdapter"
     biases = [tensor for tensor in foreign.extra.values() if tensor.dim() == 1]
     classifier = LogitsOnly(weights[0], biases[0] if biases else None) if weights else None
     try:
-        found = difference(ours, base, options.path, classifier)
+        found = difference(ours, base, path, classifier)
         return f"Largest difference to PEFT's outputs: {found.summary()}"
     except UserError as error:
         raise UserError(f"{name} cannot be imported: {error}.") from None
-
-
-def _lines(file: Path) -> list[str]:
-    """Return the lines of a file of class names."""
-    try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--classnames {file} cannot be read ({error}).") from None
-    if len(names) < 2:
-        raise UserError(f"--classnames {file} names {len(names)} classes; expected two or more, one per line.")
-    return names

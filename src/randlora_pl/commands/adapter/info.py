@@ -1,33 +1,15 @@
 """``adapter info``: description of an adapter, and the size of each of its updates."""
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from randlora_pl.commands.common.arguments import CommandParser
+from randlora_pl.commands.common.arguments import print_json
 from randlora_pl.commands.common.tables import entry, layer_table
 from randlora_pl.run.options.adapter_config import check_adapter
-from randlora_pl.utils.files.run_files import find_adapter
+from randlora_pl.utils.files.weights_files import register_weights
+from randlora_pl.utils.option_types import Adapter, Json, Weights
 from randlora_pl.utils.text.formatting import printable
-
-PAGE = """\
-Describe an adapter: method, base model, classes and training. Per layer, print rank, stable rank, effective rank and
-norm of its update, and the norm of the base model's weight. Nothing is downloaded. If the base model is not on this
-machine, only the facts in the file are printed.
-
-  randlora-pl adapter info ADAPTER
-  randlora-pl adapter info ADAPTER --json
-
-  --layers    A row per layer instead of the mean per kind of layer
-  --json      Print everything as JSON, with every layer
-  --pretrained FILE  Weights file of a base model that this machine does not have
-
-  rank            singular values above float32's rounding (max(out, in) * 1.2e-7 of the largest)
-  stable rank     ||D||_F^2 / ||D||_2^2
-  effective rank  exp of the entropy of the normalized singular values (Roy and Vetterli, 2007)
-  norm            Frobenius norm; ratio: to the norm of the base model's weight
-"""
 
 _COLUMNS = {
     "rank": "rank",
@@ -41,32 +23,47 @@ _COLUMNS = {
 }
 
 
-def info_verb(args: list[str]) -> int:
-    """Read the adapter, and the base model if it is on this machine."""
-    parser = CommandParser("adapter info")
-    parser.add_argument("adapter", type=find_adapter)
-    parser.add_options(layers=False, json=False)
-    parser.add_weights()
-    options = parser.parse_args(args)
-    check_adapter(options.adapter)
+def info(adapter: Adapter, *, layers: bool = False, json: Json = False, pretrained: Weights = ()) -> int:
+    """Describe an adapter: method, base model, classes and training.
+
+    Per layer, print rank, stable rank, effective rank and norm of its update, and the norm of the base model's weight.
+    Nothing is downloaded. If the base model is not on this machine, only the facts in the file are printed.
+
+    Examples:
+        randlora-pl adapter info ADAPTER
+        randlora-pl adapter info ADAPTER --json
+
+    Args:
+        layers: Print a row per layer instead of the mean per kind of layer
+
+    Note:
+        The columns of the table:
+          rank            singular values above float32's rounding (max(out, in) * 1.2e-7 of the largest)
+          stable rank     ||D||_F^2 / ||D||_2^2
+          effective rank  exp of the entropy of the normalized singular values (Roy and Vetterli, 2007)
+          norm            Frobenius norm; ratio: to the norm of the base model's weight
+    """
+    register_weights(pretrained)
+    check_adapter(adapter)
     os.environ["HF_HUB_OFFLINE"] = "1"  # a look at a file must not fetch a model; cached files are found
     from randlora_pl.adapters import read_adapter
-    from randlora_pl.interop.summary import facts, layers
+    from randlora_pl.interop.summary import facts
+    from randlora_pl.interop.summary import layers as layers_of
 
-    file = read_adapter(options.adapter)
+    file = read_adapter(adapter)
     known = facts(file)
-    if not options.json:
+    if not json:
         for name, text in described(known).items():
             print(entry(name, text, 0, 16))
-    rows, missing = layers(file)
-    if options.json:
-        print(json.dumps(known | {"layers": rows, "missing": missing}, indent=2))
+    rows, missing = layers_of(file)
+    if json:
+        print_json(known | {"layers": rows, "missing": missing})
         return 0
     if known["fingerprint"] and not any(reason.startswith("updates:") for reason in missing):
         print(entry("checked", "the random bases match that fingerprint", 0, 16))
     if rows:
         print()
-        print(layer_table(rows, _COLUMNS, options.layers))
+        print(layer_table(rows, _COLUMNS, layers))
     for reason in missing:
         print(f"not shown, {printable(reason)}")
     return 0

@@ -1,1 +1,4 @@
-"""`analyze`: spectra, representations, loss landscapes and forgetting."""
+"""Analyze adapters beyond their accuracy: tables, CSV and plots in a new folder.
+
+RUN is a run folder, runs/NAME for its newest run, or an adapter.
+"""

@@ -1,49 +1,55 @@
 """``analyze cka``: similarity of activations to the activations of full fine-tuning."""
 
-import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.commands.analyze import common
-from randlora_pl.commands.common.arguments import CommandParser
 from randlora_pl.commands.common.devices import pick_device
-from randlora_pl.run.run_folder import check_new
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.option_types import Runs
 from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
     from randlora_pl.lab.analysis.cka import Layer
 
-PAGE = """\
-Compare the activations of two models: linear CKA of attention and MLP outputs in every block (Figure 4a).
-1 means equal except for rotation and scale, 0 nothing in common.
 
-  randlora-pl analyze cka runs/full runs/lora runs/randlora
-  randlora-pl analyze cka FULL_A LORA_A FULL_B LORA_B           two datasets: means over both
+def cka(
+    runs: Runs,
+    *,
+    dataset: str | None = None,
+    tested: common.Images = common.Images(images=1024),
+    output: common.NewFolder = None,
+) -> int:
+    """Compare the activations of two models: linear CKA of attention and MLP outputs in every block (Figure 4a).
 
-  RUN RUN ...           Runs or adapters. The first run of each dataset is the reference for the others. Methods of the
-                        same name and rank are averaged over the datasets
-  --images N            Test images per dataset, selected by --seed N (default: 1024). 0 uses all
-  --batch-size N        Images per minibatch, at least 4 (default: 256)
-  --dataset NAME        Use images of this dataset for all runs. --root PATH is the folder with the data
-  --device DEVICE       cpu, cuda, mps ... (default: the best available)
-  --output DIR          New folder (default: runs/analyze/cka/TIME)
+    1 means equal except for rotation and scale, 0 nothing in common.
 
-cka.csv has a row per run, block and kind. cka.png and .svg show the means. The estimate is unbiased over minibatches
-(HSIC_1 of Song et al., 2012; Nguyen et al., 2021). The activations of an image cover all of its tokens. The paper
-states neither its activations nor its number of images.
-"""
+    Examples:
+        randlora-pl analyze cka runs/full runs/lora runs/randlora
+        randlora-pl analyze cka FULL_A LORA_A FULL_B LORA_B           two datasets: means over both
 
+    Args:
+        runs: Runs or adapters. The first run of each dataset is the reference for the others. Methods of the same name
+            and rank are averaged over the datasets
+        batch_size: Images per minibatch, at least 4
+        dataset: Use images of this dataset for all runs
 
-def cka_verb(args: list[str]) -> int:
-    """Compare the runs of each dataset with the first of them, write and print."""
-    typed = _parse(args)
-    device = pick_device(typed.device)
-    runs = [common.open_run(path) for path in typed.runs]
-    labels = dict(zip(typed.runs, labels_of_groups(runs, typed.dataset), strict=True))
+    Note:
+        cka.csv has a row per run, block and kind. cka.png and .svg show the means. The estimate is unbiased over
+        minibatches (HSIC_1 of Song et al., 2012; Nguyen et al., 2021). The activations of an image cover all of its
+        tokens. The paper states neither its activations nor its number of images.
+    """
+    if len(runs) < 2:
+        raise UserError("analyze cka: give two or more runs, the reference first.")
+    if 0 < tested.images < 4:
+        raise UserError(f"--images is {tested.images}: give at least 4, or 0 for all.")
+    if tested.batch_size < 4:
+        raise UserError(f"--batch-size is {tested.batch_size}: the unbiased estimate needs at least 4 images.")
+    device = pick_device(tested.device)
+    opened = [common.open_run(path) for path in runs]
+    labels = dict(zip(runs, labels_of_groups(opened, dataset), strict=True))
     groups: dict[str, list[common.AnalyzedRun]] = {}
-    for run in runs:
-        groups.setdefault(typed.dataset or run.dataset, []).append(run)
+    for run in opened:
+        groups.setdefault(dataset or run.dataset, []).append(run)
     for name, members in groups.items():
         if len(members) < 2:
             raise UserError(f"{members[0].path} is the only run on {name}: CKA compares two runs on one dataset.")
@@ -53,8 +59,8 @@ def cka_verb(args: list[str]) -> int:
     curves: dict[str, list[dict[Layer, float]]] = {}
     counts = []
     for name, (first, *others) in groups.items():
-        with common.advised(typed.batch_size):
-            count, found = _compare(first, others, typed, device)
+        with common.advised(tested.batch_size):
+            count, found = _compare(first, others, dataset, tested, device)
         counts.append(f"{count:,} test images of {name}")
         for run in others:
             values = found[str(run.path)]
@@ -66,9 +72,9 @@ def cka_verb(args: list[str]) -> int:
             raise UserError(f"{label}: its runs have models of different depth, so their layers cannot be averaged.")
     mean = {label: mean_over_data_sets(each) for label, each in curves.items()}
     reference = " / ".join(dict.fromkeys(labels[members[0].path] for members in groups.values()))
-    content = {"images": counts, "seed": typed.seed, "batch_size": typed.batch_size, "rows": rows}
+    content = {"images": counts, "seed": tested.seed, "batch_size": tested.batch_size, "rows": rows}
     figure = cka_figure(mean, reference, "; ".join(counts))
-    folder = common.write_output(typed.output, "cka", rows, content, figure)
+    folder = common.write_output(output, "cka", rows, content, figure)
     _print(mean, reference, counts)
     common.print_output(folder)
     return 0
@@ -84,23 +90,8 @@ def labels_of_groups(runs: list[common.AnalyzedRun], dataset: str | None) -> lis
     return [found[index] for index in range(len(runs))]
 
 
-def _parse(args: list[str]) -> argparse.Namespace:
-    parser = CommandParser("analyze cka")
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_options(images=1024, seed=0, batch_size=256, dataset=str, root=str, device="auto", output=str)
-    typed = parser.parse_intermixed_args(args)
-    if len(typed.runs) < 2:
-        raise UserError("analyze cka: give two or more runs, the reference first.")
-    if typed.images < 0 or 0 < typed.images < 4:
-        raise UserError(f"--images is {typed.images}: give at least 4, or 0 for all.")
-    if typed.batch_size < 4:
-        raise UserError(f"--batch-size is {typed.batch_size}: the unbiased estimate needs at least 4 images.")
-    check_new(typed.output)
-    return typed
-
-
 def _compare(
-    first: common.AnalyzedRun, others: list[common.AnalyzedRun], typed: argparse.Namespace, device: Any
+    first: common.AnalyzedRun, others: list[common.AnalyzedRun], dataset: str | None, tested: common.Images, device: Any
 ) -> tuple[int, dict[str, Any]]:
     """Return the CKA of runs of one dataset with the first: number of images, and values by layer for each path."""
     from randlora_pl.commands.common.progress import counting
@@ -108,10 +99,10 @@ def _compare(
     from randlora_pl.lab.analysis.cka import compare
 
     reference = common.task_of(first, device)
-    data = common.data_of(first, reference.image_spec, typed.dataset, typed.root, typed.batch_size)
+    data = common.data_of(first, reference.image_spec, dataset, tested.root, tested.batch_size)
     data.prepare_data()
     data.setup("test")
-    samples = random_samples(data.samples("test"), typed.images or None, typed.seed)
+    samples = random_samples(data.samples("test"), tested.images or None, tested.seed)
     tasks = {str(run.path): common.task_of(run, device) for run in others}
     for name, task in tasks.items():
         if task.image_spec != reference.image_spec:
@@ -119,7 +110,7 @@ def _compare(
     with counting(True, f"{data.row.name}: {{task.completed:,}} of {len(samples):,} images") as tick:
 
         def images() -> Any:
-            for batch, _ in batches(data, samples, typed.batch_size, device):
+            for batch, _ in batches(data, samples, tested.batch_size, device):
                 yield batch
                 tick(len(batch))
 

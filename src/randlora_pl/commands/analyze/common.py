@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from randlora_pl.commands.common import devices
 from randlora_pl.run.options.adapter_config import config_beside, data_beside
-from randlora_pl.run.run_folder import new_folder, output_folder
+from randlora_pl.run.run_folder import check_new, new_folder, output_folder
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import ADAPTER, find_adapter
+from randlora_pl.utils.option_types import Device, Option, Root
+from randlora_pl.utils.options import Count, NotNegative
 from randlora_pl.utils.text.formatting import byte_size
 
 if TYPE_CHECKING:
@@ -24,6 +26,28 @@ _DATA = (
     *("templates", "classnames", "on_error", "max_pixels"),
 )
 """Data options of a run that select images and classes; options of the training loop do not matter."""
+
+
+NewFolder = Annotated[str | None, Option("DIR", "New folder (default: runs/analyze/COMMAND/TIME)", check_new)]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Test images that models are compared on.
+
+    Attributes:
+        images: Test images per dataset. 0 uses all.
+        seed: Seed that selects the images.
+        batch_size: Images per batch.
+        root: Folder with the data (default: the user's data folder).
+        device: Device of the models.
+    """
+
+    images: Annotated[int, NotNegative] = 0
+    seed: int = 0
+    batch_size: Count = 256
+    root: Root = None
+    device: Device = "auto"
 
 
 @dataclass(frozen=True)

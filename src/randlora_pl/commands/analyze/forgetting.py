@@ -1,69 +1,71 @@
 """``analyze forgetting``: zero-shot accuracy on other datasets before and after tuning."""
 
-import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.commands.analyze import common
-from randlora_pl.commands.common.arguments import CommandParser
 from randlora_pl.commands.common.devices import pick_device
 from randlora_pl.commands.common.progress import counting
 from randlora_pl.commands.data.report import checked_root
 from randlora_pl.data.catalog.registry import find, how_to_get, present
-from randlora_pl.run.run_folder import check_new
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.option_types import Runs
 from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
     from randlora_pl.data import ImageData
     from randlora_pl.lab.analysis.forgetting import Forgetting
 
-PAGE = """\
-Measure what a tuned CLIP has forgotten: its zero-shot accuracy on other datasets, before and after tuning.
 
-  randlora-pl analyze forgetting runs/lora runs/randlora --datasets fashion_mnist cifar10
+def forgetting(
+    runs: Runs, *, datasets: Sequence[str], tested: common.Images = common.Images(), output: common.NewFolder = None
+) -> int:
+    """Measure what a tuned CLIP has forgotten: its zero-shot accuracy on other datasets, before and after tuning.
 
-  RUN ...               Runs or adapters of VisionLanguageTask, TextHeadTask or PromptTask, which can name new classes
-  --datasets NAME ...   Datasets (randlora-pl datasets). The training dataset can be one of them
-  --root PATH           Folder with the data (default: the user's data folder)
-  --images N            Test images per dataset, selected by --seed N (default: 0, which uses all)
-  --batch-size N        Images per batch (default: 256)
-  --device DEVICE       cpu, cuda, mps ... (default: the best available)
-  --output DIR          New folder (default: runs/analyze/forgetting/TIME)
+    Examples:
+        randlora-pl analyze forgetting runs/lora runs/randlora --datasets fashion_mnist cifar10
 
-The prompts are the run's: its caption, or the average over each dataset's templates. "before" is the base model with
-the same prompts. The mean leaves out the training dataset. forgetting.csv has a row per run and dataset.
-"""
+    Args:
+        runs: Runs or adapters of VisionLanguageTask, TextHeadTask or PromptTask, which can name new classes
+        datasets: Datasets (randlora-pl datasets). The training dataset can be one of them
 
-
-def forgetting_verb(args: list[str]) -> int:
-    """Test each run and its base model on each dataset, write and print."""
-    typed = _parse(args)
-    device = pick_device(typed.device)
+    Note:
+        The prompts are the run's: its caption, or the average over each dataset's templates. "before" is the base model
+        with the same prompts. The mean leaves out the training dataset. forgetting.csv has a row per run and dataset.
+    """
+    datasets = list(dict.fromkeys(datasets))
+    rows_of_data = [find(name) for name in datasets]
+    root = checked_root(tested.root, rows_of_data, "analyze forgetting RUN --datasets")
+    for row in rows_of_data:
+        if row.captions:
+            raise UserError(f"{row.name}: captions are not classes; name datasets with classes.")
+        if not present(row, root):
+            raise UserError(how_to_get(row, root))
+    device = pick_device(tested.device)
     from randlora_pl.lab.analysis.forgetting import check_task
     from randlora_pl.lab.bench.report import write_csv, write_json
 
-    runs = [common.open_run(path) for path in typed.runs]
-    for run in runs:
+    opened = [common.open_run(path) for path in runs]
+    for run in opened:
         check_task(run.file)
     found: dict[str, list[Forgetting]] = {}
     rows: list[dict[str, Any]] = []
     folder: Path | None = None
-    tested = _tested(runs, typed, device)
-    for label, run in zip(common.labels_of(runs), runs, strict=True):
-        with common.advised(typed.batch_size):
-            results = found[label] = next(tested)
+    tests = _tested(opened, datasets, tested, device)
+    for label, run in zip(common.labels_of(opened), opened, strict=True):
+        with common.advised(tested.batch_size):
+            results = found[label] = next(tests)
         about = {"run": str(run.path), "method": label, "parameters": common.parameters(run)}
         about["trained_on"] = run.data.get("dataset")
         rows += [about | vars(one) | {"change": one.change} for one in results]
-        folder = folder or common.new_output(typed.output, "forgetting")  # every finished run is kept
+        folder = folder or common.new_output(output, "forgetting")  # every finished run is kept
         write_csv(rows, folder / "forgetting.csv")
         write_json(rows, folder / "forgetting.json")
     assert folder is not None
-    header = ["method", *(f"{name}: before, after" for name in typed.datasets), "mean change elsewhere"]
+    header = ["method", *(f"{name}: before, after" for name in datasets), "mean change elsewhere"]
     cells = []
-    for (label, results), run in zip(found.items(), runs, strict=True):
+    for (label, results), run in zip(found.items(), opened, strict=True):
         elsewhere = [one.change for one in results if one.dataset != run.data.get("dataset")]
         mean = f"{sum(elsewhere) / len(elsewhere):+.2f}" if elsewhere else ""
         changes = (f"{one.before:.2f}, {one.after:.2f} ({one.change:+.2f})" for one in results)
@@ -74,28 +76,9 @@ def forgetting_verb(args: list[str]) -> int:
     return 0
 
 
-def _parse(args: list[str]) -> argparse.Namespace:
-    parser = CommandParser("analyze forgetting")
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--datasets", nargs="+", required=True)
-    parser.add_options(root=str, images=0, seed=0, batch_size=256, device="auto", output=str)
-    typed = parser.parse_intermixed_args(args)
-    if typed.batch_size < 1 or typed.images < 0:
-        wrong = "--batch-size" if typed.batch_size < 1 else "--images"
-        raise UserError(f"{wrong} must be a positive whole number (--images 0 takes all).")
-    typed.datasets = list(dict.fromkeys(typed.datasets))
-    rows = [find(name) for name in typed.datasets]
-    root = checked_root(typed.root, rows, "analyze forgetting RUN --datasets")
-    for row in rows:
-        if row.captions:
-            raise UserError(f"{row.name}: captions are not classes; name datasets with classes.")
-        if not present(row, root):
-            raise UserError(how_to_get(row, root))
-    check_new(typed.output)
-    return typed
-
-
-def _tested(runs: list[common.AnalyzedRun], typed: argparse.Namespace, device: Any) -> "Iterator[list[Forgetting]]":
+def _tested(
+    runs: list[common.AnalyzedRun], datasets: Sequence[str], tested: common.Images, device: Any
+) -> "Iterator[list[Forgetting]]":
     """Yield the results of each run, one per dataset; a base model is tested once for the same prompts."""
     from randlora_pl.adapters import merge
     from randlora_pl.data.loading.chosen_images import batches, framed, random_samples
@@ -119,12 +102,12 @@ def _tested(runs: list[common.AnalyzedRun], typed: argparse.Namespace, device: A
         name = local_name(run.file.config["base_model"], run.path)
         tokenizer, spec = load_tokenizer(name), _spec(run)
         results = []
-        for dataset in typed.datasets:
+        for dataset in datasets:
             if (dataset, spec) not in sets:
-                sets[dataset, spec] = framed({"dataset": dataset, "root": typed.root}, spec, typed.batch_size)
+                sets[dataset, spec] = framed({"dataset": dataset, "root": tested.root}, spec, tested.batch_size)
                 sets[dataset, spec].setup("test")
             data = sets[dataset, spec]
-            samples = random_samples(data.samples("test"), typed.images or None, typed.seed)
+            samples = random_samples(data.samples("test"), tested.images or None, tested.seed)
             prompts = prompts_of(run.file, data.templates)
             key = (base_name(run.file), dataset, tuple(prompts))
             models = {"after": tuned} if key in known else {"before": base.model, "after": tuned}
@@ -132,7 +115,7 @@ def _tested(runs: list[common.AnalyzedRun], typed: argparse.Namespace, device: A
                 True, f"{run.path}, {dataset}: {{task.completed:,}} of {len(models) * len(samples):,} images"
             ) as tick:
                 for when, model in models.items():
-                    images = batches(data, samples, typed.batch_size, device)
+                    images = batches(data, samples, tested.batch_size, device)
                     if model is tuned and prompted is not None:
                         percent, count = prompted.percent_among(data.classnames, images, tick)
                     else:

@@ -1,19 +1,19 @@
 """``analyze landscape``: the loss on the plane through three runs, a grid that resumes after a kill."""
 
-import argparse
 import hashlib
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from randlora_pl.commands.analyze import common
-from randlora_pl.commands.common.arguments import CommandParser, check_positive
 from randlora_pl.commands.common.devices import pick_device
 from randlora_pl.commands.common.progress import counting
-from randlora_pl.run.run_folder import check_new
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.option_types import Device, Folder, Root, Runs
+from randlora_pl.utils.options import Check, Count, at_least, between
 from randlora_pl.utils.text.formatting import duration
 
 if TYPE_CHECKING:
@@ -23,84 +23,82 @@ FILE = "landscape.json"
 AGREE = 1e-4
 """Largest difference between the loss at a corner and the run's own loss."""
 
-_FIXED = {"positions": "paper", "grid": 25, "margin": 0.7, "share": 0.05, "seed": 0, "dataset": None, "root": None}
-"""Options that a grid depends on, besides the runs, with their defaults."""
 _FOUND = ("labels", "losses", "images", "trained_on", "data_set")
 """Facts that are known once the first row is begun, and needed to plot."""
 
-PAGE = """\
-Draw the loss on the plane through three trained models, as contours (Figures 4b and 5).
-A grid point has the weights a1 RUN1 + a2 RUN2 + a3 RUN3, a1 + a2 + a3 = 1, with merged updates and heads.
 
-  randlora-pl analyze landscape runs/lora runs/randlora runs/full
-  randlora-pl analyze landscape --resume DIR       resume after Ctrl-C or a crash, or draw a finished one again
+@dataclass(frozen=True)
+class Settings:
+    """Options that a grid depends on, besides the runs.
 
-  RUN RUN RUN           Three runs or adapters with the same base model and dataset
-  --positions NAME      paper: at (0,0), (1,0) and (0.5,1); equilateral: the third at (0.5,0.866) (default: paper)
-  --grid N              Points per side of the square (default: 25)
-  --margin M            The square reaches from -M to 1 + M (default: 0.7, with the paper's positions on the grid)
-  --share S             Fraction of the training images for the loss, the same at all points (default: 0.05)
-  --seed N              Seed that selects these images (default: 0)
-  --dataset NAME        Dataset, if it is not the first run's. --root PATH is the folder with the data
-  --batch-size N        Images per batch (default: 256)
-  --device DEVICE       cpu, cuda, mps ... (default: the best available)
-  --output DIR          New folder (default: runs/analyze/landscape/TIME)
+    Attributes:
+        positions: paper: the runs at (0,0), (1,0) and (0.5,1). equilateral: the third at (0.5,0.866)
+        grid: Points per side of the square
+        margin: The square reaches from -X to 1 + X. By default the paper's positions are on the grid
+        share: Fraction of the training images for the loss, the same at all points
+        seed: Seed that selects these images
+        dataset: Dataset, if it is not the first run's
+        root: Folder with the data
+    """
 
-landscape.json has every loss. The plots are cut off 20 % above the highest of the three losses. The dashed line is the
-path on the grid with the lowest maximum.
-"""
+    positions: Literal["paper", "equilateral"] = "paper"
+    grid: Annotated[int, at_least(3)] = 25
+    margin: Annotated[float, between(0, 100)] = 0.7
+    share: Annotated[float, Check(lambda share: 0 < share <= 1, "a share above 0 and up to 1")] = 0.05
+    seed: int = 0
+    dataset: str | None = None
+    root: Root = None
 
 
-def landscape_verb(args: list[str]) -> int:
-    """Compute the missing rows of a grid, and plot it."""
-    typed = _parse(args)
-    device = pick_device(typed.device)
-    folder: Path | None = typed.resume
-    state = _begin(typed) if folder is None else _read(folder)
-    runs = [common.open_run(Path(path)) for path in state["runs"]]
-    prints = [_fingerprint(run) for run in runs]
+def landscape(
+    runs: Runs = (),
+    *,
+    resume: Folder | None = None,
+    settings: Settings = Settings(),
+    batch_size: Count = 256,
+    device: Device = "auto",
+    output: common.NewFolder = None,
+) -> int:
+    """Draw the loss on the plane through three trained models, as contours (Figures 4b and 5).
+
+    A grid point has the weights a1 RUN1 + a2 RUN2 + a3 RUN3, a1 + a2 + a3 = 1, with merged updates and heads.
+
+    Examples:
+        randlora-pl analyze landscape runs/lora runs/randlora runs/full
+        randlora-pl analyze landscape --resume DIR       resume after Ctrl-C or a crash, or draw a finished one again
+
+    Args:
+        runs: Three runs or adapters with the same base model and dataset
+        resume: Folder of a landscape, with the options of its start
+        batch_size: Images per batch
+
+    Note:
+        landscape.json has every loss. The plots are cut off 20 % above the highest of the three losses. The dashed line
+        is the path on the grid with the lowest maximum.
+    """
+    if resume is not None:
+        given = [f"--{name}" for name, value in vars(settings).items() if value != getattr(Settings, name)]
+        given += ["--output"] if output else []
+        if runs or given:
+            what = given[0] if given else "a run"
+            raise UserError(f"--resume uses the options in {resume}/{FILE}: leave out {what}.")
+    elif len(runs) != 3:
+        raise UserError(f"analyze landscape: expected three runs, got {len(runs)}.")
+    if resume is None:
+        state = {"runs": [str(path) for path in runs], **vars(settings), "rows": [None] * settings.grid}
+    else:
+        state = _read(resume)
+    opened = [common.open_run(Path(path)) for path in state["runs"]]
+    prints = [_fingerprint(run) for run in opened]
     if state.setdefault("fingerprints", prints) != prints:
-        raise UserError(f"an adapter of {folder} has changed. Start again: randlora-pl analyze landscape RUN RUN RUN")
+        raise UserError(f"an adapter of {resume} has changed. Start again: randlora-pl analyze landscape RUN RUN RUN")
+    folder = resume
     if None in state["rows"]:
-        with common.advised(typed.batch_size):
-            folder = _compute(runs, state, folder, typed, device)
+        with common.advised(batch_size):
+            folder = _compute(opened, state, resume, batch_size, device, output)
     assert folder is not None
     _draw(_landscape(state), folder, state)
     return 0
-
-
-def _parse(args: list[str]) -> argparse.Namespace:
-    parser = CommandParser("analyze landscape")
-    parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_options(resume=Path, positions=("paper", "equilateral"), grid=int, margin=float, share=float, seed=int)
-    parser.add_options(dataset=str, root=str, batch_size=256, device="auto", output=str)
-    typed = parser.parse_intermixed_args(args)
-    check_positive(typed, "batch_size")
-    if typed.resume is not None:
-        given = [f"--{name}" for name in (*_FIXED, "output") if getattr(typed, name) is not None]
-        if typed.runs or given:
-            what = given[0] if given else "a run"
-            raise UserError(f"--resume uses the options in {typed.resume}/{FILE}: leave out {what}.")
-        return typed
-    if len(typed.runs) != 3:
-        raise UserError(f"analyze landscape: expected three runs, got {len(typed.runs)}.")
-    check_new(typed.output)
-    for name, value in _FIXED.items():
-        if getattr(typed, name) is None:
-            setattr(typed, name, value)
-    if typed.grid < 3:
-        raise UserError(f"--grid is {typed.grid}: give at least 3 points along each side.")
-    if not 0 <= typed.margin <= 100:
-        raise UserError(f"--margin is {typed.margin}: give a number from 0 to 100.")
-    if not 0 < typed.share <= 1:
-        raise UserError(f"--share is {typed.share}: give a share above 0 and up to 1.")
-    return typed
-
-
-def _begin(typed: argparse.Namespace) -> dict[str, Any]:
-    """Return the options that a grid depends on, with all rows missing."""
-    settings = {name: getattr(typed, name) for name in _FIXED}
-    return {"runs": [str(path) for path in typed.runs], **settings, "rows": [None] * typed.grid}
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -115,7 +113,7 @@ def _read(folder: Path) -> dict[str, Any]:
             raise ValueError("rows are missing")
         if any(row is not None and len(row) != state["grid"] for row in rows):
             raise ValueError("points of a row are missing")
-        needed = {*_FIXED, *(() if None in rows else _FOUND)}
+        needed = {*vars(Settings()), *(() if None in rows else _FOUND)}
         if lacking := sorted(needed - state.keys()):
             raise ValueError(f"it lacks {', '.join(lacking)}")
     except (ValueError, KeyError, TypeError) as error:
@@ -130,7 +128,12 @@ def _fingerprint(run: common.AnalyzedRun) -> str:
 
 
 def _compute(
-    runs: list[common.AnalyzedRun], state: dict[str, Any], folder: Path | None, typed: argparse.Namespace, device: Any
+    runs: list[common.AnalyzedRun],
+    state: dict[str, Any],
+    folder: Path | None,
+    batch_size: int,
+    device: str,
+    output: str | None,
 ) -> Path:
     """Compute the missing rows; each is in the file before the next begins."""
     from randlora_pl.adapters.input_dependent import check_fixed
@@ -139,12 +142,13 @@ def _compute(
     from randlora_pl.lab.analysis.landscape import POSITIONS, Grid, Plane, check_classes, loss, stratified_fraction
     from randlora_pl.lab.bench.report import write_json
 
+    where = pick_device(device)
     for run in runs:
         check_fixed(run.file.adapter, run.path)
     same_base([run.file for run in runs])
-    tasks = [common.task_of(run, device) for run in runs]
+    tasks = [common.task_of(run, where) for run in runs]
     carrier = tasks[0]
-    data = common.data_of(runs[0], carrier.image_spec, state["dataset"], state["root"], typed.batch_size)
+    data = common.data_of(runs[0], carrier.image_spec, state["dataset"], state["root"], batch_size)
     data.prepare_data()
     data.setup("fit")
     for run, task in zip(runs, tasks, strict=True):
@@ -153,7 +157,7 @@ def _compute(
             raise UserError(f"the runs were trained by different tasks ({what}), so they have no common loss.")
         check_classes(data, task.classnames)
     chosen = stratified_fraction(data.samples("train"), state["share"], state["seed"])
-    kept = list(batches(data, chosen, typed.batch_size, device))
+    kept = list(batches(data, chosen, batch_size, where))
     own = [loss(task, kept) for task in tasks]
     corners = POSITIONS[state["positions"]]
     plane = Plane.through(tasks, corners)
@@ -176,7 +180,7 @@ def _compute(
         + ", ".join(f"{label} {value:.4f}" for label, value in zip(state["labels"], own, strict=True))
     )
     print(f"The plane's corners differ from the runs' own losses by {apart:.1e} at most")
-    folder = folder or common.new_output(typed.output, "landscape")
+    folder = folder or common.new_output(output, "landscape")
     write_json(state, folder / FILE)
     values = Grid(state["grid"], state["margin"]).values
     missing = [number for number, row in enumerate(state["rows"]) if row is None]

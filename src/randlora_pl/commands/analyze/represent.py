@@ -1,13 +1,13 @@
 """``analyze represent``: error of adapters of one budget in expressing an update."""
 
-import argparse
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
-from randlora_pl.commands.analyze.common import AnalyzedRun, open_run, print_output, write_output
-from randlora_pl.commands.common.arguments import CommandParser, check_positive
-from randlora_pl.run.run_folder import check_new
+from randlora_pl.commands.analyze.common import AnalyzedRun, NewFolder, open_run, print_output, write_output
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import find_run
+from randlora_pl.utils.option_types import Option, Run
+from randlora_pl.utils.options import Count
 from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
@@ -19,57 +19,65 @@ if TYPE_CHECKING:
 RANKS = (1, 2, 4, 8, 16, 32)
 WEIGHTS = "weights"
 
-PAGE = """\
-Measure how well LoRA and RandLoRA with equally many parameters can express a real update (equations 6 to 8).
 
-  randlora-pl analyze represent runs/full
-  randlora-pl analyze represent runs/full --ranks 32 --targets mlp
-  randlora-pl analyze represent runs/full --lead weights runs/other-seed
+def represent(
+    path: Run,
+    *,
+    ranks: Sequence[Annotated[Count, Option("K")]] = (),
+    targets: Sequence[str] = (),
+    sweeps: Count = 100,
+    seed: int = 0,
+    lead: Sequence[str] = (),
+    output: NewFolder = None,
+) -> int:
+    """Measure how well LoRA and RandLoRA with equally many parameters can express a real update (equations 6 to 8).
 
-  RUN              Run or adapter whose update is approximated, of full fine-tuning (with LoRA or RandLoRA inside, the
-                   comparison is circular)
-  --ranks K ...    Ranks of LoRA. RandLoRA gets the rank with the nearest number of parameters (default: 1 2 4 8 16 32,
-                   at most a quarter of the smallest layer)
-  --targets NAME   Layers of full fine-tuning, as in --model.targets (default: the layers that adapters attach to)
-  --sweeps N       Most rounds of the fit, which stops when it has converged (default: 100). 10 come close. A layer of
-                   ViT-B takes about a minute at rank 32 on one core
-  --seed N         Seed of RandLoRA's bases (default: 0)
-  --lead NAME ...  What leads further bases, by its top left singular vectors: `weights` for the pretrained weights, or
-                   a run of the same model for its update. The run needs another seed, because the same batches flatter.
-                   A run of one step of SGD gives the gradient
-  --output DIR     New folder (default: runs/analyze/represent/TIME)
+    Examples:
+        randlora-pl analyze represent runs/full
+        randlora-pl analyze represent runs/full --ranks 32 --targets mlp
+        randlora-pl analyze represent runs/full --lead weights runs/other-seed
 
-LoRA's error is the error of the truncated singular value decomposition, the optimum: (sum_{i>k} sigma_i^2)^(1/2). The
-paper's equation 8 omits the square root, without which it is not a Frobenius norm. RandLoRA's lambda and gamma are
-fitted by alternating least squares, which finds a local optimum. The file represent.csv has per layer the relative
-errors, both numbers of parameters, and the bound n epsilon of equation 7.
-For orthonormal bases and an A of signs, the optimum has a closed form. They are random, or the first column of each
-block is a direction that leads. A small error does not imply a low loss or a high accuracy: docs/better_bases.md.
-"""
+    Args:
+        path: Run or adapter whose update is approximated, of full fine-tuning (with LoRA or RandLoRA inside, the
+            comparison is circular)
+        ranks: Ranks of LoRA. RandLoRA gets the rank with the nearest number of parameters (default: 1 2 4 8 16 32, at
+            most a quarter of the smallest layer)
+        targets: Layers of full fine-tuning, as in --model.targets (default: the layers that adapters attach to)
+        sweeps: Most rounds of the fit, which stops when it has converged. 10 come close. A layer of ViT-B takes about a
+            minute at rank 32 on one core
+        seed: Seed of RandLoRA's bases
+        lead: What leads further bases, by its top left singular vectors: `weights` for the pretrained weights, or a run
+            of the same model for its update. The run needs another seed, because the same batches flatter. A run of one
+            step of SGD gives the gradient
 
-
-def represent_verb(args: list[str]) -> int:
-    """Fit both methods to every layer at every budget, write and print."""
-    typed = _parse(args)
-    run = open_run(typed.run)
-    updates = _updates(run, typed.targets)
+    Note:
+        LoRA's error is the error of the truncated singular value decomposition, the optimum: (sum_{i>k}
+        sigma_i^2)^(1/2). The paper's equation 8 omits the square root, without which it is not a Frobenius norm.
+        RandLoRA's lambda and gamma are fitted by alternating least squares, which finds a local optimum. The file
+        represent.csv has per layer the relative errors, both numbers of parameters, and the bound n epsilon of equation
+        7. For orthonormal bases and an A of signs, the optimum has a closed form. They are random, or the first column
+        of each block is a direction that leads. A small error does not imply a low loss or a high accuracy:
+        docs/better_bases.md.
+    """
+    run = open_run(path)
+    updates = _updates(run, targets)
     smallest = min(min(update.shape) for update in updates.values())
-    ranks = sorted(set(typed.ranks or [rank for rank in RANKS if rank <= max(1, smallest // 4)]))
+    ranks = sorted(set(ranks or [rank for rank in RANKS if rank <= max(1, smallest // 4)]))
     if ranks[-1] > smallest:
         raise UserError(f"--ranks: {ranks[-1]} is larger than the smallest side of a layer, {smallest}.")
-    leads = _leads(run, updates, typed.lead or [])
+    leads = _leads(run, updates, lead)
     from randlora_pl.lab.analysis.represent import represent_figure
     from randlora_pl.run.callbacks.summary import describe
 
-    fits, notes = _fit(updates, leads, ranks, typed)
+    fits, notes = _fit(updates, leads, ranks, sweeps, seed)
     rows = [
         {"lora_rank": rank, "randlora_rank": notes[rank]} | one.as_row() for rank, each in fits.items() for one in each
     ]
     method = describe(run.file.adapter)
-    content = {"run": str(run.path), "method": method, "seed": typed.seed, "leads": typed.lead or [], "rows": rows}
+    content = {"run": str(run.path), "method": method, "seed": seed, "leads": list(lead), "rows": rows}
     content |= {"note": note_of(run.file.adapter)}
     figure = represent_figure(fits, f"Remaining error of the update of {method}")
-    folder = write_output(typed.output, "represent", rows, content, figure)
+    folder = write_output(output, "represent", rows, content, figure)
     _print(fits, notes, f"{method}, {run.path}")
     if content["note"]:
         print(f"\n{content['note']}")
@@ -85,17 +93,7 @@ def note_of(adapter: "Adapter") -> str:
     return f"Note: this update is {' and '.join(own)}'s own, so the comparison is circular. Take a full fine-tuning."
 
 
-def _parse(args: list[str]) -> argparse.Namespace:
-    parser = CommandParser("analyze represent")
-    parser.add_argument("run", type=find_run)
-    parser.add_options(ranks=[int], targets=[str], sweeps=100, seed=0, lead=[str], output=str)
-    typed = parser.parse_args(args)
-    check_positive(typed, "ranks", "sweeps")
-    check_new(typed.output)
-    return typed
-
-
-def _updates(run: AnalyzedRun, targets: list[str] | None) -> "dict[str, Tensor]":
+def _updates(run: AnalyzedRun, targets: Sequence[str]) -> "dict[str, Tensor]":
     """Return the nonzero updates to express."""
     from randlora_pl.adapters.methods.full import BaseWeightMethod
     from randlora_pl.adapters.targets.select import select
@@ -104,7 +102,7 @@ def _updates(run: AnalyzedRun, targets: list[str] | None) -> "dict[str, Tensor]"
 
     found = matrix_updates(run.file)
     if isinstance(run.file.adapter, BaseWeightMethod):
-        sites = select(load_base(run.file).submodule_for(run.file), targets, False)
+        sites = select(load_base(run.file).submodule_for(run.file), list(targets) or None, False)
         wanted = [site.shape.layer for site in sites]
         found = {layer: found[layer] for layer in wanted if layer in found}
     elif targets:
@@ -124,7 +122,7 @@ def _check_finite(run: AnalyzedRun, updates: "dict[str, Tensor]") -> None:
             )
 
 
-def _leads(run: AnalyzedRun, updates: "dict[str, Tensor]", names: list[str]) -> "dict[str, dict[str, Tensor]]":
+def _leads(run: AnalyzedRun, updates: "dict[str, Tensor]", names: Sequence[str]) -> "dict[str, dict[str, Tensor]]":
     """Return the matrices whose left singular vectors lead, by name and layer."""
     from randlora_pl.interop.base_model import load_base, same_base
     from randlora_pl.interop.updates import site_weights
@@ -152,10 +150,7 @@ def _leads(run: AnalyzedRun, updates: "dict[str, Tensor]", names: list[str]) -> 
 
 
 def _fit(
-    updates: "dict[str, Tensor]",
-    leads: "dict[str, dict[str, Tensor]]",
-    ranks: list[int],
-    typed: argparse.Namespace,
+    updates: "dict[str, Tensor]", leads: "dict[str, dict[str, Tensor]]", ranks: list[int], sweeps: int, seed: int
 ) -> tuple[dict[int, "list[LayerFit]"], dict[int, int]]:
     """Return the fits of the layers by LoRA's rank, and RandLoRA's rank by LoRA's."""
     import torch
@@ -171,7 +166,7 @@ def _fit(
     fits: dict[int, list[LayerFit]] = {rank: [] for rank in ranks}
     adapters: dict[int, Any] = {}
     for rank in ranks:
-        wish = RandLoRA(match=f"lora:{rank}", seed=typed.seed)
+        wish = RandLoRA(match=f"lora:{rank}", seed=seed)
         adapters[rank] = match_budget(wish, shapes, torch.nn.Module())[0]
     bases = {rank: adapter.bases(shapes, torch.device("cpu")) for rank, adapter in adapters.items()}
     with counting(True, "{task.completed} of {task.total} fits", len(ranks) * len(updates)) as tick:
@@ -180,7 +175,7 @@ def _fit(
             led |= {f"led by {name}": directions(lead[layer]) for name, lead in leads.items()}
             for rank in ranks:
                 method, adapter = LoRA(rank=rank), adapters[rank]
-                fits[rank].append(represent(layer, update, method, adapter, bases[rank], typed.sweeps, led))
+                fits[rank].append(represent(layer, update, method, adapter, bases[rank], sweeps, led))
                 tick(1)
     return fits, {rank: adapter.rank for rank, adapter in adapters.items()}
 

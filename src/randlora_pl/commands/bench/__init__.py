@@ -1,1 +1,1 @@
-"""`bench`: speed and memory of input pipeline, training steps and sweeps."""
+"""Measure the speed of this machine. Everything compared is timed in turns, in one run."""

@@ -1,54 +1,60 @@
 """Shared parts of the ``bench`` commands: options, description of the machine, output folder, interruption."""
 
-import argparse
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from randlora_pl.commands.common.arguments import CommandParser, check_positive
 from randlora_pl.commands.common.progress import counting
 from randlora_pl.run.run_folder import check_new, missing_folders, output_folder, remove_folder
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.option_types import Option
+from randlora_pl.utils.options import Count
 
-_BF16 = "bfloat16 autocast"
-PRECISIONS = {"32": "float32", "bf16": _BF16, "bf16-frozen": f"{_BF16} and frozen weights"}
-"""Precisions of a step, with their descriptions."""
 JSON, TABLE, PICTURE = "bench.json", "table.md", "bench.png"
 T = TypeVar("T")
 
 
-def parser_of(verb: str, rounds: int) -> CommandParser:
-    """Return a parser with the shared options of these commands; ``rounds`` is the default number of repetitions."""
-    parser = CommandParser(f"bench {verb}")
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="32")
-    parser.add_options(rounds=rounds, threads=int, device=("cpu", "cuda"), output=str)
-    return parser
+@dataclass(frozen=True)
+class Timing:
+    """Options of all measurements.
 
-
-def prepare(typed: argparse.Namespace, positive: Sequence[str]) -> dict[str, Any]:
-    """Check the shared options, set threads, and select the device.
-
-    Args:
-        typed: The options; ``device`` is filled in.
-        positive: Names of further numbers, or lists of them, that must be positive.
-
-    Returns:
-        Facts about the machine.
+    Attributes:
+        precision: bf16: autocast. bf16-frozen: frozen weights in bfloat16, too
+        rounds: Number of measurements of everything
+        threads: CPU threads of PyTorch (default: its own choice)
+        device: Device of the models (default: cuda if available)
+        output: New folder for bench.json, table.md and bench.png (default: runs/bench-NAME/TIME)
     """
-    check_positive(typed, *positive, "rounds", "threads")
-    check_new(typed.output)
-    import torch
 
-    from randlora_pl.lab.bench.timing import machine
+    precision: Literal["32", "bf16", "bf16-frozen"] = "32"
+    rounds: Count = 3
+    threads: Count | None = None
+    device: Literal["cpu", "cuda"] | None = None
+    output: Annotated[str | None, Option("DIR", read=check_new)] = None
 
-    if typed.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch sees no GPU here (see: randlora-pl doctor); use --device cpu")
-    typed.device = typed.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if typed.threads:
-        torch.set_num_threads(typed.threads)
-    return machine()
+    @property
+    def numbers(self) -> str:
+        """Description of the precision."""
+        autocast = "bfloat16 autocast"
+        return {"32": "float32", "bf16": autocast, "bf16-frozen": f"{autocast} and frozen weights"}[self.precision]
+
+    def prepare(self) -> tuple[str, dict[str, Any]]:
+        """Set the threads; return the device, and facts about the machine."""
+        import torch
+
+        from randlora_pl.lab.bench.timing import machine
+
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: PyTorch sees no GPU here (see: randlora-pl doctor); use --device cpu")
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        return self.device or ("cuda" if torch.cuda.is_available() else "cpu"), machine()
+
+    def setup(self, **others: Any) -> dict[str, Any]:
+        """Return the options that measurements depend on, and the given ones of one command."""
+        return {**others, **{name: value for name, value in vars(self).items() if name != "output"}}
 
 
 def measuring(total: int) -> AbstractContextManager[Any]:
@@ -56,24 +62,10 @@ def measuring(total: int) -> AbstractContextManager[Any]:
     return counting(True, "{task.completed} of {task.total} measurements", total)
 
 
-def setup_of(typed: argparse.Namespace) -> dict[str, Any]:
-    """Return the options that measurements depend on."""
-    return {name: value for name, value in vars(typed).items() if name != "output"}
-
-
 def machine_line(facts: dict[str, Any], device: str) -> str:
     """Return a short description of the machine for tables."""
     name = facts["gpu"] if device == "cuda" else f"{facts['processor']}, {facts['threads']} threads"
     return f"{name}, torch {facts['torch']}"
-
-
-def command(verb: str, args: Sequence[str]) -> str:
-    """Return the command line without the output folder."""
-    words = list(args)
-    if "--output" in words:
-        at = words.index("--output")
-        del words[at : at + 2]
-    return shlex.join(["randlora-pl", "bench", verb, *words])
 
 
 def in_folder(

@@ -1,68 +1,86 @@
 """``bench data``: speed of the input pipeline on this machine."""
 
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from randlora_pl.commands.bench.common import measuring
-from randlora_pl.commands.common.arguments import CommandParser, check_output, check_parent, check_positive
+from randlora_pl.commands.common.arguments import check_output, check_parent
 from randlora_pl.commands.data.report import checked_root
 from randlora_pl.data.catalog.registry import find, how_to_get, present
 from randlora_pl.data.locations import root_of
 from randlora_pl.data.own_format import format_of
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import disk_errors
+from randlora_pl.utils.option_types import File, Option, Root
+from randlora_pl.utils.options import Count
 from randlora_pl.utils.text.tables import table
 
 
-def data_verb(args: list[str]) -> int:
-    """Measure images per second of each stage of the input pipeline, beside the plain torchvision pipeline."""
-    parser = CommandParser("bench data")
-    parser.add_argument("name", metavar="NAME", nargs="?")
-    parser.add_argument("--root", "--data.root")
-    parser.add_options(image_size=224, batch_size=64, workers=2, images=1024, rounds=5, output=Path)
-    typed = parser.parse_args(args)
-    if typed.name is None and typed.root is None:
+def data(
+    name: str | None = None,
+    *,
+    root: Root = None,
+    image_size: Annotated[Count, Option("PIXELS")] = 224,
+    batch_size: Count = 64,
+    workers: Count = 2,
+    images: Count = 1024,
+    rounds: Count = 5,
+    output: File | None = None,
+) -> int:
+    """Measure the images per second of each stage of the input pipeline, and of plain torchvision.
+
+    Examples:
+        randlora-pl bench data digits
+
+    Args:
+        name: Dataset (randlora-pl datasets)
+        image_size: Height and width of the images
+        batch_size: Images per batch
+        workers: Processes that load batches
+        images: Images per round
+        rounds: Number of measurements, for median and extremes
+        output: New JSON file for the results
+    """
+    if name is None and root is None:
         raise UserError("bench data needs a dataset. Use: randlora-pl bench data NAME, or --root PATH")
-    row = find(typed.name or format_of(root_of(typed.root)))
+    row = find(name or format_of(root_of(root or "")))
     if row.captions:
         raise UserError(f"bench data measures datasets with classes; {row.name} has captions")
-    check_positive(typed, "image_size", "batch_size", "workers", "images", "rounds")
     from randlora_pl.lab.bench.timing import batches_ahead
 
-    least = (batches_ahead(typed.workers) + 2) * typed.batch_size
-    if typed.images < least:
+    least = (batches_ahead(workers) + 2) * batch_size
+    if images < least:
         raise UserError(
-            f"--images {typed.images} is too few to measure {typed.workers} workers with batches of "
-            f"{typed.batch_size}; give {least} or more"
+            f"--images {images} is too few to measure {workers} workers with batches of "
+            f"{batch_size}; give {least} or more"
         )
-    if typed.output is not None:
-        check_output(typed.output)
-        check_parent(typed.output)
-    root = checked_root(typed.root, [row], "bench data")
-    if not present(row, root):
-        raise UserError(how_to_get(row, root))
+    if output is not None:
+        check_output(output)
+        check_parent(output)
+    folder = checked_root(root, [row], "bench data")
+    if not present(row, folder):
+        raise UserError(how_to_get(row, folder))
     from randlora_pl.data.module import ImageData
     from randlora_pl.lab.bench.pipeline import PLAIN, cases
     from randlora_pl.lab.bench.timing import Spread, in_turns, machine, ratios
 
-    data = ImageData(
-        dataset=row.name, root=str(root), batch_size=typed.batch_size, image_size=typed.image_size,
-        steps=typed.images // typed.batch_size, cache_images=False, num_workers=typed.workers,
+    loaded = ImageData(
+        dataset=row.name, root=str(folder), batch_size=batch_size, image_size=image_size,
+        steps=images // batch_size, cache_images=False, num_workers=workers,
     )  # fmt: skip
-    data.setup("fit")
-    if (there := len(data.samples("train"))) < least:
+    loaded.setup("fit")
+    if (there := len(loaded.samples("train"))) < least:
         raise UserError(
-            f"{row.name} has {there:,} training images, and {least} are needed to measure {typed.workers} workers with "
-            f"batches of {typed.batch_size}. Set --batch-size or --workers lower."
+            f"{row.name} has {there:,} training images, and {least} are needed to measure {workers} workers with "
+            f"batches of {batch_size}. Set --batch-size or --workers lower."
         )
-    measured = cases(data, typed.workers)
+    measured = cases(loaded, workers)
     facts = machine()
     print(
-        f"{row.name}: {typed.rounds} rounds of {data.plan.samples_drawn if data.plan else 0:,} images at "
-        f"{typed.image_size} pixels, in turns; {facts['processor']}, {facts['cores']} cores"
+        f"{row.name}: {rounds} rounds of {loaded.plan.samples_drawn if loaded.plan else 0:,} images at "
+        f"{image_size} pixels, in turns; {facts['processor']}, {facts['cores']} cores"
     )
-    with measuring((typed.rounds + 1) * len(measured)) as tick:
-        rates = in_turns({case.name: case.run for case in measured}, typed.rounds, lambda _: tick(1))
+    with measuring((rounds + 1) * len(measured)) as tick:
+        rates = in_turns({case.name: case.run for case in measured}, rounds, lambda _: tick(1))
     rows: list[tuple[str, ...]] = []
     report: dict[str, dict[str, Any]] = {}
     for case in measured:
@@ -72,11 +90,13 @@ def data_verb(args: list[str]) -> int:
         if case.whole:
             report[case.name]["times_plain"] = ratio.median
     print(table(("stage", "images/s, median (least .. most)", "times plain", "what is counted"), rows))
-    if typed.output is not None:
+    if output is not None:
         from randlora_pl.lab.bench.report import write_json
 
-        options = {name: value for name, value in vars(typed).items() if name not in ("name", "root", "output")}
-        with disk_errors(typed.output):
-            write_json({"dataset": row.name, "options": options, "machine": facts, "stages": report}, typed.output)
-        print(f"\nResults: {typed.output}")
+        options = {
+            "image_size": image_size, "batch_size": batch_size, "workers": workers, "images": images, "rounds": rounds,
+        }  # fmt: skip
+        with disk_errors(output):
+            write_json({"dataset": row.name, "options": options, "machine": facts, "stages": report}, output)
+        print(f"\nResults: {output}")
     return 0

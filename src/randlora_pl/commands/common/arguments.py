@@ -2,14 +2,13 @@
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.run_files import find_runs
-from randlora_pl.utils.files.weights_files import register_weights
-from randlora_pl.utils.machine import PRECISIONS
 
 
 class Described(Exception):  # noqa: N818 (not an error)
@@ -52,18 +51,10 @@ class CommandParser(argparse.ArgumentParser):
                     settings = {"type": type(what), "default": what}
             self.add_argument(spelled(name), dest=name, **settings)
 
-    def add_precision(self) -> None:
-        """Add the option for the precision of a trained model, for `use_precision`."""
-        self.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0])
-
-    def add_weights(self) -> None:
-        """Add the option for the weights file of an adapter's base model."""
-        self.add_argument("--pretrained", dest="weights_files", type=Path, action="append")
-
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """Return the options: runs as by `find_runs`; weights files go to `find_weights`."""
+        """Return the options: runs as by `find_runs`."""
         return _resolved(super().parse_args(args, namespace))
 
     def parse_intermixed_args(  # type: ignore[override]
@@ -94,23 +85,15 @@ class CommandParser(argparse.ArgumentParser):
             unknown = message.removeprefix("unrecognized arguments: ").split()[0]
             options = [action.option_strings[0] for action in self._actions if action.option_strings]
             hint = near(unknown.partition("=")[0], options) if unknown.startswith("-") else ""
+        elif wrong := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            hint = near(wrong[1], re.findall(r"[^', ]+", wrong[2]))
         raise UserError(f"{self.verb}: {message}.{hint} See: randlora-pl {self.verb} --help")
 
 
 def _resolved(parsed: argparse.Namespace) -> argparse.Namespace:
     if runs := getattr(parsed, "runs", None):
         parsed.runs = find_runs(runs)
-    if files := getattr(parsed, "weights_files", None):
-        register_weights(files)
     return parsed
-
-
-def listing(verb: str, args: Sequence[str]) -> argparse.Namespace:
-    """Return the options of a command that lists things: names, and ``--json``."""
-    parser = CommandParser(verb)
-    parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_options(json=False)
-    return parser.parse_args(args)
 
 
 def print_json(found: object) -> None:

@@ -1,1 +1,1 @@
-"""`data`: download, check and show datasets."""
+"""Download, verify and preview datasets."""

@@ -7,10 +7,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from randlora_pl.commands.data.report import SAMPLE, parse_names, print_reports
+from randlora_pl.commands.data.report import SAMPLE, All, Names, check_names, print_reports
 from randlora_pl.data.catalog.registry import CATALOG, DatasetSpec, default_root, get_command, how_to_get, present
 from randlora_pl.language.dataset_facts import find_images
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.option_types import Root
 from randlora_pl.utils.text.formatting import byte_size
 
 if TYPE_CHECKING:
@@ -19,27 +20,36 @@ if TYPE_CHECKING:
     from randlora_pl.data.download.install import DownloadProgress
 
 
-def get_verb(args: list[str]) -> int:
-    """Fetch datasets, check them, and print one table.
+def get(names: Names = (), *, all: All = False, root: Root = None, keep: bool = False) -> int:
+    """Download, verify and unpack datasets, or print the manual steps.
+
+    An interrupted download resumes.
+
+    Examples:
+        randlora-pl data get cifar10
+        randlora-pl data get --all
+
+    Args:
+        keep: Keep the archives in PATH/downloads (default: delete them after the check)
 
     Returns:
-        0 if all requested datasets are there and as expected, else 1; with ``--all`` datasets that only a person can
-        get do not count.
+        0 if all requested datasets are there and as expected, else 1. With --all, datasets that only a person can get
+        do not count.
     """
-    typed = parse_names("get", args, keep=False)
-    rows = [find_images(name) for name in dict.fromkeys(typed.names)] or [row for row in CATALOG.values() if row.layout]
-    if typed.names and (own := [row.name for row in rows if row.own]):
+    check_names("data get", names, all)
+    rows = [find_images(name) for name in dict.fromkeys(names)] or [row for row in CATALOG.values() if row.layout]
+    if names and (own := [row.name for row in rows if row.own]):
         raise UserError(
             f"data get: {own[0]} is for your own images, so there is nothing to download. See: randlora-pl datasets"
         )
-    root = default_root() if typed.root is None else Path(typed.root).expanduser()
-    if root.exists() and not root.is_dir():
-        raise UserError(f"--root {root} is a file; give the folder for the datasets")
+    folder = default_root() if root is None else Path(root).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--root {folder} is a file; give the folder for the datasets")
     try:
-        return _get([row for row in rows if not row.own], root, typed.keep, typed.all)
+        return _get([row for row in rows if not row.own], folder, keep, all)
     except KeyboardInterrupt as stop:
-        again = "--all" if typed.all else " ".join(typed.names)
-        where = "" if typed.root is None else f" --root {shlex.quote(typed.root)}"
+        again = "--all" if all else " ".join(names)
+        where = "" if root is None else f" --root {shlex.quote(root)}"
         raise type(stop)(
             f"download interrupted, partial files are kept. Resume: randlora-pl data get {again}{where}"
         ) from None
@@ -102,10 +112,10 @@ def _check(row: DatasetSpec, root: Path, sample: int) -> "Report":
 
 def _fetch(row: DatasetSpec, root: Path) -> "Report":
     """Fetch one dataset, check it, and print both steps."""
+    from randlora_pl.data.download import install
     from randlora_pl.data.download.http import length
-    from randlora_pl.data.download.install import downloads, get
 
-    home = downloads(row, root)
+    home = install.downloads(row, root)
     print(f"{row.name}: {row.title}; licence: {row.licence}")
     absent = [file for file in row.files if not (home / file.name).exists()]
     sizes: list[int] = []
@@ -117,7 +127,7 @@ def _fetch(row: DatasetSpec, root: Path) -> "Report":
     total = f", {byte_size(sum(sizes))}" if absent and len(sizes) == len(absent) else ""
     count = "1 file" if len(row.files) == 1 else f"{len(row.files)} files"
     print(f"  {count}, {len(absent)} to download{total}: to {home}, unpacked into {root}", flush=True)
-    get(row, root, _watch())
+    install.get(row, root, _watch())
     return _check(row, root, SAMPLE)
 
 

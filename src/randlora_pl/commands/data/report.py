@@ -1,14 +1,13 @@
 """Report of a dataset check."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-from randlora_pl.commands.common.arguments import CommandParser
 from randlora_pl.data.catalog.registry import DatasetSpec, default_root, may_be_read
 from randlora_pl.data.locations import root_of
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.option_types import Option
 from randlora_pl.utils.text.formatting import printable
 from randlora_pl.utils.text.tables import table
 
@@ -16,17 +15,15 @@ if TYPE_CHECKING:
     from randlora_pl.data.check import Report
 
 
-def parse_names(verb: str, args: list[str], **options: Any) -> argparse.Namespace:
-    """Return the options of a command that takes datasets, or ``--all`` of them."""
-    parser = CommandParser(f"data {verb}")
-    parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--root", "--data.root")
-    parser.add_options(all=False, **options)
-    typed = parser.parse_args(args)
-    if typed.all == bool(typed.names):
-        both = "names datasets and --all" if typed.all else "no dataset is named"
-        raise UserError(f"data {verb}: {both}. Use: randlora-pl data {verb} NAME ..., or --all")
-    return typed
+Names = Annotated[Sequence[str], Option("NAME", "Datasets (randlora-pl datasets)")]
+All = Annotated[bool, Option(help="All datasets")]
+
+
+def check_names(command: str, names: Sequence[str], everything: bool) -> None:
+    """Refuse a command that takes datasets, or ``--all`` of them, and got neither or both."""
+    if everything == bool(names):
+        both = "names datasets and --all" if everything else "no dataset is named"
+        raise UserError(f"{command}: {both}. Use: randlora-pl {command} NAME ..., or --all")
 
 
 SAMPLE = 8

@@ -2,18 +2,19 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from randlora_pl.commands.common.arguments import CommandParser, listing, print_json
+from randlora_pl.commands.common.arguments import print_json
 from randlora_pl.commands.common.tables import entry
-from randlora_pl.commands.help.pages import describe
+from randlora_pl.commands.fit import describe
 from randlora_pl.language.dataset_facts import TEXT_PAGES, dataset_facts, state_of
 from randlora_pl.run.options.class_index import ClassSource, subclasses
 from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.option_types import Json, Option, Root
 from randlora_pl.utils.text.tables import table
 
 Row = TypeVar("Row")
@@ -21,11 +22,23 @@ Row = TypeVar("Row")
 OWN_PAGE = "docs/your_own_data.md"
 
 
-def adapters_verb(args: list[str]) -> int:
-    """Run ``adapters``: print the methods by folder; ``adapters NAME``: the options of one, from its docstring."""
-    known, typed = subclasses("adapters", "Adapter"), listing("adapters", args)
-    chosen = [_pick(name, known, "adapter") for name in typed.names]
-    if typed.json:
+Names = Annotated[Sequence[str], Option("NAME")]
+
+
+def adapters(names: Names = (), *, json: Json = False) -> int:
+    """List the methods, or explain the options of some of them.
+
+    Examples:
+        randlora-pl adapters
+        randlora-pl adapters RandLoRA
+
+    Args:
+        names: Methods to explain
+        json: Print the result as JSON, with all options
+    """
+    known = subclasses("adapters", "Adapter")
+    chosen = [_pick(name, known, "adapter") for name in names]
+    if json:
         print_json([asdict(source) for source in chosen or known.values()])
         return 0
     if not chosen:
@@ -44,30 +57,34 @@ def adapters_verb(args: list[str]) -> int:
     return 0
 
 
-def datasets_verb(args: list[str]) -> int:
-    """Run ``datasets``: print the datasets; ``datasets NAME``: one in full."""
+def datasets(names: Names = (), *, root: Root = None, json: Json = False) -> int:
+    """List the datasets, or show some of them in full.
+
+    Examples:
+        randlora-pl datasets
+        randlora-pl datasets eurosat
+
+    Args:
+        names: Datasets to show
+        root: Folder to search for the data (default: the user's data folder)
+    """
     from randlora_pl.data.catalog.registry import CATALOG, default_root
     from randlora_pl.language.catalog import DATASETS, LABELLED
 
-    parser = CommandParser("datasets")
-    parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--root", "--data.root")
-    parser.add_options(json=False)
-    typed = parser.parse_args(args)
-    root = default_root() if typed.root is None else Path(typed.root).expanduser()
-    if typed.root is not None and not root.is_dir():
-        raise UserError(f"--root {root} is not a folder; give the folder with the datasets")
-    if not typed.names:
+    folder = default_root() if root is None else Path(root).expanduser()
+    if root is not None and not folder.is_dir():
+        raise UserError(f"--root {folder} is not a folder; give the folder with the datasets")
+    if not names:
         rows = []
         for row in CATALOG.values():
             counts = [row.counts.get(split) for split in ("train", "val", "test")]
-            rows.append((row.name, row.classes, *counts, row.epochs, state_of(row, root), row.licence, row.title))
+            rows.append((row.name, row.classes, *counts, row.epochs, state_of(row, folder), row.licence, row.title))
         header = ("dataset", "classes", "train", "val", "test", "epochs", "on this machine", "licence", "what it is")
-        if typed.json:
+        if json:
             print_json([dict(zip(header, row, strict=True)) for row in rows])
             return 0
         print(table(header, rows, optional=("licence", "epochs", "classes", "val")))
-        print(f"\nOn this machine: below {root}. Another folder: randlora-pl datasets --root PATH")
+        print(f"\nOn this machine: below {folder}. Another folder: randlora-pl datasets --root PATH")
         print(
             "Use: randlora-pl fit --config CONFIG --data.dataset NAME. Details of a dataset: randlora-pl datasets NAME"
         )
@@ -79,8 +96,8 @@ def datasets_verb(args: list[str]) -> int:
         print(f"Texts: --model CausalLMTask with {', '.join(DATASETS)}")
         print(f"       --model TextClassificationTask with {', '.join(LABELLED)}; see {' and '.join(TEXT_PAGES)}")
         return 0
-    found = {name: dataset_facts(name, root) for name in typed.names}
-    if typed.json:
+    found = {name: dataset_facts(name, folder) for name in names}
+    if json:
         print_json(found)
         return 0
     for name, facts in found.items():
@@ -89,8 +106,17 @@ def datasets_verb(args: list[str]) -> int:
     return 0
 
 
-def models_verb(args: list[str]) -> int:
-    """Run ``models``: print the tested backbones, or with ``--all`` every architecture of open_clip and timm."""
+def models(names: Names = (), *, all: bool = False, json: Json = False) -> int:
+    """List backbones with their sizes, weights and configs, or some of them.
+
+    Examples:
+        randlora-pl models
+        randlora-pl models ViT-B-32
+
+    Args:
+        names: Models to list
+        all: Every architecture of open_clip and timm: what is adapted, and if preprocessing is the library's
+    """
     from randlora_pl.language.catalog import KNOWN
     from randlora_pl.models.catalog import MODELS, matrix
 
@@ -102,24 +128,19 @@ def models_verb(args: list[str]) -> int:
         name: (name, "transformers", known.config, known.parameters, "text", "its own", known.licence)
         for name, known in KNOWN.items()
     }
-    parser = CommandParser("models")
-    parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--all", action="store_true")
-    parser.add_options(json=False)
-    typed = parser.parse_args(args)
-    if typed.all:
+    if all:
         rows_of: dict[str, list[dict[str, str]]] = {}
         for each in matrix():
             rows_of.setdefault(each["name"], []).append(each)
-        picked = [_pick(name.partition(".")[0], rows_of, "model", "models --all") for name in typed.names]
-        return _print_matrix(list(chain(*picked)) or matrix(), typed.json)
-    chosen = [_pick(name, rows, "model") for name in typed.names] or list(rows.values())
+        picked = [_pick(name.partition(".")[0], rows_of, "model", "models --all") for name in names]
+        return _print_matrix(list(chain(*picked)) or matrix(), json)
+    chosen = [_pick(name, rows, "model") for name in names] or list(rows.values())
     header = ("model", "library", "config", "parameters", "pixels", "weights", "licence")
-    if typed.json:
+    if json:
         print_json([dict(zip(header, row, strict=True)) for row in chosen])
         return 0
     cells = [(*row[:3], f"{row[3] / 1e6:,.1f} M", *row[4:]) for row in chosen]
-    print(table(header, cells, optional=("pixels", "library") if typed.names else ("licence", "pixels", "library")))
+    print(table(header, cells, optional=("pixels", "library") if names else ("licence", "pixels", "library")))
     print("\nUse: randlora-pl fit --config CONFIG, or --model.name NAME --model.pretrained TAG, a file or random")
     return 0
 

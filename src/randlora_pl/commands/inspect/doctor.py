@@ -10,10 +10,11 @@ import urllib.request
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from randlora_pl.commands.common.arguments import CommandParser, print_json
+from randlora_pl.commands.common.arguments import print_json
 from randlora_pl.commands.common.tables import entry
 from randlora_pl.language.dataset_facts import datasets
 from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.option_types import Json
 from randlora_pl.utils.text.formatting import byte_size
 from randlora_pl.utils.version import __version__
 
@@ -38,11 +39,14 @@ HERE = re.compile("(?<!not )cached|bundled")
 _TIMEOUT = 3.0
 
 
-def doctor_verb(args: list[str]) -> int:
-    """Print the verdict and one section after the other; change nothing."""
-    parser = CommandParser("doctor")
-    parser.add_options(all=False, json=False)
-    typed = parser.parse_args(args)
+def doctor(*, all: bool = False, json: Json = False) -> int:
+    """Check if a run can start here, and what is missing.
+
+    Then print versions, devices, data, cached weights and network.
+
+    Args:
+        all: Also list datasets and weights that are not on this machine, and how to get them
+    """
     sections = {"Versions": versions, "Devices": devices, "Data sets": datasets, "Network": network}
     report = {}
     for title, section in (sections | {"Weights": weights, "Folders": folders}).items():
@@ -50,12 +54,12 @@ def doctor_verb(args: list[str]) -> int:
             report[title] = section()
         except Exception as error:
             report[title] = {"BROKEN": f"{type(error).__name__}: {error}. Reinstall that package"}
-    if typed.json:
+    if json:
         print_json({"verdict": verdict(report), **report})
         return 0
     print(f"{verdict(report)}\n")
     for title, found in report.items():
-        shown = found if typed.all else _summary(found)
+        shown = found if all else _summary(found)
         print("\n".join([title, *(entry(name, text, column=28) for name, text in shown.items()), ""]))
     return 0
 

@@ -1,51 +1,87 @@
 """Options of ``predict``, for images and for texts."""
 
-import argparse
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
+from typing import Annotated, Literal
 
-from randlora_pl.commands.common.arguments import CommandParser, check_positive, spelled
+from randlora_pl.commands.common.arguments import spelled
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import find_adapter
+from randlora_pl.utils.machine import Precision
+from randlora_pl.utils.option_types import Device, File, Option, Overwrite, Weights
+from randlora_pl.utils.options import Count, Finite
 
 _OF_IMAGES = ("weights", "classnames", "on_error", "max_pixels")
-MAX_PIXELS = 50_000_000
-"""Most pixels of an image, as in `serve`: decoding takes at least 4 bytes per pixel."""
-
 _OF_TEXTS = ("max_new_tokens", "beams")
 
 
-def parse(args: list[str]) -> argparse.Namespace:
-    """Return the options of ``predict``."""
-    parser = CommandParser("predict")
-    parser.add_argument("--adapter", nargs="+", action="extend", required=True)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--images", type=Path, nargs="+")
-    what.add_argument("--texts", nargs="+")
-    parser.add_options(weights=[float], output="predictions.csv", overwrite=False, top_k=int, max_new_tokens=int)
-    parser.add_options(classnames=Path, beams=int, batch_size=int, device="auto", max_pixels=int)
-    parser.add_precision()
-    parser.add_options(on_error=("raise", "skip"))
-    parser.add_weights()
-    options = parser.parse_args(args)
-    if not options.images and not options.texts:
-        raise UserError("predict: give --images PATH, or for a language model --texts FILE.")
-    check_positive(options, "top_k", "batch_size", "max_new_tokens", "beams", "max_pixels")
-    here, there, foreign = ("images", "texts", _OF_TEXTS) if options.images else ("texts", "images", _OF_IMAGES)
-    for name in foreign:
-        if getattr(options, name) is not None:
-            raise UserError(f"{spelled(name)} can only be used with --{there}, not with --{here}. Remove it.")
-    options.adapters = name_adapters(options.adapter)
-    if options.weights is not None:
-        if len(options.weights) != len(options.adapters):
-            numbers, adapters = len(options.weights), len(options.adapters)
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Options of predictions.
+
+    Attributes:
+        adapter: Adapter folders, .safetensors files or runs. They know their base model, class names and prompts.
+            Without NAME, the part of the path that differs is used.
+        weights: Merge the adapters into one model with these weights. All adapters must have the same classes. With one
+            adapter, its weight scales its update.
+        images: Image files, and folders to search.
+        classnames: Other classes than the adapter's, one name per line. Only prompts (PromptTask) can name them.
+        texts: .txt with one text per line (- reads standard input), or .jsonl or .csv with the column prompt, text, or
+            text_a and text_b. Labels and completions are ignored.
+        output: CSV file to write, or - to print it.
+        top_k: Number of classes listed per image or text (default: 5).
+        max_new_tokens: Most tokens to generate per prompt (default: as in training).
+        beams: Number of beams of the search, 1 is greedy (default: as in training).
+        precision: tf32: faster products on NVIDIA GPUs from 2020 or later. bf16: as in training with bf16-mixed, which
+            also halves the memory of a language model.
+        batch_size: Images or texts per batch (default: 64, or 16 prompts).
+        on_error: skip leaves out unreadable images (default: raise).
+        max_pixels: Largest image, width x height (default: 50000000).
+        pretrained: Weights file (or folder, for a language model) of a base model that this machine does not have.
+            Repeat it for further base models.
+    """
+
+    adapter: Annotated[Sequence[str], Option("[NAME=]PATH")]
+    weights: Sequence[Annotated[float, Finite]] | None = None
+    images: Sequence[Path] = ()
+    classnames: File | None = None
+    texts: Annotated[Sequence[str], Option("FILE")] = ()
+    output: Annotated[str, Option("FILE")] = "predictions.csv"
+    overwrite: Overwrite = False
+    top_k: Count | None = None
+    max_new_tokens: Count | None = None
+    beams: Count | None = None
+    precision: Precision = "32"
+    batch_size: Count | None = None
+    device: Device = "auto"
+    on_error: Literal["raise", "skip"] | None = None
+    max_pixels: Count | None = None
+    pretrained: Weights = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.images) == bool(self.texts):
+            both = "--images and --texts are not allowed together; " if self.images else ""
+            raise UserError(f"predict: {both}give --images PATH, or for a language model --texts FILE.")
+        here, there, foreign = ("images", "texts", _OF_TEXTS) if self.images else ("texts", "images", _OF_IMAGES)
+        for name in foreign:
+            if getattr(self, name) is not None:
+                raise UserError(f"{spelled(name)} can only be used with --{there}, not with --{here}. Remove it.")
+        if self.weights is not None and len(self.weights) != len(self.adapters):
+            numbers, adapters = len(self.weights), len(self.adapters)
             raise UserError(f"--weights gives {numbers} numbers for {adapters} adapters; give one per adapter.")
-        if not all(map(math.isfinite, options.weights)):
-            raise UserError(f"--weights is {' '.join(map(str, options.weights))}: give finite numbers.")
-        options.weights = dict(zip(options.adapters, options.weights, strict=True))
-    return options
+
+    @cached_property
+    def adapters(self) -> dict[str, Path]:
+        """The adapters by name."""
+        return name_adapters(self.adapter)
+
+    @property
+    def weighted(self) -> dict[str, float] | None:
+        """The weights by name."""
+        return None if self.weights is None else dict(zip(self.adapters, self.weights, strict=True))
 
 
 def names_in(file: Path) -> list[str]:

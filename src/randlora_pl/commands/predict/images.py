@@ -1,6 +1,5 @@
 """``predict``: classes of images from adapter files alone, in one pass for several adapters; not for texts."""
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -9,12 +8,14 @@ from typing import Any
 
 from randlora_pl.commands.common.arguments import check_output, check_parent
 from randlora_pl.commands.common.devices import advised, pick_device
-from randlora_pl.commands.predict.arguments import MAX_PIXELS, names_in, parse
+from randlora_pl.commands.predict.arguments import PredictOptions, names_in
 from randlora_pl.language.catalog import TASKS
 from randlora_pl.run.options.adapter_config import adapter_config
+from randlora_pl.serving.options import MAX_PIXELS
 from randlora_pl.serving.prediction_table import PredictionTable
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import atomic_file
+from randlora_pl.utils.files.weights_files import register_weights
 from randlora_pl.utils.machine import use_precision
 from randlora_pl.utils.quick_imports import quick_imports
 from randlora_pl.utils.text.console import silence_library_warnings
@@ -24,9 +25,20 @@ _HELD = 1 << 28
 """Bytes of images per switch of adapters: a switch takes as long as 25 images (tiny CLIP)."""
 
 
-def predict_verb(args: list[str]) -> int:
-    """Check the options, load the adapters, classify or answer, write the CSV file."""
-    options = parse(args)
+def predict(options: PredictOptions) -> int:
+    """Classify images or texts with a trained adapter, or answer prompts.
+
+    The result is a CSV file with the columns image, class, probability and the next best classes. For texts the first
+    column is text, and for prompts the columns are prompt and written. Several adapters share one pass over the images
+    and, if possible, one base model. The file then has a line per image and adapter.
+
+    Examples:
+        randlora-pl predict --adapter runs/quickstart/latest --images photos/ cat.jpg --output predictions.csv
+        randlora-pl predict --adapter RUN --texts questions.txt
+        randlora-pl predict --adapter runs/cars/latest pets=pets.safetensors --images photos/
+        randlora-pl predict --adapter ADAPTER ADAPTER --weights 0.5 0.5 --images photos/
+    """
+    register_weights(options.pretrained)
     for folder in options.adapters.values():
         _check_kind(folder, adapter_config(folder)["model"]["class_path"], bool(options.texts))
     output = None if options.output == "-" else Path(options.output)
@@ -47,11 +59,11 @@ def predict_verb(args: list[str]) -> int:
         if found is None:
             raise
         raise UserError(_kept_elsewhere(found.csv().encode(), output, error)) from error
-    print(f"{output}: {found.summary(options.weights)}")
+    print(f"{output}: {found.summary(options.weighted)}")
     return 0
 
 
-def _found(options: argparse.Namespace) -> PredictionTable:
+def _found(options: PredictOptions) -> PredictionTable:
     silence_library_warnings()
     if not options.texts:
         return classify(options)
@@ -79,7 +91,7 @@ def _check_kind(folder: Path, task: str, texts: bool) -> None:
         raise UserError(f"{folder} belongs to a language model: give it --texts FILE instead of --images.")
 
 
-def classify(options: argparse.Namespace) -> PredictionTable:
+def classify(options: PredictOptions) -> PredictionTable:
     """Return the best classes of each image by each adapter, with their probabilities.
 
     Images are decoded once per preprocessing of the adapters, usually one. Each group of images is held until every
@@ -100,8 +112,8 @@ def classify(options: argparse.Namespace) -> PredictionTable:
     device = pick_device(options.device)
     precision = use_precision(options.precision, device)
     tasks = load_tasks(options.adapters)
-    if options.weights is not None:
-        tasks = {next(iter(tasks)): weighted_task(tasks, options.weights)}
+    if options.weighted is not None:
+        tasks = {next(iter(tasks)): weighted_task(tasks, options.weighted)}
     if options.classnames:
         names = names_in(options.classnames)
         for name, task in tasks.items():

@@ -1,9 +1,9 @@
 """``predict --texts``: answers of decoders to prompts, and classes or scores of texts, from adapter files alone."""
 
-import argparse
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.commands.common.devices import advised, pick_device
+from randlora_pl.commands.predict.arguments import PredictOptions
 from randlora_pl.language.data import prediction_inputs as inputs
 from randlora_pl.serving.prediction_table import PredictionTable
 from randlora_pl.utils.errors import UserError
@@ -18,7 +18,7 @@ _MAX_LENGTH = 128
 """Most tokens of a text if the adapter does not contain the limit of its training."""
 
 
-def answer(options: argparse.Namespace) -> PredictionTable:
+def answer(options: PredictOptions) -> PredictionTable:
     """Return the predictions of each adapter for each text; adapters run in turn, each with its own base model.
 
     All inputs are read and checked before the first model is loaded.
@@ -30,8 +30,7 @@ def answer(options: argparse.Namespace) -> PredictionTable:
     from randlora_pl.utils.text.console import log_to_terminal
 
     log_to_terminal()  # logs how many texts are cut
-    options.device = pick_device(options.device)
-    use_precision(options.precision, options.device)  # refused before a model is loaded
+    use_precision(options.precision, pick_device(options.device))  # refused before a model is loaded
     files = {name: read_adapter(path) for name, path in options.adapters.items()}
     kinds = {(file.metadata["task"], bool(file.metadata["classnames"])) for file in files.values()}
     if len(kinds) > 1:
@@ -41,14 +40,14 @@ def answer(options: argparse.Namespace) -> PredictionTable:
     ((kind, classes),) = kinds
     decoder = kind == "CausalLMTask"
     _check_options(options, decoder, classes)
-    options.batch_size = options.batch_size or _BATCH[kind]
+    size = options.batch_size or _BATCH[kind]
     kinds_of_text = inputs.PROMPTS if decoder else inputs.SENTENCES
     given = [each for source in options.texts for each in inputs.read_given(source, kinds_of_text)]
-    with advised(f"--batch-size {options.batch_size // 2}" if options.batch_size > 1 else "--precision bf16"):
-        return _written(options, files, given) if decoder else _classified(options, files, given, classes)
+    with advised(f"--batch-size {size // 2}" if size > 1 else "--precision bf16"):
+        return _written(options, files, given, size) if decoder else _classified(options, files, given, size, classes)
 
 
-def _check_options(options: argparse.Namespace, decoder: bool, classes: bool) -> None:
+def _check_options(options: PredictOptions, decoder: bool, classes: bool) -> None:
     """Refuse options that are for another kind of model."""
     for name, typed, fits in (
         ("max_new_tokens", "--max-new-tokens needs a model that generates text", decoder),
@@ -60,7 +59,7 @@ def _check_options(options: argparse.Namespace, decoder: bool, classes: bool) ->
 
 
 def _written(
-    options: argparse.Namespace, files: "dict[str, AdapterFile]", given: list[inputs.Given]
+    options: PredictOptions, files: "dict[str, AdapterFile]", given: list[inputs.Given], size: int
 ) -> PredictionTable:
     """Return the answers of decoders."""
     from randlora_pl.language.tasks.causal_lm import paragraph
@@ -75,8 +74,8 @@ def _written(
     for name, file in files.items():
         task = _ready(file, options, how)
         described = datasets[name] == "e2e"
-        with use_precision(options.precision, options.device):
-            texts = task.write(prompts[name], options.batch_size, separate=described)
+        with use_precision(options.precision, pick_device(options.device)):
+            texts = task.write(prompts[name], size, separate=described)
         for number, text in enumerate(texts):
             found.add(name, number, [paragraph(text) if described else text])
         notes.add(f"at most {task.max_new_tokens} tokens after each")
@@ -86,7 +85,7 @@ def _written(
 
 
 def _classified(
-    options: argparse.Namespace, files: "dict[str, AdapterFile]", given: list[inputs.Given], classes: bool
+    options: PredictOptions, files: "dict[str, AdapterFile]", given: list[inputs.Given], size: int, classes: bool
 ) -> PredictionTable:
     """Return classes with their probabilities, or scores."""
     from randlora_pl.language.models.classifier import most_tokens
@@ -112,8 +111,8 @@ def _classified(
         task = _ready(file, options, {})
         length = int(file.metadata.get("training", {}).get("max_length", _MAX_LENGTH))
         length = min(length, most_tokens(task.model) or length)
-        with use_precision(options.precision, options.device):
-            probabilities = task.classify(sentences, length, options.batch_size).float().cpu()
+        with use_precision(options.precision, pick_device(options.device)):
+            probabilities = task.classify(sentences, length, size).float().cpu()
         if classes:
             found.add_classes(name, range(len(given)), task.classnames, probabilities)
         else:
@@ -124,15 +123,16 @@ def _classified(
     return found
 
 
-def _ready(file: "AdapterFile", options: argparse.Namespace, how: dict[str, Any]) -> Any:
+def _ready(file: "AdapterFile", options: PredictOptions, how: dict[str, Any]) -> Any:
     """Return the task of an adapter on the device, merged; quantized as in its training if there is a GPU."""
     from randlora_pl.adapters import FullFineTuning
     from randlora_pl.language.tasks.restore import plain_task
     from randlora_pl.tasks.restore import make_ready
 
-    if options.weights_files:
-        how = {**how, "pretrained": str(options.weights_files[-1])}
+    if options.pretrained:
+        how = {**how, "pretrained": str(options.pretrained[-1])}
     if options.precision == "bf16" and not isinstance(file.adapter, FullFineTuning):  # which has nothing frozen to cast
         how = {**how, "frozen_dtype": "bfloat16"}
-    task = plain_task(file, dequantized=options.device.type != "cuda", **how)
-    return make_ready(task, file).to(options.device)
+    device = pick_device(options.device)
+    task = plain_task(file, dequantized=device.type != "cuda", **how)
+    return make_ready(task, file).to(device)

@@ -7,7 +7,7 @@ from randlora_pl.commands.sweep.sweep import run_sweep
 from randlora_pl.utils.files.atomic_output import write_text
 
 
-def compare_verb(args: list[str]) -> int:
+def compare_methods_verb(args: list[str]) -> int:
     """Run ``compare-methods [--config SWEEP] [--methods NAME ...]`` with the options of ``sweep``."""
     parser = CommandParser("compare-methods")
     parser.add_options(config="compare_methods", methods=[str])

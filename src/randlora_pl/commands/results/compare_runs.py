@@ -29,7 +29,7 @@ _OPTIONS = (
 """Options to print if all runs agree."""
 
 
-def compare_runs_verb(args: list[str]) -> int:
+def compare_verb(args: list[str]) -> int:
     """Run ``compare RUN RUN ... [--json]``."""
     parser = CommandParser("compare")
     parser.add_argument("runs", nargs="*", type=Path)

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
@@ -165,16 +165,16 @@ def language_rank(name: str) -> int:
     return LANGUAGE_RANKS.get(name.removeprefix("peft-").partition("-")[0], 0)
 
 
-def chosen(names: list[str] | None) -> list[str]:
+def chosen(names: Sequence[str]) -> list[str]:
     """Return the methods to measure, in the order of the table, by default the ones that the paper compares.
 
     Raises:
         UserError: A method is unknown.
     """
-    for name in names or ():
+    for name in names:
         if name not in METHODS:
             raise UserError(f"--methods: unknown {name!r}.{near(name, METHODS)} Known: {' '.join(METHODS)}")
-    return [name for name, method in METHODS.items() if (method.default if names is None else name in names)]
+    return [name for name, method in METHODS.items() if (name in names if names else method.default)]
 
 
 def layers_of(base: nn.Module, targets: Targets = None) -> list[str]:

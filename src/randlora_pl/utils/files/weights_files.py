@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -70,7 +70,7 @@ def _stored(digest: str) -> Path | None:
     return None
 
 
-def register_weights(files: list[Path]) -> None:
+def register_weights(files: Sequence[Path]) -> None:
     """Let `find_weights` search these files or folders, in this process and its child processes.
 
     Raises:
