@@ -42,5 +42,5 @@ def test_pictures_lie_on_the_background_wherever_they_are_read(
 
 
 def test_another_background_is_refused(pictures: Path) -> None:
-    with pytest.raises(UserError, match=r"--data\.background"):
+    with pytest.raises(UserError, match="background is"):
         ImageData(dataset="folder", root=str(pictures), background="red")

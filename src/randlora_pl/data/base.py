@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,34 +17,24 @@ from randlora_pl.data.parts import Part
 from randlora_pl.data.sampling.balance import ClassDraws, balance_text, class_weights, remarks
 from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.data.sampling.splits import search_parts
-from randlora_pl.data.validate import check_epochs, check_search
+from randlora_pl.data.validate import check_epochs
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Declared, NotNegative, Share, between
 from randlora_pl.utils.signatures import NamedOptions
 
 log = logging.getLogger("randlora_pl")
 
+BatchSize = Annotated[int, between(1, 2**24)]
+Length = Annotated[int, between(1, 10**9)]
+"""Epochs, steps or samples: positions in the sample order have 64 bits."""
 
-class PlannedData(LightningDataModule, metaclass=NamedOptions):
+
+class PlannedData(Declared, LightningDataModule, metaclass=NamedOptions):
     """Base of the data modules: training is one long loop over a numbered sample order.
 
     Lightning runs it as a single epoch, for any number of epochs in the plan.
 
-    Args:
-        batch_size: Micro-batch size per device.
-        eval_batch_size: Evaluation batch size per device.
-        epochs: Passes over the training samples. Default: the dataset's own number (for images Table 7 of the paper,
-            and 10 for few-shot training; 3 for prompts, 10 for labeled texts).
-        steps: Optimizer steps instead of epochs.
-        sampling: `epochs` (each sample once per epoch) or `with_replacement` (independent draws).
-        seed: Seed of the few-shot images, the order and the augmentation; validation and test do not depend on it.
-        num_workers: Worker processes. Default: 0 for texts and small images in memory, else up to 8, or 32 per GPU.
-        balance: Correction if classes differ in size: `weights` weighs losses by the inverse size of the class,
-            `sampler` draws every class equally often. Default: none.
-        search_fraction: Fraction of the training samples, of each class, on which a method that searches (`AutoLoRA`)
-            chooses; its weights train on the others. All other methods train on all.
-
     Attributes:
-        fixed_options: Arguments of this constructor that a subclass sets itself.
         unit: Name of the samples in messages.
         plan: Sample order of the run, after ``setup("fit")``.
         search_plans: Sample orders of `search_batch` by part, after ``setup("fit")``; empty if nothing searches.
@@ -52,27 +42,32 @@ class PlannedData(LightningDataModule, metaclass=NamedOptions):
     """
 
     unit = "samples"
-    fixed_options: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(
-        self,
-        *,
-        batch_size: int,
-        eval_batch_size: int,
-        epochs: int | None = None,
-        steps: int | None = None,
-        sampling: Literal["epochs", "with_replacement"] = "epochs",
-        seed: int = 0,
-        num_workers: int | None = None,
-        balance: Literal["weights", "sampler"] | None = None,
-        search_fraction: float = 0.3,
-    ) -> None:
-        super().__init__()
-        check_search(search_fraction)
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.epochs, self.steps = epochs, steps
-        self.sampling, self.seed, self.num_workers, self.balance = sampling, seed, num_workers, balance
-        self.search_fraction = search_fraction
+    batch_size: BatchSize
+    """Micro-batch size per device."""
+    eval_batch_size: BatchSize
+    """Evaluation batch size per device."""
+    epochs: Length | None = None
+    """Passes over the training samples. Default: the dataset's own number (for images Table 7 of the paper, and 10 for
+    few-shot training; 3 for prompts, 10 for labeled texts)."""
+    steps: Length | None = None
+    """Optimizer steps instead of epochs."""
+    sampling: Literal["epochs", "with_replacement"] = "epochs"
+    """`epochs` (each sample once per epoch) or `with_replacement` (independent draws)."""
+    seed: int = 0
+    """Seed of the few-shot images, the order and the augmentation; validation and test do not depend on it."""
+    num_workers: Annotated[int, NotNegative] | None = None
+    """Worker processes. Default: 0 for texts and small images in memory, else up to 8, or 32 per GPU."""
+    balance: Literal["weights", "sampler"] | None = None
+    """Correction if classes differ in size: `weights` weighs losses by the inverse size of the class, `sampler` draws
+    every class equally often. Default: none."""
+    search_fraction: Annotated[float, Share] = 0.3
+    """Fraction of the training samples, of each class, on which a method that searches (`AutoLoRA`) chooses; its
+    weights train on the others. All other methods train on all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        LightningDataModule.__init__(self)
         self.plan: DrawPlan | None = None
         self.search_plans: dict[str, DrawPlan] = {}
         self._search_batches: dict[str, Batches] = {}

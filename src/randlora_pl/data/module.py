@@ -4,14 +4,14 @@ import hashlib
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from randlora_pl.data import locations as places
 from randlora_pl.data import validate as options
-from randlora_pl.data.base import PlannedData
+from randlora_pl.data.base import BatchSize, Length, PlannedData
 from randlora_pl.data.catalog import registry as catalog
 from randlora_pl.data.catalog.class_names import class_names
 from randlora_pl.data.catalog.coop import with_split
@@ -26,6 +26,7 @@ from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.sampling.schedule import TrainSchedule
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
+from randlora_pl.utils.options import Positive, Share, between
 
 log = logging.getLogger("randlora_pl")
 
@@ -35,52 +36,6 @@ class ImageData(PlannedData):
 
     Training is one long loop over a numbered sample order, which Lightning runs as a single epoch. The order of images
     and every augmentation depend only on the seed and the position in it.
-
-    Args:
-        dataset: Name of the dataset; `randlora-pl datasets` lists them. Your own images: `folder`, `table` (CSV,
-            TSV or Parquet), `hf` (Hugging Face datasets), `webdataset` (tar shards) and `pairs` (with captions).
-        root: Folder that holds the data (for `table` and `pairs` the file, for `webdataset` also a pattern or a list
-            of shards). Default: the user's data folder.
-        download: Download the dataset if it is missing.
-        shots: Few-shot training: this many images of each class.
-        fraction: Train on this fraction of the images, between 0 and 1, stratified.
-        split: `coop` takes split, class names and prompt of CoOp, for the eleven datasets that it has; split files lie
-            beside the images. Default: the dataset's usual split.
-        classes: `base` is the first half of the classes, `new` is the other half.
-        train_split: `train` keeps the validation images out of training; `full` trains on them too, as the
-            official code does.
-        batch_size: Micro-batch size per device.
-        eval_batch_size: Evaluation batch size per device.
-        min_batches_per_epoch: Few-shot sets and your own small sets are repeated until an epoch has at least this many
-            optimizer steps.
-        sampling: `with_replacement` (the paper: independent draws) or `epochs` (each image once per epoch).
-        crop_scale: Minimum and maximum area fraction of a training crop.
-        flip: Mirror half of the training images. Default: by dataset (not for digits).
-        randaugment: Apply two random operations (RandAugment) of this strength to each training image, 0 to 30; 9 is
-            usual. Default: off.
-        mixup: Blend each training image, and its label, with another of its micro-batch; fractions are drawn from
-            Beta(mixup, mixup), 0.2 is usual. Default: off.
-        cutmix: Paste a rectangle of another image into each training image; 1 is usual. With `mixup`, each
-            micro-batch uses one of the two. Both need LinearHeadTask or TextHeadTask. Default: off.
-        cache_images: Keep decoded images in memory shared by all processes of a machine, per split up to 8 GiB and a
-            quarter of the free memory. Default: for few-shot and small sets.
-        resize: `model` (as its library does), `shortest` (resize the shorter side, crop the center, as in the paper),
-            `longest` (resize the longer side, pad, also in training) or `squash` (resize both). `squash:0.9` sets
-            timm's crop_pct.
-        device_transforms: Workers pass images as bytes, and the device flips and normalizes them (a GPU also crops
-            small ones of one size); otherwise workers do all of it.
-        image_size: Height and width in pixels. Default: the model's.
-        mean: Mean of the three channels in [0, 1]. Default: the model's.
-        std: Standard deviation of the three channels in [0, 1]. Default: the model's.
-        interpolation: `bicubic` or `bilinear`. Default: the model's.
-        background: Color behind transparent pixels: `white` (the default), `black` or `mean`, the mean of all images.
-        templates: Prompts with {} for the class name, or a file of them. Default: the task's caption, or the dataset's.
-        classnames: File with class names: one per line, CSV folder,name, or a JSON mapping.
-        shots_file: JSON file of the chosen images: read if it exists, else written. A published draw (`.jsonl`, with
-            path and label in each line) is only read.
-        on_error: For unreadable images: `raise`, or `skip` (weight 0, and counted).
-        max_pixels: Maximum width x height of an image; larger ones are unreadable.
-        shared: Options of all data modules, see `PlannedData`.
 
     Attributes:
         classnames: Class name of each label, after `setup`.
@@ -93,65 +48,104 @@ class ImageData(PlannedData):
 
     unit = "images"
 
-    def __init__(
-        self,
-        *,
-        dataset: str = "digits",
-        root: str | None = None,
-        download: bool = False,
-        shots: int | None = None,
-        fraction: float | None = None,
-        split: Literal["default", "coop"] = "default",
-        classes: Literal["all", "base", "new"] = "all",
-        train_split: str = "train",
-        batch_size: int = 128,
-        eval_batch_size: int = 256,
-        min_batches_per_epoch: int = 10,
-        sampling: Literal["epochs", "with_replacement"] = "with_replacement",
-        crop_scale: tuple[float, float] = (0.5, 1.0),
-        flip: bool | None = None,
-        randaugment: int | None = None,
-        mixup: float | None = None,
-        cutmix: float | None = None,
-        cache_images: bool | None = None,
-        device_transforms: bool = True,
-        resize: str = "model",
-        image_size: int | None = None,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
-        interpolation: str | None = None,
-        background: str | None = None,
-        templates: list[str] | str | None = None,
-        classnames: str | None = None,
-        shots_file: str | None = None,
-        on_error: str = "raise",
-        max_pixels: int = 178_956_970,
-        **shared: Any,
-    ) -> None:
-        given = locals()
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, sampling=sampling, **shared)
-        row = catalog.find(dataset)
-        options.check({**given, **vars(self)}, row)
-        self.row = with_split(row, split)
-        self.augment = Augment(randaugment, mixup, cutmix)
-        templates = options.read_templates(templates)
+    dataset: str = "digits"
+    """Name of the dataset; `randlora-pl datasets` lists them. Your own images: `folder`, `table` (CSV, TSV or Parquet),
+    `hf` (Hugging Face datasets), `webdataset` (tar shards) and `pairs` (with captions)."""
+    if TYPE_CHECKING:  # they become a path and lists
+        root: Any = None
+        classnames: Any = None
+        templates: Any = None
+    else:
+        root: str | Path | None = None
+        """Folder that holds the data (for `table` and `pairs` the file, for `webdataset` also a pattern or a list of
+        shards). Default: the user's data folder."""
+        templates: list[str] | str | None = None
+        """Prompts with {} for the class name, or a file of them. Default: the task's caption, or the dataset's."""
+        classnames: str | None = None
+        """File with class names: one per line, CSV folder,name, or a JSON mapping."""
+    download: bool = False
+    """Download the dataset if it is missing."""
+    shots: Length | None = None
+    """Few-shot training: this many images of each class."""
+    fraction: Annotated[float, Share] | None = None
+    """Train on this fraction of the images, between 0 and 1, stratified."""
+    split: Literal["default", "coop"] = "default"
+    """`coop` takes split, class names and prompt of CoOp, for the eleven datasets that it has; split files lie beside
+    the images. Default: the dataset's usual split."""
+    classes: Literal["all", "base", "new"] = "all"
+    """`base` is the first half of the classes, `new` is the other half."""
+    train_split: Literal["train", "full"] = "train"
+    """`train` keeps the validation images out of training; `full` trains on them too, as the official code does."""
+    batch_size: BatchSize = 128
+    """Micro-batch size per device."""
+    eval_batch_size: BatchSize = 256
+    """Evaluation batch size per device."""
+    min_batches_per_epoch: Annotated[int, between(0, 10**9)] = 10
+    """Few-shot sets and your own small sets are repeated until an epoch has at least this many optimizer steps."""
+    sampling: Literal["epochs", "with_replacement"] = "with_replacement"
+    """`with_replacement` (the paper: independent draws) or `epochs` (each image once per epoch)."""
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    """Minimum and maximum area fraction of a training crop."""
+    flip: bool | None = None
+    """Mirror half of the training images. Default: by dataset (not for digits)."""
+    randaugment: Annotated[int, between(0, 30)] | None = None
+    """Apply two random operations (RandAugment) of this strength to each training image, 0 to 30; 9 is usual. Default:
+    off."""
+    mixup: Annotated[float, Positive] | None = None
+    """Blend each training image, and its label, with another of its micro-batch; fractions are drawn from Beta(mixup,
+    mixup), 0.2 is usual. Default: off."""
+    cutmix: Annotated[float, Positive] | None = None
+    """Paste a rectangle of another image into each training image; 1 is usual. With `mixup`, each micro-batch uses one
+    of the two. Both need LinearHeadTask or TextHeadTask. Default: off."""
+    cache_images: bool | None = None
+    """Keep decoded images in memory shared by all processes of a machine, per split up to 8 GiB and a quarter of the
+    free memory. Default: for few-shot and small sets."""
+    device_transforms: bool = True
+    """Workers pass images as bytes, and the device flips and normalizes them (a GPU also crops small ones of one size);
+    otherwise workers do all of it."""
+    resize: str = "model"
+    """`model` (as its library does), `shortest` (resize the shorter side, crop the center, as in the paper), `longest`
+    (resize the longer side, pad, also in training) or `squash` (resize both). `squash:0.9` sets timm's crop_pct."""
+    image_size: Length | None = None
+    """Height and width in pixels. Default: the model's."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of the three channels in [0, 1]. Default: the model's."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation of the three channels in [0, 1]. Default: the model's."""
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    """`bicubic` or `bilinear`. Default: the model's."""
+    background: Literal["white", "black", "mean"] | None = None
+    """Color behind transparent pixels: `white` (the default), `black` or `mean`, the mean of all images."""
+    shots_file: str | None = None
+    """JSON file of the chosen images: read if it exists, else written. A published draw (`.jsonl`, with path and label
+    in each line) is only read."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """For unreadable images: `raise`, or `skip` (weight 0, and counted)."""
+    max_pixels: Length = 178_956_970
+    """Maximum width x height of an image; larger ones are unreadable."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        row = catalog.find(self.dataset)
+        options.check(vars(self), row)
+        self.row = with_split(row, self.split)
+        self.augment = Augment(self.randaugment, self.mixup, self.cutmix)
+        templates = options.read_templates(self.templates)
         options.check_templates(templates, self.row.captions)
-        self.root = catalog.default_root() if root is None else places.root_of(str(root))
-        self.shots, self.fraction, self.train_split = shots, fraction, train_split
-        self.download, self.min_batches_per_epoch = download, min_batches_per_epoch
-        self.crop_scale = (float(crop_scale[0]), float(crop_scale[1]))
-        self.flip = self.row.flip if flip is None else flip
-        self.overrides = {"size": image_size, "mean": mean, "std": std, "resize": resize}
-        self.overrides |= {"interpolation": interpolation, "background": background}
-        self.classnames_file, self.device_transforms = classnames, device_transforms
-        self.skip = on_error == "skip"
-        self.templates: list[str] = list(self.row.templates if templates is None else templates)
+        self.root = catalog.default_root() if self.root is None else places.root_of(str(self.root))
+        self.crop_scale = (float(self.crop_scale[0]), float(self.crop_scale[1]))
+        self.flip = self.row.flip if self.flip is None else self.flip
+        self.overrides = {"size": self.image_size, "mean": self.mean, "std": self.std, "resize": self.resize}
+        self.overrides |= {"interpolation": self.interpolation, "background": self.background}
+        self.classnames_file = self.classnames
+        self.skip = self.on_error == "skip"
+        self.templates = list(self.row.templates if templates is None else templates)
         self.typed_templates = templates is not None
-        self.classnames: list[str] = list(self.row.classnames)
+        self.classnames = list(self.row.classnames)
         self.frame = ImageSpec()
         self.spec: ImageSpec | None = None
-        subset = (shots, fraction, train_split, self.seed, shots_file, split, classes)
-        self.splits = ImageSplits(self.row, self.root, *subset, cache_images, max_pixels)
+        subset = (self.shots, self.fraction, self.train_split, self.seed, self.shots_file, self.split, self.classes)
+        self.splits = ImageSplits(self.row, self.root, *subset, self.cache_images, self.max_pixels)
         self.epochs = self.splits.usual_epochs if self.epochs is self.steps is None else self.epochs
 
     def prepare_data(self) -> None:
@@ -211,7 +205,7 @@ class ImageData(PlannedData):
         """Return the numbered training batches of a schedule; batches for a search are not blended."""
         samples, augment = self.samples("train"), PLAIN if search else self.augment
         weights = self._class_weights(torch.from_numpy(samples.labels), self.num_classes)
-        how = (self.frame, self.crop_scale, self.flip, self.skip, self._late(samples))
+        how = (self.frame, self.crop_scale, bool(self.flip), self.skip, self._late(samples))
         return TrainBatches(samples, schedule, *how, weights, augment, self.num_classes)
 
     def val_dataloader(self) -> Loader | list[Loader]:

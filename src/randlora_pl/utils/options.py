@@ -55,6 +55,8 @@ Finite = Check(math.isfinite, "a finite number")
 NotNegative = Check(lambda value: 0 <= value < math.inf, "0 or a positive number")
 Probability = Check(lambda value: 0 <= value < 1, "a number from 0 to below 1")
 
+Share = Check(lambda value: 0 < value < 1, "a number between 0 and 1")
+
 
 def at_least(least: float) -> Check:
     """Return the condition that a number has at least this value."""

@@ -21,7 +21,6 @@ from randlora_pl.data.loading.loader import Batch, Loader
 from randlora_pl.data.readers.dispatch import Samples, in_key_order
 from randlora_pl.data.readers.own.folder import folder
 from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSchedule
-from randlora_pl.data.validate import SAMPLING
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
 from tests.data.conftest import Tree
@@ -77,7 +76,7 @@ def test_training_batch_holds_what_it_says() -> None:
     }
 
 
-@pytest.mark.parametrize(("num_workers", "sampling"), covering([0, 2], SAMPLING, strength=1))
+@pytest.mark.parametrize(("num_workers", "sampling"), covering([0, 2], ("with_replacement", "epochs"), strength=1))
 def test_restart_is_bit_identical(num_workers: int, sampling: str) -> None:
     batches = train(samples_of(), sampling)
     undisturbed = list(Loader(batches))

@@ -164,8 +164,8 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         ({"dataset": "sst"}, "Did you mean 'sst2'"),
         ({"dataset": "csv"}, "needs --data.root"),
         ({"dataset": "rte", "scores": True}, "Remove the option"),
-        ({"validation": -1}, "must be at least 0"),
-        ({"max_length": 2}, "must be at least 4"),
+        ({"validation": -1}, "0 or a positive"),
+        ({"max_length": 2}, "of at least 4"),
     ):
         with pytest.raises(UserError, match=message):
             LabelledTexts(**options)  # type: ignore[arg-type]

@@ -119,10 +119,10 @@ def test_an_option_that_needs_a_value_is_not_null(tmp_path: Path) -> None:
 
 def test_what_yaml_reads_as_a_boolean_or_a_number_is_not_a_text(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(
-        "data: {on_error: no, interpolation: false, batch_size: 6.0}\nmodel: {pretrained: 5}\nrun: {logger: [csv]}\n"
+        "data: {resize: no, shots_file: false, batch_size: 6.0}\nmodel: {pretrained: 5}\nrun: {logger: [csv]}\n"
     )
     found = [line.split(": ", 1)[1] for line in mistakes_in(tmp_path / "a.yaml")]
-    given = {"data.interpolation": False, "data.on_error": False, "model.pretrained": 5}
+    given = {"data.resize": False, "data.shots_file": False, "model.pretrained": 5}
     assert sorted(found) == [f"--{key}: expected a text, not {value}" for key, value in given.items()]
 
 
@@ -131,7 +131,7 @@ def test_a_quoted_number_is_a_number(tmp_path: Path) -> None:
     for text, wrong in ((length, 0), (size, 0), ('data: {steps: "7"}', 0), ('data: {batch_size: "0"}', 1)):
         (tmp_path / "a.yaml").write_text(text)
         found = mistakes_in(tmp_path / "a.yaml")
-        assert len(found) == wrong and all("--data.batch_size is 0, but must be" in message for message in found)
+        assert len(found) == wrong and all("--data.batch_size is 0: give" in message for message in found)
 
 
 def test_what_is_no_config_of_a_run_is_one_line(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def cases(data: ImageData, workers: int) -> list[Case]:
     assert data.plan is not None, "setup('fit') comes first"
     samples = data.samples("train")
     schedule = TrainSchedule(data.plan, data.batch_size, 1)
-    batches = TrainBatches(samples, schedule, data.frame, data.crop_scale, data.flip)
+    batches = TrainBatches(samples, schedule, data.frame, data.crop_scale, bool(data.flip))
     evaluation = EvalBatches(
         samples, EvalSchedule(min(len(samples), data.plan.samples_drawn), data.batch_size), data.frame
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -20,10 +20,6 @@ from randlora_pl.utils.errors import UserError
 class TokenData(PlannedData):
     """Base of the data modules of texts. Subclasses read and encode.
 
-    Args:
-        root: Folder that holds the data (or one file to train on alone); by default the user's data folder.
-        options: Options of all data, see `PlannedData`.
-
     Attributes:
         own_datasets: Names of datasets of the user's own files.
         usual_epochs: Default number of passes over the training samples.
@@ -34,17 +30,25 @@ class TokenData(PlannedData):
 
     own_datasets: ClassVar[tuple[str, ...]] = ()
     usual_epochs = 3
-    limit: str
+    limit: ClassVar[str]
 
-    def __init__(self, *, dataset: str, root: str | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        sizes, length = (self.batch_size, self.eval_batch_size), (self.epochs, self.steps)
-        check_run(*sizes, *length, 0, self.sampling, self.num_workers)
-        if dataset in self.own_datasets and root is None:
-            raise UserError(f"The dataset {dataset!r} needs --data.root: a folder with train.{dataset}, or one file")
+    dataset: str
+    """Name of the dataset."""
+    if TYPE_CHECKING:  # it becomes a path
+        root: Any = None
+    else:
+        root: str | Path | None = None
+        """Folder that holds the data (or one file to train on alone); by default the user's data folder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_run(self.epochs, self.steps, self.num_workers)
+        if self.dataset in self.own_datasets and self.root is None:
+            raise UserError(
+                f"The dataset {self.dataset!r} needs --data.root: a folder with train.{self.dataset}, or one file"
+            )
         self.epochs = self.usual_epochs if self.epochs is self.steps is None else self.epochs
-        self.dataset = dataset
-        self.root = default_root() if root is None else Path(root).expanduser()
+        self.root = default_root() if self.root is None else Path(self.root).expanduser()
         self.lengths: dict[str, Lengths] = {}
         self._tokenizer: Any = None
         self._held: dict[str, TextSamples] = {}  # encoded samples by split
@@ -160,9 +164,3 @@ class TokenData(PlannedData):
         held = self._held[split]
         batches = TextEvalBatches(held, self._eval_schedule(len(held)), held.by_length())
         return Loader(batches, 0, self.num_workers or 0, self.skipped)
-
-
-def check_least(name: str, value: int | None, least: int) -> None:
-    """Check that an option is left out or at least this number."""
-    if value is not None and value < least:
-        raise UserError(f"--data.{name} is {value}, but must be at least {least}")

@@ -1,18 +1,20 @@
 """The data module of labelled texts: GLUE's tasks and a user's own files."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
+from randlora_pl.data.base import BatchSize
 from randlora_pl.data.validate import check_balance
 from randlora_pl.language.catalog import OWN_LABELLED, check_dataset
-from randlora_pl.language.data.base import TokenData, check_least
+from randlora_pl.language.data.base import TokenData
 from randlora_pl.language.data.batches import Sentences
 from randlora_pl.language.datasets import own_files
 from randlora_pl.language.datasets.glue import TASKS, Examples, Metric, read_glue
 from randlora_pl.language.datasets.sources import hold_out
 from randlora_pl.language.models.tokenization import encode_sentences
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import NotNegative, at_least
 
 
 class LabelledTexts(TokenData):
@@ -20,17 +22,6 @@ class LabelledTexts(TokenData):
 
     GLUE keeps the labels of its test sets secret, so that its validation set is the test, as in the paper. Nothing is
     chosen by it: the last weights are tested, and what validates is set aside from the training samples.
-
-    Args:
-        dataset: `sst2`, `mrpc`, `cola`, `qnli`, `rte` or `stsb`; or `csv` or `jsonl`: your own train, val and test with
-            columns text (or text_a and text_b) and label.
-        scores: Labels of your own files are numbers to predict, not classes.
-        validation: Training samples that are held out for validation, if it has no file of its own. None by default:
-            the paper trains on all, and takes the last weights.
-        max_length: Maximum number of tokens per sample. Longer samples are truncated, and their number is logged.
-        batch_size: Samples of a micro-batch on each device.
-        eval_batch_size: Samples of an evaluation batch on each device.
-        options: Options of all data, see `PlannedData`.
 
     Attributes:
         classnames: Name of each class, after `setup`; empty for scores.
@@ -41,31 +32,33 @@ class LabelledTexts(TokenData):
     usual_epochs = 10
     limit = "max_length"
 
-    def __init__(
-        self,
-        *,
-        dataset: str = "sst2",
-        scores: bool = False,
-        validation: int = 0,
-        max_length: int = 128,
-        batch_size: int = 64,
-        eval_batch_size: int = 64,
-        **options: Any,
-    ) -> None:
-        check_dataset(dataset, labelled=True)
-        super().__init__(dataset=dataset, batch_size=batch_size, eval_batch_size=eval_batch_size, **options)
-        check_least("validation", validation, 0)
-        check_least("max_length", max_length, 4)
-        self.own = dataset in OWN_LABELLED
-        if scores and not self.own:
+    dataset: str = "sst2"
+    """`sst2`, `mrpc`, `cola`, `qnli`, `rte` or `stsb`; or `csv` or `jsonl`: your own train, val and test with columns
+    text (or text_a and text_b) and label."""
+    scores: bool = False
+    """Labels of your own files are numbers to predict, not classes."""
+    validation: Annotated[int, NotNegative] = 0
+    """Training samples that are held out for validation, if it has no file of its own. None by default: the paper
+    trains on all, and takes the last weights."""
+    max_length: Annotated[int, at_least(4)] = 128
+    """Maximum number of tokens per sample. Longer samples are truncated, and their number is logged."""
+    batch_size: BatchSize = 64
+    """Samples of a micro-batch on each device."""
+    eval_batch_size: BatchSize = 64
+    """Samples of an evaluation batch on each device."""
+
+    def __post_init__(self) -> None:
+        check_dataset(self.dataset, labelled=True)
+        super().__post_init__()
+        self.own = self.dataset in OWN_LABELLED
+        if self.scores and not self.own:
             raise UserError(
-                f"--data.scores is for your own files; {dataset} has labels of a fixed kind. Remove the option."
+                f"--data.scores is for your own files; {self.dataset} has labels of a fixed kind. Remove the option."
             )
-        self.validation, self.max_length = validation, max_length
-        self.scores = scores or dataset == "stsb"
+        self.metric: Metric = ("pearson" if self.scores else "acc") if self.own else TASKS[self.dataset].metric
+        self.scores = self.scores or self.dataset == "stsb"
         check_balance(self.balance, "scores" if self.scores else "")
-        self.metric: Metric = ("pearson" if scores else "acc") if self.own else TASKS[dataset].metric
-        self.classnames: list[str] = [] if self.own else list(TASKS[dataset].names)
+        self.classnames: list[str] = [] if self.own else list(TASKS[self.dataset].names)
         self._checked: dict[str, Examples] = {}
         self._pairs = False
 

@@ -1,75 +1,67 @@
 """The data module of prompts and completions."""
 
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
+from randlora_pl.data.base import BatchSize
 from randlora_pl.data.parts import Part, word_part
 from randlora_pl.language.catalog import check_dataset
-from randlora_pl.language.data.base import TokenData, check_least
+from randlora_pl.language.data.base import TokenData
 from randlora_pl.language.data.batches import Tokens
 from randlora_pl.language.datasets.commonsense import TASKS
 from randlora_pl.language.datasets.sources import Item, read_items, read_training
 from randlora_pl.language.metrics import need_scorers
 from randlora_pl.language.models.tokenization import Encoded, encode_all, encode_prompt
 from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.options import NotNegative, at_least
 
 
 class TextData(TokenData):
     """Prompts with completions: what is trained on, in which order, and how they become tokens.
 
-    Args:
-        dataset: `commonsense_15k` or `commonsense_170k` with the eight tests, `e2e`: train.txt, valid.txt and test.txt
-            with lines 'meaning || reference', or `jsonl`: your own prompts and completions in train.jsonl, val.jsonl
-            and test.jsonl (or one file to train on alone).
-        tests: Commonsense tests to evaluate, for example `[boolq, piqa]`. Default: all eight.
-        validation: Training samples that are held out for validation, if it has no file of its own. Default: 120,
-            as in the paper's scripts, but at most a tenth.
-        cutoff: Maximum number of tokens per sample. Longer samples are truncated, and their number is logged.
-        mask_prompt: Learn the completion only. Default: only for e2e. Otherwise the loss covers the whole text, as in
-            the paper's scripts.
-        batch_size: Samples of a micro-batch on each device.
-        eval_batch_size: Samples of an evaluation batch on each device.
-        options: Options of all data, see `PlannedData`.
-
     Attributes:
         items: The questions of the tests, after `check_test` or `setup`; ``index`` of a test batch has their numbers.
     """
 
-    fixed_options = ("balance",)
     own_datasets = ("jsonl",)
     limit = "cutoff"
 
-    def __init__(
-        self,
-        *,
-        dataset: str = "commonsense_15k",
-        tests: list[str] | None = None,
-        validation: int | None = None,
-        cutoff: int = 256,
-        mask_prompt: bool | None = None,
-        batch_size: int = 16,
-        eval_batch_size: int = 16,
-        **options: Any,
-    ) -> None:
-        check_dataset(dataset)
-        super().__init__(
-            dataset=dataset, batch_size=batch_size, eval_batch_size=eval_batch_size, balance=None, **options
-        )
-        check_least("validation", validation, 0)
-        check_least("cutoff", cutoff, 2)
-        if tests is not None and not dataset.startswith("commonsense"):
-            file = "test.txt" if dataset == "e2e" else "test.jsonl"
+    dataset: str = "commonsense_15k"
+    """`commonsense_15k` or `commonsense_170k` with the eight tests, `e2e`: train.txt, valid.txt and test.txt with lines
+    'meaning || reference', or `jsonl`: your own prompts and completions in train.jsonl, val.jsonl and test.jsonl (or
+    one file to train on alone)."""
+    tests: list[str] | None = None
+    """Commonsense tests to evaluate, for example `[boolq, piqa]`. Default: all eight."""
+    validation: Annotated[int, NotNegative] | None = None
+    """Training samples that are held out for validation, if it has no file of its own. Default: 120, as in the paper's
+    scripts, but at most a tenth."""
+    cutoff: Annotated[int, at_least(2)] = 256
+    """Maximum number of tokens per sample. Longer samples are truncated, and their number is logged."""
+    mask_prompt: bool | None = None
+    """Learn the completion only. Default: only for e2e. Otherwise the loss covers the whole text, as in the paper's
+    scripts."""
+    batch_size: BatchSize = 16
+    """Samples of a micro-batch on each device."""
+    eval_batch_size: BatchSize = 16
+    """Samples of an evaluation batch on each device."""
+    balance: None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        check_dataset(self.dataset)
+        super().__post_init__()
+        if self.tests is not None and not self.dataset.startswith("commonsense"):
+            file = "test.txt" if self.dataset == "e2e" else "test.jsonl"
             raise UserError(
-                f"--data.tests chooses among the commonsense tests; {dataset} has one, {file}. Remove the option."
+                f"--data.tests chooses among the commonsense tests; {self.dataset} has one, {file}. Remove the option."
             )
-        for test in tests or ():
+        for test in self.tests or ():
             if test not in TASKS:
                 raise UserError(f"--data.tests: unknown {test!r}.{near(test, TASKS)} Known: {', '.join(TASKS)}")
-        if tests is not None and (not tests or len(set(tests)) < len(tests)):
-            raise UserError(f"--data.tests is {tests}: name each test once, or remove the option for all tests")
-        self.tests, self.validation, self.cutoff = tests, validation, cutoff
+        if self.tests is not None and (not self.tests or len(set(self.tests)) < len(self.tests)):
+            raise UserError(f"--data.tests is {self.tests}: name each test once, or remove the option for all tests")
         # As the scripts that E2E's come from: an end of text after the meaning representation, and no loss on it.
-        self.separate = dataset == "e2e"
-        self.mask_prompt = self.separate if mask_prompt is None else mask_prompt
+        self.separate = self.dataset == "e2e"
+        self.mask_prompt = self.separate if self.mask_prompt is None else self.mask_prompt
         self.items: list[Item] = []
 
     def read(self, learns: bool, tests: bool) -> None:
@@ -77,7 +69,7 @@ class TextData(TokenData):
         if learns:
             train, val = read_training(self.dataset, self.root, self.validation)
             self._remember(train)
-            how = {"mask_prompt": self.mask_prompt, "separate": self.separate}
+            how = {"mask_prompt": bool(self.mask_prompt), "separate": self.separate}
             encoded, self.lengths["train"] = encode_all(self._tokenizer, train, self.cutoff, **how)
             if not encoded:
                 raise UserError(f"No training sample has a token to learn within --data.cutoff {self.cutoff}. Raise it")

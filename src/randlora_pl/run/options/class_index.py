@@ -136,12 +136,13 @@ def _options(function: ast.FunctionDef, docs: dict[str, str], file: Path) -> dic
 
 
 def _fields(node: ast.ClassDef, file: Path) -> dict[str, Option]:
-    """Return the options that a class declares as fields; the text below each is its help.
+    """Return the options that a class declares as fields, also beside ``TYPE_CHECKING``; the text below is the help.
 
     An option without a name is one of a base that the class does not have.
     """
     found: dict[str, Option] = {}
-    for item, below in zip(node.body, [*node.body[1:], None], strict=True):
+    body = [each for item in node.body for each in (item.orelse if isinstance(item, ast.If) else [item])]
+    for item, below in zip(body, [*body[1:], None], strict=True):
         if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
             continue
         kind, default = ast.unparse(item.annotation).strip("'"), item.value

@@ -207,8 +207,7 @@ def _data_checks(task: str | None, flat: dict[str, Any]) -> Iterator[Callable[[]
             blended = tasks()[task].constants.get("blended_labels", False)
             yield partial(options.check_softmax, values["mixup"], values["cutmix"], task, blended)
         return
-    yield partial(options.check_run, **{name: values.get(name, 0) for name in signature(options.check_run).parameters})
-    yield partial(options.check_search, values["search_fraction"])
+    yield partial(options.check_run, **{name: values[name] for name in signature(options.check_run).parameters})
     if "balance" in values:
         scores = values["scores"] or values["dataset"] == "stsb"
         yield partial(options.check_balance, values["balance"], "scores" if scores else "")
