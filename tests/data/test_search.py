@@ -109,5 +109,5 @@ def test_parts_keep_groups_and_every_class() -> None:
     assert not set(groups[kept]) & set(groups[chosen]) and len(chosen) == 6
     with pytest.raises(UserError, match="shots 2 or more"):
         search_parts(np.arange(5), np.arange(5), 0.3, 0)
-    with pytest.raises(UserError, match="search_fraction is 1. Set a number between 0 and 1"):
+    with pytest.raises(UserError, match=r"search_fraction is 1\. Set a number between 0 and 1"):
         images(search_fraction=1)

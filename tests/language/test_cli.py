@@ -205,7 +205,7 @@ def test_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_pat
     assert "Unknown option --data.shots. It is one of images. All options" in fit("--data.shots", "4")
     told = "Unknown option --data.max_length. It is one of labelled texts; here --data.cutoff."
     assert told in fit("--data.max_length", "5")
-    assert "num_beams is 0" in fit("--model.num_beams", "0")
+    assert "num_beams: expected a whole number from 1 to 1,000" in fit("--model.num_beams", "0")
     assert "qwen2 has no 'hidden'. Did you mean" in fit("--model.config_overrides", "{hidden: 4}")
     odd = SHAPES["qwen2"] | {"vocab_size": 64, "hidden_size": 60}
     told = fit("--model.config_overrides", json.dumps(odd))

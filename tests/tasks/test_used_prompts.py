@@ -1,7 +1,7 @@
 """The prompts that a run uses: in training, in evaluation, and in what is read from its file."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +146,9 @@ def test_a_damaged_prompt_of_a_file_is_one_line(value: Any, message: str, tmp_pa
 class Postcards(VisionLanguageTask):
     """A task of one's own, with its own caption and evaluation."""
 
-    def __init__(self, name: str = "tiny", adapter: Adapter = RANK_2) -> None:
-        super().__init__(name, "random", adapter, caption="my {}")
+    pretrained: str | None = "random"
+    adapter: Adapter = RANK_2
+    caption: str | None = field(init=False, default="my {}")
 
     def used_prompts(self, templates: Any = None) -> UsedPrompts:
         found = super().used_prompts(templates)

@@ -21,8 +21,8 @@ from randlora_pl.adapters.optimizer import rates_of
 from randlora_pl.tasks import procedure
 from randlora_pl.utils.class_paths import exported
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import option_types
 from randlora_pl.utils.own_classes import check_importable, is_own, parent_among, path_of
-from randlora_pl.utils.signatures import whole_signature
 
 
 def check_tensors(given: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: Collection[str], what: str) -> None:
@@ -75,19 +75,9 @@ def fingerprint(task: Any) -> str:
 
 
 def constructor(task: Any) -> dict[str, Any]:
-    """Return the constructor's arguments as JSON values, without the adapter and the options of execution.
-
-    Raises:
-        UserError: A task from outside has not kept one of them.
-    """
+    """Return the options as JSON values, without the adapter and the options of execution."""
     left_out = ("adapter", "frozen_dtype", "torch_compile", "liger")
-    names = [name for name in whole_signature(type(task)).parameters if name not in left_out]
-    if lost := [name for name in names if not hasattr(task, name)]:
-        raise UserError(
-            f"{type(task).__name__} does not keep its option {lost[0]}. Set self.{lost[0]} = {lost[0]} in its "
-            "constructor."
-        )
-    return {name: getattr(task, name) for name in names}
+    return {name: getattr(task, name) for name in option_types(type(task)) if name not in left_out}
 
 
 def task_names() -> frozenset[str]:

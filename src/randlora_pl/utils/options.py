@@ -244,20 +244,9 @@ class Declared:
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        if _constructs(cls):
-            return
         check_declaration(cls)
         dataclass(kw_only=True, eq=False, repr=False)(cls)
 
     def __post_init__(self) -> None:
         """Check the options by their types; a subclass with further work calls this first."""
         check_options(self)
-
-
-def _constructs(cls: type) -> bool:
-    """Return True if a class, or the first above it that has one, takes its options in a constructor of its own.
-
-    So classes can be converted one after the other.
-    """
-    first = next(each for each in cls.__mro__ if "__init__" in vars(each))
-    return "__dataclass_fields__" not in vars(first) and issubclass(first, Declared)

@@ -1,4 +1,4 @@
-"""Signatures of constructors that pass ``**options`` on to their bases."""
+"""Signatures of classes whose options are fields."""
 
 import inspect
 from abc import ABCMeta
@@ -13,26 +13,6 @@ OTHER_NAMES |= {"lr": "learning_rate", "max_steps": "steps", "max_epochs": "epoc
 """Options as other programs name them, and ours."""
 
 
-def whole_signature(kind: type) -> inspect.Signature:
-    """Return the signature of a class, with the options that its constructor passes on to its bases.
-
-    Options named in the class attribute ``fixed_options`` are left out: the constructor sets them itself.
-    """
-    found: dict[str, inspect.Parameter] = {}
-    for each in kind.__mro__:
-        if "__init__" not in vars(each):
-            continue
-        _, *own = _signature(vars(each)["__init__"]).parameters.values()
-        for option in own:
-            if option.name not in getattr(kind, "fixed_options", ()) and option.kind is not option.VAR_KEYWORD:
-                found.setdefault(option.name, option)
-        if not any(option.kind is option.VAR_KEYWORD for option in own):
-            break
-    fields = [name for each in kind.__mro__ for name in vars(each).get("__annotations__", ()) if name in found]
-    own_first = {name: fields.index(name) for name in fields}
-    return inspect.Signature(sorted(found.values(), key=lambda option: (option.kind, own_first.get(option.name, -1))))
-
-
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
     """Return the signature of a function, with annotations that are texts evaluated where that is possible."""
     try:
@@ -42,11 +22,16 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 
 
 class NamedOptions(ABCMeta):
-    """Metaclass whose classes show a `whole_signature` in `help`, and name near options if one is unknown."""
+    """Metaclass whose classes show their own options first in `help`, and name near options if one is unknown."""
 
     def __init__(cls, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        cls.__signature__ = whole_signature(cls)
+        _, *found = _signature(cls.__init__).parameters.values()  # type: ignore[misc]
+        fields = [name for each in cls.__mro__ for name in vars(each).get("__annotations__", ())]
+        names = {name: place for place, name in reversed([*enumerate(fields)])}
+        cls.__signature__ = inspect.Signature(
+            sorted(found, key=lambda option: (option.kind, names.get(option.name, -1)))
+        )
 
     def __call__(cls, *args: Any, **options: Any) -> Any:
         """Create an object.

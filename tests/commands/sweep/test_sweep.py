@@ -180,7 +180,7 @@ def test_what_cannot_run_is_refused_before_anything_is_written(refused: Refused,
             {"methods": {"x": {"adapter": "VeRA", "first": {"adapter": "LoRA", "form": "absorbed"}}}},
             "models.tiny with methods.x: VeRA cannot absorb a LoRA",
         ),
-        ({"set": {"data.batch_size": 0}}, "--data.batch_size is 0"),
+        ({"set": {"data.batch_size": 0}}, "--data.batch_size: expected a whole number from 1"),
         ({"datasets": ["cifar10", "dtd"]}, "2 datasets are not on this machine: cifar10, dtd."),
         ({"datasets": {"mine": {"dataset": "folder", "root": "nowhere"}}}, "mine should be"),
     ):

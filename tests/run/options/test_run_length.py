@@ -67,5 +67,5 @@ def test_lightnings_length_is_ours_where_both_mean_the_same(
 
 @pytest.mark.parametrize("words", ["--trainer.max_steps 0", "--data.epochs 3 --trainer.max_steps 0"])
 def test_a_run_without_steps_is_refused(words: str) -> None:
-    with pytest.raises(UserError, match=r"--data.steps is 0: give a whole number from 1"):
+    with pytest.raises(UserError, match=r"--data.steps: expected a whole number from 1"):
         check_names(compose("fit", words.split(), DEFAULTS))

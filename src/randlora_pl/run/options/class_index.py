@@ -227,8 +227,7 @@ def read_classes(package: str) -> dict[str, ClassSource]:
                 inherited |= complete(base)
             elif rooms and base in rooms:
                 inherited |= read_classes(rooms[base])[base].options
-        known = {*source.options, *source.constants.get("fixed_options", ())}
-        found = source.options | {key: value for key, value in inherited.items() if key not in known}
+        found = source.options | {key: value for key, value in inherited.items() if key not in source.options}
         return {key: value for key, value in found.items() if value.name}
 
     def constants(name: str) -> dict[str, Any]:
