@@ -57,6 +57,13 @@ def rates_of(search: Search, *seeds: int) -> set[float]:
     return {cell.facts["learning_rate"] for cell in search.known() if cell.labels.seed in seeds}
 
 
+def test_of_equals_the_lowest_is_the_best(tmp_path: Path) -> None:
+    assert climbed([1.0, 2.0, 3.0, 4.0], 0, 2, lambda value: 0.5) == (0, 2)
+    search = search_of(tmp_path, tune=one([1e-3, 1e-2]), methods=LORA)
+    scored(search, lambda cell: 0.5)
+    assert search.chosen() == {"LoRA-4": {"learning_rate": 1e-3}}
+
+
 @given(data=st.data(), size=st.integers(1, 9))
 def test_a_climb_ends_at_the_top_of_one_hill_and_only_ever_grows(data: st.DataObject, size: int) -> None:
     grid = [10.0 ** (i / 2 - 4) for i in range(size)]
