@@ -1,10 +1,14 @@
 """Options of classes: declared as fields, checked by their types."""
 
+import inspect
 from dataclasses import field
 from typing import Annotated, Any, ClassVar, Literal, NotRequired, TypedDict
 
 import pytest
 
+from randlora_pl.adapters import LoRA
+from randlora_pl.data import ImageData
+from randlora_pl.tasks import LinearHeadTask
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import (
     Count,
@@ -171,9 +175,34 @@ def test_an_option_without_its_type_is_refused_at_the_class() -> None:
             rank = 4
 
 
-def test_a_constructor_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"Constructed has a constructor\. Declare its options in the class"):
+def test_a_constructor_is_refused_at_the_class() -> None:
+    with pytest.raises(TypeError, match="Wrong has a constructor"):
 
-        class Constructed(Shape):
-            def __init__(self, width: int) -> None:
-                super().__init__(rank=width, mode="low")
+        class Wrong(Shape):
+            def __init__(self, width: int) -> None: ...
+
+
+def test_help_shows_own_options_first() -> None:
+    assert list(inspect.signature(Square).parameters) == ["rank", "size", "mode"]
+    assert inspect.signature(Square).parameters["mode"].annotation == Literal["fast", "low"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "meant"),
+    [
+        (LoRA, "r", "rank"),
+        (LoRA, "lora_alpha", "alpha"),
+        (LinearHeadTask, "lr", "learning_rate"),
+        (ImageData, "step", "steps"),
+    ],
+)
+def test_an_unknown_option_names_its_class_and_what_was_meant(kind: type, option: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=rf"{kind.__name__} has no option '{option}'. Did you mean '{meant}'\?"):
+        kind(**{option: 1})
+    with pytest.raises(TypeError, match="xyzzy"):
+        kind(xyzzy=1)
+
+
+def test_a_name_is_no_adapter_of_a_task() -> None:
+    with pytest.raises(UserError, match=r"adapter is .* Set an object of Adapter"):
+        LinearHeadTask(name="tiny", adapter="RandLoRA")

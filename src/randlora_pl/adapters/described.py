@@ -7,9 +7,8 @@ from typing import Any, Self, dataclass_transform, get_args
 
 from randlora_pl.utils.adapter_schema import OTHER_VERSION
 from randlora_pl.utils.errors import UserError, brief, errors_in
-from randlora_pl.utils.options import check_declaration, check_options
+from randlora_pl.utils.options import NamedOptions, check_declaration, check_options
 from randlora_pl.utils.own_classes import path_of
-from randlora_pl.utils.signatures import NamedOptions
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False, field_specifiers=(field,))

@@ -20,7 +20,6 @@ from randlora_pl.data.sampling.splits import search_parts
 from randlora_pl.data.validate import check_epochs
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Declared, NotNegative, Share, between
-from randlora_pl.utils.signatures import NamedOptions
 
 log = logging.getLogger("randlora_pl")
 
@@ -29,7 +28,7 @@ Length = Annotated[int, between(1, 10**9)]
 """Epochs, steps or samples: positions in the sample order have 64 bits."""
 
 
-class PlannedData(Declared, LightningDataModule, metaclass=NamedOptions):
+class PlannedData(Declared, LightningDataModule):
     """Base of the data modules: training is one long loop over a numbered sample order.
 
     Lightning runs it as a single epoch, for any number of epochs in the plan.

@@ -57,8 +57,8 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import LAST, follow_latest, link_latest
 from randlora_pl.utils.text.console import filter_library_warnings
 
-# Classes of options are chosen by name, and the text below an option is its help.
-set_parsing_settings(subclasses_enabled=[Described], docstring_parse_attribute_docstrings=True)
+set_parsing_settings(subclasses_enabled=[Described])  # chosen by name
+
 
 # Lightning's Timer has a member of a str enumeration as default, which PyYAML refuses to write.
 yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
@@ -191,6 +191,8 @@ class App(LightningCLI):
         self.command, self.created, self._path, self.dry = command, folder is None and not dry, path, dry
         self.folder = folder or Path()
         self._made: list[Path] = []
+        # The text below each option; reading it takes most of a second.
+        set_parsing_settings(docstring_parse_attribute_docstrings="--help" in command.typed)
         super().__init__(
             AdaptationTask,
             data_class_of(command),

@@ -18,13 +18,12 @@ from randlora_pl.tasks.execution import cast_and_compile, draws_random_numbers, 
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Declared, Fraction, NotNegative, Positive
-from randlora_pl.utils.signatures import NamedOptions
 
 if TYPE_CHECKING:
     from randlora_pl.adapters.adapter_set import AdapterSet, Choice
 
 
-class AdaptationTask(Declared, LightningModule, metaclass=NamedOptions):
+class AdaptationTask(Declared, LightningModule):
     """Base of the tasks. Subclasses load the backbone and compute the loss of each sample.
 
     Attributes:

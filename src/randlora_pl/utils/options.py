@@ -12,6 +12,7 @@ import inspect
 import math
 import sys
 import types
+from abc import ABCMeta
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import (
@@ -32,6 +33,11 @@ from randlora_pl.utils.errors import UserError, brief, near
 
 LARGEST = 2**63 - 1
 """Largest whole number of an option; ``float`` and tensors would overflow."""
+
+OTHER_NAMES = {"r": "rank", "lora_r": "rank", "lora_alpha": "alpha", "randlora_alpha": "alpha", "bs": "batch_size"}
+OTHER_NAMES |= {"lora_dropout": "dropout", "target_modules": "targets"}
+OTHER_NAMES |= {"lr": "learning_rate", "max_steps": "steps", "max_epochs": "epochs"}
+"""Options as other programs name them, and ours."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +209,10 @@ def _type(cls: type, option: "dataclasses.Field[Any]") -> Any:
     if not isinstance(option.type, str):
         return option.type
     home = next(base for base in cls.__mro__ if option.name in vars(base).get("__annotations__", {}))
-    return eval(option.type, vars(sys.modules[home.__module__]))
+    try:
+        return eval(option.type, vars(sys.modules[home.__module__]))
+    except NameError:  # imported for type checkers only
+        return Any
 
 
 def check_options(made: Any) -> None:
@@ -234,8 +243,35 @@ def check_declaration(cls: type) -> None:
         raise TypeError(f"{cls.__name__}.{plain[0]} is an option: give its type, too, as in `{plain[0]}: int = 4`.")
 
 
+class NamedOptions(ABCMeta):
+    """Metaclass whose classes show their options in `help`, own ones first, and name near ones if one is unknown."""
+
+    def __init__(cls, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if dataclasses.is_dataclass(cls):
+            order = [name for base in cls.__mro__ for name in vars(base).get("__annotations__", ())]
+            types, (_, *found) = option_types(cls), inspect.signature(cls.__init__).parameters.values()
+            found.sort(key=lambda option: (option.kind, order.index(option.name)))
+            cls.__signature__ = inspect.Signature([each.replace(annotation=types[each.name]) for each in found])
+
+    def __call__(cls, *args: Any, **options: Any) -> Any:
+        """Create an object.
+
+        Raises:
+            TypeError: An option is unknown, or a required one is missing.
+        """
+        try:
+            return super().__call__(*args, **options)
+        except TypeError as error:
+            known = inspect.signature(cls).parameters
+            for name in (name for name in options if name not in known):
+                hint = near(OTHER_NAMES.get(name, name), known, 1) or f" Its options are {', '.join(known)}."
+                raise TypeError(f"{cls.__name__} has no option {name!r}.{hint}") from error
+            raise
+
+
 @dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(field,))
-class Declared:
+class Declared(metaclass=NamedOptions):
     """Base of tasks, data modules and callbacks with options: each subclass becomes a mutable keyword-only dataclass.
 
     Objects are equal to themselves alone, so that modules stay hashable. An annotated attribute that is not an option

@@ -3,7 +3,6 @@
 import ast
 import importlib.util
 import re
-import textwrap
 import typing
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -23,13 +22,13 @@ _TYPES |= {name: check for name, check in vars(options).items() if isinstance(ch
 
 @dataclass(frozen=True)
 class Option:
-    """Option of a class: a field, or an argument of its constructor.
+    """Option of a class.
 
     Attributes:
         name: Name of the option.
         kind: Its annotation, as written, with the types that names in it stand for.
         default: Its default, as written; None if the option is required.
-        help: The text below the field, or its lines of the docstring, joined.
+        help: The text below it, joined.
     """
 
     name: str
@@ -61,7 +60,7 @@ class ClassSource:
         module: Dotted path of the package that exports it, else of its module.
         summary: First line of its docstring.
         bases: Names of its base classes.
-        options: Its options by name, then those that it inherits or passes on.
+        options: Its options by name, then those that it inherits.
         constants: Constants, and tuples of constants, among its class attributes and its base classes', by name.
     """
 
@@ -71,23 +70,6 @@ class ClassSource:
     bases: tuple[str, ...]
     options: dict[str, Option] = field(default_factory=dict)
     constants: dict[str, Any] = field(default_factory=dict)
-
-
-def _argument_help(docstring: str) -> dict[str, str]:
-    """Return the ``Args:`` (or ``Attributes:``) section of a Google docstring, one joined line per name."""
-    section = re.search(r"^(?:Args|Attributes):\n((?:[ \t]+.*\n?|\n)+)", docstring, re.MULTILINE)
-    if not section:
-        return {}
-    found: dict[str, str] = {}
-    name = ""
-    for line in textwrap.dedent(section[1]).splitlines():
-        start = re.match(r"(\w+)(?: \(.*?\))?: *(.*)", line)
-        if start:
-            name = start[1]
-            found[name] = start[2]
-        elif name and line.strip():
-            found[name] += " " + line.strip()
-    return found
 
 
 @cache
@@ -115,24 +97,6 @@ def _spelled_out(kind: str, file: Path) -> str:
         return _spelled_out(found[1], source) if found else name[0]
 
     return re.sub(r"\b(?!Any\b|None\b|Literal\b|Annotated\b)[A-Z]\w+\b(?!')", type_of, kind)
-
-
-def _options(function: ast.FunctionDef, docs: dict[str, str], file: Path) -> dict[str, Option]:
-    arguments = function.args
-    positional = [*arguments.posonlyargs, *arguments.args][1:]  # without self
-    defaults: list[ast.expr | None] = [None] * len(positional)
-    if arguments.defaults:
-        defaults[-len(arguments.defaults) :] = arguments.defaults[-len(positional) :]
-    pairs = [*zip(positional, defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
-    return {
-        argument.arg: Option(
-            argument.arg,
-            _spelled_out(ast.unparse(argument.annotation), file) if argument.annotation else "",
-            None if default is None else ast.unparse(default),
-            docs.get(argument.arg, ""),
-        )
-        for argument, default in pairs
-    }
 
 
 def _fields(node: ast.ClassDef, file: Path) -> dict[str, Option]:
@@ -178,33 +142,25 @@ def _constants(node: ast.ClassDef) -> dict[str, Any]:
     }
 
 
-_Read = dict[str, tuple[ClassSource, dict[str, str] | None]]
-
-
-def _read(file: Path, module: str) -> _Read:
-    """Return the classes of one file.
-
-    Each has the room of every name that the file imports from this project, or None if its constructor passes no
-    options on to its bases.
-    """
-    found: _Read = {}
+def _read(file: Path, module: str) -> dict[str, tuple[ClassSource, dict[str, str]]]:
+    """Return the classes of one file, each with the room of every name that the file imports from this project."""
     body = ast.parse(_text(file)).body if "\nclass " in _text(file) else []
     rooms = {name: module.split(".")[1] for name, module in _modules(file).items()} if body else {}
-    for node in body:
-        if not isinstance(node, ast.ClassDef):
-            continue
-        docstring = ast.get_docstring(node) or ""
-        init = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None)
-        source = ClassSource(
-            node.name,
-            public_path(f"{module}.{node.name}").rpartition(".")[0],
-            docstring.partition("\n")[0],
-            tuple(ast.unparse(base).rpartition(".")[2] for base in node.bases),
-            _options(init, _argument_help(docstring), file) if init else _fields(node, file),
-            _constants(node),
+    return {
+        node.name: (
+            ClassSource(
+                node.name,
+                public_path(f"{module}.{node.name}").rpartition(".")[0],
+                (ast.get_docstring(node) or "").partition("\n")[0],
+                tuple(ast.unparse(base).rpartition(".")[2] for base in node.bases),
+                _fields(node, file),
+                _constants(node),
+            ),
+            rooms,
         )
-        found[node.name] = (source, rooms if init is None or init.args.kwarg is not None else None)
-    return found
+        for node in body
+        if isinstance(node, ast.ClassDef)
+    }
 
 
 @cache
@@ -214,7 +170,7 @@ def read_classes(package: str) -> dict[str, ClassSource]:
     Args:
         package: Name of a folder below ``randlora_pl``.
     """
-    raw: _Read = {}
+    raw: dict[str, tuple[ClassSource, dict[str, str]]] = {}
     for file in sorted((PACKAGE / package).rglob("*.py")):
         parts = file.relative_to(PACKAGE).with_suffix("").parts
         raw |= _read(file, ".".join(["randlora_pl", *parts]))
@@ -222,10 +178,10 @@ def read_classes(package: str) -> dict[str, ClassSource]:
     def complete(name: str) -> dict[str, Option]:
         source, rooms = raw[name]
         inherited: dict[str, Option] = {}
-        for base in source.bases if rooms is not None else ():
+        for base in source.bases:
             if base in raw:
                 inherited |= complete(base)
-            elif rooms and base in rooms:
+            elif base in rooms:
                 inherited |= read_classes(rooms[base])[base].options
         found = source.options | {key: value for key, value in inherited.items() if key not in source.options}
         return {key: value for key, value in found.items() if value.name}
@@ -264,7 +220,16 @@ def subclasses(package: str, base: str) -> dict[str, ClassSource]:
 def trainer_options() -> dict[str, Option]:
     """Return the Lightning trainer's options by name, from its source text; empty if it has another place."""
     spec = importlib.util.find_spec("lightning")
-    if spec is None or not spec.submodule_search_locations:
-        return {}
-    file = Path(spec.submodule_search_locations[0]) / "pytorch" / "trainer" / "trainer.py"
-    return _read(file, "")["Trainer"][0].options if file.is_file() else {}
+    places = (spec.submodule_search_locations if spec else None) or ()
+    for file in (Path(place) / "pytorch" / "trainer" / "trainer.py" for place in places):
+        trainer = next((item for item in ast.parse(_text(file)).body if getattr(item, "name", "") == "Trainer"), None)
+        for item in trainer.body if isinstance(trainer, ast.ClassDef) else ():
+            if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+                return {
+                    each.arg: Option(
+                        each.arg, ast.unparse(each.annotation or ast.Name("Any")), ast.unparse(default), ""
+                    )
+                    for each, default in zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True)
+                    if default is not None
+                }
+    return {}

@@ -29,9 +29,8 @@ from randlora_pl.run.options.validate import (
 )
 from randlora_pl.utils.errors import UserError, brief, near, shortened
 from randlora_pl.utils.files.documents import parse_yaml
-from randlora_pl.utils.options import literal_words, misfit
+from randlora_pl.utils.options import OTHER_NAMES, literal_words, misfit
 from randlora_pl.utils.own_classes import path_by_name
-from randlora_pl.utils.signatures import OTHER_NAMES
 
 _KINDS = {"ImageData": "images", "TextData": "prompts and completions", "LabelledTexts": "labelled texts"}
 _SAME = {"cutoff": "max_length", "max_length": "cutoff"}
