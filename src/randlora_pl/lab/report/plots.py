@@ -321,6 +321,8 @@ def _of_scores(runs: DataFrame) -> dict[str, Points]:
 
 def _over_datasets(runs: DataFrame, curves: Sequence[dict[float, Any]]) -> dict[str, Points]:
     """Return the mean of some curves over the runs of each dataset, and of these over datasets, by method."""
+    if not curves[0]:  # and so are all others: they have the same shares
+        return {}
     values = DataFrame(curves, index=[runs["method"], runs["dataset"]])
     means = values.groupby(["method", "dataset"]).agg(fmean).groupby("method").agg(fmean)
-    return {str(method): list(line.items()) for method, line in means.iterrows() if len(line)}
+    return {str(method): list(line.items()) for method, line in means.iterrows()}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,9 @@ def test_steps_and_time_to_the_loss_of_a_reference(tmp_path: Path, monkeypatch: 
         assert (
             "2 datasets" in picture.caption and "RandLoRA-6 validation accuracy, % from 50 to 60" in picture.described
         )
+        unvalidated = replace(sweep, cells=sweep.cells.assign(**{VALIDATED: None}))
+        (picture,) = curve_pictures(unvalidated, B32)
+        assert [panel.get_ylabel() for panel in picture.figure.axes] == ["training loss"]  # type: ignore[attr-defined]
         sweep.plan.pairs[:] = [["RandLoRA-6", "LoRA-32"]]
         (picture,) = curve_pictures(sweep, B32)
         assert "full fine-tuning" not in picture.described
