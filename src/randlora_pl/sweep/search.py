@@ -205,12 +205,12 @@ class Search:
             return list(product(rates, *others))
         found: list[Values] = []
         for rest in product(*others):
-            low, high = climbed(rates, *start, partial(self._known, method, rest, self.seeds[:1]))
+            low, high = climbed(rates, *start, partial(self._score_at, method, rest))
             found += [(rate, *rest) for rate in rates[low : high + 1]]
         return sorted(found, key=lambda values: values[0])
 
-    def _known(self, method: str, rest: Values, seeds: Sequence[int], rate: float) -> float | None:
-        return self.score(method, (rate, *rest), seeds)
+    def _score_at(self, method: str, rest: Values, rate: float) -> float | None:
+        return self.score(method, (rate, *rest), self.seeds[:1])
 
     def _beyond(self, method: str, tried: Sequence[Values], finalists: Sequence[Values]) -> list[Values]:
         """Return the candidates next to a winner that has no neighbour on one side, and so on."""
@@ -261,10 +261,13 @@ class Search:
 
     def dropped(self, cell: Trial) -> bool:
         """Return True if a cell is not worth running, because its candidate has failed elsewhere."""
-        method = cell.facts["tunes"]
-        values = tuple(cell.facts[name] for name in self.names[method])
-        cells = self.cells(method, values, cell.labels.seed)
+        cells = self.cells(*self._candidate(cell), cell.labels.seed)
         return self.folder.state(cell) == OPEN and any(self.folder.state(other) == FAILED for other in cells)
+
+    def _candidate(self, cell: Trial) -> tuple[str, Values]:
+        """Return the method and the candidate of a cell."""
+        method = cell.facts["tunes"]
+        return method, tuple(cell.facts[name] for name in self.names[method])
 
     def trials_left(self) -> bool:
         """Return True if Optuna has candidates to select."""
@@ -294,8 +297,7 @@ class Search:
         """Return the callback that may end a cell early."""
         if not self.pruner or cell.labels.seed != self.seeds[0]:
             return None
-        method = cell.facts["tunes"]
-        values = tuple(cell.facts[name] for name in self.names[method])
+        method, values = self._candidate(cell)
         hashes = [other.hash for other in self.cells(method, values, cell.labels.seed)]
         return self.study(method).watcher(values, hashes.index(cell.hash), self.monitor)
 
