@@ -200,6 +200,8 @@ def flat(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         tree = dict(enumerate(tree))
     if isinstance(tree, dict) and tree:
         for key, value in tree.items():
+            if (key, value) == ("init_args", {}):  # of a class without options
+                continue
             yield from flat(value, f"{name}.{key}".lstrip(".").removesuffix(".init_args").removesuffix(".class_path"))
     else:
         yield name, re.sub(r"^randlora_pl\.[\w.]*\.", "", tree) if isinstance(tree, str) else tree

@@ -26,7 +26,7 @@ from randlora_pl.data.catalog.registry import CATALOG  # noqa: E402
 from randlora_pl.language.catalog import DATASETS, KNOWN, LABELLED  # noqa: E402
 from randlora_pl.models.catalog import MODELS  # noqa: E402
 from randlora_pl.run.options.class_index import ClassSource, Option, read_classes  # noqa: E402
-from randlora_pl.run.options.validate import CALLBACK_GROUPS, RUN_OPTIONS, adapters, data_class, tasks  # noqa: E402
+from randlora_pl.run.options.validate import CALLBACK_GROUPS, adapters, data_class, tasks  # noqa: E402
 from randlora_pl.utils.version import __version__  # noqa: E402
 
 RATES = ROOT / "src" / "randlora_pl" / "tasks" / "defaults.py"
@@ -77,7 +77,7 @@ def options(given: Iterable[Option], prefix: str) -> str:
 
 def config_keys() -> str:
     """Return the options of every class that a config names."""
-    run = [Option(name, "", "", text) for name, text in RUN_OPTIONS.items()]
+    run = read_classes("run/options")["RunOptions"].options.values()
     parts = [
         "# Config keys",
         "Write a key in a config file, or type it as an option: `--data.shots 16` is the key `shots` of `data`. "

@@ -127,7 +127,7 @@ def test_mistakes_on_the_way(refused: Refused, tmp_path: Path) -> None:
     write(root / "train.txt", *E2E, "name : no bars")
     assert "train.txt" in refused("fit", *words("e2e_gpt2_medium", root))
     assert "test.txt" in refused("fit", *words("e2e_gpt2_medium", root), "--data.tests", "[boolq]")
-    assert "0.0" in refused("fit", *words("e2e_gpt2_medium", root), "--model.adam_eps", "0")
+    assert "a positive number, not 0" in refused("fit", *words("e2e_gpt2_medium", root), "--model.adam_eps", "0")
 
 
 def test_samples_that_are_cut_are_counted(run: Run, tmp_path: Path) -> None:

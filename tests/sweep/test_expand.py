@@ -45,10 +45,13 @@ def test_prompts_are_counted_without_weights(configs: Any, trainable: int) -> No
     [
         ({"methods": {"x": {"adapter": "LoRA", "rank": 9999}}}, "rank 9999 is larger"),
         ({"methods": {"x": {"adapter": "LinearProbe"}}}, "give it task: LinearHeadTask"),
-        ({"methods": {"x": {"adapter": "LoRA", "set": {"model.learning_rate": -1}}}}, "learning_rate is -1"),
+        (
+            {"methods": {"x": {"adapter": "LoRA", "set": {"model.learning_rate": -1}}}},
+            "learning_rate: expected a positive number",
+        ),
         (
             {"methods": {"x": {"adapter": "LoRA", "set": {"model.learning_rate": "fast"}}}},
-            "expected a number, not fast",
+            "expected a positive number, not fast",
         ),
     ],
 )

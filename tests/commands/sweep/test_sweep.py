@@ -239,9 +239,9 @@ def test_values_of_another_kind(refused: Refused, tmp_path: Path) -> None:
     }
     for changes, said in (
         ({"set": GRID.get("set", {}) | {"trainer.max_steps": [[3]]}}, "expected a whole number, not [[3]]"),
-        ({"set": GRID.get("set", {}) | {"data.steps": [[3]]}}, "expected a whole number, not [[3]]"),
+        ({"set": GRID.get("set", {}) | {"data.steps": [[3]]}}, "--data.steps: expected a whole number from 1"),
         ({"models": {"GPT-2": texts}, "datasets": ["e2e"], "budgets": ["100%"], "set": typed}, "not [[3]]"),
-        ({"methods": {"LoRA-4": {"adapter": "LoRA", "rank": "four"}}}, "rank: expected a whole number or a mapping"),
+        ({"methods": {"LoRA-4": {"adapter": "LoRA", "rank": "four"}}}, "rank: expected a positive whole number"),
     ):
         written(tmp_path, **changes)
         assert said in refused("sweep", "small.yaml", "--dry-run")

@@ -54,7 +54,7 @@ def test_last_good_adapter_is_kept(fit: Fit, tmp_path: Path, kind: type[TextHead
 
 def test_nothing_is_kept_where_nothing_is_good(fit: Fit, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing"):
-        fit(NonFiniteLoss(), task=Spoiling("tiny", "random", RandLoRA(rank=16)))
+        fit(NonFiniteLoss(), task=Spoiling("tiny", "random", adapter=RandLoRA(rank=16)))
     assert not (tmp_path / "adapter").exists()
 
 
@@ -120,7 +120,7 @@ def test_no_non_finite_loss_changes_weights_where_the_device_checks(
         "nan": lambda loss: loss * torch.nan,
         "constant": lambda loss: loss + torch.inf,  # the gradient is finite
     }
-    task = OneBad("tiny", "random", RandLoRA(rank=16), max_grad_norm=clip)
+    task = OneBad("tiny", "random", adapter=RandLoRA(rank=16), max_grad_norm=clip)
     task.bad, task.spoil = bad, spoils[word]
     step, weights = bad // accumulate + 1, Weights()
     stopped = rf"the loss is {'nan' if word == 'nan' else 'inf'} at step {step}. Lower .*\(step {step - 1}\)"
@@ -141,7 +141,7 @@ def test_no_non_finite_loss_changes_weights_where_the_device_checks(
 @pytest.mark.parametrize(("scale", "stops"), [(2.0**10, True), (2.0**120, False)])
 def test_a_scaler_skips_a_non_finite_loss_and_its_own_overflow(fit: Fit, scale: float, stops: bool) -> None:
     """The latter, of 16-mixed, ends no run."""
-    task, weights = OneBad("tiny", "random", RandLoRA(rank=16)), Weights()
+    task, weights = OneBad("tiny", "random", adapter=RandLoRA(rank=16)), Weights()
     task.bad = 2 if stops else -1
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
     plugin = MixedPrecision("16-mixed", "cpu", scaler)

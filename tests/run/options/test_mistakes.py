@@ -138,7 +138,6 @@ def test_a_quoted_number_is_a_number(tmp_path: Path) -> None:
 
 
 def test_what_is_no_config_of_a_run_is_one_line(refused: Callable[..., str], tmp_path: Path) -> None:
-    assert "needs a file" in refused("config", "check")
     for text, word in (("a: [1", "not valid YAML"), ("methods: {a: {}}\n", "several runs: randlora-pl sweep")):
         (tmp_path / "c.yaml").write_text(text)
         assert word in refused("config", "check", "c.yaml")
