@@ -26,7 +26,7 @@ RUN: Mapping[str, str | tuple[str, ...]] = {
     "tune": "sweep.tune",
     "compare-methods": "results.compare_methods",
     "report": "results.report",
-    "compare": "results.compare_runs",
+    "compare": "results.compare",
     "zeroshot": "results.zeroshot",
     "bench": ("data", "train", "captions", "answers", "adapters"),
 }

@@ -47,7 +47,6 @@ def test_damage_is_told_and_the_rest_goes_on(run: Run, sweep: Path) -> None:
 @in_one_item(
     ("words", "message"),
     [
-        ([], "the following arguments are required: sweep. See: randlora-pl report --help"),
         (["none"], "none does not exist. A sweep is a folder such as runs/sweeps/NAME"),
         (["."], "Did you mean sweep?"),
         (["sweep/cells"], "sweep/cells is not a sweep"),

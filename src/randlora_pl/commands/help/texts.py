@@ -16,51 +16,6 @@ standard error of each method and of two classifiers of raw pixels. Run the same
 
 All other options of sweep work, too, such as --jobs N and --dry-run. See: randlora-pl sweep --help
 """,
-    "zeroshot": """\
-Test a pretrained CLIP with the dataset's averaged prompts and with a single prompt, and print the published accuracies.
-A difference of more than a few tenths of a point suggests a wrong layout, class order or prompt.
-
-  randlora-pl zeroshot --model.name tiny                      the tiny CLIP on the digits
-  randlora-pl zeroshot --model.name ViT-B-32 --model.pretrained openai --data.dataset all
-
-  --model.name NAME         An open_clip architecture, or tiny, which is bundled
-  --model.pretrained TAG    A tag of open_clip, a weights file, or random
-  --data.dataset NAME       A dataset, or all: the paper's datasets that are on this machine (default: the format of
-                            --data.root, else digits)
-  --data.root PATH          Folder with the data (default: the user's data folder)
-  --data.eval_batch_size N  Images per batch (default: 256)
-  --device DEVICE           cpu, cuda, mps ... (default: the best available)
-  --run.root FOLDER         zeroshot.json is written to FOLDER/zeroshot/TIME (default: runs)
-""",
-    "report": """\
-Write tables and plots of a sweep as Markdown, CSV and one self-contained HTML page.
-
-  randlora-pl report runs/sweeps/NAME
-  randlora-pl report runs/sweeps/NAME --output docs/results/NAME --overwrite
-
-  SWEEP            Folder of a sweep, even one that is still running: cells without a result are marked. Or the folder
-                   of a report, which is regenerated from its cells.csv
-  --output DIR     Folder to write (default: SWEEP/report)
-  --overwrite      Replace the report in that folder. Other files stay
-
-  index.html       The conclusion, and the difference of each method to a reference method with its interval. Then every
-                   cell with its mean and 95 % confidence interval over seeds, and averages over the datasets that all
-                   compared methods have. The paper's values, if the sweep names a table. A verdict per pair of methods
-                   with comparable rates, the rates, the costs, and how the report was made
-  report.md        The same content for a repository
-  cells.csv        Every run. summary.csv has every mean, and sweep.yaml the sweep
-  figures/         Plots of differences, of accuracy against parameters, and of GPU memory, as PNG and SVG
-""",
-    "compare": """\
-Compare runs: what differs in their configs, and their results, parameters, time and memory.
-
-  randlora-pl compare runs/lora runs/randlora
-  randlora-pl compare runs/sweeps/NAME/cells/* --json
-
-  RUN RUN ...      Folders of runs, or runs/NAME for its newest run. Damaged or unfinished ones are marked and shown
-                   partially
-  --json           Print all options and metrics as JSON
-""",
     "sweep": """\
 Run a grid of models, datasets, budgets, methods and seeds. Each cell is a run folder. Finished cells are skipped, so
 you can run the same command again after a crash, Ctrl-C or a reboot. Several processes can share a sweep.

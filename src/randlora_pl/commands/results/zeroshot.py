@@ -1,12 +1,10 @@
 """``zeroshot``: accuracy of a pretrained CLIP on test images, beside the published one."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from randlora_pl.commands.common.arguments import CommandParser
 from randlora_pl.commands.common.devices import advised, pick_device
 from randlora_pl.commands.common.progress import counting
 from randlora_pl.commands.data.report import checked_root
@@ -16,6 +14,8 @@ from randlora_pl.data.own_format import format_of
 from randlora_pl.run.run_folder import new_folder
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
+from randlora_pl.utils.option_types import Device, Option
+from randlora_pl.utils.options import Count
 from randlora_pl.utils.text.console import silence_library_warnings
 from randlora_pl.utils.text.tables import table
 
@@ -26,90 +26,97 @@ if TYPE_CHECKING:
 ALL = "all"
 
 
-def zeroshot_verb(args: list[str]) -> int:
-    """Test the model on each dataset, print one table, and write ``zeroshot.json`` to a run folder.
+def zeroshot(
+    *,
+    name: Annotated[str | None, Option("NAME", names=("--model.name",))] = None,
+    pretrained: Annotated[str | None, Option("TAG", names=("--model.pretrained",))] = None,
+    dataset: Annotated[str | None, Option("NAME", names=("--data.dataset",))] = None,
+    root: Annotated[str | None, Option("PATH", names=("--data.root",))] = None,
+    batch: Annotated[Count, Option(names=("--data.eval_batch_size",))] = 256,
+    device: Device = "auto",
+    root_of_runs: Annotated[Path, Option("FOLDER", names=("--run.root",))] = Path("runs"),
+) -> int:
+    """Test a pretrained CLIP with averaged and single prompts, and print the published accuracies.
+
+    A difference of more than a few tenths of a point suggests a wrong layout, class order or prompt.
+
+    Examples:
+        randlora-pl zeroshot --model.name tiny                      the tiny CLIP on the digits
+        randlora-pl zeroshot --model.name ViT-B-32 --model.pretrained openai --data.dataset all
+
+    Args:
+        name: An open_clip architecture, or tiny, which is bundled
+        pretrained: A tag of open_clip, a weights file, or random
+        dataset: A dataset, or all: the paper's datasets that are on this machine (default: the format of --data.root,
+            else digits)
+        root: Folder with the data (default: the user's data folder)
+        batch: Images per batch
+        root_of_runs: zeroshot.json is written to FOLDER/zeroshot/TIME
 
     Returns:
-        0, or 1 if a dataset of ``all`` could not be tested.
+        0, or 1 if a dataset of all could not be tested.
     """
-    typed = _parse(args)
-    rows, absent, root = _chosen(typed)
-    if typed.name is None:
+    dataset = dataset or ("digits" if root is None else format_of(root_of(root)))
+    rows, absent, folder_of_data = _chosen(name, dataset, root)
+    if name is None:
         some = "--model.name ViT-B-32 --model.pretrained openai, or --model.name tiny, a toy for images of 32 pixels"
         raise UserError("zeroshot needs a base model.", f"Add {some}. All models: randlora-pl models")
     from randlora_pl.utils.text.console import log_to_terminal
 
     silence_library_warnings()
     log_to_terminal()
-    device = pick_device(typed.device)
-    clip = _load(typed)
-    clip.model.to(device)
+    place = pick_device(device)
+    clip = _load(name, pretrained)
+    clip.model.to(place)
     found: dict[str, ZeroShot] = {}
     failed: dict[str, str] = {}
     folder: Path | None = None
     for row in rows:
         try:
-            found[row.name] = _test(clip, row, root, typed.batch, device)
+            found[row.name] = _test(clip, row, folder_of_data, batch, place)
         except UserError as error:
-            if typed.dataset != ALL:
+            if dataset != ALL:
                 raise
             failed[row.name] = str(error)
         except KeyboardInterrupt as stop:
             raise type(stop)(f"the finished results are in {folder}" if folder else "") from stop
-        folder = folder or new_folder(typed.root_of_runs, "zeroshot")
+        folder = folder or new_folder(root_of_runs, "zeroshot")
         _write(folder, clip, found, failed, absent)
-    _print(clip, found, failed, [find(name) for name in absent], root)
+    _print(clip, found, failed, [find(each) for each in absent], folder_of_data)
     print(f"\nResults: {folder}/zeroshot.json")
     return 1 if failed else 0
 
 
-def _parse(args: list[str]) -> argparse.Namespace:
-    parser = CommandParser("zeroshot")
-    parser.add_argument("--model.name", dest="name")
-    parser.add_argument("--model.pretrained", dest="pretrained")
-    parser.add_argument("--data.dataset", dest="dataset")
-    parser.add_argument("--data.root", dest="root")
-    parser.add_argument("--data.eval_batch_size", dest="batch", type=int, default=256)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--run.root", dest="root_of_runs", type=Path, default=Path("runs"))
-    typed = parser.parse_args(args)
-    if typed.batch < 1:
-        raise UserError(f"--data.eval_batch_size is {typed.batch}: give a positive whole number.")
-    if typed.dataset is None:
-        typed.dataset = "digits" if typed.root is None else format_of(root_of(typed.root))
-    return typed
-
-
-def _chosen(typed: argparse.Namespace) -> tuple[list[DatasetSpec], list[str], Path]:
+def _chosen(model: str | None, dataset: str, place: str | None) -> tuple[list[DatasetSpec], list[str], Path]:
     """Return the datasets to test, the names of datasets that are not on this machine, and the data folder."""
-    names = PAPER if typed.dataset == ALL else (typed.dataset,)
+    names = PAPER if dataset == ALL else (dataset,)
     rows = [find(name) for name in names]
     if rows[0].captions:
-        use = f"randlora-pl test --model.name {typed.name or 'NAME'} --data.dataset {rows[0].name}"
-        use += f" --data.root {typed.root or 'FILE'}"
+        use = f"randlora-pl test --model.name {model or 'NAME'} --data.dataset {rows[0].name}"
+        use += f" --data.root {place or 'FILE'}"
         raise UserError(f"{rows[0].title}: captions are not classes; for recall without training: {use}")
-    root = checked_root(typed.root, rows, "zeroshot --data.dataset", "--data.root")
+    root = checked_root(place, rows, "zeroshot --data.dataset", "--data.root")
     there = [row for row in rows if present(row, root)]
     if not there:
-        if typed.dataset == ALL:
+        if dataset == ALL:
             raise UserError(f"None of the paper's {len(PAPER)} datasets is in {root}; see: randlora-pl doctor")
         raise UserError(how_to_get(rows[0], root))
     return there, [row.name for row in rows if row not in there], root
 
 
-def _load(typed: argparse.Namespace) -> "LoadedClip":
+def _load(name: str, pretrained: str | None) -> "LoadedClip":
     """Return the model with its tokenizer."""
     from open_clip import list_pretrained_tags_by_model
 
     from randlora_pl.models import load_clip
     from randlora_pl.models.clip_source import resolve
 
-    source = resolve(typed.name, typed.pretrained)
-    if source.kind == "random" and typed.pretrained is None:
+    source = resolve(name, pretrained)
+    if source.kind == "random" and pretrained is None:
         tags = list_pretrained_tags_by_model(source.name)
         some = f"{', '.join(tags[:4])}{' ...' if len(tags) > 4 else ''}" if tags else "a file"
         raise UserError(f"zeroshot: {source.name} needs trained weights: --model.pretrained with {some}, or random")
-    clip = load_clip(typed.name, typed.pretrained)
+    clip = load_clip(name, pretrained)
     _ = clip.tokenizer  # its files may be missing: raise the error now, not after the first images
     return clip
 

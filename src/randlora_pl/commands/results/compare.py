@@ -1,18 +1,18 @@
 """``compare``: configs and results of runs side by side."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.commands.common.arguments import CommandParser
+from randlora_pl.commands.common.arguments import print_json
 from randlora_pl.run.options.classes import normalize
 from randlora_pl.run.options.compose import flatten
 from randlora_pl.run.run_folder import check_run, is_stamp
 from randlora_pl.utils.errors import UserError, first_line
 from randlora_pl.utils.files.documents import parse_json, parse_yaml
 from randlora_pl.utils.files.run_files import CONFIG
+from randlora_pl.utils.option_types import Json, Runs
 from randlora_pl.utils.text.tables import table
 
 FIRST = (
@@ -29,28 +29,33 @@ _OPTIONS = (
 """Options to print if all runs agree."""
 
 
-def compare_verb(args: list[str]) -> int:
-    """Run ``compare RUN RUN ... [--json]``."""
-    parser = CommandParser("compare")
-    parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(args)
-    folders: list[Path] = options.runs
-    if len(folders) < 2:
+def compare(runs: Runs = (), *, json: Json = False) -> int:
+    """Compare runs: what differs in their configs, and their results, parameters, time and memory.
+
+    Examples:
+        randlora-pl compare runs/lora runs/randlora
+        randlora-pl compare runs/sweeps/NAME/cells/* --json
+
+    Args:
+        runs: Folders of runs, or runs/NAME for its newest run. Damaged or unfinished ones are marked and shown
+            partially
+        json: Print all options and metrics as JSON
+    """
+    if len(runs) < 2:
         raise UserError("compare: give two runs, such as runs/lora runs/randlora. See: randlora-pl compare --help")
-    same = [folder for n, folder in enumerate(folders) if folder.resolve() in {f.resolve() for f in folders[:n]}]
+    same = [folder for n, folder in enumerate(runs) if folder.resolve() in {f.resolve() for f in runs[:n]}]
     if same:
         raise UserError(f"compare: {same[0]} is there twice.")
     problems: list[str] = []
-    names = _short_names(folders)
-    configs = [_config(folder, problems) for folder in folders]
-    results = [_results(folder, problems) for folder in folders]
-    if options.json:
-        runs = [
+    names = _short_names(runs)
+    configs = [_config(folder, problems) for folder in runs]
+    results = [_results(folder, problems) for folder in runs]
+    if json:
+        listed = [
             {"run": str(folder), "finished": metrics.get("finished") is True, "config": config, "results": metrics}
-            for folder, config, metrics in zip(folders, configs, results, strict=True)
+            for folder, config, metrics in zip(runs, configs, results, strict=True)
         ]
-        print(json.dumps({"runs": runs, "problems": problems}, indent=2, default=str))
+        print_json({"runs": listed, "problems": problems})
         return 0
     for problem in problems:
         print(f"randlora-pl: warning: {problem}", file=sys.stderr)
