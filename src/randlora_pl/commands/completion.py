@@ -4,9 +4,7 @@ import argparse
 import re
 from typing import Annotated, Any, Literal
 
-from randlora_pl.commands.common.arguments import CommandParser, Described
 from randlora_pl.commands.common.command import Command
-from randlora_pl.commands.help.texts import TEXTS
 from randlora_pl.commands.table import COMMANDS, function_of, members, summary
 from randlora_pl.run.options.shipped import config_names
 from randlora_pl.utils.option_types import Option
@@ -68,14 +66,8 @@ def _parser_of(name: str) -> argparse.ArgumentParser:
         from randlora_pl.run.options.run_options import run_options
 
         return run_options(name)
-    function = function_of(name)
-    if name not in TEXTS:
-        return Command(name, function).parser()
-    CommandParser.describing = True
-    try:
-        function([])
-    except Described as found:
-        parser: CommandParser = found.args[0]
-    finally:
-        CommandParser.describing = False
-    return parser
+    if name == "tune":
+        from randlora_pl.commands.sweep.tune import tune_sweep
+
+        return Command(name, tune_sweep).parser()
+    return Command(name, function_of(name)).parser()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from randlora_pl.commands.common.command import Command, first_sentence
 from randlora_pl.commands.common.tables import entry
-from randlora_pl.commands.help.texts import TEXTS
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.option_types import Words
 from randlora_pl.utils.text.console import silence_library_warnings
@@ -88,7 +87,7 @@ def _file(name: str) -> Path:
 
 def _is_of(function: str, name: str) -> bool:
     """Return True if a function has the name of a command; a name that Python uses has ``_`` at its end."""
-    return function in [f"{name.rpartition(' ')[2].replace('-', '_')}{end}" for end in ("", "_", "_verb")]
+    return function in [f"{name.rpartition(' ')[2].replace('-', '_')}{end}" for end in ("", "_")]
 
 
 def function_of(name: str) -> Callable[..., int]:
@@ -101,8 +100,6 @@ def function_of(name: str) -> Callable[..., int]:
 
 def summary(name: str) -> str:
     """Return the first sentence on a command or group, without importing its module."""
-    if name in TEXTS:
-        return first_sentence(TEXTS[name])
     tree = ast.parse(_file(name).read_text(encoding="utf-8"))
     if members(name):
         return first_sentence(ast.get_docstring(tree) or "")
@@ -149,11 +146,6 @@ def run(words: list[str]) -> int:
             raise UserError(f"Unknown command {name} {rest[0]}.{hint}")
         name, *rest = f"{name} {rest[0]}", *rest[1:]
     function, asked = function_of(name), bool({"--help", "-h"} & set(rest))
-    if name in TEXTS and asked:
-        print(TEXTS[name], end="")
-        return 0
-    if name in TEXTS:
-        return function(rest)
     command = Command(name, function)
     if command.raw:
         return function(Words(rest))

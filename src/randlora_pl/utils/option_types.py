@@ -57,3 +57,7 @@ class Words(list[str]):
                 at = typed.index(option)
                 del typed[at : at + 2]
         return shlex.join(["randlora-pl", *name.split(), *typed])
+
+
+class Rest(list[str]):
+    """The words that are not options of the command."""

@@ -9,7 +9,7 @@ import pytest
 
 from randlora_pl.commands.common.command import Command, first_sentence
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.option_types import Option, Root, Weights, Words
+from randlora_pl.utils.option_types import Option, Rest, Root, Runs, Weights, Words
 from randlora_pl.utils.options import Count, Fraction
 
 
@@ -152,6 +152,53 @@ def test_a_command_can_read_the_words_itself() -> None:
     assert (
         Words(["a b", "--output", "x", "--c"]).command("bench data", "--output") == "randlora-pl bench data 'a b' --c"
     )
+
+
+def test_other_words_are_kept_for_another_parser() -> None:
+    def search(others: Rest, *, jobs: Count = 1) -> int:
+        """Search."""
+        return jobs
+
+    found = Command("search", search).arguments(["--data.shots", "16", "--jobs", "2", "--fast"])
+    assert found == {"others": ["--data.shots", "16", "--fast"], "jobs": 2}
+
+
+def test_options_are_inherited_with_their_explanation() -> None:
+    @dataclass(frozen=True)
+    class More(Shared):
+        """More options.
+
+        Attributes:
+            device: Another device.
+        """
+
+        late: bool = False
+
+    def wait(more: More) -> int:
+        """Wait."""
+        return more.rounds
+
+    wait.__annotations__["more"] = More
+    found = {each.name: each.text for each in Command("wait", wait).parameters}
+    assert found == {"rounds": "Number of measurements", "device": "Another device", "late": ""}
+    assert Command("wait", wait).arguments(["--late"]) == {"more": More(late=True)}
+
+
+def test_runs_are_found_with_options_between_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in "12":
+        (tmp_path / "runs" / "a" / number).mkdir(parents=True)
+        (tmp_path / "runs" / "a" / number / "config.yaml").touch()
+    (tmp_path / "runs" / "a" / "latest").symlink_to("1")
+
+    def read(runs: Runs, *, batch_size: Count = 8) -> int:
+        """Read."""
+        return len(runs)
+
+    command = Command("read", read)
+    found = command.arguments(["runs/a/latest", "--batch_size", "4", "runs/a"])
+    assert found == {"runs": [Path("runs/a/1"), Path("runs/a/2")], "batch_size": 4}
+    assert command.arguments([f"runs/a/{name}" for name in ("1", "2", "latest")])["runs"] == found["runs"]
 
 
 def test_an_optional_word_can_be_left_out() -> None:

@@ -216,7 +216,6 @@ def test_another_sweep_in_the_folder(refused: Refused, copy: Path) -> None:
 def test_bad_words(refused: Refused, tmp_path: Path) -> None:
     written(tmp_path)
     for words, said in (
-        ([], "the following arguments are required: config"),
         (["smal.yaml"], "Unknown config"),
         (["small.yaml", "--jobs", "0"], "--jobs is 0"),
         (["small.yaml", "--max-hours", "-1"], "--max-hours is -1"),

@@ -5,14 +5,9 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import NoReturn
 
 from randlora_pl.utils.errors import UserError, near
-from randlora_pl.utils.files.run_files import find_runs
-
-
-class Described(Exception):  # noqa: N818 (not an error)
-    """The parser of a command, instead of its options."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -22,53 +17,14 @@ class CommandParser(argparse.ArgumentParser):
         verb: The typed command, for messages.
     """
 
-    describing: ClassVar[bool] = False
-    """If True, parsing raises `Described`, from which `completion` learns the options of a command."""
-
     def __init__(self, verb: str) -> None:
         super().__init__(prog=f"randlora-pl {verb}", add_help=False, allow_abbrev=False)
         self.verb = verb
-
-    def add_options(self, **declared: Any) -> None:
-        """Add options, each declared by its default or its type; ``batch_size`` is typed as ``--batch-size``.
-
-        Args:
-            declared: A default such as ``0``; a type for an option without one; a list with the type of several
-                values; a tuple of choices, of which none is the default; False for a switch.
-        """
-        for name, what in declared.items():
-            settings: dict[str, Any]
-            match what:
-                case False:
-                    settings = {"action": "store_true"}
-                case type():
-                    settings = {"type": what}
-                case tuple():
-                    settings = {"choices": what}
-                case [kind]:
-                    settings = {"type": kind, "nargs": "+"}
-                case _:
-                    settings = {"type": type(what), "default": what}
-            self.add_argument(spelled(name), dest=name, **settings)
-
-    def parse_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> argparse.Namespace:
-        """Return the options: runs as by `find_runs`."""
-        return _resolved(super().parse_args(args, namespace))
-
-    def parse_intermixed_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> argparse.Namespace:
-        """Return the same as `parse_args`, with options between the runs, too."""
-        return _resolved(super().parse_intermixed_args(args, namespace))
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """Return the options, typed with ``-`` or ``_``, and the other words."""
-        if CommandParser.describing:
-            raise Described(self)
         known = {name.replace("_", "-"): name for name in self._option_string_actions}
         split = [word.partition("=") for word in args or ()]
         words = [f"{known.get(name.replace('_', '-'), name)}{equals}{value}" for name, equals, value in split]
@@ -90,12 +46,6 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(f"{self.verb}: {message}.{hint} See: randlora-pl {self.verb} --help")
 
 
-def _resolved(parsed: argparse.Namespace) -> argparse.Namespace:
-    if runs := getattr(parsed, "runs", None):
-        parsed.runs = find_runs(runs)
-    return parsed
-
-
 def print_json(found: object) -> None:
     """Print a listing for another program."""
     print(json.dumps(found, indent=2, ensure_ascii=False, default=str))
@@ -104,15 +54,6 @@ def print_json(found: object) -> None:
 def spelled(name: str) -> str:
     """Return an option as the user types it."""
     return f"--{name.replace('_', '-')}"
-
-
-def check_positive(options: argparse.Namespace, *names: str) -> None:
-    """Refuse numbers below one; a list is checked number by number, a missing option is not."""
-    for name in names:
-        value = getattr(options, name)
-        for number in value if isinstance(value, list) else [] if value is None else [value]:
-            if number < 1:
-                raise UserError(f"{spelled(name)} is {number}: give a positive whole number.")
 
 
 def check_output(path: Path, overwrite: bool | None = None) -> None:

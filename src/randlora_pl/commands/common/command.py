@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from randlora_pl.commands.common.arguments import CommandParser, spelled
 from randlora_pl.commands.common.tables import entry
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.option_types import Option, Words
+from randlora_pl.utils.option_types import Option, Rest, Words
 from randlora_pl.utils.options import misfit
 
 _NEEDED = inspect.Parameter.empty
@@ -135,11 +135,12 @@ class Command:
     Args:
         name: Its name as typed, such as ``adapter merge``.
         function: Its function.
+        docstring: Its help page, if not the docstring of the function.
     """
 
-    def __init__(self, name: str, function: Callable[..., int]) -> None:
+    def __init__(self, name: str, function: Callable[..., int], docstring: str | None = None) -> None:
         self.name, self.function = name, function
-        self.parts = sections(function.__doc__)
+        self.parts = sections(docstring or function.__doc__)
         self.signature = inspect.signature(function).parameters
         self.hints = get_type_hints(function, include_extras=True)
         texts = _explained(self.parts.get("Args", ""))
@@ -147,13 +148,15 @@ class Command:
         for key, each in self.signature.items():
             kind = self.hints[key]
             if dataclasses.is_dataclass(kind):
-                own = _explained(sections(kind.__doc__).get("Attributes", "")) | texts
+                own = dict(texts)
+                for base in inspect.getmro(self.hints[key]):
+                    own = _explained(sections(base.__doc__).get("Attributes", "")) | own
                 shown = kind if each.default is _NEEDED else each.default
                 self.parameters += [
                     Parameter(field, part, getattr(shown, field, _NEEDED), own.get(field, ""), owner=key)
                     for field, part in get_type_hints(kind, include_extras=True).items()
                 ]
-            elif kind is not Words:
+            elif kind not in (Words, Rest):
                 is_word = each.kind is not each.KEYWORD_ONLY
                 self.parameters.append(Parameter(key, kind, each.default, texts.get(key, ""), is_word))
 
@@ -192,7 +195,12 @@ class Command:
             UserError: A word is wrong.
         """
         found: dict[str, Any] = {name: Words(words) for name, kind in self.hints.items() if kind is Words}
-        typed = vars(self.parser().parse_intermixed_args(words))
+        rest = next((name for name, kind in self.hints.items() if kind is Rest), "")
+        if rest:
+            parsed, found[rest] = self.parser().parse_known_args(words)
+        else:
+            parsed = self.parser().parse_intermixed_args(words)
+        typed = vars(parsed)
         owned: dict[str, dict[str, Any]] = {each.owner: {} for each in self.parameters}
         for each in self.parameters:
             if typed.get(each.name) is not None:

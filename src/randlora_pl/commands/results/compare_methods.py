@@ -1,20 +1,38 @@
 """``compare-methods``: a sweep of every method on one few-shot dataset, and its table."""
 
-import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated
 
-from randlora_pl.commands.common.arguments import CommandParser
+from randlora_pl.commands.sweep.job import SweepOptions
 from randlora_pl.commands.sweep.sweep import run_sweep
 from randlora_pl.utils.files.atomic_output import write_text
+from randlora_pl.utils.option_types import Option, Words
 
 
-def compare_methods_verb(args: list[str]) -> int:
-    """Run ``compare-methods [--config SWEEP] [--methods NAME ...]`` with the options of ``sweep``."""
-    parser = CommandParser("compare-methods")
-    parser.add_options(config="compare_methods", methods=[str])
-    typed, rest = parser.parse_known_args(args)
-    chosen = ["--only", f"method={','.join(typed.methods)}"] if typed.methods else []
-    same = f"randlora-pl compare-methods {shlex.join(args)}".rstrip()
-    code, job = run_sweep([typed.config, *rest, *chosen], same, parser.verb)
+def compare_methods(
+    words: Words,
+    *,
+    config: Annotated[str, Option("SWEEP")] = "compare_methods",
+    methods: Sequence[str] = (),
+    options: SweepOptions,
+) -> int:
+    """Compare all methods on one few-shot dataset over several seeds.
+
+    The command runs a sweep, then prints the mean and standard error of each method and of two classifiers of raw
+    pixels, also to DIR/table.md. Run the same command again to resume after Ctrl-C.
+
+    Examples:
+        randlora-pl compare-methods                                 16 shots of the digits, 3 seeds
+        randlora-pl compare-methods --methods RandLoRA-6 --seeds 4 5
+
+    Args:
+        config: Sweep to run: a bundled one or a file
+        methods: Run only these methods
+    """
+    if methods:
+        options = replace(options, only=[*options.only, f"method={','.join(methods)}"])
+    code, job = run_sweep(config, options, words.command("compare-methods"))
     if job is None or not any(map(job.folder.results, job.chosen)):
         return code
     from randlora_pl.lab.methods import method_tables

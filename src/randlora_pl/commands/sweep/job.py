@@ -1,13 +1,11 @@
 """The job of a sweep command: config read and checked, cells selected."""
 
-import argparse
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-from randlora_pl.commands.common.arguments import CommandParser, check_positive
 from randlora_pl.data.catalog.registry import CATALOG, default_root, get_command, present
 from randlora_pl.data.locations import root_of
 from randlora_pl.run.options.classes import Tree
@@ -20,6 +18,8 @@ from randlora_pl.sweep.plan import Trial, only, plan, shard
 from randlora_pl.sweep.provenance import RATES, read_provenance
 from randlora_pl.sweep.trial_config import is_text
 from randlora_pl.utils.errors import UserError, errors_in
+from randlora_pl.utils.option_types import Folder, Option
+from randlora_pl.utils.options import Count, Positive
 from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.text.console import silence_library_warnings
 
@@ -47,23 +47,64 @@ class Job:
     sources: list[str] = field(default_factory=list)
 
 
-def parser_of(verb: str) -> CommandParser:
-    """Return a parser with the options that ``sweep`` and ``tune`` share."""
-    parser = CommandParser(verb)
-    parser.add_argument("config")
-    parser.add_argument("--only", nargs="+", action="extend", default=[])
-    parser.add_argument("--data.root", dest="root")
-    parser.add_options(output=Path, dry_run=False, retry_failed=False, max_hours=float, skip_missing=False, jobs=1)
-    return parser
+@dataclass(kw_only=True)
+class WorkOptions:
+    """Options of commands that run cells.
+
+    Attributes:
+        output: Folder to write (default: runs/sweeps/NAME, or runs/tune/NAME). Cells of another grid in it are kept.
+        dry_run: Only list the cells with their state and their expected time.
+        retry_failed: Run failed cells again (a diverged one fails again).
+        max_hours: Start no cell that is not expected to end within this time.
+        jobs: Processes that share the work.
+    """
+
+    output: Folder | None = None
+    dry_run: bool = False
+    retry_failed: bool = False
+    max_hours: Annotated[float, Positive, Option("H")] | None = None
+    jobs: Count = 1
+
+    def check_launch(self) -> None:
+        """Refuse a start by torchrun or srun."""
+        if launched() is not None:
+            raise UserError("a cell runs in one process. Start the sweep without torchrun or srun, with --jobs N.")
 
 
-def check_typed(typed: Any) -> None:
-    """Refuse impossible numbers, and a start by torchrun or srun."""
-    check_positive(typed, "jobs")
-    if typed.max_hours is not None and not typed.max_hours > 0:
-        raise UserError(f"--max-hours is {typed.max_hours}: give a positive number of hours.")
-    if launched() is not None:
-        raise UserError("a cell runs in one process. Start the sweep without torchrun or srun, with --jobs N.")
+@dataclass(kw_only=True)
+class CellOptions(WorkOptions):
+    """Options that select cells of a sweep.
+
+    Attributes:
+        only: Run only some cells, by model, dataset, budget, method or seed, and tune by the first, second or fourth.
+            Separate values with commas.
+        skip_missing: Skip datasets that are not on this machine.
+        root: Folder with the datasets, or the place of your own data (folder, table ...), if the config has none.
+    """
+
+    only: Annotated[Sequence[str], Option("KEY=VALUE")] = ()
+    skip_missing: bool = False
+    root: Annotated[str | None, Option("DIR", names=("--data.root",))] = None
+
+
+@dataclass(kw_only=True)
+class SweepOptions(CellOptions):
+    """Options of a sweep.
+
+    Attributes:
+        seeds: Seeds to use instead of the config's.
+        shard: Run every N-th cell, starting with the I-th, for machines without a shared disk.
+        tune: Search the learning rates on validation samples, then run with the best ones. The config's section `tune`
+            describes the search, which is in DIR/tune and resumes after a kill.
+        launcher: slurm is for an array of N jobs. It needs submitit: pip install '.[slurm]' in the checkout.
+        slurm: Options of submitit.
+    """
+
+    seeds: Sequence[int] | None = None
+    shard: Annotated[str | None, Option("I/N")] = None
+    tune: bool = False
+    launcher: Literal["local", "slurm"] = "local"
+    slurm: Annotated[Sequence[str], Option("KEY=VALUE")] = ()
 
 
 def find_sweep(config: str) -> tuple[Path, SweepConfig]:
@@ -83,12 +124,12 @@ def _with_provenance(content: Tree, file: Path) -> Tree:
     return content | {"tuned": read_provenance(next((place for place in places if place.is_file()), places[0]))}
 
 
-def job_of(typed: Any, same: str) -> Job:
+def job_of(config: str, typed: SweepOptions, same: str) -> Job:
     """Return the job of the options of ``sweep``."""
-    file, description = find_sweep(typed.config)
+    file, description = find_sweep(config)
     if typed.seeds is not None:
-        fit(typed.seeds, Seeds, "--seeds")
-        description = replace(description, seeds=typed.seeds)
+        fit(list(typed.seeds), Seeds, "--seeds")
+        description = replace(description, seeds=list(typed.seeds))
     with errors_in(file):
         cells = plan(replace(description, root=typed.root))
         check_root_is_read(cells, typed.root)
@@ -262,11 +303,13 @@ def place_of(job: Job) -> str:
     return shlex.quote(str(job.folder.path))
 
 
-def child_words(words: list[str], typed: argparse.Namespace, job: Job) -> list[str]:
+def child_words(words: list[str], typed: WorkOptions, job: Job) -> list[str]:
     """Return the command of one of several processes: with the typed options, this folder and without their number."""
     found = [*words, "--output", str(job.folder.path.resolve()), *import_words().split()]
     for name in ("only", "seeds", "search", "shard", "max_hours", "sampler", "trials", "pruner"):
         if value := getattr(typed, name, None):
-            found += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
-    found += ["--data.root", typed.root] if typed.root is not None else []
-    return found + [f"--{name.replace('_', '-')}" for name in ("retry_failed", "skip_missing") if getattr(typed, name)]
+            found += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    if isinstance(typed, CellOptions) and typed.root is not None:
+        found += ["--data.root", typed.root]
+    names = ("retry_failed", "skip_missing")
+    return found + [f"--{name.replace('_', '-')}" for name in names if getattr(typed, name, False)]

@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from randlora_pl.commands.sweep.job import Job, check, summary
+from randlora_pl.commands.sweep.job import Job, WorkOptions, check, summary
 from randlora_pl.sweep.folder import DONE, OPEN
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.console import silence_library_warnings
@@ -52,7 +52,7 @@ def dry_run(job: Job) -> int:
     return 0
 
 
-def work(job: Job, typed: Any, search: "Search | None" = None) -> "Outcome":
+def work(job: Job, typed: WorkOptions, search: "Search | None" = None) -> "Outcome":
     """Run the cells in this process, and test them.
 
     Args:

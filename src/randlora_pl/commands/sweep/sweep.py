@@ -1,55 +1,67 @@
 """``sweep``: every cell of a grid of models, datasets, budgets, methods and seeds, each a run folder."""
 
-import argparse
 import os
 import shlex
 from pathlib import Path
+from typing import Annotated
 
-from randlora_pl.commands.sweep.job import Job, begin, check_typed, child_words, end, job_of, parser_of, place_of
+from randlora_pl.commands.sweep.job import Job, SweepOptions, begin, child_words, end, job_of, place_of
 from randlora_pl.commands.sweep.run import dry_run, spawn, work
 from randlora_pl.sweep.folder import REPORT
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.option_types import Option, Words
 from randlora_pl.utils.own_classes import import_words
 
 
-def sweep_verb(args: list[str]) -> int:
-    """Run, or list, the cells of a sweep; see `run_sweep`."""
-    return run_sweep(args, f"randlora-pl sweep {shlex.join(args)}{import_words()}")[0]
+def sweep(config: Annotated[str, Option("CONFIG")], options: SweepOptions, words: Words) -> int:
+    """Run a grid of models, datasets, budgets, methods and seeds.
+
+    Each cell is a run folder. Finished cells are skipped, so you can run the same command again after a crash, Ctrl-C
+    or a reboot. Several processes can share a sweep.
+
+    Examples:
+        randlora-pl sweep offline --dry-run
+        randlora-pl sweep offline --jobs 2
+        randlora-pl sweep mine.yaml --tune          search the learning rates first (randlora-pl tune --help)
+        randlora-pl sweep table11 --only budget=16-shot dataset=dtd,eurosat --max-hours 8
+        randlora-pl sweep table11 --launcher slurm --jobs 16 --slurm slurm_partition=gpu gpus_per_node=1 timeout_min=600
+
+    Args:
+        config: Sweep to run: a bundled config (randlora-pl config list) or a file
+    """
+    return run_sweep(config, options, f"{words.command('sweep')}{import_words()}")[0]
 
 
-def run_sweep(args: list[str], same: str, name: str = "sweep") -> tuple[int, Job | None]:
+def run_sweep(config: str, typed: SweepOptions, same: str) -> tuple[int, Job | None]:
     """Run, or list, the cells of a sweep.
 
     Args:
-        args: The options of ``sweep``.
+        config: Name or file of the sweep.
+        typed: The options.
         same: The typed command, for resuming.
-        name: Name of the typed command, for its errors.
 
     Returns:
         0, or 1 if cells failed; and the job of this call, None if nothing was run.
     """
-    parser = parser_of(name)
-    parser.add_argument("--launcher", choices=("local", "slurm"), default="local")
-    parser.add_argument("--slurm", nargs="+", action="extend", default=[])
-    parser.add_options(shard=str, seeds=[int], tune=False)
-    typed = parser.parse_args(args)
-    check_typed(typed)
+    typed.check_launch()
     if typed.tune:
         from randlora_pl.commands.sweep.tune import tune_first
 
-        if not tune_first(typed, same):
+        tuned = tune_first(config, typed, same)
+        if tuned is None:
             return 0, None
+        config, typed = tuned
     if typed.slurm and typed.launcher != "slurm":
         raise UserError("--slurm needs --launcher slurm.")
-    job = job_of(typed, same)
+    job = job_of(config, typed, same)
     if typed.dry_run:
         job.folder.check(job.cells)
         return dry_run(job), None
     begin(job)
-    config = os.path.realpath(typed.config) if Path(typed.config).is_file() else typed.config
+    config = os.path.realpath(config) if Path(config).is_file() else config
     words = child_words(["sweep", config], typed, job)  # by a path that is valid in any folder
     if typed.launcher == "slurm":
-        return _submit(typed, words, job), None
+        return _submit(config, typed, words, job), None
     following = f"randlora-pl report {place_of(job)}{' --overwrite' * (job.folder.path / REPORT).exists()}"
     if typed.jobs > 1:
         return end(job, following, spawn(job, words, typed.jobs)), job
@@ -61,12 +73,12 @@ def run_sweep(args: list[str], same: str, name: str = "sweep") -> tuple[int, Job
     return end(job, following, outcome.stopped, outcome.elsewhere), job
 
 
-def _submit(typed: argparse.Namespace, words: list[str], job: Job) -> int:
+def _submit(config: str, typed: SweepOptions, words: list[str], job: Job) -> int:
     from randlora_pl.sweep.launch import slurm
 
     numbers = slurm(run_in_job, words, job.folder.path.resolve(), typed.jobs, typed.slurm)
     print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}; their logs: {job.folder.path}/slurm")
-    print(f"Show their progress: randlora-pl sweep {shlex.quote(typed.config)} --output {place_of(job)} --dry-run")
+    print(f"Show their progress: randlora-pl sweep {shlex.quote(config)} --output {place_of(job)} --dry-run")
     return 0
 
 

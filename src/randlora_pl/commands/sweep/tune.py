@@ -1,32 +1,34 @@
 """``tune``: options such as the learning rate, of a sweep's methods or of a run, chosen on validation samples."""
 
-import argparse
 import copy
 import io
 import shlex
 import time
+from collections.abc import Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from randlora_pl.commands.common.arguments import CommandParser
+from randlora_pl.commands.common.command import Command
 from randlora_pl.commands.sweep.job import (
+    CellOptions,
     Job,
+    SweepOptions,
+    WorkOptions,
     begin,
     check_root_is_read,
-    check_typed,
     child_words,
     choose,
     find_sweep,
-    parser_of,
     place_of,
     summary,
 )
 from randlora_pl.commands.sweep.run import dry_run, spawn, work
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.run.options.classes import Tree, normalize
-from randlora_pl.run.options.compose import DEFAULTS, Command, compose, merge, nested, parse_value
+from randlora_pl.run.options.compose import DEFAULTS, compose, merge, nested, parse_value
+from randlora_pl.run.options.compose import Command as RunCommand
 from randlora_pl.run.options.mistakes import check_names
 from randlora_pl.run.options.own_classes import import_classes
 from randlora_pl.run.options.validate import is_text_task, rate_name
@@ -37,6 +39,7 @@ from randlora_pl.sweep.provenance import FILE, RATES
 from randlora_pl.sweep.trial_config import check, is_text
 from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.files.atomic_output import write_text
+from randlora_pl.utils.option_types import Option, Rest, Words
 from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.text.console import silence_library_warnings
 
@@ -44,21 +47,73 @@ if TYPE_CHECKING:
     from randlora_pl.sweep.search import Search
 
 
-def tune_verb(args: list[str]) -> int:
-    """Search, and write the result.
+@dataclass(kw_only=True)
+class SearchOptions(WorkOptions):
+    """Options of a search.
+
+    Attributes:
+        search: Options to search: learning_rate, options of the adapter, or data.batch_size and the like, each with
+            values (1,2,4) or a range (1..64) (default: the learning rate, by factors of two).
+        sampler: climb from each method's own rate while the best one is at the edge (default), grid for all values, or
+            tpe for candidates that Optuna selects.
+        trials: Candidates of each method with tpe (default: 20).
+        pruner: With tpe, end worse runs early: median, or halving (default: none).
+    """
+
+    search: Annotated[Sequence[str], Option("NAME=VALUES")] = ()
+    sampler: str | None = None
+    trials: int | None = None
+    pruner: str | None = None
+
+
+@dataclass(kw_only=True)
+class TuneOptions(CellOptions, SearchOptions):
+    """Options of a search for the methods of a sweep."""
+
+
+def tune(words: Words) -> int:
+    """Search the learning rate, and any other option, of each method of a sweep on validation samples.
+
+    Test samples are not read. Each candidate is tried with one seed, then the best two with all seeds of the search.
+    The best mean wins. Run the same command again to resume. It writes all results (tuning.md and .json) and a config
+    with the best (tuned.yaml).
+
+    Examples:
+        randlora-pl tune offline --dry-run
+        randlora-pl tune offline --jobs 2
+        randlora-pl sweep runs/tune/offline/tuned.yaml         or both at once: randlora-pl sweep offline --tune
+        randlora-pl tune --config quickstart --data.shots 16   the rate of a single run, with the options of fit
+        randlora-pl tune -c quickstart --search learning_rate=1e-4..1e-1 rank=1..32 --sampler tpe --pruner median
+
+    Args:
+        config: Sweep to tune: a bundled config or a file
+
+    Note:
+        The config's section `tune` has the same, and what to search on:
+          tune: {search: {learning_rate: [1e-3, 1e-2], rank: [4, 8]}, sampler: grid, seeds: [0, 4], datasets: [digits],
+                 budgets: [16], monitor: val/acc, set: {...}}
+
+        `monitor: val/loss` selects the lowest loss instead of the best val/acc (for GLUE also val/score). The seeds
+        must differ from the sweep's. The defaults are seed 0, and all datasets and budgets of the sweep.
+    """
+    of_run = {"-c", "--config"} & {word.partition("=")[0] for word in words}
+    command = Command("tune", _tune_run if of_run else tune_sweep, tune.__doc__)
+    if {"--help", "-h"} & set(words):
+        print(Command("tune", tune_sweep, tune.__doc__).page, end="")
+        return 0
+    return command.function(**command.arguments(words))
+
+
+def tune_sweep(config: Annotated[str, Option("CONFIG")], typed: TuneOptions, words: Words) -> int:
+    """Search for the methods of a sweep, and write the result.
 
     Returns:
         0, or 1 if a method has no candidate that worked.
     """
-    same = f"randlora-pl tune {shlex.join(args)}{import_words()}"
-    if {"-c", "--config"} & {word.partition("=")[0] for word in args}:
-        return _tune_run(args, same)
-    parser = parser_of("tune")
-    _add_search(parser)
-    typed = parser.parse_args(args)
-    check_typed(typed)
-    file, description = find_sweep(typed.config)
+    typed.check_launch()
+    file, description = find_sweep(config)
     path = Path("runs") / "tune" / file.stem if typed.output is None else typed.output
+    same = f"{words.command('tune')}{import_words()}"
     found = _tuning(typed, file, description, SweepFolder(path, "tune.yaml"), same)
     if typed.dry_run:
         return found.dry_run()
@@ -69,59 +124,57 @@ def tune_verb(args: list[str]) -> int:
     return 1 if found.without() else 0
 
 
-def tune_first(typed: argparse.Namespace, same: str) -> bool:
-    """Search for a sweep, and make ``typed`` the options of the sweep with the best values.
+def tune_first(config: str, typed: SweepOptions, same: str) -> tuple[str, SweepOptions] | None:
+    """Search for a sweep.
 
     Args:
-        typed: The options of ``sweep``.
+        config: Name or file of the sweep.
+        typed: Its options.
         same: The typed command, for resuming.
 
     Returns:
-        False if the search is not finished.
+        The config with the best values and the options that are left; None if the search is not finished.
     """
     options = {"--shard": typed.shard, "--seeds": typed.seeds, "--launcher slurm": typed.launcher == "slurm"}
     for option in filter(options.get, options):
         raise UserError(
-            f"--tune cannot be combined with {option}. Search first: randlora-pl tune {shlex.quote(typed.config)}"
+            f"--tune cannot be combined with {option}. Search first: randlora-pl tune {shlex.quote(config)}"
         )
     start = time.monotonic()
-    file, description = find_sweep(typed.config)
-    typed.output = typed.output or Path("runs") / "sweeps" / file.stem
+    file, description = find_sweep(config)
+    typed = replace(typed, output=typed.output or Path("runs") / "sweeps" / file.stem)
+    assert typed.output is not None
     folder = SweepFolder(typed.output / TUNE, "tune.yaml")
     if any((typed.output / "cells").glob("*")) and not folder.path.is_dir():
         raise UserError(
             f"{typed.output} has cells that were run without a search. Use another folder for the tuned cells: "
             f"--tune --output {shlex.quote(str(typed.output))}-tuned"
         )
-    searched = argparse.Namespace(**vars(typed))
-    searched.only = [word for word in typed.only if not word.startswith(("budget=", "seed="))]
-    searched.only = [word for word in searched.only if not is_zero_shot(word.removeprefix("method="))]
+    kept = [word for word in typed.only if not word.startswith(("budget=", "seed="))]
+    kept = [word for word in kept if not is_zero_shot(word.removeprefix("method="))]
+    shared = {each.name: getattr(typed, each.name) for each in fields(CellOptions)}
+    searched = TuneOptions(**shared | {"only": kept})
     found = _tuning(searched, file, description, folder, same)
     tuned = folder.path / "tuned.yaml"
     if typed.dry_run:
         found.dry_run()
         print("\nThen, with the best values:\n")
-        typed.config = str(tuned) if tuned.is_file() else typed.config
-        return True
+        return str(tuned) if tuned.is_file() else config, typed
     found.run(searched, [TUNE, str(file)], _comments(file))
-    typed.config = str(tuned)
     if typed.max_hours is not None:
-        typed.max_hours = max(1e-9, typed.max_hours - (time.monotonic() - start) / 3600)
-    return not found.stopped
+        left = typed.max_hours - (time.monotonic() - start) / 3600
+        typed = replace(typed, max_hours=max(1e-9, left))
+    return None if found.stopped else (str(tuned), typed)
 
 
-def _tune_run(args: list[str], same: str) -> int:
+def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
     """Search options of a run, and print the command that starts the run with the best.
 
     Returns:
         0, or 1 if no candidate worked.
     """
-    parser = CommandParser("tune")
-    parser.add_options(output=Path, dry_run=False, retry_failed=False, max_hours=float, jobs=1)
-    _add_search(parser)
-    typed, words = parser.parse_known_args(args)
-    check_typed(typed)
-    command = compose("fit", words, copy.deepcopy(DEFAULTS))
+    typed.check_launch()
+    command = compose("fit", others, copy.deepcopy(DEFAULTS))
     if command.folders:
         raise UserError("tune does not need --resume: it finds finished candidates itself.")
     import_classes(command)
@@ -129,11 +182,11 @@ def _tune_run(args: list[str], same: str) -> int:
     silence_library_warnings()
     description = _described(_tree_of(command))
     path = typed.output or Path("runs") / "tune" / Path(command.named[-1]).stem
-    typed.only, typed.root, typed.skip_missing = [], None, False
+    same = f"{words.command('tune')}{import_words()}"
     found = _tuning(typed, Path(command.named[-1]), description, SweepFolder(path, "tune.yaml"), same)
     if typed.dry_run:
         return found.dry_run()
-    found.run(typed, ["tune", *words], None)
+    found.run(typed, ["tune", *others], None)
     if found.stopped:
         return 0
     if found.without():
@@ -145,11 +198,11 @@ def _tune_run(args: list[str], same: str) -> int:
         print(f"Best {option} of {method}: {text}")
         group = "" if "." in option else "model." if option in RATES else "model.adapter."
         best += [f"--{group}{option}", text]
-    print(f"Next: randlora-pl fit {shlex.join([*words, *best])}")
+    print(f"Next: randlora-pl fit {shlex.join([*others, *best])}")
     return 0
 
 
-def _tree_of(command: Command) -> Tree:
+def _tree_of(command: RunCommand) -> Tree:
     """Return the config of a run with the typed options in it."""
     tree = command.config
     for name, text in command.values.items():
@@ -186,15 +239,10 @@ def _described(tree: Tree) -> SweepConfig:
     })  # fmt: skip
 
 
-def _add_search(parser: CommandParser) -> None:
-    parser.add_argument("--search", nargs="+", action="extend", default=[])
-    parser.add_options(sampler=str, trials=int, pruner=str)
-
-
-def _typed_search(typed: argparse.Namespace) -> Tree:
+def _typed_search(typed: WorkOptions) -> Tree:
     """Return the entries of ``tune`` that were typed."""
     found: Tree = {}
-    for word in getattr(typed, "search", []):
+    for word in getattr(typed, "search", ()):
         name, equals, text = word.partition("=")
         low, dots, high = text.partition("..")
         if not (name and equals and text):
@@ -230,7 +278,7 @@ class _Tuning:
         """Methods without a candidate that worked."""
         return [method for method in self.search.names if method not in self.search.chosen()]
 
-    def run(self, typed: argparse.Namespace, words: list[str], head: str | None) -> Path:
+    def run(self, typed: WorkOptions, words: list[str], head: str | None) -> Path:
         """Search, and write and print the result.
 
         Args:
@@ -269,7 +317,7 @@ class _Tuning:
         return folder.path / first
 
 
-def _tuning(typed: argparse.Namespace, file: Path, description: SweepConfig, folder: SweepFolder, same: str) -> _Tuning:
+def _tuning(typed: WorkOptions, file: Path, description: SweepConfig, folder: SweepFolder, same: str) -> _Tuning:
     """Return the search of the options without running it."""
     silence_library_warnings()
     from randlora_pl.sweep.search import Search
@@ -277,17 +325,18 @@ def _tuning(typed: argparse.Namespace, file: Path, description: SweepConfig, fol
     with errors_in(file):
         tune = description.tune | _typed_search(typed)
         fit(tune, Tune, "tune")
-        whole = replace(description, root=typed.root, tune=tune)
+        chosen = typed if isinstance(typed, CellOptions) else CellOptions()  # of a run, all
+        whole = replace(description, root=chosen.root, tune=tune)
         search = Search(whole, folder)
-        for word in typed.only:
+        for word in chosen.only:
             key, _, text = word.partition("=")
             if key not in ("model", "dataset", "method"):
                 raise UserError(f"--only {word}: a search is restricted by model, dataset or method.")
             search.restrict(f"{key}s", labels_of(word, text, list(getattr(search.small, f"{key}s"))))
         cells = search.known()
-        check_root_is_read(cells, typed.root)
+        check_root_is_read(cells, chosen.root)
     job = Job(whole, cells, cells, folder, same)
-    choose(job, [], None, typed.skip_missing, typed.dry_run)
+    choose(job, [], None, chosen.skip_missing, typed.dry_run)
     search.restrict("datasets", [cell.labels.dataset for cell in job.chosen])
     job.cells = job.chosen = search.known()
     folder.check(job.cells)

@@ -1,1 +1,0 @@
-"""Help pages; nothing here imports the command that it describes."""
