@@ -195,7 +195,10 @@ def spawn(*words: str, code: int = 0) -> None:
 
 
 def flat(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Walk over the leaves of a config with their dotted names, and with class paths by the class alone."""
+    """Walk over the leaves of a config with their dotted names, and with class paths by the class alone.
+
+    Empty ``init_args`` are those of a class without options, which one version may leave out.
+    """
     if isinstance(tree, list) and any(isinstance(part, dict) for part in tree):
         tree = dict(enumerate(tree))
     if isinstance(tree, dict) and tree:
