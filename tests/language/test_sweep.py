@@ -244,7 +244,7 @@ def test_tune_takes_the_lowest_validation_loss_and_reads_no_test(run: Run, refus
     root = write_commonsense(tmp_path / "data", 3)
     for name in ("boolq", "piqa"):
         (root / name / "test.json").write_text("not read")
-    tune = {"learning_rates": [1e-3, 1e2], "seeds": [0], "budgets": ["15k"], "monitor": "val/loss"}
+    tune = {"search": {"learning_rate": [1e-3, 1e2]}, "seeds": [0], "budgets": ["15k"], "monitor": "val/loss"}
     methods = {"LoRA-16": GRID["methods"]["LoRA-16"]}
     written(tmp_path, methods=methods, tune=tune)
     found = run("tune", "words.yaml", "--data.root", str(root))

@@ -34,7 +34,7 @@ def test_bare_open_clip_predicts_the_same_on_all_test_digits(run: Run, finished:
     result = run("adapter", "merge", str(finished / "adapter"), "--output", "merged-digits.safetensors")
     assert result.code == 0, result.err
     assert "scale 1: the tuned weights" in result.out and "largest difference" in result.out
-    lines = [line.strip() for line in result.out.splitlines() if line.startswith("  ")]
+    lines = [line[2:] for line in result.out.splitlines() if line.startswith("  ")]
     place: dict[str, Any] = {}
     exec("\n".join(lines), place)
     head = load_file("merged-digits.head.safetensors")["head"]

@@ -41,7 +41,7 @@ def test_failed_cells_have_no_table(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_search_then_comparison(run: Run, tmp_path: Path) -> None:
-    tune = {"learning_rates": [1e-2, 1e-1], "seeds": [0]}
+    tune = {"search": {"learning_rate": [1e-2, 1e-1]}, "seeds": [0]}
     written(tmp_path, methods={"probe": PROBE}, tune=tune)
     done = run("compare-methods", "--config", "small.yaml", "--tune")
     assert done.code == 0 and "| validation | " in done.out

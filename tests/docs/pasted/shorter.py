@@ -37,7 +37,7 @@ def sweep(name: str) -> str:
     settings |= {"budgets": settings["budgets"][:1], "seeds": settings["seeds"][:1]}
     settings["methods"] = {one: methods[one] for one in kept}
     settings["set"] = settings.get("set", {}) | LIMITS | {"data.steps": 1, "data.batch_size": 8}
-    settings["tune"] = {"learning_rates": [1e-3, 1e-2], "seeds": [0, 4]}
+    settings["tune"] = {"search": {"learning_rate": [1e-3, 1e-2]}, "seeds": [0, 4]}
     made = Path(os.environ["SHORTER"]) / f"{file.stem}.yaml"
     made.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return str(made)
