@@ -1,6 +1,5 @@
 """``fit``, ``validate`` and ``test``, and their help pages: the application's own options first, on one screen."""
 
-import re
 import sys
 import textwrap
 
@@ -158,9 +157,8 @@ def _line(name: str, text: str) -> str:
 
 def _short(option: Option) -> str:
     """Return the first sentence of an option's explanation, with its default if it has one."""
-    sentence = re.split(r"(?<=[^.\d])[.;:] ", option.help + " ")[0].rstrip(". ")
     default = "" if option.default == "None" else f" (default: {(option.default or '').strip(chr(39))})"
-    return f"{sentence.replace('``', '')}{default}"
+    return f"{option.sentence.replace('``', '')}{default}"
 
 
 def _names(group: str, options: dict[str, Option]) -> list[str]:

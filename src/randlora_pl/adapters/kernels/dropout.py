@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from randlora_pl.utils.device import on_cuda
-from randlora_pl.utils.errors import UserError
 
 AT_ONCE = 512
 """Tokens per chunk on a CPU: a few megabytes, which fit into its cache."""
@@ -74,14 +73,3 @@ def _threshold(x: Tensor, probability: float) -> int | None:
     if coarse or not plain or on_cuda(x) or vmapped:
         return None
     return threshold
-
-
-def check_dropout(dropout: float) -> float:
-    """Return the dropout probability if it is valid.
-
-    Raises:
-        UserError: The probability is not in [0, 1).
-    """
-    if not 0 <= dropout < 1:
-        raise UserError(f"dropout is {dropout}. Set a probability of at least 0 and below 1.")
-    return dropout

@@ -10,7 +10,7 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.files.documents import parse_yaml
 from randlora_pl.utils.option_types import Option, Words
-from randlora_pl.utils.options import Count
+from randlora_pl.utils.options import Count, Probability
 from randlora_pl.utils.text.formatting import duration
 from randlora_pl.utils.text.tables import table
 
@@ -34,7 +34,7 @@ def train(
     batch_size: Count | None = None,
     tokens: Count = 256,
     overrides: Overrides = "{}",
-    dropout: float = 0.0,
+    dropout: Annotated[float, Probability] = 0.0,
     methods: Sequence[str] = (),
     targets: Sequence[str] = (),
     rss: bool = False,
@@ -62,7 +62,6 @@ def train(
         rss: Also measure the resident set of a process per method, which takes as long again
     """
     device, facts = timing.prepare()
-    from randlora_pl.adapters.kernels.dropout import check_dropout
     from randlora_pl.adapters.targets.select import DEFAULT_TARGETS
     from randlora_pl.lab.bench.memory import rss_elsewhere
     from randlora_pl.lab.bench.methods import METHODS, chosen
@@ -75,7 +74,7 @@ def train(
     batch_size = batch_size or (4 if library == "transformers" else 64)
     setup = Setup(
         model, library, batch_size, timing.precision, device, timing.threads or 0, list(targets) or None, tokens,
-        overrides_of(overrides), check_dropout(dropout),
+        overrides_of(overrides), dropout,
     )  # fmt: skip
     if setup.overrides and library != "transformers":
         raise UserError(f"--overrides needs a decoder, but {model} is a model of {library}. Remove the option")

@@ -43,6 +43,11 @@ class Option:
         return re.sub(r"Literal\[(.*?)\]", lambda found: " | ".join(ast.literal_eval(f"[{found[1]}]")), kind)
 
     @property
+    def sentence(self) -> str:
+        """The first sentence of its help, without the stop."""
+        return re.split(r"(?<=[^.\d])[.;:] ", self.help + " ")[0].rstrip(". ")
+
+    @property
     def type(self) -> Any:
         """The type, with its checks; Any if it names a class, whose values only the parser checks."""
         try:

@@ -31,8 +31,8 @@ from randlora_pl.utils.errors import UserError, brief, near
 Mistake = tuple[str, UserError]
 """Short name of the option, such as ``model.adapter.rank``, and the error."""
 
-LOGGERS = {"tensorboard": "", "csv": "", "wandb": "wandb", "mlflow": "mlflow", "none": ""}
-"""Package of each logger, which is the name of its extra, too; empty if it is always installed."""
+LOGGERS = {"wandb": "wandb", "mlflow": "mlflow"}
+"""Package of each logger that is not always installed, which is the name of its extra, too."""
 
 _VALIDATED = {
     "ImageData": ("acc", "loss"),

@@ -8,9 +8,9 @@ from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.language.catalog import DATASETS, LABELLED
 from randlora_pl.run.options.class_index import Option, trainer_options
 from randlora_pl.run.options.compose import FOLDER_OPTIONS
-from randlora_pl.run.options.mistakes import LOGGERS
 from randlora_pl.run.options.shipped import config_names
 from randlora_pl.run.options.validate import FORMS, IN_CONFIGS, class_choices, data_class, groups_of, tasks
+from randlora_pl.utils.options import literal_words
 
 
 def run_options(verb: str) -> argparse.ArgumentParser:
@@ -20,7 +20,6 @@ def run_options(verb: str) -> argparse.ArgumentParser:
         "config": config_names(),
         **{name: known for name, known in class_choices().items() if name != "model.adapter.inner"},
         "data.dataset": {**CATALOG, **DATASETS, **LABELLED},
-        "run.logger": LOGGERS,
         "from_form": FORMS,
     }
     groups = groups_of({"model": None}) | {
@@ -44,10 +43,9 @@ def run_options(verb: str) -> argparse.ArgumentParser:
 def _choices(option: Option | None) -> list[str]:
     if option is None or option.kind.startswith("bool"):
         return ["true", "false"] if option else []
-    return re.findall(r"['\"](.+?)['\"]", option.kind)
+    return list(dict.fromkeys(literal_words(option.type)))
 
 
 def _help(option: Option | None) -> str:
     """Return the first sentence of an option's explanation, without signs that shells and argparse read."""
-    sentence = re.split(r"(?<=[^.\d])[.;:] ", option.help + " ")[0] if option else ""
-    return re.sub(r"[^\w ,()/=+-]", "", sentence)
+    return re.sub(r"[^\w ,()/=+-]", "", option.sentence) if option else ""
