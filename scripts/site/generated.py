@@ -4,7 +4,6 @@ The pages of `PAGES` exist on the site only. A page of docs/methods/ has written
 config are added below.
 """
 
-import ast
 import io
 import re
 import sys
@@ -28,8 +27,6 @@ from randlora_pl.models.catalog import MODELS  # noqa: E402
 from randlora_pl.run.options.class_index import ClassSource, Option, read_classes  # noqa: E402
 from randlora_pl.run.options.validate import CALLBACK_GROUPS, adapters, data_class, tasks  # noqa: E402
 from randlora_pl.utils.version import __version__  # noqa: E402
-
-RATES = ROOT / "src" / "randlora_pl" / "tasks" / "defaults.py"
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -168,15 +165,6 @@ def tabs(parts: dict[str, str]) -> str:
     return "\n\n".join(f'=== "{title}"\n\n{textwrap.indent(text, "    ")}' for title, text in parts.items())
 
 
-def notes(name: str) -> dict[str, dict[str, float]]:
-    """Return the tables of numbers that a module defines, from its source text."""
-    found = {}
-    for node in ast.parse(RATES.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict) and isinstance(node.targets[0], ast.Name):
-            found[node.targets[0].id] = ast.literal_eval(node.value)
-    return {key: rates for key, rates in found.items() if name in rates}
-
-
 def cost(method: str, config: str) -> str:
     """Return the parameters that a config trains, as its first line has them, and the measured time of a step."""
     parts = []
@@ -192,9 +180,7 @@ def cost(method: str, config: str) -> str:
 def frame(name: str) -> str:
     """Return the options, learning rates, cost and config of a method, for the end of its page."""
     source = next(each for each in adapters().values() if each.name.lower() == name)
-    rates = {key: rates[source.name] for key, rates in notes(source.name).items()}
-    both = next((rate for key, rate in rates.items() if key != "_VISION_ONLY"), None)
-    vision = rates.get("_VISION_ONLY", both)
+    both, vision, _ = source.constants.get("learning_rates", (None, None, None))
     config = {"fullfinetuning": "full", "linearprobe": "linear_probe", "frozen": "coop"}.get(name, name)
     (file,) = (ROOT / "configs").glob(f"*/{config}.yaml")
     text = file.read_text(encoding="utf-8")

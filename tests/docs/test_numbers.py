@@ -20,7 +20,7 @@ from randlora_pl.sweep.expand import counts
 from randlora_pl.sweep.plan import Trial, plan
 from randlora_pl.sweep.provenance import chosen_for
 from randlora_pl.sweep.tuning_files import markdown
-from randlora_pl.tasks.defaults import default_learning_rate
+from randlora_pl.tasks.defaults import IMAGES, TOWERS, default_learning_rate
 from tests.docs.pages import DOCS, PAGES, RESULTS, ROOT
 from tests.prompts.test_counts import COUNTS
 from tests.support.products import in_one_item
@@ -70,8 +70,8 @@ def test_learning_rates() -> None:
         for part in re.sub(r" \(.*\)", "", label).split(", "):
             method = getattr(methods, names.get(part, part))()
             found.add(names.get(part, part))
-            assert default_learning_rate(method, False) == float(both), part
-            assert default_learning_rate(method, True) == float(vision), part
+            assert default_learning_rate(method, TOWERS) == float(both), part
+            assert default_learning_rate(method, IMAGES) == float(vision), part
     assert found == {*methods.__all__} - {"Frozen"}  # which trains nothing
 
 

@@ -17,7 +17,7 @@ from randlora_pl.adapters import Adapter, LoRA, inject, load_adapter, save_adapt
 from randlora_pl.run.command import prepare
 from randlora_pl.run.options.mistakes import check_here
 from randlora_pl.run.options.own_classes import task_name
-from randlora_pl.tasks.defaults import default_learning_rate
+from randlora_pl.tasks.defaults import TOWERS, default_learning_rate
 from randlora_pl.utils.errors import UserError
 from tests.docs.pages import PAGES
 from tests.support.cli import SMALL, Run
@@ -200,10 +200,10 @@ def test_registered_names_are_free_and_classes_are_of_their_kind(own: object) ->
 
 
 def test_own_methods_take_the_rate_of_their_parent(own: object) -> None:
-    assert default_learning_rate(Nowhere(rank=4), False) == default_learning_rate(LoRA(rank=4), False)
+    assert default_learning_rate(Nowhere(rank=4), TOWERS) == default_learning_rate(LoRA(rank=4), TOWERS)
     alone: Any = type("Alone", (Adapter,), {"count": LoRA.count, "delta_weight": LoRA.delta_weight})
     with pytest.raises(UserError, match=r"Alone has no learning rate of its own. Set it: --model.learning_rate"):
-        default_learning_rate(alone(), False)
+        default_learning_rate(alone(), TOWERS)
 
 
 @pytest.mark.parametrize(

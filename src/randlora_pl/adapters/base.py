@@ -9,7 +9,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -203,6 +203,9 @@ class Adapter(Described):
     seed: int | None = None
     """Seed of the random bases and initial values. Default: the run's seed."""
 
+    learning_rates: ClassVar[tuple[float, float, float] | None] = None
+    """Default learning rates: both towers of a CLIP, an image tower alone, a language model. None: the parts have some,
+    or a run must set one."""
     group = "fixed rank"  # rank of the update, or what else it is: the heading of the method in listings
     size_option = "rank"  # the option that ``match`` chooses from `sizes`, if the method has it
     trains_base = False  # True if the method trains the model's own tensors instead of adding to them

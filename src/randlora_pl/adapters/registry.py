@@ -7,7 +7,7 @@ from randlora_pl.adapters import methods
 from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.described import make
 from randlora_pl.utils.errors import UserError, brief
-from randlora_pl.utils.own_classes import METHODS, check_importable, is_own, parent_among, path_of
+from randlora_pl.utils.own_classes import METHODS, check_importable, is_own, path_of
 
 Method = TypeVar("Method", bound=type[Adapter])
 
@@ -44,11 +44,6 @@ def find_method(path: str) -> type[Adapter]:
         UserError: It is neither imported by name, nor registered, nor an entry point.
     """
     return METHODS.find(path, Adapter, methods.__all__)  # type: ignore[type-abstract]
-
-
-def parent_method(adapter: Adapter) -> str:
-    """Return the name of the nearest method of this program among an adapter's class and its parents, or ""."""
-    return parent_among(type(adapter), methods.__all__) or ""
 
 
 def check_loads_again(adapter: Adapter) -> None:

@@ -13,7 +13,7 @@ from randlora_pl.adapters.io.refine import Start
 from randlora_pl.adapters.optimizer import rates_of, undecayed
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
 from randlora_pl.tasks import files, optim, procedure
-from randlora_pl.tasks.defaults import default_learning_rate
+from randlora_pl.tasks.defaults import IMAGES, TOWERS, default_learning_rate
 from randlora_pl.tasks.execution import cast_and_compile, draws_random_numbers, inject_by, prepare_products
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
@@ -110,7 +110,7 @@ class AdaptationTask(Declared, LightningModule):
 
     def default_learning_rate(self, adapter: Adapter) -> float:
         """Return the default learning rate of a method."""
-        return default_learning_rate(adapter, self.vision_only)
+        return default_learning_rate(adapter, IMAGES if self.vision_only else TOWERS)
 
     def build(self) -> nn.Module:
         """Load the backbone, without an adapter, and set `identity`; called once, when classes are known."""

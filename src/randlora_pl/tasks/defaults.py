@@ -1,60 +1,25 @@
-"""Learning rates by method and task (Table 8 and sections C.2 and C.3 of the paper)."""
+"""Defaults of tasks: the learning rate of a method, and the classes that a task accepts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from randlora_pl.adapters import SVFT, Adapter
-from randlora_pl.adapters.registry import parent_method
+from randlora_pl.adapters import Adapter
 from randlora_pl.utils.errors import UserError
 
-_TABLE_8 = {"FullFineTuning": 1e-5, "LoRA": 1e-3, "NoLA": 1e-3, "VeRA": 1e-2, "RandLoRA": 1e-3}
-_VISION_ONLY = {"LoRA": 1e-2, "RandLoRA": 1e-2}  # section C.3; the others are not restated there
-_NOT_IN_THE_PAPER = {
-    "AdaLoRA": 1e-3,  # its scripts: 5e-4 (MNLI) to 2.2e-3 (STS-B)
-    "AutoLoRA": 3e-4,  # its code, for RoBERTa
-    "BitFit": 1e-3,
-    "Fira": 1e-4,  # its released script for commonsense, with scale 1
-    "Frozen": 1e-3,  # nothing trains
-    "GaLore": 3e-5,  # its released script for GLUE
-    "HiRA": 4.5e-3,  # PEFT's benchmark, on a language model
-    "HydraLoRA": 2e-4,  # its code, for language models
-    "KRAdapter": 1e-3,  # a first value; none is published
-    "LinearProbe": 1e-3,
-    "LoRAXS": 1e-3,  # its released scripts for GLUE, up to this
-    "OFT": 1e-4,  # PEFT's benchmark, on a language model
-    "PRANC": 1e-3,  # its code, from scratch
-    "SHiRA": 3e-4,  # PEFT's benchmark, on a language model
-    "PiSSA": 1e-4,  # a first value; published for language models only (2e-5)
-}
+TOWERS, IMAGES, TEXTS = 0, 1, 2
+"""Places in `Adapter.learning_rates`: both towers, an image tower, a language model."""
 
 
-def default_learning_rate(adapter: Adapter, vision_only: bool) -> float:
-    """Return the paper's learning rate for a method and an image tower (section 5.2) or both towers (section 5.3).
-
-    DoRA takes the rate of its inner method, and a sum of methods the lowest of its parts' rates.
-    """
-    rates = _TABLE_8 | _NOT_IN_THE_PAPER | (_VISION_ONLY if vision_only else {})
-    return lowest_rate(adapter, lambda method: rates[method])
-
-
-def lowest_rate(adapter: Adapter, rate: Callable[[str], float]) -> float:
-    """Return the lowest learning rate of the methods inside an adapter; one from outside has its nearest parent's.
-
-    Args:
-        adapter: The adapter.
-        rate: Function that returns the rate of a method of this program by its name.
+def default_learning_rate(adapter: Adapter, place: int) -> float:
+    """Return the default learning rate of a method: the lowest of the methods inside it.
 
     Raises:
-        UserError: A method from outside has no parent that gives it a rate.
+        UserError: A method from outside has none.
     """
-    if alone := [leaf.method() for leaf in adapter.leaves() if not parent_method(leaf)]:
+    leaves = adapter.leaves()
+    if alone := [leaf.method() for leaf in leaves if leaf.learning_rates is None]:
         raise UserError(f"{alone[0]} has no learning rate of its own. Set it: --model.learning_rate 1e-3, for example.")
-    return min(svft_rate(each) if isinstance(each, SVFT) else rate(parent_method(each)) for each in adapter.leaves())
-
-
-def svft_rate(adapter: SVFT) -> float:
-    """Return the rate of SVFT's code, which is lower with more than two diagonals on each side."""
-    return 5e-2 if adapter.half_width <= 2 else 5e-3
+    return min(leaf.learning_rates[place] for leaf in leaves)
 
 
 def check_classes(task: Any, classnames: Sequence[str], scores: bool = False) -> None:

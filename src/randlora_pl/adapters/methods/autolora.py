@@ -48,6 +48,7 @@ class AutoLoRA(Adapter):
     every: Count = 1
     """Optimizer steps from one step of v to the next."""
 
+    learning_rates = (3e-4, 3e-4, 3e-4)  # its code, for RoBERTa
     searches = True  # data modules hold out training samples for it
 
     @property

@@ -57,6 +57,8 @@ class FullFineTuning(BaseWeightMethod):
         True
     """
 
+    learning_rates = (1e-5, 1e-5, 1e-5)  # Table 8
+
     def selects(self, layer: nn.Module, tensor: str) -> bool:
         """Return True for every tensor."""
         return True
@@ -71,6 +73,7 @@ class BitFit(BaseWeightMethod):
         True
     """
 
+    learning_rates = (1e-3, 1e-3, 1e-4)
     decays = False
 
     def selects(self, layer: nn.Module, tensor: str) -> bool:
@@ -86,6 +89,7 @@ class Frozen(BaseWeightMethod):
         0
     """
 
+    learning_rates = (1e-3, 1e-3, 1e-4)  # nothing trains, or a head alone
     keeps_base = True
 
     def selects(self, layer: nn.Module, tensor: str) -> bool:

@@ -29,6 +29,7 @@ class GaLore(FullFineTuning):
     period: Count = 200
     """Optimizer steps between two computations of the projection."""
 
+    learning_rates = (3e-5, 3e-5, 3e-5)  # its released script for GLUE
     group = "optimizer"
     size_option = ""  # the rank is not the size of the update: everything trains
     full_rank = False
@@ -66,6 +67,7 @@ class Fira(GaLore):
     scale: Annotated[float, Positive] = 1.0
     """Factor of the update of projected weights."""
 
+    learning_rates = (1e-4, 1e-4, 1e-4)  # its released script for commonsense, with scale 1
     full_rank = True
 
 

@@ -33,6 +33,7 @@ class HydraLoRA(Adapter):
     """Coefficient of a term of the loss for an even use of the heads: the squared coefficient of variation of a layer's
     mean gates, averaged over layers. The released code has none, as 0."""
 
+    learning_rates = (2e-4, 2e-4, 2e-4)  # its code, for language models
     fixed = False
 
     def rank_of(self, shape: WeightShape) -> int:

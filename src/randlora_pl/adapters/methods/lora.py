@@ -28,6 +28,8 @@ class LoRA(Adapter):
     RandLoRA paper: A at zero and B uniform up to 1 / sqrt(r out); for packed attention B at zero and A up to 1 / sqrt(r
     in)."""
 
+    learning_rates = (1e-3, 1e-2, 1e-4)  # Table 8; section C.3; the released scripts
+
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""
         return self.check_rank(shape, self.of(self.rank, shape, 32))

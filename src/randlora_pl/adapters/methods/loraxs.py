@@ -30,6 +30,8 @@ class LoRAXS(DerivedAdapter):
     """``right`` multiplies V^T by the singular values (the paper), ``both`` gives their roots to U and V^T, which makes
     the gradients of R less uneven."""
 
+    learning_rates = (1e-3, 1e-3, 1e-3)  # its released scripts for GLUE, up to this
+
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""
         return self.check_rank(shape, self.of(self.rank, shape, 64))

@@ -28,6 +28,7 @@ class NoLA(Adapter):
     """``zero`` starts one coefficient vector at 1/n and the other at zero, so that the model is unchanged at first;
     ``official`` starts both at 1/n, as the official RandLoRA code."""
 
+    learning_rates = (1e-3, 1e-3, 1e-4)  # Table 8
     size_option = "num_bases"
 
     def rank_of(self, shape: WeightShape) -> int:

@@ -36,6 +36,7 @@ class OFT(Adapter):
     """Number of terms of a series for the inverse, from 4 on, for adapters of PEFT alone. Then R is not quite
     orthogonal. Default: the exact inverse."""
 
+    learning_rates = (1e-4, 1e-4, 1e-4)  # PEFT's benchmark, on a language model
     group = "full rank"
     size_option = "block"
     reads_weight = True

@@ -36,6 +36,8 @@ class PiSSA(DerivedAdapter):
     of the first r columns (OLoRA, arXiv 2406.01775). ``minor``: the left singular vectors of the r smallest singular
     values as a frozen B, and a trained A that starts at zero (MiCA)."""
 
+    learning_rates = (1e-4, 1e-4, 2e-5)  # a first value; published for language models only
+
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""
         return self.check_rank(shape, self.of(self.rank, shape, 32))

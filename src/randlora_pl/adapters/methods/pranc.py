@@ -44,6 +44,7 @@ class PRANC(Adapter):
     """The update is scaled by alpha_scale / sqrt(k), which makes its entries about as large as the coefficients at
     every k."""
 
+    learning_rates = (1e-3, 1e-3, 1e-4)  # its code, from scratch
     group = "full rank"
     size_option = "coefficients"
 

@@ -82,6 +82,7 @@ class RandLoRA(Adapter):
     """Number of leading terms with columns of their own, which files store: the rank of a LoRA that ``--from-form
     absorbed`` has put into them. Without one they are zero. A number, or numbers by pattern."""
 
+    learning_rates = (1e-3, 1e-2, 1e-4)  # Table 8; section C.3; the released scripts
     group = "full rank"
 
     def __post_init__(self) -> None:

@@ -46,6 +46,11 @@ class SVFT(DerivedAdapter):
     holds_factors = True
 
     @property
+    def learning_rates(self) -> tuple[float, float, float]:  # type: ignore[override]
+        """Rates of its code, lower with more than two diagonals on each side."""
+        return (5e-2, 5e-2, 5e-2) if self.half_width <= 2 else (5e-3, 5e-3, 5e-3)
+
+    @property
     def half_width(self) -> int:
         """Diagonals on each side of the main one; of other patterns, those with as many entries."""
         return 0 if self.pattern == "plain" else self.off_diagonals

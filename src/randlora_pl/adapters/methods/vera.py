@@ -26,6 +26,8 @@ class VeRA(Adapter):
     d_initial: float = 0.1
     """Initial value of d; b starts at zero."""
 
+    learning_rates = (1e-2, 1e-2, 1e-2)  # Table 8
+
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""
         return self.check_rank(shape, self.of(self.rank, shape, 256), at_most_small=False)

@@ -8,26 +8,13 @@ from randlora_pl.adapters import Adapter
 from randlora_pl.language.models.loading import RANDOM, checkpoint_blocks, identity_name, set_checkpointing_mode
 from randlora_pl.language.models.tokenization import BYTES, load_tokenizer
 from randlora_pl.models import ModelIdentity
+from randlora_pl.tasks import defaults
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.defaults import lowest_rate
-
-_RATES = {
-    "AutoLoRA": 3e-4,
-    "VeRA": 1e-2,
-    "FullFineTuning": 1e-5,
-    "GaLore": 3e-5,
-    "AdaLoRA": 5e-4,  # its script for MNLI
-    "HiRA": 4.5e-3,
-    "HydraLoRA": 2e-4,
-    "LoRAXS": 1e-3,
-    "PiSSA": 2e-5,
-}
-"""Learning rates that differ from the released scripts' 1e-4 (commonsense and GLUE)."""
 
 
 def default_learning_rate(task: AdaptationTask, adapter: Adapter) -> float:
-    """Return the learning rate of the released scripts: the lowest of the methods inside the adapter."""
-    return lowest_rate(adapter, lambda method: _RATES.get(method, 1e-4))
+    """Return the default learning rate of a method for language models."""
+    return defaults.default_learning_rate(adapter, defaults.TEXTS)
 
 
 def default_targets(task: AdaptationTask, model: Any) -> list[str] | None:
