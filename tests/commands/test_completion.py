@@ -18,7 +18,7 @@ COMPLETED = {
     "": set(COMMANDS),
     "adapter ex": {"export"},
     "adapter export --t": {"--to"},
-    "bench ": {"data", "train", "captions", "answers", "adapters"},
+    "bench ": {"data", "train", "adapters"},
     "config cat q": {"quickstart"},
     "fit --data.bat": {"--data.batch_size"},
     "fit --model.adapter.basis ": {"uniform", "normal", "binary", "ternary", "hadamard"},

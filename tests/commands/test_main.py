@@ -100,7 +100,7 @@ def test_a_run_without_options_is_a_mistake_that_shows_the_page(run: Run, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-@in_one_item("verb", ["data", "train", "captions", "answers", "adapters"])
+@in_one_item("verb", ["data", "train", "adapters"])
 def test_every_bench_has_a_page_of_its_own(run: Run, verb: str) -> None:
     shown = run("bench", verb, "--help").out
     assert f"randlora-pl bench {verb}" in shown and shown != run("bench", "--help").out

@@ -27,7 +27,7 @@ RUN: Mapping[str, str | tuple[str, ...]] = {
     "report": "results.report",
     "compare": "results.compare",
     "zeroshot": "results.zeroshot",
-    "bench": ("data", "train", "captions", "answers", "adapters"),
+    "bench": ("data", "train", "adapters"),
 }
 LOOK_UP: Mapping[str, str | tuple[str, ...]] = {
     "datasets": "inspect.catalogs",

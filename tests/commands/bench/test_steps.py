@@ -84,23 +84,6 @@ def test_steps_of_a_decoder(run: Run, tmp_path: Path) -> None:
     assert report["setup"]["overrides"]["vocab_size"] == 50 and report["setup"]["tokens"] == 8
 
 
-def test_answers_in_batches_and_one_by_one(run: Run, tmp_path: Path) -> None:
-    done = run("bench", "answers", *QWEN, "--samples", "4", "--beams", "2", "--new-tokens", "3", "--batch-sizes", "4")
-    assert done.code == 0, done.err
-    assert "4 prompts, 3 new tokens, 2 beams, float32" in done.out and "times one by one" in done.out
-    report = json.loads((only(tmp_path / "runs" / "bench-answers") / "bench.json").read_text())
-    one, four = report["cases"]
-    assert (one["batch_size"], four["batch_size"]) == (1, 4) and len(one["seconds"]) == len(four["speedup"]) == 2
-    assert one["speedup"] == [1, 1] and one["equal"] == 4
-
-
-def test_a_batch_is_no_larger_than_the_prompts(run: Run, tmp_path: Path) -> None:
-    done = run("bench", "answers", *QWEN, "--samples", "3", "--beams", "2", "--new-tokens", "2", "--output", "new")
-    assert done.code == 0, done.err
-    report = json.loads((tmp_path / "new" / "bench.json").read_text())
-    assert [case["batch_size"] for case in report["cases"]] == report["setup"]["batch_sizes"] == [1, 3]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("stop",), marked(zip([1, 7]), lambda row: row[0] in (7,)))
 def test_ctrl_c_leaves_what_is_finished(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
@@ -140,17 +123,6 @@ def test_costs_of_adapted_layers_grow(run: Run, tmp_path: Path) -> None:
     assert len(json.loads((folder / "bench.json").read_text())["rows"]) == 9
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("deep")
-def test_captions_are_encoded_both_ways(run: Run, tmp_path: Path) -> None:
-    words = ("--model", "tiny", "--batch-size", "8", "--classes", "2", "--rounds", "1", "--precision", "bf16-frozen")
-    done = run("bench", "captions", *words)
-    assert done.code == 0, done.err
-    assert "step: 8 captions, one an image" in done.out and "text tower: 2 captions, one a class" in done.out
-    folder = only(tmp_path / "runs" / "bench-captions")
-    assert sorted(path.name for path in folder.iterdir()) == FILES
-
-
 @in_one_item(
     ("words", "says"),
     [
@@ -180,18 +152,10 @@ def test_captions_are_encoded_both_ways(run: Run, tmp_path: Path) -> None:
         (["train", *QWEN, "--tokens", "0"], "--tokens is 0"),
         (["train", *QWEN, "--tokens", "1"], "--tokens is 1"),
         (["train", *GPT2, "--tokens", "21"], "--tokens is 21, and gpt2 has 20 positions"),
-        (["answers", *GPT2, "--new-tokens", "8"], "--new-tokens is 8"),
-        (["answers", *QWEN, "--samples", "4", "--batch-sizes", "2", "5"], "--batch-sizes is 5"),
-        (["answers", "--beams", "0"], "--beams is 0"),
-        (["answers", "--batch-sizes", "4", "0"], "--batch-sizes is 0"),
-        (["answers", "--model", "tiny"], "writes nothing"),
-        (["answers", "--model", "Qwen/Qwen2-0.5B"], "Did you mean 'Qwen/Qwen2-0.5B-Instruct'"),
         (["trian"], "Did you mean 'train'"),
         (["adapters", "--widths", "64", "-3"], "--widths is -3"),
         (["adapters", "--sweeps", "dept"], "Did you mean 'depth'"),
         (["adapters", "--ranks", "769"], "--ranks: 769 is larger"),
-        (["captions", "--model", "ViT-B-33"], "Did you mean 'ViT-B-32'"),
-        (["captions", "--classes", "0"], "--classes is 0"),
     ],
 )
 def test_mistakes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], says: str) -> None:
