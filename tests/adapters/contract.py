@@ -20,10 +20,10 @@ from randlora_pl.adapters import (
     trainable_parameters,
     unmerge,
 )
-from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.layers.adapted import AdaptedLayer
+from randlora_pl.adapters.weights import WeightShape
 from tests.adapters.cases import (
     KINDS,
     METHODS,

@@ -7,7 +7,7 @@ import torch
 from peft import RandLoraConfig, VeraConfig, get_peft_model
 from torch import nn
 
-from randlora_pl.adapters.base import WeightShape
+from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.interop.peft import bases as peft_bases
 from tests.support.products import covering
 

@@ -5,10 +5,8 @@ definition and whose `linear` is the fast path; their results must agree.
 """
 
 import math
-import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -22,6 +20,7 @@ from randlora_pl.adapters.kernels.flop_choice import builds
 from randlora_pl.adapters.kernels.rounding import added
 from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases, BasisName, Distribution, draw
+from randlora_pl.adapters.weights import WeightShape, matches
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, Probability
 
@@ -30,30 +29,6 @@ UNLIMITED = 1 << 31
 
 Rank = Count | dict[str, Count]
 """A positive whole number, or numbers by pattern of layer names."""
-
-
-@dataclass(frozen=True)
-class WeightShape:
-    """Shape of a weight to adapt: name of the layer, and (out, in) as in ``nn.Linear.weight``."""
-
-    layer: str
-    out_features: int
-    in_features: int
-
-    @property
-    def large(self) -> int:
-        """Larger side D."""
-        return max(self.out_features, self.in_features)
-
-    @property
-    def small(self) -> int:
-        """Smaller side d."""
-        return min(self.out_features, self.in_features)
-
-
-def matches(pattern: str, layer: str) -> bool:
-    """Return True if a regular expression matches a layer's full name, or the full part after any dot."""
-    return re.fullmatch(rf"(?:.*\.)?(?:{pattern})", layer) is not None
 
 
 class DeltaWeight(nn.Module):

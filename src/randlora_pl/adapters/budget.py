@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from randlora_pl.adapters import methods
-from randlora_pl.adapters.base import Adapter, WeightShape
+from randlora_pl.adapters.base import Adapter
+from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.formatting import byte_size
 

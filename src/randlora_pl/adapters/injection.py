@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, matches
+from randlora_pl.adapters.base import Adapter, DeltaWeight
 from randlora_pl.adapters.budget import check_size, match_budget
 from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.kept import snapshot
@@ -22,6 +22,7 @@ from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.targets.coverage import Coverage, coverage
 from randlora_pl.adapters.targets.sites import Site
 from randlora_pl.adapters.trained import Tensors, choose_beside, chosen_tensors, frozen_outputs, trained_tensors
+from randlora_pl.adapters.weights import matches
 from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.text.tables import group_names, table
 

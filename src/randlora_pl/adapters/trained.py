@@ -7,11 +7,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from randlora_pl.adapters.base import Adapter, matches
+from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.kept import update_modules
 from randlora_pl.adapters.layers.weight_access import out_and_in
 from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.targets.select import Selection, choose
+from randlora_pl.adapters.weights import matches
 from randlora_pl.utils.errors import UserError, near
 
 Tensors = dict[str, nn.Parameter]

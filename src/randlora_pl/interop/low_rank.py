@@ -16,12 +16,11 @@ from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.spectrum import LowRank, truncated
 from randlora_pl.adapters.targets.select import select
 from randlora_pl.adapters.targets.sites import Site, find_sites
+from randlora_pl.adapters.weights import exact_pattern, per_layer
 from randlora_pl.interop.base_model import Base, beside
 from randlora_pl.interop.compare_outputs import check_written, difference, outputs
-from randlora_pl.interop.foreign.adapter import per_layer
 from randlora_pl.interop.library_model import LibraryModel
 from randlora_pl.interop.merge.vision import added
-from randlora_pl.interop.patterns import exact_pattern
 from randlora_pl.interop.updates import State, adapted, rows_of, weight_key
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import disk_errors, scratch_folder

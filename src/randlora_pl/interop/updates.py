@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, load_adapter
-from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.io.state import adapter_state
 from randlora_pl.adapters.kept import update_buffers
@@ -14,6 +13,7 @@ from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.operations import delta_weights, weight_updates
 from randlora_pl.adapters.random_bases import GENERATOR
 from randlora_pl.adapters.targets.sites import Site, find_sites
+from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.interop.base_model import Base, beside, load_base
 from randlora_pl.utils.errors import UserError
 

@@ -9,11 +9,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from randlora_pl.adapters import RandLoRA, delta_weights, inject, trainable_parameters
-from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.kernels import dropout, hadamard
 from randlora_pl.adapters.kernels.hadamard import Hadamard, block_size, copies, transform
 from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
 from randlora_pl.adapters.random_bases import Distribution, draw
+from randlora_pl.adapters.weights import WeightShape
 from tests.adapters import reference
 from tests.adapters.cases import One
 from tests.support.products import in_one_item, marked

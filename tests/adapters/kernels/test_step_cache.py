@@ -219,7 +219,7 @@ def test_nothing_is_out_of_date() -> None:
 
 
 def shapes(model: nn.Module) -> list[Any]:
-    from randlora_pl.adapters.base import WeightShape
+    from randlora_pl.adapters.weights import WeightShape
 
     return [WeightShape("", *module.weight.shape) for module in model.modules() if isinstance(module, nn.Linear)]
 

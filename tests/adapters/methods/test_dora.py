@@ -18,8 +18,8 @@ from randlora_pl.adapters import (
     inject,
     trainable_parameters,
 )
-from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.methods.dora import DoRADelta
+from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, adapt, assert_close, randomise
 

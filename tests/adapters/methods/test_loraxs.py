@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from randlora_pl.adapters import LoRAXS, adapted_layers, delta_weights, inject
-from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.methods.loraxs import LoRAXSDelta
+from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.models import meta_clip
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import assert_close, randomise

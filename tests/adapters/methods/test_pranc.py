@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import PRANC, inject
-from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.budget import match_budget
 from randlora_pl.adapters.kernels import sign_sums
 from randlora_pl.adapters.kernels.sign_sums import SignSum, signs
 from randlora_pl.adapters.methods.pranc import PRANCDelta, signed_places
+from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, assert_close
 from tests.support.products import in_one_item

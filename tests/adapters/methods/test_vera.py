@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from randlora_pl.adapters import VeRA, inject
-from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.methods.vera import VeRADelta
+from randlora_pl.adapters.weights import WeightShape
 from tests.adapters.cases import One, randomise
 
 

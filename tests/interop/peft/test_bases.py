@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from randlora_pl.adapters import RandLoRA, delta_weights, inject, trainable_parameters
-from randlora_pl.adapters.base import WeightShape
-from randlora_pl.interop.patterns import exact_pattern
-from randlora_pl.interop.peft.bases import arrange, peft_count, sides
+from randlora_pl.adapters.weights import WeightShape, exact_pattern, sides
+from randlora_pl.interop.peft.bases import arrange, peft_count
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 

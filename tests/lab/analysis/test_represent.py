@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from randlora_pl.adapters import LoRA, RandLoRA
-from randlora_pl.adapters.base import WeightShape
+from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.lab.analysis.leads import directions, orthonormal, remaining
 from randlora_pl.lab.analysis.represent import combined, fit, mean_error, represent, segments
 from tests.support.products import in_one_item

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from randlora_pl.adapters.base import Adapter, WeightShape
+from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.injection import InjectionReport, inject
 from randlora_pl.adapters.io.adapter_file import AdapterFile
 from randlora_pl.adapters.io.save_load import place_adapter, read_adapter
@@ -19,6 +19,7 @@ from randlora_pl.adapters.methods.randlora import RandLoRA
 from randlora_pl.adapters.methods.together import Together, TogetherDelta
 from randlora_pl.adapters.operations import detach
 from randlora_pl.adapters.targets.select import choose
+from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.own_classes import is_own
 

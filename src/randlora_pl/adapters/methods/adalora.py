@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, WeightShape, drawn, trainable
+from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, drawn, trainable
 from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, NotNegative, Probability
 

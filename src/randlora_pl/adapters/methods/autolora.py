@@ -12,12 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, WeightShape
+from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank
 from randlora_pl.adapters.methods.lora import LoRA, LoRADelta
 from randlora_pl.adapters.methods.randlora import RandLoRA
 from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
 from randlora_pl.adapters.methods.selection import SelectionSearch, components
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.options import Count
 
 RANK, ALPHA = 8, 16.0

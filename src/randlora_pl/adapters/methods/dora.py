@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, like, trainable
+from randlora_pl.adapters.base import Adapter, DeltaWeight, like, trainable
 from randlora_pl.adapters.kernels.rounding import rounded
 from randlora_pl.adapters.methods.autolora import AutoLoRA
 from randlora_pl.adapters.methods.lora import LoRA
 from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.errors import UserError
 
 

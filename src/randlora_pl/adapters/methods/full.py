@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape
+from randlora_pl.adapters.base import Adapter, DeltaWeight
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.weights import WeightShape
 
 
 class BaseWeightMethod(Adapter):

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, WeightShape, kaiming, like, trainable
+from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, kaiming, like, trainable
 from randlora_pl.adapters.kernels.built_again import built_again
 from randlora_pl.adapters.kernels.randlora_linear import without_autocast
 from randlora_pl.adapters.kernels.rounding import added, compute_dtype
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.weights import WeightShape
 
 
 class HiRA(Adapter):

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, WeightShape, kaiming, like, plus_product, trainable
+from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, kaiming, like, plus_product, trainable
 from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.options import Count, NotNegative
 
 

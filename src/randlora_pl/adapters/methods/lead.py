@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import WeightShape, like, plus_product
+from randlora_pl.adapters.base import like, plus_product
 from randlora_pl.adapters.kernels.dropout import keep_scaling, masked
 from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.weights import WeightShape
 
 
 class LedRandLoRADelta(RandLoRADelta):

@@ -5,8 +5,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, WeightShape, drawn, trainable
+from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, drawn, trainable
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.weights import WeightShape
 
 
 class LoRA(Adapter):

@@ -6,9 +6,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import FactoredDelta, Rank, WeightShape, drawn, like, plus_product, trainable
+from randlora_pl.adapters.base import FactoredDelta, Rank, drawn, like, plus_product, trainable
 from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.weights import WeightShape
 
 
 class LoRAXS(DerivedAdapter):

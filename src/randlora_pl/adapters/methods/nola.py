@@ -5,8 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, WeightShape, trainable
+from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, trainable
 from randlora_pl.adapters.random_bases import Bases, random_pair
+from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.options import Count
 
 

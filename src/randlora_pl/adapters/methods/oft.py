@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, WeightShape, like, trainable
+from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, like, trainable
 from randlora_pl.adapters.kernels.built_again import built_again
 from randlora_pl.adapters.kernels.rounding import added, compute_dtype
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import at_least
 

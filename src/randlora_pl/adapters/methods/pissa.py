@@ -5,9 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import FactoredDelta, Rank, WeightShape, trainable
+from randlora_pl.adapters.base import FactoredDelta, Rank, trainable
 from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta, RecipeName
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.errors import UserError
 
 Start = Literal["pissa", "olora", "minor"]

@@ -18,9 +18,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, WeightShape, trainable
+from randlora_pl.adapters.base import Adapter, DeltaWeight, trainable
 from randlora_pl.adapters.kernels.sign_sums import CHUNK, SignSum, grid_words
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count
 from randlora_pl.utils.rng import stream

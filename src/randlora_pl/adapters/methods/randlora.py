@@ -22,11 +22,12 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, WeightShape
+from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank
 from randlora_pl.adapters.kernels.hadamard import STRUCTURE, copies
 from randlora_pl.adapters.methods.lead import LedRandLoRADelta
 from randlora_pl.adapters.methods.randlora_update import RandLoRADelta, SummedRandLoRADelta
 from randlora_pl.adapters.random_bases import Bases, Distribution, draw
+from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, NotNegative, between
 

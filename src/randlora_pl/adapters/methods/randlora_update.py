@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import DeltaWeight, FactoredDelta, WeightShape, trainable
+from randlora_pl.adapters.base import DeltaWeight, FactoredDelta, trainable
 from randlora_pl.adapters.kernels.basis_product import Form, Stored
 from randlora_pl.adapters.kernels.dropout import drop_mask, keep_scaling
 from randlora_pl.adapters.kernels.hadamard import Hadamard
@@ -18,6 +18,7 @@ from randlora_pl.adapters.kernels.rounding import compute_dtype
 from randlora_pl.adapters.kernels.step_cache import Held, StepCache
 from randlora_pl.adapters.kernels.ternary import stored
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.weights import WeightShape
 
 
 class _RandLoRATensors(DeltaWeight):

@@ -6,11 +6,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, WeightShape, trainable
+from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, trainable
 from randlora_pl.adapters.kept import places_problem
 from randlora_pl.adapters.kernels.built_again import built_again
 from randlora_pl.adapters.kernels.rounding import added
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.rng import philox, stream
 

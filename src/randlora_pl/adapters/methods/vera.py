@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import UNLIMITED, Adapter, FactoredDelta, Rank, WeightShape, like, trainable
+from randlora_pl.adapters.base import UNLIMITED, Adapter, FactoredDelta, Rank, like, trainable
 from randlora_pl.adapters.random_bases import Bases, random_pair
+from randlora_pl.adapters.weights import WeightShape
 
 
 class VeRA(Adapter):

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from randlora_pl.adapters.base import Adapter, matches
+from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.budget import parse_budget, wished
 from randlora_pl.adapters.layers.qkv_rows import BLOCKS
 from randlora_pl.adapters.targets.blocks import of_blocks
 from randlora_pl.adapters.targets.obstacles import Obstacle, obstacle, owners_of, raw_attention
 from randlora_pl.adapters.targets.sites import ALIASES, CONV, Site, find_sites, is_aside
+from randlora_pl.adapters.weights import matches
 from randlora_pl.utils.errors import UserError, near
 
 DEFAULT_TARGETS = ["qkv", "fc1", "fc2"]

@@ -156,8 +156,8 @@ def _fit(
     import torch
 
     from randlora_pl.adapters import LoRA, RandLoRA
-    from randlora_pl.adapters.base import WeightShape
     from randlora_pl.adapters.budget import match_budget
+    from randlora_pl.adapters.weights import WeightShape
     from randlora_pl.commands.common.progress import counting
     from randlora_pl.lab.analysis.leads import directions
     from randlora_pl.lab.analysis.represent import represent

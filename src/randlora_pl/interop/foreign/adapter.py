@@ -1,6 +1,5 @@
 """Imported adapters: method, options, tensors by layer, and bases that are not drawn from our seeds."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +15,7 @@ from randlora_pl.adapters.operations import report_of, use_bases
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.targets.select import select
 from randlora_pl.adapters.targets.sites import CONV, Site, find_sites
-from randlora_pl.interop.patterns import exact_pattern
+from randlora_pl.adapters.weights import exact_pattern
 from randlora_pl.utils.errors import UserError
 
 
@@ -135,13 +134,3 @@ def sites_by_name(model: nn.Module, convolutions: bool = False) -> dict[str, Sit
         for site in sites
         if site.kind != CONV or (convolutions and plain_convolution(model.get_submodule(site.path)))
     }
-
-
-def per_layer(values: Mapping[str, float]) -> float | dict[str, float]:
-    """Return one number, or patterns of layer names with one number each."""
-    groups: dict[float, list[str]] = {}
-    for layer, value in values.items():
-        groups.setdefault(value, []).append(layer)
-    if len(groups) == 1:
-        return next(iter(groups))
-    return {f"^{exact_pattern(layers)}": value for value, layers in groups.items()}

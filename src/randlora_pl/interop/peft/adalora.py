@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters import AdaLoRA, AdapterFile, LoRA
-from randlora_pl.adapters.base import WeightShape
-from randlora_pl.interop.foreign.adapter import ExternalAdapter, per_layer
-from randlora_pl.interop.patterns import exact_pattern
+from randlora_pl.adapters.weights import WeightShape, exact_pattern, per_layer
+from randlora_pl.interop.foreign.adapter import ExternalAdapter
 from randlora_pl.interop.peft.files import PeftAdapter
 from randlora_pl.interop.peft.tensors import Form, Part
 from randlora_pl.utils.errors import UserError

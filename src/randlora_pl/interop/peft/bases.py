@@ -12,15 +12,10 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters import RandLoRA
-from randlora_pl.adapters.base import WeightShape
 from randlora_pl.adapters.kernels.hadamard import Hadamard
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.weights import WeightShape, sides
 from randlora_pl.utils.errors import UserError
-
-
-def sides(shapes: Sequence[WeightShape]) -> tuple[int, int]:
-    """Return the largest output and the largest input of the layers; PEFT takes both maxima separately."""
-    return max(shape.out_features for shape in shapes), max(shape.in_features for shape in shapes)
 
 
 def peft_count(small: int, rank: int) -> int:

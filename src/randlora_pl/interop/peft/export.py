@@ -27,12 +27,13 @@ from randlora_pl.adapters import (
     adapted_layers,
     read_adapter,
 )
-from randlora_pl.adapters.base import FactoredDelta, WeightShape
+from randlora_pl.adapters.base import FactoredDelta
 from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.layers.adapted import RowBlocks
 from randlora_pl.adapters.targets.sites import is_packed_linear
+from randlora_pl.adapters.weights import WeightShape, per_layer
 from randlora_pl.interop.base_model import Base, load_base, wrap_model
-from randlora_pl.interop.foreign.adapter import per_layer, plain_convolution
+from randlora_pl.interop.foreign.adapter import plain_convolution
 from randlora_pl.interop.peft.adalora import lora_of_kept
 from randlora_pl.interop.peft.files import PeftAdapter, base_name, written
 from randlora_pl.interop.peft.layerwise import TRANSLATIONS

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from randlora_pl.adapters import DoRA, LoRA, PiSSA, RandLoRA, VeRA
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.targets.sites import Site
-from randlora_pl.interop.foreign.adapter import ExternalAdapter, per_layer, sites_by_name
+from randlora_pl.adapters.weights import per_layer
+from randlora_pl.interop.foreign.adapter import ExternalAdapter, sites_by_name
 from randlora_pl.interop.peft.bases import draw_randlora, draw_vera, peft_count
 from randlora_pl.interop.peft.config import STARTS, check_config, check_patterns, option
 from randlora_pl.interop.peft.files import PeftAdapter, read

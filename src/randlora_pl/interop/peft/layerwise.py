@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters import OFT, AdaLoRA, Adapter, HiRA, SHiRA
-from randlora_pl.adapters.base import WeightShape
+from randlora_pl.adapters.weights import WeightShape, exact_pattern
 from randlora_pl.interop.foreign.adapter import ExternalAdapter
-from randlora_pl.interop.patterns import exact_pattern
 from randlora_pl.interop.peft.adalora import KEYS, adalora, adalora_form
 from randlora_pl.interop.peft.files import PeftAdapter
 from randlora_pl.interop.peft.relative import hira, hira_form, oft, oft_form

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters import AdapterFile, DoRA, LoRA, RandLoRA, VeRA
-from randlora_pl.adapters.base import WeightShape
-from randlora_pl.interop.patterns import exact_pattern
-from randlora_pl.interop.peft.bases import arrange, peft_count, sides
+from randlora_pl.adapters.weights import WeightShape, exact_pattern, sides
+from randlora_pl.interop.peft.bases import arrange, peft_count
 from randlora_pl.utils.errors import UserError
 
 T = TypeVar("T", int, float)
