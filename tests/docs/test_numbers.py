@@ -11,15 +11,15 @@ import pytest
 from randlora_pl.adapters import LoRA, RandLoRA, inject, methods
 from randlora_pl.commands.main import main
 from randlora_pl.commands.sweep.job import find_sweep
+from randlora_pl.commands.sweep.tune import markdown
 from randlora_pl.lab.paper import cells as paper_cells
 from randlora_pl.lab.paper import numbers
-from randlora_pl.lab.report.sections.other_tests import harmonic_mean
+from randlora_pl.lab.report.accuracy import harmonic_mean
 from randlora_pl.models import meta_clip, meta_vit
 from randlora_pl.run.options.shipped import find_config
 from randlora_pl.sweep.expand import counts
 from randlora_pl.sweep.plan import Trial, plan
 from randlora_pl.sweep.provenance import chosen_for
-from randlora_pl.sweep.tuning_files import markdown
 from randlora_pl.tasks.defaults import IMAGES, TOWERS, default_learning_rate
 from tests.docs.pages import DOCS, PAGES, RESULTS, ROOT
 from tests.prompts.test_counts import COUNTS

@@ -10,9 +10,8 @@ import pytest
 import yaml
 
 from randlora_pl.commands.sweep.job import find_sweep
-from randlora_pl.lab.methods import method_tables
-from randlora_pl.lab.report.baselines import Baseline
-from randlora_pl.lab.report.cells import Sweep
+from randlora_pl.lab.baselines import method_tables
+from randlora_pl.lab.report.cells import Baseline, Sweep
 from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.sweep.expand import task_of
 from randlora_pl.sweep.folder import SweepFolder
@@ -111,7 +110,7 @@ def test_plain_classifiers_are_measured_once_and_an_error_leaves_the_methods(
     def fails(cell: Trial) -> None:
         raise UserError("the folder has no test texts")
 
-    monkeypatch.setattr("randlora_pl.lab.methods.baselines_of", fails)
+    monkeypatch.setattr("randlora_pl.lab.baselines.baselines_of", fails)
     sweep = swept(tmp_path / "few", cells, {"a": 50.0})
     text = method_tables(sweep, cells)
     assert "| a | " in text and "raw pixels" not in text

@@ -18,8 +18,7 @@ from randlora_pl.language.tasks.restore import meta_backbone
 from randlora_pl.run.options.validate import is_text_task, tasks
 from randlora_pl.sweep.description import SweepConfig, budget
 from randlora_pl.sweep.expand import counts
-from randlora_pl.sweep.plan import Trial, plan
-from randlora_pl.sweep.trial_config import is_text
+from randlora_pl.sweep.plan import Trial, is_text, plan
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
 

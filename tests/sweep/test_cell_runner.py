@@ -15,9 +15,9 @@ import yaml
 from randlora_pl.commands.main import main
 from randlora_pl.models import load_clip
 from randlora_pl.run.options.compose import nested
-from randlora_pl.sweep.cell_runner import Runner
 from randlora_pl.sweep.description import SweepConfig
 from randlora_pl.sweep.folder import DONE, SweepFolder
+from randlora_pl.sweep.loop import Runner
 from randlora_pl.sweep.plan import Trial, plan
 from randlora_pl.tasks import VisionLanguageTask
 from randlora_pl.utils.errors import UserError

@@ -5,7 +5,7 @@ import pytest
 
 from randlora_pl.models import load_clip
 from randlora_pl.sweep.expand import check_first, counts, data_of
-from randlora_pl.sweep.trial_config import trial_config
+from randlora_pl.sweep.plan import trial_config
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 from tests.sweep.grids import GRID, cells_of

@@ -23,10 +23,10 @@ RUN: Mapping[str, str | tuple[str, ...]] = {
     "serve": "serve",
     "sweep": "sweep.sweep",
     "tune": "sweep.tune",
-    "compare-methods": "results.compare_methods",
-    "report": "results.report",
-    "compare": "results.compare",
-    "zeroshot": "results.zeroshot",
+    "compare-methods": "sweep.sweep",
+    "report": "results",
+    "compare": "results",
+    "zeroshot": "zeroshot",
     "bench": ("data", "train", "adapters"),
 }
 LOOK_UP: Mapping[str, str | tuple[str, ...]] = {

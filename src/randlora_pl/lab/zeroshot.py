@@ -1,4 +1,4 @@
-"""Zero-shot accuracy of CLIP: averaged templates and a single prompt, over the same image embeddings."""
+"""Zero-shot accuracy of CLIP: averaged templates and one prompt over the same embeddings, and published accuracies."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,8 +11,6 @@ from randlora_pl.data import ImageData
 from randlora_pl.data.loading.chosen_images import batches, framed
 from randlora_pl.models import LoadedClip, cached_text_head, encode_prompts
 from randlora_pl.models.zero_shot import zero_shot_accuracy
-
-"""Published zero-shot accuracies, to see at once whether layout, class order and prompts are right."""
 
 SOURCE = (
     "github.com/fredzzhang/atlas (commit 557d7fb), its stored zero-shot test accuracies of OpenAI's CLIP "

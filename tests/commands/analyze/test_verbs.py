@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from randlora_pl.adapters import DoRA, FullFineTuning, RandLoRA, Together, VeRA
-from randlora_pl.commands.analyze.common import advised
+from randlora_pl.commands.analyze import advised
 from randlora_pl.commands.analyze.represent import note_of
 from randlora_pl.commands.main import main
 from randlora_pl.commands.table import members

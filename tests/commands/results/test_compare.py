@@ -133,6 +133,6 @@ def test_compare_needs_no_pytorch() -> None:
     import subprocess
     import sys
 
-    verbs = "randlora_pl.commands.results.compare, randlora_pl.commands.results.report"
+    verbs = "randlora_pl.commands.results, randlora_pl.commands.results"
     code = f"import sys; import {verbs}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

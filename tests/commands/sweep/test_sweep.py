@@ -16,9 +16,9 @@ import yaml
 
 from randlora_pl.commands.main import main
 from randlora_pl.commands.sweep.job import find_sweep
-from randlora_pl.lab.report.baselines import read_baselines
+from randlora_pl.lab.report.cells import read_baselines
 from randlora_pl.run.options.shipped import config_names
-from randlora_pl.sweep import cell_runner as cli_cells
+from randlora_pl.sweep import loop as cli_cells
 from randlora_pl.sweep.loop import Outcome
 from randlora_pl.sweep.plan import Trial, plan
 from randlora_pl.utils.errors import UserError

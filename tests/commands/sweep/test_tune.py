@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from randlora_pl.commands.sweep.job import find_sweep
+from randlora_pl.commands.sweep.tune import config_text, markdown
 from randlora_pl.data import ImageData
 from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.run.options.shipped import config_names, find_config
@@ -21,7 +22,6 @@ from randlora_pl.sweep.description import SweepConfig
 from randlora_pl.sweep.folder import SweepFolder
 from randlora_pl.sweep.provenance import chosen_for
 from randlora_pl.sweep.search import Search, climbed
-from randlora_pl.sweep.tuning_files import config_text, markdown
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import SMALL, Run
 from tests.support.products import in_one_item

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters import read_adapter
-from randlora_pl.commands.analyze.common import Images
+from randlora_pl.commands.analyze import Images
 from randlora_pl.commands.analyze.forgetting import forgetting
 from randlora_pl.data.loading.chosen_images import batches, framed, random_samples
 from randlora_pl.lab.analysis.forgetting import Forgetting, check_task, prompts_of

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.lab.analysis.figures import write_figure
-from randlora_pl.lab.analysis.landscape import POSITIONS, Grid
-from randlora_pl.lab.analysis.landscape_figures import Landscape, contour_figure
+from randlora_pl.lab.analysis.landscape import POSITIONS, Grid, Landscape, contour_figure
 
 GRID = Grid(13, 0.1)
 

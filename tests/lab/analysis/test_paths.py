@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from randlora_pl.lab.analysis.landscape_figures import Cell, low_path
+from randlora_pl.lab.analysis.landscape import Cell, low_path
 
 HEIGHTS = st.lists(
     st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.0, math.inf]), min_size=3, max_size=3), min_size=3, max_size=3

@@ -10,8 +10,16 @@ from torch import Tensor
 
 from randlora_pl.adapters import LoRA, RandLoRA
 from randlora_pl.adapters.weights import WeightShape
-from randlora_pl.lab.analysis.leads import directions, orthonormal, remaining
-from randlora_pl.lab.analysis.represent import combined, fit, mean_error, represent, segments
+from randlora_pl.lab.analysis.represent import (
+    combined,
+    directions,
+    fit,
+    mean_error,
+    orthonormal,
+    remaining,
+    represent,
+    segments,
+)
 from tests.support.products import in_one_item
 
 

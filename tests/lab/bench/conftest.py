@@ -5,5 +5,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("steps", "flops"):
+    for module in ("steps", "costs"):
         monkeypatch.setattr(f"randlora_pl.lab.bench.{module}._LEAST", 0.0)

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from randlora_pl.lab.bench.flops import Gemm
+from randlora_pl.lab.bench.costs import Gemm
 from randlora_pl.lab.bench.methods import METHODS
 from randlora_pl.lab.bench.steps import Case, measure
 from randlora_pl.lab.bench.sweeps import BASES, DEFAULTS, Point, Reading, cases, estimated_seconds, methods_at, readings

@@ -8,9 +8,8 @@ from statistics import fmean
 
 import pytest
 
-from randlora_pl.lab.report.cells import Sweep
+from randlora_pl.lab.report.cells import Key, Sweep
 from randlora_pl.lab.report.collect import read_sweep
-from randlora_pl.lab.report.plan import Key
 from tests.lab.report.sweeps import DATASETS, METHODS, SIZES, description, write_sweep
 
 B32, L14 = "CLIP-ViT-B/32", "CLIP-ViT-L/14"

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 from pandas import isna
 
-from randlora_pl.lab.report.cells import Sweep
+from randlora_pl.lab.report.cells import Key, Sweep
 from randlora_pl.lab.report.collect import read_cells, read_sweep
-from randlora_pl.lab.report.plan import Key
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.lease import LEASE, acquired, lease_on
 from tests.lab.report.sweeps import METHODS, description, figures_of, write_cell, write_sweep

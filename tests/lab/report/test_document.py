@@ -10,13 +10,11 @@ from statistics import fmean
 
 import pytest
 
-from randlora_pl.lab.report.cells import Sweep
+from randlora_pl.lab.report.cells import Key, Sweep
 from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.document import Document, Picture, Section, Table, TableCell, _picture, markdown
+from randlora_pl.lab.report.files import build, write_report
 from randlora_pl.lab.report.files import html as to_html
-from randlora_pl.lab.report.files import write_report
-from randlora_pl.lab.report.plan import Key
-from randlora_pl.lab.report.render import build
 from randlora_pl.utils.errors import UserError
 from tests.lab.report.sweeps import METHODS, MODELS, description, write_sweep
 

@@ -15,8 +15,10 @@ from PIL import Image
 
 from randlora_pl.lab.report.cells import Sweep
 from randlora_pl.lab.report.collect import read_sweep
+from randlora_pl.lab.report.comparisons import Reference, comparisons, references
 from randlora_pl.lab.report.document import Picture
 from randlora_pl.lab.report.files import draw
+from randlora_pl.lab.report.paper_comparison import Beside
 from randlora_pl.lab.report.plots import (
     COLOURS,
     INK,
@@ -24,8 +26,6 @@ from randlora_pl.lab.report.plots import (
     memory_picture,
     parameter_picture,
 )
-from randlora_pl.lab.report.sections.comparisons import Reference, comparisons, references
-from randlora_pl.lab.report.sections.paper_comparison import Beside
 from tests.lab.report.sweeps import MODELS, description, write_sweep
 from tests.support.products import in_one_item
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from randlora_pl.adapters import LoRA
-from randlora_pl.commands.analyze.common import open_run
+from randlora_pl.commands.analyze import open_run
 from randlora_pl.run.command import prepare
 from randlora_pl.run.options.adapter_config import adapter_config, data_beside
 from randlora_pl.run.options.own_classes import check_run_config

@@ -2,7 +2,18 @@
 
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.commands.analyze import common
+from randlora_pl.commands.analyze import (
+    AnalyzedRun,
+    Images,
+    NewFolder,
+    advised,
+    data_of,
+    labels_of,
+    open_run,
+    print_output,
+    task_of,
+    write_output,
+)
 from randlora_pl.commands.common.devices import pick_device
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.option_types import Runs
@@ -16,8 +27,8 @@ def cka(
     runs: Runs,
     *,
     dataset: str | None = None,
-    tested: common.Images = common.Images(images=1024),
-    output: common.NewFolder = None,
+    tested: Images = Images(images=1024),
+    output: NewFolder = None,
 ) -> int:
     """Compare the activations of two models: linear CKA of attention and MLP outputs in every block (Figure 4a).
 
@@ -45,9 +56,9 @@ def cka(
     if tested.batch_size < 4:
         raise UserError(f"--batch-size is {tested.batch_size}: the unbiased estimate needs at least 4 images.")
     device = pick_device(tested.device)
-    opened = [common.open_run(path) for path in runs]
+    opened = [open_run(path) for path in runs]
     labels = dict(zip(runs, labels_of_groups(opened, dataset), strict=True))
-    groups: dict[str, list[common.AnalyzedRun]] = {}
+    groups: dict[str, list[AnalyzedRun]] = {}
     for run in opened:
         groups.setdefault(dataset or run.dataset, []).append(run)
     for name, members in groups.items():
@@ -59,7 +70,7 @@ def cka(
     curves: dict[str, list[dict[Layer, float]]] = {}
     counts = []
     for name, (first, *others) in groups.items():
-        with common.advised(tested.batch_size):
+        with advised(tested.batch_size):
             count, found = _compare(first, others, dataset, tested, device)
         counts.append(f"{count:,} test images of {name}")
         for run in others:
@@ -74,36 +85,36 @@ def cka(
     reference = " / ".join(dict.fromkeys(labels[members[0].path] for members in groups.values()))
     content = {"images": counts, "seed": tested.seed, "batch_size": tested.batch_size, "rows": rows}
     figure = cka_figure(mean, reference, "; ".join(counts))
-    folder = common.write_output(output, "cka", rows, content, figure)
+    folder = write_output(output, "cka", rows, content, figure)
     _print(mean, reference, counts)
-    common.print_output(folder)
+    print_output(folder)
     return 0
 
 
-def labels_of_groups(runs: list[common.AnalyzedRun], dataset: str | None) -> list[str]:
+def labels_of_groups(runs: list[AnalyzedRun], dataset: str | None) -> list[str]:
     """Return labels that are unique among the runs of one dataset, and equal for the same method on others."""
     found: dict[int, str] = {}
     names = [dataset or run.dataset for run in runs]
     for name in dict.fromkeys(names):
         indices = [index for index, other in enumerate(names) if other == name]
-        found |= dict(zip(indices, common.labels_of([runs[index] for index in indices]), strict=True))
+        found |= dict(zip(indices, labels_of([runs[index] for index in indices]), strict=True))
     return [found[index] for index in range(len(runs))]
 
 
 def _compare(
-    first: common.AnalyzedRun, others: list[common.AnalyzedRun], dataset: str | None, tested: common.Images, device: Any
+    first: AnalyzedRun, others: list[AnalyzedRun], dataset: str | None, tested: Images, device: Any
 ) -> tuple[int, dict[str, Any]]:
     """Return the CKA of runs of one dataset with the first: number of images, and values by layer for each path."""
     from randlora_pl.commands.common.progress import counting
     from randlora_pl.data.loading.chosen_images import batches, random_samples
     from randlora_pl.lab.analysis.cka import compare
 
-    reference = common.task_of(first, device)
-    data = common.data_of(first, reference.image_spec, dataset, tested.root, tested.batch_size)
+    reference = task_of(first, device)
+    data = data_of(first, reference.image_spec, dataset, tested.root, tested.batch_size)
     data.prepare_data()
     data.setup("test")
     samples = random_samples(data.samples("test"), tested.images or None, tested.seed)
-    tasks = {str(run.path): common.task_of(run, device) for run in others}
+    tasks = {str(run.path): task_of(run, device) for run in others}
     for name, task in tasks.items():
         if task.image_spec != reference.image_spec:
             raise UserError(f"{name} uses other image settings than {first.path}: they cannot be compared.")

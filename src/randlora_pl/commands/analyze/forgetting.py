@@ -4,7 +4,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.commands.analyze import common
+from randlora_pl.commands.analyze import (
+    AnalyzedRun,
+    Images,
+    NewFolder,
+    advised,
+    labels_of,
+    new_output,
+    open_run,
+    parameters,
+    print_output,
+)
 from randlora_pl.commands.common.devices import pick_device
 from randlora_pl.commands.common.progress import counting
 from randlora_pl.commands.data.report import checked_root
@@ -18,9 +28,7 @@ if TYPE_CHECKING:
     from randlora_pl.lab.analysis.forgetting import Forgetting
 
 
-def forgetting(
-    runs: Runs, *, datasets: Sequence[str], tested: common.Images = common.Images(), output: common.NewFolder = None
-) -> int:
+def forgetting(runs: Runs, *, datasets: Sequence[str], tested: Images = Images(), output: NewFolder = None) -> int:
     """Measure what a tuned CLIP has forgotten: its zero-shot accuracy on other datasets, before and after tuning.
 
     Examples:
@@ -46,20 +54,20 @@ def forgetting(
     from randlora_pl.lab.analysis.forgetting import check_task
     from randlora_pl.lab.bench.report import write_csv, write_json
 
-    opened = [common.open_run(path) for path in runs]
+    opened = [open_run(path) for path in runs]
     for run in opened:
         check_task(run.file)
     found: dict[str, list[Forgetting]] = {}
     rows: list[dict[str, Any]] = []
     folder: Path | None = None
     tests = _tested(opened, datasets, tested, device)
-    for label, run in zip(common.labels_of(opened), opened, strict=True):
-        with common.advised(tested.batch_size):
+    for label, run in zip(labels_of(opened), opened, strict=True):
+        with advised(tested.batch_size):
             results = found[label] = next(tests)
-        about = {"run": str(run.path), "method": label, "parameters": common.parameters(run)}
+        about = {"run": str(run.path), "method": label, "parameters": parameters(run)}
         about["trained_on"] = run.data.get("dataset")
         rows += [about | vars(one) | {"change": one.change} for one in results]
-        folder = folder or common.new_output(output, "forgetting")  # every finished run is kept
+        folder = folder or new_output(output, "forgetting")  # every finished run is kept
         write_csv(rows, folder / "forgetting.csv")
         write_json(rows, folder / "forgetting.json")
     assert folder is not None
@@ -72,12 +80,12 @@ def forgetting(
         cells.append([label, *changes, mean])
     print("Zero-shot accuracy in percent of the test images, points in brackets:\n")
     print(table(header, cells))
-    common.print_output(folder)
+    print_output(folder)
     return 0
 
 
 def _tested(
-    runs: list[common.AnalyzedRun], datasets: Sequence[str], tested: common.Images, device: Any
+    runs: list[AnalyzedRun], datasets: Sequence[str], tested: Images, device: Any
 ) -> "Iterator[list[Forgetting]]":
     """Yield the results of each run, one per dataset; a base model is tested once for the same prompts."""
     from randlora_pl.adapters import merge
@@ -127,7 +135,7 @@ def _tested(
         yield results
 
 
-def _spec(run: common.AnalyzedRun) -> Any:
+def _spec(run: AnalyzedRun) -> Any:
     """Return the image preprocessing of a run."""
     from randlora_pl.data.unlabelled import frame_of
     from randlora_pl.models import clip_image_spec

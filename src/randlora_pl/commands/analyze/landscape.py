@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from randlora_pl.commands.analyze import common
+from randlora_pl.commands.analyze import (
+    AnalyzedRun,
+    NewFolder,
+    advised,
+    data_of,
+    labels_of,
+    new_output,
+    open_run,
+    print_output,
+    task_of,
+)
 from randlora_pl.commands.common.devices import pick_device
 from randlora_pl.commands.common.progress import counting
 from randlora_pl.utils.errors import UserError
@@ -17,7 +27,7 @@ from randlora_pl.utils.options import Check, Count, at_least, between
 from randlora_pl.utils.text.formatting import duration
 
 if TYPE_CHECKING:
-    from randlora_pl.lab.analysis.landscape_figures import Landscape
+    from randlora_pl.lab.analysis.landscape import Landscape
 
 FILE = "landscape.json"
 AGREE = 1e-4
@@ -57,7 +67,7 @@ def landscape(
     settings: Settings = Settings(),
     batch_size: Count = 256,
     device: Device = "auto",
-    output: common.NewFolder = None,
+    output: NewFolder = None,
 ) -> int:
     """Draw the loss on the plane through three trained models, as contours (Figures 4b and 5).
 
@@ -88,13 +98,13 @@ def landscape(
         state = {"runs": [str(path) for path in runs], **vars(settings), "rows": [None] * settings.grid}
     else:
         state = _read(resume)
-    opened = [common.open_run(Path(path)) for path in state["runs"]]
+    opened = [open_run(Path(path)) for path in state["runs"]]
     prints = [_fingerprint(run) for run in opened]
     if state.setdefault("fingerprints", prints) != prints:
         raise UserError(f"an adapter of {resume} has changed. Start again: randlora-pl analyze landscape RUN RUN RUN")
     folder = resume
     if None in state["rows"]:
-        with common.advised(batch_size):
+        with advised(batch_size):
             folder = _compute(opened, state, resume, batch_size, device, output)
     assert folder is not None
     _draw(_landscape(state), folder, state)
@@ -121,14 +131,14 @@ def _read(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _fingerprint(run: common.AnalyzedRun) -> str:
+def _fingerprint(run: AnalyzedRun) -> str:
     """Return a hash that changes with every tensor and option of an adapter."""
     sums = run.file.config.get("sha256") or {name: float(t.double().sum()) for name, t in run.file.tensors.items()}
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
 def _compute(
-    runs: list[common.AnalyzedRun],
+    runs: list[AnalyzedRun],
     state: dict[str, Any],
     folder: Path | None,
     batch_size: int,
@@ -146,9 +156,9 @@ def _compute(
     for run in runs:
         check_fixed(run.file.adapter, run.path)
     same_base([run.file for run in runs])
-    tasks = [common.task_of(run, where) for run in runs]
+    tasks = [task_of(run, where) for run in runs]
     carrier = tasks[0]
-    data = common.data_of(runs[0], carrier.image_spec, state["dataset"], state["root"], batch_size)
+    data = data_of(runs[0], carrier.image_spec, state["dataset"], state["root"], batch_size)
     data.prepare_data()
     data.setup("fit")
     for run, task in zip(runs, tasks, strict=True):
@@ -169,7 +179,7 @@ def _compute(
     if not apart <= AGREE:
         raise UserError(f"the plane's corners have the losses {at_corners}, the runs {own}: they do not fit.")
     facts = {
-        "labels": common.labels_of(runs), "images": len(chosen), "trained_on": len(data.samples("train")),
+        "labels": labels_of(runs), "images": len(chosen), "trained_on": len(data.samples("train")),
         "data_set": data.row.name, "losses": own, "corners_differ_by": apart, "distances": plane.distances(),
     }  # fmt: skip
     if "losses" in state and max(abs(a - b) for a, b in zip(state["losses"], own, strict=True)) > AGREE:
@@ -180,7 +190,7 @@ def _compute(
         + ", ".join(f"{label} {value:.4f}" for label, value in zip(state["labels"], own, strict=True))
     )
     print(f"The plane's corners differ from the runs' own losses by {apart:.1e} at most")
-    folder = folder or common.new_output(output, "landscape")
+    folder = folder or new_output(output, "landscape")
     write_json(state, folder / FILE)
     values = Grid(state["grid"], state["margin"]).values
     missing = [number for number, row in enumerate(state["rows"]) if row is None]
@@ -205,8 +215,7 @@ def _compute(
 
 
 def _landscape(state: dict[str, Any]) -> "Landscape":
-    from randlora_pl.lab.analysis.landscape import POSITIONS, Grid
-    from randlora_pl.lab.analysis.landscape_figures import Landscape
+    from randlora_pl.lab.analysis.landscape import POSITIONS, Grid, Landscape
 
     heights = [[float("inf") if value is None else value for value in row] for row in state["rows"]]
     one, two, three = state["labels"]
@@ -220,7 +229,7 @@ def _landscape(state: dict[str, Any]) -> "Landscape":
 
 def _draw(landscape: "Landscape", folder: Path, state: dict[str, Any]) -> None:
     from randlora_pl.lab.analysis.figures import write_figure
-    from randlora_pl.lab.analysis.landscape_figures import contour_figure
+    from randlora_pl.lab.analysis.landscape import contour_figure
     from randlora_pl.lab.bench.report import write_json
 
     barriers = landscape.barriers()
@@ -233,4 +242,4 @@ def _draw(landscape: "Landscape", folder: Path, state: dict[str, Any]) -> None:
         print(
             "The models are not points of this grid, so the barriers are approximate (use --grid 25 --positions paper)."
         )
-    common.print_output(folder)
+    print_output(folder)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from randlora_pl.commands.analyze.common import AnalyzedRun, NewFolder, open_run, print_output, write_output
+from randlora_pl.commands.analyze import AnalyzedRun, NewFolder, open_run, print_output, write_output
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import find_run
 from randlora_pl.utils.option_types import Option, Run
@@ -159,8 +159,7 @@ def _fit(
     from randlora_pl.adapters.budget import match_budget
     from randlora_pl.adapters.weights import WeightShape
     from randlora_pl.commands.common.progress import counting
-    from randlora_pl.lab.analysis.leads import directions
-    from randlora_pl.lab.analysis.represent import represent
+    from randlora_pl.lab.analysis.represent import directions, represent
 
     shapes = [WeightShape(layer, *update.shape) for layer, update in updates.items()]
     fits: dict[int, list[LayerFit]] = {rank: [] for rank in ranks}

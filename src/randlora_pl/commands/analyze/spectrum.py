@@ -1,6 +1,6 @@
 """``analyze spectrum``: rank and singular values of updates."""
 
-from randlora_pl.commands.analyze.common import NewFolder, labels_of, open_run, parameters, print_output, write_output
+from randlora_pl.commands.analyze import NewFolder, labels_of, open_run, parameters, print_output, write_output
 from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.option_types import Runs
 from randlora_pl.utils.text.tables import table

@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from randlora_pl.commands.bench import common
-from randlora_pl.commands.bench.common import Timing, machine_line, measuring
+from randlora_pl.commands.bench import JSON, PICTURE, TABLE, Timing, in_folder, machine_line, measuring
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.option_types import Option, Words
@@ -56,7 +55,7 @@ def adapters(
     """
     where, facts = timing.prepare()
     from randlora_pl.adapters.random_bases import check_sparsity
-    from randlora_pl.lab.bench.flops import Gemm
+    from randlora_pl.lab.bench.costs import Gemm
     from randlora_pl.lab.bench.methods import chosen
     from randlora_pl.lab.bench.report import curves, markdown, sweep_cells, write_csv, write_figure, write_json
     from randlora_pl.lab.bench.steps import measure, ticks
@@ -114,7 +113,7 @@ def adapters(
 
     def note(results: list["Reading"], folder: Path) -> None:
         rows = [row for reading in results for row in reading.as_rows()]
-        write_json(about | {"rows": rows}, folder / common.JSON)
+        write_json(about | {"rows": rows}, folder / JSON)
         write_csv(rows, folder / "bench.csv")
 
     def finish(results: list["Reading"], folder: Path) -> None:
@@ -125,9 +124,9 @@ def adapters(
             text.append(markdown(f"{what}, on {here}: {sweep}", header, rows, typed))
             shown.append(table(header, rows))
         remark = _NOTE.format(rounds=timing.rounds)
-        write_text(folder / common.TABLE, "\n".join([*text, remark + "\n"]))
-        write_figure(curves(f"{what}\non {here}", results), folder / common.PICTURE)
+        write_text(folder / TABLE, "\n".join([*text, remark + "\n"]))
+        write_figure(curves(f"{what}\non {here}", results), folder / PICTURE)
         print("\n" + "\n\n".join([*shown, remark]))
 
-    common.in_folder(timing.output, "adapters", work, note, finish)
+    in_folder(timing.output, "adapters", work, note, finish)
     return 0

@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from randlora_pl.commands.bench import common
-from randlora_pl.commands.bench.common import Timing, machine_line, measuring
+from randlora_pl.commands.bench import JSON, PICTURE, TABLE, Timing, in_folder, machine_line, measuring
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.files.documents import parse_yaml
@@ -63,11 +62,10 @@ def train(
     """
     device, facts = timing.prepare()
     from randlora_pl.adapters.targets.select import DEFAULT_TARGETS
-    from randlora_pl.lab.bench.memory import rss_elsewhere
+    from randlora_pl.lab.bench.costs import rss_elsewhere
     from randlora_pl.lab.bench.methods import METHODS, chosen
-    from randlora_pl.lab.bench.problems import library_of
     from randlora_pl.lab.bench.steps import Measured, measure, ticks
-    from randlora_pl.lab.bench.train import Setup, Training, estimated_seconds, one_training
+    from randlora_pl.lab.bench.train import Setup, Training, estimated_seconds, library_of, one_training
 
     names = chosen(methods)
     library = library or library_of(model)
@@ -149,15 +147,15 @@ def report(
     from randlora_pl.lab.bench.report import as_json, bars, cells, markdown, write_figure, write_json
 
     def note(results: list["Measured"], folder: Path) -> None:
-        write_json(about | {"cases": as_json(results, bases, peers)}, folder / common.JSON)
+        write_json(about | {"cases": as_json(results, bases, peers)}, folder / JSON)
 
     def finish(results: list["Measured"], folder: Path) -> None:
         note(results, folder)
         rounds = max((len(one.seconds) for one in results), default=0)
         header, rows = cells(results, bases, peers, base)
         text = markdown(title, header, rows, about["command"])
-        write_text(folder / common.TABLE, f"{text}\n{_NOTE.format(rounds=rounds)}\n")
-        write_figure(bars(title, results, bases, base), folder / common.PICTURE)
+        write_text(folder / TABLE, f"{text}\n{_NOTE.format(rounds=rounds)}\n")
+        write_figure(bars(title, results, bases, base), folder / PICTURE)
         print(f"\n{table(header, rows)}\n\n{_NOTE.format(rounds=rounds)}")
 
-    common.in_folder(output, verb, work, note, finish)
+    in_folder(output, verb, work, note, finish)

@@ -2,13 +2,17 @@
 
 import copy
 import io
+import json
 import shlex
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated
+
+import yaml
 
 from randlora_pl.commands.common.command import Command
 from randlora_pl.commands.sweep.job import (
@@ -20,28 +24,30 @@ from randlora_pl.commands.sweep.job import (
     check_root_is_read,
     child_words,
     choose,
+    dry_run,
     find_sweep,
     place_of,
+    spawn,
     summary,
+    work,
 )
-from randlora_pl.commands.sweep.run import dry_run, spawn, work
 from randlora_pl.language.catalog import OWN_TEXTS
-from randlora_pl.run.options.classes import Tree, normalize
+from randlora_pl.run.options.classes import normalize
 from randlora_pl.run.options.compose import DEFAULTS, compose, merge, nested, parse_value
 from randlora_pl.run.options.compose import Command as RunCommand
 from randlora_pl.run.options.mistakes import check_names
 from randlora_pl.run.options.own_classes import import_classes
 from randlora_pl.run.options.validate import is_text_task, rate_name
-from randlora_pl.sweep.description import SweepConfig, Tune, budget, fit, is_zero_shot
-from randlora_pl.sweep.folder import TUNE, SweepFolder
-from randlora_pl.sweep.plan import Trial, labels_of
-from randlora_pl.sweep.provenance import FILE, RATES
-from randlora_pl.sweep.trial_config import check, is_text
-from randlora_pl.utils.errors import UserError, errors_in
+from randlora_pl.sweep.description import SweepConfig, Tree, Tune, budget, fit, is_zero_shot
+from randlora_pl.sweep.folder import PRUNED, TUNE, SweepFolder
+from randlora_pl.sweep.plan import Trial, check, is_text, labels_of
+from randlora_pl.sweep.provenance import FILE, RATES, shown
+from randlora_pl.utils.errors import UserError, errors_in, shortened
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.option_types import Option, Rest, Words
 from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.text.console import silence_library_warnings
+from randlora_pl.utils.text.tables import markdown_table
 
 if TYPE_CHECKING:
     from randlora_pl.sweep.search import Search
@@ -296,7 +302,7 @@ class _Tuning:
             self.stopped = spawn(job, child_words(words, typed, job), typed.jobs, search)
         else:
             self.stopped = work(job, typed, search).stopped
-        from randlora_pl.sweep.tuning_files import as_json, config_text, markdown
+        from randlora_pl.commands.sweep.tune import as_json, config_text, markdown
         from randlora_pl.utils.run_results import environment
 
         made = {name: value for name, value in environment().items() if name in ("version", "git_commit")}
@@ -363,3 +369,54 @@ def _check_validation(cells: list[Trial]) -> None:
             loader = data.val_dataloader()
         if isinstance(loader, list) or not len(data.samples("val")):  # a list: the data have no loader
             raise UserError(f"datasets.{label}: tuning needs validation images, and none are held out.")
+
+
+def markdown(report: Tree) -> str:
+    """Return a table of candidates: validation accuracy in %, or loss, mean over datasets, budgets and models."""
+    monitor = report["monitor"]
+    loss = monitor.endswith("loss")
+    what = monitor if loss else "Validation accuracy in percent" if monitor == "val/acc" else f"{monitor} in percent"
+
+    def shown_as(value: float) -> str:
+        return f"{value:.4f}" if loss else f"{100 * value:.1f}"
+
+    where = " from the own rate of each method on" if report["sampler"] == "climb" else ""
+    about = (
+        f"{what}, the mean over models, datasets and budgets. Every candidate"
+        f"{where} with seed {report['seeds'][0]}, the {report['finalists']} best of each method with all seeds; "
+        "no test sample was read."
+    )
+    header = ["method", "tried", *(f"seed {seed}" for seed in report["seeds"]), "mean", ""]
+    rows = []
+    for method, facts in report["methods"].items():
+        for entry in facts["tried"]:
+            values = {key: value for key, value in entry.items() if key not in (monitor, "failed")}
+            found = entry[monitor]
+            cells = [shown_as(found[str(s)]) if str(s) in found else "" for s in report["seeds"]]
+            mean = shown_as(fmean(found.values())) if found else ""
+            reason = shortened(entry.get("failed", ""), 120)
+            failed = f"failed: {reason}" if reason and not reason.startswith(PRUNED) else reason
+            mark = "chosen" if values == facts["chosen"] else failed
+            rows.append([method, shown(values), *cells, mean, mark])
+    return "\n".join([about, "", *markdown_table(header, rows, (0, 1, len(header) - 1))]) + "\n"
+
+
+def config_text(description: SweepConfig, head: str) -> str:
+    """Return a description as a config: comments, then an entry a line; the provenance of its rates lies beside it."""
+    lines = [head.rstrip("\n")] if head else []
+    for key, value in (description.content() | {"tuned": FILE}).items():
+        if key in ("models", "methods", "datasets") and isinstance(value, dict):
+            lines.append(f"{key}:")
+            lines += [f"  {_flow({label: facts})[1:-1]}" for label, facts in value.items()]
+        else:
+            lines.append(_flow({key: value})[1:-1])
+    return "\n".join(lines) + "\n"
+
+
+def _flow(value: Tree) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6).strip()
+
+
+def as_json(report: Tree) -> str:
+    """Return the report as the text of ``tuning.json``."""
+    return json.dumps(report, indent=1, ensure_ascii=False) + "\n"

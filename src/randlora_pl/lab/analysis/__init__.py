@@ -34,8 +34,7 @@ from randlora_pl.utils.lazy import lazy_exports
 if TYPE_CHECKING:
     from randlora_pl.data.loading.chosen_images import batches
     from randlora_pl.lab.analysis.cka import cka_figure, compare
-    from randlora_pl.lab.analysis.landscape import POSITIONS, Grid, Plane, loss
-    from randlora_pl.lab.analysis.landscape_figures import Landscape, contour_figure
+    from randlora_pl.lab.analysis.landscape import POSITIONS, Grid, Landscape, Plane, contour_figure, loss
     from randlora_pl.lab.analysis.spectrum import (
         LayerSpectrum,
         common_layers,

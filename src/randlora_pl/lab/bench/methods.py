@@ -31,7 +31,7 @@ from randlora_pl.adapters import (
 )
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.targets.select import select
-from randlora_pl.lab.bench.memory import OUT_OF_MEMORY, is_out_of_memory
+from randlora_pl.lab.bench.costs import OUT_OF_MEMORY, is_out_of_memory
 from randlora_pl.utils.errors import UserError, near
 
 LORA_RANK, RANDLORA_RANK, VERA_RANK = 32, 6, 256

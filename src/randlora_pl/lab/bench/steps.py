@@ -12,8 +12,16 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from randlora_pl.adapters.kernels.step_cache import end_step
-from randlora_pl.lab.bench.flops import Gemm, counter, synchronize
-from randlora_pl.lab.bench.memory import OUT_OF_MEMORY, is_out_of_memory, peak, reset_peak, saved_tensors
+from randlora_pl.lab.bench.costs import (
+    OUT_OF_MEMORY,
+    Gemm,
+    counter,
+    is_out_of_memory,
+    peak,
+    reset_peak,
+    saved_tensors,
+    synchronize,
+)
 from randlora_pl.lab.bench.methods import UnavailableError
 from randlora_pl.lab.bench.timing import Spread, in_turns, ratios
 from randlora_pl.models import cast_frozen, use_fast_layers

@@ -1,23 +1,164 @@
-"""The runs of a sweep as one table, and the means and counts that a report takes of it."""
+"""The plan of a sweep and its runs as one table, and the means and counts that a report takes of it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from pandas import DataFrame, concat
 
-from randlora_pl.lab.report.baselines import Baseline
-from randlora_pl.lab.report.plan import Key, ReportPlan
 from randlora_pl.lab.report.statistics import Estimate
 from randlora_pl.language.datasets.commonsense import TASKS
-from randlora_pl.sweep.description import ZERO_SHOT, is_zero_shot
+from randlora_pl.sweep.description import ZERO_SHOT, SweepConfig, is_zero_shot
+from randlora_pl.utils.adapter_schema import check_arguments
+from randlora_pl.utils.errors import UserError, brief, first_line
+from randlora_pl.utils.files.documents import parse_json, parse_yaml
 from randlora_pl.utils.text.packed_bits import unpacked
+
+FILE = "sweep.yaml"
+
+FIGURES = {"1": ["11", "12", "13", "14"], "2": ["14"], "3": ["11", "12", "13"]}
+"""Tables whose averages the paper's figures draw. Figure 2's CLIP towers alone are in no table."""
+
+
+class Key(NamedTuple):
+    """A cell of a table: what its seeds have in common."""
+
+    model: str
+    dataset: str
+    budget: str
+    method: str
+
+
+class ReportPlan(SweepConfig):
+    """Description of a sweep, with the labels that only its cells have after the planned ones."""
+
+    @classmethod
+    def unknown(cls) -> Self:
+        """Return the plan of a sweep without a file, to which the labels of its cells are added."""
+        return cls(models={}, methods={}, datasets={}, budgets=[], seeds=[])
+
+    @property
+    def figure(self) -> str | None:
+        """Return the figure of the paper whose tables these are, if one was named."""
+        return None if self.paper.get("figure") is None else str(self.paper["figure"])
+
+    @property
+    def tables(self) -> list[str]:
+        """Return the tables of the paper to set beside."""
+        named = self.paper.get("table", self.paper.get("tables", []))
+        numbers = [str(number) for number in (named if isinstance(named, list) else [named])]
+        return numbers or FIGURES.get(self.figure or "", [])
+
+    def trains(self, model: str, method: str) -> bool:
+        """Return True if the sweep tries a method on a model."""
+        return model in (self.methods[method].get("models") or [model])
+
+    def tests(self, first: str, second: str) -> bool:
+        """Return True if a pair of methods, in any order, is to be tested."""
+        return not self.pairs or [first, second] in self.pairs or [second, first] in self.pairs
+
+    def paper_name(self, label: str, model: str = "") -> str:
+        """Return the paper's name of one of our labels, for a model of ours; the label itself if the file has none."""
+        for part in (self.methods, self.datasets, self.models):
+            facts = part.get(label, {})
+            named = facts.get("paper_name")
+            if part is self.datasets and list(facts) == ["dataset"]:  # another label, but the same images
+                named = named or facts["dataset"]
+            names = {str(key): name for key, name in named.items()} if isinstance(named, dict) else {"": named}
+            if name := names.get(model) or names.get(""):
+                return str(name)
+        return label
+
+    def cells(self) -> Iterator[Key]:
+        """Yield the product of models, datasets, budgets and methods; the pretrained model once for each dataset."""
+        for model, dataset in product(self.models, self.datasets):
+            methods = [name for name in self.methods if self.trains(model, name)]
+            for budget, method in product(self.budgets, methods):
+                if budget != ZERO_SHOT and not is_zero_shot(method):
+                    yield Key(model, dataset, budget, method)
+            for method in filter(is_zero_shot, methods):
+                yield Key(model, dataset, ZERO_SHOT, method)
+
+
+def read_plan(folder: Path) -> ReportPlan:
+    """Return the plan of a sweep.
+
+    Raises:
+        UserError: The file is missing, damaged or does not describe a sweep.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        raise UserError(f"{FILE} is missing: cells that were not run cannot be listed.")
+    try:
+        found = ReportPlan(**vars(SweepConfig.of(parse_yaml(file.read_text(encoding="utf-8")))))
+        return replace(found, budgets=sorted(found.budgets, key=budget_order))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{FILE} is cut off or damaged ({first_line(error)}).") from error
+    except (TypeError, ValueError, AttributeError, UserError) as error:
+        raise UserError(f"{FILE} does not describe a sweep ({first_line(error)}).") from error
+
+
+def budget_order(label: str) -> tuple[int, float]:
+    """Sort budgets by the amount of data: the pretrained model, shots, percent or size, anything else."""
+    number, kind = label.rstrip("%k").removesuffix("-shot"), 1 if label.endswith("-shot") else 2
+    if label == ZERO_SHOT:
+        return 0, 0
+    try:
+        return kind, float(number)
+    except ValueError:
+        return 3, 0
+
+
+BASELINES = "baselines.json"
+"""File of them in the folder of a sweep, and of its report."""
+MOST = 16_000_000
+"""Largest number of pixel values of the training images: with more, as many images as fit are drawn."""
+SIDE = 32
+"""Height and width that larger images, and images of several sizes, are reduced to."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Result of a plain classifier.
+
+    Attributes:
+        score: Test accuracy from 0 to 1; of scores the correlation.
+        train: Training samples that it saw.
+        of: Training samples that the methods saw.
+    """
+
+    dataset: str
+    budget: str
+    seed: int
+    name: str
+    score: float
+    train: int
+    of: int
+
+
+def read_baselines(folder: Path, warn: Callable[[str], None]) -> list[Baseline]:
+    """Return the baselines in the folder of a sweep or report; none where the file is missing or damaged."""
+    try:
+        rows = parse_json((folder / BASELINES).read_text(encoding="utf-8"))
+        for row in rows:
+            if not isinstance(row, dict):
+                raise ValueError(f"{brief(row)} is not a result")
+            check_arguments(Baseline, row, BASELINES)
+        return [one for one in (Baseline(**row) for row in rows) if -1 <= one.score <= 1]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, UserError) as error:
+        warn(f"{BASELINES} is cut off or damaged ({error})")
+        return []
+
 
 FINISHED, FAILED, RUNNING, UNFINISHED, DAMAGED, NOT_RUN = (
     *("finished", "failed", "running", "unfinished", "damaged", "not run"),

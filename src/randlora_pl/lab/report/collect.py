@@ -8,11 +8,11 @@ from typing import Any
 import pandas
 from pandas import DataFrame
 
-from randlora_pl.lab.paper.rates import paper_rates
-from randlora_pl.lab.report.baselines import read_baselines
+from randlora_pl.lab.paper import paper_rates
 from randlora_pl.lab.report.cells import (
     DAMAGED,
     FAILED,
+    FILE,
     FINISHED,
     LABELS,
     METRIC,
@@ -21,10 +21,13 @@ from randlora_pl.lab.report.cells import (
     RUNNING,
     TEST,
     UNFINISHED,
+    ReportPlan,
     Sweep,
+    budget_order,
+    read_baselines,
+    read_plan,
 )
 from randlora_pl.lab.report.curves import TRAINED, VALIDATED, read_curves
-from randlora_pl.lab.report.plan import FILE, ReportPlan, budget_order, read_plan
 from randlora_pl.run.options.validate import rate_name
 from randlora_pl.sweep.description import ZERO_SHOT, is_zero_shot
 from randlora_pl.sweep.folder import FIRST_SECONDS

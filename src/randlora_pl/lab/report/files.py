@@ -1,28 +1,230 @@
-"""Writes a report: Markdown, CSV, HTML and plots, all of them or none."""
+"""The document of a report, and its files: Markdown, CSV, HTML and plots, all of them or none."""
 
 import io
 import re
+from collections import Counter
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from matplotlib import rc_context
-from pandas import DataFrame
+from pandas import DataFrame, Series
 
-from randlora_pl.lab.report.baselines import FILE as BASELINES
-from randlora_pl.lab.report.cells import FINISHED, LABELS, METRIC, RIGHT, Sweep
+from randlora_pl.lab.paper import SOURCE, cells
+from randlora_pl.lab.report.accuracy import (
+    AFTER,
+    BEFORE,
+    IDLE,
+    NEW,
+    accuracy_table,
+    average_table,
+    elsewhere_table,
+    new_classes_table,
+    transfer_table,
+)
+from randlora_pl.lab.report.cells import BASELINES, FILE, FINISHED, LABELS, METRIC, RIGHT, Key, Sweep
+from randlora_pl.lab.report.comparisons import (
+    Reference,
+    comparisons,
+    conclusion,
+    matrix_table,
+    references,
+    versus_table,
+)
 from randlora_pl.lab.report.curves import TRAINED, VALIDATED
-from randlora_pl.lab.report.document import Document, Picture, Printed, Table, markdown
-from randlora_pl.lab.report.plan import FILE, Key
-from randlora_pl.lab.report.plots import INK
-from randlora_pl.lab.report.render import build
-from randlora_pl.lab.report.sections.other_tests import AFTER, BEFORE, NEW
-from randlora_pl.lab.report.sections.paper_comparison import Beside
+from randlora_pl.lab.report.document import Document, Picture, Printed, Section, Table, many, markdown, row
+from randlora_pl.lab.report.paper_comparison import RELATIVE, Beside, of_data_sets
+from randlora_pl.lab.report.plots import INK, curve_pictures, difference_picture, memory_picture, parameter_picture
+from randlora_pl.lab.report.ranks import partial_table, rank_table
 from randlora_pl.lab.report.statistics import Estimate
+from randlora_pl.lab.report.training import cost_table, rate_table, training_table
+from randlora_pl.sweep.description import is_zero_shot
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import disk_errors, move, scratch_folder
 from randlora_pl.utils.text.tables import csv_text
+
+_COMMANDS = [
+    "# in the folder of this report: regenerate it from cells.csv, or repeat the runs",
+    "randlora-pl report . --output again",
+    f"randlora-pl sweep {FILE}",
+]
+
+
+@rc_context({"text.parse_math": False})  # a dollar sign in a label is one, not a formula
+def build(sweep: Sweep) -> Document:
+    """Return the report of a sweep: what it shows in short, tables, plots, what is missing, footnotes."""
+    apart, beside = sweep.by_test(), Beside(sweep.plan)
+    models = [model for model in sweep.plan.models if len(sweep.of(model=model))]
+    averages = [average_table(apart, beside, model) for model in models]
+    tables = [accuracy_table(apart, beside, model) for model in models]
+    costs = [table for model in models if (table := cost_table(sweep, beside, model))]
+    trained: list[Table | Picture] = []
+    for model in models:
+        if table := training_table(sweep, model):
+            trained += [table, *curve_pictures(sweep, model)]
+    forgotten = [table for model in models if (table := elsewhere_table(sweep, model))]
+    transfers = [table for model in models if (table := transfer_table(sweep, beside, model))]
+    halves = [table for model in models if (table := new_classes_table(sweep, beside, model))]
+    for table in (*averages, *tables, *costs, *transfers, *halves):
+        beside.annotate(table)
+    found = comparisons(apart)
+    compared = references(apart, found)
+    shown, *more = [*conclusion(apart, found, compared), *_counts(sweep), *_idle(apart)]
+    chosen = rate_table(sweep)
+    ranks = [table for table in (rank_table(apart), partial_table(apart)) if table]
+    sections = [
+        Section("short", "In short", [shown], [*sweep.plan.notes, *more]),
+        Section("differences", "Difference to a reference", parts=_differences(apart, beside, compared)),
+        Section("averages", "Averages", _about_paper(beside, sweep), [], [*averages]),
+        Section("cells", "Every dataset", _reading(apart), [], [*tables]),
+        Section("new", "New classes", parts=[*halves]),
+        Section("transfer", "Other datasets", parts=[*transfers]),
+        Section("versus", "Method against method", parts=[*[versus_table(found)] * bool(found), *ranks]),
+        Section("training", "Training loss", parts=[*trained]),
+        Section("rates", "Learning rates", parts=[chosen] if chosen else []),
+        Section("cost", "Parameters, time and memory", parts=[*costs, *_pictures(apart, models)]),
+        Section("elsewhere", "Forgetting", parts=[*forgotten]),
+        Section("missing", "Runs without a result", parts=_missing(sweep)),
+        Section("unread", "What could not be read", points=[*sweep.warnings, *beside.problems]),
+        Section("made", "How this was made", points=_made(sweep), commands=_COMMANDS),
+    ]
+    _number_equal_names([part for section in sections for part in section.parts])
+    lead = f"A sweep of {many(len(models), 'model')}, {many(len(sweep.plan.datasets), 'dataset')}, "
+    lead += f"{many(len(sweep.plan.methods), 'method')} and {many(len(sweep.plan.seeds), 'seed')}."
+    return Document(
+        sweep.plan.title or sweep.folder.resolve().name,
+        lead,
+        [section for section in sections if section.text or section.points or section.parts],
+        beside.footnotes,
+    )
+
+
+def _number_equal_names(parts: Sequence[Table | Picture]) -> None:
+    """Append numbers to equal names of parts (files and anchors), from labels that differ in punctuation only."""
+    names: Counter[str] = Counter()
+    for part in parts:
+        names[part.name] += 1
+        if names[part.name] > 1:
+            part.name += f"-{names[part.name]}"
+
+
+def _counts(sweep: Sweep) -> list[str]:
+    states = Counter(sweep.cells["state"])
+    rest = "".join(f", {count} {state}" for state, count in states.items() if state != FINISHED)
+    lines = [f"{states[FINISHED]} of {many(len(sweep.cells), 'run')} finished{rest}."]
+    if len(sweep.plan.seeds) < 2:
+        lines.append("One seed gives no confidence intervals, and small differences mean nothing.")
+    return lines
+
+
+def _about_paper(beside: Beside, sweep: Sweep) -> list[str]:
+    plan = beside.plan
+    if not plan.tables and plan.figure is None:
+        return []
+    if not beside.tables:
+        return [f"The paper gives Figure {plan.figure} as a drawing only, without numbers to compare with."]
+    of = f", which Figure {plan.figure} draws" if plan.figure else ""
+    own = [number for number in beside.tables if not any(cell.source for cell in cells(number))]
+    lines = []
+    if own:
+        tables = f"Table{'s' * (len(own) > 1)} {', '.join(own)}"
+        lines.append(
+            f"Below each of our values is the paper's value and the difference, ours minus the paper's: "
+            f"{tables} of {SOURCE}{of}."
+        )
+    if any(map(of_data_sets, own)):
+        lines.append(
+            "Below each of our averages is the mean of the paper's cells over the same datasets. It is missing if "
+            "the paper lacks one of them or has no such method."
+        )
+    if len(own) < len(beside.tables):
+        lines.append(
+            'Below our values is what other papers published and the difference, ours minus theirs: "published". '
+            "A note at each method names the source. An average is compared with the mean of published values over the "
+            "same datasets, or with a printed average over them."
+        )
+    for number in own:
+        if number == RELATIVE:
+            lines.append(f"Table {RELATIVE} has no accuracies: its values are in the table of times and memory.")
+        elif not of_data_sets(number):
+            texts = (sweep.finished["base/library"] == "transformers").any()
+            every, all_of_them = ("eight tests", "eight") if texts else ("22 datasets", "22")
+            lines.append(
+                f"Table {number} has averages over all {every} only, so they are compared only with our averages "
+                f"over all {all_of_them}."
+            )
+    return [" ".join(lines)]
+
+
+def _idle(sweep: Sweep) -> list[str]:
+    """Return a sentence about the cells that do not differ from the pretrained model."""
+    cells = [key for key in sweep.accuracies if not is_zero_shot(key.method)]
+    idle = Counter(key.method for key in cells if sweep.idle(key))
+    if not idle:
+        return []
+    who = ", ".join(f"{method} ({count})" for method, count in idle.items())
+    return [f"{sum(idle.values())} of {many(len(cells), 'trained cell')}: {IDLE}, according to their intervals: {who}."]
+
+
+def _reading(sweep: Sweep) -> list[str]:
+    plan = sweep.plan
+    seeds = f"Seed{'s' * (len(plan.seeds) > 1)} {', '.join(map(str, plan.seeds))}"
+    mark = (
+        f'A cell is marked "{IDLE}" if its interval contains the accuracy of the pretrained model.'
+        if sweep.pretrained
+        else "The accuracy of the pretrained model was not measured."
+    )
+    return [
+        f"{seeds}. Intervals are Student's t over seeds: they show how much the seeds differ, not the datasets. "
+        "A value without an interval is from one seed. No value is marked as the best: the tests below compare "
+        f"methods. {mark} A cell without a finished run shows the reason."
+    ]
+
+
+def _differences(sweep: Sweep, beside: Beside, compared: Sequence[Reference]) -> list[Table | Picture]:
+    return [part for here in compared for part in (matrix_table(sweep, here), difference_picture(sweep, beside, here))]
+
+
+def _pictures(sweep: Sweep, models: Sequence[str]) -> list[Picture]:
+    families: dict[str, list[str]] = {}
+    for model in models:
+        families.setdefault(sweep.family(model), []).append(model)
+    drawn = [parameter_picture(sweep, family, names) for family, names in families.items()]
+    return [picture for picture in [*drawn, *(memory_picture(sweep, model) for model in models)] if picture]
+
+
+def _made(sweep: Sweep) -> list[str]:
+    """Return device, machine and versions, as far as the runs know them, and the command that chose the rates."""
+
+    def of(name: str) -> list[str]:
+        known = sweep.finished.get(name, Series(dtype=object)).dropna()
+        return sorted({str(value) for value in known.convert_dtypes() if value})
+
+    commits = sorted({commit[:10] for commit in of("git_commit")})
+    named = {"device": of("device"), "machine": of("machine"), "CPU threads": of("cpu_threads")}
+    named |= {"randlora-pl": of("version"), "commit": commits}
+    named |= {"PyTorch": of("version/torch"), "Python": of("version/python")}
+    shown = [f"{name} {', '.join(found)}" for name, found in named.items() if found]
+    lines = [f"The runs: {'; '.join(shown)}."] if shown else []
+    if command := sweep.plan.tuned.get("command"):
+        lines.append(f"The learning rates: {command}")
+    return lines
+
+
+def _missing(sweep: Sweep) -> list[Table | Picture]:
+    """Return every run without a result; runs of one cell with the same reason share a row."""
+    missing = sweep.cells[sweep.cells["accuracy"].isna()]
+    rows = []
+    for (model, dataset, budget, method, status), runs in missing.groupby([*LABELS, "status"], sort=False):
+        seeds = ", ".join(map(str, runs["seed"].dropna()))
+        folders = ", ".join(filter(None, runs["cell"]))
+        rows.append(row(method, budget, dataset, model, seeds, status, folders))
+    header = row("Method", "Data", "Dataset", "Model", "Seeds", "State", "Folder in cells/")
+    caption = f"{many(len(missing), 'run')} without a result"
+    return [Table("missing-runs", caption, header, rows, left=len(header))] if rows else []
+
 
 _COLUMNS = (
     *("model", "family", "dataset", "budget", "method", "seed", "state", "reason", "accuracy", "zeroshot_accuracy"),

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from randlora_pl.lab.report.accuracy import elsewhere_table
 from randlora_pl.lab.report.collect import read_sweep
-from randlora_pl.lab.report.files import cells_csv
-from randlora_pl.lab.report.render import build
-from randlora_pl.lab.report.sections.other_tests import elsewhere_table
+from randlora_pl.lab.report.files import build, cells_csv
 from tests.lab.report.sweeps import Labels, description, write_sweep
 
 

@@ -7,16 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randlora_pl.lab.report.collect import read_sweep
-from randlora_pl.lab.report.files import cells_csv
-from randlora_pl.lab.report.render import build
-from randlora_pl.lab.report.sections.other_tests import (
+from randlora_pl.lab.report.accuracy import (
     elsewhere_table,
     harmonic_mean,
     new_classes_table,
     transfer_table,
 )
-from randlora_pl.lab.report.sections.paper_comparison import Beside
+from randlora_pl.lab.report.collect import read_sweep
+from randlora_pl.lab.report.files import build, cells_csv
+from randlora_pl.lab.report.paper_comparison import Beside
 from tests.lab.report.sweeps import Labels, description, write_sweep
 
 MODEL = "CLIP-ViT-B/32"

@@ -8,13 +8,12 @@ from statistics import fmean
 import pytest
 
 from randlora_pl.lab.paper import notes
+from randlora_pl.lab.report.accuracy import accuracy_table, average_table
 from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.document import markdown
-from randlora_pl.lab.report.files import cells_csv, summary_csv
-from randlora_pl.lab.report.render import build
-from randlora_pl.lab.report.sections.accuracy import accuracy_table, average_table
-from randlora_pl.lab.report.sections.paper_comparison import Beside
-from randlora_pl.lab.report.sections.training import cost_table
+from randlora_pl.lab.report.files import build, cells_csv, summary_csv
+from randlora_pl.lab.report.paper_comparison import Beside
+from randlora_pl.lab.report.training import cost_table
 from tests.lab.report.language import ACCURACY, figures, write_language_sweep
 from tests.lab.report.sweeps import write_cell
 from tests.lab.report.test_tables import cell_of

@@ -8,7 +8,7 @@ import yaml
 
 from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.document import Document, Table, markdown
-from randlora_pl.lab.report.render import build
+from randlora_pl.lab.report.files import build
 from randlora_pl.run.options.shipped import find_config
 from tests.lab.report.sweeps import Labels, write_sweep
 from tests.lab.report.test_tables import cell_of

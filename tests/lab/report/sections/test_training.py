@@ -12,7 +12,7 @@ from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.curves import TRAINED, VALIDATED, losses, read_curves, scores
 from randlora_pl.lab.report.files import draw, write_report
 from randlora_pl.lab.report.plots import curve_pictures
-from randlora_pl.lab.report.sections.training import training_table
+from randlora_pl.lab.report.training import training_table
 from tests.lab.report.sweeps import METHODS, MODELS, description, write_sweep
 
 B32 = "CLIP-ViT-B/32"

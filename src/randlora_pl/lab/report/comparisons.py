@@ -8,12 +8,11 @@ from statistics import fmean, mode
 
 import numpy as np
 
-from randlora_pl.lab.report.cells import Sweep
+from randlora_pl.lab.report.accuracy import identifier
+from randlora_pl.lab.report.cells import Key, Sweep
 from randlora_pl.lab.report.document import Table, TableCell, many, mean_cell, row
-from randlora_pl.lab.report.plan import Key
-from randlora_pl.lab.report.sections.accuracy import identifier
-from randlora_pl.lab.report.sections.training import untuned
 from randlora_pl.lab.report.statistics import Crossed, Estimate, formatted, holm, shown, sign_flip_test
+from randlora_pl.lab.report.training import untuned
 from randlora_pl.sweep.description import is_zero_shot
 
 EQUAL = 1.1

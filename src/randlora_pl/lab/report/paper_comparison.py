@@ -5,10 +5,9 @@ from functools import cache
 from itertools import chain
 from statistics import fmean
 
-from randlora_pl.lab.paper import Note, PaperCell, cells, column_of, notes, numbers
-from randlora_pl.lab.paper.paper import AVERAGE, averaged, is_whole, plain
+from randlora_pl.lab.paper import AVERAGE, Note, PaperCell, averaged, cells, column_of, is_whole, notes, numbers, plain
+from randlora_pl.lab.report.cells import Key, ReportPlan
 from randlora_pl.lab.report.document import Printed, Table
-from randlora_pl.lab.report.plan import Key, ReportPlan
 
 RELATIVE = "10"
 """The table of times and memory."""

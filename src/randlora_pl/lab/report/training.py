@@ -8,12 +8,12 @@ from statistics import fmean
 from pandas import DataFrame, Series, isna
 
 from randlora_pl.lab.paper import column_of
+from randlora_pl.lab.report.accuracy import identifier
 from randlora_pl.lab.report.cells import Sweep
 from randlora_pl.lab.report.collect import DEFAULT, PAPER, TYPED, VALIDATION
 from randlora_pl.lab.report.curves import TRAINED, at, losses, reached
 from randlora_pl.lab.report.document import Printed, Table, TableCell, mean_cell, row
-from randlora_pl.lab.report.sections.accuracy import identifier
-from randlora_pl.lab.report.sections.paper_comparison import Beside
+from randlora_pl.lab.report.paper_comparison import Beside
 from randlora_pl.lab.report.statistics import Estimate, formatted
 
 _MEANINGS = {

@@ -6,11 +6,10 @@ from statistics import fmean
 
 from pandas import DataFrame, isna
 
-from randlora_pl.lab.report.cells import Sweep
+from randlora_pl.lab.report.cells import Key, Sweep
 from randlora_pl.lab.report.document import Table, TableCell, many, row
-from randlora_pl.lab.report.plan import Key
-from randlora_pl.lab.report.sections.training import over_datasets
 from randlora_pl.lab.report.statistics import formatted, partial_rank_correlation, rank_correlation
+from randlora_pl.lab.report.training import over_datasets
 
 _PREFIX = "spectrum/"
 _RANKS = ("spectrum/rank", "spectrum/effective_rank", "spectrum/stable_rank")
