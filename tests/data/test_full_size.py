@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from randlora_pl.data.catalog.registry import PAPER, find
-from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.data.readers import listing_cache as listing
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.readers.trees import INDICES
-from randlora_pl.data.sampling.splits import SPLIT_SEED, Splits, few_shot, subset
+from randlora_pl.data.sources import ArrayImages
+from randlora_pl.data.splits import SPLIT_SEED, Splits, few_shot, subset
 from tests.data.catalog.test_registry import TABLE_7
 from tests.support.products import in_one_item
 

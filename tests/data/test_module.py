@@ -10,9 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.images.shared_cache import CachedImages
-from randlora_pl.data.loading.loader import Batch
+from randlora_pl.data.loader import Batch
 from randlora_pl.data.module import ImageData as Module
+from randlora_pl.data.shared_cache import CachedImages
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
 from tests.support.products import in_one_item
@@ -388,7 +388,7 @@ def test_download_fetches_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
         asked.append(row.name)
         make_idx(root, "MNIST")
 
-    monkeypatch.setattr("randlora_pl.data.download.install.get", note)
+    monkeypatch.setattr("randlora_pl.data.install.get", note)
     ImageData(dataset="mnist", root=str(tmp_path)).prepare_data()
     assert asked == []
     for _ in range(2):

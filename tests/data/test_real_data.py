@@ -18,7 +18,7 @@ from sklearn.neighbors import NearestCentroid
 
 from randlora_pl.commands.main import main
 from randlora_pl.data import ImageData
-from randlora_pl.data.loading.loader import Loader
+from randlora_pl.data.loader import Loader
 from randlora_pl.data.readers.dispatch import Samples
 
 from .conftest import write_idx

@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 
 from randlora_pl.data import ImageData
 from randlora_pl.data.base import PlannedData
-from randlora_pl.data.sampling.splits import search_parts
+from randlora_pl.data.splits import search_parts
 from randlora_pl.utils.errors import UserError
 from tests.language.classify import reviews, write_csv
 from tests.language.data.test_labelled_module import Given

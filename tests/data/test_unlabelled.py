@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from randlora_pl.data import open_images
-from randlora_pl.data.images.decode import decode
-from randlora_pl.data.images.transforms import eval_batch
+from randlora_pl.data.sources import decode
+from randlora_pl.data.transforms import eval_batch
 from randlora_pl.data.unlabelled import find_images, frame_of
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec

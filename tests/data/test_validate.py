@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.images.decode import MOST_PIXELS
+from randlora_pl.data.sources import MOST_PIXELS
 from randlora_pl.data.validate import read_templates
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item

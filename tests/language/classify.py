@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.adapters import RandLoRA
-from randlora_pl.language.data.labelled_module import LabelledTexts
+from randlora_pl.language.data import LabelledTexts
 from randlora_pl.language.tasks.classification import TextClassificationTask
 
 SHAPE: dict[str, Any] = {

@@ -14,7 +14,7 @@ import lightning as L
 import torch
 
 from randlora_pl.language import metrics as generation
-from randlora_pl.language.data.prompts_module import TextData
+from randlora_pl.language.data import TextData
 from randlora_pl.run.callbacks import WrittenAnswers
 from randlora_pl.run.parallel.strategy import AdapterDDP
 from randlora_pl.tasks import make_trainer

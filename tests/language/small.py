@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from randlora_pl.adapters import RandLoRA
-from randlora_pl.language.data.prompts_module import TextData
-from randlora_pl.language.models.tokenization import END, PAD
+from randlora_pl.language.data import TextData
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
+from randlora_pl.language.tokenization import END, PAD
 from randlora_pl.tasks import make_trainer
 
 SHAPES: dict[str, dict[str, Any]] = {

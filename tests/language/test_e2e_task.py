@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from randlora_pl.language.data.batches import Tokens
-from randlora_pl.language.data.prompts_module import TextData
+from randlora_pl.language.batches import Tokens
+from randlora_pl.language.data import TextData
 from randlora_pl.language.metrics import generation_scores
-from randlora_pl.language.models.token_losses import token_losses
-from randlora_pl.language.models.tokenization import collate
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
+from randlora_pl.language.token_losses import token_losses
+from randlora_pl.language.tokenization import collate
 from randlora_pl.run.callbacks import WrittenAnswers
 from randlora_pl.tasks import make_trainer
 from randlora_pl.utils.errors import UserError
@@ -130,7 +130,7 @@ def test_scores_are_those_of_the_corpus(root: Path, tmp_path: Path, monkeypatch:
 
     data = e2e(root, eval_batch_size=2)
     monkeypatch.setattr(CausalLMTask, "answers", answers)
-    from randlora_pl.language.datasets.e2e import grouped, read_e2e
+    from randlora_pl.language.prompt_sets import grouped, read_e2e
 
     groups = grouped(read_e2e(root, "test"))
     known = list(groups)

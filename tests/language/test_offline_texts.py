@@ -6,7 +6,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from randlora_pl.language.datasets.own_files import class_names, class_numbers, read_own, scores
+from randlora_pl.language.text_files import class_names, class_numbers, read_own, scores
 
 from .reviews import SCRIPT
 

@@ -14,7 +14,7 @@ import torch
 
 from randlora_pl.adapters import BitFit, FullFineTuning, LoRA, RandLoRA
 from randlora_pl.commands.main import main
-from randlora_pl.language.datasets.commonsense import instruction_prompt
+from randlora_pl.language.prompt_sets import instruction_prompt
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.tasks.classification import TextClassificationTask
 from randlora_pl.language.tasks.restore import load_language_task

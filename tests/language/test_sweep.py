@@ -12,7 +12,7 @@ import yaml
 
 from randlora_pl.language import catalog as known
 from randlora_pl.language.dataset_facts import absent
-from randlora_pl.language.datasets.commonsense import SOURCE, TREE
+from randlora_pl.language.prompt_sets import SOURCE, TREE
 from randlora_pl.language.tasks import restore
 from randlora_pl.language.tasks.restore import meta_backbone
 from randlora_pl.run.options.validate import is_text_task, tasks

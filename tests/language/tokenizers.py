@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from randlora_pl.language.models.tokenization import Encoded, encode
+from randlora_pl.language.tokenization import Encoded, encode
 
 TEXTS = [
     "The instruction below describes a task. Write a response that completes it.",

@@ -8,8 +8,8 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from randlora_pl.models import activation
-from randlora_pl.models.activation import quick_gelu, quick_gelu_backward
+from randlora_pl.models import execution
+from randlora_pl.models.execution import quick_gelu, quick_gelu_backward
 from randlora_pl.utils import device
 from tests.support.products import in_one_item
 
@@ -72,7 +72,7 @@ def test_the_kernel_runs_for_large_tensors_on_a_gpu_with_triton(monkeypatch: pyt
     def kernels_of(size: int, variable: str = "1", triton: bool = True) -> set[str]:
         monkeypatch.setattr(device, "VALUE", variable)
         monkeypatch.setattr(device, "_able", lambda _: triton)
-        monkeypatch.setattr(activation, "_LEAST", 64)
+        monkeypatch.setattr(execution, "_LEAST", 64)
         with FakeTensorMode():
             x: Any = torch.empty(size, requires_grad=True)
             with pytest.MonkeyPatch.context() as patch, Kernels() as kernels:

@@ -7,7 +7,7 @@ from torch import nn
 
 from randlora_pl.adapters import LoRA, inject
 from randlora_pl.models import ImageTower, meta_clip, meta_vit
-from randlora_pl.models.blocks import forward_methods, repeated_blocks
+from randlora_pl.models.execution import forward_methods, repeated_blocks
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import open_clip
 import pytest
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
-from randlora_pl.models.clip_source import download, image_size, image_spec, resolve
+from randlora_pl.models.clip import download, image_size, image_spec, resolve
 from randlora_pl.models.spec import ImageSpec, open_clip_spec
 from randlora_pl.utils.errors import UserError
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from randlora_pl.adapters import FullFineTuning, RandLoRA, inject
 from randlora_pl.models import ImageTower, cast_frozen, load_clip, load_vit, use_fast_layers
-from randlora_pl.models.fast_layers import FastLayerNorm
+from randlora_pl.models.execution import FastLayerNorm
 from randlora_pl.utils.device import choose_as_on_cuda
 from tests.support.products import in_one_item
 

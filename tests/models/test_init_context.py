@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from randlora_pl.models.clip import ImageTower, load_clip
-from randlora_pl.models.init_context import quiet, seeded, set_gradient_checkpointing
+from randlora_pl.models.weights import quiet, seeded, set_gradient_checkpointing
 from randlora_pl.utils.errors import UserError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from randlora_pl.data.loading.chosen_images import batches, framed
+from randlora_pl.data.unlabelled import batches, framed
 from randlora_pl.tasks import load_task
 from tests.support.cli import SMALL, Run
 

@@ -13,7 +13,7 @@ import pytest
 from fastapi import HTTPException
 from litserve.utils import LitAPIStatus, ResponseBufferItem, WorkerSetupStatus
 
-from randlora_pl.data.images.decode import known
+from randlora_pl.data.sources import known
 from randlora_pl.serving import app, uploads
 from randlora_pl.serving.api import PatientLoop
 from randlora_pl.serving.uploads import TAKEN, Deadline, Limits, Upload, check_header

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from randlora_pl.data.images.transforms import mixed
+from randlora_pl.data.transforms import mixed
 from randlora_pl.tasks.losses import (
     StepFeatures,
     caption_floor,

@@ -109,7 +109,7 @@ def _load(name: str, pretrained: str | None) -> "LoadedClip":
     from open_clip import list_pretrained_tags_by_model
 
     from randlora_pl.models import load_clip
-    from randlora_pl.models.clip_source import resolve
+    from randlora_pl.models.clip import resolve
 
     source = resolve(name, pretrained)
     if source.kind == "random" and pretrained is None:

@@ -16,7 +16,7 @@ from randlora_pl.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from randlora_pl.data.module import ImageData
-    from randlora_pl.data.sampling.schedule import DrawPlan
+    from randlora_pl.data.schedule import DrawPlan
     from randlora_pl.data.unlabelled import open_images
 
 __all__ = ["DrawPlan", "ImageData", "open_images"]

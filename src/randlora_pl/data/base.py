@@ -12,11 +12,18 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
 
-from randlora_pl.data.loading.loader import Batch, Batches
+from randlora_pl.data.loader import Batch, Batches
 from randlora_pl.data.parts import Part
-from randlora_pl.data.sampling.balance import ClassDraws, balance_text, class_weights, remarks
-from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSchedule
-from randlora_pl.data.sampling.splits import search_parts
+from randlora_pl.data.schedule import (
+    ClassDraws,
+    DrawPlan,
+    EvalSchedule,
+    TrainSchedule,
+    balance_text,
+    class_weights,
+    remarks,
+)
+from randlora_pl.data.splits import search_parts
 from randlora_pl.data.validate import check_epochs
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Declared, NotNegative, Share, between

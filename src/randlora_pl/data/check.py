@@ -10,12 +10,11 @@ import numpy as np
 
 from randlora_pl.data.catalog.registry import how_to_get, present
 from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.images.decode import BLACK
-from randlora_pl.data.images.sources import EncodedImages
 from randlora_pl.data.readers import listing_cache as listing
 from randlora_pl.data.readers.dispatch import SPLITS, Samples, read
-from randlora_pl.data.sampling.balance import remarks
-from randlora_pl.data.sampling.splits import Splits
+from randlora_pl.data.schedule import remarks
+from randlora_pl.data.sources import BLACK, EncodedImages
+from randlora_pl.data.splits import Splits
 from randlora_pl.utils.errors import UserError
 
 MOST = 5

@@ -14,7 +14,7 @@ from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.check import evenly
 from randlora_pl.data.module import ImageData
 from randlora_pl.data.readers.dispatch import SPLITS
-from randlora_pl.data.sampling.splits import few_shot
+from randlora_pl.data.splits import few_shot
 from randlora_pl.utils.errors import UserError, shortened
 from randlora_pl.utils.files.atomic_output import atomic_file, disk_errors
 from randlora_pl.utils.text.formatting import for_figure

@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from randlora_pl.data import splits
 from randlora_pl.data.catalog.coop import MOST_VALIDATION_SHOTS
 from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.images.decode import WHITE, Color
-from randlora_pl.data.images.shared_cache import CachedImages, meeting
-from randlora_pl.data.images.sources import ArrayImages, EncodedImages
 from randlora_pl.data.readers.dispatch import Samples, read
-from randlora_pl.data.sampling import splits
-from randlora_pl.data.sampling.schedule import samples_drawn
-from randlora_pl.data.sampling.splits import labels_of, of_half, read_draw, shots_of
+from randlora_pl.data.schedule import samples_drawn
+from randlora_pl.data.shared_cache import CachedImages, meeting
+from randlora_pl.data.sources import WHITE, ArrayImages, Color, EncodedImages
+from randlora_pl.data.splits import labels_of, of_half, read_draw, shots_of
 from randlora_pl.data.validate import is_draw
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.reuse import cached

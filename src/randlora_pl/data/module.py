@@ -13,17 +13,17 @@ from randlora_pl.data import locations as places
 from randlora_pl.data import validate as options
 from randlora_pl.data.base import BatchSize, Length, PlannedData
 from randlora_pl.data.catalog import registry as catalog
-from randlora_pl.data.catalog.class_names import class_names
 from randlora_pl.data.catalog.coop import with_split
+from randlora_pl.data.image_batches import EvalBatches, Late, TrainBatches, default_workers
 from randlora_pl.data.image_splits import ImageSplits
-from randlora_pl.data.images.shared_cache import CachedImages
-from randlora_pl.data.images.sources import ArrayImages
-from randlora_pl.data.images.transforms import PLAIN, Augment, finish
-from randlora_pl.data.loading.image_batches import EvalBatches, Late, TrainBatches, default_workers
-from randlora_pl.data.loading.loader import Batch, Loader
+from randlora_pl.data.loader import Batch, Loader
 from randlora_pl.data.parts import image_parts
 from randlora_pl.data.readers.dispatch import Samples
-from randlora_pl.data.sampling.schedule import TrainSchedule
+from randlora_pl.data.schedule import TrainSchedule
+from randlora_pl.data.shared_cache import CachedImages
+from randlora_pl.data.sources import ArrayImages
+from randlora_pl.data.transforms import PLAIN, Augment, finish
+from randlora_pl.data.validate import class_names
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.options import Positive, Share, between
@@ -151,11 +151,11 @@ class ImageData(PlannedData):
     def prepare_data(self) -> None:
         """Download the dataset if requested; Lightning calls it in one process only."""
         if self.download:
-            from randlora_pl.data.download.install import ensure
+            from randlora_pl.data.install import ensure
 
             ensure(self.row, self.root)
         if self.row.patterns:  # the other processes load the stored index
-            from randlora_pl.data.readers.own.tar_shards import index_all
+            from randlora_pl.data.readers.tar_shards import index_all
 
             index_all(self.root)
 

@@ -51,7 +51,7 @@ def formats_of(root: Path) -> Iterator[str]:
 
 
 def _formats_of_table(file: Path) -> Iterator[str]:
-    from randlora_pl.data.readers.own.table import CAPTION_COLUMNS, CLASS_COLUMNS
+    from randlora_pl.data.readers.table import CAPTION_COLUMNS, CLASS_COLUMNS
 
     header = {name.strip().lower() for name in _header(file)}
     for name, column in (("table", CLASS_COLUMNS["label"]), ("pairs", CAPTION_COLUMNS["caption"])):
@@ -88,7 +88,7 @@ def _formats_of_list(file: Path) -> Iterator[str]:
 
 
 def _formats_of_folder(root: Path) -> Iterator[str]:
-    from randlora_pl.data.readers.own.labels import SPLIT_OF
+    from randlora_pl.data.readers.dispatch import SPLIT_OF
 
     below = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     files = [path for path in root.iterdir() if not path.is_dir()]
@@ -107,7 +107,7 @@ def _formats_of_folder(root: Path) -> Iterator[str]:
 
 def _holds_image(home: Path, depth: int) -> bool:
     """Return True if a folder, or one at most ``depth`` below it, has an image."""
-    from randlora_pl.data.images.decode import is_image
+    from randlora_pl.data.sources import is_image
 
     if any(map(is_image, home.iterdir())):
         return True

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from randlora_pl.data.images.sources import ArrayImages, FileImages
 from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.sources import ArrayImages, FileImages
 
 TEXTS = ("class names", "templates")
 """Parts that are words of the dataset or of a file of the user."""

@@ -12,7 +12,7 @@ from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.trained import trained_tensors
 from randlora_pl.interop.compare_outputs import logits, outputs
 from randlora_pl.models import ImageTower, ModelIdentity, library_of, load_clip, load_vit
-from randlora_pl.models.folders.model_folder import check_config
+from randlora_pl.models.folder import check_config
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.weights_files import base_arguments, without_local_paths
 

@@ -14,9 +14,9 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from randlora_pl.models import ImageSpec, clip_image_spec, vit_image_spec
-from randlora_pl.models.clip_source import image_size, resolve
-from randlora_pl.models.folders.model_folder import is_folder, open_folder
-from randlora_pl.models.init_context import quiet
+from randlora_pl.models.clip import image_size, resolve
+from randlora_pl.models.folder import is_folder, open_folder
+from randlora_pl.models.weights import quiet
 from randlora_pl.utils.files.weights_files import local_name
 
 

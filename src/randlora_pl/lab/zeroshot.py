@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.loading.chosen_images import batches, framed
+from randlora_pl.data.unlabelled import batches, framed
 from randlora_pl.models import LoadedClip, cached_text_head, encode_prompts
-from randlora_pl.models.zero_shot import zero_shot_accuracy
+from randlora_pl.models.text import zero_shot_accuracy
 
 SOURCE = (
     "github.com/fredzzhang/atlas (commit 557d7fb), its stored zero-shot test accuracies of OpenAI's CLIP "

@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING
 from randlora_pl.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from randlora_pl.language.data.labelled_module import LabelledTexts
-    from randlora_pl.language.data.prompts_module import TextData
+    from randlora_pl.language.data import LabelledTexts, TextData
     from randlora_pl.language.tasks.causal_lm import CausalLMTask
     from randlora_pl.language.tasks.classification import TextClassificationTask
     from randlora_pl.language.tasks.restore import load_language_task

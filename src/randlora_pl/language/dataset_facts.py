@@ -5,9 +5,9 @@ from pathlib import Path
 
 from randlora_pl.data.catalog.registry import CATALOG, dataset_path, default_root, find, get_command, present
 from randlora_pl.data.catalog.spec import DatasetSpec
+from randlora_pl.language import glue, prompt_sets
 from randlora_pl.language.catalog import DATASETS, LABELLED, OWN_TEXTS, TASKS
-from randlora_pl.language.datasets import commonsense, e2e, glue
-from randlora_pl.language.datasets.text_files import first_file
+from randlora_pl.language.text_files import first_file
 from randlora_pl.utils.errors import UserError, near
 
 _OWN = (
@@ -35,11 +35,11 @@ def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains:
                 first_file(root, (name,), name, _OWN)
         elif dataset == "e2e":
             for name in ("train.txt", "valid.txt", "test.txt"):
-                first_file(root, (name,), e2e.TREE, e2e.SOURCE)
+                first_file(root, (name,), prompt_sets.E2E_TREE, prompt_sets.E2E_SOURCE)
         else:
             wanted = [f"ft-training_set/{dataset}.json"] * trains
-            for name in [*wanted, *(f"dataset/{test}/test.json" for test in tests or commonsense.TASKS)]:
-                first_file(root, (name.partition("/")[2], name), commonsense.TREE, commonsense.SOURCE)
+            for name in [*wanted, *(f"dataset/{test}/test.json" for test in tests or prompt_sets.TASKS)]:
+                first_file(root, (name.partition("/")[2], name), prompt_sets.TREE, prompt_sets.SOURCE)
     except UserError as error:
         return error
     return None
@@ -88,8 +88,12 @@ def dataset_facts(name: str, root: Path) -> list[dict[str, str]]:
         if name in glue.TASKS:
             source = {"get it": glue.SOURCE}
         elif name not in OWN_TEXTS:
-            where = e2e if name == "e2e" else commonsense
-            source = {"files": f"{where.TREE}; below --data.root PATH", "get it": where.SOURCE}
+            texts = (
+                (prompt_sets.E2E_TREE, prompt_sets.E2E_SOURCE)
+                if name == "e2e"
+                else (prompt_sets.TREE, prompt_sets.SOURCE)
+            )
+            source = {"files": f"{texts[0]}; below --data.root PATH", "get it": texts[1]}
         if name in known:
             found.append({"what it is": known[name], "use": f"--model {task} --data.dataset {name}"} | source)
     if not found:

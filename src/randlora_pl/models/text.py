@@ -1,9 +1,9 @@
-"""Text embeddings of class prompts, which form a frozen classification head."""
+"""Text embeddings of class prompts, which form a frozen classification head, and zero-shot accuracy."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -188,3 +188,24 @@ def _write(path: Path, key: str, head: Tensor) -> None:
         write_bytes(path, content)
     except OSError as error:  # the cache is optional, so a full or read-only disk must not stop the run
         _log.warning("The text head cannot be cached in %s (%s).", path.parent, error)
+
+
+@torch.inference_mode()
+def zero_shot_accuracy(
+    model: Any, heads: Tensor, batches: Iterable[tuple[Tensor, Tensor]], tick: Callable[[int], None] = lambda _: None
+) -> tuple[list[float], int]:
+    """Return the zero-shot accuracy in percent of each head, and the number of images.
+
+    Args:
+        model: Model with ``encode_image``.
+        heads: Embeddings of the classes (heads, C, e), of unit length.
+        batches: Images (b, 3, H, W) with labels (b,).
+        tick: Receives the number of images of each batch.
+    """
+    right, count = torch.zeros(len(heads), dtype=torch.int64), 0
+    for images, labels in batches:
+        features = F.normalize(model.encode_image(images).float(), dim=-1)
+        right += ((features @ heads.transpose(1, 2)).argmax(2) == labels).sum(1).cpu()
+        count += len(labels)
+        tick(len(labels))
+    return [100 * number / max(1, count) for number in right.tolist()], count

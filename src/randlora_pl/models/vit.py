@@ -11,10 +11,9 @@ from timm.data.config import resolve_data_config
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from randlora_pl.models.folders.model_folder import OWN, ModelFolder, is_folder, open_folder
-from randlora_pl.models.init_context import check_size, patch_size, seeded
+from randlora_pl.models.folder import OWN, ModelFolder, is_folder, open_folder
 from randlora_pl.models.spec import ImageSpec, ModelIdentity, timm_spec
-from randlora_pl.models.weights import changed, mismatch, not_downloaded, read_weights
+from randlora_pl.models.weights import changed, check_size, mismatch, not_downloaded, patch_size, read_weights, seeded
 from randlora_pl.utils.errors import UserError, brief, first_line, near
 from randlora_pl.utils.files.hub_files import asking_hub
 from randlora_pl.utils.files.weights_files import looks_like_file, remember

@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse
 from litserve import LitAPI
 from litserve.loops import BatchedLoop
 
-from randlora_pl.data.images.decode import trust_the_limit
+from randlora_pl.data.sources import trust_the_limit
 from randlora_pl.serving.options import ServerOptions
 from randlora_pl.serving.uploads import TAKEN, Upload, read_upload
 from randlora_pl.utils.errors import UnreadableImageError, UserError

@@ -21,7 +21,7 @@ from litserve import LitServer
 from litserve.utils import LitAPIStatus, WorkerSetupStatus
 from starlette.routing import Route
 
-from randlora_pl.data.images.decode import trust_the_limit
+from randlora_pl.data.sources import trust_the_limit
 from randlora_pl.serving.api import ClassifierAPI, end_with_parent
 from randlora_pl.serving.connections import Connection, Gate
 from randlora_pl.serving.options import ServerOptions

@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from randlora_pl.data.catalog.registry import CATALOG, dataset_path, present
-from randlora_pl.data.images.decode import FORMATS, known
+from randlora_pl.data.sources import FORMATS, known
 from randlora_pl.utils.errors import UserError, first_line
 
 FIELD = "image"
@@ -222,7 +222,7 @@ def _of_package(dataset: str) -> dict[str, bytes]:
     import numpy as np
 
     from randlora_pl.data.readers.dispatch import read
-    from randlora_pl.data.sampling.splits import Splits
+    from randlora_pl.data.splits import Splits
 
     test = Splits(lambda split: read(row, Path(), split)).test
     labels, first = np.unique(test.labels, return_index=True)

@@ -10,7 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.models import library_of
-from randlora_pl.models.folders.model_folder import OWN, is_folder
+from randlora_pl.models.folder import OWN, is_folder
 from randlora_pl.models.tiny import TINY_TAG
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_classes

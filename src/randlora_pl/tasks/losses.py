@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters import merge, unmerge
-from randlora_pl.data.loading.image_batches import counted_classes as counted_classes
+from randlora_pl.data.image_batches import counted_classes as counted_classes
 
 
 def caption_losses(logits: Tensor, labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor:

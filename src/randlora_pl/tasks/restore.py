@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast, get_args
 
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.io.save_load import place_adapter
-from randlora_pl.models.folders.model_folder import check_config
+from randlora_pl.models.folder import check_config
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.files import task_names
 from randlora_pl.tasks.images import UsedPrompts

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.images.transforms import eval_pixels
+from randlora_pl.data.transforms import eval_pixels
 from randlora_pl.utils.image_spec import ImageSpec
 from tests.support.cli import Run
 

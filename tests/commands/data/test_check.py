@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from randlora_pl.data import sources
 from randlora_pl.data.catalog.registry import CATALOG, find
 from randlora_pl.data.check import _decode
-from randlora_pl.data.images import sources
-from randlora_pl.data.images.decode import decode
+from randlora_pl.data.readers import huggingface
 from randlora_pl.data.readers.dispatch import Samples
-from randlora_pl.data.readers.own import huggingface
+from randlora_pl.data.sources import decode
 from tests.data.conftest import Tree, save_image, tree  # noqa: F401  (a fixture)
 from tests.data.readers import BUILDERS
 from tests.data.readers.own.tars import write_shards

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from randlora_pl.data import check
+from randlora_pl.data import download as fetch
 from randlora_pl.data.catalog.registry import CATALOG, DatasetSpec, find
-from randlora_pl.data.download import http as fetch
-from randlora_pl.data.sampling.splits import Splits
+from randlora_pl.data.splits import Splits
 from randlora_pl.utils.errors import UserError
 from tests.data.download.server import Server, md5, serving
 from tests.data.readers import BUILDERS
@@ -165,7 +165,7 @@ def test_a_kill_while_unpacking_leaves_nothing_half_made(
 import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from randlora_pl.data.download import archives, install
+from randlora_pl.data import http as archives, install
 from randlora_pl.data.catalog.registry import find
 add, calls = archives._Meter.add, []
 def dying(self, count):
@@ -341,7 +341,7 @@ def test_a_terminal_shows_a_bar_and_a_log_a_line_now_and_then(
     run: Run, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish("eurosat")
-    monkeypatch.setattr("randlora_pl.data.download.install.EVERY", -1.0)
+    monkeypatch.setattr("randlora_pl.data.install.EVERY", -1.0)
     assert "EuroSAT.zip: downloading, 0 bytes of " in run("data", "get", "eurosat", "--root", "log").out
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     result = run("data", "get", "eurosat", "--root", "terminal")

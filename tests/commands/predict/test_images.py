@@ -21,7 +21,7 @@ from randlora_pl.adapters import FullFineTuning
 from randlora_pl.commands.common.devices import pick_device
 from randlora_pl.commands.predict.arguments import name_adapters
 from randlora_pl.data import ImageData, open_images
-from randlora_pl.data.images.sources import FileImages
+from randlora_pl.data.sources import FileImages
 from randlora_pl.prompts import CoOp
 from randlora_pl.tasks import DePT, LinearHeadTask, PromptTask, load_task, load_tasks, weighted_task
 from randlora_pl.utils.errors import UserError

@@ -175,6 +175,6 @@ def test_published_figures_are_of_two_models_only() -> None:
 
 def test_names_are_those_after_the_activation_is_matched() -> None:
     from randlora_pl.lab.zeroshot import MODELS
-    from randlora_pl.models.clip_source import resolve
+    from randlora_pl.models.clip import resolve
 
     assert [resolve(name, "openai").name for name in ("ViT-B-32", "ViT-L-14")] == list(MODELS)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from randlora_pl.commands.sweep.job import find_sweep
 from randlora_pl.commands.sweep.tune import config_text, markdown
 from randlora_pl.data import ImageData
-from randlora_pl.data.images.sources import ArrayImages
+from randlora_pl.data.sources import ArrayImages
 from randlora_pl.run.options.shipped import config_names, find_config
 from randlora_pl.sweep.description import SweepConfig
 from randlora_pl.sweep.folder import SweepFolder

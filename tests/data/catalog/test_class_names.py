@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.data.catalog.class_names import class_names, read_classnames
 from randlora_pl.data.catalog.registry import find
+from randlora_pl.data.validate import class_names, read_classnames
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 

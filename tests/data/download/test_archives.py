@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from randlora_pl.data.download.archives import unpack
+from randlora_pl.data.download import unpack
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
@@ -166,7 +166,7 @@ def test_a_bomb_that_lies_about_its_size(tmp_path: Path) -> None:
 
 
 def test_a_bomb_of_empty_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("randlora_pl.data.download.archives.FLOOR", 1 << 16)
+    monkeypatch.setattr("randlora_pl.data.download.FLOOR", 1 << 16)
     path = pack(tmp_path, "tar.xz", {f"{number:06d}": b"" for number in range(3_000)})
     with pytest.raises(UserError, match="200"):
         unpack(path, tmp_path / "out")
@@ -197,7 +197,7 @@ def test_sizes_in_headers_are_not_believed(
 
 def test_long_names_are_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is what nobody unpacks."""
-    monkeypatch.setattr("randlora_pl.data.download.archives.FLOOR", 1 << 16)
+    monkeypatch.setattr("randlora_pl.data.download.FLOOR", 1 << 16)
     path = tmp_path / "a.tar.gz"
     for content in (header(1 << 20, tarfile.GNUTYPE_LONGNAME) + bytes(1 << 20), bytes(40 << 20)):
         path.write_bytes(gzip.compress(header(0, tarfile.REGTYPE) + content))

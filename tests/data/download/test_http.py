@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from randlora_pl.data.download import http as fetch
-from randlora_pl.data.download.http import download, length
+from randlora_pl.data import download as fetch
+from randlora_pl.data.download import download, length
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.formatting import byte_size
 from tests.data.download.server import Server, md5, serving

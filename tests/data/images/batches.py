@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from randlora_pl.data.images.transforms import finish, train_pixels
+from randlora_pl.data.transforms import finish, train_pixels
 from randlora_pl.utils.image_spec import ImageSpec
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.images.transforms import Augment, mixed
-from randlora_pl.data.loading.loader import Batch, Loader
+from randlora_pl.data.loader import Batch, Loader
+from randlora_pl.data.transforms import Augment, mixed
 from randlora_pl.utils import rng
 
 ALL: dict[str, Any] = {"randaugment": 9, "mixup": 0.3, "cutmix": 1.0, "balance": "weights"}

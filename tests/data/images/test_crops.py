@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
 
-from randlora_pl.data.images.transforms import crop_and_resize, finish, resize_weights, train_pixels
+from randlora_pl.data.transforms import crop_and_resize, finish, resize_weights, train_pixels
 from randlora_pl.utils.device import choose_as_on_cuda
 from randlora_pl.utils.image_spec import INTERPOLATIONS, ImageSpec
 
@@ -100,5 +100,5 @@ def test_kernels_of_a_batch_do_not_grow_with_it() -> None:
 def test_large_images_are_done_in_parts(monkeypatch: Any) -> None:
     case = noise(2, 5, 3, 30, 40), torch.tensor([[1, 2, 20, 30]] * 5), 16, "bilinear"
     whole = crop_and_resize(*case)
-    monkeypatch.setattr("randlora_pl.data.images.transforms._AT_ONCE", 3 * 30 * 40 * 2)
+    monkeypatch.setattr("randlora_pl.data.transforms._AT_ONCE", 3 * 30 * 40 * 2)
     assert torch.equal(crop_and_resize(*case), whole)

@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from randlora_pl.data.images.decode import MOST_BYTES, decode, is_image
-from randlora_pl.data.images.sources import ArrayImages, BoxImages, FileImages, PathsBelow
-from randlora_pl.data.images.transforms import eval_pixels, pixels_needed
+from randlora_pl.data.sources import MOST_BYTES, ArrayImages, BoxImages, FileImages, PathsBelow, decode, is_image
+from randlora_pl.data.transforms import eval_pixels, pixels_needed
 from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
 from randlora_pl.utils.image_spec import RESIZES, ImageSpec
 from tests.data.conftest import save_image
@@ -236,7 +235,7 @@ def test_an_image_of_too_many_pixels_is_refused(tmp_path: Path) -> None:
 
 def test_an_image_above_the_default_limit_can_be_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80)  # Pillow refuses twice as many
-    monkeypatch.setattr("randlora_pl.data.images.decode.MOST_PIXELS", 160)
+    monkeypatch.setattr("randlora_pl.data.sources.MOST_PIXELS", 160)
     path = save_image(tmp_path / "a.png", size=(20, 10))
     with pytest.raises(TooLargeImageError, match=r"more pixels than the limit of 160.*--data.max_pixels N"):
         decode(path, most_pixels=160)

@@ -11,7 +11,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from timm.data import create_transform
 
-from randlora_pl.data.images.transforms import eval_batch
+from randlora_pl.data.transforms import eval_batch
 from randlora_pl.models.spec import open_clip_spec, timm_spec
 from randlora_pl.utils.image_spec import ImageSpec
 from tests.support.products import in_one_item

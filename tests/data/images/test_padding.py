@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from randlora_pl.data import ImageData, open_images
-from randlora_pl.data.images.transforms import crop_boxes, eval_batch, finish, split_crop, train_pixels
+from randlora_pl.data.transforms import crop_boxes, eval_batch, finish, split_crop, train_pixels
 from randlora_pl.data.unlabelled import read_image
 from randlora_pl.utils.image_spec import ImageSpec
 from tests.data.images.batches import train_batch

@@ -9,9 +9,9 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
-from randlora_pl.data.images import shared_cache as cache
-from randlora_pl.data.images.shared_cache import CachedImages, meeting, room, shared_folder
-from randlora_pl.data.images.sources import FileImages
+from randlora_pl.data import shared_cache as cache
+from randlora_pl.data.shared_cache import CachedImages, meeting, room, shared_folder
+from randlora_pl.data.sources import FileImages
 from randlora_pl.utils.errors import UserError
 from tests.data.conftest import save_image
 from tests.support.products import marked

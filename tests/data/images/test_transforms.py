@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from randlora_pl.data.images.transforms import RATIO, crop_boxes, eval_batch, flips, normalize
+from randlora_pl.data.transforms import RATIO, crop_boxes, eval_batch, flips, normalize
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec

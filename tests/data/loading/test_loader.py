@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 
 from randlora_pl.data.catalog.registry import find
-from randlora_pl.data.images.shared_cache import CachedImages
-from randlora_pl.data.images.sources import ArrayImages
-from randlora_pl.data.images.transforms import finish
-from randlora_pl.data.loading.image_batches import EvalBatches, Late, TrainBatches
-from randlora_pl.data.loading.loader import Batch, Loader
+from randlora_pl.data.image_batches import EvalBatches, Late, TrainBatches
+from randlora_pl.data.loader import Batch, Loader
 from randlora_pl.data.readers.dispatch import Samples, in_key_order
-from randlora_pl.data.readers.own.folder import folder
-from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSchedule
+from randlora_pl.data.readers.trees import folder
+from randlora_pl.data.schedule import DrawPlan, EvalSchedule, TrainSchedule
+from randlora_pl.data.shared_cache import CachedImages
+from randlora_pl.data.sources import ArrayImages
+from randlora_pl.data.transforms import finish
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
 from tests.data.conftest import Tree

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from randlora_pl.data.catalog.registry import ROWS
-from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.data.module import ImageData
 from randlora_pl.data.readers.dispatch import read
-from randlora_pl.data.sampling.splits import Splits, subset
+from randlora_pl.data.sources import ArrayImages
+from randlora_pl.data.splits import Splits, subset
 from randlora_pl.utils.errors import UserError
 from tests.data.readers import BUILDERS
 from tests.data.readers.conftest import Copies, Copy

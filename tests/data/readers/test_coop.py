@@ -13,7 +13,7 @@ from randlora_pl.data.catalog.coop import FILES, has_coop, with_split
 from randlora_pl.data.catalog.registry import ROWS, find
 from randlora_pl.data.check import check
 from randlora_pl.data.readers.dispatch import read
-from randlora_pl.data.sampling.splits import Splits
+from randlora_pl.data.splits import Splits
 from randlora_pl.utils.errors import UserError
 from tests.data.readers.conftest import Copies
 from tests.data.readers.pictures import Writer, label_of

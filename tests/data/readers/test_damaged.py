@@ -12,7 +12,7 @@ from scipy.io import loadmat, savemat
 from randlora_pl.data import ImageData
 from randlora_pl.data.catalog.registry import find
 from randlora_pl.data.readers.lists import cub200
-from randlora_pl.data.sampling.splits import subset
+from randlora_pl.data.splits import subset
 from randlora_pl.utils.errors import UserError
 from tests.data.readers.annotated import flowers102
 from tests.data.readers.conftest import Copies, Copy, allow

@@ -15,8 +15,8 @@ import pytest
 from randlora_pl.data.catalog.registry import default_root, find
 from randlora_pl.data.check import check
 from randlora_pl.data.readers.dispatch import Samples, read
-from randlora_pl.data.readers.emoji import kinds, names, tones
-from randlora_pl.data.sampling.splits import Splits, subset
+from randlora_pl.data.readers.lists import kinds, names, tones
+from randlora_pl.data.splits import Splits, subset
 from randlora_pl.models.tiny import tiny_tokenizer
 from randlora_pl.utils.errors import UserError
 from tests.data.readers.conftest import Copies

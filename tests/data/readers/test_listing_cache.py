@@ -15,8 +15,8 @@ from randlora_pl.data.catalog.registry import find
 from randlora_pl.data.check import check
 from randlora_pl.data.readers import listing_cache as listing
 from randlora_pl.data.readers.dispatch import Samples, read
-from randlora_pl.data.readers.own.folder import folder
-from randlora_pl.data.string_array import Strings
+from randlora_pl.data.readers.trees import folder
+from randlora_pl.data.sources import Strings
 from randlora_pl.utils.machine import cache_folder
 from tests.data.conftest import Tree, save_image
 from tests.data.readers import BUILDERS

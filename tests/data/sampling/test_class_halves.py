@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.data.readers.dispatch import Samples
-from randlora_pl.data.sampling.splits import few_shot, labels_of, of_half
+from randlora_pl.data.sources import ArrayImages
+from randlora_pl.data.splits import few_shot, labels_of, of_half
 from randlora_pl.utils.errors import UserError
 
 

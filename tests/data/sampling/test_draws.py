@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.sampling.splits import read_draw
+from randlora_pl.data.splits import read_draw
 from randlora_pl.utils.errors import UserError
 from tests.data.conftest import save_image
 from tests.data.sampling.test_class_halves import samples_of

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from randlora_pl.data import splits
 from randlora_pl.data.catalog.registry import find
-from randlora_pl.data.images.sources import ArrayImages
 from randlora_pl.data.readers.dispatch import Samples, in_key_order, read
-from randlora_pl.data.sampling import splits
-from randlora_pl.data.sampling.splits import Splits, few_shot, hold_out, quotas, stratified
+from randlora_pl.data.sources import ArrayImages
+from randlora_pl.data.splits import Splits, few_shot, hold_out, quotas, stratified
 from randlora_pl.utils.errors import UserError
 
 labels_of = st.lists(st.integers(0, 5), min_size=1, max_size=80).map(lambda found: np.asarray(found, dtype=np.int64))

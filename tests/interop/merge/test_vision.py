@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from randlora_pl.adapters import LinearProbe, merge, read_adapter
-from randlora_pl.data.images.decode import decode
-from randlora_pl.data.images.transforms import eval_batch
+from randlora_pl.data.sources import decode
+from randlora_pl.data.transforms import eval_batch
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.compare_outputs import TOLERANCE, difference
 from randlora_pl.interop.library_model import LibraryModel

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.loading.chosen_images import batches, random_samples
+from randlora_pl.data.unlabelled import batches, random_samples
 from randlora_pl.lab.analysis.landscape import check_classes, stratified_fraction
 from randlora_pl.utils.errors import UserError
 

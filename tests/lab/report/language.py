@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.language.datasets.commonsense import TASKS
+from randlora_pl.language.prompt_sets import TASKS
 from tests.lab.report.sweeps import sweep_yaml, write_cell
 
 ACCURACY = dict(zip(TASKS, (0.61, 0.68, 0.66, 0.40, 0.57, 0.62, 0.48, 0.60), strict=True))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from randlora_pl.language.data.batches import Sentences
-from randlora_pl.language.data.labelled_module import LabelledTexts
-from randlora_pl.language.datasets import text_files
-from randlora_pl.language.datasets.glue import TASKS, read_glue
+from randlora_pl.language import text_files
+from randlora_pl.language.batches import Sentences
+from randlora_pl.language.data import LabelledTexts
+from randlora_pl.language.glue import TASKS, read_glue
 from randlora_pl.utils.errors import UserError
 from tests.language.classify import labelled, reviews, write_csv, write_reviews, write_scores
 from tests.language.files import write_glue

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSchedule
-from randlora_pl.language.data.batches import TextEvalBatches, TextTrainBatches, Tokens
-from randlora_pl.language.data.prompts_module import TextData
-from randlora_pl.language.datasets import text_files
-from randlora_pl.language.datasets.sources import Item
-from randlora_pl.language.models.tokenization import IGNORED, Encoded, byte_tokenizer, load_tokenizer
+from randlora_pl.data.schedule import DrawPlan, EvalSchedule, TrainSchedule
+from randlora_pl.language import text_files
+from randlora_pl.language.batches import TextEvalBatches, TextTrainBatches, Tokens
+from randlora_pl.language.data import TextData
+from randlora_pl.language.sources import Item
+from randlora_pl.language.tokenization import IGNORED, Encoded, byte_tokenizer, load_tokenizer
 from randlora_pl.utils.errors import UserError
 
 
@@ -91,9 +91,7 @@ def test_a_fit_reads_each_file_once_and_asks_for_scorers_of_references_only(
     read: list[str] = []
     whole = text_files.read_plain
     monkeypatch.setattr(text_files, "read_plain", lambda path: read.append(path.name) or whole(path))  # type: ignore[func-returns-value]
-    monkeypatch.setattr(
-        "randlora_pl.language.data.prompts_module.need_scorers", lambda: pytest.fail("no text has references")
-    )
+    monkeypatch.setattr("randlora_pl.language.data.need_scorers", lambda: pytest.fail("no text has references"))
     made = data(tmp_path, steps=1, batch_size=1)
     made.check_test()
     assert read == ["test.jsonl"]

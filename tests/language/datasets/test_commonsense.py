@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from randlora_pl.language.datasets.commonsense import (
+from randlora_pl.language.prompt_sets import (
     TASKS,
     Question,
     first_answer,
@@ -13,7 +13,7 @@ from randlora_pl.language.datasets.commonsense import (
     read_test,
     read_training,
 )
-from randlora_pl.language.datasets.sources import hold_out
+from randlora_pl.language.sources import hold_out
 from randlora_pl.utils.errors import UserError
 from tests.language.files import LETTERS, record, write_commonsense
 from tests.support.products import in_one_item

@@ -3,7 +3,7 @@ from typing import Literal
 
 import pytest
 
-from randlora_pl.language.datasets.e2e import grouped, read_e2e
+from randlora_pl.language.prompt_sets import grouped, read_e2e
 from randlora_pl.utils.errors import UserError
 from tests.language.files import write, write_e2e
 

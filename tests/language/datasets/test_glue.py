@@ -5,7 +5,8 @@ from typing import Literal
 
 import pytest
 
-from randlora_pl.language.datasets.glue import TASKS, Examples, missing, read_glue
+from randlora_pl.language.glue import TASKS, missing, read_glue
+from randlora_pl.language.text_files import Examples
 from randlora_pl.utils.errors import UserError
 from tests.language.files import write, write_glue
 from tests.support.products import in_one_item

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.language.datasets.own_files import class_names, class_numbers, own_files, read_own, scores
+from randlora_pl.language.text_files import class_names, class_numbers, own_files, read_own, scores
 from randlora_pl.utils.errors import UserError
 from tests.language.classify import write_csv
 from tests.support.products import in_one_item

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.language.datasets.text_files import first_file, read_lines, read_records
+from randlora_pl.language.text_files import first_file, read_lines, read_records
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from randlora_pl.language.datasets.glue import TASKS
+from randlora_pl.language.glue import TASKS
 from randlora_pl.language.metrics import PredictionCollector, grades
 
 BITS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=30)

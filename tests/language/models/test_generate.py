@@ -11,16 +11,16 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.generation import configuration_utils
 
-from randlora_pl.language.models.generate import (
+from randlora_pl.language.generate import (
     Decoding,
     choose_options,
     write_texts,
     write_tokens,
 )
-from randlora_pl.language.models.loading import checkpoint_blocks
-from randlora_pl.language.models.token_losses import token_losses
-from randlora_pl.language.models.tokenization import Encoded, collate, encode_prompt
+from randlora_pl.language.loading import checkpoint_blocks
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
+from randlora_pl.language.token_losses import token_losses
+from randlora_pl.language.tokenization import Encoded, collate, encode_prompt
 from randlora_pl.utils.errors import UserError
 from tests.language.small import SHAPES, make
 from tests.support.products import in_one_item

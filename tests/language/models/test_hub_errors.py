@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from randlora_pl.language.models.loading import load_causal, reached
-from randlora_pl.language.models.tokenization import byte_tokenizer, load_tokenizer
+from randlora_pl.language.loading import load_causal, reached
+from randlora_pl.language.tokenization import byte_tokenizer, load_tokenizer
 from randlora_pl.utils.errors import UserError
 from tests.fake_hub import ask
 from tests.language.small import SHAPES

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from randlora_pl.language.models import loading
+from randlora_pl.language import loading
 from randlora_pl.language.tasks import causal_lm
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.tasks import make_trainer

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from randlora_pl.language.models.tokenization import (
+from randlora_pl.language.tokenization import (
     IGNORED,
     Encoded,
     Sample,

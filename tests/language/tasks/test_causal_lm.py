@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters import LoRA, RandLoRA, VeRA
-from randlora_pl.language.models.tokenization import collate, encode_all, pad_id
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
+from randlora_pl.language.tokenization import collate, encode_all, pad_id
 from randlora_pl.tasks import make_trainer
 from randlora_pl.utils.errors import UserError
 from tests.language.small import WORDS, fit, make, texts, trained
@@ -76,7 +76,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_tokens(toy: Path, tokenizer: Pa
 
 
 def test_validation_has_no_label_smoothing(toy: Path, tokenizer: Path) -> None:
-    from randlora_pl.language.data.batches import Tokens
+    from randlora_pl.language.batches import Tokens
     from tests.language.tokenizers import encode_one
 
     task = make(tokenizer, label_smoothing=0.5)

@@ -7,9 +7,9 @@ import torch
 
 from randlora_pl.adapters import LoRA, merge
 from randlora_pl.data import ImageData
-from randlora_pl.data.loading.chosen_images import batches, random_samples
+from randlora_pl.data.unlabelled import batches, random_samples
 from randlora_pl.models import encode_prompts
-from randlora_pl.models.zero_shot import zero_shot_accuracy
+from randlora_pl.models.text import zero_shot_accuracy
 from randlora_pl.prompts import CoCoOp, CoOp
 from randlora_pl.run.callbacks import Elsewhere, NewClasses
 from randlora_pl.tasks import LinearHeadTask, PromptTask, VisionLanguageTask, make_trainer

@@ -8,8 +8,8 @@ import numpy as np
 
 from randlora_pl.data import ImageData
 from randlora_pl.data.parts import Part, image_parts, text_part, word_part
-from randlora_pl.language.data.prompts_module import TextData
-from randlora_pl.language.datasets.sources import Item
+from randlora_pl.language.data import TextData
+from randlora_pl.language.sources import Item
 from randlora_pl.run.parallel.agreement import common_options, compare_options, compare_splits
 
 from .processes import meetings, messages, write_folder

@@ -143,8 +143,7 @@ def _trainer(setup: StepSetup) -> Any:
 
 
 def _clip(task: Any) -> nn.Module:
-    from randlora_pl.models.clip import meta_clip
-    from randlora_pl.models.clip_source import resolve
+    from randlora_pl.models.clip import meta_clip, resolve
 
     source = resolve(task.name, task.pretrained)
     model: Any = meta_clip(source.name)
@@ -160,8 +159,7 @@ def _both_towers(task: Any) -> nn.Module:
 
 
 def _prompted(task: Any) -> nn.Module:
-    from randlora_pl.models.clip import load_tokenizer
-    from randlora_pl.models.clip_source import resolve
+    from randlora_pl.models.clip import load_tokenizer, resolve
     from randlora_pl.tasks.prompt.regulation import Teacher
 
     model: Any = _clip(task)
@@ -196,7 +194,7 @@ def _linear_head(task: Any) -> nn.Module:
 def _decoder(task: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    from randlora_pl.language.models.loading import RANDOM, model_config
+    from randlora_pl.language.loading import RANDOM, model_config
     from randlora_pl.language.tasks import common
 
     config = model_config(task.name, RANDOM, task.config_overrides)

@@ -136,8 +136,7 @@ def data_of(
     Raises:
         UserError: The dataset is not known, or its name is unknown.
     """
-    from randlora_pl.data.loading.chosen_images import framed
-    from randlora_pl.data.unlabelled import frame_of
+    from randlora_pl.data.unlabelled import frame_of, framed
 
     options = dict(run.data) if dataset in (None, run.data.get("dataset")) else {"dataset": dataset}
     options |= {"dataset": dataset or run.dataset} | ({} if root is None else {"root": root})

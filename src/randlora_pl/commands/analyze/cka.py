@@ -106,7 +106,7 @@ def _compare(
 ) -> tuple[int, dict[str, Any]]:
     """Return the CKA of runs of one dataset with the first: number of images, and values by layer for each path."""
     from randlora_pl.commands.common.progress import counting
-    from randlora_pl.data.loading.chosen_images import batches, random_samples
+    from randlora_pl.data.unlabelled import batches, random_samples
     from randlora_pl.lab.analysis.cka import compare
 
     reference = task_of(first, device)

@@ -89,12 +89,12 @@ def _tested(
 ) -> "Iterator[list[Forgetting]]":
     """Yield the results of each run, one per dataset; a base model is tested once for the same prompts."""
     from randlora_pl.adapters import merge
-    from randlora_pl.data.loading.chosen_images import batches, framed, random_samples
+    from randlora_pl.data.unlabelled import batches, framed, random_samples
     from randlora_pl.interop.base_model import base_name, load_base
     from randlora_pl.interop.updates import adapted
     from randlora_pl.lab.analysis.forgetting import Forgetting, prompts_of
     from randlora_pl.models import encode_prompts, load_tokenizer
-    from randlora_pl.models.zero_shot import zero_shot_accuracy
+    from randlora_pl.models.text import zero_shot_accuracy
     from randlora_pl.tasks import load_task
     from randlora_pl.utils.files.weights_files import local_name
 

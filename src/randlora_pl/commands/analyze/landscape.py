@@ -147,7 +147,7 @@ def _compute(
 ) -> Path:
     """Compute the missing rows; each is in the file before the next begins."""
     from randlora_pl.adapters.input_dependent import check_fixed
-    from randlora_pl.data.loading.chosen_images import batches
+    from randlora_pl.data.unlabelled import batches
     from randlora_pl.interop.base_model import same_base
     from randlora_pl.lab.analysis.landscape import POSITIONS, Grid, Plane, check_classes, loss, stratified_fraction
     from randlora_pl.lab.bench.report import write_json

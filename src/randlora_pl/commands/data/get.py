@@ -16,8 +16,8 @@ from randlora_pl.utils.text.formatting import byte_size
 
 if TYPE_CHECKING:
     from randlora_pl.data.check import Report
-    from randlora_pl.data.download.http import ProgressCallback
-    from randlora_pl.data.download.install import DownloadProgress
+    from randlora_pl.data.download import ProgressCallback
+    from randlora_pl.data.install import DownloadProgress
 
 
 def get(names: Names = (), *, all: All = False, root: Root = None, keep: bool = False) -> int:
@@ -57,7 +57,7 @@ def get(names: Names = (), *, all: All = False, root: Root = None, keep: bool = 
 
 def _get(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: bool) -> int:
     """Fetch one dataset after the other, even if one fails; return the exit code."""
-    from randlora_pl.data.download.install import by_hand, downloads
+    from randlora_pl.data.install import by_hand, downloads
 
     reports, got, failed, helpless = [], [], [], []
     for row in rows:
@@ -112,8 +112,8 @@ def _check(row: DatasetSpec, root: Path, sample: int) -> "Report":
 
 def _fetch(row: DatasetSpec, root: Path) -> "Report":
     """Fetch one dataset, check it, and print both steps."""
-    from randlora_pl.data.download import install
-    from randlora_pl.data.download.http import length
+    from randlora_pl.data import install
+    from randlora_pl.data.download import length
 
     home = install.downloads(row, root)
     print(f"{row.name}: {row.title}; licence: {row.licence}")
@@ -133,7 +133,7 @@ def _fetch(row: DatasetSpec, root: Path) -> "Report":
 
 def _tidy(row: DatasetSpec, root: Path, keep: bool) -> None:
     """Remove what was downloaded, now that it is unpacked."""
-    from randlora_pl.data.download.install import downloads, tidy
+    from randlora_pl.data.install import downloads, tidy
 
     if not keep:
         tidy(row, root)
@@ -144,7 +144,7 @@ def _tidy(row: DatasetSpec, root: Path, keep: bool) -> None:
 
 def _watch() -> "DownloadProgress":
     """Return progress that prints finished steps, and on a terminal a bar for the present one."""
-    from randlora_pl.data.download.install import DownloadProgress
+    from randlora_pl.data.install import DownloadProgress
 
     class Printed(DownloadProgress):
         def report(self, text: str) -> None:

@@ -104,7 +104,7 @@ def classify(options: PredictOptions) -> PredictionTable:
         import torch
 
         from randlora_pl.data import open_images
-        from randlora_pl.data.images.decode import trust_the_limit
+        from randlora_pl.data.sources import trust_the_limit
         from randlora_pl.data.unlabelled import find_images
         from randlora_pl.tasks import PromptTask, load_tasks, weighted_task
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from randlora_pl.commands.common.devices import advised, pick_device
 from randlora_pl.commands.predict.arguments import PredictOptions
-from randlora_pl.language.data import prediction_inputs as inputs
+from randlora_pl.language import prediction_inputs as inputs
 from randlora_pl.serving.prediction_table import PredictionTable
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.machine import use_precision
@@ -23,7 +23,7 @@ def answer(options: PredictOptions) -> PredictionTable:
 
     All inputs are read and checked before the first model is loaded.
     """
-    from randlora_pl.language.models.loading import need_transformers
+    from randlora_pl.language.loading import need_transformers
 
     need_transformers()
     from randlora_pl.adapters import read_adapter
@@ -88,7 +88,7 @@ def _classified(
     options: PredictOptions, files: "dict[str, AdapterFile]", given: list[inputs.Given], size: int, classes: bool
 ) -> PredictionTable:
     """Return classes with their probabilities, or scores."""
-    from randlora_pl.language.models.classifier import most_tokens
+    from randlora_pl.language.classifier import most_tokens
     from randlora_pl.tasks.evaluation import check_numbers
 
     sentences = [inputs.sentences_of(each) for each in given]

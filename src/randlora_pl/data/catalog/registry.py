@@ -1,11 +1,13 @@
-"""Registry of the datasets. Imports neither PyTorch nor NumPy, so that listing them is instant."""
+"""Registry of the datasets, and the rows of a user's own. Imports neither PyTorch nor NumPy: listing is instant."""
 
 import os
 import shlex
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from randlora_pl.data.catalog import emoji, own, photographs, small
+from randlora_pl.data.catalog import photographs, small
+from randlora_pl.data.catalog import templates as prompts
 from randlora_pl.data.catalog.small import FASHION_UNSEEN as FASHION_UNSEEN
 from randlora_pl.data.catalog.spec import DatasetSpec as DatasetSpec
 from randlora_pl.data.locations import as_typed, is_command, is_pattern, is_url
@@ -18,7 +20,60 @@ PAPER = (
 )  # fmt: skip
 """The 22 datasets of the paper, in the order of its Table 7."""
 
-ROWS = (*small.ROWS, *emoji.ROWS, *photographs.ROWS, *own.ROWS)
+
+def _own(name: str, title: str, reader: str, root: str, **more: Any) -> DatasetSpec:
+    reader = f"randlora_pl.data.readers.{reader}"
+    return DatasetSpec(name, title, reader, 10, "yours", f"--data.root {root}", own=True, **more)
+
+
+OWN = (
+    _own(
+        "folder",
+        "Your own folder of images, a sub-folder for each class",
+        "trees:folder",
+        "FOLDER",
+        layout="CLASS/IMAGE, or train/CLASS/IMAGE with val/ and test/ beside it",
+        note="without test/ and val/: 20 % and 10 % are set aside, stratified",
+    ),
+    _own(
+        "table",
+        "Your own table of images and classes: CSV, TSV or Parquet",
+        "table:table",
+        "FILE.csv",
+        layout="a CSV, TSV or Parquet file with the columns path,label[,split]; paths are relative to it",
+        note="without splits 20 % and 10 % are set aside for test and val, stratified",
+    ),
+    _own(
+        "hf",
+        "Your own Hugging Face dataset in a folder",
+        "huggingface:hub",
+        "FOLDER",
+        layout="a folder of Dataset.save_to_disk, or of Parquet files such as train-00000-of-00001.parquet",
+        note='needs the package datasets: pip install ".[hf]" in the checkout',
+    ),
+    _own(
+        "pairs",
+        "Your own images with captions, for retrieval",
+        "table:pairs",
+        "FILE.csv",
+        templates=prompts.CAPTION,
+        layout="a CSV, TSV or Parquet file with the columns image,caption[,split]; paths are relative to it",
+        flip=False,  # captions may say left and right
+        captions=True,
+        note="several captions for one image: several lines",
+    ),
+    _own(
+        "webdataset",
+        "Your own tar shards (WebDataset)",
+        "tar_shards:shards",
+        "SHARDS",
+        layout="a folder of .tar files, a pattern such as train-{000..099}.tar, or a text file that lists them",
+        patterns=True,
+        note="a sample is an image and its .cls or .json; classnames.txt and templates.txt are optional",
+    ),
+)
+
+ROWS = (*small.ROWS, *small.EMOJI, *photographs.ROWS, *OWN)
 
 CATALOG: dict[str, DatasetSpec] = {row.name: row for row in ROWS}
 

@@ -2,13 +2,15 @@
 
 A reader is a function of the specification, the folder (or file) of the dataset, a split (``train``, ``val`` or
 ``test``), and options. It returns samples, or None if the dataset does not have the split, and raises `UserError` if
-the dataset is missing or damaged.
+the dataset is missing or damaged. Readers of datasets in packages are here, with what several readers share.
 """
 
 import hashlib
 import inspect
 import itertools
-from collections.abc import Iterator, Sequence
+import logging
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
@@ -21,12 +23,19 @@ from numpy.typing import NDArray
 
 from randlora_pl.data.catalog.registry import get_command
 from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.images.sources import ArrayImages, FileImages, Images, PathsBelow, absent
-from randlora_pl.data.string_array import Strings
-from randlora_pl.utils.errors import UserError, errors_in
+from randlora_pl.data.sources import ArrayImages, FileImages, Images, PathsBelow, Strings, absent
+from randlora_pl.utils.errors import UserError, errors_in, near
 from randlora_pl.utils.files.plain_files import read_plain
 
 SPLITS = ("train", "val", "test")
+
+ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+"""Accepted names of each split, in order of preference."""
+
+SPLIT_OF = {alias: split for split, aliases in ALIASES.items() for alias in aliases}
+"""Split of each accepted name."""
+
+log = logging.getLogger("randlora_pl")
 
 
 @dataclass(frozen=True)
@@ -185,6 +194,57 @@ def torchvision_set(
     return in_key_order(ArrayImages(array, f"{row.name} {split}"), labels, keys, row.classnames)
 
 
+def torchvision_files(
+    row: DatasetSpec,
+    root: Path,
+    split: str,
+    *,
+    name: str,
+    splits: Mapping[str, Sequence[str]],
+    known: Sequence[str] | None = None,
+    numbered: Sequence[str] = (),
+) -> Samples | None:
+    """Read a dataset of files listed by the class ``name`` of `torchvision.datasets`.
+
+    ``splits`` has torchvision's splits for each of ours, ``known`` the expected class names; None if unknown without
+    the files. In the splits ``numbered``, class folders are named by label; torchvision numbers existing folders.
+    """
+    entries: list[tuple[str, int]] = []
+    classes: Sequence[str] = ()
+    if split not in splits:
+        return None
+    for part in splits[split]:
+        held = from_torchvision(row, root, name, split=part)
+        found = _entries(held, root)
+        strays = [Path(path) for path, label in found if Path(path).parent.name != f"{label:05d}"]
+        if part in numbered and strays:
+            raise UserError(
+                f"{row.title}: the class folders of {root / strays[0].parents[1]} should be 00000 to "
+                f"{len(row.classnames) - 1:05d} without gaps; {strays[0].parent.name} is unexpected"
+            )
+        entries += found
+        classes = list(getattr(held, "classes", row.classnames))
+        if len(classes) != row.classes or (known is not None and classes != list(known)):
+            odd = sorted(set(known or ()) ^ set(classes))
+            unlike = f"; {odd[0]!r} is not in both" if known is not None and odd else ""
+            raise UserError(
+                f"{row.title}, {part} part: its files in {root} have {len(classes)} classes, "
+                f"expected {row.classes}{unlike}"
+            )
+    names = row.classnames or [str(name).replace("_", " ") for name in classes]
+    return file_samples(row, root, root, entries, names, f"its {split} split")
+
+
+def _entries(held: Any, root: Path) -> list[tuple[str, int]]:
+    """Return (path below the root, label) per image of a torchvision class, from its private attributes."""
+    if hasattr(held, "_samples"):
+        pairs = held._samples
+    else:
+        files = held._images if hasattr(held, "_images") else held._image_files
+        pairs = zip(files, held._labels, strict=True)
+    return [(Path(path).relative_to(root).as_posix(), int(label)) for path, label in pairs]
+
+
 def from_torchvision(row: DatasetSpec, root: Path, name: str, folder: str = "", *, split: str) -> Any:
     """Build a dataset of `torchvision.datasets`; raise `UserError` if it is missing or damaged."""
     from torchvision import datasets
@@ -238,3 +298,57 @@ def file_samples(
         raise missing(row, root, f"{what}, the first: {home / paths[lacking[0]]}")
     with errors_in(f"{row.title}: {listed}"):
         return in_key_order(FileImages(PathsBelow(home, paths)), [label for _, label in entries], paths, classes)
+
+
+def source_split(split: str, there: Collection[str], where: object) -> str | None:
+    """Return the user's split to read as ``split``, or None if it is to be held out from the train split.
+
+    ``val`` without ``test`` is used as ``test``, because accuracy is reported on images not used for model selection;
+    validation images then come from the train split.
+
+    Args:
+        split: ``train``, ``val`` or ``test``.
+        there: Existing splits; an error if ``train`` is not among them.
+        where: File or folder, for messages.
+    """
+    if "train" not in there:
+        among = ", ".join(there) or "none"
+        raise UserError(f"{where} has no train split among {among}, so there is nothing to train on")
+    if "test" not in there and "val" in there and split != "train":
+        if split == "val":
+            return None
+        log.warning("%s has no test split: its val split is used for testing", where)
+        return "val"
+    return split if split in there else None
+
+
+def class_order(labels: Iterable[str], where: object) -> list[str]:
+    """Return the distinct labels: whole numbers by value (also ``1.0``, as written by pandas), others alphabetically.
+
+    One number in two notations is an error.
+    """
+    distinct = sorted(set(labels))
+    if not all(re.fullmatch(r"-?[0-9]+(\.0+)?", label) for label in distinct):
+        return distinct
+    by_value: dict[int, str] = {}
+    for label in distinct:
+        value = int(label.partition(".")[0])
+        if by_value.setdefault(value, label) != label:
+            both = f"{by_value[value]!r} and {label!r}"
+            raise UserError(f"{where}: the labels {both} are the same number; write it in one way")
+    return [by_value[value] for value in sorted(by_value)]
+
+
+def numbered(labels: Sequence[str], classes: Sequence[str], where: Callable[[int], str]) -> list[int]:
+    """Return the index of each label among the classes of the train split; others are errors.
+
+    ``where`` returns the position of the label with an index, for messages.
+    """
+    number = {name: index for index, name in enumerate(classes)}
+    for index, label in enumerate(labels):
+        if label not in number:
+            raise UserError(
+                f"{where(index)}: the class {label!r} is not in the train split.{near(label, classes)} "
+                "Every class needs training images"
+            )
+    return [number[label] for label in labels]

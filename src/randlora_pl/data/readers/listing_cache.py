@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from randlora_pl.data.images.sources import FileImages, PathsBelow
 from randlora_pl.data.readers.dispatch import Samples, key_order, numbers_of
-from randlora_pl.data.string_array import Strings
+from randlora_pl.data.sources import FileImages, PathsBelow, Strings
 from randlora_pl.utils.files.atomic_output import atomic_file
 from randlora_pl.utils.machine import cache_folder
 

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 from randlora_pl.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from randlora_pl.data.loading.chosen_images import batches
+    from randlora_pl.data.unlabelled import batches
     from randlora_pl.lab.analysis.cka import cka_figure, compare
     from randlora_pl.lab.analysis.landscape import POSITIONS, Grid, Landscape, Plane, contour_figure, loss
     from randlora_pl.lab.analysis.spectrum import (

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from randlora_pl.lab.analysis.figures import colors, footnote, legend, new_figure
-from randlora_pl.models.blocks import repeated_blocks
+from randlora_pl.models.execution import repeated_blocks
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.formatting import for_figure
 

@@ -22,7 +22,7 @@ from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.operations import merge_and_unload
 from randlora_pl.data import ImageData
 from randlora_pl.data.readers.dispatch import Samples
-from randlora_pl.data.sampling.splits import stratified
+from randlora_pl.data.splits import stratified
 from randlora_pl.lab.analysis.figures import colors, footnote, new_figure
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.formatting import for_figure

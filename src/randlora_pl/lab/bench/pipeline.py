@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
 from torchvision.datasets.folder import default_loader
 
-from randlora_pl.data.images.shared_cache import CachedImages
-from randlora_pl.data.images.sources import FileImages
-from randlora_pl.data.images.transforms import RATIO, finish, train_pixels
-from randlora_pl.data.loading.image_batches import EvalBatches, Late, TrainBatches, load_images
-from randlora_pl.data.loading.loader import Loader
+from randlora_pl.data.image_batches import EvalBatches, Late, TrainBatches, load_images
+from randlora_pl.data.loader import Loader
 from randlora_pl.data.module import ImageData
 from randlora_pl.data.readers.dispatch import Samples
-from randlora_pl.data.sampling.schedule import EvalSchedule, TrainSchedule
+from randlora_pl.data.schedule import EvalSchedule, TrainSchedule
+from randlora_pl.data.shared_cache import CachedImages
+from randlora_pl.data.sources import FileImages
+from randlora_pl.data.transforms import RATIO, finish, train_pixels
 from randlora_pl.lab.bench.timing import batches_ahead
 from randlora_pl.utils.image_spec import ImageSpec
 

@@ -95,9 +95,9 @@ def token_problem(model: str, samples: int, tokens: int, overrides: Mapping[str,
     Raises:
         UserError: transformers is missing, the options make no model, or it has fewer positions than tokens.
     """
-    from randlora_pl.language.models.loading import RANDOM, model_config, possible, try_out
-    from randlora_pl.language.models.positions import table_of_positions
-    from randlora_pl.models.init_context import seeded
+    from randlora_pl.language.loading import RANDOM, model_config, possible, try_out
+    from randlora_pl.language.token_losses import table_of_positions
+    from randlora_pl.models.weights import seeded
 
     if tokens < 2:
         raise UserError(f"--tokens is {tokens}: give two or more, each is predicted from those before it")
@@ -119,7 +119,7 @@ def token_problem(model: str, samples: int, tokens: int, overrides: Mapping[str,
 
 def _predicted(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
     """Return the cross-entropy of each next token."""
-    from randlora_pl.language.models.token_losses import token_losses
+    from randlora_pl.language.token_losses import token_losses
 
     (ids,) = batch
     learned = torch.arange(ids.numel(), device=ids.device).view_as(ids)[:, :-1].flatten()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pandas import DataFrame, concat
 
 from randlora_pl.lab.report.statistics import Estimate
-from randlora_pl.language.datasets.commonsense import TASKS
+from randlora_pl.language.prompt_sets import TASKS
 from randlora_pl.sweep.description import ZERO_SHOT, SweepConfig, is_zero_shot
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError, brief, first_line

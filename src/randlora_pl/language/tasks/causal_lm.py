@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from randlora_pl.adapters import Adapter, RandLoRA
-from randlora_pl.language.datasets.sources import Item
+from randlora_pl.language.classifier import evaluating
+from randlora_pl.language.generate import Decoding, choose_options, write_texts
+from randlora_pl.language.loading import Quantize, load_causal
 from randlora_pl.language.metrics import generation_scores
-from randlora_pl.language.models.classifier import evaluating
-from randlora_pl.language.models.generate import Decoding, choose_options, write_texts
-from randlora_pl.language.models.loading import Quantize, load_causal
-from randlora_pl.language.models.positions import check_positions, check_prompts
-from randlora_pl.language.models.token_losses import token_losses
-from randlora_pl.language.models.tokenization import IGNORED, collate, encode_prompt, pad_id
+from randlora_pl.language.sources import Item
 from randlora_pl.language.tasks import common
+from randlora_pl.language.token_losses import check_positions, check_prompts, token_losses
+from randlora_pl.language.tokenization import IGNORED, collate, encode_prompt, pad_id
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.execution import chosen_dtype
 from randlora_pl.utils.errors import UserError

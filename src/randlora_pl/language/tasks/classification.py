@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, RandLoRA
-from randlora_pl.language.datasets.glue import Metric
-from randlora_pl.language.metrics import PredictionCollector, grades
-from randlora_pl.language.models.classifier import (
+from randlora_pl.language.classifier import (
     evaluating,
     inputs_of,
     load_classifier,
@@ -21,8 +19,10 @@ from randlora_pl.language.models.classifier import (
     takes_segments,
     unread_mask,
 )
-from randlora_pl.language.models.tokenization import collate_sentences, encode_sentences, pad_id
+from randlora_pl.language.glue import Metric
+from randlora_pl.language.metrics import PredictionCollector, grades
 from randlora_pl.language.tasks import common
+from randlora_pl.language.tokenization import collate_sentences, encode_sentences, pad_id
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.defaults import check_classes
 from randlora_pl.tasks.optim import parameter_groups

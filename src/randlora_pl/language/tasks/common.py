@@ -5,8 +5,8 @@ from typing import Any
 from torch import nn
 
 from randlora_pl.adapters import Adapter
-from randlora_pl.language.models.loading import RANDOM, checkpoint_blocks, identity_name, set_checkpointing_mode
-from randlora_pl.language.models.tokenization import BYTES, load_tokenizer
+from randlora_pl.language.loading import RANDOM, checkpoint_blocks, identity_name, set_checkpointing_mode
+from randlora_pl.language.tokenization import BYTES, load_tokenizer
 from randlora_pl.models import ModelIdentity
 from randlora_pl.tasks import defaults
 from randlora_pl.tasks.base import AdaptationTask

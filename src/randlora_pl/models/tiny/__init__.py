@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from randlora_pl.models.init_context import seeded
+from randlora_pl.models.weights import seeded
 
 TINY_TAG = "emoji-fashion"
 _FILES = resources.files(__name__)

@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from randlora_pl.adapters import disabled
 from randlora_pl.data.catalog.coop import has_coop
 from randlora_pl.data.catalog.registry import find
-from randlora_pl.data.loading.chosen_images import batches, framed, random_samples
-from randlora_pl.models.zero_shot import zero_shot_accuracy
+from randlora_pl.data.unlabelled import batches, framed, random_samples
+from randlora_pl.models.text import zero_shot_accuracy
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Declared, NotNegative
 

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from randlora_pl.adapters.base import DeltaWeight
-from randlora_pl.models.blocks import forward_methods, repeated_blocks
+from randlora_pl.models.execution import forward_methods, repeated_blocks
 from randlora_pl.run.parallel.strategy import AdapterDDP
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.formatting import byte_size

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile
 from randlora_pl.adapters.described import Described
-from randlora_pl.data.loading.image_batches import EvalBatches, TrainBatches
-from randlora_pl.data.loading.loader import Loader
+from randlora_pl.data.image_batches import EvalBatches, TrainBatches
+from randlora_pl.data.loader import Loader
 from randlora_pl.data.readers.dispatch import Samples
-from randlora_pl.data.sampling.schedule import DrawPlan, EvalSchedule, TrainSchedule
+from randlora_pl.data.schedule import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.tasks.losses import normalize
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import NotNegative

@@ -5,8 +5,8 @@ import pytest
 
 from randlora_pl.data.catalog.registry import find
 from randlora_pl.data.readers.dispatch import Samples
-from randlora_pl.data.readers.own.table import pairs
-from randlora_pl.data.sampling.splits import Splits
+from randlora_pl.data.readers.table import pairs
+from randlora_pl.data.splits import Splits
 from randlora_pl.utils.errors import UserError
 from tests.data.conftest import save_image
 from tests.support.products import in_one_item

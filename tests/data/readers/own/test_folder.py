@@ -8,7 +8,7 @@ import pytest
 
 from randlora_pl.data.catalog.registry import find
 from randlora_pl.data.readers.dispatch import Samples
-from randlora_pl.data.readers.own.folder import folder, list_images
+from randlora_pl.data.readers.trees import folder, list_images
 from randlora_pl.utils.errors import UserError
 from tests.data.conftest import Tree, save_image
 

@@ -7,9 +7,9 @@ import pytest
 
 from randlora_pl.data import ImageData
 from randlora_pl.data.catalog.registry import find
-from randlora_pl.data.images.sources import absent
 from randlora_pl.data.readers.dispatch import Samples
-from randlora_pl.data.readers.own.table import table
+from randlora_pl.data.readers.table import table
+from randlora_pl.data.sources import absent
 from randlora_pl.utils.errors import UserError
 from tests.data.conftest import save_image
 from tests.support.products import in_one_item

@@ -1,1 +1,0 @@
-"""Downloads, safe unpacking, and installation of datasets."""

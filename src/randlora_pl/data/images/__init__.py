@@ -1,1 +1,0 @@
-"""Image decoding, transforms, augmentation and the shared cache of decoded images."""

@@ -1,1 +1,0 @@
-"""Batches and worker processes."""

@@ -1,1 +1,0 @@
-"""Splits, few-shot subsets, and the sample order of a run."""

@@ -1,0 +1,392 @@
+"""The data modules of texts, encoded once and handed over in numbered batches: labelled ones, and prompts."""
+
+import hashlib
+from dataclasses import field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from torch import Tensor
+
+from randlora_pl.data.base import BatchSize, PlannedData
+from randlora_pl.data.catalog.registry import default_root
+from randlora_pl.data.loader import Loader
+from randlora_pl.data.parts import Part, word_part
+from randlora_pl.data.schedule import TrainSchedule, samples_drawn
+from randlora_pl.data.validate import check_balance, check_run
+from randlora_pl.language import glue, text_files
+from randlora_pl.language.batches import Sentences, TextEvalBatches, TextSamples, TextTrainBatches, Tokens
+from randlora_pl.language.catalog import OWN_LABELLED, check_dataset
+from randlora_pl.language.metrics import need_scorers
+from randlora_pl.language.prompt_sets import TASKS
+from randlora_pl.language.sources import Item, hold_out, read_items, read_training
+from randlora_pl.language.text_files import Examples
+from randlora_pl.language.tokenization import Encoded, Lengths, encode_all, encode_prompt, encode_sentences, pad_id
+from randlora_pl.utils.errors import UserError, near
+from randlora_pl.utils.options import NotNegative, at_least
+
+
+class TokenData(PlannedData):
+    """Base of the data modules of texts. Subclasses read and encode.
+
+    Attributes:
+        own_datasets: Names of datasets of the user's own files.
+        usual_epochs: Default number of passes over the training samples.
+        limit: Name of the option with the most tokens of a sample.
+        lengths: Effect of the limit on the encoded samples by split, after `setup`.
+        pad: Number to pad with, after `setup`.
+    """
+
+    own_datasets: ClassVar[tuple[str, ...]] = ()
+    usual_epochs = 3
+    limit: ClassVar[str]
+
+    dataset: str
+    """Name of the dataset."""
+    if TYPE_CHECKING:  # it becomes a path
+        root: Any = None
+    else:
+        root: str | Path | None = None
+        """Folder that holds the data (or one file to train on alone); by default the user's data folder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_run(self.epochs, self.steps, self.num_workers)
+        if self.dataset in self.own_datasets and self.root is None:
+            raise UserError(
+                f"The dataset {self.dataset!r} needs --data.root: a folder with train.{self.dataset}, or one file"
+            )
+        self.epochs = self.usual_epochs if self.epochs is self.steps is None else self.epochs
+        self.root = default_root() if self.root is None else Path(self.root).expanduser()
+        self.lengths: dict[str, Lengths] = {}
+        self._tokenizer: Any = None
+        self._held: dict[str, TextSamples] = {}  # encoded samples by split
+        self.pad = 0
+        self._digest = ""  # of the training texts
+        self._tests_read = False  # or looked for in vain
+
+    # -- what a subclass gives
+
+    def read(self, learns: bool, tests: bool) -> None:
+        """Read and encode the training and validation samples, the test samples, or both.
+
+        Raises:
+            UserError: They are missing or wrong.
+        """
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """Return the facts of `summary` that only this kind of texts has."""
+        raise NotImplementedError
+
+    def parts(self) -> dict[str, Part]:
+        """Return what all processes of a job must have in common."""
+        return {f"{split} samples": held.part() for split, held in self._held.items()}
+
+    @property
+    def kind(self) -> str:
+        """Description of the labels for the start summary, with a comma at its end."""
+        return ""
+
+    # -- what Lightning calls
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and encode what the stage needs, and plan the sample order.
+
+        Raises:
+            UserError: The data are missing or wrong, or the tokenizer is missing.
+        """
+        task = None if self.trainer is None else self.trainer.lightning_module
+        self._tokenizer = getattr(task, "vocabulary", self._tokenizer)
+        if self._tokenizer is None:
+            raise UserError("texts need the tokenizer of a language task: use --model CausalLMTask.")
+        if not self._held:
+            self.pad = pad_id(self._tokenizer)  # once, as it may log a message
+        learns = stage in ("fit", "validate", None) and "train" not in self._held
+        tests = stage in ("test", "predict", None) and "test" not in self._held
+        if learns or tests:
+            self.read(learns, tests)
+        self._compare(self.parts)
+        if stage in ("fit", None):
+            steps, epochs, size = self.steps, self.epochs or 0, self.global_batch
+            drawn = lambda count: samples_drawn(count, epochs, size) if steps is None else steps * size  # noqa: E731
+            self._plan(len(self._held["train"]), drawn, self._labels())
+
+    def train_dataloader(self) -> Loader:
+        """Return the training batches of this rank, from the trainer's optimizer step on."""
+        schedule = self._schedule()
+        return Loader(self.batches(schedule), self._start(len(schedule)), self.num_workers or 0, self.skipped)
+
+    def batches(self, schedule: TrainSchedule, search: bool = False) -> TextTrainBatches:
+        """Return the numbered training batches of a schedule."""
+        labels = self._labels()
+        weights = None if labels is None else self._class_weights(labels, int(labels.max()) + 1)
+        return TextTrainBatches(self._held["train"], schedule, weights)
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """Return the validation batches of this rank; empty if no samples were held out."""
+        return self._eval("val")
+
+    def test_dataloader(self) -> Loader | list[Loader]:
+        """Return the test batches of this rank, the longest first; ``index`` has the numbers of the samples."""
+        return self._eval("test")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the planned sample order and the samples, so that a resumed run detects another plan."""
+        return {} if self.plan is None else super().state_dict() | {"samples": self._digest}
+
+    # -- used by the application
+
+    def summary(self) -> dict[str, Any]:
+        """Return flat, JSON-ready facts about the data and the run; splits that were not read are omitted."""
+        facts: dict[str, Any] = {"dataset": self.dataset, "seed": self.seed}
+        facts |= {split: len(held) for split, held in self._held.items()}
+        facts |= self.facts() | {self.limit: getattr(self, self.limit)}
+        if "train" in self._held:
+            facts |= {"tokens": self._held["train"].total, "longest": self.lengths["train"].longest}
+        return facts | self.run_facts()
+
+    def summary_lines(self, facts: dict[str, Any]) -> dict[str, str]:
+        """Return the start summary's lines about the data, from the result of `summary`."""
+        splits = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
+        absent = self._tests_read and "test" not in facts
+        none = f"; none to test (no test.{self.dataset} in --data.root)" if absent else ""
+        return {
+            "data": f"{self.dataset}: {self.kind}{splits} samples{none}{self.notes}",
+            "tokens": f"{facts['tokens']:,} for training, {facts['tokens'] / max(1, facts['train']):.0f} a sample",
+            self.limit.replace("_", " "): str(self.lengths["train"]),
+        }
+
+    # -- for subclasses
+
+    def _labels(self) -> Tensor | None:
+        """Return the classes (samples,) of the training samples, or None without classes."""
+        return None
+
+    def _remember(self, texts: object) -> None:
+        """Keep a checksum of the training texts for `state_dict`."""
+        self._digest = hashlib.sha256(repr(texts).encode()).hexdigest()[:12]
+
+    def _eval(self, split: str) -> Loader | list[Loader]:
+        if split not in self._held:
+            return []
+        held = self._held[split]
+        batches = TextEvalBatches(held, self._eval_schedule(len(held)), held.by_length())
+        return Loader(batches, 0, self.num_workers or 0, self.skipped)
+
+
+class LabelledTexts(TokenData):
+    """Sentences or pairs of them with classes or scores: GLUE's tasks, or your own files.
+
+    GLUE keeps the labels of its test sets secret, so that its validation set is the test, as in the paper. Nothing is
+    chosen by it: the last weights are tested, and what validates is set aside from the training samples.
+
+    Attributes:
+        classnames: Name of each class, after `setup`; empty for scores.
+        metric: The metric that the paper reports.
+    """
+
+    own_datasets = tuple(OWN_LABELLED)
+    usual_epochs = 10
+    limit = "max_length"
+
+    dataset: str = "sst2"
+    """`sst2`, `mrpc`, `cola`, `qnli`, `rte` or `stsb`; or `csv` or `jsonl`: your own train, val and test with columns
+    text (or text_a and text_b) and label."""
+    scores: bool = False
+    """Labels of your own files are numbers to predict, not classes."""
+    validation: Annotated[int, NotNegative] = 0
+    """Training samples that are held out for validation, if it has no file of its own. None by default: the paper
+    trains on all, and takes the last weights."""
+    max_length: Annotated[int, at_least(4)] = 128
+    """Maximum number of tokens per sample. Longer samples are truncated, and their number is logged."""
+    batch_size: BatchSize = 64
+    """Samples of a micro-batch on each device."""
+    eval_batch_size: BatchSize = 64
+    """Samples of an evaluation batch on each device."""
+
+    def __post_init__(self) -> None:
+        check_dataset(self.dataset, labelled=True)
+        super().__post_init__()
+        self.own = self.dataset in OWN_LABELLED
+        if self.scores and not self.own:
+            raise UserError(
+                f"--data.scores is for your own files; {self.dataset} has labels of a fixed kind. Remove the option."
+            )
+        self.metric: glue.Metric = (
+            ("pearson" if self.scores else "acc") if self.own else glue.TASKS[self.dataset].metric
+        )
+        self.scores = self.scores or self.dataset == "stsb"
+        check_balance(self.balance, "scores" if self.scores else "")
+        self.classnames: list[str] = [] if self.own else list(glue.TASKS[self.dataset].names)
+        self._checked: dict[str, Examples] = {}
+        self._pairs = False
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and encode what the stage needs, plan the sample order, and warn of small classes in one's own texts."""
+        super().setup(stage)
+        if stage == "fit" and self.own and not self.scores:
+            held = {split: some.labels.numpy() for split, some in self._held.items() if isinstance(some, Sentences)}
+            self._remark(held, self.classnames)
+
+    def read(self, learns: bool, tests: bool) -> None:
+        """Read and encode what is needed."""
+        self._tests_read |= tests
+        splits, self._checked = self._checked or self._splits(learns, tests), {}
+        for name, examples in splits.items():
+            if name == "train":
+                self._remember((examples.sentences, examples.labels))
+            self._pairs = len(examples.sentences[0]) > 1
+            encoded, self.lengths[name] = encode_sentences(self._tokenizer, examples.sentences, self.max_length)
+            self._held[name] = Sentences(encoded, examples.labels, not self.scores, self._tokenizer, self.pad)
+
+    def check_test(self) -> None:
+        """Read all samples, as classes are named by the training files; `read` encodes them and releases the texts."""
+        self._checked, self._tests_read = self._splits(True, True), True
+
+    def examples(self) -> dict[str, Examples]:
+        """Read and return the texts and labels of each split, before any encoding."""
+        return self._splits(True, True)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sample that was read, after the cut."""
+        return max((int(held.lengths.max()) for held in self._held.values()), default=0)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the kind of the labels, and the number of texts that were cut."""
+        facts = {"classes": len(self.classnames), "metric": self.metric, "pairs": self._pairs}
+        return facts | {f"cut_{split}": lengths.cut for split, lengths in self.lengths.items()}
+
+    @property
+    def kind(self) -> str:
+        """Description of the labels."""
+        names = ", ".join(self.classnames[:5]) + (", ..." if len(self.classnames) > 5 else "")
+        return f"{len(self.classnames)} classes ({names}), " if self.classnames else "scores, "
+
+    def _labels(self) -> Tensor | None:
+        train = self._held["train"]
+        return train.labels if not self.scores and isinstance(train, Sentences) else None
+
+    def _splits(self, learns: bool, tests: bool) -> dict[str, Examples]:
+        if self.own:
+            return self._own(learns, tests)
+        found = self._hold_out(glue.read_glue(self.root, self.dataset, "train")) if learns else {}
+        return found | ({"test": glue.read_glue(self.root, self.dataset, "validation")} if tests else {})
+
+    def _own(self, learns: bool, tests: bool) -> dict[str, Examples]:
+        """Read the training file for a test alone, too: it has the names of the classes."""
+        files = text_files.own_files(self.root, f".{self.dataset}")
+        needed = {"train": True, "val": learns, "test": tests}
+        rows = {split: text_files.read_own(file) for split, file in files.items() if needed[split]}
+        arities = {len(some[0].texts): files[split] for split, some in rows.items()}
+        if len(arities) > 1:
+            raise UserError(f"{' and '.join(map(str, arities.values()))}: one has single texts, the other pairs.")
+        if self.scores:
+            found = {split: text_files.scores(some) for split, some in rows.items()}
+        else:
+            self.classnames = text_files.class_names(rows["train"], files["train"])
+            found = {split: text_files.class_numbers(some, self.classnames) for split, some in rows.items()}
+        train = found.pop("train")
+        return (({"train": train} if "val" in found else self._hold_out(train)) if learns else {}) | found
+
+    def _hold_out(self, examples: Examples) -> dict[str, Examples]:
+        """Return the training and validation samples."""
+        if not self.validation:
+            return {"train": examples}
+        parts = hold_out(list(zip(examples.sentences, examples.labels, strict=True)), self.validation)
+        return {
+            split: Examples([texts for texts, _ in part], [label for _, label in part], examples.names)
+            for split, part in zip(("train", "val"), parts, strict=True)
+        }
+
+
+class TextData(TokenData):
+    """Prompts with completions: what is trained on, in which order, and how they become tokens.
+
+    Attributes:
+        items: The questions of the tests, after `check_test` or `setup`; ``index`` of a test batch has their numbers.
+    """
+
+    own_datasets = ("jsonl",)
+    limit = "cutoff"
+
+    dataset: str = "commonsense_15k"
+    """`commonsense_15k` or `commonsense_170k` with the eight tests, `e2e`: train.txt, valid.txt and test.txt with lines
+    'meaning || reference', or `jsonl`: your own prompts and completions in train.jsonl, val.jsonl and test.jsonl (or
+    one file to train on alone)."""
+    tests: list[str] | None = None
+    """Commonsense tests to evaluate, for example `[boolq, piqa]`. Default: all eight."""
+    validation: Annotated[int, NotNegative] | None = None
+    """Training samples that are held out for validation, if it has no file of its own. Default: 120, as in the paper's
+    scripts, but at most a tenth."""
+    cutoff: Annotated[int, at_least(2)] = 256
+    """Maximum number of tokens per sample. Longer samples are truncated, and their number is logged."""
+    mask_prompt: bool | None = None
+    """Learn the completion only. Default: only for e2e. Otherwise the loss covers the whole text, as in the paper's
+    scripts."""
+    batch_size: BatchSize = 16
+    """Samples of a micro-batch on each device."""
+    eval_batch_size: BatchSize = 16
+    """Samples of an evaluation batch on each device."""
+    balance: None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        check_dataset(self.dataset)
+        super().__post_init__()
+        if self.tests is not None and not self.dataset.startswith("commonsense"):
+            file = "test.txt" if self.dataset == "e2e" else "test.jsonl"
+            raise UserError(
+                f"--data.tests chooses among the commonsense tests; {self.dataset} has one, {file}. Remove the option."
+            )
+        for test in self.tests or ():
+            if test not in TASKS:
+                raise UserError(f"--data.tests: unknown {test!r}.{near(test, TASKS)} Known: {', '.join(TASKS)}")
+        if self.tests is not None and (not self.tests or len(set(self.tests)) < len(self.tests)):
+            raise UserError(f"--data.tests is {self.tests}: name each test once, or remove the option for all tests")
+        # As the scripts that E2E's come from: an end of text after the meaning representation, and no loss on it.
+        self.separate = self.dataset == "e2e"
+        self.mask_prompt = self.separate if self.mask_prompt is None else self.mask_prompt
+        self.items: list[Item] = []
+
+    def read(self, learns: bool, tests: bool) -> None:
+        """Read and encode what is needed."""
+        if learns:
+            train, val = read_training(self.dataset, self.root, self.validation)
+            self._remember(train)
+            how = {"mask_prompt": bool(self.mask_prompt), "separate": self.separate}
+            encoded, self.lengths["train"] = encode_all(self._tokenizer, train, self.cutoff, **how)
+            if not encoded:
+                raise UserError(f"No training sample has a token to learn within --data.cutoff {self.cutoff}. Raise it")
+            self._held["train"] = Tokens(encoded, self.pad)
+            if val:
+                self._held["val"] = Tokens(encode_all(self._tokenizer, val, self.cutoff, **how)[0], self.pad)
+        if tests:
+            self.check_test()
+            if self.items:
+                prompts = [encode_prompt(self._tokenizer, item.prompt, self.separate) for item in self.items]
+                if empty := sum(not ids for ids in prompts):
+                    raise UserError(f"{empty:,} of {len(prompts):,} prompts of the tests have no token")
+                self._held["test"] = Tokens((Encoded(ids, ids, len(ids)) for ids in prompts), self.pad, "left")
+
+    def parts(self) -> dict[str, Part]:
+        """Return the samples, and the questions with what scores them."""
+        return super().parts() | {"test questions": word_part([repr(item) for item in self.items])}
+
+    def check_test(self) -> None:
+        """Read the questions, which are kept for the test, and look for what scores them."""
+        self._tests_read = True
+        self.items = self.items or read_items(self.dataset, self.root, self.tests)
+        if any(item.references for item in self.items):
+            need_scorers()  # not only when everything has been written
+
+    def facts(self) -> dict[str, Any]:
+        """Return the number of questions, which are encoded after the training, and the effect of the cutoff."""
+        cut = {split: {"cut": found.cut, "dropped": found.dropped} for split, found in self.lengths.items()}
+        tests = {"test": len(self.items)} if self.items else {}
+        return tests | {"mask_prompt": self.mask_prompt} | cut.get("train", {})
+
+    def summary_lines(self, facts: dict[str, Any]) -> dict[str, str]:
+        """Return the start summary's lines about the data."""
+        lines = super().summary_lines(facts)
+        lines["tokens"] += "; completions are learned" if self.mask_prompt else "; prompts and completions are learned"
+        return lines

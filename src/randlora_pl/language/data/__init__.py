@@ -1,1 +1,0 @@
-"""DataModules and batches of texts."""

@@ -1,0 +1,249 @@
+r"""The six GLUE tasks of the paper (Table 4) from GLUE's TSV folders, or from ``datasets`` saved on disk.
+
+The TSV files quote nothing: a field may hold any number of ``"``, so they are split at tabs alone. They differ in their
+columns, CoLA's have no header but in the test file, and MRPC comes as ``msr_paraphrase_train.txt`` with the validation
+pairs named in ``dev_ids.tsv``, or already divided into ``train.tsv`` and ``dev.tsv``. Nothing is asked of the network.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from randlora_pl.language.text_files import Examples, read_lines
+from randlora_pl.utils.errors import UserError, first_line
+
+
+def is_saved(folder: Path) -> bool:
+    """Return True if a folder is from ``DatasetDict.save_to_disk``, or has files like train-00000-of-00001.parquet."""
+    return (folder / "dataset_dict.json").is_file() or any(folder.glob("*-of-*.parquet"))
+
+
+def missing_split(folder: Path, split: str) -> Path | None:
+    """Return the missing part of a split in a folder (see `is_saved`); None if it is complete."""
+    if (folder / "dataset_dict.json").is_file():
+        state = folder / split / "state.json"
+        return None if state.is_file() else state if state.parent.is_dir() else state.parent
+    parts = [re.match(r"-(\d+)-of-(\d+)", path.name.removeprefix(split)) for path in folder.glob(f"{split}-*.parquet")]
+    numbers = {int(part[1]): int(part[2]) for part in parts if part}
+    count = max(numbers.values(), default=1)
+    lacking = (number for number in range(count) if number not in numbers)
+    return next((folder / f"{split}-{number:05}-of-{count:05}.parquet" for number in lacking), None)
+
+
+def read_saved(
+    folder: Path, split: str, columns: Sequence[str], classes: int
+) -> tuple[list[tuple[str, ...]], list[int] | list[float]]:
+    """Return the sentences and labels of one split.
+
+    Args:
+        folder: See `is_saved`.
+        split: Name of the split.
+        columns: Columns of the sentences.
+        classes: Number of classes, 0 for scores in 0..5.
+
+    Raises:
+        UserError: The package is missing, the folder is damaged, a split or column is missing, or a label is wrong.
+    """
+    try:
+        from datasets import Dataset, load_from_disk
+    except ImportError as error:
+        raise UserError(f'{folder} needs datasets ({error}): pip install ".[hf]" in the checkout') from error
+    if lacking := missing_split(folder, split):
+        raise UserError(f"{folder} has no whole split {split!r}: {lacking} does not exist. Save or download it again")
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            saved = load_from_disk(str(folder))
+        else:
+            files = [str(path) for path in sorted(folder.glob(f"{split}-*-of-*.parquet"))]
+            saved = {split: Dataset.from_parquet(files)}
+    except Exception as error:  # it raises OSError, ValueError, KeyError, pyarrow's and its own errors
+        reason = first_line(error.__cause__ or error)
+        raise UserError(f"The dataset in {folder} cannot be read ({reason}): save or download it again") from error
+    if split not in saved:
+        raise UserError(f"{folder} has no split {split!r}: save or download the whole dataset")
+    data = saved[split]
+    if absent := [name for name in (*columns, "label") if name not in data.column_names]:
+        there = ", ".join(data.column_names)
+        raise UserError(f"{folder}, split {split!r}: the column {absent[0]!r} is missing (there are {there})")
+    labels = list(data["label"])
+    kind, expected = (int, f"0 to {classes - 1}") if classes else (int | float, "a score from 0 to 5")
+    for row, label in enumerate(labels):
+        if not (isinstance(label, kind) and 0 <= label <= (classes - 1 if classes else 5)):
+            raise UserError(f"{folder}, split {split!r}, row {row}: the label {label!r} is not {expected}")
+    sentences = list(zip(*(data[name] for name in columns), strict=True))
+    for row, texts in enumerate(sentences):
+        for name, text in zip(columns, texts, strict=True):
+            if not isinstance(text, str):
+                raise UserError(f"{folder}, split {split!r}, row {row}: {name!r} is not a text but {text!r}")
+    return [tuple(map(str.strip, texts)) for texts in sentences], labels if classes else list(map(float, labels))
+
+
+SOURCE = (
+    "https://gluebenchmark.com/tasks (MRPC: the msr_paraphrase files of Microsoft's paraphrase corpus and GLUE's "
+    'dev_ids.tsv), or datasets.load_dataset("nyu-mll/glue", NAME).save_to_disk("ROOT/NAME")'
+)
+GET = f"Get the files: {SOURCE}"
+
+Split = Literal["train", "validation"]
+Metric = Literal["acc", "matthews", "pearson"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        name: Name in ``datasets``.
+        title: Name in GLUE and of its folder.
+        texts: Columns of the one or two sentences in the TSV files.
+        label: Column of the label.
+        labels: Names in the files, in the order of the class numbers; empty if the label is a score.
+        names: Names of the classes, by number.
+        metric: Metric that the paper reports.
+    """
+
+    name: str
+    title: str
+    texts: tuple[str, ...]
+    label: str
+    labels: tuple[str, ...]
+    names: tuple[str, ...]
+    metric: Metric = "acc"
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """Columns of the sentences in ``datasets``."""
+        return _PAIR if self.name == "mrpc" else self.texts
+
+
+_ENTAILMENT = ("entailment", "not_entailment")
+_PAIR = ("sentence1", "sentence2")
+_BITS = ("0", "1")
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("sst2", "SST-2", ("sentence",), "label", _BITS, ("negative", "positive")),
+        Task("mrpc", "MRPC", ("#1 String", "#2 String"), "Quality", _BITS, ("not_equivalent", "equivalent")),
+        Task("cola", "CoLA", ("sentence",), "label", _BITS, ("unacceptable", "acceptable"), "matthews"),
+        Task("qnli", "QNLI", ("question", "sentence"), "label", _ENTAILMENT, _ENTAILMENT),
+        Task("rte", "RTE", _PAIR, "label", _ENTAILMENT, _ENTAILMENT),
+        Task("stsb", "STS-B", _PAIR, "score", (), (), "pearson"),
+    )
+}
+
+COLA_COLUMNS = ("source", "label", "original_label", "sentence")
+"""CoLA's training and validation files have no header."""
+
+_TSV: dict[Split, str] = {"train": "train.tsv", "validation": "dev.tsv"}
+_MICROSOFT, _LISTED = "msr_paraphrase_train.txt", "dev_ids.tsv"
+
+
+def read_glue(root: Path, name: str, split: Split) -> Examples:
+    """Return one split of one task, in the order of the file; GLUE keeps the labels of its test sets secret.
+
+    Args:
+        root: Folder that holds GLUE's folders (``SST-2`` ...) or the folders of ``datasets`` (``sst2`` ...).
+        name: ``sst2``, ``mrpc``, ``cola``, ``qnli``, ``rte`` or ``stsb``.
+        split: ``train`` or ``validation``.
+
+    Raises:
+        UserError: Files are missing (with expected tree and source) or a line is wrong (file and line).
+    """
+    task = TASKS[name]
+    home = _home(root, task)
+    if is_saved(home):
+        sentences, values = read_saved(home, split, task.saved, len(task.labels))
+        return Examples(sentences, values, task.names)
+    rows = [(texts, _label(where, task, label)) for where, texts, label in _rows(home, task, split)]
+    return Examples([texts for texts, _ in rows], [label for _, label in rows], task.names)
+
+
+def missing(root: Path, name: str, split: Split) -> Path | None:
+    """Return the file or folder that a split of a task lacks, by the names of files alone; None if it is complete."""
+    home = _home(root, TASKS[name])
+    if not home.is_dir():
+        return home
+    if is_saved(home):
+        return missing_split(home, split)
+    wanted = home / _TSV[split]
+    if name == "mrpc" and (home / _MICROSOFT).is_file() and not wanted.is_file():
+        wanted = home / _LISTED
+    return None if wanted.is_file() else wanted
+
+
+def _home(root: Path, task: Task) -> Path:
+    """Return the folder of a task: one that ``datasets`` wrote, else an existing one, else the expected one of GLUE."""
+    folders = (root / task.title, root / task.name)
+    return next((each for wanted in (is_saved, Path.is_dir) for each in folders if wanted(each)), folders[0])
+
+
+def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Yield location, sentences and label of each line."""
+    path = home / _TSV[split]
+    columns = (*task.texts, task.label)
+    if path.is_file():
+        for where, (*texts, label) in _table(path, columns, COLA_COLUMNS if task.name == "cola" else ()):
+            yield where, tuple(texts), label
+    elif task.name == "mrpc" and (home / _MICROSOFT).is_file():
+        yield from _paraphrases(home, columns, split)
+    else:
+        tree = f"{task.title}/train.tsv and {task.title}/dev.tsv"
+        if task.name == "mrpc":
+            tree += f", or MRPC/{_MICROSOFT} and MRPC/{_LISTED}"
+        tree += f", or the folder {task.name} of save_to_disk or of Parquet files"
+        raise UserError(f"{path} does not exist. Expected below --data.root: {tree}", GET)
+
+
+def _paraphrases(home: Path, columns: Sequence[str], split: Split) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Yield MRPC as Microsoft publishes it: the pairs of ``dev_ids.tsv`` validate, the others train."""
+    listed = home / _LISTED
+    if not listed.is_file():
+        raise UserError(f"{listed} does not exist: it names the validation pairs of MRPC", GET)
+    validation = {tuple(line.split("\t")[:2]) for line in read_lines(listed)}
+    found, path = 0, home / _MICROSOFT
+    for where, (*texts, label, first, second) in _table(path, (*columns, "#1 ID", "#2 ID"), ()):
+        chosen = (first, second) in validation
+        found += chosen
+        if chosen == (split == "validation"):
+            yield where, tuple(texts), label
+    if not found:
+        raise UserError(f"{listed} names no pair of {path}", GET)
+
+
+def _table(path: Path, columns: Sequence[str], fixed: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield location and selected columns of each line; ``fixed`` are all columns of a file without a header."""
+    lines = read_lines(path)
+    header = list(fixed or (lines[0].split("\t") if lines else ()))
+    if absent := [column for column in columns if column not in header]:
+        there = ", ".join(header)[:120] or "nothing"
+        raise UserError(
+            f"{path}, line 1: the header lacks {', '.join(absent)} (it has {there}). Download the file again"
+        )
+    indices = [header.index(column) for column in columns]
+    start = 0 if fixed else 1
+    for number, line in enumerate(lines[start:], start + 1):
+        fields = line.split("\t")
+        if len(fields) != len(header):
+            what = f"{len(fields)} tab-separated fields, expected {len(header)} ({', '.join(header)})"
+            raise UserError(f"{path}, line {number}: {what}. Correct the line, or download the file again")
+        yield f"{path}, line {number}", [fields[index].strip() for index in indices]
+    if len(lines) <= start:
+        raise UserError(f"{path} has no examples. Download the file again")
+
+
+def _label(where: str, task: Task, text: str) -> float:
+    """Return the class number or the score."""
+    if task.labels:
+        if text in task.labels:
+            return task.labels.index(text)
+        raise UserError(f"{where}: the label {text[:40]!r} is not one of {', '.join(task.labels)}. Correct the line")
+    try:
+        score = float(text)
+    except ValueError:
+        score = float("nan")
+    if not 0 <= score <= 5:
+        raise UserError(f"{where}: the score {text[:40]!r} is not a number from 0 to 5. Correct the line")
+    return score

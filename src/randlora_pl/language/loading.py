@@ -1,0 +1,291 @@
+"""Language models of transformers: pretrained by name or folder, or with random weights; errors as one line."""
+
+import importlib.util
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from randlora_pl.language.catalog import KNOWN
+from randlora_pl.models.weights import seeded
+from randlora_pl.utils.errors import UserError, first_line, near
+from randlora_pl.utils.files.hub_files import asking_hub, no_code_of_others
+
+INSTALL = "pip install '.[language]' in the checkout"
+
+
+def need_transformers() -> None:
+    """Raise an error with the command that installs the extra if it is missing."""
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError(f"Language models need the package transformers: {INSTALL}")
+
+
+@contextmanager
+def reached(source: str, option: str) -> Iterator[None]:
+    """Turn errors of the search for a model, configuration or tokenizer into a `UserError`.
+
+    Args:
+        source: Name or folder of the model.
+        option: Option that chose it.
+
+    Raises:
+        UserError: The model is gated, does not exist, or cannot be read.
+    """
+    need_transformers()
+    try:
+        with asking_hub(), no_code_of_others():
+            yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # besides OSError, ValueError and KeyError, tokenizers raises plain exceptions
+        chain: list[BaseException] = [error]
+        while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
+            chain.append(inner)
+        gated = (
+            f"is gated: accept its licence at https://huggingface.co/{source}, then log in with `hf auth login` or set "
+            "HF_TOKEN."
+        )
+        if any("gated" in str(link).lower() or type(link).__name__ == "GatedRepoError" for link in chain):
+            raise UserError(f"{source} {gated}") from error
+        gated = f"\nIt {gated}" if source in KNOWN and KNOWN[source].gated else ""
+        raise UserError(
+            f"{source} cannot be loaded ({option}): {_reason(error)}. Give a folder with its files, a name "
+            f"of the Hugging Face Hub with a network, or --model.pretrained random.{gated}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error's text, or all of it where that line only announces the others."""
+    text = str(error).strip() or type(error).__name__
+    announces = text.partition("\n")[0].endswith(":")
+    return (" ".join(text.split()) if announces else text).splitlines()[0][:200].rstrip(".")
+
+
+Quantize = Literal["4bit", "8bit"]
+
+RANDOM = "random"
+_OVERRIDES = "--model.config_overrides"
+
+
+def model_config(
+    name: str, pretrained: str | None, overrides: Mapping[str, Any] | None, option: str = _OVERRIDES
+) -> Any:
+    """Return the configuration of a model.
+
+    Args:
+        name: A name of the Hub, a folder, or for random weights also a model type of transformers such as ``qwen2``.
+        pretrained: ``random``, a folder with the weights, or None for the weights of the name.
+        overrides: Overrides of the configuration, for random weights only, for example ``{num_hidden_layers: 2}``.
+        option: Name of the option with these.
+
+    Raises:
+        UserError: The model is unknown or out of reach, or has no such option.
+    """
+    need_transformers()
+    from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a bar for each file that is read; downloads have their own
+
+    if pretrained != RANDOM:
+        if overrides:
+            raise UserError(
+                "--model.config_overrides needs --model.pretrained random: pretrained weights fix the shapes."
+            )
+        with reached(pretrained or name, "--model.pretrained" if pretrained else "--model.name"):
+            return AutoConfig.from_pretrained(pretrained or name)
+    if name in KNOWN:
+        config = AutoConfig.for_model(KNOWN[name].kind, **KNOWN[name].shape)
+    elif name in CONFIG_MAPPING:
+        config = AutoConfig.for_model(name)
+    else:
+        with reached(name, "--model.name"):
+            config = AutoConfig.from_pretrained(name)
+    known = config.to_dict()
+    for key in overrides or {}:
+        if key not in known and key not in config.attribute_map:
+            raise UserError(f"{option}: {config.model_type} has no {key!r}.{near(key, known)}")
+    values = known | dict(overrides or {})
+    if "layer_types" in known and "layer_types" not in (overrides or {}):  # one for each layer
+        values.pop("layer_types")
+    for token in ("bos_token_id", "eos_token_id", "pad_token_id"):  # of a larger vocabulary; a tokenizer gives others
+        if isinstance(values.get(token), int) and values[token] >= values.get("vocab_size", math.inf):
+            values[token] = None
+    values.pop("model_type")
+    with possible(overrides, option):
+        return AutoConfig.for_model(config.model_type, **values)
+
+
+@contextmanager
+def possible(overrides: Mapping[str, Any] | None, option: str = _OVERRIDES, config: Any = None) -> Iterator[None]:
+    """Report options of a configuration that make no model as a one-line error; errors without overrides pass.
+
+    Args:
+        overrides: The options.
+        option: Name of the option with them.
+        config: The configuration with them, if there is one: numbers in it that do not fit are named.
+    """
+    try:
+        yield
+    except Exception as error:  # of transformers, huggingface_hub and PyTorch
+        if not overrides or isinstance(error, MemoryError):
+            raise
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        if config is not None and (fault := _fault_of_heads(config)):
+            reason = f"{fault} ({reason})"
+        raise UserError(f"{option} {dict(overrides)} makes no model: {reason}") from error
+
+
+def _fault_of_heads(config: Any) -> str:
+    """Return the mismatch among a configuration's sizes of attention heads; empty if none is known."""
+    width, heads, shared, size = (
+        getattr(config, name, None)
+        for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+    if not (isinstance(width, int) and isinstance(heads, int) and heads > 0):
+        return ""
+    if not size and width % heads:
+        return f"hidden_size {width} is not a multiple of num_attention_heads {heads}"
+    if shared and heads % shared:
+        return f"num_attention_heads {heads} is not a multiple of num_key_value_heads {shared}"
+    if not size and width // heads % 2 and getattr(config, "rope_parameters", getattr(config, "rope_theta", None)):
+        return f"hidden_size / num_attention_heads is {width // heads}, but must be even for rotary positions"
+    return ""
+
+
+@torch.no_grad()
+def try_out(model: nn.Module) -> None:
+    """Run a new model once: some shapes, such as heads of an odd size, fail no sooner."""
+    model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.int64), attention_mask=torch.ones(1, 2, dtype=torch.int64))
+
+
+def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
+    """Refuse a tokenizer of more tokens than a model has."""
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"The tokenizer has {len(tokenizer):,} tokens and {name} only {config.vocab_size:,}: give the model's own "
+            "(--model.tokenizer), or for random weights --model.config_overrides '{vocab_size: N}'."
+        )
+
+
+def _refuse_encoder(config: Any, name: str) -> None:
+    """Refuse BERT, RoBERTa and similar encoders, which transformers builds as decoders that read ahead."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+
+    if config.model_type == "cpmant":  # it reads its own mask from the tokens, and training pads on the right
+        raise UserError(f"{name} (cpmant) needs padding on the left. Choose another decoder (--model.name).")
+    if config.model_type in ENCODERS and not getattr(config, "is_decoder", True) and not config.is_encoder_decoder:
+        raise UserError(
+            f"{name} is an encoder ({config.model_type}), which sees the text behind each token and cannot learn to "
+            "write. Choose a decoder (--model.name), or for classes --model TextClassificationTask."
+        )
+
+
+def load_causal(
+    name: str,
+    pretrained: str | None,
+    tokenizer: Any,
+    *,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+    quantize: Quantize | None = None,
+    compute: torch.dtype | None = None,
+) -> nn.Module:
+    """Return a decoder with its output layer, in eval mode on the CPU (see `model_config` for its arguments).
+
+    A model with random weights has the special tokens of the tokenizer. ``quantize`` keeps the linear layers' weights
+    in 4 or 8 bits (bitsandbytes, needs a GPU), and ``compute`` is the dtype of their products, by default ``dtype``.
+
+    Raises:
+        UserError: The model cannot be had, its vocabulary is smaller than the tokenizer's, or bitsandbytes is missing.
+    """
+    config = model_config(name, pretrained, overrides)
+    _refuse_encoder(config, name)
+    check_vocabulary(tokenizer, config, name)
+    from transformers import AutoModelForCausalLM
+
+    model: nn.Module
+    if pretrained == RANDOM:
+        if quantize:
+            raise UserError("--model.quantize needs pretrained weights. Remove it with --model.pretrained random.")
+        model = random_model(AutoModelForCausalLM, config, tokenizer, tokenizer.pad_token_id, seed, overrides).to(dtype)
+    else:
+        options = {"dtype": dtype, **_quantization(quantize, compute or dtype)}
+        model, found = pretrained_model(AutoModelForCausalLM, name, pretrained, **options)
+        if missing := sorted(found["missing_keys"]):
+            raise UserError(
+                f"{pretrained or name} lacks {len(missing)} tensors of {type(model).__name__}, such as {missing[0]}: "
+                "they would be random. Give a folder or a name with the weights of a decoder."
+            )
+    return model.eval()
+
+
+def random_model(
+    auto: Any, config: Any, tokenizer: Any, pad: int | None, seed: int, overrides: Mapping[str, Any] | None
+) -> Any:
+    """Return a model of transformers with random weights and the special tokens of a tokenizer, in float32."""
+    for token in ("bos_token_id", "eos_token_id"):  # a smaller vocabulary may not have its own
+        setattr(config, token, getattr(tokenizer, token))
+    config.pad_token_id = pad
+    with seeded(seed), possible(overrides, config=config):
+        model = auto.from_config(config)
+        if overrides:
+            try_out(model)
+    return model
+
+
+def pretrained_model(auto: Any, name: str, pretrained: str | None, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """Return a model of transformers with pretrained weights, and its loading info."""
+    source = pretrained or name
+    with reached(source, "--model.pretrained" if pretrained else "--model.name"):
+        model, info = auto.from_pretrained(source, output_loading_info=True, **options)
+    return model, info
+
+
+def _quantization(quantize: Quantize | None, compute: torch.dtype) -> dict[str, Any]:
+    """Return the arguments for `from_pretrained`; refuse a machine without bitsandbytes or a GPU."""
+    if quantize is None:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"--model.quantize {quantize} needs bitsandbytes: pip install bitsandbytes")
+    if not torch.cuda.is_available():
+        raise UserError(f"--model.quantize {quantize} needs a CUDA device, and none is available. Remove the option.")
+    from transformers import BitsAndBytesConfig
+
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
+    return {"quantization_config": BitsAndBytesConfig(**(four if quantize == "4bit" else {"load_in_8bit": True}))}
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Recompute each block's activations in the backward pass, without the reentrant kind of PyTorch.
+
+    The reentrant kind gives no gradient if a block's input needs none, as after a frozen embedding.
+
+    Raises:
+        UserError: The model cannot.
+    """
+    switch: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        switch({"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(
+            f"{type(model).__name__} cannot recompute its activations. Use --model.gradient_checkpointing false and a "
+            "smaller --data.batch_size."
+        ) from error
+
+
+def set_checkpointing_mode(model: nn.Module, mode: bool) -> None:
+    """Set the training flag of blocks that recompute, which depend on it; their layers stay as they are."""
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = mode
+
+
+def identity_name(name: str) -> str:
+    """Return a model's name without the path of a folder, which is private."""
+    return Path(name).name if Path(name).is_dir() else name

@@ -1,1 +1,0 @@
-"""Language models from transformers: loading, tokenization, generation, default targets."""

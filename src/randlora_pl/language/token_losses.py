@@ -1,0 +1,261 @@
+"""Loss of every learned token of a decoder: no padding mask, no logits of other tokens, few logits at a time.
+
+A decoder's table of positions limits its texts.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from randlora_pl.language.tokenization import IGNORED
+from randlora_pl.utils.errors import UserError
+
+_POSITIONS = ("wpe", "embed_positions", "position_embeddings", "positions_embed")
+"""Names of modules of learned positions, and of CodeGen's table of rotary ones; others have no last position."""
+
+
+def table_of_positions(model: Any) -> int | None:
+    """Return the number of positions in a model's table, learned (GPT-2) or not (CodeGen); None without a table."""
+    modules = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    tables = [*modules, *(name for name, _ in model.named_buffers())]
+    if not any(name.rpartition(".")[2] in _POSITIONS for name in tables):
+        return None
+    most: int | None = getattr(model.config, "max_position_embeddings", None)
+    return most
+
+
+def check_positions(model: Any, mask: Tensor, more: int = 0) -> None:
+    """Refuse texts that are longer than a decoder's table of positions, which would end in an index error.
+
+    Args:
+        model: A decoder of transformers.
+        mask: 1 at tokens, 0 at padding, (b, length).
+        more: Tokens that will follow.
+    """
+    most = getattr(model.config, "max_position_embeddings", None)
+    if most is None or mask.shape[1] + more <= most or (longest := int(mask.sum(1).max()) + more) <= most:
+        return
+    if table_of_positions(model):
+        new = f" ({more} of them new: --model.max_new_tokens)" if more else ""
+        raise UserError(
+            f"A text has {longest:,} tokens{new}, and {model.config.model_type} has {most:,} positions: lower "
+            "--data.cutoff, or shorten the prompts of the tests."
+        )
+
+
+def check_prompts(model: Any, prompts: Sequence[Sequence[int]], more: int) -> None:
+    """Refuse prompts without tokens, and prompts too long for a decoder to write ``more`` tokens after them."""
+    if not all(prompts):
+        raise UserError(f"{sum(not each for each in prompts):,} of {len(prompts):,} prompts have no token.")
+    most = table_of_positions(model)
+    long = [] if most is None else [len(each) for each in prompts if len(each) + more > most]
+    if long:
+        raise UserError(
+            f"{len(long):,} of {len(prompts):,} prompts are too long: the longest has {max(long):,} tokens, "
+            f"{more} more are to follow, and {model.config.model_type} has {most:,} positions. Shorten them, or lower "
+            "--max-new-tokens."
+        )
+
+
+_LOGITS = 2**26
+"""More logits are computed in parts: 128,256 for each of 4,096 tokens and what their loss keeps are 9 GB."""
+_TOKENS = 1024
+"""Tokens of a part: fewer leave a GPU idle in the product that gives their gradient."""
+_ROWS = 32
+"""Tokens whose logits are float32 at a time."""
+
+_READS_AHEAD = ("xlnet",)
+"""Kinds of models that see the tokens behind each one, and so need a mask of the padding there."""
+
+Head = Callable[[Tensor], Tensor]
+
+
+def learned_positions(labels: Tensor) -> Tensor:
+    """Return the indices into b x length flat tokens whose next token is learned, for (b, length) labels."""
+    return F.pad(labels[:, 1:] != IGNORED, (0, 1)).flatten().nonzero()[:, 0]
+
+
+def token_losses(model: nn.Module, batch: dict[str, Any], smoothing: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss of every next token.
+
+    A sample's loss does not depend on the others of its batch. With the padding on the right, no token of a decoder
+    sees it, so that no mask is needed and attention runs at its fastest, without a wait of the host for the device.
+
+    Args:
+        model: A decoder of transformers.
+        batch: ``input_ids``, ``attention_mask`` and ``labels`` (b, length). ``padding`` is ``right`` where each row
+            begins with its text; without it the mask is used. ``learned`` has the `learned_positions` of the labels;
+            without it the host waits for them.
+        smoothing: Label smoothing.
+
+    Returns:
+        Losses (b, length - 1), 0 where the label is ignored; whether the likeliest token is the right one; and which
+        count, both bool (b, length - 1).
+
+    Raises:
+        UserError: A sample is longer than the model's positions.
+    """
+    labels: Tensor = batch["labels"]
+    where: Tensor = batch["learned"] if "learned" in batch else learned_positions(labels)
+    hidden, head = _learned_states(model, _inputs(model, batch), where)
+    losses, right = _losses(model, hidden, labels.flatten().roll(-1)[where], head, smoothing)
+
+    def spread(values: Tensor) -> Tensor:
+        return values.new_zeros(labels.numel()).index_copy(0, where, values).view_as(labels)[:, :-1]
+
+    return spread(losses), spread(right), labels[:, 1:] != IGNORED
+
+
+def _inputs(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    """Return the inputs of a forward pass, with the mask and the positions of the tokens only if they are needed."""
+    ids, mask, config = batch["input_ids"], batch["attention_mask"], model.config
+    check_positions(model, mask)
+    inputs = {"input_ids": ids, "use_cache": False}
+    masked = batch.get("padding") != "right" or config.model_type in _READS_AHEAD
+    if masked:
+        inputs["attention_mask"] = mask
+    # The padding must neither exceed a table of positions, nor lengthen a text that its angles depend on.
+    most, angles = getattr(config, "max_position_embeddings", None), str(getattr(config, "rope_parameters", ""))
+    if masked or (most is not None and ids.shape[1] > most) or "dynamic" in angles or "longrope" in angles:
+        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    return inputs
+
+
+@contextmanager
+def _unasked() -> Iterator[None]:
+    """Spare transformers the questions if a row has several texts or padding: the host would wait for the answers."""
+    from transformers import PreTrainedModel, masking_utils
+
+    names = {masking_utils: "find_packed_sequence_indices", PreTrainedModel: "warn_if_padding_and_no_attention_mask"}
+    own = {where: getattr(where, name) for where, name in names.items()}
+    try:
+        for where, name in names.items():
+            setattr(where, name, lambda *_: None)
+        yield
+    finally:
+        for where, name in names.items():
+            setattr(where, name, own[where])
+
+
+def _learned_states(model: Any, inputs: dict[str, Any], where: Tensor) -> tuple[Tensor, Head]:
+    """Return the last hidden states (m, width) of m tokens, and the function that makes logits (m, vocabulary) of them.
+
+    The function is the model's own forward with a base model that only hands over given states, so that whatever scales
+    or bounds the logits stays. The one call of the whole model, which FSDP2 demands, makes the logits of one token.
+    A model whose forward does not call its base model gives all logits.
+    """
+    base: Any = getattr(model, model.base_model_prefix, model)
+    kept: list[Any] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> Any:
+        kept.append(output)
+        return type(output)(**{**output, "last_hidden_state": output.last_hidden_state[:1, -1:]})
+
+    def head(states: Tensor) -> Tensor:
+        own = vars(base).get("forward")
+        base.forward = lambda *_, **__: type(kept[0])(**{**kept[0], "last_hidden_state": states[None]})
+        try:
+            logits: Tensor = type(model).forward(model, **inputs).logits.flatten(0, 1)  # a view, unlike [0] in reverse
+        finally:
+            if own is None:
+                del base.forward
+            else:
+                base.forward = own
+        return logits
+
+    hook = None if base is model else base.register_forward_hook(keep)
+    try:
+        with _unasked():
+            output = model(**inputs)
+    finally:
+        if hook is not None:
+            hook.remove()
+    if kept:
+        return kept[0].last_hidden_state.flatten(0, 1)[where], head
+    return output.logits.flatten(0, 1)[where], lambda logits: logits
+
+
+def _losses(model: Any, states: Tensor, labels: Tensor, head: Head, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Return the losses (m,) and whether the likeliest token is the label (m,), in parts if there are many logits."""
+
+    def at_once(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(states).float()
+        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        return losses, logits.detach().argmax(-1) == labels
+
+    if len(labels) * model.config.get_text_config().vocab_size <= _LOGITS:
+        return at_once(states, labels)
+    base = getattr(model, model.base_model_prefix, model)
+    trains = any(p.requires_grad for child in model.children() if child is not base for p in child.parameters())
+    if not trains and states.dtype != torch.float16:
+        losses, right = _InParts.apply(states, labels, head, smoothing)  # type: ignore[no-untyped-call, unused-ignore]
+        return losses, right
+    found = [checkpoint(at_once, *part, use_reentrant=False) for part in _parts(_TOKENS, states, labels)]
+    return torch.cat([losses for losses, _ in found]), torch.cat([right for _, right in found])
+
+
+def _parts(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
+
+
+class _InParts(torch.autograd.Function):
+    """Losses of many tokens beneath a frozen head, and the gradient of each at once, before its logits are dropped.
+
+    A token's loss depends on its own hidden state alone, so that its gradient is known up to the factor that the
+    backward pass brings: nothing is computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, labels: Tensor, head: Head, smoothing: float) -> tuple[Tensor, Tensor]:
+        """Return the losses (m,), float32, and whether the likeliest token is the label (m,)."""
+        need = ctx.needs_input_grad[0]
+        found = [_part(some, own, head, smoothing, need) for some, own in _parts(_TOKENS, states, labels)]
+        losses, right, gradients = (torch.cat([one[place] for one in found]) for place in range(3))
+        ctx.save_for_backward(gradients)
+        ctx.mark_non_differentiable(right)
+        return losses, right
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradient of each token by its factor."""
+        (gradients,) = ctx.saved_tensors
+        return (gradients * outer[0][:, None]).to(gradients.dtype), None, None, None
+
+
+def _part(states: Tensor, labels: Tensor, head: Head, smoothing: float, need: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return losses, whether the likeliest token is the label, and on request the gradients by the hidden states."""
+    with torch.set_grad_enabled(need):
+        inner = states.detach().requires_grad_(need)
+        logits = head(inner)
+    values, found = logits.detach(), []
+    step = values.new_full((_ROWS, 1), smoothing - 1, dtype=torch.float32)
+    for some, wanted in _parts(_ROWS, values, labels):
+        found.append(_exponentials(rows := some.to(torch.float32, copy=True), wanted, smoothing))
+        if need:  # (p - (1 - s) at the label - s / V), over the logits, which nothing else needs
+            rows.div_(found[-1][0])
+            if smoothing:
+                rows.sub_(smoothing / rows.shape[1])
+            some.copy_(rows.scatter_add_(1, wanted[:, None], step))
+    (gradients,) = torch.autograd.grad(logits, inner, values) if need else (states[:0],)
+    total, at_label, mean, likeliest = (torch.cat([one[place] for one in found]) for place in range(4))
+    losses = total.log() - (1 - smoothing) * at_label - smoothing * mean
+    return losses[:, 0], likeliest[:, 0] == labels, gradients
+
+
+def _exponentials(rows: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, ...]:
+    """Replace logits by exponentials of their distance from the largest.
+
+    Returns:
+        The exponentials' sum, the label's distance, the mean distance (if needed) and the likeliest token, all (m, 1).
+    """
+    most, likeliest = rows.max(1, keepdim=True)
+    at_label = rows.sub_(most).gather(1, labels[:, None])
+    mean = rows.mean(1, keepdim=True) if smoothing else at_label
+    return rows.exp_().sum(1, keepdim=True), at_label, mean, likeliest

@@ -1,0 +1,288 @@
+"""Tokenizers of models and of plain bytes; tokenization with the labels of the loss: cut, padded and batched."""
+
+import logging
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from randlora_pl.language.loading import need_transformers, reached
+from randlora_pl.utils.errors import UserError
+
+IGNORED = -100
+"""Label of a token without a loss, the default of PyTorch's cross-entropy."""
+
+_AT_ONCE = 1000
+"""Samples that a tokenizer gets at a time; each call of one costs more than a short text."""
+
+Side = Literal["left", "right"]
+
+log = logging.getLogger("randlora_pl")
+
+
+class Sample(NamedTuple):
+    """Prompt and completion of a sample, without a space between them."""
+
+    prompt: str
+    completion: str
+
+
+class Encoded(NamedTuple):
+    """The tokens of one sample.
+
+    Attributes:
+        input_ids: Token numbers.
+        labels: The same, or `IGNORED` where the loss does not look.
+        full_length: Tokens before the cutoff.
+    """
+
+    input_ids: Sequence[int]
+    labels: Sequence[int]
+    full_length: int
+
+
+@dataclass
+class Lengths:
+    """Effect of the cutoff on a set of samples.
+
+    Attributes:
+        cutoff: Most tokens of a sample.
+        samples: Number of samples.
+        cut: Number of longer samples.
+        dropped: Number of samples left out, because no learned token was left of them.
+        longest: Tokens of the longest.
+    """
+
+    cutoff: int
+    samples: int = 0
+    cut: int = 0
+    dropped: int = 0
+    longest: int = 0
+
+    def add(self, length: int) -> None:
+        """Count one sample by its tokens before the cutoff."""
+        self.samples += 1
+        self.cut += length > self.cutoff
+        self.longest = max(self.longest, length)
+
+    def __str__(self) -> str:
+        text = f"{self.cut:,} of {self.samples:,} samples are longer than {self.cutoff} tokens and are truncated"
+        text += f" (the longest has {self.longest:,})" if self.cut else ""
+        return text + (f"; {self.dropped:,} of them lost all learned tokens and are skipped" if self.dropped else "")
+
+
+def pad_id(tokenizer: Any) -> int:
+    """Return the number to pad with: the tokenizer's own, or else the number of the end of text (logged).
+
+    Masks and not numbers mark the padding, so an end of text in a sample still counts.
+
+    Raises:
+        UserError: The tokenizer has neither.
+    """
+    if tokenizer.pad_token_id is not None:
+        return int(tokenizer.pad_token_id)
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "The tokenizer has neither a padding token nor an end of text: set eos_token in its tokenizer_config.json"
+        )
+    log.info("The tokenizer has no padding token: padding with its end of text %r, masked", tokenizer.eos_token)
+    return int(tokenizer.eos_token_id)
+
+
+def encode_prompt(tokenizer: Any, prompt: str, separate: bool = False) -> list[int]:
+    """Return the tokens of a prompt for generation, never cut; ``separate`` adds an end of text.
+
+    A start of text is set if the tokenizer sets one by itself.
+    """
+    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return [*_start(tokenizer), *ids, *([tokenizer.eos_token_id] if separate else [])]
+
+
+def _start(tokenizer: Any) -> list[int]:
+    """Return the start of text, where the tokenizer sets one by itself."""
+    start: list[int] = tokenizer("")["input_ids"][:1]
+    return start if start == [tokenizer.bos_token_id] else []
+
+
+def encode(
+    tokenizer: Any,
+    samples: Iterable[Sample | tuple[str, str]],
+    cutoff: int = 256,
+    mask_prompt: bool = False,
+    separate: bool = False,
+) -> Iterator[Encoded]:
+    """Yield tokens and labels of samples in their order: prompt, completion, end of text.
+
+    Prompt and completion are tokenized apart, so that the prompts of training and generation have the same tokens, and
+    no token is half prompt.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer.
+        samples: Prompts and completions.
+        cutoff: Most tokens; a longer sample loses its end, and with it the end of text, as in the released scripts.
+        mask_prompt: Learn the completion and the end of text only; by default the whole text.
+        separate: Put an end of text between prompt and completion, too (E2E with GPT-2).
+
+    Raises:
+        UserError: The tokenizer knows no end of text.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise UserError("The tokenizer has no end of text: set eos_token in its tokenizer_config.json")
+    start, between = _start(tokenizer), [end] if separate else []
+    left = iter(samples)
+    while some := list(islice(left, _AT_ONCE)):
+        parts = (tokenizer(list(part), add_special_tokens=False)["input_ids"] for part in zip(*some, strict=True))
+        for prompt, completion in zip(*parts, strict=True):
+            given = [*start, *prompt, *between]
+            ids = [*given, *completion, end]
+            labels = [*([IGNORED] * len(given) if mask_prompt else given), *completion, end]
+            yield Encoded(ids[:cutoff], labels[:cutoff], len(ids))
+
+
+def encode_all(
+    tokenizer: Any, samples: Iterable[Sample | tuple[str, str]], cutoff: int = 256, **how: bool
+) -> tuple[list[Encoded], Lengths]:
+    """Return all samples (see `encode`) as arrays, which take a fraction of lists' memory, and the cutoff's effect.
+
+    A sample without a label, as its prompt alone fills the cutoff, is left out: it has no loss.
+    """
+    kept, lengths = [], Lengths(cutoff)
+    for encoded in encode(tokenizer, samples, cutoff, **how):
+        lengths.add(encoded.full_length)
+        # The first token is predicted by nothing: its label alone is not a loss either.
+        if all(label == IGNORED for label in encoded.labels[1:]):
+            lengths.dropped += 1
+        else:
+            kept.append(Encoded(array("i", encoded.input_ids), array("i", encoded.labels), encoded.full_length))
+    if lengths.cut:
+        log.warning("%s", lengths)
+    return kept, lengths
+
+
+def collate(
+    encoded: Sequence[Encoded | tuple[Sequence[int], Sequence[int]]], pad: int, side: Side = "left", multiple: int = 8
+) -> dict[str, Tensor]:
+    """Return a batch for a decoder, padded on the left as generation needs it, or on the right.
+
+    Args:
+        encoded: Tokens and labels of each sample.
+        pad: Number to pad with (see `pad_id`).
+        side: Side of the padding.
+        multiple: Divisor of the length; GPUs are faster with multiples of 8.
+
+    Returns:
+        ``input_ids``, ``attention_mask`` (1 at tokens, 0 at padding) and ``labels`` (`IGNORED` at padding), int64 of
+        shape (batch, length).
+    """
+    rows = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels} for ids, labels, *_ in encoded]
+    return _padded(rows, {"input_ids": pad, "labels": IGNORED}, side, multiple)
+
+
+def _padded(
+    rows: Sequence[Mapping[str, Sequence[int]]], fill: Mapping[str, int], side: Side, multiple: int
+) -> dict[str, Tensor]:
+    length = -(-max(len(row["input_ids"]) for row in rows) // multiple) * multiple
+    batch = {name: torch.full((len(rows), length), fill.get(name, 0)) for name in rows[0]}
+    for number, row in enumerate(rows):
+        for name, values in row.items():
+            here = slice(length - len(values), length) if side == "left" else slice(0, len(values))
+            batch[name][number, here] = torch.tensor(values, dtype=torch.int64)
+    return batch
+
+
+def encode_sentences(
+    tokenizer: Any, sentences: Sequence[Sequence[str]], cutoff: int = 128
+) -> tuple[list[Mapping[str, list[int]]], Lengths]:
+    """Return the tokenizer's output (``input_ids`` and more) of single texts or pairs, and the cutoff's effect.
+
+    The cutoff includes special tokens; pairs lose tokens of the longer text.
+    """
+    kept: list[Mapping[str, list[int]]] = []
+    lengths = Lengths(cutoff)
+    for _, group in groupby(sentences, len):  # all at once: one by one takes five times as long
+        texts = list(group)
+        found = tokenizer(*map(list, zip(*texts, strict=True)))
+        for index, own in enumerate(texts):
+            whole = {name: values[index] for name, values in found.items()}
+            size = len(whole["input_ids"])
+            lengths.add(size)
+            kept.append(whole if size <= cutoff else dict(tokenizer(*own, truncation=True, max_length=cutoff)))
+    if lengths.cut:
+        log.warning("%s", lengths)
+    return kept, lengths
+
+
+def collate_sentences(
+    tokenizer: Any, encoded: Sequence[Mapping[str, list[int]]], labels: Sequence[float], pad: int, multiple: int = 8
+) -> dict[str, Tensor]:
+    """Return a batch for an encoder, padded on the right.
+
+    Args:
+        tokenizer: The one that encoded; it defines the padding of inputs other than tokens.
+        encoded: See `encode_sentences`.
+        labels: Class numbers (int) or scores (float).
+        pad: Number to pad with (see `pad_id`).
+        multiple: Divisor of the length.
+
+    Returns:
+        The tokenizer's inputs, int64 of shape (batch, length), and ``labels``, int64 or float32 of shape (batch,).
+    """
+    fill = {"input_ids": pad, "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0)}
+    kind = torch.int64 if all(isinstance(label, int) for label in labels) else torch.float32
+    return {**_padded(encoded, fill, "right", multiple), "labels": torch.tensor(labels, dtype=kind)}
+
+
+BYTES = "bytes"
+END, PAD = "<|end|>", "<|pad|>"
+
+
+def load_tokenizer(source: str, sentences: bool = False, option: str = "--model.tokenizer") -> Any:
+    """Return a tokenizer of transformers.
+
+    Args:
+        source: Name of a model on the Hub, a folder, a ``tokenizer.json`` (its end of text must be `END`), or `BYTES`.
+        sentences: The tokenizer of bytes marks sentences for an encoder, as others do anyway.
+        option: Option that chose it.
+
+    Raises:
+        UserError: There is none, or it cannot be had.
+    """
+    need_transformers()
+    if source == BYTES:
+        return byte_tokenizer(sentences)
+    from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+
+    with reached(source, option):
+        if Path(source).is_file():
+            return PreTrainedTokenizerFast(tokenizer_file=source, eos_token=END, pad_token=PAD)
+        try:  # AutoTokenizer would ask for a configuration that cannot be had a second time, with all its tries
+            config = AutoConfig.from_pretrained(source)
+        except ValueError:  # a kind of model that transformers does not know
+            config = None
+        return AutoTokenizer.from_pretrained(source, config=config)
+
+
+def byte_tokenizer(sentences: bool = False) -> Any:
+    """Return a tokenizer with a token per byte, an end of text and padding: 258 in all, for weights without vocabulary.
+
+    With ``sentences`` an end of text is before, between and behind sentences too, as an encoder needs it.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    plain = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    plain.decoder = decoders.ByteLevel()
+    if sentences:
+        plain.add_special_tokens([AddedToken(END, special=True)])
+        single, pair = f"{END} $A {END}", f"{END} $A {END} $B:1 {END}:1"
+        known = [(END, plain.token_to_id(END))]
+        plain.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=known)
+    return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token=END, pad_token=PAD)

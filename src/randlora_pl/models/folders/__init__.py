@@ -1,1 +1,0 @@
-"""Models in a folder or a repository of the Hub: ``local-dir:PATH`` and ``hf-hub:ORG/NAME``."""
