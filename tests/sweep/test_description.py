@@ -91,7 +91,10 @@ def test_union_keeps_the_older_grid() -> None:
         ({"models": {"a": {"config": 5}}}, "models.a.config is 5"),
         ({"models": {"a": {"config": ["quickstart", {"data": 1}]}}}, "models.a.config[1] is {'data': 1}"),
         ({"methods": {"LoRA": {"config": 5}}}, "methods.LoRA.config is 5"),
-        ({"methods": {"LoRA": {"adapter": "LoRA", "models": {"tiny": 1}}}}, "which is none of the models"),
+        (
+            {"methods": {"LoRA": {"adapter": "LoRA", "models": {"tiny": 1}}}},
+            "methods.LoRA.models is {'tiny': 1}: give a text",
+        ),
         ({"methods": {"LoRA": {"adapter": "LoRA", "learning_rate": "fast"}}}, "methods.LoRA.learning_rate is 'fast'"),
         ({"methods": {"LoRA": {"adapter": "LoRA", "head_learning_rate": -1}}}, "methods.LoRA.head_learning_rate is -1"),
         ({"set": {"data.shots": 4}}, "set has data.shots: that is what budgets are for"),

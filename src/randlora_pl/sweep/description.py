@@ -13,6 +13,7 @@ from randlora_pl.utils.options import Check, Count, Positive, misfit
 
 Tree = dict[str, Any]
 Words = str | list[str]
+Label = str | int | float
 Seeds = Annotated[
     list[Annotated[int, Check(lambda value: 0 <= value < 2**32, "a whole number below 2**32")]],
     Check(bool, "a list of whole numbers such as [1, 2, 3]"),
@@ -46,7 +47,7 @@ class _Method(TypedDict, total=False):
     prompt_learning_rate: Rate
     set: Tree
     cases: list[_Case]
-    models: Any
+    models: Label | list[Label]
     paper_name: Any
     first: Tree
 

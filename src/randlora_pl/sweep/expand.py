@@ -15,7 +15,7 @@ from randlora_pl.models import ImageTower, library_of, load_tokenizer, meta_clip
 from randlora_pl.run.options.classes import LISTED
 from randlora_pl.sweep.description import Tree
 from randlora_pl.sweep.plan import Trial
-from randlora_pl.tasks import ImageTask, PromptTask, VisionLanguageTask
+from randlora_pl.tasks import ImageTask
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.prompt.saved import PARTS
 from randlora_pl.tasks.restore import TASKS as VISION
@@ -37,15 +37,13 @@ def task_of(tree: Tree) -> AdaptationTask | None:
     Raises:
         UserError: An option is impossible.
     """
-    model = tree["model"]
-    arguments = dict(model.get("init_args") or {})
+    arguments = dict(tree["model"].get("init_args") or {})
     kind = _kind(tree)
     described = _described(arguments.pop("adapter"))
     if kind is None or described is None:
         return None
     adapter = make_adapter(described["method"], described["options"], "model.adapter", "see randlora-pl adapters NAME")
-    if kind is PromptTask:
-        arguments |= {name: _described(arguments[name]) for name in PARTS if arguments.get(name) is not None}
+    arguments |= {name: _described(arguments[name]) for name in PARTS if arguments.get(name) is not None}
     task: AdaptationTask = _made(kind, arguments_of(kind, arguments, "model") | {"adapter": adapter}, "model")
     return task
 
@@ -74,8 +72,8 @@ def _made(kind: Any, arguments: dict[str, Any], where: str) -> Any:
 
 
 def _kind(tree: Tree) -> type[AdaptationTask] | None:
-    kinds: dict[str, type[AdaptationTask]] = {**VISION, **LANGUAGE}
-    return kinds.get(_short(tree["model"]))
+    name = _short(tree["model"])
+    return VISION.get(name) or LANGUAGE.get(name)
 
 
 def counts(tree: Tree) -> Counts | None:
@@ -85,13 +83,14 @@ def counts(tree: Tree) -> Counts | None:
         UserError: The adapter does not fit the model, or trains nothing.
     """
     task = task_of(tree)
-    if task is None:
-        return None
-    found = _on_meta(task)
-    if found is None:
+    if task is None or (found := _on_meta(task)) is None:
         return None
     model, targets = found
-    learned = _learned(task, model) if isinstance(task, PromptTask) else 0
+    prompts = getattr(task, "prompts", None)
+    learned = 0
+    if prompts is not None and prompts.learns:  # prompts of classes count for one class
+        made = prompts.build(model, load_tokenizer(task.name), ["x"], 0)
+        learned = sum(parameter.numel() for parameter in made.parameters())
     inject(model, task.adapter, targets)
     trainable = learned + sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     heads = task.trained_head or getattr(task, "head", None) or getattr(task, "classifier_steps", 0)
@@ -106,10 +105,9 @@ def _on_meta(task: AdaptationTask) -> tuple[Any, list[str] | None] | None:
     if isinstance(task, LanguageTask):
         model = meta_backbone(task)
         return None if model is None else (model, default_targets(task, model))
-    assert isinstance(task, ImageTask)
     clip = library_of(task.name) == "open_clip"
     tower: Any = meta_clip(task.name) if clip else meta_vit(task.name, getattr(task, "img_size", None))
-    if clip and not isinstance(task, VisionLanguageTask | PromptTask):
+    if clip and task.vision_only:
         tower = ImageTower(tower)
     return tower, task.targets
 
@@ -146,14 +144,6 @@ def check_first(cell: Trial) -> None:
     adapter = continued(report.adapter, layers, task.adapter, cell.first["from_form"], where)
     check_layers(layers, again, adapter, targets, where)
     inject(again, adapter, targets)
-
-
-def _learned(task: PromptTask, model: Any) -> int:
-    """Return how many numbers prompts train on a model on the meta device, class-specific ones for one class."""
-    if not task.prompts.learns:
-        return 0
-    prompts = task.prompts.build(model, load_tokenizer(task.name), ["x"], 0)
-    return sum(each.numel() for each in prompts.parameters())
 
 
 def _short(node: Any) -> str:

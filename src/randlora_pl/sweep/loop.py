@@ -205,8 +205,11 @@ class Runner:
 
         with locked(folder) as lock:
             again = self._resumable(cell, folder)
-            if cell.first and not again:
-                self._train_first(cell, folder / FIRST)
+            if cell.first and not again and not read_results(folder / FIRST).get("finished"):
+                (folder / FIRST).mkdir(exist_ok=True)
+                stage = replace(cell, tree=cell.stages[".first"], first={})
+                if Runner(test=False, logger=self.logger)._run(stage, folder / FIRST, time.perf_counter()):
+                    raise Terminated
             app = App(self.command(cell, folder, again), folder if again else None, folder)
             with handle_run_errors(app):
                 if cell.untrained:
@@ -221,16 +224,6 @@ class Runner:
                 first = read_results(folder / FIRST).get("fit_seconds") if cell.first else None
                 write_results(folder, own | ({} if first is None else {FIRST_SECONDS: first}))
             return app.trainer.received_sigterm
-
-    def _train_first(self, cell: Trial, folder: Path) -> None:
-        """Train the LoRA that a cell starts from, unless that was done before a kill."""
-        from randlora_pl.utils.run_results import read_results
-
-        stage = replace(cell, tree=cell.stages[".first"], first={})
-        if not read_results(folder).get("finished"):
-            folder.mkdir(exist_ok=True)
-            if Runner(test=False, logger=self.logger)._run(stage, folder, time.perf_counter()):
-                raise Terminated
 
     def command(self, cell: Trial, folder: Path = Path(), again: bool = False) -> Command:
         """Return the command that a cell is, in its folder."""

@@ -7,7 +7,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from typing import Any, NamedTuple
@@ -101,6 +101,10 @@ _HOW = (
 """Options about the way and the place of a run: they change neither what it computes nor its hash."""
 
 
+Cases = Mapping[str, list[Tree]]
+"""Cases by their place in the description."""
+
+
 class Labels(NamedTuple):
     """Labels of a cell."""
 
@@ -164,20 +168,16 @@ def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Trial]:
     cells: dict[str, Trial] = {}
     checked: set[tuple[str, str]] = set()
     for model, facts in description.models.items():
-        trees = {label: _pair(description, model, label) for label in methods_of(description, model)}
-        firsts = {label: _first(description, model, label) for label in trees}
+        stages = {label: _stages(description, model, label) for label in methods_of(description, model)}
         for dataset in description.datasets:
-            for seed, budget, method in _order(description, list(trees)):
+            for seed, budget, method in _order(description, list(stages)):
                 data = normalize({"data": description.data(dataset, budget), "seed_everything": seed})
-                shared, own = {"cases": description.cases}, description.methods[method]
-                cases = shared | {f"methods.{method}.cases": own.get("cases", [])}
-                tree = merge(_of_cases(trees[method], dataset, budget, cases), data)
+                tree, *first = (
+                    merge(_of_cases(config, dataset, budget, cases), data) for config, cases in stages[method]
+                )
                 tree = merge(tree, normalize(tuning)) if tuning else tree
-                before: Tree = {}
-                if first := own.get("first"):
-                    cases = shared | {f"methods.{method}.first.cases": first.get("cases", [])}
-                    before = merge(_of_cases(firsts[method], dataset, budget, cases), data)
-                    before |= {"from_form": first.get("form", FORMS[0])}
+                form = description.methods[method].get("first", {}).get("form", FORMS[0])
+                before = first[0] | {"from_form": form} if first else {}
                 if (dataset, budget) not in checked:
                     checked.add((dataset, budget))
                     with errors_in(f"datasets.{dataset}"):
@@ -204,31 +204,30 @@ def _order(description: SweepConfig, methods: list[str]) -> Iterable[tuple[int, 
     yield from product(description.seeds, description.budgets, trained)
 
 
-def _first(description: SweepConfig, model: str, method: str) -> Tree:
-    """Return the config of a method's first stage; empty without one."""
-    first = {key: value for key, value in description.methods[method].get("first", {}).items() if key != "form"}
-    where = f"{method}.first"  # for messages
-    return _pair(replace(description, methods={where: first}), model, where) if first else {}
-
-
-def _pair(description: SweepConfig, model: str, method: str) -> Tree:
+def _stages(description: SweepConfig, model: str, method: str) -> list[tuple[Tree, Cases]]:
+    """Return the config of a method and its cases, and the same of the LoRA that it starts from, if any."""
     facts, row = description.methods[method], CATALOG.get(next(iter(description.datasets.values()))["dataset"])
     options = nested(description.options)
     if row and not row.own:  # options such as data.split are checked with it, not with the config's own
         options = merge({"data": {"dataset": row.name}}, options)
-    with errors_in(f"models.{model} with methods.{method}"):
-        tree = trial_config(description.models[model], facts, options, description.root, is_zero_shot(method))
-    flat = flatten(tree)
-    for option in ("trainer.devices", "trainer.num_nodes"):
-        if flat.get(option, 1) not in (1, "1", "auto"):
-            raise UserError(
-                f"models.{model} with methods.{method}: {option} is {flat[option]}, but a cell runs on one device; "
-                "for more devices start more processes (--jobs N)."
-            )
-    return tree
+    first = {key: value for key, value in facts.get("first", {}).items() if key != "form"}
+    stages = []
+    for place, stage in {f"methods.{method}": facts, f"methods.{method}.first": first}.items():
+        if stage or stage is facts:
+            with errors_in(f"models.{model} with {place}"):
+                tree = trial_config(description.models[model], stage, options, description.root, is_zero_shot(method))
+                flat = flatten(tree)
+                for option in ("trainer.devices", "trainer.num_nodes"):
+                    if flat.get(option, 1) not in (1, "1", "auto"):
+                        raise UserError(
+                            f"{option} is {flat[option]}, but a cell runs on one device; for more devices start more "
+                            "processes (--jobs N)."
+                        )
+            stages.append((tree, {"cases": description.cases, f"{place}.cases": stage.get("cases", [])}))
+    return stages
 
 
-def _of_cases(tree: Tree, dataset: str, budget: str, places: Mapping[str, list[Tree]]) -> Tree:
+def _of_cases(tree: Tree, dataset: str, budget: str, places: Cases) -> Tree:
     """Return the config of a method, without data, with the options of the cases that hold, by their place."""
     given = {"datasets": dataset, "budgets": budget}
     for place, cases in places.items():

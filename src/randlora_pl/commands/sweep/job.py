@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from randlora_pl.data.catalog.registry import CATALOG, default_root, get_command, present
 from randlora_pl.data.locations import root_of
-from randlora_pl.run.options.classes import Tree
 from randlora_pl.run.options.compose import read_config
 from randlora_pl.run.options.shipped import config_folder, find_config
 from randlora_pl.run.parallel.launch import launched
@@ -114,16 +113,10 @@ def find_sweep(config: str) -> tuple[Path, SweepConfig]:
     file = find_config(config)
     content = read_config(file)
     with errors_in(file):
-        return file, SweepConfig.of(_with_provenance(content, file))
-
-
-def _with_provenance(content: Tree, file: Path) -> Tree:
-    """Return a config merged with the file that ``tuned`` names: beside it, or a bundled one."""
-    named = content.get("tuned")
-    if not isinstance(named, str):
-        return content
-    places = [file.parent / named, config_folder() / "sweeps" / named]
-    return content | {"tuned": read_provenance(next((place for place in places if place.is_file()), places[0]))}
+        if isinstance(named := content.get("tuned"), str):  # a file beside it, or a bundled one
+            places = [file.parent / named, config_folder() / "sweeps" / named]
+            content["tuned"] = read_provenance(next((place for place in places if place.is_file()), places[0]))
+        return file, SweepConfig.of(content)
 
 
 def job_of(config: str, typed: SweepOptions, same: str) -> Job:
@@ -198,34 +191,21 @@ def _absent(cells: Sequence[Trial]) -> tuple[list[str], list[str]]:
     for root, names in by_root.items():
         place = "" if root == default_root() else f" --root {shlex.quote(str(root))}"
         commands.append(f"randlora-pl data get {' '.join(names)}{place}")
-    texts = _absent_texts([cell for cell in cells if is_text(cell.tree)])
-    return absent + list(texts), commands + _by_source(texts.values())
-
-
-def _absent_texts(cells: Sequence[Trial]) -> dict[str, UserError]:
-    """Return the missing text datasets, with the error for the first missing file of each."""
-    missing: dict[str, UserError] = {}
-    for cell in {(*cell.labels[1:3], cell.untrained): cell for cell in cells}.values():
-        from randlora_pl.language.dataset_facts import absent
+    by_source: dict[str, dict[str, None]] = {}  # the first missing file of each text dataset, by where to get it
+    texts = [cell for cell in cells if is_text(cell.tree)]
+    for cell in {(*cell.labels[1:3], cell.untrained): cell for cell in texts}.values():
+        from randlora_pl.language.dataset_facts import absent as missing_file
 
         data = cell.tree["data"]
         root = default_root() if data.get("root") is None else Path(data["root"]).expanduser()
-        if error := absent(data["dataset"], root, data.get("tests"), not cell.untrained):
-            missing.setdefault(cell.labels.dataset, error)
-    return missing
-
-
-def _by_source(missing: Iterable[UserError]) -> list[str]:
-    """Return lines on the missing text datasets, grouped by source, so that each source is named once."""
-    found: dict[str, list[str]] = {}
-    for error in missing:
-        found.setdefault(error.hint, []).append(error.what)
-    lines = []
-    for source, whats in found.items():
-        each = list(dict.fromkeys(whats))
-        more = f" ({len(each) - 2} more like these)" if len(each) > 2 else ""
-        lines.append(f"{'; '.join(each[:2])}{more}. {source}")
-    return lines
+        error = missing_file(data["dataset"], root, data.get("tests"), not cell.untrained)
+        if error and cell.labels.dataset not in absent:
+            absent.append(cell.labels.dataset)
+            by_source.setdefault(error.hint, {})[error.what] = None
+    for source, whats in by_source.items():
+        more = f" ({len(whats) - 2} more like these)" if len(whats) > 2 else ""
+        commands.append(f"{'; '.join(list(whats)[:2])}{more}. {source}")
+    return absent, commands
 
 
 def begin(job: Job) -> None:
@@ -246,7 +226,11 @@ def check(cells: Iterable[Trial]) -> None:
     """
     from randlora_pl.sweep.expand import check_first, counts, data_of
 
-    for (model, method, _), cell in {_essence(cell): cell for cell in cells}.items():
+    different: dict[tuple[str, str, str], Trial] = {}
+    for cell in cells:  # a search changes more than rates
+        changed = [(name, value) for name, value in cell.facts.items() if name not in (*RATES, "tunes")]
+        different[cell.labels.model, str(cell.facts.get("tunes", cell.labels.method)), str(changed)] = cell
+    for (model, method, _), cell in different.items():
         where = f"models.{model} with methods.{method}"
         with errors_in(where):
             counts(cell.tree)
@@ -260,12 +244,6 @@ def check(cells: Iterable[Trial]) -> None:
             data_of(cell.tree)
 
 
-def _essence(cell: Trial) -> tuple[str, str, str]:
-    """Return the model and method of a cell, and what a search changes of them, but for rates."""
-    changed = [(name, value) for name, value in cell.facts.items() if name not in (*RATES, "tunes")]
-    return cell.labels.model, str(cell.facts.get("tunes", cell.labels.method)), str(changed)
-
-
 def summary(job: Job) -> str:
     """Return the progress of a sweep as a short text."""
     states = [job.folder.state(cell) for cell in job.chosen]
@@ -277,14 +255,7 @@ def summary(job: Job) -> str:
 
 
 def end(job: Job, following: str, stopped: str = "", elsewhere: int = 0) -> int:
-    """Print the progress of a sweep and the next command; return 1 if cells have failed, else 0.
-
-    Args:
-        job: The sweep.
-        following: The next command once all cells are done.
-        stopped: Reason of an early stop.
-        elsewhere: Number of cells that other processes are running.
-    """
+    """Print the progress of a sweep and the next command; return 1 if cells have failed, else 0."""
     failed = [cell for cell in job.chosen if job.folder.state(cell) == FAILED]
     print(f"\n{summary(job)}" + (f"; other processes run {elsewhere}" if elsewhere else ""))
     for cell in failed[:5]:
@@ -361,10 +332,7 @@ def dry_run(job: Job) -> int:
 def work(job: Job, typed: WorkOptions, search: "Search | None" = None) -> "Outcome":
     """Run the cells in this process, and test them.
 
-    Args:
-        job: The job to run.
-        typed: ``retry_failed`` and ``max_hours``.
-        search: The search that finds the cells, which are not tested then; by default all chosen cells are run.
+    With a search that finds the cells, they are not tested.
 
     Raises:
         UserError: The disk is full.
@@ -414,12 +382,6 @@ def work(job: Job, typed: WorkOptions, search: "Search | None" = None) -> "Outco
 
 def spawn(job: Job, words: Sequence[str], jobs: int, search: "Search | None" = None) -> str:
     """Run the cells in several processes of this machine, and show their progress.
-
-    Args:
-        job: The job to run.
-        words: The command of each process.
-        jobs: Number of processes.
-        search: As in `work`.
 
     Returns:
         The reason of an early stop; empty if all cells were run.

@@ -48,11 +48,6 @@ def sweep(config: Annotated[str, Option("CONFIG")], options: SweepOptions, words
 def run_sweep(config: str, typed: SweepOptions, same: str) -> tuple[int, Job | None]:
     """Run, or list, the cells of a sweep.
 
-    Args:
-        config: Name or file of the sweep.
-        typed: The options.
-        same: The typed command, for resuming.
-
     Returns:
         0, or 1 if cells failed; and the job of this call, None if nothing was run.
     """

@@ -34,7 +34,6 @@ from randlora_pl.commands.sweep.job import (
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.run.options.classes import normalize
 from randlora_pl.run.options.compose import DEFAULTS, compose, merge, nested, parse_value
-from randlora_pl.run.options.compose import Command as RunCommand
 from randlora_pl.run.options.mistakes import check_names
 from randlora_pl.run.options.own_classes import import_classes
 from randlora_pl.run.options.validate import is_text_task, rate_name
@@ -133,11 +132,6 @@ def tune_sweep(config: Annotated[str, Option("CONFIG")], typed: TuneOptions, wor
 def tune_first(config: str, typed: SweepOptions, same: str) -> tuple[str, SweepOptions] | None:
     """Search for a sweep.
 
-    Args:
-        config: Name or file of the sweep.
-        typed: Its options.
-        same: The typed command, for resuming.
-
     Returns:
         The config with the best values and the options that are left; None if the search is not finished.
     """
@@ -174,11 +168,6 @@ def tune_first(config: str, typed: SweepOptions, same: str) -> tuple[str, SweepO
 
 
 def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
-    """Search options of a run, and print the command that starts the run with the best.
-
-    Returns:
-        0, or 1 if no candidate worked.
-    """
     typed.check_launch()
     command = compose("fit", others, copy.deepcopy(DEFAULTS))
     if command.folders:
@@ -186,7 +175,10 @@ def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
     import_classes(command)
     check_names(command)
     silence_library_warnings()
-    description = _described(_tree_of(command))
+    tree = command.config
+    for name, text in command.values.items():
+        tree = merge(tree, normalize(nested({name: parse_value(text)})))
+    description = _described(tree)
     path = typed.output or Path("runs") / "tune" / Path(command.named[-1]).stem
     same = f"{words.command('tune')}{import_words()}"
     found = _tuning(typed, Path(command.named[-1]), description, SweepFolder(path, "tune.yaml"), same)
@@ -206,14 +198,6 @@ def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
         best += [f"--{group}{option}", text]
     print(f"Next: randlora-pl fit {shlex.join([*others, *best])}")
     return 0
-
-
-def _tree_of(command: RunCommand) -> Tree:
-    """Return the config of a run with the typed options in it."""
-    tree = command.config
-    for name, text in command.values.items():
-        tree = merge(tree, normalize(nested({name: parse_value(text)})))
-    return tree
 
 
 def _described(tree: Tree) -> SweepConfig:
@@ -302,12 +286,12 @@ class _Tuning:
             self.stopped = spawn(job, child_words(words, typed, job), typed.jobs, search)
         else:
             self.stopped = work(job, typed, search).stopped
-        from randlora_pl.commands.sweep.tune import as_json, config_text, markdown
+        from randlora_pl.commands.sweep.tune import config_text, markdown
         from randlora_pl.utils.run_results import environment
 
         made = {name: value for name, value in environment().items() if name in ("version", "git_commit")}
         report = {"command": job.same} | made | search.report()
-        files = {FILE: as_json(report), "tuning.md": markdown(report)}
+        files = {FILE: json.dumps(report, indent=1, ensure_ascii=False) + "\n", "tuning.md": markdown(report)}
         if head is not None:
             files["tuned.yaml"] = config_text(search.tuned(), head)
         for name, text in files.items():
@@ -415,8 +399,3 @@ def config_text(description: SweepConfig, head: str) -> str:
 
 def _flow(value: Tree) -> str:
     return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6).strip()
-
-
-def as_json(report: Tree) -> str:
-    """Return the report as the text of ``tuning.json``."""
-    return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
