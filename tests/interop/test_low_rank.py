@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from randlora_pl.adapters import LoRA, delta_weights, merge, read_adapter
+from randlora_pl.adapters.methods import lora
 from randlora_pl.interop import compare_outputs
-from randlora_pl.interop import low_rank as lowrank
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.low_rank import Converted, label, write_lora
 from randlora_pl.interop.updates import layer_updates, updates, weighted_sum
@@ -169,7 +169,8 @@ def test_layers_whose_names_end_alike_keep_their_ranks() -> None:
     from randlora_pl.adapters.targets.sites import find_sites
 
     low = {site: truncated(torch.randn(6, 6), rank=rank) for site, rank in zip(find_sites(model), (2, 5), strict=True)}
-    report = inject(model, lowrank._adapter(low, "packed", 0), ["^fc", "^deep.fc"])
+    ranks = {site.shape.layer: factors.rank for site, factors in low.items()}
+    report = inject(model, lora.with_ranks(ranks, {}), ["^fc", "^deep.fc"])
     assert {row.layer: row.trainable for row in report.rows} == {"fc": 2 * 12, "deep.fc": 5 * 12}
     assert all(layer.delta.scaling == 1 for layer in (model.fc, model.deep.fc))
     assert delta_weights(model).keys() == {"fc", "deep.fc"}

@@ -7,8 +7,9 @@ import torch
 from peft import RandLoraConfig, VeraConfig, get_peft_model
 from torch import nn
 
+from randlora_pl.adapters.methods.randlora import draw_peft_randlora
+from randlora_pl.adapters.methods.vera import draw_peft_vera
 from randlora_pl.adapters.weights import WeightShape
-from randlora_pl.interop.peft import bases as peft_bases
 from tests.support.products import covering
 
 # Tall, wide, square, several at once; ranks that divide the smaller side and that do not, and one above it.
@@ -32,10 +33,10 @@ def adapted(layers: dict[str, tuple[int, int]], config: Any) -> tuple[Any, list[
 def test_randlora(kind: dict[str, bool], case: tuple[dict[str, tuple[int, int]], int], key: int) -> None:
     layers, rank = case
     peft, shapes = adapted(layers, RandLoraConfig(r=rank, projection_prng_key=key, **kind))
-    a, b = peft_bases.draw_randlora(key, rank, shapes, **kind)
+    a, b = draw_peft_randlora(key, rank, shapes, **kind)
     assert torch.equal(a, peft.base_model.randlora_A["default"].float())
     assert torch.equal(b, peft.base_model.randlora_B["default"].float())
-    assert not torch.equal(a, peft_bases.draw_randlora(key + 1, rank, shapes, **kind)[0])
+    assert not torch.equal(a, draw_peft_randlora(key + 1, rank, shapes, **kind)[0])
 
 
 @pytest.mark.parametrize(("layers", "rank"), LAYERS)
@@ -44,7 +45,7 @@ def test_randlora_where_there_is_no_bfloat16(
 ) -> None:
     monkeypatch.setattr("peft.tuners.randlora.model.is_bf16_available", lambda: False)
     peft, shapes = adapted(layers, RandLoraConfig(r=rank))
-    a, b = peft_bases.draw_randlora(0, rank, shapes, dtype=torch.float16)
+    a, b = draw_peft_randlora(0, rank, shapes, dtype=torch.float16)
     assert torch.equal(a, peft.base_model.randlora_A["default"].float())
     assert torch.equal(b, peft.base_model.randlora_B["default"].float())
 
@@ -52,7 +53,7 @@ def test_randlora_where_there_is_no_bfloat16(
 def test_the_two_dtypes_have_nothing_in_common_at_the_size_of_real_layers() -> None:
     shapes = [WeightShape("a", 256, 256)]
     for one, other in zip(
-        *(peft_bases.draw_randlora(0, 4, shapes, dtype=t) for t in (torch.bfloat16, torch.float16)), strict=True
+        *(draw_peft_randlora(0, 4, shapes, dtype=t) for t in (torch.bfloat16, torch.float16)), strict=True
     ):
         assert (one - other).abs().max() > 1
 
@@ -61,6 +62,6 @@ def test_the_two_dtypes_have_nothing_in_common_at_the_size_of_real_layers() -> N
 def test_vera(case: tuple[dict[str, tuple[int, int]], int], key: int) -> None:
     layers, rank = case
     peft, shapes = adapted(layers, VeraConfig(r=rank, projection_prng_key=key))
-    a, b = peft_bases.draw_vera(key, rank, shapes)
+    a, b = draw_peft_vera(key, rank, shapes)
     assert torch.equal(a, peft.base_model.vera_A["default"])
     assert torch.equal(b, peft.base_model.vera_B["default"])

@@ -18,6 +18,7 @@ from randlora_pl.adapters.input_dependent import no_matrix
 from randlora_pl.adapters.kernels.dropout import dropped
 from randlora_pl.adapters.kernels.flop_choice import builds
 from randlora_pl.adapters.kernels.rounding import added
+from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm
 from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases, BasisName, Distribution, draw
 from randlora_pl.adapters.weights import WeightShape, matches
@@ -181,6 +182,8 @@ class Adapter(Described):
     learning_rates: ClassVar[tuple[float, float, float] | None] = None
     """Default learning rates: both towers of a CLIP, an image tower alone, a language model. None: the parts have some,
     or a run must set one."""
+    peft: ClassVar[PeftForm | None] = None
+    """Form in PEFT's files, for `to_peft` and `from_peft`."""
     group = "fixed rank"  # rank of the update, or what else it is: the heading of the method in listings
     size_option = "rank"  # the option that ``match`` chooses from `sizes`, if the method has it
     trains_base = False  # True if the method trains the model's own tensors instead of adding to them
@@ -188,6 +191,7 @@ class Adapter(Described):
     reads_weight = False  # True if an update depends on the values of the frozen weight, at its start or always
     holds_factors = False  # True if an update holds frozen factors as large as its weight
     fixed = True  # False if an update depends on the input, see `DeltaWeight`
+    exports_factors = False  # True if `in_peft` needs the factors of the updates, and so the base model
 
     @property
     def key(self) -> int:
@@ -224,6 +228,32 @@ class Adapter(Described):
     def procedure(self, model: nn.Module) -> Procedure | None:
         """Return what the method does between optimizer steps on a model with its updates, or None for nothing."""
         return None
+
+    def peft_problem(self) -> str:
+        """Return the reason that PEFT cannot have this method, or ""."""
+        known = self.peft is not None or type(self).in_peft is not Adapter.in_peft
+        return "" if known else "PEFT does not have this method"
+
+    def in_peft(self, parts: list[Part]) -> tuple["Adapter", list[Part]]:
+        """Return the method and its adapted weights whose form PEFT's file gets; by default the method itself."""
+        return self, parts
+
+    def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
+        """Convert adapted weights to PEFT's form; ``peft_type`` and ``target_modules`` are added to the config.
+
+        Raises:
+            UserError: PEFT cannot represent them; the message is the reason.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def from_peft(cls, content: PeftContent) -> tuple["Adapter", Layers, Bases | None]:
+        """Convert PEFT's form to a method, its tensors by layer, and its bases, if PEFT's differ from ours.
+
+        Raises:
+            UserError: The content is damaged, or no method here has the same outputs.
+        """
+        raise NotImplementedError
 
     def check_rank(self, shape: WeightShape, rank: int, at_most_small: bool = True) -> int:
         """Return the rank if it is valid for this weight.

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import AdapterFile, LoRA, inject, read_adapter, save_adapter, trainable_parameters
+from randlora_pl.adapters import AdapterFile, inject, read_adapter, save_adapter, trainable_parameters
 from randlora_pl.adapters.io.compatibility import tensor_prefix
+from randlora_pl.adapters.methods import lora
 from randlora_pl.adapters.methods.full import BaseWeightMethod
-from randlora_pl.adapters.spectrum import LowRank, truncated
+from randlora_pl.adapters.spectrum import truncated
 from randlora_pl.adapters.targets.select import select
 from randlora_pl.adapters.targets.sites import Site, find_sites
-from randlora_pl.adapters.weights import exact_pattern, per_layer
+from randlora_pl.adapters.weights import exact_pattern
 from randlora_pl.interop.base_model import Base, beside
 from randlora_pl.interop.compare_outputs import check_written, difference, outputs
 from randlora_pl.interop.library_model import LibraryModel
@@ -92,7 +93,8 @@ def write_lora(
         site: truncated(_rows(total, made.part, site), rank, error, f"the update of {site.shape.layer}")
         for site in sites
     }
-    inject(made.part, _adapter(low, qkv, first.adapter.key), targets, first.trained)
+    ranks = {site.shape.layer: factors.rank for site, factors in low.items()}
+    inject(made.part, lora.with_ranks(ranks, {}, qkv=qkv, seed=first.adapter.key), targets, first.trained)
     parameters = trainable_parameters(made.part)
     with torch.no_grad():
         for name, tensor in beside(first, made.part).items():
@@ -171,13 +173,6 @@ def _rows(total: State, part: nn.Module, site: Site) -> Tensor:
     if update is None:
         return torch.zeros(site.shape.out_features, site.shape.in_features)
     return rows_of(update, site)
-
-
-def _adapter(low: Mapping[Site, LowRank], qkv: Any, seed: int) -> LoRA:
-    """Build LoRA with a scaling of 1 in every layer: alpha is the rank."""
-    ranks: Any = per_layer({site.shape.layer: factors.rank for site, factors in low.items()})
-    alpha = {pattern: float(rank) for pattern, rank in ranks.items()} if isinstance(ranks, dict) else float(ranks)
-    return LoRA(rank=ranks, alpha=alpha, qkv=qkv, seed=seed)
 
 
 def _description(first: AdapterFile, targets: list[str] | None, origin: Mapping[str, Any]) -> dict[str, Any]:

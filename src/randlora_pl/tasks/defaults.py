@@ -19,7 +19,8 @@ def default_learning_rate(adapter: Adapter, place: int) -> float:
     leaves = adapter.leaves()
     if alone := [leaf.method() for leaf in leaves if leaf.learning_rates is None]:
         raise UserError(f"{alone[0]} has no learning rate of its own. Set it: --model.learning_rate 1e-3, for example.")
-    return min(leaf.learning_rates[place] for leaf in leaves)
+    rates: list[float] = [leaf.learning_rates[place] for leaf in leaves]
+    return min(rates)
 
 
 def check_classes(task: Any, classnames: Sequence[str], scores: bool = False) -> None:

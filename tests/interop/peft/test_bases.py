@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from randlora_pl.adapters import RandLoRA, delta_weights, inject, trainable_parameters
+from randlora_pl.adapters.methods.randlora import arranged_for_peft, peft_count
 from randlora_pl.adapters.weights import WeightShape, exact_pattern, sides
-from randlora_pl.interop.peft.bases import arrange, peft_count
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
@@ -52,7 +52,7 @@ def test_the_arranged_bases_give_our_update(
     delta: Any = model["one"].delta
     count = peft_count(shapes[0].small, rank)
     try:
-        a, b = arrange(adapter, shapes, delta.bases)
+        a, b = arranged_for_peft(adapter, shapes, delta.bases)
     except UserError:
         assert adapter.bases_of(shapes[0]) > count  # the only reason here
         return
@@ -95,7 +95,7 @@ WIDE, SMALL = WeightShape("a", 20, 12), WeightShape("b", 6, 18)
 )  # fmt: skip
 def test_what_peft_has_no_bases_for(adapter: RandLoRA, shapes: list[WeightShape], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        arrange(adapter, shapes, adapter.bases(shapes, torch.device("cpu")))
+        arranged_for_peft(adapter, shapes, adapter.bases(shapes, torch.device("cpu")))
 
 
 @settings(max_examples=50, derandomize=True)

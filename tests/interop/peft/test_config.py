@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from randlora_pl.interop.peft.config import check_config, option
+from randlora_pl.adapters import LoRA
+from randlora_pl.adapters.peft_form import PeftContent
 from randlora_pl.interop.peft.files import PeftAdapter
+from randlora_pl.interop.peft.import_ import check_config
 from randlora_pl.interop.peft.verify import Difference
 from randlora_pl.utils.errors import UserError
 
@@ -32,7 +34,7 @@ from randlora_pl.utils.errors import UserError
 )
 def test_nonsense_in_a_config(change: dict[str, Any]) -> None:
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q"], "rank_pattern": {}}
-    assert check_config(PeftAdapter(config, {}, path=Path("peft"))) == "LORA"
+    assert check_config(PeftAdapter(config, {}, path=Path("peft"))) is LoRA
     with pytest.raises(UserError, match=f"peft: .*{next(iter(change))}|regular expression"):
         check_config(PeftAdapter(json.loads(json.dumps(config | change)), {}, path=Path("peft")))
 
@@ -40,7 +42,7 @@ def test_nonsense_in_a_config(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("value", [10**400, "x", "nan", [1]])
 def test_numbers_that_are_none(value: Any) -> None:
     with pytest.raises(UserError, match="lora_alpha"):
-        option(PeftAdapter({"lora_alpha": value}, {}), "lora_alpha", float, 8.0)
+        PeftContent("peft", {"lora_alpha": value}, {}, {}, {}).number("lora_alpha", 8.0)
 
 
 def test_a_comparison_says_which_difference_counts() -> None:

@@ -62,7 +62,7 @@ def edit_tensors(path: Path, change: Callable[[dict[str, Tensor]], Any]) -> None
 @in_one_item(
     ("config", "message"),
     [
-        (IA3Config(target_modules=["qkv"], feedforward_modules=[]), "is a IA3 adapter; RandLoRA, LoRA"),
+        (IA3Config(target_modules=["qkv"], feedforward_modules=[]), "is a IA3 adapter; AdaLoRA, DoRA, HiRA, LoRA"),
         (LoraConfig(target_modules=["qkv"], lora_bias=True), "its config has lora_bias: True, which"),
         (LoraConfig(target_modules=["qkv"], bias="all"), "its config has bias: 'all'"),
         (LoraConfig(target_modules=["qkv"], init_lora_weights="pissa_niter_2"), "'pissa_niter_2' changes the base"),
@@ -104,7 +104,7 @@ EXPONENTIAL = r"(((\w|\.)+)+)+!"
 def test_a_pattern_of_a_stranger_takes_no_forever(
     change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("randlora_pl.interop.peft.config.PATIENCE", 0.2)
+    monkeypatch.setattr("randlora_pl.interop.peft.import_.PATIENCE", 0.2)
     peft_folder(LoraConfig(r=8, target_modules=["qkv"]), tmp_path)
     edit(tmp_path, lambda config: config.update(change))
     refused(tmp_path, "regular expressions in its config take too long")

@@ -12,9 +12,9 @@ from peft import HiraConfig, OFTConfig
 from torch import nn
 
 from randlora_pl.adapters import OFT, HiRA, inject, save_adapter
+from randlora_pl.adapters.methods.oft import _adjusted, _common_size
 from randlora_pl.interop.peft.export import export_peft
 from randlora_pl.interop.peft.import_ import import_peft
-from randlora_pl.interop.peft.relative import _adjusted, _common_size
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import assert_close, randomise
 from tests.adapters.zoo import small_clip, small_vit

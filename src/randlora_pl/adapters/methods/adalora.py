@@ -1,20 +1,27 @@
 """AdaLoRA: a budget of ranks that training distributes over the layers (Zhang et al., ICLR 2023, arXiv 2303.10512)."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, drawn, trainable
+from randlora_pl.adapters.methods.lora import with_ranks
+from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm, peft_number
 from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.options import Count, NotNegative, Probability
+from randlora_pl.utils.options import Count, NotNegative, Probability, misfit
 
 _START = 0.02
 """Standard deviation of A and B at the start, in the paper's code and in PEFT."""
+
+
+_TINY = 1e-5
+"""PEFT scales by lora_alpha / (init_r + 1e-5)."""
 
 
 class AdaLoRA(Adapter):
@@ -52,6 +59,18 @@ class AdaLoRA(Adapter):
     squared norms (equation 4)."""
 
     learning_rates = (1e-3, 1e-3, 5e-4)  # its scripts: 5e-4 (MNLI) to 2.2e-3 (STS-B)
+
+    peft = PeftForm(
+        "ADALORA",
+        frozenset(
+            {  # those that the import reads, or whose value changes nothing; PEFT ignores r
+                *("r", "init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight"),
+                *("total_step", "rank_pattern", "lora_alpha", "lora_dropout", "init_lora_weights"),
+            }
+        ),
+        ("lora_A", "lora_B", "lora_E"),
+        least_rank=None,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,6 +110,113 @@ class AdaLoRA(Adapter):
     def procedure(self, model: nn.Module) -> "Pruning":
         """Return the pruning of the model's updates."""
         return Pruning(self, [module for module in model.modules() if isinstance(module, AdaLoRADelta)])
+
+    def in_peft(self, parts: list[Part]) -> tuple[Adapter, list[Part]]:
+        """Return the LoRA with the same update: the ranks that are kept, without layers that have none."""
+        used = {part.path for part in parts if bool(_kept(part).any())}
+        left: list[Part] = []
+        scalings: dict[str, float] = {}
+        for part in parts:
+            kept, own = _kept(part), part.tensors
+            if part.path not in used:
+                continue
+            if not bool(kept.any()):  # a block beside others: a rank of zeros keeps its place
+                kept[0] = True
+            factors = {"A": (own["E"][:, None] * own["A"])[kept], "B": own["B"][:, kept]}
+            left.append(replace(part, tensors=factors))
+            scalings[part.shape.layer] = self._scaling_of(part.shape)
+        ranks = {part.shape.layer: len(part.tensors["A"]) for part in left}
+        return with_ranks(ranks, scalings, dropout=self.dropout, qkv=self.qkv, seed=self.seed), left
+
+    def _scaling_of(self, shape: WeightShape) -> float:
+        return float(self.of(self.alpha, shape, 96.0)) / self.rank_of(shape)
+
+    def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
+        """Convert A, B and E: PEFT has one rank and one alpha, so that E takes the ratio of the scalings."""
+        ranks = [self.rank_of(part.shape) for part in parts]
+        rank = max(ranks)
+        alpha = float(rank) if isinstance(self.alpha, dict) or self.alpha <= 0 else float(self.alpha)
+        tensors: dict[str, Tensor] = {}
+        patterns: dict[str, list[bool]] = {}
+        for part, own in zip(parts, ranks, strict=True):
+            kept = _kept(part)
+            tensors[f"{part.path}.lora_A"] = part.tensors["A"][kept]
+            tensors[f"{part.path}.lora_B"] = part.tensors["B"][:, kept]
+            ratio = self._scaling_of(part.shape) * (rank + _TINY) / alpha
+            tensors[f"{part.path}.lora_E"] = (part.tensors["E"][kept, None].double() * ratio).float()
+            patterns[f"{part.path}.lora_E"] = [*kept.tolist(), *[False] * (rank - own)]
+        config = {
+            "init_r": rank,
+            "target_r": max(1, round(sum(map(sum, patterns.values())) / len(parts))),
+            "total_step": 1,  # required; a further training sets its own
+            "tinit": 0,
+            "tfinal": 0,
+            "deltaT": self.every,
+            "beta1": self.beta1,
+            "beta2": self.beta2,
+            "orth_reg_weight": self.gamma,
+            "rank_pattern": patterns,
+            "lora_alpha": peft_number(alpha),
+            "lora_dropout": self.dropout,
+            "init_lora_weights": True,
+        }
+        return config, tensors
+
+    @classmethod
+    def from_peft(cls, content: PeftContent) -> tuple[Adapter, Layers, None]:
+        """Convert PEFT's AdaLoRA; pruned ranks are zero, and stay so unless further training prunes others."""
+        config, source = content.config, content.source
+        if wrong := misfit(config, _PeftKinds):
+            raise UserError(f"{source}: {wrong} in its config; copy it again.")
+        rank, target = config.get("init_r", 12), config.get("target_r", 8)
+        ours: Layers = {}
+        for layer, own in content.layers.items():
+            pattern = (config.get("rank_pattern") or {}).get(f"{layer}.lora_E", [True] * rank)
+            kept = torch.tensor(pattern, dtype=torch.bool)
+            a, b, e = (own[f"lora_{name}"] for name in "ABE")
+            if len(kept) != rank or any(each.dim() != 2 for each in (a, b, e)) or len(e) != int(kept.sum()):
+                raise UserError(
+                    f"{source}: lora_E of {layer} has shape {tuple(e.shape)}, and its config keeps {sum(pattern)} of "
+                    f"{rank} ranks; it is damaged, copy it again."
+                )
+            ours[layer] = {
+                "A": _spread(a, kept, 0),
+                "B": _spread(b, kept, 1),
+                "E": _spread(e[:, 0] * (rank / (rank + _TINY)), kept, 0),
+                "mask": kept,
+            }
+        alpha = float(config.get("lora_alpha", 8))
+        adapter = cls(
+            rank=rank,
+            target_rank=target if 1 <= target <= rank else None,
+            alpha=alpha if alpha > 0 else float(rank),
+            dropout=float(config.get("lora_dropout", 0.0)),
+        )
+        return adapter, ours, None
+
+
+class _PeftKinds(TypedDict, total=False):
+    """Types of the keys that the import reads."""
+
+    init_r: int
+    target_r: int
+    lora_alpha: float
+    lora_dropout: float
+    rank_pattern: dict[str, list[bool]] | None
+
+
+def _kept(part: Part) -> Tensor:
+    """Return the ranks with an effect, now or after further training: bool (r)."""
+    return part.tensors["mask"] | (part.tensors["E"] != 0)
+
+
+def _spread(tensor: Tensor, kept: Tensor, side: int) -> Tensor:
+    """Return a tensor with zeros at the ranks of a side that are not kept; unchanged if the ranks do not fit."""
+    if tensor.shape[side] != int(kept.sum()):
+        return tensor
+    shape = list(tensor.shape)
+    shape[side] = len(kept)
+    return tensor.new_zeros(shape).index_copy_(side, kept.nonzero()[:, 0], tensor)
 
 
 class AdaLoRADelta(FactoredDelta):

@@ -7,6 +7,7 @@ number of components with a share a_k of at least 1/K, for a new LoRA. The same 
 (section C.5.1 of the RandLoRA paper): delta W = alpha/r * sum_j a_j B_j diag(lambda_j) A diag(gamma_j).
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from randlora_pl.adapters.methods.lora import LoRA, LoRADelta
 from randlora_pl.adapters.methods.randlora import RandLoRA
 from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
 from randlora_pl.adapters.methods.selection import SelectionSearch, components
+from randlora_pl.adapters.peft_form import Part
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.options import Count
@@ -77,6 +79,17 @@ class AutoLoRA(Adapter):
             return SelectedRanks(selected, shape, weight)
         assert bases is not None
         return SelectedBases(selected, shape, weight, bases)
+
+    def in_peft(self, parts: list[Part]) -> tuple[Adapter, list[Part]]:
+        """Return the LoRA, or with ``select: bases`` the RandLoRA, with the same update."""
+        found = []
+        for part in parts:
+            tensors = dict(part.tensors)
+            shares = tensors.pop("v").double().softmax(0)
+            name = "B" if self.select == "ranks" else "lambdas"
+            scaled = tensors[name].double() * (shares if self.select == "ranks" else shares[:, None])
+            found.append(replace(part, tensors=tensors | {name: scaled.float()}))
+        return self.selected, found
 
     def procedure(self, model: nn.Module) -> SelectionSearch:
         """Return the search."""

@@ -1,5 +1,6 @@
 """DoRA: separate training of direction and magnitude, with any additive method (Liu et al., 2024)."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import field
 from typing import Any
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from randlora_pl.adapters.base import Adapter, DeltaWeight, like, trainable
 from randlora_pl.adapters.kernels.rounding import rounded
 from randlora_pl.adapters.methods.autolora import AutoLoRA
-from randlora_pl.adapters.methods.lora import LoRA
+from randlora_pl.adapters.methods.lora import PEFT_FORM, LoRA
+from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent
 from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.weights import WeightShape
@@ -34,6 +36,13 @@ class DoRA(Adapter):
     seed: int | None = field(init=False, default=None)
 
     reads_weight = True
+    peft = dataclasses.replace(
+        PEFT_FORM,
+        tensors=(*PEFT_FORM.tensors, "lora_magnitude_vector"),
+        convolutions=False,
+        packed=False,
+        when=lambda config: bool(config.get("use_dora")),
+    )
 
     def __post_init__(self) -> None:
         # An object as default would pass its alpha on to an inner method of another class in a config.
@@ -73,6 +82,32 @@ class DoRA(Adapter):
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "DoRADelta":
         """Create the inner update and the magnitudes (out), which start at the row norms of the frozen weight."""
         return DoRADelta(self.inner.delta_weight(shape, weight, bases), weight)
+
+    def peft_problem(self) -> str:
+        """Return the reason that PEFT cannot have an inner method other than LoRA."""
+        return (
+            "" if isinstance(self.inner, LoRA) else f"PEFT's DoRA wraps LoRA only, this one wraps {self.inner.method()}"
+        )
+
+    def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
+        """Convert the inner LoRA, and add the magnitudes."""
+        inner = [
+            dataclasses.replace(part, tensors={name: part.tensors[f"inner.{name}"] for name in "AB"}) for part in parts
+        ]
+        config, tensors = self.inner.to_peft(inner, bases)
+        tensors |= {f"{part.path}.lora_magnitude_vector": part.tensors["magnitude"] for part in parts}
+        return config | {"use_dora": True}, tensors
+
+    @classmethod
+    def from_peft(cls, content: PeftContent) -> tuple[Adapter, Layers, None]:
+        """Convert PEFT's LoRA with magnitudes."""
+        inner, layers, _ = LoRA.from_peft(content)
+        ours = {
+            layer: {f"inner.{name}": own[name] for name in "AB"}
+            | {"magnitude": content.layers[layer]["lora_magnitude_vector"]}
+            for layer, own in layers.items()
+        }
+        return cls(inner), ours, None
 
 
 class DoRADelta(DeltaWeight):

@@ -12,8 +12,9 @@ from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, kaiming, like,
 from randlora_pl.adapters.kernels.built_again import built_again
 from randlora_pl.adapters.kernels.randlora_linear import without_autocast
 from randlora_pl.adapters.kernels.rounding import added, compute_dtype
+from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm, filled
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.weights import WeightShape, per_layer
 
 
 class HiRA(Adapter):
@@ -33,6 +34,13 @@ class HiRA(Adapter):
     learning_rates = (4.5e-3, 4.5e-3, 4.5e-3)  # PEFT's benchmark, on a language model
     group = "full rank"
     reads_weight = True
+    peft = PeftForm(
+        "HIRA",
+        frozenset({"r", "rank_pattern", "hira_dropout"}),
+        ("hira_A", "hira_B"),
+        kernels=("hira_A", "hira_B"),
+        convolutions=True,
+    )
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""
@@ -45,6 +53,24 @@ class HiRA(Adapter):
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "HiRADelta":
         """Create the update of one weight, with A (r, in) and B (out, r)."""
         return HiRADelta(self, shape, weight)
+
+    def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
+        """Convert A and B: PEFT has one rank, which zeros fill up; 0.21 ignores its rank_pattern."""
+        rank = max(self.rank_of(part.shape) for part in parts)
+        tensors: dict[str, Tensor] = {}
+        for part in parts:
+            a, b = part.tensors["A"], part.tensors["B"]
+            tensors[f"{part.path}.hira_A"] = filled(a, rank)
+            tensors[f"{part.path}.hira_B"] = torch.cat([b, b.new_zeros(len(b), rank - len(a))], dim=1)
+        config = {"r": rank, "rank_pattern": {}, "hira_dropout": self.dropout}
+        return config | {"exclude_modules": None, "init_weights": True}, tensors
+
+    @classmethod
+    def from_peft(cls, content: PeftContent) -> tuple[Adapter, Layers, None]:
+        """Convert PEFT's HiRA; ranks come from the tensors."""
+        ours = {layer: {name: own[f"hira_{name}"].flatten(1) for name in "AB"} for layer, own in content.layers.items()}
+        ranks = per_layer({layer: len(own["A"]) for layer, own in ours.items()})
+        return cls(rank=ranks, dropout=float(content.config.get("hira_dropout") or 0.0)), ours, None
 
 
 class HiRADelta(DeltaWeight):

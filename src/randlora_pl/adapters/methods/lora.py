@@ -1,13 +1,33 @@
 """LoRA: a trained low-rank update (Hu et al., 2022), the baseline of every table of the paper."""
 
 import math
-from typing import Literal
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, drawn, trainable
+from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm, peft_number
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.weights import Number, WeightShape, exact_pattern, per_layer
+from randlora_pl.utils.errors import UserError
+
+PEFT_FORM = PeftForm(
+    "LORA",
+    frozenset(
+        {
+            *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"),
+            *("init_lora_weights", "target_parameters"),
+        }
+    ),
+    ("lora_A.weight", "lora_B.weight"),
+    kernels=("lora_A.weight", "lora_B.weight"),
+    convolutions=True,
+    packed=True,
+)
 
 
 class LoRA(Adapter):
@@ -31,9 +51,16 @@ class LoRA(Adapter):
 
     learning_rates = (1e-3, 1e-2, 1e-4)  # Table 8; section C.3; the released scripts
 
+    peft = PEFT_FORM
+
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""
         return self.check_rank(shape, self.of(self.rank, shape, 32))
+
+    def scaling_of(self, shape: WeightShape) -> float:
+        """Return alpha / r, or alpha / sqrt(r), for one layer."""
+        rank = self.rank_of(shape)
+        return float(self.of(self.alpha, shape, 1.0)) / (math.sqrt(rank) if self.rslora else rank)
 
     def count(self, shape: WeightShape) -> int:
         """Return r (out + in)."""
@@ -43,14 +70,62 @@ class LoRA(Adapter):
         """Create the update of one weight, with A (r, in) and B (out, r)."""
         return LoRADelta(self, shape, weight)
 
+    def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
+        """Convert A and B: packed attention becomes ``target_parameters``, blocks become one larger rank."""
+        tensors: dict[str, Tensor] = {}
+        ranks: dict[str, int] = {}
+        alphas: dict[str, float] = {}
+        modules: list[str] = []
+        parameters: list[str] = []
+        for path, a, b, alpha, packed in _factors(self, parts):
+            tensors[f"{path}.lora_A.weight"], tensors[f"{path}.lora_B.weight"] = a, b
+            name = f"{path}.in_proj_weight" if packed else path  # PEFT matches its patterns with this name
+            ranks[name], alphas[name] = len(a), alpha
+            (parameters if packed else modules).append(name)
+        if parameters and self.dropout:
+            raise UserError("PEFT has no dropout for weights of nn.MultiheadAttention; set dropout to 0")
+        rank, alpha = most_common(ranks.values()), most_common(alphas.values())
+        config = {
+            "r": rank,
+            "lora_alpha": peft_number(alpha),
+            "lora_dropout": self.dropout,
+            "use_rslora": self.rslora,
+            "use_dora": False,
+            "rank_pattern": _patterns(ranks, rank),
+            "alpha_pattern": {name: peft_number(value) for name, value in _patterns(alphas, alpha).items()},
+            "target_modules": exact_pattern(modules) if modules else [],
+            "target_parameters": parameters or None,
+            "init_lora_weights": True,
+            "exclude_modules": None,
+        }
+        return config, tensors
+
+    @classmethod
+    def from_peft(cls, content: PeftContent) -> tuple["LoRA", Layers, None]:
+        """Convert PEFT's LoRA; ranks come from the tensors, alphas from PEFT's patterns."""
+        config = content.config
+        ours: Layers = {}
+        ranks: dict[str, int] = {}
+        alphas: dict[str, float] = {}
+        for layer, own in content.layers.items():
+            ours[layer] = {"A": own["lora_A"].flatten(1), "B": own["lora_B"].flatten(1)}  # also for convolutions
+            name = content.names[layer]
+            ranks[layer] = _pattern(config, "rank_pattern", name, config["r"])
+            alphas[layer] = _pattern(config, "alpha_pattern", name, content.number("lora_alpha", 8.0))
+            if (rows := len(own["lora_A"])) != ranks[layer]:
+                raise UserError(
+                    f"{content.source}: lora_A of {layer} has {rows} rows, r is {ranks[layer]} in its config."
+                )
+        rslora, dropout = bool(config.get("use_rslora")), content.number("lora_dropout", 0.0)
+        return LoRA(rank=per_layer(ranks), alpha=per_layer(alphas), rslora=rslora, dropout=dropout), ours, None
+
 
 class LoRADelta(FactoredDelta):
     """scaling * B A of one weight; one of the two starts at zero (``init``)."""
 
     def __init__(self, adapter: LoRA, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
-        rank = adapter.rank_of(shape)
-        self.scaling = adapter.of(adapter.alpha, shape, 1.0) / (math.sqrt(rank) if adapter.rslora else rank)
+        rank, self.scaling = adapter.rank_of(shape), adapter.scaling_of(shape)
         key, name, out, columns = adapter.key, f"lora/{shape.layer}", shape.out_features, shape.in_features
         official = adapter.init == "official"
         if official and not (shape.layer.rpartition(".")[2] == "in_proj" and out == 3 * columns):
@@ -64,3 +139,77 @@ class LoRADelta(FactoredDelta):
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return scaled B, (out, r), and A, (r, in)."""
         return self.B * self.scaling, self.A
+
+
+def with_ranks(ranks: Mapping[str, int], scalings: Mapping[str, float], **options: Any) -> LoRA:
+    """Return a LoRA with ranks and scalings by layer, by default 1, and further options."""
+    alphas = {layer: scalings.get(layer, 1.0) * rank for layer, rank in ranks.items()}
+    return LoRA(rank=per_layer(ranks), alpha=per_layer(alphas), **options)
+
+
+def of_factors(parts: list[Part], method: Adapter) -> LoRA:
+    """Return the LoRA with a scaling of 1 whose A and B are these factors of a method's updates."""
+    ranks = {part.shape.layer: len(part.tensors["A"]) for part in parts}
+    return with_ranks(ranks, {}, dropout=method.dropout, qkv=method.qkv, seed=method.seed)
+
+
+def _factors(lora: LoRA, parts: list[Part]) -> Iterator[tuple[str, Tensor, Tensor, float, bool]]:
+    """Yield path, A, B, alpha and True for packed attention, for each whole weight.
+
+    The blocks q, k and v of one weight become one LoRA with the sum of their ranks: their A are stacked, their B are on
+    the diagonal.
+    """
+    by_path: dict[str, list[Part]] = {}
+    for part in parts:
+        by_path.setdefault(part.path, []).append(part)
+    for path, (first, *others) in by_path.items():
+        a, b = first.tensors["A"], first.tensors["B"]
+        if first.block is None:
+            yield path, a, b, float(lora.of(lora.alpha, first.shape, 1.0)), first.packed
+            continue
+        a = torch.cat([a, *(part.tensors["A"] for part in others)])
+        rows, column, scaling = _rows(by_path[path]), 0, lora.scaling_of(first.shape) or 1.0
+        b = a.new_zeros(rows["v"].stop, len(a))
+        for part in (first, *others):
+            own = part.tensors["B"] * (lora.scaling_of(part.shape) / scaling)
+            b[rows[str(part.block)], column : column + own.shape[1]] = own
+            column += own.shape[1]
+        yield path, a, b, scaling * (math.sqrt(len(a)) if lora.rslora else len(a)), first.packed
+
+
+def _rows(parts: list[Part]) -> dict[str, slice]:
+    """Return the rows of q, k and v in one fused weight, from its adapted blocks.
+
+    Raises:
+        UserError: A block is not adapted, and its number of rows is unknown.
+    """
+    sizes = {str(part.block): part.shape.out_features for part in parts}
+    if len(sizes) < 3:
+        width = parts[0].shape.in_features
+        if any(size != width for size in sizes.values()):  # grouped-query attention
+            raise UserError(
+                f"{parts[0].path} is adapted in {' and '.join(sizes)} alone, and the rows are unknown without its model"
+            )
+        sizes = dict.fromkeys("qkv", width)
+    middle = sizes["q"] + sizes["k"]
+    return {"q": slice(0, sizes["q"]), "k": slice(sizes["q"], middle), "v": slice(middle, middle + sizes["v"])}
+
+
+def _patterns(values: Mapping[str, Number], common: Number) -> dict[str, Number]:
+    """Return PEFT's patterns for the layers whose value differs from the common one."""
+    layers: dict[Number, list[str]] = {}
+    for path, value in values.items():
+        if value != common:
+            layers.setdefault(value, []).append(path)
+    return {f"^{exact_pattern(paths)}": value for value, paths in layers.items()}
+
+
+def _pattern(config: Mapping[str, Any], key: str, name: str, default: Any) -> Any:
+    """Return the value of PEFT's first pattern that matches the end of a layer's name."""
+    patterns = config.get(key) or {}
+    return next((value for p, value in patterns.items() if re.match(rf"(?:.*\.)?(?:{p})$", name)), default)
+
+
+def most_common(values: Iterable[Number]) -> Number:
+    """Return the most common of some values."""
+    return Counter(values).most_common(1)[0][0]

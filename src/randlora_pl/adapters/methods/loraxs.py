@@ -6,8 +6,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import FactoredDelta, Rank, drawn, like, plus_product, trainable
+from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, drawn, like, plus_product, trainable
 from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta
+from randlora_pl.adapters.methods.lora import of_factors
+from randlora_pl.adapters.peft_form import Part
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.weights import WeightShape
 
@@ -33,6 +35,8 @@ class LoRAXS(DerivedAdapter):
 
     learning_rates = (1e-3, 1e-3, 1e-3)  # its released scripts for GLUE, up to this
 
+    exports_factors = True
+
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""
         return self.check_rank(shape, self.of(self.rank, shape, 64))
@@ -44,6 +48,10 @@ class LoRAXS(DerivedAdapter):
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "LoRAXSDelta":
         """Create the update of one weight, with R (r, r)."""
         return LoRAXSDelta(self, shape, weight)
+
+    def in_peft(self, parts: list[Part]) -> tuple[Adapter, list[Part]]:
+        """Return the LoRA of the factors: rank r."""
+        return of_factors(parts, self), parts
 
 
 class LoRAXSDelta(DerivedDelta, FactoredDelta):

@@ -1,6 +1,7 @@
 """OFT: rotations of blocks of a layer's inputs (Qiu et al., 2023, arXiv 2306.07280; OFTv2, 2025, arXiv 2506.19847)."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -11,13 +12,17 @@ from torch import Tensor
 from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, like, trainable
 from randlora_pl.adapters.kernels.built_again import built_again
 from randlora_pl.adapters.kernels.rounding import added, compute_dtype
+from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.weights import WeightShape, per_layer
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import at_least
 
 _LARGEST = 32
 """Largest default block."""
+
+_SERIES = (0, 18)
+"""First version of PEFT with today's series."""
 
 
 class OFT(Adapter):
@@ -41,6 +46,17 @@ class OFT(Adapter):
     group = "full rank"
     size_option = "block"
     reads_weight = True
+    peft = PeftForm(
+        "OFT",
+        frozenset(
+            {
+                *("r", "oft_block_size", "use_cayley_neumann", "num_cayley_neumann_terms"),
+                *("module_dropout", "eps"),  # without effect outside of training and of the refused coft
+            }
+        ),
+        ("oft_R.weight",),
+        least_rank=0,  # it may be derived
+    )
 
     def block_of(self, shape: WeightShape) -> int:
         """Return the size of the blocks for one layer.
@@ -83,6 +99,46 @@ class OFT(Adapter):
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "OFTDelta":
         """Create the update of one weight, with the upper triangles of Q (in / b, b (b - 1) / 2)."""
         return OFTDelta(self, shape, weight)
+
+    def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
+        """Convert Q: PEFT has one size of the blocks, or one number of them, from which it finds each layer's.
+
+        PEFT's OFT has the rotation R = (I + Q) (I - Q)^-1 as a series if ``use_cayley_neumann`` is set, and its inverse
+        (I - Q) (I + Q)^-1 if not. So one file means two rotations, and Q is negated here for the exact form.
+        """
+        terms = self.neumann_terms
+        number, size = _common_size({(part.shape.in_features, self.block_of(part.shape)) for part in parts})
+        config = {
+            "peft_version": ".".join(map(str, _SERIES)) + ".0",
+            "r": number,
+            "oft_block_size": size,
+            "module_dropout": 0.0,
+            "coft": False,
+            "block_share": False,
+            "use_cayley_neumann": terms is not None,
+            "num_cayley_neumann_terms": terms or 5,
+            "exclude_modules": None,
+            "init_weights": True,
+        }
+        sign = -1 if terms is None else 1
+        return config, {f"{part.path}.oft_R.weight": sign * part.tensors["Q"] for part in parts}
+
+    @classmethod
+    def from_peft(cls, content: PeftContent) -> tuple[Adapter, Layers, None]:
+        """Convert PEFT's OFT; sizes of blocks come from the tensors."""
+        terms = _terms(content)
+        ours: Layers = {}
+        blocks: dict[str, int] = {}
+        for layer, own in content.layers.items():
+            weight, side = own["oft_R"], content.shapes[layer].in_features
+            block = (1 + math.isqrt(1 + 8 * weight.shape[-1])) // 2
+            if weight.dim() != 2 or (len(weight) * block, block * (block - 1) // 2) != (side, weight.shape[1]):
+                raise UserError(
+                    f"{content.source}: oft_R of {layer} has shape {tuple(weight.shape)}, which does not fit its "
+                    f"{side} inputs; it belongs to another model, or is damaged."
+                )
+            ours[layer], blocks[layer] = {"Q": -weight if terms is None else weight}, block
+        return cls(block=per_layer(blocks), neumann_terms=terms), ours, None
 
 
 def _divisors(side: int) -> list[int]:
@@ -157,3 +213,39 @@ def _times(x: Tensor, turn: Tensor, plus: Tensor | None = None) -> Tensor:
     )
     blocks = torch.baddbmm(others[0], first, turn) if others else first @ turn
     return blocks.transpose(0, 1).reshape(x.shape)
+
+
+def _common_size(pairs: set[tuple[int, int]]) -> tuple[int, int]:
+    """Return PEFT's number and size of blocks, of which one is 0, for inputs and blocks of layers.
+
+    Raises:
+        UserError: None fits all layers.
+    """
+    blocks = sorted({block for _, block in pairs})
+    divisors = {side: [size for size in range(1, side + 1) if side % size == 0] for side, _ in pairs}
+    for size in (*blocks, *range(2, max(divisors) + 1)):
+        if all(_adjusted(divisors[side], size) == block for side, block in pairs):
+            return 0, size
+    if len(numbers := {side // block for side, block in pairs}) == 1:
+        return numbers.pop(), 0
+    raise UserError(f"its layers have blocks of {' and '.join(map(str, blocks))}; PEFT finds others for one size")
+
+
+def _adjusted(divisors: list[int], size: int) -> int:
+    """Return the nearest divisor to a size, the smaller one of two, as PEFT does."""
+    return min(divisors, key=lambda divisor: (abs(divisor - size), divisor))
+
+
+def _terms(content: PeftContent) -> int | None:
+    """Return the number of terms of PEFT's series, or None for the exact inverse."""
+    config = content.config
+    if not config.get("use_cayley_neumann", True):
+        return None
+    version = re.match(r"(\d+)\.(\d+)", str(config.get("peft_version")))
+    terms = config.get("num_cayley_neumann_terms", 5)
+    if version is None or (int(version[1]), int(version[2])) < _SERIES or type(terms) is not int or terms < 3:
+        raise UserError(
+            f"{content.source}: the series of its rotations ({terms} terms, peft_version {config.get('peft_version')}) "
+            "has no counterpart here. Merge it with the PEFT that trained it instead: model.merge_and_unload()"
+        )
+    return max(terms, 4)  # PEFT's sum of 3 terms is the same

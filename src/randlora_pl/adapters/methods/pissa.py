@@ -1,14 +1,17 @@
 """PiSSA: LoRA that starts at the principal components of the weight (Meng et al., 2024), and its relatives."""
 
+import dataclasses
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import FactoredDelta, Rank, trainable
+from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, trainable
 from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta, RecipeName
+from randlora_pl.adapters.methods.lora import PEFT_FORM, LoRA, of_factors
+from randlora_pl.adapters.peft_form import Layers, Part, PeftContent
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.weights import WeightShape, per_layer
 from randlora_pl.utils.errors import UserError
 
 Start = Literal["pissa", "olora", "minor"]
@@ -39,6 +42,15 @@ class PiSSA(DerivedAdapter):
 
     learning_rates = (1e-4, 1e-4, 2e-5)  # a first value; published for language models only
 
+    exports_factors = True
+    peft = dataclasses.replace(
+        PEFT_FORM,
+        kernels=None,
+        convolutions=False,
+        starts=("pissa", "olora"),
+        when=lambda config: config.get("init_lora_weights") in ("pissa", "olora"),
+    )
+
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""
         return self.check_rank(shape, self.of(self.rank, shape, 32))
@@ -61,6 +73,27 @@ class PiSSA(DerivedAdapter):
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> DerivedDelta:
         """Create the update of one weight, with A (r, in) and, unless it is frozen, B (out, r)."""
         return (MinorDelta if self.start == "minor" else PiSSADelta)(self, shape, weight)
+
+    def in_peft(self, parts: list[Part]) -> tuple[Adapter, list[Part]]:
+        """Return the LoRA of the factors: rank 2r."""
+        return of_factors(parts, self), parts
+
+    @classmethod
+    def from_peft(cls, content: PeftContent) -> tuple[Adapter, Layers, None]:
+        """Convert PEFT's LoRA whose start was subtracted from the base weight."""
+        start = content.config["init_lora_weights"]
+        for layer in content.layers:
+            if layer.endswith("in_proj") or (layer in content.transposed and start == "olora"):
+                raise UserError(
+                    f"{content.source}: PEFT's {start} of {layer} does not start at this weight. Merge it with PEFT "
+                    "instead: model.merge_and_unload()"
+                )
+        lora, layers, _ = LoRA.from_peft(content)
+        alphas = {
+            layer: lora.of(lora.alpha, shape, 1.0) * (lora.of(lora.rank, shape, 32) ** 0.5 if lora.rslora else 1)
+            for layer, shape in content.shapes.items()
+        }
+        return cls(rank=lora.rank, alpha=per_layer(alphas), start=start, dropout=lora.dropout), layers, None
 
 
 class PiSSADelta(DerivedDelta, FactoredDelta):

@@ -15,19 +15,27 @@ Rank of the update by distribution:
 - A of signs with two or three rows: may be slightly below d, because few distinct columns exist; in practice not from
   rank 4 on.
 - Hadamard: full by construction, also for each d x d block of rows (see `hadamard`).
+
+PEFT keeps one pair of tensors per model: A (r, 1, m) and B (M, n, r), where m and M are the smaller and the larger of
+the two maxima (largest output, largest input) of the adapted layers and n = m / r rounded up. A layer slices them and
+pairs column p of ``B[:M, :n].flatten(1)`` with the row of A, lambda and gamma that has k = p // n and j = p % n.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank
-from randlora_pl.adapters.kernels.hadamard import STRUCTURE, copies
+from randlora_pl.adapters.kernels.hadamard import STRUCTURE, Hadamard, copies
 from randlora_pl.adapters.methods.lead import LedRandLoRADelta
+from randlora_pl.adapters.methods.lora import most_common
 from randlora_pl.adapters.methods.randlora_update import RandLoRADelta, SummedRandLoRADelta
+from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm, filled, peft_number
 from randlora_pl.adapters.random_bases import Bases, Distribution, draw
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.weights import WeightShape, sides
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, NotNegative, between
 
@@ -85,6 +93,17 @@ class RandLoRA(Adapter):
 
     learning_rates = (1e-3, 1e-2, 1e-4)  # Table 8; section C.3; the released scripts
     group = "full rank"
+    peft = PeftForm(
+        "RANDLORA",
+        frozenset(
+            {
+                *("r", "randlora_alpha", "randlora_dropout", "projection_prng_key", "save_projection"),
+                *("sparse", "very_sparse"),
+            }
+        ),
+        ("randlora_lambda", "randlora_gamma"),
+        shared=("randlora_A", "randlora_B"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -157,3 +176,187 @@ class RandLoRA(Adapter):
             return LedRandLoRADelta(self, shape, weight, bases, lead)
         kind = SummedRandLoRADelta if self.variant == "a" else RandLoRADelta
         return kind(self, shape, weight, bases)
+
+    def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
+        """Convert lambda and gamma: PEFT has one alpha, so lambda takes the ratio; extra bases are zero.
+
+        Raises:
+            UserError: PEFT cannot represent the bases.
+        """
+        shapes = [part.shape for part in parts]
+        a, b = arranged_for_peft(self, shapes, bases or self.bases(shapes, torch.device("cpu")))
+        rank = self.rank_of(shapes[0])
+        alphas = [float(self.of(self.alpha, shape, 10.0)) for shape in shapes]
+        alpha = most_common([value for value in alphas if value] or [1.0])
+        tensors = {"randlora_A": a, "randlora_B": b}
+        for part, own in zip(parts, alphas, strict=True):
+            count = peft_count(part.shape.small, rank)
+            lambdas, gammas = (filled(part.tensors[name], count) for name in ("lambdas", "gammas"))
+            tensors[f"{part.path}.randlora_lambda"] = lambdas.T * (own / alpha)
+            tensors[f"{part.path}.randlora_gamma"] = gammas
+        config = {
+            "r": rank,
+            "randlora_alpha": peft_number(alpha),
+            "sparse": False,
+            "very_sparse": False,
+            "randlora_dropout": self.dropout,
+            "projection_prng_key": self.key,
+            "save_projection": True,
+            "init_weights": True,
+        }
+        return config, tensors
+
+    @classmethod
+    def from_peft(cls, content: PeftContent) -> tuple[Adapter, Layers, Bases]:
+        """Convert PEFT's RandLoRA, whose bases are drawn again if they are not stored."""
+        config, source, shapes = content.config, content.source, content.shapes
+        rank, key = int(config["r"]), content.number("projection_prng_key", 0)
+        ours = {
+            layer: {"lambdas": own["randlora_lambda"].T, "gammas": own["randlora_gamma"]}
+            for layer, own in content.layers.items()
+        }
+        for layer, own in ours.items():
+            if len(own["gammas"]) != (count := peft_count(shapes[layer].small, rank)):
+                raise UserError(f"{source}: {layer} has {len(own['gammas'])} bases; its size and r require {count}.")
+        if (pair := content.shared) is None:
+            sparse = {name: bool(config.get(name)) for name in ("sparse", "very_sparse")}
+            pair = draw_peft_randlora(key, rank, list(shapes.values()), **sparse, dtype=content.dtype)
+        a, b = (tensor.float() for tensor in pair)
+        if a.dim() != 3 or b.dim() != 3 or a.shape[1] != 1:
+            raise UserError(f"{source}: its bases have shapes {tuple(a.shape)} and {tuple(b.shape)}; copy it again.")
+        small, large = (max(getattr(shape, side) for shape in shapes.values()) for side in ("small", "large"))
+        a, b = a[..., :small], b[:large, : peft_count(small, rank)]  # PEFT stores more than any layer uses
+        adapter = cls(
+            rank=rank,
+            alpha=content.number("randlora_alpha", 640.0),
+            dropout=content.number("randlora_dropout", 0.0),
+            init="lambda",
+            pairing="peft",
+            seed=key,
+        )
+        return adapter, ours, Bases(key, a.permute(1, 0, 2).contiguous(), b.permute(1, 0, 2), stored=True)
+
+
+def of_official_code(rank: int, alpha: float, seed: int) -> RandLoRA:
+    """Return the RandLoRA whose tensors a checkpoint of the official vision code has."""
+    return RandLoRA(rank=rank, alpha=alpha, num_bases="floor+1", pairing="peft", seed=seed)
+
+
+def peft_count(small: int, rank: int) -> int:
+    """Return PEFT's number of bases for a smaller side: small / rank, rounded up."""
+    return -(-small // rank)
+
+
+def draw_peft_randlora(
+    key: int,
+    rank: int,
+    shapes: Sequence[WeightShape],
+    *,
+    sparse: bool = False,
+    very_sparse: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+) -> tuple[Tensor, Tensor]:
+    """Draw the bases of a RandLoRA adapter that PEFT saved without them (``save_projection=False``).
+
+    Args:
+        key: ``projection_prng_key``.
+        rank: ``r``.
+        shapes: Shapes of the adapted layers.
+        sparse: Ternary entries; +1 and -1 have probability 1/6 each.
+        very_sparse: Ternary entries; +1 and -1 have probability 1/(2 sqrt(m)) each. Overrides ``sparse``.
+        dtype: Dtype in which PEFT drew dense bases: bfloat16, or float16 on machines without it (macOS before 14, old
+            GPUs). Except for tiny layers the two draws are unrelated, and a PEFT file does not store which was used.
+
+    Returns:
+        A (r, 1, m) and B (M, n, r), float32.
+    """
+    small, large = sorted(sides(shapes))
+    generator, count = torch.Generator("cpu").manual_seed(key), peft_count(small, rank)
+    if sparse or very_sparse:
+        half = 1 / (2 * (math.sqrt(small) if very_sparse else 3))
+        return _ternary((rank, 1, small), half, generator), _ternary((large, count, rank), half, generator)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.nn.init.kaiming_uniform_(torch.empty(shape, dtype=dtype), a=math.sqrt(5), generator=generator)
+
+    a = uniform(rank, 1, small)  # in this order
+    b = torch.cat([uniform(large, 1, rank) for _ in range(count)], dim=1)
+    return (a / a.std()).float(), (b / b.std()).float()
+
+
+def _ternary(shape: tuple[int, ...], half: float, generator: torch.Generator) -> Tensor:
+    """Draw -1, 0 and 1 by thresholds on uniform numbers, then scale to unit standard deviation."""
+    drawn = torch.rand(shape, generator=generator)
+    signs = (drawn > 1 - half).float() - (drawn < half).float()
+    return signs / signs.std()
+
+
+def arranged_for_peft(adapter: RandLoRA, shapes: Sequence[WeightShape], bases: Bases) -> tuple[Tensor, Tensor]:
+    """Convert our bases to PEFT's shapes and order, so that the same lambda and gamma give the same update.
+
+    If PEFT's order or number of bases differs, the columns of B are permuted, and missing bases are zero. There is one
+    permutation for all layers, so they must then have the same numbers of bases.
+
+    Returns:
+        A (r, 1, m) and B (M, n, r), float32, in PEFT's shapes.
+
+    Raises:
+        UserError: No bases in PEFT's form give this update; the message has the reason.
+    """
+    if adapter.variant == "a":
+        raise UserError("variant a is a product of two sums; PEFT has one sum of products")
+    if adapter.lead:
+        raise UserError("it has columns of its own (lead), and PEFT has random bases only")
+    ranks = sorted({adapter.rank_of(shape) for shape in shapes})
+    if len(ranks) > 1:
+        raise UserError(f"its layers have ranks {_listed(ranks)}; PEFT's RandLoRA has one rank")
+    rank, structured = ranks[0], adapter.basis == "hadamard"
+    counts = sorted({adapter.bases_of(shape) for shape in shapes})
+    theirs = sorted({peft_count(shape.small, rank) for shape in shapes})
+    straight = adapter.pairing == "peft" and all(
+        adapter.bases_of(shape) == peft_count(shape.small, rank) for shape in shapes
+    )
+    if not straight and (len(counts) > 1 or len(theirs) > 1):
+        equation = adapter.pairing == "equation"
+        why = "pairing: equation permutes" if equation else f"num_bases: {adapter.num_bases} rearranges"
+        hint = "train a RandLoRA with --model.adapter.pairing peft" if equation else ""
+        raise UserError(f"its layers have {_listed(counts)} bases, and {why} all of them alike", hint)
+    if not straight and counts[0] > theirs[0]:
+        raise UserError(f"it has {counts[0]} bases of rank {rank}; PEFT makes {theirs[0]}")
+    smalls = sorted({shape.small for shape in shapes})
+    if structured and len(smalls) > 1:
+        raise UserError(f"hadamard bases differ for the smaller sides {_listed(smalls)}; PEFT shares them")
+    rows, columns = sides(shapes)
+    small, large = sorted((rows, columns))
+    a = bases.A[0, :rank].float().cpu()
+    if structured:
+        depth = max(shape.large for shape in shapes)
+        signs = bases.B[..., 0].cpu()
+        b = Hadamard(signs, depth, smalls[0], counts[-1] * rank).matrix(torch.float32).view(depth, counts[-1], rank)
+    else:
+        b = bases.B[:, :, :rank].float().cpu() * bases.scale
+    if not straight:
+        b = _reordered(b[:, : counts[0]], theirs[0], adapter.pairing == "equation")
+    return _sized(a[:, None], (rank, 1, small)), _sized(b, (large, peft_count(small, rank), rank))
+
+
+def _reordered(b: Tensor, count: int, equation: bool) -> Tensor:
+    """Reorder B (D, n, r) to (D, N, r) whose column k N + j belongs to row (k, j), zero for j >= n."""
+    own, rank = b.shape[1:]
+    k, j = torch.arange(rank)[:, None], torch.arange(own)
+    order = j * rank + k if equation else k * own + j  # our column for row (k, j)
+    result = b.new_zeros(len(b), rank, count)
+    result[:, :, :own] = b.flatten(1)[:, order]
+    return result.reshape(len(b), count, rank)
+
+
+def _sized(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Cut a tensor or pad it with zeros that no layer reads."""
+    result = tensor.new_zeros(shape)
+    part = tuple(slice(0, min(have, want)) for have, want in zip(tensor.shape, shape, strict=True))
+    result[part] = tensor[part]
+    return result
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values[:-1])) + f" and {values[-1]}" if len(values) > 1 else str(values[0])

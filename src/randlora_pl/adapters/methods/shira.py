@@ -10,6 +10,7 @@ from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, trainable
 from randlora_pl.adapters.kept import places_problem
 from randlora_pl.adapters.kernels.built_again import built_again
 from randlora_pl.adapters.kernels.rounding import added
+from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.errors import UserError
@@ -33,6 +34,7 @@ class SHiRA(Adapter):
 
     learning_rates = (3e-4, 3e-4, 1e-4)  # PEFT's benchmark, on a language model
     group = "full rank"
+    peft = PeftForm("SHIRA", frozenset({"r", "mask_type", "random_seed"}), ("shira_weight", "shira_indices"))
 
     @property
     def reads_weight(self) -> bool:  # type: ignore[override]
@@ -65,6 +67,35 @@ class SHiRA(Adapter):
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "SHiRADelta":
         """Create the update of one weight, with its places and values (r (out + in))."""
         return SHiRADelta(self, shape, weight)
+
+    def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
+        """Convert the places: PEFT stores their rows and columns, and has one rank."""
+        tensors: dict[str, Tensor] = {}
+        for part in parts:
+            places, width = part.tensors["places"], part.shape.in_features
+            tensors[f"{part.path}.shira_weight"] = part.tensors["values"]
+            tensors[f"{part.path}.shira_indices"] = torch.stack([places // width, places % width]).to(torch.int32)
+        ranks = sorted({self.rank_of(part.shape) for part in parts})
+        if len(ranks) > 1:
+            raise UserError(f"its layers have ranks {' and '.join(map(str, ranks))}; PEFT's SHiRA has one rank")
+        return {"r": ranks[0], "mask_type": "random", "random_seed": None, "init_weights": True}, tensors
+
+    @classmethod
+    def from_peft(cls, content: PeftContent) -> tuple[Adapter, Layers, None]:
+        """Convert PEFT's SHiRA, with the places of any mask."""
+        ours: Layers = {}
+        for layer, own in content.layers.items():
+            shape, indices = content.shapes[layer], own["shira_indices"].long()
+            sides = torch.tensor([[shape.out_features], [shape.in_features]])
+            good = indices.dim() == 2 and len(indices) == 2 and bool(((indices >= 0) & (indices < sides)).all())
+            places, order = (indices[0] * shape.in_features + indices[1]).sort() if good else (indices, indices)
+            if not good or not bool((places[1:] > places[:-1]).all()) or len(places) != len(own["shira_weight"]):
+                raise UserError(
+                    f"{content.source}: shira_indices of {layer} are not distinct places in {shape.out_features} x "
+                    f"{shape.in_features}, one for each value; it belongs to another model, or is damaged."
+                )
+            ours[layer] = {"values": own["shira_weight"][order], "places": places}
+        return cls(rank=int(content.config["r"])), ours, None
 
 
 def largest_rank(shape: WeightShape) -> int:

@@ -79,6 +79,10 @@ class Together(Adapter):
         """True if no part depends on the input."""
         return all(part.fixed for part in self.parts)
 
+    def peft_problem(self) -> str:
+        """Return the reason that PEFT cannot have a sum."""
+        return "PEFT has no sum of methods"
+
     def identity(self) -> dict[str, Any]:
         """Return `describe` without ``rates``, which affect training only."""
         described = super().identity()

@@ -1,5 +1,6 @@
 """VeRA: trained vectors that scale one frozen pair of random matrices (Kopiczko et al., 2024)."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -7,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from randlora_pl.adapters.base import UNLIMITED, Adapter, FactoredDelta, Rank, like, trainable
+from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm, filled
 from randlora_pl.adapters.random_bases import Bases, random_pair
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.weights import WeightShape, sides
 
 
 class VeRA(Adapter):
@@ -28,6 +30,13 @@ class VeRA(Adapter):
     """Initial value of d; b starts at zero."""
 
     learning_rates = (1e-2, 1e-2, 1e-2)  # Table 8
+
+    peft = PeftForm(
+        "VERA",
+        frozenset({"r", "vera_dropout", "d_initial", "projection_prng_key", "save_projection"}),
+        ("vera_lambda_b", "vera_lambda_d"),
+        shared=("vera_A", "vera_B"),
+    )
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer."""
@@ -49,6 +58,59 @@ class VeRA(Adapter):
         """Create the update of one weight, with b (out) and d (r)."""
         assert bases is not None
         return VeRADelta(self, shape, weight, bases)
+
+    def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
+        """Convert b and d: PEFT has one rank, lowered per layer by zeros in d, and no scaling, which b takes."""
+        shapes = [part.shape for part in parts]
+        rank, (rows, columns) = max(self.rank_of(shape) for shape in shapes), sides(shapes)
+        bases = bases or self.bases(shapes, torch.device("cpu"))
+        tensors = {"vera_A": bases.A[0, :rank, :columns], "vera_B": bases.B[:rows, 0, :rank]}
+        for part in parts:
+            scaling = float(self.of(self.alpha, part.shape, 1.0)) / self.rank_of(part.shape)
+            tensors[f"{part.path}.vera_lambda_b"] = part.tensors["b"] * scaling
+            tensors[f"{part.path}.vera_lambda_d"] = filled(part.tensors["d"], rank)
+        config = {
+            "r": rank,
+            "d_initial": self.d_initial,
+            "vera_dropout": self.dropout,
+            "projection_prng_key": self.key,
+            "save_projection": True,
+            "init_weights": True,
+        }
+        return config, tensors
+
+    @classmethod
+    def from_peft(cls, content: PeftContent) -> tuple[Adapter, Layers, Bases]:
+        """Convert PEFT's VeRA, which has no scaling."""
+        rank, key = int(content.config["r"]), content.number("projection_prng_key", 0)
+        ours = {layer: {"b": own["vera_lambda_b"], "d": own["vera_lambda_d"]} for layer, own in content.layers.items()}
+        pair = content.shared or draw_peft_vera(key, rank, list(content.shapes.values()))
+        a, b = (tensor.float() for tensor in pair)
+        adapter = cls(
+            rank=rank,
+            alpha=float(rank),
+            d_initial=content.number("d_initial", 0.1),
+            dropout=content.number("vera_dropout", 0.0),
+            seed=key,
+        )
+        return adapter, ours, Bases(key, a[None], b[None], stored=True)
+
+
+def draw_peft_vera(key: int, rank: int, shapes: Sequence[WeightShape]) -> tuple[Tensor, Tensor]:
+    """Draw A (r, largest input) and B (largest output, r) of a VeRA that PEFT saved without them, float32.
+
+    Kaiming-uniform with gain sqrt(2): uniform on +-sqrt(6 / columns).
+    """
+    rows, columns = sides(shapes)
+    generator = torch.Generator("cpu").manual_seed(key)
+
+    def uniform(*shape: int) -> Tensor:
+        # Compute the bound in the order of torch.nn.init: different rounding would give different bits.
+        bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(shape[1]))
+        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+    a = uniform(rank, columns)
+    return a, uniform(rows, rank)
 
 
 class VeRADelta(FactoredDelta):

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from randlora_pl.adapters import RandLoRA
+from randlora_pl.adapters.methods import randlora
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.interop.foreign.adapter import ExternalAdapter, sites_by_name
 from randlora_pl.models.weights import load_without_code
@@ -69,7 +69,7 @@ def translate(path: str | os.PathLike[str], model: nn.Module, alpha: float = 1.0
     most = max(len(tensors["lambdas"]) for tensors in layers.values())
     seed = state.get("seed", 0)
     seed = int(seed) if isinstance(seed, int) or (isinstance(seed, Tensor) and seed.numel() == 1) else 0
-    method = RandLoRA(rank=ranks[0], alpha=alpha, num_bases="floor+1", pairing="peft", seed=seed)
+    method = randlora.of_official_code(ranks[0], alpha, seed)
     foreign = ExternalAdapter(
         str(path), method, layers, Bases(seed, a, b[:most], stored=True)
     )  # the file has 1,000 bases, most unused

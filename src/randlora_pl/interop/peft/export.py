@@ -10,70 +10,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import (
-    AdaLoRA,
-    AdapterFile,
-    AutoLoRA,
-    DoRA,
-    LoRA,
-    LoRAXS,
-    PiSSA,
-    RandLoRA,
-    Together,
-    VeRA,
-    adapted_layers,
-    read_adapter,
-)
+from randlora_pl.adapters import Adapter, AdapterFile, adapted_layers, read_adapter
 from randlora_pl.adapters.base import FactoredDelta
 from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.layers.adapted import RowBlocks
+from randlora_pl.adapters.peft_form import Part, PeftForm
 from randlora_pl.adapters.targets.sites import is_packed_linear
-from randlora_pl.adapters.weights import WeightShape, per_layer
+from randlora_pl.adapters.weights import WeightShape, exact_pattern
 from randlora_pl.interop.base_model import Base, load_base, wrap_model
 from randlora_pl.interop.foreign.adapter import plain_convolution
-from randlora_pl.interop.peft.adalora import lora_of_kept
 from randlora_pl.interop.peft.files import PeftAdapter, base_name, written
-from randlora_pl.interop.peft.layerwise import TRANSLATIONS
-from randlora_pl.interop.peft.tensors import Part, lora_form, randlora_form, vera_form
 from randlora_pl.interop.peft.verify import Difference, LogitsOnly, difference, installed
 from randlora_pl.interop.prompts import check_no_prompts
 from randlora_pl.interop.updates import adapted
 from randlora_pl.models import ModelIdentity
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.weights_files import without_local_paths
-
-Factored = PiSSA | LoRAXS
-"""Methods whose factors follow from what is trained and the weights of the base model."""
-
-
-@torch.no_grad()
-def lora_of(file: AdapterFile, adapted: nn.Module) -> AdapterFile:
-    """Return an adapter as the LoRA with the same update: rank 2r for PiSSA, r for LoRA-XS, and a scaling of one.
-
-    Args:
-        file: Adapter of a method in `Factored`.
-        adapted: Its base model with the adapter, not merged.
-    """
-    ranks: dict[str, int] = {}
-    tensors: dict[str, Tensor] = {}
-    for path, layer in adapted_layers(adapted).items():
-        whole = path if layer.weight_name == "weight" else f"{path}.in_proj".lstrip(".")
-        blocks = layer.delta.blocks() if isinstance(layer.delta, RowBlocks) else {"": layer.delta}
-        for block, delta in blocks.items():
-            if not isinstance(delta, FactoredDelta):  # an attention layer that calls its projection
-                continue
-            prefix = f"{path}.delta.{block}".strip(".") + "."
-            tensors[f"{prefix}B"], tensors[f"{prefix}A"] = (factor.contiguous() for factor in delta.factors())
-            ranks[f"{path}.{block}".lstrip(".") if block else whole] = len(tensors[f"{prefix}A"])
-    updates = tuple(name[:-1] for name in tensors)
-    own = {name: tensor for name, tensor in file.tensors.items() if not name.startswith(updates)}
-    rank = per_layer(ranks)
-    alpha = {pattern: float(value) for pattern, value in rank.items()} if isinstance(rank, dict) else float(rank)
-    lora = LoRA(rank=rank, alpha=alpha, dropout=file.adapter.dropout, qkv=file.adapter.qkv, seed=file.adapter.seed)  # type: ignore[arg-type]
-    return replace(file, adapter=lora, tensors=tensors | own)
 
 
 @dataclass(frozen=True)
@@ -110,10 +64,11 @@ def export_peft(
         UserError: PEFT cannot represent this adapter or gives other outputs, or the base model cannot be built.
     """
     file = read_adapter(path)
-    if peft_type is not None and not (peft_type == "ADALORA" and isinstance(file.adapter, AdaLoRA)):
+    own = type(file.adapter).to_peft is not Adapter.to_peft and file.adapter.peft
+    if peft_type is not None and not (own and peft_type == own.name):
         raise UserError(f"{path}: peft_type is {peft_type}. Use ADALORA with an AdaLoRA, and leave it out otherwise.")
     check_no_prompts(file, "PEFT has no place for them. Predict and serve take the adapter")
-    factored = isinstance(file.adapter, Factored)
+    factored = file.adapter.exports_factors
     if not factored:
         to_peft(file, set(), None, peft_type)  # check the method before a large model is built
     base, named = None if model is None else wrap_model(model), file.config.get("base_model", {})
@@ -126,7 +81,7 @@ def export_peft(
         if base is None:
             raise refusal(file, "it does not name its base model", "pass it: export_peft(ADAPTER, DIR, model=model)")
         made = adapted(base, file)
-        adapter = to_peft(lora_of(file, made.part), attention, base.part, named=file)
+        adapter = to_peft(file, attention, base.part, updated=made.part)
     else:
         known, whole = (None, None) if base is None else (attention, base.part)
         adapter = to_peft(file, known, whole, peft_type)
@@ -187,59 +142,49 @@ def to_peft(
     attention: set[str] | None = None,
     model: nn.Module | None = None,
     peft_type: str | None = None,
-    named: AdapterFile | None = None,
+    updated: nn.Module | None = None,
 ) -> PeftAdapter:
     """Convert an adapter to PEFT's form.
 
     Args:
-        file: RandLoRA, LoRA, VeRA, DoRA around LoRA, or a method of `TRANSLATIONS`.
+        file: Adapter of a method that PEFT has, or that has another method in PEFT (`Adapter.in_peft`).
         attention: Paths of the model's ``nn.MultiheadAttention`` modules. If None, layers that may belong to one are
             refused, because PEFT would never call them.
         model: Base model, for modules trained completely beside the adapter.
         peft_type: See `export_peft`.
-        named: Adapter that refusals name. Default: ``file``.
+        updated: Base model with the adapter, not merged, if the method needs the factors of its updates.
 
     Raises:
         UserError: PEFT has no form with the same outputs; the message has the reason and alternatives.
     """
-    named = named or file
-    if isinstance(file.adapter, AdaLoRA) and peft_type is None:
-        file = lora_of_kept(file, _parts(file))
-    if isinstance(file.adapter, AutoLoRA):
-        file = selected_of(file, _parts(file))
-    adapter = file.adapter
-    check_fixed(adapter, file.path)
-    translation = next((each for each in TRANSLATIONS.values() if isinstance(adapter, each.method)), None)
-    if not (translation or isinstance(adapter, RandLoRA | LoRA | VeRA | DoRA)):
-        sums = isinstance(adapter, Together)
-        raise refusal(named, "PEFT has no sum of methods" if sums else "PEFT does not have this method")
-    if isinstance(adapter, DoRA) and not isinstance(adapter.inner, LoRA):
-        raise refusal(named, f"PEFT's DoRA wraps LoRA only, this one wraps {adapter.inner.method()}")
-    parts = _parts(file)
+    check_fixed(file.adapter, file.path)
+    if problem := file.adapter.peft_problem():
+        raise refusal(file, problem)
+    whole = parts = _parts(file)
+    if updated is not None:
+        parts = _with_factors(parts, updated)
+    adapter, parts = (file.adapter, parts) if peft_type is not None else file.adapter.in_peft(parts)
+    form = adapter.peft
+    assert form is not None
     if read := [part.path for part in parts if _read(part, parts, attention, file)]:
-        raise refusal(named, f"nn.MultiheadAttention reads the weight of {read[0]}, which PEFT's updates do not affect")
-    lora = isinstance(adapter, LoRA)
-    if not lora and (raw := [part.shape.layer for part in parts if part.packed]):
-        raise refusal(named, f"{raw[0]} is a weight of nn.MultiheadAttention, which PEFT adapts with LoRA only")
-    if not lora and (apart := [part.shape.layer for part in parts if part.block]):
-        raise refusal(named, f"{apart[0]} is a block of a packed weight, but PEFT adapts whole weights")
-    with _refusing(named):
-        if translation is not None:
-            config, tensors = translation.export(adapter, parts)
-        elif isinstance(adapter, RandLoRA):
-            config, tensors = randlora_form(file, adapter, parts)
-        elif isinstance(adapter, VeRA):
-            config, tensors = vera_form(file, adapter, parts)
-        else:
-            assert isinstance(adapter, LoRA | DoRA)
-            config, tensors = lora_form(adapter, parts)
-        modules, own = _modules_to_save(file, parts, model)
+        raise refusal(file, f"nn.MultiheadAttention reads the weight of {read[0]}, which PEFT's updates do not affect")
+    if not form.packed and (raw := [part.shape.layer for part in parts if part.packed]):
+        raise refusal(file, f"{raw[0]} is a weight of nn.MultiheadAttention, which PEFT adapts with LoRA only")
+    if not form.packed and (apart := [part.shape.layer for part in parts if part.block]):
+        raise refusal(file, f"{apart[0]} is a block of a packed weight, but PEFT adapts whole weights")
+    with _refusing(file):
+        config, tensors = adapter.to_peft(parts, file.bases)
+        updates = tuple(f"{part.path}.delta." for part in whole)
+        beside = {name: tensor for name, tensor in file.tensors.items() if not name.startswith(updates)}
+        modules, own = _modules_to_save(beside, {part.path for part in parts}, model)
         if model is not None:
-            tensors = _with_kernels(tensors, parts, model)
+            tensors = _with_kernels(tensors, parts, form, model)
     known = without_local_paths(file.config)
     task = {name: value for name, value in known.get("metadata", {}).items() if name != "training"}
     task["base_model"] = known.get("base_model", {})
     common = {
+        "peft_type": form.name,
+        "target_modules": exact_pattern(part.path for part in parts),
         "auto_mapping": None,
         "base_model_name_or_path": base_name(file.config.get("base_model", {})),
         "bias": "none",
@@ -294,7 +239,22 @@ def _read(part: Part, parts: list[Part], attention: set[str] | None, file: Adapt
     )
 
 
-def _with_kernels(tensors: Mapping[str, Tensor], parts: list[Part], model: nn.Module) -> dict[str, Tensor]:
+def _with_factors(parts: list[Part], model: nn.Module) -> list[Part]:
+    """Return the weights with the factors of their updates, B (out, k) and A (k, in), in place of what trained."""
+    layers, factored = adapted_layers(model), []
+    for part in parts:
+        delta = layers[part.path].delta
+        if isinstance(delta, RowBlocks) and part.block:
+            delta = delta.blocks()[part.block]
+        assert isinstance(delta, FactoredDelta)
+        b, a = delta.factors()
+        factored.append(replace(part, tensors={"B": b.contiguous(), "A": a.contiguous()}))
+    return factored
+
+
+def _with_kernels(
+    tensors: Mapping[str, Tensor], parts: list[Part], form: PeftForm, model: nn.Module
+) -> dict[str, Tensor]:
     """Return PEFT's tensors, all factors as matrices, with four-dimensional factors for convolutions.
 
     Raises:
@@ -305,29 +265,26 @@ def _with_kernels(tensors: Mapping[str, Tensor], parts: list[Part], model: nn.Mo
         path, layer = part.path, model.get_submodule(part.path)
         if not isinstance(layer, nn.Conv2d):
             continue
-        pairs = ((f"{path}.lora_A.weight", f"{path}.lora_B.weight"), (f"{path}.hira_A", f"{path}.hira_B"))
-        a, b = next((names for names in pairs if names[0] in found), ("", ""))
-        if not a:
+        if form.kernels is None:
             raise UserError(f"{path} is a convolution, which PEFT adapts so with LoRA and HiRA only")
         if not plain_convolution(layer):
             raise UserError(f"PEFT's update has no groups, dilation or padding mode for a convolution such as {path}")
+        a, b = (f"{path}.{name}" for name in form.kernels)
         found[a] = found[a].view(-1, *layer.weight.shape[1:])
         found[b] = found[b][..., None, None]
     return found
 
 
 def _modules_to_save(
-    file: AdapterFile, parts: list[Part], model: nn.Module | None
+    own: dict[str, Tensor], adapted: set[str], model: nn.Module | None
 ) -> tuple[list[str], dict[str, Tensor]]:
     """Return the modules trained completely beside an adapter, and all of their tensors by name, as PEFT stores them.
 
-    ``model`` has the other tensors of modules that were trained partially.
+    ``model`` has the other tensors of modules that were trained partially, as ``own`` has them.
 
     Raises:
         UserError: PEFT cannot represent a tensor.
     """
-    adapted, updates = {part.path for part in parts}, tuple(f"{part.path}.delta." for part in parts)
-    own = {name: tensor for name, tensor in file.tensors.items() if not name.startswith(updates)}
     modules = list(dict.fromkeys(name.rpartition(".")[0] for name in own))
     for module in modules:
         if not module or module in adapted:
@@ -341,16 +298,3 @@ def _modules_to_save(
         }
         own = whole | own
     return modules, own
-
-
-def selected_of(file: AdapterFile, parts: list[Part]) -> AdapterFile:
-    """Return an AutoLoRA as the LoRA, or with ``select: bases`` the RandLoRA, with the same update."""
-    adapter, tensors = file.adapter, dict(file.tensors)
-    assert isinstance(adapter, AutoLoRA)
-    for part in parts:
-        prefix = f"{part.path}.delta.{part.block}." if part.block else f"{part.path}.delta."
-        shares = tensors.pop(f"{prefix}v").double().softmax(0)
-        name = f"{prefix}B" if adapter.select == "ranks" else f"{prefix}lambdas"
-        scaled = tensors[name].double() * (shares if adapter.select == "ranks" else shares[:, None])
-        tensors[name] = scaled.float()
-    return replace(file, adapter=adapter.selected, tensors=tensors)

@@ -1,34 +1,50 @@
 """Import of PEFT adapters with the same outputs.
 
-The tensors of the file define the layers; the targets in the config are only checked against them.
+Each key of a config is read, harmless, or refused; none is ignored silently. The tensors of the file define the layers;
+the targets in the config are only checked against them. Each method converts its own form (`Adapter.from_peft`).
 """
 
+import json
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import DoRA, LoRA, PiSSA, RandLoRA, VeRA
-from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters import Adapter, methods
+from randlora_pl.adapters.peft_form import Layers, PeftContent, PeftForm
 from randlora_pl.adapters.targets.sites import Site
-from randlora_pl.adapters.weights import per_layer
 from randlora_pl.interop.foreign.adapter import ExternalAdapter, sites_by_name
-from randlora_pl.interop.peft.bases import draw_randlora, draw_vera, peft_count
-from randlora_pl.interop.peft.config import STARTS, check_config, check_patterns, option
 from randlora_pl.interop.peft.files import PeftAdapter, read
-from randlora_pl.interop.peft.layerwise import TRANSLATIONS, Layers, Shapes
-from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.errors import UserError, brief
+from randlora_pl.utils.options import misfit
 
-_NAMES = {
-    "RANDLORA": ("randlora_lambda", "randlora_gamma"),
-    "VERA": ("vera_lambda_b", "vera_lambda_d"),
-    "LORA": ("lora_A.weight", "lora_B.weight"),
-} | {name: each.names for name, each in TRANSLATIONS.items()}
-_MAGNITUDE = "lora_magnitude_vector"
-Shared = dict[str, list[Tensor]]
+_HARMLESS = {  # origin, initialization and training
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
+    *("task_type", "init_weights", "runtime_config", "ensure_weight_tying", "megatron_core", "qalora_group_size"),
+    *("eva_config", "loftq_config", "corda_config", "lora_ga_config"),
+    "fan_in_fan_out",  # for transformers' Conv1D, recognized by its class here and in PEFT
+}
+_TARGETS = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"}
+
+PATIENCE = 5.0
+"""Seconds for the regular expressions of a config; ordinary ones take milliseconds."""
+
+_MATCH_ALL = """
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+for pattern in patterns:
+    for name in names:
+        try:
+            re.match(pattern, name)
+        except (re.error, RecursionError, OverflowError):
+            break
+"""
 
 
 def import_peft(
@@ -37,10 +53,10 @@ def import_peft(
     """Load a PEFT adapter into its base model as one of ours, in place.
 
     Args:
-        path: Folder written by ``save_pretrained``: RandLoRA, LoRA, DoRA, PiSSA, VeRA or a method of `TRANSLATIONS`.
+        path: Folder written by ``save_pretrained``: a method of `methods_in_peft`.
         model: Base model of any library, with the same layer names as in PEFT.
         bases_dtype: Dtype in which PEFT drew the bases of a RandLoRA adapter without stored bases; float16 if it was
-            trained without bfloat16 (see `draw_randlora`).
+            trained without bfloat16 (see `draw_peft_randlora`).
 
     Returns:
         Model, ready for `save_adapter`, training or merging.
@@ -58,40 +74,138 @@ def translate(adapter: PeftAdapter, model: nn.Module, bases_dtype: torch.dtype =
     Raises:
         UserError: As for `import_peft`.
     """
-    method, source = check_config(adapter), str(adapter.path)
+    kind, source = check_config(adapter), str(adapter.path)
+    assert kind.peft is not None
     check_patterns(adapter, (name for name, _ in model.named_modules()))
     tensors, extra = _split_head(adapter)
-    dora = bool(method == "LORA" and adapter.config.get("use_dora"))
-    by_layer, shared = _by_layer(tensors, method, dora, source)
-    start = adapter.config.get("init_lora_weights")
-    plain = method == "HIRA" or (method == "LORA" and not dora and start not in STARTS)
-    known = sites_by_name(model, convolutions=plain)
+    by_layer, shared = _by_layer(tensors, kind.peft, source)
+    known = sites_by_name(model, convolutions=kind.peft.convolutions)
     sites = {name: _site(adapter, known, model, name) for name in by_layer}
-    for site in sites.values() if start in STARTS else ():
-        if site.shape.layer.endswith("in_proj") or (site.transposed and start == "olora"):
-            raise UserError(
-                f"{source}: PEFT's {start} of {site.shape.layer} does not start at this weight. Merge it with PEFT "
-                "instead: model.merge_and_unload()"
-            )
     _check_targets(adapter, model, set(by_layer))
     for layer, own in by_layer.items():
-        needed = [name.removesuffix(".weight") for name in _NAMES[method]] + [_MAGNITUDE] * dora
+        needed = [name.removesuffix(".weight") for name in kind.peft.tensors]
         if missing := [name for name in needed if name not in own]:
             raise UserError(f"{source}: {missing[0]} of {layer} is missing; it is damaged, copy it again.")
-    layers = {site.shape.layer: by_layer[name] for name, site in sites.items()}
-    shapes = {site.shape.layer: site.shape for site in sites.values()}
-    parts = (adapter, layers, shapes)
-    if method == "RANDLORA":
-        foreign = _randlora(*parts, shared, bases_dtype)
-    elif method == "VERA":
-        foreign = _vera(*parts, shared)
-    elif method in TRANSLATIONS:
-        foreign = TRANSLATIONS[method].translate(*parts)
-    else:
-        foreign = _lora(adapter, layers, {site.shape.layer: name for name, site in sites.items()})
-    foreign.extra.update(extra)
-    foreign.check(model)
-    return foreign
+    content = PeftContent(
+        source,
+        adapter.config,
+        {site.shape.layer: by_layer[name] for name, site in sites.items()},
+        {site.shape.layer: site.shape for site in sites.values()},
+        {
+            site.shape.layer: f"{name}.in_proj_weight" if site.shape.layer == f"{name}.in_proj" else name
+            for name, site in sites.items()
+        },
+        frozenset(site.shape.layer for site in sites.values() if site.transposed),
+        _pair(shared, adapter) if shared else None,
+        bases_dtype,
+    )
+    external = ExternalAdapter(source, *kind.from_peft(content), extra)
+    external.check(model)
+    return external
+
+
+def check_config(adapter: PeftAdapter) -> type[Adapter]:
+    """Return the method of a PEFT adapter after checking that its whole config can be converted.
+
+    Raises:
+        UserError: The method, or an option that changes the outputs, is not supported.
+    """
+    config, path = adapter.config, adapter.path
+    name = str(config["peft_type"]).upper()
+    known = methods_in_peft()
+    kinds = {kind: form for kind, form in known.items() if form.name == name}
+    if not kinds:
+        names = ", ".join(sorted((kind.method() for kind in known), key=str.lower))
+        raise UserError(f"{path} is a {name} adapter; {names} can be imported.")
+    named = [kind for kind, form in kinds.items() if form.when is not None and form.when(config)]
+    kind = next(iter([*named, *(kind for kind, form in kinds.items() if form.when is None)]))
+    form = kinds[kind]
+    _check_kinds(
+        {key: value for key, value in config.items() if (form.least_rank, key) != (None, "rank_pattern")}, path
+    )
+    if form.least_rank is not None and (type(config.get("r")) is not int or config["r"] < form.least_rank):
+        raise UserError(
+            f"{path}: r is {brief(config.get('r'))} in its config, not a positive whole number; copy it again."
+        )
+    for key, value in config.items():
+        if key in _HARMLESS | _TARGETS | form.keys or not value or (key == "bias" and value == "none"):
+            continue
+        raise UserError(
+            f"{path}: its config has {key}: {brief(value)}, which changes the outputs and has no counterpart here. "
+            "Merge it with PEFT instead: model.merge_and_unload()"
+        )
+    start = config.get("init_lora_weights", True)
+    if not isinstance(start, bool) and start not in form.starts:
+        raise UserError(
+            f"{path}: init_lora_weights {start!r} changes the base weights. Write it as a plain LoRA first: "
+            "model.save_pretrained(DIR, path_initial_model_for_weight_conversion=START)"
+        )
+    return kind
+
+
+def methods_in_peft() -> dict[type[Adapter], PeftForm]:
+    """Return the methods of this program that PEFT has, with their forms."""
+    kinds: list[type[Adapter]] = [getattr(methods, name) for name in methods.__all__]
+    return {kind: kind.peft for kind in kinds if kind.peft is not None}
+
+
+class _Kinds(TypedDict, total=False):
+    """Types of the keys that are more than a number or a switch."""
+
+    rank_pattern: dict[str, int] | None
+    alpha_pattern: dict[str, float] | None
+    modules_to_save: list[str] | None
+    target_modules: list[str] | str | None
+    exclude_modules: list[str] | str | None
+    layers_pattern: list[str] | str | None
+    target_parameters: list[str] | None
+
+
+def _check_kinds(config: dict[str, Any], path: Path) -> None:
+    """Check value types, ranks of at least 1, and the syntax of patterns.
+
+    Raises:
+        UserError: A value is invalid; the message has the first.
+    """
+    wrong: object = misfit(config, _Kinds)
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    if wrong is None and (low := next((pattern for pattern, rank in ranks.items() if rank < 1), None)) is not None:
+        wrong = f"rank_pattern.{low} is {brief(ranks[low])}"
+    for pattern in () if wrong else (*ranks, *alphas):
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError):
+            wrong = f"the pattern {brief(pattern)} is not a regular expression"
+    if wrong is not None:
+        raise UserError(f"{path}: {wrong} in its config; copy it again.")
+
+
+def check_patterns(adapter: PeftAdapter, names: Iterable[str]) -> None:
+    """Match the regular expressions of a config in another process first, because they may take forever.
+
+    Raises:
+        UserError: They take longer than `PATIENCE`.
+    """
+    config = adapter.config
+    forms = {"target_modules": "({})$", "exclude_modules": "({})$", "layers_pattern": r".*\.{}\.(\d+)\."}
+    forms |= dict.fromkeys(("rank_pattern", "alpha_pattern"), r"(.*\.)?({})$")  # as PEFT does
+    given = {key: [config[key]] if isinstance(config.get(key), str) else config.get(key) or () for key in forms}
+    patterns = [forms[key].format(text) for key, texts in given.items() for text in texts if not _is_plain(text)]
+    if not patterns:
+        return
+    try:
+        command = [sys.executable, "-I", "-S", "-c", _MATCH_ALL]
+        work = json.dumps([patterns, list(names)])
+        subprocess.run(command, input=work, text=True, capture_output=True, timeout=PATIENCE, check=False)
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"{adapter.path}: the regular expressions in its config take too long. Write the layers as a list of names "
+            "in target_modules, if you trust it."
+        ) from None
+
+
+def _is_plain(pattern: str) -> bool:
+    return re.fullmatch(r"[\w.-]*", pattern) is not None
 
 
 def _split_head(adapter: PeftAdapter) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -105,32 +219,28 @@ def _split_head(adapter: PeftAdapter) -> tuple[dict[str, Tensor], dict[str, Tens
     return {name: tensor for name, tensor in adapter.tensors.items() if name not in extra}, extra
 
 
-def _by_layer(tensors: Mapping[str, Tensor], method: str, dora: bool, source: str) -> tuple[Layers, Shared]:
+def _by_layer(tensors: Mapping[str, Tensor], form: PeftForm, source: str) -> tuple[Layers, dict[str, list[Tensor]]]:
     """Return the tensors of each layer by PEFT's short names, and every copy of the shared bases.
 
     Raises:
         UserError: A tensor is missing, or does not belong to the method.
     """
-    prefix = method.lower()
-    shared: Shared = {f"{prefix}_A": [], f"{prefix}_B": []} if method in ("RANDLORA", "VERA") else {}
+    shared: dict[str, list[Tensor]] = {name: [] for name in form.shared}
     layers: Layers = {}
+    names = "|".join(re.escape(name.removesuffix(".weight")) for name in form.tensors)
     for name, tensor in tensors.items():
         if (short := name.rpartition(".")[2]) in shared:
             shared[short].append(tensor)
             continue
-        known = re.fullmatch(rf"(.*)\.({'|'.join(map(re.escape, _NAMES[method]))}|{_MAGNITUDE}(?:\.weight)?)", name)
+        known = re.fullmatch(rf"(.*)\.({names})(?:\.weight)?", name)
         if known is None or (".base_layer." in known[1]):
             raise UserError(
                 f"{source}: the tensor {name} does not belong to an update of a linear layer, and would be lost. Merge "
                 "it with PEFT instead: model.merge_and_unload()"
             )
-        if _MAGNITUDE in known[2] and not dora:
-            raise UserError(f"{source}: {known[1]} has magnitudes, but use_dora is off in its config; copy it again.")
-        layers.setdefault(known[1], {})[known[2].removesuffix(".weight")] = (
-            tensor.float() if tensor.is_floating_point() else tensor
-        )
+        layers.setdefault(known[1], {})[known[2]] = tensor.float() if tensor.is_floating_point() else tensor
     if not layers:
-        raise UserError(f"{source} has no tensors of {method}; copy it again.")
+        raise UserError(f"{source} has no tensors of {form.name}; copy it again.")
     return layers, shared
 
 
@@ -195,83 +305,7 @@ def _check_targets(adapter: PeftAdapter, model: nn.Module, layers: set[str]) -> 
         )
 
 
-def _randlora(
-    adapter: PeftAdapter, layers: Layers, shapes: Shapes, shared: Shared, dtype: torch.dtype
-) -> ExternalAdapter:
-    rank, key = int(adapter.config["r"]), option(adapter, "projection_prng_key", int, 0)
-    config = adapter.config
-    ours = {
-        layer: {"lambdas": own["randlora_lambda"].T, "gammas": own["randlora_gamma"]} for layer, own in layers.items()
-    }
-    for layer, own in ours.items():
-        if len(own["gammas"]) != (count := peft_count(shapes[layer].small, rank)):
-            raise UserError(f"{adapter.path}: {layer} has {len(own['gammas'])} bases; its size and r require {count}.")
-    if (pair := _pair(shared, adapter)) is None:
-        sparse, very_sparse = bool(config.get("sparse")), bool(config.get("very_sparse"))
-        pair = draw_randlora(key, rank, list(shapes.values()), sparse=sparse, very_sparse=very_sparse, dtype=dtype)
-    a, b = (tensor.float() for tensor in pair)
-    if a.dim() != 3 or b.dim() != 3 or a.shape[1] != 1:
-        raise UserError(f"{adapter.path}: its bases have shapes {tuple(a.shape)} and {tuple(b.shape)}; copy it again.")
-    small, large = (max(getattr(shape, side) for shape in shapes.values()) for side in ("small", "large"))
-    a, b = a[..., :small], b[:large, : peft_count(small, rank)]  # PEFT stores more than any layer uses
-    method = RandLoRA(
-        rank=rank,
-        alpha=option(adapter, "randlora_alpha", float, 640.0),
-        dropout=option(adapter, "randlora_dropout", float, 0.0),
-        init="lambda",
-        pairing="peft",
-        seed=key,
-    )
-    return ExternalAdapter(
-        str(adapter.path), method, ours, Bases(key, a.permute(1, 0, 2).contiguous(), b.permute(1, 0, 2), stored=True)
-    )
-
-
-def _vera(adapter: PeftAdapter, layers: Layers, shapes: Shapes, shared: Shared) -> ExternalAdapter:
-    rank, key = int(adapter.config["r"]), option(adapter, "projection_prng_key", int, 0)
-    ours = {layer: {"b": own["vera_lambda_b"], "d": own["vera_lambda_d"]} for layer, own in layers.items()}
-    a, b = (tensor.float() for tensor in _pair(shared, adapter) or draw_vera(key, rank, list(shapes.values())))
-    method = VeRA(
-        rank=rank,
-        alpha=float(rank),  # PEFT has no scaling
-        d_initial=option(adapter, "d_initial", float, 0.1),
-        dropout=option(adapter, "vera_dropout", float, 0.0),
-        seed=key,
-    )
-    return ExternalAdapter(str(adapter.path), method, ours, Bases(key, a[None], b[None], stored=True))
-
-
-def _lora(adapter: PeftAdapter, layers: Layers, names: dict[str, str]) -> ExternalAdapter:
-    """Convert LoRA, DoRA and PiSSA; ranks come from the tensors, alphas from PEFT's patterns."""
-    config = adapter.config
-    use_dora = bool(config.get("use_dora"))
-    ours: Layers = {}
-    ranks: dict[str, float] = {}
-    alphas: dict[str, float] = {}
-    for layer, own in layers.items():
-        a, b = own["lora_A"].flatten(1), own["lora_B"].flatten(1)  # also for convolutions
-        ours[layer] = {"inner.A": a, "inner.B": b, "magnitude": own[_MAGNITUDE]} if use_dora else {"A": a, "B": b}
-        name = f"{names[layer]}.in_proj_weight" if layer == f"{names[layer]}.in_proj" else names[layer]
-        ranks[layer] = _pattern(config, "rank_pattern", name, config["r"])
-        alphas[layer] = _pattern(config, "alpha_pattern", name, option(adapter, "lora_alpha", float, 8.0))
-        if len(a) != ranks[layer]:
-            raise UserError(f"{adapter.path}: lora_A of {layer} has {len(a)} rows, r is {ranks[layer]} in its config.")
-    rslora, dropout = bool(config.get("use_rslora")), option(adapter, "lora_dropout", float, 0.0)
-    if (start := config.get("init_lora_weights")) in STARTS:
-        alphas = {layer: alpha * (ranks[layer] ** 0.5 if rslora else 1) for layer, alpha in alphas.items()}
-        method: Any = PiSSA(rank=per_layer(ranks), alpha=per_layer(alphas), start=start, dropout=dropout)  # type: ignore[arg-type]
-        return ExternalAdapter(str(adapter.path), method, ours)
-    inner = LoRA(rank=per_layer(ranks), alpha=per_layer(alphas), rslora=rslora, dropout=dropout)  # type: ignore[arg-type]
-    return ExternalAdapter(str(adapter.path), DoRA(inner) if use_dora else inner, ours)
-
-
-def _pattern(config: Mapping[str, Any], key: str, name: str, default: Any) -> Any:
-    """Return the value of PEFT's first pattern that matches the end of a layer's name."""
-    patterns = config.get(key) or {}
-    return next((value for p, value in patterns.items() if re.match(rf"(?:.*\.)?(?:{p})$", name)), default)
-
-
-def _pair(shared: Shared, adapter: PeftAdapter) -> tuple[Tensor, Tensor] | None:
+def _pair(shared: Mapping[str, list[Tensor]], adapter: PeftAdapter) -> tuple[Tensor, Tensor] | None:
     """Return A and B, which a file may have in several copies, or None to draw them from the seed.
 
     Raises:
