@@ -241,7 +241,7 @@ def test_what_the_machine_refuses_is_one_line(
     def fail() -> int:
         raise error
 
-    monkeypatch.setattr("randlora_pl.commands.inspect.catalogs.models", fail)
+    monkeypatch.setattr("randlora_pl.commands.inspect.models", fail)
     assert main(["models"]) == 2
     told = capsys.readouterr().err
     assert word in told and told.count("\n") == 1
@@ -265,6 +265,6 @@ def test_other_exceptions_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> Non
     def fail() -> int:
         raise ConnectionResetError(errno.ECONNRESET, "reset")
 
-    monkeypatch.setattr("randlora_pl.commands.inspect.catalogs.models", fail)
+    monkeypatch.setattr("randlora_pl.commands.inspect.models", fail)
     with pytest.raises(ConnectionResetError):
         main(["models"])

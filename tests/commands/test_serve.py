@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from randlora_pl.commands.serve import describe, start_page
-from randlora_pl.serving.options import ServerOptions
+from randlora_pl.serving import ServerOptions
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
 from tests.support.products import in_one_item

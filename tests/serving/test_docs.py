@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from randlora_pl import serving
-from randlora_pl.serving import app, connections, uploads
-from randlora_pl.serving.options import ServerOptions
+from randlora_pl.serving import ServerOptions, app, uploads
 from tests.docs.pages import PAGES
 from tests.serving.server import Running
 
@@ -71,7 +70,7 @@ def test_limits_are_those_of_the_program() -> None:
         f"{options.max_upload_mb:g} MB | `--max-upload-mb`",
         f"{options.max_pixels:,} pixels | `--max-pixels`",
         f"at a time | {app.REQUESTS} |",
-        f"headers | {connections.HEADER_SECONDS:g} s",
+        f"headers | {uploads.HEADER_SECONDS:g} s",
         f"send the image | {uploads.READ_SECONDS:g} s",
         f"the response | {uploads.ANSWER_SECONDS:g} s",
         f"`--batch-size` ({options.batch_size}), gathered for `--batch-timeout` ({options.batch_timeout:g} s)",

@@ -6,8 +6,8 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from randlora_pl.commands.serve import names_of
-from randlora_pl.serving import connections
-from randlora_pl.serving.connections import Connection, Gate
+from randlora_pl.serving import uploads
+from randlora_pl.serving.uploads import Connection, Gate
 
 
 def status(gate: Gate, path: str = "/predict", **headers: str) -> int:
@@ -70,7 +70,7 @@ def test_requests_at_a_time_are_bounded() -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"POST /predict HTTP/1.1\r\nHost: a\r\n"])
 def test_headers_must_come_in_time(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.1)
+    monkeypatch.setattr(uploads, "HEADER_SECONDS", 0.1)
 
     async def run() -> bytes:
         config = Config(nothing)
@@ -84,4 +84,4 @@ def test_headers_must_come_in_time(monkeypatch: pytest.MonkeyPatch, sent: bytes)
             writer.close()
             return answer
 
-    assert asyncio.run(run()).startswith(b"HTTP/1.1 408") and not connections._waiting
+    assert asyncio.run(run()).startswith(b"HTTP/1.1 408") and not uploads._waiting

@@ -15,7 +15,7 @@ from litserve.utils import LitAPIStatus, ResponseBufferItem, WorkerSetupStatus
 
 from randlora_pl.data.sources import known
 from randlora_pl.serving import app, uploads
-from randlora_pl.serving.api import PatientLoop
+from randlora_pl.serving.app import PatientLoop
 from randlora_pl.serving.uploads import TAKEN, Deadline, Limits, Upload, check_header
 from tests.serving import pictures
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from randlora_pl.serving.prediction_table import PredictionTable
+from randlora_pl.commands.predict import PredictionTable
 from randlora_pl.utils.text.tables import csv_text
 
 

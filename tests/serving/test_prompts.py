@@ -13,8 +13,7 @@ from PIL import Image
 
 from randlora_pl.commands.main import main
 from randlora_pl.prompts import CoCoOp, CoOp, MaPLe
-from randlora_pl.serving import api
-from randlora_pl.serving.options import ServerOptions
+from randlora_pl.serving import ServerOptions, app
 from randlora_pl.serving.uploads import Upload
 from randlora_pl.tasks import DePT, PromptTask
 from tests.support.products import in_one_item
@@ -50,8 +49,8 @@ def test_a_server_gives_the_probabilities_of_predict(
     assert main(["predict", "--adapter", str(adapter), *words]) == 0
     rows = {Path(row[0]).name: row[1:] for row in csv.reader(io.StringIO(table.read_text()))}
 
-    monkeypatch.setattr(api, "trust_the_limit", lambda: None)  # of the worker's process
-    server = api.ClassifierAPI(ServerOptions(adapter=adapter, batch_size=4, batch_timeout=0.0, workers=64), 10**6)
+    monkeypatch.setattr(app, "trust_the_limit", lambda: None)  # of the worker's process
+    server = app.ClassifierAPI(ServerOptions(adapter=adapter, batch_size=4, batch_timeout=0.0, workers=64), 10**6)
     server._build("cpu")
     answers = server.predict([Upload(content, 32 * 40, 3) for content in contents.values()])
     assert torch.get_num_threads() == 1

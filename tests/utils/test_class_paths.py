@@ -55,6 +55,8 @@ def test_other_texts_stay(path: str) -> None:
 
 
 def test_every_class_of_a_config() -> None:
-    old = {"a": [{"class_path": "randlora_pl.run.callbacks.cost.PeakMemory", "init_args": {"n": 1}}, "mine.LoRA", None]}
+    old = {
+        "a": [{"class_path": "randlora_pl.run.callbacks.progress.PeakMemory", "init_args": {"n": 1}}, "mine.LoRA", None]
+    }
     new = {"a": [{"class_path": "randlora_pl.run.callbacks.PeakMemory", "init_args": {"n": 1}}, "mine.LoRA", None]}
     assert with_public_paths(old) == new

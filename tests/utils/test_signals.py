@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from randlora_pl.commands.inspect import catalogs as quick
+from randlora_pl.commands import inspect as quick
 from randlora_pl.run import stages
 from tests.support.cli import SMALL, Run
 

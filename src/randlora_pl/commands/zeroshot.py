@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from randlora_pl.commands.common.devices import advised, pick_device
 from randlora_pl.commands.common.progress import counting
-from randlora_pl.commands.data.report import checked_root
+from randlora_pl.commands.data import checked_root
 from randlora_pl.data.catalog.registry import PAPER, DatasetSpec, default_root, find, how_to_get, present
 from randlora_pl.data.locations import root_of
 from randlora_pl.data.own_format import format_of

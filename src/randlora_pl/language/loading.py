@@ -13,7 +13,7 @@ from torch import nn
 from randlora_pl.language.catalog import KNOWN
 from randlora_pl.models.weights import seeded
 from randlora_pl.utils.errors import UserError, first_line, near
-from randlora_pl.utils.files.hub_files import asking_hub, no_code_of_others
+from randlora_pl.utils.files.weights_files import asking_hub, no_code_of_others
 
 INSTALL = "pip install '.[language]' in the checkout"
 

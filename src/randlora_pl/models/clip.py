@@ -30,8 +30,7 @@ from randlora_pl.models.weights import (
     seeded,
 )
 from randlora_pl.utils.errors import UserError, first_line, near
-from randlora_pl.utils.files.hub_files import asking_hub, no_code_of_others
-from randlora_pl.utils.files.weights_files import looks_like_file, remember
+from randlora_pl.utils.files.weights_files import asking_hub, looks_like_file, no_code_of_others, remember
 from randlora_pl.utils.reuse import cached, cached_copy
 
 _QUICK = "-quickgelu"

@@ -10,8 +10,7 @@ from typing import Any, Literal, TypedDict
 
 from randlora_pl.utils.errors import UserError, first_line, near
 from randlora_pl.utils.files.documents import parse_json
-from randlora_pl.utils.files.hub_files import hub_file
-from randlora_pl.utils.files.weights_files import LOCAL, looks_like_file, remember
+from randlora_pl.utils.files.weights_files import LOCAL, hub_file, looks_like_file, remember
 from randlora_pl.utils.options import misfit
 
 HUB = "hf-hub:"

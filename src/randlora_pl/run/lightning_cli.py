@@ -48,7 +48,7 @@ from randlora_pl.run.options.compose import Command
 from randlora_pl.run.options.mistakes import check_loggers
 from randlora_pl.run.options.settings import RunOptions
 from randlora_pl.run.options.validate import tasks
-from randlora_pl.run.parallel.devices import with_devices, with_strategy
+from randlora_pl.run.parallel.sharding import with_devices, with_strategy
 from randlora_pl.run.run_folder import missing_folders, new_folder, planned_name, remove_folder
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.tasks.files import check_loads_again

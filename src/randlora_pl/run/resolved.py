@@ -6,10 +6,8 @@ from randlora_pl.run.first_stage import checksum_of
 from randlora_pl.run.lightning_cli import App
 from randlora_pl.run.options.classes import Tree
 from randlora_pl.run.options.compose import flatten
-from randlora_pl.run.parallel import agreement
-from randlora_pl.run.parallel.agreement import common_options
 from randlora_pl.run.parallel.launch import launched, meeting_of
-from randlora_pl.run.parallel.strategy import AdapterDDP
+from randlora_pl.run.parallel.strategy import AdapterDDP, check_options, common_options
 from randlora_pl.run.run_folder import resolved_config, without_seed
 
 
@@ -33,6 +31,6 @@ def compare_options(app: App) -> None:
         checksum = checksum_of(file.path)
         options["the adapter"] = (checksum, f"SHA-256 {checksum[:12]}, {file.path}")
     if job is not None:
-        agreement.compare_options(meeting_of(job, app.config.run.timeout), options)
+        check_options(meeting_of(job, app.config.run.timeout), options)
     elif isinstance(strategy, AdapterDDP):  # Lightning starts the others
         strategy.options = options

@@ -1,1 +1,43 @@
-"""HTTP serving of an adapter with LitServe: `uploads` reads images, `api` classifies them, `app` is the server."""
+"""HTTP serving of an adapter with LitServe: options, `uploads` for the HTTP process, `app` with server and workers."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from randlora_pl.utils.machine import Precision
+from randlora_pl.utils.option_types import Adapter, Option
+from randlora_pl.utils.options import Check, Count, between
+
+MAX_PIXELS = 50_000_000
+"""Most pixels of an image: decoding takes at least 4 bytes per pixel."""
+
+_Upload = Annotated[float, Check(lambda megabytes: 0 < megabytes <= 1000, "more than 0 and at most 1000 MB")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """Options of the server.
+
+    Attributes:
+        adapter: Folder, file or run of an image adapter. It knows its base model, class names and prompts.
+        host: 127.0.0.1 is for this machine only, 0.0.0.0 or :: for all.
+        port: TCP port.
+        token: Answer only requests with the header Authorization: Bearer TOKEN. Other users can see the option in the
+            list of processes, but not the environment variable RANDLORA_PL_TOKEN.
+        precision: tf32: faster products on NVIDIA GPUs from 2020 or later. bf16: as in training with bf16-mixed.
+        workers: Processes with a model of their own. One worker per GPU is usually enough.
+        batch_size: Most images per batch.
+        batch_timeout: Seconds to wait for a batch to fill. 0 does not wait.
+        max_upload_mb: Larger uploads get status 413, much larger ones before they are read.
+        max_pixels: Larger images get status 413 after reading their header.
+    """
+
+    adapter: Adapter
+    host: Literal["127.0.0.1", "0.0.0.0", "::"] = "127.0.0.1"
+    port: Annotated[int, between(1024, 65535)] = 8000
+    token: Annotated[str, Option("TOKEN")] = ""
+    precision: Precision = "32"
+    workers: Count = 1
+    batch_size: Count = 16
+    batch_timeout: Annotated[float, between(0, 10), Option("SECONDS")] = 0.01
+    max_upload_mb: Annotated[_Upload, Option("MB")] = 20.0
+    max_pixels: Count = MAX_PIXELS

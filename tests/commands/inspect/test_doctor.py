@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.commands.inspect import doctor
-from randlora_pl.commands.inspect.doctor import cached
+from randlora_pl.commands import inspect
+from randlora_pl.commands.inspect import cached
+from randlora_pl.language.dataset_facts import datasets
 from tests.support.cli import Run
 
 
@@ -40,24 +41,24 @@ def test_the_verdict_comes_first_and_what_is_absent_is_counted(run: Run, monkeyp
     out = run("doctor").out
     assert out.startswith("READY: runs use ") and "data get mnist" not in out
     assert len(out.splitlines()) < 60 < len(run("doctor", "--all").out.splitlines())
-    absent = sum(text.startswith("missing: ") for text in doctor.datasets().values())
+    absent = sum(text.startswith("missing: ") for text in datasets().values())
     assert f"{absent} not downloaded " in out and "digits " in out
     assert json.loads(run("doctor", "--json").out)["Data sets"]["digits"] == "built in"
-    monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package",))
+    monkeypatch.setattr(inspect, "PACKAGES", ("no-such-package",))
     assert run("doctor").out.startswith("NOT READY: no-such-package MISSING: pip install no-such-package\n")
 
 
 def test_optional_packages_are_named_with_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(doctor.OPTIONAL, "no-such-package", ("--data.dataset hf", "hf"))
-    assert doctor.versions()["no-such-package"] == (
+    monkeypatch.setitem(inspect.OPTIONAL, "no-such-package", ("--data.dataset hf", "hf"))
+    assert inspect.versions()["no-such-package"] == (
         "not installed; for --data.dataset hf: pip install '.[hf]' in the checkout"
     )
 
 
 def test_data_that_are_there_are_found(tmp_path: Path) -> None:
-    assert "missing" in doctor.datasets()["mnist"]
+    assert "missing" in datasets()["mnist"]
     (tmp_path / "data" / "MNIST").mkdir(parents=True)
-    assert "found" in doctor.datasets()["mnist"]
+    assert "found" in datasets()["mnist"]
 
 
 def test_cached_weights_are_found(tmp_path: Path) -> None:
@@ -71,15 +72,15 @@ def test_cached_weights_are_found(tmp_path: Path) -> None:
 
 def test_data_sets_of_texts_are_found_or_lead_to_what_tells_where_they_are_from(tmp_path: Path) -> None:
     lead = "missing: randlora-pl datasets e2e (prints the steps)"
-    assert doctor.datasets()["e2e"] == lead
+    assert datasets()["e2e"] == lead
     root = tmp_path / "data"
     root.mkdir()
     for name in ("train", "valid", "test"):
-        assert doctor.datasets()["e2e"] == lead, "a part is not all"
+        assert datasets()["e2e"] == lead, "a part is not all"
         (root / f"{name}.txt").write_text("")
-    assert doctor.datasets()["e2e"] == f"found below {root}"
-    assert {"commonsense_15k", "commonsense_170k", "sst2", "stsb"} <= doctor.datasets().keys()
-    assert not {"jsonl", "csv"} & doctor.datasets().keys()
+    assert datasets()["e2e"] == f"found below {root}"
+    assert {"commonsense_15k", "commonsense_170k", "sst2", "stsb"} <= datasets().keys()
+    assert not {"jsonl", "csv"} & datasets().keys()
 
 
 def test_language_models_are_found_where_all_of_their_weights_are(
@@ -88,7 +89,7 @@ def test_language_models_are_found_where_all_of_their_weights_are(
     qwen, llama = "Qwen/Qwen2-0.5B-Instruct", "meta-llama/Meta-Llama-3-8B"
     monkeypatch.setitem(sys.modules, "transformers", None)  # an import of it would fail
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    found = doctor.weights()
+    found = inspect.weights()
     assert found[qwen] == "not cached"
     assert f"gated: accept its licence at https://huggingface.co/{llama}" in found[llama]
     assert "pip install '.[language]'" in found["language models"]
@@ -98,26 +99,26 @@ def test_language_models_are_found_where_all_of_their_weights_are(
     (one / "config.json").write_text("{}")
     (many / "model.safetensors.index.json").write_text('{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}')
     (many / "1.safetensors").write_text("")
-    found = doctor.weights()
+    found = inspect.weights()
     assert found[qwen] == "not cached" and found[llama].startswith("not cached"), "a part is not all"
     (one / "model.safetensors").write_text("")
     (many / "2.safetensors").write_text("")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    found = doctor.weights()
+    found = inspect.weights()
     assert found[qwen] == found[llama] == "cached" and "language models" not in found
 
 
 def test_network_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    (text,) = doctor.network().values()
+    (text,) = inspect.network().values()
     assert "OFFLINE" in text and "--model.pretrained FILE" in text
 
     def reachable(*args: object, **kwargs: object) -> object:
         return open(__file__)  # noqa: PTH123 - any context manager
 
     monkeypatch.setattr(urllib.request, "urlopen", reachable)
-    assert doctor.network() == {"http://127.0.0.1:1": "reachable"}
+    assert inspect.network() == {"http://127.0.0.1:1": "reachable"}
 
 
 @pytest.mark.parametrize("library", ["torch", "open_clip", "huggingface_hub"])

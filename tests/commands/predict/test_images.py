@@ -19,7 +19,7 @@ from PIL import Image
 
 from randlora_pl.adapters import FullFineTuning
 from randlora_pl.commands.common.devices import pick_device
-from randlora_pl.commands.predict.arguments import name_adapters
+from randlora_pl.commands.predict import name_adapters
 from randlora_pl.data import ImageData, open_images
 from randlora_pl.data.sources import FileImages
 from randlora_pl.prompts import CoOp
@@ -74,12 +74,11 @@ def test_half_precision_is_near_and_that_of_serve(
         assert one["class"] == other["class"]
         assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=0.05)
     pytest.importorskip("litserve")
-    from randlora_pl.serving import api
-    from randlora_pl.serving.options import ServerOptions
+    from randlora_pl.serving import ServerOptions, app
 
-    monkeypatch.setattr(api, "trust_the_limit", lambda: None)  # of the worker's process, as are its threads
+    monkeypatch.setattr(app, "trust_the_limit", lambda: None)  # of the worker's process, as are its threads
     options = ServerOptions(adapter=finished / "adapter", precision="bf16", workers=64)
-    served = api.ClassifierAPI(options, 1 << 20)
+    served = app.ClassifierAPI(options, 1 << 20)
     served._build("cpu")
     loader, _ = open_images([photos], served.frame)
     shares = served._probabilities(torch.cat([batch["image"] for batch in loader]))
@@ -175,7 +174,7 @@ def test_pipes_and_large_images_in_a_folder(run: Run, finished: Path, photos: Pa
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     refused: Callable[..., str], finished: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setattr("randlora_pl.commands.predict.images.classify", lambda *_: pytest.fail("it has begun"))
+    monkeypatch.setattr("randlora_pl.commands.predict.classify", lambda *_: pytest.fail("it has begun"))
     line = refused("predict", "--adapter", str(finished / "adapter"), "--images", str(photos), "--output", place)
     assert place[-40:] in line and ".part" not in line
 
@@ -272,7 +271,7 @@ def test_several_adapters_predict_in_one_pass_as_each_alone(
     run: Run, finished: Path, second: Path, photos: Path, tmp_path: Path,
     decoded: list[int], monkeypatch: pytest.MonkeyPatch, batch: str, held: int,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("randlora_pl.commands.predict.images._HELD", held)
+    monkeypatch.setattr("randlora_pl.commands.predict._HELD", held)
     base = ("predict", "--images", str(photos), "--batch-size", batch, "--top-k", "3")
     first = finished / "adapter"
     alone = [read(run(*base, "--output", "-", "--adapter", str(path)).out) for path in (first, second)]

@@ -55,7 +55,7 @@ def test_the_resident_set_is_that_of_a_process_of_its_own() -> None:
 
 
 def test_without_a_status_file_the_system_call_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    import_module("randlora_pl.run.callbacks.cost")  # its packages read files
+    import_module("randlora_pl.run.callbacks.progress")  # its packages read files
     monkeypatch.setattr(costs.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(OSError()))
     assert max_rss() > 10_000_000
     monkeypatch.setitem(sys.modules, "resource", None)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from randlora_pl.run.callbacks import PeakMemory
-from randlora_pl.run.callbacks.cost import peak_bytes
+from randlora_pl.run.callbacks.progress import peak_bytes
 from tests.run.callbacks.conftest import Fit
 
 

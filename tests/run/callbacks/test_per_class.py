@@ -8,9 +8,9 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, precision_recall_
 from torchmetrics.classification import MulticlassStatScores
 
 from randlora_pl.run.callbacks import PerClass
-from randlora_pl.run.callbacks.tables import class_table, means
+from randlora_pl.run.callbacks.figures import class_table, means
 from randlora_pl.run.summary import format_metrics
-from randlora_pl.utils.text.packed_bits import unpacked
+from randlora_pl.utils.text.formatting import unpacked
 from tests.run.callbacks.conftest import Fit
 
 

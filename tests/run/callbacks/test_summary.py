@@ -7,8 +7,8 @@ import pytest
 from randlora_pl.adapters import SVFT, AdaLoRA, DoRA, FullFineTuning, LoRA, PiSSA, RandLoRA, SHiRA, Together
 from randlora_pl.prompts import MaPLe
 from randlora_pl.run.callbacks import StartSummary
+from randlora_pl.run.callbacks.checkpoint import validated_samples
 from randlora_pl.run.callbacks.summary import buffer_bytes, describe, layer_table, other_decay, state_size
-from randlora_pl.run.callbacks.validation import validated_samples
 from randlora_pl.utils.errors import DryRunEnd
 from tests.run.callbacks.conftest import Fit
 from tests.tasks.small import built

@@ -3,13 +3,13 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from randlora_pl.run.callbacks import Throughput, cost
+from randlora_pl.run.callbacks import Throughput, progress
 from tests.run.callbacks.conftest import Fit
 
 
 def test_rate_leaves_out_the_warm_up_and_validation(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
 
     class Clock(Callback):
         """Each batch takes two seconds, the first ten; each validation a hundred."""

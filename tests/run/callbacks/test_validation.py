@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from randlora_pl.adapters import RandLoRA
 from randlora_pl.data import ImageData
 from randlora_pl.run.callbacks import AdapterCheckpoint, Patience, ValidationSchedule
-from randlora_pl.run.callbacks.validation import steps_between, validations
+from randlora_pl.run.callbacks.checkpoint import steps_between, validations
 from randlora_pl.tasks import TextHeadTask
 from randlora_pl.tasks.trainer import make_trainer
 from randlora_pl.utils.errors import UserError

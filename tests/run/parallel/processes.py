@@ -7,7 +7,7 @@ from threading import Thread
 from PIL import Image
 from torch.distributed import HashStore
 
-from randlora_pl.run.parallel.meeting import Meeting
+from randlora_pl.run.parallel.launch import Meeting
 from randlora_pl.utils.errors import LostProcessError, UserError
 
 

@@ -10,7 +10,7 @@ from randlora_pl.data import ImageData
 from randlora_pl.data.parts import Part, image_parts, text_part, word_part
 from randlora_pl.language.data import TextData
 from randlora_pl.language.sources import Item
-from randlora_pl.run.parallel.agreement import common_options, compare_options, compare_splits
+from randlora_pl.run.parallel.strategy import check_options, common_options, compare_splits
 
 from .processes import meetings, messages, write_folder
 
@@ -58,7 +58,7 @@ def test_options_that_differ_are_named_with_both_values_and_places_may_differ(tm
     }.items():
         own = [common_options(options), common_options(others | dict.fromkeys(changed, 5))]
         pairs = zip(meetings(2), own, strict=True)
-        found = messages([lambda m=m, o=o: compare_options(m, o) for m, o in pairs])  # type: ignore[misc]
+        found = messages([lambda m=m, o=o: check_options(m, o) for m, o in pairs])  # type: ignore[misc]
         assert found[0] == found[1] and found[0].startswith(expected) and bool(found[0]) == bool(expected)
 
 

@@ -13,10 +13,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from pytest import MonkeyPatch
 
 from randlora_pl.run import resolved
-from randlora_pl.run.parallel.agreement import compare_options
-from randlora_pl.run.parallel.launch import Launch, parting
-from randlora_pl.run.parallel.meeting import Meeting
-from randlora_pl.run.parallel.strategy import AdapterDDP
+from randlora_pl.run.parallel.launch import Launch, Meeting, parting
+from randlora_pl.run.parallel.strategy import AdapterDDP, check_options
 from randlora_pl.utils.errors import UserError
 
 from .processes import meetings, messages
@@ -24,9 +22,9 @@ from .processes import meetings, messages
 
 def test_a_process_that_ends_or_does_not_come_is_named() -> None:
     first, second, third = meetings(timeout=0.2)
-    assert "processes 1, 2, which did not arrive" in messages([lambda: compare_options(first, {})])[0]
+    assert "processes 1, 2, which did not arrive" in messages([lambda: check_options(first, {})])[0]
     first, second, third = meetings()
-    waiting = [lambda m=m: compare_options(m, {}) for m in (first, third)]  # type: ignore[misc]
+    waiting = [lambda m=m: check_options(m, {}) for m in (first, third)]  # type: ignore[misc]
     found = messages([*waiting, lambda: second.leave("there is no folder", lost=False)])
     assert found == ["process 1 has ended: there is no folder"] * 2 + [""]
 
@@ -37,18 +35,18 @@ def test_all_that_do_not_come_are_named_after_one_timeout() -> None:
 
     def late() -> None:
         time.sleep(0.2)
-        compare_options(some[2], {})
+        check_options(some[2], {})
 
     def first() -> None:
         with parting():
-            compare_options(some[0], {})
+            check_options(some[0], {})
 
     with MonkeyPatch.context() as patch:
         patch.setattr("randlora_pl.run.parallel.launch._meetings", [some[0]])
-        patch.setattr("randlora_pl.run.parallel.meeting.GRACE", 0.3)
+        patch.setattr("randlora_pl.run.parallel.launch.GRACE", 0.3)
         patch.setattr(some[0], "begin", lambda: None)
         started = time.monotonic()
-        found = messages([first, lambda: compare_options(some[1], {}), late])
+        found = messages([first, lambda: check_options(some[1], {}), late])
     assert time.monotonic() - started < 2
     assert found == ["processes 3, 4, which did not arrive within 0.8 s"] + 2 * [
         "process 0, which has ended: processes 3, 4, which did not arrive within 0.8 s"
@@ -71,12 +69,12 @@ def test_processes_at_different_decisions_do_not_wait_for_each_other() -> None:
         first, second = meetings(2)
         calls = {
             "decision": lambda m, what: m.decided(what, lambda: ""),
-            "options": lambda m, _: compare_options(m, {}),
+            "options": lambda m, _: check_options(m, {}),
         }
 
         def one(at: str = at, first: Meeting = first, calls: Any = calls) -> None:
             calls[at](first, "the run folder")
-            compare_options(first, {})
+            check_options(first, {})
 
         def two(other: str = other, second: Meeting = second, calls: Any = calls) -> None:
             left(second, lambda: calls[other](second, "--resume auto"))
@@ -92,7 +90,7 @@ def test_a_run_is_not_refused_for_the_mistake_of_the_run_before() -> None:
     def runs(meeting: Meeting) -> None:
         for option in (meeting.rank, 2):
             try:
-                compare_options(meeting, {"--data.steps": (str(option), option)})
+                check_options(meeting, {"--data.steps": (str(option), option)})
                 ended[meeting.rank].append("")
             except UserError as error:
                 ended[meeting.rank].append(str(error))
@@ -137,13 +135,13 @@ def test_another_adapter_is_another_option(tmp_path: Path, monkeypatch: pytest.M
         app.trainer.strategy = strategy = AdapterDDP()
         resolved.compare_options(app)
         own.append((meeting, strategy.options))
-    found = messages([lambda m=m, o=o: compare_options(m, o) for m, o in own])  # type: ignore[misc]
+    found = messages([lambda m=m, o=o: check_options(m, o) for m, o in own])  # type: ignore[misc]
     assert found[0] == found[1] and re.match(
         "the adapter is 'SHA-256 6e340b9cffb3, /.*0.safetensors' in process 0, 'SHA-256 4bf5122f3445, ", found[0]
     )
     asked = MagicMock()
     monkeypatch.setattr("randlora_pl.run.resolved.launched", lambda: Launch(0, 2, 1, 2))
-    monkeypatch.setattr("randlora_pl.run.resolved.agreement.compare_options", asked)
+    monkeypatch.setattr("randlora_pl.run.resolved.check_options", asked)
     app.trainer.strategy = object()
     resolved.compare_options(app)
     asked.assert_called_once_with(meeting, strategy.options)
@@ -178,4 +176,4 @@ def test_a_process_waits_for_no_reader_while_tensors_are_exchanged_or_the_others
         first.exchanges = exchanges
         raise UserError("a picture is missing")
     assert time.monotonic() - started < 1
-    assert messages([lambda: compare_options(second, {})]) == ["process 0 has ended: a picture is missing"]
+    assert messages([lambda: check_options(second, {})]) == ["process 0 has ended: a picture is missing"]

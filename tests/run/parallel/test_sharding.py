@@ -17,7 +17,7 @@ from torch import nn
 from randlora_pl.adapters import SVFT, GaLore, RandLoRA, inject, load_adapter
 from randlora_pl.data import ImageData
 from randlora_pl.run.parallel import sharding
-from randlora_pl.run.parallel.devices import with_strategy
+from randlora_pl.run.parallel.sharding import with_strategy
 from randlora_pl.tasks import PromptTask
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import SMALL, Run

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randlora_pl.utils.text.packed_bits import MOST, packed, unpacked
+from randlora_pl.utils.text.formatting import MOST_PACKED, packed, unpacked
 from tests.support.products import in_one_item
 
 
@@ -11,6 +11,8 @@ def test_values_come_back(values: list[bool]) -> None:
     assert back is not None and back.tolist() == values
 
 
-@in_one_item("damaged", [None, 7, "", "8", "8:", "9:/w==", "-1:/w==", "x:/w==", "8:/w", "8:é", f"{10 * MOST}:AA=="])
+@in_one_item(
+    "damaged", [None, 7, "", "8", "8:", "9:/w==", "-1:/w==", "x:/w==", "8:/w", "8:é", f"{10 * MOST_PACKED}:AA=="]
+)
 def test_damaged_text_is_nothing(damaged: object) -> None:
     assert unpacked(damaged) is None

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from randlora_pl.commands.common.arguments import check_output
-from randlora_pl.commands.predict.arguments import names_in
+from randlora_pl.commands.predict import names_in
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.option_types import File, Option, Overwrite
 

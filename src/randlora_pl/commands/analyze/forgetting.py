@@ -17,7 +17,7 @@ from randlora_pl.commands.analyze import (
 )
 from randlora_pl.commands.common.devices import pick_device
 from randlora_pl.commands.common.progress import counting
-from randlora_pl.commands.data.report import checked_root
+from randlora_pl.commands.data import checked_root
 from randlora_pl.data.catalog.registry import find, how_to_get, present
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.option_types import Runs

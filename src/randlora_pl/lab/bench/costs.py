@@ -55,7 +55,7 @@ def max_rss() -> int:
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):  # getrusage would give the parent's value where that is larger
                 return int(line.split()[1]) * 1024
-    from randlora_pl.run.callbacks.cost import peak_bytes  # with Lightning, whose size is not a method's
+    from randlora_pl.run.callbacks.progress import peak_bytes  # with Lightning, whose size is not a method's
 
     return peak_bytes(torch.device("cpu"))
 

@@ -35,19 +35,14 @@ from typing import TYPE_CHECKING
 from randlora_pl.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from randlora_pl.run.callbacks.checkpoint import AdapterCheckpoint
-    from randlora_pl.run.callbacks.cost import PeakMemory, Throughput
-    from randlora_pl.run.callbacks.figures import Figures, confusion_figure, samples_figure
+    from randlora_pl.run.callbacks.checkpoint import AdapterCheckpoint, Patience, ValidationSchedule
+    from randlora_pl.run.callbacks.figures import Figures, PerClass, WrittenAnswers, confusion_figure, samples_figure
     from randlora_pl.run.callbacks.gates import Gates, gates_figure
     from randlora_pl.run.callbacks.gaussian_average import GaussianAverage
-    from randlora_pl.run.callbacks.gradients import GradientFlow, UnseenGradient
-    from randlora_pl.run.callbacks.nonfinite import NonFiniteLoss
-    from randlora_pl.run.callbacks.progress import ProgressBar, ProgressLines, StepNumbers
-    from randlora_pl.run.callbacks.spectrum import UpdateSpectrum
+    from randlora_pl.run.callbacks.gradients import GradientFlow, UnseenGradient, UpdateSpectrum
+    from randlora_pl.run.callbacks.progress import PeakMemory, ProgressBar, ProgressLines, StepNumbers, Throughput
     from randlora_pl.run.callbacks.summary import StartSummary
-    from randlora_pl.run.callbacks.tables import PerClass, WrittenAnswers
-    from randlora_pl.run.callbacks.termination import HeldLock, Termination
-    from randlora_pl.run.callbacks.validation import Patience, ValidationSchedule
+    from randlora_pl.run.callbacks.termination import HeldLock, NonFiniteLoss, Termination
     from randlora_pl.run.callbacks.zero_shot import Elsewhere, NewClasses, ZeroShot
 
 __all__ = [

@@ -8,7 +8,7 @@ from randlora_pl.adapters import Adapter, trainable_parameters
 from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.optimizer import optimizer_numbers, undecayed
-from randlora_pl.run.callbacks.validation import FEW, validated_samples, validations
+from randlora_pl.run.callbacks.checkpoint import FEW, validated_samples, validations
 from randlora_pl.utils.errors import DryRunEnd
 from randlora_pl.utils.files.run_files import run_folder
 from randlora_pl.utils.run_results import planned

@@ -1,16 +1,24 @@
-"""Ends of a training from outside: SIGTERM of a batch system, and a lost lock of the run folder."""
+"""Ends of a training before its last step: SIGTERM of a batch system, a lost lock, a loss that is not finite."""
 
+import functools
+import math
 import shlex
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 from filelock import SoftFileLease
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
 
-from randlora_pl.utils.errors import LostProcessError
+from randlora_pl.run.callbacks.checkpoint import is_finite, save_adapter_of
+from randlora_pl.utils.device import LateCopy, on_cuda
+from randlora_pl.utils.errors import LostProcessError, UserError
+from randlora_pl.utils.files.run_files import ADAPTER, LAST, run_folder
 from randlora_pl.utils.own_classes import import_words
 
 
@@ -78,3 +86,138 @@ class HeldLock(Callback):
             raise LostProcessError(
                 f"the lock of its folder ({lost.reason}): check whether another process trains there, or {resume}"
             )
+
+
+class NonFiniteLoss(Callback):
+    """Callback that stops at the first non-finite loss and keeps the last good adapter.
+
+    On a CPU the loss is checked before the backward pass. There, a GPU would be idle until the host has seen the loss.
+    On a GPU the check is on the device: the optimizer's kernel does not change the weights from the first non-finite
+    loss on, and the host reads the result one optimizer step later. With several processes the gradients that they
+    exchange anyway carry it.
+    """
+
+    def __init__(self) -> None:
+        self._on_device = False  # True if the device checks
+        self._loss: Tensor | None = None  # the last loss, or the first that is not finite
+        self._found: Tensor | None = None  # 1.0 after an optimizer step with such a loss in any process
+        self._sent: tuple[int, LateCopy] | None = None  # both, after an optimizer step
+        self._step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose where to check: only fused optimizers and scaled gradients can skip a step without the host."""
+        self._loss = self._found = self._sent = None
+        self._step = trainer.global_step
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        skips = _scaler(trainer) is not None or all(group.get("fused") for group in groups)
+        self._on_device = skips and any(on_cuda(p) for p in pl_module.parameters() if p.requires_grad)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Check the loss before the backward pass; the error has the last good adapter and options to lower."""
+        if self._on_device:
+            self._watch(trainer, loss)
+            return
+        spoilt = here = not bool(torch.isfinite(loss))
+        if trainer.world_size > 1:  # otherwise the other processes would wait forever
+            spoilt = trainer.strategy.reduce_boolean_decision(spoilt, all=False)
+        if spoilt:
+            what = str(float(loss.detach())) if here else _ELSEWHERE
+            self._stop(trainer, pl_module, f"the loss is {what} at step {trainer.global_step + 1}", trainer.global_step)
+
+    def _watch(self, trainer: Trainer, loss: Tensor) -> None:
+        now = loss.detach().float()
+        self._loss = now if self._loss is None else torch.where(self._loss.isfinite(), now, self._loss)
+        if loss.requires_grad and (trainer.world_size > 1 or _scaler(trainer) is not None):
+            loss.register_hook(functools.partial(_spoil, self._loss.isfinite()))  # type: ignore[no-untyped-call]
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Make the optimizer skip this step on the device if a loss was not finite."""
+        if not self._on_device or self._loss is None:
+            return
+        finite = self._loss.isfinite()
+        if _scaler(trainer) is not None:  # it skips the step by the gradients, which may also overflow by its factor
+            self._found = 1 - finite.float()
+            if trainer.world_size > 1:
+                torch.distributed.all_reduce(self._found, torch.distributed.ReduceOp.MAX)
+            return
+        if trainer.world_size > 1:
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            finite = finite & torch.nn.utils.get_total_norm(gradients, math.inf).isfinite()
+        self._found = 1 - finite.float()
+        optimizer.found_inf = self._found  # type: ignore[attr-defined]
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Read the result of the optimizer step before the last one, and send for the last one's."""
+        if self._found is None or trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        self._read(trainer, pl_module)
+        self._send(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Read all results before a checkpoint, from which a resumed run would go on after the skipped step."""
+        self._read(trainer, pl_module)
+        self._send(trainer)
+        self._read(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the last step, and the weights after it, which no loss follows."""
+        self._read(trainer, pl_module)
+        for optimizer in trainer.optimizers:
+            vars(optimizer).pop("found_inf", None)
+        if not is_finite(pl_module):
+            step = trainer.global_step
+            self._stop(trainer, pl_module, f"the weights are not finite after the last step {step}", step)
+
+    def _send(self, trainer: Trainer) -> None:
+        if self._loss is not None and self._found is not None:
+            self._sent = trainer.global_step, LateCopy(torch.stack((self._loss, self._found)))
+
+    def _read(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop if the result that was sent is a non-finite loss."""
+        if self._sent is None:
+            return
+        (step, copy), self._sent = self._sent, None
+        loss, found = copy.read().tolist()
+        if found:
+            what = _ELSEWHERE if math.isfinite(loss) else str(loss)
+            self._stop(trainer, pl_module, f"the loss is {what} at step {step}", step - 1)
+
+    def _stop(self, trainer: Trainer, pl_module: LightningModule, what: str, step: int) -> NoReturn:
+        """Save the weights, which are those after ``step``, and raise an error."""
+        if not trainer.is_global_zero:  # rank 0 reports it
+            raise SystemExit(2)
+        kept = self._keep(trainer, pl_module, step)
+        rate = float(getattr(pl_module, "learning_rate", 0.0))  # the peak rate, as set by the option
+        where = f"The weights before it are in {kept}." if kept else "No earlier weights are finite; nothing is kept."
+        advice = f"Lower --model.learning_rate (now {rate:.2g}, try {rate / 3:.1g}) or --model.adapter.alpha"
+        raise UserError(
+            f"{what}. {advice}"
+            f"{'; --trainer.precision bf16-mixed overflows less' if trainer.precision == '16-mixed' else ''}. {where}"
+        )
+
+    @staticmethod
+    def _keep(trainer: Trainer, pl_module: LightningModule, step: int) -> str | None:
+        """Save the current weights if they are finite, else the weights of the last checkpoint."""
+        folder, last = run_folder(trainer) / ADAPTER, run_folder(trainer) / LAST
+        if not is_finite(pl_module):
+            if not last.is_file():
+                return None
+            checkpoint = torch.load(last, map_location="cpu", weights_only=True)
+            pl_module.load_state_dict(checkpoint["state_dict"])
+            step = checkpoint["global_step"]
+        save_adapter_of(trainer, pl_module, folder, {"step": step, "stopped": "the loss was not finite"})
+        return f"{folder} (step {step})"
+
+
+_ELSEWHERE = "not finite on one of the devices"
+
+
+def _scaler(trainer: Trainer) -> Any:
+    """Return the gradient scaler of 16-mixed, or None."""
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def _spoil(finite: Tensor, gradient: Tensor) -> Tensor:
+    """Return a gradient of NaN unless the loss is finite, because an infinite loss may have a finite gradient."""
+    return torch.where(finite, gradient, math.nan)

@@ -1,0 +1,347 @@
+"""``data get``, ``data check`` and ``data show``: download, check and contact sheet of datasets."""
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from randlora_pl.commands.common.arguments import check_output, check_parent
+from randlora_pl.commands.common.progress import counting
+from randlora_pl.data.catalog.coop import SPLITS, has_coop, with_split
+from randlora_pl.data.catalog.registry import (
+    CATALOG,
+    DatasetSpec,
+    default_root,
+    get_command,
+    how_to_get,
+    may_be_read,
+    present,
+)
+from randlora_pl.data.locations import root_of
+from randlora_pl.language.dataset_facts import find_images
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.option_types import File, Option, Root
+from randlora_pl.utils.options import between
+from randlora_pl.utils.text.formatting import byte_size, printable
+from randlora_pl.utils.text.tables import table
+
+if TYPE_CHECKING:
+    from randlora_pl.data.check import Report
+    from randlora_pl.data.download import ProgressCallback
+    from randlora_pl.data.install import DownloadProgress
+
+Names = Annotated[Sequence[str], Option("NAME", "Datasets (randlora-pl datasets)")]
+All = Annotated[bool, Option(help="All datasets")]
+
+
+def check_names(command: str, names: Sequence[str], everything: bool) -> None:
+    """Refuse a command that takes datasets, or ``--all`` of them, and got neither or both."""
+    if everything == bool(names):
+        both = "names datasets and --all" if everything else "no dataset is named"
+        raise UserError(f"{command}: {both}. Use: randlora-pl {command} NAME ..., or --all")
+
+
+SAMPLE = 8
+"""Images per split that a check decodes."""
+
+
+_HEADER = ("dataset", "split", "images", "expected", "fewest of a class", "most of a class", "decoded", "")
+
+
+def print_reports(reports: Sequence["Report"], every: bool = False) -> int:
+    """Print a table of the reports, and their problems; return 1 if something is wrong or missing, else 0.
+
+    Args:
+        reports: Results of the checks.
+        every: True if all images were to be decoded.
+    """
+    rows = []
+    for report in reports:
+        for number, part in enumerate(report.splits):
+            wrong = part.expected is not None and part.images != part.expected
+            rows.append((
+                "" if number else report.name, part.split, f"{part.images:,}",
+                None if part.expected is None else f"{part.expected:,}",
+                _per_class(part.fewest), _per_class(part.most), f"{part.decoded:,}", "OFF" if wrong else "",
+            ))  # fmt: skip
+    if rows:
+        print(table(_HEADER, rows))
+        print()
+    missing = [report for report in reports if report.missing]
+    off = [report for report in reports if report.problems and not report.missing]
+    for report in off:
+        print(f"{report.name} is off:")
+        for problem in report.problems:
+            print("  " + printable(str(problem)).replace("\n", "\n  "))
+        print()
+    for report in missing:
+        print(*(printable(str(problem)) for problem in report.problems))
+    for report in reports:
+        decoded, clear = (sum(getattr(part, key) for part in report.splits) for key in ("decoded", "transparent"))
+        if clear:
+            print(f"{report.name}: {clear:,} of {decoded:,} decoded images are transparent. They are laid on white.")
+    images, decoded = (sum(getattr(p, key) for r in reports for p in r.splits) for key in ("images", "decoded"))
+    if decoded < images and not every:
+        print(f"{decoded:,} of {images:,} images were decoded (--every-image decodes all)")
+    sets = "1 dataset" if len(reports) == 1 else f"{len(reports)} datasets"
+    print(f"{sets}: {len(reports) - len(missing) - len(off)} as expected, {len(off)} off, {len(missing)} missing")
+    return 1 if off or missing else 0
+
+
+def _per_class(count: tuple[str, int] | None) -> str:
+    if count is None:
+        return ""
+    name, images = count
+    short = name if len(name) <= 26 else f"{name[:12]}...{name[-11:]}"  # long names differ at their ends
+    return f"{images:,} ({short})"
+
+
+def checked_root(given: str | None, rows: Sequence[DatasetSpec], verb: str, option: str = "--root") -> Path:
+    """Return the folder of the datasets; it must exist, and be given for the user's own data.
+
+    Args:
+        given: Typed value of the option.
+        rows: The datasets.
+        verb: The command up to the name of a dataset, for messages.
+        option: The option for the folder.
+    """
+    if given is None:
+        if own := [row for row in rows if row.own]:
+            where = f"randlora-pl {verb} {own[0].name} {own[0].source.replace('--data.root', option)}"
+            raise UserError(f"The dataset {own[0].name!r} needs {option} ({own[0].layout}): {where}")
+        return default_root()
+    root = root_of(given)
+    if not root.exists() and not any(may_be_read(row, root) for row in rows):
+        holds = "expected" if rows[0].own else "it is the folder that holds"
+        raise UserError(f"{option} {root} does not exist; {holds} {rows[0].layout or 'the data'}")
+    return root
+
+
+def check(
+    names: Names = (),
+    *,
+    all: All = False,
+    root: Root = None,
+    fast: bool = False,
+    every_image: bool = False,
+    split: Literal["default", "coop"] = "default",
+) -> int:
+    """Compare the images of datasets per split and class with the expected numbers.
+
+    Examples:
+        randlora-pl data check digits
+        randlora-pl data check --all --fast
+
+    Args:
+        fast: Decode no images
+        every_image: Decode all images (default: 8 per split)
+        split: Check the splits of CoOp instead of the usual ones
+
+    Returns:
+        0 if everything is as expected, 1 if something differs or is missing.
+    """
+    check_names("data check", names, all)
+    if fast and every_image:
+        raise UserError("data check: --fast and --every-image exclude each other. Remove one")
+    known = [row for row in CATALOG.values() if not row.own and (split == SPLITS[0] or has_coop(row))]
+    chosen = [with_split(find_images(name), split) for name in names] or [with_split(row, split) for row in known]
+    folder = checked_root(root, chosen, "data check")
+    from randlora_pl.data.check import check as checked
+
+    reports = []
+    sample = None if every_image else 0 if fast else SAMPLE
+    with counting(every_image) as tick:
+        for row in {row.name: row for row in chosen}.values():
+            reports.append(checked(row, folder, sample, tick))
+    return print_reports(reports, every_image)
+
+
+def get(names: Names = (), *, all: All = False, root: Root = None, keep: bool = False) -> int:
+    """Download, verify and unpack datasets, or print the manual steps.
+
+    An interrupted download resumes.
+
+    Examples:
+        randlora-pl data get cifar10
+        randlora-pl data get --all
+
+    Args:
+        keep: Keep the archives in PATH/downloads (default: delete them after the check)
+
+    Returns:
+        0 if all requested datasets are there and as expected, else 1. With --all, datasets that only a person can get
+        do not count.
+    """
+    check_names("data get", names, all)
+    rows = [find_images(name) for name in dict.fromkeys(names)] or [row for row in CATALOG.values() if row.layout]
+    if names and (own := [row.name for row in rows if row.own]):
+        raise UserError(
+            f"data get: {own[0]} is for your own images, so there is nothing to download. See: randlora-pl datasets"
+        )
+    folder = default_root() if root is None else Path(root).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--root {folder} is a file; give the folder for the datasets")
+    try:
+        return _get([row for row in rows if not row.own], folder, keep, all)
+    except KeyboardInterrupt as stop:
+        again = "--all" if all else " ".join(names)
+        where = "" if root is None else f" --root {shlex.quote(root)}"
+        raise type(stop)(
+            f"download interrupted, partial files are kept. Resume: randlora-pl data get {again}{where}"
+        ) from None
+
+
+def _get(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: bool) -> int:
+    """Fetch one dataset after the other, even if one fails; return the exit code."""
+    from randlora_pl.data.install import by_hand, downloads
+
+    reports, got, failed, helpless = [], [], [], []
+    for row in rows:
+        if not row.layout:
+            builtin = f"{row.name}: built in, nothing to download"
+            print(builtin if present(row, root) else how_to_get(row, root))
+            continue
+        there = _check(row, root, 0) if present(row, root) else None
+        if there and there.problems:
+            print(f"{row.name}: in {root}, but off: {there.problems[0].what}")
+        if there and not there.problems:
+            print(f"{row.name}: already complete in {root}")
+            _tidy(row, root, keep)
+        elif by_hand(row, root):
+            helpless.append(row)
+        else:
+            try:
+                report = _fetch(row, root)
+            except UserError as error:
+                failed.append(row)
+                print(f"randlora-pl: error: {error}", file=sys.stderr)
+                continue
+            reports.append(report)
+            if report.problems:
+                failed.append(row)
+            else:
+                got.append(row)
+                _tidy(row, root, keep)
+    if reports:
+        print()
+        print_reports(reports)
+    for row in helpless:
+        print(f"\n{row.name} cannot be downloaded by a command; licence: {row.licence}")
+        if row.files:
+            with suppress(OSError):
+                downloads(row, root).mkdir(parents=True, exist_ok=True)
+        for line in [*by_hand(row, root), f"then: {get_command(row, root)}"]:
+            print(f"  {line}")
+    if failed:
+        print(f"\nFailed: {', '.join(row.name for row in failed)}. Run the same command again to retry")
+    if got:
+        where = "" if root == default_root() else f" --data.root {shlex.quote(str(root))}"
+        print(f"\nNext: randlora-pl fit --config clip_vitb32 --data.dataset {got[0].name}{where}")
+    return 1 if failed or (helpless and not everything) else 0
+
+
+def _check(row: DatasetSpec, root: Path, sample: int) -> "Report":
+    from randlora_pl.data.check import check
+
+    return check(row, root, sample)
+
+
+def _fetch(row: DatasetSpec, root: Path) -> "Report":
+    """Fetch one dataset, check it, and print both steps."""
+    from randlora_pl.data import install
+    from randlora_pl.data.download import length
+
+    home = install.downloads(row, root)
+    print(f"{row.name}: {row.title}; licence: {row.licence}")
+    absent = [file for file in row.files if not (home / file.name).exists()]
+    sizes: list[int] = []
+    for file in absent:
+        size = length(file.urls)
+        if size is None:  # offline, or the server sends no size: do not wait for the others
+            break
+        sizes.append(size)
+    total = f", {byte_size(sum(sizes))}" if absent and len(sizes) == len(absent) else ""
+    count = "1 file" if len(row.files) == 1 else f"{len(row.files)} files"
+    print(f"  {count}, {len(absent)} to download{total}: to {home}, unpacked into {root}", flush=True)
+    install.get(row, root, _watch())
+    return _check(row, root, SAMPLE)
+
+
+def _tidy(row: DatasetSpec, root: Path, keep: bool) -> None:
+    """Remove what was downloaded, now that it is unpacked."""
+    from randlora_pl.data.install import downloads, tidy
+
+    if not keep:
+        tidy(row, root)
+    left = [file.name for file in row.files if (downloads(row, root) / file.name).exists()]
+    if left:
+        print(f"  no longer needed: {', '.join(left)} in {downloads(row, root)}")
+
+
+def _watch() -> "DownloadProgress":
+    """Return progress that prints finished steps, and on a terminal a bar for the present one."""
+    from randlora_pl.data.install import DownloadProgress
+
+    class Printed(DownloadProgress):
+        def report(self, text: str) -> None:
+            print(f"  {text}", flush=True)
+
+    class Bars(Printed):
+        @contextmanager
+        def progress(self, text: str) -> "Iterator[ProgressCallback]":
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("  {task.description}"), BarColumn(20), DownloadColumn(), TimeRemainingColumn())
+            with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+                task = progress.add_task(text, total=None)
+                yield lambda done, total: progress.update(task, completed=done, total=total)
+
+    return Bars() if sys.stderr.isatty() else Printed()
+
+
+def show(name: str, *, root: Root = None, output: File | None = None, shots: Annotated[int, between(1, 50)] = 4) -> int:
+    """Draw a contact sheet (PNG) of a dataset, with class names, split counts and prompts.
+
+    Examples:
+        randlora-pl data show digits
+
+    Args:
+        name: Dataset (randlora-pl datasets)
+        output: New PNG file (default: contact-sheet-NAME.png, which is replaced)
+        shots: Training images per class, as --data.shots N selects them with seed 0
+    """
+    row = find_images(name)
+    file = _output(row, output)
+    folder = checked_root(root, [row], "data show")
+    if not present(row, folder):
+        raise UserError(how_to_get(row, folder))
+    from randlora_pl.data.contact_sheet import Sheet
+    from randlora_pl.tasks.images import UsedPrompts
+    from randlora_pl.tasks.vision_language import CAPTION
+
+    sheet = Sheet.of(row, folder, shots)
+    sheet.write(file)
+    print(f"{row.name}: {row.title}")
+    print(sheet.caption)
+    if not row.captions:
+        print(f"Prompts of VisionLanguageTask, the default: {UsedPrompts([CAPTION], [CAPTION]).summary()}")
+    also = "" if row.captions else " of TextHeadTask, zeroshot and --model.eval_prompts ensemble"
+    print(f"Prompts{also} ({len(sheet.prompts)}), here for the class {sheet.names[0]!r}:")
+    for prompt in sheet.prompts:
+        print(f"  {printable(prompt)}")
+    print(f"\nContact sheet: {file}")
+    return 0
+
+
+def _output(row: DatasetSpec, named: Path | None) -> Path:
+    """Return the file to write; a typed one must be new."""
+    if named is None:
+        return Path(f"contact-sheet-{row.name}.png")
+    if named.suffix.lower() != ".png":
+        raise UserError(f"--output is {named}: a contact sheet is a PNG file, for example {row.name}.png")
+    check_output(named)
+    check_parent(named)
+    return named

@@ -1,1 +1,0 @@
-"""Download, verify and preview datasets."""

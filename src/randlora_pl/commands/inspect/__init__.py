@@ -1,1 +1,0 @@
-"""Quick commands that list models, datasets, adapters and configs without PyTorch."""

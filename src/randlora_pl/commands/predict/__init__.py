@@ -1,1 +1,0 @@
-"""`predict`: classes of images or texts, and answers to prompts."""
