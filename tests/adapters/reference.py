@@ -20,14 +20,13 @@ from randlora_pl.adapters.methods.dora import DoRADelta
 from randlora_pl.adapters.methods.hira import HiRADelta
 from randlora_pl.adapters.methods.hydralora import HydraLoRADelta
 from randlora_pl.adapters.methods.kradapter import KRAdapterDelta
-from randlora_pl.adapters.methods.lead import LedRandLoRADelta
 from randlora_pl.adapters.methods.lora import LoRADelta
 from randlora_pl.adapters.methods.loraxs import LoRAXSDelta
 from randlora_pl.adapters.methods.nola import NoLADelta
 from randlora_pl.adapters.methods.oft import OFTDelta
 from randlora_pl.adapters.methods.pissa import MinorDelta, PiSSADelta
 from randlora_pl.adapters.methods.pranc import PRANCDelta
-from randlora_pl.adapters.methods.randlora_update import RandLoRADelta, SummedRandLoRADelta
+from randlora_pl.adapters.methods.randlora_update import LedRandLoRADelta, RandLoRADelta, SummedRandLoRADelta
 from randlora_pl.adapters.methods.shira import SHiRADelta
 from randlora_pl.adapters.methods.svft import SVFTDelta
 from randlora_pl.adapters.methods.together import TogetherDelta

@@ -10,7 +10,7 @@ import torch
 from randlora_pl.adapters import read_adapter
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.library_model import LibraryModel
-from randlora_pl.interop.merge.vision import merged, write
+from randlora_pl.interop.merge import merged, write
 from randlora_pl.models.folder import check_config
 from randlora_pl.tasks import load_task
 from randlora_pl.utils.errors import UserError

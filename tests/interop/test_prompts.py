@@ -11,7 +11,7 @@ from torch import Tensor
 
 from randlora_pl.adapters import Frozen, LoRA, RandLoRA, read_adapter
 from randlora_pl.interop.base_model import load_base
-from randlora_pl.interop.merge.vision import merged, write
+from randlora_pl.interop.merge import merged, write
 from randlora_pl.interop.onnx.export import export_onnx
 from randlora_pl.interop.onnx.program import load_program
 from randlora_pl.interop.peft.export import export_peft

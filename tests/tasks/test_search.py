@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters import AutoLoRA, load_adapter, merge, save_adapter
-from randlora_pl.adapters.methods import selection
 from randlora_pl.utils.errors import UserError
 
 from .small import built, make, trained
@@ -56,7 +55,7 @@ def test_the_training_beside_a_search_is_as_without_it(
     trainer: Make, digits: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing of it remains in gradients, weights, dropout or the text features of a step, in either order."""
-    monkeypatch.setattr(selection, "RATE", 0.0)
+    monkeypatch.setattr("randlora_pl.adapters.methods.autolora.RATE", 0.0)
     ends = [
         trained(run("unrolled", trainer, digits, adapter={"order": order, "every": every}))
         for order, every in (("first", 100), ("first", 1), ("unrolled", 1))

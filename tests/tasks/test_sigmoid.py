@@ -13,7 +13,7 @@ from torch import Tensor
 
 from randlora_pl.adapters import Frozen, FullFineTuning, LoRA, read_adapter
 from randlora_pl.interop.base_model import load_base
-from randlora_pl.interop.merge.vision import merged
+from randlora_pl.interop.merge import merged
 from randlora_pl.prompts import Fixed
 from randlora_pl.tasks import PromptTask, TipAdapter, VisionLanguageTask, load_task
 from randlora_pl.tasks.losses import normalize, sigmoid_losses

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from randlora_pl.adapters.base import Adapter, DeltaWeight
     from randlora_pl.adapters.injection import InjectionReport, inject
     from randlora_pl.adapters.io.adapter_file import AdapterFile
-    from randlora_pl.adapters.io.refine import refine
     from randlora_pl.adapters.io.save_load import load_adapter, read_adapter, save_adapter
     from randlora_pl.adapters.methods import (
         OFT,
@@ -48,7 +47,8 @@ if TYPE_CHECKING:
         Together,
         VeRA,
     )
-    from randlora_pl.adapters.methods.projected_adamw import ProjectedAdamW
+    from randlora_pl.adapters.methods.galore import ProjectedAdamW
+    from randlora_pl.adapters.methods.refine import refine
     from randlora_pl.adapters.operations import (
         adapted_layers,
         delta_weights,

@@ -14,8 +14,7 @@ from randlora_pl.adapters.kept import snapshot
 from randlora_pl.adapters.layers.adapted import AdaptedLayer, RowBlocks
 from randlora_pl.adapters.layers.attach import attach
 from randlora_pl.adapters.layers.built import check_input_acts
-from randlora_pl.adapters.layers.qkv_rows import row_blocks
-from randlora_pl.adapters.layers.weight_access import is_quantized, weight_of
+from randlora_pl.adapters.layers.weight_access import is_quantized, row_blocks, weight_of
 from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import save_adapter
 from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.interop.base_model import Base
-from randlora_pl.interop.foreign.adapter import ExternalAdapter
+from randlora_pl.interop.external import ExternalAdapter
 from randlora_pl.interop.peft.files import TASK, PeftAdapter
 from randlora_pl.models import ImageTower
 from randlora_pl.tasks.restore import TASKS

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, inject, read_adapter, save_adapter, trainable_parameters
-from randlora_pl.adapters.io.compatibility import tensor_prefix
+from randlora_pl.adapters.io.adapter_file import tensor_prefix
 from randlora_pl.adapters.methods import lora
 from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.spectrum import truncated
@@ -21,7 +21,7 @@ from randlora_pl.adapters.weights import exact_pattern
 from randlora_pl.interop.base_model import Base, beside
 from randlora_pl.interop.compare_outputs import check_written, difference, outputs
 from randlora_pl.interop.library_model import LibraryModel
-from randlora_pl.interop.merge.vision import added
+from randlora_pl.interop.merge import added
 from randlora_pl.interop.updates import State, adapted, rows_of, weight_key
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import disk_errors, scratch_folder

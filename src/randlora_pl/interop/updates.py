@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, load_adapter
 from randlora_pl.adapters.input_dependent import check_fixed
-from randlora_pl.adapters.io.state import adapter_state
+from randlora_pl.adapters.io.adapter_file import adapter_state
 from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.operations import delta_weights, weight_updates

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from randlora_pl.adapters import read_adapter
 from randlora_pl.adapters.described import Described
-from randlora_pl.adapters.io.refine import Form, Start
+from randlora_pl.adapters.methods.refine import Form, Start
 from randlora_pl.run.callbacks import (
     AdapterCheckpoint,
     Figures,

@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import Any
 
 from randlora_pl.adapters import inject
-from randlora_pl.adapters.io.refine import check_layers, continued
 from randlora_pl.adapters.io.save_load import make_adapter
+from randlora_pl.adapters.methods.refine import check_layers, continued
 from randlora_pl.language.tasks.common import default_targets
 from randlora_pl.language.tasks.restore import TASKS as LANGUAGE
 from randlora_pl.language.tasks.restore import LanguageTask, meta_backbone

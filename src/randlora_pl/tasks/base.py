@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, AdapterFile, InjectionReport, RandLoRA, merge, set_train_mode, unmerge
-from randlora_pl.adapters.io.refine import Start
+from randlora_pl.adapters.methods.refine import Start
 from randlora_pl.adapters.optimizer import rates_of, undecayed
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
 from randlora_pl.tasks import files, optim, procedure

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from randlora_pl.adapters.methods.selection import Problem, SelectionSearch
+from randlora_pl.adapters.methods.autolora import Problem, SelectionSearch
 from randlora_pl.adapters.procedure import Procedure, all_finite
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError

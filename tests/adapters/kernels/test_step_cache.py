@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from randlora_pl.adapters import RandLoRA, inject, merge, trainable_parameters, unmerge
 from randlora_pl.adapters.kernels import flop_choice, step_cache
-from randlora_pl.adapters.kernels import held_sums as sums
+from randlora_pl.adapters.kernels import randlora_linear as sums
 from randlora_pl.adapters.kernels.step_cache import Held
 from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
 from randlora_pl.adapters.operations import use_bases

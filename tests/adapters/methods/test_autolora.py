@@ -20,7 +20,7 @@ from randlora_pl.adapters import (
     inject,
     trainable_parameters,
 )
-from randlora_pl.adapters.methods.selection import Problem, components, outer_gradient
+from randlora_pl.adapters.methods.autolora import Problem, components, outer_gradient
 from randlora_pl.adapters.operations import merge_and_unload
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, assert_close

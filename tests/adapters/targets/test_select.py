@@ -21,7 +21,7 @@ from randlora_pl.adapters import (
     trainable_parameters,
     unmerge,
 )
-from randlora_pl.adapters.layers.qkv_rows import row_blocks
+from randlora_pl.adapters.layers.weight_access import row_blocks
 from randlora_pl.adapters.targets.obstacles import reader_of
 from randlora_pl.adapters.targets.select import select
 from randlora_pl.adapters.targets.sites import find_sites

@@ -26,8 +26,8 @@ from randlora_pl.adapters import (
     read_adapter,
     save_adapter,
 )  # fmt: skip
+from randlora_pl.interop.peft import export as peft_check
 from randlora_pl.interop.peft import export as peft_export
-from randlora_pl.interop.peft import verify as peft_check
 from randlora_pl.interop.peft.export import export_peft, to_peft
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import SelfAttention, assert_close, randomise

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import RandLoRA, inject
-from randlora_pl.adapters.kernels import held_sums
+from randlora_pl.adapters.kernels import randlora_linear
 from randlora_pl.lab.bench.costs import Gemm
 from randlora_pl.lab.bench.steps import Case, Measured, measure, ticks
 
@@ -58,8 +58,8 @@ def test_a_step_trains_and_leaves_no_gradient() -> None:
 
 def test_each_repetition_builds_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[int] = []
-    make = held_sums.mixed_stack
-    monkeypatch.setattr(held_sums, "mixed_stack", lambda *args: built.append(1) or make(*args))  # type: ignore[func-returns-value]
+    make = randlora_linear.mixed_stack
+    monkeypatch.setattr(randlora_linear, "mixed_stack", lambda *args: built.append(1) or make(*args))  # type: ignore[func-returns-value]
     model, x = nn.Sequential(nn.Linear(8, 16)), torch.randn(400, 8, requires_grad=True)
     inject(model, RandLoRA(rank=2), ["all"])
     one = Case("a", "a", model, lambda model: model(x).sum(), [x], device=CPU, precision="32", optimize=False)

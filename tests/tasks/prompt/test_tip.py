@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from randlora_pl.adapters import LoRA, read_adapter
 from randlora_pl.data.schedule import DrawPlan, TrainSchedule
 from randlora_pl.interop.base_model import load_base
-from randlora_pl.interop.merge.vision import merged
+from randlora_pl.interop.merge import merged
 from randlora_pl.interop.onnx.program import load_program
 from randlora_pl.interop.peft.export import export_peft
 from randlora_pl.prompts import CoOp

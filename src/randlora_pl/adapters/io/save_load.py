@@ -19,10 +19,8 @@ from randlora_pl.adapters.derived import DerivedAdapter, derived_buffers, derive
 from randlora_pl.adapters.described import make
 from randlora_pl.adapters.injection import InjectionReport, inject
 from randlora_pl.adapters.io import container
-from randlora_pl.adapters.io.adapter_file import EXTRA, AdapterFile
-from randlora_pl.adapters.io.compatibility import differences, problems
+from randlora_pl.adapters.io.adapter_file import EXTRA, AdapterFile, adapter_state, differences, problems
 from randlora_pl.adapters.io.container import BASES, CONFIG, Contents
-from randlora_pl.adapters.io.state import adapter_state
 from randlora_pl.adapters.kept import forget_computed, reset_buffers
 from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.operations import adapted_layers, report_of, unmerge, use_bases

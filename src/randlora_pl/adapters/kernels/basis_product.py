@@ -11,13 +11,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from randlora_pl.adapters.kernels.copies import Copies
-from randlora_pl.adapters.kernels.float16 import POWER, enlarged, shrunk
 from randlora_pl.adapters.kernels.flop_choice import Choice, build_time, cheapest, cheapest_alone, product_time
 from randlora_pl.adapters.kernels.hadamard import Hadamard
-from randlora_pl.adapters.kernels.rounding import added
-from randlora_pl.adapters.kernels.triton_kernels import choice, ternary
-from randlora_pl.adapters.kernels.triton_kernels.mix import hadamard_mix
-from randlora_pl.adapters.kernels.triton_kernels.stack import form_stack, reduce_stack
+from randlora_pl.adapters.kernels.rounding import POWER, added, enlarged, shrunk
+from randlora_pl.adapters.kernels.triton_kernels import ternary
+from randlora_pl.adapters.kernels.triton_kernels.launch import multiplies, sums
+from randlora_pl.adapters.kernels.triton_kernels.stack import form_stack, hadamard_mix, reduce_stack
 from randlora_pl.utils.device import on_cuda, runs
 
 
@@ -81,7 +80,7 @@ class Stored:
     def packed(self, tokens: Tensor) -> Tensor | None:
         """Return B in two bits per entry, if it consists of signs and a kernel multiplies so few tokens with it."""
         few = len(tokens) <= ternary.MANY and tokens.dtype != torch.float16
-        if self.b.dtype != torch.int8 or not (few and choice.multiplies(tokens, tokens.dtype)):
+        if self.b.dtype != torch.int8 or not (few and multiplies(tokens, tokens.dtype)):
             return None
         if torch.compiler.is_compiling():  # B would be packed at every use
             return None
@@ -253,7 +252,7 @@ def effective(weight: Tensor | None, basis: Stored | Hadamard, mixed: Tensor, fo
 
     ``mixed`` is the result of `mixed_stack` in ``form.dtype``.
     """
-    if isinstance(basis, Hadamard) and choice.sums(mixed, weight, form.dtype, dtype) and basis.held:
+    if isinstance(basis, Hadamard) and sums(mixed, weight, form.dtype, dtype) and basis.held:
         return basis.added(weight, mixed, form.dtype, dtype, form.transposed)
     if weight is not None and weight.dtype == form.dtype and weight.dtype != torch.bfloat16:
         return basis.add_to(weight.clone(memory_format=torch.contiguous_format), mixed, form.transposed).to(dtype)

@@ -4,9 +4,12 @@ Building the update as a matrix, added to the frozen weight, has a fixed cost. M
 has a cost per token. So few tokens use the factors, many use the built weight. The rules count multiplications only.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def builds(tokens: int, rank: int, weight: Tensor, trains: bool) -> bool:
@@ -87,3 +90,17 @@ def build_time(large: int, small: int, width: int, structured: bool) -> float:
     rows, stack, kernels = (small, 32, 12) if structured else (width, 12, 6)
     moved = (8 * large * small + stack * rows * small) / _BYTES
     return large * small * width / _MULTIPLICATIONS + max(moved, kernels * _KERNEL)
+
+
+def built_again(x: Tensor, build: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+    """Apply ``F.linear`` with the weight that ``build`` returns, (..., in) to (..., out).
+
+    The backward pass calls ``build`` again, so that no layer keeps a matrix of its weight's size. The product is not
+    repeated.
+    """
+
+    def product(x: Tensor) -> Tensor:
+        return F.linear(x, build(), bias)
+
+    output: Tensor = checkpoint(product, x, use_reentrant=False, preserve_rng_state=False)
+    return output

@@ -24,10 +24,10 @@ from torch.nn.functional import pad
 
 from randlora_pl.adapters.kernels.copies import Copies
 from randlora_pl.adapters.kernels.dropout import in_parts
-from randlora_pl.adapters.kernels.float16 import enlarged, shrunk
-from randlora_pl.adapters.kernels.triton_kernels import choice
+from randlora_pl.adapters.kernels.rounding import enlarged, shrunk
 from randlora_pl.adapters.kernels.triton_kernels.blocks import hadamard_expand, hadamard_project
-from randlora_pl.adapters.kernels.triton_kernels.mix import hadamard_unmix
+from randlora_pl.adapters.kernels.triton_kernels.launch import holds, multiplies
+from randlora_pl.adapters.kernels.triton_kernels.stack import hadamard_unmix
 from randlora_pl.utils.device import runs
 
 STRUCTURE = "hadamard/1"
@@ -102,7 +102,7 @@ class Hadamard:
     @property
     def held(self) -> bool:
         """True if the kernels in Triton can hold H and O."""
-        return choice.holds(self.block, self.blocks)
+        return holds(self.block, self.blocks)
 
     @property
     def across(self) -> tuple[Tensor, Tensor]:
@@ -218,7 +218,7 @@ class Hadamard:
 
     def project(self, tokens: Tensor) -> Tensor:
         """Apply the blocks and signs of ``tokens @ B``, (T, D) to (T, m, b); `unmixed` applies the rest."""
-        if self.held and choice.multiplies(tokens, tokens.dtype):
+        if self.held and multiplies(tokens, tokens.dtype):
             factor, dtype = self.factor(tokens.dtype), tokens.dtype
             projected = hadamard_project(tokens, *self.within, self.small, False, dtype, dtype, factor)
             return projected.view(len(tokens), -1, self.block)
@@ -237,7 +237,7 @@ class Hadamard:
 
         With ``onto``, the result is added to it, in place unless compiling.
         """
-        if self.held and choice.multiplies(mixed, mixed.dtype):
+        if self.held and multiplies(mixed, mixed.dtype):
             factor, dtype = self.factor(mixed.dtype), mixed.dtype
             return hadamard_expand(mixed, onto, *self.within, self.large, factor, False, dtype, dtype, False)
         blocks = mixed.view(len(mixed), self.blocks, self.block).transpose(0, 1)
@@ -257,7 +257,7 @@ class Hadamard:
 
     def reduce(self, gradient: Tensor) -> Tensor:
         """Return ``B^T G``, (m, b, d) before `unmixed`, for G (D, d)."""
-        if self.held and choice.multiplies(gradient, gradient.dtype):
+        if self.held and multiplies(gradient, gradient.dtype):
             factor, dtype = self.factor(gradient.dtype), gradient.dtype
             return self.by_block(hadamard_project(gradient.T, *self.within, self.small, True, dtype, dtype, factor))
         first, *others = self.pieces()

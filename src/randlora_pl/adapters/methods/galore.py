@@ -1,14 +1,212 @@
-"""GaLore and Fira: full fine-tuning with an optimizer whose state is small."""
+"""GaLore and Fira: full fine-tuning with the moments of chosen matrices in a subspace of their gradient.
 
+The optimizer's state has only tensors and numbers, so checkpoints load with ``weights_only=True``. Moments are float32
+whatever the dtype of the weights: in bfloat16, 0.999 v rounds to v, so a second moment would never decay.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable
 from typing import Annotated, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from randlora_pl.adapters.derived import signs_of
 from randlora_pl.adapters.methods.full import FullFineTuning
-from randlora_pl.adapters.methods.projected_adamw import ProjectedAdamW, state_size
 from randlora_pl.adapters.targets.sites import find_sites
+from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, Positive
+
+GROWTH = 1.01
+"""Largest growth of the norm of Fira's second term from one step to the next (arXiv 2410.01623)."""
+
+_ROUNDING = 1e-3
+"""Norm of G - P R, relative to G, below which it is rounding: TF32 products have errors of this size."""
+
+
+class ProjectedAdamW(Optimizer):
+    """AdamW that projects the gradient of chosen matrices before it averages (GaLore, arXiv 2403.03507; Fira).
+
+    In the notation of both papers, for a gradient G (m, n) with m <= n, transposed if it has more rows than columns:
+
+    - P (m, r): the r leading left singular vectors of G, at the first step and then every ``period`` steps.
+    - R = P^T G, and N = Adam(R): its moments are r x n.
+    - W -= lr * scale * (P N + S), with S = 0 for GaLore.
+    - Fira: S = phi o (G - P R), and phi = ||N|| / ||R|| per column. ||S|| is at most ``GROWTH`` times its norm at the
+      step before.
+
+    All other parameters have AdamW's update. Weight decay is decoupled: W -= lr * decay * W.
+
+    Examples:
+        >>> report = inject(model, GaLore(rank=4))
+        >>> optimizer = make_optimizer(model, lr=1e-3)
+        >>> type(optimizer).__name__
+        'ProjectedAdamW'
+        >>> model(images).square().mean().backward()
+        >>> optimizer.step()
+
+    Args:
+        params: Parameters or groups, as for every optimizer.
+        projected: Matrices to project, among these parameters. Tensors of more dimensions are matrices (out, rest).
+        rank: Number of vectors in P, cut to a matrix's smaller side.
+        scale: Factor of the update of projected matrices.
+        period: Optimizer steps between two computations of P.
+        full_rank: If True, add Fira's second term, the part of the gradient outside the subspace.
+        lr: Learning rate.
+        betas: Decays of the two moments.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled decay of the weights.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        projected: Collection[nn.Parameter] = (),
+        *,
+        rank: int = 128,
+        scale: float = 0.25,
+        period: int = 200,
+        full_rank: bool = False,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        own = {"rank": rank, "scale": scale, "period": period, "full_rank": full_rank, "projected": []}
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, **own})
+        chosen = {id(parameter) for parameter in projected}
+        for group in self.param_groups:  # positions, which a state dict can store
+            group["projected"] = [place for place, each in enumerate(group["params"]) if id(each) in chosen]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Do one optimizer step, and return the closure's loss.
+
+        Raises:
+            UserError: A gradient from which P is computed is not finite.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            projected = set(group["projected"])
+            for place, parameter in enumerate(group["params"]):
+                if parameter.grad is not None:
+                    self._update(parameter, group, place in projected)
+        return loss
+
+    def _update(self, parameter: nn.Parameter, group: dict[str, Any], projects: bool) -> None:
+        state = self.state[parameter]
+        state.setdefault("step", 0)
+        gradient: Tensor = parameter.grad  # type: ignore[assignment]
+        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        change = _projected(state, gradient, group) if projects else _adam(state, gradient, group)
+        if change is not None:
+            parameter.sub_(change, alpha=group["lr"])
+        state["step"] += 1
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state, with the dtypes that it has: PyTorch casts moments to the dtype of the weights."""
+        super().load_state_dict(state_dict)
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for number, parameter in zip(numbers, parameters, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                self.state[parameter][name] = value.to(parameter.device) if isinstance(value, Tensor) else value
+
+
+def _adam(state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -> Tensor:
+    """Update the moments of a gradient, and return Adam's step for a learning rate of 1, with bias correction."""
+    if "exp_avg" not in state:
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+    first, second, (beta1, beta2) = state["exp_avg"], state["exp_avg_sq"], group["betas"]
+    first.lerp_(gradient, 1 - beta1)
+    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    count = state["step"] + 1
+    root = second.sqrt().div_(math.sqrt(1 - beta2**count)).add_(group["eps"])
+    step: Tensor = first.div(1 - beta1**count).div_(root)
+    return step
+
+
+def _projected(state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -> Tensor | None:
+    """Return the step of a projected weight, in its shape; None until its gradient is not zero."""
+    matrix = gradient.flatten(1)
+    transposed = matrix.shape[0] > matrix.shape[1]
+    matrix = matrix.T if transposed else matrix
+    due = "projection" not in state or state["step"] % group["period"] == 0
+    if due and _spans(matrix, state["step"]):
+        state["projection"] = leading_vectors(matrix, group["rank"])
+    if "projection" not in state:
+        return None
+    basis: Tensor = state["projection"]
+    low = basis.T @ matrix
+    normed = _adam(state, low, group)
+    change = basis @ normed
+    if group["full_rank"]:
+        change += _outside(state, matrix - basis @ low, matrix, low, normed)
+    change = change.T if transposed else change
+    return change.mul_(group["scale"]).reshape(gradient.shape)
+
+
+def _spans(matrix: Tensor, step: int) -> bool:
+    """Return True if a gradient has singular vectors: a zero gradient gives arbitrary ones, for a whole period.
+
+    Raises:
+        UserError: The gradient is not finite.
+    """
+    if matrix.is_meta or type(matrix) is not Tensor:  # no values
+        return True
+    size = float(torch.linalg.vector_norm(matrix))
+    if not math.isfinite(size):
+        shape = " x ".join(map(str, matrix.shape))
+        raise UserError(
+            f"the gradient of a weight ({shape}) is not finite (NaN or infinity) in optimizer step {step + 1}, where "
+            "its subspace is computed. Lower the learning rate, or clip gradients."
+        )
+    return size > 0
+
+
+def leading_vectors(matrix: Tensor, rank: int) -> Tensor:
+    """Return the leading left singular vectors (m, r) of a matrix (m, n), m <= n, in its dtype.
+
+    They are eigenvectors of the float64 Gram matrix, which costs less than the SVD. The entry of largest magnitude of
+    each is positive, so that signs do not depend on the library.
+    """
+    device = torch.device("cpu") if matrix.device.type == "mps" else matrix.device  # which has no float64
+    wide = matrix.to(device, torch.float64)
+    _, vectors = torch.linalg.eigh(wide @ wide.T)  # in ascending order
+    leading = vectors[:, -min(rank, len(matrix)) :].flip(1)
+    signed: Tensor = leading * signs_of(leading)
+    return signed.to(matrix.device, matrix.dtype).contiguous()
+
+
+def _outside(state: dict[str, Any], rest: Tensor, matrix: Tensor, low: Tensor, normed: Tensor) -> Tensor:
+    """Return Fira's S (m, n) from the part of the gradient outside the subspace, and store its norm for the limit.
+
+    A part at the level of rounding is zero and leaves the limit alone. Otherwise, the first gradients of a rank below
+    ``rank`` would limit all later ones to rounding errors, growing by 1 % per step.
+    """
+    columns = torch.linalg.vector_norm(low, dim=0)
+    factors = torch.linalg.vector_norm(normed, dim=0) / columns
+    part: Tensor = rest * torch.where(columns > 0, factors, 0)
+    norm, before = torch.linalg.vector_norm(part), state.get("outside_norm")
+    before = torch.zeros_like(norm) if before is None else before
+    counts = torch.linalg.vector_norm(rest) > _ROUNDING * torch.linalg.vector_norm(matrix)
+    limited = torch.where(before > 0, torch.minimum(norm, GROWTH * before), norm)
+    state["outside_norm"] = torch.where(counts & (norm > 0), limited, before)
+    outside: Tensor = part * torch.where(counts & (norm > 0), limited / norm, 0)
+    return outside
+
+
+def state_size(shape: Iterable[int], rank: int, full_rank: bool) -> int:
+    """Return the numbers of state of a projected weight: P, two moments, and Fira's norm."""
+    rows, *rest = shape
+    small, large = sorted((rows, math.prod(rest)))
+    rank = min(rank, small)
+    return rank * (small + 2 * large) + full_rank
 
 
 class GaLore(FullFineTuning):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, kaiming, like, trainable
-from randlora_pl.adapters.kernels.built_again import built_again
+from randlora_pl.adapters.kernels.flop_choice import built_again
 from randlora_pl.adapters.kernels.randlora_linear import without_autocast
 from randlora_pl.adapters.kernels.rounding import added, compute_dtype
 from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm, filled

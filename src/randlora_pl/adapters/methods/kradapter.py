@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, drawn, trainable
-from randlora_pl.adapters.kernels.built_again import built_again
+from randlora_pl.adapters.kernels.flop_choice import built_again
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.weights import WeightShape
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, like, trainable
-from randlora_pl.adapters.kernels.built_again import built_again
+from randlora_pl.adapters.kernels.flop_choice import built_again
 from randlora_pl.adapters.kernels.rounding import added, compute_dtype
 from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm
 from randlora_pl.adapters.random_bases import Bases

@@ -30,9 +30,8 @@ from torch import Tensor
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank
 from randlora_pl.adapters.kernels.hadamard import STRUCTURE, Hadamard, copies
-from randlora_pl.adapters.methods.lead import LedRandLoRADelta
 from randlora_pl.adapters.methods.lora import most_common
-from randlora_pl.adapters.methods.randlora_update import RandLoRADelta, SummedRandLoRADelta
+from randlora_pl.adapters.methods.randlora_update import LedRandLoRADelta, RandLoRADelta, SummedRandLoRADelta
 from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm, filled, peft_number
 from randlora_pl.adapters.random_bases import Bases, Distribution, draw
 from randlora_pl.adapters.weights import WeightShape, sides

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, trainable
 from randlora_pl.adapters.kept import places_problem
-from randlora_pl.adapters.kernels.built_again import built_again
+from randlora_pl.adapters.kernels.flop_choice import built_again
 from randlora_pl.adapters.kernels.rounding import added
 from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm
 from randlora_pl.adapters.random_bases import Bases

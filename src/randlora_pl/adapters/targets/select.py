@@ -8,7 +8,7 @@ from torch import nn
 
 from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.budget import parse_budget, wished
-from randlora_pl.adapters.layers.qkv_rows import BLOCKS
+from randlora_pl.adapters.layers.weight_access import BLOCKS
 from randlora_pl.adapters.targets.blocks import of_blocks
 from randlora_pl.adapters.targets.obstacles import Obstacle, obstacle, owners_of, raw_attention
 from randlora_pl.adapters.targets.sites import ALIASES, CONV, Site, find_sites, is_aside

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from randlora_pl.adapters.layers.qkv_rows import row_blocks
-from randlora_pl.adapters.layers.weight_access import is_conv1d, out_and_in
+from randlora_pl.adapters.layers.weight_access import is_conv1d, out_and_in, row_blocks
 from randlora_pl.adapters.weights import WeightShape, matches
 
 # Attribute names of a block's weights in open_clip, timm, torchvision, PyTorch and transformers; the first match is

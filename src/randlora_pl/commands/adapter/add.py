@@ -63,8 +63,8 @@ def add(
     from randlora_pl.commands.adapter.merge import print_written
     from randlora_pl.interop.base_model import load_base, refuse_texts, same_base
     from randlora_pl.interop.low_rank import label, write_lora
-    from randlora_pl.interop.merge.vision import added, write
-    from randlora_pl.interop.merge.vision import check_output as check_merged
+    from randlora_pl.interop.merge import added, write
+    from randlora_pl.interop.merge import check_output as check_merged
     from randlora_pl.interop.prompts import check_no_prompts
     from randlora_pl.interop.updates import updates, weighted_sum
 

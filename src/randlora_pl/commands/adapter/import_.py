@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from randlora_pl.interop.base_model import Base
-    from randlora_pl.interop.foreign.adapter import ExternalAdapter
+    from randlora_pl.interop.external import ExternalAdapter
 
 DECODER = "CausalLMTask"
 
@@ -92,8 +92,7 @@ def convert(
     """
     import torch
 
-    from randlora_pl.interop import base_model
-    from randlora_pl.interop.foreign import official
+    from randlora_pl.interop import base_model, official
     from randlora_pl.interop.imported import ImportPlan, check_base, load_decoder
     from randlora_pl.interop.peft import files as peft_files
     from randlora_pl.interop.peft import import_ as peft_import
@@ -145,7 +144,7 @@ def convert(
 
 def _compared(path: Path, source: str, name: str, foreign: "ExternalAdapter", ours: "Module", base: "Base") -> str:
     """Return the outcome of the comparison with PEFT."""
-    from randlora_pl.interop.peft.verify import LogitsOnly, difference, installed
+    from randlora_pl.interop.peft.export import LogitsOnly, difference, installed
 
     if source == "official":
         return f"Not compared: the official code is not available. Scaled by {foreign.adapter.alpha:g} / r."  # type: ignore[attr-defined]

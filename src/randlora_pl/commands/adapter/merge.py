@@ -8,7 +8,7 @@ from randlora_pl.utils.option_types import Adapter, File, Overwrite, Weights
 from randlora_pl.utils.options import Finite
 
 if TYPE_CHECKING:
-    from randlora_pl.interop.merge.vision import Written
+    from randlora_pl.interop.merge import Written
 
 
 def merge(
@@ -45,14 +45,14 @@ def merge(
     from randlora_pl.adapters import read_adapter
     from randlora_pl.adapters.input_dependent import check_fixed
     from randlora_pl.interop.base_model import load_base
-    from randlora_pl.interop.merge.vision import check_output, merged, write
+    from randlora_pl.interop.merge import check_output, merged, write
     from randlora_pl.interop.prompts import check_merge
 
     file = read_adapter(adapter)
     check_fixed(file.adapter, file.path)  # before a large model is built
     check_merge(file, scale)
     if file.config.get("base_model", {}).get("library") == "transformers":
-        from randlora_pl.interop.merge.language import write_merged
+        from randlora_pl.interop.merge import write_merged
 
         kind, size, gap = write_merged(file, output, scale, overwrite)
         print(f"{output}: {size:,} bytes, a folder for transformers")

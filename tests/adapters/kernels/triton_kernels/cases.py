@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters.kernels.hadamard import block_size, copies, transform
-from randlora_pl.adapters.kernels.triton_kernels import blocks, build, mix, stack, ternary
+from randlora_pl.adapters.kernels.triton_kernels import blocks, stack, ternary
 from tests.adapters import reference
 
 
@@ -103,13 +103,13 @@ def _dense(shape: Shape, dtype: torch.dtype, peft: bool) -> Iterator[Call]:
         delta = b[:, :columns].double() @ s
         tail = (b, *factors, 1.0, peft)
         yield Call(
-            build.build_weight, (weight, *tail, False, dtype, dtype, False), lambda d=delta: (weight.double() + d,)
+            stack.build_weight, (weight, *tail, False, dtype, dtype, False), lambda d=delta: (weight.double() + d,)
         )
         wide = weight.T.contiguous().float()
         yield Call(
-            build.build_weight, (wide, *tail, True, dtype, dtype, False), lambda d=delta: ((weight.double() + d).T,)
+            stack.build_weight, (wide, *tail, True, dtype, dtype, False), lambda d=delta: ((weight.double() + d).T,)
         )
-    yield Call(build.build_weight, (None, *tail, True, dtype, torch.float32, False), lambda: (delta.T,))
+    yield Call(stack.build_weight, (None, *tail, True, dtype, torch.float32, False), lambda: (delta.T,))
 
 
 def _structured(shape: Shape, dtype: torch.dtype, peft: bool) -> Iterator[Call]:
@@ -126,9 +126,11 @@ def _structured(shape: Shape, dtype: torch.dtype, peft: bool) -> Iterator[Call]:
     h, o = h.float(), o.float()
     s = slow_stack(*factors, peft)
     t, rows = signs[:, 1], signs[:, 0]
-    yield Call(mix.hadamard_mix, (*factors, t, o, 1.0, peft, dtype), lambda: (mixing @ fold @ s,))
+    yield Call(stack.hadamard_mix, (*factors, t, o, 1.0, peft, dtype), lambda: (mixing @ fold @ s,))
     mixed = torch.randn(small, 19).to(dtype)
-    yield Call(mix.hadamard_unmix, (mixed, t, o, columns, torch.float32), lambda: ((mixing @ fold).T @ mixed.double(),))
+    yield Call(
+        stack.hadamard_unmix, (mixed, t, o, columns, torch.float32), lambda: ((mixing @ fold).T @ mixed.double(),)
+    )
     tokens = torch.randn(37, large).to(dtype)
     args = (tokens, rows, h, small, False, dtype, dtype, 1.0)
     yield Call(blocks.hadamard_project, args, lambda: (tokens.double() @ inner,))

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from randlora_pl.adapters.kernels.triton_kernels import choice, launch
+from randlora_pl.adapters.kernels.triton_kernels import launch
+from randlora_pl.adapters.kernels.triton_kernels.launch import holds, multiplies
 from randlora_pl.utils import device
 from randlora_pl.utils.device import choose_as_on_cuda, runs
 from randlora_pl.utils.errors import UserError
@@ -46,9 +47,9 @@ def test_the_device_and_the_variable_choose(
 
 def test_dtypes_choose_and_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(monkeypatch, "auto", False, "cuda")
-    assert not runs(CUDA, torch.float64) and not choice.multiplies(CUDA, torch.float32)
-    assert choice.multiplies(CUDA, torch.float16) and choice.holds(64, 64) and not choice.holds(257, 1)
-    assert chosen(monkeypatch, "1", False, "cuda") and choice.multiplies(CUDA, torch.float32)
+    assert not runs(CUDA, torch.float64) and not multiplies(CUDA, torch.float32)
+    assert multiplies(CUDA, torch.float16) and holds(64, 64) and not holds(257, 1)
+    assert chosen(monkeypatch, "1", False, "cuda") and multiplies(CUDA, torch.float32)
     with pytest.raises(UserError, match=r"RANDLORA_PL_TRITON is 'yes'. Set 0 or 1"):
         chosen(monkeypatch, "yes", False, "cuda")
     with pytest.raises(UserError, match=r"triton is not installed. Run `pip install triton`"):

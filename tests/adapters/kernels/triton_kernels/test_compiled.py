@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from randlora_pl.adapters.kernels.triton_kernels.build import TILES
-from randlora_pl.adapters.kernels.triton_kernels.jit import blocks, build, mix, stack, ternary
+from randlora_pl.adapters.kernels.triton_kernels.stack import TILES
+from randlora_pl.adapters.kernels.triton_kernels import jit
 
 S = dict(lambdas="*fp32", gammas="*fp32", a="*fp32")
 N = dict(N=137, R=30, PEFT=False)
@@ -29,19 +29,19 @@ H, W = "*bf16", dict(num_warps=8)
 high, wide, deep, stages, warps = TILES[0]
 tiles = dict(BM=high, BN=wide, BK=deep)
 KERNELS = [
-    (build.build_kernel, dict(S, out=H, weight=H, b=H), dict(N, **C, **tiles, TRANSPOSED=True, ADDS=True, DITHERS=True),
+    (jit.build_kernel, dict(S, out=H, weight=H, b=H), dict(N, **C, **tiles, TRANSPOSED=True, ADDS=True, DITHERS=True),
      dict(num_stages=stages, num_warps=warps)),
-    (stack.form_kernel, dict(S, out=H), dict(N, BP=16, BN=256), {}),
-    (stack.reduce_kernel, dict(S, parts="*fp32", grad_gammas="*fp32", gradient=H), dict(N, BJ=2, BK=32, BN=128), {}),
-    (blocks.project_kernel, dict(out=H, x=H, signs="*i8", h="*fp32"), dict(C, COPIES=4, B=64, BB=64, BT=128, x_f=1), W),
-    (blocks.expand_kernel, dict(out=H, onto=H, mixed=H, signs="*i8", h="*fp32"),
+    (jit.form_kernel, dict(S, out=H), dict(N, BP=16, BN=256), {}),
+    (jit.reduce_kernel, dict(S, parts="*fp32", grad_gammas="*fp32", gradient=H), dict(N, BJ=2, BK=32, BN=128), {}),
+    (jit.project_kernel, dict(out=H, x=H, signs="*i8", h="*fp32"), dict(C, COPIES=4, B=64, BB=64, BT=128, x_f=1), W),
+    (jit.expand_kernel, dict(out=H, onto=H, mixed=H, signs="*i8", h="*fp32"),
      dict(C, COPIES=4, B=64, BB=64, BT=128, ADDS=True, DITHERS=True, out_t=1, onto_t=1, mixed_t=1), W),
-    (mix.mix_kernel, dict(S, out=H, signs="*i8", o="*fp32"),
+    (jit.mix_kernel, dict(S, out=H, signs="*i8", o="*fp32"),
      dict(N, REPEATS=2, B=64, M=64, MP=64, PRECISION="tf32", BN=64), {}),
-    (mix.unmix_kernel, dict(out="*fp32", mixed=H, signs="*i8", o="*fp32"),
+    (jit.unmix_kernel, dict(out="*fp32", mixed=H, signs="*i8", o="*fp32"),
      dict(REPEATS=2, B=64, M=64, MP=64, PRECISION="tf32", BN=64), {}),
-    (ternary.ternary_project_kernel, dict(parts="*fp32", x=H, packed="*i32"), dict(C, BT=16, BD=64, BW=4), {}),
-    (ternary.ternary_expand_kernel, dict(out=H, y=H, packed="*i32"), dict(C, BT=16, BD=64, BW=4), {}),
+    (jit.ternary_project_kernel, dict(parts="*fp32", x=H, packed="*i32"), dict(C, BT=16, BD=64, BW=4), {}),
+    (jit.ternary_expand_kernel, dict(out=H, y=H, packed="*i32"), dict(C, BT=16, BD=64, BW=4), {}),
 ]
 result = []
 for capability in map(int, sys.argv[1:]):

@@ -101,11 +101,11 @@ def test_a_wrong_formula_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_custom_operator_has_a_formula() -> None:
-    from randlora_pl.adapters.kernels.triton_kernels import blocks, build, mix, stack, ternary
+    from randlora_pl.adapters.kernels.triton_kernels import blocks, stack, ternary
 
     defined = {
         value._opoverload.name()
-        for module in (blocks, build, mix, stack, ternary)
+        for module in (blocks, stack, ternary)
         for value in vars(module).values()
         if isinstance(value, torch.library.CustomOpDef)
     }

@@ -1,1 +1,1 @@
-"""Kernels in Triton for CUDA as operators of PyTorch; `choice` selects them. Without triton, nothing here runs."""
+"""Kernels in Triton for CUDA as operators of PyTorch; `launch` selects them. Without triton, nothing here runs."""

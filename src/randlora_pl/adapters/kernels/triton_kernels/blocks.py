@@ -7,8 +7,7 @@ operation and `Hadamard.add_to` the second one on transposed views.
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.kernels.triton_kernels.launch import compute_type, power, precision
-from randlora_pl.adapters.kernels.triton_kernels.operators import fake_of, operator
+from randlora_pl.adapters.kernels.triton_kernels.launch import compute_type, fake_of, operator, power, precision
 
 
 @operator("randlora::hadamard_project")
@@ -34,7 +33,7 @@ def hadamard_project(
         dtype: Dtype of the result.
         scale: Factor of the products.
     """
-    from randlora_pl.adapters.kernels.triton_kernels.jit.blocks import project_kernel
+    from randlora_pl.adapters.kernels.triton_kernels.jit import project_kernel
 
     (tokens, large), block = x.shape, len(h)
     out = x.new_empty((small, tokens) if across else (tokens, small), dtype=dtype)
@@ -49,7 +48,7 @@ def hadamard_project(
 
 
 @fake_of(hadamard_project)
-def _(
+def _hadamard_project_fake(
     x: Tensor,
     signs: Tensor,
     h: Tensor,
@@ -89,7 +88,7 @@ def hadamard_expand(
         dtype: Dtype of the result.
         dithers: True to round to bfloat16 by the thresholds of `rounding`, so that no small update is lost.
     """
-    from randlora_pl.adapters.kernels.triton_kernels.jit.blocks import expand_kernel
+    from randlora_pl.adapters.kernels.triton_kernels.jit import expand_kernel
 
     (tokens, small), block = mixed.shape, len(h)
     out = mixed.new_empty((large, tokens) if across else (tokens, large), dtype=dtype)
@@ -105,7 +104,7 @@ def hadamard_expand(
 
 
 @fake_of(hadamard_expand)
-def _(
+def _hadamard_expand_fake(
     mixed: Tensor,
     onto: Tensor | None,
     signs: Tensor,

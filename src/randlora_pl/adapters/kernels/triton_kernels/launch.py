@@ -1,12 +1,12 @@
-"""Common parts of all operations: dtypes inside the kernels, and sizes of tiles that the device can hold."""
+"""Common parts of all operations: when kernels run, dtypes inside them, and sizes of tiles that the device can hold."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from randlora_pl.utils.device import INTERPRETED
+from randlora_pl.utils.device import INTERPRETED, forced, runs
 
 _FITS: dict[tuple[Any, ...], int] = {}
 
@@ -60,3 +60,40 @@ def first_that_fits(key: tuple[Any, ...], choices: Iterable[Any], launch: Callab
 def rows_first(matrix: Tensor) -> Tensor:
     """Return a matrix whose last dimension has stride 1: itself, or a copy."""
     return matrix if matrix.stride(-1) == 1 or matrix.shape[-1] == 1 else matrix.contiguous()
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def operator(name: str) -> Callable[[Function], Function]:
+    """Return a decorator that makes an operator, such as ``randlora::build_weight``, which changes no argument."""
+
+    def decorate(function: Function) -> Function:
+        return cast(Function, torch.library.custom_op(name, function, mutates_args=()))
+
+    return decorate
+
+
+def fake_of(made: Function) -> Callable[[Function], Function]:
+    """Return a decorator for the function that gives an operator's results without data."""
+    return cast(Callable[[Function], Function], cast(Any, made).register_fake)
+
+
+_LARGEST = 128
+"""Largest side of the orthogonal factors H and O of structured bases that a kernel holds in registers."""
+
+
+def multiplies(tensor: Tensor, products: torch.dtype) -> bool:
+    """Return True if kernels with large products run: float32 ones are left to cuBLAS unless `VARIABLE` is 1."""
+    return runs(tensor, products) and (products != torch.float32 or forced())
+
+
+def sums(like: Tensor, weight: Tensor | None, products: torch.dtype, dtype: torch.dtype) -> bool:
+    """Return True if a kernel multiplies, sums and rounds W0 + B S to ``dtype``; not to wider ones than W0's."""
+    fits = weight is None or (runs(like, weight.dtype) and weight.dtype.itemsize >= dtype.itemsize)
+    return fits and multiplies(like, products) and runs(like, like.dtype, dtype)
+
+
+def holds(block: int, blocks: int) -> bool:
+    """Return True if kernels can hold H (b, b) and O (m, m) of structured bases."""
+    return max(block, blocks) <= _LARGEST

@@ -1,13 +1,20 @@
-"""S and its gradient in one pass each: ``randlora::form_stack`` and ``randlora::reduce_stack``.
+"""S and W0 + B S in one pass each, also mixed across blocks for structured bases, with the gradients of S.
 
-Symbols as in `randlora_linear`.
+Symbols as in `randlora_linear` and `hadamard`.
 """
 
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.kernels.triton_kernels.launch import power, rows_first
-from randlora_pl.adapters.kernels.triton_kernels.operators import fake_of, operator
+from randlora_pl.adapters.kernels.triton_kernels.launch import (
+    compute_type,
+    fake_of,
+    first_that_fits,
+    operator,
+    power,
+    precision,
+    rows_first,
+)
 
 
 @operator("randlora::form_stack")
@@ -25,7 +32,7 @@ def form_stack(
         rows: Rows of the result, at least n r.
         dtype: Dtype of the result; the products are computed in float32.
     """
-    from randlora_pl.adapters.kernels.triton_kernels.jit.stack import form_kernel
+    from randlora_pl.adapters.kernels.triton_kernels.jit import form_kernel
 
     (count, rank), small = lambdas.shape, gammas.shape[1]
     lambdas, gammas, a = lambdas.contiguous(), gammas.contiguous(), rows_first(a)
@@ -39,7 +46,9 @@ def form_stack(
 
 
 @fake_of(form_stack)
-def _(lambdas: Tensor, gammas: Tensor, a: Tensor, scale: float, peft: bool, rows: int, dtype: torch.dtype) -> Tensor:
+def _formed(
+    lambdas: Tensor, gammas: Tensor, a: Tensor, scale: float, peft: bool, rows: int, dtype: torch.dtype
+) -> Tensor:
     return gammas.new_empty(rows, gammas.shape[1], dtype=dtype)
 
 
@@ -64,7 +73,7 @@ def reduce_stack(
         scale: Factor of S.
         peft: True for PEFT's order of the rows.
     """
-    from randlora_pl.adapters.kernels.triton_kernels.jit.stack import reduce_kernel
+    from randlora_pl.adapters.kernels.triton_kernels.jit import reduce_kernel
 
     (count, rank), small = lambdas.shape, gammas.shape[1]
     lambdas, gammas, a, gradient = lambdas.contiguous(), gammas.contiguous(), rows_first(a), rows_first(gradient)
@@ -80,5 +89,157 @@ def reduce_stack(
 
 
 @fake_of(reduce_stack)
-def _(gradient: Tensor, lambdas: Tensor, gammas: Tensor, a: Tensor, scale: float, peft: bool) -> tuple[Tensor, Tensor]:
+def _reduced(
+    gradient: Tensor, lambdas: Tensor, gammas: Tensor, a: Tensor, scale: float, peft: bool
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(lambdas), torch.empty_like(gammas)
+
+
+@operator("randlora::hadamard_mix")
+def hadamard_mix(
+    lambdas: Tensor, gammas: Tensor, a: Tensor, signs: Tensor, o: Tensor, scale: float, peft: bool, dtype: torch.dtype
+) -> Tensor:
+    """Return (O x I_b) diag(t) S, (d, d), with S formed in registers.
+
+    Args:
+        lambdas: lambda (n, r).
+        gammas: gamma (n, d).
+        a: A (r, d).
+        signs: Random signs t (d).
+        o: O (m, m).
+        scale: Factor of S.
+        peft: True for PEFT's order of the rows of S.
+        dtype: Dtype of the result; S is formed in float32.
+    """
+    from randlora_pl.adapters.kernels.triton_kernels.jit import mix_kernel
+
+    (count, rank), small, blocks = lambdas.shape, gammas.shape[1], len(o)
+    lambdas, gammas, a = lambdas.contiguous(), gammas.contiguous(), rows_first(a)
+    out = gammas.new_empty(small, small, dtype=dtype)
+    padded = power(blocks)
+    wide = power(small, 16, max(16, 4096 // padded))
+    mix_kernel[(small // blocks, -(-small // wide))](
+        out, lambdas, gammas, a, signs, o, a.stride(0), signs.stride(0), o.stride(0), small, scale,
+        N=count, R=rank, PEFT=peft, REPEATS=-(-count * rank // small), B=small // blocks, M=blocks, MP=padded,
+        PRECISION=precision(torch.float32, dtype), BN=wide, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@fake_of(hadamard_mix)
+def _hadamard_mix_fake(
+    lambdas: Tensor, gammas: Tensor, a: Tensor, signs: Tensor, o: Tensor, scale: float, peft: bool, dtype: torch.dtype
+) -> Tensor:
+    return gammas.new_empty(gammas.shape[1], gammas.shape[1], dtype=dtype)
+
+
+@operator("randlora::hadamard_unmix")
+def hadamard_unmix(mixed: Tensor, signs: Tensor, o: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    """Return the transpose of the mixing applied to a matrix, (n r, width).
+
+    Args:
+        mixed: Matrix (d, width).
+        signs: Random signs t (d).
+        o: O (m, m).
+        columns: n r.
+        dtype: Dtype of the result; products are computed in float32.
+    """
+    from randlora_pl.adapters.kernels.triton_kernels.jit import unmix_kernel
+
+    (small, width), blocks = mixed.shape, len(o)
+    mixed = mixed.contiguous()
+    out = mixed.new_empty(columns, width, dtype=dtype)
+    padded = power(blocks)
+    wide = power(width, 16, max(16, 4096 // padded))
+    unmix_kernel[(small // blocks, -(-width // wide))](
+        out, mixed, signs, o, signs.stride(0), o.stride(0), small, width, columns,
+        REPEATS=-(-columns // small), B=small // blocks, M=blocks, MP=padded,
+        PRECISION=precision(torch.float32, mixed.dtype), BN=wide, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@fake_of(hadamard_unmix)
+def _hadamard_unmix_fake(mixed: Tensor, signs: Tensor, o: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    return mixed.new_empty(columns, mixed.shape[1], dtype=dtype)
+
+
+TILES = ((128, 128, 32, 3, 8), (128, 128, 32, 2, 8), (64, 64, 32, 2, 4), (32, 32, 16, 1, 4))
+"""Rows, columns, depth, stages and warps of a program, in the order in which they are tried."""
+
+
+def tiles(large: int, small: int, depth: int) -> list[tuple[int, int, int, int, int]]:
+    """Return `TILES` cut to a matrix (D, d) and n r."""
+    return [
+        (power(large, 16, high), power(small, 16, wide), power(depth, 16, deep), stages, warps)
+        for high, wide, deep, stages, warps in TILES
+    ]
+
+
+@operator("randlora::build_weight")
+def build_weight(
+    weight: Tensor | None,
+    b: Tensor,
+    lambdas: Tensor,
+    gammas: Tensor,
+    a: Tensor,
+    scale: float,
+    peft: bool,
+    transposed: bool,
+    products: torch.dtype,
+    dtype: torch.dtype,
+    dithers: bool,
+) -> Tensor:
+    """Return W0 + B S, or B S, (D, d), or (d, D) if transposed.
+
+    Args:
+        weight: W0, or None.
+        b: B (D, n r or more), floats or int8.
+        lambdas: lambda (n, r).
+        gammas: gamma (n, d).
+        a: A (r, d).
+        scale: Factor of S.
+        peft: True for PEFT's order of the rows of S.
+        transposed: True if W0 is (d, D).
+        products: Dtype of B and S in the products, which are summed in float32.
+        dtype: Dtype of the result.
+        dithers: True to round to bfloat16 by the thresholds of `rounding`, so that no small update is lost.
+    """
+    from randlora_pl.adapters.kernels.triton_kernels.jit import build_kernel
+
+    (count, rank), (large, small) = lambdas.shape, (len(b), gammas.shape[1])
+    lambdas, gammas, a, b = lambdas.contiguous(), gammas.contiguous(), rows_first(a), rows_first(b)
+    weight = None if weight is None else rows_first(weight)
+    out = gammas.new_empty((small, large) if transposed else (large, small), dtype=dtype)
+
+    def launch(tile: tuple[int, int, int, int, int]) -> None:
+        high, wide, deep, stages, warps = tile
+        build_kernel[(-(-large // high), -(-small // wide))](
+            out, out if weight is None else weight, b, lambdas, gammas, a,
+            out.stride(0), out.stride(0) if weight is None else weight.stride(0), b.stride(0), a.stride(0),
+            large, small, scale, N=count, R=rank, PEFT=peft, TRANSPOSED=transposed, ADDS=weight is not None,
+            DITHERS=dithers, CT=compute_type(products), PRECISION=precision(products, dtype), BM=high, BN=wide, BK=deep,
+            num_stages=stages, num_warps=warps,
+        )  # fmt: skip
+
+    key = ("build", out.device, large, small, count, rank, b.dtype, products, dtype)
+    first_that_fits(key, tiles(large, small, count * rank), launch)
+    return out
+
+
+@fake_of(build_weight)
+def _build_weight_fake(
+    weight: Tensor | None,
+    b: Tensor,
+    lambdas: Tensor,
+    gammas: Tensor,
+    a: Tensor,
+    scale: float,
+    peft: bool,
+    transposed: bool,
+    products: torch.dtype,
+    dtype: torch.dtype,
+    dithers: bool,
+) -> Tensor:
+    large, small = len(b), gammas.shape[1]
+    return gammas.new_empty((small, large) if transposed else (large, small), dtype=dtype)

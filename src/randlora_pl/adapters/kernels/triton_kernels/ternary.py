@@ -7,8 +7,14 @@ Packed, an entry takes a quarter of a byte instead of one, and nothing is cast i
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.kernels.triton_kernels.launch import compute_type, power, precision, rows_first
-from randlora_pl.adapters.kernels.triton_kernels.operators import fake_of, operator
+from randlora_pl.adapters.kernels.triton_kernels.launch import (
+    compute_type,
+    fake_of,
+    operator,
+    power,
+    precision,
+    rows_first,
+)
 
 MANY = 64
 """Tokens from which a plain product, which reads B once for all of them, is at least as fast."""
@@ -34,7 +40,7 @@ def parts_of(height: int, width: int) -> tuple[int, int]:
 @operator("randlora::ternary_project")
 def ternary_project(x: Tensor, b: Tensor, columns: int) -> Tensor:
     """Return ``x @ B``, (T, n r), for few tokens x (T, D) and `packed` B (D, words)."""
-    from randlora_pl.adapters.kernels.triton_kernels.jit.ternary import ternary_project_kernel
+    from randlora_pl.adapters.kernels.triton_kernels.jit import ternary_project_kernel
 
     x, (tokens, height), width = rows_first(x), x.shape, b.shape[1]
     parts, each = parts_of(height, width)
@@ -48,14 +54,14 @@ def ternary_project(x: Tensor, b: Tensor, columns: int) -> Tensor:
 
 
 @fake_of(ternary_project)
-def _(x: Tensor, b: Tensor, columns: int) -> Tensor:
+def _ternary_project_fake(x: Tensor, b: Tensor, columns: int) -> Tensor:
     return x.new_empty(len(x), columns)
 
 
 @operator("randlora::ternary_expand")
 def ternary_expand(y: Tensor, b: Tensor) -> Tensor:
     """Return ``y @ B^T``, (T, D), for few tokens y (T, n r) and `packed` B (D, words)."""
-    from randlora_pl.adapters.kernels.triton_kernels.jit.ternary import ternary_expand_kernel
+    from randlora_pl.adapters.kernels.triton_kernels.jit import ternary_expand_kernel
 
     y, (tokens, columns), (height, width) = rows_first(y), y.shape, b.shape
     out = y.new_empty(tokens, height)
@@ -68,5 +74,5 @@ def ternary_expand(y: Tensor, b: Tensor) -> Tensor:
 
 
 @fake_of(ternary_expand)
-def _(y: Tensor, b: Tensor) -> Tensor:
+def _ternary_expand_fake(y: Tensor, b: Tensor) -> Tensor:
     return y.new_empty(len(y), len(b))

@@ -13,9 +13,9 @@ from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.injection import InjectionReport, inject
 from randlora_pl.adapters.io.adapter_file import AdapterFile
 from randlora_pl.adapters.io.save_load import place_adapter, read_adapter
-from randlora_pl.adapters.methods.lead import LedRandLoRADelta
 from randlora_pl.adapters.methods.lora import LoRA, LoRADelta
 from randlora_pl.adapters.methods.randlora import RandLoRA
+from randlora_pl.adapters.methods.randlora_update import LedRandLoRADelta
 from randlora_pl.adapters.methods.together import Together, TogetherDelta
 from randlora_pl.adapters.operations import detach
 from randlora_pl.adapters.targets.select import choose

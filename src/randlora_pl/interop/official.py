@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters.methods import randlora
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.interop.foreign.adapter import ExternalAdapter, sites_by_name
+from randlora_pl.interop.external import ExternalAdapter, sites_by_name
 from randlora_pl.models.weights import load_without_code
 from randlora_pl.utils.errors import UserError
 

@@ -1,1 +1,0 @@
-"""Adapters written by other programs."""

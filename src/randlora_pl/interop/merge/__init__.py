@@ -1,1 +1,0 @@
-"""Merged models in the formats of open_clip, timm and transformers."""
