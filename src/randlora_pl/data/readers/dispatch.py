@@ -84,7 +84,9 @@ class Samples:
 
 def numbers_of(keys: Sequence[str]) -> NDArray[np.int64]:
     """Return 63 bits of each key's SHA-256."""
-    digests = b"".join(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8] for key in keys)
+    digests = bytearray()
+    for key in keys:
+        digests += hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8]
     return (np.frombuffer(digests, dtype="<u8") >> np.uint64(1)).astype(np.int64)
 
 
@@ -94,11 +96,14 @@ def key_order(keys: Sequence[str]) -> NDArray[np.int64]:
     Raises:
         UserError: Two keys are the same.
     """
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    for first, second in itertools.pairwise(order):
-        if keys[first] == keys[second]:
-            raise UserError(f"{keys[first]!r} is listed twice")
-    return np.asarray(order, dtype=np.int64)
+    order = keys.sorted_places() if isinstance(keys, Strings) else None
+    if order is None:
+        order = np.asarray(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
+    ordered = keys.take(order) if isinstance(keys, Strings) else (keys[place] for place in order.tolist())
+    for first, second in itertools.pairwise(ordered):
+        if first == second:
+            raise UserError(f"{first!r} is listed twice")
+    return order
 
 
 def in_key_order(

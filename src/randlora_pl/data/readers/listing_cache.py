@@ -1,4 +1,4 @@
-"""Cache of directory listings between runs, invalidated when a folder changes.
+"""Cache of directory listings between runs, mapped into memory that processes share, invalidated when a folder changes.
 
 Listing, sorting and hashing a million names takes seconds on a fast disk and minutes on a slow one. A stored listing is
 valid if every listed folder still has the same times and inode: adding, removing or renaming a file changes
@@ -13,6 +13,8 @@ import os
 import re
 import stat
 import time
+import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,7 +30,7 @@ from randlora_pl.data.sources import FileImages, PathsBelow, Strings
 from randlora_pl.utils.files.atomic_output import atomic_file
 from randlora_pl.utils.machine import cache_folder
 
-VERSION = 3
+VERSION = 4
 """Version of the stored format; raise it to invalidate old files."""
 
 LEAST = 10_000
@@ -81,12 +83,8 @@ def timeless(mounts: str = "/proc/self/mountinfo") -> set[int]:
     return {os.makedev(*map(int, line.split()[2].split(":"))) for line in fuse}
 
 
-def stamps(paths: Sequence[str]) -> list[Stamp]:
-    """Return the state of each path."""
-    return [_stamp(path) for path in paths]
-
-
-def _stamp(path: str) -> Stamp:
+def stamp(path: str) -> Stamp:
+    """Return the state of a path."""
     try:
         state = os.stat(path)  # noqa: PTH116 (a Path for each of ten thousand folders is slow)
     except OSError:
@@ -95,13 +93,18 @@ def _stamp(path: str) -> Stamp:
     return state.st_mtime_ns, state.st_ctime_ns, third
 
 
+def stamps(paths: Sequence[str]) -> list[Stamp]:
+    """Return the state of each path."""
+    return list(map(stamp, paths))
+
+
 def _settled(seen: Mapping[str, Stamp], begin: int) -> bool:
     """Return True if a change after ``begin``, in nanoseconds since 1970, would be visible in the states."""
     devices, recent = timeless(), begin - SETTLED_NS
+    folders = filter(os.path.isdir, seen if devices else ())
     return all(0 < max(state[:2]) < recent for state in seen.values()) and not any(
         os.stat(path).st_dev in devices  # noqa: PTH116 (as above)
-        for path in (seen if devices else ())
-        if os.path.isdir(path)  # noqa: PTH112
+        for path in folders
     )
 
 
@@ -134,7 +137,7 @@ def stored(
         least: Minimum number of samples for storing; default `LEAST`.
     """
     digest = hashlib.sha256(json.dumps([VERSION, *name]).encode()).hexdigest()
-    path = cache_folder() / "listings" / f"{digest}.npz"
+    path = cache_folder() / "listings" / digest
     found = None if _ignore_stored.get() else _load(path, recipe, states)
     how = "from the stored listing"
     if found is None:
@@ -176,15 +179,18 @@ def samples_of(found: Found, home: Path, classes: Sequence[str]) -> Samples:
 
 
 def _save(path: Path, recipe: Sequence[str], found: Found, seen: Mapping[str, Stamp]) -> bool:
-    """Write a listing; return True on success."""
+    """Write a line of JSON and the arrays; return True on success."""
+    arrays: dict[str, NDArray[Any]] = dict(found.columns)
+    for name, text in found.texts.items():
+        arrays |= {f"{name}/{part}": array for part, array in vars(text).items() if array is not None}
     about = {"recipe": recipe, "stamps": seen, "notes": found.notes}
-    about |= {"columns": list(found.columns), "texts": list(found.texts)}
-    arrays: dict[str, Any] = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
-    arrays |= {f"column {name}": column for name, column in found.columns.items()}
-    arrays |= {f"{name} {part}": array for name, text in found.texts.items() for part, array in vars(text).items()}
+    about |= {"arrays": {name: [each.dtype.str, each.nbytes, zlib.crc32(each)] for name, each in arrays.items()}}
     try:
         with atomic_file(path) as stream:
-            np.savez(stream, **arrays)
+            stream.write(json.dumps(about).encode() + b"\n")
+            for array in arrays.values():
+                stream.write(bytes(-stream.tell() % array.itemsize))
+                stream.write(array.data)
     except OSError as error:
         log.debug("the listing cannot be stored in %s: %s", path, error)
         return False
@@ -192,20 +198,29 @@ def _save(path: Path, recipe: Sequence[str], found: Found, seen: Mapping[str, St
 
 
 def _load(path: Path, recipe: Sequence[str], states: Callable[[Sequence[str]], Sequence[Stamp]]) -> Found | None:
-    """Load a stored listing, or return None if it is missing or outdated."""
+    """Map a stored listing, or return None if it is missing, damaged or outdated."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            about = json.loads(file["about"].tobytes())
-            if about["recipe"] != list(recipe):
-                return None
-            if list(about["stamps"].values()) != list(map(list, states(list(about["stamps"])))):
-                return None
-            columns = {name: file[f"column {name}"] for name in about["columns"]}
-            texts = {
-                name: Strings(*(file[f"{name} {part}"] for part in ("raw", "starts", "ends")))
-                for name in about["texts"]
-            }
-            return Found(columns, texts, tuple(about["notes"]))
+        with path.open("rb") as stream:
+            about = json.loads(stream.readline())
+            place, content = stream.tell(), np.memmap(stream, np.uint8, "c")
+        if about["recipe"] != list(recipe):
+            return None
+        if list(about["stamps"].values()) != list(map(list, states(list(about["stamps"])))):
+            return None
+        columns: dict[str, NDArray[np.int64]] = {}
+        texts: dict[str, dict[str, Any]] = defaultdict(dict)
+        for name, (kind, size, checksum) in about["arrays"].items():
+            place += -place % np.dtype(kind).itemsize
+            array = np.asarray(content[place : place + size]).view(kind)
+            place += size
+            if zlib.crc32(array) != checksum:
+                raise ValueError(f"{name} is damaged")
+            owner, _, part = name.partition("/")
+            if part:
+                texts[owner][part] = array
+            else:
+                columns[owner] = array
+        return Found(columns, {name: Strings(**parts) for name, parts in texts.items()}, tuple(about["notes"]))
     except Exception as error:  # no file, or a damaged one, which raises many types; the folder is listed again
         log.debug("the stored listing %s cannot be used: %s", path, error)
         return None

@@ -9,10 +9,12 @@ import os
 import re
 import time
 import unicodedata
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePath, PurePosixPath
 
 import numpy as np
@@ -118,8 +120,8 @@ def split_of(shard: str) -> str:
 def index(shard_paths: ShardPaths, split: str) -> listing.Found:
     """Return the index of a split; build it if it is not stored.
 
-    Columns are ``shard``, ``offset``, ``length``, ``label`` (index in the text ``labels``) and ``numbers``; texts are
-    ``members``, ``labels``, and ``keys`` if they differ from the members.
+    By image, in the order of the shards: the columns ``shard``, ``offset`` and ``length``, the text ``members``, and
+    ``keys`` if they differ. By sample: the columns ``rows``, ``label`` (index in the text ``labels``) and ``numbers``.
     """
     paths = shard_paths.by_split[split]
 
@@ -137,45 +139,48 @@ def _absolute(location: str) -> str:
 
 def _states(paths: Sequence[str]) -> list[listing.Stamp]:
     with ThreadPoolExecutor(_READERS) as threads:
-        return list(threads.map(lambda path: tars.state(path) if is_url(path) else listing.stamps([path])[0], paths))
+        return list(threads.map(lambda path: tars.state(path) if is_url(path) else listing.stamp(path), paths))
 
 
 def _index(shard_paths: ShardPaths, paths: Sequence[str], by_key: bool) -> listing.Found:
-    members: list[str] = []
-    columns: dict[str, list[int]] = {"shard": [], "offset": [], "length": [], "label": []}
+    columns = {name: array("q") for name in ("shard", "offset", "length", "label")}
     labels: dict[str, int] = {}
     remarks: list[str] = []
-    logged = time.monotonic()
-    with ThreadPoolExecutor(_READERS) as threads:
-        for number, (samples, remark) in enumerate(threads.map(tars.scan, paths)):
-            remarks += [remark] if remark else []
+
+    def members() -> Iterator[str]:
+        logged = time.monotonic()
+        starts = range(0, len(paths), 4 * _READERS)  # else what is read early would wait in memory
+        shards = chain.from_iterable(threads.map(tars.scan, paths[start : start + 4 * _READERS]) for start in starts)
+        for number, (samples, remark) in enumerate(shards):
+            remarks.extend([remark] if remark else [])
             for member, offset, length, text in samples:
-                members.append(member)
                 label = labels.setdefault(unicodedata.normalize("NFC", text), len(labels))
                 for column, value in zip(columns.values(), (number, offset, length, label), strict=True):
                     column.append(value)
+                yield member
             if time.monotonic() - logged > _PROGRESS_S:
                 logged = time.monotonic()
                 log.info("%s: indexed %s of %s shards", shard_paths.title, f"{number + 1:,}", f"{len(paths):,}")
-    if not members:
+
+    with ThreadPoolExecutor(_READERS) as threads:  # not in Python lists: a directory may have 14 million samples
+        keys = texts = Strings.of(members())
+    if not len(texts):
         raise UserError(f"The shards of {shard_paths.title} have no samples; the first is {paths[0]}")
-    keys = _keys(members, columns["shard"], paths)
-    order = key_order(keys) if by_key else np.arange(len(keys))
-    ordered = [keys[position] for position in order.tolist()]
-    texts = {"members": Strings.of(members).take(order), "labels": Strings.of(list(labels))}
-    if keys is not members:
-        texts["keys"] = Strings.of(ordered)
+    numbers = numbers_of(keys)
+    if not texts.is_ascii or len(np.unique(numbers)) < len(numbers):
+        keys = Strings.of(_keys(list(texts), columns["shard"], paths))
+        numbers = numbers_of(keys)
+    rows = key_order(keys) if by_key else np.arange(len(keys))
+    arrays = {name: np.frombuffer(column, np.int64) for name, column in columns.items()}
+    arrays |= {"rows": rows, "label": arrays["label"][rows], "numbers": numbers[rows]}
+    held = {"members": texts, "labels": Strings.of(labels)} | ({} if keys is texts else {"keys": keys})
     more = f" (and {len(remarks) - 1} more shards)" if len(remarks) > 1 else ""
-    notes = (remarks[0] + more,) if remarks else ()
-    arrays = {name: np.asarray(column, dtype=np.int64)[order] for name, column in columns.items()}
-    return listing.Found(arrays | {"numbers": numbers_of(ordered)}, texts, notes)
+    return listing.Found(arrays, held, (remarks[0] + more,) if remarks else ())
 
 
-def _keys(members: list[str], shard: list[int], paths: Sequence[str]) -> list[str]:
+def _keys(members: list[str], shard: Sequence[int], paths: Sequence[str]) -> list[str]:
     """Return the key of each sample (see `shards`)."""
     repeated = {name for name, times in Counter(members).items() if times > 1}
-    if not repeated and "".join(members).isascii():
-        return members
     stems = [PurePosixPath(without_query(path).replace("\\", "/")).stem for path in paths]
     keys = [f"{stems[part]}/{name}" if name in repeated else name for name, part in zip(members, shard, strict=True)]
     keys = [unicodedata.normalize("NFC", key) for key in keys]
@@ -267,11 +272,12 @@ def shards(row: DatasetSpec, root: Path, split: str) -> Samples | None:
         log.warning("%s", note)
     shard, offset, length = (found.columns[name] for name in ("shard", "offset", "length"))
     images = ShardImages(there[own], shard, offset, length, found.texts["members"])
-    keys = found.texts.get("keys", found.texts["members"])
+    rows = found.columns["rows"]
+    keys = found.texts.get("keys", found.texts["members"]).take(rows)
     prompts = tuple(template.replace("{c}", "{}") for template in templates)  # {c}: as in clip-benchmark's files
     with errors_in(shard_paths.beside):
         check_templates(prompts or None, captions=False)
-    samples = Samples(images, np.arange(len(labels)), labels, keys, tuple(classes), templates=prompts)
+    samples = Samples(images, rows, labels, keys, tuple(classes), templates=prompts)
     return samples.numbered(found.columns["numbers"])
 
 
@@ -328,5 +334,5 @@ def _number(text: str) -> int | None:
 def _first(shard_paths: ShardPaths, split: str, found: listing.Found, label: str) -> str:
     """Return the first image with a label, for messages."""
     number = list(found.texts["labels"]).index(label)
-    position = int(np.argmax(found.columns["label"] == number))
-    return f"{shard_paths.by_split[split][found.columns['shard'][position]]}:{found.texts['members'][position]}"
+    image = found.columns["rows"][np.argmax(found.columns["label"] == number)]
+    return f"{shard_paths.by_split[split][found.columns['shard'][image]]}:{found.texts['members'][int(image)]}"

@@ -3,6 +3,7 @@
 import os
 import pickle
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from randlora_pl.data.loader import Loader
 from randlora_pl.data.readers import listing_cache as listing
 from randlora_pl.data.readers import tar_files as tars
 from randlora_pl.data.readers.dispatch import Samples, read
+from randlora_pl.data.readers.tar_shards import index_all
 from randlora_pl.data.readers.trees import folder
 from randlora_pl.data.schedule import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.data.splits import Splits, subset
@@ -226,7 +228,7 @@ def test_a_name_in_several_shards_is_told_apart_by_the_shard(tmp_path: Path) -> 
                   (f"b{number}.png", picture(9)), (f"b{number}.cls", "1"))  # fmt: skip
     samples = must(tmp_path)
     assert list(samples.keys) == ["0/a.png", "1/a.png", "b0.png", "b1.png"]
-    assert samples.images.name(1) == f"{tmp_path}/1.tar:a.png"
+    assert samples.images.name(int(samples.rows[1])) == f"{tmp_path}/1.tar:a.png"
     write_tar(tmp_path / "train/0.tar", ("a.png", picture(0)), ("a.cls", "0"))
     (tmp_path / "list.txt").write_text("0.tar\n1.tar\ntrain/0.tar\n")
     with pytest.raises(UserError, match="split"):
@@ -299,6 +301,44 @@ def test_the_index_is_made_once_and_anew_when_a_shard_changes(tmp_path: Path, mo
     scanned.clear()
     write_tar(paths[1], ("new.png", picture(0)), ("new.cls", "2"))
     assert len(must(tmp_path)) == 14 and len(scanned) == 3
+
+
+@pytest.mark.parametrize(
+    "count", [30_000, *(pytest.param(count, marks=pytest.mark.slow) for count in (1_000_000, 3_000_000))]
+)
+def test_ranks_share_an_index_and_hold_few_bytes_a_sample(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 14 million, ImageNet-21k, a rank holds 0.1 GB if validation has shards of its own, and 0.6 GB otherwise."""
+    each = count // 300
+
+    def scan(shard: str) -> tuple[list[tars.Sample], str]:
+        first = each * int(Path(shard).stem.rpartition("-")[2])
+        numbers = range(first, first + each)
+        return [tars.Sample(f"n{n % 997:05}_{n:08}.jpg", 512 * n, 9_000, f"n{n % 997:05}") for n in numbers], ""
+
+    def memory() -> tuple[float, float]:
+        """Bytes for each training sample, now and at most."""
+        now, most = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        return now / count, most / count
+
+    monkeypatch.setattr(tars, "scan", scan)
+    monkeypatch.setattr(listing, "SETTLED_NS", -(10**12))
+    for number in range(count // each):
+        (tmp_path / f"train-{number}.tar").touch()
+    tracemalloc.start()
+    index_all(tmp_path)
+    built = memory()
+    monkeypatch.setattr(tars, "scan", lambda shard: pytest.fail("it is stored"))
+    whole = must(tmp_path)
+    held = memory()
+    splits = Splits({"train": whole, "val": None, "test": whole.subset(np.arange(9))}.get)
+    assert len(splits.train) + len(splits.val) == count
+    parts = memory()
+    tracemalloc.stop()
+    print(f"{count:,} samples, bytes of each now and at most: {built} built, {held} loaded, {parts} with val held out")
+    assert built[1] < 220 and held[0] < 16 and held[1] < 40 and parts[0] < 56
 
 
 def replaced(path: Path) -> None:
