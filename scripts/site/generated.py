@@ -1,4 +1,4 @@
-"""Hook of MkDocs: pages that are made from the program while the site is built. Imports no PyTorch.
+"""Hook of MkDocs: pages that are made from the program while the site is built.
 
 The pages of `PAGES` exist on the site only. A page of docs/methods/ has written text; its options, learning rates and
 config are added below.
@@ -24,8 +24,15 @@ from randlora_pl.commands.table import COMMANDS, members  # noqa: E402
 from randlora_pl.data.catalog.registry import CATALOG  # noqa: E402
 from randlora_pl.language.catalog import DATASETS, KNOWN, LABELLED  # noqa: E402
 from randlora_pl.models.catalog import MODELS  # noqa: E402
-from randlora_pl.run.options.class_index import ClassSource, Option, read_classes  # noqa: E402
-from randlora_pl.run.options.validate import CALLBACK_GROUPS, adapters, data_class, tasks  # noqa: E402
+from randlora_pl.run.options.classes import (  # noqa: E402
+    Option,
+    RunOptions,
+    callback_classes,
+    classes,
+    data_class,
+    options_of,
+    summary,
+)
 from randlora_pl.utils.version import __version__  # noqa: E402
 
 
@@ -66,7 +73,7 @@ def help_pages() -> str:
 def options(given: Iterable[Option], prefix: str) -> str:
     """Return a table of options, each named as it is typed."""
     rows = [
-        (code(prefix + one.name), code(one.choices), code(one.default) or "required", one.help.replace("``", "`"))
+        (code(prefix + one.name), code(one.choices), code(one.written) or "required", one.help.replace("``", "`"))
         for one in given
     ]
     return table(("option", "type", "default", "meaning"), rows)
@@ -74,7 +81,7 @@ def options(given: Iterable[Option], prefix: str) -> str:
 
 def config_keys() -> str:
     """Return the options of every class that a config names."""
-    run = read_classes("run/options")["RunOptions"].options.values()
+    run = options_of(RunOptions).values()
     parts = [
         "# Config keys",
         "Write a key in a config file, or type it as an option: `--data.shots 16` is the key `shots` of `data`. "
@@ -82,17 +89,16 @@ def config_keys() -> str:
         "## run",
         table(("option", "meaning"), [(code(f"--run.{one.name}"), one.help) for one in run]),
     ]
-    groups: list[tuple[str, Iterable[ClassSource]]] = [
-        ("--model.", tasks().values()),
-        ("--data.", {data_class(task).name: data_class(task) for task in tasks()}.values()),
-        ("--model.adapter.", adapters().values()),
+    groups: list[tuple[str, Iterable[type]]] = [
+        ("--model.", classes("model").values()),
+        ("--data.", dict.fromkeys(map(data_class, classes("model").values()))),
+        ("--model.adapter.", classes("model.adapter").values()),
     ]
-    callbacks = read_classes("run/callbacks")
-    groups += [(f"--{group}.", [callbacks[name]]) for group, name in CALLBACK_GROUPS.items()]
-    for prefix, sources in groups:
-        for source in sources:
-            parts += [f"## {source.name}", source.summary.replace("``", "`")]
-            parts.append(options(source.options.values(), prefix) if source.options else "It has no options.")
+    groups += [(f"--{group}.", [kind]) for group, kind in callback_classes().items()]
+    for prefix, kinds in groups:
+        for kind in kinds:
+            parts += [f"## {kind.__name__}", summary(kind).replace("``", "`")]
+            parts.append(options(options_of(kind).values(), prefix) if options_of(kind) else "It has no options.")
     return "\n\n".join(parts)
 
 
@@ -179,8 +185,8 @@ def cost(method: str, config: str) -> str:
 
 def frame(name: str) -> str:
     """Return the options, learning rates, cost and config of a method, for the end of its page."""
-    source = next(each for each in adapters().values() if each.name.lower() == name)
-    both, vision, _ = source.constants.get("learning_rates", (None, None, None))
+    (kind,) = (each for each in classes("model.adapter").values() if each.__name__.lower() == name)
+    both, vision, _ = getattr(kind, "learning_rates", (None, None, None))
     config = {"fullfinetuning": "full", "linearprobe": "linear_probe", "frozen": "coop"}.get(name, name)
     (file,) = (ROOT / "configs").glob(f"*/{config}.yaml")
     text = file.read_text(encoding="utf-8")
@@ -193,15 +199,15 @@ def frame(name: str) -> str:
     return "\n\n".join(
         [
             "## Options",
-            options(source.options.values(), "--model.adapter.") if source.options else "It has no options.",
+            options(options_of(kind).values(), "--model.adapter.") if options_of(kind) else "It has no options.",
             f"## Learning rate\n\n{rate}",
-            f"## Cost\n\n{cost(source.name, text)}",
+            f"## Cost\n\n{cost(kind.__name__, text)}",
             "## Use it",
             tabs(
                 {
                     "Command line": f"```sh\nrandlora-pl fit --config quickstart --config {config}\n```",
                     "Config": f"`configs/{file.parent.name}/{config}.yaml`:\n\n```yaml\n{text.rstrip()}\n```",
-                    "Python": f"```python\n{IN_PYTHON.format(method=source.name)}```\n\n"
+                    "Python": f"```python\n{IN_PYTHON.format(method=kind.__name__)}```\n\n"
                     "[Your own training loop](../python.md#your-own-training-loop) goes on from here.",
                 }
             ),

@@ -1,8 +1,7 @@
-"""``completion``: the scripts complete commands, options and choices, and are made without PyTorch."""
+"""``completion``: the scripts complete commands, options and choices."""
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -60,12 +59,7 @@ def test_a_script_completes_commands_options_and_choices(run: Run, shell: str) -
             assert words <= {each.partition("\t")[0] for each in found.splitlines()}, line
 
 
-def test_every_command_is_in_the_script_and_none_imports_pytorch() -> None:
-    code = (
-        "import sys; from randlora_pl.commands.completion import whole_parser; whole_parser();"
-        "assert not {'torch', 'lightning', 'timm'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_every_command_is_in_the_script() -> None:
     (commands,) = (action for action in whole_parser()._actions if action.nargs == "A...")
     assert set(commands.choices or ()) == set(COMMANDS)
 

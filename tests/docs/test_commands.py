@@ -2,11 +2,10 @@
 
 import re
 import shlex
-from importlib import import_module
 
 from randlora_pl.commands.table import COMMANDS, members
 from randlora_pl.run.command import prepare
-from randlora_pl.run.options.validate import tasks
+from randlora_pl.run.options.classes import classes
 from tests.docs.help import help_page
 from tests.docs.pages import PAGES, ROOT, commands_of, joined, shown
 from tests.support.products import in_one_item
@@ -34,7 +33,8 @@ def test_commands_are_understood(name: str, command: str) -> None:
     a_run = verb == "fit" or words[:2] == ["tune", "--config"]  # the rate of a run, with the options of fit
     if a_run and "--resume" not in options and "--help" not in options and len(words) > 1:
         typed = re.sub(
-            r"--(?:config|from-adapter) runs/\S+|--from-form \w+|--(?:sampler|pruner|trials) \w+|--search( [^-]\S*)+",
+            r"--(?:config|from-adapter) runs/\S+|--data.templates \S+.txt|--from-form \w+|"
+            r"--(?:sampler|pruner|trials) \w+|--search( [^-]\S*)+",
             "",
             shlex.join(words[1:]),
         )  # configs that an earlier command wrote, and the options of a search
@@ -81,12 +81,12 @@ def test_every_verb_is_on_the_page_of_commands() -> None:
 
 
 def test_a_test_of_the_pretrained_model_is_promised_for_the_tasks_that_have_one() -> None:
-    classes = {name: getattr(import_module(source.module), name) for name, source in tasks().items()}
-    having = {name for name, task in classes.items() if task.zero_shot}
-    assert having == {"VisionLanguageTask", "TextHeadTask", "PromptTask"} and "CausalLMTask" in classes
+    tasks = classes("model")
+    having = {name for name, task in tasks.items() if getattr(task, "zero_shot", False)}
+    assert having == {"VisionLanguageTask", "TextHeadTask", "PromptTask"} and "CausalLMTask" in tasks
     promised = PAGES["docs/commands.md"].partition("### fit\n")[2].partition("```")[0]
     for text in (promised, help_page("fit").partition("\n")[0]):
-        assert "pretrained model" in text and {name for name in classes if name in text} == having, text
+        assert "pretrained model" in text and {name for name in tasks if name in text} == having, text
 
 
 def test_commands_are_found() -> None:

@@ -2,7 +2,7 @@
 
 import re
 
-from randlora_pl.run.options.class_index import subclasses
+from randlora_pl.run.options.classes import classes
 from tests.docs.pages import PAGES
 
 GROUPS = {
@@ -19,14 +19,14 @@ def named(text: str) -> set[str]:
 
 
 def test_every_method_is_in_its_group() -> None:
-    found = subclasses("adapters", "Adapter").values()
-    assert {source.constants["group"] for source in found} == GROUPS.keys()
+    groups = {name: getattr(kind, "group", "") for name, kind in classes("model.adapter").items()}
+    assert set(groups.values()) == GROUPS.keys()
     for group, (heading, row) in GROUPS.items():
-        methods = {source.name.lower() for source in found if source.constants["group"] == group}
+        methods = {name.lower() for name, own in groups.items() if own == group}
         section = PAGES["docs/methods/index.md"].partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
         assert set(re.findall(r"^\| \[[^]]*\]\((\w+)\.md\)", section, flags=re.M)) == methods
         (names,) = re.findall(rf"^\| {re.escape(row)} \| (.*) \|$", PAGES["README.md"], flags=re.M)
         assert named(names) == methods - {"frozen"}
-    counted = len(found) - 1  # `Frozen` updates nothing: it is the adapter beside learned prompts
+    counted = len(groups) - 1  # `Frozen` updates nothing: it is the adapter beside learned prompts
     assert f"| methods, community | {counted}, small |" in PAGES["README.md"]
     assert f"| Methods | [{counted}](methods/index.md)" in PAGES["docs/compared_with_peft.md"]

@@ -16,7 +16,7 @@ import yaml
 from randlora_pl.commands.table import COMMANDS
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.models.catalog import MODELS
-from randlora_pl.run.options.validate import adapters
+from randlora_pl.run.options.classes import classes, options_of
 from tests.docs.pages import DOCS, MADE, PAGES, RESULTS, ROOT
 from tests.support.products import in_one_item
 
@@ -48,7 +48,7 @@ def test_public_names_have_their_docstrings_on_the_site(site: Path) -> None:
     assert 'id="randlora_pl.fit"' in (site / "api" / "top_level.html").read_text(encoding="utf-8")
 
 
-@in_one_item("method", list(adapters()))
+@in_one_item("method", list(classes("model.adapter")))
 def test_method_is_used_in_three_ways(site: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
     page = html.unescape((site / "methods" / f"{method.lower()}.html").read_text(encoding="utf-8"))
     assert re.findall(r'<label for="[^"]*">([^<]*)</label>', page) == ["Command line", "Config", "Python"]
@@ -74,10 +74,10 @@ def test_made_pages_say_what_the_program_says(site: Path) -> None:
 
 
 def test_a_page_of_a_method_has_options_rates_and_config(site: Path) -> None:
-    for name in adapters():
+    for name, kind in classes("model.adapter").items():
         page = html.unescape((site / "methods" / f"{name.lower()}.html").read_text(encoding="utf-8"))
         assert f"{name}\n" in re.sub("<[^>]+>", "\n", page) and "<math" in page, name
-        for option in adapters()[name].options:
+        for option in options_of(kind):
             assert f"<code>--model.adapter.{option}</code>" in page, (name, option)
     page = (site / "methods" / "lora.html").read_text(encoding="utf-8")
     assert "0.001 for both towers of a CLIP and 0.01 for an image tower" in page

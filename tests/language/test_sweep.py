@@ -15,7 +15,7 @@ from randlora_pl.language.dataset_facts import absent
 from randlora_pl.language.prompt_sets import SOURCE, TREE
 from randlora_pl.language.tasks import restore
 from randlora_pl.language.tasks.restore import meta_backbone
-from randlora_pl.run.options.validate import is_text_task, tasks
+from randlora_pl.run.options.classes import classes, is_text_task
 from randlora_pl.sweep.description import SweepConfig, budget
 from randlora_pl.sweep.expand import counts
 from randlora_pl.sweep.plan import Trial, is_text, plan
@@ -120,7 +120,7 @@ def test_own_texts_are_known_by_their_place() -> None:
 
 
 def test_the_language_tasks_are_known_without_importing_them() -> None:
-    assert set(known.TASKS) == set(restore.TASKS) == {name for name in tasks() if is_text_task(name)}
+    assert set(known.TASKS) == set(restore.TASKS) == {name for name in classes("model") if is_text_task(name)}
     assert (
         all(is_text(cell.tree) for cell in cells_of()) and not is_text_task("LinearHeadTask") and not is_text_task(None)
     )

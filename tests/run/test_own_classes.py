@@ -15,8 +15,8 @@ from torch import nn
 from randlora_pl import adapters, tasks
 from randlora_pl.adapters import Adapter, LoRA, inject, load_adapter, save_adapter
 from randlora_pl.run.command import prepare
+from randlora_pl.run.options.classes import task_of
 from randlora_pl.run.options.mistakes import check_here
-from randlora_pl.run.options.own_classes import task_name
 from randlora_pl.tasks.defaults import TOWERS, default_learning_rate
 from randlora_pl.utils.errors import UserError
 from tests.docs.pages import PAGES
@@ -151,8 +151,9 @@ def test_tasks_of_entry_points_have_their_own_data(
     text = "from randlora_pl.language import CausalLMTask\nclass MyTexts(CausalLMTask): pass\n"
     Path("mine.py").write_text(text)
     _installed(tmp_path, "[randlora_pl.tasks]\nMyTexts = mine:MyTexts\n", monkeypatch)
-    command = prepare("fit", ["--model", typed, "--data.dataset", "jsonl", "--data.mask_prompt", "true"])
-    assert task_name(str(command.flat()["model"])) == "CausalLMTask"
+    command = prepare("fit", ["--model", typed, "--data.dataset", "e2e", "--data.mask_prompt", "true"])
+    task = task_of(str(command.flat()["model"]))
+    assert task and task.__name__ == "MyTexts" and "CausalLMTask" in [each.__name__ for each in task.__mro__]
 
 
 class Nowhere(LoRA):

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from typing import Annotated, Any, Literal
 
 from randlora_pl.commands.common.command import Command
@@ -19,7 +20,7 @@ def completion(shell: Annotated[Literal["bash", "zsh", "fish"], Option("SHELL", 
     """Print a script that lets the shell complete commands, options and choices.
 
     Examples:
-        eval "$(randlora-pl completion bash)"                        in ~/.bashrc
+        randlora-pl completion bash > ~/.local/share/bash-completion/completions/randlora-pl
         randlora-pl completion zsh > ~/.zfunc/_randlora-pl           with fpath+=~/.zfunc before compinit in ~/.zshrc
         randlora-pl completion fish > ~/.config/fish/completions/randlora-pl.fish
     """
@@ -30,7 +31,7 @@ def completion(shell: Annotated[Literal["bash", "zsh", "fish"], Option("SHELL", 
 
 
 def whole_parser() -> argparse.ArgumentParser:
-    """Return a parser of all commands with their options and choices, without importing PyTorch."""
+    """Return a parser of all commands with their options and choices."""
     root = argparse.ArgumentParser(prog="randlora-pl")
     root.add_argument("--version", action="store_true")
     commands = root.add_subparsers()
@@ -61,13 +62,9 @@ def _plain(text: str) -> str:
 
 
 def _parser_of(name: str) -> argparse.ArgumentParser:
-    """Return the parser of a command."""
-    if name in ("fit", "test", "validate"):
-        from randlora_pl.run.options.run_options import run_options
-
-        return run_options(name)
-    if name == "tune":
-        from randlora_pl.commands.sweep.tune import tune_sweep
-
-        return Command(name, tune_sweep).parser()
-    return Command(name, function_of(name)).parser()
+    """Return the parser of a command; a command that reads its words itself has one in its module."""
+    command = Command(name, function_of(name))
+    if not command.raw:
+        return command.parser()
+    found: argparse.ArgumentParser = sys.modules[command.function.__module__].parser(name)
+    return found

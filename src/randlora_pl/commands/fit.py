@@ -1,23 +1,31 @@
 """``fit``, ``validate`` and ``test``, and their help pages: the application's own options first, on one screen."""
 
+import argparse
+import re
 import sys
 import textwrap
+from collections.abc import Iterable
 
 from randlora_pl.commands.common.command import sections
 from randlora_pl.commands.common.tables import entry
+from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.language.catalog import DATASETS, LABELLED
-from randlora_pl.run.options.class_index import ClassSource, Option, read_classes
-from randlora_pl.run.options.classes import CLASSES
-from randlora_pl.run.options.compose import DEFAULTS, compose, short_name
-from randlora_pl.run.options.validate import (
-    CALLBACK_GROUPS,
-    adapters,
-    class_choices,
+from randlora_pl.run.options.classes import (
+    Option,
+    RunOptions,
+    callback_classes,
+    class_name,
+    classes,
     data_class,
-    known_class,
-    tasks,
+    options_by_group,
+    options_of,
+    summary,
 )
+from randlora_pl.run.options.compose import CLASSES, DEFAULTS, FOLDER_OPTIONS, compose, short_name
+from randlora_pl.run.options.mistakes import FORMS, IN_CONFIGS
+from randlora_pl.run.options.shipped import config_names
 from randlora_pl.utils.option_types import Words
+from randlora_pl.utils.options import literal_words
 
 
 def fit(words: Words) -> int:
@@ -81,8 +89,7 @@ def page(verb: str) -> str:
     ]
     if verb == "fit":
         again = "Resume this run. Typed options override its config. auto: the newest run of this name, unchanged"
-        own = read_classes("run/options")["RunOptions"].options
-        lines += [_line(f"--run.{name} VALUE", _short(option)) for name, option in own.items()]
+        lines += [_line(f"--run.{name} VALUE", _short(option)) for name, option in options_of(RunOptions).items()]
         lines += [_line("--dry-run", "Print the start page (parameters, steps, memory) and write nothing")]
         lines += [_line("--print_config", "Print the merged config. --print_config=skip_default: without defaults")]
         lines += [_line("--resume RUN", f"{again}, if it is unfinished")]
@@ -90,19 +97,21 @@ def page(verb: str) -> str:
         lines += [
             _line("--from-form FORM", "beside: the adapter is added to it (default). absorbed: RandLoRA contains it")
         ]
-        lines += [_line(f"--{group}.{name}", _short(option)) for group, name, option in _callback_options()]
+        groups = {group: options_of(kind).items() for group, kind in callback_classes().items()}
+        lines += [_line(f"--{group}.{name}", _short(one)) for group, options in groups.items() for name, one in options]
+    tasks = classes("model")
     lines += [
         _line("--seed_everything N", "Seed of the run: few-shot images, order, augmentation, bases (default: 0)"),
-        _line("--model TASK", f"{', '.join(tasks())}. Their options:"),
-        *_names("model", {name: option for source in tasks().values() for name, option in source.options.items()}),
-        _line("--model.adapter METHOD", f"{', '.join(adapters())}"),
+        _line("--model TASK", f"{', '.join(tasks)}. Their options:"),
+        *_names("model", tasks.values()),
+        _line("--model.adapter METHOD", f"{', '.join(classes('model.adapter'))}"),
         _line("--model.adapter.OPTION", "See: randlora-pl adapters METHOD"),
-        _line("--model.prompts LEARNER", f"Of PromptTask: {', '.join(class_choices()['model.prompts'])}"),
+        _line("--model.prompts LEARNER", f"Of PromptTask: {', '.join(classes('model.prompts'))}"),
         _line(
             "--data.dataset NAME",
             f"See: randlora-pl datasets. Texts: {', '.join(DATASETS | LABELLED)}. Other options:",
         ),
-        *_names("data", {name: option for task in tasks() for name, option in data_class(task).options.items()}),
+        *_names("data", map(data_class, tasks.values())),
         _line(
             "--trainer.OPTION",
             "Options of Lightning's Trainer, for example accelerator, devices, precision, accumulate_grad_batches",
@@ -124,31 +133,21 @@ def class_page(verb: str, args: list[str]) -> str:
         return ""
     command = compose(verb, args, DEFAULTS)
     option = short_name(asked[0].partition("=")[0]).removesuffix(".help")
-    known = class_choices()[option]
+    known = classes(option)
     default = "LoRA" if option == "model.adapter.inner" else next(iter(known))
     typed = command.values.get(f"{option}.help") or str(command.flat().get(option) or default)
-    name = known_class(typed, known, "class", f"--{option}.help")
+    name = class_name(option, typed)
     return describe(known[name], f"--{option}.") if name else ""
 
 
-def describe(source: ClassSource, prefix: str) -> str:
+def describe(kind: type, prefix: str) -> str:
     """Return the summary of a class and its options as typed: a prefix such as ``--model.adapter.``, and the name."""
-    lines = [source.summary, ""]
-    for option in source.options.values():
-        default = "required" if option.default is None else f"default: {option.default.strip(chr(39))}"
+    lines = [summary(kind), ""]
+    for option in options_of(kind).values():
+        default = "required" if option.written is None else f"default: {option.written.strip(chr(39))}"
         text = f"{option.help} ({option.choices}; {default})".replace("``", "")
         lines.append(entry(f"{prefix}{option.name}", text, column=38))
-    return "\n".join([*lines, ""] if source.options else lines)
-
-
-def _callback_options() -> list[tuple[str, str, Option]]:
-    classes = read_classes("run/callbacks")
-    return [
-        (group, option.name, option)
-        for group, name in CALLBACK_GROUPS.items()
-        if name in classes
-        for option in classes[name].options.values()
-    ]
+    return "\n".join([*lines, ""] if options_of(kind) else lines)
 
 
 def _line(name: str, text: str) -> str:
@@ -157,11 +156,40 @@ def _line(name: str, text: str) -> str:
 
 def _short(option: Option) -> str:
     """Return the first sentence of an option's explanation, with its default if it has one."""
-    default = "" if option.default == "None" else f" (default: {(option.default or '').strip(chr(39))})"
+    default = "" if option.default is None else f" (default: {(option.written or '').strip(chr(39))})"
     return f"{option.sentence.replace('``', '')}{default}"
 
 
-def _names(group: str, options: dict[str, Option]) -> list[str]:
-    """Return the options of a group on as few lines as they need."""
-    names = ", ".join(f"{name}" for name in options if name not in ("adapter", "dataset", "prompts", "seed"))
-    return [entry(f"  --{group}.", names, column=30)]
+def _names(group: str, kinds: Iterable[type]) -> list[str]:
+    """Return the options of the classes of a group on as few lines as they need."""
+    shown = [name for name in _options(kinds) if name not in ("adapter", "dataset", "prompts", "seed")]
+    return [entry(f"  --{group}.", ", ".join(shown), column=30)]
+
+
+def parser(verb: str) -> argparse.ArgumentParser:
+    """Return a parser with every option of a command and its choices, as a shell completes them."""
+    made = argparse.ArgumentParser(add_help=False)
+    kinds = {option: classes(option) for option in CLASSES if option != "model.adapter.inner"}
+    named: dict[str, Iterable[str]] = {
+        "config": config_names(),
+        **kinds,
+        "data.dataset": {**CATALOG, **DATASETS, **LABELLED},
+        "from_form": FORMS,
+    }
+    groups = options_by_group({}, data_class(None))
+    groups |= {group: _options(known.values()) for group, known in kinds.items()}
+    groups["data"] = _options(map(data_class, kinds["model"].values()))
+    options = {f"{group}.{name}": option for group, own in groups.items() for name, option in (own or {}).items()}
+    for name in dict.fromkeys([*named, *FOLDER_OPTIONS[verb], *sorted(IN_CONFIGS), *options]):
+        option = options.get(name)
+        choices = ["true", "false"] if option and option.kind is bool else literal_words(option.type) if option else []
+        text = re.sub(r"[^\w ,()/=+-]", "", option.sentence) if option else ""  # no signs that shells and argparse read
+        made.add_argument(f"--{name}", choices=list(dict.fromkeys(named.get(name, choices))) or None, help=text)
+    for name in ("--help", "--help-all", "--print_config", *(["--dry-run"] if verb == "fit" else [])):
+        made.add_argument(name, action="store_true")
+    return made
+
+
+def _options(kinds: Iterable[type]) -> dict[str, Option]:
+    """Return the options of several classes."""
+    return {name: option for kind in kinds for name, option in options_of(kind).items()}

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from randlora_pl.commands.common.arguments import print_json
-from randlora_pl.run.options.classes import normalize
-from randlora_pl.run.options.compose import flatten
+from randlora_pl.run.options.compose import flatten, normalize
 from randlora_pl.run.run_folder import check_run, is_stamp
 from randlora_pl.utils.errors import UserError, first_line
 from randlora_pl.utils.files.documents import parse_json, parse_yaml

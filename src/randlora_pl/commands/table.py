@@ -17,7 +17,7 @@ RUN: Mapping[str, str | tuple[str, ...]] = {
     "fit": "fit",
     "test": "fit",
     "validate": "fit",
-    "predict": "predict.images",
+    "predict": "predict",
     "adapter": ("info", "diff", "merge", "add", "export", "import", "push", "pull"),
     "analyze": ("spectrum", "represent", "cka", "landscape", "forgetting"),
     "serve": "serve",
@@ -30,12 +30,12 @@ RUN: Mapping[str, str | tuple[str, ...]] = {
     "bench": ("data", "train", "adapters"),
 }
 LOOK_UP: Mapping[str, str | tuple[str, ...]] = {
-    "datasets": "inspect.catalogs",
+    "datasets": "inspect",
     "data": ("get", "check", "show"),
-    "models": "inspect.catalogs",
-    "adapters": "inspect.catalogs",
+    "models": "inspect",
+    "adapters": "inspect",
     "config": ("list", "cat", "cp", "check"),
-    "doctor": "inspect.doctor",
+    "doctor": "inspect",
     "completion": "completion",
 }
 COMMANDS = {**RUN, **LOOK_UP}

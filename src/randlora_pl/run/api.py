@@ -11,8 +11,7 @@ from lightning.pytorch import LightningDataModule
 
 from randlora_pl.adapters import Adapter
 from randlora_pl.adapters.registry import check_loads_again
-from randlora_pl.run.options.classes import normalize
-from randlora_pl.run.options.compose import flatten, nested
+from randlora_pl.run.options.compose import flatten, nested, normalize
 from randlora_pl.run.session import run_fit
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.utils.errors import UserError, brief

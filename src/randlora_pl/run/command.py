@@ -4,9 +4,14 @@ import copy
 from pathlib import Path
 
 from randlora_pl.run.first_stage import compose_fit, has_config
-from randlora_pl.run.options.adapter_config import adapter_config, config_beside, data_beside
+from randlora_pl.run.options.adapter_config import (
+    adapter_config,
+    check_run_config,
+    config_beside,
+    data_beside,
+    import_classes,
+)
 from randlora_pl.run.options.choices import choose_dataset
-from randlora_pl.run.options.classes import normalize
 from randlora_pl.run.options.compose import (
     DEFAULTS,
     FOLDER_OPTIONS,
@@ -14,11 +19,11 @@ from randlora_pl.run.options.compose import (
     compose,
     folder_of,
     merge,
+    normalize,
     read_config,
     underscored,
 )
 from randlora_pl.run.options.mistakes import check_names
-from randlora_pl.run.options.own_classes import check_run_config, import_classes
 from randlora_pl.run.parallel.launch import broadcast_decision
 from randlora_pl.run.run_folder import check_architecture, check_run, planned_name, run_to_resume
 from randlora_pl.utils.errors import UserError

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.run.options.adapter_config import adapter_config, config_beside, data_beside
-from randlora_pl.run.options.classes import Tree, normalize
-from randlora_pl.run.options.compose import DEFAULTS, Command, compose, merge
-from randlora_pl.run.options.validate import known_class, tasks
+from randlora_pl.run.options.classes import class_name
+from randlora_pl.run.options.compose import DEFAULTS, Command, Tree, compose, merge, normalize
 from randlora_pl.run.parallel.launch import decide_first
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import find_adapter
@@ -74,7 +73,7 @@ def _check(adapter: Path, saved: Tree, command: Command) -> None:
             f"{adapter} is {found}, and a stage starts from LoRA alone. Train one first: randlora-pl fit "
             "--config CONFIG --model.adapter LoRA"
         )
-    other = known_class(flat.get("model", task), tasks(), "task", "--model") or task
+    other = class_name("model", flat.get("model", task)) or task
     if other != task:  # its head would not be the LoRA's
         train = f", or train a LoRA of it first: randlora-pl fit --config CONFIG --model {other} --model.adapter LoRA"
         raise UserError(

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Union, get_args
 
 import yaml
 from jsonargparse import set_parsing_settings
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -43,11 +43,9 @@ from randlora_pl.run.callbacks import (
 )
 from randlora_pl.run.error_messages import build_error, parse_error
 from randlora_pl.run.first_stage import find_lora
-from randlora_pl.run.options.classes import Tree
-from randlora_pl.run.options.compose import Command
+from randlora_pl.run.options.classes import RunOptions, data_class, task_of
+from randlora_pl.run.options.compose import Command, Tree
 from randlora_pl.run.options.mistakes import check_loggers
-from randlora_pl.run.options.settings import RunOptions
-from randlora_pl.run.options.validate import tasks
 from randlora_pl.run.parallel.sharding import with_devices, with_strategy
 from randlora_pl.run.run_folder import missing_folders, new_folder, planned_name, remove_folder
 from randlora_pl.tasks import AdaptationTask
@@ -123,20 +121,6 @@ def _whole_numbers_first(parser: LightningArgumentParser) -> None:
             action._typehint = Union[(int, *(kind for kind in kinds if kind is not int))]  # type: ignore[attr-defined]
 
 
-def data_class_of(command: Command) -> type[LightningDataModule]:
-    """Import the command's task and its data module, and return the class of the latter."""
-    name = str(command.flat()["model"])
-    source = tasks().get(name)
-    module = source.module if source else name.rpartition(".")[0]
-    try:
-        task = getattr(import_module(module), name.rpartition(".")[2])
-    except (ImportError, AttributeError, ValueError):
-        task = AdaptationTask  # the parser reports the error
-    package, _, kind = getattr(task, "data_module", AdaptationTask.data_module).rpartition(".")
-    found: type[LightningDataModule] = getattr(import_module(package), kind)
-    return found
-
-
 def _validation(config: dict[str, Any], callbacks: list[Callback]) -> list[Callback]:
     """Return the default callbacks that validate and end a training.
 
@@ -195,7 +179,7 @@ class App(LightningCLI):
         set_parsing_settings(docstring_parse_attribute_docstrings="--help" in command.typed)
         super().__init__(
             AdaptationTask,
-            data_class_of(command),
+            data_class(task_of(str(command.flat()["model"]))),
             save_config_callback=None,  # the run folder gets the resolved config
             trainer_defaults=SETTINGS,
             seed_everything_default=0,

@@ -4,8 +4,7 @@ import json
 
 from randlora_pl.run.first_stage import checksum_of
 from randlora_pl.run.lightning_cli import App
-from randlora_pl.run.options.classes import Tree
-from randlora_pl.run.options.compose import flatten
+from randlora_pl.run.options.compose import Tree, flatten
 from randlora_pl.run.parallel.launch import launched, meeting_of
 from randlora_pl.run.parallel.strategy import AdapterDDP, check_options, common_options
 from randlora_pl.run.run_folder import resolved_config, without_seed

@@ -4,15 +4,14 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.run.options.classes import CLASSES, Tree, normalize
-from randlora_pl.run.options.compose import Command, flatten
+from randlora_pl.run.options.compose import CLASSES, Command, Tree, flatten, normalize
 from randlora_pl.run.parallel.launch import decide_first
-from randlora_pl.utils.class_paths import public_path
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_bytes
 from randlora_pl.utils.files.documents import parse_json
@@ -288,8 +287,14 @@ def plain(value: Any) -> Any:
     """Return a value as YAML: adapters as class and options, tuples as lists."""
     if hasattr(value, "describe") and hasattr(value, "method"):
         options = {name: plain(getattr(value, name)) for name in value.options()}
-        path = public_path(f"{type(value).__module__}.{type(value).__qualname__}")
-        return {"class_path": path} | ({"init_args": options} if options else {})
+        return {"class_path": public_path(type(value))} | ({"init_args": options} if options else {})
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
+
+
+def public_path(kind: type) -> str:
+    """Return the shortest path that exports a class: modules move, and configs stay."""
+    parts, name = kind.__module__.split("."), kind.__qualname__
+    places = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    return next(f"{place}.{name}" for place in places if getattr(sys.modules[place], name, None) is kind)

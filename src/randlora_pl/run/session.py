@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.language.catalog import TASKS as LANGUAGE_TASKS
 from randlora_pl.run.command import adapter_of, folders_in, prepare, resume_by_itself
 from randlora_pl.run.error_messages import (
     build_error,
@@ -30,11 +29,10 @@ from randlora_pl.run.run_lock import locked
 from randlora_pl.utils.errors import DryRunEnd, LostProcessError, Terminated, UserError
 from randlora_pl.utils.files.run_files import CONFIG, LAST
 from randlora_pl.utils.own_classes import import_words
-from randlora_pl.utils.quick_imports import quick_imports
+from randlora_pl.utils.text.console import silence_library_warnings
 
 if TYPE_CHECKING:
     from randlora_pl.run.lightning_cli import App
-from randlora_pl.utils.text.console import silence_library_warnings
 
 DRY_RUN = ("--dry-run", "--dry_run")
 
@@ -52,6 +50,7 @@ def run_fit(words: Sequence[str]) -> "App":
     Raises:
         UserError: A typed option does not fit; also the errors of `handle_run_errors`.
     """
+    silence_library_warnings()
     typed = list(words)
     args = [word for word in typed if word not in DRY_RUN]
     dry = len(args) < len(typed)
@@ -101,6 +100,7 @@ def run_evaluation(verb: str, words: Sequence[str]) -> "App":
         verb: ``validate`` or ``test``.
         words: The words behind it.
     """
+    silence_library_warnings()
     command = prepare(verb, list(words))
     app = start(command, None)
     from randlora_pl.run.stages import evaluate
@@ -124,17 +124,13 @@ def start(command: Command, folder: Path | None, dry: bool = False) -> "App":
     check_here(command)
     if not any(re.search(r"[-.]help(-all)?$", word) for word in command.typed):
         check_base(command)
-    silence_library_warnings()
     if "--help-all" in command.typed:
         command.typed = ["--help"]
     from randlora_pl.utils.text.console import log_to_terminal
 
     log_to_terminal()
-    libraries = ("torchmetrics",) if command.flat()["model"] in LANGUAGE_TASKS else ("torchmetrics", "open_clip")
-    with quick_imports(*libraries):
-        from randlora_pl.run.lightning_cli import App, data_class_of
+    from randlora_pl.run.lightning_cli import App
 
-        data_class_of(command)
     return App(command, folder, dry=dry)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, is_typeddict
 
 from randlora_pl.data.catalog.registry import PAPER
-from randlora_pl.run.options.validate import FORMS
+from randlora_pl.run.options.mistakes import FORMS
 from randlora_pl.sweep.provenance import checked, joined
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.options import Check, Count, Positive, misfit

@@ -12,7 +12,7 @@ from randlora_pl.language.tasks.common import default_targets
 from randlora_pl.language.tasks.restore import TASKS as LANGUAGE
 from randlora_pl.language.tasks.restore import LanguageTask, meta_backbone
 from randlora_pl.models import ImageTower, library_of, load_tokenizer, meta_clip, meta_vit
-from randlora_pl.run.options.classes import LISTED
+from randlora_pl.run.options.compose import LISTED
 from randlora_pl.sweep.description import Tree
 from randlora_pl.sweep.plan import Trial
 from randlora_pl.tasks import ImageTask

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 from filelock import SoftFileLease
 
-from randlora_pl.run.options.classes import Tree, normalize
-from randlora_pl.run.options.compose import Command, merge, read_config
+from randlora_pl.run.options.compose import Command, Tree, merge, normalize, read_config
 from randlora_pl.run.options.mistakes import check_names
 from randlora_pl.run.run_lock import FILE, locked
 from randlora_pl.sweep.folder import DONE, FAILED, FIRST, FIRST_SECONDS, SweepFolder

@@ -14,12 +14,22 @@ from typing import Any, NamedTuple
 
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.language.catalog import OWN_TEXTS
-from randlora_pl.run.options.classes import INNER, LISTED, normalize, with_default_classes
-from randlora_pl.run.options.compose import DEFAULTS, Command, flatten, merge, nested, read_config
-from randlora_pl.run.options.mistakes import check_names
-from randlora_pl.run.options.own_classes import import_classes
+from randlora_pl.run.options.adapter_config import import_classes
+from randlora_pl.run.options.classes import is_text_task, task_of
+from randlora_pl.run.options.compose import (
+    DEFAULTS,
+    INNER,
+    LISTED,
+    Command,
+    flatten,
+    merge,
+    nested,
+    normalize,
+    read_config,
+    with_default_classes,
+)
+from randlora_pl.run.options.mistakes import FORMS, check_names
 from randlora_pl.run.options.shipped import find_config
-from randlora_pl.run.options.validate import FORMS, is_text_task, tasks
 from randlora_pl.sweep.description import METHOD, ZERO_SHOT, SweepConfig, Tree, is_zero_shot
 from randlora_pl.sweep.provenance import RATES
 from randlora_pl.utils.errors import UserError, errors_in, near
@@ -48,7 +58,7 @@ def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, unt
     if not untrained:
         return tree
     task = tree["model"]["class_path"].rpartition(".")[2]
-    if task in tasks() and tasks()[task].constants.get("trained_head"):
+    if (kind := task_of(tree["model"]["class_path"])) and kind.trained_head:
         raise UserError(
             "zero-shot needs a text head.", hint="Leave out zero-shot for this model: its linear head is untrained."
         )
@@ -211,7 +221,7 @@ def _stages(description: SweepConfig, model: str, method: str) -> list[tuple[Tre
     if row and not row.own:  # options such as data.split are checked with it, not with the config's own
         options = merge({"data": {"dataset": row.name}}, options)
     first = {key: value for key, value in facts.get("first", {}).items() if key != "form"}
-    stages = []
+    stages: list[tuple[Tree, Cases]] = []
     for place, stage in {f"methods.{method}": facts, f"methods.{method}.first": first}.items():
         if stage or stage is facts:
             with errors_in(f"models.{model} with {place}"):

@@ -19,8 +19,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.adapters import methods
+from randlora_pl.run.options.classes import rate_name
 from randlora_pl.run.options.compose import flatten, nested
-from randlora_pl.run.options.validate import rate_name
 from randlora_pl.sweep.description import SweepConfig, Tree, budgets, is_zero_shot, members, without_axes
 from randlora_pl.sweep.expand import task_of
 from randlora_pl.sweep.folder import FAILED, OPEN, SweepFolder

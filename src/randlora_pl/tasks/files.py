@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.adapters.kept import kept_buffers, reset_buffers, update_buffers
 from randlora_pl.adapters.optimizer import rates_of
 from randlora_pl.tasks import procedure
-from randlora_pl.utils.class_paths import exported
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import option_types
 from randlora_pl.utils.own_classes import check_importable, is_own, parent_among, path_of
@@ -82,7 +82,8 @@ def constructor(task: Any) -> dict[str, Any]:
 
 def task_names() -> frozenset[str]:
     """Return the names of the classes of this program that a task can have."""
-    return (exported("tasks") | exported("language")) - {"AdaptationTask"}
+    rooms = (import_module(f"randlora_pl.{name}") for name in ("tasks", "language"))
+    return frozenset(name for room in rooms for name in room.__all__) - {"AdaptationTask"}
 
 
 def kind_of(kind: type) -> str:

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randlora_pl.run.options.classes import normalize
-from randlora_pl.run.options.compose import compose, flatten, merge, parse_value, read_config, short_name
+from randlora_pl.run.options.compose import compose, flatten, merge, normalize, parse_value, read_config, short_name
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 

@@ -1,15 +1,12 @@
 """Mistakes of commands and configs: types, values that exclude each other, and all of a file at once."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from randlora_pl.run.options.explain import line_numbers
-from randlora_pl.run.options.mistakes import LOGGERS, mistakes_in
+from randlora_pl.run.options.mistakes import LOGGERS, line_numbers, mistakes_in
 from randlora_pl.run.options.shipped import config_names
 from tests.support.cli import Run
 from tests.support.products import in_one_item
@@ -58,21 +55,9 @@ EARLY = {
 }
 
 
-def test_mistakes_are_told_before_heavy_imports(tmp_path: Path) -> None:
-    """All of them in one process, which has not imported PyTorch in the end."""
-    code = (
-        "import json, sys; from randlora_pl.commands.main import main\n"
-        "for words in json.loads(sys.argv[1]): assert main(['fit', *words.split()]) == 2\n"
-        "heavy = {'torch', 'lightning', 'timm', 'open_clip', 'transformers'} & set(sys.modules); assert not heavy"
-    )
-    command = [sys.executable, "-c", code, json.dumps(list(EARLY))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = done.stderr.splitlines()
-    lines = [line for line in lines if line.startswith("randlora-pl: error: ")]  # without the hints
-    assert len(lines) == len(EARLY) and not list(tmp_path.iterdir())
-    for line, word in zip(lines, EARLY.values(), strict=True):
-        assert word in line
+@in_one_item(("words", "word"), list(EARLY.items()))
+def test_mistakes_are_one_line(refused: Callable[..., str], tmp_path: Path, words: str, word: str) -> None:
+    assert word in refused("fit", *words.split()) and not list(tmp_path.iterdir())
 
 
 def test_five_mistakes_are_found_at_once_each_with_its_line(run: Run) -> None:

@@ -3,9 +3,8 @@ from typing import Any
 
 import pytest
 
-from randlora_pl.run.options.compose import DEFAULTS, compose
+from randlora_pl.run.options.compose import DEFAULTS, compose, without_other_length
 from randlora_pl.run.options.mistakes import check_names
-from randlora_pl.run.options.run_length import without_other_length
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import yaml
 
+from randlora_pl.commands.common.arguments import CommandParser
 from randlora_pl.commands.common.command import Command
 from randlora_pl.commands.sweep.job import (
     CellOptions,
@@ -32,11 +33,10 @@ from randlora_pl.commands.sweep.job import (
     work,
 )
 from randlora_pl.language.catalog import OWN_TEXTS
-from randlora_pl.run.options.classes import normalize
-from randlora_pl.run.options.compose import DEFAULTS, compose, merge, nested, parse_value
+from randlora_pl.run.options.adapter_config import import_classes
+from randlora_pl.run.options.classes import is_text_task, rate_name
+from randlora_pl.run.options.compose import DEFAULTS, compose, merge, nested, normalize, parse_value
 from randlora_pl.run.options.mistakes import check_names
-from randlora_pl.run.options.own_classes import import_classes
-from randlora_pl.run.options.validate import is_text_task, rate_name
 from randlora_pl.sweep.description import SweepConfig, Tree, Tune, budget, fit, is_zero_shot
 from randlora_pl.sweep.folder import PRUNED, TUNE, SweepFolder
 from randlora_pl.sweep.plan import Trial, check, is_text, labels_of
@@ -107,6 +107,11 @@ def tune(words: Words) -> int:
         print(Command("tune", tune_sweep, tune.__doc__).page, end="")
         return 0
     return command.function(**command.arguments(words))
+
+
+def parser(name: str) -> CommandParser:
+    """Return the parser of a search for a sweep, as a shell completes it."""
+    return Command(name, tune_sweep).parser()
 
 
 def tune_sweep(config: Annotated[str, Option("CONFIG")], typed: TuneOptions, words: Words) -> int:

@@ -28,7 +28,7 @@ from randlora_pl.lab.report.cells import (
     read_plan,
 )
 from randlora_pl.lab.report.curves import TRAINED, VALIDATED, read_curves
-from randlora_pl.run.options.validate import rate_name
+from randlora_pl.run.options.classes import rate_name
 from randlora_pl.sweep.description import ZERO_SHOT, is_zero_shot
 from randlora_pl.sweep.folder import FIRST_SECONDS
 from randlora_pl.sweep.provenance import RATES, chosen_for, rule_of

@@ -4,20 +4,148 @@ A config of the user (``--config``) can name any class with any arguments, so th
 has names of this program's own classes or of classes that the user has imported, and plain values.
 """
 
-from collections.abc import Iterable, Mapping
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.run.options.classes import CLASS_KEYS, INNER, LISTED, Tree
-from randlora_pl.run.options.compose import parse_value, read_config
-from randlora_pl.run.options.own_classes import check_own_options, own_class
-from randlora_pl.run.options.validate import adapters, class_choices, tasks
+from randlora_pl.run.options.classes import classes, is_plain, own_task
+from randlora_pl.run.options.compose import (
+    CLASS_KEYS,
+    CLASSES,
+    INNER,
+    LISTED,
+    LISTS,
+    Command,
+    Tree,
+    normalize,
+    parse_value,
+    read_config,
+)
 from randlora_pl.utils.adapter_schema import check_adapter_schema, check_format
-from randlora_pl.utils.errors import UserError, brief, near
+from randlora_pl.utils.errors import UserError, brief, errors_in, near
 from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.files.run_files import ADAPTER, CONFIG
 from randlora_pl.utils.files.weights_files import base_arguments
 from randlora_pl.utils.image_spec import resize_option
+from randlora_pl.utils.own_classes import (
+    import_named,
+    is_importable,
+    named_modules,
+    registered,
+)
+
+_LIBRARIES = ("randlora_pl", "lightning")
+"""Packages with classes that any config may name."""
+
+
+def import_classes(command: Command) -> None:
+    """Import the modules of classes from outside that a command or its configs name.
+
+    Args:
+        command: What the user typed and the configs that the user named, without any config of a run or adapter.
+
+    Raises:
+        UserError: A module does not exist, or its code fails.
+    """
+    found = list(paths_in(command.config))
+    for name, text in command.values.items():
+        if name.startswith(("trainer.", "model")):
+            found += _paths(name, parse_value(text), name.startswith("trainer.") or name in (*CLASSES, *LISTS))
+    for option, path in found:
+        module = path.rpartition(".")[0]
+        if re.fullmatch(r"\w+(\.\w+)+", path) and module not in named_modules() and not registered(path):
+            import_named(module, f"--{option} {path}")  # other texts are refused as names
+
+
+def check_run_config(file: Path) -> Path:
+    """Return the config of a run or adapter; refuse classes from outside that the user has not imported.
+
+    Raises:
+        UserError: It names one; the message has the option that imports it.
+    """
+    for option, path in paths_in(normalize(read_config(file))):
+        module = path.rpartition(".")[0]
+        if module not in named_modules() and not registered(path):
+            raise UserError(
+                f"{file}: {option} is {path}, which is not of this program, and a run imports nothing by itself.",
+                f"Add --import {module} if you trust it.",
+            )
+    return file
+
+
+def paths_in(tree: Tree) -> Iterator[tuple[str, str]]:
+    """Yield the option and the import path of each class or function from outside in a config."""
+    for name, value in tree.items():
+        yield from _paths(name, value, name == "trainer" or "." in name)
+
+
+def _paths(option: str, value: Any, any_text: bool) -> Iterator[tuple[str, str]]:
+    """Yield the paths at ``class_path`` in a value, and with ``any_text`` each text that could be imported.
+
+    Any text may be a class in the options of a class from outside, and below a dotted key, which may end at any option.
+    """
+    if isinstance(value, str):
+        read = parse_value(value) if re.search(r"[\[{:]", value) else None
+        if isinstance(read, dict | list):
+            yield from _paths(option, read, any_text)
+        elif any_text and _outside(value) and is_importable(value.partition(".")[0]):
+            yield option, value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _paths(option, each, any_text)
+    elif isinstance(value, dict):
+        any_text = any_text or _outside(value.get("class_path"))
+        for key, each in value.items():
+            short = str(key).rpartition(".")[2]
+            if short == "class_path":
+                if _outside(each):
+                    yield option, each
+            else:
+                place = option if short == "init_args" else f"{option}.{key}"
+                yield from _paths(place, each, any_text or "." in str(key))
+
+
+def _outside(path: Any) -> bool:
+    """Return True if a value is the import path of a class that neither this program nor Lightning has."""
+    return isinstance(path, str) and "." in path and path.partition(".")[0] not in _LIBRARIES
+
+
+def own_class(finder: str, path: str, file: Path) -> Any:
+    """Return the class from outside that a file names; nothing is imported but an entry point.
+
+    Args:
+        finder: ``module:function`` below ``randlora_pl`` that finds it.
+        path: Import path of the class.
+        file: The file, for messages.
+
+    Raises:
+        UserError: The user has not imported it.
+    """
+    module, _, name = finder.partition(":")
+    with errors_in(file):
+        return getattr(import_module(f"randlora_pl.{module}"), name)(path)
+
+
+def check_own_options(kind: type, options: Mapping[str, Any], file: Path) -> None:
+    """Refuse a text from a file for an option that is a class or a function, which the parser would import.
+
+    Raises:
+        UserError: There is one.
+    """
+    for name, option in inspect.signature(kind).parameters.items():
+        if not is_plain(option.annotation) and any("." in text for text in _texts(options.get(name))):
+            raise UserError(f"{file}: {name} is {brief(options[name])}, which a file cannot hold: it was changed.")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts in a value."""
+    if isinstance(value, str):
+        yield value
+    for each in value if isinstance(value, list) else value.values() if isinstance(value, dict) else ():
+        yield from _texts(each)
 
 
 def check_adapter(folder: Path) -> Path:
@@ -68,8 +196,8 @@ def adapter_config(folder: Path) -> Tree:
         ) from error
     if "task_class" in metadata:
         check_own_options(own_class("tasks.restore:find_task", task, file), arguments, file)
-    else:
-        _check_known("task", task, tasks(), file)
+    elif own_task(task) is None:
+        _check_known("task", task, classes("model"), file)
     _check_no_class(arguments, file)
     arguments = {name: _part(name, value, file) for name, value in arguments.items() if name != "seed"}
     arguments |= base_arguments(content.get("base_model", {}), folder)
@@ -102,7 +230,7 @@ def _as_class(description: Any, file: Path, known: Mapping[str, Any] | None = No
         check_own_options(kind, description["options"], file)
         nested = tuple(kind.nested_options())
     else:
-        _check_known("method", method, known or adapters(), file)
+        _check_known("method", method, known or classes("model.adapter"), file)
     options = {name: _option(name, value, file, nested) for name, value in description["options"].items()}
     return {"class_path": description["method"]} | ({"init_args": options} if options else {})
 
@@ -121,7 +249,8 @@ def _part(name: str, value: Any, file: Path) -> Any:
     Raises:
         UserError: It is none that this program has.
     """
-    known = class_choices().get(f"model.{name}")
+    option = f"model.{name}"
+    known = classes(option) if option in CLASSES else None
     return value if known is None or value is None else _as_class(_described(name, value, file), file, known)
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from randlora_pl.data.locations import root_of
+from randlora_pl.run.options.classes import data_class, options_of, task_of
 from randlora_pl.run.options.compose import Command
-from randlora_pl.run.options.validate import data_class, is_text_task, tasks
 from randlora_pl.utils.errors import UserError
 
 TOY = "tiny"
@@ -25,9 +25,8 @@ def choose_dataset(command: Command) -> None:
     alone = "data.root" in command.values or command.bare_root
     if root is None or "data.dataset" in command.values or (named is not None and not alone):
         return
-    task = str(flat.get("model")).rpartition(".")[2]
-    place, labelled = root_of(str(root)), is_text_task(task) and data_class(task).name == "LabelledTexts"
-    found = _texts_in(place, labelled) or named if is_text_task(task) else images_in(place, named)
+    kind, place = data_class(task_of(str(flat.get("model")))).__name__, root_of(str(root))
+    found = images_in(place, named) if kind == "ImageData" else _texts_in(place, kind == "LabelledTexts") or named
     if found is not None:
         command.config["data"] = command.config.get("data", {}) | {"dataset": found}
 
@@ -73,7 +72,6 @@ def check_base(command: Command) -> None:
         UserError: No base model is named; the message has some.
     """
     flat = command.flat()
-    task = tasks().get(str(flat.get("model")).rpartition(".")[2])
-    name = task and task.options.get("name")
-    if name and name.default == repr(TOY) and flat.get("model.name") is None:
+    task = task_of(str(flat.get("model")))
+    if task and options_of(task)["name"].default == TOY and flat.get("model.name") is None:
         raise UserError(f"{command.verb} needs a base model.", f"Add {BASES}. All models: randlora-pl models")

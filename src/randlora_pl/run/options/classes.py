@@ -1,94 +1,276 @@
-"""The classes in a config: one form of writing them, and those that a task takes by default."""
+"""The classes that a config may name, and their options, as the classes themselves declare them.
 
+They are imported when they are asked for, which takes the seconds of PyTorch's import.
+"""
+
+import dataclasses
+import inspect
 import re
-from collections.abc import Iterable
-from typing import Any
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from randlora_pl.run.options.class_index import read_classes
-from randlora_pl.utils.class_paths import with_public_paths
-from randlora_pl.utils.errors import UserError, brief
+import docstring_parser
 
-Tree = dict[str, Any]
+from randlora_pl.language.catalog import TASKS as TEXT_TASKS
+from randlora_pl.utils.errors import UserError, brief, near
+from randlora_pl.utils.options import Positive
+from randlora_pl.utils.own_classes import imported, named_modules, path_by_name, registered
+from randlora_pl.utils.quick_imports import quick_imports
 
-CLASSES = ("model", "model.adapter", "model.adapter.inner", "model.prompts", "model.head", "model.regulation")
-"""Options with a class as value, each after the one whose argument it is."""
-INNER, LISTED = "inner", "parts"
-"""Arguments of an adapter that are an adapter and a list of adapters."""
-LISTS = (f"model.adapter.{LISTED}", f"model.adapter.{INNER}.{LISTED}")
-"""Options with a list of classes as value."""
-_MAY_BE_NONE = ("model.head", "model.regulation")
-CLASS_KEYS = frozenset({"class_path", "init_args", "dict_kwargs"})
-"""Keys by which a config builds an object of any class."""
-_GROUPS = ("data", "trainer", "run", "checkpoint", "gradient_flow", "spectrum", "unseen_gradient")
+if TYPE_CHECKING:
+    from randlora_pl.tasks import AdaptationTask
+
+Logger = Literal["tensorboard", "csv", "wandb", "mlflow", "none"]
+
+CALLBACK_GROUPS = {
+    "checkpoint": "AdapterCheckpoint",
+    "gradient_flow": "GradientFlow",
+    "spectrum": "UpdateSpectrum",
+    "unseen_gradient": "UnseenGradient",
+}
+_WHAT = {"model": "task", "model.adapter": "adapter", "model.adapter.inner": "adapter"}
+_WHAT |= {"model.prompts": "prompt learner", "model.head": "head", "model.regulation": "regulation"}
+"""Name of what each option of `CLASSES` chooses, for messages."""
 
 
-def normalize(tree: Tree) -> Tree:
-    """Return the same config with every class as ``{class_path: NAME, init_args: {...}}``, and no empty sections.
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Name, folder, loggers and timeout of a run."""
 
-    Class paths become the public ones.
+    name: str | None = None
+    """Name of the run (by default dataset, model and adapter), whose folder is ROOT/NAME/TIME."""
+    root: str = "runs"
+    """Folder of all runs."""
+    logger: Logger | list[Logger] = "tensorboard"
+    """tensorboard, csv, wandb, mlflow or none, or several as [tensorboard,csv]."""
+    timeout: Annotated[float, Positive] = 600.0
+    """Seconds to wait for other processes before treating them as lost."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """Option of a class.
+
+    Attributes:
+        owner: The class.
+        name: Name of the option.
+        kind: Its type, with its checks.
+        default: Its default, or `inspect.Parameter.empty`.
+    """
+
+    owner: type
+    name: str
+    kind: Any
+    default: Any
+
+    @property
+    def help(self) -> str:
+        """The text below it in its class, or in the parent that declares it."""
+        homes = (base for base in self.owner.__mro__ if self.name in vars(base).get("__annotations__", {}))
+        return " ".join(next(filter(None, (_texts(base).get(self.name) for base in homes)), "").split())
+
+    @property
+    def sentence(self) -> str:
+        """The first sentence of its help, without the stop."""
+        return re.split(r"(?<=[^.\d])[.;:] ", self.help + " ")[0].rstrip(". ")
+
+    @property
+    def choices(self) -> str:
+        """The type as a reader sees it: ``int | ceil`` of ``Annotated[int, Positive] | Literal['ceil']``."""
+        return _written_type(self.kind)
+
+    @property
+    def written(self) -> str | None:
+        """The default as Python writes it; None if the option is required."""
+        return None if self.default is inspect.Parameter.empty else _written(self.default)
+
+    @property
+    def type(self) -> Any:
+        """The type if its values are plain, else Any: only the parser checks the others."""
+        return self.kind if is_plain(self.kind) else Any
+
+
+@cache
+def _texts(kind: type) -> dict[str, str]:
+    return {each.arg_name: each.description or "" for each in docstring_parser.parse_from_object(kind).params}
+
+
+def _written_type(kind: Any) -> str:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _written_type(inner[0])
+    if origin is Literal:
+        return " | ".join(map(str, inner))
+    if origin in (Union, types.UnionType):
+        return " | ".join(map(_written_type, inner))
+    if inner:
+        return f"{origin.__name__}[{', '.join(map(_written_type, inner))}]"
+    return "None" if kind is types.NoneType else "..." if kind is ... else getattr(kind, "__name__", str(kind))
+
+
+def _written(value: Any) -> str:
+    from randlora_pl.adapters.described import Described
+
+    if isinstance(value, list):
+        return f"[{', '.join(map(_written, value))}]"
+    if not isinstance(value, Described):
+        return repr(value)
+    options = options_of(type(value)).values()
+    given = [(each.name, getattr(value, each.name), each.default) for each in options]
+    changed = [f"{name}={_written(own)}" for name, own, default in given if own != default]
+    return f"{type(value).__name__}({', '.join(changed)})"
+
+
+def is_plain(kind: Any) -> bool:
+    """Return True if a type has plain values only, no object of a class."""
+    if get_origin(kind) is Literal:
+        return True
+    kind = kind.__origin__ if get_origin(kind) is Annotated else kind
+    inner = get_args(kind) or (kind,)
+    plain = (str, int, float, bool, types.NoneType, list, dict, tuple, Any, ..., inspect.Parameter.empty)
+    return all(map(is_plain, inner)) if inner != (kind,) else kind in plain
+
+
+@cache
+def options_of(kind: type) -> dict[str, Option]:
+    """Return the options of a class by name."""
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    made = {each.name: each.default_factory for each in fields if each.default_factory is not dataclasses.MISSING}
+    return {
+        name: Option(kind, name, each.annotation, made[name]() if name in made else each.default)
+        for name, each in inspect.signature(kind).parameters.items()
+    }
+
+
+def summary(kind: type) -> str:
+    """Return the first line of a class's docstring."""
+    return (kind.__doc__ or "").partition("\n")[0]
+
+
+# Classes
+
+
+def _room(name: str, text: bool = False) -> types.ModuleType:
+    """Import a package of this program, and first the libraries that it needs."""
+    with quick_imports("torchmetrics", *([] if text else ["open_clip"])):
+        return import_module(f"randlora_pl.{name}")
+
+
+def _exported(room: str, base: type) -> Iterator[tuple[str, type]]:
+    """Yield the classes below a base that a package exports."""
+    package = _room(room)
+    for name in package.__all__:
+        kind = getattr(package, name)
+        if isinstance(kind, type) and issubclass(kind, base) and kind is not base:
+            yield name, kind
+
+
+@cache
+def classes(option: str) -> dict[str, type]:
+    """Return the classes of this program that an option of `CLASSES` may name; the tasks on texts come last."""
+    match option:
+        case "model":
+            base: Any = _room("tasks").AdaptationTask
+            return dict([*_exported("tasks", base), *_exported("language", base)])
+        case "model.adapter" | "model.adapter.inner":
+            return dict(_exported("adapters.methods", _room("adapters").Adapter))
+        case "model.prompts":
+            return dict(_exported("prompts", _room("prompts").PromptLearner))
+    tasks = (task for _, task in _exported("tasks", _room("tasks").AdaptationTask))
+    kind = next(known[name].kind for known in map(options_of, tasks) if (name := option.rpartition(".")[2]) in known)
+    return {each.__name__: each for each in get_args(kind) if each is not types.NoneType}
+
+
+def class_name(option: str, typed: object) -> str | None:
+    """Return the name of the class that an option has, as the source spells it; None for a class from outside.
 
     Raises:
-        UserError: A section or a class has another type.
+        UserError: The class is unknown; near names are suggested.
     """
-    tree = {key: with_public_paths(value) for key, value in _mapping("a config", tree).items() if value is not None}
-    for group in _GROUPS:
-        if group in tree:
-            _mapping(group, tree[group])
-    if "model" in tree:
-        tree["model"] = _as_class("model", tree["model"])
-    return tree
+    if re.fullmatch(r"\w+(\.\w+)+", str(typed)) and not str(typed).startswith("randlora_pl."):
+        return None
+    short = str(typed).rpartition(".")[2]
+    if option == "model" and own_task(short):  # without importing all the others
+        return short
+    spelled = {name.lower(): name for name in classes(option)}
+    if short.lower() in spelled:
+        return spelled[short.lower()]
+    if path_by_name(short) is not None:
+        return None
+    what, every = _WHAT[option], ", ".join(spelled.values())
+    raise UserError(f"Unknown {what} {brief(short)} (--{option}).{near(short, spelled.values())} Known: {every}")
 
 
-def _as_class(option: str, value: Any) -> Tree:
-    """Return the value of an option as a class, with the classes among its arguments."""
-    node = {"class_path": value} if isinstance(value, str) else dict(_mapping(option, value, "a class or "))
-    if not isinstance(node.get("class_path", ""), str):
-        raise UserError(f"{option} is {brief(node['class_path'])}: give the name of a class.")
-    arguments = dict(_mapping(f"init_args of {option}", node.pop("init_args", None) or {}))
-    for name in set(node) - {"class_path", "dict_kwargs"}:  # as on the command line, which leaves init_args out
-        arguments[name] = node.pop(name)
-    for name in set(arguments) & set(_inside(option)):
-        if arguments[name] is not None:
-            arguments[name] = _as_class(f"{option}.{name}", arguments[name])
-        elif f"{option}.{name}" not in _MAY_BE_NONE:
-            del arguments[name]
-    if option.startswith("model.adapter") and isinstance(arguments.get(LISTED), list):
-        arguments[LISTED] = [_as_class(f"{option}.{LISTED}", each) for each in arguments[LISTED]]
-    return node | ({"init_args": arguments} if arguments else {})
+def own_task(name: str) -> "type[AdaptationTask] | None":
+    """Return the task of this program with a name."""
+    text = is_text_task(name)
+    kind = getattr(_room("language" if text else "tasks", text), name, None)
+    base: type[AdaptationTask] = _room("tasks", text).AdaptationTask
+    return kind if isinstance(kind, type) and issubclass(kind, base) and kind is not base else None
 
 
-def _inside(option: str) -> list[str]:
-    """Return the names of the arguments of an option's class that are classes themselves."""
-    place = "model.adapter" if option.startswith("model.adapter.") else option  # an adapter in another is like any
-    return [name for above, _, name in (each.rpartition(".") for each in CLASSES) if above == place]
-
-
-def _mapping(what: str, value: Any, other: str = "") -> Tree:
-    if not isinstance(value, dict):
-        raise UserError(f"{what} is {brief(value)}: expected {other}options such as {{name: value}}.")
-    for key in value:
-        if not isinstance(key, str):
-            raise UserError(f"{what} has the key {brief(key)}, which is not the name of an option.")
-    return value
-
-
-def with_default_classes(tree: Tree, typed: Iterable[str] = ()) -> Tree:
-    """Return a config with the classes that its task takes by default, whose options then need no class.
+def task_of(path: str) -> "type[AdaptationTask] | None":
+    """Return the task that a config names; None for another class, and for one from outside that is not imported.
 
     Args:
-        tree: A normalized config.
-        typed: Short names of typed options, which may belong to a class that no default has.
+        path: Name or import path. A task from outside is imported already, or is an entry point.
     """
-    model = tree.get("model", {})
-    known = read_classes("tasks") | read_classes("language")
-    task = known.get(str(model.get("class_path")).rpartition(".")[2], known["AdaptationTask"])
-    arguments = dict(model.get("init_args") or {})
-    for name in _inside("model"):
-        option, given = task.options.get(name), arguments.get(name, {})
-        if option is None or not isinstance(given, dict) or "class_path" in given:
-            continue
-        wanted = given or any(key.startswith(f"model.{name}.") for key in typed)
-        default = option.default if option.default != "None" else option.kind if wanted else None
-        if default and (found := re.match(r"\w+", default)):
-            arguments[name] = {"class_path": found[0]} | given
-    return tree | {"model": model | {"init_args": arguments}} if arguments else tree
+    inside = "." not in path or path.startswith("randlora_pl.")
+    if inside and (found := own_task(path.rpartition(".")[2])):
+        return found
+    path = path_by_name(path) or path
+    module, _, name = path.rpartition(".")
+    there = imported(module, f"The entry point {path}") if registered(path) else named_modules().get(module)
+    kind = getattr(there, name, None)
+    return kind if isinstance(kind, type) and issubclass(kind, _room("tasks").AdaptationTask) else None
+
+
+def data_class(task: "type[AdaptationTask] | None") -> type:
+    """Return the class of a task's data; without a task, that of images."""
+    package, _, name = (task or _room("tasks").AdaptationTask).data_module.rpartition(".")
+    found: type = getattr(import_module(package), name)
+    return found
+
+
+def is_text_task(task: str | None) -> bool:
+    """Return True if this is the name of one of the language tasks."""
+    return task in TEXT_TASKS
+
+
+def rate_name(method: str, task: str | None) -> str:
+    """Return the option with a method's learning rate: of a linear probe the head's, of `Frozen` the prompts'.
+
+    Args:
+        method: Name of the method.
+        task: Name of the task class, None for a class outside this project. A text task has the adapter's for its head.
+    """
+    alone = {} if is_text_task(task) else {"LinearProbe": "head_learning_rate", "Frozen": "prompt_learning_rate"}
+    return alone.get(method, "learning_rate")
+
+
+def options_by_group(names: dict[str, str | None], data: type) -> dict[str, dict[str, Option] | None]:
+    """Return the options of a command by group; None for a class from outside, whose options are not checked here.
+
+    Args:
+        names: Names of the classes by option of `CLASSES`; None for a class from outside.
+        data: Class of the data.
+    """
+    from lightning.pytorch import Trainer
+
+    groups: dict[str, Any] = {"data": options_of(data), "run": options_of(RunOptions), "trainer": options_of(Trainer)}
+    groups |= {group: options_of(kind) for group, kind in callback_classes().items()}
+    for option, name in names.items():
+        groups[option] = options_of(own_task(name) if option == "model" else classes(option)[name]) if name else None
+    for group in ("data", "model"):  # seed_everything sets their seeds
+        if groups.get(group):
+            groups[group] = {name: option for name, option in groups[group].items() if name != "seed"}
+    return groups
+
+
+def callback_classes() -> dict[str, type]:
+    """Return the callbacks whose options are a group of their own."""
+    return {group: getattr(_room("run.callbacks"), name) for group, name in CALLBACK_GROUPS.items()}

@@ -1,28 +1,164 @@
-"""Composition of the typed words into one config and the options that override it, before heavy imports.
+"""Composition of the typed words into one config and the options that override it.
 
-Plain LightningCLI takes eight seconds to answer a typing error, keeps the old method's rank when the
-adapter's class changes, and lets a checkpoint override what the user typed. Here the config files are
-merged first, a new adapter class starts from its own defaults, and names are checked against the source text.
+Plain LightningCLI keeps the old method's rank when the adapter's class changes, and lets a checkpoint override what
+the user typed. Here the config files are merged first, and a new adapter class starts from its own defaults. The length
+of the run is epochs or optimizer steps, whichever was set last. A class has one form: ``{class_path: NAME, init_args:
+{...}}``.
 """
 
 import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import yaml
 
-from randlora_pl.run.options.classes import CLASSES, LISTS, Tree, normalize, with_default_classes
-from randlora_pl.run.options.run_length import ALIASES, alias, with_our_length, without_other_length
+from randlora_pl.run.options.classes import options_of, task_of
 from randlora_pl.run.options.shipped import find_config
-from randlora_pl.utils.class_paths import public_path
 from randlora_pl.utils.errors import UserError, brief, errors_in
 from randlora_pl.utils.files.documents import parse_yaml
 from randlora_pl.utils.files.run_files import find_adapter, find_run
+from randlora_pl.utils.own_classes import path_of
+
+ALIASES = {"trainer.max_epochs": "data.epochs", "trainer.max_steps": "data.steps"}
+"""Lightning's options of the length, and ours. A run is one Lightning epoch over all that it draws."""
+
+
+def alias(option: str, value: object, other: Mapping[str, Any]) -> str:
+    """Return our option for one of Lightning's, where both mean the same; any other option is returned unchanged.
+
+    Beside a length of the data, ``max_steps`` is a limit, and 1 is the ``max_epochs`` of every run. Zero is always
+    ours, which is refused.
+
+    Args:
+        option: Option, such as ``trainer.max_steps``.
+        value: Its value, typed or from a config.
+        other: Options given with it, by the same names.
+    """
+    positive = re.fullmatch(r"[1-9]\d*", str(value)) is not None
+    alone = all(other.get(name) in (None, "null") for name in ALIASES.values())
+    ours = (positive and alone) or str(value) == "0"
+    return ALIASES[option] if option in ALIASES and ours else option
+
+
+def with_our_length(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config in which the data's options have Lightning's place (see `alias`)."""
+    trainer, data = tree.get("trainer"), tree.get("data") or {}
+    if not (isinstance(trainer, dict) and isinstance(data, dict)):
+        return dict(tree)
+    for option in ALIASES:
+        name = option.partition(".")[2]
+        ours = alias(option, trainer.get(name), {f"data.{key}": value for key, value in data.items()})
+        if ours != option:
+            data = data | {ours.partition(".")[2]: trainer[name]}
+            trainer = {key: value for key, value in trainer.items() if key != name}
+    return {**tree, "trainer": trainer, **({"data": data} if data else {})}
+
+
+def without_other_length(data: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Return data options without the epochs (or steps) that later options replace by steps (or epochs).
+
+    Args:
+        data: Data options of a config, such as the resolved one of a run, which always has a length.
+        later: Data options that override them; a typed null is still text.
+    """
+    replaced = {
+        other
+        for one, other in (("steps", "epochs"), ("epochs", "steps"))
+        if later.get(one) not in (None, "null") and later.get(other) in (None, "null")
+    }
+    return {name: value for name, value in data.items() if name not in replaced}
+
+
+Tree = dict[str, Any]
+
+CLASSES = ("model", "model.adapter", "model.adapter.inner", "model.prompts", "model.head", "model.regulation")
+"""Options with a class as value, each after the one whose argument it is."""
+INNER, LISTED = "inner", "parts"
+"""Arguments of an adapter that are an adapter and a list of adapters."""
+LISTS = (f"model.adapter.{LISTED}", f"model.adapter.{INNER}.{LISTED}")
+"""Options with a list of classes as value."""
+_MAY_BE_NONE = ("model.head", "model.regulation")
+CLASS_KEYS = frozenset({"class_path", "init_args", "dict_kwargs"})
+"""Keys by which a config builds an object of any class."""
+_GROUPS = ("data", "trainer", "run", "checkpoint", "gradient_flow", "spectrum", "unseen_gradient")
+
+
+def normalize(tree: Tree) -> Tree:
+    """Return the same config with every class as ``{class_path: NAME, init_args: {...}}``, and no empty sections.
+
+    Raises:
+        UserError: A section or a class has another type.
+    """
+    tree = {key: value for key, value in _mapping("a config", tree).items() if value is not None}
+    for group in _GROUPS:
+        if group in tree:
+            _mapping(group, tree[group])
+    if "model" in tree:
+        tree["model"] = _as_class("model", tree["model"])
+    return tree
+
+
+def _as_class(option: str, value: Any) -> Tree:
+    """Return the value of an option as a class, with the classes among its arguments."""
+    node = {"class_path": value} if isinstance(value, str) else dict(_mapping(option, value, "a class or "))
+    if not isinstance(node.get("class_path", ""), str):
+        raise UserError(f"{option} is {brief(node['class_path'])}: give the name of a class.")
+    arguments = dict(_mapping(f"init_args of {option}", node.pop("init_args", None) or {}))
+    for name in set(node) - {"class_path", "dict_kwargs"}:  # as on the command line, which leaves init_args out
+        arguments[name] = node.pop(name)
+    for name in set(arguments) & set(_inside(option)):
+        if arguments[name] is not None:
+            arguments[name] = _as_class(f"{option}.{name}", arguments[name])
+        elif f"{option}.{name}" not in _MAY_BE_NONE:
+            del arguments[name]
+    if option.startswith("model.adapter") and isinstance(arguments.get(LISTED), list):
+        arguments[LISTED] = [_as_class(f"{option}.{LISTED}", each) for each in arguments[LISTED]]
+    return node | ({"init_args": arguments} if arguments else {})
+
+
+def _inside(option: str) -> list[str]:
+    """Return the names of the arguments of an option's class that are classes themselves."""
+    place = "model.adapter" if option.startswith("model.adapter.") else option  # an adapter in another is like any
+    return [name for above, _, name in (each.rpartition(".") for each in CLASSES) if above == place]
+
+
+def _mapping(what: str, value: Any, other: str = "") -> Tree:
+    if not isinstance(value, dict):
+        raise UserError(f"{what} is {brief(value)}: expected {other}options such as {{name: value}}.")
+    for key in value:
+        if not isinstance(key, str):
+            raise UserError(f"{what} has the key {brief(key)}, which is not the name of an option.")
+    return value
+
+
+def with_default_classes(tree: Tree, typed: Iterable[str] = ()) -> Tree:
+    """Return a config with the classes that its task takes by default, whose options then need no class.
+
+    Args:
+        tree: A normalized config.
+        typed: Short names of typed options, which may belong to a class that no default has.
+    """
+    model = tree.get("model", {})
+    if (task := task_of(str(model.get("class_path")))) is None:
+        return tree
+    arguments = dict(model.get("init_args") or {})
+    for name in _inside("model"):
+        option, given = options_of(task).get(name), arguments.get(name, {})
+        if option is None or not isinstance(given, dict) or "class_path" in given:
+            continue
+        kind = type(option.default)
+        if option.default is None and (given or any(key.startswith(f"model.{name}.") for key in typed)):
+            kind = get_args(option.kind)[0]
+        if kind is not NoneType:
+            arguments[name] = {"class_path": path_of(kind)} | given
+    return tree | {"model": model | {"init_args": arguments}} if arguments else tree
+
 
 FOLDER_OPTIONS = {"fit": ("resume",), "validate": ("run", "adapter"), "test": ("run", "adapter")}
 """Options that name a folder and are not part of a config, by command."""
@@ -172,7 +308,6 @@ def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
         if not own:
             if option == "--trainer.callbacks" and re.fullmatch(r"[\w.]+", value):
                 option += "+"  # one more callback, as in jsonargparse's --trainer.callbacks+=NAME
-            value = public_path(value)
             joined = option == "--print_config"  # the parser takes its flags only in one word
             command.typed += [f"{option}={value}"] if joined and equals else [option, value] if equals else [option]
             if equals:

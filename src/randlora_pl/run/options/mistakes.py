@@ -1,32 +1,74 @@
-"""Mistakes of a command that are found before heavy imports: names, types, and values that exclude each other."""
+"""Mistakes of a command, each in one line with near names: names, types, and values that exclude each other.
 
-import ast
+jsonargparse would report the first alone, in ten lines. The classes are the only source of options and their types.
+"""
+
 import copy
+import difflib
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
-from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from randlora_pl.data.catalog.registry import CATALOG, default_root, find, may_be_read, present
+from randlora_pl.data.catalog.spec import DatasetSpec
+from randlora_pl.data.locations import root_of
+from randlora_pl.data.validate import check_epochs, check_softmax, check_trains
+from randlora_pl.language.catalog import DATASETS, LABELLED, TASKS, check_dataset
 from randlora_pl.run.options.choices import choose_dataset
-from randlora_pl.run.options.classes import LISTS
-from randlora_pl.run.options.compose import DEFAULTS, Command, compose, is_option
-from randlora_pl.run.options.explain import check_adapters, check_option, check_value, line_numbers, spell
-from randlora_pl.run.options.own_classes import task_name
-from randlora_pl.run.options.validate import (
-    check_form,
-    class_choices,
+from randlora_pl.run.options.classes import (
+    Option,
+    class_name,
+    classes,
     data_class,
-    groups_of,
-    is_text_task,
-    known_class,
-    tasks,
-    verb_of,
+    options_by_group,
+    options_of,
+    task_of,
 )
-from randlora_pl.utils.errors import UserError, brief, near
+from randlora_pl.run.options.compose import (
+    CLASS_KEYS,
+    CLASSES,
+    DEFAULTS,
+    INNER,
+    LISTED,
+    LISTS,
+    Command,
+    compose,
+    flatten,
+    is_option,
+    normalize,
+    parse_value,
+    read_config,
+    short_name,
+)
+from randlora_pl.utils.errors import UserError, brief, near, shortened
+from randlora_pl.utils.files.documents import parse_yaml
+from randlora_pl.utils.options import OTHER_NAMES, literal_words, misfit
+from randlora_pl.utils.own_classes import path_by_name
+
+if TYPE_CHECKING:
+    from randlora_pl.tasks import AdaptationTask
+
+Groups = dict[str, dict[str, Option] | None]  # None: a class from outside, whose options are not checked here
+
+_KINDS = {"ImageData": "images", "TextData": "prompts and completions", "LabelledTexts": "labelled texts"}
+_SAME = {"cutoff": "max_length", "max_length": "cutoff"}
+"""Data options with the same meaning for another kind of data."""
+_NEEDS = {"label_smoothing": "a softmax over all classes"}
+"""Options of some image tasks, and the feature that only these tasks have."""
+
+
+IN_CONFIGS = {"seed_everything", "ckpt_path", "from_adapter", "from_form"}
+SINGLE = {*IN_CONFIGS, "print_config", "config", "help", "h", "help-all"}
+
+FORMS = ("beside", "absorbed")
+"""Places of the LoRA that a training starts from, in the method that it trains."""
 
 Mistake = tuple[str, UserError]
 """Short name of the option, such as ``model.adapter.rank``, and the error."""
@@ -40,10 +82,6 @@ _VALIDATED = {
     "LabelledTexts": ("acc", "matthews", "f1", "pearson", "spearman", "combined", "score", "loss"),
 }
 """Metrics that a validation logs, by the data of the task."""
-
-_WHAT = {"model": "task", "model.adapter": "adapter", "model.adapter.inner": "adapter"}
-_WHAT |= {"model.prompts": "prompt learner", "model.head": "head", "model.regulation": "regulation"}
-"""Name of what each option of `CLASSES` chooses, for messages."""
 
 MOST_PARTS = 10**6
 """Most micro-batches per optimizer step: sampled indices are counted in 64 bits."""
@@ -67,29 +105,29 @@ def check_here(command: Command) -> None:
     """
     flat = command.flat()
     check_loggers(flat.get("run.logger", "none"))
-    task = task_name(str(flat["model"])) or ""
-    _check_root(task, flat)
-    if command.verb == "fit" and not is_text_task(task):
-        from randlora_pl.data.catalog.registry import find
-        from randlora_pl.data.validate import check_trains
+    row = None if takes_texts(task_of(str(flat["model"]))) else find(str(flat.get("data.dataset", "digits")))
+    _check_root(row, flat.get("data.root"))
+    if command.verb == "fit" and row is not None:
+        check_trains(row, flat.get("data.shots_file"))
 
-        check_trains(find(str(flat.get("data.dataset", "digits"))), flat.get("data.shots_file"))
+
+def takes_texts(task: "type[AdaptationTask] | None") -> bool:
+    """Return True if a task has data of texts."""
+    return data_class(task).__module__.startswith("randlora_pl.language.")
 
 
 def mistakes(command: Command) -> Iterator[Mistake]:
     """Yield every mistake of a command; correct the spelling of classes."""
     flat = command.flat()
     names: dict[str, str | None] = {}
-    for option, known_here in class_choices().items():
-        if flat.get(option) is None:
-            continue
+    for option in (option for option in CLASSES if flat.get(option) is not None):
         names[option] = None
         try:
-            names[option] = known_class(flat[option], known_here, _WHAT[option], f"--{option}")
+            names[option] = class_name(option, flat[option])
         except UserError as error:
             yield option, error
-    task = task_name(str(flat["model"]))
-    groups = groups_of(names, task)
+    task = task_of(names["model"] or str(flat["model"]))
+    groups = options_by_group(names, data_class(task))
     typed = [*command.values, *(word.lstrip("-").partition("=")[0] for word in command.typed if is_option(word))]
     empty = [key for key, value in command.config.items() if value == {}]
     for key in dict.fromkeys([*typed, *flat, *empty]):
@@ -116,12 +154,16 @@ def mistakes(command: Command) -> Iterator[Mistake]:
     for found in _caught("data.dataset", partial(_check_dataset, task, flat.get("data.dataset"))):
         del flat["data.dataset"]
         yield found
-    for check in _data_checks(task, flat):
+    values = {name: flat[f"data.{name}"] for name in options_of(data_class(task)) if f"data.{name}" in flat}
+    yield from _caught("data", partial(data_class(task), **values))
+    if task and not takes_texts(task):
+        blended = {name: values.get(name) for name in ("mixup", "cutmix")}
+        check = partial(check_softmax, **blended, task=task.__name__, blended_labels=task.blended_labels)
         yield from _caught("data", check)
     yield from _caught("checkpoint.monitor", partial(_check_monitor, task, flat))
 
 
-def _caught(key: str, check: Callable[[], None]) -> Iterator[Mistake]:
+def _caught(key: str, check: Callable[[], object]) -> Iterator[Mistake]:
     """Yield the error of a check; one that names another option is a mistake of that."""
     try:
         check()
@@ -160,8 +202,6 @@ def _check_trainer(flat: dict[str, Any]) -> None:
             "--trainer.precision 64 does not fit images, which are float32: leave it out, or give bf16-mixed."
         )
     if flat.get("trainer.max_epochs", 1) != 1:
-        from randlora_pl.data.validate import check_epochs
-
         check_epochs(flat["trainer.max_epochs"])
     devices, most = flat.get("trainer.devices"), max(16, 2 * (os.cpu_count() or 1))
     if isinstance(devices, int) and devices > most:
@@ -170,7 +210,7 @@ def _check_trainer(flat: dict[str, Any]) -> None:
         )
 
 
-def _check_dataset(task: str | None, typed: Any) -> None:
+def _check_dataset(task: "type[AdaptationTask] | None", typed: Any) -> None:
     """Refuse an unknown dataset.
 
     Raises:
@@ -179,38 +219,13 @@ def _check_dataset(task: str | None, typed: Any) -> None:
     if typed is None:
         return
     dataset = str(typed)
-    if is_text_task(task):
-        from randlora_pl.language.catalog import check_dataset
-
-        check_dataset(dataset, data_class(task).name == "LabelledTexts")
+    if takes_texts(task):
+        check_dataset(dataset, data_class(task).__name__ == "LabelledTexts")
         return
-    from randlora_pl.data.catalog.registry import CATALOG, find
-    from randlora_pl.language.catalog import DATASETS, LABELLED, TASKS
-
     fits = [name for name, known in zip(TASKS, (DATASETS, LABELLED), strict=True) if dataset in known]
     if dataset not in CATALOG and fits:
         raise UserError(f"The dataset {dataset!r} is of texts: it needs --model {' or '.join(fits)}.")
     find(dataset)
-
-
-def _data_checks(task: str | None, flat: dict[str, Any]) -> Iterator[Callable[[], None]]:
-    """Yield the checks of data options that exclude each other."""
-    from randlora_pl.data import validate as options
-    from randlora_pl.data.catalog.registry import find
-
-    source = data_class(task)
-    values = {name: ast.literal_eval(option.default or "None") for name, option in source.options.items()}
-    values |= {name: flat[f"data.{name}"] for name in values if f"data.{name}" in flat}
-    if source.name == "ImageData":
-        yield from options.checks(values, find(values["dataset"]))
-        if task:
-            blended = tasks()[task].constants.get("blended_labels", False)
-            yield partial(options.check_softmax, values["mixup"], values["cutmix"], task, blended)
-        return
-    yield partial(options.check_run, **{name: values[name] for name in signature(options.check_run).parameters})
-    if "balance" in values:
-        scores = values["scores"] or values["dataset"] == "stsb"
-        yield partial(options.check_balance, values["balance"], "scores" if scores else "")
 
 
 def check_loggers(names: str | list[str]) -> None:
@@ -224,18 +239,16 @@ def check_loggers(names: str | list[str]) -> None:
             raise UserError(f"--run.logger {name} needs a package: pip install '.[{package}]' in the checkout")
 
 
-def _check_monitor(task: str | None, flat: dict[str, Any]) -> None:
+def _check_monitor(task: "type[AdaptationTask] | None", flat: dict[str, Any]) -> None:
     """Refuse a metric that no validation logs; a callback of the user, and captions, may have others.
 
     Raises:
         UserError: The metric is unknown; near ones are suggested.
     """
-    from randlora_pl.data.catalog.registry import CATALOG
-
     monitor, row = str(flat.get("checkpoint.monitor", "val/loss")), CATALOG.get(str(flat.get("data.dataset")))
     if task is None or flat.get("trainer.callbacks") or (row and row.captions):
         return
-    known = [f"val/{name}" for name in _VALIDATED[data_class(task).name]]
+    known = [f"val/{name}" for name in _VALIDATED[data_class(task).__name__]]
     if monitor not in known:
         raise UserError(
             f"checkpoint.monitor is {monitor!r}, which no validation logs.{near(monitor, known)} "
@@ -243,16 +256,12 @@ def _check_monitor(task: str | None, flat: dict[str, Any]) -> None:
         )
 
 
-def _check_root(task: str, flat: dict[str, Any]) -> None:
+def _check_root(row: DatasetSpec | None, typed: Any) -> None:
     """Refuse a path of the data that does not exist.
 
     Raises:
         UserError: The path is missing; the message has the files to expect.
     """
-    from randlora_pl.data.catalog.registry import default_root, find, may_be_read, present
-    from randlora_pl.data.locations import root_of
-
-    typed, row = flat.get("data.root"), None if is_text_task(task) else find(str(flat.get("data.dataset", "digits")))
     root = default_root() if typed is None else root_of(str(typed))
     if row is not None and not row.own:
         if not present(row, root):
@@ -262,6 +271,238 @@ def _check_root(task: str, flat: dict[str, Any]) -> None:
     elif typed is not None and not root.exists() and not (row and may_be_read(row, root)):
         layout = row.layout if row else "a file of texts, or its folder"
         raise UserError(f"The data folder {typed} does not exist; expected {layout}. Set it with --data.root PATH")
+
+
+# Names
+
+
+def check_option(command: Command, key: str, groups: Groups, typed: bool) -> None:
+    """Refuse an option or a key of a config that does not exist.
+
+    Raises:
+        UserError: The option is unknown; the message has its file, and near names.
+    """
+    parts = (short_name(key) if key.startswith("model") else key.rstrip("+")).split(".")  # others have a fixed class
+    if key in IN_CONFIGS or (typed and (parts[0] in SINGLE or parts[-1] == "help")):
+        return
+    places = [".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
+    group = next((place for place in places if place in groups), parts[0])
+    rest = parts[group.count(".") + 1 :]
+    if group in groups:
+        known = groups[group]
+        if not rest or known is None or rest[0] in known:
+            return
+    where = file_with(command, key)
+    if where and (verb := verb_of(where)):
+        raise UserError(f"{where} describes several runs, not one: randlora-pl {verb} {shlex.quote(str(where))}")
+    what = f"Unknown key {shortened(key, 80)} in {where}." if where else f"Unknown option --{shortened(key, 80)}."
+    raise UserError(
+        f"{what}{_suggest(group, rest or parts, groups)} All options: randlora-pl {command.verb} --help-all"
+    )
+
+
+def _suggest(group: str, rest: list[str], groups: Groups) -> str:
+    """Return options with the same last part, else near ones of the same group, else near ones of any group.
+
+    An option of another kind of data is marked as such.
+    """
+    every = {name: f"--{name}" for name in sorted(SINGLE - {"h"})}
+    every |= {f"{place}.{name}": f"--{place}.{name}" for place, names in groups.items() for name in sorted(names or ())}
+    if rest[-1] == "seed":
+        return " Did you mean --seed_everything?"
+    if rest[-1] in ("dryrun", "dry"):  # `fit` takes it out of its words before
+        return " Did you mean --dry-run?"
+    if rest[0] in CLASS_KEYS:
+        return f" Write its options directly under {group}."
+    if group == "data" and (kinds := _other_kinds(rest[0])):
+        same = _SAME.get(rest[0])
+        return (
+            f" It is one of {' and of '.join(kinds)}{f'; here --data.{same}' if same in (groups[group] or ()) else ''}."
+        )
+    if group == "model" and rest[0] in _NEEDS:
+        tasks = classes("model").items()
+        fits = [name for name, task in tasks if rest[0] in options_of(task) and not takes_texts(task)]
+        return f" It needs {_NEEDS[rest[0]]}: --model {' or '.join(fits)}."
+    if "inner" in (groups.get(group) or ()) and rest[0] in options_of(classes(group)["LoRA"]):
+        return f" Did you mean --{group}.inner.{rest[0]}?"
+    if LISTED in (groups.get(group) or ()) and rest[0] in options_of(classes(group)["LoRA"]):
+        return (
+            f" It belongs to one of the parts: --{group}.{LISTED} '[{{class_path: LoRA, {rest[0]}: ...}}, RandLoRA]'."
+        )
+    if (group, rest[0]) == ("model.adapter", "match"):
+        return " It chooses the size of an update. This method has none, because it trains the model's own tensors."
+    known = classes(group) if group in CLASSES else {}
+    if owners := [name for name, kind in known.items() if rest[0] in options_of(kind)]:
+        return f" It belongs to {', '.join(owners)}: --{group} {owners[0]}."
+    rest = [*rest[:-1], OTHER_NAMES.get(rest[-1], rest[-1])]
+    found = [option for name, option in every.items() if name.rpartition(".")[2] == rest[-1]]
+    if not found and groups.get(group):
+        names = sorted(groups[group] or ())
+        matches = [name for name in names if name.startswith(rest[0])]
+        matches = matches or difflib.get_close_matches(rest[0], names, 2, 0.6)
+        found = [".".join([f"--{group}", match, *rest[1:]]) for match in matches]
+    if not found:
+        by_end = {name.rpartition(".")[2]: option for name, option in every.items()}
+        found = [by_end[match] for match in difflib.get_close_matches(rest[-1], by_end, 2, 0.6)]
+    return f" Did you mean {' or '.join(found[:3])}?" if found else ""
+
+
+def _other_kinds(option: str) -> list[str]:
+    """Return the kinds of data that have an option which the data of the command does not have."""
+    known = {data.__name__: data for data in map(data_class, classes("model").values())}
+    return [kind for name, kind in _KINDS.items() if option in options_of(known[name])]
+
+
+def spell(command: Command, option: str, name: str | None) -> None:
+    """Replace a class's name, typed or from a config, by its right spelling, or by the path of a class from outside."""
+    name = name or path_by_name(str(command.flat()[option]))
+    if name is None:
+        return
+    if option in command.values:
+        for place, word in enumerate(command.typed):
+            if word.startswith("--") and short_name(word) == option:
+                command.typed[place + 1] = name
+        command.values[option] = name
+    node: Any = {"init_args": command.config}
+    for part in option.split("."):
+        node = node.get("init_args", {}).get(part, {})
+    if node:
+        node["class_path"] = name
+
+
+# Values
+
+
+def check_value(command: Command, key: str, option: Option, value: Any) -> Any:
+    """Return the value of an option, a number in quotes as a number; refuse one that does not have the option's type.
+
+    Args:
+        command: The command.
+        key: Short name of the option.
+        option: Its declaration.
+        value: Its value, as YAML reads it.
+
+    Raises:
+        UserError: The value has another type; the message has the line of a config.
+    """
+    typed, kind = command.values.get(key), option.type
+    number = parse_value(value) if isinstance(value, str) else value
+    whole = isinstance(value, float) and value.is_integer() and typed is None  # sweeps take 6.0 for 6
+    value = int(value) if whole and misfit(value, kind) else value
+    wrong = misfit(value, kind, key)
+    if wrong is None or (typed is not None and misfit(typed, kind) is None):
+        return value
+    if isinstance(number, int | float) and misfit(number, kind) is None:
+        return number
+    if typed is not None and typed[:1] in ("[", "{"):
+        _check_yaml(key, typed)
+    shown = typed if typed is not None and wrong.name == key else str(wrong.value)
+    hint = near(shown, literal_words(kind), 1)
+    wanted = wrong.wanted.replace("[a,b]", f"'[{shown}]'") if re.fullmatch(r"[\w./-]+", shown) else wrong.wanted
+    file = None if typed is not None else file_with(command, key)
+    line = file and line_numbers(file).get(key)
+    raise UserError(
+        f"--{wrong.name}: expected {wanted}, not {shortened(shown, 80)}{'.' * bool(hint)}{hint}",
+        where=f"{file}, line {line}" if line else str(file or ""),
+    )
+
+
+def _check_yaml(key: str, typed: str) -> None:
+    """Refuse a list or mapping that is not YAML.
+
+    Raises:
+        UserError: It is not; the message has the right quotes for a pattern.
+    """
+    try:
+        parse_yaml(typed)
+    except yaml.YAMLError as error:
+        hint = "Put single quotes inside, in which a backslash is itself: \"['.*attn\\.(q|v)']\""
+        what = f"--{key} is not valid YAML: {getattr(error, 'problem', None) or error}."
+        raise UserError(what, hint * ("\\" in typed)) from None
+
+
+def check_adapters(command: Command, key: str, nodes: Any) -> None:
+    """Check a list of adapters, which is one value of a config, and correct the spelling of their classes.
+
+    Args:
+        command: The command.
+        key: Short name of the option.
+        nodes: Its value.
+
+    Raises:
+        UserError: The value is anything but a list of adapters, or a class, an option or a value is wrong.
+    """
+    if not (isinstance(nodes, list) and all(isinstance(node, dict) and "class_path" in node for node in nodes)):
+        raise UserError(f"--{key} is {brief(nodes)}: give a list, such as '[{{class_path: LoRA, rank: 8}}, RandLoRA]'.")
+    for place, node in enumerate(nodes):
+        method = class_name("model.adapter", node["class_path"])
+        if method is None:
+            continue
+        node["class_path"], known = method, options_of(classes("model.adapter")[method])
+        for name, value in node.get("init_args", {}).items():
+            if name == "targets":
+                raise UserError(f"--{key}: all parts adapt the same layers. Set --model.targets instead of targets.")
+            if name not in known:
+                hint = near(OTHER_NAMES.get(name, name), known) or f" Its options are {', '.join(known)}."
+                raise UserError(f"--{key}: {method} has no option {brief(name)}.{hint}")
+            if name == LISTED:
+                check_adapters(command, f"{key}.{place}.{name}", value)
+            elif name == INNER:
+                node["init_args"][name] = inner = {"class_path": "LoRA"} | value
+                check_adapters(command, f"{key}.{place}.{name}", [inner])
+            else:
+                check_value(command, f"{key}.{place}.{name}", known[name], value)
+
+
+def line_numbers(file: Path) -> dict[str, int]:
+    """Return the line of every option of a config, by short names (see `flatten`)."""
+    found: dict[str, int] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        for name, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            plain = name.value in ("class_path", "init_args")
+            key = prefix if plain else f"{prefix}.{name.value}".strip(".")
+            if name.value != "init_args":
+                found[key] = name.start_mark.line + 1
+            walk(key, value)
+
+    walk("", yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader))
+    return found
+
+
+# Configs
+
+
+def check_form(flat: dict[str, Any]) -> None:
+    """Refuse an unknown place of the LoRA to start from, a place without a LoRA, and a checkpoint beside one.
+
+    Raises:
+        UserError: The message has what to type.
+    """
+    form = flat.get("from_form", FORMS[0])
+    if form not in FORMS:
+        raise UserError(f"--from-form is {brief(form)}.{near(str(form), FORMS)} Set {' or '.join(FORMS)}.")
+    if form != FORMS[0] and flat.get("from_adapter") is None:  # a printed config has the default
+        raise UserError("--from-form needs a LoRA to start from. Add --from-adapter RUN, or remove it.")
+    if flat.get("ckpt_path") is not None and flat.get("from_adapter") is not None:
+        raise UserError("--ckpt_path continues a run, and --from-adapter starts a new one. Remove one of them.")
+
+
+def file_with(command: Command, key: str) -> Path | None:
+    """Return the config file that sets a key; None if it was typed."""
+    if key in command.values:
+        return None
+    for file in map(Path, reversed(command.named)):
+        tree = normalize(read_config(file))
+        if key in tree or key in flatten(tree):
+            return file
+    return None
+
+
+def verb_of(file: Path) -> str:
+    """Return the verb of a config that describes several runs; empty for a config of one."""
+    tree = read_config(file)
+    return "sweep" * ("methods" in tree)
 
 
 def mistakes_in(file: Path) -> list[str]:
