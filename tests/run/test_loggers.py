@@ -10,7 +10,7 @@ import pytest
 from lightning.pytorch.loggers import Logger
 
 from randlora_pl.run import lightning_cli
-from randlora_pl.run.options.mistakes import LOGGERS
+from randlora_pl.run.options.choices import LOGGERS
 from tests.support.cli import SMALL, Run
 
 

@@ -43,9 +43,9 @@ from randlora_pl.run.callbacks import (
 )
 from randlora_pl.run.error_messages import build_error, parse_error
 from randlora_pl.run.first_stage import find_lora
+from randlora_pl.run.options.choices import check_loggers
 from randlora_pl.run.options.classes import RunOptions, data_class, task_of
 from randlora_pl.run.options.compose import Command, Tree
-from randlora_pl.run.options.mistakes import check_loggers
 from randlora_pl.run.parallel.sharding import with_devices, with_strategy
 from randlora_pl.run.run_folder import missing_folders, new_folder, planned_name, remove_folder
 from randlora_pl.tasks import AdaptationTask

@@ -20,9 +20,8 @@ from randlora_pl.run.error_messages import (
     memory_advice,
     out_of_memory,
 )
-from randlora_pl.run.options.choices import check_base
+from randlora_pl.run.options.choices import check_base, check_here
 from randlora_pl.run.options.compose import Command
-from randlora_pl.run.options.mistakes import check_here
 from randlora_pl.run.parallel.launch import parting, process_rank
 from randlora_pl.run.run_folder import check_run, finished_run
 from randlora_pl.run.run_lock import locked

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.run.options.mistakes import LOGGERS, line_numbers, mistakes_in
+from randlora_pl.run.options.choices import LOGGERS
+from randlora_pl.run.options.mistakes import line_numbers, mistakes_in
 from randlora_pl.run.options.shipped import config_names
 from tests.support.cli import Run
 from tests.support.products import in_one_item

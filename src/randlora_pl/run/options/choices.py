@@ -1,14 +1,23 @@
-"""Choices that a command needs: the dataset of its data folder, and a base model."""
+"""Needs of a command beside its options: the dataset of its data folder, a base model, files and packages."""
 
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from randlora_pl.data.catalog.registry import CATALOG, default_root, find, may_be_read, present
+from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.locations import root_of
-from randlora_pl.run.options.classes import data_class, options_of, task_of
+from randlora_pl.data.own_format import format_of, formats_of
+from randlora_pl.data.validate import check_trains
+from randlora_pl.run.options.classes import data_class, options_of, takes_texts, task_of
 from randlora_pl.run.options.compose import Command
 from randlora_pl.utils.errors import UserError
 
 TOY = "tiny"
 """Base model that is used only if it is named."""
+
+LOGGERS = {"wandb": "wandb", "mlflow": "mlflow"}
+"""Package of each logger that is not always installed, which is the name of its extra, too."""
 
 BASES = "--config clip_vitb32, clip_vitl14 or dinov2_vitb14, or tiny_clip, a toy for images of 32 pixels"
 """Some configs with a base model, for messages."""
@@ -41,9 +50,6 @@ def images_in(root: Path, named: str | None = None) -> str:
     Raises:
         UserError: The files fit no format and no dataset is named, or they fit several.
     """
-    from randlora_pl.data.catalog.registry import CATALOG, present
-    from randlora_pl.data.own_format import format_of, formats_of
-
     if named is None:
         return format_of(root) if root.exists() or any(formats_of(root)) else "folder"  # whose error has the layout
     row = CATALOG.get(named)
@@ -75,3 +81,45 @@ def check_base(command: Command) -> None:
     task = task_of(str(flat.get("model")))
     if task and options_of(task)["name"].default == TOY and flat.get("model.name") is None:
         raise UserError(f"{command.verb} needs a base model.", f"Add {BASES}. All models: randlora-pl models")
+
+
+def check_here(command: Command) -> None:
+    """Check what a command needs on this machine: paths and packages.
+
+    Raises:
+        UserError: Something is missing; the message has what to expect, or the command to get it.
+    """
+    flat = command.flat()
+    check_loggers(flat.get("run.logger", "none"))
+    row = None if takes_texts(task_of(str(flat["model"]))) else find(str(flat.get("data.dataset", "digits")))
+    _check_root(row, flat.get("data.root"))
+    if command.verb == "fit" and row is not None:
+        check_trains(row, flat.get("data.shots_file"))
+
+
+def check_loggers(names: str | list[str]) -> None:
+    """Refuse a logger whose package is not installed.
+
+    Raises:
+        UserError: The message has the command to install the package.
+    """
+    for name in names if isinstance(names, list) else [names]:
+        if (package := LOGGERS.get(name)) and find_spec(package) is None:
+            raise UserError(f"--run.logger {name} needs a package: pip install '.[{package}]' in the checkout")
+
+
+def _check_root(row: DatasetSpec | None, typed: Any) -> None:
+    """Refuse a path of the data that does not exist.
+
+    Raises:
+        UserError: The path is missing; the message has the files to expect.
+    """
+    root = default_root() if typed is None else root_of(str(typed))
+    if row is not None and not row.own:
+        if not present(row, root):
+            from randlora_pl.data.readers.dispatch import missing
+
+            raise missing(row, root, f"the package {row.package} is not installed" if row.package else "")
+    elif typed is not None and not root.exists() and not (row and may_be_read(row, root)):
+        layout = row.layout if row else "a file of texts, or its folder"
+        raise UserError(f"The data folder {typed} does not exist; expected {layout}. Set it with --data.root PATH")

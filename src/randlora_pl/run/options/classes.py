@@ -230,7 +230,7 @@ def task_of(path: str) -> "type[AdaptationTask] | None":
 
 
 def data_class(task: "type[AdaptationTask] | None") -> type:
-    """Return the class of a task's data; without a task, that of images."""
+    """Return the class of a task's data; without a task, the class of images."""
     package, _, name = (task or _room("tasks").AdaptationTask).data_module.rpartition(".")
     found: type = getattr(import_module(package), name)
     return found
@@ -274,3 +274,8 @@ def options_by_group(names: dict[str, str | None], data: type) -> dict[str, dict
 def callback_classes() -> dict[str, type]:
     """Return the callbacks whose options are a group of their own."""
     return {group: getattr(_room("run.callbacks"), name) for group, name in CALLBACK_GROUPS.items()}
+
+
+def takes_texts(task: "type[AdaptationTask] | None") -> bool:
+    """Return True if a task has data of texts."""
+    return data_class(task).__module__.startswith("randlora_pl.language.")

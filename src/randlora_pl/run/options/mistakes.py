@@ -10,16 +10,13 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from randlora_pl.data.catalog.registry import CATALOG, default_root, find, may_be_read, present
-from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.locations import root_of
-from randlora_pl.data.validate import check_epochs, check_softmax, check_trains
+from randlora_pl.data.catalog.registry import CATALOG, find
+from randlora_pl.data.validate import check_epochs, check_softmax
 from randlora_pl.language.catalog import DATASETS, LABELLED, TASKS, check_dataset
 from randlora_pl.run.options.choices import choose_dataset
 from randlora_pl.run.options.classes import (
@@ -29,6 +26,7 @@ from randlora_pl.run.options.classes import (
     data_class,
     options_by_group,
     options_of,
+    takes_texts,
     task_of,
 )
 from randlora_pl.run.options.compose import (
@@ -73,9 +71,6 @@ FORMS = ("beside", "absorbed")
 Mistake = tuple[str, UserError]
 """Short name of the option, such as ``model.adapter.rank``, and the error."""
 
-LOGGERS = {"wandb": "wandb", "mlflow": "mlflow"}
-"""Package of each logger that is not always installed, which is the name of its extra, too."""
-
 _VALIDATED = {
     "ImageData": ("acc", "loss"),
     "TextData": ("acc", "loss"),
@@ -95,25 +90,6 @@ def check_names(command: Command) -> None:
     """
     for _, error in mistakes(command):
         raise error
-
-
-def check_here(command: Command) -> None:
-    """Check what a command needs on this machine: paths and packages.
-
-    Raises:
-        UserError: Something is missing; the message has what to expect, or the command to get it.
-    """
-    flat = command.flat()
-    check_loggers(flat.get("run.logger", "none"))
-    row = None if takes_texts(task_of(str(flat["model"]))) else find(str(flat.get("data.dataset", "digits")))
-    _check_root(row, flat.get("data.root"))
-    if command.verb == "fit" and row is not None:
-        check_trains(row, flat.get("data.shots_file"))
-
-
-def takes_texts(task: "type[AdaptationTask] | None") -> bool:
-    """Return True if a task has data of texts."""
-    return data_class(task).__module__.startswith("randlora_pl.language.")
 
 
 def mistakes(command: Command) -> Iterator[Mistake]:
@@ -228,17 +204,6 @@ def _check_dataset(task: "type[AdaptationTask] | None", typed: Any) -> None:
     find(dataset)
 
 
-def check_loggers(names: str | list[str]) -> None:
-    """Refuse a logger whose package is not installed.
-
-    Raises:
-        UserError: The message has the command to install the package.
-    """
-    for name in names if isinstance(names, list) else [names]:
-        if (package := LOGGERS.get(name)) and find_spec(package) is None:
-            raise UserError(f"--run.logger {name} needs a package: pip install '.[{package}]' in the checkout")
-
-
 def _check_monitor(task: "type[AdaptationTask] | None", flat: dict[str, Any]) -> None:
     """Refuse a metric that no validation logs; a callback of the user, and captions, may have others.
 
@@ -254,23 +219,6 @@ def _check_monitor(task: "type[AdaptationTask] | None", flat: dict[str, Any]) ->
             f"checkpoint.monitor is {monitor!r}, which no validation logs.{near(monitor, known)} "
             f"Metrics: {', '.join(known)}"
         )
-
-
-def _check_root(row: DatasetSpec | None, typed: Any) -> None:
-    """Refuse a path of the data that does not exist.
-
-    Raises:
-        UserError: The path is missing; the message has the files to expect.
-    """
-    root = default_root() if typed is None else root_of(str(typed))
-    if row is not None and not row.own:
-        if not present(row, root):
-            from randlora_pl.data.readers.dispatch import missing
-
-            raise missing(row, root, f"the package {row.package} is not installed" if row.package else "")
-    elif typed is not None and not root.exists() and not (row and may_be_read(row, root)):
-        layout = row.layout if row else "a file of texts, or its folder"
-        raise UserError(f"The data folder {typed} does not exist; expected {layout}. Set it with --data.root PATH")
 
 
 # Names
