@@ -12,7 +12,7 @@ import pytest
 
 from randlora_pl.lab.report.cells import Key, Sweep
 from randlora_pl.lab.report.collect import read_sweep
-from randlora_pl.lab.report.document import Document, Picture, Section, Table, TableCell, _picture, markdown
+from randlora_pl.lab.report.document import Document, Picture, Section, Table, TableCell, markdown
 from randlora_pl.lab.report.files import build, write_report
 from randlora_pl.lab.report.files import html as to_html
 from randlora_pl.utils.errors import UserError
@@ -171,7 +171,8 @@ def test_what_is_shown_is_escaped() -> None:
     evil = "<script>alert(1)</script> a|b *c* _d_ `e` [f](g)"
     table = Table("t", evil, [TableCell(evil)], [[TableCell(evil, below=evil, title='"><b>')]], below=[evil])
     document = Document(evil, evil, [Section("s", evil, [evil], [evil], [table])], [(1, evil, evil)])
-    (drawn, *_) = _picture(Picture("p", evil, evil, None), "figures")
+    plotted = markdown(Document("", "", [Section("s", "", parts=[Picture("p", evil, evil, None)])], []), "figures")
+    (drawn,) = [line for line in plotted.splitlines() if line.startswith("![")]
     assert "\\<script>" in drawn and drawn.endswith("(figures/p.png)") and drawn.count("]") == 1
     page = to_html(document, {})
     assert "<script>alert" not in page and '"><b>' not in page

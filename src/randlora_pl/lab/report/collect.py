@@ -88,7 +88,12 @@ def read_sweep(folder: Path) -> Sweep:
         raise UserError(f"{folder} is a search of learning rates: what it found is in {folder}/tuning.md")
     table = folder / CELLS
     if not cell_folders and not (folder / FILE).is_file() and not table.is_file():
-        raise UserError(_no_sweep(folder))
+        if not folder.is_dir():
+            where = "A sweep is a folder such as runs/sweeps/NAME; make one: randlora-pl sweep CONFIG"
+            raise UserError(f"{folder} does not exist. {where}")
+        inside = sorted(path.parent for path in folder.glob(f"*/{FILE}"))
+        hint = f"Did you mean {inside[0]}?" if inside else "Make one: randlora-pl sweep CONFIG"
+        raise UserError(f"{folder} is not a sweep: it has neither {FILE} nor cells/. {hint}")
     warnings: list[str] = []
     try:
         plan = read_plan(folder)
@@ -119,16 +124,6 @@ def frame(rows: list[Row]) -> DataFrame:
 
 def _status(row: Row) -> str:
     return f"{row['state']}: {row['reason']}" if row.get("reason") else str(row["state"])
-
-
-def _no_sweep(folder: Path) -> str:
-    if not folder.is_dir():
-        return (
-            f"{folder} does not exist. A sweep is a folder such as runs/sweeps/NAME; make one: randlora-pl sweep CONFIG"
-        )
-    inside = sorted(path.parent for path in folder.glob(f"*/{FILE}"))
-    hint = f" Did you mean {inside[0]}?" if inside else " Make one: randlora-pl sweep CONFIG"
-    return f"{folder} is not a sweep: it has neither {FILE} nor cells/.{hint}"
 
 
 def _read_table(file: Path) -> list[Row]:
@@ -171,8 +166,10 @@ def _of_folder(folder: Path, cell: Path, plan: ReportPlan, warn: Callable[[str],
     state, reason, metrics = _state(folder, cell, warn)
     accuracy = zeroshot = None
     if state == FINISHED:
-        if "from/form" in metrics:  # the log has the second stage alone
-            _add_first_stage(metrics)
+        if "from/form" in metrics:  # the log has the second stage alone; a time of which either is unknown has no use
+            seconds = [metrics.pop(name, None) for name in ("fit_seconds", FIRST_SECONDS)]
+            if all(type(value) in (int, float) for value in seconds):
+                metrics["fit_seconds"] = sum(seconds)
         else:
             metrics |= read_curves(cell)
         accuracy = _percent(metrics, SCORE, least=-1) if SCORE in metrics else _percent(metrics, "test/acc")
@@ -221,13 +218,6 @@ def _read_json(file: Path) -> Row:
     if not isinstance(content, dict):
         raise ValueError("no mapping")
     return content
-
-
-def _add_first_stage(metrics: Row) -> None:
-    """Add the time of the first stage to the training time, which compares with no other if either is unknown."""
-    seconds = [metrics.pop(name, None) for name in ("fit_seconds", FIRST_SECONDS)]
-    if all(type(value) in (int, float) for value in seconds):
-        metrics["fit_seconds"] = sum(seconds)
 
 
 def _facts(metrics: Row) -> Row:

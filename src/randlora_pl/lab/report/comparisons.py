@@ -157,14 +157,11 @@ class Versus:
         start = f"{self.model}: {self.first} against {self.second}, with {many_times} trained parameters: "
         if self.untuned:
             return f"{start}{self.verdict}."
-        start += f"{shown(self.difference, '+.1f')} points {self._units}; {self.verdict}"
-        return f"{start}." if self.p is None else f"{start}{reach(self.only)} (p = {self.p:.2g})."
-
-    @property
-    def _units(self) -> str:
+        units = many(len(self.by_dataset), "dataset")
         if self.crossed:
-            return f"over {many(self.crossed.samples, 'test sample')} of {self.only} and {many(self.seeds, 'seed')}"
-        return f"over {many(len(self.by_dataset), 'dataset')}"
+            units = f"{many(self.crossed.samples, 'test sample')} of {self.only} and {many(self.seeds, 'seed')}"
+        start += f"{shown(self.difference, '+.1f')} points over {units}; {self.verdict}"
+        return f"{start}." if self.p is None else f"{start}{reach(self.only)} (p = {self.p:.2g})."
 
 
 def reach(only: str) -> str:
@@ -182,11 +179,12 @@ def comparisons(sweep: Sweep) -> list[Versus]:
     values = holm([one.raw_p for one in tested])
     adjusted = {id(one): p for one, p in zip(tested, values, strict=True)}
     judged = [replace(one, p=adjusted.get(id(one))) for one in found]
-    return sorted(judged, key=lambda one: (not one.planned, not one.similar(COMPARABLE), *_order(sweep, one)))
 
+    def place(one: Versus) -> tuple[bool, ...]:
+        kinds = not sweep.is_randlora(one.first), sweep.is_randlora(one.second)
+        return not one.planned, not one.similar(COMPARABLE), *kinds
 
-def _order(sweep: Sweep, one: Versus) -> tuple[bool, bool]:
-    return not sweep.is_randlora(one.first), sweep.is_randlora(one.second)
+    return sorted(judged, key=place)
 
 
 def _of_model(sweep: Sweep, model: str) -> Iterator[Versus]:
@@ -371,12 +369,13 @@ def matrix_table(sweep: Sweep, here: Reference) -> Table:
         size, mean = sweep.parameters(here.model, method), mean_cell(one.difference, form="+.2f")
         rows.append(row(method, size, mean, _verdict(one), *cells))
     titles = [TableCell(dataset, below=budget or "mean over budgets") for dataset, budget in columns]
+    units = "test samples and seeds" if any(one.crossed for one in here.pairs.values()) else "datasets"
     below = [
         f"Each number is the {sweep.measured} of the method minus the {sweep.measured} of the reference, in "
         "points, paired by seed. Blue is higher and orange is lower. The color shows the size of a "
         "difference and is not a verdict. "
         + ("Below it is half the 95 % confidence interval over seeds. " if apart else "")
-        + f"The interval of the mean is over {_units(here)}. The verdict comes from the paired test."
+        + f"The interval of the mean is over {units}. The verdict comes from the paired test."
     ]
     return Table(
         f"matrix-{identifier(here.model)}",
@@ -385,10 +384,6 @@ def matrix_table(sweep: Sweep, here: Reference) -> Table:
         rows,
         below,
     )
-
-
-def _units(here: Reference) -> str:
-    return "test samples and seeds" if any(one.crossed for one in here.pairs.values()) else "datasets"
 
 
 def _cell(sweep: Sweep, here: Reference, one: Versus, labels: tuple[str, str], apart: bool) -> TableCell:

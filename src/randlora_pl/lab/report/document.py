@@ -85,11 +85,14 @@ def mean_cell(
 
 def row(*cells: TableCell | str | int | None) -> list[TableCell]:
     """Return the cells of a row, of which texts and counts may be given as they are; None is an empty cell."""
-    return [cell if isinstance(cell, TableCell) else _plain(cell) for cell in cells]
-
-
-def _plain(value: str | int | None) -> TableCell:
-    return TableCell(f"{value:,}", sort=value) if isinstance(value, int) else TableCell(value or "")
+    return [
+        cell
+        if isinstance(cell, TableCell)
+        else TableCell(f"{cell:,}", sort=cell)
+        if isinstance(cell, int)
+        else TableCell(cell or "")
+        for cell in cells
+    ]
 
 
 @dataclass
@@ -158,12 +161,15 @@ def markdown(document: Document, folder: str = "figures") -> str:
     lines = [f"# {_escape(document.title)}", "", _escape(document.lead), ""]
     for section in document.sections:
         lines += [f"## {_escape(section.title)}", ""]
-        for text in section.text:
-            lines += [_escape(text), ""]
+        lines += [line for text in section.text for line in (_escape(text), "")]
         lines += [f"- {_escape(point)}" for point in section.points] + [""] * bool(section.points)
         lines += ["```sh", *section.commands, "```", ""] if section.commands else []
         for part in section.parts:
-            lines += table_lines(part) if isinstance(part, Table) else _picture(part, folder)
+            if isinstance(part, Table):
+                lines += table_lines(part)
+            else:
+                alternative = _escape(part.described.replace("[", "(").replace("]", ")"))
+                lines += [f"![{alternative}]({folder}/{part.name}.png)", "", _escape(part.caption), ""]
     lines += [f"[^{number}]: {_escape(text)} ({_escape(source)})" for number, text, source in document.footnotes]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -172,20 +178,13 @@ def table_lines(table: Table) -> list[str]:
     """Return a table with its caption and the sentences under it."""
     header, *rows = ([_cell(cell) for cell in row] for row in [table.header, *table.rows])
     caption = f"**{_escape(table.caption)}**{_marks(table.notes)}"
-    lines = [caption, "", *markdown_table(header, rows, range(table.left)), ""]
-    for text in table.below:
-        lines += [_escape(text), ""]
-    return lines
+    below = [line for text in table.below for line in (_escape(text), "")]
+    return [caption, "", *markdown_table(header, rows, range(table.left)), "", *below]
 
 
 def _cell(cell: TableCell) -> str:
     text = f"**{_escape(cell.text)}**" if cell.best else _escape(cell.text)
     return f"{text}<br>{_escape(cell.below)}{_marks(cell.notes)}" if cell.below else text + _marks(cell.notes)
-
-
-def _picture(picture: Picture, folder: str) -> list[str]:
-    alternative = _escape(picture.described.replace("[", "(").replace("]", ")"))
-    return [f"![{alternative}]({folder}/{picture.name}.png)", "", _escape(picture.caption), ""]
 
 
 def _marks(numbers: Sequence[int]) -> str:

@@ -3,7 +3,6 @@
 import io
 import re
 from collections import Counter
-from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from randlora_pl.lab.report.accuracy import (
 )
 from randlora_pl.lab.report.cells import BASELINES, FILE, FINISHED, LABELS, METRIC, RIGHT, Key, Sweep
 from randlora_pl.lab.report.comparisons import (
-    Reference,
     comparisons,
     conclusion,
     matrix_table,
@@ -72,11 +70,19 @@ def build(sweep: Sweep) -> Document:
     found = comparisons(apart)
     compared = references(apart, found)
     shown, *more = [*conclusion(apart, found, compared), *_counts(sweep), *_idle(apart)]
+    differences: list[Table | Picture] = []
+    for here in compared:
+        differences += [matrix_table(apart, here), difference_picture(apart, beside, here)]
+    families: dict[str, list[str]] = {}
+    for model in models:
+        families.setdefault(apart.family(model), []).append(model)
+    pictures = [parameter_picture(apart, family, names) for family, names in families.items()]
+    pictures += [memory_picture(apart, model) for model in models]
     chosen = rate_table(sweep)
     ranks = [table for table in (rank_table(apart), partial_table(apart)) if table]
     sections = [
         Section("short", "In short", [shown], [*sweep.plan.notes, *more]),
-        Section("differences", "Difference to a reference", parts=_differences(apart, beside, compared)),
+        Section("differences", "Difference to a reference", parts=differences),
         Section("averages", "Averages", _about_paper(beside, sweep), [], [*averages]),
         Section("cells", "Every dataset", _reading(apart), [], [*tables]),
         Section("new", "New classes", parts=[*halves]),
@@ -84,13 +90,17 @@ def build(sweep: Sweep) -> Document:
         Section("versus", "Method against method", parts=[*[versus_table(found)] * bool(found), *ranks]),
         Section("training", "Training loss", parts=[*trained]),
         Section("rates", "Learning rates", parts=[chosen] if chosen else []),
-        Section("cost", "Parameters, time and memory", parts=[*costs, *_pictures(apart, models)]),
+        Section("cost", "Parameters, time and memory", parts=[*costs, *filter(None, pictures)]),
         Section("elsewhere", "Forgetting", parts=[*forgotten]),
         Section("missing", "Runs without a result", parts=_missing(sweep)),
         Section("unread", "What could not be read", points=[*sweep.warnings, *beside.problems]),
         Section("made", "How this was made", points=_made(sweep), commands=_COMMANDS),
     ]
-    _number_equal_names([part for section in sections for part in section.parts])
+    names: Counter[str] = Counter()
+    for part in (part for section in sections for part in section.parts):
+        names[part.name] += 1  # equal files and anchors come from labels that differ in punctuation only
+        if names[part.name] > 1:
+            part.name += f"-{names[part.name]}"
     lead = f"A sweep of {many(len(models), 'model')}, {many(len(sweep.plan.datasets), 'dataset')}, "
     lead += f"{many(len(sweep.plan.methods), 'method')} and {many(len(sweep.plan.seeds), 'seed')}."
     return Document(
@@ -99,15 +109,6 @@ def build(sweep: Sweep) -> Document:
         [section for section in sections if section.text or section.points or section.parts],
         beside.footnotes,
     )
-
-
-def _number_equal_names(parts: Sequence[Table | Picture]) -> None:
-    """Append numbers to equal names of parts (files and anchors), from labels that differ in punctuation only."""
-    names: Counter[str] = Counter()
-    for part in parts:
-        names[part.name] += 1
-        if names[part.name] > 1:
-            part.name += f"-{names[part.name]}"
 
 
 def _counts(sweep: Sweep) -> list[str]:
@@ -181,18 +182,6 @@ def _reading(sweep: Sweep) -> list[str]:
         "A value without an interval is from one seed. No value is marked as the best: the tests below compare "
         f"methods. {mark} A cell without a finished run shows the reason."
     ]
-
-
-def _differences(sweep: Sweep, beside: Beside, compared: Sequence[Reference]) -> list[Table | Picture]:
-    return [part for here in compared for part in (matrix_table(sweep, here), difference_picture(sweep, beside, here))]
-
-
-def _pictures(sweep: Sweep, models: Sequence[str]) -> list[Picture]:
-    families: dict[str, list[str]] = {}
-    for model in models:
-        families.setdefault(sweep.family(model), []).append(model)
-    drawn = [parameter_picture(sweep, family, names) for family, names in families.items()]
-    return [picture for picture in [*drawn, *(memory_picture(sweep, model) for model in models)] if picture]
 
 
 def _made(sweep: Sweep) -> list[str]:

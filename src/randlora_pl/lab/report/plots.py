@@ -154,7 +154,13 @@ def parameter_picture(sweep: Sweep, family: str, models: Sequence[str]) -> Pictu
         for number, model in enumerate(models):
             look = {"linestyle": ends[number % 4], "fillstyle": fills[number % 4], "marker": "o", "linewidth": 1.5}
             handles[model] = panel.plot([], [], color=INK, label=model, **look)[0]
-    _log_axis(panel)
+    panel.set_xscale("log")
+    low, high = panel.get_xlim()
+    low, high = (low / 1.6, high * 1.6) if high / low < 3 else (low, high)  # room for more than one tick
+    panel.set_xlim(low, high)
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set(xlabel="trained parameters", ylabel=f"test {sweep.measured}, %")
     legend(figure, list(handles.values()))
     caption = f"{family}: {sweep.measured} against trained parameters, {', '.join(named)}; {BARS}. "
@@ -216,16 +222,6 @@ def legend(figure: Figure, handles: list[Any], grid: Literal["both", "x"] = "bot
             words.set(color=INK, fontsize=9)
 
 
-def _log_axis(panel: Any) -> None:
-    panel.set_xscale("log")
-    low, high = panel.get_xlim()
-    low, high = (low / 1.6, high * 1.6) if high / low < 3 else (low, high)  # room for more than one tick
-    panel.set_xlim(low, high)
-    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
-    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-    panel.xaxis.set_minor_formatter(NullFormatter())
-
-
 _MOST = 8
 """Methods of a plot: of more the lines cannot be followed."""
 
@@ -241,21 +237,16 @@ def curve_pictures(sweep: Sweep, model: str) -> list[Picture]:
         if sweep.plan.pairs:  # a method without such a loss would leave no run that all of them have
             kind = kind_of_loss(sweep, reference)
             alike = {m for other, found in groups.items() if kind_of_loss(sweep, other) == kind for m in found}
-            methods = _joined(sweep.plan.pairs, reference) & alike
+            joined = {reference}  # by way of others, too
+            while more := {m for pair in sweep.plan.pairs if joined & set(pair) for m in pair} - joined:
+                joined |= more
+            methods = joined & alike
         others = [m for m in sweep.plan.methods if m in methods and m != reference]
         if others and (picture := _picture(sweep, model, reference, others[: _MOST - 1])):
             left = len(others) - _MOST + 1
             picture.caption += f" The last {many(left, 'method')} of the sweep are left out." if left > 0 else ""
             pictures.append(picture)
     return pictures
-
-
-def _joined(pairs: Sequence[Sequence[str]], method: str) -> set[str]:
-    """Return the methods that pairs join with a method, by way of others, too."""
-    found = {method}
-    while more := {m for pair in pairs if found & set(pair) for m in pair} - found:
-        found |= more
-    return found
 
 
 def _picture(sweep: Sweep, model: str, reference: str, others: Sequence[str]) -> Picture | None:
@@ -290,15 +281,14 @@ def _picture(sweep: Sweep, model: str, reference: str, others: Sequence[str]) ->
     drawings, count = " and ".join(title.removesuffix(", %") for title in panels), runs["dataset"].nunique()
     caption = f"{model}: {drawings} against steps, with {chosen} {reference}. Means over {many(count, 'dataset')} "
     caption += "and the runs that all of these methods have; a loss is the mean of a part of a run."
-    described = "; ".join(
-        f"{method} {', '.join(f'{title} {_words(lines[method])}' for title, lines in panels.items())}"
-        for method in methods
+    described_lines = []
+    for method in methods:
+        ends = {title: (lines[method][0][1], lines[method][-1][1]) for title, lines in panels.items()}
+        ranges = ", ".join(f"{title} from {first:.3g} to {last:.3g}" for title, (first, last) in ends.items())
+        described_lines.append(f"{method} {ranges}")
+    return Picture(
+        f"curves-{identifier(model)}-{identifier(reference)}", caption, f"{'; '.join(described_lines)}.", figure
     )
-    return Picture(f"curves-{identifier(model)}-{identifier(reference)}", caption, f"{described}.", figure)
-
-
-def _words(points: Points) -> str:
-    return f"from {points[0][1]:.3g} to {points[-1][1]:.3g}"
 
 
 def _of_losses(runs: DataFrame) -> dict[str, Points]:

@@ -53,7 +53,14 @@ def rate_table(sweep: Sweep) -> Table | None:
         return None
     below = [meaning for how, meaning in _MEANINGS.items() if (trained["rate_chosen_by"] == how).any()]
     if (trained["rate_chosen_by"] == VALIDATION).any():
-        below.append(_searched(sweep))
+        tuned = sweep.plan.tuned
+        names = {name: ", ".join(map(str, tuned.get(name) or ["?"])) for name in ("datasets", "budgets", "seeds")}
+        made = " ".join(str(tuned[name])[:12] for name in ("version", "git_commit") if tuned.get(name))
+        by = f", by randlora-pl {made}" if made else ""
+        below.append(
+            f"The search: {tuned.get('monitor', 'val/acc')} on {names['datasets']} at {names['budgets']}, seeds "
+            f"{names['seeds']}{by}. One rate for all datasets and budgets."
+        )
     header = row("Method", "Model", "Chosen by", "Where", "Learning rate")
     return Table("rates-methods", "Learning rates and how they were chosen", header, rows, below, left=4)
 
@@ -61,18 +68,6 @@ def rate_table(sweep: Sweep) -> Table | None:
 def shown_rate(rate: float) -> str:
     """Return a rate as text of a table."""
     return "unknown" if isna(rate) else f"{rate:g}"
-
-
-def _searched(sweep: Sweep) -> str:
-    """Return the grid and the rule of the search."""
-    found = sweep.plan.tuned
-    names = {name: ", ".join(map(str, found.get(name) or ["?"])) for name in ("datasets", "budgets", "seeds")}
-    made = " ".join(str(found[name])[:12] for name in ("version", "git_commit") if found.get(name))
-    by = f", by randlora-pl {made}" if made else ""
-    return (
-        f"The search: {found.get('monitor', 'val/acc')} on {names['datasets']} at {names['budgets']}, seeds "
-        f"{names['seeds']}{by}. One rate for all datasets and budgets."
-    )
 
 
 _SHARES = (Fraction(1, 8), Fraction(1, 4), Fraction(1, 2), Fraction(1))
