@@ -5,7 +5,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from randlora_pl.commands.analyze import (
     AnalyzedRun,
@@ -25,9 +25,6 @@ from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.option_types import Device, Folder, Root, Runs
 from randlora_pl.utils.options import Check, Count, at_least, between
 from randlora_pl.utils.text.formatting import duration
-
-if TYPE_CHECKING:
-    from randlora_pl.lab.analysis.landscape import Landscape
 
 FILE = "landscape.json"
 AGREE = 1e-4
@@ -99,7 +96,10 @@ def landscape(
     else:
         state = _read(resume)
     opened = [open_run(Path(path)) for path in state["runs"]]
-    prints = [_fingerprint(run) for run in opened]
+    prints = []
+    for run in opened:  # a hash changes with every tensor and option of an adapter
+        sums = run.file.config.get("sha256") or {name: float(t.double().sum()) for name, t in run.file.tensors.items()}
+        prints.append(hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest())
     if state.setdefault("fingerprints", prints) != prints:
         raise UserError(f"an adapter of {resume} has changed. Start again: randlora-pl analyze landscape RUN RUN RUN")
     folder = resume
@@ -107,7 +107,7 @@ def landscape(
         with advised(batch_size):
             folder = _compute(opened, state, resume, batch_size, device, output)
     assert folder is not None
-    _draw(_landscape(state), folder, state)
+    _draw(folder, state)
     return 0
 
 
@@ -129,12 +129,6 @@ def _read(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is cut off or damaged ({error}); start again with three runs.") from error
     return state
-
-
-def _fingerprint(run: AnalyzedRun) -> str:
-    """Return a hash that changes with every tensor and option of an adapter."""
-    sums = run.file.config.get("sha256") or {name: float(t.double().sum()) for name, t in run.file.tensors.items()}
-    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
 def _compute(
@@ -214,26 +208,21 @@ def _compute(
     return folder
 
 
-def _landscape(state: dict[str, Any]) -> "Landscape":
-    from randlora_pl.lab.analysis.landscape import POSITIONS, Grid, Landscape
+def _draw(folder: Path, state: dict[str, Any]) -> None:
+    from randlora_pl.lab.analysis.figures import write_figure
+    from randlora_pl.lab.analysis.landscape import POSITIONS, Grid, Landscape, contour_figure
+    from randlora_pl.lab.bench.report import write_json
 
     heights = [[float("inf") if value is None else value for value in row] for row in state["rows"]]
     one, two, three = state["labels"]
     first, second, third = state["losses"]
     about = f"{state['images']:,} of {state['trained_on']:,} training images of {state['data_set']}"
-    return Landscape(
+    landscape = Landscape(
         (one, two, three), POSITIONS[state["positions"]], (first, second, third),
         Grid(state["grid"], state["margin"]), heights, about,
     )  # fmt: skip
-
-
-def _draw(landscape: "Landscape", folder: Path, state: dict[str, Any]) -> None:
-    from randlora_pl.lab.analysis.figures import write_figure
-    from randlora_pl.lab.analysis.landscape import contour_figure
-    from randlora_pl.lab.bench.report import write_json
-
     barriers = landscape.barriers()
-    write_json(state | {"values": landscape.values, "barriers": barriers}, folder / FILE)
+    write_json(state | {"values": landscape.grid.values, "barriers": barriers}, folder / FILE)
     write_figure(contour_figure(landscape), folder, "landscape")
     print("\nBarrier between two models on the path with the lowest maximum, above the higher of their losses:")
     for pair, height in barriers.items():

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from torch import Tensor
 
 from randlora_pl.adapters.input_dependent import check_fixed
@@ -231,11 +230,6 @@ class Landscape:
         """Loss at which the plots are cut off: 20 % above the highest loss of the three models."""
         return ABOVE * max(self.losses)
 
-    @property
-    def clamped(self) -> NDArray[np.float64]:
-        """Losses clipped at `top`, (rows along y, columns along x)."""
-        return np.minimum(np.array(self.heights, dtype=np.float64), self.top)
-
     def paths(self) -> dict[tuple[int, int], list[Cell]]:
         """Return the path of the lowest barrier on the grid for each pair of models."""
         return {
@@ -252,7 +246,8 @@ class Landscape:
         for (i, j), path in self.paths().items():
             ends = max(self.losses[i], self.losses[j])
             corners = self.corners[i], self.corners[j]
-            between = [(y, x) for y, x in path if (self.values[x], self.values[y]) not in corners]
+            values = self.grid.values
+            between = [(y, x) for y, x in path if (values[x], values[y]) not in corners]
             top = max((self.heights[row][column] for row, column in between), default=ends)
             found[f"{self.labels[i]} - {self.labels[j]}"] = max(0.0, top - ends)
         return found
@@ -260,32 +255,24 @@ class Landscape:
     @property
     def on_grid(self) -> bool:
         """True if all models are grid points; otherwise barriers are rough near them."""
-        return all(value in self.values for corner in self.corners for value in corner)
-
-    def points(self, path: Sequence[Cell], i: int, j: int) -> tuple[list[float], list[float]]:
-        """Return the x and y coordinates of a path that starts exactly at model i and ends at model j."""
-        inner = [(self.values[column], self.values[row]) for row, column in path[1:-1]]
-        x, y = zip(self.corners[i], *inner, self.corners[j], strict=True)
-        return list(x), list(y)
-
-    @property
-    def values(self) -> list[float]:
-        """Coordinates of the grid, equal for x and y."""
-        return self.grid.values
+        return all(value in self.grid.values for corner in self.corners for value in corner)
 
 
 def contour_figure(landscape: Landscape) -> Figure:
     """Plot the contours of the loss, the three models and the lowest paths between them."""
     figure = new_figure(8, 6.6, f"Loss on the plane through three models\n{landscape.about}")
     axes = figure.subplots()
-    heights = landscape.clamped
+    heights = np.minimum(np.array(landscape.heights, dtype=np.float64), landscape.top)
     lowest = min(float(heights.min()), *landscape.losses)  # a coarse grid may miss the minima
     levels = np.linspace(lowest, max(landscape.top, lowest + 1e-12), 22)
-    filled = axes.contourf(landscape.values, landscape.values, heights, levels, cmap="viridis")
-    axes.contour(landscape.values, landscape.values, heights, levels[:-1], colors="white", linewidths=0.4, alpha=0.6)
+    values = landscape.grid.values
+    filled = axes.contourf(values, values, heights, levels, cmap="viridis")
+    axes.contour(values, values, heights, levels[:-1], colors="white", linewidths=0.4, alpha=0.6)
     figure.colorbar(filled, ax=axes, label=f"loss, cut off at {landscape.top:.3g}", format="%.3g")
     for (i, j), path in landscape.paths().items():
-        axes.plot(*landscape.points(path, i, j), color="white", linestyle="--", linewidth=1.6)
+        inner = [(values[column], values[row]) for row, column in path[1:-1]]
+        points = zip(landscape.corners[i], *inner, landscape.corners[j], strict=True)  # from model to model
+        axes.plot(*map(list, points), color="white", linestyle="--", linewidth=1.6)
     axes.plot([], [], color="white", linestyle="--", label="path of the lowest barrier")
     styles = colors(list(landscape.labels))
     for label, corner, loss, marker in zip(landscape.labels, landscape.corners, landscape.losses, "osD", strict=True):
