@@ -23,11 +23,10 @@ from randlora_pl.lab.bench.sweeps import Point, Reading
 FULL = Measured("full", "full fine-tuning", "", 1000, 2_000_000, 10**9, None, None, [0.1, 0.2, 0.4], [1e11] * 3)
 OURS = Measured("randlora", "RandLoRA-6", "", 100, 30_000_000, 10**9, None, None, [0.05, 0.2, 0.2], [1e11] * 3)
 NONE = Measured("peft-randlora", "PEFT RandLoRA-6", "peft is not installed")
-BASES, PEERS = {"randlora": "full"}, {"randlora": "peft-randlora"}
 
 
 def test_columns_without_figures_are_left_out() -> None:
-    header, rows = cells([FULL, OURS, NONE], BASES, PEERS, "of full")
+    header, rows = cells([FULL, OURS, NONE])
     assert header == ["method", "trained", "ms a step", "of full", "saved MB", "GFLOP", "% of peak", ""]
     assert rows[0] == ["full fine-tuning", "1,000", "200 (100..400)", "", "2.00", "1.00", "5", ""]
     assert rows[1] == ["RandLoRA-6", "100", "200 (50.0..200)", "0.50 (0.50..1.00)", "30", "1.00", "5", ""]
@@ -36,7 +35,7 @@ def test_columns_without_figures_are_left_out() -> None:
 
 def test_the_peers_of_peft_have_a_column() -> None:
     theirs = Measured("peft-randlora", "PEFT RandLoRA-6", "", 100, 1, 1, 5_000_000, 0, [0.1, 0.1, 0.2], [1e11] * 3)
-    header, rows = cells([FULL, OURS, theirs], BASES, PEERS, "of full")
+    header, rows = cells([FULL, OURS, theirs])
     assert "of PEFT's" in header and "GPU MB" in header and "RSS MB" not in header
     assert rows[1][header.index("of PEFT's")] == "1.00 (0.50..2.00)"
 
@@ -54,7 +53,7 @@ def test_the_markdown_names_the_machine_and_the_command() -> None:
 
 
 def test_every_round_is_in_the_json(tmp_path: Path) -> None:
-    write_json(as_json([FULL, OURS, NONE], BASES, PEERS), tmp_path / "bench.json")
+    write_json(as_json([FULL, OURS, NONE]), tmp_path / "bench.json")
     full, ours, none = json.loads((tmp_path / "bench.json").read_text())
     assert full["seconds"] == [0.1, 0.2, 0.4] and full["times_base"] is None and full["of_peak"] == 0.05
     assert ours["times_base"] == {"median": 0.5, "low": 0.5, "high": 1.0} and ours["times_peer"] is None
@@ -62,12 +61,12 @@ def test_every_round_is_in_the_json(tmp_path: Path) -> None:
 
 
 def test_bars_are_drawn(tmp_path: Path) -> None:
-    figure = bars("title", [FULL, OURS, NONE], BASES, "of full")
+    figure = bars("title", [FULL, OURS, NONE])
     write_figure(figure, tmp_path / "bench.png")
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["full fine-tuning", "RandLoRA-6"]
     assert [text.get_text() for text in figure.axes[0].texts] == [" 0.50"]
     assert Image.open(tmp_path / "bench.png").size[0] > 1000
-    write_figure(bars("nothing", [NONE], BASES, "of full"), tmp_path / "empty.png")
+    write_figure(bars("nothing", [NONE]), tmp_path / "empty.png")
 
 
 def test_a_sweep_is_a_table_and_a_curve(tmp_path: Path) -> None:

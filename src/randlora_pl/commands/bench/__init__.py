@@ -52,10 +52,6 @@ class Timing:
             torch.set_num_threads(self.threads)
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu"), machine()
 
-    def setup(self, **others: Any) -> dict[str, Any]:
-        """Return the options that measurements depend on, and the given ones of one command."""
-        return {**others, **{name: value for name, value in vars(self).items() if name != "output"}}
-
 
 def measuring(total: int) -> AbstractContextManager[Any]:
     """Return the progress of measurements on the terminal."""

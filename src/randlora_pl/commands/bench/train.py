@@ -1,6 +1,6 @@
 """``bench train``: speed of whole training steps, measured in turns."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ from randlora_pl.utils.text.formatting import duration
 from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
-    from randlora_pl.lab.bench.steps import Measured
+    pass
 
 _NOTE = (
     "Times are medians (min..max) of {rounds} interleaved rounds. Ratios are computed per round. Saved: bytes kept "
@@ -63,7 +63,8 @@ def train(
     device, facts = timing.prepare()
     from randlora_pl.adapters.targets.select import DEFAULT_TARGETS
     from randlora_pl.lab.bench.costs import rss_elsewhere
-    from randlora_pl.lab.bench.methods import METHODS, chosen
+    from randlora_pl.lab.bench.methods import chosen
+    from randlora_pl.lab.bench.report import as_json, bars, cells, markdown, write_figure, write_json
     from randlora_pl.lab.bench.steps import Measured, measure, ticks
     from randlora_pl.lab.bench.train import Setup, Training, estimated_seconds, library_of, one_training
 
@@ -89,8 +90,6 @@ def train(
     print(f"{what}; random weights\non {where}: {rate / 1e9:,.0f} GFLOP/s at best")
     print(f"{len(training.layers)} adapted layers ({adapted})")
     print(f"{len(names)} methods, {timing.rounds} rounds in turns: about {duration(estimate)}")
-    bases = {name: "full" for name in names if name != "full"}
-    peers = {name: METHODS[name].peer for name in names}
     sets: dict[str, int | None] = {}
 
     def work(keep: Callable[[list[Measured]], None]) -> list[Measured]:
@@ -109,14 +108,26 @@ def train(
             found = measure(cases, gemm, timing.rounds, lambda _: tick(1), lambda results: keep(whole(results)))
         return whole(found)
 
-    about = {
+    about: dict[str, Any] = {
         "command": words.command("bench train", "--output"),
         "machine": facts,
         "setup": vars(setup),
         "gemm_flops_per_second": rate,
     }
     title = f"{what}, adapted: {adapted}, on {where}"
-    report("train", timing.output, work, title, about, bases, peers, "of full")
+
+    def note(results: list[Measured], folder: Path) -> None:
+        write_json(about | {"cases": as_json(results)}, folder / JSON)
+
+    def finish(results: list[Measured], folder: Path) -> None:
+        note(results, folder)
+        remark = _NOTE.format(rounds=max((len(one.seconds) for one in results), default=0))
+        header, rows = cells(results)
+        write_text(folder / TABLE, f"{markdown(title, header, rows, about['command'])}\n{remark}\n")
+        write_figure(bars(title, results), folder / PICTURE)
+        print(f"\n{table(header, rows)}\n\n{remark}")
+
+    in_folder(timing.output, "train", work, note, finish)
     return 0
 
 
@@ -131,31 +142,3 @@ def overrides_of(text: str) -> dict[str, int]:
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise UserError(f"--overrides is {text!r}: give options of the model such as '{{num_hidden_layers: 4}}'")
     return found
-
-
-def report(
-    verb: str,
-    output: str | None,
-    work: Callable[[Callable[[list["Measured"]], None]], list["Measured"]],
-    title: str,
-    about: dict[str, Any],
-    bases: Mapping[str, str],
-    peers: Mapping[str, str],
-    base: str,
-) -> None:
-    """Run the work and write its table, results and plot."""
-    from randlora_pl.lab.bench.report import as_json, bars, cells, markdown, write_figure, write_json
-
-    def note(results: list["Measured"], folder: Path) -> None:
-        write_json(about | {"cases": as_json(results, bases, peers)}, folder / JSON)
-
-    def finish(results: list["Measured"], folder: Path) -> None:
-        note(results, folder)
-        rounds = max((len(one.seconds) for one in results), default=0)
-        header, rows = cells(results, bases, peers, base)
-        text = markdown(title, header, rows, about["command"])
-        write_text(folder / TABLE, f"{text}\n{_NOTE.format(rounds=rounds)}\n")
-        write_figure(bars(title, results, bases, base), folder / PICTURE)
-        print(f"\n{table(header, rows)}\n\n{_NOTE.format(rounds=rounds)}")
-
-    in_folder(output, verb, work, note, finish)

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from randlora_pl.lab.bench.methods import METHODS
 from randlora_pl.lab.bench.steps import Measured
 from randlora_pl.lab.bench.sweeps import Reading
 from randlora_pl.lab.bench.timing import Spread
@@ -50,23 +51,15 @@ def _mega(size: int | None) -> str:
     return f"{size / 1e6:,.0f}" if size and size >= 1e7 else f"{size / 1e6:.2f}" if size else ""
 
 
-def _ratio(one: Measured, names: Mapping[str, str], results: Sequence[Measured]) -> Spread | None:
-    """Return the seconds of a case relative to the one that it is compared with, if there is one."""
-    return one.ratio(next((other for other in results if other.name == names.get(one.name)), None))
+def _ratios(one: Measured, results: Sequence[Measured]) -> tuple[Spread | None, Spread | None]:
+    """Return the seconds of a method relative to full fine-tuning's and to its counterpart's of PEFT, if measured."""
+    others = {other.name: other for other in results if other is not one}
+    return one.ratio(others.get("full")), one.ratio(others.get(METHODS[one.name].peer))
 
 
-def cells(
-    results: Sequence[Measured], bases: Mapping[str, str], peers: Mapping[str, str], base: str
-) -> tuple[list[str], list[list[str]]]:
-    """Return the table of some results: titles and rows; columns without a value are left out.
-
-    Args:
-        results: In order.
-        bases: Bases of the comparison, by name.
-        peers: Counterparts of PEFT, by name.
-        base: Title of the first comparison.
-    """
-    header = ["method", "trained", "ms a step", base, "of PEFT's", "saved MB", "GPU MB", "RSS MB", "GFLOP"]
+def cells(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
+    """Return the table of some results: titles and rows; columns without a value are left out."""
+    header = ["method", "trained", "ms a step", "of full", "of PEFT's", "saved MB", "GPU MB", "RSS MB", "GFLOP"]
     header += ["% of peak", ""]
     rows = []
     for one in results:
@@ -75,8 +68,7 @@ def cells(
             one.label,
             f"{one.trained:,}" if one.trained else "",
             _spread(one.spread(), 1000),
-            _spread(_ratio(one, bases, results)),
-            _spread(_ratio(one, peers, results)),
+            *map(_spread, _ratios(one, results)),
             _mega(one.saved),
             _mega(one.peak),
             _mega(one.rss),
@@ -121,18 +113,18 @@ def markdown(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], c
     return "\n".join([f"{title}, by `{command}`:", "", *markdown_table(header, rows)]) + "\n"
 
 
-def as_json(results: Sequence[Measured], bases: Mapping[str, str], peers: Mapping[str, str]) -> list[dict[str, Any]]:
+def as_json(results: Sequence[Measured]) -> list[dict[str, Any]]:
     """Return every value of every round, and the ratios."""
     found = []
     for one in results:
-        ratios = {"times_base": _ratio(one, bases, results), "times_peer": _ratio(one, peers, results)}
-        row = asdict(one) | {key: asdict(ratio) if ratio else None for key, ratio in ratios.items()}
+        ratios = zip(("times_base", "times_peer"), _ratios(one, results), strict=True)
+        row = asdict(one) | {key: asdict(ratio) if ratio else None for key, ratio in ratios}
         fraction = one.of_peak()
         found.append(row | {"of_peak": fraction.median if fraction else None})
     return found
 
 
-def bars(title: str, results: Sequence[Measured], bases: Mapping[str, str], base: str) -> Figure:
+def bars(title: str, results: Sequence[Measured]) -> Figure:
     """Return milliseconds per step with their extremes and ratios, beside the memory."""
     shown = [one for one in results if one.seconds]
     figure = Figure(figsize=(11, 1.2 + 0.5 * max(1, len(shown))), layout="constrained")
@@ -144,9 +136,9 @@ def bars(title: str, results: Sequence[Measured], bases: Mapping[str, str], base
     times.barh(positions, medians, xerr=errors, color=colours, capsize=3)
     times.set_yticks(positions, [one.label for one in shown])
     times.invert_yaxis()
-    times.set_xlabel(f"milliseconds per step, median and extremes, with the ratio {base}")
+    times.set_xlabel("milliseconds per step, median and extremes, with the ratio of full")
     for position, (one, high) in enumerate(zip(shown, highest, strict=True)):
-        if ratio := _ratio(one, bases, shown):
+        if ratio := _ratios(one, shown)[0]:
             times.annotate(f" {ratio.median:.2f}", (high, position), va="center", fontsize=9)
     times.margins(x=0.12)
     on_gpu = any(one.peak for one in shown)
