@@ -57,10 +57,6 @@ class SweepFolder:
             return DONE
         return FAILED if (self.cell_path(cell) / "failed.json").is_file() else OPEN
 
-    def settled(self, cells: Sequence[Trial]) -> bool:
-        """Return True if every one of some cells is done or has failed."""
-        return all(self.state(cell) in (DONE, FAILED) for cell in cells)
-
     def results(self, cell: Trial) -> dict[str, Any]:
         """Return the results of a finished cell; empty while it is not finished."""
         if cell.hash not in self._done:
@@ -145,7 +141,6 @@ class SweepFolder:
                 same = labels in planned and all(
                     entry.get(key) == value for key, value in planned[labels].facts.items()
                 )
-                # an equal config: an untrained model's cell of a version that left the budget out of its hash
                 if same and (differs := _difference(entry.get("config", {}), planned[labels].flat)):
                     clashes.append((labels, file.parent, differs))
         if clashes:

@@ -110,7 +110,8 @@ class Search:
             options=description.options | tune.get("set", {}),
             methods={label: facts for label, facts in description.methods.items() if not is_zero_shot(label)},
         )
-        self.space = _space(without_axes("tune.search", tune.get("search") or {RATES[0]: None}), self.sampler)
+        searched = without_axes("tune.search", tune.get("search") or {RATES[0]: None})
+        self.space = {str(option): _values(option, values, self.sampler) for option, values in searched.items()}
         self.names = {method: self._names(method) for method in self.small.methods}
         known = {option for names in self.names.values() for option in names.values()}
         if unknown := [option for option in self.space if option not in known]:
@@ -204,12 +205,10 @@ class Search:
             return list(product(rates, *others))
         found: list[Values] = []
         for rest in product(*others):
-            low, high = climbed(rates, *start, partial(self._score_at, method, rest))
+            score = partial(lambda rest, rate: self.score(method, (rate, *rest), self.seeds[:1]), rest)
+            low, high = climbed(rates, *start, score)
             found += [(rate, *rest) for rate in rates[low : high + 1]]
         return sorted(found, key=lambda values: values[0])
-
-    def _score_at(self, method: str, rest: Values, rate: float) -> float | None:
-        return self.score(method, (rate, *rest), self.seeds[:1])
 
     def _beyond(self, method: str, tried: Sequence[Values], finalists: Sequence[Values]) -> list[Values]:
         """Return the candidates next to a winner that has no neighbour on one side, and so on."""
@@ -268,10 +267,6 @@ class Search:
         method = cell.facts["tunes"]
         return method, tuple(cell.facts[name] for name in self.names[method])
 
-    def trials_left(self) -> bool:
-        """Return True if Optuna has candidates to select."""
-        return self.sampler == TPE and not all(self._begun() and self.study(method).full() for method in self.names)
-
     def _begun(self) -> bool:
         """Return True if the folder has been opened for the search; before, nothing is written to it."""
         return (self.folder.path / self.folder.file).is_file()
@@ -289,8 +284,10 @@ class Search:
         return tuple(found)
 
     def finished(self) -> bool:
-        """Return True if all rounds are over."""
-        return not self.trials_left() and all(self.folder.state(cell) != OPEN for cell in self.known())
+        """Return True if all rounds are over, and Optuna has no candidate left to select."""
+        if self.sampler == TPE and not all(self._begun() and self.study(method).full() for method in self.names):
+            return False
+        return all(self.folder.state(cell) != OPEN for cell in self.known())
 
     def watcher(self, cell: Trial) -> "Pruning | None":
         """Return the callback that may end a cell early."""
@@ -403,12 +400,9 @@ class Search:
         )
 
 
-def _space(search: Tree, sampler: str) -> dict[str, Any]:
-    """Return the values of each option, checked: a list without doubles, in rising order if it has numbers."""
-    return {str(option): _values(f"tune.search.{option}", option, values, sampler) for option, values in search.items()}
-
-
-def _values(where: str, option: str, values: Any, sampler: str) -> Any:
+def _values(option: str, values: Any, sampler: str) -> Any:
+    """Return the values of an option, checked: a list without doubles, in rising order if it has numbers."""
+    where = f"tune.search.{option}"
     numbers = [value for value in (values.values() if isinstance(values, dict) else values or []) if _number(value)]
     match values:
         case None if option == RATES[0] and sampler == CLIMB:

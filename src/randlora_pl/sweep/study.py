@@ -99,13 +99,7 @@ class Study:
         return len(self.study.get_trials(deepcopy=False)) >= self.count
 
     def watcher(self, values: tuple[Any, ...], cell: int, monitor: str) -> "Pruning | None":
-        """Return the callback that ends a run of a trial early.
-
-        Args:
-            values: The candidate.
-            cell: Index of the run among the runs of the candidate.
-            monitor: The metric to compare.
-        """
+        """Return the callback that ends a run of a candidate early; ``cell`` is its index among the runs of it."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if self._values(trial) == values:
                 study = self.storage.get_study_id_from_name(self.study.study_name)

@@ -126,13 +126,6 @@ def data_of(
 ) -> "ImageData":
     """Return the training data of a run, or other data, with its model's preprocessing; not set up yet.
 
-    Args:
-        run: The run.
-        spec: Preprocessing that its model expects.
-        dataset: Another dataset.
-        root: Another folder that holds the data.
-        batch: Images at a time.
-
     Raises:
         UserError: The dataset is not known, or its name is unknown.
     """

@@ -190,13 +190,9 @@ def low_path(heights: Sequence[Sequence[float]], start: Cell, end: Cell) -> list
 def _cheapest(
     cells: Mapping[Cell, float], start: Cell, end: Cell, onwards: Callable[[float, Cell, Cell], float]
 ) -> list[Cell]:
-    """Return the path of the least cost, by Dijkstra's algorithm.
+    """Return the path of the least cost, by Dijkstra's algorithm, over cells with their heights.
 
-    Args:
-        cells: Heights of the cells that a path may use.
-        start: Its first cell.
-        end: Its last cell.
-        onwards: Returns the cost of a path from its cost so far, its last cell and the next one.
+    ``onwards`` returns the cost of a path from its cost so far, its last cell and the next one.
     """
     before: dict[Cell, Cell] = {}
     reached = [(0.0, start, start)]
