@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from randlora_pl.adapters import Adapter, DeltaWeight, DoRA, FullFineTuning, LinearProbe, LoRA, RandLoRA
 from randlora_pl.data import ImageData
 from randlora_pl.tasks import AdaptationTask, LinearHeadTask, VisionLanguageTask
-from randlora_pl.tasks.optim import log_step
 from randlora_pl.utils.errors import UserError
 from tests.support.products import marked
 
@@ -266,7 +265,7 @@ def test_padding_counts_neither_in_the_gradient_nor_in_the_figures(kind: str, tr
         part = batch(labels, weight) | {"step_counts": torch.tensor([1, 1, 1])}
         loss = task.training_step(part, 0)
         loss.backward()
-        log_step(task)
+        task.log_step()
         found.append((loss.detach(), gradients(task)))
         logged.append(figures)
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)

@@ -54,7 +54,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return call
 
-    for home in (sys.modules[kind.__module__] for kind in KINDS.values()):
+    for home in {sys.modules[base.__module__] for kind in KINDS.values() for base in kind.__mro__}:
         for name in ("load_clip", "load_vit"):
             if hasattr(home, name):
                 monkeypatch.setattr(home, name, counted(getattr(home, name)))

@@ -14,7 +14,6 @@ from randlora_pl.data import ImageData
 from randlora_pl.models import encode_prompts, load_clip
 from randlora_pl.tasks import VisionLanguageTask, vision_language
 from randlora_pl.tasks.losses import padded_captions
-from randlora_pl.tasks.optim import log_step
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
@@ -152,7 +151,7 @@ def test_logged_loss_leaves_out_what_equal_captions_cause(
     whole = {"step_classes": torch.tensor([0, 2]), "step_counts": torch.tensor([1, 4])}
     part = batch([2, 0, 2], [0.5, 0.125, 0.375]) | whole
     loss = float(task.training_step(part, 0).detach())
-    log_step(task)
+    task.log_step()
     assert len(calls) == (loss_batch == "local"), "each call waits for the GPU"
     losses = task.sample_losses(part)[0].detach()
     assert loss == float((losses * part["weight"]).sum())

@@ -10,7 +10,7 @@ from randlora_pl.adapters.spectrum import spectrum
 from randlora_pl.adapters.trained import chosen_tensors
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.updates import State, layer_updates, site_weights
-from randlora_pl.tasks.prompt.saved import PARTS
+from randlora_pl.tasks.prompt.task import PARTS
 from randlora_pl.tasks.restore import prompts_of
 from randlora_pl.utils.errors import UserError
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters.described import Described
-from randlora_pl.models.prompted import TextRows, text_tower, word_ids
+from randlora_pl.models.prompted import TextRows, encode_rows, image_features, text_tower, word_ids
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
 
@@ -54,10 +54,52 @@ class PromptLearner(Described):
 
 
 class Prompts(nn.Module):
-    """Learned tokens of a model: float32 parameters, and the token rows for any classes.
+    """Learned tokens of a model: float32 parameters, and the texts of classes with them.
 
     Subclasses override what they learn; without overrides a model's own texts and images stay as they are.
+
+    Attributes:
+        classes: Token rows of the texts of classes; None before `take_classes`.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes: TextRows | None = None
+
+    def take_classes(
+        self, model: nn.Module, classnames: Sequence[str], chunk_tokens: int, device: torch.device
+    ) -> None:
+        """Tokenize the texts of classes, for `encode_texts`.
+
+        Args:
+            model: Model of open_clip.
+            classnames: C names.
+            chunk_tokens: Tokens of the texts that are alive at a time (see `TextRows`).
+            device: Device of the token rows.
+
+        Raises:
+            UserError: A name is too long, or tokens of other classes were learned.
+        """
+        self.classes = self.rows(classnames, chunk_tokens).to(device)
+
+    def encode_texts(self, model: nn.Module, shift: Tensor | None = None, again: bool = False) -> Tensor:
+        """Return the features (C, e) of the classes' texts, not normalized.
+
+        Args:
+            model: Model of open_clip.
+            shift: (d,), added to the context.
+            again: Compute a single chunk again in the backward pass, too.
+        """
+        assert self.classes is not None
+        context = self.context()
+        if shift is not None and context is not None:
+            context = context + shift
+        return encode_rows(text_tower(model), self.classes, context, self.deep(), again)
+
+    def encode_images(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Return the features (b, e) of images, not normalized."""
+        tower: Any = model.visual
+        return image_features(tower, images, self.vision())
 
     def rows(self, classnames: Sequence[str], chunk_tokens: int) -> TextRows:
         """Return the token rows of classes (see `TextRows`).

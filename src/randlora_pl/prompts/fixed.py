@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from randlora_pl.models.prompted import TextRows, word_rows
+from randlora_pl.models.prompted import TextRows, encode_words, is_causal, whole_rows, word_rows
 from randlora_pl.prompts.base import PromptLearner, Prompts, Tokenizer
 from randlora_pl.utils.errors import UserError
 
@@ -39,6 +40,8 @@ class Fixed(PromptLearner):
 
 
 class _FixedPrompts(Prompts):
+    words: Tensor  # of a tower whose words see later ones
+
     def __init__(self, template: str, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.template, self._tokenizer = template, tokenizer
@@ -46,3 +49,17 @@ class _FixedPrompts(Prompts):
     def rows(self, classnames: Sequence[str], chunk_tokens: int) -> TextRows:
         room = self._tokenizer([""]).shape[1]
         return word_rows(self._tokenizer, classnames, self.template, room, chunk_tokens)
+
+    def take_classes(
+        self, model: nn.Module, classnames: Sequence[str], chunk_tokens: int, device: torch.device
+    ) -> None:
+        if is_causal(model):
+            super().take_classes(model, classnames, chunk_tokens, device)
+        else:
+            self.register_buffer("words", whole_rows(self._tokenizer, classnames, self.template).to(device), False)
+            self._chunk_tokens = chunk_tokens
+
+    def encode_texts(self, model: nn.Module, shift: Tensor | None = None, again: bool = False) -> Tensor:
+        if self.classes is None:
+            return encode_words(model, self.words, self._chunk_tokens)
+        return super().encode_texts(model, shift, again)

@@ -49,7 +49,6 @@ from randlora_pl.run.options.compose import Command, Tree
 from randlora_pl.run.parallel.sharding import with_devices, with_strategy
 from randlora_pl.run.run_folder import missing_folders, new_folder, planned_name, remove_folder
 from randlora_pl.tasks import AdaptationTask
-from randlora_pl.tasks.files import check_loads_again
 from randlora_pl.tasks.trainer import SETTINGS
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import LAST, follow_latest, link_latest
@@ -228,7 +227,7 @@ class App(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the run folder and a trainer that keeps everything in it."""
         run = self.config.run
-        check_loads_again(self.model)  # before the training, not at its end
+        self.model.check_loads_again()  # before the training, not at its end
         if self.created and self._path is not None:
             self.folder = self._path
         elif self.created:

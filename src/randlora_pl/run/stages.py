@@ -24,9 +24,7 @@ from randlora_pl.run.lightning_cli import App
 from randlora_pl.run.resolved import compare_options, resolved
 from randlora_pl.run.run_folder import CHECKSUM, checksum, keep_older, without_head
 from randlora_pl.run.summary import end_page, format_metrics
-from randlora_pl.tasks import procedure
 from randlora_pl.tasks.evaluation import check_numbers
-from randlora_pl.tasks.optim import check_schedule
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import remove_leftovers, write_text
 from randlora_pl.utils.files.run_files import ADAPTER, BEST, CONFIG, LAST
@@ -121,7 +119,7 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     before = read_results(folder)
     if before.get("finished"):
         raise UserError(f"{folder} is finished. Test it again with: randlora-pl test --run {folder}{import_words()}")
-    check_schedule(task, data)
+    task.check_schedule(data)
     if test:
         data.check_test()
     start = checkpoint_of(app)
@@ -152,7 +150,7 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     callbacks_of(trainer).insert(0, HeldLock(lock, folder))
     callbacks_of(trainer).append(_ResolvedConfig(app))
     trainer.fit(task, data, ckpt_path=start, weights_only=True)
-    finished, facts = is_finished(app), procedure.facts(task)  # the test may load the best adapter
+    finished, facts = is_finished(app), task.procedure_facts()  # the test may load the best adapter
     tested = _tested(app) if test else {}
     _write(app, tested | facts | fit_metrics(app) | {"config": configs, "finished": False})
     if finished:

@@ -8,7 +8,6 @@ from typing import Any
 from randlora_pl.adapters import inject
 from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.adapters.methods.refine import check_layers, continued
-from randlora_pl.language.tasks.common import default_targets
 from randlora_pl.language.tasks.restore import TASKS as LANGUAGE
 from randlora_pl.language.tasks.restore import LanguageTask, meta_backbone
 from randlora_pl.models import ImageTower, library_of, load_tokenizer, meta_clip, meta_vit
@@ -17,9 +16,8 @@ from randlora_pl.sweep.description import Tree
 from randlora_pl.sweep.plan import Trial
 from randlora_pl.tasks import ImageTask
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.prompt.saved import PARTS
+from randlora_pl.tasks.prompt.task import PARTS
 from randlora_pl.tasks.restore import TASKS as VISION
-from randlora_pl.tasks.restore import arguments_of
 from randlora_pl.utils.errors import UserError, errors_in, near
 
 
@@ -44,7 +42,7 @@ def task_of(tree: Tree) -> AdaptationTask | None:
         return None
     adapter = make_adapter(described["method"], described["options"], "model.adapter", "see randlora-pl adapters NAME")
     arguments |= {name: _described(arguments[name]) for name in PARTS if arguments.get(name) is not None}
-    task: AdaptationTask = _made(kind, arguments_of(kind, arguments, "model") | {"adapter": adapter}, "model")
+    task: AdaptationTask = _made(kind, kind.arguments(arguments, "model") | {"adapter": adapter}, "model")
     return task
 
 
@@ -104,7 +102,7 @@ def _on_meta(task: AdaptationTask) -> tuple[Any, list[str] | None] | None:
     """Return a task's backbone on the meta device and its targets; None for a model of unknown shape."""
     if isinstance(task, LanguageTask):
         model = meta_backbone(task)
-        return None if model is None else (model, default_targets(task, model))
+        return None if model is None else (model, task.default_targets(model))
     clip = library_of(task.name) == "open_clip"
     tower: Any = meta_clip(task.name) if clip else meta_vit(task.name, getattr(task, "img_size", None))
     if clip and task.vision_only:

@@ -21,12 +21,13 @@ from randlora_pl.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from randlora_pl.tasks.base import AdaptationTask
+    from randlora_pl.tasks.images import ImageTask
     from randlora_pl.tasks.linear_head import LinearHeadTask
     from randlora_pl.tasks.prompt.decoupled import DePT
     from randlora_pl.tasks.prompt.regulation import SelfRegulation
     from randlora_pl.tasks.prompt.task import PromptTask
     from randlora_pl.tasks.prompt.tip import TipAdapter
-    from randlora_pl.tasks.restore import ImageTask, load_task, register
+    from randlora_pl.tasks.restore import load_task, register
     from randlora_pl.tasks.several import load_tasks, weighted_task
     from randlora_pl.tasks.text_head import TextHeadTask
     from randlora_pl.tasks.trainer import make_trainer

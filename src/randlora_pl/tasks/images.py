@@ -1,22 +1,26 @@
-"""Functions that the tasks on images have as methods: classes and their prompts, accuracy, and predictions."""
+"""Bases of the tasks on images: classes and their prompts, accuracy and predictions, and CLIP's two towers."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from randlora_pl.adapters import merge, merge_and_unload
 from randlora_pl.data.unlabelled import frame_of
-from randlora_pl.models import library_of
+from randlora_pl.models import ImageTower, clip_image_spec, library_of, load_clip
 from randlora_pl.models.folder import OWN, is_folder
 from randlora_pl.models.tiny import TINY_TAG
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.defaults import check_classes
-from randlora_pl.tasks.losses import class_losses
+from randlora_pl.tasks.losses import StepFeatures, class_losses
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
+from randlora_pl.utils.options import Probability
+
+if TYPE_CHECKING:
+    from randlora_pl.tasks.prompt.decoupled import SecondHead
 
 MOST_CLASSES = 50_000
 """The largest published sets have 22,000; a file with more costs minutes of encoding and a table of gigabytes."""
@@ -56,20 +60,6 @@ def _listed(texts: Sequence[str], most: int = 3) -> str:
     return shown if len(texts) <= 1 else f"the mean of {len(texts)}: {shown}"
 
 
-def templates_for(task: AdaptationTask, others: Sequence[str] | None) -> Sequence[str]:
-    """Return the templates of other data instead of a task's own, unless there are none or its own were typed."""
-    return task.templates if others is None or task.typed_templates else others
-
-
-def frame(task: AdaptationTask) -> ImageSpec:
-    """Return the preprocessing of a task's images: of its adapter file, else of its data or the model."""
-    data: Any = getattr(task._trainer, "datamodule", None)
-    if task.saved is None and (own := getattr(data, "frame", None)) is not None:
-        return cast(ImageSpec, own)
-    spec: Any = task.image_spec
-    return frame_of({} if task.saved is None else task.saved.metadata, spec)
-
-
 def needed_weights(name: str, pretrained: str | None) -> str:
     """Return the weights to load.
 
@@ -91,87 +81,276 @@ def needed_weights(name: str, pretrained: str | None) -> str:
     return TINY_TAG if pretrained is None else pretrained
 
 
-def set_classes(task: AdaptationTask, classnames: list[str], templates: list[str], captions: bool = False) -> None:
-    """Name the classes; Lightning's `setup` takes them from the data module.
+class ImageTask(AdaptationTask):
+    """Base of the tasks on images.
 
-    Args:
-        task: A task on images.
-        classnames: Name of each class, or the captions.
-        templates: Prompt templates with one ``{}`` each.
-        captions: True if the names are captions, so that recall is what counts.
-
-    Raises:
-        UserError: If there are fewer than two, or the task was built for others or cannot do with captions.
+    Attributes:
+        has_text_tower: True if the model's texts can be encoded after the training.
+        unit_features: True if the logits are linear in features of unit length.
     """
-    if captions and not task.takes_captions:
-        raise UserError(f"{type(task).__name__} needs classes, but these are captions. Use VisionLanguageTask.")
-    task.retrieval = captions
-    check_classes(task, classnames)
-    if len(classnames) > MOST_CLASSES and not captions:  # each is encoded, and counted against each other one
-        raise UserError(f"there are {len(classnames):,} classes; at most {MOST_CLASSES:,} are possible.")
-    task.classnames, task.templates = list(classnames), list(templates)
-    for stage in ("val", "test"):
-        accuracy = MulticlassAccuracy(len(classnames), average="micro", validate_args=False)
-        task.metrics[f"{stage}_meters"] = MetricCollection({"loss": MeanMetric(), "acc": accuracy})
+
+    has_text_tower = unit_features = True
+
+    name: str = field(default="tiny", kw_only=False)
+    """An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (bundled)."""
+    pretrained: str | None = field(default=None, kw_only=False)
+    """A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it is bundled with its weights."""
+    targets: list[str] | None = None
+    """Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1 fc2 attn mlp all
+    conv``, with an optional tower (``visual:mlp``). Default: packed q/k/v and both MLP matrices of every tower that
+    trains; convolutions and attention pool of a ResNet."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.image_spec = self.model_spec()
+        self.pretrained = needed_weights(self.name, self.pretrained)
+
+    def model_spec(self) -> ImageSpec:
+        """Return the preprocessing of the model's images."""
+        return clip_image_spec(self.name, self.pretrained)
+
+    def build_on(self, other: "ImageTask") -> None:
+        """Make what is beside the backbone, for the backbone that another task has built."""
+        raise NotImplementedError
+
+    @property
+    def frame(self) -> ImageSpec:
+        """Preprocessing of the images: of the adapter file, else of the data or the model."""
+        if self.saved is None and (own := getattr(self.data, "frame", None)) is not None:
+            return cast(ImageSpec, own)
+        return frame_of({} if self.saved is None else self.saved.metadata, self.image_spec)
+
+    # Plain modules for an export
+
+    def check_part(self, part: str) -> None:
+        """Refuse to export a part that is another model without the rest: ``classifier``, ``image`` or ``text``.
+
+        Raises:
+            UserError: It is; the message has what works.
+        """
+
+    def head_weight(self) -> Tensor:
+        """Return the weight (classes, features) that maps features to logits."""
+        raise NotImplementedError  # the logits of another task may not be linear in the features
+
+    def second_head(self) -> "SecondHead | None":
+        """Return a head whose logits are mixed with those of `head_weight`, if there is one."""
+        return None
+
+    def unload(self) -> nn.Module:
+        """Return the model with merged weights; with the adapter inside if its update depends on the input."""
+        return merge_and_unload(self.model) if self.adapter.fixed else self.model
+
+    def image_tower(self) -> nn.Module:
+        """Return the module from normalized images to features; without the text tower."""
+        return self.model
+
+    def text_model(self) -> tuple[nn.Module, Any]:
+        """Return a CLIP model that encodes texts, without an adapter, and its tokenizer.
+
+        Raises:
+            UserError: There is none.
+        """
+        raise UserError(f"{type(self).__name__} has no text tower. Use the part classifier or image.")
+
+    def described_parts(self) -> dict[str, Any]:
+        """Return the parts beside the adapter as JSON values, for the facts of an export."""
+        return {}
+
+    # Classes and prompts
+
+    def used_prompts(self, templates: Sequence[str] | None = None) -> UsedPrompts:
+        """Return the prompts of the task, with the templates of other data if given; here none."""
+        return UsedPrompts()
+
+    def templates_for(self, others: Sequence[str] | None) -> Sequence[str]:
+        """Return the templates of other data instead of the own ones, unless there are none or the own were typed."""
+        return self.templates if others is None or self.typed_templates else others
+
+    def use_typed_prompts(self) -> None:
+        """Take typed prompts.
+
+        Raises:
+            UserError: The task has no use for them.
+        """
+        kind = type(self).__name__
+        raise UserError(f"--data.templates: {kind} reads no texts. Remove it, or use --model TextHeadTask.")
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the prompts, for an adapter file."""
+        return {"prompts": asdict(self.used_prompts())}
+
+    def set_classes(self, classnames: list[str], templates: list[str], captions: bool = False) -> None:
+        """Name the classes; Lightning's `setup` takes them from the data module.
+
+        Args:
+            classnames: Name of each class, or the captions.
+            templates: Prompt templates with one ``{}`` each.
+            captions: True if the names are captions, so that recall is what counts.
+
+        Raises:
+            UserError: If there are fewer than two, or the task was built for others or cannot do with captions.
+        """
+        if captions and not self.takes_captions:
+            raise UserError(f"{type(self).__name__} needs classes, but these are captions. Use VisionLanguageTask.")
+        self.retrieval = captions
+        self.check_classes(classnames)
+        if len(classnames) > MOST_CLASSES and not captions:  # each is encoded, and counted against each other one
+            raise UserError(f"there are {len(classnames):,} classes; at most {MOST_CLASSES:,} are possible.")
+        self.classnames, self.templates = list(classnames), list(templates)
+        for stage in ("val", "test"):
+            accuracy = MulticlassAccuracy(len(classnames), average="micro", validate_args=False)
+            self.metrics[f"{stage}_meters"] = MetricCollection({"loss": MeanMetric(), "acc": accuracy})
+
+    def setup(self, stage: str) -> None:
+        """Take class names and prompts from the data module; for the classes of a loaded file, its prompts.
+
+        Typed prompts come first, then those that were typed for the loaded file, whatever its classes.
+
+        Raises:
+            UserError: If there are none, the task was built for others, or it has no use for typed prompts.
+        """
+        datamodule = self.data
+        if datamodule is None:
+            if not self.classnames:
+                raise UserError("the task needs a data module, or set_classes(classnames, templates) first.")
+            return
+        typed, templates = getattr(datamodule, "typed_templates", False), datamodule.templates
+        if self.backbone is None or datamodule.classnames != self.classnames:
+            captions = getattr(getattr(datamodule, "row", None), "captions", False)
+            saved = {} if self.saved is None else self.saved.metadata
+            if typed:
+                self.use_typed_prompts()
+            elif (typed := saved.get("typed_templates", False)) or saved.get("classnames") == datamodule.classnames:
+                templates = saved["templates"]
+            self.typed_templates = typed
+            self.set_classes(datamodule.classnames, templates, captions)
+        elif typed and not (self.typed_templates and templates == self.templates):
+            raise UserError("--data.templates: the task was built for other prompts. Create a new task for these.")
+
+    # Evaluation
+
+    def evaluate(self, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:
+        """Update and log loss and accuracy of the samples that count (weight above zero)."""
+        logits = self.class_logits(batch["image"]).float()
+        counts, meters, labels = batch["weight"] > 0, self.metrics[f"{stage}_meters"], batch["label"]
+        assert isinstance(meters, MetricCollection)
+        losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+        if batch.get("whole"):  # else a GPU is waited for
+            meters["loss"].update(losses)
+            meters["acc"].update(logits, labels)
+        elif counts.any():
+            meters["loss"].update(losses[counts])
+            meters["acc"].update(logits[counts], labels[counts])
+        for key, metric in meters.items():
+            self.log(f"{name}/{key}", metric, on_step=False, on_epoch=True, prog_bar=stage == "val")
+        return {"logits": logits, "label": labels, "index": batch["index"], "weight": batch["weight"]}
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Return class probabilities, (b, classes) float32; NaN for images that were skipped or only fill a batch.
+
+        The batch is of the data module's test images, or of `randlora_pl.data.open_images`.
+        """
+        probabilities = self.class_logits(batch["image"]).float().softmax(1)
+        return probabilities.masked_fill(batch["weight"][:, None] == 0, float("nan"))
 
 
-def setup(task: AdaptationTask, stage: str) -> None:
-    """Take class names and prompts from the data module; for the classes of a loaded file, its prompts.
+class TowerTask(ImageTask):
+    """Base of the tasks that train an image tower against a head of all classes."""
 
-    Typed prompts come first, then those that were typed for the loaded file, whatever its classes.
+    vision_only = blended_labels = True
 
-    Raises:
-        UserError: If there are none, the task was built for others, or it has no use for typed prompts.
-    """
-    datamodule = getattr(task.trainer, "datamodule", None)
-    if datamodule is None:
-        if not task.classnames:
-            raise UserError("the task needs a data module, or set_classes(classnames, templates) first.")
-        return
-    typed, templates = getattr(datamodule, "typed_templates", False), datamodule.templates
-    if task.backbone is None or datamodule.classnames != task.classnames:
-        captions = getattr(getattr(datamodule, "row", None), "captions", False)
-        named: Any = task
-        saved = {} if task.saved is None else task.saved.metadata
-        if typed:
-            if not hasattr(task, "use_typed_prompts"):
-                kind = type(task).__name__
-                raise UserError(f"--data.templates: {kind} reads no texts. Remove it, or use --model TextHeadTask.")
-            named.use_typed_prompts()
-        elif (typed := saved.get("typed_templates", False)) or saved.get("classnames") == datamodule.classnames:
-            templates = saved["templates"]
-        task.typed_templates = typed
-        named.set_classes(datamodule.classnames, templates, captions)
-    elif typed and not (task.typed_templates and templates == task.templates):
-        raise UserError("--data.templates: the task was built for other prompts. Create a new task for these.")
+    label_smoothing: Annotated[float, Probability] = 0.0
+    """Fraction of each training target that is spread evenly over all classes. 0.1 is usual."""
+
+    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the cross-entropy over all classes (see `class_losses`)."""
+        return class_losses(self.class_logits(batch["image"]), batch, self.label_smoothing)
 
 
-def evaluate(task: AdaptationTask, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:
-    """Update and log loss and accuracy of the samples that count (weight above zero)."""
-    logits = task.class_logits(batch["image"]).float()
-    counts, meters, labels = batch["weight"] > 0, task.metrics[f"{stage}_meters"], batch["label"]
-    assert isinstance(meters, MetricCollection)
-    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-    if batch.get("whole"):  # else a GPU is waited for
-        meters["loss"].update(losses)
-        meters["acc"].update(logits, labels)
-    elif counts.any():
-        meters["loss"].update(losses[counts])
-        meters["acc"].update(logits[counts], labels[counts])
-    for key, metric in meters.items():
-        task.log(f"{name}/{key}", metric, on_step=False, on_epoch=True, prog_bar=stage == "val")
-    return {"logits": logits, "label": labels, "index": batch["index"], "weight": batch["weight"]}
+class ClipTask(ImageTask):
+    """Base of the tasks that train CLIP's towers together: texts are encoded once per optimizer step or evaluation."""
 
+    zero_shot = True
 
-def sample_losses(task: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return the cross-entropy over all classes (see `class_losses`)."""
-    return class_losses(task.class_logits(batch["image"]), batch, task.label_smoothing)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._class_features: Tensor | None = None
 
+    def build(self) -> nn.Module:
+        """Load the CLIP model, and prepare its texts."""
+        clip = load_clip(self.name, self.pretrained, seed=self.seed)
+        self.identity = clip.identity
+        self.take_texts(clip.model, clip.tokenizer)
+        return clip.model
 
-def predict_step(task: AdaptationTask, batch: dict[str, Any], batch_idx: int) -> Tensor:
-    """Return class probabilities, (b, classes) float32; NaN for images that were skipped or only fill a batch.
+    def build_on(self, other: ImageTask) -> None:
+        """Prepare the texts of this task's own classes."""
+        self.take_texts(other.model, other.tokenizer)
 
-    The batch is of the data module's test images, or of `randlora_pl.data.open_images`.
-    """
-    probabilities = task.class_logits(batch["image"]).float().softmax(1)
-    return probabilities.masked_fill(batch["weight"][:, None] == 0, float("nan"))
+    def take_texts(self, model: nn.Module, tokenizer: Any) -> None:
+        """Prepare the texts of the classes for a model.
+
+        Args:
+            model: Model of open_clip without an adapter.
+            tokenizer: Its tokenizer.
+        """
+        raise NotImplementedError
+
+    def image_tower(self) -> nn.Module:
+        """Return the image tower without the text tower."""
+        return ImageTower(self.model)
+
+    def text_model(self) -> tuple[nn.Module, Any]:
+        """Return the trained model and its tokenizer."""
+        return self.unload(), self.tokenizer
+
+    def head_weight(self) -> Tensor:
+        """Return the scaled features of all classes."""
+        return self.scale() * self.class_features()
+
+    def scale(self) -> Tensor:
+        """Return the factor of the similarities, a scalar."""
+        raise NotImplementedError
+
+    def class_features(self) -> Tensor:
+        """Return the features of all classes (C, e), of unit length, encoded at the first use in an evaluation."""
+        raise NotImplementedError
+
+    def shared_features(self, batch: dict[str, Any], encode: Callable[[], Tensor]) -> Tensor:
+        """Return text features that the micro-batches of an optimizer step share; the first one calls ``encode``."""
+        if batch["micro_batch"] == 0 or self._step_features is None:
+            self._step_features = StepFeatures(encode())
+        features: Tensor = self._step_features.use(batch["micro_batch"] == batch["micro_batches"] - 1)
+        return features
+
+    def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
+        """Return the gradient of earlier micro-batches for the text tower, at the end of an optimizer step."""
+        if batch["micro_batch"] < batch["micro_batches"] - 1 or self._step_features is None:
+            return None
+        scaler: Any = getattr(self.trainer.precision_plugin, "scaler", None)  # of 16-mixed
+        scale = 1.0 if scaler is None else scaler.scale(batch["weight"].new_ones(()))  # stays on the device
+        carried = self._step_features.pending(scale / self.trainer.accumulate_grad_batches)
+        self._step_features = None
+        return carried
+
+    def on_train_start(self) -> None:
+        """Drop the text features of an interrupted run."""
+        super().on_train_start()
+        self._step_features = None
+        self.forget()
+
+    def prepare_evaluation(self) -> None:
+        """Merge, unless within a step: its text features wait for a backward pass through the frozen weights."""
+        self.forget()
+        if self._step_features is None:
+            merge(self.model, strict=False)
+
+    def finish_evaluation(self) -> None:
+        """Restore the frozen weights, and drop what was encoded with the merged ones."""
+        self.forget()
+        super().finish_evaluation()
+
+    def forget(self) -> None:
+        """Drop what was encoded with other weights."""
+        self._class_features = None

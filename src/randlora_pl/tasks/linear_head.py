@@ -1,7 +1,7 @@
 """Pure vision: a backbone and a linear classifier learn together (section 5.2, DINOv2 and timm models)."""
 
-from collections.abc import Sequence
 from dataclasses import field
+from functools import cached_property
 from typing import Annotated, Any
 
 import torch
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters.random_bases import Distribution, draw
 from randlora_pl.models import ImageTower, clip_image_spec, library_of, load_clip, load_vit, vit_image_spec
-from randlora_pl.tasks import images
-from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.images import ImageTask, TowerTask
 from randlora_pl.tasks.losses import normalize
 from randlora_pl.tasks.optim import parameter_groups
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.options import Positive, Probability
+from randlora_pl.utils.image_spec import ImageSpec
+from randlora_pl.utils.options import Positive
 
 
-class LinearHeadTask(AdaptationTask):
+class LinearHeadTask(TowerTask):
     """Fine-tunes a vision backbone with a bias-free linear head that starts at N(0, 0.01^2).
 
     Examples:
@@ -25,9 +25,8 @@ class LinearHeadTask(AdaptationTask):
         >>> data = ImageData(dataset="digits")
     """
 
-    vision_only = blended_labels = trained_head = True
-    set_classes, setup, frame = images.set_classes, images.setup, property(images.frame)
-    evaluate, sample_losses, predict_step = images.evaluate, images.sample_losses, images.predict_step
+    trained_head = True
+    has_text_tower = False
 
     name: str = field(default="vit_base_patch14_dinov2.lvd142m", kw_only=False)
     """A model of timm, for example ``vit_base_patch14_dinov2.lvd142m``, or an open_clip architecture, whose image tower
@@ -44,24 +43,31 @@ class LinearHeadTask(AdaptationTask):
     img_size: int | None = None
     """Height and width of the images in pixels; position embeddings are resized. Default: the model's own, 224 for
     DINOv2."""
-    label_smoothing: Annotated[float, Probability] = 0.0
-    """Fraction of each training target that is spread evenly over all classes. 0.1 is usual."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.is_clip = library_of(self.name) == "open_clip"
         self.head_learning_rate = self.head_learning_rate or (2e-2 if self.is_clip else 1e-3)
-        self.image_spec = (
-            clip_image_spec(self.name, self.pretrained, self.img_size)
-            if self.is_clip
-            else vit_image_spec(self.name, self.img_size)
-        )
-        self.pretrained = images.needed_weights(self.name, self.pretrained)
         self.head: nn.Linear
 
-    def used_prompts(self, templates: Sequence[str] | None = None) -> images.UsedPrompts:
-        """Return no prompts."""
-        return images.UsedPrompts()
+    @property
+    def unit_features(self) -> bool:  # type: ignore[override]
+        """True for CLIP, whose head is linear in features of unit length."""
+        return self.is_clip
+
+    def head_weight(self) -> Tensor:
+        """Return the head's weight."""
+        return self.head.weight
+
+    @cached_property
+    def is_clip(self) -> bool:
+        """True if the backbone is an image tower of open_clip, whose features have unit length."""
+        return library_of(self.name) == "open_clip"
+
+    def model_spec(self) -> ImageSpec:
+        """Return the preprocessing of the model's images, of the chosen size."""
+        if self.is_clip:
+            return clip_image_spec(self.name, self.pretrained, self.img_size)
+        return vit_image_spec(self.name, self.img_size)
 
     def build(self) -> nn.Module:
         """Load the backbone, and make the head for its number of features."""
@@ -78,7 +84,7 @@ class LinearHeadTask(AdaptationTask):
             self.head.weight.copy_(0.01 * start[0])
         return backbone
 
-    def build_on(self, other: AdaptationTask) -> None:
+    def build_on(self, other: ImageTask) -> None:
         """Make an empty head of the other's width."""
         self._make_head(other.head_tensors()["head"].shape[1])
 

@@ -1,13 +1,12 @@
 """The vision-language loss over the captions of an optimizer step, and what it takes to split the step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randlora_pl.adapters import merge, unmerge
 from randlora_pl.data.image_batches import counted_classes as counted_classes
 
 
@@ -138,41 +137,6 @@ class StepFeatures:
             return self.features.new_zeros(())
         carried = (self.features * (self.leaf.grad / factor)).sum()
         return carried - carried.detach()
-
-
-def shared_features(task: Any, batch: Mapping[str, Any], encode: Callable[[], Tensor]) -> Tensor:
-    """Return text features that the micro-batches of an optimizer step share; ``encode`` is called in the first one."""
-    if batch["micro_batch"] == 0 or task._step_features is None:
-        task._step_features = StepFeatures(encode())
-    features: Tensor = task._step_features.use(batch["micro_batch"] == batch["micro_batches"] - 1)
-    return features
-
-
-def accumulated_loss(task: Any, batch: dict[str, Any]) -> Tensor | None:
-    """Return the gradient of earlier micro-batches for the text tower, at the end of an optimizer step.
-
-    Tasks whose texts are `shared_features` have this as a method.
-    """
-    if batch["micro_batch"] < batch["micro_batches"] - 1 or task._step_features is None:
-        return None
-    scaler = getattr(task.trainer.precision_plugin, "scaler", None)  # of 16-mixed
-    scale = 1.0 if scaler is None else scaler.scale(batch["weight"].new_ones(()))  # stays on the device
-    carried: Tensor = task._step_features.pending(scale / task.trainer.accumulate_grad_batches)
-    task._step_features = None
-    return carried
-
-
-def prepare_evaluation(task: Any) -> None:
-    """Merge, unless within a step: its text features wait for a backward pass through the frozen weights."""
-    task._forget()
-    if task._step_features is None:
-        merge(task.model, strict=False)
-
-
-def finish_evaluation(task: Any) -> None:
-    """Restore the frozen weights, and drop what was encoded with the merged ones."""
-    task._forget()
-    unmerge(task.model)
 
 
 def similarities(images: Tensor, texts: Tensor) -> Tensor:

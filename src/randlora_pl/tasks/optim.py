@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from randlora_pl.adapters.optimizer import by_rate, make_optimizer
+from randlora_pl.adapters.methods.autolora import Problem, SelectionSearch
+from randlora_pl.adapters.optimizer import by_rate, make_optimizer, rates_of, undecayed
+from randlora_pl.adapters.procedure import all_finite
 from randlora_pl.models.execution import GRAPHS
+from randlora_pl.tasks.objective import Objective
+from randlora_pl.utils import rng
 from randlora_pl.utils.device import on_cuda
 from randlora_pl.utils.errors import UserError
 
@@ -76,42 +80,6 @@ def epoch_factor(epoch: int, epochs: int, learning_rate: float) -> float:
     return 1e-5 / learning_rate if epoch == 0 else 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
 
-def rate_factors(task: Any, groups: Sequence[dict[str, Any]]) -> list[Factor]:
-    """Return the factor of each group's learning rate, by the schedule of a task. Tasks have this as a method.
-
-    Raises:
-        UserError: See `check_schedule`.
-    """
-    if task.schedule != "epochs":
-        how = (task.total_steps(), task.warmup_steps, task.final_lr_fraction, task.schedule)
-        return [lambda step: schedule_factor(step, *how)] * len(groups)
-    data: Any = getattr(task.trainer, "datamodule", None)
-    check_schedule(task, data)
-
-    def of_group(rate: float) -> Factor:
-        return lambda step: epoch_factor(data.finished_epochs(step), data.epochs, rate)
-
-    return [of_group(group["lr"]) for group in groups]
-
-
-def check_schedule(task: Any, data: Any) -> None:
-    """Refuse a schedule that does not fit the length of the run, before anything is computed.
-
-    Raises:
-        UserError: The schedule is per epoch, and the run is planned in steps or has one epoch.
-    """
-    if task.schedule != "epochs":
-        return
-    epochs = getattr(data, "epochs", None)
-    if not epochs:
-        raise UserError("the schedule of epochs needs --data.epochs, not --data.steps; or use --model.schedule cosine.")
-    if epochs == 1:
-        raise UserError(
-            "the schedule of epochs has a rate of 1e-5 in the first epoch, and --data.epochs is 1: set --data.epochs 2 "
-            "or more, or use --model.schedule cosine."
-        )
-
-
 def with_schedule(
     groups: Sequence[dict[str, Any]], factors: list[Factor], fused: bool = False, model: nn.Module | None = None
 ) -> tuple[Optimizer, LambdaLR]:
@@ -149,92 +117,203 @@ def set_learning_rates(optimizer: Optimizer, scheduler: LambdaLR, groups: Sequen
             group["eps"] = own["eps"]
 
 
-def configure_gradient_clipping(
-    task: Any, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-) -> None:
-    """Clip the whole gradient once per optimizer step, by Lightning's options if they are given.
+class Optimization(Objective):
+    """Optimizer, schedule, and the procedure of a method between optimizer steps."""
 
-    The official code clips every micro-batch. The norm before clipping is logged, and the loss and accuracy of the
-    step. Tasks have this as a method.
-    """
-    log_step(task)
-    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
-    if gradient_clip_algorithm == "value":  # Lightning's own function takes no fused optimizer
-        nn.utils.clip_grad_value_(trained, math.inf if gradient_clip_val is None else gradient_clip_val)
-    else:
-        limit = task.max_grad_norm if gradient_clip_val is None else gradient_clip_val
-        task.log("train/grad_norm", nn.utils.clip_grad_norm_(trained, limit or math.inf))
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """Return the groups of what trains, with their learning rates."""
+        model, options = self.model, (self.learning_rate or 0.0, self.weight_decay, self.decay_vectors)
+        return parameter_groups(model.parameters(), *options, rates_of(model), undecayed(model))
 
+    def total_steps(self) -> int:
+        """Return the optimizer steps of the run, from the data module's plan if it has one.
 
-def add_to_step(task: Any, losses: Tensor, right: Tensor | None, weight: Tensor) -> None:
-    """Add a micro-batch to the sums of its optimizer step, which `log_step` logs.
+        Lightning's own estimate makes the data loader, and so fixes its start, before a checkpoint is loaded.
+        """
+        trainer = self.trainer
+        plan = getattr(self.data, "plan", None)
+        if plan is None:
+            return int(trainer.estimated_stepping_batches)
+        return int(plan.steps if trainer.max_steps < 0 else min(plan.steps, trainer.max_steps))
 
-    Args:
-        task: The task.
-        losses: Loss (b,) of each sample.
-        right: How far each is right (b,), or None if that does not apply.
-        weight: Weight (b,) of each; 0 for padding.
-    """
-    values = [torch.ones_like(weight), losses] + ([] if right is None else [right.float()])
-    sums = (torch.stack(values) * weight).sum(1)
-    task.step_sums = sums if task.step_sums is None else task.step_sums + sums
+    def rate_factors(self, groups: Sequence[dict[str, Any]]) -> list[Factor]:
+        """Return the factor of each group's learning rate, by the schedule.
 
+        Raises:
+            UserError: See `check_schedule`.
+        """
+        if self.schedule != "epochs":
+            how = (self.total_steps(), self.warmup_steps, self.final_lr_fraction, self.schedule)
+            return [lambda step: schedule_factor(step, *how)] * len(groups)
+        data = self.data
+        self.check_schedule(data)
 
-def log_step(task: Any) -> None:
-    """Log the weighted mean loss and accuracy over all samples of an optimizer step, on all devices.
+        def of_group(rate: float) -> Factor:
+            return lambda step: epoch_factor(data.finished_epochs(step), data.epochs, rate)
 
-    One small all-reduce in each optimizer step, directly after the gradients' and without Lightning's barrier, adds
-    the sums of all processes, so that no host waits for its GPU.
-    """
-    sums, task.step_sums = task.step_sums, None
-    if sums is None:
-        return
-    if dist.is_initialized():
-        dist.all_reduce(sums)
-    own = task.trainer.progress_bar_callback
-    bar = own is not None and not getattr(own, "reads_metrics", False)  # the host waits for Lightning's bars
-    means = sums[1:] / sums[0].clamp(min=torch.finfo(sums.dtype).tiny)
-    for name, value in zip(("loss", "acc"), means, strict=False):  # a task may have no accuracy
-        task.log(f"train/{name}", value, prog_bar=bar)
+        return [of_group(group["lr"]) for group in groups]
 
+    def check_schedule(self, data: Any) -> None:
+        """Refuse a schedule that does not fit the length of the run, before anything is computed.
 
-def optimizer_zero_grad(task: Any, epoch: int, batch_idx: int, optimizer: Any) -> None:
-    """Drop the gradients; with CUDA graphs set them to zero in memory of their own.
+        Raises:
+            UserError: The schedule is per epoch, and the run is planned in steps or has one epoch.
+        """
+        if self.schedule != "epochs":
+            return
+        epochs = getattr(data, "epochs", None)
+        if not epochs:
+            raise UserError(
+                "the schedule of epochs needs --data.epochs, not --data.steps; or use --model.schedule cosine."
+            )
+        if epochs == 1:
+            raise UserError(
+                "the schedule of epochs has a rate of 1e-5 in the first epoch, and --data.epochs is 1: set "
+                "--data.epochs 2 or more, or use --model.schedule cosine."
+            )
 
-    A graph's memory, which PyTorch would take for the gradient of a first backward pass, is written again by the next
-    micro-batch. Tasks have this as a method.
-    """
-    keeps = task.torch_compile in GRAPHS
-    optimizer.zero_grad(set_to_none=not keeps)
-    if keeps:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the method's optimizer and its schedule per optimizer step; fused unless 16-mixed scales gradients."""
+        fuses = self.device.type == "cpu" or any(on_cuda(parameter) for parameter in self.parameters())
+        fused = fuses and getattr(self.trainer.precision_plugin, "scaler", None) is None
+        groups = self.optimizer_groups()
+        factors = self.rate_factors(groups)
+        if self.optimizer == "sgd":
+            optimizer, scheduler = sgd_with_schedule(groups, factors, fused)
+        else:
+            optimizer, scheduler = with_schedule(groups, factors, fused, self.model)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the whole gradient once per optimizer step, by Lightning's options if they are given.
 
-def configure_optimizers(task: Any) -> OptimizerLRScheduler:
-    """Return the method's optimizer and its schedule per optimizer step.
+        The official code clips every micro-batch. The norm before clipping is logged, and the loss and accuracy of the
+        step.
+        """
+        self.log_step()
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if gradient_clip_algorithm == "value":  # Lightning's own function takes no fused optimizer
+            nn.utils.clip_grad_value_(trained, math.inf if gradient_clip_val is None else gradient_clip_val)
+        else:
+            limit = self.max_grad_norm if gradient_clip_val is None else gradient_clip_val
+            self.log("train/grad_norm", nn.utils.clip_grad_norm_(trained, limit or math.inf))
 
-    It is fused unless 16-mixed scales the gradients. Tasks have this as a method.
-    """
-    fuses = task.device.type == "cpu" or any(on_cuda(parameter) for parameter in task.parameters())
-    fused = fuses and getattr(task.trainer.precision_plugin, "scaler", None) is None
-    groups = task.optimizer_groups()
-    factors = task.rate_factors(groups)
-    if task.optimizer == "sgd":
-        optimizer, scheduler = sgd_with_schedule(groups, factors, fused)
-    else:
-        optimizer, scheduler = with_schedule(groups, factors, fused, task.model)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    def add_to_step(self, losses: Tensor, right: Tensor | None, weight: Tensor) -> None:
+        """Add a micro-batch to the sums of its optimizer step, which `log_step` logs.
 
+        Args:
+            losses: Loss (b,) of each sample.
+            right: How far each is right (b,), or None if that does not apply.
+            weight: Weight (b,) of each; 0 for padding.
+        """
+        values = [torch.ones_like(weight), losses] + ([] if right is None else [right.float()])
+        sums = (torch.stack(values) * weight).sum(1)
+        self.step_sums = sums if self.step_sums is None else self.step_sums + sums
 
-def planned_steps(trainer: Any) -> int:
-    """Return the optimizer steps of the run, from the data module's plan if it has one.
+    def log_step(self) -> None:
+        """Log the weighted mean loss and accuracy over all samples of an optimizer step, on all devices.
 
-    Lightning's own estimate makes the data loader, and so fixes its start, before a checkpoint is loaded.
-    """
-    plan = getattr(getattr(trainer, "datamodule", None), "plan", None)
-    if plan is None:
-        return int(trainer.estimated_stepping_batches)
-    return int(plan.steps if trainer.max_steps < 0 else min(plan.steps, trainer.max_steps))
+        One small all-reduce in each optimizer step, directly after the gradients' and without Lightning's barrier, adds
+        the sums of all processes, so that no host waits for its GPU.
+        """
+        sums, self.step_sums = self.step_sums, None
+        if sums is None:
+            return
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        own = self.trainer.progress_bar_callback
+        bar = own is not None and not getattr(own, "reads_metrics", False)  # the host waits for Lightning's bars
+        means = sums[1:] / sums[0].clamp(min=torch.finfo(sums.dtype).tiny)
+        for name, value in zip(("loss", "acc"), means, strict=False):  # a task may have no accuracy
+            self.log(f"train/{name}", value, prog_bar=bar)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Drop the gradients; with CUDA graphs set them to zero in memory of their own.
+
+        A graph's memory, which PyTorch would take for the gradient of a first backward pass, is written again by the
+        next micro-batch.
+        """
+        keeps = self.torch_compile in GRAPHS
+        optimizer.zero_grad(set_to_none=not keeps)
+        if keeps:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is None:
+                        parameter.grad = torch.zeros_like(parameter)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any | None = None) -> None:
+        """Do an optimizer step and then call the procedure, before any callback can save.
+
+        A step that 16-mixed skips because a gradient is not finite is skipped here, too.
+        """
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if (procedure := self.report.procedure) is None:
+            return
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # the host waited for the gradients
+        if scaled and not bool(all_finite(parameter.grad for parameter in self.parameters())):
+            return
+        procedure.after_step(self.trainer.global_step, self.total_steps())  # counts this step later
+
+    # The method's procedure
+
+    def start_procedure(self) -> None:
+        """Start the procedure of a new or resumed run, with the model on its device."""
+        if (procedure := self.report.procedure) is None:
+            return
+        procedure.start(self.model)
+        if isinstance(procedure, SelectionSearch):
+            procedure.problem = self._problem()
+        if self.procedure_state is not None:
+            procedure.load_state_dict(self.procedure_state)
+            procedure.ran, self.procedure_state = True, None
+
+    def penalty(self, batch: dict[str, Any]) -> Tensor | None:
+        """Return the procedure's term of a micro-batch's loss; only the last of an optimizer step has it.
+
+        Lightning divides the loss by the accumulation, also in a shorter last step. DDP averages over the processes,
+        which all have the same term.
+        """
+        procedure = self.report.procedure
+        if procedure is None or batch["micro_batch"] < batch["micro_batches"] - 1:
+            return None
+        term = procedure.penalty()
+        return None if term is None else term * self.trainer.accumulate_grad_batches
+
+    def procedure_facts(self) -> dict[str, Any]:
+        """Return the procedure's facts for ``results.json`` after a training run."""
+        return {} if self.report.procedure is None else self.report.procedure.finish()
+
+    def _problem(self) -> Problem:
+        """Return the losses of a search, on batches of the data module.
+
+        Raises:
+            UserError: The data module cannot hold out samples.
+        """
+        trainer = self.trainer
+        if not hasattr(self.data, "search_batch"):
+            raise UserError("AutoLoRA needs a data module that holds out training samples, such as ImageData.")
+        scaler: Any = getattr(trainer.precision_plugin, "scaler", None)  # of 16-mixed
+        return Problem(
+            train_loss=lambda step: self._search_loss(step, "train"),
+            search_loss=lambda step: self._search_loss(step, "search"),
+            rates=lambda: [(p, group["lr"]) for group in trainer.optimizers[0].param_groups for p in group["params"]],
+            average=lambda gradient: trainer.strategy.reduce(gradient, reduce_op="mean"),
+            scale=lambda: 1.0 if scaler is None else scaler.get_scale(),
+        )
+
+    def _search_loss(self, step: int, part: Literal["search", "train"]) -> Tensor:
+        """Return the mean loss of a search batch, with dropout as a function of the seed and the step."""
+        trainer, held = self.trainer, self._step_features
+        batch = trainer.strategy.batch_to_device(self.data.search_batch(step, part))
+        if self._draws:
+            position = torch.tensor(step * trainer.world_size + trainer.global_rank)
+            torch.manual_seed(int(rng.words(self.seed, f"{part}-dropout", position)))
+        try:
+            with trainer.precision_plugin.forward_context():
+                losses, _ = self.sample_losses(batch)
+                loss: Tensor = (losses * self.loss_weights(batch)).sum()
+        finally:
+            self._step_features = held  # of the task's own optimizer step
+        return loss

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast
 
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.io.save_load import place_adapter
 from randlora_pl.models.folder import check_config
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.files import task_names
-from randlora_pl.tasks.images import UsedPrompts
+from randlora_pl.tasks.images import ImageTask, UsedPrompts
 from randlora_pl.tasks.linear_head import LinearHeadTask
 from randlora_pl.tasks.prompt.task import PromptTask
 from randlora_pl.tasks.text_head import TextHeadTask
@@ -20,10 +20,10 @@ from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError, brief, errors_in
 from randlora_pl.utils.files.weights_files import base_arguments
 
-ImageTask = VisionLanguageTask | TextHeadTask | LinearHeadTask | PromptTask
-"""The tasks on images."""
-
-TASKS: dict[str, type[ImageTask]] = {task.__name__: task for task in get_args(ImageTask)}
+TASKS: dict[str, type[ImageTask]] = {
+    task.__name__: task for task in (VisionLanguageTask, TextHeadTask, LinearHeadTask, PromptTask)
+}
+"""The tasks on images by name."""
 
 
 def prompts_of(file: AdapterFile) -> UsedPrompts:
@@ -32,7 +32,7 @@ def prompts_of(file: AdapterFile) -> UsedPrompts:
     Raises:
         UserError: A prompt is damaged.
     """
-    if file.metadata.get("task") not in TASKS:
+    if task_class(file) is None:
         return UsedPrompts()
     stored = file.metadata.get("prompts", {})
     found = UsedPrompts(**{each.name: stored[each.name] for each in fields(UsedPrompts) if each.name in stored})
@@ -42,6 +42,11 @@ def prompts_of(file: AdapterFile) -> UsedPrompts:
                 f"{file.path} is damaged or was changed: its prompt {brief(text)} has no {{}} for the class."
             )
     return found
+
+
+def task_class(file: AdapterFile) -> type[ImageTask] | None:
+    """Return the class of the task on images that saved an adapter; None if none did."""
+    return TASKS.get(file.metadata.get("task", ""))
 
 
 Kind = TypeVar("Kind", bound=AdaptationTask)
@@ -130,7 +135,7 @@ def make_task(file: AdapterFile, kinds: Mapping[str, type[Kind]], overrides: Map
     if kind is None:
         what = f"{file.path} was saved by none of the tasks {', '.join(kinds)}"
         raise UserError(f"{what}; in Python, load_adapter(model, folder) loads it.")
-    arguments = {**arguments_of(kind, file.metadata["arguments"], file.path), **overrides}
+    arguments = {**kind.arguments(file.metadata["arguments"], file.path), **overrides}
     check_arguments(kind, arguments, f"{file.path}, arguments of {kind.__name__}")
     try:
         task = kind(**arguments, adapter=file.adapter)
@@ -138,16 +143,6 @@ def make_task(file: AdapterFile, kinds: Mapping[str, type[Kind]], overrides: Map
         raise UserError(f"{file.path}: {kind.__name__} does not take its arguments ({error}).") from None
     task.saved = file
     return task
-
-
-def arguments_of(kind: type[AdaptationTask], saved: Mapping[str, Any], source: object) -> dict[str, Any]:
-    """Return a constructor's arguments from JSON values, with the objects among them (``kind.arguments``).
-
-    Raises:
-        UserError: One of them is unknown, or its options do not fit.
-    """
-    made = getattr(kind, "arguments", None)
-    return dict(saved) if made is None else made(saved, source)
 
 
 def plain_task(file: AdapterFile, **overrides: Any) -> ImageTask:

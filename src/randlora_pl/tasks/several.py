@@ -7,9 +7,11 @@ from typing import Any
 
 from randlora_pl.adapters import AdapterFile, AdapterSet, read_adapter
 from randlora_pl.adapters.operations import report_of
+from randlora_pl.tasks.images import ImageTask, UsedPrompts
 from randlora_pl.tasks.prompt.task import PromptTask
-from randlora_pl.tasks.restore import ImageTask, plain_task
+from randlora_pl.tasks.restore import plain_task
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.image_spec import ImageSpec
 
 
 def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: Any) -> dict[str, ImageTask]:
@@ -75,17 +77,20 @@ def weighted_task(tasks: Mapping[str, ImageTask], weights: Mapping[str, float]) 
                 f"{name} and {theirs} have different base models or tasks, so their updates cannot be added."
             )
         if task.classnames != first.classnames:
-            here, there = first.classnames, task.classnames
+            own, their = first.classnames, task.classnames
             raise UserError(
-                f"{name} has {len(here)} classes {here[:3]}..., {theirs} has {len(there)} classes {there[:3]}...: a "
+                f"{name} has {len(own)} classes {own[:3]}..., {theirs} has {len(their)} classes {their[:3]}...: a "
                 "sum needs the same classes in the same order; remove the weights to predict with each."
             )
-        own, their = ({"prompts": each.used_prompts(), "images": each.frame} for each in (first, task))
-        for what, of_first in own.items():
-            if of_first != their[what]:
+        pairs: dict[str, tuple[UsedPrompts | ImageSpec, UsedPrompts | ImageSpec]] = {
+            "prompts": (first.used_prompts(), task.used_prompts()),
+            "images": (first.frame, task.frame),
+        }
+        for what, (here, there) in pairs.items():
+            if here != there:
                 raise UserError(
                     f"{name} and {theirs} have different {what}, so their updates cannot be added: "
-                    f"{of_first.summary()}; and {their[what].summary()}. Remove the weights to predict with each."
+                    f"{here.summary()}; and {there.summary()}. Remove the weights to predict with each."
                 )
     if others and first.trained_head:
         raise UserError(

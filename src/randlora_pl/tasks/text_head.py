@@ -1,21 +1,18 @@
 """Vision-only CLIP: the image tower learns against a frozen head of text embeddings (section 5.2)."""
 
 from collections.abc import Sequence
-from dataclasses import field
-from typing import Annotated
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.models import ImageTower, cached_text_head, clip_image_spec, load_clip
-from randlora_pl.tasks import images
-from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.models import ImageTower, cached_text_head, load_clip
+from randlora_pl.tasks.images import ImageTask, TowerTask, UsedPrompts
 from randlora_pl.tasks.losses import normalize, similarities
-from randlora_pl.utils.options import Probability
 from randlora_pl.utils.reuse import cached
 
 
-class TextHeadTask(AdaptationTask):
+class TextHeadTask(TowerTask):
     """Fine-tunes the image tower of a CLIP model; class embeddings of averaged prompts are frozen.
 
     The head is made from the text tower before any adapter exists, and kept on disk under a hash of the
@@ -26,32 +23,16 @@ class TextHeadTask(AdaptationTask):
         >>> make_trainer().fit(task, ImageData(dataset="digits", steps=2))
     """
 
-    zero_shot = vision_only = blended_labels = True
-    set_classes, setup = images.set_classes, images.setup
-    frame = property(images.frame)
-    evaluate, sample_losses, predict_step = images.evaluate, images.sample_losses, images.predict_step
-
-    name: str = field(default="tiny", kw_only=False)
-    """An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (bundled)."""
-    pretrained: str | None = field(default=None, kw_only=False)
-    """A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it is bundled with its weights."""
-    targets: list[str] | None = None
-    """Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1 fc2 attn mlp all
-    conv``. Default: packed q/k/v and both MLP matrices of the image tower; convolutions and attention pool of a
-    ResNet."""
-    label_smoothing: Annotated[float, Probability] = 0.0
-    """Fraction of each training target that is spread evenly over all classes; 0.1 is usual."""
+    zero_shot = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.image_spec = clip_image_spec(self.name, self.pretrained)
-        self.pretrained = images.needed_weights(self.name, self.pretrained)
         self.head: Tensor
 
-    def used_prompts(self, templates: Sequence[str] | None = None) -> images.UsedPrompts:
+    def used_prompts(self, templates: Sequence[str] | None = None) -> UsedPrompts:
         """Return the prompts of the task: its templates, or others if given, averaged."""
-        found = images.templates_for(self, templates)
-        return images.UsedPrompts(found, found)
+        found = self.templates_for(templates)
+        return UsedPrompts(found, found)
 
     def use_typed_prompts(self) -> None:
         """Take typed prompts as any others."""
@@ -76,7 +57,7 @@ class TextHeadTask(AdaptationTask):
         self.register_buffer("head", head.clone(), persistent=False)
         return tower
 
-    def build_on(self, other: AdaptationTask) -> None:
+    def build_on(self, other: ImageTask) -> None:
         """Make an empty head of the other's width."""
         features = other.head_tensors()["head"].shape[1]
         self.register_buffer("head", torch.zeros(len(self.classnames), features), persistent=False)
@@ -84,6 +65,15 @@ class TextHeadTask(AdaptationTask):
     def class_logits(self, images: Tensor) -> Tensor:
         """Return scaled similarities with the class embeddings, (b, classes)."""
         return similarities(normalize(self.model(images)), self.head)
+
+    def head_weight(self) -> Tensor:
+        """Return the scaled class embeddings."""
+        return self.head
+
+    def text_model(self) -> tuple[nn.Module, Any]:
+        """Return the frozen model whose text tower encoded the prompts, and its tokenizer."""
+        clip = load_clip(self.name, self.pretrained, seed=self.seed)
+        return clip.model, clip.tokenizer
 
     def head_tensors(self) -> dict[str, Tensor]:
         """Return the scaled class embeddings: a prediction needs no text tower."""

@@ -1,28 +1,21 @@
 """Vision-language fine-tuning of CLIP: both towers learn to match images and captions (section 5.3)."""
 
 from collections.abc import Sequence
-from dataclasses import field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.models import clip_image_spec, encode_prompts, load_clip
+from randlora_pl.models import encode_prompts
 from randlora_pl.models.text import check_distinct, class_prompts
-from randlora_pl.tasks import images
-from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.images import ClipTask, UsedPrompts
 from randlora_pl.tasks.losses import (
-    StepFeatures,
-    accumulated_loss,
     counted_classes,
-    finish_evaluation,
     logit_bias,
     normalize,
     padded_captions,
     pair_floor,
     pair_losses,
-    prepare_evaluation,
-    shared_features,
     similarities,
 )
 from randlora_pl.utils import rng
@@ -32,7 +25,7 @@ CAPTION = "An image of {}"
 """The default caption: of the paper's protocol."""
 
 
-class VisionLanguageTask(AdaptationTask):
+class VisionLanguageTask(ClipTask):
     """Fine-tunes both towers of a CLIP model on images and one caption for each.
 
     A model with a logit bias (SigLIP) trains with its sigmoid loss, any other by the softmax over the captions.
@@ -42,20 +35,8 @@ class VisionLanguageTask(AdaptationTask):
         >>> make_trainer().fit(task, ImageData(dataset="digits", steps=2))
     """
 
-    zero_shot = takes_captions = True
-    set_classes, setup, predict_step = images.set_classes, images.setup, images.predict_step
-    frame = property(images.frame)
-    accumulated_loss = accumulated_loss
-    prepare_evaluation, finish_evaluation = prepare_evaluation, finish_evaluation
+    takes_captions = True
 
-    name: str = field(default="tiny", kw_only=False)
-    """An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (bundled)."""
-    pretrained: str | None = field(default=None, kw_only=False)
-    """A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it is bundled with its weights."""
-    targets: list[str] | None = None
-    """Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1 fc2 attn mlp all
-    conv``, with an optional tower (``visual:mlp``). Default: packed q/k/v and both MLP matrices of both towers;
-    convolutions and attention pool of a ResNet."""
     logit_scale: Literal["exp", "raw"] = "exp"
     """``exp`` multiplies similarities by exp(logit_scale), as CLIP was trained; ``raw`` by logit_scale itself, as the
     official code does in this task. Not for SigLIP."""
@@ -70,46 +51,34 @@ class VisionLanguageTask(AdaptationTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.image_spec = clip_image_spec(self.name, self.pretrained)
-        self.pretrained = images.needed_weights(self.name, self.pretrained)
         if self.caption is not None and "{}" not in self.caption:
             raise UserError(f"caption is {self.caption!r}: it needs {{}} where the class name goes (--model.caption).")
-        self._step_features: StepFeatures | None = None
-        self._class_features: Tensor | None = None
         self._pairs: list[tuple[Tensor, ...]] = []
 
-    def build(self) -> nn.Module:
-        """Load the CLIP model, and tokenize the captions of all classes."""
-        clip = load_clip(self.name, self.pretrained, seed=self.seed)
-        self.identity = clip.identity
-        if self.logit_scale == "raw" and logit_bias(clip.model) is not None:
+    def take_texts(self, model: nn.Module, tokenizer: Any) -> None:
+        """Tokenize the captions of all classes.
+
+        Raises:
+            UserError: The scale of the logits does not suit the model, or two classes have the same caption.
+        """
+        if self.logit_scale == "raw" and logit_bias(model) is not None:
             raise UserError(
                 f"--model.logit_scale raw does not suit the sigmoid loss of {self.name}: use --model.logit_scale exp."
             )
-        self._take_tokenizer(clip.tokenizer)
-        return clip.model
-
-    def build_on(self, other: AdaptationTask) -> None:
-        """Tokenize the captions of this task's own classes."""
-        self._take_tokenizer(other.tokenizer)
-
-    def _take_tokenizer(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         if not self.retrieval:
             check_distinct(tokenizer, self.classnames, self.used_prompts().training)
         tokens = tokenizer(class_prompts(self.classnames, self.used_prompts().training))
         self.register_buffer("tokens", tokens.view(len(self.classnames), -1, tokens.shape[1]), persistent=False)
 
-    def used_prompts(self, templates: Sequence[str] | None = None) -> images.UsedPrompts:
+    def used_prompts(self, templates: Sequence[str] | None = None) -> UsedPrompts:
         """Return the prompts of the task, with the templates of other data if given; captions stay as they are."""
         if self.retrieval:
-            return images.UsedPrompts(["{}"], ["{}"], drawn=True)
-        found = images.templates_for(self, templates)
+            return UsedPrompts(["{}"], ["{}"], drawn=True)
+        found = self.templates_for(templates)
         if self.caption is None:
-            return images.UsedPrompts(found, found, drawn=True)
-        return images.UsedPrompts(
-            [self.caption], found if self.eval_prompts == "ensemble" else [self.caption], drawn=True
-        )
+            return UsedPrompts(found, found, drawn=True)
+        return UsedPrompts([self.caption], found if self.eval_prompts == "ensemble" else [self.caption], drawn=True)
 
     def use_typed_prompts(self) -> None:
         """Let typed prompts replace the default caption.
@@ -179,21 +148,16 @@ class VisionLanguageTask(AdaptationTask):
         """Return the features of the captions, which the micro-batches of a step share if their loss is joint."""
         if self.loss_batch == "local":
             return self._encoded(classes)
-        return shared_features(self, batch, lambda: self._encoded(classes))
+        return self.shared_features(batch, lambda: self._encoded(classes))
 
     def _encoded(self, classes: Tensor) -> Tensor:
         """Encode the captions of some classes (u, e)."""
         return normalize(self.model.encode_text(self.caption_tokens(classes)))  # type: ignore[operator]
 
-    def on_train_start(self) -> None:
-        """Drop the text features of an interrupted run."""
-        super().on_train_start()
-        self._step_features = None
-        self._forget()
-
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Drop what was encoded and collected with other weights."""
-        self._pairs, self._class_features = [], None
+        super().forget()
+        self._pairs = []
 
     def class_features(self) -> Tensor:
         """Return embeddings of the class prompts (classes, e), encoded at the first use in an evaluation."""
@@ -209,7 +173,7 @@ class VisionLanguageTask(AdaptationTask):
     def evaluate(self, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:
         """Update loss and accuracy for classes; for captions collect what recall needs."""
         if not self.retrieval:
-            return images.evaluate(self, batch, stage, name)
+            return super().evaluate(batch, stage, name)
         features = normalize(self.model.encode_image(batch["image"]))  # type: ignore[operator]
         rows = torch.from_numpy(self.trainer.datamodule.samples(stage).rows).to(self.device)  # type: ignore[attr-defined]
         self._pairs.append((features, rows[batch["index"]], batch["label"], batch["weight"]))

@@ -4,7 +4,7 @@ from typing import Any
 
 from randlora_pl.adapters import Adapter, FullFineTuning, LoRA, RandLoRA
 from randlora_pl.run.options.compose import DEFAULTS, compose
-from randlora_pl.tasks.prompt.saved import PARTS
+from randlora_pl.tasks.prompt.task import PARTS
 from tests.support.trace.step import StepSetup
 
 _PRECISIONS = {"32-true": "32", "32": "32", "bf16-mixed": "bf16"}

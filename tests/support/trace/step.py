@@ -16,7 +16,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from randlora_pl.adapters import Adapter
 from randlora_pl.adapters.kernels import rounding
 from randlora_pl.lab.bench.steps import Precision
-from randlora_pl.tasks import procedure
 from randlora_pl.utils.errors import UserError
 from tests.support.trace.fake_gpu import DEVICE, cuda_rules, fake, to_fake
 from tests.support.trace.recorder import Recorder, Traced
@@ -63,7 +62,7 @@ def trace_step(setup: StepSetup, adapter: Adapter) -> tuple[Traced, int]:
         recorder.hold([*task.parameters(), *task.buffers()])
         recorder.hold(value for batch in batches for value in batch.values() if isinstance(value, Tensor))
         optimizer = task.configure_optimizers()["optimizer"]
-        procedure.start(task)
+        task.start_procedure()
         _step(task, optimizer, setup, [{**batches[0], "micro_batches": 1}])
         gc.collect()
         recorder.start()
@@ -87,7 +86,7 @@ def _step(task: Any, optimizer: Any, setup: StepSetup, batches: list[dict[str, A
         del loss
     task.configure_gradient_clipping(optimizer)
     optimizer.step()
-    if (between := procedure.procedure_of(task)) is not None:
+    if (between := task.report.procedure) is not None:
         between.after_step(task.trainer.global_step, task.total_steps())
 
 
@@ -164,7 +163,7 @@ def _prompted(task: Any) -> nn.Module:
 
     model: Any = _clip(task)
     with torch.device("cpu"):  # where texts are tokenized
-        task._learn_on(model, load_tokenizer(resolve(task.name, task.pretrained).name))
+        task.take_texts(model, load_tokenizer(resolve(task.name, task.pretrained).name))
     if task.regulation is not None:
         task.teacher = Teacher(task.regulation, torch.zeros_like(task.class_head))
     return model  # type: ignore[no-any-return]
@@ -195,11 +194,10 @@ def _decoder(task: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     from randlora_pl.language.loading import RANDOM, model_config
-    from randlora_pl.language.tasks import common
 
     config = model_config(task.name, RANDOM, task.config_overrides)
     model: nn.Module = AutoModelForCausalLM.from_config(config).to(getattr(torch, task.frozen_dtype))
-    task.targets = common.default_targets(task, model)
+    task.targets = task.default_targets(model)
     return model.eval()
 
 

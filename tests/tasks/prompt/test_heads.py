@@ -45,8 +45,8 @@ def test_the_second_head_by_its_equations() -> None:
     torch.testing.assert_close(task.sample_losses(data)[0], expected)
     task.eval()
     torch.testing.assert_close(task.class_logits(data["image"]), 0.3 * z_sim + 0.7 * z_lp)
-    weight, bias = own.folded()
-    torch.testing.assert_close(u @ weight.T + bias, z_lp)
+    plain = own.classifier(task.scale() * unit(t))
+    torch.testing.assert_close(plain(u), 0.3 * z_sim + 0.7 * z_lp)
     logits = task.class_logits(data["image"])
     task.set_classes(CLASSES[2:0:-1], ["{}"])  # some of its own, by both heads
     torch.testing.assert_close(task.class_logits(data["image"]), logits[:, [2, 1]])

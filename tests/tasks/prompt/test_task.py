@@ -81,7 +81,7 @@ def test_chunks_and_computing_again_change_no_gradient() -> None:
     for options in ({}, {"text_chunk_tokens": 1}, {"gradient_checkpointing": True, "text_chunk_tokens": 1}):
         task = task_of(MaPLe(depth=2), adapter=UPDATE, **options)
         shake(task, 0.02)
-        assert task.rows is not None and len(task.rows.chunks) == (4 if options else 1)
+        assert task.learned.classes is not None and len(task.learned.classes.chunks) == (4 if options else 1)
         found = gradients(task, batch([0, 1, 2, 3, 1]))
         for name, value in (expected or found).items():
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
@@ -232,7 +232,7 @@ def test_compiled_blocks_run_rows_of_several_chunks() -> None:
         adapter = RandLoRA(rank=8)
         task = task_of(MaPLe(depth=2), names, adapter=adapter, text_chunk_tokens=20, torch_compile=compiled)
         shake(task, 0.02)
-        assert task.rows is not None and len({length for _, _, length in task.rows.chunks}) > 2
+        assert task.learned.classes is not None and len({length for _, _, length in task.learned.classes.chunks}) > 2
         found.append(gradients(task, data))
         with torch.no_grad():
             found[-1]["logits"] = task.eval().class_logits(data["image"])
@@ -268,7 +268,7 @@ def test_without_its_weight_update_a_model_has_the_same_prompts() -> None:
         with torch.no_grad():
             with disabled(both.model):
                 found = both.class_logits(images(3))
-            both._forget()
+            both.forget()
             torch.testing.assert_close(found, alone.class_logits(images(3)), rtol=1e-5, atol=1e-4)
             assert not torch.allclose(found, both.class_logits(images(3)), atol=0.1)
             assert not torch.allclose(found, task_of(learner).eval().class_logits(images(3)), atol=0.1)

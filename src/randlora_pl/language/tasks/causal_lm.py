@@ -3,7 +3,6 @@
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
@@ -17,13 +16,12 @@ from randlora_pl.language.generate import Decoding, choose_options, write_texts
 from randlora_pl.language.loading import Quantize, load_causal
 from randlora_pl.language.metrics import generation_scores
 from randlora_pl.language.sources import Item
-from randlora_pl.language.tasks import common
+from randlora_pl.language.tasks.common import TextTask
 from randlora_pl.language.token_losses import check_positions, check_prompts, token_losses
 from randlora_pl.language.tokenization import IGNORED, collate, encode_prompt, pad_id
-from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.execution import chosen_dtype
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.options import Count, Fraction, NotNegative, Positive, Probability, between
+from randlora_pl.utils.options import Count, NotNegative, Positive, Probability, between
 
 
 def gathered(own: Mapping[int, str]) -> dict[int, str]:
@@ -60,31 +58,21 @@ def corpus_scores(items: Sequence[Item], texts: Mapping[int, str]) -> dict[str, 
     return generation_scores(*zip(*scored, strict=True)) if scored else {}
 
 
-class CausalLMTask(AdaptationTask):
+class CausalLMTask(TextTask):
     """Fine-tunes a decoder of transformers to write completions.
 
     The loss of an optimizer step is the mean over its learned tokens, or over its samples, exactly: also with gradient
     accumulation, on several devices, and where samples are of different lengths.
 
     Attributes:
-        auto: Name of the class of transformers that loads the whole model again.
         written: A record of each question of the last test: the model's text and its grade.
     """
 
     data_module = "randlora_pl.language.TextData"
     auto = "AutoModelForCausalLM"
-    default_learning_rate, train = common.default_learning_rate, common.train
-    checkpoint_gradients = common.checkpoint_gradients
 
     name: str = field(default="Qwen/Qwen2-0.5B-Instruct", kw_only=False)
     """A model of the Hugging Face Hub, or a folder."""
-    pretrained: str | None = field(default=None, kw_only=False)
-    """A folder with other weights, or ``random``. Default: the weights of the name."""
-    tokenizer: str | None = None
-    """A name, a folder, a tokenizer.json, or ``bytes`` (a token for each byte). Default: the model's own, and ``bytes``
-    with random weights."""
-    config_overrides: dict[str, Any] | None = None
-    """Configuration of a model with random weights, for example ``{num_hidden_layers: 2}``."""
     quantize: Quantize | None = None
     """Frozen weights in ``4bit`` or ``8bit`` (bitsandbytes, needs a GPU)."""
     liger: bool = False
@@ -95,12 +83,6 @@ class CausalLMTask(AdaptationTask):
     """Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1 fc2 attn mlp all``.
     Default: the paper's for this family of models (q, k, v, and the MLP's up and down projections; q, v and both of the
     MLP in GPT-2), or every linear layer of the blocks."""
-    schedule: Literal["linear", "cosine"] = "linear"
-    """Decay after the warm-up, ``linear`` or ``cosine``."""
-    final_lr_fraction: Annotated[float, Fraction] = 0.0
-    """End of the schedule, as a fraction of the learning rate."""
-    weight_decay: Annotated[float, NotNegative] = 0.0
-    """Decay of AdamW."""
     adam_eps: Annotated[float, Positive] = 1e-8
     """Epsilon of AdamW."""
     loss_average: Literal["tokens", "samples"] = "tokens"
@@ -120,22 +102,12 @@ class CausalLMTask(AdaptationTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.tokenizer = common.chosen_tokenizer(self.tokenizer, self.pretrained)
         self.written: list[dict[str, Any]] = []
         self._texts: dict[int, str] = {}
 
-    @cached_property
-    def vocabulary(self) -> Any:
-        """The tokenizer; the data module asks for it."""
-        return common.task_tokenizer(self)
-
-    def completed(self, backbone: nn.Module) -> Any:
-        """Return the model of transformers around a new backbone: the backbone itself."""
-        return backbone
-
     def build(self) -> nn.Module:
         """Load the decoder."""
-        self.identity = common.identity_of(self)
+        self.identity = self.model_identity()
         half = self._trainer is not None and self.trainer.precision == "bf16-mixed"
         dtype = getattr(torch, chosen_dtype(self.frozen_dtype, self.adapter, self._trainer))
         model = load_causal(
@@ -145,7 +117,7 @@ class CausalLMTask(AdaptationTask):
         if self.liger:
             cuda = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             use_liger(model, cuda if self._trainer is None else self.trainer.strategy.root_device)
-        self.targets = common.default_targets(self, model)
+        self.targets = self.default_targets(model)
         return model
 
     def setup(self, stage: str) -> None:
@@ -207,7 +179,7 @@ class CausalLMTask(AdaptationTask):
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Answer questions and grade the answers, each question once."""
         numbers = batch["index"].tolist()
-        items = [self._data.items[number] for number in numbers]
+        items = [self.data.items[number] for number in numbers]
         texts = [cleaned(item, text) for item, text in zip(items, self.answers(batch, items), strict=True)]
         for number, item, text, counts in zip(numbers, items, texts, (batch["weight"] > 0).tolist(), strict=True):
             if counts:
@@ -224,7 +196,7 @@ class CausalLMTask(AdaptationTask):
         Raises:
             UserError: An answer might not fit into the model.
         """
-        pad = self._data.pad
+        pad = self.data.pad
         if self.evaluation == "generate":
             return write_texts(self.model, self.vocabulary, batch, self._decoding, pad)
         prompts = [encode_prompt(self.vocabulary, item.prompt) for item in items]
@@ -271,7 +243,7 @@ class CausalLMTask(AdaptationTask):
         """
         if stage == "val":  # logged by `validation_step`
             return
-        items, texts = self._data.items, gathered(self._texts)
+        items, texts = self.data.items, gathered(self._texts)
         self.written = [items[number].record(text) for number, text in texts.items()]
         scores = corpus_scores(items, texts) if self.trainer.is_global_zero else {}
         scores = self.trainer.strategy.broadcast(scores)
@@ -286,13 +258,9 @@ class CausalLMTask(AdaptationTask):
 
     def on_fit_start(self) -> None:
         """Refuse samples that are longer than the model before the first step."""
-        lengths = getattr(self._data, "lengths", {}).get("train")
+        lengths = getattr(self.data, "lengths", {}).get("train")
         if lengths is not None:
             check_positions(self.model, torch.ones(1, min(lengths.longest, lengths.cutoff), dtype=torch.int64))
-
-    @property
-    def _data(self) -> Any:
-        return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def _metric(self, name: str) -> MeanMetric:
         metric = self.metrics[name]

@@ -3,8 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import field
-from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,23 +20,20 @@ from randlora_pl.language.classifier import (
 )
 from randlora_pl.language.glue import Metric
 from randlora_pl.language.metrics import PredictionCollector, grades
-from randlora_pl.language.tasks import common
+from randlora_pl.language.tasks.common import TextTask
 from randlora_pl.language.tokenization import collate_sentences, encode_sentences, pad_id
-from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.defaults import check_classes
 from randlora_pl.tasks.optim import parameter_groups
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.options import Fraction, NotNegative, Positive, Probability
+from randlora_pl.utils.options import Positive, Probability
 
 
-class TextClassificationTask(AdaptationTask):
+class TextClassificationTask(TextTask):
     """Fine-tunes an encoder of transformers to classify texts, or to score them.
 
     The encoder is frozen beside its adapter; the classification head trains as a whole, and is part of the adapter's
     file.
 
     Attributes:
-        auto: Name of the class of transformers that loads the whole model again.
         head: The classification head.
         metric: The selected metric.
     """
@@ -45,33 +41,19 @@ class TextClassificationTask(AdaptationTask):
     trained_head = True
     data_module = "randlora_pl.language.LabelledTexts"
     auto = "AutoModelForSequenceClassification"
-    default_learning_rate, train = common.default_learning_rate, common.train
-    checkpoint_gradients = common.checkpoint_gradients
+    sentences = True
 
     name: str = field(default="FacebookAI/roberta-base", kw_only=False)
     """A model of the Hugging Face Hub, or a folder: RoBERTa, BERT, or another with a sequence classifier."""
-    pretrained: str | None = field(default=None, kw_only=False)
-    """A folder with other weights, or ``random``. Default: the weights of the name."""
-    tokenizer: str | None = None
-    """A name, a folder, a tokenizer.json, or ``bytes`` (a token for each byte). Default: the model's own, and ``bytes``
-    with random weights."""
-    config_overrides: dict[str, Any] | None = None
-    """Configuration of a model with random weights, for example ``{num_hidden_layers: 2}``."""
     adapter: Adapter = RandLoRA(rank=64)
     """The method and its options."""
     targets: list[str] | None = None
     """Layers to adapt: regular expressions over layer names of the encoder or the aliases ``qkv q k v kv o fc1 fc2 attn
     mlp all``. Default: the paper's for this kind of model (all dense layers of RoBERTa), or q, k, v and the MLP's
     projections, or every linear layer of the blocks."""
-    schedule: Literal["linear", "cosine"] = "linear"
-    """Decay after the warm-up, ``linear`` or ``cosine``."""
     warmup_steps: int = field(init=False, default=0)
     warmup_fraction: Annotated[float, Probability] = 0.06
     """Fraction of the optimizer steps for a linear warm-up."""
-    final_lr_fraction: Annotated[float, Fraction] = 0.0
-    """End of the schedule, as a fraction of the learning rate."""
-    weight_decay: Annotated[float, NotNegative] = 0.0
-    """Decay of AdamW."""
     head_learning_rate: Annotated[float, Positive] | None = None
     """Peak learning rate of the head. Default: the adapter's, ``learning_rate``."""
     head_dropout: Annotated[float, Probability] = 0.0
@@ -80,7 +62,6 @@ class TextClassificationTask(AdaptationTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.head_learning_rate = self.head_learning_rate or self.learning_rate
-        self.tokenizer = common.chosen_tokenizer(self.tokenizer, self.pretrained)
         self.metric: Metric | None = None
         self.head: nn.ModuleDict
 
@@ -96,7 +77,7 @@ class TextClassificationTask(AdaptationTask):
         Raises:
             UserError: There is only one, or the task was built for others.
         """
-        check_classes(self, classnames, scores=True)
+        self.check_classes(classnames, scores=True)
         self.classnames = list(classnames)
         self.metric = metric or ("acc" if classnames else "pearson")
 
@@ -106,18 +87,13 @@ class TextClassificationTask(AdaptationTask):
         Raises:
             UserError: There are none, or the task was built for others.
         """
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = self.data
         if data is not None:
             self.set_classes(data.classnames, data.metric)
         if self.metric is None:
             raise UserError("the task needs a data module, or set_classes(classnames) first.")
         self.metrics = nn.ModuleDict({split: PredictionCollector() for split in ("val", "test")})
         self.metrics.to(self.device)
-
-    @cached_property
-    def vocabulary(self) -> Any:
-        """Tokenizer; the byte tokenizer sets its end of text around and between sentences."""
-        return common.task_tokenizer(self, sentences=True)
 
     def build(self) -> nn.Module:
         """Load the encoder, and make the head beside it.
@@ -129,15 +105,15 @@ class TextClassificationTask(AdaptationTask):
             raise UserError("the task needs its classes before it is built: set_classes(classnames).")
         source = (self.name, self.pretrained, self.vocabulary, self.classnames)
         whole = load_classifier(*source, seed=self.seed, overrides=self.config_overrides)
-        self.identity = common.identity_of(self)
+        self.identity = self.model_identity()
         encoder, self.head = split(whole)
         for module in self.head.modules():
             if isinstance(module, nn.Dropout):
                 module.p = self.head_dropout
         self._whole = (whole,)  # not as a module of its own: its parts are, encoder and head
-        self.targets = common.default_targets(self, whole)
+        self.targets = self.default_targets(whole)
         most = most_tokens(encoder)
-        data: Any = getattr(self._trainer, "datamodule", None)
+        data = self.data
         if most is not None and data is not None and data.longest > most:
             raise UserError(
                 f"{self.name} accepts at most {most} tokens. Use --data.max_length {most} (it is {data.max_length})."

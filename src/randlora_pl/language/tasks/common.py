@@ -1,6 +1,8 @@
-"""Functions of both tasks on texts: learning rates, targets, the tokenizer, and the identity of the base model."""
+"""Base of the tasks on texts: learning rates, targets, the tokenizer, and the identity of the base model."""
 
-from typing import Any
+from dataclasses import field
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
 
 from torch import nn
 
@@ -8,52 +10,80 @@ from randlora_pl.adapters import Adapter
 from randlora_pl.language.loading import RANDOM, checkpoint_blocks, identity_name, set_checkpointing_mode
 from randlora_pl.language.tokenization import BYTES, load_tokenizer
 from randlora_pl.models import ModelIdentity
-from randlora_pl.tasks import defaults
 from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.defaults import TEXTS, default_learning_rate
+from randlora_pl.utils.options import Fraction, NotNegative
 
 
-def default_learning_rate(task: AdaptationTask, adapter: Adapter) -> float:
-    """Return the default learning rate of a method for language models."""
-    return defaults.default_learning_rate(adapter, defaults.TEXTS)
+class TextTask(AdaptationTask):
+    """Base of the tasks on texts.
 
+    Attributes:
+        auto: Name of the class of transformers that loads the whole model again.
+        sentences: True if the byte tokenizer sets its end of text around and between sentences.
+    """
 
-def default_targets(task: AdaptationTask, model: Any) -> list[str] | None:
-    """Return the targets of a task's adapter: its own, or the paper's for this kind of model."""
-    if task.targets is not None or task.adapter.trains_base:
-        return task.targets
-    return known_targets(str(getattr(model.config, "model_type", "")))
+    auto = ""
+    sentences = False
 
+    name: str = field(kw_only=False)
+    """A model of the Hugging Face Hub, or a folder."""
+    pretrained: str | None = field(default=None, kw_only=False)
+    """A folder with other weights, or ``random``. Default: the weights of the name."""
+    tokenizer: str | None = None
+    """A name, a folder, a tokenizer.json, or ``bytes`` (a token for each byte). Default: the model's own, and ``bytes``
+    with random weights."""
+    config_overrides: dict[str, Any] | None = None
+    """Configuration of a model with random weights, for example ``{num_hidden_layers: 2}``."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """Decay after the warm-up, ``linear`` or ``cosine``."""
+    final_lr_fraction: Annotated[float, Fraction] = 0.0
+    """End of the schedule, as a fraction of the learning rate."""
+    weight_decay: Annotated[float, NotNegative] = 0.0
+    """Decay of AdamW."""
 
-def chosen_tokenizer(tokenizer: str | None, pretrained: str | None) -> str | None:
-    """Return the tokenizer option: ``bytes`` by default for random weights."""
-    return tokenizer or (BYTES if pretrained == RANDOM else None)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tokenizer is None and self.pretrained == RANDOM:
+            self.tokenizer = BYTES
 
+    def default_learning_rate(self, adapter: Adapter) -> float:
+        """Return the default learning rate of a method for language models."""
+        return default_learning_rate(adapter, TEXTS)
 
-def task_tokenizer(task: Any, sentences: bool = False) -> Any:
-    """Load the tokenizer of a task: its own option, else the tokenizer of its weights (see `load_tokenizer`)."""
-    for option, source in (("tokenizer", task.tokenizer), ("pretrained", task.pretrained)):
-        if source:
-            return load_tokenizer(source, sentences, f"--model.{option}")
-    return load_tokenizer(task.name, sentences, "--model.name")
+    def default_targets(self, model: Any) -> list[str] | None:
+        """Return the targets of the adapter: the given ones, or the paper's for this kind of model."""
+        if self.targets is not None or self.adapter.trains_base:
+            return self.targets
+        return known_targets(str(getattr(model.config, "model_type", "")))
 
+    @cached_property
+    def vocabulary(self) -> Any:
+        """The tokenizer: the chosen one, else the one of the weights (see `load_tokenizer`)."""
+        for option, source in (("tokenizer", self.tokenizer), ("pretrained", self.pretrained)):
+            if source:
+                return load_tokenizer(source, self.sentences, f"--model.{option}")
+        return load_tokenizer(self.name, self.sentences, "--model.name")
 
-def identity_of(task: AdaptationTask) -> ModelIdentity:
-    """Return the identity of the base model of a task."""
-    seed = task.seed if task.pretrained == RANDOM else None
-    return ModelIdentity("transformers", identity_name(task.name), task.pretrained or task.name, None, seed)
+    def model_identity(self) -> ModelIdentity:
+        """Return the identity of the base model."""
+        seed = self.seed if self.pretrained == RANDOM else None
+        return ModelIdentity("transformers", identity_name(self.name), self.pretrained or self.name, None, seed)
 
+    def completed(self, backbone: nn.Module) -> Any:
+        """Return the model of transformers around a new backbone."""
+        return backbone
 
-def checkpoint_gradients(task: AdaptationTask, backbone: nn.Module) -> None:
-    """Make the blocks recompute their activations."""
-    checkpoint_blocks(backbone)
+    def checkpoint_gradients(self, backbone: nn.Module) -> None:
+        """Make the blocks recompute their activations."""
+        checkpoint_blocks(backbone)
 
-
-def train(task: AdaptationTask, mode: bool = True) -> AdaptationTask:
-    """Set the mode of what trains; blocks that recompute have it, too."""
-    AdaptationTask.train(task, mode)
-    if task.backbone is not None and task.gradient_checkpointing:
-        set_checkpointing_mode(task.backbone, mode)
-    return task
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of what trains; blocks that recompute have it, too."""
+        super().train(mode)
+        if self.backbone is not None and self.gradient_checkpointing:
+            set_checkpointing_mode(self.backbone, mode)
+        return self
 
 
 TARGETS: dict[str, list[str]] = {

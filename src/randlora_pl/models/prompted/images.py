@@ -68,3 +68,17 @@ def _of_timm(visual: Any, images: Tensor, prompts: Sequence[Tensor]) -> Tensor:
     x = trunk.forward_head(trunk.norm(x[:, : x.shape[1] - len(prompts[0])]))
     features: Tensor = visual.head(x)
     return features
+
+
+class PromptedTower(nn.Module):
+    """Module from normalized images to the features of an image tower with learned tokens, which are constants."""
+
+    def __init__(self, visual: nn.Module, tokens: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.visual, self.count = visual, len(tokens)
+        for number, each in enumerate(tokens):
+            self.register_buffer(f"tokens{number}", each.detach().clone())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (n, 3, H, W) to (n, features)."""
+        return image_features(self.visual, images, [getattr(self, f"tokens{number}") for number in range(self.count)])

@@ -1,17 +1,100 @@
-"""DePT: a linear probe on shifted features beside the similarities (Zhang et al., arXiv 2309.07439)."""
+"""Second heads beside the similarities, and DePT: a linear probe on shifted features (arXiv 2309.07439)."""
 
-from typing import Annotated
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from randlora_pl.adapters import AdapterFile
 from randlora_pl.adapters.described import Described
+from randlora_pl.tasks.images import ClipTask
 from randlora_pl.utils import rng
 from randlora_pl.utils.options import Fraction, Positive
 
 
-class DePT(Described):
+class SecondHead(nn.Module):
+    """A second head, which is mixed with the similarities; known classes are predicted from both.
+
+    Attributes:
+        share: Share of the similarities' loss in the whole.
+        eps: Epsilon of AdamW for its parameters; None for the optimizer's own.
+        unit_features: True if `classifier` takes features of unit length.
+    """
+
+    share = 1.0
+    eps: float | None = None
+    unit_features = True
+
+    def start(self, task: ClipTask, encode: Callable[[Tensor], Tensor], compare: Callable[[Tensor], Tensor]) -> None:
+        """Prepare for a training.
+
+        Args:
+            task: The task that trains.
+            encode: Function that returns the features of images.
+            compare: Function that returns the scaled similarities of features and the classes' texts.
+        """
+
+    def training_logits(self, similarities: Tensor, images: Tensor) -> Tensor:
+        """Return the logits (b, C) whose cross-entropy trains, for images (b, e), not normalized."""
+        return similarities
+
+    def losses(self, losses: Tensor, images: Tensor, texts: Tensor, labels: Tensor) -> Tensor:
+        """Return the losses (b,) of both heads.
+
+        Args:
+            losses: (b,) losses of the similarities.
+            images: (b, e) features, not normalized.
+            texts: (C, e) features, not normalized.
+            labels: (b,) classes.
+        """
+        return losses
+
+    def mixed(self, similarities: Tensor, images: Tensor) -> Tensor:
+        """Return the logits (b, C) of both heads for images (b, e), not normalized."""
+        raise NotImplementedError
+
+    def classifier(self, head: Tensor) -> nn.Module:
+        """Return a module from image features (n, e) to the logits of both heads, for an exported program.
+
+        Args:
+            head: (C, e) weight of the similarities.
+        """
+        raise NotImplementedError
+
+    def chosen(self) -> dict[str, Tensor]:
+        """Return the tensors that were chosen before the training, by name."""
+        return {}
+
+
+class SecondHeadOptions(Described):
+    """Options of a second head.
+
+    Attributes:
+        rate_factor: Learning rate, as a multiple of the prompts'; 0 if nothing trains.
+    """
+
+    rate_factor: float = 1.0
+    """Learning rate of the second head, as a multiple of the prompts'."""
+
+    @abstractmethod
+    def build(
+        self, features: int, classes: int, seed: int, file: AdapterFile | None = None, data: Any = None
+    ) -> SecondHead:
+        """Return the second head for features of a width and a number of classes.
+
+        Args:
+            features: Width e of the features.
+            classes: Number C of classes.
+            seed: Seed of random values.
+            file: Adapter file that is loaded.
+            data: Data module of the run.
+        """
+
+
+class DePT(SecondHeadOptions):
     """Decoupled prompt tuning: what only the known classes need goes into features of its own.
 
     Features of images and of texts, not normalized, are scaled and shifted channel by channel, and one linear probe
@@ -28,7 +111,9 @@ class DePT(Described):
     rate_factor: Annotated[float, Positive] = 6.5
     """Learning rate of the second head, as a multiple of the prompts'."""
 
-    def build(self, features: int, classes: int, seed: int) -> "Decoupled":
+    def build(
+        self, features: int, classes: int, seed: int, file: AdapterFile | None = None, data: Any = None
+    ) -> "Decoupled":
         """Return the second head for features of a width and a number of classes."""
         return Decoupled(self.weight, features, classes, seed)
 
@@ -45,12 +130,15 @@ class Affine(nn.Module):
         return self.scale * x.float() + self.shift
 
 
-class Decoupled(nn.Module):
+class Decoupled(SecondHead):
     """The second head of `DePT`."""
+
+    unit_features = False
 
     def __init__(self, weight: float, features: int, classes: int, seed: int) -> None:
         super().__init__()
-        self.weight, self.image, self.text = weight, Affine(features), Affine(features)
+        self.weight, self.share = weight, 1 - weight
+        self.image, self.text = Affine(features), Affine(features)
         with rng.seeded(int(rng.words(seed, "prompts.probe", torch.tensor(0)))):
             self.probe = nn.Linear(features, classes)
 
@@ -60,14 +148,7 @@ class Decoupled(nn.Module):
             return found
 
     def losses(self, losses: Tensor, images: Tensor, texts: Tensor, labels: Tensor) -> Tensor:
-        """Return the losses (b,) of both heads: the probe sees each image, and the text of its class.
-
-        Args:
-            losses: (b,) losses of the similarities.
-            images: (b, e) features, not normalized.
-            texts: (C, e) features, not normalized.
-            labels: (b,) classes.
-        """
+        """Return the losses (b,) of both heads: the probe sees each image, and the text of its class."""
         of_images = F.cross_entropy(self._logits(self.image(images)), labels, reduction="none")
         of_texts = F.cross_entropy(self._logits(self.text(texts[labels])), labels, reduction="none")
         return (1 - self.weight) * losses + self.weight * (of_images + of_texts) / 2
@@ -76,7 +157,25 @@ class Decoupled(nn.Module):
         """Return the logits (b, C) of both heads for images (b, e), not normalized."""
         return (1 - self.weight) * similarities + self.weight * self._logits(self.image(images))
 
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """Return weight (C, e) and bias (C,) of one linear layer on image features, for a prediction."""
-        weight = self.probe.weight * self.image.scale
-        return weight, self.probe.bias + self.probe.weight @ self.image.shift
+    def classifier(self, head: Tensor) -> nn.Module:
+        """Return similarities and the probe as one module on features that are not normalized."""
+        return _Folded(self, head)
+
+
+class _Folded(nn.Module):
+    """The heads of `Decoupled` for a prediction: the probe is one linear layer on image features."""
+
+    head: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, second: Decoupled, head: Tensor) -> None:
+        super().__init__()
+        self.share, probe, image = second.weight, second.probe, second.image
+        bias = probe.bias + probe.weight @ image.shift
+        for name, value in (("head", head), ("weight", probe.weight * image.scale), ("bias", bias)):
+            self.register_buffer(name, value.detach().clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        near, own = F.linear(F.normalize(features, dim=-1), self.head), F.linear(features, self.weight, self.bias)
+        return (1 - self.share) * near + self.share * own

@@ -1,156 +1,197 @@
-"""Functions that `PromptTask` has as methods: features of its texts and images, and their logits."""
+"""Features of the texts and images of a CLIP model with learned prompts, and their logits."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.models.prompted import encode_rows, encode_words, image_features, text_tower
-from randlora_pl.tasks.losses import normalize, shared_features, similarities
-from randlora_pl.tasks.prompt.saved import check_classes
-from randlora_pl.tasks.prompt.second_stage import places_of, scaled_features
+from randlora_pl.adapters import AdapterFile
+from randlora_pl.prompts import CoOp, Fixed, PromptLearner, Prompts
+from randlora_pl.tasks.images import ClipTask, UsedPrompts
+from randlora_pl.tasks.losses import normalize, similarities
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Count
 
 
-def texts(task: Any, model: nn.Module, shift: Tensor | None = None, again: bool = False) -> Tensor:
-    """Return the features (C, e) of all classes, not normalized.
+class PromptedClip(ClipTask):
+    """CLIP model whose texts and images have learned prompts; all classes are encoded."""
 
-    Args:
-        task: The task.
-        model: Its model, or the teacher's.
-        shift: (d,), added to the context.
-        again: Compute a single chunk again in the backward pass, too.
-    """
-    if task.rows is None:
-        return encode_words(model, task.tokens, task.text_chunk_tokens)
-    context = task.learned.context()
-    if shift is not None and context is not None:
-        context = context + shift
-    return encode_rows(text_tower(model), task.rows, context, task.learned.deep(), again)
+    runs_blocks = True
 
+    prompts: PromptLearner = CoOp()
+    """The prompt learner and its options."""
+    loss_batch: Literal["all", "joint"] = "all"
+    """``all`` compares an image with all classes; ``joint`` with the captions of the batch of an optimizer step, as
+    `VisionLanguageTask` does. All classes are encoded in both cases."""
+    text_chunk_tokens: Count = 4096
+    """Tokens of the texts that are alive at a time in a training step."""
 
-def images(task: Any, batch: Tensor) -> Tensor:
-    """Return the features (b, e) of images, not normalized."""
-    return image_features(task.model.visual, batch, task.learned.vision())
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.learned: Prompts
+        self.own_classes: list[str] = []
+        self._constant_texts: Tensor | None = None
 
+    def take_texts(self, model: nn.Module, tokenizer: Any) -> None:
+        """Make the learned tokens, and tokenize the texts of all classes."""
+        self.tokenizer = tokenizer
+        self.own_classes = classes_of(self.saved, self.classnames, self.prompts)
+        self.learned = self.prompts.build(model, tokenizer, self.own_classes, self.seed)
+        self._take_classes(model, self.classnames)
 
-def scale(task: Any) -> Tensor:
-    """Return the factor of the similarities, a scalar."""
-    factor: Tensor = task.model.logit_scale.exp()
-    return factor
+    def _take_classes(self, model: nn.Module, classnames: list[str]) -> None:
+        self.learned.take_classes(model, classnames, self.text_chunk_tokens, self.device)
 
+    def set_classes(self, classnames: list[str], templates: list[str], captions: bool = False) -> None:
+        """Name the classes; after the training others, too, unless the prompts are of each class alone.
 
-def logits(task: Any, features: Tensor, classes: Tensor) -> Tensor:
-    """Return scaled similarities (b, C) of image features and text features, neither normalized."""
-    found: Tensor = task.scale() * similarities(normalize(features), normalize(classes))
-    return found
+        Raises:
+            UserError: There are fewer than two, or the prompts cannot name them.
+        """
+        if self.backbone is not None and list(classnames) != self.classnames:
+            check_classes(self.own_classes, classnames, self.prompts)
+            self._take_classes(self.model, list(classnames))
+            self.forget()
+            self.classnames = list(classnames)
+        super().set_classes(classnames, templates, captions)
 
+    def used_prompts(self, templates: Sequence[str] | None = None) -> UsedPrompts:
+        """Return the prompts of a task, whatever the templates: the words of `Fixed`, else none."""
+        if not isinstance(self.prompts, Fixed):
+            return UsedPrompts(learned=self.prompts.method())
+        return UsedPrompts([self.prompts.template], [self.prompts.template])
 
-def by_image(task: Any, features: Tensor) -> Tensor:
-    """Return scaled similarities (b, C) of images, each with its own texts, of which one image's are alive."""
-    shifts, again = task.learned.shifts(normalize(features)), len(features) > 1
-    each = zip(features, shifts, strict=True)
-    return torch.cat([logits(task, one[None], texts(task, task.model, shift, again)) for one, shift in each])
+    def use_typed_prompts(self) -> None:
+        """Refuse them: the prompts are an option of the task.
 
+        Raises:
+            UserError: Always.
+        """
+        option = "words" if self.prompts.learns else "template"
+        raise UserError(
+            f"--data.templates: PromptTask has prompts of its own. Set --model.prompts.{option} instead, or use "
+            "--model VisionLanguageTask."
+        )
 
-def trains_texts(task: Any) -> bool:
-    """Return True if a text's features change in training."""
-    weights = task.model.named_parameters()
-    return task.learned.trains_texts() or any(
-        each.requires_grad for name, each in weights if not name.startswith("visual.")
-    )
+    def forget(self) -> None:
+        """Drop class features that were encoded with other weights."""
+        super().forget()
+        self._constant_texts = None
 
+    def _texts(self, model: nn.Module) -> Tensor:
+        """Return the features (C, e) of all classes, not normalized."""
+        return self.learned.encode_texts(model)
 
-def step_texts(task: Any, batch: dict[str, Any]) -> Tensor:
-    """Return the class features of an optimizer step; those that no training changes are encoded once."""
-    if not trains_texts(task):
-        if task._constant_texts is None:
+    def _images(self, batch: Tensor) -> Tensor:
+        """Return the features (b, e) of images, not normalized."""
+        return self.learned.encode_images(self.model, batch)
+
+    def scale(self) -> Tensor:
+        """Return the factor of the similarities, a scalar."""
+        factor: Tensor = self.model.logit_scale.exp()  # type: ignore[operator]
+        return factor
+
+    def _logits(self, features: Tensor, classes: Tensor) -> Tensor:
+        """Return scaled similarities (b, C) of image features and text features, neither normalized."""
+        return self.scale() * similarities(normalize(features), normalize(classes))
+
+    def _logits_by_image(self, features: Tensor) -> Tensor:
+        """Return scaled similarities (b, C) of images, each with its own texts, of which one image's are alive."""
+        shifts, again = self.learned.shifts(normalize(features)), len(features) > 1
+        assert shifts is not None
+        pairs = zip(features, shifts, strict=True)
+        return torch.cat(
+            [self._logits(one[None], self.learned.encode_texts(self.model, shift, again)) for one, shift in pairs]
+        )
+
+    def _step_texts(self, batch: dict[str, Any]) -> Tensor:
+        """Return the class features of an optimizer step; those that no training changes are encoded once."""
+        weights = self.model.named_parameters()
+        if self.learned.trains_texts() or any(
+            each.requires_grad for name, each in weights if not name.startswith("visual.")
+        ):
+            return self.shared_features(batch, lambda: self._texts(self.model))
+        if self._constant_texts is None:
             with torch.no_grad():
-                task._constant_texts = texts(task, task.model)
-        found: Tensor = task._constant_texts
-        return found
-    return shared_features(task, batch, lambda: texts(task, task.model))
+                self._constant_texts = self._texts(self.model)
+        return self._constant_texts
+
+    def places_of(self) -> list[int] | None:
+        """Return the place of each class among the classes of the training; None if one of them was not trained."""
+        own = self.own_classes
+        if self.classnames == own:
+            return list(range(len(own)))  # names may be equal
+        places = {own[place]: place for place in reversed(range(len(own)))}
+        return [places[name] for name in self.classnames] if set(self.classnames) <= places.keys() else None
+
+    @contextmanager
+    def naming(self, classnames: list[str]) -> Iterator[None]:
+        """Have the texts of any classes; the task keeps its own.
+
+        Raises:
+            UserError: The prompts cannot name others, or a name is too long.
+        """
+        check_classes(self.own_classes, classnames, self.prompts)
+        held, features = self.classnames, self._class_features
+        self.classnames, self._class_features = classnames, None
+        try:
+            self._take_classes(self.model, classnames)
+            with torch.no_grad():
+                yield
+        finally:
+            self.classnames, self._class_features = held, features
+            self._take_classes(self.model, held)
+
+    def features_of(self, classnames: list[str], templates: Sequence[str] = ()) -> Tensor:
+        """Return the features (C, e) of any classes, of unit length, without templates.
+
+        Raises:
+            UserError: As `naming`; or each image has other class features.
+        """
+        if self.prompts.per_image:
+            raise UserError(f"{self.prompts.method()} has other class features for each image.")
+        with self.naming(classnames):
+            return normalize(self._texts(self.model))
+
+    def percent_among(
+        self,
+        classnames: list[str],
+        batches: Iterable[tuple[Tensor, Tensor]],
+        tick: Callable[[int], None] = lambda _: None,
+    ) -> tuple[float, int]:
+        """Return the accuracy in percent among any classes, with the second head if all are known, and the images.
+
+        Args:
+            classnames: C names.
+            batches: Images (b, 3, H, W) with labels (b,).
+            tick: Receives the number of images of each batch.
+        """
+        right = count = 0
+        with self.naming(classnames):
+            for batch, labels in batches:
+                right += int((self.class_logits(batch).argmax(1) == labels).sum())
+                count += len(labels)
+                tick(len(labels))
+        return 100 * right / max(1, count), count
 
 
-def class_features(task: Any) -> Tensor:
-    """Return the features of all classes (C, e), of unit length, encoded at the first use in an evaluation."""
-    if task._class_features is None and task.saved_head and task.classnames == task.own_classes:
-        task._class_features = normalize(task.class_head)
-    if task._class_features is None:
-        with torch.no_grad():
-            task._class_features = normalize(scaled_features(task))  # with the last bits of a file's
-    found: Tensor = task._class_features
-    return found
+def classes_of(file: AdapterFile | None, classnames: list[str], prompts: PromptLearner) -> list[str]:
+    """Return the classes that prompts are learned for; those in a saved adapter if one is loaded."""
+    own = list(classnames) if file is None else list(file.metadata.get("classnames") or classnames)
+    check_classes(own, classnames, prompts)
+    return own
 
 
-@contextmanager
-def naming(task: Any, classnames: list[str]) -> Iterator[None]:
-    """Have the texts of any classes; the task keeps its own.
+def check_classes(own: list[str], classnames: list[str], prompts: PromptLearner) -> None:
+    """Refuse other classes than those that prompts were learned for, if each class has its own.
 
     Raises:
-        UserError: The prompts cannot name others, or a name is too long.
+        UserError: Prompts of each class alone cannot name them.
     """
-    check_classes(task.own_classes, classnames, task.prompts)
-    held = task.rows, getattr(task, "tokens", None), task.classnames, task._class_features
-    task.classnames, task._class_features = classnames, None
-    try:
-        task._take_rows(task.model, classnames)
-        if task.rows is not None:
-            task.rows.to(task.device)
-        with torch.no_grad():
-            yield
-    finally:
-        task.rows, _, task.classnames, task._class_features = held
-        if held[1] is not None:
-            task.tokens = held[1]
-
-
-def features_of(task: Any, classnames: list[str], templates: Sequence[str] = ()) -> Tensor:
-    """Return the features (C, e) of any classes, of unit length, without templates.
-
-    Raises:
-        UserError: As `naming`; or each image has other class features.
-    """
-    if task.prompts.per_image:
-        raise UserError(f"{task.prompts.method()} has other class features for each image.")
-    with naming(task, classnames):
-        return normalize(texts(task, task.model))
-
-
-def percent_among(
-    task: Any,
-    classnames: list[str],
-    batches: Iterable[tuple[Tensor, Tensor]],
-    tick: Callable[[int], None] = lambda _: None,
-) -> tuple[float, int]:
-    """Return the accuracy in percent among any classes, with the second head if all are known, and the images.
-
-    Args:
-        task: Task.
-        classnames: C names.
-        batches: Images (b, 3, H, W) with labels (b,).
-        tick: Receives the number of images of each batch.
-    """
-    right = count = 0
-    with naming(task, classnames):
-        for batch, labels in batches:
-            right += int((class_logits(task, batch).argmax(1) == labels).sum())
-            count += len(labels)
-            tick(len(labels))
-    return 100 * right / max(1, count), count
-
-
-def class_logits(task: Any, inputs: Any) -> Tensor:
-    """Return logits (b, C): scaled similarities, mixed with the second head's for classes of its training."""
-    own = images(task, inputs)
-    if task.prompts.per_image:
-        return by_image(task, own)
-    found: Tensor = task.scale() * similarities(normalize(own), task.class_features())
-    if task.decoupled is None or (places := places_of(task)) is None:
-        return found
-    whole = found.new_zeros(len(found), len(task.own_classes))
-    whole[:, places] = found
-    mixed: Tensor = task.decoupled.mixed(whole, own)
-    return mixed[:, places]
+    if prompts.class_specific and own != list(classnames):
+        raise UserError(
+            f"class-specific prompts were learned for {own[:3]}..., the data has {list(classnames)[:3]}.... Train with "
+            "--model.prompts.class_specific false to name others."
+        )

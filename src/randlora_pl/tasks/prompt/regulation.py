@@ -71,11 +71,12 @@ class Teacher(nn.Module):
         """Return the term of the class features (C, e), not normalized."""
         return self.factors.text * (normalize(texts) - self.texts).abs().mean()
 
-    def image_losses(self, task: Any, images: Tensor, features: Tensor, logits: Tensor) -> Tensor:
+    def image_losses(self, model: nn.Module, images: Tensor, features: Tensor, logits: Tensor, scale: Tensor) -> Tensor:
         """Return the terms (b,) of images, whose frozen features the model gives without its adapter and prompts."""
-        with torch.no_grad(), disabled(task.model):
-            frozen = normalize(image_features(task.model.visual, images))
-        wanted = (task.scale() * similarities(frozen, self.texts)).softmax(1)
+        tower: Any = model.visual
+        with torch.no_grad(), disabled(model):
+            frozen = normalize(image_features(tower, images))
+        wanted = (scale * similarities(frozen, self.texts)).softmax(1)
         near = (normalize(features) - frozen).abs().mean(1)
         divergence = F.kl_div(logits.float().log_softmax(1), wanted, reduction="none").sum(1) / logits.shape[1]
         return self.factors.image * near + self.factors.logits * divergence

@@ -1,27 +1,51 @@
 """Fine-tuning of CLIP against all classes, with learned prompts, a weight update, or both."""
 
 from collections.abc import Mapping
-from dataclasses import field
+from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import Adapter, Frozen
-from randlora_pl.models import clip_image_spec, load_clip
-from randlora_pl.models.prompted import TextRows, is_causal, whole_rows
-from randlora_pl.prompts import CoOp, PromptLearner, Prompts
-from randlora_pl.tasks import images, losses, optim
-from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.losses import StepFeatures, all_captions, class_losses, pair_floor, pair_losses
-from randlora_pl.tasks.prompt import combinations, features, saved, second_stage, tip
-from randlora_pl.tasks.prompt.decoupled import Decoupled, DePT
+from randlora_pl import prompts as learners
+from randlora_pl.adapters import Adapter, Frozen, GaLore, adapted_layers
+from randlora_pl.adapters.described import Described, make
+from randlora_pl.models.prompted import PromptedTower
+from randlora_pl.prompts import Fixed, PromptLearner
+from randlora_pl.tasks.images import ImageTask
+from randlora_pl.tasks.losses import (
+    all_captions,
+    class_losses,
+    logit_bias,
+    normalize,
+    pair_floor,
+    pair_losses,
+    similarities,
+)
+from randlora_pl.tasks.optim import parameter_groups
+from randlora_pl.tasks.prompt.decoupled import DePT, SecondHead
 from randlora_pl.tasks.prompt.regulation import SelfRegulation, Teacher
-from randlora_pl.tasks.prompt.tip import Cache, TipAdapter
-from randlora_pl.utils.options import Count, NotNegative, Positive, Probability
+from randlora_pl.tasks.prompt.second_stage import TwoStages
+from randlora_pl.tasks.prompt.tip import TipAdapter
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import NotNegative, Positive
+from randlora_pl.utils.run_results import flat
+
+_LEARNERS = {name: getattr(learners, name) for name in learners.__all__}
+PARTS: dict[str, dict[str, type[Described]]] = {
+    "prompts": {
+        name: kind for name, kind in _LEARNERS.items() if issubclass(kind, PromptLearner) and kind is not PromptLearner
+    },
+    "head": {"DePT": DePT, "TipAdapter": TipAdapter},
+    "regulation": {"SelfRegulation": SelfRegulation},
+}
+"""Options of `PromptTask` that are objects, and their classes by name."""
+
+_RECORDED = ("prompt_learning_rate", "prompt_weight_decay", "optimizer", "schedule", "loss_batch", "classifier_steps")
 
 
-class PromptTask(AdaptationTask):
+class PromptTask(TwoStages):
     """Fine-tunes a CLIP model by the cross-entropy over all classes, whose texts are encoded once per optimizer step.
 
     Prompts, weight update, second head and regulation are independent options. ``prompts=Fixed()`` with an adapter is
@@ -32,28 +56,14 @@ class PromptTask(AdaptationTask):
         >>> make_trainer().fit(task, ImageData(dataset="digits", steps=2))
     """
 
-    zero_shot = runs_blocks = True
     to_train = "Learn prompts (--model.prompts CoOp), or add a weight update (--model.adapter RandLoRA)."
-    setup, evaluate, predict_step = images.setup, images.evaluate, images.predict_step
-    used_prompts, use_typed_prompts = saved.used_prompts, saved.use_typed_prompts
-    frame = property(images.frame)
 
-    name: str = field(default="tiny", kw_only=False)
-    """An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (bundled)."""
-    pretrained: str | None = field(default=None, kw_only=False)
-    """A tag of open_clip, a weights file, or ``random``. Only ``tiny`` needs none: it is bundled with its weights."""
     adapter: Adapter = Frozen()
     """The weight update and its options."""
-    prompts: PromptLearner = CoOp()
-    """The prompt learner and its options."""
     head: DePT | TipAdapter | None = None
     """A second head: decoupled from the similarities, or a cache of training images."""
     regulation: SelfRegulation | None = None
     """What keeps learned prompts near the pretrained model."""
-    targets: list[str] | None = None
-    """Layers to adapt: regular expressions over layer names or the aliases ``qkv q k v kv o fc1 fc2 attn mlp all
-    conv``, with an optional tower (``visual:mlp``). Default: packed q/k/v and both MLP matrices of both towers;
-    convolutions and attention pool of a ResNet."""
     prompt_learning_rate: Annotated[float, Positive] = 2e-3
     """Peak learning rate of the prompts."""
     prompt_weight_decay: Annotated[float, NotNegative] = 0.0
@@ -65,118 +75,113 @@ class PromptTask(AdaptationTask):
     """``adamw``, or ``sgd`` with momentum 0.9, as in the papers on prompts."""
     schedule: Literal["cosine", "epochs"] = "cosine"
     """``cosine`` per optimizer step, or ``epochs``: 1e-5 in the first epoch, then a cosine per epoch."""
-    loss_batch: Literal["all", "joint"] = "all"
-    """``all`` compares an image with all classes; ``joint`` with the captions of the batch of an optimizer step, as
-    `VisionLanguageTask` does. All classes are encoded in both cases."""
-    text_chunk_tokens: Count = 4096
-    """Tokens of the texts that are alive at a time in a training step."""
-    classifier_steps: Annotated[float, Probability] = 0.0
-    """Share of the steps, at the end, that train a classifier alone: 0.4 is 2SFS. It starts from the class features;
-    known classes are then predicted from it, other classes from the text tower."""
 
     def __post_init__(self) -> None:
         given = self.learning_rate
         super().__post_init__()
-        combinations.check(self, given)
-        self.head_learning_rate = combinations.head_rate(self, self.head_learning_rate)
+        self._check_options(given)
+        self.head_learning_rate = self._head_rate()
         self.zero_shot = self.prompts.starts_pretrained and self.head is None
-        self.image_spec = clip_image_spec(self.name, self.pretrained)
-        self.pretrained = images.needed_weights(self.name, self.pretrained)
-        self.learned: Prompts
-        self.rows: TextRows | None = None
-        self.decoupled: Decoupled | Cache | None = None
+        self.decoupled: SecondHead | None = None
         self.teacher: Teacher | None = None
-        self.classifier: nn.Parameter | None = None
-        self.own_classes: list[str] = []
-        self._step_features: StepFeatures | None = None
-        self._class_features: Tensor | None = None
-        self._constant_texts: Tensor | None = None
         self.saved_head = False
 
-    # Building
+    def _check_options(self, learning_rate: float | None) -> None:
+        """Refuse options that another one would ignore, or that need what another one changes.
 
-    def build(self) -> nn.Module:
-        """Load the CLIP model, and make the learned tokens from it."""
-        clip = load_clip(self.name, self.pretrained, seed=self.seed)
-        self.identity = clip.identity
-        self._learn_on(clip.model, clip.tokenizer)
-        return clip.model
-
-    def configure_model(self) -> None:
-        """Build the model (see `AdaptationTask`); refuse a method that a second stage would end."""
-        super().configure_model()
-        second_stage.check_procedure(self)
-
-    def build_on(self, other: AdaptationTask) -> None:
-        """Make the learned tokens for a model that another task has built."""
-        self._learn_on(other.model, other.tokenizer)
-
-    def _learn_on(self, model: nn.Module, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.own_classes = own = saved.classes_of(self.saved, self.classnames, self.prompts)
-        self.learned = self.prompts.build(model, tokenizer, own, self.seed)
-        self._take_rows(model, self.classnames)
-        with torch.no_grad():
-            width = model.encode_text(tokenizer(["x"]).to(next(model.parameters()).device)).shape[1]  # type: ignore[operator]
-        self.register_buffer("class_head", torch.zeros(len(own), width), persistent=False)
-        combinations.check_model(self, model)
-        if isinstance(self.head, TipAdapter):
-            self.decoupled = self.head.build(self, width, len(own))
-        elif self.head is not None:
-            self.decoupled = self.head.build(width, len(own), self.seed)
-        if self.classifier_steps:
-            self.classifier = nn.Parameter(torch.zeros(len(own), width))
-
-    def _take_rows(self, model: nn.Module, classnames: list[str]) -> None:
-        """Tokenize the texts of classes."""
-        if is_causal(model):
-            self.rows = self.learned.rows(classnames, self.text_chunk_tokens)
-        else:  # of words alone, see `text_tower`
-            template: str = self.learned.template  # type: ignore[assignment]
-            tokens = whole_rows(self.tokenizer, classnames, template)
-            self.register_buffer("tokens", tokens.to(self.device), persistent=False)
-
-    def set_classes(self, classnames: list[str], templates: list[str], captions: bool = False) -> None:
-        """Name the classes; after the training others, too, unless the prompts are of each class alone.
+        Args:
+            learning_rate: The rate that was given for the weight update.
 
         Raises:
-            UserError: There are fewer than two, or the prompts cannot name them.
+            UserError: See above; the message has what to leave out.
         """
-        if self.backbone is not None and list(classnames) != self.classnames:
-            saved.check_classes(self.own_classes, classnames, self.prompts)
-            self._take_rows(self.model, list(classnames))
-            if self.rows is not None:
-                self.rows.to(self.device)
-            self._forget()
-            self.classnames = list(classnames)
-        images.set_classes(self, classnames, templates, captions)
+        adapter, prompts = self.adapter, self.prompts
+        if self.regulation is not None and not adapter.keeps_base:
+            raise UserError(f"{adapter.method()} trains the model that regulation needs. Leave one of them out.")
+        if prompts.per_image and (self.head is not None or self.regulation is not None):
+            raise UserError(
+                f"{prompts.method()} has other class features for each image: leave head and regulation out."
+            )
+        if isinstance(self.head, TipAdapter):
+            others = isinstance(prompts, Fixed) and isinstance(adapter, Frozen) and self.regulation is None
+            if not others or self.schedule != "cosine":
+                raise UserError(
+                    "TipAdapter keeps features of the pretrained model: it needs --model.prompts Fixed, "
+                    "--model.adapter Frozen and --model.schedule cosine, without regulation."
+                )
+        if self.schedule == "epochs" and (self.warmup_steps, self.final_lr_fraction) != (0, 0.01):
+            raise UserError(
+                "the schedule of epochs has no warmup_steps or final_lr_fraction: leave them out, or use "
+                "--model.schedule cosine."
+            )
+        if self.optimizer == "sgd" and isinstance(adapter, GaLore):
+            raise UserError(f"{adapter.method()} has an optimizer of its own: use --model.optimizer adamw.")
+        if self.optimizer == "sgd" and learning_rate is None and not isinstance(adapter, Frozen):
+            raise UserError(
+                f"SGD would train {adapter.method()} slowly at {self.learning_rate:g}, its rate for AdamW: add "
+                "--model.optimizer adamw --model.schedule cosine, or give a --model.learning_rate for SGD."
+            )
+        if self.classifier_steps and (self.head is not None or prompts.per_image or self.schedule != "cosine"):
+            raise UserError("classifier_steps needs --model.schedule cosine, and neither --model.head nor CoCoOp.")
 
-    _texts, _images, _logits, _logits_by_image = features.texts, features.images, features.logits, features.by_image
-    _step_texts, class_features, class_logits = features.step_texts, features.class_features, features.class_logits
-    scale, features_of, percent_among = features.scale, features.features_of, features.percent_among
+    def _head_rate(self) -> float | None:
+        """Return the learning rate of a second head or a classifier; None if neither trains.
 
-    prepare_evaluation, finish_evaluation = losses.prepare_evaluation, losses.finish_evaluation
+        Raises:
+            UserError: The given rate has nothing to train.
+        """
+        given = self.head_learning_rate
+        if self.classifier_steps:
+            return given or self.learning_rate
+        factor = 0.0 if self.head is None else self.head.rate_factor
+        if given and not factor:
+            raise UserError(
+                f"--model.head_learning_rate is {given:g}, and no head trains. Add --model.head DePT or "
+                "--model.classifier_steps 0.4, or leave it out."
+            )
+        return given or self.prompt_learning_rate * factor or None
+
+    def take_texts(self, model: nn.Module, tokenizer: Any) -> None:
+        """Make the learned tokens, the second head and the classifier.
+
+        Raises:
+            UserError: The sigmoid loss would get logits for which the model's bias was not trained.
+        """
+        super().take_texts(model, tokenizer)
+        classes = len(self.own_classes)
+        with torch.no_grad():
+            width = model.encode_text(tokenizer(["x"]).to(next(model.parameters()).device)).shape[1]  # type: ignore[operator]
+        self.register_buffer("class_head", torch.zeros(classes, width), persistent=False)
+        if isinstance(self.head, TipAdapter) and self.loss_batch == "joint" and logit_bias(model) is not None:
+            raise UserError(
+                f"TipAdapter adds to the similarities of {self.name}, whose sigmoid loss has a bias for them alone: "
+                "use --model.loss_batch all."
+            )
+        if self.head is not None:
+            self.decoupled = self.head.build(width, classes, self.seed, self.saved, self.data)
+        if self.classifier_steps:
+            self.classifier = nn.Parameter(torch.zeros(classes, width))
 
     # Training
 
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the cross-entropy over all classes, with the terms of the second head and of the regulation."""
-        if second_stage.has_begun(self):
-            return second_stage.sample_losses(self, batch)
+        if self.in_second_stage():
+            return self.classifier_losses(batch)
         own = self._images(batch["image"])
         if self.prompts.per_image:
             return self._cross_entropy(self._logits_by_image(own), batch)
-        texts = self._step_texts(batch)
+        texts, head = self._step_texts(batch), self.decoupled
         logits = self._logits(own, texts)
-        if isinstance(self.decoupled, Cache):
-            logits = self.decoupled.mixed(logits, own)
+        if head is not None:
+            logits = head.training_logits(logits, own)
         found, right = self._cross_entropy(logits, batch)
-        if isinstance(self.decoupled, Decoupled):
-            found = self.decoupled.losses(found, own, texts, batch["label"])
+        if head is not None:
+            found = head.losses(found, own, texts, batch["label"])
         if self.regulation is not None:
             if self.teacher is None:
                 self.teacher = self.regulation.build(self.model, self.tokenizer, self.classnames)
-            found = found + self.teacher.image_losses(self, batch["image"], own, logits)
+            found = found + self.teacher.image_losses(self.model, batch["image"], own, logits, self.scale())
         return found, right
 
     def _cross_entropy(self, logits: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -195,15 +200,15 @@ class PromptTask(AdaptationTask):
 
     def loss_floor(self, batch: dict[str, Any]) -> Tensor | float:
         """Return the part of each loss that equal captions cause, if the loss is joint (see `pair_floor`)."""
-        if self.loss_batch == "all" or second_stage.has_begun(self):
+        if self.loss_batch == "all" or self.in_second_stage():
             return 0.0
-        share = 1 - self.decoupled.weight if isinstance(self.decoupled, Decoupled) else 1.0
+        share = 1.0 if self.decoupled is None else self.decoupled.share
         return share * pair_floor(self.model, batch["label"], *self._captions(batch))
 
     def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
         """Return the text tower's gradient of earlier micro-batches, and the regulation's term of all classes."""
         held = self._step_features
-        carried, other = losses.accumulated_loss(self, batch), second_stage.unused(self, batch)
+        carried, other = super().accumulated_loss(batch), self.unused(batch)
         if carried is not None and self.teacher is not None and held is not None:
             carried = carried + self.teacher.text_loss(held.features) * self.trainer.accumulate_grad_batches
         return carried if other is None else other if carried is None else carried + other
@@ -211,42 +216,201 @@ class PromptTask(AdaptationTask):
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Return the groups of the weight update, the prompts, the second head and the classifier."""
         groups = super().optimizer_groups()
-        rate, decay = self.prompt_learning_rate, self.prompt_weight_decay
-        groups += optim.parameter_groups(self.learned.parameters(), rate, decay, True)
-        if self.head is not None and self.decoupled is not None:
-            eps = {"eps": tip.EPS} if isinstance(self.decoupled, Cache) else {}
-            own = optim.parameter_groups(self.decoupled.parameters(), self.head_learning_rate or 0.0, decay, True)
+        rate, decay, own_rate = self.prompt_learning_rate, self.prompt_weight_decay, self.head_learning_rate or 0.0
+        groups += parameter_groups(self.learned.parameters(), rate, decay, True)
+        if self.decoupled is not None:
+            eps = {} if self.decoupled.eps is None else {"eps": self.decoupled.eps}
+            own = parameter_groups(self.decoupled.parameters(), own_rate, decay, True)
             groups += [group | eps for group in own]
         if self.classifier is not None:
-            groups += optim.parameter_groups([self.classifier], self.head_learning_rate or 0.0, self.weight_decay, True)
+            groups += parameter_groups([self.classifier], own_rate, self.weight_decay, True)
         return groups
 
-    rate_factors = second_stage.rate_factors
-
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Leave alone what does not train in this stage."""
-        second_stage.drop_unused(self, optimizer)
-
     def on_train_start(self) -> None:
-        """Drop the features of an interrupted run, and of a loaded file."""
+        """Drop the features of a loaded file, and fill the second head.
+
+        Raises:
+            UserError: A second head or a classifier is of other classes.
+        """
         super().on_train_start()
-        saved.check_own(self)
-        self._step_features, self.saved_head, self.teacher = None, False, None
-        second_stage.start(self)
-        tip.start(self)
-        self._forget()
+        self._check_own()
+        self.saved_head, self.teacher = False, None
+        if self.decoupled is not None:
+            texts = cache(lambda: self._texts(self.model))
+            self.decoupled.start(self, self._images, lambda features: self._logits(features, texts()))
 
-    def _forget(self) -> None:
-        """Drop class features that were encoded with other weights."""
-        self._class_features = self._constant_texts = None
+    # Evaluation
 
-    # Files
+    def class_features(self) -> Tensor:
+        """Return the features of all classes (C, e), of unit length, encoded at the first use in an evaluation."""
+        if self._class_features is None and self.saved_head and self.classnames == self.own_classes:
+            self._class_features = normalize(self.class_head)
+        if self._class_features is None:
+            with torch.no_grad():
+                self._class_features = normalize(self.scaled_features())  # with the last bits of a file's
+        return self._class_features
 
-    constructor, head_tensors, load_head, save = saved.constructor, saved.head_tensors, saved.load_head, saved.save
-    use_sum, parameter_parts, rates, facts = saved.use_sum, saved.parameter_parts, saved.rates, saved.facts
-    trained_state = saved.trained_state
+    def class_logits(self, inputs: Any) -> Tensor:
+        """Return logits (b, C): scaled similarities, mixed with the second head's for classes of its training."""
+        own = self._images(inputs)
+        if self.prompts.per_image:
+            return self._logits_by_image(own)
+        found = self.scale() * similarities(normalize(own), self.class_features())
+        if self.decoupled is None or (places := self.places_of()) is None:
+            return found
+        whole = found.new_zeros(len(found), len(self.own_classes))
+        whole[:, places] = found
+        return self.decoupled.mixed(whole, own)[:, places]
+
+    # Files and exports
+
+    def check_part(self, part: str) -> None:
+        """Refuse a part of a model that would be another model without its learned prompts or classifier."""
+        prompts = self.prompts
+        if part == "classifier" and prompts.per_image:
+            raise UserError(
+                f"{prompts.method()} encodes the classes again for each image, so no program has them as weights. Use "
+                "predict or serve, or --part image."
+            )
+        if part == "text" and prompts.learns:
+            raise UserError(
+                f"the text tower alone is not what {prompts.method()} trained: it learned tokens, not words. Use "
+                "--part classifier or image."
+            )
+        if part == "text" and self.classifier is not None:
+            raise UserError(
+                "a trained classifier predicts the classes (classifier_steps), so the texts alone are another model. "
+                "Use --part classifier or image."
+            )
+
+    def image_tower(self) -> nn.Module:
+        """Return the image tower, with its learned tokens as constants."""
+        tokens = self.learned.vision()
+        tower: Any = self.model.visual
+        return PromptedTower(tower, tokens) if tokens else super().image_tower()
+
+    def second_head(self) -> SecondHead | None:
+        """Return the second head, if there is one."""
+        return self.decoupled
+
+    def described_parts(self) -> dict[str, Any]:
+        """Return the prompt learner and the second head as JSON values."""
+        return {"prompt_learner": self.prompts.describe(), "head": self.head and self.head.describe()}
+
+    def constructor(self) -> dict[str, Any]:
+        """Return the constructor's arguments as JSON values, without the rate of a head."""
+        values = super().constructor()
+        values.pop("head_learning_rate", None)  # a subclass may fix it
+        return {name: value.describe() if isinstance(value, Described) else value for name, value in values.items()}
 
     @classmethod
-    def arguments(cls, saved_ones: Mapping[str, Any], source: object) -> dict[str, Any]:
-        """Return arguments from a file, with learner, head and regulation as objects (see `saved.arguments`)."""
-        return saved.arguments(saved_ones, source)
+    def arguments(cls, saved: Mapping[str, Any], source: object) -> dict[str, Any]:
+        """Return arguments from a file, with learner, head and regulation as objects.
+
+        Raises:
+            UserError: One of them is unknown, or its options do not fit.
+        """
+        found = {name: make(PARTS[name], saved[name], source) for name in PARTS if saved.get(name) is not None}
+        return {**saved, **found}
+
+    def head_tensors(self) -> dict[str, Tensor]:
+        """Return the features of the classes, the learned tokens and the second head, by the names of the file."""
+        found = {} if self.prompts.per_image else {"head": self.class_head}
+        found |= {f"prompts.{name}": value for name, value in self.learned.named_parameters()}
+        if self.decoupled is not None:
+            found |= {f"decoupled.{name}": value for name, value in self.decoupled.state_dict().items()}
+        return found
+
+    def load_head(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the tensors of `head_tensors` back from an adapter folder; the texts need no encoding then."""
+        super().load_head(tensors)
+        if self.classifier is not None:
+            self.classifier.data = normalize(self.class_head)
+        self.saved_head = not self.prompts.per_image
+
+    def save(self, folder: str | Path, summary: Mapping[str, Any] | None = None) -> Path:
+        """Write the adapter folder (see `Stored.save`), with the class features that an evaluation would have."""
+        self._check_own()
+        if not self.prompts.per_image:
+            training, half = self.training, any(each.dtype == torch.bfloat16 for each in self.model.parameters())
+            merged = any(layer.merged for layer in adapted_layers(self.model).values())
+            self.eval()
+            self.prepare_evaluation()
+            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=half):  # as in the training
+                self.class_head = self.scaled_features()
+            if not merged:
+                self.finish_evaluation()
+            self.train(training)
+        return super().save(folder, summary)
+
+    def _check_own(self) -> None:
+        """Refuse to train or to save a second head or a classifier with other classes than its own.
+
+        Raises:
+            UserError: The task names other classes now.
+        """
+        if self.classnames != self.own_classes and (self.decoupled is not None or self.classifier is not None):
+            own, now = self.own_classes[:3], self.classnames[:3]
+            raise UserError(f"the second head is of the classes {own}..., not of {now}...: make a new task for these.")
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return what trains, and what the second head has chosen."""
+        chosen = {} if self.decoupled is None else self.decoupled.chosen()
+        return super().trained_state() | {f"decoupled.{name}": value for name, value in chosen.items()}
+
+    def use_sum(self, others: Mapping[str, ImageTask], name: str) -> None:
+        """Encode the classes again, for weights that are a sum of several updates.
+
+        Args:
+            others: The other tasks by name.
+            name: Name of the task.
+
+        Raises:
+            UserError: Another task has learned other prompts.
+        """
+        own = self._learned()
+        for theirs, other in others.items():
+            assert isinstance(other, PromptTask)
+            there = other._learned()
+            equal = self.prompts.describe() == other.prompts.describe() and own.keys() == there.keys()
+            if not equal or any(not torch.equal(value, there[key]) for key, value in own.items()):
+                raise UserError(
+                    f"{name} and {theirs} have different prompts or second heads, so a sum has none. Remove the "
+                    "weights to predict with each."
+                )
+        self.saved_head = False
+
+    def _learned(self) -> dict[str, Tensor]:
+        tensors = self.head_tensors()
+        return {key: value for key, value in tensors.items() if key != "head" or self.classifier is not None}
+
+    def parameter_parts(self) -> dict[str, int]:
+        """Return the numbers that train, by part: adapter, prompts, head; keys of the rate 0 are none."""
+        parts = {"prompts": self.learned, "head": self.decoupled if self.head and self.head.rate_factor else None}
+        counts = {
+            key: sum(each.numel() for each in part.parameters()) for key, part in parts.items() if part is not None
+        }
+        counts["classifier"] = 0 if self.classifier is None else self.classifier.numel()
+        return {"adapter": self.report.trainable, **{name: count for name, count in counts.items() if count}}
+
+    def rates(self) -> dict[str, float]:
+        """Return the learning rates of prompts and second head by name."""
+        found = {"prompts": self.prompt_learning_rate} if self.prompts.learns else {}
+        name = "head" if self.head is not None else "classifier"
+        return found | ({} if self.head_learning_rate is None else {name: self.head_learning_rate})
+
+    def facts(self) -> dict[str, Any]:
+        """Return prompts, head and regulation with their options under flat keys, for ``results.json``."""
+        found: dict[str, Any] = {}
+        for name in PARTS:
+            if (part := getattr(self, name)) is not None:
+                found |= flat(name, {"method": part.method(), **part.options()})
+        counts = self.parameter_parts()
+        if self.decoupled is not None:
+            for values in self.decoupled.chosen().values():
+                found |= dict(zip(("cache_alpha", "cache_beta"), values.tolist(), strict=True))
+        return found | {
+            "trainable_parameters": sum(counts.values()),
+            "prompt_parameters": counts.get("prompts", 0),
+            **{name: getattr(self, name) for name in _RECORDED},
+        }

@@ -1,10 +1,7 @@
-"""Tip-Adapter: a cache of training images beside the similarities (Zhang et al., arXiv 2207.09519).
-
-Functions take a `PromptTask` as ``Any``, because it imports this module.
-"""
+"""Tip-Adapter: a cache of training images beside the similarities (Zhang et al., arXiv 2207.09519)."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import torch
@@ -12,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile
-from randlora_pl.adapters.described import Described
 from randlora_pl.data.image_batches import EvalBatches, TrainBatches
 from randlora_pl.data.loader import Loader
-from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.schedule import DrawPlan, EvalSchedule, TrainSchedule
+from randlora_pl.tasks.images import ClipTask
 from randlora_pl.tasks.losses import normalize
+from randlora_pl.tasks.prompt.decoupled import SecondHead, SecondHeadOptions
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import NotNegative
 
@@ -27,13 +24,13 @@ MOST_IMAGES = 100_000
 """More keys, and their classes, take gigabytes."""
 ALPHAS, BETAS = 20, 200
 """Values that the search tries: alpha up to 3, beta up to 7."""
-EPS = 1e-4
-"""AdamW's, for the keys."""
+Batches = Iterator[tuple[dict[str, Any], Tensor]]
+"""Batches with the unit features (b, e) of their images."""
 
 log = logging.getLogger("randlora_pl")
 
 
-class TipAdapter(Described):
+class TipAdapter(SecondHeadOptions):
     """Tip-Adapter-F: the classes of similar training images are added to the similarities.
 
     The keys F (N, e) are unit means of features of ten augmented views of each training image, with classes Y (N, C).
@@ -55,13 +52,15 @@ class TipAdapter(Described):
     """Replace alpha and beta by the best of a grid on the validation images, once, before the training; they stay
     without such images."""
 
-    def build(self, task: Any, features: int, classes: int) -> "Cache":
-        """Return an empty cache for the training images of a task, or of the file that it loads.
+    def build(
+        self, features: int, classes: int, seed: int, file: AdapterFile | None = None, data: Any = None
+    ) -> "Cache":
+        """Return an empty cache for the training images of a run, or of the file that is loaded.
 
         Raises:
             UserError: There are none, or too many.
         """
-        labels = _saved_labels(task.saved, classes) if task.saved is not None else _own_labels(task)
+        labels = _saved_labels(file, classes) if file is not None else _own_labels(data)
         if len(labels) > MOST_IMAGES:
             raise UserError(
                 f"TipAdapter keeps a feature of each training image: {len(labels):,} are too many, at most "
@@ -70,9 +69,8 @@ class TipAdapter(Described):
         return Cache(self, labels, features, classes)
 
 
-def _own_labels(task: Any) -> Tensor:
+def _own_labels(data: Any) -> Tensor:
     """Return the classes (N,) of the training images of a run."""
-    data: Any = getattr(task._trainer, "datamodule", None)
     if not hasattr(data, "crop_scale"):
         raise UserError("TipAdapter keeps features of training images: it needs a run with ImageData.")
     return torch.from_numpy(data.samples("train").labels)
@@ -87,15 +85,17 @@ def _saved_labels(file: AdapterFile, classes: int) -> Tensor:
     return labels.long()
 
 
-class Cache(nn.Module):
+class Cache(SecondHead):
     """The keys and classes of `TipAdapter`; without keys it adds nothing to the similarities."""
 
+    eps = 1e-4
     labels: Tensor
     factors: Tensor
     values: Tensor
 
     def __init__(self, options: TipAdapter, labels: Tensor, features: int, classes: int) -> None:
         super().__init__()
+        self.options = options
         self.keys = nn.Parameter(torch.zeros(len(labels), features))
         self.register_buffer("labels", labels.float())
         self.register_buffer("factors", torch.tensor([options.alpha, options.beta]))
@@ -113,33 +113,81 @@ class Cache(nn.Module):
             added: Tensor = self(normalize(images))
             return similarities + added
 
+    training_logits = mixed
 
-def start(task: Any) -> None:
-    """Fill the cache of a new run, and choose its factors.
+    def classifier(self, head: Tensor) -> nn.Module:
+        """Return similarities and cache as one module: two products and an exponential more."""
+        return _Cached(self, head)
 
-    Raises:
-        UserError: The run has several steps, but nothing trains.
-    """
-    cache, head = task.decoupled, task.head
-    if not isinstance(cache, Cache):
-        return
-    if not head.rate_factor and task.total_steps() > 1:
-        raise UserError("the keys of TipAdapter do not train (rate_factor is 0): give --data.steps 1.")
-    if task.trainer.global_step:  # a resumed run
-        return
-    data, strategy, training = task.trainer.datamodule, task.trainer.strategy, task.training
-    task.eval()
-    with torch.no_grad():
-        sums = torch.zeros(cache.keys.shape)
-        for batch, features in _features(task, _views(data)):
-            counts = (batch["weight"] > 0).float()  # neither padding nor unreadable
-            sums.index_add_(0, batch["index"], features.cpu() * counts[:, None])
-        cache.keys.copy_(strategy.broadcast(normalize(sums)))
-        samples = data.samples("val") if head.search and not data.splits.trains_on_val else None
-        if samples is not None and len(samples):
-            cache.factors.copy_(torch.tensor(strategy.broadcast(_best(task, cache, samples))))
-            log.info("TipAdapter: alpha %g and beta %g are best on validation images", *cache.factors.tolist())
-    task.train(training)
+    def chosen(self) -> dict[str, Tensor]:
+        """Return the factors alpha and beta."""
+        return {"factors": self.factors}
+
+    def start(self, task: ClipTask, encode: Callable[[Tensor], Tensor], compare: Callable[[Tensor], Tensor]) -> None:
+        """Fill the cache of a new run, and choose its factors.
+
+        Raises:
+            UserError: The run has several steps, but nothing trains.
+        """
+        if not self.options.rate_factor and task.total_steps() > 1:
+            raise UserError("the keys of TipAdapter do not train (rate_factor is 0): give --data.steps 1.")
+        if task.trainer.global_step:  # a resumed run
+            return
+        data, strategy, training = task.data, task.trainer.strategy, task.training
+        task.eval()
+
+        def features(batches: TrainBatches | EvalBatches) -> Batches:
+            """Yield batches and the unit features (b, e) of their images, the same in all processes."""
+            for batch in Loader(batches, 0, data.processes("train"), data.skipped):
+                with task.trainer.precision_plugin.forward_context():
+                    found = encode(batch["image"].to(task.device))
+                yield batch, normalize(found.float())
+
+        with torch.no_grad():
+            sums = torch.zeros(self.keys.shape)
+            for batch, units in features(_views(data)):
+                counts = (batch["weight"] > 0).float()  # neither padding nor unreadable
+                sums.index_add_(0, batch["index"], units.cpu() * counts[:, None])
+            self.keys.copy_(strategy.broadcast(normalize(sums)))
+            samples = data.samples("val") if self.options.search and not data.splits.trains_on_val else None
+            if samples is not None and len(samples):
+                schedule = EvalSchedule(len(samples), data.eval_batch_size)
+                batches = features(EvalBatches(samples, schedule, data.frame, data.skip))
+                self.factors.copy_(torch.tensor(strategy.broadcast(self._best(batches, compare))))
+                log.info("TipAdapter: alpha %g and beta %g are best on validation images", *self.factors.tolist())
+        task.train(training)
+
+    def _best(self, batches: Batches, compare: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+        """Return the alpha and beta of the most correct images; of equals the given ones, then the smallest."""
+        given, device = self.factors.tolist(), self.factors.device
+        alphas = torch.tensor([given[0], *(each * 3 / ALPHAS for each in range(1, ALPHAS + 1))], device=device)
+        betas = [given[1], *(each * 7 / BETAS for each in range(1, BETAS + 1))]
+        right = torch.zeros(len(betas), len(alphas), device=device)
+        for batch, features in batches:
+            labels, counts = batch["label"].to(device), (batch["weight"] > 0).to(device)
+            similarities = compare(features).float()
+            far = 1 - features @ self.keys.T
+            for number, beta in enumerate(betas):
+                found = similarities + alphas[:, None, None] * (torch.exp(-beta * far) @ self.values)
+                right[number] += ((found.argmax(2) == labels) & counts).sum(1)
+        ranked = right.flatten().tolist()
+        best = ranked.index(max(ranked))
+        return float(alphas[best % len(alphas)]), betas[best // len(alphas)]
+
+
+class _Cached(nn.Module):
+    """A linear head with the cache beside it."""
+
+    head: Tensor
+
+    def __init__(self, cache: Cache, head: Tensor) -> None:
+        super().__init__()
+        self.cache = cache
+        self.register_buffer("head", head.detach().clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        added: Tensor = self.cache(features)
+        return F.linear(features, self.head) + added
 
 
 def _views(data: Any) -> TrainBatches:
@@ -147,33 +195,3 @@ def _views(data: Any) -> TrainBatches:
     samples, size = data.samples("train"), data.eval_batch_size
     plan = DrawPlan(len(samples), VIEWS * len(samples), size, data.seed, "epochs", stream="cache")
     return TrainBatches(samples, TrainSchedule(plan, size), data.frame, data.crop_scale, data.flip, data.skip)
-
-
-def _features(task: Any, batches: TrainBatches | EvalBatches) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Yield batches and the unit features (b, e) of their images, the same in all processes."""
-    data = task.trainer.datamodule
-    for batch in Loader(batches, 0, data.processes("train"), data.skipped):
-        with task.trainer.precision_plugin.forward_context():
-            features = task._images(batch["image"].to(task.device))
-        yield batch, normalize(features.float())
-
-
-def _best(task: Any, cache: Cache, samples: Samples) -> tuple[float, float]:
-    """Return the alpha and beta of the most correct validation images; of equals the given ones, then the smallest."""
-    data, device = task.trainer.datamodule, task.device
-    given = cache.factors.tolist()
-    alphas = torch.tensor([given[0], *(each * 3 / ALPHAS for each in range(1, ALPHAS + 1))], device=device)
-    betas = [given[1], *(each * 7 / BETAS for each in range(1, BETAS + 1))]
-    right = torch.zeros(len(betas), len(alphas), device=device)
-    texts = task._texts(task.model)
-    schedule = EvalSchedule(len(samples), data.eval_batch_size)
-    for batch, features in _features(task, EvalBatches(samples, schedule, data.frame, data.skip)):
-        labels, counts = batch["label"].to(device), (batch["weight"] > 0).to(device)
-        similarities = task._logits(features, texts).float()
-        far = 1 - features @ cache.keys.T
-        for number, beta in enumerate(betas):
-            found = similarities + alphas[:, None, None] * (torch.exp(-beta * far) @ cache.values)
-            right[number] += ((found.argmax(2) == labels) & counts).sum(1)
-    ranked = right.flatten().tolist()
-    best = ranked.index(max(ranked))
-    return float(alphas[best % len(alphas)]), betas[best // len(alphas)]

@@ -1,0 +1,186 @@
+"""The base of all tasks: their options and state, and the methods that an objective defines."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from randlora_pl.adapters import Adapter, AdapterFile, InjectionReport, RandLoRA
+from randlora_pl.adapters.methods.refine import Start
+from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
+from randlora_pl.tasks.defaults import IMAGES, TOWERS, default_learning_rate
+from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.options import Declared, Fraction, NotNegative, Positive
+
+if TYPE_CHECKING:
+    from randlora_pl.adapters.adapter_set import AdapterSet, Choice
+    from randlora_pl.tasks.losses import StepFeatures
+
+
+class Objective(Declared, LightningModule):
+    """Options and state of a task, and the methods that define what it learns.
+
+    Attributes:
+        zero_shot: True if the pretrained model is tested before the training.
+        takes_captions: True if the data may be captions rather than classes.
+        vision_only: True if the image tower alone trains.
+        blended_labels: True if the label of a training sample may be fractions of several classes.
+        trained_head: True if a head trains beside the backbone, for the features of this adapter alone.
+        data_module: Dotted path of the class of its data.
+        runs_blocks: True if it calls the blocks of the backbone itself, so that hooks on its methods see nothing.
+        typed_templates: True if the templates were typed, so that they count for other data, too.
+        to_train: What to do if nothing trains.
+        adapters: All adapters of a backbone that tasks share.
+        choice: Name of this task's own adapter among them, or a weighted sum.
+        saved: The adapter file to load; it names the layers, whatever `targets` selects now.
+        start: The LoRA whose outputs the training starts with; None for the base model's.
+        identity: The base model, once it is built.
+        report: The adapted layers, once the base model is built.
+        procedure_state: State of the method's procedure from a checkpoint, until the training starts.
+        step_sums: Sums over the micro-batches of an optimizer step so far, for the logged loss and accuracy.
+        retrieval: True if the data are captions, which are evaluated by recall.
+        test_name: Prefix of the metrics of a test, ``test`` or, before training, ``zeroshot``.
+    """
+
+    zero_shot = takes_captions = vision_only = blended_labels = trained_head = runs_blocks = typed_templates = False
+    to_train = "A linear probe needs --model LinearHeadTask."
+    data_module = "randlora_pl.data.ImageData"
+    optimizer, schedule = "adamw", "cosine"
+
+    name: str = field(kw_only=False)
+    """Name of the model."""
+    pretrained: str | None = field(default=None, kw_only=False)
+    """Weights of the model."""
+    adapter: Adapter = RandLoRA()
+    """The method and its options."""
+    targets: list[str] | None = None
+    """Layers to adapt, see the task."""
+    learning_rate: Annotated[float, Positive] | None = None
+    """Peak learning rate. Default: the paper's for the method; Table 8 and section C.3 for images, 1e-4 for texts (1e-2
+    for VeRA, 1e-5 for full fine-tuning)."""
+    weight_decay: Annotated[float, NotNegative] = 0.1
+    """Decay of AdamW; 0 for what starts at values of the base model, as in PiSSA, DoRA and BitFit."""
+    decay_vectors: bool = True
+    """Decay biases, norms and scalars too, as in the protocol."""
+    warmup_steps: Annotated[int, NotNegative] = 0
+    """Optimizer steps of linear warm-up."""
+    final_lr_fraction: Annotated[float, Fraction] = 0.01
+    """Learning rate at the end of the schedule, as a fraction of the peak."""
+    max_grad_norm: Annotated[float, Positive] | None = 1.0
+    """Clip the gradient to this norm once per optimizer step; ``null`` for no clipping."""
+    gradient_checkpointing: bool = False
+    """Recompute activations instead of keeping them."""
+    frozen_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """``bfloat16`` keeps the frozen matrices in half the memory and saves their casts; what trains stays float32. Needs
+    ``bf16-mixed``. ``auto`` is ``bfloat16`` there, unless the model's own tensors train."""
+    torch_compile: bool | str = False
+    """Compile each block at its first use (minutes): ``true``, a mode such as ``max-autotune``, or a backend. Not with
+    ``memory: low`` or ``--trainer.strategy fsdp2``, which compiled blocks would undo."""
+    seed: int = 0
+    """Selects bases, initial values and dropout, and the weights of a new head or a random model."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        LightningModule.__init__(self)
+        if not self.adapter.trains_base and self.adapter.seed is None:
+            self.adapter = self.adapter.replace(seed=self.seed)
+        self.learning_rate = self.learning_rate or self.default_learning_rate(self.adapter)
+        self.adapters: AdapterSet | None = None
+        self.choice: Choice = None
+        self.saved: AdapterFile | None = None
+        self.start: Start | None = None
+        self.identity: ModelIdentity
+        self.report: InjectionReport
+        self.procedure_state: dict[str, Any] | None = None
+        self.step_sums: Tensor | None = None
+        self._step_features: StepFeatures | None = None
+        self.backbone: nn.Module | None = None
+        self.strict_loading = False  # checkpoints hold what trains; load_state_dict checks that strictly
+        self.retrieval, self.test_name = False, "test"
+        self.classnames, self.templates = list[str](), list[str]()
+        self.metrics = nn.ModuleDict()
+        self._draws = True  # random numbers while training
+
+    # Defined by an objective
+
+    def default_learning_rate(self, adapter: Adapter) -> float:
+        """Return the default learning rate of a method."""
+        return default_learning_rate(adapter, IMAGES if self.vision_only else TOWERS)
+
+    def build(self) -> nn.Module:
+        """Load the backbone, without an adapter, and set `identity`; called once, when classes are known."""
+        raise NotImplementedError
+
+    def checkpoint_gradients(self, backbone: nn.Module) -> None:
+        """Make the backbone recompute activations instead of keeping them."""
+        set_gradient_checkpointing(backbone, True)
+
+    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Return the loss (b,) of each sample of a training batch, and how far each is right (b,), if that applies."""
+        raise NotImplementedError
+
+    def loss_weights(self, batch: dict[str, Any]) -> Tensor:
+        """Return the weight (b,) of each sample's loss; the weighted sum over an optimizer step is its mean loss."""
+        return batch["weight"]  # type: ignore[no-any-return]
+
+    def loss_floor(self, batch: dict[str, Any]) -> Tensor | float:
+        """Return the smallest possible loss (b,) of each sample, which the metric ``train/loss`` leaves out."""
+        return 0.0
+
+    def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
+        """Return a term beside the samples' losses, such as the gradient that earlier micro-batches left."""
+        return None
+
+    def class_logits(self, inputs: Any) -> Tensor:
+        """Return logits (b, classes) for evaluation and prediction."""
+        raise NotImplementedError
+
+    def check_classes(self, classnames: Sequence[str], scores: bool = False) -> None:
+        """Refuse fewer than two classes, and others than the task was built for; with ``scores`` there may be none."""
+        if self.backbone is not None and list(classnames) != self.classnames:
+            both = (self.classnames, classnames)
+            there, here = (f"{len(names)} classes {list(names[:3])}" if names else "scores" for names in both)
+            raise UserError(f"the task was built for {there}, the data has {here}. Create a new task.")
+        if len(classnames) < (0 if scores and not classnames else 2):
+            raise UserError(f"there is only the class {list(classnames)}; a classifier needs two or more.")
+
+    def evaluate(self, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:
+        """Update the metrics of a stage, ``val`` or ``test``, whose names begin with ``name``."""
+        raise NotImplementedError
+
+    def head_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors beside the backbone that a prediction needs."""
+        return {}
+
+    @classmethod
+    def arguments(cls, saved: Mapping[str, Any], source: object) -> dict[str, Any]:
+        """Return the constructor's arguments from the JSON values of a file, with the objects among them.
+
+        Raises:
+            UserError: One of them is unknown, or its options do not fit.
+        """
+        return dict(saved)
+
+    def metadata(self) -> dict[str, Any]:
+        """Return further entries of the metadata of an adapter file."""
+        return {}
+
+    @property
+    def model(self) -> nn.Module:
+        """The backbone with its adapter, built by `configure_model`; a shared one is switched to its adapter."""
+        if self.backbone is None:
+            raise UserError("the backbone is not built yet; call configure_model() first.")
+        if self.adapters is not None:
+            self.adapters.use(self.choice)
+        return self.backbone
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the constructor arguments with derived values, for the resolved config."""
+        return {name: getattr(self, name) for name in ("pretrained", "learning_rate", "adapter", "targets")}
+
+    @property
+    def data(self) -> Any:
+        """The data module of the run; None without one."""
+        return None if self._trainer is None else getattr(self._trainer, "datamodule", None)
