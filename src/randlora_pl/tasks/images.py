@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any, cast
 
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
@@ -18,9 +18,6 @@ from randlora_pl.tasks.losses import StepFeatures, class_losses
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.options import Probability
-
-if TYPE_CHECKING:
-    from randlora_pl.tasks.prompt.decoupled import SecondHead
 
 MOST_CLASSES = 50_000
 """The largest published sets have 22,000; a file with more costs minutes of encoding and a table of gigabytes."""
@@ -134,7 +131,7 @@ class ImageTask(AdaptationTask):
         raise NotImplementedError  # the logits of another task may not be linear in the features
 
     def second_head(self) -> "SecondHead | None":
-        """Return a head whose logits are mixed with those of `head_weight`, if there is one."""
+        """Return a head that is mixed with the linear one, if there is one."""
         return None
 
     def unload(self) -> nn.Module:
@@ -354,3 +351,57 @@ class ClipTask(ImageTask):
     def forget(self) -> None:
         """Drop what was encoded with other weights."""
         self._class_features = None
+
+
+class SecondHead(nn.Module):
+    """A second head, which is mixed with the similarities; known classes are predicted from both.
+
+    Attributes:
+        share: Share of the similarities' loss in the whole.
+        eps: Epsilon of AdamW for its parameters; None for the optimizer's own.
+        unit_features: True if `classifier` takes features of unit length.
+    """
+
+    share = 1.0
+    eps: float | None = None
+    unit_features = True
+
+    def start(self, task: ClipTask, encode: Callable[[Tensor], Tensor], compare: Callable[[Tensor], Tensor]) -> None:
+        """Prepare for a training.
+
+        Args:
+            task: The task that trains.
+            encode: Function that returns the features of images.
+            compare: Function that returns the scaled similarities of features and the classes' texts.
+        """
+
+    def training_logits(self, similarities: Tensor, images: Tensor) -> Tensor:
+        """Return the logits (b, C) whose cross-entropy trains, for images (b, e), not normalized."""
+        return similarities
+
+    def losses(self, losses: Tensor, images: Tensor, texts: Tensor, labels: Tensor) -> Tensor:
+        """Return the losses (b,) of both heads.
+
+        Args:
+            losses: (b,) losses of the similarities.
+            images: (b, e) features, not normalized.
+            texts: (C, e) features, not normalized.
+            labels: (b,) classes.
+        """
+        return losses
+
+    def mixed(self, similarities: Tensor, images: Tensor) -> Tensor:
+        """Return the logits (b, C) of both heads for images (b, e), not normalized."""
+        raise NotImplementedError
+
+    def classifier(self, head: Tensor) -> nn.Module:
+        """Return a module from image features (n, e) to the logits of both heads, for an exported program.
+
+        Args:
+            head: (C, e) weight of the similarities.
+        """
+        raise NotImplementedError
+
+    def chosen(self) -> dict[str, Tensor]:
+        """Return the tensors that were chosen before the training, by name."""
+        return {}

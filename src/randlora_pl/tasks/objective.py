@@ -1,5 +1,6 @@
 """The base of all tasks: their options and state, and the methods that an objective defines."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -109,17 +110,17 @@ class Objective(Declared, LightningModule):
         """Return the default learning rate of a method."""
         return default_learning_rate(adapter, IMAGES if self.vision_only else TOWERS)
 
+    @abstractmethod
     def build(self) -> nn.Module:
         """Load the backbone, without an adapter, and set `identity`; called once, when classes are known."""
-        raise NotImplementedError
 
     def checkpoint_gradients(self, backbone: nn.Module) -> None:
         """Make the backbone recompute activations instead of keeping them."""
         set_gradient_checkpointing(backbone, True)
 
+    @abstractmethod
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """Return the loss (b,) of each sample of a training batch, and how far each is right (b,), if that applies."""
-        raise NotImplementedError
 
     def loss_weights(self, batch: dict[str, Any]) -> Tensor:
         """Return the weight (b,) of each sample's loss; the weighted sum over an optimizer step is its mean loss."""

@@ -165,7 +165,7 @@ def _exported(room: str, base: type) -> Iterator[tuple[str, type]]:
     package = _room(room)
     for name in package.__all__:
         kind = getattr(package, name)
-        if isinstance(kind, type) and issubclass(kind, base) and kind is not base:
+        if isinstance(kind, type) and issubclass(kind, base) and not inspect.isabstract(kind):
             yield name, kind
 
 
@@ -210,7 +210,7 @@ def own_task(name: str) -> "type[AdaptationTask] | None":
     text = is_text_task(name)
     kind = getattr(_room("language" if text else "tasks", text), name, None)
     base: type[AdaptationTask] = _room("tasks", text).AdaptationTask
-    return kind if isinstance(kind, type) and issubclass(kind, base) and kind is not base else None
+    return kind if isinstance(kind, type) and issubclass(kind, base) and not inspect.isabstract(kind) else None
 
 
 def task_of(path: str) -> "type[AdaptationTask] | None":

@@ -1,7 +1,6 @@
 """Second heads beside the similarities, and DePT: a linear probe on shifted features (arXiv 2309.07439)."""
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
@@ -10,63 +9,9 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile
 from randlora_pl.adapters.described import Described
-from randlora_pl.tasks.images import ClipTask
+from randlora_pl.tasks.images import SecondHead
 from randlora_pl.utils import rng
 from randlora_pl.utils.options import Fraction, Positive
-
-
-class SecondHead(nn.Module):
-    """A second head, which is mixed with the similarities; known classes are predicted from both.
-
-    Attributes:
-        share: Share of the similarities' loss in the whole.
-        eps: Epsilon of AdamW for its parameters; None for the optimizer's own.
-        unit_features: True if `classifier` takes features of unit length.
-    """
-
-    share = 1.0
-    eps: float | None = None
-    unit_features = True
-
-    def start(self, task: ClipTask, encode: Callable[[Tensor], Tensor], compare: Callable[[Tensor], Tensor]) -> None:
-        """Prepare for a training.
-
-        Args:
-            task: The task that trains.
-            encode: Function that returns the features of images.
-            compare: Function that returns the scaled similarities of features and the classes' texts.
-        """
-
-    def training_logits(self, similarities: Tensor, images: Tensor) -> Tensor:
-        """Return the logits (b, C) whose cross-entropy trains, for images (b, e), not normalized."""
-        return similarities
-
-    def losses(self, losses: Tensor, images: Tensor, texts: Tensor, labels: Tensor) -> Tensor:
-        """Return the losses (b,) of both heads.
-
-        Args:
-            losses: (b,) losses of the similarities.
-            images: (b, e) features, not normalized.
-            texts: (C, e) features, not normalized.
-            labels: (b,) classes.
-        """
-        return losses
-
-    def mixed(self, similarities: Tensor, images: Tensor) -> Tensor:
-        """Return the logits (b, C) of both heads for images (b, e), not normalized."""
-        raise NotImplementedError
-
-    def classifier(self, head: Tensor) -> nn.Module:
-        """Return a module from image features (n, e) to the logits of both heads, for an exported program.
-
-        Args:
-            head: (C, e) weight of the similarities.
-        """
-        raise NotImplementedError
-
-    def chosen(self) -> dict[str, Tensor]:
-        """Return the tensors that were chosen before the training, by name."""
-        return {}
 
 
 class SecondHeadOptions(Described):

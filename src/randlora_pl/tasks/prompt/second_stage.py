@@ -97,7 +97,7 @@ class TwoStages(PromptedClip):
     def scaled_features(self) -> Tensor:
         """Return the features (C, e) that a prediction compares with, of unit length, times the scale.
 
-        They are a trained classifier's, or those of all texts. An adapter file has them in this form.
+        A trained classifier has its own; else they are of all texts. An adapter file has them in this form.
         """
         own, places = self.classifier, self.places_of()
         if own is not None and places is not None and bool(own.any()):

@@ -13,7 +13,7 @@ from randlora_pl.adapters import Adapter, Frozen, GaLore, adapted_layers
 from randlora_pl.adapters.described import Described, make
 from randlora_pl.models.prompted import PromptedTower
 from randlora_pl.prompts import Fixed, PromptLearner
-from randlora_pl.tasks.images import ImageTask
+from randlora_pl.tasks.images import ImageTask, SecondHead
 from randlora_pl.tasks.losses import (
     all_captions,
     class_losses,
@@ -24,7 +24,7 @@ from randlora_pl.tasks.losses import (
     similarities,
 )
 from randlora_pl.tasks.optim import parameter_groups
-from randlora_pl.tasks.prompt.decoupled import DePT, SecondHead
+from randlora_pl.tasks.prompt.decoupled import DePT
 from randlora_pl.tasks.prompt.regulation import SelfRegulation, Teacher
 from randlora_pl.tasks.prompt.second_stage import TwoStages
 from randlora_pl.tasks.prompt.tip import TipAdapter

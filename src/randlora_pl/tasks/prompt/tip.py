@@ -12,9 +12,9 @@ from randlora_pl.adapters import AdapterFile
 from randlora_pl.data.image_batches import EvalBatches, TrainBatches
 from randlora_pl.data.loader import Loader
 from randlora_pl.data.schedule import DrawPlan, EvalSchedule, TrainSchedule
-from randlora_pl.tasks.images import ClipTask
+from randlora_pl.tasks.images import ClipTask, SecondHead
 from randlora_pl.tasks.losses import normalize
-from randlora_pl.tasks.prompt.decoupled import SecondHead, SecondHeadOptions
+from randlora_pl.tasks.prompt.decoupled import SecondHeadOptions
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import NotNegative
 
