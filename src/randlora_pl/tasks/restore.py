@@ -75,7 +75,7 @@ def register(kind: Task) -> Task:
     Raises:
         UserError: It is not a subclass of `AdaptationTask`, or has the name of a task of this program.
     """
-    own_classes.TASKS.register(kind, AdaptationTask, task_names())
+    own_classes.TASKS.register(kind, AdaptationTask, task_names())  # type: ignore[type-abstract]
     return kind
 
 
@@ -85,7 +85,7 @@ def find_task(path: str) -> type[AdaptationTask]:
     Raises:
         UserError: It is neither imported by name, nor registered, nor an entry point.
     """
-    return own_classes.TASKS.find(path, AdaptationTask, task_names())
+    return own_classes.TASKS.find(path, AdaptationTask, task_names())  # type: ignore[type-abstract]
 
 
 def load_task(folder: str | Path, **overrides: Any) -> ImageTask:
