@@ -48,6 +48,8 @@ class DeltaWeight(nn.Module):
             definition then, and `delta` raises an error.
         rates: Factors of the learning rate by the name of a trained tensor, or of an update inside this one, all of
             whose tensors it multiplies; 1 for others. See `optimizer.rates_of`.
+        heads: Number of parts that gates weight for each token; 0 for an update without gates.
+        listener: Function that gets all gates of the layer, (..., heads), at each use, or None.
         undecayed: Names of trained tensors without weight decay, which would change the model by itself: they start at
             values of the frozen weight. See `optimizer.undecayed`.
     """
@@ -55,6 +57,8 @@ class DeltaWeight(nn.Module):
     keep: bool | None = None
     kept: tuple[str, ...] = ()
     fixed: bool = True
+    heads: int = 0
+    listener: Callable[[Tensor], None] | None = None
     rates: Mapping[str, float] = {}
     undecayed: tuple[str, ...] = ()
 
@@ -133,7 +137,13 @@ def plus_product(plain: Tensor, hidden: Tensor, p: Tensor) -> Tensor:
 
 
 class FactoredDelta(DeltaWeight):
-    """Update P Q with P (out, k) and Q (k, in), applied as two thin products if they are cheaper than W0 + P Q."""
+    """Update P Q with P (out, k) and Q (k, in), applied as two thin products if they are cheaper than W0 + P Q.
+
+    Attributes:
+        trains_factors: True if P and Q themselves train.
+    """
+
+    trains_factors = False
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return P (out, k), which includes the scaling, and Q (k, in)."""
@@ -190,6 +200,7 @@ class Adapter(Described):
     keeps_base = True  # False if the model's own tensors change
     reads_weight = False  # True if an update depends on the values of the frozen weight, at its start or always
     holds_factors = False  # True if an update holds frozen factors as large as its weight
+    trains_factors = False  # True if an update has two thin factors and trains both as they are, see `FactoredDelta`
     fixed = True  # False if an update depends on the input, see `DeltaWeight`
     exports_factors = False  # True if `in_peft` needs the factors of the updates, and so the base model
 

@@ -60,19 +60,17 @@ class HydraLoRADelta(DeltaWeight):
     """scaling * sum_k w_k(x) B_k A x of one weight; A and the router start Kaiming-uniform, B at zero.
 
     Attributes:
-        listener: Function that gets all gates of the layer, (..., heads), at each use, or None.
         mean_gates: Mean gates (heads,) of the last use in training, for `Balance`.
     """
 
     fixed = False
-    listener: Callable[[Tensor], None] | None = None
     mean_gates: Tensor | None = None
 
     def __init__(self, adapter: HydraLoRA, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
         rank, columns = adapter.rank_of(shape), shape.in_features
         self.scaling: float = adapter.of(adapter.alpha, shape, 32.0) / rank
-        self.balanced = adapter.balance > 0
+        self.balanced, self.heads = adapter.balance > 0, adapter.heads
         self.A = kaiming(weight, adapter.key, f"lora/{shape.layer}", rank, columns)  # as LoRA has it
         self.B = trainable(weight, adapter.heads, shape.out_features, rank, fill=0.0)
         self.router = kaiming(weight, adapter.key, f"router/{shape.layer}", adapter.heads, columns)

@@ -50,6 +50,7 @@ class LoRA(Adapter):
     in)."""
 
     learning_rates = (1e-3, 1e-2, 1e-4)  # Table 8; section C.3; the released scripts
+    trains_factors = True
 
     peft = PEFT_FORM
 
@@ -122,6 +123,8 @@ class LoRA(Adapter):
 
 class LoRADelta(FactoredDelta):
     """scaling * B A of one weight; one of the two starts at zero (``init``)."""
+
+    trains_factors = True
 
     def __init__(self, adapter: LoRA, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from randlora_pl.adapters.methods.hydralora import HydraLoRADelta
+from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.run.callbacks.figures import FOLDER, LABELLED, MOST_CLASSES, short, write_plots
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.files.run_files import run_folder
@@ -33,7 +33,7 @@ class Gates(Callback):
     """
 
     def __init__(self) -> None:
-        self._layers: dict[str, HydraLoRADelta] = {}
+        self._layers: dict[str, DeltaWeight] = {}
         self._sums: dict[str, Tensor] = {}  # of each layer, (groups, heads + 2): gates, entropies, number of samples
         self._batch: dict[str, tuple[Tensor, Tensor]] = {}
         self._size, self._mask = 0, None
@@ -49,7 +49,7 @@ class Gates(Callback):
         self._groups = list(dict.fromkeys(item.task for item in items)) if items else named or [ALL]
         self._layers = layers_with_gates(pl_module.model)
         for name, delta in self._layers.items():
-            self._sums[name] = torch.zeros(len(self._groups), len(delta.B) + 2, device=delta.B.device)
+            self._sums[name] = torch.zeros(len(self._groups), delta.heads + 2, device=pl_module.device)
             delta.listener = partial(self._listen, name)
 
     def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any) -> None:
@@ -120,15 +120,15 @@ class Gates(Callback):
         self._layers, self._sums, self._batch = {}, {}, {}
 
 
-def layers_with_gates(model: nn.Module) -> dict[str, HydraLoRADelta]:
-    """Return the updates of HydraLoRA by layer name, without the text tower of a CLIP model."""
-    found = {
+def layers_with_gates(model: nn.Module) -> dict[str, DeltaWeight]:
+    """Return the updates with gates by layer name, without the text tower of a CLIP model."""
+    updates = {
         path.replace(".delta", ""): module
         for path, module in model.named_modules()
-        if isinstance(module, HydraLoRADelta)
+        if isinstance(module, DeltaWeight) and module.heads
     }
-    image = {path: delta for path, delta in found.items() if path.startswith("visual.")}
-    return image or found
+    image = {path: delta for path, delta in updates.items() if path.startswith("visual.")}
+    return image or updates
 
 
 def sample_means(gates: Tensor, size: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor] | None:

@@ -4,19 +4,18 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.base import DeltaWeight, FactoredDelta
 from randlora_pl.adapters.kernels.randlora_linear import without_autocast
 from randlora_pl.adapters.layers.adapted import AdaptedLayer, RowBlocks
 from randlora_pl.adapters.layers.built import BuiltWeight
 from randlora_pl.adapters.layers.weight_access import out_and_in, weight_of
-from randlora_pl.adapters.methods.lora import LoRA, LoRADelta
 from randlora_pl.adapters.operations import delta_weights
 from randlora_pl.adapters.spectrum import Spectrum, spectrum
 from randlora_pl.utils.errors import UserError
@@ -71,10 +70,41 @@ class GradientFlow(Declared, Callback):
         _log.warning("%s", text)
 
 
-_UNSEEN = ("share", "relative")
+class _Measured(Declared, Callback):
+    """Base of measurements of some optimizer steps, whose values are logged and written as lists to the results."""
+
+    prefix: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]]
+
+    every_n_steps: Annotated[int, NotNegative] = 0
+    """Optimizer steps between two measurements, 100 for instance; the last step is always measured. 0 disables it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.history: dict[str, list[float]] = {name: [] for name in ("steps", *self.metrics)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the values so far."""
+        return {"history": {name: list(values) for name, values in self.history.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the values of the resumed run."""
+        self.history = {name: list(state_dict["history"][name]) for name in self.history}
+
+    def record(self, trainer: Trainer, step: int, values: dict[str, float]) -> None:
+        """Keep and log the values of a step."""
+        for name, value in {"steps": step, **values}.items():
+            self.history[name].append(round(value, 4))
+        for logger in trainer.loggers:  # the module's own log skips steps
+            logger.log_metrics({f"{self.prefix}/{name}": value for name, value in values.items()}, step=step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the values to the run's results."""
+        if trainer.is_global_zero and self.history["steps"]:
+            write_results(run_folder(trainer), {f"{self.prefix}/{name}": v for name, v in self.history.items()})
 
 
-class UnseenGradient(Declared, Callback):
+class UnseenGradient(_Measured):
     """Log the share of the gradient that no small change of LoRA's matrices follows, as ``unseen_gradient/...``.
 
     To first order, a change of B and A changes the weight within the span of B's columns and of A's rows. For the
@@ -89,22 +119,12 @@ class UnseenGradient(Declared, Callback):
     values are also lists in ``results.json``.
     """
 
-    every_n_steps: Annotated[int, NotNegative] = 0
-    """Optimizer steps between two measurements, 100 for instance; the last step is always measured. 0 disables it."""
+    prefix, metrics = "unseen_gradient", ("share", "relative")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.history: dict[str, list[float]] = {name: [] for name in ("steps", *_UNSEEN)}
         self._layers: list[_Layer] = []
         self._last = 0  # optimizer step of the micro-batch before
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the values so far."""
-        return {"history": {name: list(values) for name, values in self.history.items()}}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the values of the resumed run."""
-        self.history = {name: list(state_dict["history"][name]) for name in self.history}
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Refuse what has no LoRA, and compiled blocks."""
@@ -112,7 +132,7 @@ class UnseenGradient(Declared, Callback):
             return
         adapter, start = pl_module.adapter, pl_module.start
         kept = start is not None and start.form == "beside"  # the LoRA is a part as soon as the model is built
-        if not (kept or any(isinstance(part, LoRA) for part in getattr(adapter, "parts", [adapter]))):
+        if not (kept or any(part.trains_factors for part in getattr(adapter, "parts", [adapter]))):
             raise UserError(
                 f"unseen_gradient.every_n_steps measures LoRA, and {adapter.method()} has none. Remove the option, or "
                 "set --model.adapter LoRA."
@@ -136,18 +156,8 @@ class UnseenGradient(Declared, Callback):
         unseen, random, whole = (sum(values) for values in zip(*sums, strict=True)) if sums else (0.0, 0.0, 0.0)
         if not 0 < whole < math.inf:  # nothing was due, or float16 overflowed
             return
-        step = trainer.global_step + 1
-        found = {"share": unseen / whole, "relative": unseen / random if random else 0.0}  # 0: LoRA of full rank
-        for name, value in {"steps": step, **found}.items():
-            self.history[name].append(round(value, 4))
-        for logger in trainer.loggers:  # the module's own log skips steps
-            logger.log_metrics({f"unseen_gradient/{name}": value for name, value in found.items()}, step=step)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the values to the run's results."""
-        if trainer.is_global_zero and self.history["steps"]:
-            names = {f"unseen_gradient/{name}": values for name, values in self.history.items()}
-            write_results(run_folder(trainer), names)
+        relative = unseen / random if random else 0.0  # 0: LoRA of full rank
+        self.record(trainer, trainer.global_step + 1, {"share": unseen / whole, "relative": relative})
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Listen no more."""
@@ -167,9 +177,10 @@ def _updates(model: nn.Module) -> Iterator[DeltaWeight]:
             yield from layer.delta.blocks().values() if isinstance(layer.delta, RowBlocks) else [layer.delta]
 
 
-def _lora_of(update: DeltaWeight) -> LoRADelta | None:
+def _lora_of(update: DeltaWeight) -> FactoredDelta | None:
     """Return the LoRA that an update is, or that is a part of a sum."""
-    return next((each for each in (update, *getattr(update, "parts", ())) if isinstance(each, LoRADelta)), None)
+    parts = [part for part in (update, *getattr(update, "parts", ())) if isinstance(part, FactoredDelta)]
+    return next((part for part in parts if part.trains_factors), None)
 
 
 class _Layer:
@@ -180,7 +191,7 @@ class _Layer:
         lora: The LoRA.
     """
 
-    def __init__(self, update: DeltaWeight, lora: LoRADelta) -> None:
+    def __init__(self, update: DeltaWeight, lora: FactoredDelta) -> None:
         self.update, self.lora = update, lora
         self._gradient: Tensor | None = None
         self._uses = self._inside = 0
@@ -219,10 +230,11 @@ class _Layer:
     def _measure(self, gradient: Tensor) -> None:
         rows, columns = gradient.shape
         self._whole += float(gradient.square().sum())
-        if not all(bool(each.isfinite().all()) for each in (gradient, self.lora.B, self.lora.A)):
+        b, a = self.lora.factors()
+        if not all(bool(each.isfinite().all()) for each in (gradient, b, a)):
             self._whole = math.nan  # nothing is logged, and a run that diverged ends with an error of its own
             return
-        left, right = _span(self.lora.B), _span(self.lora.A.T)
+        left, right = _span(b), _span(a.T)
         rest = gradient - left @ (left.T @ gradient)
         rest -= (rest @ right) @ right.T
         self._unseen += float(rest.square().sum())
@@ -244,33 +256,20 @@ def _span(matrix: Tensor) -> Tensor:
     return columns.to(matrix.device, torch.float32)
 
 
-_SPECTRUM = ("rank", "stable_rank", "effective_rank", "norm")
-
-
-class UpdateSpectrum(Declared, Callback):
+class UpdateSpectrum(_Measured):
     """Log rank, stable rank, effective rank and norm of the updates, averaged over layers, as ``spectrum/...``.
 
-    The values are logged, and written as lists with ``spectrum/steps`` to ``results.json``. Each measurement takes a
-    singular value decomposition of every layer.
+    Compare Table 2 of the paper. The values are logged, and written as lists with ``spectrum/steps`` to
+    ``results.json``. Each measurement takes a singular value decomposition of every layer.
     """
 
-    every_n_steps: Annotated[int, NotNegative] = 0
-    """Optimizer steps between two spectra; the last step is always measured. 0 disables it."""
+    prefix, metrics = "spectrum", ("rank", "stable_rank", "effective_rank", "norm")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.history: dict[str, list[float]] = {name: [] for name in ("steps", *_SPECTRUM)}
         self._start: dict[str, Tensor] = {}
         self._last = -1
         self._off = False  # True if the initial weights are unknown
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the values so far."""
-        return {"history": {name: list(values) for name, values in self.history.items()}}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the values of the resumed run."""
-        self.history = {name: list(state_dict["history"][name]) for name in self.history}
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Refuse methods whose update depends on the input, before anything runs."""
@@ -309,19 +308,9 @@ class UpdateSpectrum(Declared, Callback):
 
     def _take(self, trainer: Trainer, pl_module: LightningModule) -> None:
         found = _spectra(pl_module, self._start) if trainer.is_global_zero and not self._off else []
-        if not found:
-            return
-        means = {name: sum(float(getattr(one, name)) for one in found) / len(found) for name in _SPECTRUM}
-        self.history["steps"].append(trainer.global_step)
-        for name, value in means.items():
-            self.history[name].append(round(value, 4))
-        for logger in trainer.loggers:  # the module's own log skips steps
-            logger.log_metrics({f"spectrum/{name}": value for name, value in means.items()}, step=trainer.global_step)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the values to the run's results."""
-        if trainer.is_global_zero and self.history["steps"]:
-            write_results(run_folder(trainer), {f"spectrum/{name}": values for name, values in self.history.items()})
+        if found:
+            means = {name: sum(float(getattr(one, name)) for one in found) / len(found) for name in self.metrics}
+            self.record(trainer, trainer.global_step, means)
 
 
 def _matrices(model: nn.Module) -> dict[str, Tensor]:

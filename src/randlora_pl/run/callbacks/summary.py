@@ -143,7 +143,11 @@ def _rates(task: Any) -> list[str]:
     """Return the learning rates: the adapter's, and other parts' by name."""
     others = dict(task.rates()) if hasattr(task, "rates") else {"head": getattr(task, "head_learning_rate", None)}
     shown = [f"{name} {rate:g}" for name, rate in others.items() if rate]
-    return shown if shown and task.adapter.method() == "Frozen" else [f"{task.learning_rate:g}", *shown]
+    return shown if shown and _trains_nothing(task.adapter) else [f"{task.learning_rate:g}", *shown]
+
+
+def _trains_nothing(adapter: Adapter) -> bool:
+    return adapter.trains_base and adapter.keeps_base
 
 
 def _validated(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
@@ -208,7 +212,7 @@ def what_trains(task: Any) -> str:
     given = (getattr(task, name, None) for name in ("prompts", "head", "regulation"))
     others = [part for part in given if hasattr(part, "leaves")]
     adapter = task.report.adapter
-    return " + ".join(map(describe, others if others and adapter.method() == "Frozen" else [*others, adapter]))
+    return " + ".join(map(describe, others if others and _trains_nothing(adapter) else [*others, adapter]))
 
 
 def describe(adapter: Any) -> str:
