@@ -47,15 +47,10 @@ SAMPLE = 8
 """Images per split that a check decodes."""
 
 
-_HEADER = ("dataset", "split", "images", "expected", "fewest of a class", "most of a class", "decoded", "")
-
-
 def print_reports(reports: Sequence["Report"], every: bool = False) -> int:
     """Print a table of the reports, and their problems; return 1 if something is wrong or missing, else 0.
 
-    Args:
-        reports: Results of the checks.
-        every: True if all images were to be decoded.
+    ``every`` means that all images were to be decoded.
     """
     rows = []
     for report in reports:
@@ -67,8 +62,8 @@ def print_reports(reports: Sequence["Report"], every: bool = False) -> int:
                 _per_class(part.fewest), _per_class(part.most), f"{part.decoded:,}", "OFF" if wrong else "",
             ))  # fmt: skip
     if rows:
-        print(table(_HEADER, rows))
-        print()
+        header = ("dataset", "split", "images", "expected", "fewest of a class", "most of a class", "decoded", "")
+        print(f"{table(header, rows)}\n")
     missing = [report for report in reports if report.missing]
     off = [report for report in reports if report.problems and not report.missing]
     for report in off:
@@ -104,8 +99,8 @@ def checked_root(given: str | None, rows: Sequence[DatasetSpec], verb: str, opti
     Args:
         given: Typed value of the option.
         rows: The datasets.
-        verb: The command up to the name of a dataset, for messages.
-        option: The option for the folder.
+        verb: The command up to the name of a dataset.
+        option: Name of the option.
     """
     if given is None:
         if own := [row for row in rows if row.own]:
@@ -184,7 +179,7 @@ def get(names: Names = (), *, all: All = False, root: Root = None, keep: bool = 
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--root {folder} is a file; give the folder for the datasets")
     try:
-        return _get([row for row in rows if not row.own], folder, keep, all)
+        return _fetch_all([row for row in rows if not row.own], folder, keep, all)
     except KeyboardInterrupt as stop:
         again = "--all" if all else " ".join(names)
         where = "" if root is None else f" --root {shlex.quote(root)}"
@@ -193,8 +188,9 @@ def get(names: Names = (), *, all: All = False, root: Root = None, keep: bool = 
         ) from None
 
 
-def _get(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: bool) -> int:
+def _fetch_all(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: bool) -> int:
     """Fetch one dataset after the other, even if one fails; return the exit code."""
+    from randlora_pl.data.check import check as compare
     from randlora_pl.data.install import by_hand, downloads
 
     reports, got, failed, helpless = [], [], [], []
@@ -203,7 +199,7 @@ def _get(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: bool) 
             builtin = f"{row.name}: built in, nothing to download"
             print(builtin if present(row, root) else how_to_get(row, root))
             continue
-        there = _check(row, root, 0) if present(row, root) else None
+        there = compare(row, root, 0) if present(row, root) else None
         if there and there.problems:
             print(f"{row.name}: in {root}, but off: {there.problems[0].what}")
         if there and not there.problems:
@@ -213,7 +209,8 @@ def _get(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: bool) 
             helpless.append(row)
         else:
             try:
-                report = _fetch(row, root)
+                _fetch(row, root)
+                report = compare(row, root, SAMPLE)
             except UserError as error:
                 failed.append(row)
                 print(f"randlora-pl: error: {error}", file=sys.stderr)
@@ -242,14 +239,8 @@ def _get(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: bool) 
     return 1 if failed or (helpless and not everything) else 0
 
 
-def _check(row: DatasetSpec, root: Path, sample: int) -> "Report":
-    from randlora_pl.data.check import check
-
-    return check(row, root, sample)
-
-
-def _fetch(row: DatasetSpec, root: Path) -> "Report":
-    """Fetch one dataset, check it, and print both steps."""
+def _fetch(row: DatasetSpec, root: Path) -> None:
+    """Fetch one dataset, and print each step."""
     from randlora_pl.data import install
     from randlora_pl.data.download import length
 
@@ -266,7 +257,6 @@ def _fetch(row: DatasetSpec, root: Path) -> "Report":
     count = "1 file" if len(row.files) == 1 else f"{len(row.files)} files"
     print(f"  {count}, {len(absent)} to download{total}: to {home}, unpacked into {root}", flush=True)
     install.get(row, root, _watch())
-    return _check(row, root, SAMPLE)
 
 
 def _tidy(row: DatasetSpec, root: Path, keep: bool) -> None:
@@ -314,7 +304,12 @@ def show(name: str, *, root: Root = None, output: File | None = None, shots: Ann
         shots: Training images per class, as --data.shots N selects them with seed 0
     """
     row = find_images(name)
-    file = _output(row, output)
+    file = output or Path(f"contact-sheet-{row.name}.png")
+    if output is not None:
+        if output.suffix.lower() != ".png":
+            raise UserError(f"--output is {output}: a contact sheet is a PNG file, for example {row.name}.png")
+        check_output(output)
+        check_parent(output)
     folder = checked_root(root, [row], "data show")
     if not present(row, folder):
         raise UserError(how_to_get(row, folder))
@@ -334,14 +329,3 @@ def show(name: str, *, root: Root = None, output: File | None = None, shots: Ann
         print(f"  {printable(prompt)}")
     print(f"\nContact sheet: {file}")
     return 0
-
-
-def _output(row: DatasetSpec, named: Path | None) -> Path:
-    """Return the file to write; a typed one must be new."""
-    if named is None:
-        return Path(f"contact-sheet-{row.name}.png")
-    if named.suffix.lower() != ".png":
-        raise UserError(f"--output is {named}: a contact sheet is a PNG file, for example {row.name}.png")
-    check_output(named)
-    check_parent(named)
-    return named

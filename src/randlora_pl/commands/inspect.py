@@ -9,7 +9,7 @@ import re
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, groupby
 from pathlib import Path
@@ -29,9 +29,6 @@ from randlora_pl.utils.text.tables import table
 from randlora_pl.utils.version import __version__
 
 Row = TypeVar("Row")
-
-OWN_PAGE = "docs/your_own_data.md"
-
 
 Names = Annotated[Sequence[str], Option("NAME")]
 
@@ -123,7 +120,7 @@ def datasets(names: Names = (), *, root: Root = None, json: Json = False) -> int
         print("Download: randlora-pl data get NAME. It prints the steps of what must be downloaded by hand")
         print(
             "Your own images: --data.dataset folder, table, hf, webdataset or pairs with --data.root PATH; see "
-            + OWN_PAGE
+            "docs/your_own_data.md"
         )
         print(f"Texts: --model CausalLMTask with {', '.join(DATASETS)}")
         print(f"       --model TextClassificationTask with {', '.join(LABELLED)}; see {' and '.join(TEXT_PAGES)}")
@@ -205,22 +202,16 @@ def _print_matrix(rows: list[dict[str, str]], as_json: bool) -> int:
 
 def _pick(name: str, known: dict[str, Row], what: str, listed: str = "") -> Row:
     """Return the row of a name, ignoring case, as ``fit`` does; ``listed``: command with all names."""
-    spelled = {candidate.lower(): candidate for candidate in known}
-    if name.lower() not in spelled:
-        hint = near(name, known) or _near_part(name, known)
-        raise UserError(f"Unknown {what} {name!r}.{hint} See: randlora-pl {listed or f'{what}s'}")
-    return known[spelled[name.lower()]]
-
-
-def _near_part(word: str, choices: Iterable[str]) -> str:
-    """Return a hint as `near` does, also for parts of a name: ``qwen3`` for ``Qwen/Qwen2-0.5B-Instruct``."""
-    word = word.lower()
-    found = [
+    word, spelled = name.lower(), {candidate.lower(): candidate for candidate in known}
+    if word in spelled:
+        return known[spelled[word]]
+    parts = [  # also of a part of a name: ``qwen3`` of ``Qwen/Qwen2-0.5B-Instruct``
         choice
-        for choice in choices
+        for choice in known
         if word in choice.lower() or difflib.get_close_matches(word, re.split(r"[/_.-]", choice.lower()), 1, 0.7)
     ]
-    return f" Did you mean {' or '.join(map(repr, found[:3]))}?" if found else ""
+    hint = near(name, known) or (f" Did you mean {' or '.join(map(repr, parts[:3]))}?" if parts else "")
+    raise UserError(f"Unknown {what} {name!r}.{hint} See: randlora-pl {listed or f'{what}s'}")
 
 
 PACKAGES = (
@@ -263,9 +254,15 @@ def doctor(*, all: bool = False, json: Json = False) -> int:
         print_json({"verdict": verdict(report), **report})
         return 0
     print(f"{verdict(report)}\n")
-    for title, found in report.items():
-        shown = found if all else _summary(found)
-        print("\n".join([title, *(entry(name, text, column=28) for name, text in shown.items()), ""]))
+    for title, facts in report.items():
+        here = {
+            name: text
+            for name, text in facts.items()
+            if all or not re.match("missing: |(.*: )?not cached", text) or HERE.search(text)
+        }
+        if absent := len(facts) - len(here):
+            here[f"{absent} not downloaded"] = "to list them: randlora-pl doctor --all"
+        print("\n".join([title, *(entry(name, text, column=28) for name, text in here.items()), ""]))
     return 0
 
 
@@ -279,17 +276,6 @@ def verdict(report: dict[str, dict[str, str]]) -> str:
     ]
     faster = [f"{name} ({text})" for name, text in report["Devices"].items() if name.startswith(("cuda", "mps"))]
     return f"NOT READY: {'; '.join(wrong)}" if wrong else f"READY: runs use {faster[0] if faster else 'the CPU'}."
-
-
-def _summary(found: dict[str, str]) -> dict[str, str]:
-    """Return the entries that are here, and the number of the others."""
-    here = {
-        name: text
-        for name, text in found.items()
-        if not re.match("missing: |(.*: )?not cached", text) or HERE.search(text)
-    }
-    absent = len(found) - len(here)
-    return here | ({f"{absent} not downloaded": "to list them: randlora-pl doctor --all"} if absent else {})
 
 
 def versions() -> dict[str, str]:
@@ -317,9 +303,8 @@ def devices() -> dict[str, str]:
     if torch.backends.mps.is_available():
         found["mps"] = "Apple GPU"
     if len(found) == 1:
-        kind = "no accelerator is seen"
         build = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
-        found["accelerator"] = f"{kind} (PyTorch {torch.__version__}, {build}); runs use the CPU"
+        found["accelerator"] = f"no accelerator is seen (PyTorch {torch.__version__}, {build}); runs use the CPU"
     return found
 
 

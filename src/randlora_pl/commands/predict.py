@@ -119,14 +119,15 @@ def name_adapters(words: Sequence[str]) -> dict[str, Path]:
         UserError: Two have the same name, or a name is empty.
     """
     pairs = [_pair(word) for word in words]
-    short = _apart([Path(path.removesuffix(".safetensors")).parts for _, path in pairs])
-    found: dict[str, Path] = {}
-    for (given, path), default in zip(pairs, short, strict=True):
-        name = given or default
-        if name in found:
-            raise UserError(f"--adapter has two called {name}, {found[name]} and {path}: give them names, NAME={path}")
-        found[name] = find_adapter(path)
-    return found
+    parts = [Path(path.removesuffix(".safetensors")).parts for _, path in pairs]
+    head, tail = _in_common(parts), _in_common([path[::-1] for path in parts])
+    named: dict[str, Path] = {}
+    for (given, path), each in zip(pairs, parts, strict=True):
+        name = given or str(Path(*(each[head : len(each) - tail] or each[-1:])))
+        if name in named:
+            raise UserError(f"--adapter has two called {name}, {named[name]} and {path}: give them names, NAME={path}")
+        named[name] = find_adapter(path)
+    return named
 
 
 def _pair(word: str) -> tuple[str | None, str]:
@@ -136,12 +137,6 @@ def _pair(word: str) -> tuple[str | None, str]:
     if not name or not path:
         raise UserError(f"--adapter {word}: give NAME=FOLDER, or the folder alone.")
     return name, path
-
-
-def _apart(paths: list[tuple[str, ...]]) -> list[str]:
-    """Return the paths without the common parts at both ends; the last part if nothing is left."""
-    head, tail = _in_common(paths), _in_common([path[::-1] for path in paths])
-    return [str(Path(*(path[head : len(path) - tail] or path[-1:]))) for path in paths]
 
 
 def _in_common(paths: list[tuple[str, ...]]) -> int:
@@ -248,35 +243,36 @@ def predict(options: PredictOptions) -> int:
     """
     register_weights(options.pretrained)
     for folder in options.adapters.values():
-        _check_kind(folder, adapter_config(folder)["model"]["class_path"], bool(options.texts))
+        of_texts = adapter_config(folder)["model"]["class_path"] in TASKS
+        if options.texts and not of_texts:
+            raise UserError(f"{folder} belongs to a model of images: give it --images PATH instead of --texts.")
+        if of_texts and not options.texts:
+            raise UserError(f"{folder} belongs to a language model: give it --texts FILE instead of --images.")
+    silence_library_warnings()
+    compute = answer if options.texts else classify
     output = None if options.output == "-" else Path(options.output)
     if output is None:
-        text = _found(options).csv()
+        text = compute(options).csv()
         sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
         return 0
     check_output(output, options.overwrite)
     if output.exists() and not output.is_file():
         raise UserError(f"--output: {output} is a folder or a device; name a file.")
     check_parent(output)
-    found = None
+    predictions = None
     try:
         with atomic_file(output) as file:  # before the work, which may take hours
-            found = _found(options)
-            file.write(found.csv().encode())
+            predictions = compute(options)
+            file.write(predictions.csv().encode())
     except OSError as error:
-        if found is None:
+        if predictions is None:
             raise
-        raise UserError(_kept_elsewhere(found.csv().encode(), output, error)) from error
-    print(f"{output}: {found.summary(options.weighted)}")
+        raise UserError(_keep_elsewhere(predictions.csv().encode(), output, error)) from error
+    print(f"{output}: {predictions.summary(options.weighted)}")
     return 0
 
 
-def _found(options: PredictOptions) -> PredictionTable:
-    silence_library_warnings()
-    return answer(options) if options.texts else classify(options)
-
-
-def _kept_elsewhere(content: bytes, output: Path, error: OSError) -> str:
+def _keep_elsewhere(content: bytes, output: Path, error: OSError) -> str:
     """Write predictions to the folder of temporary files, and return a message that names the file."""
     what = f"{output} cannot be written: {error.strerror or error}"
     try:
@@ -285,14 +281,6 @@ def _kept_elsewhere(content: bytes, output: Path, error: OSError) -> str:
     except OSError:
         return f"{what}. Free some space, then predict again"
     return f"{what}. The predictions are in {file.name}"
-
-
-def _check_kind(folder: Path, task: str, texts: bool) -> None:
-    """Refuse images for a language model, and texts for a model of images."""
-    if texts and task not in TASKS:
-        raise UserError(f"{folder} belongs to a model of images: give it --images PATH instead of --texts.")
-    if not texts and task in TASKS:
-        raise UserError(f"{folder} belongs to a language model: give it --texts FILE instead of --images.")
 
 
 def classify(options: PredictOptions) -> PredictionTable:
@@ -377,7 +365,7 @@ _MAX_LENGTH = 128
 
 
 def answer(options: PredictOptions) -> PredictionTable:
-    """Return the predictions of each adapter for each text; adapters run in turn, each with its own base model.
+    """Return the predictions of each adapter for each text; adapters take turns, each with its own base model.
 
     All inputs are read and checked before the first model is loaded.
     """
@@ -397,16 +385,6 @@ def answer(options: PredictOptions) -> PredictionTable:
         )
     ((kind, classes),) = kinds
     decoder = kind == "CausalLMTask"
-    _check_options(options, decoder, classes)
-    size = options.batch_size or _BATCH[kind]
-    kinds_of_text = inputs.PROMPTS if decoder else inputs.SENTENCES
-    given = [each for source in options.texts for each in inputs.read_given(source, kinds_of_text)]
-    with advised(f"--batch-size {size // 2}" if size > 1 else "--precision bf16"):
-        return _written(options, files, given, size) if decoder else _classified(options, files, given, size, classes)
-
-
-def _check_options(options: PredictOptions, decoder: bool, classes: bool) -> None:
-    """Refuse options that are for another kind of model."""
     for name, typed, fits in (
         ("max_new_tokens", "--max-new-tokens needs a model that generates text", decoder),
         ("beams", "--beams needs a model that generates text", decoder),
@@ -414,6 +392,11 @@ def _check_options(options: PredictOptions, decoder: bool, classes: bool) -> Non
     ):
         if getattr(options, name) is not None and not fits:
             raise UserError(f"{typed}, and {next(iter(options.adapters.values()))} is not one. Remove the option.")
+    size = options.batch_size or _BATCH[kind]
+    kinds_of_text = inputs.PROMPTS if decoder else inputs.SENTENCES
+    given = [each for source in options.texts for each in inputs.read_given(source, kinds_of_text)]
+    with advised(f"--batch-size {size // 2}" if size > 1 else "--precision bf16"):
+        return _written(options, files, given, size) if decoder else _classified(options, files, given, size, classes)
 
 
 def _written(
@@ -483,13 +466,12 @@ def _classified(
 
 def _ready(file: "AdapterFile", options: PredictOptions, how: dict[str, Any]) -> Any:
     """Return the task of an adapter on the device, merged; quantized as in its training if there is a GPU."""
-    from randlora_pl.adapters import FullFineTuning
     from randlora_pl.language.tasks.restore import plain_task
     from randlora_pl.tasks.restore import make_ready
 
     if options.pretrained:
         how = {**how, "pretrained": str(options.pretrained[-1])}
-    if options.precision == "bf16" and not isinstance(file.adapter, FullFineTuning):  # which has nothing frozen to cast
+    if options.precision == "bf16" and file.adapter.freezes:  # else there is nothing frozen to cast
         how = {**how, "frozen_dtype": "bfloat16"}
     device = pick_device(options.device)
     task = plain_task(file, dequantized=device.type != "cuda", **how)

@@ -59,7 +59,7 @@ def serve(
     missing = [name for name in ("litserve", "python_multipart") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"serve needs {' and '.join(missing)}: pip install '.[serve]' in the checkout")
-    check_port(options.host, options.port)
+    _check_port(options.host, options.port)
     silence_library_warnings()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.serving.app import run_server
@@ -78,19 +78,14 @@ def serve(
 
 
 def names_of(host: str, allowed: Sequence[str]) -> set[str]:
-    """Return the names that the server may be called by; ``*`` stands for every address of this machine.
-
-    Args:
-        host: Address that the server listens at.
-        allowed: Further names, such as the name of a proxy before it.
-    """
+    """Return the names that the server may be called by; ``*`` stands for every address of this machine."""
     names = {"localhost", "127.0.0.1", *(name.lower() for name in allowed)}
     if host != "127.0.0.1":
         names |= {"*", "[::1]", socket.gethostname().lower(), socket.getfqdn().lower()}
     return names
 
 
-def check_port(host: str, port: int) -> None:
+def _check_port(host: str, port: int) -> None:
     """Check that the server can listen at an address."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: a port just released is free
@@ -105,13 +100,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def describe(config: dict[str, Any], upload_bytes: int, pixels: int, device: str) -> dict[str, Any]:
-    """Return the public facts of the server's model; of this machine only the device.
-
-    Args:
-        config: Description of the adapter.
-        upload_bytes: Most bytes of an upload.
-        pixels: Most pixels of an image.
-        device: Device of the model.
+    """Return the public facts of the server's model, whose adapter's description is given; of this machine the device.
 
     Raises:
         UserError: The adapter is of texts, or has no class names.

@@ -184,10 +184,8 @@ def end_with_parent(*others: int) -> None:
 
 QUEUE_SECONDS = 30.0
 """Maximum wait of a request for a worker; after it the response is 504."""
-
 REQUESTS = 128
 """Maximum concurrent requests, each with one upload in memory; further ones get 503."""
-
 CHECK_SECONDS = 0.5
 """Time between two checks of the workers."""
 

@@ -59,6 +59,7 @@ class FullFineTuning(BaseWeightMethod):
     """
 
     learning_rates = (1e-5, 1e-5, 1e-5)  # Table 8
+    freezes = False
 
     def selects(self, layer: nn.Module, tensor: str) -> bool:
         """Return True for every tensor."""
