@@ -151,18 +151,15 @@ class ClassifierAPI(LitAPI):  # type: ignore[misc]
             probabilities = iter(self._probabilities(torch.cat(images)) if images else ())
         except UserError as error:
             return [JSONResponse({"detail": str(error)}, 500) for _ in uploads]
-        return [
-            self._answer(next(probabilities), upload.top_k) if answer is None else answer
-            for answer, upload in zip(answers, uploads, strict=True)
-        ]
-
-    def _answer(self, probabilities: Any, top_k: int) -> Response:
-        best = probabilities.topk(min(top_k, len(probabilities)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        names = self.task.classnames
-        return JSONResponse(
-            {"classes": [{"name": names[label], "probability": round(value, 6)} for label, value in pairs]}
-        )
+        names, responses = self.task.classnames, []
+        for answer, upload in zip(answers, uploads, strict=True):
+            if answer is None:
+                best = next(probabilities).topk(min(upload.top_k, len(names)))
+                pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                classes = [{"name": names[label], "probability": round(value, 6)} for label, value in pairs]
+                answer = JSONResponse({"classes": classes})
+            responses.append(answer)
+        return responses
 
 
 def end_with_parent(*others: int) -> None:
@@ -344,18 +341,14 @@ def run_server(
     finally:
         server.ending = True
         gc.unfreeze()
-        _end(set(multiprocessing.active_children()) - before)
+        children = set(multiprocessing.active_children()) - before
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.join(5)
+            if child.is_alive():
+                child.kill()
+                child.join()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     raise stopped
-
-
-def _end(children: set[Any]) -> None:
-    """End processes within 5 seconds."""
-    for child in children:
-        child.terminate()
-    for child in children:
-        child.join(5)
-        if child.is_alive():
-            child.kill()
-            child.join()

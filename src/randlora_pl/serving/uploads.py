@@ -65,7 +65,9 @@ async def read_upload(request: Request) -> Upload:
         HTTPException: 4xx with a one-line reason.
     """
     limits: Limits = request.app.state.limits
-    top_k = _top_k(request.query_params.get("top_k", "5"))
+    given = request.query_params.get("top_k", "5")
+    if not (given.isascii() and given.isdecimal() and int(given[:9]) > 0):
+        raise HTTPException(400, "top_k must be a positive whole number")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     form = kind == "multipart/form-data"
     if not form and not kind.startswith("image/") and kind != "application/octet-stream":
@@ -82,7 +84,7 @@ async def read_upload(request: Request) -> Upload:
     deadline: asyncio.Timeout = request.scope["deadline"]
     deadline.reschedule(asyncio.get_running_loop().time() + ANSWER_SECONDS)
     pixels = await run_in_threadpool(check_header, content, limits)  # other requests are read meanwhile
-    return Upload(content, pixels, top_k)
+    return Upload(content, pixels, int(given[:9]))
 
 
 def check_header(content: bytes, limits: Limits) -> int:
@@ -114,12 +116,6 @@ async def _field(request: Request) -> bytes:
             what = "holds text, not a file" if FIELD in form else "is missing"
             raise HTTPException(400, f"the form's field {FIELD!r} {what}; for example: curl -F {FIELD}=@photo.jpg")
         return await value.read()
-
-
-def _top_k(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text[:9]) > 0):
-        raise HTTPException(400, "top_k must be a positive whole number")
-    return int(text[:9])
 
 
 def _bounded(receive: Receive, limits: Limits) -> Receive:

@@ -53,7 +53,13 @@ class CheckpointFile(TorchCheckpointIO):
         except Exception as error:  # damaged headers raise many types, from PyTorch and pickle
             raise UserError(damaged(Path(path), str(error).splitlines()[0] if str(error) else "")) from error
         if isinstance(checkpoint.get("derived"), str):
-            checkpoint["derived"] = _read_derived(Path(path), checkpoint["derived"])
+            file = Path(path).parent / Path(checkpoint["derived"]).name
+            content = file.read_bytes() if file.is_file() else b""
+            if file.name != _name_of(content):
+                raise UserError(
+                    f"{path} needs {file.name} beside it, which is missing or damaged. Copy both files again."
+                )
+            checkpoint["derived"] = load(content)
         return checkpoint
 
     def _write_derived(self, tensors: dict[str, torch.Tensor] | None, folder: Path) -> str | None:
@@ -63,25 +69,13 @@ class CheckpointFile(TorchCheckpointIO):
         key = folder, *((name, tensor.data_ptr(), tensor._version) for name, tensor in tensors.items())
         if key != self._derived[0]:
             content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
-            name = f"derived-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
-            write_bytes(folder / name, content)
-            self._derived = key, name
+            write_bytes(folder / _name_of(content), content)
+            self._derived = key, _name_of(content)
         return self._derived[1]
 
 
-def _read_derived(checkpoint: Path, name: str) -> dict[str, torch.Tensor]:
-    """Return the derived tensors that belong to a checkpoint.
-
-    Raises:
-        UserError: Their file is missing or damaged.
-    """
-    file = checkpoint.parent / Path(name).name
-    content = file.read_bytes() if file.is_file() else b""
-    if file.name != f"derived-{hashlib.sha256(content).hexdigest()[:16]}.safetensors":
-        raise UserError(
-            f"{checkpoint} needs {file.name} beside it, which is missing or damaged. Copy both files again."
-        )
-    return load(content)
+def _name_of(derived: bytes) -> str:
+    return f"derived-{hashlib.sha256(derived).hexdigest()[:16]}.safetensors"
 
 
 def check_checkpoint(file: Path) -> None:
@@ -257,14 +251,7 @@ def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
 
 
 def save_adapter_of(trainer: Trainer, pl_module: Any, folder: Path, summary: dict[str, Any]) -> None:
-    """Write the adapter folder of a task, with facts about its training data and its image preprocessing.
-
-    Args:
-        trainer: Trainer with the data module of the training.
-        pl_module: A task of `randlora_pl.tasks`.
-        folder: Output folder.
-        summary: Training results for the folder's metadata.
-    """
+    """Write the adapter folder of a task, with facts about its training data and its image preprocessing."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     facts = planned(data) if hasattr(data, "summary") else {}
     about = {name: facts[name] for name in _TRAINED_ON if facts.get(name) is not None} | {"randlora_pl": __version__}
@@ -289,12 +276,6 @@ def steps_between(steps: int, samples: int, held_out: int, global_batch: int) ->
 
     The interval is one pass over the training samples, longer if the validation set is relatively large, at least a
     twentieth and at most a fifth of the run.
-
-    Args:
-        steps: Optimizer steps of the run.
-        samples: Training samples.
-        held_out: Validation samples.
-        global_batch: Samples per optimizer step.
     """
     if steps < TRIAL:
         return max(1, steps)
@@ -302,8 +283,8 @@ def steps_between(steps: int, samples: int, held_out: int, global_batch: int) ->
     return min(max(apart, math.ceil(steps / MOST)), steps // POINTS)
 
 
-def steps_of(task: Any, data: Any) -> tuple[int, int]:
-    """Return the optimizer steps of a planned run, and between two validations; ``data`` is set up for ``fit``."""
+def _steps_of(task: Any, data: Any) -> tuple[int, int]:
+    """Return the optimizer steps of a planned run, and between two validations."""
     steps = task.total_steps()
     return steps, steps_between(steps, data.plan.num_samples, data.held_out, data.plan.global_batch)
 
@@ -316,7 +297,7 @@ class ValidationSchedule(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plan the validations; a resumed run may start with one."""
-        self._every = steps_of(pl_module, trainer.datamodule)[1] * trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        self._every = _steps_of(pl_module, trainer.datamodule)[1] * trainer.accumulate_grad_batches  # type: ignore[attr-defined]
         self.on_train_batch_end(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
@@ -330,18 +311,12 @@ class ValidationSchedule(Callback):
 
 
 def validations(trainer: Trainer, task: Any, data: Any) -> int | None:
-    """Return the number of validations of a planned run, or None if the interval is in time.
-
-    Args:
-        trainer: Trainer with its callbacks.
-        task: Task attached to the trainer.
-        data: Data module set up for ``fit``.
-    """
+    """Return the number of validations of a planned run, or None if the interval is in time."""
     if not (data.held_out and trainer.limit_val_batches and trainer.check_val_every_n_epoch in (None, 1)):
         return 0
     if getattr(trainer, "_val_check_time_interval", None) is not None:
         return None
-    steps, every = steps_of(task, data)
+    steps, every = _steps_of(task, data)
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, ValidationSchedule) for callback in callbacks):
         return math.ceil(steps / every)
@@ -352,12 +327,7 @@ def validations(trainer: Trainer, task: Any, data: Any) -> int | None:
 
 
 def validated_samples(trainer: Trainer, data: Any) -> int:
-    """Return the samples of each validation: all, or as many as `limit_val_batches` leaves.
-
-    Args:
-        trainer: Trainer with its devices.
-        data: Data module set up for ``fit``.
-    """
+    """Return the samples of each validation: all, or as many as `limit_val_batches` leaves."""
     held_out, step = int(data.held_out), int(data.eval_batch_size) * trainer.world_size
     limit = trainer.limit_val_batches
     batches = limit if isinstance(limit, int) else int(limit * math.ceil(held_out / step))
@@ -368,11 +338,6 @@ class Patience(EarlyStopping):
     """Stop after ``patience`` validations without improvement; a resumed run stops at the same step.
 
     It precedes `AdapterCheckpoint` in the list of callbacks, so that a checkpoint includes its last validation.
-
-    Args:
-        monitor: Validation metric.
-        mode: ``max`` or ``min``: direction of the metric.
-        patience: Validations without improvement.
     """
 
     def __init__(self, monitor: str, mode: str, patience: int) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 from bisect import bisect, insort
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -57,10 +58,6 @@ def wrong_first(mistakes: list[Prediction], samples: list[Prediction]) -> list[P
     """Return as many predictions as there are samples: wrong ones first, the most confident in front.
 
     Up to half of the samples make room for mistakes, so that these are seen at any accuracy.
-
-    Args:
-        mistakes: Mistakes of the whole test, most confident first.
-        samples: Predictions of all classes.
     """
     first = mistakes[: (len(samples) + 1) // 2]
     seen = {one.index for one in first}
@@ -71,9 +68,6 @@ def wrong_first(mistakes: list[Prediction], samples: list[Prediction]) -> list[P
 
 class Surest:
     """Most confident mistakes, independent of the order and sizes of batches.
-
-    Args:
-        most: Number of mistakes to keep.
 
     Attributes:
         mistakes: Most confident mistakes so far, in order.
@@ -294,11 +288,12 @@ class Figures(Callback):
             if len(names) <= MOST_CLASSES:
                 plots["confusion"] = partial(confusion_figure, counts, names)
         if self._shown:
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            frame: Any = trainer.datamodule.frame  # type: ignore[attr-defined]
+            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (frame.mean, frame.std))
 
             def grid(kept: Sequence[Prediction], heading: str = "") -> Callable[[], "Figure"]:
                 truth, guesses = [names[one.label] for one in kept], [names[one.guess] for one in kept]
-                images = _shown([one.image for one in kept], data.frame)
+                images = [(one.image * std + mean).clamp(0, 1) for one in kept]
                 return partial(samples_figure, images, truth, guesses, [one.probability for one in kept], heading)
 
             plots["predictions"] = grid(wrong_first(surest.mistakes, [one for _, one in self._shown]))
@@ -322,12 +317,6 @@ def write_plots(trainer: Trainer, plots: dict[str, Callable[[], "Figure"]]) -> N
         write_bytes(folder / f"{name}.png", png.getbuffer())
         for board in boards:
             board.experiment.add_image(f"test/{name}", image, trainer.global_step, dataformats="HWC")
-
-
-def _shown(images: Sequence[Tensor], frame: Any) -> list[Tensor]:
-    """Return images with denormalized colors in [0, 1]."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (frame.mean, frame.std))
-    return [(image * std + mean).clamp(0, 1) for image in images]
 
 
 FILE = "test_per_class.csv"
@@ -386,7 +375,10 @@ class PerClass(Callback):
             self.facts["test/right"] = packed((codes % 2).bool().tolist())
         if pl_module.test_name == "test" and trainer.is_global_zero:
             rows = zip(pl_module.classnames, table.tolist(), strict=True)
-            cells = [[name, int(row[0]), *map(_cell, row[1:])] for name, row in rows]
+            cells = [
+                [name, int(row[0]), *("" if math.isnan(value) else f"{value:.6f}" for value in row[1:])]
+                for name, row in rows
+            ]
             text = csv_text([["class", "samples", "precision", "recall", "f1"], *cells])
             write_text(run_folder(trainer) / FILE, text)
 
@@ -409,10 +401,6 @@ def class_table(scores: Tensor) -> Tensor:
 def means(table: Tensor) -> dict[str, float]:
     """Return balanced accuracy (mean recall) and macro F1 over the classes of a `class_table` that have them."""
     return {"balanced_accuracy": float(table[:, 2].nanmean()), "macro_f1": float(table[:, 3].nanmean())}
-
-
-def _cell(value: float) -> str:
-    return "" if value != value else f"{value:.6f}"
 
 
 ANSWERS = "answers.jsonl"

@@ -184,12 +184,7 @@ def _lora_of(update: DeltaWeight) -> FactoredDelta | None:
 
 
 class _Layer:
-    """Listener of one weight: the two matrices of its LoRA, and the gradient of the weight during a backward pass.
-
-    Args:
-        update: Update of the weight, a LoRA or a sum with one.
-        lora: The LoRA.
-    """
+    """Listener of one weight: the two matrices of its LoRA, and the gradient of the weight during a backward pass."""
 
     def __init__(self, update: DeltaWeight, lora: FactoredDelta) -> None:
         self.update, self.lora = update, lora

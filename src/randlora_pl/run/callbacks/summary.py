@@ -30,13 +30,7 @@ def layer_table(report: Any) -> str:
 
 
 def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
-    """Return the summary's rows beside the layers.
-
-    Args:
-        trainer: Trainer with its task and dataset up.
-        task: Task with its model built.
-        data: Data module set up for ``fit``.
-    """
+    """Return the summary's rows beside the layers."""
     trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
     parts, total = trained_parts(task), sum(p.numel() for p in task.parameters())
     trains = sum(parts.values())
@@ -59,17 +53,17 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     return {
         "model": f"{identity.name}, {identity.pretrained} weights{size} ({type(task).__name__})",
         **data.summary_lines(summary),
-        **_prompts(task),
+        "prompts": task.used_prompts().summary() if hasattr(task, "used_prompts") and not task.retrieval else "",
         "trainable": f"{trains:,} of {total:,} parameters ({100 * trains / total:.2f} %){parts_of(parts)}",
         "batch": f"{global_batch} = {' x '.join(factors)}" if len(factors) > 1 else factors[0],
         "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn{repeats}",
         **_validated(trainer, task, data),
         "learning rate": ", ".join(_rates(task)),
         **other_decay(task),
-        **({"label smoothing": f"{smoothing:g}"} if smoothing else {}),
-        **({"train/loss": task.loss_note} if hasattr(task, "loss_note") else {}),
+        "label smoothing": f"{smoothing:g}" if smoothing else "",
+        "train/loss": getattr(task, "loss_note", ""),
         "precision": f"{trainer.precision} on {devices}",
-        **({"sharded": f"{shards}{low}"} if shards else {}),
+        "sharded": f"{shards}{low}" if shards else "",
         "checkpoint": f"{byte_size(resumed)} to resume, adapter {byte_size(saved)}",
         "seed": str(task.seed),
         "run folder": str(run_folder(trainer)),
@@ -109,12 +103,6 @@ def state_size(task: Any) -> int:
         return trainable
     head: int = trainable - task.report.trainable
     return optimizer_numbers(task.model) + 2 * head
-
-
-def _prompts(task: Any) -> dict[str, str]:
-    """Return the prompts that name classes, if a task on images has any."""
-    asked = hasattr(task, "used_prompts") and not task.retrieval
-    return {"prompts": found} if asked and (found := task.used_prompts().summary()) else {}
 
 
 def trained_parts(task: Any) -> dict[str, int]:
@@ -221,15 +209,13 @@ def describe(adapter: Any) -> str:
         rates = ", ".join(f"{rate:g}" for rate in getattr(adapter, "rates", None) or ())
         return f"{adapter.method()} of {', '.join(map(describe, parts))}{'; rates ' * bool(rates)}{rates}"
     plain = type(adapter)().options()
-    shown = [
-        f"{name} {_shortened(value)}"
-        for name, value in adapter.options().items()
-        if name not in ("seed", "match") and ((name == "rank" and isinstance(adapter, Adapter)) or value != plain[name])
-    ]
+    shown = []
+    for name, value in adapter.options().items():
+        if name in ("seed", "match") or (
+            value == plain[name] and not (name == "rank" and isinstance(adapter, Adapter))
+        ):
+            continue
+        many = isinstance(value, dict) and len(value) > 3
+        text = f"{min(value.values())} to {max(value.values())} by {len(value)} patterns" if many else value
+        shown.append(f"{name} {text}")
     return f"{adapter.method()} {', '.join(shown)}".strip()
-
-
-def _shortened(value: Any) -> str:
-    """Return an option's value as text, of many patterns only the least and the greatest value."""
-    many = isinstance(value, dict) and len(value) > 3
-    return f"{min(value.values())} to {max(value.values())} by {len(value)} patterns" if many else str(value)

@@ -66,10 +66,6 @@ class HeldLock(Callback):
     """End a training that lost its lock, because another process may train in its folder.
 
     A process loses the lock when it is suspended or loses the disk for longer than its lease.
-
-    Args:
-        lease: Lock of the run folder.
-        folder: Run folder.
     """
 
     def __init__(self, lease: SoftFileLease, folder: Path) -> None:

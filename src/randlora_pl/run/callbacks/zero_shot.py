@@ -54,13 +54,7 @@ class _ByName(Declared, Callback):
             raise UserError(f"{own} cannot name other classes. Remove the callback.")
 
     def measure(self, task: Any, options: dict[str, Any], key: str) -> None:
-        """Log the accuracy on the test images of other data, with the preprocessing of the task's own data.
-
-        Args:
-            task: Task in a test, with the evaluated weights.
-            options: Options of `ImageData`.
-            key: Name of the metric, without the prefix of the test.
-        """
+        """Log the accuracy on the test images of other data, with the preprocessing of the task's own data."""
         own = task.trainer.datamodule
         shared = {"root": str(own.root), "num_workers": own.num_workers}
         data = framed(shared | options, own.frame, own.eval_batch_size)

@@ -29,12 +29,6 @@ class Meeting:
 
     Rank 0 posts numbered questions and decisions, and the others read them in this order.
 
-    Args:
-        store: The store for rendezvous.
-        rank: Rank of this process.
-        world: Number of processes.
-        timeout: Seconds to wait for another process.
-
     Attributes:
         exchanges: True while the processes exchange tensors: nothing waits at the store then.
     """
@@ -51,10 +45,6 @@ class Meeting:
 
     def decided(self, what: str, decide: Callable[[], str]) -> str:
         """Return rank 0's decision.
-
-        Args:
-            what: Name of the decision.
-            decide: Called on rank 0 only.
 
         Raises:
             UserError: See `awaited`; this process is at another decision than rank 0.
@@ -227,9 +217,8 @@ def process_rank() -> int:
 def broadcast_decision(what: str, decide: Callable[[], str]) -> str:
     """Return rank 0's decision in every process; without a job, just call ``decide``.
 
-    Args:
-        what: Name of the decision; all processes request the same decisions in the same order.
-        decide: Called on rank 0 only, because it may check files that rank 0 is about to write.
+    All processes request the same decisions in the same order. Only rank 0 calls ``decide``, which may check files that
+    it is about to write.
 
     Raises:
         UserError: See `Meeting.decided`.
@@ -259,10 +248,6 @@ def decide_first(what: str, variable: str, decide: Callable[[], str]) -> str:
 
 def meeting_of(job: Launch, timeout: float | None = None) -> Meeting:
     """Return the meeting of a job; torchrun or rank 0 hosts its store. Each attempt of a job has its own keys.
-
-    Args:
-        job: The job.
-        timeout: Seconds to wait for the store and the other processes, from now on.
 
     Raises:
         UserError: Another program has the port.

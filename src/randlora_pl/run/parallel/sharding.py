@@ -53,9 +53,6 @@ class AdapterFSDP(AdapterDDP):
     replicated; FSDP2 ignores them, and DistributedDataParallel exchanges their gradients as without sharding. Shards
     are not saved: checkpoints and adapters are identical to `AdapterDDP`'s.
 
-    Args:
-        timeout: Seconds to wait for other processes.
-
     Attributes:
         exchange: Gradients exchanged so far; gathered weights are not counted.
         shards: Sharded weights, after the model is built.
@@ -127,14 +124,20 @@ def shard(model: nn.Module, mesh: Any, dtype: torch.dtype | None = None) -> None
     Raises:
         UserError: There is nothing to shard, or PyTorch is too old.
     """
-    fully_shard, forward_method, policy = _fsdp2()
+    library: Any = torch.distributed.fsdp
+    fully_shard = getattr(library, "fully_shard", None)
+    if fully_shard is None or "ignored_params" not in inspect.signature(fully_shard).parameters:
+        raise UserError(
+            f"--trainer.strategy fsdp2 needs PyTorch 2.7 or newer, this is {torch.__version__}: "
+            "pip install --upgrade torch torchvision, or remove the option."
+        )
     blocks = repeated_blocks(model)
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
     options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": True}
     whole = trained
     if dtype is not None:
         whole = trained | {parameter for parameter in model.parameters() if parameter.dim() < 2}
-        options["mp_policy"] = policy(param_dtype=dtype, cast_forward_inputs=False)
+        options["mp_policy"] = library.MixedPrecisionPolicy(param_dtype=dtype, cast_forward_inputs=False)
     frozen = {parameter for block in blocks.values() for parameter in block.parameters()} - trained
     if not frozen:
         why = "all of its weights train" if blocks else "it has no repeated blocks"
@@ -151,27 +154,11 @@ def shard(model: nn.Module, mesh: Any, dtype: torch.dtype | None = None) -> None
     # The root manages no weights, but prefetches: the next block is gathered while one computes.
     fully_shard(model, **options, ignored_params=set(model.parameters()) - sharded)
     for name in forward_methods(model):
-        forward_method(model, name)
+        library.register_fsdp_forward_method(model, name)
 
 
 def _bytes(tensors: list[Any]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _fsdp2() -> tuple[Any, Any, Any]:
-    """Return ``fully_shard``, ``register_fsdp_forward_method`` and ``MixedPrecisionPolicy``.
-
-    Raises:
-        UserError: This PyTorch lacks them, or cannot ignore trainable parameters.
-    """
-    library: Any = torch.distributed.fsdp
-    fully_shard = getattr(library, "fully_shard", None)
-    if fully_shard is None or "ignored_params" not in inspect.signature(fully_shard).parameters:
-        raise UserError(
-            f"--trainer.strategy fsdp2 needs PyTorch 2.7 or newer, this is {torch.__version__}: "
-            "pip install --upgrade torch torchvision, or remove the option."
-        )
-    return fully_shard, library.register_fsdp_forward_method, library.MixedPrecisionPolicy
 
 
 SHARDED = "fsdp2"

@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -35,11 +36,7 @@ Options = dict[str, tuple[str, Any]]
 
 
 def common_options(flat: Mapping[str, Any]) -> Options:
-    """Return the options that all processes must have in common; existing paths may differ.
-
-    Args:
-        flat: The resolved config by short names.
-    """
+    """Return the options that all processes must have in common; existing paths may differ."""
     kept = {name: value for name, value in flat.items() if not f"{name}.".startswith(tuple(f"{n}." for n in _ALONE))}
     texts = {name: json.dumps(_placeless(value), sort_keys=True, default=str) for name, value in kept.items()}
     return {f"--{name}": (texts[name], value) for name, value in kept.items()}
@@ -51,14 +48,10 @@ def _placeless(value: Any) -> Any:
         return {name: _placeless(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_placeless(each) for each in value]
-    return "a path" if _is_path(value) else value
-
-
-def _is_path(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and os.sep in value and Path(value).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):
-        return False
+    with suppress(OSError, ValueError, RuntimeError):  # not every text can be a path
+        if isinstance(value, str) and os.sep in value and Path(value).expanduser().exists():
+            return "a path"
+    return value
 
 
 def check_options(meeting: Meeting, options: Options) -> None:
@@ -89,10 +82,6 @@ def _options_differ(found: list[Options]) -> str:
 
 def compare_weights(meeting: Meeting, fingerprint: str) -> None:
     """Refuse processes that start from different weights.
-
-    Args:
-        meeting: The processes.
-        fingerprint: Checksum of this process's weights.
 
     Raises:
         UserError: They differ; see also `Meeting.compare`.
@@ -207,9 +196,6 @@ class AdapterDDP(DDPStrategy):
     files and seeds; comparing one checksum replaces the broadcast at the start. Running statistics of trained layers
     are copied from rank 0 after each optimizer step, so that every process evaluates and saves the same model.
 
-    Args:
-        timeout: Seconds to wait for other processes.
-
     Attributes:
         exchange: Gradients exchanged so far.
         options: Options that all processes must have in common, by name.
@@ -273,9 +259,6 @@ class AdapterDDP(DDPStrategy):
     def compare(self, splits: Mapping[str, Part]) -> None:
         """Refuse processes with other samples than rank 0; each waits for all.
 
-        Args:
-            splits: Samples of this process, by split.
-
         Raises:
             UserError: They differ, or a process has ended because of a mistake.
             LostProcessError: A process is lost.
@@ -323,9 +306,6 @@ class LateSigterm:
 
     Lightning copies a number to the GPU, and reads the received one at once: the host waits twice. Here every process
     reads what it received one micro-batch before, so that all stop before the same micro-batch.
-
-    Args:
-        trainer: A trainer with several processes.
     """
 
     def __init__(self, trainer: Trainer) -> None:

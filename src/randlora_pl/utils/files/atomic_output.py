@@ -19,10 +19,8 @@ from randlora_pl.utils.errors import UserError
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing, and rename it to its final name if the block ends without an error.
 
-    Several processes may write the same file. A folder that is not writable raises before the block begins.
-
-    Args:
-        path: Path of the file; its folder is created.
+    Its folder is created. Several processes may write the same file. A folder that is not writable raises before the
+    block begins.
 
     Raises:
         OSError: The file cannot be written, for example because the disk is full; the error names the final path.
@@ -50,10 +48,6 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file atomically.
 
-    Args:
-        path: Path of the file; its folder is created.
-        content: Bytes of the file.
-
     Raises:
         OSError: The file cannot be written; the older file stays.
     """
@@ -71,9 +65,6 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     """Create a temporary folder beside a path, and delete it with its remaining files at the end of the block.
 
     Missing parent folders are created, and removed again if they are still empty.
-
-    Args:
-        path: Final path of a file or folder, for `move`.
 
     Raises:
         OSError: A file cannot be written; the error names the final path.
@@ -96,9 +87,6 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Create a temporary folder, and rename it to its final name if the block ends without an error.
 
-    Args:
-        path: Final path; an older folder is replaced.
-
     Raises:
         OSError: A file cannot be written; the error names the final path, and the older folder stays.
     """
@@ -112,10 +100,6 @@ def move(source: Path, path: Path) -> None:
 
     A folder is replaced by two renames. A process that is killed between them leaves both folders under hidden names
     (see `remove_leftovers`).
-
-    Args:
-        source: File or folder in the `scratch_folder` of the path.
-        path: Final path.
     """
     for file in [source, *source.rglob("*")]:
         if file.is_file():
@@ -138,9 +122,6 @@ def remove_leftovers(folder: Path) -> None:
     """Remove temporary files and folders of a process that was killed while writing.
 
     A folder that was being replaced gets its name back if the new one is missing.
-
-    Args:
-        folder: Run folder; no other process may write to it.
     """
     for old in folder.glob(".*.old-*"):
         final = folder / old.name[1:].partition(".old-")[0]
@@ -156,12 +137,7 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path, hint: str = "Set another --output.") -> Iterator[None]:
-    """Raise a `UserError` if a file cannot be written.
-
-    Args:
-        path: Output path, for the message.
-        hint: Remedy, for the message.
-    """
+    """Raise a `UserError` if a file cannot be written."""
     try:
         yield
     except OSError as error:

@@ -36,7 +36,8 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
     level = [value]
     for _ in range(DEEPEST):
-        level = [part for each in level if isinstance(each, dict | list) for part in _parts(each)]
+        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [part for parts in inner for part in parts]
         if not level:
             return value
     raise ValueError(f"it is nested deeper than {DEEPEST} levels")
@@ -46,10 +47,6 @@ def _integer(digits: str) -> int:
     if len(digits) > LONGEST_NUMBER:
         raise ValueError(f"a number of {len(digits):,} digits")
     return int(digits)
-
-
-def _parts(value: dict[str, Any] | list[Any]) -> Any:
-    return value.values() if isinstance(value, dict) else value
 
 
 def parse_yaml(text: str) -> Any:
@@ -159,10 +156,6 @@ MOST_BYTES = 2**32
 def open_plain(path: Path | str, most: int | None = None) -> BinaryIO:
     """Open a regular file for reading.
 
-    Args:
-        path: Path of the file, or of a link to one.
-        most: Maximum size in bytes; None for no limit.
-
     Raises:
         OSError: The file cannot be opened, is a pipe, a device or a folder, or is too large.
     """
@@ -184,10 +177,6 @@ def open_plain(path: Path | str, most: int | None = None) -> BinaryIO:
 def read_plain(path: Path | str, most: int = MOST_BYTES) -> bytes:
     """Return the bytes of a regular file.
 
-    Args:
-        path: Path of the file, or of a link to one.
-        most: Maximum size in bytes.
-
     Raises:
         OSError: See `open_plain`.
     """
@@ -196,12 +185,8 @@ def read_plain(path: Path | str, most: int = MOST_BYTES) -> bytes:
 
 
 def is_file(path: Path) -> bool:
-    """Return True if the path is a file, without raising for any path that a user types.
-
-    Args:
-        path: Any path; `pathlib` raises if its name is too long or its folder is not readable.
-    """
+    """Return True if the path is a file, without raising for any path that a user types."""
     try:
         return path.is_file()
-    except OSError:
+    except OSError:  # the name is too long, or the folder is not readable
         return False

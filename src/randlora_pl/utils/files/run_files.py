@@ -123,11 +123,6 @@ def find_adapter(path: str | os.PathLike[str]) -> Path:
         again = f"randlora-pl fit --resume {shlex.quote(str(run))}{import_words()}"
         best = f" or use {run / BEST}" if (run / BEST).is_dir() else ""
         raise UserError(f"{run} is not finished and has no tested adapter yet. Run: {again}{best}")
-    return tested_adapter(run)
-
-
-def tested_adapter(run: Path) -> Path:
-    """Return the adapter of a run that its ``fit`` tested: the last one, or the best of its validations."""
     try:
         name = parse_json((run / RESULTS).read_text(encoding="utf-8"))["tested"]
     except (OSError, ValueError, TypeError, KeyError):  # of an older version, not finished, or damaged

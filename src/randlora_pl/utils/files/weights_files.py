@@ -87,10 +87,6 @@ def register_weights(files: Sequence[Path]) -> None:
 def find_weights(base: Mapping[str, Any], source: object) -> str | None:
     """Return the path of a base model's weights file on this machine.
 
-    Args:
-        base: ``base_model`` of ``adapter_config.json``.
-        source: Path of the adapter, for the message.
-
     Returns:
         Path of the file; None if the base model is defined by name and tag, or by a repository of the Hub, and the
         user gave no file. A file that the user gave may have another hash: the weights themselves are compared after
@@ -123,10 +119,6 @@ def find_weights(base: Mapping[str, Any], source: object) -> str | None:
 
 def base_arguments(base: Mapping[str, Any], source: object) -> dict[str, str]:
     """Return the arguments ``name`` and ``pretrained`` of a base model that differ on this machine from a file's.
-
-    Args:
-        base: ``base_model`` of ``adapter_config.json``.
-        source: Path of the adapter, for the message.
 
     Raises:
         UserError: The weights, or the folder of the model, are not on this machine.

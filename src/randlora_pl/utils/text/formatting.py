@@ -42,11 +42,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def printable(text: str) -> str:
-    r"""Return a text with escaped control characters, such as ``\x1b``; tabs and newlines stay.
-
-    Args:
-        text: Text; it may contain bytes that are not UTF-8 (surrogate escapes of file names).
-    """
+    r"""Return a text with escaped control characters, such as ``\x1b``; tabs and newlines stay."""
     return _COMMANDS.sub(_spelled, text)
 
 
@@ -62,11 +58,7 @@ def for_figure(text: str) -> str:
 
 
 def for_cell(text: str) -> str:
-    """Return a table cell that no spreadsheet evaluates: text that starts like a formula gets an apostrophe.
-
-    Args:
-        text: Text of the cell; numbers are not changed.
-    """
+    """Return a table cell that no spreadsheet evaluates: text that starts like a formula gets an apostrophe."""
     formula = text.lstrip().startswith(("=", "+", "-", "@")) and not _NUMBER.fullmatch(text)
     return f"'{text}" if formula else text
 

@@ -26,6 +26,8 @@ def table(
 ) -> str:
     """Return a plain table, whose columns are wrapped to fit a terminal, but not in a file or a pipe.
 
+    rich would take 0.8 s for the 1,400 rows of ``models --all``, and shortens numbers beside long names.
+
     Args:
         header: Titles of the columns.
         rows: Cells, as many per row as titles; None is shown as an empty cell.
@@ -51,7 +53,12 @@ def table(
     kept = [index for index, width in enumerate(widths) if header[index] not in omitted]
     lines = []
     for row in zip(*columns, strict=True):
-        wrapped = [_wrapped(row[index], widths[index]) for index in kept]
+        wrapped = [
+            [row[index]]
+            if len(row[index]) <= widths[index]
+            else textwrap.wrap(row[index], widths[index], break_on_hyphens=False)
+            for index in kept
+        ]
         for number in range(max(map(len, wrapped))):
             parts = [cell[number] if number < len(cell) else "" for cell in wrapped]
             aligned = [
@@ -74,10 +81,6 @@ def _shrunk(widths: Sequence[int], longest: Sequence[int], room: int) -> list[in
         while sum(fitting) > room and (wide := [i for i, width in enumerate(fitting) if width > least[i]]):
             fitting[max(wide, key=fitting.__getitem__)] -= 1
     return fitting
-
-
-def _wrapped(cell: str, width: int) -> list[str]:
-    return [cell] if len(cell) <= width else textwrap.wrap(cell, width, break_on_hyphens=False)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
@@ -111,9 +114,6 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
     r"""Return rows as CSV text with line feeds.
 
     Cells that look like spreadsheet formulas are escaped, and so are bytes that are not UTF-8 (``\udcff``).
-
-    Args:
-        rows: Cells of each row; the first row has the column names.
     """
     lines: list[str] = []
     csv.writer(_Lines(lines)).writerows([for_cell(c) if isinstance(c, str) else c for c in row] for row in rows)
@@ -151,9 +151,6 @@ def group_names(names: Iterable[tuple[str, Hashable]]) -> dict[tuple[str, Hashab
     """Return the positions of each group by its pattern and kind; groups of one kind and pattern belong together.
 
     Groups of another kind with the same pattern keep the numbers in which they differ.
-
-    Args:
-        names: Name and kind of each layer, such as its shape.
 
     Examples:
         >>> list(group_names([("a.0.b.0.fc", 3), ("a.0.b.1.fc", 3), ("a.1.b.0.fc", 5)]))
