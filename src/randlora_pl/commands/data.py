@@ -1,4 +1,4 @@
-"""``data get``, ``data check`` and ``data show``: download, check and contact sheet of datasets."""
+"""Download, verify and preview datasets."""
 
 import shlex
 import sys

@@ -165,7 +165,7 @@ def test_a_kill_while_unpacking_leaves_nothing_half_made(
 import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from randlora_pl.data import http as archives, install
+from randlora_pl.data import download as archives, install
 from randlora_pl.data.catalog.registry import find
 add, calls = archives._Meter.add, []
 def dying(self, count):
