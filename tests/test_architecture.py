@@ -2,11 +2,13 @@
 
 import ast
 import re
+from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import randlora_pl
+from randlora_pl.adapters import methods
 
 PACKAGE = Path(randlora_pl.__file__).parent
 FILES = {
@@ -41,6 +43,32 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 def test_a_file_has_at_most_500_lines() -> None:
     lines = {name: len(file.read_text(encoding="utf-8").splitlines()) for name, file in FILES.items()}
     assert {name: count for name, count in lines.items() if count > 500} == {}
+
+
+def names_in(tree: ast.Module) -> Iterator[str]:
+    """Identifiers, imported names and string constants; docstrings are whole sentences."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute):
+            yield node.id if isinstance(node, ast.Name) else node.attr
+        elif isinstance(node, ast.alias | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def test_methods_are_named_in_their_folder_alone() -> None:
+    """Other rooms ask for traits; only defaults of tasks remain, and the list may only shrink."""
+    rest = ("randlora_pl.adapters.methods", "randlora_pl.lab")
+    naming = {
+        name.removeprefix("randlora_pl.")
+        for name in FILES
+        if name != "randlora_pl.adapters"
+        and not name.startswith(rest)
+        and {*names_in(tree_of(name))} & {*methods.__all__}
+    }
+    assert naming == {
+        *("language.tasks.causal_lm", "language.tasks.classification", "tasks.objective", "tasks.prompt.task"),
+    }
 
 
 def test_the_english_is_plain() -> None:

@@ -196,6 +196,9 @@ class Adapter(Described):
     """Form in PEFT's files, for `to_peft` and `from_peft`."""
     group = "fixed rank"  # rank of the update, or what else it is: the heading of the method in listings
     size_option = "rank"  # the option that ``match`` chooses from `sizes`, if the method has it
+    rate_option = "learning_rate"  # the option of tasks on images that has its rate
+    updates = True  # False if nothing of the model changes
+    own_optimizer = False  # True if the method has an optimizer of its own
     trains_base = False  # True if the method trains the model's own tensors instead of adding to them
     keeps_base = True  # False if the model's own tensors change
     freezes = True  # False if the method trains every tensor of the model

@@ -17,6 +17,7 @@ from randlora_pl.run.options.classes import (
     class_name,
     classes,
     data_class,
+    method_with,
     options_by_group,
     options_of,
     summary,
@@ -134,7 +135,7 @@ def class_page(verb: str, args: list[str]) -> str:
     command = compose(verb, args, DEFAULTS)
     option = short_name(asked[0].partition("=")[0]).removesuffix(".help")
     known = classes(option)
-    default = "LoRA" if option == "model.adapter.inner" else next(iter(known))
+    default = method_with("inside", True) if option == "model.adapter.inner" else next(iter(known))
     typed = command.values.get(f"{option}.help") or str(command.flat().get(option) or default)
     name = class_name(option, typed)
     return describe(known[name], f"--{option}.") if name else ""

@@ -179,11 +179,12 @@ def _print_matrix(rows: list[dict[str, str]], as_json: bool) -> int:
     if as_json:
         print_json(rows)
         return 0
+    known = classes("model.adapter")
     cells = [
         (
             row["name"],
             row["library"],
-            " / ".join(row[method] or "-" for method in ("RandLoRA", "LoRA", "DoRA")),
+            " / ".join(row[method] or "-" for method in row if method in known),
             f"{row['equal']} of {row['tags']}" if row["tags"] != "0" else "no weights",
             row["refused"]
             or "; ".join(filter(None, [row["hub"] and f"not checked without the hub: {row['hub']}", row["frozen"]])),

@@ -197,16 +197,11 @@ def _attempt(url: str, part: Path, have: int, tick: ProgressCallback) -> bool:
 
 
 def _receive(answer: Any, have: int, total: int | None, part: Path, tick: ProgressCallback) -> None:
+    """Write the response to the partial file, and check its length."""
     try:
         with part.open("ab" if have else "wb") as file:
             tick(have, total)
-            while True:
-                try:
-                    chunk = answer.read(_CHUNK)
-                except (OSError, http.client.HTTPException) as error:
-                    raise _DroppedError(str(error) or type(error).__name__) from error
-                if not chunk:
-                    break
+            while chunk := _next(answer):
                 file.write(chunk)
                 have += len(chunk)
                 tick(have, total)
@@ -215,6 +210,14 @@ def _receive(answer: Any, have: int, total: int | None, part: Path, tick: Progre
         raise UserError(f"{part} cannot be written ({error.strerror or error}); {kept}") from error
     if total is not None and have < total:
         raise _DroppedError(f"{total - have:,} bytes are missing")
+
+
+def _next(answer: Any) -> bytes:
+    """Return the next bytes of a response, or b"" at its end."""
+    try:
+        return bytes(answer.read(_CHUNK))
+    except (OSError, http.client.HTTPException) as error:
+        raise _DroppedError(str(error) or type(error).__name__) from error
 
 
 RATIO = 200

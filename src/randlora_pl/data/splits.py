@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +107,7 @@ Indices = NDArray[np.int64]
 def _parts(
     labels: Indices, numbers: Indices, groups: Indices | None, total: int, seed: int, name: str
 ) -> tuple[Indices, Indices]:
+    """Return the indices of samples to keep and to hold out (see `hold_out`)."""
     if groups is None:  # keep: no class loses its only image
         chosen = stratified(labels, numbers, max(0, min(total, len(labels) - 1)), seed, name, keep=1)
     else:
@@ -145,6 +145,7 @@ def search_parts(
 
 
 def _units(samples: Samples) -> int:
+    """Return the number of samples, or of groups if there are any."""
     return len(samples) if samples.groups is None else len(np.unique(samples.groups))
 
 
@@ -346,6 +347,7 @@ def shots_of(path: Path, drawn: Samples, shots: int | None) -> int:
 
 
 def _line(path: Path, number: int, line: str) -> tuple[list[str], int]:
+    """Return the parts of the path and the label of a line."""
     try:
         content = parse_json(line)
     except ValueError as error:
@@ -361,12 +363,13 @@ def _line(path: Path, number: int, line: str) -> tuple[list[str], int]:
 
 
 def _found(where: str, parts: Sequence[str], label: int, samples: Samples, places: dict[str, list[int]]) -> int:
-    """Return the index of the sample whose key has the longest end in common with a path."""
+    """Return the index of the sample whose key has the longest end in common with a path.
+
+    Raises:
+        UserError: No sample fits, several fit equally well, or its label is another one.
+    """
     image = "/".join(parts[-3:])
-    common = {}
-    for index in places.get(parts[-1], ()):
-        pairs = zip(reversed(samples.keys[index].split("/")), reversed(parts), strict=False)
-        common[index] = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    common = {index: _common(samples.keys[index].split("/"), parts) for index in places.get(parts[-1], ())}
     longest = [index for index, length in common.items() if length == max(common.values())]
     if not longest:
         raise UserError(
@@ -383,3 +386,13 @@ def _found(where: str, parts: Sequence[str], label: int, samples: Samples, place
             "The draw is of another split (--data.split coop?)"
         )
     return longest[0]
+
+
+def _common(first: Sequence[str], second: Sequence[str]) -> int:
+    """Return the number of equal parts at the ends of two paths."""
+    length = 0
+    for one, other in zip(reversed(first), reversed(second), strict=False):
+        if one != other:
+            break
+        length += 1
+    return length

@@ -106,9 +106,7 @@ def resolve(name: str, pretrained: str | None) -> Source:
         )
     tiny = name == "tiny"
     config = TINY_CONFIG["model_cfg"] if tiny else _config(name)
-    variants = [] if tiny else _preprocess_variants(name)
-    # the preprocessing that all known weights of an architecture share, else open_clip's default (OpenAI's)
-    preprocess = TINY_CONFIG["preprocess_cfg"] if tiny else variants[0] if len(variants) == 1 else {}
+    preprocess = TINY_CONFIG["preprocess_cfg"] if tiny else _usual_preprocess(name)
     if tiny and pretrained in (None, TINY_TAG):
         return Source("tiny", TINY_TAG, "shipped", config, preprocess)
     if pretrained in (None, "random"):
@@ -131,6 +129,7 @@ def resolve(name: str, pretrained: str | None) -> Source:
 
 
 def _in_folder(folder: ModelFolder, pretrained: str | None) -> Source:
+    """Return the source of a model in a folder or repository, with its own preprocessing."""
     if folder.revision is not None:
         raise UserError(f"--model.name: {folder.name} has a revision, which open_clip does not take. Remove it.")
     config = folder.config["model_cfg"]
@@ -154,6 +153,7 @@ def _match_activation(name: str, tag: str, names: list[str]) -> tuple[str, dict[
 
 
 def _file_notes(name: str, names: list[str]) -> tuple[str, ...]:
+    """Return notes on the activation and the image preprocessing that are assumed for a weights file."""
     notes = []
     plain = name.removesuffix(_QUICK)
     if plain + _QUICK in names:
@@ -173,6 +173,12 @@ def _preprocess_variants(name: str) -> list[dict[str, Any]]:
     entries = [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
     variants = [{key: entry[key] for key in PREPROCESS if key in entry} for entry in entries]
     return [variant for number, variant in enumerate(variants) if variant not in variants[:number]]
+
+
+def _usual_preprocess(name: str) -> dict[str, Any]:
+    """Return the preprocessing that all known weights of an architecture share, else open_clip's default (OpenAI's)."""
+    variants = _preprocess_variants(name)
+    return variants[0] if len(variants) == 1 else {}
 
 
 def image_size(source: Source) -> int:
@@ -306,6 +312,7 @@ def load_clip(
 
 
 def _load(source: Source, seed: int, force_image_size: int | None) -> LoadedClip:
+    """Load the model for `load_clip` from its resolved source."""
     image = image_spec(source, force_image_size)
     path = download(source) if source.kind in ("tag", OWN) else source.pretrained
     state = None if source.kind in ("random", "shipped") else read_weights(path)  # fails before the slower build

@@ -89,10 +89,7 @@ class ModelFolder:
             repository, commit = _repository(self.name)[0], self.file.parent.name
             found = (hub_file(repository, name, commit, "--model.name") for name in self._candidates())
         else:
-            names = [
-                *self._candidates(),
-                *(file.name for suffix in _SUFFIXES for file in sorted(self.file.parent.glob(f"*{suffix}"))),
-            ]
+            names = [*self._candidates(), *(file.name for suffix in _SUFFIXES for file in self._with(suffix))]
             found = (self.file.parent / name for name in names if (self.file.parent / name).is_file())
         path = next((each for each in found if each is not None), None)
         if path is None:
@@ -129,6 +126,9 @@ class ModelFolder:
 
     def _candidates(self) -> list[str]:
         return [f"{stem}{suffix}" for stem in _WEIGHTS[self.library] for suffix in _SUFFIXES[:3]]
+
+    def _with(self, suffix: str) -> list[Path]:
+        return sorted(self.file.parent.glob(f"*{suffix}"))
 
 
 def is_folder(name: str) -> bool:
@@ -187,11 +187,13 @@ def check_config(base: Mapping[str, Any], here: str | None, source: object) -> N
 
 
 def _repository(name: str) -> tuple[str, str | None]:
+    """Return repository and revision of a name at the Hub."""
     repository, _, revision = name.removeprefix(HUB).partition("@")
     return repository, revision or None
 
 
 def _find(name: str, file: str) -> Path | None:
+    """Return a file of a folder or repository, or None if it is not there."""
     if name.startswith(HUB):
         repository, revision = _repository(name)
         return hub_file(repository, file, revision, "--model.name")
@@ -210,6 +212,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _check_clip(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what prevents open_clip's configuration from being used."""
     model = config.get("model_cfg")
     if not isinstance(model, dict) or not isinstance(model.get("embed_dim"), int):
         yield "model_cfg with embed_dim is missing. Copy the file again."
@@ -236,6 +239,7 @@ def _size_out_of_range(values: Mapping[str, Any], part: str) -> str | None:
 
 
 def _check_timm(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what prevents timm's configuration from being used."""
     import timm
 
     architecture, options = config.get("architecture"), config.get("model_args", {})

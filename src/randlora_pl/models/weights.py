@@ -81,6 +81,7 @@ def load_without_code(path: Path) -> Any:
 
 
 def _refusal(path: Path, message: str) -> str:
+    """Return the message for a file that ``torch.load(weights_only=True)`` rejected."""
     if "TorchScript" in message:
         return (
             f"'{path}' is a TorchScript archive, which contains code (such as OpenAI's first files). "
@@ -153,20 +154,6 @@ def seeded(seed: int) -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(dtype)
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Set modules to eval mode without gradients, and restore their modes after the block."""
-    modes = [(module, module.training) for whole in modules for module in whole.modules()]
-    for whole in modules:
-        whole.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.run.options.adapter_config import adapter_config, config_beside, data_beside
-from randlora_pl.run.options.classes import class_name
+from randlora_pl.run.options.classes import class_name, method_with
 from randlora_pl.run.options.compose import DEFAULTS, Command, Tree, compose, merge, normalize
 from randlora_pl.run.parallel.launch import decide_first
 from randlora_pl.utils.errors import UserError
@@ -67,8 +67,9 @@ def _check(adapter: Path, saved: Tree, command: Command) -> None:
     """Refuse another method than LoRA, learned prompts, and a task or a base model that does not fit the LoRA."""
     options, flat = saved["model"]["init_args"], command.flat()
     method, task = options["adapter"]["class_path"], saved["model"]["class_path"]
-    if method != "LoRA" or task == "PromptTask":
-        found = method if method != "LoRA" else "LoRA with learned prompts"
+    starts = method == method_with("starts_stage", True)
+    if not starts or task == "PromptTask":
+        found = "LoRA with learned prompts" if starts else method
         raise UserError(
             f"{adapter} is {found}, and a stage starts from LoRA alone. Train one first: randlora-pl fit "
             "--config CONFIG --model.adapter LoRA"

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from randlora_pl.run.options.classes import rate_name
 from randlora_pl.run.options.compose import CLASSES, Command, Tree, flatten, normalize
 from randlora_pl.run.parallel.launch import decide_first
 from randlora_pl.utils.errors import UserError
@@ -38,7 +39,7 @@ def planned_name(flat: dict[str, Any]) -> str:
         str(flat.get("data.dataset", "digits")),
         Path(str(flat.get("model.name", "tiny"))).name,
         prompts,
-        "" if prompts and adapter == "Frozen" else adapter,
+        "" if prompts and rate_name(adapter, None) == "prompt_learning_rate" else adapter,
     )
     return "_".join(re.sub(r"[^a-z0-9.]+", "-", word.lower()).strip("-.") for word in words if word)
 

@@ -11,6 +11,7 @@ from randlora_pl.adapters.methods.refine import check_layers, continued
 from randlora_pl.language.tasks.restore import TASKS as LANGUAGE
 from randlora_pl.language.tasks.restore import LanguageTask, meta_backbone
 from randlora_pl.models import ImageTower, library_of, load_tokenizer, meta_clip, meta_vit
+from randlora_pl.run.options.classes import method_with
 from randlora_pl.run.options.compose import LISTED
 from randlora_pl.sweep.description import Tree
 from randlora_pl.sweep.plan import Trial
@@ -155,7 +156,7 @@ def _described(node: Any) -> dict[str, Any] | None:
         return None
     options = dict(node.get("init_args") or {}) if isinstance(node, dict) else {}
     if "inner" in options:
-        options["inner"] = _described({"class_path": "LoRA"} | options["inner"]) or {}
+        options["inner"] = _described({"class_path": method_with("inside", True)} | options["inner"]) or {}
     if options.get(LISTED):
         options[LISTED] = [_described(each) or {} for each in options[LISTED]]
     return {"method": _short(name), "options": options}

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.run.options.adapter_config import import_classes
-from randlora_pl.run.options.classes import is_text_task, task_of
+from randlora_pl.run.options.classes import is_text_task, method_with, task_of
 from randlora_pl.run.options.compose import (
     DEFAULTS,
     INNER,
@@ -30,13 +30,9 @@ from randlora_pl.run.options.compose import (
 )
 from randlora_pl.run.options.mistakes import FORMS, check_names
 from randlora_pl.run.options.shipped import find_config
-from randlora_pl.sweep.description import METHOD, RATES, ZERO_SHOT, SweepConfig, Tree, is_zero_shot
+from randlora_pl.sweep.description import METHOD, ZERO_SHOT, SweepConfig, Tree, is_zero_shot
+from randlora_pl.sweep.provenance import RATES
 from randlora_pl.utils.errors import UserError, errors_in, near
-
-UNTRAINED = {"model": {"init_args": {"adapter": {"class_path": "FullFineTuning"}}}}
-"""The adapter of a model that is only tested: it adds nothing to the layers."""
-UNTRAINED_TEXT = {"model": {"init_args": {"adapter": {"class_path": "LoRA", "init_args": {"rank": 1}}}}}
-"""Zero update of a language model, whose frozen weights may be in half precision."""
 
 
 def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, untrained: bool) -> Tree:
@@ -61,7 +57,10 @@ def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, unt
         raise UserError(
             "zero-shot needs a text head.", hint="Leave out zero-shot for this model: its linear head is untrained."
         )
-    return check(merge(tree, UNTRAINED_TEXT if is_text_task(task) else UNTRAINED))
+    texts = is_text_task(task)
+    adapter: Tree = {"class_path": method_with("untrained", "texts" if texts else "images")}
+    adapter |= {"init_args": {"rank": 1}} if texts else {}
+    return check(merge(tree, {"model": {"init_args": {"adapter": adapter}}}))
 
 
 def is_text(tree: Tree) -> bool:

@@ -180,4 +180,4 @@ def method_label(config: Mapping[str, Any]) -> str:
     arguments = config.get("metadata", {}).get("arguments", {})
     parts = [part["method"] for name in ("prompts", "head") if isinstance(part := arguments.get(name), dict)]
     method = str(config["method"])
-    return " + ".join(parts if parts and method == "Frozen" else [*parts, method])
+    return " + ".join(parts if parts and not config.get("layers") else [*parts, method])

@@ -60,6 +60,7 @@ class FullFineTuning(BaseWeightMethod):
 
     learning_rates = (1e-5, 1e-5, 1e-5)  # Table 8
     freezes = False
+    untrained = "images"  # the method of models on images that are only tested: it adds nothing to their layers
 
     def selects(self, layer: nn.Module, tensor: str) -> bool:
         """Return True for every tensor."""
@@ -92,7 +93,8 @@ class Frozen(BaseWeightMethod):
     """
 
     learning_rates = (1e-3, 1e-3, 1e-4)  # nothing trains, or a head alone
-    keeps_base = True
+    keeps_base, updates = True, False
+    rate_option = "prompt_learning_rate"
 
     def selects(self, layer: nn.Module, tensor: str) -> bool:
         """Return False for every tensor."""
@@ -106,3 +108,5 @@ class LinearProbe(Frozen):
         >>> inject(model, LinearProbe(), trained=["head"]).trainable
         650
     """
+
+    rate_option = "head_learning_rate"

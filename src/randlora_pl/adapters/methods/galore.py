@@ -229,6 +229,7 @@ class GaLore(FullFineTuning):
 
     learning_rates = (3e-5, 3e-5, 3e-5)  # its released script for GLUE
     group = "optimizer"
+    own_optimizer = True
     size_option = ""  # the rank is not the size of the update: everything trains
     full_rank = False
 

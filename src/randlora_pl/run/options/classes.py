@@ -248,8 +248,13 @@ def rate_name(method: str, task: str | None) -> str:
         method: Name of the method.
         task: Name of the task class, None for a class outside this project. A text task has the adapter's for its head.
     """
-    alone = {} if is_text_task(task) else {"LinearProbe": "head_learning_rate", "Frozen": "prompt_learning_rate"}
-    return alone.get(method, "learning_rate")
+    kind: Any = classes("model.adapter").get(method)
+    return "learning_rate" if kind is None or is_text_task(task) else str(kind.rate_option)
+
+
+def method_with(trait: str, value: object) -> str:
+    """Return the name of the adapter class that declares this value of a trait."""
+    return next(name for name, kind in classes("model.adapter").items() if vars(kind).get(trait) == value)
 
 
 def options_by_group(names: dict[str, str | None], data: type) -> dict[str, dict[str, Option] | None]:

@@ -24,6 +24,7 @@ from randlora_pl.run.options.classes import (
     class_name,
     classes,
     data_class,
+    method_with,
     options_by_group,
     options_of,
     takes_texts,
@@ -271,9 +272,9 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
         tasks = classes("model").items()
         fits = [name for name, task in tasks if rest[0] in options_of(task) and not takes_texts(task)]
         return f" It needs {_NEEDS[rest[0]]}: --model {' or '.join(fits)}."
-    if "inner" in (groups.get(group) or ()) and rest[0] in options_of(classes(group)["LoRA"]):
+    if "inner" in (groups.get(group) or ()) and rest[0] in options_of(classes(group)[method_with("inside", True)]):
         return f" Did you mean --{group}.inner.{rest[0]}?"
-    if LISTED in (groups.get(group) or ()) and rest[0] in options_of(classes(group)["LoRA"]):
+    if LISTED in (groups.get(group) or ()) and rest[0] in options_of(classes(group)[method_with("inside", True)]):
         return (
             f" It belongs to one of the parts: --{group}.{LISTED} '[{{class_path: LoRA, {rest[0]}: ...}}, RandLoRA]'."
         )
@@ -396,7 +397,7 @@ def check_adapters(command: Command, key: str, nodes: Any) -> None:
             if name == LISTED:
                 check_adapters(command, f"{key}.{place}.{name}", value)
             elif name == INNER:
-                node["init_args"][name] = inner = {"class_path": "LoRA"} | value
+                node["init_args"][name] = inner = {"class_path": method_with("inside", True)} | value
                 check_adapters(command, f"{key}.{place}.{name}", [inner])
             else:
                 check_value(command, f"{key}.{place}.{name}", known[name], value)

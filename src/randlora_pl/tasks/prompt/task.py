@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl import prompts as learners
-from randlora_pl.adapters import Adapter, Frozen, GaLore, adapted_layers
+from randlora_pl.adapters import Adapter, Frozen, adapted_layers
 from randlora_pl.adapters.described import Described, make
 from randlora_pl.models.prompted import PromptedTower
 from randlora_pl.prompts import Fixed, PromptLearner
@@ -103,7 +103,7 @@ class PromptTask(TwoStages):
                 f"{prompts.method()} has other class features for each image: leave head and regulation out."
             )
         if isinstance(self.head, TipAdapter):
-            others = isinstance(prompts, Fixed) and isinstance(adapter, Frozen) and self.regulation is None
+            others = isinstance(prompts, Fixed) and not adapter.updates and self.regulation is None
             if not others or self.schedule != "cosine":
                 raise UserError(
                     "TipAdapter keeps features of the pretrained model: it needs --model.prompts Fixed, "
@@ -114,9 +114,9 @@ class PromptTask(TwoStages):
                 "the schedule of epochs has no warmup_steps or final_lr_fraction: leave them out, or use "
                 "--model.schedule cosine."
             )
-        if self.optimizer == "sgd" and isinstance(adapter, GaLore):
+        if self.optimizer == "sgd" and adapter.own_optimizer:
             raise UserError(f"{adapter.method()} has an optimizer of its own: use --model.optimizer adamw.")
-        if self.optimizer == "sgd" and learning_rate is None and not isinstance(adapter, Frozen):
+        if self.optimizer == "sgd" and learning_rate is None and adapter.updates:
             raise UserError(
                 f"SGD would train {adapter.method()} slowly at {self.learning_rate:g}, its rate for AdamW: add "
                 "--model.optimizer adamw --model.schedule cosine, or give a --model.learning_rate for SGD."
