@@ -14,8 +14,7 @@ import torch
 import yaml
 
 from randlora_pl.commands.main import main
-from randlora_pl.run.command import resume_by_itself
-from randlora_pl.run.first_stage import find_lora
+from randlora_pl.run.command import find_lora, resume_by_itself
 from randlora_pl.tasks import VisionLanguageTask
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import SMALL, Run

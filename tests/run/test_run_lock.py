@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from randlora_pl.run.callbacks import HeldLock
-from randlora_pl.run.run_lock import FILE, locked
+from randlora_pl.run.run_folder import FILE, locked
 from randlora_pl.utils.errors import LostProcessError, UserError
 from randlora_pl.utils.files import lease as leases
 from tests.support.cli import SMALL, Run
 from tests.support.leases import of_another_host
 
-HOLD = "import sys, time; from pathlib import Path; from randlora_pl.run.run_lock import locked\n" + (
+HOLD = "import sys, time; from pathlib import Path; from randlora_pl.run.run_folder import locked\n" + (
     "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(99)"
 )
 

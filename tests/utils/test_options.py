@@ -204,5 +204,5 @@ def test_an_unknown_option_names_its_class_and_what_was_meant(kind: type, option
 
 
 def test_a_name_is_no_adapter_of_a_task() -> None:
-    with pytest.raises(UserError, match=r"adapter is .* Set an object of Adapter"):
+    with pytest.raises(UserError, match=r"adapter is .* Set an object of Adapter, such as adapter=RandLoRA\(\)"):
         LinearHeadTask(name="tiny", adapter="RandLoRA")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from randlora_pl.commands.common.arguments import check_output, check_parent
-from randlora_pl.commands.common.progress import counting
+from randlora_pl.commands.common.tables import counting
 from randlora_pl.data.catalog.coop import SPLITS, has_coop, with_split
 from randlora_pl.data.catalog.registry import (
     CATALOG,

@@ -9,8 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from randlora_pl.commands.common.arguments import check_output, check_parent, spelled
-from randlora_pl.commands.common.devices import advised, pick_device
+from randlora_pl.commands.common.arguments import advised, check_output, check_parent, pick_device, spelled
 from randlora_pl.language import prediction_inputs as inputs
 from randlora_pl.language.catalog import TASKS
 from randlora_pl.run.options.adapter_config import adapter_config

@@ -6,7 +6,7 @@ session            run_fit, run_evaluation: lock, build, stages; every error bec
 ├─ command         the words that were typed, over the config of a run or an adapter
 ├─ lightning_cli   LightningCLI: builds task, data, trainer and callbacks in a run folder
 └─ stages          zero-shot test, training, test, results; test of a saved adapter
-   └─ summary      the last lines that are printed
-run_folder, run_lock, error_messages
+   └─ fit_results  facts of a training, and the last lines that are printed
+run_folder, error_messages
 ```
 """

@@ -1,14 +1,23 @@
-"""Facts of a finished training for ``results.json``."""
+"""Facts of a finished training: for ``results.json``, and for the last lines that are printed."""
 
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from lightning.pytorch import Callback, Trainer
 
 from randlora_pl.run.callbacks import AdapterCheckpoint, Patience, PeakMemory, Throughput
 from randlora_pl.run.lightning_cli import App
 from randlora_pl.run.parallel.strategy import AdapterDDP
-from randlora_pl.utils.files.run_files import ADAPTER, LAST
-from randlora_pl.utils.run_results import data_results, environment, model_results
+from randlora_pl.utils.files.atomic_output import write_text
+from randlora_pl.utils.files.run_files import ADAPTER, BEST, CONFIG, LAST
+from randlora_pl.utils.own_classes import import_words
+from randlora_pl.utils.run_results import data_results, environment, model_results, read_results
+from randlora_pl.utils.text.formatting import byte_size, duration
+from randlora_pl.utils.text.tables import facts_table
 
 Kind = TypeVar("Kind", bound=Callback)
 
@@ -60,3 +69,108 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 def callback_of(trainer: Trainer, kind: type[Kind]) -> Kind:
     """Return the trainer's callback of a class."""
     return next(callback for callback in callbacks_of(trainer) if isinstance(callback, kind))
+
+
+FRAGMENT = "ranks.yaml"
+
+
+def write_found(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write the adapter of the facts of a search as a config fragment into its run folder; nothing without one."""
+    if (adapter := facts.get("search/adapter")) is None:
+        return
+    options = {"adapter": adapter, "learning_rate": None}  # the default of this method, not the search's
+    text = yaml.safe_dump({"model": {"init_args": options}}, sort_keys=False, width=120)
+    head = "# Found by a search on a part of the training samples; train it on all of them with:\n#\n"
+    write_text(folder / FRAGMENT, f"{head}#   {training_of(folder)}\n{text}")
+
+
+def training_of(folder: Path) -> str:
+    """Return the command that trains what a run found."""
+    path = shlex.quote(str(folder))
+    return f"randlora-pl fit --config {path}/{CONFIG} --config {path}/{FRAGMENT}"
+
+
+_PLAIN = {"loss": 4, "BLEU": 2, "NIST": 2, "METEOR": 2, "ROUGE-L": 2, "CIDEr": 2}
+"""Decimals of metrics that are not fractions."""
+_UNEQUAL = 2
+"""Classes are unequal if the largest has this many times the test samples of the smallest."""
+
+
+def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[Any]:
+    """Return the summary of a training: metrics, paths, next commands.
+
+    Args:
+        folder: The run folder.
+        unit: What a sample is: ``images`` or ``samples`` of text.
+        testable: True if there are test samples.
+    """
+    results = read_results(folder)
+    speed = results[f"{unit}_per_second"]
+    adapter = results.get("tested", ADAPTER)
+    tested = format_metrics(results, "test")
+    rows = {
+        "test": tested + (f" ({BEST}, step {results['best/step']:,})" if tested and adapter == BEST else ""),
+        "zero-shot": format_metrics(results, "zeroshot"),
+        "stopped early": _stopped(results),
+        "parameters": f"{results['trainable_parameters']:,} trained of {results['total_parameters']:,}",
+        "time": f"{duration(results['fit_seconds'], 1)} for {results['steps']:,} steps"
+        + (f", {speed:,.0f} {unit}/s" if speed else ""),
+        "exchanged": _exchanged(results),
+        "peak memory": f"{byte_size(results['peak_memory_bytes'])} ({results['device']})",
+        "everything": f"{folder}: {', '.join(_listed(folder))}",
+    }
+    path, own = shlex.quote(str(folder)), import_words()
+    earlier = results.get("best/step", results["steps"]) != results["steps"]
+    other = f"\n  randlora-pl test --adapter {path}/{BEST if adapter == ADAPTER else ADAPTER}{own}" if earlier else ""
+    tests = f"\n  randlora-pl test --run {path}{own}{other}" if testable else ""
+    goes_on = "" if results["finished"] else f"\n  randlora-pl fit --resume {path}{own}"
+    board = f"\n  tensorboard --logdir {path}" if (folder / "tensorboard").is_dir() else ""
+    given = "--images PATH" if unit == "images" else "--texts FILE"
+    use = f"predict --adapter {path}/{adapter} {given} --output predictions.csv{own}"
+    if unit != "images":
+        use += f"\n  randlora-pl adapter merge {path}/{adapter} --output FOLDER{own}"
+    found = f"\n  {training_of(folder)}" if (folder / FRAGMENT).is_file() else ""
+    following = f"\nNext:{goes_on}{found}\n  randlora-pl {use}{tests}{board}"
+    return ["", facts_table(rows), following]
+
+
+def _listed(folder: Path) -> list[str]:
+    """Return the files of a folder, without hidden ones: the run's lock is still held."""
+    return sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+
+
+def _stopped(results: Any) -> str:
+    """Return ``at step 40 of 100: val/acc did not improve in 3 validations``; empty for a whole run."""
+    reason = results.get("stopped_early")
+    return f"at step {results['steps']:,} of {results['data/steps']:,}: {reason}" if reason else ""
+
+
+def _exchanged(results: Any) -> str:
+    """Return ``597.7 kB of gradients per step among 8 devices``; empty for one device, or another strategy."""
+    sent = results.get("exchange/bytes_per_step")
+    return f"{byte_size(sent)} of gradients per step among {results['devices']} devices" if sent else ""
+
+
+def format_metrics(results: Any, name: str) -> str:
+    """Return ``accuracy 93.3 %, loss 0.21`` from the keys behind one prefix."""
+    words = {"acc": "accuracy", "unfound": "without an answer", "balanced_accuracy": "balanced accuracy"}
+    hidden = {"score", "macro_f1", "gate_entropy", *(() if _unequal(results, name) else ("balanced_accuracy",))}
+    shown = []
+    for key, value in results.items():
+        prefix, _, short = key.partition("/")
+        if key == f"{name}/loss" and not math.isfinite(value):
+            shown.append("loss not finite: the weights or alpha are too large")
+            continue
+        left_out = short in hidden or short.startswith("unfound/")  # the score is one of the others
+        if prefix == name and isinstance(value, float) and math.isfinite(value) and not left_out:
+            short = short.removeprefix("acc/")  # one of several tests
+            digits = _PLAIN.get(short)
+            text = f"{100 * value:.2f} %" if digits is None else f"{value:.{digits}f}"
+            shown.append(f"{words.get(short, short)} {text}")
+    return ", ".join(sorted(shown, key=lambda text: text.startswith("loss")))
+
+
+def _unequal(results: Any, name: str) -> bool:
+    """Return True if the classes of a test differ so much in size that accuracy hides the small ones."""
+    smallest, largest = (results.get(f"{name}/{end}_class", 0) for end in ("smallest", "largest"))
+    return bool(largest >= _UNEQUAL * max(1, smallest))

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from importlib import import_module
-from inspect import signature
+from inspect import Parameter
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn, Union, get_args
@@ -41,11 +41,11 @@ from randlora_pl.run.callbacks import (
     ValidationSchedule,
     WrittenAnswers,
 )
+from randlora_pl.run.command import find_lora
 from randlora_pl.run.error_messages import build_error, parse_error
-from randlora_pl.run.first_stage import find_lora
 from randlora_pl.run.options.choices import check_loggers
-from randlora_pl.run.options.classes import RunOptions, data_class, task_of
-from randlora_pl.run.options.compose import Command, Tree
+from randlora_pl.run.options.classes import RunOptions, classes, data_class, options_of, task_of
+from randlora_pl.run.options.compose import CLASSES, Command, Tree
 from randlora_pl.run.parallel.sharding import with_devices, with_strategy
 from randlora_pl.run.run_folder import missing_folders, new_folder, planned_name, remove_folder
 from randlora_pl.tasks import AdaptationTask
@@ -76,31 +76,29 @@ def with_defaults(tree: Tree) -> Tree:
 
     Missing options would otherwise come from the task's default object, even for another class.
     """
-    for name, package in _PACKAGES.items():
-        _write_defaults(tree["model"].get("init_args", {}).get(name), package)
+    for option in (option for option in CLASSES if option.count(".") == 1):
+        _write_defaults(tree["model"].get("init_args", {}).get(option.partition(".")[2]), option)
     return tree
 
 
-_PACKAGES = {"adapter": "adapters", "prompts": "prompts", "head": "tasks", "regulation": "tasks"}
-"""Package of the classes of each option of a task that is an object."""
-
-
-def _write_defaults(node: Any, package: str) -> None:
+def _write_defaults(node: Any, option: str) -> None:
     """Write every option of a class into its part of the config."""
     if not isinstance(node, dict):
         return
     module, _, name = node["class_path"].rpartition(".")
     try:
-        kind = getattr(import_module(module or f"randlora_pl.{package}"), name)
-        options = {p.name: p.default for p in signature(kind).parameters.values() if p.default is not p.empty}
-    except (ImportError, AttributeError, TypeError, ValueError):  # the last two: not a class, or a built-in one
+        kind = getattr(import_module(module), name) if module else classes(option)[name]
+    except (ImportError, AttributeError, KeyError):
         return  # the parser reports the error
+    if not (isinstance(kind, type) and issubclass(kind, Described)):
+        return
+    options = {each.name: each.default for each in options_of(kind).values() if each.default is not Parameter.empty}
     node["init_args"] = options = options | (node.get("init_args") or {})
     if "inner" in options:  # DoRA's inner method is LoRA by default, so that its options can be typed without its name
         options["inner"] = {"class_path": "randlora_pl.adapters.LoRA"} | (options["inner"] or {})
-    for name in kind.nested_options() if isinstance(kind, type) and issubclass(kind, Described) else ():
+    for name in kind.nested_options():
         for each in options[name] if isinstance(options.get(name), list) else [options.get(name)]:
-            _write_defaults(each, package)
+            _write_defaults(each, option)
 
 
 def as_text(tree: Tree) -> str:

@@ -6,16 +6,21 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.run.options.classes import rate_name
+from filelock import SoftFileLease
+
+from randlora_pl.run.options.classes import plain, rate_name
 from randlora_pl.run.options.compose import CLASSES, Command, Tree, flatten, normalize
-from randlora_pl.run.parallel.launch import decide_first
+from randlora_pl.run.parallel.launch import broadcast_decision, decide_first, process_rank
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files import lease as leases
 from randlora_pl.utils.files.atomic_output import write_bytes
 from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.files.lease import acquired, lease_on, owner_of
 from randlora_pl.utils.files.run_files import ADAPTER, CONFIG, LAST, RESULTS, runs_in, unlink_latest
 
 CHECKSUM = "# SHA-256 of the lines below: "
@@ -284,18 +289,61 @@ def without_seed(adapter: Any, given: Any) -> Any:
     return adapter if adapter.trains_base or options.get("seed") is not None else adapter.replace(seed=None)
 
 
-def plain(value: Any) -> Any:
-    """Return a value as YAML: adapters as class and options, tuples as lists."""
-    if hasattr(value, "describe") and hasattr(value, "method"):
-        options = {name: plain(getattr(value, name)) for name in value.options()}
-        return {"class_path": public_path(type(value))} | ({"init_args": options} if options else {})
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
+FILE = ".lock"
+_LOOK = 0.2
+"""Seconds between two reads of another process's lease."""
 
 
-def public_path(kind: type) -> str:
-    """Return the shortest path that exports a class: modules move, and configs stay."""
-    parts, name = kind.__module__.split("."), kind.__qualname__
-    places = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
-    return next(f"{place}.{name}" for place in places if getattr(sys.modules[place], name, None) is kind)
+@contextmanager
+def locked(folder: Path) -> Iterator[SoftFileLease]:
+    """Hold the lock of a run folder; only on rank 0 of a job.
+
+    Args:
+        folder: The run folder; it exists.
+
+    Yields:
+        The lease, whose ``compromise`` is set once it is lost.
+
+    Raises:
+        UserError: Another process works in the folder, or the folder cannot be written.
+    """
+    lease = lease_on(folder / FILE)
+    broadcast_decision("the lock of the run folder", lambda: "" if process_rank() else _take(lease, folder))
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def _take(lease: SoftFileLease, folder: Path) -> str:
+    """Acquire a lease as soon as its owner is dead.
+
+    Raises:
+        UserError: The owner renews it, or another process was faster.
+    """
+    first: tuple[int, int] | None = None
+    for look in range(round(2 * leases.LEASE / _LOOK)):
+        try:
+            if acquired(lease):
+                return ""
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be written ({error.strerror}); make it writable to train in it."
+            ) from None
+        try:
+            state = (folder / FILE).stat()
+        except OSError:  # released, or taken over, meanwhile
+            continue
+        renewed = (state.st_ino, state.st_mtime_ns)
+        first = first or renewed
+        if renewed != first:
+            raise UserError(
+                f"{owner_of(lease)} is training in {folder}. Wait until it ends or stop it, then resume the run."
+            )
+        if look == round(2 * leases.BEAT / _LOOK):
+            print(
+                f"{owner_of(lease)} shows no activity; waiting up to {leases.LEASE:.0f} s for its lock",
+                file=sys.stderr,
+            )
+        time.sleep(_LOOK)
+    raise UserError(f"{owner_of(lease)} holds {folder / FILE}. Delete that file if the process is dead.")

@@ -23,8 +23,7 @@ from randlora_pl.run.error_messages import (
 from randlora_pl.run.options.choices import check_base, check_here
 from randlora_pl.run.options.compose import Command
 from randlora_pl.run.parallel.launch import parting, process_rank
-from randlora_pl.run.run_folder import check_run, finished_run
-from randlora_pl.run.run_lock import locked
+from randlora_pl.run.run_folder import check_run, finished_run, locked
 from randlora_pl.utils.errors import DryRunEnd, LostProcessError, Terminated, UserError
 from randlora_pl.utils.files.run_files import CONFIG, LAST
 from randlora_pl.utils.own_classes import import_words
@@ -82,7 +81,7 @@ def run_fit(words: Sequence[str]) -> "App":
 
 def _shown_again(app: "App") -> "App":
     """Print the end page of a run that the same command has finished before; only on rank 0."""
-    from randlora_pl.run.summary import end_page
+    from randlora_pl.run.fit_results import end_page
     from randlora_pl.utils.text.console import print_above_progress
 
     if process_rank() == 0:

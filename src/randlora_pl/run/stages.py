@@ -1,5 +1,6 @@
 """The stages of a run: test before, training, test after, results."""
 
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +18,13 @@ from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.run.board import log_end, log_start
 from randlora_pl.run.callbacks import AdapterCheckpoint, HeldLock, PerClass, ZeroShot
 from randlora_pl.run.callbacks.checkpoint import check_checkpoint
-from randlora_pl.run.first_stage import check_start, start_facts
-from randlora_pl.run.fit_results import callback_of, callbacks_of, fit_metrics
-from randlora_pl.run.found import write_found
+from randlora_pl.run.command import check_start, checksum_of, start_facts
+from randlora_pl.run.fit_results import callback_of, callbacks_of, end_page, fit_metrics, format_metrics, write_found
 from randlora_pl.run.lightning_cli import App
-from randlora_pl.run.resolved import compare_options, resolved
-from randlora_pl.run.run_folder import CHECKSUM, checksum, keep_older, without_head
-from randlora_pl.run.summary import end_page, format_metrics
+from randlora_pl.run.options.compose import Tree, flatten
+from randlora_pl.run.parallel.launch import launched, meeting_of
+from randlora_pl.run.parallel.strategy import AdapterDDP, check_options, common_options
+from randlora_pl.run.run_folder import CHECKSUM, checksum, keep_older, resolved_config, without_head, without_seed
 from randlora_pl.tasks.evaluation import check_numbers
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import remove_leftovers, write_text
@@ -31,6 +32,31 @@ from randlora_pl.utils.files.run_files import ADAPTER, BEST, CONFIG, LAST
 from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.run_results import data_results, environment, model_results, read_results, write_results
 from randlora_pl.utils.text.console import print_above_progress
+
+
+def resolved(app: App) -> Tree:
+    """Return the config with the values that task and data have derived so far."""
+    tree = json.loads(app.parser.dump(app.config, "json", skip_none=False, skip_validation=True))
+    model = app.model.resolved()
+    if "adapter" in model:  # the run's seed sets it again
+        model["adapter"] = without_seed(model["adapter"], tree["model"]["init_args"].get("adapter"))
+    return resolved_config(tree, model, app.datamodule.resolved())
+
+
+def compare_options(app: App) -> None:
+    """Let the processes of a job compare their options and the adapter that they load, as soon as they meet."""
+    job, strategy = launched(), app.trainer.strategy
+    if job is None and not isinstance(strategy, AdapterDDP):
+        return
+    options = common_options(flatten(resolved(app)))
+    file = app.model.saved or (app.model.start and app.model.start.file)
+    if file is not None:
+        checksum = checksum_of(file.path)
+        options["the adapter"] = (checksum, f"SHA-256 {checksum[:12]}, {file.path}")
+    if job is not None:
+        check_options(meeting_of(job, app.config.run.timeout), options)
+    elif isinstance(strategy, AdapterDDP):  # Lightning starts the others
+        strategy.options = options
 
 
 class _ResolvedConfig(Callback):

@@ -17,7 +17,7 @@ from filelock import SoftFileLease
 
 from randlora_pl.run.options.compose import Command, Tree, merge, normalize, read_config
 from randlora_pl.run.options.mistakes import check_names
-from randlora_pl.run.run_lock import FILE, locked
+from randlora_pl.run.run_folder import FILE, locked
 from randlora_pl.sweep.folder import DONE, FAILED, FIRST, FIRST_SECONDS, SweepFolder
 from randlora_pl.sweep.plan import Trial
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError

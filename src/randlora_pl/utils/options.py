@@ -224,7 +224,9 @@ def check_options(made: Any) -> None:
     for name, kind in option_types(type(made)).items():
         if wrong := misfit(getattr(made, name), kind, name):
             hint = near(wrong.value, literal_words(kind), 1) if isinstance(wrong.value, str) else ""
-            raise UserError(f"{type(made).__name__}: {wrong}.{hint}", f"Set {wrong.wanted}.")
+            default = getattr(type(made), name, None)
+            example = f", such as {name}={type(default).__name__}()" if isinstance(type(default), NamedOptions) else ""
+            raise UserError(f"{type(made).__name__}: {wrong}.{hint}", f"Set {wrong.wanted}{example}.")
 
 
 def check_declaration(cls: type) -> None:

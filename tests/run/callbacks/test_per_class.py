@@ -9,7 +9,7 @@ from torchmetrics.classification import MulticlassStatScores
 
 from randlora_pl.run.callbacks import PerClass
 from randlora_pl.run.callbacks.figures import class_table, means
-from randlora_pl.run.summary import format_metrics
+from randlora_pl.run.fit_results import format_metrics
 from randlora_pl.utils.text.formatting import unpacked
 from tests.run.callbacks.conftest import Fit
 

@@ -12,7 +12,7 @@ import pytest
 from lightning.pytorch.strategies import DDPStrategy
 from pytest import MonkeyPatch
 
-from randlora_pl.run import resolved
+from randlora_pl.run import stages
 from randlora_pl.run.parallel.launch import Launch, Meeting, parting
 from randlora_pl.run.parallel.strategy import AdapterDDP, check_options
 from randlora_pl.utils.errors import UserError
@@ -121,29 +121,29 @@ def test_other_weights_are_refused_at_every_stage_until_the_training(monkeypatch
 
 def test_another_adapter_is_another_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the user has named a strategy, because the processes of a launcher meet without it."""
-    monkeypatch.setattr("randlora_pl.run.resolved.resolved", lambda app: {})
+    monkeypatch.setattr("randlora_pl.run.stages.resolved", lambda app: {})
     own = []
     for rank, meeting in enumerate(meetings(2)):
         file = tmp_path / f"{rank}.safetensors"
         file.write_bytes(bytes([rank]))
-        monkeypatch.setattr("randlora_pl.run.resolved.meeting_of", lambda job, timeout, m=meeting: m)
+        monkeypatch.setattr("randlora_pl.run.stages.meeting_of", lambda job, timeout, m=meeting: m)
         model = SimpleNamespace(saved=SimpleNamespace(path=file), start=None)
         config = SimpleNamespace(run=SimpleNamespace(timeout=5))
         app: Any = SimpleNamespace(trainer=MagicMock(), model=model, config=config)
-        monkeypatch.setattr("randlora_pl.run.resolved.launched", lambda: None)
-        resolved.compare_options(app)  # one process: nothing is read or compared
+        monkeypatch.setattr("randlora_pl.run.stages.launched", lambda: None)
+        stages.compare_options(app)  # one process: nothing is read or compared
         app.trainer.strategy = strategy = AdapterDDP()
-        resolved.compare_options(app)
+        stages.compare_options(app)
         own.append((meeting, strategy.options))
     found = messages([lambda m=m, o=o: check_options(m, o) for m, o in own])  # type: ignore[misc]
     assert found[0] == found[1] and re.match(
         "the adapter is 'SHA-256 6e340b9cffb3, /.*0.safetensors' in process 0, 'SHA-256 4bf5122f3445, ", found[0]
     )
     asked = MagicMock()
-    monkeypatch.setattr("randlora_pl.run.resolved.launched", lambda: Launch(0, 2, 1, 2))
-    monkeypatch.setattr("randlora_pl.run.resolved.check_options", asked)
+    monkeypatch.setattr("randlora_pl.run.stages.launched", lambda: Launch(0, 2, 1, 2))
+    monkeypatch.setattr("randlora_pl.run.stages.check_options", asked)
     app.trainer.strategy = object()
-    resolved.compare_options(app)
+    stages.compare_options(app)
     asked.assert_called_once_with(meeting, strategy.options)
 
 

@@ -1,8 +1,10 @@
-"""Tables of layers, and options beside their explanation."""
+"""Tables of layers, options beside their explanation, and the progress of long commands."""
 
 import shutil
+import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from randlora_pl.utils.text.formatting import printable
@@ -55,3 +57,24 @@ def entry(name: str, text: str, indent: int = 2, column: int = 30) -> str:
     body = textwrap.fill(printable(text), width, initial_indent=" " * column, subsequent_indent=" " * column)
     head = " " * indent + name
     return head + body[len(head) :] if len(head) < column else f"{head}\n{body}"
+
+
+@contextmanager
+def counting(shown: bool, text: str = "{task.completed:,} images decoded", total: int | None = None) -> Iterator[Any]:
+    """Yield a progress function that counts images; it prints only for long commands on a terminal.
+
+    Args:
+        shown: True if the command may be long.
+        text: Text to show, with ``{task.completed}``.
+        total: Final count; None if unknown.
+    """
+    if not (shown and sys.stderr.isatty()):
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn(text), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda count: progress.advance(task, count)

@@ -6,17 +6,16 @@ has names of this program's own classes or of classes that the user has imported
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from importlib import import_module
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from randlora_pl.run.options.classes import classes, is_plain, own_task
+from safetensors import SafetensorError, safe_open
+
+from randlora_pl.run.options.classes import classes, is_plain, own_task, plain
 from randlora_pl.run.options.compose import (
     CLASS_KEYS,
     CLASSES,
-    INNER,
-    LISTED,
     LISTS,
     Command,
     Tree,
@@ -33,9 +32,13 @@ from randlora_pl.utils.image_spec import resize_option
 from randlora_pl.utils.own_classes import (
     import_named,
     is_importable,
+    is_own,
     named_modules,
     registered,
 )
+
+if TYPE_CHECKING:
+    from randlora_pl.adapters import Adapter
 
 _LIBRARIES = ("randlora_pl", "lightning")
 """Packages with classes that any config may name."""
@@ -113,22 +116,6 @@ def _outside(path: Any) -> bool:
     return isinstance(path, str) and "." in path and path.partition(".")[0] not in _LIBRARIES
 
 
-def own_class(finder: str, path: str, file: Path) -> Any:
-    """Return the class from outside that a file names; nothing is imported but an entry point.
-
-    Args:
-        finder: ``module:function`` below ``randlora_pl`` that finds it.
-        path: Import path of the class.
-        file: The file, for messages.
-
-    Raises:
-        UserError: The user has not imported it.
-    """
-    module, _, name = finder.partition(":")
-    with errors_in(file):
-        return getattr(import_module(f"randlora_pl.{module}"), name)(path)
-
-
 def check_own_options(kind: type, options: Mapping[str, Any], file: Path) -> None:
     """Refuse a text from a file for an option that is a class or a function, which the parser would import.
 
@@ -138,6 +125,16 @@ def check_own_options(kind: type, options: Mapping[str, Any], file: Path) -> Non
     for name, option in inspect.signature(kind).parameters.items():
         if not is_plain(option.annotation) and any("." in text for text in _texts(options.get(name))):
             raise UserError(f"{file}: {name} is {brief(options[name])}, which a file cannot hold: it was changed.")
+
+
+def _check_methods(adapter: "Adapter", file: Path) -> None:
+    """Check the options of each method from outside, itself or inside another one."""
+    nested = adapter.nested_options()
+    if is_own(type(adapter)):
+        options = {name: value for name, value in adapter.options().items() if name not in nested}
+        check_own_options(type(adapter), options, file)
+    for each in adapter.nested():
+        _check_methods(each, file)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -180,7 +177,7 @@ def adapter_config(folder: Path) -> Tree:
     file = check_adapter(folder)
     try:
         content = _metadata(file) if file == folder else parse_json(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read: {error}. Copy it again, or name another adapter.") from error
     except (KeyError, TypeError):
         raise UserError(f"{file} is not an adapter file: its metadata has no description.") from None
@@ -189,89 +186,40 @@ def adapter_config(folder: Path) -> Tree:
         metadata = content["metadata"]
         task, arguments = metadata.get("task_class", metadata["task"]), metadata["arguments"]
         check_adapter_schema(content, file)
-        adapter = _as_class(content, file)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file} has no task with its arguments: no run saved it. In Python, load_adapter(model, path) loads it."
         ) from error
+    from randlora_pl.adapters.io.save_load import make_adapter
+    from randlora_pl.tasks.restore import find_task
+
+    _check_no_class([content["options"], arguments], file)
+    adapter = make_adapter(content["method"], content["options"], file)
+    _check_methods(adapter, file)
+    with errors_in(file):
+        kind = find_task(task) if "task_class" in metadata else own_task(task)
+    if kind is None:
+        known = classes("model")
+        raise UserError(
+            f"{file}: this program has no task {task!r}.{near(task, known)} Known: {', '.join(known)}. It was "
+            "written by another version, is damaged, or was changed."
+        )
     if "task_class" in metadata:
-        check_own_options(own_class("tasks.restore:find_task", task, file), arguments, file)
-    elif own_task(task) is None:
-        _check_known("task", task, classes("model"), file)
-    _check_no_class(arguments, file)
-    arguments = {name: _part(name, value, file) for name, value in arguments.items() if name != "seed"}
+        check_own_options(kind, arguments, file)
+    arguments = {name: plain(value) for name, value in kind.arguments(arguments, file).items() if name != "seed"}
     arguments |= base_arguments(content.get("base_model", {}), folder)
     frame = metadata.get("training", {}).get("frame", {})
     data = {name: frame[name] for name in ("mean", "std", "interpolation", "background") if name in frame}
     data |= {"templates": metadata["templates"]} if metadata.get("typed_templates") else {}
     data |= {"resize": resize_option(frame["resize"], frame["crop_pct"])} if frame else {}
-    model = {"class_path": task, "init_args": arguments | {"adapter": adapter}}
+    model = {"class_path": task, "init_args": arguments | {"adapter": plain(adapter)}}
     return {"model": model} | ({"data": data} if data else {})
 
 
 def _metadata(file: Path) -> Any:
-    """Return the description in a ``.safetensors`` file, read without PyTorch: length, JSON header, tensors."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > min(file.stat().st_size, 100_000_000):  # the format's own limit
-            raise ValueError("no safetensors file")
-        header = parse_json(stream.read(length))
-    return parse_json(header["__metadata__"]["adapter_config"])
-
-
-def _as_class(description: Any, file: Path, known: Mapping[str, Any] | None = None) -> Any:
-    """Return ``{"method": ..., "options": ...}`` of a file as ``class_path`` and ``init_args``."""
-    if not (isinstance(description, dict) and "method" in description):
-        _check_no_class(description, file)
-        return description
-    method, nested = description["method"], (INNER, LISTED)
-    if known is None and "." in method:
-        kind = own_class("adapters.registry:find_method", method, file)
-        check_own_options(kind, description["options"], file)
-        nested = tuple(kind.nested_options())
-    else:
-        _check_known("method", method, known or classes("model.adapter"), file)
-    options = {name: _option(name, value, file, nested) for name, value in description["options"].items()}
-    return {"class_path": description["method"]} | ({"init_args": options} if options else {})
-
-
-def _option(name: str, value: Any, file: Path, nested: tuple[str, ...]) -> Any:
-    """Return an option of a method; refuse a name alone as a method, as it could be any class's."""
-    if name in nested and (name == LISTED or isinstance(value, list)) and value is not None:
-        listed = value if isinstance(value, list) else [value]
-        return [_as_class(_described(name, each, file), file) for each in listed]
-    return _as_class(_described(name, value, file) if name in nested and value is not None else value, file)
-
-
-def _part(name: str, value: Any, file: Path) -> Any:
-    """Return an argument of a task, one that is an object as a class.
-
-    Raises:
-        UserError: It is none that this program has.
-    """
-    option = f"model.{name}"
-    known = classes(option) if option in CLASSES else None
-    return value if known is None or value is None else _as_class(_described(name, value, file), file, known)
-
-
-def _described(name: str, value: Any, file: Path) -> dict[str, Any]:
-    """Return the description of an object; refuse any other value."""
-    if not (
-        isinstance(value, dict) and isinstance(value.get("method"), str) and isinstance(value.get("options"), dict)
-    ):
-        raise UserError(
-            f"{file}: {name} is {brief(value)}, which describes nothing that this version has. It was written by "
-            "another version, is damaged, or was changed."
-        )
-    return value
-
-
-def _check_known(what: str, name: str, known: Iterable[str], file: Path) -> None:
-    if name not in known:
-        raise UserError(
-            f"{file}: this program has no {what} {name!r}.{near(name, known)} Known: {', '.join(known)}. It was "
-            "written by another version, is damaged, or was changed."
-        )
+    """Return the description in a ``.safetensors`` file."""
+    with safe_open(file, "numpy") as stream:
+        return parse_json(stream.metadata()["adapter_config"])
 
 
 def _check_no_class(value: Any, file: Path) -> None:
