@@ -19,7 +19,6 @@ from randlora_pl.data.schedule import (
     DrawPlan,
     EvalSchedule,
     TrainSchedule,
-    balance_text,
     class_weights,
     remarks,
 )
@@ -131,7 +130,8 @@ class PlannedData(Declared, LightningDataModule):
     def notes(self) -> str:
         """Text about balance and search for the start summary, with a leading comma, or ""."""
         plan = self.search_plans.get("search")
-        return balance_text(self.balance) + (f", {plan.num_samples:,} of train for the search" if plan else "")
+        words = {"weights": ", losses weighted by class", "sampler": ", classes drawn equally often", None: ""}
+        return words[self.balance] + (f", {plan.num_samples:,} of train for the search" if plan else "")
 
     @property
     def held_out(self) -> int:

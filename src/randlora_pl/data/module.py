@@ -255,11 +255,29 @@ class ImageData(PlannedData):
 
     def summary(self) -> dict[str, Any]:
         """Return flat, JSON-ready facts about the data and the run; splits that were not read are omitted."""
-        return image_facts(self)
+        splits = self.splits
+        facts: dict[str, Any] = {"dataset": self.row.name, "classes": self.num_classes, "seed": self.seed}
+        facts |= {"split": splits.split} if splits.split != "default" else {}
+        facts |= {"class_half": splits.half} if splits.half != "all" else {}
+        facts |= {split: len(held) for split, held in splits.held.items()}
+        facts |= {"shots": splits.shots, "fraction": self.fraction, "train_split": self.train_split}
+        if self.plan is not None:
+            facts |= self.run_facts()
+            facts |= {name: value for name, value in asdict(self.augment).items() if value is not None}
+        return facts | {"skipped": len(self.skipped)}
 
     def summary_lines(self, facts: dict[str, Any]) -> dict[str, str]:
         """Return the start summary's lines about the data."""
-        return image_lines(self, facts)
+        parts = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
+        shots = f", {facts['shots']} shots" if facts.get("shots") else ""
+        half = f"{facts['class_half']} " if "class_half" in facts else ""
+        name = facts["dataset"] + (f" ({facts['split']} split)" if "split" in facts else "")
+        about = f"{name}: {facts['classes']} {half}classes, {parts} images{shots}{self.notes}"
+        more = ", ".join(self.augment.enabled())
+        own = "" if self.spec is None or self.frame == self.spec else " (not the model's own preprocessing)"
+        usual = self.frame.resize == "shortest" and self.frame.crop_pct == 1
+        images = {} if usual and not own else {"images": f"{self.frame.steps()}{own}"}
+        return {"data": about} | images | ({"augmentation": more} if more else {})
 
     def write_index(self, folder: Path) -> Path | None:
         """Write the chosen training images as ``shots.json`` into a folder; return None if all are used."""
@@ -291,31 +309,3 @@ class ImageData(PlannedData):
         samples = self.samples(split)
         batches = EvalBatches(samples, self._eval_schedule(len(samples)), self.frame, self.skip, self._late(samples))
         return Loader(batches, 0, self.processes(split), self.skipped)
-
-
-def image_facts(data: Any) -> dict[str, Any]:
-    """Return flat, JSON-ready facts about an `ImageData` and its run; splits that were not read are omitted."""
-    splits = data.splits
-    facts: dict[str, Any] = {"dataset": data.row.name, "classes": data.num_classes, "seed": data.seed}
-    facts |= {"split": splits.split} if splits.split != "default" else {}
-    facts |= {"class_half": splits.half} if splits.half != "all" else {}
-    facts |= {split: len(held) for split, held in splits.held.items()}
-    facts |= {"shots": splits.shots, "fraction": data.fraction, "train_split": data.train_split}
-    if data.plan is not None:
-        facts |= data.run_facts()
-        facts |= {name: value for name, value in asdict(data.augment).items() if value is not None}
-    return facts | {"skipped": len(data.skipped)}
-
-
-def image_lines(data: Any, facts: dict[str, Any]) -> dict[str, str]:
-    """Return the start summary's lines about an `ImageData`."""
-    parts = ", ".join(f"{facts[split]:,} {split}" for split in ("train", "val", "test") if split in facts)
-    shots = f", {facts['shots']} shots" if facts.get("shots") else ""
-    half = f"{facts['class_half']} " if "class_half" in facts else ""
-    name = facts["dataset"] + (f" ({facts['split']} split)" if "split" in facts else "")
-    about = f"{name}: {facts['classes']} {half}classes, {parts} images{shots}{data.notes}"
-    more = ", ".join(data.augment.enabled())
-    own = "" if data.spec is None or data.frame == data.spec else " (not the model's own preprocessing)"
-    usual = data.frame.resize == "shortest" and data.frame.crop_pct == 1
-    images = {} if usual and not own else {"images": f"{data.frame.steps()}{own}"}
-    return {"data": about} | images | ({"augmentation": more} if more else {})

@@ -42,15 +42,13 @@ class Part:
 
     def blocks(self) -> list[str]:
         """Return a short checksum of each block of samples."""
-        return [self._block(start) for start in range(0, len(self.table), BLOCK)]
+        parts = (self.table[start : start + BLOCK] for start in range(0, len(self.table), BLOCK))
+        return [hashlib.sha256(part.tobytes()).hexdigest()[:16] for part in parts]
 
     def samples(self, block: int) -> list[str]:
         """Return numbers and description of each sample of a block."""
         indices = range(block * BLOCK, min(len(self.table), (block + 1) * BLOCK))
         return [json.dumps([self.table[index].tolist(), self.describe(index)]) for index in indices]
-
-    def _block(self, start: int) -> str:
-        return hashlib.sha256(self.table[start : start + BLOCK].tobytes()).hexdigest()[:16]
 
 
 def image_parts(held: Mapping[str, Samples], names: Sequence[str], templates: Sequence[str]) -> dict[str, Part]:

@@ -21,12 +21,6 @@ RATIO = 10
 """Minimum ratio of the largest to the smallest class for a warning."""
 
 
-def balance_text(balance: str | None) -> str:
-    """Return the start summary's text with a leading comma; "" for None."""
-    words = {"weights": ", losses weighted by class", "sampler": ", classes drawn equally often"}
-    return words[balance] if balance else ""
-
-
 def class_weights(labels: Tensor, classes: int) -> Tensor:
     """Return the weight of each class, float32 (classes,): inverse to its frequency, with mean 1 over the samples.
 

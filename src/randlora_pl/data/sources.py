@@ -98,7 +98,9 @@ def decode(
                 size = f"{opened.width} x {opened.height} = {opened.width * opened.height:,}"
                 raise _TooLargeError(f"it has {size} pixels; the limit is {most_pixels:,}")
             whole = opened.size
-            factor = _reduction(opened.size, short)
+            # the largest divisor of both sides that leaves enough pixels; others would shift the image
+            possible = (f for f in (8, 4, 2) if short and min(whole) >= f * short and not any(s % f for s in whole))
+            factor = next(possible, 1)
             opened.draft(opened.mode, (opened.width // factor, opened.height // factor))
             turn = _turn(opened) if upright else None
             if turn is None and opened.size == whole and (quick := _quick_jpeg(opened, content)) is not None:
@@ -127,12 +129,6 @@ def _of_the_machine(error: Exception) -> bool:
     number = getattr(error, "errno", None)
     ran_out = isinstance(error, MemoryError) or number in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
     return ran_out or (isinstance(error, OSError) and "out of memory" in str(error))  # the latter is Pillow's
-
-
-def _reduction(size: tuple[int, int], short: int) -> int:
-    """Return the largest divisor of both sides that leaves enough pixels; others would shift the image."""
-    possible = (f for f in (8, 4, 2) if short and min(size) >= f * short and not any(side % f for side in size))
-    return next(possible, 1)
 
 
 def _reason(error: Exception) -> str:
@@ -266,17 +262,14 @@ def absent(home: Path, names: Sequence[str]) -> list[int]:
     for position, name in enumerate(names):
         folder, _, file = name.rpartition("/")
         if folder not in there:
-            there[folder] = _file_names(home / (folder or ("/" if name.startswith("/") else "")))
+            try:
+                place = home / (folder or ("/" if name.startswith("/") else ""))
+                there[folder] = frozenset(os.listdir(place))  # noqa: PTH208 (a million Path objects are slow)
+            except (OSError, ValueError):  # a null byte
+                there[folder] = frozenset()
         if file not in there[folder] and not is_file(home / name):
             missing.append(position)
     return missing
-
-
-def _file_names(folder: Path) -> frozenset[str]:
-    try:
-        return frozenset(os.listdir(folder))  # noqa: PTH208 (a million Path objects are slow)
-    except (OSError, ValueError):  # a null byte
-        return frozenset()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -369,7 +370,10 @@ def _found(where: str, parts: Sequence[str], label: int, samples: Samples, place
         UserError: No sample fits, several fit equally well, or its label is another one.
     """
     image = "/".join(parts[-3:])
-    common = {index: _common(samples.keys[index].split("/"), parts) for index in places.get(parts[-1], ())}
+    common = {}
+    for index in places.get(parts[-1], ()):
+        pairs = zip(reversed(samples.keys[index].split("/")), reversed(parts), strict=False)
+        common[index] = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     longest = [index for index, length in common.items() if length == max(common.values())]
     if not longest:
         raise UserError(
@@ -386,13 +390,3 @@ def _found(where: str, parts: Sequence[str], label: int, samples: Samples, place
             "The draw is of another split (--data.split coop?)"
         )
     return longest[0]
-
-
-def _common(first: Sequence[str], second: Sequence[str]) -> int:
-    """Return the number of equal parts at the ends of two paths."""
-    length = 0
-    for one, other in zip(reversed(first), reversed(second), strict=False):
-        if one != other:
-            break
-        length += 1
-    return length

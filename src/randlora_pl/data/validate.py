@@ -4,9 +4,7 @@ import csv
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from inspect import signature
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +22,46 @@ def check(values: Mapping[str, Any], row: DatasetSpec) -> None:
     Raises:
         UserError: An option is invalid; the message has the first.
     """
-    for each in checks(values, row):
-        each()
-
-
-def checks(values: Mapping[str, Any], row: DatasetSpec) -> Iterator[Callable[[], None]]:
-    """Yield each check of `check`."""
-    known = {**values, "captions": row.captions, "without_classes": "captions" if row.captions else "", "row": row}
-    every = (check_subset, check_split, check_run, check_balance, check_augment, check_frame, check_root)
-    for each in every:
-        yield partial(each, **{name: known[name] for name in signature(each).parameters})
-
-
-def check_root(root: Any, row: DatasetSpec) -> None:
-    """Refuse data of the user without their place."""
-    if root is None and row.own:
+    shots, fraction = values["shots"], values["fraction"]
+    if shots is not None and fraction is not None:
+        raise UserError(f"--data.shots {shots} and --data.fraction {fraction} exclude each other. Set only one of them")
+    if fraction is not None and is_draw(values["shots_file"]):
+        raise UserError(f"--data.fraction {fraction} and a published draw exclude each other. Set only one of them")
+    if row.captions:
+        if shots is not None:
+            raise UserError("--data.shots needs classes, but captions have none. Use --data.fraction")
+        if values["classes"] != "all":
+            raise UserError(f"--data.classes {values['classes']} needs classes, but captions have none. Remove it")
+        for name in ("mixup", "cutmix"):
+            if values[name] is not None:
+                raise UserError(f"--data.{name} blends class labels, but captions have none. Remove it")
+    with_split(row, values["split"])
+    check_run(values, "captions" if row.captions else "")
+    crop = values["crop_scale"]
+    if not 0 < crop[0] <= crop[1] <= 1:
+        how = "must be two fractions with 0 < minimum <= maximum <= 1"
+        raise UserError(f"--data.crop_scale is {list(crop)}, but {how}")
+    for name in ("mean", "std"):
+        if values[name] is not None and (problem := ImageSpec.of_values({name: values[name]}).problem()):
+            raise UserError(f"--data.{name} sets {problem}")
+    read_resize(values["resize"])
+    if values["root"] is None and row.own:
         raise UserError(f"The dataset {row.name!r} needs --data.root: {row.source} ({row.layout})")
+
+
+def check_run(values: Mapping[str, Any], without_classes: str = "") -> None:
+    """Check options of any data: the length of the run, the worker processes and the balance.
+
+    ``without_classes`` names labels that are not classes.
+    """
+    epochs, steps, workers, balance = map(values.get, ("epochs", "steps", "num_workers", "balance"))
+    if epochs is not None and steps is not None:
+        raise UserError(f"--data.epochs {epochs} and --data.steps {steps} exclude each other. Set only one of them")
+    most = max(64, 4 * usable_cores())  # each process takes hundreds of megabytes
+    if workers is not None and workers > most:
+        raise UserError(f"--data.num_workers is {workers}, but at most {most} can help here: 4 per core, or 64")
+    if balance is not None and without_classes:
+        raise UserError(f"--data.balance {balance} needs classes, but {without_classes} have none. Remove it")
 
 
 def check_epochs(max_epochs: int | None) -> None:
@@ -51,28 +73,9 @@ def check_epochs(max_epochs: int | None) -> None:
         )
 
 
-def check_subset(shots: int | None, fraction: float | None, captions: bool) -> None:
-    """Check few-shot and fraction options; ``captions``: the dataset has no classes."""
-    if shots is not None and fraction is not None:
-        raise UserError(f"--data.shots {shots} and --data.fraction {fraction} exclude each other. Set only one of them")
-    if shots is not None and captions:
-        raise UserError("--data.shots needs classes, but captions have none. Use --data.fraction")
-
-
 def is_draw(path: str | Path | None) -> bool:
     """Return True if a file of chosen images is a published draw, by its suffix."""
     return path is not None and Path(path).suffix.lower() == ".jsonl"
-
-
-def check_split(
-    split: str, classes: str, shots_file: str | None, fraction: float | None, captions: bool, row: DatasetSpec
-) -> None:
-    """Check the split, the half of the classes, and a published draw."""
-    with_split(row, split)
-    if classes != "all" and captions:
-        raise UserError(f"--data.classes {classes} needs classes, but captions have none. Remove it")
-    if fraction is not None and is_draw(shots_file):
-        raise UserError(f"--data.fraction {fraction} and a published draw exclude each other. Set only one of them")
 
 
 def check_trains(row: DatasetSpec, shots_file: str | None = None) -> None:
@@ -84,28 +87,6 @@ def check_trains(row: DatasetSpec, shots_file: str | None = None) -> None:
         )
     if is_draw(shots_file) and not is_file(path := Path(str(shots_file)).expanduser()):
         raise UserError(f"The shots file {path} does not exist (--data.shots_file)")
-
-
-def check_run(epochs: int | None, steps: int | None, num_workers: int | None) -> None:
-    """Check the length of the run and the worker processes."""
-    if epochs is not None and steps is not None:
-        raise UserError(f"--data.epochs {epochs} and --data.steps {steps} exclude each other. Set only one of them")
-    most = max(64, 4 * usable_cores())  # each process takes hundreds of megabytes
-    if num_workers is not None and num_workers > most:
-        raise UserError(f"--data.num_workers is {num_workers}, but at most {most} can help here: 4 per core, or 64")
-
-
-def check_balance(balance: str | None, without_classes: str = "") -> None:
-    """Check the correction for classes of different sizes; ``without_classes`` names labels that are not classes."""
-    if balance is not None and without_classes:
-        raise UserError(f"--data.balance {balance} needs classes, but {without_classes} have none. Remove it")
-
-
-def check_augment(mixup: float | None, cutmix: float | None, captions: bool) -> None:
-    """Check augmentation options; ``captions``: the dataset has no classes."""
-    for name, value in (("mixup", mixup), ("cutmix", cutmix)):
-        if value is not None and captions:
-            raise UserError(f"--data.{name} blends class labels, but captions have none. Remove it")
 
 
 def check_softmax(mixup: float | None, cutmix: float | None, task: str, blended_labels: bool) -> None:
@@ -147,20 +128,6 @@ def read_templates(templates: Sequence[str] | str | None) -> list[str] | None:
     if not any(lines):
         raise UserError(f"The prompt file {path} is empty. Write one prompt per line, such as: a photo of a {{}}.")
     return [line for line in lines if line]
-
-
-def check_frame(
-    crop_scale: Sequence[float], mean: Sequence[float] | None, std: Sequence[float] | None, resize: str
-) -> None:
-    """Check transforms."""
-    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-        raise UserError(
-            f"--data.crop_scale is {list(crop_scale)}, but must be two fractions with 0 < minimum <= maximum <= 1"
-        )
-    for name, values in (("mean", mean), ("std", std)):
-        if values is not None and (problem := ImageSpec.of_values({name: values}).problem()):
-            raise UserError(f"--data.{name} sets {problem}")
-    read_resize(resize)
 
 
 def check_templates(templates: Sequence[str] | None, captions: bool) -> None:

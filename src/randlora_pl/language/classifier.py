@@ -1,8 +1,7 @@
 """Encoders of transformers with a classification head, taken apart into what is frozen and what trains as a whole."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -111,20 +110,6 @@ def most_tokens(encoder: nn.Module) -> int | None:
 def takes_segments(config: Any) -> bool:
     """Return True if an encoder marks the two sentences of a pair by ``token_type_ids``."""
     return int(getattr(config, "type_vocab_size", 0) or 0) > 1
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Set modules to eval mode without gradients, and restore their modes after the block."""
-    modes = [(module, module.training) for whole in modules for module in whole.modules()]
-    for whole in modules:
-        whole.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def unread_mask(encoder: nn.Module, mask: Tensor) -> Tensor:

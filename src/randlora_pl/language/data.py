@@ -12,7 +12,7 @@ from randlora_pl.data.catalog.registry import default_root
 from randlora_pl.data.loader import Loader
 from randlora_pl.data.parts import Part, word_part
 from randlora_pl.data.schedule import TrainSchedule, samples_drawn
-from randlora_pl.data.validate import check_balance, check_run
+from randlora_pl.data.validate import check_run
 from randlora_pl.language import glue, text_files
 from randlora_pl.language.batches import Sentences, TextEvalBatches, TextSamples, TextTrainBatches, Tokens
 from randlora_pl.language.catalog import OWN_LABELLED, check_dataset
@@ -50,7 +50,8 @@ class TokenData(PlannedData):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_run(self.epochs, self.steps, self.num_workers)
+        scores = getattr(self, "scores", False) or self.dataset == "stsb"
+        check_run(vars(self), "scores" if scores else "")
         if self.dataset in self.own_datasets and self.root is None:
             raise UserError(
                 f"The dataset {self.dataset!r} needs --data.root: a folder with train.{self.dataset}, or one file"
@@ -216,7 +217,6 @@ class LabelledTexts(TokenData):
             ("pearson" if self.scores else "acc") if self.own else glue.TASKS[self.dataset].metric
         )
         self.scores = self.scores or self.dataset == "stsb"
-        check_balance(self.balance, "scores" if self.scores else "")
         self.classnames: list[str] = [] if self.own else list(glue.TASKS[self.dataset].names)
         self._checked: dict[str, Examples] = {}
         self._pairs = False

@@ -126,7 +126,7 @@ def read_records(
             what = f"the record lacks {', '.join(map(repr, absent))}; each needs {', '.join(fields)}"
             if {"instruction", "output"} <= value.keys():
                 advice = "Convert instructions and outputs to prompts and completions as docs/prompts.md shows"
-        elif wrong := [field for field in there if not _is_text(value[field], field in numbers)]:
+        elif wrong := [f for f in there if type(value[f]) not in ((str, int, float) if f in numbers else (str,))]:
             what = f"{wrong[0]!r} must be text, not {json.dumps(value[wrong[0]])[:40]}"
         elif broken := [f for f in there if not str(value[f]).isascii() and _HALF.search(value[f])]:
             what = f"{broken[0]!r} has half a character (an unpaired surrogate such as \\ud83d)"
@@ -135,10 +135,6 @@ def read_records(
             continue
         raise UserError(f"{path}, line {line}: {what}. {advice}")
     return records
-
-
-def _is_text(value: Any, or_number: bool) -> bool:
-    return isinstance(value, str) or (or_number and isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _array(path: Path, text: str) -> list[tuple[int, Any]]:

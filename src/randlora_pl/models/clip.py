@@ -106,7 +106,9 @@ def resolve(name: str, pretrained: str | None) -> Source:
         )
     tiny = name == "tiny"
     config = TINY_CONFIG["model_cfg"] if tiny else _config(name)
-    preprocess = TINY_CONFIG["preprocess_cfg"] if tiny else _usual_preprocess(name)
+    variants = [] if tiny else _preprocess_variants(name)
+    # the preprocessing that all known weights of an architecture share, else open_clip's default (OpenAI's)
+    preprocess = TINY_CONFIG["preprocess_cfg"] if tiny else variants[0] if len(variants) == 1 else {}
     if tiny and pretrained in (None, TINY_TAG):
         return Source("tiny", TINY_TAG, "shipped", config, preprocess)
     if pretrained in (None, "random"):
@@ -173,12 +175,6 @@ def _preprocess_variants(name: str) -> list[dict[str, Any]]:
     entries = [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
     variants = [{key: entry[key] for key in PREPROCESS if key in entry} for entry in entries]
     return [variant for number, variant in enumerate(variants) if variant not in variants[:number]]
-
-
-def _usual_preprocess(name: str) -> dict[str, Any]:
-    """Return the preprocessing that all known weights of an architecture share, else open_clip's default (OpenAI's)."""
-    variants = _preprocess_variants(name)
-    return variants[0] if len(variants) == 1 else {}
 
 
 def image_size(source: Source) -> int:

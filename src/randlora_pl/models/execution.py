@@ -145,11 +145,6 @@ def _(gradient: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _runs_kernel(x: Tensor) -> bool:
-    """Return True if the kernel runs and saves time."""
-    return x.numel() >= _LEAST and device.runs(x, x.dtype)
-
-
 class _QuickGELU(torch.autograd.Function):
     """QuickGELU by kernels that PyTorch has for other functions; keeps only its input.
 
@@ -171,7 +166,7 @@ class _QuickGELU(torch.autograd.Function):
             share = scaled.sigmoid()
             slope: Tensor = share * (1 + scaled * (1 - share))
             return gradient * slope
-        kernel = _runs_kernel(x)
+        kernel = x.numel() >= _LEAST and device.runs(x, x.dtype)
         result: Tensor = quick_gelu_backward(gradient, x) if kernel else aten.silu_backward(gradient, x * SCALE)
         return result
 

@@ -89,7 +89,10 @@ class ModelFolder:
             repository, commit = _repository(self.name)[0], self.file.parent.name
             found = (hub_file(repository, name, commit, "--model.name") for name in self._candidates())
         else:
-            names = [*self._candidates(), *(file.name for suffix in _SUFFIXES for file in self._with(suffix))]
+            names = [
+                *self._candidates(),
+                *(file.name for suffix in _SUFFIXES for file in sorted(self.file.parent.glob(f"*{suffix}"))),
+            ]
             found = (self.file.parent / name for name in names if (self.file.parent / name).is_file())
         path = next((each for each in found if each is not None), None)
         if path is None:
@@ -126,9 +129,6 @@ class ModelFolder:
 
     def _candidates(self) -> list[str]:
         return [f"{stem}{suffix}" for stem in _WEIGHTS[self.library] for suffix in _SUFFIXES[:3]]
-
-    def _with(self, suffix: str) -> list[Path]:
-        return sorted(self.file.parent.glob(f"*{suffix}"))
 
 
 def is_folder(name: str) -> bool:

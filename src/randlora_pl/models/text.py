@@ -3,8 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from randlora_pl.models.spec import ModelIdentity
+from randlora_pl.models.weights import evaluating
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files.atomic_output import write_bytes
 from randlora_pl.utils.machine import cache_folder
@@ -97,7 +97,7 @@ def encode_prompts(
     encode: Callable[[Tensor], Tensor] = model.encode_text  # type: ignore[assignment]
     parts = []
     rounded = any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())  # products cannot mix dtypes
-    with _evaluation(model), torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=rounded):
+    with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=rounded):
         for start in range(0, len(prompts), batch):
             tokens = tokenizer(prompts[start : start + batch]).to(device)
             parts.append(F.normalize(encode(tokens).float(), dim=-1))
@@ -135,17 +135,6 @@ def cached_text_head(
         head = encode_prompts(model, tokenizer, classnames, templates, device, batch)
         _write(path, key, head.cpu())
     return head.to(device)
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _bytes(tensor: Tensor) -> Any:

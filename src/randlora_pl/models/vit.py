@@ -98,7 +98,12 @@ def load_vit(name: str, pretrained: str | None = None, *, img_size: int | None =
 def _load(name: Named, pretrained: str, is_file: bool, img_size: int | None, seed: int) -> LoadedVit:
     """Load the model for `load_vit`, with resolved name and weights."""
     image = _image_spec(name, img_size)
-    state = _without_classifier(read_weights(pretrained), name) if is_file else None
+    state = None
+    if is_file:
+        layers = _config(name).classifier or ()
+        layers = (layers,) if isinstance(layers, str) else layers
+        classifier = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
+        state = {key: value for key, value in read_weights(pretrained).items() if key not in classifier}
     with seeded(seed):
         try:
             model: Any = _build(name, image.size, pretrained=pretrained != "random", state=state)
@@ -220,14 +225,6 @@ def _build(name: Named, size: int, pretrained: bool = False, state: Mapping[str,
         check_size(str(name), size, patch_size(model))
     built: nn.Module = model
     return built
-
-
-def _without_classifier(state: Mapping[str, Tensor], name: Named) -> dict[str, Tensor]:
-    """Return the tensors of a file without the classification layer."""
-    classifier = _config(name).classifier or ()
-    layers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    drop = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
-    return {key: value for key, value in state.items() if key not in drop}
 
 
 def _loading_error(name: Named, pretrained: str, error: Exception, is_file: bool) -> UserError:

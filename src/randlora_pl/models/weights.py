@@ -157,6 +157,20 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Set modules to eval mode without gradients, and restore their modes after the block."""
+    modes = [(module, module.training) for whole in modules for module in whole.modules()]
+    for whole in modules:
+        whole.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Silence open_clip's messages on the root logger (one per step of a build).
 

@@ -186,23 +186,19 @@ def _split_folders(root: Path) -> dict[str, Path]:
     there = {split: [folders[name] for name in names if name in folders] for split, names in ALIASES.items()}
     found = {split: homes[0] for split, homes in there.items() if homes}
     if "train" not in found or not _sub_folders(found["train"]):
-        _refuse_half_split(root, found, len(folders))
+        # folders named after splits without a proper layout would be trained on as classes
+        if len(found) > 1 and len(found) == len(folders):
+            unlabelled = found.get("train", root)
+            raise UserError(
+                f"{unlabelled} has no class folders, so its images have no labels; {TREE.format(root=root)}"
+            )
+        for split in ("val", "test"):
+            if split in found and _sub_folders(found[split]):
+                lacking = root / "train"
+                what = f"{found[split]} has class folders, but {lacking} does not exist"
+                raise UserError(f"{what}. Put the other classes into {lacking}")
         return {"train": root}  # a class may be named "train"
     return found
-
-
-def _refuse_half_split(root: Path, found: dict[str, Path], folders: int) -> None:
-    """Refuse folders named after splits without a proper layout: their images would be trained on as classes."""
-    if len(found) > 1 and len(found) == folders:
-        raise UserError(
-            f"{found.get('train', root)} has no class folders, so its images have no labels; {TREE.format(root=root)}"
-        )
-    for split in ("val", "test"):
-        if split in found and _sub_folders(found[split]):
-            raise UserError(
-                f"{found[split]} has class folders, but {root / 'train'} does not exist. "
-                f"Put the other classes into {root / 'train'}"
-            )
 
 
 def _nfc(name: str) -> str:
