@@ -221,14 +221,12 @@ class PlannedData(Declared, LightningDataModule):
             self._job.barrier("samples")
 
     def _order(self, chosen: Tensor | None, samples: int, drawn: int, labels: Tensor | None) -> DrawPlan:
-        """Return the sample order of some samples, or of all."""
         classes = None
         if self.balance == "sampler" and labels is not None:
             classes = ClassDraws.of(labels if chosen is None else labels[chosen])
         return DrawPlan(samples, drawn, self.global_batch, self.seed, self.sampling, classes, chosen)
 
     def _class_weights(self, labels: Tensor, classes: int) -> Tensor | None:
-        """Return the class weights of the loss, float32 (classes,), if enabled."""
         return class_weights(labels, classes) if self.balance == "weights" else None
 
     def _remark(self, labels: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> None:
@@ -239,11 +237,6 @@ class PlannedData(Declared, LightningDataModule):
         self._remarked = True
 
     def _schedule(self) -> TrainSchedule:
-        """Return the micro-batches of this rank.
-
-        Raises:
-            UserError: The plan is missing, or the trainer would run it more than once.
-        """
         if self.trainer is not None:
             check_epochs(self.trainer.max_epochs)
         if self.plan is None:
@@ -251,7 +244,6 @@ class PlannedData(Declared, LightningDataModule):
         return TrainSchedule(self.plan, self.batch_size, self._accumulate, self._world, self._rank)
 
     def _eval_schedule(self, samples: int) -> EvalSchedule:
-        """Return the evaluation batches of this rank."""
         return EvalSchedule(samples, self.eval_batch_size, self._world, self._rank)
 
     @property

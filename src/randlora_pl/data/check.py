@@ -98,7 +98,6 @@ def check(row: DatasetSpec, root: Path, sample: int | None, tick: Tick = lambda 
 def _split(
     row: DatasetSpec, split: str, samples: Samples, sample: int | None, problems: list[UserError], tick: Tick
 ) -> SplitReport:
-    """Check one split; append to ``problems``."""
     expected = row.counts.get(split)
     if expected is not None and len(samples) != expected:
         problems.append(UserError(f"{row.title}: {len(samples):,} {split} images, expected {expected:,}"))

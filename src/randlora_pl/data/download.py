@@ -197,7 +197,6 @@ def _attempt(url: str, part: Path, have: int, tick: ProgressCallback) -> bool:
 
 
 def _receive(answer: Any, have: int, total: int | None, part: Path, tick: ProgressCallback) -> None:
-    """Write the response to the partial file, and check its length."""
     try:
         with part.open("ab" if have else "wb") as file:
             tick(have, total)

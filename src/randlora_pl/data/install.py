@@ -151,7 +151,6 @@ def _alone(home: Path, row: DatasetSpec) -> Iterator[None]:
 
 
 def _obtain(row: DatasetSpec, root: Path, file: Archive, watch: DownloadProgress) -> None:
-    """Download one file to `downloads`, or verify an existing one."""
     path = downloads(row, root) / file.name
     if path.exists():
         with watch.progress(f"{file.name}: verifying") as tick:

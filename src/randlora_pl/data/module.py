@@ -288,7 +288,6 @@ class ImageData(PlannedData):
         self.splits.reuse_index(folder)
 
     def _late(self, samples: Samples) -> Late:
-        """Return the steps left to the device."""
         running = TrainerStatus.RUNNING  # outside a Trainer, return float images
         if not self.device_transforms or self.trainer is None or self.trainer.state.status != running:
             return "nothing"

@@ -60,7 +60,6 @@ def _formats_of_table(file: Path) -> Iterator[str]:
 
 
 def _header(file: Path) -> list[str]:
-    """Return the names of a table's columns; none if it cannot be read."""
     try:
         if file.suffix.lower() == ".parquet":
             from pyarrow import parquet
@@ -74,7 +73,6 @@ def _header(file: Path) -> list[str]:
 
 
 def _formats_of_list(file: Path) -> Iterator[str]:
-    """Yield the format of a shard, or of a text file that lists some."""
     if re.search(r"\.(tar(\.\w+)?|tgz)$", file.name):
         yield "webdataset"
         return
@@ -106,7 +104,6 @@ def _formats_of_folder(root: Path) -> Iterator[str]:
 
 
 def _holds_image(home: Path, depth: int) -> bool:
-    """Return True if a folder, or one at most ``depth`` below it, has an image."""
     from randlora_pl.data.sources import is_image
 
     if any(map(is_image, home.iterdir())):

@@ -99,7 +99,6 @@ class CachedImages:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the lock of the file."""
         try:
             import fcntl
         except ImportError:  # Windows, where workers do not inherit the file (see `__reduce__`)

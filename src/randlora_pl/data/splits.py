@@ -108,7 +108,6 @@ Indices = NDArray[np.int64]
 def _parts(
     labels: Indices, numbers: Indices, groups: Indices | None, total: int, seed: int, name: str
 ) -> tuple[Indices, Indices]:
-    """Return the indices of samples to keep and to hold out (see `hold_out`)."""
     if groups is None:  # keep: no class loses its only image
         chosen = stratified(labels, numbers, max(0, min(total, len(labels) - 1)), seed, name, keep=1)
     else:
@@ -146,7 +145,6 @@ def search_parts(
 
 
 def _units(samples: Samples) -> int:
-    """Return the number of samples, or of groups if there are any."""
     return len(samples) if samples.groups is None else len(np.unique(samples.groups))
 
 
@@ -348,7 +346,6 @@ def shots_of(path: Path, drawn: Samples, shots: int | None) -> int:
 
 
 def _line(path: Path, number: int, line: str) -> tuple[list[str], int]:
-    """Return the parts of the path and the label of a line."""
     try:
         content = parse_json(line)
     except ValueError as error:
@@ -364,11 +361,7 @@ def _line(path: Path, number: int, line: str) -> tuple[list[str], int]:
 
 
 def _found(where: str, parts: Sequence[str], label: int, samples: Samples, places: dict[str, list[int]]) -> int:
-    """Return the index of the sample whose key has the longest end in common with a path.
-
-    Raises:
-        UserError: No sample fits, several fit equally well, or its label is another one.
-    """
+    """Return the index of the sample whose key has the longest end in common with a path."""
     image = "/".join(parts[-3:])
     common = {}
     for index in places.get(parts[-1], ()):

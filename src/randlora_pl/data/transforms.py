@@ -134,7 +134,6 @@ def split_crop(height: int, width: int, crop: Sequence[int], size: int) -> tuple
 
 
 def _axis(image: int, square: int, begin: int, length: int, size: int) -> tuple[int, int, int, int]:
-    """Return start and length in the image, start and length in the frame."""
     start = (square - image) // 2
     first, last = max(begin, start), min(begin + length, start + image)
     extent = max(1, round((last - first) * size / length))
@@ -339,7 +338,6 @@ def _filled(count: int, channels: int, frame: ImageSpec, device: torch.device = 
 
 
 def _resize(planes: Tensor, height: int, width: int, interpolation: str) -> Tensor:
-    """Resize uint8 (..., c, h, w) to uint8 (..., c, height, width)."""
     resized: Tensor = v2.functional.resize_image(
         planes, [height, width], InterpolationMode(interpolation), antialias=True
     )
@@ -366,7 +364,6 @@ def normalize(batch: Tensor, frame: ImageSpec, mirror: Tensor | None = None) -> 
 
 
 def _scale_and_shift(frame: ImageSpec) -> tuple[Tensor, Tensor]:
-    """Return factor and subtrahend of the colors, (3, 1, 1) each."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (frame.mean, frame.std))
     return 1 / (255 * std), mean / std
 

@@ -88,7 +88,6 @@ def split(model: Any) -> tuple[nn.Module, nn.ModuleDict]:
 
 
 def _start(head: nn.ModuleDict, absent: set[str], seed: int, deviation: float) -> None:
-    """Initialize the head's tensors that no file has given."""
     with torch.no_grad():
         for name, value in head.named_parameters():
             if name in absent and value.dim() > 1:

@@ -164,7 +164,6 @@ class TokenData(PlannedData):
         return None
 
     def _remember(self, texts: object) -> None:
-        """Keep a checksum of the training texts for `state_dict`."""
         self._digest = hashlib.sha256(repr(texts).encode()).hexdigest()[:12]
 
     def _eval(self, split: str) -> Loader | list[Loader]:
@@ -290,7 +289,6 @@ class LabelledTexts(TokenData):
         return (({"train": train} if "val" in found else self._hold_out(train)) if learns else {}) | found
 
     def _hold_out(self, examples: Examples) -> dict[str, Examples]:
-        """Return the training and validation samples."""
         if not self.validation:
             return {"train": examples}
         parts = hold_out(list(zip(examples.sentences, examples.labels, strict=True)), self.validation)

@@ -114,7 +114,6 @@ def state_of(row: DatasetSpec, root: Path) -> str:
 
 
 def _some(words: Sequence[str], most: int, between: str = ", ") -> str:
-    """Return the words, or the first of them and their number."""
     return between.join(words if len(words) <= most else [*words[:10], f"... ({len(words)})"])
 
 

@@ -181,7 +181,6 @@ def _home(root: Path, task: Task) -> Path:
 
 
 def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """Yield location, sentences and label of each line."""
     path = home / _TSV[split]
     columns = (*task.texts, task.label)
     if path.is_file():
@@ -235,7 +234,6 @@ def _table(path: Path, columns: Sequence[str], fixed: Sequence[str]) -> Iterator
 
 
 def _label(where: str, task: Task, text: str) -> float:
-    """Return the class number or the score."""
     if task.labels:
         if text in task.labels:
             return task.labels.index(text)

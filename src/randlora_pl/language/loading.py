@@ -141,7 +141,6 @@ def possible(overrides: Mapping[str, Any] | None, option: str = _OVERRIDES, conf
 
 
 def _fault_of_heads(config: Any) -> str:
-    """Return the mismatch among a configuration's sizes of attention heads; empty if none is known."""
     width, heads, shared, size = (
         getattr(config, name, None)
         for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
@@ -248,7 +247,6 @@ def pretrained_model(auto: Any, name: str, pretrained: str | None, **options: An
 
 
 def _quantization(quantize: Quantize | None, compute: torch.dtype) -> dict[str, Any]:
-    """Return the arguments for `from_pretrained`; refuse a machine without bitsandbytes or a GPU."""
     if quantize is None:
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:

@@ -235,7 +235,6 @@ def cider(texts: Sequence[str], references: References) -> float:
 
 
 def _coco(scorer: Any, texts: Sequence[str], references: References) -> float:
-    """Compute a score of pycocoevalcap from texts in its tokens."""
     own = {number: [" ".join(words(text))] for number, text in enumerate(texts)}
     known = {number: [" ".join(words(text)) for text in group] for number, group in enumerate(references)}
     if not any(map(any, known.values())):  # no reference has a word
@@ -244,7 +243,6 @@ def _coco(scorer: Any, texts: Sequence[str], references: References) -> float:
 
 
 def _ngrams(tokens: Sequence[str], order: int) -> Ngrams:
-    """Count each n-gram of up to ``order`` tokens."""
     sizes = range(1, order + 1)
     return Counter(tuple(tokens[start : start + n]) for n in sizes for start in range(len(tokens) - n + 1))
 

@@ -168,7 +168,6 @@ def _array(path: Path, text: str) -> list[tuple[int, Any]]:
 
 
 def _one_a_line(path: Path, text: str) -> list[tuple[int, Any]]:
-    """Return each value of a file with one per line, with its line; empty lines are left out."""
     values = []
     for line, record in enumerate(text.split("\n"), 1):
         try:

@@ -182,7 +182,6 @@ def _learned_states(model: Any, inputs: dict[str, Any], where: Tensor) -> tuple[
 
 
 def _losses(model: Any, states: Tensor, labels: Tensor, head: Head, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Return the losses (m,) and whether the likeliest token is the label (m,), in parts if there are many logits."""
 
     def at_once(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = head(states).float()

@@ -131,7 +131,6 @@ def resolve(name: str, pretrained: str | None) -> Source:
 
 
 def _in_folder(folder: ModelFolder, pretrained: str | None) -> Source:
-    """Return the source of a model in a folder or repository, with its own preprocessing."""
     if folder.revision is not None:
         raise UserError(f"--model.name: {folder.name} has a revision, which open_clip does not take. Remove it.")
     config = folder.config["model_cfg"]
@@ -155,7 +154,6 @@ def _match_activation(name: str, tag: str, names: list[str]) -> tuple[str, dict[
 
 
 def _file_notes(name: str, names: list[str]) -> tuple[str, ...]:
-    """Return notes on the activation and the image preprocessing that are assumed for a weights file."""
     notes = []
     plain = name.removesuffix(_QUICK)
     if plain + _QUICK in names:
@@ -308,7 +306,6 @@ def load_clip(
 
 
 def _load(source: Source, seed: int, force_image_size: int | None) -> LoadedClip:
-    """Load the model for `load_clip` from its resolved source."""
     image = image_spec(source, force_image_size)
     path = download(source) if source.kind in ("tag", OWN) else source.pretrained
     state = None if source.kind in ("random", "shipped") else read_weights(path)  # fails before the slower build

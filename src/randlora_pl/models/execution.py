@@ -311,5 +311,4 @@ def use_fast_layers(model: nn.Module) -> int:
 
 
 def _name(layer: nn.Module) -> str:
-    """Return the dotted name of a layer's class."""
     return f"{type(layer).__module__}.{type(layer).__qualname__}"

@@ -187,13 +187,11 @@ def check_config(base: Mapping[str, Any], here: str | None, source: object) -> N
 
 
 def _repository(name: str) -> tuple[str, str | None]:
-    """Return repository and revision of a name at the Hub."""
     repository, _, revision = name.removeprefix(HUB).partition("@")
     return repository, revision or None
 
 
 def _find(name: str, file: str) -> Path | None:
-    """Return a file of a folder or repository, or None if it is not there."""
     if name.startswith(HUB):
         repository, revision = _repository(name)
         return hub_file(repository, file, revision, "--model.name")
@@ -212,7 +210,6 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _check_clip(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what prevents open_clip's configuration from being used."""
     model = config.get("model_cfg")
     if not isinstance(model, dict) or not isinstance(model.get("embed_dim"), int):
         yield "model_cfg with embed_dim is missing. Copy the file again."
@@ -239,7 +236,6 @@ def _size_out_of_range(values: Mapping[str, Any], part: str) -> str | None:
 
 
 def _check_timm(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what prevents timm's configuration from being used."""
     import timm
 
     architecture, options = config.get("architecture"), config.get("model_args", {})

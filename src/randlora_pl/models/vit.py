@@ -96,7 +96,6 @@ def load_vit(name: str, pretrained: str | None = None, *, img_size: int | None =
 
 
 def _load(name: Named, pretrained: str, is_file: bool, img_size: int | None, seed: int) -> LoadedVit:
-    """Load the model for `load_vit`, with resolved name and weights."""
     image = _image_spec(name, img_size)
     state = None
     if is_file:
@@ -181,7 +180,6 @@ def _resolve(name: Named, pretrained: str | None) -> tuple[Named, str, bool]:
 
 
 def _in_folder(folder: ModelFolder, pretrained: str | None) -> tuple[Named, str, bool]:
-    """Return what `_resolve` returns for a model in a folder or repository."""
     if pretrained == "random":
         return folder, pretrained, False
     if pretrained in (None, OWN):
@@ -191,7 +189,6 @@ def _in_folder(folder: ModelFolder, pretrained: str | None) -> tuple[Named, str,
 
 
 def _config(name: Named) -> Any:
-    """Return timm's configuration of a name with its tag."""
     if isinstance(name, ModelFolder):
         return name.timm_parts()[0]
     base, _, tag = name.partition(".")

@@ -81,7 +81,6 @@ def load_without_code(path: Path) -> Any:
 
 
 def _refusal(path: Path, message: str) -> str:
-    """Return the message for a file that ``torch.load(weights_only=True)`` rejected."""
     if "TorchScript" in message:
         return (
             f"'{path}' is a TorchScript archive, which contains code (such as OpenAI's first files). "

@@ -16,7 +16,6 @@ _PARTS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-la
 
 
 def _idx(into: str, mirrors: tuple[str, ...], *sums: str) -> tuple[Archive, ...]:
-    """Return the four files of MNIST-like datasets, with their MD5 sums."""
     names = [f"{part}-ubyte.gz" for part in _PARTS]
     return tuple(
         Archive(name, tuple(f"{mirror}/{name}" for mirror in mirrors), f"md5:{md5}", into)
@@ -221,7 +220,6 @@ def _row(name: str, reader: str, vendors: tuple[str, ...], **more: Any) -> Datas
 
 
 def _four(name: str, reader: str, **more: Any) -> DatasetSpec:
-    """Return a row of all vendors' images."""
     drawings = "Apache-2.0 (Google), CC BY 4.0 (Twitter), not for commercial use (Apple), unclear (Facebook)"
     return _row(name, reader, _VENDORS, licence=f"MIT (list); drawings: {drawings}", **more)
 

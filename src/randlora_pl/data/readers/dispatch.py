@@ -126,7 +126,6 @@ def read(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 
 
 def _check_classes(row: DatasetSpec, samples: Samples, split: str) -> None:
-    """Check labels and class names against the specification, and that all classes have training images."""
     if len(samples.classes) != row.classes:
         raise UserError(f"{row.title}: its files have {len(samples.classes)} classes, expected {row.classes}")
     strange = samples.labels[(samples.labels < 0) | (samples.labels >= row.classes)]

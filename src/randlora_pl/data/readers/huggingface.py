@@ -118,7 +118,6 @@ def hub(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 
 
 def _splits(root: Path) -> dict[str, Path | list[Path]]:
-    """Return the saved folder or the Parquet files of each used split."""
     saved = root / "dataset_dict.json"
     found: Mapping[str, Path | list[Path]]
     if saved.is_file():
@@ -182,7 +181,6 @@ def _parquet_files(root: Path) -> dict[str, list[Path]]:
 
 
 def _load(root: Path, home: Path | list[Path]) -> Any:
-    """Load one split as a `datasets.Dataset`, mapped into memory."""
     from datasets import Dataset, load_from_disk
 
     try:
@@ -196,7 +194,6 @@ def _load(root: Path, home: Path | list[Path]) -> Any:
 
 
 def _labels(root: Path, split: str, data: Any) -> list[str]:
-    """Return each row's label as text; all are "" if the split has no labels."""
     column = _label_column(root, data.features)
     values = data.select_columns([column])[:][column]
     names = getattr(data.features[column], "names", None)
@@ -210,7 +207,6 @@ def _labels(root: Path, split: str, data: Any) -> list[str]:
 
 
 def _label_column(root: Path, features: Mapping[str, Any]) -> str:
-    """Return the name of the label column."""
     from datasets import ClassLabel, Value
 
     named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]

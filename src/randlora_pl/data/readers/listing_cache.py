@@ -179,7 +179,6 @@ def samples_of(found: Found, home: Path, classes: Sequence[str]) -> Samples:
 
 
 def _save(path: Path, recipe: Sequence[str], found: Found, seen: Mapping[str, Stamp]) -> bool:
-    """Write a line of JSON and the arrays; return True on success."""
     arrays: dict[str, NDArray[Any]] = dict(found.columns)
     for name, text in found.texts.items():
         arrays |= {f"{name}/{part}": array for part, array in vars(text).items() if array is not None}

@@ -87,7 +87,6 @@ def cub200(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 
 
 def _numbered(row: DatasetSpec, root: Path, path: Path) -> dict[str, str]:
-    """Return lines ``NUMBER VALUE`` as a mapping, in their order."""
     found: dict[str, str] = {}
     for line_number, line in lines(row, root, path):
         number, _, value = line.partition(" ")
@@ -186,18 +185,13 @@ def split_file(
 
 
 def _refused(row: DatasetSpec, root: Path, path: Path, why: str) -> UserError:
-    """Return the error for a missing or damaged split file, with its source."""
     if row.files:  # `data get` explains how to get the split file as well
         return missing(row, root, f"{path} {why}")
     return UserError(f"{row.title}: CoOp's split file {path} {why}. Get it by the link in {PAGE}, or from {COPY}.")
 
 
 def _parts(content: Any) -> dict[str, list[Entry]]:
-    """Return the checked entries of each split.
-
-    Raises:
-        ValueError: The content is something else, or a path leaves the folder of the images.
-    """
+    """Return the entries of each split; a wrong one is a ValueError."""
     if not isinstance(content, dict) or any(not isinstance(content.get(split), list) for split in SPLITS):
         raise ValueError(f"it does not have the lists {', '.join(SPLITS)}")
     parts = {split: [_entry(split, n, entry) for n, entry in enumerate(content[split], 1)] for split in SPLITS}
@@ -221,11 +215,7 @@ def _entry(split: str, number: int, entry: Any) -> Entry:
 
 
 def _names(parts: dict[str, list[Entry]]) -> list[str]:
-    """Return the class names by label.
-
-    Raises:
-        ValueError: The labels are not 0, 1, 2 ... without gaps, or a label has two names.
-    """
+    """Return the class names by label; labels with gaps or two names are a ValueError."""
     names: dict[int, str] = {}
     for entries in parts.values():
         for _, label, name in entries:

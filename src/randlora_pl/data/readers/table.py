@@ -140,7 +140,6 @@ def read_table(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Ta
 
 
 def _choose(where: str, header: Sequence[str], wanted: Mapping[str, Sequence[str]], form: str) -> dict[str, int]:
-    """Return the index of each requested column."""
     header = [name.strip() for name in header]
     chosen = {}
     for column, names in wanted.items():
@@ -244,7 +243,6 @@ def table(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 
 
 def _refuse_twice(found: Table, images: Sequence[str], labels: Sequence[str], parts: Sequence[str]) -> None:
-    """Refuse repeated images, which would count twice or be in both training and test."""
     if len(set(images)) == len(images):
         return
     first: dict[str, int] = {}

@@ -142,7 +142,6 @@ def _ending(shard: str, stream: IO[bytes]) -> str:
 
 
 def _sample(shard: str, key: str, members: dict[str, _Member]) -> Sample:
-    """Return the image and label of a sample's files by suffix."""
     images = [member for suffix, member in members.items() if f".{suffix}" in SUFFIXES]
     names = ", ".join(member.name for member in members.values())
     if len(images) != 1:
@@ -165,7 +164,6 @@ def _sample(shard: str, key: str, members: dict[str, _Member]) -> Sample:
 
 
 def _json_label(where: str, content: bytes) -> str:
-    """Return the ``label`` or ``cls`` of a JSON object."""
     try:
         loaded = parse_json(content)
     except ValueError as error:
@@ -177,7 +175,6 @@ def _json_label(where: str, content: bytes) -> str:
 
 
 def _open(location: str) -> IO[bytes]:
-    """Open a local file or a URL for sequential reading."""
     if not is_url(location):
         return open_plain(location)
     system, path = remote(location)

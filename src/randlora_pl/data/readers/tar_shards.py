@@ -98,7 +98,6 @@ def find(root: Path) -> ShardPaths:
 
 
 def _in_folder(root: Path) -> list[str]:
-    """Return the .tar files in a folder and in its sub-folders named after splits."""
     parts = [root, *sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower() in SPLIT_OF)]
     files = sorted(
         path for part in parts for path in part.iterdir() if not path.name.startswith(".") and path.is_file()
@@ -179,7 +178,6 @@ def _index(shard_paths: ShardPaths, paths: Sequence[str], by_key: bool) -> listi
 
 
 def _keys(members: list[str], shard: Sequence[int], paths: Sequence[str]) -> list[str]:
-    """Return the key of each sample (see `shards`)."""
     repeated = {name for name, times in Counter(members).items() if times > 1}
     stems = [PurePosixPath(without_query(path).replace("\\", "/")).stem for path in paths]
     keys = [f"{stems[part]}/{name}" if name in repeated else name for name, part in zip(members, shard, strict=True)]
@@ -315,7 +313,6 @@ def _classes(
 def _labels(
     shard_paths: ShardPaths, split: str, found: listing.Found, classes: Sequence[str], by_name: dict[str, int] | None
 ) -> NDArray[np.int64]:
-    """Return the label of each sample."""
     labels = []
     for text in found.texts["labels"]:
         label = _number(text) if by_name is None else by_name.get(text)
@@ -332,7 +329,6 @@ def _number(text: str) -> int | None:
 
 
 def _first(shard_paths: ShardPaths, split: str, found: listing.Found, label: str) -> str:
-    """Return the first image with a label, for messages."""
     number = list(found.texts["labels"]).index(label)
     image = found.columns["rows"][np.argmax(found.columns["label"] == number)]
     return f"{shard_paths.by_split[split][found.columns['shard'][image]]}:{found.texts['members'][int(image)]}"

@@ -98,7 +98,6 @@ def indexed_tree(
 def _classes(
     row: DatasetSpec, root: Path, home: Path, known: Sequence[str] | None, pattern: str, ignore: Sequence[str]
 ) -> Sequence[str]:
-    """Return the class folders in ``home`` by label."""
     try:
         with os.scandir(home) as listing:
             there = sorted(entry.name for entry in listing if entry.is_dir() and not entry.name.startswith("."))
@@ -181,7 +180,6 @@ def folder(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """Return the folder of each split; only ``train`` if ``root`` has class folders."""
     folders = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
     there = {split: [folders[name] for name in names if name in folders] for split, names in ALIASES.items()}
     found = {split: homes[0] for split, homes in there.items() if homes}
