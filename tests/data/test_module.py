@@ -10,9 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from randlora_pl.data import ImageData
+from randlora_pl.data.image_splits import CachedImages
 from randlora_pl.data.loader import Batch
 from randlora_pl.data.module import ImageData as Module
-from randlora_pl.data.shared_cache import CachedImages
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
 from tests.support.products import in_one_item

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from randlora_pl.adapters import Adapter, DoRA, LoRA, inject
-from randlora_pl.language.sources import read_training
+from randlora_pl.language.prompt_sets import read_training
 from tests.docs.pages import PAGES, ROOT
 from tests.support.products import marked
 

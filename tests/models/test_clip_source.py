@@ -7,7 +7,7 @@ import pytest
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from randlora_pl.models.clip import download, image_size, image_spec, resolve
-from randlora_pl.models.spec import ImageSpec, open_clip_spec
+from randlora_pl.models.weights import ImageSpec, open_clip_spec
 from randlora_pl.utils.errors import UserError
 
 OPENAI = open_clip.OPENAI_DATASET_MEAN

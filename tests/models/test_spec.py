@@ -1,4 +1,4 @@
-from randlora_pl.models.spec import ModelIdentity
+from randlora_pl.models.weights import ModelIdentity
 
 
 def test_identities_leave_out_what_is_unknown() -> None:

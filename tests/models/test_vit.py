@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from timm.data import resolve_data_config
 from timm.layers import resample_abs_pos_embed
 
-from randlora_pl.models.spec import ImageSpec
 from randlora_pl.models.vit import features_of, load_vit, meta_vit, vit_image_spec
+from randlora_pl.models.weights import ImageSpec
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.weights_files import file_sha256
 from tests.support.products import marked

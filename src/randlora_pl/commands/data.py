@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from randlora_pl.commands.common.arguments import check_output, check_parent
 from randlora_pl.commands.common.tables import counting
-from randlora_pl.data.catalog.coop import SPLITS, has_coop, with_split
 from randlora_pl.data.catalog.registry import (
     CATALOG,
     DatasetSpec,
     default_root,
     get_command,
+    has_coop,
     how_to_get,
     may_be_read,
     present,
+    with_split,
 )
 from randlora_pl.data.locations import root_of
 from randlora_pl.language.dataset_facts import find_images
@@ -140,7 +141,7 @@ def check(
     check_names("data check", names, all)
     if fast and every_image:
         raise UserError("data check: --fast and --every-image exclude each other. Remove one")
-    known = [row for row in CATALOG.values() if not row.own and (split == SPLITS[0] or has_coop(row))]
+    known = [row for row in CATALOG.values() if not row.own and (split == "default" or has_coop(row))]
     chosen = [with_split(find_images(name), split) for name in names] or [with_split(row, split) for row in known]
     folder = checked_root(root, chosen, "data check")
     from randlora_pl.data.check import check as checked

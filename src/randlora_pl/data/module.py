@@ -11,16 +11,14 @@ from lightning.pytorch.trainer.states import TrainerStatus
 
 from randlora_pl.data import locations as places
 from randlora_pl.data import validate as options
-from randlora_pl.data.base import BatchSize, Length, PlannedData
+from randlora_pl.data.base import BatchSize, Length, PlannedData, image_parts
 from randlora_pl.data.catalog import registry as catalog
-from randlora_pl.data.catalog.coop import with_split
+from randlora_pl.data.catalog.registry import with_split
 from randlora_pl.data.image_batches import EvalBatches, Late, TrainBatches, default_workers
-from randlora_pl.data.image_splits import ImageSplits
+from randlora_pl.data.image_splits import CachedImages, ImageSplits
 from randlora_pl.data.loader import Batch, Loader
-from randlora_pl.data.parts import image_parts
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.schedule import TrainSchedule
-from randlora_pl.data.shared_cache import CachedImages
 from randlora_pl.data.sources import ArrayImages
 from randlora_pl.data.transforms import PLAIN, Augment, finish
 from randlora_pl.data.validate import class_names

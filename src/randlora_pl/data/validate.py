@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from randlora_pl.data.catalog.coop import with_split
+from randlora_pl.data.catalog.registry import with_split
 from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.files.documents import is_file, parse_json

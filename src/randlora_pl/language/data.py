@@ -7,18 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from torch import Tensor
 
-from randlora_pl.data.base import BatchSize, PlannedData
+from randlora_pl.data.base import BatchSize, Part, PlannedData, word_part
 from randlora_pl.data.catalog.registry import default_root
 from randlora_pl.data.loader import Loader
-from randlora_pl.data.parts import Part, word_part
 from randlora_pl.data.schedule import TrainSchedule, samples_drawn
 from randlora_pl.data.validate import check_run
 from randlora_pl.language import glue, text_files
 from randlora_pl.language.batches import Sentences, TextEvalBatches, TextSamples, TextTrainBatches, Tokens
 from randlora_pl.language.catalog import OWN_LABELLED, check_dataset
 from randlora_pl.language.metrics import need_scorers
-from randlora_pl.language.prompt_sets import TASKS
-from randlora_pl.language.sources import Item, hold_out, read_items, read_training
+from randlora_pl.language.prompt_sets import TASKS, Item, hold_out, read_items, read_training
 from randlora_pl.language.text_files import Examples
 from randlora_pl.language.tokenization import Encoded, Lengths, encode_all, encode_prompt, encode_sentences, pad_id
 from randlora_pl.utils.errors import UserError, near

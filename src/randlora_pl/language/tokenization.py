@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from randlora_pl.language.loading import need_transformers, reached
+from randlora_pl.language.prompt_sets import Sample
 from randlora_pl.utils.errors import UserError
 
 IGNORED = -100
@@ -23,13 +24,6 @@ _AT_ONCE = 1000
 Side = Literal["left", "right"]
 
 log = logging.getLogger("randlora_pl")
-
-
-class Sample(NamedTuple):
-    """Prompt and completion of a sample, without a space between them."""
-
-    prompt: str
-    completion: str
 
 
 class Encoded(NamedTuple):

@@ -27,10 +27,9 @@ if TYPE_CHECKING:
     from randlora_pl.models.clip import ImageTower, LoadedClip, clip_image_spec, load_clip, load_tokenizer, meta_clip
     from randlora_pl.models.execution import cast_frozen, compile_blocks, use_fast_layers
     from randlora_pl.models.folder import library_of
-    from randlora_pl.models.spec import ImageSpec, ModelIdentity
     from randlora_pl.models.text import cached_text_head, class_prompts, encode_prompts
     from randlora_pl.models.vit import LoadedVit, load_vit, meta_vit, vit_image_spec
-    from randlora_pl.models.weights import read_weights, set_gradient_checkpointing
+    from randlora_pl.models.weights import ImageSpec, ModelIdentity, read_weights, set_gradient_checkpointing
 
 __all__ = [
     "MODELS",

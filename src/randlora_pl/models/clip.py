@@ -17,13 +17,15 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
 from randlora_pl.models.folder import OWN, ModelFolder, is_folder, open_folder
-from randlora_pl.models.spec import ImageSpec, ModelIdentity, open_clip_spec
 from randlora_pl.models.tiny import TINY_CONFIG, TINY_TAG, build_tiny, tiny_tokenizer
 from randlora_pl.models.weights import (
+    ImageSpec,
+    ModelIdentity,
     changed,
     check_size,
     load_strictly,
     not_downloaded,
+    open_clip_spec,
     patch_size,
     quiet,
     read_weights,

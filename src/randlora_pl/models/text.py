@@ -13,8 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from randlora_pl.models.spec import ModelIdentity
-from randlora_pl.models.weights import evaluating
+from randlora_pl.models.weights import ModelIdentity, evaluating
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files.atomic_output import write_bytes
 from randlora_pl.utils.machine import cache_folder

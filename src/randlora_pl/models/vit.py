@@ -12,8 +12,18 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from randlora_pl.models.folder import OWN, ModelFolder, is_folder, open_folder
-from randlora_pl.models.spec import ImageSpec, ModelIdentity, timm_spec
-from randlora_pl.models.weights import changed, check_size, mismatch, not_downloaded, patch_size, read_weights, seeded
+from randlora_pl.models.weights import (
+    ImageSpec,
+    ModelIdentity,
+    changed,
+    check_size,
+    mismatch,
+    not_downloaded,
+    patch_size,
+    read_weights,
+    seeded,
+    timm_spec,
+)
 from randlora_pl.utils.errors import UserError, brief, first_line, near
 from randlora_pl.utils.files.weights_files import asking_hub, looks_like_file, remember
 from randlora_pl.utils.reuse import cached_copy

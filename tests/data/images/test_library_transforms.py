@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from randlora_pl.data.transforms import eval_batch
-from randlora_pl.models.spec import open_clip_spec, timm_spec
+from randlora_pl.models.weights import open_clip_spec, timm_spec
 from randlora_pl.utils.image_spec import ImageSpec
 from tests.support.products import in_one_item
 

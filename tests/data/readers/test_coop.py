@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.catalog.coop import FILES, has_coop, with_split
-from randlora_pl.data.catalog.registry import ROWS, find
+from randlora_pl.data.catalog.registry import ROWS, SPLIT_FILES, find, has_coop, with_split
 from randlora_pl.data.check import check
 from randlora_pl.data.readers.dispatch import read
 from randlora_pl.data.splits import Splits
@@ -40,7 +39,7 @@ Lists = dict[str, list[list[Any]]]
 
 def write_coop(root: Path, name: str, most: int = 6) -> Lists:
     """Write the split file and the images of a dataset, and return the content of the file."""
-    row, found, write = with_split(find(name), "coop"), FILES[name], Writer()
+    row, found, write = with_split(find(name), "coop"), SPLIT_FILES[name], Writer()
     lists: Lists = {split: [] for split in EACH}
     for label in sorted(range(row.classes or 0), key=lambda label: label * 7 % 101):
         for split, each in EACH.items():
@@ -74,7 +73,7 @@ def test_few_shots_have_at_most_four_validation_images_of_a_class(tmp_path: Path
     assert drawn.samples("val").keys == four[0].samples("val").keys
 
 
-@in_one_item("name", FILES)
+@in_one_item("name", SPLIT_FILES)
 def test_every_split_file_has_a_reader(tmp_path: Path, name: str) -> None:
     lists, row = write_coop(tmp_path, name, most=1), with_split(find(name), "coop")
     assert (row.classes, sum(row.counts.values())) == SIZES[name] and len(row.templates) == 1
@@ -147,7 +146,7 @@ GOOD: Lists = {
     ],
 )
 def test_damaged_split_files_are_refused_in_a_line(tmp_path: Path, content: Any, message: str) -> None:
-    row, path = with_split(find("eurosat"), "coop"), tmp_path / FILES["eurosat"].file
+    row, path = with_split(find("eurosat"), "coop"), tmp_path / SPLIT_FILES["eurosat"].file
     path.parent.mkdir()
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
@@ -160,7 +159,7 @@ def test_damaged_split_files_are_refused_in_a_line(tmp_path: Path, content: Any,
 
 
 def test_huge_split_files_are_not_read(tmp_path: Path) -> None:
-    path = tmp_path / FILES["eurosat"].file
+    path = tmp_path / SPLIT_FILES["eurosat"].file
     path.parent.mkdir()
     with path.open("wb") as stream:
         stream.truncate(2**27)

@@ -10,7 +10,7 @@ from randlora_pl.data.schedule import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.language import text_files
 from randlora_pl.language.batches import TextEvalBatches, TextTrainBatches, Tokens
 from randlora_pl.language.data import TextData
-from randlora_pl.language.sources import Item
+from randlora_pl.language.prompt_sets import Item
 from randlora_pl.language.tokenization import IGNORED, Encoded, byte_tokenizer, load_tokenizer
 from randlora_pl.utils.errors import UserError
 

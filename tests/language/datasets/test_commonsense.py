@@ -9,11 +9,11 @@ from randlora_pl.language.prompt_sets import (
     TASKS,
     Question,
     first_answer,
+    hold_out,
     instruction_prompt,
+    read_questions,
     read_test,
-    read_training,
 )
-from randlora_pl.language.sources import hold_out
 from randlora_pl.utils.errors import UserError
 from tests.language.files import LETTERS, record, write_commonsense
 from tests.support.products import in_one_item
@@ -22,9 +22,9 @@ from tests.support.products import in_one_item
 @pytest.mark.parametrize("nested", [False, True])
 def test_all_files_are_read_flat_and_as_the_repository_has_them(tmp_path: Path, nested: bool) -> None:
     write_commonsense(tmp_path, 6, nested)
-    train = read_training(tmp_path)
+    train = read_questions(tmp_path)
     assert train == [Question(**record(task, number)) for number in range(6) for task in LETTERS]
-    assert read_training(tmp_path, "commonsense_170k") == train * 2
+    assert read_questions(tmp_path, "commonsense_170k") == train * 2
     for task in TASKS:
         assert read_test(tmp_path, task) == [Question(**record(task, number)) for number in range(6)]
 
@@ -54,7 +54,7 @@ def test_only_the_last_mention_of_the_answer_is_exchanged() -> None:
 
 
 def test_missing_files_tell_the_tree_and_where_to_get_them(tmp_path: Path) -> None:
-    for read in (lambda: read_training(tmp_path), lambda: read_test(tmp_path, "piqa")):
+    for read in (lambda: read_questions(tmp_path), lambda: read_test(tmp_path, "piqa")):
         with pytest.raises(UserError, match=r"NAME/test\.json[\s\S]*LLM-Adapters"):
             read()
 
@@ -80,7 +80,7 @@ def test_a_wrong_record_is_told_with_its_line(tmp_path: Path, change: dict[str, 
 def test_an_empty_file_is_to_be_got_again(tmp_path: Path) -> None:
     (tmp_path / "commonsense_15k.json").write_text("[]")
     with pytest.raises(UserError, match=r"commonsense_15k\.json"):
-        read_training(tmp_path)
+        read_questions(tmp_path)
 
 
 @settings(max_examples=50)

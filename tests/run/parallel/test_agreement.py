@@ -7,9 +7,9 @@ from unittest.mock import MagicMock
 import numpy as np
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.parts import Part, image_parts, text_part, word_part
+from randlora_pl.data.base import Part, image_parts, text_part, word_part
 from randlora_pl.language.data import TextData
-from randlora_pl.language.sources import Item
+from randlora_pl.language.prompt_sets import Item
 from randlora_pl.run.parallel.strategy import check_options, common_options, compare_splits
 
 from .processes import meetings, messages, write_folder

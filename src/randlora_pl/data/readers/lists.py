@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from randlora_pl.data.catalog.coop import COPY, PAGE
+from randlora_pl.data.catalog.registry import COPY, PAGE
 from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.readers.dispatch import SPLITS, Samples, file_samples, in_key_order, lines, missing, wrong_line
 from randlora_pl.data.sources import BoxImages

@@ -13,11 +13,11 @@ from torchvision import transforms as v1
 from torchvision.datasets.folder import default_loader
 
 from randlora_pl.data.image_batches import EvalBatches, Late, TrainBatches, load_images
+from randlora_pl.data.image_splits import CachedImages
 from randlora_pl.data.loader import Loader
 from randlora_pl.data.module import ImageData
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.schedule import EvalSchedule, TrainSchedule
-from randlora_pl.data.shared_cache import CachedImages
 from randlora_pl.data.sources import FileImages
 from randlora_pl.data.transforms import RATIO, finish, train_pixels
 from randlora_pl.lab.bench.timing import batches_ahead
