@@ -87,10 +87,10 @@ def sharded_bytes(model: torch.nn.Module) -> tuple[int, int]:
 
 def trainer(*callbacks: L.Callback, accumulate: int = ACCUMULATE, **options: Any) -> L.Trainer:
     return L.Trainer(
-        accelerator="cpu", devices=WORLD, strategy=AdapterFSDP() if WORLD > 1 else "auto", max_epochs=1, logger=False,
+        accelerator="cpu", devices=WORLD, max_epochs=1, logger=False,
         accumulate_grad_batches=accumulate, callbacks=list(callbacks), use_distributed_sampler=False,
         num_sanity_val_steps=0, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        **({"limit_val_batches": 0} | options),
+        **({"limit_val_batches": 0, "strategy": AdapterFSDP() if WORLD > 1 else "auto"} | options),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
-from randlora_pl.adapters import SVFT, GaLore, RandLoRA, inject, load_adapter
+from randlora_pl.adapters import SVFT, GaLore, LoRA, RandLoRA, inject, load_adapter
 from randlora_pl.data import ImageData
 from randlora_pl.run.parallel import sharding
 from randlora_pl.run.parallel.sharding import with_strategy
@@ -59,6 +59,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(folder: Path) -> Results:
     """What each process ended with, by ``WORLD-RANK``."""
     return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
+
+
+def test_one_rank_with_sharded_blocks_trains_to_the_bits_of_a_run_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The likeness of the slow tests: all shards are here, and gathered as on several ranks."""
+    monkeypatch.setattr("randlora_pl.run.parallel.launch._meetings", [])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{free_port()}", "WORLD_SIZE": "1", "NODE_RANK": "0"}
+    for name, value in (place | {"LOCAL_RANK": "0"}).items():  # Lightning sets them, too
+        monkeypatch.setenv(name, value)
+    weights, strategy = [], sharding.AdapterFSDP()
+    for chosen in ("auto", strategy):
+        task = make("linear head", adapter=LoRA(rank=2))
+        with two_blocks():
+            trainer(accumulate=1, strategy=chosen, max_steps=2).fit(task, ImageData(**DATA))
+        weights.append(trained(task))
+    torch.distributed.destroy_process_group()
+    shards = strategy.shards
+    assert shards is not None and shards.blocks == 2 and shards.bytes == shards.device_bytes > 0
+    assert str(shards).startswith("frozen weights of 2 blocks: ")
+    assert strategy.metrics()["sharded/bytes"] == shards.bytes
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
 
 
 @pytest.mark.slow
