@@ -10,3 +10,6 @@ session            run_fit, run_evaluation: lock, build, stages; every error bec
 run_folder, error_messages
 ```
 """
+
+TIMEOUT = 600.0
+"""Seconds to wait for other processes before the run fails, by default."""

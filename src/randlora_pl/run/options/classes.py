@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 import docstring_parser
 
 from randlora_pl.language.catalog import TASKS as TEXT_TASKS
+from randlora_pl.run import TIMEOUT
 from randlora_pl.utils.errors import UserError, brief, near
 from randlora_pl.utils.options import Positive
 from randlora_pl.utils.own_classes import imported, named_modules, path_by_name, registered
@@ -48,7 +49,7 @@ class RunOptions:
     """Folder of all runs."""
     logger: Logger | list[Logger] = "tensorboard"
     """tensorboard, csv, wandb, mlflow or none, or several as [tensorboard,csv]."""
-    timeout: Annotated[float, Positive] = 600.0
+    timeout: Annotated[float, Positive] = TIMEOUT
     """Seconds to wait for other processes before treating them as lost."""
 
 

@@ -15,6 +15,7 @@ from datetime import timedelta
 from threading import Thread
 from typing import Any
 
+from randlora_pl.run import TIMEOUT
 from randlora_pl.utils.errors import LostProcessError, UserError, first_line
 
 GRACE = 30.0
@@ -157,9 +158,6 @@ class Meeting:
     def _left(self, reader: object = "") -> str:
         return f"run {self._run}/left/{reader}"
 
-
-TIMEOUT = 600.0
-"""Seconds to wait for other processes before the run fails."""
 
 _meetings: list[Meeting] = []  # one, kept open: the process group shares the server of rank 0
 _REPLY = 10.0

@@ -21,7 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from randlora_pl.adapters.kept import base_buffers
 from randlora_pl.data.base import BLOCK, TEXTS, Part
-from randlora_pl.run.parallel.launch import TIMEOUT, Ask, Meeting, busy_port, join, launched, meeting_of
+from randlora_pl.run import TIMEOUT
+from randlora_pl.run.parallel.launch import Ask, Meeting, busy_port, join, launched, meeting_of
 from randlora_pl.utils.device import LateCopy, on_cuda
 from randlora_pl.utils.errors import brief
 
