@@ -125,11 +125,11 @@ def datasets(names: Names = (), *, root: Root = None, json: Json = False) -> int
         print(f"Texts: --model CausalLMTask with {', '.join(DATASETS)}")
         print(f"       --model TextClassificationTask with {', '.join(LABELLED)}; see {' and '.join(TEXT_PAGES)}")
         return 0
-    found = {name: dataset_facts(name, folder) for name in names}
+    sections = {name: dataset_facts(name, folder) for name in names}
     if json:
-        print_json(found)
+        print_json(sections)
         return 0
-    for name, facts in found.items():
+    for name, facts in sections.items():
         lines = [entry(key, value, column=14) for each in facts for key, value in each.items() if value]
         print("\n".join([name, *lines, ""]))
     return 0
@@ -271,8 +271,8 @@ def verdict(report: dict[str, dict[str, str]]) -> str:
     """Return in one line whether a run can start here, and what stops it."""
     wrong = [
         f"{name} {text}"
-        for found in report.values()
-        for name, text in found.items()
+        for facts in report.values()
+        for name, text in facts.items()
         if name == "BROKEN" or text.startswith("MISSING") or "cannot be written" in text
     ]
     faster = [f"{name} ({text})" for name, text in report["Devices"].items() if name.startswith(("cuda", "mps"))]
@@ -281,32 +281,32 @@ def verdict(report: dict[str, dict[str, str]]) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of installed packages, and the install commands of missing optional ones."""
-    found = {"randlora-pl": __version__, "python": f"{platform.python_version()} on {platform.platform()}"}
+    states = {"randlora-pl": __version__, "python": f"{platform.python_version()} on {platform.platform()}"}
     absent = {package: f"MISSING: pip install {package}" for package in PACKAGES}
     for package, (use, extra) in OPTIONAL.items():
         absent[package] = f"not installed; for {use}: pip install '.[{extra}]' in the checkout"
     for package, text in absent.items():
         try:
-            found[package] = version(package)
+            states[package] = version(package)
         except PackageNotFoundError:
-            found[package] = text
-    return found
+            states[package] = text
+    return states
 
 
 def devices() -> dict[str, str]:
     """Return the accelerators with their memory, and the CPU."""
     import torch
 
-    found = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used by PyTorch"}
+    states = {"cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used by PyTorch"}
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
-        found[f"cuda:{number}"] = f"{properties.name}, {byte_size(properties.total_memory)}"
+        states[f"cuda:{number}"] = f"{properties.name}, {byte_size(properties.total_memory)}"
     if torch.backends.mps.is_available():
-        found["mps"] = "Apple GPU"
-    if len(found) == 1:
+        states["mps"] = "Apple GPU"
+    if len(states) == 1:
         build = "a CPU build" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
-        found["accelerator"] = f"no accelerator is seen (PyTorch {torch.__version__}, {build}); runs use the CPU"
-    return found
+        states["accelerator"] = f"no accelerator is seen (PyTorch {torch.__version__}, {build}); runs use the CPU"
+    return states
 
 
 def network() -> dict[str, str]:
@@ -329,18 +329,20 @@ def weights() -> dict[str, str]:
     from randlora_pl.language.catalog import KNOWN
     from randlora_pl.models.catalog import MODELS
 
-    found = {}
+    entries = {}
     for row in MODELS:
         states = {tag: "cached" if cached(row.library, row.name, tag) else "not cached" for tag in row.tags}
         states = dict.fromkeys(row.tags, "bundled") if row.name == "tiny" else states
-        found[row.name] = ", ".join(f"{tag}: {state}" for tag, state in states.items())
+        entries[row.name] = ", ".join(f"{tag}: {state}" for tag, state in states.items())
     for name, known in KNOWN.items():
         gate = f"; gated: accept its licence at https://huggingface.co/{name}, then hf auth login"
         here = any(map(is_whole, snapshots(name)))
-        found[name] = "cached" if here else "not cached" + (gate if known.gated else "")
+        entries[name] = "cached" if here else "not cached" + (gate if known.gated else "")
     if importlib.util.find_spec("transformers") is None:
-        found["language models"] = f"need transformers: pip install '.[{OPTIONAL['transformers'][1]}]' in the checkout"
-    return found
+        entries["language models"] = (
+            f"need transformers: pip install '.[{OPTIONAL['transformers'][1]}]' in the checkout"
+        )
+    return entries
 
 
 def folders() -> dict[str, str]:
@@ -351,11 +353,11 @@ def folders() -> dict[str, str]:
     from randlora_pl.utils.machine import cache_folder
 
     here = {"datasets": default_root(), "weights": Path(constants.HF_HUB_CACHE), "text heads": cache_folder()}
-    found = {name: str(folder) for name, folder in here.items()}
+    places = {name: str(folder) for name, folder in here.items()}
     free = shutil.disk_usage(Path.cwd()).free
     writable = os.access(Path.cwd(), os.W_OK)
     runs = f"{Path.cwd() / 'runs'}, {byte_size(free)} free"
-    return found | {"runs": runs if writable else f"{Path.cwd()} cannot be written: use --run.root FOLDER"}
+    return places | {"runs": runs if writable else f"{Path.cwd()} cannot be written: use --run.root FOLDER"}
 
 
 def is_whole(snapshot: Path) -> bool:

@@ -319,7 +319,7 @@ def classify(options: PredictOptions) -> PredictionTable:
     opened = {frame: open_images(options.images, frame, batch_size, skip=skip, most_pixels=most) for frame in frames}
     loaders, images = [loader for loader, _ in opened.values()], opened[frames[0]][1]
     count = max(min(options.top_k or 5, len(task.classnames)) for task in tasks.values())
-    found = PredictionTable.of_classes(list(tasks), "images", ["image"], [[str(image)] for image in images], count)
+    table = PredictionTable.of_classes(list(tasks), "images", ["image"], [[str(image)] for image in images], count)
     turns = list(zip(tasks, tasks.values(), [list(opened).index(frame) for frame in frames], strict=True))
     leave = "Remove it from --images, {}or skip it: --on-error skip"
     hints = leave.format(""), leave.format("allow it with --max-pixels N, ")
@@ -333,11 +333,11 @@ def classify(options: PredictOptions) -> PredictionTable:
                     for batch in (batches[form] for batches in held):
                         probabilities = task.class_logits(batch["image"].to(device)).float().softmax(1).cpu()
                         known = batch["weight"] > 0
-                        found.add_classes(name, batch["index"][known].tolist(), task.classnames, probabilities[known])
+                        table.add_classes(name, batch["index"][known].tolist(), task.classnames, probabilities[known])
                 turns.reverse()  # the last adapter is already in the model
     if skipped := len(loaders[0].skipped):
-        found.note += f"; unreadable and skipped: {skipped:,}"
-    return found
+        table.note += f"; unreadable and skipped: {skipped:,}"
+    return table
 
 
 def _together(batches: Iterator[tuple[dict[str, Any], ...]], limit: int) -> Iterator[list[tuple[dict[str, Any], ...]]]:
@@ -395,10 +395,12 @@ def answer(options: PredictOptions) -> PredictionTable:
     kinds_of_text = inputs.PROMPTS if decoder else inputs.SENTENCES
     given = [each for source in options.texts for each in inputs.read_given(source, kinds_of_text)]
     with advised(f"--batch-size {size // 2}" if size > 1 else "--precision bf16"):
-        return _written(options, files, given, size) if decoder else _classified(options, files, given, size, classes)
+        if decoder:
+            return _write_answers(options, files, given, size)
+        return _classify_texts(options, files, given, size, classes)
 
 
-def _written(
+def _write_answers(
     options: PredictOptions, files: "dict[str, AdapterFile]", given: list[inputs.Given], size: int
 ) -> PredictionTable:
     """Return the answers of decoders."""
@@ -407,7 +409,7 @@ def _written(
     datasets = {name: str(file.metadata.get("training", {}).get("dataset", "")) for name, file in files.items()}
     prompts = {name: [inputs.prompt_of(each, dataset) for each in given] for name, dataset in datasets.items()}
     asked = [[inputs.shown(each)] for each in given]
-    found = PredictionTable(list(files), "prompts", ["prompt"], asked, ["written"], "")
+    table = PredictionTable(list(files), "prompts", ["prompt"], asked, ["written"], "")
     typed = {"max_new_tokens": options.max_new_tokens, "num_beams": options.beams}
     how = {name: value for name, value in typed.items() if value is not None}
     notes = set()
@@ -417,14 +419,14 @@ def _written(
         with use_precision(options.precision, pick_device(options.device)):
             texts = task.write(prompts[name], size, separate=described)
         for number, text in enumerate(texts):
-            found.add(name, number, [paragraph(text) if described else text])
+            table.add(name, number, [paragraph(text) if described else text])
         notes.add(f"at most {task.max_new_tokens} tokens after each")
         del task  # before the next one is loaded
-    found.note = " or ".join(sorted(notes))
-    return found
+    table.note = " or ".join(sorted(notes))
+    return table
 
 
-def _classified(
+def _classify_texts(
     options: PredictOptions, files: "dict[str, AdapterFile]", given: list[inputs.Given], size: int, classes: bool
 ) -> PredictionTable:
     """Return classes with their probabilities, or scores."""
@@ -444,9 +446,9 @@ def _classified(
             raise UserError(f"{file.path} was trained on {what}: give records with {names}, as in its training.")
     if classes:
         count = max(min(options.top_k or 5, len(file.metadata["classnames"])) for file in files.values())
-        found = PredictionTable.of_classes(list(files), "texts", columns, sentences, count)
+        table = PredictionTable.of_classes(list(files), "texts", columns, sentences, count)
     else:
-        found = PredictionTable(list(files), "texts", columns, sentences, ["score"], "a score of each")
+        table = PredictionTable(list(files), "texts", columns, sentences, ["score"], "a score of each")
     for name, file in files.items():
         task = _ready(file, options, {})
         length = int(file.metadata.get("training", {}).get("max_length", _MAX_LENGTH))
@@ -454,13 +456,13 @@ def _classified(
         with use_precision(options.precision, pick_device(options.device)):
             probabilities = task.classify(sentences, length, size).float().cpu()
         if classes:
-            found.add_classes(name, range(len(given)), task.classnames, probabilities)
+            table.add_classes(name, range(len(given)), task.classnames, probabilities)
         else:
             check_numbers(probabilities, name)
             for number, score in enumerate(probabilities[:, 0].tolist()):
-                found.add(name, number, [f"{score:.6f}"])
+                table.add(name, number, [f"{score:.6f}"])
         del task
-    return found
+    return table
 
 
 def _ready(file: "AdapterFile", options: PredictOptions, how: dict[str, Any]) -> Any:

@@ -74,7 +74,7 @@ async def read_upload(request: Request) -> Upload:
         ways = f"a form (multipart/form-data) with the field {FIELD!r}, or as the body with Content-Type: image/..."
         raise _refusal(415, f"send the image as {ways}")
     declared = request.headers.get("content-length", "")
-    bounded = Request(request.scope, _bounded(request.receive, limits))
+    bounded = Request(request.scope, _limit_bytes(request.receive, limits))
     try:
         if declared.isdecimal() and int(declared) > limits.upload_bytes:
             raise _too_large(limits)
@@ -118,7 +118,7 @@ async def _field(request: Request) -> bytes:
         return await value.read()
 
 
-def _bounded(receive: Receive, limits: Limits) -> Receive:
+def _limit_bytes(receive: Receive, limits: Limits) -> Receive:
     """Wrap ``receive`` to raise after too many bytes; a body sent in chunks declares no length."""
     total = 0
 
@@ -226,12 +226,12 @@ def _of_package(dataset: str) -> dict[str, bytes]:
 
     test = Splits(lambda split: read(row, Path(), split)).test
     labels, first = np.unique(test.labels, return_index=True)
-    found = {}
+    images = {}
     for label, index in list(zip(labels.tolist(), first.tolist(), strict=True))[:COUNT]:
         file = io.BytesIO()
         Image.fromarray(test.images.load(int(test.rows[index])).squeeze()).save(file, "PNG")
-        found[_name(f"{test.classes[label]}.png")] = file.getvalue()
-    return found
+        images[_name(f"{test.classes[label]}.png")] = file.getvalue()
+    return images
 
 
 def _name(text: str) -> str:

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 from torch.distributed import HashStore
@@ -117,9 +118,8 @@ def test_the_strategy_is_ours_where_there_are_several_and_none_was_named(
         assert config.get("strategy") == options.get("strategy")
 
 
-def test_a_timeout_that_is_none_is_refused() -> None:
-    with pytest.raises(UserError, match="positive"):
-        with_strategy({"accelerator": "cpu", "devices": 2}, timeout=0)
+def test_a_timeout_that_is_none_is_refused(refused: Callable[..., str]) -> None:
+    assert "--run.timeout: expected a positive number" in refused("fit", "--config", "quickstart", "--run.timeout", "0")
 
 
 def test_two_steps_of_a_slurm_job_do_not_meet_and_two_agents_in_steps_of_their_own_do(
@@ -133,7 +133,7 @@ def test_two_steps_of_a_slurm_job_do_not_meet_and_two_agents_in_steps_of_their_o
             address = {"MASTER_ADDR": "here", "MASTER_PORT": "1", "SLURM_JOB_ID": "7"}
             use(monkeypatch, SLURM | {"SLURM_PROCID": "0"} | more | address | {"SLURM_STEP_ID": step, "RANK": "0"})
             monkeypatch.setattr("randlora_pl.run.parallel.launch._meetings", [])
-            monkeypatch.setattr("randlora_pl.run.parallel.launch._connected", lambda *_: store)
+            monkeypatch.setattr("randlora_pl.run.parallel.launch._connect", lambda *_: store)
             job = launched()
             assert job is not None
             found.append(meeting_of(job).store)

@@ -114,11 +114,11 @@ class Surest:
         if dist.is_available() and dist.is_initialized():
             parts = [None] * dist.get_world_size()
             dist.all_gather_object(parts, self)
-        found = Surest(self.most)
+        whole = Surest(self.most)
         for part in parts:
-            found.seen, found.wrong = found.seen + part.seen, found.wrong + part.wrong
-            found._keep(part.mistakes)
-        return found
+            whole.seen, whole.wrong = whole.seen + part.seen, whole.wrong + part.wrong
+            whole._keep(part.mistakes)
+        return whole
 
     def _keep(self, more: list[Prediction]) -> None:
         both = sorted([*self.mistakes, *more], key=lambda mistake: (-mistake.probability, mistake.index))
@@ -365,11 +365,11 @@ class PerClass(Callback):
         if self._scores is None:
             return
         table = class_table(self._scores.compute().cpu())
-        found = {f"{pl_module.test_name}/{name}": value for name, value in means(table).items()}
+        metrics = {f"{pl_module.test_name}/{name}": value for name, value in means(table).items()}
         for logger in trainer.loggers:
-            logger.log_metrics(found, trainer.global_step)
+            logger.log_metrics(metrics, trainer.global_step)
         sizes = {"smallest": table[:, 0].min(), "largest": table[:, 0].max()}
-        self.facts = {**found, **{f"{pl_module.test_name}/{end}_class": int(size) for end, size in sizes.items()}}
+        self.facts = {**metrics, **{f"{pl_module.test_name}/{end}_class": int(size) for end, size in sizes.items()}}
         codes = torch.unique(torch.as_tensor(self._right.compute()).long())  # sorted; a sampler may repeat samples
         if pl_module.test_name == "test" and 0 < len(codes) <= MOST_PACKED:
             self.facts["test/right"] = packed((codes % 2).bool().tolist())

@@ -58,8 +58,8 @@ class Gates(Callback):
 
     def _listen(self, name: str, gates: Tensor) -> None:
         """Keep the mean gates (b, heads) and entropies (b,) of the first use of a layer in a batch."""
-        if name not in self._batch and (found := sample_means(gates, self._size, self._mask)) is not None:
-            self._batch[name] = found
+        if name not in self._batch and (means := sample_means(gates, self._size, self._mask)) is not None:
+            self._batch[name] = means
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any, **kwargs: Any

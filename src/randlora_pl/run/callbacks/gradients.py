@@ -302,21 +302,21 @@ class UpdateSpectrum(_Measured):
             self._take(trainer, pl_module)
 
     def _take(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        found = _spectra(pl_module, self._start) if trainer.is_global_zero and not self._off else []
-        if found:
-            means = {name: sum(float(getattr(one, name)) for one in found) / len(found) for name in self.metrics}
+        spectra = _spectra(pl_module, self._start) if trainer.is_global_zero and not self._off else []
+        if spectra:
+            means = {name: sum(float(getattr(one, name)) for one in spectra) / len(spectra) for name in self.metrics}
             self.record(trainer, trainer.global_step, means)
 
 
 def _matrices(model: nn.Module) -> dict[str, Tensor]:
     """Return the trainable weights of linear and attention layers, (out, in)."""
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for path, module in model.named_modules():
         packed = isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None
         weight: Any = module.in_proj_weight if packed else module._parameters.get("weight")
         if (packed or out_and_in(module)) and weight is not None and weight.requires_grad:
-            found[path] = weight_of(module)
-    return found
+            weights[path] = weight_of(module)
+    return weights
 
 
 @torch.no_grad()

@@ -54,10 +54,10 @@ class ProgressBar(RichProgressBar):
 
     def _read(self, trainer: Trainer, wait: bool = False) -> None:
         """Take the metrics that have arrived, and send for the next."""
-        found = trainer.callback_metrics
-        names = [name for name in _SHOWN if name in found]
+        metrics = trainer.callback_metrics
+        names = [name for name in _SHOWN if name in metrics]
         if self._coming is None and names:
-            self._coming = names, LateCopy(torch.stack([found[name] for name in names]))
+            self._coming = names, LateCopy(torch.stack([metrics[name] for name in names]))
         if self._coming is not None and (wait or self._coming[1].arrived):
             sent, copy = self._coming
             self._here = dict(zip(sent, copy.read().tolist(), strict=True))
@@ -99,8 +99,8 @@ class ProgressLines(Callback):
             rate = f", {f'{1 / each:.3g} steps/s' if each < 1 else f'{each:.3g} s/step'}"
             rate += f", {duration(each * (steps - step))} left"
             self._from = self._printed, step
-        found = trainer.callback_metrics
-        shown = [f", {name} {float(found[name]):.4g}" for name in _SHOWN if name in found]
+        metrics = trainer.callback_metrics
+        shown = [f", {name} {float(metrics[name]):.4g}" for name in _SHOWN if name in metrics]
         print_above_progress(f"step {step:,} of {steps:,}{rate}{''.join(shown)}")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -57,7 +57,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         "trainable": f"{trains:,} of {total:,} parameters ({100 * trains / total:.2f} %){parts_of(parts)}",
         "batch": f"{global_batch} = {' x '.join(factors)}" if len(factors) > 1 else factors[0],
         "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn{repeats}",
-        **_validated(trainer, task, data),
+        **_validation_row(trainer, task, data),
         "learning rate": ", ".join(_rates(task)),
         **other_decay(task),
         "label smoothing": f"{smoothing:g}" if smoothing else "",
@@ -138,7 +138,7 @@ def _trains_nothing(adapter: Adapter) -> bool:
     return adapter.trains_base and adapter.keeps_base
 
 
-def _validated(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
+def _validation_row(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     """Return the number and size of validations, a reason if there are none, or an empty dict."""
     count = validations(trainer, task, data)
     if count is None or not (data.held_out and trainer.limit_val_batches):

@@ -174,8 +174,8 @@ class NonFiniteLoss(Callback):
         if self._sent is None:
             return
         (step, copy), self._sent = self._sent, None
-        loss, found = copy.read().tolist()
-        if found:
+        loss, bad = copy.read().tolist()
+        if bad:
             what = _ELSEWHERE if math.isfinite(loss) else str(loss)
             self._stop(trainer, pl_module, f"the loss is {what} at step {step}", step - 1)
 

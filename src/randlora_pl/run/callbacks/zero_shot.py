@@ -59,13 +59,13 @@ class _ByName(Declared, Callback):
         data = framed(shared | options, own.frame, own.eval_batch_size)
         data.setup("test")
         samples = random_samples(data.samples("test"), self.images or None, 0)
-        found = batches(data, samples, own.eval_batch_size, task.device)
+        images = batches(data, samples, own.eval_batch_size, task.device)
         with task.trainer.precision_plugin.forward_context():  # as the test's own batches
             if hasattr(task, "percent_among"):
-                percent, _ = task.percent_among(data.classnames, found)
+                percent, _ = task.percent_among(data.classnames, images)
             else:
                 classes = task.features_of(data.classnames, data.templates)
-                (percent,), _ = zero_shot_accuracy(task.model, classes[None], found)
+                (percent,), _ = zero_shot_accuracy(task.model, classes[None], images)
         task.log(f"{task.test_name}/{key}", percent / 100, sync_dist=False, rank_zero_only=False)
 
 

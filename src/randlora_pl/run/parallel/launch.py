@@ -189,14 +189,14 @@ def launched() -> Launch | None:
     Raises:
         UserError: The machines have different numbers of processes, which Lightning does not support.
     """
-    found = os.environ
-    if "TORCHELASTIC_RUN_ID" in found:  # first: torchrun can run inside SLURM
-        rank, world, per_node = (int(found[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-        nodes = int(found.get("GROUP_WORLD_SIZE", world // per_node))
-        job = Launch(rank, world, nodes, per_node, int(found.get("TORCHELASTIC_RESTART_COUNT", "0")))
-    elif "SLURM_STEP_ID" in found and found.get("SLURM_JOB_NAME") not in ("bash", "interactive"):  # inside srun
-        world, nodes = int(found["SLURM_NTASKS"]), int(found.get("SLURM_NNODES", "1"))
-        job = Launch(int(found.get("SLURM_PROCID", "0")), world, nodes, max(1, world // nodes))
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:  # first: torchrun can run inside SLURM
+        rank, world, per_node = (int(env[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        nodes = int(env.get("GROUP_WORLD_SIZE", world // per_node))
+        job = Launch(rank, world, nodes, per_node, int(env.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    elif "SLURM_STEP_ID" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):  # inside srun
+        world, nodes = int(env["SLURM_NTASKS"]), int(env.get("SLURM_NNODES", "1"))
+        job = Launch(int(env.get("SLURM_PROCID", "0")), world, nodes, max(1, world // nodes))
     else:
         return None
     if job.nodes * job.per_node != job.world:
@@ -237,11 +237,11 @@ def decide_first(what: str, variable: str, decide: Callable[[], str]) -> str:
     if given and launched() is None and int(os.environ.get("LOCAL_RANK", "0")):  # a launcher's may be an old one
         return given
 
-    def remembered() -> str:
+    def remember() -> str:
         os.environ[variable] = answer = decide()
         return answer
 
-    return broadcast_decision(what, remembered)
+    return broadcast_decision(what, remember)
 
 
 def meeting_of(job: Launch, timeout: float | None = None) -> Meeting:
@@ -264,7 +264,7 @@ def meeting_of(job: Launch, timeout: float | None = None) -> Meeting:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
-    def joined(store: Any) -> Meeting:  # another job may have this port on the same machine
+    def meet(store: Any) -> Meeting:  # another job may have this port on the same machine
         names = ("TORCHELASTIC_RUN_ID",) if "TORCHELASTIC_RUN_ID" in os.environ else ("SLURM_JOB_ID", "SLURM_STEP_ID")
         name = "-".join(os.environ.get(each, "") for each in names)
         return Meeting(PrefixStore(f"randlora-pl-{name}-{job.attempt}", store), job.rank, job.world, timeout)
@@ -274,18 +274,18 @@ def meeting_of(job: Launch, timeout: float | None = None) -> Meeting:
         if hosted:
             store = TCPStore(host, port, None, True, timedelta(seconds=TIMEOUT), False, multi_tenant=True)
         else:
-            store = _connected(host, port, timeout)
+            store = _connect(host, port, timeout)
     except RuntimeError as error:
         if not (busy := busy_port(error)):
             raise
         with suppress(UserError, RuntimeError):  # the others may have joined the store of that program
-            joined(_client(host, port)).leave(str(busy), lost=False)
+            meet(_client(host, port)).leave(str(busy), lost=False)
         raise busy from error
-    _meetings.append(joined(store))
+    _meetings.append(meet(store))
     return _meetings[0]
 
 
-def _connected(host: str, port: int, timeout: float) -> Any:
+def _connect(host: str, port: int, timeout: float) -> Any:
     """Return a client of the store at an address, as soon as something listens there.
 
     Raises:
@@ -312,18 +312,18 @@ def _client(host: str, port: int) -> Any:
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    found: list[Any] = []
+    clients: list[Any] = []
 
     def connect() -> None:
         with suppress(RuntimeError):
-            found.append(TCPStore(host, port, None, False, timedelta(seconds=_REPLY), False))
+            clients.append(TCPStore(host, port, None, False, timedelta(seconds=_REPLY), False))
 
     thread = Thread(target=connect, daemon=True)
     thread.start()
     thread.join(_REPLY)
-    if not found:
+    if not clients:
         raise _busy(host, port)
-    return found[0]
+    return clients[0]
 
 
 def busy_port(error: BaseException) -> UserError | None:

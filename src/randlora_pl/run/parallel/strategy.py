@@ -67,9 +67,9 @@ def check_options(meeting: Meeting, options: Options) -> None:
     )
 
 
-def _options_differ(found: list[Options]) -> str:
-    first, none = found[0], ("null", None)
-    for rank, other in enumerate(found):
+def _options_differ(options: list[Options]) -> str:
+    first, none = options[0], ("null", None)
+    for rank, other in enumerate(options):
         pairs = [(name, first.get(name, none), other.get(name, none)) for name in sorted({*first, *other})]
         different = [
             f"{name} is {brief(ours[1])} in process 0, {brief(theirs[1])} in process {rank}"
@@ -89,10 +89,10 @@ def compare_weights(meeting: Meeting, fingerprint: str) -> None:
     """
 
     def judge(ask: Ask) -> str:
-        found = ask("")
-        differ = ", ".join(str(rank) for rank, other in enumerate(found) if other != found[0])
+        sums = ask("")
+        differ = ", ".join(str(rank) for rank, other in enumerate(sums) if other != sums[0])
         return differ and (
-            f"process {differ} of {len(found)} starts from other weights than process 0. Compare the weights files, "
+            f"process {differ} of {len(sums)} starts from other weights than process 0. Compare the weights files, "
             "checkpoints and versions of the machines (randlora-pl doctor)."
         )
 
@@ -118,14 +118,14 @@ def compare_splits(meeting: Meeting, parts: Mapping[str, Part]) -> None:
 
 
 def _splits_differ(ask: Ask) -> str:
-    found: list[dict[str, list[Any]]] = [json.loads(text) for text in ask("")]
-    first = found[0]
-    different = ((rank, name) for rank, own in enumerate(found) for name in {**first, **own})
-    pair = next(((rank, name) for rank, name in different if first.get(name) != found[rank].get(name)), None)
+    digests: list[dict[str, list[Any]]] = [json.loads(text) for text in ask("")]
+    first = digests[0]
+    different = ((rank, name) for rank, own in enumerate(digests) for name in {**first, **own})
+    pair = next(((rank, name) for rank, name in different if first.get(name) != digests[rank].get(name)), None)
     if pair is None:
         return ""
     rank, name = pair
-    counts = [own.get(name, [0])[0] for own in (first, found[rank])]
+    counts = [own.get(name, [0])[0] for own in (first, digests[rank])]
     blocks = [json.loads(text) for text in ask(json.dumps([name, None]))]
     place = _first_difference(blocks[0], blocks[rank])
     samples = [json.loads(text) for text in ask(json.dumps([name, place]))]

@@ -123,10 +123,10 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple
         yaml.YAMLError: The node is too large, too deep, or contains itself.
     """
     if id(node) in known:
-        found = known[id(node)]
-        if found is None:
+        measured = known[id(node)]
+        if measured is None:
             raise _refusal("an alias contains itself", node)
-        return found
+        return measured
     known[id(node)] = None
     size, depth = 1, 0
     if isinstance(node, yaml.ScalarNode):

@@ -31,8 +31,8 @@ LATEST = "latest"
 
 def runs_in(folder: Path) -> list[Path]:
     """Return the run folders in a folder, the newest last; the link ``latest`` is not one of them."""
-    found = (file.parent for file in folder.glob(f"*/{CONFIG}"))
-    return sorted((run for run in found if run.name != LATEST and run.name[0] != "."), key=_age)
+    runs = (file.parent for file in folder.glob(f"*/{CONFIG}"))
+    return sorted((run for run in runs if run.name != LATEST and run.name[0] != "."), key=_age)
 
 
 def _age(run: Path) -> list[str | int]:
@@ -127,5 +127,4 @@ def find_adapter(path: str | os.PathLike[str]) -> Path:
         name = parse_json((run / RESULTS).read_text(encoding="utf-8"))["tested"]
     except (OSError, ValueError, TypeError, KeyError):  # of an older version, not finished, or damaged
         name = ADAPTER
-    best = run / BEST
-    return best if name == BEST and best.is_dir() else run / ADAPTER
+    return run / (BEST if name == BEST and (run / BEST).is_dir() else ADAPTER)

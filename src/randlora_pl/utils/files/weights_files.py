@@ -51,7 +51,7 @@ def remember(path: str | Path) -> str:
     file, digest = Path(path).expanduser().absolute(), file_sha256(path)
     _here[digest] = file
     with suppress(OSError):  # without a cache, another process has to be given --pretrained
-        if _stored(digest) != file:
+        if _stored_path(digest) != file:
             write_bytes(cache_folder() / "weights_files" / digest, os.fsencode(file))
     return digest
 
@@ -60,11 +60,11 @@ _here: dict[str, Path] = {}
 """Files that this process was given, by SHA-256."""
 
 
-def _noted(digest: str) -> Path | None:
-    return _stored(digest) or _here.get(digest)
+def _known_path(digest: str) -> Path | None:
+    return _stored_path(digest) or _here.get(digest)
 
 
-def _stored(digest: str) -> Path | None:
+def _stored_path(digest: str) -> Path | None:
     if re.fullmatch("[0-9a-f]{64}", digest) is None:  # from a stranger's file, for example "/dev/zero"
         return None
     with suppress(OSError):
@@ -102,7 +102,7 @@ def find_weights(base: Mapping[str, Any], source: object) -> str | None:
         return str(given[0]) if alone else None
     plain = file_name(name)
     files = [file for file in (path / plain if path.is_dir() else path for path in given) if file.is_file()]
-    here = [file for file in (*files, _noted(str(digest)), Path(name).expanduser()) if file and file.is_file()]
+    here = [file for file in (*files, _known_path(str(digest)), Path(name).expanduser()) if file and file.is_file()]
     for file in here:
         if file_sha256(file) == digest:
             return str(file)
@@ -123,20 +123,20 @@ def base_arguments(base: Mapping[str, Any], source: object) -> dict[str, str]:
     Raises:
         UserError: The weights, or the folder of the model, are not on this machine.
     """
-    found, name, digest = {}, str(base.get("name")), str(base.get("config_sha256"))
+    arguments, name, digest = {}, str(base.get("name")), str(base.get("config_sha256"))
     if weights := find_weights(base, source):
-        found["pretrained"] = weights
+        arguments["pretrained"] = weights
     elif base.get("sha256"):
-        found["pretrained"] = "own"  # of a repository of the Hub
+        arguments["pretrained"] = "own"  # of a repository of the Hub
     if not name.startswith(LOCAL):
-        return found
+        return arguments
     given = [Path(word).expanduser() for word in os.environ.get(WEIGHTS_VARIABLE, "").split(os.pathsep) if word]
     folders = [path if path.is_dir() else path.parent for path in given]
-    noted = _noted(digest)
+    noted = _known_path(digest)
     files = [file for folder in folders for file in folder.glob("*config.json")] + ([noted] if noted else [])
     for file in files:
         if file.is_file() and file_sha256(file) == digest:
-            return found | {"name": LOCAL + str(file.parent)}
+            return arguments | {"name": LOCAL + str(file.parent)}
     raise UserError(
         f"{source}: the folder {name.removeprefix(LOCAL)} of its base model (configuration {digest[:12]}...) is not "
         f"known on this machine. Pass --pretrained FOLDER, or set {WEIGHTS_VARIABLE}=FOLDER."

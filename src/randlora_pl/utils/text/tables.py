@@ -161,14 +161,14 @@ def group_names(names: Iterable[tuple[str, Hashable]]) -> dict[tuple[str, Hashab
     for position, (name, kind) in enumerate(listed):
         groups.setdefault((star(name), kind), []).append(position)
     numbers = {key: _numbers(listed[position][0] for position in positions) for key, positions in groups.items()}
-    found = {}
+    patterns = {}
     for (pattern, kind), positions in groups.items():
         together = [own for key, own in numbers.items() if key[0] == pattern]
         words = _words(numbers[pattern, kind], list(zip(*together, strict=True)))
         alone = len(positions) == 1 and len(together) == 1
         shown = listed[positions[0]][0] if alone else "".join(_alternate(pattern.split("*"), words))
-        found[shown, kind] = positions
-    return found
+        patterns[shown, kind] = positions
+    return patterns
 
 
 def _words(own: list[list[int]], places: list[tuple[list[int], ...]]) -> list[str]:
