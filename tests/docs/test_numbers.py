@@ -17,9 +17,9 @@ from randlora_pl.lab.paper import numbers
 from randlora_pl.lab.report.accuracy import harmonic_mean
 from randlora_pl.models import meta_clip, meta_vit
 from randlora_pl.run.options.shipped import find_config
+from randlora_pl.sweep.description import chosen_for
 from randlora_pl.sweep.expand import counts
 from randlora_pl.sweep.plan import Trial, plan
-from randlora_pl.sweep.provenance import chosen_for
 from randlora_pl.tasks.defaults import IMAGES, TOWERS, default_learning_rate
 from tests.docs.pages import DOCS, PAGES, RESULTS, ROOT
 from tests.prompts.test_counts import COUNTS

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.commands.sweep.sweep import run_in_job
-from randlora_pl.sweep import launch
+from randlora_pl.sweep import loop
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
 from tests.sweep.grids import written
@@ -21,7 +21,7 @@ def test_cores_and_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    environments = [launch._environment(number, 3) for number in range(3)]
+    environments = [loop._environment(number, 3) for number in range(3)]
     assert [one["OMP_NUM_THREADS"] for one in environments] == ["2"] * 3
     assert [one["CUDA_VISIBLE_DEVICES"] for one in environments] == ["4", "6", "4"]
 
@@ -30,25 +30,25 @@ def test_processes_are_ended_with_this_one(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "executable", "/bin/sh")
     script = tmp_path / "sleeper"
     script.write_text("exec sleep 60\n")
-    monkeypatch.setattr(launch.subprocess, "Popen", _sleeper(launch.subprocess.Popen, script))
+    monkeypatch.setattr(loop.subprocess, "Popen", _sleeper(loop.subprocess.Popen, script))
 
     def look() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        launch.local(["sweep"], tmp_path, 2, look)
+        loop.local(["sweep"], tmp_path, 2, look)
     assert _sleeper.started and all(process.poll() is not None for process in _sleeper.started)
 
 
 def test_processes_end_with_a_killed_one(tmp_path: Path) -> None:
     """The one that `local` starts writes its number, and waits; what starts it is killed."""
     child = tmp_path / "child"
-    code = "import os, sys, time; from randlora_pl.sweep.launch import end_with_parent as end; end();"
+    code = "import os, sys, time; from randlora_pl.sweep.loop import end_with_parent as end; end();"
     code += f"open({str(tmp_path / 'started')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     child.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}"\n')
     child.chmod(stat.S_IRWXU)
-    parent = "import sys; from pathlib import Path; from randlora_pl.sweep import launch;"
-    parent += f"sys.executable = {str(child)!r}; launch.local([], Path({str(tmp_path)!r}), 1, lambda: None)"
+    parent = "import sys; from pathlib import Path; from randlora_pl.sweep import loop;"
+    parent += f"sys.executable = {str(child)!r}; loop.local([], Path({str(tmp_path)!r}), 1, lambda: None)"
     with subprocess.Popen([sys.executable, "-c", parent]) as process:
         assert _within(20, lambda: (tmp_path / "started").exists() and (tmp_path / "started").read_text())
         process.kill()
@@ -96,15 +96,15 @@ def test_the_last_look_is_after_the_end(tmp_path: Path, monkeypatch: pytest.Monk
             pass
 
     process, seen = Ending(), []
-    monkeypatch.setattr(launch.subprocess, "Popen", lambda *args, **options: process)
-    assert launch.local(["sweep"], tmp_path, 1, lambda: seen.append(process.poll())) == [0]
+    monkeypatch.setattr(loop.subprocess, "Popen", lambda *args, **options: process)
+    assert loop.local(["sweep"], tmp_path, 1, lambda: seen.append(process.poll())) == [0]
     assert len(seen) == 2
 
 
 def test_without_submitit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match="install"):
-        launch.slurm(run_in_job, ["sweep"], tmp_path, 1, [])
+        loop.slurm(run_in_job, ["sweep"], tmp_path, 1, [])
 
 
 @pytest.mark.slow

@@ -9,10 +9,9 @@ import optuna
 import pytest
 import torch
 
-from randlora_pl.sweep.description import SweepConfig
+from randlora_pl.sweep.description import SweepConfig, chosen_for
 from randlora_pl.sweep.folder import SweepFolder
 from randlora_pl.sweep.plan import Trial
-from randlora_pl.sweep.provenance import chosen_for
 from randlora_pl.sweep.search import Search
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run

@@ -30,8 +30,7 @@ from randlora_pl.run.options.compose import (
 )
 from randlora_pl.run.options.mistakes import FORMS, check_names
 from randlora_pl.run.options.shipped import find_config
-from randlora_pl.sweep.description import METHOD, ZERO_SHOT, SweepConfig, Tree, is_zero_shot
-from randlora_pl.sweep.provenance import RATES
+from randlora_pl.sweep.description import METHOD, RATES, ZERO_SHOT, SweepConfig, Tree, is_zero_shot
 from randlora_pl.utils.errors import UserError, errors_in, near
 
 

@@ -21,11 +21,20 @@ from typing import TYPE_CHECKING, Any
 from randlora_pl.adapters import methods
 from randlora_pl.run.options.classes import rate_name
 from randlora_pl.run.options.compose import flatten, nested
-from randlora_pl.sweep.description import SweepConfig, Tree, budgets, is_zero_shot, members, without_axes
+from randlora_pl.sweep.description import (
+    RATES,
+    SweepConfig,
+    Tree,
+    budgets,
+    is_zero_shot,
+    members,
+    shown,
+    with_values,
+    without_axes,
+)
 from randlora_pl.sweep.expand import task_of
 from randlora_pl.sweep.folder import FAILED, OPEN, SweepFolder
 from randlora_pl.sweep.plan import Trial, digest, methods_of, plan, trial_config
-from randlora_pl.sweep.provenance import RATES, shown, with_values
 from randlora_pl.utils.errors import UserError, errors_in, near
 
 if TYPE_CHECKING:

@@ -18,9 +18,8 @@ from randlora_pl.commands.sweep.tune import config_text, markdown
 from randlora_pl.data import ImageData
 from randlora_pl.data.sources import ArrayImages
 from randlora_pl.run.options.shipped import config_names, find_config
-from randlora_pl.sweep.description import SweepConfig
+from randlora_pl.sweep.description import SweepConfig, chosen_for
 from randlora_pl.sweep.folder import SweepFolder
-from randlora_pl.sweep.provenance import chosen_for
 from randlora_pl.sweep.search import Search, climbed
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import SMALL, Run

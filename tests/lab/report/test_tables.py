@@ -14,9 +14,8 @@ from randlora_pl.lab.report.cells import Key, Sweep
 from randlora_pl.lab.report.collect import read_sweep
 from randlora_pl.lab.report.document import Table, TableCell, many, percent
 from randlora_pl.lab.report.paper_comparison import Beside
-from randlora_pl.lab.report.ranks import partial_table, rank_table
 from randlora_pl.lab.report.statistics import Estimate, formatted, shown
-from randlora_pl.lab.report.training import ALLOCATED, RESIDENT, cost_table
+from randlora_pl.lab.report.training import ALLOCATED, RESIDENT, cost_table, partial_table, rank_table
 from tests.lab.report.sweeps import METHODS, description, figures_of, write_cell, write_sweep
 
 B32, L14 = "CLIP-ViT-B/32", "CLIP-ViT-L/14"

@@ -44,7 +44,7 @@ class Timing:
         """Set the threads; return the device, and facts about the machine."""
         import torch
 
-        from randlora_pl.lab.bench.timing import machine
+        from randlora_pl.lab.bench.costs import machine
 
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: PyTorch sees no GPU here (see: randlora-pl doctor); use --device cpu")

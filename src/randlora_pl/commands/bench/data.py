@@ -45,7 +45,7 @@ def data(
     row = find(name or format_of(root_of(root or "")))
     if row.captions:
         raise UserError(f"bench data measures datasets with classes; {row.name} has captions")
-    from randlora_pl.lab.bench.timing import batches_ahead
+    from randlora_pl.lab.bench.costs import batches_ahead
 
     least = (batches_ahead(workers) + 2) * batch_size
     if images < least:
@@ -60,8 +60,8 @@ def data(
     if not present(row, folder):
         raise UserError(how_to_get(row, folder))
     from randlora_pl.data.module import ImageData
+    from randlora_pl.lab.bench.costs import Spread, in_turns, machine, ratios
     from randlora_pl.lab.bench.pipeline import PLAIN, cases
-    from randlora_pl.lab.bench.timing import Spread, in_turns, machine, ratios
 
     loaded = ImageData(
         dataset=row.name, root=str(folder), batch_size=batch_size, image_size=image_size,

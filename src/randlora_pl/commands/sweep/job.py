@@ -12,10 +12,9 @@ from randlora_pl.data.locations import root_of
 from randlora_pl.run.options.compose import read_config
 from randlora_pl.run.options.shipped import config_folder, find_config
 from randlora_pl.run.parallel.launch import launched
-from randlora_pl.sweep.description import Seeds, SweepConfig, fit
+from randlora_pl.sweep.description import RATES, Seeds, SweepConfig, fit, read_provenance
 from randlora_pl.sweep.folder import DONE, FAILED, OPEN, PRUNED, SweepFolder
 from randlora_pl.sweep.plan import Trial, is_text, only, plan, shard
-from randlora_pl.sweep.provenance import RATES, read_provenance
 from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.option_types import Folder, Option
 from randlora_pl.utils.options import Count, Positive
@@ -339,8 +338,7 @@ def work(job: Job, typed: WorkOptions, search: "Search | None" = None) -> "Outco
         KeyboardInterrupt: With what is done and how to go on.
     """
     from randlora_pl.run.error_messages import full_disk
-    from randlora_pl.sweep.launch import end_with_parent
-    from randlora_pl.sweep.loop import Loop, Runner
+    from randlora_pl.sweep.loop import Loop, Runner, end_with_parent
     from randlora_pl.sweep.progress import Progress
     from randlora_pl.utils.reuse import caching
     from randlora_pl.utils.text.console import log_to_terminal
@@ -389,7 +387,7 @@ def spawn(job: Job, words: Sequence[str], jobs: int, search: "Search | None" = N
     Raises:
         KeyboardInterrupt: With what is done and how to go on.
     """
-    from randlora_pl.sweep.launch import local
+    from randlora_pl.sweep.loop import local
     from randlora_pl.sweep.progress import Progress
 
     folder = job.folder

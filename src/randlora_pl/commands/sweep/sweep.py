@@ -82,7 +82,7 @@ def run_sweep(config: str, typed: SweepOptions, same: str) -> tuple[int, Job | N
 
 
 def _submit(config: str, typed: SweepOptions, words: list[str], job: Job) -> int:
-    from randlora_pl.sweep.launch import slurm
+    from randlora_pl.sweep.loop import slurm
 
     numbers = slurm(run_in_job, words, job.folder.path.resolve(), typed.jobs, typed.slurm)
     print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}; their logs: {job.folder.path}/slurm")

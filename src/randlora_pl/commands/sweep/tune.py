@@ -37,10 +37,9 @@ from randlora_pl.run.options.adapter_config import import_classes
 from randlora_pl.run.options.classes import is_text_task, rate_name
 from randlora_pl.run.options.compose import DEFAULTS, compose, merge, nested, normalize, parse_value
 from randlora_pl.run.options.mistakes import check_names
-from randlora_pl.sweep.description import SweepConfig, Tree, Tune, budget, fit, is_zero_shot
+from randlora_pl.sweep.description import FILE, RATES, SweepConfig, Tree, Tune, budget, fit, is_zero_shot, shown
 from randlora_pl.sweep.folder import PRUNED, TUNE, SweepFolder
 from randlora_pl.sweep.plan import Trial, check, is_text, labels_of
-from randlora_pl.sweep.provenance import FILE, RATES, shown
 from randlora_pl.utils.errors import UserError, errors_in, shortened
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.option_types import Option, Rest, Words

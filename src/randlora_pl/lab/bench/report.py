@@ -9,10 +9,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from randlora_pl.lab.bench.costs import Spread
 from randlora_pl.lab.bench.methods import METHODS
 from randlora_pl.lab.bench.steps import Measured
 from randlora_pl.lab.bench.sweeps import Reading
-from randlora_pl.lab.bench.timing import Spread
 from randlora_pl.utils.files.atomic_output import atomic_file, write_text
 from randlora_pl.utils.text.tables import csv_text, markdown_table
 

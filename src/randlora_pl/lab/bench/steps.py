@@ -15,15 +15,17 @@ from randlora_pl.adapters.kernels.step_cache import end_step
 from randlora_pl.lab.bench.costs import (
     OUT_OF_MEMORY,
     Gemm,
+    Spread,
     counter,
+    in_turns,
     is_out_of_memory,
     peak,
+    ratios,
     reset_peak,
     saved_tensors,
     synchronize,
 )
 from randlora_pl.lab.bench.methods import UnavailableError
-from randlora_pl.lab.bench.timing import Spread, in_turns, ratios
 from randlora_pl.models import cast_frozen, use_fast_layers
 
 Precision = Literal["32", "bf16", "bf16-frozen"]

@@ -14,8 +14,8 @@ from pandas import DataFrame, isna
 
 from randlora_pl.lab.report.accuracy import identifier
 from randlora_pl.lab.report.cells import Sweep
+from randlora_pl.lab.report.collect import VALIDATED, at, scores
 from randlora_pl.lab.report.comparisons import Reference
-from randlora_pl.lab.report.curves import VALIDATED, at, scores
 from randlora_pl.lab.report.document import Picture, many
 from randlora_pl.lab.report.paper_comparison import Beside
 from randlora_pl.lab.report.statistics import Estimate, shown

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from randlora_pl.lab.report.collect import read_sweep
-from randlora_pl.lab.report.curves import TRAINED, VALIDATED, losses, read_curves, scores
+from randlora_pl.lab.report.collect import TRAINED, VALIDATED, losses, read_curves, read_sweep, scores
 from randlora_pl.lab.report.files import draw, write_report
 from randlora_pl.lab.report.plots import curve_pictures
 from randlora_pl.lab.report.training import training_table
