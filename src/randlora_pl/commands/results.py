@@ -130,20 +130,20 @@ def _shown_results(names: Sequence[str], results: Sequence[dict[str, Any]]) -> l
     """Return accuracy in percent and the other metrics, with the difference of two runs."""
     keys = list(dict.fromkeys(key for metrics in results for key in metrics))
     shown = [key for key in FIRST if key in keys]
-    others = [key for key in keys if key not in shown and _is_number(key, results)]
+    above = ("adapter/", "base/", "data/", "version/")  # shown with the configs
+    others = [key for key in keys if key not in shown and key != "seed" and not key.startswith(above)]
+    others = [key for key in others if any(_numeric(metrics.get(key)) for metrics in results)]
     shown += [key for key in others if len({_text(metrics.get(key, "")) for metrics in results}) > 1]
     pair = len(results) == 2
     rows = []
     for key in shown:
         values = [metrics.get(key) for metrics in results]
         row = [_title(key), *(_formatted(key, value) for value in values)]
-        rows.append(row + [_difference(key, values)] * pair)
+        if pair:  # the second minus the first
+            change = values[1] - values[0] if all(map(_numeric, values)) else None
+            row.append(f"{'+' * (change is not None and change > 0)}{_formatted(key, change)}")
+        rows.append(row)
     return [table(["result", *names, *["difference"] * pair], rows)] if rows else ["No results."]
-
-
-def _is_number(key: str, results: Sequence[dict[str, Any]]) -> bool:
-    told_above = key.startswith(("adapter/", "base/", "data/", "version/")) or key == "seed"
-    return not told_above and any(_numeric(metrics.get(key)) for metrics in results)
 
 
 def _numeric(value: Any) -> bool:
@@ -164,15 +164,6 @@ def _formatted(key: str, value: Any) -> str:
     if key.endswith("_bytes"):
         return f"{value / 1e6:,.2f}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _difference(key: str, values: Sequence[Any]) -> str:
-    """Return the second value minus the first; empty for values that are not metrics."""
-    if not all(map(_numeric, values)):
-        return ""
-    change = values[1] - values[0]
-    text = _formatted(key, change)
-    return f"+{text}" if change > 0 else text
 
 
 def _text(value: Any) -> str:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from randlora_pl.commands.common.arguments import advised, pick_device
 from randlora_pl.commands.common.tables import counting
@@ -65,6 +65,8 @@ def zeroshot(
 
     silence_library_warnings()
     log_to_terminal()
+    from randlora_pl.lab.zeroshot import evaluate, prepare
+
     place = pick_device(device)
     clip = _load(name, pretrained)
     clip.model.to(place)
@@ -73,7 +75,12 @@ def zeroshot(
     folder: Path | None = None
     for row in rows:
         try:
-            found[row.name] = _test(clip, row, folder_of_data, batch, place)
+            hint = f"Find the cause: randlora-pl data check {row.name} --root {folder_of_data} --every-image"
+            with advised(f"--data.eval_batch_size {max(1, batch // 2)}", hint):
+                data = prepare(clip, row.name, folder_of_data, batch)
+                total = len(data.samples("test"))
+                with counting(True, f"{row.name}: {{task.completed:,}} of {total:,} images") as tick:
+                    found[row.name] = evaluate(clip, data, place, tick)
         except UserError as error:
             if dataset != ALL:
                 raise
@@ -119,17 +126,6 @@ def _load(name: str, pretrained: str | None) -> "LoadedClip":
     clip = load_clip(name, pretrained)
     _ = clip.tokenizer  # its files may be missing: raise the error now, not after the first images
     return clip
-
-
-def _test(clip: "LoadedClip", row: DatasetSpec, root: Path, batch: int, device: Any) -> "ZeroShot":
-    """Test the model on one dataset."""
-    from randlora_pl.lab.zeroshot import evaluate, prepare
-
-    hint = f"Find the cause: randlora-pl data check {row.name} --root {root} --every-image"
-    with advised(f"--data.eval_batch_size {max(1, batch // 2)}", hint):
-        data = prepare(clip, row.name, root, batch)
-        with counting(True, f"{row.name}: {{task.completed:,}} of {len(data.samples('test')):,} images") as tick:
-            return evaluate(clip, data, device, tick)
 
 
 def _write(

@@ -179,12 +179,9 @@ def outcome(folder: SweepFolder, cell: Trial) -> str:
         reason = str(folder.failure(cell).get("reason"))
         return reason if reason.startswith(PRUNED) else f"failed: {reason}"
     seconds = found.get("cell_seconds")
-    return _metric(found) + ("" if seconds is None else f" in {duration(seconds)}")
-
-
-def _metric(found: dict[str, Any]) -> str:
+    time = "" if seconds is None else f" in {duration(seconds)}"
     metric = found.get("data/metric", "acc")
     for key, word in ((f"test/{metric}", ""), ("zeroshot/acc", ""), (f"val/{metric}", " on validation")):
         if isinstance(found.get(key), float):
-            return (f"{100 * found[key]:.1f} %" if metric == "acc" else f"{metric} {found[key]:.3f}") + word
-    return "no accuracy"
+            return (f"{100 * found[key]:.1f} %" if metric == "acc" else f"{metric} {found[key]:.3f}") + word + time
+    return f"no accuracy{time}"

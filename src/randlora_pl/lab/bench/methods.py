@@ -160,11 +160,6 @@ METHODS = {
 }
 
 
-def language_rank(name: str) -> int:
-    """Return a method's rank in the paper's experiments with decoders, 0 where it has none there."""
-    return LANGUAGE_RANKS.get(name.removeprefix("peft-").partition("-")[0], 0)
-
-
 def chosen(names: Sequence[str]) -> list[str]:
     """Return the methods to measure, in the order of the table, by default the ones that the paper compares.
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.lab.bench.costs import Gemm, counter
-from randlora_pl.lab.bench.methods import METHODS, Targets, adapted, label, language_rank, layers_of
+from randlora_pl.lab.bench.methods import LANGUAGE_RANKS, METHODS, Targets, adapted, label, layers_of
 from randlora_pl.lab.bench.steps import Case, Measured, Precision, available
 from randlora_pl.utils.errors import UserError, near
 
@@ -182,7 +182,8 @@ class Training:
 
     def rank(self, name: str) -> int | None:
         """Return a method's rank for this kind of model; None for its own."""
-        return (language_rank(name) or None) if self.problem.decoder else None
+        kind = name.removeprefix("peft-").partition("-")[0]
+        return LANGUAGE_RANKS.get(kind) if self.problem.decoder else None
 
     def label(self, name: str) -> str:
         """Return a method's name in tables."""

@@ -113,7 +113,9 @@ def average_cell(
     paper = beside.average(model, budget, method, datasets)
     average = sweep.average(model, budget, method, datasets)
     if average is None:
-        why = _why(sweep, model, budget, method)
+        keys = [key for name in sweep.plan.datasets if (key := Key(model, name, budget, method)) in sweep.runs]
+        why = " / ".join(dict.fromkeys(map(sweep.why_missing, keys))) or "not run"
+        why = "no dataset in common" if any(key in sweep.accuracies for key in keys) else why
         return TableCell(_cut(why), paper.beside(None) if paper else "", why, missing=True, paper=paper)
     text = [f"over {', '.join(average.datasets)}"]
     unused = sorted({*average.all_seeds} - {*average.seeds})
@@ -171,14 +173,6 @@ def identifier(label: str) -> str:
 
 def _data(sweep: Sweep, budget: str) -> TableCell:
     return TableCell(budget, sort=sweep.plan.budgets.index(budget))
-
-
-def _why(sweep: Sweep, model: str, budget: str, method: str) -> str:
-    """Why a method has no average, if it has none."""
-    cells = [key for dataset in sweep.plan.datasets if (key := Key(model, dataset, budget, method)) in sweep.runs]
-    if any(key in sweep.accuracies for key in cells):
-        return "no dataset in common"
-    return " / ".join(dict.fromkeys(map(sweep.why_missing, cells))) or "not run"
 
 
 def _value(value: float) -> str:

@@ -225,11 +225,13 @@ def cost_table(sweep: Sweep, beside: Beside, model: str) -> Table | None:
         base = here[reference] if reference else runs[:0]
         for method, some in here.items():
             time, memory = beside.cost(model, method)
+            share, paper = sweep.trained_percent(model, method), beside.parameters(model, method)
+            percent = TableCell("" if share is None else f"{share:.2g}", f"paper {paper}" if paper else "", sort=share)
             rows.append(row(
                 method,
                 device or "unknown",
                 sweep.parameters(model, method),
-                *([_trained_percent(sweep, beside, model, method)] if has_percents else []),
+                *([percent] if has_percents else []),
                 _relative(some, base, "fit_seconds", time),
                 _relative(some, base, "peak_memory_bytes", memory),
                 _mean(some["fit_seconds"], ",.1f"),
@@ -278,13 +280,6 @@ def _measured(sweep: Sweep, runs: DataFrame, column: str, budget: str, paper: Pr
         difference = "" if cell.sort is None else f" ({cell.sort - paper.value:+,.1f})"
         cell.below, cell.paper = f"paper {paper.value:,g}{difference}", paper
     return cell
-
-
-def _trained_percent(sweep: Sweep, beside: Beside, model: str, method: str) -> TableCell:
-    """Trained of all parameters in percent, and what the paper prints."""
-    percent, printed = sweep.trained_percent(model, method), beside.parameters(model, method)
-    below = f"paper {printed}" if printed else ""
-    return TableCell("", below) if percent is None else TableCell(f"{percent:.2g}", below, sort=percent)
 
 
 def _mean(values: Series, form: str) -> TableCell:
@@ -368,8 +363,16 @@ def partial_table(sweep: Sweep) -> Table | None:
     for name, model in product([name for name in _RANKS if name in sweep.finished], sweep.plan.models):
         found = []
         for dataset, budget in product(sweep.plan.datasets, sweep.trained_budgets(model)):
-            ranks, accuracies, sizes = _points(sweep, name, model, dataset, budget)
-            if len(ranks) > 3:
+            runs = sweep.of(model=model, dataset=dataset, budget=budget)
+            points = []
+            for method in sweep.methods(model, budget):
+                known = _known(runs[runs["method"] == method], name)
+                estimate, size = sweep.estimate(Key(model, dataset, budget, method)), sweep.parameters(model, method)
+                if known and estimate and size:
+                    points.append((fmean(known), estimate.mean, log(size)))
+            if len(points) > 3:
+                ranks, accuracies, sizes = (list(column) for column in zip(*points, strict=True))
+                ranks = _leveled(name, ranks)
                 values = partial_rank_correlation(ranks, accuracies, sizes), rank_correlation(ranks, accuracies)
                 found.append((dataset, len(ranks), *values))
         cells = DataFrame(found, columns=["dataset", "methods", "partial", "plain"])
@@ -393,21 +396,6 @@ def partial_table(sweep: Sweep) -> Table | None:
     ]
     title = "Rank of the update against accuracy, at equal parameters"
     return Table("versus-rank-partial", title, header, rows, below, left=2)
-
-
-def _points(
-    sweep: Sweep, name: str, model: str, dataset: str, budget: str
-) -> tuple[list[float], list[float], list[float]]:
-    """Return mean metric, mean accuracy and logarithm of the parameters of each method that has them."""
-    runs = sweep.of(model=model, dataset=dataset, budget=budget)
-    points = []
-    for method in sweep.methods(model, budget):
-        values = _known(runs[runs["method"] == method], name)
-        estimate, size = sweep.estimate(Key(model, dataset, budget, method)), sweep.parameters(model, method)
-        if values and estimate and size:
-            points.append((fmean(values), estimate.mean, log(size)))
-    ranks, accuracies, sizes = (list(column) for column in zip(*points, strict=True)) if points else ([], [], [])
-    return _leveled(name, ranks), accuracies, sizes
 
 
 def _known(runs: DataFrame, name: str) -> list[float]:
