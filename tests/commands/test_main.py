@@ -262,7 +262,7 @@ def test_each_process_of_a_launcher_says_how_to_resume(run: Run, monkeypatch: py
     def end(words: list[str]) -> int:
         raise Terminated("resume with: it")
 
-    monkeypatch.setattr("randlora_pl.commands.main._run", end)
+    monkeypatch.setattr("randlora_pl.commands.main.run", end)
     torchrun = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     for name, value in torchrun.items():
         monkeypatch.setenv(name, value)

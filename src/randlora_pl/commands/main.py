@@ -36,11 +36,19 @@ def main(args: Sequence[str] | None = None) -> int:
     escape_unprintable_output()
     try:
         with raise_on_sigterm():
-            return _run(words)
+            forget_named()
+            words = _without_imports(words)
+            if not words or words[0] in ("--help", "-h", "help"):
+                print(main_page(), end="")
+                return 0
+            if words[0] in ("--version", "version"):
+                print(f"randlora-pl {__version__}")
+                return 0
+            return run(words)
     except UserError as error:
         if os.environ.get("RANDLORA_PL_TRACEBACK"):
             raise
-        _print_error(str(error))
+        _print(f"error: {printable(str(error))}")
         return 2
     except LostProcessError as lost:
         if os.environ.get("RANDLORA_PL_TRACEBACK"):
@@ -51,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> int:
         ended = isinstance(stop, Terminated)
         word = "terminated" if ended else "interrupted"
         if process_rank() == 0 or (ended and launched()):  # torchrun ends all when one is lost, even the first
-            print(f"{_which()}randlora-pl: {word}{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
+            _print(f"{word}{f'; {stop}' if str(stop) else ''}")
         return 143 if ended else 130
     except BrokenPipeError:  # the reader of a pipe such as `| head` has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,18 +71,13 @@ def main(args: Sequence[str] | None = None) -> int:
 
         if not (trouble := trouble_of_machine(error)):
             raise
-        _print_error(trouble)
+        _print(f"error: {printable(trouble)}")
         return 2
 
 
-def _which() -> str:
-    """Return the rank of a process other than the first, for its messages."""
-    return f"[process {process_rank()}] " if process_rank() else ""
-
-
-def _print_error(mistake: str) -> None:
-    """Print the error, and the rank of a process other than the first."""
-    text = f"{_which()}randlora-pl: error: {printable(mistake)}"
+def _print(message: str) -> None:
+    """Print the end of a command, and the rank of a process other than the first."""
+    text = f"{f'[process {process_rank()}] ' if process_rank() else ''}randlora-pl: {message}"
     print("\n".join(shortened(part, LONGEST_LINE) for part in text.split("\n")), file=sys.stderr)
 
 
@@ -88,18 +91,6 @@ def _without_imports(words: list[str]) -> list[str]:
         else:
             rest.append(word)
     return rest
-
-
-def _run(words: list[str]) -> int:
-    forget_named()
-    words = _without_imports(words)
-    if not words or words[0] in ("--help", "-h", "help"):
-        print(main_page(), end="")
-        return 0
-    if words[0] in ("--version", "version"):
-        print(f"randlora-pl {__version__}")
-        return 0
-    return run(words)
 
 
 @contextmanager

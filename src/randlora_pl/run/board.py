@@ -80,7 +80,12 @@ def log_end(app: App, results: dict[str, Any]) -> None:
     ]
     metrics += ["train/loss", "memory/peak_mb", f"speed/{app.datamodule.unit}_per_second"]
     experiment, _, end = _summaries(columns, metrics)
-    _change(experiment, _show_first)
+
+    def show_first(data: Any) -> None:  # TensorBoard sorts by what differs among runs, and then by name
+        for info in data.experiment.hparam_infos:
+            info.differs = info.name in _SHOWN
+
+    _change(experiment, show_first)
     for logger in app.trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             _add(logger, experiment, end)
@@ -104,12 +109,6 @@ def _change(summary: Any, change: Callable[[Any], None]) -> None:
     data = HParamsPluginData.FromString(place.content)
     change(data)
     place.content = data.SerializeToString()
-
-
-def _show_first(data: Any) -> None:
-    """Mark hyperparameters as differing among runs, because TensorBoard sorts by that and then by name."""
-    for info in data.experiment.hparam_infos:
-        info.differs = info.name in _SHOWN
 
 
 def _add(logger: TensorBoardLogger, *summaries: Any) -> None:

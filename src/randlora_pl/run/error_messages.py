@@ -4,6 +4,7 @@ import errno
 import re
 import traceback
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 from randlora_pl.utils.errors import UserError, near, shortened
@@ -34,7 +35,7 @@ def parse_message(message: str) -> str:
         One line: the option, what was expected and what was given.
     """
     keys = re.findall(r'Parser key "([^"]+)"', message)
-    option = "--" + ".".join(_without_repeats(keys)) if keys else ""
+    option = f"--{'.'.join(key for key, _ in groupby(keys))}" if keys else ""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     useful = [line for line in lines if line and not line.startswith((*WRAPPERS, *_NOISE))]
     types = [_KINDS.get(name, name) for name in re.findall(r"Expected an? <class '([^']+)'>", message)]
@@ -53,10 +54,6 @@ def parse_message(message: str) -> str:
         value = f", not {given[0]}" if given else ""
         first = f"expected the name of a class, or {{class_path: NAME, init_args: {{...}}}}{value}"
     return f"{option}: {first}" if option and not first.startswith(option) else first
-
-
-def _without_repeats(keys: list[str]) -> list[str]:
-    return [key for key, before in zip(keys, ["", *keys[:-1]], strict=True) if key != before]
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -108,20 +108,21 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
     speed = results[f"{unit}_per_second"]
     adapter = results.get("tested", ADAPTER)
     tested = format_metrics(results, "test")
+    early, sent = results.get("stopped_early"), results.get("exchange/bytes_per_step")
     rows = {
         "test": tested + (f" ({BEST}, step {results['best/step']:,})" if tested and adapter == BEST else ""),
         "zero-shot": format_metrics(results, "zeroshot"),
-        "stopped early": _stopped(results),
+        "stopped early": f"at step {results['steps']:,} of {results['data/steps']:,}: {early}" if early else "",
         "parameters": f"{results['trainable_parameters']:,} trained of {results['total_parameters']:,}",
         "time": f"{duration(results['fit_seconds'], 1)} for {results['steps']:,} steps"
         + (f", {speed:,.0f} {unit}/s" if speed else ""),
-        "exchanged": _exchanged(results),
+        "exchanged": f"{byte_size(sent)} of gradients per step among {results['devices']} devices" if sent else "",
         "peak memory": f"{byte_size(results['peak_memory_bytes'])} ({results['device']})",
         "everything": f"{folder}: {', '.join(_listed(folder))}",
     }
     path, own = shlex.quote(str(folder)), import_words()
-    earlier = results.get("best/step", results["steps"]) != results["steps"]
-    other = f"\n  randlora-pl test --adapter {path}/{BEST if adapter == ADAPTER else ADAPTER}{own}" if earlier else ""
+    others = results.get("best/step", results["steps"]) != results["steps"]
+    other = f"\n  randlora-pl test --adapter {path}/{BEST if adapter == ADAPTER else ADAPTER}{own}" if others else ""
     tests = f"\n  randlora-pl test --run {path}{own}{other}" if testable else ""
     goes_on = "" if results["finished"] else f"\n  randlora-pl fit --resume {path}{own}"
     board = f"\n  tensorboard --logdir {path}" if (folder / "tensorboard").is_dir() else ""
@@ -139,22 +140,13 @@ def _listed(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
 
 
-def _stopped(results: Any) -> str:
-    """Return ``at step 40 of 100: val/acc did not improve in 3 validations``; empty for a whole run."""
-    reason = results.get("stopped_early")
-    return f"at step {results['steps']:,} of {results['data/steps']:,}: {reason}" if reason else ""
-
-
-def _exchanged(results: Any) -> str:
-    """Return ``597.7 kB of gradients per step among 8 devices``; empty for one device, or another strategy."""
-    sent = results.get("exchange/bytes_per_step")
-    return f"{byte_size(sent)} of gradients per step among {results['devices']} devices" if sent else ""
-
-
 def format_metrics(results: Any, name: str) -> str:
     """Return ``accuracy 93.3 %, loss 0.21`` from the keys behind one prefix."""
     words = {"acc": "accuracy", "unfound": "without an answer", "balanced_accuracy": "balanced accuracy"}
-    hidden = {"score", "macro_f1", "gate_entropy", *(() if _unequal(results, name) else ("balanced_accuracy",))}
+    smallest, largest = (results.get(f"{name}/{end}_class", 0) for end in ("smallest", "largest"))
+    hidden = {"score", "macro_f1", "gate_entropy"}
+    if largest < _UNEQUAL * max(1, smallest):  # accuracy hides no small class
+        hidden.add("balanced_accuracy")
     shown = []
     for key, value in results.items():
         prefix, _, short = key.partition("/")
@@ -168,9 +160,3 @@ def format_metrics(results: Any, name: str) -> str:
             text = f"{100 * value:.2f} %" if digits is None else f"{value:.{digits}f}"
             shown.append(f"{words.get(short, short)} {text}")
     return ", ".join(sorted(shown, key=lambda text: text.startswith("loss")))
-
-
-def _unequal(results: Any, name: str) -> bool:
-    """Return True if the classes of a test differ so much in size that accuracy hides the small ones."""
-    smallest, largest = (results.get(f"{name}/{end}_class", 0) for end in ("smallest", "largest"))
-    return bool(largest >= _UNEQUAL * max(1, smallest))

@@ -101,11 +101,6 @@ def _write_defaults(node: Any, option: str) -> None:
             _write_defaults(each, option)
 
 
-def as_text(tree: Tree) -> str:
-    """Return a config as YAML for the parser; JSON would write letters beyond 16 bits as two halves."""
-    return re.sub("[^ -~]", lambda letter: f"\\U{ord(letter[0]):08x}", json.dumps(tree, ensure_ascii=False))
-
-
 def _whole_numbers_first(parser: LightningArgumentParser) -> None:
     """Parse ``--trainer.limit_test_batches 1`` as one batch, independently of earlier imports.
 
@@ -174,6 +169,8 @@ class App(LightningCLI):
         self._made: list[Path] = []
         # The text below each option; reading it takes most of a second.
         set_parsing_settings(docstring_parse_attribute_docstrings="--help" in command.typed)
+        text = json.dumps(with_defaults(command.config), ensure_ascii=False)  # JSON writes 17 bits as two halves
+        text = re.sub("[^ -~]", lambda letter: f"\\U{ord(letter[0]):08x}", text)
         super().__init__(
             AdaptationTask,
             data_class(task_of(str(command.flat()["model"]))),
@@ -183,7 +180,7 @@ class App(LightningCLI):
             parser_class=RunParser,
             parser_kwargs={"prog": f"randlora-pl {command.verb}", "description": ""},
             subclass_mode_model=True,
-            args=["--config", as_text(with_defaults(command.config)), *command.typed],
+            args=["--config", text, *command.typed],
             run=False,
             auto_configure_optimizers=False,  # the task makes its own, over the trainable parameters
         )
@@ -295,7 +292,9 @@ def make_loggers(names: str | list[str], folder: Path, root: Path) -> list[Logge
         if name == "tensorboard":
             made.append(TensorBoardLogger(folder, name="", version="tensorboard"))
         elif name == "csv":
-            made.append(CSVLogger(folder, name="", version=_free(folder, "csv")))
+            numbered = ("csv" if number == 1 else f"csv_{number}" for number in count(1))
+            free = next(one for one in numbered if not (folder / one).exists())  # it empties the run's own to resume
+            made.append(CSVLogger(folder, name="", version=free))
         elif name == "wandb":
             made.append(WandbLogger(save_dir=folder, name=folder.name, project=PROJECT))
         elif name == "mlflow":
@@ -305,9 +304,3 @@ def make_loggers(names: str | list[str], folder: Path, root: Path) -> list[Logge
             name = f"{folder.parent.name}/{folder.name}"
             made.append(MLFlowLogger(PROJECT, run_name=name, tracking_uri=uri, artifact_location=artifacts))
     return made
-
-
-def _free(folder: Path, name: str) -> str:
-    """Return an unused folder name: the CSV logger would empty the folder of the run to resume."""
-    names = (name if number == 1 else f"{name}_{number}" for number in count(1))
-    return next(free for free in names if not (folder / free).exists())

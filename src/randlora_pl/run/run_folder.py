@@ -220,11 +220,7 @@ def architecture(flat: dict[str, Any]) -> dict[str, Any]:
     fixed = {key: flat[key] for key in _FIXED if key in flat}
     parts = ("model.adapter", "model.prompts", "model.head")
     fixed |= {key: value for key, value in flat.items() if f"{key}.".startswith(tuple(f"{part}." for part in parts))}
-    return {key: _class_name(value) if key in CLASSES else value for key, value in fixed.items()}
-
-
-def _class_name(path: Any) -> str:
-    return str(path).rpartition(".")[2]
+    return {key: str(value).rpartition(".")[2] if key in CLASSES else value for key, value in fixed.items()}
 
 
 def check_architecture(command: Command, saved: Tree, source: Path) -> None:
@@ -239,18 +235,15 @@ def check_architecture(command: Command, saved: Tree, source: Path) -> None:
         UserError: An option that the weights depend on differs; the message has both values.
     """
     theirs, ours = architecture(flatten(normalize(saved))), architecture(command.flat())
-    clashes = [f"--{key} is {ours[key]}, in the run {theirs[key]}" for key in ours if _differ(key, ours, theirs)]
+    clashes = [
+        f"--{key} is {ours[key]}, in the run {theirs[key]}"
+        for key in ours
+        if key in theirs and ours[key] != theirs[key] and str(ours[key]).lower() != str(theirs[key]).lower()
+    ]
     if clashes:
         raise UserError(
             f"{source} was trained with another model: {'; '.join(clashes[:3])}. Remove the option, or start a new run."
         )
-
-
-def _differ(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    if key not in theirs or ours[key] == theirs[key]:
-        return False
-    classes = isinstance(ours[key], str) and isinstance(theirs[key], str)
-    return not (classes and ours[key].lower() == theirs[key].lower())
 
 
 def resolved_config(tree: Tree, model: dict[str, Any], data: dict[str, Any]) -> Tree:

@@ -152,7 +152,8 @@ def handle_run_errors(app: "App") -> Iterator[None]:
         return
     except UserError:
         app.discard()
-        _end_the_others(app)
+        # end the processes that Lightning has started, which would wait for this one or repeat its message
+        getattr(app.trainer.strategy.launcher, "kill", lambda number: None)(signal.SIGTERM)
         raise
     except (KeyboardInterrupt, SystemExit) as stop:
         ended = any(isinstance(one, SIGTERMException | Terminated) for one in (stop, stop.__context__))
@@ -190,13 +191,6 @@ def report_full_disk_once() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = usual
-
-
-def _end_the_others(app: "App") -> None:
-    """End the processes that Lightning has started, which would wait for this one or repeat its message."""
-    kill = getattr(app.trainer.strategy.launcher, "kill", None)
-    if kill is not None:
-        kill(signal.SIGTERM)
 
 
 def _how_to_resume(app: "App") -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from randlora_pl.commands.common.arguments import check_output
 from randlora_pl.commands.common.tables import layer_table
-from randlora_pl.interop.onnx.export import check_packages
+from randlora_pl.interop.onnx import check_packages
 from randlora_pl.language.catalog import given_to
 from randlora_pl.run.options.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError

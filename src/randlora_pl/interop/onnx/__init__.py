@@ -1,1 +1,21 @@
 """Export to ONNX and to PyTorch programs."""
+
+from importlib.util import find_spec
+
+from randlora_pl.utils.errors import UserError
+
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def check_packages() -> None:
+    """Check that the packages of the extra are installed.
+
+    Raises:
+        UserError: A package is missing.
+    """
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"--to onnx needs {', '.join(missing)}, not installed here. Run: pip install '.[onnx]' in the checkout. "
+            "--to torch needs only PyTorch."
+        )

@@ -1,6 +1,5 @@
 """Export of programs to ONNX and PyTorch's own format, verified before the files get their names."""
 
-import importlib.util
 import json
 import logging
 import re
@@ -15,27 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from randlora_pl.interop.onnx import check_packages
 from randlora_pl.interop.onnx.program import Program
 from randlora_pl.tasks.evaluation import check_numbers
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import disk_errors, move, scratch_folder
-
-_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-
-
-def check_packages() -> None:
-    """Check that the packages of the extra are installed.
-
-    Raises:
-        UserError: A package is missing.
-    """
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"--to onnx needs {', '.join(missing)}, not installed here. Run: pip install '.[onnx]' in the checkout. "
-            "--to torch needs only PyTorch."
-        )
-
 
 TOLERANCE = 1e-4
 """Largest difference accepted as rounding, relative to the largest value if that is above 1."""

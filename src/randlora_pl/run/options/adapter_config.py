@@ -176,7 +176,11 @@ def adapter_config(folder: Path) -> Tree:
     """
     file = check_adapter(folder)
     try:
-        content = _metadata(file) if file == folder else parse_json(file.read_bytes())
+        if file == folder:
+            with safe_open(file, "numpy") as stream:
+                content = parse_json(stream.metadata()["adapter_config"])
+        else:
+            content = parse_json(file.read_bytes())
     except (ValueError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read: {error}. Copy it again, or name another adapter.") from error
     except (KeyError, TypeError):
@@ -214,12 +218,6 @@ def adapter_config(folder: Path) -> Tree:
     data |= {"resize": resize_option(frame["resize"], frame["crop_pct"])} if frame else {}
     model = {"class_path": task, "init_args": arguments | {"adapter": plain(adapter)}}
     return {"model": model} | ({"data": data} if data else {})
-
-
-def _metadata(file: Path) -> Any:
-    """Return the description in a ``.safetensors`` file."""
-    with safe_open(file, "numpy") as stream:
-        return parse_json(stream.metadata()["adapter_config"])
 
 
 def _check_no_class(value: Any, file: Path) -> None:

@@ -125,7 +125,10 @@ def mistakes(command: Command) -> Iterator[Mistake]:
             yield key, error
     flat = {key: value for key, value in flat.items() if key not in wrong}
     yield from _caught("print_config", partial(_check_flags, command.values.get("print_config", "")))
-    yield from _caught("seed_everything", partial(_check_seed, flat.get("seed_everything", 0)))
+    seed = flat.get("seed_everything", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        what = f"--seed_everything is {brief(seed)}: give a whole number from 0 to {2**32 - 1}."
+        yield "seed_everything", UserError(what)
     yield from _caught("from_form", partial(check_form, flat))
     yield from _caught("trainer", partial(_check_trainer, flat))
     for found in _caught("data.dataset", partial(_check_dataset, task, flat.get("data.dataset"))):
@@ -156,11 +159,6 @@ def _check_flags(typed: str) -> None:
             raise UserError(
                 f"--print_config={flag} is unknown.{hint} Use --print_config or --print_config=skip_default"
             )
-
-
-def _check_seed(seed: Any) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise UserError(f"--seed_everything is {brief(seed)}: give a whole number from 0 to {2**32 - 1}.")
 
 
 def _check_trainer(flat: dict[str, Any]) -> None:
@@ -263,7 +261,10 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
         return " Did you mean --dry-run?"
     if rest[0] in CLASS_KEYS:
         return f" Write its options directly under {group}."
-    if group == "data" and (kinds := _other_kinds(rest[0])):
+    if group == "data":
+        known_data = {data.__name__: options_of(data) for data in map(data_class, classes("model").values())}
+        kinds = [kind for name, kind in _KINDS.items() if rest[0] in known_data[name]]
+    if group == "data" and kinds:
         same = _SAME.get(rest[0])
         return (
             f" It is one of {' and of '.join(kinds)}{f'; here --data.{same}' if same in (groups[group] or ()) else ''}."
@@ -294,12 +295,6 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
         by_end = {name.rpartition(".")[2]: option for name, option in every.items()}
         found = [by_end[match] for match in difflib.get_close_matches(rest[-1], by_end, 2, 0.6)]
     return f" Did you mean {' or '.join(found[:3])}?" if found else ""
-
-
-def _other_kinds(option: str) -> list[str]:
-    """Return the kinds of data that have an option which the data of the command does not have."""
-    known = {data.__name__: data for data in map(data_class, classes("model").values())}
-    return [kind for name, kind in _KINDS.items() if option in options_of(known[name])]
 
 
 def spell(command: Command, option: str, name: str | None) -> None:
