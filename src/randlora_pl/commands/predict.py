@@ -430,7 +430,7 @@ def _classify_texts(
     options: PredictOptions, files: "dict[str, AdapterFile]", given: list[inputs.Given], size: int, classes: bool
 ) -> PredictionTable:
     """Return classes with their probabilities, or scores."""
-    from randlora_pl.language.classifier import most_tokens
+    from randlora_pl.language.loading import most_tokens
     from randlora_pl.tasks.evaluation import check_numbers
 
     sentences = [inputs.sentences_of(each) for each in given]

@@ -70,24 +70,6 @@ class Lengths:
         return text + (f"; {self.dropped:,} of them lost all learned tokens and are skipped" if self.dropped else "")
 
 
-def pad_id(tokenizer: Any) -> int:
-    """Return the number to pad with: the tokenizer's own, or else the number of the end of text (logged).
-
-    Masks and not numbers mark the padding, so an end of text in a sample still counts.
-
-    Raises:
-        UserError: The tokenizer has neither.
-    """
-    if tokenizer.pad_token_id is not None:
-        return int(tokenizer.pad_token_id)
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            "The tokenizer has neither a padding token nor an end of text: set eos_token in its tokenizer_config.json"
-        )
-    log.info("The tokenizer has no padding token: padding with its end of text %r, masked", tokenizer.eos_token)
-    return int(tokenizer.eos_token_id)
-
-
 def encode_prompt(tokenizer: Any, prompt: str, separate: bool = False) -> list[int]:
     """Return the tokens of a prompt for generation, never cut; ``separate`` adds an end of text.
 

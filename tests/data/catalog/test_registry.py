@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from randlora_pl.data.catalog import registry as catalog
-from randlora_pl.data.catalog import templates as prompts
+from randlora_pl.data.catalog import spec as prompts
 from randlora_pl.data.catalog.registry import CATALOG, FASHION_UNSEEN, PAPER, ROWS, DatasetSpec, find
 from randlora_pl.language.dataset_facts import datasets
 from randlora_pl.utils.errors import UserError

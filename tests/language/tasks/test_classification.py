@@ -12,8 +12,7 @@ from sklearn.metrics import accuracy_score, matthews_corrcoef
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertForMaskedLM
 
 from randlora_pl.adapters import LinearProbe, RandLoRA, VeRA, inject
-from randlora_pl.language.classifier import split
-from randlora_pl.language.loading import model_config
+from randlora_pl.language.loading import model_config, split
 from randlora_pl.language.tasks.classification import TextClassificationTask
 from randlora_pl.language.tasks.restore import load_language_task
 from randlora_pl.language.text_files import read_own

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from randlora_pl.data.catalog import templates as prompts
+from randlora_pl.data.catalog import spec as prompts
 from randlora_pl.data.catalog.spec import Archive, DatasetSpec, archive, counts
 
 _ZOO = "randlora_pl.data.readers.dispatch:torchvision_files"

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.data.catalog import photographs, small
-from randlora_pl.data.catalog import templates as prompts
+from randlora_pl.data.catalog import spec as prompts
 from randlora_pl.data.catalog.small import FASHION_UNSEEN as FASHION_UNSEEN
+from randlora_pl.data.catalog.spec import FLOWER, FOOD, PET, PHOTO, counts
 from randlora_pl.data.catalog.spec import DatasetSpec as DatasetSpec
-from randlora_pl.data.catalog.spec import counts
-from randlora_pl.data.catalog.templates import FLOWER, FOOD, PET, PHOTO
 from randlora_pl.data.locations import as_typed, is_command, is_pattern, is_url
 from randlora_pl.utils.errors import UserError, near
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from randlora_pl.data.catalog import templates as prompts
+from randlora_pl.data.catalog import spec as prompts
 from randlora_pl.data.catalog.spec import Archive, DatasetSpec, archive, counts
 
 _FASHION_SEEN = (0, 1, 2, 3, 4)

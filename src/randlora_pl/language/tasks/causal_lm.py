@@ -12,12 +12,12 @@ from torchmetrics import MeanMetric
 
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.language.generate import Decoding, choose_options, write_texts
-from randlora_pl.language.loading import Quantize, load_causal
+from randlora_pl.language.loading import Quantize, load_causal, pad_id
 from randlora_pl.language.metrics import generation_scores
 from randlora_pl.language.prompt_sets import Item
 from randlora_pl.language.tasks.common import TextTask
 from randlora_pl.language.token_losses import check_positions, check_prompts, token_losses
-from randlora_pl.language.tokenization import IGNORED, collate, encode_prompt, pad_id
+from randlora_pl.language.tokenization import IGNORED, collate, encode_prompt
 from randlora_pl.models.weights import evaluating
 from randlora_pl.tasks.execution import chosen_dtype
 from randlora_pl.utils.errors import UserError

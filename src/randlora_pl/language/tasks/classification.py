@@ -9,11 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, RandLoRA
-from randlora_pl.language.classifier import inputs_of, load_classifier, most_tokens, split, takes_segments, unread_mask
 from randlora_pl.language.glue import Metric
+from randlora_pl.language.loading import (
+    inputs_of,
+    load_classifier,
+    most_tokens,
+    pad_id,
+    split,
+    takes_segments,
+    unread_mask,
+)
 from randlora_pl.language.metrics import PredictionCollector, grades
 from randlora_pl.language.tasks.common import TextTask
-from randlora_pl.language.tokenization import collate_sentences, encode_sentences, pad_id
+from randlora_pl.language.tokenization import collate_sentences, encode_sentences
 from randlora_pl.models.weights import evaluating
 from randlora_pl.tasks.optim import parameter_groups
 from randlora_pl.utils.errors import UserError

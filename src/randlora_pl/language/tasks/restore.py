@@ -8,8 +8,7 @@ from torch import nn
 
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.language.catalog import KNOWN
-from randlora_pl.language.classifier import split
-from randlora_pl.language.loading import RANDOM, model_config
+from randlora_pl.language.loading import RANDOM, model_config, split
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.tasks.classification import TextClassificationTask
 from randlora_pl.tasks.restore import make_ready, make_task
