@@ -274,7 +274,13 @@ class ImageSplits:
             if split == "val" and self._draws_from_val:
                 drawn = set(self.samples("train").keys)
                 samples = samples.subset(np.flatnonzero([key not in drawn for key in samples.keys]))
-            self._warn_if_partial(split, len(whole))
+            expected = self.row.counts.get(split)
+            if expected not in (None, len(whole)):
+                option = f" --split {self.split}" if self.split != "default" else ""
+                log.warning(
+                    "%s has %s %s images here, expected %s. For details, run: randlora-pl data check %s --root %s%s",
+                    self.row.name, f"{len(whole):,}", split, f"{expected:,}", self.row.name, self.root, option,
+                )  # fmt: skip
             if isinstance(samples.images, EncodedImages):
                 images = replace(samples.images, most_pixels=self.max_pixels, background=self.background)
                 samples = replace(samples, images=images)
@@ -367,15 +373,6 @@ class ImageSplits:
         if path is not None and self.first:
             splits.write_index(path, self._key, chosen, self.classnames)
         return chosen
-
-    def _warn_if_partial(self, split: str, count: int) -> None:
-        expected = self.row.counts.get(split)
-        if expected not in (None, count):
-            option = f" --split {self.split}" if self.split != "default" else ""
-            log.warning(
-                "%s has %s %s images here, expected %s. For details, run: randlora-pl data check %s --root %s%s",
-                self.row.name, f"{count:,}", split, f"{expected:,}", self.row.name, self.root, option,
-            )  # fmt: skip
 
     def _cached(self, samples: Samples, few: bool) -> Samples:
         small = few or len(samples) <= SMALL_SET

@@ -158,21 +158,18 @@ class DrawPlan:
 
     def samples(self, positions: Tensor) -> Tensor:
         """Return the sample at each position, int64 of the same shape."""
-        drawn = self._drawn(positions)
-        return drawn if self.chosen is None else self.chosen[drawn]
-
-    def _drawn(self, positions: Tensor) -> Tensor:
         if self.classes is not None:
-            return self.classes.samples(self.seed, positions, self.sampling)
-        if self.sampling == "with_replacement":
-            return rng.integers(self.seed, self.stream, positions, self.num_samples)
-        epochs = torch.div(positions, self.num_samples, rounding_mode="floor")
-        samples = torch.empty_like(positions)
-        for epoch in torch.unique(epochs).tolist():
-            here = epochs == epoch
-            order = _epoch_order(self.seed, self.stream, self.num_samples, epoch)
-            samples[here] = order[positions[here] % self.num_samples]
-        return samples
+            samples = self.classes.samples(self.seed, positions, self.sampling)
+        elif self.sampling == "with_replacement":
+            samples = rng.integers(self.seed, self.stream, positions, self.num_samples)
+        else:
+            epochs = torch.div(positions, self.num_samples, rounding_mode="floor")
+            samples = torch.empty_like(positions)
+            for epoch in torch.unique(epochs).tolist():
+                here = epochs == epoch
+                order = _epoch_order(self.seed, self.stream, self.num_samples, epoch)
+                samples[here] = order[positions[here] % self.num_samples]
+        return samples if self.chosen is None else self.chosen[samples]
 
 
 def samples_drawn(num_samples: int, epochs: int, global_batch: int, min_batches_per_epoch: int = 0) -> int:

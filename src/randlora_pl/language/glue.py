@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from randlora_pl.data.readers.huggingface import load_split
 from randlora_pl.language.text_files import Examples, read_lines
-from randlora_pl.utils.errors import UserError, first_line
+from randlora_pl.utils.errors import UserError
 
 
 def is_saved(folder: Path) -> bool:
@@ -46,24 +47,10 @@ def read_saved(
     Raises:
         UserError: The package is missing, the folder is damaged, a split or column is missing, or a label is wrong.
     """
-    try:
-        from datasets import Dataset, load_from_disk
-    except ImportError as error:
-        raise UserError(f'{folder} needs datasets ({error}): pip install ".[hf]" in the checkout') from error
     if lacking := missing_split(folder, split):
         raise UserError(f"{folder} has no whole split {split!r}: {lacking} does not exist. Save or download it again")
-    try:
-        if (folder / "dataset_dict.json").is_file():
-            saved = load_from_disk(str(folder))
-        else:
-            files = [str(path) for path in sorted(folder.glob(f"{split}-*-of-*.parquet"))]
-            saved = {split: Dataset.from_parquet(files)}
-    except Exception as error:  # it raises OSError, ValueError, KeyError, pyarrow's and its own errors
-        reason = first_line(error.__cause__ or error)
-        raise UserError(f"The dataset in {folder} cannot be read ({reason}): save or download it again") from error
-    if split not in saved:
-        raise UserError(f"{folder} has no split {split!r}: save or download the whole dataset")
-    data = saved[split]
+    saved = (folder / "dataset_dict.json").is_file()
+    data = load_split(folder, folder / split if saved else sorted(folder.glob(f"{split}-*-of-*.parquet")))
     if absent := [name for name in (*columns, "label") if name not in data.column_names]:
         there = ", ".join(data.column_names)
         raise UserError(f"{folder}, split {split!r}: the column {absent[0]!r} is missing (there are {there})")

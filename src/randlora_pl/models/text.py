@@ -132,7 +132,12 @@ def cached_text_head(
     head = _read(path, key, len(classnames))
     if head is None:
         head = encode_prompts(model, tokenizer, classnames, templates, device, batch)
-        _write(path, key, head.cpu())
+        stored = head.cpu().contiguous()
+        meta = {"key": key, "sha256": hashlib.sha256(_bytes(stored)).hexdigest()}
+        try:
+            write_bytes(path, save({"head": stored}, metadata=meta))
+        except OSError as error:  # the cache is optional, so a full or read-only disk must not stop the run
+            _log.warning("The text head cannot be cached in %s (%s).", path.parent, error)
     return head.to(device)
 
 
@@ -167,15 +172,6 @@ def _read(path: Path, key: str, classes: int) -> Tensor | None:
         return head
     _log.warning("The cached text head %s is damaged and is computed again.", path)
     return None
-
-
-def _write(path: Path, key: str, head: Tensor) -> None:
-    meta = {"key": key, "sha256": hashlib.sha256(_bytes(head)).hexdigest()}
-    content = save({"head": head.contiguous()}, metadata=meta)
-    try:
-        write_bytes(path, content)
-    except OSError as error:  # the cache is optional, so a full or read-only disk must not stop the run
-        _log.warning("The text head cannot be cached in %s (%s).", path.parent, error)
 
 
 @torch.inference_mode()

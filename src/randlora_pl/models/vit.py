@@ -119,7 +119,15 @@ def _load(name: Named, pretrained: str, is_file: bool, img_size: int | None, see
         except UserError:
             raise
         except Exception as error:
-            raise _loading_error(name, pretrained, error, is_file) from error
+            what = f"weights '{pretrained}' for {name}"
+            if is_file:
+                raise UserError(mismatch(what, str(error) or type(error).__name__)) from error
+            if pretrained == "random":
+                how = "Choose another model or image size."
+                raise UserError(f"{name} cannot be built ({first_line(error)}). {how}") from error
+            own = _config(name)
+            url = f"https://huggingface.co/{own.hf_hub_id}" if own.hf_hub_id else own.url
+            raise not_downloaded(what, error, url) from error
         if img_size is not None:
             _check_runs(name, image.size)
     stored, digest = (Path(pretrained).name, remember(pretrained)) if is_file else (pretrained, None)
@@ -232,13 +240,3 @@ def _build(name: Named, size: int, pretrained: bool = False, state: Mapping[str,
         check_size(str(name), size, patch_size(model))
     built: nn.Module = model
     return built
-
-
-def _loading_error(name: Named, pretrained: str, error: Exception, is_file: bool) -> UserError:
-    what = f"weights '{pretrained}' for {name}"
-    if is_file:
-        return UserError(mismatch(what, str(error) or type(error).__name__))
-    if pretrained == "random":
-        return UserError(f"{name} cannot be built ({first_line(error)}). Choose another model or image size.")
-    config = _config(name)
-    return not_downloaded(what, error, f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url)

@@ -47,7 +47,6 @@ def test_an_images_operations_depend_on_its_draw() -> None:
     found = [Augment(randaugment=15).changed(image, draw, 3) for draw in range(20)]
     assert all(torch.equal(Augment(randaugment=15).changed(image, draw, 3), one) for draw, one in enumerate(found))
     assert len({one.numpy().tobytes() for one in found}) > 10
-    assert Augment().changed(image, 0, 3) is image
 
 
 @pytest.mark.parametrize(("kind", "theirs"), [("mixup", v2.MixUp), ("cutmix", v2.CutMix)])

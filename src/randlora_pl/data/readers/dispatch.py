@@ -120,12 +120,8 @@ def read(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     module, _, function = row.reader.rpartition(":")
     reader = getattr(import_module(module or __name__), function)
     samples: Samples | None = reader(row, root, split, **row.options)
-    if samples is not None and row.classes is not None:
-        _check_classes(row, samples, split)
-    return samples
-
-
-def _check_classes(row: DatasetSpec, samples: Samples, split: str) -> None:
+    if samples is None or row.classes is None:
+        return samples
     if len(samples.classes) != row.classes:
         raise UserError(f"{row.title}: its files have {len(samples.classes)} classes, expected {row.classes}")
     strange = samples.labels[(samples.labels < 0) | (samples.labels >= row.classes)]
@@ -137,6 +133,7 @@ def _check_classes(row: DatasetSpec, samples: Samples, split: str) -> None:
             f"{row.title}: {len(empty)} of {row.classes} classes have no training images, the first: "
             f"{samples.classes[empty[0]]!r} (label {empty[0]})"
         )
+    return samples
 
 
 def digits(row: DatasetSpec, root: Path, split: str) -> Samples | None:

@@ -95,7 +95,7 @@ def hub(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     labels: dict[str, list[str]] = {}
     data: dict[str, Any] = {}
     for name, home in _splits(root).items():
-        read = _load(root, home)
+        read = load_split(root, home)
         labels[name] = _labels(root, name, read)
         if any(labels[name]):
             data[name] = read
@@ -180,9 +180,12 @@ def _parquet_files(root: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _load(root: Path, home: Path | list[Path]) -> Any:
-    from datasets import Dataset, load_from_disk
-
+def load_split(root: Path, home: Path | list[Path]) -> Any:
+    """Load one split as a `datasets.Dataset`, mapped into memory: a saved folder, or Parquet files."""
+    try:
+        from datasets import Dataset, load_from_disk
+    except ImportError as error:
+        raise UserError(f'{root} needs datasets ({error}): pip install ".[hf]" in the checkout') from error
     try:
         if isinstance(home, Path):
             return load_from_disk(str(home))

@@ -175,19 +175,15 @@ def split_file(
     try:
         parts = _parts(parse_json(read_plain(path, LARGEST)))
         names = _names(parts)
-    except FileNotFoundError as error:
-        raise _refused(row, root, path, "does not exist") from error
     except (OSError, ValueError) as error:
-        raise _refused(row, root, path, f"cannot be read ({error})") from error
+        why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        if row.files:  # `data get` explains how to get the split file as well
+            raise missing(row, root, f"{path} {why}") from error
+        source = f"Get it by the link in {PAGE}, or from {COPY}."
+        raise UserError(f"{row.title}: CoOp's split file {path} {why}. {source}") from error
     classes = names if underscores else [name.replace("_", " ") for name in names]
     entries = [(image, label) for image, label, _ in parts[split]]
     return file_samples(row, root, root / images, entries, classes, f"the {split} part of {path}")
-
-
-def _refused(row: DatasetSpec, root: Path, path: Path, why: str) -> UserError:
-    if row.files:  # `data get` explains how to get the split file as well
-        return missing(row, root, f"{path} {why}")
-    return UserError(f"{row.title}: CoOp's split file {path} {why}. Get it by the link in {PAGE}, or from {COPY}.")
 
 
 def _parts(content: Any) -> dict[str, list[Entry]]:

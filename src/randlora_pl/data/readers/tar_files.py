@@ -59,7 +59,12 @@ def scan(shard: str) -> tuple[list[Sample], str]:
     """
     groups: dict[str, dict[str, _Member]] = defaultdict(dict)
     try:
-        with _open(shard) as stream:
+        if is_url(shard):
+            system, path = remote(shard)
+            stream = system.open(path, "rb", block_size=_READ_AHEAD, cache_type="readahead")
+        else:
+            stream = open_plain(shard)
+        with stream:
             for member in _members(shard, stream):
                 folder, base = posixpath.split(member.name)
                 stem, _, suffix = base.partition(".")
@@ -152,7 +157,15 @@ def _sample(shard: str, key: str, members: dict[str, _Member]) -> Sample:
         if not label:
             raise UserError(f"{shard}: {members['cls'].name} has no class number or name")
     elif "json" in members:
-        label = _json_label(f"{shard}: {members['json'].name}", members["json"].content)
+        where = f"{shard}: {members['json'].name}"
+        try:
+            loaded = parse_json(members["json"].content)
+        except ValueError as error:
+            raise UserError(f"{where} cannot be read: {error}") from error
+        value = loaded.get("label", loaded.get("cls")) if isinstance(loaded, dict) else None
+        if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
+            raise UserError(f"{where} has no class; expected 'label' or 'cls' with a whole number or a name")
+        label = str(value).strip()
     else:
         what, more = f"no label, its members are {names}", ""
         if "txt" in members:
@@ -161,25 +174,6 @@ def _sample(shard: str, key: str, members: dict[str, _Member]) -> Sample:
         expected = f"Expected {key}.cls, or {key}.json with 'label'{more}"
         raise UserError(f"{shard}: the sample {key!r} has {what}. {expected}")
     return Sample(*images[0][:3], label)
-
-
-def _json_label(where: str, content: bytes) -> str:
-    try:
-        loaded = parse_json(content)
-    except ValueError as error:
-        raise UserError(f"{where} cannot be read: {error}") from error
-    found = loaded.get("label", loaded.get("cls")) if isinstance(loaded, dict) else None
-    if isinstance(found, bool) or not isinstance(found, int | str) or not str(found).strip():
-        raise UserError(f"{where} has no class; expected 'label' or 'cls' with a whole number or a name")
-    return str(found).strip()
-
-
-def _open(location: str) -> IO[bytes]:
-    if not is_url(location):
-        return open_plain(location)
-    system, path = remote(location)
-    stream: IO[bytes] = system.open(path, "rb", block_size=_READ_AHEAD, cache_type="readahead")
-    return stream
 
 
 def remote(url: str) -> tuple[Any, str]:
