@@ -389,7 +389,7 @@ class Strings(Sequence[str]):
         return str(self.raw[start:end].data, "utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
-        content = memoryview(self.raw)
+        content = self.raw.data
         for first in range(0, len(self), _AT_ONCE):  # Python numbers take four times as much memory
             places = np.arange(first, min(first + _AT_ONCE, len(self)))
             places = places if self.order is None else self.order[places]

@@ -183,7 +183,7 @@ def _save(path: Path, recipe: Sequence[str], found: Found, seen: Mapping[str, St
     for name, text in found.texts.items():
         arrays |= {f"{name}/{part}": array for part, array in vars(text).items() if array is not None}
     about = {"recipe": recipe, "stamps": seen, "notes": found.notes}
-    about |= {"arrays": {name: [each.dtype.str, each.nbytes, zlib.crc32(each)] for name, each in arrays.items()}}
+    about |= {"arrays": {name: [each.dtype.str, each.nbytes, zlib.crc32(each.data)] for name, each in arrays.items()}}
     try:
         with atomic_file(path) as stream:
             stream.write(json.dumps(about).encode() + b"\n")
@@ -212,7 +212,7 @@ def _load(path: Path, recipe: Sequence[str], states: Callable[[Sequence[str]], S
             place += -place % np.dtype(kind).itemsize
             array = np.asarray(content[place : place + size]).view(kind)
             place += size
-            if zlib.crc32(array) != checksum:
+            if zlib.crc32(array.data) != checksum:
                 raise ValueError(f"{name} is damaged")
             owner, _, part = name.partition("/")
             if part:
