@@ -242,9 +242,7 @@ class Figures(Callback):
         self._counts, self._shown, self._surest = None, [], Surest(self.samples)
         self._turns.clear()
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any, **kwargs: Any
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any) -> None:
         """Count the predictions of one batch, and keep sample images of all classes and the most confident mistakes."""
         if pl_module.test_name != "test" or not isinstance(outputs, dict) or "logits" not in outputs:
             return

@@ -61,9 +61,7 @@ class Gates(Callback):
         if name not in self._batch and (means := sample_means(gates, self._size, self._mask)) is not None:
             self._batch[name] = means
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any, **kwargs: Any
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any) -> None:
         """Add the means of a batch to the sums of its classes or datasets."""
         counts = batch["weight"] > 0
         if not self._batch or not isinstance(outputs, dict):

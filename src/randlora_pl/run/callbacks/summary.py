@@ -34,6 +34,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
     parts, total = trained_parts(task), sum(p.numel() for p in task.parameters())
     trains = sum(parts.values())
+    split = ": " + ", ".join(f"{name} {count:,}" for name, count in parts.items()) if len(parts) > 1 else ""
     kept = sum(each.numel() for each in task.head_tensors().values() if not each.requires_grad)
     resumed = _BYTES * (trainable + state_size(task)) + buffer_bytes(task)
     saved = _BYTES * (trainable + kept) + buffer_bytes(task, derived=False)
@@ -54,7 +55,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         "model": f"{identity.name}, {identity.pretrained} weights{size} ({type(task).__name__})",
         **data.summary_lines(summary),
         "prompts": task.used_prompts().summary() if hasattr(task, "used_prompts") and not task.retrieval else "",
-        "trainable": f"{trains:,} of {total:,} parameters ({100 * trains / total:.2f} %){parts_of(parts)}",
+        "trainable": f"{trains:,} of {total:,} parameters ({100 * trains / total:.2f} %){split}",
         "batch": f"{global_batch} = {' x '.join(factors)}" if len(factors) > 1 else factors[0],
         "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn{repeats}",
         **_validation_row(trainer, task, data),
@@ -112,11 +113,6 @@ def trained_parts(task: Any) -> dict[str, int]:
     adapter = task.report.trainable
     head = sum(p.numel() for p in task.parameters() if p.requires_grad) - adapter
     return {"adapter": adapter, **({"head": head} if head else {})}
-
-
-def parts_of(parts: dict[str, int]) -> str:
-    """Return words for the split of `trained_parts`, or "" if only the adapter trains."""
-    return ": " + ", ".join(f"{name} {count:,}" for name, count in parts.items()) if len(parts) > 1 else ""
 
 
 def _repeats(data: Any, draws: int) -> str:

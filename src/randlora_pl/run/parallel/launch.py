@@ -71,7 +71,11 @@ class Meeting:
         try:
             while not self.store.check(list(keys.values())):
                 if self.store.check([self._left()]):
-                    self._end(json.loads(self.store.get(self._left())))
+                    left = json.loads(self.store.get(self._left()))
+                    self._mark_read()
+                    if left["lost"]:
+                        raise LostProcessError(f"process {left['rank']}, which has ended: {left['why']}")
+                    raise UserError(f"process {left['rank']} has ended: {left['why']}")
                 if time.monotonic() > deadline:
                     absent = [str(rank) for rank, key in keys.items() if not self.store.check([key])]
                     which = f"process{'es' if len(absent) > 1 else ''} {', '.join(absent)}"
@@ -116,13 +120,6 @@ class Meeting:
             if not self.store.check([self._left()]):
                 self.store.set(self._left(), json.dumps({"rank": self.rank, "why": why, "lost": lost}))
             self._mark_read(wait)
-
-    def _end(self, left: dict[str, Any]) -> None:
-        """Raise the error of a process that has left."""
-        self._mark_read()
-        if left["lost"]:
-            raise LostProcessError(f"process {left['rank']}, which has ended: {left['why']}")
-        raise UserError(f"process {left['rank']} has ended: {left['why']}")
 
     def _mark_read(self, wait: bool = True) -> None:
         """Record that this process ends; rank 0, which may have the store, waits for the others to do so."""

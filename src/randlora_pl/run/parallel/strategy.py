@@ -158,15 +158,11 @@ class Exchange:
     messages: int = 0
     steps: int = 0
 
-    @property
-    def bytes_per_step(self) -> int | None:
-        """Bytes per optimizer step, or None before the first step."""
-        return round(self.bytes / self.steps) if self.steps else None
-
     def metrics(self) -> dict[str, Any]:
-        """Return the entries for ``results.json``."""
+        """Return the entries for ``results.json``, None before the first step."""
+        size = round(self.bytes / self.steps) if self.steps else None
         messages = round(self.messages / self.steps, 2) if self.steps else None
-        return {"exchange/bytes_per_step": self.bytes_per_step, "exchange/messages_per_step": messages}
+        return {"exchange/bytes_per_step": size, "exchange/messages_per_step": messages}
 
 
 def counted_mean(exchange: Exchange, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
@@ -281,7 +277,11 @@ class AdapterDDP(DDPStrategy):
     def configure_ddp(self) -> None:
         """Wrap the model."""
         self._statistics = None
-        LateSigterm.use(self.lightning_module.trainer)  # type: ignore[union-attr]
+        trainer = self.lightning_module.trainer  # type: ignore[union-attr]
+        loop: Any = trainer.fit_loop.epoch_loop
+        late = any(on_cuda(parameter) for parameter in trainer.lightning_module.parameters())  # a CPU waits for nothing
+        if late and hasattr(type(loop), "_broadcast_sigterm_tensor"):
+            loop._broadcast_sigterm_tensor = late_sigterm(trainer)
         super().configure_ddp()
 
     def _register_ddp_hooks(self) -> None:
@@ -302,29 +302,20 @@ class AdapterDDP(DDPStrategy):
         return result
 
 
-class LateSigterm:
-    """Replacement for the broadcast of rank 0's SIGTERM before each micro-batch in Lightning 2.6.
+def late_sigterm(trainer: Trainer) -> Callable[[], None]:
+    """Return a replacement for the broadcast of rank 0's SIGTERM before each micro-batch in Lightning 2.6.
 
     Lightning copies a number to the GPU, and reads the received one at once: the host waits twice. Here every process
     reads what it received one micro-batch before, so that all stop before the same micro-batch.
     """
+    sent: LateCopy | None = None
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self._sent: LateCopy | None = None
-
-    def __call__(self) -> None:
-        """Send the state of rank 0; stop the training if it had received SIGTERM the time before."""
-        if self._sent is not None and float(self._sent.read()):
+    def broadcast() -> None:
+        nonlocal sent
+        if sent is not None and float(sent.read()):
             raise SIGTERMException
-        flag = torch.full((), float(self._trainer.received_sigterm), device=self._trainer.strategy.root_device)
+        flag = torch.full((), float(trainer.received_sigterm), device=trainer.strategy.root_device)
         dist.broadcast(flag, 0)
-        self._sent = LateCopy(flag)
+        sent = LateCopy(flag)
 
-    @classmethod
-    def use(cls, trainer: Trainer) -> None:
-        """Replace Lightning's broadcast if there is one, and GPUs that wait for it."""
-        loop: Any = trainer.fit_loop.epoch_loop
-        name = "_broadcast_sigterm_tensor"
-        if hasattr(type(loop), name) and any(on_cuda(p) for p in trainer.lightning_module.parameters()):
-            setattr(loop, name, cls(trainer))
+    return broadcast

@@ -84,6 +84,10 @@ def register_weights(files: Sequence[Path]) -> None:
     os.environ[WEIGHTS_VARIABLE] = os.pathsep.join(str(file.absolute()) for file in files)
 
 
+def _registered() -> list[Path]:
+    return [Path(word).expanduser() for word in os.environ.get(WEIGHTS_VARIABLE, "").split(os.pathsep) if word]
+
+
 def find_weights(base: Mapping[str, Any], source: object) -> str | None:
     """Return the path of a base model's weights file on this machine.
 
@@ -95,7 +99,7 @@ def find_weights(base: Mapping[str, Any], source: object) -> str | None:
     Raises:
         UserError: The file is not on this machine; the message names it and the option.
     """
-    given = [Path(word).expanduser() for word in os.environ.get(WEIGHTS_VARIABLE, "").split(os.pathsep) if word]
+    given = _registered()
     name, digest = str(base.get("pretrained")), base.get("sha256")
     if not digest:
         alone = len(given) == 1 and given[0].is_file() and name != "random"
@@ -130,8 +134,7 @@ def base_arguments(base: Mapping[str, Any], source: object) -> dict[str, str]:
         arguments["pretrained"] = "own"  # of a repository of the Hub
     if not name.startswith(LOCAL):
         return arguments
-    given = [Path(word).expanduser() for word in os.environ.get(WEIGHTS_VARIABLE, "").split(os.pathsep) if word]
-    folders = [path if path.is_dir() else path.parent for path in given]
+    folders = [path if path.is_dir() else path.parent for path in _registered()]
     noted = _known_path(digest)
     files = [file for folder in folders for file in folder.glob("*config.json")] + ([noted] if noted else [])
     for file in files:

@@ -103,15 +103,13 @@ _WARNINGS = (
     ".*in eval mode at the start of training.*",  # frozen modules stay in eval mode
     ".*isinstance.treespec, LeafSpec.*",
 )
-_MODULES = (r"PIL\.",)  # damaged EXIF tags; image sizes are limited elsewhere
 
 
 def filter_library_warnings() -> None:
     """Hide these warnings, and Lightning's logs below warning level, for the rest of the process."""
     for text in _WARNINGS:
         warnings.filterwarnings("ignore", text)
-    for module in _MODULES:
-        warnings.filterwarnings("ignore", module=module)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged EXIF tags; image sizes are limited elsewhere
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -166,7 +166,7 @@ def group_names(names: Iterable[tuple[str, Hashable]]) -> dict[tuple[str, Hashab
         together = [own for key, own in numbers.items() if key[0] == pattern]
         words = _words(numbers[pattern, kind], list(zip(*together, strict=True)))
         alone = len(positions) == 1 and len(together) == 1
-        shown = listed[positions[0]][0] if alone else "".join(_alternate(pattern.split("*"), words))
+        shown = listed[positions[0]][0] if alone else pattern.replace("%", "%%").replace("*", "%s") % tuple(words)
         patterns[shown, kind] = positions
     return patterns
 
@@ -177,10 +177,6 @@ def _words(own: list[list[int]], places: list[tuple[list[int], ...]]) -> list[st
     differ = apart[:1] or [place for place, sets in enumerate(places) if any(each != sets[0] for each in sets)]
     shown = differ if len(places) and len(places[0]) > 1 else []
     return [_listed(values) if place in shown else "*" for place, values in enumerate(own)]
-
-
-def _alternate(texts: list[str], words: list[str]) -> list[str]:
-    return [part for pair in zip(texts, [*words, ""], strict=True) for part in pair]
 
 
 def _numbers(names: Iterable[str]) -> list[list[int]]:
