@@ -26,6 +26,11 @@ from randlora_pl.utils.text.console import silence_library_warnings
 from randlora_pl.utils.text.formatting import printable
 from randlora_pl.utils.text.tables import csv_text
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from randlora_pl.adapters import AdapterFile
+
 _OF_IMAGES = ("weights", "classnames", "on_error", "max_pixels")
 _OF_TEXTS = ("max_new_tokens", "beams")
 
@@ -143,10 +148,6 @@ def _in_common(paths: list[tuple[str, ...]]) -> int:
     return sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False)))
 
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
 @dataclass
 class PredictionTable:
     """Predictions of one or more adapters for images or texts.
@@ -185,13 +186,7 @@ class PredictionTable:
     def add_classes(
         self, name: str, numbers: Sequence[int], classnames: Sequence[str], probabilities: "Tensor"
     ) -> None:
-        """Add the best classes of an adapter for several inputs.
-
-        Args:
-            name: Name of the adapter.
-            numbers: Indices of the inputs.
-            classnames: The adapter's classes.
-            probabilities: Probability of each class, (inputs, classes).
+        """Add the best classes of an adapter for inputs with these indices, from probabilities (inputs, classes).
 
         Raises:
             UserError: The probabilities are not numbers.
@@ -353,9 +348,6 @@ def _together(batches: Iterator[tuple[dict[str, Any], ...]], limit: int) -> Iter
     if held:
         yield held
 
-
-if TYPE_CHECKING:
-    from randlora_pl.adapters import AdapterFile
 
 _BATCH = {"CausalLMTask": 16, "TextClassificationTask": 64}
 """Texts at a time, as in a test."""
