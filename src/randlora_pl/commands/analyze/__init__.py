@@ -20,9 +20,12 @@ from randlora_pl.utils.options import Count, NotNegative
 from randlora_pl.utils.text.formatting import byte_size
 
 if TYPE_CHECKING:
+    import torch
+
     from randlora_pl.adapters import AdapterFile
     from randlora_pl.data import ImageData
     from randlora_pl.tasks import ImageTask
+    from randlora_pl.utils.image_spec import ImageSpec
 
 _DATA = (
     *("dataset", "root", "split", "classes", "shots", "fraction", "train_split"),
@@ -111,7 +114,7 @@ def parameters(run: AnalyzedRun) -> int:
     return sum(tensor.numel() for tensor in run.file.tensors.values())
 
 
-def task_of(run: AnalyzedRun, device: Any) -> "ImageTask":
+def task_of(run: AnalyzedRun, device: "torch.device") -> "ImageTask":
     """Return the task of a run, merged, in eval mode."""
     from randlora_pl.tasks import load_task
 
@@ -122,7 +125,7 @@ def task_of(run: AnalyzedRun, device: Any) -> "ImageTask":
 
 
 def data_of(
-    run: AnalyzedRun, spec: Any, dataset: str | None = None, root: str | None = None, batch: int = 256
+    run: AnalyzedRun, spec: "ImageSpec", dataset: str | None = None, root: str | None = None, batch: int = 256
 ) -> "ImageData":
     """Return the training data of a run, or other data, with its model's preprocessing; not set up yet.
 

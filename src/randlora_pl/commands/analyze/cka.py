@@ -20,6 +20,8 @@ from randlora_pl.utils.option_types import Runs
 from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
+    import torch
+
     from randlora_pl.lab.analysis.cka import Layer
 
 
@@ -102,7 +104,7 @@ def labels_of_groups(runs: list[AnalyzedRun], dataset: str | None) -> list[str]:
 
 
 def _compare(
-    first: AnalyzedRun, others: list[AnalyzedRun], dataset: str | None, tested: Images, device: Any
+    first: AnalyzedRun, others: list[AnalyzedRun], dataset: str | None, tested: Images, device: "torch.device"
 ) -> tuple[int, dict[str, Any]]:
     """Return the CKA of runs of one dataset with the first: number of images, and values by layer for each path."""
     from randlora_pl.commands.common.tables import counting

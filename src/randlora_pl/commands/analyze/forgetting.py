@@ -24,8 +24,11 @@ from randlora_pl.utils.option_types import Runs
 from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
+    import torch
+
     from randlora_pl.data import ImageData
     from randlora_pl.lab.analysis.forgetting import Forgetting
+    from randlora_pl.utils.image_spec import ImageSpec
 
 
 def forgetting(runs: Runs, *, datasets: Sequence[str], tested: Images = Images(), output: NewFolder = None) -> int:
@@ -85,7 +88,7 @@ def forgetting(runs: Runs, *, datasets: Sequence[str], tested: Images = Images()
 
 
 def _tested(
-    runs: list[AnalyzedRun], datasets: Sequence[str], tested: Images, device: Any
+    runs: list[AnalyzedRun], datasets: Sequence[str], tested: Images, device: "torch.device"
 ) -> "Iterator[list[Forgetting]]":
     """Yield the results of each run, one per dataset; a base model is tested once for the same prompts."""
     from randlora_pl.adapters import merge
@@ -135,7 +138,7 @@ def _tested(
         yield results
 
 
-def _spec(run: AnalyzedRun) -> Any:
+def _spec(run: AnalyzedRun) -> "ImageSpec":
     """Return the image preprocessing of a run."""
     from randlora_pl.data.unlabelled import frame_of
     from randlora_pl.models import clip_image_spec

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import product
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from randlora_pl.data import ImageData
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.splits import stratified
 from randlora_pl.lab.analysis.figures import colors, footnote, new_figure
+from randlora_pl.tasks import ImageTask
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.text.formatting import for_figure
 
@@ -50,7 +50,7 @@ def coefficients(x: float, y: float, corners: Sequence[Point]) -> tuple[float, f
     return 1 - second - third, second, third
 
 
-def weights_of(task: Any) -> State:
+def weights_of(task: ImageTask) -> State:
     """Return the tensors of a task's backbone, with the update merged, and of its head.
 
     The backbone is unloaded to plain layers. The tensors are not copied.
@@ -90,7 +90,7 @@ class Plane:
         self._moving = [(target[name], [state[name] for state in states]) for name in target if name not in set(same)]
 
     @classmethod
-    def through(cls, tasks: Sequence[Any], corners: Sequence[Point]) -> "Plane":
+    def through(cls, tasks: Sequence[ImageTask], corners: Sequence[Point]) -> "Plane":
         """Create the plane through three tasks, which are unloaded; its points are written into the first task."""
         target, *others = (weights_of(task) for task in tasks)
         return cls(target, [{name: value.clone() for name, value in target.items()}, *others], corners)
@@ -114,7 +114,7 @@ class Plane:
 
 
 @torch.inference_mode()
-def loss(task: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+def loss(task: ImageTask, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     """Return a task's mean cross-entropy over all classes on images (b, 3, H, W) with labels (b,); infinity for NaN."""
     task.prepare_evaluation()  # discards text features of other weights
     total, count = 0.0, 0

@@ -12,7 +12,7 @@ from randlora_pl.lab.report.accuracy import identifier
 from randlora_pl.lab.report.cells import Key, Sweep
 from randlora_pl.lab.report.document import Table, TableCell, many, mean_cell, row
 from randlora_pl.lab.report.statistics import Crossed, Estimate, formatted, holm, shown, sign_flip_test
-from randlora_pl.lab.report.training import untuned
+from randlora_pl.lab.report.training import nearest, untuned
 from randlora_pl.sweep.description import is_zero_shot
 
 EQUAL = 1.1
@@ -275,24 +275,12 @@ def references(sweep: Sweep, found: Sequence[Versus]) -> list[Reference]:
         here = [one for one in found if one.model == model]
         methods = [m for m in sweep.plan.methods if any(m in (one.first, one.second) for one in here)]
         if methods:
-            method = _reference(sweep, model, methods)
+            size = next((sweep.parameters(model, m) for m in methods if sweep.is_randlora(m)), None)
+            method = nearest(sweep, model, methods, size or 1) or methods[0]
             pairs = {one.first if one.second == method else one.second: _with_second(one, method) for one in here
                      if method in (one.first, one.second)}  # fmt: skip
             chosen.append(Reference(model, method, {m: pairs[m] for m in methods if m in pairs}))
     return chosen
-
-
-def _reference(sweep: Sweep, model: str, methods: Sequence[str]) -> str:
-    target = next((sweep.parameters(model, m) for m in methods if sweep.is_randlora(m)), None) or 1
-
-    def far(method: str) -> float:
-        size = sweep.parameters(model, method) or 1
-        return max(size / target, target / size)
-
-    for kind in ("LoRA", "FullFineTuning"):
-        if of_kind := [method for method in methods if sweep.kind(method) == kind]:
-            return min(of_kind, key=far)
-    return methods[0]
 
 
 def _with_second(one: Versus, method: str) -> Versus:

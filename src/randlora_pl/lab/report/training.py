@@ -111,7 +111,9 @@ def by_reference(sweep: Sweep, model: str) -> dict[str, list[str]]:
     kinds = {method: kind_of_loss(sweep, method) for method in sweep.plan.methods if method in logged}
     found: dict[str, list[str]] = {}
     for method, kind in kinds.items():
-        if reference := _reference(sweep, model, method, [one for one in kinds if kinds[one] == kind]):
+        alike = [one for one in kinds if kinds[one] == kind]
+        size = sweep.parameters(model, method)
+        if size and (reference := nearest(sweep, model, alike, size, method)):
             found.setdefault(reference, []).append(method)
     return found
 
@@ -168,12 +170,11 @@ def over_datasets(table: DataFrame, column: object, form: str, nothing: str = "n
     )
 
 
-def _reference(sweep: Sweep, model: str, method: str, alike: Sequence[str]) -> str | None:
-    """Return which of the methods with the same kind of loss is the mark of one, itself if it is such a mark."""
-    size = sweep.parameters(model, method)
+def nearest(sweep: Sweep, model: str, methods: Sequence[str], size: int, method: str = "") -> str | None:
+    """Return the LoRA, or else full fine-tuning, of the nearest size; of equally near ones ``method`` itself."""
     for kind in _MARKS:
-        sizes = {one: n for one in alike if sweep.kind(one) == kind and (n := sweep.parameters(model, one))}
-        if sizes and size:
+        sizes = {one: n for one in methods if sweep.kind(one) == kind and (n := sweep.parameters(model, one))}
+        if sizes:
             return min(sizes, key=lambda one: (abs(log(sizes[one] / size)), one != method))
     return None
 
