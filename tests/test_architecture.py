@@ -7,8 +7,12 @@ from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+from lightning.pytorch import LightningModule
+
 import randlora_pl
 from randlora_pl.adapters import methods
+from randlora_pl.run.options.classes import classes, own_task
+from randlora_pl.tasks import AdaptationTask
 
 PACKAGE = Path(randlora_pl.__file__).parent
 FILES = {
@@ -79,3 +83,21 @@ def test_the_english_is_plain() -> None:
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 first += bool(re.match(rf"(?:{FIRST})\b", ast.get_docstring(node) or ""))
     assert words <= MOST_WORDS and first <= MOST_FIRST, (words, first)
+
+
+def test_tasks_and_their_parts_are_named_in_their_folders_alone() -> None:
+    own = {name for option in ("model", "model.head", "model.regulation") for name in classes(option)}
+    export = "randlora_pl.language"
+    inside = ("randlora_pl.tasks", "randlora_pl.language.tasks", "randlora_pl.lab.")
+    others = {
+        name: {*names_in(tree_of(name))} & own for name in FILES if not name.startswith(inside) and name != export
+    }
+    assert {name: found for name, found in others.items() if found} == {}
+
+
+def test_a_task_leaves_the_steps_of_lightning_to_the_one_module() -> None:
+    loops = {name for name in vars(LightningModule) if re.match(r"(on_|configure_)|optimizer_|training_step", name)}
+    for kind in map(own_task, classes("model")):
+        assert kind is not None
+        below = kind.__mro__[: kind.__mro__.index(AdaptationTask)]
+        assert {name for base in below for name in vars(base)} & loops == set(), kind

@@ -13,8 +13,6 @@ import yaml
 from randlora_pl.language import catalog as known
 from randlora_pl.language.dataset_facts import absent
 from randlora_pl.language.prompt_sets import SOURCE, TREE
-from randlora_pl.language.tasks import restore
-from randlora_pl.language.tasks.restore import meta_backbone
 from randlora_pl.run.options.classes import classes, is_text_task
 from randlora_pl.sweep.description import SweepConfig, budget
 from randlora_pl.sweep.expand import counts
@@ -120,7 +118,7 @@ def test_own_texts_are_known_by_their_place() -> None:
 
 
 def test_the_language_tasks_are_known_without_importing_them() -> None:
-    assert set(known.TASKS) == set(restore.TASKS) == {name for name in classes("model") if is_text_task(name)}
+    assert set(known.TASKS) == {name for name in classes("model") if is_text_task(name)}
     assert (
         all(is_text(cell.tree) for cell in cells_of()) and not is_text_task("LinearHeadTask") and not is_text_task(None)
     )
@@ -141,7 +139,7 @@ def test_counts_are_those_of_the_model() -> None:
 
 
 def test_what_only_the_network_knows_is_not_counted() -> None:
-    assert meta_backbone(make("bytes", name="somebody/some-model", pretrained=None, overrides={})) is None
+    assert make("bytes", name="somebody/some-model", pretrained=None, overrides={}).on_meta() is None
 
 
 # What is there

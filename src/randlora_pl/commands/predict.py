@@ -292,7 +292,7 @@ def classify(options: PredictOptions) -> PredictionTable:
         from randlora_pl.data import open_images
         from randlora_pl.data.sources import trust_the_limit
         from randlora_pl.data.unlabelled import find_images
-        from randlora_pl.tasks import PromptTask, load_tasks, weighted_task
+        from randlora_pl.tasks import load_tasks, weighted_task
 
     find_images(options.images)  # before the models, which take seconds to load
     device = pick_device(options.device)
@@ -303,7 +303,7 @@ def classify(options: PredictOptions) -> PredictionTable:
     if options.classnames:
         names = names_in(options.classnames)
         for name, task in tasks.items():
-            if not isinstance(task, PromptTask):
+            if not task.names_others:
                 raise UserError(f"--classnames: {name} cannot name other classes, only a PromptTask can. Remove it.")
             task.set_classes(names, task.templates)
     frames = [task.frame for task in tasks.values()]
@@ -349,8 +349,6 @@ def _together(batches: Iterator[tuple[dict[str, Any], ...]], limit: int) -> Iter
         yield held
 
 
-_BATCH = {"CausalLMTask": 16, "TextClassificationTask": 64}
-"""Texts at a time, as in a test."""
 _MAX_LENGTH = 128
 """Most tokens of a text if the adapter does not contain the limit of its training."""
 
@@ -364,6 +362,7 @@ def answer(options: PredictOptions) -> PredictionTable:
 
     need_transformers()
     from randlora_pl.adapters import read_adapter
+    from randlora_pl.tasks.restore import named_task
     from randlora_pl.utils.text.console import log_to_terminal
 
     log_to_terminal()  # logs how many texts are cut
@@ -374,8 +373,9 @@ def answer(options: PredictOptions) -> PredictionTable:
         raise UserError(
             f"{', '.join(files)} have different outputs (text, classes, scores). Predict with each kind separately."
         )
-    ((kind, classes),) = kinds
-    decoder = kind == "CausalLMTask"
+    ((name, classes),) = kinds
+    kind: Any = named_task(name)
+    decoder: bool = kind.generates
     for name, typed, fits in (
         ("max_new_tokens", "--max-new-tokens needs a model that generates text", decoder),
         ("beams", "--beams needs a model that generates text", decoder),
@@ -383,7 +383,7 @@ def answer(options: PredictOptions) -> PredictionTable:
     ):
         if getattr(options, name) is not None and not fits:
             raise UserError(f"{typed}, and {next(iter(options.adapters.values()))} is not one. Remove the option.")
-    size = options.batch_size or _BATCH[kind]
+    size = options.batch_size or kind.batch_size
     kinds_of_text = inputs.PROMPTS if decoder else inputs.SENTENCES
     given = [each for source in options.texts for each in inputs.read_given(source, kinds_of_text)]
     with advised(f"--batch-size {size // 2}" if size > 1 else "--precision bf16"):

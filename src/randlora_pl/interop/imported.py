@@ -14,12 +14,12 @@ from randlora_pl.interop.base_model import Base
 from randlora_pl.interop.external import ExternalAdapter
 from randlora_pl.interop.peft.files import TASK, PeftAdapter
 from randlora_pl.models import ImageTower
-from randlora_pl.tasks.restore import TASKS
+from randlora_pl.tasks import AdaptationTask, ImageTask
+from randlora_pl.tasks.restore import adopting, named_task
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.weights_files import base_arguments
 
-DECODER = "CausalLMTask"
 TEMPLATES = ["a photo of a {}."]
 """Prompts of an imported text head without prompts."""
 
@@ -28,13 +28,13 @@ TEMPLATES = ["a photo of a {}."]
 class ImportPlan:
     """Plan for saving an imported adapter.
 
-    ``task`` is empty for the update alone; ``arguments`` are its constructor's, besides an image model, the adapter and
+    ``task`` is None for the update alone; ``arguments`` are its constructor's, besides an image model, the adapter and
     its targets. ``note`` is for the user, about tensors that were not converted.
     """
 
     foreign: ExternalAdapter
     base: Base
-    task: str = ""
+    task: type[AdaptationTask] | None = None
     classnames: list[str] = field(default_factory=list)
     head: dict[str, Tensor] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class ImportPlan:
 
     @classmethod
     def make(
-        cls, foreign: ExternalAdapter, base: Base, adapter: PeftAdapter | None, task: str | None, classnames: list[str]
+        cls, foreign: ExternalAdapter, base: Base, adapter: PeftAdapter | None, name: str | None, classnames: list[str]
     ) -> "ImportPlan":
         """Choose the task: as requested, by the saved head, or by the adapted towers if there are class names.
 
@@ -51,28 +51,30 @@ class ImportPlan:
             UserError: The requested task does not fit the model, the head or the class names.
         """
         head, saved = (adapter.head, adapter.task) if adapter is not None else ({}, {})
-        kept, classnames = saved.get("task", ""), classnames or list(saved.get("classnames", []))
+        task, kept = named_task(name), named_task(saved.get("task"))
+        classnames = classnames or list(saved.get("classnames", []))
         weight, note = _linear_head(foreign.extra)
         if weight is not None and base.identity is not None and base.identity.library == "timm":
-            head, kept = {"head": weight}, "LinearHeadTask"
+            head, kept = {"head": weight}, adopting("linear head")
         clip = base.identity is not None and base.identity.library == "open_clip"
-        if task is None and kept in TASKS:
+        if task is None and kept is not None and issubclass(kept, ImageTask):
             task = kept
         elif task is None and clip and len(classnames) > 1:
             visual = all(layer.startswith("visual.") for layer in foreign.layers)
-            task = "TextHeadTask" if visual else "VisionLanguageTask"
+            task = adopting("image tower" if visual else "both towers")
         if task is None:
             return cls(foreign, base, note=note)
-        if task != "LinearHeadTask" and not clip:
-            raise UserError(f"--task {task} needs a CLIP model with a text tower; this one has none.")
-        if task == "LinearHeadTask" and "head" not in head:
-            raise UserError("--task LinearHeadTask needs a head, and the adapter has none that fits." + note)
-        if task == "LinearHeadTask" and not classnames:
+        name, linear = task.__name__, task.adopts == "linear head"
+        if not linear and not clip:
+            raise UserError(f"--task {name} needs a CLIP model with a text tower; this one has none.")
+        if linear and "head" not in head:
+            raise UserError(f"--task {name} needs a head, and the adapter has none that fits." + note)
+        if linear and not classnames:
             classnames = [f"class {number}" for number in range(len(head["head"]))]
         if "head" in head and len(head["head"]) != len(classnames):
             raise UserError(f"the head has {len(head['head'])} classes, and there are {len(classnames)} class names.")
         if len(classnames) < 2:
-            raise UserError(f"--task {task} needs class names. Add --classnames FILE, with one name per line.")
+            raise UserError(f"--task {name} needs class names. Add --classnames FILE, with one name per line.")
         if task != kept:
             return cls(foreign, base, task, classnames, note=note)
         arguments = dict(saved.get("arguments", {}))
@@ -86,24 +88,21 @@ class ImportPlan:
         """
         identity, foreign = self.base.identity, self.foreign
         assert identity is not None
-        if not self.task:
+        if self.task is None:
             return save_adapter(ours, path, base_model=identity.as_dict(), extra=foreign.extra)
         options = {**self.arguments, "adapter": foreign.adapter, "targets": foreign.targets}
-        kind: Any
-        if self.task == DECODER:
-            from randlora_pl.language.tasks.causal_lm import CausalLMTask  # imported here: it loads transformers
-
-            kind = CausalLMTask
+        kind: Any = self.task
+        if self._is_decoder:
             if foreign.extra:
                 raise UserError(
                     f"{foreign.source}: {next(iter(foreign.extra))} is not an update, and a decoder has no head."
                 )
         else:
-            kind, here = TASKS[self.task], base_arguments(identity.as_dict(), path)
+            here = base_arguments(identity.as_dict(), path)
             options |= {"name": identity.name, "pretrained": identity.pretrained, "seed": identity.seed or 0} | here
         check_arguments(kind, self.arguments, f"{foreign.source}, {TASK}")
         task = kind(**options)
-        if self.task != DECODER:
+        if not self._is_decoder:
             task.set_classes(self.classnames, self.templates)
         task.configure_model()
         foreign.fill(task.model)
@@ -112,10 +111,14 @@ class ImportPlan:
         written: Path = task.save(path)
         return written
 
+    @property
+    def _is_decoder(self) -> bool:
+        return self.task is not None and self.task.adopts == "decoder"
+
     def next(self, path: Path) -> str:
         """Return the next command to run."""
         if self.task:
-            inputs = "--texts FILE" if self.task == DECODER else "--images FOLDER"
+            inputs = "--texts FILE" if self._is_decoder else "--images FOLDER"
             return f"Next: randlora-pl predict --adapter {path} {inputs}"
         merge = f"randlora-pl adapter merge {path} --output FILE"
         return f"{self.note}Next: {merge}; or, in Python: load_adapter(model, {str(path)!r})"
@@ -132,11 +135,10 @@ def load_decoder(name: str, pretrained: str | None, saved: Mapping[str, Any]) ->
     Raises:
         UserError: The model is not available, or the arguments do not belong to the task.
     """
-    from randlora_pl.language.tasks.causal_lm import CausalLMTask
-
-    check_arguments(CausalLMTask, saved, TASK)
+    kind = adopting("decoder")
+    check_arguments(kind, saved, TASK)
     arguments = {**saved, "name": name, "pretrained": pretrained, "quantize": None}
-    task = CausalLMTask(**arguments)
+    task = kind(**arguments)
     model = task.build()
     return Base(model, model, task.identity), arguments
 

@@ -2,19 +2,22 @@
 
 from randlora_pl.adapters import AdapterFile
 from randlora_pl.prompts import CoOp, PromptLearner
-from randlora_pl.tasks.prompt import DePT, PromptTask, TipAdapter
+from randlora_pl.tasks.prompt.decoupled import SecondHeadOptions
+from randlora_pl.tasks.prompt.features import PromptedClip
+from randlora_pl.tasks.restore import task_class
 from randlora_pl.utils.errors import UserError
 
 
-def parts_of(file: AdapterFile) -> tuple[PromptLearner, DePT | TipAdapter | None] | None:
+def parts_of(file: AdapterFile) -> tuple[PromptLearner, SecondHeadOptions | None] | None:
     """Return the prompt learner and the second head that an adapter file has; None without a `PromptTask`.
 
     Raises:
         UserError: One of them is unknown, or its options do not fit.
     """
-    if file.metadata.get("task") != PromptTask.__name__:
+    kind = task_class(file)
+    if kind is None or not issubclass(kind, PromptedClip):
         return None
-    made = PromptTask.arguments(file.metadata.get("arguments", {}), file.path)
+    made = kind.arguments(file.metadata.get("arguments", {}), file.path)
     return made.get("prompts", CoOp()), made.get("head")
 
 
@@ -23,15 +26,13 @@ def has_classifier(file: AdapterFile) -> bool:
     return bool(file.metadata.get("arguments", {}).get("classifier_steps"))
 
 
-def why_no_weights(prompts: PromptLearner, head: DePT | TipAdapter | None) -> str:
+def why_no_weights(prompts: PromptLearner, head: SecondHeadOptions | None) -> str:
     """Return why weights and a linear head of a plain CLIP cannot give a task's logits; "" if they can."""
     if prompts.per_image:
         return f"{prompts.method()} has other class features for each image, so it has no head"
     if prompts.visual:
         return "visual prompts are inputs, no weight can hold them"
-    if isinstance(head, TipAdapter):
-        return "TipAdapter compares an image with training images, which no linear head can"
-    return "DePT adds the logits of two heads, which no library does" if head is not None else ""
+    return "" if head is None else head.why_not_linear
 
 
 def check_merge(file: AdapterFile, scale: float = 1.0) -> None:

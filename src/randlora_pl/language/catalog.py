@@ -3,11 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from randlora_pl.language.tasks import TASKS as TASKS
 from randlora_pl.utils.errors import UserError, near
-
-TASKS = ("CausalLMTask", "TextClassificationTask")
-"""Names of the language tasks."""
-
 
 DATASETS = {
     "commonsense_15k": "15,000 questions with their answers to learn, and eight tests of commonsense reasoning",
@@ -45,7 +42,7 @@ def given_to(task: str | None) -> str:
 
 def check_dataset(name: str, labelled: bool = False) -> None:
     """Refuse an unknown dataset of prompts and completions, or of labelled texts, and suggest near names."""
-    known, task = (LABELLED, "TextClassificationTask") if labelled else (DATASETS, "a language task")
+    known, task = (LABELLED, TASKS[1]) if labelled else (DATASETS, "a language task")
     if name not in known:
         raise UserError(f"--data.dataset {name!r} is unknown.{near(name, known)} Known to {task}: {', '.join(known)}")
 

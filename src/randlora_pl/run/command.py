@@ -16,7 +16,7 @@ from randlora_pl.run.options.adapter_config import (
     import_classes,
 )
 from randlora_pl.run.options.choices import choose_dataset
-from randlora_pl.run.options.classes import class_name, method_with
+from randlora_pl.run.options.classes import class_name, method_with, own_task
 from randlora_pl.run.options.compose import (
     DEFAULTS,
     FOLDER_OPTIONS,
@@ -86,12 +86,17 @@ def compose_fit(words: list[str], defaults: Tree | None = None) -> Command:
     return compose("fit", words, merge(defaults, known))
 
 
+def _from_lora(task: str) -> bool:
+    """Return True if a task may start from a LoRA, as any from outside."""
+    return (kind := own_task(task)) is None or kind.from_lora
+
+
 def _check(adapter: Path, saved: Tree, command: Command) -> None:
     """Refuse another method than LoRA, learned prompts, and a task or a base model that does not fit the LoRA."""
     options, flat = saved["model"]["init_args"], command.flat()
     method, task = options["adapter"]["class_path"].rpartition(".")[2], saved["model"]["class_path"]
     starts = method == method_with("starts_stage", True)
-    if not starts or task == "PromptTask":
+    if not starts or not _from_lora(task):
         found = "LoRA with learned prompts" if starts else method
         raise UserError(
             f"{adapter} is {found}, and a stage starts from LoRA alone. Train one first: randlora-pl fit "
@@ -102,7 +107,7 @@ def _check(adapter: Path, saved: Tree, command: Command) -> None:
         train = f", or train a LoRA of it first: randlora-pl fit --config CONFIG --model {other} --model.adapter LoRA"
         raise UserError(
             f"{adapter} is a LoRA of {task}, not of {other}. Remove --model or the config that sets it"
-            + ("." if other == "PromptTask" else train)  # a LoRA beside prompts is refused, too
+            + (train if _from_lora(other) else ".")  # a LoRA beside prompts is refused, too
         )
     if (name := flat.get("model.name", options.get("name"))) != options.get("name"):
         raise UserError(

@@ -8,17 +8,14 @@ from typing import Any
 from randlora_pl.adapters import inject
 from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.adapters.methods.refine import check_layers, continued
-from randlora_pl.language.tasks.restore import TASKS as LANGUAGE
-from randlora_pl.language.tasks.restore import LanguageTask, meta_backbone
-from randlora_pl.models import ImageTower, library_of, load_tokenizer, meta_clip, meta_vit
-from randlora_pl.run.options.classes import method_with
+from randlora_pl.models import load_tokenizer
+from randlora_pl.run.options.classes import method_with, takes_texts
 from randlora_pl.run.options.compose import LISTED
 from randlora_pl.sweep.description import Tree
 from randlora_pl.sweep.plan import Trial
-from randlora_pl.tasks import ImageTask
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.prompt.task import PARTS
-from randlora_pl.tasks.restore import TASKS as VISION
+from randlora_pl.tasks.restore import named_task
 from randlora_pl.utils.errors import UserError, errors_in, near
 
 
@@ -71,8 +68,7 @@ def _made(kind: Any, arguments: dict[str, Any], where: str) -> Any:
 
 
 def _kind(tree: Tree) -> type[AdaptationTask] | None:
-    name = _short(tree["model"])
-    return VISION.get(name) or LANGUAGE.get(name)
+    return named_task(_short(tree["model"]))
 
 
 def counts(tree: Tree) -> Counts | None:
@@ -82,7 +78,7 @@ def counts(tree: Tree) -> Counts | None:
         UserError: The adapter does not fit the model, or trains nothing.
     """
     task = task_of(tree)
-    if task is None or (found := _on_meta(task)) is None:
+    if task is None or (found := task.on_meta()) is None:
         return None
     model, targets = found
     prompts = getattr(task, "prompts", None)
@@ -93,22 +89,10 @@ def counts(tree: Tree) -> Counts | None:
     inject(model, task.adapter, targets)
     trainable = learned + sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     heads = task.trained_head or getattr(task, "head", None) or getattr(task, "classifier_steps", 0)
-    if not trainable and isinstance(task, ImageTask) and not heads:
+    if not trainable and not takes_texts(type(task)) and not heads:
         raise UserError(f"{task.adapter.method()} trains nothing there; give it task: LinearHeadTask.")
     total = learned + sum(parameter.numel() for parameter in model.parameters())
     return Counts(trainable, total)
-
-
-def _on_meta(task: AdaptationTask) -> tuple[Any, list[str] | None] | None:
-    """Return a task's backbone on the meta device and its targets; None for a model of unknown shape."""
-    if isinstance(task, LanguageTask):
-        model = meta_backbone(task)
-        return None if model is None else (model, task.default_targets(model))
-    clip = library_of(task.name) == "open_clip"
-    tower: Any = meta_clip(task.name) if clip else meta_vit(task.name, getattr(task, "img_size", None))
-    if clip and task.vision_only:
-        tower = ImageTower(tower)
-    return tower, task.targets
 
 
 def check_first(cell: Trial) -> None:
@@ -125,7 +109,7 @@ def check_first(cell: Trial) -> None:
             f"first has the task {type(first).__name__}, the method {type(task).__name__}. Give both the same task."
         )
     options = ["name", "pretrained"]
-    if task.targets is not None or isinstance(task, LanguageTask):  # an image task takes the layers of the LoRA
+    if task.targets is not None or takes_texts(type(task)):  # an image task takes the layers of the LoRA
         options.append("targets")
     for option in options:
         here, there = (getattr(each, option) or "by default" for each in (first, task))
@@ -134,7 +118,7 @@ def check_first(cell: Trial) -> None:
                 f"first has model.{option} {here}, the method {there}. Set the same model.{option} in set and "
                 "first.set, or remove it from both."
             )
-    where, before, after = "the LoRA of first", _on_meta(first), _on_meta(task)
+    where, before, after = "the LoRA of first", first.on_meta(), task.on_meta()
     if before is None or after is None:
         return
     (model, targets), (again, _) = before, after

@@ -50,4 +50,7 @@ __all__ = [
     "weighted_task",
 ]
 
+DEFAULT = "VisionLanguageTask"
+"""The task of a config without a model."""
+
 __getattr__, __dir__ = lazy_exports(__name__, __file__)

@@ -39,6 +39,8 @@ class AdaptationTask(Stored):
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise UserError(f"{self.adapter.method()} trains nothing in {type(self).__name__}. {self.to_train}")
 
+        self.check_built()
+
     def train(self, mode: bool = True) -> Self:
         """Set the mode of what trains; frozen layers stay in eval mode."""
         super().train(mode)
@@ -47,6 +49,10 @@ class AdaptationTask(Stored):
         return self
 
     # Training
+
+    def on_fit_start(self) -> None:
+        """Check the data before the first step."""
+        self.check_data()
 
     def on_train_start(self) -> None:
         """Start from unmerged weights, in training mode; typed options take precedence over a checkpoint's rates."""
@@ -59,6 +65,12 @@ class AdaptationTask(Stored):
             prepare_products(self, str(self.trainer.precision))
         scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
         set_learning_rates(self.trainer.optimizers[0], scheduler, self.optimizer_groups())
+
+        self.begin()
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Leave alone what does not train."""
+        self.drop_unused(optimizer)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Make dropout a function of the seed and the position in the run, so that a resumed run repeats it."""

@@ -5,6 +5,7 @@ import json
 from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -32,10 +33,14 @@ def check_tensors(given: Mapping[str, Tensor], own: Mapping[str, Tensor], needed
             raise UserError(f"{what} does not fit: {name} has shape {there} there and {here} here.")
 
 
+def rooms() -> list[ModuleType]:
+    """Return the packages that export tasks."""
+    return [import_module(f"randlora_pl.{name}") for name in ("tasks", "language")]
+
+
 def task_names() -> frozenset[str]:
     """Return the names of the classes of this program that a task can have."""
-    rooms = (import_module(f"randlora_pl.{name}") for name in ("tasks", "language"))
-    return frozenset(name for room in rooms for name in room.__all__) - {"AdaptationTask", "ImageTask"}
+    return frozenset(name for room in rooms() for name in room.__all__) - {"AdaptationTask", "ImageTask"}
 
 
 def kind_of(kind: type) -> str:

@@ -10,7 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from randlora_pl.adapters import merge, merge_and_unload
 from randlora_pl.data.unlabelled import frame_of
-from randlora_pl.models import ImageTower, clip_image_spec, library_of, load_clip
+from randlora_pl.models import ImageTower, clip_image_spec, library_of, load_clip, meta_clip
 from randlora_pl.models.folder import OWN, is_folder
 from randlora_pl.models.tiny import TINY_TAG
 from randlora_pl.tasks.base import AdaptationTask
@@ -83,10 +83,12 @@ class ImageTask(AdaptationTask):
 
     Attributes:
         has_text_tower: True if the model's texts can be encoded after the training.
+        names_others: True if it can name classes that were not in its training.
         unit_features: True if the logits are linear in features of unit length.
     """
 
     has_text_tower = unit_features = True
+    names_others = False
 
     name: str = field(default="tiny", kw_only=False)
     """An open_clip architecture, for example ``ViT-B-32``, or ``tiny`` (bundled)."""
@@ -105,6 +107,11 @@ class ImageTask(AdaptationTask):
     def model_spec(self) -> ImageSpec:
         """Return the preprocessing of the model's images."""
         return clip_image_spec(self.name, self.pretrained)
+
+    def on_meta(self) -> tuple[nn.Module, list[str] | None] | None:
+        """Return the backbone without values, and the layers to adapt."""
+        clip = meta_clip(self.name)
+        return ImageTower(clip) if self.vision_only else clip, self.targets
 
     def build_on(self, other: "ImageTask") -> None:
         """Make what is beside the backbone, for the backbone that another task has built."""
@@ -331,9 +338,8 @@ class ClipTask(ImageTask):
         self._step_features = None
         return carried
 
-    def on_train_start(self) -> None:
+    def begin(self) -> None:
         """Drop the text features of an interrupted run."""
-        super().on_train_start()
         self._step_features = None
         self.forget()
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters.random_bases import Distribution, draw
-from randlora_pl.models import ImageTower, clip_image_spec, library_of, load_clip, load_vit, vit_image_spec
+from randlora_pl.models import ImageTower, clip_image_spec, library_of, load_clip, load_vit, meta_vit, vit_image_spec
 from randlora_pl.tasks.images import ImageTask, TowerTask
 from randlora_pl.tasks.losses import normalize
 from randlora_pl.tasks.optim import parameter_groups
@@ -27,6 +27,7 @@ class LinearHeadTask(TowerTask):
 
     trained_head = True
     has_text_tower = False
+    adopts = "linear head"
 
     name: str = field(default="vit_base_patch14_dinov2.lvd142m", kw_only=False)
     """A model of timm, for example ``vit_base_patch14_dinov2.lvd142m``, or an open_clip architecture, whose image tower
@@ -68,6 +69,10 @@ class LinearHeadTask(TowerTask):
         if self.is_clip:
             return clip_image_spec(self.name, self.pretrained, self.img_size)
         return vit_image_spec(self.name, self.img_size)
+
+    def on_meta(self) -> tuple[nn.Module, list[str] | None] | None:
+        """Return the backbone without values, and the layers to adapt."""
+        return super().on_meta() if self.is_clip else (meta_vit(self.name, self.img_size), self.targets)
 
     def build(self) -> nn.Module:
         """Load the backbone, and make the head for its number of features."""

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from randlora_pl.tasks.losses import StepFeatures
 
 
+Adopted = Literal["linear head", "image tower", "both towers", "decoder"]
+"""Part of a model that an adapter of another program has trained."""
+
+
 class Objective(Declared, LightningModule):
     """Options and state of a task, and the methods that define what it learns.
 
@@ -32,6 +36,9 @@ class Objective(Declared, LightningModule):
         data_module: Dotted path of the class of its data.
         runs_blocks: True if it calls the blocks of the backbone itself, so that hooks on its methods see nothing.
         typed_templates: True if the templates were typed, so that they count for other data, too.
+        from_lora: True if its method may start from a LoRA that was trained by itself.
+        adopts: Part of a model of which it takes over adapters of other programs.
+        peft_type: The ``task_type`` in PEFT's files.
         to_train: What to do if nothing trains.
         adapters: All adapters of a backbone that tasks share.
         choice: Name of this task's own adapter among them, or a weighted sum.
@@ -46,6 +53,9 @@ class Objective(Declared, LightningModule):
     """
 
     zero_shot = takes_captions = vision_only = blended_labels = trained_head = runs_blocks = typed_templates = False
+    from_lora = True
+    adopts: ClassVar[Adopted | None] = None
+    peft_type: ClassVar[str | None] = None
     to_train = "A linear probe needs --model LinearHeadTask."
     data_module = "randlora_pl.data.ImageData"
     optimizer, schedule = "adamw", "cosine"
@@ -134,6 +144,18 @@ class Objective(Declared, LightningModule):
         """Return a term beside the samples' losses, such as the gradient that earlier micro-batches left."""
         return None
 
+    def check_built(self) -> None:
+        """Refuse a model that does not go with the options, once it is built."""
+
+    def check_data(self) -> None:
+        """Refuse data that do not go with the model, before a training."""
+
+    def begin(self) -> None:
+        """Prepare for a training."""
+
+    def drop_unused(self, optimizer: Any) -> None:
+        """Drop gradients of what an optimizer step leaves alone."""
+
     def class_logits(self, inputs: Any) -> Tensor:
         """Return logits (b, classes) for evaluation and prediction."""
         raise NotImplementedError
@@ -163,6 +185,10 @@ class Objective(Declared, LightningModule):
             UserError: One of them is unknown, or its options do not fit.
         """
         return dict(saved)
+
+    def on_meta(self) -> tuple[nn.Module, list[str] | None] | None:
+        """Return the backbone without values, and the layers to adapt; None if its shape is not known here."""
+        return None
 
     def metadata(self) -> dict[str, Any]:
         """Return further entries of the metadata of an adapter file."""

@@ -9,21 +9,13 @@ from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.io.save_load import place_adapter
 from randlora_pl.models.folder import check_config
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.files import task_names
+from randlora_pl.tasks.files import rooms, task_names
 from randlora_pl.tasks.images import ImageTask, UsedPrompts
-from randlora_pl.tasks.linear_head import LinearHeadTask
-from randlora_pl.tasks.prompt.task import PromptTask
-from randlora_pl.tasks.text_head import TextHeadTask
-from randlora_pl.tasks.vision_language import VisionLanguageTask
+from randlora_pl.tasks.objective import Adopted
 from randlora_pl.utils import own_classes
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError, brief, errors_in
 from randlora_pl.utils.files.weights_files import base_arguments
-
-TASKS: dict[str, type[ImageTask]] = {
-    task.__name__: task for task in (VisionLanguageTask, TextHeadTask, LinearHeadTask, PromptTask)
-}
-"""The tasks on images by name."""
 
 
 def prompts_of(file: AdapterFile) -> UsedPrompts:
@@ -32,8 +24,6 @@ def prompts_of(file: AdapterFile) -> UsedPrompts:
     Raises:
         UserError: A prompt is damaged.
     """
-    if task_class(file) is None:
-        return UsedPrompts()
     stored = file.metadata.get("prompts", {})
     found = UsedPrompts(**{each.name: stored[each.name] for each in fields(UsedPrompts) if each.name in stored})
     for text in (*found.training, *found.evaluation):
@@ -44,9 +34,21 @@ def prompts_of(file: AdapterFile) -> UsedPrompts:
     return found
 
 
-def task_class(file: AdapterFile) -> type[ImageTask] | None:
-    """Return the class of the task on images that saved an adapter; None if none did."""
-    return TASKS.get(file.metadata.get("task", ""))
+def task_class(file: AdapterFile) -> type[AdaptationTask] | None:
+    """Return the task of this program that saved an adapter, or its nearest parent here; None if none did."""
+    return named_task(file.metadata.get("task"))
+
+
+def named_task(name: object) -> type[AdaptationTask] | None:
+    """Return the task of this program with a name; None if there is none."""
+    package = next((each for each in rooms() if name in each.__all__), None)
+    kind = getattr(package, str(name), None)
+    return kind if isinstance(kind, type) and issubclass(kind, AdaptationTask) else None
+
+
+def adopting(part: Adopted) -> type[AdaptationTask]:
+    """Return the task for an adapter of another program, which trained this part of a model."""
+    return next(kind for name in task_names() if (kind := named_task(name)) is not None and kind.adopts == part)
 
 
 Kind = TypeVar("Kind", bound=AdaptationTask)
@@ -121,19 +123,25 @@ def make_ready(task: Kind, file: AdapterFile) -> Kind:
     return task
 
 
-def make_task(file: AdapterFile, kinds: Mapping[str, type[Kind]], overrides: Mapping[str, Any]) -> Kind:
-    """Return the task of an adapter by its name among ``kinds``, with the file, before its classes are set.
+def make_task(file: AdapterFile, base: type[Kind], inputs: str, overrides: Mapping[str, Any]) -> Kind:
+    """Return the task of an adapter, with the file, before its classes are set.
+
+    Args:
+        file: The adapter.
+        base: Base of the task.
+        inputs: What such tasks read, for messages.
+        overrides: Constructor arguments that take precedence.
 
     Raises:
-        UserError: If it was written by none of them, or its arguments are unknown.
+        UserError: If it was written by no task below ``base``, or its arguments are unknown.
     """
-    own, name = file.metadata.get("task_class"), file.metadata.get("task", "")
-    kind = kinds.get(name)
+    own, name, known = file.metadata.get("task_class"), file.metadata.get("task", ""), task_class(file)
+    kind = known if known is not None and issubclass(known, base) else None
     if own is not None and (kind is not None or name == own):
         with errors_in(file.path):
             kind = cast(type[Kind], find_task(own))
     if kind is None:
-        what = f"{file.path} was saved by none of the tasks {', '.join(kinds)}"
+        what = f"{file.path} was saved by none of the tasks on {inputs}"
         raise UserError(f"{what}; in Python, load_adapter(model, folder) loads it.")
     arguments = {**kind.arguments(file.metadata["arguments"], file.path), **overrides}
     check_arguments(kind, arguments, f"{file.path}, arguments of {kind.__name__}")
@@ -159,7 +167,7 @@ def plain_task(file: AdapterFile, **overrides: Any) -> ImageTask:
         )
     if "pretrained" not in overrides:
         overrides = base_arguments(base, file.path) | overrides
-    task = make_task(file, TASKS, overrides)
+    task = make_task(file, ImageTask, "images", overrides)  # type: ignore[type-abstract]
     task.typed_templates = metadata.get("typed_templates", False)
     task.set_classes(metadata["classnames"], metadata["templates"], metadata.get("captions", False))
     return task

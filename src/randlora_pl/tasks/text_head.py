@@ -24,6 +24,7 @@ class TextHeadTask(TowerTask):
     """
 
     zero_shot = True
+    adopts = "image tower"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -36,6 +36,7 @@ class VisionLanguageTask(ClipTask):
     """
 
     takes_captions = True
+    adopts = "both towers"
 
     logit_scale: Literal["exp", "raw"] = "exp"
     """``exp`` multiplies similarities by exp(logit_scale), as CLIP was trained; ``raw`` by logit_scale itself, as the

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from randlora_pl.commands.common.arguments import check_output
 from randlora_pl.commands.predict import names_in
+from randlora_pl.language.catalog import TASKS
+from randlora_pl.language.tasks import ImportedTask
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.option_types import File, Option, Overwrite
 
@@ -14,8 +16,6 @@ if TYPE_CHECKING:
 
     from randlora_pl.interop.base_model import Base
     from randlora_pl.interop.external import ExternalAdapter
-
-DECODER = "CausalLMTask"
 
 
 def import_(
@@ -27,7 +27,7 @@ def import_(
     output: Path,
     overwrite: Overwrite = False,
     classnames: File | None = None,
-    task: Literal["LinearHeadTask", "TextHeadTask", "VisionLanguageTask", "CausalLMTask"] | None = None,
+    task: ImportedTask | None = None,
     bases_dtype: Literal["bfloat16", "float16"] | None = None,
     alpha: float | None = None,
 ) -> int:
@@ -96,6 +96,7 @@ def convert(
     from randlora_pl.interop.imported import ImportPlan, check_base, load_decoder
     from randlora_pl.interop.peft import files as peft_files
     from randlora_pl.interop.peft import import_ as peft_import
+    from randlora_pl.tasks.restore import adopting
 
     adapter = peft_files.read(path, name) if source == "peft" else None
     if model is None:
@@ -113,7 +114,7 @@ def convert(
     trained = {} if adapter is None else adapter.task.get("arguments", {})  # of an adapter exported here
     written = adapter is not None and adapter.config.get("task_type") == "CAUSAL_LM" and task is None
     arguments: dict[str, Any] = {}  # of a decoder's task
-    if task == DECODER or written:
+    if task in TASKS or written:
         base, arguments = load_decoder(model, pretrained, trained)
     else:
         base = base_model.named(model, pretrained, trained.get("seed", 0), trained.get("img_size"))
@@ -129,7 +130,7 @@ def convert(
             "save_adapter(import_peft(PATH, model), OUTPUT)"
         )
     if arguments:
-        plan = ImportPlan(foreign, base, DECODER, arguments=arguments)
+        plan = ImportPlan(foreign, base, adopting("decoder"), arguments=arguments)
     else:
         plan = ImportPlan.make(foreign, base, adapter, task, list(classnames))
     ours = base.copy().model
@@ -138,7 +139,7 @@ def convert(
     saved = plan.save(ours, output)
     size = saved.stat().st_size if saved.is_file() else sum(file.stat().st_size for file in saved.iterdir())
     classes = f" of {len(plan.classnames)} classes" if plan.classnames else ""
-    print(f"{output}: {size:,} bytes{f', a {plan.task}{classes}' if plan.task else ''}")
+    print(f"{output}: {size:,} bytes{f', a {plan.task.__name__}{classes}' if plan.task else ''}")
     return plan.next(output)
 
 

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from torch import Tensor
 
 from randlora_pl.adapters import AdapterFile
-from randlora_pl.tasks.restore import prompts_of
+from randlora_pl.tasks.restore import prompts_of, task_class
 from randlora_pl.utils.adapter_schema import method_label
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_yaml
@@ -23,12 +23,6 @@ from randlora_pl.utils.text.formatting import byte_size
 
 _PLACE = "PATH"
 """Placeholder for paths on the author's machine."""
-
-_CALLS = {
-    "CausalLMTask": 'print(task.write(["a prompt"]))',
-    "TextClassificationTask": 'print(task.classnames, task.classify(["a text"]))',
-}
-_TAGS = {"CausalLMTask": "text-generation", "TextClassificationTask": "text-classification"}
 
 
 def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
@@ -46,6 +40,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
     frame = metadata.get("training", {}).get("frame")
     base, task = without_local_paths(file.config).get("base_model", {}), metadata.get("task")
     names, captions, method = metadata.get("classnames") or [], metadata.get("captions"), method_label(file.config)
+    kind = task_class(file)
     tag = None if not names else "zero-shot-image-classification" if captions else "image-classification"
     options = {name: value for name, value in file.adapter.options().items() if name in _SHOWN and value is not None}
     if isinstance(prompts := metadata.get("arguments", {}).get("prompts"), dict):
@@ -56,7 +51,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         base_model=found,
         base_model_relation="adapter" if found else None,
         license=licence,
-        pipeline_tag=_TAGS.get(str(task), tag),
+        pipeline_tag=getattr(kind, "pipeline_tag", tag),
         tags=["randlora-pl", *method.lower().split(" + "), "peft", str(base.get("library"))],
     )
     trained, note = _config(file, config)
@@ -71,7 +66,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         weights=str(base.get("weights_sha256_sampled") or "")[:12],
         parameters=_numbers(file.tensors) + _numbers(file.extra, "prompts."),
         layers=len(file.layers),
-        head=_numbers(file.extra) if task == "LinearHeadTask" else _numbers(file.extra, "decoupled."),
+        head=_numbers(file.extra, "" if kind is not None and kind.adopts == "linear head" else "decoupled."),
         task=task,
         prompts=" ".join(prompts_of(file).summary().split()).replace("|", "\\|"),
         images=ImageSpec.of_values(frame).summary() if frame else "",
@@ -79,7 +74,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         kind="captions" if captions else "classes",
         dataset=config.get("data", {}).get("dataset"),
         metrics=_metrics(file, results),
-        call=_CALLS.get(str(task)),
+        call=getattr(kind, "example", None),
         config=trained,
         config_note=note,
         licence=licence,

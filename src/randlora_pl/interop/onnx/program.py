@@ -112,7 +112,8 @@ def load_program(path: Path, part: str = "classifier") -> Program:
             f"{path} has no class names, so a classifier cannot be exported (no training run saved it). "
             f"For merged weights, run: randlora-pl adapter merge {path} --output FILE"
         )
-    if part == "text" and (kind := task_class(file)) is not None and not kind.has_text_tower:
+    kind = task_class(file)
+    if part == "text" and kind is not None and issubclass(kind, ImageTask) and not kind.has_text_tower:
         raise UserError(f"{path} has no text tower: it was trained with a linear head. Use --part classifier or image.")
     task = load_task(path, gradient_checkpointing=False)
     return make_program(task, part, task.frame)

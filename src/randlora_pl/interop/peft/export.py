@@ -31,6 +31,7 @@ from randlora_pl.interop.peft.files import TENSORS, PeftAdapter, base_name, writ
 from randlora_pl.interop.prompts import check_no_prompts
 from randlora_pl.interop.updates import adapted
 from randlora_pl.models import ModelIdentity
+from randlora_pl.tasks.restore import task_class
 from randlora_pl.utils.errors import UserError, first_line
 from randlora_pl.utils.files.weights_files import without_local_paths
 
@@ -247,7 +248,9 @@ def export_peft(
 
 def _classifier(file: AdapterFile, base: Base) -> str | None:
     """Return the timm layer that can hold an adapter's linear head, or None."""
-    if file.metadata.get("task") != "LinearHeadTask" or base.identity is None or base.identity.library != "timm":
+    kind = task_class(file)
+    linear = kind is not None and kind.adopts == "linear head"
+    if not linear or base.identity is None or base.identity.library != "timm":
         return None
     model: Any = base.copy().model
     name = model.default_cfg.get("classifier")
@@ -334,7 +337,7 @@ def to_peft(
         "layers_to_transform": None,
         "modules_to_save": modules or None,
         "revision": None,
-        "task_type": "CAUSAL_LM" if file.metadata.get("task") == "CausalLMTask" else None,
+        "task_type": None if (kind := task_class(file)) is None else kind.peft_type,
     }
     return PeftAdapter(common | config, {**tensors, **own}, task=task)
 

@@ -70,6 +70,12 @@ class CausalLMTask(TextTask):
 
     data_module = "randlora_pl.language.TextData"
     auto = "AutoModelForCausalLM"
+    pipeline_tag = "text-generation"
+    example = 'print(task.write(["a prompt"]))'
+    generates = True
+    adopts = "decoder"
+    peft_type = "CAUSAL_LM"
+    batch_size = 16
 
     name: str = field(default="Qwen/Qwen2-0.5B-Instruct", kw_only=False)
     """A model of the Hugging Face Hub, or a folder."""
@@ -256,8 +262,8 @@ class CausalLMTask(TextTask):
             if len(own) > 1:
                 self.log_dict(own)
 
-    def on_fit_start(self) -> None:
-        """Refuse samples that are longer than the model before the first step."""
+    def check_data(self) -> None:
+        """Refuse samples that are longer than the model."""
         lengths = getattr(self.data, "lengths", {}).get("train")
         if lengths is not None:
             check_positions(self.model, torch.ones(1, min(lengths.longest, lengths.cutoff), dtype=torch.int64))

@@ -1,7 +1,7 @@
 """Classification of texts with encoders: GLUE with RoBERTa (appendix B.1 of the paper)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ from randlora_pl.language.metrics import PredictionCollector, grades
 from randlora_pl.language.tasks.common import TextTask
 from randlora_pl.language.tokenization import collate_sentences, encode_sentences
 from randlora_pl.models.weights import evaluating
-from randlora_pl.tasks.optim import parameter_groups
+from randlora_pl.tasks.optim import Factor, parameter_groups
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Positive, Probability
 
@@ -42,6 +42,8 @@ class TextClassificationTask(TextTask):
     trained_head = True
     data_module = "randlora_pl.language.LabelledTexts"
     auto = "AutoModelForSequenceClassification"
+    pipeline_tag = "text-classification"
+    example = 'print(task.classnames, task.classify(["a text"]))'
     sentences = True
 
     name: str = field(default="FacebookAI/roberta-base", kw_only=False)
@@ -125,6 +127,14 @@ class TextClassificationTask(TextTask):
         """Return the classifier of transformers: encoder, adapter and head."""
         return self._whole[0]
 
+    def backbone_of(self, model: nn.Module) -> nn.Module:
+        """Return the encoder of a classifier."""
+        return split(model)[0]
+
+    def take_saved(self, metadata: Mapping[str, Any]) -> None:
+        """Take the classes."""
+        self.set_classes(metadata["classnames"])
+
     def head_tensors(self) -> dict[str, Tensor]:
         """Return the head's tensors by their names in the classifier."""
         return dict(self.head.state_dict(keep_vars=True))
@@ -137,10 +147,10 @@ class TextClassificationTask(TextTask):
             self.head.parameters(), self.head_learning_rate or 0.0, self.weight_decay, self.decay_vectors
         )
 
-    def configure_optimizers(self) -> Any:
-        """Return AdamW and its schedule; the warm-up is a fraction of the steps."""
+    def rate_factors(self, groups: Sequence[dict[str, Any]]) -> list[Factor]:
+        """Return the schedule of each group; the warm-up is a fraction of the steps."""
         self.warmup_steps = math.ceil(self.warmup_fraction * self.total_steps())
-        return super().configure_optimizers()
+        return super().rate_factors(groups)
 
     def class_logits(self, batch: dict[str, Any]) -> Tensor:
         """Return logits (b, classes) float32, or scores (b, 1)."""

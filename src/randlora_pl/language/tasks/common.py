@@ -1,13 +1,17 @@
 """Base of the tasks on texts: learning rates, targets, the tokenizer, and the identity of the base model."""
 
+from collections.abc import Mapping
 from dataclasses import field
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import torch
 from torch import nn
 
 from randlora_pl.adapters import Adapter
-from randlora_pl.language.loading import RANDOM, checkpoint_blocks, identity_name, set_checkpointing_mode
+from randlora_pl.language.catalog import KNOWN
+from randlora_pl.language.loading import RANDOM, checkpoint_blocks, identity_name, model_config, set_checkpointing_mode
 from randlora_pl.language.tokenization import BYTES, load_tokenizer
 from randlora_pl.models import ModelIdentity
 from randlora_pl.tasks.base import AdaptationTask
@@ -20,11 +24,16 @@ class TextTask(AdaptationTask):
 
     Attributes:
         auto: Name of the class of transformers that loads the whole model again.
+        pipeline_tag: What a model does, by the Hub's names.
+        example: Call of a loaded task, for a model card.
+        generates: True if it writes texts.
+        batch_size: Texts at a time in a prediction, as in a test.
         sentences: True if the byte tokenizer sets its end of text around and between sentences.
     """
 
-    auto = ""
-    sentences = False
+    auto = pipeline_tag = example = ""
+    sentences = generates = False
+    batch_size = 64
 
     name: str = field(kw_only=False)
     """A model of the Hugging Face Hub, or a folder."""
@@ -69,6 +78,32 @@ class TextTask(AdaptationTask):
         """Return the identity of the base model."""
         seed = self.seed if self.pretrained == RANDOM else None
         return ModelIdentity("transformers", identity_name(self.name), self.pretrained or self.name, None, seed)
+
+    def on_meta(self) -> tuple[nn.Module, list[str] | None] | None:
+        """Return the backbone without values and head, and its targets; None if its config needs the network.
+
+        Raises:
+            UserError: The extra is missing, or an option of the model is wrong.
+        """
+        source = self.pretrained or self.name
+        if self.pretrained == RANDOM or Path(source).is_dir():
+            config = model_config(self.name, self.pretrained, self.config_overrides)
+        elif source in KNOWN:
+            config = model_config(source, RANDOM, None)
+        else:
+            return None
+        import transformers
+
+        with torch.device("meta"):
+            model: Any = getattr(transformers, self.auto).from_config(config)
+        return self.backbone_of(model), self.default_targets(model)
+
+    def backbone_of(self, model: nn.Module) -> nn.Module:
+        """Return the backbone of a model of transformers, without its head."""
+        return model
+
+    def take_saved(self, metadata: Mapping[str, Any]) -> None:
+        """Take from the metadata of an adapter file what the backbone needs."""
 
     def completed(self, backbone: nn.Module) -> Any:
         """Return the model of transformers around a new backbone."""

@@ -1,22 +1,11 @@
-"""From an adapter file back to a decoder or an encoder; and a task's backbone on the meta device, without weights."""
+"""From an adapter file back to a decoder or an encoder."""
 
 from pathlib import Path
-from typing import Any, get_args
-
-import torch
-from torch import nn
+from typing import Any
 
 from randlora_pl.adapters import AdapterFile, read_adapter
-from randlora_pl.language.catalog import KNOWN
-from randlora_pl.language.loading import RANDOM, model_config, split
-from randlora_pl.language.tasks.causal_lm import CausalLMTask
-from randlora_pl.language.tasks.classification import TextClassificationTask
+from randlora_pl.language.tasks.common import TextTask
 from randlora_pl.tasks.restore import make_ready, make_task
-
-LanguageTask = CausalLMTask | TextClassificationTask
-"""The tasks on texts."""
-
-TASKS: dict[str, type[LanguageTask]] = {task.__name__: task for task in get_args(LanguageTask)}
 
 
 def load_language_task(folder: str | Path, **overrides: Any) -> Any:
@@ -37,7 +26,7 @@ def load_language_task(folder: str | Path, **overrides: Any) -> Any:
     return make_ready(plain_task(file, **overrides), file)
 
 
-def plain_task(file: AdapterFile, dequantized: bool = False, **overrides: Any) -> LanguageTask:
+def plain_task(file: AdapterFile, dequantized: bool = False, **overrides: Any) -> TextTask:
     """Return the task of an adapter, before its backbone is built; on request without quantization.
 
     Raises:
@@ -45,28 +34,6 @@ def plain_task(file: AdapterFile, dequantized: bool = False, **overrides: Any) -
     """
     if dequantized and file.metadata.get("arguments", {}).get("quantize"):
         overrides["quantize"] = None
-    task = make_task(file, TASKS, overrides)
-    if isinstance(task, TextClassificationTask):
-        task.set_classes(file.metadata["classnames"])
+    task = make_task(file, TextTask, "texts", overrides)  # type: ignore[type-abstract]
+    task.take_saved(file.metadata)
     return task
-
-
-def meta_backbone(task: LanguageTask) -> nn.Module | None:
-    """Build a language task's backbone without values and head; None if its config needs the network.
-
-    Raises:
-        UserError: The extra is missing, or an option of the model is wrong.
-    """
-    source = task.pretrained or task.name
-    if task.pretrained == RANDOM or Path(source).is_dir():
-        config = model_config(task.name, task.pretrained, task.config_overrides)
-    elif source in KNOWN:
-        config = model_config(source, RANDOM, None)
-    else:
-        return None
-    import transformers
-
-    with torch.device("meta"):
-        model: Any = getattr(transformers, task.auto).from_config(config)
-    backbone: nn.Module = split(model)[0] if isinstance(task, TextClassificationTask) else model
-    return backbone

@@ -20,6 +20,7 @@ import yaml
 
 from randlora_pl.run.options.classes import options_of, task_of
 from randlora_pl.run.options.shipped import find_config
+from randlora_pl.tasks import DEFAULT
 from randlora_pl.utils.errors import UserError, brief, errors_in
 from randlora_pl.utils.files.documents import parse_yaml
 from randlora_pl.utils.files.run_files import find_adapter, find_run
@@ -409,7 +410,7 @@ def _remove(command: Command, key: str) -> None:
     del command.typed[place : place + 2]
 
 
-DEFAULTS: Tree = {"model": {"class_path": "VisionLanguageTask"}}
+DEFAULTS: Tree = {"model": {"class_path": DEFAULT}}
 
 
 def nested(options: Tree) -> Tree:

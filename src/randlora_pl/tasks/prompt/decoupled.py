@@ -1,7 +1,7 @@
 """Second heads beside the similarities, and DePT: a linear probe on shifted features (arXiv 2309.07439)."""
 
 from abc import abstractmethod
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,10 @@ class SecondHeadOptions(Described):
     """Options of a second head.
 
     Attributes:
-        rate_factor: Learning rate, as a multiple of the prompts'; 0 if nothing trains.
+        why_not_linear: Why no linear head has the logits of both heads.
     """
 
+    why_not_linear: ClassVar[str]
     rate_factor: float = 1.0
     """Learning rate of the second head, as a multiple of the prompts'."""
 
@@ -50,6 +51,8 @@ class DePT(SecondHeadOptions):
     Examples:
         >>> task = PromptTask("tiny", prompts=MaPLe(depth=2), head=DePT())
     """
+
+    why_not_linear = "DePT adds the logits of two heads, which no library does"
 
     weight: Annotated[float, Fraction] = 0.7
     """Share of the second head."""

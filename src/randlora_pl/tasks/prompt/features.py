@@ -18,7 +18,8 @@ from randlora_pl.utils.options import Count
 class PromptedClip(ClipTask):
     """CLIP model whose texts and images have learned prompts; all classes are encoded."""
 
-    runs_blocks = True
+    runs_blocks = names_others = True
+    from_lora = False
 
     prompts: PromptLearner = CoOp()
     """The prompt learner and its options."""

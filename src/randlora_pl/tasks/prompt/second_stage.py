@@ -30,19 +30,18 @@ class TwoStages(PromptedClip):
         super().__post_init__()
         self.classifier: nn.Parameter | None = None
 
-    def configure_model(self) -> None:
-        """Build the model (see `AdaptationTask`).
+    def check_built(self) -> None:
+        """Refuse a method that changes what trains during the training, beside a second stage.
 
         Raises:
-            UserError: The method changes what trains during the training, and there is a second stage.
+            UserError: There are both.
         """
-        super().configure_model()
         if self.classifier is not None and self.report.procedure is not None:
             raise UserError(f"classifier_steps ends the training of {self.adapter.method()}'s procedure; use LoRA.")
 
-    def on_train_start(self) -> None:
+    def begin(self) -> None:
         """Start with an empty classifier; the first step of the stage fills it."""
-        super().on_train_start()
+        super().begin()
         if self.classifier is not None and self.trainer.global_step <= self._first_steps():
             nn.init.zeros_(self.classifier)
 
@@ -121,7 +120,7 @@ class TwoStages(PromptedClip):
         bias = logit_bias(self.model)
         return [] if bias is None or self.loss_batch != "all" or not bias.requires_grad else [bias]
 
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
+    def drop_unused(self, optimizer: Any) -> None:
         """Drop the gradients of what does not train in this stage, so that the optimizer leaves it alone."""
         for bias in self._cancelled():
             bias.grad = None

@@ -226,13 +226,13 @@ class PromptTask(TwoStages):
             groups += parameter_groups([self.classifier], own_rate, self.weight_decay, True)
         return groups
 
-    def on_train_start(self) -> None:
+    def begin(self) -> None:
         """Drop the features of a loaded file, and fill the second head.
 
         Raises:
             UserError: A second head or a classifier is of other classes.
         """
-        super().on_train_start()
+        super().begin()
         self._check_own()
         self.saved_head, self.teacher = False, None
         if self.decoupled is not None:

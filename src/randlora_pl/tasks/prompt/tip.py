@@ -42,6 +42,8 @@ class TipAdapter(SecondHeadOptions):
         >>> task = PromptTask("tiny", prompts=Fixed(), head=TipAdapter())
     """
 
+    why_not_linear = "TipAdapter compares an image with training images, which no linear head can"
+
     rate_factor: Annotated[float, NotNegative] = 1.0
     """Learning rate of the keys, as a multiple of the prompts'. 0 is Tip-Adapter without training."""
     alpha: Annotated[float, NotNegative] = 1.0
