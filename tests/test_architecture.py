@@ -89,10 +89,8 @@ def test_tasks_and_their_parts_are_named_in_their_folders_alone() -> None:
     own = {name for option in ("model", "model.head", "model.regulation") for name in classes(option)}
     export = "randlora_pl.language"
     inside = ("randlora_pl.tasks", "randlora_pl.language.tasks", "randlora_pl.lab.")
-    others = {
-        name: {*names_in(tree_of(name))} & own for name in FILES if not name.startswith(inside) and name != export
-    }
-    assert {name: found for name, found in others.items() if found} == {}
+    others = [name for name in FILES if not name.startswith(inside) and name != export]
+    assert {name: found for name in others if (found := {*names_in(tree_of(name))} & own)} == {}
 
 
 def test_a_task_leaves_the_steps_of_lightning_to_the_one_module() -> None:
