@@ -27,6 +27,7 @@ from randlora_pl.data.schedule import (
     TrainSchedule,
     class_weights,
     remarks,
+    samples_drawn,
 )
 from randlora_pl.data.sources import ArrayImages, FileImages
 from randlora_pl.data.splits import search_parts
@@ -297,8 +298,8 @@ class PlannedData(Declared, LightningDataModule):
     def _plan(
         self,
         samples: int,
-        drawn: Callable[[int], int],
-        labels: Tensor | None = None,
+        labels: Tensor | None,
+        least: int = 0,
         keys: NDArray[np.int64] | None = None,
         groups: NDArray[np.int64] | None = None,
     ) -> None:
@@ -306,21 +307,25 @@ class PlannedData(Declared, LightningDataModule):
 
         Args:
             samples: Number of training samples.
-            drawn: Function that returns how many samples the run draws, from the number of samples to draw from.
             labels: int64 (samples,), classes; None without classes.
+            least: Minimum number of batches per epoch.
             keys: int64 (samples,), hashes of the samples' keys. Default: their indices.
             groups: int64 (samples,), groups that the search does not separate.
         """
         task = None if self.trainer is None else self.trainer.lightning_module
         self.search_plans, self._search_batches = {}, {}
-        if getattr(getattr(task, "adapter", None), "searches", False) is not True:
-            self.plan = self._order(None, samples, drawn(samples), labels)
-            return
-        classes = np.zeros(samples, dtype=np.int64) if labels is None else labels.numpy()
-        keys = np.arange(samples) if keys is None else keys
-        train, search = map(torch.from_numpy, search_parts(classes, keys, self.search_fraction, self.seed, groups))
-        self.plan = self._order(train, len(train), drawn(len(train)), labels)
-        for part, chosen in (("search", search), ("train", train)):
+        parts: dict[str, Tensor] = {}
+        if getattr(getattr(task, "adapter", None), "searches", False) is True:
+            classes = np.zeros(samples, dtype=np.int64) if labels is None else labels.numpy()
+            keys = np.arange(samples) if keys is None else keys
+            train, search = search_parts(classes, keys, self.search_fraction, self.seed, groups)
+            parts, samples = {"search": torch.from_numpy(search), "train": torch.from_numpy(train)}, len(train)
+        if self.steps is None:
+            drawn = samples_drawn(samples, self.epochs or 0, self.global_batch, least)
+        else:
+            drawn = self.steps * self.global_batch
+        self.plan = self._order(parts.get("train"), samples, drawn, labels)
+        for part, chosen in parts.items():
             size = self.batch_size * self._world
             plan = self._order(chosen, len(chosen), self.plan.steps * size, labels)
             self.search_plans[part] = replace(plan, global_batch=size, stream=f"search/{part}")

@@ -24,7 +24,6 @@ from randlora_pl.data import splits
 from randlora_pl.data.catalog.registry import MOST_VALIDATION_SHOTS
 from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.readers.dispatch import Samples, read
-from randlora_pl.data.schedule import samples_drawn
 from randlora_pl.data.sources import WHITE, ArrayImages, Color, EncodedImages, Images
 from randlora_pl.data.splits import labels_of, of_half, read_draw, shots_of
 from randlora_pl.data.validate import is_draw
@@ -337,16 +336,6 @@ class ImageSplits:
     def usual_epochs(self) -> int:
         """Default number of passes over the training images."""
         return FEW_SHOT_EPOCHS if self.few else self.row.epochs
-
-    def samples_drawn(self, count: int, global_batch: int, steps: int | None, epochs: int | None, least: int) -> int:
-        """Return the samples that a run draws from ``count``: ``steps`` batches, or ``epochs``.
-
-        Epochs have at least ``least`` batches for few-shot and own sets.
-        """
-        if epochs is None:
-            return (steps or 0) * global_batch
-        extend = self.few or self.row.own
-        return samples_drawn(count, epochs, global_batch, least if extend else 0)
 
     @property
     def _draws_from_val(self) -> bool:

@@ -181,9 +181,9 @@ class ImageData(PlannedData):
                 if not self.typed_templates and first.templates:
                     self.templates = list(first.templates)
             if stage in ("fit", None):
-                train, length = self.samples("train"), (self.steps, self.epochs, self.min_batches_per_epoch)
-                drawn = lambda count: self.splits.samples_drawn(count, self.global_batch, *length)  # noqa: E731
-                self._plan(len(train), drawn, torch.from_numpy(train.labels), train.numbers, train.groups)
+                train = self.samples("train")
+                least = self.min_batches_per_epoch if self.splits.few or self.row.own else 0
+                self._plan(len(train), torch.from_numpy(train.labels), least, train.numbers, train.groups)
             if stage in ("fit", "validate", None):
                 self.samples("val")
             if stage in ("test", "predict", None):

@@ -288,8 +288,7 @@ def of_half(samples: Samples, half: str) -> Samples:
         return samples
     kept = labels_of(len(samples.classes), half)
     part = samples.subset(np.flatnonzero((samples.labels >= kept.start) & (samples.labels < kept.stop)))
-    found = replace(part, labels=part.labels - kept.start, classes=samples.classes[kept.start : kept.stop])
-    return found.numbered(part.numbers) if "numbers" in vars(part) else found
+    return replace(part, labels=part.labels - kept.start, classes=samples.classes[kept.start : kept.stop])
 
 
 LARGEST = 1 << 26

@@ -10,7 +10,7 @@ from torch import Tensor
 from randlora_pl.data.base import BatchSize, Part, PlannedData, word_part
 from randlora_pl.data.catalog.registry import default_root
 from randlora_pl.data.loader import Loader
-from randlora_pl.data.schedule import TrainSchedule, samples_drawn
+from randlora_pl.data.schedule import TrainSchedule
 from randlora_pl.data.validate import check_run
 from randlora_pl.language import glue, text_files
 from randlora_pl.language.batches import Sentences, TextEvalBatches, TextSamples, TextTrainBatches, Tokens
@@ -107,9 +107,7 @@ class TokenData(PlannedData):
             self.read(learns, tests)
         self._compare(self.parts)
         if stage in ("fit", None):
-            steps, epochs, size = self.steps, self.epochs or 0, self.global_batch
-            drawn = lambda count: samples_drawn(count, epochs, size) if steps is None else steps * size  # noqa: E731
-            self._plan(len(self._held["train"]), drawn, self._labels())
+            self._plan(len(self._held["train"]), self._labels())
 
     def train_dataloader(self) -> Loader:
         """Return the training batches of this rank, from the trainer's optimizer step on."""

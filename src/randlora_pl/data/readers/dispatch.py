@@ -50,6 +50,7 @@ class Samples:
         classes: Class names found by the reader.
         groups: int64 (n,), at least 0: samples of one group stay in one split; None for one group per sample.
         templates: Prompt templates found beside the images, if any.
+        known_numbers: `numbers` if they are known: hashing a million keys takes a second.
     """
 
     images: Images
@@ -59,6 +60,7 @@ class Samples:
     classes: tuple[str, ...]
     groups: NDArray[np.int64] | None = None
     templates: tuple[str, ...] = ()
+    known_numbers: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -66,20 +68,14 @@ class Samples:
     @cached_property
     def numbers(self) -> NDArray[np.int64]:
         """Hash of each key, int64 (n,), independent of the other keys."""
-        return numbers_of(self.keys)
+        return numbers_of(self.keys) if self.known_numbers is None else self.known_numbers
 
     def subset(self, chosen: NDArray[np.int64]) -> "Samples":
         """Return the samples at the given indices, in their order."""
         keys = self.keys.take(chosen) if isinstance(self.keys, Strings) else [self.keys[n] for n in chosen.tolist()]
         groups = None if self.groups is None else self.groups[chosen]
-        part = replace(self, rows=self.rows[chosen], labels=self.labels[chosen], keys=keys, groups=groups)
-        # a million keys take a second to hash, and each split is a subset
-        return part.numbered(self.numbers[chosen]) if "numbers" in vars(self) else part
-
-    def numbered(self, numbers: NDArray[np.int64]) -> "Samples":
-        """Return these samples with known `numbers`."""
-        vars(self)["numbers"] = numbers
-        return self
+        numbers, rows, labels = self.numbers[chosen], self.rows[chosen], self.labels[chosen]
+        return replace(self, rows=rows, labels=labels, keys=keys, groups=groups, known_numbers=numbers)
 
 
 def numbers_of(keys: Sequence[str]) -> NDArray[np.int64]:

@@ -174,8 +174,8 @@ def samples_of(found: Found, home: Path, classes: Sequence[str]) -> Samples:
         log.warning("%s", note)
     images = FileImages(PathsBelow(home, found.texts.get("paths", found.texts["keys"])))
     labels = found.columns["labels"]
-    samples = Samples(images, np.arange(len(labels)), labels, found.texts["keys"], tuple(classes))
-    return samples.numbered(found.columns["numbers"])
+    keys, numbers = found.texts["keys"], found.columns["numbers"]
+    return Samples(images, np.arange(len(labels)), labels, keys, tuple(classes), known_numbers=numbers)
 
 
 def _save(path: Path, recipe: Sequence[str], found: Found, seen: Mapping[str, Stamp]) -> bool:

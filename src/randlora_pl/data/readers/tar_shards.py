@@ -275,8 +275,8 @@ def shards(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     prompts = tuple(template.replace("{c}", "{}") for template in templates)  # {c}: as in clip-benchmark's files
     with errors_in(shard_paths.beside):
         check_templates(prompts or None, captions=False)
-    samples = Samples(images, rows, labels, keys, tuple(classes), templates=prompts)
-    return samples.numbered(found.columns["numbers"])
+    numbers = found.columns["numbers"]
+    return Samples(images, rows, labels, keys, tuple(classes), templates=prompts, known_numbers=numbers)
 
 
 def index_all(root: Path) -> None:
