@@ -12,7 +12,7 @@ from torch import Tensor
 
 from randlora_pl.adapters.spectrum import spectrum, truncated
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.rank_or_error import check_rank_or_error
+from randlora_pl.utils.options import check_rank_or_error
 from tests.support.products import in_one_item
 
 

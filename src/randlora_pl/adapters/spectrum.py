@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.rank_or_error import check_rank_or_error
+from randlora_pl.utils.options import check_rank_or_error
 
 
 @dataclass(frozen=True)

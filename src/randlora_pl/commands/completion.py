@@ -49,6 +49,7 @@ def _add(commands: Any, typed: str, name: str) -> None:
     """Add the parser of a command to the commands or to a group."""
     parents = [_parser_of(name)]
     for action in parents[0]._actions:
+        action.help = _plain(action.help or "")
         if action.dest in _PATHS or action.metavar in ("ADAPTER", "DIR", "FILE", "PATH", "RUN", "[NAME=]PATH"):
             action.complete = _FILE  # type: ignore[attr-defined]
         elif action.metavar == "CONFIG":

@@ -1,7 +1,6 @@
 """``fit``, ``validate`` and ``test``, and their help pages: the application's own options first, on one screen."""
 
 import argparse
-import re
 import sys
 import textwrap
 from collections.abc import Iterable
@@ -184,7 +183,7 @@ def parser(verb: str) -> argparse.ArgumentParser:
     for name in dict.fromkeys([*named, *FOLDER_OPTIONS[verb], *sorted(IN_CONFIGS), *options]):
         option = options.get(name)
         choices = ["true", "false"] if option and option.kind is bool else literal_words(option.type) if option else []
-        text = re.sub(r"[^\w ,()/=+-]", "", option.sentence) if option else ""  # no signs that shells and argparse read
+        text = option.sentence if option else ""
         made.add_argument(f"--{name}", choices=list(dict.fromkeys(named.get(name, choices))) or None, help=text)
     for name in ("--help", "--help-all", "--print_config", *(["--dry-run"] if verb == "fit" else [])):
         made.add_argument(name, action="store_true")
@@ -192,5 +191,4 @@ def parser(verb: str) -> argparse.ArgumentParser:
 
 
 def _options(kinds: Iterable[type]) -> dict[str, Option]:
-    """Return the options of several classes."""
     return {name: option for kind in kinds for name, option in options_of(kind).items()}

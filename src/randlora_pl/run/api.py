@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 
 from randlora_pl.adapters import Adapter
 from randlora_pl.adapters.registry import check_loads_again
+from randlora_pl.run.options.classes import plain
 from randlora_pl.run.options.compose import flatten, nested, normalize
 from randlora_pl.run.session import run_fit
 from randlora_pl.tasks import AdaptationTask
@@ -73,28 +74,9 @@ def fit(*configs: str | os.PathLike[str] | Mapping[str, Any], adapter: Adapter |
         else:
             words += ["--config", os.fspath(config)]
     if adapter is not None:
-        words += ["--model.adapter", json.dumps(_as_class(adapter))]
+        if not isinstance(adapter, Adapter):
+            raise UserError(f"adapter is {brief(adapter)}: give a method such as RandLoRA(rank=6).")
+        check_loads_again(adapter)
+        words += ["--model.adapter", json.dumps(plain(adapter))]
     app = run_fit(words)
     return RunResult(app.folder, read_results(app.folder), app.model, app.datamodule)
-
-
-def _as_class(adapter: Adapter) -> dict[str, Any]:
-    """Return an adapter as a config describes it, with every option.
-
-    Raises:
-        UserError: The value is not an adapter, or a file of it could not be loaded again.
-    """
-    if not isinstance(adapter, Adapter):
-        raise UserError(f"adapter is {brief(adapter)}: give a method such as RandLoRA(rank=6).")
-    check_loads_again(adapter)
-    described: dict[str, Any] = _node(adapter.describe())
-    return described
-
-
-def _node(value: Any) -> Any:
-    """Return a description with each method in it as ``class_path`` and ``init_args``."""
-    if isinstance(value, list):
-        return [_node(each) for each in value]
-    if not (isinstance(value, dict) and value.keys() == {"method", "options"}):
-        return value
-    return {"class_path": value["method"], "init_args": {name: _node(each) for name, each in value["options"].items()}}

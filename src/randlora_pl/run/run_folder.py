@@ -309,11 +309,7 @@ def locked(folder: Path) -> Iterator[SoftFileLease]:
 
 
 def _take(lease: SoftFileLease, folder: Path) -> str:
-    """Acquire a lease as soon as its owner is dead.
-
-    Raises:
-        UserError: The owner renews it, or another process was faster.
-    """
+    """Acquire a lease as soon as its owner is dead."""
     first: tuple[int, int] | None = None
     for look in range(round(2 * leases.LEASE / _LOOK)):
         try:

@@ -219,11 +219,7 @@ def _evaluated(app: App, run: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _check_losses(metrics: dict[str, Any], adapter: Path | None) -> None:
-    """Refuse metrics of outputs that are not numbers.
-
-    Raises:
-        UserError: A loss is infinite or not a number.
-    """
+    """Refuse metrics of outputs that are not numbers."""
     losses = torch.tensor([value for name, value in metrics.items() if name.endswith("/loss")])
     if adapter is not None:
         check_numbers(losses, adapter)

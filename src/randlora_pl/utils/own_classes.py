@@ -62,11 +62,7 @@ def imported(name: str, where: str) -> ModuleType:
 
 
 def _add_working_folder(top: str, where: str) -> None:
-    """Append the working folder to the path, where it hides no installed package.
-
-    Raises:
-        UserError: An installed package hides a file of the working folder.
-    """
+    """Append the working folder to the path, where it hides no installed package."""
     folder = Path.cwd()
     if not {"", str(folder)} & set(sys.path):
         sys.path.append(str(folder))

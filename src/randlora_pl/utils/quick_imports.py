@@ -25,7 +25,6 @@ DEFERRED = (
 
 
 def _imported(module: str) -> Any:
-    """Import a module in place of its stand-in."""
     if isinstance(sys.modules.get(module), _Deferred):
         del sys.modules[module]
     return import_module(module)

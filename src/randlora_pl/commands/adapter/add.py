@@ -10,8 +10,7 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import refuse_inputs
 from randlora_pl.utils.files.weights_files import register_weights
 from randlora_pl.utils.option_types import Adapter, Overwrite, Weights
-from randlora_pl.utils.options import Finite
-from randlora_pl.utils.rank_or_error import check_rank_or_error
+from randlora_pl.utils.options import Finite, check_rank_or_error
 
 
 def add(

@@ -13,8 +13,8 @@ from randlora_pl.utils.files.atomic_output import refuse_inputs
 from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.files.weights_files import local_name, register_weights
 from randlora_pl.utils.option_types import Adapter, Overwrite, Weights
+from randlora_pl.utils.options import check_rank_or_error
 from randlora_pl.utils.own_classes import import_words
-from randlora_pl.utils.rank_or_error import check_rank_or_error
 
 if TYPE_CHECKING:
     from randlora_pl.adapters import AdapterFile

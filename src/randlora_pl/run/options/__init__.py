@@ -1,1 +1,1 @@
-"""Configs of a run: composition, validation with near matches, bundled configs; no PyTorch."""
+"""Configs of a run: composition, classes and their options, mistakes with near names, bundled configs."""

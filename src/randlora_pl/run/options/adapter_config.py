@@ -138,7 +138,6 @@ def _check_methods(adapter: "Adapter", file: Path) -> None:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield the texts in a value."""
     if isinstance(value, str):
         yield value
     for each in value if isinstance(value, list) else value.values() if isinstance(value, dict) else ():
@@ -221,11 +220,7 @@ def adapter_config(folder: Path) -> Tree:
 
 
 def _check_no_class(value: Any, file: Path) -> None:
-    """Refuse class names, also in dotted keys and in texts that the parser of options would read as YAML.
-
-    Raises:
-        UserError: There is one.
-    """
+    """Refuse class names, also in dotted keys and in texts that the parser of options would read as YAML."""
     if isinstance(value, str):
         read = parse_value(value)
         value = read if isinstance(read, dict | list) else ()

@@ -59,11 +59,7 @@ def images_in(root: Path, named: str | None = None) -> str:
 
 
 def _texts_in(root: Path, labelled: bool) -> str | None:
-    """Return the format of a user's own texts, None for other files.
-
-    Raises:
-        UserError: There are files of two formats.
-    """
+    """Return the format of a user's own texts, None for other files."""
     kinds = ("jsonl", "csv") if labelled else ("jsonl",)
     found = [kind for kind in kinds if root.suffix == f".{kind}" or (root / f"train.{kind}").is_file()]
     if len(found) > 1:
@@ -109,11 +105,7 @@ def check_loggers(names: str | list[str]) -> None:
 
 
 def _check_root(row: DatasetSpec | None, typed: Any) -> None:
-    """Refuse a path of the data that does not exist.
-
-    Raises:
-        UserError: The path is missing; the message has the files to expect.
-    """
+    """Refuse a path of the data that does not exist."""
     root = default_root() if typed is None else root_of(str(typed))
     if row is not None and not row.own:
         if not present(row, root):

@@ -404,7 +404,6 @@ def _take_nulls(command: Command) -> None:
 
 
 def _remove(command: Command, key: str) -> None:
-    """Remove a typed option."""
     del command.values[key]
     place = next(n for n, word in enumerate(command.typed) if is_option(word) and short_name(word) == key)
     del command.typed[place : place + 2]

@@ -162,11 +162,7 @@ def _check_flags(typed: str) -> None:
 
 
 def _check_trainer(flat: dict[str, Any]) -> None:
-    """Refuse numbers that Lightning accepts and fails at, or that would start thousands of processes.
-
-    Raises:
-        UserError: An option is out of range; the message names it.
-    """
+    """Refuse numbers that Lightning accepts and fails at, or that would start thousands of processes."""
     parts = flat.get("trainer.accumulate_grad_batches")
     if isinstance(parts, int) and not 1 <= parts <= MOST_PARTS:
         raise UserError(
@@ -186,11 +182,7 @@ def _check_trainer(flat: dict[str, Any]) -> None:
 
 
 def _check_dataset(task: "type[AdaptationTask] | None", typed: Any) -> None:
-    """Refuse an unknown dataset.
-
-    Raises:
-        UserError: The dataset is unknown; near names are suggested.
-    """
+    """Refuse an unknown dataset."""
     if typed is None:
         return
     dataset = str(typed)
@@ -204,11 +196,7 @@ def _check_dataset(task: "type[AdaptationTask] | None", typed: Any) -> None:
 
 
 def _check_monitor(task: "type[AdaptationTask] | None", flat: dict[str, Any]) -> None:
-    """Refuse a metric that no validation logs; a callback of the user, and captions, may have others.
-
-    Raises:
-        UserError: The metric is unknown; near ones are suggested.
-    """
+    """Refuse a metric that no validation logs; a callback of the user, and captions, may have others."""
     monitor, row = str(flat.get("checkpoint.monitor", "val/loss")), CATALOG.get(str(flat.get("data.dataset")))
     if task is None or flat.get("trainer.callbacks") or (row and row.captions):
         return
@@ -352,11 +340,7 @@ def check_value(command: Command, key: str, option: Option, value: Any) -> Any:
 
 
 def _check_yaml(key: str, typed: str) -> None:
-    """Refuse a list or mapping that is not YAML.
-
-    Raises:
-        UserError: It is not; the message has the right quotes for a pattern.
-    """
+    """Refuse a list or mapping that is not YAML."""
     try:
         parse_yaml(typed)
     except yaml.YAMLError as error:
