@@ -45,7 +45,7 @@ from randlora_pl.run.command import find_lora
 from randlora_pl.run.error_messages import build_error, parse_error
 from randlora_pl.run.options.choices import check_loggers
 from randlora_pl.run.options.classes import RunOptions, classes, data_class, options_of, task_of
-from randlora_pl.run.options.compose import CLASSES, Command, Tree
+from randlora_pl.run.options.compose import CLASSES, Command
 from randlora_pl.run.parallel.sharding import with_devices, with_strategy
 from randlora_pl.run.run_folder import missing_folders, new_folder, planned_name, remove_folder
 from randlora_pl.tasks import AdaptationTask
@@ -71,18 +71,11 @@ class RunParser(LightningArgumentParser):
         raise parse_error(message, ex) from ex
 
 
-def with_defaults(tree: Tree) -> Tree:
-    """Return the config with every option of the adapter, the prompts, and what else is an object, written out.
-
-    Missing options would otherwise come from the task's default object, even for another class.
-    """
-    for option in (option for option in CLASSES if option.count(".") == 1):
-        _write_defaults(tree["model"].get("init_args", {}).get(option.partition(".")[2]), option)
-    return tree
-
-
 def _write_defaults(node: Any, option: str) -> None:
-    """Write every option of a class into its part of the config."""
+    """Write every option of a class into its part of the config.
+
+    Missing ones would otherwise come from the task's default object, even for another class.
+    """
     if not isinstance(node, dict):
         return
     module, _, name = node["class_path"].rpartition(".")
@@ -111,22 +104,6 @@ def _whole_numbers_first(parser: LightningArgumentParser) -> None:
         kinds = get_args(getattr(action, "_typehint", None))
         if float in kinds and int in kinds:
             action._typehint = Union[(int, *(kind for kind in kinds if kind is not int))]  # type: ignore[attr-defined]
-
-
-def _validation(config: dict[str, Any], callbacks: list[Callback]) -> list[Callback]:
-    """Return the default callbacks that validate and end a training.
-
-    Args:
-        config: Options of the trainer.
-        callbacks: With the run's `AdapterCheckpoint`.
-    """
-    kept = next(callback for callback in callbacks if isinstance(callback, AdapterCheckpoint))
-    found: list[Callback] = []
-    if config["val_check_interval"] is None and config["check_val_every_n_epoch"] == 1:
-        found.append(ValidationSchedule())
-    if kept.patience is not None:
-        found.append(Patience(kept.monitor, kept.mode, kept.patience))
-    return found
 
 
 class _Latest(Callback):
@@ -169,7 +146,9 @@ class App(LightningCLI):
         self._made: list[Path] = []
         # The text below each option; reading it takes most of a second.
         set_parsing_settings(docstring_parse_attribute_docstrings="--help" in command.typed)
-        text = json.dumps(with_defaults(command.config), ensure_ascii=False)  # JSON writes 17 bits as two halves
+        for option in (option for option in CLASSES if option.count(".") == 1):
+            _write_defaults(command.config["model"].get("init_args", {}).get(option.partition(".")[2]), option)
+        text = json.dumps(command.config, ensure_ascii=False)  # its own escapes are two halves beyond 16 bits
         text = re.sub("[^ -~]", lambda letter: f"\\U{ord(letter[0]):08x}", text)
         super().__init__(
             AdaptationTask,
@@ -241,7 +220,12 @@ class App(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         own: list[Callback] = [PerClass(), Figures(), Gates(), WrittenAnswers()]
         if self.command.verb == "fit":
-            own += [*_validation(config, callbacks), StartSummary(self.dry), PeakMemory(), Throughput()]
+            if config["val_check_interval"] is None and config["check_val_every_n_epoch"] == 1:
+                own.append(ValidationSchedule())
+            kept = next(callback for callback in callbacks if isinstance(callback, AdapterCheckpoint))
+            if kept.patience is not None:
+                own.append(Patience(kept.monitor, kept.mode, kept.patience))
+            own += [StartSummary(self.dry), PeakMemory(), Throughput()]
             own += [NonFiniteLoss(), Termination(), StepNumbers()]
         else:
             callbacks = []  # checkpoint, spectrum and the like belong to a training
