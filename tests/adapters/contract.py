@@ -174,12 +174,12 @@ def the_update_is_the_slow_loop_over_the_formula(method: str, kind: str) -> None
         weight = layer.base_weight
         if method in UNFIXED:
             x = torch.randn(7, weight.shape[1])
-            assert_close(layer.delta.linear(x, weight, None).double(), adapted_outputs(layer.delta, x, weight), 1e-5)
+            assert_close(layer.delta.add(x, weight, None).double(), adapted_outputs(layer.delta, x, weight), 1e-5)
             return
         assert_close(layer.delta.effective_weight(weight).double(), adapted_weight(layer.delta, weight), 1e-5)
         # The fast path must say the same as the definition.
         x = torch.randn(7, weight.shape[1])
-        assert_close(layer.delta.linear(x, weight, None), F.linear(x, layer.delta.effective_weight(weight)), 1e-5)
+        assert_close(layer.delta.add(x, weight, None), F.linear(x, layer.delta.effective_weight(weight)), 1e-5)
     deltas = delta_weights(model)
     assert deltas.keys() == {row.layer for row in model.adapter_report.rows}  # type: ignore[union-attr]
     assert {name: tuple(delta.shape) for name, delta in deltas.items()} == {

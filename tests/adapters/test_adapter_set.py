@@ -214,7 +214,7 @@ def test_gradients_of_a_sum_are_those_of_plain_autograd(adapters: AdapterSet) ->
     parameters = [p for n, p in found.items() if n.startswith(f"{path}.")]
     delta = layer.delta
     assert isinstance(delta, WeightedSum) and len(delta.parts) == 2
-    fast = torch.autograd.grad((delta.linear(x, layer.base_weight, None) * upstream).sum(), parameters)
+    fast = torch.autograd.grad((delta.add(x, layer.base_weight, None) * upstream).sum(), parameters)
     parts: list[Any] = list(delta.parts)
     weight = layer.base_weight + sum(
         factor * (part.effective_weight(layer.base_weight) - layer.base_weight)
@@ -249,7 +249,7 @@ def test_a_sum_drops_inputs_on_the_paths_of_its_parts_only(tmp_path: Path) -> No
     again = layer(x) - plain.enter(x)
     torch.manual_seed(3)
     masks = [dropout.dropped(x, 0.5), dropout.dropped(x, 0.5)]
-    deltas = [w * part.delta() for part, w in zip(layer.delta.parts, layer.delta.weights, strict=True)]
+    deltas = [w * part.change(torch.empty(0)) for part, w in zip(layer.delta.parts, layer.delta.weights, strict=True)]
     by_hand = sum(mask @ delta.T for mask, delta in zip(masks, deltas, strict=True))
     torch.testing.assert_close(again, by_hand, rtol=1e-4, atol=1e-4)
     assert outside.std() > 0

@@ -121,7 +121,7 @@ def test_dropout_acts_on_the_path_of_the_adapter_only(adapter: Adapter) -> None:
     torch.manual_seed(3)
     actual = model(x)
     torch.manual_seed(3)
-    expected = F.linear(x, weight, bias) + F.linear(dropped(x, 0.4), delta.delta())
+    expected = F.linear(x, weight, bias) + F.linear(dropped(x, 0.4), delta.change(torch.empty(0)))
     assert_close(actual, expected)
     assert (actual - F.linear(x, delta.effective_weight(weight), bias)).abs().max() > 0.01
     model.eval()
@@ -137,7 +137,7 @@ def test_dropout_inside_dora_leaves_the_frozen_path_alone() -> None:
     torch.manual_seed(3)
     actual = model(x)
     torch.manual_seed(3)
-    inner = delta.inner.delta()  # type: ignore[union-attr,operator]
+    inner = delta.inner.change(torch.empty(0))  # type: ignore[union-attr,operator]
     scale = delta.magnitude / (weight + inner).norm(dim=1)  # type: ignore[union-attr,operator]
     change = (weight + inner) * scale[:, None] - weight
     expected = F.linear(x, weight, model.fc.bias) + F.linear(dropped(x, 0.4), change)
@@ -145,7 +145,7 @@ def test_dropout_inside_dora_leaves_the_frozen_path_alone() -> None:
     model.eval()
     assert_close(model(x), F.linear(x, delta.effective_weight(weight), model.fc.bias))  # type: ignore[union-attr,operator]
     assert_close(
-        delta.train().linear(x, weight, None).mean(0),  # type: ignore[union-attr,operator]
+        delta.train().add(x, weight, None).mean(0),  # type: ignore[union-attr,operator]
         F.linear(x, delta.effective_weight(weight)).mean(0),  # type: ignore[union-attr,operator]
         1.0,
     )
@@ -163,7 +163,7 @@ def test_trainable_tensors_are_float32_unless_the_model_is_float64(of: torch.dty
 
 def test_abstract_methods_say_so() -> None:
     with pytest.raises(NotImplementedError):
-        DeltaWeight().delta()
+        DeltaWeight().change(torch.empty(0))
     with pytest.raises(TypeError, match="abstract methods count, delta_weight"):
         Adapter()  # type: ignore[abstract]
     assert LoRA().bases([SHAPE], torch.device("cpu")) is None

@@ -39,8 +39,8 @@ class SumDelta(DeltaWeight):
         super().__init__()
         self.parts = nn.ModuleList(parts)
 
-    def delta(self) -> Tensor:
-        return torch.stack([part.delta() for part in self.parts]).sum(0)  # type: ignore[operator]
+    def change(self, weight: Tensor) -> Tensor:
+        return torch.stack([part.change(weight) for part in self.parts]).sum(0)  # type: ignore[operator]
 
 
 @pytest.fixture(autouse=True)

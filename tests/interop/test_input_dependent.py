@@ -43,10 +43,9 @@ def test_no_operation_makes_a_matrix_of_the_update() -> None:
     weight, x = torch.randn(20, 12), torch.ones(12)
     before = model(x)
     operations: list[Callable[[], object]] = [
-        layer.delta.delta,
         lambda: layer.delta.effective_weight(weight),
         lambda: layer.delta.change(weight),
-        lambda: WeightedSum([layer.delta], [0.5]).delta(),
+        lambda: WeightedSum([layer.delta], [0.5]).change(weight),
         layer.merge,
         lambda: delta_weights(model),
         lambda: merge(model),

@@ -1,7 +1,7 @@
 """Base classes of all methods: `Adapter` (options of a method) and `DeltaWeight` (trainable update of a weight).
 
-An adapter is independent of the model. For each adapted weight it creates one `DeltaWeight`, whose `delta` is the
-definition and whose `linear` is the fast path; their results must agree.
+An adapter is independent of the model. For each adapted weight it creates one `DeltaWeight`, whose `change` is the
+definition and whose `add` is the fast path; their results must agree.
 """
 
 import math
@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters.described import Described
-from randlora_pl.adapters.input_dependent import no_matrix
 from randlora_pl.adapters.kernels.dropout import dropped
 from randlora_pl.adapters.kernels.flop_choice import builds
 from randlora_pl.adapters.kernels.rounding import added
 from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm
 from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases, BasisName, Distribution, draw
+from randlora_pl.adapters.traits import lacks
 from randlora_pl.adapters.weights import WeightShape, matches
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, Probability
@@ -45,7 +45,7 @@ class DeltaWeight(nn.Module):
         kept: Names of persistent buffers without a gradient that belong to the result, such as a mask. Files and
             checkpoints store them like the trained tensors.
         fixed: False if the update depends on the layer's input, so that no matrix contains it: `contribution` is the
-            definition then, and `delta` raises an error.
+            definition then, and `change` raises an error.
         rates: Factors of the learning rate by the name of a trained tensor, or of an update inside this one, all of
             whose tensors it multiplies; 1 for others. See `optimizer.rates_of`.
         heads: Number of parts that gates weight for each token; 0 for an update without gates.
@@ -66,21 +66,17 @@ class DeltaWeight(nn.Module):
         super().__init__()
         self.dropout = dropout
 
-    def delta(self) -> Tensor:
-        """Return the update as a matrix (out, in): the definition of the method."""
-        raise NotImplementedError if self.fixed else no_matrix(type(self).__name__.removesuffix("Delta"))
+    def change(self, weight: Tensor) -> Tensor:
+        """Return the update of a frozen weight, (out, in), which is added to it: the definition of the method."""
+        raise (
+            NotImplementedError if self.fixed else lacks("fixed", "a matrix", type(self).__name__.removesuffix("Delta"))
+        )
 
     def effective_weight(self, weight: Tensor) -> Tensor:
-        """Return the adapted weight (out, in) for a frozen one; W0 + delta unless the method overrides it."""
-        return added(weight, self.delta())
+        """Return the adapted weight (out, in): the frozen one and `change`, summed without loss of small updates."""
+        return added(weight, self.change(weight))
 
-    def change(self, weight: Tensor) -> Tensor:
-        """Return the effective weight minus the frozen one, (out, in); ``delta`` for additive methods."""
-        if type(self).effective_weight is DeltaWeight.effective_weight:
-            return self.delta()  # avoids the rounding of a sum and a difference
-        return self.effective_weight(weight) - weight
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply ``F.linear`` with the effective weight, (..., in) to (..., out)."""
         if self.fixed and not self.drops:
             return F.linear(x, self.effective_weight(weight), bias)
@@ -91,10 +87,9 @@ class DeltaWeight(nn.Module):
 
         Args:
             x: Input of the layer.
-            weight: Function that returns W0 (out, in); only methods whose change depends on W0 call it, because it can
-                be expensive.
+            weight: Function that returns W0 (out, in), which can be expensive.
         """
-        return F.linear(self.dropped(x), like(self.delta(), x))
+        return F.linear(self.dropped(x), like(self.change(weight()), x))
 
     def apart(self, x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor], groups: int) -> Tensor:
         """Return the update's part of a convolution's outputs, ``product(drop(x), change(W0))``.
@@ -149,12 +144,12 @@ class FactoredDelta(DeltaWeight):
         """Return P (out, k), which includes the scaling, and Q (k, in)."""
         raise NotImplementedError
 
-    def delta(self) -> Tensor:
+    def change(self, weight: Tensor) -> Tensor:
         """Return P Q, (out, in)."""
         p, q = self.factors()
         return p @ q
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Add the two thin products to the frozen layer's output, or build W0 + P Q if that takes fewer operations."""
         p, q = self.factors()
         may_build = self.keep is not False and not self.drops

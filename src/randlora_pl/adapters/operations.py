@@ -13,6 +13,7 @@ from randlora_pl.adapters.layers.adapted import AdaptedLayer, RowBlocks, unshard
 from randlora_pl.adapters.layers.attach import set_fast_paths
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.trained import whole_modules
+from randlora_pl.adapters.traits import require
 from randlora_pl.adapters.weighted_sum import WeightedSum
 from randlora_pl.utils.errors import UserError
 
@@ -153,8 +154,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         UserError: The method trains the base weights, of which no copy is stored.
     """
     if _trains_base(model):
-        method = report_of(model).adapter.method()
-        raise UserError(f"{method} trains the model's own weights, so the base model is not available.")
+        require(report_of(model).adapter, "keeps_base", "a disabled update")
     layers = adapted_layers(model).values()
     before = [layer.enabled for layer in layers]
     try:

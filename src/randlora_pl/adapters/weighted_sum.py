@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import DeltaWeight, like
-from randlora_pl.adapters.kernels.rounding import added
 
 
 class WeightedSum(DeltaWeight):
@@ -30,19 +29,11 @@ class WeightedSum(DeltaWeight):
         first, *others = (of(part) if factor == 1 else factor * of(part) for part, factor in pairs)
         return sum(others, first)
 
-    def delta(self) -> Tensor:
-        """Return the weighted sum of the updates, (out, in)."""
-        return self._sum(lambda part: part.delta())
-
     def change(self, weight: Tensor) -> Tensor:
         """Return sum_i w_i (W_i - W0), (out, in)."""
         return self._sum(lambda part: part.change(weight))
 
-    def effective_weight(self, weight: Tensor) -> Tensor:
-        """Return W0 + sum_i w_i (W_i - W0), (out, in)."""
-        return added(weight, self.change(weight))
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply the effective weight; if a part has active dropout or is not fixed, add each part's outputs."""
         if self.fixed and not any(isinstance(module, DeltaWeight) and module.drops for module in self.parts.modules()):
             return F.linear(x, self.effective_weight(weight), bias)

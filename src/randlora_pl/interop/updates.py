@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, load_adapter
-from randlora_pl.adapters.input_dependent import check_fixed
 from randlora_pl.adapters.io.adapter_file import adapter_state
 from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.operations import delta_weights, weight_updates
 from randlora_pl.adapters.random_bases import GENERATOR
 from randlora_pl.adapters.targets.sites import Site, find_sites
+from randlora_pl.adapters.traits import require
 from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.interop.base_model import Base, beside, load_base
 from randlora_pl.utils.errors import UserError
@@ -41,7 +41,7 @@ def updates(base: Base, file: AdapterFile) -> State:
     Raises:
         UserError: The adapter does not fit, or its update depends on the input.
     """
-    check_fixed(file.adapter, file.path)
+    require(file.adapter, "fixed", "the comparison", file.path)
     part = adapted(base, file).part
     before, state = base.submodule_for(file).state_dict(), adapter_state(part)
     whole = beside(file, part)
@@ -100,7 +100,7 @@ def layer_updates(file: AdapterFile) -> State:
         UserError: A tensor is missing, the random bases differ, a required base model is not available, or the update
             depends on the input.
     """
-    check_fixed(file.adapter, file.path)
+    require(file.adapter, "fixed", "the comparison", file.path)
     if isinstance(file.adapter, BaseWeightMethod) or file.adapter.reads_weight:
         base = load_base(file)
         if not isinstance(file.adapter, BaseWeightMethod):
@@ -117,13 +117,14 @@ def layer_updates(file: AdapterFile) -> State:
         )
     found: State = {}
     for shape in shapes:
-        delta = file.adapter.delta_weight(shape, torch.empty(shape.out_features, shape.in_features), bases)
+        weight = torch.empty(shape.out_features, shape.in_features)  # whose values change nothing
+        delta = file.adapter.delta_weight(shape, weight, bases)
         tensors = _tensors_of(file, shape.layer)
         for name, own in {**dict(delta.named_parameters()), **update_buffers(delta)}.items():
             if name not in tensors or tensors[name].shape != own.shape:
                 raise UserError(f"{file.path}: layer {shape.layer} has no tensor {name} of {tuple(own.shape)}.")
             own.copy_(tensors[name])
-        found[shape.layer] = delta.delta()
+        found[shape.layer] = delta.change(weight)
     return found
 
 

@@ -46,7 +46,7 @@ def test_less_than_one_percent_of_s_vanishes_after_the_first_step(basis: str) ->
     assert float((exact.half() == 0).double().mean()) > 0.99  # as it would be without the factor
     with torch.autocast("cpu", torch.float16):
         found = delta.effective_weight(weight) - weight
-    change = delta.delta()
+    change = delta.change(torch.empty(0))
     assert float((found * change).sum() / change.square().sum()) == pytest.approx(1, abs=0.02)
 
 
@@ -76,7 +76,7 @@ def test_outputs_and_scaled_gradients_are_those_of_float32(basis: str, tokens: i
             inputs = (x if half else x.float()).clone().requires_grad_()
             with torch.autocast("cpu", torch.float16, enabled=half):
                 for own in (weight, None):  # with W0, and the update's part alone
-                    out = delta.contribution(inputs, lambda: weight) if own is None else delta.linear(inputs, own, None)
+                    out = delta.contribution(inputs, lambda: weight) if own is None else delta.add(inputs, own, None)
                     loss = (out.float() * upstream).sum() * scale
                     gradients = torch.autograd.grad(loss, (inputs, delta.lambdas, delta.gammas))
                     found.append([out.detach().float(), *(each.float() / scale for each in gradients)])

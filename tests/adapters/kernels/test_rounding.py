@@ -126,10 +126,10 @@ def test_a_layer_with_a_built_weight_uses_all_of_a_small_update(method: Adapter)
     weight = (0.02 * torch.randn(288, 192)).bfloat16()
     unit = torch.eye(192).bfloat16().repeat(8, 1).requires_grad_()  # a product with it is the weight in use
     made = update(method, RATIOS[0], weight)
-    built = made.linear(unit, weight, None)[:192].T
+    built = made.add(unit, weight, None)[:192].T
     assert torch.equal(built, made.effective_weight(weight))
     with torch.autocast("cpu", torch.bfloat16):
-        built = made.linear(unit, weight, None)[:192].T
+        built = made.add(unit, weight, None)[:192].T
     assert slope(built, weight, made.change(weight)) == pytest.approx(1, abs=0.06)
 
 

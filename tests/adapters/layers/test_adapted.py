@@ -136,7 +136,7 @@ def test_self_attention_is_one_product_and_the_fused_attention(monkeypatch: pyte
     def counted(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda *args, **options: [calls.append(name), function(*args, **options)][1]  # type: ignore[func-returns-value,return-value]
 
-    monkeypatch.setattr(adapted.delta, "linear", counted("linear", adapted.delta.linear))  # type: ignore[union-attr,arg-type]
+    monkeypatch.setattr(adapted.delta, "add", counted("linear", adapted.delta.add))  # type: ignore[union-attr,arg-type]
     fused = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted("fused", fused))
     x = torch.randn(BATCH, QUERIES, EMBED)
@@ -208,7 +208,7 @@ def test_gradients_of_attention_are_those_of_the_written_in_weight() -> None:
     # The packed weight's own gradient, projected by hand on lambda and gamma, is what the adapter gets.
     delta = adapted.delta
     with torch.enable_grad():
-        update = delta.delta()  # type: ignore[union-attr,operator]
+        update = delta.change(torch.empty(0))  # type: ignore[union-attr,operator]
         expected = torch.autograd.grad(update, [delta.lambdas, delta.gammas], plain.in_proj_weight.grad)  # type: ignore[union-attr,arg-type]
     assert_close(delta.lambdas.grad, expected[0], 1e-5)  # type: ignore[union-attr,arg-type]
     assert_close(delta.gammas.grad, expected[1], 1e-5)  # type: ignore[union-attr,arg-type]
@@ -400,7 +400,7 @@ def test_the_update_of_blocks_has_zeros_where_there_is_none() -> None:
     model = nn.MultiheadAttention(EMBED, HEADS)
     inject(model, RandLoRA(rank=4), ["q", "v"])
     randomise(model)
-    delta = model.delta.delta()  # type: ignore[union-attr,operator]
+    delta = model.delta.change(torch.empty(0))  # type: ignore[union-attr,operator]
     assert delta.shape == (36, 12)
     assert not delta[12:24].any()
     assert torch.equal(delta[:12], delta_weights(model)["q"])

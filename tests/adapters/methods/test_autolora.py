@@ -119,7 +119,7 @@ def searched(order: str) -> dict[str, int]:
             trainable_parameters(model)[f"{name}.delta.B"].copy_(torch.diag(strength))
 
     def loss(_: int) -> Tensor:
-        first, second = (adapted_layers(model)[name].delta.delta() for name in ("first", "second"))  # type: ignore[union-attr]
+        first, second = (adapted_layers(model)[name].delta.change(torch.empty(0)) for name in ("first", "second"))  # type: ignore[union-attr]
         return (first - goal).square().sum() + second.square().sum()
 
     search = report.procedure

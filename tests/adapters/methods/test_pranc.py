@@ -31,7 +31,7 @@ def matrices(delta: PRANCDelta) -> Tensor:
     count, found = len(delta.alphas), []
     for unit in torch.eye(count, dtype=torch.float64):
         delta.alphas.copy_(unit)
-        found.append(delta.delta() * (math.sqrt(count) / delta.alpha_scale))
+        found.append(delta.change(torch.empty(0)) * (math.sqrt(count) / delta.alpha_scale))
     return torch.stack(found)
 
 
@@ -75,11 +75,11 @@ def test_each_coefficient_has_a_matrix_of_unit_variance_and_its_inner_product_as
     updates = []
     for alphas in (first, second, first - 2 * second):
         delta.alphas.data.copy_(alphas)
-        updates.append(delta.delta())
+        updates.append(delta.change(torch.empty(0)))
     assert_close(updates[0], scale * torch.einsum("k,koi->oi", first, r), 1e-10)
     assert_close(updates[2], updates[0] - 2 * updates[1], 1e-10)
     g = torch.randn(9, 70).double()
-    (gradient,) = torch.autograd.grad(delta.delta(), delta.alphas, g)
+    (gradient,) = torch.autograd.grad(delta.change(torch.empty(0)), delta.alphas, g)
     assert_close(gradient, scale * torch.einsum("koi,oi->k", r, g), 1e-10)
 
 
@@ -94,7 +94,7 @@ def test_every_coefficient_is_shared_by_as_many_entries(count: int) -> None:
 def test_the_update_has_full_rank(form: Any, count: int) -> None:
     delta = update(form, count, 24, 24)
     delta.alphas.data.normal_()
-    assert torch.linalg.matrix_rank(delta.delta()) == 24
+    assert torch.linalg.matrix_rank(delta.change(torch.empty(0))) == 24
 
 
 def test_counts_budgets_and_errors() -> None:

@@ -55,7 +55,7 @@ def test_the_largest_weights_are_taken_and_kept(tmp_path: Path) -> None:
     inject(model, SHiRA(rank=2, places="top"), ["fc"])
     delta = model.fc.delta
     assert isinstance(delta, SHiRADelta)
-    mask = delta.delta().flatten().scatter(0, delta.places.long(), 1.0).bool().view(20, 12)
+    mask = delta.change(torch.empty(0)).flatten().scatter(0, delta.places.long(), 1.0).bool().view(20, 12)
     weight = model.fc.weight.abs()
     assert mask.sum() == 64 and weight[mask].min() > weight[~mask].max()
     randomise(model)

@@ -120,7 +120,7 @@ def test_other_methods_around_and_inside_a_sum() -> None:
     parts = sum(part.contribution(x, lambda: model.fc.weight) for part in parts_of(model))
     assert_close(model(x), torch.nn.functional.linear(x, model.fc.weight, model.fc.bias) + parts)
     with pytest.raises(UserError, match="HydraLoRA: the update depends on the input"):
-        model.fc.delta.delta()
+        model.fc.delta.change(torch.empty(0))
     report = inject(One(12, 20), Together([RandLoRA(rank=4), AdaLoRA(rank=3)]))
     assert isinstance(report.procedure, Pruning)
     outer = adapted(DoRA(Together([LoRA(rank=3), RandLoRA(rank=4)])))

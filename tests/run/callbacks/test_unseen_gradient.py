@@ -61,7 +61,7 @@ def test_equals_projections_of_the_weights_own_gradient(name: str, moved: bool, 
     found = {id(layer.lora): layer.sums() for layer in layers}
     for layer in layers:
         layer.stop()
-        assert "linear" not in vars(layer.update) and "contribution" not in vars(layer.update)
+        assert "add" not in vars(layer.update) and "contribution" not in vars(layer.update)
     adapted = [layer for layer in model.modules() if isinstance(layer, AdaptedLayer) and layer.delta is not None]
     for each in adapted:
         each.adapted_weight.requires_grad_(True)

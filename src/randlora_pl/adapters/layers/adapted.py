@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import DeltaWeight
-from randlora_pl.adapters.input_dependent import no_matrix
+from randlora_pl.adapters.traits import lacks
 from randlora_pl.utils.device import on_cuda
 from randlora_pl.utils.errors import UserError
 
@@ -82,7 +82,11 @@ class AdaptedLayer(nn.Module):
 
     def obstacle(self, path: str) -> UserError | None:
         """Return the error for merging the layer at this path, or None if it can be merged."""
-        return None if self.delta is None or self.delta.fixed else no_matrix(path or self.plain_class.__name__)
+        return (
+            None
+            if self.delta is None or self.delta.fixed
+            else lacks("fixed", "the merge", path or self.plain_class.__name__)
+        )
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -111,7 +115,7 @@ class AdaptedLayer(nn.Module):
         )  # W0 of a merged layer stays sharded
         if self.delta is None or not self.enabled or self.merged:
             return F.linear(x, weight, bias)
-        return self.delta.linear(x, weight, bias)
+        return self.delta.add(x, weight, bias)
 
 
 class AdaptedLinear(AdaptedLayer, nn.Linear):
@@ -232,10 +236,6 @@ class RowBlocks(DeltaWeight):
         blocks = self.blocks()
         return torch.cat([make(blocks.get(name), slice(*rows)) for name, rows in self.rows.items()], dim)
 
-    def delta(self) -> Tensor:
-        """Return the blocks' updates, with zeros in other rows, (out, in)."""
-        return self._with_zeros({name: block.delta() for name, block in self.blocks().items()})
-
     def change(self, weight: Tensor) -> Tensor:
         """Return the blocks' changes, with zeros in other rows, (out, in)."""
         rows = {name: slice(*limits) for name, limits in self.rows.items()}
@@ -255,12 +255,12 @@ class RowBlocks(DeltaWeight):
         """Return the weight with each block's effective weight in its rows, (out, in)."""
         return self._each(lambda block, rows: block.effective_weight(weight[rows]) if block else weight[rows], 0)
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply each block's fast path and concatenate the outputs."""
 
         def one(block: DeltaWeight | None, rows: slice) -> Tensor:
             part = None if bias is None else bias[rows]
-            return F.linear(x, weight[rows], part) if block is None else block.linear(x, weight[rows], part)
+            return F.linear(x, weight[rows], part) if block is None else block.add(x, weight[rows], part)
 
         return self._each(one, -1)
 

@@ -1,15 +1,13 @@
 """DoRA: separate training of direction and magnitude, with any additive method (Liu et al., 2024)."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, like, trainable
+from randlora_pl.adapters.base import Adapter, DeltaWeight, trainable
 from randlora_pl.adapters.kernels.rounding import rounded
 from randlora_pl.adapters.methods.autolora import AutoLoRA
 from randlora_pl.adapters.methods.lora import PEFT_FORM, LoRA
@@ -111,7 +109,10 @@ class DoRA(Adapter):
 
 
 class DoRADelta(DeltaWeight):
-    """m * (W0 + delta) / ||W0 + delta||; the norm is a constant for the gradient (section 4.3 of DoRA)."""
+    """m * (W0 + delta) / ||W0 + delta||; the norm is a constant for the gradient (section 4.3 of DoRA).
+
+    As in the original, dropout also affects the scaled part of W0.
+    """
 
     undecayed = ("magnitude",)
 
@@ -121,10 +122,6 @@ class DoRADelta(DeltaWeight):
         self.magnitude = trainable(weight, weight.shape[0])
         with torch.no_grad():
             self.magnitude.copy_(torch.linalg.vector_norm(weight.to(self.magnitude.dtype), dim=1))
-
-    def delta(self) -> Tensor:
-        """Return the inner update, (out, in), before the rows are scaled."""
-        return self.inner.delta()
 
     def row_scale(self, weight: Tensor, delta: Tensor) -> Tensor:
         """Return m / ||W0 + delta||, (out)."""
@@ -153,7 +150,3 @@ class DoRADelta(DeltaWeight):
     def dropped(self, x: Tensor) -> Tensor:
         """Return the input of the inner method's path."""
         return self.inner.dropped(x)
-
-    def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
-        """Return ``drop(x) @ change(W0).T``; as in the original, dropout also affects the scaled part of W0."""
-        return F.linear(self.dropped(x), like(self.change(weight()), x))

@@ -82,19 +82,11 @@ class HiRADelta(DeltaWeight):
         self.A = kaiming(weight, adapter.key, f"hira/{shape.layer}", rank, shape.in_features)
         self.B = trainable(weight, shape.out_features, rank, fill=0.0)
 
-    def delta(self) -> Tensor:
-        """Return B A, (out, in), by which the frozen weight is multiplied; `change` is the update itself."""
-        return self.B @ self.A
-
     def change(self, weight: Tensor) -> Tensor:
         """Return W0 o (B A), (out, in)."""
-        return weight * self.delta()
+        return weight * (self.B @ self.A)
 
-    def effective_weight(self, weight: Tensor) -> Tensor:
-        """Return W0 + W0 o (B A), (out, in)."""
-        return added(weight, self.change(weight))
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply the effective weight, which the backward pass builds again; with dropout, add the update's part."""
         x = x.to(compute_dtype(x))
         if self.drops:

@@ -88,7 +88,7 @@ class HydraLoRADelta(DeltaWeight):
             self.mean_gates = gates.movedim(dim, -1).reshape(-1, gates.shape[dim]).mean(0)
         return gates
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Add the heads' product to the frozen layer's output."""
         return plus_product(F.linear(x, weight, bias), self._mixed(x), self.columns())
 

@@ -54,7 +54,7 @@ class KRAdapterDelta(DeltaWeight):
         deviation = math.sqrt(2 / (1 + 5**2) / q)
         self.V = drawn(weight, adapter.key, f"kradapter/{shape.layer}", shape.small, q, "uniform", deviation)
 
-    def delta(self) -> Tensor:
+    def change(self, weight: Tensor) -> Tensor:
         """Return the update, (out, in).
 
         One multiplication makes each entry. The backward pass of the batched product takes two for each entry of the
@@ -66,8 +66,8 @@ class KRAdapterDelta(DeltaWeight):
             matrix = matrix[:, : self.large]
         return matrix.T if self.transposed else matrix
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply the layer; the backward pass builds W0 + delta again, which costs less than to keep it."""
         if self.drops or self.keep:
-            return super().linear(x, weight, bias)
+            return super().add(x, weight, bias)
         return built_again(x, lambda: self.effective_weight(weight), bias)

@@ -79,12 +79,12 @@ class LoRAXSDelta(DerivedDelta, FactoredDelta):
         u, v = self.frozen()
         return u @ (self.R * self.scaling), v
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Mix r numbers of each token, so that U and V need no gradient, or build W0 + U R V if that is cheaper."""
         tokens, rank = x.numel() // x.shape[-1], len(self.R)
         built = (tokens + 3 * rank) * weight.numel()
         if self.keep is not False and not self.drops and built < 2 * tokens * rank * sum(weight.shape):
-            return super().linear(x, weight, bias)
+            return super().add(x, weight, bias)
         return plus_product(F.linear(x, weight, bias), self._mixed(x), self.frozen()[0])
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:

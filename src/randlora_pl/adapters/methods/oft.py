@@ -11,7 +11,7 @@ from torch import Tensor
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, like, trainable
 from randlora_pl.adapters.kernels.flop_choice import built_again
-from randlora_pl.adapters.kernels.rounding import added, compute_dtype
+from randlora_pl.adapters.kernels.rounding import compute_dtype
 from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.weights import WeightShape, per_layer
@@ -172,24 +172,12 @@ class OFTDelta(DeltaWeight):
             total = total + (2 if term < self.neumann_terms - 1 else 1) * power
         return total
 
-    def delta(self) -> Tensor:
-        """Raise an error, because the update depends on the weight; `change` returns it.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError("the update of OFT depends on the frozen weight. Call change(weight) instead of delta().")
-
     def change(self, weight: Tensor) -> Tensor:
         """Return W0 (R^T - I), (out, in)."""
         turn = self.turn()
         return _times(weight.to(turn.dtype), turn.mT)
 
-    def effective_weight(self, weight: Tensor) -> Tensor:
-        """Return W0 R^T, (out, in)."""
-        return added(weight, self.change(weight))
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Turn the inputs and apply the frozen weight, or build W0 R^T if that takes fewer operations."""
         x, out_features = x.to(compute_dtype(x)), len(weight)
         tokens = x.numel() // x.shape[-1]

@@ -150,7 +150,7 @@ class PRANCDelta(DeltaWeight):
         self.bases, self.seed, self.alpha_scale = bases, adapter.key, adapter.alpha_scale
         self.out_features, self.in_features = shape.out_features, shape.in_features
 
-    def delta(self) -> Tensor:
+    def change(self, weight: Tensor) -> Tensor:
         """Return the combination, (out, in)."""
         sizes = self.out_features, self.in_features
         if self.bases is None:

@@ -98,16 +98,16 @@ class RandLoRADelta(_RandLoRATensors):
         scales = (self.scale(), *scales)
         return Form(dtype, self.pairing == "peft", self.large, self.small, self.transposed, self.keep, scales)
 
-    def delta(self) -> Tensor:
+    def change(self, weight: Tensor) -> Tensor:
         """Return scale * sum_j B_j diag(lambda_j) A diag(gamma_j), (out, in)."""
         self.cache.clear()  # a layer that merges needs no more of it
         result: Tensor = SumOfBases.apply(*self.tensors(), self.basis(), self.form())  # type: ignore[no-untyped-call, unused-ignore]
         return result
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply W0 + delta in one product; the backward pass does not keep a gradient of the weight's size."""
         if torch.is_grad_enabled() and weight.requires_grad:
-            return super().linear(x, weight, bias)
+            return super().add(x, weight, bias)
         if self.drops:
             return self._product(x, weight, bias, drop_mask(x, self.dropout))
         return self._product(x, weight, bias)
@@ -171,10 +171,10 @@ class LedRandLoRADelta(RandLoRADelta):
         rows = self.gammas[:number] * (self.lambdas[:number, :1] * self.scaling)
         return (rows.T, self.lead.T) if self.transposed else (self.lead, rows)
 
-    def delta(self) -> Tensor:
+    def change(self, weight: Tensor) -> Tensor:
         """Return the whole sum, (out, in)."""
         p, q = self.factors()
-        return super().delta() + p @ q
+        return super().change(weight) + p @ q
 
     def _product(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None = None) -> Tensor:
         output = super()._product(x, weight, bias, mask)

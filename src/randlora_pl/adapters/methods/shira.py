@@ -131,7 +131,7 @@ class SHiRADelta(DeltaWeight):
         """Return the reason that the places of a file are impossible, or ""."""
         return places_problem("places", kept["places"], self.out_features * self.in_features)
 
-    def delta(self) -> Tensor:
+    def change(self, weight: Tensor) -> Tensor:
         """Return the update as a dense matrix, (out, in)."""
         flat = self.values.new_zeros(self.out_features * self.in_features)
         return flat.scatter(0, self.places.long(), self.values).view(self.out_features, self.in_features)
@@ -141,17 +141,13 @@ class SHiRADelta(DeltaWeight):
         flat, places = weight.reshape(-1), self.places.long()
         return flat.scatter(0, places, added(flat[places], self.values)).view(weight.shape)
 
-    def change(self, weight: Tensor) -> Tensor:
-        """Return `delta`, (out, in)."""
-        return self.delta()
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply the layer; the backward pass builds its weight again, and takes the values' gradient out of a matrix.
 
         There is one matrix of a weight's size at a time, and none is kept.
         """
         if self.drops or self.keep:
-            return super().linear(x, weight, bias)
+            return super().add(x, weight, bias)
         return built_again(x, lambda: self.effective_weight(weight), bias)
 
 

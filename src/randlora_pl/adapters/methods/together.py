@@ -139,7 +139,7 @@ class TogetherDelta(WeightedSum):
         super().__init__(parts, [1] * len(parts))
         self.rates = {f"parts.{place}": rate for place, rate in enumerate(rates or ())}
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply W0 with the first part that has no thin product, and add the outputs of the others.
 
         So neither the sum nor the matrix of a thin part, such as LoRA's, is built.
@@ -147,7 +147,7 @@ class TogetherDelta(WeightedSum):
         parts: list[DeltaWeight] = list(self.parts)  # type: ignore[arg-type]
         first = next((part for part in parts if not isinstance(part, FactoredDelta)), parts[0])
         outputs = [  # in the order of `contribution`, so that dropout draws the same masks
-            part.linear(x, weight, bias) if part is first else part.contribution(x, lambda: weight) for part in parts
+            part.add(x, weight, bias) if part is first else part.contribution(x, lambda: weight) for part in parts
         ]
         whole = outputs.pop(parts.index(first))
         return sum((like(output, whole) for output in outputs), whole)

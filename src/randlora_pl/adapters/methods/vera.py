@@ -131,12 +131,12 @@ class VeRADelta(FactoredDelta):
         a = self.bases.A[0, : self.rank, : self.in_features].to(self.b.dtype)
         return (self.b * self.scaling)[:, None] * b, self.d[:, None] * a
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Scale tokens instead of A and B, which are frozen and need no gradient, or build W0 + P Q if cheaper."""
         tokens, out_and_in = x.numel() // x.shape[-1], sum(weight.shape)
         built = (tokens + 3 * self.rank) * weight.numel()
         if self.keep is not False and not self.drops and built < 2 * tokens * self.rank * out_and_in:
-            return super().linear(x, weight, bias)
+            return super().add(x, weight, bias)
         up, scale = self._thin(x)
         return torch.addcmul(F.linear(x, weight, bias), up, scale)
 

@@ -191,12 +191,12 @@ class _Layer:
         self._gradient: Tensor | None = None
         self._uses = self._inside = 0
         self._unseen = self._whole = self._random = 0.0
-        for name in ("linear", "contribution"):
+        for name in ("add", "contribution"):
             setattr(update, name, partial(self._listen, getattr(update, name)))
 
     def stop(self) -> None:
         """Give the update its own methods back."""
-        for name in ("linear", "contribution"):
+        for name in ("add", "contribution"):
             delattr(self.update, name)
 
     def _listen(self, apply: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
@@ -212,7 +212,7 @@ class _Layer:
 
     def _add(self, x: Tensor, gradient: Tensor) -> None:
         """Add the part of one use of the layer; after the last one, measure."""
-        if "linear" not in vars(self.update):  # stopped before the last micro-batch, in which shared texts are
+        if "add" not in vars(self.update):  # stopped before the last micro-batch, in which shared texts are
             return
         with torch.no_grad(), without_autocast(x):
             part = _rows(gradient).T @ _rows(x)
