@@ -28,8 +28,8 @@ from randlora_pl.adapters import (
     merge_and_unload,
     trainable_parameters,
 )
-from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.io.save_load import _generator_facts
+from randlora_pl.adapters.kept import hash_weights
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo
 from tests.adapters.cases import One, SelfAttention, assert_close, randomise

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight
 from randlora_pl.adapters.budget import check_size, match_budget
-from randlora_pl.adapters.io.base_hash import hash_weights
-from randlora_pl.adapters.kept import snapshot
+from randlora_pl.adapters.kept import hash_weights, snapshot
 from randlora_pl.adapters.layers.adapted import AdaptedLayer, RowBlocks
 from randlora_pl.adapters.layers.attach import attach
 from randlora_pl.adapters.layers.built import check_input_acts

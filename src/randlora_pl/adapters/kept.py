@@ -1,16 +1,19 @@
-"""Kept buffers: buffers that training changes without a gradient, which adapter files therefore store.
+"""Kept buffers, which training changes without a gradient, and the hash of the weights that stay.
 
-There are two kinds. Buffers of an update are named in `DeltaWeight.kept` and always stored. Buffers of the model are
-statistics such as the running mean of BatchNorm, which change if a module of the base is in training mode. They are
-stored if they differ from their values at injection.
+There are two kinds. Buffers of an update are named in `DeltaWeight.kept` and always stored. Buffers of the model
+are statistics such as the running mean of BatchNorm, which change if a module of the base is in training mode. They are
+stored if they differ from their values at injection. The hash does not depend on adapters, merged or not.
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.layers.adapted import AdaptedLayer
+from randlora_pl.adapters.layers.weight_access import is_quantized
 
 
 def update_buffers(module: nn.Module) -> dict[str, Tensor]:
@@ -120,3 +123,38 @@ def forget_computed(model: nn.Module) -> None:
     model.train()
     for module, mode in modes.items():
         module.training = mode
+
+
+_SAMPLES = 1024
+
+
+def hash_weights(model: nn.Module, without: Collection[str] = ()) -> str:
+    """Return the SHA-256 of each parameter's name, shape and up to 1,024 evenly spaced values, rounded to bfloat16.
+
+    The sample distinguishes weights quickly, also for models with billions of parameters. The rounding gives a model in
+    float32 and bfloat16 the same hash. The hash is "" on the meta device, and for quantized weights, whose original
+    values are unknown. An adapted model has the hash of its base.
+
+    Args:
+        model: Model, with or without an adapter.
+        without: Names of parameters to exclude.
+    """
+    if any(is_quantized(module) for module in model.modules()):
+        return ""
+    originals = {
+        id(layer.adapted_weight): layer.frozen_weight
+        for layer in model.modules()
+        if isinstance(layer, AdaptedLayer) and layer.frozen_weight is not None
+    }
+    updates = {id(own) for module in update_modules(model) for own in module.parameters(recurse=False)}
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if name in without or id(parameter) in updates:
+            continue
+        if parameter.is_meta:
+            return ""
+        flat = originals.get(id(parameter), parameter).detach().flatten()
+        sample = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].to(torch.bfloat16)
+        digest.update(f"{name}:{tuple(parameter.shape)}".encode())
+        digest.update(sample.cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from randlora_pl.utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from randlora_pl.interop.official import import_official
+    from randlora_pl.interop.external import import_official
     from randlora_pl.interop.onnx.export import export_onnx, export_torch
     from randlora_pl.interop.onnx.program import load_program
     from randlora_pl.interop.peft.export import export_peft

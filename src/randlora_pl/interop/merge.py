@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, merge_and_unload
 from randlora_pl.adapters.injection import inject
-from randlora_pl.adapters.io.base_hash import hash_weights
 from randlora_pl.adapters.io.save_load import place_adapter
+from randlora_pl.adapters.kept import hash_weights
 from randlora_pl.adapters.traits import require
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop.base_model import Base, base_name, beside

@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from randlora_pl.adapters import RandLoRA, inject, trainable_parameters
 from randlora_pl.adapters.kernels.basis_product import Stored
-from randlora_pl.adapters.kernels.copies import Copies
 from randlora_pl.adapters.kernels.hadamard import Hadamard, transform
+from randlora_pl.adapters.random_bases import Copies
 from tests.adapters.cases import One, bases_of, randomise
 from tests.support.products import in_one_item
 

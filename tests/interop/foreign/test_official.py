@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import delta_weights, load_adapter, save_adapter
-from randlora_pl.interop.official import import_official
+from randlora_pl.interop.external import import_official
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import assert_close
 from tests.adapters.zoo import captions, images, small_clip, small_vit

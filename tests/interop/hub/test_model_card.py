@@ -9,7 +9,7 @@ import yaml
 from torch import nn
 
 from randlora_pl.adapters import DoRA, LoRA, inject, read_adapter, save_adapter
-from randlora_pl.interop.hub.model_card import hub_id, make_card, portable, without_local_paths
+from randlora_pl.interop.hub import hub_id, make_card, portable, without_local_paths
 from randlora_pl.utils.errors import UserError
 
 NAMES = ["a `cat`", "dog | wolf", "cow\n# no heading"]

@@ -12,7 +12,7 @@ from torch import nn
 from randlora_pl.adapters import RandLoRA, inject, load_adapter, read_adapter, save_adapter
 from randlora_pl.adapters.operations import use_bases
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.interop.hub.transfer import check_repo, pull_adapter, push_folder, stage
+from randlora_pl.interop.hub import check_repo, pull_adapter, push_folder, stage
 from randlora_pl.utils.errors import UserError
 from tests.fake_hub import TOKEN, FakeHub, ask, fake_hub
 

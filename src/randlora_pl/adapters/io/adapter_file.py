@@ -11,8 +11,14 @@ from torch import Tensor, nn
 from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.derived import Sketches, derived_buffers, sketch_problems, sketches
 from randlora_pl.adapters.injection import InjectionReport, make_deltas
-from randlora_pl.adapters.io.base_hash import hash_weights
-from randlora_pl.adapters.kept import base_buffers, kept_buffers, kept_problems, update_buffers, update_modules
+from randlora_pl.adapters.kept import (
+    base_buffers,
+    hash_weights,
+    kept_buffers,
+    kept_problems,
+    update_buffers,
+    update_modules,
+)
 from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.operations import basis_size_error, report_of, with_bases
 from randlora_pl.adapters.random_bases import GENERATOR, Bases

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from randlora_pl.adapters.kernels.copies import Copies
 from randlora_pl.adapters.kernels.flop_choice import Choice, build_time, cheapest, cheapest_alone, product_time
 from randlora_pl.adapters.kernels.hadamard import Hadamard
 from randlora_pl.adapters.kernels.rounding import POWER, added, enlarged, shrunk
 from randlora_pl.adapters.kernels.triton_kernels import ternary
 from randlora_pl.adapters.kernels.triton_kernels.launch import multiplies, sums
 from randlora_pl.adapters.kernels.triton_kernels.stack import form_stack, hadamard_mix, reduce_stack
+from randlora_pl.adapters.random_bases import Copies
 from randlora_pl.utils.device import on_cuda, runs
 
 

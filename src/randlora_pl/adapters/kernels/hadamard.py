@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from randlora_pl.adapters.kernels.copies import Copies
 from randlora_pl.adapters.kernels.dropout import in_parts
 from randlora_pl.adapters.kernels.rounding import enlarged, shrunk
 from randlora_pl.adapters.kernels.triton_kernels.blocks import hadamard_expand, hadamard_project
 from randlora_pl.adapters.kernels.triton_kernels.launch import holds, multiplies
 from randlora_pl.adapters.kernels.triton_kernels.stack import hadamard_unmix
+from randlora_pl.adapters.random_bases import Copies
 from randlora_pl.utils.device import runs
 
 STRUCTURE = "hadamard/1"

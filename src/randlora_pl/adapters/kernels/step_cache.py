@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from randlora_pl.adapters.kernels.copies import storable
+from randlora_pl.adapters.random_bases import storable
 
 
 class Held:

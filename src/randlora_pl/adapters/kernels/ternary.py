@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from randlora_pl.adapters.kernels.basis_product import Stored
-from randlora_pl.adapters.kernels.copies import Copies
+from randlora_pl.adapters.random_bases import Copies
 from randlora_pl.utils.device import on_cuda
 
 ADDITION = 4

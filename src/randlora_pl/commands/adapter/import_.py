@@ -92,7 +92,7 @@ def convert(
     """
     import torch
 
-    from randlora_pl.interop import base_model, official
+    from randlora_pl.interop import base_model, external
     from randlora_pl.interop.imported import ImportPlan, check_base, load_decoder
     from randlora_pl.interop.peft import files as peft_files
     from randlora_pl.interop.peft import import_ as peft_import
@@ -123,7 +123,7 @@ def convert(
         dtype = getattr(torch, bases_dtype or "bfloat16")
         foreign = peft_import.translate(adapter, base.model, dtype)
     else:
-        foreign = official.translate(path, base.model, 1.0 if alpha is None else alpha)
+        foreign = external.translate_official(path, base.model, 1.0 if alpha is None else alpha)
     if owned := foreign.owned(base.model):
         raise UserError(
             f"{name}: {next(iter(owned))} was trained as a whole, which no task supports. Import it in Python: "

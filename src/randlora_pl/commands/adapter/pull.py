@@ -29,7 +29,7 @@ def pull(
     check_output(output, overwrite)
     if output.suffix == ".safetensors" or output.is_file():
         raise UserError(f"--output is {output}: name a folder. One file: adapter export DIR --to adapter.")
-    from randlora_pl.interop.hub.transfer import PeftRepositoryError, check_repo, pull_adapter
+    from randlora_pl.interop.hub import PeftRepositoryError, check_repo, pull_adapter
 
     check_repo(repo)
     try:
@@ -53,7 +53,7 @@ def pull(
 def _convert(repo: str, output: Path, revision: str | None) -> int:
     """Fetch an adapter of PEFT, convert it, and print the next command."""
     from randlora_pl.commands.adapter.import_ import convert
-    from randlora_pl.interop.hub.transfer import download_peft
+    from randlora_pl.interop.hub import download_peft
 
     with TemporaryDirectory() as folder:
         commit = download_peft(repo, Path(folder), revision)

@@ -52,8 +52,7 @@ def push(
     from tempfile import TemporaryDirectory
 
     from randlora_pl.adapters import read_adapter
-    from randlora_pl.interop.hub.model_card import make_card
-    from randlora_pl.interop.hub.transfer import check_repo, push_folder, stage
+    from randlora_pl.interop.hub import check_repo, make_card, push_folder, stage
 
     check_repo(repo)
     file = read_adapter(adapter)

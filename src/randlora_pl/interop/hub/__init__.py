@@ -1,1 +1,0 @@
-"""Adapters on the Hugging Face Hub."""
