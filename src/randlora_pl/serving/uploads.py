@@ -182,12 +182,7 @@ COUNT = 10
 
 
 def read_samples(folder: Path | None, metadata: Mapping[str, Any], limits: Limits) -> dict[str, bytes]:
-    """Return image files by name, at most `COUNT`.
-
-    Args:
-        folder: Folder of images; None for images of the dataset in the metadata.
-        metadata: Metadata of the adapter.
-        limits: Limits of an upload, which hold for samples too.
+    """Return at most `COUNT` image files by name, of a folder or of the dataset in an adapter's metadata.
 
     Raises:
         UserError: The folder has no images, or one of the chosen images exceeds the limits or is damaged.
@@ -198,20 +193,19 @@ def read_samples(folder: Path | None, metadata: Mapping[str, Any], limits: Limit
 
     files = find_images([folder])
     chosen = [files[number * len(files) // COUNT] for number in range(COUNT)] if len(files) > COUNT else files
-    return {_name(f"{number}-{file.name}"): _read(file, limits) for number, file in enumerate(chosen, 1)}
-
-
-def _read(file: Path, limits: Limits) -> bytes:
-    try:
-        content = file.read_bytes()
-        check_header(content, limits)
-    except OSError as error:
-        raise UserError(f"The sample {file} cannot be read: {error.strerror}.") from error
-    except HTTPException as error:
-        raise UserError(f"The sample {file} cannot be offered: {error.detail}.") from error
-    if len(content) > limits.upload_bytes:
-        raise UserError(f"The sample {file} has {len(content):,} bytes; the limit is {limits.upload_bytes:,}.")
-    return content
+    samples = {}
+    for number, file in enumerate(chosen, 1):
+        try:
+            content = file.read_bytes()
+            check_header(content, limits)
+        except OSError as error:
+            raise UserError(f"The sample {file} cannot be read: {error.strerror}.") from error
+        except HTTPException as error:
+            raise UserError(f"The sample {file} cannot be offered: {error.detail}.") from error
+        if len(content) > limits.upload_bytes:
+            raise UserError(f"The sample {file} has {len(content):,} bytes; the limit is {limits.upload_bytes:,}.")
+        samples[_name(f"{number}-{file.name}")] = content
+    return samples
 
 
 def _of_package(dataset: str) -> dict[str, bytes]:

@@ -37,8 +37,14 @@ class CheckpointFile(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, *args: Any, **more: Any) -> None:
         """Write the file atomically over an older one, which is kept if this fails."""
-        buffer = io.BytesIO()
-        torch.save({**checkpoint, "derived": self._write_derived(checkpoint.get("derived"), Path(path).parent)}, buffer)
+        tensors, folder, buffer = checkpoint.get("derived"), Path(path).parent, io.BytesIO()
+        if tensors:
+            key = folder, *((name, tensor.data_ptr(), tensor._version) for name, tensor in tensors.items())
+            if key != self._derived[0]:
+                content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+                write_bytes(folder / _name_of(content), content)
+                self._derived = key, _name_of(content)
+        torch.save({**checkpoint, "derived": self._derived[1] if tensors else None}, buffer)
         write_bytes(Path(path), buffer.getbuffer())
 
     def load_checkpoint(self, path: str | Path, *args: Any, **more: Any) -> dict[str, Any]:
@@ -61,17 +67,6 @@ class CheckpointFile(TorchCheckpointIO):
                 )
             checkpoint["derived"] = load(content)
         return checkpoint
-
-    def _write_derived(self, tensors: dict[str, torch.Tensor] | None, folder: Path) -> str | None:
-        """Write derived tensors unless they are there, and return the name of their file, or None if there are none."""
-        if not tensors:
-            return None
-        key = folder, *((name, tensor.data_ptr(), tensor._version) for name, tensor in tensors.items())
-        if key != self._derived[0]:
-            content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
-            write_bytes(folder / _name_of(content), content)
-            self._derived = key, _name_of(content)
-        return self._derived[1]
 
 
 def _name_of(derived: bytes) -> str:

@@ -178,9 +178,11 @@ class StartSummary(Callback):
             raise DryRunEnd
 
     def _print(self, trainer: Trainer, pl_module: Any, data: Any) -> None:
-        report = pl_module.report
-        remarks = "".join(f"\n{note}" for note in report.notes)
-        page: list[Any] = [f"\n{what_trains(pl_module)}{remarks}"]
+        report, adapter = pl_module.report, pl_module.report.adapter
+        given = (getattr(pl_module, name, None) for name in ("prompts", "head", "regulation"))
+        others = [part for part in given if hasattr(part, "leaves")]
+        trains = " + ".join(map(describe, others if others and _trains_nothing(adapter) else [*others, adapter]))
+        page: list[Any] = ["\n" + "\n".join([trains, *report.notes])]
         page += [layer_table(report)] if report.rows else []
         page += [f"adapted: {report.coverage.line}"] if report.coverage.line else []
         rows = facts(trainer, pl_module, data)
@@ -189,14 +191,6 @@ class StartSummary(Callback):
         self.text = print_above_progress(*page, facts_table(rows), "")
 
     on_test_start = on_fit_start  # a zero-shot test comes first, when the training is already planned
-
-
-def what_trains(task: Any) -> str:
-    """Return prompts, second head and regulation of a task, if it has any, and its adapter, with their options."""
-    given = (getattr(task, name, None) for name in ("prompts", "head", "regulation"))
-    others = [part for part in given if hasattr(part, "leaves")]
-    adapter = task.report.adapter
-    return " + ".join(map(describe, others if others and _trains_nothing(adapter) else [*others, adapter]))
 
 
 def describe(adapter: Any) -> str:

@@ -62,23 +62,22 @@ def check_options(meeting: Meeting, options: Options) -> None:
         UserError: They differ; see also `Meeting.compare`.
     """
     own = json.dumps(options, default=str)
-    meeting.compare(
-        "the options", lambda question: own, lambda ask: _options_differ([json.loads(text) for text in ask("")])
-    )
 
+    def judge(ask: Ask) -> str:
+        first, *others = (json.loads(text) for text in ask(""))
+        none = "null", None
+        for rank, other in enumerate(others, 1):
+            pairs = [(name, first.get(name, none), other.get(name, none)) for name in sorted({*first, *other})]
+            different = [
+                f"{name} is {brief(ours[1])} in process 0, {brief(theirs[1])} in process {rank}"
+                for name, ours, theirs in pairs
+                if ours[0] != theirs[0]
+            ]
+            if different:
+                return f"{'; '.join(different[:_MOST])}. Give all processes the same options."
+        return ""
 
-def _options_differ(options: list[Options]) -> str:
-    first, none = options[0], ("null", None)
-    for rank, other in enumerate(options):
-        pairs = [(name, first.get(name, none), other.get(name, none)) for name in sorted({*first, *other})]
-        different = [
-            f"{name} is {brief(ours[1])} in process 0, {brief(theirs[1])} in process {rank}"
-            for name, ours, theirs in pairs
-            if ours[0] != theirs[0]
-        ]
-        if different:
-            return f"{'; '.join(different[:_MOST])}. Give all processes the same options."
-    return ""
+    meeting.compare("the options", lambda question: own, judge)
 
 
 def compare_weights(meeting: Meeting, fingerprint: str) -> None:
