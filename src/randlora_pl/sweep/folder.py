@@ -141,8 +141,11 @@ class SweepFolder:
                 same = labels in planned and all(
                     entry.get(key) == value for key, value in planned[labels].facts.items()
                 )
-                if same and (differs := _difference(entry.get("config", {}), planned[labels].flat)):
-                    clashes.append((labels, file.parent, differs))
+                there, here = entry.get("config", {}), planned[labels].flat if same else {}
+                names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
+                if same and names:
+                    shown = [f"{n} {there.get(n, 'not set')} (here {here.get(n, 'not set')})" for n in names[:3]]
+                    clashes.append((labels, file.parent, ", ".join(shown) + " ..." * (len(names) > 3)))
         if clashes:
             labels, cell_path, differs = clashes[0]
             more = f" ({len(clashes)} cells in all)" if len(clashes) > 1 else ""
@@ -150,12 +153,6 @@ class SweepFolder:
                 f"{self.path} holds another sweep: {labels} has {differs} in {cell_path}{more}.\n"
                 "Name another --output, or remove those cells; labels that are new here are welcome."
             )
-
-
-def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
-    names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
-    shown = [f"{name} {there.get(name, 'not set')} (here {here.get(name, 'not set')})" for name in names]
-    return ", ".join(shown[:3]) + (" ..." if len(shown) > 3 else "")
 
 
 def _read(file: Path) -> dict[str, Any]:

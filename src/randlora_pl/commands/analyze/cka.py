@@ -66,7 +66,7 @@ def cka(
     for name, members in groups.items():
         if len(members) < 2:
             raise UserError(f"{members[0].path} is the only run on {name}: CKA compares two runs on one dataset.")
-    from randlora_pl.lab.analysis.cka import cka_figure, mean_over_data_sets
+    from randlora_pl.lab.analysis.cka import cka_figure
 
     rows: list[dict[str, Any]] = []
     curves: dict[str, list[dict[Layer, float]]] = {}
@@ -83,7 +83,10 @@ def cka(
     for label, each in curves.items():
         if any(one.keys() != each[0].keys() for one in each):
             raise UserError(f"{label}: its runs have models of different depth, so their layers cannot be averaged.")
-    mean = {label: mean_over_data_sets(each) for label, each in curves.items()}
+    mean = {
+        label: {layer: sum(one[layer] for one in each) / len(each) for layer in each[0]}
+        for label, each in curves.items()
+    }
     reference = " / ".join(dict.fromkeys(labels[members[0].path] for members in groups.values()))
     content = {"images": counts, "seed": tested.seed, "batch_size": tested.batch_size, "rows": rows}
     figure = cka_figure(mean, reference, "; ".join(counts))

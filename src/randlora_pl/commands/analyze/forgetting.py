@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from randlora_pl.data import ImageData
     from randlora_pl.lab.analysis.forgetting import Forgetting
-    from randlora_pl.utils.image_spec import ImageSpec
 
 
 def forgetting(runs: Runs, *, datasets: Sequence[str], tested: Images = Images(), output: NewFolder = None) -> int:
@@ -92,11 +91,11 @@ def _tested(
 ) -> "Iterator[list[Forgetting]]":
     """Yield the results of each run, one per dataset; a base model is tested once for the same prompts."""
     from randlora_pl.adapters import merge
-    from randlora_pl.data.unlabelled import batches, framed, random_samples
+    from randlora_pl.data.unlabelled import batches, frame_of, framed, random_samples
     from randlora_pl.interop.base_model import base_name, load_base
     from randlora_pl.interop.updates import adapted
     from randlora_pl.lab.analysis.forgetting import Forgetting, prompts_of
-    from randlora_pl.models import encode_prompts, load_tokenizer
+    from randlora_pl.models import clip_image_spec, encode_prompts, load_tokenizer
     from randlora_pl.models.text import zero_shot_accuracy
     from randlora_pl.tasks import load_task
     from randlora_pl.utils.files.weights_files import local_name
@@ -110,8 +109,11 @@ def _tested(
         merge(tuned, strict=False)
         base.model.to(device)
         tuned.to(device)
-        name = local_name(run.file.config["base_model"], run.path)
-        tokenizer, spec = load_tokenizer(name), _spec(run)
+        about = run.file.config["base_model"]
+        model_name = local_name(about, run.path)
+        tag = "random" if about.get("sha256") else about["pretrained"]  # the path of a file adds nothing
+        spec = frame_of(run.file.metadata, clip_image_spec(model_name, tag, about.get("image_size")))
+        tokenizer = load_tokenizer(model_name)
         results = []
         for dataset in datasets:
             if (dataset, spec) not in sets:
@@ -136,14 +138,3 @@ def _tested(
             (before, count), (after, _) = known[key], known[key, run.path]
             results.append(Forgetting(dataset, count, data.num_classes, before, after))
         yield results
-
-
-def _spec(run: AnalyzedRun) -> "ImageSpec":
-    """Return the image preprocessing of a run."""
-    from randlora_pl.data.unlabelled import frame_of
-    from randlora_pl.models import clip_image_spec
-    from randlora_pl.utils.files.weights_files import local_name
-
-    base = run.file.config["base_model"]
-    tag = "random" if base.get("sha256") else base["pretrained"]  # the path of a file adds nothing
-    return frame_of(run.file.metadata, clip_image_spec(local_name(base, run.path), tag, base.get("image_size")))

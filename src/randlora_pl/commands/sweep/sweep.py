@@ -69,7 +69,12 @@ def run_sweep(config: str, typed: SweepOptions, same: str) -> tuple[int, Job | N
     config = os.path.realpath(config) if Path(config).is_file() else config
     words = child_words(["sweep", config], typed, job)  # by a path that is valid in any folder
     if typed.launcher == "slurm":
-        return _submit(config, typed, words, job), None
+        from randlora_pl.sweep.loop import slurm
+
+        numbers = slurm(run_in_job, words, job.folder.path.resolve(), typed.jobs, typed.slurm)
+        print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}; their logs: {job.folder.path}/slurm")
+        print(f"Show their progress: randlora-pl sweep {shlex.quote(config)} --output {place_of(job)} --dry-run")
+        return 0, None
     following = f"randlora-pl report {place_of(job)}{' --overwrite' * (job.folder.path / REPORT).exists()}"
     if typed.jobs > 1:
         return end(job, following, spawn(job, words, typed.jobs)), job
@@ -79,15 +84,6 @@ def run_sweep(config: str, typed: SweepOptions, same: str) -> tuple[int, Job | N
 
         measure(job.folder.path, job.chosen)
     return end(job, following, outcome.stopped, outcome.elsewhere), job
-
-
-def _submit(config: str, typed: SweepOptions, words: list[str], job: Job) -> int:
-    from randlora_pl.sweep.loop import slurm
-
-    numbers = slurm(run_in_job, words, job.folder.path.resolve(), typed.jobs, typed.slurm)
-    print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}; their logs: {job.folder.path}/slurm")
-    print(f"Show their progress: randlora-pl sweep {shlex.quote(config)} --output {place_of(job)} --dry-run")
-    return 0
 
 
 def run_in_job(words: list[str]) -> int:

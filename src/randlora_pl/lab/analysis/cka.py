@@ -8,7 +8,7 @@ expected value does not depend on the batch size. The paper does not specify the
 treatment of tokens. Here the activations of all tokens of an image are concatenated.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -152,11 +152,6 @@ def embed(model: nn.Module, images: Tensor) -> Tensor:
     encode = getattr(model, "encode_image", model)
     features: Tensor = encode(images)
     return features
-
-
-def mean_over_data_sets(found: Sequence[Mapping[Layer, float]]) -> dict[Layer, float]:
-    """Return the mean CKA of each layer over several comparisons of equal depth."""
-    return {layer: sum(one[layer] for one in found) / len(found) for layer in found[0]}
 
 
 def cka_figure(curves: Mapping[str, Mapping[Layer, float]], reference: str, about: str) -> Figure:

@@ -95,14 +95,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(part in text for part in parts))
 
 
-def reset_peak(device: torch.device) -> None:
-    """Start `peak` anew."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
 def peak(device: torch.device) -> int | None:
-    """Return the most that PyTorch's allocator had handed out on a GPU since `reset_peak`; None on a CPU."""
+    """Return the most that PyTorch's allocator had handed out on a GPU since its peak was reset; None on a CPU."""
     return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
 
 

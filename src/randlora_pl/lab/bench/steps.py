@@ -21,7 +21,6 @@ from randlora_pl.lab.bench.costs import (
     is_out_of_memory,
     peak,
     ratios,
-    reset_peak,
     saved_tensors,
     synchronize,
 )
@@ -105,7 +104,8 @@ class Case:
             self.saved, self.flops = saved.bytes, operations.get_total_flops()
             if self.device.type == "cuda" or time.perf_counter() - start < 10 * _LEAST:  # not the time of a usual step
                 synchronize(self.device)
-                reset_peak(self.device)
+                if self.device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats(self.device)
                 start = time.perf_counter()
                 self.step()
                 synchronize(self.device)
