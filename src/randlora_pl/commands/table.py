@@ -41,7 +41,7 @@ LOOK_UP: Mapping[str, str | tuple[str, ...]] = {
 COMMANDS = {**RUN, **LOOK_UP}
 """Module of each command, in which a function has its name; or the commands of a group.
 
-A command of a group has a module of its name in the package of the group. The commands of ``config`` share one.
+A command of a group has a module of its name in the package of the group, or the commands of the group share one.
 """
 
 _LOGGED = ("analyze", "bench", "data")

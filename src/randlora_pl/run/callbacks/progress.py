@@ -112,18 +112,12 @@ class ProgressLines(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
-        """Print the line of a validation if it is due."""
-        self._evaluated(trainer, "validation", batch_idx + 1, trainer.num_val_batches)
+        """Print the line of a validation or a test if it is due."""
+        done, batches = batch_idx + 1, sum(trainer.num_test_batches if trainer.testing else trainer.num_val_batches)
+        if done < batches and self._due(trainer):
+            print_above_progress(f"{'test' if trainer.testing else 'validation'}: {done:,} of {batches:,} batches")
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
-    ) -> None:
-        """Print the line of a test if it is due."""
-        self._evaluated(trainer, "test", batch_idx + 1, trainer.num_test_batches)
-
-    def _evaluated(self, trainer: Trainer, what: str, done: int, batches: list[int | float]) -> None:
-        if done < sum(batches) and self._due(trainer):
-            print_above_progress(f"{what}: {done:,} of {sum(batches):,} batches")
+    on_test_batch_end = on_validation_batch_end
 
 
 class StepNumbers(Callback):
