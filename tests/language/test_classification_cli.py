@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from randlora_pl.language.tasks.classification import TextClassificationTask
-from randlora_pl.language.tasks.restore import load_language_task
+from randlora_pl.language.tasks.common import load_language_task
 from tests.support.cli import Run
 
 from .classify import SHAPE, write_csv, write_reviews

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from randlora_pl.adapters import inject
 from randlora_pl.language.loading import model_config
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
-from randlora_pl.language.tasks.restore import load_language_task
+from randlora_pl.language.tasks.common import load_language_task
 from randlora_pl.run.options.shipped import find_config
 from tests.support.cli import Run
 from tests.support.products import marked

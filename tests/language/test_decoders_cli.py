@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from randlora_pl.language.tasks.restore import load_language_task
+from randlora_pl.language.tasks.common import load_language_task
 from tests.support.cli import Run
 from tests.support.products import marked
 

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from randlora_pl.adapters import Adapter, DoRA, LoRA, RandLoRA, VeRA
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
-from randlora_pl.language.tasks.restore import load_language_task
+from randlora_pl.language.tasks.common import load_language_task
 from tests.adapters.cases import randomise
 from tests.support.cli import Run
 

@@ -17,7 +17,7 @@ from randlora_pl.commands.main import main
 from randlora_pl.language.prompt_sets import instruction_prompt
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.tasks.classification import TextClassificationTask
-from randlora_pl.language.tasks.restore import load_language_task
+from randlora_pl.language.tasks.common import load_language_task
 from tests.support.cli import Run
 
 from . import classify

@@ -17,7 +17,7 @@ from randlora_pl.adapters import Adapter, LoRA, inject, load_adapter, save_adapt
 from randlora_pl.run.command import prepare
 from randlora_pl.run.options.choices import check_here
 from randlora_pl.run.options.classes import task_of
-from randlora_pl.tasks.defaults import TOWERS, default_learning_rate
+from randlora_pl.tasks.objective import TOWERS, default_learning_rate
 from randlora_pl.utils.errors import UserError
 from tests.docs.pages import PAGES
 from tests.support.cli import SMALL, Run

@@ -191,7 +191,7 @@ class PredictionTable:
         Raises:
             UserError: The probabilities are not numbers.
         """
-        from randlora_pl.tasks.evaluation import check_numbers
+        from randlora_pl.tasks.losses import check_numbers
 
         check_numbers(probabilities, name)
         best = probabilities.topk(min(len(self.predicted) // 2, len(classnames)))
@@ -423,7 +423,7 @@ def _classify_texts(
 ) -> PredictionTable:
     """Return classes with their probabilities, or scores."""
     from randlora_pl.language.loading import most_tokens
-    from randlora_pl.tasks.evaluation import check_numbers
+    from randlora_pl.tasks.losses import check_numbers
 
     sentences = [inputs.sentences_of(each) for each in given]
     for each, texts in zip(given, sentences, strict=True):
@@ -459,7 +459,7 @@ def _classify_texts(
 
 def _ready(file: "AdapterFile", options: PredictOptions, how: dict[str, Any]) -> Any:
     """Return the task of an adapter on the device, merged; quantized as in its training if there is a GPU."""
-    from randlora_pl.language.tasks.restore import plain_task
+    from randlora_pl.language.tasks.common import plain_task
     from randlora_pl.tasks.restore import make_ready
 
     if options.pretrained:

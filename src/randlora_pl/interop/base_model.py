@@ -94,7 +94,7 @@ def load_base(file: AdapterFile) -> Base:
     base = file.config.get("base_model", {})
     library, name, pretrained = (base.get(key) for key in ("library", "name", "pretrained"))
     if library == "transformers" and "task" in file.metadata:
-        from randlora_pl.language.tasks.restore import plain_task  # imported here, because it loads transformers
+        from randlora_pl.language.tasks.common import plain_task  # imported here, because it loads transformers
 
         model = plain_task(file, dequantized=True).build()
         identity = ModelIdentity(library, name or "", pretrained or "", seed=base.get("seed"))

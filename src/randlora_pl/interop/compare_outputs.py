@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.tasks.evaluation import check_numbers
+from randlora_pl.tasks.losses import check_numbers
 from randlora_pl.utils.errors import UserError
 
 _IMAGES, _TOKENS = 4, 24

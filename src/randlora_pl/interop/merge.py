@@ -25,7 +25,7 @@ from randlora_pl.interop.compare_outputs import ROUNDING, change, check_written,
 from randlora_pl.interop.library_model import LibraryModel, config_file
 from randlora_pl.interop.prompts import check_merge
 from randlora_pl.interop.updates import State, adapted, interpolated
-from randlora_pl.language.tasks.restore import plain_task
+from randlora_pl.language.tasks.common import plain_task
 from randlora_pl.models import ImageSpec, encode_prompts, load_tokenizer
 from randlora_pl.tasks.restore import prompts_of
 from randlora_pl.utils.errors import UserError

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from randlora_pl.language.data import LabelledTexts, TextData
     from randlora_pl.language.tasks.causal_lm import CausalLMTask
     from randlora_pl.language.tasks.classification import TextClassificationTask
-    from randlora_pl.language.tasks.restore import load_language_task
+    from randlora_pl.language.tasks.common import load_language_task
 
 __all__ = ["CausalLMTask", "LabelledTexts", "TextClassificationTask", "TextData", "load_language_task"]
 

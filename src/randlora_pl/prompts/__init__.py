@@ -6,10 +6,8 @@ Examples:
 """
 
 from randlora_pl.prompts.base import PromptLearner, Prompts
-from randlora_pl.prompts.cocoop import CoCoOp
-from randlora_pl.prompts.coop import CoOp
-from randlora_pl.prompts.deep import DeepPrompts
+from randlora_pl.prompts.coop import CoCoOp, CoOp
+from randlora_pl.prompts.deep import DeepPrompts, MaPLe
 from randlora_pl.prompts.fixed import Fixed
-from randlora_pl.prompts.maple import MaPLe
 
 __all__ = ["CoCoOp", "CoOp", "DeepPrompts", "Fixed", "MaPLe", "PromptLearner", "Prompts"]

@@ -25,7 +25,7 @@ from randlora_pl.run.options.compose import Tree, flatten
 from randlora_pl.run.parallel.launch import launched, meeting_of
 from randlora_pl.run.parallel.strategy import AdapterDDP, check_options, common_options
 from randlora_pl.run.run_folder import CHECKSUM, checksum, keep_older, resolved_config, without_head, without_seed
-from randlora_pl.tasks.evaluation import check_numbers
+from randlora_pl.tasks.losses import check_numbers
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import remove_leftovers, write_text
 from randlora_pl.utils.files.run_files import ADAPTER, BEST, CONFIG, LAST

@@ -121,7 +121,7 @@ class ClassifierAPI(LitAPI):  # type: ignore[misc]
         """
         import torch
 
-        from randlora_pl.tasks.evaluation import check_numbers
+        from randlora_pl.tasks.losses import check_numbers
 
         with torch.inference_mode(), self.autocast:
             probabilities = self.task.class_logits(images.to(self.index)).float().softmax(1).cpu()

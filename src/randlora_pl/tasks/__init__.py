@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from randlora_pl.tasks.prompt.regulation import SelfRegulation
     from randlora_pl.tasks.prompt.task import PromptTask
     from randlora_pl.tasks.prompt.tip import TipAdapter
-    from randlora_pl.tasks.restore import load_task, register
-    from randlora_pl.tasks.several import load_tasks, weighted_task
+    from randlora_pl.tasks.restore import load_task, load_tasks, register, weighted_task
     from randlora_pl.tasks.text_head import TextHeadTask
     from randlora_pl.tasks.trainer import make_trainer
     from randlora_pl.tasks.vision_language import VisionLanguageTask

@@ -1,6 +1,6 @@
 """Bases of the tasks on images: classes and their prompts, accuracy and predictions, and CLIP's two towers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, cast
 
@@ -116,6 +116,17 @@ class ImageTask(AdaptationTask):
     def build_on(self, other: "ImageTask") -> None:
         """Make what is beside the backbone, for the backbone that another task has built."""
         raise NotImplementedError
+
+    def use_sum(self, others: Mapping[str, "ImageTask"], name: str) -> None:
+        """Prepare for weights that are a sum of this update and others'.
+
+        Args:
+            others: The other tasks by name.
+            name: Name of this task.
+
+        Raises:
+            UserError: Another task has other parts beside its update.
+        """
 
     @property
     def frame(self) -> ImageSpec:

@@ -1,4 +1,4 @@
-"""The vision-language loss over the captions of an optimizer step, and what it takes to split the step."""
+"""The vision-language loss over the captions of an optimizer step, what it takes to split the step, and a check."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.data.image_batches import counted_classes as counted_classes
+from randlora_pl.utils.errors import UserError
 
 
 def caption_losses(logits: Tensor, labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
@@ -151,3 +152,12 @@ def similarities(images: Tensor, texts: Tensor) -> Tensor:
 def normalize(features: Tensor) -> Tensor:
     """Scale rows to unit length, in float32 so that half precision does not round the similarities."""
     return F.normalize(features.float(), dim=-1)
+
+
+def check_numbers(outputs: Tensor, source: object) -> None:
+    """Refuse probabilities, scores or losses of an adapter that are infinite or not a number."""
+    if not outputs.isfinite().all():
+        raise UserError(
+            f"{source}: the outputs of the model are not finite, so predictions are meaningless. The weights or "
+            "alpha of the adapter are too large. Copy it again, or train it with a lower --model.learning_rate."
+        )

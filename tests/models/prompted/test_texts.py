@@ -10,6 +10,7 @@ from torch import Tensor
 
 from randlora_pl.adapters import LoRA, inject, set_train_mode
 from randlora_pl.models import encode_prompts, load_clip, set_gradient_checkpointing
+from randlora_pl.models import prompted as texts_module
 from randlora_pl.models.prompted import (
     TextRows,
     encode_rows,
@@ -19,7 +20,6 @@ from randlora_pl.models.prompted import (
     token_embeddings,
     word_rows,
 )
-from randlora_pl.models.prompted import texts as texts_module
 from tests.prompts import reference
 from tests.support.products import covered, in_one_item
 

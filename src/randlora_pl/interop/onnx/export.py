@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from randlora_pl.interop.onnx import check_packages
 from randlora_pl.interop.onnx.program import Program
-from randlora_pl.tasks.evaluation import check_numbers
+from randlora_pl.tasks.losses import check_numbers
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import disk_errors, move, scratch_folder
 

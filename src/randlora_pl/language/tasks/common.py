@@ -1,4 +1,4 @@
-"""Base of the tasks on texts: learning rates, targets, the tokenizer, and the identity of the base model."""
+"""Base of the tasks on texts, and the way back from an adapter file to one of them."""
 
 from collections.abc import Mapping
 from dataclasses import field
@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal, Self
 import torch
 from torch import nn
 
-from randlora_pl.adapters import Adapter
+from randlora_pl.adapters import Adapter, AdapterFile, read_adapter
 from randlora_pl.language.catalog import KNOWN
 from randlora_pl.language.loading import RANDOM, checkpoint_blocks, identity_name, model_config, set_checkpointing_mode
 from randlora_pl.language.tokenization import BYTES, load_tokenizer
 from randlora_pl.models import ModelIdentity
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.defaults import TEXTS, default_learning_rate
+from randlora_pl.tasks.objective import TEXTS, default_learning_rate
+from randlora_pl.tasks.restore import make_ready, make_task
 from randlora_pl.utils.options import Fraction, NotNegative
 
 
@@ -153,3 +154,34 @@ def known_targets(model_type: str) -> list[str] | None:
         ['q', 'v', 'fc1', 'fc2']
     """
     return list(TARGETS[model_type]) if model_type in TARGETS else None
+
+
+def load_language_task(folder: str | Path, **overrides: Any) -> Any:
+    """Build the task that an adapter folder was saved from, with its adapter merged for evaluation.
+
+    Args:
+        folder: The adapter folder.
+        overrides: Constructor arguments to change, for example ``pretrained`` if a folder moved.
+
+    Returns:
+        The task in eval mode, on the CPU, ``task.vocabulary`` its tokenizer: ``task.model`` of a `CausalLMTask` writes,
+        ``task.classify(texts)`` of a `TextClassificationTask` returns classes.
+
+    Raises:
+        UserError: The folder was written by no language task, or its base model is another one.
+    """
+    file = read_adapter(folder)
+    return make_ready(plain_task(file, **overrides), file)
+
+
+def plain_task(file: AdapterFile, dequantized: bool = False, **overrides: Any) -> TextTask:
+    """Return the task of an adapter, before its backbone is built; on request without quantization.
+
+    Raises:
+        UserError: It was written by no language task.
+    """
+    if dequantized and file.metadata.get("arguments", {}).get("quantize"):
+        overrides["quantize"] = None
+    task = make_task(file, TextTask, "texts", overrides)  # type: ignore[type-abstract]
+    task.take_saved(file.metadata)
+    return task

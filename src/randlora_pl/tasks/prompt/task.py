@@ -359,15 +359,7 @@ class PromptTask(TwoStages):
         return super().trained_state() | {f"decoupled.{name}": value for name, value in chosen.items()}
 
     def use_sum(self, others: Mapping[str, ImageTask], name: str) -> None:
-        """Encode the classes again, for weights that are a sum of several updates.
-
-        Args:
-            others: The other tasks by name.
-            name: Name of the task.
-
-        Raises:
-            UserError: Another task has learned other prompts.
-        """
+        """Encode the classes again; refuse a task that has learned other prompts."""
         own = self._learned()
         for theirs, other in others.items():
             assert isinstance(other, PromptTask)
