@@ -45,9 +45,9 @@ def test_patterns_fit_a_whole_name_or_all_of_it_behind_a_dot(pattern: str, fits:
 
 def test_options_by_pattern_take_the_first_that_fits_or_the_default() -> None:
     adapter = RandLoRA()
-    assert adapter.of(5, SHAPE, 1) == 5
-    assert adapter.of({"attn.*": 2, ".*mlp.*": 4, "fc1": 8}, SHAPE, 1) == 4
-    assert adapter.of({"attn.*": 2}, SHAPE, 1) == 1
+    assert adapter.replace(rank=5).value("rank", SHAPE) == 5
+    assert adapter.replace(rank={"attn.*": 2, ".*mlp.*": 4, "fc1": 8}).value("rank", SHAPE) == 4
+    assert adapter.replace(rank={"attn.*": 2}).value("rank", SHAPE) == 6
 
 
 def test_rank_and_alpha_by_pattern_reach_the_layers() -> None:

@@ -208,11 +208,28 @@ class Adapter(Described):
         """Seed, or 0 if it is None."""
         return self.seed or 0
 
-    def of(self, option: Any, shape: WeightShape, default: Any) -> Any:
-        """Return the value of an option for a layer: the option itself, or the value of its first matching pattern."""
-        if not isinstance(option, dict):
-            return option
-        return next((value for pattern, value in option.items() if matches(pattern, shape.layer)), default)
+    def value(self, option: str, shape: WeightShape) -> Any:
+        """Return an option's value for a layer, of its first matching pattern or the default if it has patterns."""
+        given = getattr(self, option)
+        if not isinstance(given, dict):
+            return given
+        default = getattr(type(self), option)
+        return next((value for pattern, value in given.items() if matches(pattern, shape.layer)), default)
+
+    def rank_of(self, shape: WeightShape) -> int:
+        """Return the rank for one layer, if the method has the option ``rank``.
+
+        Raises:
+            UserError: The rank is larger than the smaller side.
+        """
+        rank: int = self.value("rank", shape)
+        if rank > shape.small:
+            raise UserError(
+                f"{self.method()}: rank {rank} is larger than the smaller side {shape.small} of {shape.layer} "
+                f"({shape.out_features} x {shape.in_features}); choose a rank up to {shape.small}, or leave "
+                "this layer out of the targets."
+            )
+        return rank
 
     @abstractmethod
     def count(self, shape: WeightShape) -> int:
@@ -264,20 +281,6 @@ class Adapter(Described):
             UserError: The content is damaged, or no method here has the same outputs.
         """
         raise NotImplementedError
-
-    def check_rank(self, shape: WeightShape, rank: int, at_most_small: bool = True) -> int:
-        """Return the rank if it is valid for this weight.
-
-        Raises:
-            UserError: The rank is larger than the smaller side, and ``at_most_small``.
-        """
-        if rank > shape.small and at_most_small:
-            raise UserError(
-                f"{self.method()}: rank {rank} is larger than the smaller side {shape.small} of {shape.layer} "
-                f"({shape.out_features} x {shape.in_features}); choose a rank up to {shape.small}, or leave "
-                "this layer out of the targets."
-            )
-        return rank
 
 
 def trainable(weight: Tensor, *shape: int, fill: float | None = None) -> nn.Parameter:

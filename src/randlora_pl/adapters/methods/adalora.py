@@ -80,10 +80,6 @@ class AdaLoRA(Adapter):
                 "below 1."
             )
 
-    def rank_of(self, shape: WeightShape) -> int:
-        """Return the rank for one layer at the start."""
-        return self.check_rank(shape, self.of(self.rank, shape, 48))
-
     def target_of(self, shape: WeightShape) -> int:
         """Return the ranks that one layer adds to the budget at the end.
 
@@ -129,7 +125,7 @@ class AdaLoRA(Adapter):
         return with_ranks(ranks, scalings, dropout=self.dropout, qkv=self.qkv, seed=self.seed), left
 
     def _scaling_of(self, shape: WeightShape) -> float:
-        return float(self.of(self.alpha, shape, 96.0)) / self.rank_of(shape)
+        return float(self.value("alpha", shape)) / self.rank_of(shape)
 
     def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
         """Convert A, B and E: PEFT has one rank and one alpha, so that E takes the ratio of the scalings."""
@@ -233,7 +229,7 @@ class AdaLoRADelta(FactoredDelta):
         super().__init__(adapter.dropout)
         rank = adapter.rank_of(shape)
         self.layer, self.target = shape.layer, adapter.target_of(shape)
-        self.scaling = adapter.of(adapter.alpha, shape, 96.0) / rank
+        self.scaling = adapter.value("alpha", shape) / rank
         key, layer = adapter.key, shape.layer
         self.A = drawn(weight, key, f"adalora/A/{layer}", rank, shape.in_features, "normal", _START)
         self.E = trainable(weight, rank, fill=0.0)

@@ -42,10 +42,6 @@ class HiRA(Adapter):
         convolutions=True,
     )
 
-    def rank_of(self, shape: WeightShape) -> int:
-        """Return the rank for one layer."""
-        return self.check_rank(shape, self.of(self.rank, shape, 32))
-
     def count(self, shape: WeightShape) -> int:
         """Return r (out + in)."""
         return self.rank_of(shape) * (shape.out_features + shape.in_features)

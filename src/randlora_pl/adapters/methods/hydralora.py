@@ -37,10 +37,6 @@ class HydraLoRA(Adapter):
     learning_rates = (2e-4, 2e-4, 2e-4)  # its code, for language models
     fixed = False
 
-    def rank_of(self, shape: WeightShape) -> int:
-        """Return the rank for one layer."""
-        return self.check_rank(shape, self.of(self.rank, shape, 8))
-
     def count(self, shape: WeightShape) -> int:
         """Return r in + K r out + K in, with the router, which the paper's percentages leave out."""
         rank = self.rank_of(shape)
@@ -69,7 +65,7 @@ class HydraLoRADelta(DeltaWeight):
     def __init__(self, adapter: HydraLoRA, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
         rank, columns = adapter.rank_of(shape), shape.in_features
-        self.scaling: float = adapter.of(adapter.alpha, shape, 32.0) / rank
+        self.scaling: float = adapter.value("alpha", shape) / rank
         self.balanced, self.heads = adapter.balance > 0, adapter.heads
         self.A = kaiming(weight, adapter.key, f"lora/{shape.layer}", rank, columns)  # as LoRA has it
         self.B = trainable(weight, adapter.heads, shape.out_features, rank, fill=0.0)

@@ -48,7 +48,7 @@ class KRAdapterDelta(DeltaWeight):
     def __init__(self, adapter: KRAdapter, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
         r, q = adapter.widths(shape)
-        self.alpha = adapter.of(adapter.alpha, shape, 2.0)
+        self.alpha = adapter.value("alpha", shape)
         self.large, self.transposed = shape.large, shape.out_features > shape.in_features
         self.U = trainable(weight, shape.small, r, fill=0.0)
         deviation = math.sqrt(2 / (1 + 5**2) / q)

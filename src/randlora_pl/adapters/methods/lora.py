@@ -56,14 +56,10 @@ class LoRA(Adapter):
     untrained = "texts"  # the method of language models that are only tested: their weights may be in half precision
     peft = PEFT_FORM
 
-    def rank_of(self, shape: WeightShape) -> int:
-        """Return the rank for one layer."""
-        return self.check_rank(shape, self.of(self.rank, shape, 32))
-
     def scaling_of(self, shape: WeightShape) -> float:
         """Return alpha / r, or alpha / sqrt(r), for one layer."""
         rank = self.rank_of(shape)
-        return float(self.of(self.alpha, shape, 1.0)) / (math.sqrt(rank) if self.rslora else rank)
+        return float(self.value("alpha", shape)) / (math.sqrt(rank) if self.rslora else rank)
 
     def count(self, shape: WeightShape) -> int:
         """Return r (out + in)."""
@@ -170,7 +166,7 @@ def _factors(lora: LoRA, parts: list[Part]) -> Iterator[tuple[str, Tensor, Tenso
     for path, (first, *others) in by_path.items():
         a, b = first.tensors["A"], first.tensors["B"]
         if first.block is None:
-            yield path, a, b, float(lora.of(lora.alpha, first.shape, 1.0)), first.packed
+            yield path, a, b, float(lora.value("alpha", first.shape)), first.packed
             continue
         a = torch.cat([a, *(part.tensors["A"] for part in others)])
         rows, column, scaling = _rows(by_path[path]), 0, lora.scaling_of(first.shape) or 1.0

@@ -37,10 +37,6 @@ class LoRAXS(DerivedAdapter):
 
     exports_factors = True
 
-    def rank_of(self, shape: WeightShape) -> int:
-        """Return the rank for one layer."""
-        return self.check_rank(shape, self.of(self.rank, shape, 64))
-
     def count(self, shape: WeightShape) -> int:
         """Return r^2."""
         return self.rank_of(shape) ** 2
@@ -60,7 +56,7 @@ class LoRAXSDelta(DerivedDelta, FactoredDelta):
     def __init__(self, adapter: LoRAXS, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
         rank = adapter.rank_of(shape)
-        alpha = adapter.of(adapter.alpha, shape, None)
+        alpha = adapter.value("alpha", shape)
         self.scaling = 1.0 if alpha is None else float(alpha) / rank
         left, values, right = self.decompose(adapter, "gram/1", shape, weight, rank)
         if adapter.balance == "both":

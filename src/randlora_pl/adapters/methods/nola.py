@@ -32,10 +32,6 @@ class NoLA(Adapter):
     learning_rates = (1e-3, 1e-3, 1e-4)  # Table 8
     size_option = "num_bases"
 
-    def rank_of(self, shape: WeightShape) -> int:
-        """Return the rank for one layer."""
-        return self.check_rank(shape, self.of(self.rank, shape, 1))
-
     def count(self, shape: WeightShape) -> int:
         """Return 2 n."""
         return 2 * self.num_bases
@@ -56,7 +52,7 @@ class NoLADelta(FactoredDelta):
     def __init__(self, adapter: NoLA, shape: WeightShape, weight: Tensor, bases: Bases) -> None:
         super().__init__(adapter.dropout)
         self.rank = adapter.rank_of(shape)
-        self.scaling = adapter.of(adapter.alpha, shape, 1.0) / self.rank
+        self.scaling = adapter.value("alpha", shape) / self.rank
         start = 1 / adapter.num_bases
         self.alphas = trainable(weight, adapter.num_bases, fill=start)
         self.betas = trainable(weight, adapter.num_bases, fill=start if adapter.init == "official" else 0.0)

@@ -64,7 +64,7 @@ class OFT(Adapter):
         Raises:
             UserError: The size does not divide the layer's inputs, or a default cannot be found.
         """
-        block, side, layer = self.of(self.block, shape, None), shape.in_features, shape.layer
+        block, side, layer = self.value("block", shape), shape.in_features, shape.layer
         sizes = _divisors(side)
         if block in sizes:
             return int(block)

@@ -51,17 +51,13 @@ class PiSSA(DerivedAdapter):
         when=lambda config: config.get("init_lora_weights") in ("pissa", "olora"),
     )
 
-    def rank_of(self, shape: WeightShape) -> int:
-        """Return the rank for one layer."""
-        return self.check_rank(shape, self.of(self.rank, shape, 32))
-
     def scaling_of(self, shape: WeightShape) -> float:
         """Return alpha / r for one layer.
 
         Raises:
             UserError: Alpha is not positive.
         """
-        alpha = self.of(self.alpha, shape, None)
+        alpha = self.value("alpha", shape)
         if alpha is not None and not alpha > 0:
             raise UserError(f"PiSSA: alpha is {alpha} for {shape.layer}. Set a positive number.")
         return 1.0 if alpha is None else float(alpha) / self.rank_of(shape)
@@ -90,7 +86,7 @@ class PiSSA(DerivedAdapter):
                 )
         lora, layers, _ = LoRA.from_peft(content)
         alphas = {
-            layer: lora.of(lora.alpha, shape, 1.0) * (lora.of(lora.rank, shape, 32) ** 0.5 if lora.rslora else 1)
+            layer: lora.value("alpha", shape) * (lora.value("rank", shape) ** 0.5 if lora.rslora else 1)
             for layer, shape in content.shapes.items()
         }
         return cls(rank=lora.rank, alpha=per_layer(alphas), start=start, dropout=lora.dropout), layers, None

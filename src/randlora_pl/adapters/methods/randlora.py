@@ -122,14 +122,10 @@ class RandLoRA(Adapter):
             return "binary"
         return "uniform" if self.a_basis == "uniform" or self.basis == "hadamard" else self.basis
 
-    def rank_of(self, shape: WeightShape) -> int:
-        """Return the rank r of the bases for one layer."""
-        return self.check_rank(shape, self.of(self.rank, shape, 6))
-
     def bases_of(self, shape: WeightShape) -> int:
         """Return the number n of bases for one layer."""
         rank, small = self.rank_of(shape), shape.small
-        number = self.of(self.num_bases, shape, "ceil")
+        number = self.value("num_bases", shape)
         if isinstance(number, int):
             return number
         if self.variant == "a":
@@ -140,7 +136,7 @@ class RandLoRA(Adapter):
 
     def leads_of(self, shape: WeightShape) -> int:
         """Return the number of leading terms for one layer, at most n."""
-        lead, count = self.of(self.lead, shape, 0), self.bases_of(shape)
+        lead, count = self.value("lead", shape), self.bases_of(shape)
         if not 0 <= lead <= count:
             raise UserError(
                 f"RandLoRA: lead is {lead}, but {shape.layer} has {count} bases. Lower the rank of RandLoRA, or keep "
@@ -185,7 +181,7 @@ class RandLoRA(Adapter):
         shapes = [part.shape for part in parts]
         a, b = arranged_for_peft(self, shapes, bases or self.bases(shapes, torch.device("cpu")))
         rank = self.rank_of(shapes[0])
-        alphas = [float(self.of(self.alpha, shape, 10.0)) for shape in shapes]
+        alphas = [float(self.value("alpha", shape)) for shape in shapes]
         alpha = most_common([value for value in alphas if value] or [1.0])
         tensors = {"randlora_A": a, "randlora_B": b}
         for part, own in zip(parts, alphas, strict=True):

@@ -43,7 +43,7 @@ class _RandLoRATensors(DeltaWeight):
         self.large, self.small, self.rank, self.count = shape.large, shape.small, rank, count
         self.transposed = shape.out_features < shape.in_features
         self.pairing = adapter.pairing
-        self.scaling = adapter.of(adapter.alpha, shape, 10.0) / rank
+        self.scaling = adapter.value("alpha", shape) / rank
         self.structured = adapter.basis == "hadamard"
         self.keep = {"low": False, "fast": True}.get(adapter.memory)
 

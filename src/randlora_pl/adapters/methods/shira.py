@@ -47,7 +47,7 @@ class SHiRA(Adapter):
         Raises:
             UserError: The weight has fewer than r (out + in) entries.
         """
-        rank = self.check_rank(shape, self.of(self.rank, shape, 32), at_most_small=False)
+        rank: int = self.value("rank", shape)
         if rank > (most := largest_rank(shape)):
             sides = f"{shape.out_features} x {shape.in_features}"
             raise UserError(

@@ -39,8 +39,9 @@ class VeRA(Adapter):
     )
 
     def rank_of(self, shape: WeightShape) -> int:
-        """Return the rank for one layer."""
-        return self.check_rank(shape, self.of(self.rank, shape, 256), at_most_small=False)
+        """Return the rank for one layer, which has no limit."""
+        rank: int = self.value("rank", shape)
+        return rank
 
     def count(self, shape: WeightShape) -> int:
         """Return out + r."""
@@ -66,7 +67,7 @@ class VeRA(Adapter):
         bases = bases or self.bases(shapes, torch.device("cpu"))
         tensors = {"vera_A": bases.A[0, :rank, :columns], "vera_B": bases.B[:rows, 0, :rank]}
         for part in parts:
-            scaling = float(self.of(self.alpha, part.shape, 1.0)) / self.rank_of(part.shape)
+            scaling = float(self.value("alpha", part.shape)) / self.rank_of(part.shape)
             tensors[f"{part.path}.vera_lambda_b"] = part.tensors["b"] * scaling
             tensors[f"{part.path}.vera_lambda_d"] = filled(part.tensors["d"], rank)
         config = {
@@ -119,7 +120,7 @@ class VeRADelta(FactoredDelta):
     def __init__(self, adapter: VeRA, shape: WeightShape, weight: Tensor, bases: Bases) -> None:
         super().__init__(adapter.dropout)
         self.rank = adapter.rank_of(shape)
-        self.scaling = adapter.of(adapter.alpha, shape, 1.0) / self.rank
+        self.scaling = adapter.value("alpha", shape) / self.rank
         self.b = trainable(weight, shape.out_features, fill=0.0)
         self.d = trainable(weight, self.rank, fill=adapter.d_initial)
         self.bases = bases
