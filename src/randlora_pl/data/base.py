@@ -305,12 +305,8 @@ class PlannedData(Declared, LightningDataModule):
     ) -> None:
         """Plan the run, and the batches of a search if the method searches.
 
-        Args:
-            samples: Number of training samples.
-            labels: int64 (samples,), classes; None without classes.
-            least: Minimum number of batches per epoch.
-            keys: int64 (samples,), hashes of the samples' keys. Default: their indices.
-            groups: int64 (samples,), groups that the search does not separate.
+        All arrays are int64 (samples,): classes, hashes of the samples' keys (by default their indices), and groups
+        that the search does not separate. An epoch has at least ``least`` batches.
         """
         task = None if self.trainer is None else self.trainer.lightning_module
         self.search_plans, self._search_batches = {}, {}

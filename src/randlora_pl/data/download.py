@@ -293,13 +293,7 @@ def unpack(
 
 
 class _Meter:
-    """Bounds the bytes that come out of an archive, because headers can lie.
-
-    Attributes:
-        raw: The open archive.
-        name: Its file name.
-        count: Bytes that came out of it.
-    """
+    """Bounds the bytes that come out of an archive, because headers can lie."""
 
     def __init__(self, raw: IO[bytes], size: int, tick: ProgressCallback) -> None:
         self.raw, self.name, self.count = raw, Path(raw.name).name, 0

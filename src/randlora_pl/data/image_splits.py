@@ -197,7 +197,6 @@ def room(folder: Path) -> int:
 
 log = logging.getLogger("randlora_pl")
 
-FEW_SHOT_EPOCHS = 10
 SMALL_SET = 5_000
 """Maximum number of files of a split cached decoded by default."""
 
@@ -331,11 +330,6 @@ class ImageSplits:
     def few(self) -> bool:
         """True for few-shot training, also by a published draw."""
         return self.shots is not None or is_draw(self.shots_file)
-
-    @property
-    def usual_epochs(self) -> int:
-        """Default number of passes over the training images."""
-        return FEW_SHOT_EPOCHS if self.few else self.row.epochs
 
     @property
     def _draws_from_val(self) -> bool:

@@ -26,6 +26,8 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.options import Positive, Share, between
 
+FEW_SHOT_EPOCHS = 10
+
 log = logging.getLogger("randlora_pl")
 
 
@@ -144,7 +146,8 @@ class ImageData(PlannedData):
         self.spec: ImageSpec | None = None
         subset = (self.shots, self.fraction, self.train_split, self.seed, self.shots_file, self.split, self.classes)
         self.splits = ImageSplits(self.row, self.root, *subset, self.cache_images, self.max_pixels)
-        self.epochs = self.splits.usual_epochs if self.epochs is self.steps is None else self.epochs
+        if self.epochs is self.steps is None:
+            self.epochs = FEW_SHOT_EPOCHS if self.splits.few else self.row.epochs
 
     def prepare_data(self) -> None:
         """Download the dataset if requested; Lightning calls it in one process only."""

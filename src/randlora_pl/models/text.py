@@ -111,7 +111,6 @@ def cached_text_head(
     templates: Sequence[str],
     device: torch.device | str,
     identity: ModelIdentity,
-    batch: int = 256,
 ) -> Tensor:
     """Return the result of `encode_prompts`, cached on disk.
 
@@ -131,7 +130,7 @@ def cached_text_head(
     path = cache_folder() / "text_heads" / f"{key}.safetensors"
     head = _read(path, key, len(classnames))
     if head is None:
-        head = encode_prompts(model, tokenizer, classnames, templates, device, batch)
+        head = encode_prompts(model, tokenizer, classnames, templates, device)
         stored = head.cpu().contiguous()
         meta = {"key": key, "sha256": hashlib.sha256(_bytes(stored)).hexdigest()}
         try:

@@ -155,9 +155,9 @@ class Archive:
     page: str = ""
 
 
-def archive(url: str, checksum: str = "", into: str = "", mirrors: tuple[str, ...] = (), **options: Any) -> Archive:
-    """Return the archive at a URL, with optional mirrors."""
-    return Archive(url.rpartition("/")[2], (url, *mirrors), checksum, into, **options)
+def archive(url: str, checksum: str, into: str = "", **options: Any) -> Archive:
+    """Return the archive at a URL."""
+    return Archive(url.rpartition("/")[2], (url,), checksum, into, **options)
 
 
 @dataclass(frozen=True)
