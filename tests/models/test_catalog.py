@@ -29,9 +29,9 @@ def test_names_are_unique() -> None:
     assert len({row.name for row in MODELS}) == len(MODELS)
 
 
-def test_the_catalog_and_the_specs_import_nothing_heavy() -> None:
+def test_the_catalog_imports_nothing_heavy() -> None:
     code = (
-        "import sys, randlora_pl.models.catalog, randlora_pl.models.weights; "
+        "import sys, randlora_pl.models.catalog; "
         "print([name for name in ('torch', 'timm', 'open_clip', 'numpy') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
