@@ -15,11 +15,19 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from randlora_pl.adapters import load_adapter, read_adapter
 from randlora_pl.language.catalog import OWN_TEXTS
-from randlora_pl.run.board import log_end, log_start
 from randlora_pl.run.callbacks import AdapterCheckpoint, HeldLock, PerClass, ZeroShot
 from randlora_pl.run.callbacks.checkpoint import check_checkpoint
 from randlora_pl.run.command import check_start, checksum_of, start_facts
-from randlora_pl.run.fit_results import callback_of, callbacks_of, end_page, fit_metrics, format_metrics, write_found
+from randlora_pl.run.fit_results import (
+    callback_of,
+    callbacks_of,
+    end_page,
+    fit_metrics,
+    format_metrics,
+    log_end,
+    log_start,
+    write_found,
+)
 from randlora_pl.run.lightning_cli import App
 from randlora_pl.run.options.compose import Tree, flatten
 from randlora_pl.run.parallel.launch import launched, meeting_of
