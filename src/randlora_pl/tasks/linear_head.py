@@ -1,5 +1,6 @@
 """Pure vision: a backbone and a linear classifier learn together (section 5.2, DINOv2 and timm models)."""
 
+from collections.abc import Mapping
 from dataclasses import field
 from functools import cached_property
 from typing import Annotated, Any
@@ -121,6 +122,10 @@ class LinearHeadTask(TowerTask):
     def resolved(self) -> dict[str, Any]:
         """Return derived arguments, including the head's learning rate."""
         return super().resolved() | {"head_learning_rate": self.head_learning_rate}
+
+    def rates(self) -> Mapping[str, float | None]:
+        """Return the head's learning rate."""
+        return {"head": self.head_learning_rate}
 
     def head_tensors(self) -> dict[str, Tensor]:
         """Return the head's weight (classes, features)."""

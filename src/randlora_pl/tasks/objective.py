@@ -206,6 +206,25 @@ class Objective(Declared, LightningModule):
         """Return the backbone without values, and the layers to adapt; None if its shape is not known here."""
         return None
 
+    def parameter_parts(self) -> dict[str, int]:
+        """Return the numbers that train, by part: adapter, prompts, head."""
+        adapter = self.report.trainable
+        head = sum(p.numel() for p in self.parameters() if p.requires_grad) - adapter
+        return {"adapter": adapter, **({"head": head} if head else {})}
+
+    def rates(self) -> Mapping[str, float | None]:
+        """Return the learning rates of what trains beside the adapter, by name."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """Return options and numbers of the parts beside the adapter under flat keys, for ``results.json``."""
+        return {}
+
+    @property
+    def loss_note(self) -> str:
+        """Meaning of the metric ``train/loss`` if it is not plain, for the start page."""
+        return ""
+
     def metadata(self) -> dict[str, Any]:
         """Return further entries of the metadata of an adapter file."""
         return {}

@@ -18,7 +18,6 @@ from randlora_pl.interop.merge import merged
 from randlora_pl.interop.onnx.program import load_program
 from randlora_pl.interop.peft.export import export_peft
 from randlora_pl.prompts import CoOp
-from randlora_pl.run.callbacks.summary import trained_parts
 from randlora_pl.tasks import PromptTask, TipAdapter, load_task, load_tasks
 from randlora_pl.tasks.prompt import tip
 from randlora_pl.utils.errors import UserError
@@ -147,7 +146,7 @@ def test_a_search_is_right_more_often_on_validation_images(fit: Any, trainer: An
     keys = task.decoupled.keys.numel()  # type: ignore[union-attr]
     for head, count in ((FREE, 0), (TipAdapter(), keys)):
         task.head = head
-        assert task.facts()["trainable_parameters"] == sum(trained_parts(task).values()) == count
+        assert task.facts()["trainable_parameters"] == sum(task.parameter_parts().values()) == count
 
 
 def test_files_programs_and_other_classes(fit: Any, tmp_path: Path) -> None:

@@ -135,6 +135,10 @@ class TextClassificationTask(TextTask):
         """Take the classes."""
         self.set_classes(metadata["classnames"])
 
+    def rates(self) -> Mapping[str, float | None]:
+        """Return the head's learning rate."""
+        return {"head": self.head_learning_rate}
+
     def head_tensors(self) -> dict[str, Tensor]:
         """Return the head's tensors by their names in the classifier."""
         return dict(self.head.state_dict(keep_vars=True))

@@ -9,6 +9,8 @@ from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.optimizer import optimizer_numbers, undecayed
 from randlora_pl.run.callbacks.checkpoint import FEW, validated_samples, validations
+from randlora_pl.tasks.base import AdaptationTask
+from randlora_pl.tasks.images import ImageTask
 from randlora_pl.utils.errors import DryRunEnd
 from randlora_pl.utils.files.run_files import run_folder
 from randlora_pl.utils.run_results import planned
@@ -29,10 +31,10 @@ def layer_table(report: Any) -> str:
     return table(("adapted layer", "kind", "out x in", "layers", "trainable"), rows, right=(2, 3, 4))
 
 
-def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
+def facts(trainer: Trainer, task: AdaptationTask, data: Any) -> dict[str, str]:
     """Return the summary's rows beside the layers."""
     trainable = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    parts, total = trained_parts(task), sum(p.numel() for p in task.parameters())
+    parts, total = task.parameter_parts(), sum(p.numel() for p in task.parameters())
     trains = sum(parts.values())
     split = ": " + ", ".join(f"{name} {count:,}" for name, count in parts.items()) if len(parts) > 1 else ""
     kept = sum(each.numel() for each in task.head_tensors().values() if not each.requires_grad)
@@ -54,7 +56,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     return {
         "model": f"{identity.name}, {identity.pretrained} weights{size} ({type(task).__name__})",
         **data.summary_lines(summary),
-        "prompts": task.used_prompts().summary() if hasattr(task, "used_prompts") and not task.retrieval else "",
+        "prompts": task.used_prompts().summary() if isinstance(task, ImageTask) and not task.retrieval else "",
         "trainable": f"{trains:,} of {total:,} parameters ({100 * trains / total:.2f} %){split}",
         "batch": f"{global_batch} = {' x '.join(factors)}" if len(factors) > 1 else factors[0],
         "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn{repeats}",
@@ -62,7 +64,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
         "learning rate": ", ".join(_rates(task)),
         **other_decay(task),
         "label smoothing": f"{smoothing:g}" if smoothing else "",
-        "train/loss": getattr(task, "loss_note", ""),
+        "train/loss": task.loss_note,
         "precision": f"{trainer.precision} on {devices}",
         "sharded": f"{shards}{low}" if shards else "",
         "checkpoint": f"{byte_size(resumed)} to resume, adapter {byte_size(saved)}",
@@ -71,7 +73,7 @@ def facts(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
     }
 
 
-def other_decay(task: Any) -> dict[str, str]:
+def other_decay(task: AdaptationTask) -> dict[str, str]:
     """Return a row if a part of the adapter has no weight decay although the task has; an empty dict otherwise."""
     still = sum(each.numel() for each in undecayed(task.model))
     if not still or not task.weight_decay:
@@ -83,7 +85,7 @@ def other_decay(task: Any) -> dict[str, str]:
     return {"weight decay": f"0 instead of {decay}, which would change the base model{head}"}
 
 
-def memory(task: Any) -> str:
+def memory(task: AdaptationTask) -> str:
     """Return the memory of a training, without activations, which depend on the batch and are known only by running."""
     weights = sum(p.numel() * p.element_size() for p in task.parameters()) + buffer_bytes(task)
     gradients = sum(p.numel() * p.element_size() for p in task.parameters() if p.requires_grad)
@@ -91,28 +93,19 @@ def memory(task: Any) -> str:
     return f"{byte_size(weights)} of weights, {trained} of gradients and the optimizer's state, and activations"
 
 
-def buffer_bytes(task: Any, derived: bool = True) -> int:
+def buffer_bytes(task: AdaptationTask, derived: bool = True) -> int:
     """Return the bytes of the method's kept buffers, such as indices, and of tensors derived from frozen weights."""
     buffers = update_buffers(task.model) | (derived_buffers(task.model) if derived else {})
     return sum(buffer.numel() * buffer.element_size() for buffer in buffers.values())
 
 
-def state_size(task: Any) -> int:
+def state_size(task: AdaptationTask) -> int:
     """Return the numbers in the state of optimizer and procedure; a head has AdamW's two moments, SGD has one."""
     trainable: int = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    if getattr(task, "optimizer", "adamw") == "sgd":
+    if task.optimizer == "sgd":
         return trainable
     head: int = trainable - task.report.trainable
     return optimizer_numbers(task.model) + 2 * head
-
-
-def trained_parts(task: Any) -> dict[str, int]:
-    """Return the numbers that train, by part: adapter, prompts, head."""
-    if hasattr(task, "parameter_parts"):
-        return dict(task.parameter_parts())
-    adapter = task.report.trainable
-    head = sum(p.numel() for p in task.parameters() if p.requires_grad) - adapter
-    return {"adapter": adapter, **({"head": head} if head else {})}
 
 
 def _repeats(data: Any, draws: int) -> str:
@@ -123,10 +116,9 @@ def _repeats(data: Any, draws: int) -> str:
     return f" ({passes:.3g} passes: an epoch has at least {data.min_batches_per_epoch} batches)"
 
 
-def _rates(task: Any) -> list[str]:
+def _rates(task: AdaptationTask) -> list[str]:
     """Return the learning rates: the adapter's, and other parts' by name."""
-    others = dict(task.rates()) if hasattr(task, "rates") else {"head": getattr(task, "head_learning_rate", None)}
-    shown = [f"{name} {rate:g}" for name, rate in others.items() if rate]
+    shown = [f"{name} {rate:g}" for name, rate in task.rates().items() if rate]
     return shown if shown and _trains_nothing(task.adapter) else [f"{task.learning_rate:g}", *shown]
 
 
@@ -134,7 +126,7 @@ def _trains_nothing(adapter: Adapter) -> bool:
     return adapter.trains_base and adapter.keeps_base
 
 
-def _validation_row(trainer: Trainer, task: Any, data: Any) -> dict[str, str]:
+def _validation_row(trainer: Trainer, task: AdaptationTask, data: Any) -> dict[str, str]:
     """Return the number and size of validations, a reason if there are none, or an empty dict."""
     count = validations(trainer, task, data)
     if count is None or not (data.held_out and trainer.limit_val_batches):

@@ -385,7 +385,7 @@ class PromptTask(TwoStages):
         counts["classifier"] = 0 if self.classifier is None else self.classifier.numel()
         return {"adapter": self.report.trainable, **{name: count for name, count in counts.items() if count}}
 
-    def rates(self) -> dict[str, float]:
+    def rates(self) -> Mapping[str, float | None]:
         """Return the learning rates of prompts and second head by name."""
         found = {"prompts": self.prompt_learning_rate} if self.prompts.learns else {}
         name = "head" if self.head is not None else "classifier"
