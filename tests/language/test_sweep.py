@@ -53,7 +53,7 @@ GRID: dict[str, Any] = {
 
 
 def cells_of(**changes: Any) -> list[Trial]:
-    return plan(SweepConfig.of(GRID | changes))
+    return plan(SweepConfig.from_content(GRID | changes))
 
 
 def written(folder: Path, **changes: Any) -> Path:

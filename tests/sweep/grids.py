@@ -24,7 +24,7 @@ GRID: dict[str, Any] = {
 
 
 def cells_of(**changes: Any) -> list[Trial]:
-    return plan(SweepConfig.of(GRID | changes))
+    return plan(SweepConfig.from_content(GRID | changes))
 
 
 def written(folder: Path, name: str = "small.yaml", **changes: Any) -> Path:

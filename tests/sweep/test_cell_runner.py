@@ -199,7 +199,7 @@ def test_an_error_at_the_start_of_the_second_stage_keeps_the_lora(tmp_path: Path
 
 def test_a_resumed_second_stage_reads_its_data_where_they_are_now(tmp_path: Path) -> None:
     methods = {"x": {"adapter": "RandLoRA", "first": {"adapter": "LoRA"}}}
-    (cell,) = plan(replace(SweepConfig.of(GRID | {"methods": methods}), root="new"))
+    (cell,) = plan(replace(SweepConfig.from_content(GRID | {"methods": methods}), root="new"))
     saved = {"model": cell.tree["model"], "data": {"dataset": "digits", "root": "old", "steps": 2}, "from_adapter": "x"}
     saved["trainer"] = {"accelerator": "gpu", "devices": 1}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))

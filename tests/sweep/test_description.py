@@ -14,16 +14,16 @@ from tests.sweep.grids import GRID
 def test_what_it_writes_it_reads_again() -> None:
     pairs = [["LoRA-4", "RandLoRA-6"]]
     more = {"budgets": [1, "50%", 0.25, "100%", "16-shot"], "seeds": [3, 1], "pairs": pairs, "baselines": True}
-    told = SweepConfig.of(GRID | more)
+    told = SweepConfig.from_content(GRID | more)
     assert told.budgets == ["1-shot", "50%", "25%", "100%", "16-shot"] and told.seeds == [3, 1]
-    assert SweepConfig.of(told.content()) == told and told.pairs == pairs
+    assert SweepConfig.from_content(told.content()) == told and told.pairs == pairs
 
 
 def test_all_data_sets_are_the_papers_and_labels_may_differ_from_names() -> None:
-    assert list(SweepConfig.of(GRID | {"datasets": "all"}).datasets) == list(PAPER)
-    told = SweepConfig.of(GRID | {"datasets": {"short": {"dataset": "digits", "steps": 1}, "digits": None}})
+    assert list(SweepConfig.from_content(GRID | {"datasets": "all"}).datasets) == list(PAPER)
+    told = SweepConfig.from_content(GRID | {"datasets": {"short": {"dataset": "digits", "steps": 1}, "digits": None}})
     assert told.datasets == {"short": {"dataset": "digits", "steps": 1}, "digits": {"dataset": "digits"}}
-    assert SweepConfig.of(told.content()) == told
+    assert SweepConfig.from_content(told.content()) == told
 
 
 @given(st.integers(1, 10**6), st.integers(1, 100))
@@ -40,8 +40,8 @@ def test_zero_shot_is_known_by_its_label() -> None:
 
 
 def test_union_keeps_the_older_grid() -> None:
-    older = SweepConfig.of(GRID)
-    newer = SweepConfig.of(GRID | {"seeds": [2], "budgets": [4], "methods": {"VeRA": {"adapter": "VeRA"}}})
+    older = SweepConfig.from_content(GRID)
+    newer = SweepConfig.from_content(GRID | {"seeds": [2], "budgets": [4], "methods": {"VeRA": {"adapter": "VeRA"}}})
     both = newer.union(older)
     assert (both.seeds, both.budgets, list(both.methods)) == (
         [1, 2], ["2-shot", "4-shot"], ["RandLoRA-6", "LoRA-4", "VeRA"],
@@ -106,5 +106,5 @@ def test_union_keeps_the_older_grid() -> None:
 )
 def test_what_is_wrong_is_named(change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as error:
-        SweepConfig.of(GRID | change)
+        SweepConfig.from_content(GRID | change)
     assert said in str(error.value) and "\n" not in str(error.value)

@@ -49,22 +49,22 @@ def test_a_finished_cell_keeps_what_it_needs(folder: SweepFolder) -> None:
 
 def test_a_grid_may_grow_in_its_folder(folder: SweepFolder) -> None:
     small = cells_of()
-    folder.open(SweepConfig.of(GRID), small)
+    folder.open(SweepConfig.from_content(GRID), small)
     folder.begin(small[0])
     more = {"seeds": [2], "methods": GRID["methods"] | {"VeRA": {"adapter": "VeRA"}}}
-    folder.open(SweepConfig.of(GRID | more), cells_of(**more))
+    folder.open(SweepConfig.from_content(GRID | more), cells_of(**more))
     told = yaml.safe_load((folder.path / "sweep.yaml").read_text())
     assert told["seeds"] == [1, 2] and list(told["methods"]) == ["RandLoRA-6", "LoRA-4", "VeRA"]
-    folder.open(SweepConfig.of(GRID), small)
+    folder.open(SweepConfig.from_content(GRID), small)
     assert yaml.safe_load((folder.path / "sweep.yaml").read_text())["seeds"] == [1, 2], "it does not shrink"
 
 
 def test_another_sweep_is_refused_with_what_differs(folder: SweepFolder) -> None:
-    folder.open(SweepConfig.of(GRID), cells_of())
+    folder.open(SweepConfig.from_content(GRID), cells_of())
     folder.begin(cells_of()[1])
     other = {"methods": {"LoRA-4": {"adapter": "LoRA", "rank": 5}}}
     with pytest.raises(UserError) as error:
-        folder.open(SweepConfig.of(GRID | other), cells_of(**other))
+        folder.open(SweepConfig.from_content(GRID | other), cells_of(**other))
     assert "LoRA-4" in str(error.value)
     assert yaml.safe_load((folder.path / "sweep.yaml").read_text())["methods"] == GRID["methods"]
 
@@ -73,20 +73,20 @@ def test_a_folder_of_something_else_is_refused(folder: SweepFolder) -> None:
     folder.path.mkdir()
     (folder.path / "thesis.tex").touch()
     with pytest.raises(UserError, match="empty"):
-        folder.open(SweepConfig.of(GRID), cells_of())
+        folder.open(SweepConfig.from_content(GRID), cells_of())
 
 
 def test_a_second_process_may_begin_while_the_first_writes_the_description(folder: SweepFolder) -> None:
     folder.path.mkdir()
     with atomic_file(folder.path / "sweep.yaml") as first:
-        folder.open(SweepConfig.of(GRID), cells_of())
+        folder.open(SweepConfig.from_content(GRID), cells_of())
         first.write((folder.path / "sweep.yaml").read_bytes())
-    folder.open(SweepConfig.of(GRID), cells_of())
+    folder.open(SweepConfig.from_content(GRID), cells_of())
 
 
 def test_a_damaged_description_is_told(folder: SweepFolder) -> None:
-    folder.open(SweepConfig.of(GRID), cells_of())
+    folder.open(SweepConfig.from_content(GRID), cells_of())
     for damaged in ("models: [", "5", "[5]", "models"):
         (folder.path / "sweep.yaml").write_text(damaged)
         with pytest.raises(UserError, match="describe"):
-            folder.open(SweepConfig.of(GRID), cells_of())
+            folder.open(SweepConfig.from_content(GRID), cells_of())

@@ -87,10 +87,10 @@ def test_times_are_of_the_nearest_finished_cells() -> None:
     first, other = cells[:2]  # of two methods
     longer = next(cell for cell in cells if cell.labels[1:4] == ("long", *first.labels[2:4]))
     times = Times()
-    assert times.of(first) is None
+    assert times.expected(first) is None
     times.add(first, 10.0)
     times.add(longer, 20.0)
-    assert [times.of(cell) for cell in (first, longer, other)] == [10.0, 20.0, 15.0]
+    assert [times.expected(cell) for cell in (first, longer, other)] == [10.0, 20.0, 15.0]
 
 
 @pytest.mark.parametrize("count", [100, 1_000])
@@ -108,13 +108,13 @@ def test_progress_is_linear_in_cells(count: int, tmp_path: Path, monkeypatch: py
 
     for name in ("state", "worker", "results", "failure"):
         monkeypatch.setattr(folder, name, counted(name, getattr(folder, name)))
-    monkeypatch.setattr(Times, "of", counted("of", Times.of))
+    monkeypatch.setattr(Times, "expected", counted("expected", Times.expected))
 
     def run(cell: Trial, place: Path) -> None:
         (place / "results.json").write_text('{"finished": true, "test/acc": 0.5, "cell_seconds": 1.0}')
 
     stream = io.StringIO()
     progress = Progress(folder, cells, stream)
-    Loop(folder, cells, run, progress, seconds=lambda cell: progress.times.of(cell) or 0.0).work()
+    Loop(folder, cells, run, progress, seconds=lambda cell: progress.times.expected(cell) or 0.0).work()
     assert stream.getvalue().count("\n") == count and progress.count() == (count, 0, 0)
     assert max(calls.values()) <= 12 * count, calls

@@ -27,7 +27,7 @@ LORA = {"LoRA-4": {"adapter": "LoRA", "rank": 6, "learning_rate": 1e-3, "rslora"
 
 
 def search_in(folder: Path, **changes: Any) -> Search:
-    description = SweepConfig.of(GRID | {"methods": LORA, "tune": TUNE | changes})
+    description = SweepConfig.from_content(GRID | {"methods": LORA, "tune": TUNE | changes})
     SweepFolder(folder, "tune.yaml").open(description, [])
     return Search(description, SweepFolder(folder, "tune.yaml"))
 
@@ -140,7 +140,9 @@ def test_a_run_that_is_worse_than_others_at_the_same_step_is_pruned(tmp_path: Pa
 
 def test_the_other_cells_of_a_pruned_candidate_are_dropped(tmp_path: Path) -> None:
     datasets = {"a": {"dataset": "digits"}, "b": {"dataset": "digits", "steps": 3}}
-    description = SweepConfig.of(GRID | {"methods": LORA, "tune": TUNE | {"pruner": "median"}, "datasets": datasets})
+    description = SweepConfig.from_content(
+        GRID | {"methods": LORA, "tune": TUNE | {"pruner": "median"}, "datasets": datasets}
+    )
     search = Search(description, SweepFolder(tmp_path))
     SweepFolder(tmp_path).open(description, [])
     first, second = search.known()

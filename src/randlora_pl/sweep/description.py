@@ -234,7 +234,7 @@ class SweepConfig:
     root: str | None = None
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> "SweepConfig":
+    def from_content(cls, content: Mapping[str, Any]) -> "SweepConfig":
         """Build from the content of a YAML file.
 
         Raises:
@@ -274,7 +274,7 @@ class SweepConfig:
         return cls(**{"seeds": [0]} | given | {"models": models, "methods": methods} | grid)
 
     def content(self) -> Tree:
-        """Return the content that `of` reads, with every label and budget written out."""
+        """Return the content that `from_content` reads, with every label and budget written out."""
         tree = {item.name: getattr(self, item.name) for item in fields(self)}
         plain = all(facts == {"dataset": label} for label, facts in self.datasets.items())
         tree["datasets"] = list(self.datasets) if plain else self.datasets

@@ -123,7 +123,7 @@ class SweepFolder:
         """
         file = self.path / self.file
         try:
-            return SweepConfig.of(parse_yaml(file.read_text(encoding="utf-8")) or {})
+            return SweepConfig.from_content(parse_yaml(file.read_text(encoding="utf-8")) or {})
         except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, UserError) as error:
             raise UserError(f"{file} does not describe a sweep: {' '.join(str(error).split())}") from error
 

@@ -34,7 +34,7 @@ class Times:
             count, total = self._found.get(kind, (0, 0.0))
             self._found[kind] = (count + 1, total + seconds)
 
-    def of(self, cell: Trial) -> float | None:
+    def expected(self, cell: Trial) -> float | None:
         """Return the expected seconds of a cell; None before a similar one has finished."""
         count, total = next(filter(None, map(self._found.get, self._kinds(cell))), (0, 0.0))
         return total / count if count else None

@@ -34,7 +34,7 @@ LONG = GRID["set"] | {"data.steps": 3}
 
 
 def search_of(folder: Path = Path("nowhere"), **changes: Any) -> Search:
-    return Search(SweepConfig.of(GRID | {"tune": TUNE} | changes), SweepFolder(folder))
+    return Search(SweepConfig.from_content(GRID | {"tune": TUNE} | changes), SweepFolder(folder))
 
 
 def one(rates: list[float], **settings: Any) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def test_the_config_that_it_writes_is_the_sweep_with_the_best(tmp_path: Path) ->
     assert text.startswith("# What it is\ntitle: small\n")
     content = yaml.safe_load(text)
     assert content.pop("tuned") == "tuning.json"
-    again = SweepConfig.of(content)
+    again = SweepConfig.from_content(content)
     best: Any = {"learning_rate": 1e-3, "set": {"data.batch_size": 8}}
     assert again.methods == {"LoRA-4": LORA["LoRA-4"] | best, "zero-shot": {}}  # type: ignore[operator]
     assert again.models == GRID["models"] and again.options == GRID["set"]

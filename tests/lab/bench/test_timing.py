@@ -20,7 +20,7 @@ def test_ratios_are_taken_round_by_round() -> None:
     spread = ratios([2.0, 40.0, 9.0], [1.0, 10.0, 3.0])
     assert (spread.median, spread.low, spread.high) == (3, 2, 4)
     assert f"{spread:.1f}" == "3.0 (2.0 .. 4.0)"
-    assert Spread.of([1.0]) == Spread(1.0, 1.0, 1.0)
+    assert Spread.over([1.0]) == Spread(1.0, 1.0, 1.0)
 
 
 def test_the_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

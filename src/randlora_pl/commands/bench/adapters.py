@@ -79,9 +79,9 @@ def adapters(
     if shares and not any("ternary" in name for name in names):
         raise UserError("--sparsity is for ternary bases only. Add --basis ternary.")
     sparse = shares or basis == "ternary"
-    of = sweeps or [name for name in DEFAULTS if (name == "sparsity") == bool(sparse)]
+    swept = sweeps or [name for name in DEFAULTS if (name == "sparsity") == bool(sparse)]
     given = {"width": widths, "tokens": tokens, "rank": ranks, "depth": depths, "sparsity": shares}
-    ranges = {name: list(values) or DEFAULTS[name] for name, values in given.items() if name in of}
+    ranges = {name: list(values) or DEFAULTS[name] for name, values in given.items() if name in swept}
     for rank in ranges.get("rank", ()):
         if rank > Point().width:
             raise UserError(f"--ranks: {rank} is larger than the width of the layers, {Point().width}")

@@ -84,7 +84,7 @@ def data(
     rows: list[tuple[str, ...]] = []
     report: dict[str, dict[str, Any]] = {}
     for case in measured:
-        speed, ratio = Spread.of(rates[case.name]), ratios(rates[case.name], rates[PLAIN])
+        speed, ratio = Spread.over(rates[case.name]), ratios(rates[case.name], rates[PLAIN])
         rows.append((case.name, f"{speed:,.0f}", f"{ratio:.2f}" if case.whole else "", case.what))
         report[case.name] = {"images_per_second": rates[case.name]}
         if case.whole:

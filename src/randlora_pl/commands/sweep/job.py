@@ -115,7 +115,7 @@ def find_sweep(config: str) -> tuple[Path, SweepConfig]:
         if isinstance(named := content.get("tuned"), str):  # a file beside it, or a bundled one
             places = [file.parent / named, config_folder() / "sweeps" / named]
             content["tuned"] = read_provenance(next((place for place in places if place.is_file()), places[0]))
-        return file, SweepConfig.of(content)
+        return file, SweepConfig.from_content(content)
 
 
 def job_of(config: str, typed: SweepOptions, same: str) -> Job:
@@ -310,7 +310,7 @@ def dry_run(job: Job) -> int:
         took, memory = done.get("cell_seconds"), done.get("peak_memory_bytes")
         if state != DONE:
             state = "running" if job.folder.worker(cell) else state
-            took = times.of(cell)
+            took = times.expected(cell)
             seconds, unknown = seconds + (took or 0.0), unknown + (took is None)
         shown = duration(took) if took else "?", byte_size(memory) if memory else "?"
         rows.append([cell.hash, *cell.labels, state, *shown])
@@ -352,7 +352,7 @@ def work(job: Job, typed: WorkOptions, search: "Search | None" = None) -> "Outco
     loop = Loop(
         job.folder, job.chosen, runner, progress, lambda error: bool(full_disk(error)), typed.retry_failed,
         deadline=None if typed.max_hours is None else time.monotonic() + 3600 * typed.max_hours,
-        seconds=lambda cell: progress.times.of(cell) or 0.0,
+        seconds=lambda cell: progress.times.expected(cell) or 0.0,
         keep_adapters=search is None and job.description.keep_adapters,
     )  # fmt: skip
     if search is not None:

@@ -220,7 +220,7 @@ def _described(tree: Tree) -> SweepConfig:
     dataset = str(known.row.name if hasattr(known, "row") else known.dataset)
     seed = int(tree.get("seed_everything") or 0)
     monitor = tree.get("checkpoint", {}).get("monitor")
-    return SweepConfig.of({
+    return SweepConfig.from_content({
         "models": {str(tree["model"]["init_args"].get("name", "model")): {"config": tree}},
         "methods": {method: {"adapter": method, name: float(getattr(task, name))}},
         "datasets": {dataset: data | {"dataset": dataset}},

@@ -178,7 +178,7 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
+    def over(cls, values: Sequence[float]) -> "Spread":
         """Return the spread of at least one value."""
         return cls(statistics.median(values), min(values), max(values))
 
@@ -226,7 +226,7 @@ def batches_ahead(workers: int) -> int:
 
 def ratios(values: Sequence[float], base: Sequence[float]) -> Spread:
     """Return the spread of the ratios that the rounds give, each to the base of its own round."""
-    return Spread.of([one / other for one, other in zip(values, base, strict=True)])
+    return Spread.over([one / other for one, other in zip(values, base, strict=True)])
 
 
 def machine() -> dict[str, Any]:

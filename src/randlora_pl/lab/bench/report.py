@@ -149,7 +149,7 @@ def bars(title: str, results: Sequence[Measured]) -> Figure:
 
 def _milliseconds(results: Sequence[Measured]) -> tuple[list[float], list[list[float]], list[float]]:
     """Return the medians of some steps, how far their extremes lie below and above, and the greatest."""
-    spreads = [Spread.of([1000 * value for value in one.seconds]) for one in results]
+    spreads = [Spread.over([1000 * value for value in one.seconds]) for one in results]
     errors = [[spread.median - spread.low for spread in spreads], [spread.high - spread.median for spread in spreads]]
     return [spread.median for spread in spreads], errors, [spread.high for spread in spreads]
 

@@ -191,7 +191,7 @@ class Measured:
     rates: list[float] = field(default_factory=list)
 
     @classmethod
-    def of(cls, case: Case, seconds: Sequence[float], rates: Sequence[float]) -> "Measured":
+    def after(cls, case: Case, seconds: Sequence[float], rates: Sequence[float]) -> "Measured":
         """Return the measurements of a case; none after a problem."""
         if case.problem:
             return cls(case.name, case.label, case.problem)
@@ -201,7 +201,7 @@ class Measured:
 
     def spread(self) -> Spread | None:
         """Return the spread of the seconds."""
-        return Spread.of(self.seconds) if self.seconds else None
+        return Spread.over(self.seconds) if self.seconds else None
 
     def ratio(self, base: "Measured | None") -> Spread | None:
         """Return the seconds relative to another case, round by round."""
@@ -211,7 +211,7 @@ class Measured:
         """Return the operations per second, as a fraction of the matrix product's in the same round."""
         if not self.seconds:
             return None
-        return Spread.of([self.flops / one / rate for one, rate in zip(self.seconds, self.rates, strict=True)])
+        return Spread.over([self.flops / one / rate for one, rate in zip(self.seconds, self.rates, strict=True)])
 
 
 def measure(
@@ -236,7 +236,7 @@ def measure(
     turns: dict[str, Callable[[], float]] = {_PEAK: gemm.rate} | {case.name: case.seconds for case in cases}
 
     def found(values: dict[str, list[float]]) -> list[Measured]:
-        return [Measured.of(case, values[case.name], values[_PEAK]) for case in cases]
+        return [Measured.after(case, values[case.name], values[_PEAK]) for case in cases]
 
     values = in_turns(
         turns, rounds, tick, warm_up=False, to_and_fro=True, after_round=lambda values: keep(found(values))
