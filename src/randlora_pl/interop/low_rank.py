@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from randlora_pl.adapters import AdapterFile, inject, read_adapter, save_adapter, trainable_parameters
 from randlora_pl.adapters.io.adapter_file import tensor_prefix
 from randlora_pl.adapters.methods import lora
-from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.spectrum import truncated
 from randlora_pl.adapters.targets.select import select
 from randlora_pl.adapters.targets.sites import Site, find_sites
@@ -140,7 +139,7 @@ def _layers_of(
         UserError: An update changes a tensor outside the linear and attention layers of this part.
     """
     updated = {key for key, delta in total.items() if bool((delta != 0).any())}
-    names = {name for file in files if not isinstance(file.adapter, BaseWeightMethod) for name in file.layers}
+    names = {name for file in files if not file.adapter.trains_base for name in file.layers}
     sites = find_sites(part)
     named = [site for site in sites if site.shape.layer in names]
     whole = {site.path for site in named if not site.block}
@@ -161,7 +160,7 @@ def _layers_of(
     if not chosen:
         raise UserError(f"{first.path} changes no weight of its base model, so nothing can be converted.")
     layers = [site.shape.layer for site in chosen]
-    same = not isinstance(first.adapter, BaseWeightMethod) and set(first.layers) == set(layers)
+    same = not first.adapter.trains_base and set(first.layers) == set(layers)
     if same and select(part, first.targets, first.adapter.qkv == "split") == chosen:
         return chosen, first.targets, first.adapter.qkv
     return chosen, [f"^{exact_pattern(layers)}"], "packed"

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from randlora_pl.adapters import AdapterFile, load_adapter
 from randlora_pl.adapters.io.adapter_file import adapter_state
 from randlora_pl.adapters.kept import update_buffers
-from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.operations import delta_weights, weight_updates
 from randlora_pl.adapters.random_bases import GENERATOR
 from randlora_pl.adapters.targets.sites import Site, find_sites
@@ -101,9 +100,9 @@ def layer_updates(file: AdapterFile) -> State:
             depends on the input.
     """
     require(file.adapter, "fixed", "the comparison", file.path)
-    if isinstance(file.adapter, BaseWeightMethod) or file.adapter.reads_weight:
+    if file.adapter.trains_base or file.adapter.reads_weight:
         base = load_base(file)
-        if not isinstance(file.adapter, BaseWeightMethod):
+        if not file.adapter.trains_base:
             return delta_weights(adapted(base, file).part)
         return {name: update for name, update in updates(base, file).items() if name in file.layers}
     shapes = [WeightShape(name, shape[0], shape[1]) for name, shape in file.layers.items()]

@@ -22,7 +22,6 @@ from randlora_pl.adapters.io import container
 from randlora_pl.adapters.io.adapter_file import EXTRA, AdapterFile, adapter_state, differences, problems
 from randlora_pl.adapters.io.container import BASES, CONFIG, Contents
 from randlora_pl.adapters.kept import forget_computed, reset_buffers
-from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.operations import adapted_layers, report_of, unmerge, use_bases
 from randlora_pl.adapters.procedure import warn_if_unused
 from randlora_pl.adapters.random_bases import GENERATOR, STORED, Bases
@@ -171,7 +170,7 @@ def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapt
     check_adapter_schema(config, path)
     adapter = make_adapter(config["method"], config["options"], path)
     shapes = config.get("layers", {})
-    if not isinstance(adapter, BaseWeightMethod) and (not shapes or {len(shape) for shape in shapes.values()} != {2}):
+    if not adapter.trains_base and (not shapes or {len(shape) for shape in shapes.values()} != {2}):
         raise UserError(f"{path} is damaged or was changed: its layers have no names and shapes. Copy it again.")
     if odd := [name for name, shape in shapes.items() if min(shape, default=1) < 1 or math.prod(shape) > LARGEST]:
         raise UserError(f"{path} is damaged or was changed: layer {odd[0]} is {brief(shapes[odd[0]])}. Copy it again.")

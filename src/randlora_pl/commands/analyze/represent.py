@@ -97,13 +97,12 @@ def note_of(adapter: "Adapter") -> str:
 
 def _updates(run: AnalyzedRun, targets: Sequence[str]) -> "dict[str, Tensor]":
     """Return the nonzero updates to express."""
-    from randlora_pl.adapters.methods.full import BaseWeightMethod
     from randlora_pl.adapters.targets.select import select
     from randlora_pl.interop.base_model import load_base
     from randlora_pl.lab.analysis.spectrum import matrix_updates
 
     found = matrix_updates(run.file)
-    if isinstance(run.file.adapter, BaseWeightMethod):
+    if run.file.adapter.trains_base:
         sites = select(load_base(run.file).submodule_for(run.file), list(targets) or None, False)
         wanted = [site.shape.layer for site in sites]
         found = {layer: found[layer] for layer in wanted if layer in found}

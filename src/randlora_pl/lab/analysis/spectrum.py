@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile
 from randlora_pl.adapters.layers.weight_access import is_conv1d, out_and_in
-from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.spectrum import Spectrum, spectrum
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.updates import layer_updates
@@ -49,7 +48,7 @@ def matrix_updates(file: AdapterFile) -> dict[str, Tensor]:
         UserError: The adapter cannot be read, or its base model is required and not available.
     """
     found = layer_updates(file)
-    if not isinstance(file.adapter, BaseWeightMethod):
+    if not file.adapter.trains_base:
         return found
     base = load_base(file)
     updates: dict[str, Tensor] = {}
