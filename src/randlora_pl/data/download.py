@@ -200,13 +200,7 @@ def _receive(answer: Any, have: int, total: int | None, part: Path, tick: Progre
     try:
         with part.open("ab" if have else "wb") as file:
             tick(have, total)
-            while True:
-                try:
-                    chunk = answer.read(_CHUNK)
-                except (OSError, http.client.HTTPException) as error:
-                    raise _DroppedError(str(error) or type(error).__name__) from error
-                if not chunk:
-                    break
+            while chunk := _next(answer):
                 file.write(chunk)
                 have += len(chunk)
                 tick(have, total)
@@ -215,6 +209,13 @@ def _receive(answer: Any, have: int, total: int | None, part: Path, tick: Progre
         raise UserError(f"{part} cannot be written ({error.strerror or error}); {kept}") from error
     if total is not None and have < total:
         raise _DroppedError(f"{total - have:,} bytes are missing")
+
+
+def _next(answer: Any) -> bytes:
+    try:
+        return bytes(answer.read(_CHUNK))
+    except (OSError, http.client.HTTPException) as error:
+        raise _DroppedError(str(error) or type(error).__name__) from error
 
 
 RATIO = 200
