@@ -186,7 +186,8 @@ def cost(method: str, config: str) -> str:
 def frame(name: str) -> str:
     """Return the options, learning rates, cost and config of a method, for the end of its page."""
     (kind,) = (each for each in classes("model.adapter").values() if each.__name__.lower() == name)
-    both, vision, _ = getattr(kind, "learning_rates", (None, None, None))
+    rates = getattr(kind, "learning_rates", None)
+    both, vision, _ = rates if isinstance(rates, tuple) else (None, None, None)
     config = {"fullfinetuning": "full", "linearprobe": "linear_probe", "frozen": "coop"}.get(name, name)
     (file,) = (ROOT / "configs").glob(f"*/{config}.yaml")
     text = file.read_text(encoding="utf-8")
