@@ -1,4 +1,4 @@
-"""Methods, one file each, in folders by the rank of their update; imported together, so that parsers find them all."""
+"""Methods, one file each, imported together, so that parsers find them all."""
 
 from randlora_pl.adapters.methods.adalora import AdaLoRA
 from randlora_pl.adapters.methods.autolora import AutoLoRA
