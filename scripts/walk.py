@@ -11,6 +11,7 @@ size that nothing else has, then a row of a batch with a number of rows that not
 """
 
 import argparse
+import ast
 import os
 import runpy
 import sys
@@ -129,9 +130,9 @@ def main() -> None:
         except SystemExit as end:
             code = end.code
         sys.settrace(None)
-    for file in walk.files:
-        print(Path(file).relative_to(package / "randlora_pl").as_posix())
-    print(f"{len(walk.files)} files", file=sys.stderr)
+    for file in map(Path, walk.files):
+        summary = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+        print(f"| `{file.relative_to(walk.package).as_posix()}` | {summary.replace('``', '`')} |")
     raise SystemExit(code)
 
 

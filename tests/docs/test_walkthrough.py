@@ -1,4 +1,4 @@
-"""The files from ``fit`` to ``loss.backward`` are the ones that `docs/walkthrough.md` lists."""
+"""The files that a value passes are the ones that `docs/walkthrough.md` lists."""
 
 import json
 import os
@@ -6,45 +6,36 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 import randlora_pl
-from randlora_pl.adapters.layers.adapted import AdaptedAttention, AdaptedLinear
 from tests.docs.pages import ROOT
-from tests.support.cli import SMALL, Run
 
 PACKAGE = Path(randlora_pl.__file__).parent
+PAGE = (ROOT / "docs" / "walkthrough.md").read_text(encoding="utf-8")
+ROW = re.compile(r"^\| `([\w/]+\.py)` \|", re.MULTILINE)
+MOST = {"rank": 39, "picture": 50}
+"""Files of each list. Lower them when files go."""
 
 
-def test_the_files_on_the_way_are_those_of_the_page(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    stacks: dict[str, set[str]] = {}
+def listed(value: str) -> set[str]:
+    return set(ROW.findall(PAGE.split("\n## ")[[*MOST].index(value) + 1]))
 
-    def watch(owner: Any, name: str, event: str) -> None:
-        plain = getattr(owner, name)
 
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            if event not in stacks and torch.is_grad_enabled():
-                frame, found = sys._getframe(), {Path(sys.modules[owner.__module__].__file__ or "")}
-                while frame.f_back:
-                    frame = frame.f_back
-                    found.add(Path(frame.f_code.co_filename))
-                stacks[event] = {file.relative_to(PACKAGE).as_posix() for file in found if PACKAGE in file.parents}
-            return plain(*args, **kwargs)
+@pytest.mark.parametrize("value", MOST)
+def test_the_lists_name_files_and_grow_no_longer(value: str) -> None:
+    files = listed(value)
+    assert 10 < len(files) <= MOST[value]
+    assert not [file for file in files if not (PACKAGE / file).is_file()]
 
-        monkeypatch.setattr(owner, name, watched)
 
-    watch(AdaptedLinear, "forward", "forward")
-    watch(AdaptedAttention, "forward", "forward")
-    watch(torch.Tensor, "backward", "backward")
-    assert run("fit", *SMALL).code == 0
-    files = stacks["forward"] | stacks["backward"]
-    page = (ROOT / "docs" / "walkthrough.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `([\w/]+\.py)` \|", page, re.MULTILINE)) == files
-    for file in re.findall(r"`([a-z_]+/[\w/]+\.py)`", page):
-        assert (PACKAGE / file).is_file(), file
+@pytest.mark.slow  # runs in processes of their own, each function of which is traced
+@pytest.mark.parametrize("value", MOST)
+def test_the_files_on_the_way_are_those_of_the_page(value: str, tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "scripts" / "walk.py"), value, "--checkout", str(PACKAGE.parents[1])]
+    done = subprocess.run(script, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert set(ROW.findall(done.stdout)) == listed(value)
 
 
 @pytest.mark.slow  # a process of its own, which imports everything again
@@ -55,23 +46,12 @@ def test_a_run_imports_the_files_that_it_uses(tmp_path: Path) -> None:
         "names = [name for name, module in sys.modules.items() if not hasattr(module, '__path__')];"
         "print(json.dumps([name for name in names if name.startswith('randlora_pl.')]))"
     )
-    words = [
-        sys.executable,
-        "-c",
-        code,
-        "fit",
-        "--config",
-        "quickstart",
-        "--data.steps",
-        "1",
-        "--run.root",
-        str(tmp_path),
-    ]
+    words = ["fit", "--config", "quickstart", "--data.steps", "1", "--run.root", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
     done = subprocess.run(
-        words, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, env=environment
     )
     loaded = json.loads(done.stdout.strip().splitlines()[-1])
-    page = (ROOT / "docs" / "walkthrough.md").read_text(encoding="utf-8")
-    (stated,) = re.findall(r"imports (\d+) files", page)
+    (stated,) = re.findall(r"imports (\d+) files", PAGE)
     assert len(loaded) <= int(stated), sorted(loaded)
     assert not [name for name in loaded if re.search(r"text_head|linear_head|download|tar_|sharding", name)]
