@@ -46,6 +46,8 @@ def read_saved(
     Raises:
         UserError: The package is missing, the folder is damaged, a split or column is missing, or a label is wrong.
     """
+    from randlora_pl.data.readers.huggingface import load_split  # not before data is read: it imports NumPy
+
     if lacking := missing_split(folder, split):
         raise UserError(f"{folder} has no whole split {split!r}: {lacking} does not exist. Save or download it again")
     saved = (folder / "dataset_dict.json").is_file()
