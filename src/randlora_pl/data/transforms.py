@@ -50,7 +50,7 @@ class Augment:
         return [f"{name} {value:g}" for name, value in pairs if value is not None]
 
     def changed(self, planes: Tensor, position: int, seed: int) -> Tensor:
-        """Return an image, uint8 (1 or 3, height, width), after two random operations (RandAugment)."""
+        """Return an image, uint8 (1 or 3, height, width), after two random operations; `randaugment` must be set."""
         transform = v2.RandAugment(magnitude=self.randaugment, interpolation=InterpolationMode.BILINEAR)
         with rng.seeded(int(rng.words(seed, "randaugment", torch.tensor(position)))):
             after: Tensor = transform(planes)

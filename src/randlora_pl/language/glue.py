@@ -51,8 +51,6 @@ def read_saved(
     if lacking := missing_split(folder, split):
         raise UserError(f"{folder} has no whole split {split!r}: {lacking} does not exist. Save or download it again")
     saved = (folder / "dataset_dict.json").is_file()
-    from randlora_pl.data.readers.huggingface import load_split  # with NumPy: listings take no time for it
-
     data = load_split(folder, folder / split if saved else sorted(folder.glob(f"{split}-*-of-*.parquet")))
     if absent := [name for name in (*columns, "label") if name not in data.column_names]:
         there = ", ".join(data.column_names)

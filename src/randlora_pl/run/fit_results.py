@@ -1,4 +1,4 @@
-"""Facts of a training: for ``results.json``, for the last lines that are printed, and for its loggers."""
+"""Facts of a training run: for ``results.json``, for the last lines that are printed, and for its loggers."""
 
 import math
 import shlex

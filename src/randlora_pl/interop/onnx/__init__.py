@@ -1,6 +1,6 @@
 """Export to ONNX and to PyTorch programs."""
 
-from importlib.util import find_spec
+import importlib.util
 
 from randlora_pl.utils.errors import UserError
 
@@ -13,7 +13,7 @@ def check_packages() -> None:
     Raises:
         UserError: A package is missing.
     """
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
             f"--to onnx needs {', '.join(missing)}, not installed here. Run: pip install '.[onnx]' in the checkout. "

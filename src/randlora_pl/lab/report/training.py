@@ -173,7 +173,7 @@ def over_datasets(table: DataFrame, column: object, form: str, nothing: str = "n
 def nearest(sweep: Sweep, model: str, methods: Sequence[str], size: int, method: str = "") -> str | None:
     """Return the LoRA, or else full fine-tuning, of the nearest size; of equally near ones ``method`` itself."""
     for kind in _MARKS:
-        sizes = {one: n for one in methods if sweep.kind(one) == kind and (n := sweep.parameters(model, one))}
+        sizes = {one: sweep.parameters(model, one) or 1 for one in methods if sweep.kind(one) == kind}
         if sizes:
             return min(sizes, key=lambda one: (abs(log(sizes[one] / size)), one != method))
     return None

@@ -1,4 +1,4 @@
-"""Measurements of a training: tensors without gradients, the share that LoRA cannot follow, rank of the updates."""
+"""Measurements of a training run: tensors without gradients, the share that LoRA cannot follow, rank of the updates."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""Progress and cost of a training, which is a single Lightning epoch: bar or lines, steps, memory, speed."""
+"""Progress and cost of a training run, which is a single Lightning epoch: bar or lines, steps, memory, speed."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Ends of a training before its last step: SIGTERM of a batch system, a lost lock, a loss that is not finite."""
+"""Ends of a training run before its last step: SIGTERM of a batch system, a lost lock, a loss that is not finite."""
 
 import functools
 import math
