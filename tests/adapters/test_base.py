@@ -1,5 +1,6 @@
 """What adapters share: options, patterns, dropout and dtypes."""
 
+from dataclasses import field
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, BitFit, DoRA, LoRA, NoLA, RandLoRA, VeRA, base, inject
-from randlora_pl.adapters.base import DeltaWeight, builds, trainable
+from randlora_pl.adapters.base import DeltaWeight, FactoredDelta, Rank, builds, trainable
 from randlora_pl.adapters.kernels.dropout import dropped
 from randlora_pl.adapters.weights import WeightShape, matches
 from randlora_pl.utils.errors import UserError
@@ -16,6 +17,13 @@ from tests.adapters.cases import METHODS, WHOLE, One, adapter_of, assert_close, 
 from tests.support.products import in_one_item
 
 SHAPE = WeightShape("visual.blocks.3.mlp.fc1", 12, 8)
+
+
+class Own(LoRA):
+    """Options whose defaults are no attributes of the class."""
+
+    size: Rank
+    rank: Rank = field(default_factory=lambda: 7)
 
 
 def test_sides_of_a_weight() -> None:
@@ -48,6 +56,9 @@ def test_options_by_pattern_take_the_first_that_fits_or_the_default() -> None:
     assert adapter.replace(rank=5).value("rank", SHAPE) == 5
     assert adapter.replace(rank={"attn.*": 2, ".*mlp.*": 4, "fc1": 8}).value("rank", SHAPE) == 4
     assert adapter.replace(rank={"attn.*": 2}).value("rank", SHAPE) == 6
+    assert Own(size={"fc1": 3}, rank={"attn.*": 2}).value("rank", SHAPE) == 7
+    with pytest.raises(UserError, match=rf"^Own: no pattern of size matches {SHAPE.layer}\.$"):
+        Own(size={"attn.*": 2}).value("size", SHAPE)
 
 
 def test_rank_and_alpha_by_pattern_reach_the_layers() -> None:
@@ -162,8 +173,14 @@ def test_trainable_tensors_are_float32_unless_the_model_is_float64(of: torch.dty
 
 
 def test_abstract_methods_say_so() -> None:
-    with pytest.raises(NotImplementedError):
-        DeltaWeight().change(torch.empty(0))
+    delta = DeltaWeight()
+    with pytest.raises(UserError, match=r"^DeltaWeight does not define change\(weight\), the matrix that is added"):
+        delta.change(torch.empty(0))
+    delta.fixed = False
+    with pytest.raises(UserError, match=r"^DeltaWeight does not define contribution\(x, weight\)"):
+        delta.add(torch.empty(1, 2), torch.empty(3, 2), None)
+    with pytest.raises(UserError, match=r"^FactoredDelta does not define factors\(\)"):
+        FactoredDelta().change(torch.empty(0))
     with pytest.raises(TypeError, match="abstract methods count, delta_weight"):
         Adapter()  # type: ignore[abstract]
     assert LoRA().bases([SHAPE], torch.device("cpu")) is None

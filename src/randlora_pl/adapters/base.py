@@ -7,6 +7,7 @@ definition and whose `add` is the fast path; their results must agree.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -68,9 +69,10 @@ class DeltaWeight(nn.Module):
 
     def change(self, weight: Tensor) -> Tensor:
         """Return the update of a frozen weight, (out, in), which is added to it: the definition of the method."""
-        raise (
-            NotImplementedError if self.fixed else lacks("fixed", "a matrix", type(self).__name__.removesuffix("Delta"))
-        )
+        name = type(self).__name__
+        if self.fixed:
+            raise UserError(f"{name} does not define change(weight), the matrix that is added to the weight.")
+        raise lacks("fixed", "a matrix of it", name.removesuffix("Delta"))
 
     def effective_weight(self, weight: Tensor) -> Tensor:
         """Return the adapted weight (out, in): the frozen one and `change`, summed without loss of small updates."""
@@ -89,6 +91,8 @@ class DeltaWeight(nn.Module):
             x: Input of the layer.
             weight: Function that returns W0 (out, in), which can be expensive.
         """
+        if not self.fixed:
+            raise UserError(f"{type(self).__name__} does not define contribution(x, weight), its part of the outputs.")
         return F.linear(self.dropped(x), like(self.change(weight()), x))
 
     def apart(self, x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor], groups: int) -> Tensor:
@@ -142,7 +146,7 @@ class FactoredDelta(DeltaWeight):
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return P (out, k), which includes the scaling, and Q (k, in)."""
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__} does not define factors(), which returns P and Q of the update.")
 
     def change(self, weight: Tensor) -> Tensor:
         """Return P Q, (out, in)."""
@@ -209,12 +213,20 @@ class Adapter(Described):
         return self.seed or 0
 
     def value(self, option: str, shape: WeightShape) -> Any:
-        """Return an option's value for a layer, of its first matching pattern or the default if it has patterns."""
+        """Return an option's value for a layer, of its first matching pattern or the default if it has patterns.
+
+        Raises:
+            UserError: No pattern matches, and there is no default.
+        """
         given = getattr(self, option)
         if not isinstance(given, dict):
             return given
-        default = getattr(type(self), option)
-        return next((value for pattern, value in given.items() if matches(pattern, shape.layer)), default)
+        own = next(each for each in fields(self) if each.name == option)
+        default = own.default if own.default_factory is MISSING else own.default_factory()
+        found = next((value for pattern, value in given.items() if matches(pattern, shape.layer)), default)
+        if found is MISSING or isinstance(found, dict):
+            raise UserError(f"{self.method()}: no pattern of {option} matches {shape.layer}.")
+        return found
 
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer, if the method has the option ``rank``.
