@@ -154,7 +154,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         UserError: The method trains the base weights, of which no copy is stored.
     """
     if _trains_base(model):
-        require(report_of(model).adapter, "keeps_base", "a disabled update")
+        require(report_of(model).adapter, "keeps_base", "disabling the update")
     layers = adapted_layers(model).values()
     before = [layer.enabled for layer in layers]
     try:

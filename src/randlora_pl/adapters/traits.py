@@ -8,11 +8,11 @@ Trait = Literal["fixed", "keeps_base"]
 
 _REASONS: dict[Trait, tuple[str, str]] = {
     "fixed": (
-        "the update depends on the input, so no weight contains it",
+        "the update depends on the input and no weight contains it",
         "Use the adapter itself: predict, serve and, for images, adapter export --to torch run it unmerged.",
     ),
     "keeps_base": (
-        "the method trains the model's own weights, so the base model is not available",
+        "the method trains the model's own weights and no base model is left",
         "Build the base model again.",
     ),
 }
@@ -37,7 +37,7 @@ def lacks(trait: Trait, operation: str, name: str) -> UserError:
         name: Method, or layer or file with the method in brackets.
     """
     reason, hint = _REASONS[trait]
-    return UserError(f"{name}: {reason}, which {operation} needs. {hint}")
+    return UserError(f"{name}: {reason}, so {operation} is not possible. {hint}")
 
 
 def require(adapter: Method, trait: Trait, operation: str, source: object = "") -> None:

@@ -60,7 +60,7 @@ def test_there_is_no_base_to_go_back_to_but_for_the_probe() -> None:
     for adapter in (BitFit(), FullFineTuning()):
         model = SelfAttention(12)
         inject(model, adapter)
-        with pytest.raises(UserError, match="base model is not available"), disabled(model):
+        with pytest.raises(UserError, match="no base model is left, so disabling the update is"), disabled(model):
             pass
     model = SelfAttention(12)
     x = torch.randn(2, 3, 12)
