@@ -75,13 +75,20 @@ def test_peft_loads_what_we_export(name: str, tmp_path: Path) -> None:
         assert name == "lora, q k v apart" or len(paths) == len(whole) - 1, "a layer without ranks is left out"
 
 
-@in_one_item("steps", [0, 6])
-def test_what_peft_saved_comes_back(steps: int, tmp_path: Path) -> None:
+@in_one_item(("steps", "start"), [(0, "pissa"), (6, True)])
+def test_what_peft_saved_comes_back(steps: int, start: Any, tmp_path: Path) -> None:
     """Before the first step, and after a training that has pruned."""
     torch.manual_seed(0)
     base = small_vit()
     config = AdaLoraConfig(
-        init_r=5, target_r=2, lora_alpha=40, total_step=6, tfinal=2, target_modules=["qkv", "fc1"], lora_dropout=0.1
+        init_r=5,
+        target_r=2,
+        lora_alpha=40,
+        total_step=6,
+        tfinal=2,
+        target_modules=["qkv", "fc1"],
+        lora_dropout=0.1,
+        init_lora_weights=start,  # no effect in PEFT's AdaLoRA
     )
     theirs: Any = get_peft_model(copy.deepcopy(base), config).eval()
     optimizer = torch.optim.AdamW([p for n, p in theirs.named_parameters() if "lora_" in n], lr=0.05)
@@ -108,6 +115,7 @@ def test_what_peft_saved_comes_back(steps: int, tmp_path: Path) -> None:
         ({"init_r": 7}, "lora_E of blocks.0.attn.qkv has shape .* and its config keeps . of 7 ranks"),
         ({"init_r": "5"}, "init_r is '5'"),
         ({"rank_pattern": {"blocks.0.attn.qkv.lora_E": [1, 2]}}, "rank_pattern"),
+        ({"rank_pattern": [1]}, r"rank_pattern is \[1\] in its config"),
         ({"rank_pattern": None}, "its config keeps 6 of 6 ranks"),
         ({"use_rslora": True}, "use_rslora"),
     ],
@@ -126,5 +134,6 @@ def test_other_adapters_have_no_such_form(tmp_path: Path) -> None:
     base = small_vit()
     inject(model := copy.deepcopy(base), LoRA(rank=2))
     save_adapter(model, tmp_path / "ours")
-    with pytest.raises(UserError, match=r"peft_type is ADALORA\. Use ADALORA with an AdaLoRA"):
-        export_peft(tmp_path / "ours", tmp_path / "peft", model=base, peft_type="ADALORA")
+    for form in ("ADALORA", "LORA"):
+        with pytest.raises(UserError, match=rf"peft_type is {form}\. Use ADALORA with an AdaLoRA"):
+            export_peft(tmp_path / "ours", tmp_path / "peft", model=base, peft_type=form)

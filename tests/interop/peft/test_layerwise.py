@@ -16,7 +16,7 @@ from randlora_pl.interop.peft.import_ import import_peft
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import assert_close, randomise
 from tests.adapters.zoo import images, small_vit
-from tests.interop.peft.test_import import edit_tensors, peft_folder, refused
+from tests.interop.peft.test_import import edit, edit_tensors, peft_folder, refused
 from tests.support.products import in_one_item
 
 QKV = "base_model.model.blocks.0.attn.qkv."
@@ -122,3 +122,6 @@ def test_other_ranks_and_sizes_are_refused(tmp_path: Path) -> None:
     peft_folder(ShiraConfig(r=3, target_modules=["qkv"]), tmp_path / "theirs")
     edit_tensors(tmp_path / "theirs", lambda tensors: tensors.pop(f"{QKV}shira_indices"))
     refused(tmp_path / "theirs", "shira_indices of blocks.0.attn.qkv is missing")
+    peft_folder(HiraConfig(r=3, target_modules=["qkv"]), tmp_path / "hira")
+    edit(tmp_path / "hira", lambda config: config.update(hira_dropout="x"))
+    refused(tmp_path / "hira", "hira: hira_dropout is 'x' in its config")

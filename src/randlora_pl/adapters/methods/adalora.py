@@ -70,6 +70,7 @@ class AdaLoRA(Adapter):
         ),
         ("lora_A", "lora_B", "lora_E"),
         least_rank=None,
+        starts=("gaussian", "orthogonal", "eva", "mica", "pissa", "olora"),
     )
 
     def __post_init__(self) -> None:

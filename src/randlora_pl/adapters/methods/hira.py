@@ -66,7 +66,7 @@ class HiRA(Adapter):
         """Convert PEFT's HiRA; ranks come from the tensors."""
         ours = {layer: {name: own[f"hira_{name}"].flatten(1) for name in "AB"} for layer, own in content.layers.items()}
         ranks = per_layer({layer: len(own["A"]) for layer, own in ours.items()})
-        return cls(rank=ranks, dropout=float(content.config.get("hira_dropout") or 0.0)), ours, None
+        return cls(rank=ranks, dropout=content.number("hira_dropout", 0.0)), ours, None
 
 
 class HiRADelta(DeltaWeight):

@@ -205,8 +205,9 @@ def export_peft(
         UserError: PEFT cannot represent this adapter or gives other outputs, or the base model cannot be built.
     """
     file = read_adapter(path)
-    own = type(file.adapter).to_peft is not Adapter.to_peft and file.adapter.peft
-    if peft_type is not None and not (own and peft_type == own.name):
+    kind = type(file.adapter)
+    two = kind.to_peft is not Adapter.to_peft and kind.in_peft is not Adapter.in_peft and kind.peft
+    if peft_type is not None and not (two and peft_type == two.name):
         raise UserError(f"{path}: peft_type is {peft_type}. Use ADALORA with an AdaLoRA, and leave it out otherwise.")
     check_no_prompts(file, "PEFT has no place for them. Predict and serve take the adapter")
     factored = file.adapter.exports_factors

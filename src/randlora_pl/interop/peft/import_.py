@@ -121,7 +121,7 @@ def check_config(adapter: PeftAdapter) -> type[Adapter]:
     kind = next(iter([*named, *(kind for kind, form in kinds.items() if form.when is None)]))
     form = kinds[kind]
     _check_kinds(
-        {key: value for key, value in config.items() if (form.least_rank, key) != (None, "rank_pattern")}, path
+        {k: v for k, v in config.items() if (form.least_rank, k, type(v)) != (None, "rank_pattern", dict)}, path
     )
     if form.least_rank is not None and (type(config.get("r")) is not int or config["r"] < form.least_rank):
         raise UserError(
