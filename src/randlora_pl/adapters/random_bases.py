@@ -5,6 +5,8 @@ words (:mod:`randlora_pl.utils.rng`) are converted with integer arithmetic and c
 (+, -, *, /, each as a separate kernel, so that no compiler can fuse them), because PyTorch's logarithm and square root
 differ between builds in the last bit. Each distribution is scaled to unit standard deviation by its analytic variance;
 the official code uses the empirical one (protocol: "entries scaled to unit std").
+
+`Copies` holds tensors that are computed from another one.
 """
 
 import hashlib

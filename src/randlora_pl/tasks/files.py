@@ -1,4 +1,4 @@
-"""Adapter folders of tasks, and checkpoints that hold only what trains."""
+"""Names of tasks in files, and the part of a task that stores it: adapter folders, and checkpoints of what trains."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The optimizers and schedules of the protocols: AdamW or SGD, and a cosine or a line, stepped per optimizer step."""
+"""The optimizers and schedules of the protocols, stepped per optimizer step, and the part of a task that uses them."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set

@@ -1,4 +1,4 @@
-"""From adapter files back to tasks that predict, of one adapter or of several on one backbone."""
+"""From adapter files back to tasks that predict, of one adapter or of several on one backbone, and tasks by name."""
 
 import json
 from collections.abc import Mapping

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -129,13 +129,10 @@ class AdapterFile:
         return {name: tuple(shape) for name, shape in self.config.get("layers", {}).items()}
 
 
-if TYPE_CHECKING:
-    from randlora_pl.adapters.io.adapter_file import AdapterFile
-
 Shapes = dict[str, tuple[int, ...]]
 
 
-def differences(file: "AdapterFile", model: nn.Module, present: InjectionReport) -> list[str]:
+def differences(file: AdapterFile, model: nn.Module, present: InjectionReport) -> list[str]:
     """Return all reasons that an adapter cannot replace the present adapter of a model."""
     if file.adapter.identity() != present.adapter.identity():
         raise UserError(
@@ -155,7 +152,7 @@ def differences(file: "AdapterFile", model: nn.Module, present: InjectionReport)
     )
 
 
-def problems(file: "AdapterFile", model: nn.Module) -> list[str]:
+def problems(file: AdapterFile, model: nn.Module) -> list[str]:
     """Return all reasons that an adapter does not fit a base model."""
     try:
         beside = trained_tensors(model, file.trained)
@@ -190,7 +187,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
-def _base_problem(file: "AdapterFile", here: str) -> list[str]:
+def _base_problem(file: AdapterFile, here: str) -> list[str]:
     base = file.config.get("base_model", {})
     name = " ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key))
     there = base.get("weights_sha256_sampled")
@@ -199,7 +196,7 @@ def _base_problem(file: "AdapterFile", here: str) -> list[str]:
     return []
 
 
-def _bases_problem(file: "AdapterFile", here: str, modules: Iterable[nn.Module]) -> list[str]:
+def _bases_problem(file: AdapterFile, here: str, modules: Iterable[nn.Module]) -> list[str]:
     if file.bases is not None:  # stored bases replace the seed's
         problem = basis_size_error(file.bases, with_bases(modules))
         return [problem] if problem else []
@@ -217,7 +214,7 @@ def tensor_prefix(site: Site) -> str:
     return f"{site.path}.delta.{site.block}.".lstrip(".") if site.block else f"{site.path}.delta.".lstrip(".")
 
 
-def _compare(file: "AdapterFile", needed: Shapes, statistics: Shapes) -> list[str]:
+def _compare(file: AdapterFile, needed: Shapes, statistics: Shapes) -> list[str]:
     """Return mismatches of a file's tensors with the needed tensors, and with statistics that it may contain."""
     tensors, found = file.tensors, []
     known = needed | {name: shape for name, shape in statistics.items() if name in file.kept}

@@ -2,6 +2,7 @@
 
 Building the update as a matrix, added to the frozen weight, has a fixed cost. Multiplying tokens by its thin factors
 has a cost per token. So few tokens use the factors, many use the built weight. The rules count multiplications only.
+`built_again` applies a built weight that is not kept for the backward pass.
 """
 
 from collections.abc import Callable

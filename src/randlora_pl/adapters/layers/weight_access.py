@@ -1,4 +1,4 @@
-"""Access to weights as (out, in) matrices, for transposed, four-dimensional and quantized storage.
+"""Access to weights as (out, in) matrices, for transposed, four-dimensional, quantized and fused (q, k, v) storage.
 
 Classes of libraries that are not imported here are recognized by their properties. ``Conv1D`` of transformers (GPT-2)
 is a module of exactly this class name whose weight is a matrix (in, out) and whose bias has ``out`` entries:

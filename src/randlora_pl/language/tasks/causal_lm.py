@@ -1,4 +1,4 @@
-"""Generated texts of a test, gathered from all processes for a file of answers and for corpus scores."""
+"""Decoders that learn to continue prompts, and the generated texts of a test, gathered from all processes."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
