@@ -216,7 +216,7 @@ class Adapter(Described):
         """Return an option's value for a layer, of its first matching pattern or the default if it has patterns.
 
         Raises:
-            UserError: No pattern matches, and there is no default.
+            UserError: No pattern matches, and the option has no default.
         """
         given = getattr(self, option)
         if not isinstance(given, dict):
