@@ -38,8 +38,12 @@ class ImageData(PlannedData):
     and every augmentation depend only on the seed and the position in it.
 
     Attributes:
-        classnames: Class name of each label, after `setup`.
-        templates: Prompt templates, after `setup`; `typed_templates` is True if they were given.
+        root: Folder that holds the data (for `table` and `pairs` the file, for `webdataset` also a pattern or a list of
+            shards). Default: the user's data folder.
+        templates: Prompts with {} for the class name, or a file of them. Default: the task's caption, or the dataset's.
+            A list after `setup`; `typed_templates` is True if they were given.
+        classnames: File with class names: one per line, CSV folder,name, or a JSON mapping. After `setup`, the class
+            name of each label.
         plan: Sample order of the run, after `setup("fit")`.
         spec: Model's own preprocessing of images, after `setup`; None without a model.
         frame: Preprocessing of images, after `setup`.
@@ -51,18 +55,14 @@ class ImageData(PlannedData):
     dataset: str = "digits"
     """Name of the dataset; `randlora-pl datasets` lists them. Your own images: `folder`, `table` (CSV, TSV or Parquet),
     `hf` (Hugging Face datasets), `webdataset` (tar shards) and `pairs` (with captions)."""
-    if TYPE_CHECKING:  # they become a path and lists
+    if TYPE_CHECKING:  # they become a path and lists; docstring_parser reads no texts below an `if`
         root: Any = None
         classnames: Any = None
         templates: Any = None
     else:
         root: str | Path | None = None
-        """Folder that holds the data (for `table` and `pairs` the file, for `webdataset` also a pattern or a list of
-        shards). Default: the user's data folder."""
         templates: list[str] | str | None = None
-        """Prompts with {} for the class name, or a file of them. Default: the task's caption, or the dataset's."""
         classnames: str | None = None
-        """File with class names: one per line, CSV folder,name, or a JSON mapping."""
     download: bool = False
     """Download the dataset if it is missing."""
     shots: Length | None = None

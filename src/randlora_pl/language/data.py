@@ -28,6 +28,7 @@ class TokenData(PlannedData):
     """Base of the data modules of texts. Subclasses read and encode.
 
     Attributes:
+        root: Folder that holds the data (or one file to train on alone); by default the user's data folder.
         own_datasets: Names of datasets of the user's own files.
         usual_epochs: Default number of passes over the training samples.
         limit: Name of the option with the most tokens of a sample.
@@ -41,11 +42,10 @@ class TokenData(PlannedData):
 
     dataset: str
     """Name of the dataset."""
-    if TYPE_CHECKING:  # it becomes a path
+    if TYPE_CHECKING:  # it becomes a path; docstring_parser reads no texts below an `if`
         root: Any = None
     else:
         root: str | Path | None = None
-        """Folder that holds the data (or one file to train on alone); by default the user's data folder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
