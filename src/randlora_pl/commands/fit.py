@@ -136,7 +136,7 @@ def class_page(verb: str, args: list[str]) -> str:
     known = classes(option)
     default = method_with("inside", True) if option == "model.adapter.inner" else next(iter(known))
     typed = command.values.get(f"{option}.help") or str(command.flat().get(option) or default)
-    name = class_name(option, typed)
+    name = class_name(option, typed, f"{option}.help")
     return describe(known[name], f"--{option}.") if name else ""
 
 

@@ -179,7 +179,8 @@ def classes(option: str) -> dict[str, type]:
             base: Any = _room("tasks").AdaptationTask
             return dict([*_exported("tasks", base), *_exported("language", base)])
         case "model.adapter" | "model.adapter.inner":
-            return dict(_exported("adapters.methods", _room("adapters").Adapter))
+            found = _exported("adapters.methods", _room("adapters").Adapter)
+            return dict(sorted(found, key=lambda named: named[0].lower()))
         case "model.prompts":
             return dict(_exported("prompts", _room("prompts").PromptLearner))
     tasks = (task for _, task in _exported("tasks", _room("tasks").AdaptationTask))
@@ -187,8 +188,13 @@ def classes(option: str) -> dict[str, type]:
     return {each.__name__: each for each in get_args(kind) if each is not types.NoneType}
 
 
-def class_name(option: str, typed: object) -> str | None:
+def class_name(option: str, typed: object, key: str = "") -> str | None:
     """Return the name of the class that an option has, as the source spells it; None for a class from outside.
+
+    Args:
+        option: One of `CLASSES`.
+        typed: The name that the user gave.
+        key: The option that the user typed, if it is another one.
 
     Raises:
         UserError: The class is unknown; near names are suggested.
@@ -204,7 +210,7 @@ def class_name(option: str, typed: object) -> str | None:
     if path_by_name(short) is not None:
         return None
     what, every = _WHAT[option], ", ".join(spelled.values())
-    raise UserError(f"Unknown {what} {brief(short)} (--{option}).{near(short, spelled.values())} Known: {every}")
+    raise UserError(f"Unknown {what} {brief(short)} (--{key or option}).{near(short, spelled.values())} Known: {every}")
 
 
 def own_task(name: str) -> "type[AdaptationTask] | None":
@@ -302,4 +308,5 @@ def public_path(kind: type) -> str:
     """Return the shortest path that exports a class: modules move, and configs stay."""
     parts, name = kind.__module__.split("."), kind.__qualname__
     places = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
-    return next(f"{place}.{name}" for place in places if getattr(sys.modules[place], name, None) is kind)
+    exporting = (place for place in places if getattr(sys.modules[place], name, None) is kind)
+    return f"{next(exporting, kind.__module__)}.{name}"

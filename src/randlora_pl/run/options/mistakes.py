@@ -363,7 +363,7 @@ def check_adapters(command: Command, key: str, nodes: Any) -> None:
     if not (isinstance(nodes, list) and all(isinstance(node, dict) and "class_path" in node for node in nodes)):
         raise UserError(f"--{key} is {brief(nodes)}: give a list, such as '[{{class_path: LoRA, rank: 8}}, RandLoRA]'.")
     for place, node in enumerate(nodes):
-        method = class_name("model.adapter", node["class_path"])
+        method = class_name("model.adapter", node["class_path"], key)
         if method is None:
             continue
         node["class_path"], known = method, options_of(classes("model.adapter")[method])
