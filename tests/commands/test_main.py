@@ -4,26 +4,31 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from randlora_pl import __version__
+from randlora_pl.adapters import methods
 from randlora_pl.commands.common.command import Command
 from randlora_pl.commands.main import main
 from randlora_pl.commands.table import COMMANDS, function_of, members
+from randlora_pl.run.options.classes import RunOptions, callback_classes, classes, data_class, options_of, public_path
+from randlora_pl.run.options.compose import CLASSES
 from randlora_pl.utils.errors import Terminated
 from tests.support.cli import Run
 from tests.support.products import in_one_item
 
 QUICK = (
-    *(["--version"], ["--help"], ["datasets"], ["models"], ["adapters"], ["config", "list"]),
+    *(["--version"], ["--help"], ["datasets"], ["models"], ["models", "--all"], ["adapters"], ["config", "list"]),
     *(["data", "--help"], ["zeroshot", "--help"]),
 )
 
 
 REFUSED = {
+    "adapters LoRAX": "Unknown adapter 'LoRAX'. Did you mean 'LoRAXS'",
     "adapter info B": "no adapter",
     "adapter export A --to lora --output B": "--error",
     "adapter export A --to onnx --output B.onnx": "'.[onnx]'",
@@ -94,12 +99,25 @@ def test_every_verb_has_a_short_page(run: Run, verb: str) -> None:
     assert 0 < len(result.out.splitlines()) < 60
 
 
-def test_every_option_is_explained() -> None:
+def test_every_option_is_explained_and_every_class_found() -> None:
     names = [name for name in COMMANDS if not members(name)]
     names += [f"{name} {member}" for name in COMMANDS for member in members(name)]
     commands = [Command(name, function_of(name)) for name in names]
     assert len(commands) > 25 and all(each.parameters or each.raw or each.name == "config" for each in commands)
     assert not [(each.name, one.name) for each in commands for one in each.parameters if not one.text]
+    assert set(classes("model.adapter")) == set(methods.__all__)
+    kinds = [kind for option in CLASSES for kind in classes(option).values()]
+    kinds += [RunOptions, *callback_classes().values(), *map(data_class, classes("model").values())]
+    assert not [(kind, name) for kind in kinds for name, option in options_of(kind).items() if not option.help]
+    for room in ("adapters", "data", "language", "prompts", "run.callbacks", "tasks"):
+        package = import_module(f"randlora_pl.{room}")
+        exported = {f"{package.__name__}.{name}": getattr(package, name) for name in package.__all__}
+        for path, value in exported.items():
+            assert not isinstance(value, type) or public_path(value) == path
+
+    class Hidden: ...
+
+    assert public_path(Hidden) == f"{__name__}.{Hidden.__qualname__}"
 
 
 @in_one_item("verb", ["fit", "validate", "test", "predict", "serve"])

@@ -1,1 +1,1 @@
-"""The command line: quick verbs on the standard library, one thin LightningCLI for the rest."""
+"""The command line: quick commands on the standard library, commands that import PyTorch, and one thin LightningCLI."""

@@ -1,4 +1,4 @@
-"""Commands that list methods, datasets and models without PyTorch, and ``doctor``, which checks what a run needs."""
+"""Commands that list methods, datasets and models without PyTorch or explain methods, and ``doctor``."""
 
 import ast
 import difflib
@@ -46,17 +46,18 @@ def adapters(names: Names = (), *, json: Json = False) -> int:
     """
     if not (names or json):
         rows = []
-        for group, methods in groupby(sorted(_methods()), lambda row: row[0]):
+        for group, methods in groupby(sorted(_methods(), key=lambda row: (row[0], row[1].lower())), lambda row: row[0]):
             rows += [(group, ""), *((f"  {name}", text) for _, name, text in methods)]
         print(table(("adapter", "what it is"), rows))
         print("\nUse: randlora-pl fit --config CONFIG --model.adapter NAME. Its options: randlora-pl adapters NAME")
         return 0
-    known = classes("model.adapter")
-    chosen = [_pick(name, known, "adapter") for name in names] or list(known.values())
+    listed = {name: name for _, name, _ in _methods()}
+    chosen = [_pick(name, listed, "adapter") for name in names] or list(classes("model.adapter"))
+    kinds = [classes("model.adapter")[name] for name in chosen]
     if json:
-        print_json([_facts(kind) for kind in chosen])
+        print_json([_facts(kind) for kind in kinds])
         return 0
-    for kind in chosen:
+    for kind in kinds:
         print(describe(kind, "--model.adapter."))
     return 0
 
@@ -179,7 +180,7 @@ def _print_matrix(rows: list[dict[str, str]], as_json: bool) -> int:
     if as_json:
         print_json(rows)
         return 0
-    known = classes("model.adapter")
+    known = {name for _, name, _ in _methods()}
     cells = [
         (
             row["name"],

@@ -1,6 +1,6 @@
 """Entry point: ``main(args)`` for the shell, scripts, tests and notebooks.
 
-Commands that need no PyTorch answer at once; heavy imports happen only when a model must be built.
+Commands that need no PyTorch answer at once. It is imported to build a model, and to read options of classes.
 """
 
 import os
