@@ -168,9 +168,10 @@ class AdaLoRA(Adapter):
         rank, target = config.get("init_r", 12), config.get("target_r", 8)
         ours: Layers = {}
         for layer, own in content.layers.items():
-            pattern = (config.get("rank_pattern") or {}).get(f"{layer}.lora_E", [True] * rank)
-            kept = torch.tensor(pattern, dtype=torch.bool)
             a, b, e = (own[f"lora_{name}"] for name in "ABE")
+            most = min(rank, 1 << 20)  # a damaged config may say any number
+            pattern = (config.get("rank_pattern") or {}).get(f"{layer}.lora_E", [True] * most)
+            kept = torch.tensor(pattern, dtype=torch.bool)
             if len(kept) != rank or any(each.dim() != 2 for each in (a, b, e)) or len(e) != int(kept.sum()):
                 raise UserError(
                     f"{source}: lora_E of {layer} has shape {tuple(e.shape)}, and its config keeps {sum(pattern)} of "
