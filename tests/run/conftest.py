@@ -1,3 +1,3 @@
-from tests.commands.conftest import _coarse_figures, _shallow
+from tests.commands.conftest import _coarse_figures, _shallow, deep
 
-__all__ = ["_coarse_figures", "_shallow"]
+__all__ = ["_coarse_figures", "_shallow", "deep"]

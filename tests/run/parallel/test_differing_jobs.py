@@ -55,6 +55,7 @@ def test_resuming_in_one_process_only_ends_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("deep")  # as in processes of their own
 def test_testing_other_weights_ends_all(tmp_path: Path, run: Run) -> None:
     assert run(*FIT, "--run.root", str(tmp_path / "runs")).code == 0
     (own,) = tmp_path.glob("runs/*/2*/adapter")

@@ -39,6 +39,7 @@ def compare(folder: Path, alone: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("deep")  # as in processes of their own
 def test_two_machines_and_two_tasks_end_as_one_process(run: Run, tmp_path: Path) -> None:
     assert run(*FIT, "--data.batch_size", "8").code == 0
     for start in (two_agents, srun):

@@ -199,6 +199,7 @@ def test_a_sharded_run_resumes_with_the_same_bits_and_serves_a_process_alone(fol
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("deep")  # as in processes of their own
 def test_a_fit_with_two_devices_and_its_test_with_one(run: Run, tmp_path: Path) -> None:
     words = [*SMALL, "--data.batch_size", "4", "--trainer.limit_test_batches", "1.0", "--run.logger", "none"]
     command = [sys.executable, "-m", "randlora_pl", "fit", *words]
