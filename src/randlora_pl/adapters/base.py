@@ -47,6 +47,7 @@ class DeltaWeight(nn.Module):
             checkpoints store them like the trained tensors.
         fixed: False if the update depends on the layer's input, so that no matrix contains it: `contribution` is the
             definition then, and `change` raises an error.
+        uses_weight: False if `change` has no use for W0, which a quantized layer then does not unpack.
         rates: Factors of the learning rate by the name of a trained tensor, or of an update inside this one, all of
             whose tensors it multiplies; 1 for others. See `optimizer.rates_of`.
         heads: Number of parts that gates weight for each token; 0 for an update without gates.
@@ -58,6 +59,7 @@ class DeltaWeight(nn.Module):
     keep: bool | None = None
     kept: tuple[str, ...] = ()
     fixed: bool = True
+    uses_weight: bool = True
     heads: int = 0
     listener: Callable[[Tensor], None] | None = None
     rates: Mapping[str, float] = {}
@@ -93,7 +95,7 @@ class DeltaWeight(nn.Module):
         """
         if not self.fixed:
             raise UserError(f"{type(self).__name__} does not define contribution(x, weight), its part of the outputs.")
-        return F.linear(self.dropped(x), like(self.change(weight()), x))
+        return F.linear(self.dropped(x), like(self.change(weight() if self.uses_weight else x.new_empty(0)), x))
 
     def apart(self, x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor], groups: int) -> Tensor:
         """Return the update's part of a convolution's outputs, ``product(drop(x), change(W0))``.

@@ -35,6 +35,7 @@ from randlora_pl.adapters import (
 )
 from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.adapters.kept import update_buffers
+from randlora_pl.adapters.layers import attach
 from randlora_pl.adapters.layers.weight_access import _of_unit_vectors, dequantized
 from randlora_pl.adapters.operations import detach
 from randlora_pl.utils.errors import UserError
@@ -100,6 +101,17 @@ def test_a_quantized_layer_is_the_plain_one_with_an_update(method: str, sizes: t
             assert_close(second, first, 1e-4)
     if method not in UNFIXED:
         assert_close(*(delta_weights(model)["fc"] for model in (quantized, plain)), 1e-5)
+
+
+@in_one_item("method", ["lora", "randlora", "vera", "nola", "kradapter", "shira", "pranc", "pranc-dense"])
+def test_an_update_without_use_for_the_frozen_weight_does_not_unpack_it(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = both(method)[1]
+    monkeypatch.setattr(Eighths, "unpacked", lambda *_: pytest.fail("unpacked"))
+    monkeypatch.setattr(Eighths, "forward", lambda self, x: x.new_zeros(len(x), self.out_features))
+    monkeypatch.setattr(attach, "dequantized", lambda *_: pytest.fail("unpacked"))
+    assert model(torch.ones(3, 20)).abs().sum() > 0
 
 
 @in_one_item("method", ADDING)

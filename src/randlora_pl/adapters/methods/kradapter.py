@@ -45,6 +45,8 @@ class KRAdapter(Adapter):
 class KRAdapterDelta(DeltaWeight):
     """The Khatri-Rao product of one weight; U starts at zero, V Kaiming-uniform with a = 5, as in the official code."""
 
+    uses_weight = False
+
     def __init__(self, adapter: KRAdapter, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
         r, q = adapter.widths(shape)

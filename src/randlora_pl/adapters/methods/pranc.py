@@ -144,6 +144,8 @@ class PRANC(Adapter):
 class PRANCDelta(DeltaWeight):
     """alpha_scale / sqrt(k) * sum_i alpha_i R_i of one weight."""
 
+    uses_weight = False
+
     def __init__(self, adapter: PRANC, shape: WeightShape, weight: Tensor, bases: Bases | None) -> None:
         super().__init__(adapter.dropout)
         self.alphas = trainable(weight, adapter.coefficients, fill=0.0)

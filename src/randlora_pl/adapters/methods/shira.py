@@ -111,6 +111,7 @@ class SHiRADelta(DeltaWeight):
     """
 
     kept = ("places",)
+    uses_weight = False
     places: Tensor
 
     def __init__(self, adapter: SHiRA, shape: WeightShape, weight: Tensor) -> None:
