@@ -194,7 +194,7 @@ class Runner:
             UserError: As `fit`; so are all others.
         """
         start = time.perf_counter()
-        with suppress(OSError):  # Linux counts the peak of the resident set anew
+        with suppress(OSError):  # Linux counts the peak of the resident set from here on
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         output = io.StringIO()  # the run's log has it, too
         try:

@@ -119,7 +119,7 @@ class Case:
 
     def _seconds(self) -> float:
         with self._present():
-            if self.device.type == "cuda":  # the allocator starts anew each time
+            if self.device.type == "cuda":  # the allocator starts again each time
                 self.step()
                 self.step()
             synchronize(self.device)

@@ -428,7 +428,7 @@ def file_with(command: Command, key: str) -> Path | None:
 
 
 def verb_of(file: Path) -> str:
-    """Return the verb of a config that describes several runs; empty for a config of one."""
+    """Return the command of a config that describes several runs; empty for a config of one."""
     tree = read_config(file)
     return "sweep" * ("methods" in tree)
 

@@ -59,7 +59,7 @@ class TwoStages(PromptedClip):
         """Return the schedule of each group: with two stages a cosine in each, and 0 in the other stage.
 
         The last group is the classifier's. The optimizer first sees a gradient of it in its own stage, so that AdamW
-        starts anew there.
+        starts again there.
         """
         if self.classifier is None:
             return super().rate_factors(groups)
