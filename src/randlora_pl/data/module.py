@@ -2,31 +2,37 @@
 
 import hashlib
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from randlora_pl.data import locations as places
+from randlora_pl.data import splits
 from randlora_pl.data import validate as options
 from randlora_pl.data.base import BatchSize, Length, PlannedData, image_parts
 from randlora_pl.data.catalog import registry as catalog
 from randlora_pl.data.catalog.registry import with_split
 from randlora_pl.data.image_batches import EvalBatches, Late, TrainBatches, default_workers
-from randlora_pl.data.image_splits import CachedImages, ImageSplits
+from randlora_pl.data.image_cache import CachedImages, meeting
 from randlora_pl.data.loader import Batch, Loader
-from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.readers.dispatch import Samples, read
 from randlora_pl.data.schedule import TrainSchedule
-from randlora_pl.data.sources import ArrayImages
+from randlora_pl.data.sources import ArrayImages, EncodedImages
 from randlora_pl.data.transforms import PLAIN, Augment, finish
-from randlora_pl.data.validate import class_names
+from randlora_pl.data.validate import class_names, is_draw
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.options import Positive, Share, between
+from randlora_pl.utils.reuse import cached
 
-FEW_SHOT_EPOCHS = 10
+SMALL_SET = 5_000
+"""Maximum number of files of a split cached decoded by default."""
+MOST_VALIDATION_SHOTS = 4
+"""Validation images of each class in few-shot runs with CoOp's split, or the shots if these are fewer."""
 
 log = logging.getLogger("randlora_pl")
 
@@ -44,10 +50,11 @@ class ImageData(PlannedData):
             A list after `setup`; `typed_templates` is True if they were given.
         classnames: File with class names: one per line, CSV folder,name, or a JSON mapping. After `setup`, the class
             name of each label.
-        plan: Sample order of the run, after `setup("fit")`.
+        shots: Images per class; also of a published draw, once it was read.
+        found: Complete splits with all classes, after `setup`.
+        held: Requested samples by split.
         spec: Model's own preprocessing of images, after `setup`; None without a model.
         frame: Preprocessing of images, after `setup`.
-        skipped: Skipped unreadable images, with the reason.
     """
 
     unit = "images"
@@ -144,10 +151,11 @@ class ImageData(PlannedData):
         self.classnames = list(self.row.classnames)
         self.frame = ImageSpec()
         self.spec: ImageSpec | None = None
-        subset = (self.shots, self.fraction, self.train_split, self.seed, self.shots_file, self.split, self.classes)
-        self.splits = ImageSplits(self.row, self.root, *subset, self.cache_images, self.max_pixels)
+        self.found: splits.Splits | None = None
+        self.held: dict[str, Samples] = {}
+        self._meeting: Path | None = None  # folder of the memory shared by the processes of a machine
         if self.epochs is self.steps is None:
-            self.epochs = FEW_SHOT_EPOCHS if self.splits.few else self.row.epochs
+            self.epochs = 10 if self.few else self.row.epochs
 
     def prepare_data(self) -> None:
         """Download the dataset if requested; Lightning calls it in one process only."""
@@ -174,28 +182,43 @@ class ImageData(PlannedData):
             options.check_softmax(self.augment.mixup, self.augment.cutmix, name, blended)
         self.spec = getattr(task, "image_spec", self.spec)
         self.frame = ImageSpec.of(self.spec, self.overrides)
-        self.splits.first, self.splits.background = self._rank == 0, self.frame.behind
-        with self.splits.together(self._job):
-            if self.splits.found is None:
-                found = self.splits.read()
+        with meeting(self._job) as self._meeting:
+            if self.found is None:
+                row, root = self.row, self.root  # the closure must not keep this object
+                make = lambda: splits.Splits(lambda split: read(row, root, split))  # noqa: E731
+                found = self.found = cached("splits", (row.name, self.split, root), make)
                 own_test = stage in ("test", "predict") and found.own_test
                 first = found.test if own_test else found.full
-                self.classnames = self.splits.names(class_names(self.row, first.classes, self.classnames_file))
+                names = class_names(row, first.classes, self.classnames_file)
+                kept = splits.labels_of(len(names), self.classes)
+                if self.classes != "all" and len(kept) < 2:
+                    raise UserError(
+                        f"--data.classes {self.classes} is {len(kept)} of {len(names)} classes; a classifier needs "
+                        "two. Leave it out, or add classes"
+                    )
+                self.classnames = names[kept.start : kept.stop]
                 if not self.typed_templates and first.templates:
                     self.templates = list(first.templates)
             if stage in ("fit", None):
                 train = self.samples("train")
-                least = self.min_batches_per_epoch if self.splits.few or self.row.own else 0
+                least = self.min_batches_per_epoch if self.few or self.row.own else 0
                 self._plan(len(train), torch.from_numpy(train.labels), least, train.numbers, train.groups)
             if stage in ("fit", "validate", None):
                 self.samples("val")
             if stage in ("test", "predict", None):
                 self.samples("test")
             if stage in ("validate", "test", "predict") or (stage == "fit" and self.row.own):
-                self.splits.check_not_empty("val" if stage == "validate" else "test")
+                split = "val" if stage == "validate" else "test"
+                if not len(self.samples(split)):
+                    raise UserError(
+                        f"{self.row.title}: no {split} images found; {len(self.samples('train'))} training images are "
+                        "too few to hold some out. Add images"
+                        + (f", or a folder {split}" if self.row.name == "folder" else "")
+                    )
             if stage == "fit" and self.row.own and not self.row.captions:
-                self._remark({split: held.labels for split, held in self.splits.held.items()}, self.classnames)
-            self._compare(lambda: image_parts(self.splits.held, self.classnames, self.templates))
+                self._remark({split: held.labels for split, held in self.held.items()}, self.classnames)
+            self._compare(lambda: image_parts(self.held, self.classnames, self.templates))
+        self._meeting = None
 
     def train_dataloader(self) -> Loader:
         """Return the training batches of this rank, from the trainer's optimizer step on (see `TrainBatches`)."""
@@ -215,7 +238,7 @@ class ImageData(PlannedData):
         Raises:
             UserError: `validate` was called, but the model may have been trained on the validation images.
         """
-        if self.splits.trains_on_val:
+        if self.trains_on_val:
             why = "with --data.train_split full the validation images are trained on"
             if self.trainer is not None and self.trainer.state.fn == "validate":
                 raise UserError(f"{why}, so validation is impossible. Run: randlora-pl test")
@@ -247,21 +270,95 @@ class ImageData(PlannedData):
 
     def samples(self, split: str) -> Samples:
         """Return the samples of ``train`` (the chosen subset), ``val`` or ``test``, after `setup`."""
-        return self.splits.samples(split)
+        if self.found is None:
+            raise UserError("Call setup() before asking for samples")
+        if split in self.held:
+            return self.held[split]
+        whole: Samples = getattr(self.found, split)
+        samples = self._chosen(self.found) if split == "train" else splits.of_half(whole, self.classes)
+        if split == "val" and self.split == "coop" and self.few:
+            self.samples("train")  # a published draw sets the shots
+            assert self.shots is not None
+            few = min(self.shots, MOST_VALIDATION_SHOTS)
+            samples = samples.subset(splits.few_shot(samples.labels, samples.numbers, few, self.seed))
+        if split == "val" and is_draw(self.shots_file) and not self.found.own_val:  # a draw may have these images
+            drawn = set(self.samples("train").keys)
+            samples = samples.subset(np.flatnonzero([key not in drawn for key in samples.keys]))
+        expected = self.row.counts.get(split)
+        if expected not in (None, len(whole)):
+            option = f" --split {self.split}" if self.split != "default" else ""
+            log.warning(
+                "%s has %s %s images here, expected %s. For details, run: randlora-pl data check %s --root %s%s",
+                self.row.name, f"{len(whole):,}", split, f"{expected:,}", self.row.name, self.root, option,
+            )  # fmt: skip
+        if isinstance(samples.images, EncodedImages):
+            images = replace(samples.images, most_pixels=self.max_pixels, background=self.frame.behind)
+            samples = replace(samples, images=images)
+        small = len(samples) <= SMALL_SET or (split == "train" and self.few)
+        if not isinstance(samples.images, ArrayImages) and (small if self.cache_images is None else self.cache_images):
+            path = None if self._meeting is None else self._meeting / str(len(self.held))
+            samples = replace(samples, images=CachedImages(samples.images, samples.rows, path=path))
+        self.held[split] = samples
+        return samples
+
+    def _chosen(self, found: splits.Splits) -> Samples:
+        """Return the training samples: drawn, listed in a file, or a new choice that is written to it."""
+        samples = found.full if self.train_split == "full" else found.train
+        path = None if self.shots_file is None else Path(self.shots_file).expanduser()
+        if path is not None and is_draw(path):
+            listed = splits.read_draw(path, samples if found.own_val else found.full)
+            chosen = splits.of_half(listed, self.classes)
+            counts = np.bincount(chosen.labels, minlength=len(chosen.classes))
+            most = int(counts.max(initial=0))
+            if self.shots not in (None, most):
+                raise UserError(
+                    f"The shots file {path} has {most} images of a class, not --data.shots {self.shots}. "
+                    "Remove the option"
+                )
+            self.shots = most
+            lacking = np.flatnonzero(counts == 0)
+            if len(lacking):
+                names = (len(lacking), len(counts), chosen.classes[lacking[0]])
+                log.warning("the shots file %s has no images of %d of %d classes, the first: %r", path, *names)
+            return chosen
+        samples = splits.of_half(samples, self.classes)
+        if path is not None and path.exists():
+            return splits.read_index(path, self._key, samples)
+        chosen = splits.subset(samples, self.shots, self.fraction, self.seed, self.classnames)
+        if path is not None and self._rank == 0:
+            splits.write_index(path, self._key, chosen, self.classnames)
+        return chosen
+
+    @property
+    def few(self) -> bool:
+        """True for few-shot training, also by a published draw."""
+        return self.shots is not None or is_draw(self.shots_file)
+
+    @property
+    def trains_on_val(self) -> bool:
+        """True if validation images are trained on."""
+        return self.train_split == "full" and self.found is not None and not self.found.own_val
+
+    @property
+    def _key(self) -> dict[str, Any]:
+        """Options that determine the subset; stored with it."""
+        key = {"dataset": self.row.name, "shots": self.shots, "fraction": self.fraction}
+        key |= {"train_split": self.train_split, "seed": self.seed, "version": 1}
+        key |= {"split": self.split} if self.split != "default" else {}
+        return key | ({"classes": self.classes} if self.classes != "all" else {})
 
     @property
     def held_out(self) -> int:
         """Number of validation images; 0 if they are trained on."""
-        return 0 if self.splits.trains_on_val else super().held_out
+        return 0 if self.trains_on_val else super().held_out
 
     def summary(self) -> dict[str, Any]:
         """Return flat, JSON-ready facts about the data and the run; splits that were not read are omitted."""
-        splits = self.splits
         facts: dict[str, Any] = {"dataset": self.row.name, "classes": self.num_classes, "seed": self.seed}
-        facts |= {"split": splits.split} if splits.split != "default" else {}
-        facts |= {"class_half": splits.half} if splits.half != "all" else {}
-        facts |= {split: len(held) for split, held in splits.held.items()}
-        facts |= {"shots": splits.shots, "fraction": self.fraction, "train_split": self.train_split}
+        facts |= {"split": self.split} if self.split != "default" else {}
+        facts |= {"class_half": self.classes} if self.classes != "all" else {}
+        facts |= {split: len(held) for split, held in self.held.items()}
+        facts |= {"shots": self.shots, "fraction": self.fraction, "train_split": self.train_split}
         if self.plan is not None:
             facts |= self.run_facts()
             facts |= {name: value for name, value in asdict(self.augment).items() if value is not None}
@@ -282,18 +379,24 @@ class ImageData(PlannedData):
 
     def write_index(self, folder: Path) -> Path | None:
         """Write the chosen training images as ``shots.json`` into a folder; return None if all are used."""
-        return self.splits.write_index(folder)
+        if not self.few and self.fraction is None:
+            return None
+        path = Path(folder) / "shots.json"
+        splits.write_index(path, self._key, self.samples("train"), self.classnames)
+        return path
 
     def reuse_index(self, folder: Path) -> None:
         """Use the training images of an interrupted run if it chose them with the same options."""
-        self.splits.reuse_index(folder)
+        path = Path(folder) / "shots.json"
+        if self.shots_file is None and path.is_file() and splits.has_key(path, self._key):
+            self.shots_file = str(path)
 
     def _late(self, samples: Samples) -> Late:
         running = TrainerStatus.RUNNING  # outside a Trainer, return float images
         if not self.device_transforms or self.trainer is None or self.trainer.state.status != running:
             return "nothing"
         device = self.trainer.strategy.root_device.type
-        train = samples is self.splits.held.get("train")
+        train = samples is self.held.get("train")
         changed = train and self.augment.randaugment is not None  # on the CPU, after crops
         return "crops" if device == "cuda" and isinstance(samples.images, ArrayImages) and not changed else "colors"
 

@@ -30,12 +30,12 @@ from randlora_pl.utils.files.documents import parse_json, read_plain
 SPLIT_SEED = 0
 """Seed of validation and test splits: fixed, so that all seeds are compared on the same images."""
 
-INDEX_VERSION = 1
+Indices = NDArray[np.int64]
 
 log = logging.getLogger("randlora_pl")
 
 
-def _ranks(labels: NDArray[np.int64], numbers: NDArray[np.int64], seed: int, name: str) -> NDArray[np.int64]:
+def _ranks(labels: Indices, numbers: Indices, seed: int, name: str) -> Indices:
     """Return each sample's rank in a seeded order of its class, from 0."""
     pieces = torch.split(torch.from_numpy(numbers), 2**14)  # fit the cache: several times as fast for a million
     words = torch.cat([rng.words(seed, name, piece) for piece in pieces]).numpy()
@@ -51,14 +51,11 @@ def _ranks(labels: NDArray[np.int64], numbers: NDArray[np.int64], seed: int, nam
     return ranks
 
 
-def quotas(counts: NDArray[np.int64], total: int, ties: NDArray[np.int64], keep: int = 0) -> NDArray[np.int64]:
-    """Return ``total`` apportioned to ``counts`` by largest remainders, never more than a count.
+def quotas(counts: Indices, total: int, ties: Indices, keep: int = 0) -> Indices:
+    """Return ``total`` apportioned to the ``counts`` of the classes by largest remainders, never more than a count.
 
-    Args:
-        counts: int64 (classes,), number of samples per class.
-        total: Samples to choose, at most the sum of the counts.
-        ties: Order of the classes that breaks ties of remainders.
-        keep: Minimum number left in a class when rounding up; the sum may then be below ``total``.
+    ``ties`` is the order of the classes that breaks ties of remainders, ``keep`` the minimum number left in a class
+    when rounding up; the sum may then be below ``total``.
     """
     exact = counts * total  # in units of 1 / sum(counts), so that no rounding enters
     size = max(int(counts.sum()), 1)
@@ -69,18 +66,11 @@ def quotas(counts: NDArray[np.int64], total: int, ties: NDArray[np.int64], keep:
     return np.asarray(floors, dtype=np.int64)
 
 
-def stratified(
-    labels: NDArray[np.int64], numbers: NDArray[np.int64], total: int, seed: int, name: str, keep: int = 0
-) -> NDArray[np.int64]:
+def stratified(labels: Indices, numbers: Indices, total: int, seed: int, name: str, keep: int = 0) -> Indices:
     """Return the sorted indices of ``total`` samples, each class represented in proportion (see `quotas`).
 
-    Args:
-        labels: int64 (n,), class of each sample.
-        numbers: int64 (n,), hash of each sample's key (`Samples.numbers`).
-        total: Samples to choose.
-        seed: Seed of the selection.
-        name: Name of the random stream.
-        keep: See `quotas`.
+    ``labels`` (n,) are the classes of the samples, ``numbers`` (n,) the hashes of their keys (`Samples.numbers`), and
+    ``name`` is the random stream's.
     """
     counts = np.bincount(labels)
     ties = rng.permutation(seed, f"{name}/ties", len(counts)).numpy()
@@ -88,7 +78,7 @@ def stratified(
     return np.flatnonzero(chosen).astype(np.int64)
 
 
-def few_shot(labels: NDArray[np.int64], numbers: NDArray[np.int64], shots: int, seed: int) -> NDArray[np.int64]:
+def few_shot(labels: Indices, numbers: Indices, shots: int, seed: int) -> Indices:
     """Return the sorted indices of ``shots`` samples per class (all of a smaller class)."""
     return np.flatnonzero(_ranks(labels, numbers, seed, "shots") < shots).astype(np.int64)
 
@@ -100,9 +90,6 @@ def hold_out(samples: Samples, total: int, name: str) -> tuple[Samples, Samples]
     """
     kept, chosen = _parts(samples.labels, samples.numbers, samples.groups, total, SPLIT_SEED, name)
     return samples.subset(kept), samples.subset(chosen)
-
-
-Indices = NDArray[np.int64]
 
 
 def _parts(
@@ -124,12 +111,7 @@ def search_parts(
 ) -> tuple[Indices, Indices]:
     """Split a training set into indices for the weights and indices for what a search chooses, stratified by class.
 
-    Args:
-        labels: int64 (n,), class of each sample.
-        numbers: int64 (n,), hash of each sample's key.
-        fraction: Fraction for the search.
-        seed: Seed of the run.
-        groups: int64 (n,), groups that are not separated; the fraction is then of the groups.
+    Groups (n,) are not separated; the fraction for the search is then of the groups. See `stratified`.
 
     Raises:
         UserError: No sample can be held out.
@@ -171,8 +153,8 @@ class Splits:
 
     @cached_property
     def _pool(self) -> tuple[Samples, Samples]:
-        """Samples of (train, val)."""
-        val, pool = self._read("val"), self._own[0]
+        """Samples of (train, val); the latter may be empty for a tiny dataset."""
+        val, pool = self._read("val"), self.full
         return (pool, val) if val is not None else hold_out(pool, min(_units(pool) // 10, 5_000), "val")
 
     @property
@@ -182,8 +164,14 @@ class Splits:
 
     @property
     def own_test(self) -> bool:
-        """True if the test split is the dataset's own."""
+        """True if the test split is the dataset's own, which needs no training images."""
         return self._read("test") is not None
+
+    @property
+    def test(self) -> Samples:
+        """Test samples."""
+        test = self._read("test")
+        return self._own[1] if test is None else test
 
     @property
     def train(self) -> Samples:
@@ -192,24 +180,13 @@ class Splits:
 
     @property
     def val(self) -> Samples:
-        """Validation samples; may be empty for a tiny dataset."""
+        """Validation samples."""
         return self._pool[1]
-
-    @property
-    def test(self) -> Samples:
-        """Test samples; the dataset's own test split needs no training images."""
-        test = self._read("test")
-        return self._own[1] if test is None else test
 
     @property
     def full(self) -> Samples:
         """Complete train split of the dataset, including held-out validation samples."""
         return self._own[0]
-
-
-def index_key(dataset: str, shots: int | None, fraction: float | None, train_split: str, seed: int) -> dict[str, Any]:
-    """Return the options that determine a subset; stored with it."""
-    return locals() | {"version": INDEX_VERSION}
 
 
 def subset(
@@ -291,12 +268,6 @@ def of_half(samples: Samples, half: str) -> Samples:
     return replace(part, labels=part.labels - kept.start, classes=samples.classes[kept.start : kept.stop])
 
 
-LARGEST = 1 << 26
-"""Maximum size of a draw in bytes: 16 images of 1,000 classes take about 3 million."""
-
-_EXPECTED = 'expected {"path": "CLASS/IMAGE.jpg", "label": 0, "name": "CLASS"}'
-
-
 def read_draw(path: Path, samples: Samples) -> Samples:
     """Return the samples that a draw lists, in key order; an image that is listed twice counts twice.
 
@@ -308,11 +279,26 @@ def read_draw(path: Path, samples: Samples) -> Samples:
         UserError: The file is missing or damaged, or a line does not fit the samples.
     """
     try:
-        lines = read_plain(path, LARGEST).decode("utf-8-sig").splitlines()
+        content = read_plain(path, 1 << 26)  # 16 images of 1,000 classes take about 3 million bytes
+        lines = content.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise UserError(f"The shots file {path} {why}") from error
-    listed = {number: _line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()}
+    listed: dict[int, tuple[list[str], int]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where, expected = f"{path}, line {number}", 'expected {"path": "CLASS/IMAGE.jpg", "label": 0, "name": "CLASS"}'
+        try:
+            entry = parse_json(line)
+        except ValueError as error:
+            raise UserError(f"{where}: {brief(line)} is not JSON ({error}); {expected}") from error
+        known = {name.lstrip("_"): value for name, value in entry.items()} if isinstance(entry, dict) else {}
+        image, label = known.get("impath", known.get("path")), known.get("label")
+        parts = [part for part in image.replace("\\", "/").split("/") if part] if isinstance(image, str) else []
+        if not parts or not isinstance(label, int) or isinstance(label, bool):
+            raise UserError(f"{where}: {brief(line)} has no path and label; {expected}")
+        listed[number] = parts, label
     if not listed:
         raise UserError(f"The shots file {path} is empty")
     ends = {parts[-1] for parts, _ in listed.values()}
@@ -323,40 +309,6 @@ def read_draw(path: Path, samples: Samples) -> Samples:
             places[end].append(index)
     chosen = [_found(f"{path}, line {number}", *line, samples, places) for number, line in listed.items()]
     return samples.subset(np.sort(np.asarray(chosen, dtype=np.int64)))
-
-
-def shots_of(path: Path, drawn: Samples, shots: int | None) -> int:
-    """Return the images that a draw has of its largest class; warn about classes that it lacks.
-
-    Raises:
-        UserError: ``shots`` is another number.
-    """
-    counts = np.bincount(drawn.labels, minlength=len(drawn.classes))
-    most = int(counts.max(initial=0))
-    if shots not in (None, most):
-        raise UserError(
-            f"The shots file {path} has {most} images of a class, not --data.shots {shots}. Remove the option"
-        )
-    lacking = np.flatnonzero(counts == 0)
-    if len(lacking):
-        names = (len(lacking), len(counts), drawn.classes[lacking[0]])
-        log.warning("the shots file %s has no images of %d of %d classes, the first: %r", path, *names)
-    return most
-
-
-def _line(path: Path, number: int, line: str) -> tuple[list[str], int]:
-    try:
-        content = parse_json(line)
-    except ValueError as error:
-        raise UserError(f"{path}, line {number}: {brief(line)} is not JSON ({error}); {_EXPECTED}") from error
-    known: dict[str, Any] = {}
-    if isinstance(content, dict):
-        known = {name.lstrip("_"): value for name, value in content.items()}
-    image, label = known.get("impath", known.get("path")), known.get("label")
-    parts = [part for part in image.replace("\\", "/").split("/") if part] if isinstance(image, str) else []
-    if not parts or not isinstance(label, int) or isinstance(label, bool):
-        raise UserError(f"{path}, line {number}: {brief(line)} has no path and label; {_EXPECTED}")
-    return parts, label
 
 
 def _found(where: str, parts: Sequence[str], label: int, samples: Samples, places: dict[str, list[int]]) -> int:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from randlora_pl.data.catalog.registry import find
 from randlora_pl.data.image_batches import EvalBatches, Late, TrainBatches
-from randlora_pl.data.image_splits import CachedImages
+from randlora_pl.data.image_cache import CachedImages
 from randlora_pl.data.loader import Batch, Loader
 from randlora_pl.data.readers.dispatch import Samples, in_key_order
 from randlora_pl.data.readers.trees import folder

@@ -1,13 +1,13 @@
 """Base and new classes: the first half of the labels, and the rest from 0."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from randlora_pl.data import ImageData
 from randlora_pl.data.readers.dispatch import Samples
@@ -75,8 +75,11 @@ def test_names_results_and_the_file_of_shots_follow(tmp_path: Path) -> None:
     again = ImageData(**options, classes="base", shots_file=str(file))
     again.setup()
     assert list(again.samples("train").keys) == list(base.samples("train").keys)
+    for name in "abc":
+        (tmp_path / "three" / name).mkdir(parents=True)
+        Image.new("RGB", (2, 2)).save(tmp_path / "three" / name / "it.png")
     with pytest.raises(UserError, match=r"--data\.classes new is 1 of 3 classes"):
-        replace(base.splits, half="new").names(["a", "b", "c"])
+        ImageData(dataset="folder", root=tmp_path / "three", classes="new").setup()
     for other in ("new", "all"):
         with pytest.raises(UserError, match=r"classes is 'base', not (None|'new')"):
             ImageData(**options, classes=other, shots_file=str(file)).setup()  # type: ignore[arg-type]

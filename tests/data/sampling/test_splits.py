@@ -158,14 +158,12 @@ def test_fraction_and_shots(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_index_file(tmp_path: Path) -> None:
     samples = samples_of(np.arange(12) % 3)
-    key = splits.index_key("digits", 2, None, "train", 0)
+    key = {"dataset": "digits", "shots": 2, "fraction": None, "train_split": "train", "seed": 0, "version": 1}
     few = splits.subset(samples, 2, None, 0, "abc")
     path = tmp_path / "new" / "shots.json"
     splits.write_index(path, key, few, "abc")
     loaded = json.loads(path.read_text())
-    assert loaded["key"] == {
-        "dataset": "digits", "shots": 2, "fraction": None, "train_split": "train", "seed": 0, "version": 1,
-    }  # fmt: skip
+    assert loaded["key"] == key
     assert {name: len(keys) for name, keys in loaded["classes"].items()} == {"a": 2, "b": 2, "c": 2}
     again = splits.read_index(path, key, samples)
     assert again.keys == few.keys and np.array_equal(again.rows, few.rows)

@@ -71,7 +71,7 @@ def test_pictures_differ_by_name_class_and_size(tmp_path: Path) -> None:
             file.write_bytes(file.read_bytes() + b" ")
         data = ImageData(dataset="folder", root=str(tmp_path / place))
         data.setup()
-        digests.append({name: part.digest() for name, part in image_parts(data.splits.held, ["x"], []).items()})
+        digests.append({name: part.digest() for name, part in image_parts(data.held, ["x"], []).items()})
     assert digests[0] == digests[1] != digests[2]
 
 

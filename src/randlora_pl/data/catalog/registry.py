@@ -148,10 +148,6 @@ def get_command(row: DatasetSpec, root: Path) -> str:
     return f"randlora-pl data get {row.name}" + ("" if root == default_root() else f" --root {shlex.quote(str(root))}")
 
 
-PAGE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
-COPY = "https://huggingface.co/datasets/zhengli97/prompt_learning_dataset"
-
-
 @dataclass(frozen=True)
 class SplitFile:
     """Split file of a dataset.
@@ -198,9 +194,6 @@ _PROMPTS = {
 }
 
 _AS_THEY_ARE = ("imagenet", "fgvcaircraft")
-
-MOST_VALIDATION_SHOTS = 4
-"""Validation images of each class in few-shot runs, or the shots if these are fewer."""
 
 
 def has_coop(row: DatasetSpec) -> bool:

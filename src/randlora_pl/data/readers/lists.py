@@ -5,14 +5,13 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path, PureWindowsPath
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 
-from randlora_pl.data.catalog.registry import COPY, PAGE
 from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.readers.dispatch import SPLITS, Samples, file_samples, in_key_order, lines, missing, wrong_line
 from randlora_pl.data.sources import BoxImages
@@ -160,8 +159,6 @@ def _objects(row: DatasetSpec, root: Path, path: Path) -> list[tuple[str, tuple[
 LARGEST = 1 << 26
 """Maximum size of a split file in bytes: the 101,000 images of Food-101 take about a tenth."""
 
-Entry = tuple[str, int, str]
-
 
 def split_file(
     row: DatasetSpec, root: Path, split: str, *, file: str, images: str, underscores: bool = False
@@ -173,21 +170,23 @@ def split_file(
     """
     path = root / file
     try:
-        parts = _parts(parse_json(read_plain(path, LARGEST)))
-        names = _names(parts)
+        parts, names = _checked(parse_json(read_plain(path, LARGEST)))
     except (OSError, ValueError) as error:
         why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         if row.files:  # `data get` explains how to get the split file as well
             raise missing(row, root, f"{path} {why}") from error
-        source = f"Get it by the link in {PAGE}, or from {COPY}."
-        raise UserError(f"{row.title}: CoOp's split file {path} {why}. {source}") from error
+        raise UserError(
+            f"{row.title}: CoOp's split file {path} {why}. Get it by the link in "
+            "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md, or from "
+            "https://huggingface.co/datasets/zhengli97/prompt_learning_dataset."
+        ) from error
     classes = names if underscores else [name.replace("_", " ") for name in names]
     entries = [(image, label) for image, label, _ in parts[split]]
     return file_samples(row, root, root / images, entries, classes, f"the {split} part of {path}")
 
 
-def _parts(content: Any) -> dict[str, list[Entry]]:
-    """Return the entries of each split; a wrong one is a ValueError."""
+def _checked(content: Any) -> tuple[dict[str, list[tuple[str, int, str]]], list[str]]:
+    """Return the entries of each split, and the class names by label; a wrong entry or label is a ValueError."""
     if not isinstance(content, dict) or any(not isinstance(content.get(split), list) for split in SPLITS):
         raise ValueError(f"it does not have the lists {', '.join(SPLITS)}")
     parts = {split: [_entry(split, n, entry) for n, entry in enumerate(content[split], 1)] for split in SPLITS}
@@ -195,10 +194,17 @@ def _parts(content: Any) -> dict[str, list[Entry]]:
     for first, second in combinations(SPLITS, 2):
         if both := images[first] & images[second]:
             raise ValueError(f"{brief(min(both))} is in {first} and in {second}")
-    return parts
+    names: dict[int, str] = {}
+    for _, label, name in chain.from_iterable(parts.values()):
+        if names.setdefault(label, name) != name:
+            raise ValueError(f"label {label} is called {brief(names[label])} and {brief(name)}")
+    gap = next((label for label, found in enumerate(sorted(names)) if label != found), None)
+    if gap is not None:
+        raise ValueError(f"its {len(names)} labels should be 0 to {len(names) - 1}, but label {gap} is missing")
+    return parts, [names[label] for label in sorted(names)]
 
 
-def _entry(split: str, number: int, entry: Any) -> Entry:
+def _entry(split: str, number: int, entry: Any) -> tuple[str, int, str]:
     where = f"{split} entry {number}, {brief(entry)}"
     match entry:
         case [str(image), int(label), str(name)] if not isinstance(label, bool) and name.strip():
@@ -208,19 +214,6 @@ def _entry(split: str, number: int, entry: Any) -> Entry:
             (image + name).encode("utf-8")  # an escape in JSON may be half a character: a ValueError
             return image, label, name
     raise ValueError(f"{where}: it is not of the form [path, label, class name]")
-
-
-def _names(parts: dict[str, list[Entry]]) -> list[str]:
-    """Return the class names by label; labels with gaps or two names are a ValueError."""
-    names: dict[int, str] = {}
-    for entries in parts.values():
-        for _, label, name in entries:
-            if names.setdefault(label, name) != name:
-                raise ValueError(f"label {label} is called {brief(names[label])} and {brief(name)}")
-    gap = next((label for label, found in enumerate(sorted(names)) if label != found), None)
-    if gap is not None:
-        raise ValueError(f"its {len(names)} labels should be 0 to {len(names) - 1}, but label {gap} is missing")
-    return [names[label] for label in sorted(names)]
 
 
 _LIST, _IMAGES = Path("emoji", "emoji.json"), Path("emoji", "img")
@@ -303,7 +296,8 @@ def kinds(row: DatasetSpec, root: Path, split: str, *, kind: str, vendors: Seque
     Emoji that may look exactly like another are left out.
     """
     members = defaultdict(list)
-    for emoji in sorted(listed(row, root, vendors), key=_draw):
+    codes = lambda emoji: hashlib.sha256(emoji.code.encode(errors="replace")).digest()  # noqa: E731
+    for emoji in sorted(listed(row, root, vendors), key=codes):
         if not emoji.alike:
             members[emoji.kinds[kind]].append(emoji)
     classes = sorted(name for name, emoji in members.items() if len(emoji) >= fewest)
@@ -325,41 +319,31 @@ def listed(row: DatasetSpec, root: Path, vendors: Sequence[str]) -> list[Emoji]:
         content = parse_json(read_plain(path, LARGEST))
         if not isinstance(content, list):
             raise ValueError("it is not a list")
-        return [emoji for entry in content if (emoji := _emoji(entry, vendors)).images]
+        found = []
+        for entry in content:
+            names = (entry["short_names"][0].replace("-", " ").replace("_", " "), (entry["name"] or "").lower())
+            plain = [name for name in names if re.fullmatch("[a-z]+( [a-z]+)*", name)]
+            images = {
+                (vendor, tone): variant["image"]
+                for vendor in vendors
+                for tone, variant in {"": entry, **entry.get("skin_variations", {})}.items()
+                if variant[f"has_img_{vendor}"]
+            }
+            for image in images.values():
+                if not re.fullmatch(r"[0-9a-f-]+\.png", image):  # such as 1f44b-1f3fd.png
+                    raise ValueError(f"{brief(image)} is not the name of an image")
+            # as class names: ``sky & weather`` is ``sky and weather``, ``animal-bug`` is ``animal bug``
+            kinds = {
+                kind: entry[kind].lower().replace("&", "and").replace("-", " ") for kind in ("category", "subcategory")
+            }
+            alike = "obsoleted_by" in entry or kinds["category"] == "flags"
+            alike |= kinds["subcategory"] in ("family", "person symbol")
+            name = min(plain, key=lambda name: len(name.split()), default="")
+            found.append(Emoji(entry["unified"].lower(), name, kinds, alike, images))
+        return [emoji for emoji in found if emoji.images]
     except FileNotFoundError as error:
         raise missing(row, root, f"{path} does not exist") from error
     except (OSError, ValueError) as error:
         raise missing(row, root, f"{path} cannot be read: {error}") from error
     except (LookupError, TypeError, AttributeError) as error:
         raise missing(row, root, f"{path} has other content: {type(error).__name__}: {error}") from error
-
-
-def _emoji(entry: dict[str, Any], vendors: Sequence[str]) -> Emoji:
-    names = (entry["short_names"][0].replace("-", " ").replace("_", " "), (entry["name"] or "").lower())
-    plain = [name for name in names if re.fullmatch("[a-z]+( [a-z]+)*", name)]
-    variants = {"": entry, **entry.get("skin_variations", {})}
-    images = {
-        (vendor, tone): variant["image"]
-        for vendor in vendors
-        for tone, variant in variants.items()
-        if variant[f"has_img_{vendor}"]
-    }
-    for image in images.values():
-        if not re.fullmatch(r"[0-9a-f-]+\.png", image):  # such as 1f44b-1f3fd.png
-            raise ValueError(f"{brief(image)} is not the name of an image")
-    kinds = {kind: _class_name(entry[kind]) for kind in ("category", "subcategory")}
-    alike = (
-        "obsoleted_by" in entry or kinds["category"] == "flags" or kinds["subcategory"] in ("family", "person symbol")
-    )
-    return Emoji(
-        entry["unified"].lower(), min(plain, key=lambda name: len(name.split()), default=""), kinds, alike, images
-    )
-
-
-def _draw(emoji: Emoji) -> bytes:
-    return hashlib.sha256(emoji.code.encode(errors="replace")).digest()
-
-
-def _class_name(kind: str) -> str:
-    """Return a category as a class name: ``sky & weather`` is ``sky and weather``, ``animal-bug`` is ``animal bug``."""
-    return kind.lower().replace("&", "and").replace("-", " ")

@@ -13,7 +13,7 @@ from torchvision import transforms as v1
 from torchvision.datasets.folder import default_loader
 
 from randlora_pl.data.image_batches import EvalBatches, Late, TrainBatches, load_images
-from randlora_pl.data.image_splits import CachedImages
+from randlora_pl.data.image_cache import CachedImages
 from randlora_pl.data.loader import Loader
 from randlora_pl.data.module import ImageData
 from randlora_pl.data.readers.dispatch import Samples

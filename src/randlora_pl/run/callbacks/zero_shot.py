@@ -89,7 +89,7 @@ class Elsewhere(_ByName):
         own = trainer.datamodule  # type: ignore[attr-defined]
         for name in self.datasets:
             if name != own.row.name:
-                split = own.splits.split if has_coop(find(name)) else "default"
+                split = own.split if has_coop(find(name)) else "default"
                 self.measure(pl_module, {"dataset": name, "split": split}, f"elsewhere/{name}")
 
 
@@ -104,13 +104,13 @@ class NewClasses(_ByName):
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Refuse data without new classes."""
         super().setup(trainer, pl_module, stage)
-        if trainer.datamodule.splits.half == "all":  # type: ignore[attr-defined]
+        if trainer.datamodule.classes == "all":  # type: ignore[attr-defined]
             raise UserError("NewClasses: the training has all classes. Set --data.classes base, or remove it.")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Measure on the evaluated weights, before the task restores the frozen ones."""
         own = trainer.datamodule  # type: ignore[attr-defined]
-        if own.splits.half == "base":
-            options = {"dataset": own.row.name, "split": own.splits.split, "classes": "new"}
+        if own.classes == "base":
+            options = {"dataset": own.row.name, "split": own.split, "classes": "new"}
             options |= {"templates": pl_module.templates, "classnames": own.classnames_file}
             self.measure(pl_module, options, "new/acc")

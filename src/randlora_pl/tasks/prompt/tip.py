@@ -151,7 +151,7 @@ class Cache(SecondHead):
                 counts = (batch["weight"] > 0).float()  # neither padding nor unreadable
                 sums.index_add_(0, batch["index"], units.cpu() * counts[:, None])
             self.keys.copy_(strategy.broadcast(normalize(sums)))
-            samples = data.samples("val") if self.options.search and not data.splits.trains_on_val else None
+            samples = data.samples("val") if self.options.search and not data.trains_on_val else None
             if samples is not None and len(samples):
                 schedule = EvalSchedule(len(samples), data.eval_batch_size)
                 batches = features(EvalBatches(samples, schedule, data.frame, data.skip))
