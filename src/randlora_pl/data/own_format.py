@@ -3,6 +3,7 @@
 import csv
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from randlora_pl.data.locations import as_typed, is_command, is_pattern, is_url
@@ -16,10 +17,6 @@ FORMATS = {
     "webdataset": "tar shards",
 }
 """Formats of a user's own images, by the name of their dataset."""
-
-_TABLES = (".csv", ".tsv", ".parquet")
-_DEPTH = 5
-"""Folders below the root in which an image is sought, such as ``SPLIT/CLASS/IMAGE``."""
 
 
 def format_of(root: Path) -> str:
@@ -44,19 +41,21 @@ def formats_of(root: Path) -> Iterator[str]:
     typed = as_typed(root)
     if is_url(typed) or is_command(typed) or (is_pattern(typed) and not root.exists()):
         yield "webdataset"
+    elif root.is_file() and root.suffix.lower() in (".csv", ".tsv", ".parquet"):
+        from randlora_pl.data.readers.table import CAPTION_COLUMNS, CLASS_COLUMNS
+
+        header = {name.strip().lower() for name in _header(root)}
+        for name, column in (("table", CLASS_COLUMNS["label"]), ("pairs", CAPTION_COLUMNS["caption"])):
+            if header.intersection(column):
+                yield name
     elif root.is_file():
-        yield from _formats_of_table(root) if root.suffix.lower() in _TABLES else _formats_of_list(root)
+        lines = []
+        with suppress(OSError, ValueError), root.open(encoding="utf-8-sig") as stream:
+            lines = [line for line in stream.read(2**16).splitlines() if line.strip() and not line.startswith("#")]
+        if re.search(r"\.(tar(\.\w+)?|tgz)$", root.name) or (lines and ".tar" in lines[0]):
+            yield "webdataset"
     elif root.is_dir():
         yield from _formats_of_folder(root)
-
-
-def _formats_of_table(file: Path) -> Iterator[str]:
-    from randlora_pl.data.readers.table import CAPTION_COLUMNS, CLASS_COLUMNS
-
-    header = {name.strip().lower() for name in _header(file)}
-    for name, column in (("table", CLASS_COLUMNS["label"]), ("pairs", CAPTION_COLUMNS["caption"])):
-        if header.intersection(column):
-            yield name
 
 
 def _header(file: Path) -> list[str]:
@@ -70,19 +69,6 @@ def _header(file: Path) -> list[str]:
         return next(csv.reader([first], delimiter=max(",;\t", key=first.count)), [])
     except (ImportError, OSError, ValueError, csv.Error):  # pyarrow's errors are ValueErrors
         return []
-
-
-def _formats_of_list(file: Path) -> Iterator[str]:
-    if re.search(r"\.(tar(\.\w+)?|tgz)$", file.name):
-        yield "webdataset"
-        return
-    try:
-        with file.open(encoding="utf-8-sig") as stream:
-            lines = [line for line in stream.read(2**16).splitlines() if line.strip() and not line.startswith("#")]
-    except (OSError, ValueError):
-        return
-    if lines and ".tar" in lines[0]:
-        yield "webdataset"
 
 
 def _formats_of_folder(root: Path) -> Iterator[str]:
@@ -99,7 +85,7 @@ def _formats_of_folder(root: Path) -> Iterator[str]:
         yield "hf"
     if ".tar" in suffixes:
         yield "webdataset"
-    if any(_holds_image(path, _DEPTH - 1) for path in below):
+    if any(_holds_image(path, 4) for path in below):  # such as SPLIT/CLASS/IMAGE
         yield "folder"
 
 

@@ -212,7 +212,11 @@ def torchvision_files(
         return None
     for part in splits[split]:
         held = from_torchvision(row, root, name, split=part)
-        found = _entries(held, root)
+        if hasattr(held, "_samples"):  # torchvision's private attributes
+            pairs = held._samples
+        else:
+            pairs = zip(held._images if hasattr(held, "_images") else held._image_files, held._labels, strict=True)
+        found = [(Path(path).relative_to(root).as_posix(), int(label)) for path, label in pairs]
         strays = [Path(path) for path, label in found if Path(path).parent.name != f"{label:05d}"]
         if part in numbered and strays:
             raise UserError(
@@ -230,16 +234,6 @@ def torchvision_files(
             )
     names = row.classnames or [str(name).replace("_", " ") for name in classes]
     return file_samples(row, root, root, entries, names, f"its {split} split")
-
-
-def _entries(held: Any, root: Path) -> list[tuple[str, int]]:
-    """Return (path below the root, label) per image of a torchvision class, from its private attributes."""
-    if hasattr(held, "_samples"):
-        pairs = held._samples
-    else:
-        files = held._images if hasattr(held, "_images") else held._image_files
-        pairs = zip(files, held._labels, strict=True)
-    return [(Path(path).relative_to(root).as_posix(), int(label)) for path, label in pairs]
 
 
 def from_torchvision(row: DatasetSpec, root: Path, name: str, folder: str = "", *, split: str) -> Any:
@@ -298,15 +292,10 @@ def file_samples(
 
 
 def source_split(split: str, there: Collection[str], where: object) -> str | None:
-    """Return the user's split to read as ``split``, or None if it is to be held out from the train split.
+    """Return which of the user's splits ``there`` to read as ``split``, or None to hold it out from the train split.
 
     ``val`` without ``test`` is used as ``test``, because accuracy is reported on images not used for model selection;
-    validation images then come from the train split.
-
-    Args:
-        split: ``train``, ``val`` or ``test``.
-        there: Existing splits; an error if ``train`` is not among them.
-        where: File or folder, for messages.
+    validation images then come from the train split. ``where`` is the file or folder, for messages.
     """
     if "train" not in there:
         among = ", ".join(there) or "none"

@@ -93,10 +93,11 @@ def hub(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     if not sys.stderr.isatty():
         disable_progress_bars()
     labels: dict[str, list[str]] = {}
+    names_of: dict[str, list[str] | None] = {}
     data: dict[str, Any] = {}
     for name, home in _splits(root).items():
         read = load_split(root, home)
-        labels[name] = _labels(root, name, read)
+        labels[name], names_of[name] = _labels(root, name, read)
         if any(labels[name]):
             data[name] = read
         else:
@@ -105,11 +106,20 @@ def hub(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     if source is None:
         return None
     there = set(labels["train"])
-    named = getattr(data["train"].features[_label_column(root, data["train"].features)], "names", None)
+    named = names_of["train"]
     classes = class_order(there, root) if named is None else [name for name in named if name in there]
     title = f"{root}, split {source!r}"
     numbers = numbered(labels[source], classes, lambda index: f"{title}, row {index}")
-    column = _image_column(root, data[source].features)
+    # the feature ``Image``, or the same two fields
+    kinds = {name: set(kind) if isinstance(kind, dict) else type(kind) for name, kind in data[source].features.items()}
+    possible = [name for name, kind in kinds.items() if kind in (Image, {"bytes", "path"})]
+    if len(possible) != 1:
+        what, change = f"the columns {', '.join(possible)} have images; keep one of them", 'remove_columns(["NAME"])'
+        if not possible:
+            what = f"none of the columns {', '.join(kinds)} has images. If one has paths"
+            change = 'cast_column("NAME", datasets.Image())'
+        raise UserError(f'{root}: {what}: dataset.{change}.save_to_disk("FOLDER")')
+    column = possible[0]
     images = data[source].select_columns([column])
     if isinstance(images.features[column], Image):
         images = images.cast_column(column, Image(decode=False))
@@ -196,45 +206,25 @@ def load_split(root: Path, home: Path | list[Path]) -> Any:
         raise UserError(f"The dataset in {where} cannot be read ({reason}). Save or download it again") from error
 
 
-def _labels(root: Path, split: str, data: Any) -> list[str]:
-    column = _label_column(root, data.features)
+def _labels(root: Path, split: str, data: Any) -> tuple[list[str], list[str] | None]:
+    """Return the label of each sample, and the names of a ``ClassLabel``."""
+    from datasets import ClassLabel, Value
+
+    kinds = data.features.items()
+    named = [name for name, feature in kinds if isinstance(feature, ClassLabel)]
+    possible = named or [name for name, feature in kinds if isinstance(feature, Value)]
+    column = named[0] if len(named) == 1 else next((name for name in LABELS if name in possible), None)
+    if column is None:
+        raise UserError(
+            f"{root}: the label column is ambiguous among {', '.join(data.features)}. "
+            'Name it "label": dataset.rename_column("NAME", "label").save_to_disk("FOLDER")'
+        )
     values = data.select_columns([column])[:][column]
-    names = getattr(data.features[column], "names", None)
+    names: list[str] | None = getattr(data.features[column], "names", None)
     if names is None:
         found = ["" if value is None else str(value).strip() for value in values]
     else:  # the Hub stores -1 for hidden labels
         found = ["" if value is None or value < 0 else names[value] for value in values]
     if "" in found and (any(found) or split == "train"):
         raise UserError(f"{root}, split {split!r}, row {found.index('')}: the label ({column!r}) is empty")
-    return found
-
-
-def _label_column(root: Path, features: Mapping[str, Any]) -> str:
-    from datasets import ClassLabel, Value
-
-    named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    if len(named) == 1:
-        return named[0]
-    possible = named or [name for name, feature in features.items() if isinstance(feature, Value)]
-    for name in LABELS:
-        if name in possible:
-            return name
-    raise UserError(
-        f"{root}: the label column is ambiguous among {', '.join(features)}. "
-        'Name it "label": dataset.rename_column("NAME", "label").save_to_disk("FOLDER")'
-    )
-
-
-def _image_column(root: Path, features: Mapping[str, Any]) -> str:
-    """Return the name of the image column: of the feature ``Image``, or with the same two fields."""
-    from datasets import Image
-
-    kinds = {name: set(kind) if isinstance(kind, dict) else type(kind) for name, kind in features.items()}
-    found = [name for name, kind in kinds.items() if kind in (Image, {"bytes", "path"})]
-    if len(found) == 1:
-        return found[0]
-    what, change = f"the columns {', '.join(found)} have images; keep one of them", 'remove_columns(["NAME"])'
-    if not found:
-        what = f"none of the columns {', '.join(features)} has images. If one has paths"
-        change = 'cast_column("NAME", datasets.Image())'
-    raise UserError(f'{root}: {what}: dataset.{change}.save_to_disk("FOLDER")')
+    return found, names

@@ -93,21 +93,6 @@ def stamp(path: str) -> Stamp:
     return state.st_mtime_ns, state.st_ctime_ns, third
 
 
-def stamps(paths: Sequence[str]) -> list[Stamp]:
-    """Return the state of each path."""
-    return list(map(stamp, paths))
-
-
-def _settled(seen: Mapping[str, Stamp], begin: int) -> bool:
-    """Return True if a change after ``begin``, in nanoseconds since 1970, would be visible in the states."""
-    devices, recent = timeless(), begin - SETTLED_NS
-    folders = filter(os.path.isdir, seen if devices else ())
-    return all(0 < max(state[:2]) < recent for state in seen.values()) and not any(
-        os.stat(path).st_dev in devices  # noqa: PTH116 (as above)
-        for path in folders
-    )
-
-
 @contextmanager
 def ignore_stored() -> Iterator[None]:
     """Ignore stored listings within the context; new ones are stored."""
@@ -122,7 +107,7 @@ def stored(
     name: Sequence[str],
     recipe: Sequence[str],
     find: Callable[[Watch], Found],
-    states: Callable[[Sequence[str]], Sequence[Stamp]] = stamps,
+    states: Callable[[Sequence[str]], Sequence[Stamp]] = lambda paths: list(map(stamp, paths)),
     least: int | None = None,
 ) -> Found:
     """Return the cached result of ``find``, or call it if anything has changed; its errors are not stored.
@@ -145,9 +130,16 @@ def stored(
         seen: dict[str, Stamp] = {}
         found = find(lambda *paths: seen.update(zip(paths, states(paths), strict=True)))
         how = f"listed in {(time.time_ns() - begin) / 1e9:.1f} s"
-        large = len(found) >= (LEAST if least is None else least)
-        if large and _settled(seen, begin) and _save(path, recipe, found, seen):
-            how += ", stored for the next run"
+        if len(found) >= (LEAST if least is None else least):
+            devices = timeless()
+            folders = filter(os.path.isdir, seen if devices else ())
+            # a later change would be visible in the states
+            settled = all(0 < max(state[:2]) < begin - SETTLED_NS for state in seen.values()) and not any(
+                os.stat(folder).st_dev in devices  # noqa: PTH116 (as in `stamp`)
+                for folder in folders
+            )
+            if settled and _save(path, recipe, found, seen):
+                how += ", stored for the next run"
     if len(found) >= LOGGED:
         log.info("%s: %s files, %s", name[1], f"{len(found):,}", how)
     return found

@@ -56,8 +56,22 @@ class Table:
         One image has one name, regardless of the notation of its path and of the table's folder. Folders are listed
         once instead of checking each file, and all files must exist.
         """
-        home = self.path.parent
-        found = _named_once(home, [posixpath.normpath(cell.replace("\\", "/")) for cell in self.filled(column)])
+        home, real = self.path.parent, _real(self.path.parent)
+        ways = (real, os.path.abspath(home), home.absolute().as_posix())  # noqa: PTH100 (links stay)
+        bases = [f"{way.rstrip('/')}/" for way in ways if _real(way) == real]
+        real_of = cache(_real)
+        first: dict[str, str] = {}  # name of each file elsewhere, by its real path
+        found = []
+        for cell in self.filled(column):
+            name = posixpath.normpath(cell.replace("\\", "/"))
+            base = next((base for base in bases if name.startswith(base)), None)
+            if base is not None:
+                name = name.removeprefix(base)
+            elif name.startswith(("/", "../")) or os.path.isabs(name):  # noqa: PTH117 (also on Windows)
+                folder, _, file = name.rpartition("/")
+                there = f"{real_of(posixpath.join(real, folder or '/')).rstrip('/')}/{file}"
+                name = there.removeprefix(bases[0]) if there.startswith(bases[0]) else first.setdefault(there, name)
+            found.append(name)
         missing = absent(home, found)
         if missing:
             kind = "image files do not exist" if len(missing) > 1 else "image file does not exist"
@@ -82,27 +96,6 @@ class Table:
         return [SPLIT_OF[cell.lower()] for cell in cells]
 
 
-def _named_once(home: Path, names: Sequence[str]) -> list[str]:
-    """Return normalized names, relative to ``home`` if below it; a file elsewhere keeps its first name."""
-    real = _real(home)
-    ways = (real, os.path.abspath(home), home.absolute().as_posix())  # noqa: PTH100 (links stay)
-    bases = [f"{way.rstrip('/')}/" for way in ways if _real(way) == real]
-    real_of = cache(_real)
-    first: dict[str, str] = {}
-
-    def proper(name: str) -> str:
-        if not name.startswith(("/", "../")) and not os.path.isabs(name):  # noqa: PTH117 (also on Windows)
-            return name
-        for base in bases:
-            if name.startswith(base):
-                return name.removeprefix(base)
-        folder, _, file = name.rpartition("/")
-        there = f"{real_of(posixpath.join(real, folder or '/')).rstrip('/')}/{file}"
-        return there.removeprefix(bases[0]) if there.startswith(bases[0]) else first.setdefault(there, name)
-
-    return [proper(name) for name in names]
-
-
 def _real(folder: str | Path) -> str:
     """Return a folder without links and ``..``, or unchanged if that is impossible."""
     try:
@@ -114,12 +107,8 @@ def _real(folder: str | Path) -> str:
 def read_table(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Table:
     """Read the requested columns of a file; its suffix is its format.
 
-    The header of a text file determines the separator: comma, semicolon or tab.
-
-    Args:
-        path: Path of the file.
-        wanted: Accepted names of each column, compared in lower case. Only ``split`` is optional.
-        form: Expected header, for messages.
+    The header of a text file determines the separator: comma, semicolon or tab. ``wanted`` has the accepted names of
+    each column, compared in lower case; only ``split`` is optional. ``form`` is the expected header, for messages.
 
     Raises:
         UserError: The file is missing, damaged or empty, a column is missing or ambiguous, or a line has too few or
@@ -231,20 +220,6 @@ def table(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     found = read_table(root, CLASS_COLUMNS, "path,label[,split]")
     labels, parts = found.filled("label"), found.splits()
     images = found.images("path")
-    _refuse_twice(found, images, labels, parts)
-    source = source_split(split, list(dict.fromkeys(parts)), root)
-    if source is None:
-        return None
-    classes = class_order((label for label, part in zip(labels, parts, strict=True) if part == "train"), root)
-    here = [index for index, part in enumerate(parts) if part == source]
-    names = [images[index] for index in here]
-    numbers = numbered([labels[index] for index in here], classes, lambda index: found.where(here[index]))
-    return in_key_order(FileImages(PathsBelow(root.parent, names)), numbers, names, classes)
-
-
-def _refuse_twice(found: Table, images: Sequence[str], labels: Sequence[str], parts: Sequence[str]) -> None:
-    if len(set(images)) == len(images):
-        return
     first: dict[str, int] = {}
     for index, image in enumerate(images):
         before = first.setdefault(image, index)
@@ -257,6 +232,14 @@ def _refuse_twice(found: Table, images: Sequence[str], labels: Sequence[str], pa
                 how = "and would count twice; delete one line"
             what = f"the image {image} is already in {found.position(before)}"
             raise UserError(f"{found.where(index)}: {what}, {how}")
+    source = source_split(split, list(dict.fromkeys(parts)), root)
+    if source is None:
+        return None
+    classes = class_order((label for label, part in zip(labels, parts, strict=True) if part == "train"), root)
+    here = [index for index, part in enumerate(parts) if part == source]
+    names = [images[index] for index in here]
+    numbers = numbered([labels[index] for index in here], classes, lambda index: found.where(here[index]))
+    return in_key_order(FileImages(PathsBelow(root.parent, names)), numbers, names, classes)
 
 
 CAPTION_COLUMNS = {"image": ("image",), "caption": ("caption",), "split": ("split",)}

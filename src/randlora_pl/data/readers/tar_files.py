@@ -22,16 +22,6 @@ from randlora_pl.utils.files.documents import open_plain, parse_json
 TRIES = 3
 """Attempts to read a remote file before a run fails."""
 
-LABEL_BYTES = 2**20
-"""Maximum bytes of a label file."""
-
-PADDING = 2**20
-"""Maximum bytes of zeros at the end of a file without a warning; tar pads to 10,240 bytes, or as set by -b."""
-
-_READ_AHEAD = 2**22
-_CHUNK = 2**18
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-
 
 class Sample(NamedTuple):
     """Image in a tar file: its member name, first byte and number of bytes, and its class number or name."""
@@ -61,7 +51,7 @@ def scan(shard: str) -> tuple[list[Sample], str]:
     try:
         if is_url(shard):
             system, path = remote(shard)
-            stream = system.open(path, "rb", block_size=_READ_AHEAD, cache_type="readahead")
+            stream = system.open(path, "rb", block_size=2**22, cache_type="readahead")
         else:
             stream = open_plain(shard)
         with stream:
@@ -74,7 +64,7 @@ def scan(shard: str) -> tuple[list[Sample], str]:
                 if suffix in group:
                     where = f"the second is at byte {member.offset:,}"
                     raise UserError(f"{shard}: the member {member.name!r} is repeated, {where}")
-                if suffix in ("cls", "json") and member.length <= LABEL_BYTES:
+                if suffix in ("cls", "json") and member.length <= 2**20:
                     stream.seek(member.offset)
                     member = member._replace(content=stream.read(member.length))
                 group[suffix] = member
@@ -94,7 +84,7 @@ def compressed(shard: str) -> UserError:
 
 def _members(shard: str, stream: IO[bytes]) -> Iterator[_Member]:
     """Yield the regular files in a tar file; the stream then is at the end mark."""
-    if stream.read(6).startswith(_COMPRESSED):
+    if stream.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
         raise compressed(shard)
     stream.seek(0)
     last = ""
@@ -133,7 +123,7 @@ def _ending(shard: str, stream: IO[bytes]) -> str:
     if mark.strip(b"\0"):
         raise UserError(f"The shard {shard} is damaged at byte {where:,}. Copy or write it again")
     zeros = len(mark)
-    while rest := stream.read(_CHUNK):
+    while rest := stream.read(2**18):
         something = rest.lstrip(b"\0")
         zeros += len(rest) - len(something)
         if something:
@@ -141,7 +131,7 @@ def _ending(shard: str, stream: IO[bytes]) -> str:
                 f"The shard {shard} has an end mark at byte {where:,}, but more data at byte {where + zeros:,}: it is "
                 "damaged, or several files were concatenated (use tar -A)"
             )
-    if zeros > PADDING:
+    if zeros > 2**20:  # tar pads to 10,240 bytes, or as set by -b
         return f"{shard} has only zeros after byte {where:,}, {zeros:,} of them. Check that the copy is complete"
     return "" if mark else f"{shard} has no end mark: it may have been cut off at byte {where:,}"
 

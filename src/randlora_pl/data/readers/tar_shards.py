@@ -61,10 +61,18 @@ class ShardPaths:
 
 def find(root: Path) -> ShardPaths:
     """Return the shards of a root: at least one, each an existing file or a URL, and of a clear split."""
-    title = as_typed(root)
+    title, packed = as_typed(root), r"\.(tar\.\w+|tgz)$"
     beside: Path | None
     if root.is_dir():
-        found, beside = _in_folder(root), root
+        beside = root
+        parts = [root, *sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower() in SPLIT_OF)]
+        files = sorted(
+            path for part in parts for path in part.iterdir() if not path.name.startswith(".") and path.is_file()
+        )
+        found = [str(path) for path in files if path.suffix == ".tar"]
+        found = found or [str(path) for path in files if re.search(packed, path.name)]  # refused below
+        if not found:
+            raise UserError(f"{root} has no .tar files; {EXPECTED}")
     elif root.is_file() and root.suffix != ".tar":
         found, beside = listed(root), root.parent
     elif root.is_file() or is_url(title) or is_pattern(title) or is_command(title):
@@ -73,7 +81,7 @@ def find(root: Path) -> ShardPaths:
     else:
         raise UserError(f"{root} does not exist; {EXPECTED}. Set it with --data.root")
     for location in found:
-        if re.search(r"\.(tar\.\w+|tgz)$", without_query(location)):
+        if re.search(packed, without_query(location)):
             raise tars.compressed(location)
         if not is_url(location) and not Path(location).is_file():
             of = f"{len(found):,} are listed by {title}"
@@ -95,18 +103,6 @@ def find(root: Path) -> ShardPaths:
             "Rename it to train-..., val-... or test-..."
         )
     return ShardPaths(title, {split: by_split[split] for split in SPLITS if split in by_split}, beside)
-
-
-def _in_folder(root: Path) -> list[str]:
-    parts = [root, *sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower() in SPLIT_OF)]
-    files = sorted(
-        path for part in parts for path in part.iterdir() if not path.name.startswith(".") and path.is_file()
-    )
-    tar = [str(path) for path in files if path.suffix == ".tar"]
-    tar = tar or [str(path) for path in files if re.search(r"\.(tar\.\w+|tgz)$", path.name)]  # refused when read
-    if not tar:
-        raise UserError(f"{root} has no .tar files; {EXPECTED}")
-    return tar
 
 
 def split_of(shard: str) -> str:
@@ -180,14 +176,13 @@ def _index(shard_paths: ShardPaths, paths: Sequence[str], by_key: bool) -> listi
 def _keys(members: list[str], shard: Sequence[int], paths: Sequence[str]) -> list[str]:
     repeated = {name for name, times in Counter(members).items() if times > 1}
     stems = [PurePosixPath(without_query(path).replace("\\", "/")).stem for path in paths]
-    keys = [f"{stems[part]}/{name}" if name in repeated else name for name, part in zip(members, shard, strict=True)]
-    keys = [unicodedata.normalize("NFC", key) for key in keys]
     first: dict[str, int] = {}
-    for key, part in zip(keys, shard, strict=True):
+    for name, part in zip(members, shard, strict=True):
+        key = unicodedata.normalize("NFC", f"{stems[part]}/{name}" if name in repeated else name)
         if key in first:
             raise UserError(f"{paths[first[key]]} and {paths[part]} both have {key!r}. Rename the shards")
         first[key] = part
-    return keys
+    return list(first)
 
 
 NAMES = "classnames.txt"

@@ -57,7 +57,9 @@ def class_tree(
         paths: list[str] = []
         for label, folder in enumerate(order):
             watch(str(home / folder))
-            images = _images(home / folder, kinds)
+            names_here = sorted(os.listdir(home / folder))  # noqa: PTH208 (a million Path objects are slow)
+            # not below it, and of these kinds alone: some archives have stray folders and files
+            images = [name for name in names_here if name[name.rfind(".") :].lower() in kinds and name[0] != "."]
             paths += [f"{folder}/{image}" for image in images]
             labels += [label] * len(images)
         return listing.tree(paths, labels)
@@ -121,12 +123,6 @@ def _classes(
     return there if known is None else [name for name in known if name in those]
 
 
-def _images(folder: Path, suffixes: frozenset[str]) -> list[str]:
-    """Return names of images directly in a class folder: some archives have stray folders and files."""
-    names = sorted(os.listdir(folder))  # noqa: PTH208 (a million Path objects are slow)
-    return [name for name in names if name[name.rfind(".") :].lower() in suffixes and name[0] != "."]
-
-
 TREE = "expected {root}/CLASS/IMAGE, or {root}/train/CLASS/IMAGE with val/ and test/ beside train/"
 
 
@@ -172,7 +168,7 @@ def folder(row: DatasetSpec, root: Path, split: str) -> Samples | None:
             kind = f"mostly {most}" if len(ignored) > 1 else most
             left_out = f"{ignored.total()} files in {home} are not images of a known type and are ignored"
             notes.append(f"{left_out} ({kind})")
-        return listing.tree(paths, labels, [_nfc(path) for path in paths], notes)
+        return listing.tree(paths, labels, [unicodedata.normalize("NFC", path) for path in paths], notes)
 
     there = [path.name for path in here.values()]
     found_here = listing.stored(("folder", str(home.resolve()), split), (*classes, "", *there, str(home)), find)
@@ -199,14 +195,10 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return found
 
 
-def _nfc(name: str) -> str:
-    """Return a name with composed letters: file systems store accents differently."""
-    return unicodedata.normalize("NFC", name)
-
-
 def _sub_folders(home: Path) -> dict[str, Path]:
-    folders = {_nfc(path.name): path for path in home.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    return dict(sorted(folders.items()))
+    there = [path for path in home.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    # composed letters: file systems store accents differently
+    return dict(sorted((unicodedata.normalize("NFC", path.name), path) for path in there))
 
 
 def class_folders(home: Path) -> dict[str, Path]:
@@ -235,10 +227,16 @@ def image_names(home: Path, ignored: Counter[str], watch: Callable[[str], object
     Returns:
         Paths relative to ``home`` with forward slashes.
     """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # deleted; the images of others would be ignored silently
+            reason = f"The folder {error.filename} cannot be listed: {error.strerror}"
+            raise UserError(f"{reason}. Make it readable, or move it")
+
     files: list[str] = []
     seen: set[str] = set()
     watch(str(home))
-    for directory, folders, names in os.walk(home, onerror=_refuse_unreadable, followlinks=True):
+    for directory, folders, names in os.walk(home, onerror=refuse, followlinks=True):
         real = os.path.realpath(directory)
         if real in seen:  # a link to a folder above, or to a visited one
             folders[:] = []
@@ -256,9 +254,3 @@ def image_names(home: Path, ignored: Counter[str], watch: Callable[[str], object
             else:
                 ignored[Path(name).suffix.lower() or name] += 1
     return files
-
-
-def _refuse_unreadable(error: OSError) -> None:
-    """Raise for an unreadable folder, whose images would be ignored silently; ignore a deleted one."""
-    if not isinstance(error, FileNotFoundError):
-        raise UserError(f"The folder {error.filename} cannot be listed: {error.strerror}. Make it readable, or move it")
