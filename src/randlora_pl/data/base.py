@@ -39,10 +39,6 @@ TEXTS = ("class names", "templates")
 """Parts that are words of the dataset or of a file of the user."""
 BLOCK = 1024
 """Samples that have a checksum of their own."""
-_MOST_FILES = 10_000
-"""Files of a split whose size is read, evenly spread: a million takes minutes on a network disk."""
-_MOST_TOKENS = 8
-"""Tokens of a text in its description."""
 
 
 @dataclass(frozen=True)
@@ -89,31 +85,23 @@ def word_part(names: Sequence[str]) -> Part:
 
 def _image_part(samples: Samples) -> Part:
     images = getattr(samples.images, "images", samples.images)  # behind a cache
-    sizes = _sizes(images, samples.rows)
+    # the size of each file, or a checksum of each array of pixels; 0 where neither is known at once
+    sizes = np.zeros(len(samples), dtype=np.int64)
+    if isinstance(images, ArrayImages):
+        sizes[:] = [zlib.crc32(images.array[row].tobytes()) for row in samples.rows]
+    elif isinstance(images, FileImages):
+        # of at most 10,000 files, evenly spread: a million takes minutes on a network disk
+        for index in range(0, len(samples), -(-len(samples) // 10_000) or 1):
+            try:
+                sizes[index] = images.paths[int(samples.rows[index])].stat().st_size
+            except OSError:
+                sizes[index] = -1
 
     def describe(index: int) -> str:
         size = f", {sizes[index]:,} bytes" if isinstance(images, FileImages) and sizes[index] else ""
         return f"{samples.keys[index]} (class {samples.labels[index]}{size})"
 
     return Part(np.stack([samples.numbers, samples.labels, sizes], axis=1), describe)
-
-
-def _sizes(images: Any, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the size of each file, or a checksum of each array of pixels; 0 where neither is known at once."""
-    sizes = np.zeros(len(rows), dtype=np.int64)
-    if isinstance(images, ArrayImages):
-        sizes[:] = [zlib.crc32(images.array[row].tobytes()) for row in rows]
-    elif isinstance(images, FileImages):
-        for index in range(0, len(rows), -(-len(rows) // _MOST_FILES) or 1):
-            sizes[index] = _size(images.paths[int(rows[index])])
-    return sizes
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
 
 
 def text_part(columns: Mapping[str, NDArray[Any]], ends: NDArray[np.int64]) -> Part:
@@ -134,10 +122,8 @@ def text_part(columns: Mapping[str, NDArray[Any]], ends: NDArray[np.int64]) -> P
     def describe(index: int) -> str:
         start, end = int(ends[index]), int(ends[index + 1])
         singles = [f", {name} {column[index]}" for name, column in columns.items() if len(column) == count]
-        first = " ".join(map(str, columns["input_ids"][start : min(end, start + _MOST_TOKENS)]))
-        return (
-            f"a text of {end - start} tokens ({first}{' ...' if end - start > _MOST_TOKENS else ''}){''.join(singles)}"
-        )
+        first = " ".join(map(str, columns["input_ids"][start : min(end, start + 8)]))
+        return f"a text of {end - start} tokens ({first}{' ...' if end - start > 8 else ''}){''.join(singles)}"
 
     return Part(table, describe)
 

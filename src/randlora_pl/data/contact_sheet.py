@@ -23,8 +23,6 @@ MOST_CLASSES = 20
 GAP = 3
 THUMB = 88
 """Height and width of an image with its white edge, in pixels."""
-WIDTH = 1_200
-"""Maximum width in pixels of a sheet with several columns."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +38,6 @@ class Sheet:
     @classmethod
     def of(cls, row: DatasetSpec, root: Path, shots: int) -> "Sheet":
         """Read a dataset and choose the images of few-shot training with seed 0, or test images if it has no others.
-
-        Args:
-            row: Specification of the dataset.
-            root: Folder (or file) of the dataset.
-            shots: Images per class.
 
         Raises:
             UserError: The dataset is damaged.
@@ -74,19 +67,13 @@ class Sheet:
         return cls(row.title, caption, [data.classnames[label] for label in labels], images, prompts)
 
     def write(self, path: Path) -> None:
-        """Draw the sheet and write it as PNG atomically.
+        """Draw a heading, then images below each class name, in as many columns as fit; write it as PNG atomically.
 
         Raises:
             UserError: The file cannot be written.
         """
-        sheet = self.draw()
-        with disk_errors(path), atomic_file(path) as stream:
-            sheet.savefig(stream, format="png")
-
-    def draw(self) -> Figure:
-        """Draw a heading, then images below each class name, in as many columns as fit."""
         strip = max(max(map(len, self.images)) * THUMB, 2 * THUMB)
-        columns = max(1, min(len(self.names), WIDTH // strip))
+        columns = max(1, min(len(self.names), 1_200 // strip))
         lines = -(-len(self.names) // columns)
         width = max(columns * (strip + 16), 480)
         more = f" (and {len(self.prompts) - 1} more)" if len(self.prompts) > 1 else ""
@@ -99,16 +86,13 @@ class Sheet:
         for axes in panels:
             axes.set_axis_off()
         for axes, name, images in zip(panels, self.names, self.images, strict=False):
-            thumbs = [_thumb(image) for image in images]
-            blank = np.full((THUMB, strip - THUMB * len(thumbs), 3), 255, dtype=np.uint8)
-            axes.imshow(np.hstack([*thumbs, blank]), interpolation="none")
+            row = np.full((THUMB, strip, 3), 255, dtype=np.uint8)
+            for place, image in enumerate(images):  # whole on a gray square; small ones keep their pixels visible
+                drawn = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).convert("RGB")
+                method = Image.Resampling.NEAREST if max(drawn.size) < THUMB else Image.Resampling.LANCZOS
+                square = ImageOps.pad(drawn, (THUMB - 2 * GAP, THUMB - 2 * GAP), method, "#dddddd")
+                row[:, place * THUMB : (place + 1) * THUMB] = np.asarray(ImageOps.expand(square, GAP, "white"))
+            axes.imshow(row, interpolation="none")
             axes.set_title(for_figure(shortened(" ".join(name.split()), strip // 7)), loc="left", fontsize=9)
-        return figure
-
-
-def _thumb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the whole image on a gray square; small images keep their pixels visible."""
-    drawn = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).convert("RGB")
-    method = Image.Resampling.NEAREST if max(drawn.size) < THUMB else Image.Resampling.LANCZOS
-    square = ImageOps.pad(drawn, (THUMB - 2 * GAP, THUMB - 2 * GAP), method, "#dddddd")
-    return np.asarray(ImageOps.expand(square, GAP, "white"))
+        with disk_errors(path), atomic_file(path) as stream:
+            figure.savefig(stream, format="png")

@@ -192,23 +192,20 @@ def _attempt(url: str, part: Path, have: int, tick: ProgressCallback) -> bool:
             raise UserError(f"{part.stem} needs {byte_size(left)}, but {part.parent} has {byte_size(free)} free")
         whole = answer.headers.get("Content-Range", "").rpartition("/")[2]  # a proxy may send less than the rest
         total = int(whole) if whole.isdecimal() else None if left is None else have + left
-        _receive(answer, have, total, part, tick)
+        done = have
+        try:
+            with part.open("ab" if have else "wb") as file:
+                tick(done, total)
+                while chunk := _next(answer):
+                    file.write(chunk)
+                    done += len(chunk)
+                    tick(done, total)
+        except OSError as error:
+            kept = f"the partial file {part.name} is kept; run the command again to resume"
+            raise UserError(f"{part} cannot be written ({error.strerror or error}); {kept}") from error
+        if total is not None and done < total:
+            raise _DroppedError(f"{total - done:,} bytes are missing")
         return have > 0
-
-
-def _receive(answer: Any, have: int, total: int | None, part: Path, tick: ProgressCallback) -> None:
-    try:
-        with part.open("ab" if have else "wb") as file:
-            tick(have, total)
-            while chunk := _next(answer):
-                file.write(chunk)
-                have += len(chunk)
-                tick(have, total)
-    except OSError as error:
-        kept = f"the partial file {part.name} is kept; run the command again to resume"
-        raise UserError(f"{part} cannot be written ({error.strerror or error}); {kept}") from error
-    if total is not None and have < total:
-        raise _DroppedError(f"{total - have:,} bytes are missing")
 
 
 def _next(answer: Any) -> bytes:
@@ -245,11 +242,6 @@ Wanted = Callable[[str], bool]
 
 class HostileError(Exception):
     """The archive contains something that no dataset needs."""
-
-
-def is_archive(name: str) -> bool:
-    """Return True if a file with this name is unpacked instead of copied."""
-    return name.lower().endswith((".zip", ".gz", ".tar", ".tgz", ".tar.bz2", ".tar.xz"))
 
 
 def unpack(

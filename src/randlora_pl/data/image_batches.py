@@ -151,14 +151,11 @@ class EvalBatches:
         return {**batch, "whole": bool((batch["weight"] > 0).all())}
 
 
-_MOST_WORKERS = 32
-"""Workers per GPU; each holds two batches in shared memory."""
-
-
 def default_workers(in_memory: bool, frame: ImageSpec, devices: int) -> int:
     """Return the worker processes per device: 0 if images in memory make cheap batches, else its part of the cores."""
     if in_memory and (frame.size <= 64 or not torch.cuda.is_available()):
         return 0
     if torch.cuda.is_available():  # a core decodes 150 to 300 photographs a second, a GPU trains on thousands
-        return min(_MOST_WORKERS, max(1, (usable_cores() - 1) // max(1, devices)))
+        workers = (usable_cores() - 1) // max(1, devices)
+        return min(32, max(1, workers))  # each holds two batches in shared memory
     return min(8, usable_cores() // max(1, devices))

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from randlora_pl.data.catalog.registry import dataset_path, get_command
 from randlora_pl.data.catalog.spec import Archive, DatasetSpec
-from randlora_pl.data.download import ProgressCallback, download, fetched, forget, host, is_archive, mismatch, unpack
+from randlora_pl.data.download import ProgressCallback, download, fetched, forget, host, mismatch, unpack
 from randlora_pl.data.readers.dispatch import SPLITS, read
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import disk_errors
@@ -152,11 +152,12 @@ def _alone(home: Path, row: DatasetSpec) -> Iterator[None]:
 
 def _obtain(row: DatasetSpec, root: Path, file: Archive, watch: DownloadProgress) -> None:
     path = downloads(row, root) / file.name
+    verdict = f"its {file.checksum.partition(':')[0]} is correct" if file.checksum else "no checksum is published"
     if path.exists():
         with watch.progress(f"{file.name}: verifying") as tick:
             wrong = mismatch(path, file.checksum, tick)
         if not wrong:
-            watch.report(f"{file.name}: already downloaded, {_verdict(file)}")
+            watch.report(f"{file.name}: already downloaded, {verdict}")
             return
         if not fetched(path):  # the user's own file is not deleted
             raise UserError(f"{path} is not the published file: {wrong}", f"Remove it, then: {get_command(row, root)}")
@@ -171,18 +172,14 @@ def _obtain(row: DatasetSpec, root: Path, file: Archive, watch: DownloadProgress
                 f"{row.name}: {file.name} could not be downloaded: {error}",
                 f"By hand: put into {path.parent}: {named}; then: {get_command(row, root)}",
             ) from error
-    watch.report(f"{file.name}: {byte_size(path.stat().st_size)} from {host(source)}, {_verdict(file)}")
-
-
-def _verdict(file: Archive) -> str:
-    return f"its {file.checksum.partition(':')[0]} is correct" if file.checksum else "no checksum is published"
+    watch.report(f"{file.name}: {byte_size(path.stat().st_size)} from {host(source)}, {verdict}")
 
 
 def _unpack(path: Path, file: Archive, aside: Path, watch: DownloadProgress) -> None:
     """Unpack one file into its folder below ``aside``; copy it if it is not an archive."""
     folder = aside / file.into
     folder.mkdir(parents=True, exist_ok=True)
-    if not is_archive(file.name):
+    if not file.name.lower().endswith((".zip", ".gz", ".tar", ".tgz", ".tar.bz2", ".tar.xz")):
         shutil.copyfile(path, folder / file.name)
         return
     if file.inner:

@@ -17,9 +17,6 @@ from torch import Tensor
 
 from randlora_pl.utils import rng
 
-RATIO = 10
-"""Minimum ratio of the largest to the smallest class for a warning."""
-
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:
     """Return the weight of each class, float32 (classes,): inverse to its frequency, with mean 1 over the samples.
@@ -58,13 +55,10 @@ class ClassDraws:
         return cls(torch.argsort(labels, stable=True), counts.cumsum(0) - counts, counts)
 
     def samples(self, seed: int, positions: Tensor, sampling: str) -> Tensor:
-        """Return the sample at each position, a pure function of the seed and the position.
+        """Return the sample at each int64 position, a pure function of the seed and the position.
 
-        Args:
-            seed: Seed of the order.
-            positions: int64 positions in the sample order, of any shape.
-            sampling: ``with_replacement``: each position selects a random class and a random sample of it. ``epochs``:
-                all classes take turns, in a new order each round; a class's samples are used up before any is repeated.
+        By ``with_replacement`` each position selects a random class and a random sample of it. In ``epochs`` all
+        classes take turns, in a new order each round; a class's samples are used up before any is repeated.
         """
         if sampling == "with_replacement":
             labels = rng.integers(seed, "class", positions, len(self.counts))
@@ -75,21 +69,19 @@ class ClassDraws:
         for number in torch.unique(rounds).tolist():
             here = rounds == number
             turns = rng.permutation(seed, "class", len(self.counts), part=number)
-            turn = turns[positions[here] % len(self.counts)].tolist()
-            samples[here] = torch.tensor([self._sample(seed, label, number) for label in turn])
+            drawn = []
+            for label in turns[positions[here] % len(self.counts)].tolist():
+                size = int(self.counts[label])
+                epoch, turn = divmod(number, size)  # a class is drawn once in each round
+                drawn.append(int(self.indices[self.starts[label] + _order(seed, label, size, epoch)[turn]]))
+            samples[here] = torch.tensor(drawn)
         return samples
-
-    def _sample(self, seed: int, label: int, number: int) -> int:
-        """Return the sample of a class in a round; a class is drawn once in each round."""
-        size = int(self.counts[label])
-        epoch, turn = divmod(number, size)
-        return int(self.indices[self.starts[label] + _order(seed, label, size, epoch)[turn]])
 
 
 def remarks(
     labels: Mapping[str, NDArray[np.int64]], names: Sequence[str], unit: str = "images", balanced: bool = False
 ) -> list[str]:
-    """Return one line about classes missing in splits, and one about training classes of very different sizes.
+    """Return one line about classes missing in splits, and one about training classes that differ 10 times in size.
 
     ``labels`` has the class of each sample, by split; empty splits are ignored. ``balanced`` training corrects for
     different sizes.
@@ -105,7 +97,7 @@ def remarks(
         )
     train = counts.get("train", np.zeros(0, dtype=np.int64))
     some = np.flatnonzero(train)
-    if not balanced and len(some) and train[some].max() >= RATIO * train[some].min():
+    if not balanced and len(some) and train[some].max() >= 10 * train[some].min():
         low, high = int(some[train[some].argmin()]), int(train.argmax())
         sizes = f"{names[high]!r} has {train[high]:,} training {unit}, {names[low]!r} {train[low]:,}"
         lines.append(f"classes differ in size: {sizes}; accuracy favors the large ones, see --data.balance weights")

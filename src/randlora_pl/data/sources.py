@@ -39,10 +39,6 @@ BLACK: Color = (0, 0, 0)
 SKIP = "Replace it, or skip it with --data.on_error skip"
 """Hint for an unreadable image; commands without this option use another."""
 
-_FREE = "Close other programs, or use fewer workers, then run the command again"
-
-_TOO_LARGE = "Replace it, allow it with --data.max_pixels N, or skip it with --data.on_error skip"
-
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -117,18 +113,16 @@ def decode(
                 image = Image.alpha_composite(Image.new("RGBA", over.size, (*background, 255)), over)
             return np.array(image.convert("RGB"))  # a copy: Pillow's own memory is read-only
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        if _of_the_machine(error):  # healthy images must not be skipped
-            raise UserError(f"The image {path} cannot be read: {_reason(error)}.", _FREE, str(path)) from error
-        large = isinstance(error, (_TooLargeError, Image.DecompressionBombError))
-        kind, hint = (TooLargeImageError, _TOO_LARGE) if large else (UnreadableImageError, SKIP)
-        raise kind(f"The image {path} cannot be read: {_reason(error)}.", hint, str(path)) from error
-
-
-def _of_the_machine(error: Exception) -> bool:
-    """Return True if memory or file handles ran out: the image itself may be healthy."""
-    number = getattr(error, "errno", None)
-    ran_out = isinstance(error, MemoryError) or number in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-    return ran_out or (isinstance(error, OSError) and "out of memory" in str(error))  # the latter is Pillow's
+        what, number = f"The image {path} cannot be read: {_reason(error)}.", getattr(error, "errno", None)
+        full = isinstance(error, MemoryError) or number in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+        # a healthy image must not be skipped where memory or file handles ran out; the second message is Pillow's
+        if full or (isinstance(error, OSError) and "out of memory" in str(error)):
+            hint = "Close other programs, or use fewer workers, then run the command again"
+            raise UserError(what, hint, str(path)) from error
+        if isinstance(error, (_TooLargeError, Image.DecompressionBombError)):
+            hint = "Replace it, allow it with --data.max_pixels N, or skip it with --data.on_error skip"
+            raise TooLargeImageError(what, hint, str(path)) from error
+        raise UnreadableImageError(what, SKIP, str(path)) from error
 
 
 def _reason(error: Exception) -> str:
@@ -390,8 +384,8 @@ class Strings(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         content = self.raw.data
-        for first in range(0, len(self), _AT_ONCE):  # Python numbers take four times as much memory
-            places = np.arange(first, min(first + _AT_ONCE, len(self)))
+        for first in range(0, len(self), 1 << 16):  # Python numbers of all would take four times as much memory
+            places = np.arange(first, min(first + (1 << 16), len(self)))
             places = places if self.order is None else self.order[places]
             for start, end in zip(self.bounds[places].tolist(), self.bounds[places + 1].tolist(), strict=True):
                 yield str(content[start:end], "utf-8", "surrogateescape")
@@ -409,16 +403,8 @@ class Strings(Sequence[str]):
     def sorted_places(self) -> NDArray[np.int64] | None:
         """Return the indices that sort all of the strings without making them; None if that needs the strings."""
         sizes = np.diff(self.bounds)
-        if (
-            self.order is not None
-            or sizes.max(initial=0) > _WIDEST
-            or not (self.raw.min(initial=1) > 0 and self.is_ascii)
-        ):
+        if self.order is not None or sizes.max(initial=0) > 64 or not (self.raw.min(initial=1) > 0 and self.is_ascii):
             return None
         block = np.zeros((len(self), max(1, sizes.max(initial=0))), np.uint8)
         block[np.arange(block.shape[1]) < sizes[:, None]] = self.raw
         return np.argsort(block.view(f"S{block.shape[1]}")[:, 0], kind="stable")
-
-
-_AT_ONCE = 1 << 16
-_WIDEST = 64

@@ -106,16 +106,10 @@ Box = tuple[int, int, int, int]
 def crop_place(
     uniform: NDArray[np.float64], crop: NDArray[np.int64], image: NDArray[np.int64], square: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return the start of each crop of the square along one axis.
+    """Return the start of each crop of the square along one axis, from numbers in [0, 1) and the lengths, all (b,).
 
     A smaller crop lies within the image, a larger one around it: no padding is shown while a part of the image is cut
     off, and no crop is empty. If image and square have the same length, crops are uniform in the square.
-
-    Args:
-        uniform: (b,), numbers in [0, 1).
-        crop: (b,), lengths of the crops.
-        image: (b,), lengths of the images.
-        square: (b,), lengths of the squares.
     """
     start = (square - image) // 2
     ends = np.stack((start, start + image - crop)).clip(0, square - crop)
@@ -144,9 +138,7 @@ Change = Callable[[int, Tensor], Tensor]
 RATIO = (3 / 4, 4 / 3)
 """Aspect ratios of training crops."""
 
-_CPU = torch.device("cpu")
 _PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_LONGEST = 64  # times the frame: a resized image up to this size is made whole; others differ by at most one level
 _ATTEMPTS = 10  # crops tried before the center crop, as torchvision's RandomResizedCrop does
 
 
@@ -193,11 +185,6 @@ def crop_boxes(
     return np.stack((top, left, h, w), 1)
 
 
-def flips(seed: int, positions: Tensor) -> Tensor:
-    """Return which positions are mirrored, each with probability 1/2: bool (b,)."""
-    return rng.words(seed, "flip", positions) < 2**31
-
-
 def pixels_needed(frame: ImageSpec, scale: tuple[float, float] | None) -> int:
     """Return the minimum shorter side in pixels to which `Images.load` may shrink an image.
 
@@ -237,7 +224,7 @@ def train_pixels(
     sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
     boxes = crop_boxes(seed, positions, sizes[:, 0], sizes[:, 1], scale, frame.resize == "longest")
     planes = [image.permute(2, 0, 1) for image in images]
-    mirror = flips(seed, positions) if flip else torch.zeros(len(images), dtype=torch.bool)
+    mirror = rng.words(seed, "flip", positions) < 2**31 if flip else torch.zeros(len(images), dtype=torch.bool)
     if late:
         places = boxes.tolist() if frame.resize == "longest" else torch.from_numpy(boxes)
         return {"image": torch.stack(planes), "crop": places, "mirror": mirror}
@@ -247,19 +234,17 @@ def train_pixels(
 def eval_pixels(images: Sequence[Tensor], frame: ImageSpec) -> Tensor:
     """Resize, crop and fill whole images with Pillow, as `ImageSpec.steps` describes: uint8 (b, channels, size, size).
 
-    Args:
-        images: b images, uint8 (height, width, 1 or 3), all with the same number of channels.
-        frame: Image preprocessing.
+    The images are uint8 (height, width, 1 or 3), all with the same number of channels.
     """
-    batch = _filled(len(images), images[0].shape[2], frame)
+    batch = _filled(len(images), images[0].shape[2], frame, images[0].device)
     for index, image in enumerate(images):
         height, width = image.shape[:2]
         tall, wide = frame.resized(height, width)
         (upper, first, h), (left, start, w) = _window(tall, frame.size), _window(wide, frame.size)
         whole, kernel = Image.fromarray(image.squeeze(2).numpy()), _PILLOW[frame.interpolation]
-        if tall * wide <= _LONGEST * frame.size**2:
+        if tall * wide <= 64 * frame.size**2:
             part = whole.resize((wide, tall), kernel).crop((left, upper, left + w, upper + h))
-        else:  # the whole could take gigabytes
+        else:  # the whole could take gigabytes; gray levels differ by at most one
             x0, x1 = left * width / wide, (left + w) * width / wide
             y0, y1 = upper * height / tall, (upper + h) * height / tall
             if tall > height:  # Pillow enlarges along rows first, but would shrink a part along columns first
@@ -320,13 +305,16 @@ def _crops(
         if frame.resize == "longest":
             part, place = split_crop(plane.shape[1], plane.shape[2], box, frame.size)
         (top, left, h, w), (upper, first, tall, wide) = part, place
-        crop = _resize(plane[:, top : top + h, left : left + w], tall, wide, frame.interpolation)
+        kernel = InterpolationMode(frame.interpolation)
+        crop: Tensor = v2.functional.resize_image(
+            plane[:, top : top + h, left : left + w], [tall, wide], kernel, antialias=True
+        )
         crop = crop if change is None else change(index, crop)
         batch[index, :, upper : upper + tall, first : first + wide] = crop
     return batch
 
 
-def _filled(count: int, channels: int, frame: ImageSpec, device: torch.device = _CPU) -> Tensor:
+def _filled(count: int, channels: int, frame: ImageSpec, device: torch.device) -> Tensor:
     """Return uint8 (count, channels, size, size) of the color that fills a frame; 3 channels if it is not gray."""
     channels = 3 if len(set(frame.fill)) > 1 else channels
     batch = _empty((count, channels, frame.size, frame.size), torch.uint8, device)
@@ -335,22 +323,14 @@ def _filled(count: int, channels: int, frame: ImageSpec, device: torch.device = 
     return batch.zero_()
 
 
-def _resize(planes: Tensor, height: int, width: int, interpolation: str) -> Tensor:
-    resized: Tensor = v2.functional.resize_image(
-        planes, [height, width], InterpolationMode(interpolation), antialias=True
-    )
-    return resized
-
-
 def normalize(batch: Tensor, frame: ImageSpec, mirror: Tensor | None = None) -> Tensor:
     """Normalize uint8 (b, 1 or 3, h, w) to float32 (b, 3, h, w); mirror some, bool (b,), and repeat gray."""
+    scale, shift = _scale_and_shift(batch.device, frame)
     if batch.device.type != "cpu":
         if mirror is not None:
             batch = torch.where(mirror.view(-1, 1, 1, 1), batch.flip(-1), batch)
         colors = batch.to(torch.float32).expand(-1, 3, -1, -1).contiguous()
-        scale, shift = _scale_and_shift_on(batch.device, frame)
         return colors.mul_(scale).sub_(shift)
-    scale, shift = _scale_and_shift(frame)
     # NumPy, one image at a time: each stays in the processor's cache, and PyTorch's threads, which would wait for each
     # other among busy worker processes, stay idle.
     whole = _empty((len(batch), 3, *batch.shape[2:]), torch.float32, batch.device)
@@ -361,15 +341,11 @@ def normalize(batch: Tensor, frame: ImageSpec, mirror: Tensor | None = None) -> 
     return whole
 
 
-def _scale_and_shift(frame: ImageSpec) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (frame.mean, frame.std))
-    return 1 / (255 * std), mean / std
-
-
 @functools.lru_cache(maxsize=64)
-def _scale_and_shift_on(device: torch.device, frame: ImageSpec) -> tuple[Tensor, Tensor]:
-    """Return factor and subtrahend on a GPU, kept there: the host would wait for each copy."""
-    scale, shift = _scale_and_shift(frame)
+def _scale_and_shift(device: torch.device, frame: ImageSpec) -> tuple[Tensor, Tensor]:
+    """Return factor and subtrahend, kept on a GPU because the host would wait for each copy."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (frame.mean, frame.std))
+    scale, shift = 1 / (255 * std), mean / std
     return scale.to(device), shift.to(device)
 
 
@@ -430,16 +406,13 @@ def resize_weights(boxes: Tensor, length: int, size: int, interpolation: str) ->
     centers = scale * (torch.arange(size, device=boxes.device)[:, None] + 0.5)
     places = torch.arange(length, device=boxes.device) + 0.5 - starts  # of the pixels in the crop
     distance = (places - centers).abs_().div_(scale.clamp(min=1))
-    weights = _cubic(distance) if interpolation == "bicubic" else (1 - distance).clamp_(min=0)
+    if interpolation == "bicubic":
+        # cubic convolution with a = -0.5 (Keys 1981), as in Pillow and PyTorch: with u = max(0, 2 - distance) and
+        # v = max(0, 1 - distance) it is u^2 (u - 1) / 2 + v^2 (1 - 2 v)
+        u, v = (2 - distance).clamp_(min=0), (1 - distance).clamp_(min=0)
+        weights = (u - 1).mul_(u).mul_(u).div_(2).addcmul_(v * v, 1 - 2 * v)
+    else:
+        weights = (1 - distance).clamp_(min=0)
     weights *= (places > 0) & (places < lengths)
     result: Tensor = weights.div_(weights.sum(-1, keepdim=True))
     return result
-
-
-def _cubic(x: Tensor) -> Tensor:
-    """Compute the cubic convolution kernel with a = -0.5 (Keys 1981), as Pillow and PyTorch do, for x of 0 and more.
-
-    With u = max(0, 2 - x) and v = max(0, 1 - x) it is u^2 (u - 1) / 2 + v^2 (1 - 2 v).
-    """
-    u, v = (2 - x).clamp_(min=0), (1 - x).clamp_(min=0)
-    return (u - 1).mul_(u).mul_(u).div_(2).addcmul_(v * v, 1 - 2 * v)

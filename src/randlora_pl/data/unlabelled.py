@@ -93,24 +93,19 @@ def open_images(
         spec: Image format of the model.
         batch_size: Batch size.
         num_workers: Worker processes; 0 decodes in this process.
-        skip: Skip unreadable images; the loader's ``skipped`` lists them.
+        skip: Skip unreadable images; the loader's ``skipped`` lists them, and their ``weight`` is 0.
         most_pixels: Maximum width x height of an image.
 
     Returns:
-        Loader of batches as `EvalBatches` gives them, with ``weight`` 0 for skipped images; and the files by ``index``.
+        Loader of `EvalBatches`, and the files by ``index``.
 
     Raises:
         UserError: A path does not exist or a folder has no images; while iterating: an image is unreadable.
     """
     files = find_images([Path(path) for path in paths])
     numbers = np.arange(len(files), dtype=np.int64)
-    samples = Samples(
-        FileImages(files, most_pixels=most_pixels, background=spec.behind),
-        numbers,
-        np.zeros_like(numbers),
-        [str(file) for file in files],
-        (),
-    )
+    images = FileImages(files, most_pixels=most_pixels, background=spec.behind)
+    samples = Samples(images, numbers, np.zeros_like(numbers), [str(file) for file in files], ())
     batches = EvalBatches(samples, EvalSchedule(len(files), batch_size), spec, skip)
     return Loader(batches, num_workers=num_workers), files
 

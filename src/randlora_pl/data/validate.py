@@ -145,12 +145,7 @@ log = logging.getLogger("randlora_pl")
 
 
 def class_names(row: DatasetSpec, found: Sequence[str], file: str | None = None) -> list[str]:
-    """Return the class names by label; captions for caption datasets.
-
-    Args:
-        row: Specification of the dataset.
-        found: Class names in its files.
-        file: File of names (see `read_classnames`).
+    """Return the class names by label, ``found`` in the dataset's files or read from a file; captions for captions.
 
     Raises:
         UserError: The file is invalid, or two classes have the same name.
@@ -174,46 +169,39 @@ def class_names(row: DatasetSpec, found: Sequence[str], file: str | None = None)
 
 
 def read_classnames(path: Path, classes: Sequence[str]) -> list[str]:
-    """Read class names: one per line in the order of the classes, CSV ``folder,name``, or a JSON mapping.
+    """Read one name per class: one per line in the order of the classes, CSV ``folder,name``, or a JSON mapping.
 
-    Args:
-        path: File; its suffix selects the format.
-        classes: Dataset's own names (for a folder: the sub-folders), by label.
-
-    Returns:
-        One name per class.
+    ``classes`` are the dataset's own names (for a folder: the sub-folders), by label.
 
     Raises:
         UserError: The file is missing, names too few or too many classes, or an unknown one.
     """
     if not is_file(path):
         raise UserError(f"The class name file {path} does not exist (--data.classnames)")
+    names: list[str] | dict[str, str]
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".json":
             loaded = parse_json(text)
             if isinstance(loaded, list):
-                return _one_each(path, [str(name) for name in loaded], classes)
-            return _mapped(path, {str(key): str(name) for key, name in loaded.items()}, classes)
-        if path.suffix.lower() == ".csv":
+                names = [str(name) for name in loaded]
+            else:
+                names = {str(key): str(name) for key, name in loaded.items()}
+        elif path.suffix.lower() == ".csv":
             lines = [line for line in csv.reader(text.splitlines()) if line]
             for line in lines:
                 if len(line) != 2:
                     raise UserError(f"{path}: {','.join(line)!r} is not of the form folder,name")
             lines = lines[1:] if lines and lines[0] == ["folder", "name"] else lines
-            return _mapped(path, {key.strip(): name.strip() for key, name in lines}, classes)
-        return _one_each(path, [line.strip() for line in text.splitlines() if line.strip()], classes)
+            names = {key.strip(): name.strip() for key, name in lines}
+        else:
+            names = [line.strip() for line in text.splitlines() if line.strip()]
     except (OSError, ValueError, AttributeError, csv.Error) as error:
         raise UserError(f"The class name file {path} cannot be read: {error}") from error
-
-
-def _one_each(path: Path, names: list[str], classes: Sequence[str]) -> list[str]:
-    if len(names) != len(classes):
-        raise UserError(f"{path} has {len(names)} class names, the dataset has {len(classes)} classes")
-    return names
-
-
-def _mapped(path: Path, names: dict[str, str], classes: Sequence[str]) -> list[str]:
+    if isinstance(names, list):
+        if len(names) != len(classes):
+            raise UserError(f"{path} has {len(names)} class names, the dataset has {len(classes)} classes")
+        return names
     for key in names:
         if key not in classes:
             raise UserError(f"{path} names the class {key!r}, which the dataset does not have.{near(key, classes)}")

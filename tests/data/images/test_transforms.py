@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from randlora_pl.data.transforms import RATIO, crop_boxes, eval_batch, flips, normalize
+from randlora_pl.data.transforms import RATIO, crop_boxes, eval_batch, normalize
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
@@ -83,7 +83,7 @@ def test_global_generator_is_left_alone() -> None:
 
 def test_flips_are_half_and_mirror() -> None:
     positions = torch.arange(10_000)
-    mirrored = flips(0, positions)
+    mirrored = rng.words(0, "flip", positions) < 2**31
     assert abs(mirrored.float().mean().item() - 0.5) < 0.02
     images = [photo(16, 16)] * 20
     plain, flipped = (train_batch(images, positions[:20], 0, PLAIN, (1.0, 1.0), flip) for flip in (False, True))

@@ -18,7 +18,6 @@ _BERKELEY = "https://people.eecs.berkeley.edu/~hendrycks"
 _V2 = "https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main"
 
 _TRAIN_TEST = {"train": ("train",), "test": ("test",)}
-_COUNTRY_FOLDERS = {"train": "train", "val": "valid", "test": "test"}
 _ALL: dict[str, Any] = {"reader": _TREE, "epochs": 10, "classnames": prompts.IMAGENET, "class_count": 1000}
 _SOME: dict[str, Any] = {"reader": _TREE, "epochs": 10, "class_count": 200}
 _SHARED: dict[str, Any] = {"templates": prompts.IMAGENET_TEMPLATES, "trains_on": "imagenet"}
@@ -158,10 +157,7 @@ ROWS = (
         class_count=1000,
         templates=prompts.IMAGENET_TEMPLATES,
         counts=counts(1_276_167, 5_000, 50_000),
-        options={
-            "folders": {"train": "imagenet/train", "test": "imagenet/val"},
-            "known": prompts.folders("imagenet"),
-        },
+        options={"folders": {"train": "imagenet/train", "test": "imagenet/val"}, "known": prompts.folders("imagenet")},
         layout="imagenet/{train,val}/WNID/*.JPEG (the validation images sorted into folders too)",
         by_hand=(
             "needs a login: https://image-net.org/download-images.php",
@@ -253,11 +249,7 @@ ROWS = (
         class_count=101,
         templates=prompts.ACTION,
         counts=counts(7_639, 1_898, 3_783),
-        options={
-            "file": "ucf101/split_zhou_UCF101.json",
-            "images": "ucf101/UCF-101-midframes",
-            "underscores": True,
-        },
+        options={"file": "ucf101/split_zhou_UCF101.json", "images": "ucf101/UCF-101-midframes", "underscores": True},
         layout="ucf101/{split_zhou_UCF101.json,UCF-101-midframes/CLASS/*.jpg}",
         files=(  # no checksums are published
             Archive("UCF-101-midframes.zip", into="ucf101", page=f"{_DRIVE}/10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O/view"),
@@ -281,13 +273,7 @@ ROWS = (
             "known": prompts.names("dtd"),
         },
         layout="dtd/dtd/{images/CLASS/*.jpg,labels/{train1,val1,test1}.txt}",
-        files=(
-            archive(
-                f"{_VGG}/dtd/download/dtd-r1.0.1.tar.gz",
-                "md5:fff73e5086ae6bdbea199a49dfb8a4c1",
-                "dtd",
-            ),
-        ),
+        files=(archive(f"{_VGG}/dtd/download/dtd-r1.0.1.tar.gz", "md5:fff73e5086ae6bdbea199a49dfb8a4c1", "dtd"),),
         note="train is the official train and validation part together, as in the paper",
     ),
     DatasetSpec(
@@ -315,7 +301,7 @@ ROWS = (
         classnames=prompts.names("gtsrb"),
         templates=prompts.SIGN,
         counts=counts(23_976, 2_664, 12_630),
-        options={"name": "GTSRB", "splits": {"train": ("train",), "test": ("test",)}, "numbered": ("train",)},
+        options={"name": "GTSRB", "splits": _TRAIN_TEST, "numbered": ("train",)},
         layout="gtsrb/{GTSRB/Training/NNNNN/*.ppm,GTSRB/Final_Test/Images/*.ppm,GT-final_test.csv}",
         files=(
             archive(f"{_RUB}/GTSRB-Training_fixed.zip", "md5:513f3c79a4c5141765e10e952eaa2478", "gtsrb"),
@@ -380,7 +366,7 @@ ROWS = (
         templates=prompts.COUNTRY,
         counts=counts(31_650, 10_550, 21_100),
         options={
-            "folders": {split: f"country211/{name}" for split, name in _COUNTRY_FOLDERS.items()},
+            "folders": {"train": "country211/train", "val": "country211/valid", "test": "country211/test"},
             "known": prompts.folders("country211"),
         },
         layout="country211/{train,valid,test}/CODE/*.jpg",
