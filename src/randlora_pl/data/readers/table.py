@@ -75,8 +75,8 @@ class Table:
         missing = absent(home, found)
         if missing:
             kind = "image files do not exist" if len(missing) > 1 else "image file does not exist"
-            first = f"{self.position(missing[0])}: {home / found[missing[0]]}"
-            raise UserError(f"{self.path}: {len(missing)} {kind}, the first: {first}")
+            where = f"{self.position(missing[0])}: {home / found[missing[0]]}"
+            raise UserError(f"{self.path}: {len(missing)} {kind}, the first: {where}")
         return found
 
     def filled(self, column: str) -> list[str]:
