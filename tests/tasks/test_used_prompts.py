@@ -16,7 +16,7 @@ from randlora_pl.interop.summary import facts
 from randlora_pl.models import encode_prompts, load_clip
 from randlora_pl.prompts import CoOp, Fixed
 from randlora_pl.run.options.adapter_config import adapter_config
-from randlora_pl.run.stages import _LoadAdapter
+from randlora_pl.run.stages import loading
 from randlora_pl.tasks import PromptTask, VisionLanguageTask, load_task
 from randlora_pl.tasks.images import UsedPrompts
 from randlora_pl.tasks.restore import prompts_of, register
@@ -101,7 +101,7 @@ def test_a_test_uses_typed_prompts_or_those_of_the_file(
     folder = task.save(tmp_path / "adapter")
     again = make("text head")
     again.saved = read_adapter(folder)
-    trainer(callbacks=[_LoadAdapter(folder)], limit_test_batches=1).test(again, digits(templates=given), verbose=False)
+    trainer(callbacks=[loading(folder)], limit_test_batches=1).test(again, digits(templates=given), verbose=False)
     clip = load_clip("tiny", "random", seed=0)
     head = encode_prompts(clip.model, clip.tokenizer, task.classnames, expected, "cpu")
     torch.testing.assert_close(again.head_tensors()["head"], clip.model.logit_scale.exp().detach() * head)

@@ -4,9 +4,7 @@ With ``--from-adapter``, the base model, layers and data of the LoRA that a trai
 """
 
 import copy
-import hashlib
 from pathlib import Path
-from typing import Any
 
 from randlora_pl.run.options.adapter_config import (
     adapter_config,
@@ -35,16 +33,6 @@ from randlora_pl.run.run_folder import check_architecture, check_run, planned_na
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import CONFIG, find_adapter
 
-_OWN = ("adapter", "learning_rate", "head_learning_rate")
-"""Arguments of the LoRA's task that belong to its own training."""
-_ENVIRONMENT = "RANDLORA_PL_FROM_ADAPTER"
-"""Environment variable by which the processes that Lightning starts for further devices get the LoRA."""
-
-
-def has_config(args: list[str]) -> bool:
-    """Return True if a config was typed."""
-    return bool({"-c", "--config"} & {word.partition("=")[0] for word in args})
-
 
 def find_lora(start: str) -> Path:
     """Return the LoRA that rank 0 finds: when the others look, the newest run of a name may be the new one itself.
@@ -57,15 +45,15 @@ def find_lora(start: str) -> Path:
         found = find_adapter(start)
         return str(found.resolve() if found.exists() else found)  # a missing one is named as it was typed
 
-    return Path(decide_first("--from-adapter", _ENVIRONMENT, find))
+    return Path(decide_first("--from-adapter", "RANDLORA_PL_FROM_ADAPTER", find))
 
 
 def compose_fit(words: list[str], defaults: Tree | None = None) -> Command:
-    """Return the command of ``fit``; with a LoRA to start from, its options are defaults.
+    """Return the command of ``fit``; with a LoRA to start from, its options are defaults, of the data without a config.
 
     Args:
-        words: The words behind ``fit``; a config among them decides about the data.
-        defaults: Config that the first config file is merged into.
+        words: The words behind ``fit``.
+        defaults: See `compose`.
 
     Raises:
         UserError: See `compose`; the LoRA is missing, is another method, or is of another model.
@@ -79,9 +67,10 @@ def compose_fit(words: list[str], defaults: Tree | None = None) -> Command:
     saved = normalize(adapter_config(adapter))
     _check(adapter, saved, compose("fit", words, {}))
     task = saved["model"]
-    options = {name: value for name, value in task["init_args"].items() if name not in _OWN}
+    own = ("adapter", "learning_rate", "head_learning_rate")  # of the LoRA's own training
+    options = {name: value for name, value in task["init_args"].items() if name not in own}
     known = saved | {"model": task | {"init_args": options}}
-    if not has_config(words) and (beside := config_beside(adapter)) is not None:
+    if not command.named and (beside := config_beside(adapter)) is not None:
         known = merge(known, normalize(data_beside(beside)))
     return compose("fit", words, merge(defaults, known))
 
@@ -116,35 +105,6 @@ def _check(adapter: Path, saved: Tree, command: Command) -> None:
         )
 
 
-def start_facts(config: Any) -> dict[str, str]:
-    """Return path, checksum and place of the LoRA that a run starts from, for ``results.json``."""
-    if config.from_adapter is None:
-        return {}
-    path = Path(config.from_adapter)
-    return {"from/adapter": str(path), "from/form": config.from_form, "from/sha256": checksum_of(path)}
-
-
-def checksum_of(adapter: Path) -> str:
-    """Return the SHA-256 of the tensors of an adapter, from its folder or file."""
-    file = adapter if adapter.is_file() else adapter / "adapter.safetensors"
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def check_start(config: Any, before: dict[str, Any]) -> None:
-    """Refuse a LoRA that has changed since a run began which has no checkpoint yet.
-
-    Args:
-        config: The resolved config of the run.
-        before: Its results so far.
-    """
-    there = before.get("from/sha256")
-    if there is not None and start_facts(config).get("from/sha256", there) != there:
-        raise UserError(
-            f"{config.from_adapter} has changed since this run began, which has no checkpoint yet. Start a new run: "
-            f"randlora-pl fit --from-adapter {config.from_adapter}"
-        )
-
-
 def prepare(verb: str, args: list[str]) -> Command:
     """Return the checked command: typed options over the config of a run or adapter folder.
 
@@ -156,15 +116,23 @@ def prepare(verb: str, args: list[str]) -> Command:
     """
     args = list(map(underscored, args))
     folders = folders_in(args, FOLDER_OPTIONS[verb])
-    _check_start_options(verb, args, folders)
-    import_classes(compose(verb, args, {}))  # before a file that is not the user's is read
+    typed = {word.partition("=")[0].replace("from_", "from-") for word in args}
+    found = [option for option in ("--ckpt_path", "--from-adapter", "--from-form") if option in typed]
+    if found and verb != "fit":
+        raise UserError(
+            f"{verb} does not support {found[0]}. Name an adapter folder (--adapter) or a run (--run) instead."
+        )
+    if found and "resume" in folders:
+        raise UserError(f"--resume uses the run's own checkpoint. Remove {found[0]}, or remove --resume.")
+    users = compose(verb, args, {})
+    import_classes(users)  # before a file that is not the user's is read
     defaults, words = copy.deepcopy(DEFAULTS), list(args)
     if "resume" in folders:
         words = ["--config", str(check_run_config(check_run(folders["resume"]))), *words]
     elif "run" in folders:
         words = ["--config", str(check_run_config(check_run(folders["run"]))), *words]
         find_adapter(folders["run"])  # raises the error of a run without one
-    beside = config_beside(folders["adapter"]) if "adapter" in folders and not has_config(args) else None
+    beside = config_beside(folders["adapter"]) if "adapter" in folders and not users.named else None
     if beside is not None:
         defaults = merge(defaults, data_beside(beside))
     own = verb != "fit" or "resume" in folders
@@ -203,18 +171,6 @@ def resume_by_itself(args: list[str]) -> list[str]:
     root, name = Path(str(flat.get("run.root", "runs"))), str(flat.get("run.name") or planned_name(flat))
     found = broadcast_decision("--resume auto", lambda: str(run_to_resume(root, name, command.checksum()) or ""))
     return ["--resume", found] if found else words
-
-
-def _check_start_options(verb: str, args: list[str], folders: dict[str, Path]) -> None:
-    """Refuse options that say what a training starts from, where another option or the command does."""
-    typed = {word.partition("=")[0].replace("from_", "from-") for word in args}
-    found = [option for option in ("--ckpt_path", "--from-adapter", "--from-form") if option in typed]
-    if found and verb != "fit":
-        raise UserError(
-            f"{verb} does not support {found[0]}. Name an adapter folder (--adapter) or a run (--run) instead."
-        )
-    if found and "resume" in folders:
-        raise UserError(f"--resume uses the run's own checkpoint. Remove {found[0]}, or remove --resume.")
 
 
 def folders_in(args: list[str], names: tuple[str, ...]) -> dict[str, Path]:

@@ -2,10 +2,8 @@
 
 import errno
 import re
-import traceback
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 
 from randlora_pl.utils.errors import UserError, near, shortened
 
@@ -26,13 +24,9 @@ _KINDS = {
 
 
 def parse_message(message: str) -> str:
-    """Return the short form of an error message of jsonargparse.
+    """Return a message of jsonargparse, nested with every alternative that did not fit, in one line.
 
-    Args:
-        message: Message of jsonargparse: nested, with every alternative that did not fit.
-
-    Returns:
-        One line: the option, what was expected and what was given.
+    The line has the option, what was expected and what was given.
     """
     keys = re.findall(r'Parser key "([^"]+)"', message)
     option = f"--{'.'.join(key for key, _ in groupby(keys))}" if keys else ""
@@ -66,17 +60,9 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 def cause(error: BaseException) -> BaseException:
     """Return the exception that matters: the first `UserError`, else the innermost one that is not a wrapper."""
     links = list(chain(error))
-    user = next((link for link in links if isinstance(link, UserError)), None)
-    if user is not None:
-        return user
+    users = [link for link in links if isinstance(link, UserError)]
     plain = [link for link in links if not str(link).lstrip("- ").startswith(WRAPPERS)]
-    return plain[0] if plain else links[-1]
-
-
-def parse_error(message: str, error: BaseException | None) -> UserError:
-    """Return the `UserError` for a failure of the parser."""
-    inner = cause(error) if error is not None else None
-    return inner if isinstance(inner, UserError) else UserError(parse_message(message))
+    return [*users, *plain, links[-1]][0]
 
 
 def build_error(error: Exception) -> UserError:
@@ -88,13 +74,6 @@ def build_error(error: Exception) -> UserError:
         return UserError(trouble)
     first = str(inner).strip().splitlines()
     return UserError(first[0] if first else type(inner).__name__)
-
-
-def complaint_of_lightning(error: Exception) -> bool:
-    """Return True if Lightning itself raised an exception about how it is set up."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = bool(frames) and "lightning" in Path(frames[-1].filename).parts
-    return (own and isinstance(error, ValueError)) or type(error).__name__ == "MisconfigurationException"
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -109,10 +88,8 @@ def out_of_memory(error: BaseException) -> bool:
 def lost_process(error: BaseException) -> bool:
     """Return True if an exception means that another process of the job has ended, or did not answer in time."""
     pattern = r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed? ?out|socket"
-    return any(
-        isinstance(link, RuntimeError) and re.search(pattern, str(link), re.IGNORECASE) is not None
-        for link in chain(error)
-    )
+    reasons = [str(link) for link in chain(error) if isinstance(link, RuntimeError)]
+    return any(re.search(pattern, reason, re.IGNORECASE) for reason in reasons)
 
 
 def lost_worker(error: BaseException) -> str:
@@ -150,22 +127,12 @@ def trouble_of_machine(error: BaseException) -> str:
     """Return the problem with a file or with memory, for any command; empty for any other exception."""
     if trouble := file_trouble(error):
         return trouble
-    if out_of_memory(error):
-        return (
-            f"out of memory: {shortened(str(error).partition(chr(10))[0], 300) or 'this machine has too little of it'}"
-        )
-    return ""
+    why = shortened(str(error).partition("\n")[0], 300) or "this machine has too little of it"
+    return f"out of memory: {why}" if out_of_memory(error) else ""
 
 
 def memory_advice(batch_size: int, accumulate: int, stage: str, eval_batch_size: int) -> str:
-    """Return advice on the batch size and the accumulation to try.
-
-    Args:
-        batch_size: Images per micro-batch.
-        accumulate: Micro-batches per optimizer step.
-        stage: ``fit``, ``validate`` or ``test``.
-        eval_batch_size: Images per evaluation batch.
-    """
+    """Return advice on the batch size and the accumulation to try in a stage: ``fit``, ``validate`` or ``test``."""
     if stage != "fit":
         return f"out of memory; try --data.eval_batch_size {max(1, eval_batch_size // 2)}"
     if batch_size == 1:

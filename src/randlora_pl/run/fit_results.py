@@ -2,7 +2,8 @@
 
 import math
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,11 +32,13 @@ def fit_metrics(app: App) -> dict[str, Any]:
     throughput = callback_of(trainer, Throughput)
     speed = throughput.per_second
     kept = callback_of(trainer, AdapterCheckpoint)
+    patience = next((callback for callback in callbacks_of(trainer) if isinstance(callback, Patience)), None)
+    early = patience is not None and patience.exhausted and trainer.global_step < app.model.total_steps()
     sizes = {"checkpoint_bytes": app.folder / LAST, "adapter_bytes": app.folder / ADAPTER / "adapter.safetensors"}
     return {
         **kept.validated,
         **({f"best/{kept.monitor}": kept.best, "best/step": kept.best_step} if kept.best is not None else {}),
-        **_ended_early(app),
+        **({"stopped_early": patience.reason if early else None} if patience is not None else {}),
         **{name: file.stat().st_size for name, file in sizes.items() if file.is_file()},
         **model_results(app.model),
         **data_results(data),
@@ -52,15 +55,6 @@ def fit_metrics(app: App) -> dict[str, Any]:
         "peak_memory_bytes": callback_of(trainer, PeakMemory).peak,
         **environment(),
     }
-
-
-def _ended_early(app: App) -> dict[str, Any]:
-    """Return why patience ended the training before its last step; empty for a run without patience."""
-    patience = next((callback for callback in callbacks_of(app.trainer) if isinstance(callback, Patience)), None)
-    if patience is None:
-        return {}
-    early = patience.exhausted and app.trainer.global_step < app.model.total_steps()
-    return {"stopped_early": patience.reason if early else None}
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
@@ -95,19 +89,12 @@ def training_of(folder: Path) -> str:
 
 _PLAIN = {"loss": 4, "BLEU": 2, "NIST": 2, "METEOR": 2, "ROUGE-L": 2, "CIDEr": 2}
 """Decimals of metrics that are not fractions."""
-_UNEQUAL = 2
-"""Classes are unequal if the largest has this many times the test samples of the smallest."""
 
 
 def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[Any]:
-    """Return the summary of a training: metrics, paths, next commands.
-
-    Args:
-        folder: The run folder.
-        unit: What a sample is: ``images`` or ``samples`` of text.
-        testable: True if there are test samples.
-    """
+    """Return the summary of a training: metrics, paths, next commands, of tests only if there are test samples."""
     results = read_results(folder)
+    files = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))  # its lock is still held
     speed = results[f"{unit}_per_second"]
     adapter = results.get("tested", ADAPTER)
     tested = format_metrics(results, "test")
@@ -121,7 +108,7 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
         + (f", {speed:,.0f} {unit}/s" if speed else ""),
         "exchanged": f"{byte_size(sent)} of gradients per step among {results['devices']} devices" if sent else "",
         "peak memory": f"{byte_size(results['peak_memory_bytes'])} ({results['device']})",
-        "everything": f"{folder}: {', '.join(_listed(folder))}",
+        "everything": f"{folder}: {', '.join(files)}",
     }
     path, own = shlex.quote(str(folder)), import_words()
     others = results.get("best/step", results["steps"]) != results["steps"]
@@ -138,17 +125,12 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
     return ["", facts_table(rows), following]
 
 
-def _listed(folder: Path) -> list[str]:
-    """Return the files of a folder, without hidden ones: the run's lock is still held."""
-    return sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
-
-
 def format_metrics(results: Any, name: str) -> str:
     """Return ``accuracy 93.3 %, loss 0.21`` from the keys behind one prefix."""
     words = {"acc": "accuracy", "unfound": "without an answer", "balanced_accuracy": "balanced accuracy"}
     smallest, largest = (results.get(f"{name}/{end}_class", 0) for end in ("smallest", "largest"))
     hidden = {"score", "macro_f1", "gate_entropy"}
-    if largest < _UNEQUAL * max(1, smallest):  # accuracy hides no small class
+    if largest < 2 * max(1, smallest):  # accuracy hides no small class
         hidden.add("balanced_accuracy")
     shown = []
     for key, value in results.items():
@@ -172,11 +154,12 @@ _NUMBERS = (
 )  # fmt: skip
 _SHOWN = ("learning_rate", "method", "rank", "seed", "trainable_parameters")
 """TensorBoard shows five columns at first."""
-_STAGES = ("test", "val", "zeroshot")
 
 
-def hyperparameters(app: App) -> dict[str, str | float]:
-    """Return the options by which runs are compared; undefined ones are left out."""
+def log_start(app: App) -> None:
+    """Log the options by which runs are compared to all loggers, and start page and config as text to TensorBoard."""
+    if not app.trainer.is_global_zero:
+        return
     task, plan = app.model, planned(app.datamodule)
     facts = plan | vars(task) | {name: getattr(task.adapter, name, None) for name in ("rank", "alpha")}
     facts |= model_results(task) | {
@@ -186,14 +169,7 @@ def hyperparameters(app: App) -> dict[str, str | float]:
         "precision": str(app.trainer.precision),
     }
     known = {name: facts.get(name) for name in _TEXTS + _NUMBERS}
-    return {name: value for name, value in known.items() if isinstance(value, str | int | float)}
-
-
-def log_start(app: App) -> None:
-    """Log hyperparameters to all loggers, and start page and resolved config as text to TensorBoard."""
-    if not app.trainer.is_global_zero:
-        return
-    found = hyperparameters(app)
+    found = {name: value for name, value in known.items() if isinstance(value, str | int | float)}
     run = f"{app.folder.parent.name}/{app.folder.name}"  # one row, also if the link `latest` leads to it
     texts = {
         "start page": callback_of(app.trainer, StartSummary).text,
@@ -204,7 +180,8 @@ def log_start(app: App) -> None:
             logger.log_hyperparams(found)
             continue
         _, session, _ = _summaries(found, ())
-        _change(session, lambda data: setattr(data.session_start_info, "group_name", run))
+        with _data_of(session) as data:
+            data.session_start_info.group_name = run
         _add(logger, session)  # makes the folder
         file = f"{logger.log_dir}/{logger.NAME_HPARAMS_FILE}"  # a zero-shot test left an empty one
         save_hparams_to_yaml(file, found)
@@ -216,28 +193,21 @@ def log_end(app: App, results: dict[str, Any]) -> None:
     """Name the final metrics of a finished training to TensorBoard's HPARAMS tab, which reads their last values.
 
     TensorBoard takes its columns from the first run that has any, so that each run names all hyperparameters.
-
-    Args:
-        app: The run.
-        results: Its results.
     """
     if not app.trainer.is_global_zero:
         return
     columns = dict.fromkeys(_TEXTS, "") | dict.fromkeys(_NUMBERS, 0.0)
     metrics = [
         name
-        for stage in _STAGES
+        for stage in ("test", "val", "zeroshot")
         for name, value in results.items()
         if name.startswith(f"{stage}/") and isinstance(value, float)
     ]
     metrics += ["train/loss", "memory/peak_mb", f"speed/{app.datamodule.unit}_per_second"]
     experiment, _, end = _summaries(columns, metrics)
-
-    def show_first(data: Any) -> None:  # TensorBoard sorts by what differs among runs, and then by name
+    with _data_of(experiment) as data:  # TensorBoard sorts by what differs among runs, and then by name
         for info in data.experiment.hparam_infos:
             info.differs = info.name in _SHOWN
-
-    _change(experiment, show_first)
     for logger in app.trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             _add(logger, experiment, end)
@@ -253,13 +223,14 @@ def _summaries(parameters: dict[str, Any], metrics: Any) -> tuple[Any, Any, Any]
     return found
 
 
-def _change(summary: Any, change: Callable[[Any], None]) -> None:
-    """Change a part of a summary that PyTorch's function does not set."""
+@contextmanager
+def _data_of(summary: Any) -> Iterator[Any]:
+    """Hand out the data of a summary, to change what PyTorch's function does not set."""
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # type: ignore[import-untyped]
 
     place = summary.value[0].metadata.plugin_data
     data = HParamsPluginData.FromString(place.content)
-    change(data)
+    yield data
     place.content = data.SerializeToString()
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from functools import cache
 from importlib import import_module
 from inspect import Parameter
 from itertools import count
@@ -11,8 +12,8 @@ from typing import Any, NoReturn, Union, get_args
 
 import yaml
 from jsonargparse import set_parsing_settings
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint, LambdaCallback
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -25,7 +26,6 @@ from randlora_pl.run.callbacks import (
     AdapterCheckpoint,
     Figures,
     Gates,
-    GradientFlow,
     NonFiniteLoss,
     Patience,
     PeakMemory,
@@ -36,15 +36,13 @@ from randlora_pl.run.callbacks import (
     StepNumbers,
     Termination,
     Throughput,
-    UnseenGradient,
-    UpdateSpectrum,
     ValidationSchedule,
     WrittenAnswers,
 )
 from randlora_pl.run.command import find_lora
-from randlora_pl.run.error_messages import build_error, parse_error
+from randlora_pl.run.error_messages import build_error, cause, parse_message
 from randlora_pl.run.options.choices import check_loggers
-from randlora_pl.run.options.classes import RunOptions, classes, data_class, options_of, task_of
+from randlora_pl.run.options.classes import RunOptions, callback_classes, classes, data_class, options_of, task_of
 from randlora_pl.run.options.compose import CLASSES, Command
 from randlora_pl.run.parallel.sharding import with_devices, with_strategy
 from randlora_pl.run.run_folder import missing_folders, new_folder, planned_name, remove_folder
@@ -68,7 +66,8 @@ class RunParser(LightningArgumentParser):
         """Raise a `UserError` instead of printing the usage; parsers of classes inside report to the outer one."""
         if not self.exit_on_error:
             super().error(message, ex)
-        raise parse_error(message, ex) from ex
+        inner = None if ex is None else cause(ex)
+        raise (inner if isinstance(inner, UserError) else UserError(parse_message(message))) from ex
 
 
 def _write_defaults(node: Any, option: str) -> None:
@@ -104,23 +103,6 @@ def _whole_numbers_first(parser: LightningArgumentParser) -> None:
         kinds = get_args(getattr(action, "_typehint", None))
         if float in kinds and int in kinds:
             action._typehint = Union[(int, *(kind for kind in kinds if kind is not int))]  # type: ignore[attr-defined]
-
-
-class _Latest(Callback):
-    """Callback that lets the link ``latest`` point to a new run.
-
-    By then all processes of the run have read their options, in which the link means the run before.
-    """
-
-    linked = False
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.is_global_zero and not self.linked:
-            link_latest(self.folder)
-        self.linked = True
 
 
 class App(LightningCLI):
@@ -170,10 +152,8 @@ class App(LightningCLI):
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to start training from.")
         parser.add_argument("--from_adapter", type=str | None, default=None, help="LoRA whose outputs to start with.")
         parser.add_argument("--from_form", type=Form, default="beside", help="Place of this LoRA: beside or absorbed.")
-        parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(GradientFlow, "gradient_flow")
-        parser.add_lightning_class_args(UpdateSpectrum, "spectrum")
-        parser.add_lightning_class_args(UnseenGradient, "unseen_gradient")
+        for group, kind in callback_classes().items():
+            parser.add_lightning_class_args(kind, group)
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.seed")
         _whole_numbers_first(parser)
@@ -238,7 +218,9 @@ class App(LightningCLI):
         if config["enable_progress_bar"] is not False and not replaced:
             own += [ProgressBar(), ProgressLines()]
         if self.created and self._path is None:
-            own.append(_Latest(self.folder))
+            # By then all processes of the run have read their options, in which the link means the run before.
+            link = cache(link_latest)  # once: a run has several stages
+            own.append(LambdaCallback(setup=lambda trainer, *_, **__: trainer.is_global_zero and link(self.folder)))
         config = with_strategy(with_devices(config), self.config_init.run.timeout)
         return super()._instantiate_trainer(config, [*own, *callbacks])
 
@@ -256,9 +238,6 @@ class App(LightningCLI):
             remove_folder(self.folder, self._made)
 
 
-PROJECT = "randlora-pl"
-
-
 def make_loggers(names: str | list[str], folder: Path, root: Path) -> list[Logger]:
     """Return the loggers of a run.
 
@@ -272,6 +251,7 @@ def make_loggers(names: str | list[str], folder: Path, root: Path) -> list[Logge
     """
     check_loggers(names)
     made: list[Logger] = []
+    project = "randlora-pl"
     for name in [names] if isinstance(names, str) else names:
         if name == "tensorboard":
             made.append(TensorBoardLogger(folder, name="", version="tensorboard"))
@@ -280,11 +260,11 @@ def make_loggers(names: str | list[str], folder: Path, root: Path) -> list[Logge
             free = next(one for one in numbered if not (folder / one).exists())  # it empties the run's own to resume
             made.append(CSVLogger(folder, name="", version=free))
         elif name == "wandb":
-            made.append(WandbLogger(save_dir=folder, name=folder.name, project=PROJECT))
+            made.append(WandbLogger(save_dir=folder, name=folder.name, project=project))
         elif name == "mlflow":
             uri, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None
             if not uri:
                 uri, artifacts = f"sqlite:///{root.resolve() / 'mlflow.db'}", str(root.resolve() / "mlruns")
             name = f"{folder.parent.name}/{folder.name}"
-            made.append(MLFlowLogger(PROJECT, run_name=name, tracking_uri=uri, artifact_location=artifacts))
+            made.append(MLFlowLogger(project, run_name=name, tracking_uri=uri, artifact_location=artifacts))
     return made

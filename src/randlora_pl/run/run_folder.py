@@ -34,11 +34,7 @@ _FIXED = (
 
 
 def planned_name(flat: dict[str, Any]) -> str:
-    """Return a run's default name: dataset, model, prompts and adapter.
-
-    Args:
-        flat: The config by short names.
-    """
+    """Return a run's default name, from its config by short names: dataset, model, prompts and adapter."""
     prompts, adapter = (str(flat.get(f"model.{name}", "")).rpartition(".")[2] for name in ("prompts", "adapter"))
     words = (
         str(flat.get("data.dataset", "digits")),
@@ -52,31 +48,27 @@ def planned_name(flat: dict[str, Any]) -> str:
 def new_folder(root: Path, name: str, option: str = "--run.root") -> Path:
     """Make ``root/name/TIME``; a second run in the same second gets its own.
 
-    Args:
-        root: Folder of all runs.
-        name: Name of the run.
-        option: Option that sets another root, for the message.
-
     Raises:
-        UserError: The folder cannot be made.
+        UserError: The folder cannot be made; ``option`` sets another root.
     """
-    return Path(decide_first("the run folder", _ENVIRONMENT, lambda: str(_make_folder(root, name, option))))
 
+    def make() -> str:
+        if re.search(r"[/\\]|^\.*$", name):
+            raise UserError(f"run.name is {name!r}: give a plain name without slashes. Set the folder with --run.root.")
+        stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+        for number in range(1, 100):
+            folder = root / name / (stamp if number == 1 else f"{stamp}_{number}")
+            try:
+                folder.mkdir(parents=True)
+                return str(folder)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                what = f"The run folder {folder} cannot be created ({error.strerror})."
+                raise UserError(f"{what} See {option}.") from error
+        raise UserError(f"{root / name} already has a hundred runs of this second. Give another --run.name.")
 
-def _make_folder(root: Path, name: str, option: str) -> Path:
-    if re.search(r"[/\\]|^\.*$", name):
-        raise UserError(f"run.name is {name!r}: give a plain name without slashes. Set the folder with --run.root.")
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    for number in range(1, 100):
-        folder = root / name / (stamp if number == 1 else f"{stamp}_{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(f"The run folder {folder} cannot be created ({error.strerror}). See {option}.") from error
-        return folder
-    raise UserError(f"{root / name} already has a hundred runs of this second. Give another --run.name.")
+    return Path(decide_first("the run folder", _ENVIRONMENT, make))
 
 
 def is_stamp(name: str) -> bool:
@@ -85,11 +77,7 @@ def is_stamp(name: str) -> bool:
 
 
 def output_folder(output: str | None, name: str) -> Path:
-    """Return a new folder for results: the requested one, or ``runs/name/TIME``.
-
-    Args:
-        output: Typed value of ``--output``.
-        name: Name of the folder of all such results.
+    """Return a new folder for results: the typed ``--output``, or ``runs/name/TIME``.
 
     Raises:
         UserError: The folder exists, or cannot be made.
@@ -182,18 +170,13 @@ def run_to_resume(root: Path, name: str, command: str) -> Path | None:
         command: Checksum of the command, see `Command.checksum`.
     """
     for folder in reversed(runs_in(root / name)):
-        found = _results(folder)
+        found = results_of(folder)
         if not found.get("finished") or found.get("command") == command:
             return folder
     return None
 
 
-def finished_run(folder: Path) -> bool:
-    """Return True if a run is finished, so that nothing of it is missing."""
-    return bool(_results(folder).get("finished"))
-
-
-def _results(folder: Path) -> dict[str, Any]:
+def results_of(folder: Path) -> dict[str, Any]:
     """Return the results of a run; empty if they are damaged, which a resumed run reports."""
     file = folder / RESULTS
     try:
@@ -212,11 +195,7 @@ def keep_older(file: Path) -> None:
 
 
 def architecture(flat: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that a checkpoint depends on: task, base model, targets, dataset, and all adapter options.
-
-    Args:
-        flat: A config by short names.
-    """
+    """Return the options, by short names, that a checkpoint depends on: of task, base model, targets, data, adapter."""
     fixed = {key: flat[key] for key in _FIXED if key in flat}
     parts = ("model.adapter", "model.prompts", "model.head")
     fixed |= {key: value for key, value in flat.items() if f"{key}.".startswith(tuple(f"{part}." for part in parts))}
@@ -247,13 +226,7 @@ def check_architecture(command: Command, saved: Tree, source: Path) -> None:
 
 
 def resolved_config(tree: Tree, model: dict[str, Any], data: dict[str, Any]) -> Tree:
-    """Return a parsed config with derived values filled in, usable as ``--config`` again.
-
-    Args:
-        tree: The parsed config as plain values.
-        model: Constructor arguments of the task that were derived.
-        data: Derived constructor arguments of the data module.
-    """
+    """Return a parsed config, as plain values, with the derived options of task and data: a ``--config`` again."""
     tree = normalize(tree)
     options = dict(tree["model"]["init_args"]) | {name: plain(value) for name, value in model.items()}
     options.pop("seed", None)  # seed_everything sets it
@@ -269,12 +242,7 @@ def resolved_config(tree: Tree, model: dict[str, Any], data: dict[str, Any]) -> 
 
 
 def without_seed(adapter: Any, given: Any) -> Any:
-    """Return a copy of an adapter whose seed is left to the run, unless it was given.
-
-    Args:
-        adapter: The adapter; DoRA's inner method is used instead of DoRA.
-        given: Its part of the parsed config.
-    """
+    """Return a copy of an adapter, or of DoRA's inner one, whose seed is left to the run, unless it was ``given``."""
     options = (given or {}).get("init_args") or {}
     inner = getattr(adapter, "inner", None)
     if inner is not None:
@@ -289,13 +257,7 @@ _LOOK = 0.2
 
 @contextmanager
 def locked(folder: Path) -> Iterator[SoftFileLease]:
-    """Hold the lock of a run folder; only on rank 0 of a job.
-
-    Args:
-        folder: The run folder; it exists.
-
-    Yields:
-        The lease, whose ``compromise`` is set once it is lost.
+    """Hold the lock of a run folder, only on rank 0 of a job; the lease's ``compromise`` is set once it is lost.
 
     Raises:
         UserError: Another process works in the folder, or the folder cannot be written.
@@ -316,9 +278,8 @@ def _take(lease: SoftFileLease, folder: Path) -> str:
             if acquired(lease):
                 return ""
         except OSError as error:
-            raise UserError(
-                f"{folder} cannot be written ({error.strerror}); make it writable to train in it."
-            ) from None
+            what = f"{folder} cannot be written ({error.strerror}); make it writable to train in it."
+            raise UserError(what) from None
         try:
             state = (folder / FILE).stat()
         except OSError:  # released, or taken over, meanwhile
@@ -330,9 +291,7 @@ def _take(lease: SoftFileLease, folder: Path) -> str:
                 f"{owner_of(lease)} is training in {folder}. Wait until it ends or stop it, then resume the run."
             )
         if look == round(2 * leases.BEAT / _LOOK):
-            print(
-                f"{owner_of(lease)} shows no activity; waiting up to {leases.LEASE:.0f} s for its lock",
-                file=sys.stderr,
-            )
+            wait = f"waiting up to {leases.LEASE:.0f} s for its lock"
+            print(f"{owner_of(lease)} shows no activity; {wait}", file=sys.stderr)
         time.sleep(_LOOK)
     raise UserError(f"{owner_of(lease)} holds {folder / FILE}. Delete that file if the process is dead.")

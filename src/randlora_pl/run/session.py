@@ -4,6 +4,7 @@ import re
 import shlex
 import signal
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from randlora_pl.run.command import adapter_of, folders_in, prepare, resume_by_itself
 from randlora_pl.run.error_messages import (
     build_error,
-    complaint_of_lightning,
     file_trouble,
     full_disk,
     lost_process,
@@ -23,11 +23,11 @@ from randlora_pl.run.error_messages import (
 from randlora_pl.run.options.choices import check_base, check_here
 from randlora_pl.run.options.compose import Command
 from randlora_pl.run.parallel.launch import parting, process_rank
-from randlora_pl.run.run_folder import check_run, finished_run, locked
+from randlora_pl.run.run_folder import check_run, locked, results_of
 from randlora_pl.utils.errors import DryRunEnd, LostProcessError, Terminated, UserError
 from randlora_pl.utils.files.run_files import CONFIG, LAST
 from randlora_pl.utils.own_classes import import_words
-from randlora_pl.utils.text.console import silence_library_warnings
+from randlora_pl.utils.text.console import log_to_file, log_to_terminal, print_above_progress, silence_library_warnings
 
 if TYPE_CHECKING:
     from randlora_pl.run.lightning_cli import App
@@ -62,8 +62,14 @@ def run_fit(words: Sequence[str]) -> "App":
     with ExitStack() as held:
         if folder is not None:  # before any file of it is read, which another process may be writing
             check_run(folder)
-            if auto and finished_run(folder):
-                return _shown_again(start(prepare("fit", args), folder))
+            if auto and results_of(folder).get("finished"):
+                app = start(prepare("fit", args), folder)
+                from randlora_pl.run.fit_results import end_page
+
+                if process_rank() == 0:
+                    line = f"{folder} is finished: this command changes nothing. To train again, remove --resume."
+                    print_above_progress(line, *end_page(folder, app.datamodule.unit))
+                return app
             lock = held.enter_context(locked(folder))
         app = start(prepare("fit", args), folder, dry)
         if dry:
@@ -79,28 +85,12 @@ def run_fit(words: Sequence[str]) -> "App":
     return app
 
 
-def _shown_again(app: "App") -> "App":
-    """Print the end page of a run that the same command has finished before; only on rank 0."""
-    from randlora_pl.run.fit_results import end_page
-    from randlora_pl.utils.text.console import print_above_progress
-
-    if process_rank() == 0:
-        line = f"{app.folder} is finished: this command changes nothing. To train again, remove --resume."
-        print_above_progress(line, *end_page(app.folder, app.datamodule.unit))
-    return app
-
-
 @parting()
 def run_evaluation(verb: str, words: Sequence[str]) -> "App":
-    """Run ``validate`` or ``test``: metrics of an adapter, or of the pretrained model.
-
-    Args:
-        verb: ``validate`` or ``test``.
-        words: The words behind it.
-    """
+    """Run ``validate`` or ``test`` with the words behind it: metrics of an adapter, or of the pretrained model."""
     silence_library_warnings()
     command = prepare(verb, list(words))
-    app = start(command, None)
+    app = start(command)
     from randlora_pl.run.stages import evaluate
 
     with handle_run_errors(app):
@@ -108,24 +98,13 @@ def run_evaluation(verb: str, words: Sequence[str]) -> "App":
     return app
 
 
-def start(command: Command, folder: Path | None, dry: bool = False) -> "App":
-    """Import the heavy libraries and build task, data and trainer.
-
-    Args:
-        command: The checked command.
-        folder: The folder of a run to resume; None makes a new one.
-        dry: If True, only print the start page, and make no folder.
-
-    Raises:
-        UserError: A typed option does not fit.
-    """
+def start(command: Command, folder: Path | None = None, dry: bool = False) -> "App":
+    """Check what a command needs here, import the heavy libraries and build task, data and trainer; see `App`."""
     check_here(command)
     if not any(re.search(r"[-.]help(-all)?$", word) for word in command.typed):
         check_base(command)
     if "--help-all" in command.typed:
         command.typed = ["--help"]
-    from randlora_pl.utils.text.console import log_to_terminal
-
     log_to_terminal()
     from randlora_pl.run.lightning_cli import App
 
@@ -143,10 +122,10 @@ def handle_run_errors(app: "App") -> Iterator[None]:
     """
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    from randlora_pl.utils.text.console import log_to_file
-
+    usual = threading.excepthook  # of TensorBoard: the training raises the error of a full disk, too
+    threading.excepthook = lambda args: None if args.exc_value and full_disk(args.exc_value) else usual(args)
     try:
-        with nullcontext() if app.dry else log_to_file(app.folder / "run.log"), report_full_disk_once():
+        with nullcontext() if app.dry else log_to_file(app.folder / "run.log"):
             yield
     except DryRunEnd:
         return
@@ -161,7 +140,9 @@ def handle_run_errors(app: "App") -> Iterator[None]:
             raise
         raise (Terminated if ended else KeyboardInterrupt)(_how_to_resume(app)) from None
     except Exception as error:
-        if complaint_of_lightning(error):
+        frames = traceback.extract_tb(error.__traceback__)
+        of_lightning = isinstance(error, ValueError) and "lightning" in Path(frames[-1].filename).parts
+        if of_lightning or type(error).__name__ == "MisconfigurationException":  # about how Lightning is set up
             app.discard()
             raise build_error(error) from error
         if app.trainer.world_size > 1 and lost_process(error):
@@ -180,15 +161,6 @@ def handle_run_errors(app: "App") -> Iterator[None]:
         advice = memory_advice(data.batch_size, accumulate, app.trainer.state.fn or "fit", data.eval_batch_size)
         app.discard()
         raise UserError(advice) from error
-
-
-@contextmanager
-def report_full_disk_once() -> Iterator[None]:
-    """Hide the traceback of TensorBoard's thread for a full disk; the training raises the error, too."""
-    usual = threading.excepthook
-    threading.excepthook = lambda args: None if args.exc_value and full_disk(args.exc_value) else usual(args)
-    try:
-        yield
     finally:
         threading.excepthook = usual
 

@@ -1,5 +1,6 @@
 """The stages of a run: test before, training, test after, results."""
 
+import hashlib
 import json
 import shlex
 from collections.abc import Callable
@@ -9,15 +10,14 @@ from typing import Any
 import torch
 import yaml
 from filelock import SoftFileLease
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LambdaCallback, Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from randlora_pl.adapters import load_adapter, read_adapter
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.run.callbacks import AdapterCheckpoint, HeldLock, PerClass, ZeroShot
 from randlora_pl.run.callbacks.checkpoint import check_checkpoint
-from randlora_pl.run.command import check_start, checksum_of, start_facts
 from randlora_pl.run.fit_results import (
     callback_of,
     callbacks_of,
@@ -51,6 +51,12 @@ def resolved(app: App) -> Tree:
     return resolved_config(tree, model, app.datamodule.resolved())
 
 
+def checksum_of(adapter: Path) -> str:
+    """Return the SHA-256 of the tensors of an adapter, from its folder or file."""
+    file = adapter if adapter.is_file() else adapter / "adapter.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def compare_options(app: App) -> None:
     """Let the processes of a job compare their options and the adapter that they load, as soon as they meet."""
     job, strategy = launched(), app.trainer.strategy
@@ -67,47 +73,21 @@ def compare_options(app: App) -> None:
         strategy.options = options
 
 
-class _ResolvedConfig(Callback):
-    """Callback that writes and logs the config once every derived value is known, and writes the few-shot sample.
-
-    The config of a resumed run changes only once the checkpoint, its optimizer and its data position are accepted;
-    otherwise a refused option would stay in the config, and every later resume would be refused too.
-    """
-
-    def __init__(self, app: App) -> None:
-        self.app = app
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.app.created:
-            self._write(trainer)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.app.created:
-            self._write(trainer)
-            if trainer.is_global_zero:
-                print_above_progress(f"resumed after step {trainer.global_step:,}")
-
-    def _write(self, trainer: Trainer) -> None:
-        write_config(self.app)
-        log_start(self.app)
-        if trainer.is_global_zero:
-            self.app.datamodule.write_index(self.app.folder)
+def _report_start(app: App) -> None:
+    """Write and log the config once every derived value is known, and write the few-shot sample."""
+    write_config(app)
+    log_start(app)
+    if app.trainer.is_global_zero:
+        if not app.created:
+            print_above_progress(f"resumed after step {app.trainer.global_step:,}")
+        app.datamodule.write_index(app.folder)
 
 
-class _LoadAdapter(Callback):
-    """Callback that loads a saved adapter into the model before evaluation."""
+def loading(folder: Path) -> Callback:
+    """Return the callback that loads a saved adapter into the model before evaluation."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._load(pl_module)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._load(pl_module)
-
-    def _load(self, task: Any) -> None:
-        file = load_adapter(task.model, self.folder)
+    def load(trainer: Trainer, task: Any) -> None:
+        file = load_adapter(task.model, folder)
         if file.extra:
             theirs = file.config.get("metadata", {}).get("classnames") or []
             own = getattr(task, "own_classes", task.classnames)  # learned prompts name others, too
@@ -117,9 +97,11 @@ class _LoadAdapter(Callback):
             elif trained:
                 sized = all(len(tensor) == len(theirs) for tensor in file.extra.values())
                 if not sized or not set(task.classnames) <= set(theirs):
-                    raise UserError(f"{self.folder} has a head for {len(theirs)} other classes than this dataset's.")
+                    raise UserError(f"{folder} has a head for {len(theirs)} other classes than this dataset's.")
                 rows = [theirs.index(name) for name in task.classnames]  # such as 200 of ImageNet's 1,000
                 task.load_head({name: tensor[rows] for name, tensor in file.extra.items()})
+
+    return LambdaCallback(on_test_start=load, on_validation_start=load)
 
 
 def write_config(app: App) -> None:
@@ -156,15 +138,13 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     task.check_schedule(data)
     if test:
         data.check_test()
-    start = checkpoint_of(app)
+    start = _checkpoint(app, before)
     names = [Path(name).name for name in app.command.named]
     configs = names if app.created else [*before.get("config", []), *names[1:]]  # the first is the run's own
     if app.created:
-        _write(app, {"config": configs, "command": app.command.checksum()} | start_facts(app.config))
+        _write(app, {"config": configs, "command": app.command.checksum()} | _start_facts(app.config))
         write_config(app)
     else:
-        if start is None:
-            check_start(app.config, before)
         if trainer.is_global_zero:
             remove_leftovers(folder)
         data.reuse_index(folder)
@@ -182,9 +162,16 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
         if trainer.is_global_zero and metrics:
             print_above_progress(f"zero-shot: {format_metrics(metrics, 'zeroshot')}")
     callbacks_of(trainer).insert(0, HeldLock(lock, folder))
-    callbacks_of(trainer).append(_ResolvedConfig(app))
+    # The config of a resumed run changes only once the checkpoint, its optimizer and its data position are accepted:
+    # a refused option would stay in it, and every later resume would be refused, too.
+    begin = "on_fit_start" if app.created else "on_train_start"
+    callbacks_of(trainer).append(LambdaCallback(**{begin: lambda *_: _report_start(app)}))
     trainer.fit(task, data, ckpt_path=start, weights_only=True)
-    finished, facts = is_finished(app), task.procedure_facts()  # the test may load the best adapter
+    # Finished: at its last step, or ended early on purpose, not by a time limit.
+    timers = [callback.time_remaining() for callback in callbacks_of(trainer) if isinstance(callback, Timer)]
+    late = any(left is not None and left <= 0 for left in timers)
+    finished = trainer.global_step >= task.total_steps() or (trainer.should_stop and not late)
+    facts = task.procedure_facts()  # the test may load the best adapter
     tested = _tested(app) if test else {}
     _write(app, tested | facts | fit_metrics(app) | {"config": configs, "finished": False})
     if finished:
@@ -196,24 +183,14 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
         print_above_progress(*end_page(folder, data.unit, testable=bool(tested) or not test))
 
 
-def is_finished(app: App) -> bool:
-    """Return True if the training reached its last step or was ended early on purpose, not by a time limit."""
-    trainer = app.trainer
-    if trainer.global_step >= app.model.total_steps():
-        return True
-    late = (c.time_remaining() for c in callbacks_of(trainer) if isinstance(c, Timer))
-    return trainer.should_stop and not any(left is not None and left <= 0 for left in late)
-
-
 def _tested(app: App) -> dict[str, Any]:
     """Test the last weights, or the weights of the best validation, which stay in the model; return the metrics."""
     kept = callback_of(app.trainer, AdapterCheckpoint)
     best = kept.test == "best" and kept.best is not None
-    _write(
-        app, {"tested": BEST if best else ADAPTER}
-    )  # also for the last: an earlier part of the run may have written "best"
+    # also for the last: an earlier part of the run may have written "best"
+    _write(app, {"tested": BEST if best else ADAPTER})
     if best:
-        callbacks_of(app.trainer).append(_LoadAdapter(app.folder / BEST))
+        callbacks_of(app.trainer).append(loading(app.folder / BEST))
     found = _evaluated(app, app.trainer.test)
     if found and kept.test == "best" and not best and app.trainer.is_global_zero:
         print_above_progress("No validation ran, so the best adapter is unknown and the last one was tested.")
@@ -238,49 +215,60 @@ def _check_losses(metrics: dict[str, Any], adapter: Path | None) -> None:
         )
 
 
-def checkpoint_of(app: App) -> str | None:
+def _checkpoint(app: App, before: dict[str, Any]) -> str | None:
     """Return the checkpoint that the training starts from: the resumed run's last one, or ``--ckpt_path``.
 
     Raises:
-        UserError: The file is missing, cut off or damaged.
+        UserError: The file is missing or damaged, or without one, the LoRA that the run began with has changed.
     """
     last = app.folder / LAST
     file = last if not app.created and last.is_file() else app.config.ckpt_path and Path(app.config.ckpt_path)
-    if not file:
-        return None
-    if not file.is_file():
-        raise UserError(f"Checkpoint {file} (--ckpt_path) does not exist; a run keeps its own in RUN/{LAST}.")
-    check_checkpoint(file)
-    return str(file)
+    if file:
+        if not file.is_file():
+            raise UserError(f"Checkpoint {file} (--ckpt_path) does not exist; a run keeps its own in RUN/{LAST}.")
+        check_checkpoint(file)
+        return str(file)
+    there = before.get("from/sha256")
+    if there is not None and _start_facts(app.config).get("from/sha256", there) != there:
+        raise UserError(
+            f"{app.config.from_adapter} has changed since this run began, which has no checkpoint yet. Start a new "
+            f"run: randlora-pl fit --from-adapter {app.config.from_adapter}"
+        )
+    return None
+
+
+def _start_facts(config: Any) -> dict[str, str]:
+    """Return path, checksum and place of the LoRA that a run starts from, for ``results.json``."""
+    if config.from_adapter is None:
+        return {}
+    path = Path(config.from_adapter)
+    return {"from/adapter": str(path), "from/form": config.from_form, "from/sha256": checksum_of(path)}
 
 
 def evaluate(app: App, adapter: Path | None) -> None:
-    """Run ``test`` or ``validate`` on an adapter or the pretrained model, in a run folder of its own.
-
-    Raises:
-        UserError: There is nothing to evaluate.
-    """
+    """Run ``test`` or ``validate`` on an adapter or the pretrained model, in a run folder of its own."""
     trainer, task, data = app.trainer, app.model, app.datamodule
     if adapter is not None:
         task.saved = read_adapter(adapter)
-        callbacks_of(trainer).append(_LoadAdapter(adapter))
+        callbacks_of(trainer).append(loading(adapter))
     compare_options(app)
-    run = trainer.test if app.command.verb == "test" else trainer.validate
+    name, run = ("test", trainer.test) if app.command.verb == "test" else ("val", trainer.validate)
     write_config(app)
     metrics = _evaluated(app, run)
     _check_losses(metrics, adapter)
     if not metrics:
-        option = f"--trainer.limit_{'test' if app.command.verb == 'test' else 'val'}_batches"
-        limit = getattr(trainer, option.rpartition(".")[2])
-        why = f"{option} is {limit}" if limit == 0 else f"the dataset has no {data.unit} for it"
-        why += " (see --data.train_split)" if limit != 0 and data.unit == "images" else ""
-        more = "" if limit == 0 or data.unit == "images" else _samples_for_it(app)
-        raise UserError(f"{app.command.verb} evaluated nothing: {why}.{more}")
+        limit = getattr(trainer, f"limit_{name}_batches")
+        if limit == 0:
+            why = f"--trainer.limit_{name}_batches is {limit}."
+        elif data.unit == "images":
+            why = "the dataset has no images for it (see --data.train_split)."
+        else:
+            why = f"the dataset has no {data.unit} for it.{_samples_for_it(app, name)}"
+        raise UserError(f"{app.command.verb} evaluated nothing: {why}")
     write_config(app)
     facts = {"adapter": str(adapter) if adapter else None, **model_results(task), **data_results(data), **environment()}
     _write(app, metrics | facts)
     if trainer.is_global_zero:
-        name = "test" if app.command.verb == "test" else "val"
         what = f"adapter {adapter}" if adapter else "pretrained model"
         print_above_progress(
             f"{what} on {data.summary()['dataset']}: {format_metrics(metrics, name)}",
@@ -288,15 +276,14 @@ def evaluate(app: App, adapter: Path | None) -> None:
         )
 
 
-def _samples_for_it(app: App) -> str:
+def _samples_for_it(app: App, name: str) -> str:
     """Return the options that provide texts to evaluate on: a file of the user, or texts held out of training."""
-    verb, data = app.command.verb, app.datamodule
-    ways = []
+    data, ways = app.datamodule, []
     if data.dataset in OWN_TEXTS:
         folder = data.root.parent if data.root.is_file() else data.root
-        name = f"{'test' if verb == 'test' else 'val'}.{data.dataset}"
-        ways.append(f"add {folder / name}" + (f" and give --data.root {folder}" if folder != data.root else ""))
-    if verb == "validate":
+        file = folder / f"{name}.{data.dataset}"
+        ways.append(f"add {file}" + (f" and give --data.root {folder}" if folder != data.root else ""))
+    if name == "val":
         ways.append("hold out training samples in fit with --data.validation N")
     elif app.command.folders:
         option, path = next(iter(app.command.folders.items()))

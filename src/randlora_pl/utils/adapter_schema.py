@@ -1,6 +1,7 @@
 """JSON schema of adapter files, checked on reading so that later code can rely on it."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -95,15 +96,7 @@ class AdapterSchema(TypedDict):
 
 
 def check_format(config: Mapping[str, Any], source: object) -> None:
-    """Refuse an adapter file of another format.
-
-    Args:
-        config: Content of ``adapter_config.json``.
-        source: Path of the adapter, for the message.
-
-    Raises:
-        UserError: The file has another format.
-    """
+    """Refuse an adapter of another format, by the content of its ``adapter_config.json``."""
     version = config.get("format_version")
     if isinstance(version, int) and version != FORMAT_VERSION:
         raise UserError(
@@ -113,37 +106,23 @@ def check_format(config: Mapping[str, Any], source: object) -> None:
 
 
 def check_adapter_schema(config: Mapping[str, Any], source: object) -> None:
-    """Raise an error if a key is missing, a value has the wrong type, or no image can be prepared as stored.
-
-    Args:
-        config: Content of ``adapter_config.json``.
-        source: Path of the adapter, for the message.
+    """Refuse an ``adapter_config.json`` without a key, with a value of another type, or by which no image is prepared.
 
     Raises:
-        UserError: A value does not fit; the message names the first one.
+        UserError: A value does not fit; the message has the first one.
     """
     wrong: Misfit | str | None = misfit(config, AdapterSchema)
     if wrong is None and "task" in (metadata := config.get("metadata", {})):
-        wrong = misfit(metadata, TaskMetadata, "metadata") or _half_character(metadata)
+        wrong = misfit(metadata, TaskMetadata, "metadata")
+        for name in ("classnames", "templates") if wrong is None else ():
+            # Half of a character cannot be encoded; undecodable bytes of a file name (surrogate escapes) can.
+            half = (text for text in metadata[name] if re.search("[\ud800-\udc7f\udd00-\udfff]", text))
+            wrong = wrong or next((Misfit(f"metadata.{name}", text, "text") for text in half), None)
     if wrong is None and (frame := config.get("metadata", {}).get("training", {}).get("frame")):
         problem = ImageSpec.of_values(frame).problem()
         wrong = f"metadata.training.frame has {problem}" if problem else None
     if wrong is not None:
         raise UserError(f"{source} is damaged or was changed: {wrong}. Copy it again, or save it again.")
-
-
-def _half_character(metadata: TaskMetadata) -> Misfit | None:
-    """Return a text that cannot be encoded, or None.
-
-    Undecodable bytes of a file name (surrogate escapes) are allowed.
-    """
-    for name, texts in (("classnames", metadata["classnames"]), ("templates", metadata["templates"])):
-        for text in texts:
-            try:
-                text.encode("utf-8", "surrogateescape")
-            except UnicodeEncodeError:
-                return Misfit(f"metadata.{name}", text, "text")
-    return None
 
 
 OTHER_VERSION = "it was written by another version, is damaged, or was changed"
@@ -153,16 +132,13 @@ OTHER_VERSION = "it was written by another version, is damaged, or was changed"
 def check_arguments(
     function: Callable[..., Any], values: Mapping[str, Any], source: object, hint: str = OTHER_VERSION
 ) -> None:
-    """Raise an error if an argument from a file is unknown to a function or has the wrong type.
+    """Refuse arguments from a file that a function or class does not have, or whose type differs from its annotations.
 
     Args:
         function: A function or class with annotated parameters.
         values: Arguments by name, from JSON or YAML.
         source: File that the values were read from, for the message.
         hint: End of the message.
-
-    Raises:
-        UserError: An argument does not fit; the message names the first one.
     """
     hints = {name: option.annotation for name, option in inspect.signature(function).parameters.items()}
     unknown = next((f"{name} is unknown" for name in values if name not in hints), None)
@@ -172,11 +148,7 @@ def check_arguments(
 
 
 def method_label(config: Mapping[str, Any]) -> str:
-    """Return the names of what trained: ``CoOp``, ``MaPLe + DePT``, ``CoOp + RandLoRA``, or the method alone.
-
-    Args:
-        config: Description of an adapter.
-    """
+    """Return what trained an adapter: ``CoOp``, ``MaPLe + DePT``, ``CoOp + RandLoRA``, or the method alone."""
     arguments = config.get("metadata", {}).get("arguments", {})
     parts = [part["method"] for name in ("prompts", "head") if isinstance(part := arguments.get(name), dict)]
     method = str(config["method"])

@@ -56,11 +56,7 @@ def choose_as_on_cuda() -> Iterator[None]:
 
 
 def forced() -> bool:
-    """Return True if `VARIABLE` is 1.
-
-    Raises:
-        UserError: It is something else than 0 and 1, or it is 1 and triton is not installed.
-    """
+    """Return True if `VARIABLE` is 1; refuse anything else than 0 and 1, and 1 without triton."""
     if VALUE not in ("auto", "0", "1"):
         raise UserError(f"{VARIABLE} is {VALUE!r}. Set 0 or 1, or unset it: then the device decides.")
     if VALUE == "1" and not INSTALLED:

@@ -132,24 +132,15 @@ class ImageSpec:
             return f"the crop_pct {brief(self.crop_pct)}. It must be a number from {LEAST_CROP} to {MOST_CROP}"
         if self.length < 1:
             return f"the crop_pct {self.crop_pct}. For images of {self.size} pixels it must be at most {self.size}"
-        for name, least, most in (("mean", -1e6, 1e6), ("std", 1e-6, 1e6), ("fill", 0, 255)):
+        for name, least, most in (("mean", "-1e6", "1e6"), ("std", "1e-6", "1e6"), ("fill", "0", "255")):
             values = getattr(self, name)
-            if not (
-                isinstance(values, Sequence) and len(values) == 3 and all(_is_number(v, least, most) for v in values)
-            ):
-                above = {"mean": " from -1e6 to 1e6", "std": " from 1e-6 to 1e6", "fill": " from 0 to 255"}[name]
-                return f"the {name} {brief(values)}. It must be three numbers{above}"
+            three = isinstance(values, Sequence) and len(values) == 3
+            if not (three and all(_is_number(value, float(least), float(most)) for value in values)):
+                return f"the {name} {brief(values)}. It must be three numbers from {least} to {most}"
         return ""
 
     def checked(self, owner: str) -> Self:
-        """Return the preprocessing itself.
-
-        Args:
-            owner: Model or file that it belongs to, for the message.
-
-        Raises:
-            UserError: A value is unknown or impossible.
-        """
+        """Return the preprocessing itself, unless a value is unknown or impossible; the error names the ``owner``."""
         if problem := self.problem():
             raise UserError(f"{owner}: its preprocessing of images has {problem}.")
         return self
@@ -164,11 +155,7 @@ MODEL = "model"
 
 
 def read_resize(text: str) -> tuple[str, float]:
-    """Split ``--data.resize``: ``MODE`` or ``MODE:CROP_PCT``; ``model`` is the model's own.
-
-    Raises:
-        UserError: The mode is unknown, or the number is impossible.
-    """
+    """Split ``--data.resize``: ``MODE`` or ``MODE:CROP_PCT``; ``model`` is the model's own. Others are refused."""
     text = str(text)  # YAML reads `longest:` as a mapping
     mode, colon, number = text.partition(":")
     if mode not in RESIZES and text != MODEL:
@@ -181,8 +168,3 @@ def read_resize(text: str) -> tuple[str, float]:
     raise UserError(
         f"--data.resize {brief(text)}: the number behind the colon must lie between {LEAST_CROP} and {MOST_CROP}"
     )
-
-
-def resize_option(resize: str, crop_pct: float) -> str:
-    """Return the value of ``--data.resize``, see `read_resize`."""
-    return resize if crop_pct == 1 else f"{resize}:{crop_pct!r}"

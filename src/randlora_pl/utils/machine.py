@@ -23,21 +23,15 @@ def cache_folder() -> Path:
 Precision = Literal["32", "tf32", "bf16"]
 """float32; float32 with TF32 products on tensor cores; bfloat16 by autocast, as in training with ``bf16-mixed``."""
 
-_AMPERE = (8, 0)
-"""Compute capability of the first GPUs with TF32 and bfloat16 (A100; RTX 30 is 8.6)."""
-
 
 def use_precision(name: Precision, device: Any) -> Any:
-    """Return the autocast context of a precision; ``tf32`` sets the products of the whole process instead.
-
-    Raises:
-        UserError: The device cannot do it.
-    """
+    """Return the autocast context of a precision that the device has; ``tf32`` sets the whole process's products."""
     import torch
 
     if name == "32":
         return torch.autocast(device.type, enabled=False)
-    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < _AMPERE
+    # The first GPUs with TF32 and bfloat16 have compute capability 8.0 (A100; RTX 30 is 8.6).
+    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
     if name == "tf32" and (old or device.type != "cuda"):
         has = torch.cuda.get_device_name(device) if old else f"the device {device}"
         instead = "--precision 32" if old or device.type == "mps" else "--precision bf16 or 32"

@@ -201,26 +201,19 @@ def literal_words(kind: Any) -> list[str]:
 
 def option_types(cls: type) -> dict[str, Any]:
     """Return the types of a class's options by name, with their checks."""
-    return {each.name: _type(cls, each) for each in dataclasses.fields(cls) if each.init}
-
-
-def _type(cls: type, option: "dataclasses.Field[Any]") -> Any:
-    """Return the type of an option; an annotation in quotes is evaluated where it stands."""
-    if not isinstance(option.type, str):
-        return option.type
-    home = next(base for base in cls.__mro__ if option.name in vars(base).get("__annotations__", {}))
-    try:
-        return eval(option.type, vars(sys.modules[home.__module__]))
-    except NameError:  # imported for type checkers only
-        return Any
+    types: dict[str, Any] = {each.name: each.type for each in dataclasses.fields(cls) if each.init}
+    for name, kind in types.items():
+        if isinstance(kind, str):  # in quotes: evaluated where it stands
+            home = next(base for base in cls.__mro__ if name in vars(base).get("__annotations__", {}))
+            try:
+                types[name] = eval(kind, vars(sys.modules[home.__module__]))
+            except NameError:  # imported for type checkers only
+                types[name] = Any
+    return types
 
 
 def check_options(made: Any) -> None:
-    """Refuse an object with an option that does not have its type.
-
-    Raises:
-        UserError: The first such option.
-    """
+    """Refuse an object with an option that does not have its type."""
     for name, kind in option_types(type(made)).items():
         if wrong := misfit(getattr(made, name), kind, name):
             hint = near(wrong.value, literal_words(kind), 1) if isinstance(wrong.value, str) else ""
@@ -238,9 +231,8 @@ def check_declaration(cls: type) -> None:
     if "__init__" in vars(cls):
         raise TypeError(f"{cls.__name__} has a constructor. Declare its options in the class: `rank: int = 4`.")
     own = vars(cls).get("__annotations__", {})
-    inherited = {
-        each.name for base in cls.__mro__[1:] if dataclasses.is_dataclass(base) for each in dataclasses.fields(base)
-    }
+    bases = [base for base in cls.__mro__[1:] if dataclasses.is_dataclass(base)]
+    inherited = {each.name for base in bases for each in dataclasses.fields(base)}
     if plain := [name for name in vars(cls) if name in inherited and name not in own]:
         raise TypeError(f"{cls.__name__}.{plain[0]} is an option: give its type, too, as in `{plain[0]}: int = 4`.")
 
@@ -291,11 +283,7 @@ class Declared(metaclass=NamedOptions):
 
 
 def check_rank_or_error(rank: int | None, error: float | None) -> None:
-    """Raise an error unless exactly one of rank and error is given, in its range.
-
-    Raises:
-        UserError: Both or neither are given, or the value is out of range.
-    """
+    """Raise a `UserError` unless exactly one of rank and error is given, in its range."""
     if (rank is None) == (error is None):
         raise UserError(
             "Pass either --rank K or --error E (relative, in the Frobenius norm), for example --error 0.05."

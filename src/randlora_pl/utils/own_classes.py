@@ -33,11 +33,18 @@ def import_named(name: str, where: str = "--import") -> ModuleType:
         where: Option or place that names it, for messages.
 
     Raises:
-        UserError: The module does not exist, or its code fails.
+        UserError: The module does not exist, is hidden by another one, or its code fails.
     """
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
         raise UserError(f"{where}: {brief(name)} is not the name of a module. Give mine for the file mine.py.")
-    _add_working_folder(name.partition(".")[0], where)
+    top, folder = name.partition(".")[0], Path.cwd()
+    if not {"", str(folder)} & set(sys.path):  # last, where it hides no installed package
+        sys.path.append(str(folder))
+    own = next((file for file in (folder / f"{top}.py", folder / top / "__init__.py") if file.is_file()), None)
+    spec = find_spec(top) if own is not None and top not in sys.modules else None
+    found = spec.origin if spec is not None else getattr(sys.modules.get(top), "__file__", None)
+    if own is not None and found is not None and own.resolve() != Path(found).resolve():
+        raise UserError(f"{where}: {own.name if own.parent == folder else top} is hidden by {found}. Rename it.")
     _named[name] = imported(name, where)
     return _named[name]
 
@@ -59,18 +66,6 @@ def imported(name: str, where: str) -> ModuleType:
         place = f" ({frame.filename}, line {frame.lineno})" if frame and "importlib" not in frame.filename else ""
         what = f"{type(error).__name__}: {first_line(error)}{place}"
         raise UserError(f"{where}: importing {name} fails: {what}.") from error
-
-
-def _add_working_folder(top: str, where: str) -> None:
-    """Append the working folder to the path, where it hides no installed package."""
-    folder = Path.cwd()
-    if not {"", str(folder)} & set(sys.path):
-        sys.path.append(str(folder))
-    own = next((file for file in (folder / f"{top}.py", folder / top / "__init__.py") if file.is_file()), None)
-    spec = find_spec(top) if own is not None and top not in sys.modules else None
-    found = spec.origin if spec is not None else getattr(sys.modules.get(top), "__file__", None)
-    if own is not None and found is not None and own.resolve() != Path(found).resolve():
-        raise UserError(f"{where}: {own.name if own.parent == folder else top} is hidden by {found}. Rename it.")
 
 
 def is_importable(top: str) -> bool:
@@ -109,12 +104,7 @@ def path_of(kind: type) -> str:
 
 
 def parent_among(kind: type, known: Collection[str]) -> str | None:
-    """Return the nearest class among a class and its parents that this program has; None if there is none.
-
-    Args:
-        kind: The class.
-        known: Names of classes of this program.
-    """
+    """Return the nearest among a class and its parents whose name this program knows; None if there is none."""
     return next((each.__name__ for each in kind.__mro__ if not is_own(each) and each.__name__ in known), None)
 
 
@@ -147,28 +137,14 @@ class Registry:
         self._classes: dict[str, type] = {}
 
     def register(self, kind: type[Kind], base: type[Kind], built_in: Collection[str]) -> None:
-        """Add a class.
-
-        Args:
-            kind: The class.
-            base: Its required base class.
-            built_in: Names of the classes of this program.
-
-        Raises:
-            UserError: It has another base, or the name of a class of this program.
-        """
+        """Add a class with the required base, and with a name that none of the ``built_in`` classes has."""
         self._classes[path_of(kind)] = self._checked(kind, base, built_in)
 
     def find(self, path: str, base: type[Kind], built_in: Collection[str]) -> type[Kind]:
         """Return a class by its import path. Nothing is imported but an entry point.
 
-        Args:
-            path: Import path.
-            base: Required base class.
-            built_in: Names of the classes of this program.
-
         Raises:
-            UserError: The class is not known, or has another base or a taken name.
+            UserError: The class is not known, or has another base than this or the name of a ``built_in`` class.
         """
         module, _, name = path.rpartition(".")
         found = self._classes.get(path)
@@ -176,7 +152,7 @@ class Registry:
             found = getattr(there, name, None)
             if found is None:
                 raise UserError(f"The module {module} has no {self.what} {name}.")
-        if found is None and path in self._entries():
+        if found is None and path in _entry_paths(self.group, tuple(sys.path)):
             found = getattr(imported(module, f"The entry point {path}"), name, None)
         if found is None and not module:
             raise UserError(f"{path!r} is not the import path of a {self.what}.", "The file is damaged or was changed.")
@@ -189,11 +165,7 @@ class Registry:
 
     def paths(self) -> list[str]:
         """Return the import paths of the registered classes and of the entry points."""
-        return [*self._classes, *self._entries()]
-
-    def _entries(self) -> set[str]:
-        """Return the import paths of the entry points of this kind."""
-        return _entry_paths(self.group, tuple(sys.path))
+        return [*self._classes, *_entry_paths(self.group, tuple(sys.path))]
 
     def _checked(self, kind: object, base: type[Kind], built_in: Collection[str]) -> type[Kind]:
         """Return a class if it has the required base and a free name."""
@@ -220,11 +192,7 @@ def registered(path: str) -> bool:
 
 
 def path_by_name(name: str) -> str | None:
-    """Return the import path of a class from outside by its name alone; None if none is known.
-
-    Args:
-        name: Name of the class.
-    """
+    """Return the import path of a class from outside by its name alone; None if none is known."""
     named = [f"{module}.{name}" for module, there in named_modules().items() if isinstance(vars(there).get(name), type)]
     every = [*named, *METHODS.paths(), *TASKS.paths()]
     return next((path for path in every if path.rpartition(".")[2] == name), None)

@@ -28,27 +28,14 @@ from randlora_pl.utils.errors import UserError, brief, errors_in, near
 from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.files.run_files import ADAPTER, CONFIG
 from randlora_pl.utils.files.weights_files import base_arguments
-from randlora_pl.utils.image_spec import resize_option
-from randlora_pl.utils.own_classes import (
-    import_named,
-    is_importable,
-    is_own,
-    named_modules,
-    registered,
-)
+from randlora_pl.utils.own_classes import import_named, is_importable, is_own, named_modules, registered
 
 if TYPE_CHECKING:
     from randlora_pl.adapters import Adapter
 
-_LIBRARIES = ("randlora_pl", "lightning")
-"""Packages with classes that any config may name."""
-
 
 def import_classes(command: Command) -> None:
-    """Import the modules of classes from outside that a command or its configs name.
-
-    Args:
-        command: What the user typed and the configs that the user named, without any config of a run or adapter.
+    """Import the modules of classes from outside that the user typed, or that configs name which the user named.
 
     Raises:
         UserError: A module does not exist, or its code fails.
@@ -113,15 +100,11 @@ def _paths(option: str, value: Any, any_text: bool) -> Iterator[tuple[str, str]]
 
 def _outside(path: Any) -> bool:
     """Return True if a value is the import path of a class that neither this program nor Lightning has."""
-    return isinstance(path, str) and "." in path and path.partition(".")[0] not in _LIBRARIES
+    return isinstance(path, str) and "." in path and path.partition(".")[0] not in ("randlora_pl", "lightning")
 
 
 def check_own_options(kind: type, options: Mapping[str, Any], file: Path) -> None:
-    """Refuse a text from a file for an option that is a class or a function, which the parser would import.
-
-    Raises:
-        UserError: There is one.
-    """
+    """Refuse a text from a file for an option that is a class or a function, which the parser would import."""
     for name, option in inspect.signature(kind).parameters.items():
         if not is_plain(option.annotation) and any("." in text for text in _texts(options.get(name))):
             raise UserError(f"{file}: {name} is {brief(options[name])}, which a file cannot hold: it was changed.")
@@ -214,7 +197,9 @@ def adapter_config(folder: Path) -> Tree:
     frame = metadata.get("training", {}).get("frame", {})
     data = {name: frame[name] for name in ("mean", "std", "interpolation", "background") if name in frame}
     data |= {"templates": metadata["templates"]} if metadata.get("typed_templates") else {}
-    data |= {"resize": resize_option(frame["resize"], frame["crop_pct"])} if frame else {}
+    if frame:  # as `read_resize` reads it
+        resize, crop_pct = frame["resize"], frame["crop_pct"]
+        data["resize"] = resize if crop_pct == 1 else f"{resize}:{crop_pct!r}"
     model = {"class_path": task, "init_args": arguments | {"adapter": plain(adapter)}}
     return {"model": model} | ({"data": data} if data else {})
 
@@ -239,32 +224,22 @@ def config_beside(adapter: Path) -> Path | None:
 def data_beside(file: Path) -> Tree:
     """Return the data options of a config and its seed, which selects the images; all other parts are left out.
 
-    Args:
-        file: The config, see `config_beside`.
-
     Raises:
         UserError: The file is not a config, or a data option is anything but a plain value or a list of such.
     """
-    tree = read_config(file)
+    tree, plain = read_config(file), str | int | float
     data = tree.get("data")
-    wrong = None if data is None else "data" if not isinstance(data, dict) else _not_plain(data)
-    if wrong is not None:
+    wrong = [] if isinstance(data, dict | None) else ["data"]
+    for name, value in data.items() if isinstance(data, dict) else ():
+        known = isinstance(name, str) and name.isidentifier() and name not in CLASS_KEYS
+        parts = value if isinstance(value, list) else [] if value is None else [value]
+        if not (known and all(isinstance(part, plain) for part in parts)):
+            wrong.append(f"data.{name}")
+    if wrong:
         raise UserError(
-            f"{file}: {wrong} is not a plain value. Next to an adapter only plain data options are read; if you trust "
-            f"all of the file, pass it: --config {file}"
+            f"{file}: {wrong[0]} is not a plain value. Next to an adapter only plain data options are read; if you "
+            f"trust all of the file, pass it: --config {file}"
         )
     found: Tree = {"data": data} if data else {}
-    return found | ({"seed_everything": tree["seed_everything"]} if _plain(tree.get("seed_everything")) else {})
-
-
-def _not_plain(data: dict[Any, Any]) -> str | None:
-    """Return the name of the first option that is not a plain value; None if all are plain."""
-    for name, value in data.items():
-        plain = value is None or all(map(_plain, value if isinstance(value, list) else [value]))
-        if not (plain and isinstance(name, str) and name.isidentifier() and name not in CLASS_KEYS):
-            return f"data.{name}"
-    return None
-
-
-def _plain(value: Any) -> bool:
-    return isinstance(value, str | int | float)
+    seed = tree.get("seed_everything")
+    return found | ({"seed_everything": seed} if isinstance(seed, plain) else {})

@@ -1,11 +1,8 @@
 """Needs of a command beside its options: the dataset of its data folder, a base model, files and packages."""
 
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 from randlora_pl.data.catalog.registry import CATALOG, default_root, find, may_be_read, present
-from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.locations import root_of
 from randlora_pl.data.own_format import format_of, formats_of
 from randlora_pl.data.validate import check_trains
@@ -13,14 +10,8 @@ from randlora_pl.run.options.classes import data_class, options_of, takes_texts,
 from randlora_pl.run.options.compose import Command
 from randlora_pl.utils.errors import UserError
 
-TOY = "tiny"
-"""Base model that is used only if it is named."""
-
 LOGGERS = {"wandb": "wandb", "mlflow": "mlflow"}
 """Package of each logger that is not always installed, which is the name of its extra, too."""
-
-BASES = "--config clip_vitb32, clip_vitl14 or dinov2_vitb14, or tiny_clip, a toy for images of 32 pixels"
-"""Some configs with a base model, for messages."""
 
 
 def choose_dataset(command: Command) -> None:
@@ -35,48 +26,30 @@ def choose_dataset(command: Command) -> None:
     if root is None or "data.dataset" in command.values or (named is not None and not alone):
         return
     kind, place = data_class(task_of(str(flat.get("model")))).__name__, root_of(str(root))
-    found = images_in(place, named) if kind == "ImageData" else _texts_in(place, kind == "LabelledTexts") or named
+    if kind != "ImageData":
+        formats = ("jsonl", "csv") if kind == "LabelledTexts" else ("jsonl",)
+        own = [name for name in formats if place.suffix == f".{name}" or (place / f"train.{name}").is_file()]
+        if len(own) > 1:
+            hint = "Choose: --data.dataset jsonl or --data.dataset csv"
+            raise UserError(f"{place} has train.jsonl and train.csv.", hint)
+        found = own[0] if own else named
+    elif named is None:
+        found = format_of(place) if place.exists() or any(formats_of(place)) else "folder"  # whose error has the layout
+    else:  # the named one if it can be there, else the format that the files have
+        row = CATALOG.get(named)
+        fits = row is None or row.own or (row.layout and (present(row, place) or not any(formats_of(place))))
+        found = named if fits else format_of(place)
     if found is not None:
         command.config["data"] = command.config.get("data", {}) | {"dataset": found}
 
 
-def images_in(root: Path, named: str | None = None) -> str:
-    """Return the dataset of a root: the named one if it can be there, else the format that the files have.
-
-    Args:
-        root: Folder, file, pattern or URL.
-        named: Dataset of a config, if any.
-
-    Raises:
-        UserError: The files fit no format and no dataset is named, or they fit several.
-    """
-    if named is None:
-        return format_of(root) if root.exists() or any(formats_of(root)) else "folder"  # whose error has the layout
-    row = CATALOG.get(named)
-    has_files = row is None or row.own or bool(row.layout)
-    there = row is None or row.own or present(row, root)
-    return named if has_files and (there or not any(formats_of(root))) else format_of(root)
-
-
-def _texts_in(root: Path, labelled: bool) -> str | None:
-    """Return the format of a user's own texts, None for other files."""
-    kinds = ("jsonl", "csv") if labelled else ("jsonl",)
-    found = [kind for kind in kinds if root.suffix == f".{kind}" or (root / f"train.{kind}").is_file()]
-    if len(found) > 1:
-        raise UserError(f"{root} has train.jsonl and train.csv.", "Choose: --data.dataset jsonl or --data.dataset csv")
-    return found[0] if found else None
-
-
 def check_base(command: Command) -> None:
-    """Refuse a command whose base model would be the toy, which it does not name.
-
-    Raises:
-        UserError: No base model is named; the message has some.
-    """
+    """Refuse a command whose base model would be the toy, which it does not name."""
     flat = command.flat()
     task = task_of(str(flat.get("model")))
-    if task and options_of(task)["name"].default == TOY and flat.get("model.name") is None:
-        raise UserError(f"{command.verb} needs a base model.", f"Add {BASES}. All models: randlora-pl models")
+    if task and options_of(task)["name"].default == "tiny" and flat.get("model.name") is None:
+        bases = "--config clip_vitb32, clip_vitl14 or dinov2_vitb14, or tiny_clip, a toy for images of 32 pixels"
+        raise UserError(f"{command.verb} needs a base model.", f"Add {bases}. All models: randlora-pl models")
 
 
 def check_here(command: Command) -> None:
@@ -88,24 +61,7 @@ def check_here(command: Command) -> None:
     flat = command.flat()
     check_loggers(flat.get("run.logger", "none"))
     row = None if takes_texts(task_of(str(flat["model"]))) else find(str(flat.get("data.dataset", "digits")))
-    _check_root(row, flat.get("data.root"))
-    if command.verb == "fit" and row is not None:
-        check_trains(row, flat.get("data.shots_file"))
-
-
-def check_loggers(names: str | list[str]) -> None:
-    """Refuse a logger whose package is not installed.
-
-    Raises:
-        UserError: The message has the command to install the package.
-    """
-    for name in names if isinstance(names, list) else [names]:
-        if (package := LOGGERS.get(name)) and find_spec(package) is None:
-            raise UserError(f"--run.logger {name} needs a package: pip install '.[{package}]' in the checkout")
-
-
-def _check_root(row: DatasetSpec | None, typed: Any) -> None:
-    """Refuse a path of the data that does not exist."""
+    typed = flat.get("data.root")
     root = default_root() if typed is None else root_of(str(typed))
     if row is not None and not row.own:
         if not present(row, root):
@@ -115,3 +71,12 @@ def _check_root(row: DatasetSpec | None, typed: Any) -> None:
     elif typed is not None and not root.exists() and not (row and may_be_read(row, root)):
         layout = row.layout if row else "a file of texts, or its folder"
         raise UserError(f"The data folder {typed} does not exist; expected {layout}. Set it with --data.root PATH")
+    if command.verb == "fit" and row is not None:
+        check_trains(row, flat.get("data.shots_file"))
+
+
+def check_loggers(names: str | list[str]) -> None:
+    """Refuse a logger whose package is not installed; the message has the command to install it."""
+    for name in names if isinstance(names, list) else [names]:
+        if (package := LOGGERS.get(name)) and find_spec(package) is None:
+            raise UserError(f"--run.logger {name} needs a package: pip install '.[{package}]' in the checkout")

@@ -28,12 +28,6 @@ if TYPE_CHECKING:
 
 Logger = Literal["tensorboard", "csv", "wandb", "mlflow", "none"]
 
-CALLBACK_GROUPS = {
-    "checkpoint": "AdapterCheckpoint",
-    "gradient_flow": "GradientFlow",
-    "spectrum": "UpdateSpectrum",
-    "unseen_gradient": "UnseenGradient",
-}
 _WHAT = {"model": "task", "model.adapter": "adapter", "model.adapter.inner": "adapter"}
 _WHAT |= {"model.prompts": "prompt learner", "model.head": "head", "model.regulation": "regulation"}
 """Name of what each option of `CLASSES` chooses, for messages."""
@@ -55,14 +49,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Option:
-    """Option of a class.
-
-    Attributes:
-        owner: The class.
-        name: Name of the option.
-        kind: Its type, with its checks.
-        default: Its default, or `inspect.Parameter.empty`.
-    """
+    """Option of a class: its type with its checks, and its default or `inspect.Parameter.empty`."""
 
     owner: type
     name: str
@@ -222,10 +209,9 @@ def own_task(name: str) -> "type[AdaptationTask] | None":
 
 
 def task_of(path: str) -> "type[AdaptationTask] | None":
-    """Return the task that a config names; None for another class, and for one from outside that is not imported.
+    """Return the task that a config names; None for another class.
 
-    Args:
-        path: Name or import path. A task from outside is imported already, or is an entry point.
+    A task from outside is imported already, or is an entry point; else it is None, too.
     """
     inside = "." not in path or path.startswith("randlora_pl.")
     if inside and (found := own_task(path.rpartition(".")[2])):
@@ -252,9 +238,7 @@ def is_text_task(task: str | None) -> bool:
 def rate_name(method: str, task: str | None) -> str:
     """Return the option with a method's learning rate: of a linear probe the head's, of `Frozen` the prompts'.
 
-    Args:
-        method: Name of the method.
-        task: Name of the task class, None for a class outside this project. A text task has the adapter's for its head.
+    A text task has the adapter's for its head. A task or method from outside is None or has another name.
     """
     kind: Any = classes("model.adapter").get(method)
     return "learning_rate" if kind is None or is_text_task(task) else str(kind.rate_option)
@@ -266,11 +250,9 @@ def method_with(trait: str, value: object) -> str:
 
 
 def options_by_group(names: dict[str, str | None], data: type) -> dict[str, dict[str, Option] | None]:
-    """Return the options of a command by group; None for a class from outside, whose options are not checked here.
+    """Return the options of a command by group, for names of classes by option of `CLASSES` and the class of the data.
 
-    Args:
-        names: Names of the classes by option of `CLASSES`; None for a class from outside.
-        data: Class of the data.
+    Both names and options are None for a class from outside, whose options are not checked here.
     """
     from lightning.pytorch import Trainer
 
@@ -286,7 +268,9 @@ def options_by_group(names: dict[str, str | None], data: type) -> dict[str, dict
 
 def callback_classes() -> dict[str, type]:
     """Return the callbacks whose options are a group of their own."""
-    return {group: getattr(_room("run.callbacks"), name) for group, name in CALLBACK_GROUPS.items()}
+    room = _room("run.callbacks")
+    kinds = {"checkpoint": room.AdapterCheckpoint, "gradient_flow": room.GradientFlow, "spectrum": room.UpdateSpectrum}
+    return kinds | {"unseen_gradient": room.UnseenGradient}
 
 
 def takes_texts(task: "type[AdaptationTask] | None") -> bool:

@@ -33,13 +33,8 @@ ALIASES = {"trainer.max_epochs": "data.epochs", "trainer.max_steps": "data.steps
 def alias(option: str, value: object, other: Mapping[str, Any]) -> str:
     """Return our option for one of Lightning's, where both mean the same; any other option is returned unchanged.
 
-    Beside a length of the data, ``max_steps`` is a limit, and 1 is the ``max_epochs`` of every run. Zero is always
-    ours, which is refused.
-
-    Args:
-        option: Option, such as ``trainer.max_steps``.
-        value: Its value, typed or from a config.
-        other: Options given with it, by the same names.
+    Beside a length of the data among the ``other`` options, ``max_steps`` is a limit, and 1 is the ``max_epochs`` of
+    every run. Zero is always ours, which is refused.
     """
     positive = re.fullmatch(r"[1-9]\d*", str(value)) is not None
     alone = all(other.get(name) in (None, "null") for name in ALIASES.values())
@@ -62,17 +57,9 @@ def with_our_length(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_other_length(data: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """Return data options without the epochs (or steps) that later options replace by steps (or epochs).
-
-    Args:
-        data: Data options of a config, such as the resolved one of a run, which always has a length.
-        later: Data options that override them; a typed null is still text.
-    """
-    replaced = {
-        other
-        for one, other in (("steps", "epochs"), ("epochs", "steps"))
-        if later.get(one) not in (None, "null") and later.get(other) in (None, "null")
-    }
+    """Return data options without the epochs (or steps) that later options replace by steps (or epochs)."""
+    given = {name for name in ("steps", "epochs") if later.get(name) not in (None, "null")}  # a typed null is text
+    replaced = {"steps", "epochs"} - given if given else set()
     return {name: value for name, value in data.items() if name not in replaced}
 
 
@@ -84,20 +71,14 @@ INNER, LISTED = "inner", "parts"
 """Arguments of an adapter that are an adapter and a list of adapters."""
 LISTS = (f"model.adapter.{LISTED}", f"model.adapter.{INNER}.{LISTED}")
 """Options with a list of classes as value."""
-_MAY_BE_NONE = ("model.head", "model.regulation")
 CLASS_KEYS = frozenset({"class_path", "init_args", "dict_kwargs"})
 """Keys by which a config builds an object of any class."""
-_GROUPS = ("data", "trainer", "run", "checkpoint", "gradient_flow", "spectrum", "unseen_gradient")
 
 
 def normalize(tree: Tree) -> Tree:
-    """Return the same config with every class as ``{class_path: NAME, init_args: {...}}``, and no empty sections.
-
-    Raises:
-        UserError: A section or a class has another type.
-    """
+    """Return the same config with every class as ``{class_path: NAME, init_args: {...}}``, and no empty sections."""
     tree = {key: value for key, value in _mapping("a config", tree).items() if value is not None}
-    for group in _GROUPS:
+    for group in ("data", "trainer", "run", "checkpoint", "gradient_flow", "spectrum", "unseen_gradient"):
         if group in tree:
             _mapping(group, tree[group])
     if "model" in tree:
@@ -116,7 +97,7 @@ def _as_class(option: str, value: Any) -> Tree:
     for name in set(arguments) & set(_inside(option)):
         if arguments[name] is not None:
             arguments[name] = _as_class(f"{option}.{name}", arguments[name])
-        elif f"{option}.{name}" not in _MAY_BE_NONE:
+        elif f"{option}.{name}" not in ("model.head", "model.regulation"):
             del arguments[name]
     if option.startswith("model.adapter") and isinstance(arguments.get(LISTED), list):
         arguments[LISTED] = [_as_class(f"{option}.{LISTED}", each) for each in arguments[LISTED]]
@@ -139,11 +120,9 @@ def _mapping(what: str, value: Any, other: str = "") -> Tree:
 
 
 def with_default_classes(tree: Tree, typed: Iterable[str] = ()) -> Tree:
-    """Return a config with the classes that its task takes by default, whose options then need no class.
+    """Return a normalized config with the classes that its task takes by default, whose options then need no class.
 
-    Args:
-        tree: A normalized config.
-        typed: Short names of typed options, which may belong to a class that no default has.
+    Typed options, by short names, may belong to a class that no default has.
     """
     model = tree.get("model", {})
     if (task := task_of(str(model.get("class_path")))) is None:
@@ -232,12 +211,7 @@ def read_config(file: Path) -> Tree:
 def merge(old: Any, new: Any, key: str = "") -> Any:
     """Return ``old`` overridden by ``new``: mappings merge, everything else is replaced; a new class starts afresh.
 
-    The model is the exception: another task keeps the name, the adapter and so on.
-
-    Args:
-        old: The present value, with class names in ``class_path``.
-        new: The value that overrides it.
-        key: Dotted path of the two, for the exception.
+    The model is the exception, by its dotted path ``key``: another task keeps the name, the adapter and so on.
     """
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return new
@@ -285,12 +259,7 @@ def short_name(option: str) -> str:
 
 
 def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
-    """Sort the words behind a verb and read the config files.
-
-    Args:
-        verb: ``fit``, ``validate`` or ``test``.
-        args: The words behind it.
-        defaults: Config that the first config file is merged into.
+    """Sort the words behind ``fit``, ``validate`` or ``test``, and merge the config files into the defaults.
 
     Raises:
         UserError: A word that is not an option, a missing value, an unreadable file.

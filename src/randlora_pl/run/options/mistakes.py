@@ -57,11 +57,6 @@ if TYPE_CHECKING:
 Groups = dict[str, dict[str, Option] | None]  # None: a class from outside, whose options are not checked here
 
 _KINDS = {"ImageData": "images", "TextData": "prompts and completions", "LabelledTexts": "labelled texts"}
-_SAME = {"cutoff": "max_length", "max_length": "cutoff"}
-"""Data options with the same meaning for another kind of data."""
-_NEEDS = {"label_smoothing": "a softmax over all classes"}
-"""Options of some image tasks, and the feature that only these tasks have."""
-
 
 IN_CONFIGS = {"seed_everything", "ckpt_path", "from_adapter", "from_form"}
 SINGLE = {*IN_CONFIGS, "print_config", "config", "help", "h", "help-all"}
@@ -79,16 +74,9 @@ _VALIDATED = {
 }
 """Metrics that a validation logs, by the data of the task."""
 
-MOST_PARTS = 10**6
-"""Most micro-batches per optimizer step: sampled indices are counted in 64 bits."""
-
 
 def check_names(command: Command) -> None:
-    """Check names and values of a command, and correct the spelling of classes.
-
-    Raises:
-        UserError: The first mistake.
-    """
+    """Refuse the first mistake in names and values of a command, and correct the spelling of classes."""
     for _, error in mistakes(command):
         raise error
 
@@ -124,16 +112,13 @@ def mistakes(command: Command) -> Iterator[Mistake]:
             wrong.add(key)
             yield key, error
     flat = {key: value for key, value in flat.items() if key not in wrong}
-    yield from _caught("print_config", partial(_check_flags, command.values.get("print_config", "")))
-    seed = flat.get("seed_everything", 0)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        what = f"--seed_everything is {brief(seed)}: give a whole number from 0 to {2**32 - 1}."
-        yield "seed_everything", UserError(what)
-    yield from _caught("from_form", partial(check_form, flat))
-    yield from _caught("trainer", partial(_check_trainer, flat))
+    for key, what in _wrong_values(flat, command.values.get("print_config", "")):
+        yield key, UserError(what)
     for found in _caught("data.dataset", partial(_check_dataset, task, flat.get("data.dataset"))):
         del flat["data.dataset"]
         yield found
+    if flat.get("trainer.max_epochs", 1) != 1:
+        yield from _caught("trainer", partial(check_epochs, flat["trainer.max_epochs"]))
     values = {name: flat[f"data.{name}"] for name in options_of(data_class(task)) if f"data.{name}" in flat}
     yield from _caught("data", partial(data_class(task), **values))
     if task and not takes_texts(task):
@@ -152,33 +137,36 @@ def _caught(key: str, check: Callable[[], object]) -> Iterator[Mistake]:
         yield named[1] if named else key, error
 
 
-def _check_flags(typed: str) -> None:
-    for flag in filter(None, typed.split(",")):
+def _wrong_values(flat: dict[str, Any], flags: str) -> Iterator[tuple[str, str]]:
+    """Yield values that have their type and are wrong: Lightning fails at them, or would start thousands of processes.
+
+    A LoRA to start from has a known place, and excludes a checkpoint.
+    """
+    for flag in filter(None, flags.split(",")):
         if flag not in ("skip_default", "skip_null", "skip_unset", "comments"):
-            hint = near(flag, ("skip_default",))
-            raise UserError(
-                f"--print_config={flag} is unknown.{hint} Use --print_config or --print_config=skip_default"
-            )
-
-
-def _check_trainer(flat: dict[str, Any]) -> None:
-    """Refuse numbers that Lightning accepts and fails at, or that would start thousands of processes."""
-    parts = flat.get("trainer.accumulate_grad_batches")
-    if isinstance(parts, int) and not 1 <= parts <= MOST_PARTS:
-        raise UserError(
-            f"--trainer.accumulate_grad_batches is {brief(parts)}: give a whole number from 1 to {MOST_PARTS:,}."
-        )
+            use = f"{near(flag, ('skip_default',))} Use --print_config or --print_config=skip_default"
+            yield "print_config", f"--print_config={flag} is unknown.{use}"
+    seed = flat.get("seed_everything", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        yield "seed_everything", f"--seed_everything is {brief(seed)}: give a whole number from 0 to {2**32 - 1}."
+    form, lora = flat.get("from_form", FORMS[0]), flat.get("from_adapter")
+    if form not in FORMS:
+        yield "from_form", f"--from-form is {brief(form)}.{near(str(form), FORMS)} Set {' or '.join(FORMS)}."
+    elif form != FORMS[0] and lora is None:  # a printed config has the default
+        yield "from_form", "--from-form needs a LoRA to start from. Add --from-adapter RUN, or remove it."
+    if flat.get("ckpt_path") is not None and lora is not None:
+        yield "ckpt_path", "--ckpt_path continues a run, and --from-adapter starts a new one. Remove one of them."
+    key, most = "trainer.accumulate_grad_batches", 10**6  # sampled indices are counted in 64 bits
+    parts = flat.get(key)
+    if isinstance(parts, int) and not 1 <= parts <= most:
+        yield key, f"--{key} is {brief(parts)}: give a whole number from 1 to {most:,}."
     if str(flat.get("trainer.precision")) in ("64", "64-true"):
-        raise UserError(
-            "--trainer.precision 64 does not fit images, which are float32: leave it out, or give bf16-mixed."
-        )
-    if flat.get("trainer.max_epochs", 1) != 1:
-        check_epochs(flat["trainer.max_epochs"])
+        what = "--trainer.precision 64 does not fit images, which are float32: leave it out, or give bf16-mixed."
+        yield "trainer.precision", what
     devices, most = flat.get("trainer.devices"), max(16, 2 * (os.cpu_count() or 1))
     if isinstance(devices, int) and devices > most:
-        raise UserError(
-            f"--trainer.devices is {brief(devices)}: each is a process; give at most {most} on this machine."
-        )
+        what = f"--trainer.devices is {brief(devices)}: each is a process; give at most {most} on this machine."
+        yield "trainer.devices", what
 
 
 def _check_dataset(task: "type[AdaptationTask] | None", typed: Any) -> None:
@@ -212,11 +200,7 @@ def _check_monitor(task: "type[AdaptationTask] | None", flat: dict[str, Any]) ->
 
 
 def check_option(command: Command, key: str, groups: Groups, typed: bool) -> None:
-    """Refuse an option or a key of a config that does not exist.
-
-    Raises:
-        UserError: The option is unknown; the message has its file, and near names.
-    """
+    """Refuse an option or a key of a config that does not exist; the message has its file, and near names."""
     parts = (short_name(key) if key.startswith("model") else key.rstrip("+")).split(".")  # others have a fixed class
     if key in IN_CONFIGS or (typed and (parts[0] in SINGLE or parts[-1] == "help")):
         return
@@ -228,8 +212,8 @@ def check_option(command: Command, key: str, groups: Groups, typed: bool) -> Non
         if not rest or known is None or rest[0] in known:
             return
     where = file_with(command, key)
-    if where and (verb := verb_of(where)):
-        raise UserError(f"{where} describes several runs, not one: randlora-pl {verb} {shlex.quote(str(where))}")
+    if where and "methods" in read_config(where):
+        raise UserError(f"{where} describes several runs, not one: randlora-pl sweep {shlex.quote(str(where))}")
     what = f"Unknown key {shortened(key, 80)} in {where}." if where else f"Unknown option --{shortened(key, 80)}."
     raise UserError(
         f"{what}{_suggest(group, rest or parts, groups)} All options: randlora-pl {command.verb} --help-all"
@@ -253,20 +237,20 @@ def _suggest(group: str, rest: list[str], groups: Groups) -> str:
         known_data = {data.__name__: options_of(data) for data in map(data_class, classes("model").values())}
         kinds = [kind for name, kind in _KINDS.items() if rest[0] in known_data[name]]
     if group == "data" and kinds:
-        same = _SAME.get(rest[0])
-        return (
-            f" It is one of {' and of '.join(kinds)}{f'; here --data.{same}' if same in (groups[group] or ()) else ''}."
-        )
-    if group == "model" and rest[0] in _NEEDS:
+        same = {"cutoff": "max_length", "max_length": "cutoff"}.get(rest[0])
+        here = f"; here --data.{same}" if same in (groups[group] or ()) else ""
+        return f" It is one of {' and of '.join(kinds)}{here}."
+    if (group, rest[0]) == ("model", "label_smoothing"):
         tasks = classes("model").items()
         fits = [name for name, task in tasks if rest[0] in options_of(task) and not takes_texts(task)]
-        return f" It needs {_NEEDS[rest[0]]}: --model {' or '.join(fits)}."
-    if "inner" in (groups.get(group) or ()) and rest[0] in options_of(classes(group)[method_with("inside", True)]):
-        return f" Did you mean --{group}.inner.{rest[0]}?"
-    if LISTED in (groups.get(group) or ()) and rest[0] in options_of(classes(group)[method_with("inside", True)]):
-        return (
-            f" It belongs to one of the parts: --{group}.{LISTED} '[{{class_path: LoRA, {rest[0]}: ...}}, RandLoRA]'."
-        )
+        return f" It needs a softmax over all classes: --model {' or '.join(fits)}."
+    if {INNER, LISTED} & {*(groups.get(group) or ())} and rest[0] in options_of(
+        classes(group)[method_with("inside", True)]
+    ):
+        if INNER in (groups[group] or ()):
+            return f" Did you mean --{group}.{INNER}.{rest[0]}?"
+        parts = f"'[{{class_path: LoRA, {rest[0]}: ...}}, RandLoRA]'"
+        return f" It belongs to one of the parts: --{group}.{LISTED} {parts}."
     if (group, rest[0]) == ("model.adapter", "match"):
         return " It chooses the size of an update. This method has none, because it trains the model's own tensors."
     known = classes(group) if group in CLASSES else {}
@@ -309,13 +293,10 @@ def check_value(command: Command, key: str, option: Option, value: Any) -> Any:
     """Return the value of an option, a number in quotes as a number; refuse one that does not have the option's type.
 
     Args:
-        command: The command.
+        command: The command; the message has the line of its config, where the option is not typed.
         key: Short name of the option.
         option: Its declaration.
         value: Its value, as YAML reads it.
-
-    Raises:
-        UserError: The value has another type; the message has the line of a config.
     """
     typed, kind = command.values.get(key), option.type
     number = parse_value(value) if isinstance(value, str) else value
@@ -327,7 +308,12 @@ def check_value(command: Command, key: str, option: Option, value: Any) -> Any:
     if isinstance(number, int | float) and misfit(number, kind) is None:
         return number
     if typed is not None and typed[:1] in ("[", "{"):
-        _check_yaml(key, typed)
+        try:
+            parse_yaml(typed)
+        except yaml.YAMLError as error:
+            what = f"--{key} is not valid YAML: {getattr(error, 'problem', None) or error}."
+            hint = "Put single quotes inside, in which a backslash is itself: \"['.*attn\\.(q|v)']\""
+            raise UserError(what, hint * ("\\" in typed)) from None
     shown = typed if typed is not None and wrong.name == key else str(wrong.value)
     hint = near(shown, literal_words(kind), 1)
     wanted = wrong.wanted.replace("[a,b]", f"'[{shown}]'") if re.fullmatch(r"[\w./-]+", shown) else wrong.wanted
@@ -339,27 +325,8 @@ def check_value(command: Command, key: str, option: Option, value: Any) -> Any:
     )
 
 
-def _check_yaml(key: str, typed: str) -> None:
-    """Refuse a list or mapping that is not YAML."""
-    try:
-        parse_yaml(typed)
-    except yaml.YAMLError as error:
-        hint = "Put single quotes inside, in which a backslash is itself: \"['.*attn\\.(q|v)']\""
-        what = f"--{key} is not valid YAML: {getattr(error, 'problem', None) or error}."
-        raise UserError(what, hint * ("\\" in typed)) from None
-
-
 def check_adapters(command: Command, key: str, nodes: Any) -> None:
-    """Check a list of adapters, which is one value of a config, and correct the spelling of their classes.
-
-    Args:
-        command: The command.
-        key: Short name of the option.
-        nodes: Its value.
-
-    Raises:
-        UserError: The value is anything but a list of adapters, or a class, an option or a value is wrong.
-    """
+    """Check a list of adapters, which is one value of a config, and correct the spelling of their classes."""
     if not (isinstance(nodes, list) and all(isinstance(node, dict) and "class_path" in node for node in nodes)):
         raise UserError(f"--{key} is {brief(nodes)}: give a list, such as '[{{class_path: LoRA, rank: 8}}, RandLoRA]'.")
     for place, node in enumerate(nodes):
@@ -401,21 +368,6 @@ def line_numbers(file: Path) -> dict[str, int]:
 # Configs
 
 
-def check_form(flat: dict[str, Any]) -> None:
-    """Refuse an unknown place of the LoRA to start from, a place without a LoRA, and a checkpoint beside one.
-
-    Raises:
-        UserError: The message has what to type.
-    """
-    form = flat.get("from_form", FORMS[0])
-    if form not in FORMS:
-        raise UserError(f"--from-form is {brief(form)}.{near(str(form), FORMS)} Set {' or '.join(FORMS)}.")
-    if form != FORMS[0] and flat.get("from_adapter") is None:  # a printed config has the default
-        raise UserError("--from-form needs a LoRA to start from. Add --from-adapter RUN, or remove it.")
-    if flat.get("ckpt_path") is not None and flat.get("from_adapter") is not None:
-        raise UserError("--ckpt_path continues a run, and --from-adapter starts a new one. Remove one of them.")
-
-
 def file_with(command: Command, key: str) -> Path | None:
     """Return the config file that sets a key; None if it was typed."""
     if key in command.values:
@@ -427,20 +379,14 @@ def file_with(command: Command, key: str) -> Path | None:
     return None
 
 
-def verb_of(file: Path) -> str:
-    """Return the command of a config that describes several runs; empty for a config of one."""
-    tree = read_config(file)
-    return "sweep" * ("methods" in tree)
-
-
 def mistakes_in(file: Path) -> list[str]:
-    """Return all mistakes of a config, each with its line.
+    """Return all mistakes of a config of one run, each with its line.
 
     Raises:
         UserError: The file describes several runs.
     """
-    if verb := verb_of(file):
-        raise UserError(f"{file} describes several runs: randlora-pl {verb} {file} --dry-run")
+    if "methods" in read_config(file):
+        raise UserError(f"{file} describes several runs: randlora-pl sweep {file} --dry-run")
     try:
         command = compose("fit", ["--config", str(file)], copy.deepcopy(DEFAULTS))
         choose_dataset(command)

@@ -98,7 +98,13 @@ class Meeting:
             UserError: They differ; the message is the same in all processes. See also `decided`.
         """
         if self.rank == 0:
-            verdict = judge(lambda question: self._ask(what, question, answer))
+
+            def ask(question: str) -> list[str]:
+                self._post(what, question)
+                own = answer(question)
+                return [own, *self.awaited({rank: self._key(rank) for rank in range(1, self.world)})]
+
+            verdict = judge(ask)
             self._post(_END, verdict)
         else:
             while (question := self._next(what, _END))["kind"] != _END:
@@ -128,11 +134,6 @@ class Meeting:
         everyone = [self._left(rank) for rank in range(self.world)]
         while self.rank == 0 and time.monotonic() < until and not self.store.check(everyone):
             time.sleep(0.05)
-
-    def _ask(self, what: str, question: str, answer: Callable[[str], str]) -> list[str]:
-        self._post(what, question)
-        own = answer(question)
-        return [own, *self.awaited({rank: self._key(rank) for rank in range(1, self.world)})]
 
     def _post(self, kind: str, text: str) -> None:
         self._asked += 1
@@ -223,12 +224,9 @@ def broadcast_decision(what: str, decide: Callable[[], str]) -> str:
 
 
 def decide_first(what: str, variable: str, decide: Callable[[], str]) -> str:
-    """Return rank 0's decision, also in the processes that Lightning starts after it for further devices.
+    """Return `broadcast_decision`, also in the processes that Lightning starts after rank 0 for further devices.
 
-    Args:
-        what: See `broadcast_decision`, also for errors.
-        variable: Environment variable by which these processes get it.
-        decide: Called on rank 0 only.
+    These processes get it by an environment variable.
     """
     given = os.environ.get(variable)
     if given and launched() is None and int(os.environ.get("LOCAL_RANK", "0")):  # a launcher's may be an old one
@@ -283,12 +281,7 @@ def meeting_of(job: Launch, timeout: float | None = None) -> Meeting:
 
 
 def _connect(host: str, port: int, timeout: float) -> Any:
-    """Return a client of the store at an address, as soon as something listens there.
-
-    Raises:
-        UserError: It is another program.
-        LostProcessError: Nothing listens in time.
-    """
+    """Return a client of the store at an address, as soon as something listens there."""
     deadline = time.monotonic() + timeout
     while True:  # PyTorch's own waiting prints frames of C++
         try:
@@ -302,11 +295,7 @@ def _connect(host: str, port: int, timeout: float) -> Any:
 
 
 def _client(host: str, port: int) -> Any:
-    """Return a client of the store at an address, in a thread: PyTorch waits forever for a silent program's reply.
-
-    Raises:
-        UserError: It is another program.
-    """
+    """Return a client of the store at an address, in a thread: PyTorch waits forever for a silent program's reply."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     clients: list[Any] = []

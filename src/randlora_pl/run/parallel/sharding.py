@@ -36,8 +36,8 @@ class Shards:
     def of(cls, model: nn.Module) -> "Shards":
         """Measure a model after `shard`."""
         weights: list[Any] = [p for p in model.parameters() if hasattr(p, "to_local")]
-        sizes = _bytes(weights), _bytes([weight.to_local() for weight in weights])
-        return cls(len(repeated_blocks(model)), *sizes)
+        local = sum(weight.to_local().nbytes for weight in weights)
+        return cls(len(repeated_blocks(model)), sum(weight.nbytes for weight in weights), local)
 
     def __str__(self) -> str:
         """Return one line for the run summary."""
@@ -157,10 +157,6 @@ def shard(model: nn.Module, mesh: Any, dtype: torch.dtype | None = None) -> None
         library.register_fsdp_forward_method(model, name)
 
 
-def _bytes(tensors: list[Any]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
 SHARDED = "fsdp2"
 """Name of `AdapterFSDP` in ``--trainer.strategy``."""
 _log = logging.getLogger("randlora_pl")
@@ -174,9 +170,8 @@ def with_devices(config: dict[str, Any]) -> dict[str, Any]:
             would train on its own.
     """
     asked = config.get("accelerator")
-    if asked in ("gpu", "cuda") and not (
-        torch.cuda.is_available() or (asked == "gpu" and torch.backends.mps.is_available())
-    ):
+    there = torch.cuda.is_available() or (asked == "gpu" and torch.backends.mps.is_available())
+    if asked in ("gpu", "cuda") and not there:
         raise UserError(
             f"--trainer.accelerator is {asked}, but PyTorch finds no GPU. Remove the option, or run: randlora-pl doctor"
         )
@@ -215,17 +210,14 @@ def with_strategy(config: dict[str, Any], timeout: float) -> dict[str, Any]:
     if named not in (None, "auto", SHARDED):
         return config
     asked = {name: config[name] for name in ("accelerator", "devices", "num_nodes") if config.get(name) is not None}
-    chosen = Trainer(
-        **asked, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
-    ).strategy
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    chosen = Trainer(**asked, **quiet).strategy
     # Notebooks fork their processes and keep Lightning's strategy.
     plain = type(chosen) is DDPStrategy and chosen._start_method == "popen"
-    if named != SHARDED:
-        if not plain:
-            return config
-        return config | {"strategy": AdapterDDP(timeout)}
     if plain:
-        return config | {"strategy": AdapterFSDP(timeout)}
+        return config | {"strategy": AdapterFSDP(timeout) if named == SHARDED else AdapterDDP(timeout)}
+    if named != SHARDED:
+        return config
     if isinstance(chosen, SingleDeviceStrategy):
         _log.warning(f"--trainer.strategy {SHARDED}: there is one device, so nothing is sharded.")
         return config | {"strategy": "auto"}

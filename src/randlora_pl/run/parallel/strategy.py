@@ -3,7 +3,7 @@
 import inspect
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -26,21 +25,20 @@ from randlora_pl.run.parallel.launch import Ask, Meeting, busy_port, join, launc
 from randlora_pl.utils.device import LateCopy, on_cuda
 from randlora_pl.utils.errors import brief
 
-_OWN = ("config", "run", "data.root", "data.num_workers", "data.cache_images", "data.download", "ckpt_path")
-_FILES = ("data.shots_file", "data.classnames", "data.templates")
-_OWN_TRAINER = ("devices", "num_nodes", "logger", "profiler", "default_root_dir", "enable_progress_bar")
-_ALONE = (*_OWN, *_FILES, *(f"trainer.{name}" for name in _OWN_TRAINER))
+_ALONE = (
+    "config.", "run.", "data.root.", "data.num_workers.", "data.cache_images.", "data.download.", "ckpt_path.",
+    "data.shots_file.", "data.classnames.", "data.templates.", "trainer.devices.", "trainer.num_nodes.",
+    "trainer.logger.", "trainer.profiler.", "trainer.default_root_dir.", "trainer.enable_progress_bar.",
+)  # fmt: skip
 """Options that may differ: places, devices, workers, caches, loggers, and files whose content is compared."""
-_MOST = 3
 Options = dict[str, tuple[str, Any]]
 """What must be equal, as text, and what a message prints, by option."""
 
 
 def common_options(flat: Mapping[str, Any]) -> Options:
     """Return the options that all processes must have in common; existing paths may differ."""
-    kept = {name: value for name, value in flat.items() if not f"{name}.".startswith(tuple(f"{n}." for n in _ALONE))}
-    texts = {name: json.dumps(_placeless(value), sort_keys=True, default=str) for name, value in kept.items()}
-    return {f"--{name}": (texts[name], value) for name, value in kept.items()}
+    kept = {name: value for name, value in flat.items() if not f"{name}.".startswith(_ALONE)}
+    return {f"--{name}": (json.dumps(_placeless(v), sort_keys=True, default=str), v) for name, v in kept.items()}
 
 
 def _placeless(value: Any) -> Any:
@@ -56,11 +54,7 @@ def _placeless(value: Any) -> Any:
 
 
 def check_options(meeting: Meeting, options: Options) -> None:
-    """Refuse processes with different options.
-
-    Raises:
-        UserError: They differ; see also `Meeting.compare`.
-    """
+    """Refuse processes with different options, see `Meeting.compare`."""
     own = json.dumps(options, default=str)
 
     def judge(ask: Ask) -> str:
@@ -74,36 +68,14 @@ def check_options(meeting: Meeting, options: Options) -> None:
                 if ours[0] != theirs[0]
             ]
             if different:
-                return f"{'; '.join(different[:_MOST])}. Give all processes the same options."
+                return f"{'; '.join(different[:3])}. Give all processes the same options."
         return ""
 
     meeting.compare("the options", lambda question: own, judge)
 
 
-def compare_weights(meeting: Meeting, fingerprint: str) -> None:
-    """Refuse processes that start from different weights.
-
-    Raises:
-        UserError: They differ; see also `Meeting.compare`.
-    """
-
-    def judge(ask: Ask) -> str:
-        sums = ask("")
-        differ = ", ".join(str(rank) for rank, other in enumerate(sums) if other != sums[0])
-        return differ and (
-            f"process {differ} of {len(sums)} starts from other weights than process 0. Compare the weights files, "
-            "checkpoints and versions of the machines (randlora-pl doctor)."
-        )
-
-    meeting.compare("the weights", lambda question: fingerprint, judge)
-
-
 def compare_splits(meeting: Meeting, parts: Mapping[str, Part]) -> None:
-    """Refuse processes with different samples.
-
-    Raises:
-        UserError: They differ; see also `Meeting.compare`.
-    """
+    """Refuse processes with different samples, see `Meeting.compare`."""
 
     def answer(question: str) -> str:
         if not question:
@@ -162,14 +134,6 @@ class Exchange:
         size = round(self.bytes / self.steps) if self.steps else None
         messages = round(self.messages / self.steps, 2) if self.steps else None
         return {"exchange/bytes_per_step": size, "exchange/messages_per_step": messages}
-
-
-def counted_mean(exchange: Exchange, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """Average gradients over all processes like DistributedDataParallel without a hook, and count the bytes."""
-    gradient = bucket.buffer()
-    exchange.bytes += gradient.numel() * gradient.element_size()
-    exchange.messages += 1
-    return default_hooks.allreduce_hook(dist.group.WORLD, bucket)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -270,22 +234,51 @@ class AdapterDDP(DDPStrategy):
         """
         super().model_to_device()
         if self._meeting is not None and not self.exchange.steps:
-            fingerprint: Callable[[], str] = self.lightning_module.fingerprint  # type: ignore[union-attr, assignment]
-            compare_weights(self._meeting, fingerprint())
+            fingerprint: str = self.lightning_module.fingerprint()  # type: ignore[union-attr, operator, assignment]
+
+            def judge(ask: Ask) -> str:
+                sums = ask("")
+                differ = ", ".join(str(rank) for rank, other in enumerate(sums) if other != sums[0])
+                return differ and (
+                    f"process {differ} of {len(sums)} starts from other weights than process 0. Compare the weights "
+                    "files, checkpoints and versions of the machines (randlora-pl doctor)."
+                )
+
+            self._meeting.compare("the weights", lambda question: fingerprint, judge)
 
     def configure_ddp(self) -> None:
-        """Wrap the model."""
+        """Wrap the model, and on a GPU replace Lightning 2.6's broadcast of rank 0's SIGTERM before each micro-batch.
+
+        Lightning copies a number to the GPU, and reads the received one at once: the host waits twice. Here every
+        process reads what it received one micro-batch before, so that all stop before the same micro-batch.
+        """
         self._statistics = None
         trainer = self.lightning_module.trainer  # type: ignore[union-attr]
         loop: Any = trainer.fit_loop.epoch_loop
+        sent: LateCopy | None = None
+
+        def broadcast() -> None:
+            nonlocal sent
+            if sent is not None and float(sent.read()):
+                raise SIGTERMException
+            flag = torch.full((), float(trainer.received_sigterm), device=self.root_device)
+            dist.broadcast(flag, 0)
+            sent = LateCopy(flag)
+
         late = any(on_cuda(parameter) for parameter in trainer.lightning_module.parameters())  # a CPU waits for nothing
         if late and hasattr(type(loop), "_broadcast_sigterm_tensor"):
-            loop._broadcast_sigterm_tensor = late_sigterm(trainer)
+            loop._broadcast_sigterm_tensor = broadcast
         super().configure_ddp()
 
     def _register_ddp_hooks(self) -> None:
+        def counted_mean(exchange: Exchange, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+            gradient = bucket.buffer()
+            exchange.bytes += gradient.numel() * gradient.element_size()
+            exchange.messages += 1
+            return default_hooks.allreduce_hook(dist.group.WORLD, bucket)  # type: ignore[arg-type]
+
         assert isinstance(self.model, DistributedDataParallel)
-        self.model.register_comm_hook(self.exchange, counted_mean)
+        self.model.register_comm_hook(self.exchange, counted_mean)  # which averages as it does without a hook
 
     def metrics(self) -> dict[str, Any]:
         """Return the entries for ``results.json``."""
@@ -299,22 +292,3 @@ class AdapterDDP(DDPStrategy):
             self._statistics = list(base_buffers(self.lightning_module.model, training=True).values())  # type: ignore[union-attr, arg-type]
         share(self._statistics)
         return result
-
-
-def late_sigterm(trainer: Trainer) -> Callable[[], None]:
-    """Return a replacement for the broadcast of rank 0's SIGTERM before each micro-batch in Lightning 2.6.
-
-    Lightning copies a number to the GPU, and reads the received one at once: the host waits twice. Here every process
-    reads what it received one micro-batch before, so that all stop before the same micro-batch.
-    """
-    sent: LateCopy | None = None
-
-    def broadcast() -> None:
-        nonlocal sent
-        if sent is not None and float(sent.read()):
-            raise SIGTERMException
-        flag = torch.full((), float(trainer.received_sigterm), device=trainer.strategy.root_device)
-        dist.broadcast(flag, 0)
-        sent = LateCopy(flag)
-
-    return broadcast

@@ -31,13 +31,12 @@ LATEST = "latest"
 
 def runs_in(folder: Path) -> list[Path]:
     """Return the run folders in a folder, the newest last; the link ``latest`` is not one of them."""
+
+    def age(run: Path) -> list[str | int]:  # TIME_10 comes after TIME_2
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", run.name)]
+
     runs = (file.parent for file in folder.glob(f"*/{CONFIG}"))
-    return sorted((run for run in runs if run.name != LATEST and run.name[0] != "."), key=_age)
-
-
-def _age(run: Path) -> list[str | int]:
-    """Return a key that sorts ``TIME_10`` behind ``TIME_2``."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", run.name)]
+    return sorted((run for run in runs if run.name != LATEST and run.name[0] != "."), key=age)
 
 
 def link_latest(run: Path) -> None:

@@ -73,11 +73,7 @@ def _stored_path(digest: str) -> Path | None:
 
 
 def register_weights(files: Sequence[Path]) -> None:
-    """Let `find_weights` search these files or folders, in this process and its child processes.
-
-    Raises:
-        UserError: A file does not exist.
-    """
+    """Let `find_weights` search these files or folders, in this process and its child processes; each must exist."""
     for file in files:
         if not file.exists():
             raise UserError(f"--pretrained: {file} does not exist. Pass the weights file of the base model.")
@@ -91,10 +87,8 @@ def _registered() -> list[Path]:
 def find_weights(base: Mapping[str, Any], source: object) -> str | None:
     """Return the path of a base model's weights file on this machine.
 
-    Returns:
-        Path of the file; None if the base model is defined by name and tag, or by a repository of the Hub, and the
-        user gave no file. A file that the user gave may have another hash: the weights themselves are compared after
-        they are loaded.
+    It is None if the base model is defined by name and tag, or by a repository of the Hub, and the user gave no file.
+    A file that the user gave may have another hash: the weights themselves are compared after they are loaded.
 
     Raises:
         UserError: The file is not on this machine; the message names it and the option.
@@ -168,10 +162,6 @@ def without_local_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     return copy
 
 
-_TRY = "thrown while requesting"
-_WAITS = ("HTTP Error", "Retrying in ", "Rate limited")
-
-
 @contextmanager
 def asking_hub() -> Iterator[None]:
     """Ask the Hugging Face Hub once: without a network, everything inside fails at once and without a log line.
@@ -187,10 +177,10 @@ def asking_hub() -> Iterator[None]:
     def hold(record: logging.LogRecord) -> bool:
         nonlocal reported
         message, error = record.getMessage(), sys.exc_info()[1]
-        if _TRY in message and error is not None:  # a server that cannot be reached
+        if "thrown while requesting" in message and error is not None:  # a server that cannot be reached
             constants.HF_HUB_OFFLINE = True
             raise error
-        if not message.startswith(_WAITS):
+        if not message.startswith(("HTTP Error", "Retrying in ", "Rate limited")):
             return True
         if not reported:
             reported = True
@@ -242,32 +232,23 @@ def hub_file(repository: str, name: str, revision: str | None, option: str) -> P
     )
 
     where = f"https://huggingface.co/{repository}"
+    copy = "download the repository and pass local-dir:FOLDER."
+    messages: dict[type[Exception], str] = {
+        LocalEntryNotFoundError: f"{name} of {repository} is not in the cache, and the Hugging Face Hub cannot be "
+        f"reached. Run once with a network, or {copy}",
+        GatedRepoError: f"{repository} is gated: accept its licence at {where}, then log in with `hf auth login` or "
+        "set HF_TOKEN.",
+        RepositoryNotFoundError: f"the Hugging Face Hub has no model {repository}, or it is private. Check the name "
+        f"at {where}, or log in with `hf auth login`.",
+        RevisionNotFoundError: f"{repository} has no revision {revision!r}. See {where}/tree/main.",
+        HFValidationError: f"{repository!r} is not a repository of the Hub. Use hf-hub:ORG/NAME.",
+    }
     try:
         with asking_hub():
             return Path(hf_hub_download(repository, name, revision=revision))
-    except LocalEntryNotFoundError as error:
-        raise UserError(
-            f"{option}: {name} of {repository} is not in the cache, and the Hugging Face Hub cannot be reached. Run "
-            "once with a network, or download the repository and pass local-dir:FOLDER."
-        ) from error
-    except EntryNotFoundError:
-        return None
-    except GatedRepoError as error:
-        raise UserError(
-            f"{option}: {repository} is gated: accept its licence at {where}, then log in with `hf auth login` or set "
-            "HF_TOKEN."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"{option}: the Hugging Face Hub has no model {repository}, or it is private. Check the name at {where}, "
-            "or log in with `hf auth login`."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError(f"{option}: {repository} has no revision {revision!r}. See {where}/tree/main.") from error
-    except HFValidationError as error:
-        raise UserError(f"{option}: {repository!r} is not a repository of the Hub. Use hf-hub:ORG/NAME.") from error
     except Exception as error:  # the HTTP client, the disk and Xet raise different types
-        raise UserError(
-            f"{option}: {name} of {repository} cannot be downloaded ({first_line(error)}). Run the command again, or "
-            "download the repository and pass local-dir:FOLDER."
-        ) from error
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
+        failed = f"{name} of {repository} cannot be downloaded ({first_line(error)}). Run the command again, or {copy}"
+        what = next((text for kind, text in messages.items() if isinstance(error, kind)), failed)
+        raise UserError(f"{option}: {what}") from error

@@ -43,13 +43,13 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 def printable(text: str) -> str:
     r"""Return a text with escaped control characters, such as ``\x1b``; tabs and newlines stay."""
-    return _COMMANDS.sub(_spelled, text)
 
+    def spelled(match: re.Match[str]) -> str:
+        code = ord(match[0])
+        code -= 0xDC00 if 0xDC80 <= code <= 0xDCFF else 0
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
-def _spelled(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    code -= 0xDC00 if 0xDC80 <= code <= 0xDCFF else 0
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return _COMMANDS.sub(spelled, text)
 
 
 def for_figure(text: str) -> str:
@@ -86,9 +86,8 @@ def unpacked(text: object) -> "NDArray[np.bool_] | None":
     import numpy as np
 
     count, _, bits = text.partition(":") if isinstance(text, str) else ("", "", "")
-    if not (
-        count.isascii() and count.isdigit() and len(count) <= len(str(MOST_PACKED)) and len(bits) <= MOST_PACKED // 4
-    ):
+    short = len(count) <= len(str(MOST_PACKED)) and len(bits) <= MOST_PACKED // 4
+    if not (short and count.isascii() and count.isdigit()):
         return None
     try:
         data = np.frombuffer(base64.b64decode(bits, validate=True), np.uint8)

@@ -7,6 +7,8 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from itertools import zip_longest
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from randlora_pl.utils.text.formatting import for_cell, printable
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
 _GAP = "  "
 _SHORT = 10
 """Columns of so few letters are wrapped last."""
-_READABLE = 24
-"""Letters of a wrapped column at which optional columns are left out instead."""
 
 
 def table(
@@ -41,8 +41,8 @@ def table(
         room = terminal - len(_GAP) * (len(columns) - 1)
         longest = [max((len(word) for cell in column for word in cell.split()), default=0) for column in columns]
         for title in filter(header.__contains__, optional):
-            if sum(min(width, max(_READABLE, word)) for width, word in zip(widths, longest, strict=True)) <= room:
-                break
+            if sum(min(width, max(24, word)) for width, word in zip(widths, longest, strict=True)) <= room:
+                break  # all are readable: wrapped to 24 letters or more
             for index in (index for index, other in enumerate(header) if other == title):
                 widths[index] = longest[index] = 0
                 room += len(_GAP)
@@ -53,18 +53,12 @@ def table(
     kept = [index for index, width in enumerate(widths) if header[index] not in omitted]
     lines = []
     for row in zip(*columns, strict=True):
-        wrapped = [
-            [row[index]]
-            if len(row[index]) <= widths[index]
-            else textwrap.wrap(row[index], widths[index], break_on_hyphens=False)
-            for index in kept
-        ]
-        for number in range(max(map(len, wrapped))):
-            parts = [cell[number] if number < len(cell) else "" for cell in wrapped]
-            aligned = [
-                part.rjust(widths[index]) if index in right else part.ljust(widths[index])
-                for index, part in zip(kept, parts, strict=True)
-            ]
+        wrapped = {i: [row[i]] for i in kept}
+        for index in (index for index in kept if len(row[index]) > widths[index]):
+            wrapped[index] = textwrap.wrap(row[index], widths[index], break_on_hyphens=False)
+        for parts in zip_longest(*wrapped.values(), fillvalue=""):
+            cells = zip(kept, parts, strict=True)
+            aligned = [part.rjust(widths[i]) if i in right else part.ljust(widths[i]) for i, part in cells]
             lines.append(_GAP.join(aligned).rstrip())
     return "\n".join([*lines, *note])
 
@@ -116,22 +110,11 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
     Cells that look like spreadsheet formulas are escaped, and so are bytes that are not UTF-8 (``\udcff``).
     """
     lines: list[str] = []
-    csv.writer(_Lines(lines)).writerows([for_cell(c) if isinstance(c, str) else c for c in row] for row in rows)
+    # With lineterminator="\n", the writer of Python 3.11 does not quote a lone carriage return, which readers treat as
+    # the end of the line.
+    stream = SimpleNamespace(write=lambda line: lines.append(line.removesuffix("\r\n") + "\n"))
+    csv.writer(stream).writerows([for_cell(c) if isinstance(c, str) else c for c in row] for row in rows)
     return "".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-class _Lines:
-    r"""Stream for a `csv.writer` that ends lines with ``\n``.
-
-    With ``lineterminator="\n"``, the writer of Python 3.11 does not quote a lone carriage return, which readers
-    treat as the end of the line.
-    """
-
-    def __init__(self, lines: list[str]) -> None:
-        self._lines = lines
-
-    def write(self, line: str) -> None:
-        self._lines.append(line.removesuffix("\r\n") + "\n")
 
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?=\.)")
