@@ -35,10 +35,10 @@ from randlora_pl.adapters import (
     trainable_parameters,
     unmerge,
 )
+from randlora_pl.adapters.base import WeightedSum
 from randlora_pl.adapters.kernels import dropout
 from randlora_pl.adapters.operations import report_of, use_bases, weight_updates
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weighted_sum import WeightedSum
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo
 from tests.adapters.cases import assert_close, bases_of, randomise

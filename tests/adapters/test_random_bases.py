@@ -11,6 +11,7 @@ from scipy import special, stats
 from torch import Tensor, nn
 
 from randlora_pl.adapters import random_bases as bases
+from randlora_pl.adapters.methods.randlora import RandLoRA
 from randlora_pl.adapters.random_bases import Bases, Distribution, draw, fingerprint
 from randlora_pl.utils.errors import UserError
 from tests.adapters.reference import basis_word, normal_quantile
@@ -182,8 +183,8 @@ def test_ternary_has_the_share_of_zeros_and_the_size_of_the_rest(sparsity: int) 
 
 @in_one_item("sparsity", [1, 0, -3, 2.5, "root", 2_000_000, None])
 def test_an_impossible_sparsity_is_refused(sparsity: object) -> None:
-    with pytest.raises(UserError, match="'sqrt'"):
-        Distribution.make("ternary", sparsity, 768)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="sparsity is"):
+        RandLoRA(basis="ternary", sparsity=sparsity)  # type: ignore[arg-type]
 
 
 def test_the_meta_device_allocates_nothing() -> None:

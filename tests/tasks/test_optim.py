@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from randlora_pl.adapters import DeltaWeight
+from randlora_pl.adapters.base import WeightedSum
 from randlora_pl.adapters.optimizer import rates_of
-from randlora_pl.adapters.weighted_sum import WeightedSum
 from randlora_pl.tasks.optim import (
     epoch_factor,
     parameter_groups,

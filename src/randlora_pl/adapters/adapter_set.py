@@ -4,20 +4,19 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.base import DeltaWeight, WeightedSum
 from randlora_pl.adapters.injection import InjectionReport
 from randlora_pl.adapters.io.adapter_file import AdapterFile
 from randlora_pl.adapters.io.save_load import place_adapter, read_adapter
 from randlora_pl.adapters.kept import base_buffers, forget_computed, moved_buffers
 from randlora_pl.adapters.layers.attach import attach
-from randlora_pl.adapters.operations import adapted_layers, detach, merge, report_of, unmerge
+from randlora_pl.adapters.operations import adapted_layers, detach, merge, report_of, unmerge, with_bases
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weighted_sum import WeightedSum
 from randlora_pl.utils.errors import UserError, near
 
 Choice = str | Mapping[str, float] | None
@@ -26,17 +25,9 @@ Choice = str | Mapping[str, float] | None
 
 @dataclass
 class _Loaded:
-    """Loaded adapter, active or not.
-
-    Attributes:
-        report: Report of `inject`.
-        updates: Update of each layer by path; in the model only while the adapter is active.
-        own: The adapter's values of the model's own tensors (full fine-tuning, BitFit, heads, statistics), by name.
-    """
-
     report: InjectionReport
-    updates: dict[str, DeltaWeight]
-    own: dict[str, Tensor] = field(default_factory=dict)
+    updates: dict[str, DeltaWeight]  # by path; in the model only while the adapter is active
+    own: dict[str, Tensor]  # values of the model's own tensors (full fine-tuning, BitFit, heads, statistics), by name
 
 
 class AdapterSet:
@@ -124,7 +115,9 @@ class AdapterSet:
                 detach(self.model)
         for update in updates.values():
             update.eval()  # for prediction; set_train_mode(model) is for training
-        self._share_bases(updates)
+        known = {_key(bases): bases for loaded in self._loaded.values() for bases in _bases_in(loaded.updates).values()}
+        for holder, bases in _bases_in(updates).items():  # equal bases are stored once
+            holder.bases = known.setdefault(_key(bases), bases)
         self._loaded[name] = _Loaded(report, updates, own)
         return file
 
@@ -150,9 +143,18 @@ class AdapterSet:
             UserError: A name is unknown, a weight is not finite, an adapter cannot be part of a sum, or the model was
                 unloaded. The active adapters do not change then.
         """
-        self._keep_statistics()
+        alone = self._loaded[next(iter(self._active))] if list(self._active.values()) == [1.0] else None
+        if alone is not None:  # statistics that training has changed; a sum cannot store any
+            moved = self._moved()
+            alone.own.update({path: _tensor(self.model, path).data for path in moved})
+            self._base |= moved
         weights = self._weights(choice)
-        self._check_model()
+        layers = {path for path, layer in adapted_layers(self.model).items() if layer.delta is not None}
+        paths = {path for name in self._active for path in self._loaded[name].updates}
+        report = alone.report if alone is not None else None
+        if layers != paths or getattr(self.model, "adapter_report", None) is not report:
+            # the frozen weights are unknown then
+            raise UserError("other code has unloaded or adapted the model. Create a new AdapterSet with a base model.")
         if weights == self._active:
             return
         before = self._active
@@ -199,14 +201,6 @@ class AdapterSet:
                 )
         return weights
 
-    def _check_model(self) -> None:
-        """Raise an error if other code changed the model's adapters, because its frozen weights are unknown then."""
-        layers = {path: layer.delta for path, layer in adapted_layers(self.model).items() if layer.delta is not None}
-        paths = {path for name in self._active for path in self._loaded[name].updates}
-        report = self._loaded[next(iter(self._active))].report if list(self._active.values()) == [1.0] else None
-        if layers.keys() != paths or getattr(self.model, "adapter_report", None) is not report:
-            raise UserError("other code has unloaded or adapted the model. Create a new AdapterSet with a base model.")
-
     def _leave(self) -> None:
         """Remove the active adapters from the model and restore the base exactly."""
         layers = [layer for layer in adapted_layers(self.model).values() if layer.delta is not None]
@@ -233,13 +227,6 @@ class AdapterSet:
         moved = moved_buffers(self.model, before)
         return {path: before[path].to(tensor, copy=True) for path, tensor in moved.items() if path not in self._base}
 
-    def _keep_statistics(self) -> None:
-        """Store statistics that training has changed with the active adapter; a sum cannot store any."""
-        if list(self._active.values()) == [1.0]:
-            moved = self._moved()
-            self._loaded[next(iter(self._active))].own.update({path: _tensor(self.model, path).data for path in moved})
-            self._base |= moved
-
     def _enter(self, weights: dict[str, float]) -> None:
         """Attach adapters to the base."""
         self._active = weights
@@ -262,15 +249,8 @@ class AdapterSet:
         if self._merged:
             merge(self.model, strict=False)
 
-    def _share_bases(self, updates: Mapping[str, DeltaWeight]) -> None:
-        """Replace the random bases of new updates by equal ones that are loaded already."""
-        known = {_key(bases): bases for loaded in self._loaded.values() for bases in _bases_in(loaded.updates).values()}
-        for holder, bases in _bases_in(updates).items():
-            holder.bases = known.setdefault(_key(bases), bases)
-
 
 def _tensor(model: nn.Module, path: str) -> Tensor:
-    """Return a parameter or buffer by name."""
     module, _, name = path.rpartition(".")
     tensor: Tensor = getattr(model.get_submodule(module), name)
     return tensor
@@ -278,8 +258,7 @@ def _tensor(model: nn.Module, path: str) -> Tensor:
 
 def _bases_in(updates: Mapping[str, DeltaWeight]) -> dict[nn.Module, Bases]:
     """Return the random bases of updates, by the module that uses them."""
-    held = [(module, getattr(module, "bases", None)) for update in updates.values() for module in update.modules()]
-    return {module: bases for module, bases in held if isinstance(bases, Bases)}
+    return with_bases(module for update in updates.values() for module in update.modules())
 
 
 def _key(bases: Bases) -> tuple[object, ...]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
 from randlora_pl.adapters.described import Described
 from randlora_pl.adapters.kernels.dropout import dropped
@@ -21,7 +22,6 @@ from randlora_pl.adapters.kernels.rounding import added
 from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm
 from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases, BasisName, Distribution, draw
-from randlora_pl.adapters.traits import lacks
 from randlora_pl.adapters.weights import WeightShape, matches
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, Probability
@@ -74,7 +74,7 @@ class DeltaWeight(nn.Module):
         name = type(self).__name__
         if self.fixed:
             raise UserError(f"{name} does not define change(weight), the matrix that is added to the weight.")
-        raise lacks("fixed", "a matrix of it", name.removesuffix("Delta"))
+        raise no_matrix("a matrix of it", name.removesuffix("Delta"))
 
     def effective_weight(self, weight: Tensor) -> Tensor:
         """Return the adapted weight (out, in): the frozen one and `change`, summed without loss of small updates."""
@@ -124,6 +124,17 @@ class DeltaWeight(nn.Module):
     def extra_repr(self) -> str:
         """Return the names and shapes of the trainable tensors."""
         return ", ".join(f"{name}={tuple(value.shape)}" for name, value in self.named_parameters(recurse=False))
+
+
+def no_matrix(operation: str, name: str) -> UserError:
+    """Return the error for an operation, such as ``the export to ONNX``, on an update that depends on the input.
+
+    The name is the method's, or a layer's or file's with the method in brackets.
+    """
+    return UserError(
+        f"{name}: the update depends on the input and no weight contains it, so {operation} is not possible. Use the "
+        "adapter itself: predict, serve and, for images, adapter export --to torch run it unmerged."
+    )
 
 
 def like(tensor: Tensor, x: Tensor) -> Tensor:
@@ -214,6 +225,15 @@ class Adapter(Described):
         """Seed, or 0 if it is None."""
         return self.seed or 0
 
+    def require_matrix(self, operation: str, source: object = "") -> None:
+        """Check that an operation, a noun, can have the matrix of an update; the message has a file or layer, if any.
+
+        Raises:
+            UserError: The update depends on the input, so that no matrix contains it.
+        """
+        if not self.fixed:
+            raise no_matrix(operation, f"{source} ({self.method()})" if source else self.method())
+
     def value(self, option: str, shape: WeightShape) -> Any:
         """Return an option's value for a layer, of its first matching pattern or the default if it has patterns.
 
@@ -230,17 +250,21 @@ class Adapter(Described):
             raise UserError(f"{self.method()}: no pattern of {option} matches {shape.layer}.")
         return found
 
+    def largest_rank(self, shape: WeightShape) -> int:
+        """Return the largest rank for one layer, by default its smaller side."""
+        return shape.small
+
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer, if the method has the option ``rank``.
 
         Raises:
-            UserError: The rank is larger than the smaller side.
+            UserError: The rank is larger than `largest_rank`.
         """
         rank: int = self.value("rank", shape)
-        if rank > shape.small:
+        if rank > (most := self.largest_rank(shape)):
             raise UserError(
                 f"{self.method()}: rank {rank} is larger than the smaller side {shape.small} of {shape.layer} "
-                f"({shape.out_features} x {shape.in_features}); choose a rank up to {shape.small}, or leave "
+                f"({shape.out_features} x {shape.in_features}); choose a rank up to {most}, or leave "
                 "this layer out of the targets."
             )
         return rank
@@ -252,10 +276,10 @@ class Adapter(Described):
     def sizes(self, shapes: Sequence[WeightShape]) -> Sequence[int]:
         """Return the values that ``match`` may give to the `size_option` on these weights, ascending.
 
-        By default a rank is at most the smaller side of each weight, and other sizes have no limit. Sizes that `count`
+        By default a rank is at most each weight's `largest_rank`, and other sizes have no limit. Sizes that `count`
         refuses are left out. If there are more than 10,000, the count must not decrease with the size.
         """
-        top = min(shape.small for shape in shapes) if self.size_option == "rank" else UNLIMITED
+        top = max(1, min(map(self.largest_rank, shapes))) if self.size_option == "rank" else UNLIMITED
         return range(1, top + 1)
 
     def bases(self, shapes: list[WeightShape], device: torch.device) -> Bases | None:
@@ -269,6 +293,14 @@ class Adapter(Described):
     def procedure(self, model: nn.Module) -> Procedure | None:
         """Return what the method does between optimizer steps on a model with its updates, or None for nothing."""
         return None
+
+    def optimizer(self, model: nn.Module, groups: Any, **options: Any) -> Optimizer:
+        """Return the optimizer of the parameters in ``groups``; AdamW, if the method has no optimizer of its own."""
+        return AdamW(groups, **options)
+
+    def optimizer_numbers(self, model: nn.Module) -> int:
+        """Return the numbers in the optimizer's state for an adapted model; AdamW stores two per trained number."""
+        return 2 * sum(each.numel() for each in model.parameters() if each.requires_grad)
 
     def peft_problem(self) -> str:
         """Return the reason that PEFT cannot have this method, or ""."""
@@ -318,3 +350,43 @@ def drawn(
 def kaiming(weight: Tensor, key: int, name: str, rows: int, columns: int) -> nn.Parameter:
     """Create a parameter that is uniform on +-1/sqrt(columns), as of kaiming_uniform_(a=sqrt(5)); see `drawn`."""
     return drawn(weight, key, name, rows, columns, "uniform", 1 / math.sqrt(3 * columns))
+
+
+class WeightedSum(DeltaWeight):
+    """W0 + sum_i w_i (W_i - W0), where W_i is the effective weight of update i (task arithmetic).
+
+    For additive methods this is W0 + sum_i w_i delta_i (Ilharco et al., 2023); DoRA is not additive.
+
+    Args:
+        parts: Updates of any methods; gradients reach their parameters.
+        weights: Factor of each update.
+    """
+
+    def __init__(self, parts: Sequence[DeltaWeight], weights: Sequence[float]) -> None:
+        super().__init__()
+        self.parts, self.weights = nn.ModuleList(parts), tuple(weights)
+        self.fixed = all(part.fixed for part in parts)
+
+    def _sum(self, of: Callable[[DeltaWeight], Tensor]) -> Tensor:
+        pairs: zip[tuple[DeltaWeight, float]] = zip(self.parts, self.weights, strict=True)  # type: ignore[arg-type]
+        first, *others = (of(part) if factor == 1 else factor * of(part) for part, factor in pairs)
+        return sum(others, first)
+
+    def change(self, weight: Tensor) -> Tensor:
+        """Return sum_i w_i (W_i - W0), (out, in)."""
+        return self._sum(lambda part: part.change(weight))
+
+    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply the effective weight; if a part has active dropout or is not fixed, add each part's outputs."""
+        if self.fixed and not any(isinstance(module, DeltaWeight) and module.drops for module in self.parts.modules()):
+            return F.linear(x, self.effective_weight(weight), bias)
+        plain = F.linear(x, weight, bias)
+        return plain + like(self.contribution(x, lambda: weight), plain)
+
+    def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+        """Return the weighted sum of the parts' contributions, (..., in) to (..., out)."""
+        return self._sum(lambda part: part.contribution(x, weight))
+
+    def apart(self, x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor], groups: int) -> Tensor:
+        """Return the weighted sum of the parts' contributions, each with its own dropout."""
+        return self._sum(lambda part: part.apart(x, weight, product, groups))

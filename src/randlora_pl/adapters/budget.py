@@ -1,36 +1,23 @@
 """Parameter budgets: counts of trainable parameters, and matching one method to another's count."""
 
 from bisect import bisect_left
+from functools import cache
 from inspect import signature
 
-import torch
 from torch import nn
 
 from randlora_pl.adapters import methods
 from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.text.formatting import byte_size
 
-_SMALL = 1 << 27
-"""Values of bases and trainable parameters (0.5 GB in float32) that are always allowed."""
-
-_MANY = 10_000
-"""Most sizes that `match_budget` tries one by one."""
 _REFUSED = 1 << 62
 """Count of a size that a method refuses."""
-_FAR = 0.5
-"""Largest difference of a matched count to its budget, as a share of the budget."""
 
 
 def count_parameters(adapter: Adapter, shapes: list[WeightShape]) -> int:
     """Return the trainable parameters of an adapter on these weights."""
     return sum(adapter.count(shape) for shape in shapes)
-
-
-def _has_size(kind: type[Adapter]) -> bool:
-    """Return True if a method has the option that ``match`` chooses."""
-    return kind.size_option in signature(kind).parameters
 
 
 def parse_budget(text: str, shapes: list[WeightShape], model: nn.Module) -> int:
@@ -43,7 +30,8 @@ def parse_budget(text: str, shapes: list[WeightShape], model: nn.Module) -> int:
     if name == "full" and not number:
         return sum(parameter.numel() for parameter in model.parameters())
     kind = next((getattr(methods, method) for method in methods.__all__ if method.lower() == name), None)
-    if kind is None or not _has_size(kind) or not number.isdecimal() or int(number) < kind().sizes(shapes)[0]:
+    sized = kind is not None and kind.size_option in signature(kind).parameters
+    if kind is None or not sized or not number.isdecimal() or int(number) < kind().sizes(shapes)[0]:
         raise UserError(f"match is {text!r}. Set a method and a number (lora:32, randlora:6, nola:1024), or full.")
     return count_parameters(kind(**{kind.size_option: int(number)}), shapes)
 
@@ -63,18 +51,10 @@ def wished(adapter: Adapter) -> Adapter | None:
 
 
 def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) -> tuple[Adapter, list[str]]:
-    """Return the adapter with the size whose trainable parameters are closest to its ``match``.
+    """Return the adapter with the size whose trainable parameters are closest to its ``match``, and notes on both.
 
     The size is the option that `Adapter.size_option` names, such as the rank, of the one adapter inside that has
-    ``match``. The count is of the adapter as a whole.
-
-    Args:
-        adapter: Adapter; without ``match`` it is returned unchanged.
-        shapes: Weights to adapt.
-        model: Model, for the count of full fine-tuning.
-
-    Returns:
-        The adapter, and notes with both counts.
+    ``match``. The count is of the adapter as a whole. Without ``match`` it is returned unchanged.
 
     Raises:
         UserError: The budget is not valid, no size comes near it, or the method has no size to choose.
@@ -83,32 +63,29 @@ def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) 
     if leaf is None or leaf.match is None:
         return adapter, []
     match, option, budget = leaf.match, leaf.size_option, parse_budget(leaf.match, shapes, model)
-    if not _has_size(type(leaf)):
+    if option not in signature(type(leaf)).parameters:
         raise UserError(f"{leaf.method()} has no {option} to match to {match}. Leave out its option match.")
 
     def sized(number: int) -> Adapter:
         chosen: Adapter = adapter.exchanged(leaf, leaf.replace(**{option: number, "match": None}))
         return chosen
 
-    counts: dict[int, int] = {}
-
+    @cache
     def count(number: int) -> int:
-        if number not in counts:
-            try:
-                counts[number] = count_parameters(sized(number), shapes)
-            except UserError:  # too large for a weight
-                counts[number] = _REFUSED
-        return counts[number]
+        try:
+            return count_parameters(sized(number), shapes)
+        except UserError:  # too large for a weight
+            return _REFUSED
 
     sizes = leaf.sizes(shapes)
-    if len(sizes) > _MANY:
+    if len(sizes) > 10_000:  # too many to try one by one
         above = bisect_left(sizes, budget, key=count)
         sizes = sizes[max(0, above - 1) : above + 1]
     # Not every count rises with the size: RandLoRA's falls, but d/r is rounded up. So all of a few sizes are tried.
     best, *others = sorted(sizes, key=lambda number: abs(count(number) - budget))
     count_parameters(sized(best), shapes)  # raises if no size fits
     others = [number for number in others if count(number) < _REFUSED]
-    if abs(count(best) - budget) > _FAR * budget:
+    if abs(count(best) - budget) > budget / 2:
         near = " and ".join(f"{number} ({count(number):,})" for number in sorted([best, *others[:1]]))
         near += " are nearest" if others else " is nearest"
         inside = "" if leaf is adapter else f" in {adapter.method()}"
@@ -119,24 +96,3 @@ def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) 
         )
     note = f"matched to {match}: {option} {best} has {count(best):,} parameters, {match} {budget:,}"
     return sized(best), [f"{note} ({100 * (count(best) / budget - 1):+.1f} %)"]
-
-
-def check_size(adapter: Adapter, shapes: list[WeightShape], total: int) -> None:
-    """Raise an error if an adapter is much larger than its model, before allocating memory.
-
-    Args:
-        adapter: Method and its options.
-        shapes: Adapted weights.
-        total: Parameters of the model.
-
-    Raises:
-        UserError: Bases and trainable parameters together have more than four times the values of the model.
-    """
-    size, most = count_parameters(adapter, shapes), max(_SMALL, 4 * total)
-    if size <= most and (bases := adapter.bases(shapes, torch.device("meta"))) is not None:
-        size += sum(tensor.numel() for tensor in bases.buffers())
-    if size > most:
-        raise UserError(
-            f"{adapter.method()} would have {size:,} values ({byte_size(4 * size)}) in bases and parameters, "
-            f"the model has {total:,}. Lower --model.adapter.num_bases or --model.adapter.rank."
-        )

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,6 @@ RecipeName = Literal["svd/1", "gram/1", "minor/1", "qr/1"]
 LARGEST = 2048
 """Smaller side above which the top singular vectors are iterated instead of computed, and stored in files."""
 
-_SKETCHES, _TOLERANCE = 8, 1e-4
 _MORE, _ITERATIONS = 16, 10  # further columns and steps of the subspace iteration
 
 
@@ -49,12 +48,7 @@ class DerivedAdapter(Adapter):
     """Store the derived tensors in adapter files, so that loading computes and compares nothing."""
 
     reads_weight = True
-
-    def identity(self) -> dict[str, Any]:
-        """Return `describe` without ``keep_derived``, which affects files only."""
-        described = super().identity()
-        described["options"].pop("keep_derived")
-        return described
+    neutral = ("keep_derived",)  # affects files only
 
 
 class DerivedDelta(DeltaWeight):
@@ -144,7 +138,24 @@ def factors(recipe: RecipeName, matrix: Tensor, rank: int) -> Triple:
     if recipe == "svd/1":
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         return canonical(left[:, :rank], values[:rank], right[:rank])
-    return canonical(*(_iterated if iterates(min(matrix.shape), rank) else _top)(matrix, rank))
+    if iterates(min(matrix.shape), rank):  # subspace iteration from Philox's start (Halko et al., 2011, algorithm 4.4)
+        columns = matrix.shape[1], rank + _MORE
+        q = draw(0, "derived", 1, *columns, Distribution("normal"), matrix.device)[0].to(matrix.dtype)
+        for _ in range(_ITERATIONS):
+            q = torch.linalg.qr(matrix.T @ torch.linalg.qr(matrix @ q)[0])[0]
+        left, values, right = torch.linalg.svd(matrix @ q, full_matrices=False)
+        return canonical(left[:, :rank], values[:rank], right[:rank] @ q.T)
+    # Eigenvectors of the Gram matrix of the smaller side, and one product.
+    wide = matrix.shape[0] <= matrix.shape[1]
+    gram = matrix @ matrix.T if wide else matrix.T @ matrix
+    vectors = torch.linalg.eigh(gram)[1].flip(1)[:, :rank]
+    other = vectors.T @ matrix if wide else matrix @ vectors
+    values = torch.linalg.vector_norm(other, dim=1 if wide else 0)
+    # Vectors of values that are zero but for rounding are arbitrary: zero, because they add nothing to the weight.
+    inverse = torch.where(values > values.max() * 1e-12, 1 / values.clamp_min(torch.finfo(values.dtype).tiny), 0.0)
+    if wide:
+        return canonical(vectors, values, inverse[:, None] * other)
+    return canonical(other * inverse, values, vectors.T)
 
 
 def canonical(left: Tensor, values: Tensor, right: Tensor) -> Triple:
@@ -159,35 +170,13 @@ def signs_of(vectors: Tensor) -> Tensor:
     return torch.where(largest < 0, -1.0, 1.0).to(vectors)
 
 
-def _top(matrix: Tensor, rank: int) -> Triple:
-    """Return the top singular triples: eigenvectors of the Gram matrix of the smaller side, and one product."""
-    wide = matrix.shape[0] <= matrix.shape[1]
-    gram = matrix @ matrix.T if wide else matrix.T @ matrix
-    vectors = torch.linalg.eigh(gram)[1].flip(1)[:, :rank]
-    other = vectors.T @ matrix if wide else matrix @ vectors
-    values = torch.linalg.vector_norm(other, dim=1 if wide else 0)
-    # Vectors of values that are zero but for rounding are arbitrary: zero, because they add nothing to the weight.
-    inverse = torch.where(values > values.max() * 1e-12, 1 / values.clamp_min(torch.finfo(values.dtype).tiny), 0.0)
-    return (vectors, values, inverse[:, None] * other) if wide else (other * inverse, values, vectors.T)
-
-
-def _iterated(matrix: Tensor, rank: int) -> Triple:
-    """Return the top singular triples by subspace iteration (Halko et al., 2011, algorithm 4.4) from Philox's start."""
-    columns = matrix.shape[1], rank + _MORE
-    q = draw(0, "derived", 1, *columns, Distribution("normal"), matrix.device)[0].to(matrix.dtype)
-    for _ in range(_ITERATIONS):
-        q = torch.linalg.qr(matrix.T @ torch.linalg.qr(matrix @ q)[0])[0]
-    left, values, right = torch.linalg.svd(matrix @ q, full_matrices=False)
-    return left[:, :rank], values[:rank], right[:rank] @ q.T
-
-
 # Each tensor is derived once while a file is checked and loaded
 
 
 @dataclass
 class _Known:
     stored: bool
-    nothing: bool = False
+    nothing: bool
     tensors: dict[tuple[DerivedAdapter, str], dict[str, Tensor]] = field(default_factory=dict)
 
 
@@ -195,23 +184,14 @@ _known: ContextVar[_Known | None] = ContextVar("_known", default=None)
 
 
 @contextmanager
-def derived_once(stored: bool = False) -> Iterator[None]:
+def derived_once(stored: bool = False, nothing: bool = False) -> Iterator[None]:
     """Derive each tensor once inside the block, for updates that an adapter makes several times for one model.
 
     Args:
         stored: True if stored tensors are copied into the updates afterwards, so that they are not computed at all.
+        nothing: True if only shapes are compared: derived tensors are zeros.
     """
-    before = _known.set(_Known(stored))
-    try:
-        yield
-    finally:
-        _known.reset(before)
-
-
-@contextmanager
-def shapes_only() -> Iterator[None]:
-    """Compute nothing inside the block: derived tensors are zeros, for updates whose shapes are compared."""
-    before = _known.set(_Known(stored=True, nothing=True))
+    before = _known.set(_Known(stored, nothing))
     try:
         yield
     finally:
@@ -250,18 +230,22 @@ def sketches(module: nn.Module, stored: Collection[str]) -> Sketches:
 def sketch(matrix: Tensor) -> list[float]:
     """Return 8 inner products of a matrix (m, n) with rank-one matrices of Philox signs, and its norm, in float64."""
     matrix = matrix.detach().to("cpu", torch.float64)
-    rows, columns = (_signs(side, size) for side, size in zip(("rows", "columns"), matrix.shape, strict=True))
+    signs = []
+    for side, size in zip(("rows", "columns"), matrix.shape, strict=True):
+        words = rng.words(0, f"sketch/{side}", torch.arange(8 * size))
+        signs.append(((words >> 31) * 2 - 1).to(torch.float64).view(size, 8).T)
+    rows, columns = signs
     return [*((rows @ matrix) * columns).sum(1).tolist(), float(torch.linalg.vector_norm(matrix))]
-
-
-def _signs(name: str, size: int) -> Tensor:
-    words = rng.words(0, f"sketch/{name}", torch.arange(_SKETCHES * size))
-    return ((words >> 31) * 2 - 1).to(torch.float64).view(size, _SKETCHES).T
 
 
 def sketch_problems(there: Mapping[str, list[float]], here: Mapping[str, list[float]]) -> list[str]:
     """Return the reason that the derived tensors of a file and a model differ, or nothing."""
-    differ = [name for name in sorted(there.keys() | here.keys()) if not _same(there.get(name), here.get(name))]
+    differ = []
+    for name in sorted(there.keys() | here.keys()):
+        one, two = there.get(name, []), here.get(name, [])
+        same = len(one) == len(two) > 0 and all(abs(a - b) <= 1e-4 * two[-1] for a, b in zip(one, two, strict=True))
+        if not same:
+            differ.append(name)
     if not differ:
         return []
     return [
@@ -269,10 +253,3 @@ def sketch_problems(there: Mapping[str, list[float]], here: Mapping[str, list[fl
         "If LAPACK alone differs, save with the derived tensors on the other machine: save_adapter(..., "
         "keep_derived=True)"
     ]
-
-
-def _same(there: list[float] | None, here: list[float] | None) -> bool:
-    if there is None or here is None or len(there) != len(here):
-        return False
-    limit = _TOLERANCE * here[-1]
-    return all(abs(one - two) <= limit for one, two in zip(there, here, strict=True))

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, dataclass_transform, get_args
+from typing import Any, ClassVar, Self, dataclass_transform, get_args
 
 from randlora_pl.utils.adapter_schema import OTHER_VERSION
 from randlora_pl.utils.errors import UserError, brief, errors_in
@@ -18,6 +18,9 @@ class Described(metaclass=NamedOptions):
     Every subclass declares its own options as fields. An object is equal to itself alone, and holds its options alone;
     anything else is a property.
     """
+
+    neutral: ClassVar[tuple[str, ...]] = ()
+    """Options that do not change the update, as the memory that it may take."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -50,10 +53,11 @@ class Described(metaclass=NamedOptions):
         return {"method": path_of(type(self)), "options": self.options()}
 
     def identity(self) -> dict[str, Any]:
-        """Return `describe` without options that do not change the update; equal identities mean equal adapters."""
+        """Return `describe` without `neutral` options; equal identities mean equal adapters."""
         values = self._values()
         nested = {name: _mapped(values[name], lambda each: each.identity()) for name in self.nested_options()}
-        return {"method": path_of(type(self)), "options": self.options() | nested}
+        options = {name: value for name, value in (self.options() | nested).items() if name not in self.neutral}
+        return {"method": path_of(type(self)), "options": options}
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some options changed."""
@@ -79,7 +83,6 @@ class Described(metaclass=NamedOptions):
         return self.replace(**changes) if changes else self
 
     def _values(self) -> dict[str, Any]:
-        """Return the options by name."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
 
@@ -104,14 +107,10 @@ def make(
     hint: str = OTHER_VERSION,
     find: Callable[[str], type[Described]] | None = None,
 ) -> Any:
-    """Return the object that `Described.describe` described.
+    """Return the object that `Described.describe` described as JSON values in a file, the ``source``.
 
-    Args:
-        kinds: Classes by their names in files.
-        description: ``{"method": ..., "options": {...}}`` of JSON values, from a file.
-        source: Source of the description, for messages.
-        hint: End of the message for an option of another type.
-        find: Function that returns a class by its import path, or raises an error.
+    ``kinds`` has classes by their names in files; ``find`` returns others by their import path, or raises an error. The
+    message for an option of another type ends with the hint.
 
     Raises:
         UserError: The name or an option is unknown, or has another type; the message has ``source``.

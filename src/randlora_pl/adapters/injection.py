@@ -5,11 +5,12 @@ import re
 import time
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight
-from randlora_pl.adapters.budget import check_size, match_budget
-from randlora_pl.adapters.kept import hash_weights, snapshot
+from randlora_pl.adapters.budget import count_parameters, match_budget
+from randlora_pl.adapters.kept import base_buffers, hash_weights
 from randlora_pl.adapters.layers.adapted import AdaptedLayer, RowBlocks
 from randlora_pl.adapters.layers.attach import attach
 from randlora_pl.adapters.layers.built import check_input_acts
@@ -22,6 +23,7 @@ from randlora_pl.adapters.targets.sites import Site
 from randlora_pl.adapters.trained import Tensors, choose_beside, chosen_tensors, frozen_outputs, trained_tensors
 from randlora_pl.adapters.weights import matches
 from randlora_pl.utils.errors import UserError, brief, near
+from randlora_pl.utils.text.formatting import byte_size
 from randlora_pl.utils.text.tables import group_names, table
 
 _log = logging.getLogger("randlora_pl")
@@ -64,7 +66,7 @@ class InjectionReport:
         trained: Patterns of fully trained tensors beside the adapter, or None.
         beside: Tensors that match these patterns.
         frozen_heads: Linear layers that look like a new head and are frozen (`trained.frozen_outputs`).
-        buffers: The model's own buffers before injection (`kept.snapshot`).
+        buffers: The model's own buffers before injection, on the CPU.
         coverage: Adapted part of the model; empty for methods that choose their tensors.
         procedure: What the method does between optimizer steps, or None; see `randlora_pl.adapters.procedure`.
     """
@@ -105,15 +107,12 @@ class InjectionReport:
         lines.append(
             f"{self.adapter.method()}: {self.trainable:,} of {self.total:,} parameters train ({percent:.2f} %)"
         )
-        return "\n".join(
-            [*lines, *filter(None, [self.coverage.line, self.coverage.warning]), *self.notes, *self._frozen()]
-        )
-
-    def _frozen(self) -> list[str]:
-        if not self.frozen_heads:
-            return []
-        names = ", ".join(self.frozen_heads[:3]) + (" ..." if len(self.frozen_heads) > 3 else "")
-        return [f"frozen and not adapted: {names}. Train a new head: inject(..., trained={self.frozen_heads[:3]})."]
+        lines += [*filter(None, [self.coverage.line, self.coverage.warning]), *self.notes]
+        if self.frozen_heads:
+            names = ", ".join(self.frozen_heads[:3]) + (" ..." if len(self.frozen_heads) > 3 else "")
+            train = f"Train a new head: inject(..., trained={self.frozen_heads[:3]})."
+            lines.append(f"frozen and not adapted: {names}. {train}")
+        return "\n".join(lines)
 
 
 def inject(
@@ -150,9 +149,16 @@ def inject(
     targets = [targets] if isinstance(targets, str) else targets
     trained = [trained] if isinstance(trained, str) else trained
     beside = trained_tensors(model, trained)
-    base_hash, buffers = hash_weights(model, beside), snapshot(model)
+    base_hash = hash_weights(model, beside)
+    buffers = {name: each.detach().cpu().clone() for name, each in base_buffers(model).items() if not each.is_meta}
     if isinstance(adapter, BaseWeightMethod):
-        report = _mark(model, adapter, targets, beside)
+        if targets is not None:
+            raise UserError(f"{adapter.method()} chooses its tensors itself. Remove the targets.")
+        chosen = {name: parameter for name, parameter in chosen_tensors(model, adapter).items() if name not in beside}
+        model.requires_grad_(False)
+        for parameter in chosen.values():
+            parameter.requires_grad_(True)
+        report = InjectionReport(adapter, targets, _rows(chosen, "tensor"), 0, 0, notes=adapter.notes(model))
     else:
         selection = choose_beside(model, targets, adapter, beside)
         sites = selection.sites
@@ -167,14 +173,17 @@ def inject(
             _log.warning("%s: %s", type(model).__name__, covered.warning)
         model.requires_grad_(False)
         attach(model, updates)
-        rows = [
-            LayerRow(
-                site.shape.layer, site.kind, (site.shape.out_features, site.shape.in_features), _size(deltas[site])
-            )
-            for site in sites
-        ]
+        rows = []
+        for site in sites:
+            size = sum(parameter.numel() for parameter in deltas[site].parameters())
+            sides = site.shape.out_features, site.shape.in_features
+            rows.append(LayerRow(site.shape.layer, site.kind, sides, size))
         report = InjectionReport(adapter, targets, rows, 0, 0, fingerprint, "", notes, coverage=covered)
-    _train_beside(model, report, trained, beside)
+    for parameter in beside.values():
+        parameter.requires_grad_(True)
+    report.trained, report.beside = trained, _rows(beside, "trained")
+    trains = {row.layer for row in report.rows} | {row.layer.removesuffix(".weight") for row in report.rows}
+    report.frozen_heads = frozen_outputs(model, trains, beside)
     report.base_hash, report.buffers = base_hash, buffers
     report.total = sum(parameter.numel() for parameter in model.parameters())
     report.trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -201,11 +210,22 @@ def make_deltas(adapter: Adapter, sites: list[Site], model: nn.Module) -> tuple[
     """Return the update of every site, on the device of its weight, and the fingerprint of the bases."""
     shapes = [site.shape for site in sites]
     _check_patterns(adapter, [shape.layer for shape in shapes])
-    for shape in shapes:
-        adapter.count(shape)  # raises for an invalid rank before any large tensor is generated
-    check_size(adapter, shapes, sum(parameter.numel() for parameter in model.parameters()))
-    if any(each.holds_factors for each in adapter.leaves()):
-        _refuse_quantized(adapter, sites, model)
+    # An invalid rank, or an adapter that is much larger than its model, is refused before memory is allocated.
+    size, total = count_parameters(adapter, shapes), sum(parameter.numel() for parameter in model.parameters())
+    most = max(1 << 27, 4 * total)  # 0.5 GB in float32 are always allowed
+    if size <= most and (drawn := adapter.bases(shapes, torch.device("meta"))) is not None:
+        size += sum(tensor.numel() for tensor in drawn.buffers())
+    if size > most:
+        raise UserError(
+            f"{adapter.method()} would have {size:,} values ({byte_size(4 * size)}) in bases and parameters, "
+            f"the model has {total:,}. Lower --model.adapter.num_bases or --model.adapter.rank."
+        )
+    for site in sites if any(each.holds_factors for each in adapter.leaves()) else ():
+        if is_quantized(model.get_submodule(site.path)):
+            raise UserError(
+                f"{adapter.method()} holds factors as large as a weight, but {site.shape.layer} is quantized. Load the "
+                "model without quantization, or choose a method with few numbers, such as LoRAXS or RandLoRA."
+            )
     bases = adapter.bases(shapes, _weight(model, sites[0]).device)
     values, deltas, last = adapter.reads_weight, dict[Site, DeltaWeight](), time.monotonic()
     for number, site in enumerate(sites, 1):
@@ -214,16 +234,6 @@ def make_deltas(adapter: Adapter, sites: list[Site], model: nn.Module) -> tuple[
             _log.info("%s: %d of %d weights are prepared", adapter.method(), number, len(sites))
             last = time.monotonic()
     return deltas, bases.fingerprint if bases is not None else ""
-
-
-def _refuse_quantized(adapter: Adapter, sites: list[Site], model: nn.Module) -> None:
-    """Raise an error for quantized layers, beside which an update must not hold factors in full precision."""
-    for site in sites:
-        if is_quantized(model.get_submodule(site.path)):
-            raise UserError(
-                f"{adapter.method()} holds factors as large as a weight, but {site.shape.layer} is quantized. Load the "
-                "model without quantization, or choose a method with few numbers, such as LoRAXS or RandLoRA."
-            )
 
 
 def _check_patterns(adapter: Adapter, layers: list[str]) -> None:
@@ -255,41 +265,14 @@ def _weight(model: nn.Module, site: Site, values: bool = False) -> Tensor:
 
 def _by_layer(model: nn.Module, sites: list[Site], deltas: dict[Site, DeltaWeight]) -> dict[str, DeltaWeight]:
     """Return one update per layer, by path; updates of row blocks are combined."""
-    by_path: dict[str, list[Site]] = {}
+    found: dict[str, dict[str, DeltaWeight]] = {}
     for site in sites:
-        by_path.setdefault(site.path, []).append(site)
-    updates = {}
-    for path, here in by_path.items():
-        if here[0].block is None:
-            updates[path] = deltas[here[0]]
-        else:
-            updates[path] = RowBlocks({str(site.block): deltas[site] for site in here}, row_blocks(model, path))
-    return updates
-
-
-def _mark(model: nn.Module, adapter: BaseWeightMethod, targets: list[str] | None, beside: Tensors) -> InjectionReport:
-    """Mark the trainable tensors of a method that trains the model's own weights."""
-    if targets is not None:
-        raise UserError(f"{adapter.method()} chooses its tensors itself. Remove the targets.")
-    chosen = {name: parameter for name, parameter in chosen_tensors(model, adapter).items() if name not in beside}
-    model.requires_grad_(False)
-    for parameter in chosen.values():
-        parameter.requires_grad_(True)
-    return InjectionReport(adapter, targets, _rows(chosen, "tensor"), 0, 0, notes=adapter.notes(model))
-
-
-def _train_beside(model: nn.Module, report: InjectionReport, trained: list[str] | None, beside: Tensors) -> None:
-    """Mark the tensors that train fully beside an adapter, and record frozen heads."""
-    for parameter in beside.values():
-        parameter.requires_grad_(True)
-    report.trained, report.beside = trained, _rows(beside, "trained")
-    trains = {row.layer for row in report.rows} | {row.layer.removesuffix(".weight") for row in report.rows}
-    report.frozen_heads = frozen_outputs(model, trains, beside)
+        found.setdefault(site.path, {})[site.block or ""] = deltas[site]
+    return {
+        path: blocks[""] if "" in blocks else RowBlocks(blocks, row_blocks(model, path))
+        for path, blocks in found.items()
+    }
 
 
 def _rows(tensors: Tensors, kind: str) -> list[LayerRow]:
     return [LayerRow(name, kind, tuple(parameter.shape), parameter.numel()) for name, parameter in tensors.items()]
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

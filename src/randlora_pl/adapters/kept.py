@@ -29,10 +29,7 @@ def update_buffers(module: nn.Module) -> dict[str, Tensor]:
 def kept_problems(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str = "") -> list[str]:
     """Return the reasons that the kept buffers of a file, if they have the right shapes, cannot be loaded.
 
-    Args:
-        module: Model or update with the buffers to load.
-        tensors: Tensors of the file.
-        prefix: Prefix of the module's names in the file.
+    The module may be an update itself, whose names have a prefix in the file.
     """
     found = []
     for path, each in module.named_modules():
@@ -54,13 +51,7 @@ def _kind(tensor: Tensor) -> str:
 
 
 def places_problem(name: str, places: Tensor, size: int) -> str:
-    """Return the reason that a kept buffer does not index a flat tensor, or "": integers in ascending order.
-
-    Args:
-        name: Name of the buffer.
-        places: The indices.
-        size: Number of entries of the tensor.
-    """
+    """Return the reason that a kept buffer does not index a flat tensor of this size, or "": ascending integers."""
     if (len(places) and (int(places[0]) < 0 or int(places[-1]) >= size)) or not bool((places[1:] > places[:-1]).all()):
         return f"{name} must be distinct places from 0 to {size - 1}, in ascending order"
     return ""
@@ -74,9 +65,7 @@ def update_modules(model: nn.Module) -> set[nn.Module]:
 def base_buffers(model: nn.Module, training: bool = False) -> dict[str, Tensor]:
     """Return the model's own persistent buffers that may be statistics, by name: floats, and scalar counters.
 
-    Args:
-        model: Model, with or without an adapter.
-        training: If True, return only buffers of modules in training mode, which a forward pass may change.
+    With ``training``, only buffers of modules in training mode, which a forward pass may change.
     """
     updates = update_modules(model)
     return {
@@ -86,11 +75,6 @@ def base_buffers(model: nn.Module, training: bool = False) -> dict[str, Tensor]:
         for name, buffer in module.named_buffers(recurse=False)
         if name not in module._non_persistent_buffers_set and (buffer.is_floating_point() or not buffer.dim())
     }
-
-
-def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of the model's own buffers on the CPU, without buffers on the meta device."""
-    return {name: buffer.detach().cpu().clone() for name, buffer in base_buffers(model).items() if not buffer.is_meta}
 
 
 def moved_buffers(model: nn.Module, before: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -125,19 +109,12 @@ def forget_computed(model: nn.Module) -> None:
         module.training = mode
 
 
-_SAMPLES = 1024
-
-
 def hash_weights(model: nn.Module, without: Collection[str] = ()) -> str:
     """Return the SHA-256 of each parameter's name, shape and up to 1,024 evenly spaced values, rounded to bfloat16.
 
     The sample distinguishes weights quickly, also for models with billions of parameters. The rounding gives a model in
     float32 and bfloat16 the same hash. The hash is "" on the meta device, and for quantized weights, whose original
-    values are unknown. An adapted model has the hash of its base.
-
-    Args:
-        model: Model, with or without an adapter.
-        without: Names of parameters to exclude.
+    values are unknown. An adapted model has the hash of its base. Parameters of the names ``without`` are left out.
     """
     if any(is_quantized(module) for module in model.modules()):
         return ""
@@ -154,7 +131,7 @@ def hash_weights(model: nn.Module, without: Collection[str] = ()) -> str:
         if parameter.is_meta:
             return ""
         flat = originals.get(id(parameter), parameter).detach().flatten()
-        sample = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].to(torch.bfloat16)
+        sample = flat[:: max(1, flat.numel() // 1024)][:1024].to(torch.bfloat16)
         digest.update(f"{name}:{tuple(parameter.shape)}".encode())
         digest.update(sample.cpu().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()

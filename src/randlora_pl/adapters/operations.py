@@ -7,14 +7,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.base import DeltaWeight, WeightedSum
 from randlora_pl.adapters.injection import InjectionReport
 from randlora_pl.adapters.layers.adapted import AdaptedLayer, RowBlocks, unsharded
 from randlora_pl.adapters.layers.attach import set_fast_paths
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.trained import whole_modules
-from randlora_pl.adapters.traits import require
-from randlora_pl.adapters.weighted_sum import WeightedSum
 from randlora_pl.utils.errors import UserError
 
 
@@ -51,11 +48,7 @@ def _is_sum(model: nn.Module) -> bool:
 
 
 def _trains_base(model: nn.Module) -> bool:
-    """Return True if the model's own tensors train.
-
-    Raises:
-        UserError: The model has no adapter.
-    """
+    """Return True if the model's own tensors train."""
     if _is_sum(model):  # updates only, without a report
         return False
     report = report_of(model)
@@ -154,7 +147,10 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         UserError: The method trains the base weights, of which no copy is stored.
     """
     if _trains_base(model):
-        require(report_of(model).adapter, "keeps_base", "disabling the update")
+        raise UserError(
+            f"{report_of(model).adapter.method()}: the method trains the model's own weights and no base model is "
+            "left, so disabling the update is not possible. Build the base model again."
+        )
     layers = adapted_layers(model).values()
     before = [layer.enabled for layer in layers]
     try:
@@ -213,26 +209,25 @@ def use_bases(model: nn.Module, bases: Bases) -> None:
     holders = with_bases(model.modules())
     if not holders:
         raise UserError(f"{report_of(model).adapter.method()} has no random bases to replace.")
-    if problem := basis_size_error(bases, holders):
+    if problem := basis_size_error(bases, holders.values()):
         raise UserError(f"{problem}.")
-    own: dict[torch.device, Bases] = {}  # copies, because the originals would move with this model
-    for holder in holders:
-        device: torch.device = holder.bases.A.device  # type: ignore[union-attr, assignment]
-        if device not in own:
-            own[device] = copy.deepcopy(bases).to(device)
-        holder.bases = own[device]
+    # Copies, because the originals would move with this model.
+    own = {device: copy.deepcopy(bases).to(device) for device in {drawn.A.device for drawn in holders.values()}}
+    for holder, drawn in holders.items():
+        holder.bases = own[drawn.A.device]
     report = report_of(model)
     report.fingerprint, report.stored_bases = bases.fingerprint, bases
 
 
-def with_bases(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """Return the modules that have random bases."""
-    return [module for module in modules if isinstance(getattr(module, "bases", None), Bases)]
+def with_bases(modules: Iterable[nn.Module]) -> dict[nn.Module, Bases]:
+    """Return the modules that have random bases, with these."""
+    held = ((module, getattr(module, "bases", None)) for module in modules)
+    return {module: bases for module, bases in held if isinstance(bases, Bases)}
 
 
-def basis_size_error(bases: Bases, holders: Iterable[nn.Module]) -> str:
-    """Return the reason that these bases cannot replace the modules' bases, or ""."""
-    for drawn in {id(each): each for each in (holder.bases for holder in holders) if isinstance(each, Bases)}.values():
+def basis_size_error(bases: Bases, others: Iterable[Bases]) -> str:
+    """Return the reason that these bases cannot replace others, or ""."""
+    for drawn in dict.fromkeys(others):
         have, want = ((*each.A.shape, *each.B.shape) for each in (bases, drawn))
         if any(mine < needed for mine, needed in zip(have, want, strict=True)):
             return (
@@ -266,5 +261,9 @@ def set_train_mode(model: nn.Module, mode: bool = True) -> None:
         if isinstance(module, DeltaWeight):
             module.train(mode)
     report = getattr(model, "adapter_report", None)
-    for module in whole_modules(model, [row.layer for row in report.beside]) if report is not None else ():
-        module.train(mode)
+    names = {row.layer for row in report.beside} if report is not None else set()
+    beside = {id(parameter) for name, parameter in model.named_parameters() if name in names}
+    for module in model.modules():
+        own = {id(parameter) for parameter in module.parameters()}
+        if own and own <= beside:
+            module.train(mode)

@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.operations import report_of, trainable_parameters
+from randlora_pl.adapters.trained import chosen_tensors
 
 
 def rates_of(model: nn.Module) -> dict[nn.Parameter, float]:
@@ -31,8 +32,7 @@ def undecayed(model: nn.Module) -> set[nn.Parameter]:
     found = {update.get_parameter(name) for update in updates for name in update.undecayed}
     adapter = getattr(getattr(model, "adapter_report", None), "adapter", None)
     if isinstance(adapter, BaseWeightMethod) and not adapter.decays:
-        own = ((layer, *pair) for layer in model.modules() for pair in layer.named_parameters(recurse=False))
-        found |= {parameter for layer, name, parameter in own if adapter.selects(layer, name)}
+        found |= {*chosen_tensors(model, adapter).values()}
     return found
 
 
@@ -83,23 +83,15 @@ def make_optimizer(model: nn.Module, groups: Any = None, *, lr: float = 1e-3, **
     Raises:
         UserError: The model has no adapter.
     """
-    adapter = report_of(model).adapter
     groups = parameter_groups(model, lr) if groups is None else groups
-    if isinstance(adapter, BaseWeightMethod):
-        return adapter.optimizer(model, groups, lr=lr, **options)
-    return AdamW(groups, lr=lr, **options)
+    return report_of(model).adapter.optimizer(model, groups, lr=lr, **options)
 
 
 def optimizer_numbers(model: nn.Module) -> int:
     """Return the numbers in the state of the optimizer of `make_optimizer` and of the method's procedure.
 
-    AdamW stores two per trainable parameter.
-
     Raises:
         UserError: The model has no adapter.
     """
-    adapter, procedure = report_of(model).adapter, report_of(model).procedure
-    if isinstance(adapter, BaseWeightMethod):
-        return adapter.optimizer_numbers(model)
-    adam = 2 * sum(parameter.numel() for parameter in trainable_parameters(model).values())
-    return adam + (procedure.state_size() if procedure else 0)
+    report = report_of(model)
+    return report.adapter.optimizer_numbers(model) + (report.procedure.state_size() if report.procedure else 0)

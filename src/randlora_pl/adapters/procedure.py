@@ -13,14 +13,11 @@ Tasks call a model's procedure themselves and store its state in checkpoints. In
         procedure.after_step(step, steps)
 """
 
-import logging
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-_log = logging.getLogger("randlora_pl")
 
 
 class Procedure:
@@ -73,14 +70,3 @@ class Procedure:
 def all_finite(tensors: Iterable[Tensor | None]) -> Tensor:
     """Return True, as a scalar tensor on their device, if all tensors (at least one) are finite; the host is idle."""
     return torch.stack([tensor.isfinite().all() for tensor in tensors if tensor is not None]).all()
-
-
-def warn_if_unused(procedure: Procedure | None, method: str) -> None:
-    """Log one line if a model is saved whose procedure was never called; once."""
-    if procedure is not None and not procedure.ran:
-        procedure.ran = True
-        _log.warning(
-            "%s trains with a procedure, which was never called. In a training loop of your own, call "
-            "report.procedure.after_step(step, total) after every optimizer.step(), with the report of inject.",
-            method,
-        )

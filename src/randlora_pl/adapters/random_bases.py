@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.utils.errors import UserError
+from randlora_pl.adapters.weights import WeightShape, sides
 from randlora_pl.utils.rng import philox, stream
 
 
@@ -94,16 +94,12 @@ class Distribution:
 
     @classmethod
     def make(cls, basis: BasisName, sparsity: int | Literal["sqrt"], largest: int) -> "Distribution":
-        """Create a distribution; sparsity ``"sqrt"`` is the square root of ``largest``, the largest D of the model.
-
-        Raises:
-            UserError: The sparsity is out of range or another text.
-        """
+        """Create a distribution; sparsity ``"sqrt"`` is the square root of ``largest``, the largest D of the model."""
         if basis != "ternary":
             return cls(basis)
         if sparsity == "sqrt":
             return cls(basis, math.isqrt((1 << 64) // largest))
-        return cls(basis, (1 << 32) // check_sparsity(sparsity))
+        return cls(basis, (1 << 32) // sparsity)
 
     def __call__(self, words: Tensor) -> Tensor:
         """Convert uniform 32-bit words (int64, any shape) to float32 entries of unit variance."""
@@ -117,17 +113,6 @@ class Distribution:
             return ((words >> 31) * 2 - 1).to(torch.float32)
         signs = (words >= (1 << 32) - self.threshold).to(torch.float32) - (words < self.threshold).to(torch.float32)
         return signs * (1 / math.sqrt(2 * self.threshold / (1 << 32)))
-
-
-def check_sparsity(sparsity: Any) -> Any:
-    """Return the sparsity s of ternary bases if it is valid.
-
-    Raises:
-        UserError: The sparsity is neither ``"sqrt"`` nor an integer from 2 to a million.
-    """
-    if sparsity != "sqrt" and (not isinstance(sparsity, int) or not 2 <= sparsity <= 1_000_000):
-        raise UserError(f"sparsity is {sparsity!r}. Set an integer from 2 to 1,000,000, or 'sqrt'.")
-    return sparsity
 
 
 _faster: ContextVar[torch.device | None] = ContextVar("_faster", default=None)
@@ -147,19 +132,9 @@ def drawn_on(device: torch.device | None) -> Iterator[None]:
 def draw(
     seed: int, tensor: str, count: int, rows: int, columns: int, distribution: Distribution, device: torch.device
 ) -> Tensor:
-    """Generate random matrices whose entries are functions of (seed, tensor, j, row, column).
+    """Generate float32 matrices (count, rows, columns) whose entries are functions of (seed, tensor, j, row, column).
 
-    Args:
-        seed: Seed of the adapter.
-        tensor: Name of the tensor, for example ``"A"``.
-        count: Number of matrices.
-        rows: Rows of each matrix.
-        columns: Columns of each matrix.
-        distribution: Distribution of the entries.
-        device: Device of the result; ``meta`` allocates nothing.
-
-    Returns:
-        float32 tensor of shape (count, rows, columns).
+    ``tensor`` is a name, such as ``"A"``. The device ``meta`` allocates nothing.
     """
     if device.type == "meta":
         return torch.empty(count, rows, columns, dtype=torch.float32, device=device)
@@ -178,9 +153,9 @@ def draw(
     return result
 
 
-def random_pair(key: int, count: int, shapes: Sequence[Any], rank: int, device: torch.device) -> "Bases":
-    """Generate A (count, rank, in) and B (count, out, rank) for the largest `WeightShape`, of unit deviation."""
-    columns, rows = max(shape.in_features for shape in shapes), max(shape.out_features for shape in shapes)
+def random_pair(key: int, count: int, shapes: Sequence[WeightShape], rank: int, device: torch.device) -> "Bases":
+    """Generate A (count, rank, in) and B (count, out, rank) at the largest sizes of weights, of unit deviation."""
+    rows, columns = sides(shapes)
     uniform = Distribution("uniform")
     a = draw(key, "A", count, rank, columns, uniform, device)
     return Bases(key, a, draw(key, "B", count, rows, rank, uniform, device))
@@ -222,9 +197,8 @@ class Bases(nn.Module):
             b = b.sign().to(torch.int8)
         self.copies = Copies()
         self.register_buffer("A", a, persistent=False)
-        b = b.permute(1, 0, 2).clone(
-            memory_format=torch.contiguous_format
-        )  # `contiguous` may keep strides of size-1 dims
+        b = b.permute(1, 0, 2)
+        b = b.clone(memory_format=torch.contiguous_format)  # `contiguous` may keep strides of size-1 dims
         self.register_buffer("B", b, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -240,16 +214,16 @@ class Bases(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """Return ``A`` and ``B`` (count_b, D, r) for a file, in the smallest dtype without rounding."""
         together = {"A": self.A, "B": self.B.permute(1, 0, 2) * self.scale}
-        return {name: _smallest(tensor.detach().cpu()) for name, tensor in together.items()}
+        found = {}
+        for name, tensor in together.items():
+            exact = tensor.detach().cpu()
+            halves = (exact.to(dtype) for dtype in (torch.bfloat16, torch.float16))
+            found[name] = next((half for half in halves if torch.equal(half.to(exact.dtype), exact)), exact)
+        return found
 
     def extra_repr(self) -> str:
         """Return the shapes and the first digits of the fingerprint."""
         return f"A={tuple(self.A.shape)}, B={tuple(self.B.shape)}, fingerprint={self.fingerprint[:12]}"
-
-
-def _smallest(tensor: Tensor) -> Tensor:
-    half = (tensor.to(dtype) for dtype in (torch.bfloat16, torch.float16))
-    return next((small for small in half if torch.equal(small.to(tensor.dtype), tensor)), tensor)
 
 
 def fingerprint(seed: int, *tensors: Tensor, structure: str = "", stored: bool = False) -> str:

@@ -37,15 +37,6 @@ def register(kind: Method) -> Method:
     return kind
 
 
-def find_method(path: str) -> type[Adapter]:
-    """Return a method of a user or a package by its import path.
-
-    Raises:
-        UserError: It is neither imported by name, nor registered, nor an entry point.
-    """
-    return METHODS.find(path, Adapter, methods.__all__)  # type: ignore[type-abstract]
-
-
 def check_loads_again(adapter: Adapter) -> None:
     """Refuse an adapter whose file could not be loaded again.
 

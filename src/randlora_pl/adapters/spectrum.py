@@ -72,14 +72,10 @@ def spectrum(matrix: Tensor, name: str = "the matrix") -> Spectrum:
 
 
 def truncated(matrix: Tensor, rank: int | None = None, error: float | None = None, name: str = "the matrix") -> LowRank:
-    """Return the best low-rank approximation of a matrix (out, in) (Eckart & Young, 1936).
+    """Return the best low-rank approximation of a matrix (out, in) of any floating dtype (Eckart & Young, 1936).
 
-    Args:
-        matrix: Matrix of any floating dtype.
-        rank: Maximum rank k; limited by the smaller side.
-        error: Alternative to ``rank``: use the smallest k >= 1 whose relative error in the Frobenius norm is at most
-            this.
-        name: Name of the matrix in errors.
+    Its rank k is ``rank``, limited by the smaller side, or the smallest k >= 1 whose relative error in the Frobenius
+    norm is at most ``error``. Errors have the matrix's name.
 
     Raises:
         UserError: The matrix is not finite, or not exactly one of rank (positive integer) and error (0 <= error < 1)

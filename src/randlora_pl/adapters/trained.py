@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -31,9 +32,7 @@ def chosen_tensors(model: nn.Module, adapter: BaseWeightMethod) -> Tensors:
 def trained_tensors(model: nn.Module, trained: list[str] | None) -> Tensors:
     """Return the tensors that train fully beside an adapter, by name; tied tensors once.
 
-    Args:
-        model: Model, with or without an adapter.
-        trained: Regular expressions over names of modules or tensors, matched as targets are.
+    ``trained`` has regular expressions over names of modules or tensors, which are matched as targets are.
 
     Raises:
         UserError: A pattern matches nothing, is not a regular expression, or selects tensors that cannot train.
@@ -48,9 +47,22 @@ def trained_tensors(model: nn.Module, trained: list[str] | None) -> Tensors:
     ]
     chosen: set[int] = set()
     for pattern in trained:
-        found = {id(parameter) for name, parameter in own if _fits(pattern, name)}
+        try:
+            found = {
+                id(parameter)
+                for name, parameter in own
+                # the tensor, or a module that contains it
+                if any(matches(pattern, start) for start in accumulate(name.split("."), "{}.{}".format))
+            }
+        except re.error as error:
+            raise UserError(f"trained {pattern!r} is not a regular expression: {error}.") from None
         if not found:
-            raise UserError(_no_match(pattern, [name for name, _ in own]))
+            names = [name for name, _ in own]
+            modules = list(dict.fromkeys(name.rpartition(".")[0] for name in names if "." in name))
+            last = dict.fromkeys(name.rpartition(".")[2] for name in modules)
+            hint = near(pattern, [*last, *modules, *names])
+            hint = hint or f" The last one is {modules[-1] if modules else names[-1]!r}."
+            raise UserError(f"trained {pattern!r} matches no module with tensors of its own in this model.{hint}")
         chosen |= found
     tensors = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in chosen}
     if whole := [name for name, parameter in tensors.items() if not parameter.is_floating_point()]:
@@ -58,30 +70,8 @@ def trained_tensors(model: nn.Module, trained: list[str] | None) -> Tensors:
     return tensors
 
 
-def _fits(pattern: str, name: str) -> bool:
-    """Return True if a pattern matches the name of a tensor or of a module that contains it."""
-    parts = name.split(".")
-    try:
-        return any(matches(pattern, ".".join(parts[:end])) for end in range(1, len(parts) + 1))
-    except re.error as error:
-        raise UserError(f"trained {pattern!r} is not a regular expression: {error}.") from None
-
-
-def _no_match(pattern: str, names: list[str]) -> str:
-    modules = list(dict.fromkeys(name.rpartition(".")[0] for name in names if "." in name))
-    last = dict.fromkeys(name.rpartition(".")[2] for name in modules)
-    hint = near(pattern, [*last, *modules, *names]) or f" The last one is {modules[-1] if modules else names[-1]!r}."
-    return f"trained {pattern!r} matches no module with tensors of its own in this model.{hint}"
-
-
 def choose_beside(model: nn.Module, targets: list[str] | None, adapter: Adapter, beside: Collection[str]) -> Selection:
-    """Return the weights of the targets (`choose`), without fully trained weights.
-
-    Args:
-        model: Any module.
-        targets: See `choose`.
-        adapter: Method and its options.
-        beside: Names of fully trained tensors.
+    """Return the weights of the targets (`choose`), without fully trained weights, whose names are ``beside``.
 
     Raises:
         UserError: See `choose`; or no weight is left.
@@ -101,27 +91,12 @@ def trains_whole(path: str, beside: Collection[str]) -> bool:
     return any(f"{path}.{name}".lstrip(".") in beside for name in ("weight", "in_proj_weight"))
 
 
-def whole_modules(model: nn.Module, names: Collection[str]) -> list[nn.Module]:
-    """Return the modules with at least one parameter whose parameters are all among these names."""
-    own = {id(parameter) for name, parameter in model.named_parameters() if name in names}
-    found = []
-    for module in model.modules():
-        parameters = [id(parameter) for parameter in module.parameters()]
-        if parameters and own.issuperset(parameters):
-            found.append(module)
-    return found
-
-
 def frozen_outputs(model: nn.Module, adapted: Iterable[str], beside: Collection[str]) -> list[str]:
     """Return frozen linear layers that look like a new, untrained head, which is probably a mistake.
 
     They are outside the numbered blocks and are either the model's last layer or have a zero bias, as libraries
-    initialize new heads. Output embeddings of language models and poolers are not heads.
-
-    Args:
-        model: Model with an adapter.
-        adapted: Names of the adapted layers.
-        beside: Names of fully trained tensors.
+    initialize new heads. Output embeddings of language models and poolers are not heads. ``adapted`` has the names of
+    the adapted layers, ``beside`` the names of fully trained tensors.
     """
     embeddings = getattr(model, "get_output_embeddings", lambda: None)()
     layers = [

@@ -37,14 +37,18 @@ def matches(pattern: str, layer: str) -> bool:
     return re.fullmatch(rf"(?:.*\.)?(?:{pattern})", layer) is not None
 
 
-def per_layer(values: Mapping[str, Number]) -> Number | dict[str, Number]:
-    """Return one number, or patterns of layer names with one number each."""
+def by_pattern(values: Mapping[str, Number]) -> dict[str, Number]:
+    """Return patterns of layer names with one number each."""
     groups: dict[Number, list[str]] = {}
     for layer, value in values.items():
         groups.setdefault(value, []).append(layer)
-    if len(groups) == 1:
-        return next(iter(groups))
     return {f"^{exact_pattern(layers)}": value for value, layers in groups.items()}
+
+
+def per_layer(values: Mapping[str, Number]) -> Number | dict[str, Number]:
+    """Return one number, or patterns of layer names with one number each."""
+    found = by_pattern(values)
+    return next(iter(found.values())) if len(found) == 1 else found
 
 
 def exact_pattern(names: Iterable[str]) -> str:

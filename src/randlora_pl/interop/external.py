@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, InjectionReport, adapted_layers, inject
 from randlora_pl.adapters.base import DeltaWeight
-from randlora_pl.adapters.derived import shapes_only
+from randlora_pl.adapters.derived import derived_once
 from randlora_pl.adapters.injection import make_deltas
 from randlora_pl.adapters.kept import base_buffers, update_buffers
 from randlora_pl.adapters.layers.built import has_own_forward
@@ -59,7 +59,7 @@ class ExternalAdapter:
             UserError: A layer is adapted differently, or a tensor has a different shape. The model is not changed.
         """
         sites = select(model, self.targets, False)
-        with shapes_only():
+        with derived_once(stored=True, nothing=True):
             deltas = make_deltas(self.adapter, sites, model)[0]
         for site, delta in deltas.items():
             self._check_shapes(site.shape.layer, delta)

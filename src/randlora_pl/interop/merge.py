@@ -18,7 +18,6 @@ from randlora_pl.adapters import AdapterFile, merge_and_unload
 from randlora_pl.adapters.injection import inject
 from randlora_pl.adapters.io.save_load import place_adapter
 from randlora_pl.adapters.kept import hash_weights
-from randlora_pl.adapters.traits import require
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop.base_model import Base, base_name, beside
 from randlora_pl.interop.compare_outputs import ROUNDING, change, check_written, difference, logits, outputs
@@ -144,7 +143,7 @@ def merged(base: Base, file: AdapterFile, scale: float = 1.0, with_head: bool = 
     Every tensor that the adapter changes is included, also trained biases and norms; scale 0 gives the base model bit
     for bit, 1 the tuned one. Tensors trained completely beside the adapter are copied.
     """
-    require(file.adapter, "fixed", "the merge", file.path)
+    file.adapter.require_matrix("the merge", file.path)
     check_merge(file, scale)
     made = adapted(base, file)
     expected = outputs(made.model, _size(file)) if scale == 1 else None
@@ -312,7 +311,7 @@ def write_merged(
     Raises:
         UserError: The folder exists, the base model or the outputs differ, or the disk is full.
     """
-    require(file.adapter, "fixed", "the merge", file.path)
+    file.adapter.require_matrix("the merge", file.path)
     refuse_inputs([output], [file.path])
     if output.exists() and not (overwrite and (output / "config.json").is_file()):
         raise UserError(f"{output} exists. Set another --output, or --overwrite to replace a model's folder.")

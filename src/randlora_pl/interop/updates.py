@@ -11,7 +11,6 @@ from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.operations import delta_weights, weight_updates
 from randlora_pl.adapters.random_bases import GENERATOR
 from randlora_pl.adapters.targets.sites import Site, find_sites
-from randlora_pl.adapters.traits import require
 from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.interop.base_model import Base, beside, load_base
 from randlora_pl.utils.errors import UserError
@@ -40,7 +39,7 @@ def updates(base: Base, file: AdapterFile) -> State:
     Raises:
         UserError: The adapter does not fit, or its update depends on the input.
     """
-    require(file.adapter, "fixed", "the comparison", file.path)
+    file.adapter.require_matrix("the comparison", file.path)
     part = adapted(base, file).part
     before, state = base.submodule_for(file).state_dict(), adapter_state(part)
     whole = beside(file, part)
@@ -99,7 +98,7 @@ def layer_updates(file: AdapterFile) -> State:
         UserError: A tensor is missing, the random bases differ, a required base model is not available, or the update
             depends on the input.
     """
-    require(file.adapter, "fixed", "the comparison", file.path)
+    file.adapter.require_matrix("the comparison", file.path)
     if file.adapter.trains_base or file.adapter.reads_weight:
         base = load_base(file)
         if not file.adapter.trains_base:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters import Adapter, LoRA, RandLoRA
-from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.base import DeltaWeight, WeightedSum
 from randlora_pl.adapters.kernels.rounding import added, rounded, thresholds
-from randlora_pl.adapters.weighted_sum import WeightedSum
 from randlora_pl.adapters.weights import WeightShape
 from tests.adapters.cases import METHODS, UNFIXED, WHOLE
 from tests.support.products import in_one_item, marked

@@ -198,7 +198,7 @@ def _base_problem(file: AdapterFile, here: str) -> list[str]:
 
 def _bases_problem(file: AdapterFile, here: str, modules: Iterable[nn.Module]) -> list[str]:
     if file.bases is not None:  # stored bases replace the seed's
-        problem = basis_size_error(file.bases, with_bases(modules))
+        problem = basis_size_error(file.bases, with_bases(modules).values())
         return [problem] if problem else []
     there, generator = file.config.get("fingerprint"), file.config.get("generator")
     if generator == GENERATOR and there == here:

@@ -4,6 +4,7 @@ Files contain the trained tensors and the kept buffers. Random bases are not sto
 their fingerprint is compared. Loading checks everything and reports all mismatches before it changes the model.
 """
 
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -23,14 +24,16 @@ from randlora_pl.adapters.io.adapter_file import EXTRA, AdapterFile, adapter_sta
 from randlora_pl.adapters.io.container import BASES, CONFIG, Contents
 from randlora_pl.adapters.kept import forget_computed, reset_buffers
 from randlora_pl.adapters.operations import adapted_layers, report_of, unmerge, use_bases
-from randlora_pl.adapters.procedure import warn_if_unused
 from randlora_pl.adapters.random_bases import GENERATOR, STORED, Bases
-from randlora_pl.adapters.registry import check_loads_again, find_method
+from randlora_pl.adapters.registry import check_loads_again
 from randlora_pl.utils.adapter_schema import FORMAT_VERSION, OTHER_VERSION, check_adapter_schema, check_format
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files.atomic_output import disk_errors
 from randlora_pl.utils.files.run_files import find_adapter
 from randlora_pl.utils.files.weights_files import without_local_paths
+from randlora_pl.utils.own_classes import METHODS
+
+_log = logging.getLogger("randlora_pl")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOATS = {*DTYPES.values(), torch.float64}
@@ -79,7 +82,13 @@ def save_adapter(
     report = report_of(model)
     check_loads_again(report.adapter)
     state = adapter_state(model)
-    warn_if_unused(report.procedure, report.adapter.method())
+    if report.procedure is not None and not report.procedure.ran:
+        report.procedure.ran = True  # one line is enough
+        _log.warning(
+            "%s trains with a procedure, which was never called. In a training loop of your own, call "
+            "report.procedure.after_step(step, total) after every optimizer.step(), with the report of inject.",
+            report.adapter.method(),
+        )
     tensors = state.tensors | {EXTRA + name: tensor for name, tensor in (extra or {}).items()}
     adapter, derived = report.adapter, derived_buffers(model) if keep_derived else {}
     for leaf in adapter.leaves() if derived else []:
@@ -218,7 +227,13 @@ def make_adapter(method: str, options: Mapping[str, Any], source: object, hint: 
         UserError: The method or an option is unknown; the message has ``source``.
     """
     kinds = {name: getattr(methods, name) for name in methods.__all__}
-    adapter: Adapter = make(kinds, {"method": method, "options": options}, source, hint, find_method)
+    adapter: Adapter = make(
+        kinds,
+        {"method": method, "options": options},
+        source,
+        hint,
+        lambda path: METHODS.find(path, Adapter, methods.__all__),
+    )
     return adapter
 
 

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import DeltaWeight
-from randlora_pl.adapters.traits import lacks
+from randlora_pl.adapters.base import DeltaWeight, no_matrix
 from randlora_pl.utils.device import on_cuda
 from randlora_pl.utils.errors import UserError
 
@@ -85,7 +84,7 @@ class AdaptedLayer(nn.Module):
         return (
             None
             if self.delta is None or self.delta.fixed
-            else lacks("fixed", "the merge", path or self.plain_class.__name__)
+            else no_matrix("the merge", path or self.plain_class.__name__)
         )
 
     @torch.no_grad()

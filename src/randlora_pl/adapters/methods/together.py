@@ -8,13 +8,12 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, FactoredDelta, like
+from randlora_pl.adapters.base import Adapter, DeltaWeight, FactoredDelta, WeightedSum, like
 from randlora_pl.adapters.methods.autolora import AutoLoRA
 from randlora_pl.adapters.methods.lora import LoRA
 from randlora_pl.adapters.methods.randlora import RandLoRA
 from randlora_pl.adapters.procedure import Procedure
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weighted_sum import WeightedSum
 from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Positive
@@ -42,6 +41,7 @@ class Together(Adapter):
     match: str | None = field(init=False, default=None)
 
     group = "full rank"
+    neutral = ("rates",)  # they affect training only
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", [LoRA(rank=8), RandLoRA(rank=6)] if self.parts is None else list(self.parts))
@@ -53,7 +53,9 @@ class Together(Adapter):
             raise UserError(f"Together: parts has {len(parts)}. Give two methods or more, such as LoRA and RandLoRA.")
         if len({part.qkv for part in parts}) > 1:
             raise UserError("Together: some parts have qkv packed and some split. Set the same in all parts.")
-        procedures = [leaf.method() for part in parts for leaf in part.leaves() if _has_procedure(leaf)]
+        procedures = [
+            leaf.method() for part in parts for leaf in part.leaves() if type(leaf).procedure is not Adapter.procedure
+        ]
         if len(procedures) > 1:
             raise UserError(
                 f"Together: {' and '.join(procedures)} have training procedures of their own. Keep one of them."
@@ -70,11 +72,6 @@ class Together(Adapter):
         return any(part.reads_weight for part in self.parts)
 
     @property
-    def holds_factors(self) -> bool:  # type: ignore[override]
-        """True if a part holds factors as large as its weight."""
-        return any(part.holds_factors for part in self.parts)
-
-    @property
     def fixed(self) -> bool:  # type: ignore[override]
         """True if no part depends on the input."""
         return all(part.fixed for part in self.parts)
@@ -82,12 +79,6 @@ class Together(Adapter):
     def peft_problem(self) -> str:
         """Return the reason that PEFT cannot have a sum."""
         return "PEFT has no sum of methods"
-
-    def identity(self) -> dict[str, Any]:
-        """Return `describe` without ``rates``, which affect training only."""
-        described = super().identity()
-        described["options"].pop("rates")
-        return described
 
     @cached_property
     def seeded(self) -> list[Adapter]:
@@ -115,10 +106,6 @@ class Together(Adapter):
         own = bases.parts if isinstance(bases, PartBases) else [None] * len(self.parts)
         updates = [part.delta_weight(shape, weight, each) for part, each in zip(self.seeded, own, strict=True)]
         return TogetherDelta(updates, self.rates)
-
-
-def _has_procedure(adapter: Adapter) -> bool:
-    return type(adapter).procedure is not Adapter.procedure
 
 
 class PartBases(Bases):

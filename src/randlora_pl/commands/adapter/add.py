@@ -57,7 +57,6 @@ def add(
     for path in adapters:
         check_adapter(path)
     from randlora_pl.adapters import read_adapter
-    from randlora_pl.adapters.traits import require
     from randlora_pl.commands.adapter.export import print_converted
     from randlora_pl.commands.adapter.merge import print_written
     from randlora_pl.interop.base_model import load_base, refuse_texts, same_base
@@ -74,7 +73,7 @@ def add(
         check_output(output, overwrite)
     files = [read_adapter(path) for path in adapters]
     for file in files:
-        require(file.adapter, "fixed", "the sum", file.path)
+        file.adapter.require_matrix("the sum", file.path)
         refuse_texts(file, "have their updates added up")
         check_no_prompts(file, "they belong to one update, so sums have none. Predict with each of them")
     same_base(files)

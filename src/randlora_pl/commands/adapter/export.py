@@ -158,13 +158,12 @@ def _export_lora(adapter: Path, output: Path, rank: int | None, error: float | N
     """Truncate the singular value decomposition of each update."""
     check_rank_or_error(rank, error)
     from randlora_pl.adapters import read_adapter
-    from randlora_pl.adapters.traits import require
     from randlora_pl.interop.base_model import load_base, refuse_texts
     from randlora_pl.interop.low_rank import label, write_lora
     from randlora_pl.interop.updates import updates
 
     file = read_adapter(adapter)
-    require(file.adapter, "fixed", "the export to LoRA", file.path)
+    file.adapter.require_matrix("the export to LoRA", file.path)
     refuse_texts(file, "are written as a plain LoRA")
     base = load_base(file)
     origin = {"adapters": [label(file)], "methods": [file.adapter.method()]}

@@ -43,13 +43,12 @@ def merge(
     register_weights(pretrained)
     check_adapter(adapter)
     from randlora_pl.adapters import read_adapter
-    from randlora_pl.adapters.traits import require
     from randlora_pl.interop.base_model import load_base
     from randlora_pl.interop.merge import check_output, merged, write
     from randlora_pl.interop.prompts import check_merge
 
     file = read_adapter(adapter)
-    require(file.adapter, "fixed", "the merge", file.path)  # before a large model is built
+    file.adapter.require_matrix("the merge", file.path)  # before a large model is built
     check_merge(file, scale)
     if file.config.get("base_model", {}).get("library") == "transformers":
         from randlora_pl.interop.merge import write_merged

@@ -140,7 +140,6 @@ def _compute(
     output: str | None,
 ) -> Path:
     """Compute the missing rows; each is in the file before the next begins."""
-    from randlora_pl.adapters.traits import require
     from randlora_pl.data.unlabelled import batches
     from randlora_pl.interop.base_model import same_base
     from randlora_pl.lab.analysis.landscape import POSITIONS, Grid, Plane, check_classes, loss, stratified_fraction
@@ -148,7 +147,7 @@ def _compute(
 
     where = pick_device(device)
     for run in runs:
-        require(run.file.adapter, "fixed", "the landscape", run.path)
+        run.file.adapter.require_matrix("the landscape", run.path)
     same_base([run.file for run in runs])
     tasks = [task_of(run, where) for run in runs]
     carrier = tasks[0]

@@ -54,7 +54,6 @@ def adapters(
         methods: See: randlora-pl bench train --help. Also: randlora-ternary-dense
     """
     where, facts = timing.prepare()
-    from randlora_pl.adapters.random_bases import check_sparsity
     from randlora_pl.lab.bench.costs import Gemm
     from randlora_pl.lab.bench.methods import chosen
     from randlora_pl.lab.bench.report import curves, markdown, sweep_cells, write_csv, write_figure, write_json
@@ -75,7 +74,9 @@ def adapters(
         if name not in DEFAULTS:
             raise UserError(f"--sweeps: unknown sweep {name!r}.{near(name, DEFAULTS)} Known: {' '.join(DEFAULTS)}")
     names = chosen(methods or BASES.get(basis or "", ()))
-    shares = [check_sparsity(int(s) if s.isdecimal() else s) for s in sparsity]
+    shares = [int(s) if s.isdecimal() else s for s in sparsity]
+    if wrong := [s for s in shares if s != "sqrt" and (not isinstance(s, int) or not 2 <= s <= 1_000_000)]:
+        raise UserError(f"sparsity is {wrong[0]!r}. Set an integer from 2 to 1,000,000, or 'sqrt'.")
     if shares and not any("ternary" in name for name in names):
         raise UserError("--sparsity is for ternary bases only. Add --basis ternary.")
     sparse = shares or basis == "ternary"

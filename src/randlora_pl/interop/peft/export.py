@@ -22,7 +22,6 @@ from randlora_pl.adapters.base import FactoredDelta
 from randlora_pl.adapters.layers.adapted import RowBlocks
 from randlora_pl.adapters.peft_form import Part, PeftForm
 from randlora_pl.adapters.targets.sites import is_packed_linear
-from randlora_pl.adapters.traits import require
 from randlora_pl.adapters.weights import WeightShape, exact_pattern
 from randlora_pl.interop.base_model import Base, load_base, wrap_model
 from randlora_pl.interop.compare_outputs import LOST
@@ -301,7 +300,7 @@ def to_peft(
     Raises:
         UserError: PEFT has no form with the same outputs; the message has the reason and alternatives.
     """
-    require(file.adapter, "fixed", "the export to PEFT", file.path)
+    file.adapter.require_matrix("the export to PEFT", file.path)
     if problem := file.adapter.peft_problem():
         raise refusal(file, problem)
     whole = parts = _parts(file)

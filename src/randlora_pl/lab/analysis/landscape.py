@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from randlora_pl.adapters.operations import merge_and_unload
-from randlora_pl.adapters.traits import require
 from randlora_pl.data import ImageData
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.data.splits import stratified
@@ -58,7 +57,7 @@ def weights_of(task: ImageTask) -> State:
     Raises:
         UserError: The update depends on the input, so no weights contain it.
     """
-    require(task.adapter, "fixed", "the landscape")
+    task.adapter.require_matrix("the landscape")
     merge_and_unload(task.model)
     tensors: State = {name: value.detach() for name, value in task.model.state_dict().items()}
     return tensors | {f"head/{name}": value.detach() for name, value in task.head_tensors().items()}
