@@ -16,12 +16,8 @@ from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, NotNegative, Probability, misfit
 
-_START = 0.02
-"""Standard deviation of A and B at the start, in the paper's code and in PEFT."""
-
-
-_TINY = 1e-5
-"""PEFT scales by lora_alpha / (init_r + 1e-5)."""
+_START = 0.02  # standard deviation of A and B at the start, in the paper's code and in PEFT
+_TINY = 1e-5  # PEFT scales by lora_alpha / (init_r + 1e-5)
 
 
 class AdaLoRA(Adapter):
@@ -80,21 +76,6 @@ class AdaLoRA(Adapter):
                 f"AdaLoRA: warmup is {self.warmup} and final is {self.final}. Set fractions of the run whose sum is "
                 "below 1."
             )
-
-    def target_of(self, shape: WeightShape) -> int:
-        """Return the ranks that one layer adds to the budget at the end.
-
-        Raises:
-            UserError: The target is not from 1 to the layer's rank.
-        """
-        rank = self.rank_of(shape)
-        target = max(1, round(rank * 2 / 3)) if self.target_rank is None else self.target_rank
-        if not 1 <= target <= rank:
-            raise UserError(
-                f"AdaLoRA: target_rank is {target}, and {shape.layer} starts with rank {rank}. Set a target_rank from "
-                f"1 to {rank}, or a larger rank."
-            )
-        return target
 
     def count(self, shape: WeightShape) -> int:
         """Return r (out + in + 1), which train until the end; fewer remain."""
@@ -222,6 +203,7 @@ class AdaLoRADelta(FactoredDelta):
 
     Attributes:
         mask: bool (r), the ranks that the last pruning has kept.
+        target: Ranks that the layer adds to the budget at the end.
     """
 
     kept = ("mask",)
@@ -229,10 +211,14 @@ class AdaLoRADelta(FactoredDelta):
 
     def __init__(self, adapter: AdaLoRA, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
-        rank = adapter.rank_of(shape)
-        self.layer, self.target = shape.layer, adapter.target_of(shape)
-        self.scaling = adapter.value("alpha", shape) / rank
-        key, layer = adapter.key, shape.layer
+        rank, layer, key = adapter.rank_of(shape), shape.layer, adapter.key
+        self.layer, self.scaling = layer, adapter.value("alpha", shape) / rank
+        self.target = max(1, round(rank * 2 / 3)) if adapter.target_rank is None else adapter.target_rank
+        if not 1 <= self.target <= rank:
+            raise UserError(
+                f"AdaLoRA: target_rank is {self.target}, and {layer} starts with rank {rank}. Set a target_rank from "
+                f"1 to {rank}, or a larger rank."
+            )
         self.A = drawn(weight, key, f"adalora/A/{layer}", rank, shape.in_features, "normal", _START)
         self.E = trainable(weight, rank, fill=0.0)
         self.B = drawn(weight, key, f"adalora/B/{layer}", shape.out_features, rank, "normal", _START)
@@ -269,10 +255,6 @@ class Pruning(Procedure):
     @property
     def _entries(self) -> list[Tensor]:
         return [tensor for update in self.updates for tensor in (update.A, update.B, update.E)]
-
-    @property
-    def _diagonals(self) -> list[Tensor]:
-        return [update.E for update in self.updates]
 
     def start(self, model: nn.Module) -> None:
         """Set the averages to zero."""
@@ -332,22 +314,19 @@ class Pruning(Procedure):
         super().after_step(step, total)
         start, end = self.phases(total)
         if step < end:
-            self._average()
+            entries = self._entries
+            gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in entries]
+            importance = torch._foreach_mul(entries, gradients)
+            torch._foreach_abs_(importance)
+            torch._foreach_lerp_(self.mean, importance, 1 - self.adapter.beta1)
+            torch._foreach_sub_(importance, self.mean)
+            torch._foreach_abs_(importance)
+            torch._foreach_lerp_(self.deviation, importance, 1 - self.adapter.beta2)
         if step >= end and self.ended:
-            torch._foreach_mul_(self._diagonals, [update.mask for update in self.updates])
+            torch._foreach_mul_([update.E for update in self.updates], [update.mask for update in self.updates])
         elif step >= end or (step > start and step % self.adapter.every == 0):
             self._prune(self.budget(step, total))
         self.ended = step >= end  # a resumed run may have another length
-
-    def _average(self) -> None:
-        beta1, beta2, entries = self.adapter.beta1, self.adapter.beta2, self._entries
-        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in entries]
-        importance = torch._foreach_mul(entries, gradients)
-        torch._foreach_abs_(importance)
-        torch._foreach_lerp_(self.mean, importance, 1 - beta1)
-        torch._foreach_sub_(importance, self.mean)
-        torch._foreach_abs_(importance)
-        torch._foreach_lerp_(self.deviation, importance, 1 - beta2)
 
     def scores(self) -> Tensor:
         """Return the score of every rank, layer by layer."""
@@ -364,7 +343,7 @@ class Pruning(Procedure):
         ranks = [len(update.E) for update in self.updates]
         for update, mask in zip(self.updates, torch.split(torch.where(usable, best, before), ranks), strict=True):
             update.mask.copy_(mask)
-        torch._foreach_mul_(self._diagonals, torch.split(best | ~usable, ranks))
+        torch._foreach_mul_([update.E for update in self.updates], torch.split(best | ~usable, ranks))
 
     def finish(self) -> dict[str, Any]:
         """Return the ranks that are kept, by layer and in all, and their number of parameters."""

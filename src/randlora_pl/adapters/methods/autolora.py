@@ -17,8 +17,7 @@ leaves out the bracket and takes w' = w. Released code of AutoLoRA lacks the fac
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -35,13 +34,6 @@ from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count
-
-RATE, BETAS = 3e-4, (0.5, 0.999)
-"""Settings of the Adam of v, as in the released code."""
-RADIUS = 0.01
-"""Distance of the two points of the central difference from w."""
-FLOAT_ERROR = 1e-6
-"""Relative error of a share that counts as equal to 1/K."""
 
 
 @dataclass
@@ -70,52 +62,39 @@ class Problem:
 
 
 def outer_gradient(problem: Problem, step: int, outer: Sequence[Tensor], unrolled: bool) -> list[Tensor]:
-    """Return g for each selection vector (see above); all trained tensors are as before, bit for bit.
+    """Return g for each selection vector v (see above), ``unrolled`` through a step of the weights or not.
 
-    Args:
-        problem: The losses.
-        step: Step whose batches are taken.
-        outer: Selection vectors v, without a gradient.
-        unrolled: Differentiate through a step of the weights.
+    All trained tensors are as before, bit for bit. The batches are the ones of this step.
     """
-    with _differentiable(outer):
+    trained = problem.rates() if unrolled else ()
+    if unrolled and not trained:
+        raise UserError("AutoLoRA: order unrolled needs learning rates: Problem(..., rates=...).")
+    weights, rates = [weight for weight, _ in trained], [rate for _, rate in trained]
+    before = [weight.detach().clone() for weight in weights]
+    for vector in outer:
+        vector.requires_grad_(True)
+    try:
         if not unrolled:
             return problem.gradients(problem.search_loss, step, outer)
-        if not (trained := problem.rates()):
-            raise UserError("AutoLoRA: order unrolled needs learning rates: Problem(..., rates=...).")
-        weights, rates = zip(*trained, strict=True)
-        before = [weight.detach().clone() for weight in weights]
-        try:
-            steps = problem.gradients(problem.train_loss, step, weights)
-            _set(weights, before, [-rate * each for rate, each in zip(rates, steps, strict=True)])
-            found = problem.gradients(problem.search_loss, step, [*outer, *weights])
-            directions = [rate * each for rate, each in zip(rates, found[len(outer) :], strict=True)]
-            norm = torch.stack([each.float().norm() for each in directions]).norm()
-            size = RADIUS / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-            sides = []
-            for side in (size, -size):
-                _set(weights, before, [side * each for each in directions])
-                sides.append(problem.gradients(problem.train_loss, step, outer))
-        finally:
-            _set(weights, before)
+        steps = problem.gradients(problem.train_loss, step, weights)
+        _set(weights, before, [-rate * each for rate, each in zip(rates, steps, strict=True)])
+        found = problem.gradients(problem.search_loss, step, [*outer, *weights])
+        directions = [rate * each for rate, each in zip(rates, found[len(outer) :], strict=True)]
+        norm = torch.stack([each.float().norm() for each in directions]).norm()
+        size = 0.01 / norm.clamp_min(torch.finfo(norm.dtype).tiny)  # distance of the two points from w
+        sides = []
+        for side in (size, -size):
+            _set(weights, before, [side * each for each in directions])
+            sides.append(problem.gradients(problem.train_loss, step, outer))
         return [g - (plus - minus) / (2 * size) for g, plus, minus in zip(found, *sides, strict=False)]
-
-
-@contextmanager
-def _differentiable(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Make buffers leaves with a gradient for a while."""
-    for tensor in tensors:
-        tensor.requires_grad_(True)
-    try:
-        yield
     finally:
-        for tensor in tensors:
-            tensor.requires_grad_(False)
+        _set(weights, before)
+        for vector in outer:
+            vector.requires_grad_(False)
 
 
 @torch.no_grad()
 def _set(weights: Sequence[Tensor], values: Sequence[Tensor], changes: Sequence[Tensor] | None = None) -> None:
-    """Set weights to values plus changes."""
     for number, (weight, value) in enumerate(zip(weights, values, strict=True)):
         weight.copy_(value if changes is None else value + changes[number])
 
@@ -123,7 +102,7 @@ def _set(weights: Sequence[Tensor], values: Sequence[Tensor], changes: Sequence[
 def components(v: Tensor) -> int:
     """Return how many components have a share of at least 1/K, or 1 if there is none: all of equal ones."""
     shares = v.detach().cpu().double().softmax(0)
-    return max(1, int((shares >= (1 - FLOAT_ERROR) / len(shares)).sum()))
+    return max(1, int((shares >= (1 - 1e-6) / len(shares)).sum()))  # but for rounding
 
 
 class SelectionSearch(Procedure):
@@ -133,22 +112,12 @@ class SelectionSearch(Procedure):
 
         procedure.problem = Problem(lambda step: loss(model, own_batch(step)), lambda step: loss(model, held_out(step)))
 
-    Args:
-        unrolled: Differentiate through a step of the weights.
-        every: Optimizer steps from one step of v to the next.
-        updates: Updates with a buffer ``v``, a ``shape``, and ``found`` with the options for what was found.
-        method: Method to train next.
-        options: Its options other than those that ``found`` returns.
-
     Attributes:
         problem: The losses, or None before they are set.
     """
 
-    def __init__(
-        self, unrolled: bool, every: int, updates: Sequence[Any], method: str, options: dict[str, Any]
-    ) -> None:
-        self.unrolled, self.every, self.updates = unrolled, every, updates
-        self.method, self.options = method, options
+    def __init__(self, adapter: "AutoLoRA", updates: Sequence["SelectedRanks | SelectedBases"]) -> None:
+        self.adapter, self.updates, self.unrolled = adapter, updates, adapter.order == "unrolled"
         self.problem: Problem | None = None
         self._adam: torch.optim.Adam | None = None
 
@@ -162,8 +131,8 @@ class SelectionSearch(Procedure):
         return {**vars(self), "problem": None}
 
     def start(self, model: nn.Module) -> None:
-        """Make the Adam of v."""
-        self._adam = torch.optim.Adam(self.vectors, lr=RATE, betas=BETAS)
+        """Make the Adam of v, with the settings of the released code."""
+        self._adam = torch.optim.Adam(self.vectors, lr=3e-4, betas=(0.5, 0.999))
 
     def after_step(self, step: int, total: int) -> None:
         """Take a step of v, after every ``every``-th optimizer step, unless its gradient is not finite.
@@ -177,7 +146,7 @@ class SelectionSearch(Procedure):
                 "AutoLoRA: the search needs held-out samples. Use a task and its data module, or set "
                 "report.procedure.problem = Problem(...) and call report.procedure.start(model) before the first step."
             )
-        if (step + 1) % self.every:
+        if (step + 1) % self.adapter.every:
             return
         vectors = self.vectors
         gradients = outer_gradient(self.problem, step, vectors, self.unrolled)
@@ -208,13 +177,16 @@ class SelectionSearch(Procedure):
         for update in self.updates:
             for option, value in update.found().items():
                 found.setdefault(option, {})[f"^{re.escape(update.shape.layer)}"] = value
+        selected = self.adapter.selected
+        names = ("dropout", "qkv") if self.adapter.select == "ranks" else ("rank", "alpha", "dropout", "qkv")
+        usual, options = type(selected)().options(), selected.options()
+        arguments = {name: options[name] for name in names if options[name] != usual[name]} | found
         counts = list(self.counts().values())
-        adapter = {"class_path": self.method, "init_args": self.options | found}
+        adapter = {"class_path": selected.method(), "init_args": arguments}
         return {"search/mean": sum(counts) / len(counts), "search/adapter": adapter}
 
 
-RANK, ALPHA = 8, 16.0
-"""Defaults of the released code."""
+RANK, ALPHA = 8, 16.0  # defaults of the released code
 
 
 class AutoLoRA(Adapter):
@@ -283,12 +255,9 @@ class AutoLoRA(Adapter):
 
     def procedure(self, model: nn.Module) -> SelectionSearch:
         """Return the search."""
-        updates = [each for each in model.modules() if isinstance(each, SelectedRanks | SelectedBases)]
-        usual = LoRA() if self.select == "ranks" else RandLoRA()
-        names = ("dropout", "qkv") if self.select == "ranks" else ("rank", "alpha", "dropout", "qkv")
-        selected = self.selected.options()
-        options = {name: selected[name] for name in names if selected[name] != usual.options()[name]}
-        return SelectionSearch(self.order == "unrolled", self.every, updates, usual.method(), options)
+        return SelectionSearch(
+            self, [each for each in model.modules() if isinstance(each, SelectedRanks | SelectedBases)]
+        )
 
 
 class SelectedRanks(LoRADelta):

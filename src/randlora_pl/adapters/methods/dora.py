@@ -83,9 +83,9 @@ class DoRA(Adapter):
 
     def peft_problem(self) -> str:
         """Return the reason that PEFT cannot have an inner method other than LoRA."""
-        return (
-            "" if isinstance(self.inner, LoRA) else f"PEFT's DoRA wraps LoRA only, this one wraps {self.inner.method()}"
-        )
+        if isinstance(self.inner, LoRA):
+            return ""
+        return f"PEFT's DoRA wraps LoRA only, this one wraps {self.inner.method()}"
 
     def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
         """Convert the inner LoRA, and add the magnitudes."""

@@ -5,7 +5,6 @@ from dataclasses import field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight
 from randlora_pl.adapters.random_bases import Bases
@@ -35,14 +34,6 @@ class BaseWeightMethod(Adapter):
     @abstractmethod
     def selects(self, layer: nn.Module, tensor: str) -> bool:
         """Return True if a tensor of a layer trains; ``tensor`` is its name in the layer, for example ``bias``."""
-
-    def optimizer(self, model: nn.Module, groups: Any, **options: Any) -> Optimizer:
-        """Return the optimizer of the parameters in ``groups``; AdamW, if the method has no optimizer of its own."""
-        return AdamW(groups, **options)
-
-    def optimizer_numbers(self, model: nn.Module) -> int:
-        """Return the numbers in the optimizer's state for an adapted model; AdamW stores two per trained number."""
-        return 2 * sum(each.numel() for each in model.parameters() if each.requires_grad)
 
     def notes(self, model: nn.Module) -> list[str]:
         """Return notes for the report, about a model whose tensors are marked."""

@@ -5,7 +5,7 @@ whatever the dtype of the weights: in bfloat16, 0.999 v rounds to v, so a second
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any
 
 import torch
@@ -20,9 +20,6 @@ from randlora_pl.utils.options import Count, Positive
 
 GROWTH = 1.01
 """Largest growth of the norm of Fira's second term from one step to the next (arXiv 2410.01623)."""
-
-_ROUNDING = 1e-3
-"""Norm of G - P R, relative to G, below which it is rounding: TF32 products have errors of this size."""
 
 
 class ProjectedAdamW(Optimizer):
@@ -93,20 +90,17 @@ class ProjectedAdamW(Optimizer):
         for group in self.param_groups:
             projected = set(group["projected"])
             for place, parameter in enumerate(group["params"]):
-                if parameter.grad is not None:
-                    self._update(parameter, group, place in projected)
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                state.setdefault("step", 0)
+                gradient = parameter.grad.to(torch.promote_types(parameter.grad.dtype, torch.float32))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                change = (_projected if place in projected else _adam)(state, gradient, group)
+                if change is not None:
+                    parameter.sub_(change, alpha=group["lr"])
+                state["step"] += 1
         return loss
-
-    def _update(self, parameter: nn.Parameter, group: dict[str, Any], projects: bool) -> None:
-        state = self.state[parameter]
-        state.setdefault("step", 0)
-        gradient: Tensor = parameter.grad  # type: ignore[assignment]
-        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        change = _projected(state, gradient, group) if projects else _adam(state, gradient, group)
-        if change is not None:
-            parameter.sub_(change, alpha=group["lr"])
-        state["step"] += 1
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, with the dtypes that it has: PyTorch casts moments to the dtype of the weights."""
@@ -136,9 +130,17 @@ def _projected(state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -
     matrix = gradient.flatten(1)
     transposed = matrix.shape[0] > matrix.shape[1]
     matrix = matrix.T if transposed else matrix
-    due = "projection" not in state or state["step"] % group["period"] == 0
-    if due and _spans(matrix, state["step"]):
-        state["projection"] = leading_vectors(matrix, group["rank"])
+    if "projection" not in state or state["step"] % group["period"] == 0:
+        has_values = not matrix.is_meta and type(matrix) is Tensor
+        size = float(torch.linalg.vector_norm(matrix)) if has_values else 1.0
+        if not math.isfinite(size):
+            raise UserError(
+                f"the gradient of a weight ({' x '.join(map(str, matrix.shape))}) is not finite (NaN or infinity) in "
+                f"optimizer step {state['step'] + 1}, where its subspace is computed. Lower the learning rate, or clip "
+                "gradients."
+            )
+        if size > 0:  # a zero gradient has arbitrary singular vectors, which would stay for a whole period
+            state["projection"] = leading_vectors(matrix, group["rank"])
     if "projection" not in state:
         return None
     basis: Tensor = state["projection"]
@@ -149,24 +151,6 @@ def _projected(state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -
         change += _outside(state, matrix - basis @ low, matrix, low, normed)
     change = change.T if transposed else change
     return change.mul_(group["scale"]).reshape(gradient.shape)
-
-
-def _spans(matrix: Tensor, step: int) -> bool:
-    """Return True if a gradient has singular vectors: a zero gradient gives arbitrary ones, for a whole period.
-
-    Raises:
-        UserError: The gradient is not finite.
-    """
-    if matrix.is_meta or type(matrix) is not Tensor:  # no values
-        return True
-    size = float(torch.linalg.vector_norm(matrix))
-    if not math.isfinite(size):
-        shape = " x ".join(map(str, matrix.shape))
-        raise UserError(
-            f"the gradient of a weight ({shape}) is not finite (NaN or infinity) in optimizer step {step + 1}, where "
-            "its subspace is computed. Lower the learning rate, or clip gradients."
-        )
-    return size > 0
 
 
 def leading_vectors(matrix: Tensor, rank: int) -> Tensor:
@@ -194,19 +178,12 @@ def _outside(state: dict[str, Any], rest: Tensor, matrix: Tensor, low: Tensor, n
     part: Tensor = rest * torch.where(columns > 0, factors, 0)
     norm, before = torch.linalg.vector_norm(part), state.get("outside_norm")
     before = torch.zeros_like(norm) if before is None else before
-    counts = torch.linalg.vector_norm(rest) > _ROUNDING * torch.linalg.vector_norm(matrix)
+    # TF32 products have errors of this size.
+    counts = torch.linalg.vector_norm(rest) > 1e-3 * torch.linalg.vector_norm(matrix)
     limited = torch.where(before > 0, torch.minimum(norm, GROWTH * before), norm)
     state["outside_norm"] = torch.where(counts & (norm > 0), limited, before)
     outside: Tensor = part * torch.where(counts & (norm > 0), limited / norm, 0)
     return outside
-
-
-def state_size(shape: Iterable[int], rank: int, full_rank: bool) -> int:
-    """Return the numbers of state of a projected weight: P, two moments, and Fira's norm."""
-    rows, *rest = shape
-    small, large = sorted((rows, math.prod(rest)))
-    rank = min(rank, small)
-    return rank * (small + 2 * large) + full_rank
 
 
 class GaLore(FullFineTuning):
@@ -242,8 +219,11 @@ class GaLore(FullFineTuning):
         """Return the numbers of the optimizer's state: projections, projected moments, and AdamW's two."""
         projected = projected_weights(model)
         chosen = {id(weight) for weight in projected.values()}
-        others = sum(each.numel() for each in model.parameters() if each.requires_grad and id(each) not in chosen)
-        return 2 * others + sum(state_size(each.shape, self.rank, self.full_rank) for each in projected.values())
+        total = 2 * sum(each.numel() for each in model.parameters() if each.requires_grad and id(each) not in chosen)
+        for weight in projected.values():
+            small, large = sorted((len(weight), weight[0].numel()))
+            total += min(self.rank, small) * (small + 2 * large) + self.full_rank  # P, two moments, and Fira's norm
+        return total
 
     def notes(self, model: nn.Module) -> list[str]:
         """Return what is projected, for the report of an injection."""

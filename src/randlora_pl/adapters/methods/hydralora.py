@@ -111,12 +111,7 @@ class HydraLoRADelta(DeltaWeight):
 
 
 class Balance(Procedure):
-    """Term of the loss for an even use of the heads; it sees the last micro-batch of an optimizer step.
-
-    Args:
-        coefficient: Factor of the squared coefficient of variation of the mean gates, averaged over layers.
-        updates: Updates of all layers.
-    """
+    """Term of the loss for an even use of the heads; it sees the last micro-batch of an optimizer step."""
 
     def __init__(self, coefficient: float, updates: list[HydraLoRADelta]) -> None:
         self.coefficient, self.updates = coefficient, updates
@@ -124,7 +119,8 @@ class Balance(Procedure):
     def penalty(self) -> Tensor | None:
         """Return coefficient * mean over layers of var(g) / mean(g)^2, with the mean gates g, which sum to one."""
         means = [update.mean_gates for update in self.updates if update.mean_gates is not None]
-        self._forget()
+        for update in self.updates:
+            update.mean_gates = None
         if not means:
             return None
         gates = torch.stack(means)
@@ -133,8 +129,5 @@ class Balance(Procedure):
     def after_step(self, step: int, total: int) -> None:
         """Drop gates that a backward pass has computed again, because tensors with a history cannot be copied."""
         super().after_step(step, total)
-        self._forget()
-
-    def _forget(self) -> None:
         for update in self.updates:
             update.mean_gates = None

@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from statistics import mode
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, drawn, trainable
 from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm, peft_number
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import Number, WeightShape, exact_pattern, per_layer
+from randlora_pl.adapters.weights import WeightShape, by_pattern, exact_pattern, per_layer
 from randlora_pl.utils.errors import UserError
 
 PEFT_FORM = PeftForm(
@@ -83,15 +83,15 @@ class LoRA(Adapter):
             (parameters if packed else modules).append(name)
         if parameters and self.dropout:
             raise UserError("PEFT has no dropout for weights of nn.MultiheadAttention; set dropout to 0")
-        rank, alpha = most_common(ranks.values()), most_common(alphas.values())
+        rank, alpha = mode(ranks.values()), mode(alphas.values())
         config = {
             "r": rank,
             "lora_alpha": peft_number(alpha),
             "lora_dropout": self.dropout,
             "use_rslora": self.rslora,
             "use_dora": False,
-            "rank_pattern": _patterns(ranks, rank),
-            "alpha_pattern": {name: peft_number(value) for name, value in _patterns(alphas, alpha).items()},
+            "rank_pattern": by_pattern({name: own for name, own in ranks.items() if own != rank}),
+            "alpha_pattern": by_pattern({name: peft_number(own) for name, own in alphas.items() if own != alpha}),
             "target_modules": exact_pattern(modules) if modules else [],
             "target_parameters": parameters or None,
             "init_lora_weights": True,
@@ -169,48 +169,26 @@ def _factors(lora: LoRA, parts: list[Part]) -> Iterator[tuple[str, Tensor, Tenso
             yield path, a, b, float(lora.value("alpha", first.shape)), first.packed
             continue
         a = torch.cat([a, *(part.tensors["A"] for part in others)])
-        rows, column, scaling = _rows(by_path[path]), 0, lora.scaling_of(first.shape) or 1.0
-        b = a.new_zeros(rows["v"].stop, len(a))
+        sizes = {str(part.block): part.shape.out_features for part in by_path[path]}
+        if len(sizes) < 3:
+            width = first.shape.in_features
+            if any(size != width for size in sizes.values()):  # grouped-query attention
+                raise UserError(
+                    f"{path} is adapted in {' and '.join(sizes)} alone, and the rows are unknown without its model"
+                )
+            sizes = dict.fromkeys("qkv", width)
+        tops = {"q": 0, "k": sizes["q"], "v": sizes["q"] + sizes["k"]}
+        column, scaling = 0, lora.scaling_of(first.shape) or 1.0
+        b = a.new_zeros(tops["v"] + sizes["v"], len(a))
         for part in (first, *others):
             own = part.tensors["B"] * (lora.scaling_of(part.shape) / scaling)
-            b[rows[str(part.block)], column : column + own.shape[1]] = own
+            top = tops[str(part.block)]
+            b[top : top + len(own), column : column + own.shape[1]] = own
             column += own.shape[1]
         yield path, a, b, scaling * (math.sqrt(len(a)) if lora.rslora else len(a)), first.packed
-
-
-def _rows(parts: list[Part]) -> dict[str, slice]:
-    """Return the rows of q, k and v in one fused weight, from its adapted blocks.
-
-    Raises:
-        UserError: A block is not adapted, and its number of rows is unknown.
-    """
-    sizes = {str(part.block): part.shape.out_features for part in parts}
-    if len(sizes) < 3:
-        width = parts[0].shape.in_features
-        if any(size != width for size in sizes.values()):  # grouped-query attention
-            raise UserError(
-                f"{parts[0].path} is adapted in {' and '.join(sizes)} alone, and the rows are unknown without its model"
-            )
-        sizes = dict.fromkeys("qkv", width)
-    middle = sizes["q"] + sizes["k"]
-    return {"q": slice(0, sizes["q"]), "k": slice(sizes["q"], middle), "v": slice(middle, middle + sizes["v"])}
-
-
-def _patterns(values: Mapping[str, Number], common: Number) -> dict[str, Number]:
-    """Return PEFT's patterns for the layers whose value differs from the common one."""
-    layers: dict[Number, list[str]] = {}
-    for path, value in values.items():
-        if value != common:
-            layers.setdefault(value, []).append(path)
-    return {f"^{exact_pattern(paths)}": value for value, paths in layers.items()}
 
 
 def _pattern(config: Mapping[str, Any], key: str, name: str, default: Any) -> Any:
     """Return the value of PEFT's first pattern that matches the end of a layer's name."""
     patterns = config.get(key) or {}
     return next((value for p, value in patterns.items() if re.match(rf"(?:.*\.)?(?:{p})$", name)), default)
-
-
-def most_common(values: Iterable[Number]) -> Number:
-    """Return the most common of some values."""
-    return Counter(values).most_common(1)[0][0]

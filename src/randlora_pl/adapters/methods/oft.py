@@ -18,11 +18,8 @@ from randlora_pl.adapters.weights import WeightShape, per_layer
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import at_least
 
-_LARGEST = 32
-"""Largest default block."""
-
-_SERIES = (0, 18)
-"""First version of PEFT with today's series."""
+_LARGEST = 32  # largest default block
+_SERIES = (0, 18)  # first version of PEFT with today's series
 
 
 class OFT(Adapter):
@@ -126,7 +123,17 @@ class OFT(Adapter):
     @classmethod
     def from_peft(cls, content: PeftContent) -> tuple[Adapter, Layers, None]:
         """Convert PEFT's OFT; sizes of blocks come from the tensors."""
-        terms = _terms(content)
+        config, terms = content.config, None
+        if config.get("use_cayley_neumann", True):
+            version = re.match(r"(\d+)\.(\d+)", str(config.get("peft_version")))
+            terms = config.get("num_cayley_neumann_terms", 5)
+            if version is None or (int(version[1]), int(version[2])) < _SERIES or type(terms) is not int or terms < 3:
+                raise UserError(
+                    f"{content.source}: the series of its rotations ({terms} terms, peft_version "
+                    f"{config.get('peft_version')}) has no counterpart here. Merge it with the PEFT that trained it "
+                    "instead: model.merge_and_unload()"
+                )
+            terms = max(terms, 4)  # PEFT's sum of 3 terms is the same
         ours: Layers = {}
         blocks: dict[str, int] = {}
         for layer, own in content.layers.items():
@@ -204,13 +211,9 @@ def _times(x: Tensor, turn: Tensor, plus: Tensor | None = None) -> Tensor:
 
 
 def _common_size(pairs: set[tuple[int, int]]) -> tuple[int, int]:
-    """Return PEFT's number and size of blocks, of which one is 0, for inputs and blocks of layers.
-
-    Raises:
-        UserError: None fits all layers.
-    """
+    """Return PEFT's number and size of blocks, of which one is 0, for inputs and blocks of layers."""
     blocks = sorted({block for _, block in pairs})
-    divisors = {side: [size for size in range(1, side + 1) if side % size == 0] for side, _ in pairs}
+    divisors = {side: [1, *_divisors(side)] for side, _ in pairs}
     for size in (*blocks, *range(2, max(divisors) + 1)):
         if all(_adjusted(divisors[side], size) == block for side, block in pairs):
             return 0, size
@@ -222,18 +225,3 @@ def _common_size(pairs: set[tuple[int, int]]) -> tuple[int, int]:
 def _adjusted(divisors: list[int], size: int) -> int:
     """Return the nearest divisor to a size, the smaller one of two, as PEFT does."""
     return min(divisors, key=lambda divisor: (abs(divisor - size), divisor))
-
-
-def _terms(content: PeftContent) -> int | None:
-    """Return the number of terms of PEFT's series, or None for the exact inverse."""
-    config = content.config
-    if not config.get("use_cayley_neumann", True):
-        return None
-    version = re.match(r"(\d+)\.(\d+)", str(config.get("peft_version")))
-    terms = config.get("num_cayley_neumann_terms", 5)
-    if version is None or (int(version[1]), int(version[2])) < _SERIES or type(terms) is not int or terms < 3:
-        raise UserError(
-            f"{content.source}: the series of its rotations ({terms} terms, peft_version {config.get('peft_version')}) "
-            "has no counterpart here. Merge it with the PEFT that trained it instead: model.merge_and_unload()"
-        )
-    return max(terms, 4)  # PEFT's sum of 3 terms is the same

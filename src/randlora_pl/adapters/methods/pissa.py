@@ -14,9 +14,6 @@ from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.weights import WeightShape, per_layer
 from randlora_pl.utils.errors import UserError
 
-Start = Literal["pissa", "olora", "minor"]
-_RECIPES: dict[Start, RecipeName] = {"pissa": "gram/1", "olora": "qr/1", "minor": "minor/1"}
-
 
 class PiSSA(DerivedAdapter):
     """PiSSA: delta = scaling * (B A - B0 A0), where trained B and A start at B0 and A0, the largest part of the weight.
@@ -35,7 +32,7 @@ class PiSSA(DerivedAdapter):
     alpha: float | dict[str, float] | None = None
     """The update is scaled by alpha / r. A number, or numbers by pattern, as ``rank``. Default: r, a scaling of 1 as in
     the paper."""
-    start: Start = "pissa"
+    start: Literal["pissa", "olora", "minor"] = "pissa"
     """``pissa``: B0 A0 is the best approximation of W0 of rank r (equation 2 of arXiv 2404.02948). ``olora``: Q and R
     of the first r columns (OLoRA, arXiv 2406.01775). ``minor``: the left singular vectors of the r smallest singular
     values as a frozen B, and a trained A that starts at zero (MiCA)."""
@@ -100,27 +97,20 @@ class PiSSADelta(DerivedDelta, FactoredDelta):
     def __init__(self, adapter: PiSSA, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
         rank, self.scaling = adapter.rank_of(shape), adapter.scaling_of(shape)
-        left, values, right = self.decompose(adapter, _RECIPES[adapter.start], shape, weight, rank)
+        recipe: RecipeName = "gram/1" if adapter.start == "pissa" else "qr/1"
+        left, values, right = self.decompose(adapter, recipe, shape, weight, rank)
         # OLoRA's Q and R are not divided by the scaling, as in PEFT; the values are ones there.
         roots = (values / self.scaling).sqrt() if adapter.start == "pissa" else values
         self.hold(weight, B0=left * roots, A0=roots[:, None] * right)
         self.A = trainable(weight, rank, shape.in_features)
         self.B = trainable(weight, shape.out_features, rank)
-        self.restart()
-
-    @torch.no_grad()
-    def restart(self) -> None:
-        """Set A and B to A0 and B0."""
-        self.A.copy_(self.get_buffer("A0"))
-        self.B.copy_(self.get_buffer("B0"))
-
-    def start(self) -> tuple[Tensor, Tensor]:
-        """Return B0 (out, r) and A0 (r, in) in the dtype of B and A."""
-        return self.get_buffer("B0").to(self.B.dtype), self.get_buffer("A0").to(self.A.dtype)
+        with torch.no_grad():
+            self.A.copy_(self.get_buffer("A0"))
+            self.B.copy_(self.get_buffer("B0"))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return scaled [B - B0, B0], (out, 2r), and [A; A - A0], (2r, in)."""
-        b0, a0 = self.start()
+        b0, a0 = self.get_buffer("B0").to(self.B.dtype), self.get_buffer("A0").to(self.A.dtype)
         return torch.cat([self.B - b0, b0], 1) * self.scaling, torch.cat([self.A, self.A - a0])
 
     def sketched(self) -> dict[str, Tensor]:

@@ -23,14 +23,15 @@ pairs column p of ``B[:M, :n].flatten(1)`` with the row of A, lambda and gamma t
 
 import math
 from collections.abc import Sequence
+from statistics import mode
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank
 from randlora_pl.adapters.kernels.hadamard import STRUCTURE, Hadamard, copies
-from randlora_pl.adapters.methods.lora import most_common
 from randlora_pl.adapters.methods.randlora_update import LedRandLoRADelta, RandLoRADelta, SummedRandLoRADelta
 from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm, filled, peft_number
 from randlora_pl.adapters.random_bases import Bases, Distribution, draw
@@ -38,9 +39,7 @@ from randlora_pl.adapters.weights import WeightShape, sides
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, NotNegative, between
 
-Pairing = Literal["equation", "peft"]
 BasisName = Literal["uniform", "normal", "binary", "ternary", "hadamard"]
-ABasis = Literal["auto", "same", "uniform", "signs"]
 
 
 class RandLoRA(Adapter):
@@ -66,14 +65,14 @@ class RandLoRA(Adapter):
     orthogonal transforms, are never stored, and are the fastest."""
     sparsity: Annotated[int, between(2, 1_000_000)] | Literal["sqrt"] = 6
     """For ``ternary``: s, with probability 1/s for each of +1 and -1; ``sqrt`` is the square root of the largest D."""
-    a_basis: ABasis = "auto"
+    a_basis: Literal["auto", "same", "uniform", "signs"] = "auto"
     """Distribution of A: ``same`` as the bases B_j (the paper; uniform with ``hadamard``), ``uniform``, or ``signs``
     (+1 and -1). ``auto`` takes ``signs`` with ``ternary``, because zero columns of A would reduce the rank, else
     ``same``."""
     init: Literal["gamma", "lambda"] = "gamma"
     """Factor that starts at zero; the other is constant: ``gamma`` (lambda = 1/max(n, r), as the official code: the
     first update has full rank) or ``lambda`` (gamma = 1/max(n, d), as PEFT: the first update has rank r)."""
-    pairing: Pairing = "equation"
+    pairing: Literal["equation", "peft"] = "equation"
     """``equation`` pairs column (j, k) of B with row (j, k) of the scaled A, as equation 4; ``peft`` uses the column
     order of PEFT and of the official code."""
     variant: Literal["full", "a", "b"] = "full"
@@ -92,6 +91,7 @@ class RandLoRA(Adapter):
 
     learning_rates = (1e-3, 1e-2, 1e-4)  # Table 8; section C.3; the released scripts
     group = "full rank"
+    neutral = ("memory",)  # affects speed only
     peft = PeftForm(
         "RANDLORA",
         frozenset(
@@ -110,9 +110,8 @@ class RandLoRA(Adapter):
             raise UserError("RandLoRA: variant a sums its bases, so it has no leading terms. Set variant to full or b.")
 
     def identity(self) -> dict[str, Any]:
-        """Return `describe` without ``memory``, which affects speed only, and with the distribution of A."""
+        """Return `describe` without ``memory``, and with the distribution of A."""
         described = super().identity()
-        described["options"].pop("memory")
         a = self._basis_of_a()
         described["options"]["a_basis"] = "signs" if a == "binary" else a
         return described
@@ -133,16 +132,6 @@ class RandLoRA(Adapter):
             return max(1, round(full / (rank + small)))
         covered = 2 * rank if self.variant == "b" else rank
         return small // covered + 1 if number == "floor+1" else -(-small // covered)
-
-    def leads_of(self, shape: WeightShape) -> int:
-        """Return the number of leading terms for one layer, at most n."""
-        lead, count = self.value("lead", shape), self.bases_of(shape)
-        if not 0 <= lead <= count:
-            raise UserError(
-                f"RandLoRA: lead is {lead}, but {shape.layer} has {count} bases. Lower the rank of RandLoRA, or keep "
-                "the LoRA beside it (--from-form beside, in a sweep form: beside)."
-            )
-        return int(lead)
 
     def count(self, shape: WeightShape) -> int:
         """Return n (r + d)."""
@@ -167,7 +156,13 @@ class RandLoRA(Adapter):
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> DeltaWeight:
         """Create the update of one weight, with lambda (n, r) and gamma (n, d)."""
         assert bases is not None
-        if lead := self.leads_of(shape):
+        lead, count = int(self.value("lead", shape)), self.bases_of(shape)
+        if not 0 <= lead <= count:
+            raise UserError(
+                f"RandLoRA: lead is {lead}, but {shape.layer} has {count} bases. Lower the rank of RandLoRA, or keep "
+                "the LoRA beside it (--from-form beside, in a sweep form: beside)."
+            )
+        if lead:
             return LedRandLoRADelta(self, shape, weight, bases, lead)
         kind = SummedRandLoRADelta if self.variant == "a" else RandLoRADelta
         return kind(self, shape, weight, bases)
@@ -182,7 +177,7 @@ class RandLoRA(Adapter):
         a, b = arranged_for_peft(self, shapes, bases or self.bases(shapes, torch.device("cpu")))
         rank = self.rank_of(shapes[0])
         alphas = [float(self.value("alpha", shape)) for shape in shapes]
-        alpha = most_common([value for value in alphas if value] or [1.0])
+        alpha = mode([value for value in alphas if value] or [1.0])
         tensors = {"randlora_A": a, "randlora_B": b}
         for part, own in zip(parts, alphas, strict=True):
             count = peft_count(part.shape.small, rank)
@@ -251,25 +246,23 @@ def draw_peft_randlora(
     very_sparse: bool = False,
     dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[Tensor, Tensor]:
-    """Draw the bases of a RandLoRA adapter that PEFT saved without them (``save_projection=False``).
+    """Draw the bases of a RandLoRA adapter that PEFT saved without them: A (r, 1, m) and B (M, n, r), float32.
 
-    Args:
-        key: ``projection_prng_key``.
-        rank: ``r``.
-        shapes: Shapes of the adapted layers.
-        sparse: Ternary entries; +1 and -1 have probability 1/6 each.
-        very_sparse: Ternary entries; +1 and -1 have probability 1/(2 sqrt(m)) each. Overrides ``sparse``.
-        dtype: Dtype in which PEFT drew dense bases: bfloat16, or float16 on machines without it (macOS before 14, old
-            GPUs). Except for tiny layers the two draws are unrelated, and a PEFT file does not store which was used.
-
-    Returns:
-        A (r, 1, m) and B (M, n, r), float32.
+    ``key`` is its ``projection_prng_key``. ``sparse`` entries are ternary: +1 and -1 have probability 1/6 each, or
+    1/(2 sqrt(m)) each if they are ``very_sparse``. PEFT drew dense bases in bfloat16, or in float16 on machines without
+    it (macOS before 14, old GPUs). Except for tiny layers the two draws are unrelated, and a PEFT file does not store
+    which was used.
     """
     small, large = sorted(sides(shapes))
     generator, count = torch.Generator("cpu").manual_seed(key), peft_count(small, rank)
     if sparse or very_sparse:
         half = 1 / (2 * (math.sqrt(small) if very_sparse else 3))
-        return _ternary((rank, 1, small), half, generator), _ternary((large, count, rank), half, generator)
+        pair = []
+        for shape in ((rank, 1, small), (large, count, rank)):  # by thresholds on uniform numbers
+            drawn = torch.rand(shape, generator=generator)
+            signs = (drawn > 1 - half).float() - (drawn < half).float()
+            pair.append(signs / signs.std())
+        return pair[0], pair[1]
 
     def uniform(*shape: int) -> Tensor:
         return torch.nn.init.kaiming_uniform_(torch.empty(shape, dtype=dtype), a=math.sqrt(5), generator=generator)
@@ -279,21 +272,11 @@ def draw_peft_randlora(
     return (a / a.std()).float(), (b / b.std()).float()
 
 
-def _ternary(shape: tuple[int, ...], half: float, generator: torch.Generator) -> Tensor:
-    """Draw -1, 0 and 1 by thresholds on uniform numbers, then scale to unit standard deviation."""
-    drawn = torch.rand(shape, generator=generator)
-    signs = (drawn > 1 - half).float() - (drawn < half).float()
-    return signs / signs.std()
-
-
 def arranged_for_peft(adapter: RandLoRA, shapes: Sequence[WeightShape], bases: Bases) -> tuple[Tensor, Tensor]:
-    """Convert our bases to PEFT's shapes and order, so that the same lambda and gamma give the same update.
+    """Convert our bases to PEFT's A (r, 1, m) and B (M, n, r), float32, for the same lambda, gamma and update.
 
     If PEFT's order or number of bases differs, the columns of B are permuted, and missing bases are zero. There is one
     permutation for all layers, so they must then have the same numbers of bases.
-
-    Returns:
-        A (r, 1, m) and B (M, n, r), float32, in PEFT's shapes.
 
     Raises:
         UserError: No bases in PEFT's form give this update; the message has the reason.
@@ -308,11 +291,9 @@ def arranged_for_peft(adapter: RandLoRA, shapes: Sequence[WeightShape], bases: B
     rank, structured = ranks[0], adapter.basis == "hadamard"
     counts = sorted({adapter.bases_of(shape) for shape in shapes})
     theirs = sorted({peft_count(shape.small, rank) for shape in shapes})
-    straight = adapter.pairing == "peft" and all(
-        adapter.bases_of(shape) == peft_count(shape.small, rank) for shape in shapes
-    )
+    equation = adapter.pairing == "equation"
+    straight = not equation and all(adapter.bases_of(shape) == peft_count(shape.small, rank) for shape in shapes)
     if not straight and (len(counts) > 1 or len(theirs) > 1):
-        equation = adapter.pairing == "equation"
         why = "pairing: equation permutes" if equation else f"num_bases: {adapter.num_bases} rearranges"
         hint = "train a RandLoRA with --model.adapter.pairing peft" if equation else ""
         raise UserError(f"its layers have {_listed(counts)} bases, and {why} all of them alike", hint)
@@ -321,8 +302,7 @@ def arranged_for_peft(adapter: RandLoRA, shapes: Sequence[WeightShape], bases: B
     smalls = sorted({shape.small for shape in shapes})
     if structured and len(smalls) > 1:
         raise UserError(f"hadamard bases differ for the smaller sides {_listed(smalls)}; PEFT shares them")
-    rows, columns = sides(shapes)
-    small, large = sorted((rows, columns))
+    small, large = sorted(sides(shapes))
     a = bases.A[0, :rank].float().cpu()
     if structured:
         depth = max(shape.large for shape in shapes)
@@ -330,27 +310,16 @@ def arranged_for_peft(adapter: RandLoRA, shapes: Sequence[WeightShape], bases: B
         b = Hadamard(signs, depth, smalls[0], counts[-1] * rank).matrix(torch.float32).view(depth, counts[-1], rank)
     else:
         b = bases.B[:, :, :rank].float().cpu() * bases.scale
-    if not straight:
-        b = _reordered(b[:, : counts[0]], theirs[0], adapter.pairing == "equation")
-    return _sized(a[:, None], (rank, 1, small)), _sized(b, (large, peft_count(small, rank), rank))
-
-
-def _reordered(b: Tensor, count: int, equation: bool) -> Tensor:
-    """Reorder B (D, n, r) to (D, N, r) whose column k N + j belongs to row (k, j), zero for j >= n."""
-    own, rank = b.shape[1:]
-    k, j = torch.arange(rank)[:, None], torch.arange(own)
-    order = j * rank + k if equation else k * own + j  # our column for row (k, j)
-    result = b.new_zeros(len(b), rank, count)
-    result[:, :, :own] = b.flatten(1)[:, order]
-    return result.reshape(len(b), count, rank)
-
-
-def _sized(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Cut a tensor or pad it with zeros that no layer reads."""
-    result = tensor.new_zeros(shape)
-    part = tuple(slice(0, min(have, want)) for have, want in zip(tensor.shape, shape, strict=True))
-    result[part] = tensor[part]
-    return result
+    if not straight:  # column k N + j belongs to row (k, j), and is zero for j >= n
+        own = counts[0]
+        k, j = torch.arange(rank)[:, None], torch.arange(own)
+        order = j * rank + k if equation else k * own + j  # our column for row (k, j)
+        ordered = b.new_zeros(len(b), rank, theirs[0])
+        ordered[:, :, :own] = b[:, :own].flatten(1)[:, order]
+        b = ordered.reshape(len(b), theirs[0], rank)
+    # Cut, or padded with zeros that no layer reads.
+    more = peft_count(small, rank) - b.shape[1], large - len(b)
+    return F.pad(a[:, None], (0, small - a.shape[1])), F.pad(b, (0, 0, 0, more[0], 0, more[1]))
 
 
 def _listed(values: Sequence[int]) -> str:

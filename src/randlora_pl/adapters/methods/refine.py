@@ -78,7 +78,14 @@ def refine(
     check_layers(file.layers, model, adapter, chosen, str(file.path))
     report = inject(model, adapter, chosen)
     for path, update in updates.items():
-        _start(model.get_submodule(path), update)
+        own = model.get_submodule(path)
+        with torch.no_grad():
+            if isinstance(own, LedRandLoRADelta):
+                own.absorb(*update.factors())
+                continue
+            first = own.parts[0] if isinstance(own, TogetherDelta) else own
+            for name, value in update.named_parameters():
+                first.get_parameter(name).copy_(value)
     place = "the first part" if form == "beside" else "absorbed"
     report.notes.append(f"starts where the LoRA {file.path} has ended, which is {place}")
     return report
@@ -87,12 +94,8 @@ def refine(
 def continued(lora: Adapter, layers: Mapping[str, Sequence[int]], adapter: Adapter, form: Form, where: str) -> Adapter:
     """Return the method of the next stage: a `Together` with the LoRA, or a RandLoRA that has room for it.
 
-    Args:
-        lora: Method of the first stage, as an injection returns it.
-        layers: Names and shapes of its layers.
-        adapter: Method of the next stage.
-        form: Place of the LoRA, see `refine`.
-        where: The LoRA, for messages.
+    ``lora`` and ``layers`` are the method of the first stage, as an injection returns it, and the names and shapes of
+    its layers. Messages name it ``where``.
 
     Raises:
         UserError: The first method is not LoRA, or the next one cannot contain it.
@@ -118,8 +121,14 @@ def continued(lora: Adapter, layers: Mapping[str, Sequence[int]], adapter: Adapt
             "form: beside)."
         )
     if form == "beside" and isinstance(adapter, Together):
-        first = adapter.parts[0]
-        if wrong := _differing(first, lora):
+        first, wrong = adapter.parts[0], ""
+        if isinstance(first, LoRA):  # its seed and its dropout are free
+            here, there = (each.replace(seed=None, dropout=0).options() for each in (first, lora))
+            differ = (f"{name} {here[name]}, not {value}" for name, value in there.items() if here[name] != value)
+            wrong = " and ".join(differ)
+        else:
+            wrong = f"method {first.method()}, not LoRA"
+        if wrong:
             raise UserError(
                 f"the first part of Together has {wrong}, as {where} has. Give this part the LoRA's options, or set "
                 "--model.adapter RandLoRA."
@@ -132,25 +141,10 @@ def continued(lora: Adapter, layers: Mapping[str, Sequence[int]], adapter: Adapt
     return adapter.replace(lead=number.pop() if len(number) == 1 else ranks)
 
 
-def _differing(part: Adapter, lora: LoRA) -> str:
-    """Return in what the part of a sum is not the trained LoRA; its seed and its dropout are free."""
-    if not isinstance(part, LoRA):
-        return f"method {part.method()}, not LoRA"
-    here, there = (each.replace(seed=None, dropout=0).options() for each in (part, lora))
-    return " and ".join(f"{name} {here[name]}, not {value}" for name, value in there.items() if here[name] != value)
-
-
 def check_layers(
     layers: Collection[str], model: nn.Module, adapter: Adapter, targets: list[str] | None, where: str
 ) -> None:
-    """Refuse a method that would adapt other weights than a LoRA did.
-
-    Args:
-        layers: Names of the LoRA's layers.
-        model: Base model.
-        adapter: Method of the next stage.
-        targets: Its layers.
-        where: The LoRA, for messages.
+    """Refuse a method and targets that would adapt other layers than a LoRA did, which messages name ``where``.
 
     Raises:
         UserError: The layers differ.
@@ -165,14 +159,3 @@ def check_layers(
             f"{where} adapts {len(layers)} layers, the targets select {len(chosen)} ({other[0]} {how}). "
             "Remove --model.targets: the LoRA's own are the default."
         )
-
-
-@torch.no_grad()
-def _start(own: nn.Module, lora: LoRADelta) -> None:
-    """Give an update the value of a LoRA."""
-    if isinstance(own, LedRandLoRADelta):
-        own.absorb(*lora.factors())
-        return
-    part = own.parts[0] if isinstance(own, TogetherDelta) else own
-    for name, value in lora.named_parameters():
-        part.get_parameter(name).copy_(value)

@@ -1,6 +1,6 @@
 """SHiRA: an update with few entries at fixed places (Bhardwaj et al., 2024, arXiv:2406.13175)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -41,6 +41,10 @@ class SHiRA(Adapter):
         """True if the places depend on the frozen weight."""
         return self.places == "top"
 
+    def largest_rank(self, shape: WeightShape) -> int:
+        """Return the largest r for which a weight has r (out + in) entries."""
+        return shape.out_features * shape.in_features // (shape.out_features + shape.in_features)
+
     def rank_of(self, shape: WeightShape) -> int:
         """Return the rank for one layer.
 
@@ -48,7 +52,7 @@ class SHiRA(Adapter):
             UserError: The weight has fewer than r (out + in) entries.
         """
         rank: int = self.value("rank", shape)
-        if rank > (most := largest_rank(shape)):
+        if rank > (most := self.largest_rank(shape)):
             sides = f"{shape.out_features} x {shape.in_features}"
             raise UserError(
                 f"SHiRA: rank {rank} asks for more entries than {shape.layer} has ({sides}); choose a rank up to "
@@ -59,10 +63,6 @@ class SHiRA(Adapter):
     def count(self, shape: WeightShape) -> int:
         """Return r (out + in)."""
         return self.rank_of(shape) * (shape.out_features + shape.in_features)
-
-    def sizes(self, shapes: Sequence[WeightShape]) -> Sequence[int]:
-        """Return the ranks for which every weight has enough entries."""
-        return range(1, max(1, min(map(largest_rank, shapes))) + 1)
 
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "SHiRADelta":
         """Create the update of one weight, with its places and values (r (out + in))."""
@@ -96,11 +96,6 @@ class SHiRA(Adapter):
                 )
             ours[layer] = {"values": own["shira_weight"][order], "places": places}
         return cls(rank=int(content.config["r"])), ours, None
-
-
-def largest_rank(shape: WeightShape) -> int:
-    """Return the largest r for which a weight has r (out + in) entries."""
-    return shape.out_features * shape.in_features // (shape.out_features + shape.in_features)
 
 
 class SHiRADelta(DeltaWeight):
@@ -155,14 +150,7 @@ class SHiRADelta(DeltaWeight):
 def distinct(seed: int, name: str, count: int, size: int) -> Tensor:
     """Draw distinct integers below ``size``: the first ``count`` different ones of a stream of uniform numbers.
 
-    Args:
-        seed: Seed of the adapter.
-        name: Name of the stream.
-        count: Number of integers.
-        size: Upper limit, at least ``count``.
-
-    Returns:
-        int64 tensor (count) on the CPU, ascending; the same on every machine.
+    They are ascending int64 on the CPU, and the same on every machine.
     """
     if 2 * count > size:  # the others are fewer
         rest = torch.ones(size, dtype=torch.bool)

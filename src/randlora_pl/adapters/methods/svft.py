@@ -23,8 +23,6 @@ from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import NotNegative
 
-_PATTERNS = ("plain", "banded", "random", "top_k")
-
 
 class SVFT(DerivedAdapter):
     """SVFT: delta = U M V^T with the singular vectors of the weight and a sparse, trained M.
@@ -99,12 +97,16 @@ class SVFTDelta(DerivedDelta, FactoredDelta):
             self.kept = (*self.kept, "places")
         if weight.is_meta:
             places = torch.empty(len(self.values), dtype=torch.int32, device="meta")
-        elif stored:
-            places = most_alike(self.get_buffer("U"), self.get_buffer("V"), len(self.values))
+        elif stored:  # where the inner products u_p v_q are largest, without their signs; of equals the first
+            u, v = (self.get_buffer(name).cpu().double().T for name in ("U", "V"))
+            order = (u @ v).abs().flatten().argsort(descending=True, stable=True)
+            places = order[: len(self.values)].sort()[0]
         elif adapter.pattern == "random":
             places = distinct(adapter.key, f"svft/{shape.layer}", len(self.values), shape.small**2)
         else:
-            places = band(shape.small, adapter.half_width)
+            rows, k = torch.arange(shape.small)[:, None], adapter.half_width
+            columns = rows + torch.arange(-k, k + 1)
+            places = (rows * shape.small + columns)[(columns >= 0) & (columns < shape.small)]
         self.register_buffer("places", places.to(weight.device, torch.int32), persistent=stored)
 
     def kept_problem(self, kept: Mapping[str, Tensor]) -> str:
@@ -120,16 +122,3 @@ class SVFTDelta(DerivedDelta, FactoredDelta):
         places, m = self.places.long(), len(v)
         first = torch.searchsorted(places, torch.arange(0, m * m, m, device=places.device))  # of each row
         return u, F.embedding_bag(places % m, v, first, mode="sum", per_sample_weights=self.values)
-
-
-def band(m: int, k: int) -> Tensor:
-    """Return the places (p, q) at most k from the diagonal."""
-    rows = torch.arange(m)[:, None]
-    columns = rows + torch.arange(-k, k + 1)
-    return (rows * m + columns)[(columns >= 0) & (columns < m)]
-
-
-def most_alike(u: Tensor, v: Tensor, count: int) -> Tensor:
-    """Return the places (p, q) of the largest inner products u_p v_q, without their signs; of equals the first."""
-    alike = (u.cpu().double().T @ v.cpu().double().T).abs().flatten()
-    return alike.argsort(descending=True, stable=True)[:count].sort()[0]

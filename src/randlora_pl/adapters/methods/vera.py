@@ -38,18 +38,13 @@ class VeRA(Adapter):
         shared=("vera_A", "vera_B"),
     )
 
-    def rank_of(self, shape: WeightShape) -> int:
-        """Return the rank for one layer, which has no limit."""
-        rank: int = self.value("rank", shape)
-        return rank
+    def largest_rank(self, shape: WeightShape) -> int:
+        """Return the largest rank, which has hardly a limit."""
+        return UNLIMITED
 
     def count(self, shape: WeightShape) -> int:
         """Return out + r."""
         return shape.out_features + self.rank_of(shape)
-
-    def sizes(self, shapes: Sequence[WeightShape]) -> Sequence[int]:
-        """Return all positive ranks."""
-        return range(1, UNLIMITED)
 
     def bases(self, shapes: list[WeightShape], device: torch.device) -> Bases:
         """Generate A (r, in) and B (out, r) at the largest sizes of the model, entries of unit standard deviation."""
