@@ -48,8 +48,22 @@ class Base:
         return known and bool(getattr(whole, "can_generate", bool)())
 
     def submodule_for(self, file: AdapterFile) -> nn.Module:
-        """Return the submodule that another adapter of the same weights was attached to."""
-        return _part(self.model, file)
+        """Return the model or its image tower, to which an adapter was attached: whichever matches the saved hash.
+
+        Raises:
+            UserError: Neither matches.
+        """
+        wanted = file.config.get("base_model", {}).get("weights_sha256_sampled")
+        whole = hash_weights(self.model, trained_tensors(self.model, file.trained))
+        if not wanted or whole == wanted:
+            return self.model
+        tower = ImageTower(self.model).eval() if hasattr(self.model, "visual") else None
+        if tower is not None and hash_weights(tower, trained_tensors(tower, file.trained)) == wanted:
+            return tower
+        raise UserError(
+            f"{file.path} was trained on other weights: {base_name(file)}; weights with this name here are "
+            f"{whole[:12]}. Restore the original weights."
+        )
 
 
 def refuse_texts(file: AdapterFile, what: str) -> None:
@@ -63,11 +77,6 @@ def refuse_texts(file: AdapterFile, what: str) -> None:
             f"{file.path} belongs to a language model, and only image models {what}. For merged weights, run: "
             f"randlora-pl adapter merge {file.path} --output FOLDER"
         )
-
-
-def wrap_model(model: nn.Module) -> Base:
-    """Wrap a model in memory; it is not changed."""
-    return Base(model, model)
 
 
 def named(name: str, pretrained: str | None, seed: int = 0, size: int | None = None) -> Base:
@@ -98,7 +107,8 @@ def load_base(file: AdapterFile) -> Base:
 
         model = plain_task(file, dequantized=True).build()
         identity = ModelIdentity(library, name or "", pretrained or "", seed=base.get("seed"))
-        return Base(model, _part(model, file), identity)
+        found = Base(model, model, identity)
+        return replace(found, part=found.submodule_for(file))
     if library not in ("open_clip", "timm") or not name or not pretrained:
         what = f"{library} {name}" if library else "no base model"
         raise UserError(
@@ -120,31 +130,12 @@ def load_base(file: AdapterFile) -> Base:
     weight = file.tensors.get(f"{getattr(whole, 'default_cfg', {}).get('classifier')}.weight")
     if file.trained and weight is not None:  # a trained classifier of timm; the adapter has its values
         whole.reset_classifier(len(weight))
-    return replace(found, part=_part(whole, file))
+    return replace(found, part=found.submodule_for(file))
 
 
 def beside(file: AdapterFile, model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors trained completely beside an adapter, by key in its base model's state dict."""
     return {name: file.tensors[name] for name in trained_tensors(model, file.trained)}
-
-
-def _part(model: nn.Module, file: AdapterFile) -> nn.Module:
-    """Return the model or its image tower, whichever matches the saved hash.
-
-    Raises:
-        UserError: Neither matches.
-    """
-    wanted = file.config.get("base_model", {}).get("weights_sha256_sampled")
-    whole = hash_weights(model, trained_tensors(model, file.trained))
-    if not wanted or whole == wanted:
-        return model
-    tower = ImageTower(model).eval() if hasattr(model, "visual") else None
-    if tower is not None and hash_weights(tower, trained_tensors(tower, file.trained)) == wanted:
-        return tower
-    raise UserError(
-        f"{file.path} was trained on other weights: {base_name(file)}; weights with this name here are {whole[:12]}. "
-        "Restore the original weights."
-    )
 
 
 def same_base(files: Sequence[AdapterFile]) -> None:

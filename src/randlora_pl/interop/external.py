@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, InjectionReport, adapted_layers, inject
-from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.derived import derived_once
 from randlora_pl.adapters.injection import make_deltas
 from randlora_pl.adapters.kept import base_buffers, update_buffers
@@ -62,24 +61,20 @@ class ExternalAdapter:
         with derived_once(stored=True, nothing=True):
             deltas = make_deltas(self.adapter, sites, model)[0]
         for site, delta in deltas.items():
-            self._check_shapes(site.shape.layer, delta)
+            layer, own = site.shape.layer, {**dict(delta.named_parameters()), **update_buffers(delta)}
+            wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
+            found = {name: tuple(tensor.shape) for name, tensor in self.layers[layer].items()}
+            if wrong := [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]:
+                shapes = f"has shape {found.get(wrong[0])}, this model needs {wanted.get(wrong[0])}"
+                raise UserError(
+                    f"{self.source}: {wrong[0]} of {layer} {shapes}; it belongs to another model, or is damaged."
+                )
             drawn = getattr(delta, "bases", None)
             if self.bases is None or not isinstance(drawn, Bases):
                 continue
             have, want = ((tuple(each.A.shape), tuple(each.B.shape)) for each in (self.bases, drawn))
             if any(mine < needed for mine, needed in zip(have[0] + have[1], want[0] + want[1], strict=True)):
                 raise UserError(f"{self.source}: its bases are too small for this model: {have}, {want} are needed.")
-
-    def _check_shapes(self, layer: str, delta: DeltaWeight) -> None:
-        own = {**dict(delta.named_parameters()), **update_buffers(delta)}
-        wanted = {name: tuple(tensor.shape) for name, tensor in own.items()}
-        found = {name: tuple(tensor.shape) for name, tensor in self.layers[layer].items()}
-        if wrong := [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]:
-            name = wrong[0]
-            raise UserError(
-                f"{self.source}: {name} of {layer} has shape {found.get(name)}, this model needs {wanted.get(name)}; "
-                "it belongs to another model, or is damaged."
-            )
 
     def owned(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the model's own tensors for the imported, completely trained modules, by name.
@@ -208,11 +203,7 @@ def translate_official(path: str | os.PathLike[str], model: nn.Module, alpha: fl
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    """Read the state in a file without running code.
-
-    Raises:
-        UserError: The file is missing, damaged, or has other objects than tensors.
-    """
+    """Read the state in a file without running code."""
     if not path.is_file():
         raise UserError(f"{path} is not a file. Pass the checkpoint written by the official code.")
     state = load_without_code(path)
@@ -222,32 +213,23 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise UserError(f"{path} holds a {type(state).__name__}, not the state of a model.")
     state = {str(name): value for name, value in state.items()}
     ours = [name for name in state if name.endswith((_LAMBDA, _GAMMA))]
-    if wrong := [name for name in ours if not _is_matrix(state[name])]:
-        raise UserError(f"{path}: {wrong[0]} is not a matrix of numbers; it is damaged, copy it again.")
+    for name in ours:
+        value = state[name]
+        if not (isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point()):
+            raise UserError(f"{path}: {name} is not a matrix of numbers; it is damaged, copy it again.")
     return state
-
-
-def _is_matrix(value: object) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point()
 
 
 def _layer(weight: str, layers: list[str], source: str, model: str) -> str:
     """Return our layer for a name in the file.
 
     The code wraps the model, so names may have the wrapper's prefix; dots and underscores are equivalent.
-
-    Raises:
-        UserError: No layer matches, or several do.
     """
     plain = re.sub(r"[._]+", "_", weight).strip("_")
-    plain = re.sub(r"_(?:in_proj_weight|in_proj|weight)$", "", plain)
-
-    def ends(layer: str) -> bool:
-        own = re.sub(r"[._]+", "_", layer.removesuffix(".in_proj"))
-        return f"_{plain}".endswith(f"_{own}") or f"_{own}".endswith(f"_{plain}")
-
-    exact = [layer for layer in layers if re.sub(r"[._]+", "_", layer.removesuffix(".in_proj")) == plain]
-    found = exact or [layer for layer in layers if ends(layer)]
+    plain = "_" + re.sub(r"_(?:in_proj_weight|in_proj|weight)$", "", plain)
+    names = {layer: "_" + re.sub(r"[._]+", "_", layer.removesuffix(".in_proj")) for layer in layers}
+    exact = [layer for layer, own in names.items() if own == plain]
+    found = exact or [layer for layer, own in names.items() if plain.endswith(own) or own.endswith(plain)]
     if len(found) > 1:  # `transformer...` of the text tower also ends `visual.transformer...`
         longest = max(len(layer.removesuffix(".in_proj")) for layer in found)
         found = [layer for layer in found if len(layer.removesuffix(".in_proj")) == longest]

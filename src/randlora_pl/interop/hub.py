@@ -204,10 +204,6 @@ def _line(text: str) -> str:
     return " ".join(text.split())[:200].rstrip(".")
 
 
-_PLACE = "PATH"
-"""Placeholder for paths on the author's machine."""
-
-
 def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
     """Return the text of ``README.md`` with the Hub's YAML header and without local paths.
 
@@ -238,6 +234,8 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         tags=["randlora-pl", *method.lower().split(" + "), "peft", str(base.get("library"))],
     )
     trained, note = _config(file, config)
+    own = {name: value for name, value in metadata.get("training", {}).items() if isinstance(value, int | float)}
+    metrics = {label: _shown(key, results[key]) for key, label in _NAMES.items() if results.get(key) is not None}
     card = ModelCard.from_template(
         header,
         template_str=resources.files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8"),
@@ -256,7 +254,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         classnames=[" ".join(str(name).split()).replace("```", "") for name in names],
         kind="captions" if captions else "classes",
         dataset=config.get("data", {}).get("dataset"),
-        metrics=_metrics(file, results),
+        metrics=metrics or {_NAMES.get(key, key): _shown(key, value) for key, value in own.items()},
         call=getattr(kind, "example", None),
         config=trained,
         config_note=note,
@@ -280,7 +278,7 @@ def portable(value: Any) -> Any:
         return value
     if "://" in value:
         return re.sub(r"//[^/@\s]*@", "//", value)
-    return _PLACE if re.match(r"[/~\\]|[A-Za-z]:[\\/]", value) or ".." in Path(value).parts else value
+    return "PATH" if re.match(r"[/~\\]|[A-Za-z]:[\\/]", value) or ".." in Path(value).parts else value
 
 
 def hub_id(base: Mapping[str, Any]) -> str | None:
@@ -320,13 +318,6 @@ _NAMES = {
     "device": "device", "seed": "seed",
     "version": "randlora-pl", "version/torch": "PyTorch",
 }  # fmt: skip
-
-
-def _metrics(file: AdapterFile, results: Mapping[str, Any]) -> dict[str, str]:
-    """Return the run's metrics, or those stored in the adapter's metadata."""
-    own = {name: value for name, value in file.metadata.get("training", {}).items() if isinstance(value, int | float)}
-    found = {label: _shown(key, results[key]) for key, label in _NAMES.items() if results.get(key) is not None}
-    return found or {_NAMES.get(key, key): _shown(key, value) for key, value in own.items()}
 
 
 def _shown(key: str, value: Any) -> str:

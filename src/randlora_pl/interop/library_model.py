@@ -66,35 +66,32 @@ class LibraryModel:
             elif self.config is None:
                 model = open_clip.create_model(self.name, pretrained=str(path), **self.options)
             else:
-                model = CLIP(**self.config) if self.name == "tiny" else self._built()
+                if self.name == "tiny":
+                    model = CLIP(**self.config)
+                else:
+                    model = open_clip.create_model(self.name, load_weights=False, pretrained_text=False, **self.options)
                 open_clip.load_checkpoint(model, str(path))
         return model.eval()
 
-    def _built(self) -> nn.Module:
-        model: nn.Module = open_clip.create_model(self.name, load_weights=False, pretrained_text=False, **self.options)
-        return model
-
     def lines(self, path: Path) -> list[str]:
         """Return Python code that does the same; the model stores its image format (``visual.preprocess_cfg``)."""
-        more = "".join(f", {name}={value!r}" for name, value in (self.options | self._frame()).items())
+        options = dict(self.options)
+        if self.library == "open_clip":  # it would take its defaults for a weights file, not the tag's values
+            image, usual = self.image, PreprocessCfg()
+            shown: dict[str, Any] = {"mean": image.mean, "std": image.std, "interpolation": image.interpolation}
+            if image.crop_pct == 1:  # else the mode alone would be another preprocessing
+                shown |= {"resize_mode": image.resize}
+            if image.crop_pct == 1 and image.resize == "longest":
+                shown["fill_color"] = image.fill[0] if len(set(image.fill)) == 1 else image.fill
+            if any(getattr(usual, name) != value for name, value in shown.items()):
+                options["force_preprocess_cfg"] = shown
+        more = "".join(f", {name}={value!r}" for name, value in options.items())
         if self.library == "timm":
             return ["import timm", f"model = timm.create_model({self.name!r}, checkpoint_path={str(path)!r}{more})"]
         name = self.name if self.config is None else config_file(path).stem
         add = [] if self.config is None else [f"open_clip.add_model_config({str(config_file(path))!r})"]
         create = f"model = open_clip.create_model({name!r}, pretrained={str(path)!r}{more})"
         return ["import open_clip", *add, create]
-
-    def _frame(self) -> dict[str, Any]:
-        """Return open_clip's preprocessing options; for a weights file it uses its defaults, not the tag's values."""
-        if self.library == "timm":
-            return {}
-        image, usual = self.image, PreprocessCfg()
-        options: dict[str, Any] = {"mean": image.mean, "std": image.std, "interpolation": image.interpolation}
-        if image.crop_pct == 1:  # else the mode alone would be another preprocessing
-            options |= {"resize_mode": image.resize}
-        if image.crop_pct == 1 and image.resize == "longest":
-            options["fill_color"] = image.fill[0] if len(set(image.fill)) == 1 else image.fill
-        return {"force_preprocess_cfg": options} if any(getattr(usual, n) != v for n, v in options.items()) else {}
 
     def transform(self) -> list[str]:
         """Return Python code, after `lines`, that defines ``preprocess`` of a picture by the library's own transform.
@@ -109,23 +106,21 @@ class LibraryModel:
             options: dict[str, Any] = {"interpolation": image.interpolation, "mean": image.mean, "std": image.std}
             options |= {"crop_pct": image.crop_pct, "crop_mode": modes[image.resize]}
             typed = ", ".join(f"{name}={value!r}" for name, value in options.items())
-            return [f"transform = timm.data.create_transform({image.size}, {typed})", *self._preprocess()]
-        if image.crop_pct != 1:
+            made = [f"transform = timm.data.create_transform({image.size}, {typed})"]
+        elif image.crop_pct != 1:
             return []
+        else:
+            made = [
+                "config = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)",
+                "transform = open_clip.transform.image_transform_v2(config, is_train=False)",
+            ]
         return [
-            "config = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)",
-            "transform = open_clip.transform.image_transform_v2(config, is_train=False)",
-            *self._preprocess(),
-        ]
-
-    def _preprocess(self) -> list[str]:
-        """Return Python code that lays transparent pictures on the background, which no library's transform does."""
-        return [
+            *made,  # no library's transform lays transparent pictures on the background
             "from PIL import Image",
             "def preprocess(picture):",
             "    if picture.has_transparency_data:",
             "        over = picture.convert('RGBA')",
-            f"        picture = Image.alpha_composite(Image.new('RGBA', over.size, {(*self.image.behind, 255)}), over)",
+            f"        picture = Image.alpha_composite(Image.new('RGBA', over.size, {(*image.behind, 255)}), over)",
             "    return transform(picture.convert('RGB'))",
         ]
 

@@ -103,7 +103,17 @@ def write_lora(
             parameters[f"{tensor_prefix(site)}A"].copy_(factors.right)
     size = LibraryModel.of(first.config["base_model"]).image.size
     relative, absolute = difference(outputs(made.model, size), added(base, first, total, with_head=False).expected)
-    description = _description(first, targets, origin or {})
+    config = without_local_paths(first.config)
+    metadata = config.get("metadata", {})
+    if "arguments" in metadata:
+        metadata["arguments"] = {**metadata["arguments"], "targets": targets}
+    if "training" in metadata:  # its metrics were measured with another adapter
+        metadata["training"] = {key: value for key, value in metadata["training"].items() if key == "frame"}
+    description: dict[str, Any] = {
+        "base_model": {k: v for k, v in config.get("base_model", {}).items() if k != "weights_sha256_sampled"},
+        "extra": first.extra,
+        "metadata": {**metadata, "made_from": dict(origin or {})},
+    }
     with disk_errors(path), scratch_folder(path) as part:
         save_adapter(made.part, part / path.name, **description)
         again = adapted(base, read_adapter(part / path.name))
@@ -133,11 +143,7 @@ def label(file: AdapterFile) -> str:
 def _layers_of(
     part: nn.Module, total: State, files: Sequence[AdapterFile], first: AdapterFile
 ) -> tuple[list[Site], list[str] | None, str]:
-    """Return the sites that get a LoRA update, and the ``targets`` and ``qkv`` that select them.
-
-    Raises:
-        UserError: An update changes a tensor outside the linear and attention layers of this part.
-    """
+    """Return the sites that get a LoRA update, and the ``targets`` and ``qkv`` that select them."""
     updated = {key for key, delta in total.items() if bool((delta != 0).any())}
     names = {name for file in files if not file.adapter.trains_base for name in file.layers}
     sites = find_sites(part)
@@ -172,15 +178,3 @@ def _rows(total: State, part: nn.Module, site: Site) -> Tensor:
     if update is None:
         return torch.zeros(site.shape.out_features, site.shape.in_features)
     return rows_of(update, site)
-
-
-def _description(first: AdapterFile, targets: list[str] | None, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the other arguments of `save_adapter`: base model, head, and metadata with the new targets."""
-    config = without_local_paths(first.config)
-    metadata = config.get("metadata", {})
-    if "arguments" in metadata:
-        metadata["arguments"] = {**metadata["arguments"], "targets": targets}
-    if "training" in metadata:  # its metrics were measured with another adapter
-        metadata["training"] = {key: value for key, value in metadata["training"].items() if key == "frame"}
-    named = {k: v for k, v in config.get("base_model", {}).items() if k != "weights_sha256_sampled"}
-    return {"base_model": named, "extra": first.extra, "metadata": {**metadata, "made_from": dict(origin)}}

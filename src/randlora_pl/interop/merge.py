@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -173,11 +174,7 @@ def _with_state(
     expected: list[Tensor] | None,
     **facts: str,
 ) -> Merged:
-    """Load weights into a model of the library.
-
-    Raises:
-        UserError: A weight is not finite.
-    """
+    """Load weights, all of them finite, into a model of the library."""
     plain = base.model.state_dict()
     for key, value in state.items():
         if value.is_floating_point() and not value.isfinite().all() and plain[key].isfinite().all():
@@ -197,21 +194,6 @@ def _size(file: AdapterFile) -> int:
 def head_file(path: Path) -> Path:
     """Return the path of the head of a weights file, if the weights cannot contain it."""
     return path.with_suffix(".head.safetensors")
-
-
-def _made_here(file: Path) -> bool:
-    """Return True if a file is a head written beside merged weights."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return (tensors.metadata() or {}).get("made_by") == _MADE_BY
-    except (SafetensorError, OSError):
-        return False
-
-
-def _is_of_tiny(file: Path) -> bool:
-    """Return True if a file is the configuration of ``tiny``, the one model that open_clip does not have."""
-    tiny = LibraryModel.of({"library": "open_clip", "name": "tiny", "pretrained": "random"})
-    return file.is_file() and file.read_bytes() == tiny.config_text().encode()
 
 
 def check_output(path: Path, inputs: Sequence[Path], overwrite: bool) -> None:
@@ -240,8 +222,14 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
         UserError: The outputs differ by more than rounding, a file exists, or the disk is full; no files remain.
     """
     contents = merged.contents(path)
-    beside = {head_file(path): _made_here, config_file(path): _is_of_tiny}
-    left_over = [file for file, ours in beside.items() if file not in contents and ours(file)]
+    left_over = []  # of older weights, if it was written here
+    head, config = head_file(path), config_file(path)
+    with suppress(SafetensorError, OSError), safe_open(head, framework="pt") as tensors:
+        if head not in contents and (tensors.metadata() or {}).get("made_by") == _MADE_BY:
+            left_over.append(head)
+    tiny = LibraryModel.of({"library": "open_clip", "name": "tiny", "pretrained": "random"})  # not in open_clip
+    if config not in contents and config.is_file() and config.read_bytes() == tiny.config_text().encode():
+        left_over.append(config)
     _refuse_existing([*contents, *left_over], overwrite)
     expected, plain = merged.expected, merged.plain
     if merged.head is not None and merged.classifies:

@@ -8,8 +8,10 @@ from randlora_pl.tasks.restore import task_class
 from randlora_pl.utils.errors import UserError
 
 
-def parts_of(file: AdapterFile) -> tuple[PromptLearner, SecondHeadOptions | None] | None:
+def parts_of(file: AdapterFile) -> tuple[PromptLearner, SecondHeadOptions | None, bool] | None:
     """Return the prompt learner and the second head that an adapter file has; None without a `PromptTask`.
+
+    The third is True if a second stage has trained the head, which the texts do not give.
 
     Raises:
         UserError: One of them is unknown, or its options do not fit.
@@ -18,21 +20,7 @@ def parts_of(file: AdapterFile) -> tuple[PromptLearner, SecondHeadOptions | None
     if kind is None or not issubclass(kind, PromptedClip):
         return None
     made = kind.arguments(file.metadata.get("arguments", {}), file.path)
-    return made.get("prompts", CoOp()), made.get("head")
-
-
-def has_classifier(file: AdapterFile) -> bool:
-    """Return True if a second stage has trained the head of a `PromptTask`, which its texts do not give."""
-    return bool(file.metadata.get("arguments", {}).get("classifier_steps"))
-
-
-def why_no_weights(prompts: PromptLearner, head: SecondHeadOptions | None) -> str:
-    """Return why weights and a linear head of a plain CLIP cannot give a task's logits; "" if they can."""
-    if prompts.per_image:
-        return f"{prompts.method()} has other class features for each image, so it has no head"
-    if prompts.visual:
-        return "visual prompts are inputs, no weight can hold them"
-    return "" if head is None else head.why_not_linear
+    return made.get("prompts", CoOp()), made.get("head"), bool(made.get("classifier_steps"))
 
 
 def check_merge(file: AdapterFile, scale: float = 1.0) -> None:
@@ -44,12 +32,19 @@ def check_merge(file: AdapterFile, scale: float = 1.0) -> None:
     parts = parts_of(file)
     if parts is None:
         return
-    if why := why_no_weights(*parts):
+    prompts, head, classifier = parts
+    if prompts.per_image:
+        why = f"{prompts.method()} has other class features for each image, so it has no head"
+    elif prompts.visual:
+        why = "visual prompts are inputs, no weight can hold them"
+    else:
+        why = "" if head is None else head.why_not_linear
+    if why:
         ways = "predict and serve take the adapter"
-        ways += "" if parts[0].per_image else ", and adapter export --to onnx writes a program"
+        ways += "" if prompts.per_image else ", and adapter export --to onnx writes a program"
         raise UserError(f"{file.path} cannot be merged: {why}. {ways[0].upper()}{ways[1:]}.")
-    if scale != 1 and (parts[0].learns or has_classifier(file)):
-        what, verb = ("prompts", "were") if parts[0].learns else ("classifier", "was")
+    if scale != 1 and (prompts.learns or classifier):
+        what, verb = ("prompts", "were") if prompts.learns else ("classifier", "was")
         raise UserError(f"--scale is {scale:g}: the {what} of {file.path} {verb} learned for the whole update, 1.")
 
 
@@ -66,8 +61,8 @@ def check_no_prompts(file: AdapterFile, why: str) -> None:
     parts = parts_of(file)
     if parts is None:
         return
-    prompts, head = parts
+    prompts, head, classifier = parts
     what = prompts.method() if prompts.learns else "" if head is None else head.method()
-    what = what or ("classifier_steps" if has_classifier(file) else "")
+    what = what or ("classifier_steps" if classifier else "")
     if what:
         raise UserError(f"{file.path} has learned prompts or another head ({what}): {why}.")

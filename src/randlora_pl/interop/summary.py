@@ -64,7 +64,11 @@ def layers(file: AdapterFile) -> tuple[list[dict[str, Any]], list[str]]:
     except UserError as error:
         missing.append(f"updates: {error}")
     try:
-        weights = base_weights(file)
+        part = load_base(file).part
+        if isinstance(file.adapter, BaseWeightMethod):
+            weights = {name: value.detach() for name, value in chosen_tensors(part, file.adapter).items()}
+        else:
+            weights = site_weights(part, file.layers)
     except UserError as error:
         if updates is not None:
             missing.append(f"weights of the base model: {error}")
@@ -86,18 +90,6 @@ def _sizes(matrix: Tensor | None, prefix: str) -> dict[str, Any]:
     if matrix is not None and found is None:  # biases, norms, the patch convolution
         sizes[prefix + "norm"] = float(matrix.double().norm())
     return sizes
-
-
-def base_weights(file: AdapterFile) -> State:
-    """Return the base model's weight of every adapted layer, by layer name.
-
-    Raises:
-        UserError: The base model is not available or differs.
-    """
-    part = load_base(file).part
-    if isinstance(file.adapter, BaseWeightMethod):
-        return {name: value.detach() for name, value in chosen_tensors(part, file.adapter).items()}
-    return site_weights(part, file.layers)
 
 
 def compared(one: State, two: State) -> list[dict[str, Any]]:

@@ -117,20 +117,15 @@ def layer_updates(file: AdapterFile) -> State:
     for shape in shapes:
         weight = torch.empty(shape.out_features, shape.in_features)  # whose values change nothing
         delta = file.adapter.delta_weight(shape, weight, bases)
-        tensors = _tensors_of(file, shape.layer)
-        for name, own in {**dict(delta.named_parameters()), **update_buffers(delta)}.items():
-            if name not in tensors or tensors[name].shape != own.shape:
-                raise UserError(f"{file.path}: layer {shape.layer} has no tensor {name} of {tuple(own.shape)}.")
-            own.copy_(tensors[name])
+        tensors: State = {}
+        above, _, last = shape.layer.rpartition(".")  # below its path, or its attention layer's, or a block of that
+        for prefix in (f"{shape.layer}.delta.", f"{above}.delta.{last}.", f"{above}.delta."):
+            start = prefix.lstrip(".")
+            own = {name.removeprefix(start): value for name, value in file.tensors.items() if name.startswith(start)}
+            tensors = tensors or own
+        for name, value in {**dict(delta.named_parameters()), **update_buffers(delta)}.items():
+            if name not in tensors or tensors[name].shape != value.shape:
+                raise UserError(f"{file.path}: layer {shape.layer} has no tensor {name} of {tuple(value.shape)}.")
+            value.copy_(tensors[name])
         found[shape.layer] = delta.change(weight)
     return found
-
-
-def _tensors_of(file: AdapterFile, layer: str) -> State:
-    """Return the trained tensors of one layer: below its path, its attention layer's, or a block of a packed weight."""
-    above, _, last = layer.rpartition(".")
-    for prefix in (f"{layer}.delta.", f"{above}.delta.{last}.", f"{above}.delta."):
-        start = prefix.lstrip(".")
-        if own := {name.removeprefix(start): t for name, t in file.tensors.items() if name.startswith(start)}:
-            return own
-    return {}

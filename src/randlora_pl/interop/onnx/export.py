@@ -64,8 +64,17 @@ def export_onnx(program: Program, path: Path) -> Exported:
     with disk_errors(path), scratch_folder(path) as part:
         with _silence():
             converted.save(part / path.name, external_data=weights > LARGEST_FILE)
-        difference = _compared(program, _onnx_runner(part / path.name, program), "onnxruntime")
-        return _moved(part, path, difference)
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(part / path.name), options, providers=["CPUExecutionProvider"])
+
+        def run(example: Tensor) -> tuple[Tensor, ...]:
+            found = session.run(list(program.outputs), {program.input: example.numpy()})
+            return tuple(torch.from_numpy(value) for value in found)
+
+        return _moved(part, path, _compared(program, run, "onnxruntime"))
 
 
 def export_torch(program: Program, path: Path) -> Exported:
@@ -100,26 +109,8 @@ def _exported(program: Program) -> Any:
     return exported
 
 
-def _onnx_runner(file: Path, program: Program) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-
-    def run(example: Tensor) -> tuple[Tensor, ...]:
-        found = session.run(list(program.outputs), {program.input: example.numpy()})
-        return tuple(torch.from_numpy(value) for value in found)
-
-    return run
-
-
 def _compared(program: Program, run: Callable[[Tensor], tuple[Tensor, ...]], where: str) -> float:
-    """Return the largest difference between the module's and the exported outputs.
-
-    Raises:
-        UserError: The difference is more than rounding, or a value is not finite.
-    """
+    """Return the largest difference between the module's and the exported outputs, which must be rounding."""
     largest = 0.0
     for seed, batch in enumerate(BATCHES, 1):
         example = program.examples(batch, seed)
@@ -154,24 +145,20 @@ def _as_tuple(output: Any) -> tuple[Tensor, ...]:
 
 @contextmanager
 def _refusing(what: str, other: str = "") -> Iterator[None]:
-    """Convert any error of an exporter to a one-line error with its reason."""
+    """Convert any error of an exporter to one line: the unknown operation, or the innermost cause's first line."""
     try:
         yield
     except Exception as error:  # exporters raise errors of every kind, most of them private
         ways = f"adapter merge (weights for open_clip or timm){other}"
-        raise UserError(f"the model {what} with PyTorch {torch.__version__}: {_reason(error)}. Use {ways}.") from error
-
-
-def _reason(error: BaseException) -> str:
-    """Return the line of an exporter's error that names the operation, or the first line of its innermost cause."""
-    chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    for link in chain:
-        if found := re.search(r"No (?:ONNX function|decomposition)[^\n]*?OpOverload\(op='([\w.:]+)'", str(link)):
-            return f"the operation {found[1]} is unknown to its ONNX exporter"
-    line = next((line for line in str(chain[-1]).splitlines() if line.strip()), type(chain[-1]).__name__)
-    return re.sub(r"\x1b\[[0-9;]*m", "", line).strip()[:200].rstrip(".")
+        chain: list[BaseException] = [error]
+        while chain[-1].__cause__ is not None:
+            chain.append(chain[-1].__cause__)
+        line = next((line for line in str(chain[-1]).splitlines() if line.strip()), type(chain[-1]).__name__)
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", line).strip()[:200].rstrip(".")
+        unknown = r"No (?:ONNX function|decomposition)[^\n]*?OpOverload\(op='([\w.:]+)'"
+        if operation := next((found[1] for link in chain if (found := re.search(unknown, str(link)))), None):
+            reason = f"the operation {operation} is unknown to its ONNX exporter"
+        raise UserError(f"the model {what} with PyTorch {torch.__version__}: {reason}. Use {ways}.") from error
 
 
 @contextmanager

@@ -128,7 +128,23 @@ def make_program(task: ImageTask, part: str = "classifier", frame: ImageSpec | N
     task.eval()
     frame = frame or task.image_spec
     task.check_part(part)
-    facts = _facts(task, part)
+    described = {
+        "classifier": f"logits and probabilities: float32 (n, {len(task.classnames)}), in the order of classnames",
+        "image": "features: float32 (n, features)",
+        "text": "features: float32 (n, features) of unit length",
+    }
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "randlora_pl_version": __version__,
+        "part": part,
+        "output": described[part],
+        "classnames": task.classnames,
+        "prompts": list(task.used_prompts().evaluation),
+        "task": type(task).__name__,
+        "base_model": task.identity.as_dict(),
+        "adapter": task.adapter.describe(),
+        **task.described_parts(),
+    }
     with torch.no_grad():
         if part == "text":
             return _text(task, facts)
@@ -154,7 +170,7 @@ def make_program(task: ImageTask, part: str = "classifier", frame: ImageSpec | N
         **{name: getattr(frame, name) for name in ("interpolation", "resize", "crop_pct", "background")},
         **{name: list(getattr(frame, name)) for name in ("mean", "std", "fill")},
     }
-    return Program(_frozen(module), "pixels", outputs, examples, facts)
+    return Program(module.eval().requires_grad_(False), "pixels", outputs, examples, facts)
 
 
 def _text(task: ImageTask, facts: dict[str, Any]) -> Program:
@@ -175,29 +191,4 @@ def _text(task: ImageTask, facts: dict[str, Any]) -> Program:
         "preprocessing": f"randlora_pl.models.load_tokenizer({name!r})(texts){same}",
         "context_length": context,
     }
-    return Program(_frozen(TextEncoder(clip)), "tokens", ("features",), examples, facts)
-
-
-def _facts(task: ImageTask, part: str) -> dict[str, Any]:
-    """Return the facts of an exported file that all parts share."""
-    outputs = {
-        "classifier": f"logits and probabilities: float32 (n, {len(task.classnames)}), in the order of classnames",
-        "image": "features: float32 (n, features)",
-        "text": "features: float32 (n, features) of unit length",
-    }
-    return {
-        "format_version": FORMAT_VERSION,
-        "randlora_pl_version": __version__,
-        "part": part,
-        "output": outputs[part],
-        "classnames": task.classnames,
-        "prompts": list(task.used_prompts().evaluation),
-        "task": type(task).__name__,
-        "base_model": task.identity.as_dict(),
-        "adapter": task.adapter.describe(),
-        **task.described_parts(),
-    }
-
-
-def _frozen(module: nn.Module) -> nn.Module:
-    return module.eval().requires_grad_(False)
+    return Program(TextEncoder(clip).eval().requires_grad_(False), "tokens", ("features",), examples, facts)

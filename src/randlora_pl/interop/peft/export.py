@@ -6,7 +6,7 @@ Nothing is approximated: adapters that PEFT cannot represent are refused.
 import copy
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ from randlora_pl.adapters.layers.adapted import RowBlocks
 from randlora_pl.adapters.peft_form import Part, PeftForm
 from randlora_pl.adapters.targets.sites import is_packed_linear
 from randlora_pl.adapters.weights import WeightShape, exact_pattern
-from randlora_pl.interop.base_model import Base, load_base, wrap_model
+from randlora_pl.interop.base_model import Base, load_base
 from randlora_pl.interop.compare_outputs import LOST
 from randlora_pl.interop.external import plain_convolution
 from randlora_pl.interop.peft.files import TENSORS, PeftAdapter, base_name, written
@@ -92,9 +92,28 @@ def difference(ours: nn.Module, base: Base, folder: Path, classifier: LogitsOnly
     Neither model is changed; if PEFT's file has a classifier, the base model is of timm.
 
     Raises:
-        UserError: The difference is more than rounding, also in float64 (deep models round more in float32).
+        UserError: PEFT cannot load the adapter or adapts other layers, or the difference is more than rounding, also in
+            float64 (deep models round more in float32).
     """
-    theirs, ours = _theirs(base, folder, classifier), ours.eval()
+    from peft import PeftModel, get_peft_model_state_dict
+
+    fresh: Any = base.copy().model
+    if classifier is not None:
+        fresh.reset_classifier(len(classifier.weight))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            theirs: Any = PeftModel.from_pretrained(fresh.eval(), str(folder), torch_device="cpu").eval()
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"PEFT does not load it ({first_line(error)})") from error
+        states = get_peft_model_state_dict(theirs, save_embedding_layers=False), load_file(folder / TENSORS)
+    shared = ("randlora_A", "randlora_B", "vera_A", "vera_B")  # PEFT up to 0.21 repeats them in every layer
+    adapts, saved = (
+        {name.removeprefix("base_model.model.") for name in state if not name.endswith(shared)} for state in states
+    )
+    if others := sorted(adapts ^ saved):
+        raise UserError(f"PEFT would adapt other layers, {others[0].rpartition('.lora_')[0] or others[0]} among them")
+    ours = ours.eval()
     if base.image_size is None and not base.generates_text:
         plain = base.model.state_dict()
         with warnings.catch_warnings():
@@ -102,10 +121,10 @@ def difference(ours: nn.Module, base: Base, folder: Path, classifier: LogitsOnly
             merged = merge_and_unload(copy.deepcopy(ours)).state_dict(), theirs.merge_and_unload().state_dict()
         first = _furthest([(merged[0][name], merged[1][name], plain[name]) for name in merged[0]])
     else:
-        first = _furthest(_outputs(ours, theirs, base.model, base, classifier))
+        first = _furthest(_outputs((ours, theirs, base.model), base, classifier))
         if not first.fits:
             models = copy.deepcopy(ours).double(), theirs.double(), base.copy().model.double()
-            if (again := _furthest(_outputs(*models, base, classifier))).fits:
+            if (again := _furthest(_outputs(models, base, classifier))).fits:
                 return again._replace(gap=first.gap, exact=again.gap)
     if not first.fits:
         raise UserError(
@@ -114,39 +133,16 @@ def difference(ours: nn.Module, base: Base, folder: Path, classifier: LogitsOnly
     return first
 
 
-def _theirs(base: Base, folder: Path, classifier: LogitsOnly | None) -> Any:
-    """Return the base model with PEFT's adapter.
-
-    Raises:
-        UserError: PEFT cannot load it, or adapts other layers.
-    """
-    from peft import PeftModel
-
-    plain: Any = base.copy().model
-    if classifier is not None:
-        plain.reset_classifier(len(classifier.weight))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            theirs: Any = PeftModel.from_pretrained(plain.eval(), str(folder), torch_device="cpu").eval()
-        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"PEFT does not load it ({first_line(error)})") from error
-        _check_names(theirs, folder)
-    return theirs
-
-
-Triple = tuple[Tensor, Tensor, Tensor]
-"""Outputs of our model, PEFT's and the base model."""
-
-
-def _outputs(ours: nn.Module, theirs: Any, plain: nn.Module, base: Base, classifier: LogitsOnly | None) -> list[Triple]:
+def _outputs(models: Sequence[Any], base: Base, classifier: LogitsOnly | None) -> list[tuple[Tensor, ...]]:
+    """Return the outputs of our model, PEFT's and the base model."""
+    ours, theirs, plain = models
     found = [base.outputs(model) or [] for model in (ours, theirs.get_base_model(), plain)]
     if classifier is not None:
         found[0], found[2] = ([classifier(features) for features in own] for own in (found[0], found[2]))
     return list(zip(*found, strict=True))
 
 
-def _furthest(triples: list[Triple]) -> Difference:
+def _furthest(triples: list[tuple[Tensor, ...]]) -> Difference:
     triples = [triple for triple in triples if triple[0].is_floating_point() and triple[0].numel()]
     if any(not (a.isfinite().all() and b.isfinite().all()) for a, b, _ in triples):
         return Difference(float("nan"), 1.0, 1.0)
@@ -155,19 +151,6 @@ def _furthest(triples: list[Triple]) -> Difference:
         max(float((a - plain).abs().max()) for a, _, plain in triples),
         max(1.0, *(float(a.abs().max()) for a, _, _ in triples)),
     )
-
-
-def _check_names(model: Any, folder: Path) -> None:
-    """Check that PEFT adapts exactly the layers of the file."""
-    from peft import get_peft_model_state_dict
-
-    shared = ("randlora_A", "randlora_B", "vera_A", "vera_B")  # PEFT up to 0.21 repeats them in every layer
-    found, saved = (
-        {name.removeprefix("base_model.model.") for name in names if not name.endswith(shared)}
-        for names in (get_peft_model_state_dict(model, save_embedding_layers=False), load_file(folder / TENSORS))
-    )
-    if others := sorted(found ^ saved):
-        raise UserError(f"PEFT would adapt other layers, {others[0].rpartition('.lora_')[0] or others[0]} among them")
 
 
 @dataclass(frozen=True)
@@ -212,7 +195,7 @@ def export_peft(
     factored = file.adapter.exports_factors
     if not factored:
         to_peft(file, set(), None, peft_type)  # check the method before a large model is built
-    base, named = None if model is None else wrap_model(model), file.config.get("base_model", {})
+    base, named = None if model is None else Base(model, model), file.config.get("base_model", {})
     if base is None and named.get("library") and named.get("name"):
         base = load_base(file)
     modules = base.model.named_modules() if base is not None else ()
@@ -259,9 +242,13 @@ def _classifier(file: AdapterFile, base: Base) -> str | None:
     return name if fits and layer.weight.shape == file.extra["head"].shape else None
 
 
-def _parts(file: AdapterFile) -> list[Part]:
-    """Return the adapted weights of a file in its order."""
-    parts = []
+def _parts(file: AdapterFile, updated: nn.Module | None) -> list[Part]:
+    """Return the adapted weights of a file in its order.
+
+    From a model with the adapter, ``updated``, come the factors of their updates, B (out, k) and A (k, in), in place of
+    what trained.
+    """
+    layers, parts = {} if updated is None else adapted_layers(updated), []
     for name, shape in file.layers.items():
         owner, _, last = name.rpartition(".")
         whole = any(tensor.startswith(f"{name}.delta.") for tensor in file.tensors)
@@ -275,6 +262,13 @@ def _parts(file: AdapterFile) -> list[Part]:
         }
         if not own:
             raise UserError(f"{file.path} has no tensors of the layer {name}; copy it again.")
+        if updated is not None:
+            delta = layers[path].delta
+            if isinstance(delta, RowBlocks) and block:
+                delta = delta.blocks()[block]
+            assert isinstance(delta, FactoredDelta)
+            b, a = delta.factors()
+            own = {"B": b.contiguous(), "A": a.contiguous()}
         packed = not whole and not (block and is_packed_linear(path))
         parts.append(Part(WeightShape(name, *shape[:2]), path, block, packed, own))
     return parts
@@ -303,9 +297,7 @@ def to_peft(
     file.adapter.require_matrix("the export to PEFT", file.path)
     if problem := file.adapter.peft_problem():
         raise refusal(file, problem)
-    whole = parts = _parts(file)
-    if updated is not None:
-        parts = _with_factors(parts, updated)
+    whole = parts = _parts(file, updated)
     adapter, parts = (file.adapter, parts) if peft_type is not None else file.adapter.in_peft(parts)
     form = adapter.peft
     assert form is not None
@@ -363,11 +355,7 @@ def refusal(file: AdapterFile, why: str, remedy: str = "") -> UserError:
 
 
 def _read(part: Part, parts: list[Part], attention: set[str] | None, file: AdapterFile) -> bool:
-    """Return True if a layer is the output projection of ``nn.MultiheadAttention``, which reads its weight directly.
-
-    Raises:
-        UserError: It cannot be determined.
-    """
+    """Return True if a layer is the output projection of ``nn.MultiheadAttention``, which reads its weight directly."""
     owner, _, last = part.path.rpartition(".")
     if last != "out_proj" or part.packed or part.block:
         return False
@@ -382,27 +370,10 @@ def _read(part: Part, parts: list[Part], attention: set[str] | None, file: Adapt
     )
 
 
-def _with_factors(parts: list[Part], model: nn.Module) -> list[Part]:
-    """Return the weights with the factors of their updates, B (out, k) and A (k, in), in place of what trained."""
-    layers, factored = adapted_layers(model), []
-    for part in parts:
-        delta = layers[part.path].delta
-        if isinstance(delta, RowBlocks) and part.block:
-            delta = delta.blocks()[part.block]
-        assert isinstance(delta, FactoredDelta)
-        b, a = delta.factors()
-        factored.append(replace(part, tensors={"B": b.contiguous(), "A": a.contiguous()}))
-    return factored
-
-
 def _with_kernels(
     tensors: Mapping[str, Tensor], parts: list[Part], form: PeftForm, model: nn.Module
 ) -> dict[str, Tensor]:
-    """Return PEFT's tensors, all factors as matrices, with four-dimensional factors for convolutions.
-
-    Raises:
-        UserError: PEFT cannot represent a convolution.
-    """
+    """Return PEFT's tensors, all factors as matrices, with four-dimensional factors for convolutions."""
     found = dict(tensors)
     for part in parts:
         path, layer = part.path, model.get_submodule(part.path)
@@ -424,9 +395,6 @@ def _modules_to_save(
     """Return the modules trained completely beside an adapter, and all of their tensors by name, as PEFT stores them.
 
     ``model`` has the other tensors of modules that were trained partially, as ``own`` has them.
-
-    Raises:
-        UserError: PEFT cannot represent a tensor.
     """
     modules = list(dict.fromkeys(name.rpartition(".")[0] for name in own))
     for module in modules:

@@ -53,7 +53,7 @@ def import_peft(
     """Load a PEFT adapter into its base model as one of ours, in place.
 
     Args:
-        path: Folder written by ``save_pretrained``: a method of `methods_in_peft`.
+        path: Folder written by ``save_pretrained``: a method that this program has, too.
         model: Base model of any library, with the same layer names as in PEFT.
         bases_dtype: Dtype in which PEFT drew the bases of a RandLoRA adapter without stored bases; float16 if it was
             trained without bfloat16 (see `draw_peft_randlora`).
@@ -77,7 +77,9 @@ def translate(adapter: PeftAdapter, model: nn.Module, bases_dtype: torch.dtype =
     kind, source = check_config(adapter), str(adapter.path)
     assert kind.peft is not None
     check_patterns(adapter, (name for name, _ in model.named_modules()))
-    tensors, extra = _split_head(adapter)
+    modules = "|".join(map(re.escape, adapter.config.get("modules_to_save") or []))  # trained completely
+    extra = {name: t for name, t in adapter.tensors.items() if modules and re.match(rf"(?:.*\.)?(?:{modules})\.", name)}
+    tensors = {name: tensor for name, tensor in adapter.tensors.items() if name not in extra}
     by_layer, shared = _by_layer(tensors, kind.peft, source)
     known = sites_by_name(model, convolutions=kind.peft.convolutions)
     sites = {name: _site(adapter, known, model, name) for name in by_layer}
@@ -112,7 +114,8 @@ def check_config(adapter: PeftAdapter) -> type[Adapter]:
     """
     config, path = adapter.config, adapter.path
     name = str(config["peft_type"]).upper()
-    known = methods_in_peft()
+    ours: list[type[Adapter]] = [getattr(methods, each) for each in methods.__all__]
+    known = {kind: kind.peft for kind in ours if kind.peft is not None}
     kinds = {kind: form for kind, form in known.items() if form.name == name}
     if not kinds:
         names = ", ".join(sorted((kind.method() for kind in known), key=str.lower))
@@ -143,12 +146,6 @@ def check_config(adapter: PeftAdapter) -> type[Adapter]:
     return kind
 
 
-def methods_in_peft() -> dict[type[Adapter], PeftForm]:
-    """Return the methods of this program that PEFT has, with their forms."""
-    kinds: list[type[Adapter]] = [getattr(methods, name) for name in methods.__all__]
-    return {kind: kind.peft for kind in kinds if kind.peft is not None}
-
-
 class _Kinds(TypedDict, total=False):
     """Types of the keys that are more than a number or a switch."""
 
@@ -162,11 +159,7 @@ class _Kinds(TypedDict, total=False):
 
 
 def _check_kinds(config: dict[str, Any], path: Path) -> None:
-    """Check value types, ranks of at least 1, and the syntax of patterns.
-
-    Raises:
-        UserError: A value is invalid; the message has the first.
-    """
+    """Check value types, ranks of at least 1, and the syntax of patterns."""
     wrong: object = misfit(config, _Kinds)
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     if wrong is None and (low := next((pattern for pattern, rank in ranks.items() if rank < 1), None)) is not None:
@@ -181,16 +174,17 @@ def _check_kinds(config: dict[str, Any], path: Path) -> None:
 
 
 def check_patterns(adapter: PeftAdapter, names: Iterable[str]) -> None:
-    """Match the regular expressions of a config in another process first, because they may take forever.
-
-    Raises:
-        UserError: They take longer than `PATIENCE`.
-    """
+    """Match the regular expressions of a config in another process first, because they may take forever."""
     config = adapter.config
     forms = {"target_modules": "({})$", "exclude_modules": "({})$", "layers_pattern": r".*\.{}\.(\d+)\."}
     forms |= dict.fromkeys(("rank_pattern", "alpha_pattern"), r"(.*\.)?({})$")  # as PEFT does
     given = {key: [config[key]] if isinstance(config.get(key), str) else config.get(key) or () for key in forms}
-    patterns = [forms[key].format(text) for key, texts in given.items() for text in texts if not _is_plain(text)]
+    patterns = [
+        forms[key].format(text)
+        for key, texts in given.items()
+        for text in texts
+        if not re.fullmatch(r"[\w.-]*", text)  # a plain name takes no time
+    ]
     if not patterns:
         return
     try:
@@ -204,27 +198,8 @@ def check_patterns(adapter: PeftAdapter, names: Iterable[str]) -> None:
         ) from None
 
 
-def _is_plain(pattern: str) -> bool:
-    return re.fullmatch(r"[\w.-]*", pattern) is not None
-
-
-def _split_head(adapter: PeftAdapter) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split the tensors into updates and completely trained modules."""
-    saved = adapter.config.get("modules_to_save") or []
-    extra = {
-        name: tensor
-        for name, tensor in adapter.tensors.items()
-        if any(re.match(rf"(?:.*\.)?{re.escape(module)}\.", name) for module in saved)
-    }
-    return {name: tensor for name, tensor in adapter.tensors.items() if name not in extra}, extra
-
-
 def _by_layer(tensors: Mapping[str, Tensor], form: PeftForm, source: str) -> tuple[Layers, dict[str, list[Tensor]]]:
-    """Return the tensors of each layer by PEFT's short names, and every copy of the shared bases.
-
-    Raises:
-        UserError: A tensor is missing, or does not belong to the method.
-    """
+    """Return the tensors of each layer by PEFT's short names, and every copy of the shared bases."""
     shared: dict[str, list[Tensor]] = {name: [] for name in form.shared}
     layers: Layers = {}
     names = "|".join(re.escape(name.removesuffix(".weight")) for name in form.tensors)
@@ -245,11 +220,7 @@ def _by_layer(tensors: Mapping[str, Tensor], form: PeftForm, source: str) -> tup
 
 
 def _site(adapter: PeftAdapter, sites: dict[str, Site], model: nn.Module, name: str) -> Site:
-    """Return the site of one of PEFT's layers; packed attention weights must be ``target_parameters``.
-
-    Raises:
-        UserError: The layer does not exist, or its update cannot be imported.
-    """
+    """Return the site of one of PEFT's layers; packed attention weights must be ``target_parameters``."""
     if f"{name}.in_proj" in sites:
         parameters = adapter.config.get("target_parameters") or []
         if not any(f".{name}.in_proj_weight".endswith(f".{parameter}") for parameter in parameters):
@@ -274,11 +245,7 @@ def _site(adapter: PeftAdapter, sites: dict[str, Site], model: nn.Module, name: 
 
 
 def _check_targets(adapter: PeftAdapter, model: nn.Module, layers: set[str]) -> None:
-    """Check that the file has all layers that the config names.
-
-    Raises:
-        UserError: A layer is missing.
-    """
+    """Check that the file has all layers that the config names."""
     config = adapter.config
     targets = config.get("target_modules") or []
     if targets == "all-linear" or any(
@@ -306,11 +273,7 @@ def _check_targets(adapter: PeftAdapter, model: nn.Module, layers: set[str]) -> 
 
 
 def _pair(shared: Mapping[str, list[Tensor]], adapter: PeftAdapter) -> tuple[Tensor, Tensor] | None:
-    """Return A and B, which a file may have in several copies, or None to draw them from the seed.
-
-    Raises:
-        UserError: Bases are missing, or the copies differ.
-    """
+    """Return A and B, which a file may have in several copies, or None to draw them from the seed."""
     if not any(shared.values()):
         if adapter.config.get("save_projection", True):
             raise UserError(f"{adapter.path}: its bases are missing, although save_projection is set.")
