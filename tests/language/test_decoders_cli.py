@@ -95,7 +95,7 @@ def test_a_family_from_training_to_merged_weights(name: str, run: Run, tmp_path:
 )
 def test_targets_that_are_left_out_are_the_paper_s(name: str, family: str, toy: Path, run: Run, tmp_path: Path) -> None:
     """The config says what was taken, the adapter file, too, and both can be used again."""
-    from randlora_pl.language.tasks.common import known_targets
+    from randlora_pl.language.tasks.common import TARGETS
 
     shape = json.dumps(SHAPES[family] | {"vocab_size": 260})
     shown = run(
@@ -105,7 +105,7 @@ def test_targets_that_are_left_out_are_the_paper_s(name: str, family: str, toy: 
     )  # fmt: skip
     assert shown.code == 0, shown.err
     (folder,) = (tmp_path / "runs" / "one").glob("2*")
-    wanted = known_targets(family)
+    wanted = TARGETS[family]
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["targets"] == wanted
     saved: dict[str, Any] = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert saved["targets"] == wanted and saved["metadata"]["arguments"]["targets"] == wanted

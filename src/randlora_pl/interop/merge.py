@@ -113,28 +113,24 @@ class Merged:
         """True if the head is a part of the library's model."""
         return bool(self.library_model.options.get("num_classes"))
 
-    @property
-    def metadata(self) -> dict[str, str]:
-        """Metadata of the safetensors file, as text and JSON."""
-        image = json.dumps(asdict(self.library_model.image))
-        known = {"format": "pt", "made_by": _MADE_BY, "base": base_name(self.file), "image": image}
-        if self.classnames:
-            known["classnames"] = json.dumps(self.classnames)
-        if self.classnames and self.templates:
-            known |= {"templates": json.dumps(self.templates), "logit_scale": repr(self.logit_scale)}
-        return known | dict(self.facts)
-
     def contents(self, path: Path) -> dict[Path, bytes]:
-        """Return the bytes of each file, the weights first."""
+        """Return the bytes of each file, the weights first, with metadata as text and JSON in safetensors files."""
+        image = json.dumps(asdict(self.library_model.image))
+        metadata = {"format": "pt", "made_by": _MADE_BY, "base": base_name(self.file), "image": image}
+        if self.classnames:
+            metadata["classnames"] = json.dumps(self.classnames)
+        if self.classnames and self.templates:
+            metadata |= {"templates": json.dumps(self.templates), "logit_scale": repr(self.logit_scale)}
+        metadata |= self.facts
         state = {name: tensor.detach().contiguous() for name, tensor in self.model.state_dict().items()}
         if self.head is not None and self.classifies:
             state[f"{self.library_model.classifier}.weight"] = self.head
             state[f"{self.library_model.classifier}.bias"] = self.head.new_zeros(len(self.head))  # our head has no bias
-        files = {path: _bytes(state, self.metadata, path.suffix)}
+        files = {path: _bytes(state, metadata, path.suffix)}
         if self.library_model.config is not None:
             files[config_file(path)] = self.library_model.config_text().encode()
         if self.head is not None and not self.classifies:
-            files[head_file(path)] = _bytes({"head": self.head}, self.metadata)
+            files[head_file(path)] = _bytes({"head": self.head}, metadata)
         return files
 
 

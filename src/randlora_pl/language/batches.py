@@ -15,9 +15,6 @@ from randlora_pl.data.schedule import EvalSchedule, TrainSchedule
 from randlora_pl.language.token_losses import learned_positions
 from randlora_pl.language.tokenization import IGNORED, Encoded, Side, collate, collate_sentences
 
-MULTIPLE = 8
-"""Batches are padded to a multiple of this, as in the paper's scripts."""
-
 
 class TextSamples:
     """Encoded samples in flat arrays: hundreds of thousands of Python lists would take gigabytes.
@@ -93,7 +90,7 @@ class Tokens(TextSamples):
 
         With the `learned_positions`, for which a device would have to wait.
         """
-        texts = collate([self[index] for index in indices], self.pad, self.side, MULTIPLE)
+        texts = collate([self[index] for index in indices], self.pad, self.side)
         return {**texts, "learned": learned_positions(texts["labels"]), "padding": self.side}
 
     def step_entries(self, indices: Tensor) -> Batch:
@@ -134,7 +131,7 @@ class Sentences(TextSamples):
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return a batch padded on the right: the tokenizer's inputs (b, length) int64 and ``labels`` (b,)."""
         labels = self.labels[torch.tensor(indices)].tolist()
-        return collate_sentences(self.tokenizer, [self[index] for index in indices], labels, self.pad, MULTIPLE)
+        return collate_sentences(self.tokenizer, [self[index] for index in indices], labels, self.pad)
 
 
 @dataclass(frozen=True)

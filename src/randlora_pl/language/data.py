@@ -264,15 +264,11 @@ class LabelledTexts(TokenData):
         return train.labels if not self.scores and isinstance(train, Sentences) else None
 
     def _splits(self, learns: bool, tests: bool) -> dict[str, Examples]:
-        if self.own:
-            return self._own(learns, tests)
-        found = self._hold_out(glue.read_glue(self.root, self.dataset, "train")) if learns else {}
-        return found | ({"test": glue.read_glue(self.root, self.dataset, "validation")} if tests else {})
-
-    def _own(self, learns: bool, tests: bool) -> dict[str, Examples]:
-        """Read the training file for a test alone, too: it has the names of the classes."""
+        if not self.own:
+            given = self._hold_out(glue.read_glue(self.root, self.dataset, "train")) if learns else {}
+            return given | ({"test": glue.read_glue(self.root, self.dataset, "validation")} if tests else {})
         files = text_files.own_files(self.root, f".{self.dataset}")
-        needed = {"train": True, "val": learns, "test": tests}
+        needed = {"train": True, "val": learns, "test": tests}  # training files have the names of the classes
         rows = {split: text_files.read_own(file) for split, file in files.items() if needed[split]}
         arities = {len(some[0].texts): files[split] for split, some in rows.items()}
         if len(arities) > 1:

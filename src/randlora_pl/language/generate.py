@@ -1,8 +1,7 @@
 """Answers of a decoder: texts written in batches with a cache of keys and values, or the likeliest of some options."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
 from itertools import islice
@@ -38,7 +37,7 @@ def write_texts(model: nn.Module, tokenizer: Any, batch: dict[str, Tensor], deco
 
 @torch.no_grad()
 def write_tokens(
-    model: nn.Module,
+    model: Any,
     batch: dict[str, Tensor],
     decoding: Decoding,
     pad: int,
@@ -78,11 +77,13 @@ def write_tokens(
         rule = NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram)
         rules.append(lambda ids, scores: rule(ids[:, start:], scores))
     check_positions(model, batch["attention_mask"], decoding.max_new_tokens)
-    generate: Any = model.generate
     prompts = {name: batch[name] for name in ("input_ids", "attention_mask")}
     cache = _prompt_cache(model, **prompts, beams=how.num_beams) if share and how.num_beams > 1 else {}
-    with _without_its_own_rules(model):
-        ids: Tensor = generate(**prompts, **cache, generation_config=how, logits_processor=rules)
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:  # `generate` fills what a configuration leaves open from the model's files, such as a repetition penalty
+        ids: Tensor = model.generate(**prompts, **cache, generation_config=how, logits_processor=rules)
+    finally:
+        model.generation_config = own
     return ids[:, start:]
 
 
@@ -109,22 +110,6 @@ def _prompt_cache(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, b
         return {}
     cache.batch_repeat_interleave(beams)
     return {name: cache}
-
-
-@contextmanager
-def _without_its_own_rules(model: Any) -> Iterator[None]:
-    """Remove the generation settings of a model's files, such as a repetition penalty.
-
-    `generate` fills whatever a given configuration leaves open from there.
-    """
-    from transformers import GenerationConfig
-
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 @torch.no_grad()

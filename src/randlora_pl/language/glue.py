@@ -100,11 +100,6 @@ class Task:
     names: tuple[str, ...]
     metric: Metric = "acc"
 
-    @property
-    def saved(self) -> tuple[str, ...]:
-        """Columns of the sentences in ``datasets``."""
-        return _PAIR if self.name == "mrpc" else self.texts
-
 
 _ENTAILMENT = ("entailment", "not_entailment")
 _PAIR = ("sentence1", "sentence2")
@@ -121,9 +116,6 @@ TASKS = {
         Task("stsb", "STS-B", _PAIR, "score", (), (), "pearson"),
     )
 }
-
-COLA_COLUMNS = ("source", "label", "original_label", "sentence")
-"""CoLA's training and validation files have no header."""
 
 _TSV: dict[Split, str] = {"train": "train.tsv", "validation": "dev.tsv"}
 _MICROSOFT, _LISTED = "msr_paraphrase_train.txt", "dev_ids.tsv"
@@ -143,10 +135,23 @@ def read_glue(root: Path, name: str, split: Split) -> Examples:
     task = TASKS[name]
     home = _home(root, task)
     if is_saved(home):
-        sentences, values = read_saved(home, split, task.saved, len(task.labels))
-        return Examples(sentences, values, task.names)
-    rows = [(texts, _label(where, task, label)) for where, texts, label in _rows(home, task, split)]
-    return Examples([texts for texts, _ in rows], [label for _, label in rows], task.names)
+        columns = _PAIR if name == "mrpc" else task.texts
+        return Examples(*read_saved(home, split, columns, len(task.labels)), task.names)
+    sentences: list[tuple[str, ...]] = []
+    labels: list[float] = []
+    for where, texts, label in _rows(home, task, split):
+        if task.labels and label not in task.labels:
+            what = f"the label {label[:40]!r} is not one of {', '.join(task.labels)}"
+            raise UserError(f"{where}: {what}. Correct the line")
+        try:
+            value = task.labels.index(label) if task.labels else float(label)
+        except ValueError:
+            value = float("nan")
+        if not task.labels and not 0 <= value <= 5:
+            raise UserError(f"{where}: the score {label[:40]!r} is not a number from 0 to 5. Correct the line")
+        sentences.append(texts)
+        labels.append(value)
+    return Examples(sentences, labels, task.names)
 
 
 def missing(root: Path, name: str, split: Split) -> Path | None:
@@ -172,32 +177,29 @@ def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str
     path = home / _TSV[split]
     columns = (*task.texts, task.label)
     if path.is_file():
-        for where, (*texts, label) in _table(path, columns, COLA_COLUMNS if task.name == "cola" else ()):
+        without_header = ("source", "label", "original_label", "sentence") if task.name == "cola" else ()
+        for where, (*texts, label) in _table(path, columns, without_header):
             yield where, tuple(texts), label
     elif task.name == "mrpc" and (home / _MICROSOFT).is_file():
-        yield from _paraphrases(home, columns, split)
+        # As Microsoft publishes it: the pairs of `dev_ids.tsv` validate, the others train.
+        listed = home / _LISTED
+        if not listed.is_file():
+            raise UserError(f"{listed} does not exist: it names the validation pairs of MRPC", GET)
+        validation = {tuple(line.split("\t")[:2]) for line in read_lines(listed)}
+        found, path = 0, home / _MICROSOFT
+        for where, (*texts, label, first, second) in _table(path, (*columns, "#1 ID", "#2 ID"), ()):
+            chosen = (first, second) in validation
+            found += chosen
+            if chosen == (split == "validation"):
+                yield where, tuple(texts), label
+        if not found:
+            raise UserError(f"{listed} names no pair of {path}", GET)
     else:
         tree = f"{task.title}/train.tsv and {task.title}/dev.tsv"
         if task.name == "mrpc":
             tree += f", or MRPC/{_MICROSOFT} and MRPC/{_LISTED}"
         tree += f", or the folder {task.name} of save_to_disk or of Parquet files"
         raise UserError(f"{path} does not exist. Expected below --data.root: {tree}", GET)
-
-
-def _paraphrases(home: Path, columns: Sequence[str], split: Split) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """Yield MRPC as Microsoft publishes it: the pairs of ``dev_ids.tsv`` validate, the others train."""
-    listed = home / _LISTED
-    if not listed.is_file():
-        raise UserError(f"{listed} does not exist: it names the validation pairs of MRPC", GET)
-    validation = {tuple(line.split("\t")[:2]) for line in read_lines(listed)}
-    found, path = 0, home / _MICROSOFT
-    for where, (*texts, label, first, second) in _table(path, (*columns, "#1 ID", "#2 ID"), ()):
-        chosen = (first, second) in validation
-        found += chosen
-        if chosen == (split == "validation"):
-            yield where, tuple(texts), label
-    if not found:
-        raise UserError(f"{listed} names no pair of {path}", GET)
 
 
 def _table(path: Path, columns: Sequence[str], fixed: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -219,17 +221,3 @@ def _table(path: Path, columns: Sequence[str], fixed: Sequence[str]) -> Iterator
         yield f"{path}, line {number}", [fields[index].strip() for index in indices]
     if len(lines) <= start:
         raise UserError(f"{path} has no examples. Download the file again")
-
-
-def _label(where: str, task: Task, text: str) -> float:
-    if task.labels:
-        if text in task.labels:
-            return task.labels.index(text)
-        raise UserError(f"{where}: the label {text[:40]!r} is not one of {', '.join(task.labels)}. Correct the line")
-    try:
-        score = float(text)
-    except ValueError:
-        score = float("nan")
-    if not 0 <= score <= 5:
-        raise UserError(f"{where}: the score {text[:40]!r} is not a number from 0 to 5. Correct the line")
-    return score

@@ -3,32 +3,25 @@
 import importlib.util
 import logging
 import math
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from inspect import signature
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from randlora_pl.adapters.random_bases import Distribution, draw
 from randlora_pl.language.catalog import KNOWN
 from randlora_pl.models.weights import seeded
-from randlora_pl.utils.device import on_cuda
 from randlora_pl.utils.errors import UserError, first_line, near
 from randlora_pl.utils.files.weights_files import asking_hub, no_code_of_others
 
 log = logging.getLogger("randlora_pl")
 
-INSTALL = "pip install '.[language]' in the checkout"
-
 
 def need_transformers() -> None:
     """Raise an error with the command that installs the extra if it is missing."""
     if importlib.util.find_spec("transformers") is None:
-        raise UserError(f"Language models need the package transformers: {INSTALL}")
+        raise UserError("Language models need the package transformers: pip install '.[language]' in the checkout")
 
 
 @contextmanager
@@ -58,18 +51,14 @@ def reached(source: str, option: str) -> Iterator[None]:
         )
         if any("gated" in str(link).lower() or type(link).__name__ == "GatedRepoError" for link in chain):
             raise UserError(f"{source} {gated}") from error
+        text = str(error).strip() or type(error).__name__
+        announces = text.partition("\n")[0].endswith(":")  # the other lines
+        reason = (" ".join(text.split()) if announces else text).splitlines()[0][:200].rstrip(".")
         gated = f"\nIt {gated}" if source in KNOWN and KNOWN[source].gated else ""
         raise UserError(
-            f"{source} cannot be loaded ({option}): {_reason(error)}. Give a folder with its files, a name "
+            f"{source} cannot be loaded ({option}): {reason}. Give a folder with its files, a name "
             f"of the Hugging Face Hub with a network, or --model.pretrained random.{gated}"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of an error's text, or all of it where that line only announces the others."""
-    text = str(error).strip() or type(error).__name__
-    announces = text.partition("\n")[0].endswith(":")
-    return (" ".join(text.split()) if announces else text).splitlines()[0][:200].rstrip(".")
 
 
 Quantize = Literal["4bit", "8bit"]
@@ -196,19 +185,6 @@ def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
         )
 
 
-def _refuse_encoder(config: Any, name: str) -> None:
-    """Refuse BERT, RoBERTa and similar encoders, which transformers builds as decoders that read ahead."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
-
-    if config.model_type == "cpmant":  # it reads its own mask from the tokens, and training pads on the right
-        raise UserError(f"{name} (cpmant) needs padding on the left. Choose another decoder (--model.name).")
-    if config.model_type in ENCODERS and not getattr(config, "is_decoder", True) and not config.is_encoder_decoder:
-        raise UserError(
-            f"{name} is an encoder ({config.model_type}), which sees the text behind each token and cannot learn to "
-            "write. Choose a decoder (--model.name), or for classes --model TextClassificationTask."
-        )
-
-
 def load_causal(
     name: str,
     pretrained: str | None,
@@ -229,17 +205,36 @@ def load_causal(
         UserError: The model cannot be had, its vocabulary is smaller than the tokenizer's, or bitsandbytes is missing.
     """
     config = model_config(name, pretrained, overrides)
-    _refuse_encoder(config, name)
-    check_vocabulary(tokenizer, config, name)
     from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
+    if config.model_type == "cpmant":  # it reads its own mask from the tokens, and training pads on the right
+        raise UserError(f"{name} (cpmant) needs padding on the left. Choose another decoder (--model.name).")
+    # transformers builds BERT, RoBERTa and similar encoders as decoders that read ahead
+    if config.model_type in ENCODERS and not getattr(config, "is_decoder", True) and not config.is_encoder_decoder:
+        raise UserError(
+            f"{name} is an encoder ({config.model_type}), which sees the text behind each token and cannot learn to "
+            "write. Choose a decoder (--model.name), or for classes --model TextClassificationTask."
+        )
+    check_vocabulary(tokenizer, config, name)
     model: nn.Module
     if pretrained == RANDOM:
         if quantize:
             raise UserError("--model.quantize needs pretrained weights. Remove it with --model.pretrained random.")
         model = random_model(AutoModelForCausalLM, config, tokenizer, tokenizer.pad_token_id, seed, overrides).to(dtype)
     else:
-        options = {"dtype": dtype, **_quantization(quantize, compute or dtype)}
+        options: dict[str, Any] = {"dtype": dtype}
+        if quantize is not None:
+            if importlib.util.find_spec("bitsandbytes") is None:
+                raise UserError(f"--model.quantize {quantize} needs bitsandbytes: pip install bitsandbytes")
+            if not torch.cuda.is_available():
+                what = f"--model.quantize {quantize} needs a CUDA device, and none is available"
+                raise UserError(f"{what}. Remove the option.")
+            from transformers import BitsAndBytesConfig
+
+            four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute or dtype}
+            how = four if quantize == "4bit" else {"load_in_8bit": True}
+            options["quantization_config"] = BitsAndBytesConfig(**how)
         model, found = pretrained_model(AutoModelForCausalLM, name, pretrained, **options)
         if missing := sorted(found["missing_keys"]):
             raise UserError(
@@ -271,109 +266,6 @@ def pretrained_model(auto: Any, name: str, pretrained: str | None, **options: An
     return model, info
 
 
-def _quantization(quantize: Quantize | None, compute: torch.dtype) -> dict[str, Any]:
-    if quantize is None:
-        return {}
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"--model.quantize {quantize} needs bitsandbytes: pip install bitsandbytes")
-    if not torch.cuda.is_available():
-        raise UserError(f"--model.quantize {quantize} needs a CUDA device, and none is available. Remove the option.")
-    from transformers import BitsAndBytesConfig
-
-    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
-    return {"quantization_config": BitsAndBytesConfig(**(four if quantize == "4bit" else {"load_in_8bit": True}))}
-
-
-def checkpoint_blocks(model: nn.Module) -> None:
-    """Recompute each block's activations in the backward pass, without the reentrant kind of PyTorch.
-
-    The reentrant kind gives no gradient if a block's input needs none, as after a frozen embedding.
-
-    Raises:
-        UserError: The model cannot.
-    """
-    switch: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    try:
-        switch({"use_reentrant": False})
-    except ValueError as error:
-        raise UserError(
-            f"{type(model).__name__} cannot recompute its activations. Use --model.gradient_checkpointing false and a "
-            "smaller --data.batch_size."
-        ) from error
-
-
-def set_checkpointing_mode(model: nn.Module, mode: bool) -> None:
-    """Set the training flag of blocks that recompute, which depend on it; their layers stay as they are."""
-    for module in model.modules():
-        if getattr(module, "gradient_checkpointing", False):
-            module.training = mode
-
-
-def identity_name(name: str) -> str:
-    """Return a model's name without the path of a folder, which is private."""
-    return Path(name).name if Path(name).is_dir() else name
-
-
-def load_classifier(
-    name: str,
-    pretrained: str | None,
-    tokenizer: Any,
-    classnames: Sequence[str],
-    *,
-    seed: int = 0,
-    overrides: Mapping[str, Any] | None = None,
-) -> Any:
-    """Return a sequence classifier in eval mode on the CPU, float32 (see `model_config` for its arguments).
-
-    Tensors of the head that the files lack start at N(0, initializer_range^2), biases at 0, from the seed alone; a head
-    of other classes is left out. A model with random weights has the special tokens of the tokenizer. Without names of
-    classes it gives one score.
-
-    Raises:
-        UserError: The model cannot be had, has no classification head, lacks weights of its encoder, or its vocabulary
-            is smaller than the tokenizer's.
-    """
-    config = model_config(name, pretrained, overrides)
-    from transformers import AutoModelForSequenceClassification, logging
-
-    if type(config) not in AutoModelForSequenceClassification._model_mapping:
-        raise UserError(
-            f"transformers has no {config.model_type} for classification. Choose an encoder (--model.name)."
-        )
-    check_vocabulary(tokenizer, config, name)
-    config.num_labels = max(1, len(classnames))
-    if classnames:
-        config.id2label = dict(enumerate(classnames))
-        config.label2id = {label: number for number, label in config.id2label.items()}
-    config.problem_type = "single_label_classification" if classnames else "regression"
-    if pretrained == RANDOM:
-        pad = pad_id(tokenizer)
-        model = random_model(AutoModelForSequenceClassification, config, tokenizer, pad, seed, overrides)
-        absent = set(model.state_dict())
-        missing: list[str] = []
-    else:
-        if config.pad_token_id is None:
-            config.pad_token_id = pad_id(tokenizer)
-        level = logging.get_verbosity()
-        logging.set_verbosity_error()  # the head is new on purpose
-        options = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
-        try:
-            with seeded(seed):
-                model, info = pretrained_model(AutoModelForSequenceClassification, name, pretrained, **options)
-        finally:
-            logging.set_verbosity(level)
-        other = {each if isinstance(each, str) else each[0] for each in info["mismatched_keys"]}
-        absent = set(info["missing_keys"]) | other
-        missing = sorted(key for key in absent if key.startswith(f"{model.base_model_prefix}."))
-    if missing:
-        raise UserError(
-            f"{name} lacks {len(missing)} tensors of its encoder, such as {missing[0]}: these weights are not a "
-            f"complete {config.model_type} encoder. Choose others (--model.name, --model.pretrained)."
-        )
-    _start(split(model)[1], absent, seed, float(getattr(config, "initializer_range", 0.02)))
-    return model.eval()
-
-
 def split(model: Any) -> tuple[nn.Module, nn.ModuleDict]:
     """Return a classifier's encoder, and its head: every other module with weights, and the dropout of BERT."""
     encoder: nn.Module = getattr(model, model.base_model_prefix)
@@ -385,47 +277,9 @@ def split(model: Any) -> tuple[nn.Module, nn.ModuleDict]:
     return encoder, nn.ModuleDict(head)
 
 
-def _start(head: nn.ModuleDict, absent: set[str], seed: int, deviation: float) -> None:
-    with torch.no_grad():
-        for name, value in head.named_parameters():
-            if name in absent and value.dim() > 1:
-                size, normal = (len(value), value[0].numel()), Distribution("normal")
-                rows = draw(seed, f"head/{name}", 1, *size, normal, torch.device("cpu"))
-                value.copy_(deviation * rows[0].reshape(value.shape))
-            elif name in absent:
-                value.fill_(1.0 if name.endswith("weight") else 0.0)  # of a norm
-
-
 def most_tokens(encoder: nn.Module) -> int | None:
     """Return the most tokens that learned positions allow, or None without them; RoBERTa's begin behind the padding."""
     for name, module in encoder.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
     return None
-
-
-def takes_segments(config: Any) -> bool:
-    """Return True if an encoder marks the two sentences of a pair by ``token_type_ids``."""
-    return int(getattr(config, "type_vocab_size", 0) or 0) > 1
-
-
-def unread_mask(encoder: nn.Module, mask: Tensor) -> Tensor:
-    """Return a padding mask (b, n) for an encoder; on a GPU as the encoder itself would make it, (b, 1, n, n).
-
-    transformers reads a mask (b, n) on the host, to leave out one without padding, and so waits for the GPU.
-    """
-    make = vars(sys.modules[type(encoder).__module__]).get("create_bidirectional_mask")
-    if not on_cuda(mask) or make is None or "allow_is_bidirectional_skip" not in signature(make).parameters:
-        return mask
-    config: Any = encoder.config
-    if config._attn_implementation not in ("sdpa", "eager"):
-        return mask
-    embedded = next(encoder.parameters()).new_empty(1).expand(*mask.shape, 1)  # for its shape, dtype and device
-    made: Tensor = make(config, embedded, mask, allow_is_bidirectional_skip=False)
-    return made
-
-
-def inputs_of(batch: Mapping[str, Any], segments: bool) -> dict[str, Tensor]:
-    """Return a classifier's inputs from a batch."""
-    names = ("input_ids", "attention_mask", *(("token_type_ids",) if segments else ()))
-    return {name: batch[name] for name in names if name in batch}

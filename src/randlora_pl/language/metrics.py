@@ -28,11 +28,9 @@ from torchmetrics.utilities.data import dim_zero_cat
 from randlora_pl.language import glue
 from randlora_pl.utils.errors import UserError
 
-_QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": " - ", "—": " - "})
-
 # The tokenizer that this follows writes pounds as # and euros as $. Same marks are the same word either way, but the
 # counts of a test against it are exact only so.
-_CURRENCIES = str.maketrans({"£": "#", "€": "$"})
+_SAME = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": " - ", "—": " - ", "£": "#", "€": "$"})
 
 _PARTS = re.compile(
     r"""
@@ -56,15 +54,11 @@ def words(text: str) -> list[str]:
     drops punctuation. This gives the same words for what E2E's sentences hold (contractions, hyphens, prices, ratings,
     sentences that run into one another); abbreviations with one full stop and slang may differ.
     """
-    text = text.translate(_QUOTES).translate(_CURRENCIES).lower()
+    text = text.translate(_SAME).lower()
     text = re.sub(r"\bcannot\b", "can not", text)
     text = re.sub(r"(?<=\w)n't\b", " n't", text)
     text = re.sub(r"(?<=\w)'(s|re|ve|ll|d|m)\b", r" '\1", text)
     return [part for part in _PARTS.findall(text) if part not in _PUNCTUATION]
-
-
-OPTIONS = ("-", "-", "-stdio", "-l", "en", "-norm")
-"""Sentences come through a pipe, are English and are normalized, as in COCO's evaluation."""
 
 
 def meteor(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float | None, str]:
@@ -82,8 +76,25 @@ def meteor(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[f
     program = _program()
     if program is None:
         return None, 'METEOR needs the program in pycocoevalcap: pip install ".[e2e]" in the checkout'
+    # Sentences come through a pipe, are English and are normalized, as in COCO's evaluation. Each SCORE line is
+    # answered by the counts of one text; EVAL with all of them by a line for each text and one for the corpus.
+    options = ("-", "-", "-stdio", "-l", "en", "-norm")
+    command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(program), *options]
     try:
-        return _score(program, texts, references), ""
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
+        ) as running:
+            try:
+                counts = [
+                    _answer(running, " ||| ".join(["SCORE", *map(_line, group), _line(text)]))
+                    for text, group in zip(texts, references, strict=True)
+                ]
+                _answer(running, " ||| ".join(["EVAL", *counts]))
+                for _ in texts[1:]:
+                    _answer(running)
+                return float(_answer(running)), ""
+            finally:
+                running.kill()
     except (OSError, ValueError) as error:  # the pipe breaks, or an answer is not a number
         return None, f"METEOR's program failed ({error}): check `java -version` (METEOR needs 2 GB of memory)"
 
@@ -96,29 +107,6 @@ def _program() -> Path | None:
         if found.is_file():
             return found
     return None
-
-
-def _score(program: Path, texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Return the score of the corpus.
-
-    Each ``SCORE`` line is answered by the counts of one text; ``EVAL`` with all of them by a line for each text and
-    one for the corpus. The program may end early (OSError), or an answer may not be a number (ValueError).
-    """
-    command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(program), *OPTIONS]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
-    ) as running:
-        try:
-            counts = [
-                _answer(running, " ||| ".join(["SCORE", *map(_line, group), _line(text)]))
-                for text, group in zip(texts, references, strict=True)
-            ]
-            _answer(running, " ||| ".join(["EVAL", *counts]))
-            for _ in texts[1:]:
-                _answer(running)
-            return float(_answer(running))
-        finally:
-            running.kill()
 
 
 def _line(text: str) -> str:
@@ -143,11 +131,6 @@ References = Sequence[Sequence[str]]
 """The references of each text."""
 
 Ngrams = Counter[tuple[str, ...]]
-
-_SCORERS = (
-    *("sacrebleu.metrics", "sacrebleu.tokenizers.tokenizer_13a"),
-    *("pycocoevalcap.rouge.rouge", "pycocoevalcap.cider.cider"),
-)
 
 
 def generation_scores(texts: Sequence[str], references: References) -> dict[str, float]:
@@ -249,8 +232,10 @@ def _ngrams(tokens: Sequence[str], order: int) -> Ngrams:
 
 def need_scorers() -> None:
     """Raise an error if a package of the scores besides METEOR is missing."""
-    for module in _SCORERS:
-        _scorer(module)
+    for module in ("metrics", "tokenizers.tokenizer_13a"):
+        _scorer(f"sacrebleu.{module}")
+    for module in ("rouge.rouge", "cider.cider"):
+        _scorer(f"pycocoevalcap.{module}")
 
 
 def _scorer(module: str) -> Any:

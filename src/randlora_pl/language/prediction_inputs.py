@@ -13,7 +13,6 @@ PROMPTS = ("prompt", "instruction", "input")
 """Fields of a decoder's records; an instruction and its input are named as in the commonsense files."""
 SENTENCES = tuple(dict.fromkeys(name for names in TEXTS for name in names))
 """Fields of a classifier's records."""
-STANDARD_INPUT = "-"
 _LINE = "line"
 
 
@@ -30,14 +29,14 @@ def read_given(source: str, names: Sequence[str]) -> list[Given]:
 
     Args:
         source: A .txt file with a text a line, a .jsonl or .json file of records, a .csv file with a header, or
-            `STANDARD_INPUT`, which is read as lines.
+            ``-`` for standard input, which is read as lines.
         names: The fields to take, `PROMPTS` or `SENTENCES`; the others, such as labels, are left out.
 
     Raises:
         UserError: It is missing, empty, of another kind, or a line is wrong; the message has file and line.
     """
     path = Path(source)
-    if source == STANDARD_INPUT:
+    if source == "-":
         source = "standard input"
         rows = _plain(lines_of(decoded(sys.stdin.buffer.read(), source)))
     elif not path.is_file():

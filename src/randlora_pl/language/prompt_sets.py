@@ -110,36 +110,17 @@ def instruction_prompt(instruction: str, given: str = "") -> str:
     return f"The instruction below {task}\n\n### Instruction:\n{instruction}\n\n### Response:\n"
 
 
-def first_answer(text: str, answers: Sequence[str]) -> str | None:
-    """Return the answer that occurs first in a generated text, or None.
-
-    As in the official evaluation, case matters and an answer is found within words, too; of answers that start at the
-    same index the longest is taken.
-    """
-    longest_first = sorted(answers, key=len, reverse=True)
-    found = re.search("|".join(map(re.escape, longest_first)), text)
-    return found[0] if found else None
-
-
 def read_questions(root: Path, name: str = "commonsense_15k") -> list[Question]:
-    """Return the questions of ``commonsense_15k`` or ``commonsense_170k``, in the order of the file.
+    """Return the questions of a training file, ``commonsense_15k`` or ``commonsense_170k``, or of a test, in its order.
 
     Raises:
-        UserError: The file is missing (with expected tree and source) or a record is wrong (file and line).
+        UserError: The file is missing (with expected tree and source), a record is wrong (file and line), or its answer
+            is not one of the test's.
     """
-    return _questions(root, (f"{name}.json", f"ft-training_set/{name}.json"), None)
-
-
-def read_test(root: Path, name: str) -> list[Question]:
-    """Return the questions of one test, in the order of the file.
-
-    Raises:
-        UserError: The file is missing, a record is wrong, or its answer is not one of the task's.
-    """
-    return _questions(root, (f"{name}/test.json", f"dataset/{name}/test.json"), TASKS[name])
-
-
-def _questions(root: Path, names: Sequence[str], task: Task | None) -> list[Question]:
+    task = TASKS.get(name)
+    names = (f"{name}.json", f"ft-training_set/{name}.json")
+    if task is not None:
+        names = (f"{name}/test.json", f"dataset/{name}/test.json")
     path = first_file(root, names, TREE, SOURCE)
     questions = []
     for line, fields in read_records(path, FIELDS):
@@ -228,8 +209,15 @@ class Item:
         return found == self.answer, bool(found)
 
     def found(self, text: str) -> str | None:
-        """Return the answer in a text, None if there is none."""
-        return first_answer(text, self.answers) if self.answers else text.strip()
+        """Return the answer that occurs first in a generated text, None if there is none.
+
+        As in the official evaluation, case matters and an answer is found within words, too; of answers that start at
+        the same index the longest is taken.
+        """
+        if not self.answers:
+            return text.strip()
+        found = re.search("|".join(map(re.escape, sorted(self.answers, key=len, reverse=True))), text)
+        return found[0] if found else None
 
     def record(self, text: str) -> dict[str, Any]:
         """Return the entry of a text in a file of answers, JSON-ready."""
@@ -285,7 +273,7 @@ def read_items(dataset: str, root: Path, tests: Sequence[str] | None) -> list[It
         return [Item("test", sample.prompt, sample.completion.strip()) for sample in samples]
     items = []
     for task in map(TASKS.__getitem__, TASKS if tests is None else tests):
-        for each in read_test(root, task.name):
+        for each in read_questions(root, task.name):
             options = each.options(task)
             completions = tuple(map(each.completion, options))
             items.append(Item(task.name, each.prompt, each.answer, task.answers, options, completions))

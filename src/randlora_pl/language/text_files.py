@@ -115,7 +115,17 @@ def read_records(
         UserError: The file is not such JSON, or an object lacks a field; the message has file and line.
     """
     text = read_text(path)
-    values = _array(path, text) if text.lstrip().startswith("[") else _one_a_line(path, text)
+    values: list[tuple[int, Any]] = []
+    if text.lstrip().startswith("["):
+        values = _array(path, text)
+    else:
+        for line, record in enumerate(text.split("\n"), 1):
+            try:
+                values += [(line, json.loads(record))] if record.strip() else []
+            except (ValueError, RecursionError) as error:
+                if isinstance(error, json.JSONDecodeError):
+                    error.lineno = line
+                raise _invalid(path, error, line) from error
     records = []
     for line, value in values:
         advice = "Correct the record, or download the file again"
@@ -128,7 +138,8 @@ def read_records(
                 advice = "Convert instructions and outputs to prompts and completions as docs/prompts.md shows"
         elif wrong := [f for f in there if type(value[f]) not in ((str, int, float) if f in numbers else (str,))]:
             what = f"{wrong[0]!r} must be text, not {json.dumps(value[wrong[0]])[:40]}"
-        elif broken := [f for f in there if not str(value[f]).isascii() and _HALF.search(value[f])]:
+        elif broken := [f for f in there if not str(value[f]).isascii() and re.search(r"[\ud800-\udfff]", value[f])]:
+            # JSON can write that for one from outside of the basic plane; no tokenizer takes it
             what = f"{broken[0]!r} has half a character (an unpaired surrogate such as \\ud83d)"
         else:
             records.append((line, {field: str(value[field]) for field in there}))
@@ -167,18 +178,6 @@ def _array(path: Path, text: str) -> list[tuple[int, Any]]:
     return values
 
 
-def _one_a_line(path: Path, text: str) -> list[tuple[int, Any]]:
-    values = []
-    for line, record in enumerate(text.split("\n"), 1):
-        try:
-            values += [(line, json.loads(record))] if record.strip() else []
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, json.JSONDecodeError):
-                error.lineno = line
-            raise _invalid(path, error, line) from error
-    return values
-
-
 def _invalid(path: Path, error: ValueError | RecursionError, start: int) -> UserError:
     """Return the error for broken JSON; a quote that does not close is reported far below the record's first line."""
     line, inside = start, ""
@@ -192,9 +191,6 @@ def _invalid(path: Path, error: ValueError | RecursionError, start: int) -> User
     return UserError(f"{path}, line {line}{inside}: no valid JSON: {reason}. Correct it, or download the file again")
 
 
-_HALF = re.compile(r"[\ud800-\udfff]")
-"""JSON can write half of a character from outside of the basic plane; no tokenizer takes it."""
-
 _SPACE = re.compile(r"[ \t\r\n]*")
 """White space of JSON."""
 
@@ -206,7 +202,6 @@ def _after_space(text: str, position: int) -> int:
 TEXTS = (("text",), ("text_a", "text_b"))
 COLUMNS = "columns text (or text_a and text_b) and label"
 _TREE = "{0} with " + COLUMNS + "; optionally val{1} and test{1} in the same format"
-_MOST_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -271,10 +266,20 @@ def csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
     """Return fields by the header's names, with the line on which each record ends.
 
     Raises:
-        UserError: The header is missing, or a record has another number of fields.
+        UserError: The header is missing, its columns are divided by other marks than commas, or a record has another
+            number of fields.
     """
     text = read_text(file)
-    _check_commas(file, text.partition("\n")[0])
+    # Spreadsheets of some countries write semicolons.
+    first = [text.partition("\n")[0]]
+    names = {mark: [name.strip() for name in next(csv.reader(first, delimiter=mark), [])] for mark in ",;\t"}
+    known = any(name in names[","] for name in ("label", *TEXTS[0], *TEXTS[1]))
+    for mark, called in ((";", "semicolons"), ("\t", "tabs")):
+        if not known and len(names[mark]) > len(names[","]):
+            raise UserError(
+                f"{file}, line 1: there are {called} between the columns ({', '.join(names[mark])[:120]}); expected "
+                "commas. Save the table with commas, and put texts with commas in double quotes"
+            )
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: list[tuple[int, dict[str, str]]] = []
     try:
@@ -289,18 +294,6 @@ def csv_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
     except csv.Error as error:
         raise UserError(f"{file}, line {reader.line_num}: no valid CSV: {error}. Correct the file") from error
     return rows
-
-
-def _check_commas(file: Path, header: str) -> None:
-    """Refuse a table with semicolons, as spreadsheets of some countries write it, or tabs between the columns."""
-    names = {mark: [name.strip() for name in next(csv.reader([header], delimiter=mark), [])] for mark in ",;\t"}
-    known = any(name in names[","] for name in ("label", *TEXTS[0], *TEXTS[1]))
-    for mark, called in ((";", "semicolons"), ("\t", "tabs")):
-        if not known and len(names[mark]) > len(names[","]):
-            raise UserError(
-                f"{file}, line 1: there are {called} between the columns ({', '.join(names[mark])[:120]}); expected "
-                "commas. Save the table with commas, and put texts with commas in double quotes"
-            )
 
 
 def class_names(rows: Sequence[Labelled], file: Path) -> list[str]:
@@ -319,7 +312,7 @@ def class_names(rows: Sequence[Labelled], file: Path) -> list[str]:
         ordered = sorted(names)
     if len(ordered) < 2:
         raise UserError(f"{file}: there is only the class {ordered[0]!r}; a classifier needs two or more.")
-    if len(ordered) > _MOST_CLASSES:
+    if len(ordered) > 1000:
         raise UserError(
             f"{file}: {len(ordered):,} different labels, such as {ordered[0]!r}, are too many for classes. For "
             "numbers to predict: --data.scores true"

@@ -3,8 +3,7 @@
 A decoder's table of positions limits its texts.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -49,29 +48,12 @@ def check_positions(model: Any, mask: Tensor, more: int = 0) -> None:
         )
 
 
-def check_prompts(model: Any, prompts: Sequence[Sequence[int]], more: int) -> None:
-    """Refuse prompts without tokens, and prompts too long for a decoder to write ``more`` tokens after them."""
-    if not all(prompts):
-        raise UserError(f"{sum(not each for each in prompts):,} of {len(prompts):,} prompts have no token.")
-    most = table_of_positions(model)
-    long = [] if most is None else [len(each) for each in prompts if len(each) + more > most]
-    if long:
-        raise UserError(
-            f"{len(long):,} of {len(prompts):,} prompts are too long: the longest has {max(long):,} tokens, "
-            f"{more} more are to follow, and {model.config.model_type} has {most:,} positions. Shorten them, or lower "
-            "--max-new-tokens."
-        )
-
-
 _LOGITS = 2**26
 """More logits are computed in parts: 128,256 for each of 4,096 tokens and what their loss keeps are 9 GB."""
 _TOKENS = 1024
 """Tokens of a part: fewer leave a GPU idle in the product that gives their gradient."""
 _ROWS = 32
 """Tokens whose logits are float32 at a time."""
-
-_READS_AHEAD = ("xlnet",)
-"""Kinds of models that see the tokens behind each one, and so need a mask of the padding there."""
 
 Head = Callable[[Tensor], Tensor]
 
@@ -103,44 +85,24 @@ def token_losses(model: nn.Module, batch: dict[str, Any], smoothing: float = 0.0
     """
     labels: Tensor = batch["labels"]
     where: Tensor = batch["learned"] if "learned" in batch else learned_positions(labels)
-    hidden, head = _learned_states(model, _inputs(model, batch), where)
-    losses, right = _losses(model, hidden, labels.flatten().roll(-1)[where], head, smoothing)
-
-    def spread(values: Tensor) -> Tensor:
-        return values.new_zeros(labels.numel()).index_copy(0, where, values).view_as(labels)[:, :-1]
-
-    return spread(losses), spread(right), labels[:, 1:] != IGNORED
-
-
-def _inputs(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
-    """Return the inputs of a forward pass, with the mask and the positions of the tokens only if they are needed."""
-    ids, mask, config = batch["input_ids"], batch["attention_mask"], model.config
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    config: Any = model.config
     check_positions(model, mask)
     inputs = {"input_ids": ids, "use_cache": False}
-    masked = batch.get("padding") != "right" or config.model_type in _READS_AHEAD
+    masked = batch.get("padding") != "right" or config.model_type == "xlnet"  # which sees the tokens behind each one
     if masked:
         inputs["attention_mask"] = mask
     # The padding must neither exceed a table of positions, nor lengthen a text that its angles depend on.
     most, angles = getattr(config, "max_position_embeddings", None), str(getattr(config, "rope_parameters", ""))
     if masked or (most is not None and ids.shape[1] > most) or "dynamic" in angles or "longrope" in angles:
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-    return inputs
+    hidden, head = _learned_states(model, inputs, where)
+    losses, right = _losses(model, hidden, labels.flatten().roll(-1)[where], head, smoothing)
 
+    def spread(values: Tensor) -> Tensor:
+        return values.new_zeros(labels.numel()).index_copy(0, where, values).view_as(labels)[:, :-1]
 
-@contextmanager
-def _unasked() -> Iterator[None]:
-    """Spare transformers the questions if a row has several texts or padding: the host would wait for the answers."""
-    from transformers import PreTrainedModel, masking_utils
-
-    names = {masking_utils: "find_packed_sequence_indices", PreTrainedModel: "warn_if_padding_and_no_attention_mask"}
-    own = {where: getattr(where, name) for where, name in names.items()}
-    try:
-        for where, name in names.items():
-            setattr(where, name, lambda *_: None)
-        yield
-    finally:
-        for where, name in names.items():
-            setattr(where, name, own[where])
+    return spread(losses), spread(right), labels[:, 1:] != IGNORED
 
 
 def _learned_states(model: Any, inputs: dict[str, Any], where: Tensor) -> tuple[Tensor, Head]:
@@ -150,6 +112,8 @@ def _learned_states(model: Any, inputs: dict[str, Any], where: Tensor) -> tuple[
     or bounds the logits stays. The one call of the whole model, which FSDP2 demands, makes the logits of one token.
     A model whose forward does not call its base model gives all logits.
     """
+    from transformers import PreTrainedModel, masking_utils
+
     base: Any = getattr(model, model.base_model_prefix, model)
     kept: list[Any] = []
 
@@ -170,10 +134,16 @@ def _learned_states(model: Any, inputs: dict[str, Any], where: Tensor) -> tuple[
         return logits
 
     hook = None if base is model else base.register_forward_hook(keep)
+    # transformers would ask if a row has several texts or padding, and the host would wait for the answers.
+    names = {masking_utils: "find_packed_sequence_indices", PreTrainedModel: "warn_if_padding_and_no_attention_mask"}
+    questions = {place: getattr(place, name) for place, name in names.items()}
     try:
-        with _unasked():
-            output = model(**inputs)
+        for place, name in names.items():
+            setattr(place, name, lambda *_: None)
+        output = model(**inputs)
     finally:
+        for place, name in names.items():
+            setattr(place, name, questions[place])
         if hook is not None:
             hook.remove()
     if kept:
@@ -236,9 +206,14 @@ def _part(states: Tensor, labels: Tensor, head: Head, smoothing: float, need: bo
     values, found = logits.detach(), []
     step = values.new_full((_ROWS, 1), smoothing - 1, dtype=torch.float32)
     for some, wanted in _parts(_ROWS, values, labels):
-        found.append(_exponentials(rows := some.to(torch.float32, copy=True), wanted, smoothing))
+        rows = some.to(torch.float32, copy=True)
+        most, likeliest = rows.max(1, keepdim=True)
+        at_label = rows.sub_(most).gather(1, wanted[:, None])  # distances from the largest
+        mean = rows.mean(1, keepdim=True) if smoothing else at_label
+        total = rows.exp_().sum(1, keepdim=True)
+        found.append((total, at_label, mean, likeliest))
         if need:  # (p - (1 - s) at the label - s / V), over the logits, which nothing else needs
-            rows.div_(found[-1][0])
+            rows.div_(total)
             if smoothing:
                 rows.sub_(smoothing / rows.shape[1])
             some.copy_(rows.scatter_add_(1, wanted[:, None], step))
@@ -246,15 +221,3 @@ def _part(states: Tensor, labels: Tensor, head: Head, smoothing: float, need: bo
     total, at_label, mean, likeliest = (torch.cat([one[place] for one in found]) for place in range(4))
     losses = total.log() - (1 - smoothing) * at_label - smoothing * mean
     return losses[:, 0], likeliest[:, 0] == labels, gradients
-
-
-def _exponentials(rows: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, ...]:
-    """Replace logits by exponentials of their distance from the largest.
-
-    Returns:
-        The exponentials' sum, the label's distance, the mean distance (if needed) and the likeliest token, all (m, 1).
-    """
-    most, likeliest = rows.max(1, keepdim=True)
-    at_label = rows.sub_(most).gather(1, labels[:, None])
-    mean = rows.mean(1, keepdim=True) if smoothing else at_label
-    return rows.exp_().sum(1, keepdim=True), at_label, mean, likeliest

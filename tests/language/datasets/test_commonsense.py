@@ -7,16 +7,19 @@ from hypothesis import strategies as st
 
 from randlora_pl.language.prompt_sets import (
     TASKS,
+    Item,
     Question,
-    first_answer,
     hold_out,
     instruction_prompt,
     read_questions,
-    read_test,
 )
 from randlora_pl.utils.errors import UserError
 from tests.language.files import LETTERS, record, write_commonsense
 from tests.support.products import in_one_item
+
+
+def first_answer(text: str, answers: tuple[str, ...]) -> str | None:
+    return Item("boolq", "", "", answers).found(text)
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -26,7 +29,7 @@ def test_all_files_are_read_flat_and_as_the_repository_has_them(tmp_path: Path, 
     assert train == [Question(**record(task, number)) for number in range(6) for task in LETTERS]
     assert read_questions(tmp_path, "commonsense_170k") == train * 2
     for task in TASKS:
-        assert read_test(tmp_path, task) == [Question(**record(task, number)) for number in range(6)]
+        assert read_questions(tmp_path, task) == [Question(**record(task, number)) for number in range(6)]
 
 
 @in_one_item("task", TASKS)
@@ -54,7 +57,7 @@ def test_only_the_last_mention_of_the_answer_is_exchanged() -> None:
 
 
 def test_missing_files_tell_the_tree_and_where_to_get_them(tmp_path: Path) -> None:
-    for read in (lambda: read_questions(tmp_path), lambda: read_test(tmp_path, "piqa")):
+    for read in (lambda: read_questions(tmp_path), lambda: read_questions(tmp_path, "piqa")):
         with pytest.raises(UserError, match=r"NAME/test\.json[\s\S]*LLM-Adapters"):
             read()
 
@@ -73,7 +76,7 @@ def test_a_wrong_record_is_told_with_its_line(tmp_path: Path, change: dict[str, 
     path = tmp_path / "boolq" / "test.json"
     path.write_text(json.dumps([record("boolq", 0), record("boolq", 1) | change], indent=4))
     with pytest.raises(UserError) as error:
-        read_test(tmp_path, "boolq")
+        read_questions(tmp_path, "boolq")
     assert str(error.value).startswith(f"{path}, line 8: {said}")
 
 

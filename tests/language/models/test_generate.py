@@ -17,7 +17,6 @@ from randlora_pl.language.generate import (
     write_texts,
     write_tokens,
 )
-from randlora_pl.language.loading import checkpoint_blocks
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.token_losses import token_losses
 from randlora_pl.language.tokenization import Encoded, collate, encode_prompt
@@ -234,7 +233,7 @@ def test_blocks_that_recompute_in_training_keep_keys_and_values_in_tests(task: C
     texts = batch(task, PROMPTS)
     before = reads(task.model, texts, Decoding(3, 5), True)
     task.gradient_checkpointing = True
-    checkpoint_blocks(task.model)
+    task.checkpoint_gradients(task.model)
     task.train()
     task.eval()
     after = reads(task.model, texts, Decoding(3, 5), True)

@@ -4,13 +4,13 @@ import importlib.util
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from randlora_pl.language import loading
-from randlora_pl.language.tasks import causal_lm
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.tasks import make_trainer
 from randlora_pl.utils.errors import UserError
@@ -26,11 +26,9 @@ def test_quantized_weights_are_multiplied_in_the_precision_of_the_training(monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("transformers.BitsAndBytesConfig", lambda **how: asked.update(how))
 
-    def load(*args: Any, quantize: Any, dtype: torch.dtype, compute: torch.dtype | None, **kwargs: Any) -> Any:
-        loading._quantization(quantize, compute or dtype)
-        return torch.nn.Module()
-
-    monkeypatch.setattr(causal_lm, "load_causal", load)
+    monkeypatch.setattr(loading, "check_vocabulary", lambda *args: None)
+    monkeypatch.setattr(loading, "model_config", lambda *args: SimpleNamespace(model_type="qwen2"))
+    monkeypatch.setattr(loading, "pretrained_model", lambda *args, **how: (torch.nn.Module(), {"missing_keys": []}))
     monkeypatch.setattr(CausalLMTask, "vocabulary", None)
     for precision, compute in (("bf16-mixed", torch.bfloat16), ("32-true", torch.float32), (None, torch.float32)):
         task = CausalLMTask(quantize="4bit", targets=["fc"])

@@ -10,7 +10,7 @@ from randlora_pl.adapters import Adapter, LoRA, RandLoRA, inject
 from randlora_pl.adapters.targets.select import select
 from randlora_pl.language.catalog import KNOWN
 from randlora_pl.language.loading import model_config
-from randlora_pl.language.tasks.common import TARGETS, known_targets
+from randlora_pl.language.tasks.common import TARGETS
 from randlora_pl.run.options.shipped import find_config
 from tests.support.products import marked
 
@@ -83,7 +83,7 @@ BY_DEFAULT = ("5.96M", "0.72M")
 
 @pytest.mark.parametrize(("name", "adapter", "count"), marked(COUNTS, lambda row: row[2] in BY_DEFAULT))
 def test_the_paper_s_counts(name: str, adapter: Adapter, count: int | str) -> None:
-    report = inject(on_meta(name), adapter, known_targets(CONFIGS[name][0]))
+    report = inject(on_meta(name), adapter, TARGETS[CONFIGS[name][0]])
     if isinstance(count, int):
         assert report.trainable == count
     else:
@@ -120,7 +120,7 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_layers_of_each_family(name: str) -> None:
     family = CONFIGS[name][0]
-    chosen = layers(name, known_targets(family))
+    chosen = layers(name, TARGETS[family])
     assert sorted(chosen) == sorted(LAYERS[name])
     if family not in ("roberta", "gpt2"):
         assert chosen == layers(name, None)  # the program's own default
@@ -139,7 +139,7 @@ def test_other_readings_of_the_targets() -> None:
 
 
 def test_a_family_that_the_paper_does_not_have_is_not_known() -> None:
-    assert known_targets("mistral") is None
+    assert "mistral" not in TARGETS
     assert {config[0] for config in CONFIGS.values()} == TARGETS.keys()
 
 

@@ -1,7 +1,7 @@
 """Decoders that learn to continue prompts, and the generated texts of a test, gathered from all processes."""
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -14,28 +14,13 @@ from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.language.generate import Decoding, choose_options, write_texts
 from randlora_pl.language.loading import Quantize, load_causal, pad_id
 from randlora_pl.language.metrics import generation_scores
-from randlora_pl.language.prompt_sets import Item
 from randlora_pl.language.tasks.common import TextTask
-from randlora_pl.language.token_losses import check_positions, check_prompts, token_losses
+from randlora_pl.language.token_losses import check_positions, table_of_positions, token_losses
 from randlora_pl.language.tokenization import IGNORED, collate, encode_prompt
 from randlora_pl.models.weights import evaluating
 from randlora_pl.tasks.execution import chosen_dtype
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, NotNegative, Positive, Probability, between
-
-
-def gathered(own: Mapping[int, str]) -> dict[int, str]:
-    """Gather the texts of all processes by their numbers, in order; every process must call it with its own."""
-    parts: list[Any] = [dict(own)]
-    if dist.is_available() and dist.is_initialized():
-        parts = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, dict(own))
-    return dict(sorted((number, text) for part in parts for number, text in part.items()))
-
-
-def cleaned(item: Item, text: str) -> str:
-    """Return the scored part of a text: the first paragraph of a description, all of an answer."""
-    return paragraph(text) if item.references else text
 
 
 def paragraph(text: str) -> str:
@@ -44,18 +29,6 @@ def paragraph(text: str) -> str:
     The scripts that E2E's come from stop at an empty line, too (their second end of text, token 628 of GPT-2).
     """
     return text.partition("\n\n")[0].strip()
-
-
-def corpus_scores(items: Sequence[Item], texts: Mapping[int, str]) -> dict[str, float]:
-    """Score all texts that have references; empty if none has.
-
-    Scores of a corpus are not means over texts or batches, so one process needs the texts by the number of their item.
-
-    Raises:
-        UserError: The package sacrebleu or pycocoevalcap is missing.
-    """
-    scored = [(text, items[number].references) for number, text in texts.items() if items[number].references]
-    return generation_scores(*zip(*scored, strict=True)) if scored else {}
 
 
 class CausalLMTask(TextTask):
@@ -121,8 +94,22 @@ class CausalLMTask(TextTask):
             dtype=dtype, quantize=self.quantize, compute=torch.bfloat16 if half else None,
         )  # fmt: skip
         if self.liger:
+            # The linear layers stay modules, so that they can be adapted. Liger's loss is not used: `token_losses`
+            # needs the loss of each token. Rotary angles are replaced for every model of this kind in the process.
+            if importlib.util.find_spec("liger_kernel") is None:
+                raise UserError("--model.liger needs liger-kernel: pip install '.[liger]' in the checkout")
             cuda = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            use_liger(model, cuda if self._trainer is None else self.trainer.strategy.root_device)
+            device = cuda if self._trainer is None else self.trainer.strategy.root_device
+            if device.type != "cuda":
+                what = f"--model.liger needs a CUDA device, and the model runs on {device.type}"
+                raise UserError(f"{what}. Remove the option.")
+            from liger_kernel.transformers import monkey_patch
+
+            known: Any = model.config
+            if known.model_type not in monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN:
+                what = f"--model.liger: Liger-Kernel has no kernels for {known.model_type}"
+                raise UserError(f"{what}. Remove the option.")
+            monkey_patch._apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
         self.targets = self.default_targets(model)
         return model
 
@@ -186,7 +173,9 @@ class CausalLMTask(TextTask):
         """Answer questions and grade the answers, each question once."""
         numbers = batch["index"].tolist()
         items = [self.data.items[number] for number in numbers]
-        texts = [cleaned(item, text) for item, text in zip(items, self.answers(batch, items), strict=True)]
+        answers = zip(items, self.answers(batch, items), strict=True)
+        # of a description the first paragraph is scored, of an answer all
+        texts = [paragraph(text) if item.references else text for item, text in answers]
         for number, item, text, counts in zip(numbers, items, texts, (batch["weight"] > 0).tolist(), strict=True):
             if counts:
                 self._texts[number] = text
@@ -225,7 +214,17 @@ class CausalLMTask(TextTask):
             UserError: A prompt has no token, or one is too long for the model's positions.
         """
         tokens = {prompt: encode_prompt(self.vocabulary, prompt, separate) for prompt in prompts}
-        check_prompts(self.model, [tokens[prompt] for prompt in prompts], self.max_new_tokens)
+        if empty := sum(not tokens[prompt] for prompt in prompts):
+            raise UserError(f"{empty:,} of {len(prompts):,} prompts have no token.")
+        most, more = table_of_positions(self.model), self.max_new_tokens
+        lengths = [len(tokens[prompt]) for prompt in prompts]
+        if most is not None and (long := [length for length in lengths if length + more > most]):
+            config: Any = self.model.config
+            raise UserError(
+                f"{len(long):,} of {len(prompts):,} prompts are too long: the longest has {max(long):,} tokens, "
+                f"{more} more are to follow, and {config.model_type} has {most:,} positions. Shorten them, or lower "
+                "--max-new-tokens."
+            )
         order = sorted(tokens, key=lambda prompt: -len(tokens[prompt]))  # neighbors of one length need little padding
         pad = pad_id(self.vocabulary)
         texts: dict[str, str] = {}
@@ -249,9 +248,16 @@ class CausalLMTask(TextTask):
         """
         if stage == "val":  # logged by `validation_step`
             return
-        items, texts = self.data.items, gathered(self._texts)
+        items, parts = self.data.items, [self._texts]  # of all processes
+        if dist.is_available() and dist.is_initialized():
+            parts = [{}] * dist.get_world_size()
+            dist.all_gather_object(parts, self._texts)
+        texts = dict(sorted((number, text) for part in parts for number, text in part.items()))
         self.written = [items[number].record(text) for number, text in texts.items()]
-        scores = corpus_scores(items, texts) if self.trainer.is_global_zero else {}
+        scores: dict[str, float] = {}
+        scored = [(text, items[number].references) for number, text in texts.items() if items[number].references]
+        if scored and self.trainer.is_global_zero:
+            scores = generation_scores(*zip(*scored, strict=True))
         scores = self.trainer.strategy.broadcast(scores)
         self.log_dict({f"{name}/{key}": value for key, value in scores.items()})
         found = {key: metric.compute() for key, metric in self.metrics.items()}  # type: ignore[operator]
@@ -278,28 +284,3 @@ def _learned(batch: dict[str, Any]) -> Tensor:
     """Count the learned tokens (b,) of each sample."""
     labels: Tensor = batch["labels"]
     return (labels[:, 1:] != IGNORED).sum(1)
-
-
-def use_liger(model: Any, device: torch.device) -> None:
-    """Replace norms, rotary angles and activations of a new decoder by Liger's kernels, in place.
-
-    The linear layers stay modules, so that they can be adapted afterwards. Liger's loss is not used: `token_losses`
-    needs the loss of each token. Rotary angles are replaced for every model of this kind in the process.
-
-    Args:
-        model: A decoder of transformers without adapters.
-        device: Device of the training.
-
-    Raises:
-        UserError: The package is missing, the device is not a CUDA device, or Liger does not know this kind of model.
-    """
-    if importlib.util.find_spec("liger_kernel") is None:
-        raise UserError("--model.liger needs liger-kernel: pip install '.[liger]' in the checkout")
-    if device.type != "cuda":
-        raise UserError(f"--model.liger needs a CUDA device, and the model runs on {device.type}. Remove the option.")
-    from liger_kernel.transformers import monkey_patch
-
-    kind = model.config.model_type
-    if kind not in monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN:
-        raise UserError(f"--model.liger: Liger-Kernel has no kernels for {kind}. Remove the option.")
-    monkey_patch._apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)

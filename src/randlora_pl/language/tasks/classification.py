@@ -1,29 +1,34 @@
 """Classification of texts with encoders: GLUE with RoBERTa (appendix B.1 of the paper)."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import field
+from inspect import signature
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, RandLoRA
+from randlora_pl.adapters.random_bases import Distribution, draw
 from randlora_pl.language.glue import Metric
 from randlora_pl.language.loading import (
-    inputs_of,
-    load_classifier,
+    RANDOM,
+    check_vocabulary,
+    model_config,
     most_tokens,
     pad_id,
+    pretrained_model,
+    random_model,
     split,
-    takes_segments,
-    unread_mask,
 )
 from randlora_pl.language.metrics import PredictionCollector, grades
 from randlora_pl.language.tasks.common import TextTask
 from randlora_pl.language.tokenization import collate_sentences, encode_sentences
-from randlora_pl.models.weights import evaluating
+from randlora_pl.models.weights import evaluating, seeded
 from randlora_pl.tasks.optim import Factor, parameter_groups
+from randlora_pl.utils.device import on_cuda
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Positive, Probability
 
@@ -102,12 +107,12 @@ class TextClassificationTask(TextTask):
         """Load the encoder, and make the head beside it.
 
         Raises:
-            UserError: The classes are not set yet, the model cannot be loaded, or texts are longer than its positions.
+            UserError: The classes are not set yet, the model cannot be had or has no classification head, its encoder
+                lacks weights, its vocabulary is smaller than the tokenizer's, or texts are longer than its positions.
         """
         if self.metric is None:
             raise UserError("the task needs its classes before it is built: set_classes(classnames).")
-        source = (self.name, self.pretrained, self.vocabulary, self.classnames)
-        whole = load_classifier(*source, seed=self.seed, overrides=self.config_overrides)
+        whole = self._load()
         self.identity = self.model_identity()
         encoder, self.head = split(whole)
         for module in self.head.modules():
@@ -122,6 +127,60 @@ class TextClassificationTask(TextTask):
                 f"{self.name} accepts at most {most} tokens. Use --data.max_length {most} (it is {data.max_length})."
             )
         return encoder
+
+    def _load(self) -> Any:
+        """Return a sequence classifier in eval mode on the CPU, float32.
+
+        Tensors of the head that the files lack start at N(0, initializer_range^2), biases at 0, from the seed alone; a
+        head of other classes is left out. Without names of classes it gives one score.
+        """
+        name, classnames, seed = self.name, self.classnames, self.seed
+        config = model_config(name, self.pretrained, self.config_overrides)
+        from transformers import AutoModelForSequenceClassification, logging
+
+        if type(config) not in AutoModelForSequenceClassification._model_mapping:
+            raise UserError(
+                f"transformers has no {config.model_type} for classification. Choose an encoder (--model.name)."
+            )
+        check_vocabulary(self.vocabulary, config, name)
+        config.num_labels = max(1, len(classnames))
+        if classnames:
+            config.id2label = dict(enumerate(classnames))
+            config.label2id = {label: number for number, label in config.id2label.items()}
+        config.problem_type = "single_label_classification" if classnames else "regression"
+        auto, missing = AutoModelForSequenceClassification, list[str]()
+        if self.pretrained == RANDOM:
+            pad = pad_id(self.vocabulary)
+            model = random_model(auto, config, self.vocabulary, pad, seed, self.config_overrides)
+            absent = set(model.state_dict())
+        else:
+            if config.pad_token_id is None:
+                config.pad_token_id = pad_id(self.vocabulary)
+            level = logging.get_verbosity()
+            logging.set_verbosity_error()  # the head is new on purpose
+            options = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
+            try:
+                with seeded(seed):
+                    model, info = pretrained_model(auto, name, self.pretrained, **options)
+            finally:
+                logging.set_verbosity(level)
+            other = {each if isinstance(each, str) else each[0] for each in info["mismatched_keys"]}
+            absent = set(info["missing_keys"]) | other
+            missing = sorted(key for key in absent if key.startswith(f"{model.base_model_prefix}."))
+        if missing:
+            raise UserError(
+                f"{name} lacks {len(missing)} tensors of its encoder, such as {missing[0]}: these weights are not a "
+                f"complete {config.model_type} encoder. Choose others (--model.name, --model.pretrained)."
+            )
+        for key, value in split(model)[1].named_parameters():
+            if key in absent and value.dim() > 1:
+                size, normal = (len(value), value[0].numel()), Distribution("normal")
+                rows = draw(seed, f"head/{key}", 1, *size, normal, torch.device("cpu"))
+                deviation = float(getattr(config, "initializer_range", 0.02))
+                value.data.copy_(deviation * rows[0].reshape(value.shape))
+            elif key in absent:
+                value.data.fill_(1.0 if key.endswith("weight") else 0.0)  # of a norm
+        return model.eval()
 
     def completed(self, backbone: nn.Module) -> Any:
         """Return the classifier of transformers: encoder, adapter and head."""
@@ -159,8 +218,19 @@ class TextClassificationTask(TextTask):
     def class_logits(self, batch: dict[str, Any]) -> Tensor:
         """Return logits (b, classes) float32, or scores (b, 1)."""
         whole = self.completed(self.model)
-        inputs = inputs_of(batch, takes_segments(whole.config))
-        inputs["attention_mask"] = unread_mask(self.model, inputs["attention_mask"])
+        encoder: Any = self.model
+        names = ["input_ids", "attention_mask"]
+        if (getattr(whole.config, "type_vocab_size", 0) or 0) > 1:  # it marks the two sentences of a pair
+            names.append("token_type_ids")
+        inputs = {name: batch[name] for name in names if name in batch}
+        # transformers reads a mask (b, n) on the host, to leave out one without padding, and so waits for the GPU: give
+        # the mask (b, 1, n, n) that the encoder itself would make.
+        mask: Tensor = batch["attention_mask"]
+        make = vars(sys.modules[type(encoder).__module__]).get("create_bidirectional_mask") if on_cuda(mask) else None
+        known = make is not None and "allow_is_bidirectional_skip" in signature(make).parameters
+        if known and encoder.config._attn_implementation in ("sdpa", "eager"):
+            embedded = next(encoder.parameters()).new_empty(1).expand(*mask.shape, 1)  # for its shape, dtype and device
+            inputs["attention_mask"] = make(encoder.config, embedded, mask, allow_is_bidirectional_skip=False)
         logits: Tensor = whole(**inputs).logits
         return logits.float()
 

@@ -11,12 +11,13 @@ from torch import nn
 
 from randlora_pl.adapters import Adapter, AdapterFile, read_adapter
 from randlora_pl.language.catalog import KNOWN
-from randlora_pl.language.loading import RANDOM, checkpoint_blocks, identity_name, model_config, set_checkpointing_mode
+from randlora_pl.language.loading import RANDOM, model_config
 from randlora_pl.language.tokenization import BYTES, load_tokenizer
 from randlora_pl.models import ModelIdentity
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.objective import TEXTS, default_learning_rate
 from randlora_pl.tasks.restore import make_ready, make_task
+from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Fraction, NotNegative
 
 
@@ -62,10 +63,11 @@ class TextTask(AdaptationTask):
         return default_learning_rate(adapter, TEXTS)
 
     def default_targets(self, model: Any) -> list[str] | None:
-        """Return the targets of the adapter: the given ones, or the paper's for this kind of model."""
+        """Return the targets of the adapter: the given ones, or the paper's for this kind of model, or None."""
         if self.targets is not None or self.adapter.trains_base:
             return self.targets
-        return known_targets(str(getattr(model.config, "model_type", "")))
+        known = TARGETS.get(str(getattr(model.config, "model_type", "")))
+        return known and list(known)
 
     @cached_property
     def vocabulary(self) -> Any:
@@ -78,7 +80,8 @@ class TextTask(AdaptationTask):
     def model_identity(self) -> ModelIdentity:
         """Return the identity of the base model."""
         seed = self.seed if self.pretrained == RANDOM else None
-        return ModelIdentity("transformers", identity_name(self.name), self.pretrained or self.name, None, seed)
+        name = Path(self.name).name if Path(self.name).is_dir() else self.name  # the path of a folder is private
+        return ModelIdentity("transformers", name, self.pretrained or self.name, None, seed)
 
     def on_meta(self) -> tuple[nn.Module, list[str] | None] | None:
         """Return the backbone without values and head, and its targets; None if its config needs the network.
@@ -111,14 +114,30 @@ class TextTask(AdaptationTask):
         return backbone
 
     def checkpoint_gradients(self, backbone: nn.Module) -> None:
-        """Make the blocks recompute their activations."""
-        checkpoint_blocks(backbone)
+        """Make the blocks recompute their activations in the backward pass, without the reentrant kind of PyTorch.
+
+        The reentrant kind gives no gradient if a block's input needs none, as after a frozen embedding.
+
+        Raises:
+            UserError: The model cannot.
+        """
+        model: Any = backbone
+        switch = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        try:
+            switch({"use_reentrant": False})
+        except ValueError as error:
+            raise UserError(
+                f"{type(model).__name__} cannot recompute its activations. Use --model.gradient_checkpointing false "
+                "and a smaller --data.batch_size."
+            ) from error
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of what trains; blocks that recompute have it, too."""
+        """Set the mode of what trains; blocks that recompute depend on it, too, but their layers stay as they are."""
         super().train(mode)
         if self.backbone is not None and self.gradient_checkpointing:
-            set_checkpointing_mode(self.backbone, mode)
+            for module in self.backbone.modules():
+                if getattr(module, "gradient_checkpointing", False):
+                    module.training = mode
         return self
 
 
@@ -144,16 +163,6 @@ Targets are aliases of `adapters.targets`, and so fit separate and fused project
 | roberta | query, key, value | intermediate.dense, output.dense | attention.output.dense |
 | gpt2 | rows of attn.c_attn | mlp.c_fc, mlp.c_proj | attn.c_proj |
 """
-
-
-def known_targets(model_type: str) -> list[str] | None:
-    """Return the paper's targets for a family of its models, None for others, whose layers may have other names.
-
-    Examples:
-        >>> known_targets("gpt2")
-        ['q', 'v', 'fc1', 'fc2']
-    """
-    return list(TARGETS[model_type]) if model_type in TARGETS else None
 
 
 def load_language_task(folder: str | Path, **overrides: Any) -> Any:
