@@ -130,9 +130,9 @@ def test_scores_are_those_of_the_corpus(root: Path, tmp_path: Path, monkeypatch:
 
     data = e2e(root, eval_batch_size=2)
     monkeypatch.setattr(CausalLMTask, "answers", answers)
-    from randlora_pl.language.prompt_sets import grouped, read_e2e
+    from randlora_pl.language.prompt_sets import read_items
 
-    groups = grouped(read_e2e(root, "test"))
+    groups = {item.prompt: list(item.references) for item in read_items("e2e", root, None)}
     known = list(groups)
     trainer = make_trainer(accelerator="cpu", default_root_dir=tmp_path / "run", callbacks=[WrittenAnswers()])
     (figures,) = trainer.test(gpt2(), data, verbose=False)

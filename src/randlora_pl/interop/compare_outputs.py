@@ -57,19 +57,6 @@ def change(tuned: list[Tensor], plain: list[Tensor]) -> float:
     return max(float((one.float() - two.float()).abs().max()) for one, two in zip(tuned, plain, strict=True))
 
 
-def lost(found: list[Tensor], expected: list[Tensor], plain: list[Tensor]) -> float:
-    """Return the largest fraction of an adapter's change of the outputs that is lost or replaced.
-
-    Relative to the outputs, the loss of a small update would look like rounding. 0 if the change is within rounding.
-    """
-    parts = [
-        change([one], [two]) / changed
-        for one, two, base in zip(found, expected, plain, strict=True)
-        if (changed := change([two], [base])) > ROUNDING * float(two.abs().max())
-    ]
-    return max(parts, default=0.0)
-
-
 @torch.no_grad()
 def logits(model: nn.Module) -> list[Tensor]:
     """Return the model's logits for fixed random tokens: (2, tokens, vocabulary), or (2, classes)."""
@@ -92,7 +79,13 @@ def check_written(
             f"the {what} differ from the adapted one's by {relative:.1e} of the largest, more than {TOLERANCE:.0e}: "
             f"nothing was written. {hint} report this with the adapter's configuration."
         )
-    if (fraction := lost(found, expected, plain)) > LOST:
+    # Relative to the outputs, the loss of a small update would look like rounding.
+    lost = [
+        change([one], [two]) / changed
+        for one, two, base in zip(found, expected, plain, strict=True)
+        if (changed := change([two], [base])) > ROUNDING * float(two.abs().max())
+    ]
+    if (fraction := max(lost, default=0.0)) > LOST:
         raise UserError(
             f"the adapter changes the {what} by {change(expected, plain):.1e} only, and {fraction:.0%} of that would "
             "be lost in rounding: nothing was written. Keep the adapter, or train for longer."

@@ -341,10 +341,8 @@ def _config(file: AdapterFile, config: Mapping[str, Any]) -> tuple[str, str]:
             note += " The training started where a LoRA had ended: add `--from-adapter LORA`."
     elif file.metadata.get("task"):
         arguments = without_local_paths(file.config)["metadata"]["arguments"]
-        parts = {
-            name: _as_class(part) for name, part in arguments.items() if isinstance(part, dict) and "method" in part
-        }
-        settings = arguments | parts | {"adapter": _as_class(file.adapter.describe())}
+        described = arguments | {"adapter": file.adapter.describe()}
+        settings = {name: _as_class(value) for name, value in described.items()}
         seed = settings.pop("seed", 0)  # the command line has one seed for everything
         tree = {"seed_everything": seed, "model": {"class_path": file.metadata["task"], "init_args": settings}}
         note = "Save this as `config.yaml`, and set the dataset with `--data.dataset`."

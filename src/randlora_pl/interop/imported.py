@@ -53,9 +53,16 @@ class ImportPlan:
         head, saved = (adapter.head, adapter.task) if adapter is not None else ({}, {})
         task, kept = named_task(name), named_task(saved.get("task"))
         classnames = classnames or list(saved.get("classnames", []))
-        weight, note = _linear_head(foreign.extra)
-        if weight is not None and base.identity is not None and base.identity.library == "timm":
-            head, kept = {"head": weight}, adopting("linear head")
+        extra, note = foreign.extra, ""
+        weights = [tensor for name, tensor in extra.items() if name.endswith("weight") and tensor.dim() == 2]
+        biases = [tensor for name, tensor in extra.items() if name.endswith("bias")]
+        if extra and (len(weights) != 1 or len(extra) != 1 + len(biases)):
+            note = f"Trained completely and kept as extra tensors: {', '.join(extra)}.\n"
+        elif any(bool(torch.count_nonzero(bias)) for bias in biases):
+            note = "The head has a bias, which LinearHeadTask does not support; kept as extra tensors: "
+            note += f"{', '.join(extra)}.\n"
+        elif extra and base.identity is not None and base.identity.library == "timm":
+            head, kept = {"head": weights[0].float()}, adopting("linear head")
         clip = base.identity is not None and base.identity.library == "open_clip"
         if task is None and kept is not None and issubclass(kept, ImageTask):
             task = kept
@@ -158,17 +165,3 @@ def check_base(adapter: PeftAdapter, base: Base) -> None:
             f"{adapter.path} was trained on other weights ({words}, {str(wanted)[:12]}) than --model and "
             f"--pretrained ({found[0][:12]}). Use its own base model."
         )
-
-
-def _linear_head(extra: dict[str, Tensor]) -> tuple[Tensor | None, str]:
-    """Return the weight of a head that fits LinearHeadTask (one without bias), or None and the reason."""
-    weights = {name: tensor for name, tensor in extra.items() if name.endswith("weight") and tensor.dim() == 2}
-    biases = [tensor for name, tensor in extra.items() if name.endswith("bias")]
-    if not extra:
-        return None, ""
-    if len(weights) != 1 or len(extra) != 1 + len(biases):
-        return None, f"Trained completely and kept as extra tensors: {', '.join(extra)}.\n"
-    if any(bool(torch.count_nonzero(bias)) for bias in biases):
-        why = "The head has a bias, which LinearHeadTask does not support"
-        return None, f"{why}; kept as extra tensors: {', '.join(extra)}.\n"
-    return next(iter(weights.values())).float(), ""

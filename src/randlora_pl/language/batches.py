@@ -34,11 +34,6 @@ class TextSamples:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @property
-    def total(self) -> int:
-        """Number of tokens of all samples."""
-        return int(self._ends[-1])
-
     def by_length(self) -> list[int]:
         """Return the indices, the longest first, so that memory runs out at once or not at all."""
         order: list[int] = np.argsort(-self.lengths, kind="stable").tolist()

@@ -31,9 +31,6 @@ LABELLED = {
 OWN_TEXTS = ("jsonl", "csv")
 """Datasets of a user's own texts, of unknown size, which differ by their path only."""
 
-VALIDATION = 120
-"""Default number of training prompts held out for validation without a file of its own (released scripts)."""
-
 
 def given_to(task: str | None) -> str:
     """Return the inputs of the predict command for an adapter of a task."""

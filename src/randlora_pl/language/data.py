@@ -140,7 +140,7 @@ class TokenData(PlannedData):
         facts |= {split: len(held) for split, held in self._held.items()}
         facts |= self.facts() | {self.limit: getattr(self, self.limit)}
         if "train" in self._held:
-            facts |= {"tokens": self._held["train"].total, "longest": self.lengths["train"].longest}
+            facts |= {"tokens": int(self._held["train"].lengths.sum()), "longest": self.lengths["train"].longest}
         return facts | self.run_facts()
 
     def summary_lines(self, facts: dict[str, Any]) -> dict[str, str]:
@@ -227,7 +227,7 @@ class LabelledTexts(TokenData):
     def read(self, learns: bool, tests: bool) -> None:
         """Read and encode what is needed."""
         self._tests_read |= tests
-        splits, self._checked = self._checked or self._splits(learns, tests), {}
+        splits, self._checked = self._checked or self.examples(learns, tests), {}
         for name, examples in splits.items():
             if name == "train":
                 self._remember((examples.sentences, examples.labels))
@@ -237,11 +237,7 @@ class LabelledTexts(TokenData):
 
     def check_test(self) -> None:
         """Read all samples, as classes are named by the training files; `read` encodes them and releases the texts."""
-        self._checked, self._tests_read = self._splits(True, True), True
-
-    def examples(self) -> dict[str, Examples]:
-        """Read and return the texts and labels of each split, before any encoding."""
-        return self._splits(True, True)
+        self._checked, self._tests_read = self.examples(), True
 
     @property
     def longest(self) -> int:
@@ -263,7 +259,8 @@ class LabelledTexts(TokenData):
         train = self._held["train"]
         return train.labels if not self.scores and isinstance(train, Sentences) else None
 
-    def _splits(self, learns: bool, tests: bool) -> dict[str, Examples]:
+    def examples(self, learns: bool = True, tests: bool = True) -> dict[str, Examples]:
+        """Read and return the texts and labels of each split, before any encoding."""
         if not self.own:
             given = self._hold_out(glue.read_glue(self.root, self.dataset, "train")) if learns else {}
             return given | ({"test": glue.read_glue(self.root, self.dataset, "validation")} if tests else {})

@@ -10,11 +10,6 @@ from randlora_pl.language.catalog import DATASETS, LABELLED, OWN_TEXTS, TASKS
 from randlora_pl.language.text_files import first_file
 from randlora_pl.utils.errors import UserError, near
 
-_OWN = (
-    "your own texts, see docs/prompts.md and docs/labelled_texts.md; of a bundled sweep, by the commands in the first "
-    "lines of its config (randlora-pl config cat sweeps/NAME)"
-)
-
 
 def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains: bool = True) -> UserError | None:
     """Return the missing part of a dataset and its source; None if all of it is there.
@@ -31,8 +26,10 @@ def absent(dataset: str, root: Path, tests: Sequence[str] | None = None, trains:
             return next((UserError(f"{each} does not exist", glue.GET) for each in lacking if each), None)
         if dataset in OWN_TEXTS:
             name = f"train.{dataset}"
+            how = "your own texts, see docs/prompts.md and docs/labelled_texts.md; of a bundled sweep, by the commands "
+            how += "in the first lines of its config (randlora-pl config cat sweeps/NAME)"
             if not root.is_file():
-                first_file(root, (name,), name, _OWN)
+                first_file(root, (name,), name, how)
         elif dataset == "e2e":
             for name in ("train.txt", "valid.txt", "test.txt"):
                 first_file(root, (name,), prompt_sets.E2E_TREE, prompt_sets.E2E_SOURCE)

@@ -43,7 +43,6 @@ def write_tokens(
     pad: int,
     eos: int | None = None,
     bos: int | None = None,
-    share: bool = True,
 ) -> Tensor:
     """Generate tokens after prompts, (b, up to max_new_tokens), padded on the right.
 
@@ -54,7 +53,6 @@ def write_tokens(
         pad: Number to pad with.
         eos: The token that ends a text, if there is one.
         bos: The token that begins one, if there is one.
-        share: Read a prompt once for all of its beams; transformers by itself reads it for each.
 
     Raises:
         UserError: The prompts leave too few of the model's positions.
@@ -78,7 +76,7 @@ def write_tokens(
         rules.append(lambda ids, scores: rule(ids[:, start:], scores))
     check_positions(model, batch["attention_mask"], decoding.max_new_tokens)
     prompts = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    cache = _prompt_cache(model, **prompts, beams=how.num_beams) if share and how.num_beams > 1 else {}
+    cache = _prompt_cache(model, **prompts, beams=how.num_beams) if how.num_beams > 1 else {}
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:  # `generate` fills what a configuration leaves open from the model's files, such as a repetition penalty
         ids: Tensor = model.generate(**prompts, **cache, generation_config=how, logits_processor=rules)
@@ -88,7 +86,7 @@ def write_tokens(
 
 
 def _prompt_cache(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, beams: int) -> dict[str, Any]:
-    """Return keys and values of all tokens of the prompts but the last, for each beam.
+    """Return keys and values of all tokens of the prompts but the last, for each beam, which reads them once.
 
     Nothing for prompts of one token, where rotary angles follow the length of the text (NTK's dynamic scaling), and
     where a model keeps anything else, such as the states of linear attention or convolutions (Mamba, LFM2), which

@@ -20,54 +20,6 @@ def is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or any(folder.glob("*-of-*.parquet"))
 
 
-def missing_split(folder: Path, split: str) -> Path | None:
-    """Return the missing part of a split in a folder (see `is_saved`); None if it is complete."""
-    if (folder / "dataset_dict.json").is_file():
-        state = folder / split / "state.json"
-        return None if state.is_file() else state if state.parent.is_dir() else state.parent
-    parts = [re.match(r"-(\d+)-of-(\d+)", path.name.removeprefix(split)) for path in folder.glob(f"{split}-*.parquet")]
-    numbers = {int(part[1]): int(part[2]) for part in parts if part}
-    count = max(numbers.values(), default=1)
-    lacking = (number for number in range(count) if number not in numbers)
-    return next((folder / f"{split}-{number:05}-of-{count:05}.parquet" for number in lacking), None)
-
-
-def read_saved(
-    folder: Path, split: str, columns: Sequence[str], classes: int
-) -> tuple[list[tuple[str, ...]], list[int] | list[float]]:
-    """Return the sentences and labels of one split.
-
-    Args:
-        folder: See `is_saved`.
-        split: Name of the split.
-        columns: Columns of the sentences.
-        classes: Number of classes, 0 for scores in 0..5.
-
-    Raises:
-        UserError: The package is missing, the folder is damaged, a split or column is missing, or a label is wrong.
-    """
-    from randlora_pl.data.readers.huggingface import load_split  # not before data is read: it imports NumPy
-
-    if lacking := missing_split(folder, split):
-        raise UserError(f"{folder} has no whole split {split!r}: {lacking} does not exist. Save or download it again")
-    saved = (folder / "dataset_dict.json").is_file()
-    data = load_split(folder, folder / split if saved else sorted(folder.glob(f"{split}-*-of-*.parquet")))
-    if absent := [name for name in (*columns, "label") if name not in data.column_names]:
-        there = ", ".join(data.column_names)
-        raise UserError(f"{folder}, split {split!r}: the column {absent[0]!r} is missing (there are {there})")
-    labels = list(data["label"])
-    kind, expected = (int, f"0 to {classes - 1}") if classes else (int | float, "a score from 0 to 5")
-    for row, label in enumerate(labels):
-        if not (isinstance(label, kind) and 0 <= label <= (classes - 1 if classes else 5)):
-            raise UserError(f"{folder}, split {split!r}, row {row}: the label {label!r} is not {expected}")
-    sentences = list(zip(*(data[name] for name in columns), strict=True))
-    for row, texts in enumerate(sentences):
-        for name, text in zip(columns, texts, strict=True):
-            if not isinstance(text, str):
-                raise UserError(f"{folder}, split {split!r}, row {row}: {name!r} is not a text but {text!r}")
-    return [tuple(map(str.strip, texts)) for texts in sentences], labels if classes else list(map(float, labels))
-
-
 SOURCE = (
     "https://gluebenchmark.com/tasks (MRPC: the msr_paraphrase files of Microsoft's paraphrase corpus and GLUE's "
     'dev_ids.tsv), or datasets.load_dataset("nyu-mll/glue", NAME).save_to_disk("ROOT/NAME")'
@@ -134,9 +86,19 @@ def read_glue(root: Path, name: str, split: Split) -> Examples:
     """
     task = TASKS[name]
     home = _home(root, task)
+    if lacking := missing(root, name, split):
+        if is_saved(home):
+            what = f"{home} has no whole split {split!r}: {lacking} does not exist"
+            raise UserError(f"{what}. Save or download it again")
+        if lacking.name == _LISTED:
+            raise UserError(f"{lacking} does not exist: it names the validation pairs of MRPC", GET)
+        tree = f"{task.title}/train.tsv and {task.title}/dev.tsv"
+        if name == "mrpc":
+            tree += f", or MRPC/{_MICROSOFT} and MRPC/{_LISTED}"
+        tree += f", or the folder {name} of save_to_disk or of Parquet files"
+        raise UserError(f"{lacking} does not exist. Expected below --data.root: {tree}", GET)
     if is_saved(home):
-        columns = _PAIR if name == "mrpc" else task.texts
-        return Examples(*read_saved(home, split, columns, len(task.labels)), task.names)
+        return _read_saved(home, split, task)
     sentences: list[tuple[str, ...]] = []
     labels: list[float] = []
     for where, texts, label in _rows(home, task, split):
@@ -159,8 +121,17 @@ def missing(root: Path, name: str, split: Split) -> Path | None:
     home = _home(root, TASKS[name])
     if not home.is_dir():
         return home
+    if (home / "dataset_dict.json").is_file():
+        state = home / split / "state.json"
+        return None if state.is_file() else state if state.parent.is_dir() else state.parent
     if is_saved(home):
-        return missing_split(home, split)
+        files = [
+            re.match(r"-(\d+)-of-(\d+)", path.name.removeprefix(split)) for path in home.glob(f"{split}-*.parquet")
+        ]
+        numbers = {int(file[1]): int(file[2]) for file in files if file}
+        count = max(numbers.values(), default=1)
+        lacking = (number for number in range(count) if number not in numbers)
+        return next((home / f"{split}-{number:05}-of-{count:05}.parquet" for number in lacking), None)
     wanted = home / _TSV[split]
     if name == "mrpc" and (home / _MICROSOFT).is_file() and not wanted.is_file():
         wanted = home / _LISTED
@@ -173,6 +144,29 @@ def _home(root: Path, task: Task) -> Path:
     return next((each for wanted in (is_saved, Path.is_dir) for each in folders if wanted(each)), folders[0])
 
 
+def _read_saved(home: Path, split: Split, task: Task) -> Examples:
+    from randlora_pl.data.readers.huggingface import load_split  # not before data is read: it imports NumPy
+
+    saved, where = (home / "dataset_dict.json").is_file(), f"{home}, split {split!r}"
+    data = load_split(home, home / split if saved else sorted(home.glob(f"{split}-*-of-*.parquet")))
+    columns = _PAIR if task.name == "mrpc" else task.texts
+    if absent := [name for name in (*columns, "label") if name not in data.column_names]:
+        there = ", ".join(data.column_names)
+        raise UserError(f"{where}: the column {absent[0]!r} is missing (there are {there})")
+    labels, most = list(data["label"]), len(task.labels) - 1 if task.labels else 5
+    kind, expected = (int, f"0 to {most}") if task.labels else (int | float, "a score from 0 to 5")
+    for row, label in enumerate(labels):
+        if not (isinstance(label, kind) and 0 <= label <= most):
+            raise UserError(f"{where}, row {row}: the label {label!r} is not {expected}")
+    sentences = list(zip(*(data[name] for name in columns), strict=True))
+    for row, texts in enumerate(sentences):
+        for name, text in zip(columns, texts, strict=True):
+            if not isinstance(text, str):
+                raise UserError(f"{where}, row {row}: {name!r} is not a text but {text!r}")
+    values = labels if task.labels else list(map(float, labels))
+    return Examples([tuple(map(str.strip, texts)) for texts in sentences], values, task.names)
+
+
 def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str, ...], str]]:
     path = home / _TSV[split]
     columns = (*task.texts, task.label)
@@ -180,11 +174,8 @@ def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str
         without_header = ("source", "label", "original_label", "sentence") if task.name == "cola" else ()
         for where, (*texts, label) in _table(path, columns, without_header):
             yield where, tuple(texts), label
-    elif task.name == "mrpc" and (home / _MICROSOFT).is_file():
-        # As Microsoft publishes it: the pairs of `dev_ids.tsv` validate, the others train.
+    else:  # MRPC as Microsoft publishes it: the pairs of `dev_ids.tsv` validate, the others train
         listed = home / _LISTED
-        if not listed.is_file():
-            raise UserError(f"{listed} does not exist: it names the validation pairs of MRPC", GET)
         validation = {tuple(line.split("\t")[:2]) for line in read_lines(listed)}
         found, path = 0, home / _MICROSOFT
         for where, (*texts, label, first, second) in _table(path, (*columns, "#1 ID", "#2 ID"), ()):
@@ -194,12 +185,6 @@ def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str
                 yield where, tuple(texts), label
         if not found:
             raise UserError(f"{listed} names no pair of {path}", GET)
-    else:
-        tree = f"{task.title}/train.tsv and {task.title}/dev.tsv"
-        if task.name == "mrpc":
-            tree += f", or MRPC/{_MICROSOFT} and MRPC/{_LISTED}"
-        tree += f", or the folder {task.name} of save_to_disk or of Parquet files"
-        raise UserError(f"{path} does not exist. Expected below --data.root: {tree}", GET)
 
 
 def _table(path: Path, columns: Sequence[str], fixed: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

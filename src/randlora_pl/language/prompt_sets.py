@@ -6,12 +6,11 @@ representation || reference`` for each reference. Imports no PyTorch.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from randlora_pl.language.catalog import VALIDATION
 from randlora_pl.language.text_files import first_file, read_lines, read_records
 from randlora_pl.utils.errors import UserError
 
@@ -135,8 +134,6 @@ def read_questions(root: Path, name: str = "commonsense_15k") -> list[Question]:
     return questions
 
 
-Split = Literal["train", "validation", "test"]
-
 E2E_TREE = "train.txt, valid.txt and test.txt with lines 'meaning representation || reference'"
 E2E_SOURCE = (
     "https://github.com/tuetschek/e2e-dataset, its tables written as such lines, "
@@ -144,7 +141,7 @@ E2E_SOURCE = (
 )
 
 
-def read_e2e(root: Path, split: Split) -> list[tuple[str, str]]:
+def read_e2e(root: Path, split: Literal["train", "validation", "test"]) -> list[tuple[str, str]]:
     """Return the lines of one split in their order; empty lines are left out.
 
     A line is a meaning representation, such as ``name : Aromi | type : pub``, and a person's text for it.
@@ -165,14 +162,6 @@ def read_e2e(root: Path, split: Split) -> list[tuple[str, str]]:
     if not found:
         raise UserError(f"{path} has no lines. Download the file again")
     return found
-
-
-def grouped(lines: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Return the references of each meaning representation, wherever their lines are, in the order of the first."""
-    groups: dict[str, list[str]] = {}
-    for meaning, reference in lines:
-        groups.setdefault(meaning, []).append(reference)
-    return groups
 
 
 OWN = 'train.jsonl with a line such as {"prompt": "2+2=", "completion": "4"} per sample'
@@ -202,11 +191,6 @@ class Item:
     options: tuple[str, ...] = ()
     completions: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
-
-    def grade(self, text: str) -> tuple[bool, bool]:
-        """Return two flags: the text holds the right answer, and it holds an answer at all."""
-        found = self.found(text)
-        return found == self.answer, bool(found)
 
     def found(self, text: str) -> str | None:
         """Return the answer that occurs first in a generated text, None if there is none.
@@ -245,9 +229,8 @@ def read_training(dataset: str, root: Path, validation: int | None) -> tuple[lis
         train, val = ([Sample(meaning, f" {reference}") for meaning, reference in lines] for lines in read)
         return train, val
     if dataset == "jsonl":
-        file = _training_file(root)
-        train, own = _own_samples(file), file.with_name("val.jsonl")
-        return (train, _own_samples(own)) if own.is_file() and file != root else hold_out(train, validation)
+        train, val = _own_samples(root, "train"), _own_samples(root, "val")
+        return (train, val) if val else hold_out(train, validation)
     questions = read_questions(root, dataset)
     return hold_out([Sample(each.prompt, each.output) for each in questions], validation, 42, "commonsense/validation")
 
@@ -264,13 +247,12 @@ def read_items(dataset: str, root: Path, tests: Sequence[str] | None) -> list[It
         UserError: A file is missing or wrong.
     """
     if dataset == "e2e":
-        groups = grouped(read_e2e(root, "test"))
+        groups: dict[str, list[str]] = {}  # wherever the lines of one are, in the order of the first
+        for meaning, reference in read_e2e(root, "test"):
+            groups.setdefault(meaning, []).append(reference)
         return [Item("e2e", meaning, "", references=tuple(references)) for meaning, references in groups.items()]
     if dataset == "jsonl":
-        file = _training_file(root)
-        own = file.with_name("test.jsonl")
-        samples = _own_samples(own) if own.is_file() and file != root else []
-        return [Item("test", sample.prompt, sample.completion.strip()) for sample in samples]
+        return [Item("test", each.prompt, each.completion.strip()) for each in _own_samples(root, "test")]
     items = []
     for task in map(TASKS.__getitem__, TASKS if tests is None else tests):
         for each in read_questions(root, task.name):
@@ -287,7 +269,7 @@ def hold_out(
 
     Args:
         samples: All of them.
-        count: Number of validation samples; None for `VALIDATION`, but at most a tenth.
+        count: Number of validation samples; None for 120, as in the released scripts, but at most a tenth.
         seed: Seed of the choice.
         stream: Name of the random numbers.
 
@@ -295,7 +277,7 @@ def hold_out(
         UserError: Nothing would be left to train on.
     """
     if count is None:
-        count = min(VALIDATION, len(samples) // 10)
+        count = min(120, len(samples) // 10)
     if count >= len(samples):
         raise UserError(
             f"{count} validation samples of {len(samples)} leave nothing to train on. Lower --data.validation"
@@ -307,14 +289,15 @@ def hold_out(
     return learn, [samples[index] for index in sorted(chosen)]
 
 
-def _training_file(root: Path) -> Path:
+def _own_samples(root: Path, split: str) -> list[Sample]:
+    """Return the user's samples of a split; none if only ``train`` has a file, or ``root`` is the one file."""
     file = root if root.is_file() else root / "train.jsonl"
     if not file.is_file():
         raise UserError(f"{file} does not exist. Expected below --data.root: {OWN}")
-    return file
-
-
-def _own_samples(file: Path) -> list[Sample]:
+    if split != "train":
+        if file == root or not file.with_name(f"{split}.jsonl").is_file():
+            return []
+        file = file.with_name(f"{split}.jsonl")
     samples = []
     for line, fields in read_records(file, Sample._fields):
         if empty := next((name for name in Sample._fields if not fields[name]), None):

@@ -155,22 +155,22 @@ def _array(path: Path, text: str) -> list[tuple[int, Any]]:
     """
     decode = json.JSONDecoder().raw_decode
     values: list[tuple[int, Any]] = []
-    line, counted = 1, 0
-    position = _after_space(text, text.index("[") + 1)
-    mark = "]" if text.startswith("]", position) else ","
+    line, counted, position = 1, 0, text.index("[")
+    mark = next(_MARK.finditer(text, position))
+    if text.startswith("]", mark.end()):
+        mark = next(_MARK.finditer(text, mark.end()))
     try:
-        while mark == ",":
+        while mark[1] != "]":
+            position = mark.end()
             value, end = decode(text, position)
             line += text.count("\n", counted, position)
             counted = position
             values.append((line, value))
-            position = _after_space(text, end)
-            mark = text[position : position + 1]
-            if mark not in {",", "]"}:
+            mark = next(_MARK.finditer(text, end))
+            position = mark.start(1)
+            if mark[1] not in {",", "]"}:
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
-            if mark == ",":
-                position = _after_space(text, position + 1)
-        position = _after_space(text, position + 1)
+        position = mark.end()
         if position < len(text):
             raise json.JSONDecodeError("Nothing may follow the array", text, position)
     except (ValueError, RecursionError) as error:
@@ -191,13 +191,8 @@ def _invalid(path: Path, error: ValueError | RecursionError, start: int) -> User
     return UserError(f"{path}, line {line}{inside}: no valid JSON: {reason}. Correct it, or download the file again")
 
 
-_SPACE = re.compile(r"[ \t\r\n]*")
-"""White space of JSON."""
-
-
-def _after_space(text: str, position: int) -> int:
-    return found.end() if (found := _SPACE.match(text, position)) else position
-
+_MARK = re.compile(r"[ \t\r\n]*([\[\],]?)[ \t\r\n]*")
+"""A mark of a JSON array and the white space around it, which matches everywhere."""
 
 TEXTS = (("text",), ("text_a", "text_b"))
 COLUMNS = "columns text (or text_a and text_b) and label"

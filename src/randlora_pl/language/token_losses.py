@@ -15,15 +15,14 @@ from torch.utils.checkpoint import checkpoint
 from randlora_pl.language.tokenization import IGNORED
 from randlora_pl.utils.errors import UserError
 
-_POSITIONS = ("wpe", "embed_positions", "position_embeddings", "positions_embed")
-"""Names of modules of learned positions, and of CodeGen's table of rotary ones; others have no last position."""
-
 
 def table_of_positions(model: Any) -> int | None:
     """Return the number of positions in a model's table, learned (GPT-2) or not (CodeGen); None without a table."""
     modules = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
     tables = [*modules, *(name for name, _ in model.named_buffers())]
-    if not any(name.rpartition(".")[2] in _POSITIONS for name in tables):
+    # Modules of learned positions, and CodeGen's table of rotary ones; others have no last position.
+    known = ("wpe", "embed_positions", "position_embeddings", "positions_embed")
+    if not any(name.rpartition(".")[2] in known for name in tables):
         return None
     most: int | None = getattr(model.config, "max_position_embeddings", None)
     return most

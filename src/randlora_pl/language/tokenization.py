@@ -18,9 +18,6 @@ from randlora_pl.utils.errors import UserError
 IGNORED = -100
 """Label of a token without a loss, the default of PyTorch's cross-entropy."""
 
-_AT_ONCE = 1000
-"""Samples that a tokenizer gets at a time; each call of one costs more than a short text."""
-
 Side = Literal["left", "right"]
 
 log = logging.getLogger("randlora_pl")
@@ -80,7 +77,6 @@ def encode_prompt(tokenizer: Any, prompt: str, separate: bool = False) -> list[i
 
 
 def _start(tokenizer: Any) -> list[int]:
-    """Return the start of text, where the tokenizer sets one by itself."""
     start: list[int] = tokenizer("")["input_ids"][:1]
     return start if start == [tokenizer.bos_token_id] else []
 
@@ -112,7 +108,7 @@ def encode(
         raise UserError("The tokenizer has no end of text: set eos_token in its tokenizer_config.json")
     start, between = _start(tokenizer), [end] if separate else []
     left = iter(samples)
-    while some := list(islice(left, _AT_ONCE)):
+    while some := list(islice(left, 1000)):  # each call of a tokenizer costs more than a short text
         parts = (tokenizer(list(part), add_special_tokens=False)["input_ids"] for part in zip(*some, strict=True))
         for prompt, completion in zip(*parts, strict=True):
             given = [*start, *prompt, *between]

@@ -143,7 +143,7 @@ def test_samples_come_back_from_the_flat_arrays() -> None:
     held = Sentences(encoded, [1, 0, 2], True, tokenizer, 0)
     assert [held[place] for place in range(3)] == encoded
     assert held.by_length() == np.argsort([-len(row["input_ids"]) for row in encoded], kind="stable").tolist()
-    assert held.total == sum(len(row["input_ids"]) for row in encoded)
+    assert held.lengths.sum() == sum(len(row["input_ids"]) for row in encoded)
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def tokens(*lengths: int) -> Tokens:
 
 def test_tokens_come_back_without_the_label_of_the_first() -> None:
     held = tokens(3, 1, 5)
-    assert len(held) == 3 and held.total == 9
+    assert len(held) == 3 and held.lengths.sum() == 9
     assert held[2] == Encoded([1, 2, 3, 4, 5], [IGNORED, 2, 3, 4, 5], 5)
     assert held.counted.tolist() == [2, 0, 4]
 
@@ -54,15 +54,15 @@ def test_evaluation_goes_from_long_to_short_and_takes_each_once() -> None:
     assert [batches[number]["input_ids"].shape[1] for number in range(3)] == [16, 8, 8]
 
 
-def test_answers_are_graded() -> None:
+def test_answers_are_found() -> None:
     choice = Item("boolq", "q", "true", ("true", "false"))
-    assert choice.grade("the answer is true, not false") == (True, True)
-    assert choice.grade("false") == (False, True)
-    assert choice.grade("I do not know") == (False, False)
+    assert choice.found("the answer is true, not false") == "true"
+    assert choice.found("false") == "false"
+    assert choice.found("I do not know") is None
     own = Item("test", "q", "4")
-    assert own.grade(" 4 ") == (True, True)
-    assert own.grade("4 5") == (False, True)
-    assert own.grade("") == (False, False)
+    assert own.found(" 4 ") == "4"
+    assert own.found("4 5") == "4 5"
+    assert own.found("") == ""
 
 
 def data(folder: Path, **options: object) -> TextData:

@@ -3,7 +3,7 @@ from typing import Literal
 
 import pytest
 
-from randlora_pl.language.prompt_sets import grouped, read_e2e
+from randlora_pl.language.prompt_sets import read_e2e, read_items
 from randlora_pl.utils.errors import UserError
 from tests.language.files import write, write_e2e
 
@@ -14,7 +14,7 @@ def test_lines_are_read_and_grouped_by_meaning(tmp_path: Path, split: Literal["t
     assert len(found) == 4
     assert found[0][0] == "name : The Vaults | Type : pub | price : more than £ 30"
     assert found[1][1] == "Aromi is a coffee shop , not family-friendly ."
-    groups = grouped(found)
+    groups = {item.prompt: list(item.references) for item in read_items("e2e", tmp_path, None)}
     assert list(groups) == [found[0][0], "name : Aromi | Type : coffee shop"]
     assert groups[found[0][0]] == [found[0][1], found[2][1]]
     assert groups[found[1][0]] == [found[1][1], found[3][1]]

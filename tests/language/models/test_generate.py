@@ -4,6 +4,7 @@ import copy
 import itertools
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.generation import configuration_utils
 
+from randlora_pl.language import generate
 from randlora_pl.language.generate import (
     Decoding,
     choose_options,
@@ -74,7 +76,10 @@ def reads(model: Any, texts: dict[str, torch.Tensor], how: Decoding, share: bool
         seen.append(options["input_ids"].numel() if "input_ids" in options else args[0].numel())
 
     with model.register_forward_pre_hook(note, with_kwargs=True):
-        return write_tokens(model, texts, how, 0, eos, share=share), sum(seen)
+        if share:
+            return write_tokens(model, texts, how, 0, eos), sum(seen)
+        with mock.patch.object(generate, "_prompt_cache", lambda *_, **__: {}):  # transformers reads it for each beam
+            return write_tokens(model, texts, how, 0, eos), sum(seen)
 
 
 @in_one_item(

@@ -4,8 +4,6 @@ import importlib.util
 
 from randlora_pl.utils.errors import UserError
 
-_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-
 
 def check_packages() -> None:
     """Check that the packages of the extra are installed.
@@ -13,7 +11,7 @@ def check_packages() -> None:
     Raises:
         UserError: A package is missing.
     """
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
             f"--to onnx needs {', '.join(missing)}, not installed here. Run: pip install '.[onnx]' in the checkout. "

@@ -40,20 +40,6 @@ class ImageEncoder(nn.Module):
         return F.normalize(features, dim=-1) if self.unit else features
 
 
-class LinearHead(nn.Module):
-    """Module from features to logits; ``weight`` is (classes, features)."""
-
-    weight: Tensor
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight.detach().clone())
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map (n, features) to (n, classes)."""
-        return F.linear(features, self.weight)
-
-
 class ExportedClassifier(nn.Module):
     """Module from pixels to logits and probabilities of all classes."""
 
@@ -154,8 +140,12 @@ def make_program(task: ImageTask, part: str = "classifier", frame: ImageSpec | N
         unit = task.unit_features and (second is None or second.unit_features)
         encoder = ImageEncoder(task.image_tower(), frame, unit)
         module: nn.Module = encoder
-        if weight is not None:
-            module = ExportedClassifier(encoder, LinearHead(weight) if second is None else second.classifier(weight))
+        if weight is not None and second is not None:
+            module = ExportedClassifier(encoder, second.classifier(weight))
+        elif weight is not None:
+            head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+            head.weight = nn.Parameter(weight.detach().clone())
+            module = ExportedClassifier(encoder, head)
     outputs = ("features",) if part == "image" else ("logits", "probabilities")
 
     def examples(count: int, seed: int) -> Tensor:

@@ -25,9 +25,6 @@ TASK, HEAD = "task.json", "head.safetensors"
 PREFIX = "base_model.model."
 """Prefix of the base model's names in a PEFT file."""
 
-_ID = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
-"""Name or id of a model; a path or a name such as ``local-dir:PATH`` does not match."""
-
 _FILES = {CONFIG, TENSORS, TASK, HEAD, "README.md"}
 
 
@@ -174,8 +171,10 @@ def named_base(adapter: PeftAdapter) -> tuple[str, str | None] | None:
 
 
 def _is_id(value: object) -> TypeGuard[str]:
-    """Return True for a name or id of a model that is not also a path here."""
-    return isinstance(value, str) and _ID.fullmatch(value) is not None and not Path(value).exists()
+    """Return True for a name or id of a model that is not also a path here, nor one such as ``local-dir:PATH``."""
+    if not isinstance(value, str) or not re.fullmatch(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", value, re.ASCII):
+        return False
+    return not Path(value).exists()
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:

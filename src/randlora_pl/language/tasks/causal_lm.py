@@ -180,8 +180,8 @@ class CausalLMTask(TextTask):
             if counts:
                 self._texts[number] = text
             if counts and not item.references:
-                right, found = item.grade(text)
-                self._metric(f"acc/{item.task}").update(float(right))
+                found = item.found(text)
+                self._metric(f"acc/{item.task}").update(float(found == item.answer))
                 self._metric(f"unfound/{item.task}").update(float(not found))
         return {"index": batch["index"], "texts": texts}
 

@@ -93,13 +93,11 @@ class TextClassificationTask(TextTask):
         """Take the classes from the data module, and reset the metrics.
 
         Raises:
-            UserError: There are none, or the task was built for others.
+            UserError: The task was built for others.
         """
         data = self.data
         if data is not None:
             self.set_classes(data.classnames, data.metric)
-        if self.metric is None:
-            raise UserError("the task needs a data module, or set_classes(classnames) first.")
         self.metrics = nn.ModuleDict({split: PredictionCollector() for split in ("val", "test")})
         self.metrics.to(self.device)
 
@@ -226,7 +224,8 @@ class TextClassificationTask(TextTask):
         # transformers reads a mask (b, n) on the host, to leave out one without padding, and so waits for the GPU: give
         # the mask (b, 1, n, n) that the encoder itself would make.
         mask: Tensor = batch["attention_mask"]
-        make = vars(sys.modules[type(encoder).__module__]).get("create_bidirectional_mask") if on_cuda(mask) else None
+        own = vars(sys.modules[type(encoder).__module__])
+        make: Any = own.get("create_bidirectional_mask") if on_cuda(mask) else None
         known = make is not None and "allow_is_bidirectional_skip" in signature(make).parameters
         if known and encoder.config._attn_implementation in ("sdpa", "eager"):
             embedded = next(encoder.parameters()).new_empty(1).expand(*mask.shape, 1)  # for its shape, dtype and device
