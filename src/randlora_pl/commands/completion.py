@@ -47,25 +47,20 @@ def whole_parser() -> argparse.ArgumentParser:
 
 def _add(commands: Any, typed: str, name: str) -> None:
     """Add the parser of a command to the commands or to a group."""
-    parents = [_parser_of(name)]
-    for action in parents[0]._actions:
+    command = Command(name, function_of(name))
+    if command.raw:  # it reads its words itself, and has a parser in its module
+        parser: argparse.ArgumentParser = sys.modules[command.function.__module__].parser(name)
+    else:
+        parser = command.parser()
+    for action in parser._actions:
         action.help = _plain(action.help or "")
         if action.dest in _PATHS or action.metavar in ("ADAPTER", "DIR", "FILE", "PATH", "RUN", "[NAME=]PATH"):
             action.complete = _FILE  # type: ignore[attr-defined]
         elif action.metavar == "CONFIG":
             action.choices = list(config_names())
-    commands.add_parser(typed, parents=parents, add_help=False, help=_plain(summary(name)))
+    commands.add_parser(typed, parents=[parser], add_help=False, help=_plain(summary(name)))
 
 
 def _plain(text: str) -> str:
     """Return a text without signs that shells and argparse read."""
     return re.sub(r"[^\w ,()/=+-]", "", text)
-
-
-def _parser_of(name: str) -> argparse.ArgumentParser:
-    """Return the parser of a command; a command that reads its words itself has one in its module."""
-    command = Command(name, function_of(name))
-    if not command.raw:
-        return command.parser()
-    found: argparse.ArgumentParser = sys.modules[command.function.__module__].parser(name)
-    return found

@@ -20,6 +20,7 @@ from randlora_pl.data.catalog.registry import (
     present,
     with_split,
 )
+from randlora_pl.data.download import ProgressCallback, length
 from randlora_pl.data.locations import root_of
 from randlora_pl.language.dataset_facts import find_images
 from randlora_pl.utils.errors import UserError
@@ -30,8 +31,6 @@ from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
     from randlora_pl.data.check import Report
-    from randlora_pl.data.download import ProgressCallback
-    from randlora_pl.data.install import DownloadProgress
 
 Names = Annotated[Sequence[str], Option("NAME", "Datasets (randlora-pl datasets)")]
 All = Annotated[bool, Option(help="All datasets")]
@@ -241,9 +240,23 @@ def _fetch_all(rows: Sequence[DatasetSpec], root: Path, keep: bool, everything: 
 
 
 def _fetch(row: DatasetSpec, root: Path) -> None:
-    """Fetch one dataset, and print each step."""
+    """Fetch one dataset, and print each finished step, on a terminal also a bar for the present one."""
     from randlora_pl.data import install
-    from randlora_pl.data.download import length
+
+    class Printed(install.DownloadProgress):
+        def report(self, text: str) -> None:
+            print(f"  {text}", flush=True)
+
+    class Bars(Printed):
+        @contextmanager
+        def progress(self, text: str) -> Iterator[ProgressCallback]:
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("  {task.description}"), BarColumn(20), DownloadColumn(), TimeRemainingColumn())
+            with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+                task = progress.add_task(text, total=None)
+                yield lambda done, total: progress.update(task, completed=done, total=total)
 
     home = install.downloads(row, root)
     print(f"{row.name}: {row.title}; licence: {row.licence}")
@@ -257,7 +270,7 @@ def _fetch(row: DatasetSpec, root: Path) -> None:
     total = f", {byte_size(sum(sizes))}" if absent and len(sizes) == len(absent) else ""
     count = "1 file" if len(row.files) == 1 else f"{len(row.files)} files"
     print(f"  {count}, {len(absent)} to download{total}: to {home}, unpacked into {root}", flush=True)
-    install.get(row, root, _watch())
+    install.get(row, root, Bars() if sys.stderr.isatty() else Printed())
 
 
 def _tidy(row: DatasetSpec, root: Path, keep: bool) -> None:
@@ -269,28 +282,6 @@ def _tidy(row: DatasetSpec, root: Path, keep: bool) -> None:
     left = [file.name for file in row.files if (downloads(row, root) / file.name).exists()]
     if left:
         print(f"  no longer needed: {', '.join(left)} in {downloads(row, root)}")
-
-
-def _watch() -> "DownloadProgress":
-    """Return progress that prints finished steps, and on a terminal a bar for the present one."""
-    from randlora_pl.data.install import DownloadProgress
-
-    class Printed(DownloadProgress):
-        def report(self, text: str) -> None:
-            print(f"  {text}", flush=True)
-
-    class Bars(Printed):
-        @contextmanager
-        def progress(self, text: str) -> "Iterator[ProgressCallback]":
-            from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (TextColumn("  {task.description}"), BarColumn(20), DownloadColumn(), TimeRemainingColumn())
-            with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-                task = progress.add_task(text, total=None)
-                yield lambda done, total: progress.update(task, completed=done, total=total)
-
-    return Bars() if sys.stderr.isatty() else Printed()
 
 
 def show(name: str, *, root: Root = None, output: File | None = None, shots: Annotated[int, between(1, 50)] = 4) -> int:

@@ -68,9 +68,17 @@ def _run(command: str, words: Words) -> int:
     if asked or not words:
         print(page(command), end="", file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    if explained := class_page(command, words):
-        print(explained)
-        return 0
+    typed = [word.partition("=")[0] for word in words]
+    if helped := [short_name(word) for word in typed if word in [f"--{option}.help" for option in CLASSES]]:
+        # the options of --model.help NAME, which jsonargparse names without --model, after seconds of imports
+        composed = compose(command, words, DEFAULTS)
+        option = helped[0].removesuffix(".help")
+        known = classes(option)
+        default = method_with("inside", True) if option == "model.adapter.inner" else next(iter(known))
+        chosen = composed.values.get(helped[0]) or str(composed.flat().get(option) or default)
+        if name := class_name(option, chosen, helped[0]):
+            print(describe(known[name], f"--{option}."))
+            return 0
     from randlora_pl.run.session import run_evaluation, run_fit
 
     if command == "fit":
@@ -121,23 +129,6 @@ def page(verb: str) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def class_page(verb: str, args: list[str]) -> str:
-    """Return the options of the class of ``--model.help NAME``, ``--model.adapter.help NAME``; else an empty text.
-
-    jsonargparse would name them without ``--model``, after seconds of imports.
-    """
-    asked = [word for word in args if word.partition("=")[0] in (f"--{option}.help" for option in CLASSES)]
-    if not asked:
-        return ""
-    command = compose(verb, args, DEFAULTS)
-    option = short_name(asked[0].partition("=")[0]).removesuffix(".help")
-    known = classes(option)
-    default = method_with("inside", True) if option == "model.adapter.inner" else next(iter(known))
-    typed = command.values.get(f"{option}.help") or str(command.flat().get(option) or default)
-    name = class_name(option, typed, f"{option}.help")
-    return describe(known[name], f"--{option}.") if name else ""
 
 
 def describe(kind: type, prefix: str) -> str:

@@ -18,11 +18,15 @@ from typing import Annotated, Any, TypeVar
 from randlora_pl.commands.common.arguments import print_json
 from randlora_pl.commands.common.tables import entry
 from randlora_pl.commands.fit import describe
+from randlora_pl.data.catalog.registry import CATALOG, default_root
+from randlora_pl.language.catalog import DATASETS, KNOWN, LABELLED
 from randlora_pl.language.dataset_facts import TEXT_PAGES, dataset_facts, state_of
 from randlora_pl.language.dataset_facts import datasets as states_of_datasets
+from randlora_pl.models.catalog import MODELS, matrix
 from randlora_pl.run.options.classes import classes, options_of, summary
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.machine import cache_folder
 from randlora_pl.utils.option_types import Json, Option, Root
 from randlora_pl.utils.text.formatting import byte_size
 from randlora_pl.utils.text.tables import table
@@ -55,7 +59,12 @@ def adapters(names: Names = (), *, json: Json = False) -> int:
     chosen = [_pick(name, listed, "adapter") for name in names] or list(classes("model.adapter"))
     kinds = [classes("model.adapter")[name] for name in chosen]
     if json:
-        print_json([_facts(kind) for kind in kinds])
+        facts = []
+        for kind in kinds:
+            own = options_of(kind).values()
+            options = {each.name: {"type": each.choices, "default": each.written, "help": each.help} for each in own}
+            facts.append({"name": kind.__name__, "summary": summary(kind), "options": options})
+        print_json(facts)
         return 0
     for kind in kinds:
         print(describe(kind, "--model.adapter."))
@@ -81,12 +90,6 @@ def _methods() -> Iterator[tuple[str, str, str]]:
         yield group(name), name, (ast.get_docstring(nodes[name]) or "").partition("\n")[0]
 
 
-def _facts(kind: type) -> dict[str, Any]:
-    options = options_of(kind).values()
-    shown = {each.name: {"type": each.choices, "default": each.written, "help": each.help} for each in options}
-    return {"name": kind.__name__, "summary": summary(kind), "options": shown}
-
-
 def datasets(names: Names = (), *, root: Root = None, json: Json = False) -> int:
     """List the datasets, or show some of them in full.
 
@@ -98,9 +101,6 @@ def datasets(names: Names = (), *, root: Root = None, json: Json = False) -> int
         names: Datasets to show
         root: Folder to search for the data (default: the user's data folder)
     """
-    from randlora_pl.data.catalog.registry import CATALOG, default_root
-    from randlora_pl.language.catalog import DATASETS, LABELLED
-
     folder = default_root() if root is None else Path(root).expanduser()
     if root is not None and not folder.is_dir():
         raise UserError(f"--root {folder} is not a folder; give the folder with the datasets")
@@ -147,9 +147,6 @@ def models(names: Names = (), *, all: bool = False, json: Json = False) -> int:
         names: Models to list
         all: Every architecture of open_clip and timm: what is adapted, and if preprocessing is the library's
     """
-    from randlora_pl.language.catalog import KNOWN
-    from randlora_pl.models.catalog import MODELS, matrix
-
     rows: dict[str, tuple[Any, ...]] = {
         row.name: (row.name, row.library, row.config, row.parameters, row.image_size, ", ".join(row.tags), row.license)
         for row in MODELS
@@ -163,7 +160,26 @@ def models(names: Names = (), *, all: bool = False, json: Json = False) -> int:
         for each in matrix():
             rows_of.setdefault(each["name"], []).append(each)
         picked = [_pick(name.partition(".")[0], rows_of, "model", "models --all") for name in names]
-        return _print_matrix(list(chain(*picked)) or matrix(), json)
+        found = list(chain(*picked)) or matrix()
+        if json:
+            print_json(found)
+            return 0
+        methods = {name for _, name, _ in _methods()}
+        cells = []
+        for row in found:
+            adapted = " / ".join(row[method] or "-" for method in row if method in methods)
+            equal = f"{row['equal']} of {row['tags']}" if row["tags"] != "0" else "no weights"
+            why = row["refused"] or "; ".join(
+                filter(None, [row["hub"] and f"not checked without the hub: {row['hub']}", row["frozen"]])
+            )
+            cells.append((row["name"], row["library"], adapted, equal, why))
+        columns = ("model", "library", "adapted, %", "preprocessing", "frozen, % / why not")
+        print(table(columns, cells, optional=("library",)))
+        print(
+            "\nadapted: RandLoRA / LoRA / DoRA by default, of the weights of the blocks. preprocessing: pretrained "
+            "weights with the library's own, of all. More: docs/model_matrix.md"
+        )
+        return 0
     chosen = [_pick(name, rows, "model") for name in names] or list(rows.values())
     header = ("model", "library", "config", "parameters", "pixels", "weights", "licence")
     if json:
@@ -172,33 +188,6 @@ def models(names: Names = (), *, all: bool = False, json: Json = False) -> int:
     cells = [(*row[:3], f"{row[3] / 1e6:,.1f} M", *row[4:]) for row in chosen]
     print(table(header, cells, optional=("pixels", "library") if names else ("licence", "pixels", "library")))
     print("\nUse: randlora-pl fit --config CONFIG, or --model.name NAME --model.pretrained TAG, a file or random")
-    return 0
-
-
-def _print_matrix(rows: list[dict[str, str]], as_json: bool) -> int:
-    """Print what the default of the methods adapts of each architecture, and what is known about its preprocessing."""
-    if as_json:
-        print_json(rows)
-        return 0
-    known = {name for _, name, _ in _methods()}
-    cells = [
-        (
-            row["name"],
-            row["library"],
-            " / ".join(row[method] or "-" for method in row if method in known),
-            f"{row['equal']} of {row['tags']}" if row["tags"] != "0" else "no weights",
-            row["refused"]
-            or "; ".join(filter(None, [row["hub"] and f"not checked without the hub: {row['hub']}", row["frozen"]])),
-        )
-        for row in rows
-    ]
-    print(
-        table(("model", "library", "adapted, %", "preprocessing", "frozen, % / why not"), cells, optional=("library",))
-    )
-    print(
-        "\nadapted: RandLoRA / LoRA / DoRA by default, of the weights of the blocks. preprocessing: pretrained weights "
-        "with the library's own, of all. More: docs/model_matrix.md"
-    )
     return 0
 
 
@@ -232,10 +221,6 @@ OPTIONAL = {
 }
 """Purpose and extra of each optional package, by name."""
 
-HERE = re.compile("(?<!not )cached|bundled")
-
-_TIMEOUT = 3.0
-
 
 def doctor(*, all: bool = False, json: Json = False) -> int:
     """Check if a run can start here, and what is missing.
@@ -260,7 +245,7 @@ def doctor(*, all: bool = False, json: Json = False) -> int:
         here = {
             name: text
             for name, text in facts.items()
-            if all or not re.match("missing: |(.*: )?not cached", text) or HERE.search(text)
+            if all or not re.match("missing: |(.*: )?not cached", text) or re.search("(?<!not )cached|bundled", text)
         }
         if absent := len(facts) - len(here):
             here[f"{absent} not downloaded"] = "to list them: randlora-pl doctor --all"
@@ -316,7 +301,7 @@ def network() -> dict[str, str]:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES"):
         return {hub: "OFFLINE: HF_HUB_OFFLINE is set; only weights that are cached or in a file can be used"}
     try:
-        with urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=_TIMEOUT):
+        with urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=3):
             return {hub: "reachable"}
     except urllib.error.HTTPError as error:  # it answers, even if with a refusal
         return {hub: f"answers with {error.code}; if downloads fail, see HTTPS_PROXY and HF_ENDPOINT"}
@@ -327,9 +312,6 @@ def network() -> dict[str, str]:
 
 def weights() -> dict[str, str]:
     """Return the cached weights of the catalog and of the language models, without importing transformers."""
-    from randlora_pl.language.catalog import KNOWN
-    from randlora_pl.models.catalog import MODELS
-
     entries = {}
     for row in MODELS:
         states = {tag: "cached" if cached(row.library, row.name, tag) else "not cached" for tag in row.tags}
@@ -349,9 +331,6 @@ def weights() -> dict[str, str]:
 def folders() -> dict[str, str]:
     """Return the folders of data, cache and runs, and the free disk space."""
     from huggingface_hub import constants
-
-    from randlora_pl.data.catalog.registry import default_root
-    from randlora_pl.utils.machine import cache_folder
 
     here = {"datasets": default_root(), "weights": Path(constants.HF_HUB_CACHE), "text heads": cache_folder()}
     places = {name: str(folder) for name, folder in here.items()}

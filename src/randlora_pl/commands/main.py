@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from randlora_pl.commands.table import main_page, run
+from randlora_pl.run.error_messages import trouble_of_machine
 from randlora_pl.run.parallel.launch import launched, process_rank
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, shortened
 from randlora_pl.utils.own_classes import forget_named, import_named
@@ -32,12 +33,17 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 if the user must change something, 1 if another process was lost, 130
         after Ctrl-C, 143 after SIGTERM.
     """
-    words = list(sys.argv[1:] if args is None else args)
+    words, left = list[str](), iter(sys.argv[1:] if args is None else args)
     escape_unprintable_output()
     try:
         with raise_on_sigterm():
             forget_named()
-            words = _without_imports(words)
+            for word in left:
+                option, _, module = word.partition("=")
+                if option == "--import":
+                    import_named(module or next(left, ""))
+                else:
+                    words.append(word)
             if not words or words[0] in ("--help", "-h", "help"):
                 print(main_page(), end="")
                 return 0
@@ -67,8 +73,6 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as error:  # a full disk, a name that is too long, no permission, no memory: anywhere
         if os.environ.get("RANDLORA_PL_TRACEBACK"):
             raise
-        from randlora_pl.run.error_messages import trouble_of_machine
-
         if not (trouble := trouble_of_machine(error)):
             raise
         _print(f"error: {printable(trouble)}")
@@ -79,18 +83,6 @@ def _print(message: str) -> None:
     """Print the end of a command, and the rank of a process other than the first."""
     text = f"{f'[process {process_rank()}] ' if process_rank() else ''}randlora-pl: {message}"
     print("\n".join(shortened(part, LONGEST_LINE) for part in text.split("\n")), file=sys.stderr)
-
-
-def _without_imports(words: list[str]) -> list[str]:
-    """Import the modules that ``--import`` names, and return the other words."""
-    rest, left = list[str](), iter(words)
-    for word in left:
-        option, _, module = word.partition("=")
-        if option == "--import":
-            import_named(module or next(left, ""))
-        else:
-            rest.append(word)
-    return rest
 
 
 @contextmanager

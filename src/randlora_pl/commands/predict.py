@@ -9,6 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from randlora_pl import adapters
 from randlora_pl.commands.common.arguments import advised, check_output, check_parent, pick_device, spelled
 from randlora_pl.language import prediction_inputs as inputs
 from randlora_pl.language.catalog import TASKS
@@ -22,17 +23,15 @@ from randlora_pl.utils.machine import Precision, use_precision
 from randlora_pl.utils.option_types import Device, File, Option, Overwrite, Weights
 from randlora_pl.utils.options import Count, Finite
 from randlora_pl.utils.quick_imports import quick_imports
-from randlora_pl.utils.text.console import silence_library_warnings
+from randlora_pl.utils.text.console import log_to_terminal, silence_library_warnings
 from randlora_pl.utils.text.formatting import printable
 from randlora_pl.utils.text.tables import csv_text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from randlora_pl.adapters import AdapterFile
 
-_OF_IMAGES = ("weights", "classnames", "on_error", "max_pixels")
-_OF_TEXTS = ("max_new_tokens", "beams")
+Files = dict[str, "adapters.AdapterFile"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +81,9 @@ class PredictOptions:
         if bool(self.images) == bool(self.texts):
             both = "--images and --texts are not allowed together; " if self.images else ""
             raise UserError(f"predict: {both}give --images PATH, or for a language model --texts FILE.")
-        here, there, foreign = ("images", "texts", _OF_TEXTS) if self.images else ("texts", "images", _OF_IMAGES)
-        for name in foreign:
+        here, there = ("images", "texts") if self.images else ("texts", "images")
+        of_texts, of_images = ("max_new_tokens", "beams"), ("weights", "classnames", "on_error", "max_pixels")
+        for name in of_texts if self.images else of_images:
             if getattr(self, name) is not None:
                 raise UserError(f"{spelled(name)} can only be used with --{there}, not with --{here}. Remove it.")
         if self.weights is not None and len(self.weights) != len(self.adapters):
@@ -122,7 +122,15 @@ def name_adapters(words: Sequence[str]) -> dict[str, Path]:
     Raises:
         UserError: Two have the same name, or a name is empty.
     """
-    pairs = [_pair(word) for word in words]
+    pairs = []
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not equals or "/" in name or Path(word).exists():
+            pairs.append(("", word))
+        elif name and path:
+            pairs.append((name, path))
+        else:
+            raise UserError(f"--adapter {word}: give NAME=FOLDER, or the folder alone.")
     parts = [Path(path.removesuffix(".safetensors")).parts for _, path in pairs]
     head, tail = _in_common(parts), _in_common([path[::-1] for path in parts])
     named: dict[str, Path] = {}
@@ -132,15 +140,6 @@ def name_adapters(words: Sequence[str]) -> dict[str, Path]:
             raise UserError(f"--adapter has two called {name}, {named[name]} and {path}: give them names, NAME={path}")
         named[name] = find_adapter(path)
     return named
-
-
-def _pair(word: str) -> tuple[str | None, str]:
-    name, equals, path = word.partition("=")
-    if not equals or "/" in name or Path(word).exists():
-        return None, word
-    if not name or not path:
-        raise UserError(f"--adapter {word}: give NAME=FOLDER, or the folder alone.")
-    return name, path
 
 
 def _in_common(paths: list[tuple[str, ...]]) -> int:
@@ -261,20 +260,16 @@ def predict(options: PredictOptions) -> int:
     except OSError as error:
         if predictions is None:
             raise
-        raise UserError(_keep_elsewhere(predictions.csv().encode(), output, error)) from error
+        what = f"{output} cannot be written: {error.strerror or error}"
+        try:
+            with tempfile.NamedTemporaryFile(prefix="predictions-", suffix=".csv", delete=False) as elsewhere:
+                elsewhere.write(predictions.csv().encode())
+            what += f". The predictions are in {elsewhere.name}"
+        except OSError:
+            what += ". Free some space, then predict again"
+        raise UserError(what) from error
     print(f"{output}: {predictions.summary(options.weighted)}")
     return 0
-
-
-def _keep_elsewhere(content: bytes, output: Path, error: OSError) -> str:
-    """Write predictions to the folder of temporary files, and return a message that names the file."""
-    what = f"{output} cannot be written: {error.strerror or error}"
-    try:
-        with tempfile.NamedTemporaryFile(prefix="predictions-", suffix=".csv", delete=False) as file:
-            file.write(content)
-    except OSError:
-        return f"{what}. Free some space, then predict again"
-    return f"{what}. The predictions are in {file.name}"
 
 
 def classify(options: PredictOptions) -> PredictionTable:
@@ -289,12 +284,10 @@ def classify(options: PredictOptions) -> PredictionTable:
     with quick_imports("torchmetrics", "open_clip"):
         import torch
 
-        from randlora_pl.data import open_images
-        from randlora_pl.data.sources import trust_the_limit
-        from randlora_pl.data.unlabelled import find_images
+        from randlora_pl.data import sources, unlabelled
         from randlora_pl.tasks import load_tasks, weighted_task
 
-    find_images(options.images)  # before the models, which take seconds to load
+    unlabelled.find_images(options.images)  # before the models, which take seconds to load
     device = pick_device(options.device)
     precision = use_precision(options.precision, device)
     tasks = load_tasks(options.adapters)
@@ -310,8 +303,11 @@ def classify(options: PredictOptions) -> PredictionTable:
     skip = options.on_error == "skip"
     batch_size = options.batch_size or 64
     most = options.max_pixels or MAX_PIXELS
-    trust_the_limit()
-    opened = {frame: open_images(options.images, frame, batch_size, skip=skip, most_pixels=most) for frame in frames}
+    sources.trust_the_limit()
+    opened = {
+        frame: unlabelled.open_images(options.images, frame, batch_size, skip=skip, most_pixels=most)
+        for frame in frames
+    }
     loaders, images = [loader for loader, _ in opened.values()], opened[frames[0]][1]
     count = max(min(options.top_k or 5, len(task.classnames)) for task in tasks.values())
     table = PredictionTable.of_classes(list(tasks), "images", ["image"], [[str(image)] for image in images], count)
@@ -349,25 +345,18 @@ def _together(batches: Iterator[tuple[dict[str, Any], ...]], limit: int) -> Iter
         yield held
 
 
-_MAX_LENGTH = 128
-"""Most tokens of a text if the adapter does not contain the limit of its training."""
-
-
 def answer(options: PredictOptions) -> PredictionTable:
     """Return the predictions of each adapter for each text; adapters take turns, each with its own base model.
 
     All inputs are read and checked before the first model is loaded.
     """
     from randlora_pl.language.loading import need_transformers
+    from randlora_pl.tasks.restore import named_task
 
     need_transformers()
-    from randlora_pl.adapters import read_adapter
-    from randlora_pl.tasks.restore import named_task
-    from randlora_pl.utils.text.console import log_to_terminal
-
     log_to_terminal()  # logs how many texts are cut
     use_precision(options.precision, pick_device(options.device))  # refused before a model is loaded
-    files = {name: read_adapter(path) for name, path in options.adapters.items()}
+    files = {name: adapters.read_adapter(path) for name, path in options.adapters.items()}
     kinds = {(file.metadata["task"], bool(file.metadata["classnames"])) for file in files.values()}
     if len(kinds) > 1:
         raise UserError(
@@ -392,9 +381,7 @@ def answer(options: PredictOptions) -> PredictionTable:
         return _classify_texts(options, files, given, size, classes)
 
 
-def _write_answers(
-    options: PredictOptions, files: "dict[str, AdapterFile]", given: list[inputs.Given], size: int
-) -> PredictionTable:
+def _write_answers(options: PredictOptions, files: Files, given: list[inputs.Given], size: int) -> PredictionTable:
     """Return the answers of decoders."""
     from randlora_pl.language.tasks.causal_lm import paragraph
 
@@ -419,7 +406,11 @@ def _write_answers(
 
 
 def _classify_texts(
-    options: PredictOptions, files: "dict[str, AdapterFile]", given: list[inputs.Given], size: int, classes: bool
+    options: PredictOptions,
+    files: Files,
+    given: list[inputs.Given],
+    size: int,
+    classes: bool,
 ) -> PredictionTable:
     """Return classes with their probabilities, or scores."""
     from randlora_pl.language.loading import most_tokens
@@ -443,7 +434,7 @@ def _classify_texts(
         table = PredictionTable(list(files), "texts", columns, sentences, ["score"], "a score of each")
     for name, file in files.items():
         task = _ready(file, options, {})
-        length = int(file.metadata.get("training", {}).get("max_length", _MAX_LENGTH))
+        length = int(file.metadata.get("training", {}).get("max_length", 128))
         length = min(length, most_tokens(task.model) or length)
         with use_precision(options.precision, pick_device(options.device)):
             probabilities = task.classify(sentences, length, size).float().cpu()
@@ -457,7 +448,7 @@ def _classify_texts(
     return table
 
 
-def _ready(file: "AdapterFile", options: PredictOptions, how: dict[str, Any]) -> Any:
+def _ready(file: "adapters.AdapterFile", options: PredictOptions, how: dict[str, Any]) -> Any:
     """Return the task of an adapter on the device, merged; quantized as in its training if there is a GPU."""
     from randlora_pl.language.tasks.common import plain_task
     from randlora_pl.tasks.restore import make_ready

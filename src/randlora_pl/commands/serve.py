@@ -59,21 +59,29 @@ def serve(
     missing = [name for name in ("litserve", "python_multipart") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"serve needs {' and '.join(missing)}: pip install '.[serve]' in the checkout")
-    _check_port(options.host, options.port)
+    host, port = options.host, options.port
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: a port just released is free
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                again = f"give another one: --port {port % 65535 + 1}"
+                raise UserError(f"--port {port} is in use on {host}; {again}") from None
+            raise UserError(f"--host {host} --port {port}: {error.strerror}") from None
     silence_library_warnings()
     from randlora_pl.adapters import read_adapter
-    from randlora_pl.serving.app import run_server
-    from randlora_pl.serving.uploads import Limits, read_samples
+    from randlora_pl.serving import app, uploads
 
     place = pick_device(device)
     use_precision(options.precision, place)
-    limits = Limits(upload_bytes=round(options.max_upload_mb * 1e6), pixels=options.max_pixels)
+    limits = uploads.Limits(upload_bytes=round(options.max_upload_mb * 1e6), pixels=options.max_pixels)
     config = read_adapter(options.adapter).config
     facts = describe(config, limits.upload_bytes, limits.pixels, str(place))
-    shown = read_samples(samples, config["metadata"], limits)
+    shown = uploads.read_samples(samples, config["metadata"], limits)
     print(printable(f"Starting to serve {options.adapter} ..."), flush=True)
     ready = printable(start_page(options, facts))
-    run_server(options, facts, ready, place, limits, names_of(options.host, allow_host), shown)
+    app.run_server(options, facts, ready, place, limits, names_of(host, allow_host), shown)
     return 0
 
 
@@ -83,20 +91,6 @@ def names_of(host: str, allowed: Sequence[str]) -> set[str]:
     if host != "127.0.0.1":
         names |= {"*", "[::1]", socket.gethostname().lower(), socket.getfqdn().lower()}
     return names
-
-
-def _check_port(host: str, port: int) -> None:
-    """Check that the server can listen at an address."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: a port just released is free
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise UserError(
-                    f"--port {port} is in use on {host}; give another one: --port {port % 65535 + 1}"
-                ) from None
-            raise UserError(f"--host {host} --port {port}: {error.strerror}") from None
 
 
 def describe(config: dict[str, Any], upload_bytes: int, pixels: int, device: str) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from randlora_pl.commands.common.command import Command, first_sentence
 from randlora_pl.commands.common.tables import entry
+from randlora_pl.run.options.shipped import config_names
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.option_types import Words
-from randlora_pl.utils.text.console import silence_library_warnings
+from randlora_pl.utils.text.console import log_to_terminal, silence_library_warnings
 from randlora_pl.utils.version import __version__
 
 RUN: Mapping[str, str | tuple[str, ...]] = {
@@ -43,9 +44,6 @@ COMMANDS = {**RUN, **LOOK_UP}
 
 A command of a group has a module of its name in the package of the group, or the commands of the group share one.
 """
-
-_LOGGED = ("analyze", "bench", "data")
-"""Groups whose commands print the application's log."""
 
 _MEANT = {
     **dict.fromkeys(("train", "finetune", "fine-tune", "run"), "fit"),
@@ -117,14 +115,6 @@ def main_page() -> str:
     return _PAGE.format("\n".join(lines))
 
 
-def group_page(group: str) -> str:
-    """Return the help page of a group."""
-    text = ast.get_docstring(ast.parse(_file(group).read_text(encoding="utf-8")))
-    lines = [entry(f"randlora-pl {group} {each}", summary(f"{group} {each}"), 2, 34) for each in members(group)]
-    last = f"For the options of a command, run: randlora-pl {group} COMMAND --help"
-    return "\n".join([text or "", "", *lines, "", last, ""])
-
-
 def run(words: list[str]) -> int:
     """Run a command, or print the help page of a command or group.
 
@@ -139,7 +129,10 @@ def run(words: list[str]) -> int:
         raise UserError(f"{name!r} is not a command.{_hint(name)} See: randlora-pl --help")
     if inner := members(name):
         if not rest or rest[0] in ("--help", "-h"):
-            print(group_page(name), end="")
+            text = ast.get_docstring(ast.parse(_file(name).read_text(encoding="utf-8")))
+            lines = [entry(f"randlora-pl {name} {each}", summary(f"{name} {each}"), 2, 34) for each in inner]
+            last = f"For the options of a command, run: randlora-pl {name} COMMAND --help"
+            print("\n".join([text or "", "", *lines, "", last]))
             return 0
         if rest[0] not in inner:
             hint = f"{near(rest[0], inner)} Use one of {', '.join(inner)}; see: randlora-pl {name} --help"
@@ -154,9 +147,7 @@ def run(words: list[str]) -> int:
         return 0 if asked else 2
     arguments = command.arguments(rest)
     silence_library_warnings()
-    if name.partition(" ")[0] in _LOGGED:
-        from randlora_pl.utils.text.console import log_to_terminal
-
+    if name.partition(" ")[0] in ("analyze", "bench", "data"):  # their commands print the application's log
         log_to_terminal()
     return function(**arguments)
 
@@ -165,8 +156,6 @@ def _hint(word: str) -> str:
     """Return a hint on a word that is not a command: an option, a config, a command of ours or of another program."""
     if word.startswith("-"):
         return " The command comes first: randlora-pl fit ..."
-    from randlora_pl.run.options.shipped import config_names
-
     if word in config_names():
         return f" Did you mean: fit --config {word}?"
     meant = [_MEANT[word]] if word in _MEANT else [f"{name} {word}" for name in COMMANDS if word in members(name)]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from randlora_pl import models
 from randlora_pl.commands.common.arguments import advised, pick_device
 from randlora_pl.commands.common.tables import counting
 from randlora_pl.commands.data import checked_root
@@ -16,14 +17,11 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.option_types import Device, Option
 from randlora_pl.utils.options import Count
-from randlora_pl.utils.text.console import silence_library_warnings
+from randlora_pl.utils.text.console import log_to_terminal, silence_library_warnings
 from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
     from randlora_pl.lab.zeroshot import ZeroShot
-    from randlora_pl.models import LoadedClip
-
-ALL = "all"
 
 
 def zeroshot(
@@ -61,34 +59,50 @@ def zeroshot(
     if name is None:
         some = "--model.name ViT-B-32 --model.pretrained openai, or --model.name tiny, a toy for images of 32 pixels"
         raise UserError("zeroshot needs a base model.", f"Add {some}. All models: randlora-pl models")
-    from randlora_pl.utils.text.console import log_to_terminal
-
     silence_library_warnings()
     log_to_terminal()
-    from randlora_pl.lab.zeroshot import evaluate, prepare
+    from open_clip import list_pretrained_tags_by_model
+
+    from randlora_pl.lab import zeroshot as lab
+    from randlora_pl.models.clip import resolve
 
     place = pick_device(device)
-    clip = _load(name, pretrained)
+    source = resolve(name, pretrained)
+    if source.kind == "random" and pretrained is None:
+        tags = list_pretrained_tags_by_model(source.name)
+        some = f"{', '.join(tags[:4])}{' ...' if len(tags) > 4 else ''}" if tags else "a file"
+        raise UserError(f"zeroshot: {source.name} needs trained weights: --model.pretrained with {some}, or random")
+    clip = models.load_clip(name, pretrained)
+    _ = clip.tokenizer  # its files may be missing: raise the error now, not after the first images
     clip.model.to(place)
-    found: dict[str, ZeroShot] = {}
+    found: dict[str, lab.ZeroShot] = {}
     failed: dict[str, str] = {}
     folder: Path | None = None
     for row in rows:
         try:
             hint = f"Find the cause: randlora-pl data check {row.name} --root {folder_of_data} --every-image"
             with advised(f"--data.eval_batch_size {max(1, batch // 2)}", hint):
-                data = prepare(clip, row.name, folder_of_data, batch)
+                data = lab.prepare(clip, row.name, folder_of_data, batch)
                 total = len(data.samples("test"))
                 with counting(True, f"{row.name}: {{task.completed:,}} of {total:,} images") as tick:
-                    found[row.name] = evaluate(clip, data, place, tick)
+                    found[row.name] = lab.evaluate(clip, data, place, tick)
         except UserError as error:
-            if dataset != ALL:
+            if dataset != "all":
                 raise
             failed[row.name] = str(error)
         except KeyboardInterrupt as stop:
             raise type(stop)(f"the finished results are in {folder}" if folder else "") from stop
         folder = folder or new_folder(root_of_runs, "zeroshot")
-        _write(folder, clip, found, failed, absent)
+        content = {
+            "model": clip.identity.as_dict(),
+            "single_prompt": lab.SINGLE,
+            "published_source": lab.SOURCE,
+            "unit": "percent of the test images",
+            "datasets": {name: one.as_dict() for name, one in found.items()},
+            "failed": failed,
+            "missing": absent,
+        }  # after each dataset, so that an interrupted command keeps finished ones
+        write_text(folder / "zeroshot.json", json.dumps(content, indent=1) + "\n")
     _print(clip, found, failed, [find(each) for each in absent], folder_of_data)
     print(f"\nResults: {folder}/zeroshot.json")
     return 1 if failed else 0
@@ -96,7 +110,7 @@ def zeroshot(
 
 def _chosen(model: str | None, dataset: str, place: str | None) -> tuple[list[DatasetSpec], list[str], Path]:
     """Return the datasets to test, the names of datasets that are not on this machine, and the data folder."""
-    names = PAPER if dataset == ALL else (dataset,)
+    names = PAPER if dataset == "all" else (dataset,)
     rows = [find(name) for name in names]
     if rows[0].captions:
         use = f"randlora-pl test --model.name {model or 'NAME'} --data.dataset {rows[0].name}"
@@ -105,49 +119,18 @@ def _chosen(model: str | None, dataset: str, place: str | None) -> tuple[list[Da
     root = checked_root(place, rows, "zeroshot --data.dataset", "--data.root")
     there = [row for row in rows if present(row, root)]
     if not there:
-        if dataset == ALL:
+        if dataset == "all":
             raise UserError(f"None of the paper's {len(PAPER)} datasets is in {root}; see: randlora-pl doctor")
         raise UserError(how_to_get(rows[0], root))
     return there, [row.name for row in rows if row not in there], root
 
 
-def _load(name: str, pretrained: str | None) -> "LoadedClip":
-    """Return the model with its tokenizer."""
-    from open_clip import list_pretrained_tags_by_model
-
-    from randlora_pl.models import load_clip
-    from randlora_pl.models.clip import resolve
-
-    source = resolve(name, pretrained)
-    if source.kind == "random" and pretrained is None:
-        tags = list_pretrained_tags_by_model(source.name)
-        some = f"{', '.join(tags[:4])}{' ...' if len(tags) > 4 else ''}" if tags else "a file"
-        raise UserError(f"zeroshot: {source.name} needs trained weights: --model.pretrained with {some}, or random")
-    clip = load_clip(name, pretrained)
-    _ = clip.tokenizer  # its files may be missing: raise the error now, not after the first images
-    return clip
-
-
-def _write(
-    folder: Path, clip: "LoadedClip", found: dict[str, "ZeroShot"], failed: dict[str, str], absent: Sequence[str]
-) -> None:
-    """Write all results so far, after each dataset, so that an interrupted command keeps finished ones."""
-    from randlora_pl.lab.zeroshot import SINGLE, SOURCE
-
-    content = {
-        "model": clip.identity.as_dict(),
-        "single_prompt": SINGLE,
-        "published_source": SOURCE,
-        "unit": "percent of the test images",
-        "datasets": {name: one.as_dict() for name, one in found.items()},
-        "failed": failed,
-        "missing": list(absent),
-    }
-    write_text(folder / "zeroshot.json", json.dumps(content, indent=1) + "\n")
-
-
 def _print(
-    clip: "LoadedClip", found: dict[str, "ZeroShot"], failed: dict[str, str], absent: Sequence[DatasetSpec], root: Path
+    clip: "models.LoadedClip",
+    found: dict[str, "ZeroShot"],
+    failed: dict[str, str],
+    absent: Sequence[DatasetSpec],
+    root: Path,
 ) -> None:
     """Print the table, and below it the datasets that it lacks."""
     from randlora_pl.lab.zeroshot import OTHER_SPLIT, SINGLE, SOURCE

@@ -10,13 +10,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, is_typeddict
 
 from randlora_pl.data.catalog.registry import PAPER
 from randlora_pl.run.options.mistakes import FORMS
 from randlora_pl.utils.errors import UserError, near
-from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.options import Check, Count, Positive, misfit
 
 Tree = dict[str, Any]
@@ -32,21 +30,6 @@ _SEARCH = (
     *("models", "datasets", "budgets", "set"),
 )
 """Entries that describe the search; rates with equal entries were chosen by one rule."""
-_LABELS = ("paper_name", "models", "family")
-"""Entries of a method or model that do not change what is trained."""
-
-
-def read_provenance(file: Path) -> Tree:
-    """Return the content of a provenance file.
-
-    Raises:
-        UserError: It cannot be read, or holds something else.
-    """
-    try:
-        content = parse_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"tuned: {file} cannot be read ({error}). Name the {FILE} of a search.") from error
-    return checked(content, str(file))
 
 
 class _Searched(TypedDict, total=False):
@@ -83,15 +66,12 @@ def chosen_for(provenance: Mapping[str, Any], model: Tree, label: str, method: T
     chosen: dict[str, float] = (entry.get("chosen") or {}) if provenance.get("finished") else {}
     searched = _essence(entry.get("method") or {}, chosen) == _essence(method, chosen)
     models = [_essence(facts, {}) for facts in provenance.get("models", {}).values()]
-    same = all(_equal(_value(method, name), value) for name, value in chosen.items())
+    same = True
+    for name, value in chosen.items():
+        own = method.get("set", {}).get(name) if "." in name else method.get(name)
+        numbers = isinstance(own, int | float) and isinstance(value, int | float)
+        same &= math.isclose(own, value) if numbers else bool(own == value)
     return chosen if chosen and searched and same and _essence(model, {}) in models else {}
-
-
-def joined(older: Tree, newer: Tree) -> Tree:
-    """Both provenances where they are of one search, else the newer one."""
-    if not older or not newer or rule_of(older) != rule_of(newer):
-        return newer or older
-    return newer | {"methods": older["methods"] | newer["methods"]}
 
 
 def with_values(facts: Tree, values: Mapping[str, Any]) -> Tree:
@@ -107,21 +87,12 @@ def shown(values: Mapping[str, Any]) -> str:
                      for name, value in values.items())  # fmt: skip
 
 
-def _value(facts: Tree, name: str) -> Any:
-    return facts.get("set", {}).get(name) if "." in name else facts.get(name)
-
-
 def _essence(facts: Mapping[str, Any], chosen: Mapping[str, Any]) -> Tree:
-    left_out = {*_LABELS, *RATES, *chosen}
+    left_out = {"paper_name", "models", "family", *RATES, *chosen}  # they do not change what is trained
     kept = {key: value for key, value in facts.items() if key not in left_out}
     if isinstance(options := kept.get("set"), dict):
         kept["set"] = {name: value for name, value in options.items() if name not in chosen}
     return {key: value for key, value in kept.items() if value != {}}
-
-
-def _equal(value: Any, other: Any) -> bool:
-    numbers = isinstance(value, int | float) and isinstance(other, int | float)
-    return math.isclose(value, other) if numbers else bool(value == other)
 
 
 Words = str | list[str]
@@ -177,14 +148,6 @@ class Tune(TypedDict, total=False):
     monitor: Annotated[str, Check(lambda value: value.startswith("val/"), "a metric of the validation like val/loss")]
     set: Tree
 
-
-_OF_THE_GRID = {
-    "data.shots": "budgets",
-    "data.fraction": "budgets",
-    "data.dataset": "datasets",
-    "seed_everything": "seeds",
-}
-"""Options that are an axis of the grid."""
 
 METHOD = tuple(_Method.__annotations__)
 """Keys of a method; all others are options of its adapter."""
@@ -297,6 +260,9 @@ class SweepConfig:
 
     def union(self, older: "SweepConfig") -> "SweepConfig":
         """Return the older grid with what is new here; what both name is as here."""
+        tuned = self.tuned or older.tuned
+        if self.tuned and older.tuned and rule_of(self.tuned) == rule_of(older.tuned):  # of one search
+            tuned = self.tuned | {"methods": older.tuned["methods"] | self.tuned["methods"]}
         return replace(
             self,
             models=older.models | self.models,
@@ -304,7 +270,7 @@ class SweepConfig:
             datasets=older.datasets | self.datasets,
             budgets=list(dict.fromkeys(older.budgets + self.budgets)),
             seeds=list(dict.fromkeys(older.seeds + self.seeds)),
-            tuned=joined(older.tuned, self.tuned),
+            tuned=tuned,
         )
 
 
@@ -429,7 +395,8 @@ def _group(name: str, value: Tree) -> dict[str, Tree]:
 
 def without_axes(name: str, value: Tree) -> Tree:
     """Return options; refuse the axes of the grid, because one would silently override the other."""
-    for path, instead in _OF_THE_GRID.items():
+    axes = {"data.shots": "budgets", "data.fraction": "budgets", "data.dataset": "datasets", "seed_everything": "seeds"}
+    for path, instead in axes.items():
         part, _, option = path.partition(".")
         inner = value.get(part)
         if path in value or (isinstance(inner, dict) and option in inner):

@@ -166,9 +166,6 @@ class Loop:
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
-_PLACE = (("data", "root"), ("trainer", "accelerator"))
-"""Options that may differ when a cell is resumed."""
-
 
 class Runner:
     """Runs cells in this process, one after the other.
@@ -237,7 +234,8 @@ class Runner:
     def command(self, cell: Trial, folder: Path = Path(), again: bool = False) -> Command:
         """Return the command that a cell is, in its folder."""
         if cell.first and again:  # its method depends on the LoRA, and is in the config that the run wrote
-            typed = [(group, name) for group, name in _PLACE if name in cell.tree.get(group, {})]
+            may_differ = (("data", "root"), ("trainer", "accelerator"))
+            typed = [(group, name) for group, name in may_differ if name in cell.tree.get(group, {})]
             place = {group: {name: cell.tree[group][name]} for group, name in typed}
             tree = merge(normalize(read_config(folder / CONFIG)), place)
         else:
@@ -302,7 +300,16 @@ def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None
                 running[0].wait(every)
         look()
     finally:
-        _end(started)
+        running = [process for process in started if process.poll() is None]
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + _PATIENCE
+        for process in running:
+            try:
+                process.wait(max(0.1, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
     return [process.returncode for process in started]
 
 
@@ -333,19 +340,6 @@ def _environment(number: int, jobs: int) -> dict[str, str]:
     return environment | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if len(gpus) > 1 else {})
 
 
-def _end(started: Sequence["subprocess.Popen[bytes]"]) -> None:
-    running = [process for process in started if process.poll() is None]
-    for process in running:
-        process.send_signal(signal.SIGTERM)
-    until = time.monotonic() + _PATIENCE
-    for process in running:
-        try:
-            process.wait(max(0.1, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
 def slurm(
     run: Callable[[list[str]], int], words: Sequence[str], folder: Path, jobs: int, options: Sequence[str]
 ) -> list[str]:
@@ -369,7 +363,12 @@ def slurm(
         import submitit
     except ImportError as error:
         raise UserError("--launcher slurm needs submitit: pip install '.[slurm]' in the checkout") from error
-    parameters = dict(map(_option, options))
+    parameters: dict[str, Any] = {}
+    for word in options:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UserError(f"--slurm {word}: expected KEY=VALUE, such as slurm_partition=gpu.")
+        parameters[key] = int(value) if value.isdecimal() else value
     cluster = str(parameters.pop("cluster", "slurm"))
     try:
         executor = submitit.AutoExecutor(folder=str(folder / "slurm"), cluster=cluster)
@@ -382,10 +381,3 @@ def slurm(
             subprocess.SubprocessError) as error:  # fmt: skip
         raise UserError(f"--launcher slurm: {first_line(error)}") from error
     return [str(job.job_id) for job in submitted]
-
-
-def _option(word: str) -> tuple[str, Any]:
-    key, equals, value = word.partition("=")
-    if not equals or not key:
-        raise UserError(f"--slurm {word}: expected KEY=VALUE, such as slurm_partition=gpu.")
-    return key, int(value) if value.isdecimal() else value

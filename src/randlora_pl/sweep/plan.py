@@ -6,7 +6,7 @@ A config is made of a model's configs, then options, then what its method lays o
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -45,8 +45,13 @@ def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, unt
     """
     data = {} if root is None else {"data": {"root": root}}
     tree = normalize(copy.deepcopy(DEFAULTS))
-    layers = [*_configs(model["config"]), nested(options), nested(model.get("set", {})), *method_layers(method), data]
-    for layer in layers:
+    adapter = _as_class({key: value for key, value in method.items() if key == "adapter" or key not in METHOD})
+    own: Tree = {key: method[key] for key in RATES if key in method}
+    own |= {"class_path": method["task"]} if "task" in method else {}
+    own |= {"adapter": adapter} if adapter else {}
+    layers = [*_configs(model["config"]), nested(options), nested(model.get("set", {}))]
+    layers += [*_configs(method.get("config") or []), {"model": own} if own else {}, nested(method.get("set", {}))]
+    for layer in [*layers, data]:
         tree = merge(tree, normalize(layer))
     tree = check(tree)
     if not untrained:
@@ -57,7 +62,7 @@ def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, unt
             "zero-shot needs a text head.", hint="Leave out zero-shot for this model: its linear head is untrained."
         )
     texts = is_text_task(task)
-    adapter: Tree = {"class_path": method_with("untrained", "texts" if texts else "images")}
+    adapter = {"class_path": method_with("untrained", "texts" if texts else "images")}
     adapter |= {"init_args": {"rank": 1}} if texts else {}
     return check(merge(tree, {"model": {"init_args": {"adapter": adapter}}}))
 
@@ -89,23 +94,6 @@ def _as_class(value: Any) -> Any:
         return value
     options = {name: _as_class(each) if name in (INNER, LISTED) else each for name, each in value.items()}
     return {"class_path": options.pop("adapter")} | options if "adapter" in options else options
-
-
-def method_layers(facts: Tree) -> list[Tree]:
-    """Return the options of a method on top of a model's config."""
-    model: Tree = {key: facts[key] for key in RATES if key in facts}
-    if "task" in facts:
-        model["class_path"] = facts["task"]
-    adapter = _as_class({key: value for key, value in facts.items() if key == "adapter" or key not in METHOD})
-    model |= {"adapter": adapter} if adapter else {}
-    return [*_configs(facts.get("config") or []), {"model": model} if model else {}, nested(facts.get("set", {}))]
-
-
-_HOW = (
-    *("run", "data.download", "data.num_workers", "trainer.accelerator", "trainer.devices", "config"),
-    *("trainer.enable_progress_bar", "checkpoint.every_n_steps"),
-)
-"""Options about the way and the place of a run: they change neither what it computes nor its hash."""
 
 
 Cases = Mapping[str, list[Tree]]
@@ -176,8 +164,10 @@ def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Trial]:
     checked: set[tuple[str, str]] = set()
     for model, facts in description.models.items():
         stages = {label: _stages(description, model, label) for label in methods_of(description, model)}
+        pretrained = [(description.seeds[0], ZERO_SHOT, label) for label in filter(is_zero_shot, stages)]
+        trained = [label for label in stages if not is_zero_shot(label)]
         for dataset in description.datasets:
-            for seed, budget, method in _order(description, list(stages)):
+            for seed, budget, method in [*pretrained, *product(description.seeds, description.budgets, trained)]:
                 data = normalize({"data": description.data(dataset, budget), "seed_everything": seed})
                 tree, *first = (
                     merge(_of_cases(config, dataset, budget, cases), data) for config, cases in stages[method]
@@ -202,13 +192,6 @@ def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Trial]:
 def methods_of(description: SweepConfig, model: str) -> list[str]:
     """Return the methods that a model is tried with."""
     return [label for label, facts in description.methods.items() if model in (facts.get("models") or [model])]
-
-
-def _order(description: SweepConfig, methods: list[str]) -> Iterable[tuple[int, str, str]]:
-    for method in filter(is_zero_shot, methods):
-        yield description.seeds[0], ZERO_SHOT, method
-    trained = [method for method in methods if not is_zero_shot(method)]
-    yield from product(description.seeds, description.budgets, trained)
 
 
 def _stages(description: SweepConfig, model: str, method: str) -> list[tuple[Tree, Cases]]:
@@ -253,7 +236,9 @@ def result_key(flat: Mapping[str, Any]) -> Tree:
     """
     name = flat.get("data.dataset")
     own = CATALOG[name].own if name in CATALOG else name in OWN_TEXTS
-    left_out = tuple(f"{how}." for how in (*_HOW, "ckpt_path", *(() if own else ("data.root",))))
+    how = ["run", "data.download", "data.num_workers", "trainer.accelerator", "trainer.devices", "config", "ckpt_path"]
+    how += ["trainer.enable_progress_bar", "checkpoint.every_n_steps", *([] if own else ["data.root"])]
+    left_out = tuple(f"{option}." for option in how)  # they change neither what a run computes nor its hash
     kept = {key: value for key, value in flat.items() if not f"{key}.".startswith(left_out)}
     return {key: _plain(kept[key]) for key in sorted(kept)}
 

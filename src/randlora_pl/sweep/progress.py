@@ -15,10 +15,6 @@ from randlora_pl.sweep.folder import DONE, FAILED, OPEN, PRUNED, SweepFolder
 from randlora_pl.sweep.plan import Trial
 from randlora_pl.utils.text.formatting import duration
 
-RESCAN = 10.0
-"""Least seconds between two scans of the folder, which may be far away."""
-_SHARE = 50
-"""Least time between two scans in units of the time of one scan."""
 _SHOWN = 5
 
 
@@ -107,9 +103,9 @@ class Progress:
         else:
             print(f"{line}; {self.time_left()}", file=self.stream, flush=True)
 
-    def look(self, every: float = RESCAN) -> list[Trial]:
+    def look(self, every: float = 10.0) -> list[Trial]:
         """Scan, unless the last scan was a short time ago, in seconds or in units of its own time."""
-        recent = time.monotonic() - self._scanned < max(every, _SHARE * self._cost)
+        recent = time.monotonic() - self._scanned < max(every, 50 * self._cost)  # the folder may be far away
         return [] if recent else self.scan()
 
     def scan(self) -> list[Trial]:

@@ -45,12 +45,6 @@ CLIMB, GRID, TPE = ("climb", "grid", "tpe")
 
 VALIDATED = {"limit_val_batches": 1.0, "val_check_interval": 1.0, "check_val_every_n_epoch": 1}
 """Options of the trainer: validation once, after the last step, on all validation samples."""
-_CHECKS = 0.25
-"""Share of a run after which a pruner looks at it."""
-
-_FACTORS = [2.0**power for power in range(-10, 11)]
-"""Rates to try in units of a method's own, where no others are given."""
-
 Values = tuple[Any, ...]
 """A candidate: a value of each option."""
 
@@ -110,6 +104,7 @@ class Search:
         if both := set(self.seeds) & set(description.seeds):
             raise UserError(f"seeds and tune.seeds both contain {min(both)}; choose others for one of them.")
         self.monitor = tune.get("monitor", "val/acc")
+        self.sign = -1 if self.monitor.endswith("loss") else 1
         chosen = tune.get("datasets") or list(description.datasets)
         members("tune.datasets", chosen, description.datasets, "datasets")
         self.small = replace(
@@ -121,7 +116,14 @@ class Search:
         )
         searched = without_axes("tune.search", tune.get("search") or {RATES[0]: None})
         self.space = {str(option): _values(option, values, self.sampler) for option, values in searched.items()}
-        self.names = {method: self._names(method) for method in self.small.methods}
+        self.names = {}
+        for method in self.small.methods:  # not all have an alpha, and a linear probe has a head's rate
+            tree = self._tree(method)
+            adapter = str(flatten(tree)["model.adapter"]).rpartition(".")[2]
+            rate = rate_name(adapter, tree["model"]["class_path"].rpartition(".")[2])
+            own = [option for option in self.space if option in (*RATES, *self._options(method)) or "." in option]
+            names = {rate if option == RATES[0] else option: option for option in own}
+            self.names[method] = dict(sorted(names.items(), key=lambda pair: pair[0] not in RATES))
         known = {option for names in self.names.values() for option in names.values()}
         if unknown := [option for option in self.space if option not in known]:
             options = [*RATES, *(name for method in self.names for name in self._options(method))]
@@ -141,15 +143,6 @@ class Search:
         kind = getattr(methods, str(flatten(self._tree(method))["model.adapter"]).rpartition(".")[2], None)
         return list(inspect.signature(kind).parameters) if kind else []
 
-    def _names(self, method: str) -> dict[str, str]:
-        """Return the names of the options in a method: not all have an alpha, and a linear probe has a head's rate."""
-        tree = self._tree(method)
-        adapter = str(flatten(tree)["model.adapter"]).rpartition(".")[2]
-        rate = rate_name(adapter, tree["model"]["class_path"].rpartition(".")[2])
-        own = [option for option in self.space if option in (*RATES, *self._options(method)) or "." in option]
-        names = {rate if option == RATES[0] else option: option for option in own}
-        return dict(sorted(names.items(), key=lambda pair: pair[0] not in RATES))
-
     def restrict(self, group: str, labels: Sequence[str]) -> None:
         """Keep some models, datasets or methods, and the methods that a model is left for."""
         kept = {label: facts for label, facts in getattr(self.small, group).items() if label in labels}
@@ -166,10 +159,9 @@ class Search:
             tried = dict(zip(self.names[method], values, strict=True))
             facts = with_values(self.small.methods[method], tried)
             part = replace(self.small, methods={f"{method} at {shown(tried)}": facts}, seeds=[seed])
-            checks = VALIDATED | ({"val_check_interval": _CHECKS} if self.pruner else {})
-            self._cells[key] = [
-                replace(cell, facts={"tunes": method, **tried}) for cell in plan(part, {"trainer": checks})
-            ]
+            checks = VALIDATED | ({"val_check_interval": 0.25} if self.pruner else {})  # a pruner looks at it, too
+            planned = plan(part, {"trainer": checks})
+            self._cells[key] = [replace(cell, facts={"tunes": method, **tried}) for cell in planned]
         return self._cells[key]
 
     def _grid(self, method: str) -> tuple[list[list[Any]], tuple[int, int] | None]:
@@ -179,17 +171,13 @@ class Search:
             if self.sampler != CLIMB or next(iter(self.names[method])) not in RATES:
                 self._grids[method] = grid, None
                 return grid, None
-            own = self._own(method)
-            rates = [own * factor for factor in _FACTORS] if grid[0] is None else grid[0]
+            name, tree = next(iter(self.names[method])), self._tree(method)
+            rate = tree["model"].get("init_args", {}).get(name)
+            own = float(getattr(task_of(tree), name) if rate is None else rate)  # the config's, or the default
+            rates = [own * 2.0**power for power in range(-10, 11)] if grid[0] is None else grid[0]
             middle = min(range(len(rates)), key=lambda i: abs(math.log(rates[i] / own)))
             self._grids[method] = [rates, *grid[1:]], (max(middle - 1, 0), min(middle + 1, len(rates) - 1))
         return self._grids[method]
-
-    def _own(self, method: str) -> float:
-        """Return a method's own rate: its config's, or its default."""
-        name, tree = next(iter(self.names[method])), self._tree(method)
-        rate = tree["model"].get("init_args", {}).get(name)
-        return float(getattr(task_of(tree), name) if rate is None else rate)
 
     def study(self, method: str) -> "Study":
         """Return Optuna's study of a method."""
@@ -200,7 +188,7 @@ class Search:
             judged = [self.monitor, self.seeds[0], self.pruner, self.description.tune.get("set")]
             judged += [list(self.small.models), list(self.small.datasets), self.small.budgets]
             name = f"{method} {digest(space | {'': judged})}"  # scores of another search are not compared
-            study = Study(self.folder.path, name, space, self.trials, self._sign() < 0, self.seeds[0], self.pruner)
+            study = Study(self.folder.path, name, space, self.trials, self.sign < 0, self.seeds[0], self.pruner)
             study.ask(self._at_hand(method))
             self._studies[method] = study
         return self._studies[method]
@@ -306,9 +294,6 @@ class Search:
         hashes = [other.hash for other in self.cells(method, values, cell.labels.seed)]
         return self.study(method).watcher(values, hashes.index(cell.hash), self.monitor)
 
-    def _sign(self) -> int:
-        return -1 if self.monitor.endswith("loss") else 1
-
     def score(self, method: str, values: Values, seeds: Sequence[int]) -> float | None:
         """Return the mean metric of a candidate, or minus the loss; None while cells are open.
 
@@ -318,16 +303,11 @@ class Search:
         states = [self.folder.state(cell) for cell in cells]
         if FAILED in states:
             return -math.inf
-        metrics = [self.metric(cell) for cell in cells]
+        metrics = [self.folder.results(cell).get(self.monitor) for cell in cells]
         if OPEN in states:
             return None
-        found = [metric for metric in metrics if metric is not None]
-        return self._sign() * fmean(found) if len(found) == len(cells) else -math.inf
-
-    def metric(self, cell: Trial) -> float | None:
-        """Return the deciding metric of a finished cell."""
-        found = self.folder.results(cell).get(self.monitor)
-        return float(found) if isinstance(found, int | float) else None
+        found = [float(metric) for metric in metrics if isinstance(metric, int | float)]
+        return self.sign * fmean(found) if len(found) == len(cells) else -math.inf
 
     def scores(self, method: str, candidates: Sequence[Values], seeds: Sequence[int]) -> dict[Values, float]:
         """Return the scores of the candidates that have worked with these seeds."""
@@ -353,9 +333,16 @@ class Search:
         """Everything that was tried, JSON-ready: the provenance of the rates."""
         chosen, found = self.chosen(), {}
         for method in self.names:
-            tried = [self._entry(method, values) for values in self.tried(method)]
+            begun = []
+            for values in self.tried(method):
+                scores = {seed: self.scores(method, [values], [seed]).get(values) for seed in self.seeds}
+                means = {str(seed): self.sign * score for seed, score in scores.items() if score is not None}
+                cells = [cell for seed in self.seeds for cell in self.cells(method, values, seed)]
+                reason = next(filter(None, (self.folder.failure(cell).get("reason") for cell in cells)), None)
+                if means or reason:
+                    entry = dict(zip(self.names[method], values, strict=True)) | {self.monitor: means}
+                    begun.append(entry | ({"failed": reason} if reason else {}))
             facts = self.description.methods[method]
-            begun = [entry for entry in tried if entry[self.monitor] or "failed" in entry]
             found[method] = {"method": facts, "chosen": chosen.get(method), "tried": begun}
         return {
             "finished": self.finished(),
@@ -372,15 +359,6 @@ class Search:
             "methods": found,
         }
 
-    def _entry(self, method: str, values: Values) -> Tree:
-        """Return what is known of a candidate."""
-        cells = {seed: self.cells(method, values, seed) for seed in self.seeds}
-        scores = {seed: self.scores(method, [values], [seed]).get(values) for seed in self.seeds}
-        means = {str(seed): self._sign() * score for seed, score in scores.items() if score is not None}
-        reasons = [self.folder.failure(cell).get("reason") for row in cells.values() for cell in row]
-        failed = {"failed": reason} if (reason := next(filter(None, reasons), None)) else {}
-        return dict(zip(self.names[method], values, strict=True)) | {self.monitor: means} | failed
-
     def remarks(self) -> list[str]:
         """Return remarks on best rates at the edge of what was tried, and on methods of which all rates are equal."""
         edges, flat = [], []
@@ -393,13 +371,9 @@ class Search:
                 edges.append(f"{method} ({rate:g})")
             if len(scores) > 1 and len(set(scores.values())) == 1:
                 flat.append(method)
-        found = []
-        if edges:
-            found.append(f"Best at the edge of what was tried, so a better rate may lie beyond it: {', '.join(edges)}")
-        if flat:
-            found.append(f"All candidates are equally good, so none can be selected: {', '.join(flat)}. "
-                         "Train for more steps.")  # fmt: skip
-        return found
+        beyond = f"Best at the edge of what was tried, so a better rate may lie beyond it: {', '.join(edges)}"
+        equal = f"All candidates are equally good, so none can be selected: {', '.join(flat)}. Train for more steps."
+        return [beyond] * bool(edges) + [equal] * bool(flat)
 
     def tuned(self) -> SweepConfig:
         """Return the description with the best candidates in it."""

@@ -6,12 +6,7 @@ from typing import Any
 
 import optuna
 from lightning.pytorch import Callback, LightningModule, Trainer
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
@@ -49,7 +44,13 @@ class Study:
         self, folder: Path, name: str, space: Mapping[str, Any], count: int, loss: bool, seed: int, pruner: str
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.space = {option: _distribution(values) for option, values in space.items()}
+        self.space: dict[str, BaseDistribution] = {}
+        for option, values in space.items():
+            if isinstance(values, list):
+                self.space[option] = CategoricalDistribution(values)
+                continue
+            whole = isinstance(values["low"], int) and isinstance(values["high"], int)
+            self.space[option] = (IntDistribution if whole else FloatDistribution)(**values)
         self.count, self.seed = count, seed
         self.lease = lease_on(folder / f"{FILE}.lease")
         self.storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / FILE)))
@@ -108,7 +109,9 @@ class Study:
         return None
 
     def _values(self, trial: FrozenTrial) -> tuple[Any, ...]:
-        return tuple(_short(trial.params[option]) for option in self.space)
+        """Return its values, numbers with 4 digits, as they are shown and run."""
+        sampled = [trial.params[option] for option in self.space]
+        return tuple(float(f"{value:.4g}") if isinstance(value, float) else value for value in sampled)
 
 
 class Pruning(Callback):
@@ -134,17 +137,3 @@ class Pruning(Callback):
         storage.set_trial_intermediate_value(self.trial, 100 * self.cell + share, float(value))
         if self.study.pruner.prune(self.study.study, storage.get_trial(self.trial)):
             raise UserError(f"{PRUNED} after {share} % of the steps, with {self.monitor} {float(value):.4g}")
-
-
-def _distribution(values: Any) -> BaseDistribution:
-    if isinstance(values, list):
-        return CategoricalDistribution(values)
-    low, high, log = values["low"], values["high"], values["log"]
-    if isinstance(low, int) and isinstance(high, int):
-        return IntDistribution(low, high, log=log)
-    return FloatDistribution(low, high, log=log)
-
-
-def _short(value: Any) -> Any:
-    """Return a sampled number with 4 digits, as it is shown and run."""
-    return float(f"{value:.4g}") if isinstance(value, float) else value

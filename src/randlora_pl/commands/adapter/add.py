@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
+from randlora_pl.commands.adapter.export import print_converted
+from randlora_pl.commands.adapter.merge import print_written
 from randlora_pl.commands.common.arguments import check_output
 from randlora_pl.run.options.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
@@ -57,39 +59,32 @@ def add(
     for path in adapters:
         check_adapter(path)
     from randlora_pl.adapters import read_adapter
-    from randlora_pl.commands.adapter.export import print_converted
-    from randlora_pl.commands.adapter.merge import print_written
-    from randlora_pl.interop.base_model import load_base, refuse_texts, same_base
-    from randlora_pl.interop.low_rank import label, write_lora
-    from randlora_pl.interop.merge import added, write
-    from randlora_pl.interop.merge import check_output as check_merged
-    from randlora_pl.interop.prompts import check_no_prompts
-    from randlora_pl.interop.updates import updates, weighted_sum
+    from randlora_pl.interop import base_model, low_rank, merge, prompts, updates
 
     if as_ == "merged":
-        check_merged(output, adapters, overwrite)
+        merge.check_output(output, adapters, overwrite)
     else:
         refuse_inputs([output], adapters)
         check_output(output, overwrite)
     files = [read_adapter(path) for path in adapters]
     for file in files:
         file.adapter.require_matrix("the sum", file.path)
-        refuse_texts(file, "have their updates added up")
-        check_no_prompts(file, "they belong to one update, so sums have none. Predict with each of them")
-    same_base(files)
+        base_model.refuse_texts(file, "have their updates added up")
+        prompts.check_no_prompts(file, "they belong to one update, so sums have none. Predict with each of them")
+    base_model.same_base(files)
     first = files[head - 1]
-    base = load_base(first)
-    total = weighted_sum([updates(base, file) for file in files], weights)
+    base = base_model.load_base(first)
+    total = updates.weighted_sum([updates.updates(base, file) for file in files], weights)
     for file, weight in zip(files, weights, strict=True):
         print(f"{weight:g} x {file.path} ({file.adapter.method()})")
     if as_ == "merged":
-        print_written(write(output, added(base, first, total), overwrite))
+        print_written(merge.write(output, merge.added(base, first, total), overwrite))
         return 0
     origin = {
-        "adapters": [label(file) for file in files],
+        "adapters": [low_rank.label(file) for file in files],
         "methods": [file.adapter.method() for file in files],
         "weights": list(weights),
     }
-    made = write_lora(output, base, total, files, first, rank=rank, error=error, origin=origin)
+    made = low_rank.write_lora(output, base, total, files, first, rank=rank, error=error, origin=origin)
     print_converted(output, made, first)
     return 0

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from randlora_pl import adapters, models
 from randlora_pl.commands.common.arguments import check_output
 from randlora_pl.commands.common.tables import layer_table
 from randlora_pl.interop.onnx import check_packages
@@ -17,9 +18,7 @@ from randlora_pl.utils.options import check_rank_or_error
 from randlora_pl.utils.own_classes import import_words
 
 if TYPE_CHECKING:
-    from randlora_pl.adapters import AdapterFile
     from randlora_pl.interop.low_rank import Converted
-    from randlora_pl.models import ModelIdentity
 
 _ONNX = """\
   import onnxruntime
@@ -91,11 +90,22 @@ def export(
     if to == "peft":
         _export_peft(adapter, output, peft_type)
     elif to == "lora":
-        _export_lora(adapter, output, rank, error)
-    elif to == "adapter":
-        from randlora_pl.adapters.io.save_load import DTYPES, copy_adapter
+        # truncates the singular value decomposition of each update
+        check_rank_or_error(rank, error)
+        from randlora_pl.interop import base_model, low_rank, updates
 
-        size = copy_adapter(adapter, output, DTYPES[dtype] if dtype else None)
+        file = adapters.read_adapter(adapter)
+        file.adapter.require_matrix("the export to LoRA", file.path)
+        base_model.refuse_texts(file, "are written as a plain LoRA")
+        base = base_model.load_base(file)
+        origin = {"adapters": [low_rank.label(file)], "methods": [file.adapter.method()]}
+        total = updates.updates(base, file)
+        made = low_rank.write_lora(output, base, total, [file], file, rank=rank, error=error, origin=origin)
+        print_converted(output, made, file)
+    elif to == "adapter":
+        from randlora_pl.adapters.io import save_load
+
+        size = save_load.copy_adapter(adapter, output, save_load.DTYPES[dtype] if dtype else None)
         print(f"{output}: {size:,} bytes")
     else:
         _export_program(adapter, output, to == "onnx", part or "classifier")
@@ -129,7 +139,7 @@ def _export_peft(adapter: Path, output: Path, peft_type: str | None) -> None:
         print(f'  model = PeftModel.from_pretrained(base, "{output}")')
 
 
-def _code(identity: "ModelIdentity", task: Path | None) -> str:
+def _code(identity: "models.ModelIdentity", task: Path | None) -> str:
     """Return the code that builds the base model without this program."""
     if identity.library == "transformers":
         return f'AutoModelForCausalLM.from_pretrained("{identity.pretrained}")'
@@ -138,13 +148,11 @@ def _code(identity: "ModelIdentity", task: Path | None) -> str:
     if identity.library == "timm":
         from timm.models import get_pretrained_cfg
 
-        from randlora_pl.models.vit import vit_image_spec
-
         own = identity.config_sha256 is not None
         config = None if own else get_pretrained_cfg(identity.name)
         usual = None if config is None else config.input_size[-1]
         if own:
-            usual = vit_image_spec(local_name(identity.as_dict(), "the adapter")).size
+            usual = models.vit_image_spec(local_name(identity.as_dict(), "the adapter")).size
         given = f"num_classes={len(parse_json(task.read_text())['classnames']) if task is not None else 0}"
         given += f", img_size={identity.image_size}" if identity.image_size != usual else ""
         given += f', pretrained_cfg_overlay={{"file": "{identity.pretrained}"}}' if identity.sha256 and not own else ""
@@ -154,24 +162,7 @@ def _code(identity: "ModelIdentity", task: Path | None) -> str:
     return f'open_clip.create_model("{identity.name}", pretrained="{identity.pretrained}")'
 
 
-def _export_lora(adapter: Path, output: Path, rank: int | None, error: float | None) -> None:
-    """Truncate the singular value decomposition of each update."""
-    check_rank_or_error(rank, error)
-    from randlora_pl.adapters import read_adapter
-    from randlora_pl.interop.base_model import load_base, refuse_texts
-    from randlora_pl.interop.low_rank import label, write_lora
-    from randlora_pl.interop.updates import updates
-
-    file = read_adapter(adapter)
-    file.adapter.require_matrix("the export to LoRA", file.path)
-    refuse_texts(file, "are written as a plain LoRA")
-    base = load_base(file)
-    origin = {"adapters": [label(file)], "methods": [file.adapter.method()]}
-    made = write_lora(output, base, updates(base, file), [file], file, rank=rank, error=error, origin=origin)
-    print_converted(output, made, file)
-
-
-def print_converted(path: Path, made: "Converted", file: "AdapterFile") -> None:
+def print_converted(path: Path, made: "Converted", file: "adapters.AdapterFile") -> None:
     """Print rank and error of the layers, size, difference from the outputs of ``file``, and the next command."""
     rows = [vars(layer) for layer in made.layers]
     print(layer_table(rows, {"rank": "rank", "error": "error (mean)", "norm": "norm of the update"}, every=False))

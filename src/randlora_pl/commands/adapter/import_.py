@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from randlora_pl.commands.common.arguments import check_output
 from randlora_pl.commands.predict import names_in
@@ -10,12 +10,6 @@ from randlora_pl.language.catalog import TASKS
 from randlora_pl.language.tasks import ImportedTask
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.option_types import File, Option, Overwrite
-
-if TYPE_CHECKING:
-    from torch.nn import Module
-
-    from randlora_pl.interop.base_model import Base
-    from randlora_pl.interop.external import ExternalAdapter
 
 
 def import_(
@@ -82,18 +76,12 @@ def convert(
         path: Folder or file of the adapter.
         source: Program that wrote it: ``peft`` or ``official``.
         output: Folder or file to write.
-        name: The adapter in messages.
-        model: Name of the base model.
-        pretrained: Weights of the base model.
-        classnames: Names of the classes.
-        task: Task that predicts with it.
-        bases_dtype: Type of PEFT's random bases.
-        alpha: Scale of an official checkpoint.
+        name: The adapter in messages. All others are as in `import_`.
     """
     import torch
 
-    from randlora_pl.interop import base_model, external
-    from randlora_pl.interop.imported import ImportPlan, check_base, load_decoder
+    from randlora_pl.interop import base_model, external, imported
+    from randlora_pl.interop.peft import export as peft
     from randlora_pl.interop.peft import files as peft_files
     from randlora_pl.interop.peft import import_ as peft_import
     from randlora_pl.tasks.restore import adopting
@@ -115,13 +103,12 @@ def convert(
     written = adapter is not None and adapter.config.get("task_type") == "CAUSAL_LM" and task is None
     arguments: dict[str, Any] = {}  # of a decoder's task
     if task in TASKS or written:
-        base, arguments = load_decoder(model, pretrained, trained)
+        base, arguments = imported.load_decoder(model, pretrained, trained)
     else:
         base = base_model.named(model, pretrained, trained.get("seed", 0), trained.get("img_size"))
     if adapter is not None:
-        check_base(adapter, base)
-        dtype = getattr(torch, bases_dtype or "bfloat16")
-        foreign = peft_import.translate(adapter, base.model, dtype)
+        imported.check_base(adapter, base)
+        foreign = peft_import.translate(adapter, base.model, getattr(torch, bases_dtype or "bfloat16"))
     else:
         foreign = external.translate_official(path, base.model, 1.0 if alpha is None else alpha)
     if owned := foreign.owned(base.model):
@@ -130,32 +117,26 @@ def convert(
             "save_adapter(import_peft(PATH, model), OUTPUT)"
         )
     if arguments:
-        plan = ImportPlan(foreign, base, adopting("decoder"), arguments=arguments)
+        plan = imported.ImportPlan(foreign, base, adopting("decoder"), arguments=arguments)
     else:
-        plan = ImportPlan.make(foreign, base, adapter, task, list(classnames))
+        plan = imported.ImportPlan.make(foreign, base, adapter, task, list(classnames))
     ours = base.copy().model
     print(foreign.inject(ours))
-    print(_compared(path, source, name, foreign, ours, base))
+    if source == "official":
+        alpha = foreign.adapter.alpha  # type: ignore[attr-defined]
+        print(f"Not compared: the official code is not available. Scaled by {alpha:g} / r.")
+    elif not peft.installed():
+        print("Not compared: peft is not installed (pip install peft).")
+    else:
+        weights = [tensor for tensor in foreign.extra.values() if tensor.dim() == 2]
+        biases = [tensor for tensor in foreign.extra.values() if tensor.dim() == 1]
+        classifier = peft.LogitsOnly(weights[0], biases[0] if biases else None) if weights else None
+        try:
+            print(f"Largest difference to PEFT's outputs: {peft.difference(ours, base, path, classifier).summary()}")
+        except UserError as error:
+            raise UserError(f"{name} cannot be imported: {error}.") from None
     saved = plan.save(ours, output)
     size = saved.stat().st_size if saved.is_file() else sum(file.stat().st_size for file in saved.iterdir())
     classes = f" of {len(plan.classnames)} classes" if plan.classnames else ""
     print(f"{output}: {size:,} bytes{f', a {plan.task.__name__}{classes}' if plan.task else ''}")
     return plan.next(output)
-
-
-def _compared(path: Path, source: str, name: str, foreign: "ExternalAdapter", ours: "Module", base: "Base") -> str:
-    """Return the outcome of the comparison with PEFT."""
-    from randlora_pl.interop.peft.export import LogitsOnly, difference, installed
-
-    if source == "official":
-        return f"Not compared: the official code is not available. Scaled by {foreign.adapter.alpha:g} / r."  # type: ignore[attr-defined]
-    if not installed():
-        return "Not compared: peft is not installed (pip install peft)."
-    weights = [tensor for tensor in foreign.extra.values() if tensor.dim() == 2]
-    biases = [tensor for tensor in foreign.extra.values() if tensor.dim() == 1]
-    classifier = LogitsOnly(weights[0], biases[0] if biases else None) if weights else None
-    try:
-        found = difference(ours, base, path, classifier)
-        return f"Largest difference to PEFT's outputs: {found.summary()}"
-    except UserError as error:
-        raise UserError(f"{name} cannot be imported: {error}.") from None

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from randlora_pl import adapters, models
 from randlora_pl.commands.common.arguments import print_json
 from randlora_pl.commands.common.tables import entry, layer_table
 from randlora_pl.run.options.adapter_config import check_adapter
@@ -46,16 +47,14 @@ def info(adapter: Adapter, *, layers: bool = False, json: Json = False, pretrain
     register_weights(pretrained)
     check_adapter(adapter)
     os.environ["HF_HUB_OFFLINE"] = "1"  # a look at a file must not fetch a model; cached files are found
-    from randlora_pl.adapters import read_adapter
-    from randlora_pl.interop.summary import facts
-    from randlora_pl.interop.summary import layers as layers_of
+    from randlora_pl.interop import summary
 
-    file = read_adapter(adapter)
-    known = facts(file)
+    file = adapters.read_adapter(adapter)
+    known = summary.facts(file)
     if not json:
         for name, text in described(known).items():
             print(entry(name, text, 0, 16))
-    rows, missing = layers_of(file)
+    rows, missing = summary.layers(file)
     if json:
         print_json(known | {"layers": rows, "missing": missing})
         return 0
@@ -71,8 +70,6 @@ def info(adapter: Adapter, *, layers: bool = False, json: Json = False, pretrain
 
 def described(known: Mapping[str, Any]) -> dict[str, str]:
     """Return the facts of an adapter as text."""
-    from randlora_pl.models import ImageSpec
-
     base = known["base_model"]
     named = " ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key))
     extra = [f"{key} {base[key]}" for key in ("image_size", "seed") if base.get(key) is not None]
@@ -89,17 +86,18 @@ def described(known: Mapping[str, Any]) -> dict[str, str]:
         "base model": ", ".join([named or "not named", *extra, f"weights {digest}"]),
         "targets": f"{'default' if known['targets'] is None else _short(known['targets'])}: {known['adapted']} tensors",
     }
-    frame = known["training"].get("frame")
+    frame, names = known["training"].get("frame"), known["classnames"]
+    first = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
     bases = f"seed {known['seed']}, {known['generator']}, fingerprint {str(known['fingerprint'])[:12]}"
     found |= {
         "trained whole": _short(known["trained"]) if known["trained"] else "",
         "random bases": bases if known["fingerprint"] else "",
         "task": known["task"],
-        "captions" if known["captions"] else "classes": _first(known["classnames"]),
+        "captions" if known["captions"] else "classes": f"{len(names):,}: {first}" if names else "",
         "prompts": known["prompts"],
         **{name: _short(part) for name, part in known["learned"].items()},
         "training": _pairs({key: value for key, value in known["training"].items() if key != "frame"}),
-        "images": ImageSpec.of_values(frame).summary() if frame else "",
+        "images": models.ImageSpec.of_values(frame).summary() if frame else "",
         "made from": _pairs(known["made_from"]),
     }
     return {name: text for name, text in found.items() if text}
@@ -107,11 +105,6 @@ def described(known: Mapping[str, Any]) -> dict[str, str]:
 
 def _pairs(known: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {_short(value)}" for key, value in known.items())
-
-
-def _first(names: list[str], count: int = 5) -> str:
-    more = ", ..." if len(names) > count else ""
-    return f"{len(names):,}: {', '.join(names[:count])}{more}" if names else ""
 
 
 def _short(value: Any) -> str:

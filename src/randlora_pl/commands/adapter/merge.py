@@ -43,24 +43,20 @@ def merge(
     register_weights(pretrained)
     check_adapter(adapter)
     from randlora_pl.adapters import read_adapter
-    from randlora_pl.interop.base_model import load_base
-    from randlora_pl.interop.merge import check_output, merged, write
-    from randlora_pl.interop.prompts import check_merge
+    from randlora_pl.interop import base_model, prompts
+    from randlora_pl.interop import merge as merging
 
     file = read_adapter(adapter)
     file.adapter.require_matrix("the merge", file.path)  # before a large model is built
-    check_merge(file, scale)
+    prompts.check_merge(file, scale)
     if file.config.get("base_model", {}).get("library") == "transformers":
-        from randlora_pl.interop.merge import write_merged
-
-        kind, size, gap = write_merged(file, output, scale, overwrite)
+        kind, size, gap = merging.write_merged(file, output, scale, overwrite)
         print(f"{output}: {size:,} bytes, a folder for transformers")
         print(f"largest difference of logits, loaded by transformers alone, on random tokens: {gap:.1e}")
         print(f"  {kind}.from_pretrained({str(output)!r})")
         return 0
-    check_output(output, [adapter], overwrite)
-    base = load_base(file)
-    written = write(output, merged(base, file, scale, head), overwrite)
+    merging.check_output(output, [adapter], overwrite)
+    written = merging.write(output, merging.merged(base_model.load_base(file), file, scale, head), overwrite)
     which = {0.0: "the base model's weights, unchanged", 1.0: "the tuned weights"}
     print(f"scale {scale:g}: {which.get(scale, f'W0 + {scale:g} (W - W0) in every tuned tensor')}")
     print_written(written)

@@ -4,6 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
+from randlora_pl.commands.adapter.import_ import convert
 from randlora_pl.commands.adapter.push import Repo
 from randlora_pl.commands.common.arguments import check_output
 from randlora_pl.language.catalog import TASKS, given_to
@@ -29,13 +30,17 @@ def pull(
     check_output(output, overwrite)
     if output.suffix == ".safetensors" or output.is_file():
         raise UserError(f"--output is {output}: name a folder. One file: adapter export DIR --to adapter.")
-    from randlora_pl.interop.hub import PeftRepositoryError, check_repo, pull_adapter
+    from randlora_pl.interop import hub
 
-    check_repo(repo)
+    hub.check_repo(repo)
     try:
-        pulled = pull_adapter(repo, output, revision)
-    except PeftRepositoryError:
-        return _convert(repo, output, revision)
+        pulled = hub.pull_adapter(repo, output, revision)
+    except hub.PeftRepositoryError:
+        with TemporaryDirectory() as folder:
+            commit = hub.download_peft(repo, Path(folder), revision)
+            following = convert(Path(folder), "peft", output, name=repo)
+        print(f"converted from PEFT, commit {commit[:12]} of {repo}\n\n{following}")
+        return 0
     file, base = pulled.file, pulled.file.config.get("base_model", {})
     model = " ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key))
     classes = file.metadata.get("classnames") or []
@@ -47,16 +52,4 @@ def pull(
     task = file.metadata.get("task")
     predicts = f"predict --adapter {output} {given_to(task)} --output predictions.csv"
     print(f"\nNext: randlora-pl {predicts if classes or task in TASKS else f'adapter info {output}'}")
-    return 0
-
-
-def _convert(repo: str, output: Path, revision: str | None) -> int:
-    """Fetch an adapter of PEFT, convert it, and print the next command."""
-    from randlora_pl.commands.adapter.import_ import convert
-    from randlora_pl.interop.hub import download_peft
-
-    with TemporaryDirectory() as folder:
-        commit = download_peft(repo, Path(folder), revision)
-        following = convert(Path(folder), "peft", output, name=repo)
-    print(f"converted from PEFT, commit {commit[:12]} of {repo}\n\n{following}")
     return 0

@@ -1,6 +1,7 @@
 """``adapter push``: an adapter to the Hugging Face Hub, with a model card."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 from randlora_pl.commands.common.arguments import check_parent
@@ -49,17 +50,18 @@ def push(
     if not message.strip():
         raise UserError("--message is empty: describe in a few words what changed.")
     check_adapter(adapter)
-    from tempfile import TemporaryDirectory
-
     from randlora_pl.adapters import read_adapter
-    from randlora_pl.interop.hub import check_repo, make_card, push_folder, stage
+    from randlora_pl.interop import hub
 
-    check_repo(repo)
+    hub.check_repo(repo)
     file = read_adapter(adapter)
     if card is not None and card.exists():
-        text = _read(card)
+        try:
+            text = card.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{card} cannot be read as text ({type(error).__name__}); name another --card.") from error
     else:
-        text = make_card(file, repo, licence)
+        text = hub.make_card(file, repo, licence)
         if card is not None and not dry_run:
             check_parent(card)
             write_text(card, text)
@@ -67,24 +69,17 @@ def push(
             return 0
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "files"
-        stage(adapter, folder, text)
+        hub.stage(adapter, folder, text)
         sizes = {entry.name: entry.stat().st_size for entry in sorted(folder.iterdir())}
         if dry_run:
             print(f"would be uploaded to {repo}{f', branch {revision}' if revision else ''}:")
             print("\n".join(f"  {name:22} {size:>13,} bytes" for name, size in sizes.items()))
             print(f"\nREADME.md:\n\n{printable(text)}", end="")
             return 0
-        address = push_folder(folder, repo, private=private, revision=revision, message=message)
+        address = hub.push_folder(folder, repo, private=private, revision=revision, message=message)
     print(f"{address}: {len(sizes)} files, {sum(sizes.values()):,} bytes")
     if sha := file.config.get("base_model", {}).get("sha256"):
         print(f"the weights of its base model are your own file, which is not uploaded (SHA-256 {sha})")
     branch = f" --revision {revision}" if revision else ""
     print(f"\nNext: randlora-pl adapter pull {repo}{branch} --output {repo.rpartition('/')[2]}")
     return 0
-
-
-def _read(card: Path) -> str:
-    try:
-        return card.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{card} cannot be read as text ({type(error).__name__}); name another --card.") from error

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from randlora_pl.run.error_messages import out_of_memory
 from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError, near
 
 
@@ -100,8 +101,6 @@ def advised(smaller: str, unreadable: str = "", too_large: str = "") -> Iterator
         unreadable: What to do about an image that cannot be read.
         too_large: What to do about an image that is too large, if something else.
     """
-    from randlora_pl.run.error_messages import out_of_memory
-
     try:
         yield
     except UnreadableImageError as error:

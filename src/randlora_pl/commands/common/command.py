@@ -21,8 +21,6 @@ from randlora_pl.utils.option_types import Option, Rest, Words
 from randlora_pl.utils.options import misfit
 
 _NEEDED = inspect.Parameter.empty
-_COLUMN = 27
-"""Rightmost column where the explanations of options start."""
 
 
 class Parameter:
@@ -173,7 +171,7 @@ class Command:
     @property
     def page(self) -> str:
         """Its help page."""
-        column = min(_COLUMN, max((len(each.head) for each in self.parameters), default=0) + 4)
+        column = min(27, max((len(each.head) for each in self.parameters), default=0) + 4)
         options = "\n".join(each.shown(column) for each in self.parameters)
         usage = " ".join(["randlora-pl", self.name, *self.needed])
         code = f"Exit code: {self.parts['Returns']}" if "Returns" in self.parts else ""

@@ -3,25 +3,34 @@
 import shlex
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from randlora_pl.data.catalog.registry import CATALOG, default_root, get_command, present
 from randlora_pl.data.locations import root_of
+from randlora_pl.language.dataset_facts import absent as missing_file
+from randlora_pl.run.error_messages import full_disk
 from randlora_pl.run.options.compose import read_config
 from randlora_pl.run.options.shipped import config_folder, find_config
 from randlora_pl.run.parallel.launch import launched
-from randlora_pl.sweep.description import RATES, Seeds, SweepConfig, fit, read_provenance
+from randlora_pl.sweep.description import FILE, RATES, SweepConfig, checked
 from randlora_pl.sweep.folder import DONE, FAILED, OPEN, PRUNED, SweepFolder
-from randlora_pl.sweep.plan import Trial, is_text, only, plan, shard
+from randlora_pl.sweep.loop import Loop, Outcome, Runner, end_with_parent, local
+from randlora_pl.sweep.plan import Trial, is_text, only, shard
+from randlora_pl.sweep.progress import Progress, Times
 from randlora_pl.utils.errors import UserError, errors_in
+from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.option_types import Folder, Option
 from randlora_pl.utils.options import Count, Positive
 from randlora_pl.utils.own_classes import import_words
-from randlora_pl.utils.text.console import silence_library_warnings
+from randlora_pl.utils.reuse import caching
+from randlora_pl.utils.text.console import log_to_terminal, silence_library_warnings
 from randlora_pl.utils.text.formatting import byte_size, duration
 from randlora_pl.utils.text.tables import table
+
+if TYPE_CHECKING:
+    from randlora_pl.sweep.search import Search
 
 
 @dataclass
@@ -114,23 +123,12 @@ def find_sweep(config: str) -> tuple[Path, SweepConfig]:
     with errors_in(file):
         if isinstance(named := content.get("tuned"), str):  # a file beside it, or a bundled one
             places = [file.parent / named, config_folder() / "sweeps" / named]
-            content["tuned"] = read_provenance(next((place for place in places if place.is_file()), places[0]))
+            tuned = next((place for place in places if place.is_file()), places[0])
+            try:
+                content["tuned"] = checked(parse_json(tuned.read_text(encoding="utf-8")), str(tuned))
+            except (OSError, ValueError, RecursionError) as error:
+                raise UserError(f"tuned: {tuned} cannot be read ({error}). Name the {FILE} of a search.") from error
         return file, SweepConfig.from_content(content)
-
-
-def job_of(config: str, typed: SweepOptions, same: str) -> Job:
-    """Return the job of the options of ``sweep``."""
-    file, description = find_sweep(config)
-    if typed.seeds is not None:
-        fit(list(typed.seeds), Seeds, "--seeds")
-        description = replace(description, seeds=list(typed.seeds))
-    with errors_in(file):
-        cells = plan(replace(description, root=typed.root))
-        check_root_is_read(cells, typed.root)
-    path = Path("runs") / "sweeps" / file.stem if typed.output is None else typed.output
-    job = Job(description, cells, cells, SweepFolder(path), same)
-    choose(job, typed.only, typed.shard, typed.skip_missing, typed.dry_run)
-    return job
 
 
 def check_root_is_read(cells: Iterable[Trial], root: str | None) -> None:
@@ -193,8 +191,6 @@ def _absent(cells: Sequence[Trial]) -> tuple[list[str], list[str]]:
     by_source: dict[str, dict[str, None]] = {}  # the first missing file of each text dataset, by where to get it
     texts = [cell for cell in cells if is_text(cell.tree)]
     for cell in {(*cell.labels[1:3], cell.untrained): cell for cell in texts}.values():
-        from randlora_pl.language.dataset_facts import absent as missing_file
-
         data = cell.tree["data"]
         root = default_root() if data.get("root") is None else Path(data["root"]).expanduser()
         error = missing_file(data["dataset"], root, data.get("tests"), not cell.untrained)
@@ -210,21 +206,22 @@ def _absent(cells: Sequence[Trial]) -> tuple[list[str], list[str]]:
 def begin(job: Job) -> None:
     """Check what can be checked without weights and images, and make the folder."""
     job.folder.check(job.cells)
-    silence_library_warnings()
-    check([cell for cell in job.chosen if job.folder.state(cell) != DONE])
+    check(job)
     job.folder.open(job.description, job.cells)
     if job.absent:
         print(f"not on this machine, so skipped: {', '.join(job.absent)}")
 
 
-def check(cells: Iterable[Trial]) -> None:
+def check(job: Job) -> None:
     """Check that each method fits its model, and can start from its first stage, and the options of the data.
 
     Raises:
         UserError: Names the model with the method or dataset.
     """
-    from randlora_pl.sweep.expand import check_first, counts, data_of
+    silence_library_warnings()
+    from randlora_pl.sweep import expand
 
+    cells = [cell for cell in job.chosen if job.folder.state(cell) != DONE]
     different: dict[tuple[str, str, str], Trial] = {}
     for cell in cells:  # a search changes more than rates
         changed = [(name, value) for name, value in cell.facts.items() if name not in (*RATES, "tunes")]
@@ -232,15 +229,15 @@ def check(cells: Iterable[Trial]) -> None:
     for (model, method, _), cell in different.items():
         where = f"models.{model} with methods.{method}"
         with errors_in(where):
-            counts(cell.tree)
+            expand.counts(cell.tree)
         if cell.first:
             with errors_in(f"{where}.first"):
-                counts(cell.stages[".first"])
+                expand.counts(cell.stages[".first"])
             with errors_in(where):
-                check_first(cell)
+                expand.check_first(cell)
     for (model, dataset), cell in {(cell.labels.model, cell.labels.dataset): cell for cell in cells}.items():
         with errors_in(f"models.{model} with datasets.{dataset}"):
-            data_of(cell.tree)
+            expand.data_of(cell.tree)
 
 
 def summary(job: Job) -> str:
@@ -287,20 +284,13 @@ def child_words(words: list[str], typed: WorkOptions, job: Job) -> list[str]:
     return found + [f"--{name.replace('_', '-')}" for name in names if getattr(typed, name, False)]
 
 
-if TYPE_CHECKING:
-    from randlora_pl.sweep.loop import Outcome
-    from randlora_pl.sweep.search import Search
-
 _PAUSE = 1.0
 """Seconds between two looks at what other processes find."""
 
 
 def dry_run(job: Job) -> int:
     """Print the cells with their state, and the time of similar ones that have finished."""
-    silence_library_warnings()
-    from randlora_pl.sweep.progress import Times
-
-    check([cell for cell in job.chosen if job.folder.state(cell) != DONE])
+    check(job)
     times, rows, seconds, unknown = Times(), [], 0.0, 0
     for cell in job.cells:
         if took := job.folder.results(cell).get("cell_seconds"):
@@ -328,7 +318,7 @@ def dry_run(job: Job) -> int:
     return 0
 
 
-def work(job: Job, typed: WorkOptions, search: "Search | None" = None) -> "Outcome":
+def work(job: Job, typed: WorkOptions, search: "Search | None" = None) -> Outcome:
     """Run the cells in this process, and test them.
 
     With a search that finds the cells, they are not tested.
@@ -337,12 +327,6 @@ def work(job: Job, typed: WorkOptions, search: "Search | None" = None) -> "Outco
         UserError: The disk is full.
         KeyboardInterrupt: With what is done and how to go on.
     """
-    from randlora_pl.run.error_messages import full_disk
-    from randlora_pl.sweep.loop import Loop, Runner, end_with_parent
-    from randlora_pl.sweep.progress import Progress
-    from randlora_pl.utils.reuse import caching
-    from randlora_pl.utils.text.console import log_to_terminal
-
     end_with_parent()
     log_to_terminal()
     if search is not None:
@@ -387,9 +371,6 @@ def spawn(job: Job, words: Sequence[str], jobs: int, search: "Search | None" = N
     Raises:
         KeyboardInterrupt: With what is done and how to go on.
     """
-    from randlora_pl.sweep.loop import local
-    from randlora_pl.sweep.progress import Progress
-
     folder = job.folder
     progress = Progress(folder, job.chosen, jobs=jobs)
 

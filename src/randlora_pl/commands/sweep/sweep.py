@@ -11,16 +11,22 @@ from randlora_pl.commands.sweep.job import (
     Job,
     SweepOptions,
     begin,
+    check_root_is_read,
     child_words,
+    choose,
     dry_run,
     end,
-    job_of,
+    find_sweep,
     place_of,
     spawn,
     work,
 )
-from randlora_pl.sweep.folder import REPORT
-from randlora_pl.utils.errors import UserError
+from randlora_pl.commands.sweep.tune import tune_first
+from randlora_pl.sweep.description import Seeds, fit
+from randlora_pl.sweep.folder import REPORT, SweepFolder
+from randlora_pl.sweep.loop import slurm
+from randlora_pl.sweep.plan import plan
+from randlora_pl.utils.errors import UserError, errors_in
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.option_types import Option, Words
 from randlora_pl.utils.own_classes import import_words
@@ -53,15 +59,22 @@ def run_sweep(config: str, typed: SweepOptions, same: str) -> tuple[int, Job | N
     """
     typed.check_launch()
     if typed.tune:
-        from randlora_pl.commands.sweep.tune import tune_first
-
         tuned = tune_first(config, typed, same)
         if tuned is None:
             return 0, None
         config, typed = tuned
     if typed.slurm and typed.launcher != "slurm":
         raise UserError("--slurm needs --launcher slurm.")
-    job = job_of(config, typed, same)
+    file, description = find_sweep(config)
+    if typed.seeds is not None:
+        fit(list(typed.seeds), Seeds, "--seeds")
+        description = replace(description, seeds=list(typed.seeds))
+    with errors_in(file):
+        cells = plan(replace(description, root=typed.root))
+        check_root_is_read(cells, typed.root)
+    path = Path("runs") / "sweeps" / file.stem if typed.output is None else typed.output
+    job = Job(description, cells, cells, SweepFolder(path), same)
+    choose(job, typed.only, typed.shard, typed.skip_missing, typed.dry_run)
     if typed.dry_run:
         job.folder.check(job.cells)
         return dry_run(job), None
@@ -69,8 +82,6 @@ def run_sweep(config: str, typed: SweepOptions, same: str) -> tuple[int, Job | N
     config = os.path.realpath(config) if Path(config).is_file() else config
     words = child_words(["sweep", config], typed, job)  # by a path that is valid in any folder
     if typed.launcher == "slurm":
-        from randlora_pl.sweep.loop import slurm
-
         numbers = slurm(run_in_job, words, job.folder.path.resolve(), typed.jobs, typed.slurm)
         print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}; their logs: {job.folder.path}/slurm")
         print(f"Show their progress: randlora-pl sweep {shlex.quote(config)} --output {place_of(job)} --dry-run")

@@ -39,7 +39,7 @@ from randlora_pl.run.options.compose import DEFAULTS, compose, merge, nested, no
 from randlora_pl.run.options.mistakes import check_names
 from randlora_pl.sweep.description import FILE, RATES, SweepConfig, Tree, Tune, budget, fit, is_zero_shot, shown
 from randlora_pl.sweep.folder import PRUNED, TUNE, SweepFolder
-from randlora_pl.sweep.plan import Trial, check, is_text, labels_of
+from randlora_pl.sweep.plan import check, is_text, labels_of
 from randlora_pl.utils.errors import UserError, errors_in, shortened
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.option_types import Option, Rest, Words
@@ -126,7 +126,7 @@ def tune_sweep(config: Annotated[str, Option("CONFIG")], typed: TuneOptions, wor
     found = _tuning(typed, file, description, SweepFolder(path, "tune.yaml"), same)
     if typed.dry_run:
         return found.dry_run()
-    tuned = found.run(typed, ["tune", str(file)], _comments(file))
+    tuned = found.run(typed, ["tune", str(file)], file)
     if found.stopped:
         return 0
     print(f"Next: randlora-pl sweep {shlex.quote(str(tuned))}")
@@ -164,7 +164,7 @@ def tune_first(config: str, typed: SweepOptions, same: str) -> tuple[str, SweepO
         found.dry_run()
         print("\nThen, with the best values:\n")
         return str(tuned) if tuned.is_file() else config, typed
-    found.run(searched, [TUNE, str(file)], _comments(file))
+    found.run(searched, [TUNE, str(file)], file)
     if typed.max_hours is not None:
         left = typed.max_hours - (time.monotonic() - start) / 3600
         typed = replace(typed, max_hours=max(1e-9, left))
@@ -182,7 +182,31 @@ def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
     tree = command.config
     for name, text in command.values.items():
         tree = merge(tree, normalize(nested({name: parse_value(text)})))
-    description = _described(tree)
+    from randlora_pl.sweep.expand import data_of, task_of
+
+    task = task_of(check(tree))
+    if task is None:
+        raise UserError("tune --config supports only tasks of this program. Write a sweep for another one.")
+    method = task.adapter.method()
+    kind = str(tree["model"]["class_path"]).rpartition(".")[2]
+    name = rate_name(method, kind)
+    data = dict(tree.get("data", {}))
+    shots, fraction = data.pop("shots", None), data.pop("fraction", None)
+    known = data_of(check(tree))  # of images or of texts
+    dataset = str(known.row.name if hasattr(known, "row") else known.dataset)
+    seed = int(tree.get("seed_everything") or 0)
+    monitor = tree.get("checkpoint", {}).get("monitor")
+    description = SweepConfig.from_content({  # one model, whose config is the run's, one method and one dataset
+        "models": {str(tree["model"]["init_args"].get("name", "model")): {"config": tree}},
+        "methods": {method: {"adapter": method, name: float(getattr(task, name))}},
+        "datasets": {dataset: data | {"dataset": dataset}},
+        "budgets": [budget(shots) if shots else budget(float(fraction)) if fraction else "100%"],
+        "seeds": [seed],
+        "tune": {
+            "seeds": [other for other in range(3) if other != seed][:2],
+            "monitor": monitor or ("val/loss" if is_text_task(kind) else "val/acc"),
+        },
+    })  # fmt: skip
     path = typed.output or Path("runs") / "tune" / Path(command.named[-1]).stem
     same = f"{words.command('tune')}{import_words()}"
     found = _tuning(typed, Path(command.named[-1]), description, SweepFolder(path, "tune.yaml"), same)
@@ -202,50 +226,6 @@ def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
         best += [f"--{group}{option}", text]
     print(f"Next: randlora-pl fit {shlex.join([*others, *best])}")
     return 0
-
-
-def _described(tree: Tree) -> SweepConfig:
-    """Return the search of a run as a sweep of one model, whose config is the run's, one method and one dataset."""
-    from randlora_pl.sweep.expand import data_of, task_of
-
-    task = task_of(check(tree))
-    if task is None:
-        raise UserError("tune --config supports only tasks of this program. Write a sweep for another one.")
-    method = task.adapter.method()
-    kind = str(tree["model"]["class_path"]).rpartition(".")[2]
-    name = rate_name(method, kind)
-    data = dict(tree.get("data", {}))
-    shots, fraction = data.pop("shots", None), data.pop("fraction", None)
-    known = data_of(check(tree))  # of images or of texts
-    dataset = str(known.row.name if hasattr(known, "row") else known.dataset)
-    seed = int(tree.get("seed_everything") or 0)
-    monitor = tree.get("checkpoint", {}).get("monitor")
-    return SweepConfig.from_content({
-        "models": {str(tree["model"]["init_args"].get("name", "model")): {"config": tree}},
-        "methods": {method: {"adapter": method, name: float(getattr(task, name))}},
-        "datasets": {dataset: data | {"dataset": dataset}},
-        "budgets": [budget(shots) if shots else budget(float(fraction)) if fraction else "100%"],
-        "seeds": [seed],
-        "tune": {
-            "seeds": [other for other in range(3) if other != seed][:2],
-            "monitor": monitor or ("val/loss" if is_text_task(kind) else "val/acc"),
-        },
-    })  # fmt: skip
-
-
-def _typed_search(typed: WorkOptions) -> Tree:
-    """Return the entries of ``tune`` that were typed."""
-    found: Tree = {}
-    for word in getattr(typed, "search", ()):
-        name, equals, text = word.partition("=")
-        low, dots, high = text.partition("..")
-        if not (name and equals and text):
-            raise UserError(f"--search {word}: expected NAME=VALUE,VALUE or NAME=LOW..HIGH, such as rank=1..64.")
-        values = [parse_value(value) for value in text.split(",")]
-        ends = {"low": parse_value(low), "high": parse_value(high)}
-        found.setdefault("search", {})[name] = ends if dots else values
-    given = {name: getattr(typed, name, None) for name in ("sampler", "trials", "pruner")}
-    return found | {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass
@@ -272,31 +252,43 @@ class _Tuning:
         """Methods without a candidate that worked."""
         return [method for method in self.search.names if method not in self.search.chosen()]
 
-    def run(self, typed: WorkOptions, words: list[str], head: str | None) -> Path:
+    def run(self, typed: WorkOptions, words: list[str], config: Path | None) -> Path:
         """Search, and write and print the result.
 
         Args:
             typed: The options.
             words: The command of each of several processes, without these options.
-            head: Comments of the config to write with the best candidates; None for no config.
+            config: The sweep's file, whose comments begin the config with the best candidates; None for no config.
 
         Returns:
             The config with the best candidates, or the table if no config is written.
         """
+        from randlora_pl.sweep.expand import data_of
+        from randlora_pl.utils.run_results import environment
+
         job, search, folder = self.job, self.search, self.job.folder
-        _check_validation(job.chosen)
+        for label, cell in {cell.labels.dataset: cell for cell in job.chosen}.items():
+            data = data_of(cell.tree)
+            if is_text(cell.tree):  # texts need a tokenizer to be read
+                if data.validation == 0 and data.dataset not in OWN_TEXTS:
+                    raise UserError(f"datasets.{label}: nothing is held out. Add data.validation: N to tune.set.")
+                continue
+            with redirect_stderr(io.StringIO()):  # its remarks are errors here
+                data.setup("validate")
+                loader = data.val_dataloader()
+            if isinstance(loader, list) or not len(data.samples("val")):  # a list: the data have no loader
+                raise UserError(f"datasets.{label}: tuning needs validation images, and none are held out.")
         begin(job)
         if typed.jobs > 1:
             self.stopped = spawn(job, child_words(words, typed, job), typed.jobs, search)
         else:
             self.stopped = work(job, typed, search).stopped
-        from randlora_pl.commands.sweep.tune import config_text, markdown
-        from randlora_pl.utils.run_results import environment
-
         made = {name: value for name, value in environment().items() if name in ("version", "git_commit")}
         report = {"command": job.same} | made | search.report()
         files = {FILE: json.dumps(report, indent=1, ensure_ascii=False) + "\n", "tuning.md": markdown(report)}
-        if head is not None:
+        if config is not None:
+            lines = config.read_text(encoding="utf-8").splitlines(True)
+            head = "".join(line for line in lines if line.startswith("#"))
             files["tuned.yaml"] = config_text(search.tuned(), head)
         for name, text in files.items():
             write_text(folder.path / name, text)
@@ -306,7 +298,7 @@ class _Tuning:
         if self.stopped:
             print(f"Stopped, because {self.stopped}. Resume with: {job.same}")
         elif without := self.without():
-            kept = "" if head is None else "; the config keeps their values"
+            kept = "" if config is None else "; the config keeps their values"
             print(f"No candidate worked for: {', '.join(without)}{kept}. See {place_of(job)}/cells")
         return folder.path / first
 
@@ -317,7 +309,17 @@ def _tuning(typed: WorkOptions, file: Path, description: SweepConfig, folder: Sw
     from randlora_pl.sweep.search import Search
 
     with errors_in(file):
-        tune = description.tune | _typed_search(typed)
+        ranges: Tree = {}
+        for word in getattr(typed, "search", ()):
+            name, equals, text = word.partition("=")
+            low, dots, high = text.partition("..")
+            if not (name and equals and text):
+                raise UserError(f"--search {word}: expected NAME=VALUE,VALUE or NAME=LOW..HIGH, such as rank=1..64.")
+            ends = {"low": parse_value(low), "high": parse_value(high)}
+            ranges[name] = ends if dots else [parse_value(value) for value in text.split(",")]
+        tune = description.tune | ({"search": ranges} if ranges else {})
+        given = {name: getattr(typed, name, None) for name in ("sampler", "trials", "pruner")}
+        tune |= {name: value for name, value in given.items() if value is not None}
         fit(tune, Tune, "tune")
         chosen = typed if isinstance(typed, CellOptions) else CellOptions()  # of a run, all
         whole = replace(description, root=chosen.root, tune=tune)
@@ -335,28 +337,6 @@ def _tuning(typed: WorkOptions, file: Path, description: SweepConfig, folder: Sw
     job.cells = job.chosen = search.known()
     folder.check(job.cells)
     return _Tuning(job, search)
-
-
-def _comments(file: Path) -> str:
-    """Return the lines of comments in a config."""
-    return "".join(line for line in file.read_text(encoding="utf-8").splitlines(True) if line.startswith("#"))
-
-
-def _check_validation(cells: list[Trial]) -> None:
-    """Check that every dataset has validation samples."""
-    from randlora_pl.sweep.expand import data_of
-
-    for label, cell in {cell.labels.dataset: cell for cell in cells}.items():
-        data = data_of(cell.tree)
-        if is_text(cell.tree):  # texts need a tokenizer to be read
-            if data.validation == 0 and data.dataset not in OWN_TEXTS:
-                raise UserError(f"datasets.{label}: nothing is held out. Add data.validation: N to tune.set.")
-            continue
-        with redirect_stderr(io.StringIO()):  # its remarks are errors here
-            data.setup("validate")
-            loader = data.val_dataloader()
-        if isinstance(loader, list) or not len(data.samples("val")):  # a list: the data have no loader
-            raise UserError(f"datasets.{label}: tuning needs validation images, and none are held out.")
 
 
 def markdown(report: Tree) -> str:
