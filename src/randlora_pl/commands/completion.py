@@ -5,13 +5,13 @@ import re
 import sys
 from typing import Annotated, Any, Literal
 
+import shtab
+
 from randlora_pl.commands.common.command import Command
 from randlora_pl.commands.table import COMMANDS, function_of, members, summary
 from randlora_pl.run.options.shipped import config_names
 from randlora_pl.utils.option_types import Option
 
-_FILE = {"bash": "_shtab_compgen_files", "zsh": "_files", "fish": "(__fish_complete_path (commandline -ct))"}
-"""Completion of a path, as `shtab.FILE`."""
 _PATHS = ("resume", "run", "adapter", "ckpt_path", "from_adapter", "root", "data.root", "run.root")
 """Options that take a path as a text."""
 
@@ -24,8 +24,6 @@ def completion(shell: Annotated[Literal["bash", "zsh", "fish"], Option("SHELL", 
         randlora-pl completion zsh > ~/.zfunc/_randlora-pl           with fpath+=~/.zfunc before compinit in ~/.zshrc
         randlora-pl completion fish > ~/.config/fish/completions/randlora-pl.fish
     """
-    import shtab
-
     print(shtab.complete(whole_parser(), shell))
     return 0
 
@@ -55,7 +53,7 @@ def _add(commands: Any, typed: str, name: str) -> None:
     for action in parser._actions:
         action.help = _plain(action.help or "")
         if action.dest in _PATHS or action.metavar in ("ADAPTER", "DIR", "FILE", "PATH", "RUN", "[NAME=]PATH"):
-            action.complete = _FILE  # type: ignore[attr-defined]
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
         elif action.metavar == "CONFIG":
             action.choices = list(config_names())
     commands.add_parser(typed, parents=[parser], add_help=False, help=_plain(summary(name)))

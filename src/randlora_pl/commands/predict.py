@@ -116,14 +116,14 @@ def names_in(file: Path) -> list[str]:
     return names
 
 
-def name_adapters(words: Sequence[str]) -> dict[str, Path]:
+def name_adapters(typed: Sequence[str]) -> dict[str, Path]:
     """Return adapters by name: ``NAME=PATH``, or the part in which paths differ (``cars`` of ``runs/cars/adapter``).
 
     Raises:
         UserError: Two have the same name, or a name is empty.
     """
     pairs = []
-    for word in words:
+    for word in typed:
         name, equals, path = word.partition("=")
         if not equals or "/" in name or Path(word).exists():
             pairs.append(("", word))

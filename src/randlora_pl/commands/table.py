@@ -42,8 +42,11 @@ LOOK_UP: Mapping[str, str | tuple[str, ...]] = {
 COMMANDS = {**RUN, **LOOK_UP}
 """Module of each command, in which a function has its name; or the commands of a group.
 
-A command of a group has a module of its name in the package of the group, or the commands of the group share one.
+A command of a group has a module in the package of the group, or the commands of the group share one.
 """
+
+_HOMES = {"diff": "info", "add": "merge", "import": "import_", "push": "hub", "pull": "hub"}
+"""Modules in the package of a group that do not have the names of their commands."""
 
 _MEANT = {
     **dict.fromkeys(("train", "finetune", "fine-tune", "run"), "fit"),
@@ -78,9 +81,8 @@ def _file(name: str) -> Path:
     module = COMMANDS[first]
     path = Path(__file__).parent.joinpath(*(module if isinstance(module, str) else first).split("."))
     if path.is_dir():
-        path = path / second if second else path / "__init__"
-    plain = path.with_suffix(".py")
-    return plain if plain.exists() else path.with_name(f"{path.name}_.py")  # import_.py
+        path /= _HOMES.get(second, second) or "__init__"
+    return path.with_suffix(".py")
 
 
 def _is_of(function: str, name: str) -> bool:

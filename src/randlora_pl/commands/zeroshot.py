@@ -1,7 +1,6 @@
 """``zeroshot``: accuracy of a pretrained CLIP on test images, beside the published one."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,7 +102,11 @@ def zeroshot(
             "missing": absent,
         }  # after each dataset, so that an interrupted command keeps finished ones
         write_text(folder / "zeroshot.json", json.dumps(content, indent=1) + "\n")
-    _print(clip, found, failed, [find(each) for each in absent], folder_of_data)
+    _print(clip, found, failed)
+    if absent:
+        print(f"\nMissing in {folder_of_data}: {', '.join(absent)}")
+        below = "" if folder_of_data == default_root() else f" --root {folder_of_data}"
+        print(f"How to get them: randlora-pl data check --all --fast{below}")
     print(f"\nResults: {folder}/zeroshot.json")
     return 1 if failed else 0
 
@@ -125,14 +128,8 @@ def _chosen(model: str | None, dataset: str, place: str | None) -> tuple[list[Da
     return there, [row.name for row in rows if row not in there], root
 
 
-def _print(
-    clip: "models.LoadedClip",
-    found: dict[str, "ZeroShot"],
-    failed: dict[str, str],
-    absent: Sequence[DatasetSpec],
-    root: Path,
-) -> None:
-    """Print the table, and below it the datasets that it lacks."""
+def _print(clip: "models.LoadedClip", found: dict[str, "ZeroShot"], failed: dict[str, str]) -> None:
+    """Print the table, and below it why datasets could not be tested."""
     from randlora_pl.lab.zeroshot import OTHER_SPLIT, SINGLE, SOURCE
 
     known = any(one.published is not None for one in found.values())
@@ -155,7 +152,3 @@ def _print(
             print(f"Published for other test images, drawn at random: {', '.join(other)}.")
     for name, message in failed.items():
         print(f"\n{name} could not be tested: {message}")
-    if absent:
-        print(f"\nMissing in {root}: {', '.join(row.name for row in absent)}")
-        below = "" if root == default_root() else f" --root {root}"
-        print(f"How to get them: randlora-pl data check --all --fast{below}")

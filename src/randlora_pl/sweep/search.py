@@ -207,21 +207,6 @@ class Search:
             found += [(rate, *rest) for rate in rates[low : high + 1]]
         return sorted(found, key=lambda values: values[0])
 
-    def _beyond(self, method: str, tried: Sequence[Values], finalists: Sequence[Values]) -> list[Values]:
-        """Return the candidates next to a winner that has no neighbour on one side, and so on."""
-        best = self.best(method, finalists, self.seeds)
-        if not best or self.sampler != CLIMB or self._grid(method)[1] is None:
-            return []
-        rates, rest = self._grid(method)[0][0], best[0][1:]
-        first = [values[0] for values in tried if values[1:] == rest]
-
-        def score(rate: float) -> float | None:
-            lost = rate in first and (rate, *rest) not in finalists
-            return -math.inf if lost else self.score(method, (rate, *rest), self.seeds)
-
-        low, high = climbed(rates, rates.index(first[0]), rates.index(first[-1]), score)
-        return [(rate, *rest) for rate in rates[low : high + 1] if rate not in first]
-
     def known(self, ask: bool = False) -> list[Trial]:
         """Return the cells to run, as far as is known by now.
 
@@ -250,9 +235,21 @@ class Search:
             return pairs
         finalists = self.best(method, tried, [first])[:FINALISTS]
         pairs += [(values, seed) for values in finalists for seed in others]
-        if all(self.score(method, values, self.seeds) is not None for values in finalists):
-            pairs += [(values, seed) for values in self._beyond(method, tried, finalists) for seed in self.seeds]
-        return pairs
+        over = all(self.score(method, values, self.seeds) is not None for values in finalists)
+        best = self.best(method, finalists, self.seeds)
+        if not over or not best or self.sampler != CLIMB or self._grid(method)[1] is None:
+            return pairs
+        rates, rest = self._grid(method)[0][0], best[0][1:]
+        begun = [values[0] for values in tried if values[1:] == rest]
+
+        def score(rate: float) -> float | None:
+            lost = rate in begun and (rate, *rest) not in finalists
+            return -math.inf if lost else self.score(method, (rate, *rest), self.seeds)
+
+        # a winner without a neighbour on one side gets one there, and so on
+        low, high = climbed(rates, rates.index(begun[0]), rates.index(begun[-1]), score)
+        beyond = [(rate, *rest) for rate in rates[low : high + 1] if rate not in begun]
+        return pairs + [(values, seed) for values in beyond for seed in self.seeds]
 
     def dropped(self, cell: Trial) -> bool:
         """Return True if a cell is not worth running, because its candidate has failed elsewhere."""

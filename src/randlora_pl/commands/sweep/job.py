@@ -45,6 +45,8 @@ class Job:
         same: The typed command, for resuming.
         absent: Labels of missing datasets.
         sources: How to get the missing datasets: commands, or the missing files and their source.
+        search: The search that selects the cells, if any.
+        stopped: Reason of an early stop; empty without one.
     """
 
     description: SweepConfig
@@ -54,6 +56,8 @@ class Job:
     same: str
     absent: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
+    search: "Search | None" = None
+    stopped: str = ""
 
 
 @dataclass(kw_only=True)
@@ -291,6 +295,8 @@ _PAUSE = 1.0
 def dry_run(job: Job) -> int:
     """Print the cells with their state, and the time of similar ones that have finished."""
     check(job)
+    if job.search is not None and job.search.sampler == "tpe":
+        print(f"Optuna selects {job.search.trials} candidates of each method, such as:\n")
     times, rows, seconds, unknown = Times(), [], 0.0, 0
     for cell in job.cells:
         if took := job.folder.results(cell).get("cell_seconds"):
@@ -318,10 +324,8 @@ def dry_run(job: Job) -> int:
     return 0
 
 
-def work(job: Job, typed: WorkOptions, search: "Search | None" = None) -> Outcome:
-    """Run the cells in this process, and test them.
-
-    With a search that finds the cells, they are not tested.
+def work(job: Job, typed: WorkOptions) -> Outcome:
+    """Run the cells in this process, and test them; the cells of a search are not tested.
 
     Raises:
         UserError: The disk is full.
@@ -329,6 +333,7 @@ def work(job: Job, typed: WorkOptions, search: "Search | None" = None) -> Outcom
     """
     end_with_parent()
     log_to_terminal()
+    search = job.search
     if search is not None:
         job.chosen = search.known()
     progress = Progress(job.folder, job.chosen)
@@ -362,7 +367,7 @@ def work(job: Job, typed: WorkOptions, search: "Search | None" = None) -> Outcom
     return outcome
 
 
-def spawn(job: Job, words: Sequence[str], jobs: int, search: "Search | None" = None) -> str:
+def spawn(job: Job, words: Sequence[str], jobs: int) -> str:
     """Run the cells in several processes of this machine, and show their progress.
 
     Returns:
@@ -371,7 +376,7 @@ def spawn(job: Job, words: Sequence[str], jobs: int, search: "Search | None" = N
     Raises:
         KeyboardInterrupt: With what is done and how to go on.
     """
-    folder = job.folder
+    folder, search = job.folder, job.search
     progress = Progress(folder, job.chosen, jobs=jobs)
 
     def look() -> None:

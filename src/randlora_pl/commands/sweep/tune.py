@@ -10,7 +10,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import yaml
 
@@ -46,9 +46,6 @@ from randlora_pl.utils.option_types import Option, Rest, Words
 from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.text.console import silence_library_warnings
 from randlora_pl.utils.text.tables import markdown_table
-
-if TYPE_CHECKING:
-    from randlora_pl.sweep.search import Search
 
 
 @dataclass(kw_only=True)
@@ -121,16 +118,14 @@ def tune_sweep(config: Annotated[str, Option("CONFIG")], typed: TuneOptions, wor
     """
     typed.check_launch()
     file, description = find_sweep(config)
-    path = Path("runs") / "tune" / file.stem if typed.output is None else typed.output
-    same = f"{words.command('tune')}{import_words()}"
-    found = _tuning(typed, file, description, SweepFolder(path, "tune.yaml"), same)
+    job = _job_of(typed, file, description, f"{words.command('tune')}{import_words()}")
     if typed.dry_run:
-        return found.dry_run()
-    tuned = found.run(typed, ["tune", str(file)], file)
-    if found.stopped:
+        return dry_run(job)
+    best = _run(job, typed, ["tune", str(file)], file)
+    if job.stopped:
         return 0
-    print(f"Next: randlora-pl sweep {shlex.quote(str(tuned))}")
-    return 1 if found.without() else 0
+    print(f"Next: randlora-pl sweep {shlex.quote(str(job.folder.path / 'tuned.yaml'))}")
+    return 1 if None in best.values() else 0
 
 
 def tune_first(config: str, typed: SweepOptions, same: str) -> tuple[str, SweepOptions] | None:
@@ -148,8 +143,7 @@ def tune_first(config: str, typed: SweepOptions, same: str) -> tuple[str, SweepO
     file, description = find_sweep(config)
     typed = replace(typed, output=typed.output or Path("runs") / "sweeps" / file.stem)
     assert typed.output is not None
-    folder = SweepFolder(typed.output / TUNE, "tune.yaml")
-    if any((typed.output / "cells").glob("*")) and not folder.path.is_dir():
+    if any((typed.output / "cells").glob("*")) and not (typed.output / TUNE).is_dir():
         raise UserError(
             f"{typed.output} has cells that were run without a search. Use another folder for the tuned cells: "
             f"--tune --output {shlex.quote(str(typed.output))}-tuned"
@@ -157,18 +151,18 @@ def tune_first(config: str, typed: SweepOptions, same: str) -> tuple[str, SweepO
     kept = [word for word in typed.only if not word.startswith(("budget=", "seed="))]
     kept = [word for word in kept if not is_zero_shot(word.removeprefix("method="))]
     shared = {each.name: getattr(typed, each.name) for each in fields(CellOptions)}
-    searched = TuneOptions(**shared | {"only": kept})
-    found = _tuning(searched, file, description, folder, same)
-    tuned = folder.path / "tuned.yaml"
+    searched = TuneOptions(**shared | {"only": kept, "output": typed.output / TUNE})
+    job = _job_of(searched, file, description, same)
+    tuned = job.folder.path / "tuned.yaml"
     if typed.dry_run:
-        found.dry_run()
+        dry_run(job)
         print("\nThen, with the best values:\n")
         return str(tuned) if tuned.is_file() else config, typed
-    found.run(searched, [TUNE, str(file)], file)
+    _run(job, searched, [TUNE, str(file)], file)
     if typed.max_hours is not None:
         left = typed.max_hours - (time.monotonic() - start) / 3600
         typed = replace(typed, max_hours=max(1e-9, left))
-    return None if found.stopped else (str(tuned), typed)
+    return None if job.stopped else (str(tuned), typed)
 
 
 def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
@@ -207,17 +201,12 @@ def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
             "monitor": monitor or ("val/loss" if is_text_task(kind) else "val/acc"),
         },
     })  # fmt: skip
-    path = typed.output or Path("runs") / "tune" / Path(command.named[-1]).stem
-    same = f"{words.command('tune')}{import_words()}"
-    found = _tuning(typed, Path(command.named[-1]), description, SweepFolder(path, "tune.yaml"), same)
+    job = _job_of(typed, Path(command.named[-1]), description, f"{words.command('tune')}{import_words()}")
     if typed.dry_run:
-        return found.dry_run()
-    found.run(typed, ["tune", *others], None)
-    if found.stopped:
-        return 0
-    if found.without():
-        return 1
-    ((method, chosen),) = found.search.chosen().items()
+        return dry_run(job)
+    ((method, chosen),) = _run(job, typed, ["tune", *others], None).items()
+    if job.stopped or chosen is None:
+        return 0 if job.stopped else 1
     best = []
     for option, value in chosen.items():
         text = f"{value:g}" if isinstance(value, float) else str(value)
@@ -228,89 +217,69 @@ def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
     return 0
 
 
-@dataclass
-class _Tuning:
-    """A search from the command line.
+def _run(job: Job, typed: SearchOptions, words: list[str], config: Path | None) -> dict[str, Tree | None]:
+    """Search, and write and print the result.
 
-    Attributes:
-        job: Its cells.
-        search: The search that selects them.
-        stopped: Reason of an early stop; empty without one.
+    Args:
+        job: The cells and their search.
+        typed: The options.
+        words: The command of each of several processes, without these options.
+        config: The sweep's file, whose comments begin the config with the best candidates; None for no config.
+
+    Returns:
+        The best candidate of each method; None for a method without one that worked.
     """
+    from randlora_pl.sweep.expand import data_of
+    from randlora_pl.utils.run_results import environment
 
-    job: Job
-    search: "Search"
-    stopped: str = ""
-
-    def dry_run(self) -> int:
-        """Print the first cells."""
-        if self.search.sampler == "tpe":
-            print(f"Optuna selects {self.search.trials} candidates of each method, such as:\n")
-        return dry_run(self.job)
-
-    def without(self) -> list[str]:
-        """Methods without a candidate that worked."""
-        return [method for method in self.search.names if method not in self.search.chosen()]
-
-    def run(self, typed: WorkOptions, words: list[str], config: Path | None) -> Path:
-        """Search, and write and print the result.
-
-        Args:
-            typed: The options.
-            words: The command of each of several processes, without these options.
-            config: The sweep's file, whose comments begin the config with the best candidates; None for no config.
-
-        Returns:
-            The config with the best candidates, or the table if no config is written.
-        """
-        from randlora_pl.sweep.expand import data_of
-        from randlora_pl.utils.run_results import environment
-
-        job, search, folder = self.job, self.search, self.job.folder
-        for label, cell in {cell.labels.dataset: cell for cell in job.chosen}.items():
-            data = data_of(cell.tree)
-            if is_text(cell.tree):  # texts need a tokenizer to be read
-                if data.validation == 0 and data.dataset not in OWN_TEXTS:
-                    raise UserError(f"datasets.{label}: nothing is held out. Add data.validation: N to tune.set.")
-                continue
-            with redirect_stderr(io.StringIO()):  # its remarks are errors here
-                data.setup("validate")
-                loader = data.val_dataloader()
-            if isinstance(loader, list) or not len(data.samples("val")):  # a list: the data have no loader
-                raise UserError(f"datasets.{label}: tuning needs validation images, and none are held out.")
-        begin(job)
-        if typed.jobs > 1:
-            self.stopped = spawn(job, child_words(words, typed, job), typed.jobs, search)
-        else:
-            self.stopped = work(job, typed, search).stopped
-        made = {name: value for name, value in environment().items() if name in ("version", "git_commit")}
-        report = {"command": job.same} | made | search.report()
-        files = {FILE: json.dumps(report, indent=1, ensure_ascii=False) + "\n", "tuning.md": markdown(report)}
-        if config is not None:
-            lines = config.read_text(encoding="utf-8").splitlines(True)
-            head = "".join(line for line in lines if line.startswith("#"))
-            files["tuned.yaml"] = config_text(search.tuned(), head)
-        for name, text in files.items():
-            write_text(folder.path / name, text)
-        print("\n".join(["", markdown(report), *search.remarks()]))
-        first, *others = reversed(files)
-        print(f"Written: {folder.path / first}, {' and '.join(others)} in the same folder; {summary(job)}")
-        if self.stopped:
-            print(f"Stopped, because {self.stopped}. Resume with: {job.same}")
-        elif without := self.without():
-            kept = "" if config is None else "; the config keeps their values"
-            print(f"No candidate worked for: {', '.join(without)}{kept}. See {place_of(job)}/cells")
-        return folder.path / first
+    search, folder = job.search, job.folder
+    assert search is not None
+    for label, cell in {cell.labels.dataset: cell for cell in job.chosen}.items():
+        data = data_of(cell.tree)
+        if is_text(cell.tree):  # texts need a tokenizer to be read
+            if data.validation == 0 and data.dataset not in OWN_TEXTS:
+                raise UserError(f"datasets.{label}: nothing is held out. Add data.validation: N to tune.set.")
+            continue
+        with redirect_stderr(io.StringIO()):  # its remarks are errors here
+            data.setup("validate")
+            loader = data.val_dataloader()
+        if isinstance(loader, list) or not len(data.samples("val")):  # a list: the data have no loader
+            raise UserError(f"datasets.{label}: tuning needs validation images, and none are held out.")
+    begin(job)
+    if typed.jobs > 1:
+        job.stopped = spawn(job, child_words(words, typed, job), typed.jobs)
+    else:
+        job.stopped = work(job, typed).stopped
+    made = {name: value for name, value in environment().items() if name in ("version", "git_commit")}
+    report = {"command": job.same} | made | search.report()
+    files = {FILE: json.dumps(report, indent=1, ensure_ascii=False) + "\n", "tuning.md": markdown(report)}
+    if config is not None:
+        lines = config.read_text(encoding="utf-8").splitlines(True)
+        head = "".join(line for line in lines if line.startswith("#"))
+        files["tuned.yaml"] = config_text(search.tuned(), head)
+    for name, text in files.items():
+        write_text(folder.path / name, text)
+    print("\n".join(["", markdown(report), *search.remarks()]))
+    first, *others = reversed(files)
+    print(f"Written: {folder.path / first}, {' and '.join(others)} in the same folder; {summary(job)}")
+    best = search.chosen()
+    if job.stopped:
+        print(f"Stopped, because {job.stopped}. Resume with: {job.same}")
+    elif without := [method for method in search.names if method not in best]:
+        kept = "" if config is None else "; the config keeps their values"
+        print(f"No candidate worked for: {', '.join(without)}{kept}. See {place_of(job)}/cells")
+    return {method: best.get(method) for method in search.names}
 
 
-def _tuning(typed: WorkOptions, file: Path, description: SweepConfig, folder: SweepFolder, same: str) -> _Tuning:
+def _job_of(typed: SearchOptions, file: Path, description: SweepConfig, same: str) -> Job:
     """Return the search of the options without running it."""
     silence_library_warnings()
     from randlora_pl.sweep.search import Search
 
+    folder = SweepFolder(typed.output or Path("runs") / "tune" / file.stem, "tune.yaml")
     with errors_in(file):
         ranges: Tree = {}
-        for word in getattr(typed, "search", ()):
+        for word in typed.search:
             name, equals, text = word.partition("=")
             low, dots, high = text.partition("..")
             if not (name and equals and text):
@@ -318,7 +287,7 @@ def _tuning(typed: WorkOptions, file: Path, description: SweepConfig, folder: Sw
             ends = {"low": parse_value(low), "high": parse_value(high)}
             ranges[name] = ends if dots else [parse_value(value) for value in text.split(",")]
         tune = description.tune | ({"search": ranges} if ranges else {})
-        given = {name: getattr(typed, name, None) for name in ("sampler", "trials", "pruner")}
+        given = {"sampler": typed.sampler, "trials": typed.trials, "pruner": typed.pruner}
         tune |= {name: value for name, value in given.items() if value is not None}
         fit(tune, Tune, "tune")
         chosen = typed if isinstance(typed, CellOptions) else CellOptions()  # of a run, all
@@ -331,12 +300,12 @@ def _tuning(typed: WorkOptions, file: Path, description: SweepConfig, folder: Sw
             search.restrict(f"{key}s", labels_of(word, text, list(getattr(search.small, f"{key}s"))))
         cells = search.known()
         check_root_is_read(cells, chosen.root)
-    job = Job(whole, cells, cells, folder, same)
+    job = Job(whole, cells, cells, folder, same, search=search)
     choose(job, [], None, chosen.skip_missing, typed.dry_run)
     search.restrict("datasets", [cell.labels.dataset for cell in job.chosen])
     job.cells = job.chosen = search.known()
     folder.check(job.cells)
-    return _Tuning(job, search)
+    return job
 
 
 def markdown(report: Tree) -> str:
