@@ -204,16 +204,8 @@ def stacked(
     """Return S, (n r, d), from lambda (n, r), gamma (n, d) and A (r, d).
 
     Row p = j r + k, which is multiplied by column p of B, is lambda_jk A_k gamma_j in the equation. PEFT and the
-    official code have the same products in the order (k, j).
-
-    Args:
-        lambdas: Lambda.
-        gammas: Gamma.
-        a: A.
-        peft: True for PEFT's order.
-        scales: Factors of lambda.
-        dtype: Dtype of S, which is computed in lambda's and rounded once.
-        rows: Rows of the result, if there are more than n r; zeros below.
+    official code have the same products in the order (k, j), as with ``peft``. S is computed in lambda's dtype and
+    rounded once to ``dtype``. With ``rows`` above n r, zeros follow.
     """
     lambdas = scaled(lambdas, scales)
     if peft:

@@ -57,15 +57,8 @@ def cheapest_alone(tokens: int, large: int, small: int, inner: int, width: int, 
 
     The outputs and the two gradients each cost D d width + T D d with a built B S. With B and S separately they cost
     T (D width + inner d), but two of the three share a projection: both gradients share the projection of the outputs'
-    gradient, or the outputs and S's gradient share the projection of the inputs.
-
-    Args:
-        tokens: T.
-        large: D.
-        small: d.
-        inner: Size of a projected token.
-        width: Multiplications per value that B is applied to.
-        trains: True if gradients are needed.
+    gradient, or the outputs and S's gradient share the projection of the inputs. ``trains`` is True if gradients are
+    needed; the other arguments are as of `cheapest`.
     """
     build = large * small * (width + tokens)
     thick, thin = tokens * large * width, tokens * inner * small

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,23 +59,16 @@ def held_weight(
     """Return the result of `effective`; over the uses of one step it is kept, or S without ``holds``."""
 
     def make() -> Tensor:
-        if isinstance(basis, Stored) and sums(lambdas, weight, form.dtype, dtype):
-            return _built_at_once(weight, basis, lambdas, gammas, a, form, dtype)
+        if isinstance(basis, Stored) and sums(lambdas, weight, form.dtype, dtype):  # a kernel forms S in registers
+            signs = basis.b.dtype == torch.int8 and basis.inner % 16 == 0 and form.dtype != torch.float16
+            matrix = basis.matrix(torch.int8 if signs else form.dtype)
+            factors = lambdas, gammas, a, math.prod((*form.scales, *enlarged(form.dtype)))
+            dithers = weight is not None and weight.dtype == torch.bfloat16
+            return build_weight(weight, matrix, *factors, form.peft, form.transposed, form.dtype, dtype, dithers)
         stack = held_stack(Held() if holds else held, basis, lambdas, gammas, a, form, form.dtype)
         return effective(weight, basis, stack, form, dtype)
 
     return held.get(("built", weight is None, dtype, form), make, weight) if holds else make()
-
-
-def _built_at_once(
-    weight: Tensor | None, b: Stored, lambdas: Tensor, gammas: Tensor, a: Tensor, form: Form, dtype: torch.dtype
-) -> Tensor:
-    """Return the result of `effective` by a kernel that forms S in registers."""
-    signs = b.b.dtype == torch.int8 and b.inner % 16 == 0 and form.dtype != torch.float16
-    matrix = b.matrix(torch.int8 if signs else form.dtype)
-    factors = lambdas, gammas, a, math.prod((*form.scales, *enlarged(form.dtype)))
-    dithers = weight is not None and weight.dtype == torch.bfloat16
-    return build_weight(weight, matrix, *factors, form.peft, form.transposed, form.dtype, dtype, dithers)
 
 
 _PROBES = 13  # does not divide usual numbers of tokens, so that probes do not always hit an image's first token
@@ -131,11 +124,10 @@ class AdaptedProduct(torch.autograd.Function):
         a: Tensor,
         basis: Stored | Hadamard,
         form: Form,
-        mask: Tensor | None = None,
-        held: Held | None = None,
+        mask: Tensor | None,
+        held: Held,
     ) -> Tensor:
         """Compute (..., out) from x (..., in), W0 (out, in), bias, lambda (n, r), gamma (n, d), A (r, d) and B."""
-        held = Held() if held is None else held
         need_x, need_sum = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:5])
         output, built, projected = product(x, weight, bias, lambdas, gammas, a, basis, form, need_sum, mask, held)
         ctx.projected, ctx.alone = projected is not None, weight is None or mask is not None
@@ -216,20 +208,6 @@ def nonzero_rows(gradient: Tensor) -> Tensor | None:
     return rows if 2 * len(rows) <= len(gradient) else None
 
 
-class Product(NamedTuple):
-    """Result of `product`.
-
-    Attributes:
-        output: Output of the layer.
-        built: B S or W0 + B S, if it is kept for the backward pass.
-        projected: m(x) B, if training keeps it instead of x.
-    """
-
-    output: Tensor
-    built: Tensor | None
-    projected: Tensor | None
-
-
 def product(
     x: Tensor,
     weight: Tensor | None,
@@ -239,12 +217,15 @@ def product(
     a: Tensor,
     basis: Stored | Hadamard,
     form: Form,
-    train: bool = False,
-    mask: Tensor | None = None,
-    held: Held | None = None,
-) -> Product:
-    """Compute the layer's output by the cheaper form; ``train`` is True if lambda or gamma needs a gradient."""
-    held = Held() if held is None else held
+    train: bool,
+    mask: Tensor | None,
+    held: Held,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Compute the layer's output by the cheaper form; ``train`` is True if lambda or gamma needs a gradient.
+
+    Returns:
+        The output; B S or W0 + B S, if it is kept for the backward pass; m(x) B, if training keeps it instead of x.
+    """
     large, out_features = form.large, form.shape[0]
     alone = weight is None or mask is not None
     with without_autocast(x):
@@ -280,8 +261,8 @@ def product(
             output = add_matmul(built.T, plain, masked(tokens, mask))
     output = output.view(*x.shape[:-1], out_features)
     if built is None:
-        return Product(output, None, projected if train and basis.inner < large else None)
-    return Product(output, built if keep else None, projected)
+        return output, None, projected if train and basis.inner < large else None
+    return output, built if keep else None, projected
 
 
 def add_product(

@@ -47,7 +47,11 @@ class Held:
         """Return the tensor of a key, from ``make`` unless it is kept; with a weight, only while that is the same."""
         if not self.active or (weight is not None and weight.is_inference()):
             return make()
-        stamp = None if weight is None else _stamp(weight)
+        stamp: tuple[Any, ...] | None = None
+        if weight is not None:  # differs if the weight's values may differ, while its storage exists
+            real = type(weight) in (Tensor, nn.Parameter)
+            place = weight.data_ptr() if real else id(weight if weight._base is None else weight._base)
+            stamp = (place, weight._version, weight.shape, weight.stride(), weight.dtype)
         found = self._made.get(key)
         if found is not None and found[0] == stamp:
             return found[1]
@@ -115,10 +119,3 @@ def end_step(*_: Any) -> None:
 
 
 register_optimizer_step_post_hook(end_step)
-
-
-def _stamp(weight: Tensor) -> tuple[Any, ...]:
-    """Return a tuple that differs if a weight's values may differ, while its storage exists."""
-    real = type(weight) in (Tensor, nn.Parameter)
-    place = weight.data_ptr() if real else id(weight if weight._base is None else weight._base)
-    return (place, weight._version, weight.shape, weight.stride(), weight.dtype)

@@ -79,27 +79,21 @@ class Sparse(Stored):
 
     def _sums(self, rows: Tensor, columns: bool) -> Iterator[tuple[slice, Tensor]]:
         """Yield B R, or B^T R with ``columns``, for a matrix R in tiles of columns, each with its slice."""
-        indices, ends = self._lists(columns)
-        for start in range(0, rows.shape[1], _TILE):
-            part = slice(start, start + _TILE)
-            bags = F.embedding_bag(indices, rows[:, part].contiguous(), ends, mode="sum", include_last_offset=True)
-            plus, minus = bags.chunk(2)
-            yield part, plus.sub_(minus)
-
-    def _lists(self, columns: bool) -> tuple[Tensor, Tensor]:
-        """Return the indices of all +1 and then of all -1 entries by row of B, or by column, and where rows end."""
 
         def entries() -> Tensor:
             b = self.b[: self.large, : self.count, : self.rank].flatten(1)
             b = b.T if columns else b
             return torch.cat([b == 1, b == -1])
 
-        def ends() -> Tensor:
-            return F.pad(entries().sum(1).cumsum(0), (1, 0)).int()
-
+        # The indices of all +1 and then of all -1 entries by row of B, or by column, and where rows end.
         key = ("lists", columns, self.large, self.count, self.rank)
         indices = self.copies.get((*key, "indices"), self.b, lambda: entries().nonzero()[:, 1].int())
-        return indices, self.copies.get((*key, "ends"), self.b, ends)
+        ends = self.copies.get((*key, "ends"), self.b, lambda: F.pad(entries().sum(1).cumsum(0), (1, 0)).int())
+        for start in range(0, rows.shape[1], _TILE):
+            part = slice(start, start + _TILE)
+            bags = F.embedding_bag(indices, rows[:, part].contiguous(), ends, mode="sum", include_last_offset=True)
+            plus, minus = bags.chunk(2)
+            yield part, plus.sub_(minus)
 
 
 def density(b: Tensor, copies: Copies) -> float:
@@ -108,15 +102,9 @@ def density(b: Tensor, copies: Copies) -> float:
 
 
 def stored(b: Tensor, large: int, count: int, rank: int, copies: Copies, dtype: torch.dtype) -> Stored:
-    """Return B of one layer, as lists where these take less time than dense products.
+    """Return B of one layer, as lists where these take less time than dense products in ``dtype``.
 
-    Args:
-        b: B (D, n, r) of the model.
-        large: D of the layer.
-        count: n of the layer.
-        rank: r of the layer.
-        copies: Copies of B that the layers share.
-        dtype: Dtype of the products.
+    The other arguments are as of `Stored`.
     """
     signs = b.dtype == torch.int8 and dtype == torch.float32 and b.device.type == "cpu" and not on_cuda(b)
     traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or type(b) is not Tensor

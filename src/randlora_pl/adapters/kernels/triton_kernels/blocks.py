@@ -1,13 +1,15 @@
 """Blocks of structured bases on tokens or on a weight: ``randlora::hadamard_project``, ``hadamard_expand``.
 
 Symbols as in `hadamard`. A weight is treated as tokens by its columns, so that `Hadamard.reduce` is the first
-operation and `Hadamard.add_to` the second one on transposed views.
+operation and `Hadamard.add_to` the second one on transposed views. Both take signs s of each copy's rows (copies d or
+more) and H (b, b), multiply by ``scale``, and sum products of the dtype ``products`` in float32. ``across`` writes the
+transpose of the result.
 """
 
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.kernels.triton_kernels.launch import compute_type, fake_of, operator, power, precision
+from randlora_pl.adapters.kernels.triton_kernels.launch import compute_type, operator, power, precision, set_fake
 
 
 @operator("randlora::hadamard_project")
@@ -23,15 +25,7 @@ def hadamard_project(
 ) -> Tensor:
     """Return the sum over copies k of ``x[:, k d + q b : + b] H diag(s)`` for each block q, (T, d), or (d, T).
 
-    Args:
-        x: Tokens (T, D) with any strides.
-        signs: Random signs s of each copy's rows, (copies d or more).
-        h: H (b, b).
-        small: d.
-        across: True to write the transpose, (d, T).
-        products: Dtype of the products, which are summed in float32.
-        dtype: Dtype of the result.
-        scale: Factor of the products.
+    The tokens x (T, D) have any strides.
     """
     from randlora_pl.adapters.kernels.triton_kernels.jit import project_kernel
 
@@ -47,18 +41,12 @@ def hadamard_project(
     return out
 
 
-@fake_of(hadamard_project)
-def _hadamard_project_fake(
-    x: Tensor,
-    signs: Tensor,
-    h: Tensor,
-    small: int,
-    across: bool,
-    products: torch.dtype,
-    dtype: torch.dtype,
-    scale: float,
-) -> Tensor:
-    return x.new_empty((small, len(x)) if across else (len(x), small), dtype=dtype)
+set_fake(
+    hadamard_project,
+    lambda x, signs, h, small, across, products, dtype, scale: x.new_empty(
+        (small, len(x)) if across else (len(x), small), dtype=dtype
+    ),
+)
 
 
 @operator("randlora::hadamard_expand")
@@ -76,17 +64,8 @@ def hadamard_expand(
 ) -> Tensor:
     """Return ``onto`` plus ``scale mixed[:, q] diag(s) H^T`` at the columns of block q in each copy, (T, D), or (D, T).
 
-    Args:
-        mixed: Tokens (T, d) with any strides.
-        onto: Summand (T, D) with any strides, or None.
-        signs: Random signs s of each copy's rows, (copies d or more).
-        h: H (b, b).
-        large: D.
-        scale: Factor of the products.
-        across: True to write the transpose, (D, T).
-        products: Dtype of the products, which are summed in float32.
-        dtype: Dtype of the result.
-        dithers: True to round to bfloat16 by the thresholds of `rounding`, so that no small update is lost.
+    ``mixed`` (T, d) and ``onto`` (T, D) have any strides. With ``dithers``, the result is rounded to bfloat16 by the
+    thresholds of `rounding`, so that no small update is lost.
     """
     from randlora_pl.adapters.kernels.triton_kernels.jit import expand_kernel
 
@@ -103,17 +82,9 @@ def hadamard_expand(
     return out
 
 
-@fake_of(hadamard_expand)
-def _hadamard_expand_fake(
-    mixed: Tensor,
-    onto: Tensor | None,
-    signs: Tensor,
-    h: Tensor,
-    large: int,
-    scale: float,
-    across: bool,
-    products: torch.dtype,
-    dtype: torch.dtype,
-    dithers: bool,
-) -> Tensor:
-    return mixed.new_empty((large, len(mixed)) if across else (len(mixed), large), dtype=dtype)
+set_fake(
+    hadamard_expand,
+    lambda mixed, onto, signs, h, large, scale, across, products, dtype, dithers: mixed.new_empty(
+        (large, len(mixed)) if across else (len(mixed), large), dtype=dtype
+    ),
+)

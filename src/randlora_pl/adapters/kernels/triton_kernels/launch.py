@@ -67,16 +67,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def operator(name: str) -> Callable[[Function], Function]:
     """Return a decorator that makes an operator, such as ``randlora::build_weight``, which changes no argument."""
-
-    def decorate(function: Function) -> Function:
-        return cast(Function, torch.library.custom_op(name, function, mutates_args=()))
-
-    return decorate
+    return cast(Callable[[Function], Function], torch.library.custom_op(name, mutates_args=()))
 
 
-def fake_of(made: Function) -> Callable[[Function], Function]:
-    """Return a decorator for the function that gives an operator's results without data."""
-    return cast(Callable[[Function], Function], cast(Any, made).register_fake)
+def set_fake(made: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Set the function that gives an operator's results without data."""
+    cast(Any, made).register_fake(fake)
 
 
 _LARGEST = 128

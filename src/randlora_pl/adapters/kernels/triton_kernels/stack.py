@@ -1,6 +1,8 @@
 """S and W0 + B S in one pass each, also mixed across blocks for structured bases, with the gradients of S.
 
-Symbols as in `randlora_linear` and `hadamard`.
+Symbols as in `randlora_linear` and `hadamard`: lambda (n, r), gamma (n, d), A (r, d), ``scale`` for the factor of S,
+``peft`` for PEFT's order of the rows of S. Signs t (d) and O (m, m) mix the blocks. S is formed in float32; ``dtype``
+is the dtype of a result.
 """
 
 import torch
@@ -8,12 +10,12 @@ from torch import Tensor
 
 from randlora_pl.adapters.kernels.triton_kernels.launch import (
     compute_type,
-    fake_of,
     first_that_fits,
     operator,
     power,
     precision,
     rows_first,
+    set_fake,
 )
 
 
@@ -21,17 +23,7 @@ from randlora_pl.adapters.kernels.triton_kernels.launch import (
 def form_stack(
     lambdas: Tensor, gammas: Tensor, a: Tensor, scale: float, peft: bool, rows: int, dtype: torch.dtype
 ) -> Tensor:
-    """Return S with zero rows up to ``rows``, (rows, d).
-
-    Args:
-        lambdas: lambda (n, r).
-        gammas: gamma (n, d).
-        a: A (r, d).
-        scale: Factor of S.
-        peft: True for PEFT's order of the rows.
-        rows: Rows of the result, at least n r.
-        dtype: Dtype of the result; the products are computed in float32.
-    """
+    """Return S with zero rows up to ``rows``, which are n r or more, (rows, d)."""
     from randlora_pl.adapters.kernels.triton_kernels.jit import form_kernel
 
     (count, rank), small = lambdas.shape, gammas.shape[1]
@@ -45,11 +37,10 @@ def form_stack(
     return out
 
 
-@fake_of(form_stack)
-def _formed(
-    lambdas: Tensor, gammas: Tensor, a: Tensor, scale: float, peft: bool, rows: int, dtype: torch.dtype
-) -> Tensor:
-    return gammas.new_empty(rows, gammas.shape[1], dtype=dtype)
+set_fake(
+    form_stack,
+    lambda lambdas, gammas, a, scale, peft, rows, dtype: gammas.new_empty(rows, gammas.shape[1], dtype=dtype),
+)
 
 
 def tile(count: int, rank: int, small: int) -> tuple[int, int, int]:
@@ -63,16 +54,7 @@ def tile(count: int, rank: int, small: int) -> tuple[int, int, int]:
 def reduce_stack(
     gradient: Tensor, lambdas: Tensor, gammas: Tensor, a: Tensor, scale: float, peft: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of lambda (n, r) and gamma (n, d).
-
-    Args:
-        gradient: Gradient of S, (n r or more, d), in any dtype of floats.
-        lambdas: lambda (n, r).
-        gammas: gamma (n, d).
-        a: A (r, d).
-        scale: Factor of S.
-        peft: True for PEFT's order of the rows.
-    """
+    """Return the gradients of lambda and gamma from the gradient of S, (n r or more, d), in any dtype of floats."""
     from randlora_pl.adapters.kernels.triton_kernels.jit import reduce_kernel
 
     (count, rank), small = lambdas.shape, gammas.shape[1]
@@ -88,29 +70,17 @@ def reduce_stack(
     return parts.sum(0).to(lambdas.dtype), result
 
 
-@fake_of(reduce_stack)
-def _reduced(
-    gradient: Tensor, lambdas: Tensor, gammas: Tensor, a: Tensor, scale: float, peft: bool
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(lambdas), torch.empty_like(gammas)
+set_fake(
+    reduce_stack,
+    lambda gradient, lambdas, gammas, a, scale, peft: (torch.empty_like(lambdas), torch.empty_like(gammas)),
+)
 
 
 @operator("randlora::hadamard_mix")
 def hadamard_mix(
     lambdas: Tensor, gammas: Tensor, a: Tensor, signs: Tensor, o: Tensor, scale: float, peft: bool, dtype: torch.dtype
 ) -> Tensor:
-    """Return (O x I_b) diag(t) S, (d, d), with S formed in registers.
-
-    Args:
-        lambdas: lambda (n, r).
-        gammas: gamma (n, d).
-        a: A (r, d).
-        signs: Random signs t (d).
-        o: O (m, m).
-        scale: Factor of S.
-        peft: True for PEFT's order of the rows of S.
-        dtype: Dtype of the result; S is formed in float32.
-    """
+    """Return (O x I_b) diag(t) S, (d, d), with S formed in registers."""
     from randlora_pl.adapters.kernels.triton_kernels.jit import mix_kernel
 
     (count, rank), small, blocks = lambdas.shape, gammas.shape[1], len(o)
@@ -126,24 +96,15 @@ def hadamard_mix(
     return out
 
 
-@fake_of(hadamard_mix)
-def _hadamard_mix_fake(
-    lambdas: Tensor, gammas: Tensor, a: Tensor, signs: Tensor, o: Tensor, scale: float, peft: bool, dtype: torch.dtype
-) -> Tensor:
-    return gammas.new_empty(gammas.shape[1], gammas.shape[1], dtype=dtype)
+set_fake(
+    hadamard_mix,
+    lambda lambdas, gammas, a, signs, o, scale, peft, dtype: gammas.new_empty(*2 * gammas.shape[1:], dtype=dtype),
+)
 
 
 @operator("randlora::hadamard_unmix")
 def hadamard_unmix(mixed: Tensor, signs: Tensor, o: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-    """Return the transpose of the mixing applied to a matrix, (n r, width).
-
-    Args:
-        mixed: Matrix (d, width).
-        signs: Random signs t (d).
-        o: O (m, m).
-        columns: n r.
-        dtype: Dtype of the result; products are computed in float32.
-    """
+    """Return the transpose of the mixing applied to a matrix (d, width) in float32, (``columns`` n r, width)."""
     from randlora_pl.adapters.kernels.triton_kernels.jit import unmix_kernel
 
     (small, width), blocks = mixed.shape, len(o)
@@ -159,9 +120,7 @@ def hadamard_unmix(mixed: Tensor, signs: Tensor, o: Tensor, columns: int, dtype:
     return out
 
 
-@fake_of(hadamard_unmix)
-def _hadamard_unmix_fake(mixed: Tensor, signs: Tensor, o: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-    return mixed.new_empty(columns, mixed.shape[1], dtype=dtype)
+set_fake(hadamard_unmix, lambda mixed, signs, o, columns, dtype: mixed.new_empty(columns, mixed.shape[1], dtype=dtype))
 
 
 TILES = ((128, 128, 32, 3, 8), (128, 128, 32, 2, 8), (64, 64, 32, 2, 4), (32, 32, 16, 1, 4))
@@ -190,20 +149,10 @@ def build_weight(
     dtype: torch.dtype,
     dithers: bool,
 ) -> Tensor:
-    """Return W0 + B S, or B S, (D, d), or (d, D) if transposed.
+    """Return W0 + B S, or B S without a weight, (D, d), or (d, D) if transposed.
 
-    Args:
-        weight: W0, or None.
-        b: B (D, n r or more), floats or int8.
-        lambdas: lambda (n, r).
-        gammas: gamma (n, d).
-        a: A (r, d).
-        scale: Factor of S.
-        peft: True for PEFT's order of the rows of S.
-        transposed: True if W0 is (d, D).
-        products: Dtype of B and S in the products, which are summed in float32.
-        dtype: Dtype of the result.
-        dithers: True to round to bfloat16 by the thresholds of `rounding`, so that no small update is lost.
+    B (D, n r or more) has floats or int8. It and S are cast to the dtype ``products``, and products summed in float32.
+    With ``dithers``, the result is rounded to bfloat16 by the thresholds of `rounding`: no small update is lost.
     """
     from randlora_pl.adapters.kernels.triton_kernels.jit import build_kernel
 
@@ -227,19 +176,9 @@ def build_weight(
     return out
 
 
-@fake_of(build_weight)
-def _build_weight_fake(
-    weight: Tensor | None,
-    b: Tensor,
-    lambdas: Tensor,
-    gammas: Tensor,
-    a: Tensor,
-    scale: float,
-    peft: bool,
-    transposed: bool,
-    products: torch.dtype,
-    dtype: torch.dtype,
-    dithers: bool,
-) -> Tensor:
-    large, small = len(b), gammas.shape[1]
-    return gammas.new_empty((small, large) if transposed else (large, small), dtype=dtype)
+set_fake(
+    build_weight,
+    lambda weight, b, lambdas, gammas, a, scale, peft, transposed, products, dtype, dithers: gammas.new_empty(
+        (gammas.shape[1], len(b)) if transposed else (len(b), gammas.shape[1]), dtype=dtype
+    ),
+)

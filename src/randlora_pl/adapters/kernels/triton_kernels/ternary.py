@@ -9,11 +9,11 @@ from torch import Tensor
 
 from randlora_pl.adapters.kernels.triton_kernels.launch import (
     compute_type,
-    fake_of,
     operator,
     power,
     precision,
     rows_first,
+    set_fake,
 )
 
 MANY = 64
@@ -53,9 +53,7 @@ def ternary_project(x: Tensor, b: Tensor, columns: int) -> Tensor:
     return out.sum(0).to(x.dtype) if parts > 1 else out[0]
 
 
-@fake_of(ternary_project)
-def _ternary_project_fake(x: Tensor, b: Tensor, columns: int) -> Tensor:
-    return x.new_empty(len(x), columns)
+set_fake(ternary_project, lambda x, b, columns: x.new_empty(len(x), columns))
 
 
 @operator("randlora::ternary_expand")
@@ -73,6 +71,4 @@ def ternary_expand(y: Tensor, b: Tensor) -> Tensor:
     return out
 
 
-@fake_of(ternary_expand)
-def _ternary_expand_fake(y: Tensor, b: Tensor) -> Tensor:
-    return y.new_empty(len(y), len(b))
+set_fake(ternary_expand, lambda y, b: y.new_empty(len(y), len(b)))
