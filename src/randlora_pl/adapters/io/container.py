@@ -88,9 +88,9 @@ def read(path: Path, name: Path | None = None) -> Contents:
         config = _config_of_file(path)
         if config is None:
             raise UserError(f"{name} is not an adapter file: its metadata has no {_KEY}. {_suggestion(path)}")
-        together = load_tensors(path)
-        bases = {n.removeprefix(_PREFIX): value for n, value in together.items() if n.startswith(_PREFIX)}
-        return Contents(_parsed(config, name), {n: v for n, v in together.items() if not n.startswith(_PREFIX)}, bases)
+        tensors = load_tensors(path)
+        bases = {key.removeprefix(_PREFIX): tensors.pop(key) for key in list(tensors) if key.startswith(_PREFIX)}
+        return Contents(_parsed(config, name), tensors, bases)
     if not (path / CONFIG).is_file() or not (path / TENSORS).is_file():
         raise UserError(f"{name} is not an adapter folder: it needs {CONFIG} and {TENSORS}. {_suggestion(path)}")
     config = (path / CONFIG).read_bytes()
@@ -132,7 +132,8 @@ def _suggestion(path: Path) -> str:
 
 def _config_of_file(path: Path) -> bytes | None:
     """Return the config in a file's metadata, or None."""
-    _check_readable(path)
+    with path.open("rb"):  # raises the system's error; safetensors reports every unreadable file as missing
+        pass
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
@@ -151,16 +152,6 @@ def _parsed(text: bytes, source: Path) -> dict[str, Any]:
     return config
 
 
-def _check_readable(file: Path) -> None:
-    """Open a file to get the system's error; safetensors reports every unreadable file as missing.
-
-    Raises:
-        OSError: The file cannot be opened.
-    """
-    with file.open("rb"):
-        pass
-
-
 def load_tensors(file: Path, name: Path | None = None) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file, on the CPU; messages use ``name`` instead of the path.
 
@@ -168,7 +159,8 @@ def load_tensors(file: Path, name: Path | None = None) -> dict[str, Tensor]:
         UserError: The file is truncated or damaged.
         OSError: The file cannot be opened.
     """
-    _check_readable(file)
+    with file.open("rb"):  # raises the system's error
+        pass
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:

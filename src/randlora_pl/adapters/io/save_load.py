@@ -99,7 +99,9 @@ def save_adapter(
     config = {
         "format_version": FORMAT_VERSION,
         **adapter.describe(),
-        **_generator_facts(report),
+        "generator": GENERATOR if stored is None else STORED,
+        "seed": report.adapter.key,
+        "fingerprint": report.fingerprint,
         "targets": report.targets,
         "layers": {row.layer: list(row.shape) for row in report.rows},
         "trained": state.trained,
@@ -117,12 +119,6 @@ def save_adapter(
         )
     container.write(path, Contents(config, values, {} if stored is None else stored.tensors()))
     return path
-
-
-def _generator_facts(report: InjectionReport) -> dict[str, Any]:
-    """Return the entries of an adapter file about random bases: generator, seed and fingerprint."""
-    generator = GENERATOR if report.stored_bases is None else STORED
-    return {"generator": generator, "seed": report.adapter.key, "fingerprint": report.fingerprint}
 
 
 def copy_adapter(source: Path, path: Path, dtype: torch.dtype | None = None) -> int:
@@ -261,17 +257,13 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
     return file
 
 
+@derived_once(stored=True)
 def place_adapter(model: nn.Module, file: AdapterFile) -> None:
     """Load an adapter that was read into a model (see `load_adapter`).
 
     Raises:
         UserError: The model does not fit; every mismatch is named, the model is unchanged.
     """
-    with derived_once(stored=True):
-        _place(model, file)
-
-
-def _place(model: nn.Module, file: AdapterFile) -> None:
     present = getattr(model, "adapter_report", None)
     adapted = isinstance(present, InjectionReport)
     found = differences(file, model, present) if isinstance(present, InjectionReport) else problems(file, model)

@@ -22,16 +22,6 @@ def unsharded(tensor: Tensor) -> Tensor:
     return tensor if gather is None else gather()
 
 
-def sharded_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """Return a tensor that all processes have, sharded like another one; without communication."""
-    if not hasattr(other, "full_tensor"):
-        return tensor
-    from torch.distributed.tensor import DTensor, Replicate
-
-    replicated = DTensor.from_local(tensor, other.device_mesh, [Replicate()], run_check=False)  # type: ignore[attr-defined]
-    return replicated.redistribute(placements=other.placements)  # type: ignore[attr-defined]
-
-
 class AdaptedLayer(nn.Module):
     """Base of adapted layers: one frozen weight, its update, and exactly reversible merging."""
 
@@ -81,11 +71,9 @@ class AdaptedLayer(nn.Module):
 
     def obstacle(self, path: str) -> UserError | None:
         """Return the error for merging the layer at this path, or None if it can be merged."""
-        return (
-            None
-            if self.delta is None or self.delta.fixed
-            else no_matrix("the merge", path or self.plain_class.__name__)
-        )
+        if self.delta is None or self.delta.fixed:
+            return None
+        return no_matrix("the merge", path or self.plain_class.__name__)
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -94,7 +82,12 @@ class AdaptedLayer(nn.Module):
             weight = self.adapted_weight
             merged = self.swap_layout(self.delta.effective_weight(self.swap_layout(unsharded(weight))))
             self.frozen_weight = weight.detach().clone()
-            weight.copy_(sharded_like(merged, weight))
+            if hasattr(weight, "full_tensor"):  # all processes have the sum, so that sharding needs no communication
+                from torch.distributed.tensor import DTensor, Replicate
+
+                merged = DTensor.from_local(merged, weight.device_mesh, [Replicate()], run_check=False)  # type: ignore[attr-defined]
+                merged = merged.redistribute(placements=weight.placements)  # type: ignore[attr-defined]
+            weight.copy_(merged)
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -109,9 +102,8 @@ class AdaptedLayer(nn.Module):
 
     def adapted_linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Apply the layer's linear map, with the update unless it is disabled or merged."""
-        weight = (
-            self.swap_layout(self.adapted_weight) if self.enabled else unsharded(self.base_weight)
-        )  # W0 of a merged layer stays sharded
+        # W0 of a merged layer stays sharded.
+        weight = self.swap_layout(self.adapted_weight) if self.enabled else unsharded(self.base_weight)
         if self.delta is None or not self.enabled or self.merged:
             return F.linear(x, weight, bias)
         return self.delta.add(x, weight, bias)
@@ -161,7 +153,13 @@ class AdaptedAttention(AdaptedLayer, nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Apply attention; arguments and results as in ``nn.MultiheadAttention.forward``."""
-        q, k, v = self._project(query, key, value)
+        q, k, v = self.adapted_linear(query, self.in_proj_bias).chunk(3, dim=-1)
+        if not query is key is value:  # one product if all three inputs are the same tensor
+            packed = self.adapted_linear(key, self.in_proj_bias)
+            k = packed.chunk(3, dim=-1)[1]
+            if key is not value:
+                packed = self.adapted_linear(value, self.in_proj_bias)
+            v = packed.chunk(3, dim=-1)[2]
         plain = self.bias_k is None and not self.add_zero_attn and key_padding_mask is None
         wrong = k.shape != v.shape or (is_causal and attn_mask is None)  # PyTorch's function raises for these
         if plain and not wrong and not need_weights and q.dim() == 3:
@@ -179,19 +177,6 @@ class AdaptedAttention(AdaptedLayer, nn.MultiheadAttention):
             is_causal=is_causal,
         )  # fmt: skip
         return self.out_proj(attended.transpose(0, 1) if swap else attended), weights
-
-    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q, k and v in the shapes of their inputs; one product if all three inputs are the same tensor."""
-        packed = self.adapted_linear(query, self.in_proj_bias)
-        if query is key and key is value:
-            q, k, v = packed.chunk(3, dim=-1)
-            return q, k, v
-        q = packed.chunk(3, dim=-1)[0]
-        packed = self.adapted_linear(key, self.in_proj_bias)
-        k = packed.chunk(3, dim=-1)[1]
-        if key is not value:
-            packed = self.adapted_linear(value, self.in_proj_bias)
-        return q, k, packed.chunk(3, dim=-1)[2]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Apply scaled dot product attention over the heads; a mask is (L, S) or (N * heads, L, S)."""
@@ -231,14 +216,11 @@ class RowBlocks(DeltaWeight):
         """Return the updates by name of the block."""
         return {name: delta for name, delta in self.named_children() if isinstance(delta, DeltaWeight)}
 
-    def _each(self, make: Callable[[DeltaWeight | None, slice], Tensor], dim: int) -> Tensor:
-        blocks = self.blocks()
-        return torch.cat([make(blocks.get(name), slice(*rows)) for name, rows in self.rows.items()], dim)
-
     def change(self, weight: Tensor) -> Tensor:
         """Return the blocks' changes, with zeros in other rows, (out, in)."""
-        rows = {name: slice(*limits) for name, limits in self.rows.items()}
-        return self._with_zeros({name: block.change(weight[rows[name]]) for name, block in self.blocks().items()})
+        return self._with_zeros(
+            {name: block.change(weight[slice(*self.rows[name])]) for name, block in self.blocks().items()}
+        )
 
     def _with_zeros(self, parts: dict[str, Tensor], dim: int = 0) -> Tensor:
         some = next(iter(parts.values())).movedim(dim, 0)
@@ -252,22 +234,21 @@ class RowBlocks(DeltaWeight):
 
     def effective_weight(self, weight: Tensor) -> Tensor:
         """Return the weight with each block's effective weight in its rows, (out, in)."""
-        return self._each(lambda block, rows: block.effective_weight(weight[rows]) if block else weight[rows], 0)
+        blocks, parts = self.blocks(), {name: weight[start:stop] for name, (start, stop) in self.rows.items()}
+        return torch.cat([blocks[name].effective_weight(w) if name in blocks else w for name, w in parts.items()])
 
     def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply each block's fast path and concatenate the outputs."""
-
-        def one(block: DeltaWeight | None, rows: slice) -> Tensor:
-            part = None if bias is None else bias[rows]
-            return F.linear(x, weight[rows], part) if block is None else block.add(x, weight[rows], part)
-
-        return self._each(one, -1)
+        blocks, outputs = self.blocks(), []
+        for name, (start, stop) in self.rows.items():
+            apply = blocks[name].add if name in blocks else F.linear
+            outputs.append(apply(x, weight[start:stop], None if bias is None else bias[start:stop]))
+        return torch.cat(outputs, -1)
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
         """Return the blocks' contributions, with zeros in other columns, (..., out)."""
-        rows = {name: slice(*limits) for name, limits in self.rows.items()}
         parts = {
-            name: block.contribution(x, lambda own=rows[name]: weight()[own])  # type: ignore[misc]
+            name: block.contribution(x, lambda own=self.rows[name]: weight()[slice(*own)])  # type: ignore[misc]
             for name, block in self.blocks().items()
         }
         return self._with_zeros(parts, -1)

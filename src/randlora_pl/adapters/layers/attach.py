@@ -1,5 +1,6 @@
 """Conversion of plain layers to adapted ones, in place, with a class for each kind of layer."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,14 +59,10 @@ class AdaptedQuantized(AdaptedLayer):
         return (_empty, (self.plain_class,), *super().__reduce_ex__(protocol)[2:])
 
 
-_CLASSES: dict[type[nn.Module], type[AdaptedQuantized]] = {}
-
-
+@functools.cache
 def adapted_class(plain: type[nn.Module]) -> type[AdaptedQuantized]:
     """Return the adapted class for a quantized layer class."""
-    if plain not in _CLASSES:
-        _CLASSES[plain] = type(f"Adapted{plain.__name__}", (AdaptedQuantized, plain), {"__module__": __name__})
-    return _CLASSES[plain]
+    return type(f"Adapted{plain.__name__}", (AdaptedQuantized, plain), {"__module__": __name__})
 
 
 def _empty(plain: type[nn.Module]) -> nn.Module:
@@ -80,28 +77,26 @@ def attach(model: nn.Module, updates: Mapping[str, DeltaWeight]) -> None:
         model: Model that contains the layers.
         updates: Update of each layer by path.
     """
-    layers = {path: model.get_submodule(path) for path in updates}
+    kinds: dict[str, type[AdaptedLayer]] = {}
     # Before any layer changes, because an adapted attention layer calls its output projection instead of reading it.
-    kinds = {path: _adapted_kind(layer, reader_of(model, path) is not None) for path, layer in layers.items()}
+    for path in updates:
+        layer = model.get_submodule(path)
+        if isinstance(layer, nn.MultiheadAttention):
+            kinds[path] = AdaptedAttention
+        elif isinstance(layer, nn.Conv2d):
+            kinds[path] = AdaptedConv2d
+        elif is_quantized(layer):
+            kinds[path] = adapted_class(type(layer))
+        elif is_conv1d(layer):
+            kinds[path] = AdaptedConv1D
+        else:
+            kinds[path] = AdaptedLinear if reader_of(model, path) is None else ReadLinear
     for path, delta in updates.items():
-        kinds[path].attach(layers[path], delta)
+        kinds[path].attach(model.get_submodule(path), delta)
         parent = model.get_submodule(path.rpartition(".")[0])
         if type(parent) is nn.MultiheadAttention:  # its plain forward reads the weight of out_proj
             AdaptedAttention.attach(parent, None)
     set_fast_paths(model, False)
-
-
-def _adapted_kind(layer: nn.Module, read: bool) -> type[AdaptedLayer]:
-    """Return the adapted class for a layer; ``read`` is True if a parent module reads its weight."""
-    if isinstance(layer, nn.MultiheadAttention):
-        return AdaptedAttention
-    if isinstance(layer, nn.Conv2d):
-        return AdaptedConv2d
-    if is_quantized(layer):
-        return adapted_class(type(layer))
-    if is_conv1d(layer):
-        return AdaptedConv1D
-    return ReadLinear if read else AdaptedLinear
 
 
 def set_fast_paths(model: nn.Module, on: bool) -> None:

@@ -54,49 +54,38 @@ def weight_of(module: nn.Module, values: bool = True) -> Tensor:
         values: If False, do not dequantize; return an empty tensor of the same shape and device.
     """
     if is_quantized(module):
-        return dequantized(module) if values else _only_shape(module)
+        if values:
+            return dequantized(module)
+        assert isinstance(module, nn.Linear)
+        return torch.empty((), device=module.weight.device).expand(module.out_features, module.in_features)
     weight: Tensor = module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight  # type: ignore[assignment]
     return weight.T if is_conv1d(module) else weight.flatten(1)
-
-
-def _only_shape(module: nn.Module) -> Tensor:
-    shape = out_and_in(module)
-    assert shape is not None
-    device = module._parameters["weight"].device  # type: ignore[union-attr]
-    return torch.empty((), device=device).expand(shape)
 
 
 @torch.no_grad()
 def dequantized(module: nn.Module) -> Tensor:
     """Return the weight of a quantized layer, (out, in), in the layer's compute dtype if it has one.
 
-    bitsandbytes unpacks the weights of its own classes. Of any other class these are the outputs of its forward for the
-    unit vectors, which take an (in, in) matrix and ``2 in^2 out`` operations.
+    bitsandbytes unpacks the weights of its own classes, except layouts for a CPU's kernels; it is found by the class,
+    because it is not a dependency. Of any other class these are the outputs of its forward for the unit vectors, which
+    take an (in, in) matrix and ``2 in^2 out`` operations.
     """
     assert isinstance(module, nn.Linear)
     dtype = getattr(module, "compute_dtype", None) or (torch.float32 if module.bias is None else module.bias.dtype)
-    unpacked = _unpacked(module)
-    return _of_unit_vectors(module, dtype) if unpacked is None else unpacked.to(dtype)
-
-
-def _unpacked(module: Any) -> Tensor | None:
-    """Return the weight (out, in) of a class of bitsandbytes, None of other classes and of layouts for a CPU's kernels.
-
-    The library is found by the class, because it is not a dependency.
-    """
     kind = next((kind for kind in type(module).__mro__ if kind.__name__ in _QUANTIZED_CLASSES), nn.Linear)
     functional: Any = getattr(sys.modules.get(kind.__module__.partition(".")[0]), "functional", None)
-    weight, values = module._parameters["weight"], None
+    weight: Any = module.weight
+    values: Tensor | None = None
     if kind.__name__ == "Linear4bit" and functional is not None:
-        state = getattr(weight, "quant_state", None)
+        state: Any = getattr(weight, "quant_state", None)
         if state is not None and not getattr(state, "packing_format_for_cpu", False):
             values = functional.dequantize_4bit(weight.data, state)
     elif kind.__name__ == "Linear8bitLt" and functional is not None:
-        scales = getattr(weight, "SCB", None)
-        scales = module.state.SCB if scales is None else scales  # the first forward moves them there
+        scales: Any = getattr(weight, "SCB", None)
+        scales = module.state.SCB if scales is None else scales  # type: ignore[union-attr]  # the first forward moves them there
         if scales is not None and weight.dtype == torch.int8:
             values = functional.int8_vectorwise_dequant(weight.data, scales)
-    return values
+    return _of_unit_vectors(module, dtype) if values is None else values.to(dtype)
 
 
 def _of_unit_vectors(module: nn.Linear, dtype: torch.dtype) -> Tensor:
@@ -126,8 +115,9 @@ def row_blocks(model: nn.Module, path: str) -> dict[str, tuple[int, int]]:
     """
     module, above = model.get_submodule(path), model.get_submodule(path.rpartition(".")[0])
     out_features, in_features = weight_of(module, values=False).shape
-    if _head_by_head(above):
-        return {}
+    name = type(above).__name__
+    if name == "CodeGenAttention" or (name == "GPTBigCodeAttention" and not above.multi_query):
+        return {}  # split by heads, or groups of heads, first: also with three rows per column
     size, heads = getattr(above, "head_dim", None), getattr(above, "num_key_value_heads", None)
     heads = getattr(above, "kv_heads", None) if heads is None else heads
     few = size * heads if isinstance(size, int) and isinstance(heads, int) else 0
@@ -138,12 +128,3 @@ def row_blocks(model: nn.Module, path: str) -> dict[str, tuple[int, int]]:
     else:
         return {}
     return {"q": (0, many), "k": (many, many + few), "v": (many + few, out_features)}
-
-
-def _head_by_head(attention: nn.Module) -> bool:
-    """Return True if an attention module of transformers splits its fused weight by heads, or groups of heads, first.
-
-    Such weights also have three rows per column, so that only the class name distinguishes them.
-    """
-    name = type(attention).__name__
-    return name == "CodeGenAttention" or (name == "GPTBigCodeAttention" and not attention.multi_query)

@@ -25,7 +25,10 @@ class Blocks:
         self.model, self.sites = model, list(sites)
         self._roots = _roots(model)
         self._ends = _ends(model, self.sites, bool(self._roots))
-        self._layers = {f"{site.path}.{_key(model.get_submodule(site.path))}".lstrip(".") for site in self.sites}
+        self._layers: set[str] = set()
+        for site in self.sites:
+            packed = isinstance(model.get_submodule(site.path), nn.MultiheadAttention)
+            self._layers.add(f"{site.path}.{'in_proj_weight' if packed else 'weight'}".lstrip("."))
 
     def has(self, site: Site) -> bool:
         """Return True if a layer is in a block and not a router of a mixture of experts."""
@@ -58,18 +61,9 @@ class Blocks:
         return [name for name in self.weights() if not self.is_layer(name)]
 
     def _covers(self, path: str, role: bool) -> bool:
-        inside = role or not self._roots or any(path[: dot.start()] in self._roots for dot in re.finditer(r"\.", path))
-        return inside and not _below(path, self._ends)
-
-
-def of_blocks(model: nn.Module, sites: Iterable[Site]) -> list[Site]:
-    """Return the sites in a model's blocks (`Blocks`)."""
-    blocks = Blocks(model, sites)
-    return [site for site in blocks.sites if blocks.has(site)]
-
-
-def _key(module: nn.Module) -> str:
-    return "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+        above = {path[: dot.start()] for dot in re.finditer(r"\.", path)}
+        inside = role or not self._roots or not self._roots.isdisjoint(above)
+        return inside and self._ends.isdisjoint({path, *above})
 
 
 def is_router(model: nn.Module, path: str) -> bool:
@@ -96,8 +90,12 @@ def _roots(model: nn.Module) -> set[str]:
 def _ends(model: nn.Module, sites: list[Site], blocks: bool) -> set[str]:
     """Return the paths of stem and head modules: by name, by the model's methods, and the first convolution."""
     found = {path for path, _ in model.named_modules() if re.fullmatch(_ENDS, path.rpartition(".")[2])}
-    for method in ("get_classifier", "get_output_embeddings"):
-        heads = _asked(model, method)
+    for method in ("get_classifier", "get_output_embeddings"):  # of timm and transformers
+        try:
+            answer: object = getattr(model, method)()
+        except (AttributeError, NotImplementedError):  # also of a model without the method
+            continue
+        heads = answer if isinstance(answer, tuple | list) else [answer]
         found |= {path for path, module in model.named_modules() if path and any(module is head for head in heads)}
     convolutions = [site.path for site in sites if site.kind == CONV]
     linear = [site.path for site in sites if site.kind != CONV and not site.role]
@@ -105,19 +103,3 @@ def _ends(model: nn.Module, sites: list[Site], blocks: bool) -> set[str]:
     if convolutions and not blocks:
         found |= set(linear[-1:])  # the unnamed classifier after the last convolution of a plain sequence
     return found
-
-
-def _asked(model: nn.Module, method: str) -> tuple[object, ...]:
-    """Return the modules that a method of timm or transformers gives as the head; empty if it gives none."""
-    if not callable(getattr(model, method, None)):
-        return ()
-    try:
-        answer = getattr(model, method)()
-    except (AttributeError, NotImplementedError):
-        return ()
-    return tuple(answer) if isinstance(answer, tuple | list) else () if answer is None else (answer,)
-
-
-def _below(path: str, ends: set[str]) -> bool:
-    """Return True if a module is a stem or head module, or inside one."""
-    return path in ends or any(path[: match.start()] in ends for match in re.finditer(r"\.", path))

@@ -12,7 +12,6 @@ from randlora_pl.adapters.targets.sites import CONV, Site, find_sites
 from randlora_pl.adapters.trained import trains_whole
 
 _MOST_GROUPS = 4
-_ENOUGH = 0.5
 
 
 @dataclass(frozen=True)
@@ -56,27 +55,22 @@ def coverage(model: nn.Module, targets: list[str] | None, selection: Selection, 
         parts.append(f"{len(chosen)} of {len(mine)} {name}" + (f" ({'; '.join(remarks)})" if remarks else ""))
         left += [site for site in mine if site.path not in adapted] if chosen or not convolution else []
     left = [site for site in left if not trains_whole(site.path, beside)]
-    share, frozen = _weigh(blocks, selection, beside)
-    parts.append(f"{_percent(share)} of the weights of the blocks")
-    routers = {site.shape.layer: "router" for site in left if is_router(model, site.path)}
-    line = ", ".join(parts) + _skipped(left, routers | selection.skipped)
-    warned = share < _ENOUGH and takes_all(targets)
-    return Coverage(line, share, frozen, _warning(blocks, share, frozen, targets) if warned else "")
-
-
-def _weigh(blocks: Blocks, selection: Selection, beside: Collection[str]) -> tuple[float, dict[str, int]]:
-    """Return the adapted share of the blocks' weights, and the frozen weights by pattern, the largest first."""
-    adapted: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for site in selection.sites:
-        adapted[site.path] = adapted.get(site.path, 0) + site.shape.out_features * site.shape.in_features
+        sizes[site.path] = sizes.get(site.path, 0) + site.shape.out_features * site.shape.in_features
     total, frozen = 0, dict[str, int]()
     for name, (path, size) in blocks.weights().items():
-        done = size if name in beside else min(size, adapted.get(path, 0) if blocks.is_layer(name) else 0)
+        done = size if name in beside else min(size, sizes.get(path, 0) if blocks.is_layer(name) else 0)
         total += size
         if done < size:
             frozen[_pattern(name)] = frozen.get(_pattern(name), 0) + size - done
     share = 1 - sum(frozen.values()) / total if total else 1.0
-    return share, dict(sorted(frozen.items(), key=lambda item: -item[1]))
+    frozen = dict(sorted(frozen.items(), key=lambda item: -item[1]))
+    parts.append(f"{_percent(share)} of the weights of the blocks")
+    routers = {site.shape.layer: "router" for site in left if is_router(model, site.path)}
+    line = ", ".join(parts) + _skipped(left, routers | selection.skipped)
+    warned = share < 0.5 and takes_all(targets)
+    return Coverage(line, share, frozen, _warning(blocks, share, frozen, targets) if warned else "")
 
 
 def _warning(blocks: Blocks, share: float, frozen: Mapping[str, int], targets: list[str] | None) -> str:

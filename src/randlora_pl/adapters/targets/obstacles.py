@@ -3,7 +3,8 @@
 import functools
 import inspect
 import re
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import NamedTuple
 
 from torch import nn
 
@@ -24,13 +25,10 @@ def obstacle(model: nn.Module, site: Site, owners: dict[int, list[str]]) -> Obst
     Args:
         model: Model with the site.
         site: Site to check.
-        owners: Result of `owners_of` for the model.
+        owners: Names of every parameter, by id; tied parameters have several.
     """
-    module, layer, sides = (
-        model.get_submodule(site.path),
-        site.shape.layer,
-        (site.shape.out_features, site.shape.in_features),
-    )
+    module, layer = model.get_submodule(site.path), site.shape.layer
+    sides = site.shape.out_features, site.shape.in_features
     if not all(sides):
         return Obstacle("no entries", f"{layer} has no entries ({sides[0]} x {sides[1]}). Leave it out of the targets.")
     if not is_packed(module):
@@ -67,21 +65,6 @@ def is_packed(module: nn.Module) -> bool:
     return type(module) is nn.MultiheadAttention and module.in_proj_weight is not None
 
 
-def raw_attention(model: nn.Module) -> dict[str, str]:
-    """Return the attention modules whose q/k/v weights cannot have an update: class names by path.
-
-    These are subclasses of ``nn.MultiheadAttention``, modules with separate weights per input, and modules with a raw
-    parameter, such as open_clip's ``Attention``.
-    """
-    found = {}
-    for path, module in model.named_modules():
-        keys = {key for key, _ in module.named_parameters(recurse=False)}
-        raw = isinstance(module, nn.MultiheadAttention) or not keys.isdisjoint({"in_proj_weight", "q_proj_weight"})
-        if raw and not is_packed(module):
-            found[path] = type(module).__name__
-    return found
-
-
 def reader_of(model: nn.Module, path: str) -> type[nn.Module] | None:
     """Return the class of a parent module that reads a layer's weight instead of calling the layer, or None."""
     parent = model.get_submodule(path.rpartition(".")[0])
@@ -89,44 +72,23 @@ def reader_of(model: nn.Module, path: str) -> type[nn.Module] | None:
         return None  # handled: the output projection is called, the fast path is switched off
     parts = path.split(".")
     for depth in range(len(parts) if path else 0):
-        above: Any = type(model.get_submodule(".".join(parts[:depth])))
-        if _reads(above, ".".join(parts[depth:])) or (
-            issubclass(above, nn.MultiheadAttention) and depth == len(parts) - 1
+        above = type(model.get_submodule(".".join(parts[:depth])))
+        if issubclass(above, nn.MultiheadAttention) and depth == len(parts) - 1:
+            return above
+        source, read = _source(above), f"self.{'.'.join(parts[depth:])}.weight"
+        if read in source and re.search(  # compiling an expression for each layer takes seconds
+            rf"\b{re.escape(read)}\b(?!\.(?:dtype|device|shape|requires_grad))", source
         ):
-            kind: type[nn.Module] = above
-            return kind
+            return above
     return None
 
 
-def _reads(kind: Any, name: str) -> bool:
-    """Return True if the methods of a class read the weight of a layer with this name."""
-    source, read = _source(kind), f"self.{name}.weight"
-    if read not in source:  # compiling an expression for each layer takes seconds
-        return False
-    return re.search(rf"\b{re.escape(read)}\b(?!\.(?:dtype|device|shape|requires_grad))", source) is not None
-
-
 @functools.cache
-def _source(kind: Any) -> str:
+def _source(kind: type[nn.Module]) -> str:
     """Return the source of a class's methods, except initialization of weights; "" if it is not available."""
-    own = (
-        function
-        for name, function in inspect.getmembers(kind, inspect.isfunction)
-        if not re.search("init|reset|load|fuse|reparam", name) and getattr(nn.Module, name, None) is not function
-    )
     sources = []
-    for function in own:
-        try:
-            sources.append(inspect.getsource(function))
-        except (OSError, TypeError):
-            continue
+    for name, function in inspect.getmembers(kind, inspect.isfunction):
+        if not re.search("init|reset|load|fuse|reparam", name) and getattr(nn.Module, name, None) is not function:
+            with suppress(OSError, TypeError):
+                sources.append(inspect.getsource(function))
     return "\n".join(sources)
-
-
-def owners_of(model: nn.Module) -> dict[int, list[str]]:
-    """Return the names of every parameter, by id; tied parameters have several."""
-    owners: dict[int, list[str]] = {}
-    for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(f"{path}.{name}".lstrip("."))
-    return owners

@@ -9,8 +9,8 @@ from torch import nn
 from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.budget import parse_budget, wished
 from randlora_pl.adapters.layers.weight_access import BLOCKS
-from randlora_pl.adapters.targets.blocks import of_blocks
-from randlora_pl.adapters.targets.obstacles import Obstacle, obstacle, owners_of, raw_attention
+from randlora_pl.adapters.targets.blocks import Blocks
+from randlora_pl.adapters.targets.obstacles import Obstacle, is_packed, obstacle
 from randlora_pl.adapters.targets.sites import ALIASES, CONV, Site, find_sites, is_aside
 from randlora_pl.adapters.weights import matches
 from randlora_pl.utils.errors import UserError, near
@@ -59,7 +59,8 @@ def choose(model: nn.Module, targets: list[str] | None, split: bool, adapter: Ad
         raise UserError(f"{type(model).__name__} has no {what} that an adapter could attach to.")
     if targets is not None and not targets:
         raise UserError("targets is empty. Set layers or aliases (--model.targets '[qkv, mlp]'), or remove the option.")
-    blocks = of_blocks(model, sites)
+    whole = Blocks(model, sites)
+    blocks = [site for site in sites if whole.has(site)]
     if targets is None:
         _refuse_raw_attention(model, "qkv", sites)
         named, every, paper = _default(sites, blocks)
@@ -76,26 +77,33 @@ def choose(model: nn.Module, targets: list[str] | None, split: bool, adapter: Ad
             if not found:
                 raise UserError(_no_match(target, sites))
             (every if _split_tower(target)[1] in ("all", CONV) else named).update(_layers(found))
-    picked = _packed_or_split([site for site in sites if site.shape.layer in named | every], sites, split)
+    picked = [site for site in sites if site.shape.layer in named | every]
+    packed = {site.path for site in picked if site.kind == "qkv"}
+    if split:  # a packed weight is replaced by its three blocks
+        picked = [site for site in sites if (site.path in packed and site.block) or site in picked]
+        picked = [site for site in picked if site.kind != "qkv"]
+    else:
+        picked = [site for site in picked if not (site.block and site.path in packed)]
     kept, skipped = [], {}
-    owners = owners_of(model)
+    owners: dict[int, list[str]] = {}
+    modules = model.named_modules()
+    for path, (name, tensor) in ((path, own) for path, each in modules for own in each.named_parameters(recurse=False)):
+        owners.setdefault(id(tensor), []).append(f"{path}.{name}".lstrip("."))
     first: Obstacle | None = None
     for site in picked:
         if split and site.role == "qkv":
             raise UserError(f"qkv is split: {_unknown_blocks(site)}")
         problem = obstacle(model, site, owners)
-        if targets is not None and site.shape.layer in named:
-            if problem is not None:
-                raise UserError(problem.message)
-            kept.append(site)
-            continue
-        if problem is None and adapter is not None:
+        typed = targets is not None and site.shape.layer in named
+        if typed and problem is not None:
+            raise UserError(problem.message)
+        if problem is None and adapter is not None and not typed:
             problem = _too_small(adapter, site, model)
         if problem is None:
             kept.append(site)
-            continue
-        first = first or problem
-        skipped[site.shape.layer] = problem.short
+        else:
+            first = first or problem
+            skipped[site.shape.layer] = problem.short
     if not kept and first is not None:
         raise UserError(first.message)
     return Selection(kept, skipped, paper)
@@ -124,24 +132,9 @@ def _default(sites: list[Site], blocks: list[Site]) -> tuple[set[str], set[str],
             continue
         linear = [site for site in tower if site.kind != CONV and not site.block and not is_aside(site.path)]
         every |= _layers(linear)
-        if all(_pools(site) for site in linear):
+        if all(matches(r"attn_?pool\..*", site.path) for site in linear):  # attention pooling
             every |= _layers(site for site in tower if site.kind == CONV)
     return named, every, not every
-
-
-def _pools(site: Site) -> bool:
-    """Return True if a layer belongs to attention pooling."""
-    return matches(r"attn_?pool\..*", site.path)
-
-
-def _packed_or_split(picked: list[Site], sites: list[Site], split: bool) -> list[Site]:
-    """Return either the packed weights or their row blocks, if both are selected."""
-    whole = {site.path for site in picked if site.kind == "qkv"}
-    if not split:
-        return [site for site in picked if not (site.block and site.path in whole)]
-    # A packed weight is replaced by its three blocks.
-    picked = [site for site in sites if (site.path in whole and site.block) or site in picked]
-    return [site for site in picked if site.kind != "qkv"]
 
 
 def _too_small(adapter: Adapter, site: Site, model: nn.Module) -> Obstacle | None:
@@ -217,13 +210,19 @@ def _no_match(target: str, sites: list[Site]) -> str:
 
 
 def _refuse_raw_attention(model: nn.Module, target: str, sites: list[Site]) -> None:
-    """Raise an error for an alias of q, k or v if attention modules have weights that cannot be adapted."""
+    """Raise an error for an alias of q, k or v if attention modules have weights that cannot be adapted.
+
+    These are subclasses of ``nn.MultiheadAttention``, modules with separate weights per input, and modules with a raw
+    parameter, such as open_clip's ``Attention``.
+    """
     tower, name = _split_tower(target)
     if not set(BLOCKS) & set(ALIASES.get(name, ())):
         return
-    for path, kind in raw_attention(model).items():
-        if _in_tower(path, tower, sites):
+    for path, module in model.named_modules():
+        keys = {key for key, _ in module.named_parameters(recurse=False)}
+        raw = isinstance(module, nn.MultiheadAttention) or not keys.isdisjoint({"in_proj_weight", "q_proj_weight"})
+        if raw and not is_packed(module) and _in_tower(path, tower, sites):
             raise UserError(
-                f"target {target!r}: {path} ({kind}) stores its q/k/v weights in a way that cannot be adapted. "
-                "Set the layers to adapt, for example --model.targets '[mlp]'."
+                f"target {target!r}: {path} ({type(module).__name__}) stores its q/k/v weights in a way that "
+                "cannot be adapted. Set the layers to adapt, for example --model.targets '[mlp]'."
             )

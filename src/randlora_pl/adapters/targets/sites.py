@@ -68,25 +68,22 @@ def find_sites(model: nn.Module) -> list[Site]:
 
     A convolution's weight (out, in / groups, height, width) is a matrix (out, in / groups * height * width).
     """
-    return [site for path, module in model.named_modules() for site in _sites_of(model, path, module)]
-
-
-def _sites_of(model: nn.Module, path: str, module: nn.Module) -> Iterator[Site]:
-    if type(module) is nn.MultiheadAttention:
-        if module.in_proj_weight is not None:
-            name, columns = f"{path}.in_proj".lstrip("."), module.in_proj_weight.shape[1]
-            yield from _packed(path, name, columns, row_blocks(model, path), False)
-    elif shape := out_and_in(module):
-        if isinstance(module, nn.Conv2d):
-            yield Site(WeightShape(path, *shape), path, CONV)
-            return
-        own = not is_aside(path)
-        role = next((role for role, names in _ROLES.items() if own and matches(names, path)), "")
-        transposed = is_conv1d(module)
-        if is_packed_linear(path) and (blocks := row_blocks(model, path)):
-            yield from _packed(path, path, shape[1], blocks, transposed)
-        else:
-            yield Site(WeightShape(path, *shape), path, "linear", role, transposed=transposed)
+    found: list[Site] = []
+    for path, module in model.named_modules():
+        if type(module) is nn.MultiheadAttention:
+            if module.in_proj_weight is not None:
+                name, columns = f"{path}.in_proj".lstrip("."), module.in_proj_weight.shape[1]
+                found += _packed(path, name, columns, row_blocks(model, path), False)
+        elif shape := out_and_in(module):
+            own, transposed = not is_aside(path), is_conv1d(module)
+            role = next((role for role, names in _ROLES.items() if own and matches(names, path)), "")
+            if isinstance(module, nn.Conv2d):
+                found.append(Site(WeightShape(path, *shape), path, CONV))
+            elif is_packed_linear(path) and (blocks := row_blocks(model, path)):
+                found += _packed(path, path, shape[1], blocks, transposed)
+            else:
+                found.append(Site(WeightShape(path, *shape), path, "linear", role, transposed=transposed))
+    return found
 
 
 def is_packed_linear(path: str) -> bool:
