@@ -1,7 +1,7 @@
 """CLIP models of open_clip: architecture by name, with activation and preprocessing; weights by tag, file or seed."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,13 +17,14 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
 from randlora_pl.models.folder import OWN, ModelFolder, is_folder, open_folder
+from randlora_pl.models.prompted import image_features
 from randlora_pl.models.tiny import TINY_CONFIG, TINY_TAG, build_tiny, tiny_tokenizer
 from randlora_pl.models.weights import (
     ImageSpec,
     ModelIdentity,
     changed,
     check_size,
-    load_strictly,
+    mismatch,
     not_downloaded,
     open_clip_spec,
     patch_size,
@@ -70,11 +71,6 @@ class Source:
         return self.name if self.folder is None else self.folder.local_name
 
     @property
-    def stored(self) -> tuple[str, str | None]:
-        """Name for adapter files, and SHA-256 of the configuration file if open_clip does not have it."""
-        return (self.name, None) if self.folder is None else (self.folder.stored_name, self.folder.sha256)
-
-    @property
     def what(self) -> str:
         """Description of weights and model, for messages."""
         return f"weights '{self.pretrained}' for {self.name}"
@@ -108,7 +104,9 @@ def resolve(name: str, pretrained: str | None) -> Source:
         )
     tiny = name == "tiny"
     config = TINY_CONFIG["model_cfg"] if tiny else _config(name)
-    variants = [] if tiny else _preprocess_variants(name)
+    entries = [] if tiny else [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
+    known = [{key: entry[key] for key in PREPROCESS if key in entry} for entry in entries]
+    variants = [variant for number, variant in enumerate(known) if variant not in known[:number]]
     # the preprocessing that all known weights of an architecture share, else open_clip's default (OpenAI's)
     preprocess = TINY_CONFIG["preprocess_cfg"] if tiny else variants[0] if len(variants) == 1 else {}
     if tiny and pretrained in (None, TINY_TAG):
@@ -117,7 +115,12 @@ def resolve(name: str, pretrained: str | None) -> Source:
         return Source(name, "random", "random", config, preprocess)
     assert pretrained is not None
     tag = pretrained.lower().replace("-", "_")
-    twin, found = (name, {}) if tiny else _match_activation(name, tag, names)
+    found = {} if tiny else dict(get_pretrained_cfg(name, tag))
+    plain, twin = name.removesuffix(_QUICK), name  # the twin has the activation of the tag's weights
+    if found.get("quick_gelu") and not config.get("quick_gelu") and name + _QUICK in names:
+        twin = name + _QUICK
+    elif not found and plain != name:
+        twin, found = plain, dict(get_pretrained_cfg(plain, tag))
     if found:
         activation = "QuickGELU" if twin.endswith(_QUICK) else "plain GELU"
         note = f"{name}: the weights '{tag}' were trained with {activation}, so {twin} is used."
@@ -128,8 +131,13 @@ def resolve(name: str, pretrained: str | None) -> Source:
             f"--model.pretrained: {name} has no weights '{pretrained}'.{near(pretrained, tags)} "
             f"Its tags: {', '.join(tags) or 'none'}; a file or 'random' also work."
         )
-    path = str(Path(pretrained).expanduser().absolute())
-    return Source(name, path, "file", config, preprocess, () if tiny else _file_notes(name, names))
+    notes = []
+    if plain + _QUICK in names:
+        used, other = ("QuickGELU", plain) if plain != name else ("plain GELU", name + _QUICK)
+        notes.append(f"{name}: the file is used with {used}; weights trained otherwise need --model.name {other}.")
+    if len(variants) > 1:
+        notes.append(f"{name}: known weights differ in image preprocessing; OpenAI's is used for the file.")
+    return Source(name, str(Path(pretrained).expanduser().absolute()), "file", config, preprocess, tuple(notes))
 
 
 def _in_folder(folder: ModelFolder, pretrained: str | None) -> Source:
@@ -144,37 +152,9 @@ def _in_folder(folder: ModelFolder, pretrained: str | None) -> Source:
     return Source(folder.name, folder.file_of(pretrained), "file", config, preprocess, folder=folder)
 
 
-def _match_activation(name: str, tag: str, names: list[str]) -> tuple[str, dict[str, Any]]:
-    """Return the name with the activation of the tag's weights, and open_clip's entry of the tag."""
-    found = get_pretrained_cfg(name, tag)
-    plain = name.removesuffix(_QUICK)
-    if found.get("quick_gelu") and not _config(name).get("quick_gelu") and name + _QUICK in names:
-        return name + _QUICK, dict(found)
-    if not found and plain != name:
-        return plain, dict(get_pretrained_cfg(plain, tag))
-    return name, dict(found)
-
-
-def _file_notes(name: str, names: list[str]) -> tuple[str, ...]:
-    notes = []
-    plain = name.removesuffix(_QUICK)
-    if plain + _QUICK in names:
-        used, other = ("QuickGELU", plain) if plain != name else ("plain GELU", name + _QUICK)
-        notes.append(f"{name}: the file is used with {used}; weights trained otherwise need --model.name {other}.")
-    if len(_preprocess_variants(name)) > 1:
-        notes.append(f"{name}: known weights differ in image preprocessing; OpenAI's is used for the file.")
-    return tuple(notes)
-
-
 def _config(name: str) -> dict[str, Any]:
     config: dict[str, Any] = open_clip.get_model_config(name)
     return config
-
-
-def _preprocess_variants(name: str) -> list[dict[str, Any]]:
-    entries = [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
-    variants = [{key: entry[key] for key in PREPROCESS if key in entry} for entry in entries]
-    return [variant for number, variant in enumerate(variants) if variant not in variants[:number]]
 
 
 def image_size(source: Source) -> int:
@@ -249,17 +229,21 @@ class LoadedClip:
 
 
 class ImageTower(nn.Module):
-    """Image tower of a CLIP model; parameters keep their names (``visual.transformer...``)."""
+    """Image tower of a CLIP model; parameters keep their names (``visual.transformer...``).
 
-    def __init__(self, model: nn.Module) -> None:
+    Learned tokens, see `image_features`, are constants.
+    """
+
+    def __init__(self, model: nn.Module, tokens: Sequence[Tensor] = ()) -> None:
         super().__init__()
         self.visual: Any = model.visual
+        self.count = len(tokens)
+        for number, each in enumerate(tokens):
+            self.register_buffer(f"tokens{number}", each.detach().clone())
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed images (n, 3, size, size), normalized with the model's `ImageSpec`; (n, embed_dim), not normalized."""
-        output = self.visual(images)
-        features: Tensor = output[0] if isinstance(output, tuple) else output  # CoCa also returns its tokens
-        return features
+        return image_features(self.visual, images, [getattr(self, f"tokens{number}") for number in range(self.count)])
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Switch gradient checkpointing of the tower on or off."""
@@ -314,7 +298,7 @@ def _load(source: Source, seed: int, force_image_size: int | None) -> LoadedClip
     with seeded(seed):
         model = _build(source, image.size, seed)
     if state is not None:
-        load_strictly(model, _fitted(state, model, source), source.what)
+        _load_state(model, state, source)
     if source.timm_tower and image.size != image_size(source):
         tower: Any = model.visual  # open_clip also resizes timm's towers after loading
         check_size(source.name, image.size, patch_size(tower.trunk))
@@ -323,7 +307,7 @@ def _load(source: Source, seed: int, force_image_size: int | None) -> LoadedClip
     is_file = source.kind in ("file", OWN)
     stored, digest = (Path(path).name, remember(path)) if is_file else (source.pretrained, None)
     drawn = seed if source.kind == "random" else None
-    name, config = source.stored
+    name, config = (source.name, None) if source.folder is None else (source.folder.stored_name, source.folder.sha256)
     identity = ModelIdentity("open_clip", name, stored, image.size, drawn, digest, config)
     return LoadedClip(model, image, identity, source.config["embed_dim"], source.name)
 
@@ -378,8 +362,8 @@ def _build(source: Source, size: int, seed: int, device: str = "cpu") -> nn.Modu
     return model
 
 
-def _fitted(state: dict[str, Tensor], model: nn.Module, source: Source) -> dict[str, Tensor]:
-    """Convert older layouts and other image sizes to the model's state dict, as open_clip's own loading does."""
+def _load_state(model: nn.Module, state: dict[str, Tensor], source: Source) -> None:
+    """Load every tensor; older layouts and other image sizes are converted, as open_clip's own loading does."""
     try:
         state = convert_state_dict(model, state)
         if not hasattr(model, "positional_embedding"):
@@ -395,4 +379,7 @@ def _fitted(state: dict[str, Tensor], model: nn.Module, source: Source) -> dict[
         resize_pos_embed(state, model)
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
         raise UserError(f"{source.what}: not of this architecture ({first_line(error)}).") from error
-    return state
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(mismatch(source.what, str(error))) from error

@@ -155,10 +155,19 @@ def open_folder(name: str, library: Library | None = None) -> ModelFolder:
         raise UserError(f"--model.name: {place} is not a folder. Pass local-dir:PATH of a folder with a model.")
     wanted: list[Library] = ["open_clip", "timm"] if library is None else [library]
     for each in wanted:
-        file = _find(name, _CONFIGS[each])
-        if file is None:
+        if local:
+            file: Path | None = Path(name.removeprefix(LOCAL)) / _CONFIGS[each]
+        else:
+            repository, revision = _repository(name)
+            file = hub_file(repository, _CONFIGS[each], revision, "--model.name")
+        if file is None or not file.is_file():
             continue
-        config = _read(file)
+        try:
+            config = parse_json(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"--model.name: {file} is damaged ({first_line(error)}). Copy it again.") from error
+        if not isinstance(config, dict):
+            raise UserError(f"--model.name: {file} is not a configuration of a model. Copy it again.")
         check = _check_clip if each == "open_clip" else _check_timm
         for wrong in check(config):
             raise UserError(f"--model.name: {name}, {file.name}: {wrong}")
@@ -189,24 +198,6 @@ def check_config(base: Mapping[str, Any], here: str | None, source: object) -> N
 def _repository(name: str) -> tuple[str, str | None]:
     repository, _, revision = name.removeprefix(HUB).partition("@")
     return repository, revision or None
-
-
-def _find(name: str, file: str) -> Path | None:
-    if name.startswith(HUB):
-        repository, revision = _repository(name)
-        return hub_file(repository, file, revision, "--model.name")
-    path = Path(name.removeprefix(LOCAL)) / file
-    return path if path.is_file() else None
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = parse_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model.name: {file} is damaged ({first_line(error)}). Copy it again.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"--model.name: {file} is not a configuration of a model. Copy it again.")
-    return content
 
 
 def _check_clip(config: Mapping[str, Any]) -> Iterator[str]:

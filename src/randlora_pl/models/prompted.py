@@ -10,27 +10,6 @@ from torch.utils.checkpoint import checkpoint
 
 from randlora_pl.utils.errors import UserError
 
-__all__ = [
-    "Position",
-    "PromptedTower",
-    "TextRows",
-    "embed_dim",
-    "encode_rows",
-    "encode_words",
-    "image_blocks",
-    "image_features",
-    "image_width",
-    "is_causal",
-    "learned_rows",
-    "text_features",
-    "text_tower",
-    "token_embeddings",
-    "whole_rows",
-    "word_ids",
-    "word_rows",
-]
-
-
 Position = Literal["end", "middle", "front"]
 """Place of a class name: after the learned tokens, between their halves, or before them."""
 
@@ -68,115 +47,31 @@ class TextRows(nn.Module):
         sorted_rows = {"ids": ids[order], "slots": slots[order], "ends": ends[order]}
         for name, value in {**sorted_rows, "order": order, "inverse": order.argsort()}.items():
             self.register_buffer(name, value, persistent=False)
-        self.chunks = _chunks((ends[order] + 1).tolist(), chunk_tokens)
+        lengths, start = (ends[order] + 1).tolist(), 0
+        self.chunks: list[tuple[int, int, int]] = []
+        for stop in range(1, len(lengths) + 1):
+            if stop == len(lengths) or (stop + 1 - start) * lengths[stop] > chunk_tokens:
+                self.chunks.append((start, stop, lengths[stop - 1]))
+                start = stop
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-def _chunks(lengths: list[int], most: int) -> list[tuple[int, int, int]]:
-    """Return start, stop and length of chunks of sorted lengths, each with at most as many tokens if possible."""
-    found, start = [], 0
-    for stop in range(1, len(lengths) + 1):
-        if stop == len(lengths) or (stop + 1 - start) * lengths[stop] > most:
-            found.append((start, stop, lengths[stop - 1]))
-            start = stop
-    return found
-
-
 def word_ids(tokenizer: Callable[..., Tensor], text: str) -> list[int]:
-    """Return the token ids of a text, without start and end token."""
-    return _whole(tokenizer, text)[1:-1]
-
-
-def _whole(tokenizer: Callable[..., Tensor], text: str) -> list[int]:
+    """Return the token ids of a text, with start and end token, not cut."""
     row = tokenizer([text], context_length=_ROOM)[0]
     return row[: int(row.argmax()) + 1].tolist()  # CLIP's end token has the largest id
 
 
-def word_rows(
-    tokenizer: Callable[..., Tensor], names: Sequence[str], template: str, room: int, chunk_tokens: int = 4096
-) -> TextRows:
-    """Return rows without learned tokens: a template with ``{}`` for each name.
-
-    Args:
-        tokenizer: The tokenizer of the model.
-        names: C names of classes.
-        template: Text with ``{}`` for the name.
-        room: Positions of the text tower.
-        chunk_tokens: See `TextRows`.
-
-    Raises:
-        UserError: A text is longer than the tower's rows.
-    """
-    rows = [_whole(tokenizer, template.replace("{}", name)) for name in names]
-    return _padded(rows, [[-1] * len(row) for row in rows], names, room, chunk_tokens)
-
-
-def whole_rows(tokenizer: Callable[..., Tensor], names: Sequence[str], template: str) -> Tensor:
-    """Return rows (C, L) of any tokenizer, not cut, for towers whose words see later ones.
-
-    Raises:
-        UserError: A text is longer than the rows.
-    """
-    prompts = [template.replace("{}", name) for name in names]
-    tokens = tokenizer(prompts)
-    room = tokens.shape[1]
-    padding = tokenizer([""], context_length=2 * room).mode().values
-    lengths, whole = ((rows != padding).sum(1) for rows in (tokens, tokenizer(prompts, context_length=2 * room)))
-    if (lengths != whole).any():
-        long = names[int((whole - lengths).argmax())]
-        raise UserError(
-            f"the prompt of class {long!r} is longer than the {room} tokens that the text tower has room for. Take "
-            "a shorter one (--model.prompts.template) or a shorter name."
-        )
-    return tokens
-
-
-def learned_rows(
-    tokenizer: Callable[..., Tensor],
-    names: Sequence[str],
-    context: Sequence[int],
-    learned: int,
-    room: int,
-    position: Position = "end",
-    chunk_tokens: int = 4096,
-) -> TextRows:
-    """Return rows of start token, context, name, full stop and end token, whose first context tokens are learned.
-
-    Args:
-        tokenizer: The tokenizer of the model.
-        names: C names of classes.
-        context: Token ids of the context, those under a slot too.
-        learned: Number of the first tokens of the context that are learned.
-        room: Positions of the text tower.
-        position: Place of the name.
-        chunk_tokens: See `TextRows`.
-
-    Raises:
-        UserError: A text is longer than the tower's rows.
-    """
-    numbers = [number if number < learned else -1 for number in range(len(context))]
-    before = {"end": len(context), "middle": len(context) // 2, "front": 0}[position]
-    pairs = list(zip(context, numbers, strict=True))
-    rows, slots = [], []
-    for name in names:
-        if position == "end":
-            start, *own, end = _whole(tokenizer, f"{name}.")
-            stop: list[int] = []
-        else:
-            (start, *own, end), stop = _whole(tokenizer, name), word_ids(tokenizer, ".")
-        row = [(start, -1), *pairs[:before], *((word, -1) for word in own), *pairs[before:]]
-        row += [(word, -1) for word in [*stop, end]]
-        rows.append([token for token, _ in row])
-        slots.append([number for _, number in row])
-    return _padded(rows, slots, names, room, chunk_tokens)
-
-
-def _padded(
+def padded(
     rows: list[list[int]], slots: list[list[int]], names: Sequence[str], room: int, chunk_tokens: int
 ) -> TextRows:
-    """Return rows of one length; refuse a row that the tower has no room for."""
+    """Return rows of one length from token ids of the texts of classes, with ``slots`` as of `TextRows`.
+
+    Raises:
+        UserError: A text is longer than ``room``, the positions of the text tower.
+    """
     long = max(range(len(rows)), key=lambda number: len(rows[number]))
     if len(rows[long]) > room:
         raise UserError(
@@ -217,17 +112,13 @@ def run_blocks(
     recompute = recompute and torch.is_grad_enabled()
     for number, block in enumerate(blocks):
         if 0 < number <= len(deep):
-            x = replaced(x, deep[number - 1], first)
+            tokens = deep[number - 1]
+            start = x.shape[1] - len(tokens) if first < 0 else first
+            x = torch.cat([x[:, :start], copies(tokens, x), x[:, start + len(tokens) :]], dim=1)
         x = x if batch_first else x.transpose(0, 1)
         x = checkpoint(block, x, use_reentrant=False, **options) if recompute else block(x, **options)
         x = x if batch_first else x.transpose(0, 1)
     return x
-
-
-def replaced(x: Tensor, tokens: Tensor, first: int) -> Tensor:
-    """Return states (n, L, d) with tokens (m, d) from a position on, or at the end if ``first`` is negative."""
-    start = x.shape[1] - len(tokens) if first < 0 else first
-    return torch.cat([x[:, :start], copies(tokens, x), x[:, start + len(tokens) :]], dim=1)
 
 
 def copies(tokens: Tensor, x: Tensor) -> Tensor:
@@ -241,36 +132,34 @@ def text_tower(model: nn.Module) -> Any:
     Raises:
         UserError: The tower does not suit learned tokens (see `is_causal`).
     """
-    tower: Any = _tower(model)
-    if not is_causal(model):
+    tower, unfit = _tower(model)
+    if unfit:
         raise UserError(
-            f"learned prompts need CLIP's causal text tower and tokenizer, such as ViT-B-32's; this {_what(tower)}. "
+            f"learned prompts need CLIP's causal text tower and tokenizer, such as ViT-B-32's; this {unfit}. "
             "Use --model.prompts Fixed with an adapter."
         )
     return tower
 
 
-def _tower(model: nn.Module) -> Any:
-    return model if hasattr(model, "token_embedding") else getattr(model, "text", None)
-
-
 def is_causal(model: nn.Module) -> bool:
     """Return True if no position of the text tower sees a later one, and its feature is read at CLIP's end token."""
-    return not _what(_tower(model))
+    return not _tower(model)[1]
 
 
-def _what(tower: Any) -> str:
-    """Return why a text tower does not suit learned tokens, empty if it does."""
-    if not hasattr(tower, "token_embedding") or not hasattr(tower, "transformer"):
-        return f"one is {type(tower).__name__}"
-    if getattr(tower, "attn_mask", None) is None:
-        return "tower's words see later words"
-    if getattr(tower, "cls_emb", None) is not None:
-        return "tower ends with a class token"
+def _tower(model: nn.Module) -> tuple[Any, str]:
+    """Return the text tower, and why it does not suit learned tokens, empty if it does."""
+    tower: Any = model if hasattr(model, "token_embedding") else getattr(model, "text", None)
     pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", ""))
-    if pool != "argmax" or tower.text_projection is None:  # the token with the largest id
-        return f"tower is read otherwise (pool type {pool})"
-    return ""
+    unfit = ""
+    if not hasattr(tower, "token_embedding") or not hasattr(tower, "transformer"):
+        unfit = f"one is {type(tower).__name__}"
+    elif getattr(tower, "attn_mask", None) is None:
+        unfit = "tower's words see later words"
+    elif getattr(tower, "cls_emb", None) is not None:
+        unfit = "tower ends with a class token"
+    elif pool != "argmax" or tower.text_projection is None:  # the token with the largest id
+        unfit = f"tower is read otherwise (pool type {pool})"
+    return tower, unfit
 
 
 def embed_dim(model: nn.Module) -> int:
@@ -348,14 +237,6 @@ def encode_rows(
     return torch.cat(parts)[rows.inverse]
 
 
-def encode_words(model: Any, tokens: Tensor, chunk_tokens: int) -> Tensor:
-    """Return the features (C, e) of token rows (C, L) by a model's own ``encode_text``, in chunks as `encode_rows`."""
-    chunks = torch.split(tokens, max(1, chunk_tokens // tokens.shape[1]))
-    if len(chunks) > 1 and torch.is_grad_enabled():
-        return torch.cat([checkpoint(model.encode_text, chunk, use_reentrant=False) for chunk in chunks])
-    return torch.cat([model.encode_text(chunk) for chunk in chunks])
-
-
 def _chunk(tower: Any, ids: Tensor, slots: Tensor, ends: Tensor, context: Tensor | None, deep: list[Tensor]) -> Tensor:
     return text_features(tower, token_embeddings(tower, ids, slots, context), ends, deep)
 
@@ -398,37 +279,19 @@ def image_features(visual: Any, images: Tensor, prompts: Sequence[Tensor] = ()) 
         output = visual(images)
         plain: Tensor = output[0] if isinstance(output, tuple) else output  # CoCa also returns its tokens
         return plain
-    if hasattr(visual, "trunk"):
-        return _of_timm(visual, images, prompts)
+    features: Tensor
+    if hasattr(visual, "trunk"):  # timm's
+        trunk = visual.trunk
+        x = trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images)))
+        x = trunk.norm_pre(torch.cat([x, copies(prompts[0], x)], dim=1))
+        x = run_blocks(trunk.blocks, x, prompts[1:], -1, recompute=trunk.grad_checkpointing)
+        features = visual.head(trunk.forward_head(trunk.norm(x[:, : x.shape[1] - len(prompts[0])])))
+        return features
     x = visual._embeds(images)
     x = torch.cat([x, copies(visual.ln_pre(prompts[0]), x)], dim=1)
     tower = visual.transformer
     again, ordered = tower.grad_checkpointing, getattr(tower, "batch_first", True)
     x = run_blocks(tower.resblocks, x, prompts[1:], -1, recompute=again, batch_first=ordered)
     pooled, _ = visual._pool(x[:, : x.shape[1] - len(prompts[0])])
-    features: Tensor = pooled if visual.proj is None else pooled @ visual.proj
+    features = pooled if visual.proj is None else pooled @ visual.proj
     return features
-
-
-def _of_timm(visual: Any, images: Tensor, prompts: Sequence[Tensor]) -> Tensor:
-    trunk = visual.trunk
-    x = trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images)))
-    x = trunk.norm_pre(torch.cat([x, copies(prompts[0], x)], dim=1))
-    x = run_blocks(trunk.blocks, x, prompts[1:], -1, recompute=trunk.grad_checkpointing)
-    x = trunk.forward_head(trunk.norm(x[:, : x.shape[1] - len(prompts[0])]))
-    features: Tensor = visual.head(x)
-    return features
-
-
-class PromptedTower(nn.Module):
-    """Module from normalized images to the features of an image tower with learned tokens, which are constants."""
-
-    def __init__(self, visual: nn.Module, tokens: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.visual, self.count = visual, len(tokens)
-        for number, each in enumerate(tokens):
-            self.register_buffer(f"tokens{number}", each.detach().clone())
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map (n, 3, H, W) to (n, features)."""
-        return image_features(self.visual, images, [getattr(self, f"tokens{number}") for number in range(self.count)])

@@ -126,7 +126,14 @@ def cached_text_head(
         torch.Size([2, 128])
     """
     prompts = class_prompts(classnames, templates)
-    key = _key(model, tokenizer, prompts, len(classnames), identity)
+    first = tokenizer(prompts[:1]).tolist()  # changes with the tokenizer and the context length
+    facts = [_FORMAT, identity.library, identity.name, prompts, len(classnames), first]
+    digest = hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith("visual."):
+            digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(_bytes(tensor))
+    key = digest.hexdigest()
     path = cache_folder() / "text_heads" / f"{key}.safetensors"
     head = _read(path, key, len(classnames))
     if head is None:
@@ -143,18 +150,6 @@ def cached_text_head(
 def _bytes(tensor: Tensor) -> Any:
     """Return the tensor's memory as a NumPy array of bytes, without a copy on the CPU."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-
-
-def _key(model: nn.Module, tokenizer: Tokenizer, prompts: list[str], classes: int, identity: ModelIdentity) -> str:
-    digest = hashlib.sha256()
-    first = tokenizer(prompts[:1]).tolist()  # changes with the tokenizer and the context length
-    head = [_FORMAT, identity.library, identity.name, prompts, classes, first]
-    digest.update(json.dumps(head, ensure_ascii=False).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith("visual."):
-            digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(_bytes(tensor))
-    return digest.hexdigest()
 
 
 def _read(path: Path, key: str, classes: int) -> Tensor | None:

@@ -128,8 +128,15 @@ def _load(name: Named, pretrained: str, is_file: bool, img_size: int | None, see
             own = _config(name)
             url = f"https://huggingface.co/{own.hf_hub_id}" if own.hf_hub_id else own.url
             raise not_downloaded(what, error, url) from error
-        if img_size is not None:
-            _check_runs(name, image.size)
+        if img_size is not None:  # a model can be built for a size and fail to run; the meta device shows it
+            with torch.device("meta"), torch.no_grad():
+                try:
+                    _build(name, image.size).eval()(torch.zeros(1, 3, image.size, image.size))
+                except Exception as error:
+                    raise UserError(
+                        f"{name} cannot work with images of {image.size} x {image.size} pixels ({first_line(error)}). "
+                        "Choose another --model.img_size."
+                    ) from error
     stored, digest = (Path(pretrained).name, remember(pretrained)) if is_file else (pretrained, None)
     shown, config = (name.stored_name, name.sha256) if isinstance(name, ModelFolder) else (name, None)
     drawn = seed if pretrained == "random" else None
@@ -158,23 +165,12 @@ def _opened(name: str) -> Named:
     return open_folder(name, "timm") if is_folder(name) else name
 
 
-def _check_runs(name: Named, size: int) -> None:
-    """Raise an error if a model can be built for an image size but fails to run; tested on the meta device."""
-    with torch.device("meta"), torch.no_grad():
-        model = _build(name, size).eval()
-        try:
-            model(torch.zeros(1, 3, size, size))
-        except Exception as error:
-            raise UserError(
-                f"{name} cannot work with images of {size} x {size} pixels ({first_line(error)}). "
-                "Choose another --model.img_size."
-            ) from error
-
-
 def _resolve(name: Named, pretrained: str | None) -> tuple[Named, str, bool]:
     """Return the name with its tag; ``random``, the tag or an absolute path; and True if that is a file."""
     if isinstance(name, ModelFolder):
-        return _in_folder(name, pretrained)
+        if pretrained == "random":
+            return name, pretrained, False
+        return name, str(name.weights()) if pretrained in (None, OWN) else name.file_of(str(pretrained)), True
     config = _config(name)
     if pretrained in (None, "random"):
         return name, "random", False
@@ -195,15 +191,6 @@ def _resolve(name: Named, pretrained: str | None) -> tuple[Named, str, bool]:
         f"--model.pretrained: {base} has no weights '{pretrained}'.{near(pretrained, tags)} "
         f"Its tags: {', '.join(tags) or 'none'}; 'timm', a file or 'random' also work."
     )
-
-
-def _in_folder(folder: ModelFolder, pretrained: str | None) -> tuple[Named, str, bool]:
-    if pretrained == "random":
-        return folder, pretrained, False
-    if pretrained in (None, OWN):
-        return folder, str(folder.weights()), True
-    assert pretrained is not None
-    return folder, folder.file_of(pretrained), True
 
 
 def _config(name: Named) -> Any:

@@ -79,33 +79,18 @@ def load_without_code(path: Path) -> Any:
     except SafetensorError as error:
         raise UserError(f"'{path}' is not a complete safetensors file ({error}). Download or copy it again.") from error
     except Exception as error:  # the restricted unpickler raises almost anything on a damaged file
-        raise UserError(_refusal(path, str(error))) from error
-
-
-def _refusal(path: Path, message: str) -> str:
-    if "TorchScript" in message:
-        return (
-            f"'{path}' is a TorchScript archive, which contains code (such as OpenAI's first files). "
-            "Use the tag (--model.pretrained openai) or a .safetensors file of the same weights."
-        )
-    if found := re.search(r"GLOBAL ([\w.]+)", message):
-        return (
-            f"'{path}' is refused: it contains Python objects ({found[1]}) that could run code when loaded. "
-            "If you trust it, save only its tensors: torch.save(model.state_dict(), PATH)."
-        )
-    return f"'{path}' is damaged or not a weights file. Download or copy it again."
-
-
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Load every tensor of a model; its dtype and device stay. ``what`` begins the error message.
-
-    Raises:
-        UserError: Tensors are missing, unexpected or of another shape (at most three of each are named).
-    """
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(mismatch(what, str(error))) from error
+        why = "is damaged or not a weights file. Download or copy it again."
+        if "TorchScript" in str(error):
+            why = (
+                "is a TorchScript archive, which contains code (such as OpenAI's first files). "
+                "Use the tag (--model.pretrained openai) or a .safetensors file of the same weights."
+            )
+        elif found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            why = (
+                f"is refused: it contains Python objects ({found[1]}) that could run code when loaded. "
+                "If you trust it, save only its tensors: torch.save(model.state_dict(), PATH)."
+            )
+        raise UserError(f"'{path}' {why}") from error
 
 
 def mismatch(what: str, message: str) -> str:
@@ -114,10 +99,11 @@ def mismatch(what: str, message: str) -> str:
     kinds = {
         "of other shape": [
             f"{name} ({file} in the file, {model} in the model)" for name, file, model in re.findall(shapes, message)
-        ],
-        "missing": _listed(r"Missing key\(s\) in state_dict: (.*?)\. *(?:\n|$)", message),
-        "unexpected": _listed(r"Unexpected key\(s\) in state_dict: (.*?)\. *(?:\n|$)", message),
+        ]
     }
+    for kind in ("missing", "unexpected"):
+        found = re.search(rf"{kind.title()} key\(s\) in state_dict: (.*?)\. *(?:\n|$)", message)
+        kinds[kind] = re.findall(r'"([^"]+)"', found[1]) if found else []
     parts = [
         f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''}"
         for kind, names in kinds.items()
@@ -133,11 +119,6 @@ def not_downloaded(what: str, error: Exception, url: str, options: str = "") -> 
         f"({type(error).__name__}: {first_line(error)}; no network?). Get the file from {url} and pass it with "
         f"{options}--model.pretrained PATH, or use --model.pretrained random."
     )
-
-
-def _listed(pattern: str, message: str) -> list[str]:
-    found = re.search(pattern, message)
-    return re.findall(r'"([^"]+)"', found[1]) if found else []
 
 
 @contextmanager
@@ -237,9 +218,6 @@ def _checkpointing(model: nn.Module) -> bool:
     return any(getattr(module, name, False) for module in model.modules() for name in names)
 
 
-_TIMM_MODES = {"center": "shortest", "border": "longest", "squash": "squash"}
-
-
 @dataclass(frozen=True)
 class ModelIdentity:
     """Identity of a base model, sufficient to build it again and to reject adapters of other models.
@@ -306,11 +284,9 @@ def timm_spec(values: Mapping[str, Any], size: int, owner: str) -> ImageSpec:
     Raises:
         UserError: A value is unknown or impossible.
     """
-    mean, mode = _three(values["mean"]), values["crop_mode"]
-    resize = _TIMM_MODES.get(mode, mode) if isinstance(mode, str) else mode
-    spec = ImageSpec(size, mean, _three(values["std"]), values["interpolation"], resize, values["crop_pct"]).checked(
-        owner
-    )
+    mean, std, mode = _three(values["mean"]), _three(values["std"]), values["crop_mode"]
+    resize = {"center": "shortest", "border": "longest"}.get(mode, mode) if isinstance(mode, str) else mode
+    spec = ImageSpec(size, mean, std, values["interpolation"], resize, values["crop_pct"]).checked(owner)
     return spec if spec.resize != "longest" else spec.filled_with_mean()
 
 

@@ -2,15 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters.described import Described
-from randlora_pl.models.prompted import TextRows, encode_rows, image_features, text_tower, word_ids
+from randlora_pl.models.prompted import TextRows, encode_rows, text_tower
 from randlora_pl.utils import rng
-from randlora_pl.utils.errors import UserError
 
 INITIAL_STD = 0.02
 """Standard deviation of random initial tokens, in all of the papers."""
@@ -25,18 +24,16 @@ class PromptLearner(Described):
         visual: True if it has tokens in the image tower.
         per_image: True if the context of a text depends on the image.
         learns: True if it has something to train.
+        starts_pretrained: True if it begins as a prompt of words, so that a test before the training is one of the
+            pretrained model.
         class_specific: True if each class has tokens of its own, so that it cannot name other classes.
     """
 
     visual: ClassVar[bool] = False
     per_image: ClassVar[bool] = False
     learns: ClassVar[bool] = True
+    starts_pretrained: ClassVar[bool] = False
     class_specific = False
-
-    @property
-    def starts_pretrained(self) -> bool:
-        """True if it begins as a prompt of words, so that a test before the training is one of the pretrained model."""
-        return False
 
     @abstractmethod
     def build(self, model: nn.Module, tokenizer: Tokenizer, classnames: Sequence[str], seed: int) -> "Prompts":
@@ -96,11 +93,6 @@ class Prompts(nn.Module):
             context = context + shift
         return encode_rows(text_tower(model), self.classes, context, self.deep(), again)
 
-    def encode_images(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Return the features (b, e) of images, not normalized."""
-        tower: Any = model.visual
-        return image_features(tower, images, self.vision())
-
     def rows(self, classnames: Sequence[str], chunk_tokens: int) -> TextRows:
         """Return the token rows of classes (see `TextRows`).
 
@@ -124,59 +116,6 @@ class Prompts(nn.Module):
     def vision(self) -> list[Tensor]:
         """Return tokens (n, d) after an image's patches, and those that replace them before later blocks."""
         return []
-
-    def trains_texts(self) -> bool:
-        """Return True if texts have learned tokens."""
-        return self.context() is not None or bool(self.deep())
-
-
-class Context:
-    """Words or random tokens that a learned context of texts starts from.
-
-    Args:
-        model: Model of open_clip.
-        tokenizer: Its tokenizer.
-        words: Words that the context starts from; None for random tokens.
-        length: Number of learned tokens; None for all of the words.
-        seed: Seed of random tokens.
-        fills: True if the learned tokens must be all of the words.
-
-    Attributes:
-        ids: Token ids of the context.
-        start: First value of the learned tokens, (M, d) float32; they are the first of the context.
-        room: Positions of the text tower.
-
-    Raises:
-        UserError: The length is missing, or does not fit the words.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Tokenizer,
-        words: str | None,
-        length: int | None,
-        seed: int,
-        fills: bool = True,
-    ) -> None:
-        tower: Any = text_tower(model)
-        positions: Tensor = tower.positional_embedding
-        if words is None and length is None:
-            raise UserError("random tokens need a number: give --model.prompts.length, or words.")
-        self.tokenizer, self.room = tokenizer, len(positions)
-        self.ids = word_ids(tokenizer, words) if words is not None else word_ids(tokenizer, "x")[:1] * (length or 0)
-        learned = len(self.ids) if length is None else length
-        if learned > len(self.ids) or (fills and learned != len(self.ids)):
-            other = "Leave length out, or set words to null for random tokens" if fills else "Give more words"
-            raise UserError(
-                f"the words {words!r} are {len(self.ids)} tokens for this model, length is {length}. {other} "
-                "(--model.prompts.words)."
-            )
-        if words is None:
-            self.start = drawn((learned, positions.shape[1]), seed, "prompts.context", positions.device)
-        else:
-            ids = torch.tensor(self.ids[:learned], dtype=torch.int64, device=positions.device)
-            self.start = tower.token_embedding(ids).detach().float().clone()
 
 
 def drawn(shape: Sequence[int], seed: int, name: str, device: torch.device | str = "cpu") -> Tensor:

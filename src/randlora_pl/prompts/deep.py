@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.models.prompted import image_blocks, image_width, text_tower
-from randlora_pl.prompts.base import Context, PromptLearner, Prompts, Tokenizer, drawn
+from randlora_pl.prompts.base import PromptLearner, Prompts, Tokenizer, drawn
 from randlora_pl.prompts.coop import ContextPrompts
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
@@ -46,42 +46,34 @@ class DeepPrompts(PromptLearner):
 
     def build(self, model: nn.Module, tokenizer: Tokenizer, classnames: Sequence[str], seed: int) -> Prompts:
         """Return the learned tokens of both towers."""
-        context = Context(model, tokenizer, self.words, self.length, seed, fills=False)
-        check_depth(model, self.depth, texts=self.length > 0, images=self.visual)
-        vision: list[Tensor] = []
+        prompts = _DeepPrompts(model, tokenizer, self, seed, self.visual)
         if self.visual:
-            shape = (self.vision_length, image_width(model.visual))
-            device = context.start.device
-            vision = [drawn(shape, seed, f"prompts.vision.{block}", device) for block in range(self.depth)]
-        return _DeepPrompts(context, deep_tokens(context, self.depth, seed), vision)
+            shape, device = (self.vision_length, image_width(model.visual)), prompts.tokens.device
+            prompts.images.extend(drawn(shape, seed, f"prompts.vision.{block}", device) for block in range(self.depth))
+        return prompts
 
 
-def check_depth(model: nn.Module, depth: int, texts: bool = True, images: bool = True) -> None:
-    """Refuse learned tokens for more blocks than a tower has.
+class _DeepPrompts(ContextPrompts):
+    """Learned tokens of the first blocks of the text tower, and of the image tower, which are empty at first.
 
     Raises:
         UserError: A tower that has learned tokens has fewer blocks, or takes none.
     """
-    blocks = {"text": len(text_tower(model).transformer.resblocks)} if texts else {}
-    blocks |= {"image": len(image_blocks(model.visual))} if images else {}
-    if depth > (least := min(blocks.values())):
-        towers = " and ".join(f"the {name} tower has {count} blocks" for name, count in blocks.items())
-        raise UserError(f"depth is {depth}: {towers}. Give {least} or less (--model.prompts.depth).")
 
-
-def deep_tokens(context: Context, depth: int, seed: int) -> list[Tensor]:
-    """Return the first values of the tokens of later blocks of the text tower, none without learned tokens."""
-    if not len(context.start):
-        return []
-    shape, device = context.start.shape, context.start.device
-    return [drawn(shape, seed, f"prompts.text.{block}", device) for block in range(1, depth)]
-
-
-class _DeepPrompts(ContextPrompts):
-    def __init__(self, context: Context, texts: list[Tensor], vision: list[Tensor]) -> None:
-        super().__init__(context)
-        self.tokens.requires_grad_(len(self.tokens) > 0)
-        self.texts, self.images = nn.ParameterList(texts), nn.ParameterList(vision)
+    def __init__(
+        self, model: nn.Module, tokenizer: Tokenizer, options: "DeepPrompts | MaPLe", seed: int, images: bool
+    ) -> None:
+        super().__init__(model, tokenizer, options.words, options.length, seed, fills=False)
+        blocks = {"text": len(text_tower(model).transformer.resblocks)} if options.length else {}
+        blocks |= {"image": len(image_blocks(model.visual))} if images else {}
+        if options.depth > (least := min(blocks.values())):
+            towers = " and ".join(f"the {name} tower has {count} blocks" for name, count in blocks.items())
+            raise UserError(f"depth is {options.depth}: {towers}. Give {least} or less (--model.prompts.depth).")
+        self.tokens.requires_grad_(options.length > 0)
+        shape, device = self.tokens.shape, self.tokens.device
+        later = range(1, options.depth if options.length else 1)
+        self.texts = nn.ParameterList([drawn(shape, seed, f"prompts.text.{block}", device) for block in later])
+        self.images = nn.ParameterList()
 
     def deep(self) -> list[Tensor]:
         return list(self.texts)
@@ -121,30 +113,22 @@ class MaPLe(PromptLearner):
             return DeepPrompts(length=self.length, vision_length=self.length, depth=self.depth, words=self.words).build(
                 model, tokenizer, classnames, seed
             )
-        context = Context(model, tokenizer, self.words, self.length, seed, fills=False)
-        check_depth(model, self.depth)
-        texts = deep_tokens(context, self.depth, seed)
-        functions = [self._function(context, image_width(model.visual), seed, block) for block in range(self.depth)]
-        return _CoupledPrompts(context, texts, functions)
-
-    def _function(self, context: Context, width: int, seed: int, block: int) -> nn.Module:
-        """Return the function of one block, with PyTorch's first values of a linear layer."""
-        part = min(block, 1) if self.equal_start else block
-        own, device = context.start.shape[1], context.start.device
-        with rng.seeded(int(rng.words(seed, "prompts.projection", torch.tensor(part)))):
-            if self.coupling == "linear":
-                return nn.Linear(own, width, device=device)
-            layers = nn.Linear(own, self.rank, bias=False), nn.Linear(self.rank, width, bias=False)
-            return nn.Sequential(*layers).to(device)
+        prompts = _CoupledPrompts(model, tokenizer, self, seed, True)
+        prompts.projections = nn.ModuleList()
+        own, width, device = prompts.tokens.shape[1], image_width(model.visual), prompts.tokens.device
+        for block in range(self.depth):  # with PyTorch's first values of a linear layer
+            part = min(block, 1) if self.equal_start else block
+            with rng.seeded(int(rng.words(seed, "prompts.projection", torch.tensor(part)))):
+                if self.coupling == "linear":
+                    prompts.projections.append(nn.Linear(own, width, device=device))
+                else:
+                    layers = nn.Linear(own, self.rank, bias=False), nn.Linear(self.rank, width, bias=False)
+                    prompts.projections.append(nn.Sequential(*layers).to(device))
+        return prompts
 
 
-class _CoupledPrompts(ContextPrompts):
-    def __init__(self, context: Context, texts: list[Tensor], functions: list[nn.Module]) -> None:
-        super().__init__(context)
-        self.texts, self.projections = nn.ParameterList(texts), nn.ModuleList(functions)
-
-    def deep(self) -> list[Tensor]:
-        return list(self.texts)
+class _CoupledPrompts(_DeepPrompts):
+    projections: nn.ModuleList
 
     def vision(self) -> list[Tensor]:
         with torch.autocast(self.tokens.device.type, enabled=False):

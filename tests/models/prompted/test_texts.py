@@ -14,12 +14,11 @@ from randlora_pl.models import prompted as texts_module
 from randlora_pl.models.prompted import (
     TextRows,
     encode_rows,
-    learned_rows,
     text_features,
     text_tower,
     token_embeddings,
-    word_rows,
 )
+from randlora_pl.prompts import CoOp, Fixed
 from tests.prompts import reference
 from tests.support.products import covered, in_one_item
 
@@ -38,8 +37,8 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def rows_of(tokenizer: Any, names: Sequence[str] = NAMES, chunk_tokens: int = 4096, **options: Any) -> TextRows:
-    context = tokenizer.encode(WORDS)
-    return learned_rows(tokenizer, names, context, 4, 16, chunk_tokens=chunk_tokens, **options)
+    prompts = CoOp(length=4, words=WORDS, **options).build(load_clip("tiny").model, tokenizer, names, 0)
+    return prompts.rows(names, chunk_tokens)
 
 
 def gradients(features: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -59,7 +58,7 @@ def test_words_alone_are_the_models_own_texts() -> None:
     assert torch.equal(whole, behind)
     expected = encode_prompts(model, tokenizer, NAMES, ["a photo of a {}."], "cpu")
     for chunk_tokens in (1, 20, 4096):
-        rows = word_rows(tokenizer, NAMES, "a photo of a {}.", 16, chunk_tokens)
+        rows = Fixed(template="a photo of a {}.").build(model, tokenizer, NAMES, 0).rows(NAMES, chunk_tokens)
         assert rows.ids.shape[1] < 16 and len(rows.chunks) == {1: 4, 20: 3, 4096: 1}[chunk_tokens]
         torch.testing.assert_close(F.normalize(encode_rows(tower, rows), dim=1), expected, rtol=0, atol=1e-6)
 

@@ -13,7 +13,7 @@ from torch import nn
 from randlora_pl.adapters import LoRA
 from randlora_pl.models import encode_prompts, load_clip
 from randlora_pl.models.clip import load_tokenizer, meta_clip
-from randlora_pl.models.prompted import embed_dim, encode_rows, image_width, is_causal, learned_rows, text_tower
+from randlora_pl.models.prompted import embed_dim, encode_rows, image_width, is_causal, text_tower
 from randlora_pl.prompts import CoOp, DeepPrompts, Fixed, MaPLe
 from randlora_pl.tasks import PromptTask
 from randlora_pl.utils.errors import UserError
@@ -31,7 +31,7 @@ def test_causal_text_towers_take_learned_tokens_beside_any_image_tower(name: str
     tokenizer: Any = clip.tokenizer
     context = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
     deep = [torch.randn(4, 32, generator=torch.Generator().manual_seed(1))]
-    rows = learned_rows(tokenizer, CLASSES, tokenizer.encode("a photo of a"), 4, 12)
+    rows = CoOp(words="a photo of a").build(model, tokenizer, CLASSES, 0).rows(CLASSES, 4096)
     slow = [reference.row(tokenizer, each, "a photo of a", 4) for each in CLASSES]
     with torch.no_grad():
         found = encode_rows(text_tower(model), rows, context, deep)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile
+from randlora_pl.models.prompted import image_features
 from randlora_pl.prompts import CoOp, Fixed, PromptLearner, Prompts
 from randlora_pl.tasks.images import ClipTask, UsedPrompts
 from randlora_pl.tasks.losses import normalize, similarities
@@ -87,7 +88,7 @@ class PromptedClip(ClipTask):
 
     def _images(self, batch: Tensor) -> Tensor:
         """Return the features (b, e) of images, not normalized."""
-        return self.learned.encode_images(self.model, batch)
+        return image_features(self.model.visual, batch, self.learned.vision())
 
     def scale(self) -> Tensor:
         """Return the factor of the similarities, a scalar."""
@@ -110,9 +111,8 @@ class PromptedClip(ClipTask):
     def _step_texts(self, batch: dict[str, Any]) -> Tensor:
         """Return the class features of an optimizer step; those that no training changes are encoded once."""
         weights = self.model.named_parameters()
-        if self.learned.trains_texts() or any(
-            each.requires_grad for name, each in weights if not name.startswith("visual.")
-        ):
+        learned = self.learned.context() is not None or self.learned.deep()
+        if learned or any(each.requires_grad for name, each in weights if not name.startswith("visual.")):
             return self.shared_features(batch, lambda: self._texts(self.model))
         if self._constant_texts is None:
             with torch.no_grad():

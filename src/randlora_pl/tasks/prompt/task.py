@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from randlora_pl import prompts as learners
 from randlora_pl.adapters import Adapter, Frozen, adapted_layers
 from randlora_pl.adapters.described import Described, make
-from randlora_pl.models.prompted import PromptedTower
+from randlora_pl.models import ImageTower
 from randlora_pl.prompts import Fixed, PromptLearner
 from randlora_pl.tasks.images import ImageTask, SecondHead
 from randlora_pl.tasks.losses import (
@@ -285,9 +285,7 @@ class PromptTask(TwoStages):
 
     def image_tower(self) -> nn.Module:
         """Return the image tower, with its learned tokens as constants."""
-        tokens = self.learned.vision()
-        tower: Any = self.model.visual
-        return PromptedTower(tower, tokens) if tokens else super().image_tower()
+        return ImageTower(self.model, self.learned.vision())
 
     def second_head(self) -> SecondHead | None:
         """Return the second head, if there is one."""
