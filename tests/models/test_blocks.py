@@ -7,7 +7,7 @@ from torch import nn
 
 from randlora_pl.adapters import LoRA, inject
 from randlora_pl.models import ImageTower, meta_clip, meta_vit
-from randlora_pl.models.execution import forward_methods, repeated_blocks
+from randlora_pl.models.execution import repeated_blocks
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,3 @@ def test_an_adapter_changes_no_blocks() -> None:
     model = nn.ModuleList([block(), block()])
     inject(model, LoRA(rank=1))
     assert list(repeated_blocks(model)) == ["0", "1"]
-
-
-def test_towers_that_are_called_by_name_are_known() -> None:
-    assert forward_methods(meta_clip("tiny")) == ["encode_image", "encode_text"]
-    assert forward_methods(ImageTower(meta_clip("tiny"))) == []

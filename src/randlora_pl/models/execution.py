@@ -16,8 +16,6 @@ from randlora_pl.utils import device
 from randlora_pl.utils.device import on_cuda
 from randlora_pl.utils.errors import UserError, near
 
-_METHODS = ("encode_image", "encode_text")  # of open_clip, beside ``forward``
-
 
 def repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """Return the blocks of all towers by path, in model order; nested blocks are not included.
@@ -37,11 +35,6 @@ def repeated_blocks(model: nn.Module) -> dict[str, nn.Module]:
     # A stage of a hierarchical model looks like a block, but contains blocks itself.
     stages = {path for path in found if any(other.startswith(f"{path}.") for other in found)}
     return {path: block for path, block in found.items() if path not in stages}
-
-
-def forward_methods(model: nn.Module) -> list[str]:
-    """Return the names of methods that run the blocks without calling the model's ``forward``."""
-    return [name for name in _METHODS if callable(getattr(model, name, None))]
 
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -126,12 +119,7 @@ _LEAST = 1 << 24
 
 @torch.library.custom_op("randlora::quick_gelu_backward", mutates_args=())
 def quick_gelu_backward(gradient: Tensor, x: Tensor) -> Tensor:
-    """Return ``gradient s (1 + z (1 - s))`` for z = 1.702 x and s = sigmoid(z), computed in float32.
-
-    Args:
-        gradient: Gradient of the result, of the shape of x.
-        x: Input of the activation.
-    """
+    """Return ``gradient s (1 + z (1 - s))`` for z = 1.702 x and s = sigmoid(z), computed in float32."""
     from randlora_pl.models.activation_jit import BLOCK, backward_kernel
 
     x, gradient = x.contiguous(), gradient.contiguous()
@@ -174,13 +162,8 @@ class _QuickGELU(torch.autograd.Function):
 def quick_gelu(x: Tensor) -> Tensor:
     """Compute QuickGELU in one kernel, and its gradient in one or two.
 
-    Written out, it is three kernels and six for the gradient, and keeps three tensors for the backward pass.
-
-    Args:
-        x: Any shape and floating dtype.
-
-    Returns:
-        A tensor of the same shape and dtype.
+    Written out, it is three kernels and six for the gradient, and keeps three tensors for the backward pass. x has any
+    shape and floating dtype.
     """
     result: Tensor = _QuickGELU.apply(x)  # type: ignore[no-untyped-call, unused-ignore]
     return result

@@ -215,14 +215,8 @@ def encode_rows(
     """Return the features (C, e) of all texts, not normalized, chunk by chunk.
 
     If there are several chunks and gradients are needed, each chunk is computed again in the backward pass, so that the
-    activations of one chunk are alive at a time.
-
-    Args:
-        tower: See `text_tower`.
-        rows: C texts.
-        context: See `token_embeddings`.
-        deep: See `text_features`.
-        again: Do so with one chunk, too.
+    activations of one chunk are alive at a time; ``again`` does so with one chunk, too. For the other arguments see
+    `token_embeddings` and `text_features`.
     """
     blockwise = tower.transformer.grad_checkpointing
     again = (again or len(rows.chunks) > 1) and torch.is_grad_enabled() and not blockwise

@@ -159,7 +159,7 @@ def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapt
         name: Name in messages; by default the path.
 
     Raises:
-        UserError: A part is missing, damaged, or in another format.
+        UserError: A part is missing, damaged, or in another format; stored bases differ from the ones of the training.
     """
     file = find_adapter(path)
     path = Path(name or file)
@@ -187,40 +187,27 @@ def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapt
             raise UserError(f"{path} is damaged or was changed: {tensor_name} is {value.dtype}. Copy it again.")
     if odd := not_finite(contents.tensors):
         raise UserError(f"{path}: {odd[0]} is not finite (NaN or infinity). Train it again at a lower learning rate.")
+    bases = None
+    if config.get("generator") == STORED:
+        stored = contents.bases
+        if stored.keys() != {"A", "B"} or any(tensor.dim() != 3 for tensor in stored.values()):
+            what = f"the bases A and B in {BASES}, which no seed gives"
+            raise UserError(f"{path} needs {what}. Copy the whole folder again.")
+        bases = Bases(0, stored["A"].float(), stored["B"].float(), stored=True)
+        if bases.fingerprint != config.get("fingerprint"):
+            there, here = str(config.get("fingerprint"))[:12], bases.fingerprint[:12]
+            raise UserError(f"{path}: its stored bases are {here}, it was trained with {there}. Copy it again.")
     extra = {name.removeprefix(EXTRA): value for name, value in contents.tensors.items() if name.startswith(EXTRA)}
     own = {name: value for name, value in contents.tensors.items() if not name.startswith(EXTRA)}
-    return AdapterFile(file, adapter, config.get("targets"), own, extra, config, _stored_bases(path, contents))
-
-
-def _stored_bases(path: Path, contents: Contents) -> Bases | None:
-    """Return the stored bases, or None if the seed generates them.
-
-    Raises:
-        UserError: The bases are missing, or differ from the bases of the training.
-    """
-    if contents.config.get("generator") != STORED:
-        return None
-    if contents.bases.keys() != {"A", "B"} or any(tensor.dim() != 3 for tensor in contents.bases.values()):
-        raise UserError(f"{path} needs the bases A and B in {BASES}, which no seed gives. Copy the whole folder again.")
-    a, b = (contents.bases[name].float() for name in ("A", "B"))
-    bases = Bases(0, a, b, stored=True)
-    if bases.fingerprint != contents.config.get("fingerprint"):
-        there, here = str(contents.config.get("fingerprint"))[:12], bases.fingerprint[:12]
-        raise UserError(f"{path}: its stored bases are {here}, it was trained with {there}. Copy it again.")
-    return bases
+    return AdapterFile(file, adapter, config.get("targets"), own, extra, config, bases)
 
 
 def make_adapter(method: str, options: Mapping[str, Any], source: object, hint: str = OTHER_VERSION) -> Adapter:
     """Create an adapter from its method and JSON options.
 
-    Args:
-        method: Name of the method.
-        options: Options of the method.
-        source: Source of the options, for messages.
-        hint: End of the message for an option of another type.
-
     Raises:
-        UserError: The method or an option is unknown; the message has ``source``.
+        UserError: The method or an option is unknown; the message has ``source``, and ends with ``hint`` if the option
+            has another type.
     """
     kinds = {name: getattr(methods, name) for name in methods.__all__}
     adapter: Adapter = make(

@@ -80,15 +80,11 @@ class Stored:
     def packed(self, tokens: Tensor) -> Tensor | None:
         """Return B in two bits per entry, if it consists of signs and a kernel multiplies so few tokens with it."""
         few = len(tokens) <= ternary.MANY and tokens.dtype != torch.float16
-        if self.b.dtype != torch.int8 or not (few and multiplies(tokens, tokens.dtype)):
+        fits = self.b.dtype == torch.int8 and few and multiplies(tokens, tokens.dtype)
+        if not fits or torch.compiler.is_compiling():  # the compiler would pack B at every use
             return None
-        if torch.compiler.is_compiling():  # B would be packed at every use
-            return None
-
-        def pack() -> Tensor:
-            return ternary.packed(self.b[:, : self.count, : self.rank].flatten(1))
-
-        return self.copies.get(("packed", self.count, self.rank), self.b, pack)[: self.large]
+        key, used = ("packed", self.count, self.rank), self.b[:, : self.count, : self.rank]
+        return self.copies.get(key, self.b, lambda: ternary.packed(used.flatten(1)))[: self.large]
 
     def project(self, tokens: Tensor) -> Tensor:
         """Return ``tokens @ B``, (T, `rows`), for tokens (T, D)."""
@@ -147,12 +143,8 @@ class Form(NamedTuple):
     def choose(self, basis: Stored | Hadamard, tokens: int, alone: bool, trains: bool, uses: int = 1) -> Choice:
         """Return the cheaper form; a structured W0 + B S is always built, because that is cheap.
 
-        Args:
-            basis: B.
-            tokens: T.
-            alone: True without a W0 to add B S to.
-            trains: True if lambda or gamma needs a gradient.
-            uses: Products with one built W0 + B S.
+        ``alone`` is True without a W0 to add B S to, ``trains`` if lambda or gamma needs a gradient. One built W0 + B S
+        has ``uses`` products.
         """
         sizes = (tokens, self.large, self.small, basis.inner, basis.width)
         if alone:
@@ -264,7 +256,8 @@ def mixed_stack(
     scales = (*form.scales, *enlarged(dtype))
     if isinstance(basis, Hadamard):
         if kernels and basis.held:
-            return basis.by_block(hadamard_mix(lambdas, gammas, a, *basis.across, math.prod(scales), form.peft, dtype))
+            mixed = hadamard_mix(lambdas, gammas, a, *basis.across, math.prod(scales), form.peft, dtype)
+            return mixed.view(basis.blocks, basis.block, -1)
         return basis.mixed(stacked(lambdas, gammas, a, form.peft, scales), dtype)
     if kernels:
         return form_stack(lambdas, gammas, a, math.prod(scales), form.peft, basis.rows(dtype), dtype)

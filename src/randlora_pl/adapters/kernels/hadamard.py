@@ -119,10 +119,6 @@ class Hadamard:
         """Return the factor of the kernels' products with B: 1, but for float16, see `float16`."""
         return 1 / math.prod(enlarged(products))
 
-    def by_block(self, matrix: Tensor) -> Tensor:
-        """Return a view (m, b, ...) of a matrix (d, ...)."""
-        return matrix.view(self.blocks, self.block, -1)
-
     def pieces(self) -> list[Piece]:
         """Return the copies from the top; the last one may end inside a block."""
         result = []
@@ -259,7 +255,8 @@ class Hadamard:
         """Return ``B^T G``, (m, b, d) before `unmixed`, for G (D, d)."""
         if self.held and multiplies(gradient, gradient.dtype):
             factor, dtype = self.factor(gradient.dtype), gradient.dtype
-            return self.by_block(hadamard_project(gradient.T, *self.within, self.small, True, dtype, dtype, factor))
+            reduced = hadamard_project(gradient.T, *self.within, self.small, True, dtype, dtype, factor)
+            return reduced.view(self.blocks, self.block, -1)
         first, *others = self.pieces()
         result = torch.bmm(self.signed_blocks(first, gradient.dtype).transpose(1, 2), first.of_rows(gradient))
         for piece in others:

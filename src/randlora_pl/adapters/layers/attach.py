@@ -60,7 +60,7 @@ class AdaptedQuantized(AdaptedLayer):
 
 
 @functools.cache
-def adapted_class(plain: type[nn.Module]) -> type[AdaptedQuantized]:
+def adapted_class(plain: Any) -> type[AdaptedQuantized]:
     """Return the adapted class for a quantized layer class."""
     return type(f"Adapted{plain.__name__}", (AdaptedQuantized, plain), {"__module__": __name__})
 

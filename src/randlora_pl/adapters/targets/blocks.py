@@ -56,10 +56,6 @@ class Blocks:
                     found[name] = path, tensor.numel()
         return found
 
-    def tensors(self) -> list[str]:
-        """Return the names of the weights in the blocks that belong to no layer."""
-        return [name for name in self.weights() if not self.is_layer(name)]
-
     def _covers(self, path: str, role: bool) -> bool:
         above = {path[: dot.start()] for dot in re.finditer(r"\.", path)}
         inside = role or not self._roots or not self._roots.isdisjoint(above)

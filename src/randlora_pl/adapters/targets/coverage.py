@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from randlora_pl.adapters.targets.blocks import Blocks, is_router
-from randlora_pl.adapters.targets.select import Selection, takes_all
+from randlora_pl.adapters.targets.select import Selection
 from randlora_pl.adapters.targets.sites import CONV, Site, find_sites
 from randlora_pl.adapters.trained import trains_whole
 
@@ -69,12 +69,14 @@ def coverage(model: nn.Module, targets: list[str] | None, selection: Selection, 
     parts.append(f"{_percent(share)} of the weights of the blocks")
     routers = {site.shape.layer: "router" for site in left if is_router(model, site.path)}
     line = ", ".join(parts) + _skipped(left, routers | selection.skipped)
-    warned = share < 0.5 and takes_all(targets)
+    # The default, and an alias of all layers of a kind, are meant to cover the blocks.
+    warned = share < 0.5 and (targets is None or not {"all", CONV}.isdisjoint(targets))
     return Coverage(line, share, frozen, _warning(blocks, share, frozen, targets) if warned else "")
 
 
 def _warning(blocks: Blocks, share: float, frozen: Mapping[str, int], targets: list[str] | None) -> str:
-    total, tensors = sum(frozen.values()) / (1 - share), {_pattern(name) for name in blocks.tensors()}
+    total = sum(frozen.values()) / (1 - share)
+    tensors = {_pattern(name) for name in blocks.weights() if not blocks.is_layer(name)}
     names = [f"{pattern} ({_percent(size / total)})" for pattern, size in list(frozen.items())[:3]]
     more = f" and {len(frozen) - 3} more" if len(frozen) > 3 else ""
     hints = []

@@ -4,7 +4,7 @@ import functools
 import inspect
 import re
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -84,7 +84,7 @@ def reader_of(model: nn.Module, path: str) -> type[nn.Module] | None:
 
 
 @functools.cache
-def _source(kind: type[nn.Module]) -> str:
+def _source(kind: Any) -> str:
     """Return the source of a class's methods, except initialization of weights; "" if it is not available."""
     sources = []
     for name, function in inspect.getmembers(kind, inspect.isfunction):

@@ -109,11 +109,6 @@ def choose(model: nn.Module, targets: list[str] | None, split: bool, adapter: Ad
     return Selection(kept, skipped, paper)
 
 
-def takes_all(targets: list[str] | None) -> bool:
-    """Return True if targets are meant to cover the blocks: the default, or an alias of all layers of a kind."""
-    return targets is None or any(_split_tower(target) in ((None, "all"), (None, CONV)) for target in targets)
-
-
 def _layers(sites: Iterable[Site]) -> set[str]:
     return {site.shape.layer for site in sites}
 

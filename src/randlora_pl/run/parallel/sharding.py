@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from randlora_pl.adapters.base import DeltaWeight
-from randlora_pl.models.execution import forward_methods, repeated_blocks
+from randlora_pl.models.execution import repeated_blocks
 from randlora_pl.run.parallel.launch import launched
 from randlora_pl.run.parallel.strategy import AdapterDDP
 from randlora_pl.utils.errors import UserError
@@ -153,8 +153,9 @@ def shard(model: nn.Module, mesh: Any, dtype: torch.dtype | None = None) -> None
     sharded = {parameter for block in blocks.values() for parameter in block.parameters()} - whole
     # The root manages no weights, but prefetches: the next block is gathered while one computes.
     fully_shard(model, **options, ignored_params=set(model.parameters()) - sharded)
-    for name in forward_methods(model):
-        library.register_fsdp_forward_method(model, name)
+    for name in ("encode_image", "encode_text"):  # of open_clip, beside ``forward``
+        if callable(getattr(model, name, None)):
+            library.register_fsdp_forward_method(model, name)
 
 
 SHARDED = "fsdp2"

@@ -33,12 +33,8 @@ def power(size: int, least: int = 16, most: int = 1 << 30) -> int:
 def first_that_fits(key: tuple[Any, ...], choices: Iterable[Any], launch: Callable[[Any], None]) -> None:
     """Launch with the first choice of tiles for which the device has registers and shared memory.
 
-    Which one it is depends on device and shapes alone, not on timings, so that a resumed run computes the same bits.
-
-    Args:
-        key: What the choice depends on; the choice is remembered under it.
-        choices: Tiles, largest first.
-        launch: Runs the kernel with one of them.
+    Which one it is depends on device and shapes alone, not on timings, so that a resumed run computes the same bits. It
+    is remembered under the key, which has all that it depends on. The choices are in order, the largest first.
 
     Raises:
         triton.runtime.errors.OutOfResources: Not even the last choice fits.
