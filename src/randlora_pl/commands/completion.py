@@ -44,7 +44,6 @@ def whole_parser() -> argparse.ArgumentParser:
 
 
 def _add(commands: Any, typed: str, name: str) -> None:
-    """Add the parser of a command to the commands or to a group."""
     command = Command(name, function_of(name))
     if command.raw:  # it reads its words itself, and has a parser in its module
         parser: argparse.ArgumentParser = sys.modules[command.function.__module__].parser(name)

@@ -16,7 +16,6 @@ Config = Annotated[str, Option("CONFIG", "A config (randlora-pl config list) or 
 
 
 def _find(name: str) -> Path:
-    """Return a script by its name, or a config."""
     known = scripts()
     return known.get(name) or known.get(f"cluster/{name}") or find_config(name)
 

@@ -19,9 +19,6 @@ from randlora_pl.utils.own_classes import forget_named, import_named
 from randlora_pl.utils.text.formatting import escape_unprintable_output, printable
 from randlora_pl.utils.version import __version__
 
-LONGEST_LINE = 1500
-"""Most characters per line of a message, which may echo typed text."""
-
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -51,16 +48,6 @@ def main(args: Sequence[str] | None = None) -> int:
                 print(f"randlora-pl {__version__}")
                 return 0
             return run(words)
-    except UserError as error:
-        if os.environ.get("RANDLORA_PL_TRACEBACK"):
-            raise
-        _print(f"error: {printable(str(error))}")
-        return 2
-    except LostProcessError as lost:
-        if os.environ.get("RANDLORA_PL_TRACEBACK"):
-            raise
-        print(f"randlora-pl: error: process {process_rank()} has lost {lost}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt as stop:
         ended = isinstance(stop, Terminated)
         word = "terminated" if ended else "interrupted"
@@ -70,10 +57,13 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe such as `| head` has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # a full disk, a name that is too long, no permission, no memory: anywhere
+    except Exception as error:  # also a full disk, a name that is too long, no permission, no memory: anywhere
         if os.environ.get("RANDLORA_PL_TRACEBACK"):
             raise
-        if not (trouble := trouble_of_machine(error)):
+        if isinstance(error, LostProcessError):
+            print(f"randlora-pl: error: process {process_rank()} has lost {error}", file=sys.stderr)
+            return 1
+        if not (trouble := str(error) if isinstance(error, UserError) else trouble_of_machine(error)):
             raise
         _print(f"error: {printable(trouble)}")
         return 2
@@ -82,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _print(message: str) -> None:
     """Print the end of a command, and the rank of a process other than the first."""
     text = f"{f'[process {process_rank()}] ' if process_rank() else ''}randlora-pl: {message}"
-    print("\n".join(shortened(part, LONGEST_LINE) for part in text.split("\n")), file=sys.stderr)
+    print("\n".join(shortened(part, 1500) for part in text.split("\n")), file=sys.stderr)  # it may echo typed text
 
 
 @contextmanager

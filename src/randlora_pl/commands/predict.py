@@ -382,7 +382,6 @@ def answer(options: PredictOptions) -> PredictionTable:
 
 
 def _write_answers(options: PredictOptions, files: Files, given: list[inputs.Given], size: int) -> PredictionTable:
-    """Return the answers of decoders."""
     from randlora_pl.language.tasks.causal_lm import paragraph
 
     datasets = {name: str(file.metadata.get("training", {}).get("dataset", "")) for name, file in files.items()}
@@ -412,7 +411,6 @@ def _classify_texts(
     size: int,
     classes: bool,
 ) -> PredictionTable:
-    """Return classes with their probabilities, or scores."""
     from randlora_pl.language.loading import most_tokens
     from randlora_pl.tasks.losses import check_numbers
 

@@ -134,33 +134,31 @@ class Loop:
         with disk_errors(self.folder.path, ""):
             if not acquired(lease):
                 return False
-        try:
-            if not self._settled(cell):  # another process may have ended it before the lock was taken
-                self._run(cell, outcome)
-        finally:
-            lease.release()
-        return True
-
-    def _run(self, cell: Trial, outcome: Outcome) -> None:
-        if self.watch:
-            self.watch.started(cell)
         failed, terminated = "", False
         try:
-            terminated = bool(self.run(cell, self.folder.begin(cell)))
-            if not self.folder.results(cell):
-                raise UserError("it ended before its last step")
-            self.folder.succeed(cell, self.keep_adapters)
-        except Exception as error:  # whatever a cell dies of, the others can go on
-            if self.fatal(error):
-                raise
-            ours = isinstance(error, UserError | LostProcessError)
-            failed = str(error) if ours else f"{type(error).__name__}: {error}"
-            self.folder.fail(cell, failed, "" if isinstance(error, UserError) else traceback.format_exc())
-        (outcome.failed if failed else outcome.done).append(cell)
-        if self.watch:
-            self.watch.ended(cell)
+            if self._settled(cell):  # another process may have ended it before the lock was taken
+                return True
+            if self.watch:
+                self.watch.started(cell)
+            try:
+                terminated = bool(self.run(cell, self.folder.begin(cell)))
+                if not self.folder.results(cell):
+                    raise UserError("it ended before its last step")
+                self.folder.succeed(cell, self.keep_adapters)
+            except Exception as error:  # whatever a cell dies of, the others can go on
+                if self.fatal(error):
+                    raise
+                ours = isinstance(error, UserError | LostProcessError)
+                failed = str(error) if ours else f"{type(error).__name__}: {error}"
+                self.folder.fail(cell, failed, "" if isinstance(error, UserError) else traceback.format_exc())
+            (outcome.failed if failed else outcome.done).append(cell)
+            if self.watch:
+                self.watch.ended(cell)
+        finally:
+            lease.release()
         if terminated:
             raise Terminated
+        return True
 
 
 if TYPE_CHECKING:

@@ -14,20 +14,10 @@ from typing import Any, NamedTuple
 
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.language.catalog import OWN_TEXTS
+from randlora_pl.run.options import compose
 from randlora_pl.run.options.adapter_config import import_classes
 from randlora_pl.run.options.classes import is_text_task, method_with, task_of
-from randlora_pl.run.options.compose import (
-    DEFAULTS,
-    INNER,
-    LISTED,
-    Command,
-    flatten,
-    merge,
-    nested,
-    normalize,
-    read_config,
-    with_default_classes,
-)
+from randlora_pl.run.options.compose import INNER, LISTED, Command, flatten, merge, nested, normalize
 from randlora_pl.run.options.mistakes import FORMS, check_names
 from randlora_pl.run.options.shipped import find_config
 from randlora_pl.sweep.description import METHOD, RATES, ZERO_SHOT, SweepConfig, Tree, is_zero_shot
@@ -44,7 +34,7 @@ def trial_config(model: Tree, method: Tree, options: Tree, root: str | None, unt
         UserError: A name is unknown, or the model cannot be tested without training.
     """
     data = {} if root is None else {"data": {"root": root}}
-    tree = normalize(copy.deepcopy(DEFAULTS))
+    tree = normalize(copy.deepcopy(compose.DEFAULTS))
     adapter = _as_class({key: value for key, value in method.items() if key == "adapter" or key not in METHOD})
     own: Tree = {key: method[key] for key in RATES if key in method}
     own |= {"class_path": method["task"]} if "task" in method else {}
@@ -74,7 +64,7 @@ def is_text(tree: Tree) -> bool:
 
 def check(tree: Tree) -> Tree:
     """Return the config with every class spelled right; a UserError refuses unknown names."""
-    command = Command("fit", config=with_default_classes(copy.deepcopy(tree)))
+    command = Command("fit", config=compose.with_default_classes(copy.deepcopy(tree)))
     import_classes(command)
     check_names(command)
     return command.config
@@ -83,7 +73,7 @@ def check(tree: Tree) -> Tree:
 def _configs(given: str | list[str] | Tree) -> list[Tree]:
     if isinstance(given, dict):
         return [given]
-    return [read_config(find_config(name)) for name in ([given] if isinstance(given, str) else given)]
+    return [compose.read_config(find_config(name)) for name in ([given] if isinstance(given, str) else given)]
 
 
 def _as_class(value: Any) -> Any:

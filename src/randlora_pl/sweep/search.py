@@ -139,7 +139,6 @@ class Search:
             return trial_config(self.small.models[model], facts, self.small.options, None, untrained=False)
 
     def _options(self, method: str) -> list[str]:
-        """Return the options that a method's adapter has."""
         kind = getattr(methods, str(flatten(self._tree(method))["model.adapter"]).rpartition(".")[2], None)
         return list(inspect.signature(kind).parameters) if kind else []
 
@@ -257,7 +256,6 @@ class Search:
         return self.folder.state(cell) == OPEN and any(self.folder.state(other) == FAILED for other in cells)
 
     def _candidate(self, cell: Trial) -> tuple[str, Values]:
-        """Return the method and the candidate of a cell."""
         method = cell.facts["tunes"]
         return method, tuple(cell.facts[name] for name in self.names[method])
 

@@ -364,7 +364,7 @@ def test_baselines_wait_for_the_last_cell(run: Run, tmp_path: Path, monkeypatch:
     measured: list[Path] = []
     monkeypatch.setattr("randlora_pl.lab.baselines.measure", lambda folder, _: measured.append(folder))
     for elsewhere in (1, 0):
-        monkeypatch.setattr("randlora_pl.commands.sweep.sweep.work", lambda *_, n=elsewhere: Outcome(elsewhere=n))
+        monkeypatch.setattr("randlora_pl.commands.sweep.job.work", lambda *_, n=elsewhere: Outcome(elsewhere=n))
         assert run("sweep", "small.yaml").code == 0
         assert measured == [SWEEP] * (not elsewhere)
 

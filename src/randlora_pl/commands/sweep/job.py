@@ -78,8 +78,7 @@ class WorkOptions:
     max_hours: Annotated[float, Positive, Option("H")] | None = None
     jobs: Count = 1
 
-    def check_launch(self) -> None:
-        """Refuse a start by torchrun or srun."""
+    def __post_init__(self) -> None:
         if launched() is not None:
             raise UserError("a cell runs in one process. Start the sweep without torchrun or srun, with --jobs N.")
 

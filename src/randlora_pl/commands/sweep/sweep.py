@@ -7,20 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from randlora_pl.commands.sweep.job import (
-    Job,
-    SweepOptions,
-    begin,
-    check_root_is_read,
-    child_words,
-    choose,
-    dry_run,
-    end,
-    find_sweep,
-    place_of,
-    spawn,
-    work,
-)
+from randlora_pl.commands.sweep import job as jobs
+from randlora_pl.commands.sweep.job import Job, SweepOptions
 from randlora_pl.commands.sweep.tune import tune_first
 from randlora_pl.sweep.description import Seeds, fit
 from randlora_pl.sweep.folder import REPORT, SweepFolder
@@ -57,7 +45,6 @@ def run_sweep(config: str, typed: SweepOptions, same: str) -> tuple[int, Job | N
     Returns:
         0, or 1 if cells failed; and the job of this call, None if nothing was run.
     """
-    typed.check_launch()
     if typed.tune:
         tuned = tune_first(config, typed, same)
         if tuned is None:
@@ -65,36 +52,36 @@ def run_sweep(config: str, typed: SweepOptions, same: str) -> tuple[int, Job | N
         config, typed = tuned
     if typed.slurm and typed.launcher != "slurm":
         raise UserError("--slurm needs --launcher slurm.")
-    file, description = find_sweep(config)
+    file, description = jobs.find_sweep(config)
     if typed.seeds is not None:
         fit(list(typed.seeds), Seeds, "--seeds")
         description = replace(description, seeds=list(typed.seeds))
     with errors_in(file):
         cells = plan(replace(description, root=typed.root))
-        check_root_is_read(cells, typed.root)
+        jobs.check_root_is_read(cells, typed.root)
     path = Path("runs") / "sweeps" / file.stem if typed.output is None else typed.output
     job = Job(description, cells, cells, SweepFolder(path), same)
-    choose(job, typed.only, typed.shard, typed.skip_missing, typed.dry_run)
+    jobs.choose(job, typed.only, typed.shard, typed.skip_missing, typed.dry_run)
     if typed.dry_run:
         job.folder.check(job.cells)
-        return dry_run(job), None
-    begin(job)
+        return jobs.dry_run(job), None
+    jobs.begin(job)
     config = os.path.realpath(config) if Path(config).is_file() else config
-    words = child_words(["sweep", config], typed, job)  # by a path that is valid in any folder
+    words = jobs.child_words(["sweep", config], typed, job)  # by a path that is valid in any folder
     if typed.launcher == "slurm":
         numbers = slurm(run_in_job, words, job.folder.path.resolve(), typed.jobs, typed.slurm)
         print(f"submitted {len(numbers)} jobs: {', '.join(numbers)}; their logs: {job.folder.path}/slurm")
-        print(f"Show their progress: randlora-pl sweep {shlex.quote(config)} --output {place_of(job)} --dry-run")
+        print(f"Show their progress: randlora-pl sweep {shlex.quote(config)} --output {jobs.place_of(job)} --dry-run")
         return 0, None
-    following = f"randlora-pl report {place_of(job)}{' --overwrite' * (job.folder.path / REPORT).exists()}"
+    following = f"randlora-pl report {jobs.place_of(job)}{' --overwrite' * (job.folder.path / REPORT).exists()}"
     if typed.jobs > 1:
-        return end(job, following, spawn(job, words, typed.jobs)), job
-    outcome = work(job, typed)
+        return jobs.end(job, following, jobs.spawn(job, words, typed.jobs)), job
+    outcome = jobs.work(job, typed)
     if job.description.baselines and not outcome.stopped and not outcome.elsewhere:  # after the last cell of all
         from randlora_pl.lab.baselines import measure
 
         measure(job.folder.path, job.chosen)
-    return end(job, following, outcome.stopped, outcome.elsewhere), job
+    return jobs.end(job, following, outcome.stopped, outcome.elsewhere), job
 
 
 def run_in_job(words: list[str]) -> int:

@@ -16,22 +16,8 @@ import yaml
 
 from randlora_pl.commands.common.arguments import CommandParser
 from randlora_pl.commands.common.command import Command
-from randlora_pl.commands.sweep.job import (
-    CellOptions,
-    Job,
-    SweepOptions,
-    WorkOptions,
-    begin,
-    check_root_is_read,
-    child_words,
-    choose,
-    dry_run,
-    find_sweep,
-    place_of,
-    spawn,
-    summary,
-    work,
-)
+from randlora_pl.commands.sweep import job as jobs
+from randlora_pl.commands.sweep.job import CellOptions, Job, SweepOptions, WorkOptions
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.run.options.adapter_config import import_classes
 from randlora_pl.run.options.classes import is_text_task, rate_name
@@ -116,11 +102,10 @@ def tune_sweep(config: Annotated[str, Option("CONFIG")], typed: TuneOptions, wor
     Returns:
         0, or 1 if a method has no candidate that worked.
     """
-    typed.check_launch()
-    file, description = find_sweep(config)
+    file, description = jobs.find_sweep(config)
     job = _job_of(typed, file, description, f"{words.command('tune')}{import_words()}")
     if typed.dry_run:
-        return dry_run(job)
+        return jobs.dry_run(job)
     best = _run(job, typed, ["tune", str(file)], file)
     if job.stopped:
         return 0
@@ -140,7 +125,7 @@ def tune_first(config: str, typed: SweepOptions, same: str) -> tuple[str, SweepO
             f"--tune cannot be combined with {option}. Search first: randlora-pl tune {shlex.quote(config)}"
         )
     start = time.monotonic()
-    file, description = find_sweep(config)
+    file, description = jobs.find_sweep(config)
     typed = replace(typed, output=typed.output or Path("runs") / "sweeps" / file.stem)
     assert typed.output is not None
     if any((typed.output / "cells").glob("*")) and not (typed.output / TUNE).is_dir():
@@ -155,7 +140,7 @@ def tune_first(config: str, typed: SweepOptions, same: str) -> tuple[str, SweepO
     job = _job_of(searched, file, description, same)
     tuned = job.folder.path / "tuned.yaml"
     if typed.dry_run:
-        dry_run(job)
+        jobs.dry_run(job)
         print("\nThen, with the best values:\n")
         return str(tuned) if tuned.is_file() else config, typed
     _run(job, searched, [TUNE, str(file)], file)
@@ -166,7 +151,6 @@ def tune_first(config: str, typed: SweepOptions, same: str) -> tuple[str, SweepO
 
 
 def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
-    typed.check_launch()
     command = compose("fit", others, copy.deepcopy(DEFAULTS))
     if command.folders:
         raise UserError("tune does not need --resume: it finds finished candidates itself.")
@@ -203,7 +187,7 @@ def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
     })  # fmt: skip
     job = _job_of(typed, Path(command.named[-1]), description, f"{words.command('tune')}{import_words()}")
     if typed.dry_run:
-        return dry_run(job)
+        return jobs.dry_run(job)
     ((method, chosen),) = _run(job, typed, ["tune", *others], None).items()
     if job.stopped or chosen is None:
         return 0 if job.stopped else 1
@@ -245,11 +229,11 @@ def _run(job: Job, typed: SearchOptions, words: list[str], config: Path | None) 
             loader = data.val_dataloader()
         if isinstance(loader, list) or not len(data.samples("val")):  # a list: the data have no loader
             raise UserError(f"datasets.{label}: tuning needs validation images, and none are held out.")
-    begin(job)
+    jobs.begin(job)
     if typed.jobs > 1:
-        job.stopped = spawn(job, child_words(words, typed, job), typed.jobs)
+        job.stopped = jobs.spawn(job, jobs.child_words(words, typed, job), typed.jobs)
     else:
-        job.stopped = work(job, typed).stopped
+        job.stopped = jobs.work(job, typed).stopped
     made = {name: value for name, value in environment().items() if name in ("version", "git_commit")}
     report = {"command": job.same} | made | search.report()
     files = {FILE: json.dumps(report, indent=1, ensure_ascii=False) + "\n", "tuning.md": markdown(report)}
@@ -261,13 +245,13 @@ def _run(job: Job, typed: SearchOptions, words: list[str], config: Path | None) 
         write_text(folder.path / name, text)
     print("\n".join(["", markdown(report), *search.remarks()]))
     first, *others = reversed(files)
-    print(f"Written: {folder.path / first}, {' and '.join(others)} in the same folder; {summary(job)}")
+    print(f"Written: {folder.path / first}, {' and '.join(others)} in the same folder; {jobs.summary(job)}")
     best = search.chosen()
     if job.stopped:
         print(f"Stopped, because {job.stopped}. Resume with: {job.same}")
     elif without := [method for method in search.names if method not in best]:
         kept = "" if config is None else "; the config keeps their values"
-        print(f"No candidate worked for: {', '.join(without)}{kept}. See {place_of(job)}/cells")
+        print(f"No candidate worked for: {', '.join(without)}{kept}. See {jobs.place_of(job)}/cells")
     return {method: best.get(method) for method in search.names}
 
 
@@ -299,9 +283,9 @@ def _job_of(typed: SearchOptions, file: Path, description: SweepConfig, same: st
                 raise UserError(f"--only {word}: a search is restricted by model, dataset or method.")
             search.restrict(f"{key}s", labels_of(word, text, list(getattr(search.small, f"{key}s"))))
         cells = search.known()
-        check_root_is_read(cells, chosen.root)
+        jobs.check_root_is_read(cells, chosen.root)
     job = Job(whole, cells, cells, folder, same, search=search)
-    choose(job, [], None, chosen.skip_missing, typed.dry_run)
+    jobs.choose(job, [], None, chosen.skip_missing, typed.dry_run)
     search.restrict("datasets", [cell.labels.dataset for cell in job.chosen])
     job.cells = job.chosen = search.known()
     folder.check(job.cells)
