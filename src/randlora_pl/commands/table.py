@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from randlora_pl.commands.common.command import Command, first_sentence
-from randlora_pl.commands.common.tables import entry
+from randlora_pl.commands.common.terminal import entry
 from randlora_pl.run.options.shipped import config_names
 from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.option_types import Words

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from randlora_pl import models
-from randlora_pl.commands.common.arguments import advised, pick_device
-from randlora_pl.commands.common.tables import counting
+from randlora_pl.commands.common.terminal import advised, counting, pick_device
 from randlora_pl.commands.data import checked_root
 from randlora_pl.data.catalog.registry import PAPER, DatasetSpec, default_root, find, how_to_get, present
 from randlora_pl.data.locations import root_of

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from randlora_pl.commands.common.tables import entry
+from randlora_pl.commands.common.terminal import entry
 from randlora_pl.commands.main import main
 from randlora_pl.utils.text.console import _Plain
 from randlora_pl.utils.text.formatting import for_cell, for_figure, printable

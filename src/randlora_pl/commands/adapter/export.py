@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from randlora_pl import adapters, models
-from randlora_pl.commands.common.arguments import check_output
-from randlora_pl.commands.common.tables import layer_table
+from randlora_pl.commands.common.terminal import check_output, layer_table
 from randlora_pl.interop.onnx import check_packages
 from randlora_pl.language.catalog import given_to
 from randlora_pl.run.options.adapter_config import check_adapter

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 from randlora_pl.commands.adapter.import_ import convert
-from randlora_pl.commands.common.arguments import check_output, check_parent
+from randlora_pl.commands.common.terminal import check_output, check_parent
 from randlora_pl.language.catalog import TASKS, given_to
 from randlora_pl.run.options.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError

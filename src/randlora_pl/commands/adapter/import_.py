@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from randlora_pl.commands.common.arguments import check_output
+from randlora_pl.commands.common.terminal import check_output
 from randlora_pl.commands.predict import names_in
 from randlora_pl.language.catalog import TASKS
 from randlora_pl.language.tasks import ImportedTask

@@ -6,8 +6,7 @@ from itertools import chain
 from typing import Any
 
 from randlora_pl import adapters, models
-from randlora_pl.commands.common.arguments import print_json
-from randlora_pl.commands.common.tables import entry, layer_table
+from randlora_pl.commands.common.terminal import entry, layer_table, print_json
 from randlora_pl.run.options.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.weights_files import register_weights

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from randlora_pl.commands.adapter.export import print_converted
-from randlora_pl.commands.common.arguments import check_output
+from randlora_pl.commands.common.terminal import check_output
 from randlora_pl.run.options.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import refuse_inputs

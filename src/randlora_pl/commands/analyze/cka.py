@@ -14,7 +14,7 @@ from randlora_pl.commands.analyze import (
     task_of,
     write_output,
 )
-from randlora_pl.commands.common.arguments import pick_device
+from randlora_pl.commands.common.terminal import pick_device
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.option_types import Runs
 from randlora_pl.utils.text.tables import table
@@ -110,7 +110,7 @@ def _compare(
     first: AnalyzedRun, others: list[AnalyzedRun], dataset: str | None, tested: Images, device: "torch.device"
 ) -> tuple[int, dict[str, Any]]:
     """Return the CKA of runs of one dataset with the first: number of images, and values by layer for each path."""
-    from randlora_pl.commands.common.tables import counting
+    from randlora_pl.commands.common.terminal import counting
     from randlora_pl.data.unlabelled import batches, random_samples
     from randlora_pl.lab.analysis.cka import compare
 

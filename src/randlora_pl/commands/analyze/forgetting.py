@@ -15,8 +15,7 @@ from randlora_pl.commands.analyze import (
     parameters,
     print_output,
 )
-from randlora_pl.commands.common.arguments import pick_device
-from randlora_pl.commands.common.tables import counting
+from randlora_pl.commands.common.terminal import counting, pick_device
 from randlora_pl.commands.data import checked_root
 from randlora_pl.data.catalog.registry import find, how_to_get, present
 from randlora_pl.utils.errors import UserError

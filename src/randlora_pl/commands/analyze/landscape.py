@@ -18,8 +18,7 @@ from randlora_pl.commands.analyze import (
     print_output,
     task_of,
 )
-from randlora_pl.commands.common.arguments import pick_device
-from randlora_pl.commands.common.tables import counting
+from randlora_pl.commands.common.terminal import counting, pick_device
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.option_types import Device, Folder, Root, Runs

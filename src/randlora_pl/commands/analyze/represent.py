@@ -157,7 +157,7 @@ def _fit(
     import torch
 
     from randlora_pl.adapters.weights import WeightShape
-    from randlora_pl.commands.common.tables import counting
+    from randlora_pl.commands.common.terminal import counting
     from randlora_pl.lab.analysis.represent import directions, methods_of, represent
 
     shapes = [WeightShape(layer, *update.shape) for layer, update in updates.items()]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from randlora_pl.commands.common.tables import counting
+from randlora_pl.commands.common.terminal import counting
 from randlora_pl.run.run_folder import check_new, missing_folders, output_folder, remove_folder
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.option_types import Option

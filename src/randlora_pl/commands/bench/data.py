@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from randlora_pl.commands.bench import measuring
-from randlora_pl.commands.common.arguments import check_output, check_parent
+from randlora_pl.commands.common.terminal import check_output, check_parent
 from randlora_pl.commands.data import checked_root
 from randlora_pl.data.catalog.registry import find, how_to_get, present
 from randlora_pl.data.locations import root_of

@@ -12,15 +12,50 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from randlora_pl.commands.common.arguments import CommandParser, spelled
-from randlora_pl.commands.common.tables import entry
-from randlora_pl.utils.errors import UserError
+from randlora_pl.commands.common.terminal import entry, spelled
+from randlora_pl.utils.errors import UserError, near
 from randlora_pl.utils.option_types import Option, Rest, Words
 from randlora_pl.utils.options import misfit
 
 _NEEDED = inspect.Parameter.empty
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parser of the options of one command.
+
+    Args:
+        verb: The typed command, for messages.
+    """
+
+    def __init__(self, verb: str) -> None:
+        super().__init__(prog=f"randlora-pl {verb}", add_help=False, allow_abbrev=False)
+        self.verb = verb
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Return the options, typed with ``-`` or ``_``, and the other words."""
+        known = {name.replace("_", "-"): name for name in self._option_string_actions}
+        split = [word.partition("=") for word in args or ()]
+        words = [f"{known.get(name.replace('_', '-'), name)}{equals}{value}" for name, equals, value in split]
+        return super().parse_known_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise an error of one line instead of printing the usage.
+
+        Raises:
+            UserError: Always.
+        """
+        hint = ""
+        if "unrecognized" in message:
+            unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+            options = [action.option_strings[0] for action in self._actions if action.option_strings]
+            hint = near(unknown.partition("=")[0], options) if unknown.startswith("-") else ""
+        elif wrong := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            hint = near(wrong[1], re.findall(r"[^', ]+", wrong[2]))
+        raise UserError(f"{self.verb}: {message}.{hint} See: randlora-pl {self.verb} --help")
 
 
 class Parameter:

@@ -14,8 +14,7 @@ from typing import Annotated
 
 import yaml
 
-from randlora_pl.commands.common.arguments import CommandParser
-from randlora_pl.commands.common.command import Command
+from randlora_pl.commands.common.command import Command, CommandParser
 from randlora_pl.commands.sweep import job as jobs
 from randlora_pl.commands.sweep.job import CellOptions, Job, SweepOptions, WorkOptions
 from randlora_pl.language.catalog import OWN_TEXTS

@@ -1,12 +1,16 @@
-"""Tables of layers, options beside their explanation, and the progress of long commands."""
+"""Checks of arguments, devices and advice, tables, options beside their explanation, and progress."""
 
+import json
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from randlora_pl.run.error_messages import out_of_memory
+from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
 from randlora_pl.utils.text.formatting import printable
 from randlora_pl.utils.text.tables import group_names, table
 
@@ -78,3 +82,67 @@ def counting(shown: bool, text: str = "{task.completed:,} images decoded", total
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=total)
         yield lambda count: progress.advance(task, count)
+
+
+def print_json(found: object) -> None:
+    """Print a listing for another program."""
+    print(json.dumps(found, indent=2, ensure_ascii=False, default=str))
+
+
+def spelled(name: str) -> str:
+    """Return an option as the user types it."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_output(path: Path, overwrite: bool | None = None) -> None:
+    """Refuse an output that exists, unless ``--overwrite`` is given; None if the command has no such option."""
+    if path.exists() and not overwrite:
+        instead = "nothing is overwritten" if overwrite is None else "or --overwrite to replace it"
+        raise UserError(f"{path} exists; give another --output, {instead}.")
+
+
+def check_parent(path: Path) -> None:
+    """Refuse a file whose folder does not exist."""
+    if not path.parent.is_dir():
+        raise UserError(f"The folder {path.parent} does not exist; make it first: mkdir -p {path.parent}")
+
+
+def pick_device(name: str) -> Any:
+    """Return a device of this machine; ``auto`` selects the fastest one, others are refused if they do not exist."""
+    import torch
+
+    there = ["cuda"] if torch.cuda.is_available() else []
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    there += ["cpu"]
+    if name == "auto":
+        return torch.device(there[0])
+    if name.partition(":")[0] not in there:
+        raise UserError(f"--device {name} is not on this machine; there is {', '.join(there)}.")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name} is not a device: give cpu, cuda, cuda:1 and so on.") from error
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= count:
+        raise UserError(f"--device {name} is not on this machine; the last one is {device.type}:{count - 1}.")
+    return device
+
+
+@contextmanager
+def advised(smaller: str, unreadable: str = "", too_large: str = "") -> Iterator[None]:
+    """Raise errors of one line, with advice, for what can go wrong while a model works.
+
+    Args:
+        smaller: Option to try if memory runs out.
+        unreadable: What to do about an image that cannot be read.
+        too_large: What to do about an image that is too large, if something else.
+    """
+    try:
+        yield
+    except UnreadableImageError as error:
+        hint = too_large if too_large and isinstance(error, TooLargeImageError) else unreadable
+        raise UserError(error.what, hint, error.where) from error
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"out of memory; try {smaller}") from error

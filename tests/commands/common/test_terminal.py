@@ -1,10 +1,10 @@
-"""Checks that commands share."""
+"""Checks and texts that commands share."""
 
 from pathlib import Path
 
 import pytest
 
-from randlora_pl.commands.common.arguments import check_output, check_parent
+from randlora_pl.commands.common.terminal import check_output, check_parent, entry
 from randlora_pl.utils.errors import UserError
 
 
@@ -18,3 +18,11 @@ def test_outputs_are_replaced_only_by_option(tmp_path: Path) -> None:
         check_output(tmp_path)
     with pytest.raises(UserError, match="mkdir -p"):
         check_parent(tmp_path / "missing" / "new")
+
+
+def test_entries_wrap_beside_their_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = entry("--name", "word " * 20, column=12).splitlines()
+    assert lines[0].startswith("  --name    word")
+    assert all(line.startswith(" " * 12 + "word") and len(line) <= 60 for line in lines[1:])
+    assert entry("--a-long-name", "text", column=4) == "  --a-long-name\n    text"
