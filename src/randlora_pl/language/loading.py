@@ -5,13 +5,12 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from randlora_pl.language.catalog import KNOWN
-from randlora_pl.models.weights import seeded
 from randlora_pl.utils.errors import UserError, first_line, near
 from randlora_pl.utils.files.weights_files import asking_hub, no_code_of_others
 
@@ -60,8 +59,6 @@ def reached(source: str, option: str) -> Iterator[None]:
             f"of the Hugging Face Hub with a network, or --model.pretrained random.{gated}"
         ) from error
 
-
-Quantize = Literal["4bit", "8bit"]
 
 RANDOM = "random"
 _OVERRIDES = "--model.config_overrides"
@@ -174,96 +171,6 @@ def pad_id(tokenizer: Any) -> int:
         )
     log.info("The tokenizer has no padding token: padding with its end of text %r, masked", tokenizer.eos_token)
     return int(tokenizer.eos_token_id)
-
-
-def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
-    """Refuse a tokenizer of more tokens than a model has."""
-    if len(tokenizer) > config.vocab_size:
-        raise UserError(
-            f"The tokenizer has {len(tokenizer):,} tokens and {name} only {config.vocab_size:,}: give the model's own "
-            "(--model.tokenizer), or for random weights --model.config_overrides '{vocab_size: N}'."
-        )
-
-
-def load_causal(
-    name: str,
-    pretrained: str | None,
-    tokenizer: Any,
-    *,
-    seed: int = 0,
-    overrides: Mapping[str, Any] | None = None,
-    dtype: torch.dtype = torch.float32,
-    quantize: Quantize | None = None,
-    compute: torch.dtype | None = None,
-) -> nn.Module:
-    """Return a decoder with its output layer, in eval mode on the CPU (see `model_config` for its arguments).
-
-    A model with random weights has the special tokens of the tokenizer. ``quantize`` keeps the linear layers' weights
-    in 4 or 8 bits (bitsandbytes, needs a GPU), and ``compute`` is the dtype of their products, by default ``dtype``.
-
-    Raises:
-        UserError: The model cannot be had, its vocabulary is smaller than the tokenizer's, or bitsandbytes is missing.
-    """
-    config = model_config(name, pretrained, overrides)
-    from transformers import AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
-
-    if config.model_type == "cpmant":  # it reads its own mask from the tokens, and training pads on the right
-        raise UserError(f"{name} (cpmant) needs padding on the left. Choose another decoder (--model.name).")
-    # transformers builds BERT, RoBERTa and similar encoders as decoders that read ahead
-    if config.model_type in ENCODERS and not getattr(config, "is_decoder", True) and not config.is_encoder_decoder:
-        raise UserError(
-            f"{name} is an encoder ({config.model_type}), which sees the text behind each token and cannot learn to "
-            "write. Choose a decoder (--model.name), or for classes --model TextClassificationTask."
-        )
-    check_vocabulary(tokenizer, config, name)
-    model: nn.Module
-    if pretrained == RANDOM:
-        if quantize:
-            raise UserError("--model.quantize needs pretrained weights. Remove it with --model.pretrained random.")
-        model = random_model(AutoModelForCausalLM, config, tokenizer, tokenizer.pad_token_id, seed, overrides).to(dtype)
-    else:
-        options: dict[str, Any] = {"dtype": dtype}
-        if quantize is not None:
-            if importlib.util.find_spec("bitsandbytes") is None:
-                raise UserError(f"--model.quantize {quantize} needs bitsandbytes: pip install bitsandbytes")
-            if not torch.cuda.is_available():
-                what = f"--model.quantize {quantize} needs a CUDA device, and none is available"
-                raise UserError(f"{what}. Remove the option.")
-            from transformers import BitsAndBytesConfig
-
-            four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute or dtype}
-            how = four if quantize == "4bit" else {"load_in_8bit": True}
-            options["quantization_config"] = BitsAndBytesConfig(**how)
-        model, found = pretrained_model(AutoModelForCausalLM, name, pretrained, **options)
-        if missing := sorted(found["missing_keys"]):
-            raise UserError(
-                f"{pretrained or name} lacks {len(missing)} tensors of {type(model).__name__}, such as {missing[0]}: "
-                "they would be random. Give a folder or a name with the weights of a decoder."
-            )
-    return model.eval()
-
-
-def random_model(
-    auto: Any, config: Any, tokenizer: Any, pad: int | None, seed: int, overrides: Mapping[str, Any] | None
-) -> Any:
-    """Return a model of transformers with random weights and the special tokens of a tokenizer, in float32."""
-    for token in ("bos_token_id", "eos_token_id"):  # a smaller vocabulary may not have its own
-        setattr(config, token, getattr(tokenizer, token))
-    config.pad_token_id = pad
-    with seeded(seed), possible(overrides, config=config):
-        model = auto.from_config(config)
-        if overrides:
-            try_out(model)
-    return model
-
-
-def pretrained_model(auto: Any, name: str, pretrained: str | None, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """Return a model of transformers with pretrained weights, and its loading info."""
-    source = pretrained or name
-    with reached(source, "--model.pretrained" if pretrained else "--model.name"):
-        model, info = auto.from_pretrained(source, output_loading_info=True, **options)
-    return model, info
 
 
 def split(model: Any) -> tuple[nn.Module, nn.ModuleDict]:

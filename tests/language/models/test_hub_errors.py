@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from randlora_pl.language.loading import load_causal, reached
-from randlora_pl.language.tokenization import byte_tokenizer, load_tokenizer
+from randlora_pl.language.loading import reached
+from randlora_pl.language.tasks.causal_lm import CausalLMTask
+from randlora_pl.language.tokenization import load_tokenizer
 from randlora_pl.utils.errors import UserError
 from tests.fake_hub import ask
 from tests.language.small import SHAPES
@@ -25,12 +26,11 @@ def test_a_broken_tokenizer_file_is_told(text: str, tmp_path: Path) -> None:
 
 
 def test_broken_weights_are_told(tmp_path: Path) -> None:
-    tokenizer = byte_tokenizer()
-    model = load_causal("qwen2", "random", tokenizer, overrides=SHAPES["qwen2"] | {"vocab_size": 258})
+    model = CausalLMTask("qwen2", "random", config_overrides=SHAPES["qwen2"] | {"vocab_size": 258}).build()
     model.save_pretrained(tmp_path)  # type: ignore[operator]
     (tmp_path / "model.safetensors").write_bytes(b"no weights" * 9)
     with pytest.raises(UserError, match=r"\(--model\.pretrained\)"):
-        load_causal("qwen2", str(tmp_path), tokenizer)
+        CausalLMTask("qwen2", str(tmp_path), tokenizer="bytes").build()
 
 
 def test_a_line_that_announces_others_brings_them_along() -> None:
@@ -93,4 +93,4 @@ def test_a_known_gated_model_is_told_without_a_network() -> None:
     ):
         load_tokenizer(GATED)
     with pytest.raises(UserError, match=r"\nIt"):
-        load_causal(GATED, None, byte_tokenizer())
+        CausalLMTask(GATED, tokenizer="bytes").build()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from randlora_pl.language import loading
+from randlora_pl.language.tasks import causal_lm
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.tasks import make_trainer
 from randlora_pl.utils.errors import UserError
@@ -22,13 +22,13 @@ LAYER = "model.layers.0.mlp.up_proj"
 def test_quantized_weights_are_multiplied_in_the_precision_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Float32 weights of norms and embeddings do not make the products of a bf16-mixed training float32."""
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("transformers.BitsAndBytesConfig", lambda **how: asked.update(how))
-
-    monkeypatch.setattr(loading, "check_vocabulary", lambda *args: None)
-    monkeypatch.setattr(loading, "model_config", lambda *args: SimpleNamespace(model_type="qwen2"))
-    monkeypatch.setattr(loading, "pretrained_model", lambda *args, **how: (torch.nn.Module(), {"missing_keys": []}))
+    monkeypatch.setattr(CausalLMTask, "check_vocabulary", lambda *args: None)
+    monkeypatch.setattr(causal_lm, "model_config", lambda *args: SimpleNamespace(model_type="qwen2"))
+    model = (torch.nn.Module(), {"missing_keys": list[str]()})
+    monkeypatch.setattr(CausalLMTask, "pretrained_model", lambda *args, **how: model)
     monkeypatch.setattr(CausalLMTask, "vocabulary", None)
     for precision, compute in (("bf16-mixed", torch.bfloat16), ("32-true", torch.float32), (None, torch.float32)):
         task = CausalLMTask(quantize="4bit", targets=["fc"])

@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.language.generate import Decoding, choose_options, write_texts
-from randlora_pl.language.loading import Quantize, load_causal, pad_id
+from randlora_pl.language.loading import RANDOM, model_config, pad_id
 from randlora_pl.language.metrics import generation_scores
 from randlora_pl.language.tasks.common import TextTask
 from randlora_pl.language.token_losses import check_positions, table_of_positions, token_losses
@@ -52,7 +52,7 @@ class CausalLMTask(TextTask):
 
     name: str = field(default="Qwen/Qwen2-0.5B-Instruct", kw_only=False)
     """A model of the Hugging Face Hub, or a folder."""
-    quantize: Quantize | None = None
+    quantize: Literal["4bit", "8bit"] | None = None
     """Frozen weights in ``4bit`` or ``8bit`` (bitsandbytes, needs a GPU)."""
     liger: bool = False
     """Norms, rotary angles and activations by Liger-Kernel (extra ``liger``, needs a GPU)."""
@@ -85,14 +85,14 @@ class CausalLMTask(TextTask):
         self._texts: dict[int, str] = {}
 
     def build(self) -> nn.Module:
-        """Load the decoder."""
+        """Load the decoder.
+
+        Raises:
+            UserError: The model cannot be had, its vocabulary is smaller than the tokenizer's, or a package or a device
+                for an option is missing.
+        """
         self.identity = self.model_identity()
-        half = self._trainer is not None and self.trainer.precision == "bf16-mixed"
-        dtype = getattr(torch, chosen_dtype(self.frozen_dtype, self.adapter, self._trainer))
-        model = load_causal(
-            self.name, self.pretrained, self.vocabulary, seed=self.seed, overrides=self.config_overrides,
-            dtype=dtype, quantize=self.quantize, compute=torch.bfloat16 if half else None,
-        )  # fmt: skip
+        model = self._load()
         if self.liger:
             # The linear layers stay modules, so that they can be adapted. Liger's loss is not used: `token_losses`
             # needs the loss of each token. Rotary angles are replaced for every model of this kind in the process.
@@ -105,13 +105,55 @@ class CausalLMTask(TextTask):
                 raise UserError(f"{what}. Remove the option.")
             from liger_kernel.transformers import monkey_patch
 
-            known: Any = model.config
-            if known.model_type not in monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN:
-                what = f"--model.liger: Liger-Kernel has no kernels for {known.model_type}"
-                raise UserError(f"{what}. Remove the option.")
+            kind = model.config.model_type
+            if kind not in monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN:
+                raise UserError(f"--model.liger: Liger-Kernel has no kernels for {kind}. Remove the option.")
             monkey_patch._apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
         self.targets = self.default_targets(model)
-        return model
+        decoder: nn.Module = model
+        return decoder
+
+    def _load(self) -> Any:
+        """Return a decoder with its output layer, in eval mode on the CPU."""
+        name, dtype = self.name, getattr(torch, chosen_dtype(self.frozen_dtype, self.adapter, self._trainer))
+        config = model_config(name, self.pretrained, self.config_overrides)
+        from transformers import AutoModelForCausalLM
+        from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+
+        if config.model_type == "cpmant":  # it reads its own mask from the tokens, and training pads on the right
+            raise UserError(f"{name} (cpmant) needs padding on the left. Choose another decoder (--model.name).")
+        # transformers builds BERT, RoBERTa and similar encoders as decoders that read ahead
+        if config.model_type in ENCODERS and not getattr(config, "is_decoder", True) and not config.is_encoder_decoder:
+            raise UserError(
+                f"{name} is an encoder ({config.model_type}), which sees the text behind each token and cannot learn "
+                "to write. Choose a decoder (--model.name), or for classes --model TextClassificationTask."
+            )
+        self.check_vocabulary(config)
+        if self.pretrained == RANDOM:
+            if self.quantize:
+                raise UserError("--model.quantize needs pretrained weights. Remove it with --model.pretrained random.")
+            return self.random_model(AutoModelForCausalLM, config, self.vocabulary.pad_token_id).to(dtype).eval()
+        options: dict[str, Any] = {"dtype": dtype}
+        if self.quantize is not None:
+            if importlib.util.find_spec("bitsandbytes") is None:
+                raise UserError(f"--model.quantize {self.quantize} needs bitsandbytes: pip install bitsandbytes")
+            if not torch.cuda.is_available():
+                what = f"--model.quantize {self.quantize} needs a CUDA device, and none is available"
+                raise UserError(f"{what}. Remove the option.")
+            from transformers import BitsAndBytesConfig
+
+            half = self._trainer is not None and self.trainer.precision == "bf16-mixed"
+            products = torch.bfloat16 if half else dtype
+            four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": products}
+            how = four if self.quantize == "4bit" else {"load_in_8bit": True}
+            options["quantization_config"] = BitsAndBytesConfig(**how)
+        model, found = self.pretrained_model(AutoModelForCausalLM, **options)
+        if missing := sorted(found["missing_keys"]):
+            raise UserError(
+                f"{self.pretrained or name} lacks {len(missing)} tensors of {type(model).__name__}, such as "
+                f"{missing[0]}: they would be random. Give a folder or a name with the weights of a decoder."
+            )
+        return model.eval()
 
     def setup(self, stage: str) -> None:
         """Make the running metrics; tests have metrics by their names.

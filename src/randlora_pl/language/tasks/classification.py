@@ -13,16 +13,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import Adapter, RandLoRA
 from randlora_pl.adapters.random_bases import Distribution, draw
 from randlora_pl.language.glue import Metric
-from randlora_pl.language.loading import (
-    RANDOM,
-    check_vocabulary,
-    model_config,
-    most_tokens,
-    pad_id,
-    pretrained_model,
-    random_model,
-    split,
-)
+from randlora_pl.language.loading import RANDOM, model_config, most_tokens, pad_id, split
 from randlora_pl.language.metrics import PredictionCollector, grades
 from randlora_pl.language.tasks.common import TextTask
 from randlora_pl.language.tokenization import collate_sentences, encode_sentences
@@ -140,7 +131,7 @@ class TextClassificationTask(TextTask):
             raise UserError(
                 f"transformers has no {config.model_type} for classification. Choose an encoder (--model.name)."
             )
-        check_vocabulary(self.vocabulary, config, name)
+        self.check_vocabulary(config)
         config.num_labels = max(1, len(classnames))
         if classnames:
             config.id2label = dict(enumerate(classnames))
@@ -148,8 +139,7 @@ class TextClassificationTask(TextTask):
         config.problem_type = "single_label_classification" if classnames else "regression"
         auto, missing = AutoModelForSequenceClassification, list[str]()
         if self.pretrained == RANDOM:
-            pad = pad_id(self.vocabulary)
-            model = random_model(auto, config, self.vocabulary, pad, seed, self.config_overrides)
+            model = self.random_model(auto, config, pad_id(self.vocabulary))
             absent = set(model.state_dict())
         else:
             if config.pad_token_id is None:
@@ -159,7 +149,7 @@ class TextClassificationTask(TextTask):
             options = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}
             try:
                 with seeded(seed):
-                    model, info = pretrained_model(auto, name, self.pretrained, **options)
+                    model, info = self.pretrained_model(auto, **options)
             finally:
                 logging.set_verbosity(level)
             other = {each if isinstance(each, str) else each[0] for each in info["mismatched_keys"]}

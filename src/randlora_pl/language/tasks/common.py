@@ -11,9 +11,10 @@ from torch import nn
 
 from randlora_pl.adapters import Adapter, AdapterFile, read_adapter
 from randlora_pl.language.catalog import KNOWN
-from randlora_pl.language.loading import RANDOM, model_config
+from randlora_pl.language.loading import RANDOM, model_config, possible, reached, try_out
 from randlora_pl.language.tokenization import BYTES, load_tokenizer
 from randlora_pl.models import ModelIdentity
+from randlora_pl.models.weights import seeded
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.objective import TEXTS, default_learning_rate
 from randlora_pl.tasks.restore import make_ready, make_task
@@ -82,6 +83,31 @@ class TextTask(AdaptationTask):
         seed = self.seed if self.pretrained == RANDOM else None
         name = Path(self.name).name if Path(self.name).is_dir() else self.name  # the path of a folder is private
         return ModelIdentity("transformers", name, self.pretrained or self.name, None, seed)
+
+    def check_vocabulary(self, config: Any) -> None:
+        """Refuse a tokenizer of more tokens than the model has."""
+        if len(self.vocabulary) > config.vocab_size:
+            raise UserError(
+                f"The tokenizer has {len(self.vocabulary):,} tokens and {self.name} only {config.vocab_size:,}: give "
+                "the model's own (--model.tokenizer), or for random weights --model.config_overrides '{vocab_size: N}'."
+            )
+
+    def random_model(self, auto: Any, config: Any, pad: int | None) -> Any:
+        """Return a model of transformers with random weights and the special tokens of the tokenizer, in float32."""
+        for token in ("bos_token_id", "eos_token_id"):  # a smaller vocabulary may not have its own
+            setattr(config, token, getattr(self.vocabulary, token))
+        config.pad_token_id = pad
+        with seeded(self.seed), possible(self.config_overrides, config=config):
+            model = auto.from_config(config)
+            if self.config_overrides:
+                try_out(model)
+        return model
+
+    def pretrained_model(self, auto: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """Return a model of transformers with pretrained weights, and its loading info."""
+        with reached(self.pretrained or self.name, "--model.pretrained" if self.pretrained else "--model.name"):
+            model, info = auto.from_pretrained(self.pretrained or self.name, output_loading_info=True, **options)
+        return model, info
 
     def on_meta(self) -> tuple[nn.Module, list[str] | None] | None:
         """Return the backbone without values and head, and its targets; None if its config needs the network.
