@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from randlora_pl.language.text_files import Examples, read_lines
+from randlora_pl.language.text_files import Examples, lines_of, read_text
 from randlora_pl.utils.errors import UserError
 
 
@@ -176,7 +176,7 @@ def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str
             yield where, tuple(texts), label
     else:  # MRPC as Microsoft publishes it: the pairs of `dev_ids.tsv` validate, the others train
         listed = home / _LISTED
-        validation = {tuple(line.split("\t")[:2]) for line in read_lines(listed)}
+        validation = {tuple(line.split("\t")[:2]) for line in lines_of(read_text(listed))}
         found, path = 0, home / _MICROSOFT
         for where, (*texts, label, first, second) in _table(path, (*columns, "#1 ID", "#2 ID"), ()):
             chosen = (first, second) in validation
@@ -189,7 +189,7 @@ def _rows(home: Path, task: Task, split: Split) -> Iterator[tuple[str, tuple[str
 
 def _table(path: Path, columns: Sequence[str], fixed: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Yield location and selected columns of each line; ``fixed`` are all columns of a file without a header."""
-    lines = read_lines(path)
+    lines = lines_of(read_text(path))
     header = list(fixed or (lines[0].split("\t") if lines else ()))
     if absent := [column for column in columns if column not in header]:
         there = ", ".join(header)[:120] or "nothing"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from randlora_pl.language.prompt_sets import instruction_prompt
-from randlora_pl.language.text_files import TEXTS, csv_rows, decoded, lines_of, read_lines, read_records, texts_of
+from randlora_pl.language.text_files import TEXTS, csv_rows, decoded, lines_of, read_records, read_text, texts_of
 from randlora_pl.utils.errors import UserError
 
 PROMPTS = ("prompt", "instruction", "input")
@@ -43,7 +43,7 @@ def read_given(source: str, names: Sequence[str]) -> list[Given]:
         what = "is a folder: name its files" if path.is_dir() else "does not exist"
         raise UserError(f"--texts: {path} {what}.")
     elif path.suffix.lower() == ".txt":
-        rows = _plain(read_lines(path))
+        rows = _plain(lines_of(read_text(path)))
     elif path.suffix.lower() in (".jsonl", ".json"):
         rows = read_records(path, (), optional=names)
     elif path.suffix.lower() == ".csv":

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from randlora_pl.language.text_files import first_file, read_lines, read_records
+from randlora_pl.language.text_files import first_file, lines_of, read_records, read_text
 from randlora_pl.utils.errors import UserError
 
 FIELDS = ("instruction", "input", "output", "answer")
@@ -151,7 +151,7 @@ def read_e2e(root: Path, split: Literal["train", "validation", "test"]) -> list[
     """
     path = first_file(root, ("valid.txt" if split == "validation" else f"{split}.txt",), E2E_TREE, E2E_SOURCE)
     found: list[tuple[str, str]] = []
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(lines_of(read_text(path)), 1):
         if not line.strip():
             continue
         parts = [part.strip() for part in line.split("||")]

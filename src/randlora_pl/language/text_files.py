@@ -76,15 +76,6 @@ def decoded(data: bytes, source: object) -> str:
         ) from error
 
 
-def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file without their ends (see `lines_of`).
-
-    Raises:
-        UserError: See `read_text`.
-    """
-    return lines_of(read_text(path))
-
-
 def lines_of(text: str) -> list[str]:
     r"""Return the lines of a text without their ends.
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.language.text_files import first_file, read_lines, read_records
+from randlora_pl.language.text_files import first_file, lines_of, read_records, read_text
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 
@@ -73,9 +73,9 @@ def test_a_fault_is_told_with_file_and_line(tmp_path: Path, text: str | bytes, s
 
 def test_lines_end_only_at_line_feeds(tmp_path: Path) -> None:
     path = write(tmp_path, "one\u2028still\x85one\x0c\r\n\ntwo\n")
-    assert read_lines(path) == ["one\u2028still\x85one\x0c", "", "two"]
-    assert read_lines(write(tmp_path, "a")) == ["a"]
-    assert read_lines(write(tmp_path, "")) == []
+    assert lines_of(read_text(path)) == ["one\u2028still\x85one\x0c", "", "two"]
+    assert lines_of(read_text(write(tmp_path, "a"))) == ["a"]
+    assert lines_of(read_text(write(tmp_path, ""))) == []
 
 
 def test_a_missing_file_is_told_with_the_tree_and_the_source(tmp_path: Path) -> None:

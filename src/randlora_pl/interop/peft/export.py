@@ -200,15 +200,11 @@ def export_peft(
         base = load_base(file)
     modules = base.model.named_modules() if base is not None else ()
     attention = {path for path, module in modules if isinstance(module, nn.MultiheadAttention)}
-    made = None
-    if factored:
-        if base is None:
-            raise refusal(file, "it does not name its base model", "pass it: export_peft(ADAPTER, DIR, model=model)")
-        made = adapted(base, file)
-        adapter = to_peft(file, attention, base.part, updated=made.part)
-    else:
-        known, whole = (None, None) if base is None else (attention, base.part)
-        adapter = to_peft(file, known, whole, peft_type)
+    if factored and base is None:
+        raise refusal(file, "it does not name its base model", "pass it: export_peft(ADAPTER, DIR, model=model)")
+    made = None if base is None or not factored else adapted(base, file)
+    known, whole = (None, None) if base is None else (attention, base.part)
+    adapter = to_peft(file, known, whole, peft_type, None if made is None else made.part)
     name = None
     if base is not None and (name := _classifier(file, base)):
         weight = file.extra["head"].float()
