@@ -46,6 +46,7 @@ def test_the_surest_mistakes_open_the_predictions(fit: Fit, monkeypatch: pytest.
 
 def test_images_of_all_classes_are_shown_though_classes_come_one_by_one() -> None:
     figures, task = Figures(samples=6), SimpleNamespace(test_name="test")
+    figures.on_test_start(None, task)  # type: ignore[arg-type]
     for number in range(12):  # four batches of each class
         label, index = torch.full((5,), number // 4), torch.arange(5) + 5 * number
         images = index[:, None, None, None].expand(5, 3, 2, 2).float()

@@ -88,9 +88,11 @@ def test_a_small_deviation_selects_one_epoch_and_equal_values_stay(tmp_path: Pat
     each = EachEpoch()
     task = run(tmp_path, GaussianAverage(mu=2, sigma=1e-6), each)
     assert all(torch.equal(value, each.values[1][name]) for name, value in trained(task).items())
-    mean, module = GaussianAverage(), torch.nn.Linear(3, 2)
-    for weight in gaussian_weights(7, 3, 2):
-        mean._add(module, weight)  # type: ignore[arg-type]
+    mean, module = GaussianAverage(mu=3, sigma=2), torch.nn.Linear(3, 2)
+    data = SimpleNamespace(epochs=7, finished_epochs=lambda step: step)
+    mean.on_train_start(SimpleNamespace(datamodule=data, global_step=0), module)  # type: ignore[arg-type]
+    for step in range(1, 8):
+        mean.on_train_batch_end(SimpleNamespace(datamodule=data, global_step=step), module)  # type: ignore[arg-type]
     assert all(torch.equal(value, mean._mean[name]) for name, value in module.named_parameters())
     with pytest.raises(UserError, match=r"--data\.epochs"):
         run(tmp_path, GaussianAverage(), steps=2)

@@ -7,8 +7,15 @@ import pytest
 from randlora_pl.adapters import SVFT, AdaLoRA, DoRA, FullFineTuning, LoRA, PiSSA, RandLoRA, SHiRA, Together
 from randlora_pl.prompts import MaPLe
 from randlora_pl.run.callbacks import StartSummary
-from randlora_pl.run.callbacks.checkpoint import validated_samples
-from randlora_pl.run.callbacks.summary import buffer_bytes, describe, layer_table, other_decay, state_size
+from randlora_pl.run.callbacks.checkpoint import ValidationSchedule
+from randlora_pl.run.callbacks.summary import (
+    buffer_bytes,
+    describe,
+    layer_table,
+    other_decay,
+    state_size,
+    validation_row,
+)
 from randlora_pl.utils.errors import DryRunEnd
 from tests.run.callbacks.conftest import Fit
 from tests.tasks.small import built
@@ -35,8 +42,14 @@ def test_page_says_why_an_epoch_has_several_passes(fit: Fit, capsys: pytest.Capt
 
 @pytest.mark.parametrize(("limit", "wanted"), [(1.0, 143), (0.7, 128), (1, 64), (2, 128), (3, 143)])
 def test_a_validation_reads_what_its_limit_leaves(limit: float, wanted: int) -> None:
-    trainer: Any = SimpleNamespace(limit_val_batches=limit, world_size=2)
-    assert validated_samples(trainer, SimpleNamespace(held_out=143, eval_batch_size=32)) == wanted
+    callbacks, plan = [ValidationSchedule()], SimpleNamespace(num_samples=8, global_batch=8)
+    trainer: Any = SimpleNamespace(
+        limit_val_batches=limit, world_size=2, check_val_every_n_epoch=1, callbacks=callbacks
+    )
+    data = SimpleNamespace(held_out=143, eval_batch_size=32, unit="images", plan=plan)
+    task: Any = SimpleNamespace(total_steps=lambda: 9)
+    size = f"{wanted} of 143" if wanted < 143 else "143"
+    assert validation_row(trainer, task, data) == {"validation": f"1 time on {size} images"}
 
 
 def test_page_says_how_many_images_are_validated_and_if_they_are_too_few(

@@ -15,7 +15,7 @@ from randlora_pl.adapters import Adapter, LoRA, RandLoRA, Together, inject
 from randlora_pl.adapters.layers.adapted import AdaptedLayer
 from randlora_pl.adapters.methods.lora import LoRADelta
 from randlora_pl.run.callbacks import UnseenGradient
-from randlora_pl.run.callbacks.gradients import _Layer, _lora_of, _updates
+from randlora_pl.run.callbacks.gradients import layers_of
 from randlora_pl.tasks import TextHeadTask
 from randlora_pl.utils.errors import UserError
 from tests.run.callbacks.conftest import Fit
@@ -56,11 +56,13 @@ def test_equals_projections_of_the_weights_own_gradient(name: str, moved: bool, 
         return value
 
     task.train()
-    layers = [_Layer(update, lora) for update in _updates(model) if (lora := _lora_of(update)) is not None]
+    callback = UnseenGradient()
+    callback._layers = layers_of(model)
     loss().backward()
-    found = {id(layer.lora): layer.sums() for layer in layers}
+    layers = callback._stop()
+    found = {id(layer.update): (layer.unseen, layer.random, layer.whole) for layer in layers}
+    loras = {id(layer.update): layer.lora for layer in layers}
     for layer in layers:
-        layer.stop()
         assert "add" not in vars(layer.update) and "contribution" not in vars(layer.update)
     adapted = [layer for layer in model.modules() if isinstance(layer, AdaptedLayer) and layer.delta is not None]
     for each in adapted:
@@ -70,10 +72,8 @@ def test_equals_projections_of_the_weights_own_gradient(name: str, moved: bool, 
         blocks: Any = each.delta.blocks() if name == "split" and hasattr(each.delta, "blocks") else {"": each.delta}
         for block, update in blocks.items():
             rows = slice(*each.delta.rows[block]) if block else slice(None)  # type: ignore[union-attr]
-            lora = _lora_of(update)
-            assert lora is not None
-            expected = unseen(each.adapted_weight.grad[rows], lora)  # type: ignore[index]
-            assert found.pop(id(lora)) == pytest.approx(expected, rel=1e-4)
+            expected = unseen(each.adapted_weight.grad[rows], loras[id(update)])  # type: ignore[index]
+            assert found.pop(id(update)) == pytest.approx(expected, rel=1e-4)
     assert not found
 
 
@@ -100,14 +100,15 @@ def test_a_run_logs_it_with_the_same_bits(fit: Fit, tmp_path: Path) -> None:
         inject(layer := torch.nn.Sequential(torch.nn.Linear(8, 8)), lora, ["0"])
         layer[0].delta.B.data += torch.eye(8, layer[0].delta.B.shape[1]) * (float("nan") if not found else 1)
         whole = UnseenGradient(every_n_steps=1)
-        whole._layers = [_Layer(update, _lora_of(update)) for update in _updates(layer)]  # type: ignore[arg-type]
+        whole._layers = layers_of(layer)
         layer(torch.randn(3, 8)).sum().backward()
         whole.on_after_backward(trainer, task)
         assert whole.history["relative"] == whole.history["share"] == found
     again = UnseenGradient(every_n_steps=3)
     again.load_state_dict(callback.state_dict())
     assert again.history == callback.history
-    again._layers = [SimpleNamespace(sums=lambda: (0.0, 0.0, 2.0), stop=list)]  # type: ignore[list-item]
+    update = SimpleNamespace(add=None, contribution=None)
+    again._layers = [SimpleNamespace(unseen=0.0, random=0.0, whole=2.0, update=update)]  # type: ignore[list-item]
     again.on_after_backward(SimpleNamespace(global_step=4, loggers=[]), task)  # type: ignore[arg-type]
     assert again.history["relative"][-1] == 0  # a LoRA of full rank
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +35,8 @@ from tests.tasks.small import trained
     ],
 )
 def test_validations_are_a_pass_apart(steps: int, samples: int, held_out: int, global_batch: int, wanted: int) -> None:
-    assert steps_between(steps, samples, held_out, global_batch) == wanted
+    plan = SimpleNamespace(num_samples=samples, global_batch=global_batch)
+    assert steps_between(steps, SimpleNamespace(held_out=held_out, plan=plan)) == wanted
 
 
 class Seen(Callback):

@@ -165,11 +165,13 @@ class AdapterCheckpoint(Declared, Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save right after an optimizer step, never between its micro-batches; on SIGTERM at once."""
-        step = trainer.global_step
+        step, every = trainer.global_step, trainer.val_check_batch
         self._whole_step, self._seen_step = step != self._seen_step, step
-        if not self._whole_step or validation_is_due(trainer, batch_idx):  # the validation saves as well
-            return
-        if step % self.every_n_steps == 0 or trainer.received_sigterm:
+        if sum(trainer.num_val_batches) and every is not None:  # None: the interval is in seconds
+            last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+            if last if math.isinf(every) else (batch_idx + 1) % every == 0:
+                return  # a validation follows, which saves as well
+        if self._whole_step and (step % self.every_n_steps == 0 or trainer.received_sigterm):
             self._save_last(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -208,7 +210,7 @@ class AdapterCheckpoint(Declared, Callback):
         sign = 1 if self.mode == "max" else -1
         if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
             self.best, self.best_step = value, trainer.global_step
-            self._save_adapter(trainer, pl_module, BEST, {self.monitor: value, "step": self.best_step})
+            save_adapter_of(trainer, pl_module, BEST, {self.monitor: value, "step": self.best_step})
         if self._whole_step:
             self._save_last(trainer, pl_module)
 
@@ -222,77 +224,46 @@ class AdapterCheckpoint(Declared, Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last weights as an adapter folder, also if a resumed run had nothing left to train."""
-        self._save_adapter(trainer, pl_module, ADAPTER, {"step": trainer.global_step})
+        save_adapter_of(trainer, pl_module, ADAPTER, {"step": trainer.global_step})
 
     def _save_last(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not is_finite(pl_module):  # keep the older, finite checkpoint
-            return
-        trainer.save_checkpoint(run_folder(trainer) / LAST)
-
-    @staticmethod
-    def _save_adapter(trainer: Trainer, pl_module: LightningModule, name: str, summary: dict[str, Any]) -> None:
-        if trainer.is_global_zero and is_finite(pl_module):
-            save_adapter_of(trainer, pl_module, run_folder(trainer) / name, summary)
+        if is_finite(pl_module):  # else keep the older, finite checkpoint
+            trainer.save_checkpoint(run_folder(trainer) / LAST)
 
 
-def validation_is_due(trainer: Trainer, batch_idx: int) -> bool:
-    """Return True if a validation follows the training batch ``batch_idx``."""
-    every = trainer.val_check_batch
-    if not sum(trainer.num_val_batches) or every is None:  # None: the interval is in seconds
-        return False
-    if math.isinf(every):
-        return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-    return (batch_idx + 1) % every == 0
-
-
-def save_adapter_of(trainer: Trainer, pl_module: Any, folder: Path, summary: dict[str, Any]) -> None:
-    """Write the adapter folder of a task, with facts about its training data and its image preprocessing."""
+def save_adapter_of(trainer: Trainer, pl_module: Any, name: str, summary: dict[str, Any]) -> None:
+    """Write an adapter folder of a run, with facts about its training data and images, if the weights are finite."""
+    if not trainer.is_global_zero or not is_finite(pl_module):
+        return
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     facts = planned(data) if hasattr(data, "summary") else {}
     about = {name: facts[name] for name in _TRAINED_ON if facts.get(name) is not None} | {"randlora_pl": __version__}
     frame = getattr(data, "frame", None)
-    pl_module.save(folder, summary | about | ({"frame": asdict(frame)} if frame is not None else {}))
+    pl_module.save(
+        run_folder(trainer) / name, summary | about | ({"frame": asdict(frame)} if frame is not None else {})
+    )
 
 
-POINTS = 5
-"""Minimum number of validations of a run."""
-MOST = 20
-"""Maximum number of validations of a run."""
-FEW = 50
-"""Fewer validation samples cannot choose a checkpoint: an accuracy near 50 % has a standard error of 7 points."""
-TRIAL = 10
-"""Shorter runs, in optimizer steps, are validated at their end only."""
-_SAMPLES_PER_HELD_OUT = 8
-"""Training samples between two validations per validation sample; validation then costs about 4 % of the training."""
-
-
-def steps_between(steps: int, samples: int, held_out: int, global_batch: int) -> int:
-    """Return the optimizer steps between two validations.
+def steps_between(steps: int, data: Any) -> int:
+    """Return the optimizer steps between two validations of a run.
 
     The interval is one pass over the training samples, longer if the validation set is relatively large, at least a
-    twentieth and at most a fifth of the run.
+    twentieth and at most a fifth of the run. Runs of less than ten steps are validated at their end only.
     """
-    if steps < TRIAL:
+    if steps < 10:
         return max(1, steps)
-    apart = math.ceil(max(samples, _SAMPLES_PER_HELD_OUT * held_out) / global_batch)
-    return min(max(apart, math.ceil(steps / MOST)), steps // POINTS)
-
-
-def _steps_of(task: Any, data: Any) -> tuple[int, int]:
-    """Return the optimizer steps of a planned run, and between two validations."""
-    steps = task.total_steps()
-    return steps, steps_between(steps, data.plan.num_samples, data.held_out, data.plan.global_batch)
+    samples: int = max(data.plan.num_samples, 8 * data.held_out)  # validation then costs about 4 % of the training
+    apart = math.ceil(samples / int(data.plan.global_batch))
+    return min(max(apart, math.ceil(steps / 20)), steps // 5)
 
 
 class ValidationSchedule(Callback):
     """Validate every `steps_between` optimizer steps, and at the end of the run."""
 
-    def __init__(self) -> None:
-        self._every = 1
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Plan the validations; a resumed run may start with one."""
-        self._every = _steps_of(pl_module, trainer.datamodule)[1] * trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        steps: int = steps_between(pl_module.total_steps(), trainer.datamodule)  # type: ignore[attr-defined]
+        self._every = steps * trainer.accumulate_grad_batches
         self.on_train_batch_end(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
@@ -311,22 +282,13 @@ def validations(trainer: Trainer, task: Any, data: Any) -> int | None:
         return 0
     if getattr(trainer, "_val_check_time_interval", None) is not None:
         return None
-    steps, every = _steps_of(task, data)
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    steps, callbacks = int(task.total_steps()), trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, ValidationSchedule) for callback in callbacks):
-        return math.ceil(steps / every)
+        return math.ceil(steps / steps_between(steps, data))
     batches, interval = steps * trainer.accumulate_grad_batches, trainer.val_check_interval
     if isinstance(interval, float):  # a fraction of all batches
         interval = max(1, int(data.plan.steps * trainer.accumulate_grad_batches * interval))
     return batches // interval if interval else 0
-
-
-def validated_samples(trainer: Trainer, data: Any) -> int:
-    """Return the samples of each validation: all, or as many as `limit_val_batches` leaves."""
-    held_out, step = int(data.held_out), int(data.eval_batch_size) * trainer.world_size
-    limit = trainer.limit_val_batches
-    batches = limit if isinstance(limit, int) else int(limit * math.ceil(held_out / step))
-    return min(held_out, batches * step)
 
 
 class Patience(EarlyStopping):

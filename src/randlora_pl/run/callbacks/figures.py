@@ -4,14 +4,12 @@ import io
 import json
 import logging
 import math
-from bisect import bisect, insort
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
-from unicodedata import east_asian_width
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from PIL import Image
+from rich.text import Text
 from torch import Tensor
 from torchmetrics import CatMetric
 from torchmetrics.classification import MulticlassStatScores
@@ -133,7 +132,6 @@ LABELLED = 40
 """Maximum number of classes with names at the axes."""
 NUMBERED = 20
 """Maximum number of classes with counts in the cells."""
-MOST_LETTERS = 24
 MOST_COUNTED = 1_000
 """Maximum number of classes for which a confusion matrix is counted; it has this number squared of cells."""
 FOLDER = "figures"
@@ -169,11 +167,9 @@ def confusion_figure(counts: Tensor, classnames: list[str]) -> "Figure":
 
 def short(name: str) -> str:
     """Return a class name for a plot: on one line, truncated."""
-    line = " ".join(name.split())
-    ends = list(accumulate(2 if east_asian_width(letter) in "WF" else 1 for letter in line))  # Chinese is twice as wide
-    if not ends or ends[-1] <= MOST_LETTERS:
-        return line
-    return line[: bisect(ends, MOST_LETTERS - 1)] + "…"
+    line = Text(" ".join(name.split()))
+    line.truncate(24, overflow="ellipsis")  # of letters; Chinese ones are twice as wide
+    return line.plain
 
 
 def samples_figure(
@@ -232,15 +228,13 @@ class Figures(Callback):
 
     def __init__(self, samples: int = 16) -> None:
         self.samples = samples
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start without counts and images."""
         self._counts: Tensor | None = None
         self._turns: Counter[int] = Counter()  # test images of each class so far
         self._shown: list[tuple[tuple[int, int], Prediction]] = []
-        self._surest = Surest(samples)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset the counts and images."""
-        self._counts, self._shown, self._surest = None, [], Surest(self.samples)
-        self._turns.clear()
+        self._surest = Surest(self.samples)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *args: Any) -> None:
         """Count the predictions of one batch, and keep sample images of all classes and the most confident mistakes."""
@@ -317,9 +311,6 @@ def write_plots(trainer: Trainer, plots: dict[str, Callable[[], "Figure"]]) -> N
             board.experiment.add_image(f"test/{name}", image, trainer.global_step, dataformats="HWC")
 
 
-FILE = "test_per_class.csv"
-
-
 class PerClass(Callback):
     """Write ``test_per_class.csv`` and log class means for tests with class logits.
 
@@ -333,13 +324,12 @@ class PerClass(Callback):
 
     def __init__(self) -> None:
         self.facts: dict[str, float | str] = {}
-        self._scores: MulticlassStatScores | None = None
-        self._right = CatMetric()  # 2 * index + 1 of a correct sample, 2 * index of another one
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset the counts."""
-        self._scores, self.facts = None, {}
-        self._right.reset()
+        """Start without counts."""
+        self.facts = {}
+        self._scores: MulticlassStatScores | None = None
+        self._right = CatMetric()  # 2 * index + 1 of a correct sample, 2 * index of another one
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
@@ -362,23 +352,24 @@ class PerClass(Callback):
         """Log the class means; after a test of the trained model also write the table."""
         if self._scores is None:
             return
-        table = class_table(self._scores.compute().cpu())
-        metrics = {f"{pl_module.test_name}/{name}": value for name, value in means(table).items()}
+        table, name = class_table(self._scores.compute().cpu()), pl_module.test_name
+        metrics = {  # over the classes that have them; the accuracy is the mean recall
+            f"{name}/balanced_accuracy": float(table[:, 2].nanmean()),
+            f"{name}/macro_f1": float(table[:, 3].nanmean()),
+        }
         for logger in trainer.loggers:
             logger.log_metrics(metrics, trainer.global_step)
-        sizes = {"smallest": table[:, 0].min(), "largest": table[:, 0].max()}
-        self.facts = {**metrics, **{f"{pl_module.test_name}/{end}_class": int(size) for end, size in sizes.items()}}
+        samples = table[:, 0]
+        sizes = {f"{name}/smallest_class": int(samples.min()), f"{name}/largest_class": int(samples.max())}
+        self.facts = {**metrics, **sizes}
         codes = torch.unique(torch.as_tensor(self._right.compute()).long())  # sorted; a sampler may repeat samples
-        if pl_module.test_name == "test" and 0 < len(codes) <= MOST_PACKED:
+        if name == "test" and 0 < len(codes) <= MOST_PACKED:
             self.facts["test/right"] = packed((codes % 2).bool().tolist())
-        if pl_module.test_name == "test" and trainer.is_global_zero:
-            rows = zip(pl_module.classnames, table.tolist(), strict=True)
-            cells = [
-                [name, int(row[0]), *("" if math.isnan(value) else f"{value:.6f}" for value in row[1:])]
-                for name, row in rows
-            ]
-            text = csv_text([["class", "samples", "precision", "recall", "f1"], *cells])
-            write_text(run_folder(trainer) / FILE, text)
+        if name == "test" and trainer.is_global_zero:
+            cells: list[list[Any]] = [["class", "samples", "precision", "recall", "f1"]]
+            for label, row in zip(pl_module.classnames, table.tolist(), strict=True):
+                cells.append([label, int(row[0]), *("" if math.isnan(value) else f"{value:.6f}" for value in row[1:])])
+            write_text(run_folder(trainer) / "test_per_class.csv", csv_text(cells))
 
 
 def class_table(scores: Tensor) -> Tensor:
@@ -396,14 +387,6 @@ def class_table(scores: Tensor) -> Tensor:
     )
 
 
-def means(table: Tensor) -> dict[str, float]:
-    """Return balanced accuracy (mean recall) and macro F1 over the classes of a `class_table` that have them."""
-    return {"balanced_accuracy": float(table[:, 2].nanmean()), "macro_f1": float(table[:, 3].nanmean())}
-
-
-ANSWERS = "answers.jsonl"
-
-
 class WrittenAnswers(Callback):
     """Write ``answers.jsonl`` to the run folder after a test whose task keeps generated text (``written``).
 
@@ -415,6 +398,6 @@ class WrittenAnswers(Callback):
         """Write the file and print its path."""
         written = getattr(pl_module, "written", [])
         if written and trainer.is_global_zero:
-            file = run_folder(trainer) / ANSWERS
+            file = run_folder(trainer) / "answers.jsonl"
             write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in written))
             print_above_progress(f"answers: {file} ({len(written):,})")

@@ -1,7 +1,7 @@
 """Gates of HydraLoRA in a test: mean weight of each head by class or dataset and layer, as plot and table."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,6 @@ from randlora_pl.utils.text.tables import csv_text
 if TYPE_CHECKING:  # needed at the end of a run only
     from matplotlib.figure import Figure
 
-ALL = "all samples"
-
 
 class Gates(Callback):
     """Plot the mean gate of each head of HydraLoRA by class, or by dataset where the tests are questions.
@@ -34,10 +32,8 @@ class Gates(Callback):
 
     def __init__(self) -> None:
         self._layers: dict[str, DeltaWeight] = {}
-        self._sums: dict[str, Tensor] = {}  # of each layer, (groups, heads + 2): gates, entropies, number of samples
+        self._sums: dict[str, Tensor] = {}
         self._batch: dict[str, tuple[Tensor, Tensor]] = {}
-        self._size, self._mask = 0, None
-        self._groups: list[str] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Listen to the gates of all layers."""
@@ -46,9 +42,10 @@ class Gates(Callback):
             return
         items = getattr(trainer.datamodule, "items", None)  # type: ignore[attr-defined]
         named = [] if pl_module.retrieval else list(pl_module.classnames)
-        self._groups = list(dict.fromkeys(item.task for item in items)) if items else named or [ALL]
+        self._groups = list(dict.fromkeys(item.task for item in items)) if items else named or ["all samples"]
         self._layers = layers_with_gates(pl_module.model)
         for name, delta in self._layers.items():
+            # (groups, heads + 2): gates, entropies, number of samples
             self._sums[name] = torch.zeros(len(self._groups), delta.heads + 2, device=pl_module.device)
             delta.listener = partial(self._listen, name)
 
@@ -71,7 +68,7 @@ class Gates(Callback):
         if items:
             numbers = [self._groups.index(items[number].task) for number in batch["index"].tolist()]
             group = torch.tensor(numbers, device=counts.device)
-        elif self._groups != [ALL]:
+        elif len(self._groups) > 1:
             group = outputs["label"]
         for name, (gates, entropy) in self._batch.items():
             rows = torch.cat([gates, entropy[:, None], torch.ones_like(entropy)[:, None]], 1).float()
@@ -104,9 +101,7 @@ class Gates(Callback):
         names = [group for group, any_sample in zip(groups, used.tolist(), strict=True) if any_sample]
         if len(names) <= MOST_CLASSES:
             title = f"mean gate of each head; mean entropy of a token's gates: {entropy:.3f} of the largest"
-            draw = partial(gates_figure, means[:, used, :-1], layers, names, title)
-            plots: dict[str, Callable[[], Figure]] = {"gates": draw}
-            write_plots(trainer, plots)
+            write_plots(trainer, {"gates": partial(gates_figure, means[:, used, :-1], layers, names, title)})
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop listening."""

@@ -3,7 +3,6 @@
 import math
 from typing import Annotated, Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -44,7 +43,6 @@ class GaussianAverage(Declared, Callback):
         super().__post_init__()
         self._mean: dict[str, Tensor] = {}
         self._total = 0.0  # of the weights so far
-        self._finished = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the mean of the epochs so far, and the sum of their weights."""
@@ -55,11 +53,7 @@ class GaussianAverage(Declared, Callback):
         self._mean, self._total = dict(state_dict["mean"]), state_dict["total"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a run without epochs, or a classifier that is empty in its first stage.
-
-        Raises:
-            UserError: See above.
-        """
+        """Refuse a run without epochs, or a classifier that is empty in its first stage."""
         if not getattr(trainer.datamodule, "epochs", None):  # type: ignore[attr-defined]
             raise UserError("GaussianAverage is over epochs: set --data.epochs instead of --data.steps.")
         if getattr(pl_module, "classifier_steps", 0):
@@ -80,25 +74,19 @@ class GaussianAverage(Declared, Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         before, self._finished = self._finished, data.finished_epochs(trainer.global_step)
         if self._finished > before:
-            weights = gaussian_weights(data.epochs, self.mu, self.sigma)[before : self._finished]
-            self._add(pl_module, sum(weights))
-
-    @torch.no_grad()
-    def _add(self, pl_module: LightningModule, weight: float) -> None:
-        """Add values with a weight to the mean."""
-        self._total += weight
-        for name, value in _trained(pl_module).items():
-            if name not in self._mean:
-                self._mean[name] = value.float().clone()
-            elif self._total > 0:
-                self._mean[name] = self._mean[name].to(value.device).lerp_(value.float(), weight / self._total)
+            weight = sum(gaussian_weights(data.epochs, self.mu, self.sigma)[before : self._finished])
+            self._total += weight
+            for name, value in _trained(pl_module).items():
+                if name not in self._mean:
+                    self._mean[name] = value.float().clone()
+                elif self._total > 0:
+                    self._mean[name] = self._mean[name].to(value.device).lerp_(value.float(), weight / self._total)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace the last values by the mean, also if a resumed run had nothing left to train."""
-        with torch.no_grad():
-            for name, value in _trained(pl_module).items() if self._mean else ():
-                value.copy_(self._mean[name])
+        for name, value in _trained(pl_module).items() if self._mean else ():
+            value.copy_(self._mean[name])
 
 
 def _trained(module: LightningModule) -> dict[str, Tensor]:
-    return {name: value for name, value in module.named_parameters() if value.requires_grad}
+    return {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,7 +17,7 @@ from randlora_pl.adapters.layers.adapted import AdaptedLayer, RowBlocks
 from randlora_pl.adapters.layers.built import BuiltWeight
 from randlora_pl.adapters.layers.weight_access import out_and_in, weight_of
 from randlora_pl.adapters.operations import delta_weights
-from randlora_pl.adapters.spectrum import Spectrum, spectrum
+from randlora_pl.adapters.spectrum import spectrum
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.run_files import run_folder
 from randlora_pl.utils.options import Declared, NotNegative
@@ -123,7 +123,7 @@ class UnseenGradient(_Measured):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._layers: list[_Layer] = []
+        self._layers: list[Layer] = []
         self._last = 0  # optimizer step of the micro-batch before
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
@@ -147,13 +147,14 @@ class UnseenGradient(_Measured):
         if not self.every_n_steps or step == before or not trainer.is_global_zero:
             return
         if step % self.every_n_steps == 0 or step == pl_module.total_steps():
-            loras = ((each, _lora_of(each)) for each in _updates(pl_module.model))
-            self._layers = [_Layer(update, lora) for update, lora in loras if lora is not None]
+            self._layers = layers_of(pl_module.model)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the share, and listen no more."""
-        sums = [layer.sums() for layer in self._stop()]
-        unseen, random, whole = (sum(values) for values in zip(*sums, strict=True)) if sums else (0.0, 0.0, 0.0)
+        layers = self._stop()
+        unseen, random, whole = (
+            sum(getattr(layer, name) for layer in layers) for name in ("unseen", "random", "whole")
+        )
         if not 0 < whole < math.inf:  # nothing was due, or float16 overflowed
             return
         relative = unseen / random if random else 0.0  # 0: LoRA of full rank
@@ -163,41 +164,43 @@ class UnseenGradient(_Measured):
         """Listen no more."""
         self._stop()
 
-    def _stop(self) -> list["_Layer"]:
+    def _stop(self) -> list["Layer"]:
+        """Give the updates their own methods back."""
         layers, self._layers = self._layers, []
         for layer in layers:
-            layer.stop()
+            del layer.update.add, layer.update.contribution
         return layers
 
 
-def _updates(model: nn.Module) -> Iterator[DeltaWeight]:
-    """Return the updates of single weights that a linear or attention layer applies to its input."""
+def layers_of(model: nn.Module) -> list["Layer"]:
+    """Listen to the weights to which linear or attention layers apply a LoRA, alone or as a part of a sum."""
+    found = []
     for layer in model.modules():
         if isinstance(layer, AdaptedLayer) and not isinstance(layer, BuiltWeight) and layer.delta is not None:
-            yield from layer.delta.blocks().values() if isinstance(layer.delta, RowBlocks) else [layer.delta]
+            for update in layer.delta.blocks().values() if isinstance(layer.delta, RowBlocks) else [layer.delta]:
+                for part in (update, *getattr(update, "parts", ())):
+                    if isinstance(part, FactoredDelta) and part.trains_factors:
+                        found.append(Layer(update, part))
+                        break
+    return found
 
 
-def _lora_of(update: DeltaWeight) -> FactoredDelta | None:
-    """Return the LoRA that an update is, or that is a part of a sum."""
-    parts = [part for part in (update, *getattr(update, "parts", ())) if isinstance(part, FactoredDelta)]
-    return next((part for part in parts if part.trains_factors), None)
+class Layer:
+    """Listener of one weight: the two matrices of its LoRA, and the gradient of the weight during a backward pass.
 
-
-class _Layer:
-    """Listener of one weight: the two matrices of its LoRA, and the gradient of the weight during a backward pass."""
+    Attributes:
+        unseen: Squared norm of the unseen gradient.
+        random: Squared norm of a random gradient's unseen part.
+        whole: Squared norm of the whole gradient.
+    """
 
     def __init__(self, update: DeltaWeight, lora: FactoredDelta) -> None:
         self.update, self.lora = update, lora
         self._gradient: Tensor | None = None
         self._uses = self._inside = 0
-        self._unseen = self._whole = self._random = 0.0
+        self.unseen = self.whole = self.random = 0.0
         for name in ("add", "contribution"):
             setattr(update, name, partial(self._listen, getattr(update, name)))
-
-    def stop(self) -> None:
-        """Give the update its own methods back."""
-        for name in ("add", "contribution"):
-            delattr(self.update, name)
 
     def _listen(self, apply: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
         """Apply the update, and wait for the gradient of its outputs, which is the layer's."""
@@ -218,26 +221,20 @@ class _Layer:
             part = _rows(gradient).T @ _rows(x)
             self._gradient = part if self._gradient is None else self._gradient.add_(part)
             self._uses -= 1
-            if not self._uses:
-                self._measure(self._gradient)
-                self._gradient = None
-
-    def _measure(self, gradient: Tensor) -> None:
-        rows, columns = gradient.shape
-        self._whole += float(gradient.square().sum())
-        b, a = self.lora.factors()
-        if not all(bool(each.isfinite().all()) for each in (gradient, b, a)):
-            self._whole = math.nan  # nothing is logged, and a run that diverged ends with an error of its own
-            return
-        left, right = _span(b), _span(a.T)
-        rest = gradient - left @ (left.T @ gradient)
-        rest -= (rest @ right) @ right.T
-        self._unseen += float(rest.square().sum())
-        self._random = self._whole * (1 - left.shape[1] / rows) * (1 - right.shape[1] / columns)
-
-    def sums(self) -> tuple[float, float, float]:
-        """Return the squared norms of the unseen gradient, of a random one's unseen part, and of the whole gradient."""
-        return self._unseen, self._random, self._whole
+            if self._uses:
+                return
+            whole, self._gradient = self._gradient, None
+            self.whole += float(whole.square().sum())
+            b, a = self.lora.factors()
+            if not all(bool(each.isfinite().all()) for each in (whole, b, a)):
+                self.whole = math.nan  # nothing is logged, and a run that diverged ends with an error of its own
+                return
+            left, right = _span(b), _span(a.T)
+            rest = whole - left @ (left.T @ whole)
+            rest -= (rest @ right) @ right.T
+            self.unseen += float(rest.square().sum())
+            rows, columns = whole.shape
+            self.random = self.whole * (1 - left.shape[1] / rows) * (1 - right.shape[1] / columns)
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -260,12 +257,6 @@ class UpdateSpectrum(_Measured):
 
     prefix, metrics = "spectrum", ("rank", "stable_rank", "effective_rank", "norm")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._start: dict[str, Tensor] = {}
-        self._last = -1
-        self._off = False  # True if the initial weights are unknown
-
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Refuse methods whose update depends on the input, before anything runs."""
         if self.every_n_steps and not pl_module.adapter.fixed:
@@ -277,6 +268,8 @@ class UpdateSpectrum(_Measured):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Keep the initial weights for methods without updates; measure if the checkpoint precedes a due spectrum."""
         step = self._last = trainer.global_step
+        self._start: dict[str, Tensor] = {}
+        self._off = False  # True if the initial weights are unknown
         if not self.every_n_steps:
             return
         if any(hasattr(parameter, "full_tensor") for parameter in pl_module.parameters()):
@@ -301,9 +294,18 @@ class UpdateSpectrum(_Measured):
         if self.every_n_steps and trainer.global_step and trainer.global_step not in self.history["steps"]:
             self._take(trainer, pl_module)
 
-    def _take(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        spectra = _spectra(pl_module, self._start) if trainer.is_global_zero and not self._off else []
-        if spectra:
+    @torch.no_grad()
+    def _take(self, trainer: Trainer, pl_module: Any) -> None:
+        """Log the means of all updates, unless one is not finite, which other callbacks report."""
+        if not trainer.is_global_zero or self._off:
+            return
+        if self._start:
+            trained = _matrices(pl_module.model)
+            updates = {name: trained[name] - before for name, before in self._start.items()}
+        else:
+            updates = delta_weights(pl_module.model)
+        if updates and all(bool(update.isfinite().all()) for update in updates.values()):
+            spectra = [spectrum(update) for update in updates.values()]
             means = {name: sum(float(getattr(one, name)) for one in spectra) / len(spectra) for name in self.metrics}
             self.record(trainer, trainer.global_step, means)
 
@@ -317,12 +319,3 @@ def _matrices(model: nn.Module) -> dict[str, Tensor]:
         if (packed or out_and_in(module)) and weight is not None and weight.requires_grad:
             weights[path] = weight_of(module)
     return weights
-
-
-@torch.no_grad()
-def _spectra(task: Any, start: dict[str, Tensor]) -> list[Spectrum]:
-    """Return the spectrum of every update; empty if one is not finite, which other callbacks report."""
-    trained = _matrices(task.model)
-    updates = {name: trained[name] - before for name, before in start.items()} if start else delta_weights(task.model)
-    finite = all(bool(update.isfinite().all()) for update in updates.values())
-    return [spectrum(update) for update in updates.values()] if finite else []

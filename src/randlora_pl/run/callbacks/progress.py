@@ -48,9 +48,7 @@ class ProgressBar(RichProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return the metrics shown beside the bar."""
         self._read(trainer)
-        items: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        items.pop("v_num", None)
-        return self._here | items
+        return self._here | {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
 
     def _read(self, trainer: Trainer, wait: bool = False) -> None:
         """Take the metrics that have arrived, and send for the next."""
@@ -71,8 +69,7 @@ class ProgressLines(Callback):
     0 prints.
     """
 
-    def __init__(self) -> None:
-        self._printed, self._from = 0.0, (0.0, 0)  # time of the last line; time and step that the rate counts from
+    _printed = 0.0  # time of the last line
 
     def _due(self, trainer: Trainer) -> bool:
         """Return True if the next line is due, which it is at most once."""
@@ -86,7 +83,7 @@ class ProgressLines(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._printed = time.monotonic()
-        self._from = self._printed, trainer.global_step
+        self._from = self._printed, trainer.global_step  # the rate counts from here
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
         """Print the line of the training if it is due."""
@@ -171,9 +168,7 @@ def peak_bytes(device: torch.device) -> int:
 class PeakMemory(Callback):
     """Log ``memory/peak_mb`` (10^6 bytes) during training; `peak` is the peak of the whole run."""
 
-    def __init__(self) -> None:
-        self._before = 0
-        self._here = 0
+    _before = _here = 0
 
     @property
     def peak(self) -> int:
@@ -205,10 +200,6 @@ class PeakMemory(Callback):
         self._here = peak_bytes(pl_module.device)
 
 
-WARM_UP_BATCHES = 3
-"""Batches at the start of a process that are not counted, because they include allocation and compilation."""
-
-
 class Throughput(Callback):
     """Log ``speed/images_per_second`` (``samples`` for texts); `seconds` is the time of the whole training.
 
@@ -216,13 +207,11 @@ class Throughput(Callback):
     are excluded.
     """
 
-    def __init__(self) -> None:
-        self.images = 0
-        self._counted = 0.0  # seconds of the counted batches
-        self._before = 0.0  # seconds of training in earlier processes of the run
-        self._started: float | None = None
-        self._last: float | None = None
-        self._batches = 0
+    images = _batches = 0
+    _counted = 0.0  # seconds of the counted batches
+    _before = 0.0  # seconds of training in earlier processes of the run
+    _started: float | None = None
+    _last: float | None = None
 
     @property
     def per_second(self) -> float | None:
@@ -252,7 +241,7 @@ class Throughput(Callback):
         """Count one batch and the time since the previous one."""
         now = time.perf_counter()
         self._batches += 1
-        if self._last is not None and self._batches > WARM_UP_BATCHES:
+        if self._last is not None and self._batches > 3:  # the first ones include allocation and compilation
             self.images += len(batch["weight"])
             self._counted += now - self._last
         self._last = now

@@ -1,5 +1,6 @@
 """Start summary: one page with model, data, trainable parameters, steps and run folder."""
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -8,7 +9,7 @@ from randlora_pl.adapters import Adapter, trainable_parameters
 from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.optimizer import optimizer_numbers, undecayed
-from randlora_pl.run.callbacks.checkpoint import FEW, validated_samples, validations
+from randlora_pl.run.callbacks.checkpoint import validations
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.images import ImageTask
 from randlora_pl.utils.errors import DryRunEnd
@@ -51,7 +52,12 @@ def facts(trainer: Trainer, task: AdaptationTask, data: Any) -> dict[str, str]:
     shards = getattr(trainer.strategy, "shards", None)
     again = getattr(task.report.adapter, "memory", "low") != "low"  # RandLoRA's option memory
     low = ", adapted ones rebuilt in the backward pass (memory low)" if again else ""
-    repeats = _repeats(data, summary["draws"])
+    passes, repeats = summary["draws"] / data.plan.num_samples, ""  # epochs of few samples are repeated
+    if data.epochs and passes > data.epochs:
+        repeats = f" ({passes:.3g} passes: an epoch has at least {data.min_batches_per_epoch} batches)"
+    rates = [f"{name} {rate:g}" for name, rate in task.rates().items() if rate]  # of other parts than the adapter
+    if not (rates and _trains_nothing(task.adapter)):
+        rates.insert(0, f"{task.learning_rate:g}")
     devices = str(task.device) if trainer.num_devices == 1 else f"{trainer.num_devices} devices"
     return {
         "model": f"{identity.name}, {identity.pretrained} weights{size} ({type(task).__name__})",
@@ -60,8 +66,8 @@ def facts(trainer: Trainer, task: AdaptationTask, data: Any) -> dict[str, str]:
         "trainable": f"{trains:,} of {total:,} parameters ({100 * trains / total:.2f} %){split}",
         "batch": f"{global_batch} = {' x '.join(factors)}" if len(factors) > 1 else factors[0],
         "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn{repeats}",
-        **_validation_row(trainer, task, data),
-        "learning rate": ", ".join(_rates(task)),
+        **validation_row(trainer, task, data),
+        "learning rate": ", ".join(rates),
         **other_decay(task),
         "label smoothing": f"{smoothing:g}" if smoothing else "",
         "train/loss": task.loss_note,
@@ -85,14 +91,6 @@ def other_decay(task: AdaptationTask) -> dict[str, str]:
     return {"weight decay": f"0 instead of {decay}, which would change the base model{head}"}
 
 
-def memory(task: AdaptationTask) -> str:
-    """Return the memory of a training, without activations, which depend on the batch and are known only by running."""
-    weights = sum(p.numel() * p.element_size() for p in task.parameters()) + buffer_bytes(task)
-    gradients = sum(p.numel() * p.element_size() for p in task.parameters() if p.requires_grad)
-    trained = byte_size(gradients + _BYTES * state_size(task))
-    return f"{byte_size(weights)} of weights, {trained} of gradients and the optimizer's state, and activations"
-
-
 def buffer_bytes(task: AdaptationTask, derived: bool = True) -> int:
     """Return the bytes of the method's kept buffers, such as indices, and of tensors derived from frozen weights."""
     buffers = update_buffers(task.model) | (derived_buffers(task.model) if derived else {})
@@ -108,25 +106,11 @@ def state_size(task: AdaptationTask) -> int:
     return optimizer_numbers(task.model) + 2 * head
 
 
-def _repeats(data: Any, draws: int) -> str:
-    """Return words for epochs of few samples, which are repeated; see `samples_drawn`."""
-    passes = draws / data.plan.num_samples
-    if not data.epochs or passes <= data.epochs:
-        return ""
-    return f" ({passes:.3g} passes: an epoch has at least {data.min_batches_per_epoch} batches)"
-
-
-def _rates(task: AdaptationTask) -> list[str]:
-    """Return the learning rates: the adapter's, and other parts' by name."""
-    shown = [f"{name} {rate:g}" for name, rate in task.rates().items() if rate]
-    return shown if shown and _trains_nothing(task.adapter) else [f"{task.learning_rate:g}", *shown]
-
-
 def _trains_nothing(adapter: Adapter) -> bool:
     return adapter.trains_base and adapter.keeps_base
 
 
-def _validation_row(trainer: Trainer, task: AdaptationTask, data: Any) -> dict[str, str]:
+def validation_row(trainer: Trainer, task: AdaptationTask, data: Any) -> dict[str, str]:
     """Return the number and size of validations, a reason if there are none, or an empty dict."""
     count = validations(trainer, task, data)
     if count is None or not (data.held_out and trainer.limit_val_batches):
@@ -136,10 +120,12 @@ def _validation_row(trainer: Trainer, task: AdaptationTask, data: Any) -> dict[s
         return {"validation": f"none: --trainer.val_check_interval is {every:,}, and the run has {batches:,} batches"}
     if not count:
         return {}
-    number = validated_samples(trainer, data)
+    limit, step = trainer.limit_val_batches, data.eval_batch_size * trainer.world_size
+    batches = limit if isinstance(limit, int) else int(limit * math.ceil(data.held_out / step))
+    number = min(data.held_out, batches * step)
     size = f"{number:,} {data.unit}" if number == data.held_out else f"{number:,} of {data.held_out:,} {data.unit}"
     few = f", too few to choose by: accuracies have a standard error of up to {50 / number**0.5:.0f} points"
-    return {"validation": f"{count:,} time{'s' if count > 1 else ''} on {size}{few if number < FEW else ''}"}
+    return {"validation": f"{count:,} time{'s' if count > 1 else ''} on {size}{few if number < 50 else ''}"}
 
 
 class StartSummary(Callback):
@@ -165,22 +151,26 @@ class StartSummary(Callback):
         if data.plan is None:
             data.setup("fit")  # on every rank: setup synchronizes them
         if trainer.is_global_zero:
-            self._print(trainer, pl_module, data)
+            report, adapter = pl_module.report, pl_module.report.adapter
+            given = (getattr(pl_module, name, None) for name in ("prompts", "head", "regulation"))
+            others = [part for part in given if hasattr(part, "leaves")]
+            trains = " + ".join(map(describe, others if others and _trains_nothing(adapter) else [*others, adapter]))
+            page: list[Any] = ["\n" + "\n".join([trains, *report.notes])]
+            page += [layer_table(report)] if report.rows else []
+            page += [f"adapted: {report.coverage.line}"] if report.coverage.line else []
+            rows = facts(trainer, pl_module, data)
+            if self.dry:
+                weights = sum(p.numel() * p.element_size() for p in pl_module.parameters()) + buffer_bytes(pl_module)
+                trained = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
+                trained += _BYTES * state_size(pl_module)
+                rows["memory"] = (
+                    f"{byte_size(weights)} of weights, {byte_size(trained)} of gradients and the optimizer's state, "
+                    "and activations"  # which depend on the batch and are known only by running
+                )
+                rows["run folder"] = "none: --dry-run writes nothing"
+            self.text = print_above_progress(*page, facts_table(rows), "")
         if self.dry:
             raise DryRunEnd
-
-    def _print(self, trainer: Trainer, pl_module: Any, data: Any) -> None:
-        report, adapter = pl_module.report, pl_module.report.adapter
-        given = (getattr(pl_module, name, None) for name in ("prompts", "head", "regulation"))
-        others = [part for part in given if hasattr(part, "leaves")]
-        trains = " + ".join(map(describe, others if others and _trains_nothing(adapter) else [*others, adapter]))
-        page: list[Any] = ["\n" + "\n".join([trains, *report.notes])]
-        page += [layer_table(report)] if report.rows else []
-        page += [f"adapted: {report.coverage.line}"] if report.coverage.line else []
-        rows = facts(trainer, pl_module, data)
-        if self.dry:
-            rows |= {"memory": memory(pl_module), "run folder": "none: --dry-run writes nothing"}
-        self.text = print_above_progress(*page, facts_table(rows), "")
 
     on_test_start = on_fit_start  # a zero-shot test comes first, when the training is already planned
 

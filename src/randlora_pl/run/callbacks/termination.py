@@ -1,6 +1,5 @@
 """Ends of a training run before its last step: SIGTERM of a batch system, a lost lock, a loss that is not finite."""
 
-import functools
 import math
 import shlex
 import signal
@@ -29,14 +28,10 @@ class Termination(Callback):
     Runs with several processes are not changed: the signal reaches each process at a different time.
     """
 
-    def __init__(self) -> None:
-        self._within = False  # True within an optimizer step
-        self._kept: Callable[[], None] | None = None
-        self._step = 0
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wrap Lightning's handler; Lightning removes both at the end of the run."""
-        self._within, self._kept, self._step = False, None, trainer.global_step
+        self._step, self._within = trainer.global_step, False  # True within an optimizer step
+        self._kept: Callable[[], None] | None = None
         theirs: Any = signal.getsignal(signal.SIGTERM)
         if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread() or not callable(theirs):
             return
@@ -93,12 +88,10 @@ class NonFiniteLoss(Callback):
     exchange anyway carry it.
     """
 
-    def __init__(self) -> None:
-        self._on_device = False  # True if the device checks
-        self._loss: Tensor | None = None  # the last loss, or the first that is not finite
-        self._found: Tensor | None = None  # 1.0 after an optimizer step with such a loss in any process
-        self._sent: tuple[int, LateCopy] | None = None  # both, after an optimizer step
-        self._step = 0
+    _on_device = False  # True if the device checks
+    _loss: Tensor | None = None  # the last loss, or the first that is not finite
+    _found: Tensor | None = None  # 1.0 after an optimizer step with such a loss in any process
+    _sent: tuple[int, LateCopy] | None = None  # both, after an optimizer step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose where to check: only fused optimizers and scaled gradients can skip a step without the host."""
@@ -111,7 +104,11 @@ class NonFiniteLoss(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Check the loss before the backward pass; the error has the last good adapter and options to lower."""
         if self._on_device:
-            self._watch(trainer, loss)
+            now = loss.detach().float()
+            self._loss = now if self._loss is None else torch.where(self._loss.isfinite(), now, self._loss)
+            if loss.requires_grad and (trainer.world_size > 1 or _scaler(trainer) is not None):
+                finite = self._loss.isfinite()  # an infinite loss may have a finite gradient
+                loss.register_hook(lambda gradient: torch.where(finite, gradient, math.nan))  # type: ignore[no-untyped-call]
             return
         spoilt = here = not bool(torch.isfinite(loss))
         if trainer.world_size > 1:  # otherwise the other processes would wait forever
@@ -119,12 +116,6 @@ class NonFiniteLoss(Callback):
         if spoilt:
             what = str(float(loss.detach())) if here else _ELSEWHERE
             self._stop(trainer, pl_module, f"the loss is {what} at step {trainer.global_step + 1}", trainer.global_step)
-
-    def _watch(self, trainer: Trainer, loss: Tensor) -> None:
-        now = loss.detach().float()
-        self._loss = now if self._loss is None else torch.where(self._loss.isfinite(), now, self._loss)
-        if loss.requires_grad and (trainer.world_size > 1 or _scaler(trainer) is not None):
-            loss.register_hook(functools.partial(_spoil, self._loss.isfinite()))  # type: ignore[no-untyped-call]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Make the optimizer skip this step on the device if a loss was not finite."""
@@ -180,30 +171,24 @@ class NonFiniteLoss(Callback):
             self._stop(trainer, pl_module, f"the loss is {what} at step {step}", step - 1)
 
     def _stop(self, trainer: Trainer, pl_module: LightningModule, what: str, step: int) -> NoReturn:
-        """Save the weights, which are those after ``step``, and raise an error."""
+        """Save the weights after ``step``, or of the last checkpoint if those are not finite, and raise an error."""
         if not trainer.is_global_zero:  # rank 0 reports it
             raise SystemExit(2)
-        kept = self._keep(trainer, pl_module, step)
+        last = run_folder(trainer) / LAST
+        if not is_finite(pl_module) and last.is_file():
+            checkpoint = torch.load(last, map_location="cpu", weights_only=True)
+            pl_module.load_state_dict(checkpoint["state_dict"])
+            step = checkpoint["global_step"]
+        where = "No earlier weights are finite; nothing is kept."
+        if is_finite(pl_module):
+            save_adapter_of(trainer, pl_module, ADAPTER, {"step": step, "stopped": "the loss was not finite"})
+            where = f"The weights before it are in {run_folder(trainer) / ADAPTER} (step {step})."
         rate = float(getattr(pl_module, "learning_rate", 0.0))  # the peak rate, as set by the option
-        where = f"The weights before it are in {kept}." if kept else "No earlier weights are finite; nothing is kept."
         advice = f"Lower --model.learning_rate (now {rate:.2g}, try {rate / 3:.1g}) or --model.adapter.alpha"
         raise UserError(
             f"{what}. {advice}"
             f"{'; --trainer.precision bf16-mixed overflows less' if trainer.precision == '16-mixed' else ''}. {where}"
         )
-
-    @staticmethod
-    def _keep(trainer: Trainer, pl_module: LightningModule, step: int) -> str | None:
-        """Save the current weights if they are finite, else the weights of the last checkpoint."""
-        folder, last = run_folder(trainer) / ADAPTER, run_folder(trainer) / LAST
-        if not is_finite(pl_module):
-            if not last.is_file():
-                return None
-            checkpoint = torch.load(last, map_location="cpu", weights_only=True)
-            pl_module.load_state_dict(checkpoint["state_dict"])
-            step = checkpoint["global_step"]
-        save_adapter_of(trainer, pl_module, folder, {"step": step, "stopped": "the loss was not finite"})
-        return f"{folder} (step {step})"
 
 
 _ELSEWHERE = "not finite on one of the devices"
@@ -212,8 +197,3 @@ _ELSEWHERE = "not finite on one of the devices"
 def _scaler(trainer: Trainer) -> Any:
     """Return the gradient scaler of 16-mixed, or None."""
     return getattr(trainer.precision_plugin, "scaler", None)
-
-
-def _spoil(finite: Tensor, gradient: Tensor) -> Tensor:
-    """Return a gradient of NaN unless the loss is finite, because an infinite loss may have a finite gradient."""
-    return torch.where(finite, gradient, math.nan)

@@ -49,14 +49,13 @@ class _ByName(Declared, Callback):
             )
         prompts = getattr(pl_module, "prompts", None)
         if prompts is not None and prompts.class_specific:
-            own = f"{type(self).__name__}: these prompts ({prompts!r})"
-            raise UserError(f"{own} cannot name other classes. Remove the callback.")
+            raise UserError(f"{type(self).__name__}: {prompts!r} cannot name other classes. Remove the callback.")
 
     def measure(self, task: Any, options: dict[str, Any], key: str) -> None:
         """Log the accuracy on the test images of other data, with the preprocessing of the task's own data."""
         own = task.trainer.datamodule
-        shared = {"root": str(own.root), "num_workers": own.num_workers}
-        data = framed(shared | options, own.frame, own.eval_batch_size)
+        options |= {"root": str(own.root), "num_workers": own.num_workers}
+        data = framed(options, own.frame, own.eval_batch_size)
         data.setup("test")
         samples = random_samples(data.samples("test"), self.images or None, 0)
         images = batches(data, samples, own.eval_batch_size, task.device)
