@@ -10,8 +10,6 @@ from randlora_pl.utils.options import Check, Count, between
 MAX_PIXELS = 50_000_000
 """Most pixels of an image: decoding takes at least 4 bytes per pixel."""
 
-_Upload = Annotated[float, Check(lambda megabytes: 0 < megabytes <= 1000, "more than 0 and at most 1000 MB")]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
@@ -39,5 +37,7 @@ class ServerOptions:
     workers: Count = 1
     batch_size: Count = 16
     batch_timeout: Annotated[float, between(0, 10), Option("SECONDS")] = 0.01
-    max_upload_mb: Annotated[_Upload, Option("MB")] = 20.0
+    max_upload_mb: Annotated[
+        float, Check(lambda size: 0 < size <= 1000, "more than 0 and at most 1000 MB"), Option("MB")
+    ] = 20.0
     max_pixels: Count = MAX_PIXELS

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from importlib import resources
 from itertools import accumulate
@@ -59,17 +59,14 @@ class PatientLoop(BatchedLoop):  # type: ignore[misc]  # LitServe has no types
         if len(self._held) < lit_api.max_batch_size and not request_queue.empty():
             more, late = super().get_batch_requests(lit_api, request_queue, transport)
             self._held += more
-        chosen = _together([upload.pixels for *_, upload in self._held])[: lit_api.max_batch_size]
-        batch = [self._held[index] for index in sorted(chosen)]
+        pixels = [upload.pixels for *_, upload in self._held]
+        smallest = sorted(range(1, len(pixels)), key=lambda index: pixels[index])
+        sums = accumulate(pixels[index] for index in smallest)
+        chosen = [0, *(index for index, total in zip(smallest, sums, strict=True) if total <= BATCH_PIXELS)]
+        del chosen[lit_api.max_batch_size :]
+        batch = [request for index, request in enumerate(self._held) if index in chosen]
         self._held = [request for index, request in enumerate(self._held) if index not in chosen]
         return batch, late
-
-
-def _together(pixels: Sequence[int]) -> list[int]:
-    """Return the images to decode in one batch: the first one, and the smallest others up to `BATCH_PIXELS`."""
-    smallest = sorted(range(1, len(pixels)), key=lambda index: pixels[index])
-    sums = accumulate(pixels[index] for index in smallest)
-    return [0, *(index for index, total in zip(smallest, sums, strict=True) if total <= BATCH_PIXELS)] if pixels else []
 
 
 class ClassifierAPI(LitAPI):  # type: ignore[misc]
@@ -179,8 +176,6 @@ def end_with_parent(*others: int) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-QUEUE_SECONDS = 30.0
-"""Maximum wait of a request for a worker; after it the response is 504."""
 REQUESTS = 128
 """Maximum concurrent requests, each with one upload in memory; further ones get 503."""
 CHECK_SECONDS = 0.5
@@ -297,7 +292,7 @@ def run_server(
         accelerator=device.type,
         devices=1 if device.type == "cpu" else [device.index or 0],
         workers_per_device=options.workers,
-        timeout=QUEUE_SECONDS,
+        timeout=30.0,  # seconds to wait for a worker; after it the response is 504
         model_metadata=facts,
         middlewares=[Deadline, (Gate, {"hosts": hosts, "token": options.token, "most": REQUESTS})],
         disable_openapi_url=True,  # its page loads third-party scripts

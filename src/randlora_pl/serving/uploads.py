@@ -68,17 +68,37 @@ async def read_upload(request: Request) -> Upload:
     given = request.query_params.get("top_k", "5")
     if not (given.isascii() and given.isdecimal() and int(given[:9]) > 0):
         raise HTTPException(400, "top_k must be a positive whole number")
+    too_large = _refusal(413, f"the upload is larger than the {limits.upload_bytes / 1e6:g} MB that are allowed")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     form = kind == "multipart/form-data"
     if not form and not kind.startswith("image/") and kind != "application/octet-stream":
         ways = f"a form (multipart/form-data) with the field {FIELD!r}, or as the body with Content-Type: image/..."
         raise _refusal(415, f"send the image as {ways}")
     declared = request.headers.get("content-length", "")
-    bounded = Request(request.scope, _limit_bytes(request.receive, limits))
+    if declared.isdecimal() and int(declared) > limits.upload_bytes:
+        raise too_large
+    total = 0
+
+    async def read() -> Message:  # a body sent in chunks declares no length
+        nonlocal total
+        message = await request.receive()
+        total += len(message.get("body", b""))
+        if total > limits.upload_bytes:
+            raise too_large
+        return message
+
+    bounded = Request(request.scope, read)
     try:
-        if declared.isdecimal() and int(declared) > limits.upload_bytes:
-            raise _too_large(limits)
-        content = await (_field(bounded) if form else bounded.body())
+        if form:
+            async with bounded.form(max_files=1, max_fields=10) as fields:
+                value = fields.get(FIELD)
+                if not isinstance(value, UploadFile):
+                    what = "holds text, not a file" if FIELD in fields else "is missing"
+                    how = f"for example: curl -F {FIELD}=@photo.jpg"
+                    raise HTTPException(400, f"the form's field {FIELD!r} {what}; {how}")
+                content = await value.read()
+        else:
+            content = await bounded.body()
     except ClientDisconnect:
         raise HTTPException(400, "the connection was closed") from None  # the client is gone
     deadline: asyncio.Timeout = request.scope["deadline"]
@@ -106,35 +126,6 @@ def check_header(content: bytes, limits: Limits) -> int:
         size = f"{width} x {height} = {width * height:,} pixels"
         raise HTTPException(413, f"the image has {size}; the limit is {limits.pixels:,}. Resize it")
     return int(width * height)
-
-
-async def _field(request: Request) -> bytes:
-    """Return the content of the form's field."""
-    async with request.form(max_files=1, max_fields=10) as form:
-        value = form.get(FIELD)
-        if not isinstance(value, UploadFile):
-            what = "holds text, not a file" if FIELD in form else "is missing"
-            raise HTTPException(400, f"the form's field {FIELD!r} {what}; for example: curl -F {FIELD}=@photo.jpg")
-        return await value.read()
-
-
-def _limit_bytes(receive: Receive, limits: Limits) -> Receive:
-    """Wrap ``receive`` to raise after too many bytes; a body sent in chunks declares no length."""
-    total = 0
-
-    async def read() -> Message:
-        nonlocal total
-        message = await receive()
-        total += len(message.get("body", b""))
-        if total > limits.upload_bytes:
-            raise _too_large(limits)
-        return message
-
-    return read
-
-
-def _too_large(limits: Limits) -> HTTPException:
-    return _refusal(413, f"the upload is larger than the {limits.upload_bytes / 1e6:g} MB that are allowed")
 
 
 def _refusal(status: int, reason: str) -> HTTPException:
@@ -236,42 +227,7 @@ def _name(text: str) -> str:
 HEADER_SECONDS = 10.0
 """Maximum time for a client to send the headers of a request."""
 
-WAITING = 128
-"""Maximum number of connections without a complete request; a further one closes the oldest."""
-
-DRAIN_SECONDS = 10.0
-"""Maximum time to read the rest of a refused body."""
-
-_LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-
 _waiting: dict["Connection", asyncio.TimerHandle] = {}  # of this process, oldest first
-
-
-class _Body:
-    """Body of a request, of which the rest can be read and discarded.
-
-    Closing a connection with unread bytes resets it, so that a client that is still sending misses the response.
-    """
-
-    def __init__(self, scope: Any, receive: Any) -> None:
-        self._scope, self._receive, self._more = scope, receive, True
-
-    async def read(self) -> Any:
-        """Return the next message."""
-        message = await self._receive()
-        self._more = message.get("more_body", False)
-        return message
-
-    async def drain(self) -> None:
-        """Read the rest, up to twice the limit of an upload; not a body that declares more."""
-        left = 2 * self._scope["app"].state.limits.upload_bytes
-        declared = dict(self._scope["headers"]).get(b"content-length", b"")
-        if declared.isdigit() and int(declared[:20]) > left:
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_SECONDS):
-                while self._more and left > 0:
-                    left -= len((await self.read()).get("body", b""))
 
 
 class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn chooses the implementation
@@ -286,7 +242,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn
     def connection_made(self, transport: Any) -> None:
         """Start the timeout; close the oldest waiting connection if too many wait."""
         super().connection_made(transport)
-        if len(_waiting) >= WAITING:
+        if len(_waiting) >= 128:
             next(iter(_waiting))._close()
         self._wait()
 
@@ -302,18 +258,35 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn
         super().connection_lost(exc)
 
     async def _begun(self, scope: Any, receive: Any, send: Any) -> None:
-        """Handle a request with complete headers."""
+        """Handle a request with complete headers.
+
+        Closing a connection with unread bytes resets it, so that a client that is still sending misses the response.
+        So the rest of a refused body is read first, up to twice the limit of an upload; not a body that declares more.
+        """
         self._stop_waiting()
         self._requests += 1
-        body = _Body(scope, receive)
+        more = True
+
+        async def read() -> Any:
+            nonlocal more
+            message = await receive()
+            more = message.get("more_body", False)
+            return message
 
         async def drained(message: Any) -> None:
             if message["type"] == "http.response.start" and (b"connection", b"close") in message["headers"]:
-                await body.drain()
+                left = 2 * scope["app"].state.limits.upload_bytes
+                declared = dict(scope["headers"]).get(b"content-length", b"")
+                if declared.isdigit() and int(declared[:20]) > left:
+                    left = 0
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(10):
+                        while more and left > 0:
+                            left -= len((await read()).get("body", b""))
             await send(message)
 
         try:
-            await self._answer(scope, body.read, drained)
+            await self._answer(scope, read, drained)
         finally:
             self._requests -= 1
 
@@ -327,12 +300,8 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn
     def _close(self) -> None:
         self._stop_waiting()
         if not self.transport.is_closing():
-            self.transport.write(_LATE)
+            self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
             self.transport.close()
-
-
-OPEN = ("/", "/health")
-"""Paths without a token: the page, which asks for the token, and the ready state without model facts."""
 
 
 class Gate:
@@ -366,24 +335,22 @@ class Gate:
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
         close = {"Connection": "close"}  # a body may follow
-        if not self._is_ours(headers.get("host", "")):
+        host = headers.get("host", "")
+        name = (host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]).lower()
+        ours = name in self.hosts
+        if not ours and "*" in self.hosts:
+            with suppress(ValueError):
+                ours = bool(ipaddress.ip_address(name.strip("[]")))
+        if not ours:
             what = "host name not allowed; add it with serve --allow-host NAME"
             return JSONResponse({"detail": what}, 421, close)
         kind, _, given = headers.get("authorization", "").partition(" ")
         known = kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.token)
         scope["trusted"] = known or not self.token
-        if not scope["trusted"] and scope["path"] not in OPEN:
+        # The page, which asks for the token, and the ready state without model facts need none.
+        if not scope["trusted"] and scope["path"] not in ("/", "/health"):
             what = "send the server's token: Authorization: Bearer TOKEN"
             return JSONResponse({"detail": what}, 401, close | {"WWW-Authenticate": "Bearer"})
         if self.running >= self.most:
             return JSONResponse({"detail": "too many requests at a time; try again"}, 503, close)
         return None
-
-    def _is_ours(self, host: str) -> bool:
-        name = (host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]).lower()
-        if name in self.hosts or "*" not in self.hosts:
-            return name in self.hosts
-        try:
-            return bool(ipaddress.ip_address(name.strip("[]")))
-        except ValueError:
-            return False
