@@ -281,7 +281,7 @@ def test_a_dry_run_prints_the_start_page_and_writes_nothing(
     assert "--dry-run takes no value, not --dry-run=1" in refused("fit", "--dry-run=1", "--config", "quickstart")
     (tmp_path / "config.yaml").touch()  # of the user; a dry run has no folder to go on with
     with monkeypatch.context() as patched:
-        patched.setattr(StartSummary, "_print", interrupted)
+        patched.setattr("randlora_pl.run.callbacks.summary.facts", interrupted)
         result = run("fit", *SMALL, "--dry-run")
     assert result.code == 130 and "resume" not in result.err and len(list(tmp_path.iterdir())) == 1
     (tmp_path / "config.yaml").unlink()

@@ -13,7 +13,6 @@ from lightning.pytorch.plugins import MixedPrecision
 from randlora_pl.adapters import Frozen, RandLoRA, random_bases
 from randlora_pl.data import ImageData
 from randlora_pl.tasks import load_task
-from randlora_pl.tasks.execution import chosen_dtype, inject_by
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item, marked
 
@@ -92,7 +91,8 @@ def test_auto_casts_frozen_matrices_where_products_are_in_bfloat16(
     matrices = {p.dtype for n, p in task.model.named_parameters() if p.dim() == 2 and n.endswith("fc.weight")}
     assert matrices == {dtype}
     assert {p.dtype for p in task.parameters() if p.requires_grad} == {torch.float32}
-    assert chosen_dtype("auto", Frozen(), SimpleNamespace(precision="bf16-mixed")) == "bfloat16"  # nothing trains
+    task.adapter = Frozen()  # nothing trains
+    assert task.chosen_dtype() == ("bfloat16" if precision == "bf16-mixed" else "float32")
 
 
 def test_options_that_would_do_nothing_are_refused() -> None:
@@ -173,8 +173,11 @@ def test_bases_are_drawn_on_the_gpu_of_the_trainer(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         random_bases, "_faster", SimpleNamespace(set=devices.append, reset=lambda _: None, get=lambda: None)
     )
-    for name in ("cuda", "cpu"):
-        trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(name)))
-        inject_by(trainer, torch.nn.Sequential(torch.nn.Linear(8, 8)), RandLoRA(rank=2), None)
-    inject_by(None, torch.nn.Sequential(torch.nn.Linear(8, 8)), RandLoRA(rank=2), None)
+    for name in ("cuda", "cpu", None):
+        task = make("linear head", adapter=RandLoRA(rank=2))
+        if name is not None:
+            strategy = SimpleNamespace(root_device=torch.device(name))
+            task._trainer = SimpleNamespace(precision="32-true", strategy=strategy)
+        task.set_classes(["a", "b"], ["{}"])
+        task.configure_model()
     assert devices == [torch.device("cuda"), None, None]

@@ -4,14 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from randlora_pl.data.image_batches import counted_classes
 from randlora_pl.data.transforms import mixed
 from randlora_pl.tasks.losses import (
     StepFeatures,
-    caption_floor,
     caption_losses,
     class_losses,
-    counted_classes,
     normalize,
+    pair_floor,
     similarities,
 )
 from randlora_pl.utils import rng
@@ -41,12 +41,13 @@ def test_caption_loss_of_one_caption_is_the_log_of_its_count() -> None:
 def test_caption_floor_is_the_greatest_lower_bound_of_the_losses() -> None:
     classes, counts = torch.tensor([1, 4, 9]), torch.tensor([1, 60, 3])
     labels = torch.tensor([4, 9, 1, 4])
-    floor = caption_floor(labels, classes, counts)
+    model = torch.nn.Identity()  # without a logit bias
+    floor = pair_floor(model, labels, classes, counts)
     torch.testing.assert_close(floor, torch.tensor([60.0, 3.0, 1.0, 60.0]).log())
     right = 50.0 * (labels[:, None] == classes)
     torch.testing.assert_close(caption_losses(right, labels, classes, counts), floor)
     assert (caption_losses(torch.randn(4, 3), labels, classes, counts) > floor).all()
-    assert caption_floor(torch.tensor([1]), torch.tensor([1]), torch.tensor([0])) == 0, "of padding alone"
+    assert pair_floor(model, torch.tensor([1]), torch.tensor([1]), torch.tensor([0])) == 0, "of padding alone"
 
 
 def test_step_of_frozen_texts_carries_nothing() -> None:

@@ -2,12 +2,15 @@
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 
 from randlora_pl.adapters import DeltaWeight
 from randlora_pl.adapters.base import WeightedSum
@@ -17,9 +20,9 @@ from randlora_pl.tasks.optim import (
     parameter_groups,
     schedule_factor,
     set_learning_rates,
-    sgd_with_schedule,
-    with_schedule,
 )
+
+from .small import make
 
 
 def cosine(total: int) -> list:
@@ -52,7 +55,8 @@ def test_cosine_is_half_way_in_the_middle() -> None:
 def test_last_step_of_a_run_has_about_one_hundredth(total: int) -> None:
     layer = nn.Linear(2, 2)
     groups = parameter_groups(layer.parameters(), 1e-3, 0.1, True)
-    optimizer, scheduler = with_schedule(groups, cosine(total))
+    optimizer = AdamW(groups)
+    scheduler = LambdaLR(optimizer, cosine(total))
     rates = []
     for _ in range(total):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -98,7 +102,7 @@ def test_tensors_of_other_rates_come_last_and_nested_rates_multiply() -> None:
     assert str(groups[:2]) == str(without) and groups[0]["params"][0] is third.matrix  # as without any rates
     others = [(0.05, 0.5), (0.05, 0.0), (0.15, 0.5), (0.4, 0.0)]
     assert [(group["lr"], group["weight_decay"]) for group in groups[2:]] == [pytest.approx(each) for each in others]
-    optimizer, _ = with_schedule(groups, [lambda _: 1.0] * len(groups))
+    optimizer = AdamW(groups)
     for each in own:
         each.grad = torch.ones_like(each)
     with torch.no_grad():
@@ -121,7 +125,8 @@ def test_typed_rates_beat_restored_ones_at_the_same_step() -> None:
 
     def make(rate: float, total: int, decay: bool) -> tuple:
         groups = parameter_groups(layer.parameters(), rate, 0.1, decay)
-        return *with_schedule(groups, cosine(total)), groups
+        optimizer = AdamW([dict(group) for group in groups])
+        return optimizer, LambdaLR(optimizer, cosine(total)), groups
 
     saved_optimizer, saved_scheduler, saved_groups = make(1.0, 10, True)
     for _ in range(5):
@@ -150,7 +155,11 @@ def test_rates_per_epoch_and_a_step_of_sgd_by_hand() -> None:
     assert falling == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5])
     weight = nn.Parameter(torch.tensor([[2.0, -4.0]]))
     groups = parameter_groups([weight], 0.1, 0.5, True)
-    optimizer, scheduler = sgd_with_schedule(groups, [lambda _: 1.0])
+    task = make("vision-language")  # with SGD, which learned prompts offer
+    task.optimizer, task.optimizer_groups, task.rate_factors = "sgd", lambda: groups, lambda groups: [lambda _: 1.0]
+    task._trainer = SimpleNamespace(precision_plugin=None)
+    made = task.configure_optimizers()
+    optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
     for expected in ([[1.8, -3.9]], [[1.43, -3.715]]):  # 2 - .1 (1 + 1) = 1.8, 1.8 - .1 (.9 * 2 + 1 + .9) = 1.43
         weight.grad = torch.tensor([[1.0, 1.0]])
         optimizer.step()

@@ -171,7 +171,8 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
     timers = [callback.time_remaining() for callback in callbacks_of(trainer) if isinstance(callback, Timer)]
     late = any(left is not None and left <= 0 for left in timers)
     finished = trainer.global_step >= task.total_steps() or (trainer.should_stop and not late)
-    facts = task.procedure_facts()  # the test may load the best adapter
+    procedure = task.report.procedure
+    facts = procedure.finish() if procedure else {}  # before the test, which may load the best adapter
     tested = _tested(app) if test else {}
     _write(app, tested | facts | fit_metrics(app) | {"config": configs, "finished": False})
     if finished:

@@ -3,10 +3,15 @@
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
 
-from randlora_pl.adapters import merge, set_train_mode, unmerge
-from randlora_pl.tasks.execution import cast_and_compile, draws_random_numbers, inject_by, prepare_products
+from randlora_pl.adapters import inject, merge, set_train_mode, unmerge
+from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
+from randlora_pl.adapters.methods.refine import Start, refine
+from randlora_pl.adapters.random_bases import drawn_on
+from randlora_pl.models import cast_frozen, compile_blocks, use_fast_layers
 from randlora_pl.tasks.files import Stored
 from randlora_pl.tasks.optim import set_learning_rates
 from randlora_pl.utils import rng
@@ -24,12 +29,17 @@ class AdaptationTask(Stored):
         """Build the backbone and inject the adapter; Lightning calls it before every run, it acts once."""
         if self.backbone is not None:
             return
-        backbone = self.build()
-        self.report = inject_by(self._trainer, backbone, self.adapter, self.targets, self.start or self.saved)
+        backbone, source = self.build(), self.start or self.saved
+        device = torch.device("cpu") if self._trainer is None else self.trainer.strategy.root_device
+        with drawn_on(device if device.type == "cuda" else None):
+            if isinstance(source, Start):
+                self.report = refine(backbone, source.file, self.adapter, source.form, self.targets)
+            else:  # a file names the layers
+                self.report = inject(backbone, self.adapter, self.targets if source is None else source.targets)
         self.adapter = self.report.adapter  # with a matched rank filled in
         if self.gradient_checkpointing:
             self.checkpoint_gradients(backbone)
-        cast_and_compile(backbone, self.adapter, self.frozen_dtype, self.torch_compile, self._trainer)
+        self._cast_and_compile(backbone, device)
         self.backbone = backbone
         self.start_head()
         set_train_mode(backbone, self.training)  # Lightning keeps the modes it finds
@@ -39,7 +49,38 @@ class AdaptationTask(Stored):
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise UserError(f"{self.adapter.method()} trains nothing in {type(self).__name__}. {self.to_train}")
 
-        self.check_built()
+    def _cast_and_compile(self, backbone: nn.Module, device: torch.device) -> None:
+        """Cast frozen weights and compile blocks, as the options ask.
+
+        Raises:
+            UserError: If the options exclude each other, or training would fail or round its small steps away.
+        """
+        precision = None if self._trainer is None else str(self.trainer.precision)
+        if precision in ("bf16-true", "16-true"):
+            raise UserError(
+                f"--trainer.precision {precision} would round the trainable parameters and small updates. Use "
+                "bf16-mixed, and --model.frozen_dtype bfloat16 to keep the frozen weights in half the memory."
+            )
+        dtype = self.chosen_dtype()
+        if dtype == "bfloat16" and precision not in (None, "bf16-mixed"):
+            raise UserError(f"--model.frozen_dtype bfloat16 needs --trainer.precision bf16-mixed, not {precision}.")
+        if dtype != "float32" and not cast_frozen(backbone, getattr(torch, dtype)):
+            raise UserError(f"--model.frozen_dtype {dtype}: {self.adapter.method()} leaves no matrix frozen to cast.")
+        use_fast_layers(backbone)
+        if self.torch_compile:
+            if any(getattr(leaf, "memory", None) == "low" for leaf in self.adapter.leaves()):
+                raise UserError(
+                    "--model.torch_compile keeps what memory: low would build again: leave out one of them, or take "
+                    "--model.gradient_checkpointing true instead of memory: low."
+                )
+            compile_blocks(backbone, "default" if self.torch_compile is True else self.torch_compile, device)
+
+    def chosen_dtype(self) -> str:
+        """Return the dtype of frozen matrices: ``auto`` depends on precision and method."""
+        if self.frozen_dtype != "auto":
+            return self.frozen_dtype
+        mixed = self._trainer is not None and str(self.trainer.precision) == "bf16-mixed"
+        return "bfloat16" if mixed and self.adapter.keeps_base else "float32"
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of what trains; frozen layers stay in eval mode."""
@@ -50,27 +91,20 @@ class AdaptationTask(Stored):
 
     # Training
 
-    def on_fit_start(self) -> None:
-        """Check the data before the first step."""
-        self.check_data()
-
     def on_train_start(self) -> None:
         """Start from unmerged weights, in training mode; typed options take precedence over a checkpoint's rates."""
         self.train()
         self.step_sums = None  # of a run that ended within a step
-        self._draws = draws_random_numbers(self)
+        self._draws = any(draws_random_numbers(module) for module in self.modules() if module.training)
         unmerge(self.model)
         self.start_procedure()
-        if self.torch_compile:
-            prepare_products(self, str(self.trainer.precision))
+        if self.torch_compile:  # compiled blocks read copies of the bases
+            precisions = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+            for module in self.modules():
+                if isinstance(module, RandLoRADelta):
+                    module.prepare(precisions.get(str(self.trainer.precision), torch.float32))
         scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
         set_learning_rates(self.trainer.optimizers[0], scheduler, self.optimizer_groups())
-
-        self.begin()
-
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Leave alone what does not train."""
-        self.drop_unused(optimizer)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Make dropout a function of the seed and the position in the run, so that a resumed run repeats it."""
@@ -84,7 +118,10 @@ class AdaptationTask(Stored):
         loss: Tensor = (losses * weight).sum()
         for term in (self.accumulated_loss(batch), self.penalty(batch)):
             loss = loss if term is None else loss + term
-        self.add_to_step(losses.detach() - self.loss_floor(batch), right, weight)
+        values = [torch.ones_like(weight), losses.detach() - self.loss_floor(batch)]
+        values += [] if right is None else [right.float()]
+        sums = (torch.stack(values) * weight).sum(1)  # for `log_step`
+        self.step_sums = sums if self.step_sums is None else self.step_sums + sums
         return loss
 
     # Evaluation, on merged weights
@@ -127,3 +164,17 @@ class AdaptationTask(Stored):
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         """Evaluate a batch of the test split."""
         return self.evaluate(batch, "test", self.test_name)
+
+
+_FIXED = (nn.Linear, nn.LayerNorm, nn.ModuleDict, nn.ModuleList, nn.Sequential, nn.ParameterDict, nn.ParameterList)
+"""Modules that draw no random numbers."""
+
+
+def draws_random_numbers(module: nn.Module) -> bool:
+    """Return True if a module in training mode has dropout, or might draw random numbers in another way."""
+    if isinstance(module, nn.Dropout):
+        return module.p > 0
+    own = type(module).__module__.partition(".")[0] == __name__.partition(".")[0]
+    if isinstance(module, DeltaWeight) and own:
+        return module.drops
+    return not (own or type(module) in _FIXED or isinstance(module, Metric | MetricCollection))

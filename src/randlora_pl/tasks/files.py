@@ -48,17 +48,6 @@ def kind_of(kind: type) -> str:
     return parent_among(kind, task_names()) or path_of(kind)
 
 
-def _check_rates(there: Mapping[str, float], here: Mapping[str, float]) -> None:
-    """Refuse a checkpoint of other factors of the learning rate, with both values of the first that differs."""
-    for name in [*here, *there]:
-        before, now = there.get(name, 1.0), here.get(name, 1.0)
-        if before != now:
-            raise UserError(
-                f"{name} trains at {before:g} times the learning rate in the checkpoint and at {now:g} times in this "
-                "run; give the adapter the rates of the checkpoint, or start a new run."
-            )
-
-
 class Stored(Optimization):
     """Adapter folders, and checkpoints that hold only what trains."""
 
@@ -184,7 +173,13 @@ class Stored(Optimization):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another adapter or base model, with both values, or of more steps than the run has."""
-        self._check_steps(int(checkpoint.get("global_step", 0)))
+        trains = self._trainer is not None and self.trainer.state.fn == "fit"
+        done = int(checkpoint.get("global_step", 0))
+        if trains and getattr(self.data, "plan", None) is not None and done > self.total_steps():
+            raise UserError(
+                f"{done:,} steps are done; this run has only {self.total_steps():,}. "
+                "Set a larger --data.steps (or --data.epochs), or start a new run."
+            )
         if theirs := checkpoint.get("adapter"):
             saved = make_adapter(theirs["method"], theirs["options"], "the checkpoint")  # knows later options, too
             identities = (saved.identity(), self.adapter.identity())
@@ -199,19 +194,16 @@ class Stored(Optimization):
         base = checkpoint.get("base_model", own)
         if base.rpartition("(weights")[2] != own.rpartition("(weights")[2]:  # the same weights may lie elsewhere
             raise UserError(f"the checkpoint was trained on {base}, this run has {own}; choose the same base model.")
-        if self._trainer is not None and self.trainer.state.fn == "fit":
-            _check_rates(checkpoint.get("rates", {}), self._rates())
+        before, now = checkpoint.get("rates", {}), self._rates()
+        for name in [*now, *before] if trains else ():
+            if before.get(name, 1.0) != now.get(name, 1.0):
+                raise UserError(
+                    f"{name} trains at {before.get(name, 1.0):g} times the learning rate in the checkpoint and at "
+                    f"{now.get(name, 1.0):g} times in this run; give the adapter the rates of the checkpoint, or start "
+                    "a new run."
+                )
         checkpoint["state_dict"] |= checkpoint.get("derived") or {}
         self.procedure_state = checkpoint.get("procedure")
-
-    def _check_steps(self, done: int) -> None:
-        """Refuse a checkpoint behind the end of the planned run."""
-        planned = getattr(self.data, "plan", None) is not None
-        if planned and self.trainer.state.fn == "fit" and done > self.total_steps():
-            raise UserError(
-                f"{done:,} steps are done; this run has only {self.total_steps():,}. "
-                "Set a larger --data.steps (or --data.epochs), or start a new run."
-            )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what trains, or a whole state, strictly; statistics that it lacks become the base model's."""

@@ -19,9 +19,6 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.options import Probability
 
-MOST_CLASSES = 50_000
-"""The largest published sets have 22,000; a file with more costs minutes of encoding and a table of gigabytes."""
-
 
 @dataclass(frozen=True)
 class UsedPrompts:
@@ -57,27 +54,6 @@ def _listed(texts: Sequence[str], most: int = 3) -> str:
     return shown if len(texts) <= 1 else f"the mean of {len(texts)}: {shown}"
 
 
-def needed_weights(name: str, pretrained: str | None) -> str:
-    """Return the weights to load.
-
-    By default they are the weights in the name of a timm model, the own ones of a folder or a repository of the Hub,
-    and the bundled ones of ``tiny``.
-
-    Raises:
-        UserError: The name includes no weights. Random weights must be asked for.
-    """
-    if pretrained is None and is_folder(name):
-        return OWN
-    if pretrained is None and name != "tiny":
-        if library_of(name) == "open_clip" or "." not in name:
-            raise UserError(
-                f"--model.pretrained is missing: {name} needs weights. Give a tag (`randlora-pl models` shows "
-                "some), 'timm' for a timm model, a file, or 'random'."
-            )
-        return "timm"  # the weights of the tag in the name
-    return TINY_TAG if pretrained is None else pretrained
-
-
 class ImageTask(AdaptationTask):
     """Base of the tasks on images.
 
@@ -85,6 +61,7 @@ class ImageTask(AdaptationTask):
         has_text_tower: True if the model's texts can be encoded after the training.
         names_others: True if it can name classes that were not in its training.
         unit_features: True if the logits are linear in features of unit length.
+        decoupled: A second head beside the linear one, if there is one.
     """
 
     has_text_tower = unit_features = True
@@ -102,7 +79,18 @@ class ImageTask(AdaptationTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.image_spec = self.model_spec()
-        self.pretrained = needed_weights(self.name, self.pretrained)
+        self.decoupled: SecondHead | None = None
+        if self.pretrained is None and is_folder(self.name):  # also a repository of the Hub
+            self.pretrained = OWN
+        elif self.pretrained is None and self.name == "tiny":
+            self.pretrained = TINY_TAG
+        elif self.pretrained is None:
+            if library_of(self.name) == "open_clip" or "." not in self.name:
+                raise UserError(
+                    f"--model.pretrained is missing: {self.name} needs weights. Give a tag (`randlora-pl models` shows "
+                    "some), 'timm' for a timm model, a file, or 'random'."
+                )
+            self.pretrained = "timm"  # the weights of the tag in the name
 
     def model_spec(self) -> ImageSpec:
         """Return the preprocessing of the model's images."""
@@ -118,15 +106,7 @@ class ImageTask(AdaptationTask):
         raise NotImplementedError
 
     def use_sum(self, others: Mapping[str, "ImageTask"], name: str) -> None:
-        """Prepare for weights that are a sum of this update and others'.
-
-        Args:
-            others: The other tasks by name.
-            name: Name of this task.
-
-        Raises:
-            UserError: Another task has other parts beside its update.
-        """
+        """Prepare for weights that are a sum of this update, by its name, and others'; refuse other parts beside it."""
 
     @property
     def frame(self) -> ImageSpec:
@@ -138,19 +118,11 @@ class ImageTask(AdaptationTask):
     # Plain modules for an export
 
     def check_part(self, part: str) -> None:
-        """Refuse to export a part that is another model without the rest: ``classifier``, ``image`` or ``text``.
-
-        Raises:
-            UserError: It is; the message has what works.
-        """
+        """Refuse to export a part that is another model without the rest: ``classifier``, ``image`` or ``text``."""
 
     def head_weight(self) -> Tensor:
         """Return the weight (classes, features) that maps features to logits."""
         raise NotImplementedError  # the logits of another task may not be linear in the features
-
-    def second_head(self) -> "SecondHead | None":
-        """Return a head that is mixed with the linear one, if there is one."""
-        return None
 
     def unload(self) -> nn.Module:
         """Return the model with merged weights; with the adapter inside if its update depends on the input."""
@@ -183,11 +155,7 @@ class ImageTask(AdaptationTask):
         return self.templates if others is None or self.typed_templates else others
 
     def use_typed_prompts(self) -> None:
-        """Take typed prompts.
-
-        Raises:
-            UserError: The task has no use for them.
-        """
+        """Take typed prompts, or refuse them if the task has no use for them."""
         kind = type(self).__name__
         raise UserError(f"--data.templates: {kind} reads no texts. Remove it, or use --model TextHeadTask.")
 
@@ -210,8 +178,9 @@ class ImageTask(AdaptationTask):
             raise UserError(f"{type(self).__name__} needs classes, but these are captions. Use VisionLanguageTask.")
         self.retrieval = captions
         self.check_classes(classnames)
-        if len(classnames) > MOST_CLASSES and not captions:  # each is encoded, and counted against each other one
-            raise UserError(f"there are {len(classnames):,} classes; at most {MOST_CLASSES:,} are possible.")
+        most = 50_000  # the largest published sets have 22,000; each is encoded, and counted against each other one
+        if len(classnames) > most and not captions:
+            raise UserError(f"there are {len(classnames):,} classes; at most {most:,} are possible.")
         self.classnames, self.templates = list(classnames), list(templates)
         for stage in ("val", "test"):
             accuracy = MulticlassAccuracy(len(classnames), average="micro", validate_args=False)
@@ -278,6 +247,10 @@ class TowerTask(ImageTask):
     label_smoothing: Annotated[float, Probability] = 0.0
     """Fraction of each training target that is spread evenly over all classes. 0.1 is usual."""
 
+    def head_weight(self) -> Tensor:
+        """Return the weight (classes, features) of the head."""
+        return self.head_tensors()["head"]
+
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the cross-entropy over all classes (see `class_losses`)."""
         return class_losses(self.class_logits(batch["image"]), batch, self.label_smoothing)
@@ -304,12 +277,7 @@ class ClipTask(ImageTask):
         self.take_texts(other.model, other.tokenizer)
 
     def take_texts(self, model: nn.Module, tokenizer: Any) -> None:
-        """Prepare the texts of the classes for a model.
-
-        Args:
-            model: Model of open_clip without an adapter.
-            tokenizer: Its tokenizer.
-        """
+        """Prepare the texts of the classes for a model of open_clip without an adapter, and its tokenizer."""
         raise NotImplementedError
 
     def image_tower(self) -> nn.Module:
@@ -326,7 +294,8 @@ class ClipTask(ImageTask):
 
     def scale(self) -> Tensor:
         """Return the factor of the similarities, a scalar."""
-        raise NotImplementedError
+        factor: Tensor = self.model.logit_scale.exp()  # type: ignore[operator]
+        return factor
 
     def class_features(self) -> Tensor:
         """Return the features of all classes (C, e), of unit length, encoded at the first use in an evaluation."""
@@ -349,8 +318,9 @@ class ClipTask(ImageTask):
         self._step_features = None
         return carried
 
-    def begin(self) -> None:
+    def on_train_start(self) -> None:
         """Drop the text features of an interrupted run."""
+        super().on_train_start()
         self._step_features = None
         self.forget()
 
@@ -397,13 +367,9 @@ class SecondHead(nn.Module):
         return similarities
 
     def losses(self, losses: Tensor, images: Tensor, texts: Tensor, labels: Tensor) -> Tensor:
-        """Return the losses (b,) of both heads.
+        """Return the losses (b,) of both heads, from the similarities' losses (b,), for classes ``labels`` (b,).
 
-        Args:
-            losses: (b,) losses of the similarities.
-            images: (b, e) features, not normalized.
-            texts: (C, e) features, not normalized.
-            labels: (b,) classes.
+        The features of images (b, e) and texts (C, e) are not normalized.
         """
         return losses
 
@@ -412,11 +378,7 @@ class SecondHead(nn.Module):
         raise NotImplementedError
 
     def classifier(self, head: Tensor) -> nn.Module:
-        """Return a module from image features (n, e) to the logits of both heads, for an exported program.
-
-        Args:
-            head: (C, e) weight of the similarities.
-        """
+        """Return a module from image features (n, e) to the logits of both heads, for a weight (C, e) of the first."""
         raise NotImplementedError
 
     def chosen(self) -> dict[str, Tensor]:

@@ -49,16 +49,7 @@ class LinearHeadTask(TowerTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.head_learning_rate = self.head_learning_rate or (2e-2 if self.is_clip else 1e-3)
-        self.head: nn.Linear
-
-    @property
-    def unit_features(self) -> bool:  # type: ignore[override]
-        """True for CLIP, whose head is linear in features of unit length."""
-        return self.is_clip
-
-    def head_weight(self) -> Tensor:
-        """Return the head's weight."""
-        return self.head.weight
+        self.unit_features = self.is_clip
 
     @cached_property
     def is_clip(self) -> bool:
@@ -84,7 +75,7 @@ class LinearHeadTask(TowerTask):
         else:
             vit = load_vit(self.name, self.pretrained, img_size=self.img_size, seed=self.seed)
             backbone, self.identity, features = vit.model, vit.identity, vit.num_features
-        self._make_head(features)
+        self.head = nn.Linear(features, len(self.classnames), bias=False)
         start = draw(self.seed, "head", 1, len(self.classnames), features, Distribution("normal"), torch.device("cpu"))
         with torch.no_grad():
             self.head.weight.copy_(0.01 * start[0])
@@ -92,10 +83,7 @@ class LinearHeadTask(TowerTask):
 
     def build_on(self, other: ImageTask) -> None:
         """Make an empty head of the other's width."""
-        self._make_head(other.head_tensors()["head"].shape[1])
-
-    def _make_head(self, features: int) -> None:
-        self.head = nn.Linear(features, len(self.classnames), bias=False)
+        self.head = nn.Linear(other.head_weight().shape[1], len(self.classnames), bias=False)
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Return logits (b, classes), linear in the features.

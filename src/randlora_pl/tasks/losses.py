@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randlora_pl.data.image_batches import counted_classes as counted_classes
 from randlora_pl.utils.errors import UserError
 
 
@@ -33,14 +32,6 @@ def caption_losses(logits: Tensor, labels: Tensor, classes: Tensor, counts: Tens
     return torch.logsumexp(logits + counts.float().log(), dim=1) - own
 
 
-def caption_floor(labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
-    """Return the infimum (b,) of `caption_losses` over all logits: no logits can separate equal captions.
-
-    It is ``log n_y``, the loss of an image that matches its own caption alone. See `caption_losses` for the arguments.
-    """
-    return counts[torch.searchsorted(classes, labels)].clamp(min=1).float().log()
-
-
 def sigmoid_losses(logits: Tensor, labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
     """Compute SigLIP's sum over the pairs of an image with the captions of an optimizer step, each unique caption once.
 
@@ -56,8 +47,7 @@ def sigmoid_losses(logits: Tensor, labels: Tensor, classes: Tensor, counts: Tens
 
 def logit_bias(model: nn.Module) -> Tensor | None:
     """Return the bias of a model's logits, which models that were pretrained with the sigmoid loss have; else None."""
-    bias: Tensor | None = getattr(model, "logit_bias", None)
-    return bias
+    return getattr(model, "logit_bias", None)
 
 
 def pair_losses(model: nn.Module, logits: Tensor, labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor:
@@ -69,14 +59,12 @@ def pair_losses(model: nn.Module, logits: Tensor, labels: Tensor, classes: Tenso
 
 
 def pair_floor(model: nn.Module, labels: Tensor, classes: Tensor, counts: Tensor) -> Tensor | float:
-    """Return the infimum of `pair_losses`, (b,) or 0."""
-    return caption_floor(labels, classes, counts) if logit_bias(model) is None else 0.0
+    """Return the infimum of `pair_losses` over all logits, (b,) or 0.
 
-
-def all_captions(batch: Mapping[str, Any], classes: int) -> tuple[Tensor, Tensor]:
-    """Return all classes (C,), and the number of captions (C,) that each has in the optimizer step, which may be 0."""
-    counts = batch["step_counts"].new_zeros(classes).scatter(0, batch["step_classes"], batch["step_counts"])
-    return torch.arange(classes, device=counts.device), counts
+    No logits can separate equal captions: it is ``log n_y``, the loss of an image that matches its own caption alone.
+    """
+    own = counts[torch.searchsorted(classes, labels)].clamp(min=1).float().log()
+    return own if logit_bias(model) is None else 0.0
 
 
 def class_losses(logits: Tensor, batch: Mapping[str, Any], smoothing: float) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,7 @@ class Objective(Declared, LightningModule):
         blended_labels: True if the label of a training sample may be fractions of several classes.
         trained_head: True if a head trains beside the backbone, for the features of this adapter alone.
         data_module: Dotted path of the class of its data.
+        place: Place of its default rate in `Adapter.learning_rates`, unless the image tower alone trains.
         runs_blocks: True if it calls the blocks of the backbone itself, so that hooks on its methods see nothing.
         typed_templates: True if the templates were typed, so that they count for other data, too.
         from_lora: True if its method may start from a LoRA that was trained by itself.
@@ -74,6 +75,7 @@ class Objective(Declared, LightningModule):
     peft_type: ClassVar[str | None] = None
     to_train = "A linear probe needs --model LinearHeadTask."
     data_module = "randlora_pl.data.ImageData"
+    place = TOWERS
     optimizer, schedule = "adamw", "cosine"
 
     name: str = field(kw_only=False)
@@ -113,7 +115,9 @@ class Objective(Declared, LightningModule):
         LightningModule.__init__(self)
         if not self.adapter.trains_base and self.adapter.seed is None:
             self.adapter = self.adapter.replace(seed=self.seed)
-        self.learning_rate = self.learning_rate or self.default_learning_rate(self.adapter)
+        self.learning_rate = self.learning_rate or default_learning_rate(
+            self.adapter, IMAGES if self.vision_only else self.place
+        )
         self.adapters: AdapterSet | None = None
         self.choice: Choice = None
         self.saved: AdapterFile | None = None
@@ -131,10 +135,6 @@ class Objective(Declared, LightningModule):
         self._draws = True  # random numbers while training
 
     # Defined by an objective
-
-    def default_learning_rate(self, adapter: Adapter) -> float:
-        """Return the default learning rate of a method."""
-        return default_learning_rate(adapter, IMAGES if self.vision_only else TOWERS)
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -159,18 +159,6 @@ class Objective(Declared, LightningModule):
     def accumulated_loss(self, batch: dict[str, Any]) -> Tensor | None:
         """Return a term beside the samples' losses, such as the gradient that earlier micro-batches left."""
         return None
-
-    def check_built(self) -> None:
-        """Refuse a model that does not go with the options, once it is built."""
-
-    def check_data(self) -> None:
-        """Refuse data that do not go with the model, before a training."""
-
-    def begin(self) -> None:
-        """Prepare for a training."""
-
-    def drop_unused(self, optimizer: Any) -> None:
-        """Drop gradients of what an optimizer step leaves alone."""
 
     def class_logits(self, inputs: Any) -> Tensor:
         """Return logits (b, classes) for evaluation and prediction."""

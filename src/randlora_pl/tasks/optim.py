@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from randlora_pl.adapters.methods.autolora import Problem, SelectionSearch
@@ -70,38 +69,10 @@ def schedule_factor(step: int, total: int, warmup: int, final: float, schedule: 
 def epoch_factor(epoch: int, epochs: int, learning_rate: float) -> float:
     """Return the factor of a learning rate in an epoch: 1e-5 in the first, then half a cosine that never reaches 0.
 
-    This is the schedule of CoOp and of the papers that build on it.
-
-    Args:
-        epoch: Finished epochs.
-        epochs: Epochs of the whole run.
-        learning_rate: The peak.
+    This is the schedule of CoOp and of the papers that build on it. ``epoch`` counts finished epochs, ``epochs`` all,
+    and ``learning_rate`` is the peak.
     """
     return 1e-5 / learning_rate if epoch == 0 else 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
-
-
-def with_schedule(
-    groups: Sequence[dict[str, Any]], factors: list[Factor], fused: bool = False, model: nn.Module | None = None
-) -> tuple[Optimizer, LambdaLR]:
-    """Return AdamW (betas 0.9 and 0.999, as the protocol) and its schedule.
-
-    Args:
-        groups: Parameters, with options of their own (``lr``, ``weight_decay``, ``eps``).
-        factors: Factor of each group's learning rate.
-        fused: Update all tensors in one kernel; PyTorch then unscales gradients in it, after any clipping.
-        model: A model whose adapter may have an optimizer of its own (`make_optimizer`).
-    """
-    make = AdamW if model is None else partial(make_optimizer, model)
-    optimizer = make([dict(group) for group in groups], betas=(0.9, 0.999), eps=1e-8, fused=fused)
-    return optimizer, LambdaLR(optimizer, factors)
-
-
-def sgd_with_schedule(
-    groups: Sequence[dict[str, Any]], factors: list[Factor], fused: bool = False
-) -> tuple[Optimizer, LambdaLR]:
-    """Return SGD with momentum 0.9 and its schedule (see `with_schedule`); a decay is part of the gradient."""
-    optimizer = SGD([dict(group) for group in groups], momentum=0.9, fused=fused)
-    return optimizer, LambdaLR(optimizer, factors)
 
 
 def set_learning_rates(optimizer: Optimizer, scheduler: LambdaLR, groups: Sequence[dict[str, Any]]) -> None:
@@ -154,11 +125,7 @@ class Optimization(Objective):
         return [of_group(group["lr"]) for group in groups]
 
     def check_schedule(self, data: Any) -> None:
-        """Refuse a schedule that does not fit the length of the run, before anything is computed.
-
-        Raises:
-            UserError: The schedule is per epoch, and the run is planned in steps or has one epoch.
-        """
+        """Refuse a schedule per epoch for a run that is planned in steps or has one epoch, before anything else."""
         if self.schedule != "epochs":
             return
         epochs = getattr(data, "epochs", None)
@@ -178,11 +145,12 @@ class Optimization(Objective):
         fused = fuses and getattr(self.trainer.precision_plugin, "scaler", None) is None
         groups = self.optimizer_groups()
         factors = self.rate_factors(groups)
-        if self.optimizer == "sgd":
-            optimizer, scheduler = sgd_with_schedule(groups, factors, fused)
-        else:
-            optimizer, scheduler = with_schedule(groups, factors, fused, self.model)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        optimizer: Optimizer
+        if self.optimizer == "sgd":  # whose decay is part of the gradient
+            optimizer = SGD(groups, momentum=0.9, fused=fused)
+        else:  # with the protocol's betas; a group may have an epsilon of its own
+            optimizer = make_optimizer(self.model, groups, betas=(0.9, 0.999), eps=1e-8, fused=fused)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step"}}
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -199,18 +167,6 @@ class Optimization(Objective):
         else:
             limit = self.max_grad_norm if gradient_clip_val is None else gradient_clip_val
             self.log("train/grad_norm", nn.utils.clip_grad_norm_(trained, limit or math.inf))
-
-    def add_to_step(self, losses: Tensor, right: Tensor | None, weight: Tensor) -> None:
-        """Add a micro-batch to the sums of its optimizer step, which `log_step` logs.
-
-        Args:
-            losses: Loss (b,) of each sample.
-            right: How far each is right (b,), or None if that does not apply.
-            weight: Weight (b,) of each; 0 for padding.
-        """
-        values = [torch.ones_like(weight), losses] + ([] if right is None else [right.float()])
-        sums = (torch.stack(values) * weight).sum(1)
-        self.step_sums = sums if self.step_sums is None else self.step_sums + sums
 
     def log_step(self) -> None:
         """Log the weighted mean loss and accuracy over all samples of an optimizer step, on all devices.
@@ -264,7 +220,18 @@ class Optimization(Objective):
             return
         procedure.start(self.model)
         if isinstance(procedure, SelectionSearch):
-            procedure.problem = self._problem()
+            if not hasattr(self.data, "search_batch"):
+                raise UserError("AutoLoRA needs a data module that holds out training samples, such as ImageData.")
+            trainer = self.trainer
+            scaler: Any = getattr(trainer.precision_plugin, "scaler", None)  # of 16-mixed
+            groups = trainer.optimizers[0].param_groups
+            procedure.problem = Problem(
+                train_loss=lambda step: self._search_loss(step, "train"),
+                search_loss=lambda step: self._search_loss(step, "search"),
+                rates=lambda: [(p, group["lr"]) for group in groups for p in group["params"]],
+                average=lambda gradient: trainer.strategy.reduce(gradient, reduce_op="mean"),
+                scale=lambda: 1.0 if scaler is None else scaler.get_scale(),
+            )
         if self.procedure_state is not None:
             procedure.load_state_dict(self.procedure_state)
             procedure.ran, self.procedure_state = True, None
@@ -280,28 +247,6 @@ class Optimization(Objective):
             return None
         term = procedure.penalty()
         return None if term is None else term * self.trainer.accumulate_grad_batches
-
-    def procedure_facts(self) -> dict[str, Any]:
-        """Return the procedure's facts for ``results.json`` after a training run."""
-        return {} if self.report.procedure is None else self.report.procedure.finish()
-
-    def _problem(self) -> Problem:
-        """Return the losses of a search, on batches of the data module.
-
-        Raises:
-            UserError: The data module cannot hold out samples.
-        """
-        trainer = self.trainer
-        if not hasattr(self.data, "search_batch"):
-            raise UserError("AutoLoRA needs a data module that holds out training samples, such as ImageData.")
-        scaler: Any = getattr(trainer.precision_plugin, "scaler", None)  # of 16-mixed
-        return Problem(
-            train_loss=lambda step: self._search_loss(step, "train"),
-            search_loss=lambda step: self._search_loss(step, "search"),
-            rates=lambda: [(p, group["lr"]) for group in trainer.optimizers[0].param_groups for p in group["params"]],
-            average=lambda gradient: trainer.strategy.reduce(gradient, reduce_op="mean"),
-            scale=lambda: 1.0 if scaler is None else scaler.get_scale(),
-        )
 
     def _search_loss(self, step: int, part: Literal["search", "train"]) -> Tensor:
         """Return the mean loss of a search batch, with dropout as a function of the seed and the step."""

@@ -200,7 +200,8 @@ def load_tasks(adapters: Mapping[str, str | Path | AdapterFile], **overrides: An
     tasks = {name: plain_task(file, **overrides) for name, file in files.items()}
     first: dict[str, tuple[ImageTask, AdapterSet]] = {}
     for name, task in tasks.items():
-        base = _base_of(files[name], task)
+        identity = files[name].config.get("base_model", {})
+        base = json.dumps([identity, task.vision_only, getattr(task, "img_size", None)], sort_keys=True)
         if base in first:
             other, together = first[base]
             task.identity = other.identity
@@ -263,9 +264,3 @@ def weighted_task(tasks: Mapping[str, ImageTask], weights: Mapping[str, float]) 
     first.choice = dict(weights)
     first.prepare_evaluation()
     return first
-
-
-def _base_of(file: AdapterFile, task: ImageTask) -> str:
-    """Return a key of the backbone: its library, name, weights, towers and image size."""
-    base = file.config.get("base_model", {})
-    return json.dumps([base, task.vision_only, getattr(task, "img_size", None)], sort_keys=True)

@@ -26,10 +26,6 @@ class TextHeadTask(TowerTask):
     zero_shot = True
     adopts = "image tower"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.head: Tensor
-
     def used_prompts(self, templates: Sequence[str] | None = None) -> UsedPrompts:
         """Return the prompts of the task: its templates, or others if given, averaged."""
         found = self.templates_for(templates)
@@ -55,21 +51,18 @@ class TextHeadTask(TowerTask):
 
         key = (clip.identity, tuple(self.classnames), tuple(prompts), str(device))
         head = cached("head", key, make)
+        self.head: Tensor
         self.register_buffer("head", head.clone(), persistent=False)
         return tower
 
     def build_on(self, other: ImageTask) -> None:
         """Make an empty head of the other's width."""
-        features = other.head_tensors()["head"].shape[1]
-        self.register_buffer("head", torch.zeros(len(self.classnames), features), persistent=False)
+        head = torch.zeros(len(self.classnames), other.head_weight().shape[1])
+        self.register_buffer("head", head, persistent=False)
 
     def class_logits(self, images: Tensor) -> Tensor:
         """Return scaled similarities with the class embeddings, (b, classes)."""
         return similarities(normalize(self.model(images)), self.head)
-
-    def head_weight(self) -> Tensor:
-        """Return the scaled class embeddings."""
-        return self.head
 
     def text_model(self) -> tuple[nn.Module, Any]:
         """Return the frozen model whose text tower encoded the prompts, and its tokenizer."""

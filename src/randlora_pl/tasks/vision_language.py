@@ -6,11 +6,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from randlora_pl.data.image_batches import counted_classes
 from randlora_pl.models import encode_prompts
 from randlora_pl.models.text import check_distinct, class_prompts
 from randlora_pl.tasks.images import ClipTask, UsedPrompts
 from randlora_pl.tasks.losses import (
-    counted_classes,
     logit_bias,
     normalize,
     padded_captions,
@@ -82,11 +82,7 @@ class VisionLanguageTask(ClipTask):
         return UsedPrompts([self.caption], found if self.eval_prompts == "ensemble" else [self.caption], drawn=True)
 
     def use_typed_prompts(self) -> None:
-        """Let typed prompts replace the default caption.
-
-        Raises:
-            UserError: A caption is given, too.
-        """
+        """Let typed prompts replace the default caption; refuse them beside a given one."""
         if self.caption not in (None, CAPTION):
             raise UserError(
                 f"the caption {self.caption!r} and --data.templates both name the prompts. Remove --data.templates, or "
@@ -111,7 +107,11 @@ class VisionLanguageTask(ClipTask):
     def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the loss of each image over the captions of the step or micro-batch (`loss_batch`)."""
         classes, counts = self._captions(batch)
-        texts = self._text_features(batch, classes)
+
+        def encode() -> Tensor:
+            return normalize(self.model.encode_text(self.caption_tokens(classes)))  # type: ignore[operator]
+
+        texts = encode() if self.loss_batch == "local" else self.shared_features(batch, encode)
         images = normalize(self.model.encode_image(batch["image"]))  # type: ignore[operator]
         logits = self.scale() * similarities(images, texts)
         losses = pair_losses(self.model, logits, batch["label"], classes, counts)
@@ -144,16 +144,6 @@ class VisionLanguageTask(ClipTask):
             batch["captions"] = padded_captions(*found, most=len(self.classnames)) if self.torch_compile else found
         captions: tuple[Tensor, Tensor] = batch["captions"]
         return captions
-
-    def _text_features(self, batch: dict[str, Any], classes: Tensor) -> Tensor:
-        """Return the features of the captions, which the micro-batches of a step share if their loss is joint."""
-        if self.loss_batch == "local":
-            return self._encoded(classes)
-        return self.shared_features(batch, lambda: self._encoded(classes))
-
-    def _encoded(self, classes: Tensor) -> Tensor:
-        """Encode the captions of some classes (u, e)."""
-        return normalize(self.model.encode_text(self.caption_tokens(classes)))  # type: ignore[operator]
 
     def forget(self) -> None:
         """Drop what was encoded and collected with other weights."""
@@ -201,9 +191,6 @@ class VisionLanguageTask(ClipTask):
         return self.scale() * similarities(features, self.class_features())
 
 
-RECALL_AT = (1, 5, 10)
-
-
 def recalls(images: Tensor, texts: Tensor, image_ids: Tensor, text_ids: Tensor) -> dict[str, float]:
     """Compute the fraction of queries with a partner among the k nearest candidates.
 
@@ -223,9 +210,9 @@ def recalls(images: Tensor, texts: Tensor, image_ids: Tensor, text_ids: Tensor) 
     similarity = images @ texts.T
     found = {}
     for prefix, scores, hits in (("", similarity, partners), ("text_to_image_", similarity.T, partners.T)):
-        order = scores.topk(min(max(RECALL_AT), scores.shape[1]), dim=1).indices
+        order = scores.topk(min(10, scores.shape[1]), dim=1).indices
         right = hits.gather(1, order).cumsum(dim=1) > 0
-        for k in RECALL_AT:
+        for k in (1, 5, 10):
             found[f"{prefix}recall@{k}"] = right[:, min(k, right.shape[1]) - 1].float().mean().item()
     return found
 

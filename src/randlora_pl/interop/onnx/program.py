@@ -136,7 +136,7 @@ def make_program(task: ImageTask, part: str = "classifier", frame: ImageSpec | N
             return _text(task, facts)
         weight = None if part == "image" else task.head_weight()
         task.unload()
-        second = task.second_head() if part == "classifier" else None
+        second = task.decoupled if part == "classifier" else None
         unit = task.unit_features and (second is None or second.unit_features)
         encoder = ImageEncoder(task.image_tower(), frame, unit)
         module: nn.Module = encoder

@@ -18,7 +18,6 @@ from randlora_pl.language.tasks.common import TextTask
 from randlora_pl.language.token_losses import check_positions, table_of_positions, token_losses
 from randlora_pl.language.tokenization import IGNORED, collate, encode_prompt
 from randlora_pl.models.weights import evaluating
-from randlora_pl.tasks.execution import chosen_dtype
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, NotNegative, Positive, Probability, between
 
@@ -115,7 +114,7 @@ class CausalLMTask(TextTask):
 
     def _load(self) -> Any:
         """Return a decoder with its output layer, in eval mode on the CPU."""
-        name, dtype = self.name, getattr(torch, chosen_dtype(self.frozen_dtype, self.adapter, self._trainer))
+        name, dtype = self.name, getattr(torch, self.chosen_dtype())
         config = model_config(name, self.pretrained, self.config_overrides)
         from transformers import AutoModelForCausalLM
         from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
@@ -310,7 +309,7 @@ class CausalLMTask(TextTask):
             if len(own) > 1:
                 self.log_dict(own)
 
-    def check_data(self) -> None:
+    def on_fit_start(self) -> None:
         """Refuse samples that are longer than the model."""
         lengths = getattr(self.data, "lengths", {}).get("train")
         if lengths is not None:

@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal, Self
 import torch
 from torch import nn
 
-from randlora_pl.adapters import Adapter, AdapterFile, read_adapter
+from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.language.catalog import KNOWN
 from randlora_pl.language.loading import RANDOM, model_config, possible, reached, try_out
 from randlora_pl.language.tokenization import BYTES, load_tokenizer
 from randlora_pl.models import ModelIdentity
 from randlora_pl.models.weights import seeded
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.objective import TEXTS, default_learning_rate
+from randlora_pl.tasks.objective import TEXTS
 from randlora_pl.tasks.restore import make_ready, make_task
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Fraction, NotNegative
@@ -34,6 +34,7 @@ class TextTask(AdaptationTask):
         sentences: True if the byte tokenizer sets its end of text around and between sentences.
     """
 
+    place = TEXTS
     auto = pipeline_tag = example = ""
     sentences = generates = False
     batch_size = 64
@@ -58,10 +59,6 @@ class TextTask(AdaptationTask):
         super().__post_init__()
         if self.tokenizer is None and self.pretrained == RANDOM:
             self.tokenizer = BYTES
-
-    def default_learning_rate(self, adapter: Adapter) -> float:
-        """Return the default learning rate of a method for language models."""
-        return default_learning_rate(adapter, TEXTS)
 
     def default_targets(self, model: Any) -> list[str] | None:
         """Return the targets of the adapter: the given ones, or the paper's for this kind of model, or None."""

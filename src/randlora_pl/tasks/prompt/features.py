@@ -7,9 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters import AdapterFile
 from randlora_pl.models.prompted import image_features
-from randlora_pl.prompts import CoOp, Fixed, PromptLearner, Prompts
+from randlora_pl.prompts import CoOp, Fixed, PromptLearner
 from randlora_pl.tasks.images import ClipTask, UsedPrompts
 from randlora_pl.tasks.losses import normalize, similarities
 from randlora_pl.utils.errors import UserError
@@ -32,14 +31,15 @@ class PromptedClip(ClipTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.learned: Prompts
         self.own_classes: list[str] = []
         self._constant_texts: Tensor | None = None
 
     def take_texts(self, model: nn.Module, tokenizer: Any) -> None:
         """Make the learned tokens, and tokenize the texts of all classes."""
         self.tokenizer = tokenizer
-        self.own_classes = classes_of(self.saved, self.classnames, self.prompts)
+        trained = [] if self.saved is None else self.saved.metadata.get("classnames") or []
+        self.own_classes = list(trained or self.classnames)
+        check_classes(self.own_classes, self.classnames, self.prompts)
         self.learned = self.prompts.build(model, tokenizer, self.own_classes, self.seed)
         self._take_classes(model, self.classnames)
 
@@ -66,11 +66,7 @@ class PromptedClip(ClipTask):
         return UsedPrompts([self.prompts.template], [self.prompts.template])
 
     def use_typed_prompts(self) -> None:
-        """Refuse them: the prompts are an option of the task.
-
-        Raises:
-            UserError: Always.
-        """
+        """Refuse them: the prompts are an option of the task."""
         option = "words" if self.prompts.learns else "template"
         raise UserError(
             f"--data.templates: PromptTask has prompts of its own. Set --model.prompts.{option} instead, or use "
@@ -89,11 +85,6 @@ class PromptedClip(ClipTask):
     def _images(self, batch: Tensor) -> Tensor:
         """Return the features (b, e) of images, not normalized."""
         return image_features(self.model.visual, batch, self.learned.vision())
-
-    def scale(self) -> Tensor:
-        """Return the factor of the similarities, a scalar."""
-        factor: Tensor = self.model.logit_scale.exp()  # type: ignore[operator]
-        return factor
 
     def _logits(self, features: Tensor, classes: Tensor) -> Tensor:
         """Return scaled similarities (b, C) of image features and text features, neither normalized."""
@@ -178,19 +169,8 @@ class PromptedClip(ClipTask):
         return 100 * right / max(1, count), count
 
 
-def classes_of(file: AdapterFile | None, classnames: list[str], prompts: PromptLearner) -> list[str]:
-    """Return the classes that prompts are learned for; those in a saved adapter if one is loaded."""
-    own = list(classnames) if file is None else list(file.metadata.get("classnames") or classnames)
-    check_classes(own, classnames, prompts)
-    return own
-
-
 def check_classes(own: list[str], classnames: list[str], prompts: PromptLearner) -> None:
-    """Refuse other classes than those that prompts were learned for, if each class has its own.
-
-    Raises:
-        UserError: Prompts of each class alone cannot name them.
-    """
+    """Refuse other classes than those that prompts were learned for, if each class has its own."""
     if prompts.class_specific and own != list(classnames):
         raise UserError(
             f"class-specific prompts were learned for {own[:3]}..., the data has {list(classnames)[:3]}.... Train with "

@@ -42,19 +42,14 @@ class SelfRegulation(Described):
         with torch.no_grad(), disabled(model):
             sums: Tensor | float = 0.0
             for template in IMAGENET_TEMPLATES[: self.templates]:
-                ids = tokenizer(class_prompts(classnames, [template]))
-                sums = sums + _features(model, ids.to(device)).float()
+                ids = tokenizer(class_prompts(classnames, [template])).to(device)
+                if is_causal(model):  # it need not read beyond the ends of the texts
+                    found = encode_rows(text_tower(model), TextRows(ids, torch.full_like(ids, -1), ids.argmax(1)))
+                else:
+                    found = model.encode_text(ids)  # type: ignore[operator]
+                sums = sums + found.float()
         assert isinstance(sums, Tensor)
         return Teacher(self, normalize(sums))
-
-
-def _features(model: nn.Module, ids: Tensor) -> Tensor:
-    """Return the features (C, e) of token rows (C, L), which a causal tower need not read beyond their ends."""
-    if not is_causal(model):
-        found: Tensor = model.encode_text(ids)  # type: ignore[operator]
-        return found
-    rows = TextRows(ids, torch.full_like(ids, -1), ids.argmax(1)).to(ids.device)
-    return encode_rows(text_tower(model), rows)
 
 
 class Teacher(nn.Module):

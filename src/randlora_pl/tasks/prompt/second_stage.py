@@ -1,7 +1,6 @@
 """The second stage of 2SFS: the last steps train a classifier alone (Farina et al., arXiv 2503.11609)."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -30,18 +29,15 @@ class TwoStages(PromptedClip):
         super().__post_init__()
         self.classifier: nn.Parameter | None = None
 
-    def check_built(self) -> None:
-        """Refuse a method that changes what trains during the training, beside a second stage.
-
-        Raises:
-            UserError: There are both.
-        """
+    def configure_model(self) -> None:
+        """Build the model; refuse a method that changes what trains during the training, beside a second stage."""
+        super().configure_model()
         if self.classifier is not None and self.report.procedure is not None:
             raise UserError(f"classifier_steps ends the training of {self.adapter.method()}'s procedure; use LoRA.")
 
-    def begin(self) -> None:
+    def on_train_start(self) -> None:
         """Start with an empty classifier; the first step of the stage fills it."""
-        super().begin()
+        super().on_train_start()
         if self.classifier is not None and self.trainer.global_step <= self._first_steps():
             nn.init.zeros_(self.classifier)
 
@@ -77,21 +73,14 @@ class TwoStages(PromptedClip):
     def classifier_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the cross-entropy of the classifier on features without dropout, and how far each image is right."""
         assert self.classifier is not None
-        with self._evaluating(), torch.no_grad():
+        training = self.training
+        self.eval()
+        with torch.no_grad():
             if self.trainer.global_step == self._first_steps() and batch["micro_batch"] == 0:
                 self.classifier.copy_(normalize(self._texts(self.model)))
             own = self._images(batch["image"])
+        self.train(training)
         return class_losses(self._logits(own, self.classifier), batch, 0.0)
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Switch to evaluation, and back."""
-        training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(training)
 
     def scaled_features(self) -> Tensor:
         """Return the features (C, e) that a prediction compares with, of unit length, times the scale.
@@ -120,7 +109,7 @@ class TwoStages(PromptedClip):
         bias = logit_bias(self.model)
         return [] if bias is None or self.loss_batch != "all" or not bias.requires_grad else [bias]
 
-    def drop_unused(self, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Drop the gradients of what does not train in this stage, so that the optimizer leaves it alone."""
         for bias in self._cancelled():
             bias.grad = None

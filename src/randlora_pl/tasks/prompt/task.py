@@ -13,9 +13,8 @@ from randlora_pl.adapters import Adapter, Frozen, adapted_layers
 from randlora_pl.adapters.described import Described, make
 from randlora_pl.models import ImageTower
 from randlora_pl.prompts import Fixed, PromptLearner
-from randlora_pl.tasks.images import ImageTask, SecondHead
+from randlora_pl.tasks.images import ImageTask
 from randlora_pl.tasks.losses import (
-    all_captions,
     class_losses,
     logit_bias,
     normalize,
@@ -80,21 +79,22 @@ class PromptTask(TwoStages):
         given = self.learning_rate
         super().__post_init__()
         self._check_options(given)
-        self.head_learning_rate = self._head_rate()
+        factor = 0.0 if self.head is None else self.head.rate_factor
+        if self.classifier_steps:
+            self.head_learning_rate = self.head_learning_rate or self.learning_rate
+        elif self.head_learning_rate and not factor:
+            raise UserError(
+                f"--model.head_learning_rate is {self.head_learning_rate:g}, and no head trains. Add --model.head DePT "
+                "or --model.classifier_steps 0.4, or leave it out."
+            )
+        else:
+            self.head_learning_rate = self.head_learning_rate or self.prompt_learning_rate * factor or None
         self.zero_shot = self.prompts.starts_pretrained and self.head is None
-        self.decoupled: SecondHead | None = None
         self.teacher: Teacher | None = None
         self.saved_head = False
 
     def _check_options(self, learning_rate: float | None) -> None:
-        """Refuse options that another one would ignore, or that need what another one changes.
-
-        Args:
-            learning_rate: The rate that was given for the weight update.
-
-        Raises:
-            UserError: See above; the message has what to leave out.
-        """
+        """Refuse options that another one would ignore or change; ``learning_rate`` was given for the weight update."""
         adapter, prompts = self.adapter, self.prompts
         if self.regulation is not None and not adapter.keeps_base:
             raise UserError(f"{adapter.method()} trains the model that regulation needs. Leave one of them out.")
@@ -123,23 +123,6 @@ class PromptTask(TwoStages):
             )
         if self.classifier_steps and (self.head is not None or prompts.per_image or self.schedule != "cosine"):
             raise UserError("classifier_steps needs --model.schedule cosine, and neither --model.head nor CoCoOp.")
-
-    def _head_rate(self) -> float | None:
-        """Return the learning rate of a second head or a classifier; None if neither trains.
-
-        Raises:
-            UserError: The given rate has nothing to train.
-        """
-        given = self.head_learning_rate
-        if self.classifier_steps:
-            return given or self.learning_rate
-        factor = 0.0 if self.head is None else self.head.rate_factor
-        if given and not factor:
-            raise UserError(
-                f"--model.head_learning_rate is {given:g}, and no head trains. Add --model.head DePT or "
-                "--model.classifier_steps 0.4, or leave it out."
-            )
-        return given or self.prompt_learning_rate * factor or None
 
     def take_texts(self, model: nn.Module, tokenizer: Any) -> None:
         """Make the learned tokens, the second head and the classifier.
@@ -194,7 +177,9 @@ class PromptTask(TwoStages):
     def _captions(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return all classes and the number of their captions, counted once for the loss and its floor."""
         if "captions" not in batch:
-            batch["captions"] = all_captions(batch, len(self.classnames))
+            count, present = len(self.classnames), batch["step_counts"]
+            counts = present.new_zeros(count).scatter(0, batch["step_classes"], present)
+            batch["captions"] = torch.arange(count, device=counts.device), counts
         captions: tuple[Tensor, Tensor] = batch["captions"]
         return captions
 
@@ -226,13 +211,9 @@ class PromptTask(TwoStages):
             groups += parameter_groups([self.classifier], own_rate, self.weight_decay, True)
         return groups
 
-    def begin(self) -> None:
-        """Drop the features of a loaded file, and fill the second head.
-
-        Raises:
-            UserError: A second head or a classifier is of other classes.
-        """
-        super().begin()
+    def on_train_start(self) -> None:
+        """Drop the features of a loaded file, and fill the second head."""
+        super().on_train_start()
         self._check_own()
         self.saved_head, self.teacher = False, None
         if self.decoupled is not None:
@@ -287,10 +268,6 @@ class PromptTask(TwoStages):
         """Return the image tower, with its learned tokens as constants."""
         return ImageTower(self.model, self.learned.vision())
 
-    def second_head(self) -> SecondHead | None:
-        """Return the second head, if there is one."""
-        return self.decoupled
-
     def described_parts(self) -> dict[str, Any]:
         """Return the prompt learner and the second head as JSON values."""
         return {"prompt_learner": self.prompts.describe(), "head": self.head and self.head.describe()}
@@ -342,11 +319,7 @@ class PromptTask(TwoStages):
         return super().save(folder, summary)
 
     def _check_own(self) -> None:
-        """Refuse to train or to save a second head or a classifier with other classes than its own.
-
-        Raises:
-            UserError: The task names other classes now.
-        """
+        """Refuse to train or to save a second head or a classifier with other classes than its own."""
         if self.classnames != self.own_classes and (self.decoupled is not None or self.classifier is not None):
             own, now = self.own_classes[:3], self.classnames[:3]
             raise UserError(f"the second head is of the classes {own}..., not of {now}...: make a new task for these.")

@@ -62,20 +62,18 @@ class TipAdapter(SecondHeadOptions):
         Raises:
             UserError: There are none, or too many.
         """
-        labels = _saved_labels(file, classes) if file is not None else _own_labels(data)
+        if file is not None:
+            labels = _saved_labels(file, classes)
+        elif hasattr(data, "crop_scale"):
+            labels = torch.from_numpy(data.samples("train").labels)
+        else:
+            raise UserError("TipAdapter keeps features of training images: it needs a run with ImageData.")
         if len(labels) > MOST_IMAGES:
             raise UserError(
                 f"TipAdapter keeps a feature of each training image: {len(labels):,} are too many, at most "
                 f"{MOST_IMAGES:,} are possible. Choose some, for example --data.shots 16."
             )
         return Cache(self, labels, features, classes)
-
-
-def _own_labels(data: Any) -> Tensor:
-    """Return the classes (N,) of the training images of a run."""
-    if not hasattr(data, "crop_scale"):
-        raise UserError("TipAdapter keeps features of training images: it needs a run with ImageData.")
-    return torch.from_numpy(data.samples("train").labels)
 
 
 def _saved_labels(file: AdapterFile, classes: int) -> Tensor:
@@ -146,14 +144,16 @@ class Cache(SecondHead):
                 yield batch, normalize(found.float())
 
         with torch.no_grad():
-            sums = torch.zeros(self.keys.shape)
-            for batch, units in features(_views(data)):
+            images, size, sums = data.samples("train"), data.eval_batch_size, torch.zeros(self.keys.shape)
+            plan = DrawPlan(len(images), VIEWS * len(images), size, data.seed, "epochs", stream="cache")
+            views = TrainBatches(images, TrainSchedule(plan, size), data.frame, data.crop_scale, data.flip, data.skip)
+            for batch, units in features(views):
                 counts = (batch["weight"] > 0).float()  # neither padding nor unreadable
                 sums.index_add_(0, batch["index"], units.cpu() * counts[:, None])
             self.keys.copy_(strategy.broadcast(normalize(sums)))
             samples = data.samples("val") if self.options.search and not data.trains_on_val else None
             if samples is not None and len(samples):
-                schedule = EvalSchedule(len(samples), data.eval_batch_size)
+                schedule = EvalSchedule(len(samples), size)
                 batches = features(EvalBatches(samples, schedule, data.frame, data.skip))
                 self.factors.copy_(torch.tensor(strategy.broadcast(self._best(batches, compare))))
                 log.info("TipAdapter: alpha %g and beta %g are best on validation images", *self.factors.tolist())
@@ -190,10 +190,3 @@ class _Cached(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         added: Tensor = self.cache(features)
         return F.linear(features, self.head) + added
-
-
-def _views(data: Any) -> TrainBatches:
-    """Return batches of all views of all training images."""
-    samples, size = data.samples("train"), data.eval_batch_size
-    plan = DrawPlan(len(samples), VIEWS * len(samples), size, data.seed, "epochs", stream="cache")
-    return TrainBatches(samples, TrainSchedule(plan, size), data.frame, data.crop_scale, data.flip, data.skip)
