@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,6 +26,7 @@ from randlora_pl.data.sources import ArrayImages, EncodedImages
 from randlora_pl.data.transforms import PLAIN, Augment, finish
 from randlora_pl.data.validate import class_names, is_draw
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.files.documents import parse_json
 from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.options import Positive, Share, between
 from randlora_pl.utils.reuse import cached
@@ -164,9 +166,11 @@ class ImageData(PlannedData):
 
             ensure(self.row, self.root)
         if self.row.patterns:  # the other processes load the stored index
-            from randlora_pl.data.readers.tar_shards import index_all
+            from randlora_pl.data.readers import tar_shards
 
-            index_all(self.root)
+            paths = tar_shards.find(self.root)
+            for split in paths.by_split:
+                tar_shards.index(paths, split)
 
     def setup(self, stage: str | None = None) -> None:
         """Read labels and class names, choose the subset, and plan the sample order; without a stage, of all splits.
@@ -388,8 +392,9 @@ class ImageData(PlannedData):
     def reuse_index(self, folder: Path) -> None:
         """Use the training images of an interrupted run if it chose them with the same options."""
         path = Path(folder) / "shots.json"
-        if self.shots_file is None and path.is_file() and splits.has_key(path, self._key):
-            self.shots_file = str(path)
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if self.shots_file is None and parse_json(path.read_text(encoding="utf-8"))["key"] == self._key:
+                self.shots_file = str(path)
 
     def _late(self, samples: Samples) -> Late:
         running = TrainerStatus.RUNNING  # outside a Trainer, return float images

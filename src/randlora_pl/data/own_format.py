@@ -73,6 +73,7 @@ def _header(file: Path) -> list[str]:
 
 def _formats_of_folder(root: Path) -> Iterator[str]:
     from randlora_pl.data.readers.dispatch import SPLIT_OF
+    from randlora_pl.data.sources import is_image
 
     below = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     files = [path for path in root.iterdir() if not path.is_dir()]
@@ -85,13 +86,6 @@ def _formats_of_folder(root: Path) -> Iterator[str]:
         yield "hf"
     if ".tar" in suffixes:
         yield "webdataset"
-    if any(_holds_image(path, 4) for path in below):  # such as SPLIT/CLASS/IMAGE
+    levels = ["*/" * depth + "*" for depth in range(5)]  # such as SPLIT/CLASS/IMAGE
+    if any(is_image(file) for path in below for level in levels for file in path.glob(level)):
         yield "folder"
-
-
-def _holds_image(home: Path, depth: int) -> bool:
-    from randlora_pl.data.sources import is_image
-
-    if any(map(is_image, home.iterdir())):
-        return True
-    return depth > 0 and any(_holds_image(path, depth - 1) for path in home.iterdir() if path.is_dir())

@@ -218,15 +218,6 @@ def write_index(path: Path, key: dict[str, Any], samples: Samples, classnames: S
         write_text(path, text)
 
 
-def has_key(path: Path, key: dict[str, Any]) -> bool:
-    """Return True if a file has a subset with these options; False if it cannot be read."""
-    try:
-        found: bool = parse_json(path.read_text(encoding="utf-8"))["key"] == key
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return found
-
-
 def read_index(path: Path, key: dict[str, Any], samples: Samples) -> Samples:
     """Return the subset listed in a file.
 

@@ -1,5 +1,7 @@
 """Images apart from training: files for prediction, and a random choice of a dataset for analyses."""
 
+import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from randlora_pl.data.image_batches import EvalBatches, default_workers
 from randlora_pl.data.loader import Loader
 from randlora_pl.data.module import ImageData
 from randlora_pl.data.readers.dispatch import Samples
-from randlora_pl.data.readers.trees import list_images
+from randlora_pl.data.readers.trees import image_names
 from randlora_pl.data.schedule import EvalSchedule
 from randlora_pl.data.sources import FORMATS, MOST_PIXELS, ArrayImages, FileImages, decode
 from randlora_pl.data.transforms import eval_batch, pixels_needed
@@ -60,7 +62,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            here = list_images(path)
+            here = [path / name for name in image_names(path, Counter(), os.fspath)]
             if not here:
                 raise UserError(f"The folder {path} has no images (.jpg, .png ...)")
             found += here

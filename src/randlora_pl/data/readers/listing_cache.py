@@ -30,9 +30,6 @@ from randlora_pl.data.sources import FileImages, PathsBelow, Strings
 from randlora_pl.utils.files.atomic_output import atomic_file
 from randlora_pl.utils.machine import cache_folder
 
-VERSION = 4
-"""Version of the stored format; raise it to invalidate old files."""
-
 LEAST = 10_000
 """Minimum number of samples for storing a listing."""
 
@@ -121,7 +118,8 @@ def stored(
         states: Function that returns the current states of recorded paths.
         least: Minimum number of samples for storing; default `LEAST`.
     """
-    digest = hashlib.sha256(json.dumps([VERSION, *name]).encode()).hexdigest()
+    version = 4  # of the stored format; raise it to invalidate old files
+    digest = hashlib.sha256(json.dumps([version, *name]).encode()).hexdigest()
     path = cache_folder() / "listings" / digest
     found = None if _ignore_stored.get() else _load(path, recipe, states)
     how = "from the stored listing"

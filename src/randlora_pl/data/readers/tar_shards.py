@@ -163,7 +163,16 @@ def _index(shard_paths: ShardPaths, paths: Sequence[str], by_key: bool) -> listi
         raise UserError(f"The shards of {shard_paths.title} have no samples; the first is {paths[0]}")
     numbers = numbers_of(keys)
     if not texts.is_ascii or len(np.unique(numbers)) < len(numbers):
-        keys = Strings.of(_keys(list(texts), columns["shard"], paths))
+        named = list(texts)
+        repeated = {name for name, times in Counter(named).items() if times > 1}
+        stems = [PurePosixPath(without_query(path).replace("\\", "/")).stem for path in paths]
+        first: dict[str, int] = {}
+        for name, part in zip(named, columns["shard"], strict=True):
+            key = unicodedata.normalize("NFC", f"{stems[part]}/{name}" if name in repeated else name)
+            if key in first:
+                raise UserError(f"{paths[first[key]]} and {paths[part]} both have {key!r}. Rename the shards")
+            first[key] = part
+        keys = Strings.of(first)
         numbers = numbers_of(keys)
     rows = key_order(keys) if by_key else np.arange(len(keys))
     arrays = {name: np.frombuffer(column, np.int64) for name, column in columns.items()}
@@ -173,21 +182,7 @@ def _index(shard_paths: ShardPaths, paths: Sequence[str], by_key: bool) -> listi
     return listing.Found(arrays, held, (remarks[0] + more,) if remarks else ())
 
 
-def _keys(members: list[str], shard: Sequence[int], paths: Sequence[str]) -> list[str]:
-    repeated = {name for name, times in Counter(members).items() if times > 1}
-    stems = [PurePosixPath(without_query(path).replace("\\", "/")).stem for path in paths]
-    first: dict[str, int] = {}
-    for name, part in zip(members, shard, strict=True):
-        key = unicodedata.normalize("NFC", f"{stems[part]}/{name}" if name in repeated else name)
-        if key in first:
-            raise UserError(f"{paths[first[key]]} and {paths[part]} both have {key!r}. Rename the shards")
-        first[key] = part
-    return list(first)
-
-
 NAMES = "classnames.txt"
-TEMPLATES = ("templates.txt", "zeroshot_classification_templates.txt")
-MOST_CLASSES = 1_000_000
 
 log = logging.getLogger("randlora_pl")
 
@@ -246,7 +241,8 @@ def shards(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     """
     del row
     shard_paths = find(root)
-    names, templates = shard_paths.lines((NAMES,)), shard_paths.lines(TEMPLATES)
+    names = shard_paths.lines((NAMES,))
+    templates = shard_paths.lines(("templates.txt", "zeroshot_classification_templates.txt"))
     there = shard_paths.by_split
     if "train" not in there and (split == "train" or not names):
         raise UserError(
@@ -260,7 +256,15 @@ def shards(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     found = index(shard_paths, own)
     of_classes = found if class_split == own else index(shard_paths, class_split)
     classes, by_name = _classes(shard_paths, class_split, of_classes, names)
-    labels = _labels(shard_paths, own, found, classes, by_name)
+    used = []
+    for text in found.texts["labels"]:
+        label = _number(text) if by_name is None else by_name.get(text)
+        if label is None or not 0 <= label < len(classes):
+            least = f"a number from 0 to {len(classes) - 1}" if by_name is None else "a class of the train shards"
+            hint = near(text, by_name or ())
+            raise UserError(f"{_first(shard_paths, own, found, text)}: the label {text!r} is not {least}.{hint}")
+        used.append(label)
+    labels = np.asarray(used, dtype=np.int64)[found.columns["label"]]
     for note in found.notes:
         log.warning("%s", note)
     shard, offset, length = (found.columns[name] for name in ("shard", "offset", "length"))
@@ -274,13 +278,6 @@ def shards(row: DatasetSpec, root: Path, split: str) -> Samples | None:
     return Samples(images, rows, labels, keys, tuple(classes), templates=prompts, known_numbers=numbers)
 
 
-def index_all(root: Path) -> None:
-    """Build the index of every split for other processes."""
-    shard_paths = find(root)
-    for split in shard_paths.by_split:
-        index(shard_paths, split)
-
-
 def _classes(
     shard_paths: ShardPaths, split: str, found: listing.Found, names: Sequence[str]
 ) -> tuple[list[str], dict[str, int] | None]:
@@ -292,7 +289,7 @@ def _classes(
         raise UserError(f"{shard_paths.title}: some labels are numbers ({numeric[0]}), others are names ({other!r})")
     if numeric:
         top = max(numeric, key=int)
-        if int(top) >= MOST_CLASSES:
+        if int(top) >= 1_000_000:
             raise UserError(f"{_first(shard_paths, split, found, top)}: the label {top} cannot be a class number")
         return list(names) or [f"class {number}" for number in range(int(top) + 1)], None
     classes = list(names) if set(used) <= set(names) else sorted(used)
@@ -303,20 +300,6 @@ def _classes(
             f"shards.{near(strange, names)}"
         )
     return list(names) or classes, {name: number for number, name in enumerate(classes)}
-
-
-def _labels(
-    shard_paths: ShardPaths, split: str, found: listing.Found, classes: Sequence[str], by_name: dict[str, int] | None
-) -> NDArray[np.int64]:
-    labels = []
-    for text in found.texts["labels"]:
-        label = _number(text) if by_name is None else by_name.get(text)
-        if label is None or not 0 <= label < len(classes):
-            least = f"a number from 0 to {len(classes) - 1}" if by_name is None else "a class of the train shards"
-            hint = near(text, by_name or ())
-            raise UserError(f"{_first(shard_paths, split, found, text)}: the label {text!r} is not {least}.{hint}")
-        labels.append(label)
-    return np.asarray(labels, dtype=np.int64)[found.columns["label"]]
 
 
 def _number(text: str) -> int | None:

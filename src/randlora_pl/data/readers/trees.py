@@ -214,11 +214,6 @@ def class_folders(home: Path) -> dict[str, Path]:
     return folders
 
 
-def list_images(home: Path) -> list[Path]:
-    """Return all image files below ``home`` (see `image_names`); [] if it is not a folder."""
-    return [home / name for name in image_names(home, Counter(), os.fspath)] if home.is_dir() else []
-
-
 def image_names(home: Path, ignored: Counter[str], watch: Callable[[str], object]) -> list[str]:
     """Return all image files below ``home``, without hidden files; links to folders are followed once.
 

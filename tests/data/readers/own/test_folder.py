@@ -8,7 +8,8 @@ import pytest
 
 from randlora_pl.data.catalog.registry import find
 from randlora_pl.data.readers.dispatch import Samples
-from randlora_pl.data.readers.trees import folder, list_images
+from randlora_pl.data.readers.trees import folder
+from randlora_pl.data.unlabelled import find_images
 from randlora_pl.utils.errors import UserError
 from tests.data.conftest import Tree, save_image
 
@@ -47,7 +48,6 @@ def test_suffixes_hidden_files_nesting_and_links(tree: Tree, tmp_path: Path) -> 
     samples = must(root)
     assert samples.keys == ["cat/000.png", "cat/B.JPG", "cat/deeper/c.webp", "linked/f.png"]
     assert samples.classes == ("cat", "linked")
-    assert list_images(root / "nowhere") == []
 
 
 def test_split_folders(tree: Tree) -> None:
@@ -148,6 +148,6 @@ def test_a_folder_that_may_not_be_listed_is_named(tree: Tree, monkeypatch: pytes
 
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(UserError, match="locked cannot be listed"):
-        list_images(root)
+        find_images([root])
     with pytest.raises(UserError, match="locked cannot be listed"):
         folder(ROW, root, "train")

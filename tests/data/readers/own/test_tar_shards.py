@@ -19,7 +19,6 @@ from randlora_pl.data.loader import Loader
 from randlora_pl.data.readers import listing_cache as listing
 from randlora_pl.data.readers import tar_files as tars
 from randlora_pl.data.readers.dispatch import Samples, read
-from randlora_pl.data.readers.tar_shards import index_all
 from randlora_pl.data.readers.trees import folder
 from randlora_pl.data.schedule import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.data.splits import Splits, subset
@@ -328,7 +327,7 @@ def test_ranks_share_an_index_and_hold_few_bytes_a_sample(
     for number in range(count // each):
         (tmp_path / f"train-{number}.tar").touch()
     tracemalloc.start()
-    index_all(tmp_path)
+    ImageData(dataset="webdataset", root=tmp_path).prepare_data()
     built = memory()
     monkeypatch.setattr(tars, "scan", lambda shard: pytest.fail("it is stored"))
     whole = must(tmp_path)
