@@ -107,9 +107,8 @@ def _image_part(samples: Samples) -> Part:
 def text_part(columns: Mapping[str, NDArray[Any]], ends: NDArray[np.int64]) -> Part:
     """Return the samples of a split of texts.
 
-    Args:
-        columns: Numbers of all samples, one after another, or one number per sample.
-        ends: int64 (samples + 1,), where each sample begins and ends.
+    The columns have numbers of all samples, one after another, or one number per sample; ``ends`` (samples + 1,) is
+    where each sample begins and ends.
     """
     count = len(ends) - 1
     table = np.zeros((count, len(columns)), dtype=np.int64)

@@ -41,7 +41,6 @@ ProgressCallback = Callable[[int, int | None], None]
 
 _AGENT = f"randlora-pl/{__version__}"
 _CHUNK = 1 << 18
-_PASSING = (408, 429, 500, 502, 503, 504)  # temporary errors
 
 
 class _DroppedError(Exception):
@@ -59,16 +58,9 @@ class _RefusedError(Exception):
 def download(
     urls: Sequence[str], target: Path, checksum: str, tick: ProgressCallback = lambda done, total: None
 ) -> str:
-    """Download a file from the first source that has it; a partial file is resumed from any source.
+    """Download a file from the first source that has it, and return its URL; a partial file is resumed from any.
 
-    Args:
-        urls: Sources in order of preference.
-        target: Destination; it exists only if complete and verified.
-        checksum: ``md5:HEX`` or ``sha256:HEX``.
-        tick: Progress callback.
-
-    Returns:
-        URL of the source used.
+    The target exists only if it is complete and verified. The checksum is ``md5:HEX`` or ``sha256:HEX``.
 
     Raises:
         UserError: No source has the file, its checksum is wrong, or the disk is full.
@@ -170,7 +162,8 @@ def _attempt(url: str, part: Path, have: int, tick: ProgressCallback) -> bool:
         error.close()
         if error.code == 416 and have:  # nothing is left to send; the checksum decides
             return True
-        kind = _DroppedError if error.code in _PASSING else _RefusedError
+        temporary = error.code in (408, 429, 500, 502, 503, 504)
+        kind = _DroppedError if temporary else _RefusedError
         raise kind(f"answers {error.code} {error.reason}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise _SilentError(str(getattr(error, "reason", error))) from error
@@ -237,8 +230,6 @@ _DAMAGED = (
     OverflowError,
 )
 
-Wanted = Callable[[str], bool]
-
 
 class HostileError(Exception):
     """The archive contains something that no dataset needs."""
@@ -247,16 +238,10 @@ class HostileError(Exception):
 def unpack(
     archive: Path, folder: Path, leave: Sequence[str] = (), tick: ProgressCallback = lambda done, total: None
 ) -> int:
-    """Unpack a zip, a tar (plain, gz, bz2, xz) or a single gz file, without owners, modes and times.
+    """Unpack a zip, a tar (plain, gz, bz2, xz) or a single gz file, by its suffix; return the number of files.
 
-    Args:
-        archive: Archive; its suffix is its format.
-        folder: Output folder; no other process may write there.
-        leave: Patterns of names that are not unpacked.
-        tick: Called with the bytes of the archive that have been read, and its size.
-
-    Returns:
-        Number of files written.
+    Owners, modes and times are not kept. No other process may write to the folder. ``leave`` has patterns of names
+    that are not unpacked; ``tick`` is called with the bytes of the archive that have been read, and its size.
 
     Raises:
         UserError: The archive is damaged or hostile, or its content cannot be written. Files unpacked before the
@@ -269,12 +254,29 @@ def unpack(
 
     name, size = archive.name.lower(), archive.stat().st_size
     tars = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
-    kind = _zip if name.endswith(".zip") else _tar if name.endswith(tars) else _gzip
     try:
         with archive.open("rb") as raw:
             if not size:  # gzip reads it as the archive of an empty file
                 raise EOFError("it is empty")
-            return kind(_Meter(raw, size, tick), folder, wanted)
+            meter = _Meter(raw, size, tick)
+            if name.endswith(tars):
+                return _tar(meter, folder, wanted)
+            if name.endswith(".zip"):
+                with zipfile.ZipFile(raw) as packed:
+                    members = [info for info in packed.infolist() if wanted(info.filename)]
+                    for info in members:
+                        meter.add(info.file_size)  # zipfile reads no more than this of a member
+                        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                            raise HostileError(f"{info.filename!r} is a link or a device")
+                        tarfile.data_filter(tarfile.TarInfo(info.filename), str(folder))
+                        packed.extract(info, folder)
+                return sum(not info.is_dir() for info in members)
+            folder.mkdir(parents=True, exist_ok=True)
+            with gzip.open(raw) as stream, (folder / archive.name[: -len(".gz")]).open("wb") as file:
+                meter.stream = stream
+                while content := meter.read():
+                    file.write(content)
+            return 1
     except (HostileError, tarfile.FilterError) as error:
         raise UserError(f"{archive} was refused: {error}") from error
     except _DAMAGED as error:
@@ -289,8 +291,9 @@ class _Meter:
     """Bounds the bytes that come out of an archive, because headers can lie."""
 
     def __init__(self, raw: IO[bytes], size: int, tick: ProgressCallback) -> None:
-        self.raw, self.name, self.count = raw, Path(raw.name).name, 0
-        self._size, self._tick, self._stream = size, tick, raw
+        self.raw, self.count = raw, 0
+        self.stream: Any = raw  # everything that is read from it is counted, skipped members and headers too
+        self._size, self._tick = size, tick
 
     def add(self, count: int) -> None:
         self.count += count
@@ -298,33 +301,18 @@ class _Meter:
             raise HostileError(f"its content is more than {RATIO} times its size")
         self._tick(min(self.raw.tell(), self._size), self._size)
 
-    def over(self, stream: Any) -> "_Meter":
-        """Count everything that is read from a stream, skipped members and headers too."""
-        self._stream = stream
-        return self
-
     def read(self, count: int = _CHUNK) -> bytes:
-        content = bytes(self._stream.read(count))
+        content = bytes(self.stream.read(count))
         self.add(len(content))
         return content
 
 
-def _gzip(meter: _Meter, folder: Path, wanted: Wanted) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    with gzip.open(meter.raw) as stream, (folder / meter.name[: -len(".gz")]).open("wb") as file:
-        meter.over(stream)
-        while content := meter.read():
-            file.write(content)
-    return 1
-
-
-def _tar(meter: _Meter, folder: Path, wanted: Wanted) -> int:
+def _tar(meter: _Meter, folder: Path, wanted: Callable[[str], bool]) -> int:
     sign = meter.raw.read(6)
     meter.raw.seek(0)
     kinds: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-    stream: Any = meter.over(
-        next((kind(meter.raw) for start, kind in kinds.items() if sign.startswith(start)), meter.raw)
-    )
+    meter.stream = next((kind(meter.raw) for start, kind in kinds.items() if sign.startswith(start)), meter.raw)
+    stream: Any = meter
     count = 0
     with tarfile.open(fileobj=stream, mode="r|") as tar:
         for member in tar:
@@ -343,15 +331,3 @@ def _tar(meter: _Meter, folder: Path, wanted: Wanted) -> int:
             if content.strip(b"\0"):
                 raise tarfile.ReadError("it has data after its end mark")
     return count
-
-
-def _zip(meter: _Meter, folder: Path, wanted: Wanted) -> int:
-    with zipfile.ZipFile(meter.raw) as packed:
-        members = [info for info in packed.infolist() if wanted(info.filename)]
-        for info in members:
-            meter.add(info.file_size)  # zipfile reads no more than this of a member
-            if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise HostileError(f"{info.filename!r} is a link or a device")
-            tarfile.data_filter(tarfile.TarInfo(info.filename), str(folder))
-            packed.extract(info, folder)
-    return sum(not info.is_dir() for info in members)

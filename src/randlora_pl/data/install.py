@@ -70,12 +70,7 @@ def _read(row: DatasetSpec, root: Path) -> None:
 
 
 def get(row: DatasetSpec, root: Path, watch: DownloadProgress) -> None:
-    """Download, verify and unpack the files of a dataset, even if it exists.
-
-    Args:
-        row: Specification of the dataset.
-        root: Folder of the datasets; created if needed.
-        watch: Progress callbacks.
+    """Download, verify and unpack the files of a dataset to the folder of datasets, even if it exists.
 
     Raises:
         UserError: A file is not available or wrong. Nothing is installed.

@@ -8,10 +8,10 @@ listing is instant.
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from randlora_pl.data.catalog import photographs, small
 from randlora_pl.data.catalog import spec as prompts
@@ -148,16 +148,8 @@ def get_command(row: DatasetSpec, root: Path) -> str:
     return f"randlora-pl data get {row.name}" + ("" if root == default_root() else f" --root {shlex.quote(str(root))}")
 
 
-@dataclass(frozen=True)
-class SplitFile:
-    """Split file of a dataset.
-
-    Attributes:
-        file: Path of the JSON file below the root.
-        images: Folder below the root that its paths start from.
-        classes: Number of classes.
-        counts: Expected images by split.
-    """
+class SplitFile(NamedTuple):
+    """Split file (JSON) and the folder that its paths start from, below the root, with the expected counts."""
 
     file: str
     images: str
@@ -202,11 +194,7 @@ def has_coop(row: DatasetSpec) -> bool:
 
 
 def with_split(row: DatasetSpec, split: str) -> DatasetSpec:
-    """Return a dataset with another split: its files, class names, counts and prompts.
-
-    Args:
-        row: Specification of the dataset.
-        split: ``default`` for the same, or ``coop``.
+    """Return a dataset with another split, ``coop``: its files, class names, counts and prompts.
 
     Raises:
         UserError: The dataset does not have this split.
