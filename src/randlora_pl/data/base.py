@@ -43,12 +43,7 @@ BLOCK = 1024
 
 @dataclass(frozen=True)
 class Part:
-    """Samples of a split.
-
-    Attributes:
-        table: int64 (samples, columns), numbers that differ if a sample differs.
-        describe: Returns a description of a sample, by its index.
-    """
+    """Samples of a split: numbers, int64 (samples, columns), that differ if a sample differs, and a description."""
 
     table: NDArray[np.int64]
     describe: Callable[[int], str]
@@ -208,11 +203,9 @@ class PlannedData(Declared, LightningDataModule):
         raise NotImplementedError
 
     def search_batch(self, step: int, part: Literal["search", "train"] = "search") -> Batch:
-        """Return this rank's batch for a search at an optimizer step, of one micro-batch: a pure function of the step.
+        """Return this rank's batch for a search after ``step`` optimizer steps, of one micro-batch: a pure function.
 
-        Args:
-            step: Finished optimizer steps.
-            part: ``search`` for the held-out training samples, ``train`` for those that the weights train on.
+        ``search`` has the held-out training samples, ``train`` what the weights train on.
 
         Raises:
             UserError: No search was planned.

@@ -99,10 +99,6 @@ class CachedImages:
         """Return the name in the cached collection."""
         return self.images.name(index)
 
-    def kept(self) -> int:
-        """Return the number of cached images."""
-        return int(np.count_nonzero(self._table[:, 0]))
-
     @contextmanager
     def _locked(self) -> Iterator[None]:
         try:

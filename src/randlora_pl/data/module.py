@@ -31,11 +31,6 @@ from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.options import Positive, Share, between
 from randlora_pl.utils.reuse import cached
 
-SMALL_SET = 5_000
-"""Maximum number of files of a split cached decoded by default."""
-MOST_VALIDATION_SHOTS = 4
-"""Validation images of each class in few-shot runs with CoOp's split, or the shots if these are fewer."""
-
 log = logging.getLogger("randlora_pl")
 
 
@@ -283,7 +278,7 @@ class ImageData(PlannedData):
         if split == "val" and self.split == "coop" and self.few:
             self.samples("train")  # a published draw sets the shots
             assert self.shots is not None
-            few = min(self.shots, MOST_VALIDATION_SHOTS)
+            few = min(self.shots, 4)  # as in CoOp
             samples = samples.subset(splits.few_shot(samples.labels, samples.numbers, few, self.seed))
         if split == "val" and is_draw(self.shots_file) and not self.found.own_val:  # a draw may have these images
             drawn = set(self.samples("train").keys)
@@ -298,7 +293,7 @@ class ImageData(PlannedData):
         if isinstance(samples.images, EncodedImages):
             images = replace(samples.images, most_pixels=self.max_pixels, background=self.frame.behind)
             samples = replace(samples, images=images)
-        small = len(samples) <= SMALL_SET or (split == "train" and self.few)
+        small = len(samples) <= 5_000 or (split == "train" and self.few)
         if not isinstance(samples.images, ArrayImages) and (small if self.cache_images is None else self.cache_images):
             path = None if self._meeting is None else self._meeting / str(len(self.held))
             samples = replace(samples, images=CachedImages(samples.images, samples.rows, path=path))

@@ -55,7 +55,23 @@ def formats_of(root: Path) -> Iterator[str]:
         if re.search(r"\.(tar(\.\w+)?|tgz)$", root.name) or (lines and ".tar" in lines[0]):
             yield "webdataset"
     elif root.is_dir():
-        yield from _formats_of_folder(root)
+        from randlora_pl.data.readers.dispatch import SPLIT_OF
+        from randlora_pl.data.sources import is_image
+
+        below = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+        files = [path for path in root.iterdir() if not path.is_dir()]
+        for part in below:
+            if part.name.lower() in ("data", *SPLIT_OF):  # not a class: listing a million images takes seconds
+                files += [path for path in part.iterdir() if not path.is_dir()]
+        suffixes = {path.suffix for path in files if not path.name.startswith(".")}
+        saved = {path.name for path in files if path.parent == root}
+        if "dataset_dict.json" in saved or {"state.json", "dataset_info.json"} <= saved or ".parquet" in suffixes:
+            yield "hf"
+        if ".tar" in suffixes:
+            yield "webdataset"
+        levels = ["*/" * depth + "*" for depth in range(5)]  # such as SPLIT/CLASS/IMAGE
+        if any(is_image(file) for path in below for level in levels for file in path.glob(level)):
+            yield "folder"
 
 
 def _header(file: Path) -> list[str]:
@@ -69,23 +85,3 @@ def _header(file: Path) -> list[str]:
         return next(csv.reader([first], delimiter=max(",;\t", key=first.count)), [])
     except (ImportError, OSError, ValueError, csv.Error):  # pyarrow's errors are ValueErrors
         return []
-
-
-def _formats_of_folder(root: Path) -> Iterator[str]:
-    from randlora_pl.data.readers.dispatch import SPLIT_OF
-    from randlora_pl.data.sources import is_image
-
-    below = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    files = [path for path in root.iterdir() if not path.is_dir()]
-    for part in below:
-        if part.name.lower() in ("data", *SPLIT_OF):  # not a class: listing a million images takes seconds
-            files += [path for path in part.iterdir() if not path.is_dir()]
-    suffixes = {path.suffix for path in files if not path.name.startswith(".")}
-    saved = {path.name for path in files if path.parent == root}
-    if "dataset_dict.json" in saved or {"state.json", "dataset_info.json"} <= saved or ".parquet" in suffixes:
-        yield "hf"
-    if ".tar" in suffixes:
-        yield "webdataset"
-    levels = ["*/" * depth + "*" for depth in range(5)]  # such as SPLIT/CLASS/IMAGE
-    if any(is_image(file) for path in below for level in levels for file in path.glob(level)):
-        yield "folder"

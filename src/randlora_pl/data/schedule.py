@@ -217,15 +217,8 @@ class MicroBatch:
 class TrainSchedule:
     """Micro-batches of one rank, numbered through the run.
 
-    Every step has ``accumulate`` micro-batches, except a shorter last step, which has as few as possible; all ranks
-    have the same number.
-
-    Attributes:
-        plan: Sample order; its global batch is batch size x accumulation x ranks.
-        batch_size: Maximum samples of a micro-batch on one rank.
-        accumulate: Micro-batches of a full step.
-        world: Number of ranks.
-        rank: This rank.
+    Every step has ``accumulate`` micro-batches of at most ``batch_size`` samples per rank, except a shorter last step,
+    which has as few as possible; all ranks (``world``) have the same number.
     """
 
     plan: DrawPlan

@@ -203,12 +203,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images of one size in memory.
-
-    Attributes:
-        array: uint8 of shape (n, height, width, channels).
-        title: Name of the dataset, for messages.
-    """
+    """Images of one size in memory, uint8 (n, height, width, channels); the title is for messages."""
 
     array: NDArray[np.uint8]
     title: str
@@ -228,12 +223,7 @@ class ArrayImages:
 
 @dataclass(frozen=True)
 class PathsBelow:
-    """Sequence of paths that are created on access: a million Path objects take seconds and a gigabyte.
-
-    Attributes:
-        home: Parent folder.
-        names: Relative paths with forward slashes.
-    """
+    """Paths that are created on access: a million Path objects take seconds and a gigabyte."""
 
     home: Path
     names: Sequence[str]
@@ -268,12 +258,7 @@ def absent(home: Path, names: Sequence[str]) -> list[int]:
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Base of images that are decoded on each access.
-
-    Attributes:
-        most_pixels: Maximum width x height of an image.
-        background: Color behind transparent pixels.
-    """
+    """Base of images that are decoded on each access, with the limit and the background of `decode`."""
 
     most_pixels: int = field(default=MOST_PIXELS, kw_only=True)
     background: Color = field(default=WHITE, kw_only=True)
@@ -285,11 +270,7 @@ class EncodedImages:
 
 @dataclass(frozen=True)
 class FileImages(EncodedImages):
-    """Image files.
-
-    Attributes:
-        paths: Paths of the files.
-    """
+    """Image files, decoded on each access."""
 
     paths: Sequence[Path] | PathsBelow
 
@@ -311,12 +292,7 @@ class FileImages(EncodedImages):
 
 @dataclass(frozen=True)
 class BoxImages(FileImages):
-    """Crops of image files, decoded on each access.
-
-    Attributes:
-        paths: Path of each crop's file.
-        boxes: int64 (n, 4): left, upper, right and lower edge, the last two exclusive.
-    """
+    """Crops of image files by boxes, int64 (n, 4): left, upper, right and lower edge, the last two exclusive."""
 
     boxes: NDArray[np.int64] = field(kw_only=True)
 

@@ -134,10 +134,8 @@ class Splits:
     """Splits of a dataset, read on first access.
 
     Without a test split, 20 % (rounded up) of the train split are held out for it; without a validation split, 10 % of
-    the rest (rounded down, at most 5,000). These are the counts of Table 7.
-
-    Args:
-        read: Function that reads one of the dataset's own splits, or returns None.
+    the rest (rounded down, at most 5,000). These are the counts of Table 7. ``read`` reads one of the dataset's own
+    splits, or returns None.
     """
 
     def __init__(self, read: Callable[[str], Samples | None]) -> None:
@@ -262,9 +260,7 @@ def of_half(samples: Samples, half: str) -> Samples:
 def read_draw(path: Path, samples: Samples) -> Samples:
     """Return the samples that a draw lists, in key order; an image that is listed twice counts twice.
 
-    Args:
-        path: Draw. Its keys are ``path``, ``label`` and ``name``, or ``_impath``, ``_label`` and ``_classname``.
-        samples: Training samples of all classes.
+    The keys of a draw are ``path``, ``label`` and ``name``, or ``_impath``, ``_label`` and ``_classname``.
 
     Raises:
         UserError: The file is missing or damaged, or a line does not fit the samples.

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from randlora_pl.data.catalog import photographs, small
-from randlora_pl.data.catalog import spec as prompts
 from randlora_pl.data.catalog.small import FASHION_UNSEEN as FASHION_UNSEEN
 from randlora_pl.data.catalog.spec import FLOWER, FOOD, PET, PHOTO, counts
 from randlora_pl.data.catalog.spec import DatasetSpec as DatasetSpec
@@ -64,7 +63,7 @@ OWN = (
         "Your own images with captions, for retrieval",
         "table:pairs",
         "FILE.csv",
-        templates=prompts.CAPTION,
+        templates=("{}",),
         layout="a CSV, TSV or Parquet file with the columns image,caption[,split]; paths are relative to it",
         flip=False,  # captions may say left and right
         captions=True,

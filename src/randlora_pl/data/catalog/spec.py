@@ -34,27 +34,18 @@ def folders(data_set: str) -> tuple[str, ...]:
     return tuple(columns[0] for columns in _columns(data_set))
 
 
-DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGIT_SIGNS = tuple(str(digit) for digit in range(10))
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 
 PHOTO = ("a photo of a {}.",)
 PHOTOS = ("a photo of a {}.", "a photo of the {}.")
-DIGIT = ("An image of the digit {}", "a handwritten digit {}")
 NUMBER = ('a photo of the number: "{}".',)
-EMOJI = ("an emoji of {}",)
-CLOTHING = (*PHOTOS, "a photo of a {}, a type of clothing.")
-CAPTION = ("{}",)
 
 FOOD = ("a photo of {}, a type of food.",)
 FLOWER = ("a photo of a {}, a type of flower.",)
 PET = ("a photo of a {}, a type of pet.",)
-BIRD = ("a photo of a {}, a type of bird.",)
-AIRCRAFT = ("a photo of a {}, a type of aircraft.", "a photo of the {}, a type of aircraft.")
 CAR = (
     *PHOTOS,
     "a photo of my {}.",

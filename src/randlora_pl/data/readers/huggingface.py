@@ -22,25 +22,14 @@ from randlora_pl.data.sources import SKIP, EncodedImages, decode
 from randlora_pl.utils.errors import UnreadableImageError, UserError, first_line
 from randlora_pl.utils.files.documents import parse_json
 
-LABELS = ("label", "labels", "fine_label", "class", "target")
-"""Names of label columns, in order of preference, unless exactly one column is a ``ClassLabel``."""
-
-EXPECTED = "expected a folder of Dataset.save_to_disk, or of Parquet files such as data/train-00000-of-00001.parquet"
-
 log = logging.getLogger("randlora_pl")
 
 
 @dataclass(frozen=True)
 class HubImages(EncodedImages):
-    """Encoded images of one split.
+    """Encoded images of one split; the title is for messages, ``home`` the folder of relative paths."""
 
-    Attributes:
-        data: `datasets.Dataset` with only the image column; it is pickled as its file names.
-        title: Name of the split for messages.
-        home: Folder of images stored as relative paths.
-    """
-
-    data: Any
+    data: Any  # `datasets.Dataset` with only the image column; it is pickled as its file names
     title: str
     home: Path
 
@@ -179,7 +168,10 @@ def _parquet_files(root: Path) -> dict[str, list[Path]]:
             raise UserError(f"{path} is not a Parquet file ({hint})")
     if not found:
         what = "has no dataset" if root.is_dir() else "is a file" if root.exists() else "does not exist"
-        raise UserError(f"The data folder {root} {what}; {EXPECTED}. Set it with --data.root FOLDER")
+        raise UserError(
+            f"The data folder {root} {what}; expected a folder of Dataset.save_to_disk, or of Parquet files such as "
+            "data/train-00000-of-00001.parquet. Set it with --data.root FOLDER"
+        )
     if len(homes) > 1:
         some = ", ".join(sorted(homes)[:5])
         raise UserError(f"{root} has {len(homes)} folders of Parquet files. Set one with --data.root: {some}")
@@ -213,7 +205,8 @@ def _labels(root: Path, split: str, data: Any) -> tuple[list[str], list[str] | N
     kinds = data.features.items()
     named = [name for name, feature in kinds if isinstance(feature, ClassLabel)]
     possible = named or [name for name, feature in kinds if isinstance(feature, Value)]
-    column = named[0] if len(named) == 1 else next((name for name in LABELS if name in possible), None)
+    usual = ("label", "labels", "fine_label", "class", "target")
+    column = named[0] if len(named) == 1 else next((name for name in usual if name in possible), None)
     if column is None:
         raise UserError(
             f"{root}: the label column is ambiguous among {', '.join(data.features)}. "

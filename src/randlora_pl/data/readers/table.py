@@ -28,14 +28,7 @@ KINDS = (".csv", ".tsv", ".txt", ".parquet")
 
 @dataclass(frozen=True)
 class Table:
-    """Selected columns of a file.
-
-    Attributes:
-        path: Path of the file.
-        columns: Stripped cells of each requested column that exists.
-        positions: Position of each row in the file: line numbers from 1, for Parquet row numbers from 1.
-        unit: ``line`` or ``row``.
-    """
+    """Selected columns of a file, cells stripped; positions are line numbers from 1, for Parquet row numbers from 1."""
 
     path: Path
     columns: dict[str, list[str]]

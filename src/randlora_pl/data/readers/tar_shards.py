@@ -37,13 +37,7 @@ _PROGRESS_S = 10
 
 @dataclass(frozen=True)
 class ShardPaths:
-    """Locations of the shards.
-
-    Attributes:
-        title: Root as set by the user.
-        by_split: Paths or URLs of the shards by split.
-        beside: Folder of accompanying files; None for URLs.
-    """
+    """Paths or URLs of the shards by split, the root as typed, and the folder of accompanying files; None for URLs."""
 
     title: str
     by_split: dict[str, list[str]]
@@ -189,15 +183,7 @@ log = logging.getLogger("randlora_pl")
 
 @dataclass(frozen=True)
 class ShardImages(EncodedImages):
-    """Images inside tar files.
-
-    Attributes:
-        shards: Paths or URLs of the shards.
-        shard: int64 (n,), shard index of each image.
-        offset: int64 (n,), first byte of each image.
-        length: int64 (n,), number of bytes.
-        members: Member name of each image.
-    """
+    """Images inside tar files: index of the shard, first byte, number of bytes and member name of each."""
 
     shards: Sequence[str]
     shard: NDArray[np.int64]

@@ -215,12 +215,10 @@ def class_folders(home: Path) -> dict[str, Path]:
 
 
 def image_names(home: Path, ignored: Counter[str], watch: Callable[[str], object]) -> list[str]:
-    """Return all image files below ``home``, without hidden files; links to folders are followed once.
+    """Return the relative paths of all image files below ``home`` but hidden ones, with forward slashes.
 
-    ``ignored`` receives the suffixes of other files; ``watch`` is called with each folder before it is listed.
-
-    Returns:
-        Paths relative to ``home`` with forward slashes.
+    Links to folders are followed once. ``ignored`` receives the suffixes of other files; ``watch`` is called with each
+    folder before it is listed.
     """
 
     def refuse(error: OSError) -> None:
