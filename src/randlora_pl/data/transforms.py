@@ -198,7 +198,7 @@ def train_pixels(
 
     The images are uint8 (height, width, 1 or 3), all with the same number of channels. ``scale`` is the minimum and
     maximum area fraction of a crop; ``flip`` mirrors half of the images. ``late`` leaves cropping to `finish`: all
-    images must have one size, and there is no further ``change`` of each crop.
+    images must have one size, and crops do not ``change`` further.
 
     Returns:
         ``image`` uint8 (b, channels, size, size), and ``mirror`` bool (b,). With ``late``, ``image`` is uncropped and
