@@ -35,11 +35,7 @@ from randlora_pl.utils.files.run_files import CONFIG, find_adapter
 
 
 def find_lora(start: str) -> Path:
-    """Return the LoRA that rank 0 finds: when the others look, the newest run of a name may be the new one itself.
-
-    Raises:
-        UserError: See `find_adapter`.
-    """
+    """Return the LoRA that rank 0 finds: when the others look, the newest run of a name may be the new one itself."""
 
     def find() -> str:
         found = find_adapter(start)
@@ -51,10 +47,6 @@ def find_lora(start: str) -> Path:
 def compose_fit(words: list[str], defaults: Tree | None = None) -> Command:
     """Return the command of ``fit``; with a LoRA to start from, its options are defaults, of the data without a config.
 
-    Args:
-        words: The words behind ``fit``.
-        defaults: See `compose`.
-
     Raises:
         UserError: See `compose`; the LoRA is missing, is another method, or is of another model.
     """
@@ -64,26 +56,9 @@ def compose_fit(words: list[str], defaults: Tree | None = None) -> Command:
     if start is None:
         return command
     adapter = find_lora(str(start))
-    saved = normalize(adapter_config(adapter))
-    _check(adapter, saved, compose("fit", words, {}))
-    task = saved["model"]
-    own = ("adapter", "learning_rate", "head_learning_rate")  # of the LoRA's own training
-    options = {name: value for name, value in task["init_args"].items() if name not in own}
-    known = saved | {"model": task | {"init_args": options}}
-    if not command.named and (beside := config_beside(adapter)) is not None:
-        known = merge(known, normalize(data_beside(beside)))
-    return compose("fit", words, merge(defaults, known))
-
-
-def _from_lora(task: str) -> bool:
-    """Return True if a task may start from a LoRA, as any from outside."""
-    return (kind := own_task(task)) is None or kind.from_lora
-
-
-def _check(adapter: Path, saved: Tree, command: Command) -> None:
-    """Refuse another method than LoRA, learned prompts, and a task or a base model that does not fit the LoRA."""
-    options, flat = saved["model"]["init_args"], command.flat()
-    method, task = options["adapter"]["class_path"].rpartition(".")[2], saved["model"]["class_path"]
+    saved, flat = normalize(adapter_config(adapter)), compose("fit", words, {}).flat()
+    options, task = saved["model"]["init_args"], saved["model"]["class_path"]
+    method = options["adapter"]["class_path"].rpartition(".")[2]
     starts = method == method_with("starts_stage", True)
     if not starts or not _from_lora(task):
         found = "LoRA with learned prompts" if starts else method
@@ -103,6 +78,17 @@ def _check(adapter: Path, saved: Tree, command: Command) -> None:
             f"{adapter} is a LoRA of {options.get('name')}, not of {name}. Remove --model.name, or train a LoRA of it "
             f"first: randlora-pl fit --config CONFIG --model.name {name} --model.adapter LoRA"
         )
+    own = ("adapter", "learning_rate", "head_learning_rate")  # of the LoRA's own training
+    options = {name: value for name, value in options.items() if name not in own}
+    known = saved | {"model": saved["model"] | {"init_args": options}}
+    if not command.named and (beside := config_beside(adapter)) is not None:
+        known = merge(known, normalize(data_beside(beside)))
+    return compose("fit", words, merge(defaults, known))
+
+
+def _from_lora(task: str) -> bool:
+    """Return True if a task may start from a LoRA, as any from outside."""
+    return (kind := own_task(task)) is None or kind.from_lora
 
 
 def prepare(verb: str, args: list[str]) -> Command:
@@ -110,9 +96,6 @@ def prepare(verb: str, args: list[str]) -> Command:
 
     The config of a run (``--run``, ``--resume``) names classes of this program and Lightning, and others that the user
     has imported; beside an adapter only data options are read.
-
-    Raises:
-        UserError: See `compose` and `check_names`.
     """
     args = list(map(underscored, args))
     folders = folders_in(args, FOLDER_OPTIONS[verb])

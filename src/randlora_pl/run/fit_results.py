@@ -19,7 +19,7 @@ from randlora_pl.run.parallel.strategy import AdapterDDP
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.files.run_files import ADAPTER, BEST, CONFIG, LAST
 from randlora_pl.utils.own_classes import import_words
-from randlora_pl.utils.run_results import data_results, environment, model_results, planned, read_results
+from randlora_pl.utils.run_results import environment, flat, model_results, planned, read_results
 from randlora_pl.utils.text.formatting import byte_size, duration
 from randlora_pl.utils.text.tables import facts_table
 
@@ -41,7 +41,7 @@ def fit_metrics(app: App) -> dict[str, Any]:
         **({"stopped_early": patience.reason if early else None} if patience is not None else {}),
         **{name: file.stat().st_size for name, file in sizes.items() if file.is_file()},
         **model_results(app.model),
-        **data_results(data),
+        **flat("data", planned(data)),
         "steps": trainer.global_step,
         "effective_batch": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
         "batch_size": data.batch_size,

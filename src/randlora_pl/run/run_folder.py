@@ -93,11 +93,7 @@ def output_folder(output: str | None, name: str) -> Path:
 
 
 def check_new(output: str | None) -> str | None:
-    """Return a folder that does not exist.
-
-    Raises:
-        UserError: The folder exists.
-    """
+    """Return a folder; refuse one that exists."""
     if output is not None and Path(output).exists():
         raise UserError(f"{output} exists and is not overwritten. Name a new folder.")
     return output
@@ -109,12 +105,7 @@ def missing_folders(folder: Path) -> list[Path]:
 
 
 def remove_folder(folder: Path, made: Iterable[Path] = ()) -> None:
-    """Remove a run folder without a checkpoint or an adapter.
-
-    Args:
-        folder: The run folder.
-        made: Parent folders that were made for it, the innermost first; they are removed too if they are empty.
-    """
+    """Remove a run folder without a checkpoint or an adapter, and empty parents ``made`` for it, innermost first."""
     if (folder / LAST).exists() or (folder / ADAPTER).exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -162,13 +153,7 @@ def without_head(text: str) -> str:
 
 
 def run_to_resume(root: Path, name: str, command: str) -> Path | None:
-    """Return the newest run of a name that is unfinished, or finished by the same command, for ``--resume auto``.
-
-    Args:
-        root: Folder of all runs.
-        name: Name of the run.
-        command: Checksum of the command, see `Command.checksum`.
-    """
+    """Return the newest run of a name that is unfinished, or finished by the command with this `Command.checksum`."""
     for folder in reversed(runs_in(root / name)):
         found = results_of(folder)
         if not found.get("finished") or found.get("command") == command:
@@ -203,15 +188,9 @@ def architecture(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_architecture(command: Command, saved: Tree, source: Path) -> None:
-    """Refuse to use saved weights for something else.
+    """Refuse to use the saved weights at a path for something else; the message has both values of an option.
 
-    Args:
-        command: The command; its config is the saved one with the typed options on top.
-        saved: The config that the weights were trained with.
-        source: Path of the weights.
-
-    Raises:
-        UserError: An option that the weights depend on differs; the message has both values.
+    The command's config is the saved one, with which the weights were trained, with the typed options on top.
     """
     theirs, ours = architecture(flatten(normalize(saved))), architecture(command.flat())
     clashes = [

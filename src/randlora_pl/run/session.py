@@ -1,6 +1,5 @@
 """One run from its words to its results; every error becomes a message."""
 
-import re
 import shlex
 import signal
 import threading
@@ -20,7 +19,7 @@ from randlora_pl.run.error_messages import (
     memory_advice,
     out_of_memory,
 )
-from randlora_pl.run.options.choices import check_base, check_here
+from randlora_pl.run.options.choices import check_here
 from randlora_pl.run.options.compose import Command
 from randlora_pl.run.parallel.launch import parting, process_rank
 from randlora_pl.run.run_folder import check_run, locked, results_of
@@ -101,8 +100,6 @@ def run_evaluation(verb: str, words: Sequence[str]) -> "App":
 def start(command: Command, folder: Path | None = None, dry: bool = False) -> "App":
     """Check what a command needs here, import the heavy libraries and build task, data and trainer; see `App`."""
     check_here(command)
-    if not any(re.search(r"[-.]help(-all)?$", word) for word in command.typed):
-        check_base(command)
     if "--help-all" in command.typed:
         command.typed = ["--help"]
     log_to_terminal()

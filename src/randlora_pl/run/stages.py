@@ -38,7 +38,7 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import remove_leftovers, write_text
 from randlora_pl.utils.files.run_files import ADAPTER, BEST, CONFIG, LAST
 from randlora_pl.utils.own_classes import import_words
-from randlora_pl.utils.run_results import data_results, environment, model_results, read_results, write_results
+from randlora_pl.utils.run_results import environment, flat, model_results, planned, read_results, write_results
 from randlora_pl.utils.text.console import print_above_progress
 
 
@@ -121,14 +121,7 @@ def write_config(app: App) -> None:
 def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True) -> None:
     """Run zero-shot test, training and test; write everything to the run folder and print the summary.
 
-    Args:
-        app: The run.
-        lock: The lock of its folder.
-        zero_shot: If True, test the pretrained model before.
-        test: If False, the test images are not read.
-
-    Raises:
-        UserError: The run to resume is finished.
+    Without ``test``, the test images are not read. A finished run is refused.
     """
     trainer, task, data, folder = app.trainer, app.model, app.datamodule, app.folder
     compare_options(app)
@@ -267,8 +260,8 @@ def evaluate(app: App, adapter: Path | None) -> None:
             why = f"the dataset has no {data.unit} for it.{_samples_for_it(app, name)}"
         raise UserError(f"{app.command.verb} evaluated nothing: {why}")
     write_config(app)
-    facts = {"adapter": str(adapter) if adapter else None, **model_results(task), **data_results(data), **environment()}
-    _write(app, metrics | facts)
+    facts = model_results(task) | flat("data", planned(data)) | environment()
+    _write(app, metrics | {"adapter": str(adapter) if adapter else None} | facts)
     if trainer.is_global_zero:
         what = f"adapter {adapter}" if adapter else "pretrained model"
         print_above_progress(

@@ -106,11 +106,7 @@ def check_format(config: Mapping[str, Any], source: object) -> None:
 
 
 def check_adapter_schema(config: Mapping[str, Any], source: object) -> None:
-    """Refuse an ``adapter_config.json`` without a key, with a value of another type, or by which no image is prepared.
-
-    Raises:
-        UserError: A value does not fit; the message has the first one.
-    """
+    """Refuse an ``adapter_config.json`` without a key, with a value of another type, or with an impossible frame."""
     wrong: Misfit | str | None = misfit(config, AdapterSchema)
     if wrong is None and "task" in (metadata := config.get("metadata", {})):
         wrong = misfit(metadata, TaskMetadata, "metadata")
@@ -132,14 +128,7 @@ OTHER_VERSION = "it was written by another version, is damaged, or was changed"
 def check_arguments(
     function: Callable[..., Any], values: Mapping[str, Any], source: object, hint: str = OTHER_VERSION
 ) -> None:
-    """Refuse arguments from a file that a function or class does not have, or whose type differs from its annotations.
-
-    Args:
-        function: A function or class with annotated parameters.
-        values: Arguments by name, from JSON or YAML.
-        source: File that the values were read from, for the message.
-        hint: End of the message.
-    """
+    """Refuse arguments from a file that a function or class does not have, or whose type is not as annotated there."""
     hints = {name: option.annotation for name, option in inspect.signature(function).parameters.items()}
     unknown = next((f"{name} is unknown" for name in values if name not in hints), None)
     wrong = unknown or next((found for name in values if (found := misfit(values[name], hints[name], name))), None)

@@ -91,10 +91,7 @@ def runs(tensor: Tensor, *dtypes: torch.dtype) -> bool:
 class LateCopy:
     """Copy of a tensor on the host, which arrives while both host and device do other work.
 
-    On other devices than CUDA, the copy is made at once.
-
-    Args:
-        values: Tensor of any shape; later changes of it do not change the copy.
+    On other devices than CUDA, the copy is made at once. Later changes of the tensor do not change it.
     """
 
     def __init__(self, values: Tensor) -> None:

@@ -9,8 +9,8 @@ from typing import Any, Self
 from randlora_pl.utils.errors import UserError, brief, near
 
 INTERPOLATIONS = ("bicubic", "bilinear")
-RESIZES = ("shortest", "longest", "squash")
 BACKGROUNDS = ("white", "black", "mean")
+RESIZES = ("shortest", "longest", "squash")
 LEAST_CROP, MOST_CROP = 0.05, 20
 _LARGEST = 8192
 
@@ -122,7 +122,11 @@ class ImageSpec:
 
     def problem(self) -> str:
         """Return the first value that no image can be prepared with, as the end of a sentence, or an empty string."""
-        for name, known in (("resize", RESIZES), ("interpolation", INTERPOLATIONS), ("background", BACKGROUNDS)):
+        for name, known in (
+            ("resize", RESIZES),
+            ("interpolation", INTERPOLATIONS),
+            ("background", BACKGROUNDS),
+        ):
             value = getattr(self, name)
             if value not in known:
                 return f"the {name} {brief(value)}.{near(str(value), known)} Known: {', '.join(known)}"

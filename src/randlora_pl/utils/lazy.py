@@ -12,11 +12,8 @@ from typing import Any
 def lazy_exports(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return the ``__getattr__`` and ``__dir__`` of a package, which import a name as ``if TYPE_CHECKING`` does.
 
-    Thus a run imports the tasks and callbacks that it uses, and a listing does without PyTorch.
-
-    Args:
-        package: ``__name__`` of the package.
-        file: ``__file__`` of the package.
+    Thus a run imports the tasks and callbacks that it uses, and a listing does without PyTorch. The arguments are the
+    package's ``__name__`` and ``__file__``.
     """
 
     @cache

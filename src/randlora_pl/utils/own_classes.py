@@ -26,11 +26,7 @@ def forget_named() -> None:
 
 
 def import_named(name: str, where: str = "--import") -> ModuleType:
-    """Import a module that the user names, from the working folder or among the installed packages.
-
-    Args:
-        name: Dotted name of the module.
-        where: Option or place that names it, for messages.
+    """Import a module that an option of the user names, from the working folder or among the installed packages.
 
     Raises:
         UserError: The module does not exist, is hidden by another one, or its code fails.
@@ -50,11 +46,7 @@ def import_named(name: str, where: str = "--import") -> ModuleType:
 
 
 def imported(name: str, where: str) -> ModuleType:
-    """Import a module; convert what its code raises to an error of one or two lines.
-
-    Raises:
-        UserError: The module does not exist, or its code fails.
-    """
+    """Import a module; convert its absence, and what its code raises, to a `UserError` of one or two lines."""
     try:
         return import_module(name)
     except (Exception, SystemExit) as error:
@@ -109,11 +101,7 @@ def parent_among(kind: type, known: Collection[str]) -> str | None:
 
 
 def check_importable(kind: type) -> None:
-    """Refuse a class that another process could not import by its path.
-
-    Raises:
-        UserError: The class is in the main program, or not at the top level of its module.
-    """
+    """Refuse a class that another process could not import by its path."""
     name, module = kind.__qualname__, kind.__module__
     if module != "__main__" and getattr(sys.modules.get(module), name, None) is kind:
         return

@@ -29,10 +29,7 @@ def caching() -> Iterator[None]:
 def cached(kind: str, key: Hashable, make: Callable[[], Value]) -> Value:
     """Return the value of ``make``: the same object for the same key, until another key of this kind is requested.
 
-    Args:
-        kind: Name of the cache entry; one value per kind is cached.
-        key: Everything that determines the value.
-        make: Function that builds the value. Callers must not modify the value.
+    The key is everything that determines the value, which callers must not modify.
     """
     if _kept is None:
         return make()

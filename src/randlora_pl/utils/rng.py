@@ -83,13 +83,10 @@ def permutation(seed: int, name: str, size: int, part: int = 0) -> Tensor:
 
 @contextmanager
 def seeded(word: int) -> Iterator[None]:
-    """Seed PyTorch's global CPU generator inside the block, and restore it afterwards.
+    """Seed PyTorch's global CPU generator inside the block, usually with one of `words`, and restore it afterwards.
 
     Generators of other devices are not changed. The block runs with one thread: multi-threaded sums may differ in their
     last bits, so batches of this process and of a worker would differ, too.
-
-    Args:
-        word: Seed, usually from `words`.
     """
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):

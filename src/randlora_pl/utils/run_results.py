@@ -36,12 +36,7 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> Path:
-    """Add results to the file of a run, in one atomic write.
-
-    Args:
-        folder: Run folder.
-        results: JSON values by flat key; they replace older values of the same key.
-    """
+    """Add results, JSON values by flat key, to the file of a run in one atomic write; they replace older ones."""
     text = json.dumps(read_results(folder) | results, indent=2)
     write_text(folder / RESULTS, text + "\n")
     return folder / RESULTS
@@ -78,11 +73,6 @@ def flat(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         result |= flat(f"{prefix}/{name}", value) if isinstance(value, dict) else {f"{prefix}/{name}": value}
     return result
-
-
-def data_results(data: Any) -> dict[str, Any]:
-    """Return the facts about the data, with keys under ``data/``."""
-    return flat("data", planned(data))
 
 
 def planned(data: Any) -> dict[str, Any]:

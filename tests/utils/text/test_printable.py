@@ -5,7 +5,7 @@ import pytest
 
 from randlora_pl.commands.common.terminal import entry
 from randlora_pl.commands.main import main
-from randlora_pl.utils.text.console import _Plain
+from randlora_pl.utils.text.console import _Terminal
 from randlora_pl.utils.text.formatting import for_cell, for_figure, printable
 from randlora_pl.utils.text.tables import table
 from tests.support.products import in_one_item
@@ -36,7 +36,7 @@ def test_a_dollar_sign_begins_no_formula() -> None:
 def test_tables_errors_and_remarks_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([TITLE]) == 2
     record = logging.LogRecord("a", logging.INFO, "", 0, TITLE, (), None)
-    shown = [*capsys.readouterr(), table(["a"], [[TITLE]]), entry("a", TITLE), _Plain("%(message)s").format(record)]
+    shown = [*capsys.readouterr(), table(["a"], [[TITLE]]), entry("a", TITLE), _Terminal().format(record)]
     assert not any("\x1b" in text or "\x07" in text for text in shown)
     assert table(["a", "b"], [["two\nlines", None]]).count("\n") == 1
 

@@ -1,5 +1,6 @@
 """Needs of a command beside its options: the dataset of its data folder, a base model, files and packages."""
 
+import re
 from importlib.util import find_spec
 
 from randlora_pl.data.catalog.registry import CATALOG, default_root, find, may_be_read, present
@@ -43,24 +44,15 @@ def choose_dataset(command: Command) -> None:
         command.config["data"] = command.config.get("data", {}) | {"dataset": found}
 
 
-def check_base(command: Command) -> None:
-    """Refuse a command whose base model would be the toy, which it does not name."""
-    flat = command.flat()
-    task = task_of(str(flat.get("model")))
-    if task and options_of(task)["name"].default == "tiny" and flat.get("model.name") is None:
-        bases = "--config clip_vitb32, clip_vitl14 or dinov2_vitb14, or tiny_clip, a toy for images of 32 pixels"
-        raise UserError(f"{command.verb} needs a base model.", f"Add {bases}. All models: randlora-pl models")
-
-
 def check_here(command: Command) -> None:
-    """Check what a command needs on this machine: paths and packages.
+    """Refuse a command without what it needs: paths and packages of this machine, and a base model if it runs.
 
-    Raises:
-        UserError: Something is missing; the message has what to expect, or the command to get it.
+    The message has what to expect, or the command to get it.
     """
     flat = command.flat()
     check_loggers(flat.get("run.logger", "none"))
-    row = None if takes_texts(task_of(str(flat["model"]))) else find(str(flat.get("data.dataset", "digits")))
+    task = task_of(str(flat["model"]))
+    row = None if takes_texts(task) else find(str(flat.get("data.dataset", "digits")))
     typed = flat.get("data.root")
     root = default_root() if typed is None else root_of(str(typed))
     if row is not None and not row.own:
@@ -73,6 +65,10 @@ def check_here(command: Command) -> None:
         raise UserError(f"The data folder {typed} does not exist; expected {layout}. Set it with --data.root PATH")
     if command.verb == "fit" and row is not None:
         check_trains(row, flat.get("data.shots_file"))
+    toy = task is not None and options_of(task)["name"].default == "tiny" and flat.get("model.name") is None
+    if toy and not any(re.search(r"[-.]help(-all)?$", word) for word in command.typed):  # which is used only if named
+        bases = "--config clip_vitb32, clip_vitl14 or dinov2_vitb14, or tiny_clip, a toy for images of 32 pixels"
+        raise UserError(f"{command.verb} needs a base model.", f"Add {bases}. All models: randlora-pl models")
 
 
 def check_loggers(names: str | list[str]) -> None:

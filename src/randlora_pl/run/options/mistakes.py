@@ -292,11 +292,7 @@ def spell(command: Command, option: str, name: str | None) -> None:
 def check_value(command: Command, key: str, option: Option, value: Any) -> Any:
     """Return the value of an option, a number in quotes as a number; refuse one that does not have the option's type.
 
-    Args:
-        command: The command; the message has the line of its config, where the option is not typed.
-        key: Short name of the option.
-        option: Its declaration.
-        value: Its value, as YAML reads it.
+    The message has the line of the config in which the option is not typed.
     """
     typed, kind = command.values.get(key), option.type
     number = parse_value(value) if isinstance(value, str) else value

@@ -5,13 +5,12 @@ from pathlib import Path
 
 from randlora_pl.utils.errors import UserError, near
 
-_PACKAGE = Path(__file__).resolve().parents[2]
-
 
 def config_folder() -> Path:
     """Return the folder of the bundled configs: in the installed package, else in the checkout."""
-    inside = _PACKAGE / "configs"
-    return inside if inside.is_dir() else _PACKAGE.parents[1] / "configs"
+    package = Path(__file__).resolve().parents[2]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parents[1] / "configs"
 
 
 @cache  # a sweep asks hundreds of times
@@ -23,9 +22,6 @@ def config_names() -> dict[str, Path]:
 
 def find_config(name: str) -> Path:
     """Return a config by path or by name; the folder of a bundled one may be left out (``lora``).
-
-    Args:
-        name: Typed value of ``--config``.
 
     Raises:
         UserError: The name is neither a file nor a bundled config; near names are suggested.

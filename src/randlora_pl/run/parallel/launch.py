@@ -215,9 +215,6 @@ def broadcast_decision(what: str, decide: Callable[[], str]) -> str:
 
     All processes request the same decisions in the same order. Only rank 0 calls ``decide``, which may check files that
     it is about to write.
-
-    Raises:
-        UserError: See `Meeting.decided`.
     """
     job = launched()
     return decide() if job is None else meeting_of(job).decided(what, decide)

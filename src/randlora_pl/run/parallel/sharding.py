@@ -211,8 +211,8 @@ def with_strategy(config: dict[str, Any], timeout: float) -> dict[str, Any]:
     if named not in (None, "auto", SHARDED):
         return config
     asked = {name: config[name] for name in ("accelerator", "devices", "num_nodes") if config.get(name) is not None}
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    chosen = Trainer(**asked, **quiet).strategy
+    asked |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    chosen = Trainer(**asked).strategy
     # Notebooks fork their processes and keep Lightning's strategy.
     plain = type(chosen) is DDPStrategy and chosen._start_method == "popen"
     if plain:

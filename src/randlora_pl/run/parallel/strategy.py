@@ -129,12 +129,6 @@ class Exchange:
     messages: int = 0
     steps: int = 0
 
-    def metrics(self) -> dict[str, Any]:
-        """Return the entries for ``results.json``, None before the first step."""
-        size = round(self.bytes / self.steps) if self.steps else None
-        messages = round(self.messages / self.steps, 2) if self.steps else None
-        return {"exchange/bytes_per_step": size, "exchange/messages_per_step": messages}
-
 
 @torch.no_grad()
 def share(tensors: Sequence[Tensor]) -> None:
@@ -203,12 +197,7 @@ class AdapterDDP(DDPStrategy):
         self._meeting.exchanges = False
 
     def barrier(self, name: str | None = None) -> None:
-        """Wait for all processes; at the store before a run, where a mistake of one process ends all.
-
-        Raises:
-            UserError: A process has ended because of a mistake.
-            LostProcessError: A process is lost.
-        """
+        """Wait for all processes; at the store before a run, where the error of one process ends all."""
         assert self._meeting is not None
         if self._meeting.exchanges:
             super().barrier(name)
@@ -217,24 +206,15 @@ class AdapterDDP(DDPStrategy):
             self._meeting.exchanges = name == "run-stage"  # Lightning's last one before the loops
 
     def compare(self, splits: Mapping[str, Part]) -> None:
-        """Refuse processes with other samples than rank 0; each waits for all.
-
-        Raises:
-            UserError: They differ, or a process has ended because of a mistake.
-            LostProcessError: A process is lost.
-        """
+        """Refuse processes with other samples than rank 0; each waits for all, see `Meeting.compare`."""
         assert self._meeting is not None
         compare_splits(self._meeting, splits)
 
     def model_to_device(self) -> None:
-        """Move the model, and compare the weights of all processes before any is exchanged.
-
-        Raises:
-            UserError: Processes start from different weights.
-        """
+        """Move the model, and refuse processes with different weights before any is exchanged."""
         super().model_to_device()
         if self._meeting is not None and not self.exchange.steps:
-            fingerprint: str = self.lightning_module.fingerprint()  # type: ignore[union-attr, operator, assignment]
+            fingerprint: str = self.lightning_module.fingerprint()  # type: ignore[union-attr, operator]
 
             def judge(ask: Ask) -> str:
                 sums = ask("")
@@ -281,8 +261,11 @@ class AdapterDDP(DDPStrategy):
         self.model.register_comm_hook(self.exchange, counted_mean)  # which averages as it does without a hook
 
     def metrics(self) -> dict[str, Any]:
-        """Return the entries for ``results.json``."""
-        return self.exchange.metrics()
+        """Return the entries for ``results.json``, None before the first step."""
+        found = self.exchange
+        size = round(found.bytes / found.steps) if found.steps else None
+        messages = round(found.messages / found.steps, 2) if found.steps else None
+        return {"exchange/bytes_per_step": size, "exchange/messages_per_step": messages}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
         """Run one optimizer step including the exchange, then copy rank 0's statistics to all processes."""

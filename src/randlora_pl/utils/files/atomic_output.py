@@ -46,11 +46,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file atomically.
-
-    Raises:
-        OSError: The file cannot be written; the older file stays.
-    """
+    """Write a file with `atomic_file`; the older file stays if an error occurs."""
     with atomic_file(path) as stream:
         stream.write(content)
 
@@ -85,11 +81,7 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Create a temporary folder, and rename it to its final name if the block ends without an error.
-
-    Raises:
-        OSError: A file cannot be written; the error names the final path, and the older folder stays.
-    """
+    """Create a temporary folder as `scratch_folder` does, and rename it if the block ends without an error."""
     with scratch_folder(path) as part:
         yield part
         move(part, path)
@@ -145,11 +137,7 @@ def disk_errors(path: Path, hint: str = "Set another --output.") -> Iterator[Non
 
 
 def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
-    """Raise an error if an output would overwrite an input adapter.
-
-    Raises:
-        UserError: An output is an input, or a parent folder of one.
-    """
+    """Refuse an output that would overwrite an input adapter: it is the input, or a parent folder of it."""
     for file in outputs:
         for source in inputs:
             if source.resolve() in (file.resolve(), *file.resolve().parents):

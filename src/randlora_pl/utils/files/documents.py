@@ -113,14 +113,9 @@ _Loader.yaml_implicit_resolvers = {  # a date is a string, as on the command lin
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """Return the size and depth of a node with its aliases expanded.
+    """Return the size and depth of a node with its aliases expanded; refuse one that is too large or contains itself.
 
-    Args:
-        node: Node to measure.
-        known: Results by node id; None for the nodes that contain this one.
-
-    Raises:
-        yaml.YAMLError: The node is too large, too deep, or contains itself.
+    Known are results by node id, and None for the nodes that contain this one.
     """
     if id(node) in known:
         measured = known[id(node)]
@@ -175,11 +170,7 @@ def open_plain(path: Path | str, most: int | None = None) -> BinaryIO:
 
 
 def read_plain(path: Path | str, most: int = MOST_BYTES) -> bytes:
-    """Return the bytes of a regular file.
-
-    Raises:
-        OSError: See `open_plain`.
-    """
+    """Return the bytes of a regular file, opened by `open_plain`."""
     with open_plain(path, most) as stream:
         return stream.read(most)
 

@@ -212,11 +212,7 @@ def no_code_of_others() -> Iterator[None]:
 def hub_file(repository: str, name: str, revision: str | None, option: str) -> Path | None:
     """Return a file of a repository, from the cache or downloaded; None if the repository does not have it.
 
-    Args:
-        repository: ``ORG/NAME``.
-        name: Name of the file.
-        revision: Branch, tag or commit; None for the default branch.
-        option: Option that names the repository, for messages.
+    Messages have the option that names the repository as ``ORG/NAME``.
 
     Raises:
         UserError: The repository is unknown, private, gated or cannot be reached.

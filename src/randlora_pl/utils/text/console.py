@@ -37,19 +37,14 @@ def print_above_progress(*what: "RenderableType") -> str:
 
 
 class _Terminal(logging.StreamHandler):  # type: ignore[type-arg]
-    """Handler for the application's log on stderr; records of `print_above_progress` are skipped."""
+    """Handler for the application's log on stderr, as printable text; `print_above_progress` has printed its own."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if not hasattr(record, _PRINTED):
             self.stream = sys.stderr  # the current one, which a test or a notebook may have replaced
             super().emit(record)
 
-
-class _Plain(logging.Formatter):
-    """Formatter that escapes control characters."""
-
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as printable text."""
         return printable(super().format(record))
 
 
@@ -71,7 +66,7 @@ def log_to_terminal() -> None:
     """Show the application's log, and only warnings from Lightning."""
     if not any(isinstance(handler, _Terminal) for handler in _log.handlers):
         handler = _Terminal(sys.stderr)
-        handler.setFormatter(_Plain("randlora-pl: %(message)s"))
+        handler.setFormatter(logging.Formatter("randlora-pl: %(message)s"))
         _log.addHandler(handler)
     _log.setLevel(logging.INFO)
     _log.propagate = False
