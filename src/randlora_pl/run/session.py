@@ -31,27 +31,18 @@ from randlora_pl.utils.text.console import log_to_file, log_to_terminal, print_a
 if TYPE_CHECKING:
     from randlora_pl.run.lightning_cli import App
 
-DRY_RUN = ("--dry-run", "--dry_run")
-
 
 @parting()
 def run_fit(words: Sequence[str]) -> "App":
-    """Run ``fit``: zero-shot test, training, test, results.
-
-    Args:
-        words: The words of a command line behind ``fit``.
-
-    Returns:
-        The finished run.
+    """Run ``fit`` with the words behind it: zero-shot test, training, test, results. Return the finished run.
 
     Raises:
         UserError: A typed option does not fit; also the errors of `handle_run_errors`.
     """
     silence_library_warnings()
-    typed = list(words)
-    args = [word for word in typed if word not in DRY_RUN]
-    dry = len(args) < len(typed)
-    if valued := next((word for word in args if word.startswith(tuple(f"{name}=" for name in DRY_RUN))), None):
+    args = [word for word in words if word not in ("--dry-run", "--dry_run")]
+    dry = len(args) < len(words)
+    if valued := next((word for word in args if word.startswith(("--dry-run=", "--dry_run="))), None):
         raise UserError(f"--dry-run takes no value, not {valued}. Type --dry-run")
     auto = folders_in(args, ("resume",)).get("resume") == Path("auto")
     args = resume_by_itself(args)

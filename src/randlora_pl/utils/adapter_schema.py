@@ -42,8 +42,10 @@ class Prompts(TypedDict, total=False):
 
 
 class Metadata(TypedDict, total=False):
-    """Optional metadata of an adapter; further keys are allowed."""
+    """Metadata of an adapter; a task saves its name, arguments, class names and templates. Further keys are allowed."""
 
+    task: str
+    task_class: str  # path of a class from outside
     arguments: dict[str, Any]
     classnames: list[str]
     templates: list[str]
@@ -52,16 +54,6 @@ class Metadata(TypedDict, total=False):
     prompts: Prompts
     training: Training
     made_from: dict[str, Any]
-
-
-class TaskMetadata(TypedDict):
-    """Required metadata of an adapter that a task has saved; ``task_class`` is the path of a class from outside."""
-
-    task: str
-    task_class: NotRequired[str]
-    arguments: dict[str, Any]
-    classnames: list[str]
-    templates: list[str]
 
 
 class BaseModel(TypedDict, total=False):
@@ -109,7 +101,8 @@ def check_adapter_schema(config: Mapping[str, Any], source: object) -> None:
     """Refuse an ``adapter_config.json`` without a key, with a value of another type, or with an impossible frame."""
     wrong: Misfit | str | None = misfit(config, AdapterSchema)
     if wrong is None and "task" in (metadata := config.get("metadata", {})):
-        wrong = misfit(metadata, TaskMetadata, "metadata")
+        missing = [name for name in ("arguments", "classnames", "templates") if name not in metadata]
+        wrong = Misfit(f"metadata.{missing[0]}", None, "") if missing else None
         for name in ("classnames", "templates") if wrong is None else ():
             # Half of a character cannot be encoded; undecodable bytes of a file name (surrogate escapes) can.
             half = (text for text in metadata[name] if re.search("[\ud800-\udc7f\udd00-\udfff]", text))

@@ -1,5 +1,6 @@
 """What a process learns from its environment, and what the processes of a job agree on."""
 
+import io
 import os
 import socket
 import subprocess
@@ -133,7 +134,7 @@ def test_two_steps_of_a_slurm_job_do_not_meet_and_two_agents_in_steps_of_their_o
             address = {"MASTER_ADDR": "here", "MASTER_PORT": "1", "SLURM_JOB_ID": "7"}
             use(monkeypatch, SLURM | {"SLURM_PROCID": "0"} | more | address | {"SLURM_STEP_ID": step, "RANK": "0"})
             monkeypatch.setattr("randlora_pl.run.parallel.launch._meetings", [])
-            monkeypatch.setattr("randlora_pl.run.parallel.launch._connect", lambda *_: store)
+            monkeypatch.setattr("socket.create_connection", lambda *_: io.BytesIO())
             job = launched()
             assert job is not None
             found.append(meeting_of(job).store)

@@ -18,8 +18,7 @@ LOGGERS = {"wandb": "wandb", "mlflow": "mlflow"}
 def choose_dataset(command: Command) -> None:
     """Put the dataset of a root into the config unless a dataset was typed; one config that has both is complete.
 
-    Raises:
-        UserError: The files of the root fit no format, or several.
+    Files of a root that fit no format, or several, are refused.
     """
     flat = command.flat()
     root, named = flat.get("data.root"), command.config.get("data", {}).get("dataset")
@@ -65,8 +64,9 @@ def check_here(command: Command) -> None:
         raise UserError(f"The data folder {typed} does not exist; expected {layout}. Set it with --data.root PATH")
     if command.verb == "fit" and row is not None:
         check_trains(row, flat.get("data.shots_file"))
+    runs = not any(re.search(r"[-.]help(-all)?$", word) for word in command.typed)
     toy = task is not None and options_of(task)["name"].default == "tiny" and flat.get("model.name") is None
-    if toy and not any(re.search(r"[-.]help(-all)?$", word) for word in command.typed):  # which is used only if named
+    if runs and toy:  # which is used only if it is named
         bases = "--config clip_vitb32, clip_vitl14 or dinov2_vitb14, or tiny_clip, a toy for images of 32 pixels"
         raise UserError(f"{command.verb} needs a base model.", f"Add {bases}. All models: randlora-pl models")
 

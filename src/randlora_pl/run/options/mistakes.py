@@ -170,7 +170,6 @@ def _wrong_values(flat: dict[str, Any], flags: str) -> Iterator[tuple[str, str]]
 
 
 def _check_dataset(task: "type[AdaptationTask] | None", typed: Any) -> None:
-    """Refuse an unknown dataset."""
     if typed is None:
         return
     dataset = str(typed)

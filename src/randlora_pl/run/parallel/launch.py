@@ -266,7 +266,16 @@ def meeting_of(job: Launch, timeout: float | None = None) -> Meeting:
         if hosted:
             store = TCPStore(host, port, None, True, timedelta(seconds=TIMEOUT), False, multi_tenant=True)
         else:
-            store = _connect(host, port, timeout)
+            deadline = time.monotonic() + timeout
+            while True:  # PyTorch's own waiting prints frames of C++
+                try:
+                    socket.create_connection((host, port), _REPLY).close()
+                    break
+                except OSError as error:
+                    if time.monotonic() > deadline:
+                        raise LostProcessError(f"process 0, which does not answer at {host}:{port}") from error
+                    time.sleep(0.2)
+            store = _client(host, port)
     except RuntimeError as error:
         if not (busy := busy_port(error)):
             raise
@@ -275,20 +284,6 @@ def meeting_of(job: Launch, timeout: float | None = None) -> Meeting:
         raise busy from error
     _meetings.append(meet(store))
     return _meetings[0]
-
-
-def _connect(host: str, port: int, timeout: float) -> Any:
-    """Return a client of the store at an address, as soon as something listens there."""
-    deadline = time.monotonic() + timeout
-    while True:  # PyTorch's own waiting prints frames of C++
-        try:
-            socket.create_connection((host, port), _REPLY).close()
-            break
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise LostProcessError(f"process 0, which does not answer at {host}:{port}") from error
-            time.sleep(0.2)
-    return _client(host, port)
 
 
 def _client(host: str, port: int) -> Any:

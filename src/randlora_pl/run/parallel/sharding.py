@@ -32,13 +32,6 @@ class Shards:
     bytes: int
     device_bytes: int
 
-    @classmethod
-    def of(cls, model: nn.Module) -> "Shards":
-        """Measure a model after `shard`."""
-        weights: list[Any] = [p for p in model.parameters() if hasattr(p, "to_local")]
-        local = sum(weight.to_local().nbytes for weight in weights)
-        return cls(len(repeated_blocks(model)), sum(weight.nbytes for weight in weights), local)
-
     def __str__(self) -> str:
         """Return one line for the run summary."""
         here = f"{byte_size(self.device_bytes)} of {byte_size(self.bytes)}"
@@ -61,11 +54,7 @@ class AdapterFSDP(AdapterDDP):
     shards: Shards | None = None
 
     def setup(self, trainer: Trainer) -> None:
-        """Shard the model at the first run, and wrap it for training.
-
-        Raises:
-            UserError: There is nothing to shard, or PyTorch is too old.
-        """
+        """Shard the model at the first run, and wrap it for training."""
         # A tensor that FSDP2 creates in inference mode cannot be used in later training.
         for loop in (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop):
             loop.inference_mode = False
@@ -94,7 +83,9 @@ class AdapterFSDP(AdapterDDP):
             world: Any = torch.distributed.group.WORLD  # it has the timeout
             dtype = torch.bfloat16 if self.precision_plugin.precision == "bf16-mixed" else None
             shard(task.model, DeviceMesh.from_group(world, self.root_device.type), dtype)
-        self.shards = Shards.of(task.model)
+        weights = [p for p in task.model.parameters() if hasattr(p, "to_local")]
+        local = sum(weight.to_local().nbytes for weight in weights)
+        self.shards = Shards(len(repeated_blocks(task.model)), sum(weight.nbytes for weight in weights), local)
         super().model_to_device()
 
     def metrics(self) -> dict[str, Any]:

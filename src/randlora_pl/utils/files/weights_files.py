@@ -60,10 +60,6 @@ _here: dict[str, Path] = {}
 """Files that this process was given, by SHA-256."""
 
 
-def _known_path(digest: str) -> Path | None:
-    return _stored_path(digest) or _here.get(digest)
-
-
 def _stored_path(digest: str) -> Path | None:
     if re.fullmatch("[0-9a-f]{64}", digest) is None:  # from a stranger's file, for example "/dev/zero"
         return None
@@ -100,7 +96,8 @@ def find_weights(base: Mapping[str, Any], source: object) -> str | None:
         return str(given[0]) if alone else None
     plain = file_name(name)
     files = [file for file in (path / plain if path.is_dir() else path for path in given) if file.is_file()]
-    here = [file for file in (*files, _known_path(str(digest)), Path(name).expanduser()) if file and file.is_file()]
+    known = _stored_path(str(digest)) or _here.get(str(digest))
+    here = [file for file in (*files, known, Path(name).expanduser()) if file and file.is_file()]
     for file in here:
         if file_sha256(file) == digest:
             return str(file)
@@ -129,7 +126,7 @@ def base_arguments(base: Mapping[str, Any], source: object) -> dict[str, str]:
     if not name.startswith(LOCAL):
         return arguments
     folders = [path if path.is_dir() else path.parent for path in _registered()]
-    noted = _known_path(digest)
+    noted = _stored_path(digest) or _here.get(digest)
     files = [file for folder in folders for file in folder.glob("*config.json")] + ([noted] if noted else [])
     for file in files:
         if file.is_file() and file_sha256(file) == digest:
