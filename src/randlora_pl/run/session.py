@@ -40,8 +40,9 @@ def run_fit(words: Sequence[str]) -> "App":
         UserError: A typed option does not fit; also the errors of `handle_run_errors`.
     """
     silence_library_warnings()
-    args = [word for word in words if word not in ("--dry-run", "--dry_run")]
-    dry = len(args) < len(words)
+    typed = list(words)
+    args = [word for word in typed if word not in ("--dry-run", "--dry_run")]
+    dry = len(args) < len(typed)
     if valued := next((word for word in args if word.startswith(("--dry-run=", "--dry_run="))), None):
         raise UserError(f"--dry-run takes no value, not {valued}. Type --dry-run")
     auto = folders_in(args, ("resume",)).get("resume") == Path("auto")
