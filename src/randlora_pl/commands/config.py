@@ -24,8 +24,7 @@ def list_(*, json: Json = False) -> int:
     """List the bundled configs and scripts."""
     names, starters = config_names(), scripts()
     if json:
-        print_json({name: headline(file) for name, file in (names | starters).items()})
-        return 0
+        return print_json({name: headline(file) for name, file in (names | starters).items()})
     print(table(("config", "what it is"), [(name, headline(file)) for name, file in names.items()]))
     print("\nUse: randlora-pl fit --config NAME; several --config are merged, the last one wins.")
     print("For sweeps/: randlora-pl sweep NAME.\n")

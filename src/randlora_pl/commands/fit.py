@@ -91,44 +91,38 @@ def _run(command: str, words: Words) -> int:
 def page(verb: str) -> str:
     """Return the help page of a command, at most 60 lines."""
     parts = sections({"fit": fit, "test": test, "validate": validate}[verb].__doc__)
-    lines = [
-        f"{parts['']}\n\n{textwrap.indent(parts['Examples'], '  ')}\n",
-        _line("--config NAME", "Bundled config or a file. Repeat it to merge several, the last one wins"),
-    ]
+    lines = {"--config NAME": "Bundled config or a file. Repeat it to merge several, the last one wins"}
     if verb == "fit":
         again = "Resume this run. Typed options override its config. auto: the newest run of this name, unchanged"
-        lines += [_line(f"--run.{name} VALUE", _short(option)) for name, option in options_of(RunOptions).items()]
-        lines += [_line("--dry-run", "Print the start page (parameters, steps, memory) and write nothing")]
-        lines += [_line("--print_config", "Print the merged config. --print_config=skip_default: without defaults")]
-        lines += [_line("--resume RUN", f"{again}, if it is unfinished")]
-        lines += [_line("--from-adapter LORA", "Start a new training where this run or adapter has ended")]
-        lines += [
-            _line("--from-form FORM", "beside: the adapter is added to it (default). absorbed: RandLoRA contains it")
-        ]
-        groups = {group: options_of(kind).items() for group, kind in callback_classes().items()}
-        lines += [_line(f"--{group}.{name}", _short(one)) for group, options in groups.items() for name, one in options]
+        lines |= {f"--run.{name} VALUE": _short(option) for name, option in options_of(RunOptions).items()}
+        lines |= {
+            "--dry-run": "Print the start page (parameters, steps, memory) and write nothing",
+            "--print_config": "Print the merged config. --print_config=skip_default: without defaults",
+            "--resume RUN": f"{again}, if it is unfinished",
+            "--from-adapter LORA": "Start a new training where this run or adapter has ended",
+            "--from-form FORM": "beside: the adapter is added to it (default). absorbed: RandLoRA contains it",
+        }
+        for group, kind in callback_classes().items():
+            lines |= {f"--{group}.{name}": _short(option) for name, option in options_of(kind).items()}
     tasks = classes("model")
-    lines += [
-        _line("--seed_everything N", "Seed of the run: few-shot images, order, augmentation, bases (default: 0)"),
-        _line("--model TASK", f"{', '.join(tasks)}. Their options:"),
-        *_names("model", tasks.values()),
-        _line("--model.adapter METHOD", f"{', '.join(classes('model.adapter'))}"),
-        _line("--model.adapter.OPTION", "See: randlora-pl adapters METHOD"),
-        _line("--model.prompts LEARNER", f"Of PromptTask: {', '.join(classes('model.prompts'))}"),
-        _line(
-            "--data.dataset NAME",
-            f"See: randlora-pl datasets. Texts: {', '.join(DATASETS | LABELLED)}. Other options:",
-        ),
-        *_names("data", map(data_class, tasks.values())),
-        _line(
-            "--trainer.OPTION",
-            "Options of Lightning's Trainer, for example accelerator, devices, precision, accumulate_grad_batches",
-        ),
-        "",
-        f"For all options, run: randlora-pl {verb} --help-all, --model.help TASK, --model.adapter.help METHOD",
-        "",
-    ]
-    return "\n".join(lines)
+    listed = {"model": _options(tasks.values()), "data": _options(map(data_class, tasks.values()))}
+    hidden = ("adapter", "dataset", "prompts", "seed")
+    own = {group: ", ".join(name for name in names if name not in hidden) for group, names in listed.items()}
+    lines |= {
+        "--seed_everything N": "Seed of the run: few-shot images, order, augmentation, bases (default: 0)",
+        "--model TASK": f"{', '.join(tasks)}. Their options:",
+        "  --model.": own["model"],
+        "--model.adapter METHOD": ", ".join(classes("model.adapter")),
+        "--model.adapter.OPTION": "See: randlora-pl adapters METHOD",
+        "--model.prompts LEARNER": f"Of PromptTask: {', '.join(classes('model.prompts'))}",
+        "--data.dataset NAME": f"See: randlora-pl datasets. Texts: {', '.join(DATASETS | LABELLED)}. Other options:",
+        "  --data.": own["data"],
+        "--trainer.OPTION": "Options of Lightning's Trainer, for example accelerator, devices, precision, "
+        "accumulate_grad_batches",
+    }
+    blocks = [parts[""], textwrap.indent(parts["Examples"], "  "), "\n".join(map(entry, lines, lines.values()))]
+    last = f"For all options, run: randlora-pl {verb} --help-all, --model.help TASK, --model.adapter.help METHOD\n"
+    return "\n\n".join([*blocks, last])
 
 
 def describe(kind: type, prefix: str) -> str:
@@ -141,20 +135,10 @@ def describe(kind: type, prefix: str) -> str:
     return "\n".join([*lines, ""] if options_of(kind) else lines)
 
 
-def _line(name: str, text: str) -> str:
-    return entry(name, text, column=30)
-
-
 def _short(option: Option) -> str:
     """Return the first sentence of an option's explanation, with its default if it has one."""
     default = "" if option.default is None else f" (default: {(option.written or '').strip(chr(39))})"
     return f"{option.sentence.replace('``', '')}{default}"
-
-
-def _names(group: str, kinds: Iterable[type]) -> list[str]:
-    """Return the options of the classes of a group on as few lines as they need."""
-    shown = [name for name in _options(kinds) if name not in ("adapter", "dataset", "prompts", "seed")]
-    return [entry(f"  --{group}.", ", ".join(shown), column=30)]
 
 
 def parser(verb: str) -> argparse.ArgumentParser:

@@ -63,8 +63,7 @@ def adapters(names: Names = (), *, json: Json = False) -> int:
             own = options_of(kind).values()
             options = {each.name: {"type": each.choices, "default": each.written, "help": each.help} for each in own}
             facts.append({"name": kind.__name__, "summary": summary(kind), "options": options})
-        print_json(facts)
-        return 0
+        return print_json(facts)
     for kind in kinds:
         print(describe(kind, "--model.adapter."))
     return 0
@@ -110,8 +109,7 @@ def datasets(names: Names = (), *, root: Root = None, json: Json = False) -> int
             rows.append((row.name, row.classes, *counts, row.epochs, state_of(row, folder), row.licence, row.title))
         header = ("dataset", "classes", "train", "val", "test", "epochs", "on this machine", "licence", "what it is")
         if json:
-            print_json([dict(zip(header, row, strict=True)) for row in rows])
-            return 0
+            return print_json([dict(zip(header, row, strict=True)) for row in rows])
         print(table(header, rows, optional=("licence", "epochs", "classes", "val")))
         print(f"\nOn this machine: below {folder}. Another folder: randlora-pl datasets --root PATH")
         print(
@@ -127,8 +125,7 @@ def datasets(names: Names = (), *, root: Root = None, json: Json = False) -> int
         return 0
     sections = {name: dataset_facts(name, folder) for name in names}
     if json:
-        print_json(sections)
-        return 0
+        return print_json(sections)
     for name, facts in sections.items():
         lines = [entry(key, value, column=14) for each in facts for key, value in each.items() if value]
         print("\n".join([name, *lines, ""]))
@@ -161,8 +158,7 @@ def models(names: Names = (), *, all: bool = False, json: Json = False) -> int:
         picked = [_pick(name.partition(".")[0], rows_of, "model", "models --all") for name in names]
         found = list(chain(*picked)) or matrix()
         if json:
-            print_json(found)
-            return 0
+            return print_json(found)
         methods = {name for _, name, _ in _methods()}
         cells = []
         for row in found:
@@ -182,8 +178,7 @@ def models(names: Names = (), *, all: bool = False, json: Json = False) -> int:
     chosen = [_pick(name, rows, "model") for name in names] or list(rows.values())
     header = ("model", "library", "config", "parameters", "pixels", "weights", "licence")
     if json:
-        print_json([dict(zip(header, row, strict=True)) for row in chosen])
-        return 0
+        return print_json([dict(zip(header, row, strict=True)) for row in chosen])
     cells = [(*row[:3], f"{row[3] / 1e6:,.1f} M", *row[4:]) for row in chosen]
     print(table(header, cells, optional=("pixels", "library") if names else ("licence", "pixels", "library")))
     print("\nUse: randlora-pl fit --config CONFIG, or --model.name NAME --model.pretrained TAG, a file or random")
@@ -236,10 +231,18 @@ def doctor(*, all: bool = False, json: Json = False) -> int:
             report[title] = section()
         except Exception as error:
             report[title] = {"BROKEN": f"{type(error).__name__}: {error}. Reinstall that package"}
+    wrong = [
+        f"{name} {text}"
+        for facts in report.values()
+        for name, text in facts.items()
+        if name == "BROKEN" or text.startswith("MISSING") or "cannot be written" in text
+    ]
+    faster = [f"{name} ({text})" for name, text in report["Devices"].items() if name.startswith(("cuda", "mps"))]
+    ready = f"READY: runs use {faster[0] if faster else 'the CPU'}."
+    verdict = f"NOT READY: {'; '.join(wrong)}" if wrong else ready
     if json:
-        print_json({"verdict": verdict(report), **report})
-        return 0
-    print(f"{verdict(report)}\n")
+        return print_json({"verdict": verdict, **report})
+    print(f"{verdict}\n")
     for title, facts in report.items():
         here = {
             name: text
@@ -250,18 +253,6 @@ def doctor(*, all: bool = False, json: Json = False) -> int:
             here[f"{absent} not downloaded"] = "to list them: randlora-pl doctor --all"
         print("\n".join([title, *(entry(name, text, column=28) for name, text in here.items()), ""]))
     return 0
-
-
-def verdict(report: dict[str, dict[str, str]]) -> str:
-    """Return in one line whether a run can start here, and what stops it."""
-    wrong = [
-        f"{name} {text}"
-        for facts in report.values()
-        for name, text in facts.items()
-        if name == "BROKEN" or text.startswith("MISSING") or "cannot be written" in text
-    ]
-    faster = [f"{name} ({text})" for name, text in report["Devices"].items() if name.startswith(("cuda", "mps"))]
-    return f"NOT READY: {'; '.join(wrong)}" if wrong else f"READY: runs use {faster[0] if faster else 'the CPU'}."
 
 
 def versions() -> dict[str, str]:

@@ -23,7 +23,7 @@ from randlora_pl.utils.machine import Precision, use_precision
 from randlora_pl.utils.option_types import Device, File, Option, Overwrite, Weights
 from randlora_pl.utils.options import Count, Finite
 from randlora_pl.utils.quick_imports import quick_imports
-from randlora_pl.utils.text.console import log_to_terminal, silence_library_warnings
+from randlora_pl.utils.text.console import log_to_terminal
 from randlora_pl.utils.text.formatting import printable
 from randlora_pl.utils.text.tables import csv_text
 
@@ -241,7 +241,6 @@ def predict(options: PredictOptions) -> int:
             raise UserError(f"{folder} belongs to a model of images: give it --images PATH instead of --texts.")
         if of_texts and not options.texts:
             raise UserError(f"{folder} belongs to a language model: give it --texts FILE instead of --images.")
-    silence_library_warnings()
     compute = answer if options.texts else classify
     output = None if options.output == "-" else Path(options.output)
     if output is None:

@@ -17,7 +17,6 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.weights_files import file_name, register_weights
 from randlora_pl.utils.machine import use_precision
 from randlora_pl.utils.option_types import Device, Folder, Weights
-from randlora_pl.utils.text.console import silence_library_warnings
 from randlora_pl.utils.text.formatting import printable
 
 TOKEN = "RANDLORA_PL_TOKEN"
@@ -69,7 +68,6 @@ def serve(
                 again = f"give another one: --port {port % 65535 + 1}"
                 raise UserError(f"--port {port} is in use on {host}; {again}") from None
             raise UserError(f"--host {host} --port {port}: {error.strerror}") from None
-    silence_library_warnings()
     from randlora_pl.adapters import read_adapter
     from randlora_pl.serving import app, uploads
 

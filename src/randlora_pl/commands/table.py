@@ -142,14 +142,14 @@ def run(words: list[str]) -> int:
         name, *rest = f"{name} {rest[0]}", *rest[1:]
     function, asked = function_of(name), bool({"--help", "-h"} & set(rest))
     command = Command(name, function)
+    silence_library_warnings()
     if command.raw:
         return function(Words(rest))
     if asked or (not rest and command.needed):
         print(command.page, end="", file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     arguments = command.arguments(rest)
-    silence_library_warnings()
-    if name.partition(" ")[0] in ("analyze", "bench", "data"):  # their commands print the application's log
+    if name.partition(" ")[0] in ("analyze", "bench", "data", "zeroshot"):  # they print the application's log
         log_to_terminal()
     return function(**arguments)
 

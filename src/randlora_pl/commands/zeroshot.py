@@ -15,7 +15,6 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.option_types import Device, Option
 from randlora_pl.utils.options import Count
-from randlora_pl.utils.text.console import log_to_terminal, silence_library_warnings
 from randlora_pl.utils.text.tables import table
 
 if TYPE_CHECKING:
@@ -57,8 +56,6 @@ def zeroshot(
     if name is None:
         some = "--model.name ViT-B-32 --model.pretrained openai, or --model.name tiny, a toy for images of 32 pixels"
         raise UserError("zeroshot needs a base model.", f"Add {some}. All models: randlora-pl models")
-    silence_library_warnings()
-    log_to_terminal()
     from open_clip import list_pretrained_tags_by_model
 
     from randlora_pl.lab import zeroshot as lab

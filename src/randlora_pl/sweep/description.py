@@ -153,9 +153,9 @@ METHOD = tuple(_Method.__annotations__)
 """Keys of a method; all others are options of its adapter."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """Content of a sweep's file.
+    """Content of a sweep's file; the fields are in the order of the file.
 
     Attributes:
         models: By label: ``config`` (a config or several), ``set`` (options), ``family`` and ``paper_name``.
@@ -179,15 +179,15 @@ class SweepConfig:
         root: Folder of the datasets that was typed; None leaves it to the configs.
     """
 
+    title: str = ""
+    paper: Tree = field(default_factory=dict)
     models: dict[str, Tree]
-    methods: dict[str, Tree]
     datasets: dict[str, Tree]
     budgets: list[str]
+    methods: dict[str, Tree]
     seeds: Seeds
     options: Tree = field(default_factory=dict)
     cases: list[Tree] = field(default_factory=list)
-    title: str = ""
-    paper: Tree = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     pairs: list[list[str]] = field(default_factory=list)
     baselines: bool = False
@@ -238,14 +238,11 @@ class SweepConfig:
 
     def content(self) -> Tree:
         """Return the content that `from_content` reads, with every label and budget written out."""
-        tree = {item.name: getattr(self, item.name) for item in fields(self)}
+        tree = {"set" if item.name == "options" else item.name: getattr(self, item.name) for item in fields(self)}
         plain = all(facts == {"dataset": label} for label, facts in self.datasets.items())
-        tree["datasets"] = list(self.datasets) if plain else self.datasets
-        tree["set"] = tree.pop("options")
-        tree["baselines"] = self.baselines or None
-        order: tuple[str, ...] = ("title", "paper", "models", "datasets", "budgets", "methods", "seeds", "set", "cases")
-        order += ("notes", "pairs", "baselines", "keep_adapters", "tune", "tuned")
-        return {key: tree[key] for key in order if tree[key] not in ("", {}, [], None)}
+        tree |= {"datasets": list(self.datasets) if plain else self.datasets, "baselines": self.baselines or None}
+        del tree["root"]
+        return {key: value for key, value in tree.items() if value not in ("", {}, [], None)}
 
     def data(self, dataset: str, budget: str) -> Tree:
         """Return the options of the data of a cell; what they do not name must be left out.
@@ -311,11 +308,7 @@ def is_zero_shot(label: str) -> bool:
 
 
 def fit(value: Any, kind: Any, where: str) -> None:
-    """Refuse a value that does not have its type, or has a key that its type lacks.
-
-    Raises:
-        UserError: See above.
-    """
+    """Refuse a value that does not have its type, or has a key that its type lacks."""
     if wrong := misfit(value, kind, where):
         raise UserError(f"{wrong}{f': give {wrong.wanted}' if wrong.wanted else ''}.")
     if is_typeddict(kind) and kind is not _Method:  # whose other keys are options of its adapter

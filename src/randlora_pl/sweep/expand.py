@@ -34,7 +34,7 @@ def task_of(tree: Tree) -> AdaptationTask | None:
         UserError: An option is impossible.
     """
     arguments = dict(tree["model"].get("init_args") or {})
-    kind = _kind(tree)
+    kind = named_task(_short(tree["model"]))
     described = _described(arguments.pop("adapter"))
     if kind is None or described is None:
         return None
@@ -50,7 +50,8 @@ def data_of(tree: Tree) -> Any:
     Raises:
         UserError: An option is impossible.
     """
-    package, _, name = getattr(_kind(tree), "data_module", AdaptationTask.data_module).rpartition(".")
+    kind = named_task(_short(tree["model"]))
+    package, _, name = getattr(kind, "data_module", AdaptationTask.data_module).rpartition(".")
     return _made(getattr(import_module(package), name), dict(tree.get("data", {})), "data")
 
 
@@ -65,10 +66,6 @@ def _made(kind: Any, arguments: dict[str, Any], where: str) -> Any:
             return kind(**arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {kind.__name__} does not take these options ({error}).") from error
-
-
-def _kind(tree: Tree) -> type[AdaptationTask] | None:
-    return named_task(_short(tree["model"]))
 
 
 def counts(tree: Tree) -> Counts | None:
@@ -101,7 +98,7 @@ def check_first(cell: Trial) -> None:
     Raises:
         UserError: They differ in the task, the model or the layers, or the method cannot contain the LoRA.
     """
-    first, task = task_of(cell.stages[".first"]), task_of(cell.tree)
+    first, task = task_of(cell.first), task_of(cell.tree)
     if first is None or task is None:
         return
     if type(first) is not type(task):
@@ -124,7 +121,7 @@ def check_first(cell: Trial) -> None:
     (model, targets), (again, _) = before, after
     report = inject(model, first.adapter, targets)
     layers = {row.layer: row.shape for row in report.rows}
-    adapter = continued(report.adapter, layers, task.adapter, cell.first["from_form"], where)
+    adapter = continued(report.adapter, layers, task.adapter, cell.form, where)
     check_layers(layers, again, adapter, targets, where)
     inject(again, adapter, targets)
 

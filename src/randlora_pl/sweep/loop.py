@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 _PAUSE = 1.0
 """Seconds between two looks at what other processes are doing."""
 
-Run = Callable[[Trial, Path], bool | None]
-"""Runs a cell in its folder to its end, or raises; returns True after a SIGTERM that only Lightning saw."""
-
 
 @dataclass
 class Outcome:
@@ -67,6 +64,7 @@ class Loop:
 
     Attributes:
         cells: The process's part of the cells, in order.
+        run: Runs a cell in its folder to its end, or raises; returns True after a SIGTERM that only Lightning saw.
         watch: Progress to show.
         fatal: Whether an error would meet the next cell as well.
         retry_failed: Cells that have failed before are tried once more.
@@ -78,7 +76,7 @@ class Loop:
 
     folder: SweepFolder
     cells: Sequence[Trial]
-    run: Run
+    run: Callable[[Trial, Path], bool | None]
     watch: "Progress | None" = None
     fatal: Callable[[Exception], bool] = lambda error: False
     retry_failed: bool = False
@@ -170,14 +168,11 @@ class Runner:
 
     Args:
         test: Whether cells are tested; a search leaves the test images alone.
-        logger: Logger for the curves of a cell, unless the sweep sets ``run.logger``.
         watcher: Returns a callback that may end a cell early, or None.
     """
 
-    def __init__(
-        self, test: bool = True, logger: str = "csv", watcher: "Callable[[Trial], Callback | None]" = lambda cell: None
-    ) -> None:
-        self.test, self.logger, self.watcher = test, logger, watcher
+    def __init__(self, test: bool = True, watcher: "Callable[[Trial], Callback | None]" = lambda cell: None) -> None:
+        self.test, self.watcher = test, watcher
 
     def __call__(self, cell: Trial, folder: Path) -> bool:
         """Run a cell from its checkpoint, or from its beginning; content that cannot be resumed is removed.
@@ -194,9 +189,8 @@ class Runner:
         output = io.StringIO()  # the run's log has it, too
         try:
             with redirect_stdout(output), redirect_stderr(output):
-                return copy_context().run(
-                    self._run, cell, folder, start
-                )  # jsonargparse keeps the last parser in a variable
+                # in a context of its own: jsonargparse keeps the last parser in a variable
+                return copy_context().run(self._run, cell, folder, start)
         finally:
             gc.collect()  # Lightning's objects refer to each other, and each holds a model
 
@@ -211,8 +205,8 @@ class Runner:
             again = self._resumable(cell, folder)
             if cell.first and not again and not read_results(folder / FIRST).get("finished"):
                 (folder / FIRST).mkdir(exist_ok=True)
-                stage = replace(cell, tree=cell.stages[".first"], first={})
-                if Runner(test=False, logger=self.logger)._run(stage, folder / FIRST, time.perf_counter()):
+                stage = replace(cell, tree=cell.first, first={})
+                if Runner(test=False)._run(stage, folder / FIRST, time.perf_counter()):
                     raise Terminated
             app = App(self.command(cell, folder, again), folder if again else None, folder)
             with handle_run_errors(app):
@@ -237,10 +231,10 @@ class Runner:
             place = {group: {name: cell.tree[group][name]} for group, name in typed}
             tree = merge(normalize(read_config(folder / CONFIG)), place)
         else:
-            how: Tree = {"trainer": {"devices": 1, "enable_progress_bar": False}, "run": {"logger": self.logger}}
+            how: Tree = {"trainer": {"devices": 1, "enable_progress_bar": False}, "run": {"logger": "csv"}}
             tree = merge(how, cell.tree) | {"trainer": merge(cell.tree.get("trainer", {}), how["trainer"])}
             if cell.first:
-                tree |= {"from_adapter": str(folder / FIRST), "from_form": cell.first["from_form"]}
+                tree |= {"from_adapter": str(folder / FIRST), "from_form": cell.form}
         command = Command("test" if cell.untrained else "fit", config=copy.deepcopy(tree))
         check_names(command)
         return command

@@ -111,6 +111,7 @@ class Trial:
         flat: Entries that decide the result, by short names; see `result_key`.
         facts: Values that a search of learning rates tries in the cell.
         first: Config of the LoRA that it trains before, and starts from; empty without one.
+        form: Form of the start from it (`randlora_pl.adapters.refine`).
     """
 
     labels: Labels
@@ -119,6 +120,7 @@ class Trial:
     family: str = ""
     facts: Tree = field(default_factory=dict)
     first: Tree = field(default_factory=dict)
+    form: str = FORMS[0]
 
     @cached_property  # a progress line looks at every cell several times
     def hash(self) -> str:
@@ -127,12 +129,6 @@ class Trial:
         The budget separates a test of the pretrained model from a training with the same config.
         """
         return digest(self.flat | ({"budget": ZERO_SHOT} if self.untrained else {}))
-
-    @property
-    def stages(self) -> dict[str, Tree]:
-        """Return the configs of its runs, by ``.first`` and an empty word."""
-        first = {key: value for key, value in self.first.items() if key != "from_form"}
-        return ({".first": first} if first else {}) | {"": self.tree}
 
     @property
     def untrained(self) -> bool:
@@ -164,15 +160,17 @@ def plan(description: SweepConfig, tuning: Tree | None = None) -> list[Trial]:
                 )
                 tree = merge(tree, normalize(tuning)) if tuning else tree
                 form = description.methods[method].get("first", {}).get("form", FORMS[0])
-                before = first[0] | {"from_form": form} if first else {}
                 if (dataset, budget) not in checked:
                     checked.add((dataset, budget))
                     with errors_in(f"datasets.{dataset}"):
                         check(tree)
                 flat = result_key(flatten(tree))
-                flat |= {f"first.{name}": value for name, value in result_key(flatten(before)).items() if before}
+                if first:
+                    before = result_key(flatten(first[0] | {"from_form": form}))
+                    flat |= {f"first.{name}": value for name, value in before.items()}
                 labels = Labels(model, dataset, budget, method, seed)
-                cell = Trial(labels, tree, flat, str(facts.get("family") or ""), first=before)
+                family = str(facts.get("family") or "")
+                cell = Trial(labels, tree, flat, family, first=first[0] if first else {}, form=form)
                 if cell.hash in cells:
                     raise UserError(f"{cells[cell.hash].labels} and {labels} are the same run; leave out one of them.")
                 cells[cell.hash] = cell

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from statistics import fmean
 from typing import IO, Any
 
 from rich.console import Console, Group, RenderableType
@@ -22,18 +23,17 @@ class Times:
     """Mean times of finished cells: of the same model, dataset, budget and method, else of fewer of these."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, ...], tuple[int, float]] = {}
+        self._found: dict[tuple[str, ...], list[float]] = {}
 
     def add(self, cell: Trial, seconds: float) -> None:
         """Add a finished cell."""
         for kind in self._kinds(cell):
-            count, total = self._found.get(kind, (0, 0.0))
-            self._found[kind] = (count + 1, total + seconds)
+            self._found.setdefault(kind, []).append(seconds)
 
     def expected(self, cell: Trial) -> float | None:
         """Return the expected seconds of a cell; None before a similar one has finished."""
-        count, total = next(filter(None, map(self._found.get, self._kinds(cell))), (0, 0.0))
-        return total / count if count else None
+        found = next(filter(None, map(self._found.get, self._kinds(cell))), None)
+        return fmean(found) if found else None
 
     @staticmethod
     def _kinds(cell: Trial) -> list[tuple[str, ...]]:
@@ -61,7 +61,7 @@ class Progress:
         self.own: tuple[Trial, float] | None = None
         self.times = Times()
         self._states: dict[str, str] = {}
-        self._seconds = [0, 0.0]  # of finished cells
+        self._seconds: list[float] = []  # of finished cells
         self._running: list[tuple[Trial, str]] = []
         self._scanned, self._cost = 0.0, 0.0
         self.follow(cells)
@@ -127,7 +127,7 @@ class Progress:
         seconds = self.folder.results(cell).get("cell_seconds") if state == DONE != before else None
         if seconds:
             self.times.add(cell, seconds)
-            self._seconds = [self._seconds[0] + 1, self._seconds[1] + seconds]
+            self._seconds.append(seconds)
         return state != before
 
     def count(self) -> tuple[int, int, int]:
@@ -136,11 +136,10 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """Time for the cells that are left, shared among the processes at work; None before one has finished."""
-        count, seconds = self._seconds
         left = self._tally[OPEN]
-        if left and not count:
+        if left and not self._seconds:
             return None
-        return left * seconds / max(1, count) / max(self.jobs, self.at_work())
+        return left * fmean(self._seconds or [0.0]) / max(self.jobs, self.at_work())
 
     def at_work(self) -> int:
         """Return the number of processes that run a cell now, this one included."""

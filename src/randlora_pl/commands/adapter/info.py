@@ -57,8 +57,7 @@ def info(adapter: Adapter, *, layers: bool = False, json: Json = False, pretrain
             print(entry(name, text, 0, 16))
     rows, missing = summary.layers(file)
     if json:
-        print_json(known | {"layers": rows, "missing": missing})
-        return 0
+        return print_json(known | {"layers": rows, "missing": missing})
     if known["fingerprint"] and not any(reason.startswith("updates:") for reason in missing):
         print(entry("checked", "the random bases match that fingerprint", 0, 16))
     if rows:
@@ -152,8 +151,7 @@ def diff(first: Adapter, second: Adapter, *, layers: bool = False, json: Json = 
         why = str(error)
     changed = {key: [one[key], two[key]] for key in one if one[key] != two[key] and key not in ("path", "file_bytes")}
     if json:
-        print_json({"differences": changed, "layers": rows, "missing": [why] if why else []})
-        return 0
+        return print_json({"differences": changed, "layers": rows, "missing": [why] if why else []})
     print(entry("A", str(files[0].path), 0, 16))
     print(entry("B", str(files[1].path), 0, 16))
     texts = []  # one entry per option of the method and per metric of the training

@@ -84,9 +84,10 @@ def counting(shown: bool, text: str = "{task.completed:,} images decoded", total
         yield lambda count: progress.advance(task, count)
 
 
-def print_json(found: object) -> None:
-    """Print a listing for another program."""
+def print_json(found: object) -> int:
+    """Print a listing for another program; return the exit code of the command."""
     print(json.dumps(found, indent=2, ensure_ascii=False, default=str))
+    return 0
 
 
 def spelled(name: str) -> str:

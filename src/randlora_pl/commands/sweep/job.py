@@ -25,7 +25,7 @@ from randlora_pl.utils.option_types import Folder, Option
 from randlora_pl.utils.options import Count, Positive
 from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.reuse import caching
-from randlora_pl.utils.text.console import log_to_terminal, silence_library_warnings
+from randlora_pl.utils.text.console import log_to_terminal
 from randlora_pl.utils.text.formatting import byte_size, duration
 from randlora_pl.utils.text.tables import table
 
@@ -135,11 +135,7 @@ def find_sweep(config: str) -> tuple[Path, SweepConfig]:
 
 
 def check_root_is_read(cells: Iterable[Trial], root: str | None) -> None:
-    """Refuse a data folder that no dataset of a sweep reads.
-
-    Raises:
-        UserError: See above; the message has what to do for images of one's own.
-    """
+    """Refuse a data folder that no dataset of a sweep reads; the message has what to do for images of one's own."""
     rows = [None if is_text(cell.tree) else CATALOG[cell.flat["data.dataset"]] for cell in cells]
     if root is None or any(row is None or row.own or row.layout for row in rows):
         return
@@ -221,7 +217,6 @@ def check(job: Job) -> None:
     Raises:
         UserError: Names the model with the method or dataset.
     """
-    silence_library_warnings()
     from randlora_pl.sweep import expand
 
     cells = [cell for cell in job.chosen if job.folder.state(cell) != DONE]
@@ -235,7 +230,7 @@ def check(job: Job) -> None:
             expand.counts(cell.tree)
         if cell.first:
             with errors_in(f"{where}.first"):
-                expand.counts(cell.stages[".first"])
+                expand.counts(cell.first)
             with errors_in(where):
                 expand.check_first(cell)
     for (model, dataset), cell in {(cell.labels.model, cell.labels.dataset): cell for cell in cells}.items():

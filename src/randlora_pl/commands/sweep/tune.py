@@ -29,7 +29,6 @@ from randlora_pl.utils.errors import UserError, errors_in, shortened
 from randlora_pl.utils.files.atomic_output import write_text
 from randlora_pl.utils.option_types import Option, Rest, Words
 from randlora_pl.utils.own_classes import import_words
-from randlora_pl.utils.text.console import silence_library_warnings
 from randlora_pl.utils.text.tables import markdown_table
 
 
@@ -155,7 +154,6 @@ def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
         raise UserError("tune does not need --resume: it finds finished candidates itself.")
     import_classes(command)
     check_names(command)
-    silence_library_warnings()
     tree = command.config
     for name, text in command.values.items():
         tree = merge(tree, normalize(nested({name: parse_value(text)})))
@@ -256,7 +254,6 @@ def _run(job: Job, typed: SearchOptions, words: list[str], config: Path | None) 
 
 def _job_of(typed: SearchOptions, file: Path, description: SweepConfig, same: str) -> Job:
     """Return the search of the options without running it."""
-    silence_library_warnings()
     from randlora_pl.sweep.search import Search
 
     folder = SweepFolder(typed.output or Path("runs") / "tune" / file.stem, "tune.yaml")
