@@ -29,9 +29,8 @@ def first_step(**options: object) -> tuple[RandLoRADelta, Tensor]:
 
 def stacks(delta: RandLoRADelta) -> tuple[Tensor, Tensor]:
     """S in float32 and in float16 products, both as real numbers."""
-    lambdas, gammas, a = delta.tensors()
     exact, half = (
-        mixed_stack(delta.basis(), lambdas, gammas, a, delta.form(), dtype) for dtype in (torch.float32, torch.float16)
+        mixed_stack(delta.basis(), delta.tensors(), delta.form(), dtype) for dtype in (torch.float32, torch.float16)
     )
     return exact.double(), half.double() / 2**12
 

@@ -85,17 +85,31 @@ def read(path: Path, name: Path | None = None) -> Contents:
     """
     name = path if name is None else name
     if path.is_file():
-        config = _config_of_file(path)
-        if config is None:
-            raise UserError(f"{name} is not an adapter file: its metadata has no {_KEY}. {_suggestion(path)}")
+        source, kind, text = name, f"file: its metadata has no {_KEY}", _config_of_file(path)
+    else:
+        source, kind = name / CONFIG, f"folder: it needs {CONFIG} and {TENSORS}"
+        text = (path / CONFIG).read_bytes() if (path / CONFIG).is_file() and (path / TENSORS).is_file() else None
+    if text is None:
+        inside = [each for each in ("adapter", "adapter-best") if (path / each).is_dir()]
+        hint = f"Did you mean {path / inside[0]}?" if inside else "A run writes it to RUN/adapter."
+        if (path / "adapter_model.safetensors").is_file():
+            hint = (
+                "PEFT wrote it: load it with import_peft(folder, model), or `randlora-pl adapter import --from peft`."
+            )
+        raise UserError(f"{name} is not an adapter {kind}. {hint}")
+    try:
+        config = parse_json(text)
+    except ValueError as error:
+        raise UserError(f"{source} cannot be read ({type(error).__name__}: {error}). Save it again.") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{source} cannot be read (not a JSON object). Save it again.")
+    if path.is_file():
         tensors = load_tensors(path)
         bases = {key.removeprefix(_PREFIX): tensors.pop(key) for key in list(tensors) if key.startswith(_PREFIX)}
-        return Contents(_parsed(config, name), tensors, bases)
-    if not (path / CONFIG).is_file() or not (path / TENSORS).is_file():
-        raise UserError(f"{name} is not an adapter folder: it needs {CONFIG} and {TENSORS}. {_suggestion(path)}")
-    config = (path / CONFIG).read_bytes()
-    bases = load_tensors(path / BASES, name / BASES) if (path / BASES).is_file() else {}
-    return Contents(_parsed(config, name / CONFIG), load_tensors(path / TENSORS, name / TENSORS), bases)
+    else:
+        tensors = load_tensors(path / TENSORS, name / TENSORS)
+        bases = load_tensors(path / BASES, name / BASES) if (path / BASES).is_file() else {}
+    return Contents(config, tensors, bases)
 
 
 def changed(contents: Contents) -> list[str]:
@@ -123,13 +137,6 @@ def checksums(contents: Contents) -> dict[str, str]:
     return sums
 
 
-def _suggestion(path: Path) -> str:
-    inside = [name for name in ("adapter", "adapter-best") if (path / name).is_dir()]
-    if (path / "adapter_model.safetensors").is_file():
-        return "PEFT wrote it: load it with import_peft(folder, model), or `randlora-pl adapter import --from peft`."
-    return f"Did you mean {path / inside[0]}?" if inside else "A run writes it to RUN/adapter."
-
-
 def _config_of_file(path: Path) -> bytes | None:
     """Return the config in a file's metadata, or None."""
     with path.open("rb"):  # raises the system's error; safetensors reports every unreadable file as missing
@@ -140,16 +147,6 @@ def _config_of_file(path: Path) -> bytes | None:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}): truncated, damaged or not a safetensors file.") from None
     return None if text is None else text.encode()
-
-
-def _parsed(text: bytes, source: Path) -> dict[str, Any]:
-    try:
-        config = parse_json(text)
-    except ValueError as error:
-        raise UserError(f"{source} cannot be read ({type(error).__name__}: {error}). Save it again.") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{source} cannot be read (not a JSON object). Save it again.")
-    return config
 
 
 def load_tensors(file: Path, name: Path | None = None) -> dict[str, Tensor]:

@@ -19,6 +19,9 @@ from randlora_pl.adapters.kernels.triton_kernels.stack import form_stack, hadama
 from randlora_pl.adapters.random_bases import Copies
 from randlora_pl.utils.device import on_cuda, runs
 
+Factors = tuple[Tensor, Tensor, Tensor]
+"""Lambda (n, r), gamma (n, d) and A (r, d)."""
+
 
 class Stored:
     """B (D, n r) of one layer as a tensor of floats or small integers.
@@ -185,20 +188,15 @@ def scaled(lambdas: Tensor, scales: tuple[float, ...]) -> Tensor:
 
 
 def stacked(
-    lambdas: Tensor,
-    gammas: Tensor,
-    a: Tensor,
-    peft: bool = False,
-    scales: tuple[float, ...] = (),
-    dtype: torch.dtype | None = None,
-    rows: int = 0,
+    factors: Factors, peft: bool, scales: tuple[float, ...], dtype: torch.dtype | None = None, rows: int = 0
 ) -> Tensor:
-    """Return S, (n r, d), from lambda (n, r), gamma (n, d) and A (r, d).
+    """Return S, (n r, d).
 
     Row p = j r + k, which is multiplied by column p of B, is lambda_jk A_k gamma_j in the equation. PEFT and the
     official code have the same products in the order (k, j), as with ``peft``. S is computed in lambda's dtype and
     rounded once to ``dtype``. With ``rows`` above n r, zeros follow.
     """
+    lambdas, gammas, a = factors
     lambdas = scaled(lambdas, scales)
     if peft:
         product, gammas = lambdas.T[:, :, None] * a[:, None], gammas[None]
@@ -214,15 +212,14 @@ def stacked(
     return result
 
 
-def unstacked(
-    gradient: Tensor, lambdas: Tensor, gammas: Tensor, a: Tensor, peft: bool = False, scales: tuple[float, ...] = ()
-) -> tuple[Tensor, Tensor]:
+def unstacked(gradient: Tensor, factors: Factors, peft: bool, scales: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     """Return the gradients of lambda (n, r) and gamma (n, d) from the gradient of S, (n r, d).
 
     The gradient may have any dtype; it is overwritten.
     """
+    lambdas, gammas, a = factors
     if runs(gradient, gradient.dtype, lambdas.dtype, gammas.dtype, a.dtype):
-        return reduce_stack(gradient, lambdas, gammas, a, math.prod(scales), peft)
+        return reduce_stack(gradient, *factors, math.prod(scales), peft)
     count, rank = lambdas.shape
     gradient = gradient.view(rank, count, -1).transpose(0, 1) if peft else gradient.view(count, rank, -1)
     narrow = gradient.dtype.itemsize < a.dtype.itemsize
@@ -248,17 +245,15 @@ def effective(weight: Tensor | None, basis: Stored | Hadamard, mixed: Tensor, fo
     return (delta if weight is None else added(weight, delta)).to(dtype)
 
 
-def mixed_stack(
-    basis: Stored | Hadamard, lambdas: Tensor, gammas: Tensor, a: Tensor, form: Form, dtype: torch.dtype
-) -> Tensor:
+def mixed_stack(basis: Stored | Hadamard, factors: Factors, form: Form, dtype: torch.dtype) -> Tensor:
     """Return S as products with B need it, in ``dtype``: see `mixed` of the bases."""
-    kernels = runs(lambdas, lambdas.dtype, gammas.dtype, a.dtype, dtype)
+    kernels = runs(factors[0], *(factor.dtype for factor in factors), dtype)
     scales = (*form.scales, *enlarged(dtype))
     if isinstance(basis, Hadamard):
         if kernels and basis.held:
-            mixed = hadamard_mix(lambdas, gammas, a, *basis.across, math.prod(scales), form.peft, dtype)
+            mixed = hadamard_mix(*factors, *basis.across, math.prod(scales), form.peft, dtype)
             return mixed.view(basis.blocks, basis.block, -1)
-        return basis.mixed(stacked(lambdas, gammas, a, form.peft, scales), dtype)
+        return basis.mixed(stacked(factors, form.peft, scales), dtype)
     if kernels:
-        return form_stack(lambdas, gammas, a, math.prod(scales), form.peft, basis.rows(dtype), dtype)
-    return stacked(lambdas, gammas, a, form.peft, scales, dtype, basis.rows(dtype))
+        return form_stack(*factors, math.prod(scales), form.peft, basis.rows(dtype), dtype)
+    return stacked(factors, form.peft, scales, dtype, basis.rows(dtype))

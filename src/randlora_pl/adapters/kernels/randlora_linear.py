@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from randlora_pl.adapters.kernels.basis_product import Form, Stored, effective, mixed_stack, unstacked
+from randlora_pl.adapters.kernels.basis_product import Factors, Form, Stored, effective, mixed_stack, unstacked
 from randlora_pl.adapters.kernels.dropout import in_parts, masked
 from randlora_pl.adapters.kernels.hadamard import Hadamard
 from randlora_pl.adapters.kernels.rounding import enlarged
@@ -36,13 +36,10 @@ from randlora_pl.adapters.kernels.triton_kernels.stack import build_weight
 from randlora_pl.utils.device import on_cuda
 
 
-def held_stack(
-    held: Held, basis: Stored | Hadamard, lambdas: Tensor, gammas: Tensor, a: Tensor, form: Form, dtype: torch.dtype
-) -> Tensor:
+def held_stack(held: Held, basis: Stored | Hadamard, factors: Factors, form: Form, dtype: torch.dtype) -> Tensor:
     """Return the result of `mixed_stack`, kept over the uses of one step."""
-    return held.get(
-        ("S", dtype, form.scales, basis.rows(dtype)), lambda: mixed_stack(basis, lambdas, gammas, a, form, dtype)
-    )
+    key = ("S", dtype, form.scales, basis.rows(dtype))
+    return held.get(key, lambda: mixed_stack(basis, factors, form, dtype))
 
 
 def held_weight(
@@ -50,22 +47,21 @@ def held_weight(
     holds: bool,
     weight: Tensor | None,
     basis: Stored | Hadamard,
-    lambdas: Tensor,
-    gammas: Tensor,
-    a: Tensor,
+    factors: Factors,
     form: Form,
     dtype: torch.dtype,
 ) -> Tensor:
     """Return the result of `effective`; over the uses of one step it is kept, or S without ``holds``."""
 
     def make() -> Tensor:
-        if isinstance(basis, Stored) and sums(lambdas, weight, form.dtype, dtype):  # a kernel forms S in registers
+        if isinstance(basis, Stored) and sums(factors[0], weight, form.dtype, dtype):  # a kernel forms S in registers
             signs = basis.b.dtype == torch.int8 and basis.inner % 16 == 0 and form.dtype != torch.float16
             matrix = basis.matrix(torch.int8 if signs else form.dtype)
-            factors = lambdas, gammas, a, math.prod((*form.scales, *enlarged(form.dtype)))
+            scale = math.prod((*form.scales, *enlarged(form.dtype)))
             dithers = weight is not None and weight.dtype == torch.bfloat16
-            return build_weight(weight, matrix, *factors, form.peft, form.transposed, form.dtype, dtype, dithers)
-        stack = held_stack(Held() if holds else held, basis, lambdas, gammas, a, form, form.dtype)
+            how = scale, form.peft, form.transposed, form.dtype, dtype, dithers
+            return build_weight(weight, matrix, *factors, *how)
+        stack = held_stack(Held() if holds else held, basis, factors, form, form.dtype)
         return effective(weight, basis, stack, form, dtype)
 
     return held.get(("built", weight is None, dtype, form), make, weight) if holds else make()
@@ -91,19 +87,19 @@ class SumOfBases(torch.autograd.Function):
         ctx.basis, ctx.form = basis, form
         with without_autocast(lambdas):
             dtype = lambdas.dtype if form.dtype == torch.float16 else form.dtype
-            return held_weight(Held(), False, None, basis, lambdas, gammas, a, form, dtype)
+            return held_weight(Held(), False, None, basis, (lambdas, gammas, a), form, dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Reduce the (D, d) gradient to the gradients of lambda and gamma."""
-        lambdas, gammas, a = ctx.saved_tensors
+        factors = ctx.saved_tensors
         basis, form = ctx.basis, ctx.form
-        with without_autocast(lambdas):
+        with without_autocast(factors[0]):
             gradient = gradients[0].to(form.dtype)
             stack = basis.reduce(gradient.T if form.transposed else gradient)
-            stack = basis.unmixed(stack, lambdas.dtype)
+            stack = basis.unmixed(stack, factors[0].dtype)
             scales = (*form.scales, *enlarged(form.dtype))
-            return *unstacked(stack, lambdas, gammas, a, form.peft, scales), None, None, None
+            return *unstacked(stack, factors, form.peft, scales), None, None, None
 
 
 class AdaptedProduct(torch.autograd.Function):
@@ -129,15 +125,16 @@ class AdaptedProduct(torch.autograd.Function):
     ) -> Tensor:
         """Compute (..., out) from x (..., in), W0 (out, in), bias, lambda (n, r), gamma (n, d), A (r, d) and B."""
         need_x, need_sum = ctx.needs_input_grad[0], any(ctx.needs_input_grad[3:5])
-        output, built, projected = product(x, weight, bias, lambdas, gammas, a, basis, form, need_sum, mask, held)
+        factors = lambdas, gammas, a
+        output, built, projected = product(x, weight, bias, factors, basis, form, need_sum, mask, held)
         ctx.projected, ctx.alone = projected is not None, weight is None or mask is not None
         ctx.save_for_backward(
             (x if projected is None else projected) if need_sum else None,
             built if need_x else None,
             weight if need_x and (built is None or mask is not None) else None,
             mask if need_x or (need_sum and projected is None) else None,
-            lambdas, gammas, a,
-        )  # fmt: skip
+            *factors,
+        )
         ctx.basis, ctx.form, ctx.held, ctx.shape = basis, form, held, x.shape
         return output
 
@@ -147,7 +144,7 @@ class AdaptedProduct(torch.autograd.Function):
         """Return the gradients of x, bias, lambda and gamma."""
         need_x, _, need_bias, *need_sum = ctx.needs_input_grad[:5]
         kept, built, weight, mask, lambdas, gammas, a = ctx.saved_tensors
-        basis, form = ctx.basis, ctx.form
+        basis, form, factors = ctx.basis, ctx.form, (lambdas, gammas, a)
         out_features, in_features = form.shape
         grad_x = grad_lambdas = grad_gammas = None
         with without_autocast(gradient):
@@ -164,11 +161,11 @@ class AdaptedProduct(torch.autograd.Function):
                 projected = basis.project(gradient)
             if need_x:
                 if built is None:
-                    tensors = basis, lambdas, gammas, a, form, gradient.dtype
+                    parts = basis, factors, form, gradient.dtype
                     if choice.build:
-                        built = held_weight(ctx.held, False, None if ctx.alone else weight, *tensors)
+                        built = held_weight(ctx.held, False, None if ctx.alone else weight, *parts)
                     else:
-                        mixed = held_stack(ctx.held, *tensors)
+                        mixed = held_stack(ctx.held, *parts)
                 plain = None
                 if weight is not None and (built is None or mask is not None):
                     plain = gradient @ weight.to(gradient.dtype)
@@ -186,7 +183,7 @@ class AdaptedProduct(torch.autograd.Function):
                     stack = basis.reduce((many.T @ few).to(form.dtype))
                 scales = (*form.scales, *enlarged(stack.dtype))
                 stack = basis.unmixed(stack, lambdas.dtype)
-                grad_lambdas, grad_gammas = unstacked(stack, lambdas, gammas, a, form.peft, scales)
+                grad_lambdas, grad_gammas = unstacked(stack, factors, form.peft, scales)
             grad_bias = gradient.sum(0) if need_bias else None
         if grad_x is not None:
             whole = grad_x if rows is None else grad_x.new_zeros(tokens, in_features).index_copy_(0, rows, grad_x)
@@ -212,9 +209,7 @@ def product(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    lambdas: Tensor,
-    gammas: Tensor,
-    a: Tensor,
+    factors: Factors,
     basis: Stored | Hadamard,
     form: Form,
     train: bool,
@@ -246,14 +241,14 @@ def product(
         if choice.build:
             base, keep = None if alone else weight, form.keeps(basis, tokens)
             holds = keep and form.holds(held.training, held.recomputes or held.recomputed)
-            built = held_weight(held, holds, base, basis, lambdas, gammas, a, form, x.dtype)
+            built = held_weight(held, holds, base, basis, factors, form, x.dtype)
         bias = None if bias is None else bias.to(x.dtype)
         plain = None
         if weight is not None and (built is None or mask is not None):
             plain = F.linear(tokens, weight.to(x.dtype), bias)
         if built is None:
             tokens = tokens if early else masked(tokens, mask)
-            mixed = held_stack(held, basis, lambdas, gammas, a, form, x.dtype)
+            mixed = held_stack(held, basis, factors, form, x.dtype)
             output = add_product(basis, mixed, plain, tokens, projected)
         elif plain is None:
             output = F.linear(tokens, built, bias)

@@ -123,7 +123,7 @@ class RandLoRADelta(_RandLoRATensors):
         if self.keep is not False:
             held = self.cache.begin(self.lambdas, self.gammas, (self.bases.A, self.bases.B), self.training)
         if not torch.is_grad_enabled():
-            return product(x, weight, bias, *self.tensors(), self.basis(), form, False, mask, held)[0]
+            return product(x, weight, bias, self.tensors(), self.basis(), form, False, mask, held)[0]
         inputs = (x, weight, bias, *self.tensors(), self.basis(), form, mask, held)
         result: Tensor = AdaptedProduct.apply(*inputs)  # type: ignore[no-untyped-call, unused-ignore]
         return result

@@ -25,7 +25,7 @@ def obstacle(model: nn.Module, site: Site, owners: dict[int, list[str]]) -> Obst
     Args:
         model: Model with the site.
         site: Site to check.
-        owners: Names of every parameter, by id; tied parameters have several.
+        owners: Result of `owners_of` for the model.
     """
     module, layer = model.get_submodule(site.path), site.shape.layer
     sides = site.shape.out_features, site.shape.in_features
@@ -92,3 +92,12 @@ def _source(kind: Any) -> str:
             with suppress(OSError, TypeError):
                 sources.append(inspect.getsource(function))
     return "\n".join(sources)
+
+
+def owners_of(model: nn.Module) -> dict[int, list[str]]:
+    """Return the names of every parameter, by id; tied parameters have several."""
+    owners: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(f"{path}.{name}".lstrip("."))
+    return owners

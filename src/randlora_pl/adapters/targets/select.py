@@ -10,7 +10,7 @@ from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.budget import parse_budget, wished
 from randlora_pl.adapters.layers.weight_access import BLOCKS
 from randlora_pl.adapters.targets.blocks import Blocks
-from randlora_pl.adapters.targets.obstacles import Obstacle, is_packed, obstacle
+from randlora_pl.adapters.targets.obstacles import Obstacle, is_packed, obstacle, owners_of
 from randlora_pl.adapters.targets.sites import ALIASES, CONV, Site, find_sites, is_aside
 from randlora_pl.adapters.weights import matches
 from randlora_pl.utils.errors import UserError, near
@@ -85,10 +85,7 @@ def choose(model: nn.Module, targets: list[str] | None, split: bool, adapter: Ad
     else:
         picked = [site for site in picked if not (site.block and site.path in packed)]
     kept, skipped = [], {}
-    owners: dict[int, list[str]] = {}
-    modules = model.named_modules()
-    for path, (name, tensor) in ((path, own) for path, each in modules for own in each.named_parameters(recurse=False)):
-        owners.setdefault(id(tensor), []).append(f"{path}.{name}".lstrip("."))
+    owners = owners_of(model)
     first: Obstacle | None = None
     for site in picked:
         if split and site.role == "qkv":

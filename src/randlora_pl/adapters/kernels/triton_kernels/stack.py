@@ -127,14 +127,6 @@ TILES = ((128, 128, 32, 3, 8), (128, 128, 32, 2, 8), (64, 64, 32, 2, 4), (32, 32
 """Rows, columns, depth, stages and warps of a program, in the order in which they are tried."""
 
 
-def tiles(large: int, small: int, depth: int) -> list[tuple[int, int, int, int, int]]:
-    """Return `TILES` cut to a matrix (D, d) and n r."""
-    return [
-        (power(large, 16, high), power(small, 16, wide), power(depth, 16, deep), stages, warps)
-        for high, wide, deep, stages, warps in TILES
-    ]
-
-
 @operator("randlora::build_weight")
 def build_weight(
     weight: Tensor | None,
@@ -172,7 +164,11 @@ def build_weight(
         )  # fmt: skip
 
     key = ("build", out.device, large, small, count, rank, b.dtype, products, dtype)
-    first_that_fits(key, tiles(large, small, count * rank), launch)
+    choices = [  # cut to (D, d) and n r
+        (power(large, 16, high), power(small, 16, wide), power(count * rank, 16, deep), stages, warps)
+        for high, wide, deep, stages, warps in TILES
+    ]
+    first_that_fits(key, choices, launch)
     return out
 
 
