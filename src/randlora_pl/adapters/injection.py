@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from randlora_pl.adapters.base import Adapter, DeltaWeight
 from randlora_pl.adapters.budget import count_parameters, match_budget
 from randlora_pl.adapters.kept import base_buffers, hash_weights
-from randlora_pl.adapters.layers.adapted import AdaptedLayer, RowBlocks
+from randlora_pl.adapters.layers.adapted import AdaptedLayer, RowBlocks, check_input_acts
 from randlora_pl.adapters.layers.attach import attach
-from randlora_pl.adapters.layers.built import check_input_acts
 from randlora_pl.adapters.layers.weight_access import is_quantized, row_blocks, weight_of
 from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.procedure import Procedure

@@ -21,7 +21,7 @@ from randlora_pl.adapters import Adapter, InjectionReport, adapted_layers, injec
 from randlora_pl.adapters.derived import derived_once
 from randlora_pl.adapters.injection import make_deltas
 from randlora_pl.adapters.kept import base_buffers, update_buffers
-from randlora_pl.adapters.layers.built import has_own_forward
+from randlora_pl.adapters.layers.adapted import has_own_forward
 from randlora_pl.adapters.methods import randlora
 from randlora_pl.adapters.operations import report_of, use_bases
 from randlora_pl.adapters.random_bases import Bases

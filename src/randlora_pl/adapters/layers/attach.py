@@ -7,8 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import DeltaWeight
-from randlora_pl.adapters.layers.adapted import AdaptedAttention, AdaptedConv1D, AdaptedLayer, AdaptedLinear
-from randlora_pl.adapters.layers.built import AdaptedConv2d, ReadLinear
+from randlora_pl.adapters.layers.adapted import (
+    AdaptedAttention,
+    AdaptedConv1D,
+    AdaptedConv2d,
+    AdaptedLayer,
+    AdaptedLinear,
+    ReadLinear,
+)
 from randlora_pl.adapters.layers.weight_access import dequantized, is_conv1d, is_quantized
 from randlora_pl.adapters.targets.obstacles import reader_of
 from randlora_pl.utils.errors import UserError
