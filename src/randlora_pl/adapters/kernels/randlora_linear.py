@@ -59,8 +59,8 @@ def held_weight(
             matrix = basis.matrix(torch.int8 if signs else form.dtype)
             scale = math.prod((*form.scales, *enlarged(form.dtype)))
             dithers = weight is not None and weight.dtype == torch.bfloat16
-            how = scale, form.peft, form.transposed, form.dtype, dtype, dithers
-            return build_weight(weight, matrix, *factors, *how)
+            products = form.dtype
+            return build_weight(weight, matrix, *factors, scale, form.peft, form.transposed, products, dtype, dithers)
         stack = held_stack(Held() if holds else held, basis, factors, form, form.dtype)
         return effective(weight, basis, stack, form, dtype)
 

@@ -66,13 +66,13 @@ class AdaptedQuantized(AdaptedLayer):
 
 
 @functools.cache
-def adapted_class(plain: Any) -> type[AdaptedQuantized]:
+def adapted_class(plain: type[nn.Module]) -> type[AdaptedQuantized]:
     """Return the adapted class for a quantized layer class."""
     return type(f"Adapted{plain.__name__}", (AdaptedQuantized, plain), {"__module__": __name__})
 
 
 def _empty(plain: type[nn.Module]) -> nn.Module:
-    kind = adapted_class(plain)
+    kind = adapted_class(plain)  # type: ignore[arg-type]  # a class is hashable
     return kind.__new__(kind)
 
 
@@ -92,7 +92,7 @@ def attach(model: nn.Module, updates: Mapping[str, DeltaWeight]) -> None:
         elif isinstance(layer, nn.Conv2d):
             kinds[path] = AdaptedConv2d
         elif is_quantized(layer):
-            kinds[path] = adapted_class(type(layer))
+            kinds[path] = adapted_class(type(layer))  # type: ignore[arg-type]
         elif is_conv1d(layer):
             kinds[path] = AdaptedConv1D
         else:

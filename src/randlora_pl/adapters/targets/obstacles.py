@@ -4,7 +4,7 @@ import functools
 import inspect
 import re
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
@@ -75,7 +75,7 @@ def reader_of(model: nn.Module, path: str) -> type[nn.Module] | None:
         above = type(model.get_submodule(".".join(parts[:depth])))
         if issubclass(above, nn.MultiheadAttention) and depth == len(parts) - 1:
             return above
-        source, read = _source(above), f"self.{'.'.join(parts[depth:])}.weight"
+        source, read = _source(above), f"self.{'.'.join(parts[depth:])}.weight"  # type: ignore[arg-type]
         if read in source and re.search(  # compiling an expression for each layer takes seconds
             rf"\b{re.escape(read)}\b(?!\.(?:dtype|device|shape|requires_grad))", source
         ):
@@ -84,7 +84,7 @@ def reader_of(model: nn.Module, path: str) -> type[nn.Module] | None:
 
 
 @functools.cache
-def _source(kind: Any) -> str:
+def _source(kind: type[nn.Module]) -> str:
     """Return the source of a class's methods, except initialization of weights; "" if it is not available."""
     sources = []
     for name, function in inspect.getmembers(kind, inspect.isfunction):
