@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -36,15 +35,6 @@ _LOGIN = "hf auth login, or set HF_TOKEN"
 
 class PeftRepositoryError(UserError):
     """Error for a repository with an adapter of PEFT, which needs its base model to be converted."""
-
-
-@dataclass(frozen=True)
-class Pulled:
-    """Downloaded and verified adapter, commit hash in its repository, and total bytes of its files."""
-
-    file: AdapterFile
-    commit: str
-    size: int
 
 
 def check_repo(repo: str) -> str:
@@ -92,8 +82,11 @@ def push_folder(
         return str(api.create_commit(repo, operations, commit_message=message, revision=revision).commit_url)
 
 
-def pull_adapter(repo: str, path: Path, revision: str | None = None) -> Pulled:
+def pull_adapter(repo: str, path: Path, revision: str | None = None) -> tuple[AdapterFile, str, int]:
     """Download an adapter and verify it before it replaces an older one. Only files without code are downloaded.
+
+    Returns:
+        The adapter, the commit in its repository, and the bytes of its files.
 
     Raises:
         UserError: The Hub is unreachable or refuses, or the adapter is missing or damaged. No files remain.
@@ -121,7 +114,7 @@ def pull_adapter(repo: str, path: Path, revision: str | None = None) -> Pulled:
         shutil.rmtree(folder / ".cache", ignore_errors=True)
         read_adapter(folder, repo)
         size = sum(file.stat().st_size for file in folder.iterdir())
-    return Pulled(read_adapter(path), commit, size)
+    return read_adapter(path), commit, size
 
 
 def download_peft(repo: str, folder: Path, revision: str | None = None) -> str:

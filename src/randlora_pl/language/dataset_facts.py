@@ -85,12 +85,10 @@ def dataset_facts(name: str, root: Path) -> list[dict[str, str]]:
         if name in glue.TASKS:
             source = {"get it": glue.SOURCE}
         elif name not in OWN_TEXTS:
-            texts = (
-                (prompt_sets.E2E_TREE, prompt_sets.E2E_SOURCE)
-                if name == "e2e"
-                else (prompt_sets.TREE, prompt_sets.SOURCE)
-            )
-            source = {"files": f"{texts[0]}; below --data.root PATH", "get it": texts[1]}
+            tree, get = prompt_sets.TREE, prompt_sets.SOURCE
+            if name == "e2e":
+                tree, get = prompt_sets.E2E_TREE, prompt_sets.E2E_SOURCE
+            source = {"files": f"{tree}; below --data.root PATH", "get it": get}
         if name in known:
             found.append({"what it is": known[name], "use": f"--model {task} --data.dataset {name}"} | source)
     if not found:
@@ -121,15 +119,9 @@ def datasets() -> dict[str, str]:
     for row in CATALOG.values():
         if row.own:
             continue
-        held = dataset_path(row, root)
-        if row.package and not present(row, root):
-            found[row.name] = f"missing: {get_command(row, root)}"
-        elif held is None:
-            found[row.name] = "built in"
-        elif present(row, root):
-            found[row.name] = f"found: {held}"
-        else:
-            found[row.name] = f"missing: randlora-pl data get {row.name}{'' if row.download else ' (prints the steps)'}"
+        state, steps = state_of(row, root), "" if row.package or row.download else " (prints the steps)"
+        known = {"built in": "built in", "here": f"found: {dataset_path(row, root)}"}
+        found[row.name] = known.get(state, f"missing: {get_command(row, root)}{steps}")
     for name in DATASETS | LABELLED:
         if name not in OWN_TEXTS:
             steps = f"missing: randlora-pl datasets {name} (prints the steps)"

@@ -61,10 +61,10 @@ def test_what_is_pulled_is_what_was_pushed(hub: FakeHub, tmp_path: Path, name: s
         "README.md", ".gitattributes", "adapter.safetensors", "adapter_config.json"
     }  # fmt: skip
     assert any(request.startswith("PUT /large/") for request in hub.requests)
-    pulled = pull_adapter("ann/one", tmp_path / "deep" / "here")
+    _, commit, size = pull_adapter("ann/one", tmp_path / "deep" / "here")
     assert {file.name for file in (tmp_path / "deep" / "here").iterdir()} == {file.name for file in sent.iterdir()}
-    assert pulled.commit == repo.sha("main")
-    assert pulled.size == sum(file.stat().st_size for file in sent.iterdir())
+    assert commit == repo.sha("main")
+    assert size == sum(file.stat().st_size for file in sent.iterdir())
     fresh, x = network(0), torch.randn(5, 12)
     load_adapter(fresh, tmp_path / "deep" / "here")
     torch.testing.assert_close(fresh(x), model(x))
@@ -80,7 +80,7 @@ def test_branches_and_commits(hub: FakeHub, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ann/one"):
         pull_adapter("ann/one", tmp_path / "a")
     for number, revision in enumerate(("second try", repo.sha("second try"))):
-        assert pull_adapter("ann/one", tmp_path / f"b{number}", revision).commit == repo.sha("second try")
+        assert pull_adapter("ann/one", tmp_path / f"b{number}", revision)[1] == repo.sha("second try")
     with pytest.raises(UserError, match="'third'"):
         pull_adapter("ann/one", tmp_path / "c", "third")
 
@@ -88,9 +88,9 @@ def test_branches_and_commits(hub: FakeHub, tmp_path: Path) -> None:
 def test_bases_of_an_older_adapter_go(hub: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     push_folder(staged(trained(own_bases=True), tmp_path), "ann/one")
-    assert pull_adapter("ann/one", tmp_path / "a").file.bases is not None
+    assert pull_adapter("ann/one", tmp_path / "a")[0].bases is not None
     push_folder(staged(trained(), tmp_path / "new"), "ann/one")
-    assert pull_adapter("ann/one", tmp_path / "b").file.bases is None
+    assert pull_adapter("ann/one", tmp_path / "b")[0].bases is None
     assert "bases.safetensors" not in hub.repos["ann/one"].branches["main"]
 
 

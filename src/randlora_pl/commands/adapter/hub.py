@@ -109,19 +109,19 @@ def pull(
 
     hub.check_repo(repo)
     try:
-        pulled = hub.pull_adapter(repo, output, revision)
+        file, commit, size = hub.pull_adapter(repo, output, revision)
     except hub.PeftRepositoryError:
         with TemporaryDirectory() as folder:
             commit = hub.download_peft(repo, Path(folder), revision)
             following = convert(Path(folder), "peft", output, name=repo)
         print(f"converted from PEFT, commit {commit[:12]} of {repo}\n\n{following}")
         return 0
-    file, base = pulled.file, pulled.file.config.get("base_model", {})
+    base = file.config.get("base_model", {})
     model = " ".join(str(base[key]) for key in ("library", "name", "pretrained") if base.get(key))
     classes = file.metadata.get("classnames") or []
     what = f" for {len(classes):,} classes" if classes else ""
     print(f"{output}: {file.adapter.method()} adapter of {model or 'a base model'}{what}")
-    print(f"{pulled.size:,} bytes, commit {pulled.commit[:12]} of {repo}")
+    print(f"{size:,} bytes, commit {commit[:12]} of {repo}")
     if sha := base.get("sha256"):
         print(f"its base model needs the weights file {base.get('pretrained')} (SHA-256 {sha})")
     task = file.metadata.get("task")

@@ -130,7 +130,7 @@ def convert(
     else:
         weights = [tensor for tensor in foreign.extra.values() if tensor.dim() == 2]
         biases = [tensor for tensor in foreign.extra.values() if tensor.dim() == 1]
-        classifier = peft.LogitsOnly(weights[0], biases[0] if biases else None) if weights else None
+        classifier = (weights[0], biases[0] if biases else None) if weights else None
         try:
             print(f"Largest difference to PEFT's outputs: {peft.difference(ours, base, path, classifier).summary()}")
         except UserError as error:

@@ -101,18 +101,17 @@ def load_program(path: Path, part: str = "classifier") -> Program:
     kind = task_class(file)
     if part == "text" and kind is not None and issubclass(kind, ImageTask) and not kind.has_text_tower:
         raise UserError(f"{path} has no text tower: it was trained with a linear head. Use --part classifier or image.")
-    task = load_task(path, gradient_checkpointing=False)
-    return make_program(task, part, task.frame)
+    return make_program(load_task(path, gradient_checkpointing=False), part)
 
 
-def make_program(task: ImageTask, part: str = "classifier", frame: ImageSpec | None = None) -> Program:
+def make_program(task: ImageTask, part: str = "classifier") -> Program:
     """Convert one of `PARTS` of a task with classes to a plain module; its adapter is unloaded permanently.
 
     Raises:
         UserError: The model has no such part.
     """
     task.eval()
-    frame = frame or task.image_spec
+    frame = task.frame
     task.check_part(part)
     described = {
         "classifier": f"logits and probabilities: float32 (n, {len(task.classnames)}), in the order of classnames",

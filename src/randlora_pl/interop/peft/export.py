@@ -43,17 +43,8 @@ def installed() -> bool:
     return find_spec("peft") is not None
 
 
-@dataclass(frozen=True)
-class LogitsOnly:
-    """Classifier in PEFT's file that our model does not have: weight (classes, features), bias (classes) or None."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """Return logits (b, classes)."""
-        bias = None if self.bias is None else self.bias.to(features.dtype)
-        return nn.functional.linear(features, self.weight.to(features.dtype), bias)
+Classifier = tuple[Tensor, Tensor | None]
+"""Classifier in PEFT's file that our model does not have: weight (classes, features), and bias (classes) or None."""
 
 
 class Difference(NamedTuple):
@@ -86,7 +77,7 @@ class Difference(NamedTuple):
 
 
 @torch.no_grad()
-def difference(ours: nn.Module, base: Base, folder: Path, classifier: LogitsOnly | None = None) -> Difference:
+def difference(ours: nn.Module, base: Base, folder: Path, classifier: Classifier | None = None) -> Difference:
     """Return the largest difference between our outputs and PEFT's, or of merged weights if inputs are unknown.
 
     Neither model is changed; if PEFT's file has a classifier, the base model is of timm.
@@ -99,7 +90,7 @@ def difference(ours: nn.Module, base: Base, folder: Path, classifier: LogitsOnly
 
     fresh: Any = base.copy().model
     if classifier is not None:
-        fresh.reset_classifier(len(classifier.weight))
+        fresh.reset_classifier(len(classifier[0]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -133,12 +124,15 @@ def difference(ours: nn.Module, base: Base, folder: Path, classifier: LogitsOnly
     return first
 
 
-def _outputs(models: Sequence[Any], base: Base, classifier: LogitsOnly | None) -> list[tuple[Tensor, ...]]:
+def _outputs(models: Sequence[Any], base: Base, classifier: Classifier | None) -> list[tuple[Tensor, ...]]:
     """Return the outputs of our model, PEFT's and the base model."""
     ours, theirs, plain = models
     found = [base.outputs(model) or [] for model in (ours, theirs.get_base_model(), plain)]
     if classifier is not None:
-        found[0], found[2] = ([classifier(features) for features in own] for own in (found[0], found[2]))
+        (weight, bias), dtype = classifier, found[0][0].dtype
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        for own in (found[0], found[2]):
+            own[:] = [nn.functional.linear(features, weight, bias) for features in own]
     return list(zip(*found, strict=True))
 
 
@@ -221,7 +215,7 @@ def export_peft(
             return Exported(None, "peft is not installed", name, bool(adapter.head), identity)
         made = adapted(base, file) if made is None else made
         with _refusing(file):
-            found = difference(made.model, base, part, LogitsOnly(file.extra["head"]) if name else None)
+            found = difference(made.model, base, part, (file.extra["head"], None) if name else None)
         return Exported(found, "", name, bool(adapter.head), identity)
 
 
