@@ -241,33 +241,26 @@ def write(path: Path, merged: Merged, overwrite: bool = False) -> Written:
         for file in reversed(contents):  # weights last
             move(part / file.name, file)
     sizes = {file: len(content) for file, content in contents.items()}
-    lines = [*merged.library_model.lines(path), *merged.library_model.transform()]
-    return Written(sizes, absolute, lines, _notes(path, merged))
-
-
-def _notes(path: Path, merged: Merged) -> list[str]:
-    notes = [f"images: {merged.library_model.image.summary()}"]
-    if not merged.library_model.transform():
-        lacks = "crop_pct" if merged.library_model.library == "open_clip" else "other color than the mean to fill with"
-        notes.append(
-            f"{merged.library_model.library} has no {lacks}: prepare images as described, without its transform"
-        )
+    library, transform = merged.library_model, merged.library_model.transform()
+    clip = library.library == "open_clip"
+    notes = [f"images: {library.image.summary()}"]
+    if not transform:
+        lacks = "crop_pct" if clip else "other color than the mean to fill with"
+        notes.append(f"{library.library} has no {lacks}: prepare images as described, without its transform")
     if difference(merged.expected, merged.plain)[0] <= ROUNDING and merged.facts.get("scale") != "0.0":
         by = f"by {made:.1e}, which is rounding" if (made := change(merged.expected, merged.plain)) else "not at all"
         notes.append(f"the adapter changes these outputs {by}: no loss of it would show in the comparison")
-    if merged.head is None:
-        return notes
-    if merged.classifies:
+    if merged.head is not None and merged.classifies:
         notes.append(f"outputs: logits of {len(merged.head)} classes; the linear head is in it, with a bias of 0")
         if path.suffix == ".pt":
             notes.append("class names: a .pt file has no place for them; a .safetensors file has, in its metadata")
-        return notes
-    clip = merged.library_model.library == "open_clip"
-    features = "F.normalize(model.encode_image(images), dim=-1)" if clip else "model(images)"
-    if merged.library_model.name == "tiny" and merged.templates:
-        notes.append("prompts: open_clip has no tokenizer for this model; the head has the class embeddings")
-    source = f"the head, which contains the scale, and the class names of {head_file(path)}"
-    return [*notes, f"logits: {features} @ head.T, with {source}"]
+    elif merged.head is not None:
+        features = "F.normalize(model.encode_image(images), dim=-1)" if clip else "model(images)"
+        if library.name == "tiny" and merged.templates:
+            notes.append("prompts: open_clip has no tokenizer for this model; the head has the class embeddings")
+        source = f"the head, which contains the scale, and the class names of {head_file(path)}"
+        notes.append(f"logits: {features} @ head.T, with {source}")
+    return Written(sizes, absolute, [*library.lines(path), *transform], notes)
 
 
 def _bytes(state: State, metadata: dict[str, str], suffix: str = SUFFIXES[0]) -> bytes:

@@ -84,9 +84,6 @@ def site_weights(part: nn.Module, layers: Collection[str]) -> State:
     return {site.shape.layer: rows_of(state[weight_key(part, site)], site) for site in sites}
 
 
-# From the file alone
-
-
 @torch.no_grad()
 def layer_updates(file: AdapterFile) -> State:
     """Return the update of every adapted weight by layer name, from the file alone if possible.

@@ -160,9 +160,6 @@ class TokenData(PlannedData):
         """Return the classes (samples,) of the training samples, or None without classes."""
         return None
 
-    def _remember(self, texts: object) -> None:
-        self._digest = hashlib.sha256(repr(texts).encode()).hexdigest()[:12]
-
     def _eval(self, split: str) -> Loader | list[Loader]:
         if split not in self._held:
             return []
@@ -230,7 +227,8 @@ class LabelledTexts(TokenData):
         splits, self._checked = self._checked or self.examples(learns, tests), {}
         for name, examples in splits.items():
             if name == "train":
-                self._remember((examples.sentences, examples.labels))
+                texts = repr((examples.sentences, examples.labels))
+                self._digest = hashlib.sha256(texts.encode()).hexdigest()[:12]
             self._pairs = len(examples.sentences[0]) > 1
             encoded, self.lengths[name] = encode_sentences(self._tokenizer, examples.sentences, self.max_length)
             self._held[name] = Sentences(encoded, examples.labels, not self.scores, self._tokenizer, self.pad)
@@ -340,7 +338,7 @@ class TextData(TokenData):
         """Read and encode what is needed."""
         if learns:
             train, val = read_training(self.dataset, self.root, self.validation)
-            self._remember(train)
+            self._digest = hashlib.sha256(repr(train).encode()).hexdigest()[:12]
             how = {"mask_prompt": bool(self.mask_prompt), "separate": self.separate}
             encoded, self.lengths["train"] = encode_all(self._tokenizer, train, self.cutoff, **how)
             if not encoded:

@@ -25,11 +25,7 @@ def need_transformers() -> None:
 
 @contextmanager
 def reached(source: str, option: str) -> Iterator[None]:
-    """Turn errors of the search for a model, configuration or tokenizer into a `UserError`.
-
-    Args:
-        source: Name or folder of the model.
-        option: Option that chose it.
+    """Turn errors of the search for a model, configuration or tokenizer that an option names into a `UserError`.
 
     Raises:
         UserError: The model is gated, does not exist, or cannot be read.
@@ -127,26 +123,19 @@ def possible(overrides: Mapping[str, Any] | None, option: str = _OVERRIDES, conf
     except Exception as error:  # of transformers, huggingface_hub and PyTorch
         if not overrides or isinstance(error, MemoryError):
             raise
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        if config is not None and (fault := _fault_of_heads(config)):
-            reason = f"{fault} ({reason})"
+        sizes = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+        width, heads, shared, size = list[Any](getattr(config, name, None) for name in sizes)
+        rotary = getattr(config, "rope_parameters", getattr(config, "rope_theta", None))
+        known = isinstance(width, int) and isinstance(heads, int) and heads > 0
+        reason, fault = f"{type(error).__name__}: {first_line(error)}", ""
+        if known and not size and width % heads:
+            fault = f"hidden_size {width} is not a multiple of num_attention_heads {heads}"
+        elif known and shared and heads % shared:
+            fault = f"num_attention_heads {heads} is not a multiple of num_key_value_heads {shared}"
+        elif known and not size and width // heads % 2 and rotary:
+            fault = f"hidden_size / num_attention_heads is {width // heads}, but must be even for rotary positions"
+        reason = f"{fault} ({reason})" if fault else reason
         raise UserError(f"{option} {dict(overrides)} makes no model: {reason}") from error
-
-
-def _fault_of_heads(config: Any) -> str:
-    width, heads, shared, size = (
-        getattr(config, name, None)
-        for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-    )
-    if not (isinstance(width, int) and isinstance(heads, int) and heads > 0):
-        return ""
-    if not size and width % heads:
-        return f"hidden_size {width} is not a multiple of num_attention_heads {heads}"
-    if shared and heads % shared:
-        return f"num_attention_heads {heads} is not a multiple of num_key_value_heads {shared}"
-    if not size and width // heads % 2 and getattr(config, "rope_parameters", getattr(config, "rope_theta", None)):
-        return f"hidden_size / num_attention_heads is {width // heads}, but must be even for rotary positions"
-    return ""
 
 
 @torch.no_grad()

@@ -213,12 +213,9 @@ class Item:
 
 
 def read_training(dataset: str, root: Path, validation: int | None) -> tuple[list[Sample], list[Sample]]:
-    """Return the training and the validation samples of a dataset.
+    """Return the training and the validation samples of a dataset below a folder, or of one file of JSON lines.
 
-    Args:
-        dataset: Name of the dataset.
-        root: Folder of the data, or one file of JSON lines.
-        validation: Training samples to hold out (see `hold_out`) without a file for validation.
+    Without a file for validation, ``validation`` training samples are held out (see `hold_out`).
 
     Raises:
         UserError: A file is missing or wrong.
@@ -238,10 +235,7 @@ def read_training(dataset: str, root: Path, validation: int | None) -> tuple[lis
 def read_items(dataset: str, root: Path, tests: Sequence[str] | None) -> list[Item]:
     """Return the questions of the tests, one test after the other; E2E's meaning representations each once.
 
-    Args:
-        dataset: Name of the dataset.
-        root: See `read_training`.
-        tests: Commonsense tests to read, None for all.
+    Of the commonsense tests, only those in ``tests`` are read, or all if it is None.
 
     Raises:
         UserError: A file is missing or wrong.
@@ -267,11 +261,8 @@ def hold_out(
 ) -> tuple[list[Kind], list[Kind]]:
     """Return training and validation samples, both in their order and the same ones for every seed of a run.
 
-    Args:
-        samples: All of them.
-        count: Number of validation samples; None for 120, as in the released scripts, but at most a tenth.
-        seed: Seed of the choice.
-        stream: Name of the random numbers.
+    There are ``count`` validation samples, or if it is None 120, as in the released scripts, but at most a tenth. The
+    choice depends on its own seed and stream of random numbers alone.
 
     Raises:
         UserError: Nothing would be left to train on.

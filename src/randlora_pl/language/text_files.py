@@ -187,7 +187,6 @@ _MARK = re.compile(r"[ \t\r\n]*([\[\],]?)[ \t\r\n]*")
 
 TEXTS = (("text",), ("text_a", "text_b"))
 COLUMNS = "columns text (or text_a and text_b) and label"
-_TREE = "{0} with " + COLUMNS + "; optionally val{1} and test{1} in the same format"
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,7 @@ def own_files(root: Path, suffix: str) -> dict[str, Path]:
         return {"train": root}
     files = {split: root / f"{split}{suffix}" for split in ("train", "val", "test")}
     if not files["train"].is_file():
-        tree = _TREE.format(files["train"].name, suffix)
+        tree = f"train{suffix} with {COLUMNS}; optionally val{suffix} and test{suffix} in the same format"
         raise UserError(f"{files['train']} does not exist. Expected below --data.root: {tree}")
     return {split: file for split, file in files.items() if file.is_file()}
 

@@ -11,7 +11,7 @@ from randlora_pl.language import text_files
 from randlora_pl.language.batches import TextEvalBatches, TextTrainBatches, Tokens
 from randlora_pl.language.data import TextData
 from randlora_pl.language.prompt_sets import Item
-from randlora_pl.language.tokenization import IGNORED, Encoded, byte_tokenizer, load_tokenizer
+from randlora_pl.language.tokenization import IGNORED, Encoded, load_tokenizer
 from randlora_pl.utils.errors import UserError
 
 
@@ -67,7 +67,7 @@ def test_answers_are_found() -> None:
 
 def data(folder: Path, **options: object) -> TextData:
     made = TextData(dataset="jsonl", root=str(folder), validation=0, **options)  # type: ignore[arg-type]
-    made._tokenizer = byte_tokenizer()
+    made._tokenizer = load_tokenizer("bytes")
     return made
 
 
@@ -146,7 +146,7 @@ def test_an_empty_file_of_ones_own_is_told_with_what_it_should_hold(name: str, t
 
 
 def test_bytes_need_no_file() -> None:
-    tokenizer = byte_tokenizer()
+    tokenizer = load_tokenizer("bytes")
     assert len(tokenizer) == 258
     text = "Größe\n  42 \t✓"
     ids = tokenizer(text)["input_ids"]

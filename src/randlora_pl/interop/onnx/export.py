@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from randlora_pl.interop.onnx import check_packages
 from randlora_pl.interop.onnx.program import Program
@@ -89,12 +89,8 @@ def export_torch(program: Program, path: Path) -> Exported:
             held = BytesIO()  # PyTorch's own writer ends the process if the disk is full
             torch.export.save(exported, held, extra_files={FACTS: json.dumps(program.facts)})
             file.write_bytes(held.getbuffer())
-            loaded: nn.Module = torch.export.load(file).module()
-
-        def run(example: Tensor) -> tuple[Tensor, ...]:
-            return _as_tuple(loaded(example))
-
-        return _moved(part, path, _compared(program, run, "the exported program"))
+            loaded = torch.export.load(file).module()
+        return _moved(part, path, _compared(program, loaded, "the exported program"))
 
 
 def _exported(program: Program) -> Any:
@@ -108,15 +104,16 @@ def _exported(program: Program) -> Any:
     return exported
 
 
-def _compared(program: Program, run: Callable[[Tensor], tuple[Tensor, ...]], where: str) -> float:
+def _compared(program: Program, run: Callable[[Tensor], Any], where: str) -> float:
     """Return the largest difference between the module's and the exported outputs, which must be rounding."""
     largest = 0.0
     for seed, batch in enumerate((1, 3), 1):
         example = program.examples(batch, seed)
         with torch.no_grad():
-            expected = _as_tuple(program.module(example))
+            results = program.module(example), run(example)
+        expected, found = (each if isinstance(each, tuple) else (each,) for each in results)
         check_numbers(expected[0], "the adapter")
-        for name, ours, theirs in zip(program.outputs, expected, run(example), strict=True):
+        for name, ours, theirs in zip(program.outputs, expected, found, strict=True):
             difference = float((ours - theirs).abs().max()) / max(1.0, float(ours.abs().max()))
             if not difference <= TOLERANCE:  # NaN as well
                 raise UserError(
@@ -136,10 +133,6 @@ def _moved(part: Path, path: Path, difference: float) -> Exported:
     if replaced and (stale := path.with_name(f"{path.name}.data")) not in files:
         stale.unlink(missing_ok=True)  # weights of the older file; the new file includes its weights
     return Exported(files[::-1], sum(file.stat().st_size for file in files), difference)
-
-
-def _as_tuple(output: Any) -> tuple[Tensor, ...]:
-    return output if isinstance(output, tuple) else (output,)
 
 
 @contextmanager

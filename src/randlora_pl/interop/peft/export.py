@@ -199,15 +199,22 @@ def export_peft(
     made = None if base is None or not factored else adapted(base, file)
     known, whole = (None, None) if base is None else (attention, base.part)
     adapter = to_peft(file, known, whole, peft_type, None if made is None else made.part)
-    name = None
-    if base is not None and (name := _classifier(file, base)):
+    identity, task = None if base is None else base.identity, task_class(file)
+    linear = task is not None and task.adopts == "linear head"
+    name = None  # of the timm layer that can hold the linear head
+    if base is not None and identity is not None and identity.library == "timm" and linear:
         weight = file.extra["head"].float()
+        fresh: Any = base.copy().model
+        name = fresh.default_cfg.get("classifier")
+        fresh.reset_classifier(len(weight))
+        layer = fresh.get_submodule(name) if isinstance(name, str) else None
+        name = name if isinstance(layer, nn.Linear) and layer.weight.shape == weight.shape else None
+    if name is None:
+        adapter = replace(adapter, head=file.extra)
+    else:
         head = {f"{name}.weight": weight, f"{name}.bias": weight.new_zeros(len(weight))}
         config = {**adapter.config, "modules_to_save": [*(adapter.config["modules_to_save"] or []), name]}
         adapter = replace(adapter, config=config, tensors={**adapter.tensors, **head})
-    else:
-        adapter = replace(adapter, head=file.extra)
-    identity = None if base is None else base.identity
     with written(adapter, Path(folder)) as part:
         if base is None:
             return Exported(None, "the adapter does not name its base model", None, bool(adapter.head))
@@ -217,19 +224,6 @@ def export_peft(
         with _refusing(file):
             found = difference(made.model, base, part, (file.extra["head"], None) if name else None)
         return Exported(found, "", name, bool(adapter.head), identity)
-
-
-def _classifier(file: AdapterFile, base: Base) -> str | None:
-    """Return the timm layer that can hold an adapter's linear head, or None."""
-    kind = task_class(file)
-    linear = kind is not None and kind.adopts == "linear head"
-    if not linear or base.identity is None or base.identity.library != "timm":
-        return None
-    model: Any = base.copy().model
-    name = model.default_cfg.get("classifier")
-    model.reset_classifier(len(file.extra["head"]))
-    fits = isinstance(name, str) and isinstance(layer := model.get_submodule(name), nn.Linear)
-    return name if fits and layer.weight.shape == file.extra["head"].shape else None
 
 
 def _parts(file: AdapterFile, updated: nn.Module | None) -> list[Part]:

@@ -61,11 +61,7 @@ class PeftAdapter:
 
 
 def read(path: str | os.PathLike[str], name: str | None = None) -> PeftAdapter:
-    """Read a PEFT adapter.
-
-    Args:
-        path: Folder of the adapter.
-        name: Name in messages; by default the path.
+    """Read a PEFT adapter from its folder; messages have ``name``, by default the path.
 
     Raises:
         UserError: The folder is not a PEFT adapter, has a pickle, or cannot be read.

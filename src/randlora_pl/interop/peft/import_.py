@@ -88,6 +88,17 @@ def translate(adapter: PeftAdapter, model: nn.Module, bases_dtype: torch.dtype =
         needed = [name.removesuffix(".weight") for name in kind.peft.tensors]
         if missing := [name for name in needed if name not in own]:
             raise UserError(f"{source}: {missing[0]} of {layer} is missing; it is damaged, copy it again.")
+    pair = None  # of bases; drawn from the seed without them
+    if any(shared.values()):
+        if missing := [name for name, copies in shared.items() if not copies]:
+            raise UserError(f"{source}: {missing[0]} is missing; it is damaged, copy it again.")
+        for name, (first, *others) in shared.items():
+            if not all(torch.equal(first, other) for other in others):
+                raise UserError(f"{source}: its copies of {name} differ; it is damaged.")
+        a, b = (copies[0] for copies in shared.values())
+        pair = a, b
+    elif shared and adapter.config.get("save_projection", True):
+        raise UserError(f"{source}: its bases are missing, although save_projection is set.")
     content = PeftContent(
         source,
         adapter.config,
@@ -98,7 +109,7 @@ def translate(adapter: PeftAdapter, model: nn.Module, bases_dtype: torch.dtype =
             for name, site in sites.items()
         },
         frozenset(site.shape.layer for site in sites.values() if site.transposed),
-        _pair(shared, adapter) if shared else None,
+        pair,
         bases_dtype,
     )
     external = ExternalAdapter(source, *kind.from_peft(content), extra)
@@ -270,18 +281,3 @@ def _check_targets(adapter: PeftAdapter, model: nn.Module, layers: set[str]) -> 
             f"{adapter.path}: {len(missing)} layers that its config names have no tensors in it ({missing[0]} ...); it "
             "is damaged, or belongs to another model."
         )
-
-
-def _pair(shared: Mapping[str, list[Tensor]], adapter: PeftAdapter) -> tuple[Tensor, Tensor] | None:
-    """Return A and B, which a file may have in several copies, or None to draw them from the seed."""
-    if not any(shared.values()):
-        if adapter.config.get("save_projection", True):
-            raise UserError(f"{adapter.path}: its bases are missing, although save_projection is set.")
-        return None
-    if missing := [name for name, copies in shared.items() if not copies]:
-        raise UserError(f"{adapter.path}: {missing[0]} is missing; it is damaged, copy it again.")
-    for name, (first, *others) in shared.items():
-        if not all(torch.equal(first, other) for other in others):
-            raise UserError(f"{adapter.path}: its copies of {name} differ; it is damaged.")
-    a, b = (copies[0] for copies in shared.values())
-    return a, b

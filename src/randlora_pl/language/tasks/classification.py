@@ -137,7 +137,7 @@ class TextClassificationTask(TextTask):
             config.id2label = dict(enumerate(classnames))
             config.label2id = {label: number for number, label in config.id2label.items()}
         config.problem_type = "single_label_classification" if classnames else "regression"
-        auto, missing = AutoModelForSequenceClassification, list[str]()
+        auto = AutoModelForSequenceClassification
         if self.pretrained == RANDOM:
             model = self.random_model(auto, config, pad_id(self.vocabulary))
             absent = set(model.state_dict())
@@ -154,12 +154,11 @@ class TextClassificationTask(TextTask):
                 logging.set_verbosity(level)
             other = {each if isinstance(each, str) else each[0] for each in info["mismatched_keys"]}
             absent = set(info["missing_keys"]) | other
-            missing = sorted(key for key in absent if key.startswith(f"{model.base_model_prefix}."))
-        if missing:
-            raise UserError(
-                f"{name} lacks {len(missing)} tensors of its encoder, such as {missing[0]}: these weights are not a "
-                f"complete {config.model_type} encoder. Choose others (--model.name, --model.pretrained)."
-            )
+            if missing := sorted(key for key in absent if key.startswith(f"{model.base_model_prefix}.")):
+                raise UserError(
+                    f"{name} lacks {len(missing)} tensors of its encoder, such as {missing[0]}: these weights are not "
+                    f"a complete {config.model_type} encoder. Choose others (--model.name, --model.pretrained)."
+                )
         for key, value in split(model)[1].named_parameters():
             if key in absent and value.dim() > 1:
                 size, normal = (len(value), value[0].numel()), Distribution("normal")
