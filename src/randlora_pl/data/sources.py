@@ -194,11 +194,9 @@ class Images(Protocol):
 
         ``short`` allows a smaller copy with at least this many pixels on the shorter side; 0 means full size.
         """
-        ...
 
     def name(self, index: int) -> str:
         """Return the name of image ``index`` for messages."""
-        ...
 
 
 @dataclass(frozen=True)

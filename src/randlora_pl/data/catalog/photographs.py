@@ -18,9 +18,10 @@ _BERKELEY = "https://people.eecs.berkeley.edu/~hendrycks"
 _V2 = "https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main"
 
 _TRAIN_TEST = {"train": ("train",), "test": ("test",)}
-_ALL: dict[str, Any] = {"reader": _TREE, "epochs": 10, "classnames": prompts.IMAGENET, "class_count": 1000}
-_SOME: dict[str, Any] = {"reader": _TREE, "epochs": 10, "class_count": 200}
-_SHARED: dict[str, Any] = {"templates": prompts.IMAGENET_TEMPLATES, "trains_on": "imagenet"}
+_SOME: dict[str, Any] = {
+    "reader": _TREE, "epochs": 10, "class_count": 200, "templates": prompts.IMAGENET_TEMPLATES, "trains_on": "imagenet",
+}  # fmt: skip
+_ALL = _SOME | {"classnames": prompts.IMAGENET, "class_count": 1000}
 
 
 def _wnids(folder: str) -> dict[str, Any]:
@@ -284,7 +285,7 @@ ROWS = (
         licence="MIT",
         source="https://github.com/phelber/EuroSAT (EuroSAT.zip, RGB)",
         classnames=prompts.names("eurosat"),
-        templates=prompts.SATELLITE,
+        templates=tuple(f"a centered satellite photo of {article}{{}}." for article in ("", "a ", "the ")),
         counts=counts(21_600, 2_700, 2_700),
         options={"folder": "eurosat/2750", "known": prompts.folders("eurosat"), "index": "eurosat"},
         layout="eurosat/2750/CLASS/CLASS_N.jpg",
@@ -299,7 +300,7 @@ ROWS = (
         licence="free to use, with citation",
         source="https://benchmark.ini.rub.de/gtsrb_news.html (the archive Training_fixed, 26,640 images)",
         classnames=prompts.names("gtsrb"),
-        templates=prompts.SIGN,
+        templates=tuple(f'a {view} photo of a "{{}}" traffic sign.' for view in ("zoomed in", "centered", "close up")),
         counts=counts(23_976, 2_664, 12_630),
         options={"name": "GTSRB", "splits": _TRAIN_TEST, "numbered": ("train",)},
         layout="gtsrb/{GTSRB/Training/NNNNN/*.ppm,GTSRB/Final_Test/Images/*.ppm,GT-final_test.csv}",
@@ -397,7 +398,6 @@ ROWS = (
         ),
         note="tests only: new photographs, 10 of each class; its folders are label numbers",
         **_ALL,
-        **_SHARED,
     ),
     DatasetSpec(
         name="imagenet_sketch",
@@ -414,7 +414,6 @@ ROWS = (
         ),
         note="tests only: drawings in black and white, about 50 of each class",
         **_ALL,
-        **_SHARED,
     ),
     DatasetSpec(
         name="imagenet_a",
@@ -427,7 +426,6 @@ ROWS = (
         files=(archive(f"{_BERKELEY}/imagenet-a.tar", "md5:c3e55429088dc681f30d81f4726b6595", "imagenet-adversarial"),),
         note="tests only: photographs that a ResNet-50 got wrong, in 200 of ImageNet's classes",
         **_SOME,
-        **_SHARED,
     ),
     DatasetSpec(
         name="imagenet_r",
@@ -440,6 +438,5 @@ ROWS = (
         files=(archive(f"{_BERKELEY}/imagenet-r.tar", "md5:a61312130a589d0ca1a8fca1f2bd3337", "imagenet-rendition"),),
         note="tests only: paintings, toys, tattoos and other renditions, in 200 of ImageNet's classes",
         **_SOME,
-        **_SHARED,
     ),
 )

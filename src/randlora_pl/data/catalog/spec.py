@@ -57,14 +57,12 @@ TEXTURE = tuple(
     for article in ("a", "the")
     for kind in ("texture", "pattern", "thing", "object")
 )
-SATELLITE = tuple(f"a centered satellite photo of {article}{{}}." for article in ("", "a ", "the "))
 OVERHEAD = tuple(
     f"{camera} {kind} of {article}{{}}."
     for article in ("", "a ", "the ")
     for kind in ("imagery", "photo", "view")
     for camera in ("satellite", "aerial")
 )
-SIGN = tuple(f'a {view} photo of a "{{}}" traffic sign.' for view in ("zoomed in", "centered", "close up"))
 COUNTRY = (
     "a photo i took in {}.",
     "a photo i took while visiting {}.",

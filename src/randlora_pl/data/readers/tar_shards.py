@@ -32,7 +32,6 @@ from randlora_pl.utils.errors import UserError, errors_in, near
 EXPECTED = "expected a folder of .tar files, a pattern such as train-{000..099}.tar, or a text file that lists them"
 
 _READERS = 8
-_PROGRESS_S = 10
 
 
 @dataclass(frozen=True)
@@ -118,12 +117,11 @@ def index(shard_paths: ShardPaths, split: str) -> listing.Found:
         watch(*paths)
         return _index(shard_paths, paths, by_key=split == "train")
 
-    absolute, title = map(_absolute, paths), _absolute(shard_paths.title)
-    return listing.stored(("webdataset", title, split), list(absolute), make, _states, least=1)
-
-
-def _absolute(location: str) -> str:
-    return location if is_url(location) else os.path.abspath(location)  # noqa: PTH100 (links stay)
+    title, *absolute = (
+        path if is_url(path) else os.path.abspath(path)  # noqa: PTH100 (links stay)
+        for path in (shard_paths.title, *paths)
+    )
+    return listing.stored(("webdataset", title, split), absolute, make, _states, least=1)
 
 
 def _states(paths: Sequence[str]) -> list[listing.Stamp]:
@@ -147,7 +145,7 @@ def _index(shard_paths: ShardPaths, paths: Sequence[str], by_key: bool) -> listi
                 for column, value in zip(columns.values(), (number, offset, length, label), strict=True):
                     column.append(value)
                 yield member
-            if time.monotonic() - logged > _PROGRESS_S:
+            if time.monotonic() - logged > 10:
                 logged = time.monotonic()
                 log.info("%s: indexed %s of %s shards", shard_paths.title, f"{number + 1:,}", f"{len(paths):,}")
 
