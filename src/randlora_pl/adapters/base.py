@@ -17,7 +17,7 @@ from torch.optim import AdamW, Optimizer
 
 from randlora_pl.adapters.described import Described
 from randlora_pl.adapters.kernels.dropout import dropped
-from randlora_pl.adapters.kernels.flop_choice import builds
+from randlora_pl.adapters.kernels.flop_choice import builds, built_again
 from randlora_pl.adapters.kernels.rounding import added
 from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm
 from randlora_pl.adapters.procedure import Procedure
@@ -45,9 +45,13 @@ class DeltaWeight(nn.Module):
             if possible; None leaves the choice to the method.
         kept: Names of persistent buffers without a gradient that belong to the result, such as a mask. Files and
             checkpoints store them like the trained tensors.
+        indexes: Buffers that are distinct and ascending places in a flat tensor, with the number of its entries. A file
+            with others is refused.
         fixed: False if the update depends on the layer's input, so that no matrix contains it: `contribution` is the
             definition then, and `change` raises an error.
         uses_weight: False if `change` has no use for W0, which a quantized layer then does not unpack.
+        rebuilds: True if the backward pass builds W0 + delta again, unless ``keep`` is True: it costs less than to keep
+            the matrix.
         rates: Factors of the learning rate by the name of a trained tensor, or of an update inside this one, all of
             whose tensors it multiplies; 1 for others. See `optimizer.rates_of`.
         heads: Number of parts that gates weight for each token; 0 for an update without gates.
@@ -58,8 +62,10 @@ class DeltaWeight(nn.Module):
 
     keep: bool | None = None
     kept: tuple[str, ...] = ()
+    indexes: Mapping[str, int] = {}
     fixed: bool = True
     uses_weight: bool = True
+    rebuilds: bool = False
     heads: int = 0
     listener: Callable[[Tensor], None] | None = None
     rates: Mapping[str, float] = {}
@@ -82,9 +88,11 @@ class DeltaWeight(nn.Module):
 
     def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply ``F.linear`` with the effective weight, (..., in) to (..., out)."""
-        if self.fixed and not self.drops:
-            return F.linear(x, self.effective_weight(weight), bias)
-        return F.linear(x, weight, bias) + self.contribution(x, lambda: weight)
+        if not self.fixed or self.drops:
+            return F.linear(x, weight, bias) + self.contribution(x, lambda: weight)
+        if self.rebuilds and not self.keep:
+            return built_again(x, lambda: self.effective_weight(weight), bias)
+        return F.linear(x, self.effective_weight(weight), bias)
 
     def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
         """Return the update's part of the outputs, ``drop(x) @ change(W0).T``, (..., in) to (..., out).
@@ -117,10 +125,6 @@ class DeltaWeight(nn.Module):
         """Return the input of the adapter's path, with dropout if it is active."""
         return dropped(x, self.dropout) if self.drops else x
 
-    def kept_problem(self, kept: Mapping[str, Tensor]) -> str:
-        """Return the reason that `kept` buffers of a file, of the right shapes, are impossible, or ""."""
-        return ""
-
     def extra_repr(self) -> str:
         """Return the names and shapes of the trainable tensors."""
         return ", ".join(f"{name}={tuple(value.shape)}" for name, value in self.named_parameters(recurse=False))
@@ -149,13 +153,9 @@ def plus_product(plain: Tensor, hidden: Tensor, p: Tensor) -> Tensor:
 
 
 class FactoredDelta(DeltaWeight):
-    """Update P Q with P (out, k) and Q (k, in), applied as two thin products if they are cheaper than W0 + P Q.
+    """Update P Q with P (out, k) and Q (k, in), applied as two thin products if they are cheaper than W0 + P Q."""
 
-    Attributes:
-        trains_factors: True if P and Q themselves train.
-    """
-
-    trains_factors = False
+    trains_factors = False  # True if P and Q themselves train
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return P (out, k), which includes the scaling, and Q (k, in)."""
@@ -218,7 +218,7 @@ class Adapter(Described):
     holds_factors = False  # True if an update holds frozen factors as large as its weight
     trains_factors = False  # True if an update has two thin factors and trains both as they are, see `FactoredDelta`
     fixed = True  # False if an update depends on the input, see `DeltaWeight`
-    exports_factors = False  # True if `in_peft` needs the factors of the updates, and so the base model
+    exports_factors = False  # True if PEFT gets the LoRA of the updates' factors, which needs the base model
 
     @property
     def key(self) -> int:
@@ -226,11 +226,7 @@ class Adapter(Described):
         return self.seed or 0
 
     def require_matrix(self, operation: str, source: object = "") -> None:
-        """Check that an operation, a noun, can have the matrix of an update; the message has a file or layer, if any.
-
-        Raises:
-            UserError: The update depends on the input, so that no matrix contains it.
-        """
+        """Refuse an operation, a noun, that needs the matrix of an update which depends on the input."""
         if not self.fixed:
             raise no_matrix(operation, f"{source} ({self.method()})" if source else self.method())
 
@@ -255,11 +251,7 @@ class Adapter(Described):
         return shape.small
 
     def rank_of(self, shape: WeightShape) -> int:
-        """Return the rank for one layer, if the method has the option ``rank``.
-
-        Raises:
-            UserError: The rank is larger than `largest_rank`.
-        """
+        """Return the rank for one layer, at most `largest_rank`, if the method has the option ``rank``."""
         rank: int = self.value("rank", shape)
         if rank > (most := self.largest_rank(shape)):
             raise UserError(
@@ -304,7 +296,7 @@ class Adapter(Described):
 
     def peft_problem(self) -> str:
         """Return the reason that PEFT cannot have this method, or ""."""
-        known = self.peft is not None or type(self).in_peft is not Adapter.in_peft
+        known = self.peft is not None or self.exports_factors or type(self).in_peft is not Adapter.in_peft
         return "" if known else "PEFT does not have this method"
 
     def in_peft(self, parts: list[Part]) -> tuple["Adapter", list[Part]]:

@@ -21,11 +21,7 @@ def count_parameters(adapter: Adapter, shapes: list[WeightShape]) -> int:
 
 
 def parse_budget(text: str, shapes: list[WeightShape], model: nn.Module) -> int:
-    """Return the trainable parameters of ``method:number`` (such as ``lora:32``) or ``full`` on these weights.
-
-    Raises:
-        UserError: The text is not a known method and a positive number.
-    """
+    """Return the trainable parameters of ``method:number`` (such as ``lora:32``) or ``full`` on these weights."""
     name, _, number = text.lower().partition(":")
     if name == "full" and not number:
         return sum(parameter.numel() for parameter in model.parameters())
@@ -37,11 +33,7 @@ def parse_budget(text: str, shapes: list[WeightShape], model: nn.Module) -> int:
 
 
 def wished(adapter: Adapter) -> Adapter | None:
-    """Return the adapter, or the one inside it, whose option ``match`` is set; None if there is none.
-
-    Raises:
-        UserError: Several have one.
-    """
+    """Return the adapter, or the only one inside it, whose option ``match`` is set; None if there is none."""
     found: list[Adapter] = [each for each in adapter.leaves() if each.match is not None]
     if len(found) > 1:
         raise UserError(

@@ -52,37 +52,25 @@ class DerivedAdapter(Adapter):
 
 
 class DerivedDelta(DeltaWeight):
-    """Update with derived tensors.
+    """Update with derived tensors."""
 
-    Attributes:
-        derived: Names of the buffers with derived tensors; those that files store are in ``kept``, too.
-    """
-
-    derived: tuple[str, ...] = ()
+    derived: tuple[str, ...] = ()  # names of their buffers; the ones that files store are in ``kept``, too
     _stored = False
     _key: "tuple[DerivedAdapter, str] | None" = None
 
     def decompose(
         self, adapter: DerivedAdapter, recipe: RecipeName, shape: WeightShape, weight: Tensor, rank: int
     ) -> Triple:
-        """Return the factors of a weight by a recipe, float64 on the CPU (or the meta device).
+        """Return the factors of a finite weight (out, in) by a recipe, float64 on the CPU (or the meta device).
 
-        Args:
-            adapter: Adapter, for ``keep_derived``.
-            recipe: ``svd/1`` and ``gram/1``: left singular vectors, singular values and right singular vectors, all of
-                them by LAPACK, or the top ones by the Gram matrix (above `LARGEST` by subspace iteration). ``minor/1``:
-                the left singular vectors of the smallest values. ``qr/1``: Q and R, with ones as values.
-            shape: Name and shape of the weight.
-            weight: W0, (out, in).
-            rank: Number r of vectors.
-
-        Raises:
-            UserError: The weight is not finite.
+        ``svd/1`` and ``gram/1`` give left singular vectors, singular values and right singular vectors, all of them by
+        LAPACK, or the top ones by the Gram matrix (above `LARGEST` by subspace iteration). ``minor/1`` gives the left
+        singular vectors of the smallest values, and ``qr/1`` gives Q and R, with ones as values.
         """
         self._stored = adapter.keep_derived or (recipe == "gram/1" and iterates(shape.small, rank))
         sizes = ((shape.out_features, rank), (rank,), (rank, shape.in_features))
         self._key, known = (adapter, shape.layer), _known.get()
-        later = known is not None and (known.nothing or (self._stored and known.stored) or self._key in known.tensors)
+        later = known is not None and (known.nothing or self._stored or self._key in known.tensors)
         if weight.is_meta or later:
             left, values, right = (torch.zeros(size, device=weight.device, dtype=torch.float64) for size in sizes)
             return left, values, right
@@ -175,7 +163,6 @@ def signs_of(vectors: Tensor) -> Tensor:
 
 @dataclass
 class _Known:
-    stored: bool
     nothing: bool
     tensors: dict[tuple[DerivedAdapter, str], dict[str, Tensor]] = field(default_factory=dict)
 
@@ -184,14 +171,13 @@ _known: ContextVar[_Known | None] = ContextVar("_known", default=None)
 
 
 @contextmanager
-def derived_once(stored: bool = False, nothing: bool = False) -> Iterator[None]:
+def derived_once(nothing: bool = False) -> Iterator[None]:
     """Derive each tensor once inside the block, for updates that an adapter makes several times for one model.
 
-    Args:
-        stored: True if stored tensors are copied into the updates afterwards, so that they are not computed at all.
-        nothing: True if only shapes are compared: derived tensors are zeros.
+    Stored tensors are not computed at all, because they are copied into the updates afterwards. With ``nothing``, all
+    derived tensors are zeros, for a comparison of shapes.
     """
-    before = _known.set(_Known(stored, nothing))
+    before = _known.set(_Known(nothing))
     try:
         yield
     finally:

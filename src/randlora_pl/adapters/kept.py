@@ -41,20 +41,16 @@ def kept_problems(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str 
         odd = [name for name in there if _kind(there[name]) != _kind(own[name])]
         found += [f"{start}{name} is {there[name].dtype} in the file and {own[name].dtype} here" for name in odd]
         if there and not odd and all(there[name].shape == own[name].shape for name in there):
-            problem = each.kept_problem(there)
-            found += [f"{start}{problem}"] if problem else []
+            for name, size in each.indexes.items():
+                places = there.get(name, torch.empty(0))
+                inside = not len(places) or (int(places[0]) >= 0 and int(places[-1]) < size)
+                if not inside or not bool((places[1:] > places[:-1]).all()):
+                    found.append(f"{start}{name} must be distinct places from 0 to {size - 1}, in ascending order")
     return found
 
 
 def _kind(tensor: Tensor) -> str:
     return "float" if tensor.is_floating_point() else "bool" if tensor.dtype == torch.bool else "integer"
-
-
-def places_problem(name: str, places: Tensor, size: int) -> str:
-    """Return the reason that a kept buffer does not index a flat tensor of this size, or "": ascending integers."""
-    if (len(places) and (int(places[0]) < 0 or int(places[-1]) >= size)) or not bool((places[1:] > places[:-1]).all()):
-        return f"{name} must be distinct places from 0 to {size - 1}, in ascending order"
-    return ""
 
 
 def update_modules(model: nn.Module) -> set[nn.Module]:

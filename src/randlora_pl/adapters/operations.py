@@ -27,11 +27,7 @@ def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
 
 
 def report_of(model: nn.Module) -> InjectionReport:
-    """Return the injection report of a model.
-
-    Raises:
-        UserError: The model has no adapter.
-    """
+    """Return the injection report of a model, which must have an adapter."""
     report = getattr(model, "adapter_report", None)
     if not isinstance(report, InjectionReport):
         if _is_sum(model):

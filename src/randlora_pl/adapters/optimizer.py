@@ -88,10 +88,6 @@ def make_optimizer(model: nn.Module, groups: Any = None, *, lr: float = 1e-3, **
 
 
 def optimizer_numbers(model: nn.Module) -> int:
-    """Return the numbers in the state of the optimizer of `make_optimizer` and of the method's procedure.
-
-    Raises:
-        UserError: The model has no adapter.
-    """
+    """Return the numbers in the state of the optimizer of `make_optimizer` and of the method's procedure."""
     report = report_of(model)
     return report.adapter.optimizer_numbers(model) + (report.procedure.state_size() if report.procedure else 0)

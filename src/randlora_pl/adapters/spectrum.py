@@ -36,17 +36,11 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class LowRank:
-    """Approximation ``left @ right`` of a matrix.
+    """Approximation ``left @ right`` of a matrix; both factors contain the square roots of the singular values."""
 
-    Attributes:
-        left: (out, k), float64.
-        right: (k, in), float64; both factors contain the square roots of the singular values.
-        error: ||M - left right||_F / ||M||_F; 0 for a zero matrix.
-    """
-
-    left: Tensor
-    right: Tensor
-    error: float
+    left: Tensor  # (out, k), float64
+    right: Tensor  # (k, in), float64
+    error: float  # ||M - left right||_F / ||M||_F; 0 for a zero matrix
 
     @property
     def rank(self) -> int:
@@ -55,11 +49,7 @@ class LowRank:
 
 
 def spectrum(matrix: Tensor, name: str = "the matrix") -> Spectrum:
-    """Return the ranks and norms of a matrix (out, in) of any floating dtype.
-
-    Raises:
-        UserError: The matrix is not finite; the message has its name.
-    """
+    """Return the ranks and norms of a matrix (out, in) of any floating dtype, which must be finite."""
     values = torch.linalg.svdvals(_checked(matrix, name))
     largest = float(values[0]) if len(values) else 0.0
     if largest == 0:

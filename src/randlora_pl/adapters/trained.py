@@ -71,11 +71,7 @@ def trained_tensors(model: nn.Module, trained: list[str] | None) -> Tensors:
 
 
 def choose_beside(model: nn.Module, targets: list[str] | None, adapter: Adapter, beside: Collection[str]) -> Selection:
-    """Return the weights of the targets (`choose`), without fully trained weights, whose names are ``beside``.
-
-    Raises:
-        UserError: See `choose`; or no weight is left.
-    """
+    """Return the weights of the targets (`choose`) but for fully trained ones, whose names are ``beside``."""
     chosen = choose(model, targets, adapter.qkv == "split", adapter)
     left = [site for site in chosen.sites if not trains_whole(site.path, beside)]
     if not left:

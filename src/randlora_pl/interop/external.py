@@ -58,7 +58,7 @@ class ExternalAdapter:
             UserError: A layer is adapted differently, or a tensor has a different shape. The model is not changed.
         """
         sites = select(model, self.targets, False)
-        with derived_once(stored=True, nothing=True):
+        with derived_once(nothing=True):
             deltas = make_deltas(self.adapter, sites, model)[0]
         for site, delta in deltas.items():
             layer, own = site.shape.layer, {**dict(delta.named_parameters()), **update_buffers(delta)}

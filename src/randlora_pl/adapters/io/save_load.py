@@ -244,7 +244,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
     return file
 
 
-@derived_once(stored=True)
+@derived_once()
 def place_adapter(model: nn.Module, file: AdapterFile) -> None:
     """Load an adapter that was read into a model (see `load_adapter`).
 

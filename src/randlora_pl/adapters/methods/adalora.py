@@ -199,15 +199,11 @@ def _spread(tensor: Tensor, kept: Tensor, side: int) -> Tensor:
 
 
 class AdaLoRADelta(FactoredDelta):
-    """scaling * B diag(E) A of one weight; A and B are normal at the start, and E is zero.
-
-    Attributes:
-        mask: bool (r), the ranks that the last pruning has kept.
-        target: Ranks that the layer adds to the budget at the end.
-    """
+    """scaling * B diag(E) A of one weight; A and B are normal at the start, and E is zero."""
 
     kept = ("mask",)
-    mask: Tensor
+    mask: Tensor  # bool (r), the ranks that the last pruning has kept
+    target: int  # ranks that the layer adds to the budget at the end
 
     def __init__(self, adapter: AdaLoRA, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
@@ -237,20 +233,14 @@ class Pruning(Procedure):
         I = |w g|;  mean <- beta1 mean + (1 - beta1) I;  deviation <- beta2 deviation + (1 - beta2) |I - mean|
 
     An entry has the score mean * deviation. A rank has the score of its entry of E, plus the mean scores of its row of
-    A and its column of B.
-
-    Attributes:
-        updates: Updates in the model's order, which decides between equal scores.
-        mean: Average importance of the entries of A, B and E of every update.
-        deviation: Its average deviation.
-        ended: True once the last pruning is done.
+    A and its column of B. The model's order of the updates decides between equal scores.
     """
 
     def __init__(self, adapter: AdaLoRA, updates: Sequence[AdaLoRADelta]) -> None:
         self.adapter, self.updates = adapter, updates
-        self.mean: list[Tensor] = []
+        self.mean: list[Tensor] = []  # of the entries of A, B and E of every update
         self.deviation: list[Tensor] = []
-        self.ended = False
+        self.ended = False  # True once the last pruning is done
 
     @property
     def _entries(self) -> list[Tensor]:

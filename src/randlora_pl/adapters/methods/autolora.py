@@ -111,9 +111,6 @@ class SelectionSearch(Procedure):
     Tasks set the problem. In a training loop of your own, set it before the first step:
 
         procedure.problem = Problem(lambda step: loss(model, own_batch(step)), lambda step: loss(model, held_out(step)))
-
-    Attributes:
-        problem: The losses, or None before they are set.
     """
 
     def __init__(self, adapter: "AutoLoRA", updates: Sequence["SelectedRanks | SelectedBases"]) -> None:
@@ -135,11 +132,7 @@ class SelectionSearch(Procedure):
         self._adam = torch.optim.Adam(self.vectors, lr=3e-4, betas=(0.5, 0.999))
 
     def after_step(self, step: int, total: int) -> None:
-        """Take a step of v, after every ``every``-th optimizer step, unless its gradient is not finite.
-
-        Raises:
-            UserError: The losses are not set.
-        """
+        """Take a step of v, after every ``every``-th optimizer step, unless its gradient is not finite."""
         super().after_step(step, total)
         if self.problem is None or self._adam is None:
             raise UserError(

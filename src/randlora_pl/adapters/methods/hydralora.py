@@ -53,14 +53,10 @@ class HydraLoRA(Adapter):
 
 
 class HydraLoRADelta(DeltaWeight):
-    """scaling * sum_k w_k(x) B_k A x of one weight; A and the router start Kaiming-uniform, B at zero.
-
-    Attributes:
-        mean_gates: Mean gates (heads,) of the last use in training, for `Balance`.
-    """
+    """scaling * sum_k w_k(x) B_k A x of one weight; A and the router start Kaiming-uniform, B at zero."""
 
     fixed = False
-    mean_gates: Tensor | None = None
+    mean_gates: Tensor | None = None  # (heads,) of the last use in training, for `Balance`
 
     def __init__(self, adapter: HydraLoRA, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, drawn, trainable
-from randlora_pl.adapters.kernels.flop_choice import built_again
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.weights import WeightShape
 
@@ -45,7 +44,7 @@ class KRAdapter(Adapter):
 class KRAdapterDelta(DeltaWeight):
     """The Khatri-Rao product of one weight; U starts at zero, V Kaiming-uniform with a = 5, as in the official code."""
 
-    uses_weight = False
+    uses_weight, rebuilds = False, True
 
     def __init__(self, adapter: KRAdapter, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
@@ -67,9 +66,3 @@ class KRAdapterDelta(DeltaWeight):
         if matrix.shape[1] > self.large:
             matrix = matrix[:, : self.large]
         return matrix.T if self.transposed else matrix
-
-    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Apply the layer; the backward pass builds W0 + delta again, which costs less than to keep it."""
-        if self.drops or self.keep:
-            return super().add(x, weight, bias)
-        return built_again(x, lambda: self.effective_weight(weight), bias)

@@ -6,10 +6,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, drawn, like, plus_product, trainable
+from randlora_pl.adapters.base import FactoredDelta, Rank, drawn, like, plus_product, trainable
 from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta
-from randlora_pl.adapters.methods.lora import of_factors
-from randlora_pl.adapters.peft_form import Part
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.weights import WeightShape
 
@@ -35,7 +33,7 @@ class LoRAXS(DerivedAdapter):
 
     learning_rates = (1e-3, 1e-3, 1e-3)  # its released scripts for GLUE, up to this
 
-    exports_factors = True
+    exports_factors = True  # of rank r
 
     def count(self, shape: WeightShape) -> int:
         """Return r^2."""
@@ -44,10 +42,6 @@ class LoRAXS(DerivedAdapter):
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> "LoRAXSDelta":
         """Create the update of one weight, with R (r, r)."""
         return LoRAXSDelta(self, shape, weight)
-
-    def in_peft(self, parts: list[Part]) -> tuple[Adapter, list[Part]]:
-        """Return the LoRA of the factors: rank r."""
-        return of_factors(parts, self), parts
 
 
 class LoRAXSDelta(DerivedDelta, FactoredDelta):

@@ -56,11 +56,7 @@ class OFT(Adapter):
     )
 
     def block_of(self, shape: WeightShape) -> int:
-        """Return the size of the blocks for one layer.
-
-        Raises:
-            UserError: The size does not divide the layer's inputs, or a default cannot be found.
-        """
+        """Return the size of the blocks for one layer, a divisor of its inputs."""
         block, side, layer = self.value("block", shape), shape.in_features, shape.layer
         sizes = _divisors(side)
         if block in sizes:
@@ -81,11 +77,7 @@ class OFT(Adapter):
         return shape.in_features * (self.block_of(shape) - 1) // 2
 
     def sizes(self, shapes: Sequence[WeightShape]) -> Sequence[int]:
-        """Return the blocks that divide the inputs of all weights.
-
-        Raises:
-            UserError: None divides them all.
-        """
+        """Return the blocks that divide the inputs of all weights, of which there must be one."""
         sizes = _divisors(math.gcd(*(shape.in_features for shape in shapes)))
         if not sizes:
             raise UserError(

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, trainable
 from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta, RecipeName
-from randlora_pl.adapters.methods.lora import PEFT_FORM, LoRA, of_factors
-from randlora_pl.adapters.peft_form import Layers, Part, PeftContent
+from randlora_pl.adapters.methods.lora import PEFT_FORM, LoRA
+from randlora_pl.adapters.peft_form import Layers, PeftContent
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.weights import WeightShape, per_layer
 from randlora_pl.utils.errors import UserError
@@ -39,7 +39,7 @@ class PiSSA(DerivedAdapter):
 
     learning_rates = (1e-4, 1e-4, 2e-5)  # a first value; published for language models only
 
-    exports_factors = True
+    exports_factors = True  # of rank 2r
     peft = dataclasses.replace(
         PEFT_FORM,
         kernels=None,
@@ -49,11 +49,7 @@ class PiSSA(DerivedAdapter):
     )
 
     def scaling_of(self, shape: WeightShape) -> float:
-        """Return alpha / r for one layer.
-
-        Raises:
-            UserError: Alpha is not positive.
-        """
+        """Return alpha / r for one layer, with a positive alpha."""
         alpha = self.value("alpha", shape)
         if alpha is not None and not alpha > 0:
             raise UserError(f"PiSSA: alpha is {alpha} for {shape.layer}. Set a positive number.")
@@ -66,10 +62,6 @@ class PiSSA(DerivedAdapter):
     def delta_weight(self, shape: WeightShape, weight: Tensor, bases: Bases | None) -> DerivedDelta:
         """Create the update of one weight, with A (r, in) and, unless it is frozen, B (out, r)."""
         return (MinorDelta if self.start == "minor" else PiSSADelta)(self, shape, weight)
-
-    def in_peft(self, parts: list[Part]) -> tuple[Adapter, list[Part]]:
-        """Return the LoRA of the factors: rank 2r."""
-        return of_factors(parts, self), parts
 
     @classmethod
     def from_peft(cls, content: PeftContent) -> tuple[Adapter, Layers, None]:

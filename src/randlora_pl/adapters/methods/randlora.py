@@ -168,11 +168,7 @@ class RandLoRA(Adapter):
         return kind(self, shape, weight, bases)
 
     def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
-        """Convert lambda and gamma: PEFT has one alpha, so lambda takes the ratio; extra bases are zero.
-
-        Raises:
-            UserError: PEFT cannot represent the bases.
-        """
+        """Convert lambda and gamma: PEFT has one alpha, so lambda takes the ratio; extra bases are zero."""
         shapes = [part.shape for part in parts]
         a, b = arranged_for_peft(self, shapes, bases or self.bases(shapes, torch.device("cpu")))
         rank = self.rank_of(shapes[0])

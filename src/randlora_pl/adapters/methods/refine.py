@@ -144,11 +144,7 @@ def continued(lora: Adapter, layers: Mapping[str, Sequence[int]], adapter: Adapt
 def check_layers(
     layers: Collection[str], model: nn.Module, adapter: Adapter, targets: list[str] | None, where: str
 ) -> None:
-    """Refuse a method and targets that would adapt other layers than a LoRA did, which messages name ``where``.
-
-    Raises:
-        UserError: The layers differ.
-    """
+    """Refuse a method and targets that would adapt other layers than a LoRA did, which messages name ``where``."""
     selection = choose(model, targets, adapter.qkv == "split", adapter)
     chosen = {site.shape.layer for site in selection.sites}
     if other := sorted(chosen ^ set(layers)):

@@ -1,14 +1,11 @@
 """SHiRA: an update with few entries at fixed places (Bhardwaj et al., 2024, arXiv:2406.13175)."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, trainable
-from randlora_pl.adapters.kept import places_problem
-from randlora_pl.adapters.kernels.flop_choice import built_again
 from randlora_pl.adapters.kernels.rounding import added
 from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm
 from randlora_pl.adapters.random_bases import Bases
@@ -46,11 +43,7 @@ class SHiRA(Adapter):
         return shape.out_features * shape.in_features // (shape.out_features + shape.in_features)
 
     def rank_of(self, shape: WeightShape) -> int:
-        """Return the rank for one layer.
-
-        Raises:
-            UserError: The weight has fewer than r (out + in) entries.
-        """
+        """Return the rank for one layer, at most `largest_rank`."""
         rank: int = self.value("rank", shape)
         if rank > (most := self.largest_rank(shape)):
             sides = f"{shape.out_features} x {shape.in_features}"
@@ -101,19 +94,18 @@ class SHiRA(Adapter):
 class SHiRADelta(DeltaWeight):
     """The entries of one weight's update: trained values, zero at the start, and their places.
 
-    Attributes:
-        places: Flat indices in the matrix (out, in), ascending and distinct, int32 or int64 for larger matrices.
+    A step has one matrix of a weight's size at a time, out of whose gradient it takes the values', and keeps none.
     """
 
     kept = ("places",)
-    uses_weight = False
-    places: Tensor
+    uses_weight, rebuilds = False, True
+    places: Tensor  # flat indices in the matrix (out, in), ascending and distinct, int64 for large matrices, else int32
 
     def __init__(self, adapter: SHiRA, shape: WeightShape, weight: Tensor) -> None:
         super().__init__(adapter.dropout)
         self.out_features, self.in_features = shape.out_features, shape.in_features
         count, size = adapter.count(shape), shape.out_features * shape.in_features
-        self.values = trainable(weight, count, fill=0.0)
+        self.values, self.indexes = trainable(weight, count, fill=0.0), {"places": size}
         if weight.is_meta:
             places = torch.empty(count, dtype=torch.int64, device=weight.device)
         elif adapter.places == "top":
@@ -122,10 +114,6 @@ class SHiRADelta(DeltaWeight):
         else:
             places = distinct(adapter.key, f"shira/{shape.layer}", count, size).to(weight.device)
         self.register_buffer("places", places.to(torch.int32 if size < 1 << 31 else torch.int64))
-
-    def kept_problem(self, kept: Mapping[str, Tensor]) -> str:
-        """Return the reason that the places of a file are impossible, or ""."""
-        return places_problem("places", kept["places"], self.out_features * self.in_features)
 
     def change(self, weight: Tensor) -> Tensor:
         """Return the update as a dense matrix, (out, in)."""
@@ -136,15 +124,6 @@ class SHiRADelta(DeltaWeight):
         """Return W0 with the values added at their places, (out, in)."""
         flat, places = weight.reshape(-1), self.places.long()
         return flat.scatter(0, places, added(flat[places], self.values)).view(weight.shape)
-
-    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Apply the layer; the backward pass builds its weight again, and takes the values' gradient out of a matrix.
-
-        There is one matrix of a weight's size at a time, and none is kept.
-        """
-        if self.drops or self.keep:
-            return super().add(x, weight, bias)
-        return built_again(x, lambda: self.effective_weight(weight), bias)
 
 
 def distinct(seed: int, name: str, count: int, size: int) -> Tensor:

@@ -7,7 +7,7 @@ others are zero. It starts at zero, as in the paper. The released code starts at
 for each weight. Here W0 is added instead of built from its factors, so the pretrained model keeps its bits.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from randlora_pl.adapters.base import FactoredDelta, trainable
 from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta
-from randlora_pl.adapters.kept import places_problem
 from randlora_pl.adapters.methods.shira import distinct
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.weights import WeightShape
@@ -59,11 +58,7 @@ class SVFT(DerivedAdapter):
         return range(1 if self.pattern == "plain" else min(shape.small for shape in shapes))
 
     def count(self, shape: WeightShape) -> int:
-        """Return m (2 k + 1) - k (k + 1).
-
-        Raises:
-            UserError: k is too large for this weight, or it is not square and the pattern is ``top_k``.
-        """
+        """Return m (2 k + 1) - k (k + 1), for k < m; with ``top_k`` the weight must be square."""
         k, m, sizes = self.half_width, shape.small, f"{shape.out_features} x {shape.in_features}"
         if k >= m:
             raise UserError(
@@ -94,7 +89,7 @@ class SVFTDelta(DerivedDelta, FactoredDelta):
         self.values = trainable(weight, adapter.count(shape), fill=0.0)
         stored = adapter.pattern == "top_k"  # last bits of the vectors could decide between two places
         if stored:
-            self.kept = (*self.kept, "places")
+            self.kept, self.indexes = (*self.kept, "places"), {"places": shape.small**2}
         if weight.is_meta:
             places = torch.empty(len(self.values), dtype=torch.int32, device="meta")
         elif stored:  # where the inner products u_p v_q are largest, without their signs; of equals the first
@@ -108,10 +103,6 @@ class SVFTDelta(DerivedDelta, FactoredDelta):
             columns = rows + torch.arange(-k, k + 1)
             places = (rows * shape.small + columns)[(columns >= 0) & (columns < shape.small)]
         self.register_buffer("places", places.to(weight.device, torch.int32), persistent=stored)
-
-    def kept_problem(self, kept: Mapping[str, Tensor]) -> str:
-        """Return the reason that the places of a file are impossible, or ""."""
-        return places_problem("places", kept["places"], len(self.get_buffer("V")) ** 2) if "places" in kept else ""
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return U (out, m) and M V^T (m, in), whose row p is the sum of M_pq V_q over the trained entries.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from randlora_pl.adapters import Adapter, AdapterFile, adapted_layers, merge_and_unload, read_adapter
 from randlora_pl.adapters.base import FactoredDelta
 from randlora_pl.adapters.layers.adapted import RowBlocks
+from randlora_pl.adapters.methods.lora import of_factors
 from randlora_pl.adapters.peft_form import Part, PeftForm
 from randlora_pl.adapters.targets.sites import is_packed_linear
 from randlora_pl.adapters.weights import WeightShape, exact_pattern
@@ -282,7 +283,11 @@ def to_peft(
     if problem := file.adapter.peft_problem():
         raise refusal(file, problem)
     whole = parts = _parts(file, updated)
-    adapter, parts = (file.adapter, parts) if peft_type is not None else file.adapter.in_peft(parts)
+    adapter: Adapter = file.adapter
+    if updated is not None:
+        adapter = of_factors(parts, adapter)
+    elif peft_type is None:
+        adapter, parts = adapter.in_peft(parts)
     form = adapter.peft
     assert form is not None
     if read := [part.path for part in parts if _read(part, parts, attention, file)]:
