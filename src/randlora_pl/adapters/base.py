@@ -347,11 +347,8 @@ def kaiming(weight: Tensor, key: int, name: str, rows: int, columns: int) -> nn.
 class WeightedSum(DeltaWeight):
     """W0 + sum_i w_i (W_i - W0), where W_i is the effective weight of update i (task arithmetic).
 
-    For additive methods this is W0 + sum_i w_i delta_i (Ilharco et al., 2023); DoRA is not additive.
-
-    Args:
-        parts: Updates of any methods; gradients reach their parameters.
-        weights: Factor of each update.
+    For additive methods this is W0 + sum_i w_i delta_i (Ilharco et al., 2023); DoRA is not additive. Gradients reach
+    the parameters of all parts.
     """
 
     def __init__(self, parts: Sequence[DeltaWeight], weights: Sequence[float]) -> None:

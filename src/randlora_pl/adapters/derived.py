@@ -102,9 +102,6 @@ class DerivedDelta(DeltaWeight):
         return self
 
 
-# Recipes
-
-
 def iterates(small: int, rank: int) -> bool:
     """Return True if ``gram/1`` iterates: for a large smaller side of which few vectors are needed."""
     return small > LARGEST and 2 * (rank + _MORE) <= small
@@ -182,9 +179,6 @@ def derived_once(nothing: bool = False) -> Iterator[None]:
         yield
     finally:
         _known.reset(before)
-
-
-# State
 
 
 def _updates(module: nn.Module) -> Iterator[tuple[str, DerivedDelta]]:

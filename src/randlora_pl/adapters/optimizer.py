@@ -85,9 +85,3 @@ def make_optimizer(model: nn.Module, groups: Any = None, *, lr: float = 1e-3, **
     """
     groups = parameter_groups(model, lr) if groups is None else groups
     return report_of(model).adapter.optimizer(model, groups, lr=lr, **options)
-
-
-def optimizer_numbers(model: nn.Module) -> int:
-    """Return the numbers in the state of the optimizer of `make_optimizer` and of the method's procedure."""
-    report = report_of(model)
-    return report.adapter.optimizer_numbers(model) + (report.procedure.state_size() if report.procedure else 0)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import Fira, GaLore, ProjectedAdamW, inject, make_optimizer
 from randlora_pl.adapters.methods.galore import GROWTH, leading_vectors, projected_weights
-from randlora_pl.adapters.optimizer import optimizer_numbers
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import assert_close
 from tests.support.products import in_one_item
@@ -142,7 +141,7 @@ def test_state_is_small_and_everything_else_is_adamw(kind: Any) -> None:
         else:
             assert_close(parameter.detach(), twins[name].detach(), 1e-5)
     stored = [value for state in own.state.values() for value in state.values() if isinstance(value, Tensor)]
-    assert sum(value.numel() for value in stored) == optimizer_numbers(model) < 2 * report.trainable
+    assert sum(value.numel() for value in stored) == report.adapter.optimizer_numbers(model) < 2 * report.trainable
     moments = [own.state[weight]["exp_avg"].shape for weight in projected_weights(model).values()]
     assert moments == [(4, 36), (4, 12), (4, 24), (4, 24)]
 

@@ -92,17 +92,14 @@ class AdaLoRA(Adapter):
     def in_peft(self, parts: list[Part]) -> tuple[Adapter, list[Part]]:
         """Return the LoRA with the same update: the ranks that are kept, without layers that have none."""
         used = {part.path for part in parts if bool(_kept(part).any())}
-        left: list[Part] = []
-        scalings: dict[str, float] = {}
-        for part in parts:
+        left = []
+        for part in (each for each in parts if each.path in used):
             kept, own = _kept(part), part.tensors
-            if part.path not in used:
-                continue
             if not bool(kept.any()):  # a block beside others: a rank of zeros keeps its place
                 kept[0] = True
             factors = {"A": (own["E"][:, None] * own["A"])[kept], "B": own["B"][:, kept]}
             left.append(replace(part, tensors=factors))
-            scalings[part.shape.layer] = self._scaling_of(part.shape)
+        scalings = {part.shape.layer: self._scaling_of(part.shape) for part in left}
         ranks = {part.shape.layer: len(part.tensors["A"]) for part in left}
         return with_ranks(ranks, scalings, dropout=self.dropout, qkv=self.qkv, seed=self.seed), left
 

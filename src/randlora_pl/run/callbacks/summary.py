@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from randlora_pl.adapters import Adapter, trainable_parameters
 from randlora_pl.adapters.derived import derived_buffers
 from randlora_pl.adapters.kept import update_buffers
-from randlora_pl.adapters.optimizer import optimizer_numbers, undecayed
+from randlora_pl.adapters.optimizer import undecayed
 from randlora_pl.run.callbacks.checkpoint import validations
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.images import ImageTask
@@ -102,8 +102,9 @@ def state_size(task: AdaptationTask) -> int:
     trainable: int = sum(p.numel() for p in task.parameters() if p.requires_grad)
     if task.optimizer == "sgd":
         return trainable
-    head: int = trainable - task.report.trainable
-    return optimizer_numbers(task.model) + 2 * head
+    report = task.report
+    numbers: int = report.adapter.optimizer_numbers(task.model) + 2 * (trainable - report.trainable)
+    return numbers + (report.procedure.state_size() if report.procedure else 0)
 
 
 def _trains_nothing(adapter: Adapter) -> bool:
