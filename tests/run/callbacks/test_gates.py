@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from randlora_pl.adapters import HydraLoRA
+from randlora_pl.adapters import DeltaWeight, HydraLoRA
 from randlora_pl.run.callbacks import Gates, gates_figure
 from randlora_pl.run.callbacks.figures import pixels
-from randlora_pl.run.callbacks.gates import layers_with_gates, sample_means
+from randlora_pl.run.callbacks.gates import sample_means
 from randlora_pl.tasks import TextHeadTask
 from tests.run.callbacks.conftest import Fit
 
@@ -23,7 +23,8 @@ def test_the_table_has_the_softmax_of_the_router_by_class(fit: Fit, tmp_path: Pa
     task = TextHeadTask("tiny", "random", adapter=HydraLoRA(rank=2, heads=2))
     gates = Gates()
     trainer, task, data = fit(gates, task=task)
-    layers: dict[str, Any] = layers_with_gates(task.model)
+    found = [(path, each) for path, each in task.model.named_modules() if isinstance(each, DeltaWeight) and each.heads]
+    layers: dict[str, Any] = {path.removesuffix(".delta"): each for path, each in found}
     name = next(name for name in layers if name.endswith("c_fc"))
     seen: list[tuple[Tensor, Tensor]] = []
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.run.callbacks.figures import FOLDER, LABELLED, MOST_CLASSES, short, write_plots
@@ -43,7 +43,13 @@ class Gates(Callback):
         items = getattr(trainer.datamodule, "items", None)  # type: ignore[attr-defined]
         named = [] if pl_module.retrieval else list(pl_module.classnames)
         self._groups = list(dict.fromkeys(item.task for item in items)) if items else named or ["all samples"]
-        self._layers = layers_with_gates(pl_module.model)
+        updates = {
+            path.replace(".delta", ""): module
+            for path, module in pl_module.model.named_modules()
+            if isinstance(module, DeltaWeight) and module.heads
+        }
+        image = {path: delta for path, delta in updates.items() if path.startswith("visual.")}
+        self._layers = image or updates  # without the text tower of a CLIP model
         for name, delta in self._layers.items():
             # (groups, heads + 2): gates, entropies, number of samples
             self._sums[name] = torch.zeros(len(self._groups), delta.heads + 2, device=pl_module.device)
@@ -111,17 +117,6 @@ class Gates(Callback):
         for delta in self._layers.values():
             delta.listener = None
         self._layers, self._sums, self._batch = {}, {}, {}
-
-
-def layers_with_gates(model: nn.Module) -> dict[str, DeltaWeight]:
-    """Return the updates with gates by layer name, without the text tower of a CLIP model."""
-    updates = {
-        path.replace(".delta", ""): module
-        for path, module in model.named_modules()
-        if isinstance(module, DeltaWeight) and module.heads
-    }
-    image = {path: delta for path, delta in updates.items() if path.startswith("visual.")}
-    return image or updates
 
 
 def sample_means(gates: Tensor, size: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor] | None:

@@ -56,7 +56,7 @@ def facts(trainer: Trainer, task: AdaptationTask, data: Any) -> dict[str, str]:
     if data.epochs and passes > data.epochs:
         repeats = f" ({passes:.3g} passes: an epoch has at least {data.min_batches_per_epoch} batches)"
     rates = [f"{name} {rate:g}" for name, rate in task.rates().items() if rate]  # of other parts than the adapter
-    if not (rates and _trains_nothing(task.adapter)):
+    if not (rates and task.adapter.trains_base and task.adapter.keeps_base):  # where the adapter trains nothing
         rates.insert(0, f"{task.learning_rate:g}")
     devices = str(task.device) if trainer.num_devices == 1 else f"{trainer.num_devices} devices"
     return {
@@ -107,10 +107,6 @@ def state_size(task: AdaptationTask) -> int:
     return numbers + (report.procedure.state_size() if report.procedure else 0)
 
 
-def _trains_nothing(adapter: Adapter) -> bool:
-    return adapter.trains_base and adapter.keeps_base
-
-
 def validation_row(trainer: Trainer, task: AdaptationTask, data: Any) -> dict[str, str]:
     """Return the number and size of validations, a reason if there are none, or an empty dict."""
     count = validations(trainer, task, data)
@@ -155,8 +151,9 @@ class StartSummary(Callback):
             report, adapter = pl_module.report, pl_module.report.adapter
             given = (getattr(pl_module, name, None) for name in ("prompts", "head", "regulation"))
             others = [part for part in given if hasattr(part, "leaves")]
-            trains = " + ".join(map(describe, others if others and _trains_nothing(adapter) else [*others, adapter]))
-            page: list[Any] = ["\n" + "\n".join([trains, *report.notes])]
+            if not (others and adapter.trains_base and adapter.keeps_base):
+                others.append(adapter)
+            page: list[Any] = ["\n" + "\n".join([" + ".join(map(describe, others)), *report.notes])]
             page += [layer_table(report)] if report.rows else []
             page += [f"adapted: {report.coverage.line}"] if report.coverage.line else []
             rows = facts(trainer, pl_module, data)
