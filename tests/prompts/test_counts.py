@@ -1,6 +1,7 @@
 """Numbers that train, on models without data: table 3.10 of the design, and the formulas behind it."""
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -82,7 +83,8 @@ MAPLE_DEPT = {
 def test_second_heads_beside_maple_and_keys_of_training_images() -> None:
     maple = counted(MaPLe().build(*on_meta("ViT-B-32"), CLASSES, 0))
     for classes, expected in MAPLE_DEPT.items():
-        second = counted(DePT().build(512, classes, 0))
+        task: Any = SimpleNamespace(own_classes=range(classes), seed=0)
+        second = counted(DePT().build(task, 512))
         assert second == 2_048 + 513 * classes and maple + second == expected
     for classes, shots in ((10, 16), (47, 16), (100, 4)):
         labels = torch.arange(classes).repeat_interleave(shots)

@@ -50,11 +50,7 @@ class AdaptationTask(Stored):
             raise UserError(f"{self.adapter.method()} trains nothing in {type(self).__name__}. {self.to_train}")
 
     def _cast_and_compile(self, backbone: nn.Module, device: torch.device) -> None:
-        """Cast frozen weights and compile blocks, as the options ask.
-
-        Raises:
-            UserError: If the options exclude each other, or training would fail or round its small steps away.
-        """
+        """Cast frozen weights and compile blocks; refuse options that exclude each other or round small steps away."""
         precision = None if self._trainer is None else str(self.trainer.precision)
         if precision in ("bf16-true", "16-true"):
             raise UserError(
@@ -116,8 +112,15 @@ class AdaptationTask(Stored):
         """Return the weighted sum of the samples' losses; the weights make it the exact mean over the step."""
         (losses, right), weight = self.sample_losses(batch), self.loss_weights(batch)
         loss: Tensor = (losses * weight).sum()
-        for term in (self.accumulated_loss(batch), self.penalty(batch)):
-            loss = loss if term is None else loss + term
+        if (carried := self.accumulated_loss(batch)) is not None:
+            loss = loss + carried
+        penalty, procedure = None, self.report.procedure
+        if procedure is not None and batch["micro_batch"] >= batch["micro_batches"] - 1:  # the last of a step
+            penalty = procedure.penalty()
+        if penalty is not None:
+            # Lightning divides by the accumulation, also in a shorter last step. DDP averages over the processes, which
+            # all have the same term.
+            loss = loss + penalty * self.trainer.accumulate_grad_batches
         values = [torch.ones_like(weight), losses.detach() - self.loss_floor(batch)]
         values += [] if right is None else [right.float()]
         sums = (torch.stack(values) * weight).sum(1)  # for `log_step`

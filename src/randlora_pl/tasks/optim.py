@@ -224,29 +224,18 @@ class Optimization(Objective):
                 raise UserError("AutoLoRA needs a data module that holds out training samples, such as ImageData.")
             trainer = self.trainer
             scaler: Any = getattr(trainer.precision_plugin, "scaler", None)  # of 16-mixed
-            groups = trainer.optimizers[0].param_groups
             procedure.problem = Problem(
                 train_loss=lambda step: self._search_loss(step, "train"),
                 search_loss=lambda step: self._search_loss(step, "search"),
-                rates=lambda: [(p, group["lr"]) for group in groups for p in group["params"]],
+                rates=lambda: [
+                    (p, group["lr"]) for group in trainer.optimizers[0].param_groups for p in group["params"]
+                ],
                 average=lambda gradient: trainer.strategy.reduce(gradient, reduce_op="mean"),
                 scale=lambda: 1.0 if scaler is None else scaler.get_scale(),
             )
         if self.procedure_state is not None:
             procedure.load_state_dict(self.procedure_state)
             procedure.ran, self.procedure_state = True, None
-
-    def penalty(self, batch: dict[str, Any]) -> Tensor | None:
-        """Return the procedure's term of a micro-batch's loss; only the last of an optimizer step has it.
-
-        Lightning divides the loss by the accumulation, also in a shorter last step. DDP averages over the processes,
-        which all have the same term.
-        """
-        procedure = self.report.procedure
-        if procedure is None or batch["micro_batch"] < batch["micro_batches"] - 1:
-            return None
-        term = procedure.penalty()
-        return None if term is None else term * self.trainer.accumulate_grad_batches
 
     def _search_loss(self, step: int, part: Literal["search", "train"]) -> Tensor:
         """Return the mean loss of a search batch, with dropout as a function of the seed and the step."""

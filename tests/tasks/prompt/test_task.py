@@ -12,8 +12,7 @@ from torch import Tensor
 from randlora_pl.adapters import FullFineTuning, LinearProbe, LoRA, RandLoRA, disabled, inject
 from randlora_pl.models.clip import meta_clip
 from randlora_pl.prompts import CoCoOp, CoOp, DeepPrompts, Fixed, MaPLe, PromptLearner
-from randlora_pl.tasks import PromptTask, TextHeadTask, VisionLanguageTask
-from randlora_pl.tasks.prompt import DePT, SelfRegulation
+from randlora_pl.tasks import DePT, PromptTask, SelfRegulation, TextHeadTask, VisionLanguageTask
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 from tests.tasks.small import CLASSES, TEMPLATES, batch, images, shake

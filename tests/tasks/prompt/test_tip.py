@@ -1,6 +1,7 @@
 """Tip-Adapter: its keys, its logits, its search, and its files."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -176,7 +177,7 @@ def test_files_programs_and_other_classes(fit: Any, tmp_path: Path) -> None:
     for labels in (torch.zeros(3, 1), torch.tensor([10.0]), torch.tensor([0.5])):
         file.extra["decoupled.labels"] = labels
         with pytest.raises(UserError, match="lacks the classes of the images that TipAdapter keeps"):
-            tip._saved_labels(file, 10)
+            TipAdapter().build(SimpleNamespace(saved=file, own_classes=range(10)), 4)  # type: ignore[arg-type]
 
 
 def test_what_does_not_fit_is_one_line(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:

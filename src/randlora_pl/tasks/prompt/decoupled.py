@@ -1,15 +1,15 @@
 """Second heads beside the similarities, and DePT: a linear probe on shifted features (arXiv 2309.07439)."""
 
 from abc import abstractmethod
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randlora_pl.adapters import AdapterFile
 from randlora_pl.adapters.described import Described
 from randlora_pl.tasks.images import SecondHead
+from randlora_pl.tasks.prompt.features import PromptedClip
 from randlora_pl.utils import rng
 from randlora_pl.utils.options import Fraction, Positive
 
@@ -26,18 +26,8 @@ class SecondHeadOptions(Described):
     """Learning rate of the second head, as a multiple of the prompts'."""
 
     @abstractmethod
-    def build(
-        self, features: int, classes: int, seed: int, file: AdapterFile | None = None, data: Any = None
-    ) -> SecondHead:
-        """Return the second head for features of a width and a number of classes.
-
-        Args:
-            features: Width e of the features.
-            classes: Number C of classes.
-            seed: Seed of random values.
-            file: Adapter file that is loaded.
-            data: Data module of the run.
-        """
+    def build(self, task: PromptedClip, features: int) -> SecondHead:
+        """Return the second head for the classes of a task, whose features have this width."""
 
 
 class DePT(SecondHeadOptions):
@@ -59,11 +49,9 @@ class DePT(SecondHeadOptions):
     rate_factor: Annotated[float, Positive] = 6.5
     """Learning rate of the second head, as a multiple of the prompts'."""
 
-    def build(
-        self, features: int, classes: int, seed: int, file: AdapterFile | None = None, data: Any = None
-    ) -> "Decoupled":
-        """Return the second head for features of a width and a number of classes."""
-        return Decoupled(self.weight, features, classes, seed)
+    def build(self, task: PromptedClip, features: int) -> "Decoupled":
+        """Return the second head for the classes of a task, whose features have this width."""
+        return Decoupled(self.weight, features, len(task.own_classes), task.seed)
 
 
 class Affine(nn.Module):

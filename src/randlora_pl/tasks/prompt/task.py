@@ -24,8 +24,8 @@ from randlora_pl.tasks.losses import (
 )
 from randlora_pl.tasks.optim import parameter_groups
 from randlora_pl.tasks.prompt.decoupled import DePT
+from randlora_pl.tasks.prompt.features import PromptedClip
 from randlora_pl.tasks.prompt.regulation import SelfRegulation, Teacher
-from randlora_pl.tasks.prompt.second_stage import TwoStages
 from randlora_pl.tasks.prompt.tip import TipAdapter
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import NotNegative, Positive
@@ -44,7 +44,7 @@ PARTS: dict[str, dict[str, type[Described]]] = {
 _RECORDED = ("prompt_learning_rate", "prompt_weight_decay", "optimizer", "schedule", "loss_batch", "classifier_steps")
 
 
-class PromptTask(TwoStages):
+class PromptTask(PromptedClip):
     """Fine-tunes a CLIP model by the cross-entropy over all classes, whose texts are encoded once per optimizer step.
 
     Prompts, weight update, second head and regulation are independent options. ``prompts=Fixed()`` with an adapter is
@@ -141,7 +141,7 @@ class PromptTask(TwoStages):
                 "use --model.loss_batch all."
             )
         if self.head is not None:
-            self.decoupled = self.head.build(width, classes, self.seed, self.saved, self.data)
+            self.decoupled = self.head.build(self, width)
         if self.classifier_steps:
             self.classifier = nn.Parameter(torch.zeros(classes, width))
 

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randlora_pl.adapters import AdapterFile
 from randlora_pl.data.image_batches import EvalBatches, TrainBatches
 from randlora_pl.data.loader import Loader
 from randlora_pl.data.schedule import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.tasks.images import ClipTask, SecondHead
 from randlora_pl.tasks.losses import normalize
 from randlora_pl.tasks.prompt.decoupled import SecondHeadOptions
+from randlora_pl.tasks.prompt.features import PromptedClip
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import NotNegative
 
@@ -54,18 +54,20 @@ class TipAdapter(SecondHeadOptions):
     """Replace alpha and beta by the best of a grid on the validation images, once, before the training; they stay
     without such images."""
 
-    def build(
-        self, features: int, classes: int, seed: int, file: AdapterFile | None = None, data: Any = None
-    ) -> "Cache":
+    def build(self, task: PromptedClip, features: int) -> "Cache":
         """Return an empty cache for the training images of a run, or of the file that is loaded.
 
         Raises:
             UserError: There are none, or too many.
         """
+        file, known = task.saved, torch.arange(len(task.own_classes))
         if file is not None:
-            labels = _saved_labels(file, classes)
-        elif hasattr(data, "crop_scale"):
-            labels = torch.from_numpy(data.samples("train").labels)
+            saved = file.extra.get("decoupled.labels")  # numbers of float32, as all tensors of a file
+            if saved is None or saved.dim() != 1 or not bool(torch.isin(saved, known.to(saved)).all()):
+                raise UserError(f"{file.path} lacks the classes of the images that TipAdapter keeps: it is damaged.")
+            labels = saved.long()
+        elif hasattr(task.data, "crop_scale"):
+            labels = torch.from_numpy(task.data.samples("train").labels)
         else:
             raise UserError("TipAdapter keeps features of training images: it needs a run with ImageData.")
         if len(labels) > MOST_IMAGES:
@@ -73,16 +75,7 @@ class TipAdapter(SecondHeadOptions):
                 f"TipAdapter keeps a feature of each training image: {len(labels):,} are too many, at most "
                 f"{MOST_IMAGES:,} are possible. Choose some, for example --data.shots 16."
             )
-        return Cache(self, labels, features, classes)
-
-
-def _saved_labels(file: AdapterFile, classes: int) -> Tensor:
-    """Return the classes (N,) of the keys in a file, which are numbers of float32 there, as all of its tensors."""
-    labels = file.extra.get("decoupled.labels")
-    known = torch.arange(classes)
-    if labels is None or labels.dim() != 1 or not bool(torch.isin(labels, known.to(labels)).all()):
-        raise UserError(f"{file.path} lacks the classes of the images that TipAdapter keeps: it is damaged.")
-    return labels.long()
+        return Cache(self, labels, features, len(known))
 
 
 class Cache(SecondHead):

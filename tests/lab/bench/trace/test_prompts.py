@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from randlora_pl.adapters import Frozen, LoRA
 from randlora_pl.prompts import MaPLe
-from randlora_pl.tasks.prompt import DePT, SelfRegulation
+from randlora_pl.tasks import DePT, SelfRegulation
 from tests.support.trace import step
 from tests.support.trace.fake_gpu import DEVICE, cuda_rules, to_fake
 from tests.support.trace.recorder import Recorder
