@@ -90,7 +90,7 @@ def test_why_missing_tells_the_failure_first(sweep: Sweep) -> None:
 def test_parameters_and_kinds(sweep: Sweep) -> None:
     assert {method: sweep.parameters(B32, method) for method in METHODS} == SIZES
     assert sweep.parameters(B32, "zero-shot") == 0 and sweep.parameters(B32, "unknown") is None
-    assert sweep.kind("LoRA-16") == sweep.kind("LoRA-32") == "LoRA"
+    assert sweep.kinds["LoRA-16"] == sweep.kinds["LoRA-32"] == "LoRA"
     assert sweep.family(B32) == "CLIP"
     plan = replace(sweep.plan, models={B32: {"family": "Family"}})
     assert replace(sweep, plan=plan).family(B32) == "Family"

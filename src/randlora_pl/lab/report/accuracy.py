@@ -4,15 +4,16 @@ Forgetting is the change on other datasets by the training.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import filterfalse
 from statistics import fmean
 
 from pandas import DataFrame, isna
 
 from randlora_pl.data.catalog.registry import CATALOG
-from randlora_pl.lab.report.cells import FINISHED, LABELS, MOST, SIDE, Average, Key, Sweep, of_rows
-from randlora_pl.lab.report.document import Printed, Table, TableCell, many, mean_cell, percent, row
+from randlora_pl.lab.report.cells import FINISHED, LABELS, MOST, SIDE, Key, Sweep
+from randlora_pl.lab.report.document import Printed, Table, TableCell, many, mean_cell, missing_cell, percent, row
 from randlora_pl.lab.report.paper_comparison import Beside
 from randlora_pl.lab.report.statistics import Estimate, formatted
 from randlora_pl.sweep.description import ZERO_SHOT, is_zero_shot
@@ -41,24 +42,20 @@ def accuracy_table(sweep: Sweep, beside: Beside, model: str) -> Table:
     for budget in sweep.budgets(model):
         shared, left_out = sweep.common(model, budget)
         groups.append(len(rows))
+        data = TableCell(budget, sort=plan.budgets.index(budget))
         for method in plan.methods:
             keys = [Key(model, dataset, budget, method) for dataset in datasets]
             if any(key in there for key in keys):
                 cells = [accuracy_cell(sweep, beside, key) for key in keys]
                 average = average_cell(sweep, beside, model, budget, method, shared)
-                rows.append(row(method, _data(sweep, budget), sweep.parameters(model, method), *cells, average))
-        rows += _plain(sweep, budget, datasets, shared)
+                rows.append(row(method, data, sweep.parameters(model, method), *cells, average))
+        rows += _plain(sweep, data, datasets, shared)
         below += left_out_line(budget, left_out)
+    titles = [TableCell(dataset, sweep.metrics.get(dataset, "")) for dataset in datasets]
     return Table(
         f"accuracy-{identifier(model)}",
         f"{model}: test {sweep.measured} in percent, mean ± half the 95 % confidence interval over seeds",
-        row(
-            "Method",
-            "Data",
-            "Trained parameters",
-            *(TableCell(d, sweep.metrics.get(d, "")) for d in datasets),
-            "Average",
-        ),
+        row("Method", "Data", "Trained parameters", *titles, "Average"),
         rows,
         [*below, *[PLAIN] * bool(sweep.baselines)],
         groups,
@@ -93,13 +90,12 @@ def accuracy_cell(sweep: Sweep, beside: Beside, key: Key) -> TableCell:
     """Return a cell with its interval, each seed's value in its tooltip, and the paper's value below."""
     paper, runs = beside.cell(key), sweep.runs.get(key)
     if runs is None:
-        return TableCell("", paper.beside(None) if paper else "", missing=True, paper=paper)
-    states = zip(runs["seed"], runs["accuracy"], runs["status"], strict=True)
-    values = [f"seed {'?' if isna(seed) else seed}: {_value(value) or status}" for seed, value, status in states]
-    estimate, title = sweep.estimate(key), "; ".join([" ".join(key), *values])
+        return missing_cell("", paper=paper)
+    estimate, title = sweep.estimate(key), " ".join(key)
+    for seed, value, status in runs[["seed", "accuracy", "status"]].itertuples(index=False):
+        title += f"; seed {'?' if isna(seed) else seed}: {status if isna(value) else f'{value:.2f}'}"
     if estimate is None:
-        below = paper.beside(None) if paper else ""
-        return TableCell(_cut(sweep.why_missing(key)), below, title, missing=True, paper=paper)
+        return missing_cell(_cut(sweep.why_missing(key)), title, paper)
     cell = mean_cell(estimate, title + "; one seed: no interval" * (estimate.half is None), paper=paper)
     partly = f"{len(estimate.values)} of {len(runs)} seeds" if (runs["state"] != FINISHED).any() else ""
     cell.below = joined(IDLE if sweep.idle(key) else "", partly, cell.below)
@@ -116,40 +112,34 @@ def average_cell(
         keys = [key for name in sweep.plan.datasets if (key := Key(model, name, budget, method)) in sweep.runs]
         why = " / ".join(dict.fromkeys(map(sweep.why_missing, keys))) or "not run"
         why = "no dataset in common" if any(key in sweep.accuracies for key in keys) else why
-        return TableCell(_cut(why), paper.beside(None) if paper else "", why, missing=True, paper=paper)
-    text = [f"over {', '.join(average.datasets)}"]
-    unused = sorted({*average.all_seeds} - {*average.seeds})
-    partly = ""
+        return missing_cell(_cut(why), why, paper)
+    title, partly = f"over {', '.join(datasets)}; ", ""
     if average.estimate.half is None:
-        text.append("fewer than two seeds on all of them, so no interval")
+        title += "fewer than two seeds on all of them, so no interval"
     else:
-        seeds = zip(average.seeds, average.estimate.values, strict=True)
-        text += [f"seed {seed}: {_value(value)}" for seed, value in seeds]
-        if unused:
-            text.append(f"seeds that not every dataset has are left out: {', '.join(map(str, unused))}")
+        title += of_seeds(dict(zip(average.seeds, average.estimate.values, strict=True)))
+        if unused := [str(seed) for seed in average.all_seeds if seed not in average.seeds]:
+            title += f"; seeds that not every dataset has are left out: {', '.join(unused)}"
             partly = f"{len(average.seeds)} of {len(average.all_seeds)} seeds"
-    cell = mean_cell(average.estimate, "; ".join(text), paper=paper)
+    cell = mean_cell(average.estimate, title, paper=paper)
     cell.below = joined(partly, cell.below)
     return cell
 
 
-def _plain(sweep: Sweep, budget: str, datasets: Sequence[str], shared: Sequence[str]) -> list[list[TableCell]]:
+def _plain(sweep: Sweep, data: TableCell, datasets: Sequence[str], shared: Sequence[str]) -> list[list[TableCell]]:
     """Return a row for each plain classifier of a budget; its average is over the datasets of the others."""
     rows = []
-    here = [one for one in sweep.baselines if one.budget == budget and one.dataset in datasets]
+    here = [one for one in sweep.baselines if one.budget == data.text and one.dataset in datasets]
     for name in dict.fromkeys(one.name for one in here):
-        cells, means = [], {}
+        cells = dict.fromkeys(datasets, TableCell(""))
         for dataset in datasets:
-            some = [one for one in here if (one.name, one.dataset) == (name, dataset)]
-            cells.append(TableCell(""))
-            if some:
-                cells[-1] = mean_cell(estimate := Estimate(tuple(100 * one.score for one in some)))
-                means[dataset] = estimate.mean
+            if some := [one for one in here if (one.name, one.dataset) == (name, dataset)]:
+                cells[dataset] = mean_cell(Estimate(tuple(100 * one.score for one in some)))
                 if some[0].train < some[0].of:
-                    cells[-1].below = f"{some[0].train:,} of {some[0].of:,} samples"
-        whole = bool(shared) and means.keys() >= {*shared}
-        average = mean_cell(Estimate((fmean(means[d] for d in shared),))) if whole else TableCell("")
-        rows.append(row(name, _data(sweep, budget), None, *cells, average))
+                    cells[dataset].below = f"{some[0].train:,} of {some[0].of:,} samples"
+        means = [mean for dataset in shared if (mean := cells[dataset].sort) is not None]
+        average = mean_cell(Estimate((fmean(means),))) if means and len(means) == len(shared) else TableCell("")
+        rows.append(row(name, data, None, *cells.values(), average))
     return rows
 
 
@@ -171,12 +161,9 @@ def identifier(label: str) -> str:
     return re.sub(r"[\W_]+", "-", label.lower()).strip("-")[:_LONGEST] or "unnamed"
 
 
-def _data(sweep: Sweep, budget: str) -> TableCell:
-    return TableCell(budget, sort=sweep.plan.budgets.index(budget))
-
-
-def _value(value: float) -> str:
-    return "" if isna(value) else f"{value:.2f}"
+def of_seeds(values: Mapping[int, float], form: str = ".2f") -> str:
+    """Return a tooltip with the value of each seed."""
+    return "; ".join(f"seed {seed}: {formatted(value, form)}" for seed, value in values.items())
 
 
 def _cut(text: str) -> str:
@@ -188,12 +175,26 @@ BEFORE, AFTER = "zeroshot/elsewhere/", "test/elsewhere/"
 
 def elsewhere_table(sweep: Sweep, model: str) -> Table | None:
     """Return the change of each method in points, over datasets and seeds; None where no run measured it."""
-    runs = _percent(sweep, model)
-    before = {name: fmean(known) for name in sorted(_measured(runs)) if len(known := _before(runs, name))}
+    runs, names = _elsewhere(sweep, model)
+    before: dict[str, float] = {}
+    for name in sorted(names):
+        # a cell of the pretrained model's own logs it as a test
+        tested = runs[AFTER + name].where(runs["method"].map(is_zero_shot).astype(bool))
+        if len(known := runs.get(BEFORE + name, tested).fillna(tested).dropna()):
+            before[name] = fmean(known)
     rows = []
-    for method in (method for method in sweep.plan.methods if not is_zero_shot(method)):
+    for method in filterfalse(is_zero_shot, sweep.plan.methods):
         trained = runs[(runs["method"] == method) & (runs["budget"] != ZERO_SHOT)]
-        cells = [_change(trained, AFTER + name, value) for name, value in before.items()]
+        cells = []
+        for name, value in before.items():  # of a change each seed's is averaged over the cells that all seeds have
+            known = trained.dropna(subset=AFTER + name)
+            changes = known.pivot(index="seed", columns=["dataset", "budget"], values=AFTER + name).sort_index() - value
+            means = {seed: fmean(row) for seed, row in changes.dropna().iterrows()}
+            values = list(means.values())
+            if len(known) and not values:
+                values = [fmean(fmean(cell.dropna()) for _, cell in changes.items())]
+            estimate = Estimate(tuple(values)) if values else None
+            cells.append(mean_cell(estimate, of_seeds(means, "+.2f"), "+.2f"))
         if any(not cell.missing for cell in cells):
             rows.append(row(method, *cells))
     if not rows:
@@ -213,69 +214,42 @@ def elsewhere_table(sweep: Sweep, model: str) -> Table | None:
 
 def transfer_table(sweep: Sweep, beside: Beside, model: str) -> Table | None:
     """Return the accuracies on other datasets and their means, by training; None where no run measured several."""
-    runs = _percent(sweep, model)
-    names = _measured(runs)
+    runs, names = _elsewhere(sweep, model)
     if len(names) < 2:
         return None
     shifted = [name for name in names if name in CATALOG and CATALOG[name].trains_on]
-    means = {"Mean of other datasets": [name for name in names if name not in shifted]}
-    means["Mean of shifted test sets"] = shifted
-    means = {title: group for title, group in means.items() if len(group) > 1}
+    groups = {name: [name] for name in names}
+    for title, group in (
+        ("Mean of other datasets", [name for name in names if name not in shifted]),
+        ("Mean of shifted test sets", shifted),
+    ):
+        groups |= {title: group} if len(group) > 1 else {}
     rows = []
     for (_, dataset, budget, method), some in runs.groupby(LABELS, sort=False):
-        own, *printed = (
-            beside.average(model, budget, method, group)
-            for group in [[dataset], *([n] for n in names), *means.values()]
-        )
-        groups = [*([name] for name in names), *means.values()]
-        cells = [_mean(some, group, paper) for group, paper in zip(groups, printed, strict=True)]
+        own = mean_cell(Estimate(tuple(some["accuracy"])), paper=beside.average(model, budget, method, [dataset]))
+        cells = []
+        for group in groups.values():  # of the seeds that have all of them
+            known = some.set_index("seed")[[AFTER + name for name in group]].dropna()
+            means = {seed: fmean(row) for seed, row in known.iterrows()}
+            paper = beside.average(model, budget, method, group)
+            cells.append(mean_cell(Estimate(tuple(means.values())) if means else None, of_seeds(means), paper=paper))
         if any(not cell.missing for cell in cells):
-            there = mean_cell(Estimate(tuple(some["accuracy"])), paper=own)
-            rows.append(row(method, dataset, budget, there, *cells))
+            rows.append(row(method, dataset, budget, own, *cells))
     return Table(
         f"transfer-{identifier(model)}",
         f"{model}: accuracy in percent on the test images of other datasets",
-        row("Method", "Trained on", "Data", "There", *names, *means),
+        row("Method", "Trained on", "Data", "There", *groups),
         rows,
         ["Each dataset is classified among its own classes, by their names alone. Intervals are over seeds."],
         left=3,
     )
 
 
-def _percent(sweep: Sweep, model: str) -> DataFrame:
-    """Return the finished runs of a model with their accuracies on other datasets in percent."""
+def _elsewhere(sweep: Sweep, model: str) -> tuple[DataFrame, list[str]]:
+    """Return the finished runs of a model with their accuracies on other datasets in percent, and which were tested."""
     runs = sweep.of(model=model)
-    return runs.assign(**{name: 100 * runs[name] for name in runs if name.startswith((BEFORE, AFTER))})
-
-
-def _measured(runs: DataFrame) -> list[str]:
-    """Return the names of the other datasets that any run was tested on."""
-    return [name.removeprefix(AFTER) for name in runs if name.startswith(AFTER) and runs[name].notna().any()]
-
-
-def _before(runs: DataFrame, name: str) -> list[float]:
-    """Return the accuracies of the pretrained model on another dataset, which a cell of its own logs as a test."""
-    tested = runs[AFTER + name].where(runs["method"].map(is_zero_shot).astype(bool))
-    return list(runs.get(BEFORE + name, tested).fillna(tested).dropna())
-
-
-def _mean(runs: DataFrame, names: Sequence[str], paper: Printed | None) -> TableCell:
-    """Return the mean accuracy on some datasets, of the seeds that have all of them, and the printed one below."""
-    means = of_rows(runs.set_index("seed")[[AFTER + name for name in names]])
-    title = "; ".join(f"seed {seed}: {value:.2f}" for seed, value in means.items())
-    return mean_cell(Estimate(tuple(means.values())) if means else None, title, paper=paper)
-
-
-def _change(runs: DataFrame, name: str, before: float) -> TableCell:
-    """Return the mean change, of which each seed's is averaged over the cells that all seeds have."""
-    known = runs.dropna(subset=name)
-    if known.empty:
-        return TableCell("not measured", missing=True)
-    cells = known.pivot(index="seed", columns=["dataset", "budget"], values=name).sort_index() - before
-    means = of_rows(cells)
-    title = "; ".join(f"seed {seed}: {formatted(value, '+.2f')}" for seed, value in means.items())
-    values = tuple(means.values()) or (fmean(of_rows(cells.T, partly=True).values()),)
-    return mean_cell(Estimate(values), title, "+.2f")
+    runs = runs.assign(**{name: 100 * runs[name] for name in runs if name.startswith((BEFORE, AFTER))})
+    return runs, [name.removeprefix(AFTER) for name in runs if name.startswith(AFTER) and runs[name].notna().any()]
 
 
 NEW = "test/new/acc"
@@ -308,7 +282,16 @@ def new_classes_table(base: Sweep, beside: Beside, model: str) -> Table | None:
             keys = [Key(model, dataset, budget, method) for dataset in datasets]
             cells = [_cell(base, new, key, both) for key, both in zip(keys, printed, strict=True)]
             first, second = (sweep.average(model, budget, method, shared) for sweep in (base, new))
-            rows.append(row(method, budget, *cells, *_averages(first, second, overall)))
+            averages = [missing_cell("no dataset in common")] * 3
+            if first and second:
+                pairs = zip(first.estimate.values, second.estimate.values, strict=False)
+                harmonic = [harmonic_mean(*pair) for pair in pairs] if first.seeds == second.seeds else []
+                half = Estimate(tuple(harmonic)).half if harmonic else None
+                mean, whole = harmonic_mean(first.estimate.mean, second.estimate.mean), _harmonic(overall)
+                text = f"{mean:.1f}" if half is None else f"{mean:.1f} ± {half:.1f}"
+                averages = [mean_cell(e.estimate, paper=p) for e, p in zip((first, second), overall, strict=True)]
+                averages.append(TableCell(text, whole.beside(mean) if whole else "", sort=mean, paper=whole))
+            rows.append(row(method, budget, *cells, *averages))
         below += left_out_line(budget, left_out)
     return Table(
         f"new-classes-{identifier(model)}",
@@ -344,17 +327,3 @@ def _cell(base: Sweep, new: Sweep, key: Key, printed: Sequence[Printed | None]) 
     title = "; ".join(f"seed {n}: {b:.2f} / {values[n]:.2f}" for n, b in base.by_seed(key).items() if n in values)
     text, below = f"{first.mean:.1f} / {second.mean:.1f}", joined(f"H {mean:.1f}", below)
     return TableCell(text, below, title, mean, paper=whole)
-
-
-def _averages(base: Average | None, new: Average | None, printed: Sequence[Printed | None]) -> list[TableCell]:
-    """Return the averages of base and new classes and the harmonic mean of both, with the printed ones below."""
-    if base is None or new is None:
-        return [TableCell("no dataset in common", missing=True) for _ in range(3)]
-    pairs = zip(base.estimate.values, new.estimate.values, strict=False) if base.seeds == new.seeds else ()
-    spread = Estimate(tuple(harmonic_mean(b, n) for b, n in pairs))
-    cells = [
-        mean_cell(estimate, paper=paper) for estimate, paper in zip((base.estimate, new.estimate), printed, strict=True)
-    ]
-    mean, whole = harmonic_mean(base.estimate.mean, new.estimate.mean), _harmonic(printed)
-    interval = f" ± {spread.half:.1f}" if spread.values and spread.half is not None else ""
-    return [*cells, TableCell(f"{mean:.1f}{interval}", whole.beside(mean) if whole else "", sort=mean, paper=whole)]

@@ -7,12 +7,10 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
-from pandas import DataFrame, concat
+from pandas import DataFrame, concat, isna
 
 from randlora_pl.lab.report.statistics import Estimate
 from randlora_pl.language.prompt_sets import TASKS
@@ -20,7 +18,6 @@ from randlora_pl.sweep.description import ZERO_SHOT, SweepConfig, is_zero_shot
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError, brief, first_line
 from randlora_pl.utils.files.documents import parse_json, parse_yaml
-from randlora_pl.utils.text.formatting import unpacked
 
 FILE = "sweep.yaml"
 
@@ -60,10 +57,6 @@ class ReportPlan(SweepConfig):
     def trains(self, model: str, method: str) -> bool:
         """Return True if the sweep tries a method on a model."""
         return model in (self.methods[method].get("models") or [model])
-
-    def tests(self, first: str, second: str) -> bool:
-        """Return True if a pair of methods, in any order, is to be tested."""
-        return not self.pairs or [first, second] in self.pairs or [second, first] in self.pairs
 
     def paper_name(self, label: str, model: str = "") -> str:
         """Return the paper's name of one of our labels, for a model of ours; the label itself if the file has none."""
@@ -160,10 +153,8 @@ def read_baselines(folder: Path, warn: Callable[[str], None]) -> list[Baseline]:
         return []
 
 
-FINISHED, FAILED, RUNNING, UNFINISHED, DAMAGED, NOT_RUN = (
-    *("finished", "failed", "running", "unfinished", "damaged", "not run"),
-)
-"""States of a run. Only the accuracy of a finished one is used."""
+FINISHED, FAILED, NOT_RUN = "finished", "failed", "not run"
+"""States of a run, others are running, unfinished and damaged. Only the accuracy of a finished one is used."""
 LABELS = list(Key._fields)
 TEST = "test/acc/"
 """Prefix of the metrics of runs that have several tests."""
@@ -186,7 +177,6 @@ class Average:
     """
 
     estimate: Estimate
-    datasets: tuple[str, ...]
     seeds: tuple[int, ...]
     all_seeds: tuple[int, ...]
 
@@ -214,7 +204,6 @@ class Sweep:
         order = ["model", "budget", "method", "dataset", "seed"]
         rank = lambda column: column.map(places[column.name]) if column.name in places else column  # noqa: E731
         self.cells = self.cells.sort_values(order, key=rank, na_position="first", ignore_index=True)
-        self._averages: dict[tuple[object, ...], Average | None] = {}
 
     @cached_property
     def finished(self) -> DataFrame:
@@ -254,12 +243,6 @@ class Sweep:
     def by_seed(self, key: Key) -> dict[int, float]:
         """Accuracy of each finished seed in percent."""
         return self.accuracies.get(key, {})
-
-    def right(self, key: Key) -> dict[int, NDArray[np.bool_]]:
-        """Return which test samples each finished seed classified correctly, for the seeds that recorded it."""
-        runs = self.of(**key._asdict())
-        found = {seed: unpacked(text) for seed, text in zip(runs["seed"], runs[RIGHT], strict=True)}
-        return {seed: values for seed, values in found.items() if values is not None}
 
     def estimate(self, key: Key) -> Estimate | None:
         """Mean over the finished seeds; None without one."""
@@ -329,17 +312,14 @@ class Sweep:
         Averaged seed by seed, over the seeds that all of these datasets have, so that the interval is one over seeds.
         With fewer than two such seeds it is the mean of the cells' means, without an interval.
         """
-        place = (model, budget, method, *datasets)
-        if place not in self._averages:
-            cells = DataFrame({name: self.by_seed(Key(model, name, budget, method)) for name in datasets}).sort_index()
-            if cells.empty or cells.isna().all().any():
-                self._averages[place] = None
-            else:
-                whole = of_rows(cells)
-                values = whole if len(whole) > 1 else {None: fmean(of_rows(cells.T, partly=True).values())}
-                seeds = tuple(whole), tuple(cells.index)
-                self._averages[place] = Average(Estimate(tuple(values.values())), tuple(datasets), *seeds)
-        return self._averages[place]
+        cells = [self.by_seed(Key(model, name, budget, method)) for name in datasets]
+        if not cells or not all(cells):
+            return None
+        seeds = sorted({seed for cell in cells for seed in cell}, key=lambda seed: (isna(seed), seed))
+        common = [seed for seed in seeds if all(seed in cell for cell in cells)]
+        of_seeds = [fmean(cell[seed] for cell in cells) for seed in common]
+        values = of_seeds if len(common) > 1 else [fmean(fmean(cell.values()) for cell in cells)]
+        return Average(Estimate(tuple(values)), tuple(common), tuple(seeds))
 
     @cached_property
     def _sizes(self) -> dict[tuple[str, str], int]:
@@ -354,24 +334,16 @@ class Sweep:
         """
         return 0 if is_zero_shot(method) else self._sizes.get((model, method))  # its runs may count what could train
 
-    def trained_percent(self, model: str, method: str) -> float | None:
-        """Trained parameters in percent of all parameters, adapter and head included; None if no run has both."""
-        trained, runs = self.parameters(model, method), self.of(model=model, method=method)
-        totals = runs[(runs["trainable_parameters"] == trained) & (runs["total_parameters"] > 0)]["total_parameters"]
-        return 100 * trained / float(totals.iloc[0]) if trained and len(totals) else None
-
     @cached_property
-    def _kinds(self) -> dict[str, str]:
+    def kinds(self) -> dict[str, str]:
+        """Return the class of each method's adapter as the runs name it, for lines that join ranks, else its label."""
         known = self.finished.dropna(subset="adapter").drop_duplicates("method")
-        return dict(zip(known["method"], known["adapter"], strict=True))
-
-    def kind(self, method: str) -> str:
-        """Return the adapter's class as the runs name it, for lines that join ranks: ``RandLoRA``, ``LoRA`` ..."""
-        return self._kinds.get(method, method)
+        labels = {method: method for method in self.plan.methods}
+        return labels | dict(zip(known["method"], known["adapter"], strict=True))
 
     def is_randlora(self, method: str) -> bool:
         """Return True if the runs' adapter, not the label, is RandLoRA: LoRA may be ``matched to RandLoRA-6``."""
-        return self.kind(method).lower().startswith("randlora")
+        return self.kinds[method].lower().startswith("randlora")
 
     def family(self, model: str) -> str:
         """Return a model's family: from the sweep, else from its cells, else the first word of its label."""
@@ -395,7 +367,9 @@ class Sweep:
         """
         if not self.tests:
             return self
-        count = Counter(_title(name) for names in self.tests.values() for name in names)
+        names = {name: name.removeprefix(TEST) for found in self.tests.values() for name in found}
+        titles = {column: TASKS[name].title if name in TASKS else name for column, name in names.items()}
+        count = Counter(titles[column] for found in self.tests.values() for column in found)
         datasets, parts = {}, []
         for dataset, facts in self.plan.datasets.items():
             runs = self.cells[self.cells["dataset"] == dataset]
@@ -403,18 +377,7 @@ class Sweep:
                 datasets[dataset] = facts
                 parts.append(runs)
             for name in self.tests.get(dataset, []):
-                label = _title(name) if count[_title(name)] == 1 else f"{dataset} {_title(name)}"
+                label = titles[name] if count[titles[name]] == 1 else f"{dataset} {titles[name]}"
                 datasets[label] = {}
                 parts.append(runs.assign(dataset=label, accuracy=100 * runs[name].where(runs["accuracy"].notna())))
         return replace(self, plan=replace(self.plan, datasets=datasets), cells=concat(parts))
-
-
-def _title(test: str) -> str:
-    name = test.removeprefix(TEST)
-    return TASKS[name].title if name in TASKS else name
-
-
-def of_rows(table: DataFrame, partly: bool = False) -> dict[Any, float]:
-    """Return the mean of each row that has all of its values, or any of them."""
-    rows = table.dropna(how="all" if partly else "any")
-    return {label: fmean(row[~np.isnan(row)]) for label, row in zip(rows.index, rows.to_numpy(float), strict=True)}

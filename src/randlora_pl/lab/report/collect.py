@@ -5,7 +5,7 @@ Curves of training loss and validation metric are in few numbers that fit into `
 
 import csv
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,6 @@ from pandas import DataFrame
 
 from randlora_pl.lab.paper import paper_rates
 from randlora_pl.lab.report.cells import (
-    DAMAGED,
     FAILED,
     FILE,
     FINISHED,
@@ -25,9 +24,7 @@ from randlora_pl.lab.report.cells import (
     METRIC,
     NOT_RUN,
     RIGHT,
-    RUNNING,
     TEST,
-    UNFINISHED,
     ReportPlan,
     Sweep,
     budget_order,
@@ -61,16 +58,19 @@ def read_curves(cell: Path) -> dict[str, str]:
             with log.open(encoding="utf-8", newline="") as stream:
                 for line in csv.DictReader(stream):
                     step = _number(line.get("step"))
-                    for name, found in columns.items():
+                    for name, values in columns.items():
                         value = _number(line.get(name))
                         if step is not None and step >= 0 and value is not None:
-                            found[int(step)] = value
+                            values[int(step)] = value
     except (OSError, ValueError, csv.Error):
         return {}
-    scores = next((found for name in _SCORES if (found := columns[name])), {})
+    scores = next((values for name in _SCORES if (values := columns[name])), {})
+    found = sorted(scores.items())
+    every = max(1, -(-len(found) // _PARTS))
+    found = found[::-1][::every][::-1] if len(found) > 1 else []  # the last one among them
     facts = {
         TRAINED: " ".join(f"{mean:.4g}" for mean in _means(columns[_LOSS])),
-        VALIDATED: " ".join(f"{step}:{value:.4g}" for step, value in _some(scores)),
+        VALIDATED: " ".join(f"{step}:{value:.4g}" for step, value in found),
     }
     return {name: text for name, text in facts.items() if text}
 
@@ -86,11 +86,6 @@ def scores(text: object) -> dict[float, float]:
     pairs = [part.partition(":") for part in str(text).split()]
     found = {_number(step): _number(value) for step, _, value in pairs}
     return {step: 100 * value for step, value in found.items() if step is not None and value is not None}
-
-
-def reached(curve: list[float], level: float) -> Fraction | None:
-    """Return the share of a run's steps after which its loss is at most ``level``; None where it never is."""
-    return next((Fraction(n, len(curve)) for n, value in enumerate(curve, 1) if value <= level), None)
 
 
 def at(curve: list[float], share: Fraction) -> float | None:
@@ -120,16 +115,6 @@ def _means(values: dict[int, float]) -> list[float]:
     return []
 
 
-def _some(values: dict[int, float]) -> list[tuple[int, float]]:
-    """Return at most `_PARTS` validations, the last one among them; none if there is only one."""
-    found = sorted(values.items())
-    every = -(-len(found) // _PARTS)
-    return found[::-1][:: max(every, 1)][::-1] if len(found) > 1 else []
-
-
-CELLS = "cells.csv"
-SCORE = "test/score"
-"""What counts where that is not the accuracy: a correlation, from -1 to 1."""
 PAPER, VALIDATION, TYPED, DEFAULT = "paper", "validation", "typed", "default"
 """How a rate was chosen. The first two are rules; the others are not tuned."""
 _TEXTS = (
@@ -177,7 +162,7 @@ def read_sweep(folder: Path) -> Sweep:
     cell_folders = sorted((folder / "cells").glob("*/")) if (folder / "cells").is_dir() else []
     if (folder / "tune.yaml").is_file() and not (folder / FILE).is_file():
         raise UserError(f"{folder} is a search of learning rates: what it found is in {folder}/tuning.md")
-    table = folder / CELLS
+    table = folder / "cells.csv"
     if not cell_folders and not (folder / FILE).is_file() and not table.is_file():
         if not folder.is_dir():
             where = "A sweep is a folder such as runs/sweeps/NAME; make one: randlora-pl sweep CONFIG"
@@ -192,25 +177,36 @@ def read_sweep(folder: Path) -> Sweep:
         warnings.append(str(error))
         plan = ReportPlan.unknown()
     if table.is_file() and not cell_folders:
-        rows = [_of_table(row, plan) for row in _read_table(table)]
+        rows = _read_table(table)
+        for row in rows:
+            row |= {name: value / 100 for name, value in row.items() if name.startswith(TEST)}
+            rate = {rate_name(str(row.get("adapter")), row.get("task")): row.get("learning_rate")}
+            row |= _rate(plan, row, rate, rate if row.get("rate_chosen_by") == TYPED else {})
     else:
         rows = [row for cell in cell_folders if (row := _of_folder(folder, cell, plan, warnings.append))]
     rows = _without_twins(folder, rows, warnings)
-    missing = list(_missing(plan, rows))  # of what was planned, not of labels that only the cells know
-    _add_labels(plan, rows)
+    there = {(*(row[name] for name in LABELS), row.get("seed")) for row in rows}
+    cells_there = {place[:-1] for place in there}
+    missing = []  # of what was planned, not of labels that only the cells know
+    for key in plan.cells():  # none without a plan; nothing in an untrained model is random, so one seed is enough
+        seeds: list[int | None] = [*plan.seeds] if key.budget != ZERO_SHOT else [None] * (key not in cells_there)
+        missing += [key._asdict() | {"seed": s, "state": NOT_RUN} for s in seeds if (*key, s) not in there]
+    for row in rows:  # labels that only the cells have come after the planned ones
+        for name, labels in (("model", plan.models), ("dataset", plan.datasets), ("method", plan.methods)):
+            labels.setdefault(row[name], {})
+    untrained = [ZERO_SHOT] * any(map(is_zero_shot, plan.methods))
+    budgets = dict.fromkeys((*plan.budgets, *(row["budget"] for row in rows), *untrained))
+    plan.budgets[:] = sorted(budgets, key=budget_order)
+    plan.seeds[:] = plan.seeds or sorted({row["seed"] for row in rows if row.get("seed") is not None})
     if not any(row["state"] == FINISHED for row in rows):
         count = f"{len(cell_folders)} cells are there, none of them" if cell_folders else "none of its cells"
         tail = next((f" First failure: {_status(row)}" for row in rows if row["state"] == FAILED), "")
         raise UserError(f"{folder} has nothing to report: {count} is finished.{tail}")
-    return Sweep(folder, plan, frame([*rows, *missing]), warnings, read_baselines(folder, warnings.append))
-
-
-def frame(rows: list[Row]) -> DataFrame:
-    """Return rows as a table with all columns of `read_cells`."""
-    table = DataFrame([row | {"status": _status(row)} for row in rows])
-    table = table.reindex(columns=list(dict.fromkeys((*LABELS, *_TEXTS, *_NUMBERS, *table.columns))))
-    texts = ["family", "reason", "cell", "device"]
-    return table.assign(seed=table["seed"].astype("Int64"), **table[texts].astype(object).fillna(""))
+    cells = DataFrame([row | {"status": _status(row)} for row in [*rows, *missing]])
+    cells = cells.reindex(columns=list(dict.fromkeys((*LABELS, *_TEXTS, *_NUMBERS, *cells.columns))))
+    texts = cells[["family", "reason", "cell", "device"]].astype(object).fillna("")
+    cells = cells.assign(seed=cells["seed"].astype("Int64"), **texts)
+    return Sweep(folder, plan, cells, warnings, read_baselines(folder, warnings.append))
 
 
 def _status(row: Row) -> str:
@@ -238,12 +234,6 @@ def _read_table(file: Path) -> list[Row]:
         raise UserError(f"{file} is not a table of cells ({type(error).__name__}: {error}).") from error
 
 
-def _of_table(row: Row, plan: ReportPlan) -> Row:
-    row |= {name: value / 100 for name, value in row.items() if name.startswith(TEST)}
-    rate = {rate_name(str(row.get("adapter")), row.get("task")): row.get("learning_rate")}
-    return row | _rate(plan, row, rate, rate if row.get("rate_chosen_by") == TYPED else {})
-
-
 def _of_folder(folder: Path, cell: Path, plan: ReportPlan, warn: Callable[[str], None]) -> Row | None:
     try:
         labels = _read_json(cell / "cell.json")
@@ -263,14 +253,22 @@ def _of_folder(folder: Path, cell: Path, plan: ReportPlan, warn: Callable[[str],
                 metrics["fit_seconds"] = sum(seconds)
         else:
             metrics |= read_curves(cell)
-        accuracy = _percent(metrics, SCORE, least=-1) if SCORE in metrics else _percent(metrics, "test/acc")
+        # what counts where that is not the accuracy is a correlation
+        correlation = "test/score" in metrics
+        accuracy = _percent(metrics, "test/score", -1) if correlation else _percent(metrics, "test/acc")
         zeroshot = _percent(metrics, "zeroshot/acc")
         if place["budget"] == ZERO_SHOT:
             accuracy = zeroshot if accuracy is None else accuracy
         if accuracy is None:
-            state, reason = DAMAGED, f"results.json has no accuracy from 0 to 1 (test/acc is {metrics.get('test/acc')})"
+            reason = f"results.json has no accuracy from 0 to 1 (test/acc is {metrics.get('test/acc')})"
+            state = "damaged"
             warn(f"cells/{cell.name}: {reason}")
-    row = _facts(metrics) | place | {"state": state, "reason": reason, "cell": cell.name}
+    # the finite numbers, the last one of a list over steps, and the known texts
+    last = {name: value[-1] if isinstance(value, list) and value else value for name, value in metrics.items()}
+    last["adapter"] = last.pop("method", None)  # the label of the method has its name
+    row = {name: value for name, value in last.items()
+           if (isinstance(value, str) if name in _TEXTS else _is_number(value))}  # fmt: skip
+    row |= place | {"state": state, "reason": reason, "cell": cell.name}
     row |= {"family": str(labels.get("family") or ""), "accuracy": accuracy, "zeroshot_accuracy": zeroshot}
     config = labels["config"] if isinstance(labels.get("config"), dict) else {}
     typed = {name: rate for name in RATES if (rate := config.get(f"model.{name}")) is not None}
@@ -291,13 +289,13 @@ def _state(folder: Path, cell: Path, warn: Callable[[str], None]) -> tuple[str, 
 
     metrics = read("results.json")
     if metrics is None:
-        return DAMAGED, "results.json is cut off or damaged", {}
+        return "damaged", "results.json is cut off or damaged", {}
     if metrics.get("finished") is True:
         return FINISHED, "", metrics
     if holder(folder / "locks" / f"{cell.name}.lock"):
-        return RUNNING, "", metrics
+        return "running", "", metrics
     if not (cell / "failed.json").exists():
-        return UNFINISHED, "", metrics
+        return "unfinished", "", metrics
     failed = read("failed.json")
     if failed is None:
         return FAILED, "failed.json is cut off or damaged", metrics
@@ -309,14 +307,6 @@ def _read_json(file: Path) -> Row:
     if not isinstance(content, dict):
         raise ValueError("no mapping")
     return content
-
-
-def _facts(metrics: Row) -> Row:
-    """Return the finite numbers, the last one of a list over steps, and the known texts of ``results.json``."""
-    last = {name: value[-1] if isinstance(value, list) and value else value for name, value in metrics.items()}
-    last["adapter"] = last.pop("method", None)  # the label of the method has its name
-    return {name: value for name, value in last.items()
-            if (isinstance(value, str) if name in _TEXTS else _is_number(value))}  # fmt: skip
 
 
 def _is_number(value: object) -> bool:
@@ -351,40 +341,20 @@ def _rate(plan: ReportPlan, row: Row, rates: Mapping[str, Any], typed: Mapping[s
 
 def _without_twins(folder: Path, rows: list[Row], warnings: list[str]) -> list[Row]:
     """Return one row for each cell and seed: of twins the finished one, and of these the newest."""
+
+    def time(row: Row) -> float:
+        file = folder / "cells" / row.get("cell", "") / "results.json"
+        return file.stat().st_mtime if file.is_file() else 0.0
+
     found: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         found.setdefault((*(row[name] for name in LABELS), row.get("seed")), []).append(row)
     for (*labels, seed), twins in found.items():
         if len(twins) > 1:
-            twins.sort(key=lambda row: (row["state"] == FINISHED, _time(folder, row)), reverse=True)
+            twins.sort(key=lambda row: (row["state"] == FINISHED, time(row)), reverse=True)
             kept, *_ = twins
             names, place = " and ".join(sorted(row["cell"] for row in twins)), " ".join(map(str, labels))
             warnings.append(
                 f"{names} are the same cell ({place}, seed {seed}) with {len(twins)} configs: {kept['cell']} is used"
             )
     return [twins[0] for twins in found.values()]
-
-
-def _time(folder: Path, row: Row) -> float:
-    file = folder / "cells" / row.get("cell", "") / "results.json"
-    return file.stat().st_mtime if file.is_file() else 0.0
-
-
-def _add_labels(plan: ReportPlan, rows: list[Row]) -> None:
-    """Append labels that only the cells have to the planned ones, with budgets in their order."""
-    for row in rows:
-        for name, labels in (("model", plan.models), ("dataset", plan.datasets), ("method", plan.methods)):
-            labels.setdefault(row[name], {})
-    untrained = [ZERO_SHOT] * any(map(is_zero_shot, plan.methods))
-    budgets = dict.fromkeys((*plan.budgets, *(row["budget"] for row in rows), *untrained))
-    plan.budgets[:] = sorted(budgets, key=budget_order)
-    plan.seeds[:] = plan.seeds or sorted({row["seed"] for row in rows if row.get("seed") is not None})
-
-
-def _missing(plan: ReportPlan, rows: list[Row]) -> Iterator[Row]:
-    """Planned runs that no folder is there for. One seed of an untrained model is enough: nothing in it is random."""
-    there = {(*(row[name] for name in LABELS), row.get("seed")) for row in rows}
-    cells = {place[:-1] for place in there}
-    for key in plan.cells():  # none without a plan
-        seeds: list[int | None] = [*plan.seeds] if key.budget != ZERO_SHOT else [None] * (key not in cells)
-        yield from (key._asdict() | {"seed": s, "state": NOT_RUN} for s in seeds if (*key, s) not in there)

@@ -1,19 +1,21 @@
 """Method against method: a difference for each pair, a verdict where one can be given, and a matrix of them."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 from statistics import fmean, mode
 
 import numpy as np
+from numpy.typing import NDArray
 
 from randlora_pl.lab.report.accuracy import identifier
-from randlora_pl.lab.report.cells import Key, Sweep
+from randlora_pl.lab.report.cells import RIGHT, Key, Sweep
 from randlora_pl.lab.report.document import Table, TableCell, many, mean_cell, row
 from randlora_pl.lab.report.statistics import Crossed, Estimate, formatted, holm, shown, sign_flip_test
 from randlora_pl.lab.report.training import nearest, untuned
 from randlora_pl.sweep.description import is_zero_shot
+from randlora_pl.utils.text.formatting import unpacked
 
 EQUAL = 1.1
 """Up to this ratio two numbers of trained parameters count as equal."""
@@ -50,8 +52,6 @@ PLANNED = (
     "Only the pairs that the sweep planned (pairs in sweep.yaml) are tested and counted by the correction. The others "
     "show their difference and its interval."
 )
-UNPLANNED = "not planned"
-"""Verdict of a pair that is not tested because the sweep names others."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,6 @@ class Versus:
         return self.crossed or Estimate(tuple(self.by_dataset.values()))
 
     @property
-    def raw_p(self) -> float:
-        """Return p before the correction for the number of pairs."""
-        return self.crossed.p if self.crossed else sign_flip_test(tuple(self.by_dataset.values()))
-
-    @property
     def lacking(self) -> str:
         """Runs that a verdict needs and that are missing; empty if there are enough."""
         fewest = min(len(difference.values) for difference in self.cells.values())
@@ -138,7 +133,7 @@ class Versus:
     def obstacle(self) -> str:
         """Reason for a missing verdict; empty if there is one."""
         if not self.planned:
-            return UNPLANNED
+            return "not planned"
         reasons = [f"not tuned: {self.untuned}"] if self.untuned else []
         reasons += [f"no verdict: {self.lacking}"] if self.lacking else []
         return "; ".join(reasons)
@@ -174,10 +169,30 @@ def comparisons(sweep: Sweep) -> list[Versus]:
 
     These come first, and among them pairs of a RandLoRA with another method of about its size.
     """
-    found = [one for model in sweep.plan.models for one in _of_model(sweep, model)]
+    methods = [method for method in sweep.plan.methods if not is_zero_shot(method)]
+    only = next(iter(sweep.plan.datasets)) if len(sweep.plan.datasets) == 1 else ""
+    correlation = sweep.metrics.get(only, "").partition(" ")[0]
+    found = []
+    for model, pair in product(sweep.plan.models, combinations(methods, 2)):
+        first, second = sorted(pair, key=lambda method: not sweep.is_randlora(method))
+        sizes = [sweep.parameters(model, method) for method in (first, second)]
+        cells = {}
+        for dataset, budget in product(sweep.plan.datasets, sweep.trained_budgets(model) if all(sizes) else ()):
+            ours = sweep.by_seed(Key(model, dataset, budget, first))
+            theirs = sweep.by_seed(Key(model, dataset, budget, second))
+            if seeds := sorted(ours.keys() & theirs.keys()):
+                cells[dataset, budget] = Estimate(tuple(ours[seed] - theirs[seed] for seed in seeds))
+        if cells:
+            ratio, reason = (sizes[0] or 0) / (sizes[1] or 1), untuned(sweep, model, (first, second))
+            planned = not sweep.plan.pairs or any({first, second} == {*each} for each in sweep.plan.pairs)
+            keys = [Key(model, *labels, first) for labels in cells]
+            crossed = _crossed(sweep, keys, second) if only and not correlation else None
+            count = crossed.runs if crossed else min(len(difference.values) for difference in cells.values())
+            about = (reason, planned, crossed, only, correlation)
+            found.append(Versus(model, first, second, ratio, count, cells, *about))
     tested = [one for one in found if not one.obstacle]
-    values = holm([one.raw_p for one in tested])
-    adjusted = {id(one): p for one, p in zip(tested, values, strict=True)}
+    values = [one.crossed.p if one.crossed else sign_flip_test([*one.by_dataset.values()]) for one in tested]
+    adjusted = {id(one): p for one, p in zip(tested, holm(values), strict=True)}
     judged = [replace(one, p=adjusted.get(id(one))) for one in found]
 
     def place(one: Versus) -> tuple[bool, ...]:
@@ -187,29 +202,19 @@ def comparisons(sweep: Sweep) -> list[Versus]:
     return sorted(judged, key=place)
 
 
-def _of_model(sweep: Sweep, model: str) -> Iterator[Versus]:
-    methods = [method for method in sweep.plan.methods if not is_zero_shot(method)]
-    for one, other in combinations(methods, 2):
-        swapped = not sweep.is_randlora(one) and sweep.is_randlora(other)
-        first, second = (other, one) if swapped else (one, other)
-        sizes = [sweep.parameters(model, method) for method in (first, second)]
-        if all(sizes) and (cells := _cells(sweep, model, first, second)):
-            ratio = (sizes[0] or 0) / (sizes[1] or 1)
-            reason, planned = untuned(sweep, model, (first, second)), sweep.plan.tests(first, second)
-            only = next(iter(sweep.plan.datasets)) if len(sweep.plan.datasets) == 1 else ""
-            correlation = sweep.metrics.get(only, "").partition(" ")[0]
-            keys = [Key(model, *labels, first) for labels in cells]
-            crossed = _crossed(sweep, keys, second) if only and not correlation else None
-            seeds = crossed.runs if crossed else min(len(difference.values) for difference in cells.values())
-            yield Versus(model, first, second, ratio, seeds, cells, reason, planned, crossed, only, correlation)
-
-
 def _crossed(sweep: Sweep, keys: Sequence[Key], second: str) -> Crossed | None:
     """Return the difference over test samples and seeds, averaged over budgets; None without two common seeds.
 
     Seeds with another number of test samples than the most common one are left out.
     """
-    pairs = [(sweep.right(key), sweep.right(key._replace(method=second))) for key in keys]
+
+    def right(key: Key) -> dict[int, NDArray[np.bool_]]:
+        """Return which test samples each seed classified correctly, for the seeds that recorded it."""
+        runs = sweep.of(**key._asdict())
+        found = {seed: unpacked(text) for seed, text in zip(runs["seed"], runs[RIGHT], strict=True)}
+        return {seed: values for seed, values in found.items() if values is not None}
+
+    pairs = [(right(key), right(key._replace(method=second))) for key in keys]
     common = set.intersection(*(ours.keys() & theirs.keys() for ours, theirs in pairs))
     sizes = {seed: [len(side[seed]) for pair in pairs for side in pair] for seed in sorted(common)}
     usual = mode([size for each in sizes.values() for size in each] or [0])
@@ -218,18 +223,6 @@ def _crossed(sweep: Sweep, keys: Sequence[Key], second: str) -> Crossed | None:
         return None
     of_budgets = [np.stack([100.0 * ours[seed] - 100.0 * theirs[seed] for seed in seeds]) for ours, theirs in pairs]
     return Crossed.over(np.mean(of_budgets, axis=0))
-
-
-def _cells(sweep: Sweep, model: str, first: str, second: str) -> dict[tuple[str, str], Estimate]:
-    """Return the differences of every cell that both have, seed by seed."""
-    found = {}
-    for dataset in sweep.plan.datasets:
-        for budget in sweep.trained_budgets(model):
-            ours = sweep.by_seed(Key(model, dataset, budget, first))
-            theirs = sweep.by_seed(Key(model, dataset, budget, second))
-            if seeds := sorted(ours.keys() & theirs.keys()):
-                found[dataset, budget] = Estimate(tuple(ours[seed] - theirs[seed] for seed in seeds))
-    return found
 
 
 def versus_table(found: list[Versus]) -> Table:
@@ -272,31 +265,31 @@ def references(sweep: Sweep, found: Sequence[Versus]) -> list[Reference]:
     """
     chosen = []
     for model in sweep.plan.models:
-        here = [one for one in found if one.model == model]
-        methods = [m for m in sweep.plan.methods if any(m in (one.first, one.second) for one in here)]
+        pairs: dict[str, dict[str, Versus]] = {}
+        for one in (one for one in found if one.model == model):
+            cells = {labels: Estimate(tuple(-value for value in cell.values)) for labels, cell in one.cells.items()}
+            crossed = one.crossed and replace(one.crossed, mean=-one.crossed.mean)
+            other = replace(one, first=one.second, second=one.first, ratio=1 / one.ratio, cells=cells, crossed=crossed)
+            pairs.setdefault(one.second, {})[one.first] = one
+            pairs.setdefault(one.first, {})[one.second] = other
+        methods = [method for method in sweep.plan.methods if method in pairs]
         if methods:
             size = next((sweep.parameters(model, m) for m in methods if sweep.is_randlora(m)), None)
             method = nearest(sweep, model, methods, size or 1) or methods[0]
-            pairs = {one.first if one.second == method else one.second: _with_second(one, method) for one in here
-                     if method in (one.first, one.second)}  # fmt: skip
-            chosen.append(Reference(model, method, {m: pairs[m] for m in methods if m in pairs}))
+            chosen.append(Reference(model, method, {m: pairs[method][m] for m in methods if m in pairs[method]}))
     return chosen
-
-
-def _with_second(one: Versus, method: str) -> Versus:
-    """Return a pair with a method in second place."""
-    if one.second == method:
-        return one
-    cells = {labels: Estimate(tuple(-value for value in cell.values)) for labels, cell in one.cells.items()}
-    crossed = one.crossed and replace(one.crossed, mean=-one.crossed.mean)
-    return replace(one, first=one.second, second=one.first, ratio=1 / one.ratio, cells=cells, crossed=crossed)
 
 
 def conclusion(sweep: Sweep, found: Sequence[Versus], compared: Sequence[Reference]) -> list[str]:
     """Return what the sweep shows: verdicts or the reason for none, and the difference that matters most."""
     planned = [one for one in found if one.planned]
     judged = [one for one in planned if one.p is not None]
-    lacking = _without_runs(sweep, found)
+    paired = {(one.model, frozenset((one.first, one.second))) for one in found}
+    lacking = {}
+    for model, (first, second) in product(sweep.plan.models, sweep.plan.pairs):
+        labels = model, frozenset((first, second))
+        if labels not in paired and all(sweep.plan.trains(model, method) for method in (first, second)):
+            lacking[labels] = f"{first} against {second} on {model}"
     count = len(planned) + len(lacking)
     lines = []
     if judged:
@@ -323,25 +316,13 @@ def conclusion(sweep: Sweep, found: Sequence[Versus], compared: Sequence[Referen
         lines.append("This sweep cannot show which method is more accurate.")
     pairs = many(count, "planned pair" if sweep.plan.pairs else "pair")
     lines += [f"No verdict for {number} of {pairs} of methods: {reason}." for reason, number in reasons.items()]
-    lines += [
-        f"No verdict for {first} against {second} on {model}: they have no finished training runs in common."
-        for model, first, second in lacking
-    ]
+    lines += [f"No verdict for {they}: they have no finished training runs in common." for they in lacking.values()]
     if sweep.plan.pairs:
         return lines + [one.sentence() for one in planned]
     for here in compared:
         near = [one for one in here.pairs.values() if sweep.is_randlora(one.first) and one.similar(COMPARABLE)]
         lines += [one.sentence() for one in near[:1]]
     return lines
-
-
-def _without_runs(sweep: Sweep, found: Sequence[Versus]) -> list[tuple[str, str, str]]:
-    """Return the model and the methods of each planned pair that no finished runs compare."""
-    compared = {(one.model, frozenset((one.first, one.second))) for one in found}
-    planned = {(model, frozenset(pair)): (model, pair[0], pair[1])
-               for model in sweep.plan.models for pair in sweep.plan.pairs
-               if all(sweep.plan.trains(model, method) for method in pair)}  # fmt: skip
-    return [labels for key, labels in planned.items() if key not in compared]
 
 
 def matrix_table(sweep: Sweep, here: Reference) -> Table:
@@ -354,8 +335,15 @@ def matrix_table(sweep: Sweep, here: Reference) -> Table:
     rows = []
     for method, one in here.pairs.items():
         cells = [_cell(sweep, here, one, labels, apart) for labels in columns]
+        if one.p is None:
+            short = one.obstacle if not one.planned else "not tuned" if one.untuned else "no verdict"
+            verdict = TableCell(short, title=one.obstacle)
+        else:
+            differs, higher = one.p < LEVEL, one.difference.mean > 0
+            text = "no difference found" if not differs else "better" if higher else "worse"
+            verdict = TableCell(text, f"p = {one.p:.2g}", best=differs and higher, sort=one.p)
         size, mean = sweep.parameters(here.model, method), mean_cell(one.difference, form="+.2f")
-        rows.append(row(method, size, mean, _verdict(one), *cells))
+        rows.append(row(method, size, mean, verdict, *cells))
     titles = [TableCell(dataset, below=budget or "mean over budgets") for dataset, budget in columns]
     units = "test samples and seeds" if any(one.crossed for one in here.pairs.values()) else "datasets"
     below = [
@@ -386,12 +374,3 @@ def _cell(sweep: Sweep, here: Reference, one: Versus, labels: tuple[str, str], a
     title = "; ".join(f"{b}: {shown(cell, '+.2f')} over {many(len(cell.values), 'seed')}" for b, cell in found.items())
     below = "" if half is None else f"± {half:.1f}"
     return TableCell(formatted(value), below, title, value, tint=value / (abs(value) + _HALF))
-
-
-def _verdict(one: Versus) -> TableCell:
-    if one.p is None:
-        short = one.obstacle if not one.planned else "not tuned" if one.untuned else "no verdict"
-        return TableCell(short, title=one.obstacle)
-    differs, higher = one.p < LEVEL, one.difference.mean > 0
-    text = ("better" if higher else "worse") if differs else "no difference found"
-    return TableCell(text, f"p = {one.p:.2g}", best=differs and higher, sort=one.p)

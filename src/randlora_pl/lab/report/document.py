@@ -33,14 +33,6 @@ class Printed:
         shown = percent(self.value) if alone else f"{self.value:.1f}"
         return f"{'published' if cell.source else 'paper'} {shown}{spread}{difference}"
 
-    def off_by_more_than_rounding(self) -> tuple[str, str] | None:
-        """Return a note and its source where the printed average is not the mean of the printed cells."""
-        cell = self.printed
-        if cell is None or abs(cell.value - self.value) <= 0.05 + 1e-9:
-            return None
-        text = f"Printed average of {cell.method}, {cell.budget}: {cell.value:g}; the mean of its printed cells is "
-        return f"{text}{self.value:.2f}, which is used here.", f"Table {cell.table}, recomputed"
-
 
 def percent(value: float) -> str:
     """Return a printed number with one decimal, or all that it has."""
@@ -78,21 +70,20 @@ def mean_cell(
 ) -> TableCell:
     """Return a mean with its interval, and printed numbers and the difference to them below."""
     if estimate is None:
-        return TableCell("not measured", paper.beside(None) if paper else "", missing=True, paper=paper)
+        return missing_cell("not measured", paper=paper)
     below = paper.beside(estimate.mean) if paper else ""
     return TableCell(shown(estimate, form), below, title, estimate.mean, paper=paper)
 
 
+def missing_cell(why: str, title: str = "", paper: Printed | None = None) -> TableCell:
+    """Return a cell without a result, with the reason and printed numbers below."""
+    return TableCell(why, paper.beside(None) if paper else "", title, missing=True, paper=paper)
+
+
 def row(*cells: TableCell | str | int | None) -> list[TableCell]:
     """Return the cells of a row, of which texts and counts may be given as they are; None is an empty cell."""
-    return [
-        cell
-        if isinstance(cell, TableCell)
-        else TableCell(f"{cell:,}", sort=cell)
-        if isinstance(cell, int)
-        else TableCell(cell or "")
-        for cell in cells
-    ]
+    counts = (TableCell(f"{cell:,}", sort=cell) if isinstance(cell, int) else cell for cell in cells)
+    return [cell if isinstance(cell, TableCell) else TableCell(cell or "") for cell in counts]
 
 
 @dataclass

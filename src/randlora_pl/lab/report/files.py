@@ -54,31 +54,30 @@ def build(sweep: Sweep) -> Document:
     """Return the report of a sweep: what it shows in short, tables, plots, what is missing, footnotes."""
     apart, beside = sweep.by_test(), Beside(sweep.plan)
     models = [model for model in sweep.plan.models if len(sweep.of(model=model))]
+    found = comparisons(apart)
+    compared = references(apart, found)
     averages = [average_table(apart, beside, model) for model in models]
     tables = [accuracy_table(apart, beside, model) for model in models]
-    costs = [table for model in models if (table := cost_table(sweep, beside, model))]
+    costs, transfers, halves = (
+        [table for model in models if (table := make(sweep, beside, model))]
+        for make in (cost_table, transfer_table, new_classes_table)
+    )
+    for table in (*averages, *tables, *costs, *transfers, *halves):
+        beside.annotate(table)
+    differences: list[Table | Picture] = []
+    for here in compared:
+        differences += [matrix_table(apart, here), difference_picture(apart, beside, here)]
     trained: list[Table | Picture] = []
     for model in models:
         if table := training_table(sweep, model):
             trained += [table, *curve_pictures(sweep, model)]
-    forgotten = [table for model in models if (table := elsewhere_table(sweep, model))]
-    transfers = [table for model in models if (table := transfer_table(sweep, beside, model))]
-    halves = [table for model in models if (table := new_classes_table(sweep, beside, model))]
-    for table in (*averages, *tables, *costs, *transfers, *halves):
-        beside.annotate(table)
-    found = comparisons(apart)
-    compared = references(apart, found)
-    shown, *more = [*conclusion(apart, found, compared), *_counts(sweep), *_idle(apart)]
-    differences: list[Table | Picture] = []
-    for here in compared:
-        differences += [matrix_table(apart, here), difference_picture(apart, beside, here)]
     families: dict[str, list[str]] = {}
     for model in models:
         families.setdefault(apart.family(model), []).append(model)
     pictures = [parameter_picture(apart, family, names) for family, names in families.items()]
     pictures += [memory_picture(apart, model) for model in models]
-    chosen = rate_table(sweep)
-    ranks = [table for table in (rank_table(apart), partial_table(apart)) if table]
+    pairs = [versus_table(found) if found else None, rank_table(apart), partial_table(apart)]
+    shown, *more = [*conclusion(apart, found, compared), *_counts(sweep, apart)]
     sections = [
         Section("short", "In short", [shown], [*sweep.plan.notes, *more]),
         Section("differences", "Difference to a reference", parts=differences),
@@ -86,11 +85,11 @@ def build(sweep: Sweep) -> Document:
         Section("cells", "Every dataset", _reading(apart), [], [*tables]),
         Section("new", "New classes", parts=[*halves]),
         Section("transfer", "Other datasets", parts=[*transfers]),
-        Section("versus", "Method against method", parts=[*[versus_table(found)] * bool(found), *ranks]),
-        Section("training", "Training loss", parts=[*trained]),
-        Section("rates", "Learning rates", parts=[chosen] if chosen else []),
+        Section("versus", "Method against method", parts=[*filter(None, pairs)]),
+        Section("training", "Training loss", parts=trained),
+        Section("rates", "Learning rates", parts=[*filter(None, [rate_table(sweep)])]),
         Section("cost", "Parameters, time and memory", parts=[*costs, *filter(None, pictures)]),
-        Section("elsewhere", "Forgetting", parts=[*forgotten]),
+        Section("elsewhere", "Forgetting", parts=[*filter(None, (elsewhere_table(sweep, m) for m in models))]),
         Section("missing", "Runs without a result", parts=_missing(sweep)),
         Section("unread", "What could not be read", points=[*sweep.warnings, *beside.problems]),
         Section("made", "How this was made", points=_made(sweep), commands=_COMMANDS),
@@ -110,12 +109,18 @@ def build(sweep: Sweep) -> Document:
     )
 
 
-def _counts(sweep: Sweep) -> list[str]:
+def _counts(sweep: Sweep, apart: Sweep) -> list[str]:
+    """Return how many runs finished, and which cells do not differ from the pretrained model."""
     states = Counter(sweep.cells["state"])
     rest = "".join(f", {count} {state}" for state, count in states.items() if state != FINISHED)
     lines = [f"{states[FINISHED]} of {many(len(sweep.cells), 'run')} finished{rest}."]
     if len(sweep.plan.seeds) < 2:
         lines.append("One seed gives no confidence intervals, and small differences mean nothing.")
+    cells = [key for key in apart.accuracies if not is_zero_shot(key.method)]
+    if idle := Counter(key.method for key in cells if apart.idle(key)):
+        who = ", ".join(f"{method} ({count})" for method, count in idle.items())
+        trained = many(len(cells), "trained cell")
+        lines.append(f"{idle.total()} of {trained}: {IDLE}, according to their intervals: {who}.")
     return lines
 
 
@@ -158,16 +163,6 @@ def _about_paper(beside: Beside, sweep: Sweep) -> list[str]:
     return [" ".join(lines)]
 
 
-def _idle(sweep: Sweep) -> list[str]:
-    """Return a sentence about the cells that do not differ from the pretrained model."""
-    cells = [key for key in sweep.accuracies if not is_zero_shot(key.method)]
-    idle = Counter(key.method for key in cells if sweep.idle(key))
-    if not idle:
-        return []
-    who = ", ".join(f"{method} ({count})" for method, count in idle.items())
-    return [f"{sum(idle.values())} of {many(len(cells), 'trained cell')}: {IDLE}, according to their intervals: {who}."]
-
-
 def _reading(sweep: Sweep) -> list[str]:
     plan = sweep.plan
     seeds = f"Seed{'s' * (len(plan.seeds) > 1)} {', '.join(map(str, plan.seeds))}"
@@ -185,17 +180,14 @@ def _reading(sweep: Sweep) -> list[str]:
 
 def _made(sweep: Sweep) -> list[str]:
     """Return device, machine and versions, as far as the runs know them, and the command that chose the rates."""
-
-    def of(name: str) -> list[str]:
-        known = sweep.finished.get(name, Series(dtype=object)).dropna()
-        return sorted({str(value) for value in known.convert_dtypes() if value})
-
-    commits = sorted({commit[:10] for commit in of("git_commit")})
-    named = {"device": of("device"), "machine": of("machine"), "CPU threads": of("cpu_threads")}
-    named |= {"randlora-pl": of("version"), "commit": commits}
-    named |= {"PyTorch": of("version/torch"), "Python": of("version/python")}
-    shown = [f"{name} {', '.join(found)}" for name, found in named.items() if found]
-    lines = [f"The runs: {'; '.join(shown)}."] if shown else []
+    facts = []
+    columns = {"device": "device", "machine": "machine", "CPU threads": "cpu_threads", "randlora-pl": "version"}
+    columns |= {"commit": "git_commit", "PyTorch": "version/torch", "Python": "version/python"}
+    for name, column in columns.items():
+        known = sweep.finished.get(column, Series(dtype=object)).dropna().convert_dtypes()
+        found = sorted({str(value)[: 10 if name == "commit" else None] for value in known if value})
+        facts += [f"{name} {', '.join(found)}"] if found else []
+    lines = [f"The runs: {'; '.join(facts)}."] if facts else []
     if command := sweep.plan.tuned.get("command"):
         lines.append(f"The learning rates: {command}")
     return lines
@@ -221,20 +213,17 @@ _COLUMNS = (
 )
 _MACHINE = (METRIC, "machine", "cpu_threads", "version/python", "version/torch", TRAINED, VALIDATED)
 """Further columns, where any run has them."""
-SPECTRUM = "spectrum/"
-AVERAGE = "(average)"
-"""Entry in place of the dataset for averages."""
 
 
 def cells_csv(sweep: Sweep) -> str:
     """Return a line for every run, with or without a result; accuracies in percent."""
     known = [name for name, column in sweep.finished.items() if column.notna().any()]
     more = [*_MACHINE, *[RIGHT] * (len(sweep.plan.datasets) == 1)]  # tests of one dataset are paired by sample
-    further = sorted(name for name in known if name.startswith((SPECTRUM, BEFORE, AFTER, NEW)))
+    further = sorted(name for name in known if name.startswith(("spectrum/", BEFORE, AFTER, NEW)))
     tests = list(dict.fromkeys(name for names in sweep.tests.values() for name in names))
     columns = [*_COLUMNS, *(name for name in more if name in known), *further, *tests, "cell"]
     cells = sweep.cells.assign(**{name: 100 * sweep.cells[name] for name in tests})
-    return _csv(cells[[name for name in columns if name != f"{SPECTRUM}steps"]])
+    return _csv(cells[[name for name in columns if name != "spectrum/steps"]])
 
 
 def summary_csv(sweep: Sweep) -> str:
@@ -255,7 +244,7 @@ def summary_csv(sweep: Sweep) -> str:
             shared = apart.common(model, budget)[0]
             for method in apart.methods(model, budget):
                 if average := apart.average(model, budget, method, shared):
-                    labels = (*Key(model, AVERAGE, budget, method), " ".join(shared))
+                    labels = (*Key(model, "(average)", budget, method), " ".join(shared))
                     counts = len(average.seeds), len(average.all_seeds)
                     numbers = _numbers(average.estimate, beside.average(model, budget, method, shared))
                     rows.append((*labels, *counts, *numbers, apart.parameters(model, method), FINISHED))
@@ -317,12 +306,8 @@ def _content(sweep: Sweep) -> dict[str, bytes]:
     document = build(sweep)
     pictures = [part for section in document.sections for part in section.parts if isinstance(part, Picture)]
     drawings = {picture.name: draw(picture.figure, "svg", picture.name) for picture in pictures}
-    texts = {
-        "index.html": html(document, {name: data.decode("utf-8") for name, data in drawings.items()}),
-        "report.md": markdown(document, PLOTS),
-        "cells.csv": cells_csv(sweep),
-        "summary.csv": summary_csv(sweep),
-    }
+    texts = {"index.html": html(document, {name: data.decode("utf-8") for name, data in drawings.items()})}
+    texts |= {"report.md": markdown(document, PLOTS), "cells.csv": cells_csv(sweep), "summary.csv": summary_csv(sweep)}
     content = {name: text.encode("utf-8") for name, text in texts.items()}
     for name in _SOURCES:  # with the cells all that a report is made from
         if (sweep.folder / name).is_file():
@@ -350,24 +335,12 @@ def html(document: Document, drawings: dict[str, str]) -> str:
     template = (files(__package__) / "template.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.tests["table"] = lambda part: isinstance(part, Table)
-    inline = {
-        part.name: inline_svg(drawings[part.name], part)
-        for section in document.sections
-        for part in section.parts
-        if isinstance(part, Picture)
-    }
+    inline = {}
+    for name, text in drawings.items():  # they scale, take the page's colour of words, and are described
+        svg = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
+        # the identifiers of several drawings in one page must differ
+        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", svg.replace(INK, "currentColor"))
+        head, _, rest = svg.partition(">")
+        head = re.sub(r'\s(width|height)="[^"]*"', "", head)
+        inline[name] = f'{head} role="img" aria-labelledby="{name}-described">{rest}'
     return environment.from_string(template).render(document=document, drawings=inline) + "\n"
-
-
-def inline_svg(text: str, picture: Picture) -> str:
-    """Return an SVG file as part of a page: it scales, takes the page's colour of words, and is described."""
-    svg = text[text.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = svg.replace(INK, "currentColor")
-    # the identifiers of several drawings in one page must differ
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{picture.name}-\1"', svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{picture.name}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{picture.name}-\1)", svg)
-    head, _, rest = svg.partition(">")
-    head = re.sub(r'\s(width|height)="[^"]*"', "", head)
-    return f'{head} role="img" aria-labelledby="{picture.name}-described">{rest}'

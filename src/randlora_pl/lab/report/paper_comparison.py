@@ -11,11 +11,6 @@ from randlora_pl.lab.report.document import Printed, Table
 
 RELATIVE = "10"
 """The table of times and memory."""
-MEASURED = "B.3"
-"""The appendix with seconds and gigabytes."""
-_TIME, _MEMORY = "training time (% of reference)", "memory (% of reference)"
-_RANKS = ("11", "12", "13")
-"""Tables whose RandLoRA is the one that Table 10 names without its rank."""
 
 
 class Beside:
@@ -26,23 +21,16 @@ class Beside:
 
     Attributes:
         tables: The tables that are here.
-        problems: Tables that are named and not there.
+        problems: A sentence for each table that is named and not there.
     """
 
     def __init__(self, plan: ReportPlan) -> None:
         self.plan = plan
         self.tables = [number for number in plan.tables if number in numbers()]
+        known = f"is not here. Known: {', '.join(numbers())}."
+        self.problems = [f"Table {number} {known}" for number in plan.tables if number not in self.tables]
         self._notes: dict[tuple[str, str], int] = {}
         self._rows = cache(self._found_rows)
-
-    @property
-    def problems(self) -> list[str]:
-        """Return a sentence for each table that is named and not there."""
-        return [
-            f"Table {number} is not here. Known: {', '.join(numbers())}."
-            for number in self.plan.tables
-            if number not in self.tables
-        ]
 
     def _of_model(self, number: str, model: str) -> list[PaperCell]:
         """Return the cells of a table for one of our models, whose name is equal up to punctuation."""
@@ -86,9 +74,13 @@ class Beside:
                     of_method = self._rows(number, model, method)
                     rows = [cell for cell in of_method if (cell.budget, cell.column) == (budget, AVERAGE)]
             elif is_whole(columns):
+                # ``RandLoRA ternary`` names a method with its column, and Table 6 prints the size of the adapter with
+                # the data: ``efficient 15k``
                 name = plain(self.plan.paper_name(method, model))
-                of_budget = [c for c in self._of_model(number, model) if c.budget.rpartition(" ")[2] == budget]
-                rows = [cell for cell in of_budget if name in _names(cell)]
+                for cell in self._of_model(number, model):
+                    size, _, data = cell.budget.rpartition(" ")
+                    if data == budget and name in (plain(f"{cell.method} {more}") for more in ("", cell.column, size)):
+                        rows.append(cell)
             if len(rows) == 1:  # a method with several columns must be named with one of them
                 return _alone(rows[0])
         return None
@@ -101,16 +93,19 @@ class Beside:
 
     def cost(self, model: str, method: str) -> tuple[Printed | None, Printed | None]:
         """Time and memory of Table 10, percent of full fine-tuning; only where the sweep names the paper at all."""
-        rows = self._rows(RELATIVE, model, method) if self.plan.tables else []
-        ranked = [cell for number in _RANKS for cell in self._rows(number, model, method)] if self.plan.tables else []
+        if not self.plan.tables:
+            return None, None
+        rows = self._rows(RELATIVE, model, method)
+        # whose RandLoRA is the one that Table 10 names without its rank
+        ranked = [cell for number in ("11", "12", "13") for cell in self._rows(number, model, method)]
         if any(cell.method.startswith("RandLoRA") for cell in ranked):
             rows = [cell for cell in self._of_model(RELATIVE, model) if cell.method == "RandLoRA"]
         printed = {cell.column: _alone(cell) for cell in rows}
-        return printed.get(_TIME), printed.get(_MEMORY)
+        return printed.get("training time (% of reference)"), printed.get("memory (% of reference)")
 
     def measured(self, model: str, method: str) -> dict[str, Printed]:
         """Seconds and gigabytes of appendix B.3 by its columns; only where the sweep names Table 5."""
-        rows = self._rows(MEASURED, model, method) if "5" in self.plan.tables else []
+        rows = self._rows("B.3", model, method) if "5" in self.plan.tables else []
         return {cell.column: _alone(cell) for cell in rows}
 
     @property
@@ -132,8 +127,11 @@ class Beside:
             about = self._notes_of(chain(*papers), lambda note: bool(note.method) and not note.column)
             row[0].notes = tuple(sorted({*about, *sources}))
             for cell in row:
-                if cell.paper and (off := cell.paper.off_by_more_than_rounding()):
-                    cell.notes = (self._number(*off),)
+                printed = cell.paper and cell.paper.printed
+                if cell.paper and printed and abs(printed.value - cell.paper.value) > 0.05 + 1e-9:  # not by rounding
+                    text = f"Printed average of {printed.method}, {printed.budget}: {printed.value:g}; the mean of its "
+                    text += f"printed cells is {cell.paper.value:.2f}, which is used here."
+                    cell.notes = (self._number(text, f"Table {printed.table}, recomputed"),)
         for number, title in enumerate(table.header):
             title.notes = self._notes_of(chain(*(papers[number] for papers in shown)), lambda note: bool(note.column))
 
@@ -154,12 +152,3 @@ def _alone(cell: PaperCell) -> Printed:
 def of_data_sets(number: str) -> bool:
     """Return True if a table has a column for each dataset."""
     return any(map(column_of, averaged(number)))
-
-
-def _names(cell: PaperCell) -> set[str]:
-    """Return possible names of a row of Tables 2, 3 and 6: ``RandLoRA ternary``, or with its column or its size.
-
-    Table 6 prints the size of the adapter with the data: ``efficient 15k``.
-    """
-    size = cell.budget.rpartition(" ")[0]
-    return {plain(cell.method), plain(f"{cell.method} {cell.column}"), plain(f"{cell.method} {size}")}

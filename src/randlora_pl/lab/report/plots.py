@@ -30,7 +30,6 @@ COLOURS = (
 WIDTH = 4.6
 """Inches: words stay readable on a phone, where a plot is shrunk to the screen."""
 MARKERS = "osD^vP*Xhp<>"
-BARS = "bars are 95 % confidence intervals over seeds (none for one seed)"
 INK = "#6f7580"
 """Axes and words in PNG and SVG files; a page shows them in its own colour instead."""
 
@@ -50,8 +49,7 @@ def difference_picture(sweep: Sweep, beside: Beside, here: Reference) -> Picture
     """
     budgets = [b for b in sweep.trained_budgets(here.model) if any(one.of_budget(b) for one in here.pairs.values())]
     step = 0.8 / len(budgets)
-    names = [fill(method, 24) for method in here.pairs]
-    figure = Figure(figsize=(WIDTH, _height(names, len(budgets)) + 0.8), layout="constrained")
+    figure, names = _rows(list(here.pairs), len(budgets), 0.8)
     panel = figure.subplots()
     handles: list[Any] = []
     described_lines, hollow = dict.fromkeys(here.pairs, ""), ""
@@ -99,8 +97,7 @@ def memory_picture(sweep: Sweep, model: str) -> Picture | None:
     memory = {method: float(means[method]) for method in sweep.plan.methods if method in means}
     if not memory:
         return None
-    names = [fill(method, 24) for method in memory]
-    figure = Figure(figsize=(WIDTH, _height(names, 1) + 0.7), layout="constrained")
+    figure, names = _rows(list(memory), 1, 0.7)
     panel = figure.subplots()
     colors = [style(sweep, method)["color"] for method in memory]
     bars = panel.barh(names, list(memory.values()), color=colors, height=0.7)
@@ -163,8 +160,9 @@ def parameter_picture(sweep: Sweep, family: str, models: Sequence[str]) -> Pictu
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set(xlabel="trained parameters", ylabel=f"test {sweep.measured}, %")
     legend(figure, list(handles.values()))
-    caption = f"{family}: {sweep.measured} against trained parameters, {', '.join(named)}; {BARS}. "
-    caption += "Methods of nearly equal size are drawn side by side, at most 20 % from their place."
+    caption = f"{family}: {sweep.measured} against trained parameters, {', '.join(named)}; bars are 95 % confidence "
+    caption += "intervals over seeds (none for one seed). Methods of nearly equal size are drawn side by side, at most "
+    caption += "20 % from their place."
     return Picture(f"parameters-{identifier(family)}", caption, f"{'; '.join(described_lines)}.", figure)
 
 
@@ -183,10 +181,12 @@ def _apart(sizes: dict[str, int]) -> dict[str, float]:
     }
 
 
-def _height(names: Sequence[str], marks: int) -> float:
-    """Return the inches of rows that each have a name of some lines, and some marks below each other."""
+def _rows(methods: Sequence[str], marks: int, more: float) -> tuple[Figure, list[str]]:
+    """Return a figure of rows that each have a name of some lines, and some marks below each other; and the names."""
+    names = [fill(method, 24) for method in methods]
     lines = max(marks, *(name.count("\n") + 1 for name in names))
-    return len(names) * max(0.3, 0.15 * lines + 0.08)
+    height = len(names) * max(0.3, 0.15 * lines + 0.08)
+    return Figure(figsize=(WIDTH, height + more), layout="constrained"), names
 
 
 def _bar(estimate: Estimate) -> float:
@@ -200,7 +200,7 @@ def _line(sweep: Sweep, method: str) -> str:
     The part of a label in brackets, such as ``(matched to RandLoRA-6)``, is about the rank.
     """
     words = re.sub(r"[\W\d_]+", " ", re.sub(r"\([^)]*\)", " ", method)).split()
-    return " ".join([sweep.kind(method), *words])
+    return " ".join([sweep.kinds[method], *words])
 
 
 def legend(figure: Figure, handles: list[Any], grid: Literal["both", "x"] = "both") -> None:
@@ -222,12 +222,6 @@ def legend(figure: Figure, handles: list[Any], grid: Literal["both", "x"] = "bot
             words.set(color=INK, fontsize=9)
 
 
-_MOST = 8
-"""Methods of a plot: of more the lines cannot be followed."""
-
-Points = list[tuple[float, float]]
-
-
 def curve_pictures(sweep: Sweep, model: str) -> list[Picture]:
     """Draw each reference with the methods that planned pairs join with it, or else with methods of its size."""
     pictures = []
@@ -242,8 +236,8 @@ def curve_pictures(sweep: Sweep, model: str) -> list[Picture]:
                 joined |= more
             methods = joined & alike
         others = [m for m in sweep.plan.methods if m in methods and m != reference]
-        if others and (picture := _picture(sweep, model, reference, others[: _MOST - 1])):
-            left = len(others) - _MOST + 1
+        if others and (picture := _picture(sweep, model, reference, others[:7])):  # more lines cannot be followed
+            left = len(others) - 7
             picture.caption += f" The last {many(left, 'method')} of the sweep are left out." if left > 0 else ""
             pictures.append(picture)
     return pictures
@@ -258,7 +252,20 @@ def _picture(sweep: Sweep, model: str, reference: str, others: Sequence[str]) ->
         return None
     steps = set(runs["steps"].fillna(0))
     total = steps.pop() if len(steps) == 1 else 0
-    panels = {f"validation {sweep.measured}, %": _of_scores(runs), "training loss": _of_losses(runs)}
+    parts = runs["losses"].map(len).min()
+    shares = [Fraction(number, parts) for number in range(1, parts + 1)]  # after each part that all runs have
+    of_loss = [{float(share): at(curve, share) for share in shares} for curve in runs["losses"]]
+    of_score = []
+    for text, last in zip(runs[VALIDATED], runs["steps"], strict=True):
+        found = scores(text)
+        end = max(found, default=0) if isna(last) else last
+        of_score.append({round(step / end, 3): value for step, value in found.items()} if end else {})
+    shared = sorted(set.intersection(*map(set, of_score)))  # where all runs of all methods validated
+    of_score = [{share: curve[share] for share in shared} for curve in of_score]
+    panels = {
+        f"validation {sweep.measured}, %": _over_datasets(runs, of_score),
+        "training loss": _over_datasets(runs, of_loss),
+    }
     panels = {title: lines for title, lines in panels.items()
               if len(lines) == len(methods) and all(len(points) > 1 for points in lines.values())}  # fmt: skip
     if not panels:
@@ -291,26 +298,8 @@ def _picture(sweep: Sweep, model: str, reference: str, others: Sequence[str]) ->
     )
 
 
-def _of_losses(runs: DataFrame) -> dict[str, Points]:
-    """Return by method the share of the steps and the mean loss, after each part that all runs have."""
-    parts = runs["losses"].map(len).min()
-    shares = [Fraction(number, parts) for number in range(1, parts + 1)]
-    return _over_datasets(runs, [{float(share): at(curve, share) for share in shares} for curve in runs["losses"]])
-
-
-def _of_scores(runs: DataFrame) -> dict[str, Points]:
-    """Return by method the share of the steps and the mean accuracy, where all runs of all methods validated."""
-    curves = []
-    for text, steps in zip(runs[VALIDATED], runs["steps"], strict=True):
-        found = scores(text)
-        total = max(found, default=0) if isna(steps) else steps
-        curves.append({round(step / total, 3): value for step, value in found.items()} if total else {})
-    shared = set.intersection(*(set(curve) for curve in curves))
-    return _over_datasets(runs, [{share: curve[share] for share in sorted(shared)} for curve in curves])
-
-
-def _over_datasets(runs: DataFrame, curves: Sequence[dict[float, Any]]) -> dict[str, Points]:
-    """Return the mean of some curves over the runs of each dataset, and of these over datasets, by method."""
+def _over_datasets(runs: DataFrame, curves: Sequence[dict[float, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Return points of the mean of curves over the runs of each dataset, and of these over datasets, by method."""
     if not curves[0]:  # and so are all others: they have the same shares
         return {}
     values = DataFrame(curves, index=[runs["method"], runs["dataset"]])

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from pandas import Series
 from scipy import stats
 
-CONFIDENCE = 0.95
 _FLIPS = 9_999
 """Random sign patterns of a test that has more than these in all; with the one that was seen they are 10,000."""
 
@@ -92,16 +91,11 @@ class Crossed:
 
 
 def _quantile(freedom: float) -> float:
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+    return float(stats.t.ppf(0.975, freedom))
 
 
 def shown(estimate: Estimate | Crossed, form: str = ".1f") -> str:
-    """``84.3 ± 0.5`` or ``+0.04 ± 0.20``, the mean alone if it has no interval; never a negative zero.
-
-    Args:
-        estimate: The mean.
-        form: Form of its number. The half of its interval has no sign.
-    """
+    """``84.3 ± 0.5`` or ``+0.04 ± 0.20``, the mean alone if it has no interval; never a negative zero."""
     half = "" if estimate.half is None else f" ± {estimate.half:{form.lstrip('+')}}"
     return formatted(estimate.mean, form) + half
 
@@ -124,14 +118,9 @@ def sign_flip_test(differences: Sequence[float]) -> float:
     Returns:
         The probability of a mean at least as far from zero if neither side were better.
     """
-
-    def rounded_mean(values: Any, axis: int) -> Any:
-        return np.mean(values, axis=axis).round(9)  # so that equal means are ties
-
-    flips = stats.permutation_test(
-        (list(differences),), rounded_mean, permutation_type="samples", n_resamples=_FLIPS, random_state=0
-    )
-    return float(flips.pvalue)
+    mean = lambda values, axis: np.mean(values, axis=axis).round(9)  # so that equal means are ties  # noqa: E731
+    options: dict[str, Any] = {"permutation_type": "samples", "n_resamples": _FLIPS, "random_state": 0}
+    return float(stats.permutation_test((list(differences),), mean, **options).pvalue)
 
 
 def holm(values: Sequence[float]) -> list[float]:

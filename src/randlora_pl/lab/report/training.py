@@ -14,7 +14,7 @@ from pandas import DataFrame, Series, isna
 from randlora_pl.lab.paper import column_of
 from randlora_pl.lab.report.accuracy import identifier
 from randlora_pl.lab.report.cells import Key, Sweep
-from randlora_pl.lab.report.collect import DEFAULT, PAPER, TRAINED, TYPED, VALIDATION, at, losses, reached
+from randlora_pl.lab.report.collect import DEFAULT, PAPER, TRAINED, TYPED, VALIDATION, at, losses
 from randlora_pl.lab.report.document import Printed, Table, TableCell, many, mean_cell, row
 from randlora_pl.lab.report.paper_comparison import Beside
 from randlora_pl.lab.report.statistics import Estimate, formatted, partial_rank_correlation, rank_correlation
@@ -49,9 +49,8 @@ def rate_table(sweep: Sweep) -> Table | None:
             for (rate, how, _), some in rates:
                 places = (some["dataset"] + " " + some["budget"]).unique()
                 where = "everywhere" if len(rates) == 1 else ", ".join(places)
-                rows.append(
-                    row(method, model, how, where, TableCell(shown_rate(rate), sort=None if isna(rate) else rate))
-                )
+                shown = TableCell(shown_rate(rate), sort=None if isna(rate) else rate)
+                rows.append(row(method, model, how, where, shown))
     if not rows:
         return None
     below = [meaning for how, meaning in _MEANINGS.items() if (trained["rate_chosen_by"] == how).any()]
@@ -74,8 +73,6 @@ def shown_rate(rate: float) -> str:
 
 
 _SHARES = (Fraction(1, 8), Fraction(1, 4), Fraction(1, 2), Fraction(1))
-_MARKS = ("LoRA", "FullFineTuning")
-"""Adapters whose loss is the mark of other methods."""
 
 
 def training_table(sweep: Sweep, model: str) -> Table | None:
@@ -83,8 +80,18 @@ def training_table(sweep: Sweep, model: str) -> Table | None:
     found = {method: reference for reference, group in by_reference(sweep, model).items() for method in group}
     runs, rows = logged_runs(sweep, model), []
     for method in filter(found.__contains__, sweep.plan.methods):
-        if len(pairs := _pairs(runs, method, found[method])):
-            rows.append(_row(method, found[method], pairs))
+        itself, pairs = method == found[method], _pairs(runs, method, found[method])
+        if len(pairs):
+            never = int(pairs["never"].sum())
+            rows.append(row(
+                method,
+                "itself" if itself else found[method],
+                over_datasets(pairs, "steps", ".0f"),
+                TableCell(f"{never} of {len(pairs)}", sort=never / len(pairs)),
+                over_datasets(pairs, "time", ".0f"),
+                over_datasets(pairs, "whole", ".0f"),
+                *(TableCell("") if itself else over_datasets(pairs, when, "+.3f") for when in _SHARES),
+            ))  # fmt: skip
     if len(rows) < 2:
         return None
     header = row(
@@ -130,33 +137,18 @@ def _pairs(runs: DataFrame, method: str, reference: str) -> DataFrame:
     ours, theirs = (runs[runs["method"] == name] for name in (method, reference))
     pairs = ours.merge(theirs, on=["dataset", "budget", "seed"], suffixes=("", " of reference"))
     curves = list(zip(pairs["losses"], pairs["losses of reference"], strict=True))
-    shares = [reached(curve, other[-1]) for curve, other in curves]
-    steps = DataFrame({"steps": [100 * float(share or 1) for share in shares]})
+    # the share of a run's steps after which its loss is at most the last one of the reference; None where it never is
+    parts = [[loss <= other[-1] for loss in curve] for curve, other in curves]
+    shares = [Fraction(part.index(True) + 1, len(part)) if any(part) else None for part in parts]
+    found = pairs[["dataset"]].assign(steps=[100 * float(share or 1) for share in shares])
     seconds, base = (pairs[name].where(pairs[name] > 0) for name in ("fit_seconds", "fit_seconds of reference"))
-    whole = (100 * seconds / base).where(pairs["device"] == pairs["device of reference"])
-    found = steps.assign(
-        dataset=pairs["dataset"],
-        never=[share is None for share in shares],
-        whole=whole,
-        time=steps["steps"] * whole / 100,
-    )
+    found["whole"] = (100 * seconds / base).where(pairs["device"] == pairs["device of reference"])
+    found["time"] = found["steps"] * found["whole"] / 100
+    found["never"] = [share is None for share in shares]
     for when in _SHARES:
         ours, theirs = (Series([at(both[n], when) for both in curves], dtype=float) for n in (0, 1))
         found[when] = ours - theirs
     return found
-
-
-def _row(method: str, reference: str, pairs: DataFrame) -> list[TableCell]:
-    itself, never = method == reference, int(pairs["never"].sum())
-    return row(
-        method,
-        "itself" if itself else reference,
-        over_datasets(pairs, "steps", ".0f"),
-        TableCell(f"{never} of {len(pairs)}", sort=never / len(pairs)),
-        over_datasets(pairs, "time", ".0f"),
-        over_datasets(pairs, "whole", ".0f"),
-        *(TableCell("") if itself else over_datasets(pairs, when, "+.3f") for when in _SHARES),
-    )
 
 
 def over_datasets(table: DataFrame, column: object, form: str, nothing: str = "not measured") -> TableCell:
@@ -165,15 +157,14 @@ def over_datasets(table: DataFrame, column: object, form: str, nothing: str = "n
     means = known.groupby("dataset", sort=False)[column].agg(fmean)
     if means.empty:
         return TableCell(nothing, missing=True)
-    return mean_cell(
-        Estimate(tuple(means)), "; ".join(f"{dataset} {formatted(mean, form)}" for dataset, mean in means.items()), form
-    )
+    title = "; ".join(f"{dataset} {formatted(mean, form)}" for dataset, mean in means.items())
+    return mean_cell(Estimate(tuple(means)), title, form)
 
 
 def nearest(sweep: Sweep, model: str, methods: Sequence[str], size: int, method: str = "") -> str | None:
     """Return the LoRA, or else full fine-tuning, of the nearest size; of equally near ones ``method`` itself."""
-    for kind in _MARKS:
-        sizes = {one: sweep.parameters(model, one) or 1 for one in methods if sweep.kind(one) == kind}
+    for kind in ("LoRA", "FullFineTuning"):
+        sizes = {one: sweep.parameters(model, one) or 1 for one in methods if sweep.kinds[one] == kind}
         if sizes:
             return min(sizes, key=lambda one: (abs(log(sizes[one] / size)), one != method))
     return None
@@ -185,9 +176,6 @@ def kind_of_loss(sweep: Sweep, method: str) -> tuple[object, ...]:
     options = sweep.plan.methods[method].get("set") or {}
     return tasks, sorted((name, str(value)) for name, value in options.items() if name.startswith("model.loss"))
 
-
-_REFERENCES = ("FullFineTuning", "LoRA")
-"""What times and memory are percents of: as in Table 10 full fine-tuning, LoRA where that was not run."""
 
 _MEASURED = {"ImageNet, seconds": "fit_seconds", "ImageNet, peak memory in GB": "gigabytes"}
 """Columns of appendix B.3, of one dataset and one budget."""
@@ -219,19 +207,24 @@ def cost_table(sweep: Sweep, beside: Beside, model: str) -> Table | None:
     devices = sorted(runs["device"].unique())
     rows, below = [], []
     for device in devices:
-        here = {
-            m: some for m in sweep.plan.methods if len(some := runs[(runs["method"] == m) & (runs["device"] == device)])
-        }
-        reference = next((m for kind in _REFERENCES for m in here if sweep.kind(m) == kind), None)
+        on = runs[runs["device"] == device]
+        here = {method: some for method in sweep.plan.methods if len(some := on[on["method"] == method])}
+        # as in Table 10 full fine-tuning, LoRA where that was not run
+        reference = next((m for kind in ("FullFineTuning", "LoRA") for m in here if sweep.kinds[m] == kind), None)
         base = here[reference] if reference else runs[:0]
         for method, some in here.items():
             time, memory = beside.cost(model, method)
-            share, paper = sweep.trained_percent(model, method), beside.parameters(model, method)
-            percent = TableCell("" if share is None else f"{share:.2g}", f"paper {paper}" if paper else "", sort=share)
+            size, paper = sweep.parameters(model, method), beside.parameters(model, method)
+            counted = sweep.of(model=model, method=method)
+            counted = counted[(counted["trainable_parameters"] == size) & (counted["total_parameters"] > 0)]
+            percent = TableCell("", f"paper {paper}" if paper else "")
+            if size and len(counted):
+                percent.sort = 100 * size / float(counted["total_parameters"].iloc[0])
+                percent.text = f"{percent.sort:.2g}"
             rows.append(row(
                 method,
                 device or "unknown",
-                sweep.parameters(model, method),
+                size,
                 *([percent] if has_percents else []),
                 _relative(some, base, "fit_seconds", time),
                 _relative(some, base, "peak_memory_bytes", memory),
@@ -263,9 +256,8 @@ def _relative(runs: DataFrame, base: DataFrame, name: str, paper: Printed | None
     ratios = 100 * pairs[name] / pairs[f"{name} of reference"]
     ratios = ratios[(pairs[name] > 0) & (pairs[f"{name} of reference"] > 0)]
     if ratios.empty:
-        return TableCell(
-            "no reference" if (runs[name] > 0).any() else "not measured", printed, missing=True, paper=paper
-        )
+        why = "no reference" if (runs[name] > 0).any() else "not measured"
+        return TableCell(why, printed, missing=True, paper=paper)
     mean = fmean(ratios)
     title = f"mean of {len(ratios)} cells, from {ratios.min():.0f} to {ratios.max():.0f}"
     below = f"{printed} ({mean - paper.value:+.0f})" if paper else ""
@@ -313,7 +305,14 @@ def rank_table(sweep: Sweep) -> Table | None:
     rows = []
     for name, model in product(names, sweep.plan.models):
         for budget in sweep.trained_budgets(model) if name != f"{_PREFIX}steps" else ():
-            ranks, accuracies = _ranks(sweep, name, model, budget)
+            shared = sweep.common(model, budget)[0]
+            ranks, accuracies = {}, {}
+            for method in sweep.methods(model, budget):
+                runs = sweep.of(model=model, budget=budget, method=method)
+                runs = runs[runs["dataset"].isin(shared)]
+                values, average = _known(runs, name), sweep.average(model, budget, method, shared)
+                if average and len(values) == len(runs):
+                    ranks[method], accuracies[method] = fmean(values), average.estimate.mean
             value = rank_correlation(_leveled(name, list(ranks.values())), list(accuracies.values()))
             if value is not None:
                 each = "; ".join(f"{method}: {ranks[method]:.4g}, {accuracies[method]:.1f} %" for method in ranks)
@@ -333,19 +332,6 @@ def rank_table(sweep: Sweep) -> Table | None:
 
 def _title(name: str) -> str:
     return name.removeprefix(_PREFIX).replace("_", " ")
-
-
-def _ranks(sweep: Sweep, name: str, model: str, budget: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Return mean rank and mean accuracy of each method that has both."""
-    shared = sweep.common(model, budget)[0]
-    ranks, accuracies = {}, {}
-    for method in sweep.methods(model, budget):
-        runs = sweep.of(model=model, budget=budget, method=method)
-        runs = runs[runs["dataset"].isin(shared)]
-        values, average = _known(runs, name), sweep.average(model, budget, method, shared)
-        if average and len(values) == len(runs):
-            ranks[method], accuracies[method] = fmean(values), average.estimate.mean
-    return ranks, accuracies
 
 
 def _leveled(name: str, ranks: list[float]) -> list[float]:
@@ -384,17 +370,22 @@ def partial_table(sweep: Sweep) -> Table | None:
             rows.append(row(_title(name), model, partial, plain, methods, cells["dataset"].nunique()))
     if not rows:
         return None
-    header = row(
-        *("Metric of the update", "Model", "Correlation at equal parameters", "Correlation for any number"),
-        *("Methods", "Datasets"),
-    )
+    titles = ("Correlation at equal parameters", "Correlation for any number", "Methods", "Datasets")
+    header = row("Metric of the update", "Model", *titles)
     below = [
         "Spearman's correlation over the methods that have the metric, within each dataset and budget, of means over "
         "seeds. At equal parameters it is partial: what the logarithm of the trained parameters explains is removed. "
         "Means and 95 % confidence intervals are over datasets, which share their methods. Ranks within 5 % of the "
         "highest count as equal. It does not show a cause.",
-        *_controls(sweep),
     ]
+    controls = []
+    for method, facts in sweep.plan.methods.items():
+        variant = str(facts.get("variant"))
+        if variant in _CONTROLS and (ranks := _known(sweep.of(method=method), _RANKS[0])):
+            controls.append(f"{method} ({_CONTROLS[variant]}; rank {fmean(ranks):.0f})")
+    if controls:
+        count = many(len(controls), "control")
+        below.append(f"{count} with as many trained numbers as RandLoRA: {', '.join(controls)}.")
     title = "Rank of the update against accuracy, at equal parameters"
     return Table("versus-rank-partial", title, header, rows, below, left=2)
 
@@ -402,15 +393,3 @@ def partial_table(sweep: Sweep) -> Table | None:
 def _known(runs: DataFrame, name: str) -> list[float]:
     """Return the values of a metric of the update; zero was not measured."""
     return [value for value in runs.get(name, ()) if value and not isna(value)]
-
-
-def _controls(sweep: Sweep) -> list[str]:
-    """Return a sentence that names the variants of RandLoRA with a lower rank at equally many trained numbers."""
-    named = []
-    for method, facts in sweep.plan.methods.items():
-        variant = str(facts.get("variant"))
-        if variant in _CONTROLS and len(ranks := _known(sweep.of(method=method), _RANKS[0])):
-            named.append(f"{method} ({_CONTROLS[variant]}; rank {fmean(ranks):.0f})")
-    if not named:
-        return []
-    return [f"{many(len(named), 'control')} with as many trained numbers as RandLoRA: {', '.join(named)}."]
