@@ -8,17 +8,17 @@ from torch import nn
 
 from randlora_pl.adapters import RandLoRA, inject
 from randlora_pl.lab.bench import costs
-from randlora_pl.lab.bench.costs import is_out_of_memory, max_rss, peak, rss_elsewhere, saved_tensors
+from randlora_pl.lab.bench.costs import is_out_of_memory, max_rss, rss_elsewhere, saved_tensors
 
 
 def test_a_linear_layer_keeps_its_input() -> None:
     layer, x = nn.Linear(8, 16), torch.randn(5, 8)
     with saved_tensors(layer.parameters()) as saved:
         layer(x).sum().backward()
-    assert saved.bytes == 5 * 8 * 4
+    assert sum(saved.values()) == 5 * 8 * 4
     with saved_tensors([*layer.parameters(), x]) as saved:
         layer(x).sum().backward()
-    assert saved.bytes == 0
+    assert sum(saved.values()) == 0
 
 
 def test_an_adapted_layer_keeps_its_built_weight_only_if_it_is_to() -> None:
@@ -27,14 +27,14 @@ def test_an_adapted_layer_keeps_its_built_weight_only_if_it_is_to() -> None:
         inject(model, RandLoRA(rank=2, memory=option), ["all"])
         with saved_tensors([*model.parameters(), *model.buffers()]) as saved:
             model(x).sum().backward()
-        assert saved.bytes == 400 * 8 * 4 + built
+        assert sum(saved.values()) == 400 * 8 * 4 + built
 
 
 def test_a_storage_counts_once_and_whole() -> None:
     x = torch.randn(10, 4, requires_grad=True) * 1
     with saved_tensors([]) as saved:
         (x[:2].exp() + x[1:3].sin()).sum().backward()
-    assert saved.bytes == 10 * 4 * 4 + 2 * 4 * 4  # all of x for the two rows of sin; exp keeps its result
+    assert sum(saved.values()) == 10 * 4 * 4 + 2 * 4 * 4  # all of x for the two rows of sin; exp keeps its result
 
 
 def big() -> None:
@@ -69,7 +69,6 @@ def test_allocators_without_memory_are_recognised() -> None:
         torch.empty(1 << 60)
     assert is_out_of_memory(error.value)
     assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(ValueError("out of memory"))
-    assert peak(torch.device("cpu")) is None
 
 
 def test_a_process_that_fails_has_no_size() -> None:

@@ -52,9 +52,7 @@ def test_the_image_tower_of_a_clip_trains() -> None:
     training = Training(Setup("tiny", "open_clip", 2, "bf16"))
     case = training.case("randlora")
     case.count()
-    assert training.problem.words == "2 images of 32 pixels" and all(
-        name.startswith("visual.") for name in training.layers
-    )
+    assert training.words == "2 images of 32 pixels" and all(name.startswith("visual.") for name in training.layers)
     assert training.gemm().dtype == torch.bfloat16
     assert case.trained == training.case("randlora-ternary").trained
 
@@ -85,7 +83,7 @@ SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 def test_a_decoder_trains_with_its_own_ranks() -> None:
     setup = Setup("Qwen/Qwen2-0.5B-Instruct", "transformers", 2, tokens=12, overrides=SMALL, dropout=0.1)
     training = Training(setup)
-    assert training.problem.words == "2 samples of 12 tokens"
+    assert training.words == "2 samples of 12 tokens"
     assert [name.rpartition(".")[2] for name in training.layers] == [
         "q_proj",
         "k_proj",

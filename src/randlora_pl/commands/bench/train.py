@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from randlora_pl.commands.bench import JSON, PICTURE, TABLE, Timing, in_folder, machine_line, measuring
 from randlora_pl.utils.errors import UserError
@@ -12,9 +12,6 @@ from randlora_pl.utils.option_types import Option, Words
 from randlora_pl.utils.options import Count, Probability
 from randlora_pl.utils.text.formatting import duration
 from randlora_pl.utils.text.tables import table
-
-if TYPE_CHECKING:
-    pass
 
 _NOTE = (
     "Times are medians (min..max) of {rounds} interleaved rounds. Ratios are computed per round. Saved: bytes kept "
@@ -82,7 +79,7 @@ def train(
     rate = gemm.rate()
     estimate = estimated_seconds(training.forward_flops(), rate, len(names), timing.rounds)
     estimate += 20 * len(names) * rss
-    what = f"{model} ({library}), {training.problem.words}, {timing.numbers}"
+    what = f"{model} ({library}), {training.words}, {timing.numbers}"
     what += "".join(f", {name} {value}" for name, value in (setup.overrides or {}).items())
     what += f", dropout {dropout}" if dropout else ""
     where = machine_line(facts, device)

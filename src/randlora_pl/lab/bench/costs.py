@@ -20,39 +20,32 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from randlora_pl.utils.machine import usable_cores
+
 OUT_OF_MEMORY = "out of memory"
 
 
-class Saved:
-    """Bytes of the storages that autograd keeps, each counted once.
+@contextmanager
+def saved_tensors(outside: Iterable[Tensor]) -> Iterator[dict[int, int]]:
+    """Count what forward passes inside the block keep for their backward passes: the bytes of each storage, once.
+
+    An address stands for a storage, which is right until the first backward pass: up to then nothing that
+    was counted is freed.
 
     Args:
         outside: Tensors that exist anyway and so cost nothing: parameters, buffers, the batch.
     """
+    seen = {tensor.untyped_storage().data_ptr() for tensor in outside}
+    sizes: dict[int, int] = {}
 
-    def __init__(self, outside: Iterable[Tensor]) -> None:
-        self._seen = {tensor.untyped_storage().data_ptr() for tensor in outside}
-        self.bytes = 0
-
-    def add(self, tensor: Tensor) -> Tensor:
-        """Count the whole storage of a tensor: a view keeps all of it alive."""
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
-            self.bytes += storage.nbytes()
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()  # a view keeps all of it alive
+        if storage.data_ptr() not in seen:
+            sizes.setdefault(storage.data_ptr(), storage.nbytes())
         return tensor
 
-
-@contextmanager
-def saved_tensors(outside: Iterable[Tensor]) -> Iterator[Saved]:
-    """Count what forward passes inside the block keep for their backward passes.
-
-    An address stands for a storage, which is right until the first backward pass: up to then nothing that
-    was counted is freed.
-    """
-    saved = Saved(outside)
-    with saved_tensors_hooks(saved.add, lambda tensor: tensor):
-        yield saved
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield sizes
 
 
 def max_rss() -> int:
@@ -78,14 +71,10 @@ def rss_elsewhere(work: Callable[..., Any], *arguments: Any) -> int | None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(_rss_after, work, arguments).result()
+            pool.submit(work, *arguments).result()
+            return pool.submit(max_rss).result()
         except Exception:  # of any library; also a broken pool
             return None
-
-
-def _rss_after(work: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
-    work(*arguments)
-    return max_rss()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -95,32 +84,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(part in text for part in parts))
 
 
-def peak(device: torch.device) -> int | None:
-    """Return the most that PyTorch's allocator had handed out on a GPU since its peak was reset; None on a CPU."""
-    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
-
-
-_SIDE = {"cpu": 2048, "cuda": 8192}
 _LEAST = 0.2  # seconds that the products of one measurement take at least
-
-
-def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
-    """Return the operations of scores and of their product with the values: (batch, heads, length, width) each."""
-    batch, heads, length, width = query
-    return 2 * batch * heads * length * key[2] * (width + value[3])
-
-
-def _attention_backward(
-    _: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *__: Any, **___: Any
-) -> int:
-    """Return the scores once more, then two products for the weights and the values and two for query and key."""
-    batch, heads, length, width = query
-    return 2 * batch * heads * length * key[2] * (3 * width + 2 * value[3])
-
-
-def _added(_: torch.Size, left: torch.Size, right: torch.Size, *__: Any, **___: Any) -> int:
-    """Return a product (or a batch of them) that is added to something in place."""
-    return 2 * math.prod(left) * right[-1]
 
 
 def counter() -> FlopCounterMode:
@@ -130,11 +94,23 @@ def counter() -> FlopCounterMode:
     element by element ones are not.
     """
     aten = torch.ops.aten
+
+    def added(_: torch.Size, left: torch.Size, right: torch.Size, *__: Any, **___: Any) -> int:
+        return 2 * math.prod(left) * right[-1]
+
+    # the sizes are (batch, heads, length, width)
+    def scores(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+        return 2 * math.prod(query[:3]) * key[2] * (query[3] + value[3])  # and their product with the values
+
+    def backward(_: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *__: Any, **___: Any) -> int:
+        # the scores once more, then two products for the weights and the values and two for query and key
+        return 2 * math.prod(query[:3]) * key[2] * (3 * query[3] + 2 * value[3])
+
     omitted = {  # by PyTorch: fused attention on CPUs, and in-place added products
-        aten.addmm_: _added,
-        aten.baddbmm_: _added,
-        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+        aten.addmm_: added,
+        aten.baddbmm_: added,
+        aten._scaled_dot_product_flash_attention_for_cpu: scores,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }
     return FlopCounterMode(display=False, custom_mapping=omitted)
 
@@ -147,7 +123,7 @@ class Gemm:
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, side: int | None = None) -> None:
-        self.side = side or _SIDE.get(device.type, 2048)
+        self.side = side or (8192 if device.type == "cuda" else 2048)
         self.device, self.dtype = device, dtype
 
     def rate(self) -> float:
@@ -192,24 +168,24 @@ def in_turns(
     tick: Callable[[str], None] = lambda _: None,
     *,
     warm_up: bool = True,
-    to_and_fro: bool = False,
     after_round: Callable[[dict[str, list[float]]], None] = lambda _: None,
 ) -> dict[str, list[float]]:
     """Return the measurements of each case, one per round; every round goes through all cases.
+
+    Every other round goes backwards, so that no case always follows the same one, which leaves it caches and an
+    allocator in its own state.
 
     Args:
         cases: Functions to measure, by name; each call returns one value.
         rounds: Measurements of each case.
         tick: Called with the name of the case that is measured next.
         warm_up: Whether a round that does not count comes first.
-        to_and_fro: Whether every other round goes backwards, so that no case always follows the same one,
-            which leaves it caches and an allocator in its own state.
         after_round: Given the measurements so far after each round that counts.
     """
     values: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(-1 if warm_up else 0, rounds):
         order = list(cases)
-        for name in order[::-1] if to_and_fro and number % 2 else order:
+        for name in order[::-1] if number % 2 else order:
             tick(name)
             value = cases[name]()
             if number >= 0:
@@ -231,10 +207,6 @@ def ratios(values: Sequence[float], base: Sequence[float]) -> Spread:
 
 def machine() -> dict[str, Any]:
     """Return facts that affect timings: processor, cores this process may use, and versions."""
-    import torch
-
-    from randlora_pl.utils.machine import usable_cores
-
     facts: dict[str, Any] = {"processor": processor(), "cores": usable_cores(), "threads": torch.get_num_threads()}
     facts["torch"] = torch.__version__
     if torch.cuda.is_available():
@@ -244,11 +216,8 @@ def machine() -> dict[str, Any]:
 
 def processor() -> str:
     """Return the processor's name, as far as the system reports it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 (a device file, read line by line)
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 (read line by line)
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

@@ -68,24 +68,17 @@ class Method:
     default: bool = True
 
 
-class Ours:
-    """One of this program's methods.
+def _ours(make: Callable[..., Adapter], **options: Any) -> Adapt:
+    """Return one of this program's methods: its class, or a function that makes it from ``rank`` and ``dropout``."""
 
-    Args:
-        make: Its class, or a function that makes it from ``rank`` and ``dropout``.
-        options: Its other options.
-    """
-
-    def __init__(self, make: Callable[..., Adapter], **options: Any) -> None:
-        self._make, self._options = make, options
-
-    def __call__(self, model: nn.Module, targets: Targets, rank: int, dropout: float) -> None:
-        """Put the method into a model."""
+    def adapt(model: nn.Module, targets: Targets, rank: int, dropout: float) -> None:
         try:
-            adapter = self._make(rank=rank, dropout=dropout, **self._options)
+            adapter = make(rank=rank, dropout=dropout, **options)
             inject(model, adapter, None if adapter.trains_base else targets)
         except UserError as error:
             raise UnavailableError(str(error)) from error
+
+    return adapt
 
 
 def _unranked(method: type[Adapter]) -> Callable[..., Adapter]:
@@ -95,7 +88,7 @@ def _unranked(method: type[Adapter]) -> Callable[..., Adapter]:
 
 def ternary(sparsity: int | Literal["sqrt"] = 6, dense: bool = False) -> Adapt:
     """Return RandLoRA with ternary bases; ``dense`` takes dense products also where additions are faster."""
-    sparse = Ours(RandLoRA, basis="ternary", sparsity=sparsity)
+    sparse = _ours(RandLoRA, basis="ternary", sparsity=sparsity)
 
     def adapt(model: nn.Module, targets: Targets, rank: int, dropout: float) -> None:
         sparse(model, targets, rank, dropout)
@@ -118,9 +111,8 @@ def _pefts(kind: str, **options: Any) -> Adapt:
             raise UnavailableError("PEFT cannot wrap this attention; measure a timm model")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            config = getattr(peft, f"{kind}Config")(
-                r=rank, target_modules=layers, **{f"{kind.lower()}_dropout": dropout}, **options
-            )
+            given = options | {"r": rank, "target_modules": layers, f"{kind.lower()}_dropout": dropout}
+            config = getattr(peft, f"{kind}Config")(**given)
             peft.get_peft_model(model, config)  # in place; VeRA's shared tensors need it
         wrapped = [name for name, module in model.named_modules() if isinstance(module, tuners.BaseTunerLayer)]
         if wrapped != layers:
@@ -131,28 +123,28 @@ def _pefts(kind: str, **options: Any) -> Adapt:
 
 _RANDLORA = (RANDLORA_RANK, "peft-randlora")
 METHODS = {
-    "full": Method("full fine-tuning", Ours(lambda **_: FullFineTuning())),
-    "lora": Method("LoRA-{}", Ours(LoRA), LORA_RANK, "peft-lora"),
-    "randlora": Method("RandLoRA-{}", Ours(RandLoRA), *_RANDLORA),
-    "randlora-hadamard": Method("RandLoRA-{}, hadamard", Ours(RandLoRA, basis="hadamard"), *_RANDLORA),
-    "randlora-ternary": Method("RandLoRA-{}, ternary", Ours(RandLoRA, basis="ternary"), *_RANDLORA),
+    "full": Method("full fine-tuning", _ours(lambda **_: FullFineTuning())),
+    "lora": Method("LoRA-{}", _ours(LoRA), LORA_RANK, "peft-lora"),
+    "randlora": Method("RandLoRA-{}", _ours(RandLoRA), *_RANDLORA),
+    "randlora-hadamard": Method("RandLoRA-{}, hadamard", _ours(RandLoRA, basis="hadamard"), *_RANDLORA),
+    "randlora-ternary": Method("RandLoRA-{}, ternary", _ours(RandLoRA, basis="ternary"), *_RANDLORA),
     "randlora-ternary-dense": Method(
         "RandLoRA-{}, ternary, dense products", ternary(dense=True), *_RANDLORA, default=False
     ),
-    "randlora-low": Method("RandLoRA-{}, memory low", Ours(RandLoRA, memory="low"), *_RANDLORA, default=False),
-    "dora": Method("DoRA-{}", Ours(lambda **options: DoRA(LoRA(**options))), LORA_RANK, "peft-dora", default=False),
-    "vera": Method("VeRA-{}", Ours(VeRA), VERA_RANK, "peft-vera", default=False),
-    "nola": Method("NoLA", Ours(_unranked(NoLA)), default=False),
-    "adalora": Method("AdaLoRA-{}", Ours(AdaLoRA), 48, default=False),
-    "pissa": Method("PiSSA-{}", Ours(PiSSA), LORA_RANK, default=False),
-    "loraxs": Method("LoRA-XS-{}", Ours(LoRAXS), 64, default=False),
-    "hydralora": Method("HydraLoRA-{}", Ours(HydraLoRA), 8, default=False),
-    "hira": Method("HiRA-{}", Ours(HiRA), LORA_RANK, default=False),
-    "shira": Method("SHiRA-{}", Ours(SHiRA), LORA_RANK, default=False),
-    "kradapter": Method("KRAdapter", Ours(_unranked(KRAdapter)), default=False),
-    "oft": Method("OFT", Ours(_unranked(OFT)), default=False),
-    "svft": Method("SVFT, banded", Ours(_unranked(SVFT)), default=False),
-    "pranc": Method("PRANC", Ours(_unranked(PRANC)), default=False),
+    "randlora-low": Method("RandLoRA-{}, memory low", _ours(RandLoRA, memory="low"), *_RANDLORA, default=False),
+    "dora": Method("DoRA-{}", _ours(lambda **options: DoRA(LoRA(**options))), LORA_RANK, "peft-dora", default=False),
+    "vera": Method("VeRA-{}", _ours(VeRA), VERA_RANK, "peft-vera", default=False),
+    "nola": Method("NoLA", _ours(_unranked(NoLA)), default=False),
+    "adalora": Method("AdaLoRA-{}", _ours(AdaLoRA), 48, default=False),
+    "pissa": Method("PiSSA-{}", _ours(PiSSA), LORA_RANK, default=False),
+    "loraxs": Method("LoRA-XS-{}", _ours(LoRAXS), 64, default=False),
+    "hydralora": Method("HydraLoRA-{}", _ours(HydraLoRA), 8, default=False),
+    "hira": Method("HiRA-{}", _ours(HiRA), LORA_RANK, default=False),
+    "shira": Method("SHiRA-{}", _ours(SHiRA), LORA_RANK, default=False),
+    "kradapter": Method("KRAdapter", _ours(_unranked(KRAdapter)), default=False),
+    "oft": Method("OFT", _ours(_unranked(OFT)), default=False),
+    "svft": Method("SVFT, banded", _ours(_unranked(SVFT)), default=False),
+    "pranc": Method("PRANC", _ours(_unranked(PRANC)), default=False),
     "peft-lora": Method("PEFT LoRA-{}", _pefts("Lora"), LORA_RANK, foreign=True),
     "peft-dora": Method("PEFT DoRA-{}", _pefts("Lora", use_dora=True), LORA_RANK, foreign=True, default=False),
     "peft-vera": Method("PEFT VeRA-{}", _pefts("Vera"), VERA_RANK, foreign=True, default=False),

@@ -66,11 +66,30 @@ def cases(data: ImageData, workers: int) -> list[Case]:
     def plain_loader() -> float:
         return _loaded(DataLoader(plain, data.batch_size, sampler=order, num_workers=workers), workers, data.frame)
 
-    wide, stages = f"{workers} workers", _Stages(batches)
+    def indices(number: int) -> Tensor:
+        return schedule.plan.samples(schedule[number].positions)
+
+    def images(chosen: Tensor) -> list[Tensor]:
+        return load_images(samples, chosen, data.frame, batches.scale, skip=False)[0]
+
+    def pixels(number: int, decoded: list[Tensor]) -> dict[str, Any]:
+        positions, seed = schedule[number].positions, schedule.plan.seed
+        return train_pixels(decoded, positions, seed, data.frame, batches.scale, batches.flip, late=False)
+
+    def files(number: int) -> list[Any]:
+        paths = cast(FileImages, samples.images).paths
+        return [paths[row] for row in samples.rows[indices(number).numpy()].tolist()]
+
+    def stage(prepare: Callable[[int], Any], work: Callable[[Any], Any]) -> Callable[[], float]:
+        return lambda: _timed(schedule, prepare, work)
+
+    crop = stage(lambda number: (number, images(indices(number))), lambda ready: pixels(*ready))
+    floats = stage(lambda number: pixels(number, images(indices(number))), lambda ready: finish(ready, data.frame))
+    wide = f"{workers} workers"
     found = [
-        Case("decode", stages.decode, "one thread: read and decode"),
-        Case("crop, resize", stages.crop, "one thread: decoded images to bytes of one size"),
-        Case("flip, normalize", stages.finish, "one thread: bytes to floats"),
+        Case("decode", stage(indices, images), "one thread: read and decode"),
+        Case("crop, resize", crop, "one thread: decoded images to bytes of one size"),
+        Case("flip, normalize", floats, "one thread: bytes to floats"),
         Case("training", loader(batches, "colors"), f"{wide}, flip and normalize here", whole=True),
         Case("training, floats", loader(batches, "nothing"), f"{wide}: all of it", whole=True),
         Case("training, cached", loader(cached, "colors"), f"{wide}, decoded images shared", whole=True),
@@ -78,7 +97,8 @@ def cases(data: ImageData, workers: int) -> list[Case]:
         Case(PLAIN, plain_loader, f"{wide}: ImageFolder, v1 transforms, training", whole=True),
     ]
     if type(samples.images) is FileImages:  # not crops of them
-        return [Case("read", stages.read, "one thread: bytes of the files"), *found]
+        read = stage(files, lambda paths: [file.read_bytes() for file in paths])
+        return [Case("read", read, "one thread: bytes of the files"), *found]
     return found
 
 
@@ -126,57 +146,20 @@ def _loaded(loader: Iterable[Any], workers: int, frame: ImageSpec) -> float:
     return count / (time.perf_counter() - start)
 
 
-class _Stages:
-    """Images a second of each stage over the first batches, on one thread as in a worker."""
+def _timed(schedule: TrainSchedule, prepare: Callable[[int], Any], stage: Callable[[Any], Any]) -> float:
+    """Return the images per second of a stage over the first batches, on one thread as in a worker.
 
-    def __init__(self, batches: TrainBatches) -> None:
-        self.batches = batches
-
-    def read(self) -> float:
-        samples = self.batches.samples
-        files = cast(FileImages, samples.images).paths
-
-        def paths(number: int) -> list[Any]:
-            return [files[row] for row in samples.rows[self._indices(number).numpy()].tolist()]
-
-        return self._timed(paths, lambda found: [file.read_bytes() for file in found])
-
-    def decode(self) -> float:
-        return self._timed(self._indices, self._images)
-
-    def crop(self) -> float:
-        return self._timed(
-            lambda number: (number, self._images(self._indices(number))), lambda ready: self._pixels(*ready)
-        )
-
-    def finish(self) -> float:
-        return self._timed(
-            lambda number: self._pixels(number, self._images(self._indices(number))),
-            lambda pixels: finish(pixels, self.batches.frame),
-        )
-
-    def _timed(self, prepare: Callable[[int], Any], stage: Callable[[Any], Any]) -> float:
-        """Return the images per second of a stage; its inputs are prepared outside the clock."""
-        seconds, count, threads = 0.0, 0, torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            for number in range(min(len(self.batches), 8)):
-                ready = prepare(number)
-                start = time.perf_counter()
-                stage(ready)
-                seconds += time.perf_counter() - start
-                count += len(self.batches.schedule[number].positions)
-        finally:
-            torch.set_num_threads(threads)
-        return count / seconds
-
-    def _indices(self, number: int) -> Tensor:
-        return self.batches.schedule.plan.samples(self.batches.schedule[number].positions)
-
-    def _images(self, indices: Tensor) -> list[Tensor]:
-        return load_images(self.batches.samples, indices, self.batches.frame, self.batches.scale, skip=False)[0]
-
-    def _pixels(self, number: int, images: list[Tensor]) -> dict[str, Any]:
-        own = self.batches
-        positions, seed = own.schedule[number].positions, own.schedule.plan.seed
-        return train_pixels(images, positions, seed, own.frame, own.scale, own.flip, late=False)
+    Its inputs are prepared outside the clock.
+    """
+    seconds, count, threads = 0.0, 0, torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for number in range(min(len(schedule), 8)):
+            ready = prepare(number)
+            start = time.perf_counter()
+            stage(ready)
+            seconds += time.perf_counter() - start
+            count += len(schedule[number].positions)
+    finally:
+        torch.set_num_threads(threads)
+    return count / seconds

@@ -73,7 +73,7 @@ def cells(results: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
             _mega(one.peak),
             _mega(one.rss),
             significant(one.flops / 1e9) if one.flops else "",
-            f"{100 * fraction.median:.0f}" if fraction else "",
+            "" if fraction is None else f"{100 * fraction:.0f}",
             one.problem,
         ])  # fmt: skip
     used = [column for column, title in enumerate(header) if title == "method" or any(row[column] for row in rows)]
@@ -89,23 +89,20 @@ def sweep_cells(readings: Sequence[Reading], sweep: str) -> tuple[list[str], lis
     for reading in here:
         found = {one.name: one for one in reading.methods}
         values = [reading.text, f"{reading.point.bases:,}"]
-        rows.append(values + [_brief(found.get(name), found.get("full")) for name in names])
+        for one in map(found.get, names):  # milliseconds, ratio to full fine-tuning and memory
+            spread, ratio = (one.spread(), one.ratio(found.get("full"))) if one else (None, None)
+            if one is None or spread is None:
+                values.append(one.problem if one else "")
+                continue
+            times = f", {ratio.median:.2f}" if ratio and one.name != "full" else ""
+            values.append(f"{significant(1000 * spread.median)} ms{times}, {_mega(one.peak or one.saved) or 0} MB")
+        rows.append(values)
     return [sweep, "bases", *(labels[name] for name in names)], rows
 
 
 def _without_rank(one: Measured, reading: Reading) -> str:
     """Return a label for all points of a sweep: where the rank changes, it is left out."""
     return one.label.replace(f"-{reading.point.rank}", "") if reading.sweep == "rank" else one.label
-
-
-def _brief(one: Measured | None, full: Measured | None) -> str:
-    """Return the text of a cell: milliseconds, ratio to full fine-tuning and memory."""
-    spread = one.spread() if one else None
-    if one is None or spread is None:
-        return one.problem if one else ""
-    ratio = one.ratio(full)
-    times = f", {ratio.median:.2f}" if ratio and one is not full else ""
-    return f"{significant(1000 * spread.median)} ms{times}, {_mega(one.peak or one.saved) or 0} MB"
 
 
 def markdown(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], command: str) -> str:
@@ -119,8 +116,7 @@ def as_json(results: Sequence[Measured]) -> list[dict[str, Any]]:
     for one in results:
         ratios = zip(("times_base", "times_peer"), _ratios(one, results), strict=True)
         row = asdict(one) | {key: asdict(ratio) if ratio else None for key, ratio in ratios}
-        fraction = one.of_peak()
-        found.append(row | {"of_peak": fraction.median if fraction else None})
+        found.append(row | {"of_peak": one.of_peak()})
     return found
 
 
@@ -155,7 +151,10 @@ def _milliseconds(results: Sequence[Measured]) -> tuple[list[float], list[list[f
 
 
 def curves(title: str, readings: Sequence[Reading]) -> Figure:
-    """Return a column of panels for each sweep: milliseconds above, memory below, logarithmic."""
+    """Return a column of panels for each sweep: milliseconds above, memory below, logarithmic.
+
+    Heights are logarithmic where they span more than a factor of ten, and begin at zero otherwise.
+    """
     sweeps = list(dict.fromkeys(reading.sweep for reading in readings))
     figure = Figure(figsize=(1.5 + 4 * max(1, len(sweeps)), 7.5), layout="constrained")
     figure.suptitle(title, fontsize=10)
@@ -177,24 +176,19 @@ def curves(title: str, readings: Sequence[Reading]) -> Figure:
             panel.set(xscale="log", xlabel="number of bases" if sweep == "rank" else sweep)
             panel.set_xticks([value for value, _ in at], [text for _, text in at])
             panel.set_xticks([], minor=True)
-            _scale(panel)
+            heights = [value for line in panel.get_lines() for value in line.get_ydata() if value > 0]
+            if heights and max(heights) > 10 * min(heights):
+                panel.set_yscale("log")
+                panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            else:
+                panel.set_ylim(0, 1.1 * max(heights, default=1))
+            panel.grid(alpha=0.3)
     panels[0, 0].set_ylabel("milliseconds, forward and backward")
     on_gpu = any(one.peak for reading in readings for one in reading.methods)
     panels[1, 0].set_ylabel("MB allocated at the peak" if on_gpu else "MB kept for the backward pass")
     if readings:
         figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize=9)
     return figure
-
-
-def _scale(panel: Any) -> None:
-    """Logarithmic where the values span more than a factor of ten; from zero otherwise."""
-    found = [value for line in panel.get_lines() for value in line.get_ydata() if value > 0]
-    if found and max(found) > 10 * min(found):
-        panel.set_yscale("log")
-        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    else:
-        panel.set_ylim(0, 1.1 * max(found, default=1))
-    panel.grid(alpha=0.3)
 
 
 def write_figure(figure: Figure, path: Path) -> None:

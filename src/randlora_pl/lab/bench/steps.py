@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
+from statistics import median
 from typing import Literal
 
 import torch
@@ -19,7 +20,6 @@ from randlora_pl.lab.bench.costs import (
     counter,
     in_turns,
     is_out_of_memory,
-    peak,
     ratios,
     saved_tensors,
     synchronize,
@@ -101,15 +101,16 @@ class Case:
             start = time.perf_counter()
             with saved_tensors(outside) as saved, counter() as operations:
                 self.step()
-            self.saved, self.flops = saved.bytes, operations.get_total_flops()
-            if self.device.type == "cuda" or time.perf_counter() - start < 10 * _LEAST:  # not the time of a usual step
+            self.saved, self.flops = sum(saved.values()), operations.get_total_flops()
+            on_gpu = self.device.type == "cuda"
+            if on_gpu or time.perf_counter() - start < 10 * _LEAST:  # not the time of a usual step
                 synchronize(self.device)
-                if self.device.type == "cuda":
+                if on_gpu:
                     torch.cuda.reset_peak_memory_stats(self.device)
                 start = time.perf_counter()
                 self.step()
                 synchronize(self.device)
-                self.peak = peak(self.device)
+                self.peak = int(torch.cuda.max_memory_allocated(self.device)) if on_gpu else None
             self._repeat = max(1, round(_LEAST / (time.perf_counter() - start)))
         return 0.0
 
@@ -190,15 +191,6 @@ class Measured:
     seconds: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
 
-    @classmethod
-    def after(cls, case: Case, seconds: Sequence[float], rates: Sequence[float]) -> "Measured":
-        """Return the measurements of a case; none after a problem."""
-        if case.problem:
-            return cls(case.name, case.label, case.problem)
-        return cls(
-            case.name, case.label, "", case.trained, case.saved, case.flops, case.peak, None, list(seconds), list(rates)
-        )
-
     def spread(self) -> Spread | None:
         """Return the spread of the seconds."""
         return Spread.over(self.seconds) if self.seconds else None
@@ -207,11 +199,10 @@ class Measured:
         """Return the seconds relative to another case, round by round."""
         return ratios(self.seconds, base.seconds) if base and base.seconds and self.seconds else None
 
-    def of_peak(self) -> Spread | None:
-        """Return the operations per second, as a fraction of the matrix product's in the same round."""
-        if not self.seconds:
-            return None
-        return Spread.over([self.flops / one / rate for one, rate in zip(self.seconds, self.rates, strict=True)])
+    def of_peak(self) -> float | None:
+        """Return the operations per second, as the median fraction of the matrix product's in the same round."""
+        fractions = [self.flops / one / rate for one, rate in zip(self.seconds, self.rates, strict=True)]
+        return median(fractions) if fractions else None
 
 
 def measure(
@@ -236,12 +227,16 @@ def measure(
     turns: dict[str, Callable[[], float]] = {_PEAK: gemm.rate} | {case.name: case.seconds for case in cases}
 
     def found(values: dict[str, list[float]]) -> list[Measured]:
-        return [Measured.after(case, values[case.name], values[_PEAK]) for case in cases]
+        results = []
+        for case in cases:
+            one = Measured(case.name, case.label, case.problem)
+            if not case.problem:
+                one.trained, one.saved, one.flops, one.peak = case.trained, case.saved, case.flops, case.peak
+                one.seconds, one.rates = list(values[case.name]), list(values[_PEAK])
+            results.append(one)
+        return results
 
-    values = in_turns(
-        turns, rounds, tick, warm_up=False, to_and_fro=True, after_round=lambda values: keep(found(values))
-    )
-    return found(values)
+    return found(in_turns(turns, rounds, tick, warm_up=False, after_round=lambda values: keep(found(values))))
 
 
 def available(

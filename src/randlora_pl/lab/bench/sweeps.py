@@ -77,12 +77,12 @@ class Reading:
         """Yield one flat row a method, for CSV and JSON."""
         full = next((one for one in self.methods if one.name == "full"), None)
         for one in self.methods:
-            spread, ratio, fraction = one.spread(), one.ratio(full), one.of_peak()
+            spread, ratio = one.spread(), one.ratio(full)
             row: dict[str, Any] = {"sweep": self.sweep, **asdict(self.point), "bases": self.point.bases}
             row |= {"method": one.name, "label": one.label, "trained": one.trained}
             row |= {f"seconds_{key}": value for key, value in (asdict(spread) if spread else {}).items()}
             row |= {"times_full": ratio.median if ratio else None, "saved_bytes": one.saved, "peak_bytes": one.peak}
-            yield row | {"flops": one.flops, "of_peak": fraction.median if fraction else None, "problem": one.problem}
+            yield row | {"flops": one.flops, "of_peak": one.of_peak(), "problem": one.problem}
 
 
 def readings(sweeps: dict[str, list[Any]]) -> list[tuple[str, Point]]:

@@ -1,7 +1,7 @@
 """Whole training steps of a model: full fine-tuning, our methods and PEFT's, from random weights."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -19,23 +19,11 @@ CLASSES = 100
 Library = Literal["timm", "open_clip", "transformers"]
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A plain model and what it is trained on.
+Problem = tuple[nn.Module, list[Tensor], Callable[[nn.Module, Sequence[Tensor]], Tensor], str]
+"""A plain model; samples and all other inputs of the loss, each sample a row of the first one; the loss; what they are.
 
-    Attributes:
-        model: On the CPU.
-        batch: Samples and all other inputs of the loss, on the CPU; each sample is a row of the first one.
-        loss: The model and the batch to a scalar.
-        words: Description of the batch.
-        decoder: Whether it is one; methods then have their ranks for decoders rather than those for images.
-    """
-
-    model: nn.Module
-    batch: Sequence[Tensor]
-    loss: Callable[[nn.Module, Sequence[Tensor]], Tensor]
-    words: str
-    decoder: bool = False
+Model and inputs are on the CPU.
+"""
 
 
 def library_of(model: str) -> Library:
@@ -76,17 +64,16 @@ def image_problem(model: str, library: Library, images: int) -> Problem:
 
         clip = load_clip(model, "random")
         built, size, features = ImageTower(clip.model), clip.image.size, clip.embed_dim
+
+    def loss(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+        images, labels, head = batch
+        return F.cross_entropy(F.linear(model(images), head).float(), labels)
+
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(images, 3, size, size, generator=generator)
     labels = torch.randint(CLASSES, (images,), generator=generator)
     head = torch.randn(CLASSES, features, generator=generator) / features**0.5
-    return Problem(built, [pixels, labels, head], _classified, f"{images} images of {size} pixels")
-
-
-def _classified(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
-    """Return the cross-entropy of the images."""
-    images, labels, head = batch
-    return F.cross_entropy(F.linear(model(images), head).float(), labels)
+    return built, [pixels, labels, head], loss, f"{images} images of {size} pixels"
 
 
 def token_problem(model: str, samples: int, tokens: int, overrides: Mapping[str, Any] | None) -> Problem:
@@ -96,7 +83,7 @@ def token_problem(model: str, samples: int, tokens: int, overrides: Mapping[str,
         UserError: transformers is missing, the options make no model, or it has fewer positions than tokens.
     """
     from randlora_pl.language.loading import RANDOM, model_config, possible, try_out
-    from randlora_pl.language.token_losses import table_of_positions
+    from randlora_pl.language.token_losses import table_of_positions, token_losses
     from randlora_pl.models.weights import seeded
 
     if tokens < 2:
@@ -114,17 +101,14 @@ def token_problem(model: str, samples: int, tokens: int, overrides: Mapping[str,
         raise UserError(f"--tokens is {tokens}, and {config.model_type} has {most:,} positions: give no more")
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (samples, tokens), generator=generator)
-    return Problem(built, [ids], _predicted, f"{samples} samples of {tokens} tokens", decoder=True)
 
+    def loss(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+        (ids,) = batch
+        learned = torch.arange(ids.numel(), device=ids.device).view_as(ids)[:, :-1].flatten()
+        texts = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "learned": learned}
+        return token_losses(model, {**texts, "padding": "right"})[0].mean()
 
-def _predicted(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
-    """Return the cross-entropy of each next token."""
-    from randlora_pl.language.token_losses import token_losses
-
-    (ids,) = batch
-    learned = torch.arange(ids.numel(), device=ids.device).view_as(ids)[:, :-1].flatten()
-    texts = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "learned": learned}
-    return token_losses(model, {**texts, "padding": "right"})[0].mean()
+    return built, [ids], loss, f"{samples} samples of {tokens} tokens"
 
 
 @dataclass(frozen=True)
@@ -169,21 +153,21 @@ class Training:
         self.setup = setup
         self.device = torch.device(setup.device)
         if setup.library == "transformers":
-            self.problem = token_problem(setup.model, setup.batch_size, setup.tokens, setup.overrides)
+            problem = token_problem(setup.model, setup.batch_size, setup.tokens, setup.overrides)
         else:
-            self.problem = image_problem(setup.model, setup.library, setup.batch_size)
-        self.base = self.problem.model
+            problem = image_problem(setup.model, setup.library, setup.batch_size)
+        self.base, (self.samples, *others), self._loss, self.words = problem
         self.layers = layers_of(self.base, setup.targets)
-        self.batch = [tensor.to(self.device) for tensor in self.problem.batch]
+        self.batch = [tensor.to(self.device) for tensor in (self.samples, *others)]
 
     def loss(self, model: nn.Module) -> Tensor:
         """Return the loss of the batch."""
-        return self.problem.loss(model, self.batch)
+        return self._loss(model, self.batch)
 
     def rank(self, name: str) -> int | None:
         """Return a method's rank for this kind of model; None for its own."""
         kind = name.removeprefix("peft-").partition("-")[0]
-        return LANGUAGE_RANKS.get(kind) if self.problem.decoder else None
+        return LANGUAGE_RANKS.get(kind) if self.setup.library == "transformers" else None
 
     def label(self, name: str) -> str:
         """Return a method's name in tables."""
@@ -213,7 +197,7 @@ class Training:
     def forward_flops(self) -> int:
         """Return the operations of a forward pass of the plain model, counted on one sample."""
         with counter() as operations:
-            self.base(self.problem.batch[0][:1])
+            self.base(self.samples[:1])
         return int(operations.get_total_flops()) * self.setup.batch_size
 
 
@@ -234,6 +218,5 @@ def one_training(setup: Setup, name: str) -> None:
     training = Training(setup)
     case = training.case(name)
     training.base = nn.Identity()  # full fine-tuning has a copy
-    training.problem = replace(training.problem, model=nn.Identity())
     case.step()
     case.step()
