@@ -138,7 +138,9 @@ def _shown_results(names: Sequence[str], results: Sequence[dict[str, Any]]) -> l
     rows = []
     for key in shown:
         values = [metrics.get(key) for metrics in results]
-        row = [_title(key), *(_formatted(key, value) for value in values)]
+        title = f"{key}, %" if key.endswith("/acc") else key
+        title = f"{key.removesuffix('_bytes')}, MB" if key.endswith("_bytes") else title
+        row = [title, *(_formatted(key, value) for value in values)]
         if pair:  # the second minus the first
             first, second = (value if _numeric(value) else None for value in values)
             change = None if first is None or second is None else second - first
@@ -149,12 +151,6 @@ def _shown_results(names: Sequence[str], results: Sequence[dict[str, Any]]) -> l
 
 def _numeric(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _title(key: str) -> str:
-    return (
-        f"{key}, %" if key.endswith("/acc") else f"{key.removesuffix('_bytes')}, MB" if key.endswith("_bytes") else key
-    )
 
 
 def _formatted(key: str, value: Any) -> str:

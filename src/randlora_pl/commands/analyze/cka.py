@@ -1,5 +1,6 @@
 """``analyze cka``: similarity of activations to the activations of full fine-tuning."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.commands.analyze import (
@@ -59,11 +60,12 @@ def cka(
         raise UserError(f"--batch-size is {tested.batch_size}: the unbiased estimate needs at least 4 images.")
     device = pick_device(tested.device)
     opened = [open_run(path) for path in runs]
-    labels = dict(zip(runs, labels_of_groups(opened, dataset), strict=True))
     groups: dict[str, list[AnalyzedRun]] = {}
     for run in opened:
         groups.setdefault(dataset or run.dataset, []).append(run)
+    labels: dict[Path, str] = {}  # unique among the runs of one dataset, and equal for the same method on others
     for name, members in groups.items():
+        labels |= dict(zip((run.path for run in members), labels_of(members), strict=True))
         if len(members) < 2:
             raise UserError(f"{members[0].path} is the only run on {name}: CKA compares two runs on one dataset.")
     from randlora_pl.lab.analysis.cka import cka_figure
@@ -80,30 +82,24 @@ def cka(
             curves.setdefault(labels[run.path], []).append(values)
             fixed = {"data_set": name, "reference": str(first.path), "run": str(run.path), "method": labels[run.path]}
             rows += [fixed | {"block": block + 1, "kind": kind, "cka": v} for (block, kind), v in values.items()]
+    mean = {}
     for label, each in curves.items():
         if any(one.keys() != each[0].keys() for one in each):
             raise UserError(f"{label}: its runs have models of different depth, so their layers cannot be averaged.")
-    mean = {
-        label: {layer: sum(one[layer] for one in each) / len(each) for layer in each[0]}
-        for label, each in curves.items()
-    }
+        mean[label] = {layer: sum(one[layer] for one in each) / len(each) for layer in each[0]}
     reference = " / ".join(dict.fromkeys(labels[members[0].path] for members in groups.values()))
     content = {"images": counts, "seed": tested.seed, "batch_size": tested.batch_size, "rows": rows}
     figure = cka_figure(mean, reference, "; ".join(counts))
     folder = write_output(output, "cka", rows, content, figure)
-    _print(mean, reference, counts)
+    print(f"CKA with {reference} on {'; '.join(counts)}:\n")
+    columns = [(label, kind) for label in mean for kind in ("attention", "mlp")]
+    cells = []
+    for block in sorted({block for values in mean.values() for block, _ in values}):
+        found = (mean[label].get((block, kind)) for label, kind in columns)
+        cells.append([block + 1, *("" if value is None else f"{value:.4f}" for value in found)])
+    print(table(["block", *(f"{label}, {kind}" for label, kind in columns)], cells))
     print_output(folder)
     return 0
-
-
-def labels_of_groups(runs: list[AnalyzedRun], dataset: str | None) -> list[str]:
-    """Return labels that are unique among the runs of one dataset, and equal for the same method on others."""
-    found: dict[int, str] = {}
-    names = [dataset or run.dataset for run in runs]
-    for name in dict.fromkeys(names):
-        indices = [index for index, other in enumerate(names) if other == name]
-        found |= dict(zip(indices, labels_of([runs[index] for index in indices]), strict=True))
-    return [found[index] for index in range(len(runs))]
 
 
 def _compare(
@@ -131,15 +127,3 @@ def _compare(
                 tick(len(batch))
 
         return len(samples), compare(reference.model, {name: task.model for name, task in tasks.items()}, images())
-
-
-def _print(mean: dict[str, dict["Layer", float]], reference: str, counts: list[str]) -> None:
-    blocks = sorted({index[0] for values in mean.values() for index in values})
-    print(f"CKA with {reference} on {'; '.join(counts)}:\n")
-    header = ["block", *(f"{label}, {kind}" for label in mean for kind in ("attention", "mlp"))]
-    rows = [
-        [block + 1, *(f"{values[block, kind]:.4f}" if (block, kind) in values else "" for values in mean.values()
-                      for kind in ("attention", "mlp"))]
-        for block in blocks
-    ]  # fmt: skip
-    print(table(header, rows))

@@ -88,12 +88,11 @@ def landscape(
         if runs or given:
             what = given[0] if given else "a run"
             raise UserError(f"--resume uses the options in {resume}/{FILE}: leave out {what}.")
+        state = _read(resume)
     elif len(runs) != 3:
         raise UserError(f"analyze landscape: expected three runs, got {len(runs)}.")
-    if resume is None:
-        state = {"runs": [str(path) for path in runs], **vars(settings), "rows": [None] * settings.grid}
     else:
-        state = _read(resume)
+        state = {"runs": [str(path) for path in runs], **vars(settings), "rows": [None] * settings.grid}
     opened = [open_run(Path(path)) for path in state["runs"]]
     prints = []
     for run in opened:  # a hash changes with every tensor and option of an adapter
@@ -106,7 +105,28 @@ def landscape(
         with advised(batch_size):
             folder = _compute(opened, state, resume, batch_size, device, output)
     assert folder is not None
-    _draw(folder, state)
+    from randlora_pl.lab.analysis.figures import write_figure
+    from randlora_pl.lab.analysis.landscape import POSITIONS, Grid, Landscape, contour_figure
+    from randlora_pl.lab.bench.report import write_json
+
+    heights = [[float("inf") if value is None else value for value in row] for row in state["rows"]]
+    about = f"{state['images']:,} of {state['trained_on']:,} training images of {state['data_set']}"
+    (one, two, three), (first, second, third) = state["labels"], state["losses"]
+    drawn = Landscape(
+        (one, two, three), POSITIONS[state["positions"]], (first, second, third),
+        Grid(state["grid"], state["margin"]), heights, about,
+    )  # fmt: skip
+    barriers = drawn.barriers()
+    write_json(state | {"values": drawn.grid.values, "barriers": barriers}, folder / FILE)
+    write_figure(contour_figure(drawn), folder, "landscape")
+    print("\nBarrier between two models on the path with the lowest maximum, above the higher of their losses:")
+    for pair, height in barriers.items():
+        print(f"  {pair}: {height:.4f}")
+    if not drawn.on_grid:
+        print(
+            "The models are not points of this grid, so the barriers are approximate (use --grid 25 --positions paper)."
+        )
+    print_output(folder)
     return 0
 
 
@@ -204,29 +224,3 @@ def _compute(
     except KeyboardInterrupt as stop:
         raise type(stop)(f"resume with: randlora-pl analyze landscape --resume {folder}") from stop
     return folder
-
-
-def _draw(folder: Path, state: dict[str, Any]) -> None:
-    from randlora_pl.lab.analysis.figures import write_figure
-    from randlora_pl.lab.analysis.landscape import POSITIONS, Grid, Landscape, contour_figure
-    from randlora_pl.lab.bench.report import write_json
-
-    heights = [[float("inf") if value is None else value for value in row] for row in state["rows"]]
-    one, two, three = state["labels"]
-    first, second, third = state["losses"]
-    about = f"{state['images']:,} of {state['trained_on']:,} training images of {state['data_set']}"
-    landscape = Landscape(
-        (one, two, three), POSITIONS[state["positions"]], (first, second, third),
-        Grid(state["grid"], state["margin"]), heights, about,
-    )  # fmt: skip
-    barriers = landscape.barriers()
-    write_json(state | {"values": landscape.grid.values, "barriers": barriers}, folder / FILE)
-    write_figure(contour_figure(landscape), folder, "landscape")
-    print("\nBarrier between two models on the path with the lowest maximum, above the higher of their losses:")
-    for pair, height in barriers.items():
-        print(f"  {pair}: {height:.4f}")
-    if not landscape.on_grid:
-        print(
-            "The models are not points of this grid, so the barriers are approximate (use --grid 25 --positions paper)."
-        )
-    print_output(folder)

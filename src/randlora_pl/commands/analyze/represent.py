@@ -1,7 +1,7 @@
 """``analyze represent``: error of adapters of one budget in expressing an update."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from randlora_pl.commands.analyze import AnalyzedRun, NewFolder, open_run, print_output, write_output
 from randlora_pl.utils.errors import UserError
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
     from randlora_pl.adapters import Adapter
     from randlora_pl.lab.analysis.represent import LayerFit
-
-RANKS = (1, 2, 4, 8, 16, 32)
-WEIGHTS = "weights"
 
 
 def represent(
@@ -62,14 +59,35 @@ def represent(
     run = open_run(path)
     updates = _updates(run, targets)
     smallest = min(min(update.shape) for update in updates.values())
-    ranks = sorted(set(ranks or [rank for rank in RANKS if rank <= max(1, smallest // 4)]))
+    ranks = sorted(set(ranks or [rank for rank in (1, 2, 4, 8, 16, 32) if rank <= max(1, smallest // 4)]))
     if ranks[-1] > smallest:
         raise UserError(f"--ranks: {ranks[-1]} is larger than the smallest side of a layer, {smallest}.")
     leads = _leads(run, updates, lead)
-    from randlora_pl.lab.analysis.represent import represent_figure
+    import torch
+
+    from randlora_pl.adapters.budget import match_budget
+    from randlora_pl.adapters.methods.lora import LoRA
+    from randlora_pl.adapters.methods.randlora import RandLoRA
+    from randlora_pl.adapters.weights import WeightShape
+    from randlora_pl.commands.common.terminal import counting
+    from randlora_pl.lab.analysis.represent import directions, represent_figure
+    from randlora_pl.lab.analysis.represent import represent as fitted
     from randlora_pl.run.callbacks.summary import describe
 
-    fits, notes = _fit(updates, leads, ranks, sweeps, seed)
+    shapes = [WeightShape(layer, *update.shape) for layer, update in updates.items()]
+    fits: dict[int, list[LayerFit]] = {rank: [] for rank in ranks}
+    pairs: dict[int, Any] = {}  # a LoRA, the RandLoRA with about as many parameters, and its bases
+    for rank in ranks:
+        adapter: Any = match_budget(RandLoRA(match=f"lora:{rank}", seed=seed), shapes, torch.nn.Module())[0]
+        pairs[rank] = LoRA(rank=rank), adapter, adapter.bases(shapes, torch.device("cpu"))
+    with counting(True, "{task.completed} of {task.total} fits", len(ranks) * len(updates)) as tick:
+        for layer, update in updates.items():
+            led: dict[str, Tensor | None] = {"orthonormal": None}
+            led |= {f"led by {name}": directions(matrices[layer]) for name, matrices in leads.items()}
+            for rank in ranks:
+                fits[rank].append(fitted(layer, update, *pairs[rank], sweeps, led))
+                tick(1)
+    notes = {rank: adapter.rank for rank, (_, adapter, _) in pairs.items()}
     rows = [
         {"lora_rank": rank, "randlora_rank": notes[rank]} | one.as_row() for rank, each in fits.items() for one in each
     ]
@@ -87,9 +105,7 @@ def represent(
 
 def note_of(adapter: "Adapter") -> str:
     """Return a note on an update that has the form of one of the two fits already, or ""."""
-    from randlora_pl.lab.analysis.represent import NAMES
-
-    own = sorted({leaf.method() for leaf in adapter.leaves()} & {*NAMES})
+    own = sorted({leaf.method() for leaf in adapter.leaves()} & {"LoRA", "RandLoRA"})
     if not own:
         return ""
     return f"Note: this update is {' and '.join(own)}'s own, so the comparison is circular. Take a full fine-tuning."
@@ -131,7 +147,7 @@ def _leads(run: AnalyzedRun, updates: "dict[str, Tensor]", names: Sequence[str])
 
     found = {}
     for name in names:
-        if name == WEIGHTS:
+        if name == "weights":
             found[name] = site_weights(load_base(run.file).submodule_for(run.file), updates)
             continue
         lead = open_run(find_run(name))
@@ -150,32 +166,8 @@ def _leads(run: AnalyzedRun, updates: "dict[str, Tensor]", names: Sequence[str])
     return found
 
 
-def _fit(
-    updates: "dict[str, Tensor]", leads: "dict[str, dict[str, Tensor]]", ranks: list[int], sweeps: int, seed: int
-) -> tuple[dict[int, "list[LayerFit]"], dict[int, int]]:
-    """Return the fits of the layers by LoRA's rank, and RandLoRA's rank by LoRA's."""
-    import torch
-
-    from randlora_pl.adapters.weights import WeightShape
-    from randlora_pl.commands.common.terminal import counting
-    from randlora_pl.lab.analysis.represent import directions, methods_of, represent
-
-    shapes = [WeightShape(layer, *update.shape) for layer, update in updates.items()]
-    fits: dict[int, list[LayerFit]] = {rank: [] for rank in ranks}
-    pairs = {rank: methods_of(rank, shapes, seed) for rank in ranks}
-    bases = {rank: adapter.bases(shapes, torch.device("cpu")) for rank, (_, adapter) in pairs.items()}
-    with counting(True, "{task.completed} of {task.total} fits", len(ranks) * len(updates)) as tick:
-        for layer, update in updates.items():
-            led: dict[str, Tensor | None] = {"orthonormal": None}
-            led |= {f"led by {name}": directions(lead[layer]) for name, lead in leads.items()}
-            for rank in ranks:
-                fits[rank].append(represent(layer, update, *pairs[rank], bases[rank], sweeps, led))
-                tick(1)
-    return fits, {rank: adapter.rank for rank, (_, adapter) in pairs.items()}
-
-
 def _print(fits: dict[int, "list[LayerFit]"], chosen: dict[int, int], what: str) -> None:
-    from randlora_pl.lab.analysis.represent import NAMES, mean_error
+    from randlora_pl.lab.analysis.represent import mean_error
 
     rows = []
     for rank, each in fits.items():
@@ -193,5 +185,5 @@ def _print(fits: dict[int, "list[LayerFit]"], chosen: dict[int, int], what: str)
         [f"LoRA {rank}", *(f"{1 - mean_error(each, name) ** 2:.4f}" for name in names)] for rank, each in fits.items()
     ]
     print("\nCaptured share of the update, also by RandLoRA with orthonormal bases and an A of signs:\n")
-    print(table(("budget", *NAMES, *names[2:]), shares))
+    print(table(("budget", "LoRA", "RandLoRA", *names[2:]), shares))
     print("\nShares: 1 - error^2. They are of this one update, and predict neither loss nor accuracy.")

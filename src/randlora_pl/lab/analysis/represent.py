@@ -28,7 +28,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from randlora_pl.adapters.budget import match_budget
 from randlora_pl.adapters.methods.lora import LoRA
 from randlora_pl.adapters.methods.randlora import RandLoRA
 from randlora_pl.adapters.random_bases import Bases
@@ -36,14 +35,6 @@ from randlora_pl.adapters.spectrum import truncated
 from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.lab.analysis.figures import colors, footnote, new_figure
 from randlora_pl.utils.text.formatting import for_figure
-
-NAMES = ("LoRA", "RandLoRA")
-"""The methods that are compared."""
-
-
-def methods_of(rank: int, shapes: list[WeightShape], seed: int) -> tuple[LoRA, Any]:
-    """Return a LoRA of a rank, and the RandLoRA with about as many parameters on these weights."""
-    return LoRA(rank=rank), match_budget(RandLoRA(match=f"lora:{rank}", seed=seed), shapes, torch.nn.Module())[0]
 
 
 def tall(matrix: Tensor) -> Tensor:
@@ -93,18 +84,12 @@ def remaining(w: Tensor, b: Tensor, signs: Tensor) -> float:
     return math.sqrt(max(0.0, 1 - float(captured / total))) if total > 0 else 0.0
 
 
-RIDGE = 1e-12
-"""Ridge of the normal equations, which may be singular, relative to their mean diagonal entry."""
-
 NOTE = (
     "LoRA: truncated SVD, the optimum; equation 8 with the square root that the paper omits (a Frobenius norm is "
     "the root of the sum of squares).\n"
     "RandLoRA: lambda and gamma of equation 4 by alternating least squares, a local optimum; with orthonormal bases "
     "and signs by the closed form, the optimum."
 )
-
-LABELS = {"lora": "LoRA, best possible", "randlora": "RandLoRA, fitted"}
-"""Labels of the two methods in plots."""
 
 
 @dataclass(frozen=True)
@@ -176,14 +161,24 @@ def fit(w: Tensor, b: Tensor, a: Tensor, sweeps: int = 100, tolerance: float = 1
         tolerance: Relative decrease of the error per sweep below which the fit stops.
     """
     w, b, a = w.double(), b.double(), a.double()
-    _, count, rank = b.shape
+    (_, count, rank), width = b.shape, w.shape[1]
     flat = b.flatten(1)
-    products, gram, norm = flat.T @ w, flat.T @ flat, float(w.norm())
-    lambdas, gammas = torch.ones(count, rank, dtype=w.dtype), torch.zeros(count, w.shape[1], dtype=w.dtype)
+    products, gram, norm = flat.T @ w, flat.T @ flat, float(w.norm())  # (n r, d) and (n r, n r)
+    lambdas, gammas = torch.ones(count, rank, dtype=w.dtype), torch.zeros(count, width, dtype=w.dtype)
     errors = [1.0 if norm > 0 else 0.0]
     for _ in range(sweeps if norm > 0 else 0):
-        gammas = _gammas(products, gram, a, lambdas)
-        lambdas = _lambdas(products, gram, a, gammas)
+        # gamma for fixed lambda: W[:, c] = sum_j gamma_j[c] B_j (lambda_j * A[:, c]) for each column c
+        scaled = lambdas[:, :, None] * a  # (n, r, d)
+        right = (scaled * products.view(count, rank, width)).sum(1).T  # (d, n)
+        for start in range(0, width, 64):  # limits the memory
+            part = scaled[:, :, start : start + 64]
+            half = torch.einsum("nrms,msc->cnrm", gram.view(count, rank, count, rank), part)
+            normal = torch.einsum("nrc,cnrm->cnm", part, half)
+            gammas[:, start : start + 64] = _solve(normal, right[start : start + 64]).T
+        # lambda for fixed gamma: W = sum_ji lambda_ji b_ji (A_i * gamma_j)^T
+        rows = (a[None] * gammas[:, None]).flatten(0, 1)  # (n r, d)
+        normal = gram * (rows @ rows.T)
+        lambdas = _solve(normal[None], (products * rows).sum(1)[None])[0].view(count, rank)
         size = lambdas.square().mean().sqrt()  # only the product is determined, so keep both on one scale
         lambdas, gammas = lambdas / size, gammas * size
         errors.append(float((w - combined(b, a, lambdas, gammas)).norm()) / norm)
@@ -192,37 +187,11 @@ def fit(w: Tensor, b: Tensor, a: Tensor, sweeps: int = 100, tolerance: float = 1
     return Fitted(lambdas, gammas, errors)
 
 
-def _gammas(products: Tensor, gram: Tensor, a: Tensor, lambdas: Tensor) -> Tensor:
-    """Solve W[:, c] = sum_j gamma_j[c] B_j (lambda_j * A[:, c]) for gamma (n, d), for each column c and fixed lambda.
-
-    ``products`` are B^T W, (n r, d), and ``gram`` is B^T B, (n r, n r).
-    """
-    count, rank = lambdas.shape
-    width = a.shape[1]
-    blocks = gram.view(count, rank, count, rank)
-    scaled = lambdas[:, :, None] * a  # (n, r, d)
-    right = (scaled * products.view(count, rank, width)).sum(1).T  # (d, n)
-    found = torch.empty(count, width, dtype=a.dtype)
-    for start in range(0, width, 64):  # limits the memory
-        part = scaled[:, :, start : start + 64]
-        half = torch.einsum("nrms,msc->cnrm", blocks, part)
-        normal = torch.einsum("nrc,cnrm->cnm", part, half)
-        found[:, start : start + 64] = _solve(normal, right[start : start + 64]).T
-    return found
-
-
-def _lambdas(products: Tensor, gram: Tensor, a: Tensor, gammas: Tensor) -> Tensor:
-    """Solve W = sum_ji lambda_ji b_ji (A_i * gamma_j)^T for lambda (n, r), for fixed gamma."""
-    count, rank = len(gammas), len(a)
-    rows = (a[None] * gammas[:, None]).flatten(0, 1)  # (n r, d)
-    normal = gram * (rows @ rows.T)
-    return _solve(normal[None], (products * rows).sum(1)[None])[0].view(count, rank)
-
-
 def _solve(normal: Tensor, right: Tensor) -> Tensor:
     """Return the solutions (b, k) of positive semidefinite systems (b, k, k)."""
     mean = normal.diagonal(dim1=1, dim2=2).mean(1)
-    ridge = (RIDGE * mean).clamp_min(torch.finfo(normal.dtype).tiny)
+    # relative to the mean diagonal entry, since they may be singular
+    ridge = (1e-12 * mean).clamp_min(torch.finfo(normal.dtype).tiny)
     factor, info = torch.linalg.cholesky_ex(
         normal + ridge[:, None, None] * torch.eye(normal.shape[1], dtype=normal.dtype)
     )
@@ -286,6 +255,7 @@ def mean_error(fits: list[LayerFit], which: str) -> float:
 
 def represent_figure(fits: Mapping[int, list[LayerFit]], title: str) -> Figure:
     """Plot the error over all layers by number of parameters, and the error of each layer at the largest budget."""
+    labels = {"lora": "LoRA, best possible", "randlora": "RandLoRA, fitted"}
     figure = new_figure(11.5, 4.8, title)
     budgets, layers = figure.subplots(1, 2, sharey=True)
     largest = fits[max(fits)]
@@ -295,12 +265,12 @@ def represent_figure(fits: Mapping[int, list[LayerFit]], title: str) -> Figure:
         counter = "lora_parameters" if which == "lora" else "randlora_parameters"
         counts = [sum(getattr(one, counter) for one in each) for each in fits.values()]
         errors = [mean_error(each, which) for each in fits.values()]
-        label = LABELS.get(which, f"RandLoRA, {which}")
+        label = labels.get(which, f"RandLoRA, {which}")
         style: dict[str, Any] = (
-            {"marker": "o"} if which in LABELS else {"marker": "s", "markersize": 3, "linestyle": "--"}
+            {"marker": "o"} if which in labels else {"marker": "s", "markersize": 3, "linestyle": "--"}
         )
         budgets.plot(counts, errors, color=color, label=for_figure(label), **style)
-        if which in LABELS:
+        if which in labels:
             layers.plot(numbers, [one.errors[which] for one in largest], marker="o", markersize=4, color=color)
     budgets.set(xscale="log", xlabel="trained parameters", ylabel="relative error (Frobenius)", ylim=(0, 1.05))
     budgets.set_title("all layers: root of the mean square", fontsize=10)
