@@ -164,13 +164,6 @@ def _square(image: Any) -> Any:
     return np.asarray(whole.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
-_HEADER = ("method", "trained parameters", "learning rate", "chosen by", "accuracy, %", "seconds")
-_NO_VERDICT = (
-    "The order is the config's and not a ranking. A verdict needs rates that one search chose on validation "
-    "images, five seeds and six datasets (randlora-pl sweep --tune, randlora-pl report)."
-)
-
-
 def method_tables(sweep: Sweep, cells: Sequence[Trial]) -> str:
     """Return Markdown: a table of each model, dataset and budget, in which no method is ranked.
 
@@ -193,8 +186,13 @@ def method_tables(sweep: Sweep, cells: Sequence[Trial]) -> str:
                 time = f"{seconds.median():.0f}" if len(seconds) else "-"
                 rows.append([method, size, *chosen, _mean(shown.estimate(key)), time])
         caption = f"{model}, {dataset}, {budget}: test accuracy, mean ± standard error over seeds"
-        lines += table_lines(Table("", caption, row(*_HEADER), [row(*cells) for cells in rows]))
-    return "\n".join([*lines, _NO_VERDICT]) + "\n"
+        header = row("method", "trained parameters", "learning rate", "chosen by", "accuracy, %", "seconds")
+        lines += table_lines(Table("", caption, header, [row(*cells) for cells in rows]))
+    lines.append(
+        "The order is the config's and not a ranking. A verdict needs rates that one search chose on validation "
+        "images, five seeds and six datasets (randlora-pl sweep --tune, randlora-pl report)."
+    )
+    return "\n".join(lines) + "\n"
 
 
 def _mean(estimate: Estimate | None) -> str:

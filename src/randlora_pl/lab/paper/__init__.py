@@ -2,7 +2,6 @@
 
 import csv
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -21,8 +20,6 @@ SOURCE = (
 
 AVERAGE = "Average"
 """The column of printed averages."""
-FURTHER = ("4", "15", "shifted_datasets")
-"""Tables with columns beside the datasets of Table 7: tests of language models, and shifted images."""
 
 
 class PaperCell(NamedTuple):
@@ -100,20 +97,10 @@ def column_of(dataset: str) -> str | None:
         dataset: A name of our catalog (``oxfordpets``, ``stsb``) or the paper's own (``OxfordIIITPet``, ``STS-B``).
     """
     ours = dict(zip(PAPER, datasets(), strict=True))  # both are in the order of Table 7
-    further = [column for number in FURTHER for column in averaged(number)]
+    # columns beside the datasets of Table 7: tests of language models, and shifted images
+    further = [column for number in ("4", "15", "shifted_datasets") for column in averaged(number)]
     same = {plain(name): name for name in [*datasets(), *further]}
     return ours.get(dataset) or same.get(plain(dataset))
-
-
-def is_whole(columns: Iterable[str | None]) -> bool:
-    """Return True if these are what Tables 2, 3 and 6 average over: all datasets of Table 7, or all tests of Table 15.
-
-    Args:
-        columns: The paper's names, each once; None for what the paper does not have.
-    """
-    given = list(columns)
-    wholes = ({*datasets()}, averaged(15))
-    return any(set(given) == whole and len(given) == len(whole) for whole in wholes)
 
 
 def plain(label: str) -> str:

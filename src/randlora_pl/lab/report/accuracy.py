@@ -26,17 +26,13 @@ PLAIN = (
     f"than {MOST:,} values, as many as fit are drawn. Options are the defaults of scikit-learn, and nothing is tuned. "
     "No test of pairs has them."
 )
-_LONGEST = 60
-"""Letters of an identifier: names of files must end somewhere."""
-_SHORT = 24
-"""Letters of a reason that fit into a cell; the tooltip and the list of missing runs have all of it."""
 
 
 def accuracy_table(sweep: Sweep, beside: Beside, model: str) -> Table:
     """Return the layout of Tables 11 to 14: budgets and methods down, datasets across."""
     plan = sweep.plan
-    there = {key for key in sweep.runs if key.model == model}
-    datasets = [dataset for dataset in plan.datasets if any(key.dataset == dataset for key in there)]
+    there = {key.dataset for key in sweep.runs if key.model == model}
+    datasets = [dataset for dataset in plan.datasets if dataset in there]
     rows: list[list[TableCell]] = []
     groups, below = [], []
     for budget in sweep.budgets(model):
@@ -45,22 +41,17 @@ def accuracy_table(sweep: Sweep, beside: Beside, model: str) -> Table:
         data = TableCell(budget, sort=plan.budgets.index(budget))
         for method in plan.methods:
             keys = [Key(model, dataset, budget, method) for dataset in datasets]
-            if any(key in there for key in keys):
+            if any(key in sweep.runs for key in keys):
                 cells = [accuracy_cell(sweep, beside, key) for key in keys]
                 average = average_cell(sweep, beside, model, budget, method, shared)
                 rows.append(row(method, data, sweep.parameters(model, method), *cells, average))
         rows += _plain(sweep, data, datasets, shared)
         below += left_out_line(budget, left_out)
     titles = [TableCell(dataset, sweep.metrics.get(dataset, "")) for dataset in datasets]
-    return Table(
-        f"accuracy-{identifier(model)}",
-        f"{model}: test {sweep.measured} in percent, mean ± half the 95 % confidence interval over seeds",
-        row("Method", "Data", "Trained parameters", *titles, "Average"),
-        rows,
-        [*below, *[PLAIN] * bool(sweep.baselines)],
-        groups,
-        left=2,
-    )
+    header = row("Method", "Data", "Trained parameters", *titles, "Average")
+    below += [PLAIN] if sweep.baselines else []
+    caption = f"{model}: test {sweep.measured} in percent, mean ± half the 95 % confidence interval over seeds"
+    return Table(f"accuracy-{identifier(model)}", caption, header, rows, below, groups, left=2)
 
 
 def average_table(sweep: Sweep, beside: Beside, model: str) -> Table:
@@ -69,21 +60,15 @@ def average_table(sweep: Sweep, beside: Beside, model: str) -> Table:
     rows = []
     for method in sweep.plan.methods:
         if any(key.model == model and key.method == method for key in sweep.runs):
-            cells = [
-                average_cell(sweep, beside, model, budget, method, shared)
-                if (budget == ZERO_SHOT) == is_zero_shot(method)
-                else TableCell("")
-                for budget, (shared, _) in common.items()
-            ]
+            cells = [TableCell("") for _ in common]
+            for n, (budget, (shared, _)) in enumerate(common.items()):
+                if (budget == ZERO_SHOT) == is_zero_shot(method):
+                    cells[n] = average_cell(sweep, beside, model, budget, method, shared)
             rows.append(row(method, sweep.parameters(model, method), *cells))
     titles = [TableCell(budget, many(len(shared), "dataset")) for budget, (shared, _) in common.items()]
-    return Table(
-        f"averages-{identifier(model)}",
-        f"{model}: {sweep.measured} averaged over the datasets that every compared method has",
-        row("Method", "Trained parameters", *titles),
-        rows,
-        [line for budget, (_, left_out) in common.items() for line in left_out_line(budget, left_out)],
-    )
+    below = [line for budget, (_, left_out) in common.items() for line in left_out_line(budget, left_out)]
+    caption = f"{model}: {sweep.measured} averaged over the datasets that every compared method has"
+    return Table(f"averages-{identifier(model)}", caption, row("Method", "Trained parameters", *titles), rows, below)
 
 
 def accuracy_cell(sweep: Sweep, beside: Beside, key: Key) -> TableCell:
@@ -157,8 +142,8 @@ def left_out_line(budget: str, left_out: dict[str, list[str]]) -> list[str]:
 
 
 def identifier(label: str) -> str:
-    """Return a label as part of a name of files and anchors; `build` appends numbers to equal ones."""
-    return re.sub(r"[\W_]+", "-", label.lower()).strip("-")[:_LONGEST] or "unnamed"
+    """Return a label as part of a name of files, of 60 letters, and anchors; `build` appends numbers to equal ones."""
+    return re.sub(r"[\W_]+", "-", label.lower()).strip("-")[:60] or "unnamed"
 
 
 def of_seeds(values: Mapping[int, float], form: str = ".2f") -> str:
@@ -167,7 +152,8 @@ def of_seeds(values: Mapping[int, float], form: str = ".2f") -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _SHORT + 8 else text[: _SHORT + 7].rstrip() + "…"
+    """Return what fits into a cell of a reason; the tooltip and the list of missing runs have all of it."""
+    return text if len(text) <= 32 else text[:31].rstrip() + "…"
 
 
 BEFORE, AFTER = "zeroshot/elsewhere/", "test/elsewhere/"
@@ -200,16 +186,12 @@ def elsewhere_table(sweep: Sweep, model: str) -> Table | None:
     if not rows:
         return None
     pretrained = ", ".join(f"{name} {value:.1f} %" for name, value in before.items())
-    return Table(
-        f"elsewhere-{identifier(model)}",
-        f"{model}: change of the zero-shot accuracy on other datasets, points",
-        row("Method", *before),
-        rows,
-        [
-            f"Forgetting is negative. The pretrained model has {pretrained}. Each value is averaged over the datasets "
-            "and amounts of data of the training. The interval is over seeds."
-        ],
+    below = (
+        f"Forgetting is negative. The pretrained model has {pretrained}. Each value is averaged over the datasets "
+        "and amounts of data of the training. The interval is over seeds."
     )
+    caption = f"{model}: change of the zero-shot accuracy on other datasets, points"
+    return Table(f"elsewhere-{identifier(model)}", caption, row("Method", *before), rows, [below])
 
 
 def transfer_table(sweep: Sweep, beside: Beside, model: str) -> Table | None:
@@ -218,12 +200,10 @@ def transfer_table(sweep: Sweep, beside: Beside, model: str) -> Table | None:
     if len(names) < 2:
         return None
     shifted = [name for name in names if name in CATALOG and CATALOG[name].trains_on]
+    others = [name for name in names if name not in shifted]
     groups = {name: [name] for name in names}
-    for title, group in (
-        ("Mean of other datasets", [name for name in names if name not in shifted]),
-        ("Mean of shifted test sets", shifted),
-    ):
-        groups |= {title: group} if len(group) > 1 else {}
+    groups |= {"Mean of other datasets": others} if len(others) > 1 else {}
+    groups |= {"Mean of shifted test sets": shifted} if len(shifted) > 1 else {}
     rows = []
     for (_, dataset, budget, method), some in runs.groupby(LABELS, sort=False):
         own = mean_cell(Estimate(tuple(some["accuracy"])), paper=beside.average(model, budget, method, [dataset]))
@@ -235,14 +215,10 @@ def transfer_table(sweep: Sweep, beside: Beside, model: str) -> Table | None:
             cells.append(mean_cell(Estimate(tuple(means.values())) if means else None, of_seeds(means), paper=paper))
         if any(not cell.missing for cell in cells):
             rows.append(row(method, dataset, budget, own, *cells))
-    return Table(
-        f"transfer-{identifier(model)}",
-        f"{model}: accuracy in percent on the test images of other datasets",
-        row("Method", "Trained on", "Data", "There", *groups),
-        rows,
-        ["Each dataset is classified among its own classes, by their names alone. Intervals are over seeds."],
-        left=3,
-    )
+    caption = f"{model}: accuracy in percent on the test images of other datasets"
+    header = row("Method", "Trained on", "Data", "There", *groups)
+    below = ["Each dataset is classified among its own classes, by their names alone. Intervals are over seeds."]
+    return Table(f"transfer-{identifier(model)}", caption, header, rows, below, left=3)
 
 
 def _elsewhere(sweep: Sweep, model: str) -> tuple[DataFrame, list[str]]:
@@ -268,7 +244,12 @@ def new_classes_table(base: Sweep, beside: Beside, model: str) -> Table | None:
     measured = (100 * base.cells[NEW]).round(4).where(base.cells["accuracy"].notna())  # as cells.csv has it
     new = replace(base, cells=base.cells.assign(accuracy=measured))
     rows: list[list[TableCell]] = []
-    starts, below = [], []
+    starts = []
+    below = [
+        "The model trains on the base classes, the first half. The images of each half are classified among the "
+        "classes of this half. Base and New are averages over datasets, and H = 2bn / (b + n) is computed from "
+        "these averages. Intervals are over seeds."
+    ]
     datasets = [name for name in base.plan.datasets if len(new.of(model=model, dataset=name))]
     for budget in new.budgets(model):
         methods = new.methods(model, budget)
@@ -293,20 +274,9 @@ def new_classes_table(base: Sweep, beside: Beside, model: str) -> Table | None:
                 averages.append(TableCell(text, whole.beside(mean) if whole else "", sort=mean, paper=whole))
             rows.append(row(method, budget, *cells, *averages))
         below += left_out_line(budget, left_out)
-    return Table(
-        f"new-classes-{identifier(model)}",
-        f"{model}: test accuracy in percent on base classes / new classes, and their harmonic mean H",
-        row("Method", "Data", *datasets, "Base", "New", "H"),
-        rows,
-        [
-            "The model trains on the base classes, the first half. The images of each half are classified among the "
-            "classes of this half. Base and New are averages over datasets, and H = 2bn / (b + n) is computed from "
-            "these averages. Intervals are over seeds.",
-            *below,
-        ],
-        starts,
-        left=2,
-    )
+    header = row("Method", "Data", *datasets, "Base", "New", "H")
+    caption = f"{model}: test accuracy in percent on base classes / new classes, and their harmonic mean H"
+    return Table(f"new-classes-{identifier(model)}", caption, header, rows, below, starts, left=2)
 
 
 def _harmonic(printed: Sequence[Printed | None]) -> Printed | None:

@@ -183,7 +183,7 @@ def read_sweep(folder: Path) -> Sweep:
             rate = {rate_name(str(row.get("adapter")), row.get("task")): row.get("learning_rate")}
             row |= _rate(plan, row, rate, rate if row.get("rate_chosen_by") == TYPED else {})
     else:
-        rows = [row for cell in cell_folders if (row := _of_folder(folder, cell, plan, warnings.append))]
+        rows = [found for cell in cell_folders if (found := _of_folder(folder, cell, plan, warnings.append))]
     rows = _without_twins(folder, rows, warnings)
     there = {(*(row[name] for name in LABELS), row.get("seed")) for row in rows}
     cells_there = {place[:-1] for place in there}

@@ -48,10 +48,6 @@ RULE_ONE = (
     "holds for new samples of the dataset, and not for other datasets. Numbers of trained parameters count as equal "
     f"up to a factor of {EQUAL:g}."
 )
-PLANNED = (
-    "Only the pairs that the sweep planned (pairs in sweep.yaml) are tested and counted by the correction. The others "
-    "show their difference and its interval."
-)
 
 
 @dataclass(frozen=True)
@@ -227,8 +223,12 @@ def _crossed(sweep: Sweep, keys: Sequence[Key], second: str) -> Crossed | None:
 
 def versus_table(found: list[Versus]) -> Table:
     """Return the pairs as a table; the tooltip of a difference has every cell with its interval over seeds."""
-    rule = RULE_ONE if any(one.only for one in found) else RULE
-    below = [rule] if all(one.planned for one in found) else [rule, PLANNED]
+    below = [RULE_ONE if any(one.only for one in found) else RULE]
+    if not all(one.planned for one in found):
+        below.append(
+            "Only the pairs that the sweep planned (pairs in sweep.yaml) are tested and counted by the correction. "
+            "The others show their difference and its interval."
+        )
     rows = []
     for one in found:
         each = "; ".join(f"{' '.join(labels)} {shown(cell, '+.2f')}" for labels, cell in one.cells.items())
@@ -241,12 +241,6 @@ def versus_table(found: list[Versus]) -> Table:
     titles = ("Parameter ratio", "Mean difference, points", "Datasets", "Seeds", "p, adjusted")
     header = row("Method", "against", "Model", "Verdict", *titles)
     return Table("versus-pairs", "One verdict for each pair of methods", header, rows, below, left=4)
-
-
-_COLUMNS = 12
-"""Largest number of datasets times budgets with a column for each; above it, a column is the mean over budgets."""
-_HALF = 2.0
-"""Points at which a cell has half of the full color."""
 
 
 @dataclass(frozen=True)
@@ -296,22 +290,18 @@ def conclusion(sweep: Sweep, found: Sequence[Versus], compared: Sequence[Referen
         winners: dict[str, list[str]] = {}
         for one in judged:
             if one.p is not None and one.p < LEVEL:
-                pair = (one.first, one.second) if one.difference.mean > 0 else (one.second, one.first)
-                winners.setdefault(f"{one.model}: {pair[0]}", []).append(pair[1])
+                better, worse = (one.first, one.second) if one.difference.mean > 0 else (one.second, one.first)
+                winners.setdefault(f"{one.model}: {better}", []).append(worse)
         held = reach(judged[0].only)
         lines += [f"{winner} is better than {', '.join(losers)}{held}." for winner, losers in winners.items()]
-        better = sum(map(len, winners.values()))
+        differing = sum(map(len, winners.values()))
         tested = f"{many(len(judged), 'pair')} of methods that could be tested"
         tested += f", of {count} planned" if sweep.plan.pairs else ""
-        lines.append(
-            f"A difference was found in {better} of the {tested} (adjusted p < {LEVEL:g})."
-            if better
-            else f"No difference was found in the {tested}{held}."
-        )
+        some = f"A difference was found in {differing} of the {tested} (adjusted p < {LEVEL:g})."
+        lines.append(some if winners else f"No difference was found in the {tested}{held}.")
     untuned = "the learning rates are not tuned (randlora-pl sweep CONFIG --tune searches them)"
-    reasons = Counter(
-        "; ".join(filter(None, (untuned if one.untuned else "", one.lacking))) for one in planned if one.obstacle
-    )
+    missing = [one for one in planned if one.obstacle]
+    reasons = Counter("; ".join(filter(None, (one.untuned and untuned, one.lacking))) for one in missing)
     if (reasons or lacking) and not judged:
         lines.append("This sweep cannot show which method is more accurate.")
     pairs = many(count, "planned pair" if sweep.plan.pairs else "pair")
@@ -327,10 +317,9 @@ def conclusion(sweep: Sweep, found: Sequence[Versus], compared: Sequence[Referen
 
 def matrix_table(sweep: Sweep, here: Reference) -> Table:
     """Return methods by datasets and budgets, each cell colored by its difference to the reference."""
-    budgets = sweep.trained_budgets(here.model)
-    every = [(d, b) for d in sweep.plan.datasets for b in budgets]
-    every = [labels for labels in every if any(labels in one.cells for one in here.pairs.values())]
-    apart = len(every) <= _COLUMNS
+    found = {labels for one in here.pairs.values() for labels in one.cells}
+    every = [c for c in product(sweep.plan.datasets, sweep.trained_budgets(here.model)) if c in found]
+    apart = len(every) <= 12  # of more, a column is the mean over budgets
     columns = every if apart else list(dict.fromkeys((dataset, "") for dataset, _ in every))
     rows = []
     for method, one in here.pairs.items():
@@ -353,13 +342,9 @@ def matrix_table(sweep: Sweep, here: Reference) -> Table:
         + ("Below it is half the 95 % confidence interval over seeds. " if apart else "")
         + f"The interval of the mean is over {units}. The verdict comes from the paired test."
     ]
-    return Table(
-        f"matrix-{identifier(here.model)}",
-        f"{here.model}: difference to {here.method}, points",
-        row("Method", "Trained parameters", "Mean difference", "Verdict", *titles),
-        rows,
-        below,
-    )
+    header = row("Method", "Trained parameters", "Mean difference", "Verdict", *titles)
+    caption = f"{here.model}: difference to {here.method}, points"
+    return Table(f"matrix-{identifier(here.model)}", caption, header, rows, below)
 
 
 def _cell(sweep: Sweep, here: Reference, one: Versus, labels: tuple[str, str], apart: bool) -> TableCell:
@@ -373,4 +358,4 @@ def _cell(sweep: Sweep, here: Reference, one: Versus, labels: tuple[str, str], a
     half = found[budget].half if apart else None
     title = "; ".join(f"{b}: {shown(cell, '+.2f')} over {many(len(cell.values), 'seed')}" for b, cell in found.items())
     below = "" if half is None else f"± {half:.1f}"
-    return TableCell(formatted(value), below, title, value, tint=value / (abs(value) + _HALF))
+    return TableCell(formatted(value), below, title, value, tint=value / (abs(value) + 2))  # half of it at 2 points

@@ -12,26 +12,10 @@ from matplotlib import rc_context
 from pandas import DataFrame, Series
 
 from randlora_pl.lab.paper import SOURCE, cells
-from randlora_pl.lab.report.accuracy import (
-    AFTER,
-    BEFORE,
-    IDLE,
-    NEW,
-    accuracy_table,
-    average_table,
-    elsewhere_table,
-    new_classes_table,
-    transfer_table,
-)
+from randlora_pl.lab.report import accuracy
 from randlora_pl.lab.report.cells import BASELINES, FILE, FINISHED, LABELS, METRIC, RIGHT, Key, Sweep
 from randlora_pl.lab.report.collect import TRAINED, VALIDATED
-from randlora_pl.lab.report.comparisons import (
-    comparisons,
-    conclusion,
-    matrix_table,
-    references,
-    versus_table,
-)
+from randlora_pl.lab.report.comparisons import comparisons, conclusion, matrix_table, references, versus_table
 from randlora_pl.lab.report.document import Document, Picture, Printed, Section, Table, many, markdown, row
 from randlora_pl.lab.report.paper_comparison import RELATIVE, Beside, of_data_sets
 from randlora_pl.lab.report.plots import INK, curve_pictures, difference_picture, memory_picture, parameter_picture
@@ -42,12 +26,6 @@ from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.atomic_output import disk_errors, move, scratch_folder
 from randlora_pl.utils.text.tables import csv_text
 
-_COMMANDS = [
-    "# in the folder of this report: regenerate it from cells.csv, or repeat the runs",
-    "randlora-pl report . --output again",
-    f"randlora-pl sweep {FILE}",
-]
-
 
 @rc_context({"text.parse_math": False})  # a dollar sign in a label is one, not a formula
 def build(sweep: Sweep) -> Document:
@@ -56,11 +34,11 @@ def build(sweep: Sweep) -> Document:
     models = [model for model in sweep.plan.models if len(sweep.of(model=model))]
     found = comparisons(apart)
     compared = references(apart, found)
-    averages = [average_table(apart, beside, model) for model in models]
-    tables = [accuracy_table(apart, beside, model) for model in models]
+    averages = [accuracy.average_table(apart, beside, model) for model in models]
+    tables = [accuracy.accuracy_table(apart, beside, model) for model in models]
     costs, transfers, halves = (
         [table for model in models if (table := make(sweep, beside, model))]
-        for make in (cost_table, transfer_table, new_classes_table)
+        for make in (cost_table, accuracy.transfer_table, accuracy.new_classes_table)
     )
     for table in (*averages, *tables, *costs, *transfers, *halves):
         beside.annotate(table)
@@ -78,6 +56,11 @@ def build(sweep: Sweep) -> Document:
     pictures += [memory_picture(apart, model) for model in models]
     pairs = [versus_table(found) if found else None, rank_table(apart), partial_table(apart)]
     shown, *more = [*conclusion(apart, found, compared), *_counts(sweep, apart)]
+    commands = [
+        "# in the folder of this report: regenerate it from cells.csv, or repeat the runs",
+        "randlora-pl report . --output again",
+        f"randlora-pl sweep {FILE}",
+    ]
     sections = [
         Section("short", "In short", [shown], [*sweep.plan.notes, *more]),
         Section("differences", "Difference to a reference", parts=differences),
@@ -89,10 +72,10 @@ def build(sweep: Sweep) -> Document:
         Section("training", "Training loss", parts=trained),
         Section("rates", "Learning rates", parts=[*filter(None, [rate_table(sweep)])]),
         Section("cost", "Parameters, time and memory", parts=[*costs, *filter(None, pictures)]),
-        Section("elsewhere", "Forgetting", parts=[*filter(None, (elsewhere_table(sweep, m) for m in models))]),
+        Section("elsewhere", "Forgetting", parts=[*filter(None, (accuracy.elsewhere_table(sweep, m) for m in models))]),
         Section("missing", "Runs without a result", parts=_missing(sweep)),
         Section("unread", "What could not be read", points=[*sweep.warnings, *beside.problems]),
-        Section("made", "How this was made", points=_made(sweep), commands=_COMMANDS),
+        Section("made", "How this was made", points=_made(sweep), commands=commands),
     ]
     names: Counter[str] = Counter()
     for part in (part for section in sections for part in section.parts):
@@ -120,7 +103,7 @@ def _counts(sweep: Sweep, apart: Sweep) -> list[str]:
     if idle := Counter(key.method for key in cells if apart.idle(key)):
         who = ", ".join(f"{method} ({count})" for method, count in idle.items())
         trained = many(len(cells), "trained cell")
-        lines.append(f"{idle.total()} of {trained}: {IDLE}, according to their intervals: {who}.")
+        lines.append(f"{idle.total()} of {trained}: {accuracy.IDLE}, according to their intervals: {who}.")
     return lines
 
 
@@ -167,7 +150,7 @@ def _reading(sweep: Sweep) -> list[str]:
     plan = sweep.plan
     seeds = f"Seed{'s' * (len(plan.seeds) > 1)} {', '.join(map(str, plan.seeds))}"
     mark = (
-        f'A cell is marked "{IDLE}" if its interval contains the accuracy of the pretrained model.'
+        f'A cell is marked "{accuracy.IDLE}" if its interval contains the accuracy of the pretrained model.'
         if sweep.pretrained
         else "The accuracy of the pretrained model was not measured."
     )
@@ -219,7 +202,8 @@ def cells_csv(sweep: Sweep) -> str:
     """Return a line for every run, with or without a result; accuracies in percent."""
     known = [name for name, column in sweep.finished.items() if column.notna().any()]
     more = [*_MACHINE, *[RIGHT] * (len(sweep.plan.datasets) == 1)]  # tests of one dataset are paired by sample
-    further = sorted(name for name in known if name.startswith(("spectrum/", BEFORE, AFTER, NEW)))
+    prefixes = ("spectrum/", accuracy.BEFORE, accuracy.AFTER, accuracy.NEW)
+    further = sorted(name for name in known if name.startswith(prefixes))
     tests = list(dict.fromkeys(name for names in sweep.tests.values() for name in names))
     columns = [*_COLUMNS, *(name for name in more if name in known), *further, *tests, "cell"]
     cells = sweep.cells.assign(**{name: 100 * sweep.cells[name] for name in tests})
@@ -234,29 +218,27 @@ def summary_csv(sweep: Sweep) -> str:
     apart = sweep.by_test()
     beside = Beside(sweep.plan)
     rows: list[tuple[object, ...]] = []
-    for key, runs in apart.runs.items():
-        estimate, counts = apart.estimate(key), (len(apart.by_seed(key)), len(runs))
+
+    def add(key: Key, over: str, counts: tuple[int, int], estimate: Estimate | None, paper: Printed | None) -> None:
+        numbers = (estimate.mean, estimate.std, estimate.half) if estimate else (None, None, None)
+        printed = paper.value if paper else None
+        difference = None if estimate is None or printed is None else estimate.mean - printed
         state = FINISHED if estimate else apart.why_missing(key)
         size = apart.parameters(key.model, key.method)
-        rows.append((*key, "", *counts, *_numbers(estimate, beside.cell(key)), size, state))
+        rows.append((*key, over, *counts, *numbers, printed, difference, size, state))
+
+    for key, runs in apart.runs.items():
+        add(key, "", (len(apart.by_seed(key)), len(runs)), apart.estimate(key), beside.cell(key))
     for model in sweep.plan.models:
         for budget in apart.budgets(model):
             shared = apart.common(model, budget)[0]
             for method in apart.methods(model, budget):
                 if average := apart.average(model, budget, method, shared):
-                    labels = (*Key(model, "(average)", budget, method), " ".join(shared))
-                    counts = len(average.seeds), len(average.all_seeds)
-                    numbers = _numbers(average.estimate, beside.average(model, budget, method, shared))
-                    rows.append((*labels, *counts, *numbers, apart.parameters(model, method), FINISHED))
+                    key, counts = Key(model, "(average)", budget, method), (len(average.seeds), len(average.all_seeds))
+                    paper = beside.average(model, budget, method, shared)
+                    add(key, " ".join(shared), counts, average.estimate, paper)
     measured = ["datasets", "seeds", "seeds_planned", "mean", "std", "ci95", "paper", "difference"]
     return _csv(DataFrame(rows, columns=[*LABELS, *measured, "trainable_parameters", "state"]))
-
-
-def _numbers(estimate: Estimate | None, paper: Printed | None) -> tuple[float | None, ...]:
-    printed = paper.value if paper else None
-    if estimate is None:
-        return None, None, None, printed, None
-    return estimate.mean, estimate.std, estimate.half, printed, None if printed is None else estimate.mean - printed
 
 
 def _csv(table: DataFrame) -> str:
@@ -286,7 +268,18 @@ def write_report(sweep: Sweep, output: Path, overwrite: bool = False) -> list[Pa
         raise UserError(
             f"{output} exists and is not empty; give another --output, or --overwrite to replace the report in it."
         )
-    content = _content(sweep)
+    document = build(sweep)
+    pictures = [part for section in document.sections for part in section.parts if isinstance(part, Picture)]
+    drawings = {picture.name: draw(picture.figure, "svg", picture.name) for picture in pictures}
+    texts = {"index.html": html(document, {name: data.decode("utf-8") for name, data in drawings.items()})}
+    texts |= {"report.md": markdown(document, PLOTS), "cells.csv": cells_csv(sweep), "summary.csv": summary_csv(sweep)}
+    content = {name: text.encode("utf-8") for name, text in texts.items()}
+    for name in _SOURCES:  # with the cells all that a report is made from
+        if (sweep.folder / name).is_file():
+            content[name] = (sweep.folder / name).read_bytes()
+    for picture in pictures:
+        content[f"{PLOTS}/{picture.name}.png"] = draw(picture.figure, "png", picture.name)
+        content[f"{PLOTS}/{picture.name}.svg"] = drawings[picture.name]
     with disk_errors(output), scratch_folder(output / "report") as part:
         (output / PLOTS).mkdir(exist_ok=True)
         for number, data in enumerate(content.values()):
@@ -300,22 +293,6 @@ def write_report(sweep: Sweep, output: Path, overwrite: bool = False) -> list[Pa
         for number, name in enumerate(content):
             move(part / str(number), output / name)
     return [output / name for name in content]
-
-
-def _content(sweep: Sweep) -> dict[str, bytes]:
-    document = build(sweep)
-    pictures = [part for section in document.sections for part in section.parts if isinstance(part, Picture)]
-    drawings = {picture.name: draw(picture.figure, "svg", picture.name) for picture in pictures}
-    texts = {"index.html": html(document, {name: data.decode("utf-8") for name, data in drawings.items()})}
-    texts |= {"report.md": markdown(document, PLOTS), "cells.csv": cells_csv(sweep), "summary.csv": summary_csv(sweep)}
-    content = {name: text.encode("utf-8") for name, text in texts.items()}
-    for name in _SOURCES:  # with the cells all that a report is made from
-        if (sweep.folder / name).is_file():
-            content[name] = (sweep.folder / name).read_bytes()
-    for picture in pictures:
-        content[f"{PLOTS}/{picture.name}.png"] = draw(picture.figure, "png", picture.name)
-        content[f"{PLOTS}/{picture.name}.svg"] = drawings[picture.name]
-    return content
 
 
 def draw(figure: Any, form: str, name: str) -> bytes:

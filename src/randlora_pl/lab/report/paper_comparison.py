@@ -5,7 +5,8 @@ from functools import cache
 from itertools import chain
 from statistics import fmean
 
-from randlora_pl.lab.paper import AVERAGE, Note, PaperCell, averaged, cells, column_of, is_whole, notes, numbers, plain
+from randlora_pl.lab.paper import AVERAGE, Note, PaperCell, averaged, cells, column_of, notes, numbers, plain
+from randlora_pl.lab.paper import datasets as table_7
 from randlora_pl.lab.report.cells import Key, ReportPlan
 from randlora_pl.lab.report.document import Printed, Table
 
@@ -67,13 +68,15 @@ class Beside:
             same = [cell for cell in self._rows(first.table, model, method) if cell.budget == first.budget]
             printed_mean = next((cell for cell in same if whole and cell.column == AVERAGE), None)
             return Printed(fmean(cell.value for cell in found), tuple(found), printed_mean)
+        # Tables 2, 3 and 6 average over all datasets of Table 7, or over all tests of Table 15
+        every = any(sorted(map(str, columns)) == sorted(names) for names in (table_7(), averaged(15)))
         for number in self.tables:
             rows: list[PaperCell] = []
             if of_data_sets(number):
                 if not found and averaged(number) == {*columns}:
                     of_method = self._rows(number, model, method)
                     rows = [cell for cell in of_method if (cell.budget, cell.column) == (budget, AVERAGE)]
-            elif is_whole(columns):
+            elif every:
                 # ``RandLoRA ternary`` names a method with its column, and Table 6 prints the size of the adapter with
                 # the data: ``efficient 15k``
                 name = plain(self.plan.paper_name(method, model))

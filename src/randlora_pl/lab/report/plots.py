@@ -3,11 +3,12 @@
 import re
 from collections.abc import Sequence
 from fractions import Fraction
-from math import nan
+from itertools import filterfalse
 from statistics import fmean
 from textwrap import fill
 from typing import Any, Literal
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 from pandas import DataFrame, isna
@@ -18,7 +19,7 @@ from randlora_pl.lab.report.collect import VALIDATED, at, scores
 from randlora_pl.lab.report.comparisons import Reference
 from randlora_pl.lab.report.document import Picture, many
 from randlora_pl.lab.report.paper_comparison import Beside
-from randlora_pl.lab.report.statistics import Estimate, shown
+from randlora_pl.lab.report.statistics import shown
 from randlora_pl.lab.report.training import by_reference, kind_of_loss, logged_runs
 from randlora_pl.sweep.description import is_zero_shot
 
@@ -59,7 +60,7 @@ def difference_picture(sweep: Sweep, beside: Beside, here: Reference) -> Picture
         found = [(n, method, one.of_budget(budget)) for n, (method, one) in enumerate(here.pairs.items())]
         points = [(n + step * (number - (len(budgets) - 1) / 2), method, e) for n, method, e in found if e]
         x, y = [estimate.mean for *_, estimate in points], [place for place, *_ in points]
-        halves = [_bar(estimate) for *_, estimate in points]
+        halves = np.array([estimate.half for *_, estimate in points], dtype=float)  # NaN, without one, draws nothing
         handles.append(panel.errorbar(x, y, xerr=halves, label=budget, elinewidth=1.3, capsize=2, **look))
         for place, method, estimate in points:
             described_lines[method] += f" {budget} {shown(estimate, '+.1f')}"
@@ -90,11 +91,10 @@ def difference_picture(sweep: Sweep, beside: Beside, here: Reference) -> Picture
 def memory_picture(sweep: Sweep, model: str) -> Picture | None:
     """Draw the peak memory of each method on a GPU; None without any: on a CPU the program takes most of it."""
     runs = sweep.of(model=model)
-    runs = runs[
-        (runs["peak_memory_bytes"] > 0) & (runs["device"] != "cpu") & ~runs["method"].map(is_zero_shot).astype(bool)
-    ]
+    runs = runs[(runs["peak_memory_bytes"] > 0) & (runs["device"] != "cpu")]
     means = (runs["peak_memory_bytes"] / 1e9).groupby(runs["method"]).agg(fmean)
-    memory = {method: float(means[method]) for method in sweep.plan.methods if method in means}
+    trained = filterfalse(is_zero_shot, sweep.plan.methods)
+    memory = {method: float(means[method]) for method in trained if method in means}
     if not memory:
         return None
     figure, names = _rows(list(memory), 1, 0.7)
@@ -132,7 +132,11 @@ def parameter_picture(sweep: Sweep, family: str, models: Sequence[str]) -> Pictu
         for method in sweep.methods(model, budget):
             size, average = sweep.parameters(model, method), sweep.average(model, budget, method, shared)
             if size and average:
-                kinds.setdefault(_line(sweep, method), []).append((size, method, average.estimate))
+                # a line has the same adapter at other ranks, but not variants with a name of their own; the part of a
+                # label in brackets, such as ``(matched to RandLoRA-6)``, is about the rank
+                words = re.sub(r"[\W\d_]+", " ", re.sub(r"\([^)]*\)", " ", method)).split()
+                line = " ".join([sweep.kinds[method], *words])
+                kinds.setdefault(line, []).append((size, method, average.estimate))
         at = _apart({method: size for points in kinds.values() for size, method, _ in points})
         for points in kinds.values():
             points.sort(key=lambda point: point[0])
@@ -140,7 +144,8 @@ def parameter_picture(sweep: Sweep, family: str, models: Sequence[str]) -> Pictu
             panel.plot([at[p[1]] for p in points], [p[2].mean for p in points], **(look | {"marker": "", "alpha": 0.6}))
             for size, method, estimate in points:
                 mark = style(sweep, method) | {"linewidth": 1.2, "linestyle": "none", "fillstyle": fills[number % 4]}
-                drawn = panel.errorbar([at[method]], [estimate.mean], [_bar(estimate)], capsize=2, label=method, **mark)
+                half = np.array([estimate.half], dtype=float)
+                drawn = panel.errorbar([at[method]], [estimate.mean], half, capsize=2, label=method, **mark)
                 handles.setdefault(method, drawn)
                 described_lines.append(f"{model} {method}: {size:,} parameters, {estimate.mean:.1f} %")
         left = f"; left out: {', '.join(left_out)}" if left_out else ""
@@ -189,20 +194,6 @@ def _rows(methods: Sequence[str], marks: int, more: float) -> tuple[Figure, list
     return Figure(figsize=(WIDTH, height + more), layout="constrained"), names
 
 
-def _bar(estimate: Estimate) -> float:
-    """Half of the interval; not a number, which draws nothing, where there is none: a bar of no length would lie."""
-    return nan if estimate.half is None else estimate.half
-
-
-def _line(sweep: Sweep, method: str) -> str:
-    """Return the methods of one line: the same adapter at other ranks, but not variants with a name of their own.
-
-    The part of a label in brackets, such as ``(matched to RandLoRA-6)``, is about the rank.
-    """
-    words = re.sub(r"[\W\d_]+", " ", re.sub(r"\([^)]*\)", " ", method)).split()
-    return " ".join([sweep.kinds[method], *words])
-
-
 def legend(figure: Figure, handles: list[Any], grid: Literal["both", "x"] = "both") -> None:
     """Draw the legend below, in as many columns as fit; axes and text in one color."""
     longest = max((len(handle.get_label()) for handle in handles), default=0)
@@ -225,12 +216,12 @@ def legend(figure: Figure, handles: list[Any], grid: Literal["both", "x"] = "bot
 def curve_pictures(sweep: Sweep, model: str) -> list[Picture]:
     """Draw each reference with the methods that planned pairs join with it, or else with methods of its size."""
     pictures = []
-    groups = by_reference(sweep, model)
-    for reference, group in groups.items():
-        methods = set(group)
+    found = by_reference(sweep, model)
+    for reference in dict.fromkeys(found.values()):
+        methods = {method for method in found if found[method] == reference}
         if sweep.plan.pairs:  # a method without such a loss would leave no run that all of them have
             kind = kind_of_loss(sweep, reference)
-            alike = {m for other, found in groups.items() if kind_of_loss(sweep, other) == kind for m in found}
+            alike = {method for method in found if kind_of_loss(sweep, method) == kind}
             joined = {reference}  # by way of others, too
             while more := {m for pair in sweep.plan.pairs if joined & set(pair) for m in pair} - joined:
                 joined |= more
@@ -255,30 +246,28 @@ def _picture(sweep: Sweep, model: str, reference: str, others: Sequence[str]) ->
     parts = runs["losses"].map(len).min()
     shares = [Fraction(number, parts) for number in range(1, parts + 1)]  # after each part that all runs have
     of_loss = [{float(share): at(curve, share) for share in shares} for curve in runs["losses"]]
-    of_score = []
+    of_score: list[dict[float, float | None]] = []
     for text, last in zip(runs[VALIDATED], runs["steps"], strict=True):
         found = scores(text)
         end = max(found, default=0) if isna(last) else last
         of_score.append({round(step / end, 3): value for step, value in found.items()} if end else {})
-    shared = sorted(set.intersection(*map(set, of_score)))  # where all runs of all methods validated
-    of_score = [{share: curve[share] for share in shared} for curve in of_score]
-    panels = {
-        f"validation {sweep.measured}, %": _over_datasets(runs, of_score),
-        "training loss": _over_datasets(runs, of_loss),
-    }
-    panels = {title: lines for title, lines in panels.items()
-              if len(lines) == len(methods) and all(len(points) > 1 for points in lines.values())}  # fmt: skip
+    panels: dict[str, DataFrame] = {}
+    for title, curves in ((f"validation {sweep.measured}, %", of_score), ("training loss", of_loss)):
+        points = DataFrame(curves, index=[runs["method"], runs["dataset"]])
+        points = points.dropna(axis="columns").sort_index(axis="columns")  # where all runs of all methods validated
+        if len(points.columns) > 1:  # means over the runs of each dataset, and of these over datasets
+            panels[title] = points.groupby(["method", "dataset"]).agg(fmean).groupby("method").agg(fmean)
     if not panels:
         return None
     figure = Figure(figsize=(WIDTH, 2.3 * len(panels) + 0.4), layout="constrained")
     drawn = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     handles: list[Any] = []
     for panel, (title, lines) in zip(drawn, panels.items(), strict=True):
+        x = lines.columns * (total or 100)
         handles = [
-            panel.plot([x * (total or 100) for x, _ in lines[method]], [y for _, y in lines[method]], label=method,
-                       markersize=3.5, **style(sweep, method))[0]
+            panel.plot(x, lines.loc[method], label=method, markersize=3.5, **style(sweep, method))[0]
             for method in methods
-        ]  # fmt: skip
+        ]
         panel.set_ylabel(title)
         panel.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
         panel.yaxis.set_major_locator(MaxNLocator(5))
@@ -290,18 +279,8 @@ def _picture(sweep: Sweep, model: str, reference: str, others: Sequence[str]) ->
     caption += "and the runs that all of these methods have; a loss is the mean of a part of a run."
     described_lines = []
     for method in methods:
-        ends = {title: (lines[method][0][1], lines[method][-1][1]) for title, lines in panels.items()}
+        ends = {title: lines.loc[method].iloc[[0, -1]] for title, lines in panels.items()}
         ranges = ", ".join(f"{title} from {first:.3g} to {last:.3g}" for title, (first, last) in ends.items())
         described_lines.append(f"{method} {ranges}")
-    return Picture(
-        f"curves-{identifier(model)}-{identifier(reference)}", caption, f"{'; '.join(described_lines)}.", figure
-    )
-
-
-def _over_datasets(runs: DataFrame, curves: Sequence[dict[float, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """Return points of the mean of curves over the runs of each dataset, and of these over datasets, by method."""
-    if not curves[0]:  # and so are all others: they have the same shares
-        return {}
-    values = DataFrame(curves, index=[runs["method"], runs["dataset"]])
-    means = values.groupby(["method", "dataset"]).agg(fmean).groupby("method").agg(fmean)
-    return {str(method): list(line.items()) for method, line in means.iterrows()}
+    name, described = f"curves-{identifier(model)}-{identifier(reference)}", "; ".join(described_lines)
+    return Picture(name, caption, f"{described}.", figure)

@@ -19,13 +19,6 @@ from randlora_pl.lab.report.document import Printed, Table, TableCell, many, mea
 from randlora_pl.lab.report.paper_comparison import Beside
 from randlora_pl.lab.report.statistics import Estimate, formatted, partial_rank_correlation, rank_correlation
 
-_MEANINGS = {
-    PAPER: "paper: the paper's rate for the method.",
-    VALIDATION: "validation: the best rate that randlora-pl tune tried on validation samples.",
-    TYPED: "typed: set by hand in the sweep, not tuned.",
-    DEFAULT: "default: the default rate of the method, not tuned.",
-}
-
 
 def untuned(sweep: Sweep, model: str, methods: Sequence[str]) -> str:
     """Why methods cannot be compared, such as ``LoRA default, RandLoRA-6 typed``; empty where they can be."""
@@ -53,7 +46,13 @@ def rate_table(sweep: Sweep) -> Table | None:
                 rows.append(row(method, model, how, where, shown))
     if not rows:
         return None
-    below = [meaning for how, meaning in _MEANINGS.items() if (trained["rate_chosen_by"] == how).any()]
+    meanings = {
+        PAPER: "paper: the paper's rate for the method.",
+        VALIDATION: "validation: the best rate that randlora-pl tune tried on validation samples.",
+        TYPED: "typed: set by hand in the sweep, not tuned.",
+        DEFAULT: "default: the default rate of the method, not tuned.",
+    }
+    below = [meaning for how, meaning in meanings.items() if (trained["rate_chosen_by"] == how).any()]
     if (trained["rate_chosen_by"] == VALIDATION).any():
         tuned = sweep.plan.tuned
         names = {name: ", ".join(map(str, tuned.get(name) or ["?"])) for name in ("datasets", "budgets", "seeds")}
@@ -77,15 +76,14 @@ _SHARES = (Fraction(1, 8), Fraction(1, 4), Fraction(1, 2), Fraction(1))
 
 def training_table(sweep: Sweep, model: str) -> Table | None:
     """Return the steps and time to the final loss of a reference; None where no two methods logged such a loss."""
-    found = {method: reference for reference, group in by_reference(sweep, model).items() for method in group}
     runs, rows = logged_runs(sweep, model), []
-    for method in filter(found.__contains__, sweep.plan.methods):
-        itself, pairs = method == found[method], _pairs(runs, method, found[method])
+    for method, reference in by_reference(sweep, model).items():
+        itself, pairs = method == reference, _pairs(runs, method, reference)
         if len(pairs):
             never = int(pairs["never"].sum())
             rows.append(row(
                 method,
-                "itself" if itself else found[method],
+                "itself" if itself else reference,
                 over_datasets(pairs, "steps", ".0f"),
                 TableCell(f"{never} of {len(pairs)}", sort=never / len(pairs)),
                 over_datasets(pairs, "time", ".0f"),
@@ -112,16 +110,16 @@ def training_table(sweep: Sweep, model: str) -> Table | None:
     return Table(f"training-{identifier(model)}", caption, header, rows, below, left=2)
 
 
-def by_reference(sweep: Sweep, model: str) -> dict[str, list[str]]:
-    """Return the references of a model, each with the methods whose mark is its loss, itself among them."""
+def by_reference(sweep: Sweep, model: str) -> dict[str, str]:
+    """Return the method whose loss is the mark of each method of a model, which may be itself."""
     logged = logged_runs(sweep, model)["method"].unique()
     kinds = {method: kind_of_loss(sweep, method) for method in sweep.plan.methods if method in logged}
-    found: dict[str, list[str]] = {}
+    found = {}
     for method, kind in kinds.items():
         alike = [one for one in kinds if kinds[one] == kind]
         size = sweep.parameters(model, method)
         if size and (reference := nearest(sweep, model, alike, size, method)):
-            found.setdefault(reference, []).append(method)
+            found[method] = reference
     return found
 
 
@@ -176,9 +174,6 @@ def kind_of_loss(sweep: Sweep, method: str) -> tuple[object, ...]:
     options = sweep.plan.methods[method].get("set") or {}
     return tasks, sorted((name, str(value)) for name, value in options.items() if name.startswith("model.loss"))
 
-
-_MEASURED = {"ImageNet, seconds": "fit_seconds", "ImageNet, peak memory in GB": "gigabytes"}
-"""Columns of appendix B.3, of one dataset and one budget."""
 
 RESIDENT = (
     "Memory on a CPU is the peak resident set of the process, including the program and the data. On Linux it is reset "
@@ -266,9 +261,10 @@ def _relative(runs: DataFrame, base: DataFrame, name: str, paper: Printed | None
 
 def _measured(sweep: Sweep, runs: DataFrame, column: str, budget: str, paper: Printed | None) -> TableCell:
     """Mean of the runs of a column's dataset and a budget, and the paper's value below."""
-    dataset = column.partition(", ")[0]
-    there = runs["dataset"].map(lambda name: column_of(sweep.plan.paper_name(name)) == dataset)
-    cell = _mean(runs[there & (runs["budget"] == budget)][_MEASURED[column]], ",.1f")
+    dataset, _, what = column.partition(", ")  # columns of appendix B.3, of one dataset and one budget
+    name = {"seconds": "fit_seconds", "peak memory in GB": "gigabytes"}[what]
+    there = runs["dataset"].map(lambda label: column_of(sweep.plan.paper_name(label)) == dataset)
+    cell = _mean(runs[there & (runs["budget"] == budget)][name], ",.1f")
     if paper:
         difference = "" if cell.sort is None else f" ({cell.sort - paper.value:+,.1f})"
         cell.below, cell.paper = f"paper {paper.value:,g}{difference}", paper
@@ -286,8 +282,6 @@ def _mean(values: Series, form: str) -> TableCell:
 
 _PREFIX = "spectrum/"
 _RANKS = ("spectrum/rank", "spectrum/effective_rank", "spectrum/stable_rank")
-_NEAR = 0.05
-"""Ranks that are lower than the largest by at most this share count as equal to it: which is higher is rounding."""
 _CONTROLS = {
     "a": "its sums come first, so that its rank is lower, and so is the count of its free parameters",
     "b": "it has half of the terms",
@@ -325,9 +319,8 @@ def rank_table(sweep: Sweep) -> Table | None:
         "Over the methods of each model and budget, for any number of parameters. Ranks within 5 % of the highest "
         "count as equal. It does not show a cause."
     ]
-    return Table(
-        "versus-rank", "Rank of the update against accuracy (the claim of Table 2)", header, rows, below, left=3
-    )
+    title = "Rank of the update against accuracy (the claim of Table 2)"
+    return Table("versus-rank", title, header, rows, below, left=3)
 
 
 def _title(name: str) -> str:
@@ -335,8 +328,8 @@ def _title(name: str) -> str:
 
 
 def _leveled(name: str, ranks: list[float]) -> list[float]:
-    """Return ranks of which nearly full ones are equal; other metrics as they are."""
-    highest = (1 - _NEAR) * max(ranks, default=0)
+    """Return ranks with nearly full ones equal, since which is higher is rounding; other metrics as they are."""
+    highest = (1 - 0.05) * max(ranks, default=0)
     return [min(rank, highest) for rank in ranks] if name == _RANKS[0] else ranks
 
 
