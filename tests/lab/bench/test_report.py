@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from randlora_pl.lab.bench.methods import METHODS
 from randlora_pl.lab.bench.report import (
     as_json,
     bars,
@@ -86,3 +87,6 @@ def test_a_sweep_is_a_table_and_a_curve(tmp_path: Path) -> None:
         found = list(csv.DictReader(stream))
     assert len(found) == 7 and found[1]["bases"] == "128" and float(found[1]["seconds_median"]) == 0.2
     write_figure(curves("nothing", []), tmp_path / "empty.png")
+    every = [Measured(name, name, seconds=[0.1], rates=[1e11]) for name in METHODS]
+    (panel, _) = curves("every method", [Reading("depth", Point(), every)]).axes
+    assert len(panel.containers) == len(METHODS)

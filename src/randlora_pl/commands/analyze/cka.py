@@ -3,18 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.commands.analyze import (
-    AnalyzedRun,
-    Images,
-    NewFolder,
-    advised,
-    data_of,
-    labels_of,
-    open_run,
-    print_output,
-    task_of,
-    write_output,
-)
+from randlora_pl.commands import analyze
 from randlora_pl.commands.common.terminal import pick_device
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.option_types import Runs
@@ -30,8 +19,8 @@ def cka(
     runs: Runs,
     *,
     dataset: str | None = None,
-    tested: Images = Images(images=1024),
-    output: NewFolder = None,
+    tested: analyze.Images = analyze.Images(images=1024),
+    output: analyze.NewFolder = None,
 ) -> int:
     """Compare the activations of two models: linear CKA of attention and MLP outputs in every block (Figure 4a).
 
@@ -59,13 +48,13 @@ def cka(
     if tested.batch_size < 4:
         raise UserError(f"--batch-size is {tested.batch_size}: the unbiased estimate needs at least 4 images.")
     device = pick_device(tested.device)
-    opened = [open_run(path) for path in runs]
-    groups: dict[str, list[AnalyzedRun]] = {}
+    opened = [analyze.open_run(path) for path in runs]
+    groups: dict[str, list[analyze.AnalyzedRun]] = {}
     for run in opened:
         groups.setdefault(dataset or run.dataset, []).append(run)
     labels: dict[Path, str] = {}  # unique among the runs of one dataset, and equal for the same method on others
     for name, members in groups.items():
-        labels |= dict(zip((run.path for run in members), labels_of(members), strict=True))
+        labels |= dict(zip((run.path for run in members), analyze.labels_of(members), strict=True))
         if len(members) < 2:
             raise UserError(f"{members[0].path} is the only run on {name}: CKA compares two runs on one dataset.")
     from randlora_pl.lab.analysis.cka import cka_figure
@@ -73,14 +62,15 @@ def cka(
     rows: list[dict[str, Any]] = []
     curves: dict[str, list[dict[Layer, float]]] = {}
     counts = []
-    for name, (first, *others) in groups.items():
-        with advised(tested.batch_size):
-            count, found = _compare(first, others, dataset, tested, device)
+    for name, members in groups.items():
+        with analyze.advised(tested.batch_size):
+            count, found = _compare(members, dataset, tested, device)
         counts.append(f"{count:,} test images of {name}")
-        for run in others:
+        for run in members[1:]:
             values = found[str(run.path)]
             curves.setdefault(labels[run.path], []).append(values)
-            fixed = {"data_set": name, "reference": str(first.path), "run": str(run.path), "method": labels[run.path]}
+            fixed = {"data_set": name, "reference": str(members[0].path), "run": str(run.path)}
+            fixed |= {"method": labels[run.path]}
             rows += [fixed | {"block": block + 1, "kind": kind, "cka": v} for (block, kind), v in values.items()]
     mean = {}
     for label, each in curves.items():
@@ -90,32 +80,33 @@ def cka(
     reference = " / ".join(dict.fromkeys(labels[members[0].path] for members in groups.values()))
     content = {"images": counts, "seed": tested.seed, "batch_size": tested.batch_size, "rows": rows}
     figure = cka_figure(mean, reference, "; ".join(counts))
-    folder = write_output(output, "cka", rows, content, figure)
+    folder = analyze.write_output(output, "cka", rows, content, figure)
     print(f"CKA with {reference} on {'; '.join(counts)}:\n")
     columns = [(label, kind) for label in mean for kind in ("attention", "mlp")]
     cells = []
     for block in sorted({block for values in mean.values() for block, _ in values}):
-        found = (mean[label].get((block, kind)) for label, kind in columns)
-        cells.append([block + 1, *("" if value is None else f"{value:.4f}" for value in found)])
+        shown = (mean[label].get((block, kind)) for label, kind in columns)
+        cells.append([block + 1, *("" if value is None else f"{value:.4f}" for value in shown)])
     print(table(["block", *(f"{label}, {kind}" for label, kind in columns)], cells))
-    print_output(folder)
+    analyze.print_output(folder)
     return 0
 
 
 def _compare(
-    first: AnalyzedRun, others: list[AnalyzedRun], dataset: str | None, tested: Images, device: "torch.device"
+    runs: list[analyze.AnalyzedRun], dataset: str | None, tested: analyze.Images, device: "torch.device"
 ) -> tuple[int, dict[str, Any]]:
     """Return the CKA of runs of one dataset with the first: number of images, and values by layer for each path."""
+    first, *others = runs
     from randlora_pl.commands.common.terminal import counting
     from randlora_pl.data.unlabelled import batches, random_samples
     from randlora_pl.lab.analysis.cka import compare
 
-    reference = task_of(first, device)
-    data = data_of(first, reference.image_spec, dataset, tested.root, tested.batch_size)
+    reference = analyze.task_of(first, device)
+    data = analyze.data_of(first, reference.image_spec, dataset, tested.root, tested.batch_size)
     data.prepare_data()
     data.setup("test")
     samples = random_samples(data.samples("test"), tested.images or None, tested.seed)
-    tasks = {str(run.path): task_of(run, device) for run in others}
+    tasks = {str(run.path): analyze.task_of(run, device) for run in others}
     for name, task in tasks.items():
         if task.image_spec != reference.image_spec:
             raise UserError(f"{name} uses other image settings than {first.path}: they cannot be compared.")

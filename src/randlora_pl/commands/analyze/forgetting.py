@@ -5,17 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from randlora_pl.commands.analyze import (
-    AnalyzedRun,
-    Images,
-    NewFolder,
-    advised,
-    labels_of,
-    new_output,
-    open_run,
-    parameters,
-    print_output,
-)
+from randlora_pl.commands import analyze
 from randlora_pl.commands.common.terminal import counting, pick_device
 from randlora_pl.commands.data import checked_root
 from randlora_pl.data.catalog.registry import find, how_to_get, present
@@ -46,7 +36,9 @@ class Forgetting:
         return self.after - self.before
 
 
-def forgetting(runs: Runs, *, datasets: Sequence[str], tested: Images = Images(), output: NewFolder = None) -> int:
+def forgetting(
+    runs: Runs, *, datasets: Sequence[str], tested: analyze.Images = analyze.Images(), output: analyze.NewFolder = None
+) -> int:
     """Measure what a tuned CLIP has forgotten: its zero-shot accuracy on other datasets, before and after tuning.
 
     Examples:
@@ -71,20 +63,20 @@ def forgetting(runs: Runs, *, datasets: Sequence[str], tested: Images = Images()
     device = pick_device(tested.device)
     from randlora_pl.lab.bench.report import write_csv, write_json
 
-    opened = [open_run(path) for path in runs]
+    opened = [analyze.open_run(path) for path in runs]
     for run in opened:
         check_task(run.file)
     found: dict[str, list[Forgetting]] = {}
     rows: list[dict[str, Any]] = []
     folder: Path | None = None
     tests = _tested(opened, datasets, tested, device)
-    for label, run in zip(labels_of(opened), opened, strict=True):
-        with advised(tested.batch_size):
+    for label, run in zip(analyze.labels_of(opened), opened, strict=True):
+        with analyze.advised(tested.batch_size):
             results = found[label] = next(tests)
-        about = {"run": str(run.path), "method": label, "parameters": parameters(run)}
+        about = {"run": str(run.path), "method": label, "parameters": analyze.parameters(run)}
         about["trained_on"] = run.data.get("dataset")
         rows += [about | vars(one) | {"change": one.change} for one in results]
-        folder = folder or new_output(output, "forgetting")  # every finished run is kept
+        folder = folder or analyze.new_output(output, "forgetting")  # every finished run is kept
         write_csv(rows, folder / "forgetting.csv")
         write_json(rows, folder / "forgetting.json")
     assert folder is not None
@@ -97,12 +89,12 @@ def forgetting(runs: Runs, *, datasets: Sequence[str], tested: Images = Images()
         cells.append([label, *changes, mean])
     print("Zero-shot accuracy in percent of the test images, points in brackets:\n")
     print(table(header, cells))
-    print_output(folder)
+    analyze.print_output(folder)
     return 0
 
 
 def _tested(
-    runs: list[AnalyzedRun], datasets: Sequence[str], tested: Images, device: "torch.device"
+    runs: list[analyze.AnalyzedRun], datasets: Sequence[str], tested: analyze.Images, device: "torch.device"
 ) -> Iterator[list[Forgetting]]:
     """Yield the results of each run, one per dataset; a base model is tested once for the same prompts."""
     from randlora_pl.adapters import merge

@@ -7,17 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from randlora_pl.commands.analyze import (
-    AnalyzedRun,
-    NewFolder,
-    advised,
-    data_of,
-    labels_of,
-    new_output,
-    open_run,
-    print_output,
-    task_of,
-)
+from randlora_pl.commands import analyze
 from randlora_pl.commands.common.terminal import counting, pick_device
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.documents import parse_json
@@ -63,7 +53,7 @@ def landscape(
     settings: Settings = Settings(),
     batch_size: Count = 256,
     device: Device = "auto",
-    output: NewFolder = None,
+    output: analyze.NewFolder = None,
 ) -> int:
     """Draw the loss on the plane through three trained models, as contours (Figures 4b and 5).
 
@@ -93,7 +83,7 @@ def landscape(
         raise UserError(f"analyze landscape: expected three runs, got {len(runs)}.")
     else:
         state = {"runs": [str(path) for path in runs], **vars(settings), "rows": [None] * settings.grid}
-    opened = [open_run(Path(path)) for path in state["runs"]]
+    opened = [analyze.open_run(Path(path)) for path in state["runs"]]
     prints = []
     for run in opened:  # a hash changes with every tensor and option of an adapter
         sums = run.file.config.get("sha256") or {name: float(t.double().sum()) for name, t in run.file.tensors.items()}
@@ -102,7 +92,7 @@ def landscape(
         raise UserError(f"an adapter of {resume} has changed. Start again: randlora-pl analyze landscape RUN RUN RUN")
     folder = resume
     if None in state["rows"]:
-        with advised(batch_size):
+        with analyze.advised(batch_size):
             folder = _compute(opened, state, resume, batch_size, device, output)
     assert folder is not None
     from randlora_pl.lab.analysis.figures import write_figure
@@ -126,7 +116,7 @@ def landscape(
         print(
             "The models are not points of this grid, so the barriers are approximate (use --grid 25 --positions paper)."
         )
-    print_output(folder)
+    analyze.print_output(folder)
     return 0
 
 
@@ -151,7 +141,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _compute(
-    runs: list[AnalyzedRun],
+    runs: list[analyze.AnalyzedRun],
     state: dict[str, Any],
     folder: Path | None,
     batch_size: int,
@@ -168,9 +158,9 @@ def _compute(
     for run in runs:
         run.file.adapter.require_matrix("the landscape", run.path)
     same_base([run.file for run in runs])
-    tasks = [task_of(run, where) for run in runs]
+    tasks = [analyze.task_of(run, where) for run in runs]
     carrier = tasks[0]
-    data = data_of(runs[0], carrier.image_spec, state["dataset"], state["root"], batch_size)
+    data = analyze.data_of(runs[0], carrier.image_spec, state["dataset"], state["root"], batch_size)
     data.prepare_data()
     data.setup("fit")
     for run, task in zip(runs, tasks, strict=True):
@@ -191,7 +181,7 @@ def _compute(
     if not apart <= AGREE:
         raise UserError(f"the plane's corners have the losses {at_corners}, the runs {own}: they do not fit.")
     facts = {
-        "labels": labels_of(runs), "images": len(chosen), "trained_on": len(data.samples("train")),
+        "labels": analyze.labels_of(runs), "images": len(chosen), "trained_on": len(data.samples("train")),
         "data_set": data.row.name, "losses": own, "corners_differ_by": apart, "distances": plane.distances(),
     }  # fmt: skip
     if "losses" in state and max(abs(a - b) for a, b in zip(state["losses"], own, strict=True)) > AGREE:
@@ -202,7 +192,7 @@ def _compute(
         + ", ".join(f"{label} {value:.4f}" for label, value in zip(state["labels"], own, strict=True))
     )
     print(f"The plane's corners differ from the runs' own losses by {apart:.1e} at most")
-    folder = folder or new_output(output, "landscape")
+    folder = folder or analyze.new_output(output, "landscape")
     write_json(state, folder / FILE)
     values = Grid(state["grid"], state["margin"]).values
     missing = [number for number, row in enumerate(state["rows"]) if row is None]

@@ -76,18 +76,18 @@ def represent(
 
     shapes = [WeightShape(layer, *update.shape) for layer, update in updates.items()]
     fits: dict[int, list[LayerFit]] = {rank: [] for rank in ranks}
-    pairs: dict[int, Any] = {}  # a LoRA, the RandLoRA with about as many parameters, and its bases
+    matched: dict[int, Any] = {}  # the RandLoRA with about as many parameters as a LoRA
     for rank in ranks:
-        adapter: Any = match_budget(RandLoRA(match=f"lora:{rank}", seed=seed), shapes, torch.nn.Module())[0]
-        pairs[rank] = LoRA(rank=rank), adapter, adapter.bases(shapes, torch.device("cpu"))
+        matched[rank] = match_budget(RandLoRA(match=f"lora:{rank}", seed=seed), shapes, torch.nn.Module())[0]
+    bases = {rank: adapter.bases(shapes, torch.device("cpu")) for rank, adapter in matched.items()}
     with counting(True, "{task.completed} of {task.total} fits", len(ranks) * len(updates)) as tick:
         for layer, update in updates.items():
             led: dict[str, Tensor | None] = {"orthonormal": None}
             led |= {f"led by {name}": directions(matrices[layer]) for name, matrices in leads.items()}
             for rank in ranks:
-                fits[rank].append(fitted(layer, update, *pairs[rank], sweeps, led))
+                fits[rank].append(fitted(layer, update, LoRA(rank=rank), matched[rank], bases[rank], sweeps, led))
                 tick(1)
-    notes = {rank: adapter.rank for rank, (_, adapter, _) in pairs.items()}
+    notes = {rank: adapter.rank for rank, adapter in matched.items()}
     rows = [
         {"lora_rank": rank, "randlora_rank": notes[rank]} | one.as_row() for rank, each in fits.items() for one in each
     ]

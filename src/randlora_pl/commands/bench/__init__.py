@@ -70,7 +70,7 @@ def in_folder(
     work: Callable[[Callable[[T], None]], T],
     note: Callable[[T, Path], None],
     finish: Callable[[T, Path], None],
-) -> Path:
+) -> None:
     """Run the work and write its results to a new folder; an interruption keeps finished ones.
 
     Args:
@@ -90,7 +90,8 @@ def in_folder(
         note(results, folder)
 
     try:
-        finish(work(keep), folder)
+        keep(work(keep))
+        finish(kept[0], folder)
     except BaseException as stop:
         if not kept:
             remove_folder(folder, missing)
@@ -99,4 +100,3 @@ def in_folder(
             raise KeyboardInterrupt(f"the finished results are in {folder}") from stop
         raise
     print(f"\nResults: {folder}/ ({', '.join(sorted(path.name for path in folder.iterdir()))})")
-    return folder

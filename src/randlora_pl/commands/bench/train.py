@@ -13,12 +13,6 @@ from randlora_pl.utils.options import Count, Probability
 from randlora_pl.utils.text.formatting import duration
 from randlora_pl.utils.text.tables import table
 
-_NOTE = (
-    "Times are medians (min..max) of {rounds} interleaved rounds. Ratios are computed per round. Saved: bytes kept "
-    "for the backward pass, without parameters and batch. GFLOP: matrix products, convolutions and attention."
-)
-
-
 Overrides = Annotated[str, Option("OPTIONS", "Changes to a decoder's configuration, such as '{num_hidden_layers: 4}'")]
 
 
@@ -117,8 +111,12 @@ def train(
         write_json(about | {"cases": as_json(results)}, folder / JSON)
 
     def finish(results: list[Measured], folder: Path) -> None:
-        note(results, folder)
-        remark = _NOTE.format(rounds=max((len(one.seconds) for one in results), default=0))
+        rounds = max((len(one.seconds) for one in results), default=0)
+        remark = (
+            f"Times are medians (min..max) of {rounds} interleaved rounds. Ratios are computed per round. Saved: bytes "
+            "kept for the backward pass, without parameters and batch. GFLOP: matrix products, convolutions and "
+            "attention."
+        )
         header, rows = cells(results)
         write_text(folder / TABLE, f"{markdown(title, header, rows, about['command'])}\n{remark}\n")
         write_figure(bars(title, results), folder / PICTURE)

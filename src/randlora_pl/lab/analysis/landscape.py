@@ -33,8 +33,6 @@ POSITIONS: dict[str, tuple[Point, Point, Point]] = {
     "equilateral": ((0.0, 0.0), (1.0, 0.0), (0.5, 3**0.5 / 2)),
 }
 """Positions of the three models: the first as in section 6.2, the second as in appendix A ("equidistant")."""
-ABOVE = 1.2
-"""Upper limit of plotted losses, as a multiple of the highest loss of the three models (appendix A: 20 % above)."""
 
 
 def coefficients(x: float, y: float, corners: Sequence[Point]) -> tuple[float, float, float]:
@@ -222,8 +220,8 @@ class Landscape:
 
     @property
     def top(self) -> float:
-        """Loss at which the plots are cut off: 20 % above the highest loss of the three models."""
-        return ABOVE * max(self.losses)
+        """Loss at which the plots are cut off: 20 % above the highest loss of the three models (appendix A)."""
+        return 1.2 * max(self.losses)
 
     def paths(self) -> dict[tuple[int, int], list[Cell]]:
         """Return the path of the lowest barrier on the grid for each pair of models."""

@@ -9,26 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from randlora_pl.adapters import (
-    OFT,
-    PRANC,
-    SVFT,
-    AdaLoRA,
-    Adapter,
-    DoRA,
-    FullFineTuning,
-    HiRA,
-    HydraLoRA,
-    KRAdapter,
-    LoRA,
-    LoRAXS,
-    NoLA,
-    PiSSA,
-    RandLoRA,
-    SHiRA,
-    VeRA,
-    inject,
-)
+from randlora_pl import adapters
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.targets.select import select
 from randlora_pl.lab.bench.costs import OUT_OF_MEMORY, is_out_of_memory
@@ -65,30 +46,30 @@ class Method:
     rank: int = 0
     peer: str = ""
     foreign: bool = False
-    default: bool = True
+    default: bool = False
 
 
-def _ours(make: Callable[..., Adapter], **options: Any) -> Adapt:
+def _ours(make: Callable[..., adapters.Adapter], **options: Any) -> Adapt:
     """Return one of this program's methods: its class, or a function that makes it from ``rank`` and ``dropout``."""
 
     def adapt(model: nn.Module, targets: Targets, rank: int, dropout: float) -> None:
         try:
             adapter = make(rank=rank, dropout=dropout, **options)
-            inject(model, adapter, None if adapter.trains_base else targets)
+            adapters.inject(model, adapter, None if adapter.trains_base else targets)
         except UserError as error:
             raise UnavailableError(str(error)) from error
 
     return adapt
 
 
-def _unranked(method: type[Adapter]) -> Callable[..., Adapter]:
+def _unranked(method: type[adapters.Adapter]) -> Callable[..., adapters.Adapter]:
     """Return a function that makes a method without an option ``rank`` and drops the rank."""
     return lambda rank, **options: method(**options)
 
 
 def ternary(sparsity: int | Literal["sqrt"] = 6, dense: bool = False) -> Adapt:
     """Return RandLoRA with ternary bases; ``dense`` takes dense products also where additions are faster."""
-    sparse = _ours(RandLoRA, basis="ternary", sparsity=sparsity)
+    sparse = _ours(adapters.RandLoRA, basis="ternary", sparsity=sparsity)
 
     def adapt(model: nn.Module, targets: Targets, rank: int, dropout: float) -> None:
         sparse(model, targets, rank, dropout)
@@ -123,32 +104,36 @@ def _pefts(kind: str, **options: Any) -> Adapt:
 
 _RANDLORA = (RANDLORA_RANK, "peft-randlora")
 METHODS = {
-    "full": Method("full fine-tuning", _ours(lambda **_: FullFineTuning())),
-    "lora": Method("LoRA-{}", _ours(LoRA), LORA_RANK, "peft-lora"),
-    "randlora": Method("RandLoRA-{}", _ours(RandLoRA), *_RANDLORA),
-    "randlora-hadamard": Method("RandLoRA-{}, hadamard", _ours(RandLoRA, basis="hadamard"), *_RANDLORA),
-    "randlora-ternary": Method("RandLoRA-{}, ternary", _ours(RandLoRA, basis="ternary"), *_RANDLORA),
-    "randlora-ternary-dense": Method(
-        "RandLoRA-{}, ternary, dense products", ternary(dense=True), *_RANDLORA, default=False
+    "full": Method("full fine-tuning", _ours(lambda **_: adapters.FullFineTuning()), default=True),
+    "lora": Method("LoRA-{}", _ours(adapters.LoRA), LORA_RANK, "peft-lora", default=True),
+    "randlora": Method("RandLoRA-{}", _ours(adapters.RandLoRA), *_RANDLORA, default=True),
+    "randlora-hadamard": Method(
+        "RandLoRA-{}, hadamard", _ours(adapters.RandLoRA, basis="hadamard"), *_RANDLORA, default=True
     ),
-    "randlora-low": Method("RandLoRA-{}, memory low", _ours(RandLoRA, memory="low"), *_RANDLORA, default=False),
-    "dora": Method("DoRA-{}", _ours(lambda **options: DoRA(LoRA(**options))), LORA_RANK, "peft-dora", default=False),
-    "vera": Method("VeRA-{}", _ours(VeRA), VERA_RANK, "peft-vera", default=False),
-    "nola": Method("NoLA", _ours(_unranked(NoLA)), default=False),
-    "adalora": Method("AdaLoRA-{}", _ours(AdaLoRA), 48, default=False),
-    "pissa": Method("PiSSA-{}", _ours(PiSSA), LORA_RANK, default=False),
-    "loraxs": Method("LoRA-XS-{}", _ours(LoRAXS), 64, default=False),
-    "hydralora": Method("HydraLoRA-{}", _ours(HydraLoRA), 8, default=False),
-    "hira": Method("HiRA-{}", _ours(HiRA), LORA_RANK, default=False),
-    "shira": Method("SHiRA-{}", _ours(SHiRA), LORA_RANK, default=False),
-    "kradapter": Method("KRAdapter", _ours(_unranked(KRAdapter)), default=False),
-    "oft": Method("OFT", _ours(_unranked(OFT)), default=False),
-    "svft": Method("SVFT, banded", _ours(_unranked(SVFT)), default=False),
-    "pranc": Method("PRANC", _ours(_unranked(PRANC)), default=False),
-    "peft-lora": Method("PEFT LoRA-{}", _pefts("Lora"), LORA_RANK, foreign=True),
-    "peft-dora": Method("PEFT DoRA-{}", _pefts("Lora", use_dora=True), LORA_RANK, foreign=True, default=False),
-    "peft-vera": Method("PEFT VeRA-{}", _pefts("Vera"), VERA_RANK, foreign=True, default=False),
-    "peft-randlora": Method("PEFT RandLoRA-{}", _pefts("RandLora", randlora_alpha=10), RANDLORA_RANK, foreign=True),
+    "randlora-ternary": Method(
+        "RandLoRA-{}, ternary", _ours(adapters.RandLoRA, basis="ternary"), *_RANDLORA, default=True
+    ),
+    "randlora-ternary-dense": Method("RandLoRA-{}, ternary, dense products", ternary(dense=True), *_RANDLORA),
+    "randlora-low": Method("RandLoRA-{}, memory low", _ours(adapters.RandLoRA, memory="low"), *_RANDLORA),
+    "dora": Method("DoRA-{}", _ours(lambda **given: adapters.DoRA(adapters.LoRA(**given))), LORA_RANK, "peft-dora"),
+    "vera": Method("VeRA-{}", _ours(adapters.VeRA), VERA_RANK, "peft-vera"),
+    "nola": Method("NoLA", _ours(_unranked(adapters.NoLA))),
+    "adalora": Method("AdaLoRA-{}", _ours(adapters.AdaLoRA), 48),
+    "pissa": Method("PiSSA-{}", _ours(adapters.PiSSA), LORA_RANK),
+    "loraxs": Method("LoRA-XS-{}", _ours(adapters.LoRAXS), 64),
+    "hydralora": Method("HydraLoRA-{}", _ours(adapters.HydraLoRA), 8),
+    "hira": Method("HiRA-{}", _ours(adapters.HiRA), LORA_RANK),
+    "shira": Method("SHiRA-{}", _ours(adapters.SHiRA), LORA_RANK),
+    "kradapter": Method("KRAdapter", _ours(_unranked(adapters.KRAdapter))),
+    "oft": Method("OFT", _ours(_unranked(adapters.OFT))),
+    "svft": Method("SVFT, banded", _ours(_unranked(adapters.SVFT))),
+    "pranc": Method("PRANC", _ours(_unranked(adapters.PRANC))),
+    "peft-lora": Method("PEFT LoRA-{}", _pefts("Lora"), LORA_RANK, foreign=True, default=True),
+    "peft-dora": Method("PEFT DoRA-{}", _pefts("Lora", use_dora=True), LORA_RANK, foreign=True),
+    "peft-vera": Method("PEFT VeRA-{}", _pefts("Vera"), VERA_RANK, foreign=True),
+    "peft-randlora": Method(
+        "PEFT RandLoRA-{}", _pefts("RandLora", randlora_alpha=10), RANDLORA_RANK, foreign=True, default=True
+    ),
 }
 
 

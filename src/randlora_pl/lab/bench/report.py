@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -16,23 +17,8 @@ from randlora_pl.lab.bench.sweeps import Reading
 from randlora_pl.utils.files.atomic_output import atomic_file, write_text
 from randlora_pl.utils.text.tables import csv_text, markdown_table
 
-COLOURS = {
-    "full": "#7f7f7f",
-    "lora": "#aec7e8",
-    "randlora": "#1f77b4",
-    "randlora-hadamard": "#17becf",
-    "randlora-ternary": "#9467bd",
-    "randlora-ternary-dense": "#4b2e83",
-    "randlora-low": "#17557a",
-    "dora": "#98df8a",
-    "vera": "#2ca02c",
-    "nola": "#c5b0d5",
-    "peft-dora": "#f7b6d2",
-    "peft-vera": "#8c564b",
-    "peft-lora": "#ffbb78",
-    "peft-randlora": "#d62728",
-}
-"""Colors: cold for our methods, warm for PEFT's."""
+PALETTE: Any = colormaps["tab20"]
+"""A color for each method of a plot, in the order in which they are shown."""
 
 
 def significant(value: float) -> str:
@@ -127,7 +113,7 @@ def bars(title: str, results: Sequence[Measured]) -> Figure:
     figure.suptitle(title, fontsize=10)
     times, memory = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     positions = range(len(shown))
-    colours = [COLOURS.get(one.name, "#1f77b4") for one in shown]
+    colours = [PALETTE(n % 20) for n in positions]
     medians, errors, highest = _milliseconds(shown)
     times.barh(positions, medians, xerr=errors, color=colours, capsize=3)
     times.set_yticks(positions, [one.label for one in shown])
@@ -159,15 +145,16 @@ def curves(title: str, readings: Sequence[Reading]) -> Figure:
     figure = Figure(figsize=(1.5 + 4 * max(1, len(sweeps)), 7.5), layout="constrained")
     figure.suptitle(title, fontsize=10)
     panels = figure.subplots(2, max(1, len(sweeps)), squeeze=False)
+    names = list(dict.fromkeys(one.name for reading in readings for one in reading.methods))
     for column, sweep in enumerate(sweeps):
         here = [reading for reading in readings if reading.sweep == sweep]
-        for name in dict.fromkeys(one.name for reading in here for one in reading.methods):
+        for n, name in enumerate(names):
             line = [(r, one) for r in here for one in r.methods if one.name == name and one.seconds]
             if not line:
                 continue
             x = [reading.point.bases if sweep == "rank" else reading.value for reading, _ in line]
             medians, errors, _ = _milliseconds([one for _, one in line])
-            style: dict[str, Any] = {"color": COLOURS[name], "marker": "o", "markersize": 4}
+            style: dict[str, Any] = {"color": PALETTE(n % 20), "marker": "o", "markersize": 4}
             style["label"] = _without_rank(line[0][1], line[0][0])
             panels[0, column].errorbar(x, medians, errors, capsize=2, **style)
             panels[1, column].plot(x, [(one.peak or one.saved) / 1e6 for _, one in line], **style)

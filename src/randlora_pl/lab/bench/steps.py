@@ -13,17 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from randlora_pl.adapters.kernels.step_cache import end_step
-from randlora_pl.lab.bench.costs import (
-    OUT_OF_MEMORY,
-    Gemm,
-    Spread,
-    counter,
-    in_turns,
-    is_out_of_memory,
-    ratios,
-    saved_tensors,
-    synchronize,
-)
+from randlora_pl.lab.bench import costs
 from randlora_pl.lab.bench.methods import UnavailableError
 from randlora_pl.models import cast_frozen, use_fast_layers
 
@@ -92,72 +82,63 @@ class Case:
 
     def count(self) -> None:
         """Run a first step to count memory and operations, and a second one for the time, and on a GPU the peak."""
-        self._guarded(self._count)
-
-    def _count(self) -> float:
         with self._present():
             batch = (tensor for tensor in self.inputs if not tensor.requires_grad)
             outside = chain(self.model.parameters(), self.model.buffers(), batch)
             start = time.perf_counter()
-            with saved_tensors(outside) as saved, counter() as operations:
+            with costs.saved_tensors(outside) as saved, costs.counter() as operations:
                 self.step()
             self.saved, self.flops = sum(saved.values()), operations.get_total_flops()
             on_gpu = self.device.type == "cuda"
             if on_gpu or time.perf_counter() - start < 10 * _LEAST:  # not the time of a usual step
-                synchronize(self.device)
+                costs.synchronize(self.device)
                 if on_gpu:
                     torch.cuda.reset_peak_memory_stats(self.device)
                 start = time.perf_counter()
                 self.step()
-                synchronize(self.device)
+                costs.synchronize(self.device)
                 self.peak = int(torch.cuda.max_memory_allocated(self.device)) if on_gpu else None
             self._repeat = max(1, round(_LEAST / (time.perf_counter() - start)))
-        return 0.0
 
     def seconds(self) -> float:
         """Return the seconds of a step, the mean of as many as fill some tenths of a second; NaN after a problem."""
-        return self._guarded(self._seconds)
-
-    def _seconds(self) -> float:
+        found = float("nan")
+        if self.problem:
+            return found
         with self._present():
             if self.device.type == "cuda":  # the allocator starts again each time
                 self.step()
                 self.step()
-            synchronize(self.device)
+            costs.synchronize(self.device)
             start = time.perf_counter()
             for _ in range(self._repeat):
                 self.step()
-            synchronize(self.device)
-            return (time.perf_counter() - start) / self._repeat
+            costs.synchronize(self.device)
+            found = (time.perf_counter() - start) / self._repeat
+        return found  # noqa: RET504 (still NaN where a problem ended the block)
 
-    def _guarded(self, run: Callable[[], float]) -> float:
-        if self.problem:
-            return float("nan")
+    @contextmanager
+    def _present(self) -> Iterator[None]:
+        """Hold the model and the optimizer's state on the device inside the block only, and note a problem in it."""
+        on_gpu = self.device.type != "cpu"
         try:
-            return run()
+            if on_gpu:
+                self._move(self.device)
+            yield
         except Exception as error:
-            if is_out_of_memory(error):
-                self.problem = OUT_OF_MEMORY
+            if costs.is_out_of_memory(error):
+                self.problem = costs.OUT_OF_MEMORY
             elif self.foreign:
                 self.problem = f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
             else:
                 raise
-        self.model, self.optimizer = nn.Identity(), None  # outside the except block, which holds the frames
-        return float("nan")
-
-    @contextmanager
-    def _present(self) -> Iterator[None]:
-        """Hold the model and the optimizer's state on the device inside the block only."""
-        if self.device.type == "cpu":
-            yield
-            return
-        try:
-            self._move(self.device)
-            yield
         finally:
-            self.model.zero_grad()
-            self._move(torch.device("cpu"))
-            torch.cuda.empty_cache()
+            if on_gpu:
+                self.model.zero_grad()
+                self._move(torch.device("cpu"))
+                torch.cuda.empty_cache()
+        if self.problem:
+            self.model, self.optimizer = nn.Identity(), None
 
     def _move(self, device: torch.device) -> None:
         self.model.to(device)
@@ -191,13 +172,13 @@ class Measured:
     seconds: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
 
-    def spread(self) -> Spread | None:
+    def spread(self) -> costs.Spread | None:
         """Return the spread of the seconds."""
-        return Spread.over(self.seconds) if self.seconds else None
+        return costs.Spread.over(self.seconds) if self.seconds else None
 
-    def ratio(self, base: "Measured | None") -> Spread | None:
+    def ratio(self, base: "Measured | None") -> costs.Spread | None:
         """Return the seconds relative to another case, round by round."""
-        return ratios(self.seconds, base.seconds) if base and base.seconds and self.seconds else None
+        return costs.ratios(self.seconds, base.seconds) if base and base.seconds and self.seconds else None
 
     def of_peak(self) -> float | None:
         """Return the operations per second, as the median fraction of the matrix product's in the same round."""
@@ -207,7 +188,7 @@ class Measured:
 
 def measure(
     cases: Sequence[Case],
-    gemm: Gemm,
+    gemm: costs.Gemm,
     rounds: int,
     tick: Callable[[str], None] = lambda _: None,
     keep: Callable[[list[Measured]], None] = lambda _: None,
@@ -236,7 +217,7 @@ def measure(
             results.append(one)
         return results
 
-    return found(in_turns(turns, rounds, tick, warm_up=False, after_round=lambda values: keep(found(values))))
+    return found(costs.in_turns(turns, rounds, tick, warm_up=False, after_round=lambda values: keep(found(values))))
 
 
 def available(
