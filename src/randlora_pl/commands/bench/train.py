@@ -52,6 +52,8 @@ def train(
         rss: Also measure the resident set of a process per method, which takes as long again
     """
     device, facts = timing.prepare()
+    import yaml
+
     from randlora_pl.adapters.targets.select import DEFAULT_TARGETS
     from randlora_pl.lab.bench.costs import rss_elsewhere
     from randlora_pl.lab.bench.methods import chosen
@@ -59,12 +61,18 @@ def train(
     from randlora_pl.lab.bench.steps import Measured, measure, ticks
     from randlora_pl.lab.bench.train import Setup, Training, estimated_seconds, library_of, one_training
 
+    try:
+        changes = parse_yaml(overrides)
+    except yaml.YAMLError:
+        changes = None
+    if not isinstance(changes, dict) or not all(isinstance(name, str) for name in changes):
+        raise UserError(f"--overrides is {overrides!r}: give options of the model such as '{{num_hidden_layers: 4}}'")
     names = chosen(methods)
     library = library or library_of(model)
     batch_size = batch_size or (4 if library == "transformers" else 64)
     setup = Setup(
         model, library, batch_size, timing.precision, device, timing.threads or 0, list(targets) or None, tokens,
-        overrides_of(overrides), dropout,
+        changes, dropout,
     )  # fmt: skip
     if setup.overrides and library != "transformers":
         raise UserError(f"--overrides needs a decoder, but {model} is a model of {library}. Remove the option")
@@ -124,16 +132,3 @@ def train(
 
     in_folder(timing.output, "train", work, note, finish)
     return 0
-
-
-def overrides_of(text: str) -> dict[str, int]:
-    """Return the parsed value of ``--overrides``, a mapping of names."""
-    import yaml
-
-    try:
-        found = parse_yaml(text)
-    except yaml.YAMLError:
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise UserError(f"--overrides is {text!r}: give options of the model such as '{{num_hidden_layers: 4}}'")
-    return found

@@ -208,10 +208,8 @@ def ratios(values: Sequence[float], base: Sequence[float]) -> Spread:
 def machine() -> dict[str, Any]:
     """Return facts that affect timings: processor, cores this process may use, and versions."""
     facts: dict[str, Any] = {"processor": processor(), "cores": usable_cores(), "threads": torch.get_num_threads()}
-    facts["torch"] = torch.__version__
-    if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
-    return facts | {"python": platform.python_version()}
+    facts |= {"torch": torch.__version__, "python": platform.python_version()}
+    return facts | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
 def processor() -> str:

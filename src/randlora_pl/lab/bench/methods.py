@@ -21,7 +21,6 @@ LANGUAGE_RANKS = {"lora": 16, "dora": 16, "randlora": 10, "vera": 1024}
 Targets = list[str] | None
 """What to adapt, as everywhere; None is the paper's choice where the model has it, else every linear layer."""
 
-
 Adapt = Callable[[nn.Module, Targets, int, float], None]
 
 

@@ -114,14 +114,14 @@ def bars(title: str, results: Sequence[Measured]) -> Figure:
     times, memory = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     positions = range(len(shown))
     colours = [PALETTE(n % 20) for n in positions]
-    medians, errors, highest = _milliseconds(shown)
+    medians, errors = _milliseconds(shown)
     times.barh(positions, medians, xerr=errors, color=colours, capsize=3)
     times.set_yticks(positions, [one.label for one in shown])
     times.invert_yaxis()
     times.set_xlabel("milliseconds per step, median and extremes, with the ratio of full")
-    for position, (one, high) in enumerate(zip(shown, highest, strict=True)):
+    for position, one in enumerate(shown):
         if ratio := _ratios(one, shown)[0]:
-            times.annotate(f" {ratio.median:.2f}", (high, position), va="center", fontsize=9)
+            times.annotate(f" {ratio.median:.2f}", (1000 * max(one.seconds), position), va="center", fontsize=9)
     times.margins(x=0.12)
     on_gpu = any(one.peak for one in shown)
     memory.barh(positions, [(one.peak or 0 if on_gpu else one.saved) / 1e6 for one in shown], color=colours)
@@ -129,11 +129,11 @@ def bars(title: str, results: Sequence[Measured]) -> Figure:
     return figure
 
 
-def _milliseconds(results: Sequence[Measured]) -> tuple[list[float], list[list[float]], list[float]]:
-    """Return the medians of some steps, how far their extremes lie below and above, and the greatest."""
+def _milliseconds(results: Sequence[Measured]) -> tuple[list[float], list[list[float]]]:
+    """Return the medians of some steps, and how far their extremes lie below and above."""
     spreads = [Spread.over([1000 * value for value in one.seconds]) for one in results]
     errors = [[spread.median - spread.low for spread in spreads], [spread.high - spread.median for spread in spreads]]
-    return [spread.median for spread in spreads], errors, [spread.high for spread in spreads]
+    return [spread.median for spread in spreads], errors
 
 
 def curves(title: str, readings: Sequence[Reading]) -> Figure:
@@ -153,7 +153,7 @@ def curves(title: str, readings: Sequence[Reading]) -> Figure:
             if not line:
                 continue
             x = [reading.point.bases if sweep == "rank" else reading.value for reading, _ in line]
-            medians, errors, _ = _milliseconds([one for _, one in line])
+            medians, errors = _milliseconds([one for _, one in line])
             style: dict[str, Any] = {"color": PALETTE(n % 20), "marker": "o", "markersize": 4}
             style["label"] = _without_rank(line[0][1], line[0][0])
             panels[0, column].errorbar(x, medians, errors, capsize=2, **style)

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from randlora_pl.lab.bench.methods import METHODS, adapted, label, ternary
 from randlora_pl.lab.bench.steps import Case, Measured, Precision, available
 
-Sparsity = int | Literal["sqrt"]
-
 
 @dataclass(frozen=True)
 class Point:
@@ -30,7 +28,7 @@ class Point:
     tokens: int = 3200
     rank: int = 6
     depth: int = 1
-    sparsity: Sparsity = 6
+    sparsity: int | Literal["sqrt"] = 6
 
     @property
     def bases(self) -> int:

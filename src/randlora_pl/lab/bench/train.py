@@ -17,8 +17,6 @@ from randlora_pl.utils.errors import UserError, near
 
 CLASSES = 100
 Library = Literal["timm", "open_clip", "transformers"]
-
-
 Problem = tuple[nn.Module, list[Tensor], Callable[[nn.Module, Sequence[Tensor]], Tensor], str]
 """A plain model; samples and all other inputs of the loss, each sample a row of the first one; the loss; what they are.
 
@@ -156,13 +154,10 @@ class Training:
             problem = token_problem(setup.model, setup.batch_size, setup.tokens, setup.overrides)
         else:
             problem = image_problem(setup.model, setup.library, setup.batch_size)
-        self.base, (self.samples, *others), self._loss, self.words = problem
+        self.base, (self.samples, *others), loss, self.words = problem
         self.layers = layers_of(self.base, setup.targets)
         self.batch = [tensor.to(self.device) for tensor in (self.samples, *others)]
-
-    def loss(self, model: nn.Module) -> Tensor:
-        """Return the loss of the batch."""
-        return self._loss(model, self.batch)
+        self.loss = lambda model: loss(model, self.batch)
 
     def rank(self, name: str) -> int | None:
         """Return a method's rank for this kind of model; None for its own."""
