@@ -142,9 +142,8 @@ def _shown_results(names: Sequence[str], results: Sequence[dict[str, Any]]) -> l
         title = f"{key.removesuffix('_bytes')}, MB" if key.endswith("_bytes") else title
         row = [title, *(_formatted(key, value) for value in values)]
         if pair:  # the second minus the first
-            first, second = (value if _numeric(value) else None for value in values)
-            change = None if first is None or second is None else second - first
-            row.append(f"{'+' * (change is not None and change > 0)}{_formatted(key, change)}")
+            change: Any = values[1] - values[0] if all(map(_numeric, values)) else None
+            row.append(f"{'+' if change is not None and change > 0 else ''}{_formatted(key, change)}")
         rows.append(row)
     return [table(["result", *names, *["difference"] * pair], rows)] if rows else ["No results."]
 

@@ -33,7 +33,6 @@ _DATA = (
 )
 """Data options of a run that select images and classes; options of the training loop do not matter."""
 
-
 NewFolder = Annotated[str | None, Option("DIR", "New folder (default: runs/analyze/COMMAND/TIME)", check_new)]
 
 

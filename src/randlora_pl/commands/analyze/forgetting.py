@@ -66,27 +66,25 @@ def forgetting(
     opened = [analyze.open_run(path) for path in runs]
     for run in opened:
         check_task(run.file)
-    found: dict[str, list[Forgetting]] = {}
     rows: list[dict[str, Any]] = []
+    cells: list[list[str]] = []
     folder: Path | None = None
     tests = _tested(opened, datasets, tested, device)
     for label, run in zip(analyze.labels_of(opened), opened, strict=True):
         with analyze.advised(tested.batch_size):
-            results = found[label] = next(tests)
+            results = next(tests)
         about = {"run": str(run.path), "method": label, "parameters": analyze.parameters(run)}
         about["trained_on"] = run.data.get("dataset")
         rows += [about | vars(one) | {"change": one.change} for one in results]
         folder = folder or analyze.new_output(output, "forgetting")  # every finished run is kept
         write_csv(rows, folder / "forgetting.csv")
         write_json(rows, folder / "forgetting.json")
-    assert folder is not None
-    header = ["method", *(f"{name}: before, after" for name in datasets), "mean change elsewhere"]
-    cells = []
-    for (label, results), run in zip(found.items(), opened, strict=True):
         elsewhere = [one.change for one in results if one.dataset != run.data.get("dataset")]
         mean = f"{sum(elsewhere) / len(elsewhere):+.2f}" if elsewhere else ""
         changes = (f"{one.before:.2f}, {one.after:.2f} ({one.change:+.2f})" for one in results)
         cells.append([label, *changes, mean])
+    assert folder is not None
+    header = ["method", *(f"{name}: before, after" for name in datasets), "mean change elsewhere"]
     print("Zero-shot accuracy in percent of the test images, points in brackets:\n")
     print(table(header, cells))
     analyze.print_output(folder)
@@ -147,11 +145,7 @@ def _tested(
 
 
 def check_task(file: "AdapterFile") -> None:
-    """Raise an error for adapters without a text head.
-
-    Raises:
-        UserError: The adapter has no text head, was trained on captions, or was not saved by a task.
-    """
+    """Raise a `UserError` if an adapter has no text head, was trained on captions, or was not saved by a task."""
     # the classifier of these is computed from class names, so that it can be computed for other classes
     tasks, task = ("VisionLanguageTask", "TextHeadTask", "PromptTask"), file.metadata.get("task")
     if task not in tasks:

@@ -11,6 +11,7 @@ treatment of tokens. Here the activations of all tokens of an image are concaten
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,11 +69,7 @@ class MinibatchCKA:
 
 
 def vision_layers(model: nn.Module) -> dict[Layer, nn.Module]:
-    """Return the attention and MLP layers of every block of the image tower, in order.
-
-    Raises:
-        UserError: The model has no such layers.
-    """
+    """Return the attention and MLP layers of every block of the image tower, in order; a UserError if it has none."""
     blocks = repeated_blocks(model)
     if any(path.startswith("visual.") for path in blocks):  # CLIP: exclude the text tower
         blocks = {path: block for path, block in blocks.items() if path.startswith("visual.")}
@@ -92,15 +89,12 @@ def outputs(layers: Mapping[Layer, nn.Module]) -> Iterator[dict[Layer, Tensor]]:
     """Record the last output of each layer inside the block, (b, ...)."""
     seen: dict[Layer, Tensor] = {}
 
-    def keep(name: Layer) -> Any:
-        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
-            tensor: Tensor = output[0] if isinstance(output, tuple) else output
-            batch_second = isinstance(layer, nn.MultiheadAttention) and not layer.batch_first
-            seen[name] = tensor.transpose(0, 1) if batch_second else tensor
+    def keep(name: Layer, layer: nn.Module, inputs: Any, output: Any) -> None:
+        tensor: Tensor = output[0] if isinstance(output, tuple) else output
+        batch_second = isinstance(layer, nn.MultiheadAttention) and not layer.batch_first
+        seen[name] = tensor.transpose(0, 1) if batch_second else tensor
 
-        return hook
-
-    handles = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_hook(partial(keep, name)) for name, layer in layers.items()]
     try:
         yield seen
     finally:

@@ -75,8 +75,7 @@ class Plane:
 
     def __init__(self, target: State, states: Sequence[Mapping[str, Tensor]], corners: Sequence[Point]) -> None:
         shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (target, *states)]
-        if any(other != shapes[0] for other in shapes[1:]):
-            other = next(each for each in shapes[1:] if each != shapes[0])
+        for other in (each for each in shapes[1:] if each != shapes[0]):
             differing = sorted(n for n in shapes[0].keys() | other.keys() if shapes[0].get(n) != other.get(n))
             raise UserError(f"the models differ in {len(differing)} tensors such as {differing[0]}: no plane has both.")
         self.corners = tuple(corners)
@@ -274,9 +273,7 @@ def contour_figure(landscape: Landscape) -> Figure:
             label=for_figure(f"{label}: {loss:.4g}"),
         )  # fmt: skip
     axes.set(aspect="equal", xlabel="x", ylabel="y")
-    legend = axes.legend(loc="upper left", fontsize=8, facecolor="#444444")
-    for text in legend.get_texts():
-        text.set_color("white")
+    axes.legend(loc="upper left", fontsize=8, facecolor="#444444", labelcolor="white")
     highest = max(landscape.barriers().values())
     climb = f"at most {highest:.3g} above the higher end" if highest > 0 else "never above the higher end"
     footnote(figure, f"on the grid the paths climb {climb}")

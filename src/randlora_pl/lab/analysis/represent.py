@@ -84,14 +84,6 @@ def remaining(w: Tensor, b: Tensor, signs: Tensor) -> float:
     return math.sqrt(max(0.0, 1 - float(captured / total))) if total > 0 else 0.0
 
 
-NOTE = (
-    "LoRA: truncated SVD, the optimum; equation 8 with the square root that the paper omits (a Frobenius norm is "
-    "the root of the sum of squares).\n"
-    "RandLoRA: lambda and gamma of equation 4 by alternating least squares, a local optimum; with orthonormal bases "
-    "and signs by the closed form, the optimum."
-)
-
-
 @dataclass(frozen=True)
 class Fitted:
     """Fit of lambda (n, r) and gamma (n, d) to a matrix (D, d).
@@ -279,5 +271,11 @@ def represent_figure(fits: Mapping[int, list[LayerFit]], title: str) -> Figure:
     for axes in (budgets, layers):
         axes.grid(alpha=0.3)
     budgets.legend(loc="lower left", fontsize=9)
-    footnote(figure, NOTE)
+    footnote(
+        figure,
+        "LoRA: truncated SVD, the optimum; equation 8 with the square root that the paper omits (a Frobenius norm is "
+        "the root of the sum of squares).\n"
+        "RandLoRA: lambda and gamma of equation 4 by alternating least squares, a local optimum; with orthonormal "
+        "bases and signs by the closed form, the optimum.",
+    )
     return figure

@@ -144,7 +144,6 @@ def notes() -> tuple[Note, ...]:
 
 __all__ = ["SOURCE", "Note", "PaperCell", "cells", "column_of", "datasets", "notes", "numbers", "table"]
 
-
 _BOTH_TOWERS = {"FullFineTuning": 1e-5, "LoRA": 1e-3, "NoLA": 1e-3, "VeRA": 1e-2, "RandLoRA": 1e-3}
 _IMAGE_TOWER = _BOTH_TOWERS | {"LoRA": 1e-2, "RandLoRA": 1e-2}
 _IMAGES = {"VisionLanguageTask": _BOTH_TOWERS, "TextHeadTask": _IMAGE_TOWER, "LinearHeadTask": _IMAGE_TOWER}

@@ -293,18 +293,13 @@ class Sweep:
         Returns:
             The datasets; and of each that is left out, the methods that lack it.
         """
-        shared, left_out = [], {}
-        methods = self.methods(model, budget)
+        lacking = {}
         for dataset in self.plan.datasets:
-            cells = [Key(model, dataset, budget, method) for method in methods]
-            lacking = [key.method for key in cells if key not in self.accuracies]
-            if not any(key in self.runs for key in cells):  # of other models only
-                continue
-            if lacking:
-                left_out[dataset] = lacking
-            else:
-                shared.append(dataset)
-        return shared, left_out
+            cells = [Key(model, dataset, budget, method) for method in self.methods(model, budget)]
+            if any(key in self.runs for key in cells):  # else it is of other models only
+                lacking[dataset] = [key.method for key in cells if key not in self.accuracies]
+        shared = [dataset for dataset, methods in lacking.items() if not methods]
+        return shared, {dataset: methods for dataset, methods in lacking.items() if methods}
 
     def average(self, model: str, budget: str, method: str, datasets: Sequence[str]) -> Average | None:
         """Return the mean over datasets; None where one of them has no finished run.

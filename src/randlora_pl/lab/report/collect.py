@@ -184,9 +184,8 @@ def read_sweep(folder: Path) -> Sweep:
             row |= _rate(plan, row, rate, rate if row.get("rate_chosen_by") == TYPED else {})
     else:
         rows = [found for cell in cell_folders if (found := _of_folder(folder, cell, plan, warnings.append))]
-    rows = _without_twins(folder, rows, warnings)
-    there = {(*(row[name] for name in LABELS), row.get("seed")) for row in rows}
-    cells_there = {place[:-1] for place in there}
+    there = _without_twins(folder, rows, warnings)
+    rows, cells_there = list(there.values()), {place[:-1] for place in there}
     missing = []  # of what was planned, not of labels that only the cells know
     for key in plan.cells():  # none without a plan; nothing in an untrained model is random, so one seed is enough
         seeds: list[int | None] = [*plan.seeds] if key.budget != ZERO_SHOT else [None] * (key not in cells_there)
@@ -339,8 +338,8 @@ def _rate(plan: ReportPlan, row: Row, rates: Mapping[str, Any], typed: Mapping[s
     return {"learning_rate": value, "rate_chosen_by": how, "rate_rule": rule}
 
 
-def _without_twins(folder: Path, rows: list[Row], warnings: list[str]) -> list[Row]:
-    """Return one row for each cell and seed: of twins the finished one, and of these the newest."""
+def _without_twins(folder: Path, rows: list[Row], warnings: list[str]) -> dict[tuple[object, ...], Row]:
+    """Return one row for each cell and seed, by both: of twins the finished one, and of these the newest."""
 
     def time(row: Row) -> float:
         file = folder / "cells" / row.get("cell", "") / "results.json"
@@ -352,9 +351,7 @@ def _without_twins(folder: Path, rows: list[Row], warnings: list[str]) -> list[R
     for (*labels, seed), twins in found.items():
         if len(twins) > 1:
             twins.sort(key=lambda row: (row["state"] == FINISHED, time(row)), reverse=True)
-            kept, *_ = twins
-            names, place = " and ".join(sorted(row["cell"] for row in twins)), " ".join(map(str, labels))
-            warnings.append(
-                f"{names} are the same cell ({place}, seed {seed}) with {len(twins)} configs: {kept['cell']} is used"
-            )
-    return [twins[0] for twins in found.values()]
+            names, cell = " and ".join(sorted(row["cell"] for row in twins)), " ".join(map(str, labels))
+            which = f"with {len(twins)} configs: {twins[0]['cell']} is used"
+            warnings.append(f"{names} are the same cell ({cell}, seed {seed}) {which}")
+    return {place: twins[0] for place, twins in found.items()}

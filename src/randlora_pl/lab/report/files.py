@@ -189,23 +189,21 @@ def _missing(sweep: Sweep) -> list[Table | Picture]:
     return [Table("missing-runs", caption, header, rows, left=len(header))] if rows else []
 
 
-_COLUMNS = (
-    *("model", "family", "dataset", "budget", "method", "seed", "state", "reason", "accuracy", "zeroshot_accuracy"),
-    *("learning_rate", "rate_chosen_by", "adapter", "task", "trainable_parameters", "total_parameters", "fit_seconds"),
-    *("images_per_second", "samples_per_second", "peak_memory_bytes", "device", "steps", "version", "git_commit"),
-)
-_MACHINE = (METRIC, "machine", "cpu_threads", "version/python", "version/torch", TRAINED, VALIDATED)
-"""Further columns, where any run has them."""
-
-
 def cells_csv(sweep: Sweep) -> str:
     """Return a line for every run, with or without a result; accuracies in percent."""
     known = [name for name, column in sweep.finished.items() if column.notna().any()]
-    more = [*_MACHINE, *[RIGHT] * (len(sweep.plan.datasets) == 1)]  # tests of one dataset are paired by sample
+    always = [
+        *("model", "family", "dataset", "budget", "method", "seed", "state", "reason", "accuracy"),
+        *("zeroshot_accuracy", "learning_rate", "rate_chosen_by", "adapter", "task", "trainable_parameters"),
+        *("total_parameters", "fit_seconds", "images_per_second", "samples_per_second", "peak_memory_bytes"),
+        *("device", "steps", "version", "git_commit"),
+    ]
+    more = [METRIC, "machine", "cpu_threads", "version/python", "version/torch", TRAINED, VALIDATED]
+    more += [RIGHT] * (len(sweep.plan.datasets) == 1)  # tests of one dataset are paired by sample
     prefixes = ("spectrum/", accuracy.BEFORE, accuracy.AFTER, accuracy.NEW)
     further = sorted(name for name in known if name.startswith(prefixes))
     tests = list(dict.fromkeys(name for names in sweep.tests.values() for name in names))
-    columns = [*_COLUMNS, *(name for name in more if name in known), *further, *tests, "cell"]
+    columns = [*always, *(name for name in more if name in known), *further, *tests, "cell"]
     cells = sweep.cells.assign(**{name: 100 * sweep.cells[name] for name in tests})
     return _csv(cells[[name for name in columns if name != "spectrum/steps"]])
 

@@ -282,11 +282,6 @@ def _mean(values: Series, form: str) -> TableCell:
 
 _PREFIX = "spectrum/"
 _RANKS = ("spectrum/rank", "spectrum/effective_rank", "spectrum/stable_rank")
-_CONTROLS = {
-    "a": "its sums come first, so that its rank is lower, and so is the count of its free parameters",
-    "b": "it has half of the terms",
-}
-"""Variants of RandLoRA that train as many numbers and have a lower rank."""
 
 
 def rank_table(sweep: Sweep) -> Table | None:
@@ -371,11 +366,15 @@ def partial_table(sweep: Sweep) -> Table | None:
         "Means and 95 % confidence intervals are over datasets, which share their methods. Ranks within 5 % of the "
         "highest count as equal. It does not show a cause.",
     ]
+    variants = {  # of RandLoRA that train as many numbers and have a lower rank
+        "a": "its sums come first, so that its rank is lower, and so is the count of its free parameters",
+        "b": "it has half of the terms",
+    }
     controls = []
     for method, facts in sweep.plan.methods.items():
         variant = str(facts.get("variant"))
-        if variant in _CONTROLS and (ranks := _known(sweep.of(method=method), _RANKS[0])):
-            controls.append(f"{method} ({_CONTROLS[variant]}; rank {fmean(ranks):.0f})")
+        if variant in variants and (ranks := _known(sweep.of(method=method), _RANKS[0])):
+            controls.append(f"{method} ({variants[variant]}; rank {fmean(ranks):.0f})")
     if controls:
         count = many(len(controls), "control")
         below.append(f"{count} with as many trained numbers as RandLoRA: {', '.join(controls)}.")
