@@ -137,12 +137,12 @@ def _shown_results(names: Sequence[str], results: Sequence[dict[str, Any]]) -> l
     pair = len(results) == 2
     rows = []
     for key in shown:
-        values = [metrics.get(key) for metrics in results]
+        values: list[Any] = [metrics.get(key) for metrics in results]
         title = f"{key}, %" if key.endswith("/acc") else key
         title = f"{key.removesuffix('_bytes')}, MB" if key.endswith("_bytes") else title
         row = [title, *(_formatted(key, value) for value in values)]
         if pair:  # the second minus the first
-            change: Any = values[1] - values[0] if all(map(_numeric, values)) else None
+            change = values[1] - values[0] if all(map(_numeric, values)) else None
             row.append(f"{'+' if change is not None and change > 0 else ''}{_formatted(key, change)}")
         rows.append(row)
     return [table(["result", *names, *["difference"] * pair], rows)] if rows else ["No results."]
