@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from randlora_pl.commands.bench import JSON, PICTURE, TABLE, Timing, in_folder, machine_line, measuring
 from randlora_pl.utils.errors import UserError, near
@@ -66,7 +66,9 @@ def adapters(
     sparse = shares or basis == "ternary"
     swept = sweeps or [name for name in known if (name == "sparsity") == bool(sparse)]
     given = {"width": widths, "tokens": tokens, "rank": ranks, "depth": depths, "sparsity": shares}
-    ranges = {name: list(values) or known[name] for name, values in given.items() if name in swept}
+    ranges: dict[str, list[Any]] = {
+        name: list(values) or known[name] for name, values in given.items() if name in swept
+    }
     for rank in ranges.get("rank", ()):
         if rank > bench.Point().width:
             raise UserError(f"--ranks: {rank} is larger than the width of the layers, {bench.Point().width}")
