@@ -1,7 +1,7 @@
 """``analyze represent``: error of adapters of one budget in expressing an update."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from randlora_pl.commands.analyze import AnalyzedRun, NewFolder, open_run, print_output, write_output
 from randlora_pl.utils.errors import UserError
@@ -65,29 +65,24 @@ def represent(
     leads = _leads(run, updates, lead)
     import torch
 
-    from randlora_pl.adapters.budget import match_budget
-    from randlora_pl.adapters.methods.lora import LoRA
-    from randlora_pl.adapters.methods.randlora import RandLoRA
     from randlora_pl.adapters.weights import WeightShape
     from randlora_pl.commands.common.terminal import counting
-    from randlora_pl.lab.analysis.represent import directions, represent_figure
+    from randlora_pl.lab.analysis.represent import directions, methods_of, represent_figure
     from randlora_pl.lab.analysis.represent import represent as fitted
     from randlora_pl.run.callbacks.summary import describe
 
     shapes = [WeightShape(layer, *update.shape) for layer, update in updates.items()]
     fits: dict[int, list[LayerFit]] = {rank: [] for rank in ranks}
-    matched: dict[int, Any] = {}  # the RandLoRA with about as many parameters as a LoRA
-    for rank in ranks:
-        matched[rank] = match_budget(RandLoRA(match=f"lora:{rank}", seed=seed), shapes, torch.nn.Module())[0]
-    bases = {rank: adapter.bases(shapes, torch.device("cpu")) for rank, adapter in matched.items()}
+    pairs = {rank: methods_of(rank, shapes, seed) for rank in ranks}
+    bases = {rank: adapter.bases(shapes, torch.device("cpu")) for rank, (_, adapter) in pairs.items()}
     with counting(True, "{task.completed} of {task.total} fits", len(ranks) * len(updates)) as tick:
         for layer, update in updates.items():
             led: dict[str, Tensor | None] = {"orthonormal": None}
             led |= {f"led by {name}": directions(matrices[layer]) for name, matrices in leads.items()}
             for rank in ranks:
-                fits[rank].append(fitted(layer, update, LoRA(rank=rank), matched[rank], bases[rank], sweeps, led))
+                fits[rank].append(fitted(layer, update, *pairs[rank], bases[rank], sweeps, led))
                 tick(1)
-    notes = {rank: adapter.rank for rank, adapter in matched.items()}
+    notes = {rank: adapter.rank for rank, (_, adapter) in pairs.items()}
     rows = [
         {"lora_rank": rank, "randlora_rank": notes[rank]} | one.as_row() for rank, each in fits.items() for one in each
     ]
@@ -105,7 +100,9 @@ def represent(
 
 def note_of(adapter: "Adapter") -> str:
     """Return a note on an update that has the form of one of the two fits already, or ""."""
-    own = sorted({leaf.method() for leaf in adapter.leaves()} & {"LoRA", "RandLoRA"})
+    from randlora_pl.lab.analysis.represent import NAMES
+
+    own = sorted({leaf.method() for leaf in adapter.leaves()} & {*NAMES})
     if not own:
         return ""
     return f"Note: this update is {' and '.join(own)}'s own, so the comparison is circular. Take a full fine-tuning."
@@ -167,7 +164,7 @@ def _leads(run: AnalyzedRun, updates: "dict[str, Tensor]", names: Sequence[str])
 
 
 def _print(fits: dict[int, "list[LayerFit]"], chosen: dict[int, int], what: str) -> None:
-    from randlora_pl.lab.analysis.represent import mean_error
+    from randlora_pl.lab.analysis.represent import NAMES, mean_error
 
     rows = []
     for rank, each in fits.items():
@@ -185,5 +182,5 @@ def _print(fits: dict[int, "list[LayerFit]"], chosen: dict[int, int], what: str)
         [f"LoRA {rank}", *(f"{1 - mean_error(each, name) ** 2:.4f}" for name in names)] for rank, each in fits.items()
     ]
     print("\nCaptured share of the update, also by RandLoRA with orthonormal bases and an A of signs:\n")
-    print(table(("budget", "LoRA", "RandLoRA", *names[2:]), shares))
+    print(table(("budget", *NAMES, *names[2:]), shares))
     print("\nShares: 1 - error^2. They are of this one update, and predict neither loss nor accuracy.")

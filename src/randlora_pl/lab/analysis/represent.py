@@ -28,6 +28,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from randlora_pl.adapters.budget import match_budget
 from randlora_pl.adapters.methods.lora import LoRA
 from randlora_pl.adapters.methods.randlora import RandLoRA
 from randlora_pl.adapters.random_bases import Bases
@@ -35,6 +36,14 @@ from randlora_pl.adapters.spectrum import truncated
 from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.lab.analysis.figures import colors, footnote, new_figure
 from randlora_pl.utils.text.formatting import for_figure
+
+NAMES = ("LoRA", "RandLoRA")
+"""The methods that are compared."""
+
+
+def methods_of(rank: int, shapes: list[WeightShape], seed: int) -> tuple[LoRA, Any]:
+    """Return a LoRA of a rank, and the RandLoRA with about as many parameters on these weights."""
+    return LoRA(rank=rank), match_budget(RandLoRA(match=f"lora:{rank}", seed=seed), shapes, torch.nn.Module())[0]
 
 
 def tall(matrix: Tensor) -> Tensor:
