@@ -1,7 +1,6 @@
 """``analyze forgetting``: zero-shot accuracy on other datasets before and after tuning."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,24 +15,8 @@ from randlora_pl.utils.text.tables import table
 if TYPE_CHECKING:
     import torch
 
-    from randlora_pl.adapters import AdapterFile
     from randlora_pl.data import ImageData
-
-
-@dataclass(frozen=True)
-class Forgetting:
-    """Accuracy of one adapter on one dataset's test images, in percent, before and after fine-tuning."""
-
-    dataset: str
-    images: int
-    classes: int
-    before: float
-    after: float
-
-    @property
-    def change(self) -> float:
-        """Change in percentage points; negative values mean forgetting."""
-        return self.after - self.before
+    from randlora_pl.lab.analysis.forgetting import Forgetting
 
 
 def forgetting(
@@ -61,6 +44,7 @@ def forgetting(
         if not present(row, root):
             raise UserError(how_to_get(row, root))
     device = pick_device(tested.device)
+    from randlora_pl.lab.analysis.forgetting import check_task
     from randlora_pl.lab.bench.report import write_csv, write_json
 
     opened = [analyze.open_run(path) for path in runs]
@@ -93,12 +77,13 @@ def forgetting(
 
 def _tested(
     runs: list[analyze.AnalyzedRun], datasets: Sequence[str], tested: analyze.Images, device: "torch.device"
-) -> Iterator[list[Forgetting]]:
+) -> "Iterator[list[Forgetting]]":
     """Yield the results of each run, one per dataset; a base model is tested once for the same prompts."""
     from randlora_pl.adapters import merge
     from randlora_pl.data.unlabelled import batches, frame_of, framed, random_samples
     from randlora_pl.interop.base_model import base_name, load_base
     from randlora_pl.interop.updates import adapted
+    from randlora_pl.lab.analysis.forgetting import Forgetting, prompts_of
     from randlora_pl.models import clip_image_spec, encode_prompts, load_tokenizer
     from randlora_pl.models.text import zero_shot_accuracy
     from randlora_pl.tasks import load_task
@@ -142,34 +127,3 @@ def _tested(
             (before, count), (after, _) = known[key], known[key, run.path]
             results.append(Forgetting(dataset, count, data.num_classes, before, after))
         yield results
-
-
-def check_task(file: "AdapterFile") -> None:
-    """Raise a `UserError` if an adapter has no text head, was trained on captions, or was not saved by a task."""
-    # the classifier of these is computed from class names, so that it can be computed for other classes
-    tasks, task = ("VisionLanguageTask", "TextHeadTask", "PromptTask"), file.metadata.get("task")
-    if task not in tasks:
-        raise UserError(
-            f"{file.path} was trained by {task or 'no task'}. Zero-shot accuracy on other datasets needs a CLIP with a "
-            f"text head ({' or '.join(tasks)})."
-        )
-    if prompts := file.metadata["arguments"].get("prompts"):
-        options = prompts["options"]
-        if prompts["method"] == "CoCoOp" or options.get("class_specific"):
-            raise UserError(f"{file.path}: its prompts ({prompts['method']}) cannot name classes of other datasets.")
-    if file.metadata.get("captions"):
-        raise UserError(f"{file.path} was trained on captions and has no prompt for class names.")
-
-
-def prompts_of(file: "AdapterFile", templates: list[str]) -> list[str]:
-    """Return the evaluation prompts of the adapter's task: its caption, typed prompts, or the dataset's to average.
-
-    For learned prompts they are the words that these start from, which the base model is tested with.
-    """
-    from randlora_pl.tasks import restore
-
-    used = restore.plain_task(file).used_prompts(templates)
-    if used.learned and not used.training:
-        words = file.metadata["arguments"].get("prompts", {"options": {}})["options"].get("words")
-        return [f"{words or 'a photo of a'} {{}}."]
-    return list(used.evaluation or used.training)
