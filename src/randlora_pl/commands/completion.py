@@ -12,9 +12,6 @@ from randlora_pl.commands.table import COMMANDS, function_of, members, summary
 from randlora_pl.run.options.shipped import config_names
 from randlora_pl.utils.option_types import Option
 
-_PATHS = ("resume", "run", "adapter", "ckpt_path", "from_adapter", "root", "data.root", "run.root")
-"""Options that take a path as a text."""
-
 
 def completion(shell: Annotated[Literal["bash", "zsh", "fish"], Option("SHELL", "The shell")]) -> int:
     """Print a script that lets the shell complete commands, options and choices.
@@ -51,7 +48,8 @@ def _add(commands: Any, typed: str, name: str) -> None:
         parser = command.parser()
     for action in parser._actions:
         action.help = _plain(action.help or "")
-        if action.dest in _PATHS or action.metavar in ("ADAPTER", "DIR", "FILE", "PATH", "RUN", "[NAME=]PATH"):
+        paths = ("resume", "run", "adapter", "ckpt_path", "from_adapter", "root", "data.root", "run.root")
+        if action.dest in paths or action.metavar in ("ADAPTER", "DIR", "FILE", "PATH", "RUN", "[NAME=]PATH"):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
         elif action.metavar == "CONFIG":
             action.choices = list(config_names())

@@ -68,7 +68,7 @@ def chosen_for(provenance: Mapping[str, Any], model: Tree, label: str, method: T
     models = [_essence(facts, {}) for facts in provenance.get("models", {}).values()]
     same = True
     for name, value in chosen.items():
-        own = method.get("set", {}).get(name) if "." in name else method.get(name)
+        own: Any = method.get("set", {}).get(name) if "." in name else method.get(name)
         numbers = isinstance(own, int | float) and isinstance(value, int | float)
         same &= math.isclose(own, value) if numbers else bool(own == value)
     return chosen if chosen and searched and same and _essence(model, {}) in models else {}

@@ -26,14 +26,14 @@ from filelock import SoftFileLease
 
 from randlora_pl.run.options.compose import Command, Tree, merge, normalize, read_config
 from randlora_pl.run.options.mistakes import check_names
-from randlora_pl.run.run_folder import FILE, locked
+from randlora_pl.run.run_folder import FILE, check_run, locked
 from randlora_pl.sweep.folder import DONE, FAILED, FIRST, FIRST_SECONDS, SweepFolder
 from randlora_pl.sweep.plan import Trial
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, first_line
 from randlora_pl.utils.files import lease as leases
 from randlora_pl.utils.files.atomic_output import disk_errors
 from randlora_pl.utils.files.lease import acquired, lease_on
-from randlora_pl.utils.files.run_files import CONFIG
+from randlora_pl.utils.files.run_files import CONFIG, LAST
 from randlora_pl.utils.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -195,10 +195,7 @@ class Runner:
             gc.collect()  # Lightning's objects refer to each other, and each holds a model
 
     def _run(self, cell: Trial, folder: Path, start: float) -> bool:
-        from randlora_pl.run.fit_results import callbacks_of
-        from randlora_pl.run.lightning_cli import App
-        from randlora_pl.run.session import handle_run_errors
-        from randlora_pl.run.stages import evaluate, fit
+        from randlora_pl.run import fit_results, lightning_cli, session, stages
         from randlora_pl.utils.run_results import read_results, write_results
 
         with locked(folder) as lock:
@@ -208,16 +205,16 @@ class Runner:
                 stage = replace(cell, tree=cell.first, first={})
                 if Runner(test=False)._run(stage, folder / FIRST, time.perf_counter()):
                     raise Terminated
-            app = App(self.command(cell, folder, again), folder if again else None, folder)
-            with handle_run_errors(app):
+            app = lightning_cli.App(self.command(cell, folder, again), folder if again else None, folder)
+            with session.handle_run_errors(app):
                 if cell.untrained:
-                    evaluate(app, None)
+                    stages.evaluate(app, None)
                     none = {"trainable_parameters": 0, "adapter_parameters": 0}  # though all of the model could train
                     write_results(folder, none | {"finished": True, "device": str(app.model.device.type)})
                 else:
                     if callback := self.watcher(cell):
-                        callbacks_of(app.trainer).append(callback)
-                    fit(app, lock, zero_shot=False, test=self.test)
+                        fit_results.callbacks_of(app.trainer).append(callback)
+                    stages.fit(app, lock, zero_shot=False, test=self.test)
                 own = {"cell_seconds": round(time.perf_counter() - start, 3)} if not again else {}
                 first = read_results(folder / FIRST).get("fit_seconds") if cell.first else None
                 write_results(folder, own | ({} if first is None else {FIRST_SECONDS: first}))
@@ -243,8 +240,6 @@ class Runner:
     def _resumable(cell: Trial, folder: Path) -> bool:
         """Return True if a broken-off cell has a checkpoint to go on from; else its folder is emptied."""
         from randlora_pl.run.callbacks.checkpoint import check_checkpoint
-        from randlora_pl.run.run_folder import check_run
-        from randlora_pl.utils.files.run_files import LAST
 
         with suppress(UserError):
             if not cell.untrained and (folder / LAST).is_file():
@@ -265,10 +260,10 @@ _PATIENCE = 60.0
 """Seconds that processes get to end their step after SIGTERM."""
 
 
-def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None], every: float = 1.0) -> list[int]:
+def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None]) -> list[int]:
     """Run the same command in several processes until all have ended; their output goes to ``FOLDER/logs``.
 
-    Now and then it calls ``look``.
+    About once a second it calls ``look``.
 
     Returns:
         Their exit codes.
@@ -289,7 +284,7 @@ def local(words: Sequence[str], folder: Path, jobs: int, look: Callable[[], None
         while running := [process for process in started if process.poll() is None]:
             look()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                running[0].wait(every)
+                running[0].wait(_PAUSE)
         look()
     finally:
         running = [process for process in started if process.poll() is None]

@@ -120,7 +120,7 @@ class Trial:
     family: str = ""
     facts: Tree = field(default_factory=dict)
     first: Tree = field(default_factory=dict)
-    form: str = FORMS[0]
+    form: Any = FORMS[0]
 
     @cached_property  # a progress line looks at every cell several times
     def hash(self) -> str:

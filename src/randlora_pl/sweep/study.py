@@ -70,21 +70,20 @@ class Study:
             return
         try:
             trials = self.study.get_trials(deepcopy=False)
+            params: dict[str, Any] = {}
             if first is not None and not trials:
-                self._add(dict(zip(self.space, first, strict=True)))
+                params = dict(zip(self.space, first, strict=True))
             elif first is None and len(trials) < self.count:
                 sampler = optuna.samplers.TPESampler(seed=self.seed + len(trials), constant_liar=True)
                 copy = optuna.create_study(sampler=sampler, direction=self.direction)
                 copy.add_trials(trials)
-                self._add(copy.ask(self.space).params)
+                params = copy.ask(self.space).params
+            if params:  # with its values at once, so that a kill leaves no trial without
+                self.study.add_trial(
+                    optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=self.space)
+                )
         finally:
             self.lease.release()
-
-    def _add(self, params: Mapping[str, Any]) -> None:
-        """Add a running trial at once with its values, so that a kill leaves none without."""
-        state = TrialState.RUNNING
-        trial = optuna.trial.create_trial(state=state, params=dict(params), distributions=self.space)
-        self.study.add_trial(trial)
 
     def settle(self, score: Callable[[tuple[Any, ...]], float | None]) -> None:
         """End the trials whose scores are known: minus infinity for a failed one, None for one that is not over."""
