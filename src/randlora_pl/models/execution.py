@@ -41,7 +41,6 @@ MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagrap
 """Modes of ``torch.compile``, all of inductor."""
 GRAPHS = ("reduce-overhead", "max-autotune")
 """Modes that replay CUDA graphs, whose results live until the next step."""
-_VARIANTS = 64
 
 
 def cast_frozen(model: nn.Module, dtype: torch.dtype) -> int:
@@ -105,14 +104,13 @@ def compile_blocks(model: nn.Module, how: str, device: torch.device) -> None:
     import torch._dynamo.config as dynamo  # takes a second to import
 
     # Two tower widths, training and evaluation, and a smaller last batch exceed the default limit of 8 variants.
-    dynamo.recompile_limit = max(_VARIANTS, dynamo.recompile_limit)
+    dynamo.recompile_limit = max(64, dynamo.recompile_limit)
     for block in blocks.values():
         block.compile(backend=backend, mode=how if how in MODES else None)
 
 
 aten: Any = torch.ops.aten
 SCALE = 1.702
-_NO_THRESHOLD = 80.0  # sigmoid(80) is 1 in float32, and exp(80) is finite
 _LEAST = 1 << 24
 """Entries from which the memory traffic that Triton's kernel saves takes longer than its launch."""
 
@@ -143,7 +141,8 @@ class _QuickGELU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        result: Tensor = aten.softplus_backward(x, x, SCALE, _NO_THRESHOLD)
+        # Threshold 80, where sigmoid is 1 in float32, and exp is finite.
+        result: Tensor = aten.softplus_backward(x, x, SCALE, 80.0)
         return result
 
     @staticmethod

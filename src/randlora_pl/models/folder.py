@@ -24,8 +24,6 @@ _WEIGHTS: dict[Library, tuple[str, ...]] = {
     "timm": ("model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model"),
 }
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
-_ARGUMENTS_OF_LOADING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
-
 
 _LARGEST = {"image_size": 8192, "patch_size": 8192, "layers": 1024, "depth": 1024, "depths": 1024}
 """Bounds of the sizes in a configuration, far above all published models."""
@@ -229,6 +227,7 @@ def _size_out_of_range(values: Mapping[str, Any], part: str) -> str | None:
 def _check_timm(config: Mapping[str, Any]) -> Iterator[str]:
     import timm
 
+    loading = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
     architecture, options = config.get("architecture"), config.get("model_args", {})
     names = timm.list_models()
     if not isinstance(architecture, str):
@@ -237,7 +236,7 @@ def _check_timm(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"timm has no architecture {architecture!r}.{near(architecture, names)} Choose another model."
     elif not isinstance(options, dict) or not isinstance(config.get("pretrained_cfg", {}), dict):
         yield "model_args or pretrained_cfg is not a mapping. Copy the file again."
-    elif wrong := sorted(_ARGUMENTS_OF_LOADING & options.keys()):
+    elif wrong := sorted(loading & options.keys()):
         yield f"model_args sets {wrong[0]}, which would load other weights. Remove it from the file."
     elif odd := _size_out_of_range(options, "model_args"):
         yield f"{odd}. Copy the file again."

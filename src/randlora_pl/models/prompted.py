@@ -13,9 +13,6 @@ from randlora_pl.utils.errors import UserError
 Position = Literal["end", "middle", "front"]
 """Place of a class name: after the learned tokens, between their halves, or before them."""
 
-_ROOM = 1024
-"""Tokens that a tokenizer may write, so that it cuts no text; a row is checked against the tower's own length."""
-
 
 class TextRows(nn.Module):
     """Token rows of C texts, sorted by length and divided into chunks of about equal work.
@@ -60,7 +57,7 @@ class TextRows(nn.Module):
 
 def word_ids(tokenizer: Callable[..., Tensor], text: str) -> list[int]:
     """Return the token ids of a text, with start and end token, not cut."""
-    row = tokenizer([text], context_length=_ROOM)[0]
+    row = tokenizer([text], context_length=1024)[0]  # a row is checked against the tower's own length
     return row[: int(row.argmax()) + 1].tolist()  # CLIP's end token has the largest id
 
 
@@ -189,15 +186,15 @@ def token_embeddings(tower: Any, ids: Tensor, slots: Tensor, context: Tensor | N
     return torch.where((slots >= 0)[..., None], learned, words)
 
 
-def text_features(tower: Any, embedded: Tensor, ends: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
-    """Return the features (C, e) of texts, not normalized.
+def text_features(
+    tower: Any, ids: Tensor, slots: Tensor, ends: Tensor, context: Tensor | None = None, deep: Sequence[Tensor] = ()
+) -> Tensor:
+    """Return the features (C, e) of texts, not normalized; L may be less than the tower's length.
 
-    Args:
-        tower: See `text_tower`.
-        embedded: (C, L, d) embeddings from `token_embeddings`; L may be less than the tower's length.
-        ends: (C,) positions of the end tokens.
-        deep: Before block i + 1, ``deep[i]`` (n, d) replaces the states at positions 1 to n.
+    ``ends`` (C,) are the positions of the end tokens. Before block i + 1, ``deep[i]`` (n, d) replaces the states at
+    positions 1 to n. For the other arguments see `token_embeddings`.
     """
+    embedded = token_embeddings(tower, ids, slots, context)
     length, dtype = embedded.shape[1], tower.transformer.get_cast_dtype()
     x = embedded.to(dtype) + tower.positional_embedding[:length].to(dtype)
     again, ordered = tower.transformer.grad_checkpointing, getattr(tower.transformer, "batch_first", True)
@@ -220,7 +217,7 @@ def encode_rows(
     """
     blockwise = tower.transformer.grad_checkpointing
     again = (again or len(rows.chunks) > 1) and torch.is_grad_enabled() and not blockwise
-    run: Callable[..., Tensor] = partial(checkpoint, _chunk, use_reentrant=False) if again else _chunk
+    run: Callable[..., Tensor] = partial(checkpoint, text_features, use_reentrant=False) if again else text_features
     if context is not None and context.dim() == 3:
         context = context[rows.order]
     parts = []
@@ -229,10 +226,6 @@ def encode_rows(
         own = context[start:stop] if context is not None and context.dim() == 3 else context
         parts.append(run(tower, ids, slots, ends, own, list(deep)))
     return torch.cat(parts)[rows.inverse]
-
-
-def _chunk(tower: Any, ids: Tensor, slots: Tensor, ends: Tensor, context: Tensor | None, deep: list[Tensor]) -> Tensor:
-    return text_features(tower, token_embeddings(tower, ids, slots, context), ends, deep)
 
 
 def image_blocks(visual: Any) -> list[nn.Module]:

@@ -31,8 +31,6 @@ from randlora_pl.utils.reuse import cached_copy
 Named = str | ModelFolder
 """A name of timm, or the folder that a name means: opened once, so that a repository has one state."""
 
-_DINOV2_SIZE = 224  # as in the paper; timm's configurations have 518
-
 
 @dataclass
 class LoadedVit:
@@ -78,7 +76,7 @@ def _own_images(name: Named) -> tuple[dict[str, Any], tuple[int, int]]:
         shown = brief(values["input_size"])
         raise UserError(f"{name}: its input_size is {shown}. It must be three whole numbers.") from None
     if isinstance(name, str) and "dinov2" in name:
-        height = width = _DINOV2_SIZE
+        height = width = 224  # as in the paper; timm's configurations have 518
     return values, (height, width)
 
 

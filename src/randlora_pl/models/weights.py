@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from randlora_pl.utils.errors import UserError, brief, first_line
 from randlora_pl.utils.image_spec import ImageSpec as ImageSpec
 
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
-_PREFIXES = ("module.", "_orig_mod.", "module.")  # DDP, torch.compile, in either order
 _SHOWN = 3
 
 
@@ -47,7 +45,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"--model.pretrained: '{path}' {what}. Pass the path of a .safetensors or .pt file.")
     content = load_without_code(path)
-    for key in _WRAPPERS:
+    for key in ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
@@ -56,7 +54,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"'{path}' is not a plain dict of named tensors. Save it with torch.save(model.state_dict(), PATH)."
         )
     names = list(content)
-    for prefix in _PREFIXES:
+    for prefix in ("module.", "_orig_mod.", "module."):  # DDP, torch.compile, in either order
         if all(name.startswith(prefix) for name in names):
             names = [name.removeprefix(prefix) for name in names]
     return dict(zip(names, content.values(), strict=True))

@@ -11,9 +11,6 @@ from randlora_pl.adapters.described import Described
 from randlora_pl.models.prompted import TextRows, encode_rows, text_tower
 from randlora_pl.utils import rng
 
-INITIAL_STD = 0.02
-"""Standard deviation of random initial tokens, in all of the papers."""
-
 Tokenizer = Callable[..., Tensor]
 
 
@@ -119,4 +116,4 @@ def drawn(shape: Sequence[int], seed: int, name: str, device: torch.device | str
     if torch.device(device).type == "meta":
         return torch.empty(*shape, device=device)
     with rng.seeded(int(rng.words(seed, name, torch.tensor(0)))):
-        return torch.empty(*shape).normal_(std=INITIAL_STD).to(device)
+        return torch.empty(*shape).normal_(std=0.02).to(device)  # as in all of the papers

@@ -49,12 +49,12 @@ def gradients(features: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
 def test_words_alone_are_the_models_own_texts() -> None:
     model, tokenizer = tiny()
     tower, own = text_tower(model), tokenizer([f"a photo of a {name}." for name in NAMES])
-    whole = text_features(tower, token_embeddings(tower, own, torch.full_like(own, -1), None), own.argmax(1))
+    whole = text_features(tower, own, torch.full_like(own, -1), own.argmax(1))
     assert torch.equal(whole, model.encode_text(own))
     other = own.clone()
     for row, end in zip(other, own.argmax(1), strict=True):
         row[end + 1 :] = 77
-    behind = text_features(tower, token_embeddings(tower, other, torch.full_like(own, -1), None), own.argmax(1))
+    behind = text_features(tower, other, torch.full_like(own, -1), own.argmax(1))
     assert torch.equal(whole, behind)
     expected = encode_prompts(model, tokenizer, NAMES, ["a photo of a {}."], "cpu")
     for chunk_tokens in (1, 20, 4096):

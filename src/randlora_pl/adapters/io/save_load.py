@@ -37,8 +37,6 @@ _log = logging.getLogger("randlora_pl")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOATS = {*DTYPES.values(), torch.float64}
-LARGEST = 2**34
-"""Maximum values of a weight; the largest published ones have a few billion."""
 
 
 def save_adapter(
@@ -177,7 +175,8 @@ def read_adapter(path: str | os.PathLike[str], name: str | None = None) -> Adapt
     shapes = config.get("layers", {})
     if not adapter.trains_base and (not shapes or {len(shape) for shape in shapes.values()} != {2}):
         raise UserError(f"{path} is damaged or was changed: its layers have no names and shapes. Copy it again.")
-    if odd := [name for name, shape in shapes.items() if min(shape, default=1) < 1 or math.prod(shape) > LARGEST]:
+    largest = 2**34  # published weights have a few billion values at most
+    if odd := [name for name, shape in shapes.items() if min(shape, default=1) < 1 or math.prod(shape) > largest]:
         raise UserError(f"{path} is damaged or was changed: layer {odd[0]} is {brief(shapes[odd[0]])}. Copy it again.")
     if absent := [name for name in config.get("kept", []) if name not in contents.tensors]:
         raise UserError(f"{path} is damaged or was changed: its kept buffer {absent[0]} is missing. Copy it again.")

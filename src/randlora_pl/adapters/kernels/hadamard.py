@@ -25,7 +25,7 @@ from torch.nn.functional import pad
 from randlora_pl.adapters.kernels.dropout import in_parts
 from randlora_pl.adapters.kernels.rounding import enlarged, shrunk
 from randlora_pl.adapters.kernels.triton_kernels.blocks import hadamard_expand, hadamard_project
-from randlora_pl.adapters.kernels.triton_kernels.launch import holds, multiplies
+from randlora_pl.adapters.kernels.triton_kernels.launch import multiplies
 from randlora_pl.adapters.kernels.triton_kernels.stack import hadamard_unmix
 from randlora_pl.adapters.random_bases import Copies
 from randlora_pl.utils.device import runs
@@ -101,8 +101,8 @@ class Hadamard:
 
     @property
     def held(self) -> bool:
-        """True if the kernels in Triton can hold H and O."""
-        return holds(self.block, self.blocks)
+        """True if the kernels in Triton can hold H and O in registers."""
+        return max(self.block, self.blocks) <= 128
 
     @property
     def across(self) -> tuple[Tensor, Tensor]:

@@ -19,24 +19,23 @@ class Blocks:
 
     Blocks are members of lists and sequences that have child layers, and sibling layers of one class. Attention pooling
     is also a block. In a model without blocks everything except stem and head counts.
+
+    Attributes:
+        layers: Names of the weights of linear layers, attention and convolutions.
     """
 
     def __init__(self, model: nn.Module, sites: Iterable[Site]) -> None:
         self.model, self.sites = model, list(sites)
         self._roots = _roots(model)
         self._ends = _ends(model, self.sites, bool(self._roots))
-        self._layers: set[str] = set()
+        self.layers: set[str] = set()
         for site in self.sites:
             packed = isinstance(model.get_submodule(site.path), nn.MultiheadAttention)
-            self._layers.add(f"{site.path}.{'in_proj_weight' if packed else 'weight'}".lstrip("."))
+            self.layers.add(f"{site.path}.{'in_proj_weight' if packed else 'weight'}".lstrip("."))
 
     def has(self, site: Site) -> bool:
         """Return True if a layer is in a block and not a router of a mixture of experts."""
         return self._covers(site.path, bool(site.role)) and not is_router(self.model, site.path)
-
-    def is_layer(self, name: str) -> bool:
-        """Return True if a tensor is the weight of a linear layer, attention or convolution."""
-        return name in self._layers
 
     def weights(self) -> dict[str, tuple[str, int]]:
         """Return path of the module and number of elements of each weight in the blocks, by name.

@@ -60,7 +60,7 @@ def coverage(model: nn.Module, targets: list[str] | None, selection: Selection, 
         sizes[site.path] = sizes.get(site.path, 0) + site.shape.out_features * site.shape.in_features
     total, frozen = 0, dict[str, int]()
     for name, (path, size) in blocks.weights().items():
-        done = size if name in beside else min(size, sizes.get(path, 0) if blocks.is_layer(name) else 0)
+        done = size if name in beside else min(size, sizes.get(path, 0) if name in blocks.layers else 0)
         total += size
         if done < size:
             frozen[_pattern(name)] = frozen.get(_pattern(name), 0) + size - done
@@ -76,7 +76,7 @@ def coverage(model: nn.Module, targets: list[str] | None, selection: Selection, 
 
 def _warning(blocks: Blocks, share: float, frozen: Mapping[str, int], targets: list[str] | None) -> str:
     total = sum(frozen.values()) / (1 - share)
-    tensors = {_pattern(name) for name in blocks.weights() if not blocks.is_layer(name)}
+    tensors = {_pattern(name) for name in blocks.weights().keys() - blocks.layers}
     names = [f"{pattern} ({_percent(size / total)})" for pattern, size in list(frozen.items())[:3]]
     more = f" and {len(frozen) - 3} more" if len(frozen) > 3 else ""
     hints = []

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from randlora_pl.adapters.kernels.hadamard import Hadamard
 from randlora_pl.adapters.kernels.triton_kernels import launch
-from randlora_pl.adapters.kernels.triton_kernels.launch import holds, multiplies
+from randlora_pl.adapters.kernels.triton_kernels.launch import multiplies
 from randlora_pl.utils import device
 from randlora_pl.utils.device import choose_as_on_cuda, runs
 from randlora_pl.utils.errors import UserError
@@ -48,7 +49,8 @@ def test_the_device_and_the_variable_choose(
 def test_dtypes_choose_and_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(monkeypatch, "auto", False, "cuda")
     assert not runs(CUDA, torch.float64) and not multiplies(CUDA, torch.float32)
-    assert multiplies(CUDA, torch.float16) and holds(64, 64) and not holds(257, 1)
+    assert multiplies(CUDA, torch.float16)
+    assert Hadamard(CUDA, 4096, 4096, 1).held and not Hadamard(CUDA, 257, 257, 1).held
     assert chosen(monkeypatch, "1", False, "cuda") and multiplies(CUDA, torch.float32)
     with pytest.raises(UserError, match=r"RANDLORA_PL_TRITON is 'yes'. Set 0 or 1"):
         chosen(monkeypatch, "yes", False, "cuda")
