@@ -58,7 +58,7 @@ def adapters(
         if name not in known:
             raise UserError(f"--sweeps: unknown sweep {name!r}.{near(name, known)} Known: {' '.join(known)}")
     names = chosen(methods or bench.BASES.get(basis or "", ()))
-    shares = [int(s) if s.isdecimal() else s for s in sparsity]
+    shares: list[Any] = [int(s) if s.isdecimal() else s for s in sparsity]
     if wrong := [s for s in shares if s != "sqrt" and (not isinstance(s, int) or not 2 <= s <= 1_000_000)]:
         raise UserError(f"sparsity is {wrong[0]!r}. Set an integer from 2 to 1,000,000, or 'sqrt'.")
     if shares and not any("ternary" in name for name in names):
