@@ -25,12 +25,6 @@ RATES = ("learning_rate", "head_learning_rate", "prompt_learning_rate")
 FILE = "tuning.json"
 """What `tune` writes."""
 
-_SEARCH = (
-    *("split", "monitor", "seeds", "finalists", "sampler", "trials", "pruner"),
-    *("models", "datasets", "budgets", "set"),
-)
-"""Entries that describe the search; rates with equal entries were chosen by one rule."""
-
 
 class _Searched(TypedDict, total=False):
     method: Tree | None
@@ -56,8 +50,10 @@ def checked(content: Any, where: str) -> Tree:
 
 
 def rule_of(provenance: Mapping[str, Any]) -> str:
-    """Describe the search as text: equal texts are one rule."""
-    return json.dumps({name: provenance.get(name) for name in _SEARCH}, sort_keys=True)
+    """Describe the search as text: rates with equal texts were chosen by one rule."""
+    names = ["split", "monitor", "seeds", "finalists", "sampler", "trials", "pruner"]
+    names += ["models", "datasets", "budgets", "set"]
+    return json.dumps({name: provenance.get(name) for name in names}, sort_keys=True)
 
 
 def chosen_for(provenance: Mapping[str, Any], model: Tree, label: str, method: Tree) -> dict[str, float]:

@@ -94,8 +94,19 @@ class Progress:
         self.print_line(cell)
 
     def print_line(self, cell: Trial) -> None:
-        """Print a line about a finished or failed cell."""
-        what = outcome(self.folder, cell)
+        """Print the result of a cell: why it failed, or its accuracy, or the metric of its texts."""
+        found = self.folder.results(cell)
+        if found:
+            took = "" if found.get("cell_seconds") is None else f" in {duration(found['cell_seconds'])}"
+            metric, what = found.get("data/metric", "acc"), "no accuracy"
+            for key, word in ((f"test/{metric}", ""), ("zeroshot/acc", ""), (f"val/{metric}", " on validation")):
+                if isinstance(value := found.get(key), float):
+                    what = f"{100 * value:.1f} %{word}" if metric == "acc" else f"{metric} {value:.3f}{word}"
+                    break
+            what += took
+        else:
+            reason = str(self.folder.failure(cell).get("reason"))
+            what = reason if reason.startswith(PRUNED) else f"failed: {reason}"
         done, failed, _ = self.count()
         line = f"{done + failed}/{len(self.cells)}  {cell.labels}: {what}"
         if self.console.is_terminal:
@@ -165,18 +176,3 @@ class Progress:
         rows += [Text(f"> {cell.labels}, by {who}") for cell, who in self._elsewhere()[:_SHOWN]]
         rows += [Text(line, style="red" if ": failed: " in line else "dim") for line in self.lines]
         return Group(*rows)
-
-
-def outcome(folder: SweepFolder, cell: Trial) -> str:
-    """Return the result of a cell as text: why it failed, or its accuracy, or the metric of its texts."""
-    found = folder.results(cell)
-    if not found:
-        reason = str(folder.failure(cell).get("reason"))
-        return reason if reason.startswith(PRUNED) else f"failed: {reason}"
-    seconds = found.get("cell_seconds")
-    time = "" if seconds is None else f" in {duration(seconds)}"
-    metric = found.get("data/metric", "acc")
-    for key, word in ((f"test/{metric}", ""), ("zeroshot/acc", ""), (f"val/{metric}", " on validation")):
-        if isinstance(found.get(key), float):
-            return (f"{100 * found[key]:.1f} %" if metric == "acc" else f"{metric} {found[key]:.3f}") + word + time
-    return f"no accuracy{time}"

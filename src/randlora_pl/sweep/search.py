@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from randlora_pl.sweep.study import Pruning, Study
 
 FINALISTS = 2
-CLIMB, GRID, TPE = ("climb", "grid", "tpe")
+CLIMB, TPE = "climb", "tpe"
 
 VALIDATED = {"limit_val_batches": 1.0, "val_check_interval": 1.0, "check_val_every_n_epoch": 1}
 """Options of the trainer: validation once, after the last step, on all validation samples."""

@@ -16,8 +16,6 @@ from randlora_pl.sweep.folder import PRUNED
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files.lease import acquired, lease_on
 
-PRUNERS: dict[str, type[BasePruner]] = {"median": MedianPruner, "halving": SuccessiveHalvingPruner}
-
 FILE = "study.log"
 """Optuna's journal in the folder of a search; any of its tools can read it."""
 
@@ -37,7 +35,7 @@ class Study:
         count: Number of trials.
         loss: Whether the lowest score is the best.
         seed: Seed of the sampler. The n-th trial depends on it and the trials before.
-        pruner: A key of `PRUNERS`, or empty.
+        pruner: ``median``, ``halving``, or empty.
     """
 
     def __init__(
@@ -55,7 +53,8 @@ class Study:
         self.lease = lease_on(folder / f"{FILE}.lease")
         self.storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / FILE)))
         self.loss, self.direction = loss, StudyDirection.MINIMIZE if loss else StudyDirection.MAXIMIZE
-        self.pruner = PRUNERS[pruner]() if pruner else NopPruner()
+        pruners: dict[str, type[BasePruner]] = {"median": MedianPruner, "halving": SuccessiveHalvingPruner}
+        self.pruner = pruners[pruner]() if pruner else NopPruner()
         self.study = optuna.create_study(
             storage=self.storage, study_name=name, direction=self.direction, load_if_exists=True
         )

@@ -13,17 +13,6 @@ from randlora_pl.utils.files.weights_files import register_weights
 from randlora_pl.utils.option_types import Adapter, Json, Weights
 from randlora_pl.utils.text.formatting import printable
 
-_COLUMNS = {
-    "rank": "rank",
-    "stable_rank": "stable rank",
-    "base_stable_rank": "base's",
-    "effective_rank": "effective rank",
-    "base_effective_rank": "base's",
-    "norm": "norm",
-    "base_norm": "base's",
-    "ratio": "ratio",
-}
-
 
 def info(adapter: Adapter, *, layers: bool = False, json: Json = False, pretrained: Weights = ()) -> int:
     """Describe an adapter: method, base model, classes and training.
@@ -61,8 +50,17 @@ def info(adapter: Adapter, *, layers: bool = False, json: Json = False, pretrain
     if known["fingerprint"] and not any(reason.startswith("updates:") for reason in missing):
         print(entry("checked", "the random bases match that fingerprint", 0, 16))
     if rows:
-        print()
-        print(layer_table(rows, _COLUMNS, layers))
+        columns = {
+            "rank": "rank",
+            "stable_rank": "stable rank",
+            "base_stable_rank": "base's",
+            "effective_rank": "effective rank",
+            "base_effective_rank": "base's",
+            "norm": "norm",
+            "base_norm": "base's",
+            "ratio": "ratio",
+        }
+        print(f"\n{layer_table(rows, columns, layers)}")
     for reason in missing:
         print(f"not shown, {printable(reason)}")
     return 0
