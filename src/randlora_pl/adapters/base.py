@@ -226,7 +226,15 @@ class Adapter(Described):
         return self.seed or 0
 
     def require_matrix(self, operation: str, source: object = "") -> None:
-        """Refuse an operation, a noun, that needs the matrix of an update which depends on the input."""
+        """Refuse an operation that needs the matrix of an update, if the update depends on the input.
+
+        Args:
+            operation: The operation as a noun, such as ``the merge``.
+            source: File or layer for the message.
+
+        Raises:
+            UserError: The update depends on the input, see `DeltaWeight.fixed`.
+        """
         if not self.fixed:
             raise no_matrix(operation, f"{source} ({self.method()})" if source else self.method())
 
@@ -251,7 +259,11 @@ class Adapter(Described):
         return shape.small
 
     def rank_of(self, shape: WeightShape) -> int:
-        """Return the rank for one layer, at most `largest_rank`, if the method has the option ``rank``."""
+        """Return the rank for one layer, if the method has the option ``rank``.
+
+        Raises:
+            UserError: The rank is larger than `largest_rank`.
+        """
         rank: int = self.value("rank", shape)
         if rank > (most := self.largest_rank(shape)):
             raise UserError(
@@ -347,8 +359,11 @@ def kaiming(weight: Tensor, key: int, name: str, rows: int, columns: int) -> nn.
 class WeightedSum(DeltaWeight):
     """W0 + sum_i w_i (W_i - W0), where W_i is the effective weight of update i (task arithmetic).
 
-    For additive methods this is W0 + sum_i w_i delta_i (Ilharco et al., 2023); DoRA is not additive. Gradients reach
-    the parameters of all parts.
+    For additive methods this is W0 + sum_i w_i delta_i (Ilharco et al., 2023); DoRA is not additive.
+
+    Args:
+        parts: Updates of any methods; gradients reach their parameters.
+        weights: Factor of each update.
     """
 
     def __init__(self, parts: Sequence[DeltaWeight], weights: Sequence[float]) -> None:

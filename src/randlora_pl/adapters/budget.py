@@ -21,7 +21,11 @@ def count_parameters(adapter: Adapter, shapes: list[WeightShape]) -> int:
 
 
 def parse_budget(text: str, shapes: list[WeightShape], model: nn.Module) -> int:
-    """Return the trainable parameters of ``method:number`` (such as ``lora:32``) or ``full`` on these weights."""
+    """Return the trainable parameters of ``method:number`` (such as ``lora:32``) or ``full`` on these weights.
+
+    Raises:
+        UserError: The text is not a known method with a size and a number that it may have.
+    """
     name, _, number = text.lower().partition(":")
     if name == "full" and not number:
         return sum(parameter.numel() for parameter in model.parameters())
@@ -33,7 +37,11 @@ def parse_budget(text: str, shapes: list[WeightShape], model: nn.Module) -> int:
 
 
 def wished(adapter: Adapter) -> Adapter | None:
-    """Return the adapter, or the only one inside it, whose option ``match`` is set; None if there is none."""
+    """Return the adapter, or the one inside it, whose option ``match`` is set; None if there is none.
+
+    Raises:
+        UserError: Several have one.
+    """
     found: list[Adapter] = [each for each in adapter.leaves() if each.match is not None]
     if len(found) > 1:
         raise UserError(
@@ -43,13 +51,22 @@ def wished(adapter: Adapter) -> Adapter | None:
 
 
 def match_budget(adapter: Adapter, shapes: list[WeightShape], model: nn.Module) -> tuple[Adapter, list[str]]:
-    """Return the adapter with the size whose trainable parameters are closest to its ``match``, and notes on both.
+    """Return the adapter with the size whose trainable parameters are closest to its ``match``.
 
     The size is the option that `Adapter.size_option` names, such as the rank, of the one adapter inside that has
-    ``match``. The count is of the adapter as a whole. Without ``match`` it is returned unchanged.
+    ``match``. The count is of the adapter as a whole.
+
+    Args:
+        adapter: Adapter; without ``match`` it is returned unchanged.
+        shapes: Weights to adapt.
+        model: Model, for the count of full fine-tuning.
+
+    Returns:
+        The adapter, and notes with both counts.
 
     Raises:
-        UserError: The budget is not valid, no size comes near it, or the method has no size to choose.
+        UserError: The budget is not valid, the count of every size differs from it by more than half of it, or the
+            method has no size to choose.
     """
     leaf = wished(adapter)
     if leaf is None or leaf.match is None:

@@ -61,11 +61,19 @@ class DerivedDelta(DeltaWeight):
     def decompose(
         self, adapter: DerivedAdapter, recipe: RecipeName, shape: WeightShape, weight: Tensor, rank: int
     ) -> Triple:
-        """Return the factors of a finite weight (out, in) by a recipe, float64 on the CPU (or the meta device).
+        """Return the factors of a weight by a recipe, float64 on the CPU (or the meta device).
 
-        ``svd/1`` and ``gram/1`` give left singular vectors, singular values and right singular vectors, all of them by
-        LAPACK, or the top ones by the Gram matrix (above `LARGEST` by subspace iteration). ``minor/1`` gives the left
-        singular vectors of the smallest values, and ``qr/1`` gives Q and R, with ones as values.
+        Args:
+            adapter: Adapter, for ``keep_derived``.
+            recipe: ``svd/1`` and ``gram/1``: left singular vectors, singular values and right singular vectors, all of
+                them by LAPACK, or the top ones by the Gram matrix (above `LARGEST` by subspace iteration). ``minor/1``:
+                the left singular vectors of the smallest values. ``qr/1``: Q and R, with ones as values.
+            shape: Name and shape of the weight.
+            weight: W0, (out, in).
+            rank: Number r of vectors.
+
+        Raises:
+            UserError: The weight is not finite.
         """
         self._stored = adapter.keep_derived or (recipe == "gram/1" and iterates(shape.small, rank))
         sizes = ((shape.out_features, rank), (rank,), (rank, shape.in_features))

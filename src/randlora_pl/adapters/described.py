@@ -107,10 +107,14 @@ def make(
     hint: str = OTHER_VERSION,
     find: Callable[[str], type[Described]] | None = None,
 ) -> Any:
-    """Return the object that `Described.describe` described as JSON values in a file, the ``source``.
+    """Return the object that `Described.describe` described.
 
-    ``kinds`` has classes by their names in files; ``find`` returns others by their import path, or raises an error. The
-    message for an option of another type ends with the hint.
+    Args:
+        kinds: Classes by their names in files.
+        description: ``{"method": ..., "options": {...}}`` of JSON values, from a file.
+        source: Source of the description, for messages.
+        hint: End of the message for an option of another type.
+        find: Function that returns a class by its import path, or raises an error.
 
     Raises:
         UserError: The name or an option is unknown, or has another type; the message has ``source``.

@@ -206,7 +206,13 @@ def _check_kinds(model: nn.Module, adapter: object) -> None:
 
 
 def make_deltas(adapter: Adapter, sites: list[Site], model: nn.Module) -> tuple[dict[Site, DeltaWeight], str]:
-    """Return the update of every site, on the device of its weight, and the fingerprint of the bases."""
+    """Return the update of every site, on the device of its weight, and the fingerprint of the bases.
+
+    Raises:
+        UserError: An option has a pattern that matches no layer or a size that is too large for one; bases and
+            trainable parameters together have more than four times the values of the model; or a quantized layer
+            would have factors as large as its weight, in full precision, beside it.
+    """
     shapes = [site.shape for site in sites]
     _check_patterns(adapter, [shape.layer for shape in shapes])
     # An invalid rank, or an adapter that is much larger than its model, is refused before memory is allocated.

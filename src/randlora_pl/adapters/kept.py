@@ -29,7 +29,10 @@ def update_buffers(module: nn.Module) -> dict[str, Tensor]:
 def kept_problems(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str = "") -> list[str]:
     """Return the reasons that the kept buffers of a file, if they have the right shapes, cannot be loaded.
 
-    The module may be an update itself, whose names have a prefix in the file.
+    Args:
+        module: Model or update with the buffers to load.
+        tensors: Tensors of the file.
+        prefix: Prefix of the module's names in the file.
     """
     found = []
     for path, each in module.named_modules():
@@ -61,7 +64,9 @@ def update_modules(model: nn.Module) -> set[nn.Module]:
 def base_buffers(model: nn.Module, training: bool = False) -> dict[str, Tensor]:
     """Return the model's own persistent buffers that may be statistics, by name: floats, and scalar counters.
 
-    With ``training``, only buffers of modules in training mode, which a forward pass may change.
+    Args:
+        model: Model, with or without an adapter.
+        training: If True, return only buffers of modules in training mode, which a forward pass may change.
     """
     updates = update_modules(model)
     return {
@@ -110,7 +115,11 @@ def hash_weights(model: nn.Module, without: Collection[str] = ()) -> str:
 
     The sample distinguishes weights quickly, also for models with billions of parameters. The rounding gives a model in
     float32 and bfloat16 the same hash. The hash is "" on the meta device, and for quantized weights, whose original
-    values are unknown. An adapted model has the hash of its base. Parameters of the names ``without`` are left out.
+    values are unknown. An adapted model has the hash of its base.
+
+    Args:
+        model: Model, with or without an adapter.
+        without: Names of parameters to exclude.
     """
     if any(is_quantized(module) for module in model.modules()):
         return ""

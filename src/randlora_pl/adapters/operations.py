@@ -27,7 +27,11 @@ def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
 
 
 def report_of(model: nn.Module) -> InjectionReport:
-    """Return the injection report of a model, which must have an adapter."""
+    """Return the injection report of a model.
+
+    Raises:
+        UserError: The model has no adapter, or a weighted sum of adapters.
+    """
     report = getattr(model, "adapter_report", None)
     if not isinstance(report, InjectionReport):
         if _is_sum(model):

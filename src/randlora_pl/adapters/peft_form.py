@@ -87,7 +87,11 @@ class PeftContent:
     dtype: torch.dtype = torch.bfloat16
 
     def number(self, name: str, default: Number) -> Number:
-        """Return a number of the config, which must be finite, in the type of its default."""
+        """Return a number of the config, in the type of its default.
+
+        Raises:
+            UserError: The value is not a finite number.
+        """
         value = self.config.get(name)
         try:
             number = default if value is None else type(default)(value)

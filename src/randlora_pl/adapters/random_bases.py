@@ -94,7 +94,13 @@ class Distribution:
 
     @classmethod
     def make(cls, basis: BasisName, sparsity: int | Literal["sqrt"], largest: int) -> "Distribution":
-        """Create a distribution; sparsity ``"sqrt"`` is the square root of ``largest``, the largest D of the model."""
+        """Create a distribution, for ``ternary`` with probability 1/s for each of +1 and -1.
+
+        Args:
+            basis: Kind of the entries.
+            sparsity: For ``ternary``: s, from 2 to a million; ``"sqrt"`` is the square root of ``largest``.
+            largest: The largest D of the model.
+        """
         if basis != "ternary":
             return cls(basis)
         if sparsity == "sqrt":
@@ -134,7 +140,14 @@ def draw(
 ) -> Tensor:
     """Generate float32 matrices (count, rows, columns) whose entries are functions of (seed, tensor, j, row, column).
 
-    ``tensor`` is a name, such as ``"A"``. The device ``meta`` allocates nothing.
+    Args:
+        seed: Seed of the adapter.
+        tensor: Name of the tensor, for example ``"A"``.
+        count: Number of matrices.
+        rows: Rows of each matrix.
+        columns: Columns of each matrix.
+        distribution: Distribution of the entries.
+        device: Device of the result; ``meta`` allocates nothing.
     """
     if device.type == "meta":
         return torch.empty(count, rows, columns, dtype=torch.float32, device=device)

@@ -38,7 +38,11 @@ def register(kind: Method) -> Method:
 
 
 def check_loads_again(adapter: Adapter) -> None:
-    """Refuse an adapter with a class that cannot be imported, or whose options do not give the same adapter again."""
+    """Refuse an adapter whose file could not be loaded again.
+
+    Raises:
+        UserError: A class cannot be imported, or its options do not give the same adapter again.
+    """
     kinds = _kinds(adapter)
     if not any(map(is_own, kinds)):
         return

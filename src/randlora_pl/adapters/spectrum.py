@@ -49,7 +49,11 @@ class LowRank:
 
 
 def spectrum(matrix: Tensor, name: str = "the matrix") -> Spectrum:
-    """Return the ranks and norms of a matrix (out, in) of any floating dtype, which must be finite."""
+    """Return the ranks and norms of a matrix (out, in) of any floating dtype.
+
+    Raises:
+        UserError: The matrix is not finite; the message has its name.
+    """
     values = torch.linalg.svdvals(_checked(matrix, name))
     largest = float(values[0]) if len(values) else 0.0
     if largest == 0:
@@ -62,10 +66,14 @@ def spectrum(matrix: Tensor, name: str = "the matrix") -> Spectrum:
 
 
 def truncated(matrix: Tensor, rank: int | None = None, error: float | None = None, name: str = "the matrix") -> LowRank:
-    """Return the best low-rank approximation of a matrix (out, in) of any floating dtype (Eckart & Young, 1936).
+    """Return the best low-rank approximation of a matrix (out, in) (Eckart & Young, 1936).
 
-    Its rank k is ``rank``, limited by the smaller side, or the smallest k >= 1 whose relative error in the Frobenius
-    norm is at most ``error``. Errors have the matrix's name.
+    Args:
+        matrix: Matrix of any floating dtype.
+        rank: Maximum rank k; limited by the smaller side.
+        error: Alternative to ``rank``: use the smallest k >= 1 whose relative error in the Frobenius norm is at most
+            this.
+        name: Name of the matrix in errors.
 
     Raises:
         UserError: The matrix is not finite, or not exactly one of rank (positive integer) and error (0 <= error < 1)

@@ -32,7 +32,9 @@ def chosen_tensors(model: nn.Module, adapter: BaseWeightMethod) -> Tensors:
 def trained_tensors(model: nn.Module, trained: list[str] | None) -> Tensors:
     """Return the tensors that train fully beside an adapter, by name; tied tensors once.
 
-    ``trained`` has regular expressions over names of modules or tensors, which are matched as targets are.
+    Args:
+        model: Model, with or without an adapter.
+        trained: Regular expressions over names of modules or tensors, matched as targets are.
 
     Raises:
         UserError: A pattern matches nothing, is not a regular expression, or selects tensors that cannot train.
@@ -71,7 +73,17 @@ def trained_tensors(model: nn.Module, trained: list[str] | None) -> Tensors:
 
 
 def choose_beside(model: nn.Module, targets: list[str] | None, adapter: Adapter, beside: Collection[str]) -> Selection:
-    """Return the weights of the targets (`choose`) but for fully trained ones, whose names are ``beside``."""
+    """Return the weights of the targets (`choose`), without fully trained weights.
+
+    Args:
+        model: Any module.
+        targets: See `choose`.
+        adapter: Method and its options.
+        beside: Names of fully trained tensors.
+
+    Raises:
+        UserError: See `choose`; or no weight is left.
+    """
     chosen = choose(model, targets, adapter.qkv == "split", adapter)
     left = [site for site in chosen.sites if not trains_whole(site.path, beside)]
     if not left:
@@ -91,8 +103,12 @@ def frozen_outputs(model: nn.Module, adapted: Iterable[str], beside: Collection[
     """Return frozen linear layers that look like a new, untrained head, which is probably a mistake.
 
     They are outside the numbered blocks and are either the model's last layer or have a zero bias, as libraries
-    initialize new heads. Output embeddings of language models and poolers are not heads. ``adapted`` has the names of
-    the adapted layers, ``beside`` the names of fully trained tensors.
+    initialize new heads. Output embeddings of language models and poolers are not heads.
+
+    Args:
+        model: Model with an adapter.
+        adapted: Names of the adapted layers.
+        beside: Names of fully trained tensors.
     """
     embeddings = getattr(model, "get_output_embeddings", lambda: None)()
     layers = [

@@ -62,9 +62,16 @@ class Problem:
 
 
 def outer_gradient(problem: Problem, step: int, outer: Sequence[Tensor], unrolled: bool) -> list[Tensor]:
-    """Return g for each selection vector v (see above), ``unrolled`` through a step of the weights or not.
+    """Return g for each selection vector (see above); all trained tensors are as before, bit for bit.
 
-    All trained tensors are as before, bit for bit. The batches are the ones of this step.
+    Args:
+        problem: The losses.
+        step: Step whose batches are taken.
+        outer: Selection vectors v, without a gradient.
+        unrolled: Differentiate through a step of the weights.
+
+    Raises:
+        UserError: It is unrolled, and the problem has no learning rates.
     """
     trained = problem.rates() if unrolled else ()
     if unrolled and not trained:
@@ -111,6 +118,14 @@ class SelectionSearch(Procedure):
     Tasks set the problem. In a training loop of your own, set it before the first step:
 
         procedure.problem = Problem(lambda step: loss(model, own_batch(step)), lambda step: loss(model, held_out(step)))
+
+    Args:
+        adapter: Method of the search, with its order, the steps ``every`` from one step of v to the next, and the
+            method to train next.
+        updates: Updates with a buffer ``v``, a ``shape``, and ``found`` with the options for what was found.
+
+    Attributes:
+        problem: The losses, or None before they are set.
     """
 
     def __init__(self, adapter: "AutoLoRA", updates: Sequence["SelectedRanks | SelectedBases"]) -> None:
@@ -132,7 +147,11 @@ class SelectionSearch(Procedure):
         self._adam = torch.optim.Adam(self.vectors, lr=3e-4, betas=(0.5, 0.999))
 
     def after_step(self, step: int, total: int) -> None:
-        """Take a step of v, after every ``every``-th optimizer step, unless its gradient is not finite."""
+        """Take a step of v, after every ``every``-th optimizer step, unless its gradient is not finite.
+
+        Raises:
+            UserError: The losses are not set.
+        """
         super().after_step(step, total)
         if self.problem is None or self._adam is None:
             raise UserError(

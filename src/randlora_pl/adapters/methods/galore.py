@@ -178,7 +178,7 @@ def _outside(state: dict[str, Any], rest: Tensor, matrix: Tensor, low: Tensor, n
     part: Tensor = rest * torch.where(columns > 0, factors, 0)
     norm, before = torch.linalg.vector_norm(part), state.get("outside_norm")
     before = torch.zeros_like(norm) if before is None else before
-    # TF32 products have errors of this size.
+    # Below this, G - P R is rounding: TF32 products have errors of this size.
     counts = torch.linalg.vector_norm(rest) > 1e-3 * torch.linalg.vector_norm(matrix)
     limited = torch.where(before > 0, torch.minimum(norm, GROWTH * before), norm)
     state["outside_norm"] = torch.where(counts & (norm > 0), limited, before)

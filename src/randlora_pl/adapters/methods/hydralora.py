@@ -107,7 +107,12 @@ class HydraLoRADelta(DeltaWeight):
 
 
 class Balance(Procedure):
-    """Term of the loss for an even use of the heads; it sees the last micro-batch of an optimizer step."""
+    """Term of the loss for an even use of the heads; it sees the last micro-batch of an optimizer step.
+
+    Args:
+        coefficient: Factor of the squared coefficient of variation of the mean gates, averaged over layers.
+        updates: Updates of all layers.
+    """
 
     def __init__(self, coefficient: float, updates: list[HydraLoRADelta]) -> None:
         self.coefficient, self.updates = coefficient, updates

@@ -56,7 +56,11 @@ class OFT(Adapter):
     )
 
     def block_of(self, shape: WeightShape) -> int:
-        """Return the size of the blocks for one layer, a divisor of its inputs."""
+        """Return the size of the blocks for one layer.
+
+        Raises:
+            UserError: The size does not divide the layer's inputs, or a default cannot be found.
+        """
         block, side, layer = self.value("block", shape), shape.in_features, shape.layer
         sizes = _divisors(side)
         if block in sizes:
@@ -77,7 +81,11 @@ class OFT(Adapter):
         return shape.in_features * (self.block_of(shape) - 1) // 2
 
     def sizes(self, shapes: Sequence[WeightShape]) -> Sequence[int]:
-        """Return the blocks that divide the inputs of all weights, of which there must be one."""
+        """Return the blocks that divide the inputs of all weights.
+
+        Raises:
+            UserError: None divides them all.
+        """
         sizes = _divisors(math.gcd(*(shape.in_features for shape in shapes)))
         if not sizes:
             raise UserError(
@@ -115,7 +123,7 @@ class OFT(Adapter):
     @classmethod
     def from_peft(cls, content: PeftContent) -> tuple[Adapter, Layers, None]:
         """Convert PEFT's OFT; sizes of blocks come from the tensors."""
-        config, terms = content.config, None
+        config, terms = content.config, None  # no series, but the exact inverse
         if config.get("use_cayley_neumann", True):
             version = re.match(r"(\d+)\.(\d+)", str(config.get("peft_version")))
             terms = config.get("num_cayley_neumann_terms", 5)

@@ -49,7 +49,11 @@ class PiSSA(DerivedAdapter):
     )
 
     def scaling_of(self, shape: WeightShape) -> float:
-        """Return alpha / r for one layer, with a positive alpha."""
+        """Return alpha / r for one layer.
+
+        Raises:
+            UserError: Alpha is not positive.
+        """
         alpha = self.value("alpha", shape)
         if alpha is not None and not alpha > 0:
             raise UserError(f"PiSSA: alpha is {alpha} for {shape.layer}. Set a positive number.")

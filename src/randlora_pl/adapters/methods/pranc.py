@@ -112,7 +112,11 @@ class PRANC(Adapter):
     size_option = "coefficients"
 
     def count(self, shape: WeightShape) -> int:
-        """Return k, at most the number of entries of the weight."""
+        """Return k.
+
+        Raises:
+            UserError: The weight has fewer than k entries.
+        """
         if self.coefficients > (most := shape.out_features * shape.in_features):
             raise UserError(
                 f"PRANC: {self.coefficients} coefficients are more than the {most} entries of {shape.layer}; set "

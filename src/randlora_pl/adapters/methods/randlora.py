@@ -168,7 +168,11 @@ class RandLoRA(Adapter):
         return kind(self, shape, weight, bases)
 
     def to_peft(self, parts: list[Part], bases: Bases | None) -> Form:
-        """Convert lambda and gamma: PEFT has one alpha, so lambda takes the ratio; extra bases are zero."""
+        """Convert lambda and gamma: PEFT has one alpha, so lambda takes the ratio; extra bases are zero.
+
+        Raises:
+            UserError: PEFT cannot represent the bases.
+        """
         shapes = [part.shape for part in parts]
         a, b = arranged_for_peft(self, shapes, bases or self.bases(shapes, torch.device("cpu")))
         rank = self.rank_of(shapes[0])
@@ -242,12 +246,19 @@ def draw_peft_randlora(
     very_sparse: bool = False,
     dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[Tensor, Tensor]:
-    """Draw the bases of a RandLoRA adapter that PEFT saved without them: A (r, 1, m) and B (M, n, r), float32.
+    """Draw the bases of a RandLoRA adapter that PEFT saved without them (``save_projection=False``).
 
-    ``key`` is its ``projection_prng_key``. ``sparse`` entries are ternary: +1 and -1 have probability 1/6 each, or
-    1/(2 sqrt(m)) each if they are ``very_sparse``. PEFT drew dense bases in bfloat16, or in float16 on machines without
-    it (macOS before 14, old GPUs). Except for tiny layers the two draws are unrelated, and a PEFT file does not store
-    which was used.
+    Args:
+        key: ``projection_prng_key``.
+        rank: ``r``.
+        shapes: Shapes of the adapted layers.
+        sparse: Ternary entries; +1 and -1 have probability 1/6 each.
+        very_sparse: Ternary entries; +1 and -1 have probability 1/(2 sqrt(m)) each. Overrides ``sparse``.
+        dtype: Dtype in which PEFT drew dense bases: bfloat16, or float16 on machines without it (macOS before 14, old
+            GPUs). Except for tiny layers the two draws are unrelated, and a PEFT file does not store which was used.
+
+    Returns:
+        A (r, 1, m) and B (M, n, r), float32, of unit standard deviation.
     """
     small, large = sorted(sides(shapes))
     generator, count = torch.Generator("cpu").manual_seed(key), peft_count(small, rank)
@@ -269,10 +280,13 @@ def draw_peft_randlora(
 
 
 def arranged_for_peft(adapter: RandLoRA, shapes: Sequence[WeightShape], bases: Bases) -> tuple[Tensor, Tensor]:
-    """Convert our bases to PEFT's A (r, 1, m) and B (M, n, r), float32, for the same lambda, gamma and update.
+    """Convert our bases to PEFT's shapes and order, so that the same lambda and gamma give the same update.
 
     If PEFT's order or number of bases differs, the columns of B are permuted, and missing bases are zero. There is one
     permutation for all layers, so they must then have the same numbers of bases.
+
+    Returns:
+        A (r, 1, m) and B (M, n, r), float32, in PEFT's shapes.
 
     Raises:
         UserError: No bases in PEFT's form give this update; the message has the reason.

@@ -94,8 +94,12 @@ def refine(
 def continued(lora: Adapter, layers: Mapping[str, Sequence[int]], adapter: Adapter, form: Form, where: str) -> Adapter:
     """Return the method of the next stage: a `Together` with the LoRA, or a RandLoRA that has room for it.
 
-    ``lora`` and ``layers`` are the method of the first stage, as an injection returns it, and the names and shapes of
-    its layers. Messages name it ``where``.
+    Args:
+        lora: Method of the first stage, as an injection returns it.
+        layers: Names and shapes of its layers.
+        adapter: Method of the next stage.
+        form: Place of the LoRA, see `refine`.
+        where: The LoRA, for messages.
 
     Raises:
         UserError: The first method is not LoRA, or the next one cannot contain it.
@@ -144,7 +148,18 @@ def continued(lora: Adapter, layers: Mapping[str, Sequence[int]], adapter: Adapt
 def check_layers(
     layers: Collection[str], model: nn.Module, adapter: Adapter, targets: list[str] | None, where: str
 ) -> None:
-    """Refuse a method and targets that would adapt other layers than a LoRA did, which messages name ``where``."""
+    """Refuse a method that would adapt other weights than a LoRA did.
+
+    Args:
+        layers: Names of the LoRA's layers.
+        model: Base model.
+        adapter: Method of the next stage.
+        targets: Its layers.
+        where: The LoRA, for messages.
+
+    Raises:
+        UserError: The layers differ.
+    """
     selection = choose(model, targets, adapter.qkv == "split", adapter)
     chosen = {site.shape.layer for site in selection.sites}
     if other := sorted(chosen ^ set(layers)):

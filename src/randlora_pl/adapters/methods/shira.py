@@ -43,7 +43,11 @@ class SHiRA(Adapter):
         return shape.out_features * shape.in_features // (shape.out_features + shape.in_features)
 
     def rank_of(self, shape: WeightShape) -> int:
-        """Return the rank for one layer, at most `largest_rank`."""
+        """Return the rank for one layer.
+
+        Raises:
+            UserError: The weight has fewer than r (out + in) entries.
+        """
         rank: int = self.value("rank", shape)
         if rank > (most := self.largest_rank(shape)):
             sides = f"{shape.out_features} x {shape.in_features}"
@@ -129,7 +133,14 @@ class SHiRADelta(DeltaWeight):
 def distinct(seed: int, name: str, count: int, size: int) -> Tensor:
     """Draw distinct integers below ``size``: the first ``count`` different ones of a stream of uniform numbers.
 
-    They are ascending int64 on the CPU, and the same on every machine.
+    Args:
+        seed: Seed of the adapter.
+        name: Name of the stream.
+        count: Number of integers.
+        size: Upper limit, at least ``count``.
+
+    Returns:
+        int64 tensor (count) on the CPU, ascending; the same on every machine.
     """
     if 2 * count > size:  # the others are fewer
         rest = torch.ones(size, dtype=torch.bool)

@@ -58,7 +58,11 @@ class SVFT(DerivedAdapter):
         return range(1 if self.pattern == "plain" else min(shape.small for shape in shapes))
 
     def count(self, shape: WeightShape) -> int:
-        """Return m (2 k + 1) - k (k + 1), for k < m; with ``top_k`` the weight must be square."""
+        """Return m (2 k + 1) - k (k + 1).
+
+        Raises:
+            UserError: k is too large for this weight, or it is not square and the pattern is ``top_k``.
+        """
         k, m, sizes = self.half_width, shape.small, f"{shape.out_features} x {shape.in_features}"
         if k >= m:
             raise UserError(
@@ -98,7 +102,7 @@ class SVFTDelta(DerivedDelta, FactoredDelta):
             places = order[: len(self.values)].sort()[0]
         elif adapter.pattern == "random":
             places = distinct(adapter.key, f"svft/{shape.layer}", len(self.values), shape.small**2)
-        else:
+        else:  # at most k from the diagonal
             rows, k = torch.arange(shape.small)[:, None], adapter.half_width
             columns = rows + torch.arange(-k, k + 1)
             places = (rows * shape.small + columns)[(columns >= 0) & (columns < shape.small)]
