@@ -132,7 +132,12 @@ class ImportPlan:
 
 
 def load_decoder(name: str, pretrained: str | None, saved: Mapping[str, Any]) -> tuple[Base, dict[str, Any]]:
-    """Build a decoder of transformers, and return it with its task's arguments: ``saved`` from an export, if known.
+    """Build a decoder of transformers, and return it with the arguments of its task.
+
+    Args:
+        name: Hub id or folder.
+        pretrained: Folder with its weights, or ``random``.
+        saved: Arguments of the task it was exported from; empty if unknown.
 
     Raises:
         UserError: The model is not available, or the arguments do not belong to the task.

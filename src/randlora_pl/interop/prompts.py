@@ -49,7 +49,11 @@ def check_merge(file: AdapterFile, scale: float = 1.0) -> None:
 
 
 def check_no_prompts(file: AdapterFile, why: str) -> None:
-    """Refuse an operation on the weight update alone, another model without the prompts, with the reason ``why``.
+    """Refuse an operation on the weight update alone, which is another model without the prompts.
+
+    Args:
+        file: The adapter.
+        why: The reason, such as ``PEFT has no place for them``.
 
     Raises:
         UserError: Prompts or a second head were learned.

@@ -118,9 +118,17 @@ def choose_options(
     pad: int,
     device: torch.device,
 ) -> list[int]:
-    """Return the index of the likeliest option after each prompt, of equals the first; all are given as tokens.
+    """Return the likeliest option after each prompt, by the mean log-likelihood as options may differ in length.
 
-    Options may differ in length, so that they are compared by the mean log-likelihood of their tokens.
+    Args:
+        model: A decoder of transformers.
+        prompts: Tokens of each prompt.
+        options: Tokens of the options of each.
+        pad: Number to pad with.
+        device: Device of the model.
+
+    Returns:
+        The index of the chosen option for each prompt; of equals the first.
 
     Raises:
         UserError: A prompt has no tokens or no options, an option has no tokens, or a likelihood is not a number.

@@ -117,7 +117,12 @@ _LEAST = 1 << 24
 
 @torch.library.custom_op("randlora::quick_gelu_backward", mutates_args=())
 def quick_gelu_backward(gradient: Tensor, x: Tensor) -> Tensor:
-    """Return ``gradient s (1 + z (1 - s))`` for z = 1.702 x and s = sigmoid(z), computed in float32."""
+    """Return ``gradient s (1 + z (1 - s))`` for z = 1.702 x and s = sigmoid(z), computed in float32.
+
+    Args:
+        gradient: Gradient of the result, of the shape of x.
+        x: Input of the activation.
+    """
     from randlora_pl.models.activation_jit import BLOCK, backward_kernel
 
     x, gradient = x.contiguous(), gradient.contiguous()
@@ -161,8 +166,13 @@ class _QuickGELU(torch.autograd.Function):
 def quick_gelu(x: Tensor) -> Tensor:
     """Compute QuickGELU in one kernel, and its gradient in one or two.
 
-    Written out, it is three kernels and six for the gradient, and keeps three tensors for the backward pass. x has any
-    shape and floating dtype.
+    Written out, it is three kernels and six for the gradient, and keeps three tensors for the backward pass.
+
+    Args:
+        x: Any shape and floating dtype.
+
+    Returns:
+        A tensor of the same shape and dtype.
     """
     result: Tensor = _QuickGELU.apply(x)  # type: ignore[no-untyped-call, unused-ignore]
     return result

@@ -91,7 +91,11 @@ class Prompts(nn.Module):
         return encode_rows(text_tower(model), self.classes, context, self.deep(), again)
 
     def rows(self, classnames: Sequence[str], chunk_tokens: int) -> TextRows:
-        """Return the token rows of classes (see `TextRows`), or raise the errors of `take_classes`."""
+        """Return the token rows of classes (see `TextRows`).
+
+        Raises:
+            UserError: A name is too long, or tokens of other classes were learned.
+        """
         raise NotImplementedError
 
     def context(self) -> Tensor | None:

@@ -106,7 +106,15 @@ class ImageTask(AdaptationTask):
         raise NotImplementedError
 
     def use_sum(self, others: Mapping[str, "ImageTask"], name: str) -> None:
-        """Prepare for weights that are a sum of this update, by its name, and others'; refuse other parts beside it."""
+        """Prepare for weights that are a sum of this update and others'.
+
+        Args:
+            others: The other tasks by name.
+            name: Name of this task.
+
+        Raises:
+            UserError: Another task has other parts beside its update.
+        """
 
     @property
     def frame(self) -> ImageSpec:
@@ -118,7 +126,11 @@ class ImageTask(AdaptationTask):
     # Plain modules for an export
 
     def check_part(self, part: str) -> None:
-        """Refuse to export a part that is another model without the rest: ``classifier``, ``image`` or ``text``."""
+        """Refuse to export a part that is another model without the rest: ``classifier``, ``image`` or ``text``.
+
+        Raises:
+            UserError: It is; the message has what works.
+        """
 
     def head_weight(self) -> Tensor:
         """Return the weight (classes, features) that maps features to logits."""
@@ -155,7 +167,11 @@ class ImageTask(AdaptationTask):
         return self.templates if others is None or self.typed_templates else others
 
     def use_typed_prompts(self) -> None:
-        """Take typed prompts, or refuse them if the task has no use for them."""
+        """Take typed prompts.
+
+        Raises:
+            UserError: The task has no use for them.
+        """
         kind = type(self).__name__
         raise UserError(f"--data.templates: {kind} reads no texts. Remove it, or use --model TextHeadTask.")
 

@@ -125,7 +125,11 @@ class Optimization(Objective):
         return [of_group(group["lr"]) for group in groups]
 
     def check_schedule(self, data: Any) -> None:
-        """Refuse a schedule per epoch for a run that is planned in steps or has one epoch, before anything else."""
+        """Refuse a schedule that does not fit the length of the run, before anything is computed.
+
+        Raises:
+            UserError: The schedule is per epoch, and the run is planned in steps or has one epoch.
+        """
         if self.schedule != "epochs":
             return
         epochs = getattr(data, "epochs", None)
@@ -140,7 +144,10 @@ class Optimization(Objective):
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the method's optimizer and its schedule per optimizer step; fused unless 16-mixed scales gradients."""
+        """Return the method's optimizer and its schedule per optimizer step; fused unless 16-mixed scales gradients.
+
+        A fused optimizer would unscale the gradients in its kernel, after any clipping.
+        """
         fuses = self.device.type == "cpu" or any(on_cuda(parameter) for parameter in self.parameters())
         fused = fuses and getattr(self.trainer.precision_plugin, "scaler", None) is None
         groups = self.optimizer_groups()

@@ -82,7 +82,11 @@ class VisionLanguageTask(ClipTask):
         return UsedPrompts([self.caption], found if self.eval_prompts == "ensemble" else [self.caption], drawn=True)
 
     def use_typed_prompts(self) -> None:
-        """Let typed prompts replace the default caption; refuse them beside a given one."""
+        """Let typed prompts replace the default caption.
+
+        Raises:
+            UserError: A caption is given, too.
+        """
         if self.caption not in (None, CAPTION):
             raise UserError(
                 f"the caption {self.caption!r} and --data.templates both name the prompts. Remove --data.templates, or "

@@ -193,8 +193,14 @@ def stacked(
     """Return S, (n r, d).
 
     Row p = j r + k, which is multiplied by column p of B, is lambda_jk A_k gamma_j in the equation. PEFT and the
-    official code have the same products in the order (k, j), as with ``peft``. S is computed in lambda's dtype and
-    rounded once to ``dtype``. With ``rows`` above n r, zeros follow.
+    official code have the same products in the order (k, j).
+
+    Args:
+        factors: Lambda, gamma and A.
+        peft: True for PEFT's order.
+        scales: Factors of lambda.
+        dtype: Dtype of S, which is computed in lambda's and rounded once.
+        rows: Rows of the result, if there are more than n r; zeros below.
     """
     lambdas, gammas, a = factors
     lambdas = scaled(lambdas, scales)

@@ -185,7 +185,11 @@ def _check_kinds(config: dict[str, Any], path: Path) -> None:
 
 
 def check_patterns(adapter: PeftAdapter, names: Iterable[str]) -> None:
-    """Match the regular expressions of a config in another process first, because they may take forever."""
+    """Match the regular expressions of a config in another process first, because they may take forever.
+
+    Raises:
+        UserError: They take longer than `PATIENCE`.
+    """
     config = adapter.config
     forms = {"target_modules": "({})$", "exclude_modules": "({})$", "layers_pattern": r".*\.{}\.(\d+)\."}
     forms |= dict.fromkeys(("rank_pattern", "alpha_pattern"), r"(.*\.)?({})$")  # as PEFT does

@@ -69,7 +69,11 @@ class MinibatchCKA:
 
 
 def vision_layers(model: nn.Module) -> dict[Layer, nn.Module]:
-    """Return the attention and MLP layers of every block of the image tower, in order; a UserError if it has none."""
+    """Return the attention and MLP layers of every block of the image tower, in order.
+
+    Raises:
+        UserError: The model has no such layers.
+    """
     blocks = repeated_blocks(model)
     if any(path.startswith("visual.") for path in blocks):  # CLIP: exclude the text tower
         blocks = {path: block for path, block in blocks.items() if path.startswith("visual.")}

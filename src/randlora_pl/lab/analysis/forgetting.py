@@ -27,7 +27,12 @@ class Forgetting:
 
 
 def check_task(file: AdapterFile) -> None:
-    """Raise a `UserError` if an adapter has no text head, was trained on captions, or was not saved by a task."""
+    """Refuse an adapter that cannot name the classes of other datasets.
+
+    Raises:
+        UserError: The adapter has no text head, was trained on captions, was not saved by a task, or has prompts that
+            depend on the image or are of each class alone.
+    """
     task = file.metadata.get("task")
     if task not in TASKS:
         raise UserError(

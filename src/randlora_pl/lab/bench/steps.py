@@ -137,7 +137,7 @@ class Case:
                 self.model.zero_grad()
                 self._move(torch.device("cpu"))
                 torch.cuda.empty_cache()
-        if self.problem:
+        if self.problem:  # outside the except block, which holds the frames
             self.model, self.optimizer = nn.Identity(), None
 
     def _move(self, device: torch.device) -> None:

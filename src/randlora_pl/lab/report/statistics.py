@@ -114,6 +114,9 @@ def sign_flip_test(differences: Sequence[float]) -> float:
 
     Args:
         differences: One for each independent unit, such as a dataset.
+
+    Returns:
+        The probability of a mean at least as far from zero if neither side were better.
     """
     mean = lambda values, axis: np.mean(values, axis=axis).round(9)  # so that equal means are ties  # noqa: E731
     options: dict[str, Any] = {"permutation_type": "samples", "n_resamples": _FLIPS, "random_state": 0}

@@ -53,7 +53,11 @@ class GaussianAverage(Declared, Callback):
         self._mean, self._total = dict(state_dict["mean"]), state_dict["total"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a run without epochs, or a classifier that is empty in its first stage."""
+        """Refuse a run that has no weights to average.
+
+        Raises:
+            UserError: The run has no epochs, or a classifier that is empty in its first stage.
+        """
         if not getattr(trainer.datamodule, "epochs", None):  # type: ignore[attr-defined]
             raise UserError("GaussianAverage is over epochs: set --data.epochs instead of --data.steps.")
         if getattr(pl_module, "classifier_steps", 0):

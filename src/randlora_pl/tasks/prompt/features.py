@@ -76,7 +76,11 @@ class PromptedClip(ClipTask):
         return UsedPrompts(own, learned="classifier_steps") if self.classifier_steps else UsedPrompts(own, own)
 
     def use_typed_prompts(self) -> None:
-        """Refuse them: the prompts are an option of the task."""
+        """Refuse them: the prompts are an option of the task.
+
+        Raises:
+            UserError: Always.
+        """
         option = "words" if self.prompts.learns else "template"
         raise UserError(
             f"--data.templates: PromptTask has prompts of its own. Set --model.prompts.{option} instead, or use "

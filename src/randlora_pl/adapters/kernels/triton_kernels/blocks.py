@@ -1,9 +1,7 @@
 """Blocks of structured bases on tokens or on a weight: ``randlora::hadamard_project``, ``hadamard_expand``.
 
 Symbols as in `hadamard`. A weight is treated as tokens by its columns, so that `Hadamard.reduce` is the first
-operation and `Hadamard.add_to` the second one on transposed views. Both take signs s of each copy's rows (copies d or
-more) and H (b, b), multiply by ``scale``, and sum products of the dtype ``products`` in float32. ``across`` writes the
-transpose of the result.
+operation and `Hadamard.add_to` the second one on transposed views.
 """
 
 import torch
@@ -25,7 +23,15 @@ def hadamard_project(
 ) -> Tensor:
     """Return the sum over copies k of ``x[:, k d + q b : + b] H diag(s)`` for each block q, (T, d), or (d, T).
 
-    The tokens x (T, D) have any strides.
+    Args:
+        x: Tokens (T, D) with any strides.
+        signs: Random signs s of each copy's rows, (copies d or more).
+        h: H (b, b).
+        small: d.
+        across: True to write the transpose, (d, T).
+        products: Dtype of the products, which are summed in float32.
+        dtype: Dtype of the result.
+        scale: Factor of the products.
     """
     from randlora_pl.adapters.kernels.triton_kernels.jit import project_kernel
 
@@ -64,8 +70,17 @@ def hadamard_expand(
 ) -> Tensor:
     """Return ``onto`` plus ``scale mixed[:, q] diag(s) H^T`` at the columns of block q in each copy, (T, D), or (D, T).
 
-    ``mixed`` (T, d) and ``onto`` (T, D) have any strides. With ``dithers``, the result is rounded to bfloat16 by the
-    thresholds of `rounding`, so that no small update is lost.
+    Args:
+        mixed: Tokens (T, d) with any strides.
+        onto: Summand (T, D) with any strides, or None.
+        signs: Random signs s of each copy's rows, (copies d or more).
+        h: H (b, b).
+        large: D.
+        scale: Factor of the products.
+        across: True to write the transpose, (D, T).
+        products: Dtype of the products, which are summed in float32.
+        dtype: Dtype of the result.
+        dithers: True to round to bfloat16 by the thresholds of `rounding`, so that no small update is lost.
     """
     from randlora_pl.adapters.kernels.triton_kernels.jit import expand_kernel
 
