@@ -35,7 +35,11 @@ from randlora_pl.utils.files.run_files import CONFIG, find_adapter
 
 
 def find_lora(start: str) -> Path:
-    """Return the LoRA that rank 0 finds: when the others look, the newest run of a name may be the new one itself."""
+    """Return the LoRA that rank 0 finds: when the others look, the newest run of a name may be the new one itself.
+
+    Raises:
+        UserError: See `find_adapter`; also the errors of `decide_first`.
+    """
 
     def find() -> str:
         found = find_adapter(start)
@@ -45,7 +49,11 @@ def find_lora(start: str) -> Path:
 
 
 def compose_fit(words: list[str], defaults: Tree | None = None) -> Command:
-    """Return the command of ``fit``; with a LoRA to start from, its options are defaults, of the data without a config.
+    """Return the command of ``fit``; with a LoRA to start from, its options are defaults.
+
+    Args:
+        words: The words behind ``fit``. With a config among them, the one beside the LoRA is not read.
+        defaults: Config that the LoRA's options and then the first config file are merged into.
 
     Raises:
         UserError: See `compose`; the LoRA is missing, is another method, or is of another model.
@@ -96,6 +104,9 @@ def prepare(verb: str, args: list[str]) -> Command:
 
     The config of a run (``--run``, ``--resume``) names classes of this program and Lightning, and others that the user
     has imported; beside an adapter only data options are read.
+
+    Raises:
+        UserError: An option does not fit the verb; see also `compose` and `check_names`.
     """
     args = list(map(underscored, args))
     folders = folders_in(args, FOLDER_OPTIONS[verb])

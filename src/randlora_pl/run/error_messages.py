@@ -132,7 +132,14 @@ def trouble_of_machine(error: BaseException) -> str:
 
 
 def memory_advice(batch_size: int, accumulate: int, stage: str, eval_batch_size: int) -> str:
-    """Return advice on the batch size and the accumulation to try in a stage: ``fit``, ``validate`` or ``test``."""
+    """Return advice on the batch size and the accumulation to try.
+
+    Args:
+        batch_size: Images per micro-batch.
+        accumulate: Micro-batches per optimizer step.
+        stage: ``fit``, ``validate`` or ``test``.
+        eval_batch_size: Images per evaluation batch.
+    """
     if stage != "fit":
         return f"out of memory; try --data.eval_batch_size {max(1, eval_batch_size // 2)}"
     if batch_size == 1:

@@ -92,7 +92,13 @@ _PLAIN = {"loss": 4, "BLEU": 2, "NIST": 2, "METEOR": 2, "ROUGE-L": 2, "CIDEr": 2
 
 
 def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[Any]:
-    """Return the summary of a training: metrics, paths, next commands, of tests only if there are test samples."""
+    """Return the summary of a training: metrics, paths, next commands.
+
+    Args:
+        folder: The run folder.
+        unit: Noun for a sample: ``images`` or ``samples`` of text.
+        testable: True if there are test samples.
+    """
     results = read_results(folder)
     files = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))  # its lock is still held
     speed = results[f"{unit}_per_second"]
@@ -130,7 +136,7 @@ def format_metrics(results: Any, name: str) -> str:
     words = {"acc": "accuracy", "unfound": "without an answer", "balanced_accuracy": "balanced accuracy"}
     smallest, largest = (results.get(f"{name}/{end}_class", 0) for end in ("smallest", "largest"))
     hidden = {"score", "macro_f1", "gate_entropy"}
-    if largest < 2 * max(1, smallest):  # accuracy hides no small class
+    if largest < 2 * max(1, smallest):  # of similar sizes: accuracy hides none
         hidden.add("balanced_accuracy")
     shown = []
     for key, value in results.items():

@@ -239,9 +239,15 @@ class App(LightningCLI):
 
 
 def make_loggers(names: str | list[str], folder: Path, root: Path) -> list[Logger]:
-    """Return the loggers of a run by their names.
+    """Return the loggers of a run.
 
-    MLflow keeps all runs of a root together, in its ``mlflow.db``, unless MLFLOW_TRACKING_URI is set.
+    Args:
+        names: Name of a logger, or of several.
+        folder: Run folder.
+        root: Folder of all runs. MLflow keeps them together, in ``mlflow.db`` there, unless MLFLOW_TRACKING_URI is set.
+
+    Raises:
+        UserError: The package of a logger is not installed.
     """
     check_loggers(names)
     made: list[Logger] = []

@@ -49,7 +49,7 @@ def new_folder(root: Path, name: str, option: str = "--run.root") -> Path:
     """Make ``root/name/TIME``; a second run in the same second gets its own.
 
     Raises:
-        UserError: The folder cannot be made; ``option`` sets another root.
+        UserError: The name has a slash, or the folder cannot be made; ``option`` sets another root.
     """
 
     def make() -> str:
@@ -93,7 +93,11 @@ def output_folder(output: str | None, name: str) -> Path:
 
 
 def check_new(output: str | None) -> str | None:
-    """Return a folder; refuse one that exists."""
+    """Return a folder that does not exist, or None.
+
+    Raises:
+        UserError: The folder exists.
+    """
     if output is not None and Path(output).exists():
         raise UserError(f"{output} exists and is not overwritten. Name a new folder.")
     return output
@@ -153,7 +157,13 @@ def without_head(text: str) -> str:
 
 
 def run_to_resume(root: Path, name: str, command: str) -> Path | None:
-    """Return the newest run of a name that is unfinished, or finished by the command with this `Command.checksum`."""
+    """Return the newest run of a name that is unfinished, or finished by the same command, for ``--resume auto``.
+
+    Args:
+        root: Folder of all runs.
+        name: Name of the run.
+        command: Checksum of the command, see `Command.checksum`.
+    """
     for folder in reversed(runs_in(root / name)):
         found = results_of(folder)
         if not found.get("finished") or found.get("command") == command:
@@ -180,7 +190,11 @@ def keep_older(file: Path) -> None:
 
 
 def architecture(flat: dict[str, Any]) -> dict[str, Any]:
-    """Return the options, by short names, that a checkpoint depends on: of task, base model, targets, data, adapter."""
+    """Return the options that a checkpoint depends on: task, base model, targets, dataset, and all adapter options.
+
+    Args:
+        flat: A config by short names.
+    """
     fixed = {key: flat[key] for key in _FIXED if key in flat}
     parts = ("model.adapter", "model.prompts", "model.head")
     fixed |= {key: value for key, value in flat.items() if f"{key}.".startswith(tuple(f"{part}." for part in parts))}
@@ -188,9 +202,15 @@ def architecture(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_architecture(command: Command, saved: Tree, source: Path) -> None:
-    """Refuse to use the saved weights at a path for something else; the message has both values of an option.
+    """Refuse to use saved weights for something else.
 
-    The command's config is the saved one, with which the weights were trained, with the typed options on top.
+    Args:
+        command: The command; its config is the saved one with the typed options on top.
+        saved: The config that the weights were trained with.
+        source: Path of the weights.
+
+    Raises:
+        UserError: An option that the weights depend on differs; the message has both values.
     """
     theirs, ours = architecture(flatten(normalize(saved))), architecture(command.flat())
     clashes = [
@@ -205,7 +225,13 @@ def check_architecture(command: Command, saved: Tree, source: Path) -> None:
 
 
 def resolved_config(tree: Tree, model: dict[str, Any], data: dict[str, Any]) -> Tree:
-    """Return a parsed config, as plain values, with the derived options of task and data: a ``--config`` again."""
+    """Return a parsed config with derived values filled in, usable as ``--config`` again.
+
+    Args:
+        tree: The parsed config as plain values.
+        model: Constructor arguments of the task that were derived.
+        data: Derived constructor arguments of the data module.
+    """
     tree = normalize(tree)
     options = dict(tree["model"]["init_args"]) | {name: plain(value) for name, value in model.items()}
     options.pop("seed", None)  # seed_everything sets it
@@ -221,7 +247,12 @@ def resolved_config(tree: Tree, model: dict[str, Any], data: dict[str, Any]) -> 
 
 
 def without_seed(adapter: Any, given: Any) -> Any:
-    """Return a copy of an adapter, or of DoRA's inner one, whose seed is left to the run, unless it was ``given``."""
+    """Return a copy of an adapter whose seed is left to the run, unless it was given.
+
+    Args:
+        adapter: The adapter; DoRA's inner method is used instead of DoRA.
+        given: Its part of the parsed config.
+    """
     options = (given or {}).get("init_args") or {}
     inner = getattr(adapter, "inner", None)
     if inner is not None:
@@ -236,7 +267,13 @@ _LOOK = 0.2
 
 @contextmanager
 def locked(folder: Path) -> Iterator[SoftFileLease]:
-    """Hold the lock of a run folder, only on rank 0 of a job; the lease's ``compromise`` is set once it is lost.
+    """Hold the lock of a run folder; only on rank 0 of a job.
+
+    Args:
+        folder: The run folder; it exists.
+
+    Yields:
+        The lease, whose ``compromise`` is set once it is lost.
 
     Raises:
         UserError: Another process works in the folder, or the folder cannot be written.

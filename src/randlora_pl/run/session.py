@@ -90,7 +90,11 @@ def run_evaluation(verb: str, words: Sequence[str]) -> "App":
 
 
 def start(command: Command, folder: Path | None = None, dry: bool = False) -> "App":
-    """Check what a command needs here, import the heavy libraries and build task, data and trainer; see `App`."""
+    """Check what a command needs here, import the heavy libraries and build task, data and trainer; see `App`.
+
+    Raises:
+        UserError: See `check_here`; a typed option does not fit.
+    """
     check_here(command)
     if "--help-all" in command.typed:
         command.typed = ["--help"]

@@ -121,7 +121,14 @@ def write_config(app: App) -> None:
 def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True) -> None:
     """Run zero-shot test, training and test; write everything to the run folder and print the summary.
 
-    Without ``test``, the test images are not read. A finished run is refused.
+    Args:
+        app: The run.
+        lock: The lock of its folder.
+        zero_shot: If True, test the pretrained model before.
+        test: If False, the test images are not read.
+
+    Raises:
+        UserError: The run to resume is finished; also the errors of its data and checkpoint.
     """
     trainer, task, data, folder = app.trainer, app.model, app.datamodule, app.folder
     compare_options(app)
@@ -240,7 +247,11 @@ def _start_facts(config: Any) -> dict[str, str]:
 
 
 def evaluate(app: App, adapter: Path | None) -> None:
-    """Run ``test`` or ``validate`` on an adapter or the pretrained model, in a run folder of its own."""
+    """Run ``test`` or ``validate`` on an adapter or the pretrained model, in a run folder of its own.
+
+    Raises:
+        UserError: There is nothing to evaluate.
+    """
     trainer, task, data = app.trainer, app.model, app.datamodule
     if adapter is not None:
         task.saved = read_adapter(adapter)

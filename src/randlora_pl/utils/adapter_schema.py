@@ -88,7 +88,15 @@ class AdapterSchema(TypedDict):
 
 
 def check_format(config: Mapping[str, Any], source: object) -> None:
-    """Refuse an adapter of another format, by the content of its ``adapter_config.json``."""
+    """Refuse an adapter file of another format.
+
+    Args:
+        config: Content of ``adapter_config.json``.
+        source: Path of the adapter, for the message.
+
+    Raises:
+        UserError: The file has another format.
+    """
     version = config.get("format_version")
     if isinstance(version, int) and version != FORMAT_VERSION:
         raise UserError(
@@ -98,7 +106,15 @@ def check_format(config: Mapping[str, Any], source: object) -> None:
 
 
 def check_adapter_schema(config: Mapping[str, Any], source: object) -> None:
-    """Refuse an ``adapter_config.json`` without a key, with a value of another type, or with an impossible frame."""
+    """Raise an error if a key is missing, a value has the wrong type, or no image can be prepared as stored.
+
+    Args:
+        config: Content of ``adapter_config.json``.
+        source: Path of the adapter, for the message.
+
+    Raises:
+        UserError: A value does not fit; the message names the first one.
+    """
     wrong: Misfit | str | None = misfit(config, AdapterSchema)
     if wrong is None and "task" in (metadata := config.get("metadata", {})):
         missing = [name for name in ("arguments", "classnames", "templates") if name not in metadata]
@@ -121,7 +137,17 @@ OTHER_VERSION = "it was written by another version, is damaged, or was changed"
 def check_arguments(
     function: Callable[..., Any], values: Mapping[str, Any], source: object, hint: str = OTHER_VERSION
 ) -> None:
-    """Refuse arguments from a file that a function or class does not have, or whose type is not as annotated there."""
+    """Raise an error if an argument from a file is unknown to a function or has the wrong type.
+
+    Args:
+        function: A function or class with annotated parameters.
+        values: Arguments by name, from JSON or YAML.
+        source: File that the values were read from, for the message.
+        hint: End of the message.
+
+    Raises:
+        UserError: An argument does not fit; the message names the first one.
+    """
     hints = {name: option.annotation for name, option in inspect.signature(function).parameters.items()}
     unknown = next((f"{name} is unknown" for name in values if name not in hints), None)
     wrong = unknown or next((found for name in values if (found := misfit(values[name], hints[name], name))), None)

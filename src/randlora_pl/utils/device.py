@@ -56,7 +56,11 @@ def choose_as_on_cuda() -> Iterator[None]:
 
 
 def forced() -> bool:
-    """Return True if `VARIABLE` is 1; refuse anything else than 0 and 1, and 1 without triton."""
+    """Return True if `VARIABLE` is 1.
+
+    Raises:
+        UserError: It is set to something else than 0 and 1, or it is 1 and triton is not installed.
+    """
     if VALUE not in ("auto", "0", "1"):
         raise UserError(f"{VARIABLE} is {VALUE!r}. Set 0 or 1, or unset it: then the device decides.")
     if VALUE == "1" and not INSTALLED:
@@ -91,7 +95,10 @@ def runs(tensor: Tensor, *dtypes: torch.dtype) -> bool:
 class LateCopy:
     """Copy of a tensor on the host, which arrives while both host and device do other work.
 
-    On other devices than CUDA, the copy is made at once. Later changes of the tensor do not change it.
+    On other devices than CUDA, the copy is made at once.
+
+    Args:
+        values: Tensor of any shape; later changes of it do not change the copy.
     """
 
     def __init__(self, values: Tensor) -> None:

@@ -64,14 +64,25 @@ class DryRunEnd(Exception):  # noqa: N818 (not an error)
 
 
 def near(word: str, choices: Iterable[str], count: int = 3) -> str:
-    """Return the choices near a typed word as `` Did you mean 'digits'?``, or an empty string if none is similar."""
+    """Return a suggestion such as `` Did you mean 'digits'?``, or an empty string if no choice is similar.
+
+    Args:
+        word: Word that the user typed.
+        choices: Accepted words.
+        count: Maximum number of suggestions.
+    """
     lowered = {choice.lower(): choice for choice in choices}
     found = [lowered[match] for match in difflib.get_close_matches(word.lower()[:100], lowered, count, 0.5)]
     return f" Did you mean {' or '.join(repr(match) for match in found)}?" if found else ""
 
 
 def brief(value: object, longest: int = 80) -> str:
-    """Return the ``repr`` of a value, shortened so that a message does not contain a whole file."""
+    """Return the ``repr`` of a value, shortened so that a message does not contain a whole file.
+
+    Args:
+        value: Value that the user gave.
+        longest: Maximum number of characters.
+    """
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of too many digits, or a list in a list in a list ...

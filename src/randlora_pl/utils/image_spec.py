@@ -144,7 +144,14 @@ class ImageSpec:
         return ""
 
     def checked(self, owner: str) -> Self:
-        """Return the preprocessing itself, unless a value is unknown or impossible; the error names the ``owner``."""
+        """Return the preprocessing itself.
+
+        Args:
+            owner: Model or file that it belongs to, for the message.
+
+        Raises:
+            UserError: A value is unknown or impossible.
+        """
         if problem := self.problem():
             raise UserError(f"{owner}: its preprocessing of images has {problem}.")
         return self
@@ -159,7 +166,11 @@ MODEL = "model"
 
 
 def read_resize(text: str) -> tuple[str, float]:
-    """Split ``--data.resize``: ``MODE`` or ``MODE:CROP_PCT``; ``model`` is the model's own. Others are refused."""
+    """Split ``--data.resize``: ``MODE`` or ``MODE:CROP_PCT``; ``model`` is the model's own.
+
+    Raises:
+        UserError: The mode is unknown, or the number is impossible.
+    """
     text = str(text)  # YAML reads `longest:` as a mapping
     mode, colon, number = text.partition(":")
     if mode not in RESIZES and text != MODEL:

@@ -25,7 +25,11 @@ Precision = Literal["32", "tf32", "bf16"]
 
 
 def use_precision(name: Precision, device: Any) -> Any:
-    """Return the autocast context of a precision that the device has; ``tf32`` sets the whole process's products."""
+    """Return the autocast context of a precision; ``tf32`` sets the products of the whole process instead.
+
+    Raises:
+        UserError: The device cannot do it.
+    """
     import torch
 
     if name == "32":

@@ -213,7 +213,11 @@ def option_types(cls: type) -> dict[str, Any]:
 
 
 def check_options(made: Any) -> None:
-    """Refuse an object with an option that does not have its type."""
+    """Refuse an object with an option that does not have its type.
+
+    Raises:
+        UserError: The first such option.
+    """
     for name, kind in option_types(type(made)).items():
         if wrong := misfit(getattr(made, name), kind, name):
             hint = near(wrong.value, literal_words(kind), 1) if isinstance(wrong.value, str) else ""

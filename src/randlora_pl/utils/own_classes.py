@@ -26,7 +26,11 @@ def forget_named() -> None:
 
 
 def import_named(name: str, where: str = "--import") -> ModuleType:
-    """Import a module that an option of the user names, from the working folder or among the installed packages.
+    """Import a module that the user names, from the working folder or among the installed packages.
+
+    Args:
+        name: Dotted name of the module.
+        where: Option or place that names it, for messages.
 
     Raises:
         UserError: The module does not exist, is hidden by another one, or its code fails.
@@ -101,7 +105,11 @@ def parent_among(kind: type, known: Collection[str]) -> str | None:
 
 
 def check_importable(kind: type) -> None:
-    """Refuse a class that another process could not import by its path."""
+    """Refuse a class that another process could not import by its path.
+
+    Raises:
+        UserError: The class is in the main program, or not at the top level of its module.
+    """
     name, module = kind.__qualname__, kind.__module__
     if module != "__main__" and getattr(sys.modules.get(module), name, None) is kind:
         return
@@ -125,14 +133,28 @@ class Registry:
         self._classes: dict[str, type] = {}
 
     def register(self, kind: type[Kind], base: type[Kind], built_in: Collection[str]) -> None:
-        """Add a class with the required base, and with a name that none of the ``built_in`` classes has."""
+        """Add a class.
+
+        Args:
+            kind: The class.
+            base: Its required base class.
+            built_in: Names of the classes of this program.
+
+        Raises:
+            UserError: It has another base, or the name of a class of this program.
+        """
         self._classes[path_of(kind)] = self._checked(kind, base, built_in)
 
     def find(self, path: str, base: type[Kind], built_in: Collection[str]) -> type[Kind]:
         """Return a class by its import path. Nothing is imported but an entry point.
 
+        Args:
+            path: Import path.
+            base: Required base class.
+            built_in: Names of the classes of this program.
+
         Raises:
-            UserError: The class is not known, or has another base than this or the name of a ``built_in`` class.
+            UserError: The class is not known, or has another base or a taken name.
         """
         module, _, name = path.rpartition(".")
         found = self._classes.get(path)

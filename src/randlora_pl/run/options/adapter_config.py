@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 
 
 def import_classes(command: Command) -> None:
-    """Import the modules of classes from outside that the user typed, or that configs name which the user named.
+    """Import the modules of classes from outside that a command or its configs name.
+
+    Args:
+        command: The typed options and the configs that the user named, without any config of a run or adapter.
 
     Raises:
         UserError: A module does not exist, or its code fails.
@@ -104,7 +107,11 @@ def _outside(path: Any) -> bool:
 
 
 def check_own_options(kind: type, options: Mapping[str, Any], file: Path) -> None:
-    """Refuse a text from a file for an option that is a class or a function, which the parser would import."""
+    """Refuse a text from a file for an option that is a class or a function, which the parser would import.
+
+    Raises:
+        UserError: There is one.
+    """
     for name, option in inspect.signature(kind).parameters.items():
         if not is_plain(option.annotation) and any("." in text for text in _texts(options.get(name))):
             raise UserError(f"{file}: {name} is {brief(options[name])}, which a file cannot hold: it was changed.")
@@ -223,6 +230,9 @@ def config_beside(adapter: Path) -> Path | None:
 
 def data_beside(file: Path) -> Tree:
     """Return the data options of a config and its seed, which selects the images; all other parts are left out.
+
+    Args:
+        file: The config, see `config_beside`.
 
     Raises:
         UserError: The file is not a config, or a data option is anything but a plain value or a list of such.

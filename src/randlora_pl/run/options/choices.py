@@ -18,7 +18,8 @@ LOGGERS = {"wandb": "wandb", "mlflow": "mlflow"}
 def choose_dataset(command: Command) -> None:
     """Put the dataset of a root into the config unless a dataset was typed; one config that has both is complete.
 
-    Files of a root that fit no format, or several, are refused.
+    Raises:
+        UserError: The files of the root fit no format, or several.
     """
     flat = command.flat()
     root, named = flat.get("data.root"), command.config.get("data", {}).get("dataset")
@@ -44,9 +45,10 @@ def choose_dataset(command: Command) -> None:
 
 
 def check_here(command: Command) -> None:
-    """Refuse a command without what it needs: paths and packages of this machine, and a base model if it runs.
+    """Check what a command needs: paths and packages of this machine, and a base model unless it prints a help page.
 
-    The message has what to expect, or the command to get it.
+    Raises:
+        UserError: Something is missing; the message has what to expect, or the command to get it.
     """
     flat = command.flat()
     check_loggers(flat.get("run.logger", "none"))
@@ -72,7 +74,11 @@ def check_here(command: Command) -> None:
 
 
 def check_loggers(names: str | list[str]) -> None:
-    """Refuse a logger whose package is not installed; the message has the command to install it."""
+    """Refuse a logger whose package is not installed.
+
+    Raises:
+        UserError: The message has the command to install the package.
+    """
     for name in names if isinstance(names, list) else [names]:
         if (package := LOGGERS.get(name)) and find_spec(package) is None:
             raise UserError(f"--run.logger {name} needs a package: pip install '.[{package}]' in the checkout")

@@ -209,9 +209,10 @@ def own_task(name: str) -> "type[AdaptationTask] | None":
 
 
 def task_of(path: str) -> "type[AdaptationTask] | None":
-    """Return the task that a config names; None for another class.
+    """Return the task that a config names; None for another class, and for one from outside that is not imported.
 
-    A task from outside is imported already, or is an entry point; else it is None, too.
+    Args:
+        path: Name or import path. A task from outside is imported already, or is an entry point.
     """
     inside = "." not in path or path.startswith("randlora_pl.")
     if inside and (found := own_task(path.rpartition(".")[2])):
@@ -238,7 +239,9 @@ def is_text_task(task: str | None) -> bool:
 def rate_name(method: str, task: str | None) -> str:
     """Return the option with a method's learning rate: of a linear probe the head's, of `Frozen` the prompts'.
 
-    A text task has the adapter's for its head. A task or method from outside is None or has another name.
+    Args:
+        method: Name of the method; one from outside has the adapter's.
+        task: Name of the task class, None for a class from outside. A text task has the adapter's for its head.
     """
     kind: Any = classes("model.adapter").get(method)
     return "learning_rate" if kind is None or is_text_task(task) else str(kind.rate_option)

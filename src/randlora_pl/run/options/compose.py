@@ -33,8 +33,13 @@ ALIASES = {"trainer.max_epochs": "data.epochs", "trainer.max_steps": "data.steps
 def alias(option: str, value: object, other: Mapping[str, Any]) -> str:
     """Return our option for one of Lightning's, where both mean the same; any other option is returned unchanged.
 
-    Beside a length of the data among the ``other`` options, ``max_steps`` is a limit, and 1 is the ``max_epochs`` of
-    every run. Zero is always ours, which is refused.
+    Beside a length of the data, ``max_steps`` is a limit, and 1 is the ``max_epochs`` of every run. Zero is always
+    ours, which is refused.
+
+    Args:
+        option: Option, such as ``trainer.max_steps``.
+        value: Its value, typed or from a config.
+        other: Options given with it, by the same names.
     """
     positive = re.fullmatch(r"[1-9]\d*", str(value)) is not None
     alone = all(other.get(name) in (None, "null") for name in ALIASES.values())
@@ -57,8 +62,13 @@ def with_our_length(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_other_length(data: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """Return data options without the epochs (or steps) that later options replace by steps (or epochs)."""
-    given = {name for name in ("steps", "epochs") if later.get(name) not in (None, "null")}  # a typed null is text
+    """Return data options without the epochs (or steps) that later options replace by steps (or epochs).
+
+    Args:
+        data: Data options of a config, such as the resolved one of a run, which always has a length.
+        later: Data options that override them; a typed null is still text.
+    """
+    given = {name for name in ("steps", "epochs") if later.get(name) not in (None, "null")}
     replaced = {"steps", "epochs"} - given if given else set()
     return {name: value for name, value in data.items() if name not in replaced}
 
@@ -76,7 +86,11 @@ CLASS_KEYS = frozenset({"class_path", "init_args", "dict_kwargs"})
 
 
 def normalize(tree: Tree) -> Tree:
-    """Return the same config with every class as ``{class_path: NAME, init_args: {...}}``, and no empty sections."""
+    """Return the same config with every class as ``{class_path: NAME, init_args: {...}}``, and no empty sections.
+
+    Raises:
+        UserError: A section or a class has another type.
+    """
     tree = {key: value for key, value in _mapping("a config", tree).items() if value is not None}
     for group in ("data", "trainer", "run", "checkpoint", "gradient_flow", "spectrum", "unseen_gradient"):
         if group in tree:
@@ -211,7 +225,12 @@ def read_config(file: Path) -> Tree:
 def merge(old: Any, new: Any, key: str = "") -> Any:
     """Return ``old`` overridden by ``new``: mappings merge, everything else is replaced; a new class starts afresh.
 
-    The model is the exception, by its dotted path ``key``: another task keeps the name, the adapter and so on.
+    The model is the exception: another task keeps the name, the adapter and so on.
+
+    Args:
+        old: The present value, with class names in ``class_path``.
+        new: The value that overrides it.
+        key: Dotted path of the two, for the exception.
     """
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return new
@@ -259,7 +278,12 @@ def short_name(option: str) -> str:
 
 
 def compose(verb: str, args: Iterable[str], defaults: Tree) -> Command:
-    """Sort the words behind ``fit``, ``validate`` or ``test``, and merge the config files into the defaults.
+    """Sort the words behind a verb and read the config files.
+
+    Args:
+        verb: ``fit``, ``validate`` or ``test``.
+        args: The words behind it.
+        defaults: Config that the first config file is merged into.
 
     Raises:
         UserError: A word that is not an option, a missing value, an unreadable file.

@@ -76,7 +76,11 @@ _VALIDATED = {
 
 
 def check_names(command: Command) -> None:
-    """Refuse the first mistake in names and values of a command, and correct the spelling of classes."""
+    """Check names and values of a command, and correct the spelling of classes.
+
+    Raises:
+        UserError: The first mistake.
+    """
     for _, error in mistakes(command):
         raise error
 
@@ -199,7 +203,11 @@ def _check_monitor(task: "type[AdaptationTask] | None", flat: dict[str, Any]) ->
 
 
 def check_option(command: Command, key: str, groups: Groups, typed: bool) -> None:
-    """Refuse an option or a key of a config that does not exist; the message has its file, and near names."""
+    """Refuse an option or a key of a config that does not exist.
+
+    Raises:
+        UserError: The option is unknown; the message has its file, and near names.
+    """
     parts = (short_name(key) if key.startswith("model") else key.rstrip("+")).split(".")  # others have a fixed class
     if key in IN_CONFIGS or (typed and (parts[0] in SINGLE or parts[-1] == "help")):
         return
@@ -291,7 +299,14 @@ def spell(command: Command, option: str, name: str | None) -> None:
 def check_value(command: Command, key: str, option: Option, value: Any) -> Any:
     """Return the value of an option, a number in quotes as a number; refuse one that does not have the option's type.
 
-    The message has the line of the config in which the option is not typed.
+    Args:
+        command: The command.
+        key: Short name of the option.
+        option: Its declaration.
+        value: Its value, as YAML reads it.
+
+    Raises:
+        UserError: The value has another type; the message has the line of a config.
     """
     typed, kind = command.values.get(key), option.type
     number = parse_value(value) if isinstance(value, str) else value
@@ -321,7 +336,16 @@ def check_value(command: Command, key: str, option: Option, value: Any) -> Any:
 
 
 def check_adapters(command: Command, key: str, nodes: Any) -> None:
-    """Check a list of adapters, which is one value of a config, and correct the spelling of their classes."""
+    """Check a list of adapters, which is one value of a config, and correct the spelling of their classes.
+
+    Args:
+        command: The command.
+        key: Short name of the option.
+        nodes: Its value.
+
+    Raises:
+        UserError: The value is anything but a list of adapters, or a class, an option or a value is wrong.
+    """
     if not (isinstance(nodes, list) and all(isinstance(node, dict) and "class_path" in node for node in nodes)):
         raise UserError(f"--{key} is {brief(nodes)}: give a list, such as '[{{class_path: LoRA, rank: 8}}, RandLoRA]'.")
     for place, node in enumerate(nodes):

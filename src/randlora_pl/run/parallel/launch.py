@@ -215,15 +215,21 @@ def broadcast_decision(what: str, decide: Callable[[], str]) -> str:
 
     All processes request the same decisions in the same order. Only rank 0 calls ``decide``, which may check files that
     it is about to write.
+
+    Raises:
+        UserError: See `Meeting.decided`.
     """
     job = launched()
     return decide() if job is None else meeting_of(job).decided(what, decide)
 
 
 def decide_first(what: str, variable: str, decide: Callable[[], str]) -> str:
-    """Return `broadcast_decision`, also in the processes that Lightning starts after rank 0 for further devices.
+    """Return rank 0's decision, also in the processes that Lightning starts after it for further devices.
 
-    These processes get it by an environment variable.
+    Args:
+        what: See `broadcast_decision`, also for errors.
+        variable: Environment variable by which these processes get it.
+        decide: Called on rank 0 only.
     """
     given = os.environ.get(variable)
     if given and launched() is None and int(os.environ.get("LOCAL_RANK", "0")):  # a launcher's may be an old one

@@ -54,7 +54,11 @@ class AdapterFSDP(AdapterDDP):
     shards: Shards | None = None
 
     def setup(self, trainer: Trainer) -> None:
-        """Shard the model at the first run, and wrap it for training."""
+        """Shard the model at the first run, and wrap it for training.
+
+        Raises:
+            UserError: See `model_to_device`.
+        """
         # A tensor that FSDP2 creates in inference mode cannot be used in later training.
         for loop in (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop):
             loop.inference_mode = False
@@ -62,7 +66,11 @@ class AdapterFSDP(AdapterDDP):
         super().setup(trainer)
 
     def model_to_device(self) -> None:
-        """Move and shard one block at a time, then move the rest: the whole model never has to fit the device."""
+        """Move and shard one block at a time, then move the rest: the whole model never has to fit the device.
+
+        Raises:
+            UserError: The task, ``--model.torch_compile`` or the method does not fit; see also `shard`.
+        """
         task: Any = self.lightning_module
         if task.runs_blocks:
             raise UserError(

@@ -197,7 +197,12 @@ class AdapterDDP(DDPStrategy):
         self._meeting.exchanges = False
 
     def barrier(self, name: str | None = None) -> None:
-        """Wait for all processes; at the store before a run, where the error of one process ends all."""
+        """Wait for all processes; at the store before a run, where a mistake of one process ends all.
+
+        Raises:
+            UserError: A process has ended because of a mistake.
+            LostProcessError: A process is lost.
+        """
         assert self._meeting is not None
         if self._meeting.exchanges:
             super().barrier(name)
@@ -211,7 +216,11 @@ class AdapterDDP(DDPStrategy):
         compare_splits(self._meeting, splits)
 
     def model_to_device(self) -> None:
-        """Move the model, and refuse processes with different weights before any is exchanged."""
+        """Move the model, and compare the weights of all processes before any is exchanged.
+
+        Raises:
+            UserError: Processes start from different weights; see also `Meeting.compare`.
+        """
         super().model_to_device()
         if self._meeting is not None and not self.exchange.steps:
             fingerprint: str = self.lightning_module.fingerprint()  # type: ignore[union-attr, operator]

@@ -81,7 +81,11 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Create a temporary folder as `scratch_folder` does, and rename it if the block ends without an error."""
+    """Create a temporary folder, and rename it to its final name if the block ends without an error.
+
+    Raises:
+        OSError: A file cannot be written; the error names the final path, and the older folder stays.
+    """
     with scratch_folder(path) as part:
         yield part
         move(part, path)
@@ -137,7 +141,11 @@ def disk_errors(path: Path, hint: str = "Set another --output.") -> Iterator[Non
 
 
 def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
-    """Refuse an output that would overwrite an input adapter: it is the input, or a parent folder of it."""
+    """Raise an error if an output would overwrite an input adapter.
+
+    Raises:
+        UserError: An output is an input, or a parent folder of one.
+    """
     for file in outputs:
         for source in inputs:
             if source.resolve() in (file.resolve(), *file.resolve().parents):

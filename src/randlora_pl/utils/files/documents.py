@@ -113,9 +113,14 @@ _Loader.yaml_implicit_resolvers = {  # a date is a string, as on the command lin
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """Return the size and depth of a node with its aliases expanded; refuse one that is too large or contains itself.
+    """Return the size and depth of a node with its aliases expanded.
 
-    Known are results by node id, and None for the nodes that contain this one.
+    Args:
+        node: Node to measure.
+        known: Results by node id; None for the nodes that contain this one.
+
+    Raises:
+        yaml.YAMLError: The node is too large, too deep, or contains itself or a number of too many digits.
     """
     if id(node) in known:
         measured = known[id(node)]

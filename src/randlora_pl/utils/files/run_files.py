@@ -87,6 +87,9 @@ def find_run(path: str | os.PathLike[str]) -> Path:
     """Return a run folder: the path itself, the run that ``latest`` points to, or the newest run in the folder.
 
     A path without a run, such as an adapter file, is returned as it is.
+
+    Raises:
+        UserError: See `follow_latest`.
     """
     run = follow_latest(Path(path))
     return run if (run / CONFIG).is_file() else [run, *runs_in(run)][-1]

@@ -69,7 +69,11 @@ def _stored_path(digest: str) -> Path | None:
 
 
 def register_weights(files: Sequence[Path]) -> None:
-    """Let `find_weights` search these files or folders, in this process and its child processes; each must exist."""
+    """Let `find_weights` search these files or folders, in this process and its child processes.
+
+    Raises:
+        UserError: A file does not exist.
+    """
     for file in files:
         if not file.exists():
             raise UserError(f"--pretrained: {file} does not exist. Pass the weights file of the base model.")
@@ -209,7 +213,11 @@ def no_code_of_others() -> Iterator[None]:
 def hub_file(repository: str, name: str, revision: str | None, option: str) -> Path | None:
     """Return a file of a repository, from the cache or downloaded; None if the repository does not have it.
 
-    Messages have the option that names the repository as ``ORG/NAME``.
+    Args:
+        repository: ``ORG/NAME``.
+        name: Name of the file.
+        revision: Branch, tag or commit; None for the default branch.
+        option: Option that names the repository, for messages.
 
     Raises:
         UserError: The repository is unknown, private, gated or cannot be reached.

@@ -11,7 +11,12 @@ if TYPE_CHECKING:  # quick commands do without
 
 
 def duration(seconds: float, digits: int = 0) -> str:
-    """Return a duration as text: ``18 s`` (below 90 s, with decimals), ``3 min``, ``2 h 05 min`` or ``1,200 days``."""
+    """Return a duration as text: ``18 s``, ``3 min``, ``2 h 05 min``, ``31 h`` or ``1,200 days``.
+
+    Args:
+        seconds: Duration in seconds.
+        digits: Decimals of durations below 90 seconds.
+    """
     if seconds < 90:
         return f"{seconds:.{digits}f} s"
     minutes, hours = round(seconds / 60), round(seconds / 3600)
