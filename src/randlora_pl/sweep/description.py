@@ -304,7 +304,11 @@ def is_zero_shot(label: str) -> bool:
 
 
 def fit(value: Any, kind: Any, where: str) -> None:
-    """Refuse a value that does not have its type, or has a key that its type lacks."""
+    """Refuse a value that does not have its type, or has a key that its type lacks.
+
+    Raises:
+        UserError: The type or a key is wrong; ``where`` names the value in the message.
+    """
     if wrong := misfit(value, kind, where):
         raise UserError(f"{wrong}{f': give {wrong.wanted}' if wrong.wanted else ''}.")
     if is_typeddict(kind) and kind is not _Method:  # whose other keys are options of its adapter

@@ -76,7 +76,13 @@ def convert(
         path: Folder or file of the adapter.
         source: Program that wrote it: ``peft`` or ``official``.
         output: Folder or file to write.
-        name: The adapter in messages. All others are as in `import_`.
+        name: The adapter in messages.
+        model: Name of the base model; None for the one that an adapter of PEFT names.
+        pretrained: Weights of the base model.
+        classnames: Names of the classes.
+        task: Task that predicts with it.
+        bases_dtype: Type of PEFT's random bases.
+        alpha: Scale of an official checkpoint.
     """
     import torch
 

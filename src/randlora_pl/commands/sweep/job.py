@@ -135,7 +135,11 @@ def find_sweep(config: str) -> tuple[Path, SweepConfig]:
 
 
 def check_root_is_read(cells: Iterable[Trial], root: str | None) -> None:
-    """Refuse a data folder that no dataset of a sweep reads; the message has what to do for images of one's own."""
+    """Refuse a data folder that no dataset of a sweep reads.
+
+    Raises:
+        UserError: None reads it; the message has what to do for images of one's own.
+    """
     rows = [None if is_text(cell.tree) else CATALOG[cell.flat["data.dataset"]] for cell in cells]
     if root is None or any(row is None or row.own or row.layout for row in rows):
         return
