@@ -102,8 +102,9 @@ def _image_part(samples: Samples) -> Part:
 def text_part(columns: Mapping[str, NDArray[Any]], ends: NDArray[np.int64]) -> Part:
     """Return the samples of a split of texts.
 
-    The columns have numbers of all samples, one after another, or one number per sample; ``ends`` (samples + 1,) is
-    where each sample begins and ends.
+    Args:
+        columns: Numbers of all samples, one after another, or one number per sample.
+        ends: int64 (samples + 1,), where each sample begins and ends.
     """
     count = len(ends) - 1
     table = np.zeros((count, len(columns)), dtype=np.int64)
@@ -203,9 +204,11 @@ class PlannedData(Declared, LightningDataModule):
         raise NotImplementedError
 
     def search_batch(self, step: int, part: Literal["search", "train"] = "search") -> Batch:
-        """Return this rank's batch for a search after ``step`` optimizer steps, of one micro-batch: a pure function.
+        """Return this rank's batch for a search at an optimizer step, of one micro-batch: a pure function of the step.
 
-        ``search`` has the held-out training samples, ``train`` what the weights train on.
+        Args:
+            step: Finished optimizer steps.
+            part: ``search`` for the held-out training samples, ``train`` for the ones that the weights train on.
 
         Raises:
             UserError: No search was planned.

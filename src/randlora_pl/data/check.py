@@ -54,7 +54,11 @@ class Report:
 def check(row: DatasetSpec, root: Path, sample: int | None, tick: Tick = lambda _: None) -> Report:
     """Read a dataset and compare it with its specification.
 
-    ``sample`` images per split are decoded, evenly spaced; None for all. ``tick`` receives the number just decoded.
+    Args:
+        row: Specification of the dataset.
+        root: Folder (or file) of the dataset.
+        sample: Number of images to decode per split, evenly spaced; None for all.
+        tick: Receives the number of images just decoded.
     """
     report = Report(row.name)
     if not present(row, root):

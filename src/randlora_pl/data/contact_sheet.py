@@ -39,6 +39,11 @@ class Sheet:
     def of(cls, row: DatasetSpec, root: Path, shots: int) -> "Sheet":
         """Read a dataset and choose the images of few-shot training with seed 0, or test images if it has no others.
 
+        Args:
+            row: Specification of the dataset.
+            root: Folder (or file) of the dataset.
+            shots: Images per class.
+
         Raises:
             UserError: The dataset is damaged.
         """

@@ -58,9 +58,16 @@ class _RefusedError(Exception):
 def download(
     urls: Sequence[str], target: Path, checksum: str, tick: ProgressCallback = lambda done, total: None
 ) -> str:
-    """Download a file from the first source that has it, and return its URL; a partial file is resumed from any.
+    """Download a file from the first source that has it; a partial file is resumed from any source.
 
-    The target exists only if it is complete and verified. The checksum is ``md5:HEX`` or ``sha256:HEX``.
+    Args:
+        urls: Sources in order of preference.
+        target: Destination; it exists only if complete and verified.
+        checksum: ``md5:HEX`` or ``sha256:HEX``; empty for a file without one.
+        tick: Progress callback.
+
+    Returns:
+        URL of the source used.
 
     Raises:
         UserError: No source has the file, its checksum is wrong, or the disk is full.
@@ -238,10 +245,16 @@ class HostileError(Exception):
 def unpack(
     archive: Path, folder: Path, leave: Sequence[str] = (), tick: ProgressCallback = lambda done, total: None
 ) -> int:
-    """Unpack a zip, a tar (plain, gz, bz2, xz) or a single gz file, by its suffix; return the number of files.
+    """Unpack a zip, a tar (plain, gz, bz2, xz) or a single gz file, without owners, modes and times.
 
-    Owners, modes and times are not kept. No other process may write to the folder. ``leave`` has patterns of names
-    that are not unpacked; ``tick`` is called with the bytes of the archive that have been read, and its size.
+    Args:
+        archive: Archive; its suffix is its format.
+        folder: Output folder; no other process may write there.
+        leave: Patterns of names that are not unpacked.
+        tick: Called with the bytes of the archive that have been read, and its size.
+
+    Returns:
+        Number of files written.
 
     Raises:
         UserError: The archive is damaged or hostile, or its content cannot be written. Files unpacked before the

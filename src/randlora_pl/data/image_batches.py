@@ -22,7 +22,18 @@ Late = Literal["nothing", "colors", "crops"]
 def load_images(
     samples: Samples, indices: Tensor, frame: ImageSpec, scale: tuple[float, float] | None, skip: bool
 ) -> tuple[list[Tensor], dict[int, tuple[str, str]]]:
-    """Load images of samples, the mean color for unreadable ones; and (name, error) of these by index in the batch.
+    """Load the images of some samples.
+
+    Args:
+        samples: Samples of a split.
+        indices: int64 (b,), indices in the split.
+        frame: Image preprocessing.
+        scale: Minimum and maximum area fraction of a training crop; None in evaluation.
+        skip: Skip unreadable images.
+
+    Returns:
+        b images, uint8 (height, width, channels), the mean color for unreadable ones; and (name, error) of these by
+        index in the batch.
 
     Raises:
         UserError: An image is unreadable and ``skip`` is false, or the machine or the storage fails.
@@ -54,8 +65,14 @@ def counted_classes(labels: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     """Return the classes of a single micro-batch, and their counts.
 
     A class of padding alone has count 0 and adds nothing to any loss. If all is padding, all of it counts: the
-    losses have weight 0 then, but every parameter must get a gradient. ``counted`` is True for samples that are not
-    padding. The classes are sorted.
+    losses have weight 0 then, but every parameter must get a gradient.
+
+    Args:
+        labels: int64 (b,), classes of the images.
+        counted: bool (b,), True for samples that are not padding.
+
+    Returns:
+        Sorted classes (u,) and their counts (u,), int64.
     """
     classes, indices = torch.unique(labels, return_inverse=True)
     counts = F.one_hot(indices, len(classes))[counted | ~counted.any()].sum(0)

@@ -133,8 +133,10 @@ def _allocated(file: IO[bytes], start: int, count: int) -> bool:
 def meeting(strategy: Any) -> Iterator[Path | None]:
     """Create a temporary folder in which the processes of a machine share memory; mapped files outlive it.
 
-    All processes must wait for each other at the end of the block. Lightning's strategy broadcasts the folder's name;
-    it is None for a single process.
+    All processes must wait for each other at the end of the block.
+
+    Args:
+        strategy: Lightning's strategy, which broadcasts the folder's name; None for a single process.
     """
     if strategy is None:
         yield None

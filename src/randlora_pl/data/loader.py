@@ -72,8 +72,13 @@ class Loader:
     """Data loader of numbered batches for Lightning.
 
     Its length is the whole run's, also if it starts later, because Lightning itself counts the batches before a resume.
-    It is not a `DataLoader`, so that Lightning does not replace it. ``skipped`` receives the names of skipped images,
-    with the reasons.
+    It is not a `DataLoader`, so that Lightning does not replace it.
+
+    Args:
+        batches: Numbered batches.
+        start: Number of the first batch.
+        num_workers: Worker processes; 0 loads in this process.
+        skipped: Receives the name of each skipped image, with the reason.
     """
 
     def __init__(

@@ -171,7 +171,8 @@ class ImageData(PlannedData):
         """Read labels and class names, choose the subset, and plan the sample order; without a stage, of all splits.
 
         Raises:
-            UserError: The dataset is missing or damaged.
+            UserError: The dataset is missing or damaged, a half of its classes has fewer than two, or a split that is
+                needed is empty.
         """
         task = None if self.trainer is None else self.trainer.lightning_module
         if self.row.trains_on and stage != "test" and stage != "predict":
@@ -268,7 +269,11 @@ class ImageData(PlannedData):
         return len(self.classnames)
 
     def samples(self, split: str) -> Samples:
-        """Return the samples of ``train`` (the chosen subset), ``val`` or ``test``, after `setup`."""
+        """Return the samples of ``train`` (the chosen subset), ``val`` or ``test``, after `setup`.
+
+        Raises:
+            UserError: `setup` was not called, or the file of chosen images does not fit.
+        """
         if self.found is None:
             raise UserError("Call setup() before asking for samples")
         if split in self.held:

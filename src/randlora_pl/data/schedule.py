@@ -55,10 +55,13 @@ class ClassDraws:
         return cls(torch.argsort(labels, stable=True), counts.cumsum(0) - counts, counts)
 
     def samples(self, seed: int, positions: Tensor, sampling: str) -> Tensor:
-        """Return the sample at each int64 position, a pure function of the seed and the position.
+        """Return the sample at each position, a pure function of the seed and the position.
 
-        By ``with_replacement`` each position selects a random class and a random sample of it. In ``epochs`` all
-        classes take turns, in a new order each round; a class's samples are used up before any is repeated.
+        Args:
+            seed: Seed of the order.
+            positions: int64 positions in the sample order, of any shape.
+            sampling: ``with_replacement``: each position selects a random class and a random sample of it. ``epochs``:
+                all classes take turns, in a new order each round; a class's samples are used up before any is repeated.
         """
         if sampling == "with_replacement":
             labels = rng.integers(seed, "class", positions, len(self.counts))
@@ -217,8 +220,15 @@ class MicroBatch:
 class TrainSchedule:
     """Micro-batches of one rank, numbered through the run.
 
-    Every step has ``accumulate`` micro-batches of at most ``batch_size`` samples per rank, except a shorter last step,
-    which has as few as possible; all ranks (``world``) have the same number.
+    Every step has ``accumulate`` micro-batches, except a shorter last step, which has as few as possible; all ranks
+    have the same number.
+
+    Attributes:
+        plan: Sample order; its global batch is batch size x accumulation x ranks.
+        batch_size: Maximum samples of a micro-batch on one rank.
+        accumulate: Micro-batches of a full step.
+        world: Number of ranks.
+        rank: This rank.
     """
 
     plan: DrawPlan

@@ -201,7 +201,12 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images of one size in memory, uint8 (n, height, width, channels); the title is for messages."""
+    """Images of one size in memory.
+
+    Attributes:
+        array: uint8 (n, height, width, channels).
+        title: Name of the dataset, for messages.
+    """
 
     array: NDArray[np.uint8]
     title: str
@@ -221,7 +226,12 @@ class ArrayImages:
 
 @dataclass(frozen=True)
 class PathsBelow:
-    """Paths that are created on access: a million Path objects take seconds and a gigabyte."""
+    """Paths that are created on access: a million Path objects take seconds and a gigabyte.
+
+    Attributes:
+        home: Parent folder.
+        names: Relative paths with forward slashes.
+    """
 
     home: Path
     names: Sequence[str]
@@ -256,7 +266,12 @@ def absent(home: Path, names: Sequence[str]) -> list[int]:
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Base of images that are decoded on each access, with the limit and the background of `decode`."""
+    """Base of images that are decoded on each access.
+
+    Attributes:
+        most_pixels: Maximum width x height of an image.
+        background: Color behind transparent pixels.
+    """
 
     most_pixels: int = field(default=MOST_PIXELS, kw_only=True)
     background: Color = field(default=WHITE, kw_only=True)
@@ -290,7 +305,12 @@ class FileImages(EncodedImages):
 
 @dataclass(frozen=True)
 class BoxImages(FileImages):
-    """Crops of image files by boxes, int64 (n, 4): left, upper, right and lower edge, the last two exclusive."""
+    """Crops of image files, decoded on each access.
+
+    Attributes:
+        paths: Path of each crop's file.
+        boxes: int64 (n, 4): left, upper, right and lower edge, the last two exclusive.
+    """
 
     boxes: NDArray[np.int64] = field(kw_only=True)
 

@@ -52,10 +52,13 @@ def _ranks(labels: Indices, numbers: Indices, seed: int, name: str) -> Indices:
 
 
 def quotas(counts: Indices, total: int, ties: Indices, keep: int = 0) -> Indices:
-    """Return ``total`` apportioned to the ``counts`` of the classes by largest remainders, never more than a count.
+    """Return ``total`` apportioned to ``counts`` by largest remainders, never more than a count.
 
-    ``ties`` is the order of the classes that breaks ties of remainders, ``keep`` the minimum number left in a class
-    when rounding up; the sum may then be below ``total``.
+    Args:
+        counts: int64 (classes,), number of samples per class.
+        total: Samples to choose, at most the sum of the counts.
+        ties: int64 (classes,), order of the classes that breaks ties of remainders.
+        keep: Minimum number left in a class when rounding up; the sum may then be below ``total``.
     """
     exact = counts * total  # in units of 1 / sum(counts), so that no rounding enters
     size = max(int(counts.sum()), 1)
@@ -69,8 +72,13 @@ def quotas(counts: Indices, total: int, ties: Indices, keep: int = 0) -> Indices
 def stratified(labels: Indices, numbers: Indices, total: int, seed: int, name: str, keep: int = 0) -> Indices:
     """Return the sorted indices of ``total`` samples, each class represented in proportion (see `quotas`).
 
-    ``labels`` (n,) are the classes of the samples, ``numbers`` (n,) the hashes of their keys (`Samples.numbers`), and
-    ``name`` is the random stream's.
+    Args:
+        labels: int64 (n,), class of each sample.
+        numbers: int64 (n,), hash of each sample's key (`Samples.numbers`).
+        total: Samples to choose.
+        seed: Seed of the selection.
+        name: Name of the random stream.
+        keep: See `quotas`.
     """
     counts = np.bincount(labels)
     ties = rng.permutation(seed, f"{name}/ties", len(counts)).numpy()
@@ -111,7 +119,12 @@ def search_parts(
 ) -> tuple[Indices, Indices]:
     """Split a training set into indices for the weights and indices for what a search chooses, stratified by class.
 
-    Groups (n,) are not separated; the fraction for the search is then of the groups. See `stratified`.
+    Args:
+        labels: int64 (n,), class of each sample.
+        numbers: int64 (n,), hash of each sample's key.
+        fraction: Fraction for the search.
+        seed: Seed of the run.
+        groups: int64 (n,), groups that are not separated; the fraction is then of the groups.
 
     Raises:
         UserError: No sample can be held out.
@@ -134,8 +147,10 @@ class Splits:
     """Splits of a dataset, read on first access.
 
     Without a test split, 20 % (rounded up) of the train split are held out for it; without a validation split, 10 % of
-    the rest (rounded down, at most 5,000). These are the counts of Table 7. ``read`` reads one of the dataset's own
-    splits, or returns None.
+    the rest (rounded down, at most 5,000). These are the counts of Table 7.
+
+    Args:
+        read: Function that reads one of the dataset's own splits, or returns None.
     """
 
     def __init__(self, read: Callable[[str], Samples | None]) -> None:
@@ -260,7 +275,9 @@ def of_half(samples: Samples, half: str) -> Samples:
 def read_draw(path: Path, samples: Samples) -> Samples:
     """Return the samples that a draw lists, in key order; an image that is listed twice counts twice.
 
-    The keys of a draw are ``path``, ``label`` and ``name``, or ``_impath``, ``_label`` and ``_classname``.
+    Args:
+        path: Draw. Its keys are ``path``, ``label`` and ``name``, or ``_impath``, ``_label`` and ``_classname``.
+        samples: Training samples of all classes.
 
     Raises:
         UserError: The file is missing or damaged, or a line does not fit the samples.

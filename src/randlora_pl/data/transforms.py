@@ -78,7 +78,11 @@ def mixed(batch: dict[str, Any], mix: dict[str, Any]) -> dict[str, Tensor]:
     """Return the blended entries of a batch, on its device.
 
     Images keep their weights: with fractions s and 1 - s, weights u and v and labels y and z, the loss becomes
-    s u CE(y) + (1 - s) v CE(z). ``mix`` is the result of `Augment.mixing`.
+    s u CE(y) + (1 - s) v CE(z).
+
+    Args:
+        batch: ``image`` (b, 3, H, W) float32, ``label`` (b,) int64 and ``weight`` (b,) float32.
+        mix: Result of `Augment.mixing`.
 
     Returns:
         ``image`` and ``weight``, and ``target`` (b, classes) float32: class probabilities that sum to 1.
@@ -102,10 +106,16 @@ Box = tuple[int, int, int, int]
 def crop_place(
     uniform: NDArray[np.float64], crop: NDArray[np.int64], image: NDArray[np.int64], square: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return the start of each crop of the square along one axis, from numbers in [0, 1) and the lengths, all (b,).
+    """Return the start of each crop of the square along one axis, int64 (b,).
 
     A smaller crop lies within the image, a larger one around it: no padding is shown while a part of the image is cut
     off, and no crop is empty. If image and square have the same length, crops are uniform in the square.
+
+    Args:
+        uniform: (b,), numbers in [0, 1).
+        crop: (b,), lengths of the crops.
+        image: (b,), lengths of the images.
+        square: (b,), lengths of the squares.
     """
     start = (square - image) // 2
     ends = np.stack((start, start + image - crop)).clip(0, square - crop)
@@ -149,7 +159,14 @@ def crop_boxes(
     """Return random crop boxes: uniform area fraction, log-uniform aspect ratio in `RATIO`, uniform position.
 
     Up to ten (fraction, ratio) pairs are tried; if none fits, the largest centered box of an allowed ratio is used.
-    ``scale`` is the minimum and maximum area fraction; ``pad`` crops the square around each image instead.
+
+    Args:
+        seed: The user's seed.
+        positions: int64 (b,), positions in the sample order.
+        heights: Image heights (b,) in pixels.
+        widths: Image widths (b,) in pixels.
+        scale: Minimum and maximum area fraction.
+        pad: Crop the square around each image instead (see `crop_place`).
 
     Returns:
         (b, 4): top, left, height, width. NumPy, because PyTorch would start its thread pool for these few numbers.
@@ -194,11 +211,17 @@ def train_pixels(
     late: bool,
     change: Change | None = None,
 ) -> dict[str, Any]:
-    """Return random resized crops and mirror flags (protocol 2.6), functions of the seed and the positions.
+    """Return random resized crops and mirror flags (protocol 2.6).
 
-    The images are uint8 (height, width, 1 or 3), all with the same number of channels. ``scale`` is the minimum and
-    maximum area fraction of a crop; ``flip`` mirrors half of the images. ``late`` leaves cropping to `finish`: all
-    images must have one size, and crops do not ``change`` further.
+    Args:
+        images: b images, uint8 (height, width, 1 or 3), all with the same number of channels.
+        positions: int64 (b,), positions in the sample order; with the seed they determine the result.
+        seed: The user's seed.
+        frame: Image preprocessing.
+        scale: Minimum and maximum area fraction of a crop.
+        flip: Mirror half of the images.
+        late: Leave cropping to `finish`; all images must have one size.
+        change: Further change of each crop; not with ``late``.
 
     Returns:
         ``image`` uint8 (b, channels, size, size), and ``mirror`` bool (b,). With ``late``, ``image`` is uncropped and
@@ -217,7 +240,9 @@ def train_pixels(
 def eval_pixels(images: Sequence[Tensor], frame: ImageSpec) -> Tensor:
     """Resize, crop and fill whole images with Pillow, as `ImageSpec.steps` describes: uint8 (b, channels, size, size).
 
-    The images are uint8 (height, width, 1 or 3), all with the same number of channels.
+    Args:
+        images: b images, uint8 (height, width, 1 or 3), all with the same number of channels.
+        frame: Image preprocessing.
     """
     batch = _filled(len(images), images[0].shape[2], frame, images[0].device)
     for index, image in enumerate(images):
@@ -251,8 +276,13 @@ def _window(resized: int, size: int) -> tuple[int, int, int]:
 def finish(batch: dict[str, Any], frame: ImageSpec) -> dict[str, Any]:
     """Crop, mirror, normalize and blend on the batch's device, as far as not done yet.
 
-    The batch has the entries of `train_pixels` (and `Augment.mixing`), or the ``image`` of `eval_pixels`; a float
-    ``image`` is returned unchanged. It becomes float32 (b, 3, size, size); blended ones have a ``target`` (`mixed`).
+    Args:
+        batch: Batch with the entries of `train_pixels` (and `Augment.mixing`), or with the ``image`` of `eval_pixels`;
+            a float ``image`` is returned unchanged.
+        frame: Image preprocessing.
+
+    Returns:
+        Batch with ``image`` float32 (b, 3, size, size), and with ``target`` (see `mixed`) if images are blended.
     """
     image: Tensor = batch["image"]
     if image.is_floating_point():
@@ -343,8 +373,16 @@ def crop_and_resize(images: Tensor, boxes: Tensor, size: int, interpolation: str
 
     Rows and then columns are interpolated by one matrix each per image, in float32, and rounded to gray levels in
     between, as torchvision does with uint8 images on a CPU. Its coefficients have 16 bits, so the results differ by at
-    most 2 gray levels. The images and the results, (b, c, size, size), are uint8; ``boxes`` (b, 4) have top, left,
-    height and width, on the device of the images.
+    most 2 gray levels.
+
+    Args:
+        images: uint8 (b, c, h, w).
+        boxes: (b, 4): top, left, height and width, on the device of the images.
+        size: Height and width of the results.
+        interpolation: ``bicubic`` or ``bilinear``.
+
+    Returns:
+        uint8 (b, c, size, size).
     """
     height, width = images.shape[-2:]
     weights = resize_weights(boxes, max(height, width), size, interpolation)
@@ -360,9 +398,16 @@ def crop_and_resize(images: Tensor, boxes: Tensor, size: int, interpolation: str
 
 
 def resize_weights(boxes: Tensor, length: int, size: int, interpolation: str) -> Tensor:
-    """Compute the matrices that crop and resize columns and rows from at most ``length`` to ``size`` pixels.
+    """Compute the matrices that crop and resize columns and rows of pixels.
 
-    They are float32 (2, b, size, length), for height and width of the ``boxes`` (b, 4); each row sums to 1.
+    Args:
+        boxes: (b, 4): top, left, height and width.
+        length: Number of pixels before the crop, at least as many as the image has.
+        size: Number of pixels after it.
+        interpolation: ``bicubic`` or ``bilinear``.
+
+    Returns:
+        float32 (2, b, size, length), for height and width; each row sums to 1.
     """
     starts, lengths = boxes.T.reshape(2, 2, -1, 1, 1).float()
     scale = lengths / size

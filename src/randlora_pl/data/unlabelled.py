@@ -83,14 +83,23 @@ def open_images(
     skip: bool = False,
     most_pixels: int = MOST_PIXELS,
 ) -> tuple[Loader, list[Path]]:
-    """Open files, and the images below folders, as `EvalBatches`; and return the files by ``index``.
-
-    Unreadable images can be skipped: the loader's ``skipped`` lists them, and their ``weight`` is 0.
+    """Open images as evaluation batches.
 
     Examples:
         >>> loader, files = open_images([Path("photos")], load_clip("tiny").image)
         >>> next(iter(loader))["image"].shape
         torch.Size([3, 3, 32, 32])
+
+    Args:
+        paths: Files, and folders to search.
+        spec: Image format of the model.
+        batch_size: Batch size.
+        num_workers: Worker processes; 0 decodes in this process.
+        skip: Skip unreadable images; the loader's ``skipped`` lists them.
+        most_pixels: Maximum width x height of an image.
+
+    Returns:
+        Loader of batches as `EvalBatches` gives them, with ``weight`` 0 for skipped images; and the files by ``index``.
 
     Raises:
         UserError: A path does not exist or a folder has no images; while iterating: an image is unreadable.

@@ -169,9 +169,14 @@ def class_names(row: DatasetSpec, found: Sequence[str], file: str | None = None)
 
 
 def read_classnames(path: Path, classes: Sequence[str]) -> list[str]:
-    """Read one name per class: one per line in the order of the classes, CSV ``folder,name``, or a JSON mapping.
+    """Read class names: one per line in the order of the classes, CSV ``folder,name``, or a JSON list or mapping.
 
-    ``classes`` are the dataset's own names (for a folder: the sub-folders), by label.
+    Args:
+        path: File; its suffix selects the format.
+        classes: Dataset's own names (for a folder: the sub-folders), by label.
+
+    Returns:
+        One name per class, by label.
 
     Raises:
         UserError: The file is missing, names too few or too many classes, or an unknown one.

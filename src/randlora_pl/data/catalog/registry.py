@@ -148,7 +148,14 @@ def get_command(row: DatasetSpec, root: Path) -> str:
 
 
 class SplitFile(NamedTuple):
-    """Split file (JSON) and the folder that its paths start from, below the root, with the expected counts."""
+    """Split file of a dataset.
+
+    Attributes:
+        file: Path of the JSON file below the root.
+        images: Folder below the root that its paths start from.
+        classes: Number of classes.
+        counts: Expected images by split.
+    """
 
     file: str
     images: str
@@ -193,7 +200,11 @@ def has_coop(row: DatasetSpec) -> bool:
 
 
 def with_split(row: DatasetSpec, split: str) -> DatasetSpec:
-    """Return a dataset with another split, ``coop``: its files, class names, counts and prompts.
+    """Return a dataset with another split: its files, class names, counts and prompts.
+
+    Args:
+        row: Specification of the dataset.
+        split: ``default`` for the same, or ``coop``.
 
     Raises:
         UserError: The dataset does not have this split.

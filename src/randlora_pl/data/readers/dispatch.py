@@ -292,10 +292,18 @@ def file_samples(
 
 
 def source_split(split: str, there: Collection[str], where: object) -> str | None:
-    """Return which of the user's splits ``there`` to read as ``split``, or None to hold it out from the train split.
+    """Return the user's split to read as ``split``, or None if it is to be held out from the train split.
 
     ``val`` without ``test`` is used as ``test``, because accuracy is reported on images not used for model selection;
-    validation images then come from the train split. ``where`` is the file or folder, for messages.
+    validation images then come from the train split.
+
+    Args:
+        split: ``train``, ``val`` or ``test``.
+        there: Existing splits.
+        where: File or folder, for messages.
+
+    Raises:
+        UserError: The train split is missing.
     """
     if "train" not in there:
         among = ", ".join(there) or "none"

@@ -27,9 +27,15 @@ log = logging.getLogger("randlora_pl")
 
 @dataclass(frozen=True)
 class HubImages(EncodedImages):
-    """Encoded images of one split; the title is for messages, ``home`` the folder of relative paths."""
+    """Encoded images of one split.
 
-    data: Any  # `datasets.Dataset` with only the image column; it is pickled as its file names
+    Attributes:
+        data: `datasets.Dataset` with only the image column; it is pickled as its file names.
+        title: Name of the split for messages.
+        home: Folder of images stored as relative paths.
+    """
+
+    data: Any
     title: str
     home: Path
 
@@ -205,7 +211,7 @@ def _labels(root: Path, split: str, data: Any) -> tuple[list[str], list[str] | N
     kinds = data.features.items()
     named = [name for name, feature in kinds if isinstance(feature, ClassLabel)]
     possible = named or [name for name, feature in kinds if isinstance(feature, Value)]
-    usual = ("label", "labels", "fine_label", "class", "target")
+    usual = ("label", "labels", "fine_label", "class", "target")  # in order of preference
     column = named[0] if len(named) == 1 else next((name for name in usual if name in possible), None)
     if column is None:
         raise UserError(

@@ -54,7 +54,13 @@ _ignore_stored: ContextVar[bool] = ContextVar("ignore_stored", default=False)
 
 @dataclass(frozen=True)
 class Found:
-    """Listing result as columns, with warnings that are repeated when it is reused."""
+    """Listing result as columns.
+
+    Attributes:
+        columns: int64 arrays by name.
+        texts: Strings by name.
+        notes: Warnings, repeated when the listing is reused.
+    """
 
     columns: Mapping[str, NDArray[np.int64]]
     texts: Mapping[str, Strings]

@@ -28,7 +28,14 @@ KINDS = (".csv", ".tsv", ".txt", ".parquet")
 
 @dataclass(frozen=True)
 class Table:
-    """Selected columns of a file, cells stripped; positions are line numbers from 1, for Parquet row numbers from 1."""
+    """Selected columns of a file.
+
+    Attributes:
+        path: Path of the file.
+        columns: Stripped cells of each requested column that exists.
+        positions: Position of each row in the file: line numbers from 1, for Parquet row numbers from 1.
+        unit: ``line`` or ``row``.
+    """
 
     path: Path
     columns: dict[str, list[str]]
@@ -100,8 +107,12 @@ def _real(folder: str | Path) -> str:
 def read_table(path: Path, wanted: Mapping[str, Sequence[str]], form: str) -> Table:
     """Read the requested columns of a file; its suffix is its format.
 
-    The header of a text file determines the separator: comma, semicolon or tab. ``wanted`` has the accepted names of
-    each column, compared in lower case; only ``split`` is optional. ``form`` is the expected header, for messages.
+    The header of a text file determines the separator: comma, semicolon or tab.
+
+    Args:
+        path: Path of the file.
+        wanted: Accepted names of each column, compared in lower case. Only ``split`` is optional.
+        form: Expected header, for messages.
 
     Raises:
         UserError: The file is missing, damaged or empty, a column is missing or ambiguous, or a line has too few or

@@ -36,7 +36,13 @@ _READERS = 8
 
 @dataclass(frozen=True)
 class ShardPaths:
-    """Paths or URLs of the shards by split, the root as typed, and the folder of accompanying files; None for URLs."""
+    """Locations of the shards.
+
+    Attributes:
+        title: Root as typed.
+        by_split: Paths or URLs of the shards by split.
+        beside: Folder of accompanying files; None for URLs.
+    """
 
     title: str
     by_split: dict[str, list[str]]
@@ -181,7 +187,15 @@ log = logging.getLogger("randlora_pl")
 
 @dataclass(frozen=True)
 class ShardImages(EncodedImages):
-    """Images inside tar files: index of the shard, first byte, number of bytes and member name of each."""
+    """Images inside tar files.
+
+    Attributes:
+        shards: Paths or URLs of the shards.
+        shard: int64 (n,), shard index of each image.
+        offset: int64 (n,), first byte of each image.
+        length: int64 (n,), number of bytes.
+        members: Member name of each image.
+    """
 
     shards: Sequence[str]
     shard: NDArray[np.int64]

@@ -215,14 +215,22 @@ def class_folders(home: Path) -> dict[str, Path]:
 
 
 def image_names(home: Path, ignored: Counter[str], watch: Callable[[str], object]) -> list[str]:
-    """Return the relative paths of all image files below ``home`` but hidden ones, with forward slashes.
+    """Return all image files below ``home``, without hidden files; links to folders are followed once.
 
-    Links to folders are followed once. ``ignored`` receives the suffixes of other files; ``watch`` is called with each
-    folder before it is listed.
+    Args:
+        home: Folder to search.
+        ignored: Receives the suffixes of other files.
+        watch: Called with each folder before it is listed.
+
+    Returns:
+        Paths relative to ``home`` with forward slashes.
+
+    Raises:
+        UserError: A folder cannot be listed; its images would be left out silently.
     """
 
     def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # deleted; the images of others would be ignored silently
+        if not isinstance(error, FileNotFoundError):  # deleted while it was listed
             reason = f"The folder {error.filename} cannot be listed: {error.strerror}"
             raise UserError(f"{reason}. Make it readable, or move it")
 
