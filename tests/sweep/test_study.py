@@ -13,6 +13,7 @@ from randlora_pl.sweep.description import SweepConfig, chosen_for
 from randlora_pl.sweep.folder import SweepFolder
 from randlora_pl.sweep.plan import Trial
 from randlora_pl.sweep.search import Search
+from randlora_pl.sweep.study import Study
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
 from tests.sweep.grids import GRID, written
@@ -24,6 +25,12 @@ TUNE = {
     "seeds": [0, 4],
 }
 LORA = {"LoRA-4": {"adapter": "LoRA", "rank": 6, "learning_rate": 1e-3, "rslora": False}}
+
+
+def test_a_method_without_a_searched_option_has_one_trial(tmp_path: Path) -> None:
+    study = Study(tmp_path, "x", {}, 1, False, 0, "")
+    study.ask(())
+    assert study.full() and study.candidates() == [()]
 
 
 def search_in(folder: Path, **changes: Any) -> Search:

@@ -128,8 +128,9 @@ def _load(name: Named, pretrained: str, is_file: bool, img_size: int | None, see
             raise not_downloaded(what, error, url) from error
         if img_size is not None:  # a model can be built for a size and fail to run; the meta device shows it
             with torch.device("meta"), torch.no_grad():
+                skeleton: Any = _build(name, image.size).eval()
                 try:
-                    _build(name, image.size).eval()(torch.zeros(1, 3, image.size, image.size))
+                    skeleton(torch.zeros(1, 3, image.size, image.size))
                 except Exception as error:
                     raise UserError(
                         f"{name} cannot work with images of {image.size} x {image.size} pixels ({first_line(error)}). "

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-from functools import cache
 from importlib import import_module
 from inspect import Parameter
 from itertools import count
@@ -13,7 +12,7 @@ from typing import Any, NoReturn, Union, get_args
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, LambdaCallback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -103,6 +102,21 @@ def _whole_numbers_first(parser: LightningArgumentParser) -> None:
         kinds = get_args(getattr(action, "_typehint", None))
         if float in kinds and int in kinds:
             action._typehint = Union[(int, *(kind for kind in kinds if kind is not int))]  # type: ignore[attr-defined]
+
+
+class _Latest(Callback):
+    """Callback that lets the link ``latest`` point to a new run.
+
+    By then all processes of the run have read their options, in which the link means the run before.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder: Path | None = folder
+
+    def setup(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if trainer.is_global_zero and self.folder:
+            link_latest(self.folder)
+        self.folder = None  # a run has several stages
 
 
 class App(LightningCLI):
@@ -218,9 +232,7 @@ class App(LightningCLI):
         if config["enable_progress_bar"] is not False and not replaced:
             own += [ProgressBar(), ProgressLines()]
         if self.created and self._path is None:
-            # By then all processes of the run have read their options, in which the link means the run before.
-            link = cache(link_latest)  # once: a run has several stages
-            own.append(LambdaCallback(setup=lambda trainer, *_, **__: trainer.is_global_zero and link(self.folder)))
+            own.append(_Latest(self.folder))
         config = with_strategy(with_devices(config), self.config_init.run.timeout)
         return super()._instantiate_trainer(config, [*own, *callbacks])
 

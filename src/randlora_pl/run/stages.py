@@ -4,6 +4,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,24 +84,27 @@ def _report_start(app: App) -> None:
         app.datamodule.write_index(app.folder)
 
 
+def _load(folder: Path, trainer: Trainer, task: Any) -> None:
+    """Load a saved adapter into the model before evaluation."""
+    file = load_adapter(task.model, folder)
+    if not file.extra:
+        return
+    theirs = file.config.get("metadata", {}).get("classnames") or []
+    own = getattr(task, "own_classes", task.classnames)  # learned prompts name others, too
+    trained = task.trained_head or own is not task.classnames
+    if theirs == own and (trained or file.metadata["templates"] == task.templates):
+        task.load_head(file.extra)
+    elif trained:
+        sized = all(len(tensor) == len(theirs) for tensor in file.extra.values())
+        if not sized or not set(task.classnames) <= set(theirs):
+            raise UserError(f"{folder} has a head for {len(theirs)} other classes than this dataset's.")
+        rows = [theirs.index(name) for name in task.classnames]  # such as 200 of ImageNet's 1,000
+        task.load_head({name: tensor[rows] for name, tensor in file.extra.items()})
+
+
 def loading(folder: Path) -> Callback:
     """Return the callback that loads a saved adapter into the model before evaluation."""
-
-    def load(trainer: Trainer, task: Any) -> None:
-        file = load_adapter(task.model, folder)
-        if file.extra:
-            theirs = file.config.get("metadata", {}).get("classnames") or []
-            own = getattr(task, "own_classes", task.classnames)  # learned prompts name others, too
-            trained = task.trained_head or own is not task.classnames
-            if theirs == own and (trained or file.metadata["templates"] == task.templates):
-                task.load_head(file.extra)
-            elif trained:
-                sized = all(len(tensor) == len(theirs) for tensor in file.extra.values())
-                if not sized or not set(task.classnames) <= set(theirs):
-                    raise UserError(f"{folder} has a head for {len(theirs)} other classes than this dataset's.")
-                rows = [theirs.index(name) for name in task.classnames]  # such as 200 of ImageNet's 1,000
-                task.load_head({name: tensor[rows] for name, tensor in file.extra.items()})
-
+    load = partial(_load, folder)  # strategies that start processes pickle it
     return LambdaCallback(on_test_start=load, on_validation_start=load)
 
 

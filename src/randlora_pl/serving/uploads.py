@@ -280,7 +280,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn
                 if declared.isdigit() and int(declared[:20]) > left:
                     left = 0
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(10):
+                    async with asyncio.timeout(10):  # seconds to read the rest of a refused body
                         while more and left > 0:
                             left -= len((await read()).get("body", b""))
             await send(message)

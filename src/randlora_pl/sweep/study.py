@@ -69,7 +69,7 @@ class Study:
             return
         try:
             trials = self.study.get_trials(deepcopy=False)
-            params: dict[str, Any] = {}
+            params: dict[str, Any] | None = None  # it may be empty: nothing of the method is searched
             if first is not None and not trials:
                 params = dict(zip(self.space, first, strict=True))
             elif first is None and len(trials) < self.count:
@@ -77,7 +77,7 @@ class Study:
                 copy = optuna.create_study(sampler=sampler, direction=self.direction)
                 copy.add_trials(trials)
                 params = copy.ask(self.space).params
-            if params:  # with its values at once, so that a kill leaves no trial without
+            if params is not None:  # with its values at once, so that a kill leaves no trial without
                 self.study.add_trial(
                     optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=self.space)
                 )

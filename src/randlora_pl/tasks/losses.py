@@ -63,8 +63,9 @@ def pair_floor(model: nn.Module, labels: Tensor, classes: Tensor, counts: Tensor
 
     No logits can separate equal captions: it is ``log n_y``, the loss of an image that matches its own caption alone.
     """
-    own = counts[torch.searchsorted(classes, labels)].clamp(min=1).float().log()
-    return own if logit_bias(model) is None else 0.0
+    if logit_bias(model) is not None:
+        return 0.0
+    return counts[torch.searchsorted(classes, labels)].clamp(min=1).float().log()
 
 
 def class_losses(logits: Tensor, batch: Mapping[str, Any], smoothing: float) -> tuple[Tensor, Tensor]:

@@ -72,7 +72,7 @@ class Look(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if isinstance(trainer.strategy, AdapterFSDP):
-            self.facts |= trainer.strategy.exchange.metrics()
+            self.facts |= trainer.strategy.metrics()
             self.facts["sharded at the end"] = sharded_bytes(pl_module.model)
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:

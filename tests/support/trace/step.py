@@ -183,10 +183,10 @@ def _linear_head(task: Any) -> nn.Module:
 
     if task.is_clip:
         tower: nn.Module = ImageTower(_clip(task))
-        task._make_head(task.width)
+        task.head = nn.Linear(task.width, len(task.classnames), bias=False)
         return tower
     vit = meta_vit(task.name, task.img_size)
-    task._make_head(features_of(vit))
+    task.head = nn.Linear(features_of(vit), len(task.classnames), bias=False)
     return vit
 
 

@@ -112,6 +112,9 @@ def components(v: Tensor) -> int:
     return max(1, int((shares >= (1 - 1e-6) / len(shares)).sum()))  # but for rounding
 
 
+RATE = 3e-4  # of the Adam of v, as in the released code
+
+
 class SelectionSearch(Procedure):
     """Search over the selection variables of all updates of a model.
 
@@ -144,7 +147,7 @@ class SelectionSearch(Procedure):
 
     def start(self, model: nn.Module) -> None:
         """Make the Adam of v, with the settings of the released code."""
-        self._adam = torch.optim.Adam(self.vectors, lr=3e-4, betas=(0.5, 0.999))
+        self._adam = torch.optim.Adam(self.vectors, lr=RATE, betas=(0.5, 0.999))
 
     def after_step(self, step: int, total: int) -> None:
         """Take a step of v, after every ``every``-th optimizer step, unless its gradient is not finite.

@@ -42,6 +42,10 @@ class VeRA(Adapter):
         """Return the largest rank, which has hardly a limit."""
         return UNLIMITED
 
+    def rank_of(self, shape: WeightShape) -> int:
+        """Return the rank for one layer; none is too large."""
+        return int(self.value("rank", shape))
+
     def count(self, shape: WeightShape) -> int:
         """Return out + r."""
         return shape.out_features + self.rank_of(shape)

@@ -226,6 +226,8 @@ def _run(job: Job, typed: SearchOptions, words: list[str], config: Path | None) 
             loader = data.val_dataloader()
         if isinstance(loader, list) or not len(data.samples("val")):  # a list: the data have no loader
             raise UserError(f"datasets.{label}: tuning needs validation images, and none are held out.")
+    # read before the search, which takes long
+    comments = [] if config is None else config.read_text(encoding="utf-8").splitlines(True)
     jobs.begin(job)
     if typed.jobs > 1:
         job.stopped = jobs.spawn(job, jobs.child_words(words, typed, job), typed.jobs)
@@ -235,8 +237,7 @@ def _run(job: Job, typed: SearchOptions, words: list[str], config: Path | None) 
     report = {"command": job.same} | made | search.report()
     files = {FILE: json.dumps(report, indent=1, ensure_ascii=False) + "\n", "tuning.md": markdown(report)}
     if config is not None:
-        lines = config.read_text(encoding="utf-8").splitlines(True)
-        head = "".join(line for line in lines if line.startswith("#"))
+        head = "".join(line for line in comments if line.startswith("#"))
         files["tuned.yaml"] = config_text(search.tuned(), head)
     for name, text in files.items():
         write_text(folder.path / name, text)

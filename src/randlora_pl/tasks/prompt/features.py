@@ -230,11 +230,13 @@ class PromptedClip(ClipTask):
         assert self.classifier is not None
         training = self.training
         self.eval()
-        with torch.no_grad():
-            if self.trainer.global_step == self._first_steps() and batch["micro_batch"] == 0:
-                self.classifier.copy_(normalize(self._texts(self.model)))
-            own = self._images(batch["image"])
-        self.train(training)
+        try:
+            with torch.no_grad():
+                if self.trainer.global_step == self._first_steps() and batch["micro_batch"] == 0:
+                    self.classifier.copy_(normalize(self._texts(self.model)))
+                own = self._images(batch["image"])
+        finally:
+            self.train(training)
         return class_losses(self._logits(own, self.classifier), batch, 0.0)
 
     def scaled_features(self) -> Tensor:
