@@ -98,6 +98,22 @@ def test_a_case_without_memory_is_told_and_the_others_go_on(after: int) -> None:
     assert not list(full.model.parameters()) and math.isnan(full.seconds())
 
 
+@pytest.mark.parametrize("way", ["mps", "cpu"])
+def test_a_model_without_memory_on_its_way_ends_its_own_case(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that is absent here: the model stays on the CPU."""
+    one = case("a", [])
+    one.device = torch.device("mps")
+
+    def move(device: torch.device) -> None:
+        if device.type == way:
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(one, "_move", move)
+    found = measure([one, case("b", [])], Gemm(CPU, torch.float32, 8), 1)
+    assert found[0] == Measured("a", "A", "out of memory") and not list(one.model.parameters())
+    assert len(found[1].seconds) == 1
+
+
 def test_errors_of_peft_are_told_and_our_own_are_raised() -> None:
     theirs = case("peft-lora", [], ValueError("first\nsecond"), foreign=True)
     theirs.count()

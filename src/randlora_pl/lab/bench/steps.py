@@ -82,7 +82,7 @@ class Case:
 
     def count(self) -> None:
         """Run a first step to count memory and operations, and a second one for the time, and on a GPU the peak."""
-        with self._present():
+        with self._guarded(), self._present():
             batch = (tensor for tensor in self.inputs if not tensor.requires_grad)
             outside = chain(self.model.parameters(), self.model.buffers(), batch)
             start = time.perf_counter()
@@ -105,7 +105,7 @@ class Case:
         found = float("nan")
         if self.problem:
             return found
-        with self._present():
+        with self._guarded(), self._present():
             if self.device.type == "cuda":  # the allocator starts again each time
                 self.step()
                 self.step()
@@ -118,12 +118,9 @@ class Case:
         return found  # noqa: RET504 (still NaN where a problem ended the block)
 
     @contextmanager
-    def _present(self) -> Iterator[None]:
-        """Hold the model and the optimizer's state on the device inside the block only, and note a problem in it."""
-        on_gpu = self.device.type != "cpu"
+    def _guarded(self) -> Iterator[None]:
+        """Note that the block ran out of memory, or any error of a foreign method, and drop the model then."""
         try:
-            if on_gpu:
-                self._move(self.device)
             yield
         except Exception as error:
             if costs.is_out_of_memory(error):
@@ -132,13 +129,22 @@ class Case:
                 self.problem = f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
             else:
                 raise
-        finally:
-            if on_gpu:
-                self.model.zero_grad()
-                self._move(torch.device("cpu"))
-                torch.cuda.empty_cache()
         if self.problem:  # outside the except block, which holds the frames
             self.model, self.optimizer = nn.Identity(), None
+
+    @contextmanager
+    def _present(self) -> Iterator[None]:
+        """Hold the model and the optimizer's state on the device inside the block only."""
+        if self.device.type == "cpu":
+            yield
+            return
+        try:
+            self._move(self.device)
+            yield
+        finally:
+            self.model.zero_grad()
+            self._move(torch.device("cpu"))
+            torch.cuda.empty_cache()
 
     def _move(self, device: torch.device) -> None:
         self.model.to(device)
