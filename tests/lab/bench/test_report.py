@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.colors import to_rgba
 from PIL import Image
 
 from randlora_pl.lab.bench.methods import METHODS
@@ -68,6 +69,15 @@ def test_bars_are_drawn(tmp_path: Path) -> None:
     assert [text.get_text() for text in figure.axes[0].texts] == [" 0.50"]
     assert Image.open(tmp_path / "bench.png").size[0] > 1000
     write_figure(bars("nothing", [NONE]), tmp_path / "empty.png")
+
+
+def test_a_method_has_its_own_color_in_every_picture() -> None:
+    both = [patch.get_facecolor() for patch in bars("both", [FULL, OURS]).axes[0].patches]
+    (alone,) = bars("one", [OURS]).axes[0].patches
+    (line,) = curves("one", [Reading("depth", Point(), [OURS])]).axes[1].lines
+    assert both[0] != both[1] == alone.get_facecolor() == to_rgba(line.get_color())
+    every = [Measured(name, name, seconds=[0.1], rates=[1e11]) for name in METHODS]
+    assert len({patch.get_facecolor() for patch in bars("every", every).axes[0].patches}) == len(METHODS)
 
 
 def test_a_sweep_is_a_table_and_a_curve(tmp_path: Path) -> None:

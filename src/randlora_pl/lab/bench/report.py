@@ -17,8 +17,8 @@ from randlora_pl.lab.bench.sweeps import Reading
 from randlora_pl.utils.files.atomic_output import atomic_file, write_text
 from randlora_pl.utils.text.tables import csv_text, markdown_table
 
-PALETTE: Any = colormaps["tab20"]
-"""A color for each method of a plot, in the order in which they are shown."""
+PALETTE = {name: colormaps["tab20" if n < 20 else "tab20b"](n % 20) for n, name in enumerate(METHODS)}
+"""Color of each method, the same one in all plots."""
 
 
 def significant(value: float) -> str:
@@ -113,7 +113,7 @@ def bars(title: str, results: Sequence[Measured]) -> Figure:
     figure.suptitle(title, fontsize=10)
     times, memory = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     positions = range(len(shown))
-    colours = [PALETTE(n % 20) for n in positions]
+    colours = [PALETTE[one.name] for one in shown]
     medians, errors = _milliseconds(shown)
     times.barh(positions, medians, xerr=errors, color=colours, capsize=3)
     times.set_yticks(positions, [one.label for one in shown])
@@ -148,13 +148,13 @@ def curves(title: str, readings: Sequence[Reading]) -> Figure:
     names = list(dict.fromkeys(one.name for reading in readings for one in reading.methods))
     for column, sweep in enumerate(sweeps):
         here = [reading for reading in readings if reading.sweep == sweep]
-        for n, name in enumerate(names):
+        for name in names:
             line = [(r, one) for r in here for one in r.methods if one.name == name and one.seconds]
             if not line:
                 continue
             x = [reading.point.bases if sweep == "rank" else reading.value for reading, _ in line]
             medians, errors = _milliseconds([one for _, one in line])
-            style: dict[str, Any] = {"color": PALETTE(n % 20), "marker": "o", "markersize": 4}
+            style: dict[str, Any] = {"color": PALETTE[name], "marker": "o", "markersize": 4}
             style["label"] = _without_rank(line[0][1], line[0][0])
             panels[0, column].errorbar(x, medians, errors, capsize=2, **style)
             panels[1, column].plot(x, [(one.peak or one.saved) / 1e6 for _, one in line], **style)
