@@ -12,7 +12,7 @@ def test_cases_are_measured_in_turns_after_a_round_that_does_not_count() -> None
         return next(numbers)
 
     figures = in_turns({"a": lambda: case("a"), "b": lambda: case("b")}, 2)
-    assert order == [*"ba", *"ab", *"ba"]
+    assert order == [*"ab", *"ab", *"ba"]
     assert figures == {"a": [2, 5], "b": [3, 4]}
 
 
@@ -24,8 +24,11 @@ def test_ratios_are_taken_round_by_round() -> None:
 
 
 def test_the_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
     facts = machine()
     assert facts["cores"] >= 1 and facts["processor"] and facts["torch"]
+    assert list(facts) == ["processor", "cores", "threads", "torch", "gpu", "python"]
     monkeypatch.setattr("builtins.open", lambda *_, **__: (_ for _ in ()).throw(OSError()))
     assert processor()
 

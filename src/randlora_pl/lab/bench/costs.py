@@ -185,7 +185,7 @@ def in_turns(
     values: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(-1 if warm_up else 0, rounds):
         order = list(cases)
-        for name in order[::-1] if number % 2 else order:
+        for name in order[::-1] if number > 0 and number % 2 else order:
             tick(name)
             value = cases[name]()
             if number >= 0:
@@ -208,8 +208,10 @@ def ratios(values: Sequence[float], base: Sequence[float]) -> Spread:
 def machine() -> dict[str, Any]:
     """Return facts that affect timings: processor, cores this process may use, and versions."""
     facts: dict[str, Any] = {"processor": processor(), "cores": usable_cores(), "threads": torch.get_num_threads()}
-    facts |= {"torch": torch.__version__, "python": platform.python_version()}
-    return facts | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+    facts["torch"] = torch.__version__
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts | {"python": platform.python_version()}
 
 
 def processor() -> str:
