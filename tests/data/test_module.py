@@ -91,6 +91,7 @@ def test_the_models_image_spec_is_taken_unless_overridden(tmp_path: Path) -> Non
     data = ImageData(shots=1, steps=1, mean=(0.1, 0.1, 0.1), interpolation="bicubic")
     trainer(tmp_path).fit(task, data)
     assert data.frame == ImageSpec(10, (0.1, 0.1, 0.1), SPEC.std, "bicubic")
+    trainer(tmp_path).fit(task, ImageData(shots=1, steps=1, mean=[0.1] * 3, std=[0.2] * 3))
     with pytest.raises(UserError, match="image_size"):
         trainer(tmp_path).fit(task, ImageData(shots=1, steps=1, image_size=12))
 

@@ -139,7 +139,8 @@ class ImageData(PlannedData):
         self.root = catalog.default_root() if self.root is None else places.root_of(str(self.root))
         self.crop_scale = (float(self.crop_scale[0]), float(self.crop_scale[1]))
         self.flip = self.row.flip if self.flip is None else self.flip
-        self.overrides = {"size": self.image_size, "mean": self.mean, "std": self.std, "resize": self.resize}
+        mean, std = (values and tuple(values) for values in (self.mean, self.std))  # from Python maybe lists
+        self.overrides = {"size": self.image_size, "mean": mean, "std": std, "resize": self.resize}
         self.overrides |= {"interpolation": self.interpolation, "background": self.background}
         self.classnames_file = self.classnames
         self.skip = self.on_error == "skip"
