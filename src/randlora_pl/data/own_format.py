@@ -56,7 +56,6 @@ def formats_of(root: Path) -> Iterator[str]:
             yield "webdataset"
     elif root.is_dir():
         from randlora_pl.data.readers.dispatch import SPLIT_OF
-        from randlora_pl.data.sources import is_image
 
         below = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
         files = [path for path in root.iterdir() if not path.is_dir()]
@@ -69,9 +68,17 @@ def formats_of(root: Path) -> Iterator[str]:
             yield "hf"
         if ".tar" in suffixes:
             yield "webdataset"
-        levels = ["*/" * depth + "*" for depth in range(5)]  # such as SPLIT/CLASS/IMAGE
-        if any(is_image(file) for path in below for level in levels for file in path.glob(level)):
+        if any(_holds_image(path, 4) for path in below):
             yield "folder"
+
+
+def _holds_image(home: Path, depth: int) -> bool:
+    """Return True if there is an image at most so many folders below one, such as SPLIT/CLASS/IMAGE."""
+    from randlora_pl.data.sources import is_image
+
+    if any(map(is_image, home.iterdir())):  # not glob, which skips folders that cannot be read
+        return True
+    return depth > 0 and any(_holds_image(path, depth - 1) for path in home.iterdir() if path.is_dir())
 
 
 def _header(file: Path) -> list[str]:

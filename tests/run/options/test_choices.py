@@ -1,7 +1,10 @@
 """The dataset that a data folder is, and base models that must be named."""
 
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -59,6 +62,20 @@ def test_patterns_and_urls_are_tar_shards(typed: str) -> None:
 def test_an_unclear_root_is_refused(files: list[str] | str, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"(?s){words}"):
         format_of(make(tmp_path, files))
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make(tmp_path, ["train/cat/a.png"])
+
+    def refuse(listing: Callable[..., Any], path: Any) -> Any:
+        if Path(path) == root / "train" / "cat":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(os, "listdir", partial(refuse, os.listdir))
+    monkeypatch.setattr(os, "scandir", partial(refuse, os.scandir))
+    with pytest.raises(PermissionError, match="cat"):
+        format_of(root)
 
 
 @in_one_item(
