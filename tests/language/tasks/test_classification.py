@@ -144,6 +144,8 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     task = make()
     with pytest.raises(UserError, match="classes"):
         task.configure_model()
+    with pytest.raises(UserError, match=r"data module, or set_classes\(classnames\) first"):
+        task.setup("fit")
     with pytest.raises(UserError, match="'a'"):
         task.set_classes(["a"])
     with pytest.raises(UserError, match=r"'yes'\]"):

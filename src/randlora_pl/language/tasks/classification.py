@@ -84,11 +84,13 @@ class TextClassificationTask(TextTask):
         """Take the classes from the data module, and reset the metrics.
 
         Raises:
-            UserError: The task was built for others.
+            UserError: There are none, or the task was built for others.
         """
         data = self.data
         if data is not None:
             self.set_classes(data.classnames, data.metric)
+        if self.metric is None:
+            raise UserError("the task needs a data module, or set_classes(classnames) first.")
         self.metrics = nn.ModuleDict({split: PredictionCollector() for split in ("val", "test")})
         self.metrics.to(self.device)
 
