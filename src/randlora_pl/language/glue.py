@@ -96,7 +96,7 @@ def read_glue(root: Path, name: str, split: Split) -> Examples:
         if name == "mrpc":
             tree += f", or MRPC/{_MICROSOFT} and MRPC/{_LISTED}"
         tree += f", or the folder {name} of save_to_disk or of Parquet files"
-        raise UserError(f"{lacking} does not exist. Expected below --data.root: {tree}", GET)
+        raise UserError(f"{home / _TSV[split]} does not exist. Expected below --data.root: {tree}", GET)
     if is_saved(home):
         return _read_saved(home, split, task)
     sentences: list[tuple[str, ...]] = []

@@ -118,6 +118,8 @@ def test_what_is_missing_is_what_cannot_be_read(tmp_path: Path, microsoft: bool)
         assert any(lacking.values()), file
         kept.rename(file)
     shutil.rmtree(tmp_path / "RTE")
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'RTE' / 'train.tsv'} does not exist")):
+        read_glue(tmp_path, "rte", "train")
     (tmp_path / "RTE").mkdir()
     assert missing(tmp_path, "rte", "train") == tmp_path / "RTE" / "train.tsv"
 
