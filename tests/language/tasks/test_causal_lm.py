@@ -15,6 +15,7 @@ from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.tokenization import collate, encode_all
 from randlora_pl.tasks import make_trainer
 from randlora_pl.utils.errors import UserError
+from tests.language.files import record, write_commonsense
 from tests.language.small import WORDS, fit, make, texts, trained
 
 
@@ -136,6 +137,23 @@ def test_rate_falls_to_its_end_after_the_warm_up(schedule: Any, toy: Path, token
     fit(task, texts(toy, steps=6), callbacks=[Keep()])
     middle = {"linear": [0.3, 0.225, 0.15, 0.075], "cosine": [0.3, 0.256066, 0.15, 0.043934]}
     assert rates == pytest.approx([0.1, 0.2, *middle[schedule]], rel=1e-4)
+
+
+def test_wrong_missing_and_empty_answers_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question with options needs one of them in its answer, another question any text."""
+    write_commonsense(tmp_path)
+    (tmp_path / "boolq" / "test.json").write_text(json.dumps([record("boolq", 0)] * 4))  # true is right
+    (tmp_path / "test.jsonl").write_text(4 * '{"prompt": "2+2=", "completion": " 4"}\n')
+    (tmp_path / "train.jsonl").write_text('{"prompt": "2+2=", "completion": " 4"}\n')
+    task = make("bytes")
+    for dataset, test, written, right, unfound in (
+        ("commonsense_15k", "boolq", ["true, not false", "false", "I do not know", ""], 1, 2),
+        ("jsonl", "test", [" 4 ", "5", "4 5", ""], 1, 1),
+    ):
+        monkeypatch.setattr(task, "answers", lambda batch, _, told=written: [told[n] for n in batch["index"]])
+        tests = [test] if dataset != "jsonl" else None
+        (found,) = make_trainer(accelerator="cpu").test(task, texts(tmp_path, dataset=dataset, tests=tests))
+        assert (found["test/acc"], found["test/unfound"]) == (right / 4, unfound / 4)
 
 
 def test_learning_rates_are_those_of_the_scripts(tokenizer: Path) -> None:
