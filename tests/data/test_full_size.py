@@ -98,7 +98,7 @@ def test_imagenets_listing_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyP
     made = index(1281167, 1000, "train")
     keys = list(made.keys)
 
-    def find_again(watch: listing.IndexProgress) -> listing.Found:
+    def find_again(watch: listing.Watch) -> listing.Found:
         raise AssertionError
 
     begin = time.perf_counter()

@@ -105,9 +105,8 @@ def test_cells_of_others_are_left_to_them(folder: SweepFolder) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("age", [0, 100])
-@pytest.mark.parametrize("wait", [False, True])
 def test_a_lock_without_an_owner_is_taken_over_after_a_lease(
-    folder: SweepFolder, monkeypatch: pytest.MonkeyPatch, age: int, wait: bool
+    folder: SweepFolder, monkeypatch: pytest.MonkeyPatch, age: int
 ) -> None:
     monkeypatch.setattr(leases, "LEASE", 3.0)
     monkeypatch.setattr(module, "_PAUSE", 0.05)
@@ -116,7 +115,7 @@ def test_a_lock_without_an_owner_is_taken_over_after_a_lease(
     file.touch()
     os.utime(file, (time.time() - age,) * 2)
     start = time.monotonic()
-    assert len(Loop(folder, CELLS, Fake(), wait=wait).work().done) == 4
+    assert len(Loop(folder, CELLS, Fake()).work().done) == 4
     assert (time.monotonic() - start >= 3) == (age == 0)  # its process was killed before it named itself
 
 

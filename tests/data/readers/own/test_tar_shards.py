@@ -303,7 +303,7 @@ def test_the_index_is_made_once_and_anew_when_a_shard_changes(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize(
-    "count", [30_000, *(pytest.param(count, marks=pytest.mark.slow) for count in (1_000_000, 3_000_000))]
+    "count", [30_000, *(pytest.param(count, marks=pytest.mark.slow) for count in (1_000_200, 3_000_000))]
 )
 def test_ranks_share_an_index_and_hold_few_bytes_a_sample(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
