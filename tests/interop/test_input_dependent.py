@@ -27,7 +27,7 @@ from randlora_pl.commands.main import main
 from randlora_pl.tasks import load_task
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, TimmAttention, assert_close, randomise
-from tests.support.cli import SMALL, Run
+from tests.support.cli import SMALL, Refused, Run
 from tests.support.products import in_one_item
 from tests.tasks.small import two_blocks
 
@@ -120,7 +120,7 @@ REFUSED = [
 ]
 
 
-def test_commands_that_need_a_matrix_are_refused(trained: Path, refused: Callable[..., str]) -> None:
+def test_commands_that_need_a_matrix_are_refused(trained: Path, refused: Refused) -> None:
     for command in REFUSED:
         said = refused(*command.format(run=trained).split())
         assert f"(HydraLoRA): {REASON}" in said and REMEDY in said, command

@@ -18,6 +18,7 @@ from randlora_pl.interop.peft.export import export_peft
 from randlora_pl.prompts import CoCoOp, CoOp, DeepPrompts, Fixed, MaPLe
 from randlora_pl.tasks import DePT, PromptTask, load_task, load_tasks, weighted_task
 from randlora_pl.utils.errors import UserError
+from tests.support.cli import Refused
 from tests.support.products import in_one_item
 from tests.tasks.small import two_blocks
 
@@ -158,7 +159,7 @@ def test_the_parts_without_prompts_are_programs(adapters: Mapping[str, Path]) ->
     )
 
 
-def test_sums_need_equal_prompts(adapters: Mapping[str, Path], refused: Callable[..., str], tmp_path: Path) -> None:
+def test_sums_need_equal_prompts(adapters: Mapping[str, Path], refused: Refused, tmp_path: Path) -> None:
     other = saved(tmp_path / "other", seed=1, **OPTIONS["CoOp+RandLoRA"])
     two = load_tasks({"one": adapters["CoOp+RandLoRA"], "two": other})
     with pytest.raises(UserError, match="one and two have different prompts or second heads, so a sum has none"):

@@ -1,7 +1,6 @@
 """Classification of texts through the command line: runs, resumed runs, merged folders, and mistakes."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,12 @@ from safetensors.torch import load_file
 
 from randlora_pl.language.tasks.classification import TextClassificationTask
 from randlora_pl.language.tasks.common import load_language_task
-from tests.support.cli import Run
+from tests.support.cli import Refused, Run
 
 from .classify import SHAPE, write_csv, write_reviews
 from .files import write_glue
 from .test_cli import SMALL
 
-Refused = Callable[..., str]
 TINY = ("--model.pretrained", "random", "--model.config_overrides", json.dumps(SHAPE))
 
 

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ from randlora_pl.language.loading import model_config
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.tasks.common import load_language_task
 from randlora_pl.run.options.shipped import find_config
-from tests.support.cli import Run
+from tests.support.cli import Refused, Run
 from tests.support.products import marked
 
 from .small import SHAPES
 
-Refused = Callable[..., str]
 SMALL = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--run.logger", "csv")
 SHORT = ("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1")
 

@@ -1,7 +1,6 @@
 """Every family of decoders through its shipped config: train, test, look at the adapter, merge it; and mistakes."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,12 @@ import torch
 import yaml
 
 from randlora_pl.language.tasks.common import load_language_task
-from tests.support.cli import Run
+from tests.support.cli import Refused, Run
 from tests.support.products import marked
 
 from .files import E2E, write, write_commonsense, write_e2e
 from .small import SHAPES
 
-Refused = Callable[..., str]
 SMALL = (
     *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--run.logger", "csv"),
     *("--model.pretrained", "random", "--model.num_beams", "2", "--model.max_new_tokens", "4"),

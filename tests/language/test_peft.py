@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ from randlora_pl.adapters import Adapter, DoRA, LoRA, RandLoRA, VeRA
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.tasks.common import load_language_task
 from tests.adapters.cases import randomise
-from tests.support.cli import Run
+from tests.support.cli import Refused, Run
 
 from .small import make
 
-Refused = Callable[..., str]
 IDS = torch.arange(3, 24).reshape(3, 7)
 METHODS: dict[str, Adapter] = {
     "LoRA": LoRA(rank={".*mlp.*": 3, ".*": 4}, alpha=6.0),

@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,13 @@ from randlora_pl.language.prompt_sets import instruction_prompt
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.tasks.classification import TextClassificationTask
 from randlora_pl.language.tasks.common import load_language_task
-from tests.support.cli import Run
+from tests.support.cli import Refused, Run
 
 from . import classify
 from .classify import write_csv, write_reviews, write_scores
 from .files import record, write_commonsense, write_e2e
 from .small import SHAPES, make, write_toy
 from .test_cli import SMALL
-
-Refused = Callable[..., str]
 
 
 def fitted(root: Path, *words: str) -> Path:

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ from randlora_pl.sweep.description import SweepConfig, budget
 from randlora_pl.sweep.expand import counts
 from randlora_pl.sweep.plan import Trial, is_text, plan
 from randlora_pl.utils.errors import UserError
-from tests.support.cli import Run
+from tests.support.cli import Refused, Run
 
 from .files import write_commonsense, write_glue
 from .small import SHAPES, make
 
-Refused = Callable[..., str]
 GRID: dict[str, Any] = {
     "paper": {"table": 15},
     "models": {

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,10 @@ from randlora_pl.lab.paper import notes
 from randlora_pl.run.options.shipped import find_config
 from randlora_pl.sweep.expand import counts
 from randlora_pl.sweep.plan import plan
-from tests.support.cli import Run
+from tests.support.cli import Refused, Run
 
 from . import classify
 from .files import write_glue
-
-Refused = Callable[..., str]
 
 
 def test_tables_1_and_6_are_made_of_cells_of_table_15() -> None:

@@ -17,7 +17,7 @@ from randlora_pl.commands.main import main
 from randlora_pl.run.command import find_lora, resume_by_itself
 from randlora_pl.tasks import VisionLanguageTask
 from randlora_pl.utils.errors import UserError
-from tests.support.cli import SMALL, Run
+from tests.support.cli import SMALL, Refused, Run
 from tests.support.products import marked
 from tests.tasks.small import two_blocks
 
@@ -158,7 +158,7 @@ def test_a_name_is_looked_up_once(run: Run, lora: Path, tmp_path: Path, monkeypa
     assert results(only_run("inside"))["method"] == "Together"
 
 
-def test_what_cannot_be_refined_is_refused(refused: Callable[..., str], run: Run, lora: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_refined_is_refused(refused: Refused, run: Run, lora: Path, tmp_path: Path) -> None:
     start = ["fit", "--from-adapter", str(lora), *STAGE]
     assert run("fit", *SMALL, *LORA[:1], "HiRA", "--data.steps", "1", "--run.name", "hira").code == 0
     linear = [*LORA, "--model", "LinearHeadTask", "--data.steps", "1"]

@@ -1,7 +1,6 @@
 """The link ``latest``: commands take it for the newest run, and no command for one more run."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,13 +8,13 @@ import yaml
 
 from randlora_pl.tasks import VisionLanguageTask
 from tests.commands.test_resume import interrupt_at
-from tests.support.cli import SMALL, Run
+from tests.support.cli import SMALL, Refused, Run
 
 JOB = [*SMALL, "--run.logger", "none", "--run.name", "job", "--checkpoint.every_n_steps", "1"]
 
 
 def test_a_run_from_the_latest_of_its_own_name(
-    run: Run, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "runs" / "job"
     with monkeypatch.context() as patched:

@@ -17,6 +17,7 @@ from randlora_pl.run.options.shipped import config_names
 from randlora_pl.run.stages import write_config
 from randlora_pl.tasks import TextHeadTask, VisionLanguageTask
 from randlora_pl.utils.errors import UserError
+from tests.support.cli import Refused
 from tests.support.products import in_one_item, marked
 
 BASES = [name for name in config_names() if "/" not in name]
@@ -268,7 +269,7 @@ def test_callbacks_of_the_user_come_on_top(build: Build) -> None:
         ("--gradient_flow.action shout", "--gradient_flow.action: expected warn, raise or off"),
     ],
 )
-def test_wrong_values_are_told_in_a_line(refused: Callable[..., str], words: str, message: str) -> None:
+def test_wrong_values_are_told_in_a_line(refused: Refused, words: str, message: str) -> None:
     assert message in refused("fit", "--config", "quickstart", *words.split())
 
 

@@ -20,7 +20,7 @@ from randlora_pl.run.options.classes import task_of
 from randlora_pl.tasks.objective import TOWERS, default_learning_rate
 from randlora_pl.utils.errors import UserError
 from tests.docs.pages import PAGES
-from tests.support.cli import SMALL, Run
+from tests.support.cli import SMALL, Refused, Run
 
 MODULE = re.findall(r"```python\n(.*?)```", PAGES["docs/own_methods.md"], flags=re.S)[0]
 TYPED = (
@@ -51,7 +51,7 @@ def mine(own: Callable[[], None], run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     return imported
 
 
-def test_round_trip(run: Run, refused: Callable[..., str], own: Callable[[], None], mine: object) -> None:
+def test_round_trip(run: Run, refused: Refused, own: Callable[[], None], mine: object) -> None:
     trained = run("fit", *SMALL, *TYPED, "--run.name", "mine")
     assert trained.code == 0, trained.err
     assert "Training FocalTask" in trained.out
@@ -78,9 +78,7 @@ def test_round_trip(run: Run, refused: Callable[..., str], own: Callable[[], Non
     assert len(tests) == 2 and len(set(tests)) == 1
 
 
-def test_a_run_that_could_not_be_loaded_again_is_refused_before_it_trains(
-    refused: Callable[..., str], mine: object
-) -> None:
+def test_a_run_that_could_not_be_loaded_again_is_refused_before_it_trains(refused: Refused, mine: object) -> None:
     wrong = {
         (
             "    scale: float = 1.0",
@@ -218,14 +216,12 @@ def test_own_methods_take_the_rate_of_their_parent(own: object) -> None:
         ("raise SystemExit(3)", "mine", "importing mine fails: SystemExit: 3"),
     ],
 )
-def test_modules_that_cannot_be_imported(
-    refused: Callable[..., str], own: object, text: str, typed: str, message: str
-) -> None:
+def test_modules_that_cannot_be_imported(refused: Refused, own: object, text: str, typed: str, message: str) -> None:
     Path("mine.py").write_text(text)
     for words in (("adapters", "--import", typed), ("fit", "--model.adapter", f"{typed}.X")):
         assert message.replace("MINE", str(Path("mine.py").absolute())) in refused(*words) or typed == "mine.py"
 
 
-def test_a_file_that_an_installed_package_hides(refused: Callable[..., str], own: object) -> None:
+def test_a_file_that_an_installed_package_hides(refused: Refused, own: object) -> None:
     Path("yaml.py").touch()
     assert "yaml.py is hidden by" in refused("adapters", "--import", "yaml")

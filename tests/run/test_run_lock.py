@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from randlora_pl.run.callbacks import HeldLock
 from randlora_pl.run.run_folder import FILE, locked
 from randlora_pl.utils.errors import LostProcessError, UserError
 from randlora_pl.utils.files import lease as leases
-from tests.support.cli import SMALL, Run
+from tests.support.cli import SMALL, Refused, Run
 from tests.support.leases import of_another_host
 
 HOLD = "import sys, time; from pathlib import Path; from randlora_pl.run.run_folder import locked\n" + (
@@ -78,7 +77,7 @@ def test_a_living_owner_elsewhere_is_not_succeeded(tmp_path: Path) -> None:
 
 
 def test_fit_takes_the_lock_and_resume_is_refused_before_anything_is_read(
-    run: Run, refused: Callable[..., str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, refused: Refused, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished, tmp_path / "runs" / "one" / "again")
     folder = tmp_path / "runs" / "one" / "again"

@@ -1,7 +1,6 @@
 import json
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import yaml
 
 from randlora_pl.run.callbacks import StartSummary
 from randlora_pl.tasks import VisionLanguageTask
-from tests.support.cli import SMALL, Run
+from tests.support.cli import SMALL, Refused, Run
 
 KEYS = (
     "test/acc test/balanced_accuracy test/macro_f1 zeroshot/acc val/acc trainable_parameters total_parameters "
@@ -156,7 +155,7 @@ def test_test_and_validate_of_a_run_give_its_figures(run: Run, finished: Path, t
     assert f"accuracy {100 * results['val/acc']:.2f} %" in result.out
 
 
-def test_run_without_evaluation(run: Run, refused: Callable[..., str], finished: Path, tmp_path: Path) -> None:
+def test_run_without_evaluation(run: Run, refused: Refused, finished: Path, tmp_path: Path) -> None:
     none = ("--trainer.limit_test_batches", "0", "--trainer.limit_val_batches", "0", "--trainer.max_steps", "2")
     result = run("fit", *SMALL, *none, "--run.logger", "none")
     assert result.code == 0, result.err
@@ -172,7 +171,7 @@ def test_run_without_evaluation(run: Run, refused: Callable[..., str], finished:
 
 
 def test_data_without_validation_images(
-    run: Run, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, finished: Path
+    run: Run, refused: Refused, monkeypatch: pytest.MonkeyPatch, finished: Path
 ) -> None:
     monkeypatch.setattr("randlora_pl.data.ImageData.val_dataloader", lambda self: [])
     result = run("fit", *SMALL, "--trainer.val_check_interval", "1")
@@ -197,7 +196,7 @@ def test_untrained_model_is_tested_without_an_adapter(run: Run, finished: Path) 
     assert "pretrained model" in out and f"accuracy {100 * results['zeroshot/acc']:.2f} %" in out
 
 
-def test_adapter_of_another_kind_is_refused_with_both_values(refused: Callable[..., str], finished: Path) -> None:
+def test_adapter_of_another_kind_is_refused_with_both_values(refused: Refused, finished: Path) -> None:
     adapter = str(finished / "adapter")
     assert "--model.adapter.rank" in refused("test", "--adapter", adapter, "--model.adapter.rank", "7")
     assert "--model" in refused("test", "--adapter", adapter, "--model", "TextHeadTask")
@@ -270,7 +269,7 @@ def interrupted(*args: Any) -> None:
 
 
 def test_a_dry_run_prints_the_start_page_and_writes_nothing(
-    run: Run, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANDLORA_PL_CACHE", str(tmp_path / "cache"))
     result = run("fit", *SMALL, "--dry-run", "--run.logger", "[csv,tensorboard]")
@@ -297,13 +296,13 @@ def test_other_errors_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyP
         run("fit", *SMALL)
 
 
-def test_settings_that_lightning_refuses_are_told_in_a_line(refused: Callable[..., str]) -> None:
+def test_settings_that_lightning_refuses_are_told_in_a_line(refused: Refused) -> None:
     assert "`val_check_interval` (99)" in refused("fit", *SMALL, "--trainer.val_check_interval", "99")
 
 
 @pytest.mark.slow
 def test_outputs_that_are_not_finite_are_no_figures(
-    run: Run, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    run: Run, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits, spoilt = VisionLanguageTask.class_logits, ["zeroshot", "val"]
 
@@ -318,12 +317,12 @@ def test_outputs_that_are_not_finite_are_no_figures(
     assert page.code == 0 and "loss not finite" in page.out
 
 
-def test_missing_data_leave_nothing_behind(refused: Callable[..., str]) -> None:
+def test_missing_data_leave_nothing_behind(refused: Refused) -> None:
     words = ("--data.dataset", "mnist", "--data.root", "nowhere")
     assert "nowhere" in refused("fit", "--config", "quickstart", "--trainer.accelerator", "cpu", *words)
 
 
-def test_checkpoint_to_start_from(run: Run, refused: Callable[..., str], finished: Path, tmp_path: Path) -> None:
+def test_checkpoint_to_start_from(run: Run, refused: Refused, finished: Path, tmp_path: Path) -> None:
     small = [*SMALL, "--data.shots", "2"]
     assert "checkpoint" in refused("fit", *small, "--ckpt_path", "nowhere")
     cut = tmp_path / "cut.ckpt"

@@ -28,6 +28,7 @@ class Result:
 
 
 Run = Callable[..., Result]
+Refused = Callable[..., str]
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def run(
 
 
 @pytest.fixture
-def refused(run: Run, tmp_path: Path) -> Callable[..., str]:
+def refused(run: Run, tmp_path: Path) -> Refused:
     """The message of a command that must end with one or two lines, code 2, and no file written."""
 
     def call(*args: str) -> str:

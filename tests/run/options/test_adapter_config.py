@@ -16,7 +16,7 @@ from randlora_pl.commands.analyze import open_run
 from randlora_pl.run.command import prepare
 from randlora_pl.run.options.adapter_config import adapter_config, check_run_config, data_beside
 from randlora_pl.utils.errors import UserError
-from tests.support.cli import Run
+from tests.support.cli import Refused, Run
 from tests.tasks.small import two_blocks
 
 CODE = """
@@ -81,7 +81,7 @@ def test_analyses_read_no_more_of_a_config(finished: Path, tmp_path: Path) -> No
     ],
 )
 def test_adapter_names_no_class_of_another_program(
-    refused: Callable[..., str], evil: Path, tmp_path: Path, change: Callable[[Any], None]
+    refused: Refused, evil: Path, tmp_path: Path, change: Callable[[Any], None]
 ) -> None:
     metadata = {"task": "TextHeadTask", "arguments": {"name": "tiny"}, "classnames": [], "templates": []}
     content = LoRA(rank=3).describe() | {"format_version": 4, "metadata": metadata}
@@ -93,7 +93,7 @@ def test_adapter_names_no_class_of_another_program(
 
 @pytest.mark.parametrize("module", ["evil", "os"])
 def test_files_import_no_class_and_print_the_option_that_does(
-    refused: Callable[..., str], evil: Path, tmp_path: Path, finished: Path, own: Callable[[], None], module: str
+    refused: Refused, evil: Path, tmp_path: Path, finished: Path, own: Callable[[], None], module: str
 ) -> None:
     path = f"{module}.Evil"
     changes: list[Callable[[Any], None]] = [
@@ -153,7 +153,7 @@ def test_no_option_of_a_file_is_imported(
 
 @pytest.mark.parametrize("key", ["model.adapter", "model.init_args.adapter", "model.init_args.adapter.class_path"])
 def test_dotted_keys_of_a_run_are_refused_alike(
-    refused: Callable[..., str], evil: Path, tmp_path: Path, finished: Path, own: Callable[[], None], key: str
+    refused: Refused, evil: Path, tmp_path: Path, finished: Path, own: Callable[[], None], key: str
 ) -> None:
     shutil.copytree(finished, tmp_path / "run")
     config = yaml.safe_load((finished / "config.yaml").read_text())
@@ -214,9 +214,7 @@ def test_a_class_without_a_module_has_a_message_of_its_own(tmp_path: Path, finis
         adapter_config(tmp_path)
 
 
-def test_folders_of_peft_are_refused_with_the_command_that_imports_them(
-    refused: Callable[..., str], tmp_path: Path
-) -> None:
+def test_folders_of_peft_are_refused_with_the_command_that_imports_them(refused: Refused, tmp_path: Path) -> None:
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (tmp_path / name).write_text("{}")
     for command in (("predict", "--adapter", ".", "--images", "."), ("adapter", "info", ".")):

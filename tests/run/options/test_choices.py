@@ -13,6 +13,7 @@ from randlora_pl.data.own_format import format_of
 from randlora_pl.run.options.choices import choose_dataset
 from randlora_pl.run.options.compose import compose
 from randlora_pl.utils.errors import UserError
+from tests.support.cli import Refused
 from tests.support.products import in_one_item
 
 FILES: dict[str, list[str] | str] = {
@@ -116,12 +117,12 @@ def test_a_root_without_a_dataset_is_what_its_files_are(
 
 
 @pytest.mark.parametrize(("root", "words"), [("nowhere", "does not exist"), ("empty", "not data of a known format")])
-def test_a_root_is_not_ignored_for_digits(root: str, words: str, refused: Callable[..., str], tmp_path: Path) -> None:
+def test_a_root_is_not_ignored_for_digits(root: str, words: str, refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert words in refused("fit", "--config", "tiny_clip", "--data.root", root)
 
 
-def test_the_toy_is_used_only_where_it_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_the_toy_is_used_only_where_it_is_named(refused: Refused, tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "own" / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "own" / name / "a.png")

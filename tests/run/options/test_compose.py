@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from hypothesis import strategies as st
 
 from randlora_pl.run.options.compose import compose, flatten, merge, normalize, parse_value, read_config, short_name
 from randlora_pl.utils.errors import UserError
+from tests.support.cli import Refused
 from tests.support.products import in_one_item
 
 DEFAULTS = {"model": {"class_path": "VisionLanguageTask", "init_args": {"adapter": "RandLoRA"}}}
@@ -156,7 +156,7 @@ def test_flags_of_print_config_stay_in_one_word() -> None:
     assert command.typed == ["--print_config=skip_default", "--data.shots", "2"]
 
 
-def test_an_empty_config_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_an_empty_config_is_refused(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("# nothing\n")
     assert "c.yaml is empty" in refused("fit", "--config", "c.yaml")
 

@@ -1,7 +1,6 @@
 """Mistakes of commands and configs: types, values that exclude each other, and all of a file at once."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from randlora_pl.run.options.choices import LOGGERS
 from randlora_pl.run.options.mistakes import line_numbers, mistakes_in
 from randlora_pl.run.options.shipped import config_names
-from tests.support.cli import Run
+from tests.support.cli import Refused, Run
 from tests.support.products import in_one_item
 
 FIVE = """\
@@ -60,7 +59,7 @@ EARLY = {
 
 
 @in_one_item(("words", "word"), list(EARLY.items()))
-def test_mistakes_are_one_line(refused: Callable[..., str], tmp_path: Path, words: str, word: str) -> None:
+def test_mistakes_are_one_line(refused: Refused, tmp_path: Path, words: str, word: str) -> None:
     message = refused("fit", *words.split())
     lines = 1 + ("missing or damaged" in message)  # the second is the command that gets the data
     assert message.startswith("randlora-pl: error: ") and message.count("\n") == lines
@@ -129,7 +128,7 @@ def test_a_quoted_number_is_a_number(tmp_path: Path) -> None:
         assert len(found) == wrong and all("batch_size: expected a whole number from 1" in line for line in found)
 
 
-def test_what_is_no_config_of_a_run_is_one_line(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_what_is_no_config_of_a_run_is_one_line(refused: Refused, tmp_path: Path) -> None:
     for text, word in (("a: [1", "not valid YAML"), ("methods: {a: {}}\n", "several runs: randlora-pl sweep")):
         (tmp_path / "c.yaml").write_text(text)
         assert word in refused("config", "check", "c.yaml")
@@ -146,15 +145,13 @@ def test_lines_of_options_leave_out_the_words_that_only_yaml_needs(tmp_path: Pat
     assert (lines["model"], lines["model.learning_rate"], lines["model.adapter"], lines["data.shots"]) == (3, 5, 7, 10)
 
 
-def test_a_wrong_type_in_a_config_names_file_and_line(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_a_wrong_type_in_a_config_names_file_and_line(refused: Refused, tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text(FIVE.replace("RandLora2", "LoRA").replace("digts", "digits").replace("  batch_sise: 3\n", ""))
     assert f"not fast in {config}, line 5" in refused("fit", "--config", str(config))
 
 
-def test_a_logger_without_its_package_names_our_extra(
-    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_logger_without_its_package_names_our_extra(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("wandb", "mlflow"):
         monkeypatch.setitem(LOGGERS, name, "no_such_package")
         told = refused("fit", "--config", "lora", "--run.logger", name)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from randlora_pl.run.options.compose import DEFAULTS, compose
 from randlora_pl.run.options.mistakes import check_names
-from tests.support.cli import Run
+from tests.support.cli import Refused, Run
 from tests.support.products import in_one_item
 
 PARTS = '--model.adapter Together --model.adapter.parts [{"class_path":"LoRA","'
@@ -63,11 +63,11 @@ INNER = '--model.adapter DoRA --model.adapter.inner Together --model.adapter.inn
         ("--model.prompts CoOp", "It belongs to PromptTask: --model PromptTask."),
     ],
 )
-def test_wrong_names_get_near_ones(refused: Callable[..., str], words: str, hint: str) -> None:
+def test_wrong_names_get_near_ones(refused: Refused, words: str, hint: str) -> None:
     assert hint in refused("fit", "--config", "quickstart", *words.split())
 
 
-def test_wrong_keys_name_their_file(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_wrong_keys_name_their_file(refused: Refused, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("data: {datset: digits}")
     message = refused("fit", "--config", "quickstart", "--config", str(file))
@@ -86,7 +86,7 @@ def test_classes_are_spelled_right_and_foreign_ones_left_alone(own: Callable[[],
         assert foreign.values["model.adapter"] == name
 
 
-def test_help_of_a_class_has_the_options_as_they_are_typed(run: Run, refused: Callable[..., str]) -> None:
+def test_help_of_a_class_has_the_options_as_they_are_typed(run: Run, refused: Refused) -> None:
     page = run("fit", "--model.adapter.help", "vera").out
     assert page.startswith("VeRA") and "\n  --model.adapter.rank  " in page
     assert run("fit", "--model.adapter", "VeRA", "--model.adapter.help").out == page

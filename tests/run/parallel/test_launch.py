@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 from torch.distributed import HashStore
@@ -14,6 +13,7 @@ from randlora_pl.run.parallel.launch import Launch, broadcast_decision, decide_f
 from randlora_pl.run.parallel.sharding import with_devices, with_strategy
 from randlora_pl.run.parallel.strategy import AdapterDDP
 from randlora_pl.utils.errors import UserError
+from tests.support.cli import Refused
 from tests.support.products import marked
 
 TORCHRUN = {
@@ -119,7 +119,7 @@ def test_the_strategy_is_ours_where_there_are_several_and_none_was_named(
         assert config.get("strategy") == options.get("strategy")
 
 
-def test_a_timeout_that_is_none_is_refused(refused: Callable[..., str]) -> None:
+def test_a_timeout_that_is_none_is_refused(refused: Refused) -> None:
     assert "--run.timeout: expected a positive number" in refused("fit", "--config", "quickstart", "--run.timeout", "0")
 
 

@@ -4,7 +4,6 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +19,7 @@ from randlora_pl.run.parallel import sharding
 from randlora_pl.run.parallel.sharding import with_strategy
 from randlora_pl.tasks import PromptTask
 from randlora_pl.utils.errors import UserError
-from tests.support.cli import SMALL, Run
+from tests.support.cli import SMALL, Refused, Run
 from tests.tasks.small import make, trained, two_blocks
 
 from .jobs import environment, free_port
@@ -220,7 +219,7 @@ def test_a_fit_with_two_devices_and_its_test_with_one(run: Run, tmp_path: Path) 
     assert json.loads(tested.read_text())["test/loss"] == pytest.approx(found["test/loss"], rel=1e-5)
 
 
-def test_lightnings_fsdp_is_one_line(refused: Callable[..., str]) -> None:
+def test_lightnings_fsdp_is_one_line(refused: Refused) -> None:
     said = refused("fit", *SMALL, "--trainer.devices", "2", "--trainer.strategy", "fsdp")
     assert "--trainer.strategy fsdp does not fit a frozen model with adapters. Use --trainer.strategy fsdp2" in said
 
