@@ -33,7 +33,7 @@ from randlora_pl.run.options.classes import (  # noqa: E402
     options_of,
     summary,
 )
-from randlora_pl.utils.version import __version__  # noqa: E402
+from randlora_pl.utils import __version__  # noqa: E402
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from randlora_pl.utils.lazy import lazy_exports
-from randlora_pl.utils.version import __version__
+from randlora_pl.utils import __version__
+from randlora_pl.utils.quick_imports import lazy_exports
 
 if TYPE_CHECKING:
     from randlora_pl.run.api import fit

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from randlora_pl.adapters import read_adapter
 from randlora_pl.interop.onnx.program import load_program
-from randlora_pl.utils.run_results import read_results
+from randlora_pl.utils.run_files import read_results
 from tests.support.cli import Run
 
 METHODS = ("FullFineTuning", "BitFit")

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from randlora_pl.utils.run_results import read_results
+from randlora_pl.utils.run_files import read_results
 from tests.docs.pages import PAGES
 from tests.support.cli import SMALL, Run
 

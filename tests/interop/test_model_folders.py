@@ -13,9 +13,9 @@ from randlora_pl.interop.library_model import LibraryModel
 from randlora_pl.interop.merge import merged, write
 from randlora_pl.models.folder import check_config
 from randlora_pl.tasks import load_task
+from randlora_pl.utils import weights_files
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files import weights_files
-from randlora_pl.utils.files.weights_files import base_arguments, register_weights
+from randlora_pl.utils.weights_files import base_arguments, register_weights
 from tests.interop.adapters import saved
 from tests.models.folders.make import clip_folder, vit_folder
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from randlora_pl.models.weights import mismatch, read_weights
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.weights_files import file_sha256, looks_like_file
+from randlora_pl.utils.weights_files import file_sha256, looks_like_file
 from tests.support.products import in_one_item
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(2.5)}

@@ -15,7 +15,7 @@ from randlora_pl.run import api
 from randlora_pl.run.command import prepare
 from randlora_pl.run.lightning_cli import App
 from randlora_pl.utils.errors import DryRunEnd, UserError
-from randlora_pl.utils.run_results import read_results
+from randlora_pl.utils.run_files import read_results
 from tests.support.cli import SMALL, Run
 
 DIFFERENT = ("seconds", "per_second", "memory", "time", "command")

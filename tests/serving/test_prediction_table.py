@@ -7,7 +7,7 @@ import os
 import pytest
 
 from randlora_pl.commands.predict import PredictionTable
-from randlora_pl.utils.text.tables import csv_text
+from randlora_pl.utils.text import csv_text
 
 
 @pytest.mark.parametrize("text", ["a\rb", "a\nb", "a\r\nb", "a\r", "\r\n", 'say "no", so', "a\u2028b"])

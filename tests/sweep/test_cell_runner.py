@@ -22,7 +22,7 @@ from randlora_pl.sweep.plan import Trial, plan
 from randlora_pl.tasks import VisionLanguageTask
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.reuse import caching
-from randlora_pl.utils.run_results import read_results
+from randlora_pl.utils.run_files import read_results
 from tests.support.products import marked
 from tests.sweep.grids import GRID, cells_of
 from tests.tasks.small import two_blocks

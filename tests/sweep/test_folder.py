@@ -7,7 +7,7 @@ import yaml
 from randlora_pl.sweep.description import SweepConfig
 from randlora_pl.sweep.folder import DONE, FAILED, OPEN, SweepFolder
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import atomic_file
+from randlora_pl.utils.files import atomic_file
 from tests.sweep.grids import GRID, cells_of
 
 

@@ -8,9 +8,9 @@ from randlora_pl.sweep import loop as module
 from randlora_pl.sweep.folder import DONE, FAILED, OPEN, SweepFolder
 from randlora_pl.sweep.loop import Loop
 from randlora_pl.sweep.plan import Trial
+from randlora_pl.utils import lease as leases
 from randlora_pl.utils.errors import Terminated, UserError
-from randlora_pl.utils.files import lease as leases
-from randlora_pl.utils.files.lease import acquired, lease_on
+from randlora_pl.utils.lease import acquired, lease_on
 from tests.support.leases import of_another_host
 from tests.sweep.grids import cells_of
 

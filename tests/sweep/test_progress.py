@@ -13,7 +13,7 @@ from randlora_pl.sweep.folder import SweepFolder
 from randlora_pl.sweep.loop import Loop
 from randlora_pl.sweep.plan import Trial
 from randlora_pl.sweep.progress import Progress, Times
-from randlora_pl.utils.files.lease import acquired, lease_on
+from randlora_pl.utils.lease import acquired, lease_on
 from tests.sweep.grids import cells_of
 
 CELLS = cells_of(seeds=[1, 2])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.utils.run_results import environment, flat, git_commit, model_results, read_results, write_results
+from randlora_pl.utils.run_files import environment, flat, git_commit, model_results, read_results, write_results
 from tests.tasks.small import built
 
 
@@ -46,13 +46,13 @@ def test_commit_is_that_of_the_package_own_checkout(tmp_path: Path) -> None:
     assert git_commit(tmp_path) == {}
     for words in (["init", "-q"], ["config", "user.email", "a@b.c"], ["config", "user.name", "n"]):
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
-    (tmp_path / "run_results.py").write_text("1")
+    (tmp_path / "run_files.py").write_text("1")
     assert git_commit(tmp_path) == {}  # a checkout, but of something else
-    for words in (["add", "run_results.py"], ["commit", "-q", "-m", "m"]):
+    for words in (["add", "run_files.py"], ["commit", "-q", "-m", "m"]):
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
     figures = git_commit(tmp_path)
     assert len(figures["git_commit"]) == 40 and figures["git_changed"] is False
-    (tmp_path / "run_results.py").write_text("2")
+    (tmp_path / "run_files.py").write_text("2")
     assert git_commit(tmp_path)["git_changed"] is True
 
 

@@ -22,8 +22,7 @@ from randlora_pl.adapters.targets.sites import Site
 from randlora_pl.adapters.trained import Tensors, choose_beside, chosen_tensors, frozen_outputs, trained_tensors
 from randlora_pl.adapters.weights import matches
 from randlora_pl.utils.errors import UserError, brief, near
-from randlora_pl.utils.text.formatting import byte_size
-from randlora_pl.utils.text.tables import group_names, table
+from randlora_pl.utils.text import byte_size, group_names, table
 
 _log = logging.getLogger("randlora_pl")
 

@@ -10,7 +10,7 @@ import shtab
 from randlora_pl.commands.common.command import Command
 from randlora_pl.commands.table import COMMANDS, function_of, members, summary
 from randlora_pl.run.options.shipped import config_names
-from randlora_pl.utils.option_types import Option
+from randlora_pl.utils.options import Option
 
 
 def completion(shell: Annotated[Literal["bash", "zsh", "fish"], Option("SHELL", "The shell")]) -> int:

@@ -8,9 +8,9 @@ from randlora_pl.commands.common.terminal import check_parent, print_json
 from randlora_pl.run.options.mistakes import mistakes_in
 from randlora_pl.run.options.shipped import config_names, find_config, headline, scripts
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import write_bytes
-from randlora_pl.utils.option_types import File, Json, Option
-from randlora_pl.utils.text.tables import table
+from randlora_pl.utils.files import write_bytes
+from randlora_pl.utils.options import File, Json, Option
+from randlora_pl.utils.text import table
 
 Config = Annotated[str, Option("CONFIG", "A config (randlora-pl config list) or a file")]
 

@@ -14,10 +14,8 @@ from randlora_pl.data.download import ProgressCallback, length
 from randlora_pl.data.locations import root_of
 from randlora_pl.language.dataset_facts import find_images
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.option_types import File, Option, Root
-from randlora_pl.utils.options import between
-from randlora_pl.utils.text.formatting import byte_size, printable
-from randlora_pl.utils.text.tables import table
+from randlora_pl.utils.options import File, Option, Root, between
+from randlora_pl.utils.text import byte_size, printable, table
 
 if TYPE_CHECKING:
     from randlora_pl.data.check import Report

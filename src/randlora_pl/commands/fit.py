@@ -24,8 +24,7 @@ from randlora_pl.run.options.classes import (
 from randlora_pl.run.options.compose import CLASSES, DEFAULTS, FOLDER_OPTIONS, compose, short_name
 from randlora_pl.run.options.mistakes import FORMS, IN_CONFIGS
 from randlora_pl.run.options.shipped import config_names
-from randlora_pl.utils.option_types import Words
-from randlora_pl.utils.options import literal_words
+from randlora_pl.utils.options import Words, literal_words
 
 
 def fit(words: Words) -> int:

@@ -23,13 +23,12 @@ from randlora_pl.language.dataset_facts import TEXT_PAGES, dataset_facts, state_
 from randlora_pl.language.dataset_facts import datasets as states_of_datasets
 from randlora_pl.models.catalog import MODELS, matrix
 from randlora_pl.run.options.classes import classes, options_of, summary
+from randlora_pl.utils import __version__
 from randlora_pl.utils.errors import UserError, near
-from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.files import parse_json
 from randlora_pl.utils.machine import cache_folder
-from randlora_pl.utils.option_types import Json, Option, Root
-from randlora_pl.utils.text.formatting import byte_size
-from randlora_pl.utils.text.tables import table
-from randlora_pl.utils.version import __version__
+from randlora_pl.utils.options import Json, Option, Root
+from randlora_pl.utils.text import byte_size, table
 
 Row = TypeVar("Row")
 

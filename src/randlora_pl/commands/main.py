@@ -14,10 +14,10 @@ from typing import Any
 from randlora_pl.commands.table import main_page, run
 from randlora_pl.run.error_messages import trouble_of_machine
 from randlora_pl.run.parallel.launch import launched, process_rank
+from randlora_pl.utils import __version__
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, shortened
 from randlora_pl.utils.own_classes import forget_named, import_named
-from randlora_pl.utils.text.formatting import escape_unprintable_output, printable
-from randlora_pl.utils.version import __version__
+from randlora_pl.utils.text import escape_unprintable_output, printable
 
 
 def main(args: Sequence[str] | None = None) -> int:

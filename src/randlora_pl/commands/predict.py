@@ -16,16 +16,13 @@ from randlora_pl.language.catalog import TASKS
 from randlora_pl.run.options.adapter_config import adapter_config
 from randlora_pl.serving import MAX_PIXELS
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import atomic_file
-from randlora_pl.utils.files.run_files import find_adapter
-from randlora_pl.utils.files.weights_files import register_weights
+from randlora_pl.utils.files import atomic_file
 from randlora_pl.utils.machine import Precision, use_precision
-from randlora_pl.utils.option_types import Device, File, Option, Overwrite, Weights
-from randlora_pl.utils.options import Count, Finite
+from randlora_pl.utils.options import Count, Device, File, Finite, Option, Overwrite, Weights
 from randlora_pl.utils.quick_imports import quick_imports
-from randlora_pl.utils.text.console import log_to_terminal
-from randlora_pl.utils.text.formatting import printable
-from randlora_pl.utils.text.tables import csv_text
+from randlora_pl.utils.run_files import find_adapter
+from randlora_pl.utils.text import csv_text, log_to_terminal, printable
+from randlora_pl.utils.weights_files import register_weights
 
 if TYPE_CHECKING:
     from torch import Tensor

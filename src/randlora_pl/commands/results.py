@@ -10,10 +10,10 @@ from randlora_pl.commands.common.terminal import print_json
 from randlora_pl.run.options.compose import flatten, normalize
 from randlora_pl.run.run_folder import check_run, is_stamp
 from randlora_pl.utils.errors import UserError, first_line
-from randlora_pl.utils.files.documents import parse_json, parse_yaml
-from randlora_pl.utils.files.run_files import CONFIG
-from randlora_pl.utils.option_types import Folder, Json, Option, Overwrite, Runs
-from randlora_pl.utils.text.tables import table
+from randlora_pl.utils.files import parse_json, parse_yaml
+from randlora_pl.utils.options import Folder, Json, Option, Overwrite, Runs
+from randlora_pl.utils.run_files import CONFIG
+from randlora_pl.utils.text import table
 
 FIRST = (
     *("test/acc", "zeroshot/acc", "val/acc", "best/val/acc", "test/loss", "steps", "learning_rate"),

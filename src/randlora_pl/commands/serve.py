@@ -14,10 +14,10 @@ from randlora_pl.run.options.adapter_config import adapter_config
 from randlora_pl.serving import ServerOptions
 from randlora_pl.utils.adapter_schema import method_label
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.weights_files import file_name, register_weights
 from randlora_pl.utils.machine import use_precision
-from randlora_pl.utils.option_types import Device, Folder, Weights
-from randlora_pl.utils.text.formatting import printable
+from randlora_pl.utils.options import Device, Folder, Weights
+from randlora_pl.utils.text import printable
+from randlora_pl.utils.weights_files import file_name, register_weights
 
 TOKEN = "RANDLORA_PL_TOKEN"
 """Environment variable for the token: other users of the machine can see the value of ``--token``."""

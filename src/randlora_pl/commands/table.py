@@ -9,10 +9,10 @@ from pathlib import Path
 from randlora_pl.commands.common.command import Command, first_sentence
 from randlora_pl.commands.common.terminal import entry
 from randlora_pl.run.options.shipped import config_names
+from randlora_pl.utils import __version__
 from randlora_pl.utils.errors import UserError, near
-from randlora_pl.utils.option_types import Words
-from randlora_pl.utils.text.console import log_to_terminal, silence_library_warnings
-from randlora_pl.utils.version import __version__
+from randlora_pl.utils.options import Words
+from randlora_pl.utils.text import log_to_terminal, silence_library_warnings
 
 RUN: Mapping[str, str | tuple[str, ...]] = {
     "fit": "fit",

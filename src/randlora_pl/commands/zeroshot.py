@@ -12,10 +12,9 @@ from randlora_pl.data.locations import root_of
 from randlora_pl.data.own_format import format_of
 from randlora_pl.run.run_folder import new_folder
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import write_text
-from randlora_pl.utils.option_types import Device, Option
-from randlora_pl.utils.options import Count
-from randlora_pl.utils.text.tables import table
+from randlora_pl.utils.files import write_text
+from randlora_pl.utils.options import Count, Device, Option
+from randlora_pl.utils.text import table
 
 if TYPE_CHECKING:
     from randlora_pl.lab.zeroshot import ZeroShot

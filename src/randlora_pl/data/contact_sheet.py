@@ -16,8 +16,8 @@ from randlora_pl.data.module import ImageData
 from randlora_pl.data.readers.dispatch import SPLITS
 from randlora_pl.data.splits import few_shot
 from randlora_pl.utils.errors import UserError, shortened
-from randlora_pl.utils.files.atomic_output import atomic_file, disk_errors
-from randlora_pl.utils.text.formatting import for_figure
+from randlora_pl.utils.files import atomic_file, disk_errors
+from randlora_pl.utils.text import for_figure
 
 MOST_CLASSES = 20
 GAP = 3

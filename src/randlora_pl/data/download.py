@@ -23,9 +23,9 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+from randlora_pl.utils import __version__
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.text.formatting import byte_size
-from randlora_pl.utils.version import __version__
+from randlora_pl.utils.text import byte_size
 
 TIMEOUT = 15.0
 """Seconds without a byte before a connection counts as dropped."""

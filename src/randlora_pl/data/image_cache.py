@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from randlora_pl.data.sources import Images
-from randlora_pl.utils.text.formatting import byte_size
+from randlora_pl.utils.text import byte_size
 
 log = logging.getLogger("randlora_pl")
 

@@ -19,8 +19,8 @@ from randlora_pl.data.catalog.spec import Archive, DatasetSpec
 from randlora_pl.data.download import ProgressCallback, download, fetched, forget, host, mismatch, unpack
 from randlora_pl.data.readers.dispatch import SPLITS, read
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import disk_errors
-from randlora_pl.utils.text.formatting import byte_size
+from randlora_pl.utils.files import disk_errors
+from randlora_pl.utils.text import byte_size
 
 log = logging.getLogger("randlora_pl")
 

@@ -26,7 +26,7 @@ from randlora_pl.data.sources import ArrayImages, EncodedImages
 from randlora_pl.data.transforms import PLAIN, Augment, finish
 from randlora_pl.data.validate import class_names, is_draw
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.files import parse_json
 from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.options import Positive, Share, between
 from randlora_pl.utils.reuse import cached

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
-from randlora_pl.utils.files.documents import is_file, read_plain
+from randlora_pl.utils.files import is_file, read_plain
 
 SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from randlora_pl.data.readers.dispatch import Samples
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError, brief
-from randlora_pl.utils.files.atomic_output import disk_errors, write_text
-from randlora_pl.utils.files.documents import parse_json, read_plain
+from randlora_pl.utils.files import disk_errors, parse_json, read_plain, write_text
 
 SPLIT_SEED = 0
 """Seed of validation and test splits: fixed, so that all seeds are compared on the same images."""

@@ -11,7 +11,7 @@ from typing import Any
 from randlora_pl.data.catalog.registry import with_split
 from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.utils.errors import UserError, brief, near
-from randlora_pl.utils.files.documents import is_file, parse_json
+from randlora_pl.utils.files import is_file, parse_json
 from randlora_pl.utils.image_spec import ImageSpec, read_resize
 from randlora_pl.utils.machine import usable_cores
 

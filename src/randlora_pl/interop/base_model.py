@@ -14,7 +14,7 @@ from randlora_pl.interop.compare_outputs import logits, outputs
 from randlora_pl.models import ImageTower, ModelIdentity, library_of, load_clip, load_vit
 from randlora_pl.models.folder import check_config
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.weights_files import base_arguments, without_local_paths
+from randlora_pl.utils.weights_files import base_arguments, without_local_paths
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,13 @@ from randlora_pl.adapters.io.container import BASES, CONFIG, TENSORS
 from randlora_pl.adapters.io.save_load import copy_adapter
 from randlora_pl.interop.peft import files as peft
 from randlora_pl.tasks.restore import prompts_of, task_class
+from randlora_pl.utils import __version__
 from randlora_pl.utils.adapter_schema import method_label
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import atomic_folder, disk_errors
-from randlora_pl.utils.files.documents import parse_yaml
-from randlora_pl.utils.files.weights_files import file_name, looks_like_file, without_local_paths
+from randlora_pl.utils.files import atomic_folder, disk_errors, parse_yaml
 from randlora_pl.utils.image_spec import ImageSpec
-from randlora_pl.utils.text.formatting import byte_size
-from randlora_pl.utils.version import __version__
+from randlora_pl.utils.text import byte_size
+from randlora_pl.utils.weights_files import file_name, looks_like_file, without_local_paths
 
 CARD = "README.md"
 _LOGIN = "hf auth login, or set HF_TOKEN"

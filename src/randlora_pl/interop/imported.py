@@ -18,7 +18,7 @@ from randlora_pl.tasks import AdaptationTask, ImageTask
 from randlora_pl.tasks.restore import adopting, named_task
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.weights_files import base_arguments
+from randlora_pl.utils.weights_files import base_arguments
 
 TEMPLATES = ["a photo of a {}."]
 """Prompts of an imported text head without prompts."""

@@ -17,7 +17,7 @@ from randlora_pl.models import ImageSpec, clip_image_spec, vit_image_spec
 from randlora_pl.models.clip import image_size, resolve
 from randlora_pl.models.folder import is_folder, open_folder
 from randlora_pl.models.weights import quiet
-from randlora_pl.utils.files.weights_files import local_name
+from randlora_pl.utils.weights_files import local_name
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from randlora_pl.interop.library_model import LibraryModel
 from randlora_pl.interop.merge import added
 from randlora_pl.interop.updates import State, adapted, rows_of, weight_key
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import disk_errors, scratch_folder
-from randlora_pl.utils.files.weights_files import without_local_paths
+from randlora_pl.utils.files import disk_errors, scratch_folder
+from randlora_pl.utils.weights_files import without_local_paths
 
 
 @dataclass(frozen=True)

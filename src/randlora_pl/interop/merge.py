@@ -29,8 +29,8 @@ from randlora_pl.language.tasks.common import plain_task
 from randlora_pl.models import ImageSpec, encode_prompts, load_tokenizer
 from randlora_pl.tasks.restore import prompts_of
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import atomic_folder, disk_errors, move, refuse_inputs, scratch_folder
-from randlora_pl.utils.files.weights_files import local_name
+from randlora_pl.utils.files import atomic_folder, disk_errors, move, refuse_inputs, scratch_folder
+from randlora_pl.utils.weights_files import local_name
 
 SUFFIXES = (".safetensors", ".pt")
 _MADE_BY = "randlora-pl"

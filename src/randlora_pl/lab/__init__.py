@@ -9,7 +9,7 @@ Examples:
 
 from typing import TYPE_CHECKING
 
-from randlora_pl.utils.lazy import lazy_exports
+from randlora_pl.utils.quick_imports import lazy_exports
 
 if TYPE_CHECKING:
     from randlora_pl.lab.report.collect import read_cells

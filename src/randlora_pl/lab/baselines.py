@@ -20,8 +20,8 @@ from randlora_pl.sweep.description import ZERO_SHOT, is_zero_shot
 from randlora_pl.sweep.expand import data_of
 from randlora_pl.sweep.plan import Trial
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import disk_errors, write_text
-from randlora_pl.utils.files.lease import acquired, lease_on
+from randlora_pl.utils.files import disk_errors, write_text
+from randlora_pl.utils.lease import acquired, lease_on
 
 log = logging.getLogger("randlora_pl")
 

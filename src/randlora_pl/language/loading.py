@@ -12,7 +12,7 @@ from torch import nn
 
 from randlora_pl.language.catalog import KNOWN
 from randlora_pl.utils.errors import UserError, first_line, near
-from randlora_pl.utils.files.weights_files import asking_hub, no_code_of_others
+from randlora_pl.utils.weights_files import asking_hub, no_code_of_others
 
 log = logging.getLogger("randlora_pl")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.utils.errors import UserError, near
-from randlora_pl.utils.files.documents import read_plain
+from randlora_pl.utils.files import read_plain
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ from randlora_pl.models.weights import (
     seeded,
 )
 from randlora_pl.utils.errors import UserError, first_line, near
-from randlora_pl.utils.files.weights_files import asking_hub, looks_like_file, no_code_of_others, remember
 from randlora_pl.utils.reuse import cached, cached_copy
+from randlora_pl.utils.weights_files import asking_hub, looks_like_file, no_code_of_others, remember
 
 _QUICK = "-quickgelu"
 PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")

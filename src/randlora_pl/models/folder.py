@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from randlora_pl.utils.errors import UserError, first_line, near
-from randlora_pl.utils.files.documents import parse_json
-from randlora_pl.utils.files.weights_files import LOCAL, hub_file, looks_like_file, remember
+from randlora_pl.utils.files import parse_json
 from randlora_pl.utils.options import misfit
+from randlora_pl.utils.weights_files import LOCAL, hub_file, looks_like_file, remember
 
 HUB = "hf-hub:"
 OWN = "own"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from randlora_pl.models.weights import ModelIdentity, evaluating
 from randlora_pl.utils.errors import UserError, brief
-from randlora_pl.utils.files.atomic_output import write_bytes
+from randlora_pl.utils.files import write_bytes
 from randlora_pl.utils.machine import cache_folder
 
 _log = logging.getLogger("randlora_pl")

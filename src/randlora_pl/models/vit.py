@@ -25,8 +25,8 @@ from randlora_pl.models.weights import (
     timm_spec,
 )
 from randlora_pl.utils.errors import UserError, brief, first_line, near
-from randlora_pl.utils.files.weights_files import asking_hub, looks_like_file, remember
 from randlora_pl.utils.reuse import cached_copy
+from randlora_pl.utils.weights_files import asking_hub, looks_like_file, remember
 
 Named = str | ModelFolder
 """A name of timm, or the folder that a name means: opened once, so that a repository has one state."""

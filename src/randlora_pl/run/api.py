@@ -16,8 +16,7 @@ from randlora_pl.run.options.compose import flatten, nested, normalize
 from randlora_pl.run.session import run_fit
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.utils.errors import UserError, brief
-from randlora_pl.utils.files.run_files import ADAPTER
-from randlora_pl.utils.run_results import read_results
+from randlora_pl.utils.run_files import ADAPTER, read_results
 
 
 @dataclass(frozen=True)

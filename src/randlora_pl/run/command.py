@@ -31,7 +31,7 @@ from randlora_pl.run.options.mistakes import check_names
 from randlora_pl.run.parallel.launch import broadcast_decision, decide_first
 from randlora_pl.run.run_folder import check_architecture, check_run, planned_name, run_to_resume
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.run_files import CONFIG, find_adapter
+from randlora_pl.utils.run_files import CONFIG, find_adapter
 
 
 def find_lora(start: str) -> Path:

@@ -16,12 +16,20 @@ from randlora_pl.run.callbacks import AdapterCheckpoint, Patience, PeakMemory, S
 from randlora_pl.run.callbacks.summary import describe
 from randlora_pl.run.lightning_cli import App
 from randlora_pl.run.parallel.strategy import AdapterDDP
-from randlora_pl.utils.files.atomic_output import write_text
-from randlora_pl.utils.files.run_files import ADAPTER, BEST, CONFIG, LAST
+from randlora_pl.utils.files import write_text
 from randlora_pl.utils.own_classes import import_words
-from randlora_pl.utils.run_results import environment, flat, model_results, planned, read_results
-from randlora_pl.utils.text.formatting import byte_size, duration
-from randlora_pl.utils.text.tables import facts_table
+from randlora_pl.utils.run_files import (
+    ADAPTER,
+    BEST,
+    CONFIG,
+    LAST,
+    environment,
+    flat,
+    model_results,
+    planned,
+    read_results,
+)
+from randlora_pl.utils.text import byte_size, duration, facts_table
 
 Kind = TypeVar("Kind", bound=Callback)
 

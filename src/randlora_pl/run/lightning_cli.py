@@ -48,8 +48,8 @@ from randlora_pl.run.run_folder import missing_folders, new_folder, planned_name
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.tasks.trainer import SETTINGS
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.run_files import LAST, follow_latest, link_latest
-from randlora_pl.utils.text.console import filter_library_warnings
+from randlora_pl.utils.run_files import LAST, follow_latest, link_latest
+from randlora_pl.utils.text import filter_library_warnings
 
 set_parsing_settings(subclasses_enabled=[Described])  # chosen by name
 

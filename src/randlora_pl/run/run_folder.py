@@ -16,12 +16,11 @@ from filelock import SoftFileLease
 from randlora_pl.run.options.classes import plain, rate_name
 from randlora_pl.run.options.compose import CLASSES, Command, Tree, flatten, normalize
 from randlora_pl.run.parallel.launch import broadcast_decision, decide_first, process_rank
+from randlora_pl.utils import lease as leases
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files import lease as leases
-from randlora_pl.utils.files.atomic_output import write_bytes
-from randlora_pl.utils.files.documents import parse_json
-from randlora_pl.utils.files.lease import acquired, lease_on, owner_of
-from randlora_pl.utils.files.run_files import ADAPTER, CONFIG, LAST, RESULTS, runs_in, unlink_latest
+from randlora_pl.utils.files import parse_json, write_bytes
+from randlora_pl.utils.lease import acquired, lease_on, owner_of
+from randlora_pl.utils.run_files import ADAPTER, CONFIG, LAST, RESULTS, runs_in, unlink_latest
 
 CHECKSUM = "# SHA-256 of the lines below: "
 _ENVIRONMENT = "RANDLORA_PL_RUN_FOLDER"

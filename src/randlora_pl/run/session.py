@@ -24,9 +24,9 @@ from randlora_pl.run.options.compose import Command
 from randlora_pl.run.parallel.launch import parting, process_rank
 from randlora_pl.run.run_folder import check_run, locked, results_of
 from randlora_pl.utils.errors import DryRunEnd, LostProcessError, Terminated, UserError
-from randlora_pl.utils.files.run_files import CONFIG, LAST
 from randlora_pl.utils.own_classes import import_words
-from randlora_pl.utils.text.console import log_to_file, log_to_terminal, print_above_progress, silence_library_warnings
+from randlora_pl.utils.run_files import CONFIG, LAST
+from randlora_pl.utils.text import log_to_file, log_to_terminal, print_above_progress, silence_library_warnings
 
 if TYPE_CHECKING:
     from randlora_pl.run.lightning_cli import App

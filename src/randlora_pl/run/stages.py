@@ -36,11 +36,21 @@ from randlora_pl.run.parallel.strategy import AdapterDDP, check_options, common_
 from randlora_pl.run.run_folder import CHECKSUM, checksum, keep_older, resolved_config, without_head, without_seed
 from randlora_pl.tasks.losses import check_numbers
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import remove_leftovers, write_text
-from randlora_pl.utils.files.run_files import ADAPTER, BEST, CONFIG, LAST
+from randlora_pl.utils.files import remove_leftovers, write_text
 from randlora_pl.utils.own_classes import import_words
-from randlora_pl.utils.run_results import environment, flat, model_results, planned, read_results, write_results
-from randlora_pl.utils.text.console import print_above_progress
+from randlora_pl.utils.run_files import (
+    ADAPTER,
+    BEST,
+    CONFIG,
+    LAST,
+    environment,
+    flat,
+    model_results,
+    planned,
+    read_results,
+    write_results,
+)
+from randlora_pl.utils.text import print_above_progress
 
 
 def resolved(app: App) -> Tree:

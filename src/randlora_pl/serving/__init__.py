@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from randlora_pl.utils.machine import Precision
-from randlora_pl.utils.option_types import Adapter, Option
-from randlora_pl.utils.options import Check, Count, between
+from randlora_pl.utils.options import Adapter, Check, Count, Option, between
 
 MAX_PIXELS = 50_000_000
 """Most pixels of an image: decoding takes at least 4 bytes per pixel."""

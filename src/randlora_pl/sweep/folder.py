@@ -14,9 +14,8 @@ import yaml
 from randlora_pl.sweep.description import SweepConfig
 from randlora_pl.sweep.plan import Labels, Trial
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import disk_errors, write_text
-from randlora_pl.utils.files.documents import parse_json, parse_yaml
-from randlora_pl.utils.files.lease import holder
+from randlora_pl.utils.files import disk_errors, parse_json, parse_yaml, write_text
+from randlora_pl.utils.lease import holder
 
 DONE, FAILED, OPEN = "done", "failed", "open"
 

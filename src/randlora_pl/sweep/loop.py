@@ -29,12 +29,12 @@ from randlora_pl.run.options.mistakes import check_names
 from randlora_pl.run.run_folder import FILE, check_run, locked
 from randlora_pl.sweep.folder import DONE, FAILED, FIRST, FIRST_SECONDS, SweepFolder
 from randlora_pl.sweep.plan import Trial
+from randlora_pl.utils import lease as leases
 from randlora_pl.utils.errors import LostProcessError, Terminated, UserError, first_line
-from randlora_pl.utils.files import lease as leases
-from randlora_pl.utils.files.atomic_output import disk_errors
-from randlora_pl.utils.files.lease import acquired, lease_on
-from randlora_pl.utils.files.run_files import CONFIG, LAST
+from randlora_pl.utils.files import disk_errors
+from randlora_pl.utils.lease import acquired, lease_on
 from randlora_pl.utils.machine import usable_cores
+from randlora_pl.utils.run_files import CONFIG, LAST
 
 if TYPE_CHECKING:
     from randlora_pl.sweep.progress import Progress
@@ -196,7 +196,7 @@ class Runner:
 
     def _run(self, cell: Trial, folder: Path, start: float) -> bool:
         from randlora_pl.run import fit_results, lightning_cli, session, stages
-        from randlora_pl.utils.run_results import read_results, write_results
+        from randlora_pl.utils.run_files import read_results, write_results
 
         with locked(folder) as lock:
             again = self._resumable(cell, folder)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from randlora_pl.sweep.folder import DONE, FAILED, OPEN, PRUNED, SweepFolder
 from randlora_pl.sweep.plan import Trial
-from randlora_pl.utils.text.formatting import duration
+from randlora_pl.utils.text import duration
 
 _SHOWN = 5
 

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from randlora_pl.sweep.folder import PRUNED
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.lease import acquired, lease_on
+from randlora_pl.utils.lease import acquired, lease_on
 
 FILE = "study.log"
 """Optuna's journal in the folder of a search; any of its tools can read it."""

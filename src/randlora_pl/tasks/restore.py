@@ -17,8 +17,8 @@ from randlora_pl.tasks.objective import Adopted
 from randlora_pl.utils import own_classes
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError, brief, errors_in
-from randlora_pl.utils.files.weights_files import base_arguments
 from randlora_pl.utils.image_spec import ImageSpec
+from randlora_pl.utils.weights_files import base_arguments
 
 
 def prompts_of(file: AdapterFile) -> UsedPrompts:

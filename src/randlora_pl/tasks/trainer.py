@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from randlora_pl.utils.text.console import filter_library_warnings
+from randlora_pl.utils.text import filter_library_warnings
 
 SETTINGS: dict[str, Any] = {
     "max_epochs": 1,  # the data module plans the samples of a whole run as one epoch

@@ -1,15 +1,18 @@
-"""Imports of the libraries of a command without what they import for functions that no command calls.
+"""Imports at first use: names of our packages, and what libraries import for functions that no command calls.
 
 torchmetrics imports `scipy.signal`, pyplot and transformers, and open_clip imports transformers: two seconds.
 """
 
+import ast
 import atexit
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -125,3 +128,25 @@ def _unfreeze() -> None:
     """Let the interpreter free everything at its end where Triton is loaded, which else reports leaks on stderr."""
     if "triton" in sys.modules:
         gc.unfreeze()
+
+
+def lazy_exports(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return the ``__getattr__`` and ``__dir__`` of a package, which import a name as ``if TYPE_CHECKING`` does.
+
+    Thus a run imports the tasks and callbacks that it uses, and a listing does without PyTorch. The arguments are the
+    package's ``__name__`` and ``__file__``.
+    """
+
+    @cache
+    def homes() -> dict[str, str]:
+        body = ast.parse(Path(file).read_text(encoding="utf-8")).body
+        checked = (node for node in body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        imports = (item for node in checked for item in node.body if isinstance(item, ast.ImportFrom))
+        return {alias.name: str(item.module) for item in imports for alias in item.names}
+
+    def getattribute(name: str) -> Any:
+        if name.startswith("__") or name not in homes():
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(homes()[name]), name)
+
+    return getattribute, lambda: sorted({*vars(sys.modules[package]), *homes()})

@@ -9,8 +9,7 @@ import pytest
 
 from randlora_pl.commands.common.command import Command, first_sentence
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.option_types import Option, Rest, Root, Runs, Weights, Words
-from randlora_pl.utils.options import Count, Fraction
+from randlora_pl.utils.options import Count, Fraction, Option, Rest, Root, Runs, Weights, Words
 
 
 @dataclass(frozen=True)

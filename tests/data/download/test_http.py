@@ -12,7 +12,7 @@ import pytest
 from randlora_pl.data import download as fetch
 from randlora_pl.data.download import download, length
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.text.formatting import byte_size
+from randlora_pl.utils.text import byte_size
 from tests.data.download.server import Server, md5, serving
 
 CONTENT = np.random.default_rng(0).bytes(1_000_000)

@@ -9,7 +9,7 @@ from pandas import isna
 from randlora_pl.lab.report.cells import Key, Sweep
 from randlora_pl.lab.report.collect import read_cells, read_sweep
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.lease import LEASE, acquired, lease_on
+from randlora_pl.utils.lease import LEASE, acquired, lease_on
 from tests.lab.report.sweeps import METHODS, description, figures_of, write_cell, write_sweep
 from tests.support.leases import of_another_host
 from tests.support.products import in_one_item

@@ -19,7 +19,7 @@ from randlora_pl.language.text_files import read_own
 from randlora_pl.run.options.shipped import find_config
 from randlora_pl.tasks import make_trainer
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.run_results import model_results
+from randlora_pl.utils.run_files import model_results
 from tests.language.classify import SHAPE, labelled, make, write_reviews, write_scores
 from tests.language.small import trained
 

@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassStatScores
 from randlora_pl.run.callbacks import PerClass
 from randlora_pl.run.callbacks.figures import class_table
 from randlora_pl.run.fit_results import format_metrics
-from randlora_pl.utils.text.formatting import unpacked
+from randlora_pl.utils.text import unpacked
 from tests.run.callbacks.conftest import Fit
 
 

@@ -16,7 +16,7 @@ from randlora_pl.run.callbacks.checkpoint import steps_between, validations
 from randlora_pl.tasks import TextHeadTask
 from randlora_pl.tasks.trainer import make_trainer
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.run_files import LAST
+from randlora_pl.utils.run_files import LAST
 from tests.support.products import in_one_item
 from tests.tasks.small import trained
 

@@ -17,7 +17,7 @@ from randlora_pl.adapters import read_adapter
 from randlora_pl.prompts import CoOp
 from randlora_pl.tasks import PromptTask, load_task, load_tasks
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.run_results import model_results
+from randlora_pl.utils.run_files import model_results
 from tests.support.products import in_one_item, marked
 from tests.tasks.prompt.learners import KINDS, make_prompts
 from tests.tasks.small import images, shake

@@ -8,7 +8,7 @@ import pytest
 
 from randlora_pl.adapters import Fira
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.run_results import model_results
+from randlora_pl.utils.run_files import model_results
 
 from .learners import make_prompts
 

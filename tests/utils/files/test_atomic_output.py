@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import (
+from randlora_pl.utils.files import (
     atomic_file,
     atomic_folder,
     disk_errors,
@@ -164,8 +164,6 @@ def test_the_disk_has_it_before_it_gets_its_name(
 
 
 def test_it_needs_neither_torch_nor_lightning() -> None:
-    code = (
-        "import sys, randlora_pl.utils.files.atomic_output; print({'torch', 'lightning', 'numpy'} & sys.modules.keys())"
-    )
+    code = "import sys, randlora_pl.utils.files; print({'torch', 'lightning', 'numpy'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

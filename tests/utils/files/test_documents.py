@@ -5,7 +5,7 @@ from itertools import count
 import pytest
 import yaml
 
-from randlora_pl.utils.files.documents import DEEPEST, LARGEST, parse_json, parse_yaml
+from randlora_pl.utils.files import DEEPEST, LARGEST, parse_json, parse_yaml
 from tests.support.products import in_one_item
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(

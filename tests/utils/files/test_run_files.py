@@ -6,7 +6,7 @@ import pytest
 from lightning.pytorch import Trainer
 
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.run_files import (
+from randlora_pl.utils.run_files import (
     find_adapter,
     find_run,
     find_runs,

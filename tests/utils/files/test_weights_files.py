@@ -14,9 +14,9 @@ from randlora_pl.adapters.io.save_load import copy_adapter
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.models import load_clip
 from randlora_pl.tasks import load_task
+from randlora_pl.utils import weights_files
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files import weights_files
-from randlora_pl.utils.files.weights_files import (
+from randlora_pl.utils.weights_files import (
     WEIGHTS_VARIABLE,
     base_arguments,
     file_sha256,

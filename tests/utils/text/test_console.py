@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from randlora_pl.utils.text.console import log_to_file, log_to_terminal, print_above_progress
+from randlora_pl.utils.text import log_to_file, log_to_terminal, print_above_progress
 
 
 def test_log_gets_what_was_printed_and_what_was_warned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-from randlora_pl.utils.text.formatting import duration
+from randlora_pl.utils.text import duration
 
 
 def test_what_is_long_is_told_less_exactly() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from randlora_pl.utils.text.console import filter_library_warnings
+from randlora_pl.utils.text import filter_library_warnings
 
 LIGHTNING = ("lightning.pytorch", "lightning.fabric")
 

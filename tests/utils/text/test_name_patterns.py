@@ -1,6 +1,6 @@
 import pytest
 
-from randlora_pl.utils.text.tables import group_names
+from randlora_pl.utils.text import group_names
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randlora_pl.utils.text.formatting import MOST_PACKED, packed, unpacked
+from randlora_pl.utils.text import MOST_PACKED, packed, unpacked
 from tests.support.products import in_one_item
 
 

@@ -5,9 +5,7 @@ import pytest
 
 from randlora_pl.commands.common.terminal import entry
 from randlora_pl.commands.main import main
-from randlora_pl.utils.text.console import _Terminal
-from randlora_pl.utils.text.formatting import for_cell, for_figure, printable
-from randlora_pl.utils.text.tables import table
+from randlora_pl.utils.text import _Terminal, for_cell, for_figure, printable, table
 from tests.support.products import in_one_item
 
 TITLE = "\x1b]0;owned\x07"

@@ -1,6 +1,6 @@
 import pytest
 
-from randlora_pl.utils.text.tables import table
+from randlora_pl.utils.text import table
 from tests.support.products import in_one_item
 
 

@@ -20,8 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import atomic_folder, move, scratch_folder, umask
-from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.files import atomic_folder, move, parse_json, scratch_folder, umask
 
 TENSORS, CONFIG, BASES = "adapter.safetensors", "adapter_config.json", "bases.safetensors"
 SUFFIX = ".safetensors"

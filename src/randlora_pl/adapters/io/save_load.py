@@ -28,10 +28,10 @@ from randlora_pl.adapters.random_bases import GENERATOR, STORED, Bases
 from randlora_pl.adapters.registry import check_loads_again
 from randlora_pl.utils.adapter_schema import FORMAT_VERSION, OTHER_VERSION, check_adapter_schema, check_format
 from randlora_pl.utils.errors import UserError, brief
-from randlora_pl.utils.files.atomic_output import disk_errors
-from randlora_pl.utils.files.run_files import find_adapter
-from randlora_pl.utils.files.weights_files import without_local_paths
+from randlora_pl.utils.files import disk_errors
 from randlora_pl.utils.own_classes import METHODS
+from randlora_pl.utils.run_files import find_adapter
+from randlora_pl.utils.weights_files import without_local_paths
 
 _log = logging.getLogger("randlora_pl")
 

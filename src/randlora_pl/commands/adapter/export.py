@@ -9,12 +9,10 @@ from randlora_pl.interop.onnx import check_packages
 from randlora_pl.language.catalog import given_to
 from randlora_pl.run.options.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import refuse_inputs
-from randlora_pl.utils.files.documents import parse_json
-from randlora_pl.utils.files.weights_files import local_name, register_weights
-from randlora_pl.utils.option_types import Adapter, Overwrite, Weights
-from randlora_pl.utils.options import check_rank_or_error
+from randlora_pl.utils.files import parse_json, refuse_inputs
+from randlora_pl.utils.options import Adapter, Overwrite, Weights, check_rank_or_error
 from randlora_pl.utils.own_classes import import_words
+from randlora_pl.utils.weights_files import local_name, register_weights
 
 if TYPE_CHECKING:
     from randlora_pl.interop.low_rank import Converted

@@ -9,9 +9,9 @@ from randlora_pl.commands.common.terminal import check_output, check_parent
 from randlora_pl.language.catalog import TASKS, given_to
 from randlora_pl.run.options.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import write_text
-from randlora_pl.utils.option_types import Adapter, File, Folder, Option, Overwrite
-from randlora_pl.utils.text.formatting import printable
+from randlora_pl.utils.files import write_text
+from randlora_pl.utils.options import Adapter, File, Folder, Option, Overwrite
+from randlora_pl.utils.text import printable
 
 Repo = Annotated[str, Option("USER/NAME", "The repository")]
 

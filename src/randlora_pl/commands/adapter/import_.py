@@ -9,7 +9,7 @@ from randlora_pl.commands.predict import names_in
 from randlora_pl.language.catalog import TASKS
 from randlora_pl.language.tasks import ImportedTask
 from randlora_pl.utils.errors import UserError, brief
-from randlora_pl.utils.option_types import File, Option, Overwrite
+from randlora_pl.utils.options import File, Option, Overwrite
 
 
 def import_(

@@ -9,9 +9,9 @@ from randlora_pl import adapters, models
 from randlora_pl.commands.common.terminal import entry, layer_table, print_json
 from randlora_pl.run.options.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.weights_files import register_weights
-from randlora_pl.utils.option_types import Adapter, Json, Weights
-from randlora_pl.utils.text.formatting import printable
+from randlora_pl.utils.options import Adapter, Json, Weights
+from randlora_pl.utils.text import printable
+from randlora_pl.utils.weights_files import register_weights
 
 
 def info(adapter: Adapter, *, layers: bool = False, json: Json = False, pretrained: Weights = ()) -> int:

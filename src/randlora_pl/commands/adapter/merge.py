@@ -8,10 +8,9 @@ from randlora_pl.commands.adapter.export import print_converted
 from randlora_pl.commands.common.terminal import check_output
 from randlora_pl.run.options.adapter_config import check_adapter
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import refuse_inputs
-from randlora_pl.utils.files.weights_files import register_weights
-from randlora_pl.utils.option_types import Adapter, File, Overwrite, Weights
-from randlora_pl.utils.options import Finite, check_rank_or_error
+from randlora_pl.utils.files import refuse_inputs
+from randlora_pl.utils.options import Adapter, File, Finite, Overwrite, Weights, check_rank_or_error
+from randlora_pl.utils.weights_files import register_weights
 
 if TYPE_CHECKING:
     from randlora_pl.interop.merge import Written

@@ -14,10 +14,9 @@ from randlora_pl.commands.common import terminal
 from randlora_pl.run.options.adapter_config import config_beside, data_beside
 from randlora_pl.run.run_folder import check_new, new_folder, output_folder
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.run_files import ADAPTER, find_adapter
-from randlora_pl.utils.option_types import Device, Option, Root
-from randlora_pl.utils.options import Count, NotNegative
-from randlora_pl.utils.text.formatting import byte_size
+from randlora_pl.utils.options import Count, Device, NotNegative, Option, Root
+from randlora_pl.utils.run_files import ADAPTER, find_adapter
+from randlora_pl.utils.text import byte_size
 
 if TYPE_CHECKING:
     import torch

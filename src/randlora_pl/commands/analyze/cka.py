@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from randlora_pl.commands import analyze
 from randlora_pl.commands.common.terminal import pick_device
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.option_types import Runs
-from randlora_pl.utils.text.tables import table
+from randlora_pl.utils.options import Runs
+from randlora_pl.utils.text import table
 
 if TYPE_CHECKING:
     import torch

@@ -9,8 +9,8 @@ from randlora_pl.commands.common.terminal import counting, pick_device
 from randlora_pl.commands.data import checked_root
 from randlora_pl.data.catalog.registry import find, how_to_get, present
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.option_types import Runs
-from randlora_pl.utils.text.tables import table
+from randlora_pl.utils.options import Runs
+from randlora_pl.utils.text import table
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ def _tested(
     from randlora_pl.models import clip_image_spec, encode_prompts, load_tokenizer
     from randlora_pl.models.text import zero_shot_accuracy
     from randlora_pl.tasks import load_task
-    from randlora_pl.utils.files.weights_files import local_name
+    from randlora_pl.utils.weights_files import local_name
 
     known: dict[Any, tuple[float, int]] = {}
     sets: dict[Any, ImageData] = {}

@@ -10,10 +10,9 @@ from typing import Annotated, Any, Literal
 from randlora_pl.commands import analyze
 from randlora_pl.commands.common.terminal import counting, pick_device
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.documents import parse_json
-from randlora_pl.utils.option_types import Device, Folder, Root, Runs
-from randlora_pl.utils.options import Check, Count, at_least, between
-from randlora_pl.utils.text.formatting import duration
+from randlora_pl.utils.files import parse_json
+from randlora_pl.utils.options import Check, Count, Device, Folder, Root, Runs, at_least, between
+from randlora_pl.utils.text import duration
 
 FILE = "landscape.json"
 AGREE = 1e-4

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from randlora_pl.commands.analyze import AnalyzedRun, NewFolder, open_run, print_output, write_output
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.run_files import find_run
-from randlora_pl.utils.option_types import Option, Run
-from randlora_pl.utils.options import Count
-from randlora_pl.utils.text.tables import table
+from randlora_pl.utils.options import Count, Option, Run
+from randlora_pl.utils.run_files import find_run
+from randlora_pl.utils.text import table
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,8 +2,8 @@
 
 from randlora_pl.commands.analyze import NewFolder, labels_of, open_run, parameters, print_output, write_output
 from randlora_pl.utils.errors import UserError, errors_in
-from randlora_pl.utils.option_types import Runs
-from randlora_pl.utils.text.tables import table
+from randlora_pl.utils.options import Runs
+from randlora_pl.utils.text import table
 
 
 def spectrum(runs: Runs, *, output: NewFolder = None) -> int:

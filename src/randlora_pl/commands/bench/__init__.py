@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from randlora_pl.commands.common.terminal import counting
 from randlora_pl.run.run_folder import check_new, missing_folders, output_folder, remove_folder
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.option_types import Option
-from randlora_pl.utils.options import Count
+from randlora_pl.utils.options import Count, Option
 
 JSON, TABLE, PICTURE = "bench.json", "table.md", "bench.png"
 T = TypeVar("T")

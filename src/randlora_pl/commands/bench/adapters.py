@@ -6,11 +6,9 @@ from typing import Annotated, Any, Literal
 
 from randlora_pl.commands.bench import JSON, PICTURE, TABLE, Timing, in_folder, machine_line, measuring
 from randlora_pl.utils.errors import UserError, near
-from randlora_pl.utils.files.atomic_output import write_text
-from randlora_pl.utils.option_types import Option, Words
-from randlora_pl.utils.options import Count
-from randlora_pl.utils.text.formatting import duration
-from randlora_pl.utils.text.tables import table
+from randlora_pl.utils.files import write_text
+from randlora_pl.utils.options import Count, Option, Words
+from randlora_pl.utils.text import duration, table
 
 
 def adapters(

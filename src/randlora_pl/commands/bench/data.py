@@ -9,10 +9,9 @@ from randlora_pl.data.catalog.registry import find, how_to_get, present
 from randlora_pl.data.locations import root_of
 from randlora_pl.data.own_format import format_of
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import disk_errors
-from randlora_pl.utils.option_types import File, Option, Root
-from randlora_pl.utils.options import Count
-from randlora_pl.utils.text.tables import table
+from randlora_pl.utils.files import disk_errors
+from randlora_pl.utils.options import Count, File, Option, Root
+from randlora_pl.utils.text import table
 
 
 def data(

@@ -6,12 +6,9 @@ from typing import Annotated, Any, Literal
 
 from randlora_pl.commands.bench import JSON, PICTURE, TABLE, Timing, in_folder, machine_line, measuring
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import write_text
-from randlora_pl.utils.files.documents import parse_yaml
-from randlora_pl.utils.option_types import Option, Words
-from randlora_pl.utils.options import Count, Probability
-from randlora_pl.utils.text.formatting import duration
-from randlora_pl.utils.text.tables import table
+from randlora_pl.utils.files import parse_yaml, write_text
+from randlora_pl.utils.options import Count, Option, Probability, Words
+from randlora_pl.utils.text import duration, table
 
 Overrides = Annotated[str, Option("OPTIONS", "Changes to a decoder's configuration, such as '{num_hidden_layers: 4}'")]
 

@@ -16,8 +16,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from randlora_pl.commands.common.terminal import entry, spelled
 from randlora_pl.utils.errors import UserError, near
-from randlora_pl.utils.option_types import Option, Rest, Words
-from randlora_pl.utils.options import misfit
+from randlora_pl.utils.options import Option, Rest, Words, misfit
 
 _NEEDED = inspect.Parameter.empty
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from randlora_pl.run.error_messages import out_of_memory
 from randlora_pl.utils.errors import TooLargeImageError, UnreadableImageError, UserError
-from randlora_pl.utils.text.formatting import printable
-from randlora_pl.utils.text.tables import group_names, table
+from randlora_pl.utils.text import group_names, printable, table
 
 
 def layer_table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], every: bool) -> str:

@@ -20,14 +20,11 @@ from randlora_pl.sweep.loop import Loop, Outcome, Runner, end_with_parent, local
 from randlora_pl.sweep.plan import Trial, is_text, only, shard
 from randlora_pl.sweep.progress import Progress, Times
 from randlora_pl.utils.errors import UserError, errors_in
-from randlora_pl.utils.files.documents import parse_json
-from randlora_pl.utils.option_types import Folder, Option
-from randlora_pl.utils.options import Count, Positive
+from randlora_pl.utils.files import parse_json
+from randlora_pl.utils.options import Count, Folder, Option, Positive
 from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.reuse import caching
-from randlora_pl.utils.text.console import log_to_terminal
-from randlora_pl.utils.text.formatting import byte_size, duration
-from randlora_pl.utils.text.tables import table
+from randlora_pl.utils.text import byte_size, duration, log_to_terminal, table
 
 if TYPE_CHECKING:
     from randlora_pl.sweep.search import Search

@@ -15,8 +15,8 @@ from randlora_pl.sweep.folder import REPORT, SweepFolder
 from randlora_pl.sweep.loop import slurm
 from randlora_pl.sweep.plan import plan
 from randlora_pl.utils.errors import UserError, errors_in
-from randlora_pl.utils.files.atomic_output import write_text
-from randlora_pl.utils.option_types import Option, Words
+from randlora_pl.utils.files import write_text
+from randlora_pl.utils.options import Option, Words
 from randlora_pl.utils.own_classes import import_words
 
 

@@ -26,10 +26,10 @@ from randlora_pl.sweep.description import FILE, RATES, SweepConfig, Tree, Tune, 
 from randlora_pl.sweep.folder import PRUNED, TUNE, SweepFolder
 from randlora_pl.sweep.plan import check, is_text, labels_of
 from randlora_pl.utils.errors import UserError, errors_in, shortened
-from randlora_pl.utils.files.atomic_output import write_text
-from randlora_pl.utils.option_types import Option, Rest, Words
+from randlora_pl.utils.files import write_text
+from randlora_pl.utils.options import Option, Rest, Words
 from randlora_pl.utils.own_classes import import_words
-from randlora_pl.utils.text.tables import markdown_table
+from randlora_pl.utils.text import markdown_table
 
 
 @dataclass(kw_only=True)
@@ -211,7 +211,7 @@ def _run(job: Job, typed: SearchOptions, words: list[str], config: Path | None) 
         The best candidate of each method; None for a method without one that worked.
     """
     from randlora_pl.sweep.expand import data_of
-    from randlora_pl.utils.run_results import environment
+    from randlora_pl.utils.run_files import environment
 
     search, folder = job.search, job.folder
     assert search is not None

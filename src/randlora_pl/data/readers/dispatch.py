@@ -25,7 +25,7 @@ from randlora_pl.data.catalog.registry import get_command
 from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.sources import ArrayImages, FileImages, Images, PathsBelow, Strings, absent
 from randlora_pl.utils.errors import UserError, errors_in, near
-from randlora_pl.utils.files.documents import read_plain
+from randlora_pl.utils.files import read_plain
 
 SPLITS = ("train", "val", "test")
 

@@ -20,7 +20,7 @@ from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.readers.dispatch import SPLIT_OF, Samples, class_order, in_key_order, numbered, source_split
 from randlora_pl.data.sources import SKIP, EncodedImages, decode
 from randlora_pl.utils.errors import UnreadableImageError, UserError, first_line
-from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.files import parse_json
 
 log = logging.getLogger("randlora_pl")
 

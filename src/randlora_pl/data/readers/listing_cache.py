@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from randlora_pl.data.readers.dispatch import Samples, key_order, numbers_of
 from randlora_pl.data.sources import FileImages, PathsBelow, Strings
-from randlora_pl.utils.files.atomic_output import atomic_file
+from randlora_pl.utils.files import atomic_file
 from randlora_pl.utils.machine import cache_folder
 
 LEAST = 10_000

@@ -16,7 +16,7 @@ from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.data.readers.dispatch import SPLITS, Samples, file_samples, in_key_order, lines, missing, wrong_line
 from randlora_pl.data.sources import BoxImages
 from randlora_pl.utils.errors import UserError, brief
-from randlora_pl.utils.files.documents import parse_json, read_plain
+from randlora_pl.utils.files import parse_json, read_plain
 
 
 def resisc45(row: DatasetSpec, root: Path, split: str, *, known: tuple[str, ...]) -> Samples | None:

@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 from randlora_pl.data.locations import is_url
 from randlora_pl.data.sources import SUFFIXES
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.documents import open_plain, parse_json
+from randlora_pl.utils.files import open_plain, parse_json
 
 TRIES = 3
 """Attempts to read a remote file before a run fails."""

@@ -18,7 +18,7 @@ from randlora_pl.interop.onnx import check_packages
 from randlora_pl.interop.onnx.program import Program
 from randlora_pl.tasks.losses import check_numbers
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import disk_errors, move, scratch_folder
+from randlora_pl.utils.files import disk_errors, move, scratch_folder
 
 TOLERANCE = 1e-4
 """Largest difference accepted as rounding, relative to the largest value if that is above 1."""

@@ -17,9 +17,9 @@ from randlora_pl.adapters import read_adapter
 from randlora_pl.interop.base_model import refuse_texts
 from randlora_pl.tasks import ImageTask, load_task
 from randlora_pl.tasks.restore import task_class
+from randlora_pl.utils import __version__
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
-from randlora_pl.utils.version import __version__
 
 
 class ImageEncoder(nn.Module):

@@ -33,7 +33,7 @@ from randlora_pl.interop.updates import adapted
 from randlora_pl.models import ModelIdentity
 from randlora_pl.tasks.restore import task_class
 from randlora_pl.utils.errors import UserError, first_line
-from randlora_pl.utils.files.weights_files import without_local_paths
+from randlora_pl.utils.weights_files import without_local_paths
 
 TOLERANCE = 1e-5
 """Tolerance relative to the largest output, or to 1 if that is smaller; `LOST` limits the adapter's lost change."""

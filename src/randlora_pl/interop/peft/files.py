@@ -14,8 +14,7 @@ from torch import Tensor
 from randlora_pl.adapters.io.container import load_tensors, save_tensors
 from randlora_pl.utils.adapter_schema import BaseModel
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import atomic_folder, disk_errors
-from randlora_pl.utils.files.documents import parse_json
+from randlora_pl.utils.files import atomic_folder, disk_errors, parse_json
 from randlora_pl.utils.options import misfit
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from randlora_pl.lab.analysis.figures import colors, footnote, legend, new_figure
 from randlora_pl.models.execution import repeated_blocks
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.text.formatting import for_figure
+from randlora_pl.utils.text import for_figure
 
 FEWEST = 4
 """Minimum batch size, because HSIC_1 divides by n (n - 3)."""

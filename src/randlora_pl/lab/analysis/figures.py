@@ -7,8 +7,8 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from randlora_pl.utils.files.atomic_output import atomic_file
-from randlora_pl.utils.text.formatting import for_figure
+from randlora_pl.utils.files import atomic_file
+from randlora_pl.utils.text import for_figure
 
 _COLORS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#d62728", "#8c564b", "#e377c2", "#17becf")
 FULL = "#555555"

@@ -23,7 +23,7 @@ from randlora_pl.data.splits import stratified
 from randlora_pl.lab.analysis.figures import colors, footnote, new_figure
 from randlora_pl.tasks import ImageTask
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.text.formatting import for_figure
+from randlora_pl.utils.text import for_figure
 
 Point = tuple[float, float]
 State = dict[str, Tensor]

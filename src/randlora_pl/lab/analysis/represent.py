@@ -35,7 +35,7 @@ from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.adapters.spectrum import truncated
 from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.lab.analysis.figures import colors, footnote, new_figure
-from randlora_pl.utils.text.formatting import for_figure
+from randlora_pl.utils.text import for_figure
 
 NAMES = ("LoRA", "RandLoRA")
 """The methods that are compared."""

@@ -16,7 +16,7 @@ from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.updates import layer_updates
 from randlora_pl.lab.analysis.figures import FULL, colors, footnote, legend, new_figure
 from randlora_pl.utils.errors import errors_in
-from randlora_pl.utils.text.formatting import for_figure
+from randlora_pl.utils.text import for_figure
 
 SMALLEST = 1e-7
 """Lower limit of relative singular values in plots: below it is rounding of float32."""

@@ -14,8 +14,8 @@ from randlora_pl.lab.bench.costs import Spread
 from randlora_pl.lab.bench.methods import METHODS
 from randlora_pl.lab.bench.steps import Measured
 from randlora_pl.lab.bench.sweeps import Reading
-from randlora_pl.utils.files.atomic_output import atomic_file, write_text
-from randlora_pl.utils.text.tables import csv_text, markdown_table
+from randlora_pl.utils.files import atomic_file, write_text
+from randlora_pl.utils.text import csv_text, markdown_table
 
 PALETTE = {name: colormaps["tab20" if n < 20 else "tab20b"](n % 20) for n, name in enumerate(METHODS)}
 """Color of each method, the same one in all plots."""

@@ -17,7 +17,7 @@ from randlora_pl.language.prompt_sets import TASKS
 from randlora_pl.sweep.description import ZERO_SHOT, SweepConfig, is_zero_shot
 from randlora_pl.utils.adapter_schema import check_arguments
 from randlora_pl.utils.errors import UserError, brief, first_line
-from randlora_pl.utils.files.documents import parse_json, parse_yaml
+from randlora_pl.utils.files import parse_json, parse_yaml
 
 FILE = "sweep.yaml"
 

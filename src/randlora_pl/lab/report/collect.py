@@ -35,8 +35,8 @@ from randlora_pl.run.options.classes import rate_name
 from randlora_pl.sweep.description import RATES, ZERO_SHOT, chosen_for, is_zero_shot, rule_of
 from randlora_pl.sweep.folder import FIRST_SECONDS
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.documents import parse_json
-from randlora_pl.utils.files.lease import holder
+from randlora_pl.utils.files import parse_json
+from randlora_pl.utils.lease import holder
 
 TRAINED, VALIDATED = "curve/train_loss", "curve/val_score"
 """Columns of the runs: means of its training loss over equal parts of its steps; pairs ``step:metric``."""

@@ -15,7 +15,7 @@ from randlora_pl.lab.report.document import Table, TableCell, many, mean_cell, r
 from randlora_pl.lab.report.statistics import Crossed, Estimate, formatted, holm, shown, sign_flip_test
 from randlora_pl.lab.report.training import nearest, untuned
 from randlora_pl.sweep.description import is_zero_shot
-from randlora_pl.utils.text.formatting import unpacked
+from randlora_pl.utils.text import unpacked
 
 EQUAL = 1.1
 """Up to this ratio two numbers of trained parameters count as equal."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from randlora_pl.lab.paper import PaperCell
 from randlora_pl.lab.report.statistics import Crossed, Estimate, formatted, shown
-from randlora_pl.utils.text.tables import markdown_table
+from randlora_pl.utils.text import markdown_table
 
 
 def many(count: int, word: str) -> str:

@@ -23,8 +23,8 @@ from randlora_pl.lab.report.statistics import Estimate
 from randlora_pl.lab.report.training import cost_table, partial_table, rank_table, rate_table, training_table
 from randlora_pl.sweep.description import is_zero_shot
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.atomic_output import disk_errors, move, scratch_folder
-from randlora_pl.utils.text.tables import csv_text
+from randlora_pl.utils.files import disk_errors, move, scratch_folder
+from randlora_pl.utils.text import csv_text
 
 
 @rc_context({"text.parse_math": False})  # a dollar sign in a label is one, not a formula

@@ -17,12 +17,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.torch import load, save
 
+from randlora_pl.utils import __version__
 from randlora_pl.utils.errors import UserError, near
-from randlora_pl.utils.files.atomic_output import write_bytes
-from randlora_pl.utils.files.run_files import ADAPTER, BEST, LAST, run_folder
+from randlora_pl.utils.files import write_bytes
 from randlora_pl.utils.options import Count, Declared
-from randlora_pl.utils.run_results import planned
-from randlora_pl.utils.version import __version__
+from randlora_pl.utils.run_files import ADAPTER, BEST, LAST, planned, run_folder
 
 
 class CheckpointFile(TorchCheckpointIO):

@@ -24,11 +24,9 @@ from torchmetrics import CatMetric
 from torchmetrics.classification import MulticlassStatScores
 
 from randlora_pl.utils import rng
-from randlora_pl.utils.files.atomic_output import write_bytes, write_text
-from randlora_pl.utils.files.run_files import run_folder
-from randlora_pl.utils.text.console import print_above_progress
-from randlora_pl.utils.text.formatting import MOST_PACKED, for_figure, packed
-from randlora_pl.utils.text.tables import csv_text
+from randlora_pl.utils.files import write_bytes, write_text
+from randlora_pl.utils.run_files import run_folder
+from randlora_pl.utils.text import MOST_PACKED, csv_text, for_figure, packed, print_above_progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

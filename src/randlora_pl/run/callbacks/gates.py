@@ -12,10 +12,9 @@ from torch import Tensor
 
 from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.run.callbacks.figures import FOLDER, LABELLED, MOST_CLASSES, short, write_plots
-from randlora_pl.utils.files.atomic_output import write_text
-from randlora_pl.utils.files.run_files import run_folder
-from randlora_pl.utils.text.formatting import for_figure
-from randlora_pl.utils.text.tables import csv_text
+from randlora_pl.utils.files import write_text
+from randlora_pl.utils.run_files import run_folder
+from randlora_pl.utils.text import csv_text, for_figure
 
 if TYPE_CHECKING:  # needed at the end of a run only
     from matplotlib.figure import Figure

@@ -18,9 +18,8 @@ from randlora_pl.adapters.layers.weight_access import out_and_in, weight_of
 from randlora_pl.adapters.operations import delta_weights
 from randlora_pl.adapters.spectrum import spectrum
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.files.run_files import run_folder
 from randlora_pl.utils.options import Declared, NotNegative
-from randlora_pl.utils.run_results import write_results
+from randlora_pl.utils.run_files import run_folder, write_results
 
 _log = logging.getLogger("randlora_pl")
 STEPS = 2

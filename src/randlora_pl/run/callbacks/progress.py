@@ -11,8 +11,7 @@ from rich.console import Console
 from torch.optim import Optimizer
 
 from randlora_pl.utils.device import LateCopy
-from randlora_pl.utils.text.console import print_above_progress
-from randlora_pl.utils.text.formatting import duration
+from randlora_pl.utils.text import duration, print_above_progress
 
 _SHOWN = ("train/loss", "train/acc")
 LINE_SECONDS = 30.0

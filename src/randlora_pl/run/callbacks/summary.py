@@ -13,11 +13,8 @@ from randlora_pl.run.callbacks.checkpoint import validations
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.images import ImageTask
 from randlora_pl.utils.errors import DryRunEnd
-from randlora_pl.utils.files.run_files import run_folder
-from randlora_pl.utils.run_results import planned
-from randlora_pl.utils.text.console import print_above_progress
-from randlora_pl.utils.text.formatting import byte_size
-from randlora_pl.utils.text.tables import facts_table, table
+from randlora_pl.utils.run_files import planned, run_folder
+from randlora_pl.utils.text import byte_size, facts_table, print_above_progress, table
 
 MOST_ROWS = 15
 _BYTES = 4  # trainable parameters are float32

@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 from randlora_pl.run.callbacks.checkpoint import is_finite, save_adapter_of
 from randlora_pl.utils.device import LateCopy, on_cuda
 from randlora_pl.utils.errors import LostProcessError, UserError
-from randlora_pl.utils.files.run_files import ADAPTER, LAST, run_folder
 from randlora_pl.utils.own_classes import import_words
+from randlora_pl.utils.run_files import ADAPTER, LAST, run_folder
 
 
 class Termination(Callback):

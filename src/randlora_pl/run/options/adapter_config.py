@@ -25,10 +25,10 @@ from randlora_pl.run.options.compose import (
 )
 from randlora_pl.utils.adapter_schema import check_adapter_schema, check_format
 from randlora_pl.utils.errors import UserError, brief, errors_in, near
-from randlora_pl.utils.files.documents import parse_json
-from randlora_pl.utils.files.run_files import ADAPTER, CONFIG
-from randlora_pl.utils.files.weights_files import base_arguments
+from randlora_pl.utils.files import parse_json
 from randlora_pl.utils.own_classes import import_named, is_importable, is_own, named_modules, registered
+from randlora_pl.utils.run_files import ADAPTER, CONFIG
+from randlora_pl.utils.weights_files import base_arguments
 
 if TYPE_CHECKING:
     from randlora_pl.adapters import Adapter

@@ -22,9 +22,9 @@ from randlora_pl.run.options.classes import options_of, task_of
 from randlora_pl.run.options.shipped import find_config
 from randlora_pl.tasks import DEFAULT
 from randlora_pl.utils.errors import UserError, brief, errors_in
-from randlora_pl.utils.files.documents import parse_yaml
-from randlora_pl.utils.files.run_files import find_adapter, find_run
+from randlora_pl.utils.files import parse_yaml
 from randlora_pl.utils.own_classes import path_of
+from randlora_pl.utils.run_files import find_adapter, find_run
 
 ALIASES = {"trainer.max_epochs": "data.epochs", "trainer.max_steps": "data.steps"}
 """Lightning's options of the length, and ours. A run is one Lightning epoch over all that it draws."""

@@ -47,7 +47,7 @@ from randlora_pl.run.options.compose import (
     short_name,
 )
 from randlora_pl.utils.errors import UserError, brief, near, shortened
-from randlora_pl.utils.files.documents import parse_yaml
+from randlora_pl.utils.files import parse_yaml
 from randlora_pl.utils.options import OTHER_NAMES, literal_words, misfit
 from randlora_pl.utils.own_classes import path_by_name
 

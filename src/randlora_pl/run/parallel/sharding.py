@@ -21,7 +21,7 @@ from randlora_pl.models.execution import repeated_blocks
 from randlora_pl.run.parallel.launch import launched
 from randlora_pl.run.parallel.strategy import AdapterDDP
 from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.text.formatting import byte_size
+from randlora_pl.utils.text import byte_size
 
 
 @dataclass(frozen=True)

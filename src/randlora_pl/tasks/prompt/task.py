@@ -29,7 +29,7 @@ from randlora_pl.tasks.prompt.regulation import SelfRegulation, Teacher
 from randlora_pl.tasks.prompt.tip import TipAdapter
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import NotNegative, Positive
-from randlora_pl.utils.run_results import flat
+from randlora_pl.utils.run_files import flat
 
 _LEARNERS = {name: getattr(learners, name) for name in learners.__all__}
 PARTS: dict[str, dict[str, type[Described]]] = {

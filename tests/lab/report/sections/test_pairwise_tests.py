@@ -17,7 +17,7 @@ from randlora_pl.lab.report.document import markdown
 from randlora_pl.lab.report.files import build, cells_csv, write_report
 from randlora_pl.lab.report.paper_comparison import Beside
 from randlora_pl.lab.report.training import rate_table, untuned
-from randlora_pl.utils.text.formatting import packed
+from randlora_pl.utils.text import packed
 from tests.lab.report.sweeps import METHODS, MODELS, description, write_sweep
 
 B32 = "CLIP-ViT-B/32"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from randlora_pl.utils.errors import UserError, first_line
-from randlora_pl.utils.files.atomic_output import write_bytes
+from randlora_pl.utils.files import write_bytes
 from randlora_pl.utils.machine import cache_folder
 
 WEIGHTS_VARIABLE = "RANDLORA_PL_WEIGHTS"

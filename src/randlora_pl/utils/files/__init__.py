@@ -1,1 +1,0 @@
-"""File helpers: atomic output, parsing within limits, the cache folder, files of a run."""

@@ -1,1 +1,0 @@
-"""Text output: terminal, logs, CSV, sizes and durations."""
