@@ -12,7 +12,7 @@ import re
 import numpy as np
 
 from randlora_pl.data import splits
-from randlora_pl.data.readers.dispatch import Samples, in_key_order, numbers_of
+from randlora_pl.data.readers import Samples, in_key_order, numbers_of
 from randlora_pl.data.readers.trees import INDICES
 from randlora_pl.data.sources import ArrayImages
 

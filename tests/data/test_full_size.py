@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from randlora_pl.data.catalog.registry import PAPER, find
-from randlora_pl.data.readers import listing_cache as listing
-from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.readers import Samples
+from randlora_pl.data.readers import trees as listing
 from randlora_pl.data.readers.trees import INDICES
 from randlora_pl.data.sources import ArrayImages
 from randlora_pl.data.splits import SPLIT_SEED, Splits, few_shot, subset
@@ -98,13 +98,15 @@ def test_imagenets_listing_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyP
     made = index(1281167, 1000, "train")
     keys = list(made.keys)
 
-    def find_again(watch: listing.Watch) -> listing.Found:
+    def find_again(watch: listing.Watch) -> listing.Listing:
         raise AssertionError
 
     begin = time.perf_counter()
-    first = listing.stored(("imagenet", "/", "train"), (), lambda watch: listing.tree(keys, made.labels.tolist()))
+    first = listing.read_listing(
+        ("imagenet", "/", "train"), (), lambda watch: listing.list_tree(keys, made.labels.tolist())
+    )
     between = time.perf_counter()
-    second = listing.stored(("imagenet", "/", "train"), (), find_again)
+    second = listing.read_listing(("imagenet", "/", "train"), (), find_again)
     end = time.perf_counter()
     samples = [listing.samples_of(found, tmp_path, made.classes) for found in (first, second)]
     for each in samples:

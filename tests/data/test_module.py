@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.image_cache import CachedImages
+from randlora_pl.data.image_batches import CachedImages
 from randlora_pl.data.loader import Batch
 from randlora_pl.data.module import ImageData as Module
 from randlora_pl.utils.errors import UserError

@@ -19,7 +19,7 @@ from sklearn.neighbors import NearestCentroid
 from randlora_pl.commands.main import main
 from randlora_pl.data import ImageData
 from randlora_pl.data.loader import Loader
-from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.readers import Samples
 
 from .conftest import write_idx
 

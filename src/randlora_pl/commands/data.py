@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from randlora_pl.commands.common.terminal import check_output, check_parent, counting
-from randlora_pl.data.catalog import registry
-from randlora_pl.data.catalog.registry import CATALOG, DatasetSpec
+from randlora_pl.data.catalog import DatasetSpec, registry
+from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.data.download import ProgressCallback, length
 from randlora_pl.data.locations import root_of
 from randlora_pl.language.dataset_facts import find_images
@@ -293,11 +293,11 @@ def show(name: str, *, root: Root = None, output: File | None = None, shots: Ann
     folder = checked_root(root, [row], "data show")
     if not registry.present(row, folder):
         raise UserError(registry.how_to_get(row, folder))
-    from randlora_pl.data.contact_sheet import Sheet
+    from randlora_pl.data.check import Sheet
     from randlora_pl.tasks.images import UsedPrompts
     from randlora_pl.tasks.vision_language import CAPTION
 
-    sheet = Sheet.of(row, folder, shots)
+    sheet = Sheet.read(row, folder, shots)
     sheet.write(file)
     print(f"{row.name}: {row.title}")
     print(sheet.caption)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from randlora_pl.utils.quick_imports import lazy_exports
 
 if TYPE_CHECKING:
+    from randlora_pl.data.loader import DrawPlan
     from randlora_pl.data.module import ImageData
-    from randlora_pl.data.schedule import DrawPlan
     from randlora_pl.data.unlabelled import open_images
 
 __all__ = ["DrawPlan", "ImageData", "open_images"]

@@ -18,9 +18,9 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
 
-from randlora_pl.data.loader import Batch, Batches
-from randlora_pl.data.readers.dispatch import Samples
-from randlora_pl.data.schedule import (
+from randlora_pl.data.loader import (
+    Batch,
+    Batches,
     ClassDraws,
     DrawPlan,
     EvalSchedule,
@@ -29,6 +29,7 @@ from randlora_pl.data.schedule import (
     remarks,
     samples_drawn,
 )
+from randlora_pl.data.readers import Samples
 from randlora_pl.data.sources import ArrayImages, FileImages
 from randlora_pl.data.splits import search_parts
 from randlora_pl.data.validate import check_epochs

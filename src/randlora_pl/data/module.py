@@ -17,11 +17,9 @@ from randlora_pl.data import validate as options
 from randlora_pl.data.base import BatchSize, Length, PlannedData, image_parts
 from randlora_pl.data.catalog import registry as catalog
 from randlora_pl.data.catalog.registry import with_split
-from randlora_pl.data.image_batches import EvalBatches, Late, TrainBatches, default_workers
-from randlora_pl.data.image_cache import CachedImages, meeting
-from randlora_pl.data.loader import Batch, Loader
-from randlora_pl.data.readers.dispatch import Samples, read
-from randlora_pl.data.schedule import TrainSchedule
+from randlora_pl.data.image_batches import CachedImages, EvalBatches, Late, TrainBatches, default_workers, meeting
+from randlora_pl.data.loader import Batch, Loader, TrainSchedule
+from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.sources import ArrayImages, EncodedImages
 from randlora_pl.data.transforms import PLAIN, Augment, finish
 from randlora_pl.data.validate import class_names, is_draw

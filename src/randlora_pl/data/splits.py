@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.readers import Samples
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files import disk_errors, parse_json, read_plain, write_text

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from randlora_pl.data.image_batches import EvalBatches, default_workers
-from randlora_pl.data.loader import Loader
+from randlora_pl.data.loader import EvalSchedule, Loader
 from randlora_pl.data.module import ImageData
-from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.readers import Samples
 from randlora_pl.data.readers.trees import image_names
-from randlora_pl.data.schedule import EvalSchedule
 from randlora_pl.data.sources import FORMATS, MOST_PIXELS, ArrayImages, FileImages, decode
 from randlora_pl.data.transforms import eval_batch, pixels_needed
 from randlora_pl.utils import rng

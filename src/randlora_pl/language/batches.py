@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from randlora_pl.data.base import Part, text_part
-from randlora_pl.data.loader import Batch
-from randlora_pl.data.schedule import EvalSchedule, TrainSchedule
+from randlora_pl.data.loader import Batch, EvalSchedule, TrainSchedule
 from randlora_pl.language.token_losses import learned_positions
 from randlora_pl.language.tokenization import IGNORED, Encoded, Side, collate, collate_sentences
 

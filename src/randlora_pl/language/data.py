@@ -9,8 +9,7 @@ from torch import Tensor
 
 from randlora_pl.data.base import BatchSize, Part, PlannedData, word_part
 from randlora_pl.data.catalog.registry import default_root
-from randlora_pl.data.loader import Loader
-from randlora_pl.data.schedule import TrainSchedule
+from randlora_pl.data.loader import Loader, TrainSchedule
 from randlora_pl.data.validate import check_run
 from randlora_pl.language import glue, text_files
 from randlora_pl.language.batches import Sentences, TextEvalBatches, TextSamples, TextTrainBatches, Tokens

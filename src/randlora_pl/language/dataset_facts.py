@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from randlora_pl.data.catalog import DatasetSpec
 from randlora_pl.data.catalog.registry import CATALOG, dataset_path, default_root, find, get_command, present
-from randlora_pl.data.catalog.spec import DatasetSpec
 from randlora_pl.language import glue, prompt_sets
 from randlora_pl.language.catalog import DATASETS, LABELLED, OWN_TEXTS, TASKS
 from randlora_pl.language.text_files import first_file

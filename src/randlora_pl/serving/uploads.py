@@ -206,7 +206,7 @@ def _of_package(dataset: str) -> dict[str, bytes]:
         return {}
     import numpy as np
 
-    from randlora_pl.data.readers.dispatch import read
+    from randlora_pl.data.readers import read
     from randlora_pl.data.splits import Splits
 
     test = Splits(lambda split: read(row, Path(), split)).test

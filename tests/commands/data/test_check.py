@@ -13,8 +13,7 @@ from PIL import Image
 from randlora_pl.data import sources
 from randlora_pl.data.catalog.registry import CATALOG, find
 from randlora_pl.data.check import _decode
-from randlora_pl.data.readers import huggingface
-from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.readers import Samples, huggingface
 from randlora_pl.data.sources import decode
 from tests.data.conftest import Tree, save_image, tree  # noqa: F401  (a fixture)
 from tests.data.readers import BUILDERS
@@ -275,13 +274,13 @@ def test_show_says_that_nothing_can_be_written(
 
 def test_sheet_shows_the_images_of_few_shot_training(tmp_path: Path) -> None:
     from randlora_pl.data import ImageData
-    from randlora_pl.data.contact_sheet import Sheet
+    from randlora_pl.data.check import Sheet
 
     data = ImageData(dataset="digits", shots=3)
     data.setup()
     few = data.samples("train")
     trained = {few.images.load(row).tobytes() for row in few.rows.tolist()}
-    sheet = Sheet.of(find("digits"), tmp_path, 3)
+    sheet = Sheet.read(find("digits"), tmp_path, 3)
     assert {image.tobytes() for images in sheet.images for image in images} == trained
     assert sheet.names == list(find("digits").classnames)
 

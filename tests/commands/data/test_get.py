@@ -13,7 +13,8 @@ import pytest
 
 from randlora_pl.data import check
 from randlora_pl.data import download as fetch
-from randlora_pl.data.catalog.registry import CATALOG, DatasetSpec, find
+from randlora_pl.data.catalog import DatasetSpec
+from randlora_pl.data.catalog.registry import CATALOG, find
 from randlora_pl.data.splits import Splits
 from randlora_pl.utils.errors import UserError
 from tests.data.download.server import Server, md5, serving

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from randlora_pl.data import catalog as prompts
+from randlora_pl.data.catalog import DatasetSpec
 from randlora_pl.data.catalog import registry as catalog
-from randlora_pl.data.catalog import spec as prompts
-from randlora_pl.data.catalog.registry import CATALOG, FASHION_UNSEEN, PAPER, ROWS, DatasetSpec, find
+from randlora_pl.data.catalog.registry import CATALOG, FASHION_UNSEEN, PAPER, ROWS, find
 from randlora_pl.language.dataset_facts import datasets
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
@@ -33,7 +34,7 @@ def test_row_is_complete(row: DatasetSpec) -> None:
     assert row.own == (row.classes is None)
     assert row.own or set(row.counts) == ({"test"} if row.trains_on else {"train", "val", "test"})
     module, _, function = row.reader.rpartition(":")
-    assert callable(getattr(import_module(module or "randlora_pl.data.readers.dispatch"), function))
+    assert callable(getattr(import_module(module or "randlora_pl.data.readers"), function))
     assert not (row.files and row.by_hand) and bool(row.files or row.by_hand) == bool(row.layout and not row.own)
     assert all("{root}" in "".join(row.by_hand) and "{}" not in line for line in row.by_hand)
     for file in row.files:

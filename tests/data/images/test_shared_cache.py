@@ -9,8 +9,8 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
-from randlora_pl.data import image_cache as cache
-from randlora_pl.data.image_cache import CachedImages, meeting, room, shared_folder
+from randlora_pl.data import image_batches as cache
+from randlora_pl.data.image_batches import CachedImages, meeting, room, shared_folder
 from randlora_pl.data.sources import FileImages
 from randlora_pl.utils.errors import UserError
 from tests.data.conftest import save_image

@@ -13,12 +13,10 @@ import torch
 from PIL import Image
 
 from randlora_pl.data.catalog.registry import find
-from randlora_pl.data.image_batches import EvalBatches, Late, TrainBatches
-from randlora_pl.data.image_cache import CachedImages
-from randlora_pl.data.loader import Batch, Loader
-from randlora_pl.data.readers.dispatch import Samples, in_key_order
+from randlora_pl.data.image_batches import CachedImages, EvalBatches, Late, TrainBatches
+from randlora_pl.data.loader import Batch, DrawPlan, EvalSchedule, Loader, TrainSchedule
+from randlora_pl.data.readers import Samples, in_key_order
 from randlora_pl.data.readers.trees import folder
-from randlora_pl.data.schedule import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.data.sources import ArrayImages
 from randlora_pl.data.transforms import finish
 from randlora_pl.utils.errors import UserError

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from torchvision import datasets
 
-from randlora_pl.data.catalog.registry import DatasetSpec, find
-from randlora_pl.data.readers.dispatch import Samples, read
+from randlora_pl.data.catalog import DatasetSpec
+from randlora_pl.data.catalog.registry import find
+from randlora_pl.data.readers import Samples, read
 from tests.data.readers import BUILDERS
 from tests.data.readers.pictures import Made
 

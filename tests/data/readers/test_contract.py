@@ -13,7 +13,7 @@ import pytest
 
 from randlora_pl.data.catalog.registry import ROWS
 from randlora_pl.data.module import ImageData
-from randlora_pl.data.readers.dispatch import read
+from randlora_pl.data.readers import read
 from randlora_pl.data.sources import ArrayImages
 from randlora_pl.data.splits import Splits, subset
 from randlora_pl.utils.errors import UserError

@@ -11,7 +11,7 @@ import pytest
 from randlora_pl.data import ImageData
 from randlora_pl.data.catalog.registry import ROWS, SPLIT_FILES, find, has_coop, with_split
 from randlora_pl.data.check import check
-from randlora_pl.data.readers.dispatch import read
+from randlora_pl.data.readers import read
 from randlora_pl.data.splits import Splits
 from randlora_pl.utils.errors import UserError
 from tests.data.readers.conftest import Copies

@@ -8,7 +8,7 @@ import pytest
 from randlora_pl.data import ImageData
 from randlora_pl.data.catalog import registry as catalog
 from randlora_pl.data.catalog.registry import FASHION_UNSEEN, find, how_to_get, present
-from randlora_pl.data.readers.dispatch import SPLITS, read
+from randlora_pl.data.readers import SPLITS, read
 from randlora_pl.utils.errors import UserError
 from tests.data.conftest import make_idx
 
@@ -22,7 +22,7 @@ def test_digits_are_scikit_learns(by_import: bool, monkeypatch: pytest.MonkeyPat
     from sklearn.datasets import load_digits
 
     if by_import:  # where the file has another place
-        monkeypatch.setattr("randlora_pl.data.readers.dispatch.find_spec", lambda name: None)
+        monkeypatch.setattr("randlora_pl.data.readers.find_spec", lambda name: None)
     samples = read(find("digits"), Path(), "train")
     assert samples is not None and len(samples) == 1797
     expected = load_digits()

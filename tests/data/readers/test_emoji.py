@@ -14,7 +14,7 @@ import pytest
 
 from randlora_pl.data.catalog.registry import default_root, find
 from randlora_pl.data.check import check
-from randlora_pl.data.readers.dispatch import Samples, read
+from randlora_pl.data.readers import Samples, read
 from randlora_pl.data.readers.lists import kinds, names, tones
 from randlora_pl.data.splits import Splits, subset
 from randlora_pl.models.tiny import tiny_tokenizer

@@ -14,8 +14,8 @@ import pytest
 
 from randlora_pl.data.catalog.registry import find
 from randlora_pl.data.check import check
-from randlora_pl.data.readers import listing_cache as listing
-from randlora_pl.data.readers.dispatch import Samples, read
+from randlora_pl.data.readers import Samples, read
+from randlora_pl.data.readers import trees as listing
 from randlora_pl.data.readers.trees import folder
 from randlora_pl.data.sources import Strings
 from randlora_pl.utils.machine import cache_folder
@@ -38,13 +38,13 @@ def listings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
 def listed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many files were listed, each time that some were."""
     counts: list[int] = []
-    tree = listing.tree
+    tree = listing.list_tree
 
-    def counting(paths: list[str], *rest: object) -> listing.Found:
+    def counting(paths: list[str], *rest: object) -> listing.Listing:
         counts.append(len(paths))
         return tree(paths, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(listing, "tree", counting)
+    monkeypatch.setattr(listing, "list_tree", counting)
     return counts
 
 
@@ -163,9 +163,9 @@ def test_object_stores_are_listed_each_time(
     device = root.stat().st_dev
     line = f"36 35 {os.major(device)}:{os.minor(device)} / /data rw shared:1 - {kind} bucket rw\n"
     (tmp_path / "mounts").write_text(line + "and a line of another kind\n")
-    found = listing.timeless(str(tmp_path / "mounts"))
-    assert listing.timeless(str(tmp_path / "nowhere")) == set()
-    monkeypatch.setattr(listing, "timeless", lambda: found)
+    found = listing.timeless_devices(str(tmp_path / "mounts"))
+    assert listing.timeless_devices(str(tmp_path / "nowhere")) == set()
+    monkeypatch.setattr(listing, "timeless_devices", lambda: found)
     must(root)
     must(root)
     assert len(listed) == count

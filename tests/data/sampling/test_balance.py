@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.schedule import ClassDraws, DrawPlan, TrainSchedule, class_weights
+from randlora_pl.data.loader import ClassDraws, DrawPlan, TrainSchedule, class_weights
 from tests.data.conftest import Tree
 
 sizes = st.lists(st.integers(0, 9), min_size=2, max_size=6).filter(any)

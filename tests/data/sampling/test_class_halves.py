@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from randlora_pl.data import ImageData
-from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.readers import Samples
 from randlora_pl.data.sources import ArrayImages
 from randlora_pl.data.splits import few_shot, labels_of, of_half
 from randlora_pl.utils.errors import UserError

@@ -6,7 +6,7 @@ import pytest
 
 from randlora_pl.commands.main import main
 from randlora_pl.data import ImageData
-from randlora_pl.data.schedule import remarks
+from randlora_pl.data.loader import remarks
 from tests.data.conftest import Tree, save_image
 
 

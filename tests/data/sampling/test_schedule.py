@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from randlora_pl.data.schedule import DrawPlan, EvalSchedule, TrainSchedule, samples_drawn
+from randlora_pl.data.loader import DrawPlan, EvalSchedule, TrainSchedule, samples_drawn
 from tests.support.products import in_one_item
 
 sizes = st.integers(1, 60)

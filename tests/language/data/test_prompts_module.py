@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from randlora_pl.data.schedule import DrawPlan, EvalSchedule, TrainSchedule
+from randlora_pl.data.loader import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.language import text_files
 from randlora_pl.language.batches import TextEvalBatches, TextTrainBatches, Tokens
 from randlora_pl.language.data import TextData

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from randlora_pl.data.own_format import format_of
+from randlora_pl.data.validate import format_of
 from randlora_pl.run.options.choices import choose_dataset
 from randlora_pl.run.options.compose import compose
 from randlora_pl.utils.errors import UserError

@@ -115,7 +115,7 @@ def _task(setup: StepSetup, adapter: Adapter) -> Any:
 
 def _names(count: int) -> list[str]:
     """Return as many names of classes, which are ImageNet's as long as they last."""
-    from randlora_pl.data.catalog.spec import IMAGENET
+    from randlora_pl.data.catalog import IMAGENET
 
     return [*IMAGENET, *(f"class {number}" for number in range(count))][:count]
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from randlora_pl.adapters import LoRA
-from randlora_pl.data.catalog.spec import IMAGENET_TEMPLATES
+from randlora_pl.data.catalog import IMAGENET_TEMPLATES
 from randlora_pl.prompts import CoOp, Fixed
 from randlora_pl.tasks import DePT, PromptTask, SelfRegulation
 from tests.support.products import in_one_item

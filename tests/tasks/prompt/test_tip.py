@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from randlora_pl.adapters import LoRA, read_adapter
-from randlora_pl.data.schedule import DrawPlan, TrainSchedule
+from randlora_pl.data.loader import DrawPlan, TrainSchedule
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.merge import merged
 from randlora_pl.interop.onnx.program import load_program

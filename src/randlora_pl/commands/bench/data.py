@@ -7,7 +7,7 @@ from randlora_pl.commands.common.terminal import check_output, check_parent
 from randlora_pl.commands.data import checked_root
 from randlora_pl.data.catalog.registry import find, how_to_get, present
 from randlora_pl.data.locations import root_of
-from randlora_pl.data.own_format import format_of
+from randlora_pl.data.validate import format_of
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import disk_errors
 from randlora_pl.utils.options import Count, File, Option, Root

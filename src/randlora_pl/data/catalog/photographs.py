@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from randlora_pl.data.catalog import spec as prompts
-from randlora_pl.data.catalog.spec import Archive, DatasetSpec, archive, counts
+from randlora_pl.data import catalog as prompts
+from randlora_pl.data.catalog import Archive, DatasetSpec, archive, counts
 
-_ZOO = "randlora_pl.data.readers.dispatch:torchvision_files"
+_ZOO = "randlora_pl.data.readers:torchvision_files"
 _TREE = "randlora_pl.data.readers.trees:class_tree"
 _VGG = "https://www.robots.ox.ac.uk/~vgg/data"
 _VOC = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2007"

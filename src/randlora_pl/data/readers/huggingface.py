@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.readers.dispatch import SPLIT_OF, Samples, class_order, in_key_order, numbered, source_split
+from randlora_pl.data.catalog import DatasetSpec
+from randlora_pl.data.readers import SPLIT_OF, Samples, class_order, in_key_order, numbered, source_split
 from randlora_pl.data.sources import SKIP, EncodedImages, decode
 from randlora_pl.utils.errors import UnreadableImageError, UserError, first_line
 from randlora_pl.utils.files import parse_json

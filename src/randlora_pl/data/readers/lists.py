@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.readers.dispatch import SPLITS, Samples, file_samples, in_key_order, lines, missing, wrong_line
+from randlora_pl.data.catalog import DatasetSpec
+from randlora_pl.data.readers import SPLITS, Samples, file_samples, in_key_order, lines, missing, wrong_line
 from randlora_pl.data.sources import BoxImages
 from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.files import parse_json, read_plain

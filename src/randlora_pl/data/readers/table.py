@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.readers.dispatch import (
+from randlora_pl.data.catalog import DatasetSpec
+from randlora_pl.data.readers import (
     SPLIT_OF,
     Samples,
     class_order,

@@ -2,11 +2,16 @@
 
 The sample order is a function of numbered samples, so that subsets, splits, resume and ranks work as for any other
 dataset; each process reads only the bytes of its own samples.
+
+`datasets` and `wids` cannot replace this file: both first copy every shard to the local disk, and read damaged shards
+without an error (holes end them silently); `wids` also needs the sizes beforehand, and runs URLs in a shell.
 """
 
 import logging
 import os
+import posixpath
 import re
+import tarfile
 import time
 import unicodedata
 from array import array
@@ -16,22 +21,179 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePath, PurePosixPath
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from randlora_pl.data.catalog.spec import DatasetSpec
-from randlora_pl.data.locations import as_typed, expanded, is_command, is_pattern, is_url, listed, without_query
-from randlora_pl.data.readers import listing_cache as listing
-from randlora_pl.data.readers import tar_files as tars
-from randlora_pl.data.readers.dispatch import SPLIT_OF, SPLITS, Samples, key_order, numbers_of, source_split
-from randlora_pl.data.sources import EncodedImages, Strings, decode
+from randlora_pl.data.catalog import DatasetSpec
+from randlora_pl.data.locations import (
+    as_typed,
+    expanded,
+    is_url,
+    listed,
+    names_files,
+    read_range,
+    remote,
+    state_of_url,
+    unreadable,
+    without_query,
+)
+from randlora_pl.data.readers import SPLIT_OF, SPLITS, Samples, key_order, numbers_of, source_split
+from randlora_pl.data.readers.trees import Listing, Stamp, Watch, read_listing, stamp
+from randlora_pl.data.sources import SUFFIXES, EncodedImages, Strings, decode
 from randlora_pl.data.validate import check_templates
 from randlora_pl.utils.errors import UserError, errors_in, near
+from randlora_pl.utils.files import open_plain, parse_json
 
 EXPECTED = "expected a folder of .tar files, a pattern such as train-{000..099}.tar, or a text file that lists them"
-
+NAMES = "classnames.txt"
 _READERS = 8
+
+log = logging.getLogger("randlora_pl")
+
+
+class Sample(NamedTuple):
+    """Image in a tar file: its member name, first byte and number of bytes, and its class number or name."""
+
+    member: str
+    offset: int
+    length: int
+    label: str
+
+
+class _Member(NamedTuple):
+    name: str
+    offset: int
+    length: int
+    content: bytes = b""
+
+
+def scan(shard: str) -> tuple[list[Sample], str]:
+    """Return the samples of a tar file in file order, and a warning or "".
+
+    Files with the same name up to the first dot of the last part are one sample, as in WebDataset.
+
+    Raises:
+        UserError: The file is missing, compressed or damaged, or a sample is incomplete or repeated.
+    """
+    groups: dict[str, dict[str, _Member]] = defaultdict(dict)
+    try:
+        if is_url(shard):
+            system, path = remote(shard)
+            stream = system.open(path, "rb", block_size=2**22, cache_type="readahead")
+        else:
+            stream = open_plain(shard)
+        with stream:
+            for member in _members(shard, stream):
+                folder, base = posixpath.split(member.name)
+                stem, _, suffix = base.partition(".")
+                if not stem or folder.startswith("__"):  # hidden files; __MACOSX
+                    continue
+                group, suffix = groups[posixpath.join(folder, stem)], suffix.lower()
+                if suffix in group:
+                    where = f"the second is at byte {member.offset:,}"
+                    raise UserError(f"{shard}: the member {member.name!r} is repeated, {where}")
+                if suffix in ("cls", "json") and member.length <= 2**20:
+                    stream.seek(member.offset)
+                    member = member._replace(content=stream.read(member.length))
+                group[suffix] = member
+            remark = _ending(shard, stream)
+    except UserError:
+        raise
+    except Exception as error:  # remote file systems raise many types
+        raise unreadable(shard, error) from error
+    samples = [_sample(shard, key, members) for key, members in groups.items()]
+    return sorted(samples, key=lambda sample: sample.offset), remark
+
+
+def compressed(shard: str) -> UserError:
+    """Return the error for a compressed tar file."""
+    return UserError(f"{shard} is compressed, so its members cannot be read individually. Uncompress it first")
+
+
+def _members(shard: str, stream: IO[bytes]) -> Iterator[_Member]:
+    """Yield the regular files in a tar file; the stream then is at the end mark."""
+    if stream.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        raise compressed(shard)
+    stream.seek(0)
+    last = ""
+    begin = 0
+    try:
+        with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+            while (info := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # otherwise all are kept in memory
+                last, begin = info.name, info.offset
+                if info.size < 0:  # Python before 3.11.14 would read the same members forever
+                    raise UserError(f"The shard {shard} is damaged at byte {begin:,}. Copy or write it again")
+                if info.issparse():
+                    raise UserError(
+                        f"{shard}: the member {last!r} is sparse, so it is not contiguous. Write the shard "
+                        "without tar's option --sparse"
+                    )
+                if info.isreg():
+                    yield _Member(info.name.removeprefix("./"), info.offset_data, info.size)
+            end = tar.offset
+    except tarfile.ReadError as error:
+        if last:
+            where = f"within the member {last!r} that begins at byte {begin:,}"
+            raise UserError(f"The shard {shard} is cut off {where} ({error}). Copy or write it again") from error
+        raise UserError(f"{shard} is not a tar file ({error})") from error
+    stream.seek(end)
+
+
+def _ending(shard: str, stream: IO[bytes]) -> str:
+    """Return a warning about the end of the file, or "".
+
+    The rest must be zeros: tarfile takes the first block of zeros as the end, but it may be a hole in an incomplete
+    copy, or the end of the first of several concatenated files.
+    """
+    where = stream.tell()
+    mark = stream.read(tarfile.BLOCKSIZE)
+    if mark.strip(b"\0"):
+        raise UserError(f"The shard {shard} is damaged at byte {where:,}. Copy or write it again")
+    zeros = len(mark)
+    while rest := stream.read(2**18):
+        something = rest.lstrip(b"\0")
+        zeros += len(rest) - len(something)
+        if something:
+            raise UserError(
+                f"The shard {shard} has an end mark at byte {where:,}, but more data at byte {where + zeros:,}: it is "
+                "damaged, or several files were concatenated (use tar -A)"
+            )
+    if zeros > 2**20:  # tar pads to 10,240 bytes, or as set by -b
+        return f"{shard} has only zeros after byte {where:,}, {zeros:,} of them. Check that the copy is complete"
+    return "" if mark else f"{shard} has no end mark: it may have been cut off at byte {where:,}"
+
+
+def _sample(shard: str, key: str, members: dict[str, _Member]) -> Sample:
+    images = [member for suffix, member in members.items() if f".{suffix}" in SUFFIXES]
+    names = ", ".join(member.name for member in members.values())
+    if len(images) != 1:
+        what = "no image" if not images else f"{len(images)} images"
+        raise UserError(f"{shard}: the sample {key!r} has {what}; its members are {names}")
+    if "cls" in members:
+        label = members["cls"].content.decode("utf-8-sig", "replace").strip()
+        if not label:
+            raise UserError(f"{shard}: {members['cls'].name} has no class number or name")
+    elif "json" in members:
+        where = f"{shard}: {members['json'].name}"
+        try:
+            loaded = parse_json(members["json"].content)
+        except ValueError as error:
+            raise UserError(f"{where} cannot be read: {error}") from error
+        value = loaded.get("label", loaded.get("cls")) if isinstance(loaded, dict) else None
+        if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
+            raise UserError(f"{where} has no class; expected 'label' or 'cls' with a whole number or a name")
+        label = str(value).strip()
+    else:
+        what, more = f"no label, its members are {names}", ""
+        if "txt" in members:
+            what = f"a caption ({members['txt'].name}), but captions are not classes"
+            more = "; for captions: --data.dataset pairs"
+        expected = f"Expected {key}.cls, or {key}.json with 'label'{more}"
+        raise UserError(f"{shard}: the sample {key!r} has {what}. {expected}")
+    return Sample(*images[0][:3], label)
 
 
 @dataclass(frozen=True)
@@ -74,14 +236,14 @@ def find(root: Path) -> ShardPaths:
             raise UserError(f"{root} has no .tar files; {EXPECTED}")
     elif root.is_file() and root.suffix != ".tar":
         found, beside = listed(root), root.parent
-    elif root.is_file() or is_url(title) or is_pattern(title) or is_command(title):
+    elif root.is_file() or names_files(title):
         found = [str(root)] if root.is_file() else expanded(title)
         beside = None if is_url(found[0]) else Path(found[0]).parent
     else:
         raise UserError(f"{root} does not exist; {EXPECTED}. Set it with --data.root")
     for location in found:
         if re.search(packed, without_query(location)):
-            raise tars.compressed(location)
+            raise compressed(location)
         if not is_url(location) and not Path(location).is_file():
             of = f"{len(found):,} are listed by {title}"
             raise UserError(f"The shard {location} does not exist or is not a file ({of})")
@@ -111,7 +273,7 @@ def split_of(shard: str) -> str:
     return next((SPLIT_OF[word] for word in parts if word in SPLIT_OF), "")
 
 
-def index(shard_paths: ShardPaths, split: str) -> listing.Found:
+def index(shard_paths: ShardPaths, split: str) -> Listing:
     """Return the index of a split; build it if it is not stored.
 
     By image, in the order of the shards: the columns ``shard``, ``offset`` and ``length``, the text ``members``, and
@@ -119,23 +281,22 @@ def index(shard_paths: ShardPaths, split: str) -> listing.Found:
     """
     paths = shard_paths.by_split[split]
 
-    def make(watch: listing.Watch) -> listing.Found:
+    def make(watch: Watch) -> Listing:
         watch(*paths)
         return _index(shard_paths, paths, by_key=split == "train")
+
+    def states(paths: Sequence[str]) -> list[Stamp]:
+        with ThreadPoolExecutor(_READERS) as threads:
+            return list(threads.map(lambda path: state_of_url(path) if is_url(path) else stamp(path), paths))
 
     title, *absolute = (
         path if is_url(path) else os.path.abspath(path)  # noqa: PTH100 (links stay)
         for path in (shard_paths.title, *paths)
     )
-    return listing.stored(("webdataset", title, split), absolute, make, _states, least=1)
+    return read_listing(("webdataset", title, split), absolute, make, states, least=1)
 
 
-def _states(paths: Sequence[str]) -> list[listing.Stamp]:
-    with ThreadPoolExecutor(_READERS) as threads:
-        return list(threads.map(lambda path: tars.state(path) if is_url(path) else listing.stamp(path), paths))
-
-
-def _index(shard_paths: ShardPaths, paths: Sequence[str], by_key: bool) -> listing.Found:
+def _index(shard_paths: ShardPaths, paths: Sequence[str], by_key: bool) -> Listing:
     columns = {name: array("q") for name in ("shard", "offset", "length", "label")}
     labels: dict[str, int] = {}
     remarks: list[str] = []
@@ -143,7 +304,7 @@ def _index(shard_paths: ShardPaths, paths: Sequence[str], by_key: bool) -> listi
     def members() -> Iterator[str]:
         logged = time.monotonic()
         starts = range(0, len(paths), 4 * _READERS)  # else what is read early would wait in memory
-        shards = chain.from_iterable(threads.map(tars.scan, paths[start : start + 4 * _READERS]) for start in starts)
+        shards = chain.from_iterable(threads.map(scan, paths[start : start + 4 * _READERS]) for start in starts)
         for number, (samples, remark) in enumerate(shards):
             remarks.extend([remark] if remark else [])
             for member, offset, length, text in samples:
@@ -177,12 +338,7 @@ def _index(shard_paths: ShardPaths, paths: Sequence[str], by_key: bool) -> listi
     arrays |= {"rows": rows, "label": arrays["label"][rows], "numbers": numbers[rows]}
     held = {"members": texts, "labels": Strings.of(labels)} | ({} if keys is texts else {"keys": keys})
     more = f" (and {len(remarks) - 1} more shards)" if len(remarks) > 1 else ""
-    return listing.Found(arrays, held, (remarks[0] + more,) if remarks else ())
-
-
-NAMES = "classnames.txt"
-
-log = logging.getLogger("randlora_pl")
+    return Listing(arrays, held, (remarks[0] + more,) if remarks else ())
 
 
 @dataclass(frozen=True)
@@ -213,7 +369,7 @@ class ShardImages(EncodedImages):
             UserError: The shard cannot be read, or has no image at this offset; the message names both.
         """
         shard = self.shards[self.shard[index]]
-        content = tars.read_range(shard, int(self.offset[index]), int(self.length[index]))
+        content = read_range(shard, int(self.offset[index]), int(self.length[index]))
         return decode(self.name(index), short, content, most_pixels=self.most_pixels, background=self.background)
 
     def suffix(self, index: int) -> str:
@@ -277,7 +433,7 @@ def shards(row: DatasetSpec, root: Path, split: str) -> Samples | None:
 
 
 def _classes(
-    shard_paths: ShardPaths, split: str, found: listing.Found, names: Sequence[str]
+    shard_paths: ShardPaths, split: str, found: Listing, names: Sequence[str]
 ) -> tuple[list[str], dict[str, int] | None]:
     """Return (class names, label of each name used by the shards, or None if they use numbers)."""
     used = list(found.texts["labels"])
@@ -304,7 +460,7 @@ def _number(text: str) -> int | None:
     return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
 
 
-def _first(shard_paths: ShardPaths, split: str, found: listing.Found, label: str) -> str:
+def _first(shard_paths: ShardPaths, split: str, found: Listing, label: str) -> str:
     number = list(found.texts["labels"]).index(label)
     image = found.columns["rows"][np.argmax(found.columns["label"] == number)]
     return f"{shard_paths.by_split[split][found.columns['shard'][image]]}:{found.texts['members'][int(image)]}"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from randlora_pl.adapters.operations import merge_and_unload
 from randlora_pl.data import ImageData
-from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.readers import Samples
 from randlora_pl.data.splits import stratified
 from randlora_pl.lab.analysis.figures import colors, footnote, new_figure
 from randlora_pl.tasks import ImageTask

@@ -12,12 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
 from torchvision.datasets.folder import default_loader
 
-from randlora_pl.data.image_batches import EvalBatches, Late, TrainBatches, load_images
-from randlora_pl.data.image_cache import CachedImages
-from randlora_pl.data.loader import Loader
+from randlora_pl.data.image_batches import CachedImages, EvalBatches, Late, TrainBatches, load_images
+from randlora_pl.data.loader import EvalSchedule, Loader, TrainSchedule
 from randlora_pl.data.module import ImageData
-from randlora_pl.data.readers.dispatch import Samples
-from randlora_pl.data.schedule import EvalSchedule, TrainSchedule
+from randlora_pl.data.readers import Samples
 from randlora_pl.data.sources import FileImages
 from randlora_pl.data.transforms import RATIO, finish, train_pixels
 from randlora_pl.lab.bench.costs import batches_ahead

@@ -5,8 +5,7 @@ from importlib.util import find_spec
 
 from randlora_pl.data.catalog.registry import CATALOG, default_root, find, may_be_read, present
 from randlora_pl.data.locations import root_of
-from randlora_pl.data.own_format import format_of, formats_of
-from randlora_pl.data.validate import check_trains
+from randlora_pl.data.validate import check_trains, format_of, formats_of
 from randlora_pl.run.options.classes import data_class, options_of, takes_texts, task_of
 from randlora_pl.run.options.compose import Command
 from randlora_pl.utils.errors import UserError
@@ -58,7 +57,7 @@ def check_here(command: Command) -> None:
     root = default_root() if typed is None else root_of(str(typed))
     if row is not None and not row.own:
         if not present(row, root):
-            from randlora_pl.data.readers.dispatch import missing
+            from randlora_pl.data.readers import missing
 
             raise missing(row, root, f"the package {row.package} is not installed" if row.package else "")
     elif typed is not None and not root.exists() and not (row and may_be_read(row, root)):

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from randlora_pl.data.image_batches import EvalBatches, TrainBatches
-from randlora_pl.data.loader import Loader
-from randlora_pl.data.schedule import DrawPlan, EvalSchedule, TrainSchedule
+from randlora_pl.data.loader import DrawPlan, EvalSchedule, Loader, TrainSchedule
 from randlora_pl.tasks.images import ClipTask, SecondHead
 from randlora_pl.tasks.losses import normalize
 from randlora_pl.tasks.prompt.decoupled import SecondHeadOptions

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from randlora_pl.data.catalog.registry import find
-from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.readers import Samples
 from randlora_pl.data.readers.table import pairs
 from randlora_pl.data.splits import Splits
 from randlora_pl.utils.errors import UserError

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from randlora_pl.data.catalog.registry import find
-from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.readers import Samples
 from randlora_pl.data.readers.trees import folder
 from randlora_pl.data.unlabelled import find_images
 from randlora_pl.utils.errors import UserError

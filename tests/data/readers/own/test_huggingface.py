@@ -15,7 +15,7 @@ from PIL import Image
 
 from randlora_pl.data import ImageData
 from randlora_pl.data.catalog.registry import find
-from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.readers import Samples
 from randlora_pl.data.readers.huggingface import HubImages, hub
 from randlora_pl.utils.errors import UserError
 from tests.support.products import marked

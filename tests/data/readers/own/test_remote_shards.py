@@ -16,11 +16,10 @@ import pytest
 from randlora_pl.data import ImageData
 from randlora_pl.data.catalog.registry import find
 from randlora_pl.data.image_batches import EvalBatches
-from randlora_pl.data.loader import Loader
+from randlora_pl.data.loader import EvalSchedule, Loader
 from randlora_pl.data.locations import root_of
-from randlora_pl.data.readers import tar_files as tars
-from randlora_pl.data.readers.dispatch import Samples, read
-from randlora_pl.data.schedule import EvalSchedule
+from randlora_pl.data.readers import Samples, read
+from randlora_pl.data.readers import tar_shards as tars
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
 from tests.data.readers.own.tars import write_shards, write_tar

@@ -7,7 +7,7 @@ import pytest
 
 from randlora_pl.data import ImageData
 from randlora_pl.data.catalog.registry import find
-from randlora_pl.data.readers.dispatch import Samples
+from randlora_pl.data.readers import Samples
 from randlora_pl.data.readers.table import table
 from randlora_pl.data.sources import absent
 from randlora_pl.utils.errors import UserError

@@ -15,12 +15,11 @@ from randlora_pl.data import ImageData
 from randlora_pl.data.catalog.registry import find
 from randlora_pl.data.check import check
 from randlora_pl.data.image_batches import EvalBatches, TrainBatches
-from randlora_pl.data.loader import Loader
-from randlora_pl.data.readers import listing_cache as listing
-from randlora_pl.data.readers import tar_files as tars
-from randlora_pl.data.readers.dispatch import Samples, read
+from randlora_pl.data.loader import DrawPlan, EvalSchedule, Loader, TrainSchedule
+from randlora_pl.data.readers import Samples, read
+from randlora_pl.data.readers import tar_shards as tars
+from randlora_pl.data.readers import trees as listing
 from randlora_pl.data.readers.trees import folder
-from randlora_pl.data.schedule import DrawPlan, EvalSchedule, TrainSchedule
 from randlora_pl.data.splits import Splits, subset
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
