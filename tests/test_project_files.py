@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from randlora_pl.commands.table import COMMANDS
+from randlora_pl.commands.main import COMMANDS
 from randlora_pl.run.command import prepare
 
 ROOT = Path(__file__).parents[1]

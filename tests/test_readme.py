@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 from timm.models import vision_transformer
 
-from randlora_pl.commands.common.command import Command
+from randlora_pl.commands.common import Command
 from randlora_pl.commands.main import main
 from randlora_pl.commands.serve import serve
 from randlora_pl.run.command import prepare

@@ -8,8 +8,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from randlora_pl.commands.completion import completion, whole_parser
-from randlora_pl.commands.table import COMMANDS
+from randlora_pl.commands.main import COMMANDS, completion, whole_parser
 from tests.support.cli import Run
 
 SHELLS = get_args(get_type_hints(completion)["shell"])

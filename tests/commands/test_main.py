@@ -12,9 +12,8 @@ import pytest
 
 from randlora_pl import __version__
 from randlora_pl.adapters import methods
-from randlora_pl.commands.common.command import Command
-from randlora_pl.commands.main import main
-from randlora_pl.commands.table import COMMANDS, function_of, members
+from randlora_pl.commands.common import Command
+from randlora_pl.commands.main import COMMANDS, function_of, main, members
 from randlora_pl.run.options.classes import RunOptions, callback_classes, classes, data_class, options_of, public_path
 from randlora_pl.run.options.compose import CLASSES
 from randlora_pl.utils.errors import Terminated

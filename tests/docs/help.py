@@ -3,8 +3,7 @@
 import io
 from contextlib import redirect_stdout
 
-from randlora_pl.commands.main import main
-from randlora_pl.commands.table import COMMANDS, members
+from randlora_pl.commands.main import COMMANDS, main, members
 
 
 def help_page(command: str) -> str:

@@ -3,7 +3,7 @@
 import re
 import shlex
 
-from randlora_pl.commands.table import COMMANDS, members
+from randlora_pl.commands.main import COMMANDS, members
 from randlora_pl.run.command import prepare
 from randlora_pl.run.options.classes import classes
 from tests.docs.help import help_page

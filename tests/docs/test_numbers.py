@@ -10,8 +10,8 @@ import pytest
 
 from randlora_pl.adapters import LoRA, RandLoRA, inject, methods
 from randlora_pl.commands.main import main
-from randlora_pl.commands.sweep.job import find_sweep
-from randlora_pl.commands.sweep.tune import markdown
+from randlora_pl.commands.sweep import markdown
+from randlora_pl.commands.sweep_job import find_sweep
 from randlora_pl.lab.paper import cells as paper_cells
 from randlora_pl.lab.paper import numbers
 from randlora_pl.lab.report.accuracy import harmonic_mean

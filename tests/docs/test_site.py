@@ -13,7 +13,7 @@ import nbformat
 import pytest
 import yaml
 
-from randlora_pl.commands.table import COMMANDS
+from randlora_pl.commands.main import COMMANDS
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.models.catalog import MODELS
 from randlora_pl.run.options.classes import classes, options_of

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from randlora_pl.commands.sweep.job import find_sweep
+from randlora_pl.commands.sweep_job import find_sweep
 from randlora_pl.lab.baselines import method_tables
 from randlora_pl.lab.report.cells import Baseline, Sweep
 from randlora_pl.lab.report.collect import read_sweep

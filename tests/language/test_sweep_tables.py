@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from randlora_pl.adapters import VeRA, inject
-from randlora_pl.commands.sweep.job import find_sweep
+from randlora_pl.commands.sweep_job import find_sweep
 from randlora_pl.lab.paper import cells as paper_cells
 from randlora_pl.lab.paper import notes
 from randlora_pl.run.options.shipped import find_config

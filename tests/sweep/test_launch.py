@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.commands.sweep.sweep import run_in_job
+from randlora_pl.commands.sweep import run_in_job
 from randlora_pl.sweep import loop
 from randlora_pl.utils.errors import UserError
 from tests.support.cli import Run
@@ -136,7 +136,7 @@ def test_what_is_submitted_to_slurm(run: Run, tmp_path: Path, monkeypatch: pytes
         assert line in script
     (first, *_) = sorted((tmp_path / "runs/sweeps/small/slurm").glob("*_submitted.pkl"))
     call = submitit.core.utils.DelayedSubmission.load(first)
-    assert call.function.__module__ == "randlora_pl.commands.sweep.sweep" and call.function.__name__ == "run_in_job"
+    assert call.function.__module__ == "randlora_pl.commands.sweep" and call.function.__name__ == "run_in_job"
     assert call.args[0][:2] == ["sweep", str(tmp_path / "small.yaml")]
     assert call.args[0][2:] == ["--output", str(tmp_path / "runs/sweeps/small"), "--only", "method=LoRA-4"]
     for bad, said in ((("timeout=1",), "timeout"), (("partition",), "expected KEY=VALUE")):

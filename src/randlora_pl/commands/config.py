@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from randlora_pl.commands.common.terminal import check_parent, print_json
+from randlora_pl.commands.common import check_parent, print_json
 from randlora_pl.run.options.mistakes import mistakes_in
 from randlora_pl.run.options.shipped import config_names, find_config, headline, scripts
 from randlora_pl.utils.errors import UserError

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from randlora_pl.commands.common.terminal import check_output, check_parent, counting
+from randlora_pl.commands.common import check_output, check_parent, counting
 from randlora_pl.data.catalog import DatasetSpec, registry
 from randlora_pl.data.catalog.registry import CATALOG
 from randlora_pl.data.download import ProgressCallback, length

@@ -15,7 +15,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from randlora_pl.commands.common.terminal import entry, print_json
+from randlora_pl.commands.common import entry, print_json
 from randlora_pl.commands.fit import describe
 from randlora_pl.data.catalog.registry import CATALOG, default_root
 from randlora_pl.language.catalog import DATASETS, KNOWN, LABELLED

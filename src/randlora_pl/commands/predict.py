@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from randlora_pl import adapters
-from randlora_pl.commands.common.terminal import advised, check_output, check_parent, pick_device, spelled
+from randlora_pl.commands.common import advised, check_output, check_parent, pick_device, spelled
 from randlora_pl.language import prediction_inputs as inputs
 from randlora_pl.language.catalog import TASKS
 from randlora_pl.run.options.adapter_config import adapter_config

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from randlora_pl.commands.common.terminal import print_json
+from randlora_pl.commands.common import print_json
 from randlora_pl.run.options.compose import flatten, normalize
 from randlora_pl.run.run_folder import check_run, is_stamp
 from randlora_pl.utils.errors import UserError, first_line

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from randlora_pl.commands.common.terminal import pick_device
+from randlora_pl.commands.common import pick_device
 from randlora_pl.language.catalog import TASKS
 from randlora_pl.run.options.adapter_config import adapter_config
 from randlora_pl.serving import ServerOptions

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from randlora_pl import models
-from randlora_pl.commands.common.terminal import advised, counting, pick_device
+from randlora_pl.commands.common import advised, counting, pick_device
 from randlora_pl.commands.data import checked_root
 from randlora_pl.data.catalog import DatasetSpec
 from randlora_pl.data.catalog.registry import PAPER, default_root, find, how_to_get, present

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from randlora_pl.adapters import read_adapter
-from randlora_pl.commands.table import members
+from randlora_pl.commands.main import members
 from tests.support.cli import Run
 from tests.support.products import in_one_item
 

@@ -13,9 +13,8 @@ import pytest
 
 from randlora_pl.adapters import DoRA, FullFineTuning, RandLoRA, Together, VeRA
 from randlora_pl.commands.analyze import advised
-from randlora_pl.commands.analyze.represent import note_of
-from randlora_pl.commands.main import main
-from randlora_pl.commands.table import members
+from randlora_pl.commands.analyze.weights import note_of
+from randlora_pl.commands.main import main, members
 from randlora_pl.lab.analysis import landscape
 from randlora_pl.utils.errors import UnreadableImageError, UserError
 from tests.support.cli import SMALL, Run

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from randlora_pl.commands.common.command import Command, first_sentence
+from randlora_pl.commands.common import Command, first_sentence
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, Fraction, Option, Rest, Root, Runs, Weights, Words
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from randlora_pl.commands.common.terminal import check_output, check_parent, entry
+from randlora_pl.commands.common import check_output, check_parent, entry
 from randlora_pl.utils.errors import UserError
 
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from randlora_pl.adapters import FullFineTuning
-from randlora_pl.commands.common.terminal import pick_device
+from randlora_pl.commands.common import pick_device
 from randlora_pl.commands.predict import name_adapters
 from randlora_pl.data import ImageData, open_images
 from randlora_pl.data.sources import FileImages

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from randlora_pl.commands.main import main
-from randlora_pl.commands.sweep.job import find_sweep
+from randlora_pl.commands.sweep_job import find_sweep
 from randlora_pl.lab.report.cells import read_baselines
 from randlora_pl.run.options.shipped import config_names
 from randlora_pl.sweep import loop as cli_cells
@@ -364,7 +364,7 @@ def test_baselines_wait_for_the_last_cell(run: Run, tmp_path: Path, monkeypatch:
     measured: list[Path] = []
     monkeypatch.setattr("randlora_pl.lab.baselines.measure", lambda folder, _: measured.append(folder))
     for elsewhere in (1, 0):
-        monkeypatch.setattr("randlora_pl.commands.sweep.job.work", lambda *_, n=elsewhere: Outcome(elsewhere=n))
+        monkeypatch.setattr("randlora_pl.commands.sweep_job.work", lambda *_, n=elsewhere: Outcome(elsewhere=n))
         assert run("sweep", "small.yaml").code == 0
         assert measured == [SWEEP] * (not elsewhere)
 

@@ -13,8 +13,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from randlora_pl.commands.sweep.job import find_sweep
-from randlora_pl.commands.sweep.tune import config_text, markdown
+from randlora_pl.commands.sweep import config_text, markdown
+from randlora_pl.commands.sweep_job import find_sweep
 from randlora_pl.data import ImageData
 from randlora_pl.data.sources import ArrayImages
 from randlora_pl.run.options.shipped import config_names, find_config

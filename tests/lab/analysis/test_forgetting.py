@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import read_adapter
 from randlora_pl.commands.analyze import Images
-from randlora_pl.commands.analyze.forgetting import forgetting
+from randlora_pl.commands.analyze.models import forgetting
 from randlora_pl.data.unlabelled import batches, framed, random_samples
 from randlora_pl.lab.analysis.forgetting import Forgetting, check_task, prompts_of
 from randlora_pl.models.text import zero_shot_accuracy

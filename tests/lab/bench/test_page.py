@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from randlora_pl.commands.main import main
-from randlora_pl.commands.table import members
+from randlora_pl.commands.main import main, members
 from randlora_pl.lab.bench.methods import chosen
 from randlora_pl.run.options.shipped import find_config
 from tests.docs.help import help_page

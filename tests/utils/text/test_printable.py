@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from randlora_pl.commands.common.terminal import entry
+from randlora_pl.commands.common import entry
 from randlora_pl.commands.main import main
 from randlora_pl.utils.text import _Terminal, for_cell, for_figure, printable, table
 from tests.support.products import in_one_item

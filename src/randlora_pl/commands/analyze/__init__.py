@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from randlora_pl.commands.common import terminal
+from randlora_pl.commands import common
 from randlora_pl.run.options.adapter_config import config_beside, data_beside
 from randlora_pl.run.run_folder import check_new, new_folder, output_folder
 from randlora_pl.utils.errors import UserError
@@ -139,7 +139,7 @@ def data_of(
 
 def advised(batch: int) -> AbstractContextManager[None]:
     """Raise an error with advice if memory runs out for ``batch`` images at a time, or an image cannot be read."""
-    return terminal.advised(f"--batch-size {max(1, batch // 2)}", "Replace it, or use another dataset.")
+    return common.advised(f"--batch-size {max(1, batch // 2)}", "Replace it, or use another dataset.")
 
 
 def new_output(output: str | None, verb: str) -> Path:

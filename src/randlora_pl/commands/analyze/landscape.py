@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from randlora_pl.commands import analyze
-from randlora_pl.commands.common.terminal import counting, pick_device
+from randlora_pl.commands.common import counting, pick_device
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import parse_json
 from randlora_pl.utils.options import Check, Count, Device, Folder, Root, Runs, at_least, between

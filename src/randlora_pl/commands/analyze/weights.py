@@ -1,11 +1,19 @@
-"""``analyze represent``: error of adapters of one budget in expressing an update."""
+"""``analyze spectrum`` and ``analyze represent``: updates of weights, their singular values and what expresses them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-from randlora_pl.commands.analyze import AnalyzedRun, NewFolder, open_run, print_output, write_output
-from randlora_pl.utils.errors import UserError
-from randlora_pl.utils.options import Count, Option, Run
+from randlora_pl.commands.analyze import (
+    AnalyzedRun,
+    NewFolder,
+    labels_of,
+    open_run,
+    parameters,
+    print_output,
+    write_output,
+)
+from randlora_pl.utils.errors import UserError, errors_in
+from randlora_pl.utils.options import Count, Option, Run, Runs
 from randlora_pl.utils.run_files import find_run
 from randlora_pl.utils.text import table
 
@@ -65,7 +73,7 @@ def represent(
     import torch
 
     from randlora_pl.adapters.weights import WeightShape
-    from randlora_pl.commands.common.terminal import counting
+    from randlora_pl.commands.common import counting
     from randlora_pl.lab.analysis.represent import directions, methods_of, represent_figure
     from randlora_pl.lab.analysis.represent import represent as fitted
     from randlora_pl.run.callbacks.summary import describe
@@ -183,3 +191,49 @@ def _print(fits: dict[int, "list[LayerFit]"], chosen: dict[int, int], what: str)
     print("\nCaptured share of the update, also by RandLoRA with orthonormal bases and an A of signs:\n")
     print(table(("budget", *NAMES, *names[2:]), shares))
     print("\nShares: 1 - error^2. They are of this one update, and predict neither loss nor accuracy.")
+
+
+def spectrum(runs: Runs, *, output: NewFolder = None) -> int:
+    """Compare rank, stable rank, effective rank and singular values of the update of every layer.
+
+    Table 2 of the paper finds that, at equal parameters, accuracy increases with the rank of the updates.
+
+    Examples:
+        randlora-pl analyze spectrum runs/lora runs/randlora
+        randlora-pl analyze spectrum ADAPTER ADAPTER --output DIR
+
+    Args:
+        runs: Run folders or adapters, also of full fine-tuning: its update is trained minus pretrained weights
+
+    Note:
+        spectrum.csv has a row per adapter and layer. spectrum.json adds the singular values, spectrum.png and .svg plot
+        them. The rank counts singular values above max(out, in) * 1.2e-7 of the largest. Smaller values are rounding
+        errors. Stable rank: sum of squares / largest square. Effective rank: exp of the entropy of the singular values
+        over their sum. During training: fit --spectrum.every_n_steps N
+    """
+    from randlora_pl.lab.analysis.spectrum import common_layers, layer_spectrum, matrix_updates, means, spectrum_figure
+
+    opened = [open_run(path) for path in runs]
+    found = {}
+    for label, run in zip(labels_of(opened), opened, strict=True):
+        updates = matrix_updates(run.file)
+        if not updates:
+            raise UserError(f"{run.path} changes no matrix of a layer ({label}), so it has no spectrum.")
+        with errors_in(run.path):
+            found[label] = [layer_spectrum(layer, update) for layer, update in updates.items()]
+    shared = common_layers(list(found.values()))
+    rows, cells, content = [], [], []
+    for (label, layers), run in zip(found.items(), opened, strict=True):
+        rows += [{"adapter": label} | one.as_row() for one in layers]
+        mean = means([one for one in layers if one.layer in shared])
+        facts = {"adapter": label, "path": str(run.path), "parameters": parameters(run), "mean": mean}
+        content.append(facts | {"layers": [o.as_row() | {"singular_values": o.values.tolist()} for o in layers]})
+        count = sum(one.layer in shared for one in layers)
+        ranks = [f"{mean[key]:.1f}" for key in ("rank", "full_rank", "stable_rank", "effective_rank")]
+        cells.append([label, f"{parameters(run):,}", f"{count} of {len(layers)}", *ranks, f"{mean['norm']:.3f}"])
+    folder = write_output(output, "spectrum", rows, content, spectrum_figure(found))
+    header = ("adapter", "parameters", "layers", "rank", "of", "stable rank", "effective rank", "norm")
+    print(f"Means over the {len(shared)} layers that all of them change:\n")
+    print(table(header, cells))
+    print_output(folder)
+    return 0
