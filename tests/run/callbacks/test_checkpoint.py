@@ -1,5 +1,7 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,11 +9,17 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from randlora_pl import __version__
-from randlora_pl.adapters import read_adapter, trainable_parameters
-from randlora_pl.run.callbacks import AdapterCheckpoint
-from randlora_pl.run.callbacks.checkpoint import CheckpointFile, is_finite
+from randlora_pl.adapters import RandLoRA, read_adapter, trainable_parameters
+from randlora_pl.data import ImageData
+from randlora_pl.run.callbacks import AdapterCheckpoint, Patience, ValidationSchedule
+from randlora_pl.run.callbacks.checkpoint import CheckpointFile, is_finite, steps_between, validations
+from randlora_pl.tasks import TextHeadTask
+from randlora_pl.tasks.trainer import make_trainer
 from randlora_pl.utils.errors import UserError
+from randlora_pl.utils.run_files import LAST
 from tests.run.callbacks.conftest import Fit
+from tests.support.products import in_one_item
+from tests.tasks.small import trained
 
 
 class Saves(Callback):
@@ -110,3 +118,107 @@ def test_impossible_options() -> None:
         AdapterCheckpoint(every_n_steps=0)
     with pytest.raises(UserError, match="max or min"):
         AdapterCheckpoint(mode="best")
+
+
+@in_one_item(
+    ("steps", "samples", "held_out", "global_batch", "wanted"),
+    [
+        (203, 1294, 143, 64, 21),  # all digits for ten epochs: once a pass
+        (125, 160, 143, 64, 18),  # few shots: a validation is larger than a pass
+        (125, 160, 1430, 64, 25),  # and five times in any run
+        (10_000, 64_000, 0, 64, 1000),
+        (102, 19, 2, 64, 6),  # and at most twenty times
+        (10, 8, 1, 64, 1),
+        (9, 8, 1, 64, 9),  # a trial
+        (1, 8, 1, 64, 1),
+    ],
+)
+def test_validations_are_a_pass_apart(steps: int, samples: int, held_out: int, global_batch: int, wanted: int) -> None:
+    plan = SimpleNamespace(num_samples=samples, global_batch=global_batch)
+    assert steps_between(steps, SimpleNamespace(held_out=held_out, plan=plan)) == wanted
+
+
+class Seen(Callback):
+    """The steps that were validated, and a death at one of them: within it, or once all of it is saved."""
+
+    def __init__(self, dies_in: int | None = None, dies_after: int | None = None) -> None:
+        self.steps: list[int] = []
+        self.dies_in, self.dies_after = dies_in, dies_after
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.dies_in:
+            raise RuntimeError("killed")
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        self.steps.append(trainer.global_step)
+        if trainer.global_step == self.dies_after:
+            raise RuntimeError("killed")
+
+
+Go = Callable[..., tuple[Trainer, TextHeadTask]]
+
+
+@pytest.fixture
+def go(tmp_path: Path) -> Go:
+    """Trains on eight digits a step; two steps apart validations on the loss, of which the highest is the best."""
+
+    def call(seen: Seen, steps: int, patience: int | None = None, folder: str = "run", **options: Any) -> Any:
+        data = ImageData(dataset="digits", shots=2, steps=steps, batch_size=8, eval_batch_size=64)
+        task = TextHeadTask("tiny", "random", adapter=RandLoRA(rank=16))
+        ends = [] if patience is None else [Patience("val/loss", "max", patience)]
+        kept = AdapterCheckpoint(monitor="val/loss", mode="max", patience=patience)
+        callbacks = [ValidationSchedule(), *ends, kept, seen]
+        options = {"limit_val_batches": 1, "accelerator": "cpu", "callbacks": callbacks} | options
+        trainer = make_trainer(default_root_dir=tmp_path / folder, **options)
+        start = tmp_path / folder / LAST
+        trainer.fit(task, data, ckpt_path=start if start.is_file() else None, weights_only=True)
+        return trainer, task
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("steps", "options", "wanted"),
+    [
+        (11, {"accumulate_grad_batches": 2}, [2, 4, 6, 8, 10, 11]),
+        pytest.param(30, {"max_steps": 11}, [2, 4, 6, 8, 10, 11], marks=pytest.mark.full),
+        pytest.param(4, {}, [4], marks=pytest.mark.full),
+        (2, {"limit_val_batches": 0}, []),
+    ],
+)
+def test_a_run_is_validated_in_between_and_at_its_end(
+    steps: int, options: dict[str, Any], wanted: list[int], go: Go
+) -> None:
+    trainer, task = go(seen := Seen(), steps, **options)
+    assert seen.steps == wanted and trainer.global_step == min(steps, 11)
+    assert validations(trainer, task, trainer.datamodule) == len(wanted)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "death", [{"dies_in": 6}, *(pytest.param({"dies_after": step}, marks=pytest.mark.full) for step in (4, 6))], ids=str
+)
+def test_a_killed_run_loses_patience_at_the_same_step(death: dict[str, int], go: Go) -> None:
+    _, whole = go(undisturbed := Seen(), 12, 2, folder="whole")
+    assert undisturbed.steps == [2, 4, 6]
+    with pytest.raises(RuntimeError, match="killed"):
+        go(first := Seen(**death), 12, 2)
+    trainer, resumed = go(second := Seen(), 12, 2)
+    assert trainer.global_step == 6 and trainer.should_stop
+    assert [*first.steps, *second.steps] == undisturbed.steps
+    assert all(torch.equal(value, trained(whole)[name]) for name, value in trained(resumed).items())
+
+
+@pytest.mark.parametrize("death", [{"dies_in": 11}, pytest.param({"dies_after": 11}, marks=pytest.mark.full)], ids=str)
+def test_a_run_that_was_killed_in_its_last_validation_repeats_it(death: dict[str, int], go: Go) -> None:
+    with pytest.raises(RuntimeError, match="killed"):
+        go(first := Seen(**death), 11)
+    trainer, _ = go(second := Seen(), 11)
+    assert [*first.steps, *second.steps] == [2, 4, 6, 8, 10, 11] and trainer.global_step == 11
+
+
+@pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {"check_val_every_n_epoch": 2}])
+def test_patience_without_validations_is_refused(options: dict[str, Any], go: Go) -> None:
+    with pytest.raises(UserError, match="patience"):
+        go(Seen(), 12, 2, **options)
+    with pytest.raises(UserError, match="patience"):
+        AdapterCheckpoint(patience=0)

@@ -8,9 +8,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import balanced_accuracy_score, f1_score, precision_recall_fscore_support
+from torch import Tensor
+from torchmetrics.classification import MulticlassStatScores
 
-from randlora_pl.run.callbacks import Figures
-from randlora_pl.run.callbacks.figures import confusion_figure, pixels, samples_figure
+from randlora_pl.run.callbacks import Figures, PerClass
+from randlora_pl.run.callbacks.figures import (
+    Prediction,
+    Surest,
+    class_table,
+    confusion_figure,
+    pixels,
+    samples_figure,
+    wrong_first,
+)
+from randlora_pl.run.fit_results import format_metrics
+from randlora_pl.utils.text import unpacked
 from tests.run.callbacks.conftest import Fit
 
 
@@ -117,3 +130,108 @@ def test_any_number_of_mistakes_is_drawn_without_overlap(count: int) -> None:
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert not any(box.overlaps(other) for place, box in enumerate(boxes) for other in boxes[:place])
     assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height for box in boxes)
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_metrics_are_those_of_sklearn(absent: bool) -> None:
+    generator = np.random.default_rng(0)
+    truth, guesses = generator.integers(0, 4, 60), generator.integers(0, 4, 60)
+    truth[truth == 3] = 2 if absent else 3  # a class without samples that is predicted nevertheless
+    scores = MulticlassStatScores(5, average=None)  # and one that does not occur at all
+    table = class_table(scores(torch.from_numpy(guesses), torch.from_numpy(truth)))
+    wanted = precision_recall_fscore_support(truth, guesses, labels=range(5), zero_division=np.nan)
+    np.testing.assert_array_equal(table[:, 0], wanted[3])
+    for column, values in enumerate(wanted[:3], 1):
+        np.testing.assert_allclose(table[:, column], values)
+    callback = PerClass()
+    callback.on_test_start(None, None)
+    callback._scores = scores
+    callback._right.update(torch.tensor([1]))
+    trainer, task = SimpleNamespace(loggers=[], global_step=0, is_global_zero=False), SimpleNamespace(test_name="x")
+    callback.on_test_end(trainer, task)
+    found = {name.removeprefix("x/"): value for name, value in callback.facts.items()}
+    seen = [number for number in range(5) if number in truth]
+    assert found["balanced_accuracy"] == pytest.approx(wanted[1][seen].mean())
+    assert found["macro_f1"] == pytest.approx(f1_score(truth, guesses, average="macro", zero_division=0))
+    if not absent:
+        assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, guesses))
+
+
+def test_table_is_written_after_the_training_alone(fit: Fit, tmp_path: Path) -> None:
+    trainer, task, data = fit(callback := PerClass())
+    task.test_name = "zeroshot"
+    trainer.test(task, data, verbose=False)
+    assert "zeroshot/macro_f1" in callback.facts and not (tmp_path / "test_per_class.csv").exists()
+    task.test_name = "test"
+    (figures,) = trainer.test(task, data, verbose=False)
+    header, *rows = csv.reader((tmp_path / "test_per_class.csv").open(newline=""))
+    assert header == ["class", "samples", "precision", "recall", "f1"] and [row[0] for row in rows] == task.classnames
+    samples, recalls = (np.array([float(row[column]) for row in rows]) for column in (1, 3))
+    assert samples.sum() == 128  # two batches of 64
+    assert samples @ recalls / 128 == pytest.approx(figures["test/acc"], abs=1e-6)
+    assert recalls.mean() == pytest.approx(callback.facts["test/balanced_accuracy"], abs=1e-6)
+    right = unpacked(callback.facts["test/right"])
+    assert right is not None and len(right) == 128 and right.mean() == pytest.approx(figures["test/acc"], abs=1e-6)
+    with torch.no_grad():
+        batches = list(data.test_dataloader())
+        task.prepare_evaluation()
+        guesses = torch.cat([task.class_logits(batch["image"]).argmax(1) for batch in batches])
+        task.finish_evaluation()
+    index, labels = (torch.cat([batch[name] for batch in batches]) for name in ("index", "label"))
+    np.testing.assert_array_equal(right, (guesses == labels)[index.argsort()].numpy()[: len(right)])
+
+
+def test_balanced_accuracy_is_shown_where_classes_are_unequal() -> None:
+    figures = {"test/acc": 0.9, "test/balanced_accuracy": 0.6, "test/macro_f1": 0.5, "test/smallest_class": 10}
+    assert format_metrics(figures | {"test/largest_class": 19}, "test") == "accuracy 90.00 %"
+    shown = format_metrics(figures | {"test/largest_class": 20}, "test")
+    assert shown == "accuracy 90.00 %, balanced accuracy 60.00 %"
+
+
+def predictions(samples: int = 40, classes: int = 3) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(samples, 3, 4, 4, generator=generator)
+    labels = torch.randint(classes, (samples,), generator=generator)
+    logits = torch.randn(samples, classes, generator=generator).round()  # many are equally sure
+    return images, torch.arange(samples), labels, logits, torch.rand(samples, generator=generator) > 0.2
+
+
+def found(order: list[int], parts: int, most: int = 5) -> Surest:
+    rows, surest = predictions(), Surest(most)
+    for part in torch.tensor(order).tensor_split(parts):
+        surest.add(*(column[part] for column in rows))
+    return surest
+
+
+@pytest.mark.parametrize("parts", [1, 3, 40])
+def test_surest_mistakes_are_those_of_the_whole_set(parts: int) -> None:
+    images, _, labels, logits, counts = predictions()
+    shares, guesses = logits.softmax(1).max(1)
+    wrong = [place for place in range(40) if counts[place] and guesses[place] != labels[place]]
+    wanted = sorted(wrong, key=lambda place: (-float(shares[place]), place))[:5]
+    surest = found(list(range(40)), parts)
+    assert [mistake.index for mistake in surest.mistakes] == wanted
+    assert (surest.wrong, surest.seen) == (len(wrong), int(counts.sum()))
+    for mistake in surest.mistakes:
+        assert (mistake.label, mistake.guess) == (labels[mistake.index], guesses[mistake.index])
+        assert torch.equal(mistake.image, images[mistake.index])
+        assert mistake.image.untyped_storage().nbytes() == mistake.image.nbytes, "a view keeps its whole batch"
+
+
+def test_wrong_predictions_come_first_and_leave_room_for_right_ones() -> None:
+    def one(index: int, probability: float, wrong: bool = False) -> Prediction:
+        return Prediction(probability, index, 0, int(wrong), torch.zeros(3, 1, 1))
+
+    samples = [one(9, 0.5), one(1, 0.9), one(7, 0.4, wrong=True), one(2, 0.8), one(5, 0.99)]
+    mistakes = [one(index, 0.9 - 0.1 * index, wrong=True) for index in (0, 3, 4, 6)]
+    assert [kept.index for kept in wrong_first(mistakes, samples)] == [0, 3, 4, 1, 9], "half of five, rounded up"
+    assert [kept.index for kept in wrong_first(mistakes[:1], samples)] == [0, 7, 1, 2, 9]
+    assert [kept.index for kept in wrong_first([samples[2]], samples)] == [7, 1, 2, 5, 9], "none twice"
+    assert [kept.index for kept in wrong_first([], samples[:2])] == [1, 9]
+
+
+def test_headings_count() -> None:
+    surest = Surest(4)
+    for wrong, words in ((0, "no mistake"), (1, "only"), (4, "all 4"), (1234, "4 most confident of 1,234")):
+        surest.wrong = wrong
+        assert words in surest.heading()

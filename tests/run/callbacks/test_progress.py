@@ -1,13 +1,21 @@
+import csv
 import re
+import resource
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 from torch import Tensor
 
-from randlora_pl.run.callbacks import ProgressBar, ProgressLines
+from randlora_pl.run.callbacks import PeakMemory, ProgressBar, ProgressLines, StepNumbers, Throughput, progress
+from randlora_pl.run.callbacks.progress import peak_bytes
+from randlora_pl.tasks.optim import schedule_factor
 from tests.run.callbacks.conftest import Fit
 
 
@@ -64,3 +72,72 @@ def test_a_log_file_gets_lines_and_a_terminal_gets_none(
     monkeypatch.setattr("randlora_pl.run.callbacks.progress.Console", partial(Console, force_interactive=True))
     fit(ProgressLines())
     assert "step" not in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs the resident set, from Linux's /proc")
+def test_peak_of_the_host_is_the_largest_resident_set() -> None:
+    before = peak_bytes(torch.device("cpu"))
+    here = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    block = torch.ones((before - here + 2**26) // 4)  # float32: 64 MiB above the peak so far
+    after = peak_bytes(torch.device("cpu"))
+    assert block.numel() and before + 2**25 <= after <= before + 2**27
+    assert after == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_peak_is_logged_and_goes_on_across_a_resume(fit: Fit) -> None:
+    callback = PeakMemory()
+    trainer, _, _ = fit(callback)
+    assert 1 < float(trainer.logged_metrics["memory/peak_mb"]) <= callback.peak / 1e6 * 1.001
+    resumed = PeakMemory()
+    resumed.load_state_dict({"peak": 10**15})
+    assert resumed.peak == 10**15
+
+
+def test_a_run_may_log_no_step() -> None:
+    logged: list[float] = []
+    module = SimpleNamespace(device=torch.device("cpu"), log=lambda name, value, **_: logged.append(float(value)))
+    callback = PeakMemory()
+    for step in range(3):
+        callback.on_train_batch_end(SimpleNamespace(global_step=step, log_every_n_steps=0), module)  # type: ignore[arg-type]
+    assert len(set(logged)) == 1 and logged[0] > 0
+
+
+def test_curves_are_numbered_by_the_optimizer_steps_done(fit: Fit, tmp_path: Path) -> None:
+    options = {"limit_val_batches": 1, "val_check_interval": 2, "accumulate_grad_batches": 2}
+    _, task, _ = fit(StepNumbers(), logger=CSVLogger(tmp_path, "", "csv"), **options)
+    rows = list(csv.DictReader((tmp_path / "csv" / "metrics.csv").open(newline="")))
+    trained, validated = ([row for row in rows if row[name]] for name in ("train/loss", "val/loss"))
+    assert [row["step"] for row in trained] == [row["step"] for row in validated] == ["1", "2", "3", "4"]
+    for row in (*trained, *validated):  # 8 x 2 of 20 images a step
+        assert float(row["epoch"]) == pytest.approx(int(row["step"]) * 16 / 20)
+    rates = {name: [float(row[name]) for row in trained] for name in rows[0] if name.startswith("lr-AdamW")}
+    expected = [
+        task.learning_rate * schedule_factor(step, 4, task.warmup_steps, task.final_lr_fraction) for step in range(4)
+    ]
+    assert rates and all(found == pytest.approx(expected) for found in rates.values())
+
+
+def test_rate_leaves_out_the_warm_up_and_validation(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+
+    class Clock(Callback):
+        """Each batch takes two seconds, the first ten; each validation a hundred."""
+
+        def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, index: int) -> None:
+            now[0] += 2 if index else 10
+
+        def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            now[0] += 100
+
+    callback = Throughput()
+    trainer, _, _ = fit(Clock(), callback, limit_val_batches=1, val_check_interval=1)
+    assert callback.images == 8  # of the fourth batch; the first three warm up
+    assert callback.per_second == 4.0
+    assert callback.seconds == 10 + 3 * 2 + 4 * 100
+    assert float(trainer.logged_metrics["speed/images_per_second"]) == 4.0
+
+
+def test_no_rate_before_anything_was_counted() -> None:
+    assert Throughput().per_second is None
+    assert Throughput().seconds == 0

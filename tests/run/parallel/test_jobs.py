@@ -1,18 +1,37 @@
-"""Whole fits of two processes: they equal one process, end when one of them is lost, and go on afterwards."""
+"""Whole fits of two processes: they equal one process, end when one is lost or differs, and go on afterwards."""
 
 import json
 import os
+import shutil
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
+from randlora_pl.adapters import trainable_parameters
+from randlora_pl.tasks import load_task
 from tests.support.cli import Run
 
-from .jobs import FIT, LONG, ended, outputs, srun, torchrun, two_agents, wait_for_checkpoint, worker
+from .jobs import (
+    FIT,
+    LONG,
+    ended,
+    free_port,
+    outputs,
+    spawn_tasks,
+    srun,
+    torchrun,
+    two_agents,
+    wait_for_checkpoint,
+    worker,
+)
+from .processes import write_folder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 STANDALONE = ("--standalone", "--nproc-per-node", "2")
@@ -116,3 +135,82 @@ def test_a_process_that_hangs_is_given_up_after_the_timeout(tmp_path: Path) -> N
         assert time.monotonic() - started < 40
     assert tasks[0].returncode == 1
     assert f"resume with: randlora-pl fit --resume {folder.relative_to(tmp_path)}" in text
+
+
+TWO = [*FIT, "--data.shots", "null", "--data.dataset", "folder"]
+
+
+def roots(folder: Path) -> list[str]:
+    """Two copies of one dataset, as words."""
+    for name in ("one", "two"):
+        write_folder(folder / name)
+    return [f"--data.root={folder / name}" for name in ("one", "two")]
+
+
+def refused_by_both(words: list[list[str]], folder: Path, *messages: str, port: int = 0) -> None:
+    """Two tasks of a job end soon with the same reason."""
+    started = time.monotonic()
+    for code, text in outputs(spawn_tasks(words, folder, port)):
+        assert code == 2 and all(each in text for each in messages) and "Traceback" not in text, text
+    assert time.monotonic() - started < 120
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--data.batch_size 4", "--data.batch_size is "),
+        ("--model.adapter.rank 7", "--model.adapter.rank is "),
+        ("--trainer.strategy ddp", "--trainer.strategy is "),
+        ("--resume auto", "come to --resume auto, but process 0 to the run folder"),
+        ("--data.root=nowhere", "nowhere"),
+    ],
+)
+def test_another_option_of_one_process_ends_both(tmp_path: Path, more: str, message: str) -> None:
+    own, other = roots(tmp_path)
+    refused_by_both([[*TWO, own], [*TWO, other, *more.split()]], tmp_path, message)
+    assert not list(tmp_path.glob("runs/*/2*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_missing_picture_ends_both(tmp_path: Path, split: str) -> None:
+    own, other = roots(tmp_path)
+    removed = sorted((tmp_path / "two").rglob(f"{split}/**/*.png"))[0]
+    removed.unlink()
+    refused_by_both([[*TWO, own], [*TWO, other]], tmp_path, f"the {split} samples differ", removed.name)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("deep")  # as in processes of their own
+def test_testing_other_weights_ends_both(tmp_path: Path, run: Run) -> None:
+    assert run(*FIT, "--run.root", str(tmp_path / "runs")).code == 0
+    (own,) = tmp_path.glob("runs/*/2*/adapter")
+    other = shutil.copytree(own.parent, tmp_path / "other") / "adapter"
+    task = load_task(other)
+    with torch.no_grad():
+        for parameter in trainable_parameters(task.model).values():
+            parameter.mul_(2)
+    task.save(other)
+    words = [["test", "--adapter", str(folder), "--trainer.accelerator", "cpu"] for folder in (own, other)]
+    refused_by_both(words, tmp_path, "the adapter is '")
+
+
+@pytest.mark.slow
+def test_other_places_and_workers_are_no_difference(tmp_path: Path) -> None:
+    own, other = roots(tmp_path)
+    words = [[*TWO, own], [*TWO, other, "--data.num_workers", "1"]]
+    assert [code for code, _ in outputs(spawn_tasks(words, tmp_path))] == [0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("speaks", [False, True])
+def test_a_busy_port_ends_both(tmp_path: Path, speaks: bool) -> None:
+    """Of a program that is silent, and of another job's store."""
+    own, _ = roots(tmp_path)
+    port = free_port()
+    held = (
+        TCPStore("127.0.0.1", port, None, True, wait_for_workers=False) if speaks else socket.create_server(("", port))
+    )
+    refused_by_both([[*TWO, own]] * 2, tmp_path, f"has port {port}", port=port)
+    assert held

@@ -2,7 +2,6 @@
 
 import io
 import os
-import socket
 import subprocess
 import sys
 
@@ -13,8 +12,9 @@ from randlora_pl.run.parallel.launch import Launch, broadcast_decision, decide_f
 from randlora_pl.run.parallel.sharding import with_devices, with_strategy
 from randlora_pl.run.parallel.strategy import AdapterDDP
 from randlora_pl.utils.errors import UserError
-from tests.support.cli import Refused
-from tests.support.products import marked
+from tests.support.products import in_one_item
+
+from .jobs import free_port
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "1", "RANK": "3", "LOCAL_RANK": "1",
@@ -53,18 +53,20 @@ def test_a_further_process_of_lightning_is_told_by_a_variable_and_one_of_a_launc
     assert decide_first("folder", "DECISION", str) == "folder of rank 0"
 
 
-def test_torchrun_and_slurm_say_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, TORCHRUN)
-    assert launched() == Launch(rank=3, world=4, nodes=2, per_node=2, attempt=1) and process_rank() == 3
-    use(monkeypatch, SLURM)
-    assert launched() == Launch(rank=5, world=8, nodes=2, per_node=4) and process_rank() == 5
-
-
-def test_a_batch_script_and_a_shell_of_slurm_are_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"})
-    assert launched() is None
-    use(monkeypatch, SLURM | {"SLURM_JOB_NAME": "interactive"})
-    assert launched() is None
+@in_one_item(
+    ("environment", "expected"),
+    [
+        (TORCHRUN, Launch(rank=3, world=4, nodes=2, per_node=2, attempt=1)),
+        (SLURM, Launch(rank=5, world=8, nodes=2, per_node=4)),
+        ({name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}, None),  # a batch script
+        (SLURM | {"SLURM_JOB_NAME": "interactive"}, None),  # a shell
+    ],
+)
+def test_torchrun_and_steps_of_slurm_say_how_many_there_are(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: Launch | None
+) -> None:
+    use(monkeypatch, environment)
+    assert launched() == expected and (expected is None or process_rank() == expected.rank)
 
 
 def test_machines_with_different_numbers_of_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,9 +92,8 @@ def test_a_gpu_that_is_not_there_is_told_in_a_line(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     for asked in ("gpu", "cuda"):
-        with pytest.raises(
-            UserError, match=f"accelerator is {asked}, but PyTorch finds no GPU\\. .*randlora-pl doctor"
-        ):
+        message = rf"accelerator is {asked}, but PyTorch finds no GPU\. .*randlora-pl doctor"
+        with pytest.raises(UserError, match=message):
             with_devices({"accelerator": asked})
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
     assert with_devices({"accelerator": "gpu"}) == {"accelerator": "gpu"}
@@ -111,16 +112,11 @@ def test_the_strategy_is_ours_where_there_are_several_and_none_was_named(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, object], own: bool
 ) -> None:
     use(monkeypatch, {})
-    config = with_strategy({"accelerator": "cpu"} | options, timeout=42)
-    assert isinstance(config.get("strategy"), AdapterDDP) == own
+    strategy = with_strategy({"accelerator": "cpu"} | options, timeout=42).get("strategy")
     if own:
-        assert config["strategy"]._timeout.total_seconds() == 42
+        assert isinstance(strategy, AdapterDDP) and strategy._timeout.total_seconds() == 42
     else:
-        assert config.get("strategy") == options.get("strategy")
-
-
-def test_a_timeout_that_is_none_is_refused(refused: Refused) -> None:
-    assert "--run.timeout: expected a positive number" in refused("fit", "--config", "quickstart", "--run.timeout", "0")
+        assert strategy == options.get("strategy")
 
 
 def test_two_steps_of_a_slurm_job_do_not_meet_and_two_agents_in_steps_of_their_own_do(
@@ -166,22 +162,26 @@ except UserError as error:
 """
 
 
-@pytest.mark.parametrize(("answer",), marked(zip(["give", "refuse"]), lambda row: row[0] in ("give",)))
-def test_the_first_process_decides_and_the_others_are_told(answer: str) -> None:
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("give", ["decided by 0 | decided by 0 | again by 0"] * 2),
+        pytest.param("refuse", ["refused no", "refused process 0 has ended: no"], marks=pytest.mark.full),
+    ],
+)
+def test_the_first_process_decides_and_the_others_are_told(answer: str, said: list[str]) -> None:
     """As srun starts them: the first process keeps the store."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    slurm = SLURM | {"SLURM_NTASKS": "2", "SLURM_NNODES": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    job = SLURM | {
+        "SLURM_NTASKS": "2",
+        "SLURM_NNODES": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": f"{free_port()}",
+    }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", ASK, answer], env=os.environ | slurm | {"SLURM_PROCID": rank},
+            [sys.executable, "-c", ASK, answer], env=os.environ | job | {"SLURM_PROCID": rank},
             stdout=subprocess.PIPE, text=True,
         )
         for rank in "01"
     ]  # fmt: skip
-    first, second = (process.communicate(timeout=120)[0].strip() for process in processes)
-    if answer == "give":
-        assert first == second == "decided by 0 | decided by 0 | again by 0"
-    else:
-        assert (first, second) == ("refused no", "refused process 0 has ended: no")
+    assert [process.communicate(timeout=120)[0].strip() for process in processes] == said

@@ -1,4 +1,4 @@
-"""The shipped scripts start what they say, as far as stubs of torchrun and SLURM can tell."""
+"""The shipped scripts and the page about many devices start what they say, as far as stubs can tell."""
 
 import os
 import re
@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from randlora_pl.commands.main import main
 from randlora_pl.run.command import prepare, resume_by_itself
 from randlora_pl.run.options.shipped import config_folder, scripts
+from tests.docs.pages import commands_of
 from tests.support.cli import Run
 
 WORDS = ["--config", "quickstart", "--data.steps", "3"]
@@ -67,7 +69,7 @@ def test_torchrun_without_a_gpu_says_what_to_do(start: Start) -> None:
 
 
 def test_the_command_of_slurm_is_one_of_ours(start: Start, tmp_path: Path) -> None:
-    process = start("slurm.sbatch", SLURM_JOB_ID="77", SLURM_JOB_NAME="randlora", SLURM_CPUS_PER_TASK="8")
+    process = start("slurm.sbatch", SLURM_CPUS_PER_TASK="8", **JOB)
     assert process.wait(timeout=60) == 0
     words = arguments(tmp_path, "srun")
     own = words[words.index("randlora-pl") + 1 :]
@@ -83,30 +85,33 @@ def test_slurm_asks_for_as_many_tasks_as_gpus() -> None:
     assert options["signal"].startswith("B:USR1@") and "requeue" in options and options["open-mode"] == "append"
 
 
+JOB = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "randlora"}
+
+
 @pytest.mark.parametrize(
-    ("code", "restarts", "again"),
-    [(0, 0, False), (1, 0, True), (137, 2, True), (134, 0, True), (143, 0, True), (1, 3, False), (2, 0, False)],
+    ("code", "restarts", "state", "again"),
+    [
+        (0, 0, "RUNNING", False),
+        (1, 0, "RUNNING", True),
+        (137, 2, "RUNNING", True),
+        (143, 0, "RUNNING", True),
+        (1, 3, "RUNNING", False),
+        (2, 0, "RUNNING", False),
+        (143, 0, "COMPLETING", False),  # was cancelled
+    ],
 )
 def test_slurm_queues_again_what_another_try_can_mend(
-    start: Start, tmp_path: Path, code: int, restarts: int, again: bool
+    start: Start, tmp_path: Path, code: int, restarts: int, state: str, again: bool
 ) -> None:
-    job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "randlora", "SLURM_RESTART_COUNT": str(restarts)}
-    job["STATE"] = "RUNNING"
-    assert start("slurm.sbatch", SRUN=f"exit {code}", **job).wait(timeout=60) == code
+    more = JOB | {"SLURM_RESTART_COUNT": str(restarts), "STATE": state}
+    assert start("slurm.sbatch", SRUN=f"exit {code}", **more).wait(timeout=60) == code
     assert (tmp_path / "scontrol.args").exists() == again
-
-
-def test_slurm_leaves_a_job_that_was_cancelled(start: Start, tmp_path: Path) -> None:
-    job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "randlora", "STATE": "COMPLETING"}
-    assert start("slurm.sbatch", SRUN="exit 143", **job).wait(timeout=60) == 143
-    assert not (tmp_path / "scontrol.args").exists()
 
 
 def test_slurm_queues_again_before_the_time_limit(start: Start, tmp_path: Path) -> None:
     ended = f"for _ in {{1..600}}; do [ -e {tmp_path}/scontrol.args ] && exit; sleep 0.05; done"  # by the requeue
     (tmp_path / "tasks.sh").write_text(ended)
-    job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "randlora"}
-    process = start("slurm.sbatch", SRUN=f"exec bash {tmp_path}/tasks.sh", **job)
+    process = start("slurm.sbatch", SRUN=f"exec bash {tmp_path}/tasks.sh", **JOB)
     while not (tmp_path / "srun.args").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGUSR1)
@@ -119,3 +124,18 @@ def test_scripts_are_listed_and_copied(run: Run, tmp_path: Path) -> None:
     assert all(name in listed for name in scripts())
     assert run("config", "cp", "slurm.sbatch").code == 0
     assert (tmp_path / "slurm.sbatch").read_text() == run("config", "cat", "cluster/slurm.sbatch").out
+
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "many_devices.md").read_text(encoding="utf-8")
+
+
+def test_its_commands_and_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    fits = [words[1:] for words in commands_of(PAGE) if words[0] == "fit"]
+    assert [prepare("fit", fit).flat()["model.name"] for fit in fits] == ["ViT-B-32", "ViT-H-14"]
+    assert main(["fit", "--help"]) == 0
+    page = capsys.readouterr().out
+    for option in ("--run.timeout", "--resume", "--run.name", "--checkpoint.every_n_steps", "loss_batch"):
+        assert option in page and option in PAGE, option
+    for path in re.findall(r"(?:bash|sbatch|python) ((?:configs|scripts)/\S+)|`(tests/\S+\.py)`", PAGE):
+        assert (ROOT / "".join(path)).is_file(), path
