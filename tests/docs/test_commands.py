@@ -29,7 +29,7 @@ def test_commands_are_understood(name: str, command: str) -> None:
         assert words[1] in GROUPS[verb] | {"VERB"}, command
     options = [word.partition("=")[0] for word in words if word.startswith("--")]
     if "mine.FocalTask" in words:
-        return  # tests/test_own_methods_page.py runs it
+        return  # test_shell_blocks.py runs it
     a_run = verb == "fit" or words[:2] == ["tune", "--config"]  # the rate of a run, with the options of fit
     if a_run and "--resume" not in options and "--help" not in options and len(words) > 1:
         typed = re.sub(

@@ -35,7 +35,7 @@ COMPUTED = """
         self.gamma = {1, 2}
 """
 LONGER = [("test", "--run"), ("adapter", "merge")]
-"""Commands that tests/test_own_methods_page.py runs."""
+"""Commands that tests/docs/test_shell_blocks.py runs."""
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ TEXTS = PAGES | {
 BLOCKS = {
     name: found
     for name, text in TEXTS.items()
-    if (found := re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, flags=re.S | re.M))
+    if name != "README.md" and (found := re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, flags=re.S | re.M))
 }
 WRONG = {command for command, output in shown(PAGES["docs/troubleshooting.md"]) if "error:" in output}
 """Commands that are shown with their error."""
@@ -34,8 +34,6 @@ MACHINES = "needs several machines"
 TWO = "two processes: test_several_machines.py runs it"
 REPEAT = "# in the folder of this report: regenerate it from cells.csv, or repeat the runs"
 LISTED = [
-    ("README.md", "python3 -m venv .venv && .venv/bin/pip install . \\", INDEX),
-    ("README.md", 'python3 -m venv .venv && .venv/bin/pip install ".[test]" && .venv/bin/pytest', INDEX),
     ("docs/commands.md", "randlora-pl fit --config clip_vitb32 --config lora --data.dataset cifar10 \\", WEIGHTS),
     (
         "docs/commands.md",
