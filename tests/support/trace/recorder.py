@@ -1,7 +1,6 @@
 """Record of a training step, call by call, on tensors without data."""
 
 import weakref
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.support.trace.custom_costs import Cost
 from tests.support.trace.fake_gpu import DEVICE
 from tests.support.trace.op_costs import cost_of, is_free, products_dtype, tensors_in
-from tests.support.trace.roofline import DeviceModel
 
 _CPU = torch.device("cpu")
 
@@ -73,19 +71,6 @@ class Traced:
     def cast_bytes(self) -> int:
         """Bytes that these read and write."""
         return sum(call.cost.read + call.cost.written for call in self.calls if call.cast)
-
-    def seconds(self, device: DeviceModel) -> float:
-        """Return the sum of the kernels' times; the host is never waited for."""
-        return sum(self.by_operator(device).values())
-
-    def by_operator(self, device: DeviceModel) -> dict[str, float]:
-        """Return the seconds of each operator, the longest first."""
-        seconds: dict[str, float] = defaultdict(float)
-        for call in self.calls:
-            name = "cast" if call.cast else call.name.removeprefix("aten::")
-            cost = call.cost
-            seconds[name] += device.seconds(cost.flops, cost.read + cost.written, call.dtype, cost.launches)
-        return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]

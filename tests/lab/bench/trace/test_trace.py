@@ -11,7 +11,6 @@ from randlora_pl.utils.errors import UserError
 from tests.support.trace.custom_costs import CUSTOM, Cost
 from tests.support.trace.fake_gpu import DEVICE, cuda_rules, fake
 from tests.support.trace.recorder import Recorder, Traced
-from tests.support.trace.roofline import DEVICES
 from tests.support.trace.setup import step_setup
 from tests.support.trace.step import StepSetup, trace_step
 
@@ -139,15 +138,6 @@ def test_a_custom_operator_has_its_own_formula(gpu: Gpu, monkeypatch: pytest.Mon
     monkeypatch.setitem(CUSTOM, "randlora_pl_test::twice", lambda args, result: Cost(1, 2, 3))
     twice(x)
     assert [cost for name, cost in gpu.calls if "twice" in name] == [Cost(0, 40, 40), Cost(1, 2, 3)]
-
-
-def test_the_time_of_a_kernel_is_its_slowest_limit() -> None:
-    device = DEVICES["h100"]
-    assert device.seconds(600e9, 0, torch.bfloat16) == pytest.approx(1e-3)
-    assert device.seconds(600e9, 5.5e9, torch.bfloat16) == pytest.approx(2e-3)
-    assert device.seconds(0, 0, torch.float32, 4) == pytest.approx(1e-5)
-    assert device.seconds(50e9, 0, torch.float32) == pytest.approx(1e-3)
-    assert all(one.single < one.half for one in DEVICES.values())
 
 
 @pytest.mark.slow
