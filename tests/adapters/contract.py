@@ -21,9 +21,9 @@ from randlora_pl.adapters import (
     unmerge,
 )
 from randlora_pl.adapters.derived import derived_buffers
-from randlora_pl.adapters.kept import update_buffers
-from randlora_pl.adapters.layers.adapted import AdaptedLayer
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.layers import AdaptedLayer
+from randlora_pl.adapters.random_bases import WeightShape
+from randlora_pl.adapters.trained import update_buffers
 from tests.adapters.cases import (
     KINDS,
     METHODS,

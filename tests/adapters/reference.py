@@ -13,7 +13,7 @@ from torch import Tensor
 
 from randlora_pl.adapters import random_bases as bases
 from randlora_pl.adapters.base import DeltaWeight
-from randlora_pl.adapters.layers.adapted import RowBlocks
+from randlora_pl.adapters.layers import RowBlocks
 from randlora_pl.adapters.methods.adalora import AdaLoRADelta
 from randlora_pl.adapters.methods.autolora import SelectedBases, SelectedRanks
 from randlora_pl.adapters.methods.dora import DoRADelta

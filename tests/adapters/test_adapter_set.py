@@ -35,8 +35,8 @@ from randlora_pl.adapters import (
     trainable_parameters,
     unmerge,
 )
-from randlora_pl.adapters.base import WeightedSum
-from randlora_pl.adapters.kernels import dropout
+from randlora_pl.adapters.kernels import common
+from randlora_pl.adapters.layers import WeightedSum
 from randlora_pl.adapters.operations import report_of, use_bases, weight_updates
 from randlora_pl.adapters.random_bases import Bases
 from randlora_pl.utils.errors import UserError
@@ -248,7 +248,7 @@ def test_a_sum_drops_inputs_on_the_paths_of_its_parts_only(tmp_path: Path) -> No
     torch.manual_seed(3)
     again = layer(x) - plain.enter(x)
     torch.manual_seed(3)
-    masks = [dropout.dropped(x, 0.5), dropout.dropped(x, 0.5)]
+    masks = [common.dropped(x, 0.5), common.dropped(x, 0.5)]
     deltas = [w * part.change(torch.empty(0)) for part, w in zip(layer.delta.parts, layer.delta.weights, strict=True)]
     by_hand = sum(mask @ delta.T for mask, delta in zip(masks, deltas, strict=True))
     torch.testing.assert_close(again, by_hand, rtol=1e-4, atol=1e-4)

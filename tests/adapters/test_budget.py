@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from randlora_pl.adapters import Adapter, DoRA, LoRA, NoLA, RandLoRA, VeRA, inject
-from randlora_pl.adapters.budget import count_parameters, match_budget, parse_budget
-from randlora_pl.adapters.targets.select import select
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
+from randlora_pl.adapters.select import count_parameters, match_budget, parse_budget, select
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo
 from tests.support.products import in_one_item, marked

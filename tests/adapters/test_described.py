@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, DoRA, LoRA, RandLoRA, inject, load_adapter, save_adapter
 from randlora_pl.adapters.base import DeltaWeight
-from randlora_pl.adapters.budget import count_parameters, match_budget
-from randlora_pl.adapters.io.save_load import make_adapter
-from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import Bases, WeightShape
+from randlora_pl.adapters.save_load import make_adapter
+from randlora_pl.adapters.select import count_parameters, match_budget
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.own_classes import METHODS, path_of
 from tests.adapters.cases import One, randomise

@@ -29,8 +29,8 @@ from randlora_pl.adapters import (
     merge_and_unload,
     trainable_parameters,
 )
-from randlora_pl.adapters.io.save_load import read_adapter, save_adapter
-from randlora_pl.adapters.kept import hash_weights
+from randlora_pl.adapters.save_load import read_adapter, save_adapter
+from randlora_pl.adapters.trained import hash_weights
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo
 from tests.adapters.cases import One, SelfAttention, assert_close, randomise

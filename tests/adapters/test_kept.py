@@ -26,10 +26,10 @@ from randlora_pl.adapters import (
     save_adapter,
     set_train_mode,
 )
-from randlora_pl.adapters.io import save_load as adapter_files
-from randlora_pl.adapters.io.container import CONFIG, TENSORS, load_tensors, save_tensors
-from randlora_pl.adapters.kept import base_buffers, kept_buffers
+from randlora_pl.adapters import save_load as adapter_files
 from randlora_pl.adapters.methods.lora import LoRADelta
+from randlora_pl.adapters.save_load import CONFIG, TENSORS, load_tensors, save_tensors
+from randlora_pl.adapters.trained import base_buffers, kept_buffers
 from randlora_pl.utils.errors import UserError
 
 STATISTICS = {"1.running_mean", "1.running_var", "1.num_batches_tracked"}

@@ -10,8 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from randlora_pl.adapters import LoRA, NoLA, RandLoRA, inject
-from randlora_pl.adapters.io import container
+from randlora_pl.adapters import LoRA, NoLA, RandLoRA, inject, save_load
 from randlora_pl.interop.peft import files as peft_files
 from randlora_pl.utils.errors import UserError
 from tests.adapters.zoo import mlp
@@ -32,8 +31,8 @@ def change(adapter: Path, edit: Callable[[Any], object]) -> None:
 
 
 def replace_tensors(adapter: Path, edit: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    tensors = {name: edit(value) for name, value in load_file(adapter / container.TENSORS).items()}
-    save_file(tensors, adapter / container.TENSORS)
+    tensors = {name: edit(value) for name, value in load_file(adapter / save_load.TENSORS).items()}
+    save_file(tensors, adapter / save_load.TENSORS)
     change(adapter, lambda config: None)
 
 
@@ -71,7 +70,7 @@ def test_deeply_nested_descriptions(refused: Callable[..., str], adapter: Path) 
         assert "nested" in refused(words[0], "--adapter", "adapter", *words[1:])
     assert "nested" in refused("adapter", "info", "adapter")
     with pytest.raises(UserError, match="nested"):
-        container.read(adapter)
+        save_load.read_contents(adapter)
     (adapter / "adapter_model.safetensors").touch()
     with pytest.raises(UserError, match="nested"):
         peft_files.read(adapter)
@@ -102,7 +101,7 @@ def test_weights_are_real_numbers(refused: Callable[..., str], adapter: Path, dt
     assert str(dtype) in refused("adapter", "info", "adapter")
 
 
-@pytest.mark.parametrize("name", [container.CONFIG, container.TENSORS])
+@pytest.mark.parametrize("name", [save_load.CONFIG, save_load.TENSORS])
 def test_an_adapter_that_may_not_be_read_is_named_and_not_the_output(
     refused: Callable[..., str], adapter: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from randlora_pl.adapters import OFT, AdapterFile, DoRA, HiRA, LoRA, LoRAXS, PiSSA, RandLoRA, read_adapter
-from randlora_pl.adapters.io.save_load import copy_adapter
+from randlora_pl.adapters.save_load import copy_adapter
 from randlora_pl.tasks import AdaptationTask
 from tests.tasks.small import METHODS, built, shake
 

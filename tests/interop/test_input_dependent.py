@@ -22,7 +22,7 @@ from randlora_pl.adapters import (
     merge_and_unload,
     save_adapter,
 )
-from randlora_pl.adapters.base import WeightedSum
+from randlora_pl.adapters.layers import WeightedSum
 from randlora_pl.commands.main import main
 from randlora_pl.tasks import load_task
 from randlora_pl.utils.errors import UserError

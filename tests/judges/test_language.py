@@ -24,7 +24,7 @@ from randlora_pl.adapters import (
     set_train_mode,
     unmerge,
 )
-from randlora_pl.adapters.kernels.dropout import dropped
+from randlora_pl.adapters.kernels.common import dropped
 from randlora_pl.interop.peft.export import export_peft
 from randlora_pl.interop.peft.import_ import import_peft
 from randlora_pl.utils.errors import UserError

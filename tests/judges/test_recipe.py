@@ -9,7 +9,7 @@ from torch import nn
 
 from randlora_pl.adapters.methods.randlora import draw_peft_randlora
 from randlora_pl.adapters.methods.vera import draw_peft_vera
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
 from tests.support.products import covering
 
 # Tall, wide, square, several at once; ranks that divide the smaller side and that do not, and one above it.

@@ -13,8 +13,8 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from randlora_pl.adapters import DeltaWeight
-from randlora_pl.adapters.base import WeightedSum
-from randlora_pl.adapters.optimizer import rates_of
+from randlora_pl.adapters.layers import WeightedSum
+from randlora_pl.adapters.operations import rates_of
 from randlora_pl.tasks.optim import (
     epoch_factor,
     parameter_groups,

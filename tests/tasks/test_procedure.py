@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import LoRA, inject, load_adapter, register, save_adapter
-from randlora_pl.adapters.procedure import Procedure, all_finite
+from randlora_pl.adapters.base import Procedure, all_finite
 
 from .small import make, trained
 from .test_resume import SaveAt, assert_same_bits

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters import Adapter, Fira, LoRA, ProjectedAdamW, RandLoRA, SHiRA, Together
-from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.methods import shira
+from randlora_pl.adapters.trained import update_buffers
 from randlora_pl.data import ImageData
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.utils.errors import UserError

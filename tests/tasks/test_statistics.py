@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters import FullFineTuning, LinearProbe
-from randlora_pl.adapters.kept import base_buffers
+from randlora_pl.adapters.trained import base_buffers
 from randlora_pl.tasks import AdaptationTask, LinearHeadTask
 
 from .test_resume import SaveAt

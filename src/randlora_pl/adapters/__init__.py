@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING
 from randlora_pl.utils.quick_imports import lazy_exports
 
 if TYPE_CHECKING:
+    from randlora_pl.adapters.adapter_file import AdapterFile
     from randlora_pl.adapters.adapter_set import AdapterSet
     from randlora_pl.adapters.base import Adapter, DeltaWeight
     from randlora_pl.adapters.injection import InjectionReport, inject
-    from randlora_pl.adapters.io.adapter_file import AdapterFile
-    from randlora_pl.adapters.io.save_load import load_adapter, read_adapter, save_adapter
     from randlora_pl.adapters.methods import (
         OFT,
         PRANC,
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
         SHiRA,
         Together,
         VeRA,
+        register,
     )
     from randlora_pl.adapters.methods.galore import ProjectedAdamW
     from randlora_pl.adapters.methods.refine import refine
@@ -53,14 +53,15 @@ if TYPE_CHECKING:
         adapted_layers,
         delta_weights,
         disabled,
+        make_optimizer,
         merge,
         merge_and_unload,
+        parameter_groups,
         set_train_mode,
         trainable_parameters,
         unmerge,
     )
-    from randlora_pl.adapters.optimizer import make_optimizer, parameter_groups
-    from randlora_pl.adapters.registry import register
+    from randlora_pl.adapters.save_load import load_adapter, read_adapter, save_adapter
 
 __all__ = [
     "OFT",

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import DeltaWeight, WeightedSum
+from randlora_pl.adapters.adapter_file import AdapterFile
+from randlora_pl.adapters.base import DeltaWeight
 from randlora_pl.adapters.injection import InjectionReport
-from randlora_pl.adapters.io.adapter_file import AdapterFile
-from randlora_pl.adapters.io.save_load import place_adapter, read_adapter
-from randlora_pl.adapters.kept import base_buffers, forget_computed, moved_buffers
-from randlora_pl.adapters.layers.attach import attach
+from randlora_pl.adapters.layers import WeightedSum, attach
 from randlora_pl.adapters.operations import adapted_layers, detach, merge, report_of, unmerge, with_bases
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.save_load import place_adapter, read_adapter
+from randlora_pl.adapters.trained import base_buffers, forget_computed, moved_buffers
 from randlora_pl.utils.errors import UserError, near
 
 Choice = str | Mapping[str, float] | None

@@ -1,13 +1,14 @@
 """Base classes of all methods: `Adapter` (options of a method) and `DeltaWeight` (trainable update of a weight).
 
 An adapter is independent of the model. For each adapted weight it creates one `DeltaWeight`, whose `change` is the
-definition and whose `add` is the fast path; their results must agree.
+definition and whose `add` is the fast path; their results must agree. A method can also have a `Procedure`, its actions
+between optimizer steps, and a `PeftForm`, its form in PEFT's files.
 """
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -16,15 +17,176 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from randlora_pl.adapters.described import Described
-from randlora_pl.adapters.kernels.dropout import dropped
-from randlora_pl.adapters.kernels.flop_choice import builds, built_again
-from randlora_pl.adapters.kernels.rounding import added
-from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm
-from randlora_pl.adapters.procedure import Procedure
-from randlora_pl.adapters.random_bases import Bases, BasisName, Distribution, draw
-from randlora_pl.adapters.weights import WeightShape, matches
-from randlora_pl.utils.errors import UserError
+from randlora_pl.adapters.kernels.common import added, builds, built_again, dropped
+from randlora_pl.adapters.random_bases import Bases, Number, WeightShape, matches
+from randlora_pl.utils.errors import UserError, brief
 from randlora_pl.utils.options import Count, Probability
+
+Form = tuple[dict[str, Any], dict[str, Tensor]]
+"""Keys of PEFT's config, and tensors by the base model's names."""
+
+Layers = dict[str, dict[str, Tensor]]
+"""Tensors of each layer by name."""
+
+
+@dataclass(frozen=True)
+class PeftForm:
+    """Form of a method in PEFT's files: the method declares it and converts itself, `interop.peft` has the files.
+
+    Attributes:
+        name: PEFT's ``peft_type``.
+        keys: Keys of PEFT's config that the import reads, or whose value changes nothing.
+        tensors: PEFT's tensors of a layer.
+        shared: PEFT's tensors of all layers together.
+        least_rank: Smallest ``r``; None if the method checks its ranks itself.
+        kernels: Factors A and B that PEFT has for convolutions, too, as four-dimensional tensors.
+        convolutions: True if PEFT's updates of convolutions can be imported.
+        packed: True if weights of ``nn.MultiheadAttention`` and blocks of packed weights have a form.
+        starts: Values of ``init_lora_weights``, beside true and false, that have no effect after the training.
+        when: Condition on PEFT's config, if methods share the ``peft_type``; the one without it gets the others.
+    """
+
+    name: str
+    keys: frozenset[str]
+    tensors: tuple[str, ...]
+    shared: tuple[str, ...] = ()
+    least_rank: int | None = 1
+    kernels: tuple[str, str] | None = None
+    convolutions: bool = False
+    packed: bool = False
+    starts: tuple[str, ...] = ("gaussian", "orthogonal", "eva", "mica")
+    when: Callable[[Mapping[str, Any]], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Adapted weight of a file, with its trained tensors by the update's own names, float32.
+
+    ``path`` is the module that owns the weight, ``block`` the block of a packed weight (q, k or v), if any, and
+    ``packed`` is True for the packed weight of ``nn.MultiheadAttention``.
+    """
+
+    shape: WeightShape
+    path: str
+    block: str | None
+    packed: bool
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PeftContent:
+    """Content of a PEFT adapter for its method.
+
+    Attributes:
+        source: Path of the adapter, for messages.
+        config: PEFT's config.
+        layers: PEFT's tensors of each layer, by our names of the layers.
+        shapes: Shapes of the layers.
+        names: PEFT's names of the layers in its patterns.
+        transposed: Layers whose module stores its weight as (in, out).
+        shared: The two tensors of `PeftForm.shared`; None if PEFT has not stored them.
+        dtype: Dtype in which PEFT drew them.
+    """
+
+    source: str
+    config: dict[str, Any]
+    layers: Layers
+    shapes: dict[str, WeightShape]
+    names: dict[str, str]
+    transposed: frozenset[str] = frozenset()
+    shared: tuple[Tensor, Tensor] | None = None
+    dtype: torch.dtype = torch.bfloat16
+
+    def number(self, name: str, default: Number) -> Number:
+        """Return a number of the config, in the type of its default.
+
+        Raises:
+            UserError: The value is not a finite number.
+        """
+        value = self.config.get(name)
+        try:
+            number = default if value is None else type(default)(value)
+            if not math.isfinite(number):
+                raise ValueError
+            return number
+        except (TypeError, ValueError, OverflowError):
+            raise UserError(f"{self.source}: {name} is {brief(value)} in its config; copy it again.") from None
+
+
+def filled(tensor: Tensor, rows: int) -> Tensor:
+    """Append rows of zeros, for what only PEFT has."""
+    return torch.cat([tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])])
+
+
+def peft_number(value: float) -> float:
+    """Return a whole number as int, which PEFT's configs require."""
+    return int(value) if value == int(value) else value
+
+
+class Procedure:
+    """Actions of a method between optimizer steps, such as pruning ranks; the base class does nothing.
+
+    Tasks call a model's procedure themselves and store its state in checkpoints. In a training loop of one's own, call
+    it:
+
+        procedure = inject(model, adapter).procedure
+        procedure.start(model)
+        for step in range(steps):
+            penalty = procedure.penalty()
+            loss = own_loss() if penalty is None else own_loss() + penalty
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            procedure.after_step(step, steps)
+
+    Keep the updates that `Adapter.procedure` finds in the model rather than the model itself, whose report holds the
+    procedure. Put what the result depends on into buffers that `DeltaWeight.kept` names, not into the state.
+
+    Attributes:
+        ran: True once `after_step` was called, or the values came from a file or a checkpoint.
+    """
+
+    ran = False
+
+    def start(self, model: nn.Module) -> None:
+        """Prepare the state of a new run, on the model's device; a resumed run then loads its own state."""
+
+    def penalty(self) -> Tensor | None:
+        """Return a term of the loss of an optimizer step, a scalar, or None.
+
+        With several micro-batches, add it to the last one's loss only, times their number if the loss is divided by it.
+        """
+        return None
+
+    def after_step(self, step: int, total: int) -> None:
+        """Act right after an optimizer step, while its gradients are there; call this method of the base class, too.
+
+        Args:
+            step: Optimizer steps that were finished before this one, from 0.
+            total: Optimizer steps of the whole run.
+        """
+        self.ran = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs beside the model: tensors, and values of plain Python."""
+        return {}
+
+    def state_size(self) -> int:
+        """Return the numbers in the tensors of `state_dict` after `start`, for the expected size of a checkpoint."""
+        return 0
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state of `state_dict`, after `start`; its tensors may be on another device."""
+
+    def finish(self) -> dict[str, Any]:
+        """Return facts of the training for ``results.json``, JSON values by flat key."""
+        return {}
+
+
+def all_finite(tensors: Iterable[Tensor | None]) -> Tensor:
+    """Return True, as a scalar tensor on their device, if all tensors (at least one) are finite; the host is idle."""
+    return torch.stack([tensor.isfinite().all() for tensor in tensors if tensor is not None]).all()
+
 
 UNLIMITED = 1 << 31
 """Largest size for `Adapter.sizes` of methods without a limit."""
@@ -53,11 +215,11 @@ class DeltaWeight(nn.Module):
         rebuilds: True if the backward pass builds W0 + delta again, unless ``keep`` is True: it costs less than to keep
             the matrix.
         rates: Factors of the learning rate by the name of a trained tensor, or of an update inside this one, all of
-            whose tensors it multiplies; 1 for others. See `optimizer.rates_of`.
+            whose tensors it multiplies; 1 for others. See `operations.rates_of`.
         heads: Number of parts that gates weight for each token; 0 for an update without gates.
         listener: Function that gets all gates of the layer, (..., heads), at each use, or None.
         undecayed: Names of trained tensors without weight decay, which would change the model by itself: they start at
-            values of the frozen weight. See `optimizer.undecayed`.
+            values of the frozen weight. See `operations.undecayed`.
     """
 
     keep: bool | None = None
@@ -331,66 +493,3 @@ class Adapter(Described):
             UserError: The content is damaged, or no method here has the same outputs.
         """
         raise NotImplementedError
-
-
-def trainable(weight: Tensor, *shape: int, fill: float | None = None) -> nn.Parameter:
-    """Create a parameter on the device of ``weight``, in float32 unless the weight is float64."""
-    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    if fill is None:
-        return nn.Parameter(torch.empty(*shape, dtype=dtype, device=weight.device))
-    return nn.Parameter(torch.full(shape, fill, dtype=dtype, device=weight.device))
-
-
-def drawn(
-    weight: Tensor, key: int, name: str, rows: int, columns: int, basis: BasisName, deviation: float
-) -> nn.Parameter:
-    """Create a parameter (rows, columns) as `trainable`, random as a function of key and name alone."""
-    parameter = trainable(weight, rows, columns)
-    with torch.no_grad():
-        parameter.copy_(draw(key, name, 1, rows, columns, Distribution(basis), weight.device)[0] * deviation)
-    return parameter
-
-
-def kaiming(weight: Tensor, key: int, name: str, rows: int, columns: int) -> nn.Parameter:
-    """Create a parameter that is uniform on +-1/sqrt(columns), as of kaiming_uniform_(a=sqrt(5)); see `drawn`."""
-    return drawn(weight, key, name, rows, columns, "uniform", 1 / math.sqrt(3 * columns))
-
-
-class WeightedSum(DeltaWeight):
-    """W0 + sum_i w_i (W_i - W0), where W_i is the effective weight of update i (task arithmetic).
-
-    For additive methods this is W0 + sum_i w_i delta_i (Ilharco et al., 2023); DoRA is not additive.
-
-    Args:
-        parts: Updates of any methods; gradients reach their parameters.
-        weights: Factor of each update.
-    """
-
-    def __init__(self, parts: Sequence[DeltaWeight], weights: Sequence[float]) -> None:
-        super().__init__()
-        self.parts, self.weights = nn.ModuleList(parts), tuple(weights)
-        self.fixed = all(part.fixed for part in parts)
-
-    def _sum(self, of: Callable[[DeltaWeight], Tensor]) -> Tensor:
-        pairs: zip[tuple[DeltaWeight, float]] = zip(self.parts, self.weights, strict=True)  # type: ignore[arg-type]
-        first, *others = (of(part) if factor == 1 else factor * of(part) for part, factor in pairs)
-        return sum(others, first)
-
-    def change(self, weight: Tensor) -> Tensor:
-        """Return sum_i w_i (W_i - W0), (out, in)."""
-        return self._sum(lambda part: part.change(weight))
-
-    def add(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Apply the effective weight; if a part has active dropout or is not fixed, add each part's outputs."""
-        if self.fixed and not any(isinstance(module, DeltaWeight) and module.drops for module in self.parts.modules()):
-            return F.linear(x, self.effective_weight(weight), bias)
-        plain = F.linear(x, weight, bias)
-        return plain + like(self.contribution(x, lambda: weight), plain)
-
-    def contribution(self, x: Tensor, weight: Callable[[], Tensor]) -> Tensor:
-        """Return the weighted sum of the parts' contributions, (..., in) to (..., out)."""
-        return self._sum(lambda part: part.contribution(x, weight))
-
-    def apart(self, x: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor], groups: int) -> Tensor:
-        """Return the weighted sum of the parts' contributions, each with its own dropout."""
-        return self._sum(lambda part: part.apart(x, weight, product, groups))

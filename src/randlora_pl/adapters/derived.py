@@ -25,8 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight
-from randlora_pl.adapters.random_bases import Distribution, draw
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import Distribution, WeightShape, draw
 from randlora_pl.utils import rng
 from randlora_pl.utils.errors import UserError
 

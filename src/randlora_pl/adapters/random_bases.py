@@ -1,4 +1,4 @@
-"""Portable random bases: every entry is a pure function of (seed, tensor, j, row, column).
+"""Weights to adapt, and random tensors for them: every entry is a pure function of (seed, tensor, j, row, column).
 
 An entry does not depend on the allocated size, the device, the number of threads or the version of PyTorch. Philox
 words (:mod:`randlora_pl.utils.rng`) are converted with integer arithmetic and correctly rounded IEEE operations only
@@ -11,17 +11,84 @@ the official code uses the empirical one (protocol: "entries scaled to unit std"
 
 import hashlib
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.weights import WeightShape, sides
 from randlora_pl.utils.rng import philox, stream
+
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class WeightShape:
+    """Shape of a weight to adapt: name of the layer, and (out, in) as in ``nn.Linear.weight``."""
+
+    layer: str
+    out_features: int
+    in_features: int
+
+    @property
+    def large(self) -> int:
+        """Larger side D."""
+        return max(self.out_features, self.in_features)
+
+    @property
+    def small(self) -> int:
+        """Smaller side d."""
+        return min(self.out_features, self.in_features)
+
+
+def sides(shapes: Sequence[WeightShape]) -> tuple[int, int]:
+    """Return the largest output and the largest input of the layers."""
+    return max(shape.out_features for shape in shapes), max(shape.in_features for shape in shapes)
+
+
+def matches(pattern: str, layer: str) -> bool:
+    """Return True if a regular expression matches a layer's full name, or the full part after any dot."""
+    return re.fullmatch(rf"(?:.*\.)?(?:{pattern})", layer) is not None
+
+
+def by_pattern(values: Mapping[str, Number]) -> dict[str, Number]:
+    """Return patterns of layer names with one number each."""
+    groups: dict[Number, list[str]] = {}
+    for layer, value in values.items():
+        groups.setdefault(value, []).append(layer)
+    return {f"^{exact_pattern(layers)}": value for value, layers in groups.items()}
+
+
+def per_layer(values: Mapping[str, Number]) -> Number | dict[str, Number]:
+    """Return one number, or patterns of layer names with one number each."""
+    found = by_pattern(values)
+    return next(iter(found.values())) if len(found) == 1 else found
+
+
+def exact_pattern(names: Iterable[str]) -> str:
+    r"""Return a regular expression whose full matches are exactly these names.
+
+    Examples:
+        ``blocks.0.fc1 blocks.1.fc1 blocks.0.fc2 blocks.1.fc2`` give ``blocks\.(?:0|1)(?:\.fc1|\.fc2)``.
+    """
+    numbers: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        found = re.fullmatch(r"(|.*?\.)(\d+)(\..*)", name)
+        before, number, after = found.groups() if found else (name, "", "")
+        numbers.setdefault((before, after), []).append(number)
+    ends: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (before, after), own in numbers.items():
+        ends.setdefault((before, tuple(own)), []).append(after)
+    return _any(re.escape(before) + _any(own) + _any(map(re.escape, after)) for (before, own), after in ends.items())
+
+
+def _any(patterns: Iterable[str]) -> str:
+    choices = list(patterns)
+    return choices[0] if len(choices) == 1 else f"(?:{'|'.join(choices)})"
 
 
 class Copies:
@@ -310,3 +377,26 @@ def _normal_quantile(words: Tensor) -> Tensor:
     tail = _polynomial(r - 5.0, _TAIL[0]) / _polynomial(r - 5.0, _TAIL[1])
     outer = torch.where(r <= 5.0, shoulder, tail) * torch.sign(q)
     return torch.where(q.abs() <= 0.425, centre, outer)
+
+
+def trainable(weight: Tensor, *shape: int, fill: float | None = None) -> nn.Parameter:
+    """Create a parameter on the device of ``weight``, in float32 unless the weight is float64."""
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    if fill is None:
+        return nn.Parameter(torch.empty(*shape, dtype=dtype, device=weight.device))
+    return nn.Parameter(torch.full(shape, fill, dtype=dtype, device=weight.device))
+
+
+def draw_parameter(
+    weight: Tensor, key: int, name: str, rows: int, columns: int, basis: BasisName, deviation: float
+) -> nn.Parameter:
+    """Create a parameter (rows, columns) as `trainable`, random as a function of key and name alone."""
+    parameter = trainable(weight, rows, columns)
+    with torch.no_grad():
+        parameter.copy_(draw(key, name, 1, rows, columns, Distribution(basis), weight.device)[0] * deviation)
+    return parameter
+
+
+def kaiming(weight: Tensor, key: int, name: str, rows: int, columns: int) -> nn.Parameter:
+    """Create a parameter that is uniform on +-1/sqrt(columns), as of kaiming_uniform_(a=sqrt(5)); see `drawn`."""
+    return draw_parameter(weight, key, name, rows, columns, "uniform", 1 / math.sqrt(3 * columns))

@@ -235,7 +235,7 @@ def train(
     device, facts = timing.prepare()
     import yaml
 
-    from randlora_pl.adapters.targets.select import DEFAULT_TARGETS
+    from randlora_pl.adapters.select import DEFAULT_TARGETS
     from randlora_pl.lab.bench.costs import rss_elsewhere
     from randlora_pl.lab.bench.methods import chosen
     from randlora_pl.lab.bench.report import as_json, bars, cells, markdown, write_figure, write_json

@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile
-from randlora_pl.adapters.kept import hash_weights
-from randlora_pl.adapters.trained import trained_tensors
+from randlora_pl.adapters.trained import hash_weights, trained_tensors
 from randlora_pl.interop.compare_outputs import logits, outputs
 from randlora_pl.models import ImageTower, ModelIdentity, library_of, load_clip, load_vit
 from randlora_pl.models.folder import check_config

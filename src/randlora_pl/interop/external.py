@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from randlora_pl.adapters import Adapter, InjectionReport, adapted_layers, inject
 from randlora_pl.adapters.derived import derived_once
 from randlora_pl.adapters.injection import make_deltas
-from randlora_pl.adapters.kept import base_buffers, update_buffers
-from randlora_pl.adapters.layers.adapted import has_own_forward
+from randlora_pl.adapters.layers import has_own_forward
 from randlora_pl.adapters.methods import randlora
 from randlora_pl.adapters.operations import report_of, use_bases
-from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.targets.select import select
-from randlora_pl.adapters.targets.sites import CONV, Site, find_sites
-from randlora_pl.adapters.weights import exact_pattern
+from randlora_pl.adapters.random_bases import Bases, exact_pattern
+from randlora_pl.adapters.select import select
+from randlora_pl.adapters.sites import CONV, Site, find_sites
+from randlora_pl.adapters.trained import base_buffers, update_buffers
 from randlora_pl.models.weights import load_without_code
 from randlora_pl.utils.errors import UserError
 

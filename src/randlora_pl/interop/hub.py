@@ -16,8 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from torch import Tensor
 
 from randlora_pl.adapters import AdapterFile, read_adapter
-from randlora_pl.adapters.io.container import BASES, CONFIG, TENSORS
-from randlora_pl.adapters.io.save_load import copy_adapter
+from randlora_pl.adapters.save_load import BASES, CONFIG, TENSORS, copy_adapter
 from randlora_pl.interop.peft import files as peft
 from randlora_pl.tasks.restore import prompts_of, task_class
 from randlora_pl.utils import __version__

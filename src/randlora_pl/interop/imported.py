@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import save_adapter
-from randlora_pl.adapters.kept import hash_weights
+from randlora_pl.adapters.trained import hash_weights
 from randlora_pl.interop.base_model import Base
 from randlora_pl.interop.external import ExternalAdapter
 from randlora_pl.interop.peft.files import TASK, PeftAdapter

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, inject, read_adapter, save_adapter, trainable_parameters
-from randlora_pl.adapters.io.adapter_file import tensor_prefix
+from randlora_pl.adapters.adapter_file import tensor_prefix
 from randlora_pl.adapters.methods import lora
+from randlora_pl.adapters.random_bases import exact_pattern
+from randlora_pl.adapters.select import select
+from randlora_pl.adapters.sites import Site, find_sites
 from randlora_pl.adapters.spectrum import truncated
-from randlora_pl.adapters.targets.select import select
-from randlora_pl.adapters.targets.sites import Site, find_sites
-from randlora_pl.adapters.weights import exact_pattern
 from randlora_pl.interop.base_model import Base, beside
 from randlora_pl.interop.compare_outputs import check_written, difference, outputs
 from randlora_pl.interop.library_model import LibraryModel

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, merge_and_unload
 from randlora_pl.adapters.injection import inject
-from randlora_pl.adapters.io.save_load import place_adapter
-from randlora_pl.adapters.kept import hash_weights
+from randlora_pl.adapters.save_load import place_adapter
+from randlora_pl.adapters.trained import hash_weights
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop.base_model import Base, base_name, beside
 from randlora_pl.interop.compare_outputs import ROUNDING, change, check_written, difference, logits, outputs

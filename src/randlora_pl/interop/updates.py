@@ -6,12 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile, load_adapter
-from randlora_pl.adapters.io.adapter_file import adapter_state
-from randlora_pl.adapters.kept import update_buffers
+from randlora_pl.adapters.adapter_file import adapter_state
 from randlora_pl.adapters.operations import delta_weights, weight_updates
-from randlora_pl.adapters.random_bases import GENERATOR
-from randlora_pl.adapters.targets.sites import Site, find_sites
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import GENERATOR, WeightShape
+from randlora_pl.adapters.sites import Site, find_sites
+from randlora_pl.adapters.trained import update_buffers
 from randlora_pl.interop.base_model import Base, beside, load_base
 from randlora_pl.utils.errors import UserError
 

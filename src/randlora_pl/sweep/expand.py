@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import Any
 
 from randlora_pl.adapters import inject
-from randlora_pl.adapters.io.save_load import make_adapter
 from randlora_pl.adapters.methods.refine import check_layers, continued
+from randlora_pl.adapters.save_load import make_adapter
 from randlora_pl.models import load_tokenizer
 from randlora_pl.run.options.classes import method_with, takes_texts
 from randlora_pl.run.options.compose import LISTED

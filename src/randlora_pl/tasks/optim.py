@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from randlora_pl.adapters.base import all_finite
 from randlora_pl.adapters.methods.autolora import Problem, SelectionSearch
-from randlora_pl.adapters.optimizer import by_rate, make_optimizer, rates_of, undecayed
-from randlora_pl.adapters.procedure import all_finite
+from randlora_pl.adapters.operations import by_rate, make_optimizer, rates_of, undecayed
 from randlora_pl.models.execution import GRAPHS
 from randlora_pl.tasks.objective import Objective
 from randlora_pl.utils import rng

@@ -13,8 +13,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from randlora_pl.adapters.io import container
-from randlora_pl.adapters.io.container import BASES, CONFIG, TENSORS, Contents, changed, checksums, read, write
+from randlora_pl.adapters import save_load
+from randlora_pl.adapters.save_load import (
+    BASES,
+    CONFIG,
+    TENSORS,
+    Contents,
+    changed_parts,
+    checksums,
+    read_contents,
+    write_contents,
+)
 from randlora_pl.utils.errors import UserError
 
 
@@ -38,10 +47,10 @@ def assert_same(found: Contents, wanted: Contents) -> None:
 def test_what_is_written_comes_back(name: str, bases: bool, tmp_path: Path) -> None:
     path = tmp_path / "new" / name
     wanted = contents(bases)
-    write(path, wanted)
-    found = read(path)
+    write_contents(path, wanted)
+    found = read_contents(path)
     assert_same(found, wanted)
-    assert changed(found) == []
+    assert changed_parts(found) == []
     assert sorted(entry.name for entry in path.parent.iterdir()) == [name], "nothing temporary is left"
     if path.is_dir():
         assert {entry.name for entry in path.iterdir()} == {TENSORS, CONFIG} | ({BASES} if bases else set())
@@ -49,9 +58,9 @@ def test_what_is_written_comes_back(name: str, bases: bool, tmp_path: Path) -> N
 
 def test_a_folder_and_a_file_have_the_same_contents_and_checksums(tmp_path: Path) -> None:
     wanted = contents()
-    write(tmp_path / "folder", wanted)
-    write(tmp_path / "one.safetensors", wanted)
-    folder, one = read(tmp_path / "folder"), read(tmp_path / "one.safetensors")
+    write_contents(tmp_path / "folder", wanted)
+    write_contents(tmp_path / "one.safetensors", wanted)
+    folder, one = read_contents(tmp_path / "folder"), read_contents(tmp_path / "one.safetensors")
     assert_same(folder, wanted)
     assert_same(one, wanted)
     assert folder.config == one.config
@@ -59,7 +68,7 @@ def test_a_folder_and_a_file_have_the_same_contents_and_checksums(tmp_path: Path
 
 
 def test_one_file_is_an_ordinary_safetensors_file(tmp_path: Path) -> None:
-    write(tmp_path / "one.safetensors", contents())
+    write_contents(tmp_path / "one.safetensors", contents())
     with safe_open(tmp_path / "one.safetensors", framework="pt") as file:
         assert file.metadata()["format"] == "pt"
         assert set(file.keys()) == {*contents().tensors, "bases.A"}
@@ -83,61 +92,61 @@ def test_the_checksum_of_a_tensor_is_of_its_bits_shape_and_dtype(which: int, pla
 
 def test_a_tensor_that_is_no_contiguous_block_is_written_as_it_looks(tmp_path: Path) -> None:
     turned = torch.arange(6.0).view(2, 3).T
-    write(tmp_path / "a", Contents({}, {"t": turned}))
-    found = read(tmp_path / "a")
-    assert torch.equal(found.tensors["t"], turned) and changed(found) == []
+    write_contents(tmp_path / "a", Contents({}, {"t": turned}))
+    found = read_contents(tmp_path / "a")
+    assert torch.equal(found.tensors["t"], turned) and changed_parts(found) == []
 
 
 @pytest.mark.parametrize("name", ["adapter", "adapter.safetensors"])
 def test_every_change_is_named(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
-    write(path, contents())
+    write_contents(path, contents())
     if path.is_dir():
         tensors = load_file(path / TENSORS)
         tensors["b.lambdas"][0, 0] += 1
         tensors["more"] = torch.zeros(1)
         del tensors["a.half"]
         save_file(tensors, path / TENSORS)
-        assert changed(read(path)) == ["a.half", "b.lambdas", "more"]
+        assert changed_parts(read_contents(path)) == ["a.half", "b.lambdas", "more"]
         config = json.loads((path / CONFIG).read_text())
         (path / CONFIG).write_text(json.dumps(config | {"method": "LoRA"}))
-        assert changed(read(path)) == ["a.half", CONFIG, "b.lambdas", "more"]
+        assert changed_parts(read_contents(path)) == ["a.half", CONFIG, "b.lambdas", "more"]
         (path / BASES).unlink()
-        assert "bases.A" in changed(read(path))
+        assert "bases.A" in changed_parts(read_contents(path))
     else:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
         tensors = load_file(path)
         tensors["bases.A"][0] += 1
         save_file(tensors, path, metadata=metadata)
-        assert changed(read(path)) == ["bases.A"]
+        assert changed_parts(read_contents(path)) == ["bases.A"]
 
 
 @pytest.mark.parametrize("sums", [7, "0" * 64, ["a"], {"a.scale": 3}, {}])
 def test_checksums_that_are_none(sums: Any, tmp_path: Path) -> None:
-    write(tmp_path / "a", contents())
+    write_contents(tmp_path / "a", contents())
     config = json.loads((tmp_path / "a" / CONFIG).read_text())
     (tmp_path / "a" / CONFIG).write_text(json.dumps(config | {"sha256": sums}))
-    assert changed(read(tmp_path / "a"))
+    assert changed_parts(read_contents(tmp_path / "a"))
 
 
 def test_an_older_adapter_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     for name in ("adapter", "adapter.safetensors"):
-        write(tmp_path / name, contents())
-        write(tmp_path / name, contents(bases=False))
-        assert read(tmp_path / name).bases == {}
+        write_contents(tmp_path / name, contents())
+        write_contents(tmp_path / name, contents(bases=False))
+        assert read_contents(tmp_path / name).bases == {}
     save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     before = (tmp_path / "model.safetensors").read_bytes()
     with pytest.raises(UserError, match="nothing"):
-        write(tmp_path / "model.safetensors", contents())
+        write_contents(tmp_path / "model.safetensors", contents())
     (tmp_path / "text.safetensors").write_text("text")
     with pytest.raises(UserError, match="safetensors"):
-        write(tmp_path / "text.safetensors", contents())
+        write_contents(tmp_path / "text.safetensors", contents())
     assert (tmp_path / "model.safetensors").read_bytes() == before
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
     with pytest.raises(UserError, match="contains other files than an adapter"):
-        write(tmp_path / "photos", contents())
+        write_contents(tmp_path / "photos", contents())
     assert sorted(entry.name for entry in (tmp_path / "photos").iterdir()) == ["cat.jpg"]
     assert not [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")]
 
@@ -146,17 +155,17 @@ def test_an_older_adapter_is_replaced_and_nothing_else(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_the_older_adapter(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path / name, contents())
-    before = read(tmp_path / name)
+    write_contents(tmp_path / name, contents())
+    before = read_contents(tmp_path / name)
 
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(container, "save_file", full)
+    monkeypatch.setattr(save_load, "save_file", full)
     with pytest.raises(OSError, match="device") as caught:
-        write(tmp_path / name, contents(bases=False))
+        write_contents(tmp_path / name, contents(bases=False))
     assert caught.value.filename == str(tmp_path / name)
-    assert read(tmp_path / name).config == before.config
+    assert read_contents(tmp_path / name).config == before.config
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
 
 
@@ -164,7 +173,7 @@ def test_a_write_that_fails_leaves_the_older_adapter(
 def test_others_may_read_what_the_umask_lets_them(name: str, tmp_path: Path) -> None:
     mask = os.umask(0o027)
     try:
-        write(tmp_path / name, contents())
+        write_contents(tmp_path / name, contents())
     finally:
         os.umask(mask)
     files = list((tmp_path / name).iterdir()) if (tmp_path / name).is_dir() else [tmp_path / name]
@@ -174,15 +183,15 @@ def test_others_may_read_what_the_umask_lets_them(name: str, tmp_path: Path) -> 
 def test_what_is_no_adapter(tmp_path: Path) -> None:
     (tmp_path / "run" / "adapter").mkdir(parents=True)
     with pytest.raises(UserError, match="run/adapter"):
-        read(tmp_path / "run")
+        read_contents(tmp_path / "run")
     with pytest.raises(UserError, match="RUN/adapter"):
-        read(tmp_path / "nowhere")
+        read_contents(tmp_path / "nowhere")
     save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="adapter_config"):
-        read(tmp_path / "model.safetensors")
+        read_contents(tmp_path / "model.safetensors")
     (tmp_path / "cat.jpg").write_bytes(b"\xff\xd8" * 50)
     with pytest.raises(UserError, match=r"cat.jpg"):
-        read(tmp_path / "cat.jpg")
+        read_contents(tmp_path / "cat.jpg")
     save_file({"w": torch.zeros(2)}, tmp_path / "list.safetensors", metadata={"adapter_config": "[1]"})
     with pytest.raises(UserError, match="JSON"):
-        read(tmp_path / "list.safetensors")
+        read_contents(tmp_path / "list.safetensors")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import SVFT, AdaLoRA, Adapter, AutoLoRA, SHiRA, inject, load_adapter, save_adapter
-from randlora_pl.adapters.io.container import CONFIG, TENSORS, load_tensors, save_tensors
+from randlora_pl.adapters.save_load import CONFIG, TENSORS, load_tensors, save_tensors
 from randlora_pl.utils.errors import UserError
 from tests.support.products import in_one_item
 

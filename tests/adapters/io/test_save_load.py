@@ -25,14 +25,14 @@ from randlora_pl.adapters import (
     merge,
     read_adapter,
     save_adapter,
+    save_load,
     trainable_parameters,
     unmerge,
 )
-from randlora_pl.adapters.io import container
-from randlora_pl.adapters.io.save_load import DTYPES, copy_adapter
-from randlora_pl.adapters.kept import update_buffers
 from randlora_pl.adapters.operations import use_bases
 from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.save_load import DTYPES, copy_adapter
+from randlora_pl.adapters.trained import update_buffers
 from randlora_pl.models import meta_clip
 from randlora_pl.utils.errors import UserError
 from tests.adapters import zoo
@@ -78,16 +78,16 @@ def folder(tmp_path: Path) -> Path:
 
 def edit(folder: Path, change: Callable[[Config], Any]) -> None:
     """By hand, so without the checksum."""
-    config = json.loads((folder / container.CONFIG).read_text())
+    config = json.loads((folder / save_load.CONFIG).read_text())
     config.pop("sha256", None)
     change(config)
-    (folder / container.CONFIG).write_text(json.dumps(config))
+    (folder / save_load.CONFIG).write_text(json.dumps(config))
 
 
 def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    tensors = load_file(folder / container.TENSORS)
+    tensors = load_file(folder / save_load.TENSORS)
     change(tensors)
-    save_file(tensors, folder / container.TENSORS)
+    save_file(tensors, folder / save_load.TENSORS)
     edit(folder, lambda config: None)
 
 
@@ -124,21 +124,21 @@ def test_a_saved_adapter_comes_back(method: str, kind: str, tmp_path: Path) -> N
     assert file.tensors.keys() == {*trainable_parameters(model), *update_buffers(model)}
     assert fresh.adapter_report.fingerprint == report.fingerprint  # type: ignore[union-attr]
     # Only what trains is stored.
-    tensors = load_file(folder / container.TENSORS)
+    tensors = load_file(folder / save_load.TENSORS)
     kept = {name: tensors.pop(name) for name in update_buffers(model)}
     assert {tensor.dtype for tensor in kept.values()} <= {torch.int32, torch.bool, torch.float32}
     assert sum(tensor.numel() for tensor in tensors.values()) == report.trainable
     assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
     # Saving again writes the same bytes.
     again = save_adapter(fresh, tmp_path / "again")
-    for name in (container.TENSORS, container.CONFIG):
+    for name in (save_load.TENSORS, save_load.CONFIG):
         assert (folder / name).read_bytes() == (again / name).read_bytes()
 
 
 def test_what_a_folder_says(folder: Path) -> None:
-    config = json.loads((folder / container.CONFIG).read_text())
+    config = json.loads((folder / save_load.CONFIG).read_text())
     bases = bases_of(adapted())[0]
-    assert sorted(path.name for path in folder.iterdir()) == sorted([container.CONFIG, container.TENSORS])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([save_load.CONFIG, save_load.TENSORS])
     assert config["format_version"] == 4
     assert config["method"] == "RandLoRA"
     assert config["options"] == RandLoRA(rank=4, seed=3).options()
@@ -149,7 +149,7 @@ def test_what_a_folder_says(folder: Path) -> None:
     assert len(config["layers"]) == 6
     assert (config["base_model"]["library"], config["base_model"]["name"]) == ("timm", "small")
     assert len(config["base_model"]["weights_sha256_sampled"]) == 64
-    tensors = load_file(folder / container.TENSORS)
+    tensors = load_file(folder / save_load.TENSORS)
     assert tensors.keys() == trainable_parameters(adapted()).keys()
     assert sum(tensor.numel() for tensor in tensors.values()) == 6 * 6 * (4 + 24)  # no bases, no frozen weights
 
@@ -199,7 +199,7 @@ def test_an_adapter_reloads_where_the_same_one_is(folder: Path) -> None:
     before = model(x)
     load_adapter(model, folder)
     assert not torch.equal(model(x), before)
-    saved = load_file(folder / container.TENSORS)
+    saved = load_file(folder / save_load.TENSORS)
     assert all(torch.equal(value, saved[name]) for name, value in trainable_parameters(model).items())
 
 
@@ -238,7 +238,7 @@ def test_bases_that_are_not_stored_as_numbers_are_checked_too(basis: Any, a_basi
     options = {"basis": basis, "a_basis": a_basis}
     model = adapted(RandLoRA(rank=5, seed=3, memory="low", **options))
     saved = save_adapter(model, tmp_path / "adapter")
-    config = json.loads((saved / container.CONFIG).read_text())
+    config = json.loads((saved / save_load.CONFIG).read_text())
     assert config["options"]["basis"] == options["basis"]
     assert config["fingerprint"] == bases_of(model)[0].fingerprint
     assert torch.equal(adapted_from(saved)(x := zoo.images()), model(x))
@@ -267,13 +267,13 @@ def test_values_that_are_not_finite_are_neither_saved_nor_read(bad: float, tmp_p
     with pytest.raises(UserError, match=r"not written, because fc\.delta\.A is not finite"):
         save_adapter(model, folder)
     assert read_adapter(folder).tensors["fc.delta.A"].isfinite().all()  # the older one stays
-    contents = container.read(folder)
+    contents = save_load.read_contents(folder)
     contents.tensors["fc.delta.A"][0, 0] = bad
-    container.write(folder, contents)
+    save_load.write_contents(folder, contents)
     with pytest.raises(UserError, match=r"fc\.delta\.A is not finite"):
         read_adapter(folder)
     contents.tensors["fc.delta.A"][0, 0] = 1e5
-    container.write(folder, contents)
+    save_load.write_contents(folder, contents)
     with pytest.raises(UserError, match=r"too large for torch\.float16"):
         copy_adapter(folder, tmp_path / "half", torch.float16)
 
@@ -290,7 +290,7 @@ def test_a_failed_save_keeps_the_older_adapter(folder: Path, monkeypatch: pytest
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(container, "save_file", full)
+    monkeypatch.setattr(save_load, "save_file", full)
     with pytest.raises(OSError, match="space"):
         save_adapter(adapted(LoRA(rank=2)), folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -328,7 +328,7 @@ def test_an_empty_folder_and_a_relative_path_are_fine(tmp_path: Path, monkeypatc
 # Folders that cannot be read
 
 
-@pytest.mark.parametrize("missing", [container.CONFIG, container.TENSORS, None])
+@pytest.mark.parametrize("missing", [save_load.CONFIG, save_load.TENSORS, None])
 def test_a_folder_without_an_adapter(folder: Path, missing: str | None) -> None:
     (folder / missing).unlink() if missing else shutil.rmtree(folder)
     assert_refused(folder, r"adapter is not an adapter folder: it needs adapter_config.json and adapter.safetensors")
@@ -337,7 +337,7 @@ def test_a_folder_without_an_adapter(folder: Path, missing: str | None) -> None:
 @in_one_item("share", [0.0, 0.01, 0.3, 0.99])
 def test_truncated_tensors(folder: Path, tmp_path: Path, share: float) -> None:
     folder = shutil.copytree(folder, tmp_path / "adapter")
-    path = folder / container.TENSORS
+    path = folder / save_load.TENSORS
     os.truncate(path, int(path.stat().st_size * share))
     assert_refused(folder, r"adapter.safetensors cannot be read .*truncated or damaged. Copy it again")
 
@@ -346,7 +346,7 @@ def test_truncated_tensors(folder: Path, tmp_path: Path, share: float) -> None:
     "text", ["", "{", "[]", "null", '{"format_version": 4}', '{"format_version": 4, "method": "LoRA"}', "\xff\x00"]
 )
 def test_a_config_that_cannot_be_read(folder: Path, text: str) -> None:  # written anew by each case
-    (folder / container.CONFIG).write_text(text, encoding="latin-1")
+    (folder / save_load.CONFIG).write_text(text, encoding="latin-1")
     assert_refused(folder, r"adapter_config.json cannot be read .*Save it again|was changed: \w+ is missing. Copy it")
 
 
@@ -553,23 +553,26 @@ def test_bases_that_no_seed_gives_come_along(adapter: Any, name: str, tmp_path: 
     assert torch.equal(same(x), model(x))
     again = save_adapter(fresh, tmp_path / "again.safetensors")
     assert read_adapter(again).config == file.config
-    assert len(container.read(path).bases) == 2 and container.read(path).bases["A"].dtype == torch.bfloat16
+    assert (
+        len(save_load.read_contents(path).bases) == 2
+        and save_load.read_contents(path).bases["A"].dtype == torch.bfloat16
+    )
 
 
 def test_stored_bases_that_are_missing_damaged_or_too_small(tmp_path: Path) -> None:
     torch.manual_seed(1)
     path = save_adapter(with_stored_bases(), tmp_path / "adapter")
-    bases = load_file(path / container.BASES)
+    bases = load_file(path / save_load.BASES)
     changed = {"A": bases["A"].clone(), "B": bases["B"]}
     changed["A"][0, 0, 0] += 1
-    save_file(changed, path / container.BASES)
+    save_file(changed, path / save_load.BASES)
     assert_refused(path, r"is damaged or was changed after it was saved \(bases.A\)")
     edit(path, lambda config: None)
     assert_refused(path, "its stored bases are .*, it was trained with .*Copy it again")
-    (path / container.BASES).unlink()
+    (path / save_load.BASES).unlink()
     assert_refused(path, "needs the bases A and B in bases.safetensors, which no seed gives")
     narrow = Bases(0, bases["A"].float()[..., 1:].contiguous(), bases["B"], stored=True)
-    save_file({"A": narrow.A, "B": bases["B"]}, path / container.BASES)
+    save_file({"A": narrow.A, "B": bases["B"]}, path / save_load.BASES)
     edit(path, lambda config: config.update(fingerprint=narrow.fingerprint))
     assert_refused(path, r"its bases A \(1, 4, 23\) .* are too small")
     assert_refused(path, r"its bases A \(1, 4, 23\) .* are too small", adapted())

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.kernels.flop_choice import built_again
+from randlora_pl.adapters.kernels.common import built_again
 from tests.adapters.cases import assert_close
 from tests.support.products import in_one_item
 

@@ -14,9 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from randlora_pl.adapters import LoRA, RandLoRA, inject, trainable_parameters
 from randlora_pl.adapters.kernels import basis_product as sum_parts
-from randlora_pl.adapters.kernels import dropout
-from randlora_pl.adapters.kernels.dropout import drop_mask, dropped, in_parts, keep_scaling
-from randlora_pl.adapters.kernels.flop_choice import Choice
+from randlora_pl.adapters.kernels import common
+from randlora_pl.adapters.kernels.common import Choice, drop_mask, dropped, in_parts, keep_scaling
 from tests.adapters.cases import One, assert_close, randomise
 from tests.adapters.kernels.test_randlora_linear import BASES, FORMS, adapted, every_basis
 from tests.support.products import covered, in_one_item, marked
@@ -111,7 +110,7 @@ def test_parts_cover_all_tokens_in_order() -> None:
         tokens = torch.arange(count)
         parts = [tokens[part] for part in in_parts(tokens)]
         assert torch.equal(torch.cat(parts), tokens)
-        assert all(len(part) <= dropout.AT_ONCE for part in parts)
+        assert all(len(part) <= common.AT_ONCE for part in parts)
 
 
 # The fast path
@@ -122,7 +121,7 @@ def test_every_form_gives_the_numbers_and_gradients_of_the_two_products(
     shape: tuple[int, int], form: Choice, basis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sum_parts, "cheapest_alone", lambda *_: form)
-    monkeypatch.setattr(dropout, "AT_ONCE", 4)
+    monkeypatch.setattr(common, "AT_ONCE", 4)
     model = dropping(*shape, basis)
     model.fc.bias.requires_grad_()
     values = [model.fc.bias, *trainable_parameters(model).values()]

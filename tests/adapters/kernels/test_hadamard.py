@@ -9,11 +9,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from randlora_pl.adapters import RandLoRA, delta_weights, inject, trainable_parameters
-from randlora_pl.adapters.kernels import dropout, hadamard
+from randlora_pl.adapters.kernels import common, hadamard
 from randlora_pl.adapters.kernels.hadamard import Hadamard, block_size, copies, transform
 from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
-from randlora_pl.adapters.random_bases import Distribution, draw
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import Distribution, WeightShape, draw
 from tests.adapters import reference
 from tests.adapters.cases import One
 from tests.support.products import in_one_item, marked
@@ -105,7 +104,7 @@ def test_every_product_is_that_of_the_matrix(
     close(bases.add_to(weight.T.clone(), turned, True), (weight + b @ stack).T)
     close(bases.unmixed(bases.reduce(weight)), b.T @ weight)
     for step in (512, 4, 11):
-        monkeypatch.setattr(dropout, "AT_ONCE", step)
+        monkeypatch.setattr(common, "AT_ONCE", step)
         close(bases.unmixed(bases.contract(bases.project(tokens), others)), (tokens @ b).T @ others)
     mixed = turned.flatten(0, 1)
     close(bases.project(tokens).flatten(1) @ mixed, tokens @ b @ stack)

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from randlora_pl.adapters import Adapter, LoRA, RandLoRA, inject, merge, trainable_parameters
 from randlora_pl.adapters.kernels import basis_product as sum_parts
-from randlora_pl.adapters.kernels import dropout
+from randlora_pl.adapters.kernels import common
 from randlora_pl.adapters.kernels import randlora_linear as sums
-from randlora_pl.adapters.kernels.flop_choice import Choice, cheapest
+from randlora_pl.adapters.kernels.common import Choice, cheapest
 from randlora_pl.adapters.kernels.hadamard import Hadamard
 from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
 from randlora_pl.adapters.random_bases import Bases, Distribution, draw
@@ -414,7 +414,7 @@ def test_the_dropped_path_is_the_update_alone(basis: str) -> None:
         torch.manual_seed(3)
         output = model(x)
         torch.manual_seed(3)
-        dropped = dropout.dropped(x, 0.5)
+        dropped = common.dropped(x, 0.5)
         assert torch.allclose(
             output,
             model.fc(x) * 0 + F.linear(x, model.fc.weight, model.fc.bias) + dropped @ delta.change(torch.empty(0)).T,

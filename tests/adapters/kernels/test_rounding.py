@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters import Adapter, LoRA, RandLoRA
-from randlora_pl.adapters.base import DeltaWeight, WeightedSum
-from randlora_pl.adapters.kernels.rounding import added, rounded, thresholds
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.base import DeltaWeight
+from randlora_pl.adapters.kernels.common import added, rounded, thresholds
+from randlora_pl.adapters.layers import WeightedSum
+from randlora_pl.adapters.random_bases import WeightShape
 from tests.adapters.cases import METHODS, UNFIXED, WHOLE
 from tests.support.products import in_one_item, marked
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from randlora_pl.adapters import RandLoRA, inject, merge, trainable_parameters, unmerge
-from randlora_pl.adapters.kernels import flop_choice, step_cache
+from randlora_pl.adapters.kernels import common, randlora_linear
 from randlora_pl.adapters.kernels import randlora_linear as sums
-from randlora_pl.adapters.kernels.step_cache import Held
+from randlora_pl.adapters.kernels.randlora_linear import Held
 from randlora_pl.adapters.methods.randlora_update import RandLoRADelta
 from randlora_pl.adapters.operations import use_bases
 from randlora_pl.utils.device import choose_as_on_cuda
@@ -219,7 +219,7 @@ def test_nothing_is_out_of_date() -> None:
 
 
 def shapes(model: nn.Module) -> list[Any]:
-    from randlora_pl.adapters.weights import WeightShape
+    from randlora_pl.adapters.random_bases import WeightShape
 
     return [WeightShape("", *module.weight.shape) for module in model.modules() if isinstance(module, nn.Linear)]
 
@@ -240,7 +240,7 @@ def test_modes_copies_and_the_end_of_training_leave_nothing_behind() -> None:
     train(model.train(), batches=2)
     held = [delta.cache.held for delta in deltas(model)]
     assert not any(each._made for each in held)
-    assert len(step_cache._LIVE) == 0
+    assert len(randlora_linear._LIVE) == 0
 
 
 def test_swapped_parameters_keep_nothing() -> None:
@@ -255,8 +255,8 @@ def test_swapped_parameters_keep_nothing() -> None:
 
 def test_a_gpu_builds_once_for_many_small_batches() -> None:
     """Where one build costs less than the thin products of all micro-batches; a CPU keeps the form, and so its bits."""
-    assert not flop_choice.cheapest(20, 48, 48, 48, 48).build
-    assert flop_choice.cheapest(20, 48, 48, 48, 48, 4).build
+    assert not common.cheapest(20, 48, 48, 48, 48).build
+    assert common.cheapest(20, 48, 48, 48, 48, 4).build
     runs = []
     for context in (uncached, nullcontext):
         with context(), choose_as_on_cuda():
@@ -272,8 +272,8 @@ def test_a_gpu_builds_once_for_many_small_batches() -> None:
 
 def test_a_gpu_keeps_what_takes_a_twentieth_of_the_products_to_build() -> None:
     def keeps(tokens: int, large: int, small: int, width: int, structured: bool = False) -> bool:
-        build = flop_choice.build_time(large, small, width, structured)
-        return 20 * build > flop_choice.product_time(tokens, large, small)
+        build = common.build_time(large, small, width, structured)
+        return 20 * build > common.product_time(tokens, large, small)
 
     assert keeps(128 * 50, 3072, 768, 768)  # ViT-B/32: 0.2 GB
     assert not keeps(64 * 257, 4096, 1024, 1024)  # ViT-L/14

@@ -27,6 +27,7 @@ from randlora_pl.adapters import (
     delta_weights,
     disabled,
     inject,
+    layers,
     load_adapter,
     merge,
     merge_and_unload,
@@ -34,10 +35,9 @@ from randlora_pl.adapters import (
     trainable_parameters,
 )
 from randlora_pl.adapters.derived import derived_buffers
-from randlora_pl.adapters.kept import update_buffers
-from randlora_pl.adapters.layers import attach
-from randlora_pl.adapters.layers.weight_access import _of_unit_vectors, dequantized
 from randlora_pl.adapters.operations import detach
+from randlora_pl.adapters.sites import _of_unit_vectors, dequantized
+from randlora_pl.adapters.trained import update_buffers
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import METHODS, UNFIXED, WHOLE, One, assert_close, bases_of, optimizer_steps, randomise
 from tests.support.products import in_one_item
@@ -110,7 +110,7 @@ def test_an_update_without_use_for_the_frozen_weight_does_not_unpack_it(
     model = both(method)[1]
     monkeypatch.setattr(Eighths, "unpacked", lambda *_: pytest.fail("unpacked"))
     monkeypatch.setattr(Eighths, "forward", lambda self, x: x.new_zeros(len(x), self.out_features))
-    monkeypatch.setattr(attach, "dequantized", lambda *_: pytest.fail("unpacked"))
+    monkeypatch.setattr(layers, "dequantized", lambda *_: pytest.fail("unpacked"))
     assert model(torch.ones(3, 20)).abs().sum() > 0
 
 

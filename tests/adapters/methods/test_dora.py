@@ -19,7 +19,7 @@ from randlora_pl.adapters import (
     trainable_parameters,
 )
 from randlora_pl.adapters.methods.dora import DoRADelta
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, adapt, assert_close, randomise
 

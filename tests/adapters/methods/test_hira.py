@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import DoRA, HiRA, delta_weights, inject
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, assert_close, randomise
 from tests.adapters.layers.test_quantized import pair

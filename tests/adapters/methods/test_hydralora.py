@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from randlora_pl.adapters import HydraLoRA, LoRA, inject
 from randlora_pl.adapters.methods.hydralora import HydraLoRADelta
 from randlora_pl.adapters.methods.lora import LoRADelta
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, assert_close, randomise
 from tests.adapters.reference import hydralora

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from randlora_pl.adapters import KRAdapter, inject
-from randlora_pl.adapters.budget import match_budget
 from randlora_pl.adapters.methods.kradapter import KRAdapterDelta
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
+from randlora_pl.adapters.select import match_budget
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, assert_close, randomise
 from tests.support.products import in_one_item

@@ -8,7 +8,7 @@ from torch import nn
 
 from randlora_pl.adapters import LoRA, inject
 from randlora_pl.adapters.methods.lora import LoRADelta
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from randlora_pl.adapters import NoLA, delta_weights, inject
 from randlora_pl.adapters.methods.nola import NoLADelta
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, randomise
 

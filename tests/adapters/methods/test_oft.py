@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from randlora_pl.adapters import OFT, DoRA, inject
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
 from randlora_pl.models import meta_clip
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, assert_close, randomise

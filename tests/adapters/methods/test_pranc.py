@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import PRANC, inject
-from randlora_pl.adapters.budget import match_budget
 from randlora_pl.adapters.methods.pranc import PRANCDelta, SignSum, signed_places, signs
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
+from randlora_pl.adapters.select import match_budget
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, assert_close
 from tests.support.products import in_one_item

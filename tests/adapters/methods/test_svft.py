@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from randlora_pl.adapters import SVFT, delta_weights, derived, inject, load_adapter, read_adapter, save_adapter
-from randlora_pl.adapters.budget import match_budget
 from randlora_pl.adapters.methods.svft import SVFTDelta
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
+from randlora_pl.adapters.select import match_budget
 from randlora_pl.utils.errors import UserError
 from tests.adapters import cases
 from tests.adapters.cases import KINDS, One, assert_close, inputs, randomise

@@ -33,7 +33,7 @@ from randlora_pl.adapters import (
 )
 from randlora_pl.adapters.methods.adalora import Pruning
 from randlora_pl.adapters.methods.together import TogetherDelta
-from randlora_pl.adapters.optimizer import parameter_groups
+from randlora_pl.adapters.operations import parameter_groups
 from randlora_pl.models import meta_clip
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import One, assert_close, bases_of, randomise

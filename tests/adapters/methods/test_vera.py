@@ -7,7 +7,7 @@ from torch import nn
 
 from randlora_pl.adapters import VeRA, inject
 from randlora_pl.adapters.methods.vera import VeRADelta
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
 from tests.adapters.cases import One, randomise
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from randlora_pl.adapters import LoRA, inject
-from randlora_pl.adapters.targets.blocks import is_router
+from randlora_pl.adapters.sites import is_router
 
 
 class Experts(nn.Module):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from randlora_pl.adapters import LoRA, read_adapter
-from randlora_pl.adapters.io.save_load import copy_adapter
+from randlora_pl.adapters.save_load import copy_adapter
 from randlora_pl.tasks import load_task
 from tests.support.cli import Run
 from tests.tasks.small import images

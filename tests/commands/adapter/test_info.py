@@ -21,7 +21,7 @@ from randlora_pl.adapters import (
     read_adapter,
     save_adapter,
 )  # fmt: skip
-from randlora_pl.adapters.io.save_load import copy_adapter
+from randlora_pl.adapters.save_load import copy_adapter
 from randlora_pl.models import load_clip
 from randlora_pl.tasks import LinearHeadTask, load_task
 from tests.support.cli import Run

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from randlora_pl.adapters import read_adapter
-from randlora_pl.adapters.io.save_load import copy_adapter
+from randlora_pl.adapters.save_load import copy_adapter
 from randlora_pl.data import ImageData
 from randlora_pl.models import clip_image_spec, load_clip
 from randlora_pl.tasks import load_task

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from randlora_pl.adapters import BitFit, DoRA, LoRA, RandLoRA, inject, read_adapter, save_adapter
-from randlora_pl.adapters.layers.adapted import AdaptedLayer
+from randlora_pl.adapters.layers import AdaptedLayer
 from randlora_pl.data.unlabelled import frame_of
 from randlora_pl.interop.onnx.program import load_program, make_program
 from randlora_pl.models import load_clip

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from randlora_pl.adapters import LoRA
-from randlora_pl.adapters.peft_form import PeftContent
+from randlora_pl.adapters.base import PeftContent
 from randlora_pl.interop.peft.export import Difference
 from randlora_pl.interop.peft.files import PeftAdapter
 from randlora_pl.interop.peft.import_ import check_config

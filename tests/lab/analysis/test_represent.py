@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from randlora_pl.adapters import LoRA, RandLoRA
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
 from randlora_pl.lab.analysis.represent import (
     combined,
     directions,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from randlora_pl.adapters import Adapter, LoRA, RandLoRA, inject
-from randlora_pl.adapters.targets.select import select
+from randlora_pl.adapters.select import select
 from randlora_pl.language.catalog import KNOWN
 from randlora_pl.language.loading import model_config
 from randlora_pl.language.tasks.common import TARGETS

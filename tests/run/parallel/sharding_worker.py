@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from randlora_pl.adapters import Adapter, BitFit, FullFineTuning, HydraLoRA, LoRA, RandLoRA, adapted_layers
-from randlora_pl.adapters.layers.adapted import unsharded
+from randlora_pl.adapters.layers import unsharded
 from randlora_pl.data import ImageData
 from randlora_pl.run.parallel.sharding import AdapterFSDP
 from randlora_pl.tasks import AdaptationTask

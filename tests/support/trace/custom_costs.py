@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from randlora_pl.adapters.kernels.hadamard import copies
-from randlora_pl.adapters.kernels.triton_kernels.stack import tile
-from randlora_pl.adapters.kernels.triton_kernels.ternary import parts_of
+from randlora_pl.adapters.kernels.triton_kernels import parts_of, tile
 
 
 class Cost(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from randlora_pl.adapters import Adapter
-from randlora_pl.adapters.kernels import rounding
+from randlora_pl.adapters.kernels import common
 from randlora_pl.lab.bench.steps import Precision
 from randlora_pl.utils.errors import UserError
 from tests.support.trace.fake_gpu import DEVICE, cuda_rules, fake, to_fake
@@ -72,7 +72,7 @@ def trace_step(setup: StepSetup, adapter: Adapter) -> tuple[Traced, int]:
 
 def _thresholds_once() -> AbstractContextManager[Any]:
     """Keep the thresholds of rounding, as for tensors with data."""
-    return patch.object(rounding, "thresholds", cache(rounding.thresholds))
+    return patch.object(common, "thresholds", cache(common.thresholds))
 
 
 def _step(task: Any, optimizer: Any, setup: StepSetup, batches: list[dict[str, Any]]) -> None:

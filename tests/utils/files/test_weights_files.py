@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from randlora_pl.adapters import read_adapter
-from randlora_pl.adapters.io.save_load import copy_adapter
+from randlora_pl.adapters.save_load import copy_adapter
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.models import load_clip
 from randlora_pl.tasks import load_task

@@ -22,11 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from randlora_pl.adapters.kernels.dropout import in_parts
-from randlora_pl.adapters.kernels.rounding import enlarged, shrunk
-from randlora_pl.adapters.kernels.triton_kernels.blocks import hadamard_expand, hadamard_project
-from randlora_pl.adapters.kernels.triton_kernels.launch import multiplies
-from randlora_pl.adapters.kernels.triton_kernels.stack import hadamard_unmix
+from randlora_pl.adapters.kernels.common import enlarged, in_parts, shrunk
+from randlora_pl.adapters.kernels.triton_kernels import hadamard_expand, hadamard_project, hadamard_unmix, multiplies
 from randlora_pl.adapters.random_bases import Copies
 from randlora_pl.utils.device import runs
 

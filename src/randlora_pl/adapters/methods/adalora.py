@@ -7,12 +7,20 @@ from typing import Annotated, Any, Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, drawn, trainable
+from randlora_pl.adapters.base import (
+    Adapter,
+    FactoredDelta,
+    Form,
+    Layers,
+    Part,
+    PeftContent,
+    PeftForm,
+    Procedure,
+    Rank,
+    peft_number,
+)
 from randlora_pl.adapters.methods.lora import with_ranks
-from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm, peft_number
-from randlora_pl.adapters.procedure import Procedure
-from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import Bases, WeightShape, draw_parameter, trainable
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, NotNegative, Probability, misfit
 
@@ -24,7 +32,7 @@ class AdaLoRA(Adapter):
     """AdaLoRA: delta = scaling * B diag(E) A, whose least important ranks are pruned during training.
 
     The ranks that are kept in all layers together fall from ``rank`` to ``target_rank`` times the number of layers.
-    In a training loop of one's own, call the report's `Procedure` (`randlora_pl.adapters.procedure`).
+    In a training loop of one's own, call the report's `Procedure` (`randlora_pl.adapters.base`).
 
     Examples:
         >>> report = inject(model, AdaLoRA(rank=6, target_rank=4))
@@ -212,9 +220,9 @@ class AdaLoRADelta(FactoredDelta):
                 f"AdaLoRA: target_rank is {self.target}, and {layer} starts with rank {rank}. Set a target_rank from "
                 f"1 to {rank}, or a larger rank."
             )
-        self.A = drawn(weight, key, f"adalora/A/{layer}", rank, shape.in_features, "normal", _START)
+        self.A = draw_parameter(weight, key, f"adalora/A/{layer}", rank, shape.in_features, "normal", _START)
         self.E = trainable(weight, rank, fill=0.0)
-        self.B = drawn(weight, key, f"adalora/B/{layer}", shape.out_features, rank, "normal", _START)
+        self.B = draw_parameter(weight, key, f"adalora/B/{layer}", shape.out_features, rank, "normal", _START)
         self.register_buffer("mask", torch.ones(rank, dtype=torch.bool, device=weight.device))
 
     def factors(self) -> tuple[Tensor, Tensor]:

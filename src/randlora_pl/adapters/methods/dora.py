@@ -7,14 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, trainable
-from randlora_pl.adapters.kernels.rounding import rounded
+from randlora_pl.adapters.base import Adapter, DeltaWeight, Form, Layers, Part, PeftContent, Procedure
+from randlora_pl.adapters.kernels.common import rounded
 from randlora_pl.adapters.methods.autolora import AutoLoRA
 from randlora_pl.adapters.methods.lora import PEFT_FORM, LoRA
-from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent
-from randlora_pl.adapters.procedure import Procedure
-from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import Bases, WeightShape, trainable
 from randlora_pl.utils.errors import UserError
 
 

@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from randlora_pl.adapters.base import Adapter, DeltaWeight
-from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import Bases, WeightShape
 
 
 class BaseWeightMethod(Adapter):

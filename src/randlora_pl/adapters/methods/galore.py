@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from randlora_pl.adapters.derived import signs_of
 from randlora_pl.adapters.methods.full import FullFineTuning
-from randlora_pl.adapters.targets.sites import find_sites
+from randlora_pl.adapters.sites import find_sites
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, Positive
 

@@ -8,13 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, kaiming, like, trainable
-from randlora_pl.adapters.kernels.flop_choice import built_again
+from randlora_pl.adapters.base import (
+    Adapter,
+    DeltaWeight,
+    Form,
+    Layers,
+    Part,
+    PeftContent,
+    PeftForm,
+    Rank,
+    filled,
+    like,
+)
+from randlora_pl.adapters.kernels.common import added, built_again, compute_dtype
 from randlora_pl.adapters.kernels.randlora_linear import without_autocast
-from randlora_pl.adapters.kernels.rounding import added, compute_dtype
-from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm, filled
-from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape, per_layer
+from randlora_pl.adapters.random_bases import Bases, WeightShape, kaiming, per_layer, trainable
 
 
 class HiRA(Adapter):

@@ -7,10 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, kaiming, like, plus_product, trainable
-from randlora_pl.adapters.procedure import Procedure
-from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.base import Adapter, DeltaWeight, Procedure, Rank, like, plus_product
+from randlora_pl.adapters.random_bases import Bases, WeightShape, kaiming, trainable
 from randlora_pl.utils.options import Count, NotNegative
 
 

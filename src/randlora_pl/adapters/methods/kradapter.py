@@ -5,9 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, drawn, trainable
-from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.base import Adapter, DeltaWeight
+from randlora_pl.adapters.random_bases import Bases, WeightShape, draw_parameter, trainable
 
 
 class KRAdapter(Adapter):
@@ -53,7 +52,7 @@ class KRAdapterDelta(DeltaWeight):
         self.large, self.transposed = shape.large, shape.out_features > shape.in_features
         self.U = trainable(weight, shape.small, r, fill=0.0)
         deviation = math.sqrt(2 / (1 + 5**2) / q)
-        self.V = drawn(weight, adapter.key, f"kradapter/{shape.layer}", shape.small, q, "uniform", deviation)
+        self.V = draw_parameter(weight, adapter.key, f"kradapter/{shape.layer}", shape.small, q, "uniform", deviation)
 
     def change(self, weight: Tensor) -> Tensor:
         """Return the update, (out, in).

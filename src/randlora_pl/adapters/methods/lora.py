@@ -9,10 +9,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, drawn, trainable
-from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm, peft_number
-from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape, by_pattern, exact_pattern, per_layer
+from randlora_pl.adapters.base import (
+    Adapter,
+    FactoredDelta,
+    Form,
+    Layers,
+    Part,
+    PeftContent,
+    PeftForm,
+    Rank,
+    peft_number,
+)
+from randlora_pl.adapters.random_bases import (
+    Bases,
+    WeightShape,
+    by_pattern,
+    draw_parameter,
+    exact_pattern,
+    per_layer,
+    trainable,
+)
 from randlora_pl.utils.errors import UserError
 
 PEFT_FORM = PeftForm(
@@ -131,10 +147,10 @@ class LoRADelta(FactoredDelta):
         official = adapter.init == "official"
         if official and not (shape.layer.rpartition(".")[2] == "in_proj" and out == 3 * columns):
             self.A = trainable(weight, rank, columns, fill=0.0)
-            self.B = drawn(weight, key, name, out, rank, "uniform", 1 / math.sqrt(3 * rank * out))
+            self.B = draw_parameter(weight, key, name, out, rank, "uniform", 1 / math.sqrt(3 * rank * out))
         else:
             fan = rank * columns if official else columns
-            self.A = drawn(weight, key, name, rank, columns, "uniform", 1 / math.sqrt(3 * fan))
+            self.A = draw_parameter(weight, key, name, rank, columns, "uniform", 1 / math.sqrt(3 * fan))
             self.B = trainable(weight, out, rank, fill=0.0)
 
     def factors(self) -> tuple[Tensor, Tensor]:

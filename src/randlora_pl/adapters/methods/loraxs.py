@@ -6,10 +6,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import FactoredDelta, Rank, drawn, like, plus_product, trainable
+from randlora_pl.adapters.base import FactoredDelta, Rank, like, plus_product
 from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta
-from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import Bases, WeightShape, draw_parameter, trainable
 
 
 class LoRAXS(DerivedAdapter):
@@ -58,7 +57,7 @@ class LoRAXSDelta(DerivedDelta, FactoredDelta):
         self.hold(weight, U=left, V=values[:, None] * right)
         self.R = trainable(weight, rank, rank, fill=0.0)
         if adapter.init == "official":
-            self.R = drawn(weight, adapter.key, f"loraxs/{shape.layer}", rank, rank, "normal", 1e-5)
+            self.R = draw_parameter(weight, adapter.key, f"loraxs/{shape.layer}", rank, rank, "normal", 1e-5)
 
     def frozen(self) -> tuple[Tensor, Tensor]:
         """Return U (out, r) and V (r, in) in the dtype of R."""

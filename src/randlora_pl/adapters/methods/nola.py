@@ -5,9 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, trainable
-from randlora_pl.adapters.random_bases import Bases, random_pair
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank
+from randlora_pl.adapters.random_bases import Bases, WeightShape, random_pair, trainable
 from randlora_pl.utils.options import Count
 
 

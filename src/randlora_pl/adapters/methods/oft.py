@@ -9,12 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, like, trainable
-from randlora_pl.adapters.kernels.flop_choice import built_again
-from randlora_pl.adapters.kernels.rounding import compute_dtype
-from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm
-from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape, per_layer
+from randlora_pl.adapters.base import Adapter, DeltaWeight, Form, Layers, Part, PeftContent, PeftForm, Rank, like
+from randlora_pl.adapters.kernels.common import built_again, compute_dtype
+from randlora_pl.adapters.random_bases import Bases, WeightShape, per_layer, trainable
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import at_least
 

@@ -6,12 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, FactoredDelta, Rank, trainable
+from randlora_pl.adapters.base import Adapter, FactoredDelta, Layers, PeftContent, Rank
 from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta, RecipeName
 from randlora_pl.adapters.methods.lora import PEFT_FORM, LoRA
-from randlora_pl.adapters.peft_form import Layers, PeftContent
-from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape, per_layer
+from randlora_pl.adapters.random_bases import Bases, WeightShape, per_layer, trainable
 from randlora_pl.utils.errors import UserError
 
 

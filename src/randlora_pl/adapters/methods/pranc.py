@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, trainable
+from randlora_pl.adapters.base import Adapter, DeltaWeight
 from randlora_pl.adapters.kernels.randlora_linear import without_autocast
-from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import Bases, WeightShape, trainable
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count
 from randlora_pl.utils.rng import philox, stream

@@ -30,12 +30,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank
+from randlora_pl.adapters.base import (
+    Adapter,
+    DeltaWeight,
+    Form,
+    Layers,
+    Part,
+    PeftContent,
+    PeftForm,
+    Rank,
+    filled,
+    peft_number,
+)
 from randlora_pl.adapters.kernels.hadamard import STRUCTURE, Hadamard, copies
 from randlora_pl.adapters.methods.randlora_update import LedRandLoRADelta, RandLoRADelta, SummedRandLoRADelta
-from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm, filled, peft_number
-from randlora_pl.adapters.random_bases import Bases, Distribution, draw
-from randlora_pl.adapters.weights import WeightShape, sides
+from randlora_pl.adapters.random_bases import Bases, Distribution, WeightShape, draw, sides
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, NotNegative, between
 

@@ -18,16 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import DeltaWeight, FactoredDelta, like, plus_product, trainable
-from randlora_pl.adapters.kernels.basis_product import Form, Stored
-from randlora_pl.adapters.kernels.dropout import drop_mask, keep_scaling, masked
+from randlora_pl.adapters.base import DeltaWeight, FactoredDelta, like, plus_product
+from randlora_pl.adapters.kernels.basis_product import Form, Stored, stored
+from randlora_pl.adapters.kernels.common import compute_dtype, drop_mask, keep_scaling, masked
 from randlora_pl.adapters.kernels.hadamard import Hadamard
-from randlora_pl.adapters.kernels.randlora_linear import AdaptedProduct, SumOfBases, product
-from randlora_pl.adapters.kernels.rounding import compute_dtype
-from randlora_pl.adapters.kernels.step_cache import Held, StepCache
-from randlora_pl.adapters.kernels.ternary import stored
-from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.kernels.randlora_linear import AdaptedProduct, Held, StepCache, SumOfBases, product
+from randlora_pl.adapters.random_bases import Bases, WeightShape, trainable
 
 
 class _RandLoRATensors(DeltaWeight):

@@ -9,17 +9,17 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
+from randlora_pl.adapters.adapter_file import AdapterFile
 from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.injection import InjectionReport, inject
-from randlora_pl.adapters.io.adapter_file import AdapterFile
-from randlora_pl.adapters.io.save_load import place_adapter, read_adapter
 from randlora_pl.adapters.methods.lora import LoRA, LoRADelta
 from randlora_pl.adapters.methods.randlora import RandLoRA
 from randlora_pl.adapters.methods.randlora_update import LedRandLoRADelta
 from randlora_pl.adapters.methods.together import Together, TogetherDelta
 from randlora_pl.adapters.operations import detach
-from randlora_pl.adapters.targets.select import choose
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import WeightShape
+from randlora_pl.adapters.save_load import place_adapter, read_adapter
+from randlora_pl.adapters.select import choose
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.own_classes import is_own
 

@@ -5,11 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, Rank, trainable
-from randlora_pl.adapters.kernels.rounding import added
-from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm
-from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.base import Adapter, DeltaWeight, Form, Layers, Part, PeftContent, PeftForm, Rank
+from randlora_pl.adapters.kernels.common import added
+from randlora_pl.adapters.random_bases import Bases, WeightShape, trainable
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.rng import philox, stream
 

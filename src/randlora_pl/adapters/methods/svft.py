@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import FactoredDelta, trainable
+from randlora_pl.adapters.base import FactoredDelta
 from randlora_pl.adapters.derived import DerivedAdapter, DerivedDelta
 from randlora_pl.adapters.methods.shira import distinct
-from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import Bases, WeightShape, trainable
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import NotNegative
 

@@ -8,13 +8,12 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from randlora_pl.adapters.base import Adapter, DeltaWeight, FactoredDelta, WeightedSum, like
+from randlora_pl.adapters.base import Adapter, DeltaWeight, FactoredDelta, Procedure, like
+from randlora_pl.adapters.layers import WeightedSum
 from randlora_pl.adapters.methods.autolora import AutoLoRA
 from randlora_pl.adapters.methods.lora import LoRA
 from randlora_pl.adapters.methods.randlora import RandLoRA
-from randlora_pl.adapters.procedure import Procedure
-from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.weights import WeightShape
+from randlora_pl.adapters.random_bases import Bases, WeightShape
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Positive
 

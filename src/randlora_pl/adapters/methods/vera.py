@@ -7,10 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from randlora_pl.adapters.base import UNLIMITED, Adapter, FactoredDelta, Rank, like, trainable
-from randlora_pl.adapters.peft_form import Form, Layers, Part, PeftContent, PeftForm, filled
-from randlora_pl.adapters.random_bases import Bases, random_pair
-from randlora_pl.adapters.weights import WeightShape, sides
+from randlora_pl.adapters.base import (
+    UNLIMITED,
+    Adapter,
+    FactoredDelta,
+    Form,
+    Layers,
+    Part,
+    PeftContent,
+    PeftForm,
+    Rank,
+    filled,
+    like,
+)
+from randlora_pl.adapters.random_bases import Bases, WeightShape, random_pair, sides, trainable
 
 
 class VeRA(Adapter):

@@ -101,7 +101,7 @@ def export(
         made = low_rank.write_lora(output, base, total, [file], file, rank=rank, error=error, origin=origin)
         print_converted(output, made, file)
     elif to == "adapter":
-        from randlora_pl.adapters.io import save_load
+        from randlora_pl.adapters import save_load
 
         size = save_load.copy_adapter(adapter, output, save_load.DTYPES[dtype] if dtype else None)
         print(f"{output}: {size:,} bytes")

@@ -72,7 +72,7 @@ def represent(
     leads = _leads(run, updates, lead)
     import torch
 
-    from randlora_pl.adapters.weights import WeightShape
+    from randlora_pl.adapters.random_bases import WeightShape
     from randlora_pl.commands.common import counting
     from randlora_pl.lab.analysis.represent import directions, methods_of, represent_figure
     from randlora_pl.lab.analysis.represent import represent as fitted
@@ -117,7 +117,7 @@ def note_of(adapter: "Adapter") -> str:
 
 def _updates(run: AnalyzedRun, targets: Sequence[str]) -> "dict[str, Tensor]":
     """Return the nonzero updates to express."""
-    from randlora_pl.adapters.targets.select import select
+    from randlora_pl.adapters.select import select
     from randlora_pl.interop.base_model import load_base
     from randlora_pl.lab.analysis.spectrum import matrix_updates
 

@@ -18,12 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, AdapterFile, adapted_layers, merge_and_unload, read_adapter
-from randlora_pl.adapters.base import FactoredDelta
-from randlora_pl.adapters.layers.adapted import RowBlocks
+from randlora_pl.adapters.base import FactoredDelta, Part, PeftForm
+from randlora_pl.adapters.layers import RowBlocks
 from randlora_pl.adapters.methods.lora import of_factors
-from randlora_pl.adapters.peft_form import Part, PeftForm
-from randlora_pl.adapters.targets.sites import is_packed_linear
-from randlora_pl.adapters.weights import WeightShape, exact_pattern
+from randlora_pl.adapters.random_bases import WeightShape, exact_pattern
+from randlora_pl.adapters.sites import is_packed_linear
 from randlora_pl.interop.base_model import Base, load_base
 from randlora_pl.interop.compare_outputs import LOST
 from randlora_pl.interop.external import plain_convolution

@@ -11,7 +11,7 @@ from typing import Any, TypedDict, TypeGuard
 
 from torch import Tensor
 
-from randlora_pl.adapters.io.container import load_tensors, save_tensors
+from randlora_pl.adapters.save_load import load_tensors, save_tensors
 from randlora_pl.utils.adapter_schema import BaseModel
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.files import atomic_folder, disk_errors, parse_json

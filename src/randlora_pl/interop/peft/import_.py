@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, methods
-from randlora_pl.adapters.peft_form import Layers, PeftContent, PeftForm
-from randlora_pl.adapters.targets.sites import Site
+from randlora_pl.adapters.base import Layers, PeftContent, PeftForm
+from randlora_pl.adapters.sites import Site
 from randlora_pl.interop.external import ExternalAdapter, sites_by_name
 from randlora_pl.interop.peft.files import PeftAdapter, read
 from randlora_pl.utils.errors import UserError, brief

@@ -28,12 +28,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from randlora_pl.adapters.budget import match_budget
 from randlora_pl.adapters.methods.lora import LoRA
 from randlora_pl.adapters.methods.randlora import RandLoRA
-from randlora_pl.adapters.random_bases import Bases
+from randlora_pl.adapters.random_bases import Bases, WeightShape
+from randlora_pl.adapters.select import match_budget
 from randlora_pl.adapters.spectrum import truncated
-from randlora_pl.adapters.weights import WeightShape
 from randlora_pl.lab.analysis.figures import colors, footnote, new_figure
 from randlora_pl.utils.text import for_figure
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from randlora_pl.adapters import AdapterFile
-from randlora_pl.adapters.layers.weight_access import is_conv1d, out_and_in
+from randlora_pl.adapters.sites import is_conv1d, out_and_in
 from randlora_pl.adapters.spectrum import Spectrum, spectrum
 from randlora_pl.interop.base_model import load_base
 from randlora_pl.interop.updates import layer_updates

@@ -11,7 +11,7 @@ from torch import nn
 
 from randlora_pl import adapters
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.adapters.targets.select import select
+from randlora_pl.adapters.select import select
 from randlora_pl.lab.bench.costs import OUT_OF_MEMORY, is_out_of_memory
 from randlora_pl.utils.errors import UserError, near
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from randlora_pl.adapters.kernels.step_cache import end_step
+from randlora_pl.adapters.kernels.randlora_linear import end_step
 from randlora_pl.lab.bench import costs
 from randlora_pl.lab.bench.methods import UnavailableError
 from randlora_pl.models import cast_frozen, use_fast_layers

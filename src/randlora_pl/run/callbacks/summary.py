@@ -7,8 +7,8 @@ from lightning.pytorch import Callback, Trainer
 
 from randlora_pl.adapters import Adapter, trainable_parameters
 from randlora_pl.adapters.derived import derived_buffers
-from randlora_pl.adapters.kept import update_buffers
-from randlora_pl.adapters.optimizer import undecayed
+from randlora_pl.adapters.operations import undecayed
+from randlora_pl.adapters.trained import update_buffers
 from randlora_pl.run.callbacks.checkpoint import validations
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.images import ImageTask

@@ -183,7 +183,7 @@ def adapter_config(folder: Path) -> Tree:
         raise UserError(
             f"{file} has no task with its arguments: no run saved it. In Python, load_adapter(model, path) loads it."
         ) from error
-    from randlora_pl.adapters.io.save_load import make_adapter
+    from randlora_pl.adapters.save_load import make_adapter
     from randlora_pl.tasks.restore import find_task
 
     _check_no_class([content["options"], arguments], file)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from randlora_pl.adapters.kept import base_buffers
+from randlora_pl.adapters.trained import base_buffers
 from randlora_pl.data.base import BLOCK, TEXTS, Part
 from randlora_pl.run import TIMEOUT
 from randlora_pl.run.parallel.launch import Ask, Meeting, busy_port, join, launched, meeting_of

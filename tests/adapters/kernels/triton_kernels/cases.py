@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from randlora_pl.adapters.kernels import triton_kernels
 from randlora_pl.adapters.kernels.hadamard import block_size, copies, transform
-from randlora_pl.adapters.kernels.triton_kernels import blocks, stack, ternary
 from tests.adapters import reference
 
 
@@ -87,7 +87,7 @@ def _dense(shape: Shape, dtype: torch.dtype, peft: bool) -> Iterator[Call]:
     factors = lambdas, gammas, a = _factors(shape)
     s = slow_stack(*factors, peft)
     padded = torch.cat([s, s.new_zeros(-columns % 8, small)])
-    yield Call(stack.form_stack, (*factors, 0.5, peft, len(padded), dtype), lambda: (0.5 * padded,))
+    yield Call(triton_kernels.form_stack, (*factors, 0.5, peft, len(padded), dtype), lambda: (0.5 * padded,))
 
     gradient = torch.randn(columns + 2, small).to(dtype)
 
@@ -96,20 +96,24 @@ def _dense(shape: Shape, dtype: torch.dtype, peft: bool) -> Iterator[Call]:
         slow_stack(*leaves, a, peft).backward(2 * gradient[:columns].double())
         return tuple(leaf.grad for leaf in leaves)  # type: ignore[misc]
 
-    yield Call(stack.reduce_stack, (gradient, *factors, 2.0, peft), reduced)
+    yield Call(triton_kernels.reduce_stack, (gradient, *factors, 2.0, peft), reduced)
 
     weight = torch.randn(large, small).to(dtype)
     for b in (torch.randn(large, columns + 5).to(dtype), torch.randint(-1, 2, (large, columns + 1), dtype=torch.int8)):
         delta = b[:, :columns].double() @ s
         tail = (b, *factors, 1.0, peft)
         yield Call(
-            stack.build_weight, (weight, *tail, False, dtype, dtype, False), lambda d=delta: (weight.double() + d,)
+            triton_kernels.build_weight,
+            (weight, *tail, False, dtype, dtype, False),
+            lambda d=delta: (weight.double() + d,),
         )
         wide = weight.T.contiguous().float()
         yield Call(
-            stack.build_weight, (wide, *tail, True, dtype, dtype, False), lambda d=delta: ((weight.double() + d).T,)
+            triton_kernels.build_weight,
+            (wide, *tail, True, dtype, dtype, False),
+            lambda d=delta: ((weight.double() + d).T,),
         )
-    yield Call(stack.build_weight, (None, *tail, True, dtype, torch.float32, False), lambda: (delta.T,))
+    yield Call(triton_kernels.build_weight, (None, *tail, True, dtype, torch.float32, False), lambda: (delta.T,))
 
 
 def _structured(shape: Shape, dtype: torch.dtype, peft: bool) -> Iterator[Call]:
@@ -126,26 +130,28 @@ def _structured(shape: Shape, dtype: torch.dtype, peft: bool) -> Iterator[Call]:
     h, o = h.float(), o.float()
     s = slow_stack(*factors, peft)
     t, rows = signs[:, 1], signs[:, 0]
-    yield Call(stack.hadamard_mix, (*factors, t, o, 1.0, peft, dtype), lambda: (mixing @ fold @ s,))
+    yield Call(triton_kernels.hadamard_mix, (*factors, t, o, 1.0, peft, dtype), lambda: (mixing @ fold @ s,))
     mixed = torch.randn(small, 19).to(dtype)
     yield Call(
-        stack.hadamard_unmix, (mixed, t, o, columns, torch.float32), lambda: ((mixing @ fold).T @ mixed.double(),)
+        triton_kernels.hadamard_unmix,
+        (mixed, t, o, columns, torch.float32),
+        lambda: ((mixing @ fold).T @ mixed.double(),),
     )
     tokens = torch.randn(37, large).to(dtype)
     args = (tokens, rows, h, small, False, dtype, dtype, 1.0)
-    yield Call(blocks.hadamard_project, args, lambda: (tokens.double() @ inner,))
+    yield Call(triton_kernels.hadamard_project, args, lambda: (tokens.double() @ inner,))
     gradient = torch.randn(large, 9).to(dtype)
     args = (gradient.T, rows, h, small, True, dtype, torch.float32, 0.25)
-    yield Call(blocks.hadamard_project, args, lambda: (0.25 * inner.T @ gradient.double(),))
+    yield Call(triton_kernels.hadamard_project, args, lambda: (0.25 * inner.T @ gradient.double(),))
     few = torch.randn(37, small).to(dtype)
     onto = torch.randn(37, large).to(dtype)
     yield Call(
-        blocks.hadamard_expand,
+        triton_kernels.hadamard_expand,
         (few, onto, rows, h, large, 0.5, False, dtype, dtype, False),
         lambda: (onto.double() + 0.5 * few.double() @ inner.T,),
     )
     yield Call(
-        blocks.hadamard_expand,
+        triton_kernels.hadamard_expand,
         (mixed.T, None, rows, h, large, 1.0, True, dtype, torch.float32, False),
         lambda: (inner @ mixed.double(),),
     )
@@ -153,8 +159,8 @@ def _structured(shape: Shape, dtype: torch.dtype, peft: bool) -> Iterator[Call]:
 
 def _ternary(shape: Shape, dtype: torch.dtype) -> Iterator[Call]:
     b = torch.randint(-1, 2, (shape.large, shape.count * shape.rank), dtype=torch.int8)
-    packed = ternary.packed(b)
+    packed = triton_kernels.packed(b)
     for tokens in (1, 18):
         x, y = torch.randn(tokens, shape.large).to(dtype), torch.randn(tokens, b.shape[1]).to(dtype)
-        yield Call(ternary.ternary_project, (x, packed, b.shape[1]), lambda x=x: (x.double() @ b.double(),))
-        yield Call(ternary.ternary_expand, (y, packed), lambda y=y: (y.double() @ b.double().T,))
+        yield Call(triton_kernels.ternary_project, (x, packed, b.shape[1]), lambda x=x: (x.double() @ b.double(),))
+        yield Call(triton_kernels.ternary_expand, (y, packed), lambda y=y: (y.double() @ b.double().T,))

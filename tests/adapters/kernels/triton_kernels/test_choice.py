@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from randlora_pl.adapters.kernels import triton_kernels
 from randlora_pl.adapters.kernels.hadamard import Hadamard
-from randlora_pl.adapters.kernels.triton_kernels import launch
-from randlora_pl.adapters.kernels.triton_kernels.launch import multiplies
+from randlora_pl.adapters.kernels.triton_kernels import multiplies
 from randlora_pl.utils import device
 from randlora_pl.utils.device import choose_as_on_cuda, runs
 from randlora_pl.utils.errors import UserError
@@ -75,9 +75,9 @@ def test_tiles_that_do_not_fit_are_left_out() -> None:
             raise errors.OutOfResources(tile, 2, "shared memory")
 
     key = ("test",)
-    launch.first_that_fits(key, (8, 4, 2, 1), run)
-    launch.first_that_fits(key, (8, 4, 2, 1), run)
+    triton_kernels.first_that_fits(key, (8, 4, 2, 1), run)
+    triton_kernels.first_that_fits(key, (8, 4, 2, 1), run)
     assert tried == [8, 4, 2, 2]
-    launch._FITS.pop(key)
+    triton_kernels._FITS.pop(key)
     with pytest.raises(errors.OutOfResources):
-        launch.first_that_fits(key, (8, 4), run)
+        triton_kernels.first_that_fits(key, (8, 4), run)

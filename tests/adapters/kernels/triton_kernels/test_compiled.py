@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from randlora_pl.adapters.kernels.triton_kernels.stack import TILES
+from randlora_pl.adapters.kernels.triton_kernels import TILES
 from randlora_pl.adapters.kernels.triton_kernels import jit
 
 S = dict(lambdas="*fp32", gammas="*fp32", a="*fp32")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from randlora_pl.adapters.kernels import triton_kernels
 from tests.adapters.kernels.triton_kernels.cases import SHAPES, Shape, calls
 from tests.support.products import in_one_item
 from tests.support.trace.custom_costs import CUSTOM, size_of
@@ -101,12 +102,9 @@ def test_a_wrong_formula_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_custom_operator_has_a_formula() -> None:
-    from randlora_pl.adapters.kernels.triton_kernels import blocks, stack, ternary
-
     defined = {
         value._opoverload.name()
-        for module in (blocks, stack, ternary)
-        for value in vars(module).values()
+        for value in vars(triton_kernels).values()
         if isinstance(value, torch.library.CustomOpDef)
     }
     assert defined == set(CUSTOM)

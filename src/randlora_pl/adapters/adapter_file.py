@@ -11,19 +11,21 @@ from torch import Tensor, nn
 from randlora_pl.adapters.base import Adapter
 from randlora_pl.adapters.derived import Sketches, derived_buffers, sketch_problems, sketches
 from randlora_pl.adapters.injection import InjectionReport, make_deltas
-from randlora_pl.adapters.kept import (
-    base_buffers,
-    hash_weights,
-    kept_buffers,
-    kept_problems,
-    update_buffers,
-    update_modules,
-)
 from randlora_pl.adapters.methods.full import BaseWeightMethod
 from randlora_pl.adapters.operations import basis_size_error, report_of, with_bases
 from randlora_pl.adapters.random_bases import GENERATOR, Bases
-from randlora_pl.adapters.targets.sites import Site
-from randlora_pl.adapters.trained import choose_beside, chosen_tensors, trained_tensors
+from randlora_pl.adapters.sites import Site
+from randlora_pl.adapters.trained import (
+    base_buffers,
+    choose_beside,
+    chosen_tensors,
+    hash_weights,
+    kept_buffers,
+    kept_problems,
+    trained_tensors,
+    update_buffers,
+    update_modules,
+)
 from randlora_pl.utils.errors import UserError
 
 

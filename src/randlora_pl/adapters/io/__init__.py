@@ -1,1 +1,0 @@
-"""Adapter files: format, schema, checks against a model, saving and loading."""

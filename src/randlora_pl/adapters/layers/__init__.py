@@ -1,1 +1,0 @@
-"""Layers with an update: linear, convolution, packed attention, quantized; and access to their weights."""

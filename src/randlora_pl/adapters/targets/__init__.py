@@ -1,1 +1,0 @@
-"""Selection of the weights of a model that receive an update."""
