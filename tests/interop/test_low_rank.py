@@ -17,7 +17,7 @@ from randlora_pl.interop.low_rank import Converted, label, write_lora
 from randlora_pl.interop.updates import layer_updates, updates, weighted_sum
 from randlora_pl.tasks import load_task
 from randlora_pl.utils.errors import UserError
-from tests.interop.adapters import MORE, rounded, saved
+from tests.interop.adapters import MORE, saved
 from tests.support.products import covering, marked
 from tests.tasks.small import CLASSES, images, two_blocks
 
@@ -102,16 +102,6 @@ def test_what_goes_with_it(tmp_path: Path) -> None:
     assert two.classnames == CLASSES and two.constructor() == one.constructor()
     assert read_adapter(tmp_path / "lora").config["base_model"] == read_adapter(tmp_path / "a").config["base_model"]
     assert read_adapter(tmp_path / "lora").metadata["training"] == {}  # its figures belong to the other one
-
-
-def test_bfloat16_in_one_file(tmp_path: Path) -> None:
-    saved(tmp_path / "a", "linear head", "lora")
-    rounded(tmp_path / "a", tmp_path / "half.safetensors")
-    made = converted(tmp_path / "half.safetensors", tmp_path / "lora.safetensors", rank=2)
-    assert made.error < 1e-6
-    torch.testing.assert_close(
-        logits_of(tmp_path / "lora.safetensors"), logits_of(tmp_path / "half.safetensors"), rtol=1e-4, atol=1e-3
-    )
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_hira_equals_peft(in_features: int, out_features: int, r: int) -> None:
 
 @in_one_item(("in_features", "block"), [(12, 4), (20, 4), (16, 8), (23, 23)])
 def test_oft_equals_peft(in_features: int, block: int) -> None:
-    """With its series; its exact form has the inverse rotation, see tests/interop/peft/test_relative.py."""
+    """With its series; its exact form has the inverse rotation, see tests/interop/peft/test_import.py."""
     config = OFTConfig(oft_block_size=block, target_modules=["fc"])
     theirs, ours = oracle.adapt_both(in_features, 12, config, OFT(block=block, neumann_terms=5))
     layer, delta = theirs.get_submodule("base_model.model.fc"), ours.fc.delta

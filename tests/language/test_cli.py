@@ -10,16 +10,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from randlora_pl.adapters import inject
 from randlora_pl.language.loading import model_config
-from randlora_pl.language.tasks.causal_lm import CausalLMTask
-from randlora_pl.language.tasks.common import load_language_task
 from randlora_pl.run.options.shipped import find_config
 from tests.support.cli import Refused, Run
-from tests.support.products import marked
 
+from .files import write_commonsense
 from .small import SHAPES
 
 SMALL = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--run.logger", "csv")
@@ -64,74 +61,12 @@ def test_a_fit_learns_the_toy_instruction(run: Run, words: list[str], tmp_path: 
     assert tested.code == 0 and f"accuracy {100 * results['test/acc']:.2f} %" in tested.out
     info = run("adapter", "info", str(folder / "adapter"))
     assert "transformers qwen2 random" in info.out and "not shown" not in info.out
-    merged = run("adapter", "merge", str(folder / "adapter"), "--output", str(tmp_path / "merged"))
-    assert merged.code == 0, merged.err
-    from transformers import AutoModelForCausalLM
-
-    task = load_language_task(folder / "adapter")
-    bare = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
-    ids = torch.arange(3, 20)[None]
-    torch.testing.assert_close(bare(ids).logits, task.model(ids).logits, rtol=1e-4, atol=1e-5)
-    assert "exists" in run("adapter", "merge", str(folder / "adapter"), "--output", str(tmp_path / "merged")).err
-
-
-@pytest.mark.slow
-def test_a_resumed_run_ends_with_the_same_weights(
-    run: Run, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fits = [*words, *SHORT, "--data.steps", "4", "--checkpoint.every_n_steps", "2"]
-    assert run("fit", *fits, "--run.name", "whole").code == 0
-    losses, calls = CausalLMTask.sample_losses, []
-
-    def interrupted(self: CausalLMTask, batch: dict[str, Any]) -> Any:
-        calls.append(self.training)
-        if sum(calls) == 4:
-            raise KeyboardInterrupt
-        return losses(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CausalLMTask, "sample_losses", interrupted)
-        stopped = run("fit", *fits, "--run.name", "part")
-    assert stopped.code == 130 and "fit --resume" in stopped.err
-    (whole,), (part,) = ((tmp_path / "runs" / name).glob("2*") for name in ("whole", "part"))
-    resumed = run("fit", "--resume", str(part))
-    assert resumed.code == 0 and "resumed after step 2" in resumed.out
-    one, two = (load_file(folder / "adapter" / "adapter.safetensors") for folder in (whole, part))
-    assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
-
-
-def test_likelihood_without_options_is_refused_before_the_training(
-    refused: Refused, words: list[str], tmp_path: Path
-) -> None:
-    said = refused("fit", *words, "--data.steps", "1", "--model.evaluation", "likelihood", "--run.name", "late")
-    assert "likelihood needs questions with options" in said
-    assert not list(tmp_path.rglob("adapter*"))
-
-
-RECORD = {
-    "instruction": "Is water wet?\n\nAnswer format: true/false",
-    "input": "",
-    "output": "the correct answer is true",
-}
-
-
-def write_commonsense(root: Path) -> Path:
-    """True copies of the format, a few records each."""
-    records = [RECORD | {"answer": "true"}] * 12
-    (root / "boolq").mkdir(parents=True)
-    (root / "piqa").mkdir()
-    (root / "commonsense_15k.json").write_text(json.dumps(records, indent=1))
-    (root / "boolq" / "test.json").write_text(json.dumps(records[:3]))
-    piqa = {"instruction": "Which?\n\nAnswer format: solution1/solution2", "input": "", "answer": "solution2"}
-    piqa["output"] = "the correct answer is solution2"
-    (root / "piqa" / "test.json").write_text(json.dumps([piqa] * 2))
-    return root
 
 
 @pytest.mark.parametrize("evaluation", [pytest.param("generate", marks=pytest.mark.full), "likelihood"])
 def test_the_shipped_config_runs_with_random_weights(evaluation: str, run: Run, tmp_path: Path) -> None:
     """Qwen2's config on true file formats: accuracy of each test, their mean, and answers that were not found."""
-    root = write_commonsense(tmp_path / "data")
+    root = write_commonsense(tmp_path / "data", 3)
     shape = json.dumps(SHAPES["qwen2"] | {"vocab_size": 260})
     shown = run(
         "fit", "--config", "commonsense_qwen2", "--model.pretrained", "random", "--model.config_overrides", shape,
@@ -144,38 +79,8 @@ def test_the_shipped_config_runs_with_random_weights(evaluation: str, run: Run, 
     tests = [results[f"test/acc/{name}"] for name in ("boolq", "piqa")]
     assert results["test/acc"] == pytest.approx(sum(tests) / 2)
     assert (results["test/unfound"] == 0) == (evaluation == "likelihood")  # 258 random bytes say nothing
-    assert results["data/train"] == 8 and results["data/val"] == 4 and results["data/test"] == 5
-    assert "8 train, 4 val" in shown.out and "2 optimizer steps" in shown.out
-
-
-COUNTS = {
-    "commonsense_qwen2": 5_956_992,
-    "commonsense_phi3": 45_712_128,
-    "commonsense_llama3": 56_626_112,
-    "e2e_gpt2_medium": 5_211_648,
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), marked(COUNTS.items(), lambda row: row[0] == "commonsense_qwen2"))
-def test_configs_train_as_many_parameters_as_they_say(name: str, count: int) -> None:
-    """Models of the true sizes on the meta device."""
-    from transformers import AutoModelForCausalLM
-
-    from randlora_pl.adapters import LoRA, RandLoRA
-
-    text = find_config(name).read_text()
-    options: dict[str, Any] = yaml.safe_load(text)["model"]["init_args"]
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config(options["name"], "random", None))
-    adapter = RandLoRA(**options["adapter"]["init_args"])
-    assert inject(model, adapter, options["targets"]).trainable == count
-    assert f"{count:,}" in text
-    if name.startswith("e2e"):
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(model_config(options["name"], "random", None))
-        assert inject(model, LoRA(rank=16), options["targets"]).trainable == 5_505_024
-        assert "5,505,024" in text
+    assert results["data/train"] == 20 and results["data/val"] == 4 and results["data/test"] == 6
+    assert "20 train, 4 val" in shown.out and "2 optimizer steps" in shown.out
 
 
 @pytest.mark.parametrize("name", ["commonsense_qwen2", "e2e_gpt2_medium", "glue_roberta_base", "glue_roberta_large"])
@@ -208,33 +113,20 @@ def test_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_pat
     odd = SHAPES["qwen2"] | {"vocab_size": 64, "hidden_size": 60}
     told = fit("--model.config_overrides", json.dumps(odd))
     assert "num_attention_heads" in told and "RuntimeError" in told
-    assert "is of texts: it needs --model TextClassificationTask." in refused("fit", "--data.dataset", "rte")
+    for overrides in ("{hidden_size: wide}", "{num_attention_heads: 0}"):
+        assert "makes no model: " in fit("--model.config_overrides", overrides)
+    gone = ("--model.name", str(tmp_path / "none"), "--model.pretrained", "null", "--model.config_overrides", "null")
+    assert "cannot be loaded (--model.name)" in fit(*gone)
+    assert "accelerator" not in fit("--model.quantize", "4bit")
+    assert "a positive number, not 0" in fit("--model.adam_eps", "0")
+    for dataset, task in (("rte", ""), ("jsonl", "CausalLMTask or ")):
+        said = refused("fit", "--data.dataset", dataset)
+        assert f"is of texts: it needs --model {task}TextClassificationTask." in said
     assert "train.jsonl does not exist" in fit("--data.root", str(tmp_path))
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n')
     assert "train.jsonl, line 2" in fit("--data.root", str(bad))
-
-
-@pytest.mark.slow  # one of each kind is above
-def test_further_mistakes_are_told_in_a_line(refused: Refused, words: list[str], tmp_path: Path) -> None:
-    def fit(*more: str) -> str:
-        return refused("fit", *words, *more)
-
-    assert "Unknown option --model.beams" in fit("--model.beams", "4")
-    said = refused("fit", "--data.dataset", "jsonl")
-    assert "is of texts: it needs --model CausalLMTask or TextClassificationTask." in said
-    assert "accelerator" not in fit("--model.quantize", "4bit")
-    assert "makes no model: " in fit("--model.config_overrides", "{hidden_size: wide}")
-    assert "makes no model: " in fit("--model.config_overrides", "{num_attention_heads: 0}")
-    assert "cannot be loaded (--model.name)" in fit("--model.pretrained", "null", "--model.config_overrides", "null",
-                                                 "--model.name", str(tmp_path / "none"))  # fmt: skip
-    bad = tmp_path / "bad"
-    bad.mkdir()
-    (bad / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
-    assert "lacks 'completion'" in fit("--data.root", str(bad))
-    (bad / "train.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
-    assert "leave nothing to train on" in fit("--data.root", str(bad), "--data.validation", "120")
 
 
 def test_a_run_without_a_test_and_a_validation_says_so(run: Run, words: list[str], toy: Path, tmp_path: Path) -> None:
@@ -281,21 +173,6 @@ def test_a_wrong_test_is_told_before_the_training(
     assert not (tmp_path / "runs").exists()
 
 
-def test_weights_that_lack_tensors_are_refused(refused: Refused, words: list[str], tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM
-
-    whole = tmp_path / "whole"
-    config = model_config("qwen2", "random", SHAPES["qwen2"] | {"vocab_size": 64})
-    AutoModelForCausalLM.from_config(config).save_pretrained(whole)
-    tensors = load_file(whole / "model.safetensors")
-    name = next(each for each in tensors if each.endswith("up_proj.weight"))
-    del tensors[name]
-    save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
-    other = ("--model.pretrained", str(whole), "--model.config_overrides", "null")
-    assert f"lacks 1 tensors of Qwen2ForCausalLM, such as {name}" in refused("fit", *words, *other)
-
-
 def test_the_missing_extra_is_told(refused: Refused, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
@@ -322,10 +199,6 @@ def test_predict_says_that_it_takes_images(run: Run, refused: Refused, words: li
     (tmp_path / "images").mkdir()
     shown = refused("predict", "--adapter", str(folder / "adapter"), "--images", "images")
     assert "belongs to a language model" in shown
-    shown = refused("adapter", "export", str(folder / "adapter"), "--to", "onnx", "--output", "x.onnx")
-    assert "belongs to a language model" in shown and "adapter merge" in shown
-    shown = refused("adapter", "export", str(folder / "adapter"), "--to", "peft", "--output", "peft")
-    assert "train a RandLoRA with --model.adapter.pairing peft" in shown
 
 
 @pytest.mark.slow

@@ -7,23 +7,17 @@ from typing import Any
 
 import lightning as L
 import pytest
-import torch
-import torch.nn.functional as F
 
-from randlora_pl.language.batches import Tokens
 from randlora_pl.language.data import TextData
 from randlora_pl.language.metrics import generation_scores
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
-from randlora_pl.language.token_losses import token_losses
-from randlora_pl.language.tokenization import collate
 from randlora_pl.run.callbacks import WrittenAnswers
 from randlora_pl.tasks import make_trainer
 from randlora_pl.utils.errors import UserError
-from tests.support.products import in_one_item
 
 from .files import write_e2e
 from .small import fit, make, trained
-from .tokenizers import byte_tokenizer, encode_one
+from .tokenizers import byte_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -63,60 +57,6 @@ def test_the_completion_alone_is_learned_after_an_end_of_text(root: Path) -> Non
     assert [len(item.references) for item in data.items] == [2] * 5
     prompt = data._held["test"][0].input_ids
     assert prompt == [*given, end]
-
-
-def test_tokens_of_a_joined_text_would_be_others() -> None:
-    """Where a word piece spans the border, joining first would change what the model is asked with."""
-    tokenizer = byte_tokenizer()
-    meaning, reference = "name : The Vaults | Type : pub | pri", "ce : more"
-    apart = encode_one(tokenizer, (meaning, reference), 512, True, True).input_ids
-    joined = tokenizer(meaning + reference, add_special_tokens=False)["input_ids"]
-    end = tokenizer.eos_token_id
-    assert [number for number in apart if number != end] != joined
-    assert tokenizer.decode([number for number in apart if number != end]) == meaning + reference
-
-
-@in_one_item("side", ["left", "right"])
-def test_padding_moves_no_position(side: Any) -> None:
-    """GPT-2 embeds absolute positions: losses of a padded batch are those of each sample alone, on either side."""
-    task = gpt2(targets=["lm_head"])
-    task.configure_model()
-    pairs = [
-        ("name : A", " A pub ."),
-        ("name : The Vaults | near : Raja Indian Cuisine", " It is near it ."),
-        ("n", " ."),
-    ]
-    samples = [Tokens([encode_one(task.vocabulary, pair, 512, True, True)], 0)[0] for pair in pairs]
-    batch = collate(samples, 0, side, 16)
-    together = token_losses(task.model, batch, 0.1)[0].sum(1)
-    for sample, found in zip(samples, together, strict=True):
-        ids = torch.tensor([sample.input_ids])
-        logits = task.model(ids).logits[0, :-1]
-        labels = torch.tensor(sample.labels)[1:]
-        loss = F.cross_entropy(logits, labels, label_smoothing=0.1, reduction="sum")
-        assert found.item() == pytest.approx(loss.item(), rel=1e-5)
-
-
-def test_a_step_learns_the_mean_over_the_learned_tokens_with_smoothed_labels(root: Path) -> None:
-    """Against (1 - s) of the right token's loss and s of the mean over the vocabulary, written out."""
-    losses: list[torch.Tensor] = []
-
-    class Keep(L.Callback):
-        def on_before_backward(self, trainer: L.Trainer, pl_module: Any, loss: torch.Tensor) -> None:
-            losses.append(loss.detach())
-
-    fit(gpt2(label_smoothing=0.1), e2e(root, batch_size=10, steps=1), callbacks=[Keep()])
-    fresh, data = gpt2(), e2e(root)
-    fit(fresh, data, max_steps=0)
-    total, count = 0.0, 0
-    for number in range(10):
-        sample = data._held["train"][number]
-        logs = fresh.model(torch.tensor([sample.input_ids])).logits[0, :-1].log_softmax(-1).detach()
-        for place, label in enumerate(sample.labels[1:]):
-            if label != -100:
-                total -= float(0.9 * logs[place, label] + 0.1 * logs[place].mean())
-                count += 1
-    assert float(losses[0]) == pytest.approx(total / count, rel=1e-5)
 
 
 def test_scores_are_those_of_the_corpus(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,10 +166,3 @@ def test_padding_without_a_token_for_it_is_said_once(
 def test_mistakes(options: dict[str, Any], message: str, root: Path) -> None:
     with pytest.raises(UserError, match=message):
         fit(gpt2(), e2e(**({"root": root} | options)))
-
-
-def test_a_malformed_line_is_told(root: Path) -> None:
-    file = root / "valid.txt"
-    file.write_text(file.read_text() + "no bars\n")
-    with pytest.raises(UserError, match=r"valid\.txt"):
-        fit(gpt2(), e2e(root))

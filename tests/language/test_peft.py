@@ -95,20 +95,6 @@ def test_an_adapter_that_peft_trained(run: Run, tmp_path: Path) -> None:
     same(logits(ours.model), logits(theirs))
 
 
-def test_rows_of_a_fused_weight(run: Run, refused: Refused, tmp_path: Path) -> None:
-    """LoRA of q and v in GPT-2's c_attn is a LoRA of the whole weight; RandLoRA of them is nothing that PEFT has."""
-    task = moved(LoRA(rank=4), tmp_path / "lora", "gpt2", overrides={"vocab_size": 260})
-    shown = run("adapter", "export", str(tmp_path / "lora"), "--to", "peft", "--output", str(tmp_path / "peft"))
-    assert shown.code == 0, shown.err
-    base = make("bytes", "gpt2", overrides={"vocab_size": 260}).build().eval()
-    theirs = PeftModel.from_pretrained(base, str(tmp_path / "peft")).eval()
-    same(logits(theirs), logits(task.model))
-    moved(RandLoRA(rank=8), tmp_path / "randlora", "gpt2", overrides={"vocab_size": 260})
-    said = refused("adapter", "export", str(tmp_path / "randlora"), "--to", "peft", "--output", str(tmp_path / "no"))
-    assert "transformer.h.0.attn.c_attn.q is a block of a packed weight, but PEFT adapts whole weights" in said
-    assert not (tmp_path / "no").exists()
-
-
 def test_what_peft_cannot_hold_is_refused_with_the_reason(refused: Refused, tmp_path: Path) -> None:
     """Bases of k and v, which are smaller in grouped-query attention, and the order of columns by the equation."""
     moved(RandLoRA(rank=16), tmp_path / "ours")

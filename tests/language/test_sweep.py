@@ -1,7 +1,6 @@
 """Sweeps of language models: cells, estimates, a whole tiny one, a search of learning rates, the shipped tables."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -207,31 +206,6 @@ def test_a_tiny_sweep_from_the_command_line_to_its_report(run: Run, refused: Ref
     text = next(tmp_path.rglob("report.md")).read_text()
     assert "BoolQ" in text and "PIQA" in text and "HellaSwag" not in text
     assert "paper 53.39" not in text.partition("170k")[0] and "paper" in text and "not run" in text
-
-
-@pytest.mark.slow
-def test_the_best_weights_are_tested_where_that_is_asked_for(run: Run, refused: Refused, tmp_path: Path) -> None:
-    """With the highest loss as the best the first validation is: the test is that of its adapter."""
-    root = write_commonsense(tmp_path / "data", 3)
-    settings = GRID["set"] | {"data.steps": 3, "checkpoint.mode": "max", "model.warmup_steps": 0}
-    written(
-        tmp_path,
-        budgets=["15k"],
-        methods={"LoRA-16": GRID["methods"]["LoRA-16"] | {"learning_rate": 1e-2}},
-        set=settings,
-    )
-    assert run("sweep", "words.yaml", "--data.root", str(root)).code == 0
-    (place,) = (tmp_path / "runs/sweeps/words/cells").iterdir()
-    results = json.loads((place / "results.json").read_text())
-    assert results["best/step"] < 3 and results["best/val/loss"] > results["val/loss"]
-    tested = run("test", "--adapter", str(place / "adapter-best"), "--config", str(place / "config.yaml"),
-                 "--trainer.enable_progress_bar", "false", "--run.name", "best")  # fmt: skip
-    assert tested.code == 0, tested.err
-    said = re.search(r"results: (.*results\.json)", tested.out.replace("\n", ""))
-    assert said is not None
-    again = json.loads(Path(said[1]).read_text())
-    figures = [name for name in results if name.startswith("test/")]
-    assert figures and {name: again[name] for name in figures} == {name: results[name] for name in figures}
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from randlora_pl.models import ImageTower, load_clip, load_vit
 from randlora_pl.tasks import LinearHeadTask, TextHeadTask, VisionLanguageTask, load_task
 from tests.commands.adapter.test_export_peft import VIT, adapter
 from tests.fake_hub import Repo, fake_hub
-from tests.interop.foreign.test_official import by_hand, checkpoint
+from tests.interop.test_official import by_hand, checkpoint
 from tests.support.cli import Run
 from tests.support.products import in_one_item
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,30 @@ from safetensors.torch import load_file
 from torch import nn
 
 from randlora_pl.adapters import (
+    OFT,
     Adapter,
     AutoLoRA,
     BitFit,
     DoRA,
+    HiRA,
     LoRA,
+    LoRAXS,
     NoLA,
     PiSSA,
     RandLoRA,
+    SHiRA,
     Together,
     VeRA,
     inject,
+    load_adapter,
     read_adapter,
     save_adapter,
+    set_train_mode,
+    trainable_parameters,
 )  # fmt: skip
 from randlora_pl.interop.peft import export as peft_export
-from randlora_pl.interop.peft.export import export_peft, to_peft
+from randlora_pl.interop.peft.export import Difference, export_peft, to_peft
+from randlora_pl.interop.peft.import_ import import_peft
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import SelfAttention, assert_close, randomise
 from tests.adapters.zoo import captions, images, small_clip, small_vit
@@ -64,17 +73,58 @@ PROVEN: dict[str, Adapter] = {  # layers of one smaller side each
     "lora, q apart": LoRA(rank=3, alpha=2, qkv="split"),
     "lora, alpha 0": LoRA(rank=3, alpha={r".*\.q": 0.0, ".*": 2.0}, qkv="split"),
     "lora, ranks of q k v": LoRA(rank={r".*\.k": 2, ".*": 3}, alpha={r".*\.q": 5.0}, qkv="split", rslora=True),
+    "hira": HiRA(rank=3, dropout=0.1),
+    "hira, ranks": HiRA(rank={r".*0\..*": 2, ".*": 5}),  # filled up with zeros
+    "oft": OFT(block=8),
+    "oft, default": OFT(),
+    "oft, one number": OFT(block={".*qkv": 3, ".*fc1": 3, ".*": 12}),
+    "oft, series": OFT(block=4, neumann_terms=6),
+    "shira": SHiRA(rank=3, dropout=0.1),
+    "shira, top": SHiRA(rank=2, places="top"),
+    "pissa": PiSSA(rank=3),
+    "pissa, alpha": PiSSA(rank=3, alpha=6.0, dropout=0.1),
+    "pissa, ranks": PiSSA(rank={r".*fc1": 2, ".*": 4}, qkv="split"),
+    "olora": PiSSA(rank=3, start="olora", keep_derived=True),
+    "minor": PiSSA(rank=3, start="minor"),
+    "loraxs": LoRAXS(rank=5, alpha=16.0),
+    "loraxs, both": LoRAXS(rank=5, balance="both", qkv="split"),
 }
+ALIKE = {"hira": "hira_", "oft": "oft_R", "shira": "shira_weight"}
+"""Methods that are the same in PEFT, and a part of the names of what trains there."""
 
 
 @in_one_item("name", PROVEN)
-def test_forms_that_are_not_peft_s_own(name: str, tmp_path: Path) -> None:
-    base = small_vit()
-    ours = saved(base, PROVEN[name], None, tmp_path / "ours")
-    export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
-    theirs = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft")
+def test_peft_gives_our_outputs_and_they_come_back(name: str, tmp_path: Path) -> None:
+    adapter, base = PROVEN[name], small_vit()
+    ours = saved(base, adapter, None, tmp_path / "ours")
+    found = export_peft(tmp_path / "ours", tmp_path / "peft", model=base).difference
+    assert found is not None and found.change > 1e-2
+    theirs = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft", is_trainable=True).eval()
     x = images().double()  # large random updates make attention sharp, and rounding large
-    assert_close(theirs.double().get_base_model()(x), ours.double()(x), 2e-6)
+    outputs = [theirs.double().get_base_model()(x), ours.double()(x)]
+    rounding = 2e-5 if isinstance(adapter, PiSSA | LoRAXS) else 2e-6  # the former follow from the base model
+    assert_close(*outputs, rounding)
+    method = name.partition(",")[0]
+    if method in ALIKE and name != "hira, ranks":
+        parameters = [value for key, value in theirs.named_parameters() if ALIKE[method] in key]
+        sums = [
+            sum(float(each.square().sum()) for each in torch.autograd.grad(output.square().sum(), values))
+            for output, values in zip(outputs, (parameters, [*trainable_parameters(ours).values()]), strict=True)
+        ]
+        assert sums[0] == pytest.approx(sums[1], rel=1e-5)
+    again = import_peft(tmp_path / "peft", copy.deepcopy(base)).eval()
+    assert_close(again.double()(x), outputs[1], rounding)
+
+
+@in_one_item(("adapter", "rank"), [(PiSSA(rank=3, alpha=6.0, dropout=0.1), 6), (LoRAXS(rank=5, alpha=16.0), 5)])
+def test_factors_that_follow_from_the_base_model_are_a_plain_lora(adapter: Any, rank: int, tmp_path: Path) -> None:
+    """Of both signs of the factors for PiSSA."""
+    base = small_vit()
+    saved(base, adapter, None, tmp_path / "ours")
+    export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert config["init_lora_weights"] is True and config["lora_dropout"] == adapter.dropout
+    assert config["r"] == config["lora_alpha"] == rank
 
 
 @in_one_item(
@@ -97,6 +147,12 @@ def test_forms_that_are_not_peft_s_own(name: str, tmp_path: Path) -> None:
         ),
         (RandLoRA(rank=4, variant="a"), None, "variant a is a product of two sums"),
         (RandLoRA(rank=4, num_bases="floor+1", pairing="peft"), None, "it has 7 bases of rank 4; PEFT makes 6"),
+        (SHiRA(rank={".*qkv": 2, ".*": 3}), None, "its layers have ranks 2 and 3; PEFT's SHiRA has one rank"),
+        (
+            OFT(block={".*qkv": 2, ".*fc1": 24, ".*": 4}),
+            None,
+            "its layers have blocks of 2 and 4 and 24; PEFT finds others for one size",
+        ),
     ],
 )
 def test_refused(adapter: Adapter, targets: list[str] | None, message: str, tmp_path: Path) -> None:
@@ -108,7 +164,7 @@ def test_refused(adapter: Adapter, targets: list[str] | None, message: str, tmp_
     assert [entry.name for entry in tmp_path.iterdir()] == ["ours"]
 
 
-@pytest.mark.parametrize("method", [RandLoRA(rank=4), VeRA(rank=4), DoRA(LoRA(rank=2))])
+@in_one_item("method", [RandLoRA(rank=4), VeRA(rank=4), DoRA(LoRA(rank=2)), HiRA(rank=2), OFT()])
 def test_packed_attention_is_for_lora_only(method: Adapter, tmp_path: Path) -> None:
     base = small_clip()
     saved(base, method, ["visual:qkv"], tmp_path / "ours")
@@ -116,15 +172,15 @@ def test_packed_attention_is_for_lora_only(method: Adapter, tmp_path: Path) -> N
         export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
 
 
-@pytest.mark.parametrize("qkv", ["packed", "split"])
-def test_lora_of_packed_attention(qkv: Any, tmp_path: Path) -> None:
+@in_one_item("adapter", [LoRA(rank=3, alpha=2), LoRA(rank=3, alpha=2, qkv="split"), PiSSA(rank=3), LoRAXS(rank=3)])
+def test_low_rank_updates_of_packed_attention(adapter: Adapter, tmp_path: Path) -> None:
     base = small_clip()
-    ours: Any = saved(base, LoRA(rank=3, alpha=2, qkv=qkv), None, tmp_path / "ours")
+    ours: Any = saved(base, adapter, None, tmp_path / "ours")
     export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
     theirs: Any = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft").get_base_model()
     x, text = images(), captions()
-    assert_close(theirs.encode_image(x), ours.encode_image(x), 1e-5)
-    assert_close(theirs.encode_text(text), ours.encode_text(text), 1e-5)
+    assert_close(theirs.encode_image(x), ours.encode_image(x), 2e-5)
+    assert_close(theirs.encode_text(text), ours.encode_text(text), 2e-5)
 
 
 def test_a_projection_that_attention_only_reads(tmp_path: Path) -> None:
@@ -177,6 +233,9 @@ def test_a_wrong_file_never_gets_its_name(tmp_path: Path, monkeypatch: pytest.Mo
 def test_without_peft_or_a_model_it_is_written_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = small_vit()
     saved(base, RandLoRA(rank=5, pairing="peft", alpha=7.5, seed=4), None, tmp_path / "ours")
+    saved(base, PiSSA(rank=3), None, tmp_path / "pissa")
+    with pytest.raises(UserError, match=r"does not name its base model.*export_peft\(ADAPTER, DIR, model=model\)"):
+        export_peft(tmp_path / "pissa", tmp_path / "none")
     done = export_peft(tmp_path / "ours", tmp_path / "one")
     assert (done.difference, done.why) == (None, "the adapter does not name its base model")
     monkeypatch.setattr(peft_export, "installed", lambda: False)
@@ -188,17 +247,12 @@ def test_without_peft_or_a_model_it_is_written_and_said(tmp_path: Path, monkeypa
     assert (config["randlora_alpha"], config["projection_prng_key"], config["r"]) == (7.5, 4, 5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_file_is_tiny(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_the_file_is_tiny(tmp_path: Path) -> None:
     """Bases once: PEFT itself writes them with every layer."""
-    model = copy.deepcopy(small_vit())
-    inject(model, RandLoRA(rank=5, pairing="peft"))
-    save_adapter(model, tmp_path / "ours", dtype=dtype)
+    saved(small_vit(), RandLoRA(rank=5, pairing="peft"), None, tmp_path / "ours")
     done = to_peft(read_adapter(tmp_path / "ours"))
-    bases = {name: tensor for name, tensor in done.tensors.items() if "." not in name}
-    assert {name: tuple(tensor.shape) for name, tensor in bases.items()} == {
-        "randlora_A": (5, 1, 96), "randlora_B": (96, 20, 5),
-    }  # fmt: skip
+    bases = {name: tuple(tensor.shape) for name, tensor in done.tensors.items() if "." not in name}
+    assert bases == {"randlora_A": (5, 1, 96), "randlora_B": (96, 20, 5)}
 
 
 def test_the_folder_of_something_else_stays(tmp_path: Path) -> None:
@@ -229,15 +283,50 @@ def test_the_base_model_s_name(base: dict[str, Any], name: str | None) -> None:
     assert peft_export.base_name(base) == name
 
 
-def test_lora_of_plain_convolutions_goes_to_peft_and_others_are_refused(tmp_path: Path) -> None:
+def test_plain_convolutions_go_to_peft_and_others_are_refused(tmp_path: Path) -> None:
     base = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=4))
-    ours, x = saved(base, LoRA(rank=3, alpha=2), ["0"], tmp_path / "ours"), torch.randn(2, 3, 12, 12)
-    export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
-    theirs = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft")
-    assert_close(theirs.get_base_model()(x), ours(x))
-    assert not torch.allclose(ours(x), base(x), atol=1e-3)
-    for adapter, target in ((LoRA(rank=3), "2"), (DoRA(LoRA(rank=3)), "0"), (RandLoRA(rank=4, pairing="peft"), "0")):
+    x = torch.randn(2, 3, 12, 12)
+    for adapter in (LoRA(rank=3, alpha=2), HiRA(rank=2)):
+        ours = saved(base, adapter, ["0"], tmp_path / "ours")
+        export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
+        theirs = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft")
+        assert_close(theirs.get_base_model()(x), ours(x))
+        assert not torch.allclose(ours(x), base(x), atol=1e-3)
+    others = [(LoRA(rank=3), "2"), *((each, "0") for each in (DoRA(LoRA(rank=3)), RandLoRA(pairing="peft"), OFT()))]
+    for adapter, target in others:
         saved(base, adapter, [target], tmp_path / "other")
         with pytest.raises(UserError, match="convolution"):
             export_peft(tmp_path / "other", tmp_path / "none", model=base)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_comparison_says_which_difference_counts() -> None:
+    assert "float64" not in Difference(1e-7, 0.5, 1.0).summary()
+    words = Difference(1.7, 0.5, 1.0, exact=1.6e-9).summary()
+    assert words.startswith("1.6e-09 in float64") and "1.7e+00 in float32" in words
+
+
+def test_heads_and_statistics_that_trained_whole_go_along_and_come_back(tmp_path: Path) -> None:
+    base = nn.Sequential(OrderedDict(body=nn.Linear(6, 6), norm=nn.BatchNorm1d(6), head=nn.Linear(6, 2))).eval()
+    ours, x = copy.deepcopy(base), torch.randn(4, 6)
+    inject(ours, LoRA(rank=2), ["body"], ["norm", "head"])
+    randomise(ours)
+    set_train_mode(ours)
+    ours(3 + x)
+    set_train_mode(ours, False)
+    save_adapter(ours, tmp_path / "ours")
+    export_peft(tmp_path / "ours", tmp_path / "peft", model=base)
+    theirs = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "peft").eval()
+    assert_close(theirs(x), ours(x), 1e-5)
+    save_adapter(import_peft(tmp_path / "peft", copy.deepcopy(base)), tmp_path / "back")
+    fresh = load_adapter(again := copy.deepcopy(base), tmp_path / "back")
+    assert_close(again(x), ours(x), 1e-5)
+    assert {"norm.running_mean", "norm.running_var"} <= set(fresh.kept)
+
+
+def test_a_module_whose_name_peft_would_confuse(tmp_path: Path) -> None:
+    base = nn.Sequential(*(nn.Linear(4, 4) for _ in range(11)), nn.ReLU())
+    inject(ours := copy.deepcopy(base), LoRA(rank=2), ["^0$"], ["1"])
+    save_adapter(ours, tmp_path / "ours")
+    with pytest.raises(UserError, match="10"):
+        export_peft(tmp_path / "ours", tmp_path / "peft", model=base)

@@ -1,4 +1,4 @@
-"""PEFT folders that cannot be carried over exactly, or are damaged: one clear line each, the model untouched."""
+"""PEFT folders come over with the same outputs, or with one clear line and the model untouched."""
 
 import copy
 import json
@@ -9,13 +9,29 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, RandLoraConfig, VeraConfig, get_peft_model
+from peft import (
+    HiraConfig,
+    IA3Config,
+    LoraConfig,
+    OFTConfig,
+    PeftModel,
+    RandLoraConfig,
+    ShiraConfig,
+    VeraConfig,
+    get_peft_model,
+)  # fmt: skip
+from peft.tuners.oft.layer import Linear as OFTLinear
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2Model
+from transformers.pytorch_utils import Conv1D
 
-from randlora_pl.adapters import LoRA, inject, load_adapter, merge_and_unload, save_adapter
-from randlora_pl.interop.peft.import_ import import_peft
+from randlora_pl.adapters import LoRA, PiSSA, derived, inject, load_adapter, merge_and_unload, save_adapter
+from randlora_pl.adapters.base import PeftContent
+from randlora_pl.adapters.methods.oft import _adjusted, _common_size
+from randlora_pl.interop.peft.export import export_peft
+from randlora_pl.interop.peft.files import PeftAdapter
+from randlora_pl.interop.peft.import_ import check_config, import_peft
 from randlora_pl.utils.errors import UserError
 from tests.adapters.cases import SelfAttention, assert_close
 from tests.adapters.zoo import captions, images, small_clip, small_vit
@@ -31,7 +47,7 @@ def peft_folder(config: Any, path: Path, base: nn.Module | None = None) -> Any:
     theirs = get_peft_model(copy.deepcopy(small_vit() if base is None else base), config).eval()
     for parameter in theirs.parameters():
         if parameter.requires_grad:
-            nn.init.normal_(parameter, std=0.3)
+            parameter.data += 0.3 * torch.randn_like(parameter)
     theirs.save_pretrained(path)
     return theirs
 
@@ -47,52 +63,72 @@ def refused(path: Path, message: str, model: nn.Module | None = None) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    config = json.loads((path / "adapter_config.json").read_text())
-    change(config)
-    (path / "adapter_config.json").write_text(json.dumps(config))
+def edit(path: Path, change: dict[str, Any]) -> None:
+    """Values of a config are others, or gone where they are an ellipsis."""
+    config = json.loads((path / "adapter_config.json").read_text()) | change
+    left = {name: value for name, value in config.items() if value is not ...}
+    (path / "adapter_config.json").write_text(json.dumps(left))
 
 
-def edit_tensors(path: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
-    tensors = load_file(path / "adapter_model.safetensors")
-    change(tensors)
-    save_file(tensors, path / "adapter_model.safetensors")
+def with_mask(config: ShiraConfig) -> ShiraConfig:
+    config.mask_fn = every_other
+    return config
 
 
-@in_one_item(
-    ("config", "message"),
-    [
-        (IA3Config(target_modules=["qkv"], feedforward_modules=[]), "is a IA3 adapter; AdaLoRA, DoRA, HiRA, LoRA"),
-        (LoraConfig(target_modules=["qkv"], lora_bias=True), "its config has lora_bias: True, which"),
-        (LoraConfig(target_modules=["qkv"], bias="all"), "its config has bias: 'all'"),
-        (LoraConfig(target_modules=["qkv"], init_lora_weights="pissa_niter_2"), "'pissa_niter_2' changes the base"),
-        (LoraConfig(target_modules=["proj"], use_dora=True), "its target patch_embed.proj is a Conv2d"),
-    ],
-)  # fmt: skip
-def test_what_is_not_known_is_refused(config: Any, message: str, tmp_path: Path) -> None:
-    peft_folder(config, tmp_path)
-    refused(tmp_path, message)
+def every_other(layer: Any, r: int, **options: Any) -> Tensor:
+    """A mask of one's own."""
+    mask = torch.zeros_like(layer.weight).flatten()
+    mask[: 2 * r * sum(layer.weight.shape) : 2] = 1
+    return mask.view_as(layer.weight)
 
 
-CHANGED: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
-    (lambda c: c.update(use_qalora=True), "use_qalora: True"),
-    (lambda c: c.update(layer_replication=[[0, 2], [1, 2]]), "layer_replication"),
-    (lambda c: c.update(something_of_2030=0.5), "something_of_2030: 0.5, which changes the outputs"),
-    (lambda c: c.pop("peft_type"), "has no peft_type"),
-    (lambda c: c.update(r=None), "r is None in its config"),
-    (lambda c: c.update(r=4), "lora_A of blocks.0.attn.qkv has 8 rows, r is 4"),
-    (lambda c: c.update(lora_alpha="x"), "lora_alpha is 'x' in its config"),
-    (lambda c: c.update(target_modules="("), r"target_modules is '\(' in its config"),
-    (lambda c: c.update(target_modules=["qkv", "fc1"]), "2 layers that its config names have no tensors"),
-    (lambda c: c.update(use_dora=True), "lora_magnitude_vector of blocks.0.attn.qkv is missing"),
-]
+TARGETS = ["qkv", "fc1"]
+IMPORTED: dict[str, Callable[[], Any]] = {
+    "hira": lambda: HiraConfig(r=3, target_modules=TARGETS, rank_pattern={"fc1": 5}, hira_dropout=0.1),
+    "oft": lambda: OFTConfig(oft_block_size=7, target_modules=["qkv", "fc2"], module_dropout=0.1),
+    "oft, exact": lambda: OFTConfig(r=3, oft_block_size=0, target_modules=["qkv"], use_cayley_neumann=False),
+    "oft, 3 terms": lambda: OFTConfig(oft_block_size=8, target_modules=["qkv"], num_cayley_neumann_terms=3),
+    "shira": lambda: ShiraConfig(r=3, target_modules=TARGETS, random_seed=5),
+    "shira, own mask": lambda: with_mask(ShiraConfig(r=2, mask_type="own", target_modules=["qkv"])),
+    "pissa": lambda: started("pissa"),
+    "pissa, rs": lambda: started("pissa", use_rslora=True, lora_dropout=0.1),
+    "pissa, ranks": lambda: started("pissa", rank_pattern={"fc1": 5}, alpha_pattern={"qkv": 2}, use_rslora=True),
+    "olora": lambda: started("olora"),
+    "olora, alpha": lambda: started("olora", lora_alpha=3),
+    "mica": lambda: started("mica", lora_alpha=3),
+}
 
 
-@in_one_item(("change", "message"), CHANGED)
-def test_a_changed_config(change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path) -> None:
-    peft_folder(LoraConfig(r=8, target_modules=["qkv"]), tmp_path)
-    edit(tmp_path, change)
-    refused(tmp_path, message)
+def started(how: Any, **options: Any) -> LoraConfig:
+    """A LoRA whose start follows from the base model."""
+    return LoraConfig(**({"r": 3, "lora_alpha": 6, "target_modules": TARGETS, "init_lora_weights": how} | options))
+
+
+@in_one_item("name", IMPORTED)
+def test_what_peft_saved_comes_back(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, config = small_vit(), IMPORTED[name]()
+    theirs = peft_folder(config, tmp_path / "peft", base)
+    calls: list[Any] = []
+    whole = derived.factors
+    monkeypatch.setattr(derived, "factors", lambda *given: calls.append(given) or whole(*given))
+    ours: Any = import_peft(tmp_path / "peft", copy.deepcopy(base)).eval()
+    starts = name.startswith(("pissa", "olora"))
+    assert len(calls) == starts * len(ours.adapter_report.rows) and starts == isinstance(adapter_of(ours), PiSSA)
+    save_adapter(ours, tmp_path / "ours")
+    load_adapter(back := copy.deepcopy(base), tmp_path / "ours")
+    x = images()
+    assert torch.equal(back(x), ours(x))
+    export_peft(tmp_path / "ours", tmp_path / "again", model=base)
+    outputs = [ours.double()(x.double())]
+    for folder in ("peft", "again"):  # the first repeats the decomposition
+        loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / folder).eval()
+        outputs.append(loaded.double().get_base_model()(x.double()))
+    for found in outputs:
+        assert_close(found, theirs.double()(x.double()), 2e-5 if isinstance(config, LoraConfig) else 2e-6)
+
+
+def adapter_of(model: Any) -> Any:
+    return model.adapter_report.adapter
 
 
 EXPONENTIAL = r"(((\w|\.)+)+)+!"
@@ -106,8 +142,71 @@ def test_a_pattern_of_a_stranger_takes_no_forever(
 ) -> None:
     monkeypatch.setattr("randlora_pl.interop.peft.import_.PATIENCE", 0.2)
     peft_folder(LoraConfig(r=8, target_modules=["qkv"]), tmp_path)
-    edit(tmp_path, lambda config: config.update(change))
+    edit(tmp_path, change)
     refused(tmp_path, "regular expressions in its config take too long")
+
+
+LORA, ROTATION = LoraConfig(r=8, target_modules=["qkv"]), OFTConfig(oft_block_size=8, target_modules=["qkv"])
+CHANGED: list[tuple[Any, dict[str, Any], str]] = [
+    (IA3Config(target_modules=["qkv"], feedforward_modules=[]), {}, "is a IA3 adapter; AdaLoRA, DoRA, HiRA, LoRA"),
+    (LoraConfig(target_modules=["qkv"], lora_bias=True), {}, "its config has lora_bias: True, which"),
+    (LoraConfig(target_modules=["qkv"], bias="all"), {}, "its config has bias: 'all'"),
+    (LoraConfig(target_modules=["proj"], use_dora=True), {}, "its target patch_embed.proj is a Conv2d"),
+    (
+        started("pissa"),
+        {"init_lora_weights": "pissa_niter_4"},
+        "pissa_niter_4' changes the base weights. Write it as a plain LoRA",
+    ),
+    (started("pissa"), {"use_dora": True}, "'pissa' changes the base weights"),
+    (LORA, {"use_qalora": True}, "use_qalora: True"),
+    (LORA, {"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
+    (LORA, {"something_of_2030": 0.5}, "something_of_2030: 0.5, which changes the outputs"),
+    (LORA, {"peft_type": ...}, "has no peft_type"),
+    (LORA, {"r": None}, "r is None in its config"),
+    (LORA, {"r": 4}, "lora_A of blocks.0.attn.qkv has 8 rows, r is 4"),
+    (LORA, {"lora_alpha": "x"}, "lora_alpha is 'x' in its config"),
+    (LORA, {"target_modules": "("}, r"target_modules is '\(' in its config"),
+    (LORA, {"target_modules": ["qkv", "fc1"]}, "2 layers that its config names have no tensors"),
+    (LORA, {"use_dora": True}, "lora_magnitude_vector of blocks.0.attn.qkv is missing"),
+    (HiraConfig(r=3, target_modules=["qkv"]), {"hira_dropout": "x"}, "hira_dropout is 'x' in its config"),
+    (ROTATION, {"peft_version": "0.17.1"}, r"series of its rotations \(5 terms, peft_version 0.17.1\)"),
+    (ROTATION, {"peft_version": ...}, "peft_version None"),
+    (ROTATION, {"num_cayley_neumann_terms": 2}, r"\(2 terms"),
+    (ROTATION, {"coft": True}, "its config has coft: True, which changes the outputs"),
+    (ROTATION, {"block_share": True}, "its config has block_share: True"),
+    (ROTATION, {"r": -1}, "r is -1 in its config"),
+]
+
+
+@in_one_item(("config", "change", "message"), CHANGED)
+def test_configs_that_mean_something_else(config: Any, change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    peft_folder(config, tmp_path)
+    edit(tmp_path, change)
+    refused(tmp_path, message)
+
+
+@in_one_item(
+    "change",
+    [
+        *({"rank_pattern": each} for each in (-1, {"a": 0}, {"a": True}, {"(": 2}, {"a": 10**400})),
+        *({"alpha_pattern": each} for each in ("x", {"[": 1.0})),
+        *({"modules_to_save": each} for each in ("[", [1])),
+        *({"r": each} for each in (True, "4")),
+        {"target_modules": 3},
+        {"target_parameters": {}},
+    ],
+)
+def test_nonsense_in_a_config(change: dict[str, Any]) -> None:
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q"], "rank_pattern": {}}
+    assert check_config(PeftAdapter(config, {}, path=Path("peft"))) is LoRA
+    with pytest.raises(UserError, match=f"peft: .*{next(iter(change))}|regular expression"):
+        check_config(PeftAdapter(json.loads(json.dumps(config | change)), {}, path=Path("peft")))
+
+
+@in_one_item("value", [10**400, "x", "nan", [1]])
+def test_numbers_that_are_none(value: Any) -> None:
+    with pytest.raises(UserError, match="lora_alpha"):
+        PeftContent("peft", {"lora_alpha": value}, {}, {}, {}).number("lora_alpha", 8.0)
 
 
 @in_one_item(
@@ -128,57 +227,64 @@ def test_nonsense_beside_an_adapter(task: dict[str, Any], tmp_path: Path) -> Non
 
 
 BLOCK = "base_model.model.blocks.0.attn.qkv."
-DAMAGED: list[tuple[Any, Callable[[dict[str, Tensor]], Any], str]] = [
-    (LoraConfig(target_modules=["qkv"]), lambda t: t.pop(f"{BLOCK}lora_A.weight"), "lora_A of blocks.0.attn.qkv is"),
-    (LoraConfig(target_modules=["qkv"]), lambda t: t.clear(), "has no tensors of LORA"),
+RANDLORA, VERA = (kind(r=5, target_modules=["qkv"]) for kind in (RandLoraConfig, VeraConfig))
+SHIRA = ShiraConfig(r=3, target_modules=["qkv"])
+DAMAGED: list[tuple[Any, str, Any, str]] = [  # a tensor, or all whose names end so, and what replaces it
+    (LORA, f"{BLOCK}lora_A.weight", None, "lora_A of blocks.0.attn.qkv is"),
+    (LORA, "", None, "has no tensors of LORA"),
     (
-        LoraConfig(target_modules=["qkv"]),
-        lambda t: t.update({f"{BLOCK}lora_B.weight": torch.zeros(71, 8)}),
+        LORA,
+        f"{BLOCK}lora_B.weight",
+        torch.zeros(71, 8),
         r"B of blocks.0.attn.qkv has shape \(71, 8\), this model needs \(72, 8\)",
     ),
     (
-        LoraConfig(target_modules=["qkv"]),
-        lambda t: t.update({"base_model.model.blocks.0.attn.qk.lora_A.weight": torch.zeros(8, 24)}),
+        LORA,
+        "base_model.model.blocks.0.attn.qk.lora_A.weight",
+        torch.zeros(8, 24),
         "its target blocks.0.attn.qk does not exist in this model",
     ),
     (
-        LoraConfig(target_modules=["qkv"]),
-        lambda t: t.update({f"{BLOCK}lora_embedding_A": torch.zeros(8, 24)}),
+        LORA,
+        f"{BLOCK}lora_embedding_A",
+        torch.zeros(8, 24),
         "the tensor blocks.0.attn.qkv.lora_embedding_A does not belong to an update",
     ),
+    (RANDLORA, "randlora_A", None, "randlora_A is missing"),
+    (RANDLORA, ("randlora_A", "randlora_B"), None, "its bases are missing, although save_projection"),
+    (RANDLORA, f"{BLOCK}randlora_A", lambda a: 2 * a, "its copies of randlora_A differ"),
     (
-        RandLoraConfig(r=5, target_modules=["qkv"]),
-        lambda t: [t.pop(name) for name in list(t) if name.endswith("randlora_A")],
-        "randlora_A is missing",
-    ),
-    (
-        RandLoraConfig(r=5, target_modules=["qkv"]),
-        lambda t: [t.pop(name) for name in list(t) if name.endswith(("randlora_A", "randlora_B"))],
-        "its bases are missing, although save_projection",
-    ),
-    (
-        RandLoraConfig(r=5, target_modules=["qkv"]),
-        lambda t: t[f"{BLOCK}randlora_A"].mul_(2),
-        "its copies of randlora_A differ",
-    ),
-    (
-        RandLoraConfig(r=5, target_modules=["qkv"]),
-        lambda t: t.update({f"{BLOCK}randlora_gamma": torch.zeros(6, 24)}),
+        RANDLORA,
+        f"{BLOCK}randlora_gamma",
+        torch.zeros(6, 24),
         "blocks.0.attn.qkv has 6 bases; its size and r require 5",
     ),
-    (VeraConfig(r=5, target_modules=["qkv"]), lambda t: t.pop("base_model.vera_B"), "vera_B is missing"),
+    (VERA, "base_model.vera_B", None, "vera_B is missing"),
+    (VERA, "base_model.vera_B", torch.zeros(9, 5), "are too small"),
+    (SHIRA, f"{BLOCK}shira_indices", None, "shira_indices of blocks.0.attn.qkv is missing"),
+    (SHIRA, f"{BLOCK}shira_indices", lambda i: i[:, [0, *range(len(i[0]) - 1)]], "are not distinct places in 72 x 24"),
+    (SHIRA, f"{BLOCK}shira_indices", lambda i: i + torch.tensor([[0], [24]]), "are not distinct places in 72 x 24"),
+    (SHIRA, f"{BLOCK}shira_indices", lambda i: i[:, 1:], "one for each value"),
+    (SHIRA, f"{BLOCK}shira_indices", lambda i: i[0], "shira_indices of blocks.0.attn.qkv are not distinct"),
     (
-        VeraConfig(r=5, target_modules=["qkv"]),
-        lambda t: t.update({"base_model.vera_B": torch.zeros(9, 5)}),
-        "are too small",
+        ROTATION,
+        f"{BLOCK}oft_R.weight",
+        torch.zeros(3, 27),
+        r"oft_R of blocks.0.attn.qkv has shape \(3, 27\), which does not fit its 24 inputs",
     ),
-]  # fmt: skip
+]
 
 
-@in_one_item(("config", "change", "message"), DAMAGED)
-def test_damaged_tensors(config: Any, change: Callable[[dict[str, Tensor]], Any], message: str, tmp_path: Path) -> None:
+@in_one_item(("config", "name", "value", "message"), DAMAGED)
+def test_damaged_tensors(config: Any, name: Any, value: Any, message: str, tmp_path: Path) -> None:
     peft_folder(config, tmp_path)
-    edit_tensors(tmp_path, change)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    if value is None:
+        tensors = {each: tensor for each, tensor in tensors.items() if not each.endswith(name)}
+    else:
+        tensors[name] = value(tensors[name]).to(tensors[name].dtype).contiguous() if callable(value) else value
+    save_file(tensors, file)
     refused(tmp_path, message)
 
 
@@ -197,7 +303,8 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.bin").unlink()
     file.write_bytes(content)
     refused(tmp_path, "adapter_config.json cannot be read")
-    save_adapter(import_peft(_plain(tmp_path / "plain"), small_vit()), tmp_path / "ours")
+    peft_folder(LORA, tmp_path / "plain")
+    save_adapter(import_peft(tmp_path / "plain", small_vit()), tmp_path / "ours")
     refused(tmp_path / "ours", "It is an adapter of this program")
 
 
@@ -208,11 +315,6 @@ def test_models_and_folders_of_peft_are_refused_with_what_to_call(tmp_path: Path
     with pytest.raises(UserError, match="import_peft"):
         load_adapter(small_vit(), tmp_path / "theirs")
     assert inject(theirs.unload(), LoRA(rank=2)).trainable > 0
-
-
-def _plain(path: Path) -> Path:
-    peft_folder(LoraConfig(target_modules=["qkv"]), path)
-    return path
 
 
 def test_conv1d(tmp_path: Path) -> None:
@@ -230,13 +332,60 @@ def test_conv1d(tmp_path: Path) -> None:
 
 def test_convolutions_come_over_where_peft_s_are_plain(tmp_path: Path) -> None:
     plain = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 8, 3, stride=2, padding=1), flat=nn.Flatten()))
-    theirs = peft_folder(LoraConfig(r=4, target_modules=["conv"]), tmp_path / "plain", plain).get_base_model()
-    ours, x = import_peft(tmp_path / "plain", copy.deepcopy(plain)), torch.randn(2, 3, 8, 8)
-    torch.testing.assert_close(ours(x), theirs(x))
-    assert not torch.allclose(plain(x), theirs(x), atol=1e-3)
+    x = torch.randn(2, 3, 8, 8)
+    for config in (LoraConfig(r=4, target_modules=["conv"]), HiraConfig(r=2, target_modules=["conv"])):
+        theirs = peft_folder(config, tmp_path / "plain", plain).get_base_model()
+        assert_close(import_peft(tmp_path / "plain", copy.deepcopy(plain))(x), theirs(x), 1e-5)
+        assert not torch.allclose(plain(x), theirs(x), atol=1e-3)
     dilated = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 8, 3, dilation=2), flat=nn.Flatten()))
-    peft_folder(LoraConfig(target_modules=["conv"]), tmp_path / "dilated", dilated)
-    refused(tmp_path / "dilated", "its target conv is a Conv2d", dilated)
+    turned = OFTConfig(oft_block_size=3, target_modules=["conv"])  # PEFT turns patches and adds them up
+    for config, base in ((LoraConfig(target_modules=["conv"]), dilated), (turned, plain)):
+        peft_folder(config, tmp_path / "other", base)
+        refused(tmp_path / "other", "its target conv is a Conv2d", base)
+
+
+def test_transposed_weights(tmp_path: Path) -> None:
+    """PEFT transposes them for PiSSA and not for OLoRA, which gives wrong factors of a square weight."""
+    base, x = nn.Sequential(OrderedDict(fc=Conv1D(12, 12))), torch.randn(3, 12)
+    theirs, _ = (
+        peft_folder(started(how, target_modules=["fc"], fan_in_fan_out=True), tmp_path / how, base)
+        for how in ("pissa", "olora")
+    )
+    assert_close(import_peft(tmp_path / "pissa", copy.deepcopy(base))(x), theirs(x))
+    with pytest.raises(UserError, match="PEFT's olora of fc does not start at this weight"):
+        import_peft(tmp_path / "olora", copy.deepcopy(base))
+
+
+def test_the_flag_of_the_series_turns_the_rotation_round(tmp_path: Path) -> None:
+    """Of one and the same file: hence the sign of Q in ours."""
+    base = nn.Sequential(OrderedDict(fc=nn.Linear(8, 6)))
+    x = torch.randn(4, 8)
+    outputs = []
+    for series in (True, False):
+        config = OFTConfig(oft_block_size=4, target_modules=["fc"], use_cayley_neumann=series)
+        theirs = peft_folder(config, tmp_path / str(series), base)
+        with torch.no_grad():
+            theirs.base_model.model.fc.oft_R["default"].weight.copy_(0.001 * torch.arange(12.0).view(2, 6))
+        theirs.save_pretrained(tmp_path / str(series))
+        ours: Any = import_peft(tmp_path / str(series), copy.deepcopy(base))
+        assert_close(ours(x), theirs(x), 1e-6)
+        outputs.append((ours(x) - base(x), ours.fc.delta.Q.sum()))
+    assert outputs[0][1] == -outputs[1][1]
+    assert_close(outputs[0][0], -outputs[1][0], 0.05)  # to first order
+
+
+def test_sizes_of_blocks_are_found_as_peft_finds_them() -> None:
+    assert _common_size({(36, 36)}) == (0, 36)
+    assert _common_size({(36, 18), (64, 32)}) == (0, 25)
+    assert _common_size({(36, 12), (24, 8)}) == (3, 0)
+    assert _common_size({(36, 18), (64, 16)}) == (0, 16)
+    layer: Any = OFTLinear(nn.Linear(8, 8), "default", OFTConfig(oft_block_size=4), r=0)
+    for side in (7, 24, 36, 60):
+        layer.in_features = side
+        divisors = [size for size in range(1, side + 1) if side % size == 0]
+        for size in range(2, 70):
+            theirs = size if side % size == 0 else layer.adjust_oft_parameters(side, size)
+            assert _adjusted(divisors, size) == theirs
 
 
 def test_attention_by_its_module_acts_twice(tmp_path: Path) -> None:
@@ -288,16 +437,11 @@ def test_a_head_that_was_trained_as_a_whole(tmp_path: Path) -> None:
     load_adapter(base, tmp_path / "ours")
     assert torch.equal(base(x), ours(x))
     merge_and_unload(base)
-    bare: Any = import_peft(tmp_path, small_vit_like(base))  # without classifier it gives the features
+    (bare := copy.deepcopy(base)).reset_classifier(0)  # type: ignore[operator]
+    bare = import_peft(tmp_path, bare)  # without classifier it gives the features
     assert bare(x).shape == (2, 24)
     base.reset_classifier(4)  # type: ignore[operator]
     refused(tmp_path, r"head.\w+ has shape \(3.*\), in this model \(4", base)
-
-
-def small_vit_like(base: nn.Module) -> nn.Module:
-    model = copy.deepcopy(base)
-    model.reset_classifier(0)  # type: ignore[operator]
-    return model
 
 
 def test_bases_drawn_in_half_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,14 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from randlora_pl.language.prompt_sets import (
-    TASKS,
-    Item,
-    Question,
-    hold_out,
-    instruction_prompt,
-    read_questions,
-)
+from randlora_pl.language.prompt_sets import TASKS, Item, Question, hold_out, instruction_prompt, read_questions
 from randlora_pl.utils.errors import UserError
 from tests.language.files import LETTERS, record, write_commonsense
 from tests.support.products import in_one_item

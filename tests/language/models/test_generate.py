@@ -13,12 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.generation import configuration_utils
 
 from randlora_pl.language import generate
-from randlora_pl.language.generate import (
-    Decoding,
-    choose_options,
-    write_texts,
-    write_tokens,
-)
+from randlora_pl.language.generate import Decoding, choose_options, write_texts, write_tokens
 from randlora_pl.language.tasks.causal_lm import CausalLMTask
 from randlora_pl.language.token_losses import token_losses
 from randlora_pl.language.tokenization import Encoded, collate, encode_prompt

@@ -1,9 +1,10 @@
-"""The share of the gradient that LoRA cannot see."""
+"""What is measured in steps: gradients that are missing, their share that LoRA cannot see, and ranks of updates."""
 
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -128,6 +129,17 @@ def test_a_run_logs_it_with_the_same_bits(fit: Fit, tmp_path: Path) -> None:
         fit(UnseenGradient(every_n_steps=1), task=compiled)
 
 
+@contextmanager
+def told(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Keep what the project logs."""
+    logger = logging.getLogger("randlora_pl")
+    logger.addHandler(caplog.handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(caplog.handler)
+
+
 class Deaf(TextHeadTask):
     """Declares a tensor trainable that plays no part in the loss."""
 
@@ -137,60 +149,41 @@ class Deaf(TextHeadTask):
             self.unused = torch.nn.Parameter(torch.ones(3))
 
 
-def test_healthy_adapters_are_not_complained_about(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
+def test_healthy_adapters_are_not_complained_about(fit: Fit) -> None:
     callback = GradientFlow(action="raise")
     fit(callback)
-    assert callback.silent == []
-    assert callback._steps == 2
+    assert callback.silent == [] and callback._steps == 2
 
 
-def test_silent_tensors_are_named(fit: Fit) -> None:
-    callback = GradientFlow()
-    messages: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("randlora_pl")
-    logger.addHandler(handler)
-    try:
+def test_silent_tensors_are_named_and_stop_the_run_on_request(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
+    def run(callback: GradientFlow) -> GradientFlow:
         fit(callback, task=Deaf("tiny", "random", adapter=RandLoRA(rank=16)))
-    finally:
-        logger.removeHandler(handler)
-    assert callback.silent == ["unused"]
-    assert any("1 of" in text and "unused" in text for text in messages)
+        return callback
 
-
-def test_silent_tensors_stop_the_run_on_request(fit: Fit) -> None:
+    with told(caplog):
+        assert run(GradientFlow()).silent == ["unused"]
+    assert any("1 of" in text and "unused" in text for text in caplog.messages)
     with pytest.raises(UserError, match="unused"):
-        fit(GradientFlow(action="raise"), task=Deaf("tiny", "random", adapter=RandLoRA(rank=16)))
-    fit(GradientFlow(action="off"), task=Deaf("tiny", "random", adapter=RandLoRA(rank=16)))
-
-
-def test_impossible_action() -> None:
+        run(GradientFlow(action="raise"))
+    run(GradientFlow(action="off"))
     with pytest.raises(UserError, match="raise"):
         GradientFlow(action="shout")  # type: ignore[arg-type]
 
 
-def test_means_over_layers_at_every_so_many_steps(fit: Fit, tmp_path: Path) -> None:
-    callback = UpdateSpectrum(every_n_steps=2)
+def test_means_over_layers_at_every_so_many_steps_and_the_last(fit: Fit, tmp_path: Path) -> None:
+    callback = UpdateSpectrum(every_n_steps=3)
     task = TextHeadTask("tiny", "random", adapter=LoRA(rank=3, alpha=8))
     _, task, _ = fit(callback, task=task, logger=CSVLogger(tmp_path, "", "csv"), log_every_n_steps=50)
-    assert callback.history["steps"] == [2, 4]
     last = [spectrum(update) for update in delta_weights(task.model).values()]
     assert len(last) == 6
     for name in ("rank", "stable_rank", "effective_rank", "norm"):
         mean = sum(float(getattr(one, name)) for one in last) / 6
         assert callback.history[name][-1] == pytest.approx(mean, abs=1e-3)
-    assert callback.history["rank"] == [3, 3]
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["spectrum/steps"] == [2, 4] and results["spectrum/rank"] == [3, 3]
+    assert results["spectrum/steps"] == callback.history["steps"] == [3, 4]
+    assert results["spectrum/rank"] == callback.history["rank"] == [3, 3]
     lines = (tmp_path / "csv" / "metrics.csv").read_text().splitlines()
     assert "spectrum/effective_rank" in lines[0] and len(lines) == 3
-
-
-def test_the_last_step_has_a_spectrum(fit: Fit) -> None:
-    callback = UpdateSpectrum(every_n_steps=3)
-    fit(callback)
-    assert callback.history["steps"] == [3, 4]
 
 
 def test_full_rank_methods(fit: Fit) -> None:
@@ -243,18 +236,12 @@ def test_a_resumed_run_goes_on(fit: Fit, tmp_path: Path, caplog: pytest.LogCaptu
     assert late.history["steps"] == [2] and late.history["rank"] == callback.history["rank"]
 
 
-def test_a_resumed_full_fine_tuning_says_that_it_cannot(fit: Fit) -> None:
+def test_a_resumed_full_fine_tuning_says_that_it_cannot(fit: Fit, caplog: pytest.LogCaptureFixture) -> None:
     trainer, task, _ = fit(UpdateSpectrum(), task=TextHeadTask("tiny", "random", adapter=FullFineTuning()))
-    messages: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("randlora_pl").addHandler(handler)
-    try:
-        callback = UpdateSpectrum(every_n_steps=2)
+    callback = UpdateSpectrum(every_n_steps=2)
+    with told(caplog):
         callback.on_train_start(trainer, task)
-    finally:
-        logging.getLogger("randlora_pl").removeHandler(handler)
-    assert callback.history["steps"] == [] and "does not have the weights" in messages[0]
+    assert callback.history["steps"] == [] and "does not have the weights" in caplog.messages[0]
 
 
 def test_impossible_steps() -> None:

@@ -131,13 +131,9 @@ def test_rate_leaves_out_the_warm_up_and_validation(fit: Fit, monkeypatch: pytes
             now[0] += 100
 
     callback = Throughput()
+    assert callback.per_second is None and callback.seconds == 0
     trainer, _, _ = fit(Clock(), callback, limit_val_batches=1, val_check_interval=1)
     assert callback.images == 8  # of the fourth batch; the first three warm up
     assert callback.per_second == 4.0
     assert callback.seconds == 10 + 3 * 2 + 4 * 100
     assert float(trainer.logged_metrics["speed/images_per_second"]) == 4.0
-
-
-def test_no_rate_before_anything_was_counted() -> None:
-    assert Throughput().per_second is None
-    assert Throughput().seconds == 0

@@ -162,8 +162,3 @@ def test_the_device_checks_to_the_same_weights(fit: Fit) -> None:
     for name, value in trained(watched).items():
         assert torch.equal(trained(unwatched)[name], value)
         torch.testing.assert_close(trained(plain)[name], value)
-
-
-def test_finite_runs_are_left_alone(fit: Fit) -> None:
-    trainer, _, _ = fit(NonFiniteLoss())
-    assert trainer.global_step == 4

@@ -1,18 +1,30 @@
-"""Push and pull against a fake of the Hub on loopback."""
+"""Push and pull against a fake of the Hub on loopback, and the card that goes with it."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import nn
 
-from randlora_pl.adapters import RandLoRA, inject, load_adapter, read_adapter, save_adapter
+from randlora_pl.adapters import DoRA, LoRA, RandLoRA, inject, load_adapter, read_adapter, save_adapter
 from randlora_pl.adapters.operations import use_bases
 from randlora_pl.adapters.random_bases import Bases
-from randlora_pl.interop.hub import check_repo, pull_adapter, push_folder, stage
+from randlora_pl.interop.hub import (
+    check_repo,
+    hub_id,
+    make_card,
+    portable,
+    pull_adapter,
+    push_folder,
+    stage,
+    without_local_paths,
+)
 from randlora_pl.utils.errors import UserError
 from tests.fake_hub import TOKEN, FakeHub, ask, fake_hub
 
@@ -183,3 +195,159 @@ def test_names_of_repositories() -> None:
             check_repo(name)
     with pytest.raises(UserError, match="ann/one"):
         check_repo("https://huggingface.co/ann/one")
+
+
+NAMES = ["a `cat`", "dog | wolf", "cow\n# no heading"]
+
+
+def saved(folder: Path, **metadata: Any) -> Path:
+    """A run folder with a small adapter in it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 8))
+    inject(model, DoRA(inner=LoRA(rank=2)), ["0"])
+    base = {
+        "library": "timm",
+        "name": "vit_tiny_patch16_224",
+        "pretrained": "/home/ann/weights.pth",
+        "sha256": "ab" * 32,
+    }
+    arguments = {"name": "vit_tiny_patch16_224", "pretrained": "/home/ann/weights.pth", "seed": 3, "weight_decay": 0.1}
+    task = {"task": "LinearHeadTask", "arguments": arguments, "classnames": NAMES, "templates": []}
+    frame: dict[str, Any] = {"size": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    frame |= {"resize": "squash", "crop_pct": 1.0, "fill": [0, 0, 0]}
+    training = {"step": 20, "val/acc": 0.5, "frame": frame}
+    return save_adapter(
+        model, folder / "adapter", base_model=base, extra={"head": torch.zeros(3, 4)},
+        metadata={key: each for key, each in {**task, "training": training, **metadata}.items() if each is not None},
+    )  # fmt: skip
+
+
+def run_of(folder: Path) -> None:
+    config = {
+        "seed_everything": 3,
+        "trainer": {"max_steps": -1, "logger": None, "default_root_dir": "/home/ann/runs"},
+        "model": {
+            "class_path": "randlora_pl.tasks.LinearHeadTask",
+            "init_args": {"pretrained": "/home/ann/weights.pth"},
+        },
+        "data": {"dataset": "folder", "root": "~/photos", "train": "https://ann:pw@host/x-{0..9}.tar", "shots": 4},
+        "run": {"root": "/home/ann/runs"},
+        "from_adapter": "/home/ann/runs/lora/adapter",
+    }
+    (folder / "config.yaml").write_text("# head\n" + yaml.safe_dump(config))
+    (folder / "results.json").write_text(
+        json.dumps({"test/acc": 0.875, "zeroshot/acc": 0.1, "steps": 1234, "peak_memory_bytes": 2**30, "device": "cpu"})
+    )
+
+
+def parts(card: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The header and the config of a card."""
+    header = yaml.safe_load(card.split("---\n")[1])
+    config = re.search(r"```yaml\n(.*?)```", card, re.DOTALL)
+    return header, yaml.safe_load(config[1]) if config else {}
+
+
+def test_card_of_a_run(tmp_path: Path) -> None:
+    adapter = saved(tmp_path)
+    run_of(tmp_path)
+    card = make_card(read_adapter(adapter), "ann/pets", "mit")
+    header, config = parts(card)
+    assert header["library_name"] == "randlora-pl" and header["license"] == "mit"
+    assert header["pipeline_tag"] == "image-classification" and "dora" in header["tags"]
+    assert "base_model" not in header  # a file of the author's is on no hub
+    for text in ("87.50 %", "10.00 %", "1,234", "1.1 GB", "`folder`", "64 x 64 pixels", "`mit`", "3 classes"):
+        assert text in card, text
+    assert config["data"] == {"dataset": "folder", "root": "PATH", "train": "https://host/x-{0..9}.tar", "shots": 4}
+    assert config["model"]["class_path"] == "randlora_pl.tasks.LinearHeadTask"
+    assert config["model"]["init_args"]["pretrained"] == "weights.pth"
+    assert config["trainer"] == {"max_steps": -1, "default_root_dir": "PATH"} and config["seed_everything"] == 3
+    assert "`PATH` stands for" in card and "add `--from-adapter LORA`" in card
+    assert "/home" not in card and "pw@" not in card and str(tmp_path) not in card
+    assert "timm vit_tiny_patch16_224 weights.pth" in card
+    assert card.count("\n# ") == 1  # a class name makes no heading
+    assert 'load_task("pets")' in card and "adapter pull ann/pets --output pets" in card
+
+
+def test_card_without_a_run(tmp_path: Path) -> None:
+    """The adapter's own figures, and the model's part of a config."""
+    card = make_card(read_adapter(saved(tmp_path)), "ann/pets")
+    header, config = parts(card)
+    assert "license" not in header and "not named a licence" in card
+    assert "| validation accuracy | 50.00 % |" in card and "test accuracy" not in card
+    assert config["seed_everything"] == 3 and config["model"]["class_path"] == "LinearHeadTask"
+    arguments = config["model"]["init_args"]
+    assert arguments["adapter"]["init_args"]["inner"]["class_path"] == "LoRA" and "seed" not in arguments
+    assert arguments["pretrained"] == "weights.pth"
+
+
+def test_figures_are_those_of_the_adapter(tmp_path: Path) -> None:
+    """The test of a run is of its last weights, not of the best by validation."""
+    adapter = saved(tmp_path)
+    run_of(tmp_path)
+    best = adapter.rename(tmp_path / "adapter-best")
+    card = make_card(read_adapter(best), "ann/pets")
+    assert "87.50 %" not in card and "50.00 %" in card
+    elsewhere = best.rename(tmp_path / "mine")
+    assert "`folder`" not in make_card(read_adapter(elsewhere), "ann/pets")
+
+
+def test_card_without_a_task(tmp_path: Path) -> None:
+    adapter = saved(tmp_path, task=None, classnames=None, training={})
+    card = make_card(read_adapter(adapter), "ann/pets")
+    assert "adapter merge pets" in card and "predict" not in card and "pipeline_tag" not in card
+    assert "How it was trained" not in card and "classes" not in card
+
+
+@pytest.mark.parametrize(
+    ("task", "tag", "call"),
+    [("CausalLMTask", "text-generation", "write"), ("TextClassificationTask", "text-classification", "classify")],
+)
+def test_cards_of_language_models_say_how_texts_are_given(task: str, tag: str, call: str, tmp_path: Path) -> None:
+    card = make_card(read_adapter(saved(tmp_path, task=task)), "ann/reviews")
+    assert parts(card)[0]["pipeline_tag"] == tag and f"task.{call}([" in card
+    assert "predict --adapter reviews --texts FILE" in card and "--images" not in card and "timm or" not in card
+
+
+def test_many_classes_and_captions(tmp_path: Path) -> None:
+    adapter = saved(tmp_path, classnames=[f"caption {number}" for number in range(1000)], captions=True, prompts={})
+    card = make_card(read_adapter(adapter), "ann/pets")
+    assert "1,000 captions" in card and "and 800 more" in card and "caption 199\n" in card
+    assert "caption 200\n" not in card
+    assert parts(card)[0]["pipeline_tag"] == "zero-shot-image-classification"
+
+
+def test_damaged_run(tmp_path: Path) -> None:
+    adapter = saved(tmp_path)
+    run_of(tmp_path)
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(UserError, match=r"results.json"):
+        make_card(read_adapter(adapter), "ann/pets")
+
+
+def test_portable() -> None:
+    given = {
+        "a": ["/x/y", "x/y", ("C:\\x", "c:/x", "\\\\host\\x")], "b": "~ann/x", "c": "../../ann", "d": 3, "e": None,
+        "f": "a photo of a {}.", "g": "s3://bucket/x", "h": "val/acc", "i": "",
+    }  # fmt: skip
+    assert portable(given) == given | {"a": ["PATH", "x/y", ["PATH"] * 3], "b": "PATH", "c": "PATH"}
+
+
+def test_without_places_changes_no_tags() -> None:
+    for tag in ("random", "laion2b_s34b_b79k", None):
+        config = {"base_model": {"pretrained": tag}, "metadata": {"arguments": {"pretrained": tag}}}
+        assert without_local_paths(config) == config
+    config = {"base_model": {"pretrained": "C:\\Users\\ann\\w.pt"}}
+    assert without_local_paths(config) == {"base_model": {"pretrained": "w.pt"}}
+    assert config["base_model"]["pretrained"].startswith("C:")  # the original stays
+
+
+def test_names_of_base_models_on_the_hub() -> None:
+    def found(library: str, name: str, pretrained: str) -> str | None:
+        return hub_id({"library": library, "name": name, "pretrained": pretrained})
+
+    assert found("open_clip", "ViT-B-32", "laion2b_s34b_b79k") == "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+    assert found("timm", "vit_base_patch14_dinov2.lvd142m", "lvd142m") == "timm/vit_base_patch14_dinov2.lvd142m"
+    for base in (("open_clip", "tiny", "emoji-fashion"), ("timm", "vit_tiny_patch16_224", "random")):
+        assert found(*base) is None
+    assert found("timm", "vit_tiny_patch16_224", "/x/w.pth") is None and found("timm", "no_such_vit", "x") is None
+    assert hub_id({}) is None

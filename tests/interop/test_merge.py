@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from randlora_pl.adapters import LinearProbe, merge, read_adapter
+from randlora_pl.adapters import LinearProbe, LoRA, RandLoRA, inject, merge, read_adapter, save_adapter
 from randlora_pl.data.sources import decode
 from randlora_pl.data.transforms import eval_batch
 from randlora_pl.interop import merge as module
@@ -27,10 +27,13 @@ from randlora_pl.interop.compare_outputs import TOLERANCE, difference
 from randlora_pl.interop.library_model import LibraryModel
 from randlora_pl.interop.merge import added, check_output, merged, write
 from randlora_pl.interop.updates import updates, weighted_sum
+from randlora_pl.models import load_vit
 from randlora_pl.tasks import AdaptationTask
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
+from tests.adapters.cases import randomise
 from tests.interop.adapters import MORE, rounded, saved
+from tests.support.cli import Run
 from tests.support.products import marked
 from tests.tasks.small import CLASSES, KINDS, TEMPLATES, built, images, two_blocks
 
@@ -43,9 +46,13 @@ def _shallow() -> Iterator[None]:
         yield
 
 
-def written(path: Path, output: Path, scale: float = 1.0, **options: Any) -> module.Written:
+def made(path: Path, scale: float = 1.0, **options: Any) -> module.Merged:
     file = read_adapter(path)
-    return write(output, merged(load_base(file), file, scale, **options))
+    return merged(load_base(file), file, scale, **options)
+
+
+def written(path: Path, output: Path, scale: float = 1.0, **options: Any) -> module.Written:
+    return write(output, made(path, scale, **options))
 
 
 def bare_tiny(output: Path) -> Any:
@@ -66,16 +73,27 @@ def logits_of(task: AdaptationTask, size: int | None = None) -> Tensor:
     return task.class_logits(images(3, task.image_spec.size))
 
 
+LOGITS: list[tuple[str, str, dict[str, Any]]] = [
+    *(("text head", method, {}) for method in MORE),
+    *((kind, "full", {}) for kind in KINDS if kind != "text head"),
+    ("vision-language", "randlora", {"logit_scale": "raw"}),
+    ("vision-language", "randlora", {"eval_prompts": "ensemble"}),
+    ("vision-language", "randlora", {"caption": "{}!"}),
+]
+
+
 @pytest.mark.parametrize(
-    ("kind", "method"),
+    ("kind", "method", "options"),
     marked(
-        [*(("text head", method) for method in MORE), *((kind, "full") for kind in KINDS if kind != "text head")],
-        lambda row: row[1] in ("randlora", "dora", "full", "bitfit", "split", "oft"),
+        LOGITS,
+        lambda row: (
+            row[1] in ("randlora", "dora", "full", "bitfit", "split", "oft") and row[2].keys() <= {"logit_scale"}
+        ),
     ),
 )
-def test_bare_open_clip_gives_the_same_logits(kind: str, method: str, tmp_path: Path) -> None:
-    task = saved(tmp_path / "a", kind, method)
-    output = tmp_path / f"{kind.replace(' ', '-')}-{method}.safetensors"
+def test_bare_open_clip_gives_the_same_logits(kind: str, method: str, options: dict[str, Any], tmp_path: Path) -> None:
+    task = saved(tmp_path / "a", kind, method, **options)
+    output = tmp_path / f"{kind.replace(' ', '-')}-{method}-{'-'.join(options)}.safetensors"
     result = written(tmp_path / "a", output)
     assert set(result.sizes) == {output, output.with_suffix(".json"), output.with_suffix(".head.safetensors")}
     assert all(file.stat().st_size == size for file, size in result.sizes.items())
@@ -216,21 +234,6 @@ def test_zero_shot_in_bare_open_clip(tmp_path: Path) -> None:
     torch.testing.assert_close(found, logits_of(task), rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("options",),
-    marked(
-        zip([{"logit_scale": "raw"}, {"eval_prompts": "ensemble"}, {"caption": "{}!"}]),
-        lambda row: "logit_scale" in row[0],
-    ),
-)
-def test_class_embeddings_of_a_tuned_text_tower(options: dict[str, Any], tmp_path: Path) -> None:
-    task = saved(tmp_path / "a", "vision-language", **options)
-    output = tmp_path / f"vl-{next(iter(options))}.safetensors"
-    written(tmp_path / "a", output)
-    found = bare_logits(bare_tiny(output), output, images(3))
-    torch.testing.assert_close(found, logits_of(task), rtol=1e-4, atol=1e-4)
-
-
 def test_one_file_in_bfloat16(tmp_path: Path) -> None:
     saved(tmp_path / "a", "linear head")
     rounded(tmp_path / "a", tmp_path / "half.safetensors")
@@ -267,18 +270,17 @@ def test_sum_is_rounded_once(tmp_path: Path) -> None:
 def test_outputs_that_differ_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path / "a")
     before = sorted(tmp_path.rglob("*"))
-    file = read_adapter(tmp_path / "a")
-    made = merged(load_base(file), file)
-    made.expected[0][0, 0] += 1
+    some = made(tmp_path / "a")
+    some.expected[0][0, 0] += 1
     with pytest.raises(UserError, match="nothing"):
-        write(tmp_path / "m.safetensors", made)
-    made.expected[0][0, 0] -= 1
+        write(tmp_path / "m.safetensors", some)
+    some.expected[0][0, 0] -= 1
     monkeypatch.setattr(module, "move", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(UserError, match="device"):
-        write(tmp_path / "m.safetensors", made)
+        write(tmp_path / "m.safetensors", some)
     monkeypatch.undo()
     with pytest.raises(UserError, match="written"):
-        write(tmp_path / "a" / "adapter.safetensors" / "m.safetensors", made)
+        write(tmp_path / "a" / "adapter.safetensors" / "m.safetensors", some)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -289,21 +291,19 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         for each in (p for p in task.parameters() if p.requires_grad):
             each.fill_(1e38)
     task.save(tmp_path / "a")
-    file = read_adapter(tmp_path / "a")
     with pytest.raises(UserError, match="is not finite"):
-        merged(load_base(file), file)
+        made(tmp_path / "a")
 
 
 def test_other_files_stay(tmp_path: Path) -> None:
     saved(tmp_path / "a")
     one = rounded(tmp_path / "a", tmp_path / "one.safetensors").path
-    file = read_adapter(tmp_path / "a")
-    made = merged(load_base(file), file)
+    some = made(tmp_path / "a")
     (tmp_path / "m.json").write_text("mine")
     with pytest.raises(UserError, match=r"m\.json exists"):
-        write(tmp_path / "m.safetensors", made)
+        write(tmp_path / "m.safetensors", some)
     assert (tmp_path / "m.json").read_text() == "mine" and not (tmp_path / "m.safetensors").exists()
-    write(tmp_path / "m.safetensors", made, overwrite=True)
+    write(tmp_path / "m.safetensors", some, overwrite=True)
     for output, message in (
         ("m.safetensors", "exists"),
         ("m.bin", "ends in"),
@@ -314,23 +314,28 @@ def test_other_files_stay(tmp_path: Path) -> None:
             check_output(tmp_path / output, [one, tmp_path / "a"], overwrite=output != "m.safetensors")
 
 
-def test_the_head_of_older_weights_goes_with_them(tmp_path: Path) -> None:
+def test_the_head_and_the_config_of_older_weights_go_with_them(tmp_path: Path) -> None:
     """Weights that were written without a head must not lie beside the head of others."""
     saved(tmp_path / "a")
-    output, head = tmp_path / "m.safetensors", tmp_path / "m.head.safetensors"
+    output, head, config = (tmp_path / f"m.{suffix}" for suffix in ("safetensors", "head.safetensors", "json"))
     written(tmp_path / "a", output)
     output.unlink()
-    file = read_adapter(tmp_path / "a")
-    made = merged(load_base(file), file, with_head=False)
-    (tmp_path / "m.json").unlink()
+    config.unlink()
+    headless = made(tmp_path / "a", with_head=False)
     with pytest.raises(UserError, match=r"m\.head\.safetensors exists"):
-        write(output, made)
+        write(output, headless)
     assert head.is_file() and not output.exists()
-    write(output, made, overwrite=True)
-    assert output.is_file() and not head.exists()
-    save_file({"head": torch.ones(2)}, head)  # no file of ours
-    write(output, made, overwrite=True)
-    assert head.is_file()
+    write(output, headless, overwrite=True)
+    assert output.is_file() and config.is_file() and not head.exists()
+    written(tmp_path / "a", tmp_path / "n.safetensors")
+    saved(tmp_path / "vit", "linear head", name="test_vit")
+    vit = made(tmp_path / "vit")
+    write(tmp_path / "n.safetensors", vit, overwrite=True)
+    assert [file.name for file in tmp_path.glob("n.*")] == ["n.safetensors"]
+    save_file({"head": torch.ones(2)}, head)  # no files of ours
+    config.write_text("{}")
+    write(output, vit, overwrite=True)
+    assert head.is_file() and config.is_file()
 
 
 def test_differences_of_outputs() -> None:
@@ -345,39 +350,42 @@ def test_tied_tensors_are_written_twice() -> None:
     assert b'"a"' in content and b'"b"' in content
 
 
-def test_the_config_of_an_older_model_goes_with_it(tmp_path: Path) -> None:
-    saved(tmp_path / "tiny")
-    output = tmp_path / "m.safetensors"
-    written(tmp_path / "tiny", output)
-    assert (tmp_path / "m.json").is_file()
-    saved(tmp_path / "vit", "linear head", name="test_vit")
-    file = read_adapter(tmp_path / "vit")
-    made = merged(load_base(file), file)
-    write(output, made, overwrite=True)
-    assert not (tmp_path / "m.json").exists() and not (tmp_path / "m.head.safetensors").exists()
-    (tmp_path / "m.json").write_text("{}")  # no file of ours
-    write(output, made, overwrite=True)
-    assert (tmp_path / "m.json").is_file()
-
-
 def test_an_update_that_is_lost_is_refused(tmp_path: Path) -> None:
     """As a part of the outputs a small update is nothing: the base model's weights would pass for the tuned ones."""
     saved(tmp_path / "a")
-    file = read_adapter(tmp_path / "a")
-    made = merged(load_base(file), file)
-    small = [base + 5e-5 * (tuned - base) for tuned, base in zip(made.expected, made.plain, strict=True)]
-    made.model.load_state_dict(load_base(file).model.state_dict())
-    assert difference(made.plain, small)[0] < TOLERANCE
+    some = made(tmp_path / "a")
+    small = [base + 5e-5 * (tuned - base) for tuned, base in zip(some.expected, some.plain, strict=True)]
+    some.model.load_state_dict(load_base(read_adapter(tmp_path / "a")).model.state_dict())
+    assert difference(some.plain, small)[0] < TOLERANCE
     with pytest.raises(UserError, match="100%"):
-        write(tmp_path / "m.safetensors", replace(made, expected=small))
+        write(tmp_path / "m.safetensors", replace(some, expected=small))
     assert not list(tmp_path.glob("m.*"))
 
 
 def test_an_adapter_that_changes_nothing_says_so(tmp_path: Path) -> None:
     built("text head").save(tmp_path / "a")
-    file = read_adapter(tmp_path / "a")
-    notes = write(tmp_path / "m.safetensors", merged(load_base(file), file)).notes
+    notes = written(tmp_path / "a", tmp_path / "m.safetensors").notes
     assert [note for note in notes if "no loss of it would show" in note] == [notes[1]]
     saved(tmp_path / "b")
-    file = read_adapter(tmp_path / "b")
-    assert "no loss of it" not in str(write(tmp_path / "n.safetensors", merged(load_base(file), file)).notes)
+    assert "no loss of it" not in str(written(tmp_path / "b", tmp_path / "n.safetensors").notes)
+
+
+def test_merged_weights_of_a_timm_model_with_its_head(tmp_path: Path, run: Run) -> None:
+    """Of a head that trained whole, which belongs to the first adapter."""
+    heads = {}
+    for seed, adapter in enumerate((RandLoRA(rank=4), LoRA(rank=2))):
+        model: Any = timm.create_model("test_vit.r160_in1k", pretrained=False, num_classes=3).eval()
+        model.load_state_dict(load_vit("test_vit.r160_in1k", "random").model.state_dict(), strict=False)
+        inject(model, adapter, None, ["head"])
+        torch.manual_seed(seed)
+        randomise(model, 0.1)
+        base = {"library": "timm", "name": "test_vit.r160_in1k", "pretrained": "random", "seed": 0}
+        save_adapter(model, tmp_path / str(seed), base_model=base)
+        heads[seed] = model.head.weight
+    for verb in ("merge 0", "merge 0 --scale 0.5", "add 0 1"):
+        done = run("adapter", *verb.split(), "--output", f"{verb}.safetensors")
+        assert done.code == 0, done.err
+        weights = load_file(f"{verb}.safetensors")
+        assert weights.keys() == {name for name in model.state_dict() if ".delta." not in name}
+        assert torch.equal(weights["head.weight"], heads[0]) and not torch.equal(heads[0], heads[1])
+    assert "trained whole" in run("adapter", "info", "0").out and read_adapter("1").trained == ["head"]
