@@ -14,7 +14,7 @@ from randlora_pl.data.base import PlannedData
 from randlora_pl.data.splits import search_parts
 from randlora_pl.utils.errors import UserError
 from tests.language.classify import reviews, write_csv
-from tests.language.data.test_labelled_module import Given
+from tests.language.test_data import Given
 
 LOOP = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=0))))
 

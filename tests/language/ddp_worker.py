@@ -1,8 +1,8 @@
 """Trains and tests as one rank of a process group, or alone; started by ``test_ddp.py``.
 
-Usage: ``python -m tests.language.ddp_worker KIND DATA TOKENIZER FOLDER`` with RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR
-and MASTER_PORT in the environment. KIND is ``toy`` or ``e2e``. Writes ``FOLDER/WORLD-RANK.pt``, and what was written to
-``FOLDER/WORLD/answers.jsonl``.
+Usage: ``python -m tests.language.ddp_worker FOLDER TOKENIZER KIND=DATA...`` with RANK, LOCAL_RANK, WORLD_SIZE,
+MASTER_ADDR and MASTER_PORT in the environment. KIND is one of `KINDS`. Writes ``FOLDER/WORLD-RANK.pt``, and what was
+written to ``FOLDER/WORLD/answers.jsonl``.
 """
 
 import os
@@ -19,13 +19,40 @@ from randlora_pl.run.callbacks import WrittenAnswers
 from randlora_pl.run.parallel.strategy import AdapterDDP
 from randlora_pl.tasks import make_trainer
 
+from . import classify
 from .small import make, texts, trained
 
 WORLD, RANK = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
 
 
-def main(kind: str, data_folder: Path, tokenizer: Path, folder: Path) -> None:
+def toy(folder: str, tokenizer: str) -> tuple[Any, Any, int]:
     """31 samples of 12 a step: the last step is shorter, and one of its shares is padding."""
+    data = texts(folder, steps=None, epochs=1, batch_size=6 // WORLD, eval_batch_size=4, mask_prompt=False)
+    return make(tokenizer, max_new_tokens=2), data, 2
+
+
+def e2e(folder: str, _: str) -> tuple[Any, Any, int]:
+    task = make("bytes", "gpt2", overrides={"vocab_size": 260, "tie_word_embeddings": False})
+    # Random weights write no words; what is tested is how texts come together, not what they are.
+    task.answers = lambda _, items: [f" It {item.references[0][6:]}" for item in items]  # type: ignore[method-assign]
+    options: dict[str, Any] = {"cutoff": 512, "steps": 2, "batch_size": 6 // WORLD, "eval_batch_size": 2}
+    return task, TextData(dataset="e2e", root=folder, **options), 2
+
+
+def classes(folder: str, _: str, **options: Any) -> tuple[Any, Any, int]:
+    """41 test samples, or 9, in evaluation windows of 4: the last one has one sample, so that a rank only pads."""
+    data = classify.labelled(folder, steps=6, batch_size=10 // WORLD, eval_batch_size=4 // WORLD, **options)
+    return classify.make(learning_rate=3e-3), data, 1
+
+
+def scores(folder: str, _: str) -> tuple[Any, Any, int]:
+    return classes(folder, _, dataset="jsonl", scores=True)
+
+
+KINDS = {"toy": toy, "e2e": e2e, "classes": classes, "scores": scores}
+
+
+def main(folder: Path, tokenizer: str, *sources: str) -> None:
     torch.set_num_threads(1)
     generation.meteor = lambda *_: (None, "not here")  # type: ignore[assignment]  # reads its tables for many seconds
 
@@ -34,22 +61,16 @@ def main(kind: str, data_folder: Path, tokenizer: Path, folder: Path) -> None:
         place = folder / str(WORLD)
         return make_trainer(devices=WORLD, strategy=strategy, accelerator="cpu", default_root_dir=place, **more)
 
-    if kind == "toy":
-        task = make(tokenizer, max_new_tokens=2)
-        data = texts(data_folder, steps=None, epochs=1, batch_size=6 // WORLD, eval_batch_size=4, mask_prompt=False)
-    else:
-        shape = {"vocab_size": 260, "tie_word_embeddings": False}
-        task = make("bytes", "gpt2", overrides=shape)
-        # Random weights write no words; what is tested is how texts come together, not what they are.
-        task.answers = lambda _, items: [f" It {item.references[0][6:]}" for item in items]  # type: ignore[method-assign]
-        data = TextData(
-            dataset="e2e", root=str(data_folder), cutoff=512, steps=2, batch_size=6 // WORLD, eval_batch_size=2
-        )
-    trainer(accumulate_grad_batches=2, limit_val_batches=0).fit(task, data)
-    (figures,) = trainer(callbacks=[WrittenAnswers()]).test(task, data, verbose=False)
-    (loss,) = trainer().validate(task, data, verbose=False)
-    torch.save({"weights": trained(task), "figures": figures | loss}, folder / f"{WORLD}-{RANK}.pt")
+    found = {}
+    for kind, _, source in (each.partition("=") for each in sources):
+        task, data, parts = KINDS[kind](source, tokenizer)
+        trainer(accumulate_grad_batches=parts, limit_val_batches=0).fit(task, data)
+        (figures,) = trainer(callbacks=[WrittenAnswers()]).test(task, data, verbose=False)
+        if kind in ("toy", "e2e"):
+            figures = figures | trainer().validate(task, data, verbose=False)[0]
+        found[kind] = {"weights": trained(task), "figures": figures}
+    torch.save(found, folder / f"{WORLD}-{RANK}.pt")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(Path, sys.argv[2:]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -113,7 +113,7 @@ def test_what_peft_saved_comes_back(name: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(derived, "factors", lambda *given: calls.append(given) or whole(*given))
     ours: Any = import_peft(tmp_path / "peft", copy.deepcopy(base)).eval()
     starts = name.startswith(("pissa", "olora"))
-    assert len(calls) == starts * len(ours.adapter_report.rows) and starts == isinstance(adapter_of(ours), PiSSA)
+    assert len(calls) == starts * len(ours.adapter_report.rows) and starts == isinstance(ours.adapter_report.adapter, PiSSA)
     save_adapter(ours, tmp_path / "ours")
     load_adapter(back := copy.deepcopy(base), tmp_path / "ours")
     x = images()
@@ -125,10 +125,6 @@ def test_what_peft_saved_comes_back(name: str, tmp_path: Path, monkeypatch: pyte
         outputs.append(loaded.double().get_base_model()(x.double()))
     for found in outputs:
         assert_close(found, theirs.double()(x.double()), 2e-5 if isinstance(config, LoraConfig) else 2e-6)
-
-
-def adapter_of(model: Any) -> Any:
-    return model.adapter_report.adapter
 
 
 EXPONENTIAL = r"(((\w|\.)+)+)+!"

@@ -3,16 +3,29 @@
 import importlib.util
 import math
 import shutil
+import subprocess
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+import torch
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from randlora_pl.language import metrics as generation
-from randlora_pl.language.metrics import bleu, cider, generation_scores, nist, rouge_l
+from randlora_pl.language.glue import TASKS
+from randlora_pl.language.metrics import (
+    PredictionCollector,
+    bleu,
+    cider,
+    generation_scores,
+    grades,
+    nist,
+    rouge_l,
+    words,
+)
 
 TEXTS = [
     "The Vaults is an expensive pub near Café Adriatic with a 5 star rating .",
@@ -177,3 +190,90 @@ def test_a_program_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "METEOR's program failed" in said
     monkeypatch.setattr(generation, "_program", lambda: None)
     assert "pip install" in generation.meteor(["a"], [["a"]])[1]
+
+
+BITS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=30)
+
+
+def test_accuracy_and_f1() -> None:
+    found = grades("acc", [0, 1, 1, 0], [0, 1, 0, 0])
+    assert found == {"acc": 0.75, "f1": pytest.approx(2 / 3), "matthews": pytest.approx(1 / math.sqrt(3))}
+    three = grades("acc", [0, 1, 2, 2], [0, 1, 2, 1])
+    assert three["f1"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)  # the mean over the classes
+
+
+@settings(max_examples=50)
+@given(BITS)
+def test_matthews_is_the_correlation_of_the_bits(pairs: list[tuple[int, int]]) -> None:
+    predicted, labels = (list(side) for side in zip(*pairs, strict=True))
+    found = grades("matthews", predicted, labels)
+    assert next(iter(found)) == "matthews"
+    constant = len(set(predicted)) == 1 or len(set(labels)) == 1
+    assert found["matthews"] == pytest.approx(0.0 if constant else np.corrcoef(predicted, labels)[0, 1])
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=3, max_size=20))
+def test_pearson_and_spearman(pairs: list[tuple[int, int]]) -> None:
+    predicted, labels = ([value / 10 for value in side] for side in zip(*pairs, strict=True))
+    assume(len(set(predicted)) > 1 and len(set(labels)) > 1)
+    ranks = [
+        [sum(other < value for other in side) + (side.count(value) - 1) / 2 for value in side]
+        for side in (predicted, labels)
+    ]
+    found = grades("pearson", predicted, labels)
+    assert found["pearson"] == pytest.approx(np.corrcoef(predicted, labels)[0, 1])
+    assert found["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert found["combined"] == pytest.approx((found["pearson"] + found["spearman"]) / 2)
+
+
+def test_a_constant_correlates_with_nothing() -> None:
+    assert grades("pearson", [2.0, 2.0], [1.0, 2.0]) == {"pearson": 0, "spearman": 0, "combined": 0}
+
+
+def test_the_first_score_is_the_papers() -> None:
+    for name, task in TASKS.items():
+        assert next(iter(grades(task.metric, [0, 1], [0, 1]))) == task.metric, name
+
+
+def test_predictions_are_gathered_whole() -> None:
+    """Batches of any size, also of none, as where a device only pads."""
+    metric = PredictionCollector()
+    for size, start in ((3, 0), (0, 3), (1, 3)):
+        values = torch.arange(start, start + size)
+        metric.update(values, values + 1, values.float())
+    assert metric.compute() == {"predicted": [0, 1, 2, 3], "labels": [1, 2, 3, 4], "loss": 1.5}
+
+
+SENTENCES = [
+    "The Vaults pub near Café Adriatic has a 5 star rating.  Prices start at £30.",
+    "Near Raja Indian Cuisine, it isn't family-friendly; price range: £20-25 (moderate).",
+    "There's a kid-friendly coffee shop called \"Alimentum\" that's less than £20, and rated 5 out of 5!",
+    "It's 3.5/5 - can't recommend, don't go... The owners' pub; Clare Hall's rating -- 1,000 people.",
+    "Blue Spice is a $20 to €25 pub/bar & café, e.g. cheap food, in U.K. and you'll love it.",
+    "'Zizzi' has a rating of 1-out-of-5 'stars'. £20–25 They've they're I'm we'd cannot",
+    "high-priced. Customers rated it 3 out of 5.It is located in city centre.Near the Crown Plaza Hotel? Yes.",
+    "name : The Vaults | more than £ 30 . Isn’t it “cheap” ?",
+]
+DROPPED = {"''", "'", "``", "`", "-lrb-", "-rrb-", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
+"""What COCO's evaluation leaves out."""
+
+
+def test_words_are_lower_case_without_punctuation() -> None:
+    assert words("It isn't £20-25, but 3.5/5!") == ["it", "is", "n't", "#", "20-25", "but", "3.5", "/", "5"]
+    assert words("?!") == words("") == []
+
+
+def test_words_are_those_of_stanfords_tokenizer(tmp_path: Path) -> None:
+    package = importlib.util.find_spec("pycocoevalcap")
+    if package is None or package.submodule_search_locations is None or shutil.which("java") is None:
+        pytest.skip("Stanford's tokenizer needs Java and pycocoevalcap")
+    jar = Path(next(iter(package.submodule_search_locations))) / "tokenizer" / "stanford-corenlp-3.4.1.jar"
+    file = tmp_path / "sentences.txt"
+    file.write_text("\n".join(SENTENCES), encoding="utf-8")
+    command = ["java", "-Dfile.encoding=UTF-8", "-cp", jar, "edu.stanford.nlp.process.PTBTokenizer"]
+    found = subprocess.run(
+        [*command, "-preserveLines", "-lowerCase", "-encoding", "UTF-8", file], capture_output=True, check=True
+    )
+    for sentence, line in zip(SENTENCES, found.stdout.decode().splitlines(), strict=True):
+        assert words(sentence) == [word for word in line.split() if word not in DROPPED]

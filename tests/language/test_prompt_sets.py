@@ -1,13 +1,23 @@
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from randlora_pl.language.prompt_sets import TASKS, Item, Question, hold_out, instruction_prompt, read_questions
+from randlora_pl.language.prompt_sets import (
+    TASKS,
+    Item,
+    Question,
+    hold_out,
+    instruction_prompt,
+    read_e2e,
+    read_items,
+    read_questions,
+)
 from randlora_pl.utils.errors import UserError
-from tests.language.files import LETTERS, record, write_commonsense
+from tests.language.files import LETTERS, record, write, write_commonsense, write_e2e
 from tests.support.products import in_one_item
 
 
@@ -131,6 +141,8 @@ def test_the_longest_of_the_answers_that_start_at_one_place_is_taken() -> None:
     assert first_answer("answer10", ("answer1", "answer10")) == "answer10"
     assert first_answer("a.b", ("a.b", ".")) == "a.b"
     assert first_answer("axb", ("a.b",)) is None
+    own = Item("test", "q", "4")  # without options any text is an answer
+    assert [own.found(text) for text in (" 4 ", "4 5", "")] == ["4", "4 5", ""]
 
 
 @settings(max_examples=50)
@@ -151,3 +163,32 @@ def test_the_prompt_has_the_shape_of_alpaca() -> None:
     assert instruction_prompt("Add them", "1 and 2") == (
         f"{first}\n\n### Instruction:\nAdd them\n\n### Input:\n1 and 2\n\n### Response:\n"
     )
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_lines_are_read_and_grouped_by_meaning(tmp_path: Path, split: Literal["train", "validation", "test"]) -> None:
+    found = read_e2e(write_e2e(tmp_path), split)
+    assert len(found) == 4
+    assert found[0][0] == "name : The Vaults | Type : pub | price : more than £ 30"
+    assert found[1][1] == "Aromi is a coffee shop , not family-friendly ."
+    groups = {item.prompt: list(item.references) for item in read_items("e2e", tmp_path, None)}
+    assert list(groups) == [found[0][0], "name : Aromi | Type : coffee shop"]
+    assert groups[found[0][0]] == [found[0][1], found[2][1]]
+    assert groups[found[1][0]] == [found[1][1], found[3][1]]
+
+
+@pytest.mark.parametrize("line", ["no bars", "a || b || c", "a ||", "|| b", "a | b"])
+def test_a_malformed_line_is_told_with_its_number(tmp_path: Path, line: str) -> None:
+    write(tmp_path / "train.txt", "a||b", "", line)
+    with pytest.raises(UserError) as error:
+        read_e2e(tmp_path, "train")
+    assert str(error.value).startswith(f"{tmp_path / 'train.txt'}, line 3: expected")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_empty_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"test\.txt[\s\S]*e2e"):
+        read_e2e(tmp_path, "validation")
+    write(tmp_path / "train.txt", "")
+    with pytest.raises(UserError, match="has no lines"):
+        read_e2e(tmp_path, "train")

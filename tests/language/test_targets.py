@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from randlora_pl.adapters import Adapter, LoRA, RandLoRA, inject
@@ -144,10 +145,16 @@ def test_a_family_that_the_paper_does_not_have_is_not_known() -> None:
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_known_models_have_the_parameters_that_are_listed(name: str) -> None:
+def test_known_models_and_their_configs_have_the_parameters_that_are_listed(name: str) -> None:
     known = KNOWN[name]
     auto = transformers.AutoModel if known.kind == "roberta" else transformers.AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(model_config(name, "random", None))
     assert sum(parameter.numel() for parameter in model.parameters()) == known.parameters
-    assert name in find_config(known.config).read_text()
+    text = find_config(known.config).read_text()
+    options = yaml.safe_load(text)["model"]["init_args"]
+    assert options["name"] == name
+    trained = inject(model, RandLoRA(**options["adapter"]["init_args"]), options["targets"]).trainable
+    assert f"{trained:,} trained parameters" in text
+    if known.kind == "gpt2":
+        assert "LoRA-16: 5,505,024" in text  # as in COUNTS
