@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
@@ -26,6 +26,8 @@ from randlora_pl.utils.weights_files import register_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from randlora_pl.tasks.objective import Objective
 
 
 Files = dict[str, "adapters.AdapterFile"]
@@ -162,38 +164,30 @@ class PredictionTable:
     unit: str
     columns: Sequence[str]
     given: Sequence[Sequence[str]]
-    predicted: Sequence[str]
-    note: str
+    predicted: Sequence[str] = ()
+    note: str = ""
     lines: list[tuple[int, int, Sequence[str]]] = field(default_factory=list)
-
-    @classmethod
-    def of_classes(
-        cls, names: list[str], unit: str, columns: Sequence[str], given: Sequence[Sequence[str]], classes: int
-    ) -> "PredictionTable":
-        """Return an empty table for classifiers, with at most so many best classes per input."""
-        more = [name for number in range(2, classes + 1) for name in (f"class_{number}", f"probability_{number}")]
-        predicted = ["class", "probability", *more]
-        return cls(names, unit, columns, given, predicted, f"the best {classes} classes of each")
 
     def add(self, name: str, number: int, cells: Sequence[str]) -> None:
         """Add the prediction of an adapter for the input with an index."""
         self.lines.append((number, self.names.index(name), cells))
 
-    def add_classes(
-        self, name: str, numbers: Sequence[int], classnames: Sequence[str], probabilities: "Tensor"
+    def add_answers(
+        self, name: str, numbers: Sequence[int], task: "Objective", predictions: "Tensor", most: int | None
     ) -> None:
-        """Add the best classes of an adapter for inputs with these indices, from probabilities (inputs, classes).
+        """Add the answers of an adapter for inputs with these indices, from its task's predictions (inputs, ...).
 
         Raises:
-            UserError: The probabilities are not numbers.
+            UserError: The predictions are not numbers.
         """
         from randlora_pl.tasks.losses import check_numbers
 
-        check_numbers(probabilities, name)
-        best = probabilities.topk(min(len(self.predicted) // 2, len(classnames)))
-        for number, labels, values in zip(numbers, best.indices.tolist(), best.values.tolist(), strict=True):
-            pairs = [(classnames[label], f"{value:.6f}") for label, value in zip(labels, values, strict=True)]
-            self.add(name, number, [text for pair in pairs for text in pair])
+        check_numbers(predictions, name)
+        answers = task.answers(predictions, most or 5)
+        if len(answers.columns) > len(self.predicted):
+            self.predicted, self.note = answers.columns, answers.note
+        for number, cells in zip(numbers, answers.rows, strict=True):
+            self.add(name, number, cells)
 
     def csv(self) -> str:
         """Return the file: one line per input and adapter; with several adapters their name follows the input."""
@@ -295,6 +289,8 @@ def classify(options: PredictOptions) -> PredictionTable:
             if not task.names_others:
                 raise UserError(f"--classnames: {name} cannot name other classes, only a PromptTask can. Remove it.")
             task.set_classes(names, task.templates)
+    _check_outputs(tasks, {(task.has_classes, task.answer) for task in tasks.values()})
+    _refuse(options, [] if next(iter(tasks.values())).has_classes else ["top_k"])
     frames = [task.frame for task in tasks.values()]
     skip = options.on_error == "skip"
     batch_size = options.batch_size or 64
@@ -305,8 +301,7 @@ def classify(options: PredictOptions) -> PredictionTable:
         for frame in frames
     }
     loaders, images = [loader for loader, _ in opened.values()], opened[frames[0]][1]
-    count = max(min(options.top_k or 5, len(task.classnames)) for task in tasks.values())
-    table = PredictionTable.of_classes(list(tasks), "images", ["image"], [[str(image)] for image in images], count)
+    table = PredictionTable(list(tasks), "images", ["image"], [[str(image)] for image in images])
     turns = list(zip(tasks, tasks.values(), [list(opened).index(frame) for frame in frames], strict=True))
     leave = "Remove it from --images, {}or skip it: --on-error skip"
     hints = leave.format(""), leave.format("allow it with --max-pixels N, ")
@@ -318,9 +313,10 @@ def classify(options: PredictOptions) -> PredictionTable:
             for held in _together(zip(*loaders, strict=True), _HELD if len(turns) > 1 else 0):
                 for name, task, form in turns:
                     for batch in (batches[form] for batches in held):
-                        probabilities = task.class_logits(batch["image"].to(device)).float().softmax(1).cpu()
+                        found = task.predictions(task.class_logits(batch["image"].to(device))).cpu()
                         known = batch["weight"] > 0
-                        table.add_classes(name, batch["index"][known].tolist(), task.classnames, probabilities[known])
+                        numbers = batch["index"][known].tolist()
+                        table.add_answers(name, numbers, task, found[known], options.top_k)
                 turns.reverse()  # the last adapter is already in the model
     if skipped := len(loaders[0].skipped):
         table.note += f"; unreadable and skipped: {skipped:,}"
@@ -354,27 +350,39 @@ def answer(options: PredictOptions) -> PredictionTable:
     use_precision(options.precision, pick_device(options.device))  # refused before a model is loaded
     files = {name: adapters.read_adapter(path) for name, path in options.adapters.items()}
     kinds = {(file.metadata["task"], bool(file.metadata["classnames"])) for file in files.values()}
-    if len(kinds) > 1:
-        raise UserError(
-            f"{', '.join(files)} have different outputs (text, classes, scores). Predict with each kind separately."
-        )
+    _check_outputs(files, kinds)
     ((name, classes),) = kinds
     kind: Any = named_task(name)
     decoder: bool = kind.generates
-    for name, typed, fits in (
-        ("max_new_tokens", "--max-new-tokens needs a model that generates text", decoder),
-        ("beams", "--beams needs a model that generates text", decoder),
-        ("top_k", "--top-k needs a model that predicts classes", classes),
-    ):
-        if getattr(options, name) is not None and not fits:
-            raise UserError(f"{typed}, and {next(iter(options.adapters.values()))} is not one. Remove the option.")
+    _refuse(options, ([] if decoder else ["max_new_tokens", "beams"]) + ([] if classes else ["top_k"]))
     size = options.batch_size or kind.batch_size
     kinds_of_text = inputs.PROMPTS if decoder else inputs.SENTENCES
     given = [each for source in options.texts for each in inputs.read_given(source, kinds_of_text)]
     with advised(f"--batch-size {size // 2}" if size > 1 else "--precision bf16"):
         if decoder:
             return _write_answers(options, files, given, size)
-        return _classify_texts(options, files, given, size, classes)
+        return _classify_texts(options, files, given, size)
+
+
+def _check_outputs(names: Iterable[str], kinds: Collection[object]) -> None:
+    """Refuse adapters of different kinds of outputs, which one table cannot hold."""
+    if len(kinds) > 1:
+        raise UserError(
+            f"{', '.join(names)} have different outputs (text, classes, scores). Predict with each kind separately."
+        )
+
+
+_NEEDS = {"max_new_tokens": "generates text", "beams": "generates text", "top_k": "predicts classes"}
+
+
+def _refuse(options: PredictOptions, useless: Sequence[str]) -> None:
+    """Refuse the first given option that the adapters have no use for."""
+    for name in useless:
+        if getattr(options, name) is not None:
+            adapter = next(iter(options.adapters.values()))
+            raise UserError(
+                f"{spelled(name)} needs a model that {_NEEDS[name]}, and {adapter} is not one. Remove the option."
+            )
 
 
 def _write_answers(options: PredictOptions, files: Files, given: list[inputs.Given], size: int) -> PredictionTable:
@@ -383,7 +391,7 @@ def _write_answers(options: PredictOptions, files: Files, given: list[inputs.Giv
     datasets = {name: str(file.metadata.get("training", {}).get("dataset", "")) for name, file in files.items()}
     prompts = {name: [inputs.prompt_of(each, dataset) for each in given] for name, dataset in datasets.items()}
     asked = [[inputs.shown(each)] for each in given]
-    table = PredictionTable(list(files), "prompts", ["prompt"], asked, ["written"], "")
+    table = PredictionTable(list(files), "prompts", ["prompt"], asked, ["written"])
     typed = {"max_new_tokens": options.max_new_tokens, "num_beams": options.beams}
     how = {name: value for name, value in typed.items() if value is not None}
     notes = set()
@@ -405,10 +413,8 @@ def _classify_texts(
     files: Files,
     given: list[inputs.Given],
     size: int,
-    classes: bool,
 ) -> PredictionTable:
     from randlora_pl.language.loading import most_tokens
-    from randlora_pl.tasks.losses import check_numbers
 
     sentences = [inputs.sentences_of(each) for each in given]
     for each, texts in zip(given, sentences, strict=True):
@@ -421,23 +427,14 @@ def _classify_texts(
         if trained != pairs:
             what, names = ("pairs", "text_a and text_b") if trained else ("single texts", "text")
             raise UserError(f"{file.path} was trained on {what}: give records with {names}, as in its training.")
-    if classes:
-        count = max(min(options.top_k or 5, len(file.metadata["classnames"])) for file in files.values())
-        table = PredictionTable.of_classes(list(files), "texts", columns, sentences, count)
-    else:
-        table = PredictionTable(list(files), "texts", columns, sentences, ["score"], "a score of each")
+    table = PredictionTable(list(files), "texts", columns, sentences)
     for name, file in files.items():
         task = _ready(file, options, {})
         length = int(file.metadata.get("training", {}).get("max_length", 128))
         length = min(length, most_tokens(task.model) or length)
         with use_precision(options.precision, pick_device(options.device)):
-            probabilities = task.classify(sentences, length, size).float().cpu()
-        if classes:
-            table.add_classes(name, range(len(given)), task.classnames, probabilities)
-        else:
-            check_numbers(probabilities, name)
-            for number, score in enumerate(probabilities[:, 0].tolist()):
-                table.add(name, number, [f"{score:.6f}"])
+            predictions = task.classify(sentences, length, size).float().cpu()
+        table.add_answers(name, range(len(given)), task, predictions, options.top_k)
         del task
     return table
 

@@ -97,11 +97,12 @@ def describe(config: dict[str, Any], upload_bytes: int, pixels: int, device: str
     Raises:
         UserError: The adapter is of texts, or has no class names.
     """
+    from randlora_pl.tasks.restore import require_classes
+
     metadata, base = config.get("metadata", {}), config.get("base_model", {})
     if metadata.get("task") in TASKS:
         raise UserError("serve answers images, but this adapter is of texts. Use: predict --adapter PATH --texts FILE")
-    if not metadata.get("classnames"):
-        raise UserError("the adapter has no class names; save it with the task that trained it: task.save(FOLDER)")
+    require_classes(metadata, "the adapter", "serve")
     return {
         "adapter": method_label(config),
         "base_model": {

@@ -11,7 +11,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import yaml
 
@@ -20,7 +20,7 @@ from randlora_pl.commands.common import Command, CommandParser
 from randlora_pl.commands.sweep_job import CellOptions, Job, SweepOptions, WorkOptions
 from randlora_pl.language.catalog import OWN_TEXTS
 from randlora_pl.run.options.adapter_config import import_classes
-from randlora_pl.run.options.classes import is_text_task, rate_name
+from randlora_pl.run.options.classes import rate_name
 from randlora_pl.run.options.compose import DEFAULTS, compose, merge, nested, normalize, parse_value
 from randlora_pl.run.options.mistakes import check_names
 from randlora_pl.sweep.description import FILE, RATES, Seeds, SweepConfig, Tree, Tune, budget, fit, is_zero_shot, shown
@@ -144,6 +144,10 @@ def compare_methods(
     write_text(job.folder.path / "table.md", text)
     print(f"\n{text}\nAlso in {job.folder.path / 'table.md'}")
     return code
+
+
+if TYPE_CHECKING:
+    from randlora_pl.tasks import Measure
 
 
 @dataclass(kw_only=True)
@@ -293,7 +297,7 @@ def _tune_run(words: Words, others: Rest, typed: SearchOptions) -> int:
         "seeds": [seed],
         "tune": {
             "seeds": [other for other in range(3) if other != seed][:2],
-            "monitor": monitor or ("val/loss" if is_text_task(kind) else "val/acc"),
+            "monitor": monitor or f"val/{task.measure(task.tuned_by).name}",
         },
     })  # fmt: skip
     job = _job_of(typed, Path(command.named[-1]), description, f"{words.command('tune')}{import_words()}")
@@ -349,13 +353,14 @@ def _run(job: Job, typed: SearchOptions, words: list[str], config: Path | None) 
         job.stopped = jobs.work(job, typed).stopped
     made = {name: value for name, value in environment().items() if name in ("version", "git_commit")}
     report = {"command": job.same} | made | search.report()
-    files = {FILE: json.dumps(report, indent=1, ensure_ascii=False) + "\n", "tuning.md": markdown(report)}
+    table = markdown(report, search.measure)
+    files = {FILE: json.dumps(report, indent=1, ensure_ascii=False) + "\n", "tuning.md": table}
     if config is not None:
         head = "".join(line for line in comments if line.startswith("#"))
         files["tuned.yaml"] = config_text(search.tuned(), head)
     for name, text in files.items():
         write_text(folder.path / name, text)
-    print("\n".join(["", markdown(report), *search.remarks()]))
+    print("\n".join(["", table, *search.remarks()]))
     first, *others = reversed(files)
     print(f"Written: {folder.path / first}, {' and '.join(others)} in the same folder; {jobs.summary(job)}")
     best = search.chosen()
@@ -403,14 +408,14 @@ def _job_of(typed: SearchOptions, file: Path, description: SweepConfig, same: st
     return job
 
 
-def markdown(report: Tree) -> str:
-    """Return a table of candidates: validation accuracy in %, or loss, mean over datasets, budgets and models."""
-    monitor = report["monitor"]
-    loss = monitor.endswith("loss")
-    what = monitor if loss else "Validation accuracy in percent" if monitor == "val/acc" else f"{monitor} in percent"
+def markdown(report: Tree, measure: "Measure") -> str:
+    """Return a table of candidates: the metric of the search, its mean over datasets, budgets and models."""
+    monitor, decimals = report["monitor"], measure.decimals
+    what = f"Validation {measure.word}" if measure.word else monitor
+    what += " in percent" if decimals is None else ""
 
     def shown_as(value: float) -> str:
-        return f"{value:.4f}" if loss else f"{100 * value:.1f}"
+        return f"{100 * value:.1f}" if decimals is None else f"{value:.{decimals}f}"
 
     where = " from the own rate of each method on" if report["sampler"] == "climb" else ""
     about = (

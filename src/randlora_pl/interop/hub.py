@@ -18,6 +18,7 @@ from torch import Tensor
 from randlora_pl.adapters import AdapterFile, read_adapter
 from randlora_pl.adapters.save_load import BASES, CONFIG, TENSORS, copy_adapter
 from randlora_pl.interop.peft import files as peft
+from randlora_pl.tasks.objective import Objective
 from randlora_pl.tasks.restore import prompts_of, task_class
 from randlora_pl.utils import __version__
 from randlora_pl.utils.adapter_schema import method_label
@@ -226,7 +227,15 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
     )
     trained, note = _config(file, config)
     own = {name: value for name, value in metadata.get("training", {}).items() if isinstance(value, int | float)}
-    metrics = {label: _shown(key, results[key]) for key, label in _NAMES.items() if results.get(key) is not None}
+    measure = (kind or Objective).measure()
+    labels = {
+        f"test/{measure.name}": f"test {measure.called}",
+        "test/loss": "test loss",
+        f"zeroshot/{measure.name}": f"test {measure.called} before training",
+        f"val/{measure.name}": f"validation {measure.called}",
+        **_NAMES,
+    }
+    metrics = {label: _shown(key, results[key]) for key, label in labels.items() if results.get(key) is not None}
     card = ModelCard.from_template(
         header,
         template_str=resources.files(__package__).joinpath("card.md.jinja").read_text(encoding="utf-8"),
@@ -245,7 +254,7 @@ def make_card(file: AdapterFile, repo: str, licence: str | None = None) -> str:
         classnames=[" ".join(str(name).split()).replace("```", "") for name in names],
         kind="captions" if captions else "classes",
         dataset=config.get("data", {}).get("dataset"),
-        metrics=metrics or {_NAMES.get(key, key): _shown(key, value) for key, value in own.items()},
+        metrics=metrics or {labels.get(key, key): _shown(key, value) for key, value in own.items()},
         call=getattr(kind, "example", None),
         config=trained,
         config_note=note,
@@ -302,8 +311,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 _SHOWN = ("rank", "alpha", "basis", "inner", "parts")
 _NAMES = {
-    "test/acc": "test accuracy", "test/loss": "test loss", "zeroshot/acc": "test accuracy before training",
-    "val/acc": "validation accuracy", "data/test": "test images", "data/train": "training images",
+    "data/test": "test images", "data/train": "training images",
     "data/shots": "shots", "steps": "optimizer steps", "effective_batch": "images per step",
     "images_per_second": "images per second", "fit_seconds": "seconds of training", "peak_memory_bytes": "peak memory",
     "device": "device", "seed": "seed",

@@ -16,6 +16,7 @@ from randlora_pl.run.callbacks import AdapterCheckpoint, Patience, PeakMemory, S
 from randlora_pl.run.callbacks.summary import describe
 from randlora_pl.run.lightning_cli import App
 from randlora_pl.run.parallel.strategy import AdapterDDP
+from randlora_pl.tasks.objective import Objective
 from randlora_pl.utils.files import write_text
 from randlora_pl.utils.own_classes import import_words
 from randlora_pl.utils.run_files import (
@@ -95,15 +96,12 @@ def training_of(folder: Path) -> str:
     return f"randlora-pl fit --config {path}/{CONFIG} --config {path}/{FRAGMENT}"
 
 
-_PLAIN = {"loss": 4, "BLEU": 2, "NIST": 2, "METEOR": 2, "ROUGE-L": 2, "CIDEr": 2}
-"""Decimals of metrics that are not fractions."""
-
-
-def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[Any]:
+def end_page(folder: Path, task: Objective, unit: str = "images", testable: bool = True) -> list[Any]:
     """Return the summary of a training: metrics, paths, next commands.
 
     Args:
         folder: The run folder.
+        task: The task that was trained.
         unit: Noun for a sample: ``images`` or ``samples`` of text.
         testable: True if there are test samples.
     """
@@ -111,11 +109,11 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
     files = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))  # its lock is still held
     speed = results[f"{unit}_per_second"]
     adapter = results.get("tested", ADAPTER)
-    tested = format_metrics(results, "test")
+    tested = format_metrics(results, "test", task)
     early, sent = results.get("stopped_early"), results.get("exchange/bytes_per_step")
     rows = {
         "test": tested + (f" ({BEST}, step {results['best/step']:,})" if tested and adapter == BEST else ""),
-        "zero-shot": format_metrics(results, "zeroshot"),
+        "zero-shot": format_metrics(results, "zeroshot", task),
         "stopped early": f"at step {results['steps']:,} of {results['data/steps']:,}: {early}" if early else "",
         "parameters": f"{results['trainable_parameters']:,} trained of {results['total_parameters']:,}",
         "time": f"{duration(results['fit_seconds'], 1)} for {results['steps']:,} steps"
@@ -139,9 +137,9 @@ def end_page(folder: Path, unit: str = "images", testable: bool = True) -> list[
     return ["", facts_table(rows), following]
 
 
-def format_metrics(results: Any, name: str) -> str:
-    """Return ``accuracy 93.3 %, loss 0.21`` from the keys behind one prefix."""
-    words = {"acc": "accuracy", "unfound": "without an answer", "balanced_accuracy": "balanced accuracy"}
+def format_metrics(results: Any, name: str, task: Objective) -> str:
+    """Return ``accuracy 93.3 %, loss 0.21`` from the keys behind one prefix, as the task shows its metrics."""
+    words = {"balanced_accuracy": "balanced accuracy"}
     smallest, largest = (results.get(f"{name}/{end}_class", 0) for end in ("smallest", "largest"))
     hidden = {"score", "macro_f1", "gate_entropy"}
     if largest < 2 * max(1, smallest):  # of similar sizes: accuracy hides none
@@ -155,9 +153,8 @@ def format_metrics(results: Any, name: str) -> str:
         left_out = short in hidden or short.startswith("unfound/")  # the score is one of the others
         if prefix == name and isinstance(value, float) and math.isfinite(value) and not left_out:
             short = short.removeprefix("acc/")  # one of several tests
-            digits = _PLAIN.get(short)
-            text = f"{100 * value:.2f} %" if digits is None else f"{value:.{digits}f}"
-            shown.append(f"{words.get(short, short)} {text}")
+            measure = task.measure(short)
+            shown.append(f"{words.get(short, measure.called)} {measure.text(value)}")
     return ", ".join(sorted(shown, key=lambda text: text.startswith("loss")))
 
 

@@ -168,6 +168,8 @@ class App(LightningCLI):
         parser.add_argument("--from_form", type=Form, default="beside", help="Place of this LoRA: beside or absorbed.")
         for group, kind in callback_classes().items():
             parser.add_lightning_class_args(kind, group)
+        score = (task_of(str(self.command.flat()["model"])) or AdaptationTask).measure()
+        parser.set_defaults({"checkpoint.monitor": f"val/{score.name}", "checkpoint.mode": score.mode})
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.seed")
         _whole_numbers_first(parser)

@@ -174,7 +174,7 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
         _check_losses(metrics, None)
         _write(app, metrics)
         if trainer.is_global_zero and metrics:
-            print_above_progress(f"zero-shot: {format_metrics(metrics, 'zeroshot')}")
+            print_above_progress(f"zero-shot: {format_metrics(metrics, 'zeroshot', task)}")
     callbacks_of(trainer).insert(0, HeldLock(lock, folder))
     # The config of a resumed run changes only once the checkpoint, its optimizer and its data position are accepted:
     # a refused option would stay in it, and every later resume would be refused, too.
@@ -195,7 +195,7 @@ def fit(app: App, lock: SoftFileLease, zero_shot: bool = True, test: bool = True
             write_found(folder, facts)
         _write(app, {"finished": True})  # last, as nothing is missing then
     if trainer.is_global_zero:
-        print_above_progress(*end_page(folder, data.unit, testable=bool(tested) or not test))
+        print_above_progress(*end_page(folder, task, data.unit, testable=bool(tested) or not test))
 
 
 def _tested(app: App) -> dict[str, Any]:
@@ -290,7 +290,7 @@ def evaluate(app: App, adapter: Path | None) -> None:
     if trainer.is_global_zero:
         what = f"adapter {adapter}" if adapter else "pretrained model"
         print_above_progress(
-            f"{what} on {data.summary()['dataset']}: {format_metrics(metrics, name)}",
+            f"{what} on {data.summary()['dataset']}: {format_metrics(metrics, name, task)}",
             f"results: {app.folder / 'results.json'}",
         )
 

@@ -2,20 +2,19 @@
 
 import inspect
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from randlora_pl.adapters import inject
 from randlora_pl.adapters.methods.refine import check_layers, continued
 from randlora_pl.adapters.save_load import make_adapter
 from randlora_pl.models import load_tokenizer
-from randlora_pl.run.options.classes import method_with, takes_texts
+from randlora_pl.run.options import classes
+from randlora_pl.run.options.classes import data_class, method_with, takes_texts
 from randlora_pl.run.options.compose import LISTED
 from randlora_pl.sweep.description import Tree
 from randlora_pl.sweep.plan import Trial
 from randlora_pl.tasks.base import AdaptationTask
 from randlora_pl.tasks.prompt.task import PARTS
-from randlora_pl.tasks.restore import named_task
 from randlora_pl.utils.errors import UserError, errors_in, near
 
 
@@ -34,7 +33,7 @@ def task_of(tree: Tree) -> AdaptationTask | None:
         UserError: An option is impossible.
     """
     arguments = dict(tree["model"].get("init_args") or {})
-    kind = named_task(_short(tree["model"]))
+    kind = _kind(tree)
     described = _described(arguments.pop("adapter"))
     if kind is None or described is None:
         return None
@@ -50,9 +49,13 @@ def data_of(tree: Tree) -> Any:
     Raises:
         UserError: An option is impossible.
     """
-    kind = named_task(_short(tree["model"]))
-    package, _, name = getattr(kind, "data_module", AdaptationTask.data_module).rpartition(".")
-    return _made(getattr(import_module(package), name), dict(tree.get("data", {})), "data")
+    return _made(data_class(_kind(tree)), dict(tree.get("data", {})), "data")
+
+
+def _kind(tree: Tree) -> type[AdaptationTask] | None:
+    """Return the class of the task of a config; None for one from outside that is not imported."""
+    model = tree["model"]
+    return classes.task_of(str(model["class_path"] if isinstance(model, dict) else model))
 
 
 def _made(kind: Any, arguments: dict[str, Any], where: str) -> Any:

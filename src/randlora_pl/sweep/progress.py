@@ -98,7 +98,7 @@ class Progress:
         found = self.folder.results(cell)
         if found:
             took = "" if found.get("cell_seconds") is None else f" in {duration(found['cell_seconds'])}"
-            metric, what = found.get("data/metric", "acc"), "no accuracy"
+            metric, what = found.get("data/metric") or found.get("metric", "acc"), "no accuracy"
             for key, word in ((f"test/{metric}", ""), ("zeroshot/acc", ""), (f"val/{metric}", " on validation")):
                 if isinstance(value := found.get(key), float):
                     what = f"{100 * value:.1f} %{word}" if metric == "acc" else f"{metric} {value:.3f}{word}"

@@ -19,6 +19,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from randlora_pl.adapters import methods
+from randlora_pl.run.options import classes
 from randlora_pl.run.options.classes import rate_name
 from randlora_pl.run.options.compose import flatten, nested
 from randlora_pl.sweep.description import (
@@ -35,6 +36,7 @@ from randlora_pl.sweep.description import (
 from randlora_pl.sweep.expand import task_of
 from randlora_pl.sweep.folder import FAILED, OPEN, SweepFolder
 from randlora_pl.sweep.plan import Trial, digest, methods_of, plan, trial_config
+from randlora_pl.tasks.objective import Objective
 from randlora_pl.utils.errors import UserError, errors_in, near
 
 if TYPE_CHECKING:
@@ -103,8 +105,6 @@ class Search:
         self.seeds = tune.get("seeds", [0])
         if both := set(self.seeds) & set(description.seeds):
             raise UserError(f"seeds and tune.seeds both contain {min(both)}; choose others for one of them.")
-        self.monitor = tune.get("monitor", "val/acc")
-        self.sign = -1 if self.monitor.endswith("loss") else 1
         chosen = tune.get("datasets") or list(description.datasets)
         members("tune.datasets", chosen, description.datasets, "datasets")
         self.small = replace(
@@ -114,6 +114,11 @@ class Search:
             options=description.options | tune.get("set", {}),
             methods={label: facts for label, facts in description.methods.items() if not is_zero_shot(label)},
         )
+        tasks = (classes.task_of(self._tree(method)["model"]["class_path"]) for method in self.small.methods)
+        kind = next(filter(None, tasks), Objective)
+        self.monitor = tune.get("monitor", f"val/{kind.measure().name}")
+        self.measure = kind.measure(self.monitor.removeprefix("val/"))
+        self.sign = -1 if self.measure.mode == "min" else 1
         searched = without_axes("tune.search", tune.get("search") or {RATES[0]: None})
         self.space = {str(option): _values(option, values, self.sampler) for option, values in searched.items()}
         self.names = {}

@@ -22,7 +22,8 @@ from randlora_pl.utils.quick_imports import lazy_exports
 if TYPE_CHECKING:
     from randlora_pl.tasks.base import AdaptationTask
     from randlora_pl.tasks.images import ImageTask
-    from randlora_pl.tasks.linear_head import LinearHeadTask
+    from randlora_pl.tasks.linear_head import HeadTask, LinearHeadTask
+    from randlora_pl.tasks.objective import LOSS, Measure
     from randlora_pl.tasks.prompt.decoupled import DePT
     from randlora_pl.tasks.prompt.regulation import SelfRegulation
     from randlora_pl.tasks.prompt.task import PromptTask
@@ -33,10 +34,13 @@ if TYPE_CHECKING:
     from randlora_pl.tasks.vision_language import VisionLanguageTask
 
 __all__ = [
+    "LOSS",
     "AdaptationTask",
     "DePT",
+    "HeadTask",
     "ImageTask",
     "LinearHeadTask",
+    "Measure",
     "PromptTask",
     "SelfRegulation",
     "TextHeadTask",

@@ -40,7 +40,7 @@ def rooms() -> list[ModuleType]:
 
 def task_names() -> frozenset[str]:
     """Return the names of the classes of this program that a task can have."""
-    return frozenset(name for room in rooms() for name in room.__all__) - {"AdaptationTask", "ImageTask"}
+    return frozenset(name for room in rooms() for name in room.__all__) - {"AdaptationTask", "HeadTask", "ImageTask"}
 
 
 def kind_of(kind: type) -> str:

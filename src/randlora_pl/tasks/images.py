@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, cast
 
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from randlora_pl.adapters import merge, merge_and_unload
@@ -58,13 +58,12 @@ class ImageTask(AdaptationTask):
     """Base of the tasks on images.
 
     Attributes:
-        has_text_tower: True if the model's texts can be encoded after the training.
         names_others: True if it can name classes that were not in its training.
         unit_features: True if the logits are linear in features of unit length.
         decoupled: A second head beside the linear one, if there is one.
     """
 
-    has_text_tower = unit_features = True
+    unit_features = True
     names_others = False
 
     name: str = field(default="tiny", kw_only=False)
@@ -150,7 +149,7 @@ class ImageTask(AdaptationTask):
         Raises:
             UserError: There is none.
         """
-        raise UserError(f"{type(self).__name__} has no text tower. Use the part classifier or image.")
+        raise UserError(f"{type(self).__name__} has no text tower. Use --part classifier or image.")
 
     def described_parts(self) -> dict[str, Any]:
         """Return the parts beside the adapter as JSON values, for the facts of an export."""
@@ -161,6 +160,10 @@ class ImageTask(AdaptationTask):
     def used_prompts(self, templates: Sequence[str] | None = None) -> UsedPrompts:
         """Return the prompts of the task, with the templates of other data if given; here none."""
         return UsedPrompts()
+
+    def prompt_summary(self) -> str:
+        """Return the prompts as one line; captions have none."""
+        return "" if self.retrieval else self.used_prompts().summary()
 
     def templates_for(self, others: Sequence[str] | None) -> Sequence[str]:
         """Return the templates of other data instead of the own ones, unless there are none or the own were typed."""
@@ -193,14 +196,14 @@ class ImageTask(AdaptationTask):
         if captions and not self.takes_captions:
             raise UserError(f"{type(self).__name__} needs classes, but these are captions. Use VisionLanguageTask.")
         self.retrieval = captions
-        self.check_classes(classnames)
+        if self.has_classes:
+            self.check_classes(classnames)
         most = 50_000  # the largest published sets have 22,000; each is encoded, and counted against each other one
         if len(classnames) > most and not captions:
             raise UserError(f"there are {len(classnames):,} classes; at most {most:,} are possible.")
-        self.classnames, self.templates = list(classnames), list(templates)
+        self.classnames, self.templates = list(classnames) if self.has_classes else [], list(templates)
         for stage in ("val", "test"):
-            accuracy = MulticlassAccuracy(len(classnames), average="micro", validate_args=False)
-            self.metrics[f"{stage}_meters"] = MetricCollection({"loss": MeanMetric(), "acc": accuracy})
+            self.metrics[f"{stage}_meters"] = MetricCollection({"loss": MeanMetric(), **self.make_metrics()})
 
     def setup(self, stage: str) -> None:
         """Take class names and prompts from the data module; for the classes of a loaded file, its prompts.
@@ -212,7 +215,7 @@ class ImageTask(AdaptationTask):
         """
         datamodule = self.data
         if datamodule is None:
-            if not self.classnames:
+            if self.has_classes and not self.classnames:
                 raise UserError("the task needs a data module, or set_classes(classnames, templates) first.")
             return
         typed, templates = getattr(datamodule, "typed_templates", False), datamodule.templates
@@ -228,31 +231,54 @@ class ImageTask(AdaptationTask):
         elif typed and not (self.typed_templates and templates == self.templates):
             raise UserError("--data.templates: the task was built for other prompts. Create a new task for these.")
 
-    # Evaluation
+    # Training and evaluation
+
+    def sample_losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Return the loss (b,) of each image's outputs."""
+        return self.output_loss(self.class_logits(batch["image"]), batch["label"]), None
+
+    def output_loss(self, outputs: Tensor, labels: Tensor, reduction: str = "none") -> Tensor:
+        """Return the loss (b,) of outputs (b, ...) for labels (b,): by default the cross-entropy over all classes.
+
+        Args:
+            outputs: What `class_logits` returns.
+            labels: Number of each image's class in the data.
+            reduction: ``none``, or ``sum`` for the sum over the images.
+        """
+        return nn.functional.cross_entropy(outputs, labels, reduction=reduction)
+
+    def make_metrics(self) -> dict[str, Metric]:
+        """Return new metrics beside the loss, by their names in `measures`."""
+        return {"acc": MulticlassAccuracy(len(self.classnames), average="micro", validate_args=False)}
+
+    def compared(self, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return predictions and truth as the metrics compare them."""
+        return outputs, labels
 
     def evaluate(self, batch: dict[str, Any], stage: str, name: str) -> dict[str, Tensor]:
-        """Update and log loss and accuracy of the samples that count (weight above zero)."""
-        logits = self.class_logits(batch["image"]).float()
+        """Update and log loss and metrics of the samples that count (weight above zero)."""
+        outputs = self.class_logits(batch["image"]).float()
         counts, meters, labels = batch["weight"] > 0, self.metrics[f"{stage}_meters"], batch["label"]
         assert isinstance(meters, MetricCollection)
-        losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-        if batch.get("whole"):  # else a GPU is waited for
-            meters["loss"].update(losses)
-            meters["acc"].update(logits, labels)
-        elif counts.any():
-            meters["loss"].update(losses[counts])
-            meters["acc"].update(logits[counts], labels[counts])
+        losses = self.output_loss(outputs, labels)
+        chosen = slice(None) if batch.get("whole") else counts  # else a GPU is waited for
+        if batch.get("whole") or counts.any():
+            compared = self.compared(outputs[chosen], labels[chosen])
+            for key, metric in meters.items():
+                metric.update(*((losses[chosen],) if key == "loss" else compared))
         for key, metric in meters.items():
             self.log(f"{name}/{key}", metric, on_step=False, on_epoch=True, prog_bar=stage == "val")
-        return {"logits": logits, "label": labels, "index": batch["index"], "weight": batch["weight"]}
+        found = {"label": labels, "index": batch["index"], "weight": batch["weight"]}
+        return found | ({"logits": outputs} if self.has_classes else {})
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return class probabilities, (b, classes) float32; NaN for images that were skipped or only fill a batch.
 
-        The batch is of the data module's test images, or of `randlora_pl.data.open_images`.
+        The batch is of the data module's test images, or of `randlora_pl.data.open_images`. A task without classes
+        returns its outputs.
         """
-        probabilities = self.class_logits(batch["image"]).float().softmax(1)
-        return probabilities.masked_fill(batch["weight"][:, None] == 0, float("nan"))
+        predictions = self.predictions(self.class_logits(batch["image"]))
+        return predictions.masked_fill(batch["weight"][:, None] == 0, float("nan"))
 
 
 class TowerTask(ImageTask):

@@ -1,5 +1,6 @@
-"""Pure vision: a backbone and a linear classifier learn together (section 5.2, DINOv2 and timm models)."""
+"""Pure vision: a backbone and a linear head learn together (section 5.2, DINOv2 and timm models)."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import field
 from functools import cached_property
@@ -18,17 +19,14 @@ from randlora_pl.utils.image_spec import ImageSpec
 from randlora_pl.utils.options import Positive
 
 
-class LinearHeadTask(TowerTask):
-    """Fine-tunes a vision backbone with a bias-free linear head that starts at N(0, 0.01^2).
+class HeadTask(ImageTask):
+    """Base of the tasks that fine-tune an image tower with a bias-free linear head, which starts at N(0, 0.01^2).
 
-    Examples:
-        >>> task = LinearHeadTask("vit_tiny_patch16_224", "random", adapter=RandLoRA(rank=6))
-        >>> data = ImageData(dataset="digits")
+    A subclass defines `head_outputs`, and `output_loss` if it does not classify.
     """
 
     trained_head = True
-    has_text_tower = False
-    adopts = "linear head"
+    vision_only = True
 
     name: str = field(default="vit_base_patch14_dinov2.lvd142m", kw_only=False)
     """A model of timm, for example ``vit_base_patch14_dinov2.lvd142m``, or an open_clip architecture, whose image tower
@@ -56,6 +54,10 @@ class LinearHeadTask(TowerTask):
         """True if the backbone is an image tower of open_clip, whose features have unit length."""
         return library_of(self.name) == "open_clip"
 
+    @abstractmethod
+    def head_outputs(self) -> int:
+        """Return the number of outputs of the head."""
+
     def model_spec(self) -> ImageSpec:
         """Return the preprocessing of the model's images, of the chosen size."""
         if self.is_clip:
@@ -75,18 +77,18 @@ class LinearHeadTask(TowerTask):
         else:
             vit = load_vit(self.name, self.pretrained, img_size=self.img_size, seed=self.seed)
             backbone, self.identity, features = vit.model, vit.identity, vit.num_features
-        self.head = nn.Linear(features, len(self.classnames), bias=False)
-        start = draw(self.seed, "head", 1, len(self.classnames), features, Distribution("normal"), torch.device("cpu"))
+        self.head = nn.Linear(features, self.head_outputs(), bias=False)
+        start = draw(self.seed, "head", 1, self.head_outputs(), features, Distribution("normal"), torch.device("cpu"))
         with torch.no_grad():
             self.head.weight.copy_(0.01 * start[0])
         return backbone
 
     def build_on(self, other: ImageTask) -> None:
         """Make an empty head of the other's width."""
-        self.head = nn.Linear(other.head_weight().shape[1], len(self.classnames), bias=False)
+        self.head = nn.Linear(other.head_weight().shape[1], self.head_outputs(), bias=False)
 
     def class_logits(self, images: Tensor) -> Tensor:
-        """Return logits (b, classes), linear in the features.
+        """Return the outputs of the head (b, outputs), linear in the features.
 
         Raises:
             UserError: The backbone gives something else than a vector for each image.
@@ -116,5 +118,29 @@ class LinearHeadTask(TowerTask):
         return {"head": self.head_learning_rate}
 
     def head_tensors(self) -> dict[str, Tensor]:
-        """Return the head's weight (classes, features)."""
+        """Return the head's weight (outputs, features)."""
         return {"head": self.head.weight}
+
+    def check_part(self, part: str) -> None:
+        """Refuse an export of the text tower."""
+        if part == "text":
+            raise UserError(f"{type(self).__name__} has no text tower. Use --part classifier or image.")
+
+    def head_weight(self) -> Tensor:
+        """Return the head's weight (outputs, features)."""
+        return self.head.weight
+
+
+class LinearHeadTask(HeadTask, TowerTask):
+    """Fine-tunes a vision backbone with a bias-free linear head that starts at N(0, 0.01^2).
+
+    Examples:
+        >>> task = LinearHeadTask("vit_tiny_patch16_224", "random", adapter=RandLoRA(rank=6))
+        >>> data = ImageData(dataset="digits")
+    """
+
+    adopts = "linear head"
+
+    def head_outputs(self) -> int:
+        """Return the number of classes."""
+        return len(self.classnames)

@@ -2,13 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from randlora_pl.adapters import Adapter, AdapterFile, InjectionReport, RandLoRA
+from randlora_pl.adapters.described import Described
 from randlora_pl.adapters.methods.refine import Start
 from randlora_pl.models import ModelIdentity, set_gradient_checkpointing
 from randlora_pl.utils.errors import UserError
@@ -36,6 +37,57 @@ if TYPE_CHECKING:
     from randlora_pl.tasks.losses import StepFeatures
 
 
+@dataclass(frozen=True)
+class Measure:
+    """A metric of an objective, as files, messages and tables show it.
+
+    Examples:
+        >>> Measure("mae", "mean error", mode="min", decimals=3).text(0.25)
+        '0.250'
+
+    Attributes:
+        name: Its name in ``results.json``, behind ``val/`` or ``test/``.
+        word: Its name in sentences.
+        mode: Direction of better values.
+        decimals: Printed decimals; None for a fraction, which is printed in percent.
+        validated: True if a validation logs it, so that it can select the best adapter.
+    """
+
+    name: str
+    word: str = ""
+    mode: Literal["max", "min"] = "max"
+    decimals: int | None = None
+    validated: bool = True
+
+    @property
+    def called(self) -> str:
+        """Its word, or else its name."""
+        return self.word or self.name
+
+    def text(self, value: float) -> str:
+        """Return a value as it is printed."""
+        return f"{100 * value:.2f} %" if self.decimals is None else f"{value:.{self.decimals}f}"
+
+
+ACCURACY = Measure("acc", "accuracy")
+LOSS = Measure("loss", mode="min", decimals=4)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Predictions as a person reads them.
+
+    Attributes:
+        columns: Names of the cells.
+        rows: Cells of each sample.
+        note: Meaning of the columns, for a summary.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str
+
+
 Adopted = Literal["linear head", "image tower", "both towers", "decoder"]
 """Part of a model that an adapter of another program has trained."""
 
@@ -44,6 +96,10 @@ class Objective(Declared, LightningModule):
     """Options and state of a task, and the methods that define what it learns.
 
     Attributes:
+        measures: Its metrics, the one that counts first: it selects the best adapter, and sweeps compare it.
+        tuned_by: Name of the metric that a search of options compares, if it is not the one that counts.
+        has_classes: True if it predicts classes; if not, its outputs are numbers or texts.
+        answer: Name of a number or text that it predicts, as a column.
         zero_shot: True if the pretrained model is tested before the training.
         takes_captions: True if the data may be captions rather than classes.
         vision_only: True if the image tower alone trains.
@@ -69,6 +125,10 @@ class Objective(Declared, LightningModule):
         test_name: Prefix of the metrics of a test, ``test`` or, before training, ``zeroshot``.
     """
 
+    measures: ClassVar[tuple[Measure, ...]] = (ACCURACY, LOSS)
+    tuned_by = ""
+    has_classes = True
+    answer = "score"
     zero_shot = takes_captions = vision_only = blended_labels = trained_head = runs_blocks = typed_templates = False
     from_lora = True
     adopts: ClassVar[Adopted | None] = None
@@ -164,6 +224,33 @@ class Objective(Declared, LightningModule):
         """Return logits (b, classes) for evaluation and prediction."""
         raise NotImplementedError
 
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """Return the class probabilities of outputs (b, ...), or the outputs of an objective without classes."""
+        return outputs.float().softmax(1) if self.has_classes else outputs.float()
+
+    def answers(self, predictions: Tensor, most: int = 5) -> Answers:
+        """Return `predictions` (b, ...) for a person: the best classes, at most so many, or a number."""
+        if not self.has_classes:
+            numbers = [[f"{value:.6f}"] for value in predictions[:, 0].tolist()]
+            return Answers([self.answer], numbers, f"a {self.answer} of each")
+        best = predictions.topk(min(most, len(self.classnames)))
+        count = best.values.shape[1]
+        further = [name for number in range(2, count + 1) for name in (f"class_{number}", f"probability_{number}")]
+        rows = []
+        for labels, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            pairs = [(self.classnames[label], f"{value:.6f}") for label, value in zip(labels, values, strict=True)]
+            rows.append([text for pair in pairs for text in pair])
+        return Answers(["class", "probability", *further], rows, f"the best {count} classes of each")
+
+    @classmethod
+    def measure(cls, name: str = "") -> Measure:
+        """Return one of `measures` by its name, or without a name the one that counts.
+
+        A callback may log others: they are fractions, except for losses.
+        """
+        other = replace(LOSS, name=name) if name.endswith("loss") else Measure(name)
+        return next((each for each in cls.measures if name in ("", each.name)), other)
+
     def check_classes(self, classnames: Sequence[str], scores: bool = False) -> None:
         """Refuse fewer than two classes, and others than the task was built for; with ``scores`` there may be none."""
         if self.backbone is not None and list(classnames) != self.classnames:
@@ -199,6 +286,14 @@ class Objective(Declared, LightningModule):
         adapter = self.report.trainable
         head = sum(p.numel() for p in self.parameters() if p.requires_grad) - adapter
         return {"adapter": adapter, **({"head": head} if head else {})}
+
+    def parts(self) -> list[Described]:
+        """Return the parts beside the adapter that have options of their own."""
+        return []
+
+    def prompt_summary(self) -> str:
+        """Return the prompts as one line, for the start page; "" without any."""
+        return ""
 
     def rates(self) -> Mapping[str, float | None]:
         """Return the learning rates of what trains beside the adapter, by name."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -38,8 +39,32 @@ def prompts_of(file: AdapterFile) -> UsedPrompts:
 
 
 def task_class(file: AdapterFile) -> type[AdaptationTask] | None:
-    """Return the task of this program that saved an adapter, or its nearest parent here; None if none did."""
-    return named_task(file.metadata.get("task"))
+    """Return the task of this program that saved an adapter, or its nearest parent here.
+
+    A task from outside without a parent here is returned if it is imported or registered. None stands for another one.
+    """
+    name, own = file.metadata.get("task"), file.metadata.get("task_class")
+    if own is not None and own == name:
+        with suppress(UserError):
+            return find_task(own)
+    return named_task(name)
+
+
+def require_classes(metadata: Mapping[str, Any], source: object, use: str) -> None:
+    """Refuse an adapter without classes where they are needed.
+
+    Args:
+        metadata: The adapter's.
+        source: The adapter, for the message.
+        use: What needs them, as a noun.
+
+    Raises:
+        UserError: A task without classes saved it, or no task.
+    """
+    if not metadata.get("classnames"):
+        task = metadata.get("task")
+        why = f"it was trained by {task}" if task else "no task saved it"
+        raise UserError(f"{source} has no classes ({why}), and {use} needs them. Use predict, test or adapter merge.")
 
 
 def named_task(name: object) -> type[AdaptationTask] | None:

@@ -179,6 +179,7 @@ def model_results(task: Any) -> dict[str, Any]:
         **flat("adapter", report.adapter.options()),
         "learning_rate": task.learning_rate,
         **({"head_learning_rate": rate} if (rate := getattr(task, "head_learning_rate", None)) is not None else {}),
+        **({} if (metric := task.measure().name) == "acc" else {"metric": metric}),
         **task.facts(),
         "seed": task.seed,
     }

@@ -160,7 +160,7 @@ def test_every_candidate_with_one_seed_and_the_two_best_with_all(tmp_path: Path)
     tried = report["methods"]["LoRA-4"]["tried"]
     assert [entry["val/acc"] for entry in tried] == [{"0": 0.2}, {"0": 0.5, "4": 0.9}, {"0": 0.6, "4": 0.6}, {}]
     assert tried[3]["failed"].startswith("the loss is nan")
-    table = markdown(report)
+    table = markdown(report, search.measure)
     assert "| LoRA-4 | learning_rate 0.001 | 50.0 | 90.0 | 70.0 | chosen |" in table
     assert "| LoRA-4 | learning_rate 1e+30 |  |  |  | failed: the loss is nan. Try less |" in table
     assert search.remarks() == []

@@ -23,6 +23,7 @@ from randlora_pl.run.callbacks.figures import (
     wrong_first,
 )
 from randlora_pl.run.fit_results import format_metrics
+from randlora_pl.tasks import LinearHeadTask
 from randlora_pl.utils.text import unpacked
 from tests.run.callbacks.conftest import Fit
 
@@ -183,8 +184,9 @@ def test_table_is_written_after_the_training_alone(fit: Fit, tmp_path: Path) -> 
 
 def test_balanced_accuracy_is_shown_where_classes_are_unequal() -> None:
     figures = {"test/acc": 0.9, "test/balanced_accuracy": 0.6, "test/macro_f1": 0.5, "test/smallest_class": 10}
-    assert format_metrics(figures | {"test/largest_class": 19}, "test") == "accuracy 90.00 %"
-    shown = format_metrics(figures | {"test/largest_class": 20}, "test")
+    task = LinearHeadTask("tiny")
+    assert format_metrics(figures | {"test/largest_class": 19}, "test", task) == "accuracy 90.00 %"
+    shown = format_metrics(figures | {"test/largest_class": 20}, "test", task)
     assert shown == "accuracy 90.00 %, balanced accuracy 60.00 %"
 
 

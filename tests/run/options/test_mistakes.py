@@ -161,10 +161,11 @@ def test_a_logger_without_its_package_names_our_extra(refused: Refused, monkeypa
 
 
 def test_metrics_that_can_be_monitored_are_those_of_a_validation(finished: Path) -> None:
-    from randlora_pl.run.options.mistakes import _VALIDATED
+    from randlora_pl.tasks.objective import Objective
 
     results = json.loads((finished / "results.json").read_text())
-    assert {name.removeprefix("val/") for name in results if name.startswith("val/")} == set(_VALIDATED["ImageData"])
+    names = {each.name for each in Objective.measures}
+    assert {name.removeprefix("val/") for name in results if name.startswith("val/")} == names
 
 
 def test_the_config_of_a_run_has_no_mistakes(finished: Path) -> None:

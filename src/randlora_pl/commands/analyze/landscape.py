@@ -166,7 +166,8 @@ def _compute(
         if type(task) is not type(carrier):
             what = f"{runs[0].path} by {type(carrier).__name__}, {run.path} by {type(task).__name__}"
             raise UserError(f"the runs were trained by different tasks ({what}), so they have no common loss.")
-        check_classes(data, task.classnames)
+        if task.has_classes:
+            check_classes(data, task.classnames)
     chosen = stratified_fraction(data.samples("train"), state["share"], state["seed"])
     kept = list(batches(data, chosen, batch_size, where))
     own = [loss(task, kept) for task in tasks]

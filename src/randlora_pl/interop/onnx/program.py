@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from randlora_pl.adapters import read_adapter
 from randlora_pl.interop.base_model import refuse_texts
 from randlora_pl.tasks import ImageTask, load_task
-from randlora_pl.tasks.restore import task_class
+from randlora_pl.tasks.restore import require_classes
 from randlora_pl.utils import __version__
-from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.image_spec import ImageSpec
 
 
@@ -91,16 +90,9 @@ def load_program(path: Path, part: str = "classifier") -> Program:
         UserError: The adapter has no task or class names, or the model has no such part.
     """
     file = read_adapter(path)
-    metadata = file.metadata
     refuse_texts(file, "become programs")
-    if not metadata.get("task") or not metadata.get("classnames"):
-        raise UserError(
-            f"{path} has no class names, so a classifier cannot be exported (no training run saved it). "
-            f"For merged weights, run: randlora-pl adapter merge {path} --output FILE"
-        )
-    kind = task_class(file)
-    if part == "text" and kind is not None and issubclass(kind, ImageTask) and not kind.has_text_tower:
-        raise UserError(f"{path} has no text tower: it was trained with a linear head. Use --part classifier or image.")
+    if part != "image":
+        require_classes(file.metadata, path, "an exported classifier")
     return make_program(load_task(path, gradient_checkpointing=False), part)
 
 

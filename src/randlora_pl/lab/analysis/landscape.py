@@ -12,7 +12,6 @@ from itertools import product
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -111,12 +110,12 @@ class Plane:
 
 @torch.inference_mode()
 def loss(task: ImageTask, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Return a task's mean cross-entropy over all classes on images (b, 3, H, W) with labels (b,); infinity for NaN."""
+    """Return a task's mean loss on images (b, 3, H, W) with labels (b,), as in an evaluation; infinity for NaN."""
     task.prepare_evaluation()  # discards text features of other weights
     total, count = 0.0, 0
     for images, labels in batches:
-        logits = task.class_logits(images).float()
-        total += float(F.cross_entropy(logits, labels, reduction="sum").double())
+        outputs = task.class_logits(images).float()
+        total += float(task.output_loss(outputs, labels, reduction="sum").double())
         count += len(labels)
     mean = total / max(1, count)
     return mean if mean == mean else float("inf")

@@ -252,6 +252,11 @@ def _of_folder(folder: Path, cell: Path, plan: ReportPlan, warn: Callable[[str],
                 metrics["fit_seconds"] = sum(seconds)
         else:
             metrics |= read_curves(cell)
+        if (metric := metrics.get("metric")) is not None:
+            raise UserError(
+                f"cells/{cell.name} has the metric {metric} of {metrics.get('task')}, and a report compares accuracies "
+                "and correlations. Use randlora-pl compare RUN RUN."
+            )
         # what counts where that is not the accuracy is a correlation
         correlation = "test/score" in metrics
         accuracy = _percent(metrics, "test/score", -1) if correlation else _percent(metrics, "test/acc")

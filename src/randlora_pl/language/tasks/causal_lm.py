@@ -18,6 +18,7 @@ from randlora_pl.language.tasks.common import TextTask
 from randlora_pl.language.token_losses import check_positions, table_of_positions, token_losses
 from randlora_pl.language.tokenization import IGNORED, collate, encode_prompt
 from randlora_pl.models.weights import evaluating
+from randlora_pl.tasks.objective import ACCURACY, LOSS, Measure
 from randlora_pl.utils.errors import UserError
 from randlora_pl.utils.options import Count, NotNegative, Positive, Probability, between
 
@@ -40,6 +41,14 @@ class CausalLMTask(TextTask):
         written: A record of each question of the last test: the model's text and its grade.
     """
 
+    measures = (
+        ACCURACY,
+        LOSS,
+        Measure("unfound", "without an answer", mode="min", validated=False),
+        *(Measure(name, decimals=2, validated=False) for name in ("BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr")),
+    )
+    has_classes = False
+    answer = "written"
     data_module = "randlora_pl.language.TextData"
     auto = "AutoModelForCausalLM"
     pipeline_tag = "text-generation"

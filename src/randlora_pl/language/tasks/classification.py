@@ -18,6 +18,7 @@ from randlora_pl.language.metrics import PredictionCollector, grades
 from randlora_pl.language.tasks.common import TextTask
 from randlora_pl.language.tokenization import collate_sentences, encode_sentences
 from randlora_pl.models.weights import evaluating, seeded
+from randlora_pl.tasks.objective import ACCURACY, LOSS, Measure
 from randlora_pl.tasks.optim import Factor, parameter_groups
 from randlora_pl.utils.device import on_cuda
 from randlora_pl.utils.errors import UserError
@@ -35,6 +36,7 @@ class TextClassificationTask(TextTask):
         metric: The selected metric.
     """
 
+    measures = (ACCURACY, *map(Measure, ("matthews", "f1", "pearson", "spearman", "combined", "score")), LOSS)
     trained_head = True
     data_module = "randlora_pl.language.LabelledTexts"
     auto = "AutoModelForSequenceClassification"
@@ -77,7 +79,7 @@ class TextClassificationTask(TextTask):
             UserError: There is only one, or the task was built for others.
         """
         self.check_classes(classnames, scores=True)
-        self.classnames = list(classnames)
+        self.classnames, self.has_classes = list(classnames), bool(classnames)
         self.metric = metric or ("acc" if classnames else "pearson")
 
     def setup(self, stage: str) -> None:
@@ -258,7 +260,7 @@ class TextClassificationTask(TextTask):
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return class probabilities (b, classes), or scores (b, 1)."""
         logits = self.class_logits(batch)
-        return logits.softmax(1) if self.classnames else logits
+        return self.predictions(logits)
 
     def classify(self, texts: Sequence[str | Sequence[str]], max_length: int = 128, batch_size: int = 64) -> Tensor:
         """Return probabilities (n, classes), or scores (n, 1), of texts or pairs of texts.

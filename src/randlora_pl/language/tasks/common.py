@@ -35,6 +35,7 @@ class TextTask(AdaptationTask):
     """
 
     place = TEXTS
+    tuned_by = "loss"
     auto = pipeline_tag = example = ""
     sentences = generates = False
     batch_size = 64

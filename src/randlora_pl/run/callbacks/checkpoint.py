@@ -118,7 +118,7 @@ class AdapterCheckpoint(Declared, Callback):
     every_n_steps: Count = 50
     """Optimizer steps between two checkpoints. A resumed run repeats at most this many."""
     monitor: str = "val/acc"
-    """Validation metric that selects the best adapter."""
+    """Validation metric that selects the best adapter. Default: the one that counts for the task."""
     mode: Literal["max", "min"] = "max"
     """``max`` or ``min``: direction of the metric."""
     patience: Count | None = None

@@ -7,11 +7,11 @@ from lightning.pytorch import Callback, Trainer
 
 from randlora_pl.adapters import Adapter, trainable_parameters
 from randlora_pl.adapters.derived import derived_buffers
+from randlora_pl.adapters.described import Described
 from randlora_pl.adapters.operations import undecayed
 from randlora_pl.adapters.trained import update_buffers
 from randlora_pl.run.callbacks.checkpoint import validations
 from randlora_pl.tasks.base import AdaptationTask
-from randlora_pl.tasks.images import ImageTask
 from randlora_pl.utils.errors import DryRunEnd
 from randlora_pl.utils.run_files import planned, run_folder
 from randlora_pl.utils.text import byte_size, facts_table, print_above_progress, table
@@ -59,7 +59,7 @@ def facts(trainer: Trainer, task: AdaptationTask, data: Any) -> dict[str, str]:
     return {
         "model": f"{identity.name}, {identity.pretrained} weights{size} ({type(task).__name__})",
         **data.summary_lines(summary),
-        "prompts": task.used_prompts().summary() if isinstance(task, ImageTask) and not task.retrieval else "",
+        "prompts": task.prompt_summary(),
         "trainable": f"{trains:,} of {total:,} parameters ({100 * trains / total:.2f} %){split}",
         "batch": f"{global_batch} = {' x '.join(factors)}" if len(factors) > 1 else factors[0],
         "steps": f"{summary['steps']:,} optimizer steps, {summary['draws']:,} {data.unit} drawn{repeats}",
@@ -118,7 +118,9 @@ def validation_row(trainer: Trainer, task: AdaptationTask, data: Any) -> dict[st
     batches = limit if isinstance(limit, int) else int(limit * math.ceil(data.held_out / step))
     number = min(data.held_out, batches * step)
     size = f"{number:,} {data.unit}" if number == data.held_out else f"{number:,} of {data.held_out:,} {data.unit}"
-    few = f", too few to choose by: accuracies have a standard error of up to {50 / number**0.5:.0f} points"
+    few = ", too few to choose by"
+    if task.measure().decimals is None:
+        few += f": accuracies have a standard error of up to {50 / number**0.5:.0f} points"
     return {"validation": f"{count:,} time{'s' if count > 1 else ''} on {size}{few if number < 50 else ''}"}
 
 
@@ -146,8 +148,7 @@ class StartSummary(Callback):
             data.setup("fit")  # on every rank: setup synchronizes them
         if trainer.is_global_zero:
             report, adapter = pl_module.report, pl_module.report.adapter
-            given = (getattr(pl_module, name, None) for name in ("prompts", "head", "regulation"))
-            others = [part for part in given if hasattr(part, "leaves")]
+            others: list[Described] = pl_module.parts()
             if not (others and adapter.trains_base and adapter.keeps_base):
                 others.append(adapter)
             page: list[Any] = ["\n" + "\n".join([" + ".join(map(describe, others)), *report.notes])]

@@ -67,13 +67,6 @@ FORMS = ("beside", "absorbed")
 Mistake = tuple[str, UserError]
 """Short name of the option, such as ``model.adapter.rank``, and the error."""
 
-_VALIDATED = {
-    "ImageData": ("acc", "loss"),
-    "TextData": ("acc", "loss"),
-    "LabelledTexts": ("acc", "matthews", "f1", "pearson", "spearman", "combined", "score", "loss"),
-}
-"""Metrics that a validation logs, by the data of the task."""
-
 
 def check_names(command: Command) -> None:
     """Check names and values of a command, and correct the spelling of classes.
@@ -191,7 +184,7 @@ def _check_monitor(task: "type[AdaptationTask] | None", flat: dict[str, Any]) ->
     monitor, row = str(flat.get("checkpoint.monitor", "val/loss")), CATALOG.get(str(flat.get("data.dataset")))
     if task is None or flat.get("trainer.callbacks") or (row and row.captions):
         return
-    known = [f"val/{name}" for name in _VALIDATED[data_class(task).__name__]]
+    known = [f"val/{measure.name}" for measure in task.measures if measure.validated]
     if monitor not in known:
         raise UserError(
             f"checkpoint.monitor is {monitor!r}, which no validation logs.{near(monitor, known)} "

@@ -356,6 +356,10 @@ class PromptTask(PromptedClip):
         counts["classifier"] = 0 if self.classifier is None else self.classifier.numel()
         return {"adapter": self.report.trainable, **{name: count for name, count in counts.items() if count}}
 
+    def parts(self) -> list[Described]:
+        """Return the prompt learner, the second head and the regulation."""
+        return [part for name in PARTS if (part := getattr(self, name)) is not None]
+
     def rates(self) -> Mapping[str, float | None]:
         """Return the learning rates of prompts and second head by name."""
         found = {"prompts": self.prompt_learning_rate} if self.prompts.learns else {}
